@@ -91,5 +91,6 @@ def of_clip(shot: Shot, rng: Rng) -> str:
 def _compose(shot: Shot, first: str, rng: Rng) -> str:
     things = " and ".join([first, *(name(t, rng) for t in shot.things[1:])])
     scene = pick(rng, SCENES[shot.scene])
-    told = f"{scene}, {things}" if rng.uniform() < 0.15 else f"{things} {scene}"
-    return pick(rng, STYLES[shot.style]).format(told) if rng.uniform() < 0.7 else told
+    style = pick(rng, STYLES[shot.style]) if rng.uniform() < 0.7 else "{}"
+    place_first = style.startswith("{}") and rng.uniform() < 0.2
+    return style.format(f"{scene}, {things}" if place_first else f"{things} {scene}")

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import cos, sin
 from typing import NamedTuple
 
 import numpy as np
 
 Outline = np.ndarray  # float32, n by 2
 Point = tuple[float, float]
+
+_ANGLES = np.linspace(0, 2 * np.pi, 26, endpoint=False)
+CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], 1)
+_STEPS = np.linspace(0, 1, 5, endpoint=False)
+# Catmull-Rom weights of the points before, at, after and beyond, at each step along a side.
+_WEIGHTS = 0.5 * np.stack([-_STEPS + 2 * _STEPS**2 - _STEPS**3, 2 - 5 * _STEPS**2 + 3 * _STEPS**3,
+                           _STEPS + 4 * _STEPS**2 - 3 * _STEPS**3, -(_STEPS**2) + _STEPS**3], 1)  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -19,10 +27,8 @@ class Part(NamedTuple):
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Outline:
-    angles = np.linspace(0, 2 * np.pi, 26, endpoint=False)
-    across, down = rx * np.cos(angles), ry * np.sin(angles)
-    c, s = np.cos(turn), np.sin(turn)
-    return np.stack([x + c * across - s * down, y + s * across + c * down], 1)
+    axes = np.array([[rx * cos(turn), rx * sin(turn)], [-ry * sin(turn), ry * cos(turn)]])
+    return CIRCLE @ axes + (x, y)
 
 
 def polygon(*points: Point) -> Outline:
@@ -45,12 +51,8 @@ def box(left: float, top: float, right: float, bottom: float, corner: float = 0.
 def blob(*points: Point) -> Outline:
     """A smooth closed curve through the points (Catmull-Rom, five steps a side)."""
     p = np.array(points, float)
-    before, after, beyond = np.roll(p, 1, 0), np.roll(p, -1, 0), np.roll(p, -2, 0)
-    t = np.linspace(0, 1, 5, endpoint=False)[None, :, None]
-    p, before, after, beyond = (q[:, None] for q in (p, before, after, beyond))
-    slope, bend = after - before, 2 * before - 5 * p + 4 * after - beyond
-    twist = 3 * p - before - 3 * after + beyond
-    return (p + 0.5 * t * (slope + t * (bend + t * twist))).reshape(-1, 2)
+    around = np.arange(len(p))[:, None] + np.arange(-1, 3)
+    return np.matmul(_WEIGHTS, p[around % len(p)]).reshape(-1, 2)
 
 
 def star(x: float, y: float, outer: float, inner: float, points: int) -> Outline:

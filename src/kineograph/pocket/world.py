@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import cos, sin
 
 import numpy as np
 
@@ -28,6 +29,7 @@ SCENES = tuple(SCENERY)
 STYLES = tuple(painting.STYLES)
 MOTIONS = tuple(POSES)
 CAMERA_MOTIONS = tuple(CAMERAS)
+BACKDROPS = 512  # different sceneries a scene, few enough to keep
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def draw_shot(rng: np.random.Generator, *, split: str = "train") -> Shot:
     first = _draw_thing(rng, pairs[rng.integers(len(pairs))], slot=0, count=count)
     rest = tuple(_draw_thing(rng, usual[rng.integers(len(usual))], slot=1, count=2) for _ in range(count - 1))
     camera = "still" if rng.uniform() < 0.7 else str(rng.choice(CAMERA_MOTIONS[1:]))
-    return Shot(scene, str(rng.choice(STYLES)), (first, *rest), camera, int(rng.integers(1 << 30)))
+    return Shot(scene, str(rng.choice(STYLES)), (first, *rest), camera, int(rng.integers(BACKDROPS)))
 
 
 def _draw_thing(rng: np.random.Generator, pair: tuple[str, str], *, slot: int, count: int) -> Thing:
@@ -84,17 +86,16 @@ def _draw_thing(rng: np.random.Generator, pair: tuple[str, str], *, slot: int, c
     return Thing(*pair, int(rng.integers(1 << 30)), x, rng.uniform(0.46, 0.62), size, facing, motion)
 
 
-def placed(thing: Thing, outline: Outline, time: float, camera: float) -> Outline:
-    """An outline of the thing's own frame, in units of the picture, at this time; camera is the camera's shift."""
-    pose = POSES[thing.motion](time)
-    details = individual(thing.individual)
-    size = thing.size * pose.zoom
-    x, y = outline[:, 0] * details.long * thing.facing * size, outline[:, 1] * details.tall * size
-    c, s = np.cos(pose.turn), np.sin(pose.turn)
-    return np.stack([thing.x + pose.dx - camera + c * x - s * y, thing.y + pose.dy + s * x + c * y], 1)
+def placement(thing: Thing, time: float, camera: float) -> tuple[np.ndarray, tuple[float, float]]:
+    """The thing's axes (rows: its x and y) and its centre, in units of the picture."""
+    pose, details = POSES[thing.motion](time), individual(thing.individual)
+    c, s = thing.size * pose.zoom * cos(pose.turn), thing.size * pose.zoom * sin(pose.turn)
+    long, tall = details.long * thing.facing, details.tall
+    axes = np.array([[long * c, long * s], [-tall * s, tall * c]])
+    return axes, (thing.x + pose.dx - camera, thing.y + pose.dy)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8 * BACKDROPS)
 def scenery(scene: str, seed: int) -> list[Layer]:
     return SCENERY[scene](np.random.default_rng(seed))
 
@@ -115,7 +116,8 @@ def render(shot: Shot, time: float = 0.0) -> np.ndarray:
     covers = []
     for thing in shot.things:
         parts = DRAWINGS[thing.kind](individual(thing.individual))
-        outlines = [placed(thing, part.outline, time, shift) * scale for part in parts]
+        axes, centre = placement(thing, time, shift)
+        outlines = [(part.outline @ axes + centre) * scale for part in parts]
         colours = painting.resolve(parts, painting.paints_of(thing.colour, thing.individual))
         painting.STYLES[shot.style](draw, list(zip(outlines, colours, strict=True)))
         covers.append(outlines)
