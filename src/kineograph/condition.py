@@ -1,0 +1,37 @@
+"""What a network is told, sorted by where it enters.
+
+The set of places is closed; what can be put there is not. Text is `tokens`; a picture for image-to-video or an
+IP-Adapter is `image_tokens`; a frame rate and SDXL's sizes are `embedding`; ControlNet is `residuals`;
+InstructPix2Pix's picture is `channels`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kineograph.latents import Latents
+
+# (scaled latents z, timestep) -> one residual for each skip connection, and one for the middle block
+Residuals = Callable[[Latents, Tensor], tuple[list[Tensor], Tensor]]
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value, so a Condition equals only itself
+class Condition:
+    """Everything a network hears about one batch of videos.
+
+    tokens        [b n d]: read by cross-attention
+    image_tokens  [b m d], or [b f m d] when every frame has its own: read by cross-attention, beside the text
+    embedding     [b e]: added to the embedding of the timestep
+    residuals     called with what the network is called with; added to its skip connections
+    channels      [b f k h w]: concatenated behind the latents' channels
+    """
+
+    tokens: Float[Tensor, "b n d"]
+    image_tokens: Float[Tensor, "b m d"] | Float[Tensor, "b f m d"] | None = None
+    embedding: Float[Tensor, "b e"] | None = None
+    residuals: Residuals | None = None
+    channels: Float[Tensor, "b f k h w"] | None = None
