@@ -1,0 +1,31 @@
+"""The README keeps its word: its commands parse, CI runs its first two, and its links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+from kineograph.cli import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+LINES = [line for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [line.split("  #")[0].strip() for line in LINES]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("kineograph ")])
+def test_each_command_has_the_options_it_is_shown_with(line: str):
+    _, verb, *arguments = shlex.split(line)
+    command = typer.main.get_command(app).commands[verb]
+    command.make_context(verb, arguments)
+
+
+@pytest.mark.parametrize("line", COMMANDS[:2])
+def test_ci_runs_the_first_two_commands(line: str):
+    assert line.removeprefix("pip install ") in (ROOT / ".ci/run").read_text()
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:\]\(|src=\")(?!https?:|#)([^)\"#]+)", README))))
+def test_each_link_leads_to_a_file(target: str):
+    assert (ROOT / target).exists()
