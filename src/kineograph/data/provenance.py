@@ -1,0 +1,104 @@
+"""What a file says about itself: one line of JSON where every player leaves it alone.
+
+mp4: the `comment` tag; gif: its comment; webp: EXIF ImageDescription; png: a text chunk `Comment`.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import PIL.Image
+
+from kineograph.errors import InputError
+
+IMAGE_DESCRIPTION = 0x010E
+PICTURES = frozenset({".gif", ".webp", ".png", ".jpg", ".jpeg"})
+
+
+class Label(NamedTuple):
+    """What is written into a file: its shape, which containers round or pad, and the settings that made it."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float | int
+    settings: dict
+
+    def text(self) -> str:
+        """The label as ASCII JSON, which every container carries unharmed."""
+        return json.dumps({"made_with": f"kineograph {version('kineograph')}", **self._asdict()})
+
+
+def read_label(path: str | Path) -> Label | None:
+    """The label of a file or a folder of pictures; None when it carries none of ours."""
+    path = existing(path)
+    if path.is_dir():
+        path = frame_files(path)[0]
+    text = _picture_text(path) if path.suffix.lower() in PICTURES else _movie_text(path)
+    return _parsed(text)
+
+
+def read_settings(path: str | Path) -> dict:
+    """The settings that made a file, as `Video.settings` had them.
+
+    Raises:
+        InputError: there is no such file, it cannot be read, or it carries no settings.
+    """
+    label = read_label(path)
+    if label is None or not label.settings:
+        raise InputError(
+            f"{path} carries no settings: Kineograph did not make it, or a program that passed it on dropped them"
+        )
+    return label.settings
+
+
+def existing(path: str | Path) -> Path:
+    """The path, if something is there."""
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise InputError(f"there is no file {path}")
+    return path
+
+
+def frame_files(folder: Path) -> list[Path]:
+    """The frames of a folder written by `Video.save`, in order."""
+    files = sorted(folder.glob("frame_*.png"))
+    if not files:
+        raise InputError(f"{folder} is a folder without frames: frame_0000.png and so on were expected")
+    return files
+
+
+def unreadable(path: Path, error: Exception) -> InputError:
+    """The error for a file that is not what its name says."""
+    return InputError(f"cannot read {path}: it is damaged, or no picture or video ({type(error).__name__})")
+
+
+def _picture_text(path: Path) -> str:
+    try:
+        with PIL.Image.open(path) as picture:
+            text = (
+                picture.info.get("Comment") or picture.info.get("comment") or picture.getexif().get(IMAGE_DESCRIPTION)
+            )
+    except (OSError, SyntaxError) as error:
+        raise unreadable(path, error) from error
+    return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text or ""
+
+
+def _movie_text(path: Path) -> str:
+    try:
+        with av.open(path) as container:
+            return container.metadata.get("comment", "")
+    except av.FFmpegError as error:
+        raise unreadable(path, error) from error
+
+
+def _parsed(text: str) -> Label | None:
+    try:
+        fields = json.loads(text)
+        return Label(**{name: fields[name] for name in Label._fields})
+    except (ValueError, KeyError, TypeError):  # somebody else's comment
+        return None

@@ -1,0 +1,238 @@
+"""Video: what goes into a file comes out again, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import PIL.Image
+import pytest
+
+from kineograph.data import codecs
+from kineograph.data.files import fresh, slug
+from kineograph.data.provenance import read_settings
+from kineograph.data.video import Video, open_video
+from kineograph.errors import InputError
+
+SETTINGS = {"prompt": 'a red fish, «swimming» "over" the sea 🐟', "seed": 7, "weights": {"unet": "ab" * 32}}
+KINDS = ["fish.mp4", "fish.gif", "fish.webp", "fish"]
+
+
+def clip(count: int = 5, height: int = 48, width: int = 64) -> Video:
+    """A red square on a slope of colours, moving to the right."""
+    frames = np.zeros((count, height, width, 3), np.uint8)
+    frames[..., 1] = np.linspace(0, 255, width)
+    frames[..., 2] = np.linspace(0, 255, height)[:, None]
+    for number, frame in enumerate(frames):
+        frame[10:26, 4 + 6 * number : 20 + 6 * number] = (220, 30, 40)
+    return Video(frames, fps=4, settings=SETTINGS)
+
+
+def psnr(one: np.ndarray, other: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / max(1e-9, np.mean((one.astype(float) - other) ** 2))))
+
+
+def left_behind(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_frames_rate_and_settings_come_back(tmp_path: Path, name: str) -> None:
+    made = clip()
+    path = made.save(tmp_path / name)
+    back = open_video(path)
+    assert (back.frames.shape, back.fps, back.settings) == (made.frames.shape, 4, SETTINGS)
+    assert read_settings(str(path)) == SETTINGS
+    assert psnr(made.frames, back.frames) > 30
+    assert back.digest == made.digest or name != "fish"  # pngs lose nothing
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("height", "width", "count"), [(33, 47, 3), (16, 18, 1), (8, 8, 40)])
+def test_odd_sizes_short_and_long_keep_their_shape(
+    tmp_path: Path, name: str, height: int, width: int, count: int
+) -> None:
+    made = Video(np.full((count, height, width, 3), (200, 60, 20), np.uint8), fps=8)
+    back = open_video(made.save(tmp_path / name))
+    assert back.frames.shape == made.frames.shape
+    assert psnr(made.frames, back.frames) > 30
+
+
+@pytest.mark.parametrize("name", ["fish.gif", "fish.webp"])
+def test_equal_neighbours_stay_frames(tmp_path: Path, name: str) -> None:
+    frames = clip(4).frames[[0, 0, 1, 1, 1, 2, 3, 3]]
+    back = open_video(Video(frames, fps=7).save(tmp_path / name))
+    assert back.frames.shape == frames.shape
+    assert psnr(frames, back.frames) > 30
+
+
+def test_mp4_plays_everywhere(tmp_path: Path) -> None:
+    path = clip().save(tmp_path / "fish.mp4")
+    whole = path.read_bytes()
+    assert whole.find(b"moov") < whole.find(b"mdat")  # starts to play before it is loaded
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 4)
+        assert json.loads(container.metadata["comment"])["settings"] == SETTINGS
+
+
+def test_frames_as_pictures_and_tensor() -> None:
+    made = clip()
+    assert [picture.size for picture in made.pil] == [(64, 48)] * 5
+    assert made.tensor.shape == (5, 3, 48, 64)
+    assert float(made.tensor.max()) == 1.0
+    assert np.array_equal((made.tensor * 255).round().byte().permute(0, 2, 3, 1).numpy(), made.frames)
+
+
+def test_contact_sheet_shows_first_and_last() -> None:
+    made = clip(40)
+    sheet = np.asarray(made.contact_sheet())
+    assert np.array_equal(sheet[:48, :64], made.frames[0])
+    assert np.array_equal(sheet[-48:, -64:], made.frames[-1])
+    assert made.contact_sheet(columns=8).size == (8 * 65 - 1, 2 * 49 - 1)
+
+
+def test_notebook_shows_a_movie_and_escapes_the_prompt() -> None:
+    page = Video(clip().frames, settings={"prompt": "<script>"})._repr_html_()
+    assert "data:video/mp4;base64," in page
+    assert "&lt;script&gt;" in page
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)],
+)
+def test_other_arrays_are_refused(frames: np.ndarray) -> None:
+    with pytest.raises(InputError, match="uint8 array"):
+        Video(frames)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_is_overwritten_unasked(tmp_path: Path, name: str) -> None:
+    first, second = clip(3), clip(6)
+    path = first.save(tmp_path / name)
+    with pytest.raises(FileExistsError, match=name):
+        second.save(path)
+    assert len(open_video(path)) == 3
+    second.overwrite(path)
+    assert len(open_video(path)) == 6
+    first.overwrite(path)  # no frame of the longer one stays in the folder
+    assert len(open_video(path)) == 3
+    assert not [file for file in left_behind(tmp_path) if file.startswith(".")]
+
+
+def test_a_folder_of_other_files_is_never_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    for write in (clip().save, clip().overwrite):
+        with pytest.raises(FileExistsError, match="folder"):
+            write(tmp_path / "home")
+    assert left_behind(tmp_path) == ["home/letter.txt"]
+
+
+def test_endings(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\.mp4, \.gif or \.webp"):
+        clip().save(tmp_path / "fish.avi")
+    with pytest.raises(InputError, match="one picture"):
+        clip().save(tmp_path / "fish.png")
+    still = clip(1)
+    assert open_video(still.save(tmp_path / "fish.PNG")).digest == still.digest
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(28, "No space left on device"), MemoryError()])
+def test_what_ends_early_leaves_nothing(
+    tmp_path: Path, name: str, end: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = clip(3).save(tmp_path / name)
+    before = left_behind(tmp_path)
+
+    def stop(*_: object, format: str = "") -> None:
+        raise end
+
+    monkeypatch.setattr(codecs.av, "VideoFrame", SimpleNamespace(from_ndarray=stop))
+    monkeypatch.setattr(Path, "write_bytes", stop)
+    for write, path in ((clip().overwrite, kept), (clip().save, tmp_path / f"new_{name}")):
+        with pytest.raises(type(end)):
+            write(path)
+    monkeypatch.undo()
+    assert left_behind(tmp_path) == before
+    assert len(open_video(kept)) == 3
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_disk_that_refuses_more_leaves_nothing(tmp_path: Path, name: str) -> None:
+    """The kernel itself stops the file at one kilobyte, as a full disk would."""
+    program = f"""
+import resource
+import numpy as np
+from kineograph.data.video import Video
+frames = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+try:
+    Video(frames).save({str(tmp_path / name)!r})
+except OSError as error:
+    print(error.filename, error.strerror)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(tmp_path / name))
+    assert left_behind(tmp_path) == []
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1024
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match="file"):
+        clip().save(tmp_path / "file" / "fish.mp4")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
+    path = clip(30).save(tmp_path / name)
+    file = path / "frame_0003.png" if path.is_dir() else path
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 3])
+    with pytest.raises(InputError, match="fish"):
+        open_video(path)
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no file"):
+        open_video(tmp_path / "nothing.mp4")
+    (tmp_path / "words.mp4").write_text("words")
+    (tmp_path / "words.gif").write_text("words")
+    for name in ("words.mp4", "words.gif"):
+        with pytest.raises(InputError, match="cannot read"):
+            open_video(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="without frames"):
+        open_video(tmp_path / "empty")
+
+
+def test_a_video_without_settings_opens_but_says_so(tmp_path: Path) -> None:
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert len(open_video(tmp_path / "plain.png")) == 1
+    with pytest.raises(InputError, match="carries no settings"):
+        read_settings(tmp_path / "plain.png")
+
+
+def test_fresh_names_are_new_and_short(tmp_path: Path) -> None:
+    first = fresh(tmp_path, "A red fish, over the sea!", 7, ".mp4")
+    assert first.name == "a-red-fish-over-the-sea_7.mp4"
+    first.touch()
+    assert fresh(tmp_path, "A red fish, over the sea!", 7, ".mp4").name == "a-red-fish-over-the-sea_7_2.mp4"
+    assert len(slug("möwe " * 100).encode()) <= 48
+    assert slug("../../etc/passwd") == "etc-passwd"
+    assert slug("!?") == "video"
+
+
+@pytest.mark.parametrize("fps", [1, 2.5, 12, 23.976, 60])
+def test_the_rate_is_kept(tmp_path: Path, fps: float) -> None:
+    for name in KINDS:
+        assert open_video(Video(clip().frames, fps=fps).save(tmp_path / f"{int(fps)}_{name}")).fps == fps
+    assert float(codecs.exact_rate(23.976)) == pytest.approx(23.976, abs=1e-3)
