@@ -29,8 +29,7 @@ def renoise(x: Latents, noise: Latents, sigma: float, to: float) -> Latents:
     """
     if to < sigma:
         raise ValueError(
-            f"renoise goes up: expected a level of at least sigma={sigma:g}, got to={to:g}. "
-            "To go down, sample."
+            f"renoise goes up: expected a level of at least sigma={sigma:g}, got to={to:g}. To go down, sample."
         )
     return x + math.sqrt(to**2 - sigma**2) * noise
 
@@ -43,9 +42,7 @@ def low_pass(x: Latents, *, spatial: float, temporal: float) -> Latents:
     Source: the Gaussian filter of FreeInit (Wu et al. 2023), which VideoElevator applies to clean estimates.
     """
     if min(spatial, temporal) <= 0:
-        raise ValueError(
-            f"low_pass needs widths above 0, got spatial={spatial:g} and temporal={temporal:g}."
-        )
+        raise ValueError(f"low_pass needs widths above 0, got spatial={spatial:g} and temporal={temporal:g}.")
     frames, _, rows, columns = x.shape[1:]
     gain = (
         _gain(torch.fft.fftfreq(frames, device=x.device), temporal)[:, None, None, None]

@@ -1,0 +1,217 @@
+"""How a network was trained to see noise. Only this file knows betas, timesteps and parameterisations.
+
+A network sees `z_t = a_t x0 + b_t noise` and an integer `t`. Everything else here sees `x = x0 + sigma * noise`;
+so `x = z_t / a_t` and `sigma = b_t / a_t`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kineograph.denoise import Denoise
+from kineograph.latents import Latents
+
+Network = Callable[[Latents, Tensor], Latents]  # (z, t) -> what the network was trained to predict
+Parameterisation = Callable[[Latents, Latents, float, float], Latents]  # (x, prediction, a, b) -> x0
+Table = Float[np.ndarray, " t"]
+Choice = TypeVar("Choice")
+
+# A level without any signal has sigma = infinity, where nothing can be computed. It is moved to this signal
+# (sigma = 4096): far above any data, and where diffusers' Euler and DPM-Solver schedulers move it too.
+LEAST_SIGNAL = 2.0**-12
+
+
+@runtime_checkable
+class HasConfig(Protocol):
+    """What a live diffusers scheduler is, as far as this file cares."""
+
+    @property
+    def config(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise levels, and the way between `x` and what the network takes and gives.
+
+    sigmas            the level of every integer timestep, ascending
+    norms             sqrt(a_t^2 + b_t^2) of every integer timestep: 1 for a variance-preserving model
+    parameterisation  what the network's output means: one of the four functions below
+    """
+
+    sigmas: tuple[float, ...] = field(repr=False)
+    norms: tuple[float, ...] = field(repr=False)
+    parameterisation: Parameterisation
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any] | HasConfig) -> Schedule:
+        """The schedule of a diffusers scheduler, from its configuration (a mapping) or the scheduler itself.
+
+        With `rescale_betas_zero_snr` the last level has no signal; it is moved to sigma = 4096.
+        Raises ValueError for an unknown beta schedule or prediction type, for a missing key, and for a network that
+        predicts noise at a level without signal, where its prediction says nothing about the picture.
+        """
+        settings = config if isinstance(config, Mapping) else config.config
+        parameterisation = _parameterisation(settings)
+        if parameterisation is flow_prediction:
+            return cls.from_tables(*_flow(settings), parameterisation)
+        signal = _signal(settings)
+        if signal[-1] == 0 and parameterisation is epsilon:
+            raise ValueError(
+                "This scheduler's last level holds no signal (rescale_betas_zero_snr), where predicted noise says "
+                "nothing about the picture: expected prediction_type 'v_prediction' or 'sample', got 'epsilon'. "
+                "Set rescale_betas_zero_snr to false, or correct prediction_type."
+            )
+        return cls.from_tables(signal, np.sqrt(1 - signal**2), parameterisation)
+
+    @classmethod
+    def from_tables(cls, signal: Table, noise: Table, parameterisation: Parameterisation) -> Schedule:
+        """The schedule with these a_t and b_t at every integer timestep (of a model with a signal scale, say).
+
+        Raises ValueError unless b_t / a_t rises from timestep to timestep.
+        """
+        signal = np.where(signal == 0, LEAST_SIGNAL, signal)
+        sigmas = noise / signal
+        if len(sigmas) < 2 or sigmas[0] <= 0 or not (np.diff(sigmas) > 0).all():
+            raise ValueError(
+                "A noise schedule needs at least two levels, above 0 and rising with the timestep; got "
+                f"{len(sigmas)} levels from {sigmas[0]:.4g} to {sigmas[-1]:.4g}. Check the betas."
+            )
+        return cls(tuple(sigmas.tolist()), tuple(np.hypot(signal, noise).tolist()), parameterisation)
+
+    def timestep(self, sigma: float) -> float:
+        """The timestep whose level is `sigma`: exact on the table, linear in log(sigma) between, 0 below it.
+
+        Raises ValueError above the table, where the network was never trained.
+        """
+        if sigma > self.sigmas[-1] * (1 + 1e-4):
+            raise ValueError(
+                f"This model knows noise levels up to {self.sigmas[-1]:.4g}, got {sigma:.4g}. "
+                "Levels are sigmas, not timesteps: level t of the table is schedule.sigmas[t]."
+            )
+        if sigma <= self.sigmas[0]:
+            return 0.0
+        below = min(bisect_right(self.sigmas, sigma), len(self.sigmas) - 1) - 1
+        low, high = self.sigmas[below : below + 2]
+        return below + min(math.log(sigma / low) / math.log(high / low), 1.0)
+
+    def scale(self, sigma: float) -> float:
+        """The signal a_t at this level: what `x` is multiplied by to give the network's `z_t`."""
+        below, part = divmod(self.timestep(sigma), 1)
+        low, high = self.norms[int(below)], self.norms[min(int(below) + 1, len(self.norms) - 1)]
+        return (low + part * (high - low)) / math.hypot(1, sigma)
+
+    def denoise(self, network: Network) -> Denoise:
+        """The network as a function from (x, sigma) to x0. It is called with z_t and t, a float32 scalar tensor."""
+
+        def look(x: Latents, sigma: float) -> Latents:
+            a = self.scale(sigma)
+            t = torch.tensor(self.timestep(sigma), dtype=torch.float32, device=x.device)
+            return self.parameterisation(x, network(a * x, t).to(x.dtype), a, a * sigma)
+
+        return look
+
+    def consistent(self, denoise: Denoise, timestep_scaling: float = 10.0) -> Denoise:
+        """A latent consistency model's function: `denoise`, bent to be the identity at timestep 0.
+
+        These weights belong to the model, not to its sampler: they are written in timesteps and on z_t, and every
+        evaluation of a distilled network has them. Source: Luo et al. 2023, c_skip and c_out of the epsilon form.
+        """
+
+        def look(x: Latents, sigma: float) -> Latents:
+            t = timestep_scaling * self.timestep(sigma)
+            skip, out = 0.25 / (t * t + 0.25), t / math.hypot(t, 0.5)
+            return skip * self.scale(sigma) * x + out * denoise(x, sigma)
+
+        return look
+
+
+def epsilon(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
+    """x0 from the predicted noise (Ho et al. 2020)."""
+    return x - (b / a) * prediction
+
+
+def v_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
+    """x0 from the predicted `v = a noise - b x0` (Salimans & Ho 2022, appendix D)."""
+    return (a * a * x - b * prediction) / (a * a + b * b)
+
+
+def sample(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
+    """x0 from the predicted x0."""
+    return prediction
+
+
+def flow_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
+    """x0 from the predicted velocity `noise - x0` (Liu et al. 2022, with time running towards noise)."""
+    return (a * x - b * prediction) / (a + b)
+
+
+PARAMETERISATIONS = {each.__name__: each for each in (epsilon, v_prediction, sample, flow_prediction)}
+
+
+def _parameterisation(settings: Mapping[str, Any]) -> Parameterisation:
+    """What diffusers calls prediction_type; older files leave it out, and flow-matching schedulers always do."""
+    name = settings.get("prediction_type", "flow_prediction" if "shift" in settings else "epsilon")
+    return _known(PARAMETERISATIONS, name, "prediction_type")
+
+
+def _flow(settings: Mapping[str, Any]) -> tuple[Table, Table]:
+    """Rectified flow: a = 1 - t, b = t. Both ends are moved off 0, where the logarithm of sigma ends."""
+    steps = _setting(settings, "num_train_timesteps")
+    noise = np.clip(np.linspace(0, 1, steps + 1), LEAST_SIGNAL, 1 - LEAST_SIGNAL)
+    return 1 - noise, noise
+
+
+def _signal(settings: Mapping[str, Any]) -> Table:
+    """a_t = sqrt(alpha-bar_t) of a variance-preserving model."""
+    signal = np.sqrt(np.cumprod(1 - _betas(settings)))
+    return _without_terminal_signal(signal) if settings.get("rescale_betas_zero_snr") else signal
+
+
+def _betas(settings: Mapping[str, Any]) -> Table:
+    if (trained := settings.get("trained_betas")) is not None:
+        return np.asarray(trained, dtype=np.float64)
+    betas = _known(BETAS, _setting(settings, "beta_schedule"), "beta_schedule")
+    return betas(*(_setting(settings, name) for name in ("beta_start", "beta_end", "num_train_timesteps")))
+
+
+def _scaled_linear(start: float, end: float, steps: int) -> Table:
+    """Latent diffusion's schedule, which its own code calls "linear"."""
+    return np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
+
+
+def _cosine(start: float, end: float, steps: int) -> Table:
+    """Nichol & Dhariwal 2021, eq. 17; it knows no end points."""
+    alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+
+
+BETAS = {"linear": np.linspace, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _cosine}
+
+
+def _without_terminal_signal(signal: Table) -> Table:
+    """Lin et al. 2023, algorithm 1: shift a_t to 0 at the last timestep, stretch it to stay the same at the first."""
+    return (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+
+
+def _setting(settings: Mapping[str, Any], name: str) -> Any:
+    if name not in settings:
+        raise ValueError(
+            f"A scheduler's configuration needs {name!r}, which this one lacks; it has {', '.join(sorted(settings))}. "
+            "Add the value that the model was trained with."
+        )
+    return settings[name]
+
+
+def _known(choices: Mapping[str, Choice], name: str, setting: str) -> Choice:
+    if name not in choices:
+        raise ValueError(f"Expected {setting} to be one of {', '.join(choices)}; got {name!r}.")
+    return choices[name]

@@ -1,0 +1,86 @@
+"""How the noises of a video's frames relate.
+
+The noise of frame k depends on the seed and on k only: not on how many frames there are, nor on which others are
+computed beside it. Noise is drawn on the CPU, so that it is the same whatever computes with it.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kineograph.latents import Latents
+
+Shape = tuple[int, int, int, int]  # (b, c, h, w): of the videos in a batch, without their frames
+
+# What a draw is for: the first word of its seed, so that no two purposes ever meet.
+FRAME, VIDEO, LEVEL = range(3)
+
+
+def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
+    """Noise of its own for every frame; `frames` are numbers counted from the start of the video.
+
+    Sample j of a batch has the seed `seed + j`. Returns [b f c h w], float32, on the CPU.
+    """
+    return _drawn(seed, [(FRAME, frame) for frame in frames], shape)
+
+
+def shared(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
+    """One noise for all frames, the same for any choice of them. Returns [b f c h w], float32, on the CPU."""
+    one = _drawn(seed, [(VIDEO,)], shape)
+    return one.repeat(1, len(list(frames)), 1, 1, 1)
+
+
+def at_levels(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
+    """Noise as a function of the level: what ancestral solvers draw on their way.
+
+    It depends on the seed, the frame and sigma only, so that a solver needs no generator and a video computed in
+    chunks draws what the whole draws. Only the 24 bits of a float32 sigma count: the last bits of a double differ
+    between machines.
+    """
+    numbers = list(frames)
+
+    def draw(sigma: float) -> Latents:
+        (level,) = struct.unpack("<I", struct.pack("<f", sigma))
+        return _drawn(seed, [(LEVEL, frame, level) for frame in numbers], shape)
+
+    return draw
+
+
+def mixed(shared: Latents, own: Latents, ratio: float) -> Latents:
+    """`ratio` parts of one noise to one part of the other, at unit variance.
+
+    Variance 1 holds for independent noises of variance 1; `ratio` 0 is all `own`, `math.inf` all `shared`.
+    Source: the mixed noise model of PYoCo (Ge et al. 2023), where the ratio is alpha; VideoElevator starts from it.
+    """
+    angle = math.atan(ratio)  # sin and cos of it are ratio / sqrt(1 + ratio^2) and 1 / sqrt(1 + ratio^2)
+    return math.sin(angle) * shared + math.cos(angle) * own
+
+
+def past_dependent(past: Latents, fresh: Latents, ratio: float) -> Latents:
+    """The next clip's noise: `ratio` parts of the past clip's, frame by frame as given, to one part of fresh noise.
+
+    Source: VidRD's past-dependent noise sampling (Gu et al. 2023), where the ratio is beta (4) and `past` comes with
+    its frames reversed.
+    """
+    return mixed(past, fresh, ratio)
+
+
+def _drawn(seed: int, keys: list[tuple[int, ...]], shape: Shape) -> Latents:
+    """Noise for every sample of the batch and every key."""
+    if seed < 0:
+        raise ValueError(f"A seed is an integer of at least 0, got {seed}.")
+    samples, *cell = shape
+    return torch.stack([torch.stack([_normal((*key, seed + j), cell) for key in keys]) for j in range(samples)])
+
+
+def _normal(words: tuple[int, ...], shape: list[int]) -> Float[Tensor, "c h w"]:
+    """Standard normal numbers that depend on these words only."""
+    (state,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(int(state)))
