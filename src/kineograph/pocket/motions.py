@@ -18,7 +18,7 @@ class Pose(NamedTuple):
 
 
 SPEED = 0.2  # frames a second: 3.2 pixels between frames at 8 fps, less than half a latent cell
-TURNS = 2 * np.pi * 0.3  # radians a second
+TURNS = 2 * np.pi * 0.25  # radians a second
 
 MOTIONS: dict[str, Callable[[float], Pose]] = {
     "still": lambda t: Pose(),
