@@ -1,8 +1,9 @@
-"""For every test: one thread, so that sums are taken in one order and timings do not depend on the machine.
+"""Every test runs offline and on one thread: the machine is small, and sums are then taken in one order.
 
-Shapes are checked by pytest's option `--jaxtyping-packages` (pyproject.toml), in tests only.
+Shapes are checked in tests only, by pytest's option `--jaxtyping-packages` (pyproject.toml).
 """
 
-import torch
+import os
 
-torch.set_num_threads(1)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"

@@ -21,13 +21,14 @@ def leading(table: Sequence[float], steps: int, offset: int = 1, last: float = 0
     steps are these of n + 1 steps without their lowest evaluated rung.
     """
     _check_steps(steps, len(table))
-    top = (steps - 1) * (len(table) // steps) + offset
+    stride = len(table) // steps
+    top = (steps - 1) * stride + offset
     if not 0 <= offset <= top < len(table):
         raise ValueError(
             f"Leading spacing of {steps} steps with offset {offset} starts at timestep {top}, "
             f"but the table's timesteps are 0 to {len(table) - 1}. Use offset=0, or fewer steps."
         )
-    return _rungs(table, np.arange(top, -1, -(len(table) // steps))[:steps], last)
+    return _rungs(table, range(top, offset - 1, -stride), last)
 
 
 def trailing(table: Sequence[float], steps: int, last: float = 0.0) -> list[float]:
@@ -37,15 +38,15 @@ def trailing(table: Sequence[float], steps: int, last: float = 0.0) -> list[floa
     """
     _check_steps(steps, len(table))
     counts = np.arange(len(table), 0, -len(table) / steps)[:steps]  # arange may round to one too many
-    return _rungs(table, counts.round().astype(int) - 1, last)
+    return _rungs(table, (counts.round().astype(int) - 1).tolist(), last)
 
 
 def linspace(table: Sequence[float], steps: int, last: float = 0.0) -> list[float]:
     """Evenly spaced with both ends, rounded to timesteps: 999, 979, 958, ..., 0 for 50 steps. One step is the top."""
     _check_steps(steps, len(table))
     top = len(table) - 1
-    timesteps = np.linspace(0, top, steps).round().astype(int)[::-1] if steps > 1 else [top]
-    return _rungs(table, timesteps, last)
+    timesteps = np.linspace(0, top, steps).round().astype(int)[::-1].tolist()
+    return _rungs(table, timesteps if steps > 1 else [top], last)
 
 
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0, last: float = 0.0) -> list[float]:

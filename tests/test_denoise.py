@@ -1,0 +1,49 @@
+import pytest
+import torch
+from kineograph.denoise import finite, guided
+
+X = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def half(x, sigma):
+    return x / 2
+
+
+def third(x, sigma):
+    return x / 3
+
+
+def never(x, sigma):
+    raise AssertionError("evaluated")
+
+
+def test_guidance_goes_from_the_unconditional_estimate_through_the_conditional():
+    torch.testing.assert_close(guided(half, third, 7.5)(X, 1.0), X / 3 + 7.5 * (X / 2 - X / 3))
+
+
+def test_guidance_of_one_is_the_conditional_itself():
+    assert guided(half, never, 1.0) is half
+
+
+def test_guidance_of_nought_is_the_unconditional():
+    assert torch.equal(guided(half, third, 0.0)(X, 1.0), third(X, 1.0))
+
+
+def test_guiding_clean_estimates_is_guiding_noise_estimates():
+    sigma, scale = 3.0, 5.0
+    guided_noise = (X - third(X, sigma)) / sigma
+    guided_noise = guided_noise + scale * ((X - half(X, sigma)) / sigma - guided_noise)
+    torch.testing.assert_close(guided(half, third, scale)(X, sigma), X - sigma * guided_noise)
+
+
+def test_finite_passes_finite_estimates_on_untouched():
+    assert torch.equal(finite(half)(X, 1.0), half(X, 1.0))
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+def test_finite_names_the_first_broken_frame(poison):
+    def broken(x, sigma):
+        return x.index_fill(1, torch.tensor([1, 2]), poison)
+
+    with pytest.raises(ValueError, match=r"frame 1 \(video 0 .* level 2.5 .* 2 of 3 frames"):
+        finite(broken)(X, 2.5)

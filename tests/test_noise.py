@@ -1,0 +1,87 @@
+import math
+
+import pytest
+import torch
+from kineograph import noise
+
+SHAPE = (2, 3, 4, 5)
+LARGE = (1, 4, 128, 128)
+
+
+def test_a_frames_noise_depends_on_the_seed_and_its_number_only():
+    whole = noise.independent(7, range(8), SHAPE)
+    torch.testing.assert_close(noise.independent(7, [5, 2], SHAPE), whole[:, [5, 2]], atol=0, rtol=0)
+    assert whole.shape == (2, 8, 3, 4, 5)
+
+
+def test_a_sample_of_a_batch_is_the_video_of_the_next_seed():
+    batch = noise.independent(7, range(3), SHAPE)
+    assert torch.equal(batch[1:], noise.independent(8, range(3), (1, *SHAPE[1:])))
+
+
+def test_frames_seeds_and_purposes_never_share_noise():
+    draws = [
+        *noise.independent(0, range(3), (2, 1, 4, 4)).flatten(0, 1),
+        *noise.shared(0, [0], (2, 1, 4, 4)).flatten(0, 1),
+        *noise.at_levels(0, [0, 1], (1, 1, 4, 4))(1.0)[0],
+        *noise.at_levels(0, [0, 1], (1, 1, 4, 4))(0.0)[0],
+    ]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws)
+
+
+def test_shared_noise_is_the_same_in_every_frame_and_for_any_frames():
+    frames = noise.shared(3, iter(range(4)), SHAPE)
+    assert torch.equal(frames, frames[:, :1].expand_as(frames))
+    assert torch.equal(noise.shared(3, [9], SHAPE), frames[:, :1])
+
+
+def test_noise_at_levels_is_stateless_and_the_same_in_chunks():
+    whole = noise.at_levels(1, range(6), SHAPE)
+    chunk = noise.at_levels(1, range(4, 6), SHAPE)
+    assert torch.equal(whole(2.5), whole(2.5))
+    assert torch.equal(whole(2.5)[:, 4:], chunk(2.5))
+    assert not torch.equal(whole(2.5), whole(2.6))
+
+
+def test_noise_at_levels_ignores_the_last_bits_of_a_double():
+    draw = noise.at_levels(1, [0], SHAPE)
+    assert torch.equal(draw(0.7), draw(math.nextafter(0.7, 1)))
+
+
+@pytest.mark.parametrize("relate", [noise.mixed, noise.past_dependent])
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0, 4.0, math.inf])
+def test_mixtures_have_unit_variance_and_the_right_correlation(relate, ratio):
+    one, other = noise.shared(0, [0], LARGE), noise.independent(0, [0], LARGE)
+    mixture = relate(one, other, ratio)
+    assert mixture.std().item() == pytest.approx(1, abs=0.01)
+    correlation = 1.0 if ratio == math.inf else ratio / math.hypot(1, ratio)
+    assert (mixture * one).mean().item() == pytest.approx(correlation, abs=0.01)
+
+
+def test_past_dependent_noise_has_the_published_coefficients():
+    one, nothing = torch.ones(1, 1, 1, 1, 1), torch.zeros(1, 1, 1, 1, 1)
+    assert noise.past_dependent(one, nothing, 4.0).item() == pytest.approx(0.9701, abs=1e-4)
+    assert noise.past_dependent(nothing, one, 4.0).item() == pytest.approx(0.2425, abs=1e-4)
+
+
+@pytest.mark.parametrize("draw", [noise.independent, noise.shared])
+def test_noise_is_white(draw):
+    drawn = draw(5, range(2), LARGE)
+    assert drawn.mean().item() == pytest.approx(0, abs=0.01)
+    assert drawn.std().item() == pytest.approx(1, abs=0.01)
+    assert (drawn[..., 1:] * drawn[..., :-1]).mean().item() == pytest.approx(0, abs=0.01)
+
+
+def test_frames_are_uncorrelated():
+    drawn = noise.independent(5, range(2), LARGE)
+    assert (drawn[:, 0] * drawn[:, 1]).mean().item() == pytest.approx(0, abs=0.01)
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        noise.independent(-1, range(2), SHAPE)
+
+
+def test_large_seeds_are_seeds():
+    low, high = (noise.independent(seed, [0], SHAPE) for seed in (1, 1 + 2**40))
+    assert not torch.equal(low, high)
