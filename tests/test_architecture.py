@@ -16,7 +16,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "kineograph"
 FILES = sorted(PACKAGE.rglob("*.py"))
 NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
-KINDS_OF_CLASS = {"Module", "NamedTuple", "Protocol", "BaseModel", "TypedDict"}
+KINDS_OF_CLASS = {"Module", "Function", "NamedTuple", "Protocol", "BaseModel", "TypedDict"}
 WORDS_OF_THE_ECOSYSTEM = {"local_files_only"}  # flags that users know from diffusers, passed on as they are
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))

@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from kineograph.denoise import finite, guided
 
 X = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from kineograph import ladder
 
 TABLE = tuple(np.geomspace(0.03, 15, 1000).tolist())

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from kineograph import noise
 
 SHAPE = (2, 3, 4, 5)

@@ -52,13 +52,19 @@ def test_the_mask_is_where_the_picture_differs_from_the_empty_scene():
     assert (differs & mask).sum() / (differs | mask).sum() > 0.93  # they part on the blended rim alone
 
 
-@pytest.mark.parametrize(("motion", "camera"), [("right", "still"), ("growing", "still"), ("spinning", "still"), ("still", "pan left"), ("circling", "pan right")])
+@pytest.mark.parametrize(
+    ("motion", "camera"),
+    [("right", "still"), ("growing", "still"), ("spinning", "still"), ("still", "pan left"), ("circling", "pan right")],
+)
 def test_the_flow_carries_one_frame_to_the_next(motion, camera):
     s = shot(motion, camera, kind="car")
     now, known = world.render(s, 0.1).astype(float), truth(s, 0.1, fps=4)
     later, covered = world.render(s, 0.1 + 1 / 4).astype(float), truth(s, 0.1 + 1 / 4).mask
     rows, columns = np.nonzero(known.mask if motion != "still" else known.mask == 0)
-    across, down = (columns + known.flow[rows, columns, 0]).round().astype(int), (rows + known.flow[rows, columns, 1]).round().astype(int)
+    across, down = (
+        (columns + known.flow[rows, columns, 0]).round().astype(int),
+        (rows + known.flow[rows, columns, 1]).round().astype(int),
+    )
     inside = (across >= 0) & (across < 128) & (down >= 0) & (down < 128)
     rows, columns, across, down = (v[inside] for v in (rows, columns, across, down))
     same_thing = covered[down, across] == known.mask[rows, columns]
@@ -71,7 +77,7 @@ def test_the_flow_carries_one_frame_to_the_next(motion, camera):
 def test_depth_orders_scenery_behind_things_and_edges_follow_the_mask():
     known = truth(shot())
     assert known.depth[known.mask > 0].max() < known.depth[known.mask == 0].min()
-    rim = (known.mask[:, :-1] != known.mask[:, 1:])
+    rim = known.mask[:, :-1] != known.mask[:, 1:]
     assert known.edges[:, :-1][rim].all()
     assert 0.01 < known.edges.mean() < 0.3
 

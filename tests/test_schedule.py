@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from kineograph.models import schedule as schedules
 from kineograph.models.schedule import Schedule
 

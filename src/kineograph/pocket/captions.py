@@ -46,7 +46,7 @@ FACINGS = {-1: "facing left", 1: "facing right"}
 
 def pick(rng: Rng, words: Sequence[str]) -> str:
     """The usual word seven times in ten, else one of all."""
-    return words[0] if rng.uniform() < 0.7 else words[rng.integers(len(words))]
+    return words[0] if rng.uniform() < 0.7 else words[int(rng.integers(len(words)))]
 
 
 def article(words: str) -> str:

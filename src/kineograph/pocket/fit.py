@@ -91,7 +91,10 @@ def fit(
             tell(folder, {"step": step, "seconds": now - begun, "seen": step * plan.batch, **report(average)})
             kept = time.monotonic()
     _keep(folder, net, average, optimiser, step, time.monotonic() - begun)
-    tell(folder, {"step": step, "seconds": time.monotonic() - begun, "seen": step * plan.batch, "end": 1.0, **report(average)})
+    tell(
+        folder,
+        {"step": step, "seconds": time.monotonic() - begun, "seen": step * plan.batch, "end": 1.0, **report(average)},
+    )
     return average
 
 

@@ -43,7 +43,7 @@ class _GroupNorm(torch.autograd.Function):
 class QuickGroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` with the same parameters and values."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  torch's name
+    def forward(self, input: Tensor) -> Tensor:
         """[n, c, h, w] -> the same; other shapes go the usual way."""
         if input.ndim != 4 or input.device.type != "cpu":
             return super().forward(input)
