@@ -138,5 +138,8 @@ def recorded(steps: Iterable[Step]) -> list[Step]:
 
 
 def _stirred(x: Latents, amount: float, draw: Draw, level: float) -> Latents:
-    """`x` with noise drawn for this level; no noise is drawn where none is needed."""
-    return x + amount * draw(level).to(x) if amount > 0 else x
+    """`x` with noise drawn for this level; no noise is drawn where none is needed.
+
+    `x` may hold the first frames only of those that noise is drawn for: Text2Video-Zero begins with frame 0 alone.
+    """
+    return x + amount * draw(level)[:, : x.shape[1]].to(x) if amount > 0 else x
