@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import typer
+
 from kineograph.cli import app
 
 ROOT = Path(__file__).parents[1]
