@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,9 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from kineograph.pocket.optimisers import Optimisers, hand_over_gradients, optimisers
-from torch.optim import Optimizer
-
-from kineograph.pocket.optimisers import optimisers
 
 Batch = tuple[Tensor, ...]
 Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -92,53 +89,40 @@ def fit(
         report: figures of the averaged network, told with every checkpoint.
     """
     keep_freed_memory()
+    workers = _workers(next(net.parameters()).device)
     average = copy.deepcopy(net).requires_grad_(requires_grad=False).eval()
-    steppers = optimisers(net, lr=plan.lr, momentum=plan.momentum, weight_decay=plan.weight_decay)
-    step, seconds = _resume(folder, net, average, steppers)
+    ways = optimisers(net, plan.lr, momentum=plan.momentum, decay=plan.weight_decay, cores=workers._max_workers)
+    step, seconds = _resume(folder, net, average, ways)
     begun = time.monotonic() - seconds
     kept, told = begun + seconds, begun + seconds
-    descend = _descender(net, loss)
     while (progress := plan.progress(step, time.monotonic() - begun)) < 1:
-        losses = descend(draw(np.random.default_rng((plan.seed, step)), progress))
-        _advance(net, average, steppers, plan, step, progress)
+        losses = _descend(net, loss, draw(np.random.default_rng((plan.seed, step)), progress), workers)
+        _advance(net, ways, plan, plan.rate(step, progress), workers)
+        _average(average, net, min(plan.ema, (1 + step) / (10 + step)))
         step, now = step + 1, time.monotonic()
         if now - told > TELL_SECONDS:
             tell(folder, {"step": step, "seconds": now - begun, "lr": plan.rate(step, progress), **losses})
             told = now
         if now - kept > KEEP_SECONDS:
-            _keep(folder, net, average, steppers, step, now - begun)
+            _keep(folder, net, average, ways, step, now - begun)
             tell(folder, {"step": step, "seconds": now - begun, "seen": step * plan.batch, **report(average)})
             kept = time.monotonic()
-    _keep(folder, net, average, steppers, step, time.monotonic() - begun)
-    tell(
-        folder,
-        {"step": step, "seconds": time.monotonic() - begun, "seen": step * plan.batch, "end": 1.0, **report(average)},
-    )
+    seconds = time.monotonic() - begun
+    _keep(folder, net, average, ways, step, seconds)
+    tell(folder, {"step": step, "seconds": seconds, "seen": step * plan.batch, "end": 1.0, **report(average)})
     return average
 
 
-def _advance(
-    net: nn.Module, average: nn.Module, steppers: Sequence[Optimizer], plan: Plan, step: int, progress: float
-) -> None:
-    nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
-    for stepper in steppers:
-        for group in stepper.param_groups:
-            group["lr"] = plan.rate(step, progress)
-        stepper.step()
-    net.zero_grad()
-    decay = min(plan.ema, (1 + step) / (10 + step))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-        for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
-            kept.copy_(buffer)
+def _workers(device: torch.device) -> ThreadPoolExecutor:
+    """A thread a core, or one for a GPU."""
+    count = 1 if device.type == "cuda" else os.cpu_count() or 1
+    torch.set_num_threads(1 if count > 1 else torch.get_num_threads())
+    return ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))
 
 
-def _descender(net: nn.Module, loss: Loss) -> Callable[[Batch], Figures]:
-    """What adds a batch's gradients to the network and says the losses, on all cores."""
-    device = next(net.parameters()).device
-    shares = 1 if device.type == "cuda" else os.cpu_count() or 1
-    torch.set_num_threads(1 if shares > 1 else torch.get_num_threads())
-    workers = ThreadPoolExecutor(shares, initializer=partial(torch.set_num_threads, 1))
+def _descend(net: nn.Module, loss: Loss, batch: Batch, workers: ThreadPoolExecutor) -> Figures:
+    """Add the batch's gradients to the network, a share of the batch a worker; the losses."""
+    device, shares = next(net.parameters()).device, workers._max_workers
 
     def share(part: Batch) -> Figures:
         with torch.autocast(device.type, torch.bfloat16):
@@ -146,12 +130,25 @@ def _descender(net: nn.Module, loss: Loss) -> Callable[[Batch], Figures]:
         (sum(losses.values(), torch.zeros((), device=device)) / shares).backward()
         return {name: float(value.detach()) / shares for name, value in losses.items()}
 
-    def descend(batch: Batch) -> Figures:
-        parts = zip(*(t.chunk(shares) for t in batch), strict=True)
-        figures = list(workers.map(share, parts))
-        return {name: sum(f[name] for f in figures) for name in figures[0]}
+    figures = list(workers.map(share, zip(*(t.chunk(shares) for t in batch), strict=True)))
+    return {name: sum(f[name] for f in figures) for name in figures[0]}
 
-    return descend
+
+def _advance(net: nn.Module, ways: Optimisers, plan: Plan, rate: float, workers: ThreadPoolExecutor) -> None:
+    """Step every optimiser, side by side."""
+    nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
+    hand_over_gradients(ways.matrices)
+    for group in (group for way in ways.each for group in way.param_groups):
+        group["lr"] = rate
+    list(workers.map(lambda way: way.step(), ways.each))
+    net.zero_grad()
+
+
+@torch.no_grad()
+def _average(average: nn.Module, net: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
+    for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
+        kept.copy_(buffer)
 
 
 def tell(folder: Path, figures: Figures) -> None:
@@ -162,19 +159,19 @@ def tell(folder: Path, figures: Figures) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-def _keep(folder: Path, net: nn.Module, average: nn.Module, steppers: Sequence[Optimizer], step: int, seconds: float) -> None:
-    kept = {"net": net.state_dict(), "average": average.state_dict(), "steppers": [s.state_dict() for s in steppers]}
+def _keep(folder: Path, net: nn.Module, average: nn.Module, ways: Optimisers, step: int, seconds: float) -> None:
+    kept = {"net": net.state_dict(), "average": average.state_dict(), "ways": [w.state_dict() for w in ways.each]}
     torch.save({**kept, "step": step, "seconds": seconds}, folder / "checkpoint.part")
     (folder / "checkpoint.part").replace(folder / "checkpoint.pt")
 
 
-def _resume(folder: Path, net: nn.Module, average: nn.Module, steppers: Sequence[Optimizer]) -> tuple[int, float]:
+def _resume(folder: Path, net: nn.Module, average: nn.Module, ways: Optimisers) -> tuple[int, float]:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "checkpoint.pt").exists():
         return 0, 0.0
     kept = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     net.load_state_dict(kept["net"])
     average.load_state_dict(kept["average"])
-    for stepper, state in zip(steppers, kept["steppers"], strict=True):
-        stepper.load_state_dict(state)
+    for way, state in zip(ways.each, kept["ways"], strict=True):
+        way.load_state_dict(state)
     return kept["step"], kept["seconds"]

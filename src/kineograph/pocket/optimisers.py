@@ -11,7 +11,6 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-MOMENTUM = 0.95
 SMALLEST = 16  # a matrix with a shorter side is no matrix to speak of: the entry from 3 colours, the exit to them
 
 

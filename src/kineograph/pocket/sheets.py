@@ -12,7 +12,7 @@ from torch import Tensor
 
 def as_tensor(pictures: np.ndarray) -> Tensor:
     """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in -1..1, `channels_last`."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 def as_pictures(pictures: Tensor) -> np.ndarray:
