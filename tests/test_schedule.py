@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from kineograph.latents import renoise
 from kineograph.models import schedule as schedules
 from kineograph.models.schedule import Schedule
 
@@ -70,6 +71,16 @@ def test_below_the_table_is_timestep_nought():
 def test_a_timestep_given_for_a_level_is_refused():
     with pytest.raises(ValueError, match=r"up to 14\.61, got 881.*not timesteps"):
         Schedule.from_config(SD).timestep(881.0)
+
+
+def test_noise_between_two_levels_is_ddpms_forward_process():
+    """Text2Video-Zero's step from T' to T, in the paper's units and in ours."""
+    schedule = Schedule.from_config(SD)
+    low, high = schedule.sigmas[881], schedule.sigmas[941]
+    z = schedule.scale(low) * X0
+    kept = (schedule.scale(high) / schedule.scale(low)) ** 2
+    theirs = math.sqrt(kept) * z + math.sqrt(1 - kept) * NOISE
+    torch.testing.assert_close(schedule.scale(high) * renoise(X0, NOISE, low, to=high), theirs)
 
 
 @each_kind

@@ -164,9 +164,9 @@ def _parameterisation(settings: Mapping[str, Any]) -> Parameterisation:
 
 
 def _flow(settings: Mapping[str, Any]) -> tuple[Table, Table]:
-    """Rectified flow: a = 1 - t, b = t. Both ends are moved off 0, where the logarithm of sigma ends."""
+    """Rectified flow: a = 1 - t, b = t. Its first level is moved just off 0, which has no logarithm."""
     steps = _setting(settings, "num_train_timesteps")
-    noise = np.clip(np.linspace(0, 1, steps + 1), LEAST_SIGNAL, 1 - LEAST_SIGNAL)
+    noise = np.clip(np.linspace(0, 1, steps + 1), 1e-8, 1 - LEAST_SIGNAL)
     return 1 - noise, noise
 
 

@@ -1,0 +1,207 @@
+"""Every solver and ladder against the diffusers scheduler of the same name, rung by rung over a whole walk.
+
+The same toy network and the same noise go into both; latents agree to 1e-5 at every rung. The walks are in float64,
+because the toy network doubles rounding errors from rung to rung; the tables of diffusers stay float32.
+"""
+
+import diffusers
+import pytest
+import torch
+
+from kineograph import ladder
+from kineograph.models.schedule import Schedule
+from kineograph.trajectory import ddim, ddim_eta, dpmpp_2m, euler_ancestral, lcm
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers with NumPy 2
+]
+
+BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LINEAR = BETAS | {"beta_schedule": "linear"}
+PREDICTIONS = ["epsilon", "v_prediction"]
+SHAPE = (2, 1, 4, 8, 8)  # diffusers' schedulers take any shape
+MIX = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double() / 2
+NOISE = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).double()
+
+each_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
+
+
+def network(z, t):
+    """Nonlinear, mixes channels, and knows which timestep it is told."""
+    return torch.tanh(torch.einsum("ij,bfjhw->bfihw", MIX, z)) * torch.cos(torch.as_tensor(t) / 300)
+
+
+def at_whole_timesteps(z, t):
+    return network(z, torch.as_tensor(t).round())
+
+
+def draws():
+    """The noise that a diffusers scheduler draws from a generator with seed 2, in order."""
+    generator = torch.Generator().manual_seed(2)
+    return lambda sigma: torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+
+
+def their_walk(scheduler, z, look, **options):
+    scaled = getattr(scheduler, "scale_model_input", lambda z, t: z)
+    for t in scheduler.timesteps:
+        z = scheduler.step(look(scaled(z, t), t), t, z, **options).prev_sample
+        yield z
+
+
+def assert_same_walk(scheduler, solve, sigmas, look=network, **options):
+    """From the same noise, compared as z_t. Euler's samples are our x, those of all others are z_t."""
+    schedule = Schedule.from_config(scheduler)
+    steps = list(solve(schedule.denoise(look), sigmas[0] * NOISE, sigmas))
+    scales = [schedule.scale(step.sigma) for step in steps]
+    in_x = isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler)
+    units = [1.0 if in_x else scale for scale in scales]
+    theirs = list(their_walk(scheduler, units[0] * steps[0].x, look, **options))
+    assert len(theirs) == len(steps) - 1
+    for step, scale, unit, their in zip(steps[1:], scales[1:], units[1:], theirs, strict=True):
+        torch.testing.assert_close(scale * step.x, scale / unit * their, atol=1e-5, rtol=1e-5)
+
+
+def table(config=BETAS):
+    return Schedule.from_config(config).sigmas
+
+
+def without_lowest(sigmas):
+    """DPM-Solver's `leading` and `linspace` of n steps are ours of n + 1 without the lowest evaluated rung."""
+    return [*sigmas[:-2], sigmas[-1]]
+
+
+DDIM_LADDERS = {
+    "leading, 50": ("leading", 50, ladder.leading(table(), 50)),
+    "leading, 30 (does not divide 1000)": ("leading", 30, ladder.leading(table(), 30)),
+    "trailing, 50": ("trailing", 50, ladder.trailing(table(), 50)),
+    "trailing, 8": ("trailing", 8, ladder.trailing(table(), 8)),
+}
+
+
+@each_prediction
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("spacing", "steps", "sigmas"), DDIM_LADDERS.values(), ids=DDIM_LADDERS)
+def test_ddim(spacing, steps, sigmas, eta, prediction):
+    scheduler = diffusers.DDIMScheduler(
+        **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1, clip_sample=False
+    )
+    scheduler.set_timesteps(steps)
+    solve = ddim_eta(eta, draws()) if eta else ddim
+    assert_same_walk(scheduler, solve, sigmas, eta=eta, generator=torch.Generator().manual_seed(2))
+
+
+@each_prediction
+def test_ddim_at_every_timestep(prediction):
+    """Its linspace of fewer steps evaluates at timesteps that its own steps do not land on."""
+    betas = BETAS | {"num_train_timesteps": 50}
+    scheduler = diffusers.DDIMScheduler(
+        **betas, prediction_type=prediction, timestep_spacing="linspace", clip_sample=False
+    )
+    scheduler.set_timesteps(50)
+    assert_same_walk(scheduler, ddim, ladder.linspace(table(betas), 50))
+
+
+@each_prediction
+@pytest.mark.parametrize("betas", [BETAS, LINEAR], ids=["scaled linear", "linear"])
+def test_ddim_that_ends_at_its_first_timestep(betas, prediction):
+    scheduler = diffusers.DDIMScheduler(
+        **betas, prediction_type=prediction, steps_offset=1, set_alpha_to_one=False, clip_sample=False
+    )
+    scheduler.set_timesteps(50)
+    sigmas = ladder.leading(table(betas), 50, last=table(betas)[0])
+    assert_same_walk(scheduler, ddim, sigmas)
+
+
+EULER_LADDERS = {
+    "leading": (30, ladder.leading(table(), 30)),
+    "trailing": (30, ladder.trailing(table(), 30)),
+    "linspace": (28, ladder.linspace(table(), 28)),  # 27 divides 999: elsewhere it evaluates between timesteps
+}
+
+
+@each_prediction
+@pytest.mark.parametrize(("spacing", "case"), EULER_LADDERS.items(), ids=EULER_LADDERS)
+def test_euler_ancestral(spacing, case, prediction):
+    steps, sigmas = case
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(
+        **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
+    )
+    scheduler.set_timesteps(steps)
+    assert_same_walk(scheduler, euler_ancestral(draws()), sigmas, generator=torch.Generator().manual_seed(2))
+
+
+def test_euler_ancestral_from_zero_terminal_snr():
+    config = BETAS | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(**config, timestep_spacing="trailing")
+    scheduler.set_timesteps(30)
+    sigmas = ladder.trailing(table(config), 30)
+    assert_same_walk(scheduler, euler_ancestral(draws()), sigmas, generator=torch.Generator().manual_seed(2))
+
+
+@each_prediction
+@pytest.mark.parametrize("steps", [1, 4, 8, 50])
+def test_lcm(steps, prediction):
+    scheduler = diffusers.LCMScheduler(**BETAS, prediction_type=prediction)
+    scheduler.set_timesteps(steps)
+    schedule = Schedule.from_config(scheduler)
+    sigmas = ladder.thinned(ladder.trailing(table(), 50), steps)
+
+    def solve(look, x, sigmas):
+        return lcm(draws())(schedule.consistent(look), x, sigmas)
+
+    assert_same_walk(scheduler, solve, sigmas, generator=torch.Generator().manual_seed(2))
+
+
+DPM_LADDERS = {
+    "leading": (ladder.leading, without_lowest, 1),
+    "linspace": (ladder.linspace, without_lowest, 1),
+    "trailing": (ladder.trailing, list, 0),
+}
+
+
+@each_prediction
+@pytest.mark.parametrize("steps", [8, 25])
+@pytest.mark.parametrize(("spacing", "case"), DPM_LADDERS.items(), ids=DPM_LADDERS)
+def test_dpmpp_2m(spacing, case, steps, prediction):
+    climb, trimmed, more = case
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
+    )
+    scheduler.set_timesteps(steps)
+    assert_same_walk(scheduler, dpmpp_2m, trimmed(climb(table(), steps + more)))
+
+
+@each_prediction
+def test_dpmpp_2m_that_ends_at_its_lowest_level(prediction):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **BETAS, prediction_type=prediction, timestep_spacing="trailing", final_sigmas_type="sigma_min"
+    )
+    scheduler.set_timesteps(25)
+    assert_same_walk(scheduler, dpmpp_2m, ladder.trailing(table(), 25, last=table()[0]))
+
+
+@each_prediction
+@pytest.mark.parametrize("steps", [8, 25])
+def test_dpmpp_2m_on_karras_levels(steps, prediction):
+    scheduler = diffusers.DPMSolverMultistepScheduler(**BETAS, prediction_type=prediction, use_karras_sigmas=True)
+    scheduler.set_timesteps(steps)
+    sigmas = ladder.karras(table()[-1], table()[0], steps)
+    assert_same_walk(scheduler, dpmpp_2m, sigmas, look=at_whole_timesteps)  # it rounds timesteps, we do not
+
+
+def test_flow_matching_is_ddim():
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    times = [0.95, 0.8, 0.6, 0.4, 0.2, 0.05]
+    scheduler.set_timesteps(sigmas=times)
+    assert_same_walk(scheduler, ddim, [*(t / (1 - t) for t in times), 0.0])
+
+
+@pytest.mark.parametrize("spacing", [ladder.leading, ladder.trailing, ladder.linspace])
+@pytest.mark.parametrize("steps", [2, 7, 48, 50, 61, 375, 998])
+def test_the_timesteps_are_diffusers(spacing, steps):
+    scheduler = diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing.__name__, steps_offset=1)
+    scheduler.set_timesteps(steps)
+    schedule = Schedule.from_config(scheduler)
+    ours = [schedule.timestep(sigma) for sigma in spacing(schedule.sigmas, steps)[:-1]]
+    assert ours == scheduler.timesteps.tolist()[:steps]  # its trailing of 61 steps has 62

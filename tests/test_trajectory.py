@@ -1,0 +1,164 @@
+"""Solvers against data whose perfect denoiser is one line: N(MEAN, SPREAD^2) in every number."""
+
+import math
+import runpy
+
+import numpy as np
+import pytest
+import torch
+
+from kineograph import ladder, noise, trajectory
+from kineograph.trajectory import ddim, ddim_eta, dpmpp_2m, euler_ancestral, last, lcm, recorded
+
+MEAN, SPREAD = 0.3, 0.5
+SHAPE = (1, 4, 64, 64)
+SIGMAS = ladder.karras(14.0, 0.03, 12)
+DRAW = noise.at_levels(1, range(2), SHAPE)
+START = SIGMAS[0] * noise.independent(0, range(2), SHAPE)
+
+deterministic = pytest.mark.parametrize("solve", [ddim, dpmpp_2m])
+single_step = pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), lcm(DRAW)])
+every_solver = pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), lcm(DRAW), dpmpp_2m])
+
+
+def gaussian(x, sigma):
+    """E[x0 | x] for x0 ~ N(MEAN, SPREAD^2)."""
+    return (SPREAD**2 * x + sigma**2 * MEAN) / (SPREAD**2 + sigma**2)
+
+
+def consistent(x, sigma):
+    """Where the probability flow from x ends, for the same data."""
+    return carried(x, sigma, 0.0)
+
+
+def carried(x, sigma, to):
+    """The probability flow from `sigma` to `to`: distances from the mean shrink as the spread of the noisy data."""
+    return MEAN + (x - MEAN) * math.hypot(SPREAD, to) / math.hypot(SPREAD, sigma)
+
+
+def point(x, sigma):
+    """E[x0 | x] when all data are one video."""
+    return torch.full_like(x, MEAN)
+
+
+def geometric(steps: int) -> list[float]:
+    return np.geomspace(10.0, 0.05, steps + 1).tolist()
+
+
+def error(solve, steps: int) -> float:
+    x = 10.0 * noise.independent(0, range(1), (1, 1, 8, 8)).double()
+    return (last(solve(gaussian, x, geometric(steps))) - carried(x, 10.0, 0.05)).abs().max().item()
+
+
+@pytest.mark.parametrize(("solve", "order"), [(ddim, 1), (dpmpp_2m, 2)])
+def test_the_order_of_convergence_is_the_papers(solve, order):
+    rates = [math.log2(error(solve, steps) / error(solve, 2 * steps)) for steps in (40, 80, 160)]
+    assert rates == pytest.approx([order] * 3, abs=0.15)
+
+
+@every_solver
+def test_a_single_video_is_found_exactly(solve):
+    torch.testing.assert_close(last(solve(point, START, SIGMAS)), torch.full_like(START, MEAN))
+
+
+@every_solver
+def test_noisy_videos_have_the_variance_of_their_level(solve):
+    for step in solve(point, START, SIGMAS[:-1]):
+        assert (step.x - MEAN).std().item() == pytest.approx(step.sigma, rel=0.03)
+
+
+def test_consistency_sampling_keeps_both_moments_of_the_data():
+    final = last(lcm(DRAW)(consistent, START, SIGMAS))
+    assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
+
+
+@pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), dpmpp_2m])
+def test_many_steps_find_both_moments_of_the_data(solve):
+    final = last(solve(gaussian, START, ladder.karras(14.0, 0.03, 200)))
+    assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
+
+
+@every_solver
+def test_a_walk_stops_at_every_rung_and_ends_with_the_latent_itself(solve):
+    steps = recorded(solve(gaussian, START, SIGMAS))
+    assert [step.sigma for step in steps] == SIGMAS
+    assert torch.equal(steps[0].x, START)
+    torch.testing.assert_close(steps[3].x0, gaussian(steps[3].x, SIGMAS[3]))
+    assert steps[-1].x0 is steps[-1].x
+    assert torch.equal(last(iter(steps)), steps[-1].x)
+
+
+@every_solver
+def test_a_ladder_of_one_rung_is_no_walk(solve):
+    (step,) = solve(gaussian, START, [3.0])
+    assert step.sigma == 3.0
+    assert step.x is step.x0 is START
+
+
+@single_step
+def test_slices_walked_one_after_the_other_are_the_whole(solve):
+    whole = last(solve(gaussian, START, SIGMAS))
+    upper = last(solve(gaussian, START, ladder.above(SIGMAS, SIGMAS[5])))
+    assert torch.equal(last(solve(gaussian, upper, ladder.below(SIGMAS, SIGMAS[5]))), whole)
+
+
+@pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
+def test_no_gradients_are_kept_and_the_consumers_mode_is_its_own(name):
+    # The module as users import it: the shape checker of the tests hides generators from torch.no_grad.
+    solve = runpy.run_path(trajectory.__file__)[name]
+    steps = solve(gaussian, START.clone().requires_grad_(), SIGMAS[:3])
+    next(steps)
+    assert [torch.is_grad_enabled() and not step.x.requires_grad for step in steps] == [True, True]
+
+
+def test_no_eta_is_ddim():
+    def never(sigma):
+        raise AssertionError("drawn")
+
+    assert torch.equal(last(ddim_eta(0.0, never)(gaussian, START, SIGMAS)), last(ddim(gaussian, START, SIGMAS)))
+
+
+def test_two_rungs_of_the_multistep_solver_are_ddim():
+    assert torch.equal(last(dpmpp_2m(gaussian, START, [5.0, 2.0])), last(ddim(gaussian, START, [5.0, 2.0])))
+
+
+def test_every_chunk_of_an_ancestral_walk_is_a_slice_of_the_whole():
+    chunk = euler_ancestral(noise.at_levels(1, [1], SHAPE))
+    whole = last(euler_ancestral(DRAW)(gaussian, START, SIGMAS))
+    assert torch.equal(last(chunk(gaussian, START[:, 1:], SIGMAS)), whole[:, 1:])
+
+
+@deterministic
+def test_inversion_then_sampling_comes_back(solve):
+    """With noise that does not depend on x the walk is a line, up and down."""
+    direction = torch.ones_like(START)
+    clean = noise.independent(3, range(2), SHAPE)
+    rising = [*reversed(SIGMAS[:-1])]
+    up = last(solve(lambda x, sigma: x - sigma * direction, clean, rising))
+    torch.testing.assert_close(up, clean + (rising[-1] - rising[0]) * direction, atol=1e-4, rtol=1e-5)
+    down = last(solve(lambda x, sigma: x - sigma * direction, up, SIGMAS[:-1]))
+    torch.testing.assert_close(down, clean, atol=1e-4, rtol=1e-5)
+
+
+@deterministic
+def test_inverting_data_gives_noise_and_more_steps_come_back_closer(solve):
+    clean = MEAN + SPREAD * noise.independent(3, range(1), (1, 1, 64, 64)).double()
+
+    def round_trip(steps: int) -> float:
+        up = last(solve(gaussian, clean, geometric(steps)[::-1]))
+        assert up.std().item() == pytest.approx(10.0, rel=0.2)
+        return (last(solve(gaussian, up, geometric(steps))) - clean).abs().max().item()
+
+    assert round_trip(160) < 0.55 * round_trip(80) < 0.1
+
+
+def test_a_walk_from_level_nought_is_refused():
+    with pytest.raises(ValueError, match="cannot leave noise level 0"):
+        last(ddim(gaussian, START, [0.0, 1.0]))
+
+
+def test_noise_on_the_way_up_is_refused():
+    with pytest.raises(ValueError, match="goes down, got a step from 1 up to 2"):
+        last(euler_ancestral(DRAW)(gaussian, START, [1.0, 2.0]))
