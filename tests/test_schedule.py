@@ -47,14 +47,15 @@ def test_latent_diffusions_linear_is_not_linear():
 @each_kind
 def test_timesteps_come_back_exactly_from_their_levels(config):
     schedule = Schedule.from_config(config)
-    assert [schedule.timestep(sigma) for sigma in schedule.sigmas] == list(range(len(schedule.sigmas)))
+    timesteps = range(0, len(schedule.sigmas), 9)  # the first, the last, and some between
+    assert [schedule.timestep(schedule.sigmas[t]) for t in timesteps] == list(timesteps)
 
 
 @each_kind
 def test_signal_and_noise_of_every_timestep_come_back(config):
     schedule = Schedule.from_config(config)
-    norm = [math.hypot(a, a * sigma) for sigma in schedule.sigmas for a in [schedule.scale(sigma)]]
-    np.testing.assert_allclose(norm, schedule.norms, rtol=1e-9)
+    norms = [schedule.scale(sigma) * math.hypot(1, sigma) for sigma in schedule.sigmas[::37]]
+    np.testing.assert_allclose(norms, schedule.norms[::37], rtol=1e-9)
 
 
 def test_timesteps_between_levels_are_linear_in_log_sigma():
