@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from kineograph.errors import InputError
 from kineograph.noise import shared
 
 First = Float[Tensor, "b 1 c h w"]
@@ -53,7 +54,7 @@ def parse(text: str) -> Motion:
     """The motion that a text such as "pan:12,12" describes.
 
     Also "zoom:1.02", "rotate:3", "path:0,0;40,0;40,40", "none", and several at once: "pan:12,0+zoom:1.02".
-    Raises ValueError for anything else.
+    Raises InputError for anything else.
     """
     motion = Motion()
     for part in re.split(r"\+(?=[a-z])", text.strip().lower()):
@@ -61,7 +62,7 @@ def parse(text: str) -> Motion:
         try:
             motion = replace(motion, **_READ[kind.strip()](numbers))
         except (KeyError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{text!r} is not a motion: expected pan:X,Y, zoom:FACTOR, rotate:DEGREES, path:X,Y;X,Y;... or none, "
                 f"joined by + if there are several, as in pan:12,0+zoom:1.02 (could not read {part!r})."
             ) from error
@@ -133,11 +134,11 @@ def along(motion: Motion, *, frames: int, seed: int) -> Warp:
     """The warp that shows frame 0 to frames 1 to `frames - 1` of a video, as Text2Video-Zero wants it.
 
     `seed` is the video's own (of its first sample, where there are several).
-    Raises ValueError when the zooming goes too far to leave anything of frame 0.
+    Raises InputError when the zooming goes too far to leave anything of frame 0.
     """
     farthest = motion.zoom ** (frames - 1)
     if not 1 / FARTHEST_ZOOM <= farthest <= FARTHEST_ZOOM:
-        raise ValueError(
+        raise InputError(
             f"A zoom of {motion.zoom:g} a frame magnifies {farthest:.3g} times over {frames} frames; expected at most "
             f"{FARTHEST_ZOOM} times, or 1/{FARTHEST_ZOOM}. Choose a zoom nearer to 1, or fewer frames."
         )
