@@ -1,0 +1,156 @@
+"""Stage 3: the U-Net, on latents made once, told by the CLIP's text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from kineograph.denoise import guided
+from kineograph.ladder import leading
+from kineograph.latents import Latents
+from kineograph.models.schedule import Schedule
+from kineograph.noise import independent
+from kineograph.pocket import vae as autoencoder
+from kineograph.pocket.feed import Pool
+from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.networks import WORDS
+from kineograph.pocket.norms import with_quick_norms
+from kineograph.pocket.sheets import as_pictures, save_sheet
+from kineograph.trajectory import ddim, last
+
+# Where training looks: levels around 1 decide what a thing is; uniform timesteps would spend a third of their
+# pictures above 4, where latents of 16 x 16 cells are noise to the eye. A tenth still are uniform, for the top.
+LEVEL, SPREAD, UNIFORM = 0.0, 1.2, 0.1
+HEAVIEST = 25.0
+UNTOLD = 0.1  # share of captions dropped, for guidance
+SCHEDULER = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
+    "prediction_type": "epsilon", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,
+}  # fmt: skip
+LOOKS = ("a red fish over the sea", "a cartoon of a blue car in a city", "a green rabbit in the snow", "a sketch of a purple robot in a room",
+         "a clay model of a yellow elephant in a meadow", "a paper cutout of an orange rocket in space", "a pink balloon in the desert", "a brown cat and a red ball in a forest")  # fmt: skip
+
+
+def train(
+    net: UNet2DConditionModel, plan: Plan, folder: Path, pool: Pool, held_out: Pool,
+    *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
+) -> nn.Module:  # fmt: skip
+    """The averaged U-Net."""
+    device = best_device()
+    ready = with_quick_norms(net).to(device, memory_format=torch.channels_last)
+    text = text.to(device).eval().requires_grad_(requires_grad=False)
+    schedule = Schedule.from_config(SCHEDULER)
+    latents = cached_latents(folder, vae, pool)
+    words = captions_as_ids(tokenizer, pool)
+    return fit(
+        ready, plan, folder, draw=draws(latents, words, schedule, plan.batch, ids(tokenizer, [""])[0]),
+        loss=noise_loss(text), report=reporter(folder, schedule, vae, text, tokenizer),
+    )  # fmt: skip
+
+
+def cached_latents(folder: Path, vae: AutoencoderKL, pool: Pool) -> np.ndarray:
+    """The scaled latents of all pictures: float16 [n, c, h, w], made once."""
+    path, beside = folder / "latents.npy", folder / "latents.part"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        scale = vae.config["scaling_factor"]
+        parts = range(0, len(pool.pictures), 64)
+        made = [(scale * autoencoder.encode(vae, pool.pictures[k : k + 64])).half().numpy() for k in parts]
+        with beside.open("wb") as file:
+            np.save(file, np.concatenate(made))
+        beside.replace(path)
+    return np.load(path)
+
+
+def captions_as_ids(tokenizer: CLIPTokenizer, pool: Pool) -> np.ndarray:
+    """The tokens of all captions: int16 [pictures, captions, words]."""
+    told = [caption for fact in pool.facts for caption in fact["captions"]]
+    return ids(tokenizer, told).reshape(len(pool.facts), -1, WORDS)
+
+
+def ids(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> np.ndarray:
+    taken = tokenizer(list(texts), padding="max_length", max_length=WORDS, truncation=True)
+    return np.array(taken.input_ids, np.int16)
+
+
+def draws(
+    latents: np.ndarray, words: np.ndarray, schedule: Schedule, batch: int, untold: np.ndarray
+) -> Callable[[np.random.Generator, float], Batch]:
+    """Batches of (latents, noise, timestep, signal a_t, sigma, words)."""
+    table, norms = np.array(schedule.sigmas), np.array(schedule.norms)
+
+    def draw(rng: np.random.Generator, progress: float) -> Batch:
+        chosen = rng.integers(len(latents), size=batch)
+        told = words[chosen, rng.integers(words.shape[1], size=batch)]
+        told[rng.uniform(size=batch) < UNTOLD] = untold
+        wanted = np.exp(LEVEL + SPREAD * rng.standard_normal(batch))
+        near = np.searchsorted(table, wanted).clip(0, len(table) - 1)
+        t = np.where(rng.uniform(size=batch) < UNIFORM, rng.integers(len(table), size=batch), near)
+        sigma = table[t]
+        noise = rng.standard_normal((batch, *latents.shape[1:]), np.float32)
+        numbers = (t, norms[t] / np.hypot(1, sigma), sigma)
+        return (
+            torch.from_numpy(latents[chosen].astype(np.float32)), torch.from_numpy(noise),
+            *(torch.from_numpy(n.astype(np.float32)) for n in numbers), torch.from_numpy(told.astype(np.int64)),
+        )  # fmt: skip
+
+    return draw
+
+
+def noise_loss(text: CLIPTextModel) -> Callable[[nn.Module, Batch], dict[str, Tensor]]:
+    """The squared error of the predicted noise, weighted by 1 + sigma^2: then an error of the picture weighs alike at
+    all high levels (Salimans & Ho 2022, the "SNR + 1" weighting of section 4)."""
+
+    def loss(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        x0, noise, t, a, sigma, words = batch
+        with torch.no_grad():
+            told = text(words).last_hidden_state
+        level = sigma[:, None, None, None]
+        z = (a[:, None, None, None] * (x0 + level * noise)).to(memory_format=torch.channels_last)
+        error = (net(z, t, told).sample.float() - noise).square().mean((1, 2, 3))
+        return {"noise": ((1 + sigma**2).clamp(max=HEAVIEST) * error).mean()}
+
+    return loss
+
+
+def reporter(
+    folder: Path, schedule: Schedule, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> Callable[[nn.Module], Figures]:
+    """A sheet of pictures drawn from eight prompts with always the same noise."""
+
+    @torch.no_grad()
+    def report(net: nn.Module) -> Figures:
+        drawn = draw_pictures(net, schedule, text, ids(tokenizer, LOOKS), ids(tokenizer, [""] * len(LOOKS)))
+        pictures = as_pictures(autoencoder.decode(vae, drawn / vae.config["scaling_factor"]))
+        save_sheet(folder / "sheet.png", pictures)
+        return {"spread": float(drawn.std())}
+
+    return report
+
+
+def draw_pictures(
+    net: nn.Module, schedule: Schedule, text: CLIPTextModel, told: np.ndarray, untold: np.ndarray, scale: float = 5.0
+) -> Tensor:
+    """Latents [n, c, h, w] of pictures from tokens, by 16 guided DDIM steps."""
+    device = next(net.parameters()).device
+
+    def bound(words: np.ndarray) -> Callable[[Latents, Tensor], Latents]:
+        states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
+
+        def network(z: Latents, t: Tensor) -> Latents:
+            with torch.autocast(device.type, torch.bfloat16):
+                return net(z[:, 0].to(device), t.to(device), states).sample.float().cpu()[:, None]
+
+        return network
+
+    look = guided(schedule.denoise(bound(told)), schedule.denoise(bound(untold)), scale)
+    sigmas = leading(schedule.sigmas, 16)
+    channels, side = net.config["in_channels"], net.config["sample_size"]
+    noise = independent(0, [0], (len(told), channels, side, side))
+    return last(ddim(look, sigmas[0] * noise, sigmas))[:, 0]
