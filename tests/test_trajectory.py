@@ -162,3 +162,14 @@ def test_a_walk_from_level_nought_is_refused():
 def test_noise_on_the_way_up_is_refused():
     with pytest.raises(ValueError, match="goes down, got a step from 1 up to 2"):
         last(euler_ancestral(DRAW)(gaussian, START, [1.0, 2.0]))
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_more_noise_than_ddpms_is_refused(eta):
+    with pytest.raises(ValueError, match=rf"from 0 \(none\) to 1 \(all of it\); got {eta}"):
+        ddim_eta(eta, DRAW)
+
+
+def test_a_walk_of_the_first_frame_alone_draws_that_frames_noise():
+    alone = last(euler_ancestral(DRAW)(gaussian, START[:, :1], SIGMAS))
+    assert torch.equal(alone, last(euler_ancestral(DRAW)(gaussian, START, SIGMAS))[:, :1])

@@ -61,8 +61,10 @@ def ddim(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step
 def ddim_eta(eta: float, draw: Draw) -> Solver:
     """DDIM with a share `eta` of DDPM's noise (Song et al. 2020, eq. 12 and 16): 0 is `ddim`, 1 is DDPM.
 
-    `draw` gives the noise for a level. Raises ValueError on a rising ladder.
+    `draw` gives the noise for a level. Raises ValueError for another share, and on a rising ladder.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta is a share of DDPM's noise, from 0 (none) to 1 (all of it); got {eta:g}.")
 
     def rule(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
         if to > sigma:
