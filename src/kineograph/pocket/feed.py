@@ -63,3 +63,9 @@ def paint(rng: np.random.Generator, split: str) -> tuple[np.ndarray, dict[str, A
     time = 0.0 if rng.uniform() < 0.75 else rng.uniform(-0.9, 0.9)
     told = [captions.of_picture(shot, rng) for _ in range(CAPTIONS)]
     return world.render(shot, time), {**asdict(shot), "time": time, "captions": told}
+
+
+def shot_of(fact: dict[str, Any]) -> world.Shot:
+    """The shot that a picture's facts tell of."""
+    things = tuple(world.Thing(**thing) for thing in fact["things"])
+    return world.Shot(fact["scene"], fact["style"], things, fact["camera"], fact["backdrop"])
