@@ -42,7 +42,7 @@ def write_mp4(path: Path, frames: np.ndarray, label: Label) -> None:
         container.mux(stream.encode(None))
 
 
-def read_movie(path: Path) -> tuple[np.ndarray, float | int]:
+def read_movie(path: Path) -> tuple[np.ndarray, float]:
     """Frames and frames per second of anything that FFmpeg opens."""
     with av.open(path) as container:
         if not container.streams.video:
@@ -73,7 +73,7 @@ def write_webp(path: Path, frames: np.ndarray, label: Label) -> None:
     path.write_bytes(whole.getvalue())
 
 
-def read_animation(path: Path, label: Label | None) -> tuple[np.ndarray, float | int]:
+def read_animation(path: Path, label: Label | None) -> tuple[np.ndarray, float]:
     """Frames and frames per second of a gif or webp.
 
     Both formats keep equal neighbours as one picture that is shown longer; here they come back as frames.
@@ -97,7 +97,7 @@ def write_pngs(path: Path, frames: np.ndarray, label: Label) -> None:
         write_png(path / f"frame_{number:04d}.png", frame[None], label)
 
 
-def read_pngs(path: Path, label: Label | None) -> tuple[np.ndarray, float | int]:
+def read_pngs(path: Path, label: Label | None) -> tuple[np.ndarray, float]:
     """Frames and frames per second of a folder of frames."""
     pictures = [read_animation(file, None)[0] for file in frame_files(path)]
     return np.concatenate(pictures), label.fps if label else 1.0
@@ -112,7 +112,7 @@ def write_png(path: Path, frames: np.ndarray, label: Label) -> None:
     path.write_bytes(whole.getvalue())  # a disk that is full says so here; Pillow's own writer hides it
 
 
-def exact_rate(fps: float | int) -> Fraction:
+def exact_rate(fps: float) -> Fraction:
     """Frames per second as the fraction that containers store."""
     return Fraction(fps).limit_denominator(1001)
 

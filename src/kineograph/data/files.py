@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -34,12 +34,8 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def instead_of(path: Path, ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """Like `beside`, but what stands at `path` gives way; a folder only if `ours(folder)` says so."""
-    if path.is_dir() and not ours(path):
-        raise FileExistsError(
-            f"{path} is a folder with other files in it, which are not overwritten: name a new folder"
-        )
+def instead_of(path: Path) -> Iterator[Path]:
+    """Like `beside`, but a folder at `path` gives way too, as a file does."""
     aside = path.with_name(f".{secrets.token_hex(6)}.old")
     with beside(path) as part:
         yield part

@@ -25,7 +25,7 @@ class Label(NamedTuple):
     frames: int
     height: int
     width: int
-    fps: float | int
+    fps: float
     settings: dict
 
     def text(self) -> str:

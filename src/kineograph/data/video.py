@@ -48,7 +48,7 @@ class Video:
     """
 
     frames: np.ndarray
-    fps: float | int = 4
+    fps: float = 4
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,6 +60,11 @@ class Video:
 
     def __len__(self) -> int:
         return len(self.frames)
+
+    @classmethod
+    def from_tensor(cls, frames: torch.Tensor, fps: float = 4) -> Video:
+        """The video of a tensor [f 3 h w] with values in 0..1."""
+        return cls((frames.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy(), fps)
 
     @property
     def pil(self) -> list[PIL.Image.Image]:
@@ -88,14 +93,15 @@ class Video:
             InputError: an ending that is not in the list.
             OSError: the folder cannot be written, or the disk is full.
         """
-        path = self._target(path)
-        refuse_existing(path)
+        path = Path(path).expanduser()
+        check_new(path, len(self))
         return self._write(path, beside(path))
 
     def overwrite(self, path: str | Path) -> Path:
         """Like `save`, in place of what has that name, which stays as it was until the new file is whole."""
-        path = self._target(path)
-        return self._write(path, instead_of(path, ours=_holds_frames_only))
+        path = Path(path).expanduser()
+        check_replaceable(path, len(self))
+        return self._write(path, instead_of(path))
 
     def contact_sheet(self, *, columns: int | None = None) -> PIL.Image.Image:
         """One picture of up to 16 frames, evenly spread over the video, row by row."""
@@ -110,11 +116,6 @@ class Video:
             row, column = divmod(number, columns)
             sheet.paste(PIL.Image.fromarray(frame), (column * (width + gap), row * (height + gap)))
         return sheet
-
-    def _target(self, path: str | Path) -> Path:
-        path = Path(path).expanduser()
-        check_ending(path, len(self))
-        return path
 
     def _write(self, path: Path, opened: AbstractContextManager[Path]) -> Path:
         with opened as part:
@@ -135,8 +136,22 @@ class Video:
         )
 
 
-def check_ending(path: Path, num_frames: int) -> None:
-    """Raises InputError when `Video.save` could not write such a file."""
+def check_new(path: Path, num_frames: int) -> None:
+    """Raises what `Video.save` would for a video of so many frames, without writing one."""
+    _check_ending(path, num_frames)
+    refuse_existing(path)
+
+
+def check_replaceable(path: Path, num_frames: int) -> None:
+    """Raises what `Video.overwrite` would for a video of so many frames, without writing one."""
+    _check_ending(path, num_frames)
+    if path.is_dir() and not all(file.match("frame_*.png") for file in path.iterdir()):
+        raise FileExistsError(
+            f"{path} is a folder with other files in it, which are not overwritten: name a new folder"
+        )
+
+
+def _check_ending(path: Path, num_frames: int) -> None:
     if path.suffix.lower() not in WRITERS:
         raise InputError(
             f"{path.name}: files end in .mp4, .gif or .webp; a name without an ending makes a folder of pngs"
@@ -169,13 +184,9 @@ def open_video(path: str | Path) -> Video:
     return Video(frames[:, : label.height, : label.width], label.fps, label.settings)
 
 
-def _read(path: Path, label: Label | None) -> tuple[np.ndarray, float | int]:
+def _read(path: Path, label: Label | None) -> tuple[np.ndarray, float]:
     if path.is_dir():
         return codecs.read_pngs(path, label)
     if path.suffix.lower() in (".gif", ".webp", ".png", ".jpg", ".jpeg"):
         return codecs.read_animation(path, label)
     return codecs.read_movie(path)
-
-
-def _holds_frames_only(folder: Path) -> bool:
-    return all(file.match("frame_*.png") for file in folder.iterdir())

@@ -1,0 +1,49 @@
+"""The command line: `kineograph generate "a red fish swimming over the sea"`."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from kineograph.cli import speaking
+from kineograph.cli.doctor import doctor
+from kineograph.cli.generate import generate
+from kineograph.cli.models import models
+from kineograph.cli.watch import inspect, replay
+
+app = typer.Typer(
+    name="kineograph",
+    help="Text-to-image diffusion models become video models.",
+    epilog='Start with: kineograph generate "a red fish swimming over the sea" -o fish.mp4',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (generate, inspect, replay, models, doctor):
+    app.command()(command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"kineograph {version('kineograph')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Text-to-image diffusion models become video models."""
+
+
+def main() -> None:
+    """The program `kineograph`."""
+    speaking.end_on_sigterm()
+    speaking.quiet_libraries()
+    with speaking.in_plain_words():
+        app(prog_name="kineograph")

@@ -1,0 +1,69 @@
+"""`kineograph models`: what can be passed to `--model`."""
+
+from __future__ import annotations
+
+import json as parse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.table import Table
+
+from kineograph.cli import speaking
+from kineograph.cli.outcome import Json
+
+POCKET = Path(__file__).parents[1] / "pocket" / "weights"
+PIPELINES = {"StableDiffusionPipeline": "SD 1.x or 2.x", "StableDiffusionXLPipeline": "SD XL"}
+TO_FETCH = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
+
+
+class Known(NamedTuple):
+    """A model and where it is."""
+
+    name: str
+    family: str
+    place: str
+    megabytes: int | None
+
+
+def models(json: Json = False) -> None:
+    """List the models that are here: the one built in, and those in the cache of the Hugging Face Hub.
+
+    Besides these, --model takes any folder in diffusers layout, any .safetensors or .ckpt file of Stable Diffusion
+    1.x, 2.x or XL, and any hub id of those, which is downloaded on first use.
+    """
+    here = [*built_in(), *_cached()]
+    if json:
+        speaking.answer({"models": [each._asdict() for each in here]})
+        return
+    table = Table(box=None, pad_edge=False)
+    for heading in ("model", "family", "where", "MB"):
+        table.add_column(heading, justify="right" if heading == "MB" else "left")
+    for each in here:
+        table.add_row(each.name, each.family, each.place, str(each.megabytes))
+    speaking.console().print(table)
+    absent = [name for name in TO_FETCH if name not in {each.name for each in here}]
+    speaking.say(f"Downloaded when first asked for, for example: {', '.join(absent)}" if absent else "")
+
+
+def built_in() -> Iterator[Known]:
+    """The pocket model, when it was installed with its weights."""
+    if (POCKET / "model_index.json").exists():
+        size = sum(file.stat().st_size for file in POCKET.rglob("*") if file.is_file())
+        yield Known("pocket", "SD 1.x, small", "built in", round(size / 1e6))
+
+
+def _cached() -> Iterator[Known]:
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return
+    for repository in sorted(repositories, key=lambda each: each.repo_id):
+        for revision in repository.revisions:
+            index = revision.snapshot_path / "model_index.json"
+            kind = parse.loads(index.read_text()).get("_class_name") if index.exists() else None
+            if kind in PIPELINES:
+                size = round(revision.size_on_disk / 1e6)
+                yield Known(repository.repo_id, PIPELINES[kind], str(revision.snapshot_path), size)

@@ -1,0 +1,128 @@
+"""What the command line says: to people on stderr, to programs on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kineograph.errors import InputWarning
+
+if TYPE_CHECKING:  # the bar is up before torch is
+    from kineograph.recipes import OnStep
+
+REFUSED, STOPPED, TERMINATED = 2, 130, 143
+LAST_WORDS = {STOPPED: "stopped: no half-written file is left", TERMINATED: "terminated: no half-written file is left"}
+OUT_OF_MEMORY = "out of memory: compute fewer frames at once (--chunk-size 2), fewer in all, or a smaller size"
+
+
+def console() -> Console:
+    """The terminal of people, who may have sent stdout elsewhere."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str) -> None:
+    """A line for people; the text is taken as it is."""
+    console().print(escape(text), soft_wrap=True)
+
+
+def answer(result: Mapping[str, Any]) -> None:
+    """The one JSON object that a program reads."""
+    print(json.dumps(result))
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Something is going on that has no steps."""
+    with console().status(escape(text)):
+        yield
+
+
+@contextmanager
+def steps(text: str) -> Iterator[OnStep]:
+    """A bar with steps and the time left, moved by what it lends: the `on_step` of a recipe."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console(), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda progress: bar.update(
+            task,
+            completed=progress.done,
+            total=progress.total,
+            description=text if progress.done < progress.total else "decoding",
+        )
+
+
+@contextmanager
+def in_plain_words() -> Iterator[None]:
+    """Turns what can go wrong into one line and an exit status; what cannot go wrong keeps its traceback."""
+    try:
+        with _own_warnings_only():
+            yield
+    except ValueError as error:
+        if not _from_here(error):
+            raise
+        refuse(str(error))
+    except OSError as error:
+        refuse(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+    except MemoryError:
+        refuse(OUT_OF_MEMORY)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not even be imported
+            raise
+        refuse(OUT_OF_MEMORY)
+    except SystemExit as end:  # typer has made 130 of Ctrl-C by now
+        if end.code in LAST_WORDS:
+            say(LAST_WORDS[end.code])
+        raise
+
+
+def _from_here(error: Exception) -> bool:
+    """Whether this library raised it: then its text is meant for people, and says what to do."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    return str(last[0].f_globals.get("__name__")).startswith("kineograph")
+
+
+def refuse(text: str) -> NoReturn:
+    """Ends the program with one clear line."""
+    console().print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    raise SystemExit(REFUSED)
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM unwinds the program as Ctrl-C does, so that nothing half-written stays behind."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        raise SystemExit(TERMINATED)
+
+    signal.signal(signal.SIGTERM, end)
+
+
+def quiet_libraries() -> None:
+    """Asks the libraries to keep to errors; to be called before they are imported."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@contextmanager
+def _own_warnings_only() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", InputWarning)
+        warnings.showwarning = _show_warning
+        yield
+
+
+def _show_warning(
+    message: Warning | str, category: type, filename: str, lineno: int, file: object = None, line: object = None
+) -> None:
+    console().print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True)

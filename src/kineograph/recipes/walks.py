@@ -1,0 +1,57 @@
+"""What the recipes of all methods choose by name: where a walk starts, by which rungs and which rule it goes down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from kineograph import ladder, noise, trajectory
+from kineograph.data.request import Request
+from kineograph.denoise import Denoise
+from kineograph.latents import Latents
+from kineograph.motion import Warp, along, parse
+from kineograph.trajectory import Draw, Solver, Step
+
+
+class Start(NamedTuple):
+    """What a request may leave open, decided."""
+
+    seed: int
+    height: int
+    width: int
+    shape: noise.Shape
+
+
+def distilled(table: Sequence[float], steps: int) -> list[float]:
+    """The ladder of latent consistency models: some of the 50 levels that they were distilled on."""
+    return ladder.thinned(ladder.trailing(table, 50), steps)
+
+
+class Descent(NamedTuple):
+    """A way down: the ladder from a model's table of levels, and the solver from what it may draw."""
+
+    rungs: Callable[[Sequence[float], int], list[float]]
+    solver: Callable[[Draw], Solver]
+
+
+DESCENTS: Mapping[str, Descent] = {
+    "ddim": Descent(ladder.leading, lambda draw: trajectory.ddim),
+    "dpmpp-2m": Descent(ladder.leading, lambda draw: trajectory.dpmpp_2m),
+    "euler-ancestral": Descent(ladder.leading, trajectory.euler_ancestral),
+    "lcm": Descent(distilled, trajectory.lcm),
+}
+
+
+def solver(request: Request, start: Start) -> Solver:
+    """The solver of that name, which draws the noise of the frames it walks: of one, or of all."""
+
+    def solve(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+        draw = noise.at_levels(start.seed, range(x.shape[1]), start.shape)
+        return DESCENTS[request.solver].solver(draw)(look, x, sigmas)
+
+    return solve
+
+
+def camera(request: Request, seed: int) -> Warp:
+    """What the other frames see of the first. Raises ValueError for a motion that cannot be."""
+    return along(parse(request.motion), frames=request.num_frames, seed=seed)

@@ -1,0 +1,196 @@
+"""The front doors: every argument is checked, and a video carries all that makes it again."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import warnings
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models.conftest import sd, sd_folder  # noqa: F401
+
+import kineograph as kg
+from kineograph.data.request import METHODS, SOLVERS, Request
+from kineograph.errors import InputError, InputWarning
+from kineograph.models.model import Model
+from kineograph.recipes.making import METHODS as RECIPES
+from kineograph.recipes.walks import DESCENTS
+
+FEW = {"num_inference_steps": 2, "num_frames": 2}
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return kg.load(sd())
+
+
+def test_the_defaults_of_generate_are_those_of_a_request() -> None:
+    given = inspect.signature(kg.generate).parameters
+    named = [field for field in fields(Request) if field.name != "prompt"]
+    assert {each.name: given[each.name].default for each in named} == {each.name: each.default for each in named}
+    assert set(given) - {each.name for each in named} == {"model", "prompt", "on_step"}
+
+
+def test_every_choice_is_there() -> None:
+    assert tuple(DESCENTS) == SOLVERS
+    assert tuple(RECIPES) == METHODS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": " \n"}, "prompt is empty"),
+        ({"num_frames": 0}, "from 1 to 4096, not 0"),
+        ({"num_frames": -3}, "from 1 to 4096, not -3"),
+        ({"num_frames": 1_000_000}, "786 GB"),
+        ({"num_frames": True}, "whole number"),
+        ({"num_inference_steps": 0}, "num_inference_steps .* not 0"),
+        ({"num_inference_steps": 1001}, "num_inference_steps .* not 1001"),
+        ({"guidance_scale": math.nan}, "guidance_scale is a number, not nan"),
+        ({"height": 0}, "height .* not 0"),
+        ({"width": 100_000}, "width .* not 100000"),
+        ({"seed": -1}, "seed .* not -1"),
+        ({"fps": 0}, "fps"),
+        ({"fps": math.inf}, "fps"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"solver": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
+        ({"method": "magic"}, "text2video-zero, not 'magic'"),
+    ],
+)
+def test_a_request_refuses_what_cannot_be(arguments: dict, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Request(**{"prompt": "a fish", **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"height": 17}, "multiples of 2"),  # the tiny VAE halves
+        ({"motion": "sideways"}, "pan:X,Y"),
+        ({"motion": "zoom:3", "num_frames": 8}, "zoom"),
+        ({"prompt": "word " * 100}, "tokens"),
+        ({"solver": "lcm", "num_inference_steps": 60}, "between 1 and 50"),
+    ],
+)
+def test_what_only_the_model_can_refuse(model: Model, arguments: dict, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        kg.generate(model, **{"prompt": "a fish", **FEW, **arguments})
+
+
+def test_progress_ends_at_the_total_and_shows_the_picture(model: Model) -> None:
+    told: list = []
+    video = kg.generate(model, "a fish", **FEW, seed=3, on_step=told.append)
+    assert [each.done for each in told] == list(range(1, told[-1].total + 1))
+    assert told[0].step.x0.shape == (1, 1, 4, 8, 8)  # frame 0 alone
+    assert np.array_equal(kg.Video.from_tensor(model.decode(told[-1].step.x)[0]).frames, video.frames)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("num_frames", [1, 3])
+def test_every_solver_counts_its_steps(model: Model, solver: str, num_frames: int) -> None:
+    told: list = []
+    video = kg.generate(
+        model, "a fish", num_inference_steps=2, num_frames=num_frames, solver=solver, on_step=told.append
+    )
+    assert told[-1].done == told[-1].total
+    assert video.frames.shape == (num_frames, 16, 16, 3)
+
+
+def test_an_exception_from_on_step_ends_the_work(model: Model) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kg.generate(model, "a fish", **FEW, on_step=stop)
+
+
+def test_the_settings_are_json_and_complete(model: Model) -> None:
+    video = kg.generate(model, "a fish", **FEW, height=24, fps=3)
+    settings = video.settings
+    assert json.loads(json.dumps(settings)) == settings
+    assert {"prompt", "seed", "motion", "frames_sha256", "model", "versions", "machine"} <= set(settings)
+    assert (settings["height"], settings["width"], video.fps) == (24, 16, 3)
+    assert isinstance(settings["seed"], int)
+    assert set(settings["model"]["weights"]) == {"unet", "vae", "text_encoder"}
+    assert settings["frames_sha256"] == video.digest
+
+
+def test_the_seed_decides_and_one_is_drawn_when_none_is_given(model: Model) -> None:
+    one, same, other = (kg.generate(model, "a fish", **FEW, seed=seed) for seed in (5, 5, 6))
+    assert one.digest == same.digest != other.digest
+    drawn = kg.generate(model, "a fish", **FEW)
+    assert kg.generate(model, "a fish", **FEW, seed=drawn.settings["seed"]).digest == drawn.digest
+
+
+def test_a_list_of_prompts_gives_what_each_gives_alone(model: Model) -> None:
+    both = kg.generate(model, ["a fish", "a dog"], **FEW, seed=5)
+    assert [video.settings["seed"] for video in both] == [5, 6]
+    assert both[1].digest == kg.generate(model, "a dog", **FEW, seed=6).digest
+
+
+def test_no_guidance_never_asks_the_negative_prompt(model: Model) -> None:
+    plain, negative = (
+        kg.generate(model, "a fish", negative_prompt=text, guidance_scale=1, **FEW, seed=1) for text in ("", "a dog")
+    )
+    assert plain.digest == negative.digest
+    assert plain.digest != kg.generate(model, "a fish", **FEW, seed=1).digest
+
+
+def test_unknown_words_are_warned_of(model: Model) -> None:
+    knowing = replace(model, vocabulary=frozenset({"a", "red", "fish"}))
+    with pytest.warns(InputWarning, match="the words gryphon, zeppelin"):
+        kg.generate(knowing, "a red gryphon", negative_prompt="zeppelin", **FEW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kg.generate(knowing, "a red fish", **FEW)
+
+
+def test_nan_is_an_error_that_names_the_frame() -> None:
+    broken = kg.load(sd())
+    with torch.no_grad():
+        broken.net.image_unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="frame 0"):
+        kg.generate(broken, "a fish", **FEW)
+
+
+@pytest.mark.parametrize("name", ["fish.mp4", "fish.gif", "fish.webp", "fish"])
+def test_replay_makes_every_pixel_again(tmp_path: Path, sd_folder: Path, name: str) -> None:  # noqa: F811
+    video = kg.generate(kg.load(sd_folder), "a fish", **FEW, motion="pan:70,0+zoom:1.1", solver="euler-ancestral")
+    again = kg.replay(video.save(tmp_path / name))
+    assert np.array_equal(again.frames, video.frames)
+    assert again.settings == video.settings
+
+
+def test_replay_says_what_has_changed(tmp_path: Path, model: Model) -> None:
+    path = kg.generate(model, "a fish", **FEW).save(tmp_path / "fish.mp4")
+    other = kg.load(sd())
+    with torch.no_grad():
+        other.net.image_unet.conv_in.weight.mul_(1.1)
+    with pytest.warns(InputWarning, match="the hash of unet was"):
+        kg.replay(path, model=other)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kg.replay(path, model=model)
+
+
+def test_replay_of_a_live_pipeline_asks_for_it(tmp_path: Path, model: Model) -> None:
+    path = kg.generate(model, "a fish", **FEW).save(tmp_path / "fish.mp4")
+    with pytest.raises(InputError, match="model=kineograph.load"):
+        kg.replay(path)
+
+
+def test_replay_refuses_what_is_no_recipe(tmp_path: Path, model: Model) -> None:
+    video = kg.generate(model, "a fish", **FEW)
+    bare = replace(video, settings={"prompt": "a fish"})
+    with pytest.raises(InputError, match="not of a video"):
+        kg.replay(bare.save(tmp_path / "bare.mp4"))
+    settings = json.loads(json.dumps(video.settings))
+    settings["model"]["load"] = {"source": "x", "cache_dir": "/etc"}
+    with pytest.raises(InputError, match="unknown arguments: cache_dir"):
+        kg.replay(replace(video, settings=settings).save(tmp_path / "sly.mp4"))
