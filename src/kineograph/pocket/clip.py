@@ -28,6 +28,7 @@ def train(net: CLIPModel, plan: Plan, folder: Path, pool: Pool, held_out: Pool, 
     """The averaged CLIP (Radford et al. 2021, figure 3). Nearly the same words apart only by whose colour is whose are
     what makes the text tower's states say which colour belongs to which thing."""
     draw = pairs(pool, tokens, plan.batch)
+    net.set_attn_implementation("eager")  # torch's fused attention takes longer over so few tokens, half of the step
     return fit(net.to(best_device()), plan, folder, draw=draw, loss=losses, report=reporter(held_out, tokens))
 
 

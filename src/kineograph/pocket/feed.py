@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,39 +26,43 @@ class Pool(NamedTuple):
     """Pictures and what is in them: uint8 [n, 128, 128, 3], and for each the shot as a dict with its captions."""
 
     pictures: np.ndarray
-    facts: list[dict[str, Any]]
+    facts: list[Any]
 
 
-def pool(folder: Path, count: int, *, seed: int, split: str) -> Pool:
-    """The pool of this size, seed and split; painted into `folder` unless it is there."""
+Paint = Callable[[np.random.Generator, str], tuple[np.ndarray, Any]]  # of a generator and a split: pixels and facts
+Job = tuple[Paint, int, int, int, str]
+
+
+def pool(folder: Path, count: int, *, seed: int, split: str, paint: Paint | None = None) -> Pool:
+    """The pool of this size, seed and split, of what `paint` paints (a picture); painted into `folder` unless there."""
     pictures = folder / f"{split}-{seed}-{count}.npy"
     facts = pictures.with_suffix(".jsonl")
     if not pictures.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _paint(pictures, facts, count, seed, split)
+        _paint_all(pictures, facts, [(paint or picture, n, min(PIECE, count - n), seed, split) for n in range(0, count, PIECE)])
     return Pool(np.load(pictures, mmap_mode="r"), [json.loads(line) for line in facts.read_text().splitlines()])
 
 
-def _paint(pictures: Path, facts: Path, count: int, seed: int, split: str) -> None:
-    beside = pictures.with_suffix(".part")
-    jobs = [(first, min(PIECE, count - first), seed, split) for first in range(0, count, PIECE)]
-    array = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(count, SIDE, SIDE, 3))
+def _paint_all(pictures: Path, facts: Path, jobs: list[Job]) -> None:
+    beside, count = pictures.with_suffix(".part"), sum(size for _, _, size, *_ in jobs)
+    shape = paint_piece((jobs[0][0], 0, 1, *jobs[0][3:]))[0].shape[1:]
+    array = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(count, *shape))
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as workers, facts.open("w") as file:
-        for (first, size, *_), (painted, told) in zip(jobs, workers.imap(paint_piece, jobs), strict=True):
+        for (_, first, size, *_), (painted, told) in zip(jobs, workers.imap(paint_piece, jobs), strict=True):
             array[first : first + size] = painted
             file.writelines(json.dumps(fact) + "\n" for fact in told)
     array.flush()
     beside.replace(pictures)
 
 
-def paint_piece(job: tuple[int, int, int, str]) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Pictures `first` to `first + size`: each depends on the seed and its own number only."""
-    first, size, seed, split = job
-    painted = [paint(np.random.default_rng((seed, number)), split) for number in range(first, first + size)]
-    return np.stack([picture for picture, _ in painted]), [fact for _, fact in painted]
+def paint_piece(job: Job) -> tuple[np.ndarray, list[Any]]:
+    """Items `first` to `first + size`: each depends on the seed and its own number only."""
+    paint, first, size, seed, split = job
+    items = [paint(np.random.default_rng((seed, number)), split) for number in range(first, first + size)]
+    return np.stack([painted for painted, _ in items]), [fact for _, fact in items]
 
 
-def paint(rng: np.random.Generator, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+def picture(rng: np.random.Generator, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """One picture and its facts. Three in four stand as the shot says, the others are caught in motion."""
     shot = world.draw_shot(rng, split=split)
     time = 0.0 if rng.uniform() < 0.75 else rng.uniform(-0.9, 0.9)
