@@ -10,6 +10,7 @@ import typer
 from kineograph.cli import speaking
 from kineograph.cli.doctor import doctor
 from kineograph.cli.generate import generate
+from kineograph.cli.measure import bench, reproduce
 from kineograph.cli.models import models
 from kineograph.cli.watch import inspect, replay
 
@@ -22,14 +23,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, inspect, replay, models, doctor):
+for command in (generate, inspect, replay, models, doctor, reproduce, bench):
     app.command()(command)
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         print(f"kineograph {version('kineograph')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

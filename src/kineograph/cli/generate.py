@@ -134,8 +134,8 @@ def generate(
             device=device,
             dtype=dtype,
         )
-    with speaking.steps("drawing") as on_step:
-        video = recipes.made(loaded, request, on_step)
+    with speaking.counted("drawing") as tell:
+        video = recipes.made(loaded, request, lambda step: tell(step.done, step.total))
     report(video, write(video), json, {"seconds": round(time.monotonic() - began, 1)})
 
 

@@ -7,18 +7,15 @@ import os
 import signal
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kineograph.errors import InputWarning
-
-if TYPE_CHECKING:  # the bar is up before torch is
-    from kineograph.recipes import OnStep
 
 REFUSED, STOPPED, TERMINATED = 2, 130, 143
 LAST_WORDS = {STOPPED: "stopped: no half-written file is left", TERMINATED: "terminated: no half-written file is left"}
@@ -48,17 +45,12 @@ def waiting(text: str) -> Iterator[None]:
 
 
 @contextmanager
-def steps(text: str) -> Iterator[OnStep]:
-    """A bar with steps and the time left, moved by what it lends: the `on_step` of a recipe."""
+def counted(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with the time left, moved by what it lends: a function of (how many are done, of how many)."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console(), transient=True) as bar:
         task = bar.add_task(text, total=None)
-        yield lambda progress: bar.update(
-            task,
-            completed=progress.done,
-            total=progress.total,
-            description=text if progress.done < progress.total else "decoding",
-        )
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

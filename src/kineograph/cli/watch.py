@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from kineograph.cli import speaking
@@ -66,8 +67,8 @@ def replay(
         from kineograph.models.checkpoints import load
 
         loaded = load(model, device=device) if model else recipes.recorded_model(settings, device=device)
-    with speaking.steps("drawing") as on_step:
-        video = recipes.replay(file, model=loaded, on_step=on_step)
+    with speaking.counted("drawing") as tell:
+        video = recipes.replay(file, model=loaded, on_step=lambda step: tell(step.done, step.total))
     identical = video.settings["frames_sha256"] == settings["frames_sha256"]
     speaking.say("identical: every pixel is the same" if identical else "not identical")
     report(video, write(video), json, {"identical": identical, "seconds": round(time.monotonic() - began, 1)})
@@ -80,7 +81,7 @@ def _table(settings: Mapping[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in _lines(settings):
-        table.add_row(name, value)
+        table.add_row(escape(name), escape(value))
     return table
 
 
