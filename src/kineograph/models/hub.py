@@ -1,0 +1,117 @@
+"""Files that live on the Hugging Face Hub, or beside us: found, fetched, or a clear word about why not."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import huggingface_hub as hf
+from huggingface_hub import errors
+
+from kineograph.errors import InputError
+
+CONFIGS = ["*.json", "*.txt"]
+WEIGHTS = {
+    "unet": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "text_encoder_2": "model",
+}
+FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+
+
+class Hub(NamedTuple):
+    """How to ask the Hub; the names are those of `from_pretrained`."""
+
+    revision: str | None = None
+    variant: str | None = None
+    token: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+
+def local(source: str | Path) -> Path | None:
+    """The path, if something is there; None if it can only be the name of a repository.
+
+    Raises InputError for a path with nothing there, with a hint when something similar is.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if isinstance(source, str) and _is_repository(source) and not path.parent.is_dir():
+        return None
+    raise InputError(f"there is no {source}{_hint(path)}")
+
+
+def find_file(source: str | Path, names: list[str], ask: Hub) -> Path:
+    """A file of a known name in a folder or repository, or the only safetensors file there; or the file itself.
+
+    Raises InputError when there is none, or no telling which.
+    """
+    elsewhere = ask._replace(revision=None, variant=None)  # those are the model's, not this file's
+    path = local(source) or fetch_folder(str(source), [*names, "adapter_config.json"], elsewhere)
+    if path.is_file():
+        return path
+    files = [path / name for name in names if (path / name).exists()] or sorted(path.glob("*.safetensors"))
+    if not files or (len(files) > 1 and files[0].name not in names):
+        there = f"{len(files)} files that it could be" if files else "none"
+        raise InputError(f"expected {' or '.join(names)} in {source}, found {there}: pass the path of the file itself")
+    return files[0]
+
+
+def fetch_pipeline(name: str, ask: Hub) -> Path:
+    """The folder of a repository that holds a diffusers pipeline: settings, and weights in one format."""
+    variant = f".{ask.variant}" if ask.variant else ""
+    stems = [f"{part}/{stem}{variant}" for part, stem in WEIGHTS.items()]
+    weights = [f"{stem}{rest}.safetensors" for stem in stems for rest in ("", "-*-of-*")]
+    return fetch_folder(name, [*CONFIGS, *weights], ask)
+
+
+def fetch_folder(name: str, patterns: list[str], ask: Hub) -> Path:
+    """The folder of a repository with those of its files that match."""
+    options = ask._asdict() | {"allow_patterns": patterns}
+    del options["variant"]  # the Hub knows files, not which of them are variants
+    return _fetched(name, lambda: hf.snapshot_download(name, **options))
+
+
+def _fetched(name: str, fetch: Callable[[], str | Path]) -> Path:
+    try:
+        return Path(fetch())
+    except errors.GatedRepoError as error:
+        raise InputError(f"{name} is gated: accept its terms on https://hf.co/{name} and pass token=...") from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        raise InputError(f"the Hub has no {name} that you may see: check the name, or pass token=...") from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(f"{name} has no such revision: look at https://hf.co/{name}/commits/main") from error
+    except errors.EntryNotFoundError as error:
+        raise InputError(_absent(name, error)) from error
+    except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        raise InputError(_unreachable(name, error)) from error
+
+
+def _absent(name: str, error: Exception) -> str:
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return _unreachable(name, error)
+    return f"{name} on the Hub is not laid out as expected ({error})"
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    return (
+        f"{name} is neither a path here nor in the cache of the Hub, and the Hub is not reached "
+        f"({type(error).__name__}): go online (HF_HUB_OFFLINE unset, local_files_only not given) or pass a folder"
+    )
+
+
+def _is_repository(source: str) -> bool:
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None and Path(source).suffix not in FILE_ENDINGS
+
+
+def _hint(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f": there is no folder {path.parent} either"
+    beside = [each.name for each in path.parent.iterdir()]
+    near = difflib.get_close_matches(path.name, beside, n=1) or [each for each in beside if path.name in each][:1]
+    return f"; did you mean {path.parent / near[0]}?" if near else ""

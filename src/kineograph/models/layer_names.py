@@ -1,0 +1,84 @@
+"""The names that a layer goes by in the files of different trainers.
+
+Flattened, with "_" for ".", because kohya's scripts write them so and nothing is lost by it.
+Source: the module names of diffusers, of transformers, and of Stable Diffusion's own code ("LDM" names below).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+Layer = nn.Linear | nn.Conv2d
+
+IN_LDM = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+}
+IN_LDM_RESNETS = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+ROOM = re.compile(r"(down|mid|up)_blocks?(?:\.(\d+))?\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
+
+
+def layers(network: nn.Module) -> dict[str, Layer]:
+    """The layers that a LoRA can change, by their path in the network, whether or not one is on them already."""
+    return {
+        path.removesuffix(".base_layer"): layer
+        for path, layer in network.named_modules()
+        if isinstance(layer, Layer) and ".lora_" not in path
+    }
+
+
+def flat_names(network: nn.Module) -> dict[str, str]:
+    """Every flattened name of every layer of a U-Net or text encoder -> its path."""
+    aliases = _in_unet if isinstance(network, UNet2DConditionModel) else _in_text_encoder
+    return {flat(name): path for path in layers(network) for name in aliases(network, path)}
+
+
+def flat(name: str) -> str:
+    """A name as kohya's scripts write it; diffusers used to put processors between."""
+    return name.replace(".processor.", ".").replace(".", "_")
+
+
+def _in_text_encoder(network: nn.Module, path: str) -> Iterator[str]:
+    bare = path.removeprefix("text_model.")  # transformers had this level, dropped it, and kept it where it projects
+    for name in (bare, f"text_model.{bare}"):
+        yield name
+        yield re.sub(r"(q|k|v|out)_proj$", r"to_\1", name)  # diffusers before peft
+
+
+def _in_unet(network: UNet2DConditionModel, path: str) -> Iterator[str]:
+    yield path
+    yield path.removesuffix(".0")  # to_out.0, which diffusers before peft called to_out
+    yield _in_ldm(network, path)
+
+
+def _in_ldm(network: UNet2DConditionModel, path: str) -> str:
+    """The layer's name in Stable Diffusion's own code, which numbers all blocks of a side through."""
+    found = ROOM.fullmatch(path)
+    if found is None:
+        return IN_LDM.get(path, path)
+    side, block, kind, number, rest = found.groups()
+    stride = network.config.layers_per_block + 1
+    at = int(block or 0) * stride + int(number)
+    inner = IN_LDM_RESNETS.get(rest, rest)
+    if kind == "downsamplers":
+        return f"input_blocks.{at + stride}.0.op"
+    if kind == "upsamplers":
+        behind = 2 if getattr(network.up_blocks[int(block)], "attentions", None) else 1
+        return f"output_blocks.{at + stride - 1}.{behind}.{inner}"
+    place = int(kind == "attentions")
+    if side == "mid":
+        return f"middle_block.{2 * int(number) + place}.{inner}"
+    return f"input_blocks.{at + 1}.{place}.{inner}" if side == "down" else f"output_blocks.{at}.{place}.{inner}"

@@ -1,0 +1,183 @@
+"""A text-to-image model as the rest of the library sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kineograph.condition import Condition
+from kineograph.denoise import Denoise
+from kineograph.errors import InputError
+from kineograph.latents import Latents
+from kineograph.models import text
+from kineograph.models.attention import Memory, See, own
+from kineograph.models.schedule import Schedule
+from kineograph.models.text import TextEncoder
+from kineograph.models.unet import VideoUNet
+
+Frames = Float[Tensor, "b f 3 H W"]
+PIXELS_AT_ONCE = 512 * 512
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """Networks that belong together. It prompts, binds, encodes and decodes; it never samples or trains.
+
+    dtype         of the network's weights; latents and everything between evaluations are float32
+    force_zeros   an empty text is all zeros to this model (SDXL), instead of the encoding of no words
+    settings      the arguments of `load` that make this model again; empty for one made from a live pipeline
+    vocabulary    the words the model was trained on, where it comes with a list of them
+    """
+
+    net: VideoUNet
+    vae: AutoencoderKL
+    text: tuple[TextEncoder, ...]
+    schedule: Schedule
+    name: str
+    device: torch.device
+    dtype: torch.dtype
+    force_zeros: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: frozenset[str] | None = None
+    image_encoder: nn.Module | None = None
+
+    @property
+    def factor(self) -> int:
+        """How many pixels a latent cell is wide and high."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels that the model was trained on."""
+        size = self.net.image_unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.factor, width * self.factor
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of a picture this many pixels high and wide."""
+        if height < 1 or width < 1 or height % self.factor or width % self.factor:
+            raise InputError(
+                f"expected height and width to be multiples of {self.factor} above 0, got {height} x {width}; "
+                f"{_nearest(height, self.factor)} x {_nearest(width, self.factor)} is near"
+            )
+        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+
+    @torch.no_grad()
+    def prompt(self, texts: Sequence[str], *, size: tuple[int, int] | None = None, clip_skip: int = 0) -> Condition:
+        """What the network is told when it is told these texts, one for each video of the batch.
+
+        size: height and width of the picture, which SDXL is told; the model's own unless given.
+        clip_skip: how many of the text encoder's last layers to leave out.
+        Raises InputError when a text is longer than the model can read.
+        """
+        if self.net.image_unet.config.addition_embed_type is None:
+            return Condition(text.encode(self.text[0], texts, clip_skip))
+        tokens, pooled = text.encode_together(self.text, texts, clip_skip)
+        if self.force_zeros:
+            said = torch.tensor([bool(each) for each in texts], device=tokens.device)
+            tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
+        return Condition(tokens, embedding=self._with_size(pooled, size or self.default_size))
+
+    def _with_size(self, pooled: text.Pooled, size: tuple[int, int]) -> Float[Tensor, "b told"]:
+        """SDXL's micro-conditioning: original size, crop corner, target size (Podell et al. 2023, section 2.2)."""
+        numbers = torch.tensor([*size, 0, 0, *size], device=pooled.device)
+        told = self.net.image_unet.add_time_proj(numbers).flatten()
+        return torch.cat([pooled, told.to(pooled.dtype).expand(len(pooled), -1)], dim=-1)
+
+    def bind(self, condition: Condition, *, see: See = own, chunk_size: int = 8) -> Denoise:
+        """The model as a function `(x, sigma) -> x0`, told this and with frames that see each other so.
+
+        chunk_size: how many frames are walked at once; memory grows with it, the result does not change.
+        """
+        self._check(condition)
+        with torch.no_grad():
+            told = self.net.prepare(condition)
+
+        def network(z: Latents, t: Tensor) -> Latents:
+            memory: Memory | None = {} if z.shape[1] > chunk_size else None
+            walked = [
+                self.net(part, t, condition, see=see, frames=numbers, memory=memory, text=told)
+                for numbers, part in _chunks(z.to(self.device), chunk_size)
+            ]
+            return torch.cat(walked, dim=1).to(z.device)
+
+        return self.schedule.denoise(network)
+
+    def _check(self, condition: Condition) -> None:
+        wanted = self.net.image_unet.config.in_channels - self.vae.config.latent_channels
+        given = 0 if condition.channels is None else condition.channels.shape[2]
+        if given != wanted:
+            raise InputError(
+                f"{self.name} reads {wanted} channels beside the latents, and the condition has {given}: "
+                "a text-to-image model reads none, one for inpainting or editing reads a picture there"
+            )
+
+    @torch.no_grad()
+    def encode(self, frames: Frames, chunk_size: int | None = None) -> Latents:
+        """Frames, with values from 0 to 1, as clean latents: float32, on the frames' device.
+
+        chunk_size: how many frames go through the VAE at once; as many as make one 512 x 512 picture unless given.
+        """
+        self.latent_shape(*frames.shape[-2:])
+        shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+        encoded = [
+            self.vae.encode((2 * part.flatten(0, 1) - 1).to(self.device, self.vae.dtype)).latent_dist.mode().float()
+            for _, part in _chunks(frames, chunk_size or _at_once(frames.shape[-2] * frames.shape[-1]))
+        ]
+        latents = [part.unflatten(0, (len(frames), -1)) for part in encoded]
+        return (scale * (torch.cat(latents, dim=1) - shift)).to(frames.device)
+
+    @torch.no_grad()
+    def decode(self, latents: Latents, chunk_size: int | None = None) -> Frames:
+        """Clean latents as frames with values from 0 to 1: float32, on the CPU.
+
+        chunk_size: how many frames go through the VAE at once; as many as make one 512 x 512 picture unless given.
+        Raises ValueError when a frame holds NaN or infinity, naming it.
+        """
+        shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+        pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
+        decoded = []
+        for numbers, part in _chunks(latents, chunk_size or _at_once(pixels)):
+            z = (part.flatten(0, 1) / scale + shift).to(self.device, self.vae.dtype)
+            frames = self.vae.decode(z).sample.float().cpu().unflatten(0, (len(latents), -1))
+            _refuse_nan(frames, numbers)
+            decoded.append((frames / 2 + 0.5).clamp(0, 1))
+        return torch.cat(decoded, dim=1)
+
+    def unknown_words(self, said: str) -> list[str]:
+        """The words of a text that the model has never seen; none when it has no list of the words it knows."""
+        return [] if self.vocabulary is None else text.unknown_words(said, self.vocabulary)
+
+
+def _chunks(x: Tensor, size: int) -> Iterator[tuple[range, Tensor]]:
+    """Frames in parts of at most `size`, each with its numbers."""
+    if size < 1:
+        raise InputError(f"expected a chunk_size of at least 1 frame, got {size}")
+    for start in range(0, x.shape[1], size):
+        numbers = range(start, min(start + size, x.shape[1]))
+        yield numbers, x[:, numbers.start : numbers.stop]
+
+
+def _at_once(pixels: int) -> int:
+    return max(1, PIXELS_AT_ONCE // pixels)
+
+
+def _nearest(length: int, factor: int) -> int:
+    return max(1, round(length / factor)) * factor
+
+
+def _refuse_nan(frames: Frames, numbers: range) -> None:
+    broken = ~torch.isfinite(frames).flatten(2).all(2)
+    if broken.any():
+        sample, at = broken.nonzero()[0].tolist()
+        raise ValueError(
+            f"frame {numbers[at]} (video {sample} of the batch) holds NaN or infinity after the VAE. "
+            "Latents that are none already, or half precision that overflows, are the usual causes: "
+            "load the model with dtype=float32"
+        )

@@ -1,0 +1,116 @@
+"""On which device and in which number format a model is fastest and still right here, and why."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from kineograph.errors import InputError
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+}
+# Instructions that multiply bfloat16 matrices. Without them a CPU converts every number back and forth.
+BF16_UNITS = ("amx_bf16", "avx512_bf16")
+
+
+class Placement(NamedTuple):
+    """Where a model's weights go and in which format; `reason` is a sentence for people."""
+
+    device: torch.device
+    dtype: torch.dtype
+    reason: str
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Convolutions in half precision run faster channels-last, on a CPU and on tensor cores."""
+        halves = self.dtype != torch.float32 and self.device.type in ("cpu", "cuda")
+        return torch.channels_last if halves else torch.contiguous_format
+
+
+def place(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
+    """The device and dtype to use; either can be given, what is not given is chosen.
+
+    device: as torch writes it, such as "cuda:1". dtype: a torch dtype or one of `DTYPES`.
+    Raises InputError for a device that is not here and for a dtype that networks do not run in.
+    """
+    where = _best_device() if device is None else _checked(device)
+    best, why = _best_dtype(where)
+    if dtype is None:
+        return Placement(where, best, why)
+    chosen = as_dtype(dtype)
+    return Placement(where, chosen, f"{_name(chosen)} as asked; {_name(best)} would be chosen: {why}")
+
+
+def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype from its name, as "bf16", "float16" or "torch.float32"."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise InputError(f"expected dtype to be float32, bfloat16 or float16, got {name!r}")
+    return DTYPES[name]
+
+
+def _best_device() -> torch.device:
+    return torch.device(next(kind for kind in _devices() if _count(kind)))
+
+
+def _devices() -> tuple[str, ...]:
+    return ("cuda", "mps", "cpu")
+
+
+def _count(kind: str) -> int:
+    """How many devices of a kind are here."""
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    return int(kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
+
+
+def _checked(device: str | torch.device) -> torch.device:
+    here = [kind for kind in _devices() if _count(kind)]
+    try:
+        asked = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"there is no device {device!r}; here are: {', '.join(here)}") from error
+    if (asked.index or 0) >= _count(asked.type):
+        raise InputError(
+            f"device {asked} is not available; here are: {', '.join(here)}. "
+            "If the machine has such a card, check its driver and that this torch build is made for it"
+        )
+    return asked
+
+
+def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    return {"cuda": _on_cuda, "mps": _on_mps, "cpu": _on_cpu}[device.type](device)
+
+
+def _on_cuda(device: torch.device) -> tuple[torch.dtype, str]:
+    name = torch.cuda.get_device_name(device)
+    major, minor = torch.cuda.get_device_capability(device)
+    if torch.version.hip or major >= 8:
+        return torch.bfloat16, f"{name} computes bfloat16 in its matrix units"
+    return torch.float16, f"{name} is older than Ampere ({major}.{minor}) and has matrix units for float16 only"
+
+
+def _on_mps(device: torch.device) -> tuple[torch.dtype, str]:
+    return torch.float16, "Apple's GPUs compute float16 at full speed, and older ones have no bfloat16"
+
+
+def _on_cpu(device: torch.device) -> tuple[torch.dtype, str]:
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return torch.float32, f"torch {torch.__version__} cannot tell what this CPU computes fast; 2.11 and newer can"
+    has = torch.cpu.get_capabilities()
+    name = has.get("cpu_name") or has.get("architecture") or "this CPU"
+    units = [unit for unit in BF16_UNITS if has.get(unit)]
+    if units:
+        return torch.bfloat16, f"{name} multiplies bfloat16 matrices ({units[0]})"
+    return torch.float32, f"{name} has no bfloat16 matrix units ({' or '.join(BF16_UNITS)})"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,134 @@
+"""Checkpoints that are one file in Stable Diffusion's own layout, as they are shared and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
+from torch import Tensor, nn
+from transformers import CLIPTokenizer
+
+from kineograph.errors import InputError
+from kineograph.models import catalog, hub, parts, tensor_files
+from kineograph.models.hub import Hub
+from kineograph.models.parts import Parts
+from kineograph.models.text import TextEncoder
+
+# All models of the family read CLIP's one vocabulary. OpenCLIP, the second encoder of SDXL and the only one of
+# SD 2.x, pads with "!" where CLIP repeats the end mark.
+TOKENIZER = "openai/clip-vit-large-patch14"
+MISFITS = (SingleFileComponentError, RuntimeError, ValueError, KeyError, OSError)
+
+
+def open_parts(
+    path: Path, config: str | Path | None, prediction_type: str | None, dtype: torch.dtype, ask: Hub
+) -> Parts:
+    """The parts of a model that is one file.
+
+    config: a folder or repository in diffusers layout, for what the file does not hold: the architecture, unless it
+    is one of the catalogue's, and the tokenizer, unless CLIP's is in reach on the Hub or in its cache.
+    Raises InputError when the file is no such checkpoint or does not fit the configuration.
+    """
+    shapes = tensor_files.shapes(path)
+    catalog.refuse_foreign(path, shapes)
+    with _configured(path, shapes, config, prediction_type, ask) as folder:
+        index = parts.read_index(folder)
+        tokenizers = [_tokenizer(path, folder, end, ask) for end, _ in parts.text_encoders(index)]
+        return _converted(path, folder, tokenizers, dtype)
+
+
+def open_vae(path: Path, like: AutoencoderKL) -> AutoencoderKL:
+    """A VAE that is one file, of the same architecture as `like`."""
+    tensors = tensor_files.read(path)
+    with TemporaryDirectory() as folder:
+        like.save_config(folder)
+        try:
+            vae = AutoencoderKL.from_single_file(tensors, config=folder, dtype=like.dtype)
+        except MISFITS as error:
+            raise InputError(
+                f"{path} is not a VAE like the model's own: {_first_line(error)}. "
+                f"Its {len(tensors)} tensors are called {tensor_files.some(tensors)}"
+            ) from error
+    _refuse_incomplete(path, {"vae": vae})
+    return vae
+
+
+@contextmanager
+def _configured(
+    path: Path, shapes: tensor_files.Shapes, config: str | Path | None, prediction_type: str | None, ask: Hub
+) -> Iterator[Path]:
+    """A folder with the configuration of every part, which diffusers reads from there."""
+    if config is not None:
+        yield hub.local(config) or hub.fetch_folder(str(config), hub.CONFIGS, ask)
+        return
+    known = catalog.family(path, shapes)
+    with TemporaryDirectory() as folder:
+        catalog.write(known, shapes, prediction_type, Path(folder))
+        yield Path(folder)
+
+
+def _converted(path: Path, folder: Path, tokenizers: list[CLIPTokenizer], dtype: torch.dtype) -> Parts:
+    checkpoint, index = tensor_files.read(path), parts.read_index(folder)
+    try:
+        networks = [_text_encoder(checkpoint, folder, end, kind, dtype) for end, kind in parts.text_encoders(index)]
+        opened = Parts(
+            unet=UNet2DConditionModel.from_single_file(
+                checkpoint, config=str(folder), subfolder="unet", dtype=dtype, local_files_only=True
+            ),
+            vae=AutoencoderKL.from_single_file(
+                checkpoint, config=str(folder), subfolder="vae", dtype=dtype, local_files_only=True
+            ),
+            text=tuple(map(TextEncoder, tokenizers, networks)),
+            scheduler=parts.read_json(folder / "scheduler" / "scheduler_config.json"),
+            force_zeros=bool(index.get("force_zeros_for_empty_prompt")),
+        )
+    except NotImplementedError:  # what is not there cannot be cast; in float32 nothing is, and it can be named below
+        return _converted(path, folder, tokenizers, torch.float32)
+    except MISFITS as error:
+        raise InputError(f"{path} does not fit its configuration: {_first_line(error)}") from error
+    _refuse_incomplete(path, {**opened.networks, "vae": opened.vae})
+    return opened
+
+
+def _text_encoder(
+    checkpoint: Mapping[str, Tensor], folder: Path, end: str, kind: type, dtype: torch.dtype
+) -> nn.Module:
+    return create_diffusers_clip_model_from_ldm(
+        kind,
+        checkpoint=checkpoint,
+        subfolder=f"text_encoder{end}",
+        config=str(folder),
+        torch_dtype=dtype,
+        local_files_only=True,
+    )
+
+
+def _tokenizer(path: Path, folder: Path, end: str, ask: Hub) -> CLIPTokenizer:
+    if (folder / f"tokenizer{end}").is_dir():
+        return parts.tokenizer(folder, end)
+    is_openclip = parts.read_json(folder / f"text_encoder{end}" / "config.json").get("hidden_act") == "gelu"
+    try:
+        fetched = hub.fetch_folder(TOKENIZER, hub.CONFIGS, ask._replace(revision=None))
+    except InputError as error:
+        raise InputError(
+            f"{path} holds no tokenizer, as no single file does: pass config= the folder of any model of this family "
+            f"in diffusers layout, of which the weights are not read, or go online once, since {error}"
+        ) from error
+    return CLIPTokenizer.from_pretrained(fetched, pad_token="!" if is_openclip else "<|endoftext|>")
+
+
+def _refuse_incomplete(path: Path, networks: Mapping[str, nn.Module]) -> None:
+    """Tensors that a file lacks are left without storage."""
+    for part, network in networks.items():
+        missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
+        if missing:
+            raise InputError(f"{path} lacks {len(missing)} tensors of the {part}: {tensor_files.some(missing)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

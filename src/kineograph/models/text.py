@@ -1,0 +1,85 @@
+"""What a text encoder makes of a prompt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers.loaders import TextualInversionLoaderMixin
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+from kineograph.errors import InputError
+
+Tokens = Float[Tensor, "b n d"]
+Pooled = Float[Tensor, "b e"]
+
+
+@dataclass(frozen=True, eq=False)
+class TextEncoder:
+    """One tokenizer and the network that reads its tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    network: nn.Module
+
+    @property
+    def limit(self) -> int:
+        """How many tokens the network reads at once, the marks of start and end among them."""
+        return min(self.tokenizer.model_max_length, self.network.config.max_position_embeddings)
+
+
+def encode(encoder: TextEncoder, texts: Sequence[str], clip_skip: int = 0) -> Tokens:
+    """The tokens that SD 1.x and 2.x read: the last layer but `clip_skip`, normalised.
+
+    Raises InputError when a text has more tokens than the encoder reads.
+    """
+    states = _read(encoder, texts, clip_skip + 1).hidden_states
+    network = getattr(encoder.network, "text_model", encoder.network)
+    return network.final_layer_norm(states[-1 - clip_skip])
+
+
+def encode_together(encoders: Sequence[TextEncoder], texts: Sequence[str], clip_skip: int = 0) -> tuple[Tokens, Pooled]:
+    """The tokens of several encoders side by side, and the pooled text of the last, as SDXL reads them.
+
+    The tokens are those of the last layer but one, and but `clip_skip` before that, not normalised
+    (Podell et al. 2023, section 2.1).
+    Raises InputError when a text has more tokens than an encoder reads.
+    """
+    read = [_read(encoder, texts, clip_skip + 2) for encoder in encoders]
+    tokens = torch.cat([each.hidden_states[-2 - clip_skip] for each in read], dim=-1)
+    return tokens, read[-1].text_embeds
+
+
+def _read(encoder: TextEncoder, texts: Sequence[str], depth: int):
+    layers = encoder.network.config.num_hidden_layers
+    if not 0 < depth <= layers + 1:
+        raise InputError(f"clip_skip leaves layers of the text encoder out, and it has {layers}: expected fewer")
+    batch = _tokenized(encoder, texts).to(encoder.network.device)
+    # the models of this family were trained on padded texts without a mask, unless they say otherwise
+    mask = batch.attention_mask if getattr(encoder.network.config, "use_attention_mask", False) else None
+    return encoder.network(batch.input_ids, attention_mask=mask, output_hidden_states=True)
+
+
+def _tokenized(encoder: TextEncoder, texts: Sequence[str]) -> BatchEncoding:
+    # a concept of textual inversion can be several tokens long; the text names it by the first
+    whole = TextualInversionLoaderMixin().maybe_convert_prompt(list(texts), encoder.tokenizer)
+    for text, ids in zip(texts, encoder.tokenizer(whole).input_ids, strict=True):
+        if len(ids) > encoder.limit:
+            raise InputError(
+                f"the prompt has {len(ids) - 2} tokens and the model reads at most {encoder.limit - 2}: shorten "
+                f"it by about {len(ids) - encoder.limit} words ({_beginning(text)})"
+            )
+    return encoder.tokenizer(whole, padding="max_length", max_length=encoder.limit, return_tensors="pt")
+
+
+def _beginning(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def unknown_words(text: str, vocabulary: frozenset[str]) -> list[str]:
+    """The words of a text that are not in the vocabulary, in order, each once."""
+    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower())
+    return list(dict.fromkeys(word for word in words if word not in vocabulary))
