@@ -1,0 +1,141 @@
+"""Measures of a video. Each is a function that yields (name, value) pairs.
+
+Frames are uint8 [f h w 3]; frame 0 is what the others are compared with, since the methods draw them from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+Frames = UInt8[np.ndarray, "f h w 3"]
+Shifts = Float[np.ndarray, "others 2"]
+Measured = Iterator[tuple[str, float]]
+
+FARTHEST = 1 / 3  # of the frame's width and height: a larger shift leaves less than half of the frame to compare
+BLUR = 8  # pixels: what is smoother than this says nothing about where it is
+FAINT = 0.02  # of a frame's energy: an overlap with less has nothing in it to recognise
+
+
+class Seen(NamedTuple):
+    """What a judge says about each frame, and an embedding of unit length of the individual that it sees."""
+
+    things: Sequence[str]
+    colours: Sequence[str]
+    scenes: Sequence[str]
+    individuals: Float[np.ndarray, "f d"]
+
+
+def prompted(seen: Seen, *, thing: str, colour: str, scene: str) -> Measured:
+    """The share of the frames that show what the prompt says."""
+    yield "thing", _share(seen.things, thing)
+    yield "colour", _share(seen.colours, colour)
+    yield "scene", _share(seen.scenes, scene)
+    yield "first right", float(seen.things[0] == thing and seen.colours[0] == colour)
+
+
+def identity(seen: Seen) -> Measured:
+    """Whether the frames after the first show the same: what a prompt can name, and who it is.
+
+    `individual` is the mean cosine of their embeddings with the first's.
+    """
+    yield "same thing", _share(seen.things[1:], seen.things[0])
+    yield "same colour", _share(seen.colours[1:], seen.colours[0])
+    yield "always the same", float(len({*seen.things}) == len({*seen.colours}) == 1)
+    yield "individual", float((seen.individuals[1:] @ seen.individuals[0]).mean())
+
+
+def text_alignment(cosines: Float[np.ndarray, " f"]) -> Measured:
+    """The CLIP score (Hessel et al. 2021, without its rescaling): 100 times the mean cosine of text and frames."""
+    yield "text", float(100 * np.mean(cosines))
+
+
+def motion(frames: Frames, shifts: Shifts) -> Measured:
+    """How far the whole picture moves from one frame to the next, right and down, in parts of its width and height.
+
+    The slope through all frames' shifts against frame 0, so that later frames, whose shifts are larger, weigh more.
+    """
+    number = np.arange(1, len(frames))
+    height, width = frames.shape[1:3]
+    right, down = number @ shifts / (number @ number)
+    yield "right", float(right / width)
+    yield "down", float(down / height)
+
+
+def background(frames: Frames, shifts: Shifts) -> Measured:
+    """How much the frames differ from the first when their shift is undone, in grey levels of 255: less is better.
+
+    The median over pixels and colours: a thing covers less than half of the picture, so this is the background's.
+    """
+    differences = [
+        np.median(np.abs(np.subtract(*overlap(frames[0], frame, shift), dtype=float)))
+        for frame, shift in zip(frames[1:], shifts.round().astype(int), strict=True)
+    ]
+    yield "background", float(np.mean(differences))
+
+
+def displacements(frames: Frames) -> Shifts:
+    """How far each frame's content lies from where frame 0 has it: (right, down) in pixels, to parts of a pixel.
+
+    The best normalised correlation of the sharp parts over the overlap of both, among all shifts within a third.
+    """
+    sharp = _sharpened(frames)
+    size = 2 * np.array(frames.shape[1:3])
+    spectrum, energy = np.fft.rfft2(sharp, size, (1, 2)), np.fft.rfft2((sharp**2).sum(-1), size)
+    covered = np.fft.rfft2(np.ones(frames.shape[1:3]), size)
+    alike = _correlated(spectrum[:1], spectrum[1:], size).sum(-1)
+    mine = _correlated(energy[:1], covered[None], size)
+    theirs = _correlated(covered[None], energy[1:], size)
+    least = (FAINT * (sharp**2).sum((1, 2, 3)).mean()) ** 2 + 1e-9
+    scores = alike / np.sqrt(np.maximum(mine * theirs, least))
+    return np.array([_peak(score) for score in scores])
+
+
+def overlap(first: np.ndarray, other: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The parts of two pictures that show the same when the other's content lies `shift` (right, down) further."""
+    right, down = (int(each) for each in shift)
+    height, width = first.shape[:2]
+    ours = first[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+    theirs = other[max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]
+    return ours, theirs
+
+
+def _share(values: Sequence[str], wanted: str) -> float:
+    return float(np.mean([value == wanted for value in values]))
+
+
+def _sharpened(frames: Frames) -> Float[np.ndarray, "f h w 3"]:
+    """Each frame less its own blur, mirrored at the edges."""
+    pictures = frames.astype(float)
+    padded = np.pad(pictures, ((0, 0), (BLUR, BLUR), (BLUR, BLUR), (0, 0)), mode="symmetric")
+    for axis in (1, 2):
+        total = np.cumsum(np.insert(padded, 0, 0, axis=axis), axis=axis)
+        ends = [np.take(total, np.arange(a, a + frames.shape[axis]), axis) for a in (0, 2 * BLUR + 1)]
+        padded = (ends[1] - ends[0]) / (2 * BLUR + 1)
+    return pictures - padded
+
+
+def _correlated(first: np.ndarray, others: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """For every shift, the sum over the overlap of first times other; shifts wrap around the doubled size."""
+    return np.fft.irfft2(np.conj(first) * others, size, (1, 2))
+
+
+def _peak(score: Float[np.ndarray, "H W"]) -> tuple[float, float]:
+    reach = [int(FARTHEST * length / 2) for length in score.shape]
+    near = np.fft.fftshift(score)
+    middle = [length // 2 for length in score.shape]
+    near = near[tuple(slice(m - r - 1, m + r + 2) for m, r in zip(middle, reach, strict=True))]
+    row, column = np.unravel_index(near[1:-1, 1:-1].argmax(), near[1:-1, 1:-1].shape)
+    down = row - reach[0] + _vertex(near[row : row + 3, column + 1])
+    right = column - reach[1] + _vertex(near[row + 1, column : column + 3])
+    return float(right), float(down)
+
+
+def _vertex(values: Float[np.ndarray, " 3"]) -> float:
+    """Where the parabola through three neighbouring values has its top, from the middle one."""
+    before, here, after = values
+    bend = before - 2 * here + after
+    return float(np.clip((before - after) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0

@@ -1,0 +1,74 @@
+"""`kineograph reproduce`: a paper's comparison on the pocket world, with its claims and whether they hold."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from kineograph.errors import InputError
+from kineograph.evaluation import text2video_zero
+from kineograph.evaluation.protocol import held_out_cases, identifier
+from kineograph.evaluation.report import Report, write
+from kineograph.evaluation.witnesses import Witnesses
+from kineograph.models.model import Model
+from kineograph.models.origin import origin
+
+PAPERS = {"text2video-zero": text2video_zero}
+CASES, QUICK_CASES = 100, 10
+RESULTS = Path("docs/results")
+
+OnVideo = Callable[[int, int], None]
+
+
+def reproduce(
+    paper: str,
+    model: Model,
+    witnesses: Witnesses,
+    *,
+    cases: int = CASES,
+    out: str | Path = RESULTS,
+    on_video: OnVideo | None = None,
+) -> Report:
+    """Measures a paper's claims and writes `out/paper.md` and `out/paper.json`.
+
+    cases: how many held-out prompts; `QUICK_CASES` is a tenth.
+    on_video: called with (videos measured, videos in all).
+    Every video's numbers go to `out/paper/cases.jsonl` at once, so that a run that was stopped goes on where it was;
+    those of other weights or settings are passed over.
+    Raises InputError for an unknown paper, or no cases.
+    """
+    if paper not in PAPERS:
+        raise InputError(f"there is nothing to reproduce of {paper!r}: expected {' or '.join(PAPERS)}")
+    if cases < 1:
+        raise InputError(f"expected at least 1 case, got {cases}")
+    study, folder = PAPERS[paper], Path(out) / paper
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {**origin(model), "witnesses": dict(witnesses.weights), "settings": asdict(study.DEFAULT)}
+    state, chosen, made = commit(), held_out_cases(cases), []
+    protocol = identifier({**about, "commit": state.removesuffix("-dirty")})  # the records themselves make it dirty
+    for record in study.records(model, witnesses, chosen, folder, protocol):
+        made.append(record)
+        if on_video:
+            on_video(len(made), len(study.ARMS) * cases)
+    ran = {"command": f"kineograph reproduce {paper} --cases {cases}", "commit": state, "cases": cases}
+    pictures = {
+        case.prompt: {arm: f"{paper}/{study.strip(case.number, arm)}" for arm in study.ARMS}
+        for case in chosen[: study.SHOWN]
+    }
+    report = Report(paper, {**ran, **about}, study.claims(made), study.table(made), pictures)
+    write(report, Path(out))
+    return report
+
+
+def commit() -> str:
+    """The commit of this code, marked when files differ from it; "unknown" outside of a checkout."""
+    try:
+        told = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return told.stdout.strip()

@@ -1,0 +1,49 @@
+"""Who is asked what the pictures show: the pocket world's judge, and its CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from transformers import CLIPModel, CLIPTokenizer
+
+from kineograph.evaluation.metrics import Frames, Seen
+from kineograph.models.checkpoints import POCKET
+from kineograph.models.origin import fingerprint
+from kineograph.pocket.judge import Judge, load_judge
+from kineograph.pocket.sheets import as_tensor
+
+
+class Witnesses(NamedTuple):
+    """What is asked of each video, and the hashes of the weights that answer."""
+
+    look: Callable[[Frames], Seen]
+    alike: Callable[[Frames, str], Float[np.ndarray, " f"]]
+    weights: Mapping[str, str]
+
+
+def pocket_witnesses() -> Witnesses:
+    """The judge and the CLIP that come with the pocket model."""
+    judge = load_judge()
+    clip = CLIPModel.from_pretrained(POCKET / "clip", local_files_only=True).eval()
+    tokens = CLIPTokenizer.from_pretrained(POCKET / "clip", local_files_only=True)
+    return Witnesses(
+        look=lambda frames: _seen(judge, frames),
+        alike=lambda frames, text: _cosines(clip, tokens, frames, text),
+        weights={"judge": fingerprint(judge), "clip": fingerprint(clip)},
+    )
+
+
+def _seen(judge: Judge, frames: Frames) -> Seen:
+    seen = judge.look(frames)
+    return Seen(seen.thing, seen.colour, seen.scene, seen.individual.astype(float))
+
+
+@torch.no_grad()
+def _cosines(clip: CLIPModel, tokens: CLIPTokenizer, frames: Frames, text: str) -> Float[np.ndarray, " f"]:
+    words = tokens([text], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    both = clip(input_ids=words, pixel_values=as_tensor(frames))
+    return (both.image_embeds @ both.text_embeds.T)[:, 0].double().numpy()

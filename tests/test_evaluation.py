@@ -1,0 +1,182 @@
+"""The measures on pictures that are known, the reports on numbers that are known, and the whole on a tiny network."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kineograph.data.request import Request
+from kineograph.errors import InputError
+from kineograph.evaluation import alone, bench, metrics, peers, report, text2video_zero
+from kineograph.evaluation.metrics import Seen
+from kineograph.evaluation.protocol import held_out_cases, identifier, keep, kept
+from kineograph.evaluation.reproduce import reproduce
+from kineograph.evaluation.witnesses import Witnesses
+from kineograph.models.checkpoints import load
+from kineograph.pocket.world import held_out, render, shots
+from kineograph.recipes import generate
+
+TINY = {"channels": 32, "side": 8, "text_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("stand-in")
+    peers.save_stand_in(made, **TINY)
+    return made
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return load(folder, dtype="float32")
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    request = Request(prompt="any", num_frames=3, num_inference_steps=4)
+    monkeypatch.setattr(text2video_zero, "DEFAULT", request)
+    return request
+
+
+def seen(things, colours=None, scenes=None):
+    count = len(things)
+    return Seen(things, colours or ["red"] * count, scenes or ["sea"] * count, np.eye(count))
+
+
+def panned(speed: float, frames: int = 5, noise: float = 6.0):
+    """A picture of the world, shifted by `speed` pixels a frame, right and down, with grain."""
+    wide = Image.fromarray(np.pad(render(next(shots(5))), ((64, 64), (64, 64), (0, 0)), mode="symmetric"))
+    grain = np.random.default_rng(0).normal(0, noise, (frames, 128, 128, 3))
+    views = [
+        wide.transform(
+            (256, 256), Image.Transform.AFFINE, (1, 0, -k * speed, 0, 1, k * speed / 2), Image.Resampling.BICUBIC
+        )
+        for k in range(frames)
+    ]
+    return (np.stack([np.array(view)[64:-64, 64:-64] for view in views]) + grain).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("speed", [-4.0, 0.0, 3.4])
+def test_motion_is_measured_to_parts_of_a_pixel(speed):
+    frames = panned(speed)
+    found = dict(metrics.motion(frames, metrics.displacements(frames)))
+    assert found["right"] * 128 == pytest.approx(speed, abs=0.05)
+    assert found["down"] * 128 == pytest.approx(-speed / 2, abs=0.05)
+
+
+def test_a_background_that_only_moves_does_not_change():
+    frames = panned(5.0, noise=0.0)
+    (same,) = metrics.background(frames, metrics.displacements(frames))
+    others = frames.copy()
+    others[1:] = 255 - others[1:]
+    (different,) = metrics.background(others, metrics.displacements(frames))
+    assert same == ("background", pytest.approx(0, abs=2))
+    assert different[1] > 20
+
+
+def test_prompt_and_identity_count_frames():
+    asked = dict(metrics.prompted(seen(["cat", "cat", "dog"]), thing="cat", colour="red", scene="snow"))
+    assert asked == {"thing": pytest.approx(2 / 3), "colour": 1, "scene": 0, "first right": 1}
+    kept_up = dict(metrics.identity(seen(["cat", "cat", "dog"])))
+    assert kept_up == {"same thing": 0.5, "same colour": 1, "always the same": 0, "individual": 0}
+    assert dict(metrics.identity(seen(["cat"] * 3)))["always the same"] == 1
+    assert dict(metrics.text_alignment(np.array([0.2, 0.4]))) == {"text": pytest.approx(30)}
+
+
+def test_cases_are_held_out_and_more_cases_begin_with_the_same():
+    few, many = held_out_cases(5), held_out_cases(40)
+    assert many[:5] == few
+    assert all(held_out(case.thing, colour=case.colour, scene=case.scene) for case in many)
+    assert len({case.prompt for case in many}) > 35
+    assert not any("pan" in case.prompt.split() or "moving" in case.prompt for case in many)
+
+
+def test_records_survive_a_stop_and_other_settings_do_not_count(tmp_path):
+    file, protocol = tmp_path / "cases.jsonl", identifier({"steps": 50})
+    assert kept(file, protocol) == []
+    keep(file, {"protocol": protocol, "case": 0})
+    keep(file, {"protocol": identifier({"steps": 20}), "case": 1})
+    with file.open("a") as stopped:
+        stopped.write('{"protocol": "cut sh')
+    assert [record["case"] for record in kept(file, protocol)] == [0]
+    keep(file, {"protocol": protocol, "case": 2})
+    assert [record["case"] for record in kept(file, protocol)] == [0, 2]
+
+
+def test_claims_hold_or_do_not():
+    claim = report.at_least("a", [0.5, 1.0], 0.75)
+    assert (claim.value, claim.error, claim.count, claim.bar, claim.holds) == (0.75, 0.25, 2, ">= 0.75", True)
+    assert not report.at_least("a", [0.9, 0.9], 0.95).holds
+    assert not report.at_least("nothing to count", [], 0.95).holds
+    assert report.within("b", [1.1, 0.9], 0.85, 1.15).holds
+    assert report.better("c", [1.0, 2.0, 3.1], [0.0, 1.0, 2.0]).holds
+    assert not report.better("c", [1.0, -1.0], [0.0, 0.0]).holds
+
+
+def witnesses():
+    return Witnesses(
+        look=lambda frames: Seen(
+            *[[str(frame[0, 0, axis] // 128) for frame in frames] for axis in range(3)], np.eye(len(frames))
+        ),
+        alike=lambda frames, text: np.full(len(frames), len(text) / 100),
+        weights={"judge": "none"},
+    )
+
+
+def test_a_reproduction_writes_its_report_and_goes_on_where_it_was(model, brief, tmp_path, monkeypatch):
+    told = []
+    made = reproduce("text2video-zero", model, witnesses(), cases=2, out=tmp_path, on_video=lambda *at: told.append(at))
+    assert told[-1] == (8, 8)
+    written = json.loads((tmp_path / "text2video-zero.json").read_text())
+    assert [claim["name"] for claim in written["claims"]] == [claim.name for claim in made.claims]
+    assert {"command", "commit", "model", "machine", "witnesses"} <= written.keys()
+    text = (tmp_path / "text2video-zero.md").read_text()
+    assert "| claim | measured |" in text
+    assert all((tmp_path / file).exists() for strips in made.pictures.values() for file in strips.values())
+    assert "](text2video-zero/0-both.png)" in text
+
+    monkeypatch.setattr(text2video_zero, "filmed", None)  # nothing is drawn again
+    again = reproduce("text2video-zero", model, witnesses(), cases=2, out=tmp_path)
+    assert [claim.name for claim in again.claims if claim.holds] == [claim.name for claim in made.claims if claim.holds]
+    with pytest.raises(TypeError):
+        reproduce("text2video-zero", model, witnesses(), cases=3, out=tmp_path)
+
+
+def test_what_cannot_be_reproduced_or_compared_is_an_error(model, tmp_path):
+    with pytest.raises(InputError, match="expected text2video-zero"):
+        reproduce("still-moving", model, witnesses(), out=tmp_path)
+    with pytest.raises(InputError, match="at least 1 case"):
+        reproduce("text2video-zero", model, witnesses(), cases=0, out=tmp_path)
+    with pytest.raises(InputError, match="expected pocket or sd15"):
+        bench.bench("sdxl")
+    with pytest.raises(InputError, match="at least 7 steps"):
+        bench.bench("sd15", steps=3)
+
+
+@pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
+def test_the_full_method_is_what_generate_does(model, brief):
+    case = held_out_cases(1)[0]
+    (frames,) = text2video_zero.filmed(model, text2video_zero.ARMS["both"], [case])
+    video = generate(model, case.prompt, num_frames=3, num_inference_steps=4, seed=case.seed)
+    assert np.array_equal(frames, video.frames)
+    assert replace(Request(prompt="any"), num_frames=3, num_inference_steps=4) == brief
+
+
+def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "_peak_gb", lambda side, folder, dtype, frames: alone.peak() / 1e9)
+    monkeypatch.setattr(bench, "MATRIX", 64)
+    said, file = [], tmp_path / "bench.json"
+    rows = bench.bench("sd15", frames=2, steps=7, repeats=2, size=TINY, out=file, say=said.append)
+    assert len(said) == 4 * len(rows)
+    assert json.loads(file.read_text())[0]["setting"]["frames"] == 2
+    assert "times as fast" in bench.table(rows)
+    for row in rows:
+        assert row.speedup > 0 and row.peak_gb > 0 and row.teraflops > 0
+        assert row.difference < 2  # the same video: random weights and bfloat16 allow no more
+
+
+def test_a_process_of_its_own_tells_its_peak(folder, capsys):
+    alone.main("ours", str(folder), "float32", "2", "7")
+    assert json.loads(capsys.readouterr().out)["peak_gb"] > 0.1
