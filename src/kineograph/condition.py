@@ -7,7 +7,7 @@ InstructPix2Pix's picture is `channels`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from kineograph.latents import Latents
 
-# (scaled latents z, timestep) -> one residual for each skip connection, and one for the middle block
-Residuals = Callable[[Latents, Tensor], tuple[list[Tensor], Tensor]]
+# (scaled latents z, timestep, numbers of the frames in z) -> one residual for each skip connection, and one for the
+# middle block, frames folded into the batch
+Residuals = Callable[[Latents, Tensor, Sequence[int]], tuple[list[Tensor], Tensor]]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value, so a Condition equals only itself

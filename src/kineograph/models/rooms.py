@@ -1,0 +1,88 @@
+"""Which image networks the walk knows its way through: the `UNet2DConditionModel`s of SD 1.x, 2.x and SDXL.
+
+What it does not know it refuses, by name: a layer that is silently left out makes a wrong picture, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffusers import UNet2DConditionModel
+from diffusers.models import attention_processor as processors
+from diffusers.models.attention import BasicTransformerBlock
+from torch import nn
+
+from kineograph.errors import InputError
+
+BLOCKS = {
+    "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
+    "mid_block_type": {"UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None},
+    "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"},
+}
+SETTINGS = {
+    "addition_embed_type": {None, "text_time"},
+    "attention_type": {"default"},
+    "center_input_sample": {False},
+    "class_embed_type": {None},
+    "dual_cross_attention": {False},
+    "encoder_hid_dim_type": {None, "ip_image_proj"},
+    "num_class_embeds": {None},
+    "only_cross_attention": {False},
+    "time_cond_proj_dim": {None},
+    "time_embedding_act_fn": {None},
+    "time_embedding_type": {"positional"},
+}
+# All of these compute softmax(Q K^T / sqrt(d)) V, which the walk computes itself.
+PLAIN = (
+    processors.AttnProcessor,
+    processors.AttnProcessor2_0,
+    processors.FusedAttnProcessor2_0,
+    processors.SlicedAttnProcessor,
+    processors.XFormersAttnProcessor,
+)
+WITH_IMAGES = (
+    processors.IPAdapterAttnProcessor,
+    processors.IPAdapterAttnProcessor2_0,
+    processors.IPAdapterXFormersAttnProcessor,
+)
+
+
+def check_settings(unet: UNet2DConditionModel) -> None:
+    """Raises InputError for a network with something in it that the walk would not call."""
+    for name, known in (BLOCKS | SETTINGS).items():
+        values = getattr(unet.config, name)
+        for value in values if isinstance(values, (list, tuple)) else [values]:
+            if value not in known:
+                raise InputError(
+                    f"this U-Net has {name}={value!r}, which is not supported: expected {_either(known)}, "
+                    "as in Stable Diffusion 1.x, 2.x and SDXL. Load a network of one of these kinds"
+                )
+    if unet.config.norm_num_groups is None:
+        raise InputError("this U-Net has norm_num_groups=None, which is not supported: expected a number of groups")
+
+
+def check_processors(unet: UNet2DConditionModel) -> None:
+    """Raises InputError for attention that computes something else, such as another method's patch left behind."""
+    for name, block in transformer_blocks(unet):
+        for layer, known in (("attn1", PLAIN), ("attn2", PLAIN + WITH_IMAGES)):
+            processor = getattr(block, layer).processor
+            if not isinstance(processor, known):
+                raise InputError(
+                    f"{name}.{layer} computes attention by {type(processor).__name__}, which is not supported: "
+                    f"expected {_either({each.__name__ for each in known})}. "
+                    "Call set_default_attn_processor() on the U-Net to take it off"
+                )
+
+
+def transformer_blocks(unet: UNet2DConditionModel) -> Iterator[tuple[str, BasicTransformerBlock]]:
+    """Every transformer block by its name in the network."""
+    return ((name, module) for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock))
+
+
+def cross_attentions(unet: UNet2DConditionModel) -> Iterator[nn.Module]:
+    """Every layer that reads what the network is told."""
+    return (block.attn2 for _, block in transformer_blocks(unet))
+
+
+def _either(known: set) -> str:
+    return " or ".join(sorted(map(repr, known)))

@@ -1,0 +1,220 @@
+"""The walk: in which order the layers of an image network are called on the frames of a video.
+
+The layers stay the user's own (docs/decisions/0003). Each is called as a module and its weights are never read, so
+LoRA, quantisation and hooks on it keep working. Frames are folded into the batch; only attention knows of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+from typing import NamedTuple
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.utils.torch_utils import apply_freeu
+from torch import Tensor, nn
+
+from kineograph.condition import Condition
+from kineograph.errors import InputError
+from kineograph.latents import Latents
+from kineograph.models import attention, image_tokens
+from kineograph.models.attention import Memory, Plan, See, own
+from kineograph.models.image_tokens import Text
+from kineograph.models.rooms import check_processors, check_settings, cross_attentions
+
+# (layer just left, its output, number of frames) -> that output after the frames have seen each other. Called after
+# conv_in, every resnet, the cross-attention of every transformer block (there on `(b f) n c`, elsewhere on
+# `(b f) c h w`) and every transformer.
+Temporal = Callable[[nn.Module, Tensor, int], Tensor]
+
+
+class Told(NamedTuple):
+    """What every layer of one walk is told."""
+
+    time: Tensor
+    text: Text
+    plan: Plan
+    memory: Memory | None
+    temporal: Temporal
+
+
+class VideoUNet(nn.Module):
+    """A `UNet2DConditionModel` of SD 1.x, 2.x or SDXL on all frames of a video together.
+
+    With every frame seeing itself it gives what the image network gives for each frame.
+    Raises InputError for a network of another kind, naming what is not supported.
+    """
+
+    def __init__(self, image_unet: UNet2DConditionModel, temporal: Temporal | None = None) -> None:
+        super().__init__()
+        check_settings(image_unet)
+        self.image_unet = image_unet
+        self.temporal = _still if temporal is None else temporal
+
+    def prepare(self, condition: Condition) -> Text:
+        """Keys and values of what the condition tells every frame, for `text` of `forward`.
+
+        They hold for all frames and noise levels, and for the weights and adapters on the network as they are now.
+        Raises InputError for image tokens that nothing reads, and for attention that is not supported.
+        """
+        unet, images = self.image_unet, condition.image_tokens
+        check_processors(unet)
+        tokens = condition.tokens.to(unet.device, unet.dtype)
+        images = None if images is None else images.to(unet.device, unet.dtype)
+        return {layer: image_tokens.prepare(layer, tokens, images) for layer in cross_attentions(unet)}
+
+    def forward(
+        self,
+        z: Latents,
+        timestep: Tensor | float,
+        condition: Condition,
+        *,
+        see: See = own,
+        frames: Sequence[int] | None = None,
+        memory: Memory | None = None,
+        text: Text | None = None,
+    ) -> Latents:
+        """The network's raw output for frames `z` of a video, in the dtype of `z`.
+
+        timestep: one number, or one for each sample, `[b]`.
+        frames: the numbers of the frames in z; 0 and up unless given. What a condition says frame by frame is for
+            frame 0 and up, of which these are taken.
+        memory: `{}` in the first of several walks through one video at one timestep, the same dict in the others;
+            walking in parts then gives what one walk gives. From another clip it is an anchor.
+        text: what `prepare` made of the condition.
+        Raises InputError when a frame reads one that is neither here nor remembered, and when the condition is not
+            for this network or this batch.
+        """
+        unet, numbers = self.image_unet, list(range(z.shape[1]) if frames is None else frames)
+        _check(z, numbers, condition)
+        plan = attention.plan(see, numbers, memory)
+        text = self.prepare(condition) if text is None else text
+        time = _time(unet, timestep, condition.embedding, z.shape[:2])
+        added = None if condition.residuals is None else condition.residuals(z, torch.as_tensor(timestep), numbers)
+        x = _input(z, condition.channels, numbers).to(unet.dtype)
+        x = _walk(unet, x, added, Told(time, text, plan, memory, self.temporal))
+        if memory is not None:
+            attention.forget(memory, plan)
+        return x.unflatten(0, z.shape[:2]).to(z.dtype)
+
+
+def _still(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+    return x
+
+
+def _check(z: Latents, frames: list[int], condition: Condition) -> None:
+    if len(frames) != z.shape[1]:
+        raise InputError(f"got {z.shape[1]} frames with {len(frames)} numbers: give each frame one")
+    if len(condition.tokens) not in (1, len(z)):
+        raise InputError(
+            f"got {len(z)} videos and a condition for {len(condition.tokens)}: tell each one, or all the same"
+        )
+
+
+def _input(z: Latents, channels: Tensor | None, frames: list[int]) -> Tensor:
+    """The latents and behind them the condition's channels, `(b f) c h w`."""
+    if channels is None:
+        return z.flatten(0, 1)
+    beside = channels[:, frames] if channels.shape[1] > 1 else channels.expand(-1, len(frames), -1, -1, -1)
+    return torch.cat([z, beside.to(z)], dim=2).flatten(0, 1)
+
+
+def _time(unet: UNet2DConditionModel, timestep: Tensor | float, embedding: Tensor | None, size: torch.Size) -> Tensor:
+    """The embedding of the timestep and of what comes with it, for each image, `(b f) e`."""
+    b, f = size
+    if (embedding is None) != (unet.config.addition_embed_type is None):
+        has, wants = ("no", "one") if embedding is None else ("an", "none")
+        raise InputError(f"the condition has {has} embedding, this U-Net takes {wants}: SDXL takes one, SD does not")
+    timesteps = torch.as_tensor(timestep, device=unet.device).expand(b).repeat_interleave(f)
+    time = unet.time_embedding(unet.time_proj(timesteps).to(unet.dtype))
+    if embedding is None:
+        return time
+    return time + unet.add_embedding(embedding.to(time)).expand(b, -1).repeat_interleave(f, dim=0)
+
+
+def _walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tensor] | None, told: Told) -> Tensor:
+    x = told.temporal(unet.conv_in, unet.conv_in(z), len(told.plan.frames))
+    skips = [x]
+    for block in unet.down_blocks:
+        x = _down(block, x, skips, told)
+    if unet.mid_block is not None:
+        x = _middle(unet.mid_block, x, told)
+    if added is not None:
+        skips = [skip + more.to(skip) for skip, more in zip(skips, added[0], strict=True)]
+        x = x + added[1].to(x)
+    for block in unet.up_blocks:
+        x = _up(block, x, skips, told)
+    return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+
+
+def _down(block: nn.Module, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+    for resnet, transformer in _stages(block):
+        x = _stage(resnet, transformer, x, told)
+        skips.append(x)
+    for downsample in block.downsamplers or ():
+        x = downsample(x)
+        skips.append(x)
+    return x
+
+
+def _middle(block: nn.Module, x: Tensor, told: Told) -> Tensor:
+    for resnet, transformer in _stages(block):
+        x = _stage(resnet, transformer, x, told)
+    return x
+
+
+def _up(block: nn.Module, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+    for resnet, transformer in _stages(block):
+        x = torch.cat(_freed(block, x, skips.pop()), dim=1)
+        x = _stage(resnet, transformer, x, told)
+    for upsample in block.upsamplers or ():
+        x = upsample(x, skips[-1].shape[2:])
+    return x
+
+
+def _stages(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+    """The resnets of a block, each with the transformer that follows it, if one does."""
+    return zip_longest(block.resnets, getattr(block, "attentions", ()))
+
+
+def _stage(resnet: nn.Module, transformer: nn.Module | None, x: Tensor, told: Told) -> Tensor:
+    frames = len(told.plan.frames)
+    x = told.temporal(resnet, resnet(x, told.time), frames)
+    return x if transformer is None else told.temporal(transformer, _transformer(transformer, x, told), frames)
+
+
+def _freed(block: nn.Module, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+    """FreeU, where `enable_freeu` has left its strengths on a block."""
+    strengths = {name: getattr(block, name, None) for name in ("s1", "s2", "b1", "b2")}
+    if not all(strengths.values()):
+        return x, skip
+    return apply_freeu(block.resolution_idx, x, skip, **strengths)
+
+
+def _transformer(room: nn.Module, x: Tensor, told: Told) -> Tensor:
+    normed = room.norm(x)
+    linear = room.use_linear_projection  # SD 2.x and SDXL; a 1x1 convolution in SD 1.x
+    tokens = room.proj_in(_as_tokens(normed)) if linear else _as_tokens(room.proj_in(normed))
+    for block in room.transformer_blocks:
+        tokens = _block(block, tokens, told)
+    return x + (_as_image(room.proj_out(tokens), x) if linear else room.proj_out(_as_image(tokens, x)))
+
+
+def _block(block: nn.Module, x: Tensor, told: Told) -> Tensor:
+    frames = told.plan.frames
+    x = attention.look(block.attn1, block.norm1(x), told.plan, told.memory) + x
+    x = image_tokens.read(block.attn2, block.norm2(x), told.text[block.attn2], frames) + x
+    x = told.temporal(block.attn2, x, len(frames))
+    return block.ff(block.norm3(x)) + x
+
+
+def _as_tokens(x: Tensor) -> Tensor:
+    """`n c h w` -> `n (h w) c`, a view where x is channels_last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _as_image(tokens: Tensor, like: Tensor) -> Tensor:
+    """`n (h w) c` -> `n c h w` in the memory layout of `like`, a view where that is channels_last."""
+    image = tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
+    return image.contiguous() if like.is_contiguous() else image

@@ -1,0 +1,149 @@
+"""The walk with every frame seeing itself, against `UNet2DConditionModel.forward` on the frames as images."""
+
+import pytest
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from peft import LoraConfig
+from tiny_unets import READS, sd2, sdxl, unet, with_ip_adapters
+from torch import Tensor
+
+from kineograph.condition import Condition
+from kineograph.models.image_tokens import project
+from kineograph.models.unet import VideoUNet
+
+pytestmark = pytest.mark.parity
+B, F = 2, 3
+NEAR = 1e-5
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.no_grad():
+        yield
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+Z, T, TOKENS = drawn(B, F, 4, 8, 8), torch.tensor(481), drawn(B, 7, READS)
+
+
+def images(net: UNet2DConditionModel, z: Tensor = Z, t: Tensor = T, **told) -> Tensor:
+    """What the image network makes of each frame."""
+    tokens = TOKENS.repeat_interleave(F, dim=0)
+    return net(z.flatten(0, 1), t, tokens, **told).sample.unflatten(0, (B, F))
+
+
+def off(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).abs().max() / wanted.std()).item()
+
+
+SHAPED_LIKE_SD1 = {
+    "as it is": {},
+    "deeper": {"layers_per_block": 2},
+    "wide enough for whole vectors": {"block_out_channels": (32, 64, 64), "attention_head_dim": 8},
+    "without a middle (distilled)": {"mid_block_type": None},
+    "no attention in the middle (distilled)": {"mid_block_type": "UNetMidBlock2D"},
+    "time scales and shifts": {"resnet_time_scale_shift": "scale_shift"},
+    "one long block": {"block_out_channels": (8,), "down_block_types": ("CrossAttnDownBlock2D",)},
+}
+
+
+@pytest.mark.parametrize("settings", SHAPED_LIKE_SD1.values(), ids=SHAPED_LIKE_SD1.keys())
+def test_bit_for_bit_on_sd1(settings: dict):
+    net = unet(**settings)
+    assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 8), (6, 10), (12, 7)])
+def test_bit_for_bit_at_sizes_that_do_not_halve(size: tuple[int, int]):
+    net, z = unet(), drawn(B, F, 4, *size)
+    assert torch.equal(VideoUNet(net)(z, T, Condition(TOKENS)), images(net, z))
+
+
+def test_bit_for_bit_in_channels_last():
+    net = unet().to(memory_format=torch.channels_last)
+    assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net))
+
+
+def test_bit_for_bit_at_a_time_of_each_sample_and_between_whole_ones():
+    net, t = unet(), torch.tensor([7.25, 903.5])
+    assert torch.equal(VideoUNet(net)(Z, t, Condition(TOKENS)), images(net, t=t.repeat_interleave(F)))
+
+
+def test_sd2():
+    net = sd2()
+    assert off(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net)) <= NEAR
+
+
+def test_sdxl_with_its_embedding():
+    net, pooled, sizes = sdxl(), drawn(B, 10), torch.tensor([[64, 64, 0, 0, 64, 64], [64, 48, 8, 0, 64, 64]])
+    embedding = torch.cat([pooled, net.add_time_proj(sizes.flatten()).view(B, -1)], dim=1)
+    told = {"text_embeds": pooled.repeat_interleave(F, 0), "time_ids": sizes.repeat_interleave(F, 0)}
+    wanted = images(net, added_cond_kwargs=told)
+    assert off(VideoUNet(net)(Z, T, Condition(TOKENS, embedding=embedding)), wanted) <= NEAR
+
+
+def test_controlnet():
+    net = unet()
+    control, maps = ControlNetModel.from_unet(net).eval(), drawn(1, F, 3, 64, 64)
+    for name, weight in control.named_parameters():
+        if "controlnet" in name:  # its output layers, which begin at zero
+            weight.copy_(0.1 * torch.randn_like(weight))
+
+    def residuals(z: Tensor, t: Tensor, frames: list[int]) -> tuple[list[Tensor], Tensor]:
+        tokens, drawing = TOKENS.repeat_interleave(len(frames), 0), maps[:, frames].expand(B, -1, -1, -1, -1)
+        down, middle = control(z.flatten(0, 1), t, tokens, drawing.flatten(0, 1), return_dict=False)
+        return list(down), middle
+
+    down, middle = residuals(Z, T, [0, 1, 2])
+    wanted = images(net, down_block_additional_residuals=down, mid_block_additional_residual=middle)
+    told = Condition(TOKENS, residuals=residuals)
+    assert off(wanted, images(net)) > 0.01
+    assert torch.equal(VideoUNet(net)(Z, T, told), wanted)
+    parts = [VideoUNet(net)(Z[:, a:b], T, told, frames=range(a, b)) for a, b in ((0, 2), (2, 3))]
+    assert off(torch.cat(parts, dim=1), wanted) <= NEAR
+
+
+def test_peft_lora_on_linear_layers_and_convolutions():
+    net, before = unet(), images(unet())
+    layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "conv1", "time_emb_proj"]
+    net.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
+    wanted = images(net)
+    assert off(wanted, before) > 0.01
+    assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS)), wanted)
+
+
+@pytest.mark.parametrize("scales", [[1.0], [0.4], [0.0], [0.7, 0.3]], ids=str)
+def test_ip_adapters(scales: list[float]):
+    net = with_ip_adapters(unet(), scales)
+    embeddings = [drawn(B, 1, 6) for _ in scales]
+    wanted = images(net, added_cond_kwargs={"image_embeds": [each.repeat_interleave(F, 0) for each in embeddings]})
+    told = Condition(TOKENS, image_tokens=project(net, embeddings))
+    assert (off(wanted, images(unet())) > 0.01) == any(scales)
+    assert off(VideoUNet(net)(Z, T, told), wanted) <= NEAR
+
+
+def test_ip_adapter_with_several_images_and_with_one_for_each_frame():
+    net = with_ip_adapters(unet(), [0.6])
+    several, each = drawn(B, 3, 6), drawn(B * F, 1, 6)
+    wanted = images(net, added_cond_kwargs={"image_embeds": [several.repeat_interleave(F, 0)]})
+    assert off(VideoUNet(net)(Z, T, Condition(TOKENS, project(net, [several]))), wanted) <= NEAR
+    wanted = images(net, added_cond_kwargs={"image_embeds": [each]})
+    tokens = project(net, [each]).unflatten(0, (B, F))
+    assert off(VideoUNet(net)(Z, T, Condition(TOKENS, tokens)), wanted) <= NEAR
+
+
+def test_channels_beside_the_latents():
+    net, beside = unet(in_channels=8), drawn(B, F, 4, 8, 8)
+    wanted = images(net, torch.cat([Z, beside], dim=2))
+    assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS, channels=beside)), wanted)
+
+
+def test_freeu():
+    net = unet()
+    net.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
+    wanted = images(net)
+    assert off(wanted, images(unet())) > 0.01
+    assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS)), wanted)
