@@ -36,7 +36,7 @@ def pairs(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Callable[[np.random.
     """Batches of (pictures, words of their captions, words of captions with a wrong colour)."""
     right, wrong = right_and_wrong(pool, tokens)
 
-    def draw(rng: np.random.Generator, progress: float) -> Batch:  # noqa: ARG001  the same at every progress
+    def draw(rng: np.random.Generator, progress: float) -> Batch:
         chosen = np.sort(rng.choice(len(right), size=batch, replace=False))
         rng.shuffle(chosen)
         version = rng.integers(right.shape[1], size=batch)
@@ -88,6 +88,7 @@ def compare(net: nn.Module, pictures: Tensor, words: Tensor) -> Tensor:
 def reporter(held_out: Pool, tokens: CLIPTokenizer) -> Callable[[nn.Module], Figures]:
     """On held-out pictures: how often the caption is found among 256, and preferred to that with a wrong colour."""
     few = Pool(held_out.pictures[:TESTED], held_out.facts[:TESTED])
+    count = len(few.facts)
     right, wrong = (as_long(words[:, 0]) for words in right_and_wrong(few, tokens))
 
     @torch.no_grad()
@@ -95,8 +96,8 @@ def reporter(held_out: Pool, tokens: CLIPTokenizer) -> Callable[[nn.Module], Fig
         device = next(net.parameters()).device
         with torch.autocast(device.type, torch.bfloat16):
             logits = compare(net, as_tensor(few.pictures).to(device), torch.cat([right, wrong]).to(device)).cpu()
-        own = logits[:, :TESTED].diagonal()
-        found = logits[:, :TESTED].argmax(1) == torch.arange(TESTED)
-        return {"found": float(found.float().mean()), "bound": float((own > logits[:, TESTED:].diagonal()).float().mean())}
+        right_one, wrong_one = logits[:, :count].diagonal(), logits[:, count:].diagonal()
+        found = logits[:, :count].argmax(1) == torch.arange(count)
+        return {"found": float(found.float().mean()), "bound": float((right_one > wrong_one).float().mean())}
 
     return report

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,9 @@ def pool(folder: Path, count: int, *, seed: int, split: str, paint: Paint | None
     facts = pictures.with_suffix(".jsonl")
     if not pictures.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _paint_all(pictures, facts, [(paint or picture, n, min(PIECE, count - n), seed, split) for n in range(0, count, PIECE)])
+        _paint_all(
+            pictures, facts, [(paint or picture, n, min(PIECE, count - n), seed, split) for n in range(0, count, PIECE)]
+        )
     return Pool(np.load(pictures, mmap_mode="r"), [json.loads(line) for line in facts.read_text().splitlines()])
 
 
@@ -47,12 +49,20 @@ def _paint_all(pictures: Path, facts: Path, jobs: list[Job]) -> None:
     beside, count = pictures.with_suffix(".part"), sum(size for _, _, size, *_ in jobs)
     shape = paint_piece((jobs[0][0], 0, 1, *jobs[0][3:]))[0].shape[1:]
     array = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(count, *shape))
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as workers, facts.open("w") as file:
-        for (_, first, size, *_), (painted, told) in zip(jobs, workers.imap(paint_piece, jobs), strict=True):
+    with facts.open("w") as file:
+        for (_, first, size, *_), (painted, told) in zip(jobs, _painted(jobs), strict=True):
             array[first : first + size] = painted
             file.writelines(json.dumps(fact) + "\n" for fact in told)
     array.flush()
     beside.replace(pictures)
+
+
+def _painted(jobs: list[Job]) -> Iterator[tuple[np.ndarray, list[Any]]]:
+    if len(jobs) == 1:  # no workers for a handful
+        yield paint_piece(jobs[0])
+        return
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as workers:
+        yield from workers.imap(paint_piece, jobs)
 
 
 def paint_piece(job: Job) -> tuple[np.ndarray, list[Any]]:

@@ -89,14 +89,15 @@ def fit(
         report: figures of the averaged network, told with every checkpoint.
     """
     keep_freed_memory()
-    workers = _workers(next(net.parameters()).device)
+    cores = _cores(next(net.parameters()).device)
+    workers = ThreadPoolExecutor(cores, initializer=partial(torch.set_num_threads, 1))
     average = copy.deepcopy(net).requires_grad_(requires_grad=False).eval()
-    ways = optimisers(net, plan.lr, momentum=plan.momentum, decay=plan.weight_decay, cores=workers._max_workers)
+    ways = optimisers(net, plan.lr, momentum=plan.momentum, decay=plan.weight_decay, cores=cores)
     step, seconds = _resume(folder, net, average, ways)
     begun = time.monotonic() - seconds
     kept, told = begun + seconds, begun + seconds
     while (progress := plan.progress(step, time.monotonic() - begun)) < 1:
-        losses = _descend(net, loss, draw(np.random.default_rng((plan.seed, step)), progress), workers)
+        losses = _descend(net, loss, _shares(draw(np.random.default_rng((plan.seed, step)), progress), cores), workers)
         _advance(net, ways, plan, plan.rate(step, progress), workers)
         _average(average, net, min(plan.ema, (1 + step) / (10 + step)))
         step, now = step + 1, time.monotonic()
@@ -113,24 +114,26 @@ def fit(
     return average
 
 
-def _workers(device: torch.device) -> ThreadPoolExecutor:
-    """A thread a core, or one for a GPU."""
-    count = 1 if device.type == "cuda" else os.cpu_count() or 1
-    torch.set_num_threads(1 if count > 1 else torch.get_num_threads())
-    return ThreadPoolExecutor(count, initializer=partial(torch.set_num_threads, 1))
+def _cores(device: torch.device) -> int:
+    """How many threads walk the network: one a core, or one for a GPU."""
+    return 1 if device.type == "cuda" else os.cpu_count() or 1
 
 
-def _descend(net: nn.Module, loss: Loss, batch: Batch, workers: ThreadPoolExecutor) -> Figures:
-    """Add the batch's gradients to the network, a share of the batch a worker; the losses."""
-    device, shares = next(net.parameters()).device, workers._max_workers
+def _shares(batch: Batch, count: int) -> list[Batch]:
+    return list(zip(*(t.chunk(count) for t in batch), strict=True))
+
+
+def _descend(net: nn.Module, loss: Loss, shares: list[Batch], workers: ThreadPoolExecutor) -> Figures:
+    """Add the gradients of all shares to the network, a share a worker; the mean losses."""
+    device = next(net.parameters()).device
 
     def share(part: Batch) -> Figures:
         with torch.autocast(device.type, torch.bfloat16):
             losses = loss(net, tuple(t.to(device) for t in part))
-        (sum(losses.values(), torch.zeros((), device=device)) / shares).backward()
-        return {name: float(value.detach()) / shares for name, value in losses.items()}
+        (sum(losses.values(), torch.zeros((), device=device)) / len(shares)).backward()
+        return {name: float(value.detach()) / len(shares) for name, value in losses.items()}
 
-    figures = list(workers.map(share, zip(*(t.chunk(shares) for t in batch), strict=True)))
+    figures = list(workers.map(share, shares))
     return {name: sum(f[name] for f in figures) for name in figures[0]}
 
 

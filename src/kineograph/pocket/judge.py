@@ -69,14 +69,22 @@ class Eye(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        stages = [nn.Sequential(*_filters(3, 16, 2)), nn.Sequential(*_filters(16, 32, 2)), _halving(32, 64), _halving(64, 128), _halving(128, 128)]
+        stages = [
+            nn.Sequential(*_filters(3, 16, 2)),
+            nn.Sequential(*_filters(16, 32, 2)),
+            _halving(32, 64),
+            _halving(64, 128),
+            _halving(128, 128),
+        ]
         self.stages = nn.Sequential(*stages, nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 16, 160), nn.SiLU())
         self.answers = nn.ModuleDict({name: nn.Linear(160, len(words)) for name, words in ANSWERS.items()})
         self.identity = nn.Linear(160, IDENTITY)
 
     def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         seen = self.stages(pictures)
-        return {name: answer(seen).float() for name, answer in self.answers.items()}, normalize(self.identity(seen).float(), dim=1)
+        return {name: answer(seen).float() for name, answer in self.answers.items()}, normalize(
+            self.identity(seen).float(), dim=1
+        )
 
 
 class MotionEye(nn.Module):
@@ -118,7 +126,11 @@ class Judge(nn.Module):
 
 def resampled(pictures: Tensor, side: int) -> Tensor:
     """Pictures [n, 3, h, w] as [n, 3, side, side], every pixel a mean."""
-    return pictures if pictures.shape[-2:] == (side, side) else interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+    return (
+        pictures
+        if pictures.shape[-2:] == (side, side)
+        else interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+    )
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:

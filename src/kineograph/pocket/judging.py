@@ -25,7 +25,14 @@ FAMILY, TWINS = 4, 2  # individuals of one kind, colour and style; renderings of
 MEMBERS = FAMILY * TWINS
 SHARPNESS = 10.0  # of the contrast between individuals: 1 / temperature
 EDGE = 0.1  # a thing whose centre is nearer to the frame's edge is not asked about
-REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up", "growing": "shrinking", "shrinking": "growing"}
+REVERSED = {
+    "left": "right",
+    "right": "left",
+    "up": "down",
+    "down": "up",
+    "growing": "shrinking",
+    "shrinking": "growing",
+}
 
 Rng = np.random.Generator
 
@@ -49,7 +56,7 @@ def _member(rng: Rng, split: str, one: Shot, individual: int) -> tuple[Shot, flo
 
 def _inside(shot: Shot, number: int, time: float) -> bool:
     _, centre = world.placement(shot.things[number], time, world.camera_shift(shot, time))
-    return EDGE < min(centre) and max(centre) < 1 - EDGE
+    return bool(min(centre) > EDGE and max(centre) < 1 - EDGE)
 
 
 def answers(shot: Shot) -> dict[str, str]:
@@ -70,25 +77,34 @@ def film(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 def train_eye(net: Eye, plan: Plan, folder: Path, families: Pool, held_out: Pool) -> nn.Module:
     """The averaged eye for pictures."""
-    ready = with_quick_norms(net).to(best_device(), memory_format=torch.channels_last)
+    ready = with_quick_norms(net).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     return fit(ready, plan, folder, draw=gatherings(families, plan.batch), loss=looking, report=eye_report(held_out))
 
 
 def train_motion_eye(net: MotionEye, plan: Plan, folder: Path, films: Pool, held_out: Pool) -> nn.Module:
     """The averaged eye for videos."""
-    return fit(net.to(best_device()), plan, folder, draw=screenings(films, plan.batch), loss=watching, report=motion_report(held_out))
+    return fit(
+        net.to(best_device()),
+        plan,
+        folder,
+        draw=screenings(films, plan.batch),
+        loss=watching,
+        report=motion_report(held_out),
+    )
 
 
 def numbers(facts: list[list[dict[str, str]]]) -> np.ndarray:
     """The answers as numbers: int64 [families, members, answers]."""
-    return np.array([[[words.index(fact[name]) for name, words in ANSWERS.items()] for fact in family] for family in facts])
+    return np.array(
+        [[[words.index(fact[name]) for name, words in ANSWERS.items()] for fact in family] for family in facts]
+    )
 
 
 def gatherings(pool: Pool, batch: int) -> Callable[[Rng, float], Batch]:
     """Batches of whole families, softened: (pictures, answers)."""
     told = numbers(pool.facts)
 
-    def draw(rng: Rng, progress: float) -> Batch:  # noqa: ARG001  the same at every progress
+    def draw(rng: Rng, progress: float) -> Batch:
         chosen = rng.choice(len(told), size=batch // MEMBERS, replace=False)
         pictures = np.concatenate([pool.pictures[k] for k in chosen])
         return soften(as_tensor(pictures), rng), torch.from_numpy(told[chosen].reshape(len(pictures), -1))
@@ -118,8 +134,14 @@ def eye_report(pool: Pool) -> Callable[[nn.Module], Figures]:
     def report(net: nn.Module) -> Figures:
         device = next(net.parameters()).device
         seen = [net(as_tensor(pictures[k : k + 64]).to(device)) for k in range(0, len(pictures), 64)]
-        right = {name: torch.cat([logits[name].argmax(1).cpu() for logits, _ in seen]) == told[:, k] for k, name in enumerate(ANSWERS)}
-        return {**{name: float(r.float().mean()) for name, r in right.items()}, "individual": told_apart(torch.cat([i for _, i in seen]).cpu())}
+        right = {
+            name: torch.cat([logits[name].argmax(1).cpu() for logits, _ in seen]) == told[:, k]
+            for k, name in enumerate(ANSWERS)
+        }
+        return {
+            **{name: float(r.float().mean()) for name, r in right.items()},
+            "individual": told_apart(torch.cat([i for _, i in seen]).cpu()),
+        }
 
     return report
 
@@ -134,7 +156,7 @@ def told_apart(identity: Tensor) -> float:
 def screenings(pool: Pool, batch: int) -> Callable[[Rng, float], Batch]:
     """Batches of (clips, motions), half of them played backwards, so that which way a thing faces gives nothing away."""
 
-    def draw(rng: Rng, progress: float) -> Batch:  # noqa: ARG001  the same at every progress
+    def draw(rng: Rng, progress: float) -> Batch:
         films = [_played(pool, int(k), rng) for k in rng.choice(len(pool.facts), size=batch, replace=False)]
         clips = torch.stack([soften(as_tensor(frames), rng) for frames, _ in films])
         return clips.transpose(1, 2), torch.tensor([MOTIONS.index(motion) for _, motion in films])
@@ -160,7 +182,10 @@ def motion_report(pool: Pool) -> Callable[[nn.Module], Figures]:
     @torch.no_grad()
     def report(net: nn.Module) -> Figures:
         device = next(net.parameters()).device
-        clips = [torch.stack([as_tensor(f) for f in pool.pictures[k : k + 16]]).transpose(1, 2) for k in range(0, len(motions), 16)]
+        clips = [
+            torch.stack([as_tensor(f) for f in pool.pictures[k : k + 16]]).transpose(1, 2)
+            for k in range(0, len(motions), 16)
+        ]
         told = torch.cat([net(clip.to(device)).argmax(1).cpu() for clip in clips])
         return {"motion": float((told == motions).float().mean())}
 

@@ -23,8 +23,18 @@ def vae(channels: tuple[int, ...] = (32, 32, 64, 128), latents: int = LATENT_CHA
 
 def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Two towers of four layers; the text tower's last hidden state is what the U-Net reads, as in SD 1.x."""
-    tower = {"hidden_size": WIDTH, "intermediate_size": 4 * WIDTH, "num_hidden_layers": 4, "num_attention_heads": WIDTH // 32, "projection_dim": 128}
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    tower = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 4,
+        "num_attention_heads": WIDTH // 32,
+        "projection_dim": 128,
+    }
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     text = {**tower, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": WORDS}
     vision = {**tower, "image_size": SIDE, "patch_size": 16}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))

@@ -18,7 +18,7 @@ class Optimisers(NamedTuple):
     """What steps, and each matrix (a view of the weight's memory) beside its weight."""
 
     each: tuple[Optimizer, ...]
-    matrices: tuple[tuple[nn.Parameter, nn.Parameter], ...]
+    matrices: tuple[tuple[nn.Parameter, Tensor], ...]
 
 
 def optimisers(net: nn.Module, lr: float, *, momentum: tuple[float, float], decay: float, cores: int) -> Optimisers:
@@ -45,7 +45,7 @@ def shared_out(matrices: list[nn.Parameter], cores: int) -> list[list[nn.Paramet
     return [part for part in (ordered[core::cores] for core in range(cores)) if part]
 
 
-def hand_over_gradients(matrices: tuple[tuple[nn.Parameter, nn.Parameter], ...]) -> None:
+def hand_over_gradients(matrices: tuple[tuple[nn.Parameter, Tensor], ...]) -> None:
     """The weights' gradients become those of their matrices."""
     for matrix, weight in matrices:
         matrix.grad = None if weight.grad is None else as_matrix(weight.grad)

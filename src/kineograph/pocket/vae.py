@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor, nn
+from torch import Tensor
 
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
@@ -19,11 +19,11 @@ CROP, SIDE, DOWN = 64, 128, 8
 SETTLE = 0.75  # from this progress on whole pictures, so that the norms meet the statistics they will see
 
 
-def train(net: AutoencoderKL, plan: Plan, folder: Path, pool: Pool, held_out: Pool) -> nn.Module:
+def train(net: AutoencoderKL, plan: Plan, folder: Path, pool: Pool, held_out: Pool) -> AutoencoderKL:
     """The averaged autoencoder, its scaling factor measured on the pool."""
     ready = with_quick_norms(net).to(best_device(), memory_format=torch.channels_last)
     draw = crops(pool, plan.batch, net.config["latent_channels"])
-    trained = fit(ready, plan, folder, draw=draw, loss=losses, report=reporter(folder, held_out))
+    trained: AutoencoderKL = fit(ready, plan, folder, draw=draw, loss=losses, report=reporter(folder, held_out))
     deviation = torch.cat([encode(trained, pool.pictures[k : k + 64]) for k in range(0, 512, 64)]).std()
     trained.register_to_config(scaling_factor=round(1 / float(deviation), 4))
     return trained
@@ -49,7 +49,7 @@ def _crop(picture: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarra
     return cut[:: rng.choice((-1, 1)), :: rng.choice((-1, 1))]
 
 
-def losses(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def losses(net: AutoencoderKL, batch: Batch) -> dict[str, Tensor]:
     """Absolute and squared error, the error of the differences between neighbours (edges, eyes, wheels), and a weak KL."""
     pictures, noise = batch
     posterior = net.encode(pictures).latent_dist
@@ -60,11 +60,11 @@ def losses(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"absolute": error.abs().mean(), "squared": 2 * error.square().mean(), "edges": edges / 4, "kl": 1e-4 * kl}
 
 
-def reporter(folder: Path, held_out: Pool) -> Callable[[nn.Module], Figures]:
+def reporter(folder: Path, held_out: Pool) -> Callable[[AutoencoderKL], Figures]:
     """PSNR on 64 held-out pictures, and a sheet of eight of them beside what came back."""
     pictures = held_out.pictures[:64]
 
-    def report(net: nn.Module) -> Figures:
+    def report(net: AutoencoderKL) -> Figures:
         back = torch.cat([decode(net, encode(net, pictures[k : k + 16])) for k in range(0, 64, 16)])
         save_sheet(folder / "sheet.png", pictures[:8], as_pictures(back[:8]), pictures[8:16], as_pictures(back[8:16]))
         error = (as_pictures(back).astype(np.float32) - pictures) ** 2
@@ -74,7 +74,7 @@ def reporter(folder: Path, held_out: Pool) -> Callable[[nn.Module], Figures]:
 
 
 @torch.no_grad()
-def encode(net: nn.Module, pictures: np.ndarray) -> Tensor:
+def encode(net: AutoencoderKL, pictures: np.ndarray) -> Tensor:
     """uint8 [n, h, w, 3] -> the means of the latents, unscaled, float32 [n, c, h/8, w/8] on the CPU."""
     device = next(net.parameters()).device
     with torch.autocast(device.type, torch.bfloat16):
@@ -82,7 +82,7 @@ def encode(net: nn.Module, pictures: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def decode(net: nn.Module, latents: Tensor) -> Tensor:
+def decode(net: AutoencoderKL, latents: Tensor) -> Tensor:
     """Unscaled latents [n, c, h, w] -> pictures in -1..1, float32 [n, 3, 8h, 8w] on the CPU."""
     device = next(net.parameters()).device
     with torch.autocast(device.type, torch.bfloat16):

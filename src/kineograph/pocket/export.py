@@ -1,0 +1,53 @@
+"""From what the stages left to the folder that is shipped: float16 safetensors in diffusers' own layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPTokenizer
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from kineograph.pocket.networks import SIDE
+from kineograph.pocket.settings import Settings
+from kineograph.pocket.stages import pools, told
+from kineograph.pocket.unet import SCHEDULER
+from kineograph.pocket.words import vocabulary
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def export(settings: Settings, out: Path, weights: Path = WEIGHTS) -> None:
+    """Write the pipeline, `clip/`, `judge/` and `vocabulary.json` (the words of the captions) into `weights`."""
+    clip = CLIPModel.from_pretrained(out / "clip" / "final").half()
+    tokens = CLIPTokenizer.from_pretrained(out / "clip" / "tokenizer")
+    _export_pipeline(out, weights, clip, tokens)
+    _export_clip(weights / "clip", clip, tokens)
+    judge = load_file(out / "judge.safetensors")
+    (weights / "judge").mkdir(exist_ok=True)
+    save_file({name: weight.half() for name, weight in judge.items()}, weights / "judge" / "judge.safetensors")
+    known = vocabulary(told(pools(settings, out)[0]))
+    (weights / "vocabulary.json").write_text(json.dumps(known, indent=0) + "\n")
+
+
+def _export_pipeline(out: Path, weights: Path, clip: CLIPModel, tokens: CLIPTokenizer) -> None:
+    networks = {
+        "vae": AutoencoderKL.from_pretrained(out / "vae" / "final").half(),
+        "unet": UNet2DConditionModel.from_pretrained(out / "unet" / "final").half(),
+    }
+    for network in networks.values():
+        network.register_to_config(_name_or_path="")  # a path of this machine is nobody's business
+    StableDiffusionPipeline(
+        **networks, text_encoder=clip.text_model, tokenizer=tokens, scheduler=DDIMScheduler(**SCHEDULER),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(weights)  # fmt: skip
+
+
+def _export_clip(folder: Path, clip: CLIPModel, tokens: CLIPTokenizer) -> None:
+    clip.save_pretrained(folder)
+    tokens.save_pretrained(folder)
+    middle = [0.5, 0.5, 0.5]
+    size, crop = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
+    CLIPImageProcessorPil(size=size, crop_size=crop, image_mean=middle, image_std=middle).save_pretrained(folder)

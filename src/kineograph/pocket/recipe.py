@@ -1,0 +1,62 @@
+"""How the pocket models are trained: `python -m kineograph.pocket.recipe` makes all of them again from nothing.
+
+A stage that was killed goes on from its last checkpoint when the command is given again, and one that ended is not
+trained twice. Logs and sheets of samples lie in the output folder, a folder a stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kineograph.pocket.export import export
+from kineograph.pocket.fit import Plan
+from kineograph.pocket.settings import Settings
+from kineograph.pocket.stages import Stage, train_clip, train_judge, train_unet, train_vae
+
+STAGES: dict[str, tuple[Stage, str]] = {
+    "vae": (train_vae, "vae/final"),
+    "clip": (train_clip, "clip/final"),
+    "unet": (train_unet, "unet/final"),
+    "judge": (train_judge, "judge.safetensors"),
+}
+
+
+def run(stages: list[str], settings: Settings, out: Path) -> None:
+    """Train these stages, in the recipe's order, unless their result is there."""
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown:
+        raise ValueError(f"the stages are {', '.join(STAGES)}, not {', '.join(unknown)}")
+    for name, (train, result) in STAGES.items():
+        if name in stages and not (out / result).exists():
+            train(settings, out)
+
+
+def with_plans(settings: Settings, changes: dict[str, Any]) -> Settings:
+    """The settings, these fields changed in the plan of every stage."""
+    plans = {name: replace(plan, **changes) for name, plan in settings if isinstance(plan, Plan)}
+    return settings.model_copy(update=plans)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m kineograph.pocket.recipe", description=__doc__)
+    parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("runs/pocket"), help="where checkpoints, logs and samples go")
+    parser.add_argument("--minutes", type=float, help="for each stage, in place of its own")
+    parser.add_argument("--steps", type=int, help="for each stage, in place of minutes")
+    parser.add_argument("--export", action="store_true", help="then write the weights that are shipped")
+    asked = parser.parse_args(words)
+    changes = {name: value for name in ("minutes", "steps") if (value := getattr(asked, name)) is not None}
+    settings = with_plans(Settings(), changes)
+    torch.set_num_threads(1)  # `fit` has a thread a core, and each works alone
+    run([stage for stage in asked.stages.split(",") if stage], settings, asked.out)
+    if asked.export:
+        export(settings, asked.out)
+
+
+if __name__ == "__main__":
+    main()

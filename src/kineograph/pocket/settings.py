@@ -1,0 +1,33 @@
+"""The pocket models' recipe in numbers.
+
+Command:   python -m kineograph.pocket.recipe
+Cost:      about 100 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 3 GB of memory, 5 GB of disk
+Expected:  PENDING
+
+Every stage is given its time and ends settled whatever that is: twice the minutes is more pictures, not another recipe.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from kineograph.pocket.fit import Plan
+
+
+class Settings(BaseModel):
+    """All that the recipe can be told; `--minutes` and `--steps` replace those of every plan."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    seed: int = 0
+    pictures: int = 30_000  # painted once: 70 seconds, 1.5 GB
+    held_out: int = 1_000
+    families: int = 3_000  # of eight pictures each, for the judge
+    films: int = 3_000  # of sixteen frames each, for the judge
+    judged: int = 150  # held-out families and films that the judge reports on
+
+    vae: Plan = Plan(minutes=19, lr=3e-3, batch=16)
+    clip: Plan = Plan(minutes=7.5, lr=2e-3, batch=128)
+    unet: Plan = Plan(minutes=42, lr=2e-3, batch=48)
+    eye: Plan = Plan(minutes=4, lr=2e-3, batch=128)
+    motion: Plan = Plan(minutes=4, lr=2e-3, batch=32)

@@ -1,0 +1,87 @@
+"""The stages of the recipe: each reads what earlier ones left in the folder, trains one thing and leaves it there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+from torch import nn
+from transformers import CLIPModel, CLIPTokenizer
+
+from kineograph.pocket import clip, feed, judging, networks, unet, vae, words
+from kineograph.pocket.feed import Pool
+from kineograph.pocket.fit import best_device
+from kineograph.pocket.judge import Eye, Judge, MotionEye
+from kineograph.pocket.norms import with_quick_norms
+from kineograph.pocket.settings import Settings
+from kineograph.pocket.start import start_from_shrinking
+
+Stage = Callable[[Settings, Path], None]
+
+
+def pools(settings: Settings, out: Path) -> tuple[Pool, Pool]:
+    """Pictures to train on and held-out ones."""
+    train = feed.pool(out / "pool", settings.pictures, seed=settings.seed, split="train")
+    return train, feed.pool(out / "pool", settings.held_out, seed=settings.seed + 1, split="held_out")
+
+
+def train_vae(settings: Settings, out: Path) -> None:
+    train, held_out = pools(settings, out)
+    torch.manual_seed(settings.seed)
+    net = start_from_shrinking(networks.vae())
+    vae.train(net, settings.vae, out / "vae", train, held_out).save_pretrained(out / "vae" / "final")
+
+
+def train_clip(settings: Settings, out: Path) -> None:
+    train, held_out = pools(settings, out)
+    tokens = words.tokenizer(told(train))
+    tokens.save_pretrained(out / "clip" / "tokenizer")
+    torch.manual_seed(settings.seed)
+    net = clip.train(networks.clip(tokens), settings.clip, out / "clip", train, held_out, tokens=tokens)
+    net.save_pretrained(out / "clip" / "final")
+
+
+def train_unet(settings: Settings, out: Path) -> None:
+    train, held_out = pools(settings, out)
+    autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final").to(
+        best_device(), memory_format=torch.channels_last
+    )
+    text = CLIPModel.from_pretrained(out / "clip" / "final").text_model
+    tokens = CLIPTokenizer.from_pretrained(out / "clip" / "tokenizer")
+    torch.manual_seed(settings.seed)
+    net = unet.train(
+        networks.unet(), settings.unet, out / "unet", train, held_out,
+        vae=with_quick_norms(autoencoder), text=text, tokenizer=tokens,
+    )  # fmt: skip
+    net.save_pretrained(out / "unet" / "final")
+
+
+def train_judge(settings: Settings, out: Path) -> None:
+    torch.manual_seed(settings.seed)
+    judge = Judge()
+    judge.eye.load_state_dict(_train_eye(judge.eye, settings, out).state_dict())
+    judge.motion_eye.load_state_dict(_train_motion_eye(judge.motion_eye, settings, out).state_dict())
+    save_file({name: weight.contiguous() for name, weight in judge.state_dict().items()}, out / "judge.safetensors")
+
+
+def _train_eye(net: Eye, settings: Settings, out: Path) -> nn.Module:
+    train, held_out = _judged(settings, out / "families", settings.families, judging.family)
+    return judging.train_eye(net, settings.eye, out / "eye", train, held_out)
+
+
+def _train_motion_eye(net: MotionEye, settings: Settings, out: Path) -> nn.Module:
+    train, held_out = _judged(settings, out / "films", settings.films, judging.film)
+    return judging.train_motion_eye(net, settings.motion, out / "motion", train, held_out)
+
+
+def _judged(settings: Settings, folder: Path, count: int, paint: feed.Paint) -> tuple[Pool, Pool]:
+    train = feed.pool(folder, count, seed=settings.seed, split="train", paint=paint)
+    return train, feed.pool(folder, settings.judged, seed=settings.seed + 1, split="held_out", paint=paint)
+
+
+def told(pool: Pool) -> list[str]:
+    """All captions of the pool."""
+    return [caption for fact in pool.facts for caption in fact["captions"]]

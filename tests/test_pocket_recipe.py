@@ -1,0 +1,170 @@
+"""How the pocket models are trained: each piece, and the whole recipe in miniature."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+from kineograph.pocket import clip, feed, fit, judging, recipe, words
+from kineograph.pocket.export import export
+from kineograph.pocket.fit import Plan
+from kineograph.pocket.judge import Judge, load_judge
+from kineograph.pocket.norms import QuickGroupNorm, with_quick_norms
+from kineograph.pocket.optimisers import optimisers
+from kineograph.pocket.settings import Settings
+from kineograph.pocket.world import Shot, Thing
+
+PLAN = Plan(minutes=1, steps=6, lr=1e-2, batch=4, warmup=2)
+
+
+def regression(rng: np.random.Generator, progress: float) -> fit.Batch:
+    x = torch.from_numpy(rng.standard_normal((4, 20), np.float32))
+    return x, x.flip(1)
+
+
+def squared(net: nn.Module, batch: fit.Batch) -> dict[str, torch.Tensor]:
+    return {"squared": (net(batch[0]).float() - batch[1]).square().mean()}
+
+
+def train(folder: Path, draw=regression) -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 32), nn.SiLU(), nn.Linear(32, 20))
+    return fit.fit(net, PLAN, folder, draw=draw, loss=squared, report=lambda _: {})
+
+
+def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "KEEP_SECONDS", 0.0)
+    calls = []
+
+    def killed_at_the_fourth(rng, progress):
+        calls.append(progress)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return regression(rng, progress)
+
+    whole = train(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "killed", killed_at_the_fourth)
+    resumed = train(tmp_path / "killed")
+    for name, weight in whole.state_dict().items():
+        assert torch.allclose(resumed.state_dict()[name], weight, atol=1e-6), name
+
+
+def test_the_log_is_lines_of_json(tmp_path):
+    train(tmp_path / "stage")
+    lines = [json.loads(line) for line in (tmp_path / "stage" / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 6
+    assert lines[-1]["end"] == 1
+
+
+def test_the_rate_rises_then_falls_to_zero():
+    assert PLAN.rate(0, 0.0) == pytest.approx(PLAN.lr / 2)
+    assert PLAN.rate(5, 0.5) == pytest.approx(PLAN.lr / 2)
+    assert PLAN.rate(9, 1.2) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_norms_are_group_norms(dtype):
+    torch.manual_seed(0)
+    usual = nn.GroupNorm(4, 16)
+    nn.init.normal_(usual.weight)
+    quick = QuickGroupNorm(4, 16)
+    quick.load_state_dict(usual.state_dict())
+    x = (torch.randn(3, 16, 5, 6) + 0.5).to(dtype).to(memory_format=torch.channels_last)
+    out, gradients = [], []
+    for norm in (usual.double(), quick):
+        there = x.double() if norm is usual else x
+        there = there.detach().requires_grad_()
+        out.append(norm(there))
+        out[-1].square().sum().backward()
+        gradients.append((there.grad, norm.weight.grad, norm.bias.grad))
+    loose = 1e-4 if dtype is torch.float32 else 0.02
+    torch.testing.assert_close(out[1].double(), out[0], rtol=loose, atol=loose)
+    for quickly, usually in zip(gradients[1], gradients[0], strict=True):
+        assert (quickly.double() - usually).norm() < loose * usually.norm()
+
+
+def test_quick_norms_keep_parameters_and_names():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8))
+    before = dict(net.named_parameters())
+    after = dict(with_quick_norms(net).named_parameters())
+    assert list(before) == list(after)
+    assert all(after[name] is weight for name, weight in before.items())
+
+
+def test_matrices_are_views_of_the_weights():
+    net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Linear(32, 20)).to(memory_format=torch.channels_last)
+    ways = optimisers(net, 0.1, momentum=(0.9, 0.99), decay=0.0, cores=2)
+    assert len(ways.matrices) == 2
+    for matrix, weight in ways.matrices:
+        assert matrix.data_ptr() == weight.data_ptr()
+    assert len(ways.each) == 3
+
+
+def test_the_tokenizer_takes_any_text():
+    tokens = words.tokenizer(["a red fish over the sea", "a blue car in a city"])
+    for text in ("a red fish", "naïve zebra, 日本!", "x"):
+        taken = tokens(text).input_ids
+        assert taken[0] == tokens.bos_token_id
+        assert taken[-1] == tokens.eos_token_id
+        assert tokens.unk_token_id not in taken[1:-1]
+    assert len(tokens("red fish").input_ids) == 4
+    assert words.ids(tokens, ["a red fish", ""]).shape == (2, 48)
+
+
+def test_a_wrong_caption_swaps_the_colours_of_two_things():
+    rng = np.random.default_rng(0)
+    two = Shot("sea", "flat", (Thing("cat", "red", 1), Thing("car", "blue", 2)))
+    assert [t.colour for t in clip.recoloured(two, rng).things] == ["blue", "red"]
+    one = Shot("sea", "flat", (Thing("cat", "red", 1),))
+    assert clip.recoloured(one, rng).things[0].colour != "red"
+
+
+def test_the_pool_is_a_function_of_its_seed(tmp_path):
+    pools = [feed.pool(tmp_path / name, 3, seed=5, split="held_out") for name in "ab"]
+    assert np.array_equal(pools[0].pictures, pools[1].pictures)
+    assert pools[0].facts == pools[1].facts
+    shot = feed.shot_of(pools[0].facts[0])
+    assert shot.things[0].kind == pools[0].facts[0]["things"][0]["kind"]
+
+
+def test_a_family_is_of_one_kind_colour_and_style():
+    pictures, told = judging.family(np.random.default_rng(0), "train")
+    assert pictures.shape == (8, 128, 128, 3)
+    assert len({(t["thing"], t["colour"], t["style"]) for t in told}) == 1
+
+
+def test_the_judge_answers_for_any_size():
+    judge = Judge().eval()
+    looks = judge.look(np.zeros((2, 96, 160, 3), np.uint8))
+    assert len(looks.thing) == len(looks.scene) == 2
+    assert looks.individual.shape == (2, 32)
+    assert np.linalg.norm(looks.individual, axis=1) == pytest.approx(1, abs=1e-4)
+    assert isinstance(judge.motion(np.zeros((5, 128, 128, 3), np.uint8)), str)
+
+
+def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
+    small = Settings(pictures=4, held_out=64, families=2, films=2, judged=2)
+    plans = {"vae": 4, "clip": 2, "unet": 2, "eye": 16, "motion": 2}
+    settings = small.model_copy(
+        update={name: Plan(minutes=1, steps=1, lr=1e-3, batch=size) for name, size in plans.items()}
+    )
+    recipe.run(list(recipe.STAGES), settings, tmp_path / "out")
+    recipe.run(list(recipe.STAGES), settings, tmp_path / "out")  # ended stages are left alone
+    export(settings, tmp_path / "out", tmp_path / "weights")
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
+    assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
+    assert load_judge(tmp_path / "weights" / "judge" / "judge.safetensors")
+    assert "red" in json.loads((tmp_path / "weights" / "vocabulary.json").read_text())
+    assert sum(f.stat().st_size for f in (tmp_path / "weights").rglob("*") if f.is_file()) <= 36e6
+
+
+def test_unknown_stages_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the stages are vae, clip, unet, judge, not vea"):
+        recipe.run(["vea"], Settings(), tmp_path)
