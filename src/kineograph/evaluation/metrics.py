@@ -83,7 +83,7 @@ def displacements(frames: Frames) -> Shifts:
     The best normalised correlation of the sharp parts over the overlap of both, among all shifts within a third.
     """
     sharp = _sharpened(frames)
-    size = 2 * np.array(frames.shape[1:3])
+    size = (2 * frames.shape[1], 2 * frames.shape[2])
     spectrum, energy = np.fft.rfft2(sharp, size, (1, 2)), np.fft.rfft2((sharp**2).sum(-1), size)
     covered = np.fft.rfft2(np.ones(frames.shape[1:3]), size)
     alike = _correlated(spectrum[:1], spectrum[1:], size).sum(-1)
@@ -118,7 +118,7 @@ def _sharpened(frames: Frames) -> Float[np.ndarray, "f h w 3"]:
     return pictures - padded
 
 
-def _correlated(first: np.ndarray, others: np.ndarray, size: np.ndarray) -> np.ndarray:
+def _correlated(first: np.ndarray, others: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """For every shift, the sum over the overlap of first times other; shifts wrap around the doubled size."""
     return np.fft.irfft2(np.conj(first) * others, size, (1, 2))
 

@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from kineograph.errors import InputError
 from kineograph.models import hub, tensor_files
@@ -69,8 +70,8 @@ def listed(lora: Loras | None) -> list[tuple[str | Path, float]]:
     if isinstance(lora, str | Path):
         return [(lora, 1.0)]
     if len(lora) == 2 and isinstance(lora[1], int | float):
-        return [(lora[0], float(lora[1]))]
-    return [pair for each in lora for pair in listed(each)]
+        return [(lora[0], float(lora[1]))]  # type: ignore[list-item]  # a pair is told from a list by what is second
+    return [pair for each in lora for pair in listed(each)]  # type: ignore[arg-type]
 
 
 def attach(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, ask: Hub) -> None:
@@ -167,7 +168,7 @@ def _new_name(file: Path, networks: Mapping[str, nn.Module]) -> str:
     return next(each for each in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if each not in taken)
 
 
-def _attach(network: nn.Module, changes: Mapping[str, Change], name: str) -> None:
+def _attach(network: UNet2DConditionModel | PreTrainedModel, changes: Mapping[str, Change], name: str) -> None:
     config = _config(changes)
     state = {f"{path}.lora_A.weight": change.down for path, change in changes.items()}
     state |= {f"{path}.lora_B.weight": change.up for path, change in changes.items()}

@@ -18,7 +18,7 @@ from kineograph.latents import Latents
 from kineograph.models import text
 from kineograph.models.attention import Memory, See, own
 from kineograph.models.schedule import Schedule
-from kineograph.models.text import TextEncoder
+from kineograph.models.text import Pooled, TextEncoder
 from kineograph.models.unet import VideoUNet
 
 Frames = Float[Tensor, "b f 3 H W"]
@@ -84,7 +84,7 @@ class Model:
             tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
         return Condition(tokens, embedding=self._with_size(pooled, size or self.default_size))
 
-    def _with_size(self, pooled: text.Pooled, size: tuple[int, int]) -> Float[Tensor, "b told"]:
+    def _with_size(self, pooled: Pooled, size: tuple[int, int]) -> Float[Tensor, "b told"]:
         """SDXL's micro-conditioning: original size, crop corner, target size (Podell et al. 2023, section 2.2)."""
         numbers = torch.tensor([*size, 0, 0, *size], device=pooled.device)
         told = self.net.image_unet.add_time_proj(numbers).flatten()

@@ -194,7 +194,11 @@ def _cosine(start: float, end: float, steps: int) -> Table:
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 
-BETAS = {"linear": np.linspace, "scaled_linear": _scaled_linear, "squaredcos_cap_v2": _cosine}
+BETAS: Mapping[str, Callable[[float, float, int], Table]] = {
+    "linear": np.linspace,
+    "scaled_linear": _scaled_linear,
+    "squaredcos_cap_v2": _cosine,
+}
 
 
 def _without_terminal_signal(signal: Table) -> Table:

@@ -86,7 +86,7 @@ def _is_safetensors(path: Path) -> bool:
     raise InputError(f"{path} ({size} bytes) is neither a safetensors nor a torch file, or damaged: fetch it again")
 
 
-def _opened(path: Path):
+def _opened(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError, struct.error) as error:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float
-from torch import Tensor, nn
-from transformers import BatchEncoding, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
 
 from kineograph.errors import InputError
 
@@ -23,7 +24,7 @@ class TextEncoder:
     """One tokenizer and the network that reads its tokens."""
 
     tokenizer: PreTrainedTokenizerBase
-    network: nn.Module
+    network: PreTrainedModel
 
     @property
     def limit(self) -> int:
@@ -53,7 +54,7 @@ def encode_together(encoders: Sequence[TextEncoder], texts: Sequence[str], clip_
     return tokens, read[-1].text_embeds
 
 
-def _read(encoder: TextEncoder, texts: Sequence[str], depth: int):
+def _read(encoder: TextEncoder, texts: Sequence[str], depth: int) -> ModelOutput:
     layers = encoder.network.config.num_hidden_layers
     if not 0 < depth <= layers + 1:
         raise InputError(f"clip_skip leaves layers of the text encoder out, and it has {layers}: expected fewer")
