@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,7 +102,7 @@ def bench(
         ]
     if out:
         with instead_of(Path(out)) as part:
-            part.write_text(json.dumps([{**row._asdict(), "setting": row.setting._asdict()} for row in rows], indent=2))
+            part.write_text(as_json(rows))
     return rows
 
 
@@ -139,9 +140,14 @@ def _alternated(
     times: dict[str, list[float]] = {side: [] for side in draws}
     for turn in range(setting.repeats):
         for side in sorted(draws, reverse=turn % 2 == 1):
-            times[side].append(_seconds(lambda side=side: draws[side](setting.frames, setting.steps)))
+            times[side].append(_seconds(partial(draws[side], setting.frames, setting.steps)))
             tell(side, times[side][-1])
     return times
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    """The rows for programs."""
+    return json.dumps([{**row._asdict(), "setting": row.setting._asdict()} for row in rows], indent=2) + "\n"
 
 
 def table(rows: Sequence[Row]) -> str:
