@@ -18,6 +18,9 @@ def reproduce(
     cases: Annotated[
         int | None, typer.Option(show_default="100, or 10 with --quick", help="How many held-out prompts.")
     ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, show_default="the default of generate", help="Steps a video.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("docs/results"),
     json: Json = False,
 ) -> None:
@@ -33,7 +36,9 @@ def reproduce(
         model, witnesses = load(), pocket_witnesses()
     count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
     with speaking.counted("measuring") as on_video:
-        report = study.reproduce(paper, model, witnesses, cases=count, out=out, on_video=on_video)
+        report = study.reproduce(
+            paper, model, witnesses, cases=count, steps=num_inference_steps, out=out, on_video=on_video
+        )
     for claim in report.claims:
         mark = "holds" if claim.holds else "FAILS"
         speaking.say(f"{mark}  {claim.name}: {claim.value:.3f} ± {claim.error:.3f} (n = {claim.count}, {claim.bar})")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from kineograph.errors import InputError
@@ -28,12 +28,14 @@ def reproduce(
     witnesses: Witnesses,
     *,
     cases: int = CASES,
+    steps: int | None = None,
     out: str | Path = RESULTS,
     on_video: OnVideo | None = None,
 ) -> Report:
     """Measures a paper's claims and writes `out/paper.md` and `out/paper.json`.
 
     cases: how many held-out prompts; `QUICK_CASES` is a tenth.
+    steps: num_inference_steps of every video, the default unless given; recorded in the report.
     on_video: called with (videos measured, videos in all).
     Every video's numbers go to `out/paper/cases.jsonl` at once, so that a run that was stopped goes on where it was;
     those of other weights or settings are passed over.
@@ -44,15 +46,17 @@ def reproduce(
     if cases < 1:
         raise InputError(f"expected at least 1 case, got {cases}")
     study, folder = PAPERS[paper], Path(out) / paper
+    asked = replace(study.DEFAULT, num_inference_steps=steps or study.DEFAULT.num_inference_steps)
     folder.mkdir(parents=True, exist_ok=True)
-    about = {**origin(model), "witnesses": dict(witnesses.weights), "settings": asdict(study.DEFAULT)}
+    about = {**origin(model), "witnesses": dict(witnesses.weights), "settings": asdict(asked)}
     state, chosen, made = commit(), held_out_cases(cases), []
     protocol = identifier({**about, "commit": state.removesuffix("-dirty")})  # the records themselves make it dirty
-    for record in study.records(model, witnesses, chosen, folder, protocol):
+    for record in study.records(model, witnesses, chosen, folder, protocol, asked.num_inference_steps):
         made.append(record)
         if on_video:
             on_video(len(made), len(study.ARMS) * cases)
-    ran = {"command": f"kineograph reproduce {paper} --cases {cases}", "commit": state, "cases": cases}
+    command = f"kineograph reproduce {paper} --cases {cases}{f' --num-inference-steps {steps}' if steps else ''}"
+    ran = {"command": command, "commit": state, "cases": cases}
     pictures = {
         case.prompt: {arm: f"{paper}/{study.strip(case.number, arm)}" for arm in study.ARMS}
         for case in chosen[: study.SHOWN]

@@ -66,10 +66,12 @@ ARMS = {
 }
 
 
-def filmed(model: Model, arm: Arm, cases: Sequence[Case]) -> UInt8[np.ndarray, "b f h w 3"]:
-    """The videos of consecutive cases, all settings but the arm's at their defaults."""
+def filmed(
+    model: Model, arm: Arm, cases: Sequence[Case], steps: int = DEFAULT.num_inference_steps
+) -> UInt8[np.ndarray, "b f h w 3"]:
+    """The videos of consecutive cases, all settings but the arm's and the number of steps at their defaults."""
     seed, shape = cases[0].seed, (len(cases), *model.latent_shape(*model.default_size))
-    sigmas = leading(model.schedule.sigmas, DEFAULT.num_inference_steps)
+    sigmas = leading(model.schedule.sigmas, steps)
     noise = independent(seed, range(DEFAULT.num_frames), shape).to(model.device)
     texts = [case.prompt for case in cases], [DEFAULT.negative_prompt] * len(cases)
     told, blank = (model.bind(model.prompt(each), see=arm.see) for each in texts)
@@ -94,7 +96,9 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
     return found
 
 
-def records(model: Model, witnesses: Witnesses, cases: Sequence[Case], folder: Path, protocol: str) -> Iterator[Record]:
+def records(
+    model: Model, witnesses: Witnesses, cases: Sequence[Case], folder: Path, protocol: str, steps: int
+) -> Iterator[Record]:
     """A record of every case and arm, those of an earlier run first; the others are kept as they are made."""
     file = folder / "cases.jsonl"
     wanted = {(arm, case.number) for arm in ARMS for case in cases}
@@ -104,7 +108,7 @@ def records(model: Model, witnesses: Witnesses, cases: Sequence[Case], folder: P
         for name, arm in ARMS.items():
             batch = cases[start : start + AT_ONCE]
             missing = [case for case in batch if (name, case.number) not in earlier]
-            for case, frames in zip(missing, _videos(model, arm, batch, missing), strict=True):
+            for case, frames in zip(missing, _videos(model, arm, batch, missing, steps), strict=True):
                 record = {"protocol": protocol, "arm": name, "case": case.number, "prompt": case.prompt}
                 record |= measured(frames, case, witnesses)
                 if case.number < SHOWN:
@@ -113,9 +117,9 @@ def records(model: Model, witnesses: Witnesses, cases: Sequence[Case], folder: P
                 yield record
 
 
-def _videos(model: Model, arm: Arm, batch: Sequence[Case], missing: Sequence[Case]) -> Iterator[Frames]:
-    if missing:
-        videos = filmed(model, arm, batch)  # whole, since the pictures of a batch differ from single ones in last bits
+def _videos(model: Model, arm: Arm, batch: Sequence[Case], missing: Sequence[Case], steps: int) -> Iterator[Frames]:
+    if missing:  # the batch whole, since its pictures differ from single ones in last bits
+        videos = filmed(model, arm, batch, steps)
         yield from (videos[batch.index(case)] for case in missing)
 
 
