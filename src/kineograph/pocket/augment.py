@@ -18,5 +18,5 @@ def soften(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     blurred = avg_pool2d(pictures, 3, 1, 1, count_include_pad=False)
     mixed = pictures.lerp(blurred, amount(1.0, 1, 1, 1).clamp(min=0))
     tinted = mixed * (1 + amount(0.06, 3, 1, 1)) + amount(0.06, 3, 1, 1)
-    grain = torch.from_numpy(rng.standard_normal(pictures.shape, np.float32))
+    grain = torch.from_numpy(rng.standard_normal((n, 1, *pictures.shape[2:]), np.float32))
     return tinted + grain * amount(0.06, 1, 1, 1)
