@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -83,9 +84,18 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 
 def _json(report: Report) -> str:
-    table = {row: {column: each._asdict() for column, each in cells.items()} for row, cells in report.table.items()}
-    whole = {**report.about, "paper": report.paper, "claims": [asdict(each) for each in report.claims], "table": table}
-    return json.dumps(whole, indent=2, ensure_ascii=False) + "\n"
+    claims = [{**asdict(each), "value": _known(each.value), "error": _known(each.error)} for each in report.claims]
+    table = {
+        row: {column: {"value": _known(each.value), "error": _known(each.error)} for column, each in cells.items()}
+        for row, cells in report.table.items()
+    }
+    whole = {**report.about, "paper": report.paper, "claims": claims, "table": table}
+    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _known(value: float) -> float | None:
+    """JSON has no NaN, which is the mean of nothing and the error of one."""
+    return None if math.isnan(value) else value
 
 
 def _markdown(report: Report) -> str:

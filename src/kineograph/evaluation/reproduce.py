@@ -51,7 +51,7 @@ def reproduce(
     about = {**origin(model), "witnesses": dict(witnesses.weights), "settings": asdict(asked)}
     state, chosen, made = commit(), held_out_cases(cases), []
     protocol = identifier({**about, "commit": state.removesuffix("-dirty")})  # the records themselves make it dirty
-    for record in study.records(model, witnesses, chosen, folder, protocol, asked.num_inference_steps):
+    for record in study.records(model, witnesses, chosen, asked, folder, protocol):
         made.append(record)
         if on_video:
             on_video(len(made), len(study.ARMS) * cases)

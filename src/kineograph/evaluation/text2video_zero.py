@@ -28,11 +28,11 @@ from kineograph.latents import Latents
 from kineograph.methods.text2video_zero import levels, sample
 from kineograph.models.attention import See, first, own
 from kineograph.models.model import Model
-from kineograph.motion import along, parse, shift
+from kineograph.motion import Warp, along, parse, shift
 from kineograph.noise import independent
 from kineograph.trajectory import Step, ddim, last
 
-Walk = Callable[[Denoise, Latents, Sequence[float], int], Iterator[Step]]
+Walk = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
 
 DEFAULT = Request(prompt="any")
 AT_ONCE = 4  # videos
@@ -46,15 +46,14 @@ class Arm(NamedTuple):
     walk: Walk
 
 
-def apart(look: Denoise, noise: Latents, sigmas: Sequence[float], seed: int) -> Iterator[Step]:
+def apart(look: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
     """Every frame from its own noise."""
     return ddim(look, sigmas[0] * noise, sigmas)
 
 
-def moved(look: Denoise, noise: Latents, sigmas: Sequence[float], seed: int) -> Iterator[Step]:
-    """Every frame from the first, moved by the default motion."""
+def moved(look: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
+    """Every frame from the first, as the camera sees it."""
     spread_to, move_at = levels(noise.shape, highest=sigmas[0])
-    warp = along(parse(DEFAULT.motion), frames=noise.shape[1], seed=seed)
     return sample(look, noise, sigmas, warp=warp, move_at=move_at, spread_to=spread_to)
 
 
@@ -66,20 +65,19 @@ ARMS = {
 }
 
 
-def filmed(
-    model: Model, arm: Arm, cases: Sequence[Case], steps: int = DEFAULT.num_inference_steps
-) -> UInt8[np.ndarray, "b f h w 3"]:
-    """The videos of consecutive cases, all settings but the arm's and the number of steps at their defaults."""
+def filmed(model: Model, arm: Arm, cases: Sequence[Case], asked: Request) -> UInt8[np.ndarray, "b f h w 3"]:
+    """The videos of consecutive cases, drawn in one of the ways and else as asked."""
     seed, shape = cases[0].seed, (len(cases), *model.latent_shape(*model.default_size))
-    sigmas = leading(model.schedule.sigmas, steps)
-    noise = independent(seed, range(DEFAULT.num_frames), shape).to(model.device)
-    texts = [case.prompt for case in cases], [DEFAULT.negative_prompt] * len(cases)
+    sigmas = leading(model.schedule.sigmas, asked.num_inference_steps)
+    noise = independent(seed, range(asked.num_frames), shape).to(model.device)
+    warp = along(parse(asked.motion), frames=asked.num_frames, seed=seed)
+    texts = [case.prompt for case in cases], [asked.negative_prompt] * len(cases)
     told, blank = (model.bind(model.prompt(each), see=arm.see) for each in texts)
-    x0 = last(arm.walk(guided(told, blank, DEFAULT.guidance_scale), noise, sigmas, seed))
+    x0 = last(arm.walk(guided(told, blank, asked.guidance_scale), noise, sigmas, warp))
     return (model.decode(x0) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
+def measured(frames: Frames, case: Case, witnesses: Witnesses, asked: Request) -> dict[str, float]:
     """All that is measured of one video."""
     seen, shifts = witnesses.look(frames), metrics.displacements(frames)
     found = {
@@ -89,15 +87,15 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
         **dict(metrics.motion(frames, shifts)),
         **dict(metrics.text_alignment(witnesses.alike(frames, case.prompt))),
     }
-    asked = -np.array(shift(parse(DEFAULT.motion), 1, DEFAULT.num_frames))  # the content goes against the camera
+    wanted = -np.array(shift(parse(asked.motion), 1, asked.num_frames))  # the content goes against the camera
     got = np.array([found["right"], found["down"]])
-    found["motion"] = float(got @ asked / (asked @ asked))
-    found["off course"] = float(np.linalg.norm(got - asked) / np.linalg.norm(asked))
+    found["motion"] = float(got @ wanted / (wanted @ wanted))
+    found["off course"] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
     return found
 
 
 def records(
-    model: Model, witnesses: Witnesses, cases: Sequence[Case], folder: Path, protocol: str, steps: int
+    model: Model, witnesses: Witnesses, cases: Sequence[Case], asked: Request, folder: Path, protocol: str
 ) -> Iterator[Record]:
     """A record of every case and arm, those of an earlier run first; the others are kept as they are made."""
     file = folder / "cases.jsonl"
@@ -105,22 +103,19 @@ def records(
     earlier = {(each["arm"], each["case"]): each for each in kept(file, protocol)}
     yield from (record for key, record in earlier.items() if key in wanted)
     for start in range(0, len(cases), AT_ONCE):
+        batch = cases[start : start + AT_ONCE]
         for name, arm in ARMS.items():
-            batch = cases[start : start + AT_ONCE]
-            missing = [case for case in batch if (name, case.number) not in earlier]
-            for case, frames in zip(missing, _videos(model, arm, batch, missing, steps), strict=True):
+            if all((name, case.number) in earlier for case in batch):
+                continue
+            for case, frames in zip(batch, filmed(model, arm, batch, asked), strict=True):
+                if (name, case.number) in earlier:
+                    continue
                 record = {"protocol": protocol, "arm": name, "case": case.number, "prompt": case.prompt}
-                record |= measured(frames, case, witnesses)
+                record |= measured(frames, case, witnesses, asked)
                 if case.number < SHOWN:
                     Image.fromarray(np.concatenate(list(frames), axis=1)).save(folder / strip(case.number, name))
                 keep(file, record)
                 yield record
-
-
-def _videos(model: Model, arm: Arm, batch: Sequence[Case], missing: Sequence[Case], steps: int) -> Iterator[Frames]:
-    if missing:  # the batch whole, since its pictures differ from single ones in last bits
-        videos = filmed(model, arm, batch, steps)
-        yield from (videos[batch.index(case)] for case in missing)
 
 
 def strip(number: int, arm: str) -> str:

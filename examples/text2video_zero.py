@@ -1,0 +1,34 @@
+"""Text2Video-Zero with its loop in view. `python examples/text2video_zero.py` writes fish.gif.
+
+Each line is something to exchange: another solver, another ladder, another motion, another rule of who sees whom.
+"""
+
+import kineograph as kg
+from kineograph.ladder import leading
+from kineograph.methods.text2video_zero import levels, sample
+from kineograph.motion import along, parse
+from kineograph.noise import independent
+from kineograph.trajectory import ddim
+
+
+def draw(model: kg.Model, prompt: str, *, frames: int = 8, steps: int = 50, seed: int = 7) -> kg.Video:
+    told, blank = (model.bind(model.prompt([text]), see=kg.see.first) for text in (prompt, ""))
+    shape = (1, *model.latent_shape(*model.default_size))
+    sigmas = leading(model.schedule.sigmas, steps)
+    spread_to, move_at = levels(shape, highest=sigmas[0])
+    walk = sample(
+        kg.guided(told, blank, scale=7.5),
+        independent(seed, range(frames), shape).to(model.device),
+        sigmas,
+        warp=along(parse("pan:12,0+zoom:1.01"), frames=frames, seed=seed),
+        move_at=move_at,
+        spread_to=spread_to,
+        solve=ddim,
+    )
+    for step in walk:
+        print(f"{step.x.shape[1]} frames at noise level {step.sigma:.2f}", end="\r")
+    return kg.Video.from_tensor(model.decode(step.x)[0])
+
+
+if __name__ == "__main__":
+    draw(kg.load(), "a red fish swimming over the sea").overwrite("fish.gif")

@@ -1,0 +1,25 @@
+"""The examples run."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from kineograph.evaluation.peers import save_stand_in
+from kineograph.models.checkpoints import load
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stand-in")
+    save_stand_in(folder, channels=32, side=8, text_layers=1)
+    return load(folder, dtype="float32")
+
+
+def test_text2video_zero(model, capsys):
+    example = runpy.run_path(str(EXAMPLES / "text2video_zero.py"))
+    video = example["draw"](model, "a red fish", frames=3, steps=4)
+    assert video.frames.shape == (3, 64, 64, 3)
+    assert "3 frames at noise level 0.00" in capsys.readouterr().out
