@@ -14,13 +14,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
 
 See = Callable[[int], tuple[int, ...]]
-KeyValue = tuple[Float[Tensor, "b 1 n c"], Float[Tensor, "b 1 n c"]]
+KeyValue = tuple[Float[Tensor, "b 1 _ _"], Float[Tensor, "b 1 _ _"]]  # tokens and channels differ from layer to layer
 Memory = dict[int, dict[nn.Module, KeyValue]]  # frame -> attention layer -> what later frames read there
 
 
@@ -110,18 +111,19 @@ def forget(memory: Memory, plan: Plan) -> None:
         del memory[frame]
 
 
-def look(attn: nn.Module, x: Float[Tensor, "bf n c"], plan: Plan, memory: Memory | None) -> Float[Tensor, "bf n c"]:
+def look(attn: Attention, x: Float[Tensor, "bf n c"], plan: Plan, memory: Memory | None) -> Float[Tensor, "bf n c"]:
     """Self-attention of the frames of a walk, folded into the batch."""
     query = attn.to_q(x).unflatten(0, (-1, len(plan.frames)))
     key, value = _known(attn, x.unflatten(0, (-1, len(plan.frames))), plan, memory)
     answers = []
     for groups, asking, read in plan.calls:
-        asked, keys, values = (_grouped(*each, groups) for each in ((query, asking), (key, read), (value, read)))
+        pairs = ((query, asking), (key, read), (value, read))
+        asked, keys, values = (_grouped(tensor, places, groups) for tensor, places in pairs)
         answers.append(attend(asked, keys, values, attn.heads).reshape(len(query), len(asking), *query.shape[2:]))
     return leave(attn, _pick(_joined(answers), plan.order).flatten(0, 1))
 
 
-def _known(attn: nn.Module, x: Tensor, plan: Plan, memory: Memory | None) -> tuple[Tensor, Tensor]:
+def _known(attn: Attention, x: Tensor, plan: Plan, memory: Memory | None) -> tuple[Tensor, Tensor]:
     """Keys and values of the frames that are read, `b known n c` each."""
     remembered = {} if memory is None else memory
     pairs = [remembered[frame][attn] for frame in plan.recalled]
@@ -134,7 +136,7 @@ def _known(attn: nn.Module, x: Tensor, plan: Plan, memory: Memory | None) -> tup
     return key, value
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
 
 
@@ -155,7 +157,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
-def leave(attn: nn.Module, x: Tensor) -> Tensor:
+def leave(attn: Attention, x: Tensor) -> Tensor:
     """What an attention layer does after its softmax."""
     project, dropout = attn.to_out
     return dropout(project(x))

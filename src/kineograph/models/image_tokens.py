@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -45,7 +46,7 @@ def project(unet: UNet2DConditionModel, embeddings: list[Float[Tensor, "b i ..."
     return torch.cat([each.flatten(1, 2) for each in tokens], dim=1)
 
 
-def prepare(attn: nn.Module, tokens: Float[Tensor, "b n d"], image_tokens: ImageTokens | None) -> list[Source]:
+def prepare(attn: Attention, tokens: Float[Tensor, "b n d"], image_tokens: ImageTokens | None) -> list[Source]:
     """Keys and values of text and image tokens in one cross-attention layer.
 
     image_tokens: for several IP-Adapters one after another. Their weights and scales are those on the layer now.
@@ -81,7 +82,7 @@ def _shared_out(image_tokens: ImageTokens, sizes: list[int]) -> tuple[Tensor, ..
     return image_tokens.split(sizes, dim=-2)
 
 
-def read(attn: nn.Module, x: Float[Tensor, "bf n c"], sources: list[Source], frames: list[int]) -> Tensor:
+def read(attn: Attention, x: Float[Tensor, "bf n c"], sources: list[Source], frames: list[int]) -> Tensor:
     """Cross-attention of these frames, folded into the batch, on what the layer is told."""
     query = attn.to_q(x)
     text, *images = sources

@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from diffusers import UNet2DConditionModel
 from diffusers.models import attention_processor as processors
 from diffusers.models.attention import BasicTransformerBlock
-from torch import nn
 
 from kineograph.errors import InputError
 
-BLOCKS = {
+BLOCKS: dict[str, set] = {
     "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
     "mid_block_type": {"UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None},
     "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"},
 }
-SETTINGS = {
+SETTINGS: dict[str, set] = {
     "addition_embed_type": {None, "text_time"},
     "attention_type": {"default"},
     "center_input_sample": {False},
@@ -79,7 +78,7 @@ def transformer_blocks(unet: UNet2DConditionModel) -> Iterator[tuple[str, BasicT
     return ((name, module) for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock))
 
 
-def cross_attentions(unet: UNet2DConditionModel) -> Iterator[nn.Module]:
+def cross_attentions(unet: UNet2DConditionModel) -> Iterator[processors.Attention]:
     """Every layer that reads what the network is told."""
     return (block.attn2 for _, block in transformer_blocks(unet))
 

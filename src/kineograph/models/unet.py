@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
@@ -27,6 +30,7 @@ from kineograph.models.rooms import check_processors, check_settings, cross_atte
 # conv_in, every resnet, the cross-attention of every transformer block (there on `(b f) n c`, elsewhere on
 # `(b f) c h w`) and every transformer.
 Temporal = Callable[[nn.Module, Tensor, int], Tensor]
+Block = Any  # of a U-Net: torch would have what it holds be Tensor | Module
 
 
 class Told(NamedTuple):
@@ -148,7 +152,7 @@ def _walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tens
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
 
 
-def _down(block: nn.Module, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+def _down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
     for resnet, transformer in _stages(block):
         x = _stage(resnet, transformer, x, told)
         skips.append(x)
@@ -158,13 +162,13 @@ def _down(block: nn.Module, x: Tensor, skips: list[Tensor], told: Told) -> Tenso
     return x
 
 
-def _middle(block: nn.Module, x: Tensor, told: Told) -> Tensor:
+def _middle(block: Block, x: Tensor, told: Told) -> Tensor:
     for resnet, transformer in _stages(block):
         x = _stage(resnet, transformer, x, told)
     return x
 
 
-def _up(block: nn.Module, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+def _up(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
     for resnet, transformer in _stages(block):
         x = torch.cat(_freed(block, x, skips.pop()), dim=1)
         x = _stage(resnet, transformer, x, told)
@@ -173,18 +177,18 @@ def _up(block: nn.Module, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
     return x
 
 
-def _stages(block: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None]]:
+def _stages(block: Block) -> Iterator[tuple[ResnetBlock2D, Transformer2DModel | None]]:
     """The resnets of a block, each with the transformer that follows it, if one does."""
     return zip_longest(block.resnets, getattr(block, "attentions", ()))
 
 
-def _stage(resnet: nn.Module, transformer: nn.Module | None, x: Tensor, told: Told) -> Tensor:
+def _stage(resnet: ResnetBlock2D, transformer: Transformer2DModel | None, x: Tensor, told: Told) -> Tensor:
     frames = len(told.plan.frames)
     x = told.temporal(resnet, resnet(x, told.time), frames)
     return x if transformer is None else told.temporal(transformer, _transformer(transformer, x, told), frames)
 
 
-def _freed(block: nn.Module, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+def _freed(block: Block, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
     """FreeU, where `enable_freeu` has left its strengths on a block."""
     strengths = {name: getattr(block, name, None) for name in ("s1", "s2", "b1", "b2")}
     if not all(strengths.values()):
@@ -192,7 +196,7 @@ def _freed(block: nn.Module, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
     return apply_freeu(block.resolution_idx, x, skip, **strengths)
 
 
-def _transformer(room: nn.Module, x: Tensor, told: Told) -> Tensor:
+def _transformer(room: Transformer2DModel, x: Tensor, told: Told) -> Tensor:
     normed = room.norm(x)
     linear = room.use_linear_projection  # SD 2.x and SDXL; a 1x1 convolution in SD 1.x
     tokens = room.proj_in(_as_tokens(normed)) if linear else _as_tokens(room.proj_in(normed))
@@ -201,7 +205,7 @@ def _transformer(room: nn.Module, x: Tensor, told: Told) -> Tensor:
     return x + (_as_image(room.proj_out(tokens), x) if linear else room.proj_out(_as_image(tokens, x)))
 
 
-def _block(block: nn.Module, x: Tensor, told: Told) -> Tensor:
+def _block(block: BasicTransformerBlock, x: Tensor, told: Told) -> Tensor:
     frames = told.plan.frames
     x = attention.look(block.attn1, block.norm1(x), told.plan, told.memory) + x
     x = image_tokens.read(block.attn2, block.norm2(x), told.text[block.attn2], frames) + x

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -24,7 +24,7 @@ from kineograph.pocket.world import COLOURS, Shot
 TESTED = 256
 
 
-def train(net: CLIPModel, plan: Plan, folder: Path, pool: Pool, held_out: Pool, *, tokens: CLIPTokenizer) -> nn.Module:
+def train(net: CLIPModel, plan: Plan, folder: Path, pool: Pool, held_out: Pool, *, tokens: CLIPTokenizer) -> CLIPModel:
     """The averaged CLIP (Radford et al. 2021, figure 3). Nearly the same words apart only by whose colour is whose are
     what makes the text tower's states say which colour belongs to which thing."""
     draw = pairs(pool, tokens, plan.batch)
@@ -72,7 +72,7 @@ def recoloured(shot: Shot, rng: np.random.Generator) -> Shot:
     return replace(shot, things=tuple(replace(t, colour=c) for t, c in zip(shot.things, colours, strict=True)))
 
 
-def losses(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def losses(net: CLIPModel, batch: Batch) -> dict[str, Tensor]:
     """Each picture finds its caption among all and the wrong ones, each caption its picture."""
     pictures, right, wrong = batch
     logits = compare(net, pictures, torch.cat([right, wrong]))
@@ -80,19 +80,19 @@ def losses(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"captions": cross_entropy(logits, own), "pictures": cross_entropy(logits[:, : len(pictures)].T, own)}
 
 
-def compare(net: nn.Module, pictures: Tensor, words: Tensor) -> Tensor:
+def compare(net: CLIPModel, pictures: Tensor, words: Tensor) -> Tensor:
     """Scaled cosines: [pictures, texts]."""
     return net(input_ids=words, pixel_values=pictures).logits_per_image.float()
 
 
-def reporter(held_out: Pool, tokens: CLIPTokenizer) -> Callable[[nn.Module], Figures]:
+def reporter(held_out: Pool, tokens: CLIPTokenizer) -> Callable[[CLIPModel], Figures]:
     """On held-out pictures: how often the caption is found among 256, and preferred to that with a wrong colour."""
     few = Pool(held_out.pictures[:TESTED], held_out.facts[:TESTED])
     count = len(few.facts)
     right, wrong = (as_long(words[:, 0]) for words in right_and_wrong(few, tokens))
 
     @torch.no_grad()
-    def report(net: nn.Module) -> Figures:
+    def report(net: CLIPModel) -> Figures:
         device = next(net.parameters()).device
         with torch.autocast(device.type, torch.bfloat16):
             logits = compare(net, as_tensor(few.pictures).to(device), torch.cat([right, wrong]).to(device)).cpu()
