@@ -45,18 +45,19 @@ def train_clip(settings: Settings, out: Path) -> None:
 
 
 def train_unet(settings: Settings, out: Path) -> None:
-    train, held_out = pools(settings, out)
+    train, _ = pools(settings, out)
     autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final").to(
         best_device(), memory_format=torch.channels_last
     )
     text = CLIPModel.from_pretrained(out / "clip" / "final").text_model
     tokens = CLIPTokenizer.from_pretrained(out / "clip" / "tokenizer")
     torch.manual_seed(settings.seed)
-    net = unet.train(
-        networks.unet(), settings.unet, out / "unet", train, held_out,
+    pair = unet.train(
+        networks.unet(), settings.unet, out / "unet", train,
         vae=with_quick_norms(autoencoder), text=text, tokenizer=tokens,
     )  # fmt: skip
-    net.save_pretrained(out / "unet" / "final")
+    pair.text.save_pretrained(out / "unet" / "text")
+    pair.unet.save_pretrained(out / "unet" / "final")  # last: it says that the stage ended
 
 
 def train_judge(settings: Settings, out: Path) -> None:
