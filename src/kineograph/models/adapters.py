@@ -21,7 +21,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.models import hub, tensor_files
 from kineograph.models.hub import Hub
 from kineograph.models.layer_names import Layer, flat, flat_names, layers
@@ -93,12 +93,14 @@ def attach(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, as
         warnings.warn(
             f"{file}: {len(unmatched)} tensors belong to no layer of this model and are left out: "
             f"{tensor_files.some(unmatched)}",
-            stacklevel=2,
+            InputWarning,
+            stacklevel=3,
         )
     name = _new_name(file, networks)
     for part, of in changes.items():
+        active = _active(networks[part])
         _attach(networks[part], of, name)
-        _activate(networks[part], name, scale)
+        _activate(networks[part], [*active, name], scale)
 
 
 def _sorted(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> tuple[Found, list[str]]:
@@ -198,10 +200,16 @@ def _commonest(values: Mapping[str, Any]) -> Any:
     return Counter(values.values()).most_common(1)[0][0]
 
 
-def _activate(network: nn.Module, name: str, scale: float) -> None:
-    """Switch an adapter on beside the ones that are on."""
+def _active(network: nn.Module) -> list[str]:
+    """The adapters of a network that are on."""
+    names = [name for layer in network.modules() if isinstance(layer, LoraLayer) for name in layer.active_adapters]
+    return list(dict.fromkeys(names))
+
+
+def _activate(network: nn.Module, names: list[str], scale: float) -> None:
+    """Switch these adapters on, since a new one switches the others off, and scale the last."""
     for layer in network.modules():
-        if isinstance(layer, LoraLayer) and name in layer.scaling:
-            layer.set_adapter(list(dict.fromkeys([*layer.active_adapters, name])))
-            layer.set_scale(name, scale)
-            layer.requires_grad_(False)
+        if isinstance(layer, LoraLayer):
+            layer.set_adapter(names, inference_mode=True)
+            if names[-1] in layer.scaling:
+                layer.set_scale(names[-1], scale)

@@ -1,6 +1,6 @@
 """The shapes of the models that come as a single file, known by heart so that no configuration is downloaded.
 
-A file is told by the names and shapes of its tensors. What they cannot say (what the network predicts) is assumed as
+A file is known by the names and shapes of its tensors. What they cannot say (what the network predicts) is assumed as
 the first release of its kind was trained, and can be given.
 Source: the configurations released with Stable Diffusion 1.5, 2.1 and XL.
 """
@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kineograph.errors import InputError
-from kineograph.models.tensor_files import Shapes, some
+from kineograph.errors import InputError, InputWarning
+from kineograph.models.tensor_files import Tensors, some
 
 Config = dict[str, Any]
 
@@ -94,26 +94,26 @@ FAMILIES = (
 )
 
 
-def refuse_foreign(path: Path, shapes: Shapes) -> None:
+def refuse_foreign(path: Path, checkpoint: Tensors) -> None:
     """Raises InputError unless these are the tensors of a whole checkpoint in Stable Diffusion's own layout."""
-    missing = [part for part, marks in PARTS.items() if not any(name.startswith(marks) for name in shapes)]
+    missing = [part for part, marks in PARTS.items() if not any(name.startswith(marks) for name in checkpoint)]
     if not missing:
         return
-    kind = next((what for mark, what in OTHERS.items() if any(mark in name for name in shapes)), "")
+    kind = next((what for mark, what in OTHERS.items() if any(mark in name for name in checkpoint)), "")
     raise InputError(
         f"{path} is not a checkpoint of Stable Diffusion: it has no {' and no '.join(missing)}. "
         + (f"It looks like {kind}. " if kind else "")
-        + f"Its {len(shapes)} tensors are called {some(shapes)}"
+        + f"Its {len(checkpoint)} tensors are called {some(checkpoint)}"
     )
 
 
-def family(path: Path, shapes: Shapes) -> Family:
+def family(path: Path, checkpoint: Tensors) -> Family:
     """Which family a checkpoint belongs to, by the width of its U-Net and of the tokens that it reads.
 
     Raises InputError for a family that is not built in.
     """
-    width = shapes[FIRST_LAYER][0] if FIRST_LAYER in shapes else 0
-    reads = {shape[-1] for name, shape in shapes.items() if name.startswith(UNET) and "attn2.to_k.weight" in name}
+    width = len(checkpoint.get(FIRST_LAYER, ()))
+    reads = {each.shape[-1] for name, each in checkpoint.items() if name.startswith(UNET) and "attn2.to_k." in name}
     for known in FAMILIES:
         if width == WIDTH and reads == {known.cross_attention}:
             return known
@@ -124,10 +124,10 @@ def family(path: Path, shapes: Shapes) -> Family:
     )
 
 
-def write(known: Family, shapes: Shapes, prediction_type: str | None, folder: Path) -> None:
+def write(known: Family, checkpoint: Tensors, prediction_type: str | None, folder: Path) -> None:
     """Write the configuration of every part of a checkpoint, as diffusers lays a pipeline out."""
-    scheduler = _scheduler(known, shapes, prediction_type)
-    in_channels = shapes[FIRST_LAYER][1]
+    scheduler = _scheduler(known, checkpoint, prediction_type)
+    in_channels = checkpoint[FIRST_LAYER].shape[1]
     _write(folder / "unet", known.unet | {"cross_attention_dim": known.cross_attention, "in_channels": in_channels})
     _write(folder / "vae", _vae(known))
     _write(folder / "scheduler", scheduler, "scheduler_config.json")
@@ -158,13 +158,14 @@ def _vae(known: Family) -> Config:
     }
 
 
-def _scheduler(known: Family, shapes: Shapes, prediction_type: str | None) -> Config:
+def _scheduler(known: Family, checkpoint: Tensors, prediction_type: str | None) -> Config:
     """The trainers of SDXL with v-prediction mark their files with empty tensors, `v_pred` and `ztsnr`."""
-    marked = "v_prediction" if "v_pred" in shapes else None
+    marked = "v_prediction" if "v_pred" in checkpoint else None
     if known.prediction_type == "v_prediction" and prediction_type is None:
         warnings.warn(
             f"a file of {known.name} does not say what its network predicts: assuming v_prediction, as the models "
             "for 768 x 768 do; pass prediction_type='epsilon' for those for 512 x 512",
+            InputWarning,
             stacklevel=2,
         )
     return {
@@ -176,5 +177,5 @@ def _scheduler(known: Family, shapes: Shapes, prediction_type: str | None) -> Co
         "set_alpha_to_one": False,
         "steps_offset": 1,
         "prediction_type": prediction_type or marked or known.prediction_type,
-        "rescale_betas_zero_snr": "ztsnr" in shapes,
+        "rescale_betas_zero_snr": "ztsnr" in checkpoint,
     }

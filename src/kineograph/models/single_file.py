@@ -10,13 +10,14 @@ from tempfile import TemporaryDirectory
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPTokenizer
 
 from kineograph.errors import InputError
 from kineograph.models import catalog, hub, parts, tensor_files
 from kineograph.models.hub import Hub
 from kineograph.models.parts import Parts
+from kineograph.models.tensor_files import Tensors
 from kineograph.models.text import TextEncoder
 
 # All models of the family read CLIP's one vocabulary. OpenCLIP, the second encoder of SDXL and the only one of
@@ -34,12 +35,12 @@ def open_parts(
     is one of the catalogue's, and the tokenizer, unless CLIP's is in reach on the Hub or in its cache.
     Raises InputError when the file is no such checkpoint or does not fit the configuration.
     """
-    shapes = tensor_files.shapes(path)
-    catalog.refuse_foreign(path, shapes)
-    with _configured(path, shapes, config, prediction_type, ask) as folder:
+    checkpoint = tensor_files.read(path)
+    catalog.refuse_foreign(path, checkpoint)
+    with _configured(path, checkpoint, config, prediction_type, ask) as folder:
         index = parts.read_index(folder)
         tokenizers = [_tokenizer(path, folder, end, ask) for end, _ in parts.text_encoders(index)]
-        return _converted(path, folder, tokenizers, dtype)
+        return _converted(path, checkpoint, folder, tokenizers, dtype)
 
 
 def open_vae(path: Path, like: AutoencoderKL) -> AutoencoderKL:
@@ -60,20 +61,22 @@ def open_vae(path: Path, like: AutoencoderKL) -> AutoencoderKL:
 
 @contextmanager
 def _configured(
-    path: Path, shapes: tensor_files.Shapes, config: str | Path | None, prediction_type: str | None, ask: Hub
+    path: Path, checkpoint: Tensors, config: str | Path | None, prediction_type: str | None, ask: Hub
 ) -> Iterator[Path]:
     """A folder with the configuration of every part, which diffusers reads from there."""
     if config is not None:
         yield hub.local(config) or hub.fetch_folder(str(config), hub.CONFIGS, ask)
         return
-    known = catalog.family(path, shapes)
+    known = catalog.family(path, checkpoint)
     with TemporaryDirectory() as folder:
-        catalog.write(known, shapes, prediction_type, Path(folder))
+        catalog.write(known, checkpoint, prediction_type, Path(folder))
         yield Path(folder)
 
 
-def _converted(path: Path, folder: Path, tokenizers: list[CLIPTokenizer], dtype: torch.dtype) -> Parts:
-    checkpoint, index = tensor_files.read(path), parts.read_index(folder)
+def _converted(
+    path: Path, checkpoint: Tensors, folder: Path, tokenizers: list[CLIPTokenizer], dtype: torch.dtype
+) -> Parts:
+    index = parts.read_index(folder)
     try:
         networks = [_text_encoder(checkpoint, folder, end, kind, dtype) for end, kind in parts.text_encoders(index)]
         opened = Parts(
@@ -88,16 +91,14 @@ def _converted(path: Path, folder: Path, tokenizers: list[CLIPTokenizer], dtype:
             force_zeros=bool(index.get("force_zeros_for_empty_prompt")),
         )
     except NotImplementedError:  # what is not there cannot be cast; in float32 nothing is, and it can be named below
-        return _converted(path, folder, tokenizers, torch.float32)
+        return _converted(path, checkpoint, folder, tokenizers, torch.float32)
     except MISFITS as error:
         raise InputError(f"{path} does not fit its configuration: {_first_line(error)}") from error
     _refuse_incomplete(path, {**opened.networks, "vae": opened.vae})
     return opened
 
 
-def _text_encoder(
-    checkpoint: Mapping[str, Tensor], folder: Path, end: str, kind: type, dtype: torch.dtype
-) -> nn.Module:
+def _text_encoder(checkpoint: Tensors, folder: Path, end: str, kind: type, dtype: torch.dtype) -> nn.Module:
     return create_diffusers_clip_model_from_ldm(
         kind,
         checkpoint=checkpoint,

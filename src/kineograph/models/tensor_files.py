@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kineograph.errors import InputError
 
-Shapes = Mapping[str, tuple[int, ...]]
+Tensors = Mapping[str, Tensor]
 PICKLED = (b"PK\x03\x04", b"\x80\x02")  # torch's zip archive, and its format before that
 # what is on disk when the real file was never fetched
 SUBSTITUTES = {
@@ -22,17 +22,6 @@ SUBSTITUTES = {
     b"<!doctype": "a web page; the download needs a log-in or another address",
     b"<html": "a web page; the download needs a log-in or another address",
 }
-
-
-def shapes(path: Path) -> Shapes:
-    """Names and shapes of the tensors in a file, without reading their values.
-
-    Raises InputError when the file is damaged, holds code, or holds no tensors.
-    """
-    if not _is_safetensors(path):
-        return {name: tuple(tensor.shape) for name, tensor in read(path).items()}
-    with _opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def read(path: Path) -> dict[str, Tensor]:
