@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
+from transformers import CLIPModel
 
 from kineograph.pocket import clip, feed, fit, judging, recipe, words
 from kineograph.pocket.export import export
@@ -160,6 +161,7 @@ def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
     export(settings, tmp_path / "out", tmp_path / "weights")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
     assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
+    assert CLIPModel.from_pretrained(tmp_path / "weights" / "clip").dtype is torch.float32
     assert load_judge(tmp_path / "weights" / "judge" / "judge.safetensors")
     assert "a" in json.loads((tmp_path / "weights" / "vocabulary.json").read_text())
     assert sum(f.stat().st_size for f in (tmp_path / "weights").rglob("*") if f.is_file()) <= 36e6
