@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,7 +26,8 @@ from torch import Tensor, nn
 from kineograph.pocket.optimisers import Optimisers, hand_over_gradients, optimisers
 
 Batch = tuple[Tensor, ...]
-Loss = Callable[[nn.Module, Batch], dict[str, Tensor]]
+Net = TypeVar("Net", bound=nn.Module)
+Loss = Callable[[Net, Batch], dict[str, Tensor]]
 Figures = dict[str, float]
 
 KEEP_SECONDS = 90.0
@@ -73,14 +75,14 @@ def best_device() -> torch.device:
 
 
 def fit(
-    net: nn.Module,
+    net: Net,
     plan: Plan,
     folder: Path,
     *,
     draw: Callable[[np.random.Generator, float], Batch],
-    loss: Loss,
-    report: Callable[[nn.Module], Figures],
-) -> nn.Module:
+    loss: Loss[Net],
+    report: Callable[[Net], Figures],
+) -> Net:
     """Train `net` where it is and return its averaged weights (EMA) as a network of its own.
 
     Args:
@@ -123,7 +125,7 @@ def _shares(batch: Batch, count: int) -> list[Batch]:
     return list(zip(*(t.chunk(count) for t in batch), strict=True))
 
 
-def _descend(net: nn.Module, loss: Loss, shares: list[Batch], workers: ThreadPoolExecutor) -> Figures:
+def _descend(net: Net, loss: Loss[Net], shares: list[Batch], workers: ThreadPoolExecutor) -> Figures:
     """Add the gradients of all shares to the network, a share a worker; the mean losses."""
     device = next(net.parameters()).device
 

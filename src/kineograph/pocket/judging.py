@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kineograph.pocket import world
@@ -75,13 +75,13 @@ def film(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     return frames.mean((2, 4)).round().astype(np.uint8), asdict(shot)
 
 
-def train_eye(net: Eye, plan: Plan, folder: Path, families: Pool, held_out: Pool) -> nn.Module:
+def train_eye(net: Eye, plan: Plan, folder: Path, families: Pool, held_out: Pool) -> Eye:
     """The averaged eye for pictures."""
     ready = with_quick_norms(net).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     return fit(ready, plan, folder, draw=gatherings(families, plan.batch), loss=looking, report=eye_report(held_out))
 
 
-def train_motion_eye(net: MotionEye, plan: Plan, folder: Path, films: Pool, held_out: Pool) -> nn.Module:
+def train_motion_eye(net: MotionEye, plan: Plan, folder: Path, films: Pool, held_out: Pool) -> MotionEye:
     """The averaged eye for videos."""
     return fit(
         net.to(best_device()),
@@ -112,7 +112,7 @@ def gatherings(pool: Pool, batch: int) -> Callable[[Rng, float], Batch]:
     return draw
 
 
-def looking(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def looking(net: Eye, batch: Batch) -> dict[str, Tensor]:
     """The cross-entropy of every answer, and of whom each picture shows among all of its share of the batch."""
     pictures, told = batch
     logits, identity = net(pictures)
@@ -126,12 +126,12 @@ def twins_of(count: int) -> Tensor:
     return torch.arange(count) ^ 1
 
 
-def eye_report(pool: Pool) -> Callable[[nn.Module], Figures]:
+def eye_report(pool: Pool) -> Callable[[Eye], Figures]:
     """On held-out families: the share of right answers, and of individuals told from the three others of the family."""
     pictures, told = pool.pictures.reshape(-1, SIDE, SIDE, 3), torch.from_numpy(numbers(pool.facts)).flatten(0, 1)
 
     @torch.no_grad()
-    def report(net: nn.Module) -> Figures:
+    def report(net: Eye) -> Figures:
         device = next(net.parameters()).device
         seen = [net(as_tensor(pictures[k : k + 64]).to(device)) for k in range(0, len(pictures), 64)]
         right = {
@@ -169,18 +169,18 @@ def _played(pool: Pool, number: int, rng: Rng) -> tuple[np.ndarray, str]:
     return (frames, motion) if rng.uniform() < 0.5 else (frames[::-1], REVERSED.get(motion, motion))
 
 
-def watching(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def watching(net: MotionEye, batch: Batch) -> dict[str, Tensor]:
     """The cross-entropy of the motion."""
     clips, motions = batch
     return {"motion": cross_entropy(net(clips), motions)}
 
 
-def motion_report(pool: Pool) -> Callable[[nn.Module], Figures]:
+def motion_report(pool: Pool) -> Callable[[MotionEye], Figures]:
     """On held-out clips: the share of right answers."""
     motions = torch.tensor([MOTIONS.index(fact["things"][0]["motion"]) for fact in pool.facts])
 
     @torch.no_grad()
-    def report(net: nn.Module) -> Figures:
+    def report(net: MotionEye) -> Figures:
         device = next(net.parameters()).device
         clips = [
             torch.stack([as_tensor(f) for f in pool.pictures[k : k + 16]]).transpose(1, 2)

@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
-from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from kineograph.pocket import clip, feed, judging, networks, unet, vae, words
@@ -68,12 +67,12 @@ def train_judge(settings: Settings, out: Path) -> None:
     save_file({name: weight.contiguous() for name, weight in judge.state_dict().items()}, out / "judge.safetensors")
 
 
-def _train_eye(net: Eye, settings: Settings, out: Path) -> nn.Module:
+def _train_eye(net: Eye, settings: Settings, out: Path) -> Eye:
     train, held_out = _judged(settings, out / "families", settings.families, judging.family)
     return judging.train_eye(net, settings.eye, out / "eye", train, held_out)
 
 
-def _train_motion_eye(net: MotionEye, settings: Settings, out: Path) -> nn.Module:
+def _train_motion_eye(net: MotionEye, settings: Settings, out: Path) -> MotionEye:
     train, held_out = _judged(settings, out / "films", settings.films, judging.film)
     return judging.train_motion_eye(net, settings.motion, out / "motion", train, held_out)
 

@@ -54,11 +54,12 @@ class Told(nn.Module):
 def train(
     net: UNet2DConditionModel, plan: Plan, folder: Path, pool: Pool,
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
-) -> nn.Module:  # fmt: skip
-    """The averaged U-Net and text tower, a `Told`."""
+) -> Told:  # fmt: skip
+    """The averaged U-Net and text tower."""
     net.set_attn_processor(AttnProcessor())  # with torch's fused attention a step takes half as long again on a CPU
     text.set_attn_implementation("eager")
-    pair = Told(with_quick_norms(net), text).to(best_device(), memory_format=torch.channels_last)
+    device = best_device()
+    pair = Told(with_quick_norms(net).to(device, memory_format=torch.channels_last), text.to(device))
     schedule = Schedule.from_config(SCHEDULER)
     latents = cached_latents(folder, vae, pool)
     words = captions_as_ids(tokenizer, pool)
@@ -113,7 +114,7 @@ def draws(
     return draw
 
 
-def noise_loss(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def noise_loss(net: Told, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise, weighted by 1 + sigma^2: then an error of the picture weighs alike at
     all high levels (Salimans & Ho 2022, the "SNR + 1" weighting of section 4)."""
     x0, noise, t, a, sigma, words = batch
@@ -126,11 +127,11 @@ def noise_loss(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 def reporter(
     folder: Path, schedule: Schedule, vae: AutoencoderKL, tokenizer: CLIPTokenizer
-) -> Callable[[nn.Module], Figures]:
+) -> Callable[[Told], Figures]:
     """A sheet of pictures drawn from eight prompts with always the same noise."""
 
     @torch.no_grad()
-    def report(net: nn.Module) -> Figures:
+    def report(net: Told) -> Figures:
         drawn = draw_pictures(net.unet, schedule, net.text, ids(tokenizer, LOOKS), ids(tokenizer, [""] * len(LOOKS)))
         pictures = as_pictures(autoencoder.decode(vae, drawn / vae.config["scaling_factor"]))
         save_sheet(folder / "sheet.png", pictures)
