@@ -23,17 +23,21 @@ from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph.pocket import vae as autoencoder
-from kineograph.pocket.feed import Pool
+from kineograph.pocket import world
+from kineograph.pocket.feed import Pool, shot_of
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.networks import DOWN, SIDE
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, save_sheet
 from kineograph.pocket.words import ids
 from kineograph.trajectory import dpmpp_2m, last
 
-# Where training looks: levels around 1 decide what a thing is; uniform timesteps would spend a third of their
+# Where training looks: levels between 0.7 and 6 decide what a thing is; uniform timesteps would spend a third of their
 # pictures above 4, where latents of 16 x 16 cells are noise to the eye. A tenth still are uniform, for the top.
-LEVEL, SPREAD, UNIFORM = 0.0, 1.2, 0.1
+LEVEL, SPREAD, UNIFORM = 0.7, 1.1, 0.1
 HEAVIEST = 25.0
+CELLS = SIDE // DOWN
+THING = 3.0  # weight of a cell with a thing in it: scenery is most of a picture, and the smaller part of its meaning
 UNTOLD = 0.1  # share of captions dropped, for guidance
 SCHEDULER = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -64,7 +68,7 @@ def train(
     latents = cached_latents(folder, vae, pool)
     words = captions_as_ids(tokenizer, pool)
     return fit(
-        pair, plan, folder, draw=draws(latents, words, schedule, plan.batch, ids(tokenizer, [""])[0]),
+        pair, plan, folder, draw=draws(latents, words, emphasis(pool), schedule, plan.batch, ids(tokenizer, [""])[0]),
         loss=noise_loss, report=reporter(folder, schedule, vae, tokenizer),
     )  # fmt: skip
 
@@ -90,10 +94,22 @@ def captions_as_ids(tokenizer: CLIPTokenizer, pool: Pool) -> np.ndarray:
     return taken.reshape(len(pool.facts), -1, taken.shape[1])
 
 
+def emphasis(pool: Pool) -> np.ndarray:
+    """What each cell's error weighs: float32 [pictures, side, side], of mean 1 in a picture."""
+    cells = (np.arange(CELLS) + 0.5) / CELLS
+    weights = np.ones((len(pool.facts), CELLS, CELLS), np.float32)
+    for weight, fact in zip(weights, pool.facts, strict=True):
+        shot = shot_of(fact)
+        for thing in shot.things:
+            _, (x, y) = world.placement(thing, fact["time"], world.camera_shift(shot, fact["time"]))
+            weight[np.ix_(abs(cells - y) < thing.size, abs(cells - x) < thing.size)] = THING
+    return weights / weights.mean((1, 2), keepdims=True)
+
+
 def draws(
-    latents: np.ndarray, words: np.ndarray, schedule: Schedule, batch: int, untold: np.ndarray
+    latents: np.ndarray, words: np.ndarray, weights: np.ndarray, schedule: Schedule, batch: int, untold: np.ndarray
 ) -> Callable[[np.random.Generator, float], Batch]:
-    """Batches of (latents, noise, timestep, signal a_t, sigma, words)."""
+    """Batches of (latents, noise, weights of their cells, timestep, signal a_t, sigma, words)."""
     table, norms = np.array(schedule.sigmas), np.array(schedule.norms)
 
     def draw(rng: np.random.Generator, progress: float) -> Batch:
@@ -107,7 +123,7 @@ def draws(
         noise = rng.standard_normal((batch, *latents.shape[1:]), np.float32)
         numbers = (t, norms[t] / np.hypot(1, sigma), sigma)
         return (
-            torch.from_numpy(latents[chosen].astype(np.float32)), torch.from_numpy(noise),
+            torch.from_numpy(latents[chosen].astype(np.float32)), torch.from_numpy(noise), torch.from_numpy(weights[chosen]),
             *(torch.from_numpy(n.astype(np.float32)) for n in numbers), torch.from_numpy(told.astype(np.int64)),
         )  # fmt: skip
 
@@ -117,11 +133,11 @@ def draws(
 def noise_loss(net: Told, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise, weighted by 1 + sigma^2: then an error of the picture weighs alike at
     all high levels (Salimans & Ho 2022, the "SNR + 1" weighting of section 4)."""
-    x0, noise, t, a, sigma, words = batch
+    x0, noise, weight, t, a, sigma, words = batch
     told = net.text(words).last_hidden_state
     level = sigma[:, None, None, None]
     z = (a[:, None, None, None] * (x0 + level * noise)).to(memory_format=torch.channels_last)
-    error = (net.unet(z, t, told).sample.float() - noise).square().mean((1, 2, 3))
+    error = ((net.unet(z, t, told).sample.float() - noise).square().mean(1) * weight).mean((1, 2))
     return {"noise": ((1 + sigma**2).clamp(max=HEAVIEST) * error).mean()}
 
 
