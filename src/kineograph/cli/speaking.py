@@ -38,13 +38,6 @@ def answer(result: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def waiting(text: str) -> Iterator[None]:
-    """Something is going on that has no steps."""
-    with console().status(escape(text)):
-        yield
-
-
-@contextmanager
 def counted(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with the time left, moved by what it lends: a function of (how many are done, of how many)."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -103,6 +96,18 @@ def quiet_libraries() -> None:
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # their bars would stand between ours
+
+
+def quiet_loading() -> None:
+    """Takes away the bars that flash by while weights are read; those of downloads, which take minutes, stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disabled = are_progress_bars_disabled()
+    disable_progress_bar()  # the Hub's too
+    if not disabled:
+        enable_progress_bars()
 
 
 @contextmanager
