@@ -158,6 +158,7 @@ def test_the_full_method_is_what_generate_does(model):
     assert np.array_equal(frames, video.frames)
 
 
+@pytest.mark.filterwarnings("ignore")  # the peer's, which are many
 def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path):
     monkeypatch.setattr(bench, "_peak_gb", lambda side, folder, dtype, frames: alone.peak() / 1e9)
     monkeypatch.setattr(bench, "MATRIX", 64)

@@ -46,28 +46,29 @@ def reproduce(
     if cases < 1:
         raise InputError(f"expected at least 1 case, got {cases}")
     study, folder = PAPERS[paper], Path(out) / paper
-    asked = replace(study.DEFAULT, num_inference_steps=steps or study.DEFAULT.num_inference_steps)
     folder.mkdir(parents=True, exist_ok=True)
+    asked = replace(study.DEFAULT, num_inference_steps=steps or study.DEFAULT.num_inference_steps)
     about = {**origin(model), "witnesses": dict(witnesses.weights), "settings": asdict(asked)}
-    state, chosen, made = commit(), held_out_cases(cases), []
-    protocol = identifier({**about, "commit": state.removesuffix("-dirty")})  # the records themselves make it dirty
-    for record in study.records(model, witnesses, chosen, asked, folder, protocol):
+    stamp = {"protocol": identifier(about), "commit": commit()}
+    chosen, made = held_out_cases(cases), []
+    for record in study.records(model, witnesses, chosen, asked, folder, stamp):
         made.append(record)
         if on_video:
             on_video(len(made), len(study.ARMS) * cases)
     command = f"kineograph reproduce {paper} --cases {cases}{f' --num-inference-steps {steps}' if steps else ''}"
-    ran = {"command": command, "commit": state, "cases": cases}
+    commits = ", ".join(sorted({record["commit"] for record in made}))
     pictures = {
         case.prompt: {arm: f"{paper}/{study.strip(case.number, arm)}" for arm in study.ARMS}
         for case in chosen[: study.SHOWN]
     }
-    report = Report(paper, {**ran, **about}, study.claims(made), study.table(made), pictures)
+    ran = {"command": command, "commit": commits, "cases": cases, **about}
+    report = Report(paper, ran, study.claims(made), study.table(made), pictures)
     write(report, Path(out))
     return report
 
 
 def commit() -> str:
-    """The commit of this code, marked when files differ from it; "unknown" outside of a checkout."""
+    """The commit of this code, marked "-dirty" when files differ from it; "unknown" outside of a checkout."""
     try:
         told = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

@@ -95,12 +95,15 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses, asked: Request) -
 
 
 def records(
-    model: Model, witnesses: Witnesses, cases: Sequence[Case], asked: Request, folder: Path, protocol: str
+    model: Model, witnesses: Witnesses, cases: Sequence[Case], asked: Request, folder: Path, stamp: Record
 ) -> Iterator[Record]:
-    """A record of every case and arm, those of an earlier run first; the others are kept as they are made."""
+    """A record of every case and arm, those of an earlier run first; the others are kept as they are made.
+
+    stamp: what every record says besides; records of an earlier run count when their "protocol" is the same.
+    """
     file = folder / "cases.jsonl"
     wanted = {(arm, case.number) for arm in ARMS for case in cases}
-    earlier = {(each["arm"], each["case"]): each for each in kept(file, protocol)}
+    earlier = {(each["arm"], each["case"]): each for each in kept(file, stamp["protocol"])}
     yield from (record for key, record in earlier.items() if key in wanted)
     for start in range(0, len(cases), AT_ONCE):
         batch = cases[start : start + AT_ONCE]
@@ -110,7 +113,7 @@ def records(
             for case, frames in zip(batch, filmed(model, arm, batch, asked), strict=True):
                 if (name, case.number) in earlier:
                     continue
-                record = {"protocol": protocol, "arm": name, "case": case.number, "prompt": case.prompt}
+                record = {**stamp, "arm": name, "case": case.number, "prompt": case.prompt}
                 record |= measured(frames, case, witnesses, asked)
                 if case.number < SHOWN:
                     Image.fromarray(np.concatenate(list(frames), axis=1)).save(folder / strip(case.number, name))
