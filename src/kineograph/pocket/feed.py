@@ -80,6 +80,11 @@ def picture(rng: np.random.Generator, split: str) -> tuple[np.ndarray, dict[str,
     return world.render(shot, time), {**asdict(shot), "time": time, "captions": told}
 
 
+def joined(one: Pool, other: Pool) -> Pool:
+    """Both pools as one, in memory."""
+    return Pool(np.concatenate([one.pictures, other.pictures]), one.facts + other.facts)
+
+
 def shot_of(fact: dict[str, Any]) -> world.Shot:
     """The shot that a picture's facts tell of."""
     things = tuple(world.Thing(**thing) for thing in fact["things"])

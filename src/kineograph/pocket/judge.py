@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
+from kineograph.pocket.individuals import ACCENTS, ACCESSORIES, EYES, PATTERNS
 from kineograph.pocket.sheets import as_tensor
 from kineograph.pocket.world import COLOURS, MOTIONS, SCENES, STYLES, THINGS
 
@@ -26,6 +27,11 @@ NOTHING = "nothing"
 ANSWERS: dict[str, tuple[str, ...]] = {
     "thing": THINGS, "colour": COLOURS, "scene": SCENES, "style": STYLES,
     "second": (*THINGS, NOTHING), "second_colour": COLOURS,
+}  # fmt: skip
+
+# What makes an individual, where it shows. Asked in training only: it teaches the embedding what to look at.
+DETAILS: dict[str, tuple[str, ...]] = {
+    "pattern": PATTERNS, "eyes": EYES, "accessory": tuple(dict.fromkeys(ACCESSORIES)), "accent": ACCENTS,
 }  # fmt: skip
 
 
@@ -77,7 +83,7 @@ class Eye(nn.Module):
             _halving(128, 128),
         ]
         self.stages = nn.Sequential(*stages, nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 16, 160), nn.SiLU())
-        self.answers = nn.ModuleDict({name: nn.Linear(160, len(words)) for name, words in ANSWERS.items()})
+        self.answers = nn.ModuleDict({name: nn.Linear(160, len(words)) for name, words in (ANSWERS | DETAILS).items()})
         self.identity = nn.Linear(160, IDENTITY)
 
     def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -113,7 +119,7 @@ class Judge(nn.Module):
     def look(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Looks:
         """What each picture shows; other sizes than 128 x 128 are resampled."""
         told, identity = self.eye(resampled(as_tensor(frames), SIDE))
-        named = {name: [ANSWERS[name][k] for k in logits.argmax(1).tolist()] for name, logits in told.items()}
+        named = {name: [words[k] for k in told[name].argmax(1).tolist()] for name, words in ANSWERS.items()}
         return Looks(**named, individual=identity.numpy())
 
     @torch.no_grad()

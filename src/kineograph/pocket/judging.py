@@ -16,13 +16,15 @@ from kineograph.pocket import world
 from kineograph.pocket.augment import soften
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
-from kineograph.pocket.judge import ANSWERS, FRAMES, NOTHING, SIDE, Eye, MotionEye
+from kineograph.pocket.individuals import individual
+from kineograph.pocket.judge import ANSWERS, DETAILS, FRAMES, NOTHING, SIDE, Eye, MotionEye
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_tensor
 from kineograph.pocket.world import MOTIONS, Shot
 
 FAMILY, TWINS = 4, 2  # individuals of one kind, colour and style; renderings of each
 MEMBERS = FAMILY * TWINS
+QUESTIONS = ANSWERS | DETAILS
 SHARPNESS = 10.0  # of the contrast between individuals: 1 / temperature
 EDGE = 0.1  # a thing whose centre is nearer to the frame's edge is not asked about
 REVERSED = {
@@ -65,6 +67,7 @@ def answers(shot: Shot) -> dict[str, str]:
     return {
         "thing": main.kind, "colour": main.colour, "scene": shot.scene, "style": shot.style,
         "second": second.kind if second else NOTHING, "second_colour": second.colour if second else main.colour,
+        **{name: getattr(individual(main.individual), name) for name in DETAILS},
     }  # fmt: skip
 
 
@@ -96,7 +99,7 @@ def train_motion_eye(net: MotionEye, plan: Plan, folder: Path, films: Pool, held
 def numbers(facts: list[list[dict[str, str]]]) -> np.ndarray:
     """The answers as numbers: int64 [families, members, answers]."""
     return np.array(
-        [[[words.index(fact[name]) for name, words in ANSWERS.items()] for fact in family] for family in facts]
+        [[[words.index(fact[name]) for name, words in QUESTIONS.items()] for fact in family] for family in facts]
     )
 
 
@@ -116,7 +119,7 @@ def looking(net: Eye, batch: Batch) -> dict[str, Tensor]:
     """The cross-entropy of every answer, and of whom each picture shows among all of its share of the batch."""
     pictures, told = batch
     logits, identity = net(pictures)
-    losses = {name: cross_entropy(logits[name], told[:, k]) for k, name in enumerate(ANSWERS)}
+    losses = {name: cross_entropy(logits[name], told[:, k]) for k, name in enumerate(QUESTIONS)}
     alike = SHARPNESS * identity @ identity.T - 1e4 * torch.eye(len(pictures), device=identity.device)
     return {**losses, "individual": cross_entropy(alike, twins_of(len(pictures)).to(alike.device))}
 
@@ -136,7 +139,7 @@ def eye_report(pool: Pool) -> Callable[[Eye], Figures]:
         seen = [net(as_tensor(pictures[k : k + 64]).to(device)) for k in range(0, len(pictures), 64)]
         right = {
             name: torch.cat([logits[name].argmax(1).cpu() for logits, _ in seen]) == told[:, k]
-            for k, name in enumerate(ANSWERS)
+            for k, name in enumerate(QUESTIONS)
         }
         return {
             **{name: float(r.float().mean()) for name, r in right.items()},
