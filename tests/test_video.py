@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 
 from kineograph.data import codecs
-from kineograph.data.files import fresh, slug
+from kineograph.data.files import beside, fresh, slug
 from kineograph.data.provenance import read_settings
 from kineograph.data.video import Video, open_video
 from kineograph.errors import InputError
@@ -125,6 +125,15 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, name: str) -> None:
     first.overwrite(path)  # no frame of the longer one stays in the folder
     assert len(open_video(path)) == 3
     assert not [file for file in left_behind(tmp_path) if file.startswith(".")]
+
+
+def test_what_was_written_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "fish.mp4"
+    with pytest.raises(FileExistsError, match="fish"), beside(path) as part:  # noqa: PT012
+        part.write_text("mine")
+        path.write_text("theirs")
+    assert path.read_text() == "theirs"
+    assert left_behind(tmp_path) == ["fish.mp4"]
 
 
 def test_a_folder_of_other_files_is_never_overwritten(tmp_path: Path) -> None:

@@ -35,8 +35,7 @@ def doctor(json: Json = False) -> None:
 
     Ends with status 1 when something that is needed is missing.
     """
-    with speaking.waiting("looking around"):
-        findings = [finding for look in LOOKS for finding in look()]
+    findings = [finding for look in LOOKS for finding in look()]
     well = not any(finding.to_do and finding.needed for finding in findings)
     if json:
         speaking.answer({"well": well, "findings": [finding._asdict() for finding in findings]})

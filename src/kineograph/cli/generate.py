@@ -121,19 +121,20 @@ def generate(
     write = writer(output, request, overwrite)
     speaking.say(f"seed {request.seed}")
     began = time.monotonic()
-    with speaking.waiting("loading the model"):
-        from kineograph import recipes
-        from kineograph.models.checkpoints import load
+    speaking.say(f"loading {model or 'the pocket model'}")
+    from kineograph import recipes
+    from kineograph.models.checkpoints import load
 
-        recipes.camera(request, seed=0)  # before minutes are spent on loading
-        loaded = load(
-            model,
-            lora=[with_scale(each) for each in lora or []],
-            textual_inversion=textual_inversion or [],
-            vae=vae,
-            device=device,
-            dtype=dtype,
-        )
+    recipes.camera(request, seed=0)  # a motion that cannot be is said before minutes are spent on loading
+    speaking.quiet_loading()
+    loaded = load(
+        model,
+        lora=[with_scale(each) for each in lora or []],
+        textual_inversion=textual_inversion or [],
+        vae=vae,
+        device=device,
+        dtype=dtype,
+    )
     with speaking.counted("drawing") as tell:
         video = recipes.made(loaded, request, lambda step: tell(step.done, step.total))
     report(video, write(video), json, {"seconds": round(time.monotonic() - began, 1)})

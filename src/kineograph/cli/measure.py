@@ -28,12 +28,13 @@ def reproduce(
 
     Writes PAPER.md, PAPER.json and pictures to the folder. What was stopped goes on where it was.
     """
-    with speaking.waiting("loading the model and its judge"):
-        from kineograph.evaluation import reproduce as study
-        from kineograph.evaluation.witnesses import pocket_witnesses
-        from kineograph.models.checkpoints import load
+    speaking.say("loading the pocket model and its judge")
+    from kineograph.evaluation import reproduce as study
+    from kineograph.evaluation.witnesses import pocket_witnesses
+    from kineograph.models.checkpoints import load
 
-        model, witnesses = load(), pocket_witnesses()
+    speaking.quiet_loading()
+    model, witnesses = load(), pocket_witnesses()
     count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
     with speaking.counted("measuring") as on_video:
         report = study.reproduce(
@@ -60,9 +61,9 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure speed and memory against diffusers' Text2Video-Zero: same process, weights, steps and seeds."""
-    with speaking.waiting("loading"):
-        from kineograph.evaluation import bench as side_by_side
+    from kineograph.evaluation import bench as side_by_side
 
+    speaking.quiet_loading()
     rows = side_by_side.bench(network, frames=frames, steps=steps, repeats=repeats, out=out, say=speaking.say)
     if json:
         speaking.answer({"rows": [{**row._asdict(), "setting": row.setting._asdict()} for row in rows]})

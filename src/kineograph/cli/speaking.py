@@ -41,7 +41,8 @@ def answer(result: Mapping[str, Any]) -> None:
 def counted(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with the time left, moved by what it lends: a function of (how many are done, of how many)."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console(), transient=True) as bar:
+    terminal = console()
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

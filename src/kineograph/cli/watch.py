@@ -62,11 +62,11 @@ def replay(
     settings = read_settings(file)
     write = writer(output, Request.recorded(settings), overwrite)
     began = time.monotonic()
-    with speaking.waiting("loading the model"):
-        from kineograph import recipes
-        from kineograph.models.checkpoints import load
+    from kineograph import recipes
+    from kineograph.models.checkpoints import load
 
-        loaded = load(model, device=device) if model else recipes.recorded_model(settings, device=device)
+    speaking.quiet_loading()
+    loaded = load(model, device=device) if model else recipes.recorded_model(settings, device=device)
     with speaking.counted("drawing") as tell:
         video = recipes.replay(file, model=loaded, on_step=lambda step: tell(step.done, step.total))
     identical = video.settings["frames_sha256"] == settings["frames_sha256"]

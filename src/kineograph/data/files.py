@@ -7,41 +7,58 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain, count
 from pathlib import Path
 
 SLUG_LENGTH = 48
 
 
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def beside(path: Path) -> AbstractContextManager[Path]:
     """Lends a hidden name in the same folder to write to, and renames it to `path` once all is well.
 
     Whatever ends the block early (an error, a full disk, Ctrl-C) removes what was written.
-    An OSError is raised again with `path` as its file name.
+    Raises FileExistsError when `path` is taken by then, and OSErrors with `path` as their file name.
     """
+    return _written(path, _put_where_nothing_is)
+
+
+def instead_of(path: Path) -> AbstractContextManager[Path]:
+    """Like `beside`, but the file or folder at `path` gives way, at the very end."""
+    return _written(path, _put_over)
+
+
+@contextmanager
+def _written(path: Path, put: Callable[[Path, Path], None]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{secrets.token_hex(6)}.part")
+    part = _hidden(path)
     try:
         yield part
-        part.rename(path)
+        put(part, path)
+    except FileExistsError:
+        raise
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         remove(part)
 
 
-@contextmanager
-def instead_of(path: Path) -> Iterator[Path]:
-    """Like `beside`, but a folder at `path` gives way too, as a file does."""
-    aside = path.with_name(f".{secrets.token_hex(6)}.old")
-    with beside(path) as part:
-        yield part
-        if path.is_dir():  # the one thing that a rename does not replace
-            path.rename(aside)
+def _put_where_nothing_is(part: Path, path: Path) -> None:
+    refuse_existing(path)
+    part.replace(path)
+
+
+def _put_over(part: Path, path: Path) -> None:
+    aside = _hidden(path)
+    if path.is_dir():  # the one thing that a rename does not replace
+        path.replace(aside)
+    part.replace(path)
     remove(aside)
+
+
+def _hidden(path: Path) -> Path:
+    return path.with_name(f".{secrets.token_hex(6)}.part")
 
 
 def remove(path: Path) -> None:
