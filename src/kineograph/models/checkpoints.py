@@ -22,7 +22,7 @@ from kineograph.models.schedule import Schedule
 from kineograph.models.unet import VideoUNet
 
 POCKET = Path(__file__).parents[1] / "pocket" / "weights"
-VOCABULARY = "vocabulary.txt"  # one word a line, beside a model that was trained on no others
+VOCABULARY = "vocabulary.json"  # a list, beside a model that was trained on no other words
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
 
 Source = str | Path | Pipeline
@@ -184,4 +184,4 @@ def _vocabulary(source: Source) -> frozenset[str] | None:
     if isinstance(source, Pipeline):
         return None
     file = (POCKET if source == "pocket" else Path(source).expanduser()) / VOCABULARY
-    return frozenset(file.read_text().split()) if file.is_file() else None
+    return frozenset(json.loads(file.read_text())) if file.is_file() else None
