@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from kineograph.pocket import world
 from kineograph.pocket.augment import soften
-from kineograph.pocket.feed import Pool
+from kineograph.pocket.feed import Pool, shot_of
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
 from kineograph.pocket.individuals import individual
 from kineograph.pocket.judge import ANSWERS, DETAILS, FRAMES, NOTHING, SIDE, Eye, MotionEye
@@ -78,10 +78,11 @@ def film(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     return frames.mean((2, 4)).round().astype(np.uint8), asdict(shot)
 
 
-def train_eye(net: Eye, plan: Plan, folder: Path, families: Pool, held_out: Pool) -> Eye:
-    """The averaged eye for pictures."""
+def train_eye(net: Eye, plan: Plan, folder: Path, families: Pool, pictures: Pool, held_out: Pool) -> nn.Module:
+    """The averaged eye for pictures: individuals are told apart by families, kinds by many unrelated pictures."""
     ready = with_quick_norms(net).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
-    return fit(ready, plan, folder, draw=gatherings(families, plan.batch), loss=looking, report=eye_report(held_out))
+    draw = gatherings(families, pictures, plan.batch)
+    return fit(ready, plan, folder, draw=draw, loss=looking, report=eye_report(held_out))
 
 
 def train_motion_eye(net: MotionEye, plan: Plan, folder: Path, films: Pool, held_out: Pool) -> MotionEye:
@@ -103,25 +104,38 @@ def numbers(facts: list[list[dict[str, str]]]) -> np.ndarray:
     )
 
 
-def gatherings(pool: Pool, batch: int) -> Callable[[Rng, float], Batch]:
-    """Batches of whole families, softened: (pictures, answers)."""
-    told = numbers(pool.facts)
+def gatherings(families: Pool, pictures: Pool, batch: int) -> Callable[[Rng, float], Batch]:
+    """Batches, softened, of (pictures of whole families, answers, as many unrelated pictures, answers)."""
+    told, clear = numbers(families.facts), [k for k, fact in enumerate(pictures.facts) if _clear(fact)]
+    others = numbers([[answers(shot_of(pictures.facts[k])) for k in clear]])[0]
 
     def draw(rng: Rng, progress: float) -> Batch:
-        chosen = rng.choice(len(told), size=batch // MEMBERS, replace=False)
-        pictures = np.concatenate([pool.pictures[k] for k in chosen])
-        return soften(as_tensor(pictures), rng), torch.from_numpy(told[chosen].reshape(len(pictures), -1))
+        chosen = rng.choice(len(told), size=batch // 2 // MEMBERS, replace=False)
+        kin = np.concatenate([families.pictures[k] for k in chosen])
+        other = rng.choice(len(clear), size=len(kin), replace=False)
+        strangers = np.stack([pictures.pictures[clear[k]] for k in other])
+        return (
+            soften(as_tensor(kin), rng), torch.from_numpy(told[chosen].reshape(len(kin), -1)),
+            soften(as_tensor(strangers), rng), torch.from_numpy(others[other]),
+        )  # fmt: skip
 
     return draw
 
 
-def looking(net: Eye, batch: Batch) -> dict[str, Tensor]:
-    """The cross-entropy of every answer, and of whom each picture shows among all of its share of the batch."""
-    pictures, told = batch
-    logits, identity = net(pictures)
-    losses = {name: cross_entropy(logits[name], told[:, k]) for k, name in enumerate(QUESTIONS)}
-    alike = SHARPNESS * identity @ identity.T - 1e4 * torch.eye(len(pictures), device=identity.device)
-    return {**losses, "individual": cross_entropy(alike, twins_of(len(pictures)).to(alike.device))}
+def _clear(fact: dict[str, Any]) -> bool:
+    shot = shot_of(fact)
+    return all(_inside(shot, k, fact["time"]) for k in range(len(shot.things)))
+
+
+def looking(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The cross-entropy of every answer, and of whom each picture of a family shows among all of its share."""
+    kin, told, strangers, others = batch
+    logits, identity = net(torch.cat([kin, strangers]))
+    both = torch.cat([told, others])
+    losses = {name: cross_entropy(logits[name], both[:, k]) for k, name in enumerate(QUESTIONS)}
+    identity = identity[: len(kin)]
+    alike = SHARPNESS * identity @ identity.T - 1e4 * torch.eye(len(kin), device=identity.device)
+    return {**losses, "individual": cross_entropy(alike, twins_of(len(kin)).to(alike.device))}
 
 
 def twins_of(count: int) -> Tensor:

@@ -22,6 +22,7 @@ class Settings(BaseModel):
     seed: int = 0
     pictures: int = 30_000  # painted once: 70 seconds, 1.5 GB
     held_out: int = 1_000
+    pairs: int = 8_000  # pictures of held-out pairs, for the judge alone
     families: int = 3_000  # of eight pictures each, for the judge
     films: int = 3_000  # of sixteen frames each, for the judge
     judged: int = 150  # held-out families and films that the judge reports on

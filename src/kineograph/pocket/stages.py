@@ -70,9 +70,12 @@ def train_judge(settings: Settings, out: Path) -> None:
 def _train_eye(net: Eye, settings: Settings, out: Path) -> nn.Module:
     train, held_out = _judged(settings, out / "families", settings.families, judging.family)
     # A judge that had never seen a pink car would doubt that one is a car; only the generator must not have seen it.
-    more = settings.families // 3
-    pairs = feed.pool(out / "families", more, seed=settings.seed + 2, split="held_out", paint=judging.family)
-    return judging.train_eye(net, settings.eye, out / "eye", feed.joined(train, pairs), held_out)
+    seed, more = settings.seed + 2, settings.families // 3
+    pairs = feed.pool(out / "families", more, seed=seed, split="held_out", paint=judging.family)
+    pictures = feed.joined(
+        pools(settings, out)[0], feed.pool(out / "pool", settings.pairs, seed=seed, split="held_out")
+    )
+    return judging.train_eye(net, settings.eye, out / "eye", feed.joined(train, pairs), pictures, held_out)
 
 
 def _train_motion_eye(net: MotionEye, settings: Settings, out: Path) -> MotionEye:
