@@ -1,8 +1,12 @@
 """The pocket models' recipe in numbers.
 
-Command:   python -m kineograph.pocket.recipe
-Cost:      about 100 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 3 GB of memory, 5 GB of disk
-Expected:  PENDING
+Command:   python -m kineograph.pocket.recipe --export
+Cost:      about 100 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 6 GB of memory, 5 GB of disk
+Expected:  vae     30.3 dB on held-out pictures (50,000 crops in 19 minutes)
+           clip    caption found among 256: 0.66; preferred to one with a wrong colour: 0.86 (38,000 pairs in 7.5 minutes)
+           unet    colours and scenes right, kinds not yet (86,000 pictures in 42 minutes): it wants several times that
+           eye     thing 0.94, colour 0.99, scene 1.00, style 0.98 of held-out pictures
+           motion  0.91 of held-out clips
 
 Every stage is given its time and ends settled whatever that is: twice the minutes is more pictures, not another recipe.
 """

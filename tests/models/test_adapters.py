@@ -1,0 +1,324 @@
+"""LoRA in every layout is the sum that its paper says; concepts are words; what does not fit is refused or reported."""
+
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kineograph.errors import InputError, InputWarning
+from kineograph.models import adapters, layer_names
+from kineograph.models.checkpoints import load
+
+UNET = [  # one layer of each kind: attention, its output, feed-forward, 1 x 1 and 3 x 3 convolutions, time
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
+    "up_blocks.1.attentions.1.transformer_blocks.0.attn2.to_out.0",
+    "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+    "down_blocks.0.attentions.0.proj_in",
+    "mid_block.resnets.1.conv2",
+    "up_blocks.0.resnets.0.time_emb_proj",
+]
+TEXT = ["encoder.layers.0.self_attn.q_proj", "encoder.layers.1.mlp.fc1"]
+IN_SDXL = "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+RANK = 2
+Deltas = dict[str, tuple[Tensor, Tensor]]
+
+
+def deltas(network: nn.Module, paths: list[str], rank: int = RANK) -> Deltas:
+    """Random down and up matrices for these layers."""
+    draw = torch.Generator().manual_seed(len(paths))
+    made = {}
+    for path in paths:
+        out, *rest = network.get_submodule(path).weight.shape
+        down = torch.randn(rank, *rest, generator=draw)
+        made[path] = down, torch.randn(out, rank, *[1] * (len(rest) - 1), generator=draw)
+    return made
+
+
+def kohya(prefix: str, layers: Deltas, alpha: float) -> dict[str, Tensor]:
+    named = {}
+    for path, (down, up) in layers.items():
+        name = f"{prefix}_{path.replace('.', '_')}"
+        named |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(alpha)}
+    return named
+
+
+def spelled(prefix: str, layers: Deltas, down_name: str, up_name: str) -> dict[str, Tensor]:
+    ends = ((down_name, 0), (up_name, 1))
+    return {f"{prefix}{path}.{end}.weight": pair[n].clone() for path, pair in layers.items() for end, n in ends}
+
+
+def merged(network: nn.Module, layers: Deltas, scale: float) -> dict[str, Tensor]:
+    """The weights with the LoRA added to them: W + scale * up @ down, of convolutions seen as matrices."""
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    for path, (down, up) in layers.items():
+        state[f"{path}.weight"] += scale * (up.flatten(1) @ down.flatten(1)).view_as(state[f"{path}.weight"])
+    return state
+
+
+def estimate(pipeline) -> Tensor:
+    """What the network draws when the text encoder reads a prompt: all that a LoRA can change."""
+    model = load(pipeline)
+    with torch.no_grad():
+        x = torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        return model.bind(model.prompt(["a fish"]))(x, 5.0)
+
+
+def check(make: Callable, path, scale: float, parts: dict[str, Deltas], factor: float) -> None:
+    """The LoRA in the file, at this scale, is the merged network."""
+    expected, adapted = make(), make()
+    for part, layers in parts.items():
+        network = getattr(expected, part)
+        network.load_state_dict(merged(network, layers, scale * factor))
+    plain = estimate(adapted)
+    load(adapted, lora=(path, scale))
+    torch.testing.assert_close(estimate(adapted), estimate(expected), rtol=1e-4, atol=1e-4)
+    assert (estimate(adapted) - plain).abs().max() > 1e-2
+
+
+@pytest.fixture
+def parts(sd_pipeline) -> dict[str, Deltas]:
+    return {"unet": deltas(sd_pipeline.unet, UNET), "text_encoder": deltas(sd_pipeline.text_encoder, TEXT)}
+
+
+def test_kohyas_layout_with_its_alpha(make_sd, parts, tmp_path):
+    text = {f"text_model.{path}": pair for path, pair in parts["text_encoder"].items()}
+    tensors = kohya("lora_unet", parts["unet"], alpha=1.0) | kohya("lora_te", text, alpha=1.0)
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    check(make_sd, tmp_path / "kohya.safetensors", 0.7, parts, factor=1 / RANK)
+
+
+@pytest.mark.parametrize("level", ["", "text_model."])
+def test_the_layout_of_diffusers_and_peft(make_sd, parts, tmp_path, level):
+    tensors = spelled("unet.", parts["unet"], "lora_A", "lora_B")
+    tensors |= spelled(f"text_encoder.{level}", parts["text_encoder"], "lora_A", "lora_B")
+    save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
+    check(make_sd, tmp_path, 1.0, parts, factor=1.0)
+
+
+def test_the_layouts_of_diffusers_before_peft(make_sd, parts, tmp_path):
+    attention = {path: pair for path, pair in parts["unet"].items() if ".attn" in path}
+    tensors = {}
+    for path, (down, up) in attention.items():
+        name = path.replace(".to_out.0", ".to_out").replace(".to_", ".processor.to_")
+        tensors |= {f"unet.{name}_lora.down.weight": down, f"unet.{name}_lora.up.weight": up}
+    query = {TEXT[0]: parts["text_encoder"][TEXT[0]]}
+    for path, (down, up) in query.items():
+        name = f"text_encoder.text_model.{path.replace('q_proj', 'to_q')}_lora"
+        tensors |= {f"{name}.down.weight": down, f"{name}.up.weight": up}
+    save_file(tensors, tmp_path / "old.safetensors")
+    check(make_sd, tmp_path / "old.safetensors", 1.0, {"unet": attention, "text_encoder": query}, factor=1.0)
+
+    tensors = spelled("unet.", attention, "lora.down", "lora.up")
+    tensors |= spelled("text_encoder.text_model.", query, "lora_linear_layer.down", "lora_linear_layer.up")
+    save_file(tensors, tmp_path / "newer.safetensors")
+    check(make_sd, tmp_path / "newer.safetensors", 1.0, {"unet": attention, "text_encoder": query}, factor=1.0)
+
+
+def test_what_diffusers_itself_saves(make_sd, tmp_path):
+    """With its settings in the header: one alpha for all but one layer, and the square root of the rank."""
+    trained = make_sd()
+    paths = UNET[:3]
+    config = LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=paths,
+        alpha_pattern={"attn1.to_q": 2},
+        use_rslora=True,
+        init_lora_weights=False,
+    )
+    trained.unet.add_adapter(config)
+    expected = estimate(trained)
+    trained.save_lora_weights(
+        tmp_path, unet_lora_layers=get_peft_model_state_dict(trained.unet),
+        unet_lora_adapter_metadata=config.to_dict() | {"target_modules": paths},
+    )  # fmt: skip
+    adapted = make_sd()
+    load(adapted, lora=tmp_path)
+    torch.testing.assert_close(estimate(adapted), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_peft_itself_saves(make_sd, parts, tmp_path):
+    save_file(spelled("base_model.model.", parts["unet"], "lora_A", "lora_B"), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 5, "alpha_pattern": None}))
+    check(make_sd, tmp_path, 1.0, {"unet": parts["unet"]}, factor=5 / RANK)
+
+
+def test_ranks_may_differ_from_layer_to_layer(make_sd, sd_pipeline, tmp_path):
+    layers = deltas(sd_pipeline.unet, UNET[:3], rank=1) | deltas(sd_pipeline.unet, UNET[3:], rank=3)
+    tensors = {}
+    for path, pair in layers.items():
+        tensors |= kohya("lora_unet", {path: pair}, alpha=2.0 * len(pair[0]))
+    save_file(tensors, tmp_path / "ranks.safetensors")
+    check(make_sd, tmp_path / "ranks.safetensors", 1.0, {"unet": layers}, factor=2.0)
+
+
+def test_sdxl_by_the_names_of_its_own_code(sdxl_pipeline, tmp_path):
+    """kohya's scripts train SDXL on its own code; the names here are those of two levels with one resnet each."""
+    names = {
+        "input_blocks_3_1_transformer_blocks_0_attn2_to_k": IN_SDXL,
+        "input_blocks_1_0_in_layers_2": "down_blocks.0.resnets.0.conv1",
+        "input_blocks_2_0_op": "down_blocks.0.downsamplers.0.conv",
+        "middle_block_1_proj_in": "mid_block.attentions.0.proj_in",
+        "middle_block_2_emb_layers_1": "mid_block.resnets.1.time_emb_proj",
+        "output_blocks_1_1_transformer_blocks_1_ff_net_2": "up_blocks.0.attentions.1.transformer_blocks.1.ff.net.2",
+        "output_blocks_1_2_conv": "up_blocks.0.upsamplers.0.conv",
+        "output_blocks_2_0_skip_connection": "up_blocks.1.resnets.0.conv_shortcut",
+        "label_emb_0_0": "add_embedding.linear_1",
+        "out_2": "conv_out",
+    }
+    flat = layer_names.flat_names(sdxl_pipeline.unet)
+    assert {name: flat.get(name) for name in names} == names
+    layers = deltas(sdxl_pipeline.unet, list(names.values()))
+    tensors = {}
+    for name, path in names.items():
+        tensors |= kohya("lora_unet", {name: layers[path]}, alpha=RANK)
+    second = deltas(sdxl_pipeline.text_encoder_2, ["text_model.encoder.layers.0.mlp.fc2"])
+    tensors |= kohya("lora_te1", deltas(sdxl_pipeline.text_encoder, TEXT), alpha=RANK)
+    tensors |= kohya("lora_te2", second, alpha=RANK)
+    save_file(tensors, tmp_path / "xl.safetensors")
+    load(sdxl_pipeline, lora=tmp_path / "xl.safetensors")
+    assert all(hasattr(sdxl_pipeline.unet.get_submodule(path), "lora_A") for path in names.values())
+    assert hasattr(sdxl_pipeline.text_encoder.get_submodule(TEXT[1]), "lora_A")
+    adapted = sdxl_pipeline.text_encoder_2.get_submodule("text_model.encoder.layers.0.mlp.fc2")
+    assert torch.equal(adapted.lora_A["xl"].weight, second["text_model.encoder.layers.0.mlp.fc2"][0])
+
+
+def test_loras_add_up_and_a_scale_of_zero_changes_nothing(make_sd, parts, tmp_path):
+    plain = make_sd()
+    first, second = dict(list(parts["unet"].items())[:3]), dict(list(parts["unet"].items())[2:])
+    save_file(kohya("lora_unet", first, alpha=RANK), tmp_path / "a.safetensors")
+    (tmp_path / "b").mkdir()
+    save_file(kohya("lora_unet", second, alpha=RANK), tmp_path / "b" / "a.safetensors")  # the same name
+
+    silent = make_sd()
+    model = load(silent, lora=[(tmp_path / "a.safetensors", 0.0), (tmp_path / "b", 0)])
+    assert torch.equal(estimate(silent), estimate(plain))
+    assert {str(each.dtype) for each in model.net.parameters()} == {"torch.float32"}
+
+    both = make_sd()
+    load(both, lora=(tmp_path / "a.safetensors", 0.5))
+    load(both, lora=[(tmp_path / "b", 2.0)])  # later, beside the first
+    plain.unet.load_state_dict(merged(plain.unet, first, 0.5))
+    plain.unet.load_state_dict(merged(plain.unet, second, 2.0))
+    torch.testing.assert_close(estimate(both), estimate(plain), rtol=1e-4, atol=1e-4)
+    assert sorted(both.unet.peft_config) == ["a", "a_2"]
+    both.unload_lora_weights()
+    assert torch.equal(estimate(both), estimate(make_sd()))
+
+
+def test_a_lora_takes_the_dtype_of_the_network(sd_folder, parts, tmp_path):
+    save_file(kohya("lora_unet", parts["unet"], alpha=RANK), tmp_path / "a.safetensors")
+    model = load(sd_folder, lora=tmp_path / "a.safetensors", dtype="bfloat16", device="cpu")
+    assert {each.dtype for each in model.net.parameters()} == {torch.bfloat16}
+    assert not any(each.requires_grad for name, each in model.net.named_parameters() if "lora" in name)
+    assert model.settings["lora"] == [[str(tmp_path / "a.safetensors"), 1.0]]
+
+
+def test_what_belongs_to_no_layer_is_reported(sd_pipeline, parts, tmp_path):
+    tensors = kohya("lora_unet", parts["unet"], alpha=RANK)
+    tensors |= {f"lora_unet_elsewhere_{n}.lora_down.weight": torch.zeros(1, 1) for n in range(4)}
+    tensors["lora_unet_mid_block_resnets_1_conv2.dora_scale"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "more.safetensors")
+    with pytest.warns(InputWarning, match=r"5 tensors belong to no layer .*elsewhere_0.* and 2 more"):
+        load(sd_pipeline, lora=tmp_path / "more.safetensors")
+
+
+def test_a_lora_for_another_architecture_is_refused_and_changes_nothing(make_sd, sd_pipeline, tmp_path):
+    wide = make_sd(reads=64)
+    path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
+    save_file(kohya("lora_unet", deltas(wide.unet, [UNET[0], path]), alpha=RANK), tmp_path / "wide.safetensors")
+    with pytest.raises(InputError, match=rf"another architecture: it changes {path} from \(2, 64\) to \(8, 2\)"):
+        load(sd_pipeline, lora=tmp_path / "wide.safetensors")
+    save_file({"transformer.blocks.0.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "flux.safetensors")
+    with pytest.raises(InputError, match=r"another architecture: none of its 1 tensors .*transformer.blocks.0.lora_A"):
+        load(sd_pipeline, lora=tmp_path / "flux.safetensors")
+    assert not hasattr(sd_pipeline.unet, "peft_config")
+
+
+def test_a_folder_must_say_which_file_is_the_lora(sd_pipeline, tmp_path):
+    with pytest.raises(InputError, match=r"expected pytorch_lora_weights.safetensors or .* found none"):
+        load(sd_pipeline, lora=tmp_path)
+    for name in "ab":
+        save_file({"x": torch.zeros(1)}, tmp_path / f"{name}.safetensors")
+    with pytest.raises(InputError, match="found 2 files that it could be"):
+        load(sd_pipeline, lora=tmp_path)
+
+
+def test_loras_can_be_given_in_every_way():
+    assert adapters.listed(None) == []
+    assert adapters.listed("a") == [("a", 1.0)]
+    assert adapters.listed(("a", 2)) == [("a", 2.0)]
+    assert adapters.listed(["a", ("b", 0.5)]) == [("a", 1.0), ("b", 0.5)]
+    assert adapters.listed(("a", "b")) == adapters.listed([["a", 1], ["b", 1.0]]) == [("a", 1.0), ("b", 1.0)]
+
+
+# --- words
+
+
+def concept(rows: int, width: int = 32) -> Tensor:
+    return torch.arange(rows * width, dtype=torch.float32).reshape(rows, width)
+
+
+def embedded(encoder, word: str) -> Tensor:
+    return encoder.network.get_input_embeddings().weight[encoder.tokenizer.convert_tokens_to_ids(word)]
+
+
+def test_a_concept_is_a_word_in_every_layout(make_sd, tmp_path):
+    save_file({"<dog>": concept(1)[0]}, tmp_path / "learned_embeds.safetensors")
+    save_file({"emb_params": concept(2)}, tmp_path / "style.safetensors")
+    a1111 = {
+        "string_to_token": {"*": torch.tensor(265)},
+        "string_to_param": {"*": nn.Parameter(concept(3))},
+        "name": "<cat>",
+    }
+    torch.save(a1111, tmp_path / "cat.pt")
+    model = load(make_sd(), textual_inversion=[tmp_path, tmp_path / "style.safetensors", tmp_path / "cat.pt"])
+    encoder = model.text[0]
+    for word, rows in (("<dog>", 1), ("style", 2), ("<cat>", 3)):
+        for number in range(rows):
+            named = word if number == 0 else f"{word}_{number}"
+            assert torch.equal(embedded(encoder, named), concept(rows)[number])
+    plain, told = model.prompt(["a b", "a b b b"]).tokens, model.prompt(["a <dog>", "a <cat>"]).tokens
+    assert plain.shape == told.shape
+    assert not torch.allclose(plain, told)
+    start = encoder.tokenizer("a <cat>").input_ids
+    assert len(start) == 4  # the rest of the concept is put in when the text is encoded
+
+
+def test_words_can_be_chosen(make_sd, tmp_path):
+    save_file({"<dog>": concept(1)}, tmp_path / "dog.safetensors")
+    model = load(make_sd(), textual_inversion={"<mine>": tmp_path / "dog.safetensors"})
+    assert torch.equal(embedded(model.text[0], "<mine>"), concept(1)[0])
+    assert model.settings == {}
+    with pytest.raises(InputError, match="already knows the word 'a</w>': choose another"):
+        load(make_sd(), textual_inversion={"a</w>": tmp_path / "dog.safetensors"})
+
+
+def test_sdxl_learns_a_word_twice(sdxl_pipeline, tmp_path):
+    save_file({"clip_l": concept(1, 16), "clip_g": concept(1, 32)}, tmp_path / "xl.safetensors")
+    model = load(sdxl_pipeline, textual_inversion=tmp_path / "xl.safetensors")
+    assert [embedded(each, "xl").shape for each in model.text] == [(16,), (32,)]
+    assert torch.equal(embedded(model.text[1], "xl"), concept(1)[0])
+
+
+def test_a_concept_that_does_not_fit_is_refused(sd_pipeline, tmp_path):
+    before = len(sd_pipeline.tokenizer)
+    save_file({"<dog>": concept(1, 48)}, tmp_path / "wide.safetensors")
+    with pytest.raises(InputError, match=r"another architecture: its embeddings are 48 wide, .* read 32"):
+        load(sd_pipeline, textual_inversion=tmp_path / "wide.safetensors")
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=r"no textual inversion: expected one embedding under its word, got a, b"):
+        load(sd_pipeline, textual_inversion=tmp_path / "other.safetensors")
+    assert len(sd_pipeline.tokenizer) == before
+
+
+def test_the_square_root_of_the_rank_is_taken_where_the_file_says_so():
+    settings = {"lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 2}, "use_rslora": True}
+    assert adapters._alpha(settings, "a.attn1.to_q", 4) == 2 * math.sqrt(4)
+    assert adapters._alpha(settings, "b", 4) == 12
+    assert adapters._alpha({}, "b", 4) == 4
