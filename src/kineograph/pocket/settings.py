@@ -1,7 +1,7 @@
 """The pocket models' recipe in numbers.
 
 Command:   python -m kineograph.pocket.recipe --export
-Cost:      about 100 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 6 GB of memory, 5 GB of disk
+Cost:      about 105 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 6 GB of memory, 5 GB of disk
 Expected:  vae     30.3 dB on held-out pictures (50,000 crops in 19 minutes)
            clip    caption found among 256: 0.66; preferred to one with a wrong colour: 0.86 (38,000 pairs in 7.5 minutes)
            unet    colours and scenes right, kinds not yet (86,000 pictures in 42 minutes): it wants several times that
