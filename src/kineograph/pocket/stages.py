@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
+from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from kineograph.pocket import clip, feed, judging, networks, unet, vae, words
