@@ -30,7 +30,7 @@ MOTIONS: dict[str, Callable[[float], Pose]] = {
     "spinning": lambda t: Pose(turn=TURNS * t),
     "growing": lambda t: Pose(zoom=float(np.exp(0.4 * t))),
     "shrinking": lambda t: Pose(zoom=float(np.exp(-0.4 * t))),
-    "swaying": lambda t: Pose(dx=0.1 * np.sin(np.pi * 1.1 * t), turn=0.3 * np.sin(np.pi * 1.1 * t)),
+    "swaying": lambda t: Pose(dx=0.08 * np.sin(np.pi * 1.1 * t), turn=0.2 * np.sin(np.pi * 1.1 * t)),
     "circling": lambda t: Pose(dx=0.12 * np.sin(np.pi * t), dy=0.12 * (1 - np.cos(np.pi * t))),
 }
 CAMERAS: dict[str, float] = {"still": 0.0, "pan left": -SPEED, "pan right": SPEED}
