@@ -127,6 +127,13 @@ def test_a_wrong_caption_swaps_the_colours_of_two_things():
     assert clip.recoloured(one, rng).things[0].colour != "red"
 
 
+def test_every_second_wrong_caption_is_of_another_thing():
+    rng = np.random.default_rng(0)
+    shot = Shot("sea", "flat", (Thing("fish", "red", 1), Thing("bird", "blue", 2)))
+    assert all(clip.exchanged(shot, rng).things[0].kind != shot.things[0].kind for _ in range(20))
+    assert clip.exchanged(shot, rng).things[1:] == shot.things[1:]
+
+
 def test_the_pool_is_a_function_of_its_seed(tmp_path):
     pools = [feed.pool(tmp_path / name, 3, seed=5, split="held_out") for name in "ab"]
     assert np.array_equal(pools[0].pictures, pools[1].pictures)

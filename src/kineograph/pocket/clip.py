@@ -1,9 +1,10 @@
-"""Stage 2: a small CLIP, learnt from pictures, their captions, and captions that are wrong in one colour."""
+"""Stage 2: a small CLIP, learnt from pictures, their captions, and captions that are wrong in one colour or thing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from kineograph.pocket.feed import Pool, shot_of
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
 from kineograph.pocket.sheets import as_tensor
 from kineograph.pocket.words import ids
-from kineograph.pocket.world import COLOURS, Shot
+from kineograph.pocket.world import COLOURS, THINGS, Shot
 
 TESTED = 256
 
@@ -33,7 +34,7 @@ def train(net: CLIPModel, plan: Plan, folder: Path, pool: Pool, held_out: Pool, 
 
 
 def pairs(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Callable[[np.random.Generator, float], Batch]:
-    """Batches of (pictures, words of their captions, words of captions with a wrong colour)."""
+    """Batches of (pictures, words of their captions, words of captions with a wrong colour or thing)."""
     right, wrong = right_and_wrong(pool, tokens)
 
     def draw(rng: np.random.Generator, progress: float) -> Batch:
@@ -51,7 +52,7 @@ def as_long(words: np.ndarray) -> Tensor:
 
 
 def right_and_wrong(pool: Pool, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of all captions and of as many with a wrong colour: int16 [pictures, captions, words] each."""
+    """Tokens of all captions and of as many with a wrong colour or, every second one, a wrong thing: int16 [pictures, captions, words] each."""
     count = len(pool.facts[0]["captions"])
     right = ids(tokens, [caption for fact in pool.facts for caption in fact["captions"]])
     wrong = ids(tokens, [caption for number, fact in enumerate(pool.facts) for caption in _wrong(fact, number, count)])
@@ -60,8 +61,16 @@ def right_and_wrong(pool: Pool, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.n
 
 def _wrong(fact: dict[str, Any], number: int, count: int) -> list[str]:
     rng = np.random.default_rng((7, number))
-    shot = recoloured(shot_of(fact), rng)
-    return [captions.of_picture(shot, rng) for _ in range(count)]
+    shot = shot_of(fact)
+    mistaken = (mistake(shot, rng) for mistake in islice(cycle((recoloured, exchanged)), count))
+    return [captions.of_picture(each, rng) for each in mistaken]
+
+
+def exchanged(shot: Shot, rng: np.random.Generator) -> Shot:
+    """The main thing is of another kind."""
+    main, *others = shot.things
+    kind = str(rng.choice([k for k in THINGS if k != main.kind]))
+    return replace(shot, things=(replace(main, kind=kind), *others))
 
 
 def recoloured(shot: Shot, rng: np.random.Generator) -> Shot:
