@@ -140,6 +140,6 @@ def test_a_chunk_holds_a_frame_at_least(model):
 
 def test_unknown_words_are_told_where_the_known_ones_are_listed(model):
     assert model.unknown_words("a zebra") == []
-    told = replace(model, vocabulary=frozenset({"a", "red", "fish", "fish's"}))
+    told = replace(model, vocabulary=frozenset({"a", "red", "fish"}))
     assert told.unknown_words("A red Zebra, a fish's 2 zebra über-fish!") == ["zebra", "über"]
     assert unknown_words("", frozenset()) == []

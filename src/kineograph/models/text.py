@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, takewhile
 
 import torch
-from diffusers.loaders import TextualInversionLoaderMixin
 from jaxtyping import Float
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
@@ -65,9 +65,8 @@ def _read(encoder: TextEncoder, texts: Sequence[str], depth: int) -> ModelOutput
 
 
 def _tokenized(encoder: TextEncoder, texts: Sequence[str]) -> BatchEncoding:
-    # a concept of textual inversion can be several tokens long; the text names it by the first
-    whole = TextualInversionLoaderMixin().maybe_convert_prompt(list(texts), encoder.tokenizer)
-    for text, ids in zip(texts, encoder.tokenizer(whole).input_ids, strict=True):
+    whole = [_spelled_out(text, encoder.tokenizer.get_added_vocab()) for text in texts]
+    for text, ids in zip(texts, encoder.tokenizer(whole, verbose=False).input_ids, strict=True):
         if len(ids) > encoder.limit:
             raise InputError(
                 f"the prompt has {len(ids) - 2} tokens and the model reads at most {encoder.limit - 2}: shorten "
@@ -76,11 +75,20 @@ def _tokenized(encoder: TextEncoder, texts: Sequence[str]) -> BatchEncoding:
     return encoder.tokenizer(whole, padding="max_length", max_length=encoder.limit, return_tensors="pt")
 
 
+def _spelled_out(text: str, added: Mapping[str, int]) -> str:
+    """The text with every token of the concepts in it: one that is several tokens long is named by its first."""
+    for word in added:
+        rest = takewhile(added.__contains__, (f"{word}_{number}" for number in count(1)))
+        whole = " ".join([word, *rest]).replace("\\", r"\\")  # a backslash means something in a replacement
+        text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", whole, text)
+    return text
+
+
 def _beginning(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def unknown_words(text: str, vocabulary: frozenset[str]) -> list[str]:
-    """The words of a text that are not in the vocabulary, in order, each once."""
-    words = re.findall(r"[^\W\d_]+(?:'[^\W\d_]+)?", text.lower())
+    """The words of a text that are not in the vocabulary, in order, each once; whose they are does not matter."""
+    words = re.findall(r"[^\W\d_]+", text.lower().replace("'s", ""))
     return list(dict.fromkeys(word for word in words if word not in vocabulary))
