@@ -1,4 +1,4 @@
-"""Stage 2: a small CLIP, learnt from pictures, their captions, and captions that are wrong in one colour or thing."""
+"""Stage 4: a small CLIP, learnt from pictures, their captions, and captions that are wrong in one colour or thing."""
 
 from __future__ import annotations
 
@@ -10,53 +10,78 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPModel, CLIPTokenizer
 
 from kineograph.pocket import captions
 from kineograph.pocket.augment import soften
-from kineograph.pocket.feed import Pool, shot_of
+from kineograph.pocket.feed import Pool, shot_of, things_at
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.networks import PATCH, SIDE, WIDTH
 from kineograph.pocket.sheets import as_tensor
+from kineograph.pocket.text import ASKED, captions_as_ids, facts_as_numbers, readings
 from kineograph.pocket.words import ids
 from kineograph.pocket.world import COLOURS, THINGS, Shot
 
 TESTED = 256
+PATCHES = SIDE // PATCH
+
+
+class Taught(nn.Module):
+    """A CLIP, and what is read from its picture tower: the facts, and which kind of thing stands in each patch."""
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.clip, self.facts, self.here = clip, readings(), nn.Linear(WIDTH, len(THINGS) + 1)
 
 
 def train(net: CLIPModel, plan: Plan, folder: Path, pool: Pool, held_out: Pool, *, tokens: CLIPTokenizer) -> CLIPModel:
-    """The averaged CLIP (Radford et al. 2021, figure 3). Nearly the same words apart only by whose colour is whose are
-    what makes the text tower's states say which colour belongs to which thing."""
-    draw = pairs(pool, tokens, plan.batch)
+    """The averaged CLIP (Radford et al. 2021, figure 3), its text tower as it was given (Zhai et al. 2022, "LiT").
+
+    A picture tower sees too few pictures here to find by contrast alone what things are, so it is also asked for the
+    facts, and for the thing in each patch.
+    """
     net.set_attn_implementation("eager")  # torch's fused attention takes longer over so few tokens, half of the step
-    return fit(net.to(best_device()), plan, folder, draw=draw, loss=losses, report=reporter(held_out, tokens))
+    net.text_model.requires_grad_(requires_grad=False)
+    taught = Taught(net.to(best_device())).to(best_device())
+    draw, report = pairs(pool, tokens, plan.batch), reporter(held_out, tokens)
+    return fit(taught, plan, folder, draw=draw, loss=losses, report=report).clip
 
 
 def pairs(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Callable[[np.random.Generator, float], Batch]:
-    """Batches of (pictures, words of their captions, words of captions with a wrong colour or thing)."""
-    right, wrong = right_and_wrong(pool, tokens)
+    """Batches of (pictures, words of their captions, words of captions with a wrong colour or thing, facts, the kind of
+    thing in each patch)."""
+    right, wrong = captions_as_ids(pool, tokens), mistaken_as_ids(pool, tokens)
+    facts, kinds = facts_as_numbers(pool), np.stack([kinds_at(fact) for fact in pool.facts])
 
     def draw(rng: np.random.Generator, progress: float) -> Batch:
         chosen = np.sort(rng.choice(len(right), size=batch, replace=False))
         rng.shuffle(chosen)
         version = rng.integers(right.shape[1], size=batch)
         pictures = soften(as_tensor(pool.pictures[chosen]), rng)
-        return pictures, as_long(right[chosen, version]), as_long(wrong[chosen, version])
+        words = (as_long(right[chosen, version]), as_long(wrong[chosen, version]))
+        return pictures, *words, torch.from_numpy(facts[chosen]), as_long(kinds[chosen])
 
     return draw
+
+
+def kinds_at(fact: dict[str, Any]) -> np.ndarray:
+    """The kind of thing in each patch, as its number in the world's list, one more for none: int8 [patches]."""
+    kinds = [THINGS.index(thing["kind"]) for thing in fact["things"]]
+    return np.array([*kinds, len(THINGS)], np.int8)[things_at(fact, PATCHES).ravel()]  # -1 is the last
 
 
 def as_long(words: np.ndarray) -> Tensor:
     return torch.from_numpy(words.astype(np.int64))
 
 
-def right_and_wrong(pool: Pool, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of all captions and of as many with a wrong colour or, every second one, a wrong thing: int16 [pictures, captions, words] each."""
+def mistaken_as_ids(pool: Pool, tokens: CLIPTokenizer) -> np.ndarray:
+    """Tokens of as many captions as the pool has, with a wrong colour or, every second one, a wrong thing:
+    int16 [pictures, captions, words]."""
     count = len(pool.facts[0]["captions"])
-    right = ids(tokens, [caption for fact in pool.facts for caption in fact["captions"]])
     wrong = ids(tokens, [caption for number, fact in enumerate(pool.facts) for caption in _wrong(fact, number, count)])
-    return right.reshape(len(pool.facts), count, -1), wrong.reshape(len(pool.facts), count, -1)
+    return wrong.reshape(len(pool.facts), count, -1)
 
 
 def _wrong(fact: dict[str, Any], number: int, count: int) -> list[str]:
@@ -81,32 +106,44 @@ def recoloured(shot: Shot, rng: np.random.Generator) -> Shot:
     return replace(shot, things=tuple(replace(t, colour=c) for t, c in zip(shot.things, colours, strict=True)))
 
 
-def losses(net: CLIPModel, batch: Batch) -> dict[str, Tensor]:
-    """Each picture finds its caption among all and the wrong ones, each caption its picture."""
-    pictures, right, wrong = batch
-    logits = compare(net, pictures, torch.cat([right, wrong]))
+def losses(net: Taught, batch: Batch) -> dict[str, Tensor]:
+    """Each picture finds its caption among all and the wrong ones, each caption its picture, and the facts are read."""
+    pictures, right, wrong, facts, kinds = batch
+    out = net.clip(input_ids=torch.cat([right, wrong]), pixel_values=pictures)
+    logits, seen = out.logits_per_image.float(), out.vision_model_output
     own = torch.arange(len(pictures), device=logits.device)
-    return {"captions": cross_entropy(logits, own), "pictures": cross_entropy(logits[:, : len(pictures)].T, own)}
+    read = [
+        cross_entropy(net.facts[name](seen.last_hidden_state[:, 0]).float(), facts[:, k])
+        for k, name in enumerate(ASKED)
+    ]
+    here = net.here(seen.last_hidden_state[:, 1:]).float()
+    return {
+        "captions": cross_entropy(logits, own), "pictures": cross_entropy(logits[:, : len(pictures)].T, own),
+        "facts": torch.stack(read).mean(), "patches": cross_entropy(here.flatten(0, 1), kinds.flatten()),
+    }  # fmt: skip
 
 
-def compare(net: CLIPModel, pictures: Tensor, words: Tensor) -> Tensor:
-    """Scaled cosines: [pictures, texts]."""
-    return net(input_ids=words, pixel_values=pictures).logits_per_image.float()
-
-
-def reporter(held_out: Pool, tokens: CLIPTokenizer) -> Callable[[CLIPModel], Figures]:
-    """On held-out pictures: how often the caption is found among 256, and preferred to that with a wrong colour."""
+def reporter(held_out: Pool, tokens: CLIPTokenizer) -> Callable[[Taught], Figures]:
+    """On held-out pictures: how often the caption is found among 256, preferred to one with a wrong colour, and
+    to one with a wrong thing."""
     few = Pool(held_out.pictures[:TESTED], held_out.facts[:TESTED])
     count = len(few.facts)
-    right, wrong = (as_long(words[:, 0]) for words in right_and_wrong(few, tokens))
+    right, wrong = captions_as_ids(few, tokens)[:, 0], mistaken_as_ids(few, tokens)
+    words = as_long(np.concatenate([right, wrong[:, 0], wrong[:, 1]]))
 
     @torch.no_grad()
-    def report(net: CLIPModel) -> Figures:
+    def report(net: Taught) -> Figures:
         device = next(net.parameters()).device
         with torch.autocast(device.type, torch.bfloat16):
-            logits = compare(net, as_tensor(few.pictures).to(device), torch.cat([right, wrong]).to(device)).cpu()
-        right_one, wrong_one = logits[:, :count].diagonal(), logits[:, count:].diagonal()
-        found = logits[:, :count].argmax(1) == torch.arange(count)
-        return {"found": float(found.float().mean()), "bound": float((right_one > wrong_one).float().mean())}
+            out = net.clip(input_ids=words.to(device), pixel_values=as_tensor(few.pictures).to(device))
+        right, colour, thing = out.logits_per_image.float().cpu().split(count, dim=1)
+        found = right.argmax(1) == torch.arange(count)
+        return {
+            "found": float(found.float().mean()),
+            **{
+                name: float((right.diagonal() > wrong.diagonal()).float().mean())
+                for name, wrong in (("colour", colour), ("thing", thing))
+            },
+        }
 
     return report

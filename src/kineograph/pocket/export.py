@@ -22,7 +22,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 def export(settings: Settings, out: Path, weights: Path = WEIGHTS) -> None:
     """Write the pipeline, `clip/`, `judge/` and `vocabulary.json` (the words of the captions) into `weights`."""
     clip = CLIPModel.from_pretrained(out / "clip" / "final").half()
-    tokens = CLIPTokenizer.from_pretrained(out / "clip" / "tokenizer")
+    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     _export_pipeline(out, weights, tokens)
     _export_clip(weights / "clip", clip, tokens)
     judge = load_file(out / "judge.safetensors")
@@ -39,7 +39,7 @@ def _export_pipeline(out: Path, weights: Path, tokens: CLIPTokenizer) -> None:
     }
     for network in networks.values():
         network.register_to_config(_name_or_path="")  # a path of this machine is nobody's business
-    text = CLIPTextModel.from_pretrained(out / "unet" / "text").half()  # CLIP's, gone on learning with the U-Net
+    text = CLIPTextModel.from_pretrained(out / "text" / "final").half()
     StableDiffusionPipeline(
         **networks, text_encoder=text, tokenizer=tokens, scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,

@@ -89,3 +89,13 @@ def shot_of(fact: dict[str, Any]) -> world.Shot:
     """The shot that a picture's facts tell of."""
     things = tuple(world.Thing(**thing) for thing in fact["things"])
     return world.Shot(fact["scene"], fact["style"], things, fact["camera"], fact["backdrop"])
+
+
+def things_at(fact: dict[str, Any], cells: int) -> np.ndarray:
+    """Which thing stands in each of cells x cells squares of a picture: its number, -1 for none. int8 [cells, cells]."""
+    shot, centres = shot_of(fact), (np.arange(cells) + 0.5) / cells
+    there = np.full((cells, cells), -1, np.int8)
+    for number, thing in enumerate(shot.things):
+        _, (x, y) = world.placement(thing, fact["time"], world.camera_shift(shot, fact["time"]))
+        there[np.ix_(abs(centres - y) < thing.size, abs(centres - x) < thing.size)] = number
+    return there

@@ -30,7 +30,7 @@ Net = TypeVar("Net", bound=nn.Module)
 Loss = Callable[[Net, Batch], dict[str, Tensor]]
 Figures = dict[str, float]
 
-KEEP_SECONDS = 90.0
+KEEP_SECONDS = 240.0
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 TELL_SECONDS = 20.0
 

@@ -8,7 +8,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 LATENT_CHANNELS = 8
 WORDS = 48  # tokens of a prompt, begin and end included
 WIDTH = 160  # of both towers, and of what the U-Net reads
-SIDE, DOWN = 128, 8
+SIDE, DOWN, PATCH = 128, 8, 16
 
 
 def vae(channels: tuple[int, ...] = (32, 32, 64, 128), latents: int = LATENT_CHANNELS) -> AutoencoderKL:
@@ -36,7 +36,7 @@ def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     text = {**tower, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": WORDS}
-    vision = {**tower, "image_size": SIDE, "patch_size": 16}
+    vision = {**tower, "image_size": SIDE, "patch_size": PATCH}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
 

@@ -16,12 +16,13 @@ import torch
 from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
-from kineograph.pocket.stages import Stage, train_clip, train_judge, train_unet, train_vae
+from kineograph.pocket.stages import Stage, train_clip, train_judge, train_text, train_unet, train_vae
 
 STAGES: dict[str, tuple[Stage, str]] = {
     "vae": (train_vae, "vae/final"),
-    "clip": (train_clip, "clip/final"),
+    "text": (train_text, "text/final"),
     "unet": (train_unet, "unet/final"),
+    "clip": (train_clip, "clip/final"),
     "judge": (train_judge, "judge.safetensors"),
 }
 

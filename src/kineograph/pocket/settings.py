@@ -32,7 +32,8 @@ class Settings(BaseModel):
     judged: int = 150  # held-out families and films that the judge reports on
 
     vae: Plan = Plan(minutes=19, lr=3e-3, batch=16)
+    text: Plan = Plan(minutes=4, lr=2e-3, batch=256)
     clip: Plan = Plan(minutes=7.5, lr=2e-3, batch=128)
-    unet: Plan = Plan(minutes=42, lr=2e-3, batch=48)
+    unet: Plan = Plan(minutes=80, lr=2e-3, batch=64)
     eye: Plan = Plan(minutes=20, lr=2e-3, batch=128)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)

@@ -9,9 +9,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 from torch import nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.pocket import clip, feed, judging, networks, unet, vae, words
+from kineograph.pocket import clip, feed, judging, networks, text, unet, vae, words
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import best_device
 from kineograph.pocket.judge import Eye, Judge, MotionEye
@@ -35,12 +35,24 @@ def train_vae(settings: Settings, out: Path) -> None:
     vae.train(net, settings.vae, out / "vae", train, held_out).save_pretrained(out / "vae" / "final")
 
 
-def train_clip(settings: Settings, out: Path) -> None:
+def train_text(settings: Settings, out: Path) -> None:
     train, held_out = pools(settings, out)
     tokens = words.tokenizer(told(train))
-    tokens.save_pretrained(out / "clip" / "tokenizer")
+    tokens.save_pretrained(out / "text" / "tokenizer")
     torch.manual_seed(settings.seed)
-    net = clip.train(networks.clip(tokens), settings.clip, out / "clip", train, held_out, tokens=tokens)
+    tower = networks.clip(tokens).text_model
+    text.train(tower, settings.text, out / "text", train, held_out, tokens=tokens).save_pretrained(
+        out / "text" / "final"
+    )
+
+
+def train_clip(settings: Settings, out: Path) -> None:
+    train, held_out = pools(settings, out)
+    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
+    torch.manual_seed(settings.seed)
+    start = networks.clip(tokens)
+    start.text_model.load_state_dict(CLIPTextModel.from_pretrained(out / "text" / "final").state_dict())
+    net = clip.train(start, settings.clip, out / "clip", train, held_out, tokens=tokens)
     net.save_pretrained(out / "clip" / "final")
 
 
@@ -49,15 +61,14 @@ def train_unet(settings: Settings, out: Path) -> None:
     autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final").to(
         best_device(), memory_format=torch.channels_last
     )
-    text = CLIPModel.from_pretrained(out / "clip" / "final").text_model
-    tokens = CLIPTokenizer.from_pretrained(out / "clip" / "tokenizer")
+    tower = CLIPTextModel.from_pretrained(out / "text" / "final")
+    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     torch.manual_seed(settings.seed)
-    pair = unet.train(
+    net = unet.train(
         networks.unet(), settings.unet, out / "unet", train,
-        vae=with_quick_norms(autoencoder), text=text, tokenizer=tokens,
+        vae=with_quick_norms(autoencoder), text=tower, tokenizer=tokens,
     )  # fmt: skip
-    pair.text.save_pretrained(out / "unet" / "text")
-    pair.unet.save_pretrained(out / "unet" / "final")  # last: it says that the stage ended
+    net.save_pretrained(out / "unet" / "final")
 
 
 def train_judge(settings: Settings, out: Path) -> None:

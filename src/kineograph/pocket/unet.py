@@ -1,20 +1,16 @@
-"""Stage 3: the U-Net, on latents made once, and with it the text tower that tells it.
-
-The tower comes from the CLIP, which needs to know of a prompt only what tells pictures apart: after 38,000 pictures that
-is colour and scene, and the thing in one of seven cases. So it goes on learning here, from what the U-Net asks of it,
-as the text transformer of the first latent diffusion models did (Rombach et al. 2022, section 4.3).
-"""
+"""Stage 3: the U-Net, on latents made once, told by the text tower, which learns no more."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.denoise import guided
@@ -23,12 +19,12 @@ from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph.pocket import vae as autoencoder
-from kineograph.pocket import world
-from kineograph.pocket.feed import Pool, shot_of
+from kineograph.pocket.feed import Pool, things_at
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
 from kineograph.pocket.networks import DOWN, SIDE
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, save_sheet
+from kineograph.pocket.text import captions_as_ids
 from kineograph.pocket.words import ids
 from kineograph.trajectory import dpmpp_2m, last
 
@@ -47,29 +43,22 @@ LOOKS = ("a red fish over the sea", "a cartoon of a blue car in a city", "a gree
          "a clay model of a yellow elephant in a meadow", "a paper cutout of an orange rocket in space", "a pink balloon in the desert", "a brown cat and a red ball in a forest")  # fmt: skip
 
 
-class Told(nn.Module):
-    """A U-Net and the text tower it reads, trained as one."""
-
-    def __init__(self, unet: UNet2DConditionModel, text: CLIPTextModel) -> None:
-        super().__init__()
-        self.unet, self.text = unet, text
-
-
 def train(
     net: UNet2DConditionModel, plan: Plan, folder: Path, pool: Pool,
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
-) -> Told:  # fmt: skip
-    """The averaged U-Net and text tower."""
+) -> UNet2DConditionModel:  # fmt: skip
+    """The averaged U-Net."""
     net.set_attn_processor(AttnProcessor())  # with torch's fused attention a step takes half as long again on a CPU
     text.set_attn_implementation("eager")
     device = best_device()
-    pair = Told(with_quick_norms(net).to(device, memory_format=torch.channels_last), text.to(device))
+    ready = with_quick_norms(net).to(device, memory_format=torch.channels_last)
+    text.to(device)
     schedule = Schedule.from_config(SCHEDULER)
     latents = cached_latents(folder, vae, pool)
-    words = captions_as_ids(tokenizer, pool)
+    words = captions_as_ids(pool, tokenizer)
     return fit(
-        pair, plan, folder, draw=draws(latents, words, emphasis(pool), schedule, plan.batch, ids(tokenizer, [""])[0]),
-        loss=noise_loss, report=reporter(folder, schedule, vae, tokenizer),
+        ready, plan, folder, draw=draws(latents, words, emphasis(pool), schedule, plan.batch, ids(tokenizer, [""])[0]),
+        loss=partial(noise_loss, text), report=reporter(folder, schedule, vae, text, tokenizer),
     )  # fmt: skip
 
 
@@ -87,22 +76,10 @@ def cached_latents(folder: Path, vae: AutoencoderKL, pool: Pool) -> np.ndarray:
     return np.load(path)
 
 
-def captions_as_ids(tokenizer: CLIPTokenizer, pool: Pool) -> np.ndarray:
-    """The tokens of all captions: int16 [pictures, captions, words]."""
-    told = [caption for fact in pool.facts for caption in fact["captions"]]
-    taken = ids(tokenizer, told)
-    return taken.reshape(len(pool.facts), -1, taken.shape[1])
-
-
 def emphasis(pool: Pool) -> np.ndarray:
     """What each cell's error weighs: float32 [pictures, side, side], of mean 1 in a picture."""
-    cells = (np.arange(CELLS) + 0.5) / CELLS
-    weights = np.ones((len(pool.facts), CELLS, CELLS), np.float32)
-    for weight, fact in zip(weights, pool.facts, strict=True):
-        shot = shot_of(fact)
-        for thing in shot.things:
-            _, (x, y) = world.placement(thing, fact["time"], world.camera_shift(shot, fact["time"]))
-            weight[np.ix_(abs(cells - y) < thing.size, abs(cells - x) < thing.size)] = THING
+    there = np.stack([things_at(fact, CELLS) for fact in pool.facts])
+    weights = np.where(there >= 0, np.float32(THING), np.float32(1))
     return weights / weights.mean((1, 2), keepdims=True)
 
 
@@ -130,25 +107,26 @@ def draws(
     return draw
 
 
-def noise_loss(net: Told, batch: Batch) -> dict[str, Tensor]:
+def noise_loss(text: CLIPTextModel, net: UNet2DConditionModel, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise, weighted by 1 + sigma^2: then an error of the picture weighs alike at
     all high levels (Salimans & Ho 2022, the "SNR + 1" weighting of section 4)."""
     x0, noise, weight, t, a, sigma, words = batch
-    told = net.text(words).last_hidden_state
+    with torch.no_grad():
+        told = text(words).last_hidden_state
     level = sigma[:, None, None, None]
     z = (a[:, None, None, None] * (x0 + level * noise)).to(memory_format=torch.channels_last)
-    error = ((net.unet(z, t, told).sample.float() - noise).square().mean(1) * weight).mean((1, 2))
+    error = ((net(z, t, told).sample.float() - noise).square().mean(1) * weight).mean((1, 2))
     return {"noise": ((1 + sigma**2).clamp(max=HEAVIEST) * error).mean()}
 
 
 def reporter(
-    folder: Path, schedule: Schedule, vae: AutoencoderKL, tokenizer: CLIPTokenizer
-) -> Callable[[Told], Figures]:
+    folder: Path, schedule: Schedule, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
+) -> Callable[[UNet2DConditionModel], Figures]:
     """A sheet of pictures drawn from eight prompts with always the same noise."""
 
     @torch.no_grad()
-    def report(net: Told) -> Figures:
-        drawn = draw_pictures(net.unet, schedule, net.text, ids(tokenizer, LOOKS), ids(tokenizer, [""] * len(LOOKS)))
+    def report(net: UNet2DConditionModel) -> Figures:
+        drawn = draw_pictures(net, schedule, text, ids(tokenizer, LOOKS), ids(tokenizer, [""] * len(LOOKS)))
         pictures = as_pictures(autoencoder.decode(vae, drawn / vae.config["scaling_factor"]))
         save_sheet(folder / "sheet.png", pictures)
         return {"spread": float(drawn.std())}
