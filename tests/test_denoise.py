@@ -1,3 +1,5 @@
+from threading import Barrier
+
 import pytest
 import torch
 
@@ -28,6 +30,42 @@ def test_guidance_of_one_is_the_conditional_itself():
 
 def test_guidance_of_nought_is_the_unconditional():
     assert torch.equal(guided(half, third, 0.0)(X, 1.0), third(X, 1.0))
+
+
+@pytest.fixture
+def four_cores():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_both_estimates_are_made_at_once_by_half_of_the_cores_each(four_cores):
+    threads, met = [], Barrier(2, timeout=10)
+
+    def counted(look):
+        def counting(x, sigma):
+            met.wait()  # breaks when the other is not under way
+            threads.append((torch.get_num_threads(), torch.is_grad_enabled()))
+            return look(x, sigma)
+
+        return counting
+
+    with torch.no_grad():
+        at_once = guided(counted(half), counted(third), 3.0)(X, 1.0)
+    assert torch.equal(at_once, guided(half, third, 3.0)(X, 1.0))
+    assert threads == [(2, False), (2, False)]
+
+
+def test_an_error_of_either_reaches_the_caller(four_cores):
+    with torch.no_grad(), pytest.raises(AssertionError, match="evaluated"):
+        guided(half, never, 3.0)(X, 1.0)
+
+
+def test_gradients_reach_both():
+    x = X.clone().requires_grad_()
+    guided(half, third, 3.0)(x, 1.0).sum().backward()
+    torch.testing.assert_close(x.grad, torch.full_like(X, 1 / 3 + 3 * (1 / 2 - 1 / 3)))
 
 
 def test_guiding_clean_estimates_is_guiding_noise_estimates():

@@ -33,9 +33,10 @@ def reproduce(
     from kineograph.evaluation.witnesses import pocket_witnesses
     from kineograph.models.checkpoints import load
 
+    count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
+    study.check(paper, count)
     speaking.quiet_loading()
     model, witnesses = load(), pocket_witnesses()
-    count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
     with speaking.counted("measuring") as on_video:
         report = study.reproduce(
             paper, model, witnesses, cases=count, steps=num_inference_steps, out=out, on_video=on_video

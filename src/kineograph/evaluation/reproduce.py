@@ -41,10 +41,7 @@ def reproduce(
     those of other weights or settings are passed over.
     Raises InputError for an unknown paper, or no cases.
     """
-    if paper not in PAPERS:
-        raise InputError(f"there is nothing to reproduce of {paper!r}: expected {' or '.join(PAPERS)}")
-    if cases < 1:
-        raise InputError(f"expected at least 1 case, got {cases}")
+    check(paper, cases)
     study, folder = PAPERS[paper], Path(out) / paper
     folder.mkdir(parents=True, exist_ok=True)
     asked = replace(study.DEFAULT, num_inference_steps=steps or study.DEFAULT.num_inference_steps)
@@ -65,6 +62,14 @@ def reproduce(
     report = Report(paper, ran, study.claims(made), study.table(made), pictures)
     write(report, Path(out))
     return report
+
+
+def check(paper: str, cases: int) -> None:
+    """Raises InputError for an unknown paper, or no cases."""
+    if paper not in PAPERS:
+        raise InputError(f"there is nothing to reproduce of {paper!r}: expected {' or '.join(PAPERS)}")
+    if cases < 1:
+        raise InputError(f"expected at least 1 case, got {cases}")
 
 
 def commit() -> str:

@@ -29,9 +29,9 @@ class Placement(NamedTuple):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Convolutions in half precision run faster channels-last, on a CPU and on tensor cores."""
-        halves = self.dtype != torch.float32 and self.device.type in ("cpu", "cuda")
-        return torch.channels_last if halves else torch.contiguous_format
+        """Convolutions run faster channels-last on a CPU and, in half precision, on tensor cores."""
+        faster = self.device.type == "cpu" or (self.device.type == "cuda" and self.dtype != torch.float32)
+        return torch.channels_last if faster else torch.contiguous_format
 
 
 def place(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:

@@ -92,7 +92,7 @@ def generate(
 
     num_frames, fps: how many frames, and how many are shown a second.
     num_inference_steps: how finely the noise is taken away; more is slower.
-    guidance_scale: how much the prompt counts; 1 turns guidance off, at half the cost.
+    guidance_scale: how much the prompt counts; 1 and less turn guidance off, at half the cost.
     height, width: in pixels, multiples of 8; the model's own unless given.
     seed: the same seed gives the same video; prompt j of a list has `seed + j`. Drawn and recorded when None.
     motion: how the camera moves, see `kineograph.motion.parse`: "pan:12,12", "zoom:1.02", "rotate:3", "none".

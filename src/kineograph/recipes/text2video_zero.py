@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from kineograph import ladder, noise
 from kineograph.data.request import Request
-from kineograph.denoise import Denoise, finite, guided
+from kineograph.denoise import Denoise
 from kineograph.methods import text2video_zero as method
 from kineograph.models.attention import first
 from kineograph.models.model import Model
-from kineograph.recipes.walks import DESCENTS, Start, camera, solver
+from kineograph.recipes.walks import DESCENTS, Start, camera, look, solver
 from kineograph.trajectory import Step
 
 
@@ -38,4 +38,4 @@ def _look(model: Model, request: Request, start: Start) -> Denoise:
         model.bind(model.prompt([text], size=(start.height, start.width)), see=first, chunk_size=request.chunk_size)
         for text in (request.prompt, request.negative_prompt)
     )
-    return finite(guided(told, blank, request.guidance_scale))
+    return look(request, model.schedule, told, blank)

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from kineograph import ladder, noise, trajectory
 from kineograph.data.request import Request
-from kineograph.denoise import Denoise
+from kineograph.denoise import Denoise, finite, guided
 from kineograph.latents import Latents
+from kineograph.models.schedule import Schedule
 from kineograph.motion import Warp, along, parse
 from kineograph.trajectory import Draw, Solver, Step
 
@@ -50,6 +51,12 @@ def solver(request: Request, start: Start) -> Solver:
         return DESCENTS[request.solver].solver(draw)(look, x, sigmas)
 
     return solve
+
+
+def look(request: Request, schedule: Schedule, told: Denoise, blank: Denoise) -> Denoise:
+    """The model guided as the request has it, and for "lcm" as a latent consistency model, which it had better be."""
+    estimate = guided(told, blank, max(1.0, request.guidance_scale))
+    return finite(schedule.consistent(estimate) if request.solver == "lcm" else estimate)
 
 
 def camera(request: Request, seed: int) -> Warp:
