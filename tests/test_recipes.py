@@ -19,7 +19,7 @@ from kineograph.data.request import METHODS, SOLVERS, Request
 from kineograph.errors import InputError, InputWarning
 from kineograph.models.model import Model
 from kineograph.recipes.making import METHODS as RECIPES
-from kineograph.recipes.walks import DESCENTS
+from kineograph.recipes.walks import DESCENTS, look
 
 FEW = {"num_inference_steps": 2, "num_frames": 2}
 
@@ -134,12 +134,21 @@ def test_a_list_of_prompts_gives_what_each_gives_alone(model: Model) -> None:
     assert both[1].digest == kg.generate(model, "a dog", **FEW, seed=6).digest
 
 
-def test_no_guidance_never_asks_the_negative_prompt(model: Model) -> None:
+@pytest.mark.parametrize("scale", [1, 0])
+def test_no_guidance_never_asks_the_negative_prompt(model: Model, scale: float) -> None:
     plain, negative = (
-        kg.generate(model, "a fish", negative_prompt=text, guidance_scale=1, **FEW, seed=1) for text in ("", "a dog")
+        kg.generate(model, "a fish", negative_prompt=text, guidance_scale=scale, **FEW, seed=1)
+        for text in ("", "a dog")
     )
     assert plain.digest == negative.digest
     assert plain.digest != kg.generate(model, "a fish", **FEW, seed=1).digest
+
+
+def test_lcm_takes_the_model_for_a_consistency_model(model: Model) -> None:
+    request, x = Request(prompt="a fish", solver="lcm", guidance_scale=1), torch.ones(1, 1, 4, 2, 2)
+    bent = look(request, model.schedule, torch.mul, torch.mul)(x, 0.03)
+    torch.testing.assert_close(bent, model.schedule.consistent(torch.mul)(x, 0.03))
+    assert not torch.allclose(bent, x * 0.03, rtol=1e-3)
 
 
 def test_unknown_words_are_warned_of(model: Model) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from kineograph.latents import Latents
 
-# (scaled latents z, timestep, numbers of the frames in z) -> one residual for each skip connection, and one for the
-# middle block, frames folded into the batch
-Residuals = Callable[[Latents, Tensor, Sequence[int]], tuple[list[Tensor], Tensor]]
+# (scaled latents z, timestep, numbers of the frames in z, what earlier frames of this evaluation left to be read) ->
+# one residual for each skip connection, and one for the middle block, frames folded into the batch; or None for none
+Residuals = Callable[[Latents, Tensor, Sequence[int], Any], tuple[list[Tensor], Tensor] | None]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value, so a Condition equals only itself

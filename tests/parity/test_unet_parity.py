@@ -1,5 +1,7 @@
 """The walk with every frame seeing itself, against `UNet2DConditionModel.forward` on the frames as images."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -7,7 +9,9 @@ from peft import LoraConfig
 from tiny_unets import READS, sd2, sdxl, unet, with_ip_adapters
 from torch import Tensor
 
-from kineograph.condition import Condition
+from kineograph.condition import Condition, Residuals
+from kineograph.models.attention import See, first, first_and_previous, own, previous
+from kineograph.models.controlnet import VideoControlNet, controlled, together
 from kineograph.models.image_tokens import project
 from kineograph.models.unet import VideoUNet
 
@@ -85,25 +89,61 @@ def test_sdxl_with_its_embedding():
     assert off(VideoUNet(net)(Z, T, Condition(TOKENS, embedding=embedding)), wanted) <= NEAR
 
 
-def test_controlnet():
-    net = unet()
-    control, maps = ControlNetModel.from_unet(net).eval(), drawn(1, F, 3, 64, 64)
+def controlnet(net: UNet2DConditionModel) -> ControlNetModel:
+    control = ControlNetModel.from_unet(net, conditioning_embedding_out_channels=(8, 16)).eval()
     for name, weight in control.named_parameters():
         if "controlnet" in name:  # its output layers, which begin at zero
-            weight.copy_(0.1 * torch.randn_like(weight))
+            weight.copy_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+    return control
 
-    def residuals(z: Tensor, t: Tensor, frames: list[int]) -> tuple[list[Tensor], Tensor]:
-        tokens, drawing = TOKENS.repeat_interleave(len(frames), 0), maps[:, frames].expand(B, -1, -1, -1, -1)
-        down, middle = control(z.flatten(0, 1), t, tokens, drawing.flatten(0, 1), return_dict=False)
-        return list(down), middle
 
-    down, middle = residuals(Z, T, [0, 1, 2])
+MAPS = torch.rand(F, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("made", [unet, sd2])
+def test_controlnet_adds_what_it_adds_to_images(made: Callable[[], UNet2DConditionModel]):
+    net = made()
+    control = controlnet(net)
+    told = Condition(TOKENS)
+    tokens, maps = TOKENS.repeat_interleave(F, 0), MAPS.repeat(B, 1, 1, 1)
+    down, middle = control(Z.flatten(0, 1), T, tokens, maps, return_dict=False)
     wanted = images(net, down_block_additional_residuals=down, mid_block_additional_residual=middle)
-    told = Condition(TOKENS, residuals=residuals)
     assert off(wanted, images(net)) > 0.01
-    assert torch.equal(VideoUNet(net)(Z, T, told), wanted)
-    parts = [VideoUNet(net)(Z[:, a:b], T, told, frames=range(a, b)) for a, b in ((0, 2), (2, 3))]
-    assert off(torch.cat(parts, dim=1), wanted) <= NEAR
+    ours = VideoControlNet(control)
+    added, center = ours(Z, T, told, ours.embed(MAPS))
+    assert all(off(a, b) <= NEAR for a, b in zip([*added, center], [*down, middle], strict=True))
+    told = Condition(TOKENS, residuals=controlled(ours, told, ours.embed(MAPS)))
+    assert off(VideoUNet(net)(Z, T, told), wanted) <= NEAR
+
+
+@pytest.mark.parametrize("see", [own, first, previous, first_and_previous])
+def test_controlled_frames_walked_in_parts_are_those_walked_at_once(see: See):
+    net = unet()
+    ours = VideoControlNet(controlnet(net))
+    told = Condition(TOKENS, residuals=controlled(ours, Condition(TOKENS), ours.embed(MAPS), see=see))
+    memory: dict = {}
+    parts = [
+        VideoUNet(net)(Z[:, a:b], T, told, see=see, frames=range(a, b), memory=memory) for a, b in ((0, 1), (1, 3))
+    ]
+    assert off(torch.cat(parts, dim=1), VideoUNet(net)(Z, T, told, see=see)) <= NEAR
+
+
+def test_control_has_a_strength_a_beginning_and_an_end():
+    net = unet()
+    ours = VideoControlNet(controlnet(net))
+    cues, bare = ours.embed(MAPS), Condition(TOKENS)
+
+    def walked(*residuals: Residuals, t: int = 481) -> Tensor:
+        return VideoUNet(net)(Z, torch.tensor(t), Condition(TOKENS, residuals=together(*residuals)))
+
+    whole, half = controlled(ours, bare, cues), controlled(ours, bare, cues, scale=0.5)
+    assert torch.equal(walked(controlled(ours, bare, cues, scale=0.0)), images(net))
+    assert off(walked(half, half), walked(whole)) <= NEAR
+    late = controlled(ours, bare, cues, start=0.6)
+    assert torch.equal(walked(late), images(net))
+    assert torch.equal(walked(late, t=381), walked(whole, t=381))
+    early = controlled(ours, bare, cues, end=0.4)
+    assert torch.equal(walked(early, whole), walked(whole))
 
 
 def test_peft_lora_on_linear_layers_and_convolutions():

@@ -1,4 +1,4 @@
-"""Which image networks the walk knows its way through: the `UNet2DConditionModel`s of SD 1.x, 2.x and SDXL.
+"""Which image networks the walk knows its way through: those of SD 1.x, 2.x and SDXL, and ControlNets for them.
 
 What it does not know it refuses, by name: a layer that is silently left out makes a wrong picture, not an error.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models import attention_processor as processors
 from diffusers.models.attention import BasicTransformerBlock
+from torch import nn
 
 from kineograph.errors import InputError
 
@@ -46,21 +47,25 @@ WITH_IMAGES = (
 )
 
 
-def check_settings(unet: UNet2DConditionModel) -> None:
+def check_settings(unet: UNet2DConditionModel | ControlNetModel) -> None:
     """Raises InputError for a network with something in it that the walk would not call."""
-    for name, known in (BLOCKS | SETTINGS).items():
-        values = getattr(unet.config, name)
+    for name, known in ((name, known) for name, known in (BLOCKS | SETTINGS).items() if name in unet.config):
+        values = unet.config[name]
         for value in values if isinstance(values, (list, tuple)) else [values]:
             if value not in known:
                 raise InputError(
-                    f"this U-Net has {name}={value!r}, which is not supported: expected {_either(known)}, "
+                    f"this {_kind(unet)} has {name}={value!r}, which is not supported: expected {_either(known)}, "
                     "as in Stable Diffusion 1.x, 2.x and SDXL. Load a network of one of these kinds"
                 )
     if unet.config.norm_num_groups is None:
         raise InputError("this U-Net has norm_num_groups=None, which is not supported: expected a number of groups")
 
 
-def check_processors(unet: UNet2DConditionModel) -> None:
+def _kind(net: nn.Module) -> str:
+    return "ControlNet" if isinstance(net, ControlNetModel) else "U-Net"
+
+
+def check_processors(unet: nn.Module) -> None:
     """Raises InputError for attention that computes something else, such as another method's patch left behind."""
     for name, block in transformer_blocks(unet):
         for layer, known in (("attn1", PLAIN), ("attn2", PLAIN + WITH_IMAGES)):
@@ -73,12 +78,12 @@ def check_processors(unet: UNet2DConditionModel) -> None:
                 )
 
 
-def transformer_blocks(unet: UNet2DConditionModel) -> Iterator[tuple[str, BasicTransformerBlock]]:
+def transformer_blocks(unet: nn.Module) -> Iterator[tuple[str, BasicTransformerBlock]]:
     """Every transformer block by its name in the network."""
     return ((name, module) for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock))
 
 
-def cross_attentions(unet: UNet2DConditionModel) -> Iterator[processors.Attention]:
+def cross_attentions(unet: nn.Module) -> Iterator[processors.Attention]:
     """Every layer that reads what the network is told."""
     return (block.attn2 for _, block in transformer_blocks(unet))
 

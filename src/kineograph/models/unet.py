@@ -30,7 +30,8 @@ from kineograph.models.rooms import check_processors, check_settings, cross_atte
 # conv_in, every resnet, the cross-attention of every transformer block (there on `(b f) n c`, elsewhere on
 # `(b f) c h w`) and every transformer.
 Temporal = Callable[[nn.Module, Tensor, int], Tensor]
-Block = Any  # of a U-Net: torch would have what it holds be Tensor | Module
+Network = Any  # a U-Net, or a ControlNet for one
+Block = Any  # of either: torch would have what it holds be Tensor | Module
 
 
 class Told(NamedTuple):
@@ -54,7 +55,7 @@ class VideoUNet(nn.Module):
         super().__init__()
         check_settings(image_unet)
         self.image_unet = image_unet
-        self.temporal = _still if temporal is None else temporal
+        self.temporal = still if temporal is None else temporal
 
     def prepare(self, condition: Condition) -> Text:
         """Keys and values of what the condition tells every frame, for `text` of `forward`.
@@ -62,11 +63,7 @@ class VideoUNet(nn.Module):
         They hold for all frames and noise levels, and for the weights and adapters on the network as they are now.
         Raises InputError for image tokens that nothing reads, and for attention that is not supported.
         """
-        unet, images = self.image_unet, condition.image_tokens
-        check_processors(unet)
-        tokens = condition.tokens.to(unet.device, unet.dtype)
-        images = None if images is None else images.to(unet.device, unet.dtype)
-        return {layer: image_tokens.prepare(layer, tokens, images) for layer in cross_attentions(unet)}
+        return prepare_text(self.image_unet, condition)
 
     def forward(
         self,
@@ -94,8 +91,8 @@ class VideoUNet(nn.Module):
         _check(z, numbers, condition)
         plan = attention.plan(see, numbers, memory)
         text = self.prepare(condition) if text is None else text
-        time = _time(unet, timestep, condition.embedding, z.shape[:2])
-        added = None if condition.residuals is None else condition.residuals(z, torch.as_tensor(timestep), numbers)
+        time = embedded_time(unet, timestep, condition.embedding, z.shape[:2])
+        added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, memory)
         x = _input(z, condition.channels, numbers).to(unet.dtype)
         x = _walk(unet, x, added, Told(time, text, plan, memory, self.temporal))
         if memory is not None:
@@ -103,7 +100,15 @@ class VideoUNet(nn.Module):
         return x.unflatten(0, z.shape[:2]).to(z.dtype)
 
 
-def _still(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+def prepare_text(net: Network, condition: Condition) -> Text:
+    """What `VideoUNet.prepare` says, of a U-Net or a ControlNet."""
+    check_processors(net)
+    tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
+    images = None if images is None else images.to(net.device, net.dtype)
+    return {layer: image_tokens.prepare(layer, tokens, images) for layer in cross_attentions(net)}
+
+
+def still(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
     return x
 
 
@@ -124,26 +129,26 @@ def _input(z: Latents, channels: Tensor | None, frames: list[int]) -> Tensor:
     return torch.cat([z, beside.to(z)], dim=2).flatten(0, 1)
 
 
-def _time(unet: UNet2DConditionModel, timestep: Tensor | float, embedding: Tensor | None, size: torch.Size) -> Tensor:
+def embedded_time(net: Network, timestep: Tensor | float, embedding: Tensor | None, size: torch.Size) -> Tensor:
     """The embedding of the timestep and of what comes with it, for each image, `(b f) e`."""
     b, f = size
-    if (embedding is None) != (unet.config.addition_embed_type is None):
+    if (embedding is None) != (net.config.addition_embed_type is None):
         has, wants = ("no", "one") if embedding is None else ("an", "none")
-        raise InputError(f"the condition has {has} embedding, this U-Net takes {wants}: SDXL takes one, SD does not")
-    timesteps = torch.as_tensor(timestep, device=unet.device).expand(b).repeat_interleave(f)
-    time = unet.time_embedding(unet.time_proj(timesteps).to(unet.dtype))
+        raise InputError(f"the condition has {has} embedding, this network takes {wants}: SDXL takes one, SD does not")
+    timesteps = torch.as_tensor(timestep, device=net.device).expand(b).repeat_interleave(f)
+    time = net.time_embedding(net.time_proj(timesteps).to(net.dtype))
     if embedding is None:
         return time
-    return time + unet.add_embedding(embedding.to(time)).expand(b, -1).repeat_interleave(f, dim=0)
+    return time + net.add_embedding(embedding.to(time)).expand(b, -1).repeat_interleave(f, dim=0)
 
 
 def _walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tensor] | None, told: Told) -> Tensor:
     x = told.temporal(unet.conv_in, unet.conv_in(z), len(told.plan.frames))
     skips = [x]
     for block in unet.down_blocks:
-        x = _down(block, x, skips, told)
+        x = down(block, x, skips, told)
     if unet.mid_block is not None:
-        x = _middle(unet.mid_block, x, told)
+        x = middle(unet.mid_block, x, told)
     if added is not None:
         skips = [skip + more.to(skip) for skip, more in zip(skips, added[0], strict=True)]
         x = x + added[1].to(x)
@@ -152,7 +157,7 @@ def _walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tens
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
 
 
-def _down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+def down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
     for resnet, transformer in _stages(block):
         x = _stage(resnet, transformer, x, told)
         skips.append(x)
@@ -162,7 +167,7 @@ def _down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
     return x
 
 
-def _middle(block: Block, x: Tensor, told: Told) -> Tensor:
+def middle(block: Block, x: Tensor, told: Told) -> Tensor:
     for resnet, transformer in _stages(block):
         x = _stage(resnet, transformer, x, told)
     return x
