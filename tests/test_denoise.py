@@ -3,7 +3,7 @@ from threading import Barrier
 import pytest
 import torch
 
-from kineograph.denoise import finite, guided
+from kineograph.denoise import finite, guided, guided_twice
 
 X = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -60,6 +60,21 @@ def test_both_estimates_are_made_at_once_by_half_of_the_cores_each(four_cores):
 def test_an_error_of_either_reaches_the_caller(four_cores):
     with torch.no_grad(), pytest.raises(AssertionError, match="evaluated"):
         guided(half, never, 3.0)(X, 1.0)
+
+
+def quarter(x, sigma):
+    return x / 4
+
+
+def test_guidance_by_a_picture_goes_from_nothing_through_the_picture_to_both(four_cores):
+    with torch.no_grad():
+        got = guided_twice(half, third, quarter, scale=5.0, image_scale=2.0)(X, 1.0)
+    torch.testing.assert_close(got, X / 4 + 2 * (X / 3 - X / 4) + 5 * (X / 2 - X / 3))
+
+
+@pytest.mark.parametrize("scale", [1.0, 7.5])
+def test_without_a_picture_s_guidance_it_is_guidance_by_text(scale):
+    torch.testing.assert_close(guided_twice(half, third, third, scale, 3.0)(X, 1.0), guided(half, third, scale)(X, 1.0))
 
 
 def test_gradients_reach_both():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from threading import Barrier
@@ -25,30 +25,46 @@ def guided(conditional: Denoise, unconditional: Denoise, scale: float) -> Denois
         return conditional
 
     def look(x: Latents, sigma: float) -> Latents:
-        without, told = _both(unconditional, conditional, x, sigma)
+        without, told = _each((unconditional, conditional), x, sigma)
         return without + scale * (told - without)
 
     return look
 
 
-def _both(one: Denoise, other: Denoise, x: Latents, sigma: float) -> tuple[Latents, Latents]:
+def guided_twice(
+    conditional: Denoise, pictured: Denoise, unconditional: Denoise, scale: float, image_scale: float
+) -> Denoise:
+    """Guidance by text and by a picture, for models that are told both: from nothing, by `image_scale` towards what the
+    picture alone asks for, and from there by `scale` towards what text and picture ask for.
+
+    Source: InstructPix2Pix (Brooks et al. 2023), eq. 3.
+    """
+
+    def look(x: Latents, sigma: float) -> Latents:
+        without, shown, told = _each((unconditional, pictured, conditional), x, sigma)
+        return without + image_scale * (shown - without) + scale * (told - shown)
+
+    return look
+
+
+def _each(looks: Sequence[Denoise], x: Latents, sigma: float) -> list[Latents]:
+    """What each estimates."""
     cores = torch.get_num_threads()
     if x.device.type != "cpu" or cores < 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return one(x, sigma), other(x, sigma)  # gradients and autocast are a thread's own
+        return [look(x, sigma) for look in looks]  # gradients and autocast are a thread's own
 
     @torch.no_grad()
-    def look(denoise: Denoise) -> Latents:
-        return denoise(x, sigma)
+    def estimate(look: Denoise) -> Latents:
+        return look(x, sigma)
 
-    first, second = _pair(cores).map(look, (one, other))
-    return first, second
+    return list(_workers(len(looks), cores).map(estimate, looks))
 
 
-@lru_cache(maxsize=1)
-def _pair(cores: int) -> ThreadPoolExecutor:
-    """Two threads with half of the cores each."""
-    workers, started = ThreadPoolExecutor(2, "guidance", _use, (cores // 2,)), Barrier(2)
-    list(workers.map(lambda _: started.wait(), range(2)))
+@lru_cache(maxsize=4)
+def _workers(count: int, cores: int) -> ThreadPoolExecutor:
+    """As many threads, which share the cores out."""
+    workers, started = ThreadPoolExecutor(count, "guidance", _use, (max(1, cores // count),)), Barrier(count)
+    list(workers.map(lambda _: started.wait(), range(count)))
     torch.set_num_threads(cores)  # what any thread sets is what later ones begin with
     return workers
 
