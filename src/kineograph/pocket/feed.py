@@ -1,4 +1,4 @@
-"""What the pocket models are trained on: a pool of pictures, painted once by all cores and then read from disk.
+"""What the pocket models are trained on: a pool of pictures, painted once by all cores and kept on disk.
 
 Painting beside training would take a third of two cores; a pool costs a minute and a gigabyte and a half.
 """
@@ -42,7 +42,7 @@ def pool(folder: Path, count: int, *, seed: int, split: str, paint: Paint | None
         _paint_all(
             pictures, facts, [(paint or picture, n, min(PIECE, count - n), seed, split) for n in range(0, count, PIECE)]
         )
-    return Pool(np.load(pictures, mmap_mode="r"), [json.loads(line) for line in facts.read_text().splitlines()])
+    return Pool(np.load(pictures), [json.loads(line) for line in facts.read_text().splitlines()])
 
 
 def _paint_all(pictures: Path, facts: Path, jobs: list[Job]) -> None:
