@@ -33,7 +33,7 @@ def pocket_witnesses() -> Witnesses:
     return Witnesses(
         look=lambda frames: _seen(judge, frames),
         alike=lambda frames, text: _cosines(clip, tokens, frames, text),
-        weights={"judge": fingerprint(judge), "clip": fingerprint(clip)},
+        weights={"judge": fingerprint(judge.eye), "clip": fingerprint(clip)},
     )
 
 
