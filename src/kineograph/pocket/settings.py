@@ -1,12 +1,13 @@
 """The pocket models' recipe in numbers.
 
 Command:   python -m kineograph.pocket.recipe --export
-Cost:      about 100 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 6 GB of memory, 5 GB of disk
+Cost:      about 150 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 8 GB of memory, 5 GB of disk
 Expected:  vae     30.3 dB on held-out pictures (50,000 crops in 19 minutes)
-           clip    caption found among 256: 0.66; preferred to one with a wrong colour: 0.86 (38,000 pairs in 7.5 minutes)
-           unet    colours and scenes right, kinds not yet (86,000 pictures in 42 minutes): it wants several times that
-           eye     thing 0.94, colour 0.99, scene 1.00, style 0.98 of held-out pictures
-           motion  0.91 of held-out clips (34,000 in 8 minutes)
+           text    every fact of 256 held-out captions read right (157,000 captions in 4 minutes)
+           unet    see docs/decisions/0005 (328,000 pictures in 80 minutes, begun from 86,000 seen earlier)
+           clip    CLIPFIGURES
+           eye     thing 0.94, colour 0.99, scene 1.00, style 0.98 of held-out pictures in motion
+           motion  0.91 of held-out clips (34,000 in 8 minutes, of 3,000 films)
 
 Every stage is given its time and ends settled whatever that is: twice the minutes is more pictures, not another recipe.
 """
