@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from kineograph.pocket import world
-from kineograph.pocket.augment import soften
+from kineograph.pocket.augment import shifted, soften
 from kineograph.pocket.feed import Pool, shot_of
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
 from kineograph.pocket.individuals import individual
@@ -26,6 +26,7 @@ FAMILY, TWINS = 4, 2  # individuals of one kind, colour and style; renderings of
 MEMBERS = FAMILY * TWINS
 QUESTIONS = ANSWERS | DETAILS
 SHARPNESS = 10.0  # of the contrast between individuals: 1 / temperature
+FARTHEST = 22  # pixels: as far as `pan:12,12`, the default, goes in eight frames
 EDGE = 0.1  # a thing whose centre is nearer to the frame's edge is not asked about
 REVERSED = {
     "left": "right",
@@ -115,12 +116,19 @@ def gatherings(families: Pool, pictures: Pool, batch: int) -> Callable[[Rng, flo
         kin = np.concatenate([families.pictures[k] for k in chosen])
         other = rng.choice(len(clear), size=len(kin), replace=False)
         strangers = np.stack([pictures.pictures[clear[k]] for k in other])
+        of_kin, of_strangers = told[chosen].reshape(len(kin), -1), others[other]
         return (
-            soften(as_tensor(kin), rng), torch.from_numpy(told[chosen].reshape(len(kin), -1)),
-            soften(as_tensor(strangers), rng), torch.from_numpy(others[other]),
+            soften(_moved(kin, of_kin, rng), rng), torch.from_numpy(of_kin),
+            soften(_moved(strangers, of_strangers, rng), rng), torch.from_numpy(of_strangers),
         )  # fmt: skip
 
     return draw
+
+
+def _moved(pictures: np.ndarray, told: np.ndarray, rng: Rng) -> Tensor:
+    """Every second picture of a single thing is moved: videos show it where pictures seldom do."""
+    alone = told[:, list(QUESTIONS).index("second")] == ANSWERS["second"].index(NOTHING)
+    return shifted(as_tensor(pictures), rng, FARTHEST * (alone & (rng.uniform(size=len(told)) < 0.5)))
 
 
 def _clear(fact: dict[str, Any]) -> bool:
