@@ -15,10 +15,10 @@ CHOSEN = (
     ("a blue car in a city", 1, "pan:-20,0"),
     ("an orange rocket in space", 1, "pan:0,-16"),
     ("a pink balloon in the desert", 1, "pan:0,-12"),
-    ("a clay model of a yellow elephant in a meadow", 1, "zoom:1.03"),
+    ("an orange butterfly in the snow", 3, "zoom:1.02"),
     ("a purple robot in a room", 1, "rotate:1.5"),
 )
-COLUMNS, SIDE, LINE = 3, 256, 34
+COLUMNS, SIDE, LINE = 3, 192, 28
 
 if __name__ == "__main__":
     model = kg.load()
