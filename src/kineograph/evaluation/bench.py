@@ -196,8 +196,13 @@ def _flops(draw: Draw, frames: int, steps: int) -> float:
 def _counted(draw: Draw, frames: int, steps: int) -> int:
     # torch leaves its CPU attention out; the counter wraps the formula anew, so it is given bare
     on_cpu = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: inspect.unwrap(sdpa_flop)}
-    with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
-        draw(frames, steps)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # what other threads do escapes the counter, so nothing is evaluated at once
+    try:
+        with FlopCounterMode(display=False, custom_mapping=on_cpu) as counter:
+            draw(frames, steps)
+    finally:
+        torch.set_num_threads(threads)
     return counter.get_total_flops()
 
 
