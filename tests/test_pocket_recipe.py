@@ -159,7 +159,7 @@ def test_the_judge_answers_for_any_size():
 
 def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
     small = Settings(pictures=12, held_out=64, pairs=4, families=6, films=2, judged=2)
-    plans = {"vae": 4, "text": 2, "clip": 2, "unet": 2, "eye": 16, "motion": 2}
+    plans = {"vae": 4, "text": 2, "clip": 2, "unet": 2, "control": 2, "eye": 16, "motion": 2}
     settings = small.model_copy(
         update={name: Plan(minutes=1, steps=1, lr=1e-3, batch=size) for name, size in plans.items()}
     )
@@ -175,5 +175,5 @@ def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
 
 
 def test_unknown_stages_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, judge, not vea"):
+    with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, judge, not vea"):
         recipe.run(["vea"], Settings(), tmp_path)

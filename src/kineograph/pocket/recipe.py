@@ -16,13 +16,14 @@ import torch
 from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
-from kineograph.pocket.stages import Stage, train_clip, train_judge, train_text, train_unet, train_vae
+from kineograph.pocket.stages import Stage, train_clip, train_control, train_judge, train_text, train_unet, train_vae
 
 STAGES: dict[str, tuple[Stage, str]] = {
     "vae": (train_vae, "vae/final"),
     "text": (train_text, "text/final"),
     "unet": (train_unet, "unet/final"),
     "clip": (train_clip, "clip/final"),
+    "control": (train_control, "control/pose.safetensors"),
     "judge": (train_judge, "judge.safetensors"),
 }
 

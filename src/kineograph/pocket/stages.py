@@ -6,15 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.pocket import clip, feed, judging, networks, text, unet, vae, words
+from kineograph.pocket import clip, control, feed, judging, networks, text, unet, vae, words
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import best_device
 from kineograph.pocket.judge import Eye, Judge, MotionEye
+from kineograph.pocket.maps import MAPS
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.start import start_from_shrinking
@@ -58,17 +59,35 @@ def train_clip(settings: Settings, out: Path) -> None:
 
 def train_unet(settings: Settings, out: Path) -> None:
     train, _ = pools(settings, out)
-    autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final").to(
-        best_device(), memory_format=torch.channels_last
-    )
-    tower = CLIPTextModel.from_pretrained(out / "text" / "final")
-    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
+    autoencoder, tower, tokens = _around_the_unet(out)
     torch.manual_seed(settings.seed)
-    net = unet.train(
-        networks.unet(), settings.unet, out / "unet", train,
-        vae=with_quick_norms(autoencoder), text=tower, tokenizer=tokens,
-    )  # fmt: skip
+    net = unet.train(networks.unet(), settings.unet, out / "unet", train, vae=autoencoder, text=tower, tokenizer=tokens)
     net.save_pretrained(out / "unet" / "final")
+
+
+def _around_the_unet(out: Path) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
+    autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final")
+    return (
+        with_quick_norms(autoencoder.to(best_device(), memory_format=torch.channels_last)),
+        CLIPTextModel.from_pretrained(out / "text" / "final"),
+        CLIPTokenizer.from_pretrained(out / "text" / "tokenizer"),
+    )
+
+
+def train_control(settings: Settings, out: Path) -> None:
+    train, held_out = pools(settings, out)
+    autoencoder, tower, tokens = _around_the_unet(out)
+    for kind in MAPS:
+        kept = out / "control" / f"{kind}.safetensors"
+        if kept.exists():
+            continue
+        torch.manual_seed(settings.seed)
+        net = control.train(
+            kind, UNet2DConditionModel.from_pretrained(out / "unet" / "final"), settings.control, out / "control" / kind,
+            train, held_out, latents=unet.cached_latents(out / "unet", autoencoder, train), vae=autoencoder, text=tower,
+            tokenizer=tokens,
+        )  # fmt: skip
+        save_file({name: weight.contiguous() for name, weight in control.added(net).items()}, kept)
 
 
 def train_judge(settings: Settings, out: Path) -> None:

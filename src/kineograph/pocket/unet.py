@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.denoise import guided
@@ -21,7 +21,7 @@ from kineograph.noise import independent
 from kineograph.pocket import vae as autoencoder
 from kineograph.pocket.feed import Pool, things_at
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
-from kineograph.pocket.networks import DOWN, SIDE
+from kineograph.pocket.networks import DOWN, LATENT_CHANNELS, SIDE
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, save_sheet
 from kineograph.pocket.text import captions_as_ids
@@ -84,9 +84,10 @@ def emphasis(pool: Pool) -> np.ndarray:
 
 
 def draws(
-    latents: np.ndarray, words: np.ndarray, weights: np.ndarray, schedule: Schedule, batch: int, untold: np.ndarray
-) -> Callable[[np.random.Generator, float], Batch]:
-    """Batches of (latents, noise, weights of their cells, timestep, signal a_t, sigma, words)."""
+    latents: np.ndarray, words: np.ndarray, weights: np.ndarray, schedule: Schedule, batch: int, untold: np.ndarray,
+    *beside: np.ndarray,
+) -> Callable[[np.random.Generator, float], Batch]:  # fmt: skip
+    """Batches of (latents, noise, weights of their cells, timestep, signal a_t, sigma, words, what stands beside)."""
     table, norms = np.array(schedule.sigmas), np.array(schedule.norms)
 
     def draw(rng: np.random.Generator, progress: float) -> Batch:
@@ -102,20 +103,21 @@ def draws(
         return (
             torch.from_numpy(latents[chosen].astype(np.float32)), torch.from_numpy(noise), torch.from_numpy(weights[chosen]),
             *(torch.from_numpy(n.astype(np.float32)) for n in numbers), torch.from_numpy(told.astype(np.int64)),
+            *(torch.from_numpy(each[chosen]) for each in beside),
         )  # fmt: skip
 
     return draw
 
 
-def noise_loss(text: CLIPTextModel, net: UNet2DConditionModel, batch: Batch) -> dict[str, Tensor]:
+def noise_loss(text: CLIPTextModel, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise, weighted by 1 + sigma^2: then an error of the picture weighs alike at
     all high levels (Salimans & Ho 2022, the "SNR + 1" weighting of section 4)."""
-    x0, noise, weight, t, a, sigma, words = batch
+    x0, noise, weight, t, a, sigma, words, *beside = batch
     with torch.no_grad():
         told = text(words).last_hidden_state
     level = sigma[:, None, None, None]
     z = (a[:, None, None, None] * (x0 + level * noise)).to(memory_format=torch.channels_last)
-    error = ((net(z, t, told).sample.float() - noise).square().mean(1) * weight).mean((1, 2))
+    error = ((net(z, t, told, *beside).sample.float() - noise).square().mean(1) * weight).mean((1, 2))
     return {"noise": ((1 + sigma**2).clamp(max=HEAVIEST) * error).mean()}
 
 
@@ -135,11 +137,12 @@ def reporter(
 
 
 def draw_pictures(
-    net: UNet2DConditionModel,
+    net: nn.Module,
     schedule: Schedule,
     text: CLIPTextModel,
     told: np.ndarray,
     untold: np.ndarray,
+    *beside: Tensor,
     scale: float = 5.0,
 ) -> Tensor:
     """Latents [n, c, h, w] of pictures from tokens, by ten guided steps of DPM-Solver++."""
@@ -150,12 +153,11 @@ def draw_pictures(
 
         def network(z: Latents, t: Tensor) -> Latents:
             with torch.autocast(device.type, torch.bfloat16):
-                return net(z[:, 0].to(device), t.to(device), states).sample.float().cpu()[:, None]
+                return net(z[:, 0].to(device), t.to(device), states, *beside).sample.float().cpu()[:, None]
 
         return network
 
     look = guided(schedule.denoise(bound(told)), schedule.denoise(bound(untold)), scale)
     sigmas = leading(schedule.sigmas, 10)
-    channels, side = net.config["in_channels"], net.config["sample_size"]
-    noise = independent(0, [0], (len(told), channels, side, side))
+    noise = independent(0, [0], (len(told), LATENT_CHANNELS, CELLS, CELLS))
     return last(dpmpp_2m(look, sigmas[0] * noise, sigmas))[:, 0]

@@ -1,0 +1,134 @@
+"""Stage 6: ControlNets for edges, depth and pose: the U-Net's first half, changed by matrices of low rank.
+
+A ControlNet is a copy of half of the network (Zhang et al. 2023); three of them would weigh more than what they
+control. So the copy is made from the U-Net when it is loaded, and what training changes in it is told by matrices of
+rank 16 (Hu et al. 2021) beside the layers that a ControlNet has of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from kineograph.models.schedule import Schedule
+from kineograph.pocket import vae as autoencoder
+from kineograph.pocket.feed import Pool, shot_of
+from kineograph.pocket.fit import Figures, Plan, best_device, fit
+from kineograph.pocket.maps import MAPS
+from kineograph.pocket.norms import with_quick_norms
+from kineograph.pocket.sheets import as_pictures, save_sheet
+from kineograph.pocket.text import captions_as_ids
+from kineograph.pocket.truth import truth
+from kineograph.pocket.unet import SCHEDULER, draw_pictures, draws, emphasis, noise_loss
+from kineograph.pocket.words import ids
+
+RANK = 16
+ADAPTED = (
+    "conv1", "conv2", "conv_shortcut", "conv", "time_emb_proj", "proj_in", "proj_out",
+    "to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2",
+)  # fmt: skip
+EMBEDDING = (16, 32, 64, 96)
+SHOWN = 8
+
+
+class Controlled(nn.Module):
+    """A U-Net that no longer learns and a ControlNet that does."""
+
+    def __init__(self, unet: UNet2DConditionModel, control: ControlNetModel) -> None:
+        super().__init__()
+        self.unet, self.control = unet, control
+
+    def forward(self, z: Tensor, t: Tensor, told: Tensor, maps: Tensor) -> UNet2DConditionOutput:
+        """maps: uint8 [n, h, w, 3]."""
+        cond = maps.to(z.device).permute(0, 3, 1, 2).float() / 255
+        down, middle = self.control(z, t, told, controlnet_cond=cond, return_dict=False)
+        return self.unet(z, t, told, down_block_additional_residuals=down, mid_block_additional_residual=middle)
+
+
+def adapted(unet: UNet2DConditionModel) -> ControlNetModel:
+    """The ControlNet that this U-Net begins as, with matrices of low rank in it: they learn, and what is its own."""
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=EMBEDDING)
+    net.requires_grad_(requires_grad=False)
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ADAPTED)), net)
+    for name, weight in net.named_parameters():
+        weight.requires_grad_(_added(name))
+    return net
+
+
+def _added(name: str) -> bool:
+    return "lora_" in name or name.startswith("controlnet_")
+
+
+def added(net: ControlNetModel) -> dict[str, Tensor]:
+    """The weights that `adapted` put beside the copy, by name."""
+    return {name: weight for name, weight in net.state_dict().items() if _added(name)}
+
+
+def restored(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> ControlNetModel:
+    """The ControlNet whose `added` weights these are, as a plain network of diffusers."""
+    net = adapted(unet)
+    missing = set(added(net)) ^ set(weights)
+    if missing:
+        raise ValueError(f"these are not the weights of a ControlNet for this U-Net: {sorted(missing)[:3]}")
+    net.load_state_dict(weights, strict=False)
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            net.set_submodule(name, layer.get_base_layer())
+    return net
+
+
+def maps_of(kind: str, pool: Pool) -> np.ndarray:
+    """The maps of all pictures: uint8 [pictures, 128, 128, 3]."""
+    known = (truth(shot_of(fact), fact["time"]) for fact in pool.facts)
+    return np.stack([MAPS[kind](picture, each) for picture, each in zip(pool.pictures, known, strict=True)])
+
+
+def train(
+    kind: str, net: UNet2DConditionModel, plan: Plan, folder: Path, pool: Pool, held_out: Pool,
+    *, latents: np.ndarray, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
+) -> ControlNetModel:  # fmt: skip
+    """The averaged ControlNet for one kind of map, its changes not merged."""
+    net.set_attn_processor(AttnProcessor())
+    net.requires_grad_(requires_grad=False)
+    pair = with_quick_norms(Controlled(net, adapted(net))).to(best_device())
+    pair.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    text.set_attn_implementation("eager")
+    text.to(best_device())
+    schedule = Schedule.from_config(SCHEDULER)
+    nothing = ids(tokenizer, [""])[0]
+    draw = draws(
+        latents, captions_as_ids(pool, tokenizer), emphasis(pool), schedule, plan.batch, nothing, maps_of(kind, pool)
+    )
+    report = reporter(kind, folder, held_out, schedule, vae, text, tokenizer)
+    return fit(pair, plan, folder, draw=draw, loss=partial(noise_loss, text), report=report).control
+
+
+def reporter(
+    kind: str, folder: Path, held_out: Pool, schedule: Schedule, vae: AutoencoderKL, text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+) -> Callable[[Controlled], Figures]:  # fmt: skip
+    """A sheet of held-out pictures, their maps, and what is drawn by these and the captions."""
+    few = Pool(held_out.pictures[:SHOWN], held_out.facts[:SHOWN])
+    maps, told = maps_of(kind, few), ids(tokenizer, [fact["captions"][0] for fact in few.facts])
+
+    @torch.no_grad()
+    def report(pair: Controlled) -> Figures:
+        blank = ids(tokenizer, [""] * SHOWN)
+        drawn = draw_pictures(pair, schedule, text, told, blank, torch.from_numpy(maps))
+        pictures = as_pictures(autoencoder.decode(vae, drawn / vae.config["scaling_factor"]))
+        save_sheet(folder / "sheet.png", few.pictures, maps, pictures)
+        return {"spread": float(drawn.std())}
+
+    return report

@@ -1,0 +1,67 @@
+"""The pocket model's ControlNets: what they begin as, what is kept of them, and the maps that they learn from."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from kineograph.pocket import control, networks, world
+from kineograph.pocket.control import Controlled
+from kineograph.pocket.maps import MAPS, PAINTS
+from kineograph.pocket.truth import KEYPOINTS, truth
+from kineograph.pocket.world import Shot, Thing
+
+SHOT = Shot("sea", "flat", (Thing("fish", "red", 1),))
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return networks.unet((32, 32, 64)).eval()
+
+
+@pytest.fixture(scope="module")
+def told() -> tuple[torch.Tensor, ...]:
+    drawn = torch.Generator().manual_seed(0)
+    z, t = torch.randn(2, 8, 4, 4, generator=drawn), torch.tensor([10.0, 500.0])
+    maps = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=drawn)
+    return z, t, torch.randn(2, 5, networks.WIDTH, generator=drawn), maps
+
+
+@torch.no_grad()
+def test_a_new_controlnet_changes_nothing(unet, told):
+    before = unet(*told[:3]).sample
+    assert torch.equal(Controlled(unet, control.adapted(unet).eval())(*told).sample, before)
+
+
+@torch.no_grad()
+def test_what_is_kept_of_a_controlnet_makes_it_again(unet, told):
+    net = control.adapted(unet).eval()
+    for weight in net.parameters():
+        if weight.requires_grad:
+            weight.copy_(0.05 * torch.randn_like(weight))
+    kept = control.added(net)
+    again = control.restored(unet, kept).eval()
+    assert not any("lora" in name for name in again.state_dict())
+    assert again(*told[:3], controlnet_cond=torch.zeros(2, 3, 32, 32)).mid_block_res_sample.abs().sum() > 0
+    wanted, got = (Controlled(unet, each)(*told).sample for each in (net, again))
+    assert (wanted - unet(*told[:3]).sample).abs().max() > 1e-3
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_other_weights_are_refused(unet):
+    with pytest.raises(ValueError, match="not the weights of a ControlNet for this U-Net"):
+        control.restored(unet, {"x": torch.zeros(1)})
+
+
+def test_maps_show_what_they_are_of():
+    picture, known = world.render(SHOT), truth(SHOT)
+    maps = {kind: draw(picture, known) for kind, draw in MAPS.items()}
+    assert {each.shape for each in maps.values()} == {(128, 128, 3)}
+    assert set(np.unique(maps["canny"])) == {0, 255}
+    nearest = maps["depth"] == maps["depth"].max()
+    assert nearest[..., 0][known.mask == 1].all()
+    x, y = known.keypoints[0]["front"]
+    assert tuple(maps["pose"][int(y), int(x)]) == PAINTS[KEYPOINTS.index("front")]
