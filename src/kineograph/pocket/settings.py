@@ -1,7 +1,7 @@
 """The pocket models' recipe in numbers.
 
 Command:   python -m kineograph.pocket.recipe --export
-Cost:      about 150 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 8 GB of memory, 5 GB of disk
+Cost:      about 190 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 8 GB of memory, 5 GB of disk
 Expected:  vae     30.3 dB on held-out pictures (50,000 crops in 19 minutes)
            text    every fact of 256 held-out captions read right (157,000 captions in 4 minutes)
            unet    see docs/decisions/0005 (328,000 pictures in 80 minutes, begun from 86,000 seen earlier)
