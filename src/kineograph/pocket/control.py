@@ -1,4 +1,4 @@
-"""Stage 6: ControlNets for edges, depth and pose: the U-Net's first half, changed by matrices of low rank.
+"""Stage 5: ControlNets for edges, depth and pose: the U-Net's first half, changed by matrices of low rank.
 
 A ControlNet is a copy of half of the network (Zhang et al. 2023); three of them would weigh more than what they
 control. So the copy is made from the U-Net when it is loaded, and what training changes in it is told by matrices of

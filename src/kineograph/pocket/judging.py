@@ -1,4 +1,4 @@
-"""Stage 5: the judge's two eyes, learnt from renderings made for it: families of individuals, and clips."""
+"""Stage 6: the judge's two eyes, learnt from renderings made for it: families of individuals, and clips."""
 
 from __future__ import annotations
 
