@@ -36,7 +36,6 @@ REVERSED = {
     "growing": "shrinking",
     "shrinking": "growing",
 }
-MIRRORED = {"left": "right", "right": "left"}
 
 Rng = np.random.Generator
 
@@ -180,8 +179,7 @@ def told_apart(identity: Tensor) -> float:
 
 
 def screenings(pool: Pool, batch: int) -> Callable[[Rng, float], Batch]:
-    """Batches of (clips, motions), half of them played backwards, so that which way a thing faces gives nothing away,
-    and half in a mirror."""
+    """Batches of (clips, motions), half of them played backwards, so that which way a thing faces gives nothing away."""
 
     def draw(rng: Rng, progress: float) -> Batch:
         films = [_played(pool, int(k), rng) for k in rng.choice(len(pool.facts), size=batch, replace=False)]
@@ -193,11 +191,7 @@ def screenings(pool: Pool, batch: int) -> Callable[[Rng, float], Batch]:
 
 def _played(pool: Pool, number: int, rng: Rng) -> tuple[np.ndarray, str]:
     frames, motion = pool.pictures[number], pool.facts[number]["things"][0]["motion"]
-    if rng.uniform() < 0.5:
-        frames, motion = frames[::-1], REVERSED.get(motion, motion)
-    if rng.uniform() < 0.5:
-        frames, motion = frames[:, :, ::-1], MIRRORED.get(motion, motion)
-    return frames, motion
+    return (frames, motion) if rng.uniform() < 0.5 else (frames[::-1], REVERSED.get(motion, motion))
 
 
 def watching(net: MotionEye, batch: Batch) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ class Settings(BaseModel):
     held_out: int = 1_000
     pairs: int = 8_000  # pictures of held-out pairs, for the judge alone
     families: int = 3_000  # of eight pictures each, for the judge
-    films: int = 9_000  # of sixteen frames each, for the judge
+    films: int = 3_000  # of sixteen frames each, for the judge
     judged: int = 150  # held-out families and films that the judge reports on
 
     vae: Plan = Plan(minutes=19, lr=3e-3, batch=16)
