@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
-from kineograph.pocket import feed, judging
+from kineograph.pocket import feed, judging, world
 from kineograph.pocket.judge import WEIGHTS, Looks, load_judge
 
 pytestmark = [
@@ -40,6 +42,16 @@ def test_it_sees_what_a_picture_shows(pictures, name, bar, bar_for_all):
     assert plain.sum() > 400
     assert right[plain].mean() >= bar
     assert right.mean() >= bar_for_all  # with two things, or one that is leaving the frame
+
+
+def test_it_follows_a_thing_that_the_camera_leaves_behind():
+    judge, steady = load_judge(), []
+    shots = (shot for shot in world.shots(555, split="held_out") if len(shot.things) == 1)
+    for shot in islice(shots, 150):
+        wide = np.pad(world.render(shot), ((0, 21), (0, 21), (0, 0)), mode="symmetric")
+        looks = judge.look(np.stack([wide[k : k + 128, k : k + 128] for k in range(0, 24, 3)]))  # pan:12,12
+        steady.append(len({*looks.thing}) == len({*looks.colour}) == 1)
+    assert np.mean(steady) >= 0.95
 
 
 def test_it_tells_individuals_of_one_kind_and_colour_apart(families):
