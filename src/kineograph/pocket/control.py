@@ -1,9 +1,4 @@
-"""Stage 5: ControlNets for edges, depth and pose: the U-Net's first half, changed by matrices of low rank.
-
-A ControlNet is a copy of half of the network (Zhang et al. 2023); three of them would weigh more than what they
-control. So the copy is made from the U-Net when it is loaded, and what training changes in it is told by matrices of
-rank 16 (Hu et al. 2021) beside the layers that a ControlNet has of its own.
-"""
+"""Stage 5: ControlNets for edges, depth and pose (Zhang et al. 2023), each told as a change of the U-Net's first half."""
 
 from __future__ import annotations
 
@@ -16,8 +11,6 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -25,6 +18,7 @@ from kineograph.models.schedule import Schedule
 from kineograph.pocket import vae as autoencoder
 from kineograph.pocket.feed import Pool, shot_of
 from kineograph.pocket.fit import Figures, Plan, best_device, fit
+from kineograph.pocket.low_rank import adapted, as_control
 from kineograph.pocket.maps import MAPS
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, save_sheet
@@ -33,12 +27,6 @@ from kineograph.pocket.truth import truth
 from kineograph.pocket.unet import SCHEDULER, draw_pictures, draws, emphasis, noise_loss
 from kineograph.pocket.words import ids
 
-RANK = 16
-ADAPTED = (
-    "conv1", "conv2", "conv_shortcut", "conv", "time_emb_proj", "proj_in", "proj_out",
-    "to_q", "to_k", "to_v", "to_out.0", "net.0.proj", "net.2",
-)  # fmt: skip
-EMBEDDING = (16, 32, 64, 96)
 SHOWN = 8
 
 
@@ -56,39 +44,6 @@ class Controlled(nn.Module):
         return self.unet(z, t, told, down_block_additional_residuals=down, mid_block_additional_residual=middle)
 
 
-def adapted(unet: UNet2DConditionModel) -> ControlNetModel:
-    """The ControlNet that this U-Net begins as, with matrices of low rank in it: they learn, and what is its own."""
-    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=EMBEDDING)
-    net.requires_grad_(requires_grad=False)
-    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ADAPTED)), net)
-    for name, weight in net.named_parameters():
-        weight.requires_grad_(_added(name))
-    return net
-
-
-def _added(name: str) -> bool:
-    return "lora_" in name or name.startswith("controlnet_")
-
-
-def added(net: ControlNetModel) -> dict[str, Tensor]:
-    """The weights that `adapted` put beside the copy, by name."""
-    return {name: weight for name, weight in net.state_dict().items() if _added(name)}
-
-
-def restored(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> ControlNetModel:
-    """The ControlNet whose `added` weights these are, as a plain network of diffusers."""
-    net = adapted(unet)
-    missing = set(added(net)) ^ set(weights)
-    if missing:
-        raise ValueError(f"these are not the weights of a ControlNet for this U-Net: {sorted(missing)[:3]}")
-    net.load_state_dict(weights, strict=False)
-    for name, layer in list(net.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            net.set_submodule(name, layer.get_base_layer())
-    return net
-
-
 def maps_of(kind: str, pool: Pool) -> np.ndarray:
     """The maps of all pictures: uint8 [pictures, 128, 128, 3]."""
     known = (truth(shot_of(fact), fact["time"]) for fact in pool.facts)
@@ -102,7 +57,7 @@ def train(
     """The averaged ControlNet for one kind of map, its changes not merged."""
     net.set_attn_processor(AttnProcessor())
     net.requires_grad_(requires_grad=False)
-    pair = with_quick_norms(Controlled(net, adapted(net))).to(best_device())
+    pair = with_quick_norms(Controlled(net, adapted(as_control(net)))).to(best_device())
     pair.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())

@@ -13,28 +13,30 @@ from typing import Any
 
 import torch
 
+from kineograph.pocket import stages
 from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
-from kineograph.pocket.stages import Stage, train_clip, train_control, train_judge, train_text, train_unet, train_vae
+from kineograph.pocket.stages import Stage
 
 STAGES: dict[str, tuple[Stage, str]] = {
-    "vae": (train_vae, "vae/final"),
-    "text": (train_text, "text/final"),
-    "unet": (train_unet, "unet/final"),
-    "clip": (train_clip, "clip/final"),
-    "control": (train_control, "control/pose.safetensors"),
-    "judge": (train_judge, "judge.safetensors"),
+    "vae": (stages.train_vae, "vae/final"),
+    "text": (stages.train_text, "text/final"),
+    "unet": (stages.train_unet, "unet/final"),
+    "clip": (stages.train_clip, "clip/final"),
+    "control": (stages.train_control, "control/pose.safetensors"),
+    "edit": (stages.train_edit, "edit.safetensors"),
+    "judge": (stages.train_judge, "judge.safetensors"),
 }
 
 
-def run(stages: list[str], settings: Settings, out: Path) -> None:
+def run(chosen: list[str], settings: Settings, out: Path) -> None:
     """Train these stages, in the recipe's order, unless their result is there."""
-    unknown = sorted(set(stages) - set(STAGES))
+    unknown = sorted(set(chosen) - set(STAGES))
     if unknown:
         raise ValueError(f"the stages are {', '.join(STAGES)}, not {', '.join(unknown)}")
     for name, (train, result) in STAGES.items():
-        if name in stages and not (out / result).exists():
+        if name in chosen and not (out / result).exists():
             train(settings, out)
 
 

@@ -30,6 +30,7 @@ class Settings(BaseModel):
     pairs: int = 8_000  # pictures of held-out pairs, for the judge alone
     families: int = 3_000  # of eight pictures each, for the judge
     films: int = 3_000  # of sixteen frames each, for the judge
+    edits: int = 6_000  # families of a picture and its four edits
     judged: int = 150  # held-out families and films that the judge reports on
 
     vae: Plan = Plan(minutes=19, lr=3e-3, batch=16)
@@ -37,5 +38,6 @@ class Settings(BaseModel):
     clip: Plan = Plan(minutes=7.5, lr=2e-3, batch=128)
     unet: Plan = Plan(minutes=80, lr=2e-3, batch=64)
     control: Plan = Plan(minutes=15, lr=2e-3, batch=32)  # each of three
+    edit: Plan = Plan(minutes=35, lr=2e-3, batch=32)
     eye: Plan = Plan(minutes=20, lr=2e-3, batch=128)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.pocket import clip, control, feed, judging, networks, text, unet, vae, words
+from kineograph.pocket import clip, control, edit, edits, feed, judging, low_rank, networks, text, unet, vae, words
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import best_device
 from kineograph.pocket.judge import Eye, Judge, MotionEye
@@ -87,7 +87,22 @@ def train_control(settings: Settings, out: Path) -> None:
             train, held_out, latents=unet.cached_latents(out / "unet", autoencoder, train), vae=autoencoder, text=tower,
             tokenizer=tokens,
         )  # fmt: skip
-        save_file({name: weight.contiguous() for name, weight in control.added(net).items()}, kept)
+        _keep_added(net, kept)
+
+
+def train_edit(settings: Settings, out: Path) -> None:
+    train, held_out = _judged(settings, out / "edits", settings.edits, edits.family)
+    autoencoder, tower, tokens = _around_the_unet(out)
+    torch.manual_seed(settings.seed)
+    net = edit.train(
+        UNet2DConditionModel.from_pretrained(out / "unet" / "final"), settings.edit, out / "edit", train, held_out,
+        vae=autoencoder, text=tower, tokenizer=tokens,
+    )  # fmt: skip
+    _keep_added(net, out / "edit.safetensors")
+
+
+def _keep_added(net: ControlNetModel | UNet2DConditionModel, path: Path) -> None:
+    save_file({name: weight.contiguous() for name, weight in low_rank.added(net).items()}, path)
 
 
 def train_judge(settings: Settings, out: Path) -> None:
