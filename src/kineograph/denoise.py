@@ -37,8 +37,11 @@ def guided_twice(
     """Guidance by text and by a picture, for models that are told both: from nothing, by `image_scale` towards what the
     picture alone asks for, and from there by `scale` towards what text and picture ask for.
 
+    With `image_scale == 1` what is told nothing cancels out and is never evaluated: two evaluations in place of three.
     Source: InstructPix2Pix (Brooks et al. 2023), eq. 3.
     """
+    if image_scale == 1:
+        return guided(conditional, pictured, scale)
 
     def look(x: Latents, sigma: float) -> Latents:
         without, shown, told = _each((unconditional, pictured, conditional), x, sigma)

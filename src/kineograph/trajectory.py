@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 
 from kineograph.denoise import Denoise
-from kineograph.latents import Latents
+from kineograph.latents import Latents, Mask, add_noise, blend
+from kineograph.motion import Warp
 
 
 class Step(NamedTuple):
@@ -32,6 +33,7 @@ class Step(NamedTuple):
 
 Solver = Callable[[Denoise, Latents, Sequence[float]], Iterator[Step]]
 Rule = Callable[[Latents, Latents, float, float], Latents]  # (x, x0, sigma, to) -> x at the level `to`
+Masks = Callable[[Latents, float], Mask]  # (clean estimate, its level) -> [b f 1 h w], 1 where a frame's foreground is
 Draw = Callable[[float], Latents]  # level -> fresh noise for it, see noise.at_levels
 
 
@@ -113,6 +115,35 @@ def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[
         before = Step(sigma, x, x0)
         x = towards(x, middle, sigma, to)
     yield Step(sigmas[-1], x, x)
+
+
+def smoothed(solve: Solver, warp: Warp, masks: Masks, strength: float) -> Solver:
+    """The solver, which after every step draws each frame's background towards the first frame's, as the camera sees it.
+
+    `x <- M x + (1 - M) (strength W(x_first) + (1 - strength) x)`, with W the camera's `warp` and M the `masks`, of the
+    frame's own foreground joined with the first's as the camera sees it: else that would be smeared where it passed by.
+    A multistep solver takes single steps here. Source: Text2Video-Zero, section 3.3.3, where `strength` is 0.6.
+    """
+
+    @torch.no_grad()
+    def walk(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+        if x.shape[1] == 1:
+            yield from solve(look, x, sigmas)
+            return
+        for sigma, to in pairwise(sigmas):
+            step, after = solve(look, x, [sigma, to])
+            yield step
+            x, first = after.x, after.x[:, :1]
+            x0 = step.x0[:, :1] if to > 0 else first
+            clean, grain = warp(x0, (first - x0) / to if to > 0 else torch.zeros_like(first))
+            mask = masks(step.x0, sigma)
+            passing, _ = warp(mask[:, :1], torch.zeros_like(mask[:, :1]))
+            own = torch.maximum(mask[:, 1:], passing.clamp(0, 1))
+            others = blend(x[:, 1:], strength * add_noise(clean, grain, to) + (1 - strength) * x[:, 1:], own)
+            x = torch.cat([first, others], dim=1)
+        yield Step(sigmas[-1], x, x)
+
+    return walk
 
 
 def towards(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:

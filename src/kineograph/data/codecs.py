@@ -5,6 +5,7 @@ Frames are uint8 arrays [f h w 3]; writers take the label's text and write to ex
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,8 @@ import av
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
+from av.container import InputContainer
+from av.video import VideoStream
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from kineograph.data.provenance import IMAGE_DESCRIPTION, Label, frame_files
@@ -44,12 +47,31 @@ def write_mp4(path: Path, frames: np.ndarray, label: Label) -> None:
 
 def read_movie(path: Path) -> tuple[np.ndarray, float]:
     """Frames and frames per second of anything that FFmpeg opens."""
+    rate, _ = movie_times(path)
+    return np.stack(list(stream_movie(path))), rate
+
+
+def stream_movie(path: Path) -> Iterator[np.ndarray]:
+    """The frames of anything that FFmpeg opens, one after another, turned as a player would."""
     with av.open(path) as container:
-        if not container.streams.video:
-            raise InputError(f"{path} holds no picture, only sound or data")
-        rate = container.streams.video[0].average_rate
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    return np.stack(frames), float(rate or 1)
+        _first_stream(path, container).thread_type = "AUTO"
+        for frame in container.decode(video=0):
+            yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
+def movie_times(path: Path) -> tuple[float, list[float]]:
+    """Frames per second on average, and when each frame is shown, in seconds; found without decoding one."""
+    with av.open(path) as container:
+        stream = _first_stream(path, container)
+        stamps = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
+        rate = float(stream.average_rate or 1)
+        return rate, [float((stamp - stamps[0]) * stream.time_base) for stamp in stamps]
+
+
+def _first_stream(path: Path, container: InputContainer) -> VideoStream:
+    if not container.streams.video:
+        raise InputError(f"{path} holds no picture, only sound or data")
+    return container.streams.video[0]
 
 
 def write_gif(path: Path, frames: np.ndarray, label: Label) -> None:

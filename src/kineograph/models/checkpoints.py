@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ControlNetModel
+from safetensors.torch import load_file
 
 from kineograph.errors import InputError
-from kineograph.models import adapters, concepts, hub, parts, placement, single_file
+from kineograph.models import adapters, concepts, controls, hub, parts, placement, single_file
 from kineograph.models.adapters import Loras
 from kineograph.models.concepts import Concepts
 from kineograph.models.hub import Hub
@@ -23,6 +24,8 @@ from kineograph.models.schedule import Schedule
 from kineograph.models.unet import VideoUNet
 
 POCKET = Path(__file__).parents[1] / "pocket" / "weights"
+POCKET_EDIT = "pocket-edit"
+POCKETS = (None, "pocket", POCKET_EDIT)
 VOCABULARY = "vocabulary.json"  # a list, beside a model that was trained on no other words
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
 
@@ -34,6 +37,7 @@ def load(
     *,
     lora: Loras | None = None,
     textual_inversion: Concepts | None = None,
+    controlnet: controls.Source | Mapping[str, controls.Source] | None = None,
     vae: str | Path | AutoencoderKL | None = None,
     config: str | Path | None = None,
     prediction_type: str | None = None,
@@ -48,11 +52,13 @@ def load(
 ) -> Model:
     """A text-to-image model of the SD 1.x, 2.x or SDXL family, ready to make videos.
 
-    source: nothing, or "pocket", for the model that comes with Kineograph; a folder in diffusers layout; a repository
+    source: nothing, or "pocket", for the model that comes with Kineograph, and "pocket-edit" for the one that edits; a folder in diffusers layout; a repository
         on the Hub; a `.safetensors` or `.ckpt` file, of which no code is run; or an open diffusers pipeline, whose
         networks are then shared: what is put on them here is on them there.
     lora: a file, folder or repository, alone or as (lora, scale); or a list of those.
     textual_inversion: a file, folder or repository; a list of those; or {word: file} to choose the words.
+    controlnet: {kind: folder, repository or network}, where the kind is any name, such as "canny"; or one alone, that
+        serves whatever control is asked for. The pocket model comes with canny, depth and pose.
     vae: another VAE than the model's own: a file, folder, repository or network.
     config: for a single file, a folder or repository in diffusers layout with what the file does not hold.
     prediction_type: "epsilon", "v_prediction" or "sample", where the model does not say what its network predicts.
@@ -77,6 +83,12 @@ def load(
         adapters.attach(opened.networks, each, scale, ask)
     for word, each in concepts.listed(textual_inversion):
         concepts.learn(opened.text, word, each, ask)
+    nets = {
+        kind: controls.attach(opened.unet, each, opened.vae.config.latent_channels, place, ask)
+        for kind, each in controls.listed(controlnet).items()
+    }
+    if source in POCKETS:
+        nets = controls.of_pocket(POCKET, place) | nets
     if vae is not None:
         opened = opened._replace(vae=_another_vae(vae, opened.vae, ask))
     if prediction_type is not None:
@@ -85,13 +97,14 @@ def load(
         "source": source or "pocket",
         "lora": adapters.listed(lora),
         "textual_inversion": textual_inversion,
+        "controlnet": controlnet,
         "vae": vae,
         "config": config,
         "prediction_type": prediction_type,
         "revision": revision,
         "variant": variant,
     }
-    return _model(opened, place, arguments)
+    return _model(opened, nets, place, arguments)
 
 
 def _place_of(opened: Parts, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Placement:
@@ -103,14 +116,23 @@ def _place_of(opened: Parts, device: str | torch.device | None, dtype: str | tor
 def _opened(
     source: str | Path, config: str | Path | None, prediction_type: str | None, place: Placement, ask: Hub
 ) -> Parts:
-    path = _pocket() if source == "pocket" else hub.local(source)
-    if path is not None and path.is_file():
+    path = _pocket() if source in POCKETS else hub.local(source)
+    if source == POCKET_EDIT:
+        opened = _pocket_editor(POCKET)
+    elif path is not None and path.is_file():
         opened = single_file.open_parts(path, config, prediction_type, place.dtype, ask)
     else:
         opened = parts.from_folder(path or hub.fetch_pipeline(str(source), ask), place.dtype, ask.variant)
     for network in (opened.unet, opened.vae):
         network.to(memory_format=place.memory_format)
     return opened
+
+
+def _pocket_editor(folder: Path) -> Parts:
+    from kineograph.pocket.low_rank import as_editor, restored
+
+    opened = parts.from_folder(folder, torch.float32)
+    return opened._replace(unet=restored(as_editor(opened.unet), load_file(folder / "edit" / "edit.safetensors")).eval())
 
 
 def _pocket() -> Path:
@@ -138,12 +160,15 @@ def _opened_vae(vae: str | Path, own: AutoencoderKL, ask: Hub) -> AutoencoderKL:
         raise InputError(f"{vae} is no VAE in diffusers layout, or damaged: {error}") from error
 
 
-def _model(opened: Parts, place: Placement, arguments: Mapping[str, Any]) -> Model:
+def _model(
+    opened: Parts, nets: Mapping[str, controls.Open], place: Placement, arguments: Mapping[str, Any]
+) -> Model:
     for network in (*opened.networks.values(), opened.vae):
         network.to(place.device)
         if network.dtype != place.dtype:
             network.to(place.dtype)
-    live = any(isinstance(arguments[each], Pipeline | AutoencoderKL) for each in ("source", "vae"))
+    given = [arguments["source"], arguments["vae"], *controls.listed(arguments["controlnet"]).values()]
+    live = any(isinstance(each, Pipeline | AutoencoderKL | ControlNetModel) for each in given)
     return Model(
         net=VideoUNet(opened.unet),
         vae=_without_overflow(opened.vae),
@@ -156,6 +181,7 @@ def _model(opened: Parts, place: Placement, arguments: Mapping[str, Any]) -> Mod
         settings={} if live else {name: _plain(value) for name, value in arguments.items() if value},
         vocabulary=_vocabulary(arguments["source"]),
         image_encoder=opened.image_encoder,
+        controls=nets,
     )
 
 
@@ -184,5 +210,7 @@ def _plain(value: Any) -> Any:
 def _vocabulary(source: Source) -> frozenset[str] | None:
     if isinstance(source, Pipeline):
         return None
-    file = (POCKET if source == "pocket" else Path(source).expanduser()) / VOCABULARY
-    return frozenset(json.loads(file.read_text())) if file.is_file() else None
+    folder = POCKET if source in POCKETS else Path(source).expanduser()
+    files = [folder / VOCABULARY, *([folder / "edit" / VOCABULARY] if source == POCKET_EDIT else [])]
+    words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
+    return frozenset(words) or None

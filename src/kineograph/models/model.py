@@ -17,6 +17,8 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models import text
 from kineograph.models.attention import Memory, See, own
+from kineograph.models.controlnet import VideoControlNet
+from kineograph.models.controls import ANY, Open
 from kineograph.models.schedule import Schedule
 from kineograph.models.text import Pooled, TextEncoder
 from kineograph.models.unet import VideoUNet
@@ -32,6 +34,7 @@ class Model:
     dtype         of the network's weights; latents and everything between evaluations are float32
     force_zeros   an empty text is all zeros to this model (SDXL), instead of the encoding of no words
     settings      the arguments of `load` that make this model again; empty for one made from a live pipeline
+    controls      what opens each ControlNet that the model was loaded with, by its name
     vocabulary    the words the model was trained on, where it comes with a list of them
     """
 
@@ -46,6 +49,18 @@ class Model:
     settings: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: frozenset[str] | None = None
     image_encoder: nn.Module | None = None
+    controls: Mapping[str, Open] = field(default_factory=dict)
+
+    def control(self, kind: str) -> VideoControlNet:
+        """The ControlNet of this name. Raises InputError when the model has none."""
+        found = self.controls.get(kind) or self.controls.get(ANY)
+        if found is None:
+            others = ", ".join(self.controls)
+            raise InputError(
+                f"{self.name} has no ControlNet for {kind!r}{f', only for {others}' if others else ''}: load it with "
+                f"one, controlnet={{{kind!r}: FOLDER}} or --controlnet {kind}=FOLDER"
+            )
+        return found()
 
     @property
     def factor(self) -> int:

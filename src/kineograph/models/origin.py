@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any
@@ -17,15 +17,16 @@ from kineograph.models.model import Model
 LIBRARIES = ("kineograph", "torch", "diffusers", "transformers", "peft", "numpy")
 
 
-def origin(model: Model) -> dict[str, dict[str, Any]]:
-    """All that the frames depend on and that is not asked for, as JSON values."""
+def origin(model: Model, controls: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """All that the frames depend on and that is not asked for, as JSON values; `controls` are those that were used."""
+    nets = {f"controlnet {kind}": fingerprint(model.control(kind)) for kind in controls}
     return {
         "model": {
             "name": model.name,
             "load": dict(model.settings),
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
-            "weights": fingerprints(model),
+            "weights": fingerprints(model) | nets,
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "machine": {"processor": _processor(model.device), "threads": torch.get_num_threads()},
@@ -71,6 +72,8 @@ def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tupl
     for part in ("versions", "machine"):
         for name, now in after[part].items():
             yield name, before[part].get(name), now
+    for path, now in after.get("read", {}).items():
+        yield f"the hash of {path}", before.get("read", {}).get(path, "none")[:12], now[:12]
     for name in ("device", "dtype"):
         yield name, before["model"][name], after["model"][name]
     for name, now in after["model"]["weights"].items():

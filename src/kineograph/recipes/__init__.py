@@ -1,7 +1,7 @@
 """The front doors: plain arguments in, a video out. Only here are models and methods known at once."""
 
 from kineograph.recipes.again import recorded_model, replay
-from kineograph.recipes.making import OnStep, Progress, generate, made
-from kineograph.recipes.walks import camera
+from kineograph.recipes.inputs import opened
+from kineograph.recipes.making import OnStep, Progress, edit, generate, made
 
-__all__ = ["OnStep", "Progress", "camera", "generate", "made", "recorded_model", "replay"]
+__all__ = ["OnStep", "Progress", "edit", "generate", "made", "opened", "recorded_model", "replay"]

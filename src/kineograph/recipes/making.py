@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import NamedTuple, overload
 
+import numpy as np
+
 from kineograph import trajectory
-from kineograph.data.request import Request
+from kineograph.data.request import Request, controls
 from kineograph.data.video import Video
 from kineograph.errors import InputWarning
 from kineograph.models.model import Model
 from kineograph.models.origin import origin
-from kineograph.recipes import text2video_zero
+from kineograph.recipes import instruct_pix2pix, text2video_zero
+from kineograph.recipes.inputs import opened, size
 from kineograph.recipes.walks import Start
 from kineograph.trajectory import Step
 
-METHODS = {"text2video-zero": text2video_zero.plan}
+METHODS = {"text2video-zero": text2video_zero.plan, "instruct-pix2pix": instruct_pix2pix.plan}
+DECODED_AT_ONCE = 8  # frames, before they are a quarter as large
 
 
 class Progress(NamedTuple):
@@ -38,17 +43,22 @@ def generate(
     prompt: str,
     *,
     negative_prompt: str = "",
-    num_frames: int = 8,
+    num_frames: int | None = None,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     height: int | None = None,
     width: int | None = None,
     seed: int | None = None,
-    motion: str = "pan:12,12",
-    fps: float = 4,
+    motion: str | None = None,
+    fps: float | None = None,
     solver: str = "ddim",
     chunk_size: int = 8,
     method: str = "text2video-zero",
+    control: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
     on_step: OnStep | None = None,
 ) -> Video: ...
 @overload
@@ -57,17 +67,22 @@ def generate(
     prompt: list[str],
     *,
     negative_prompt: str = "",
-    num_frames: int = 8,
+    num_frames: int | None = None,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     height: int | None = None,
     width: int | None = None,
     seed: int | None = None,
-    motion: str = "pan:12,12",
-    fps: float = 4,
+    motion: str | None = None,
+    fps: float | None = None,
     solver: str = "ddim",
     chunk_size: int = 8,
     method: str = "text2video-zero",
+    control: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
     on_step: OnStep | None = None,
 ) -> list[Video]: ...
 def generate(
@@ -75,29 +90,42 @@ def generate(
     prompt: str | list[str],
     *,
     negative_prompt: str = "",
-    num_frames: int = 8,
+    num_frames: int | None = None,
     num_inference_steps: int = 50,
     guidance_scale: float = 7.5,
     height: int | None = None,
     width: int | None = None,
     seed: int | None = None,
-    motion: str = "pan:12,12",
-    fps: float = 4,
+    motion: str | None = None,
+    fps: float | None = None,
     solver: str = "ddim",
     chunk_size: int = 8,
     method: str = "text2video-zero",
+    control: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
     on_step: OnStep | None = None,
 ) -> Video | list[Video]:
     """A video of what the prompt says; for a list of prompts, a list of videos.
 
-    num_frames, fps: how many frames, and how many are shown a second.
+    num_frames, fps: how many frames, and how many are shown a second; 8 and 4 unless given, and with a control video
+        all its frames at its own rate.
     num_inference_steps: how finely the noise is taken away; more is slower.
     guidance_scale: how much the prompt counts; 1 and less turn guidance off, at half the cost.
-    height, width: in pixels, multiples of 8; the model's own unless given.
+    height, width: in pixels, multiples of 8; the model's own unless given, in the shape of the control video.
     seed: the same seed gives the same video; prompt j of a list has `seed + j`. Drawn and recorded when None.
-    motion: how the camera moves, see `kineograph.motion.parse`: "pan:12,12", "zoom:1.02", "rotate:3", "none".
+    motion: how the camera moves, see `kineograph.motion.parse`: "zoom:1.02", "rotate:3", "none"; "pan:12,12" unless
+        given, and with a control video nothing but that.
     solver: "ddim", "dpmpp-2m", "euler-ancestral" or "lcm".
     chunk_size: frames computed at once; memory grows with it.
+    control: {kind: path of a video}: what ControlNets are shown, each a kind that the model was loaded with. Of the
+        video's frames maps are made; the kind with "-map" behind it, as "depth-map", says that it shows maps already.
+    controlnet_conditioning_scale: how strongly the controls count.
+    control_guidance_start, control_guidance_end: from where to where on the way from noise (0) to video (1).
+    smooth_background: how strongly the background is held to the first frame's as the camera passes; the paper's 0.6,
+        or 0 for not at all.
     on_step: called with a `Progress` after every step; an exception from it ends the work.
 
     Raises ValueError (InputError is one) for arguments that cannot be and for a frame that holds NaN, and warns
@@ -123,11 +151,70 @@ def generate(
             solver=solver,
             chunk_size=chunk_size,
             method=method,
+            control=controls(
+                control or {},
+                scale=controlnet_conditioning_scale,
+                start=control_guidance_start,
+                end=control_guidance_end,
+            ),
+            smooth_background=smooth_background,
         )
         for number, each in enumerate(prompts)
     ]
     videos = [made(model, each, on_step) for each in requests]
     return videos[0] if isinstance(prompt, str) else videos
+
+
+def edit(
+    model: Model,
+    video: str | Path,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    image_guidance_scale: float = 1.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    fps: float | None = None,
+    noise: str = "shared",
+    solver: str = "euler-ancestral",
+    chunk_size: int = 8,
+    on_step: OnStep | None = None,
+) -> Video:
+    """The video of a file, changed as the prompt says.
+
+    model: one that edits: `kineograph.load("pocket-edit")`, or InstructPix2Pix and what was made of it.
+    num_frames, fps: how many frames from the start, and how many a second of the input's time; all, at its own rate.
+    image_guidance_scale: how much the input counts; 1 is a third faster.
+    noise: "shared" by all frames, or "independent".
+    All else is as for `generate`.
+
+    Raises ValueError (InputError is one) for arguments or a video that cannot be, or a model that does not edit.
+
+    >>> import kineograph as kg
+    >>> kg.edit(kg.load("pocket-edit"), "fish.mp4", "make it snow").save("snow.mp4")  # doctest: +SKIP
+    """
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        height=height,
+        width=width,
+        seed=seed,
+        fps=fps,
+        noise=noise,
+        solver=solver,
+        chunk_size=chunk_size,
+        method="instruct-pix2pix",
+        video=str(video),
+    )
+    return made(model, request, on_step)
 
 
 def made(model: Model, request: Request, on_step: OnStep | None = None) -> Video:
@@ -137,15 +224,19 @@ def made(model: Model, request: Request, on_step: OnStep | None = None) -> Video
         warnings.warn(f"{model.name} has never seen the words {', '.join(unknown)}", InputWarning, stacklevel=2)
     steps, walk = METHODS[request.method](model, request, start)
     latents = trajectory.last(_told(walk, steps, on_step))
-    video = Video.from_tensor(model.decode(latents)[0], request.fps)
-    asked = replace(request, seed=start.seed, height=start.height, width=start.width)
-    return replace(video, settings={**asdict(asked), "frames_sha256": video.digest, **origin(model)})
+    parts = [Video.from_tensor(model.decode(part)[0]) for part in latents.split(DECODED_AT_ONCE, dim=1)]
+    video = Video(np.concatenate([part.frames for part in parts]), start.inputs.fps)
+    asked = asdict(replace(request, seed=start.seed, height=start.height, width=start.width))
+    read = {str(each.path): each.digest for each in start.inputs.footage}
+    kinds = [control.kind for control in request.control]
+    return replace(video, settings={**asked, "frames_sha256": video.digest, "read": read, **origin(model, kinds)})
 
 
 def _start(model: Model, request: Request) -> Start:
-    height, width = request.height or model.default_size[0], request.width or model.default_size[1]
+    inputs = opened(request)
+    height, width = size(request, inputs, model.default_size, model.factor)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    return Start(seed, height, width, (1, *model.latent_shape(height, width)))
+    return Start(seed, height, width, (1, *model.latent_shape(height, width)), inputs)
 
 
 def _told(walk: Iterator[Step], steps: int, on_step: OnStep | None) -> Iterator[Step]:

@@ -1,4 +1,4 @@
-"""Text2Video-Zero with a model, as a request asks for it."""
+"""Text2Video-Zero with a model, as a request asks for it: moved by a camera, or by control videos."""
 
 from __future__ import annotations
 
@@ -9,33 +9,53 @@ from kineograph.data.request import Request
 from kineograph.denoise import Denoise
 from kineograph.methods import text2video_zero as method
 from kineograph.models.attention import first
+from kineograph.models.foreground import foreground
 from kineograph.models.model import Model
-from kineograph.recipes.walks import DESCENTS, Start, camera, look, solver
-from kineograph.trajectory import Step
+from kineograph.motion import along, parse
+from kineograph.recipes import guided
+from kineograph.recipes.walks import DESCENTS, Start, look, solver, solver_in_step
+from kineograph.trajectory import Solver, Step, smoothed
 
 
 def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[Step]]:
     """How many steps there will be, and the walk."""
     sigmas = DESCENTS[request.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
+    estimate = _look(model, request, start)
+    if start.inputs.motion is None:
+        begin = sigmas[0] * noise.shared(start.seed, start.frames, start.shape).to(model.device)
+        return len(sigmas), solver_in_step(request, start)(estimate, begin, sigmas)
     spread_to, move_at = method.levels(start.shape, highest=sigmas[0])
     sigmas = ladder.through(sigmas, spread_to, move_at)
     alone, together = ladder.above(sigmas, move_at)[:-1], ladder.below(sigmas, spread_to)
+    warp = along(parse(start.inputs.motion), frames=len(start.frames), seed=start.seed)
     walk = method.sample(
-        _look(model, request, start),
-        noise.independent(start.seed, range(request.num_frames), start.shape).to(model.device),
+        estimate,
+        noise.independent(start.seed, start.frames, start.shape).to(model.device),
         sigmas,
-        warp=camera(request, start.seed),
+        warp=warp,
         move_at=move_at,
         spread_to=spread_to,
-        solve=solver(request, start),
+        solve=_steadied(solver(request, start), model, request, start),
     )
-    return len(alone) + len(together) if request.num_frames > 1 else len(sigmas), walk
+    return len(alone) + len(together) if len(start.frames) > 1 else len(sigmas), walk
 
 
 def _look(model: Model, request: Request, start: Start) -> Denoise:
     """The model told the prompt and guided away from the negative one, every frame looking at the first."""
+    with_maps = guided.bound(model, request, start)
     told, blank = (
-        model.bind(model.prompt([text], size=(start.height, start.width)), see=first, chunk_size=request.chunk_size)
+        model.bind(
+            with_maps(model.prompt([text], size=(start.height, start.width))), see=first, chunk_size=request.chunk_size
+        )
         for text in (request.prompt, request.negative_prompt)
     )
     return look(request, model.schedule, told, blank)
+
+
+def _steadied(solve: Solver, model: Model, request: Request, start: Start) -> Solver:
+    """The solver, with background smoothing if it is asked for."""
+    if not request.smooth_background:
+        return solve
+    warp = along(parse(start.inputs.motion or "none"), frames=len(start.frames), seed=start.seed)
+    masks = foreground(model, [request.prompt], chunk_size=request.chunk_size)
+    return smoothed(solve, warp, masks, request.smooth_background)

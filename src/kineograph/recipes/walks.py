@@ -10,7 +10,7 @@ from kineograph.data.request import Request
 from kineograph.denoise import Denoise, finite, guided
 from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
-from kineograph.motion import Warp, along, parse
+from kineograph.recipes.inputs import Inputs
 from kineograph.trajectory import Draw, Solver, Step
 
 
@@ -21,6 +21,12 @@ class Start(NamedTuple):
     height: int
     width: int
     shape: noise.Shape
+    inputs: Inputs
+
+    @property
+    def frames(self) -> range:
+        """The numbers of the frames."""
+        return range(self.inputs.num_frames)
 
 
 def distilled(table: Sequence[float], steps: int) -> list[float]:
@@ -44,10 +50,18 @@ DESCENTS: Mapping[str, Descent] = {
 
 
 def solver(request: Request, start: Start) -> Solver:
-    """The solver of that name, which draws the noise of the frames it walks: of one, or of all."""
+    """The solver of that name, which draws noise for each of the frames it walks."""
+    return _solver(request, start, start.frames)
 
+
+def solver_in_step(request: Request, start: Start) -> Solver:
+    """The solver of that name, which draws the same noise for all frames."""
+    return _solver(request, start, [0] * len(start.frames))
+
+
+def _solver(request: Request, start: Start, frames: Sequence[int]) -> Solver:
     def solve(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
-        draw = noise.at_levels(start.seed, range(x.shape[1]), start.shape)
+        draw = noise.at_levels(start.seed, frames[: x.shape[1]], start.shape)
         return DESCENTS[request.solver].solver(draw)(look, x, sigmas)
 
     return solve
@@ -55,10 +69,9 @@ def solver(request: Request, start: Start) -> Solver:
 
 def look(request: Request, schedule: Schedule, told: Denoise, blank: Denoise) -> Denoise:
     """The model guided as the request has it, and for "lcm" as a latent consistency model, which it had better be."""
-    estimate = guided(told, blank, max(1.0, request.guidance_scale))
+    return dependable(request, schedule, guided(told, blank, max(1.0, request.guidance_scale)))
+
+
+def dependable(request: Request, schedule: Schedule, estimate: Denoise) -> Denoise:
+    """The estimate as the solver wants it, and refused where it holds NaN."""
     return finite(schedule.consistent(estimate) if request.solver == "lcm" else estimate)
-
-
-def camera(request: Request, seed: int) -> Warp:
-    """What the other frames see of the first. Raises ValueError for a motion that cannot be."""
-    return along(parse(request.motion), frames=request.num_frames, seed=seed)
