@@ -118,7 +118,7 @@ def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[
 
 
 def smoothed(solve: Solver, warp: Warp, masks: Masks, strength: float) -> Solver:
-    """The solver, which after every step draws each frame's background towards the first frame's, as the camera sees it.
+    """The solver, which after every step draws each frame's background towards the first's, as the camera sees it.
 
     `x <- M x + (1 - M) (strength W(x_first) + (1 - strength) x)`, with W the camera's `warp` and M the `masks`, of the
     frame's own foreground joined with the first's as the camera sees it: else that would be smeared where it passed by.

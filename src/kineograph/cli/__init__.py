@@ -9,7 +9,7 @@ import typer
 
 from kineograph.cli import speaking
 from kineograph.cli.doctor import doctor
-from kineograph.cli.generate import generate
+from kineograph.cli.generate import edit, generate
 from kineograph.cli.measure import bench, reproduce
 from kineograph.cli.models import models
 from kineograph.cli.watch import inspect, replay
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, inspect, replay, models, doctor, reproduce, bench):
+for command in (generate, edit, inspect, replay, models, doctor, reproduce, bench):
     app.command()(command)
 
 

@@ -15,7 +15,8 @@ from rich.markup import escape
 
 from kineograph.cli import speaking
 from kineograph.cli.models import POCKET, built_in
-from kineograph.cli.outcome import FOLDER, Json
+from kineograph.cli.options import Json
+from kineograph.cli.outcome import FOLDER
 from kineograph.data.files import check_folder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "pillow", "numpy")

@@ -1,70 +1,113 @@
-"""`kineograph generate`: a prompt becomes a video."""
+"""`kineograph generate` and `kineograph edit`: a prompt becomes a video, a video becomes another."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from kineograph.cli import speaking
-from kineograph.cli.outcome import MODEL, Device, Json, Output, Overwrite, report, writer
-from kineograph.data.request import METHODS, SOLVERS, Request
+from kineograph.cli.options import (
+    CONTROL,
+    MODEL,
+    PICTURE,
+    ChunkSize,
+    Device,
+    Dtype,
+    GuidanceScale,
+    Height,
+    Json,
+    Lora,
+    NegativePrompt,
+    Output,
+    Overwrite,
+    Seed,
+    Solver,
+    Steps,
+    TextualInversion,
+    Vae,
+    Width,
+)  # fmt: skip
+from kineograph.cli.outcome import report, writer
+from kineograph.data.request import FPS, METHODS, MOTION, NOISES, NUM_FRAMES, Request, controls
 from kineograph.errors import InputError
 
 DEFAULT = Request(prompt="any")
-PICTURE = "What is drawn"
+EDITOR = "pocket-edit"
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="What the video shows, in quotes.", show_default=False)],
     num_frames: Annotated[
-        int, typer.Option("--num-frames", "-n", rich_help_panel=PICTURE, help="How many frames.")
+        int | None,
+        typer.Option(
+            "--num-frames",
+            "-n",
+            rich_help_panel=PICTURE,
+            show_default=f"{NUM_FRAMES}, or as many as the control video has",
+            help="How many frames.",
+        ),
     ] = DEFAULT.num_frames,
     motion: Annotated[
-        str,
+        str | None,
         typer.Option(
             rich_help_panel=PICTURE,
+            show_default=f"{MOTION}, or none with a control video",
             help="How the camera moves: pan:X,Y or zoom:FACTOR or rotate:DEGREES a frame, path:X,Y;X,Y;..., none; "
             "joined by +. X and Y are pixels of a frame 512 wide.",
         ),
     ] = DEFAULT.motion,
-    seed: Annotated[
-        int | None,
+    seed: Seed = DEFAULT.seed,
+    fps: Annotated[
+        float | None,
         typer.Option(
-            rich_help_panel=PICTURE, show_default="drawn and printed", help="The same seed gives the same video."
-        ),
-    ] = DEFAULT.seed,
-    fps: Annotated[float, typer.Option(rich_help_panel=PICTURE, help="Frames shown per second.")] = DEFAULT.fps,
-    height: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=PICTURE, show_default="the model's", help="In pixels, a multiple of 8."),
-    ] = DEFAULT.height,
-    width: Annotated[
-        int | None,
-        typer.Option(rich_help_panel=PICTURE, show_default="the model's", help="In pixels, a multiple of 8."),
-    ] = DEFAULT.width,
-    negative_prompt: Annotated[
-        str, typer.Option(rich_help_panel=PICTURE, show_default=False, help="What the video should not show.")
-    ] = DEFAULT.negative_prompt,
-    guidance_scale: Annotated[
-        float, typer.Option(rich_help_panel=PICTURE, help="How much the prompt counts; 1 halves the time.")
-    ] = DEFAULT.guidance_scale,
-    num_inference_steps: Annotated[
-        int,
-        typer.Option(
-            "--num-inference-steps",
-            "--steps",
             rich_help_panel=PICTURE,
-            help="How finely noise is taken away; more is slower.",
+            show_default=f"{FPS:g}, or the control video's",
+            help="Frames shown per second, and taken from a control video.",
         ),
-    ] = DEFAULT.num_inference_steps,
-    solver: Annotated[
-        str, typer.Option(rich_help_panel=PICTURE, help=f"By which rule: {', '.join(SOLVERS)}.")
-    ] = DEFAULT.solver,
+    ] = DEFAULT.fps,
+    height: Height = DEFAULT.height,
+    width: Width = DEFAULT.width,
+    negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
+    guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
+    num_inference_steps: Steps = DEFAULT.num_inference_steps,
+    solver: Solver = DEFAULT.solver,
+    smooth_background: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=PICTURE,
+            help="How strongly the background is held to the first frame's as the camera passes: 0.6 is the paper's.",
+        ),
+    ] = DEFAULT.smooth_background,
     method: Annotated[
-        str, typer.Option(rich_help_panel=PICTURE, help=f"Which paper makes it a video: {', '.join(METHODS)}.")
+        str, typer.Option(rich_help_panel=PICTURE, help=f"Which paper makes it a video: {METHODS[0]}.")
     ] = DEFAULT.method,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=CONTROL,
+            show_default=False,
+            help="What the frames follow, as KIND=VIDEO: canny, depth or pose of the video, or KIND-map=VIDEO when it "
+            "shows maps already; may be repeated.",
+        ),
+    ] = None,
+    controlnet: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=CONTROL,
+            show_default="the pocket model's own",
+            help="A ControlNet of the model's family, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
+        ),
+    ] = None,
+    controlnet_conditioning_scale: Annotated[
+        float, typer.Option(rich_help_panel=CONTROL, help="How strongly the controls count.")
+    ] = 1.0,
+    control_guidance_start: Annotated[
+        float, typer.Option(rich_help_panel=CONTROL, help="From where on the way from noise, 0, to video, 1.")
+    ] = 0.0,
+    control_guidance_end: Annotated[float, typer.Option(rich_help_panel=CONTROL, help="And to where.")] = 1.0,
     model: Annotated[
         str | None,
         typer.Option(
@@ -75,25 +118,12 @@ def generate(
             help="A diffusers folder, a hub id, a .safetensors or .ckpt file; see kineograph models.",
         ),
     ] = None,
-    lora: Annotated[
-        list[str] | None,
-        typer.Option(rich_help_panel=MODEL, show_default=False, help="A LoRA, as FILE or FILE=SCALE; may be repeated."),
-    ] = None,
-    textual_inversion: Annotated[
-        list[str] | None,
-        typer.Option(rich_help_panel=MODEL, show_default=False, help="A learned word; may be repeated."),
-    ] = None,
-    vae: Annotated[
-        str | None, typer.Option(rich_help_panel=MODEL, show_default="the model's", help="Another VAE.")
-    ] = None,
+    lora: Lora = None,
+    textual_inversion: TextualInversion = None,
+    vae: Vae = None,
     device: Device = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=MODEL, show_default="the fastest here", help="float32, bfloat16 or float16."),
-    ] = None,
-    chunk_size: Annotated[
-        int, typer.Option(rich_help_panel=MODEL, help="Frames computed at once: fewer need less memory.")
-    ] = DEFAULT.chunk_size,
+    dtype: Dtype = None,
+    chunk_size: ChunkSize = DEFAULT.chunk_size,
     output: Output = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -117,7 +147,104 @@ def generate(
         solver=solver,
         chunk_size=chunk_size,
         method=method,
-    ).seeded()
+        control=controls(
+            named(control, "a control", "KIND=VIDEO"),
+            scale=controlnet_conditioning_scale,
+            start=control_guidance_start,
+            end=control_guidance_end,
+        ),
+        smooth_background=smooth_background,
+    )
+    loaded = {
+        "lora": [with_scale(each) for each in lora or []],
+        "textual_inversion": textual_inversion or [],
+        "controlnet": named(controlnet, "a ControlNet", "KIND=FOLDER") or None,
+        "vae": vae,
+        "device": device,
+        "dtype": dtype,
+    }
+    _make(request, model, loaded, output, overwrite, json)
+
+
+def edit(
+    video: Annotated[str, typer.Argument(help="The video to change: a file or a folder of pngs.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help='What to change, such as "make it snow".', show_default=False)],
+    num_frames: Annotated[
+        int | None,
+        typer.Option("--num-frames", "-n", rich_help_panel=PICTURE, show_default="all", help="How many frames."),
+    ] = DEFAULT.num_frames,
+    seed: Seed = DEFAULT.seed,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=PICTURE, show_default="the video's", help="Frames taken and shown a second of its time."
+        ),
+    ] = DEFAULT.fps,
+    height: Height = DEFAULT.height,
+    width: Width = DEFAULT.width,
+    negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
+    guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
+    image_guidance_scale: Annotated[
+        float, typer.Option(rich_help_panel=PICTURE, help="How much the input counts; 1 is a third faster.")
+    ] = DEFAULT.image_guidance_scale,
+    num_inference_steps: Steps = DEFAULT.num_inference_steps,
+    noise: Annotated[
+        str, typer.Option(rich_help_panel=PICTURE, help=f"The frames' noises: {' or '.join(NOISES)}.")
+    ] = DEFAULT.noise,
+    solver: Solver = "euler-ancestral",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            rich_help_panel=MODEL,
+            help="One that edits: a diffusers folder or hub id such as timbrooks/instruct-pix2pix.",
+        ),
+    ] = EDITOR,
+    lora: Lora = None,
+    textual_inversion: TextualInversion = None,
+    vae: Vae = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    chunk_size: ChunkSize = DEFAULT.chunk_size,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Change a video as the prompt says.
+
+    Its path goes to stdout, all else to stderr.
+    """
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        height=height,
+        width=width,
+        seed=seed,
+        fps=fps,
+        noise=noise,
+        solver=solver,
+        chunk_size=chunk_size,
+        method="instruct-pix2pix",
+        video=video,
+    )
+    loaded = {
+        "lora": [with_scale(each) for each in lora or []],
+        "textual_inversion": textual_inversion or [],
+        "vae": vae,
+        "device": device,
+        "dtype": dtype,
+    }
+    _make(request, model, loaded, output, overwrite, json)
+
+
+def _make(request: Request, model: str | None, loaded: dict, output: Output, overwrite: bool, json: bool) -> None:
+    """Make, write and report the video that is asked for. What can be known to fail fails before a model is loaded."""
+    request = request.seeded()
     write = writer(output, request, overwrite)
     speaking.say(f"seed {request.seed}")
     began = time.monotonic()
@@ -125,18 +252,11 @@ def generate(
     from kineograph import recipes
     from kineograph.models.checkpoints import load
 
-    recipes.camera(request, seed=0)  # a motion that cannot be is said before minutes are spent on loading
+    recipes.opened(request)
     speaking.quiet_loading()
-    loaded = load(
-        model,
-        lora=[with_scale(each) for each in lora or []],
-        textual_inversion=textual_inversion or [],
-        vae=vae,
-        device=device,
-        dtype=dtype,
-    )
+    ready = load(model, **loaded)
     with speaking.counted("drawing") as tell:
-        video = recipes.made(loaded, request, lambda step: tell(step.done, step.total))
+        video = recipes.made(ready, request, lambda step: tell(step.done, step.total))
     report(video, write(video), json, {"seconds": round(time.monotonic() - began, 1)})
 
 
@@ -147,3 +267,15 @@ def with_scale(text: str) -> tuple[str, float]:
         return (file, float(scale)) if equals else (text, 1.0)
     except ValueError as error:
         raise InputError(f"a LoRA is FILE or FILE=SCALE with a number for the scale, not {text!r}") from error
+
+
+def named(texts: Sequence[str] | None, what: str, form: str) -> dict[str, str]:
+    """What stands behind each name, from NAME=VALUE."""
+    pairs = [text.partition("=") for text in texts or []]
+    for text, (name, _, value) in zip(texts or [], pairs, strict=True):
+        if not name or not value:
+            raise InputError(f"{what} is given as {form}, such as canny=..., not {text!r}")
+    names = [name for name, _, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"{what} is given twice for {', '.join(sorted(twice))}: one for each kind")
+    return {name: value for name, _, value in pairs}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kineograph.cli import speaking
-from kineograph.cli.outcome import Json
+from kineograph.cli.options import Json
 
 
 def reproduce(

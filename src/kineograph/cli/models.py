@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from kineograph.cli import speaking
-from kineograph.cli.outcome import Json
+from kineograph.cli.options import Json
 
 POCKET = Path(__file__).parents[1] / "pocket" / "weights"
 PIPELINES = {"StableDiffusionPipeline": "SD 1.x or 2.x", "StableDiffusionXLPipeline": "SD XL"}

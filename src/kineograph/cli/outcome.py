@@ -1,43 +1,17 @@
-"""Where a video goes and how that is told: what `generate` and `replay` have in common."""
+"""Where a video goes and how that is told: what the commands that make one have in common."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from kineograph.cli import speaking
 from kineograph.data.files import check_folder, fresh
-from kineograph.data.request import Request
+from kineograph.data.request import NUM_FRAMES, Request
 from kineograph.data.video import Video, check_new, check_replaceable
 
-MODEL, FILE = "Model", "File"
 FOLDER = Path("outputs")
-
-Output = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        rich_help_panel=FILE,
-        show_default="a new name in outputs/",
-        help="Where to write: .mp4, .gif, .webp, or a name without an ending for a folder of pngs.",
-    ),
-]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", rich_help_panel=FILE, help="Write even where a file is already.")
-]
-Json = Annotated[
-    bool, typer.Option("--json", rich_help_panel=FILE, help="Print one JSON object on stdout, for programs.")
-]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=MODEL, show_default="the fastest here", help="cpu, cuda, cuda:1, mps; see kineograph doctor."
-    ),
-]
 
 Write = Callable[[Video], Path]
 
@@ -49,7 +23,7 @@ def writer(output: Path | None, request: Request, overwrite: bool) -> Write:
         return lambda video: video.save(fresh(FOLDER, request.prompt, video.settings["seed"], ".mp4"))
     output = output.expanduser()
     check, write = (check_replaceable, Video.overwrite) if overwrite else (check_new, Video.save)
-    check(output, request.num_frames)
+    check(output, request.num_frames or NUM_FRAMES)
     check_folder(output)
     return lambda video: write(video, output)
 

@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from kineograph.cli import speaking
-from kineograph.cli.outcome import MODEL, Device, Json, Output, Overwrite, report, writer
+from kineograph.cli.options import MODEL, Device, Json, Output, Overwrite
+from kineograph.cli.outcome import report, writer
 from kineograph.data.provenance import read_settings
 from kineograph.data.request import Request
 from kineograph.data.video import Video, open_video

@@ -1,12 +1,47 @@
-"""Control pictures from the frames of a video: edges, depth, poses. Frames and maps are uint8 [h w 3]."""
+"""Control pictures from the frames of a video: edges, depth, poses. Frames and maps are uint8 [h w 3].
+
+Edges are found by OpenCV, depth and poses by networks of `transformers`, which the user has or can fetch.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kineograph.data.skeleton import drawn
 from kineograph.errors import InputError
 
+Annotator = Callable[[np.ndarray], np.ndarray]
+
 LOW, HIGH = 100, 200  # thresholds of the gradient that ControlNets for edges were trained with
+DEPTH = "depth-anything/Depth-Anything-V2-Small-hf"
+POSE = "usyd-community/vitpose-base-simple"
+PERSONS = "PekingU/rtdetr_r50vd_coco_o365"
+PERSON, SURE = 0, 0.5  # COCO's number of a person, and how sure of one to be
+ABSENT = (OSError, ValueError, ImportError)  # what `from_pretrained` raises for what is not there
+
+
+def annotator(kind: str, device: torch.device | str = "cpu") -> Annotator:
+    """What makes the maps of this kind: "canny", "depth" or "pose".
+
+    Raises InputError for another kind, and when what it takes is not installed or not in reach.
+    """
+    makers: Mapping[str, Callable[[], Annotator]] = {
+        "canny": lambda: canny,
+        "depth": lambda: depth_by(DEPTH, device),
+        "pose": lambda: pose_by(POSE, PERSONS, device),
+    }
+    if kind not in makers:
+        raise InputError(
+            f"nothing here makes maps of the kind {kind!r}, only of {', '.join(makers)}: give a video of ready maps, "
+            f"--control {kind}-map=VIDEO"
+        )
+    return makers[kind]()
 
 
 def canny(frame: np.ndarray, low: int = LOW, high: int = HIGH) -> np.ndarray:
@@ -19,3 +54,60 @@ def canny(frame: np.ndarray, low: int = LOW, high: int = HIGH) -> np.ndarray:
         ) from error
     found = cv2.Canny(np.ascontiguousarray(frame), low, high)
     return np.repeat(found[..., None], 3, axis=2)
+
+
+def depth_by(model: str, device: torch.device | str = "cpu") -> Annotator:
+    """Depth as a network of `transformers` estimates it: what is near is bright, stretched from black to white.
+
+    model: a folder or repository of one for depth estimation (Depth-Anything, DPT, ZoeDepth).
+    """
+    from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+    processor, network = _pair(AutoImageProcessor, AutoModelForDepthEstimation, model, "depth", device)
+
+    @torch.no_grad()
+    def depth(frame: np.ndarray) -> np.ndarray:
+        inputs = processor(images=Image.fromarray(frame), return_tensors="pt").to(device)
+        (found,) = processor.post_process_depth_estimation(network(**inputs), target_sizes=[frame.shape[:2]])
+        near: Tensor = found["predicted_depth"].float()
+        span = (near.max() - near.min()).clamp(min=1e-6)
+        grey = (255 * (near - near.min()) / span).round().byte().cpu().numpy()
+        return np.repeat(grey[..., None], 3, axis=2)
+
+    return depth
+
+
+def pose_by(model: str, persons: str, device: torch.device | str = "cpu") -> Annotator:
+    """The skeletons of all persons, in the colours of OpenPose that ControlNets for poses were trained with.
+
+    model: a folder or repository of a ViTPose. persons: one of a detector that knows COCO's classes, such as RT-DETR.
+    """
+    from transformers import AutoImageProcessor, AutoModelForObjectDetection, VitPoseForPoseEstimation
+
+    finder, detector = _pair(AutoImageProcessor, AutoModelForObjectDetection, persons, "pose", device)
+    processor, network = _pair(AutoImageProcessor, VitPoseForPoseEstimation, model, "pose", device)
+
+    @torch.no_grad()
+    def pose(frame: np.ndarray) -> np.ndarray:
+        picture, size = Image.fromarray(frame), frame.shape[:2]
+        seen = detector(**finder(images=picture, return_tensors="pt").to(device))
+        (found,) = finder.post_process_object_detection(seen, threshold=SURE, target_sizes=[size])
+        corners = found["boxes"][found["labels"] == PERSON].cpu().numpy()
+        if not len(corners):
+            return np.zeros_like(frame)
+        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)  # x, y, width, height
+        inputs = processor(picture, boxes=[boxes], return_tensors="pt").to(device)
+        (people,) = processor.post_process_pose_estimation(network(**inputs), boxes=[boxes])
+        return drawn(size, [(each["keypoints"].cpu().numpy(), each["scores"].cpu().numpy()) for each in people])
+
+    return pose
+
+
+def _pair(processors: Any, networks: Any, model: str, kind: str, device: torch.device | str) -> tuple[Any, Any]:
+    try:
+        return processors.from_pretrained(model), networks.from_pretrained(model).eval().to(device)
+    except ABSENT as error:
+        raise InputError(
+            f"{kind} is estimated by {model}, which is neither in the cache of the Hub nor to be fetched "
+            f"({type(error).__name__}): go online, or give a video of ready maps, --control {kind}-map=VIDEO"
+        ) from error

@@ -52,9 +52,9 @@ def load(
 ) -> Model:
     """A text-to-image model of the SD 1.x, 2.x or SDXL family, ready to make videos.
 
-    source: nothing, or "pocket", for the model that comes with Kineograph, and "pocket-edit" for the one that edits; a folder in diffusers layout; a repository
-        on the Hub; a `.safetensors` or `.ckpt` file, of which no code is run; or an open diffusers pipeline, whose
-        networks are then shared: what is put on them here is on them there.
+    source: nothing, or "pocket", for the model that comes with Kineograph, and "pocket-edit" for the one that edits;
+        a folder in diffusers layout; a repository on the Hub; a `.safetensors` or `.ckpt` file, of which no code is
+        run; or an open diffusers pipeline, whose networks are then shared: what is put on them here is on them there.
     lora: a file, folder or repository, alone or as (lora, scale); or a list of those.
     textual_inversion: a file, folder or repository; a list of those; or {word: file} to choose the words.
     controlnet: {kind: folder, repository or network}, where the kind is any name, such as "canny"; or one alone, that
@@ -132,7 +132,9 @@ def _pocket_editor(folder: Path) -> Parts:
     from kineograph.pocket.low_rank import as_editor, restored
 
     opened = parts.from_folder(folder, torch.float32)
-    return opened._replace(unet=restored(as_editor(opened.unet), load_file(folder / "edit" / "edit.safetensors")).eval())
+    return opened._replace(
+        unet=restored(as_editor(opened.unet), load_file(folder / "edit" / "edit.safetensors")).eval()
+    )
 
 
 def _pocket() -> Path:
@@ -160,9 +162,7 @@ def _opened_vae(vae: str | Path, own: AutoencoderKL, ask: Hub) -> AutoencoderKL:
         raise InputError(f"{vae} is no VAE in diffusers layout, or damaged: {error}") from error
 
 
-def _model(
-    opened: Parts, nets: Mapping[str, controls.Open], place: Placement, arguments: Mapping[str, Any]
-) -> Model:
+def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, arguments: Mapping[str, Any]) -> Model:
     for network in (*opened.networks.values(), opened.vae):
         network.to(place.device)
         if network.dtype != place.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -76,6 +76,12 @@ def instruction(edit: Edit, rng: Rng) -> str:
     if edit.aspect == "scene" and edit.after.scene in WEATHER and rng.uniform() < 0.3:
         return _any(rng, WEATHER[edit.after.scene])
     return _any(rng, TEMPLATES[edit.aspect]).format(kind=pick(rng, KINDS[main.kind]), new=pick(rng, said))
+
+
+def words() -> Iterator[str]:
+    """All that instructions are made of."""
+    for texts in (*TEMPLATES.values(), *WEATHER.values(), *STYLES.values()):
+        yield from (text.replace("{kind}", "").replace("{new}", "") for text in texts)
 
 
 def _any(rng: Rng, texts: Sequence[str]) -> str:

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from kineograph.pocket import edits
+from kineograph.pocket.maps import MAPS
 from kineograph.pocket.networks import SIDE
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.stages import pools, told
@@ -20,16 +22,27 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 
 def export(settings: Settings, out: Path, weights: Path = WEIGHTS) -> None:
-    """Write the pipeline, `clip/`, `judge/` and `vocabulary.json` (the words of the captions) into `weights`."""
+    """Write the pipeline, `clip/`, `control/`, `edit/`, `judge/` and the words that each model knows into `weights`."""
     clip = CLIPModel.from_pretrained(out / "clip" / "final").half()
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     _export_pipeline(out, weights, tokens)
     _export_clip(weights / "clip", clip, tokens)
-    judge = load_file(out / "judge.safetensors")
-    (weights / "judge").mkdir(exist_ok=True)
-    save_file({name: weight.half() for name, weight in judge.items()}, weights / "judge" / "judge.safetensors")
+    for kind in MAPS:
+        _export_tensors(out / "control" / f"{kind}.safetensors", weights / "control")
+    _export_tensors(out / "edit.safetensors", weights / "edit")
+    _export_tensors(out / "judge.safetensors", weights / "judge")
     known = vocabulary(told(pools(settings, out)[0]))
-    (weights / "vocabulary.json").write_text(json.dumps(known, indent=0) + "\n")
+    _export_words(weights / "vocabulary.json", known)
+    _export_words(weights / "edit" / "vocabulary.json", vocabulary(edits.words()))
+
+
+def _export_tensors(file: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    save_file({name: weight.half() for name, weight in load_file(file).items()}, folder / file.name)
+
+
+def _export_words(file: Path, words: list[str]) -> None:
+    file.write_text(json.dumps(words, indent=0) + "\n")
 
 
 def _export_pipeline(out: Path, weights: Path, tokens: CLIPTokenizer) -> None:

@@ -16,7 +16,17 @@ from kineograph.models.model import Model
 from kineograph.models.origin import differences
 from kineograph.recipes.making import OnStep, made
 
-LOADED_BY = {"source", "lora", "controlnet", "textual_inversion", "vae", "config", "prediction_type", "revision", "variant"}
+LOADED_BY = {
+    "source",
+    "lora",
+    "controlnet",
+    "textual_inversion",
+    "vae",
+    "config",
+    "prediction_type",
+    "revision",
+    "variant",
+}
 
 
 def replay(path: str | Path, *, model: Model | None = None, on_step: OnStep | None = None) -> Video:

@@ -1,0 +1,77 @@
+"""The options that several commands have, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kineograph.data.request import SOLVERS
+
+PICTURE, CONTROL, MODEL, FILE = "What is drawn", "Control videos", "Model", "File"
+
+Seed = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=PICTURE, show_default="drawn and printed", help="The same seed gives the same video."),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=PICTURE, show_default="the model's", help="In pixels, a multiple of 8."),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=PICTURE, show_default="the model's", help="In pixels, a multiple of 8."),
+]
+NegativePrompt = Annotated[
+    str, typer.Option(rich_help_panel=PICTURE, show_default=False, help="What the video should not show.")
+]
+GuidanceScale = Annotated[
+    float, typer.Option(rich_help_panel=PICTURE, help="How much the prompt counts; 1 halves the time.")
+]
+Steps = Annotated[
+    int,
+    typer.Option(
+        "--num-inference-steps",
+        "--steps",
+        rich_help_panel=PICTURE,
+        help="How finely noise is taken away; more is slower.",
+    ),
+]
+Solver = Annotated[str, typer.Option(rich_help_panel=PICTURE, help=f"By which rule: {', '.join(SOLVERS)}.")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option(rich_help_panel=MODEL, show_default=False, help="A LoRA, as FILE or FILE=SCALE; may be repeated."),
+]
+TextualInversion = Annotated[
+    list[str] | None,
+    typer.Option(rich_help_panel=MODEL, show_default=False, help="A learned word; may be repeated."),
+]
+Vae = Annotated[str | None, typer.Option(rich_help_panel=MODEL, show_default="the model's", help="Another VAE.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=MODEL, show_default="the fastest here", help="float32, bfloat16 or float16."),
+]
+ChunkSize = Annotated[int, typer.Option(rich_help_panel=MODEL, help="Frames computed at once: fewer need less memory.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MODEL, show_default="the fastest here", help="cpu, cuda, cuda:1, mps; see kineograph doctor."
+    ),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        rich_help_panel=FILE,
+        show_default="a new name in outputs/",
+        help="Where to write: .mp4, .gif, .webp, or a name without an ending for a folder of pngs.",
+    ),
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", rich_help_panel=FILE, help="Write even where a file is already.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", rich_help_panel=FILE, help="Print one JSON object on stdout, for programs.")
+]
