@@ -11,8 +11,9 @@ from kineograph.errors import InputError
 from kineograph.evaluation import alone, bench, metrics, peers, report, text2video_zero
 from kineograph.evaluation.metrics import Seen
 from kineograph.evaluation.protocol import held_out_cases, identifier, keep, kept
-from kineograph.evaluation.reproduce import reproduce
+from kineograph.evaluation.reproduce import PAPERS, reproduce
 from kineograph.evaluation.witnesses import Witnesses
+from kineograph.pocket.geometry import Geometry
 from kineograph.models.checkpoints import load
 from kineograph.pocket.world import held_out, render, shots
 from kineograph.recipes import generate
@@ -34,7 +35,7 @@ def model(folder):
 
 def seen(things, colours=None, scenes=None):
     count = len(things)
-    return Seen(things, colours or ["red"] * count, scenes or ["sea"] * count, np.eye(count))
+    return Seen(things, colours or ["red"] * count, scenes or ["sea"] * count, ["flat"] * count, np.eye(count))
 
 
 def panned(speed: float, frames: int = 5, noise: float = 6.0):
@@ -110,26 +111,29 @@ def test_claims_hold_or_do_not():
 def witnesses():
     return Witnesses(
         look=lambda frames: Seen(
-            *[[str(frame[0, 0, axis] // 128) for frame in frames] for axis in range(3)], np.eye(len(frames))
+            *[[str(frame[0, 0, axis] // 128) for frame in frames] for axis in (0, 1, 2, 0)], np.eye(len(frames))
         ),
         alike=lambda frames, text: np.full(len(frames), len(text) / 100),
+        embed=lambda frames: np.eye(len(frames)),
+        survey=lambda frames: Geometry(np.zeros((len(frames), 32, 32)), np.zeros((len(frames), 5, 2))),
         weights={"judge": "none"},
     )
 
 
 def test_a_reproduction_writes_its_report_and_goes_on_where_it_was(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(PAPERS, "text2video-zero", (text2video_zero.studied,))
     told = []
     made = reproduce(
         "text2video-zero", model, witnesses(), cases=2, steps=4, out=tmp_path, on_video=lambda *at: told.append(at)
     )
     assert told[-1] == (8, 8)
     written = json.loads((tmp_path / "text2video-zero.json").read_text())
-    assert [claim["name"] for claim in written["claims"]] == [claim.name for claim in made.claims]
+    assert [claim["name"] for part in written["parts"] for claim in part["claims"]] == [claim.name for claim in made.claims]
     assert {"command", "commit", "model", "machine", "witnesses"} <= written.keys()
     text = (tmp_path / "text2video-zero.md").read_text()
     assert "| claim | measured |" in text
-    assert all((tmp_path / file).exists() for strips in made.pictures.values() for file in strips.values())
-    assert "](text2video-zero/0-both.png)" in text
+    assert all((tmp_path / file).exists() for strips in made.parts[0].pictures.values() for file in strips.values())
+    assert "](text2video-zero/cases-0-both.png)" in text
 
     monkeypatch.setattr(text2video_zero, "filmed", None)  # nothing is drawn again
     again = reproduce("text2video-zero", model, witnesses(), cases=2, steps=4, out=tmp_path)
@@ -153,7 +157,7 @@ def test_what_cannot_be_reproduced_or_compared_is_an_error(model, tmp_path):
 def test_the_full_method_is_what_generate_does(model):
     asked = Request(prompt="any", num_frames=3, num_inference_steps=4)
     case = held_out_cases(1)[0]
-    (frames,) = text2video_zero.filmed(model, text2video_zero.ARMS["both"], [case], asked)
+    (frames,) = text2video_zero.filmed(model, "both", [case], asked)
     video = generate(model, case.prompt, num_frames=3, num_inference_steps=4, seed=case.seed)
     assert np.array_equal(frames, video.frames)
 

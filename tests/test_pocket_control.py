@@ -7,8 +7,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from kineograph.pocket import control, networks, world
+from kineograph.pocket import networks, world
 from kineograph.pocket.control import Controlled
+from kineograph.pocket.edit import Editing
+from kineograph.pocket.low_rank import adapted, added, as_control, as_editor, restored
 from kineograph.pocket.maps import MAPS, PAINTS
 from kineograph.pocket.truth import KEYPOINTS, truth
 from kineograph.pocket.world import Shot, Thing
@@ -33,17 +35,17 @@ def told() -> tuple[torch.Tensor, ...]:
 @torch.no_grad()
 def test_a_new_controlnet_changes_nothing(unet, told):
     before = unet(*told[:3]).sample
-    assert torch.equal(Controlled(unet, control.adapted(unet).eval())(*told).sample, before)
+    assert torch.equal(Controlled(unet, adapted(as_control(unet)).eval())(*told).sample, before)
 
 
 @torch.no_grad()
 def test_what_is_kept_of_a_controlnet_makes_it_again(unet, told):
-    net = control.adapted(unet).eval()
+    net = adapted(as_control(unet)).eval()
     for weight in net.parameters():
         if weight.requires_grad:
             weight.copy_(0.05 * torch.randn_like(weight))
-    kept = control.added(net)
-    again = control.restored(unet, kept).eval()
+    kept = added(net)
+    again = restored(as_control(unet), kept).eval()
     assert not any("lora" in name for name in again.state_dict())
     assert again(*told[:3], controlnet_cond=torch.zeros(2, 3, 32, 32)).mid_block_res_sample.abs().sum() > 0
     wanted, got = (Controlled(unet, each)(*told).sample for each in (net, again))
@@ -51,9 +53,24 @@ def test_what_is_kept_of_a_controlnet_makes_it_again(unet, told):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_a_new_editor_passes_its_picture_over_and_what_is_kept_of_it_makes_it_again(unet, told):
+    z, t, said, _ = told
+    net, shown = adapted(as_editor(unet)).eval(), torch.randn_like(z)
+    torch.testing.assert_close(Editing(net)(z, t, said, shown).sample, unet(z, t, said).sample, rtol=1e-4, atol=1e-5)
+    for weight in net.parameters():
+        if weight.requires_grad:
+            weight.add_(0.05 * torch.randn_like(weight))
+    again = restored(as_editor(unet), added(net)).eval()
+    assert not any("lora" in name for name in again.state_dict())
+    wanted, got = (Editing(each)(z, t, said, shown).sample for each in (net, again))
+    assert (wanted - Editing(net)(z, t, said, 0 * shown).sample).abs().max() > 1e-3
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_other_weights_are_refused(unet):
-    with pytest.raises(ValueError, match="not the weights of a ControlNet for this U-Net"):
-        control.restored(unet, {"x": torch.zeros(1)})
+    with pytest.raises(ValueError, match="not for this ControlNetModel"):
+        restored(as_control(unet), {"x": torch.zeros(1)})
 
 
 def test_maps_show_what_they_are_of():

@@ -15,7 +15,7 @@ import torch
 from models.conftest import sd, sd_folder  # noqa: F401
 
 import kineograph as kg
-from kineograph.data.request import METHODS, SOLVERS, Request
+from kineograph.data.request import METHODS, SOLVERS, Request, controls
 from kineograph.errors import InputError, InputWarning
 from kineograph.models.model import Model
 from kineograph.recipes.making import METHODS as RECIPES
@@ -29,11 +29,21 @@ def model() -> Model:
     return kg.load(sd())
 
 
-def test_the_defaults_of_generate_are_those_of_a_request() -> None:
-    given = inspect.signature(kg.generate).parameters
-    named = [field for field in fields(Request) if field.name != "prompt"]
-    assert {each.name: given[each.name].default for each in named} == {each.name: each.default for each in named}
-    assert set(given) - {each.name for each in named} == {"model", "prompt", "on_step"}
+OF_EDITS = {"video", "image_guidance_scale", "noise"}
+OF_CONTROL = {"controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"}
+
+
+def test_the_defaults_of_the_front_doors_are_those_of_a_request() -> None:
+    fixed = {field.name: field.default for field in fields(Request) if field.name not in ("prompt", "control")}
+    given = {name: each.default for name, each in inspect.signature(kg.generate).parameters.items()}
+    assert {name: given.get(name) for name in fixed if name not in OF_EDITS} == {
+        name: default for name, default in fixed.items() if name not in OF_EDITS
+    }
+    assert set(given) - set(fixed) == {"model", "prompt", "control", "on_step"} | OF_CONTROL
+    edited = {name: each.default for name, each in inspect.signature(kg.edit).parameters.items()}
+    differ = {name for name in edited if name in fixed and edited[name] != fixed[name]}
+    assert differ == {"video", "solver"}
+    assert set(edited) - set(fixed) == {"model", "prompt", "on_step"}
 
 
 def test_every_choice_is_there() -> None:
@@ -60,7 +70,12 @@ def test_every_choice_is_there() -> None:
         ({"fps": math.inf}, "fps"),
         ({"chunk_size": 0}, "chunk_size"),
         ({"solver": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
-        ({"method": "magic"}, "text2video-zero, not 'magic'"),
+        ({"method": "magic"}, "text2video-zero or instruct-pix2pix, not 'magic'"),
+        ({"method": "instruct-pix2pix"}, "no video to edit"),
+        ({"video": "in.mp4"}, "would not look at in.mp4"),
+        ({"noise": "pink"}, "shared or independent, not 'pink'"),
+        ({"smooth_background": 2.0}, "from 0 .* to 1, not 2"),
+        ({"smooth_background": 0.6, "control": controls({"canny": "a.mp4"})}, "leave one of them out"),
     ],
 )
 def test_a_request_refuses_what_cannot_be(arguments: dict, said: str) -> None:

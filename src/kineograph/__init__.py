@@ -1,6 +1,6 @@
 """Text-to-image diffusion models become video models.
 
-`load` a model, `generate` a video, `replay` the file it was saved to; `Model` and the modules `noise`, `ladder`,
+`load` a model, `generate` a video, `edit` one, `replay` the file it was saved to; `Model` and the modules `noise`, `ladder`,
 `denoise`, `trajectory` and `methods` are the layer below, for those who want the loop.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kineograph.models import attention as see
     from kineograph.models.checkpoints import load
     from kineograph.models.model import Model
-    from kineograph.recipes import generate, replay
+    from kineograph.recipes import edit, generate, replay
 
     __version__: str
 
@@ -29,6 +29,7 @@ __all__ = [
     "Video",
     "__version__",
     "denoise",
+    "edit",
     "generate",
     "guided",
     "ladder",
@@ -50,6 +51,7 @@ _HOMES = {
     "InputError": "errors",
     "Model": "models.model",
     "Video": "data.video",
+    "edit": "recipes",
     "generate": "recipes",
     "guided": "denoise",
     "load": "models.checkpoints",

@@ -16,10 +16,10 @@ def reproduce(
     paper: Annotated[str, typer.Argument(help="Whose claims: text2video-zero.", show_default=False)],
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the cases.")] = False,
     cases: Annotated[
-        int | None, typer.Option(show_default="100, or 10 with --quick", help="How many held-out prompts.")
+        int | None, typer.Option(show_default="100, or 10 with --quick", help="How many held-out cases of each study.")
     ] = None,
     num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, show_default="the default of generate", help="Steps a video.")
+        int | None, typer.Option(min=1, show_default="each study's own", help="Steps a video.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("docs/results"),
     json: Json = False,

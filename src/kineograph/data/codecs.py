@@ -65,7 +65,8 @@ def movie_times(path: Path) -> tuple[float, list[float]]:
         stream = _first_stream(path, container)
         stamps = sorted(packet.pts for packet in container.demux(stream) if packet.pts is not None)
         rate = float(stream.average_rate or 1)
-        return rate, [float((stamp - stamps[0]) * stream.time_base) for stamp in stamps]
+        unit = stream.time_base or Fraction(1)
+        return rate, [float((stamp - stamps[0]) * unit) for stamp in stamps]
 
 
 def _first_stream(path: Path, container: InputContainer) -> VideoStream:

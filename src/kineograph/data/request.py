@@ -121,7 +121,7 @@ READY = "-map"
 def controls(
     videos: Mapping[str, str | Path], *, scale: float = 1.0, start: float = 0.0, end: float = 1.0
 ) -> tuple[Control, ...]:
-    """Controls from {kind: video}; a kind that ends in "-map", as "depth-map", says that the video shows maps already."""
+    """Controls from {kind: video}; a kind that ends in "-map", as "depth-map", has a video of ready maps."""
     return tuple(
         Control(name.removesuffix(READY), str(video), name.endswith(READY), scale, start, end)
         for name, video in videos.items()

@@ -26,6 +26,7 @@ class Seen(NamedTuple):
     things: Sequence[str]
     colours: Sequence[str]
     scenes: Sequence[str]
+    styles: Sequence[str]
     individuals: Float[np.ndarray, "f d"]
 
 
@@ -139,3 +140,62 @@ def _vertex(values: Float[np.ndarray, " 3"]) -> float:
     before, here, after = values
     bend = before - 2 * here + after
     return float(np.clip((before - after) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
+
+
+def edge_f1(found: np.ndarray, wanted: np.ndarray) -> float:
+    """The F1 of edges, bool [f h w], where one a pixel beside another counts as there; the mean over frames."""
+    return float(np.mean([_f1(*pair) for pair in zip(found, wanted, strict=True)]))
+
+
+def _f1(found: np.ndarray, wanted: np.ndarray) -> float:
+    right = (found & _grown(wanted)).sum() / max(1, found.sum())
+    recalled = (wanted & _grown(found)).sum() / max(1, wanted.sum())
+    return float(2 * right * recalled / max(right + recalled, 1e-9))
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """A mask and the eight neighbours of all that is in it."""
+    wide = np.pad(mask, 1)
+    height, width = mask.shape
+    parts = [wide[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return np.logical_or.reduce(parts)
+
+
+def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
+    """Peak signal to noise in dB of two pictures uint8 [h w 3], where a mask [h w] is true; at most 60."""
+    errors = np.square(one.astype(float) - other)[where]
+    return float(10 * np.log10(255**2 / max(errors.mean(), 0.065))) if errors.size else float("nan")
+
+
+def background_psnr(frames: Frames, masks: np.ndarray, camera: np.ndarray) -> float:
+    """The mean PSNR between neighbouring frames, the camera's way of so many pixels a frame (right, down) undone, where
+    neither has foreground; the rows and columns that only one frame shows are left out."""
+    found = []
+    for k in range(len(frames) - 1):
+        before, after = overlap(frames[k], frames[k + 1], -camera)
+        covered, too = overlap(masks[k], masks[k + 1], -camera)
+        found.append(psnr(before, after, ~(covered | too)))
+    return float(np.nanmean(found))
+
+
+def overlap_of_masks(one: np.ndarray, other: np.ndarray) -> float:
+    """Intersection over union."""
+    return float((one & other).sum() / max(1, (one | other).sum()))
+
+
+def steadiness(embedded: Float[np.ndarray, "f d"]) -> float:
+    """Frame consistency: the mean cosine of neighbouring frames' embeddings (of unit length)."""
+    return float((embedded[1:] * embedded[:-1]).sum(1).mean())
+
+
+def warp_error(frames: Frames, flows: Sequence[np.ndarray]) -> float:
+    """The mean difference, in grey levels, of each frame and the next where its pixels go; flows [h w 2] in pixels."""
+    height, width = frames.shape[1:3]
+    y, x = np.mgrid[:height, :width]
+    found = []
+    for before, after, flow in zip(frames, frames[1:], flows, strict=False):
+        to_x, to_y = (x + flow[..., 0]).round().astype(int), (y + flow[..., 1]).round().astype(int)
+        there = (to_x >= 0) & (to_x < width) & (to_y >= 0) & (to_y < height)
+        moved = after[to_y.clip(0, height - 1), to_x.clip(0, width - 1)]
+        found.append(np.abs(moved.astype(float) - before)[there].mean())
+    return float(np.mean(found))

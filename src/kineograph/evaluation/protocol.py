@@ -23,13 +23,23 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt, and what a picture of it shows."""
+    """One prompt, and the shot that it was taken from: what a picture of it shows."""
 
     number: int
     prompt: str
-    thing: str
-    colour: str
-    scene: str
+    shot: Shot
+
+    @property
+    def thing(self) -> str:
+        return self.shot.things[0].kind
+
+    @property
+    def colour(self) -> str:
+        return self.shot.things[0].colour
+
+    @property
+    def scene(self) -> str:
+        return self.shot.scene
 
     @property
     def seed(self) -> int:
@@ -42,12 +52,10 @@ def held_out_cases(count: int) -> list[Case]:
     They are captions of single pictures, so that they say nothing of motion. Any number begins with the same cases.
     """
     alone = (shot for shot in shots(SHOTS, split="held_out") if len(shot.things) == 1)
-    return [_case(number, shot) for number, shot in enumerate(islice(alone, count))]
-
-
-def _case(number: int, shot: Shot) -> Case:
-    (thing,) = shot.things
-    return Case(number, of_picture(shot, np.random.default_rng(number)), thing.kind, thing.colour, shot.scene)
+    return [
+        Case(number, of_picture(shot, np.random.default_rng(number)), shot)
+        for number, shot in enumerate(islice(alone, count))
+    ]
 
 
 def identifier(settings: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from kineograph.data.files import instead_of
 
-SURE = 2  # standard errors by which a difference must exceed 0
+SURE = 2  # standard errors by which a difference must exceed 0, unless a claim says more
 
 
 class Mean(NamedTuple):
@@ -39,15 +39,28 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Report:
-    """A paper's claims, the table that they rest on (row -> column -> mean) and how it was made."""
+class Part:
+    """One study of a paper: its claims, the table that they rest on (row -> column -> mean), and some of its videos."""
 
-    paper: str
-    about: Mapping[str, Any]
+    title: str
     claims: Sequence[Claim]
     table: Mapping[str, Mapping[str, Mean]]
     pictures: Mapping[str, Mapping[str, str]]
     """caption -> column -> file, relative to the report"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured of a paper, part by part, and how."""
+
+    paper: str
+    about: Mapping[str, Any]
+    parts: Sequence[Part]
+
+    @property
+    def claims(self) -> list[Claim]:
+        """Those of all parts."""
+        return [claim for part in self.parts for claim in part.claims]
 
 
 def mean(values: Sequence[float]) -> Mean:
@@ -68,10 +81,16 @@ def within(name: str, values: Sequence[float], low: float, high: float) -> Claim
     return Claim(name, value, error, len(values), f"{low:g} to {high:g}", low <= value <= high)
 
 
-def better(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Claim:
-    """The mean difference over the same cases is above 0 by two standard errors."""
+def better(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = SURE) -> Claim:
+    """The mean difference over the same cases is above 0 by so many standard errors."""
     value, error = mean(np.subtract(ours, theirs).tolist())
-    return Claim(name, value, error, len(ours), f"> 0 by {SURE} standard errors", value > SURE * error)
+    return Claim(name, value, error, len(ours), f"> 0 by {errors} standard errors", value > errors * error)
+
+
+def unchanged(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Claim:
+    """The mean difference over the same cases is less than its standard error away from 0."""
+    value, error = mean(np.subtract(ours, theirs).tolist())
+    return Claim(name, value, error, len(ours), "0 within a standard error", abs(value) <= error)
 
 
 def write(report: Report, folder: Path) -> list[Path]:
@@ -84,13 +103,17 @@ def write(report: Report, folder: Path) -> list[Path]:
 
 
 def _json(report: Report) -> str:
-    claims = [{**asdict(each), "value": _known(each.value), "error": _known(each.error)} for each in report.claims]
+    whole = {**report.about, "paper": report.paper, "parts": [_plain(part) for part in report.parts]}
+    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(part: Part) -> dict[str, Any]:
+    claims = [{**asdict(each), "value": _known(each.value), "error": _known(each.error)} for each in part.claims]
     table = {
         row: {column: {"value": _known(each.value), "error": _known(each.error)} for column, each in cells.items()}
-        for row, cells in report.table.items()
+        for row, cells in part.table.items()
     }
-    whole = {**report.about, "paper": report.paper, "claims": claims, "table": table}
-    return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return {"title": part.title, "claims": claims, "table": table}
 
 
 def _known(value: float) -> float | None:
@@ -105,23 +128,25 @@ def _markdown(report: Report) -> str:
         f"`{about['command']}` at commit {about['commit']}, on {about['machine']['processor']} "
         f"({about['model']['device']}, {about['model']['dtype']}). Numbers are means ± standard errors over prompts; "
         f"[{report.paper}.json]({report.paper}.json) has the hashes of the weights and the versions.\n",
-        "## Claims\n",
-        _table(
-            ["claim", "measured", "count", "bar", "holds"],
-            [
-                [c.name, str(Mean(c.value, c.error)), c.count, c.bar, "yes" if c.holds else "**no**"]
-                for c in report.claims
-            ],
-        ),
-        "## Ablation\n",
-        _table(
-            ["", *next(iter(report.table.values()))],
-            [[row, *map(str, cells.values())] for row, cells in report.table.items()],
-        ),
-        "## Pictures\n",
-        *(_strips(caption, files) for caption, files in report.pictures.items()),
+        *(_section(part) for part in report.parts),
     ]
     return "\n".join(parts)
+
+
+def _section(part: Part) -> str:
+    claims = [
+        [each.name, str(Mean(each.value, each.error)), each.count, each.bar, "yes" if each.holds else "**no**"]
+        for each in part.claims
+    ]
+    cells = [[row, *map(str, cells.values())] for row, cells in part.table.items()]
+    return "\n".join(
+        [
+            f"## {part.title}\n",
+            _table(["claim", "measured", "count", "bar", "holds"], claims),
+            _table(["", *next(iter(part.table.values()))], cells),
+            *(_strips(caption, files) for caption, files in part.pictures.items()),
+        ]
+    )
 
 
 def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:

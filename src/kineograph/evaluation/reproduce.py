@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kineograph.errors import InputError
-from kineograph.evaluation import text2video_zero
-from kineograph.evaluation.protocol import held_out_cases, identifier
+from kineograph.evaluation import editing, guided, smoothing, specialised, text2video_zero
+from kineograph.evaluation.protocol import identifier
 from kineograph.evaluation.report import Report, write
+from kineograph.evaluation.study import Study, part, records
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.model import Model
 from kineograph.models.origin import origin
 
-PAPERS = {"text2video-zero": text2video_zero}
+Make = Callable[[Model, Witnesses, int, int | None], Study]
+
+PAPERS: Mapping[str, Sequence[Make]] = {
+    "text2video-zero": (
+        text2video_zero.studied, guided.studied, specialised.studied, editing.studied, smoothing.studied,
+    ),
+}  # fmt: skip
 CASES, QUICK_CASES = 100, 10
 RESULTS = Path("docs/results")
 
@@ -34,32 +40,34 @@ def reproduce(
 ) -> Report:
     """Measures a paper's claims and writes `out/paper.md` and `out/paper.json`.
 
-    cases: how many held-out prompts; `QUICK_CASES` is a tenth.
-    steps: num_inference_steps of every video, the default unless given; recorded in the report.
+    cases: how many held-out cases of each study; `QUICK_CASES` is a tenth.
+    steps: num_inference_steps of every video, each study's own unless given; recorded in the report.
     on_video: called with (videos measured, videos in all).
-    Every video's numbers go to `out/paper/cases.jsonl` at once, so that a run that was stopped goes on where it was;
+    Every video's numbers go to a file in `out/paper` at once, so that a run that was stopped goes on where it was;
     those of other weights or settings are passed over.
     Raises InputError for an unknown paper, or no cases.
     """
     check(paper, cases)
-    study, folder = PAPERS[paper], Path(out) / paper
+    folder = Path(out) / paper
     folder.mkdir(parents=True, exist_ok=True)
-    asked = replace(study.DEFAULT, num_inference_steps=steps or study.DEFAULT.num_inference_steps)
-    about = {**origin(model), "witnesses": dict(witnesses.weights), "settings": asdict(asked)}
-    stamp = {"protocol": identifier(about), "commit": commit()}
-    chosen, made = held_out_cases(cases), []
-    for record in study.records(model, witnesses, chosen, asked, folder, stamp):
-        made.append(record)
-        if on_video:
-            on_video(len(made), len(study.ARMS) * cases)
+    studies = [make(model, witnesses, cases, steps) for make in PAPERS[paper]]
+    about = {**origin(model), "witnesses": dict(witnesses.weights)}
+    total = sum(len(study.arms) * len(study.cases) for study in studies)
+    parts, commits, done = [], set[str](), 0
+    for study in studies:
+        stamp = {"protocol": identifier({**about, "settings": study.settings}), "commit": commit()}
+        made = []
+        for record in records(study, folder, stamp):
+            made.append(record)
+            commits.add(record["commit"])
+            done += 1
+            if on_video:
+                on_video(done, total)
+        parts.append(part(study, made, Path(paper)))
     command = f"kineograph reproduce {paper} --cases {cases}{f' --num-inference-steps {steps}' if steps else ''}"
-    commits = ", ".join(sorted({record["commit"] for record in made}))
-    pictures = {
-        case.prompt: {arm: f"{paper}/{study.strip(case.number, arm)}" for arm in study.ARMS}
-        for case in chosen[: study.SHOWN]
-    }
-    ran = {"command": command, "commit": commits, "cases": cases, **about}
-    report = Report(paper, ran, study.claims(made), study.table(made), pictures)
+    settings = {study.name: dict(study.settings) for study in studies}
+    ran = {"command": command, "commit": ", ".join(sorted(commits)), "cases": cases, **about, "settings": settings}
+    report = Report(paper, ran, parts)
     write(report, Path(out))
     return report
 

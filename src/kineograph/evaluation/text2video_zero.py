@@ -7,21 +7,21 @@ what `kineograph generate` does by default.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
-from PIL import Image
 
-from kineograph.data.request import Request
+from kineograph.data.request import MOTION, NUM_FRAMES, Request
 from kineograph.denoise import Denoise, guided
 from kineograph.evaluation import metrics
 from kineograph.evaluation.metrics import Frames
-from kineograph.evaluation.protocol import Case, Record, keep, kept
-from kineograph.evaluation.report import Claim, Mean, at_least, better, mean, within
+from kineograph.evaluation.protocol import Case, Record, held_out_cases
+from kineograph.evaluation.report import Claim, at_least, better, within
+from kineograph.evaluation.study import Study, column
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.ladder import leading
 from kineograph.latents import Latents
@@ -34,9 +34,9 @@ from kineograph.trajectory import Step, ddim, last
 
 Walk = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
 
-DEFAULT = Request(prompt="any")
+DEFAULT = Request(prompt="any", num_frames=NUM_FRAMES, motion=MOTION)
+USED = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "motion")
 AT_ONCE = 4  # videos
-SHOWN = 3  # cases whose frames go into the report
 
 
 class Arm(NamedTuple):
@@ -65,16 +65,34 @@ ARMS = {
 }
 
 
-def filmed(model: Model, arm: Arm, cases: Sequence[Case], asked: Request) -> UInt8[np.ndarray, "b f h w 3"]:
+def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+    """The paper's ablation."""
+    asked = replace(DEFAULT, num_inference_steps=steps or DEFAULT.num_inference_steps)
+    return Study(
+        name="cases",
+        title="Moved by a camera: what each of the two inventions does",
+        settings={name: getattr(asked, name) for name in USED},
+        cases=held_out_cases(count),
+        arms={name: partial(filmed, model, name, asked=asked) for name in ARMS},
+        measured=lambda frames, case: measured(frames, case, witnesses, asked),
+        claims=claims,
+        rows=ROWS,
+        at_once=AT_ONCE,
+    )
+
+
+def filmed(model: Model, name: str, cases: Sequence[Case], asked: Request) -> list[Frames]:
     """The videos of consecutive cases, drawn in one of the ways and else as asked."""
+    arm = ARMS[name]
+    count = asked.num_frames or NUM_FRAMES
     seed, shape = cases[0].seed, (len(cases), *model.latent_shape(*model.default_size))
     sigmas = leading(model.schedule.sigmas, asked.num_inference_steps)
-    noise = independent(seed, range(asked.num_frames), shape).to(model.device)
-    warp = along(parse(asked.motion), frames=asked.num_frames, seed=seed)
+    noise = independent(seed, range(count), shape).to(model.device)
+    warp = along(parse(asked.motion or MOTION), frames=count, seed=seed)
     texts = [case.prompt for case in cases], [asked.negative_prompt] * len(cases)
     told, blank = (model.bind(model.prompt(each), see=arm.see) for each in texts)
     x0 = last(arm.walk(guided(told, blank, asked.guidance_scale), noise, sigmas, warp))
-    return (model.decode(x0) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy()
+    return list((model.decode(x0) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy())
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses, asked: Request) -> dict[str, float]:
@@ -87,68 +105,39 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses, asked: Request) -
         **dict(metrics.motion(frames, shifts)),
         **dict(metrics.text_alignment(witnesses.alike(frames, case.prompt))),
     }
-    wanted = -np.array(shift(parse(asked.motion), 1, asked.num_frames))  # the content goes against the camera
+    wanted: np.ndarray = -np.array(
+        shift(parse(asked.motion or MOTION), 1, len(frames))
+    )  # the content goes against the camera
     got = np.array([found["right"], found["down"]])
     found["motion"] = float(got @ wanted / (wanted @ wanted))
     found["off course"] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
     return found
 
 
-def records(
-    model: Model, witnesses: Witnesses, cases: Sequence[Case], asked: Request, folder: Path, stamp: Record
-) -> Iterator[Record]:
-    """A record of every case and arm, those of an earlier run first; the others are kept as they are made.
-
-    stamp: what every record says besides; records of an earlier run count when their "protocol" is the same.
-    """
-    file = folder / "cases.jsonl"
-    wanted = {(arm, case.number) for arm in ARMS for case in cases}
-    earlier = {(each["arm"], each["case"]): each for each in kept(file, stamp["protocol"])}
-    yield from (record for key, record in earlier.items() if key in wanted)
-    for start in range(0, len(cases), AT_ONCE):
-        batch = cases[start : start + AT_ONCE]
-        for name, arm in ARMS.items():
-            if all((name, case.number) in earlier for case in batch):
-                continue
-            for case, frames in zip(batch, filmed(model, arm, batch, asked), strict=True):
-                if (name, case.number) in earlier:
-                    continue
-                record = {**stamp, "arm": name, "case": case.number, "prompt": case.prompt}
-                record |= measured(frames, case, witnesses, asked)
-                if case.number < SHOWN:
-                    Image.fromarray(np.concatenate(list(frames), axis=1)).save(folder / strip(case.number, name))
-                keep(file, record)
-                yield record
-
-
-def strip(number: int, arm: str) -> str:
-    """The file name of the frames of a case side by side."""
-    return f"{number}-{arm}.png"
-
-
 def claims(made: Sequence[Record]) -> list[Claim]:
     """What the issue and the paper claim, each with its bar."""
-    of = {name: _by_case(made, name) for name in ARMS}
-    right = [each for each in of["both"] if each["first right"]]
+    right = [each for each in made if each["first right"]]
     return [
-        at_least("pictures show the thing", _column(of["neither"], "thing"), 0.90),
-        at_least("pictures show the colour", _column(of["neither"], "colour"), 0.95),
-        at_least("pictures show the scene", _column(of["neither"], "scene"), 0.97),
-        at_least("same thing and colour in every frame, first frame right", _column(right, "always the same"), 0.95),
-        within("measured motion over the one asked for", _column(of["both"], "motion"), 0.85, 1.15),
-        _ablation("individual", "attention keeps the individual", of, "attention", "neither"),
-        _ablation("individual", "attention keeps the individual, with motion", of, "both", "motion"),
+        at_least("pictures show the thing", column(made, "neither", "thing"), 0.90),
+        at_least("pictures show the colour", column(made, "neither", "colour"), 0.95),
+        at_least("pictures show the scene", column(made, "neither", "scene"), 0.97),
+        at_least(
+            "same thing and colour in every frame, first frame right", column(right, "both", "always the same"), 0.95
+        ),
+        within("measured motion over the one asked for", column(made, "both", "motion"), 0.85, 1.15),
+        _ablation("individual", "attention keeps the individual", made, "attention", "neither"),
+        _ablation("individual", "attention keeps the individual, with motion", made, "both", "motion"),
         _ablation(
-            "background", "motion in the latents steadies the background, with attention", of, "attention", "both"
+            "background", "motion in the latents steadies the background, with attention", made, "attention", "both"
         ),
         _ablation(
-            "off course", "motion in the latents makes the asked motion, with attention", of, "attention", "both"
+            "off course", "motion in the latents makes the asked motion, with attention", made, "attention", "both"
         ),
     ]
 
 
-def _ablation(metric: str, name: str, of: Mapping[str, Sequence[Record]], more: str, less: str) -> Claim:
-    return better(f"{name}: {metric}, {more} - {less}", _column(of[more], metric), _column(of[less], metric))
+def _ablation(metric: str, name: str, made: Sequence[Record], more: str, less: str) -> Claim:
+    return better(f"{name}: {metric}, {more} - {less}", column(made, more, metric), column(made, less, metric))
 
 
 ROWS = {
@@ -164,16 +153,3 @@ ROWS = {
     "motion": "motion over the one asked for",
     "off course": "motion's distance from the one asked for (0 is as asked)",
 }
-
-
-def table(made: Sequence[Record]) -> dict[str, dict[str, Mean]]:
-    """Every metric of every arm."""
-    return {row: {name: mean(_column(_by_case(made, name), metric)) for name in ARMS} for metric, row in ROWS.items()}
-
-
-def _by_case(made: Sequence[Record], arm: str) -> list[Record]:
-    return sorted((record for record in made if record["arm"] == arm), key=lambda record: record["case"])
-
-
-def _column(made: Sequence[Record], metric: str) -> list[float]:
-    return [record[metric] for record in made]

@@ -8,20 +8,30 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
 from kineograph.evaluation.metrics import Frames, Seen
 from kineograph.models.checkpoints import POCKET
 from kineograph.models.origin import fingerprint
+from kineograph.pocket.geometry import Geometry, load_geometry_eye
 from kineograph.pocket.judge import Judge, load_judge
 from kineograph.pocket.sheets import as_tensor
 
 
 class Witnesses(NamedTuple):
-    """What is asked of each video, and the hashes of the weights that answer."""
+    """What is asked of each video, and the hashes of the weights that answer.
+
+    look    what is in each frame
+    alike   the cosine of each frame with a text
+    embed   an embedding of each frame, of unit length
+    survey  how far each part of each frame is, and where its thing's ends are
+    """
 
     look: Callable[[Frames], Seen]
     alike: Callable[[Frames, str], Float[np.ndarray, " f"]]
+    embed: Callable[[Frames], Float[np.ndarray, "f d"]]
+    survey: Callable[[Frames], Geometry]
     weights: Mapping[str, str]
 
 
@@ -33,13 +43,22 @@ def pocket_witnesses() -> Witnesses:
     return Witnesses(
         look=lambda frames: _seen(judge, frames),
         alike=lambda frames, text: _cosines(clip, tokens, frames, text),
+        embed=lambda frames: _embedded(clip, frames),
+        survey=load_geometry_eye().look,
         weights={"judge": fingerprint(judge.eye), "clip": fingerprint(clip)},
     )
 
 
 def _seen(judge: Judge, frames: Frames) -> Seen:
     seen = judge.look(frames)
-    return Seen(seen.thing, seen.colour, seen.scene, seen.individual.astype(float))
+    return Seen(seen.thing, seen.colour, seen.scene, seen.style, seen.individual.astype(float))
+
+
+@torch.no_grad()
+def _embedded(clip: CLIPModel, frames: Frames) -> Float[np.ndarray, "f d"]:
+    found = clip.get_image_features(pixel_values=as_tensor(frames))
+    found = getattr(found, "pooler_output", found)  # a tensor until transformers 5
+    return normalize(found, dim=-1).double().numpy()
 
 
 @torch.no_grad()

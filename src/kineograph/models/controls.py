@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import Union
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -17,7 +18,7 @@ from kineograph.models.hub import Hub
 from kineograph.models.parts import DAMAGE
 from kineograph.models.placement import Placement
 
-Source = str | Path | ControlNetModel
+Source = Union[str, Path, ControlNetModel]  # noqa: UP007 (| makes no type of diffusers' untyped class)
 Open = Callable[[], VideoControlNet]
 
 ANY = ""  # the name of a ControlNet that was given without one: it serves whatever is asked for

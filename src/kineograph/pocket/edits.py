@@ -10,7 +10,7 @@ import numpy as np
 
 from kineograph.pocket import world
 from kineograph.pocket.captions import COLOURS, KINDS, SCENES, article, pick
-from kineograph.pocket.world import Shot, held_out
+from kineograph.pocket.world import Shot, Thing, held_out
 
 ASPECTS = ("colour", "scene", "style", "thing")
 SAID = 6  # instructions kept for an edit
@@ -47,17 +47,17 @@ def draw_edit(rng: Rng, aspect: str, before: Shot, *, split: str) -> Edit:
     """
     main = before.things[0]
     choices = {
-        "colour": [_with_main(before, colour=each) for each in world.COLOURS if each != main.colour],
+        "colour": [_with_main(before, replace(main, colour=each)) for each in world.COLOURS if each != main.colour],
         "scene": [replace(before, scene=each) for each in world.SCENES if each != before.scene],
         "style": [replace(before, style=each) for each in world.STYLES if each != before.style],
-        "thing": [_with_main(before, kind=each) for each in world.THINGS if each != main.kind],
+        "thing": [_with_main(before, replace(main, kind=each)) for each in world.THINGS if each != main.kind],
     }[aspect]
     fit = [shot for shot in choices if split == "held_out" or not _held_out(shot)]
     return Edit(aspect, before, fit[int(rng.integers(len(fit)))])
 
 
-def _with_main(shot: Shot, **changes: str) -> Shot:
-    return replace(shot, things=(replace(shot.things[0], **changes), *shot.things[1:]))
+def _with_main(shot: Shot, main: Thing) -> Shot:
+    return replace(shot, things=(main, *shot.things[1:]))
 
 
 def _held_out(shot: Shot) -> bool:

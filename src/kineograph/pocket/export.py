@@ -30,7 +30,8 @@ def export(settings: Settings, out: Path, weights: Path = WEIGHTS) -> None:
     for kind in MAPS:
         _export_tensors(out / "control" / f"{kind}.safetensors", weights / "control")
     _export_tensors(out / "edit.safetensors", weights / "edit")
-    _export_tensors(out / "judge.safetensors", weights / "judge")
+    for judge in ("judge", "geometry"):
+        _export_tensors(out / f"{judge}.safetensors", weights / "judge")
     known = vocabulary(told(pools(settings, out)[0]))
     _export_words(weights / "vocabulary.json", known)
     _export_words(weights / "edit" / "vocabulary.json", vocabulary(edits.words()))

@@ -62,12 +62,13 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def _filters(into: int, out: int, stride: int) -> list[nn.Module]:
+def filters(into: int, out: int, stride: int) -> list[nn.Module]:
+    """A convolution, normed and bent."""
     return [nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.GroupNorm(8, out), nn.SiLU()]
 
 
 def _halving(into: int, out: int) -> nn.Module:
-    return nn.Sequential(*_filters(into, out, 2), Residual(*_filters(out, out, 1)))
+    return nn.Sequential(*filters(into, out, 2), Residual(*filters(out, out, 1)))
 
 
 class Eye(nn.Module):
@@ -76,8 +77,8 @@ class Eye(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         stages = [
-            nn.Sequential(*_filters(3, 16, 2)),
-            nn.Sequential(*_filters(16, 32, 2)),
+            nn.Sequential(*filters(3, 16, 2)),
+            nn.Sequential(*filters(16, 32, 2)),
             _halving(32, 64),
             _halving(64, 128),
             _halving(128, 128),

@@ -107,14 +107,14 @@ def numbers(facts: list[list[dict[str, str]]]) -> np.ndarray:
 
 def gatherings(families: Pool, pictures: Pool, batch: int) -> Callable[[Rng, float], Batch]:
     """Batches, softened, of (pictures of whole families, answers, as many unrelated pictures, answers)."""
-    told, clear = numbers(families.facts), [k for k, fact in enumerate(pictures.facts) if _clear(fact)]
-    others = numbers([[answers(shot_of(pictures.facts[k])) for k in clear]])[0]
+    told, usable = numbers(families.facts), [k for k, fact in enumerate(pictures.facts) if clear(fact)]
+    others = numbers([[answers(shot_of(pictures.facts[k])) for k in usable]])[0]
 
     def draw(rng: Rng, progress: float) -> Batch:
         chosen = rng.choice(len(told), size=batch // 2 // MEMBERS, replace=False)
         kin = np.concatenate([families.pictures[k] for k in chosen])
-        other = rng.choice(len(clear), size=len(kin), replace=False)
-        strangers = np.stack([pictures.pictures[clear[k]] for k in other])
+        other = rng.choice(len(usable), size=len(kin), replace=False)
+        strangers = np.stack([pictures.pictures[usable[k]] for k in other])
         of_kin, of_strangers = told[chosen].reshape(len(kin), -1), others[other]
         return (
             soften(_moved(kin, of_kin, rng), rng), torch.from_numpy(of_kin),
@@ -130,7 +130,8 @@ def _moved(pictures: np.ndarray, told: np.ndarray, rng: Rng) -> Tensor:
     return shifted(as_tensor(pictures), rng, FARTHEST * (alone & (rng.uniform(size=len(told)) < 0.5)))
 
 
-def _clear(fact: dict[str, Any]) -> bool:
+def clear(fact: dict[str, Any]) -> bool:
+    """Whether all things of a picture are well inside the frame."""
     shot = shot_of(fact)
     return all(_inside(shot, k, fact["time"]) for k in range(len(shot.things)))
 

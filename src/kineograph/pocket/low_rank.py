@@ -41,7 +41,7 @@ def as_editor(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     first = weights["conv_in.weight"]
     weights["conv_in.weight"] = torch.cat([first, torch.zeros_like(first)], dim=1)
     net.load_state_dict(weights)
-    return net.to(unet.dtype)
+    return net if unet.dtype == net.dtype else net.to(unet.dtype)
 
 
 def adapted(net: Net) -> Net:

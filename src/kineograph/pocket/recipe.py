@@ -27,6 +27,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "control": (stages.train_control, "control/pose.safetensors"),
     "edit": (stages.train_edit, "edit.safetensors"),
     "judge": (stages.train_judge, "judge.safetensors"),
+    "geometry": (stages.train_geometry, "geometry.safetensors"),
 }
 
 

@@ -40,4 +40,5 @@ class Settings(BaseModel):
     control: Plan = Plan(minutes=15, lr=2e-3, batch=32)  # each of three
     edit: Plan = Plan(minutes=35, lr=2e-3, batch=32)
     eye: Plan = Plan(minutes=20, lr=2e-3, batch=128)
+    geometry: Plan = Plan(minutes=6, lr=2e-3, batch=128)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)

@@ -11,7 +11,21 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.pocket import clip, control, edit, edits, feed, judging, low_rank, networks, text, unet, vae, words
+from kineograph.pocket import (
+    clip,
+    control,
+    edit,
+    edits,
+    feed,
+    geometry,
+    judging,
+    low_rank,
+    networks,
+    text,
+    unet,
+    vae,
+    words,
+)
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import best_device
 from kineograph.pocket.judge import Eye, Judge, MotionEye
@@ -111,6 +125,13 @@ def train_judge(settings: Settings, out: Path) -> None:
     judge.eye.load_state_dict(_train_eye(judge.eye, settings, out).state_dict())
     judge.motion_eye.load_state_dict(_train_motion_eye(judge.motion_eye, settings, out).state_dict())
     save_file({name: weight.contiguous() for name, weight in judge.state_dict().items()}, out / "judge.safetensors")
+
+
+def train_geometry(settings: Settings, out: Path) -> None:
+    train, held_out = pools(settings, out)
+    torch.manual_seed(settings.seed)
+    eye = geometry.train(settings.geometry, out / "geometry", train, held_out)
+    save_file({name: weight.contiguous() for name, weight in eye.state_dict().items()}, out / "geometry.safetensors")
 
 
 def _train_eye(net: Eye, settings: Settings, out: Path) -> nn.Module:

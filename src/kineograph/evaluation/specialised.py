@@ -1,0 +1,98 @@
+"""A DreamBooth subject as a LoRA, with a stock ControlNet, on the pocket world: it keeps who it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from kineograph.evaluation.guided import FPS, FRAMES, draw, drawn, truths
+from kineograph.evaluation.metrics import Frames
+from kineograph.evaluation.protocol import Case, Record, held_out_cases
+from kineograph.evaluation.report import Claim, better
+from kineograph.evaluation.study import Study, column
+from kineograph.evaluation.subjects import STEPS as TRAINED
+from kineograph.evaluation.subjects import Subject, learnt, subjects
+from kineograph.evaluation.witnesses import Witnesses
+from kineograph.models.checkpoints import load
+from kineograph.models.model import Model
+from kineograph.pocket.painting import SIDE
+from kineograph.pocket.truth import KEYPOINTS
+
+STEPS, SCALE, KIND = 20, 3.0, "pose"
+FOLDER = Path("runs/subjects")
+
+
+def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+    """The base model and the subject's LoRA, both told the subject's prompt and shown the same poses."""
+    steps, known = steps or STEPS, subjects()
+    cases = [_of_a_subject(case, known[case.number % len(known)]) for case in held_out_cases(count)]
+    return Study(
+        name="specialised",
+        title="Specialised by a DreamBooth LoRA, guided by a stock ControlNet (pose)",
+        settings={
+            "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS, "control": KIND,
+            "lora_steps": TRAINED,
+        },
+        cases=cases,
+        arms={"base": partial(filmed, [model], steps), "LoRA": partial(filmed, None, steps)},
+        measured=lambda frames, case: measured(frames, case, known[case.number % len(known)], witnesses),
+        claims=claims,
+        rows=ROWS,
+    )  # fmt: skip
+
+
+def _of_a_subject(case: Case, subject: Subject) -> Case:
+    """The case with another individual of the subject's kind in its shot, whose poses guide, and its prompt."""
+    thing = replace(case.shot.things[0], kind=subject.kind)
+    shot = replace(case.shot, things=(thing,))
+    return replace(case, prompt=subject.prompt(shot.scene), shot=shot)
+
+
+def filmed(models: Sequence[Model] | None, steps: int, cases: Sequence[Case]) -> list[Frames]:
+    """The videos of some cases, by this model, or by the one with the LoRA of each case's subject."""
+    return [_filmed(models[0] if models else _specialised(case), steps, case) for case in cases]
+
+
+def _specialised(case: Case) -> Model:
+    known = subjects()
+    return load(lora=str(learnt(known[case.number % len(known)], FOLDER)))
+
+
+def _filmed(model: Model, steps: int, case: Case) -> Frames:
+    maps = drawn(KIND, case.shot)
+    return draw(model, case.prompt, case.seed, steps=steps, scale=SCALE, kind=KIND, maps=maps)
+
+
+def measured(frames: Frames, case: Case, subject: Subject, witnesses: Witnesses) -> Mapping[str, float]:
+    """All that is measured of one video."""
+    seen, theirs = witnesses.look(frames), witnesses.look(subject.pictures)
+    points = np.array([[each.keypoints[0][name] for name in KEYPOINTS] for each in truths(case.shot)]) / SIDE
+    return {
+        "CLIP-I": float((witnesses.embed(frames) @ witnesses.embed(subject.pictures).T).mean()),
+        "individual": float((seen.individuals @ theirs.individuals.T).mean()),
+        "thing": float(np.mean([each == subject.kind for each in seen.things])),
+        "scene": float(np.mean([each == case.scene for each in seen.scenes])),
+        "points": float(np.linalg.norm(witnesses.survey(frames).points - points, axis=-1).mean()),
+    }
+
+
+def claims(made: Sequence[Record]) -> list[Claim]:
+    """What the issue claims."""
+    ours, base = (partial(column, made, arm) for arm in ("LoRA", "base"))
+    return [
+        better("CLIP-I with the subject's pictures, LoRA - base", ours("CLIP-I"), base("CLIP-I"), errors=3),
+        better("likeness of the individual, LoRA - base", ours("individual"), base("individual"), errors=3),
+    ]
+
+
+ROWS = {
+    "CLIP-I": "CLIP-I: mean cosine with the subject's pictures",
+    "individual": "likeness of the individual to the subject's, by the judge",
+    "thing": "frames with the subject's kind",
+    "scene": "frames with the prompt's scene",
+    "points": "points: mean distance from the control's (parts of the picture)",
+}
