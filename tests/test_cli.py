@@ -20,7 +20,7 @@ from kineograph.cli import main, speaking
 from kineograph.data import codecs
 from kineograph.data.provenance import read_settings
 from kineograph.data.video import Video, open_video
-from kineograph.evaluation.report import Claim, Report
+from kineograph.evaluation.report import Claim, Part, Report
 
 FEW = ["--num-frames", "2", "--steps", "2", "--device", "cpu"]
 
@@ -269,7 +269,7 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
     ) -> Report:
         asked.update(paper=paper, cases=cases, out=out)
         on_video(4, 4)
-        return Report(paper, {}, claims, {}, {})
+        return Report(paper, {}, [Part("all", claims, {}, {})])
 
     monkeypatch.setattr("kineograph.models.checkpoints.load", lambda: None)
     monkeypatch.setattr("kineograph.evaluation.witnesses.pocket_witnesses", lambda: None)

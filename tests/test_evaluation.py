@@ -13,8 +13,8 @@ from kineograph.evaluation.metrics import Seen
 from kineograph.evaluation.protocol import held_out_cases, identifier, keep, kept
 from kineograph.evaluation.reproduce import PAPERS, reproduce
 from kineograph.evaluation.witnesses import Witnesses
-from kineograph.pocket.geometry import Geometry
 from kineograph.models.checkpoints import load
+from kineograph.pocket.geometry import Geometry
 from kineograph.pocket.world import held_out, render, shots
 from kineograph.recipes import generate
 
@@ -128,14 +128,16 @@ def test_a_reproduction_writes_its_report_and_goes_on_where_it_was(model, tmp_pa
     )
     assert told[-1] == (8, 8)
     written = json.loads((tmp_path / "text2video-zero.json").read_text())
-    assert [claim["name"] for part in written["parts"] for claim in part["claims"]] == [claim.name for claim in made.claims]
+    assert [claim["name"] for part in written["parts"] for claim in part["claims"]] == [
+        claim.name for claim in made.claims
+    ]
     assert {"command", "commit", "model", "machine", "witnesses"} <= written.keys()
     text = (tmp_path / "text2video-zero.md").read_text()
     assert "| claim | measured |" in text
     assert all((tmp_path / file).exists() for strips in made.parts[0].pictures.values() for file in strips.values())
     assert "](text2video-zero/cases-0-both.png)" in text
 
-    monkeypatch.setattr(text2video_zero, "filmed", None)  # nothing is drawn again
+    monkeypatch.setattr(text2video_zero, "filmed", lambda: None)  # nothing is drawn again
     again = reproduce("text2video-zero", model, witnesses(), cases=2, steps=4, out=tmp_path)
     assert [claim.name for claim in again.claims if claim.holds] == [claim.name for claim in made.claims if claim.holds]
     with pytest.raises(TypeError):

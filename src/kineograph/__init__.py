@@ -1,7 +1,7 @@
 """Text-to-image diffusion models become video models.
 
-`load` a model, `generate` a video, `edit` one, `replay` the file it was saved to; `Model` and the modules `noise`, `ladder`,
-`denoise`, `trajectory` and `methods` are the layer below, for those who want the loop.
+`load` a model, `generate` a video, `edit` one, `replay` the file it was saved to; `Model` and the modules `noise`,
+`ladder`, `denoise`, `trajectory` and `methods` are the layer below, for those who want the loop.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ import typer
 
 from kineograph.cli import speaking
 from kineograph.cli.doctor import doctor
-from kineograph.cli.generate import edit, generate
+from kineograph.cli.edit import edit
+from kineograph.cli.generate import generate
 from kineograph.cli.measure import bench, reproduce
 from kineograph.cli.models import models
 from kineograph.cli.watch import inspect, replay

@@ -1,14 +1,12 @@
-"""`kineograph generate` and `kineograph edit`: a prompt becomes a video, a video becomes another."""
+"""`kineograph generate`: a prompt becomes a video."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
-from kineograph.cli import speaking
+from kineograph.cli.making import make, named, with_scale
 from kineograph.cli.options import (
     CONTROL,
     MODEL,
@@ -30,12 +28,9 @@ from kineograph.cli.options import (
     Vae,
     Width,
 )  # fmt: skip
-from kineograph.cli.outcome import report, writer
-from kineograph.data.request import FPS, METHODS, MOTION, NOISES, NUM_FRAMES, Request, controls
-from kineograph.errors import InputError
+from kineograph.data.request import FPS, METHODS, MOTION, NUM_FRAMES, Request, controls
 
 DEFAULT = Request(prompt="any")
-EDITOR = "pocket-edit"
 
 
 def generate(
@@ -155,7 +150,7 @@ def generate(
         ),
         smooth_background=smooth_background,
     )
-    loaded = {
+    options = {
         "lora": [with_scale(each) for each in lora or []],
         "textual_inversion": textual_inversion or [],
         "controlnet": named(controlnet, "a ControlNet", "KIND=FOLDER") or None,
@@ -163,119 +158,4 @@ def generate(
         "device": device,
         "dtype": dtype,
     }
-    _make(request, model, loaded, output, overwrite, json)
-
-
-def edit(
-    video: Annotated[str, typer.Argument(help="The video to change: a file or a folder of pngs.", show_default=False)],
-    prompt: Annotated[str, typer.Argument(help='What to change, such as "make it snow".', show_default=False)],
-    num_frames: Annotated[
-        int | None,
-        typer.Option("--num-frames", "-n", rich_help_panel=PICTURE, show_default="all", help="How many frames."),
-    ] = DEFAULT.num_frames,
-    seed: Seed = DEFAULT.seed,
-    fps: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=PICTURE, show_default="the video's", help="Frames taken and shown a second of its time."
-        ),
-    ] = DEFAULT.fps,
-    height: Height = DEFAULT.height,
-    width: Width = DEFAULT.width,
-    negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
-    guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
-    image_guidance_scale: Annotated[
-        float, typer.Option(rich_help_panel=PICTURE, help="How much the input counts; 1 is a third faster.")
-    ] = DEFAULT.image_guidance_scale,
-    num_inference_steps: Steps = DEFAULT.num_inference_steps,
-    noise: Annotated[
-        str, typer.Option(rich_help_panel=PICTURE, help=f"The frames' noises: {' or '.join(NOISES)}.")
-    ] = DEFAULT.noise,
-    solver: Solver = "euler-ancestral",
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            rich_help_panel=MODEL,
-            help="One that edits: a diffusers folder or hub id such as timbrooks/instruct-pix2pix.",
-        ),
-    ] = EDITOR,
-    lora: Lora = None,
-    textual_inversion: TextualInversion = None,
-    vae: Vae = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    chunk_size: ChunkSize = DEFAULT.chunk_size,
-    output: Output = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
-) -> None:
-    """Change a video as the prompt says.
-
-    Its path goes to stdout, all else to stderr.
-    """
-    request = Request(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        num_frames=num_frames,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        image_guidance_scale=image_guidance_scale,
-        height=height,
-        width=width,
-        seed=seed,
-        fps=fps,
-        noise=noise,
-        solver=solver,
-        chunk_size=chunk_size,
-        method="instruct-pix2pix",
-        video=video,
-    )
-    loaded = {
-        "lora": [with_scale(each) for each in lora or []],
-        "textual_inversion": textual_inversion or [],
-        "vae": vae,
-        "device": device,
-        "dtype": dtype,
-    }
-    _make(request, model, loaded, output, overwrite, json)
-
-
-def _make(request: Request, model: str | None, loaded: dict, output: Output, overwrite: bool, json: bool) -> None:
-    """Make, write and report the video that is asked for. What can be known to fail fails before a model is loaded."""
-    request = request.seeded()
-    write = writer(output, request, overwrite)
-    speaking.say(f"seed {request.seed}")
-    began = time.monotonic()
-    speaking.say(f"loading {model or 'the pocket model'}")
-    from kineograph import recipes
-    from kineograph.models.checkpoints import load
-
-    recipes.opened(request)
-    speaking.quiet_loading()
-    ready = load(model, **loaded)
-    with speaking.counted("drawing") as tell:
-        video = recipes.made(ready, request, lambda step: tell(step.done, step.total))
-    report(video, write(video), json, {"seconds": round(time.monotonic() - began, 1)})
-
-
-def with_scale(text: str) -> tuple[str, float]:
-    """The file of a LoRA and how strongly it counts, from FILE or FILE=SCALE."""
-    file, equals, scale = text.rpartition("=")
-    try:
-        return (file, float(scale)) if equals else (text, 1.0)
-    except ValueError as error:
-        raise InputError(f"a LoRA is FILE or FILE=SCALE with a number for the scale, not {text!r}") from error
-
-
-def named(texts: Sequence[str] | None, what: str, form: str) -> dict[str, str]:
-    """What stands behind each name, from NAME=VALUE."""
-    pairs = [text.partition("=") for text in texts or []]
-    for text, (name, _, value) in zip(texts or [], pairs, strict=True):
-        if not name or not value:
-            raise InputError(f"{what} is given as {form}, such as canny=..., not {text!r}")
-    names = [name for name, _, _ in pairs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"{what} is given twice for {', '.join(sorted(twice))}: one for each kind")
-    return {name: value for name, _, value in pairs}
+    make(request, model, options, output, overwrite, json)

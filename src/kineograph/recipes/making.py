@@ -228,6 +228,7 @@ def made(model: Model, request: Request, on_step: OnStep | None = None) -> Video
     video = Video(np.concatenate([part.frames for part in parts]), start.inputs.fps)
     asked = asdict(replace(request, seed=start.seed, height=start.height, width=start.width))
     read = {str(each.path): each.digest for each in start.inputs.footage}
+    asked["control"] = list(asked["control"])  # as JSON would bring it back
     kinds = [control.kind for control in request.control]
     return replace(video, settings={**asked, "frames_sha256": video.digest, "read": read, **origin(model, kinds)})
 

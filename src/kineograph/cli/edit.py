@@ -1,0 +1,109 @@
+"""`kineograph edit`: a video becomes another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kineograph.cli.making import make, with_scale
+from kineograph.cli.options import (
+    MODEL,
+    PICTURE,
+    ChunkSize,
+    Device,
+    Dtype,
+    GuidanceScale,
+    Height,
+    Json,
+    Lora,
+    NegativePrompt,
+    Output,
+    Overwrite,
+    Seed,
+    Solver,
+    Steps,
+    TextualInversion,
+    Vae,
+    Width,
+)  # fmt: skip
+from kineograph.data.request import NOISES, Request
+
+DEFAULT = Request(prompt="any")
+EDITOR = "pocket-edit"
+
+
+def edit(
+    video: Annotated[str, typer.Argument(help="The video to change: a file or a folder of pngs.", show_default=False)],
+    prompt: Annotated[str, typer.Argument(help='What to change, such as "make it snow".', show_default=False)],
+    num_frames: Annotated[
+        int | None,
+        typer.Option("--num-frames", "-n", rich_help_panel=PICTURE, show_default="all", help="How many frames."),
+    ] = DEFAULT.num_frames,
+    seed: Seed = DEFAULT.seed,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=PICTURE, show_default="the video's", help="Frames taken and shown a second of its time."
+        ),
+    ] = DEFAULT.fps,
+    height: Height = DEFAULT.height,
+    width: Width = DEFAULT.width,
+    negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
+    guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
+    image_guidance_scale: Annotated[
+        float, typer.Option(rich_help_panel=PICTURE, help="How much the input counts; 1 is a third faster.")
+    ] = DEFAULT.image_guidance_scale,
+    num_inference_steps: Steps = DEFAULT.num_inference_steps,
+    noise: Annotated[
+        str, typer.Option(rich_help_panel=PICTURE, help=f"The frames' noises: {' or '.join(NOISES)}.")
+    ] = DEFAULT.noise,
+    solver: Solver = "euler-ancestral",
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            rich_help_panel=MODEL,
+            help="One that edits: a diffusers folder or hub id such as timbrooks/instruct-pix2pix.",
+        ),
+    ] = EDITOR,
+    lora: Lora = None,
+    textual_inversion: TextualInversion = None,
+    vae: Vae = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    chunk_size: ChunkSize = DEFAULT.chunk_size,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Change a video as the prompt says.
+
+    Its path goes to stdout, all else to stderr.
+    """
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        height=height,
+        width=width,
+        seed=seed,
+        fps=fps,
+        noise=noise,
+        solver=solver,
+        chunk_size=chunk_size,
+        method="instruct-pix2pix",
+        video=video,
+    )
+    options = {
+        "lora": [with_scale(each) for each in lora or []],
+        "textual_inversion": textual_inversion or [],
+        "vae": vae,
+        "device": device,
+        "dtype": dtype,
+    }
+    make(request, model, options, output, overwrite, json)

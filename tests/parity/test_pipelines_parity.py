@@ -1,0 +1,129 @@
+"""Guided and editing modes with one frame, against diffusers' own pipelines for one picture."""
+
+import pytest
+import torch
+from diffusers import (
+    ControlNetModel,
+    EulerAncestralDiscreteScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionInstructPix2PixPipeline,
+)
+from models.conftest import sd
+
+import kineograph as kg
+from kineograph.data.request import Request, controls
+from kineograph.data.video import Video
+from kineograph.denoise import guided, guided_twice
+from kineograph.ladder import leading
+from kineograph.models.attention import first
+from kineograph.models.controlnet import controlled, together
+from kineograph.recipes import guided as with_controls
+from kineograph.recipes.inputs import opened
+from kineograph.recipes.instruct_pix2pix import input_latents
+from kineograph.recipes.walks import Start
+from kineograph.trajectory import ddim, euler_ancestral, last
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]  # the peers' own, about safety checkers
+PROMPT, NEGATIVE, STEPS, SCALE, IMAGE_SCALE = "a red fish", "blurry", 5, 7.5, 1.5
+
+
+def noise() -> torch.Tensor:
+    return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+
+
+def start_of(z: torch.Tensor, sigma: float) -> torch.Tensor:
+    """The pipelines take pure noise for z at their first timestep."""
+    return (z * (1 + sigma**2) ** 0.5)[:, None]
+
+
+def controlnet(pipe) -> ControlNetModel:
+    torch.manual_seed(4)
+    net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+    for name, weight in net.named_parameters():
+        if name.startswith("controlnet_"):
+            torch.nn.init.normal_(weight, std=0.1)  # they begin at zero, and would change nothing
+    return net
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@torch.no_grad()
+def test_the_guided_mode_with_one_frame_is_the_controlnet_pipeline(count):
+    base = sd()
+    nets = [controlnet(base) for _ in range(count)]
+    pictures = [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(k)) for k in range(count)]
+    pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=nets if count > 1 else nets[0])
+    window = {"control_guidance_start": 0.2, "control_guidance_end": 0.9}
+    theirs = pipe(
+        PROMPT, image=pictures if count > 1 else pictures[0], negative_prompt=NEGATIVE, num_inference_steps=STEPS,
+        guidance_scale=SCALE, latents=noise(), output_type="latent", controlnet_conditioning_scale=[0.7] * count
+        if count > 1 else 0.7, **{k: [v] * count if count > 1 else v for k, v in window.items()},
+    ).images  # fmt: skip
+
+    model = kg.load(base, controlnet={str(k): net for k, net in enumerate(nets)})
+    sigmas = leading(model.schedule.sigmas, STEPS, last=model.schedule.sigmas[0])
+
+    def bound(text):
+        told = model.prompt([text])
+        added = [
+            controlled(model.control(str(k)), told, model.control(str(k)).embed(picture), see=first, scale=0.7, start=0.2, end=0.9)
+            for k, picture in enumerate(pictures)
+        ]  # fmt: skip
+        return model.bind(kg.Condition(told.tokens, residuals=together(*added)), see=first)
+
+    x = last(ddim(guided(bound(PROMPT), bound(NEGATIVE), SCALE), start_of(noise(), sigmas[0]), sigmas))
+    z = x[:, 0] / (1 + sigmas[-1] ** 2) ** 0.5
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(z, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("image_scale", [IMAGE_SCALE, 1.0])
+@torch.no_grad()
+def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_path, image_scale):
+    base = sd(in_channels=8)
+    base.scheduler = EulerAncestralDiscreteScheduler.from_config(base.scheduler.config, timestep_spacing="leading")
+    pipe = StableDiffusionInstructPix2PixPipeline(**base.components, requires_safety_checker=False)
+    picture = (torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(5)) * 255).byte().numpy()
+    path = Video(picture[None]).save(tmp_path / "in.png")
+    theirs = pipe(
+        PROMPT, image=Video(picture[None]).pil[0], negative_prompt=NEGATIVE, num_inference_steps=STEPS,
+        guidance_scale=SCALE, image_guidance_scale=image_scale, latents=noise(), output_type="latent",
+        generator=torch.Generator().manual_seed(6),
+    ).images  # fmt: skip
+
+    model = kg.load(sd(in_channels=8))
+    request = kg_request(path)
+    start = Start(0, 16, 16, (1, 4, 8, 8), opened(request))
+    shown = input_latents(model, start, 8)
+    sigmas = leading(model.schedule.sigmas, STEPS)
+    said, nothing = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
+    looks = [
+        model.bind(kg.Condition(told, channels=channels), see=first)
+        for told, channels in ((said, shown), (nothing, shown), (nothing, 0 * shown))
+    ]
+    draws = torch.Generator().manual_seed(6)
+    solve = euler_ancestral(lambda level: torch.randn(1, 1, 4, 8, 8, generator=draws))
+    x = last(solve(guided_twice(*looks, SCALE, image_scale), start_of(noise(), sigmas[0]), sigmas))
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(x[:, 0], theirs, rtol=1e-3, atol=1e-3)
+
+
+def kg_request(path):
+    return Request(prompt=PROMPT, method="instruct-pix2pix", video=str(path), num_frames=1, height=16, width=16)
+
+
+@torch.no_grad()
+def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
+    base = sd()
+    model = kg.load(base, controlnet=controlnet(base))
+    frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()
+    path = Video(frames).save(tmp_path / "maps")
+    request = Request(prompt=PROMPT, control=controls({"seg-map": path}, scale=0.5))
+    start = Start(0, 16, 16, (1, 4, 8, 8), opened(request))
+    told = with_controls.bound(model, request, start)(model.prompt([PROMPT]))
+    z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
+    net = model.control("seg")
+    cues = net.embed(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
+    skips, middle = net(z, t, told, cues, see=first)
+    got_skips, got_middle = told.residuals(z, t, range(3), None)
+    torch.testing.assert_close(got_middle, 0.5 * middle)
+    torch.testing.assert_close(got_skips, [0.5 * skip for skip in skips])
