@@ -1,11 +1,12 @@
 """Our Text2Video-Zero and diffusers', side by side: `python benchmarks/text2video_zero.py [--steps 50] [--repeats 3]`.
 
-Both networks of `kineograph bench`, one after the other; rows go to benchmarks/text2video_zero.json.
+Both networks and modes of `kineograph bench`, one after the other; rows go to benchmarks/text2video_zero.json.
 """
 
 import argparse
 from pathlib import Path
 
+from kineograph.evaluation.alone import MODES
 from kineograph.evaluation.bench import as_json, bench, table
 
 if __name__ == "__main__":
@@ -17,6 +18,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     asked = parser.parse_args()
     sizes = {"frames": asked.frames, "steps": asked.steps, "repeats": asked.repeats}
-    rows = [row for network in asked.networks for row in bench(network, **sizes)]
+    rows = [row for network in asked.networks for mode in MODES for row in bench(network, mode, **sizes)]
     asked.out.write_text(as_json(rows))
     print(table(rows))

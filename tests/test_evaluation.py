@@ -151,6 +151,8 @@ def test_what_cannot_be_reproduced_or_compared_is_an_error(model, tmp_path):
         reproduce("text2video-zero", model, witnesses(), cases=0, out=tmp_path)
     with pytest.raises(InputError, match="expected pocket or sd15"):
         bench.bench("sdxl")
+    with pytest.raises(InputError, match="expected motion or control"):
+        bench.bench("pocket", "magic")
     with pytest.raises(InputError, match="at least 7 steps"):
         bench.bench("sd15", steps=3)
 
@@ -165,11 +167,12 @@ def test_the_full_method_is_what_generate_does(model):
 
 
 @pytest.mark.filterwarnings("ignore")  # the peer's, which are many
-def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path):
-    monkeypatch.setattr(bench, "_peak_gb", lambda side, folder, dtype, frames: alone.peak() / 1e9)
+@pytest.mark.parametrize("mode", ["motion", "control"])
+def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path, mode):
+    monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: alone.peak() / 1e9)
     monkeypatch.setattr(bench, "MATRIX", 64)
     said, file = [], tmp_path / "bench.json"
-    rows = bench.bench("sd15", frames=2, steps=7, repeats=2, size=TINY, out=file, say=said.append)
+    rows = bench.bench("sd15", mode, frames=2, steps=7, repeats=2, size=TINY, out=file, say=said.append)
     assert len(said) == 4 * len(rows)
     assert json.loads(file.read_text())[0]["setting"]["frames"] == 2
     assert "times as fast" in bench.table(rows)
@@ -179,5 +182,5 @@ def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path):
 
 
 def test_a_process_of_its_own_tells_its_peak(folder, capsys):
-    alone.main("ours", str(folder), "float32", "2", "7")
+    alone.main("motion", "ours", str(folder), "float32", "2", "7")
     assert json.loads(capsys.readouterr().out)["peak_gb"] > 0.1

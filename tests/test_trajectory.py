@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from kineograph import ladder, noise, trajectory
+from kineograph import ladder, motion, noise, trajectory
 from kineograph.trajectory import ddim, ddim_eta, dpmpp_2m, euler_ancestral, last, lcm, recorded
 
 MEAN, SPREAD = 0.3, 0.5
@@ -173,3 +173,52 @@ def test_more_noise_than_ddpms_is_refused(eta):
 def test_a_walk_of_the_first_frame_alone_draws_that_frames_noise():
     alone = last(euler_ancestral(DRAW)(gaussian, START[:, :1], SIGMAS))
     assert torch.equal(alone, last(euler_ancestral(DRAW)(gaussian, START, SIGMAS))[:, :1])
+
+
+CAMERA = motion.along(motion.parse("pan:8,0"), frames=2, seed=0)  # a cell of 64 a frame
+
+
+def nowhere(x0, sigma):
+    return torch.zeros_like(x0[:, :, :1])
+
+
+def everywhere(x0, sigma):
+    return torch.ones_like(x0[:, :, :1])
+
+
+@single_step
+def test_smoothing_without_strength_or_without_background_changes_nothing(solve):
+    plain = recorded(solve(gaussian, START, SIGMAS))
+    for masks, strength in ((nowhere, 0.0), (everywhere, 1.0)):
+        steadied = recorded(trajectory.smoothed(solve, CAMERA, masks, strength)(gaussian, START, SIGMAS))
+        assert [step.sigma for step in steadied] == [step.sigma for step in plain]
+        torch.testing.assert_close(steadied[-1].x, plain[-1].x)
+
+
+def test_smoothing_at_full_strength_makes_every_background_the_first_frames_as_the_camera_sees_it():
+    steps = recorded(trajectory.smoothed(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
+    plain = last(ddim(gaussian, START, SIGMAS))
+    torch.testing.assert_close(steps[-1].x[:, :1], plain[:, :1])
+    torch.testing.assert_close(steps[-1].x[:, 1, ..., :-1], plain[:, 0, ..., 1:])
+
+
+def test_smoothing_draws_backgrounds_together_and_leaves_the_foreground_and_what_the_first_frames_passes_over():
+    def left(x0, sigma):
+        mask = torch.zeros_like(x0[:, :, :1])
+        mask[:, 1, ..., :8] = 1  # of frame 1
+        mask[:, 0, ..., 32:40] = 1  # of frame 0, which frame 1 sees a cell further left
+        return mask
+
+    plain = last(ddim(gaussian, START, SIGMAS))
+    steadied = last(trajectory.smoothed(ddim, CAMERA, left, 0.6)(gaussian, START, SIGMAS))
+    torch.testing.assert_close(steadied[:, 1, ..., :8], plain[:, 1, ..., :8])
+    torch.testing.assert_close(steadied[:, 1, ..., 31:39], plain[:, 1, ..., 31:39])
+    off, on = ((x[:, 1, ..., 10:30] - x[:, 0, ..., 11:31]).square().mean() for x in (plain, steadied))
+    assert on < 1e-3 * off
+
+
+def test_one_frame_has_nothing_to_be_held_to():
+    plain, steadied = (
+        last(solve(gaussian, START[:, :1], SIGMAS)) for solve in (ddim, trajectory.smoothed(ddim, CAMERA, nowhere, 0.6))
+    )
+    assert torch.equal(plain, steadied)

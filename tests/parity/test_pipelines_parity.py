@@ -64,10 +64,11 @@ def test_the_guided_mode_with_one_frame_is_the_controlnet_pipeline(count):
 
     def bound(text):
         told = model.prompt([text])
+        ours = [model.control(str(k)) for k in range(count)]
         added = [
-            controlled(model.control(str(k)), told, model.control(str(k)).embed(picture), see=first, scale=0.7, start=0.2, end=0.9)
-            for k, picture in enumerate(pictures)
-        ]  # fmt: skip
+            controlled(net, told, net.embed(picture), see=first, scale=0.7, start=0.2, end=0.9)
+            for net, picture in zip(ours, pictures, strict=True)
+        ]
         return model.bind(kg.Condition(told.tokens, residuals=together(*added)), see=first)
 
     x = last(ddim(guided(bound(PROMPT), bound(NEGATIVE), SCALE), start_of(noise(), sigmas[0]), sigmas))

@@ -28,7 +28,7 @@ from kineograph.cli.options import (
     Vae,
     Width,
 )  # fmt: skip
-from kineograph.data.request import FPS, METHODS, MOTION, NUM_FRAMES, Request, controls
+from kineograph.data.request import FPS, MASKS, METHODS, MOTION, NUM_FRAMES, Request, controls
 
 DEFAULT = Request(prompt="any")
 
@@ -76,6 +76,10 @@ def generate(
             help="How strongly the background is held to the first frame's as the camera passes: 0.6 is the paper's.",
         ),
     ] = DEFAULT.smooth_background,
+    masks: Annotated[
+        str,
+        typer.Option(rich_help_panel=PICTURE, help=f"What tells the foreground then: {' or '.join(MASKS)}."),
+    ] = DEFAULT.masks,
     method: Annotated[
         str, typer.Option(rich_help_panel=PICTURE, help=f"Which paper makes it a video: {METHODS[0]}.")
     ] = DEFAULT.method,
@@ -149,6 +153,7 @@ def generate(
             end=control_guidance_end,
         ),
         smooth_background=smooth_background,
+        masks=masks,
     )
     options = {
         "lora": [with_scale(each) for each in lora or []],

@@ -55,6 +55,9 @@ def bench(
     network: Annotated[
         str, typer.Argument(help="pocket, or sd15: random weights in the shape of Stable Diffusion 1.5.")
     ] = "pocket",
+    mode: Annotated[
+        str, typer.Option(help="motion, or control: guided by a ControlNet, against diffusers' pipeline for that.")
+    ] = "motion",
     frames: Annotated[int, typer.Option(help="How many frames a video.")] = 8,
     steps: Annotated[int, typer.Option(help="How many steps a video.")] = 50,
     repeats: Annotated[int, typer.Option(help="How many videos of each side, in turns.")] = 3,
@@ -65,7 +68,7 @@ def bench(
     from kineograph.evaluation import bench as side_by_side
 
     speaking.quiet_loading()
-    rows = side_by_side.bench(network, frames=frames, steps=steps, repeats=repeats, out=out, say=speaking.say)
+    rows = side_by_side.bench(network, mode, frames=frames, steps=steps, repeats=repeats, out=out, say=speaking.say)
     if json:
         speaking.answer({"rows": [{**row._asdict(), "setting": row.setting._asdict()} for row in rows]})
     else:

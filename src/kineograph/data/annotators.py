@@ -70,7 +70,7 @@ def depth_by(model: str, device: torch.device | str = "cpu") -> Annotator:
         inputs = processor(images=Image.fromarray(frame), return_tensors="pt").to(device)
         (found,) = processor.post_process_depth_estimation(network(**inputs), target_sizes=[frame.shape[:2]])
         near: Tensor = found["predicted_depth"].float()
-        span = (near.max() - near.min()).clamp(min=1e-6)
+        span = (near.max() - near.min()).clamp(min=1e-12)
         grey = (255 * (near - near.min()) / span).round().byte().cpu().numpy()
         return np.repeat(grey[..., None], 3, axis=2)
 

@@ -14,6 +14,7 @@ from kineograph.errors import InputError
 METHODS = ("text2video-zero", "instruct-pix2pix")
 NUM_FRAMES, FPS, MOTION = 8, 4.0, "pan:12,12"  # where nothing is asked, and no video is given to go by
 NOISES = ("shared", "independent")
+MASKS = ("attention", "rembg")
 SOLVERS = ("ddim", "dpmpp-2m", "euler-ancestral", "lcm")
 MOST_FRAMES, MOST_STEPS, MOST_SIDE = 4096, 1000, 4096
 
@@ -72,6 +73,7 @@ class Request:
     method: str = "text2video-zero"
     control: tuple[Control, ...] = ()
     smooth_background: float = 0.0
+    masks: str = "attention"
     video: str | None = None
     image_guidance_scale: float = 1.5
     noise: str = "shared"
@@ -97,6 +99,7 @@ class Request:
         _choice("solver", self.solver, SOLVERS)
         _choice("method", self.method, METHODS)
         _choice("noise", self.noise, NOISES)
+        _choice("masks", self.masks, MASKS)
         _number("smooth_background", self.smooth_background)
         if not 0 <= self.smooth_background <= 1:
             raise InputError(f"smooth_background is a share from 0 (off) to 1, not {self.smooth_background:g}")

@@ -1,6 +1,6 @@
 """Draws one video in a process of its own and prints the memory that this took.
 
-python -m kineograph.evaluation.alone SIDE FOLDER DTYPE FRAMES STEPS
+python -m kineograph.evaluation.alone MODE SIDE FOLDER DTYPE FRAMES STEPS
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 
-from kineograph.evaluation.peers import SIDES
+from kineograph.evaluation import controlled_peers, peers
+
+MODES = {"motion": peers.SIDES, "control": controlled_peers.SIDES}
 
 
-def main(side: str, folder: str, dtype: str, frames: str, steps: str) -> None:
+def main(mode: str, side: str, folder: str, dtype: str, frames: str, steps: str) -> None:
     """Prints {"peak_gb": ...}: of the GPU where there is one, else of the whole process."""
-    SIDES[side](Path(folder), dtype)(int(frames), int(steps))
+    MODES[mode][side](Path(folder), dtype)(int(frames), int(steps))
     sys.stdout.write(json.dumps({"peak_gb": peak() / 1e9}) + "\n")
 
 

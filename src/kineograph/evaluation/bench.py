@@ -1,4 +1,4 @@
-"""`kineograph bench`: our Text2Video-Zero and diffusers', side by side in one process on the same weights."""
+"""`kineograph bench`: our Text2Video-Zero, moved or guided, and diffusers', side by side on the same weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 from kineograph.data.files import instead_of
 from kineograph.errors import InputError
 from kineograph.evaluation import alone
-from kineograph.evaluation.peers import MOVE_AFTER, SIDES, Draw, save_stand_in
+from kineograph.evaluation.alone import MODES
+from kineograph.evaluation.peers import MOVE_AFTER, Draw, save_stand_in
 from kineograph.models.checkpoints import POCKET
 from kineograph.models.placement import as_dtype, place
 
@@ -44,7 +45,7 @@ class Setting(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One comparison. Seconds are medians over the repeats; `speedup` is the median of the repeats' ratios.
+    """One comparison, of videos moved by a camera ("motion") or guided by control pictures ("control"). Seconds are medians over the repeats; `speedup` is the median of the repeats' ratios.
 
     difference      between both sides' frames, on average, in grey levels of 255
     longer_peak_gb  our peak with `LONGER` times the frames
@@ -53,6 +54,7 @@ class Row(NamedTuple):
     """
 
     network: str
+    mode: str
     against: str
     setting: Setting
     seconds: float
@@ -70,6 +72,7 @@ class Row(NamedTuple):
 
 def bench(
     network: str = "pocket",
+    mode: str = "motion",
     *,
     frames: int = 8,
     steps: int = 50,
@@ -82,9 +85,13 @@ def bench(
 
     network: "pocket", or "sd15" for one in the shape of Stable Diffusion 1.5 with random weights: full size on a
         GPU, reduced on a CPU, or of the `size` given.
+    mode: "motion", against TextToVideoZeroPipeline, or "control", against the ControlNet pipeline with cross-frame
+        attention.
     out: a JSON file for the rows.
-    Raises InputError for an unknown network or too few steps.
+    Raises InputError for an unknown network or mode, or too few steps.
     """
+    if mode not in MODES:
+        raise InputError(f"there is no mode {mode!r} to compare: expected {' or '.join(MODES)}")
     if network not in ("pocket", "sd15"):
         raise InputError(f"there is no network {network!r} to compare on: expected pocket or sd15")
     if steps < LEAST_STEPS or frames < 2 or repeats < 1:
@@ -98,7 +105,7 @@ def bench(
         if network == "sd15":
             save_stand_in(folder, **(size or (FULL_SIZE if torch.cuda.is_available() else REDUCED)))
         rows = [
-            _compared(network, folder, against, Setting(frames, steps, repeats, dtype, theirs), say)
+            _compared(network, mode, folder, against, Setting(frames, steps, repeats, dtype, theirs), say)
             for against, theirs in pairs.items()
         ]
     if out:
@@ -107,17 +114,18 @@ def bench(
     return rows
 
 
-def _compared(network: str, folder: Path, against: str, setting: Setting, say: Say) -> Row:
+def _compared(network: str, mode: str, folder: Path, against: str, setting: Setting, say: Say) -> Row:
     dtypes = {"ours": setting.dtype, "theirs": setting.their_dtype}
-    draws = {side: make(folder, dtypes[side]) for side, make in SIDES.items()}
+    draws = {side: make(folder, dtypes[side]) for side, make in MODES[mode].items()}
     shown = {side: draw(setting.frames, LEAST_STEPS) for side, draw in draws.items()}  # and warms up
-    times = _alternated(draws, setting, lambda side, took: say(f"{network}, {against}: {side} {took:.2f} s"))
+    times = _alternated(draws, setting, lambda side, took: say(f"{network}, {mode}, {against}: {side} {took:.2f} s"))
     ratios = [their / our for our, their in zip(times["ours"], times["theirs"], strict=True)]
     seconds = statistics.median(times["ours"])
     rate = _flops(draws["ours"], setting.frames, setting.steps) / seconds
-    peaks = {side: _peak_gb(side, folder, dtypes[side], setting.frames) for side in SIDES}
+    peaks = {side: _peak_gb(mode, side, folder, dtypes[side], setting.frames) for side in MODES[mode]}
     return Row(
         network=network,
+        mode=mode,
         against=against,
         setting=setting,
         seconds=seconds,
@@ -128,7 +136,7 @@ def _compared(network: str, folder: Path, against: str, setting: Setting, say: S
         difference=float(np.abs(np.subtract(shown["ours"], shown["theirs"], dtype=float)).mean()),
         peak_gb=peaks["ours"],
         their_peak_gb=peaks["theirs"],
-        longer_peak_gb=_peak_gb("ours", folder, setting.dtype, LONGER * setting.frames),
+        longer_peak_gb=_peak_gb(mode, "ours", folder, setting.dtype, LONGER * setting.frames),
         teraflops=rate / 1e12,
         share_of_peak=rate / matrix_peak(setting.dtype),
     )
@@ -154,7 +162,7 @@ def as_json(rows: Sequence[Row]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
     return "\n".join(
-        f"{row.network}, {row.setting.frames} frames, {row.setting.steps} steps, {row.setting.dtype}, "
+        f"{row.network}, {row.mode}, {row.setting.frames} frames, {row.setting.steps} steps, {row.setting.dtype}, "
         f"against {row.against} ({row.setting.their_dtype})\n"
         f"  time     {row.seconds:.2f} s, theirs {row.their_seconds:.2f} s: {row.speedup:.2f} times as fast "
         f"({row.slowest:.2f} to {row.fastest:.2f} over {row.setting.repeats} repeats)\n"
@@ -206,7 +214,7 @@ def _counted(draw: Draw, frames: int, steps: int) -> int:
     return counter.get_total_flops()
 
 
-def _peak_gb(side: str, folder: Path, dtype: str, frames: int) -> float:
+def _peak_gb(mode: str, side: str, folder: Path, dtype: str, frames: int) -> float:
     """The peak memory of drawing a video, in a process of its own: a process never forgets its peak."""
-    command = [sys.executable, "-m", alone.__name__, side, str(folder), dtype, str(frames), str(LEAST_STEPS)]
+    command = [sys.executable, "-m", alone.__name__, mode, side, str(folder), dtype, str(frames), str(LEAST_STEPS)]
     return json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)["peak_gb"]

@@ -46,7 +46,7 @@ def foreground(model: Model, prompts: Sequence[str], *, chunk_size: int = 8) -> 
     @torch.no_grad()
     def masks(x0: Latents, sigma: float) -> Mask:
         level = max(sigma, LEVEL)
-        grain = shared(SEED, [0], (1, *x0.shape[2:])).to(x0)
+        grain = shared(SEED, [0], (1, *x0.shape[2:])).expand(x0.shape).to(x0)
         with _watched([each for layer in layers for each in (layer.to_q, layer.to_k)]) as seen:
             look(add_noise(x0, grain, level), level)
         return _above(_cut(_affinity(layers, seen, len(x0)), x0.shape[-2:]))[:, :, None].to(x0)

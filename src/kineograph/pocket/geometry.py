@@ -113,7 +113,7 @@ def surveying(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {
         "depth": (far.sigmoid() - depth).abs().mean(),
         "points": POINTS * (middles(heat) - points).abs().mean(),
-        "heat": 0.1 * cross_entropy(heat.flatten(2).transpose(1, 2).flatten(0, 1), place.flatten()),
+        "heat": 0.1 * cross_entropy(heat.flatten(2).flatten(0, 1), place.flatten()),
     }
 
 

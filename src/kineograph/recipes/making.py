@@ -59,6 +59,7 @@ def generate(
     control_guidance_start: float = 0.0,
     control_guidance_end: float = 1.0,
     smooth_background: float = 0.0,
+    masks: str = "attention",
     on_step: OnStep | None = None,
 ) -> Video: ...
 @overload
@@ -83,6 +84,7 @@ def generate(
     control_guidance_start: float = 0.0,
     control_guidance_end: float = 1.0,
     smooth_background: float = 0.0,
+    masks: str = "attention",
     on_step: OnStep | None = None,
 ) -> list[Video]: ...
 def generate(
@@ -106,6 +108,7 @@ def generate(
     control_guidance_start: float = 0.0,
     control_guidance_end: float = 1.0,
     smooth_background: float = 0.0,
+    masks: str = "attention",
     on_step: OnStep | None = None,
 ) -> Video | list[Video]:
     """A video of what the prompt says; for a list of prompts, a list of videos.
@@ -126,6 +129,7 @@ def generate(
     control_guidance_start, control_guidance_end: from where to where on the way from noise (0) to video (1).
     smooth_background: how strongly the background is held to the first frame's as the camera passes; the paper's 0.6,
         or 0 for not at all.
+    masks: what tells the foreground then: the model's own "attention", or "rembg", a network that the user installs.
     on_step: called with a `Progress` after every step; an exception from it ends the work.
 
     Raises ValueError (InputError is one) for arguments that cannot be and for a frame that holds NaN, and warns
@@ -158,6 +162,7 @@ def generate(
                 end=control_guidance_end,
             ),
             smooth_background=smooth_background,
+            masks=masks,
         )
         for number, each in enumerate(prompts)
     ]

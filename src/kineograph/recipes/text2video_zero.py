@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+import torch
+import torch.nn.functional as F
+
 from kineograph import ladder, noise
 from kineograph.data.request import Request
+from kineograph.data.saliency import salient
 from kineograph.denoise import Denoise
+from kineograph.latents import Latents, Mask
 from kineograph.methods import text2video_zero as method
 from kineograph.models.attention import first
 from kineograph.models.foreground import foreground
@@ -14,7 +20,9 @@ from kineograph.models.model import Model
 from kineograph.motion import along, parse
 from kineograph.recipes import guided
 from kineograph.recipes.walks import DESCENTS, Start, look, solver, solver_in_step
-from kineograph.trajectory import Solver, Step, smoothed
+from kineograph.trajectory import Masks, Solver, Step, smoothed
+
+HALF = 0.5  # of a cell
 
 
 def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[Step]]:
@@ -57,5 +65,21 @@ def _steadied(solve: Solver, model: Model, request: Request, start: Start) -> So
     if not request.smooth_background:
         return solve
     warp = along(parse(start.inputs.motion or "none"), frames=len(start.frames), seed=start.seed)
-    masks = foreground(model, [request.prompt], chunk_size=request.chunk_size)
+    if request.masks == "rembg":
+        masks = _salient(model)
+    else:
+        masks = foreground(model, [request.prompt], chunk_size=request.chunk_size)
     return smoothed(solve, warp, masks, request.smooth_background)
+
+
+def _salient(model: Model) -> Masks:
+    """Masks of the decoded frames by a network for salient objects, at the latents' size."""
+    found = salient()
+
+    def masks(x0: Latents, sigma: float) -> Mask:
+        frames = (255 * model.decode(x0)[0]).byte().permute(0, 2, 3, 1).numpy()
+        seen = torch.from_numpy(np.stack([found(frame) for frame in frames])).float() / 255
+        cells = F.interpolate(seen[None], x0.shape[-2:], mode="area")
+        return (cells > HALF).float()[:, :, None].to(x0)
+
+    return masks

@@ -1,0 +1,58 @@
+"""ControlNets beside a model: found, checked against its U-Net, and named when they are missing."""
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from models.conftest import sd
+
+import kineograph as kg
+from kineograph.errors import InputError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    ControlNetModel.from_unet(sd().unet, conditioning_embedding_out_channels=(4, 8)).save_pretrained(tmp_path / "canny")
+    return tmp_path / "canny"
+
+
+def test_a_folder_or_a_network_by_name_or_alone(folder):
+    model = kg.load(sd(), controlnet={"canny": folder})
+    assert model.control("canny") is model.control("canny")
+    with pytest.raises(InputError, match="no ControlNet for 'depth', only for canny: .*--controlnet depth=FOLDER"):
+        model.control("depth")
+    alone = kg.load(sd(), controlnet=model.control("canny").controlnet)
+    assert alone.control("depth") is alone.control("anything")
+    with pytest.raises(InputError, match="no ControlNet for 'canny': load it"):
+        kg.load(sd()).control("canny")
+
+
+def test_another_architecture_is_named(tmp_path):
+    other = sd(reads=16).unet
+    ControlNetModel.from_unet(other, conditioning_embedding_out_channels=(4, 8)).save_pretrained(tmp_path / "foreign")
+    with pytest.raises(InputError, match="another architecture: its cross_attention_dim is 16, the model's 32"):
+        kg.load(sd(), controlnet=tmp_path / "foreign")
+    wide = ControlNetModel.from_unet(sd().unet, conditioning_embedding_out_channels=(4, 8))
+    wide.register_to_config(in_channels=9)
+    with pytest.raises(InputError, match="latents of 9 channels, and the model's have 4"):
+        kg.load(sd(), controlnet=wide)
+
+
+def test_what_is_no_controlnet_is_named(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is no ControlNet: expected a folder"):
+        kg.load(sd(), controlnet=tmp_path / "empty")
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="or damaged"):
+        kg.load(sd(), controlnet=folder)
+    with pytest.raises(InputError, match="there is no"):
+        kg.load(sd(), controlnet=tmp_path / "nowhere" / "canny")
+
+
+def test_the_pocket_model_comes_with_its_own():
+    model = kg.load(dtype=torch.float32)
+    assert set(model.controls) == {"canny", "depth", "pose"}
+    net = model.control("canny").controlnet
+    assert isinstance(net, ControlNetModel) and net is model.control("canny").controlnet
+    assert not any("lora" in name for name in net.state_dict())
+    assert all(torch.isfinite(weight).all() for weight in net.state_dict().values())

@@ -1,0 +1,44 @@
+"""Masks from the model's own attention, against the world's exact ones."""
+
+import numpy as np
+import pytest
+import torch
+
+import kineograph as kg
+from kineograph.models import foreground as told
+from kineograph.models.foreground import foreground
+from kineograph.pocket.captions import of_picture
+from kineograph.pocket.truth import truth
+from kineograph.pocket.world import render, shots
+
+
+@pytest.fixture(scope="module")
+def model() -> kg.Model:
+    return kg.load(dtype="float32")
+
+
+def test_masks_are_where_things_are(model):
+    shown = [shot for shot, _ in zip(shots(11, split="held_out"), range(8), strict=False)]
+    pictures = torch.stack([torch.from_numpy(render(shot)).permute(2, 0, 1).float() / 255 for shot in shown])
+    said = [of_picture(shot, np.random.default_rng(0)) for shot in shown]
+    masks = foreground(model, said)(model.encode(pictures[:, None]), 0.0)
+    assert masks.shape == (8, 1, 1, 16, 16) and set(masks.unique().tolist()) == {0.0, 1.0}
+    large = masks[:, 0, 0].numpy().repeat(8, 1).repeat(8, 2) > 0
+    known = [truth(shot).mask > 0 for shot in shown]
+    overlaps = [(ours & theirs).sum() / (ours | theirs).sum() for ours, theirs in zip(large, known, strict=True)]
+    assert np.mean(overlaps) > 0.6
+
+
+def test_chunks_and_batches_do_not_change_the_masks_and_nothing_stays_on_the_network(model):
+    x0 = torch.randn(2, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole, parts = (foreground(model, ["a red fish", "a cat"], chunk_size=size)(x0, 2.0) for size in (8, 2))
+    assert (whole != parts).float().mean() < 0.01
+    alone = foreground(model, ["a cat"])(x0[1:], 2.0)
+    assert (alone != whole[1:]).float().mean() < 0.01
+    assert not any(layer._forward_hooks for layer in model.net.modules())
+
+
+def test_layers_of_odd_sizes_have_a_grid():
+    assert told._grid(256, (64, 64)) == (16, 16)
+    assert told._grid(15, (10, 6)) == (5, 3)
+    assert told._grid(6, (9, 5)) == (3, 2)

@@ -1,0 +1,185 @@
+"""Videos drawn from control videos, and edits, through the front door on tiny networks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from models.conftest import sd
+from PIL import Image
+
+import kineograph as kg
+from kineograph.data.video import Video
+from kineograph.errors import InputError, InputWarning
+
+FEW = {"num_inference_steps": 3, "seed": 1}
+
+
+def frames(count: int, seed: int = 0, height: int = 16, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (count, height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> kg.Model:
+    base = sd()
+    torch.manual_seed(4)
+    net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+    for name, weight in net.named_parameters():
+        if name.startswith("controlnet_"):
+            torch.nn.init.normal_(weight, std=0.2)
+    made = tmp_path_factory.mktemp("guided")
+    base.save_pretrained(made / "sd")
+    net.save_pretrained(made / "net")
+    return kg.load(made / "sd", controlnet={"canny": made / "net", "seg": made / "net"}, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def editor() -> kg.Model:
+    return kg.load(sd(in_channels=8))
+
+
+@pytest.fixture
+def maps(tmp_path: Path) -> Path:
+    return Video(frames(5), 10).save(tmp_path / "maps")
+
+
+def test_a_video_is_as_long_and_as_fast_as_its_control(model, maps):
+    video = kg.generate(model, "a fish", control={"seg-map": maps}, **FEW)
+    assert (len(video), video.fps) == (5, 10)
+    fewer = kg.generate(model, "a fish", control={"seg-map": maps}, fps=5, num_frames=2, **FEW)
+    assert (len(fewer), fewer.fps) == (2, 5)
+
+
+def test_the_control_counts_as_much_as_it_is_told_to(model, maps):
+    def drawn(**how: float) -> np.ndarray:
+        return kg.generate(model, "a fish", control={"seg-map": maps}, **FEW, **how).frames
+
+    full, none = drawn(), drawn(controlnet_conditioning_scale=0)
+    assert (full != none).any()
+    assert (none == none[:1]).all()  # one noise, one prompt: nothing else moves the frames
+    early = drawn(control_guidance_end=0.01)
+    assert np.array_equal(early, none)  # the first timestep of three is past it already
+
+
+def test_edges_are_found_in_the_control_video(model, tmp_path):
+    pytest.importorskip("cv2")
+    from kineograph.data.annotators import canny
+
+    seen = frames(3)
+    video = Video(seen).save(tmp_path / "in")
+    edges = Video(np.stack([canny(frame) for frame in seen])).save(tmp_path / "edges")
+    found, ready = (
+        kg.generate(model, "a fish", control=each, **FEW) for each in ({"canny": video}, {"canny-map": edges})
+    )
+    assert np.array_equal(found.frames, ready.frames)
+
+
+def test_frames_in_chunks_are_the_frames_at_once(model, maps):
+    whole, parts = (
+        kg.generate(model, "a fish", control={"seg-map": maps}, chunk_size=size, **FEW).frames for size in (8, 2)
+    )
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+    with_motion = [
+        kg.generate(model, "a fish", control={"seg-map": maps}, motion="pan:32,0", chunk_size=size, **FEW).frames
+        for size in (8, 2)
+    ]
+    assert np.abs(with_motion[0].astype(int) - with_motion[1]).max() <= 1
+    assert (with_motion[0] != whole).any()
+
+
+def test_several_controls_add_up(model, maps, tmp_path):
+    other = Video(frames(5, seed=9), 10).save(tmp_path / "other")
+    both = kg.generate(model, "a fish", control={"seg-map": maps, "canny-map": other}, **FEW)
+    one = kg.generate(model, "a fish", control={"seg-map": maps}, **FEW)
+    assert (both.frames != one.frames).any()
+    longer = Video(frames(6), 10).save(tmp_path / "longer")
+    with pytest.raises(InputError, match="not equally long"):
+        kg.generate(model, "a fish", control={"seg-map": maps, "canny-map": longer}, **FEW)
+    wide = Video(frames(5, width=32), 10).save(tmp_path / "wide")
+    with pytest.raises(InputError, match="different shapes"):
+        kg.generate(model, "a fish", control={"seg-map": maps, "canny-map": wide}, **FEW)
+
+
+def test_a_guided_video_is_replayed_and_a_changed_control_is_named(model, maps, tmp_path):
+    video = kg.generate(model, "a fish", control={"seg-map": maps}, **FEW)
+    assert json.loads(json.dumps(video.settings)) == video.settings
+    assert "controlnet seg" in video.settings["model"]["weights"]
+    path = video.save(tmp_path / "out.webp")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kg.replay(path).digest == video.digest
+    Video(frames(5, seed=3), 10).overwrite(maps)
+    with pytest.warns(InputWarning, match=f"the hash of {maps} was"):
+        kg.replay(path)
+
+
+@pytest.mark.parametrize(
+    ("control", "how", "said"),
+    [
+        ({"seg-map": "maps"}, {"num_frames": 9}, "has 5 frames, and 9 are asked for"),
+        ({"seg-map": "nowhere"}, {}, "there is no file"),
+        ({"seg": "maps"}, {}, "makes maps of the kind 'seg'.*seg-map=VIDEO"),
+        ({"depth-map": "maps"}, {}, "no ControlNet for 'depth', only for canny, seg"),
+        ({"seg-map": "maps"}, {"height": 16, "width": 48}, "another shape"),
+        ({"seg-map": "maps"}, {"control_guidance_start": 0.9, "control_guidance_end": 0.2}, "the start before"),
+    ],
+)
+def test_what_cannot_be_guided_is_said(model, maps, control, how, said):
+    named = {kind: maps if video == "maps" else maps.parent / video for kind, video in control.items()}
+    with pytest.raises(InputError, match=said):
+        kg.generate(model, "a fish", control=named, **FEW, **how)
+
+
+def test_an_edit_keeps_length_rate_and_shape_and_follows_its_input(editor, tmp_path):
+    one, other = (Video(frames(3, seed, width=32), 5).save(tmp_path / str(seed)) for seed in (0, 1))
+    edited = kg.edit(editor, one, "make it snow", **FEW)
+    assert (len(edited), edited.fps, edited.frames.shape[1:3]) == (3, 5, (8, 16))
+    assert (kg.edit(editor, other, "make it snow", **FEW).frames != edited.frames).any()
+    independent = kg.edit(editor, one, "make it snow", noise="independent", **FEW)
+    assert np.array_equal(independent.frames[0], independent.frames[0]) and (independent.frames != edited.frames).any()
+    still = Video(frames(1).repeat(3, 0), 5).save(tmp_path / "still")
+    same = kg.edit(editor, still, "make it snow", **FEW).frames
+    assert (same == same[:1]).all()  # shared noise and the same picture: the same frame
+
+
+def test_an_edit_in_chunks_is_the_edit_at_once(editor, tmp_path):
+    path = Video(frames(5), 5).save(tmp_path / "in")
+    whole, parts = (kg.edit(editor, path, "make it snow", chunk_size=size, **FEW).frames for size in (8, 2))
+    assert np.abs(whole.astype(int) - parts).max() <= 1
+
+
+def test_a_model_that_does_not_edit_says_so(model, maps):
+    with pytest.raises(InputError, match="draws from text alone: .* pocket-edit"):
+        kg.edit(model, maps, "make it snow", **FEW)
+
+
+def test_smoothing_changes_the_frames_after_the_first(model):
+    off, on = (kg.generate(model, "a fish", num_frames=3, smooth_background=s, **FEW).frames for s in (0.0, 0.6))
+    assert np.array_equal(off[0], on[0])
+    assert (off[1:] != on[1:]).any()
+
+
+def test_masks_may_come_from_rembg_and_its_absence_is_said(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    with pytest.raises(InputError, match=r"pip install 'kineograph\[saliency\]'"):
+        kg.generate(model, "a fish", num_frames=2, smooth_background=0.6, masks="rembg", **FEW)
+    seen = []
+
+    def remove(picture: Image.Image, *, session: str, only_mask: bool) -> Image.Image:
+        seen.append((picture.size, session, only_mask))
+        return Image.new("L", picture.size, 255)
+
+    monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=str, remove=remove))
+    off, on = (
+        kg.generate(model, "a fish", num_frames=2, smooth_background=share, masks="rembg", **FEW).frames
+        for share in (0.0, 0.6)
+    )
+    assert seen and set(seen) == {((16, 16), "birefnet-general-lite", True)}
+    assert np.array_equal(off, on)  # all is foreground, says this one
