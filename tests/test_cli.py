@@ -295,3 +295,39 @@ def test_an_error_of_ours_keeps_its_traceback(run: Run, model: list, monkeypatch
     monkeypatch.setattr(Video, "save", broken)
     with pytest.raises(ValueError, match="a bug"):
         run("generate", "a fish", *model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--control", "canny"], "a control is given as KIND=VIDEO"),
+        (["--control", "canny=a.mp4", "--control", "canny=b.mp4"], "a control is given twice for canny"),
+        (["--control", "canny=nowhere.mp4"], "there is no file nowhere.mp4"),
+        (["--control", "canny=film", "--num-frames", "9"], "film has 3 frames, and 9 are asked for"),
+        (["--control", "canny=film", "--smooth-background", "0.6"], "leave one of them out"),
+        (["--control", "canny-map=film"], "no ControlNet for 'canny': load it with one"),
+        (["--control", "canny-map=film", "--controlnet", "canny=nowhere/net"], "there is no nowhere/net"),
+        (["--controlnet", "folder"], "a ControlNet is given as KIND=FOLDER"),
+    ],
+)
+def test_what_cannot_guide_is_one_clear_line(run: Run, model: list, tmp_path: Path, arguments: list, said: str) -> None:
+    clip(tmp_path / "film")
+    got = run("generate", "a fish", "--model", model[1], "--steps", "2", *arguments)
+    assert got.status == 2
+    assert said in got.err and "Traceback" not in got.err
+    assert not [file for file in files(tmp_path) if file.startswith("outputs")]
+
+
+def test_edit_takes_a_video_and_a_model_that_edits(run: Run, model: list, tmp_path: Path) -> None:
+    from models.conftest import sd
+
+    clip(tmp_path / "film")
+    sd(in_channels=8).save_pretrained(tmp_path / "editor")
+    said = run("edit", "film", "make it snow", "--model", "editor", "--steps", "2", "-o", "snow.gif")
+    assert (said.status, said.out) == (0, "snow.gif\n"), said.err
+    assert read_settings(tmp_path / "snow.gif")["video"] == "film"
+    assert run("replay", "snow.gif").status == 0
+    wrong = run("edit", "film", "make it snow", "--model", model[1], "--steps", "2")
+    assert wrong.status == 2 and "draws from text alone" in wrong.err
+    assert run("edit", "nowhere.mp4", "make it snow").status == 2
+    assert run("edit", "make it snow").status == 2  # without an input

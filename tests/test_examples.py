@@ -23,3 +23,11 @@ def test_text2video_zero(model, capsys):
     video = example["draw"](model, "a red fish", frames=3, steps=4)
     assert video.frames.shape == (3, 64, 64, 3)
     assert "3 frames at noise level 0.00" in capsys.readouterr().out
+
+
+def test_guided(capsys):
+    example = runpy.run_path(str(EXAMPLES / "guided.py"))
+    film = example["clip"](example["FILMED"], 3, 4.0)
+    video = example["draw"](load(), "a purple fish in a city", film, steps=2)
+    assert video.frames.shape == (3, 128, 128, 3)
+    assert "noise level 0.00" in capsys.readouterr().out

@@ -45,8 +45,9 @@ class Setting(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One comparison, of videos moved by a camera ("motion") or guided by control pictures ("control"). Seconds are medians over the repeats; `speedup` is the median of the repeats' ratios.
+    """One comparison. Seconds are medians over the repeats; `speedup` is the median of the repeats' ratios.
 
+    mode            "motion": moved by a camera; "control": guided by control pictures
     difference      between both sides' frames, on average, in grey levels of 255
     longer_peak_gb  our peak with `LONGER` times the frames
     teraflops       a second, in matrix products and convolutions

@@ -89,7 +89,7 @@ def rendering(shot: Shot) -> Frames:
 
 def truths(shot: Shot) -> list[Truth]:
     """What is known of each frame of `rendering`."""
-    return [truth(shot, time) for time in clip_times(FRAMES, FPS)]
+    return [truth(shot, time, fps=FPS) for time in clip_times(FRAMES, FPS)]
 
 
 def drawn(kind: str, shot: Shot) -> Frames:

@@ -1,7 +1,7 @@
 """Video Instruct-Pix2Pix: an editing model changes every frame of a video, as an instruction says.
 
 Each frame is drawn with its own frame of the input beside it, guided by text and picture (Brooks et al. 2023), and
-looks at the first (Text2Video-Zero, section 3.4).
+looks at the first (Text2Video-Zero, section 3.5).
 """
 
 from __future__ import annotations
