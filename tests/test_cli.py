@@ -306,7 +306,7 @@ def test_an_error_of_ours_keeps_its_traceback(run: Run, model: list, monkeypatch
         (["--control", "canny=film", "--num-frames", "9"], "film has 3 frames, and 9 are asked for"),
         (["--control", "canny=film", "--smooth-background", "0.6"], "leave one of them out"),
         (["--control", "canny-map=film"], "no ControlNet for 'canny': load it with one"),
-        (["--control", "canny-map=film", "--controlnet", "canny=nowhere/net"], "there is no nowhere/net"),
+        (["--control", "canny-map=film", "--controlnet", "canny=nowhere/net"], "nowhere/net is neither a path here"),
         (["--controlnet", "folder"], "a ControlNet is given as KIND=FOLDER"),
     ],
 )

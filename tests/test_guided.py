@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -183,3 +184,24 @@ def test_masks_may_come_from_rembg_and_its_absence_is_said(model, monkeypatch):
     )
     assert seen and set(seen) == {((16, 16), "birefnet-general-lite", True)}
     assert np.array_equal(off, on)  # all is foreground, says this one
+
+
+ALONE = """
+import json, sys
+import kineograph as kg
+from kineograph.evaluation.alone import peak
+model, maps = kg.load(device="cpu"), {"pose-map": sys.argv[1]}
+video = kg.generate(model, "a red fish", control=maps, num_inference_steps=1, seed=1)
+print(json.dumps([len(video), peak()]))
+"""
+
+
+@pytest.mark.timeout(300)
+def test_two_hundred_frames_take_hardly_more_memory_than_sixteen(tmp_path):
+    peaks = {}
+    for count in (16, 200):
+        path = Video(frames(count, height=128, width=128), 10).save(tmp_path / f"{count}.mp4")
+        told = subprocess.run([sys.executable, "-c", ALONE, str(path)], stdout=subprocess.PIPE, check=True).stdout
+        made, peaks[count] = json.loads(told)
+        assert made == count
+    assert peaks[200] < 1.25 * peaks[16]

@@ -61,7 +61,7 @@ def test_editing(model, witnesses, tmp_path):
     assert [next(name for name in each if name.startswith("asked ")) for each in rendered] == [
         f"asked {aspect}" for aspect in ASPECTS
     ]
-    assert all(each["background"] > 40 for each in rendered if "background" in each)
+    assert all(each["background"] > 30 for each in rendered if "background" in each)
     assert len(editing.claims(made)) == 5
 
 
@@ -73,7 +73,7 @@ def test_smoothing(model, witnesses, tmp_path):
 
 def test_specialised(model, witnesses, tmp_path, monkeypatch):
     monkeypatch.setattr(specialised, "FOLDER", tmp_path / "subjects")
-    monkeypatch.setattr(subjects.learnt, "__defaults__", (2,))
+    monkeypatch.setattr(specialised, "TRAINED", 2)
     made = ran(specialised.studied(model, witnesses, 1, 2), tmp_path)
     assert [each["arm"] for each in made] == ["base", "LoRA"]
     assert len(list((tmp_path / "subjects").glob("*/pytorch_lora_weights.safetensors"))) == 1

@@ -29,7 +29,7 @@ from kineograph.pocket.edits import ASPECTS, Edit, draw_edit, instruction
 from kineograph.trajectory import euler_ancestral, last
 
 STEPS = 20
-SCALE, IMAGE_SCALE = 7.5, Request(prompt="any").image_guidance_scale
+SCALE, IMAGE_SCALE = 3.0, Request(prompt="any").image_guidance_scale
 OF_THE_THING = ("colour", "thing")  # edits that leave the background as it is
 
 
@@ -105,7 +105,8 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, f
         "warp error": metrics.warp_error(frames, [each.flow for each in truths(edit.after)]),
     }
     if edit.aspect in OF_THE_THING:
-        masks = [before.mask + after.mask == 0 for before, after in zip(truths(edit.before), known, strict=True)]
+        things = [(one.mask > 0) | (other.mask > 0) for one, other in zip(truths(edit.before), known, strict=True)]
+        masks = [~metrics.grown(metrics.grown(thing)) for thing in things]  # outlines and shadows lie outside of them
         pairs = zip(rendering(edit.before), frames, masks, strict=True)
         found["background"] = float(np.mean([metrics.psnr(*each) for each in pairs]))
     return found

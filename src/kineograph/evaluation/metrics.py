@@ -148,13 +148,13 @@ def edge_f1(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _f1(found: np.ndarray, wanted: np.ndarray) -> float:
-    right = (found & _grown(wanted)).sum() / max(1, found.sum())
-    recalled = (wanted & _grown(found)).sum() / max(1, wanted.sum())
+    right = (found & grown(wanted)).sum() / max(1, found.sum())
+    recalled = (wanted & grown(found)).sum() / max(1, wanted.sum())
     return float(2 * right * recalled / max(right + recalled, 1e-9))
 
 
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """A mask and the eight neighbours of all that is in it."""
+def grown(mask: np.ndarray) -> np.ndarray:
+    """A mask [h w] and the eight neighbours of all that is in it."""
     wide = np.pad(mask, 1)
     height, width = mask.shape
     parts = [wide[y : y + height, x : x + width] for y in range(3) for x in range(3)]

@@ -59,7 +59,7 @@ def filmed(models: Sequence[Model] | None, steps: int, cases: Sequence[Case]) ->
 
 def _specialised(case: Case) -> Model:
     known = subjects()
-    return load(lora=str(learnt(known[case.number % len(known)], FOLDER)))
+    return load(lora=str(learnt(known[case.number % len(known)], FOLDER, TRAINED)))
 
 
 def _filmed(model: Model, steps: int, case: Case) -> Frames:

@@ -66,7 +66,7 @@ def _subject(number: int, shot: Shot) -> Subject:
     return Subject(number, shot.things[0].kind, tuple(taken), np.stack([render(each) for each in taken]))
 
 
-def learnt(subject: Subject, folder: Path, steps: int = STEPS) -> Path:
+def learnt(subject: Subject, folder: Path, steps: int) -> Path:
     """The LoRA of this subject: trained on its pictures unless the file is there."""
     file = folder / f"{subject.number}-{subject.kind}-{steps}" / "pytorch_lora_weights.safetensors"
     if file.exists():

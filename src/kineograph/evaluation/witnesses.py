@@ -37,15 +37,15 @@ class Witnesses(NamedTuple):
 
 def pocket_witnesses() -> Witnesses:
     """The judge and the CLIP that come with the pocket model."""
-    judge = load_judge()
+    judge, eye = load_judge(), load_geometry_eye()
     clip = CLIPModel.from_pretrained(POCKET / "clip", local_files_only=True).eval()
     tokens = CLIPTokenizer.from_pretrained(POCKET / "clip", local_files_only=True)
     return Witnesses(
         look=lambda frames: _seen(judge, frames),
         alike=lambda frames, text: _cosines(clip, tokens, frames, text),
         embed=lambda frames: _embedded(clip, frames),
-        survey=load_geometry_eye().look,
-        weights={"judge": fingerprint(judge.eye), "clip": fingerprint(clip)},
+        survey=eye.look,
+        weights={"judge": fingerprint(judge.eye), "clip": fingerprint(clip), "geometry": fingerprint(eye)},
     )
 
 
