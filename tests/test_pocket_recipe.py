@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
@@ -16,6 +17,7 @@ from kineograph.pocket import clip, feed, fit, judging, recipe, words
 from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.judge import Judge, load_judge
+from kineograph.pocket.low_rank import as_control, as_editor, restored
 from kineograph.pocket.norms import QuickGroupNorm, with_quick_norms
 from kineograph.pocket.optimisers import optimisers
 from kineograph.pocket.settings import Settings
@@ -158,8 +160,8 @@ def test_the_judge_answers_for_any_size():
 
 
 def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
-    small = Settings(pictures=12, held_out=64, pairs=4, families=6, films=2, judged=2)
-    plans = {"vae": 4, "text": 2, "clip": 2, "unet": 2, "control": 2, "eye": 16, "motion": 2}
+    small = Settings(pictures=12, held_out=64, pairs=4, families=6, films=2, edits=2, judged=2)
+    plans = {"geometry": 4, "vae": 4, "text": 2, "clip": 2, "unet": 2, "control": 2, "edit": 2, "eye": 16, "motion": 2}
     settings = small.model_copy(
         update={name: Plan(minutes=1, steps=1, lr=1e-3, batch=size) for name, size in plans.items()}
     )
@@ -171,9 +173,21 @@ def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
     assert CLIPModel.from_pretrained(tmp_path / "weights" / "clip").dtype is torch.float32
     assert load_judge(tmp_path / "weights" / "judge" / "judge.safetensors")
     assert "a" in json.loads((tmp_path / "weights" / "vocabulary.json").read_text())
-    assert sum(f.stat().st_size for f in (tmp_path / "weights").rglob("*") if f.is_file()) <= 36e6
+    added = {"control", "edit"}
+    sizes = {name: size(tmp_path / "weights" / name) for name in added}
+    assert sum(sizes.values()) <= 16e6
+    assert size(tmp_path / "weights") - sum(sizes.values()) <= 38e6
+    unet = UNet2DConditionModel.from_pretrained(tmp_path / "weights" / "unet", torch_dtype=torch.float32)
+    for kind in ("canny", "depth", "pose"):
+        assert restored(as_control(unet), load_file(tmp_path / "weights" / "control" / f"{kind}.safetensors"))
+    editor = restored(as_editor(unet), load_file(tmp_path / "weights" / "edit" / "edit.safetensors"))
+    assert editor.config["in_channels"] == 2 * unet.config["in_channels"]
+
+
+def size(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def test_unknown_stages_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, judge, not vea"):
+    with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, .* geometry, not vea"):
         recipe.run(["vea"], Settings(), tmp_path)

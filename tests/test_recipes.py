@@ -72,6 +72,10 @@ def test_every_choice_is_there() -> None:
         ({"solver": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
         ({"method": "magic"}, "text2video-zero or instruct-pix2pix, not 'magic'"),
         ({"method": "instruct-pix2pix"}, "no video to edit"),
+        (
+            {"method": "instruct-pix2pix", "video": "a.mp4", "control": controls({"canny": "b"})},
+            "leave the controls out",
+        ),
         ({"video": "in.mp4"}, "would not look at in.mp4"),
         ({"noise": "pink"}, "shared or independent, not 'pink'"),
         ({"smooth_background": 2.0}, "from 0 .* to 1, not 2"),

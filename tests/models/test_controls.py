@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from models.conftest import sd
+from safetensors.torch import save_file
 
 import kineograph as kg
 from kineograph.errors import InputError
@@ -24,6 +25,17 @@ def test_a_folder_or_a_network_by_name_or_alone(folder):
     assert alone.control("depth") is alone.control("anything")
     with pytest.raises(InputError, match="no ControlNet for 'canny': load it"):
         kg.load(sd()).control("canny")
+
+
+def test_a_single_file(tmp_path):
+    base = sd()
+    net = ControlNetModel.from_unet(base.unet)
+    save_file(net.state_dict(), tmp_path / "canny.safetensors")
+    opened = kg.load(base, controlnet=tmp_path / "canny.safetensors").control("canny").controlnet
+    assert all(torch.equal(weight, opened.state_dict()[name]) for name, weight in net.state_dict().items())
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="not a ControlNet for the model's architecture.* tensors are called x"):
+        kg.load(base, controlnet=tmp_path / "other.safetensors")
 
 
 def test_another_architecture_is_named(tmp_path):

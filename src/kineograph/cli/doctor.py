@@ -125,6 +125,16 @@ def _world() -> Iterator[Finding]:
     )
 
 
+def _control() -> Iterator[Finding]:
+    missing = [name for name, module in (("OpenCV", "cv2"), ("scipy", "scipy")) if find_spec(module) is None]
+    yield Finding(
+        "control maps",
+        f"no edges or poses without {' and '.join(missing)}" if missing else "edges by OpenCV, depth and poses too",
+        "pip install 'kineograph[control]'" if missing else "",
+        needed=False,
+    )
+
+
 def _output() -> Iterator[Finding]:
     try:
         check_folder(FOLDER / "video.mp4")
@@ -140,5 +150,6 @@ LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _encoder,
     _pocket_model,
     _world,
+    _control,
     _output,
 )

@@ -13,7 +13,11 @@ from kineograph.cli import speaking
 from kineograph.cli.options import Json
 
 POCKET = Path(__file__).parents[1] / "pocket" / "weights"
-PIPELINES = {"StableDiffusionPipeline": "SD 1.x or 2.x", "StableDiffusionXLPipeline": "SD XL"}
+PIPELINES = {
+    "StableDiffusionPipeline": "SD 1.x or 2.x",
+    "StableDiffusionXLPipeline": "SD XL",
+    "StableDiffusionInstructPix2PixPipeline": "InstructPix2Pix",
+}
 TO_FETCH = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 
 
@@ -47,10 +51,14 @@ def models(json: Json = False) -> None:
 
 
 def built_in() -> Iterator[Known]:
-    """The pocket model, when it was installed with its weights."""
+    """The pocket model, and what it edits with, when they were installed with their weights."""
     if (POCKET / "model_index.json").exists():
-        size = sum(file.stat().st_size for file in POCKET.rglob("*") if file.is_file())
-        yield Known("pocket", "SD 1.x, small", "built in", round(size / 1e6))
+        yield Known("pocket", "SD 1.x, small; with ControlNets canny, depth, pose", "built in", _megabytes(POCKET))
+        yield Known("pocket-edit", "InstructPix2Pix, small", "built in, on pocket", _megabytes(POCKET / "edit"))
+
+
+def _megabytes(folder: Path) -> int:
+    return round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6)
 
 
 def _cached() -> Iterator[Known]:

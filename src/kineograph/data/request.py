@@ -135,6 +135,8 @@ def _belong_together(asked: Request) -> None:
     edits = asked.method == "instruct-pix2pix"
     if edits and asked.video is None:
         raise InputError("there is no video to edit: give one, as in kineograph edit in.mp4 'make it snow'")
+    if edits and asked.control:
+        raise InputError("an edit follows the video that it edits: leave the controls out")
     if asked.video is not None and not edits:
         raise InputError(f"{asked.method} draws from a prompt and would not look at {asked.video}: see kineograph edit")
     if asked.smooth_background and (edits or asked.control):

@@ -17,7 +17,7 @@ from kineograph.evaluation import metrics
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, held_out_cases
 from kineograph.evaluation.report import Claim, at_least
-from kineograph.evaluation.study import Study, column
+from kineograph.evaluation.study import SEEN, Study, column
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.ladder import leading
 from kineograph.models.attention import first
@@ -148,10 +148,5 @@ ROWS = {
     "edges": "edges: F1 with the control video's, to a pixel",
     "depth": "depth: mean error (0 to 1)",
     "points": "points: mean distance (parts of the picture)",
-    "thing": "frames with the prompt's thing",
-    "colour": "frames with its colour",
-    "scene": "frames with its scene",
-    "always the same": "videos with one thing and colour throughout",
-    "individual": "likeness of the individual to the first frame's",
-    "text": "CLIP score (100 cos)",
+    **SEEN,
 }

@@ -14,7 +14,7 @@ from kineograph.evaluation import metrics
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, held_out_cases
 from kineograph.evaluation.report import Claim, at_least, better, unchanged
-from kineograph.evaluation.study import Study, column
+from kineograph.evaluation.study import SEEN, Study, column
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.ladder import leading
 from kineograph.methods.text2video_zero import levels, sample
@@ -104,10 +104,5 @@ def claims(made: Sequence[Record]) -> list[Claim]:
 
 ROWS = {
     "background": "background PSNR between neighbouring frames (dB)",
-    "thing": "frames with the prompt's thing",
-    "colour": "frames with its colour",
-    "scene": "frames with its scene",
-    "always the same": "videos with one thing and colour throughout",
-    "individual": "likeness of the individual to the first frame's",
-    "text": "CLIP score (100 cos)",
+    **SEEN,
 }

@@ -15,6 +15,16 @@ from kineograph.evaluation.report import Claim, Mean, Part, mean
 
 SHOWN = 3  # cases whose frames go into the report
 
+SEEN = {
+    "thing": "frames with the prompt's thing",
+    "colour": "frames with its colour",
+    "scene": "frames with its scene",
+    "always the same": "videos with one thing and colour throughout",
+    "individual": "likeness of the individual to the first frame's",
+    "text": "CLIP score (100 cos)",
+}
+"""What the numbers mean that most studies have."""
+
 Film = Callable[[Sequence[Case]], Sequence[Frames]]
 
 

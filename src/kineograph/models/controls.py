@@ -1,4 +1,4 @@
-"""ControlNets by name, from where they live: a folder, the Hub, an open network, or the pocket model's own."""
+"""ControlNets by name, from where they live: a folder, a file, the Hub, an open network, or the pocket model's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from safetensors.torch import load_file
 
 from kineograph.errors import InputError
-from kineograph.models import hub
+from kineograph.models import hub, single_file
 from kineograph.models.controlnet import VideoControlNet
 from kineograph.models.hub import Hub
 from kineograph.models.parts import DAMAGE
@@ -36,7 +36,7 @@ def listed(controlnet: Source | Mapping[str, Source] | None) -> dict[str, Source
 
 def attach(unet: UNet2DConditionModel, source: Source, latent_channels: int, place: Placement, ask: Hub) -> Open:
     """A ControlNet for this U-Net. Raises InputError when it is none, or one for another architecture."""
-    net = source if isinstance(source, ControlNetModel) else _opened(source, place, ask)
+    net = source if isinstance(source, ControlNetModel) else _opened(source, unet, place, ask)
     for name in SHAPE:
         theirs, ours = _as_list(net.config[name]), _as_list(unet.config[name])
         if theirs != ours:
@@ -53,11 +53,14 @@ def attach(unet: UNet2DConditionModel, source: Source, latent_channels: int, pla
     return lambda: ready
 
 
-def _opened(source: str | Path, place: Placement, ask: Hub) -> ControlNetModel:
+def _opened(source: str | Path, unet: UNet2DConditionModel, place: Placement, ask: Hub) -> ControlNetModel:
     path = hub.local(source) or hub.fetch_folder(str(source), FILES, ask._replace(revision=None))
+    if path.is_file():
+        return single_file.open_controlnet(path, unet, place.dtype)
     if not (path / "config.json").is_file():
         raise InputError(
-            f"{source} is no ControlNet: expected a folder with config.json and diffusion_pytorch_model.safetensors"
+            f"{source} is no ControlNet: expected a folder with config.json and diffusion_pytorch_model.safetensors, "
+            "or a single file"
         )
     try:
         return ControlNetModel.from_pretrained(path, dtype=place.dtype, local_files_only=True)

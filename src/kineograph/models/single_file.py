@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
 from torch import nn
 from transformers import CLIPTokenizer
@@ -53,6 +53,20 @@ def open_vae(path: Path, like: AutoencoderKL) -> AutoencoderKL:
         except MISFITS as error:
             raise InputError(
                 f"{path} is not a VAE like the model's own: {_first_line(error)}. "
+                f"Its {len(tensors)} tensors are called {tensor_files.some(tensors)}"
+            ) from error
+
+
+def open_controlnet(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
+    """A ControlNet that is one file, for this U-Net."""
+    tensors = tensor_files.read(path)
+    with TemporaryDirectory() as folder:
+        ControlNetModel.from_unet(unet, load_weights_from_unet=False).save_config(folder)
+        try:
+            return ControlNetModel.from_single_file(tensors, config=folder, dtype=dtype)
+        except (*MISFITS, TypeError) as error:  # diffusers takes the names for granted
+            raise InputError(
+                f"{path} is not a ControlNet for the model's architecture: {_first_line(error)}. "
                 f"Its {len(tensors)} tensors are called {tensor_files.some(tensors)}"
             ) from error
 
