@@ -1,0 +1,197 @@
+"""Plain arguments become a request, and that a video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import overload
+
+from kineograph.data.request import Request, controls
+from kineograph.data.video import Video
+from kineograph.models.model import Model
+from kineograph.recipes.making import OnStep, made
+
+
+@overload
+def generate(
+    model: Model,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    motion: str | None = None,
+    fps: float | None = None,
+    solver: str = "ddim",
+    chunk_size: int = 8,
+    method: str = "text2video-zero",
+    control: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
+    masks: str = "attention",
+    on_step: OnStep | None = None,
+) -> Video: ...
+@overload
+def generate(
+    model: Model,
+    prompt: list[str],
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    motion: str | None = None,
+    fps: float | None = None,
+    solver: str = "ddim",
+    chunk_size: int = 8,
+    method: str = "text2video-zero",
+    control: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
+    masks: str = "attention",
+    on_step: OnStep | None = None,
+) -> list[Video]: ...
+def generate(
+    model: Model,
+    prompt: str | list[str],
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    motion: str | None = None,
+    fps: float | None = None,
+    solver: str = "ddim",
+    chunk_size: int = 8,
+    method: str = "text2video-zero",
+    control: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
+    masks: str = "attention",
+    on_step: OnStep | None = None,
+) -> Video | list[Video]:
+    """A video of what the prompt says; for a list of prompts, a list of videos.
+
+    num_frames, fps: how many frames, and how many are shown a second; 8 and 4 unless given, and with a control video
+        all its frames at its own rate.
+    num_inference_steps: how finely the noise is taken away; more is slower.
+    guidance_scale: how much the prompt counts; 1 and less turn guidance off, at half the cost.
+    height, width: in pixels, multiples of 8; the model's own unless given, in the shape of the control video.
+    seed: the same seed gives the same video; prompt j of a list has `seed + j`. Drawn and recorded when None.
+    motion: how the camera moves, see `kineograph.motion.parse`: "zoom:1.02", "rotate:3", "none"; "pan:12,12" unless
+        given, and with a control video nothing but that.
+    solver: "ddim", "dpmpp-2m", "euler-ancestral" or "lcm".
+    chunk_size: frames computed at once; memory grows with it.
+    control: {kind: path of a video}: what ControlNets are shown, each a kind that the model was loaded with. Of the
+        video's frames maps are made; the kind with "-map" behind it, as "depth-map", says that it shows maps already.
+    controlnet_conditioning_scale: how strongly the controls count.
+    control_guidance_start, control_guidance_end: from where to where on the way from noise (0) to video (1).
+    smooth_background: how strongly the background is held to the first frame's as the camera passes; the paper's 0.6,
+        or 0 for not at all.
+    masks: what tells the foreground then: the model's own "attention", or "rembg", a network that the user installs.
+    on_step: called with a `Progress` after every step; an exception from it ends the work.
+
+    Raises ValueError (InputError is one) for arguments that cannot be and for a frame that holds NaN, and warns
+    (InputWarning) of words that the model has never seen.
+
+    >>> import kineograph as kg
+    >>> video = kg.generate(kg.load(), "a red fish swimming over the sea", num_frames=8, seed=7)
+    >>> video.save("fish.mp4")  # doctest: +SKIP
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    requests = [
+        Request(
+            prompt=each,
+            negative_prompt=negative_prompt,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            seed=None if seed is None else seed + number,
+            motion=motion,
+            fps=fps,
+            solver=solver,
+            chunk_size=chunk_size,
+            method=method,
+            control=controls(
+                control or {},
+                scale=controlnet_conditioning_scale,
+                start=control_guidance_start,
+                end=control_guidance_end,
+            ),
+            smooth_background=smooth_background,
+            masks=masks,
+        )
+        for number, each in enumerate(prompts)
+    ]
+    videos = [made(model, each, on_step) for each in requests]
+    return videos[0] if isinstance(prompt, str) else videos
+
+
+def edit(
+    model: Model,
+    video: str | Path,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    image_guidance_scale: float = 1.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    fps: float | None = None,
+    noise: str = "shared",
+    solver: str = "euler-ancestral",
+    chunk_size: int = 8,
+    on_step: OnStep | None = None,
+) -> Video:
+    """The video of a file, changed as the prompt says.
+
+    model: one that edits: `kineograph.load("pocket-edit")`, or InstructPix2Pix and what was made of it.
+    num_frames, fps: how many frames from the start, and how many a second of the input's time; all, at its own rate.
+    image_guidance_scale: how much the input counts; 1 is a third faster.
+    noise: "shared" by all frames, or "independent".
+    All else is as for `generate`.
+
+    Raises ValueError (InputError is one) for arguments or a video that cannot be, or a model that does not edit.
+
+    >>> import kineograph as kg
+    >>> kg.edit(kg.load("pocket-edit"), "fish.mp4", "make it snow").save("snow.mp4")  # doctest: +SKIP
+    """
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        height=height,
+        width=width,
+        seed=seed,
+        fps=fps,
+        noise=noise,
+        solver=solver,
+        chunk_size=chunk_size,
+        method="instruct-pix2pix",
+        video=str(video),
+    )
+    return made(model, request, on_step)
