@@ -51,7 +51,7 @@ def depth_folder(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries, about torchvision
 def test_depth_is_stretched_from_black_to_white(depth_folder):
-    found = annotators.depth_by(str(depth_folder))(FRAME)
+    found = annotators.annotator("depth", str(depth_folder))(FRAME)
     assert found.shape == FRAME.shape and found.dtype == np.uint8
     assert (found.min(), found.max()) == (0, 255)
     assert (found[..., 0] == found[..., 2]).all()
@@ -104,5 +104,5 @@ def test_a_skeleton_has_openposes_colours_and_a_neck():
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(InputError, match="maps of the kind 'seg', only of canny, depth, pose: .*seg-map=VIDEO"):
         annotators.annotator("seg")
-    with pytest.raises(InputError, match="depth is estimated by .*nowhere.*--control depth-map=VIDEO"):
+    with pytest.raises(InputError, match="depth of a picture is estimated by .*nowhere.*--control depth-map=VIDEO"):
         annotators.depth_by(str(tmp_path / "nowhere"))

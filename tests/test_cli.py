@@ -330,4 +330,5 @@ def test_edit_takes_a_video_and_a_model_that_edits(run: Run, model: list, tmp_pa
     wrong = run("edit", "film", "make it snow", "--model", model[1], "--steps", "2")
     assert wrong.status == 2 and "draws from text alone" in wrong.err
     assert run("edit", "nowhere.mp4", "make it snow").status == 2
-    assert run("edit", "make it snow").status == 2  # without an input
+    alone = run("edit", "make it snow")
+    assert alone.status == 2 and "give a video and what to change in it" in alone.err

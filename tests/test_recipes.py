@@ -39,7 +39,7 @@ def test_the_defaults_of_the_front_doors_are_those_of_a_request() -> None:
     assert {name: given.get(name) for name in fixed if name not in OF_EDITS} == {
         name: default for name, default in fixed.items() if name not in OF_EDITS
     }
-    assert set(given) - set(fixed) == {"model", "prompt", "control", "on_step"} | OF_CONTROL
+    assert set(given) - set(fixed) == {"model", "prompt", "control", "annotators", "on_step"} | OF_CONTROL
     edited = {name: each.default for name, each in inspect.signature(kg.edit).parameters.items()}
     differ = {name for name in edited if name in fixed and edited[name] != fixed[name]}
     assert differ == {"video", "solver"}

@@ -51,8 +51,11 @@ def test_another_architecture_is_named(tmp_path):
 
 def test_what_is_no_controlnet_is_named(tmp_path, folder):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="is no ControlNet: expected a folder"):
+    with pytest.raises(InputError, match="is no ControlNet: expected a folder .* found nothing"):
         kg.load(sd(), controlnet=tmp_path / "empty")
+    sd().unet.save_pretrained(tmp_path / "unet")
+    with pytest.raises(InputError, match="is no ControlNet: .* found UNet2DConditionModel"):
+        kg.load(sd(), controlnet=tmp_path / "unet")
     weights = folder / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(InputError, match="or damaged"):

@@ -28,6 +28,7 @@ from kineograph.cli.options import (
     Width,
 )  # fmt: skip
 from kineograph.data.request import NOISES, Request
+from kineograph.errors import InputError
 
 DEFAULT = Request(prompt="any")
 EDITOR = "pocket-edit"
@@ -35,7 +36,9 @@ EDITOR = "pocket-edit"
 
 def edit(
     video: Annotated[str, typer.Argument(help="The video to change: a file or a folder of pngs.", show_default=False)],
-    prompt: Annotated[str, typer.Argument(help='What to change, such as "make it snow".', show_default=False)],
+    prompt: Annotated[
+        str | None, typer.Argument(help='What to change, such as "make it snow".', show_default=False)
+    ] = None,
     num_frames: Annotated[
         int | None,
         typer.Option("--num-frames", "-n", rich_help_panel=PICTURE, show_default="all", help="How many frames."),
@@ -82,6 +85,10 @@ def edit(
 
     Its path goes to stdout, all else to stderr.
     """
+    if prompt is None:
+        raise InputError(
+            f"give a video and what to change in it, as in kineograph edit in.mp4 'make it snow'; got only {video!r}"
+        )
     request = Request(
         prompt=prompt,
         negative_prompt=negative_prompt,

@@ -92,6 +92,14 @@ def generate(
             "shows maps already; may be repeated.",
         ),
     ] = None,
+    annotator: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=CONTROL,
+            show_default="Depth-Anything, ViTPose",
+            help="What finds depth or poses in the video, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
+        ),
+    ] = None,
     controlnet: Annotated[
         list[str] | None,
         typer.Option(
@@ -148,6 +156,7 @@ def generate(
         method=method,
         control=controls(
             named(control, "a control", "KIND=VIDEO"),
+            named(annotator, "an annotator", "KIND=FOLDER"),
             scale=controlnet_conditioning_scale,
             start=control_guidance_start,
             end=control_guidance_end,

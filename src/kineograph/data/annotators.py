@@ -15,6 +15,8 @@ from torch import Tensor
 
 from kineograph.data.skeleton import drawn
 from kineograph.errors import InputError
+from kineograph.models import hub
+from kineograph.models.hub import Hub
 
 Annotator = Callable[[np.ndarray], np.ndarray]
 
@@ -23,18 +25,21 @@ DEPTH = "depth-anything/Depth-Anything-V2-Small-hf"
 POSE = "usyd-community/vitpose-base-simple"
 PERSONS = "PekingU/rtdetr_r50vd_coco_o365"
 PERSON, SURE = 0, 0.5  # COCO's number of a person, and how sure of one to be
+FILES = ["*.json", "*.safetensors"]
 ABSENT = (OSError, ValueError, ImportError)  # what `from_pretrained` raises for what is not there
 
 
-def annotator(kind: str, device: torch.device | str = "cpu") -> Annotator:
+def annotator(kind: str, model: str | None = None, device: torch.device | str = "cpu") -> Annotator:
     """What makes the maps of this kind: "canny", "depth" or "pose".
+
+    model: the folder or repository of another network for depth or poses than the usual one.
 
     Raises InputError for another kind, and when what it takes is not installed or not in reach.
     """
     makers: Mapping[str, Callable[[], Annotator]] = {
         "canny": lambda: canny,
-        "depth": lambda: depth_by(DEPTH, device),
-        "pose": lambda: pose_by(POSE, PERSONS, device),
+        "depth": lambda: depth_by(model or DEPTH, device),
+        "pose": lambda: pose_by(model or POSE, PERSONS, device),
     }
     if kind not in makers:
         raise InputError(
@@ -105,9 +110,10 @@ def pose_by(model: str, persons: str, device: torch.device | str = "cpu") -> Ann
 
 def _pair(processors: Any, networks: Any, model: str, kind: str, device: torch.device | str) -> tuple[Any, Any]:
     try:
-        return processors.from_pretrained(model), networks.from_pretrained(model).eval().to(device)
+        folder = hub.local(model) or hub.fetch_folder(model, FILES, Hub())
+        return processors.from_pretrained(folder), networks.from_pretrained(folder).eval().to(device)
     except ABSENT as error:
         raise InputError(
-            f"{kind} is estimated by {model}, which is neither in the cache of the Hub nor to be fetched "
-            f"({type(error).__name__}): go online, or give a video of ready maps, --control {kind}-map=VIDEO"
+            f"the {kind} of a picture is estimated by {model}, which is not to be had ({error}); or give a video of "
+            f"ready maps, --control {kind}-map=VIDEO"
         ) from error

@@ -25,6 +25,7 @@ class Control:
 
     kind: the ControlNet's name in the model, such as "canny".
     video: the path of a video, of which the maps are made, or which is one of maps when `ready`.
+    annotator: the folder or repository of a network that makes such maps, in place of the usual one.
     scale: what the residuals are multiplied by. start, end: parts of the way, 0 at pure noise, 1 at the clean video.
     """
 
@@ -34,10 +35,13 @@ class Control:
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    annotator: str | None = None
 
     def __post_init__(self) -> None:
         _text("the kind of a control", self.kind)
         _text("the video of a control", self.video)
+        if self.annotator is not None:
+            _text("an annotator", self.annotator)
         _number("controlnet_conditioning_scale", self.scale)
         for name, value in (("control_guidance_start", self.start), ("control_guidance_end", self.end)):
             _number(name, value)
@@ -122,11 +126,22 @@ READY = "-map"
 
 
 def controls(
-    videos: Mapping[str, str | Path], *, scale: float = 1.0, start: float = 0.0, end: float = 1.0
+    videos: Mapping[str, str | Path],
+    annotators: Mapping[str, str | Path] | None = None,
+    *,
+    scale: float = 1.0,
+    start: float = 0.0,
+    end: float = 1.0,
 ) -> tuple[Control, ...]:
-    """Controls from {kind: video}; a kind that ends in "-map", as "depth-map", has a video of ready maps."""
+    """Controls from {kind: video}; a kind that ends in "-map", as "depth-map", has a video of ready maps.
+
+    Raises InputError for an annotator of a kind that no control needs one for.
+    """
+    chosen = {kind: str(model) for kind, model in (annotators or {}).items()}
+    if idle := set(chosen) - set(videos):
+        raise InputError(f"there is an annotator for {', '.join(sorted(idle))}, and no control video for it to look at")
     return tuple(
-        Control(name.removesuffix(READY), str(video), name.endswith(READY), scale, start, end)
+        Control(name.removesuffix(READY), str(video), name.endswith(READY), scale, start, end, chosen.get(name))
         for name, video in videos.items()
     )
 

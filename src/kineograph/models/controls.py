@@ -15,7 +15,7 @@ from kineograph.errors import InputError
 from kineograph.models import hub, single_file
 from kineograph.models.controlnet import VideoControlNet
 from kineograph.models.hub import Hub
-from kineograph.models.parts import DAMAGE
+from kineograph.models.parts import DAMAGE, read_json
 from kineograph.models.placement import Placement
 
 Source = Union[str, Path, ControlNetModel]  # noqa: UP007 (| makes no type of diffusers' untyped class)
@@ -57,10 +57,11 @@ def _opened(source: str | Path, unet: UNet2DConditionModel, place: Placement, as
     path = hub.local(source) or hub.fetch_folder(str(source), FILES, ask._replace(revision=None))
     if path.is_file():
         return single_file.open_controlnet(path, unet, place.dtype)
-    if not (path / "config.json").is_file():
+    kind = read_json(path / "config.json").get("_class_name") if (path / "config.json").is_file() else "nothing"
+    if kind != "ControlNetModel":
         raise InputError(
-            f"{source} is no ControlNet: expected a folder with config.json and diffusion_pytorch_model.safetensors, "
-            "or a single file"
+            f"{source} is no ControlNet: expected a folder with the config.json of a ControlNetModel and its weights, "
+            f"diffusion_pytorch_model.safetensors, or a single file; found {kind}"
         )
     try:
         return ControlNetModel.from_pretrained(path, dtype=place.dtype, local_files_only=True)

@@ -30,6 +30,7 @@ def generate(
     chunk_size: int = 8,
     method: str = "text2video-zero",
     control: Mapping[str, str | Path] | None = None,
+    annotators: Mapping[str, str | Path] | None = None,
     controlnet_conditioning_scale: float = 1.0,
     control_guidance_start: float = 0.0,
     control_guidance_end: float = 1.0,
@@ -55,6 +56,7 @@ def generate(
     chunk_size: int = 8,
     method: str = "text2video-zero",
     control: Mapping[str, str | Path] | None = None,
+    annotators: Mapping[str, str | Path] | None = None,
     controlnet_conditioning_scale: float = 1.0,
     control_guidance_start: float = 0.0,
     control_guidance_end: float = 1.0,
@@ -79,6 +81,7 @@ def generate(
     chunk_size: int = 8,
     method: str = "text2video-zero",
     control: Mapping[str, str | Path] | None = None,
+    annotators: Mapping[str, str | Path] | None = None,
     controlnet_conditioning_scale: float = 1.0,
     control_guidance_start: float = 0.0,
     control_guidance_end: float = 1.0,
@@ -100,6 +103,7 @@ def generate(
     chunk_size: frames computed at once; memory grows with it.
     control: {kind: path of a video}: what ControlNets are shown, each a kind that the model was loaded with. Of the
         video's frames maps are made; the kind with "-map" behind it, as "depth-map", says that it shows maps already.
+    annotators: {kind: folder or repository} of the network that makes the maps of "depth" or "pose", if not the usual.
     controlnet_conditioning_scale: how strongly the controls count.
     control_guidance_start, control_guidance_end: from where to where on the way from noise (0) to video (1).
     smooth_background: how strongly the background is held to the first frame's as the camera passes; the paper's 0.6,
@@ -132,6 +136,7 @@ def generate(
             method=method,
             control=controls(
                 control or {},
+                annotators,
                 scale=controlnet_conditioning_scale,
                 start=control_guidance_start,
                 end=control_guidance_end,

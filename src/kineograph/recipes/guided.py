@@ -46,7 +46,7 @@ def bound(model: Model, request: Request, start: Start) -> Told:
 
 def _cues(net: VideoControlNet, control: Control, footage: Footage, start: Start, at_once: int, model: Model) -> Cues:
     """The control's pictures as the ControlNet takes them in: a few frames in memory at a time."""
-    draw = _as_it_is if control.ready else annotator(control.kind, model.device)
+    draw = _as_it_is if control.ready else annotator(control.kind, control.annotator, model.device)
     maps = (draw(frame) for frame in footage.frames(start.height, start.width))
     return torch.cat([net.embed(_as_tensor(chunk)) for chunk in in_chunks(maps, at_once)])
 
