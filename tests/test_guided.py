@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import ControlNetModel
-from models.conftest import sd
+from models.conftest import sd, sdxl
 from PIL import Image
 
 import kineograph as kg
@@ -206,3 +206,33 @@ def test_two_hundred_frames_take_hardly_more_memory_than_sixteen(tmp_path):
         made, peaks[count] = json.loads(told)
         assert made == count
     assert peaks[200] < 1.25 * peaks[16]
+
+
+def test_controlnets_of_sdxl_are_told_the_size_too(maps):
+    base = sdxl()
+    torch.manual_seed(4)
+    net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
+    for name, weight in net.named_parameters():
+        if name.startswith("controlnet_"):
+            torch.nn.init.normal_(weight, std=0.2)
+    model = kg.load(base, controlnet=net)
+    some, none = (
+        kg.generate(model, "a fish", control={"seg-map": maps}, controlnet_conditioning_scale=scale, **FEW).frames
+        for scale in (1.0, 0.0)
+    )
+    assert (some != none).any()
+
+
+def test_a_lora_goes_with_a_stock_controlnet(model, maps, tmp_path):
+    from diffusers import StableDiffusionPipeline
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    base = sd()
+    base.unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    StableDiffusionPipeline.save_lora_weights(tmp_path / "lora", get_peft_model_state_dict(base.unet))
+    stock = model.control("seg").controlnet
+    plain, specialised = (kg.load(sd(), lora=lora, controlnet={"seg": stock}) for lora in (None, tmp_path / "lora"))
+    assert specialised.control("seg").controlnet is stock
+    frames = [kg.generate(each, "a fish", control={"seg-map": maps}, **FEW).frames for each in (plain, specialised)]
+    assert (frames[0] != frames[1]).any()
