@@ -54,7 +54,8 @@ def ours(folder: Path, dtype: str) -> Draw:
 
 def theirs(folder: Path, dtype: str) -> Draw:
     """diffusers, as its guide for Text2Video-Zero with ControlNet has it, on the same device."""
-    net = controlnet(folder, load(folder, dtype=dtype)).to(dtype=as_dtype(dtype))
+    net = controlnet(folder, load(folder, dtype=dtype))
+    net = net.to(dtype=as_dtype(dtype), memory_format=torch.contiguous_format)  # as it comes from `from_pretrained`
     pipe = StableDiffusionControlNetPipeline.from_pretrained(
         folder, controlnet=net, dtype=as_dtype(dtype), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
@@ -86,7 +87,7 @@ SIDES: Mapping[str, Callable[[Path, str], Draw]] = {"ours": ours, "theirs": thei
 def controlnet(folder: Path, model: Model) -> ControlNetModel:
     """The pocket model's own for edges; beside a stand-in, one with random weights."""
     if folder == POCKET:
-        return model.control(KIND).controlnet
+        return load(dtype=model.dtype).control(KIND).controlnet
     torch.manual_seed(SEED)
     net = ControlNetModel.from_unet(model.net.image_unet)
     for name, weight in net.named_parameters():

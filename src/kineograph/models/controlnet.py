@@ -105,7 +105,7 @@ def controlled(
         added, middle = net(
             z, timestep, condition, cues[list(frames)], see=see, frames=frames, memory=memory, text=text
         )
-        return [scale * each for each in added], scale * middle
+        return (added, middle) if scale == 1 else ([scale * each for each in added], scale * middle)
 
     return residuals
 
