@@ -101,8 +101,11 @@ def _at_rate(times: list[float], rate: float, fps: float) -> list[int]:
 def _times(path: Path) -> tuple[float, list[float]]:
     """Frames a second, and when each is shown."""
     label = read_label(path)
-    if path.is_dir() or path.suffix.lower() in PICTURES:
-        frames, rate = codecs.read_pngs(path, label) if path.is_dir() else codecs.read_animation(path, label)
+    if path.is_dir():
+        rate = label.fps if label else 1.0
+        return rate, [number / rate for number in range(len(frame_files(path)))]
+    if path.suffix.lower() in PICTURES:
+        frames, rate = codecs.read_animation(path, label)
         return rate, [number / rate for number in range(len(frames))]
     rate, times = codecs.movie_times(path)
     if label and len(times) < label.frames:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SURE = 0.3  # how sure of a joint to be
-NOSE, SHOULDERS = 0, (5, 6)
+SHOULDERS = (5, 6)
 # COCO's 17 joints in the order of OpenPose's, where a neck comes second: half way between the shoulders
 ORDER = (0, 17, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
 # OpenPose's bones, as pairs of its own joints
@@ -51,5 +51,5 @@ def _with_neck(places: np.ndarray, sure: np.ndarray) -> list[tuple[float, float]
 
 def _rainbow(count: int) -> list[tuple[int, int, int]]:
     """Colours around the wheel, from red on."""
-    paints = [colorsys.hsv_to_rgb(k / max(count, 18), 1, 1) for k in range(count)]
+    paints = [colorsys.hsv_to_rgb(k / len(ORDER), 1, 1) for k in range(count)]
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in paints]

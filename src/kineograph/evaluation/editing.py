@@ -9,7 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 
+from kineograph.condition import Condition
 from kineograph.data.request import Request
+from kineograph.data.video import Video
 from kineograph.denoise import Denoise, guided_twice
 from kineograph.evaluation import metrics
 from kineograph.evaluation.guided import FPS, FRAMES, rendering, truths
@@ -75,15 +77,17 @@ def _filmed(editor: Model, see: See, steps: int, case: Case) -> Frames:
     shown = editor.encode(pictures) / editor.vae.config.scaling_factor
     said, nothing = (editor.prompt([text]) for text in (case.prompt, ""))
 
-    def bound(told: str, channels: Latents) -> Denoise:
-        return editor.bind(replace(said if told else nothing, channels=channels), see=see)
+    def bound(told: Condition, channels: Latents) -> Denoise:
+        return editor.bind(replace(told, channels=channels), see=see)
 
-    look = guided_twice(bound("said", shown), bound("", shown), bound("", torch.zeros_like(shown)), SCALE, IMAGE_SCALE)
+    look = guided_twice(
+        bound(said, shown), bound(nothing, shown), bound(nothing, torch.zeros_like(shown)), SCALE, IMAGE_SCALE
+    )
     sigmas, shape = leading(editor.schedule.sigmas, steps), (1, *shown.shape[2:])
     noise = shared(case.seed, range(FRAMES), shape).to(editor.device)
     solve = euler_ancestral(at_levels(case.seed, [0] * FRAMES, shape))
     x0 = last(solve(look, sigmas[0] * noise, sigmas))
-    return (editor.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return Video.from_tensor(editor.decode(x0)[0]).frames
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, float]:

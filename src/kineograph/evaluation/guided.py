@@ -12,6 +12,7 @@ import torch
 
 from kineograph.condition import Residuals
 from kineograph.data.annotators import canny
+from kineograph.data.video import Video
 from kineograph.denoise import guided
 from kineograph.evaluation import metrics
 from kineograph.evaluation.metrics import Frames
@@ -79,7 +80,7 @@ def draw(
     noise = shared(seed, range(FRAMES), (1, *model.latent_shape(*model.default_size)))
     look = guided(model.bind(told, see=first), model.bind(blank, see=first), scale)
     x0 = last(ddim(look, sigmas[0] * noise.to(model.device), sigmas))
-    return (model.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return Video.from_tensor(model.decode(x0)[0]).frames
 
 
 def rendering(shot: Shot) -> Frames:

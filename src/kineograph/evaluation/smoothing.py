@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from kineograph.data.request import MOTION, NUM_FRAMES, Request
+from kineograph.data.video import Video
 from kineograph.denoise import guided
 from kineograph.evaluation import metrics
 from kineograph.evaluation.metrics import Frames
@@ -67,7 +68,7 @@ def _filmed(model: Model, strength: float, steps: int, case: Case) -> Frames:
     walk = sample(
         guided(told, blank, SCALE), noise, sigmas, warp=warp, move_at=move_at, spread_to=spread_to, solve=solve
     )
-    return (model.decode(last(walk))[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    return Video.from_tensor(model.decode(last(walk))[0]).frames
 
 
 def measured(frames: Frames, case: Case, model: Model, witnesses: Witnesses) -> Mapping[str, float]:

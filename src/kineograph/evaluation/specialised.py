@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
             "lora_steps": TRAINED,
         },
         cases=cases,
-        arms={"base": partial(filmed, [model], steps), "LoRA": partial(filmed, None, steps)},
+        arms={"base": partial(filmed, lambda case: model, steps), "LoRA": partial(filmed, _specialised, steps)},
         measured=lambda frames, case: measured(frames, case, known[case.number % len(known)], witnesses),
         claims=claims,
         rows=ROWS,
@@ -52,9 +52,9 @@ def _of_a_subject(case: Case, subject: Subject) -> Case:
     return replace(case, prompt=subject.prompt(shot.scene), shot=shot)
 
 
-def filmed(models: Sequence[Model] | None, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases, by this model, or by the one with the LoRA of each case's subject."""
-    return [_filmed(models[0] if models else _specialised(case), steps, case) for case in cases]
+def filmed(chosen: Callable[[Case], Model], steps: int, cases: Sequence[Case]) -> list[Frames]:
+    """The videos of some cases, each by the model that is chosen for it."""
+    return [_filmed(chosen(case), steps, case) for case in cases]
 
 
 def _specialised(case: Case) -> Model:

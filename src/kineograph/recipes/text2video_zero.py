@@ -17,7 +17,7 @@ from kineograph.methods import text2video_zero as method
 from kineograph.models.attention import first
 from kineograph.models.foreground import foreground
 from kineograph.models.model import Model
-from kineograph.motion import along, parse
+from kineograph.motion import Warp, along, parse
 from kineograph.recipes import guided
 from kineograph.recipes.walks import DESCENTS, Start, look, solver, solver_in_step
 from kineograph.trajectory import Masks, Solver, Step, smoothed
@@ -43,7 +43,7 @@ def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[St
         warp=warp,
         move_at=move_at,
         spread_to=spread_to,
-        solve=_steadied(solver(request, start), model, request, start),
+        solve=_steadied(solver(request, start), warp, model, request),
     )
     return len(alone) + len(together) if len(start.frames) > 1 else len(sigmas), walk
 
@@ -60,11 +60,10 @@ def _look(model: Model, request: Request, start: Start) -> Denoise:
     return look(request, model.schedule, told, blank)
 
 
-def _steadied(solve: Solver, model: Model, request: Request, start: Start) -> Solver:
+def _steadied(solve: Solver, warp: Warp, model: Model, request: Request) -> Solver:
     """The solver, with background smoothing if it is asked for."""
     if not request.smooth_background:
         return solve
-    warp = along(parse(start.inputs.motion or "none"), frames=len(start.frames), seed=start.seed)
     if request.masks == "rembg":
         masks = _salient(model)
     else:
