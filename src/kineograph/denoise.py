@@ -9,7 +9,7 @@ from threading import Barrier
 
 import torch
 
-from kineograph.latents import Latents
+from kineograph.latents import Latents, add_noise
 
 Denoise = Callable[[Latents, float], Latents]
 
@@ -75,6 +75,22 @@ def _workers(count: int, cores: int) -> ThreadPoolExecutor:
 def _use(cores: int) -> None:
     torch.get_num_threads()  # a thread's first question is answered with what others have, and binds it to that
     torch.set_num_threads(cores)
+
+
+def pinned(denoise: Denoise, known: Latents, noise: Latents) -> Denoise:
+    """The same model for a video whose first frames are known: they are given, and all others are drawn to fit them.
+
+    known, noise: [b p c h w], the clean latents of the first p frames and the noise that they are seen under.
+    At every level the known frames are put in place of what the walk holds there. With all frames known, no model
+    counts; with none, this is `denoise`. Source: the replacement of Lugmayr et al. 2022 (RePaint), without resampling.
+    """
+    count = known.shape[1]
+
+    def look(x: Latents, sigma: float) -> Latents:
+        given = add_noise(known, noise, sigma).to(x)
+        return torch.cat([known.to(x), denoise(torch.cat([given, x[:, count:]], dim=1), sigma)[:, count:]], dim=1)
+
+    return look
 
 
 def finite(denoise: Denoise) -> Denoise:

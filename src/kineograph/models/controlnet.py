@@ -21,7 +21,7 @@ from kineograph.models import attention
 from kineograph.models.attention import Memory, See, own
 from kineograph.models.image_tokens import Text
 from kineograph.models.rooms import check_settings
-from kineograph.models.unet import Told, down, embedded_time, middle, prepare_text, still
+from kineograph.models.unet import Told, down, embedded_time, middle, prepare_text
 
 Maps = Float[Tensor, "f 3 H W"]
 Cues = Float[Tensor, "f d h w"]
@@ -68,7 +68,7 @@ class VideoControlNet(nn.Module):
         net, numbers = self.controlnet, list(range(z.shape[1]) if frames is None else frames)
         text = prepare_text(net, condition) if text is None else text
         time = embedded_time(net, timestep, condition.embedding, z.shape[:2])
-        told = Told(time, text, attention.plan(see, numbers, memory), memory, still)
+        told = Told(time, text, attention.plan(see, numbers, memory), memory)
         x = net.conv_in(z.flatten(0, 1).to(net.dtype)) + cues.repeat(len(z), 1, 1, 1)
         skips = [x]
         for block in net.down_blocks:

@@ -14,11 +14,11 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kineograph.denoise import Denoise
-from kineograph.latents import Latents
+from kineograph.latents import Latents, Levels
 
 Network = Callable[[Latents, Tensor], Latents]  # (z, t) -> what the network was trained to predict
 Parameterisation = Callable[[Latents, Latents, float, float], Latents]  # (x, prediction, a, b) -> x0
@@ -109,6 +109,24 @@ class Schedule:
         low, high = self.norms[int(below)], self.norms[min(int(below) + 1, len(self.norms) - 1)]
         return (low + part * (high - low)) / math.hypot(1, sigma)
 
+    def noised(
+        self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]
+    ) -> tuple[Latents, Float[Tensor, " b"]]:
+        """What the network sees of clean latents in training, z_t = a_t x0 + b_t noise; and each sample's level."""
+        a, b = self._signal_and_noise(x0, timesteps)
+        return a * x0 + b * noise, (b / a).flatten()
+
+    def target(self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> Latents:
+        """What the network is to say of that in training: noise, v, x0 or velocity, as it was trained."""
+        return TARGETS[self.parameterisation](x0, noise, *self._signal_and_noise(x0, timesteps))
+
+    def _signal_and_noise(self, x0: Latents, timesteps: Int[Tensor, " b"]) -> tuple[Levels, Levels]:
+        """a_t and b_t of every sample."""
+        tables = (torch.tensor(table, dtype=x0.dtype, device=x0.device) for table in (self.sigmas, self.norms))
+        sigma, norm = (table[timesteps].view(-1, 1, 1, 1, 1) for table in tables)
+        a = norm / torch.hypot(torch.ones_like(sigma), sigma)
+        return a, a * sigma
+
     def denoise(self, network: Network) -> Denoise:
         """The network as a function from (x, sigma) to x0. It is called with z_t and t, a float32 scalar tensor."""
 
@@ -154,6 +172,13 @@ def flow_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Late
     return (a * x - b * prediction) / (a + b)
 
 
+# What each is trained to say, from clean latents, noise, a and b: the inverses of the above.
+TARGETS: Mapping[Parameterisation, Callable[[Latents, Latents, Levels, Levels], Latents]] = {
+    epsilon: lambda x0, noise, a, b: noise,
+    v_prediction: lambda x0, noise, a, b: a * noise - b * x0,
+    sample: lambda x0, noise, a, b: x0,
+    flow_prediction: lambda x0, noise, a, b: noise - x0,
+}
 PARAMETERISATIONS = {each.__name__: each for each in (epsilon, v_prediction, sample, flow_prediction)}
 
 

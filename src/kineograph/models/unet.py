@@ -25,13 +25,20 @@ from kineograph.models import attention, image_tokens
 from kineograph.models.attention import Memory, Plan, See, own
 from kineograph.models.image_tokens import Text
 from kineograph.models.rooms import check_processors, check_settings, cross_attentions
+from kineograph.models.temporal import as_plane
+from kineograph.models.temporal_layers import After, TemporalLayers
 
-# (layer just left, its output, number of frames) -> that output after the frames have seen each other. Called after
-# conv_in, every resnet, the cross-attention of every transformer block (there on `(b f) n c`, elsewhere on
-# `(b f) c h w`) and every transformer.
-Temporal = Callable[[nn.Module, Tensor, int], Tensor]
+Resnet = Callable[[ResnetBlock2D, Tensor, Tensor, int], Tensor]  # (resnet, x, embedded time, number of frames) -> x
 Network = Any  # a U-Net, or a ControlNet for one
 Block = Any  # of either: torch would have what it holds be Tensor | Module
+
+
+def still(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+    return x
+
+
+def each_alone(room: ResnetBlock2D, x: Tensor, time: Tensor, frames: int) -> Tensor:
+    return room(x, time)
 
 
 class Told(NamedTuple):
@@ -41,21 +48,35 @@ class Told(NamedTuple):
     text: Text
     plan: Plan
     memory: Memory | None
-    temporal: Temporal
+    after: After = still
+    resnet: Resnet = each_alone
 
 
 class VideoUNet(nn.Module):
     """A `UNet2DConditionModel` of SD 1.x, 2.x or SDXL on all frames of a video together.
 
-    With every frame seeing itself it gives what the image network gives for each frame.
+    Without temporal layers, and with every frame seeing itself, it gives what the image network gives for each frame.
+    So it does for a video of one frame in any case: layers along time, and the frame rate, are for more than one.
     Raises InputError for a network of another kind, naming what is not supported.
     """
 
-    def __init__(self, image_unet: UNet2DConditionModel, temporal: Temporal | None = None) -> None:
+    def __init__(self, image_unet: UNet2DConditionModel, temporal: TemporalLayers | None = None) -> None:
         super().__init__()
         check_settings(image_unet)
         self.image_unet = image_unet
-        self.temporal = still if temporal is None else temporal
+        self.temporal = temporal
+
+    @property
+    def tells_frame_rate(self) -> bool:
+        """Whether the last number of a condition's embedding is frames a second."""
+        return self.temporal is not None and self.temporal.fps is not None
+
+    def _split(self, embedding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """What the image network is told in numbers, and frames a second `[b]` behind it, if that is told."""
+        if embedding is None or not self.tells_frame_rate:
+            return embedding, None
+        rest = embedding[:, :-1]
+        return rest if rest.shape[1] else None, embedding[:, -1]
 
     def prepare(self, condition: Condition) -> Text:
         """Keys and values of what the condition tells every frame, for `text` of `forward`.
@@ -91,10 +112,13 @@ class VideoUNet(nn.Module):
         _check(z, numbers, condition)
         plan = attention.plan(see, numbers, memory)
         text = self.prepare(condition) if text is None else text
-        time = embedded_time(unet, timestep, condition.embedding, z.shape[:2])
+        own, rate = self._split(condition.embedding)
+        time = embedded_time(unet, timestep, own, z.shape[:2])
+        told = Told(time, text, plan, memory)
+        if self.temporal is not None and len(numbers) > 1:
+            told = _along(self.temporal, unet, rate, told)
         added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, memory)
-        x = _input(z, condition.channels, numbers).to(unet.dtype)
-        x = _walk(unet, x, added, Told(time, text, plan, memory, self.temporal))
+        x = _walk(unet, _input(z, condition.channels, numbers).to(unet.dtype), added, told)
         if memory is not None:
             attention.forget(memory, plan)
         return x.unflatten(0, z.shape[:2]).to(z.dtype)
@@ -106,10 +130,6 @@ def prepare_text(net: Network, condition: Condition) -> Text:
     tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
     images = None if images is None else images.to(net.device, net.dtype)
     return {layer: image_tokens.prepare(layer, tokens, images) for layer in cross_attentions(net)}
-
-
-def still(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-    return x
 
 
 def _check(z: Latents, frames: list[int], condition: Condition) -> None:
@@ -129,6 +149,34 @@ def _input(z: Latents, channels: Tensor | None, frames: list[int]) -> Tensor:
     return torch.cat([z, beside.to(z)], dim=2).flatten(0, 1)
 
 
+def _along(temporal: TemporalLayers, unet: Network, rate: Tensor | None, told: Told) -> Told:
+    """What a walk over several frames is told, with the layers along time."""
+    time = told.time
+    if temporal.fps is not None:
+        if rate is None:
+            raise InputError(
+                "this video network is told the frame rate, and the condition has none: "
+                "bind Model.prompt(..., fps=8), or put frames a second behind the condition's embedding"
+            )
+        rates = temporal.fps(rate.to(time.device)).to(time)
+        time = time + rates.repeat_interleave(len(time) // len(rates), dim=0)
+    resnet = together if temporal.config.joint_norms else each_alone
+    return told._replace(time=time, after=temporal.around(unet), resnet=resnet)
+
+
+def together(room: ResnetBlock2D, x: Tensor, time: Tensor, frames: int) -> Tensor:
+    """A resnet whose group norms span all frames."""
+
+    def norm(layer: nn.Module, x: Tensor) -> Tensor:
+        return layer(as_plane(x, frames)).unflatten(3, x.shape[2:]).transpose(1, 2).flatten(0, 1)
+
+    inside = room.conv1(room.nonlinearity(norm(room.norm1, x)))
+    inside = inside + room.time_emb_proj(room.nonlinearity(time))[:, :, None, None]
+    inside = room.conv2(room.dropout(room.nonlinearity(norm(room.norm2, inside))))
+    beside = x if room.conv_shortcut is None else room.conv_shortcut(x)
+    return (beside + inside) / room.output_scale_factor
+
+
 def embedded_time(net: Network, timestep: Tensor | float, embedding: Tensor | None, size: torch.Size) -> Tensor:
     """The embedding of the timestep and of what comes with it, for each image, `(b f) e`."""
     b, f = size
@@ -143,7 +191,7 @@ def embedded_time(net: Network, timestep: Tensor | float, embedding: Tensor | No
 
 
 def _walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tensor] | None, told: Told) -> Tensor:
-    x = told.temporal(unet.conv_in, unet.conv_in(z), len(told.plan.frames))
+    x = told.after(unet.conv_in, unet.conv_in(z), len(told.plan.frames))
     skips = [x]
     for block in unet.down_blocks:
         x = down(block, x, skips, told)
@@ -189,8 +237,8 @@ def _stages(block: Block) -> Iterator[tuple[ResnetBlock2D, Transformer2DModel | 
 
 def _stage(resnet: ResnetBlock2D, transformer: Transformer2DModel | None, x: Tensor, told: Told) -> Tensor:
     frames = len(told.plan.frames)
-    x = told.temporal(resnet, resnet(x, told.time), frames)
-    return x if transformer is None else told.temporal(transformer, _transformer(transformer, x, told), frames)
+    x = told.after(resnet, told.resnet(resnet, x, told.time, frames), frames)
+    return x if transformer is None else told.after(transformer, _transformer(transformer, x, told), frames)
 
 
 def _freed(block: Block, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
@@ -214,7 +262,7 @@ def _block(block: BasicTransformerBlock, x: Tensor, told: Told) -> Tensor:
     frames = told.plan.frames
     x = attention.look(block.attn1, block.norm1(x), told.plan, told.memory) + x
     x = image_tokens.read(block.attn2, block.norm2(x), told.text[block.attn2], frames) + x
-    x = told.temporal(block.attn2, x, len(frames))
+    x = told.after(block.attn2, x, len(frames))
     return block.ff(block.norm3(x)) + x
 
 

@@ -47,8 +47,8 @@ def pool(folder: Path, count: int, *, seed: int, split: str, paint: Paint | None
 
 def _paint_all(pictures: Path, facts: Path, jobs: list[Job]) -> None:
     beside, count = pictures.with_suffix(".part"), sum(size for _, _, size, *_ in jobs)
-    shape = paint_piece((jobs[0][0], 0, 1, *jobs[0][3:]))[0].shape[1:]
-    array = np.lib.format.open_memmap(beside, mode="w+", dtype=np.uint8, shape=(count, *shape))
+    one = paint_piece((jobs[0][0], 0, 1, *jobs[0][3:]))[0]
+    array = np.lib.format.open_memmap(beside, mode="w+", dtype=one.dtype, shape=(count, *one.shape[1:]))
     with facts.open("w") as file:
         for (_, first, size, *_), (painted, told) in zip(jobs, _painted(jobs), strict=True):
             array[first : first + size] = painted

@@ -26,8 +26,10 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "clip": (stages.train_clip, "clip/final"),
     "control": (stages.train_control, "control/pose.safetensors"),
     "edit": (stages.train_edit, "edit.safetensors"),
+    "moving_text": (stages.train_moving_text, "moving_text/final"),
     "judge": (stages.train_judge, "judge.safetensors"),
     "geometry": (stages.train_geometry, "geometry.safetensors"),
+    "text_to_video": (stages.train_text_to_video, "text_to_video.safetensors"),
 }
 
 

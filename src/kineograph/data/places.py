@@ -1,0 +1,70 @@
+"""Where the bytes of a picture, a video or a caption lie: in a file of their own, or in the middle of a tar."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import SEEK_CUR, SEEK_END, SEEK_SET
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+
+class Place(NamedTuple):
+    """A file, or `size` bytes of it from byte `start` on. size: None is up to the file's end."""
+
+    path: Path
+    start: int = 0
+    size: int | None = None
+
+
+class Found(NamedTuple):
+    """Something that may belong to a dataset. name: with folders and, in a tar, the tar's name first."""
+
+    name: str
+    place: Place
+
+
+class Problem(NamedTuple):
+    """What is wrong with something in a dataset, as the rest of a sentence that begins with the name."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of an open file that reads like a file of its own, as PyAV and Pillow want one."""
+
+    file: BinaryIO
+    start: int
+    size: int
+
+    def read(self, count: int = -1) -> bytes:
+        """The next `count` bytes, or all that are left; nothing beyond the end."""
+        left = max(0, self.size - self.tell())
+        return self.file.read(left if count < 0 else min(count, left))
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        """Go to a byte and say which, counted from the part's own start."""
+        origin = {SEEK_SET: 0, SEEK_CUR: self.tell(), SEEK_END: self.size}[whence]
+        return self.file.seek(self.start + max(0, origin + offset)) - self.start
+
+    def tell(self) -> int:
+        """Which byte is next."""
+        return self.file.tell() - self.start
+
+
+@contextmanager
+def opened(place: Place) -> Iterator[Part]:
+    """The bytes of a place, to read from their beginning. Raises OSError when the file is not there any more."""
+    with place.path.open("rb") as file:
+        part = Part(file, place.start, file.seek(0, SEEK_END) if place.size is None else place.size)
+        part.seek(0)
+        yield part
+
+
+def text_at(place: Place) -> str:
+    """The text at a place. Raises OSError, and ValueError when it is not UTF-8."""
+    with opened(place) as part:
+        return part.read().decode("utf-8-sig")

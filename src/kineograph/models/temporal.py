@@ -1,0 +1,216 @@
+"""Layers along time: what video papers put between the layers of an image network.
+
+Each takes frames folded into the batch, `(b f) c h w` or `(b f) n c`, and gives the same shape back. Each begins as the
+identity: its last layer is zero. Their parameters carry the names of the released checkpoints.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.models.attention import FeedForward
+from diffusers.models.embeddings import SinusoidalPositionalEmbedding, TimestepEmbedding, Timesteps
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from kineograph.models.attention import attend
+
+EPS = 1e-6  # of the group norm of transformers, in Stable Diffusion and all that follow it
+
+
+class Distances(nn.Module):
+    """A learnt vector for each distance between two frames, of at most `farthest` either way (Shaw et al. 2018)."""
+
+    def __init__(self, width: int, farthest: int) -> None:
+        super().__init__()
+        self.farthest = farthest
+        self.embeddings_table = nn.Parameter(torch.empty(2 * farthest + 1, width))
+        nn.init.xavier_uniform_(self.embeddings_table)
+
+    def forward(self, frames: int) -> Tensor:
+        """[f, f, width]: of frame j as frame i sees it; what is farther is taken to be at the farthest distance."""
+        place = torch.arange(frames, device=self.embeddings_table.device)
+        distance = (place[None, :] - place[:, None]).clamp(-self.farthest, self.farthest)
+        return self.embeddings_table[distance + self.farthest]
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention of the frames of one place in the picture: `n f c` -> `n f c`.
+
+    relative: the farthest distance between frames that is told from others; None for no relative positions.
+    Source: VideoCrafter1's temporal attention; without `relative` that of ModelScope, AnimateDiff and VidRD.
+    """
+
+    def __init__(self, width: int, heads: int, head_width: int, relative: int | None = None) -> None:
+        super().__init__()
+        self.heads, inside = heads, heads * head_width
+        self.to_q, self.to_k, self.to_v = (nn.Linear(width, inside, bias=False) for _ in range(3))
+        self.to_out = nn.Sequential(nn.Linear(inside, width))
+        if relative is not None:
+            self.relative_position_k = Distances(head_width, relative)
+            self.relative_position_v = Distances(head_width, relative)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.to_q(x), self.to_k(x), self.to_v(x)
+        if not hasattr(self, "relative_position_k"):
+            return self.to_out(attend(query, key, value, self.heads))
+        return self.to_out(self._relative(query, key, value))
+
+    def _relative(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Logits q (k + a_k) / sqrt(d), answers p (v + a_v), with the vectors `a` of the distances."""
+        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        frames, width = query.shape[-2:]
+        of_keys, of_values = (a(frames).to(query.dtype) for a in (self.relative_position_k, self.relative_position_v))
+        logits = query @ key.mT + torch.einsum("n h i d, i j d -> n h i j", query, of_keys)
+        share = (logits * width**-0.5).softmax(-1)
+        answer = share @ value + torch.einsum("n h i j, i j d -> n h i d", share, of_values)
+        return answer.transpose(1, 2).flatten(2)
+
+
+class TemporalBlock(nn.Module):
+    """One or two temporal self-attentions and a feed-forward, each added to what it reads: `n f c` -> `n f c`.
+
+    positions: how many frames have a sinusoidal position, added to what attention reads; None for no positions.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        head_width: int,
+        *,
+        attentions: int = 2,
+        positions: int | None = None,
+        relative: int | None = None,
+        widening: int = 4,
+    ) -> None:
+        super().__init__()
+        self.norm1, self.attn1 = nn.LayerNorm(width), TemporalAttention(width, heads, head_width, relative)
+        if attentions > 1:
+            self.norm2, self.attn2 = nn.LayerNorm(width), TemporalAttention(width, heads, head_width, relative)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width, mult=widening, activation_fn="geglu")
+        self.pos_embed = nn.Identity() if positions is None else SinusoidalPositionalEmbedding(width, positions)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.attn1(self.pos_embed(self.norm1(x)).to(x.dtype)) + x
+        if hasattr(self, "attn2"):
+            x = self.attn2(self.pos_embed(self.norm2(x)).to(x.dtype)) + x
+        return self.ff(self.norm3(x)) + x
+
+
+class TemporalTransformer(nn.Module):
+    """Blocks along time around which the frames pass: `(b f) c h w` -> the same. Its group norm spans all frames.
+
+    Source: VideoCrafter1 (Chen et al. 2023), section 3.1, TT; ModelScope's and AnimateDiff's are the same shape.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        head_width: int,
+        *,
+        groups: int = 32,
+        depth: int = 1,
+        attentions: int = 2,
+        positions: int | None = None,
+        relative: int | None = None,
+        widening: int = 4,
+    ) -> None:
+        super().__init__()
+        width = heads * head_width
+        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.proj_in = nn.Linear(channels, width)
+        self.transformer_blocks = nn.Sequential(
+            *(
+                TemporalBlock(
+                    width,
+                    heads,
+                    head_width,
+                    attentions=attentions,
+                    positions=positions,
+                    relative=relative,
+                    widening=widening,
+                )
+                for _ in range(depth)
+            )
+        )
+        self.proj_out = _zeroed(nn.Linear(width, channels))
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        size = x.shape[2:]
+        tokens = self.norm(as_plane(x, frames)).permute(0, 3, 2, 1).flatten(0, 1)
+        moved = self.proj_out(self.transformer_blocks(self.proj_in(tokens)))
+        beside = moved.unflatten(0, (-1, *size)).permute(0, 3, 4, 1, 2)  # b f c h w
+        return (x.unflatten(0, (-1, frames)) + beside).flatten(0, 1)
+
+
+class TemporalConv(nn.Module):
+    """Four convolutions over three frames each, added to what they read: `(b f) c h w` -> the same.
+
+    Frames are the rows of a picture whose columns are all places, so that a filter of 3 x 1 is one over time.
+    Source: ModelScope's temporal convolution, which VideoCrafter1 (I2V) and VidRD have after every resnet.
+    """
+
+    def __init__(self, channels: int, groups: int = 32) -> None:
+        super().__init__()
+        for name in CONVS:
+            conv = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
+            self.add_module(name, nn.ModuleDict({"norm": nn.GroupNorm(groups, channels), "conv": conv}))
+        _zeroed(conv)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        plane = as_plane(x, frames)
+        for name in CONVS:
+            layer = self.get_submodule(name)
+            plane = layer.conv(silu(layer.norm(plane)))
+        return x + plane.unflatten(3, x.shape[2:]).transpose(1, 2).flatten(0, 1)
+
+
+CONVS = ("conv1", "conv2", "conv3", "conv4")
+
+
+class AttentionInBlock(nn.Module):
+    """Temporal attention between the layers of a spatial transformer block: tokens `(b f) n c` -> the same.
+
+    A sinusoidal position is added to the tokens themselves, and stays: so it begins as more than the identity.
+    Source: VidRD's Temp-Attn (its released code; the figure shows none added).
+    """
+
+    def __init__(self, channels: int, heads: int, head_width: int, positions: int | None = None) -> None:
+        super().__init__()
+        self.temp_norm = nn.LayerNorm(channels)
+        self.temp_attn = TemporalAttention(channels, heads, head_width)
+        _zeroed(self.temp_attn.to_out[0])
+        self.pos_embed = nn.Identity() if positions is None else SinusoidalPositionalEmbedding(channels, positions)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        places = x.shape[1]
+        tokens = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (b n) f c
+        tokens = self.pos_embed(tokens).to(x.dtype)
+        tokens = tokens + self.temp_attn(self.temp_norm(tokens))
+        return tokens.unflatten(0, (-1, places)).transpose(1, 2).flatten(0, 1)
+
+
+class FrameRate(nn.Module):
+    """Frames a second as a part of the timestep's embedding: `b` -> `b e`. Source: VideoCrafter1, section 3.1."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.sinusoid = Timesteps(channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.embedding = TimestepEmbedding(channels, width)
+        _zeroed(self.embedding.linear_2)
+
+    def forward(self, fps: Tensor) -> Tensor:
+        return self.embedding(self.sinusoid(fps).to(self.embedding.linear_1.weight.dtype))
+
+
+def as_plane(x: Tensor, frames: int) -> Tensor:
+    """`(b f) c h w` -> `b c f (h w)`, a view where x is channels_last."""
+    return x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(3)
+
+
+def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

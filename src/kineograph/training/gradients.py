@@ -1,0 +1,155 @@
+"""A step's gradients: its samples are dealt out, each share walks the network alone, and the shares' are summed.
+
+On a CPU there is a share a core, walked by a thread of its own: threads inside an operation wait for one another at
+every layer. The sums are taken in one order, whichever share is ready first, so that a run can be repeated bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice, pairwise
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce, send_to_device
+from torch import Tensor, nn
+from torch.amp import GradScaler
+
+from kineograph.training.settings import TrainingSettings, samples_per_step
+
+Batch = TypeVar("Batch")
+Net = TypeVar("Net", bound=nn.Module)
+Draw = Callable[[int, range], Batch]
+Loss = Callable[[Net, Batch, int], Mapping[str, Tensor]]
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Share(NamedTuple):
+    """What one walk of the network takes: numbers of samples, counted over the whole training."""
+
+    step: int
+    samples: range
+
+
+class Drawn(NamedTuple):
+    """A share's samples, and the seed of its first; that of sample j is `seed + j`, as in `kineograph.noise`."""
+
+    share: Share
+    batch: Any
+    seed: int
+
+
+class Walked(NamedTuple):
+    """A share's part of the step's mean losses, and of the gradients of the trained weights that it touched."""
+
+    losses: dict[str, Tensor]
+    gradients: Sequence[Tensor | None]
+
+
+class Descent(NamedTuple):
+    """A step's mean losses, and the gradients of the weights that any share of it touched, by name."""
+
+    losses: dict[str, float]
+    gradients: dict[str, Tensor]
+
+
+def shares(settings: TrainingSettings, step: int, here: PartialState, count: int) -> Iterator[Share]:
+    """What this process walks of a step, in order; `count` shares at a time, whose sizes differ by one at most."""
+    batch = settings.train_batch_size
+    mine = samples_per_step(settings, 1)
+    first = (step * here.num_processes + here.process_index) * mine
+    for start in range(first, first + mine, batch):
+        edges = (start + batch * number // count for number in range(count + 1))
+        yield from (Share(step, range(begin, end)) for begin, end in pairwise(edges))
+
+
+def sample_seed(seed: int, sample: int) -> int:
+    """A seed for a sample of the training; those of consecutive samples are consecutive."""
+    (base,) = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+    return int(base) % 2**62 + sample
+
+
+def drawn_ahead(
+    draw: Draw[Batch], wanted: Iterator[Share], seed: int, readers: ThreadPoolExecutor, ahead: int
+) -> Iterator[Drawn]:
+    """The shares' samples in order, while `ahead` more are being drawn."""
+
+    def one(share: Share) -> Drawn:
+        return Drawn(share, draw(share.step, share.samples), sample_seed(seed, share.samples.start))
+
+    queue = deque(readers.submit(one, share) for share in islice(wanted, ahead))
+    while queue:
+        ready = queue.popleft().result()
+        queue.extend(readers.submit(one, share) for share in islice(wanted, 1))
+        yield ready
+
+
+def walker(
+    net: Net, trained: Sequence[nn.Parameter], loss: Loss[Net, Batch], settings: TrainingSettings, scaler: GradScaler
+) -> Callable[[Drawn], Walked]:
+    """The function that walks the network with a share."""
+    device = trained[0].device
+    seeded = _seeded if draws_inside(net) else _as_it_is
+
+    def walk(drawn: Drawn) -> Walked:
+        weight = len(drawn.share.samples) / samples_per_step(settings, 1)
+        batch = send_to_device(drawn.batch, device)
+        with seeded(drawn.seed, device), torch.enable_grad(), autocast(device, settings.mixed_precision):
+            losses = {name: value * weight for name, value in loss(net, batch, drawn.seed).items()}
+        total = scaler.scale(torch.stack([*losses.values()]).sum())
+        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        return Walked({name: value.detach() for name, value in losses.items()}, gradients)
+
+    return walk
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Mixed precision by name. Nothing is cached: threads share that cache, and would find in it what others left."""
+    return torch.autocast(
+        device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES, cache_enabled=False
+    )
+
+
+def draws_inside(net: nn.Module) -> bool:
+    """Whether the network draws random numbers of its own, from the one generator that all threads share."""
+    dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+    return any(isinstance(layer, dropouts) and layer.p > 0 and layer.training for layer in net.modules())
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _as_it_is(seed: int, device: torch.device) -> Iterator[None]:
+    yield
+
+
+@torch.no_grad()
+def summed(walked: Iterable[Walked], trained: Mapping[str, nn.Parameter], here: PartialState) -> Descent:
+    """What the shares of all processes come to, always added in the same order."""
+    losses: dict[str, Tensor] = {}
+    sums = {name: torch.zeros_like(weight) for name, weight in trained.items()}  # in the order of the weight's memory
+    touched = dict.fromkeys(trained, 0.0)
+    for each in walked:
+        for name, value in each.losses.items():
+            losses[name] = losses[name] + value if name in losses else value
+        found = {name: value for name, value in zip(trained, each.gradients, strict=True) if value is not None}
+        torch._foreach_add_([sums[name] for name in found], [*found.values()])
+        touched |= dict.fromkeys(found, 1.0)
+    figures = torch.stack([value.float() for value in losses.values()])
+    if here.num_processes > 1:
+        # the same tensors in all processes, whatever theirs touched
+        mask = torch.tensor([*touched.values()], device=figures.device)
+        figures, sums, mask = reduce([figures, sums, mask], "mean")
+        touched = dict(zip(touched, mask.tolist(), strict=True))
+    means = dict(zip(losses, figures.tolist(), strict=True))
+    return Descent(means, {name: value for name, value in sums.items() if touched[name]})

@@ -1,0 +1,87 @@
+"""Settings from a YAML file: what is wrong with one is said by file, field, what came and what was expected."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from kineograph.errors import InputError
+
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+def load_settings(path: Path, model: type[Settings], overrides: Iterable[str] = ()) -> Settings:
+    """The settings in a YAML file, with some of them overridden: "training.learning_rate=1e-4".
+
+    Raises InputError for a file that is missing or no YAML, and for every field that is unknown, missing or unfit.
+    """
+    content = _read(path)
+    for text in overrides:
+        content = _overridden(content, text)
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{path}: {_told(model, each)}" for each in error.errors())) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}; expected a YAML file of settings") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is no YAML: {error}") from error
+    if not isinstance(content, dict | None):
+        raise InputError(f"{path} holds a {type(content).__name__}; expected settings, one 'name: value' a line")
+    return content or {}
+
+
+def _overridden(content: Any, text: str) -> dict[str, Any]:
+    """The same settings with the one that "some.field=value" names set to its value, which is read as YAML."""
+    name, sign, value = text.partition("=")
+    first, _, rest = name.strip().partition(".")
+    if not sign or not first:
+        raise InputError(f"{text!r} overrides nothing: expected field=value, as in training.learning_rate=1e-4")
+    if not isinstance(content, Mapping):
+        raise InputError(f"{text!r} overrides a field of {content!r}, which has no fields")
+    try:
+        given = _overridden(content.get(first) or {}, f"{rest}={value}") if rest else yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"{text!r} has a value that is no YAML: {error}") from error
+    return {**content, first: given}
+
+
+def _told(model: type[BaseModel], error: ErrorDetails) -> str:
+    place = error["loc"]
+    field = ".".join(map(str, place)) or "the whole"
+    if error["type"] == "missing":
+        return f"{field} is missing"
+    if error["type"] == "extra_forbidden":
+        known = _fields_at(model, place[:-1])
+        near = difflib.get_close_matches(str(place[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+        return f"{field} (here {error['input']!r}) is no setting: {hint}"
+    expected = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    return f"{field}: {expected}, not {error['input']!r}"
+
+
+def _fields_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields that may stand there; numbers in a list and tags of a union are no fields on the way."""
+    models = [model]
+    for part in place:
+        fields = [each.model_fields[str(part)] for each in models if part in each.model_fields]
+        models = [inner for field in fields for inner in _models_in(field.annotation)] or models
+    return sorted({name for each in models for name in each.model_fields})
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
