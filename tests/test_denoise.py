@@ -3,7 +3,8 @@ from threading import Barrier
 import pytest
 import torch
 
-from kineograph.denoise import finite, guided, guided_twice
+from kineograph.denoise import finite, guided, guided_twice, pinned
+from kineograph.trajectory import ddim, last
 
 X = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -101,3 +102,26 @@ def test_finite_names_the_first_broken_frame(poison):
 
     with pytest.raises(ValueError, match=r"frame 1 \(video 0 .* level 2.5 .* 2 of 3 frames"):
         finite(broken)(X, 2.5)
+
+
+def test_with_all_frames_pinned_no_model_counts():
+    known, noise = X, torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(last(ddim(pinned(lambda x, s: 0 * x, known, noise), 9 * noise, [9.0, 2.0, 0.0])), known)
+
+
+def test_with_no_frame_pinned_it_is_the_model_itself():
+    assert torch.equal(pinned(half, X[:, :0], X[:, :0])(X, 3.0), half(X, 3.0))
+
+
+def test_the_model_sees_pinned_frames_under_their_noise_at_every_level():
+    seen = []
+
+    def watch(x, sigma):
+        seen.append((x, sigma))
+        return x / (1 + sigma**2)
+
+    known, noise = X[:, :1], torch.ones_like(X[:, :1])
+    end = last(ddim(pinned(watch, known, noise), 9 * X, [9.0, 2.0, 0.0]))
+    assert torch.equal(end[:, :1], known)
+    for x, sigma in seen:
+        assert torch.equal(x[:, :1], known + sigma * noise)

@@ -86,3 +86,20 @@ def test_a_negative_seed_is_refused():
 def test_large_seeds_are_seeds():
     low, high = (noise.independent(seed, [0], SHAPE) for seed in (1, 1 + 2**40))
     assert not torch.equal(low, high)
+
+
+def test_related_noise_shares_as_much_as_is_asked():
+    frames = noise.related(2.0, 3, range(6), LARGE)
+    assert frames.var().item() == pytest.approx(1, abs=0.02)
+    alike = torch.corrcoef(frames[0].flatten(1))
+    assert alike[0, 1:].tolist() == pytest.approx([0.8] * 5, abs=0.02)
+    torch.testing.assert_close(noise.related(2.0, 3, [4], LARGE), frames[:, 4:5], atol=0, rtol=0)
+    assert torch.equal(noise.related(0.0, 3, range(2), SHAPE), noise.independent(3, range(2), SHAPE))
+
+
+def test_related_noise_at_levels_is_shared_as_much_and_by_any_frames():
+    draw = noise.related_at_levels(2.0, 3, range(4), LARGE)
+    alike = torch.corrcoef(draw(1.5)[0].flatten(1))
+    assert alike[0, 1:].tolist() == pytest.approx([0.8] * 3, abs=0.02)
+    assert torch.equal(noise.related_at_levels(2.0, 3, [2], LARGE)(1.5), draw(1.5)[:, 2:3])
+    assert torch.equal(noise.related_at_levels(0.0, 3, [2], SHAPE)(1.5), noise.at_levels(3, [2], SHAPE)(1.5))

@@ -18,8 +18,9 @@ import kineograph as kg
 from kineograph.data.request import METHODS, SOLVERS, Request, controls
 from kineograph.errors import InputError, InputWarning
 from kineograph.models.model import Model
+from kineograph.recipes.inputs import opened
 from kineograph.recipes.making import METHODS as RECIPES
-from kineograph.recipes.walks import DESCENTS, look
+from kineograph.recipes.walks import DESCENTS, Start, look
 
 FEW = {"num_inference_steps": 2, "num_frames": 2}
 
@@ -30,20 +31,25 @@ def model() -> Model:
 
 
 OF_EDITS = {"video", "image_guidance_scale", "noise"}
+OF_PICTURES = {"image", "first_frame", "image_scale"}
 OF_CONTROL = {"controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"}
 
 
 def test_the_defaults_of_the_front_doors_are_those_of_a_request() -> None:
     fixed = {field.name: field.default for field in fields(Request) if field.name not in ("prompt", "control")}
     given = {name: each.default for name, each in inspect.signature(kg.generate).parameters.items()}
-    assert {name: given.get(name) for name in fixed if name not in OF_EDITS} == {
-        name: default for name, default in fixed.items() if name not in OF_EDITS
+    elsewhere = OF_EDITS | OF_PICTURES
+    assert {name: given.get(name) for name in fixed if name not in elsewhere} == {
+        name: default for name, default in fixed.items() if name not in elsewhere
     }
     assert set(given) - set(fixed) == {"model", "prompt", "control", "annotators", "on_step"} | OF_CONTROL
     edited = {name: each.default for name, each in inspect.signature(kg.edit).parameters.items()}
     differ = {name for name in edited if name in fixed and edited[name] != fixed[name]}
     assert differ == {"video", "solver"}
     assert set(edited) - set(fixed) == {"model", "prompt", "on_step"}
+    animated = {name: each.default for name, each in inspect.signature(kg.animate).parameters.items()}
+    assert {name for name in animated if name in fixed and animated[name] != fixed[name]} == {"image"}
+    assert set(animated) - set(fixed) == {"model", "prompt", "on_step"}
 
 
 def test_every_choice_is_there() -> None:
@@ -70,7 +76,7 @@ def test_every_choice_is_there() -> None:
         ({"fps": math.inf}, "fps"),
         ({"chunk_size": 0}, "chunk_size"),
         ({"solver": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
-        ({"method": "magic"}, "text2video-zero or instruct-pix2pix, not 'magic'"),
+        ({"method": "magic"}, "text2video-zero or instruct-pix2pix or videocrafter, not 'magic'"),
         ({"method": "instruct-pix2pix"}, "no video to edit"),
         (
             {"method": "instruct-pix2pix", "video": "a.mp4", "control": controls({"canny": "b"})},
@@ -165,7 +171,8 @@ def test_no_guidance_never_asks_the_negative_prompt(model: Model, scale: float) 
 
 def test_lcm_takes_the_model_for_a_consistency_model(model: Model) -> None:
     request, x = Request(prompt="a fish", solver="lcm", guidance_scale=1), torch.ones(1, 1, 4, 2, 2)
-    bent = look(request, model.schedule, torch.mul, torch.mul)(x, 0.03)
+    start = Start(0, 8, 8, (1, 4, 2, 2), opened(request), "lcm")
+    bent = look(request, start, model.schedule, torch.mul, torch.mul)(x, 0.03)
     torch.testing.assert_close(bent, model.schedule.consistent(torch.mul)(x, 0.03))
     assert not torch.allclose(bent, x * 0.03, rtol=1e-3)
 

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import CrossFrameAttnProcessor
 from tiny_unets import READS, sdxl, unet, with_ip_adapters
-from torch import Tensor, nn
+from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError
@@ -125,36 +125,6 @@ def test_gradients_reach_the_network():
     with torch.enable_grad():
         net(Z, T, TOLD, see=first).square().mean().backward()
     assert all(weight.grad is not None for weight in net.parameters())
-
-
-def test_temporal_layers_are_called_at_their_sites_with_all_frames():
-    calls = []
-
-    def temporal(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-        calls.append(type(layer).__name__)
-        assert x.shape[0] == B * frames and frames == F and x.ndim == (3 if calls[-1] == "Attention" else 4)
-        return x
-
-    plain = unet(layers_per_block=1)
-    assert torch.equal(VideoUNet(plain, temporal)(Z, T, TOLD), VideoUNet(plain)(Z, T, TOLD))
-    pair = ["ResnetBlock2D", "Attention", "Transformer2DModel"]
-    resnet, middle = ["ResnetBlock2D"], [*pair, "ResnetBlock2D"]
-    assert calls == ["Conv2d", *pair * 2, *resnet, *middle, *resnet * 2, *pair * 4]
-
-
-class Shift(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.by = nn.Parameter(torch.tensor(0.1))
-
-    def forward(self, layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-        return x + self.by
-
-
-def test_temporal_layers_belong_to_the_network():
-    net = VideoUNet(unet(), Shift())
-    assert "temporal.by" in net.state_dict()
-    assert far(net(Z, T, TOLD), VideoUNet(net.image_unet)(Z, T, TOLD)) > 1e-3
 
 
 REFUSED = {

@@ -1,7 +1,7 @@
 """Text-to-image diffusion models become video models.
 
-`load` a model, `generate` a video, `edit` one, `replay` the file it was saved to; `Model` and the modules `noise`,
-`ladder`, `denoise`, `trajectory` and `methods` are the layer below, for those who want the loop.
+`load` a model, `generate` a video, `animate` a picture, `edit` a video, `replay` the file it was saved to; `Model` and
+the modules `noise`, `ladder`, `denoise`, `trajectory` and `methods` are the layer below, for those who want the loop.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from kineograph.models import attention as see
     from kineograph.models.checkpoints import load
     from kineograph.models.model import Model
-    from kineograph.recipes import edit, generate, replay
+    from kineograph.recipes import animate, edit, generate, replay
 
     __version__: str
 
@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "Video",
     "__version__",
+    "animate",
     "denoise",
     "edit",
     "generate",
@@ -51,6 +52,7 @@ _HOMES = {
     "InputError": "errors",
     "Model": "models.model",
     "Video": "data.video",
+    "animate": "recipes",
     "edit": "recipes",
     "generate": "recipes",
     "guided": "denoise",

@@ -27,13 +27,16 @@ class Condition:
 
     tokens        [b n d]: read by cross-attention
     image_tokens  [b m d], or [b f m d] when every frame has its own: read by cross-attention, beside the text
-    embedding     [b e]: added to the embedding of the timestep
+    image_scale   how much those count, times what the layers that read them say
+    embedding     [b e]: added to the embedding of the timestep; for a video model that is told the frame rate, its last
+                  number is frames a second
     residuals     called with what the network is called with; added to its skip connections
     channels      [b f k h w]: concatenated behind the latents' channels
     """
 
     tokens: Float[Tensor, "b n d"]
     image_tokens: Float[Tensor, "b m d"] | Float[Tensor, "b f m d"] | None = None
+    image_scale: float = 1.0
     embedding: Float[Tensor, "b e"] | None = None
     residuals: Residuals | None = None
     channels: Float[Tensor, "b f k h w"] | None = None

@@ -21,6 +21,7 @@ Shape = tuple[int, int, int, int]  # (b, c, h, w): of the videos in a batch, wit
 
 # What a draw is for: the first word of its seed, so that no two purposes ever meet.
 FRAME, VIDEO, LEVEL = range(3)
+ALL = 2**32 - 1  # stands for all frames where noise of a level is drawn: no video has so many
 
 
 def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
@@ -51,6 +52,22 @@ def at_levels(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float
         return _drawn(seed, [(LEVEL, frame, level) for frame in numbers], shape)
 
     return draw
+
+
+def related(ratio: float, seed: int, frames: Iterable[int], shape: Shape) -> Latents:
+    """Noise of which `ratio` parts are shared by all frames, to one of each frame's own; see `mixed`.
+
+    With a ratio of 0 this is `independent`, with `math.inf` it is `shared`. Returns [b f c h w], float32, on the CPU.
+    """
+    numbers = list(frames)
+    return mixed(shared(seed, numbers, shape), independent(seed, numbers, shape), ratio)
+
+
+def related_at_levels(ratio: float, seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
+    """The same as a function of the level: what ancestral solvers draw on their way."""
+    numbers = list(frames)
+    one, own = at_levels(seed, [ALL] * len(numbers), shape), at_levels(seed, numbers, shape)
+    return lambda sigma: mixed(one(sigma), own(sigma), ratio) if ratio else own(sigma)
 
 
 def mixed(shared: Latents, own: Latents, ratio: float) -> Latents:

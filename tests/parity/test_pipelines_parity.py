@@ -93,7 +93,7 @@ def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_pa
 
     model = kg.load(sd(in_channels=8))
     request = kg_request(path)
-    start = Start(0, 16, 16, (1, 4, 8, 8), opened(request))
+    start = Start(0, 16, 16, (1, 4, 8, 8), opened(request), str(request.solver))
     shown = input_latents(model, start, 8)
     sigmas = leading(model.schedule.sigmas, STEPS)
     said, nothing = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
@@ -119,7 +119,7 @@ def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
     frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()
     path = Video(frames).save(tmp_path / "maps")
     request = Request(prompt=PROMPT, control=controls({"seg-map": path}, scale=0.5))
-    start = Start(0, 16, 16, (1, 4, 8, 8), opened(request))
+    start = Start(0, 16, 16, (1, 4, 8, 8), opened(request), str(request.solver))
     told = with_controls.bound(model, request, start)(model.prompt([PROMPT]))
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")

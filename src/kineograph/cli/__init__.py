@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from kineograph.cli import speaking
+from kineograph.cli.animate import animate
 from kineograph.cli.doctor import doctor
 from kineograph.cli.edit import edit
 from kineograph.cli.generate import generate
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, edit, inspect, replay, models, doctor, reproduce, bench):
+for command in (generate, animate, edit, inspect, replay, models, doctor, reproduce, bench):
     app.command()(command)
 
 

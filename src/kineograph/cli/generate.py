@@ -18,8 +18,10 @@ from kineograph.cli.options import (
     Height,
     Json,
     Lora,
+    MotionModule,
     NegativePrompt,
     Output,
+    Overlap,
     Overwrite,
     Seed,
     Solver,
@@ -27,8 +29,9 @@ from kineograph.cli.options import (
     TextualInversion,
     Vae,
     Width,
+    Window,
 )  # fmt: skip
-from kineograph.data.request import FPS, MASKS, METHODS, MOTION, NUM_FRAMES, Request, controls
+from kineograph.data.request import FPS, MASKS, MOTION, NUM_FRAMES, Request, controls
 
 DEFAULT = Request(prompt="any")
 
@@ -41,7 +44,7 @@ def generate(
             "--num-frames",
             "-n",
             rich_help_panel=PICTURE,
-            show_default=f"{NUM_FRAMES}, or as many as the control video has",
+            show_default=f"{NUM_FRAMES}, a video model's own, or as many as the control video has",
             help="How many frames.",
         ),
     ] = DEFAULT.num_frames,
@@ -49,7 +52,7 @@ def generate(
         str | None,
         typer.Option(
             rich_help_panel=PICTURE,
-            show_default=f"{MOTION}, or none with a control video",
+            show_default=f"{MOTION}, none with a control video or a video model",
             help="How the camera moves: pan:X,Y or zoom:FACTOR or rotate:DEGREES a frame, path:X,Y;X,Y;..., none; "
             "joined by +. X and Y are pixels of a frame 512 wide.",
         ),
@@ -59,8 +62,8 @@ def generate(
         float | None,
         typer.Option(
             rich_help_panel=PICTURE,
-            show_default=f"{FPS:g}, or the control video's",
-            help="Frames shown per second, and taken from a control video.",
+            show_default=f"{FPS:g}, 8 with a video model, or the control video's",
+            help="Frames shown per second, and taken from a control video; what video models are told.",
         ),
     ] = DEFAULT.fps,
     height: Height = DEFAULT.height,
@@ -81,8 +84,15 @@ def generate(
         typer.Option(rich_help_panel=PICTURE, help=f"What tells the foreground then: {' or '.join(MASKS)}."),
     ] = DEFAULT.masks,
     method: Annotated[
-        str, typer.Option(rich_help_panel=PICTURE, help=f"Which paper makes it a video: {METHODS[0]}.")
+        str | None,
+        typer.Option(
+            rich_help_panel=PICTURE,
+            show_default="what fits the model",
+            help="Which paper makes it a video: text2video-zero with an image model, videocrafter with a video model.",
+        ),
     ] = DEFAULT.method,
+    window: Window = DEFAULT.window,
+    overlap: Overlap = DEFAULT.overlap,
     control: Annotated[
         list[str] | None,
         typer.Option(
@@ -125,6 +135,7 @@ def generate(
             help="A diffusers folder, a hub id, a .safetensors or .ckpt file; see kineograph models.",
         ),
     ] = None,
+    motion_module: MotionModule = None,
     lora: Lora = None,
     textual_inversion: TextualInversion = None,
     vae: Vae = None,
@@ -163,8 +174,11 @@ def generate(
         ),
         smooth_background=smooth_background,
         masks=masks,
+        window=window,
+        overlap=overlap,
     )
     options = {
+        "motion": motion_module,
         "lora": [with_scale(each) for each in lora or []],
         "textual_inversion": textual_inversion or [],
         "controlnet": named(controlnet, "a ControlNet", "KIND=FOLDER") or None,

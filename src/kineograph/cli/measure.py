@@ -13,7 +13,7 @@ from kineograph.cli.options import Json
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="Whose claims: text2video-zero.", show_default=False)],
+    paper: Annotated[str, typer.Argument(help="Whose claims: text2video-zero, videocrafter1.", show_default=False)],
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the cases.")] = False,
     cases: Annotated[
         int | None, typer.Option(show_default="100, or 10 with --quick", help="How many held-out cases of each study.")
@@ -36,7 +36,7 @@ def reproduce(
     count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
     study.check(paper, count)
     speaking.quiet_loading()
-    model, witnesses = load(), pocket_witnesses()
+    model, witnesses = load(study.MODELS[paper]), pocket_witnesses()
     with speaking.counted("measuring") as on_video:
         report = study.reproduce(
             paper, model, witnesses, cases=count, steps=num_inference_steps, out=out, on_video=on_video

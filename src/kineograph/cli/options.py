@@ -38,7 +38,31 @@ Steps = Annotated[
         help="How finely noise is taken away; more is slower.",
     ),
 ]
-Solver = Annotated[str, typer.Option(rich_help_panel=PICTURE, help=f"By which rule: {', '.join(SOLVERS)}.")]
+Solver = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=PICTURE, show_default="the model's", help=f"By which rule: {', '.join(SOLVERS)}."),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=PICTURE, show_default="as it was trained", help="Frames that a video model sees together."
+    ),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(
+        rich_help_panel=PICTURE, show_default="a quarter", help="Frames that one window shares with the next."
+    ),
+]
+MotionModule = Annotated[
+    str | None,
+    typer.Option(
+        "--motion-module",
+        rich_help_panel=MODEL,
+        show_default=False,
+        help="Layers along time for an image model: an AnimateDiff file, folder or hub id, or a video model's.",
+    ),
+]
 Lora = Annotated[
     list[str] | None,
     typer.Option(rich_help_panel=MODEL, show_default=False, help="A LoRA, as FILE or FILE=SCALE; may be repeated."),

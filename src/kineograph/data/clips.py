@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from typing import NamedTuple
 
 import av
@@ -21,6 +22,8 @@ Crop = Callable[[Rng], tuple[float, float]]
 
 STILL = 1.0  # frames a second of a picture, which has none
 SAME = 1.002  # ratio of rates that count as one: 24 and 23.976
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+GAP = 3.0  # how many times too large a picture is averaged to before it is resampled: no eye sees a difference
 ANIMATED = frozenset({"WEBP", "PNG"})  # formats whose further pictures are further frames
 
 
@@ -68,7 +71,8 @@ def clip(
             _check(item, part, num_frames)
             if item.kind == "image":
                 return Clip(fitted_at(_picture(part), height, width, at)[None], STILL, item.caption)
-            times, fps, shown = _window(film(part), rng, num_frames, rates)
+            shown = film(part)
+            times, fps = _window(shown, rng, num_frames, rates)
             develop = _developer(shown.pixel, height, width, at)
             return Clip(np.stack(frames_at(part, times, shown, develop)), fps, item.caption)
     except BrokenFile as error:
@@ -88,7 +92,7 @@ def fitted_at(
     wide, tall = min(image.width, image.height * shape), min(image.height, image.width / shape)
     left, top = int((image.width - wide) * at[0]), int((image.height - tall) * at[1])
     box = (left, top, min(left + wide, image.width), min(top + tall, image.height))
-    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box))
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=GAP))
 
 
 def _check(item: Item, part: Part, num_frames: int) -> None:
@@ -98,7 +102,7 @@ def _check(item: Item, part: Part, num_frames: int) -> None:
         raise BrokenFile(f"is a picture, which has one frame, and {num_frames} are asked for")
 
 
-def _window(film: Film, rng: Rng, num_frames: int, rates: Sequence[float] | None) -> tuple[list[float], float, Film]:
+def _window(film: Film, rng: Rng, num_frames: int, rates: Sequence[float] | None) -> tuple[list[float], float]:
     """When the frames of a random window are shown, and how many are a second."""
     slots = round((film.end - film.first) * film.rate)
     slow = [min(rate, film.rate) for rate in rates or [film.rate] if rate <= SAME * film.rate]
@@ -114,7 +118,7 @@ def _window(film: Film, rng: Rng, num_frames: int, rates: Sequence[float] | None
         )
     fps = usable[int(rng.integers(len(usable)))]
     start = film.first + int(rng.integers(starts[fps])) / film.rate
-    return [start + number / fps for number in range(num_frames)], fps, film
+    return [start + number / fps for number in range(num_frames)], fps
 
 
 def _developer(pixel: float, height: int, width: int, at: tuple[float, float]) -> Callable[[av.VideoFrame], np.ndarray]:
@@ -134,7 +138,7 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
 
 def _picture(part: Part) -> Image.Image:
     """A picture as a viewer shows it: turned as its camera says, on white, in RGB."""
-    with Image.open(part) as image:  # type: ignore[arg-type]  # reads, seeks and tells, which is all that Pillow asks
+    with Image.open(BytesIO(part.read()), formats=FORMATS) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format in ANIMATED:
             raise BrokenFile(f"is an animated {image.format}: make it a gif or an mp4")
         turned = ImageOps.exif_transpose(image)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kineograph.data.layouts import IMAGES, VIDEOS, Item, Kind, Read, beside, kind_of, listed
+from kineograph.data.layouts import IMAGES, TEXTS, VIDEOS, Item, Kind, Read, beside, listed
 from kineograph.data.places import Found, Place, Problem
 from kineograph.data.shards import expanded, members
 from kineograph.errors import InputError, InputWarning
@@ -66,8 +66,8 @@ def open_dataset(source: str | Path) -> Dataset:
         raise InputError(_nothing(path, found, problems))
     if problems:
         warnings.warn(
-            f"{path}: {len(problems)} {'problem' if len(problems) == 1 else 'problems'} among "
-            f"{len(items) + len(problems)} files: {_some([f'{name} {reason}' for name, reason in problems], '; ')}",
+            f"{path}: {len(items)} pictures and videos can be used; {len(problems)} times something is missing or "
+            f"left out: {_some([f'{name} {reason}' for name, reason in problems], '; ')}",
             InputWarning,
             stacklevel=2,
         )
@@ -87,24 +87,19 @@ def _read(path: Path, found: Sequence[Found]) -> tuple[str, Read]:
         opened = [members(place.path, name) for name, place in tars]
         items, problems = beside([each for inner, _ in opened for each in inner if not _is_hidden(each.name)])
         return "webdataset shards", (items, [*problems, *(each for _, wrong in opened for each in wrong)])
-    items, problems = beside(found)
-    if path.is_file():  # its neighbours only have captions to give
-        items = [item for item in items if item.place.path == path]
-        problems = [each for each in problems if each.name == path.name]
-    return "files with captions beside them", (items, problems)
+    return "files with captions beside them", beside(found)
 
 
 def _files(path: Path) -> list[Found]:
-    """All files of a folder and below, by name; the shards that a pattern names; or a file and those beside it."""
+    """All files of a folder and below, by name; the shards that a pattern names; or a file and its caption."""
     if path.is_dir():
         walked = (Path(folder) / file for folder, _, files in os.walk(path) for file in files)
         named = ((file.relative_to(path).as_posix(), file) for file in walked)
         return [Found(name, Place(file)) for name, file in sorted(named) if not _is_hidden(name)]
     if not path.exists():
         return [Found(Path(name).as_posix(), Place(Path(name))) for name in expanded(str(path))]
-    if kind_of(path.name) is None:
-        return [Found(path.name, Place(path))]
-    return [Found(file.name, Place(file)) for file in sorted(path.parent.iterdir()) if file.is_file()]
+    captions = [path.with_suffix(ending) for ending in TEXTS]
+    return [Found(file.name, Place(file)) for file in (path, *captions) if file.is_file()]
 
 
 def _is_hidden(name: str) -> bool:

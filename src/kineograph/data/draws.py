@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import Int64
 
+from kineograph.data.dataset import Dataset
 from kineograph.data.layouts import Item
 from kineograph.data.seeking import BrokenFile
 from kineograph.errors import InputError
@@ -25,7 +26,7 @@ PATIENCE = 1000  # broken items in a row before training gives up: the disk may 
 
 
 def draw(
-    items: Sequence[Item],
+    dataset: Dataset,
     step: int,
     places: Sequence[int],
     *,
@@ -48,7 +49,7 @@ def draw(
 
     Raises InputError when nothing can be drawn any more, with a reason.
     """
-    return [drawn(items, step, place, batch=batch, seed=seed, cut=cut, skipped=skipped) for place in places]
+    return [drawn(dataset, step, place, batch=batch, seed=seed, cut=cut, skipped=skipped) for place in places]
 
 
 def share(batch: int, rank: int, processes: int) -> range:
@@ -57,7 +58,7 @@ def share(batch: int, rank: int, processes: int) -> range:
 
 
 def drawn(
-    items: Sequence[Item],
+    dataset: Dataset,
     step: int,
     place: int,
     *,
@@ -68,18 +69,18 @@ def drawn(
 ) -> Seen:
     """What is at one place of one step; see `draw`. Places may be drawn in threads of their own."""
     refused: dict[int, str] = {}
-    for number in _numbers(len(items), seed, step * batch + place, batch):
+    for number in _numbers(len(dataset), seed, step * batch + place, batch):
         if number in refused:
             continue
         try:
-            return cut(items[number], np.random.default_rng((WINDOW, seed, step, place)))
+            return cut(dataset[number], np.random.default_rng((WINDOW, seed, step, place)))
         except BrokenFile as error:
             refused[number] = str(error)
-            skipped.setdefault(items[number].name, str(error))
-        if len(refused) == min(len(items), PATIENCE):
+            skipped.setdefault(dataset[number].name, str(error))
+        if len(refused) == min(len(dataset), PATIENCE):
             break
     reason = next(iter(refused.values()), "it is empty")
-    raise InputError(f"nothing can be drawn from the dataset: {len(refused)} of {len(items)} were tried. {reason}")
+    raise InputError(f"nothing can be drawn from the dataset: {len(refused)} of {len(dataset)} were tried. {reason}")
 
 
 def _numbers(count: int, seed: int, position: int, stride: int) -> Iterator[int]:

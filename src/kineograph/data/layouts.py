@@ -12,7 +12,7 @@ from kineograph.data.places import Found, Place, Problem, text_at
 
 Kind = Literal["image", "video"]
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 VIDEOS = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv"}
     | {".3gp", ".gif"}
@@ -52,7 +52,7 @@ def beside(found: Sequence[Found]) -> Read:
         if kind == "image" and _stem(name) in films:
             problems.append(Problem(name, "is left out, as the preview of the video of this name"))
         elif kind is not None:
-            caption, wrong = _caption(texts.get(_stem(name)) or texts.get(_key(name)))
+            caption, wrong = _caption(texts.get(_stem(name)))
             items.append(Item(name, caption, kind, place))
             problems += [Problem(name, wrong)] if wrong else []
     return items, problems
@@ -119,10 +119,9 @@ def _first(row: Mapping[Any, Any], columns: Sequence[str]) -> str | None:
 
 
 def _texts(found: Sequence[Found]) -> dict[str, Found]:
-    """Captions by the name without its ending, and by the name up to its first dot, as webdataset has it."""
-    texts = [(rank, each) for rank, ending in enumerate(TEXTS) for each in found if each.name.lower().endswith(ending)]
-    whole = {_stem(each.name): each for _, each in sorted(texts, key=lambda pair: -pair[0])}
-    return {_key(each.name): each for _, each in reversed(texts)} | whole
+    """Captions by their names without the endings."""
+    ranked = [each for ending in TEXTS for each in found if each.name.lower().endswith(ending)]
+    return {_stem(each.name): each for each in reversed(ranked)}
 
 
 def _caption(found: Found | None) -> tuple[str, str]:
@@ -142,11 +141,6 @@ def _caption(found: Found | None) -> tuple[str, str]:
 
 def _stem(name: str) -> str:
     return str(PurePosixPath(name).with_suffix(""))
-
-
-def _key(name: str) -> str:
-    path = PurePosixPath(name)
-    return str(path.with_name(path.name.split(".")[0] or path.name))
 
 
 def _name(path: Path, root: Path) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from kineograph.errors import InputError
 
-METHODS = ("text2video-zero", "instruct-pix2pix")
+METHODS = ("text2video-zero", "instruct-pix2pix", "videocrafter")
+FIRST_FRAMES = ("shown", "pinned")
 NUM_FRAMES, FPS, MOTION = 8, 4.0, "pan:12,12"  # where nothing is asked, and no video is given to go by
 NOISES = ("shared", "independent")
 MASKS = ("attention", "rembg")
@@ -56,7 +57,9 @@ class Control:
 class Request:
     """One video's prompt and numbers. What is None is left to the model, the control videos and the method.
 
-    control: what ControlNets are shown. video: what is edited, by "instruct-pix2pix" alone.
+    control: what ControlNets are shown. video: what is edited, by "instruct-pix2pix" alone. image: the path of a
+    picture that a video model is to set in motion; first_frame: whether it is shown to the model, or the first frame
+    besides. window, overlap: how many frames a video model sees together, and how many of them the next window shares.
 
     Raises:
         InputError: something is missing, of the wrong type or out of range; the text says what is right.
@@ -72,15 +75,20 @@ class Request:
     seed: int | None = None
     motion: str | None = None
     fps: float | None = None
-    solver: str = "ddim"
+    solver: str | None = None
     chunk_size: int = 8
-    method: str = "text2video-zero"
+    method: str | None = None
     control: tuple[Control, ...] = ()
     smooth_background: float = 0.0
     masks: str = "attention"
     video: str | None = None
     image_guidance_scale: float = 1.5
     noise: str = "shared"
+    image: str | None = None
+    first_frame: str = "shown"
+    image_scale: float = 1.0
+    window: int | None = None
+    overlap: int | None = None
 
     def __post_init__(self) -> None:
         _text("prompt", self.prompt)
@@ -100,8 +108,15 @@ class Request:
             _text("motion", self.motion)
         _rate(self.fps)
         _whole("chunk_size", self.chunk_size, 1, MOST_FRAMES)
-        _choice("solver", self.solver, SOLVERS)
-        _choice("method", self.method, METHODS)
+        for name, value, choices in (("solver", self.solver, SOLVERS), ("method", self.method, METHODS)):
+            if value is not None:
+                _choice(name, value, choices)
+        _choice("first_frame", self.first_frame, FIRST_FRAMES)
+        _number("image_scale", self.image_scale)
+        if self.window is not None:
+            _whole("window", self.window, 2, MOST_FRAMES)
+        if self.overlap is not None:
+            _whole("overlap", self.overlap, 0, MOST_FRAMES)
         _choice("noise", self.noise, NOISES)
         _choice("masks", self.masks, MASKS)
         _number("smooth_background", self.smooth_background)
@@ -154,6 +169,10 @@ def _belong_together(asked: Request) -> None:
         raise InputError("an edit follows the video that it edits: leave the controls out")
     if asked.video is not None and not edits:
         raise InputError(f"{asked.method} draws from a prompt and would not look at {asked.video}: see kineograph edit")
+    if asked.image is not None and asked.method not in (None, "videocrafter"):
+        raise InputError(f"{asked.method} would not look at the picture {asked.image}: a video model does")
+    if asked.first_frame == "pinned" and asked.image is None:
+        raise InputError("there is no picture to pin the first frame to: give one, as in kineograph animate fish.png")
     if asked.smooth_background and (edits or asked.control):
         raise InputError(
             "smooth_background steadies what a camera passes by, so it goes with a motion and without control videos "

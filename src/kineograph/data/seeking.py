@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from fractions import Fraction
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -23,8 +22,9 @@ from kineograph.errors import InputError
 
 HEAD = 32  # packets that the first frame is among: frames are stored in another order than they are shown
 FAR = 1 << 50  # ticks, beyond the end of any video
-LEADS = (0.0, 2.0, 10.0, math.inf)  # seconds before the window to seek to, one tried after another; inf: the beginning
+LEADS = (0.0, 2.0, 10.0)  # seconds before the window to seek to, one tried after another
 SLOWEST, FASTEST = 1, 120  # frames a second: whoever states others is not believed without counting
+HALF = 0.501  # of a frame: a little more, so that halves are rounded alike
 LEAST_LOST = 0.1  # of a video: what says that it was cut short
 
 
@@ -79,38 +79,49 @@ def frames_at(
     A time counts half a frame later, so that times rounded by a container do not show a frame twice.
     Raises BrokenFile where the video breaks off, and what PyAV raises.
     """
+    start = times[0] + HALF / film.rate
     for lead in LEADS:
         with _video(part) as (container, stream):
-            frames = _decoded(container, stream, times[0] - lead)
-            first = next(frames, None)
-            if first is not None and (_time(first) <= times[0] + 0.5 / film.rate or lead == math.inf):
-                return _shown(chain([first], frames), times, film, develop)
-    raise BrokenFile("holds no frame that can be decoded")
+            first, others = _sought(container, stream, start - lead)
+            if first is not None and _time(first) <= start:
+                return _shown(chain([first], others), times, film.rate, develop)
+    with _video(part) as (container, stream):
+        return _shown(container.decode(stream), times, film.rate, develop)
+
+
+def _sought(
+    container: InputContainer, stream: VideoStream, start: float
+) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
+    """The frame that a container finds near `start`, and those after it; None where it finds none."""
+    try:
+        container.seek(math.floor(start / float(stream.time_base or 1)), stream=stream)
+        frames = container.decode(stream)
+        return next(frames, None), frames
+    except av.FFmpegError:
+        return None, iter(())
 
 
 def _shown(
-    frames: Iterator[av.VideoFrame], times: Sequence[float], film: Film, develop: Callable[[av.VideoFrame], np.ndarray]
+    frames: Iterator[av.VideoFrame], times: Sequence[float], rate: float, develop: Callable[[av.VideoFrame], np.ndarray]
 ) -> list[np.ndarray]:
     shown: list[np.ndarray] = []
     before: av.VideoFrame | None = None
     for frame in frames:
-        now = _time(frame)
-        over = sum(time < now - 0.5 / film.rate for time in times[len(shown) :])
-        shown += [develop(_sound(before, now))] * over if over else []
+        over = sum(time < _time(frame) - HALF / rate for time in times[len(shown) :])
+        if over:
+            shown += [develop(_whole(before, times[len(shown)]))] * over
         if len(shown) == len(times):
             return shown
         before = frame
-    if times[-1] >= film.end:
-        raise BrokenFile(f"breaks off before {times[-1] - film.first:.2f} s")
-    last = _sound(before, times[-1])
-    if _time(last) + 1.5 / film.rate < film.end:
-        raise BrokenFile(f"cannot be decoded beyond {_time(last) - film.first:.2f} s")
+    last = _whole(before, times[len(shown)])
+    if times[-1] > _time(last) + 1.5 / rate:
+        raise BrokenFile(f"cannot be decoded beyond {_time(last):.2f} s")
     return shown + [develop(last)] * (len(times) - len(shown))
 
 
-def _sound(frame: av.VideoFrame | None, now: float) -> av.VideoFrame:
+def _whole(frame: av.VideoFrame | None, time: float) -> av.VideoFrame:
     if frame is None or frame.is_corrupt:
-        raise BrokenFile(f"has no sound frame before {now:.2f} s")
+        raise BrokenFile(f"has no whole frame to show at {time:.2f} s")
     return frame
 
 
@@ -122,16 +133,17 @@ def _video(part: Part) -> Iterator[tuple[InputContainer, VideoStream]]:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream):
             raise BrokenFile("holds no picture, only sound or data")
+        stream.codec_context.thread_count = 1  # clips are cut side by side; threads within one would only wait
         yield container, stream
 
 
 def _stamps(container: InputContainer, stream: VideoStream) -> Iterator[_Stamp]:
     """When each frame from here on is shown, in seconds, in the order of the file."""
-    unit = stream.time_base or Fraction(1)
+    unit = float(stream.time_base or 1)
     for packet in container.demux(stream):
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is not None and not packet.is_corrupt:
-            yield _Stamp(float(stamp * unit), float((stamp + (packet.duration or 0)) * unit))
+            yield _Stamp(stamp * unit, (stamp + (packet.duration or 0)) * unit)
 
 
 def _tail(container: InputContainer, stream: VideoStream) -> list[_Stamp]:
@@ -155,18 +167,8 @@ def _check_whole(stated: float, until: float, some: float) -> None:
         raise BrokenFile(f"is cut short: {until:.1f} of its {stated:.1f} seconds are left")
 
 
-def _decoded(container: InputContainer, stream: VideoStream, start: float) -> Iterator[av.VideoFrame]:
-    """Frames in the order they are shown, from a key frame at or before `start` on, if the container is exact."""
-    if start > -math.inf:
-        try:
-            container.seek(math.floor(start / (stream.time_base or Fraction(1))), stream=stream)
-        except av.FFmpegError:
-            return iter(())
-    return container.decode(stream)
-
-
 def _time(frame: av.VideoFrame) -> float:
     stamp = frame.dts if frame.pts is None else frame.pts
     if stamp is None or frame.time_base is None:
         raise BrokenFile("does not say when its frames are shown")
-    return float(stamp * frame.time_base)
+    return stamp * float(frame.time_base)

@@ -6,7 +6,7 @@ import re
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from kineograph.data.places import Found, Place, Problem
+from kineograph.data.places import Found, Place, Problem, opened
 
 BRACES = re.compile(r"\{([^{}]+)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -26,11 +26,18 @@ def members(path: Path, name: str) -> tuple[list[Found], list[Problem]]:
                 if whole and member.isreg() and not member.issparse():
                     inner = PurePosixPath(member.name)  # without the "./" that some writers begin with
                     found.append(Found(f"{name}/{inner}", Place(path, member.offset_data, member.size)))
+        reason = None if _is_end(path, tar.offset) else "it has no end mark"  # tarfile stops there, and says nothing
     except FileNotFoundError:
         return [], [Problem(name, "is not there")]
     except (tarfile.TarError, OSError) as error:
-        return found, [Problem(name, f"is no tar, is compressed, or breaks off after {len(found)} files ({error})")]
-    return found, []
+        reason = str(error)
+    wrong = f"is no tar, is compressed, or breaks off after {len(found)} files ({reason})"
+    return found, [] if reason is None else [Problem(name, wrong)]
+
+
+def _is_end(path: Path, offset: int) -> bool:
+    with opened(Place(path, offset, tarfile.BLOCKSIZE)) as part:
+        return part.read() == bytes(tarfile.BLOCKSIZE)
 
 
 def expanded(pattern: str) -> list[str]:

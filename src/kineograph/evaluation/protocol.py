@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.pocket.captions import of_picture
+from kineograph.pocket.captions import of_clip, of_picture
 from kineograph.pocket.world import Shot, shots
 
 SHOTS = 20231  # the seed of the shots that prompts are taken from
@@ -42,6 +42,10 @@ class Case:
         return self.shot.scene
 
     @property
+    def motion(self) -> str:
+        return self.shot.things[0].motion
+
+    @property
     def seed(self) -> int:
         return FIRST_SEED + self.number
 
@@ -54,6 +58,15 @@ def held_out_cases(count: int) -> list[Case]:
     alone = (shot for shot in shots(SHOTS, split="held_out") if len(shot.things) == 1)
     return [
         Case(number, of_picture(shot, np.random.default_rng(number)), shot)
+        for number, shot in enumerate(islice(alone, count))
+    ]
+
+
+def moving_cases(count: int) -> list[Case]:
+    """The same for videos: captions of clips, which say how the thing moves, before a camera that stands still."""
+    alone = (shot for shot in shots(SHOTS + 1, split="held_out") if len(shot.things) == 1 and shot.camera == "still")
+    return [
+        Case(number, of_clip(shot, np.random.default_rng(number)), shot)
         for number, shot in enumerate(islice(alone, count))
     ]
 

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from kineograph.errors import InputError
-from kineograph.evaluation import editing, guided, smoothing, specialised, text2video_zero
+from kineograph.evaluation import (
+    editing,
+    guided,
+    image_to_video,
+    smoothing,
+    specialised,
+    text2video_zero,
+    videocrafter1,
+)
 from kineograph.evaluation.protocol import identifier
 from kineograph.evaluation.report import Report, write
 from kineograph.evaluation.study import Study, part, records
@@ -21,7 +29,9 @@ PAPERS: Mapping[str, Sequence[Make]] = {
     "text2video-zero": (
         text2video_zero.studied, guided.studied, specialised.studied, editing.studied, smoothing.studied,
     ),
+    "videocrafter1": (videocrafter1.studied, image_to_video.studied),
 }  # fmt: skip
+MODELS = {"text2video-zero": "pocket", "videocrafter1": "pocket-video"}
 CASES, QUICK_CASES = 100, 10
 RESULTS = Path("docs/results")
 

@@ -25,12 +25,14 @@ class Witnesses(NamedTuple):
     look    what is in each frame
     alike   the cosine of each frame with a text
     embed   an embedding of each frame, of unit length
+    move    how the main thing moves
     survey  how far each part of each frame is, and where its thing's ends are
     """
 
     look: Callable[[Frames], Seen]
     alike: Callable[[Frames, str], Float[np.ndarray, " f"]]
     embed: Callable[[Frames], Float[np.ndarray, "f d"]]
+    move: Callable[[Frames], str]
     survey: Callable[[Frames], Geometry]
     weights: Mapping[str, str]
 
@@ -44,6 +46,7 @@ def pocket_witnesses() -> Witnesses:
         look=lambda frames: _seen(judge, frames),
         alike=lambda frames, text: _cosines(clip, tokens, frames, text),
         embed=lambda frames: _embedded(clip, frames),
+        move=judge.motion,
         survey=eye.look,
         weights={"judge": fingerprint(judge.eye), "clip": fingerprint(clip), "geometry": fingerprint(eye)},
     )

@@ -19,6 +19,7 @@ from kineograph.models.concepts import Concepts
 from kineograph.models.hub import Hub
 from kineograph.models.model import Model
 from kineograph.models.parts import DAMAGE, INDEX, Parts, Pipeline
+from kineograph.models.pictures import PictureReader
 from kineograph.models.placement import Placement
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet import VideoUNet
@@ -180,7 +181,7 @@ def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, a
         force_zeros=opened.force_zeros,
         settings={} if live else {name: _plain(value) for name, value in arguments.items() if value},
         vocabulary=_vocabulary(arguments["source"]),
-        image_encoder=opened.image_encoder,
+        reader=None if opened.image_encoder is None else PictureReader(opened.image_encoder),
         controls=nets,
     )
 

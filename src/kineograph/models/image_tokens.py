@@ -46,14 +46,19 @@ def project(unet: UNet2DConditionModel, embeddings: list[Float[Tensor, "b i ..."
     return torch.cat([each.flatten(1, 2) for each in tokens], dim=1)
 
 
-def prepare(attn: Attention, tokens: Float[Tensor, "b n d"], image_tokens: ImageTokens | None) -> list[Source]:
+def prepare(
+    attn: Attention, tokens: Float[Tensor, "b n d"], image_tokens: ImageTokens | None, image_scale: float = 1.0
+) -> list[Source]:
     """Keys and values of text and image tokens in one cross-attention layer.
 
     image_tokens: for several IP-Adapters one after another. Their weights and scales are those on the layer now.
     Raises InputError when nothing on the layer reads them.
     """
     text = Source(attn.to_k(tokens), attn.to_v(tokens), 1.0)
-    return [text] if image_tokens is None else [text, *_images(attn.processor, image_tokens)]
+    if image_tokens is None:
+        return [text]
+    images = _images(attn.processor, image_tokens)
+    return [text, *(image._replace(scale=image_scale * image.scale) for image in images)]
 
 
 def _images(adapter: object, image_tokens: ImageTokens) -> Iterator[Source]:

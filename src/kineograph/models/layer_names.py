@@ -16,6 +16,7 @@ Layer = nn.Linear | nn.Conv2d
 
 IN_LDM = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -23,8 +24,10 @@ IN_LDM = {
     "add_embedding.linear_2": "label_emb.0.2",
 }
 IN_LDM_RESNETS = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
     "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
     "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
@@ -61,10 +64,10 @@ def _in_text_encoder(network: nn.Module, path: str) -> Iterator[str]:
 def _in_unet(network: UNet2DConditionModel, path: str) -> Iterator[str]:
     yield path
     yield path.removesuffix(".0")  # to_out.0, which diffusers before peft called to_out
-    yield _in_ldm(network, path)
+    yield in_ldm(network, path)
 
 
-def _in_ldm(network: UNet2DConditionModel, path: str) -> str:
+def in_ldm(network: UNet2DConditionModel, path: str) -> str:
     """The layer's name in Stable Diffusion's own code, which numbers all blocks of a side through."""
     found = ROOM.fullmatch(path)
     if found is None:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.models import text
+from kineograph.models import text, windows
 from kineograph.models.attention import Memory, See, own
 from kineograph.models.controlnet import VideoControlNet
 from kineograph.models.controls import ANY, Open
-from kineograph.models.schedule import Schedule
+from kineograph.models.image_tokens import Text
+from kineograph.models.pictures import PictureReader, Pictures
+from kineograph.models.schedule import Network, Schedule
+from kineograph.models.temporal_layers import TemporalConfig
 from kineograph.models.text import Pooled, TextEncoder
 from kineograph.models.unet import VideoUNet
 
 Frames = Float[Tensor, "b f 3 H W"]
 PIXELS_AT_ONCE = 512 * 512
+FPS = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,7 @@ class Model:
     settings      the arguments of `load` that make this model again; empty for one made from a live pipeline
     controls      what opens each ControlNet that the model was loaded with, by its name
     vocabulary    the words the model was trained on, where it comes with a list of them
+    reader        reads the pictures that an image-to-video model or an IP-Adapter is shown
     """
 
     net: VideoUNet
@@ -48,7 +54,7 @@ class Model:
     force_zeros: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: frozenset[str] | None = None
-    image_encoder: nn.Module | None = None
+    reader: PictureReader | None = None
     controls: Mapping[str, Open] = field(default_factory=dict)
 
     def control(self, kind: str) -> VideoControlNet:
@@ -61,6 +67,11 @@ class Model:
                 f"one, controlnet={{{kind!r}: FOLDER}} or --controlnet {kind}=FOLDER"
             )
         return found()
+
+    @property
+    def temporal(self) -> TemporalConfig | None:
+        """What the model has along time; None for an image model."""
+        return None if self.net.temporal is None else self.net.temporal.config
 
     @property
     def factor(self) -> int:
@@ -84,13 +95,24 @@ class Model:
         return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
     @torch.no_grad()
-    def prompt(self, texts: Sequence[str], *, size: tuple[int, int] | None = None, clip_skip: int = 0) -> Condition:
+    def prompt(
+        self, texts: Sequence[str], *, size: tuple[int, int] | None = None, clip_skip: int = 0, fps: float = FPS
+    ) -> Condition:
         """What the network is told when it is told these texts, one for each video of the batch.
 
         size: height and width of the picture, which SDXL is told; the model's own unless given.
         clip_skip: how many of the text encoder's last layers to leave out.
+        fps: frames a second, for a video model that is told them.
         Raises InputError when a text is longer than the model can read.
         """
+        said = self._said(texts, size, clip_skip)
+        if not self.net.tells_frame_rate:
+            return said
+        rate = torch.full((len(texts), 1), float(fps), device=said.tokens.device)
+        told = rate if said.embedding is None else torch.cat([said.embedding, rate.to(said.embedding)], dim=1)
+        return replace(said, embedding=told)
+
+    def _said(self, texts: Sequence[str], size: tuple[int, int] | None, clip_skip: int) -> Condition:
         if self.net.image_unet.config.addition_embed_type is None:
             return Condition(text.encode(self.text[0], texts, clip_skip))
         tokens, pooled = text.encode_together(self.text, texts, clip_skip)
@@ -105,14 +127,41 @@ class Model:
         told = self.net.image_unet.add_time_proj(numbers).flatten()
         return torch.cat([pooled, told.to(pooled.dtype).expand(len(pooled), -1)], dim=-1)
 
-    def bind(self, condition: Condition, *, see: See = own, chunk_size: int = 8) -> Denoise:
+    def shown(self, pictures: Pictures | None, count: int = 1) -> Float[Tensor, "b m d"]:
+        """Image tokens for a condition: of these pictures, with values from 0 to 1, or of none for `count` videos.
+
+        Raises InputError when nothing in the model reads pictures.
+        """
+        if self.reader is None:
+            raise InputError(
+                f"{self.name} is shown no pictures: take an image-to-video model, such as pocket-animate, or load the "
+                "model with an IP-Adapter and its image encoder"
+            )
+        unet = self.net.image_unet
+        return self.reader.no_tokens(unet, count) if pictures is None else self.reader.tokens(unet, pictures)
+
+    def bind(
+        self,
+        condition: Condition,
+        *,
+        see: See = own,
+        chunk_size: int = 8,
+        window: int | None = None,
+        overlap: int | None = None,
+    ) -> Denoise:
         """The model as a function `(x, sigma) -> x0`, told this and with frames that see each other so.
 
-        chunk_size: how many frames are walked at once; memory grows with it, the result does not change.
+        chunk_size: how many frames an image model walks at once; memory grows with it, the result does not change.
+        window: how many frames a video model sees together; as many as it was trained on unless given.
+        overlap: how many of them at least the next window sees too; a quarter unless given.
         """
         self._check(condition)
         with torch.no_grad():
             told = self.net.prepare(condition)
+
+        if self.temporal is not None:
+            spans = partial(windows.spans, self.temporal, window, overlap)
+            return self.schedule.denoise(self._in_windows(condition, told, see, spans))
 
         def network(z: Latents, t: Tensor) -> Latents:
             memory: Memory | None = {} if z.shape[1] > chunk_size else None
@@ -123,6 +172,17 @@ class Model:
             return torch.cat(walked, dim=1).to(z.device)
 
         return self.schedule.denoise(network)
+
+    def _in_windows(self, condition: Condition, told: Text, see: See, spans: Callable[[int], list[range]]) -> Network:
+        """The network with layers along time: frames are walked together, however many that is."""
+
+        def network(z: Latents, t: Tensor) -> Latents:
+            def walk(part: Latents, numbers: Sequence[int]) -> Latents:
+                return self.net(part, t, condition, see=see, frames=numbers, text=told)
+
+            return windows.through(walk, z.to(self.device), spans(z.shape[1])).to(z.device)
+
+        return network
 
     def _check(self, condition: Condition) -> None:
         wanted = self.net.image_unet.config.in_channels - self.vae.config.latent_channels

@@ -6,6 +6,8 @@ identity: its last layer is zero. Their parameters carry the names of the releas
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding, TimestepEmbedding, Timesteps
@@ -14,7 +16,19 @@ from torch.nn.functional import silu
 
 from kineograph.models.attention import attend
 
+Back = Callable[[Tensor, torch.Size], Tensor]  # (tokens `(b h w) f c`, h and w) -> `b f c h w`
 EPS = 1e-6  # of the group norm of transformers, in Stable Diffusion and all that follow it
+
+
+def as_frames(tokens: Tensor, size: torch.Size) -> Tensor:
+    """`(b h w) f c` -> `b f c h w`, a view."""
+    return tokens.unflatten(0, (-1, *size)).permute(0, 3, 4, 1, 2)
+
+
+def as_frames_misread(tokens: Tensor, size: torch.Size) -> Tensor:
+    """The same, where tokens `f c` are taken for `c f`: what VidRD's weights were trained with, so they need it."""
+    places, frames, channels = tokens.shape
+    return as_frames(tokens.reshape(places, channels, frames).transpose(1, 2), size)
 
 
 class Distances(nn.Module):
@@ -101,6 +115,7 @@ class TemporalBlock(nn.Module):
 class TemporalTransformer(nn.Module):
     """Blocks along time around which the frames pass: `(b f) c h w` -> the same. Its group norm spans all frames.
 
+    back: how tokens become frames again.
     Source: VideoCrafter1 (Chen et al. 2023), section 3.1, TT; ModelScope's and AnimateDiff's are the same shape.
     """
 
@@ -116,8 +131,10 @@ class TemporalTransformer(nn.Module):
         positions: int | None = None,
         relative: int | None = None,
         widening: int = 4,
+        back: Back = as_frames,
     ) -> None:
         super().__init__()
+        self.back = back
         width = heads * head_width
         self.norm = nn.GroupNorm(groups, channels, eps=EPS)
         self.proj_in = nn.Linear(channels, width)
@@ -141,8 +158,7 @@ class TemporalTransformer(nn.Module):
         size = x.shape[2:]
         tokens = self.norm(as_plane(x, frames)).permute(0, 3, 2, 1).flatten(0, 1)
         moved = self.proj_out(self.transformer_blocks(self.proj_in(tokens)))
-        beside = moved.unflatten(0, (-1, *size)).permute(0, 3, 4, 1, 2)  # b f c h w
-        return (x.unflatten(0, (-1, frames)) + beside).flatten(0, 1)
+        return (x.unflatten(0, (-1, frames)) + self.back(moved, size)).flatten(0, 1)
 
 
 class TemporalConv(nn.Module):
@@ -162,8 +178,8 @@ class TemporalConv(nn.Module):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         plane = as_plane(x, frames)
         for name in CONVS:
-            layer = self.get_submodule(name)
-            plane = layer.conv(silu(layer.norm(plane)))
+            norm, conv = self.get_submodule(f"{name}.norm"), self.get_submodule(f"{name}.conv")
+            plane = conv(silu(norm(plane)))
         return x + plane.unflatten(3, x.shape[2:]).transpose(1, 2).flatten(0, 1)
 
 
@@ -181,7 +197,8 @@ class AttentionInBlock(nn.Module):
         super().__init__()
         self.temp_norm = nn.LayerNorm(channels)
         self.temp_attn = TemporalAttention(channels, heads, head_width)
-        _zeroed(self.temp_attn.to_out[0])
+        for weight in self.temp_attn.to_out.parameters():
+            nn.init.zeros_(weight)
         self.pos_embed = nn.Identity() if positions is None else SinusoidalPositionalEmbedding(channels, positions)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
@@ -206,11 +223,12 @@ class FrameRate(nn.Module):
 
 
 def as_plane(x: Tensor, frames: int) -> Tensor:
-    """`(b f) c h w` -> `b c f (h w)`, a view where x is channels_last."""
-    return x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(3)
+    """`(b f) c h w` -> `b c f (h w)`, channels_last and a view where x is."""
+    _, c, h, w = x.shape
+    return x.permute(0, 2, 3, 1).reshape(-1, frames, h * w, c).permute(0, 3, 1, 2)
 
 
 def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
+    for weight in layer.parameters():
+        nn.init.zeros_(weight)
     return layer

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from kineograph.models.temporal import AttentionInBlock, FrameRate, TemporalConv, TemporalTransformer
+from kineograph.models.temporal import (
+    AttentionInBlock,
+    FrameRate,
+    TemporalConv,
+    TemporalTransformer,
+    as_frames,
+    as_frames_misread,
+)
 
 # (layer just left, its output, number of frames) -> that output after the frames have seen each other
 After = Callable[[nn.Module, Tensor, int], Tensor]
@@ -26,6 +34,7 @@ class TransformerConfig(BaseModel):
     positions: int | None = None
     relative: int | None = None
     widening: int = 4
+    misread: bool = False
 
     def split(self, channels: int) -> tuple[int, int]:
         """Heads, and the width of each."""
@@ -44,8 +53,10 @@ class TemporalConfig(BaseModel):
     convolution  whether a temporal convolution follows every resnet
     in_block     attention between a spatial block's cross-attention and its feed-forward
     frame_rate   whether frames a second are told beside the timestep
-    joint_norms  whether the group norms of resnets span all frames
+    joint_norms  whether the group norms of resnets, and the last one, span all frames
+    groups       of the group norms here; None for as many as the image network's have
     noise_ratio  how many parts of noise that all frames share come to one of a frame's own (`noise.mixed`)
+    solver       by which its authors draw
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +70,15 @@ class TemporalConfig(BaseModel):
     in_block: TransformerConfig | None = None
     frame_rate: bool = False
     joint_norms: bool = False
+    groups: int | None = None
     noise_ratio: float = 0.0
+    solver: str = "ddim"
+
+    @property
+    def longest(self) -> int | None:
+        """How many frames it can see together; None for any number: relative distances are taken to clip."""
+        known = [each.positions for each in (self.entry, self.transformer, self.in_block) if each is not None]
+        return min((positions for positions in known if positions is not None), default=None)
 
 
 class TemporalLayers(nn.Module):
@@ -90,7 +109,7 @@ class TemporalLayers(nn.Module):
 
 def _sites(unet: UNet2DConditionModel, config: TemporalConfig) -> Iterator[tuple[str, nn.Module]]:
     """Each layer along time under the name of the layer that it follows, in the order of the walk."""
-    groups = unet.config.norm_num_groups
+    groups = config.groups or unet.config.norm_num_groups
     if config.entry is not None:
         yield "conv_in", _transformer(config.entry, unet.config.block_out_channels[0], groups)
     for block, resnet, spatial, channels in _stages(unet):
@@ -104,8 +123,8 @@ def _sites(unet: UNet2DConditionModel, config: TemporalConfig) -> Iterator[tuple
             yield place, _transformer(config.transformer, channels, groups)
 
 
-def _stages(unet: UNet2DConditionModel) -> Iterator[tuple[str, str, str | None, int]]:
-    """Block, resnet, the spatial transformer that follows it (if one does), and channels."""
+def _stages(unet: Any) -> Iterator[tuple[str, str, str | None, int]]:
+    """Block, resnet, the spatial transformer that follows it (if one does), and channels, of a U-Net."""
     blocks: Mapping[str, nn.Module] = {
         **{f"down_blocks.{k}": block for k, block in enumerate(unet.down_blocks)},
         **({} if unet.mid_block is None else {"mid_block": unet.mid_block}),
@@ -127,6 +146,7 @@ def _transformer(config: TransformerConfig, channels: int, groups: int) -> Tempo
     return TemporalTransformer(
         channels, heads, width, groups=groups, depth=config.depth, attentions=config.attentions,
         positions=config.positions, relative=config.relative, widening=config.widening,
+        back=as_frames_misread if config.misread else as_frames,
     )  # fmt: skip
 
 

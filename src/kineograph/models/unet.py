@@ -29,6 +29,7 @@ from kineograph.models.temporal import as_plane
 from kineograph.models.temporal_layers import After, TemporalLayers
 
 Resnet = Callable[[ResnetBlock2D, Tensor, Tensor, int], Tensor]  # (resnet, x, embedded time, number of frames) -> x
+Norm = Callable[[nn.Module, Tensor, int], Tensor]  # (group norm, x, number of frames) -> x
 Network = Any  # a U-Net, or a ControlNet for one
 Block = Any  # of either: torch would have what it holds be Tensor | Module
 
@@ -41,6 +42,10 @@ def each_alone(room: ResnetBlock2D, x: Tensor, time: Tensor, frames: int) -> Ten
     return room(x, time)
 
 
+def normed_alone(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+    return layer(x)
+
+
 class Told(NamedTuple):
     """What every layer of one walk is told."""
 
@@ -50,6 +55,7 @@ class Told(NamedTuple):
     memory: Memory | None
     after: After = still
     resnet: Resnet = each_alone
+    norm: Norm = normed_alone
 
 
 class VideoUNet(nn.Module):
@@ -129,7 +135,9 @@ def prepare_text(net: Network, condition: Condition) -> Text:
     check_processors(net)
     tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
     images = None if images is None else images.to(net.device, net.dtype)
-    return {layer: image_tokens.prepare(layer, tokens, images) for layer in cross_attentions(net)}
+    return {
+        layer: image_tokens.prepare(layer, tokens, images, condition.image_scale) for layer in cross_attentions(net)
+    }
 
 
 def _check(z: Latents, frames: list[int], condition: Condition) -> None:
@@ -160,21 +168,21 @@ def _along(temporal: TemporalLayers, unet: Network, rate: Tensor | None, told: T
             )
         rates = temporal.fps(rate.to(time.device)).to(time)
         time = time + rates.repeat_interleave(len(time) // len(rates), dim=0)
-    resnet = together if temporal.config.joint_norms else each_alone
-    return told._replace(time=time, after=temporal.around(unet), resnet=resnet)
+    told = told._replace(time=time, after=temporal.around(unet))
+    return told._replace(resnet=together, norm=normed_together) if temporal.config.joint_norms else told
 
 
 def together(room: ResnetBlock2D, x: Tensor, time: Tensor, frames: int) -> Tensor:
     """A resnet whose group norms span all frames."""
-
-    def norm(layer: nn.Module, x: Tensor) -> Tensor:
-        return layer(as_plane(x, frames)).unflatten(3, x.shape[2:]).transpose(1, 2).flatten(0, 1)
-
-    inside = room.conv1(room.nonlinearity(norm(room.norm1, x)))
+    inside = room.conv1(room.nonlinearity(normed_together(room.norm1, x, frames)))
     inside = inside + room.time_emb_proj(room.nonlinearity(time))[:, :, None, None]
-    inside = room.conv2(room.dropout(room.nonlinearity(norm(room.norm2, inside))))
+    inside = room.conv2(room.dropout(room.nonlinearity(normed_together(room.norm2, inside, frames))))
     beside = x if room.conv_shortcut is None else room.conv_shortcut(x)
     return (beside + inside) / room.output_scale_factor
+
+
+def normed_together(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+    return layer(as_plane(x, frames)).unflatten(3, x.shape[2:]).transpose(1, 2).flatten(0, 1)
 
 
 def embedded_time(net: Network, timestep: Tensor | float, embedding: Tensor | None, size: torch.Size) -> Tensor:
@@ -202,7 +210,7 @@ def _walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tens
         x = x + added[1].to(x)
     for block in unet.up_blocks:
         x = _up(block, x, skips, told)
-    return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+    return unet.conv_out(unet.conv_act(told.norm(unet.conv_norm_out, x, len(told.plan.frames))))
 
 
 def down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:

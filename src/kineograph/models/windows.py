@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
+from kineograph.models.temporal_layers import TemporalConfig
 
 
 def windows(frames: int, size: int, overlap: int) -> list[range]:
@@ -28,6 +29,20 @@ def windows(frames: int, size: int, overlap: int) -> list[range]:
     count = -(-(frames - size) // (size - overlap)) + 1
     starts = [round(k * (frames - size) / (count - 1)) for k in range(count)]
     return [range(start, start + size) for start in starts]
+
+
+def spans(config: TemporalConfig, window: int | None, overlap: int | None, frames: int) -> list[range]:
+    """The windows through which a network with these layers sees so many frames.
+
+    window, overlap: as many as it was trained on, and a quarter of them, unless given.
+    Raises InputError for a window longer than the positions it knows.
+    """
+    size = window or config.num_frames
+    if config.longest is not None and size > config.longest:
+        raise InputError(
+            f"the model knows {config.longest} positions in time: a window has at most so many, not {size}"
+        )
+    return windows(frames, size, size // 4 if overlap is None else overlap)
 
 
 def through(network: Callable[[Latents, Sequence[int]], Latents], z: Latents, spans: Sequence[range]) -> Latents:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kineograph.pocket import stages
+from kineograph.pocket import stages, video_stages
 from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
@@ -26,10 +26,12 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "clip": (stages.train_clip, "clip/final"),
     "control": (stages.train_control, "control/pose.safetensors"),
     "edit": (stages.train_edit, "edit.safetensors"),
-    "moving_text": (stages.train_moving_text, "moving_text/final"),
     "judge": (stages.train_judge, "judge.safetensors"),
     "geometry": (stages.train_geometry, "geometry.safetensors"),
-    "text_to_video": (stages.train_text_to_video, "text_to_video.safetensors"),
+    "moving_text": (video_stages.train_moving_text, "moving_text/final"),
+    "text_to_video": (video_stages.train_text_to_video, video_stages.TEXT_TO_VIDEO),
+    "image_reading": (video_stages.train_image_reading, video_stages.READING),
+    "image_to_video": (video_stages.train_image_to_video, video_stages.IMAGE_TO_VIDEO),
 }
 
 

@@ -35,6 +35,7 @@ class Settings(BaseModel):
     films: int = 3_000  # of sixteen frames each, for the judge
     screened: int = 5_000  # films of sixteen frames, as latents, for the video models: 14 minutes, 330 MB
     beside: int = 8_000  # pictures beside them
+    shown: int = 250  # held-out films
     edits: int = 6_000  # families of a picture and its four edits
     judged: int = 150  # held-out families and films that the judge reports on
 
@@ -47,5 +48,7 @@ class Settings(BaseModel):
     eye: Plan = Plan(minutes=20, lr=2e-3, batch=128)
     geometry: Plan = Plan(minutes=5, lr=2e-3, batch=128)
     moving_text: Plan = Plan(minutes=8, lr=1e-3, batch=256)
-    text_to_video: Plan = Plan(minutes=75, lr=2e-3, batch=4)
+    image_reading: Plan = Plan(minutes=10, lr=2e-3, batch=48)
+    image_to_video: Plan = Plan(minutes=20, lr=1e-3, batch=4)
+    text_to_video: Plan = Plan(minutes=110, lr=2e-3, batch=4)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)

@@ -17,16 +17,13 @@ from kineograph.pocket import (
     edit,
     edits,
     feed,
-    films,
     geometry,
     judging,
     low_rank,
-    moving_text,
     networks,
     text,
     unet,
     vae,
-    video,
     words,
 )
 from kineograph.pocket.feed import Pool
@@ -120,36 +117,6 @@ def train_edit(settings: Settings, out: Path) -> None:
 
 def _keep_added(net: ControlNetModel | UNet2DConditionModel, path: Path) -> None:
     save_file({name: weight.contiguous() for name, weight in low_rank.added(net).items()}, path)
-
-
-def train_moving_text(settings: Settings, out: Path) -> None:
-    tower = CLIPTextModel.from_pretrained(out / "text" / "final")
-    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
-    torch.manual_seed(settings.seed)
-    moving_text.train(tower, settings.moving_text, out / "moving_text", tokens=tokens).save_pretrained(
-        out / "moving_text" / "final"
-    )
-
-
-def train_text_to_video(settings: Settings, out: Path) -> None:
-    shown, stills = filmed(settings, out)
-    autoencoder, _, tokens = _around_the_unet(out)
-    torch.manual_seed(settings.seed)
-    net = video.Films(UNet2DConditionModel.from_pretrained(out / "unet" / "final"), video.TEXT_TO_VIDEO)
-    trained = video.train(
-        net, settings.text_to_video, out / "text_to_video", shown, stills, autoencoder=autoencoder,
-        text=CLIPTextModel.from_pretrained(out / "moving_text" / "final"), tokenizer=tokens,
-    )  # fmt: skip
-    save_file(video.learnt(trained), out / "text_to_video.safetensors")
-
-
-def filmed(settings: Settings, out: Path) -> tuple[Pool, Pool]:
-    """Films to train on, and pictures beside them, as latents."""
-    at, encoder = out / "video_films", out / "vae" / "final"
-    return (
-        films.pool(at, encoder, settings.screened, seed=settings.seed, split="train"),
-        films.stills(at / "stills", encoder, settings.beside, seed=settings.seed, split="train"),
-    )
 
 
 def train_judge(settings: Settings, out: Path) -> None:

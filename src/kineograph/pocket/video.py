@@ -28,7 +28,7 @@ from kineograph.models.rooms import cross_attentions
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet import VideoUNet
-from kineograph.noise import independent, mixed, shared
+from kineograph.noise import mixed, related
 from kineograph.pocket import unet, vae, world
 from kineograph.pocket.captions import MOTIONS
 from kineograph.pocket.feed import Pool, things_at
@@ -44,7 +44,7 @@ from kineograph.pocket.words import ids
 from kineograph.trajectory import dpmpp_2m, last
 
 LEVEL, SPREAD, UNIFORM = 1.0, 1.0, 0.1
-RATIO = 1.0  # parts of noise that all frames share to one of a frame's own
+RATIO = 2.0  # parts of noise that all frames share to one of a frame's own: of its variance, four fifths
 SHORT, LONG = 0.6, FRAMES  # until this progress clips of half the frames, twice as many of them; then whole ones
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames
 TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, widening=2)
@@ -123,9 +123,11 @@ def screenings(
         clips, fps = films.pictures[chosen][:, window], rates[chosen] / (window.step or 1)
         stills = rng.integers(len(heavy), size=round(PICTURES * batch * FRAMES))
         return (
-            *_noised(rng, clips, weights[chosen][:, window], _said(rng, words[chosen], blank)),
+            *noised(rng, clips, weights[chosen][:, window]),
+            said(rng, words[chosen], blank),
             torch.from_numpy(fps.astype(np.float32)),
-            *_noised(rng, pictures.pictures[stills], heavy[stills], _said(rng, of_pictures[stills], blank)),
+            *noised(rng, pictures.pictures[stills], heavy[stills]),
+            said(rng, of_pictures[stills], blank),
         )
 
     return draw
@@ -139,59 +141,70 @@ def _window(rng: Rng, frames: int) -> slice:
     return slice(0, FRAMES, 2) if rng.uniform() < 0.5 else slice(start, start + frames)
 
 
-def _said(rng: Rng, words: np.ndarray, blank: np.ndarray) -> np.ndarray:
+def said(rng: Rng, words: np.ndarray, blank: np.ndarray) -> Tensor:
+    """One of the captions of each, int64 [n, words]; some are left out, for guidance."""
     told = words[np.arange(len(words)), rng.integers(words.shape[1], size=len(words))]
     told[rng.uniform(size=len(words)) < UNTOLD] = blank
-    return told.astype(np.int64)
+    return torch.from_numpy(told.astype(np.int64))
 
 
-def _noised(rng: Rng, x0: np.ndarray, weights: np.ndarray, words: np.ndarray) -> Batch:
-    """Clean latents, noise, weights, timesteps and words, as tensors: all random numbers of a step are drawn here."""
+def noised(rng: Rng, x0: np.ndarray, weights: np.ndarray) -> Batch:
+    """Clean latents, noise, weights and timesteps, as tensors: all random numbers of a step are drawn here."""
     table = np.array(SCHEDULE.sigmas)
     near = np.searchsorted(table, np.exp(LEVEL + SPREAD * rng.standard_normal(len(x0)))).clip(0, len(table) - 1)
     t = np.where(rng.uniform(size=len(x0)) < UNIFORM, rng.integers(len(table), size=len(x0)), near)
     own, one = (torch.from_numpy(rng.standard_normal((len(x0), f, *x0.shape[2:]), np.float32)) for f in (x0.shape[1], 1))
     noise = mixed(one.expand_as(own), own, RATIO)
     return (torch.from_numpy(x0.astype(np.float32)), noise, torch.from_numpy(weights.astype(np.float32)),
-            torch.from_numpy(t.astype(np.int64)), torch.from_numpy(words))  # fmt: skip
+            torch.from_numpy(t.astype(np.int64)))  # fmt: skip
 
 
 SCHEDULE = Schedule.from_config(SCHEDULER)
 
 
 def noise_loss(text: CLIPTextModel, films: Films, batch: Batch) -> dict[str, Tensor]:
-    """The squared error of the predicted noise of films and of single pictures, weighted as the image network's was."""
-    parts = {"films": (*batch[:5], batch[5]), "pictures": (*batch[6:], torch.zeros(len(batch[6])))}
-    return {name: _error(text, films.net, *part) for name, part in parts.items()}
+    """The squared error of the predicted noise of films and of single pictures."""
+    *clips, words, fps = batch[:6]
+    *stills, of_stills = batch[6:]
+    return {
+        "films": error(films.net, told_of(text, words, fps), *clips),
+        "pictures": error(films.net, told_of(text, of_stills, 0 * of_stills[:, 0]), *stills),
+    }
 
 
-def _error(
-    text: CLIPTextModel, net: VideoUNet, x0: Latents, noise: Latents, weight: Float[Tensor, "b f h w"], t: Tensor,
-    words: Tensor, fps: Tensor,
-) -> Tensor:  # fmt: skip
+def told_of(text: CLIPTextModel, words: Tensor, fps: Tensor) -> Condition:
+    """What the network is told in training; the tower learns no more."""
     with torch.no_grad():
-        told = text(words).last_hidden_state
+        return Condition(text(words).last_hidden_state, embedding=fps.float()[:, None])
+
+
+def error(
+    net: VideoUNet, told: Condition, x0: Latents, noise: Latents, weight: Float[Tensor, "b f h w"], t: Tensor
+) -> Tensor:
+    """The squared error of the predicted noise, weighted as the image network's was (`unet.noise_loss`)."""
     z, sigma = SCHEDULE.noised(x0, noise, t)
-    predicted = net(z, t, Condition(told, embedding=fps.to(told)[:, None]))
-    error = ((predicted.float() - noise).square().mean(2) * weight).mean((1, 2, 3))
-    return ((1 + sigma**2).clamp(max=HEAVIEST) * error).mean()
+    predicted = net(z, t, told)
+    off = ((predicted.float() - noise).square().mean(2) * weight).mean((1, 2, 3))
+    return ((1 + sigma**2).clamp(max=HEAVIEST) * off).mean()
 
 
 def reporter(
     folder: Path, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> Callable[[Films], Figures]:
-    """A sheet of videos, one for each motion, always from the same noise; and what the judge says of them."""
+    """A sheet of videos, one for every second motion, always from the same noise; and what the judge says of them."""
     judge = load_judge()
+    shown = list(zip(LOOKS, MOTIONS, strict=True))[1::2]
 
     @torch.no_grad()
     def report(films: Films) -> Figures:
-        drawn = draw_videos(films.net, text, ids(tokenizer, LOOKS), ids(tokenizer, [""] * len(LOOKS)))
+        told, untold = (condition(text, ids(tokenizer, texts)) for texts in ([look for look, _ in shown], [""] * len(shown)))
+        drawn = draw_videos(films.net, told, untold)
         scale = autoencoder.config["scaling_factor"]
         videos = [as_pictures(vae.decode(autoencoder, each / scale)) for each in drawn]
         save_sheet(folder / "sheet.png", *(video[::2] for video in videos))
-        right = [judge.motion(video) == motion for video, motion in zip(videos, MOTIONS, strict=True)]
-        looks = [judge.look(video).thing for video in videos]
-        named = [np.mean([thing == look.split()[2] for thing in seen]) for seen, look in zip(looks, LOOKS, strict=True)]
+        right = [judge.motion(video) == motion for video, (_, motion) in zip(videos, shown, strict=True)]
+        seen = [judge.look(video).thing for video in videos]
+        named = [np.mean([thing in look for thing in things]) for things, (look, _) in zip(seen, shown, strict=True)]
         return {"motion": float(np.mean(right)), "thing": float(np.mean(named)),
                 "moved": float(np.mean([np.abs(np.diff(v.astype(float), axis=0)).mean() for v in videos]))}  # fmt: skip
 
@@ -199,27 +212,38 @@ def reporter(
 
 
 @torch.no_grad()
-def draw_videos(
-    net: VideoUNet, text: CLIPTextModel, told: np.ndarray, untold: np.ndarray, *, steps: int = 10, scale: float = 5.0,
-    fps: float = 8.0,
-) -> Latents:  # fmt: skip
-    """Latents [b f c h w] of videos from tokens, by guided steps of DDIM."""
+def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, steps: int = 10, scale: float = 5.0) -> Latents:
+    """Latents [b f c h w] of videos, by guided steps of DPM-Solver++."""
     device = next(net.parameters()).device
-    rate = torch.full((len(told), 1), fps, device=device)
 
-    def bound(words: np.ndarray) -> Callable[[Latents, Tensor], Latents]:
-        states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
-
+    def bound(conditions: list[Condition]) -> Callable[[Latents, Tensor], Latents]:
         def network(z: Latents, t: Tensor) -> Latents:
             with torch.autocast(device.type, torch.bfloat16):
-                parts = [net(z[k : k + 1], t, Condition(states[k : k + 1], embedding=rate[k : k + 1])).float()
-                         for k in range(len(z))]  # fmt: skip
-            return torch.cat(parts)
+                return torch.cat([net(z[k : k + 1], t, each).float() for k, each in enumerate(conditions)])
 
         return network
 
-    look = guided(SCHEDULE.denoise(bound(told)), SCHEDULE.denoise(bound(untold)), scale)
+    look = guided(SCHEDULE.denoise(bound(one_by_one(told))), SCHEDULE.denoise(bound(one_by_one(untold))), scale)
     sigmas = leading(SCHEDULE.sigmas, steps)
-    shape = (len(told), LATENT_CHANNELS, CELLS, CELLS)
-    noise = mixed(shared(0, range(FRAMES), shape), independent(0, range(FRAMES), shape), RATIO)
+    noise = related(RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
     return last(dpmpp_2m(look, sigmas[0] * noise, sigmas))
+
+
+def condition(text: CLIPTextModel, words: np.ndarray, fps: float = 8.0) -> Condition:
+    """What the network is told of these words at this frame rate."""
+    device = next(text.parameters()).device
+    states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
+    return Condition(states, embedding=torch.full((len(words), 1), fps, device=device))
+
+
+def one_by_one(told: Condition) -> list[Condition]:
+    """The condition of each video alone."""
+    parts = [
+        [None] * len(told.tokens) if each is None else list(each.split(1))
+        for each in (told.tokens, told.image_tokens, told.embedding)
+    ]
+    return [
+        Condition(tokens, image_tokens=image, embedding=rate)
+        for tokens, image, rate in zip(*parts, strict=True)
+        if tokens is not None
+    ]

@@ -26,9 +26,9 @@ def generate(
     seed: int | None = None,
     motion: str | None = None,
     fps: float | None = None,
-    solver: str = "ddim",
+    solver: str | None = None,
     chunk_size: int = 8,
-    method: str = "text2video-zero",
+    method: str | None = None,
     control: Mapping[str, str | Path] | None = None,
     annotators: Mapping[str, str | Path] | None = None,
     controlnet_conditioning_scale: float = 1.0,
@@ -36,6 +36,8 @@ def generate(
     control_guidance_end: float = 1.0,
     smooth_background: float = 0.0,
     masks: str = "attention",
+    window: int | None = None,
+    overlap: int | None = None,
     on_step: OnStep | None = None,
 ) -> Video: ...
 @overload
@@ -52,9 +54,9 @@ def generate(
     seed: int | None = None,
     motion: str | None = None,
     fps: float | None = None,
-    solver: str = "ddim",
+    solver: str | None = None,
     chunk_size: int = 8,
-    method: str = "text2video-zero",
+    method: str | None = None,
     control: Mapping[str, str | Path] | None = None,
     annotators: Mapping[str, str | Path] | None = None,
     controlnet_conditioning_scale: float = 1.0,
@@ -62,6 +64,8 @@ def generate(
     control_guidance_end: float = 1.0,
     smooth_background: float = 0.0,
     masks: str = "attention",
+    window: int | None = None,
+    overlap: int | None = None,
     on_step: OnStep | None = None,
 ) -> list[Video]: ...
 def generate(
@@ -77,9 +81,9 @@ def generate(
     seed: int | None = None,
     motion: str | None = None,
     fps: float | None = None,
-    solver: str = "ddim",
+    solver: str | None = None,
     chunk_size: int = 8,
-    method: str = "text2video-zero",
+    method: str | None = None,
     control: Mapping[str, str | Path] | None = None,
     annotators: Mapping[str, str | Path] | None = None,
     controlnet_conditioning_scale: float = 1.0,
@@ -87,19 +91,22 @@ def generate(
     control_guidance_end: float = 1.0,
     smooth_background: float = 0.0,
     masks: str = "attention",
+    window: int | None = None,
+    overlap: int | None = None,
     on_step: OnStep | None = None,
 ) -> Video | list[Video]:
     """A video of what the prompt says; for a list of prompts, a list of videos.
 
-    num_frames, fps: how many frames, and how many are shown a second; 8 and 4 unless given, and with a control video
-        all its frames at its own rate.
+    num_frames, fps: how many frames, and how many are shown a second; 8 and 4 unless given, for a video model as many
+        as it was trained on and 8, and with a control video all its frames at its own rate. A video model that is told
+        the frame rate moves things accordingly.
     num_inference_steps: how finely the noise is taken away; more is slower.
     guidance_scale: how much the prompt counts; 1 and less turn guidance off, at half the cost.
     height, width: in pixels, multiples of 8; the model's own unless given, in the shape of the control video.
     seed: the same seed gives the same video; prompt j of a list has `seed + j`. Drawn and recorded when None.
     motion: how the camera moves, see `kineograph.motion.parse`: "zoom:1.02", "rotate:3", "none"; "pan:12,12" unless
         given, and with a control video nothing but that.
-    solver: "ddim", "dpmpp-2m", "euler-ancestral" or "lcm".
+    solver: "ddim", "dpmpp-2m", "euler-ancestral" (which is DDIM with eta 1) or "lcm"; the model's own unless given.
     chunk_size: frames computed at once; memory grows with it.
     control: {kind: path of a video}: what ControlNets are shown, each a kind that the model was loaded with. Of the
         video's frames maps are made; the kind with "-map" behind it, as "depth-map", says that it shows maps already.
@@ -109,6 +116,8 @@ def generate(
     smooth_background: how strongly the background is held to the first frame's as the camera passes; the paper's 0.6,
         or 0 for not at all.
     masks: what tells the foreground then: the model's own "attention", or "rembg", a network that the user installs.
+    window, overlap: how many frames a video model sees together, as many as it was trained on unless given, and how
+        many of them at least the next window sees too; a quarter unless given.
     on_step: called with a `Progress` after every step; an exception from it ends the work.
 
     Raises ValueError (InputError is one) for arguments that cannot be and for a frame that holds NaN, and warns
@@ -143,11 +152,69 @@ def generate(
             ),
             smooth_background=smooth_background,
             masks=masks,
+            window=window,
+            overlap=overlap,
         )
         for number, each in enumerate(prompts)
     ]
     videos = [made(model, each, on_step) for each in requests]
     return videos[0] if isinstance(prompt, str) else videos
+
+
+def animate(
+    model: Model,
+    image: str | Path,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    image_scale: float = 1.0,
+    first_frame: str = "shown",
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    fps: float | None = None,
+    solver: str | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    on_step: OnStep | None = None,
+) -> Video:
+    """A video of what the picture shows, moving as the prompt says.
+
+    model: one that is shown pictures: `kineograph.load("pocket-animate")`, VideoCrafter1's image-to-video model, or any
+        video model with an IP-Adapter. Any video model will do where the first frame is pinned.
+    image: the path of a picture of any size; for the first frame its middle is cut to the video's shape.
+    image_scale: how much the picture counts beside the text.
+    first_frame: "shown", the picture is shown to the model, which draws its like, as in the paper; or "pinned", the
+        first frame is that picture besides.
+    All else is as for `generate`.
+
+    Raises ValueError (InputError is one) for arguments or a picture that cannot be, or a model that sees no pictures.
+
+    >>> import kineograph as kg
+    >>> kg.animate(kg.load("pocket-animate"), "fish.png", "a fish swimming to the right")  # doctest: +SKIP
+    """
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        seed=seed,
+        fps=fps,
+        solver=solver,
+        window=window,
+        overlap=overlap,
+        method="videocrafter",
+        image=str(image),
+        image_scale=image_scale,
+        first_frame=first_frame,
+    )
+    return made(model, request, on_step)
 
 
 def edit(

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kineograph.data.footage import Footage, open_footage, size_for
+from kineograph.data.picture import Picture, read_picture
 from kineograph.data.request import FPS, MOST_FRAMES, MOTION, NUM_FRAMES, Request
 from kineograph.errors import InputError
 from kineograph.motion import along, parse
 
 
 class Inputs(NamedTuple):
-    """What a request leaves open and no model decides; and a footage for each control, or the one that is edited.
+    """What a request leaves open and no model decides; a footage for each control, or the one that is edited; and the
+    picture that is set in motion.
 
     motion: how the camera moves, None where all frames start from the same noise and the footage moves them.
     """
@@ -21,19 +23,21 @@ class Inputs(NamedTuple):
     fps: float
     motion: str | None
     footage: tuple[Footage, ...]
+    picture: Picture | None = None
 
 
 def opened(request: Request) -> Inputs:
-    """The inputs of a request. Raises InputError for a video that cannot serve, and for a motion that cannot be."""
+    """The inputs of a request. Raises InputError for a video or picture that cannot serve, and for such a motion."""
     paths = [request.video] if request.video else [control.video for control in request.control]
     footage = tuple(open_footage(path, num_frames=request.num_frames, fps=request.fps) for path in paths)
+    picture = None if request.image is None else read_picture(request.image)
     num_frames = request.num_frames or _length(footage)
     motion = request.motion or (None if footage else MOTION)
     if footage and motion is not None and parse(motion) == parse("none"):
         motion = None
     if motion is not None:
         along(parse(motion), frames=num_frames, seed=0)
-    return Inputs(num_frames, request.fps or (footage[0].fps if footage else FPS), motion, footage)
+    return Inputs(num_frames, request.fps or (footage[0].fps if footage else FPS), motion, footage, picture)
 
 
 def _length(footage: Sequence[Footage]) -> int:

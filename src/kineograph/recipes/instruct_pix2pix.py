@@ -26,7 +26,7 @@ from kineograph.trajectory import Step
 
 def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[Step]]:
     """How many steps there will be, and the walk."""
-    sigmas = DESCENTS[request.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
+    sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     draw, solve = {
         "shared": (noise.shared, solver_in_step),
         "independent": (noise.independent, solver),
@@ -52,7 +52,7 @@ def _look(model: Model, request: Request, start: Start) -> Denoise:
         bound(said, shown), bound(nothing, shown), bound(nothing, torch.zeros_like(shown)),
         request.guidance_scale, request.image_guidance_scale,
     )  # fmt: skip
-    return dependable(request, model.schedule, estimate)
+    return dependable(start, model.schedule, estimate)
 
 
 def input_latents(model: Model, start: Start, at_once: int) -> Latents:

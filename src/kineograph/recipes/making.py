@@ -16,12 +16,17 @@ from kineograph.data.video import Video
 from kineograph.errors import InputWarning
 from kineograph.models.model import Model
 from kineograph.models.origin import origin
-from kineograph.recipes import instruct_pix2pix, text2video_zero
+from kineograph.recipes import instruct_pix2pix, text2video_zero, videocrafter
 from kineograph.recipes.inputs import opened, size
+from kineograph.recipes.settling import settled
 from kineograph.recipes.walks import Start
 from kineograph.trajectory import Step
 
-METHODS = {"text2video-zero": text2video_zero.plan, "instruct-pix2pix": instruct_pix2pix.plan}
+METHODS = {
+    "text2video-zero": text2video_zero.plan,
+    "instruct-pix2pix": instruct_pix2pix.plan,
+    "videocrafter": videocrafter.plan,
+}
 DECODED_AT_ONCE = 8  # frames, before they are a quarter as large
 
 
@@ -38,15 +43,17 @@ OnStep = Callable[[Progress], None]
 
 def made(model: Model, request: Request, on_step: OnStep | None = None) -> Video:
     """The video that a request asks for, with the settings that make it again."""
+    request = settled(model, request)
     start = _start(model, request)
     if unknown := model.unknown_words(f"{request.prompt} {request.negative_prompt}"):
         warnings.warn(f"{model.name} has never seen the words {', '.join(unknown)}", InputWarning, stacklevel=2)
-    steps, walk = METHODS[request.method](model, request, start)
+    steps, walk = METHODS[str(request.method)](model, request, start)
     latents = trajectory.last(_told(walk, steps, on_step))
     parts = [Video.from_tensor(model.decode(part)[0]) for part in latents.split(DECODED_AT_ONCE, dim=1)]
     video = Video(np.concatenate([part.frames for part in parts]), start.inputs.fps)
     asked = asdict(replace(request, seed=start.seed, height=start.height, width=start.width))
-    read = {str(each.path): each.digest for each in start.inputs.footage}
+    pictures = [start.inputs.picture] if start.inputs.picture else []
+    read = {str(each.path): each.digest for each in (*start.inputs.footage, *pictures)}
     asked["control"] = list(asked["control"])  # as JSON would bring it back
     kinds = [control.kind for control in request.control]
     return replace(video, settings={**asked, "frames_sha256": video.digest, "read": read, **origin(model, kinds)})
@@ -56,7 +63,7 @@ def _start(model: Model, request: Request) -> Start:
     inputs = opened(request)
     height, width = size(request, inputs, model.default_size, model.factor)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    return Start(seed, height, width, (1, *model.latent_shape(height, width)), inputs)
+    return Start(seed, height, width, (1, *model.latent_shape(height, width)), inputs, str(request.solver))
 
 
 def _told(walk: Iterator[Step], steps: int, on_step: OnStep | None) -> Iterator[Step]:

@@ -27,7 +27,7 @@ HALF = 0.5  # of a cell
 
 def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[Step]]:
     """How many steps there will be, and the walk."""
-    sigmas = DESCENTS[request.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
+    sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     estimate = _look(model, request, start)
     if start.inputs.motion is None:
         begin = sigmas[0] * noise.shared(start.seed, start.frames, start.shape).to(model.device)
@@ -57,7 +57,7 @@ def _look(model: Model, request: Request, start: Start) -> Denoise:
         )
         for text in (request.prompt, request.negative_prompt)
     )
-    return look(request, model.schedule, told, blank)
+    return look(request, start, model.schedule, told, blank)
 
 
 def _steadied(solve: Solver, warp: Warp, model: Model, request: Request) -> Solver:

@@ -22,6 +22,7 @@ class Start(NamedTuple):
     width: int
     shape: noise.Shape
     inputs: Inputs
+    solver: str
 
     @property
     def frames(self) -> range:
@@ -62,16 +63,16 @@ def solver_in_step(request: Request, start: Start) -> Solver:
 def _solver(request: Request, start: Start, frames: Sequence[int]) -> Solver:
     def solve(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
         draw = noise.at_levels(start.seed, frames[: x.shape[1]], start.shape)
-        return DESCENTS[request.solver].solver(draw)(look, x, sigmas)
+        return DESCENTS[start.solver].solver(draw)(look, x, sigmas)
 
     return solve
 
 
-def look(request: Request, schedule: Schedule, told: Denoise, blank: Denoise) -> Denoise:
+def look(request: Request, start: Start, schedule: Schedule, told: Denoise, blank: Denoise) -> Denoise:
     """The model guided as the request has it, and for "lcm" as a latent consistency model, which it had better be."""
-    return dependable(request, schedule, guided(told, blank, max(1.0, request.guidance_scale)))
+    return dependable(start, schedule, guided(told, blank, max(1.0, request.guidance_scale)))
 
 
-def dependable(request: Request, schedule: Schedule, estimate: Denoise) -> Denoise:
+def dependable(start: Start, schedule: Schedule, estimate: Denoise) -> Denoise:
     """The estimate as the solver wants it, and refused where it holds NaN."""
-    return finite(schedule.consistent(estimate) if request.solver == "lcm" else estimate)
+    return finite(schedule.consistent(estimate) if start.solver == "lcm" else estimate)

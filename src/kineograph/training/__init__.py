@@ -3,6 +3,7 @@
 `fit` is a generator of `Progress`; the method's loss and the data come in as functions.
 """
 
+from kineograph.training.crew import here
 from kineograph.training.ema import lent
 from kineograph.training.logs import Log
 from kineograph.training.loop import Progress, fit
@@ -11,4 +12,16 @@ from kineograph.training.settings import TrainingSettings
 from kineograph.training.settings_file import load_settings
 from kineograph.training.state import latest, weights
 
-__all__ = ["Log", "Plan", "Progress", "TrainingSettings", "fit", "latest", "lent", "load_settings", "plan", "weights"]
+__all__ = [
+    "Log",
+    "Plan",
+    "Progress",
+    "TrainingSettings",
+    "fit",
+    "here",
+    "latest",
+    "lent",
+    "load_settings",
+    "plan",
+    "weights",
+]

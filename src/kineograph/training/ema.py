@@ -16,7 +16,7 @@ def begun(trained: Mapping[str, nn.Parameter], decay: float) -> dict[str, Tensor
 
 @torch.no_grad()
 def update(average: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter], decay: float, step: int) -> None:
-    """Moves the average after a step, counted from 0. The decay starts at 0.1 and grows: early weights are forgotten."""
+    """Moves the average after a step, counted from 0; the decay starts at 0.1, to forget the first weights."""
     if average:
         now = min(decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.values()), [trained[name].detach() for name in average], 1 - now)

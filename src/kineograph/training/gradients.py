@@ -10,17 +10,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce, send_to_device
+from accelerate.utils import reduce, send_to_device  # type: ignore[import-untyped]
 from torch import Tensor, nn
-from torch.amp import GradScaler
 
+from kineograph.training.crew import Crew, draws_inside
 from kineograph.training.settings import TrainingSettings, samples_per_step
+from kineograph.training.state import Run
 
 Batch = TypeVar("Batch")
 Net = TypeVar("Net", bound=nn.Module)
@@ -58,13 +58,27 @@ class Descent(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-def shares(settings: TrainingSettings, step: int, here: PartialState, count: int) -> Iterator[Share]:
-    """What this process walks of a step, in order; `count` shares at a time, whose sizes differ by one at most."""
+def descents(
+    net: Net, run: Run, settings: TrainingSettings, crew: Crew, start: int, draw: Draw[Batch], loss: Loss[Net, Batch]
+) -> Iterator[Descent]:
+    """What each step from `start` on descends by, computed when it is asked for, with the weights as they are then."""
+    steps = range(start, settings.max_train_steps)
+    wanted = (share for step in steps for share in shares(settings, step, crew))
+    ahead = crew.walkers + settings.dataloader_num_workers
+    drawn = drawn_ahead(draw, wanted, settings.seed, crew.readers, ahead)
+    walk = walker(net, run, settings, loss)
+    for _ in steps:
+        together = (list(islice(drawn, crew.walkers)) for _ in range(settings.gradient_accumulation_steps))
+        yield summed(chain.from_iterable(crew.map(walk, each) for each in together), run.trained, crew)
+
+
+def shares(settings: TrainingSettings, step: int, crew: Crew) -> Iterator[Share]:
+    """What this process walks of a step, in order: for every walker a share, whose sizes differ by one at most."""
     batch = settings.train_batch_size
     mine = samples_per_step(settings, 1)
-    first = (step * here.num_processes + here.process_index) * mine
+    first = (step * crew.process.num_processes + crew.process.process_index) * mine
     for start in range(first, first + mine, batch):
-        edges = (start + batch * number // count for number in range(count + 1))
+        edges = (start + batch * number // crew.walkers for number in range(crew.walkers + 1))
         yield from (Share(step, range(begin, end)) for begin, end in pairwise(edges))
 
 
@@ -89,20 +103,21 @@ def drawn_ahead(
         yield ready
 
 
-def walker(
-    net: Net, trained: Sequence[nn.Parameter], loss: Loss[Net, Batch], settings: TrainingSettings, scaler: GradScaler
-) -> Callable[[Drawn], Walked]:
+def walker(net: Net, run: Run, settings: TrainingSettings, loss: Loss[Net, Batch]) -> Callable[[Drawn], Walked]:
     """The function that walks the network with a share."""
+    trained = [*run.trained.values()]
     device = trained[0].device
     seeded = _seeded if draws_inside(net) else _as_it_is
 
     def walk(drawn: Drawn) -> Walked:
         weight = len(drawn.share.samples) / samples_per_step(settings, 1)
         batch = send_to_device(drawn.batch, device)
-        with seeded(drawn.seed, device), torch.enable_grad(), autocast(device, settings.mixed_precision):
-            losses = {name: value * weight for name, value in loss(net, batch, drawn.seed).items()}
-        total = scaler.scale(torch.stack([*losses.values()]).sum())
-        gradients = torch.autograd.grad(total, trained, allow_unused=True)
+        with seeded(drawn.seed, device), torch.enable_grad():
+            with autocast(device, settings.mixed_precision):
+                losses = {name: value * weight for name, value in loss(net, batch, drawn.seed).items()}
+            total = run.scaler.scale(torch.stack([*losses.values()]).sum())
+            touches = total.requires_grad
+            gradients = torch.autograd.grad(total, trained, allow_unused=True) if touches else [None] * len(trained)
         return Walked({name: value.detach() for name, value in losses.items()}, gradients)
 
     return walk
@@ -113,12 +128,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(
         device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES, cache_enabled=False
     )
-
-
-def draws_inside(net: nn.Module) -> bool:
-    """Whether the network draws random numbers of its own, from the one generator that all threads share."""
-    dropouts = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-    return any(isinstance(layer, dropouts) and layer.p > 0 and layer.training for layer in net.modules())
 
 
 @contextmanager
@@ -134,7 +143,7 @@ def _as_it_is(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def summed(walked: Iterable[Walked], trained: Mapping[str, nn.Parameter], here: PartialState) -> Descent:
+def summed(walked: Iterable[Walked], trained: Mapping[str, nn.Parameter], crew: Crew) -> Descent:
     """What the shares of all processes come to, always added in the same order."""
     losses: dict[str, Tensor] = {}
     sums = {name: torch.zeros_like(weight) for name, weight in trained.items()}  # in the order of the weight's memory
@@ -143,10 +152,11 @@ def summed(walked: Iterable[Walked], trained: Mapping[str, nn.Parameter], here: 
         for name, value in each.losses.items():
             losses[name] = losses[name] + value if name in losses else value
         found = {name: value for name, value in zip(trained, each.gradients, strict=True) if value is not None}
-        torch._foreach_add_([sums[name] for name in found], [*found.values()])
+        if found:
+            torch._foreach_add_([sums[name] for name in found], [*found.values()])
         touched |= dict.fromkeys(found, 1.0)
     figures = torch.stack([value.float() for value in losses.values()])
-    if here.num_processes > 1:
+    if crew.process.num_processes > 1:
         # the same tensors in all processes, whatever theirs touched
         mask = torch.tensor([*touched.values()], device=figures.device)
         figures, sums, mask = reduce([figures, sums, mask], "mean")

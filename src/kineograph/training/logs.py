@@ -32,7 +32,8 @@ class Log:
     def tell(self, step: int, figures: Mapping[str, float]) -> None:
         """Adds a line. Names of a kind share a prefix: "loss/image", "validation/psnr"."""
         if self.path:
-            line = {"step": step, **{name: float(f"{value:.6g}") for name, value in figures.items()}}
+            short = {name: v if isinstance(v, int) else float(f"{v:.6g}") for name, v in figures.items()}
+            line = {"step": step, **short}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         if self.board:

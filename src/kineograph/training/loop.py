@@ -9,42 +9,27 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from kineograph.errors import InputError
 from kineograph.training import ema, logs, state
-from kineograph.training.gradients import (
-    Batch,
-    Descent,
-    Draw,
-    Drawn,
-    Loss,
-    Net,
-    draws_inside,
-    drawn_ahead,
-    shares,
-    summed,
-    walker,
-)  # fmt: skip
+from kineograph.training.crew import Crew, gathered
+from kineograph.training.gradients import Batch, Descent, Draw, Loss, Net, descents
 from kineograph.training.lock import claimed
 from kineograph.training.optimisers import advance, optimisers
 from kineograph.training.settings import TrainingSettings, decisive, rate, samples_per_step
+from kineograph.training.state import Reached, Run
 
-Walk = Callable[..., Any]
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class Progress(NamedTuple):
@@ -77,10 +62,10 @@ def fit(
     """Trains the parameters of `net` that require gradients, where it is, from the folder's last checkpoint on.
 
     A checkpoint is written when the consumer asks for the next step, or leaves: what it did at a step is done again
-    if it was killed there. In the end `net` has the last weights, and `state.weights(folder)` are the averaged ones.
+    if it was killed there. In the end `net` has the last weights, and `weights(folder)` are the averaged ones.
 
     Args:
-        net: on `accelerate.PartialState().device`, in the mode, train or eval, that it is trained in. Its buffers are
+        net: on `here().device`, in the mode, train or eval, that it is trained in. Its buffers are
             neither averaged nor kept.
         folder: of this run alone: checkpoints, log.jsonl, tensorboard.
         draw: samples from the step, counted from 0, and the samples' numbers, counted over the training, and nothing
@@ -95,25 +80,115 @@ def fit(
         InputError: the folder is in use or holds a run with other settings; there is nothing to train; a loss is no
             number; a checkpoint cannot be written.
     """
-    here = PartialState()
-    trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
-    _check(trained, settings)
-    cores = _cores(net, settings)
-    run = _begin(net, trained, settings, cores, here)
-    terms = json.loads(json.dumps({**decisive(settings, here.num_processes), **facts}))
-    single = partial(torch.set_num_threads, 1)
+    _check(net, settings)
     with ExitStack() as held:
-        reached, log = _enter(held, run, folder, terms, here)
-        readers = held.enter_context(ThreadPoolExecutor(settings.dataloader_num_workers, "draw", single))
-        held.callback(readers.shutdown, wait=False, cancel_futures=True)
-        walk = held.enter_context(ThreadPoolExecutor(cores, "walk", single)).map if cores > 1 else map
-        wanted = (
-            share
-            for step in range(reached.step, settings.max_train_steps)
-            for share in shares(settings, step, here, cores)
+        crew = held.enter_context(gathered(net, settings))
+        run = _begun(net, settings, crew)
+        terms = json.loads(json.dumps({**decisive(settings, crew.process.num_processes), **facts}))
+        reached, log = _entered(held, run, folder, terms, crew)
+        started = time.monotonic()
+        for descent in descents(net, run, settings, crew, reached.step, draw, loss):
+            norm = _advance(run, reached.step, descent, settings, crew)
+            reached = _after(reached, time.monotonic() - started, descent.losses)
+            progress = _progress(run, reached, descent, norm, settings, crew, log)
+            if _is_due(reached, settings, settings.log_every):
+                _tell(progress, reached.tally)
+                reached = reached._replace(tally={})
+            try:
+                yield progress
+            except GeneratorExit:
+                _keep(run, reached, folder, terms, settings, crew)
+                raise
+            if _is_due(reached, settings, settings.checkpointing_steps):
+                _keep(run, reached, folder, terms, settings, crew)
+            started = time.monotonic()
+
+
+def _begun(net: nn.Module, settings: TrainingSettings, crew: Crew) -> Run:
+    """A run at its first step, with the same weights in all processes."""
+    trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+    if crew.process.num_processes > 1:
+        broadcast([weight.detach() for weight in trained.values()])
+    device = next(iter(trained.values())).device.type
+    scaler = GradScaler(device, enabled=settings.mixed_precision == "fp16")
+    return Run(trained, ema.begun(trained, settings.ema_decay), optimisers(net, settings, crew.walkers), scaler)
+
+
+def _entered(held: ExitStack, run: Run, folder: Path, terms: state.Terms, crew: Crew) -> tuple[Reached, logs.Log]:
+    """Claims the folder, and takes the run to where it was left there."""
+    if crew.process.is_main_process:
+        held.enter_context(claimed(folder))
+        state.clean(folder)
+    crew.process.wait_for_everyone()
+    reached = state.resume(run, folder, terms)
+    log = held.enter_context(logs.opened(folder, reached.step)) if crew.process.is_main_process else logs.Log()
+    return reached, log
+
+
+def _advance(run: Run, step: int, descent: Descent, settings: TrainingSettings, crew: Crew) -> float:
+    """Moves weights and averages; the norm of the gradients. Raises InputError when there are none, or no numbers."""
+    learning_rate = rate(settings, step)
+    if not descent.gradients:
+        raise InputError(f"the loss of step {step} depends on no weight that is trained: see what is frozen")
+    norm = advance(run.ways, descent.gradients, run.trained, settings, learning_rate, run.scaler, crew.map)
+    _check_figures(step, descent.losses, norm, settings)
+    ema.update(run.average, run.trained, settings.ema_decay, step)
+    return norm
+
+
+def _progress(
+    run: Run, reached: Reached, descent: Descent, norm: float, settings: TrainingSettings, crew: Crew, log: logs.Log
+) -> Progress:
+    seen = reached.step * samples_per_step(settings, crew.process.num_processes)
+    learning_rate = rate(settings, reached.step - 1)
+    return Progress(
+        reached.step, descent.losses, norm, learning_rate, reached.seconds, seen, average=run.average, log=log
+    )
+
+
+def _after(reached: Reached, seconds: float, losses: Mapping[str, float]) -> Reached:
+    return Reached(reached.step + 1, reached.seconds + seconds, logs.added(reached.tally, losses))
+
+
+def _is_due(reached: Reached, settings: TrainingSettings, every: int) -> bool:
+    return reached.step % every == 0 or reached.step == settings.max_train_steps
+
+
+def _tell(progress: Progress, tally: logs.Tally) -> None:
+    figures = {name: getattr(progress, name) for name in ("gradient_norm", "learning_rate", "seconds", "samples_seen")}
+    progress.log.tell(progress.step, logs.means(tally) | figures)
+
+
+def _keep(run: Run, reached: Reached, folder: Path, terms: state.Terms, settings: TrainingSettings, crew: Crew) -> None:
+    if crew.process.is_main_process:
+        state.keep(run, reached, folder, terms, settings.checkpoints_total_limit)
+
+
+def _check(net: nn.Module, settings: TrainingSettings) -> None:
+    """Raises InputError when these parameters cannot be trained so."""
+    trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+    if not trained:
+        raise InputError("there is nothing to train: no parameter of the network requires gradients")
+    halves = [f"{name} ({weight.dtype})" for name, weight in trained.items() if weight.dtype.itemsize < 4]
+    if halves:
+        raise InputError(
+            f"what is trained is kept in float32, and {halves[0]} came: call .float() on it; mixed_precision computes "
+            "in fewer bits"
         )
-        drawn = drawn_ahead(draw, wanted, settings.seed, readers, cores + settings.dataloader_num_workers)
-        one = walker(net, [*trained.values()], loss, settings, run.scaler)
-        descend = partial(_descend, drawn, one, walk, cores, settings, run, here)
-        keep = partial(_keep, run, folder, terms, settings, here)
-        yield from _steps(descend, keep, walk, run, settings, reached, log, here)
+    devices = {weight.device.type for weight in trained.values()}
+    if settings.mixed_precision == "fp16" and devices == {"cpu"}:
+        raise InputError("mixed_precision fp16 needs a GPU: on a CPU choose bf16 or no")
+    norms = [n for n, layer in net.named_modules() if isinstance(layer, BATCH_NORMS) and layer.training]
+    if norms:
+        raise InputError(f"{norms[0]} is a batch norm, whose statistics are not trained here: call .eval() on it")
+
+
+def _check_figures(step: int, losses: Mapping[str, float], norm: float, settings: TrainingSettings) -> None:
+    """Raises InputError when a run has diverged. In fp16 a step that overflows is left out, and the scale halved."""
+    if math.isfinite(norm + sum(losses.values())) or settings.mixed_precision == "fp16":
+        return
+    told = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+    raise InputError(
+        f"step {step} came to a loss of {told} and a gradient of norm {norm:g}: lower the learning_rate, warm up "
+        "longer, or look for broken samples. The checkpoints before it stay"
+    )

@@ -116,9 +116,8 @@ def _stepped(way: Optimizer) -> list[nn.Parameter]:
 
 def kept(ways: Optimisers) -> dict[str, Tensor]:
     """The state of all optimisers: tensors named weight/what."""
-    names = {leaf: name for name, leaf in ways.leaves.items()}
-    states = ((names[leaf], state) for way in ways.each for leaf, state in way.state.items())
-    return {f"{name}/{what}": value for name, state in states for what, value in state.items()}
+    states = {name: way.state[leaf] for name, leaf in ways.leaves.items() for way in ways.each if leaf in way.state}
+    return {f"{name}/{what}": value for name, state in states.items() for what, value in state.items()}
 
 
 def restore(ways: Optimisers, tensors: Mapping[str, Tensor]) -> None:
@@ -128,7 +127,7 @@ def restore(ways: Optimisers, tensors: Mapping[str, Tensor]) -> None:
         name, _, what = key.rpartition("/")
         # in the order of the weight's memory: AdamW's fused step reads the two side by side
         alike = value.shape == ways.leaves[name].shape
-        states[name][what] = torch.empty_like(ways.leaves[name], dtype=value.dtype).copy_(value) if alike else value
+        states[name][what] = torch.empty_like(ways.leaves[name] if alike else value).copy_(value)
     names = {leaf: name for name, leaf in ways.leaves.items()}
     for way in ways.each:
         numbered = [(number, names[leaf]) for number, leaf in enumerate(_stepped(way))]

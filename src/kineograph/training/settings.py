@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # How the learning rate falls after the warm-up: its part of the highest, by the part of the way from 0 to 1.
 SCHEDULES: Mapping[str, Callable[[float], float]] = MappingProxyType(
@@ -61,12 +61,9 @@ class TrainingSettings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        if value is False and info.field_name == "mixed_precision":
-            return "no"  # which YAML 1.1 reads as false
-        if isinstance(value, bool):
-            raise ValueError("expected a number or a word")
-        return value
+    def _words(cls, value: Any) -> Any:
+        """The word for what YAML 1.1 reads as a truth value, as the no of mixed_precision; no field here is one."""
+        return ("yes" if value else "no") if isinstance(value, bool) else value
 
 
 def samples_per_step(settings: TrainingSettings, processes: int) -> int:

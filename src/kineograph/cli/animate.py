@@ -1,0 +1,134 @@
+"""`kineograph animate`: a picture becomes a video."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kineograph.cli.making import make, with_scale
+from kineograph.cli.options import (
+    MODEL,
+    PICTURE,
+    Device,
+    Dtype,
+    GuidanceScale,
+    Height,
+    Json,
+    Lora,
+    MotionModule,
+    NegativePrompt,
+    Output,
+    Overlap,
+    Overwrite,
+    Seed,
+    Solver,
+    Steps,
+    TextualInversion,
+    Vae,
+    Width,
+    Window,
+)  # fmt: skip
+from kineograph.data.request import FIRST_FRAMES, Request
+from kineograph.errors import InputError
+
+DEFAULT = Request(prompt="any")
+ANIMATOR = "pocket-animate"
+
+
+def animate(
+    image: Annotated[str, typer.Argument(help="The picture to set in motion: .png, .jpg, .webp.", show_default=False)],
+    prompt: Annotated[
+        str | None, typer.Argument(help='How it moves, such as "a fish swimming to the right".', show_default=False)
+    ] = None,
+    num_frames: Annotated[
+        int | None,
+        typer.Option(
+            "--num-frames", "-n", rich_help_panel=PICTURE, show_default="the model's", help="How many frames."
+        ),
+    ] = DEFAULT.num_frames,
+    first_frame: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=PICTURE,
+            help=f"{' or '.join(FIRST_FRAMES)}: the picture is shown to the model, or is the first frame besides.",
+        ),
+    ] = DEFAULT.first_frame,
+    image_scale: Annotated[
+        float, typer.Option(rich_help_panel=PICTURE, help="How much the picture counts beside the text.")
+    ] = DEFAULT.image_scale,
+    seed: Seed = DEFAULT.seed,
+    fps: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=PICTURE, show_default="8", help="Frames a second: what the model is told, too."),
+    ] = DEFAULT.fps,
+    height: Height = DEFAULT.height,
+    width: Width = DEFAULT.width,
+    negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
+    guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
+    num_inference_steps: Steps = DEFAULT.num_inference_steps,
+    solver: Solver = DEFAULT.solver,
+    window: Window = DEFAULT.window,
+    overlap: Overlap = DEFAULT.overlap,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            rich_help_panel=MODEL,
+            help="An image-to-video model: a folder, a file such as VideoCrafter1's, a hub id.",
+        ),
+    ] = ANIMATOR,
+    motion_module: MotionModule = None,
+    ip_adapter: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MODEL, show_default=False, help="An IP-Adapter for a model that sees no pictures."
+        ),
+    ] = None,
+    lora: Lora = None,
+    textual_inversion: TextualInversion = None,
+    vae: Vae = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    output: Output = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Set a picture in motion as the prompt says.
+
+    Its path goes to stdout, all else to stderr.
+    """
+    if prompt is None:
+        raise InputError(
+            "give a picture and how it moves, as in kineograph animate fish.png 'a fish swimming to the right'; got "
+            f"only {image!r}"
+        )
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        seed=seed,
+        fps=fps,
+        solver=solver,
+        window=window,
+        overlap=overlap,
+        method="videocrafter",
+        image=image,
+        image_scale=image_scale,
+        first_frame=first_frame,
+    )
+    options = {
+        "motion": motion_module,
+        "ip_adapter": ip_adapter,
+        "lora": [with_scale(each) for each in lora or []],
+        "textual_inversion": textual_inversion or [],
+        "vae": vae,
+        "device": device,
+        "dtype": dtype,
+    }
+    make(request, model, options, output, overwrite, json)

@@ -1,0 +1,62 @@
+"""The architecture of an image network, told from the shapes of its tensors, for files that come without a configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from kineograph.errors import InputError
+from kineograph.models.tensor_files import Tensors, some
+
+
+class Unsaid(NamedTuple):
+    """What shapes do not say; unless given, as in everything that was released."""
+
+    head_width: int = 64
+    resampler_head_width: int = 64
+    groups: int = 32
+
+
+RELEASED = Unsaid()
+
+
+def image_config(widths: Sequence[int], attends: Sequence[bool], spatial: Tensors, unsaid: Unsaid) -> dict[str, Any]:
+    """What diffusers' U-Net is to be told of its levels: how wide each is, and which have transformers.
+
+    spatial: the tensors of the first transformer. Raises KeyError for one that is missing.
+    """
+    return {
+        "block_out_channels": list(widths),
+        "down_block_types": ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
+        "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+        "transformer_layers_per_block": 1 + max(numbers(spatial, r"transformer_blocks\.(\d+)\.norm1\.weight")),
+        "cross_attention_dim": spatial["transformer_blocks.0.attn2.to_k.weight"].shape[1],
+        "attention_head_dim": [width // unsaid.head_width for width in widths],  # diffusers' name for how many
+        "use_linear_projection": spatial["proj_in.weight"].ndim == 2,
+        "norm_num_groups": unsaid.groups,
+    }
+
+
+def numbers(names: Iterable[str], pattern: str) -> list[int]:
+    """The numbers in the names of a pattern, ascending. Raises KeyError when there is none."""
+    found = {int(match[1]) for match in map(re.compile(pattern).fullmatch, names) if match}
+    if not found:
+        raise KeyError(pattern.replace(r"(\d+)", "N").replace("\\", ""))
+    return sorted(found)
+
+
+@contextmanager
+def told_from(tensors: Tensors, what: str) -> Iterator[None]:
+    """An architecture is told from these within; a tensor that is missing for it is an InputError.
+
+    what: the file and what it looks like.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{what}, but by its tensors no architecture can be told ({error}): fetch the file again. "
+            f"Its {len(tensors)} tensors are called {some(tensors)}"
+        ) from error

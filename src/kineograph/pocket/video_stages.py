@@ -1,0 +1,126 @@
+"""The recipe's stages for the video models; each reads what earlier ones left in the folder and leaves one thing there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from kineograph.models.temporal_layers import TemporalLayers
+from kineograph.models.unet import VideoUNet
+from kineograph.pocket import films, image_to_video, moving_text, video
+from kineograph.pocket.feed import Pool
+from kineograph.pocket.fit import best_device
+from kineograph.pocket.norms import with_quick_norms
+from kineograph.pocket.settings import Settings
+
+TEXT_TO_VIDEO, READING, IMAGE_TO_VIDEO = (
+    f"{name}.safetensors" for name in ("text_to_video", "image_reading", "image_to_video")
+)
+
+
+def filmed(settings: Settings, out: Path) -> tuple[Pool, Pool]:
+    """Films to train on, and pictures beside them, as latents."""
+    at, encoder = out / "video_films", out / "vae" / "final"
+    return (
+        films.pool(at, encoder, settings.screened, seed=settings.seed, split="train"),
+        films.stills(at / "stills", encoder, settings.beside, seed=settings.seed, split="train"),
+    )
+
+
+def train_moving_text(settings: Settings, out: Path) -> None:
+    tower = CLIPTextModel.from_pretrained(out / "text" / "final")
+    torch.manual_seed(settings.seed)
+    moving_text.train(tower, settings.moving_text, out / "moving_text", tokens=_tokens(out)).save_pretrained(
+        out / "moving_text" / "final"
+    )
+
+
+def train_text_to_video(settings: Settings, out: Path) -> None:
+    shown, stills = filmed(settings, out)
+    torch.manual_seed(settings.seed)
+    net = video.Films(UNet2DConditionModel.from_pretrained(out / "unet" / "final"), video.TEXT_TO_VIDEO)
+    trained = video.train(
+        net, settings.text_to_video, out / "text_to_video", shown, stills, autoencoder=_autoencoder(out),
+        text=_tower(out), tokenizer=_tokens(out),
+    )  # fmt: skip
+    save_file(video.learnt(trained), out / TEXT_TO_VIDEO)
+
+
+def train_image_reading(settings: Settings, out: Path) -> None:
+    """Single pictures teach to read pictures."""
+    _, stills = filmed(settings, out)
+    tower = _tower(out)
+    seen = image_to_video.looks(_encoder(out), out / "video_films" / "stills_seen.npy", image_to_video.of_pictures(stills))
+    torch.manual_seed(settings.seed)
+    animator = image_to_video.Animator(image_to_video.with_reading(_opened(out)), image_to_video.reads)
+    draw = image_to_video.stills(stills, seen, _blank(out), settings.image_reading.batch, _tokens(out))
+    folder = out / "image_reading"
+    net = image_to_video.train(
+        animator, settings.image_reading, folder, draw, _reporter(settings, out, folder, tower), text=tower
+    )
+    _save(net, image_to_video.reads, out / READING)
+
+
+def train_image_to_video(settings: Settings, out: Path) -> None:
+    """Films teach to carry on from a picture."""
+    shown, _ = filmed(settings, out)
+    tower = _tower(out)
+    seen = image_to_video.looks(_encoder(out), out / "video_films" / "films_seen.npy", image_to_video.of_films(shown))
+    net = image_to_video.with_reading(_opened(out))
+    net.load_state_dict(load_file(out / READING), strict=False)
+    animator = image_to_video.Animator(net, image_to_video.along_time)
+    draw = image_to_video.films(shown, seen, _blank(out), settings.image_to_video.batch, _tokens(out))
+    folder = out / "image_to_video"
+    net = image_to_video.train(
+        animator, settings.image_to_video, folder, draw, _reporter(settings, out, folder, tower), text=tower
+    )
+    _save(net, image_to_video.along_time, out / IMAGE_TO_VIDEO)
+
+
+def _reporter(settings: Settings, out: Path, folder: Path, tower: CLIPTextModel) -> image_to_video.Report:
+    held_out = films.pool(
+        out / "video_films", out / "vae" / "final", settings.shown, seed=settings.seed + 1, split="held_out"
+    )
+    few = Pool(held_out.pictures, held_out.facts[: image_to_video.SHOWN])
+    seen = image_to_video.looks(_encoder(out), out / "video_films" / "held_out_seen.npy", image_to_video.of_films(few))
+    return image_to_video.reporter(
+        folder, few, seen, _blank(out), autoencoder=_autoencoder(out), text=tower, tokenizer=_tokens(out)
+    )
+
+
+def _opened(out: Path) -> VideoUNet:
+    """The text-to-video network."""
+    unet = UNet2DConditionModel.from_pretrained(out / "unet" / "final")
+    net = VideoUNet(unet, TemporalLayers(unet, video.TEXT_TO_VIDEO))
+    net.load_state_dict(load_file(out / TEXT_TO_VIDEO), strict=False)
+    return net
+
+
+def _save(net: VideoUNet, kept: image_to_video.Names, path: Path) -> None:
+    state = {name: weight.detach().cpu().contiguous() for name, weight in net.state_dict().items() if kept(name)}
+    save_file(state, path)
+
+
+def _tower(out: Path) -> CLIPTextModel:
+    return CLIPTextModel.from_pretrained(out / "moving_text" / "final")
+
+
+def _tokens(out: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
+
+
+def _encoder(out: Path) -> CLIPVisionModel:
+    return CLIPVisionModel.from_pretrained(out / "clip" / "final")
+
+
+def _blank(out: Path) -> image_to_video.Seen:
+    return image_to_video.blank(_encoder(out))
+
+
+def _autoencoder(out: Path) -> AutoencoderKL:
+    autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final")
+    return with_quick_norms(autoencoder.to(best_device(), memory_format=torch.channels_last))

@@ -1,0 +1,149 @@
+"""Video models through the front doors: what they settle, what they are shown, and what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from models.conftest import sd
+from PIL import Image
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+import kineograph as kg
+from kineograph.errors import InputError
+from kineograph.models import image_adapter
+from kineograph.models.image_adapter import ResamplerConfig
+from kineograph.models.model import Model
+from kineograph.models.pictures import GREY, LAST, PictureReader, cropped, cut, squashed
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet import VideoUNet
+
+FEW = {"num_inference_steps": 2, "seed": 3}
+LAYERS = TransformerConfig(head_width=8, relative=4)
+CONFIG = TemporalConfig(num_frames=6, entry=LAYERS, transformer=LAYERS, frame_rate=True, noise_ratio=1.0)
+
+
+def stirred(layers: nn.Module) -> nn.Module:
+    torch.manual_seed(2)
+    for weight in layers.parameters():
+        nn.init.normal_(weight, std=0.05)
+    return layers.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """A video model."""
+    image = kg.load(sd())
+    unet = image.net.image_unet
+    return replace(image, name="tiny", net=VideoUNet(unet, stirred(TemporalLayers(unet, CONFIG))))
+
+
+@pytest.fixture(scope="module")
+def animator() -> Model:
+    """A video model that is shown pictures."""
+    image = kg.load(sd())
+    unet, width = image.net.image_unet, image.net.image_unet.config.cross_attention_dim
+    sizes = ResamplerConfig(reads=16, width=16, gives=width, tokens=4, depth=1, heads=2, head_width=8)
+    torch.manual_seed(0)
+    image_adapter.put_on(unet, sizes)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
+    net = VideoUNet(unet, stirred(TemporalLayers(unet, CONFIG)))
+    return replace(image, name="animator", net=net, reader=PictureReader(encoder, LAST, squashed, blank=GREY))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for name in ("one", "other"):
+        Image.fromarray(rng.integers(255, size=(24, 40, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return str(folder / "one.png"), str(folder / "other.png")
+
+
+def test_a_video_model_settles_method_length_and_rate(model: Model):
+    video = kg.generate(model, "a fish", **FEW)
+    assert (len(video.frames), video.fps, video.settings["method"]) == (6, 8.0, "videocrafter")
+    assert video.settings["solver"] == "ddim"
+
+
+def test_the_frame_rate_is_told(model: Model):
+    slow, fast = (kg.generate(model, "a fish", fps=fps, **FEW).frames for fps in (4, 16))
+    assert not np.array_equal(slow, fast)
+
+
+def test_more_frames_than_it_was_trained_on_are_drawn_through_windows(model: Model):
+    long = kg.generate(model, "a fish", num_frames=11, **FEW)
+    assert len(long.frames) == 11
+    at_once = kg.generate(model, "a fish", num_frames=11, window=11, **FEW)
+    assert not np.array_equal(long.frames, at_once.frames)
+    fits = kg.generate(model, "a fish", num_frames=5, window=5, **FEW)
+    assert np.array_equal(fits.frames, kg.generate(model, "a fish", num_frames=5, **FEW).frames)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "euler-ancestral", "lcm"])
+def test_every_solver_draws_and_draws_the_same_again(model: Model, solver: str):
+    one, again = (kg.generate(model, "a fish", num_frames=3, solver=solver, **FEW).frames for _ in range(2))
+    assert np.array_equal(one, again)
+
+
+def test_a_list_of_prompts_is_a_list_of_videos(model: Model):
+    videos = kg.generate(model, ["a fish", "a cat"], num_frames=2, **FEW)
+    assert [video.settings["seed"] for video in videos] == [3, 4]
+
+
+def test_one_frame_is_the_image_models_picture(model: Model):
+    image = replace(model, net=VideoUNet(model.net.image_unet))
+    alone = kg.generate(model, "a fish", num_frames=1, **FEW).frames
+    as_image = kg.generate(image, "a fish", num_frames=1, motion="none", **FEW)
+    assert alone.shape == as_image.frames.shape
+
+
+def test_what_is_shown_counts_and_as_much_as_asked(animator: Model, pictures: tuple[str, str]):
+    one, other = (kg.animate(animator, each, "a fish", num_frames=2, **FEW).frames for each in pictures)
+    assert not np.array_equal(one, other)
+    unseen = [kg.animate(animator, each, "a fish", num_frames=2, image_scale=0.0, **FEW).frames for each in pictures]
+    assert np.array_equal(*unseen)
+
+
+def test_a_pinned_first_frame_is_the_picture_as_the_vae_has_it(model: Model, pictures: tuple[str, str]):
+    video = kg.animate(model, pictures[0], "a fish", first_frame="pinned", num_frames=3, **FEW)
+    picture = torch.from_numpy(np.array(Image.open(pictures[0]))).permute(2, 0, 1)[None].float() / 255
+    known = model.decode(model.encode(cut(picture, *model.default_size)[:, None]))[0, 0]
+    assert np.abs(video.frames[0] - 255 * known.permute(1, 2, 0).numpy()).max() <= 1
+
+
+def test_a_video_says_which_picture_made_it(animator: Model, pictures: tuple[str, str]):
+    video = kg.animate(animator, pictures[0], "a fish", num_frames=2, **FEW)
+    assert video.settings["image"] == pictures[0]
+    assert len(video.settings["read"][pictures[0]]) == 64
+
+
+def test_what_does_not_go_together_is_refused(model: Model, pictures: tuple[str, str]):
+    image = kg.load(sd())
+    with pytest.raises(InputError, match="image model without layers along time"):
+        kg.generate(image, "a fish", method="videocrafter", **FEW)
+    with pytest.raises(InputError, match="is a video model"):
+        kg.generate(model, "a fish", method="text2video-zero", **FEW)
+    with pytest.raises(InputError, match="what moves is said in the prompt"):
+        kg.generate(model, "a fish", motion="pan:12,12", **FEW)
+    with pytest.raises(InputError, match="is shown no pictures"):
+        kg.animate(model, pictures[0], "a fish", **FEW)
+    with pytest.raises(InputError, match="there is no picture"):
+        kg.animate(model, "nowhere.png", "a fish", first_frame="pinned", **FEW)
+    with pytest.raises(InputError, match="share 0 to 3"):
+        kg.generate(model, "a fish", window=4, overlap=4, num_frames=9, **FEW)
+
+
+def test_a_file_that_is_no_picture_is_named(model: Model, tmp_path):
+    (tmp_path / "fish.png").write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"fish\.png is no picture"):
+        kg.animate(model, tmp_path / "fish.png", "a fish", first_frame="pinned", **FEW)
+
+
+def test_pictures_of_any_shape_are_made_to_fit():
+    wide = torch.zeros(1, 3, 20, 60)
+    wide[..., 20:40] = 1
+    assert cut(wide, 10, 10).shape == (1, 3, 10, 10) and cut(wide, 10, 10).mean() > 0.9
+    assert cropped(wide, 16).shape == (1, 3, 16, 16)
+    assert 0.2 < squashed(wide, 16).mean() < 0.5

@@ -1,0 +1,259 @@
+"""The loop: against steps written out by hand, however they are shared out, and what it refuses."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import WIDTH, draw, loss, numbers, tiny_net
+from torch import Tensor, nn
+
+from kineograph.errors import InputError
+from kineograph.training import TrainingSettings, fit, lent, plan, weights
+from kineograph.training.crew import gathered
+from kineograph.training.gradients import sample_seed
+from kineograph.training.optimisers import kept, optimisers, restore
+from kineograph.training.settings import rate
+
+BASE = {"max_train_steps": 6, "train_batch_size": 4, "learning_rate": 0.01, "log_every": 2}
+
+
+def settings(**given: object) -> TrainingSettings:
+    return TrainingSettings.model_validate(BASE | given)
+
+
+def trained(net: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in net.named_parameters() if weight.requires_grad}
+
+
+def after(folder: Path, chosen: TrainingSettings, net: nn.Module | None = None) -> dict[str, Tensor]:
+    """The weights that a training ends with."""
+    net = net or tiny_net()
+    for _ in fit(net, chosen, folder, draw=draw, loss=loss):
+        pass
+    return trained(net)
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.allclose(one[name], other[name], atol=1e-5, rtol=1e-4) for name in one)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def by_hand(chosen: TrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights and their averages after plain steps of AdamW on whole batches."""
+    net = tiny_net()
+    way = torch.optim.AdamW([w for w in net.parameters() if w.requires_grad], weight_decay=chosen.adam_weight_decay)
+    average = trained(net)
+    for step in range(chosen.max_train_steps):
+        samples = range(4 * step, 4 * step + 4)
+        sum(loss(net, draw(step, samples), sample_seed(chosen.seed, samples.start)).values()).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), chosen.max_grad_norm)
+        way.param_groups[0]["lr"] = rate(chosen, step)
+        way.step()
+        way.zero_grad()
+        decay = min(chosen.ema_decay, (1 + step) / (10 + step))
+        average = {name: decay * average[name] + (1 - decay) * value for name, value in trained(net).items()}
+    return trained(net), average
+
+
+def test_it_does_what_steps_written_out_do(tmp_path: Path):
+    chosen = settings(lr_scheduler="cosine", lr_warmup_steps=2, max_grad_norm=0.5)
+    net = tiny_net()
+    frozen = net[0].weight.clone()
+    norms = [progress.gradient_norm for progress in fit(net, chosen, tmp_path, draw=draw, loss=loss)]
+    expected, average = by_hand(chosen)
+    assert max(norms) > 0.5, "the clipping counts"
+    assert close(trained(net), expected)
+    assert close(weights(tmp_path), average)
+    assert torch.equal(net[0].weight, frozen)
+
+
+def test_it_learns(tmp_path: Path):
+    losses = [p.losses["near"] for p in fit(tiny_net(), settings(max_train_steps=60), tmp_path, draw=draw, loss=loss)]
+    assert sum(losses[-10:]) < sum(losses[:10]) / 3
+
+
+def test_it_does_not_matter_how_a_step_is_shared_out(tmp_path: Path):
+    whole = after(tmp_path / "whole", settings())
+    halves = after(tmp_path / "halves", settings(train_batch_size=2, gradient_accumulation_steps=2))
+    assert close(whole, halves)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_threads_change_nothing_and_repeat_bit_for_bit(tmp_path: Path, precision: str):
+    chosen = settings(train_batch_size=5, mixed_precision=precision, max_train_steps=10)
+    threads = after(tmp_path / "one", chosen)
+    assert equal(threads, after(tmp_path / "again", chosen))
+    torch.set_num_threads(1)
+    alone = after(tmp_path / "alone", chosen)
+    if precision == "no":
+        assert close(threads, alone)
+
+
+def test_dropout_repeats_bit_for_bit_too(tmp_path: Path):
+    nets = [nn.Sequential(nn.Dropout(0.5), tiny_net()) for _ in range(2)]
+    state = torch.get_rng_state()
+    one, other = (after(tmp_path / str(number), settings(), net) for number, net in enumerate(nets))
+    assert equal(one, other)
+    assert torch.equal(torch.get_rng_state(), state), "the consumer's random numbers are its own"
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_only_a_network_without_dropout_is_walked_by_threads():
+    walkers = {}
+    for name, net in {"plain": tiny_net(), "dropout": nn.Sequential(nn.Dropout(0.5), tiny_net())}.items():
+        with gathered(net, settings()) as crew:
+            walkers[name] = crew.walkers
+    assert walkers == {"plain": 2, "dropout": 1}
+
+
+def test_what_a_step_does_not_touch_stays(tmp_path: Path):
+    net = nn.ModuleDict({"used": nn.Linear(4, WIDTH), "idle": nn.Linear(4, WIDTH)})
+    before = trained(net)
+
+    def one(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
+        return {"size": net["used"](batch[0].mean((2, 3))).square().mean()}
+
+    for _ in fit(net, settings(), tmp_path, draw=draw, loss=one):
+        pass
+    now = trained(net)
+    assert [name for name in now if torch.equal(now[name], before[name])] == ["idle.weight", "idle.bias"]
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_it_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, memory: torch.memory_format):
+    chosen = settings(optimizer=optimizer)
+    whole = after(tmp_path / "whole", chosen, tiny_net().to(memory_format=memory))
+    for progress in fit(tiny_net().to(memory_format=memory), chosen, tmp_path / "cut", draw=draw, loss=loss):
+        if progress.step == 3:
+            break
+    assert equal(whole, after(tmp_path / "cut", chosen, tiny_net().to(memory_format=memory)))
+
+
+def test_memory_formats_change_nothing(tmp_path: Path):
+    for optimizer in ("adamw", "muon"):
+        nets = tiny_net(), tiny_net().to(memory_format=torch.channels_last)
+        ends = [after(tmp_path / f"{optimizer}{n}", settings(optimizer=optimizer), net) for n, net in enumerate(nets)]
+        # Muon works in bfloat16, where the order of a matrix' columns counts
+        assert all(torch.allclose(ends[0][name], ends[1][name], atol=2e-3) for name in ends[0])
+
+
+def test_muon_s_state_does_not_know_how_many_cores_there_were():
+    nets = tiny_net(), tiny_net()
+    ways = [optimisers(net, settings(optimizer="muon"), cores) for net, cores in zip(nets, (2, 1), strict=True)]
+
+    def step(number: int) -> None:
+        for leaf in ways[number].leaves.values():
+            leaf.grad = numbers(leaf.numel(), *leaf.shape)
+        for way in ways[number].each:
+            way.step()
+
+    step(0)
+    nets[1].load_state_dict(nets[0].state_dict())
+    restore(ways[1], kept(ways[0]))
+    step(0)
+    step(1)
+    assert [len(each.each) for each in ways] == [3, 2]
+    assert equal(kept(ways[0]), kept(ways[1])) and equal(trained(nets[0]), trained(nets[1]))
+
+
+def test_averages_are_lent_and_taken_back(tmp_path: Path):
+    net = tiny_net()
+    for progress in fit(net, settings(), tmp_path, draw=draw, loss=loss):
+        own = trained(net)
+        with lent(net, progress.average):
+            assert equal(trained(net), dict(progress.average))
+        assert equal(trained(net), own) and not equal(own, dict(progress.average))
+
+
+def test_without_an_average_the_weights_themselves_come_out(tmp_path: Path):
+    assert equal(after(tmp_path, settings(ema_decay=0)), weights(tmp_path))
+
+
+def test_progress_and_log(tmp_path: Path):
+    seen = []
+    for progress in fit(tiny_net(), settings(), tmp_path, draw=draw, loss=loss):
+        seen.append((progress.step, progress.samples_seen, progress.learning_rate))
+        last = progress
+    assert seen == [(step, 4 * step, 0.01) for step in range(1, 7)]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    names = ["step", "loss", "loss/near", "loss/far", "gradient_norm", "learning_rate", "seconds", "samples_seen"]
+    assert all(list(line) == names for line in lines)
+    assert lines[-1]["loss"] == pytest.approx(lines[-1]["loss/near"] + lines[-1]["loss/far"], rel=1e-4)
+    assert lines[-1]["gradient_norm"] == pytest.approx(last.gradient_norm, rel=1e-4)
+
+
+def test_learning_rates():
+    chosen = settings(max_train_steps=10, lr_warmup_steps=4, lr_scheduler="linear", learning_rate=1.0)
+    expected = [0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    assert [rate(chosen, step) for step in range(10)] == pytest.approx(expected)
+    half = chosen.model_copy(update={"lr_scheduler": "cosine"})
+    assert rate(half, 7) == pytest.approx(0.5)
+    assert rate(settings(), 5) == 0.01
+
+
+def test_a_plan_counts():
+    net = tiny_net()
+    told = plan(settings(optimizer="muon", gradient_accumulation_steps=3), net, processes=2)
+    frozen = sum(weight.numel() for weight in net[0].parameters())
+    every = sum(weight.numel() for weight in net.parameters())
+    assert (told.trained, told.frozen) == (every - frozen, frozen)
+    assert (told.samples_per_step, told.samples) == (24, 144)
+    biases = sum(layer.bias.numel() for layer in (net[2], net[4], net[6]))
+    assert told.optimiser == 4 * (told.trained + biases)  # a momentum of all, and a second moment of the biases
+    assert told.memory == told.weights + told.optimiser + 4 * 3 * told.trained
+
+
+def refused(folder: Path, net: nn.Module, chosen: TrainingSettings, **given: object) -> str:
+    with pytest.raises(InputError) as raised:
+        list(fit(net, chosen, folder, **{"draw": draw, "loss": loss} | given))
+    return str(raised.value)
+
+
+def test_what_cannot_be_trained(tmp_path: Path):
+    assert "nothing to train" in refused(tmp_path, tiny_net().requires_grad_(requires_grad=False), settings())
+    assert "2.weight (torch.bfloat16)" in refused(tmp_path, tiny_net().bfloat16(), settings())
+    assert "fp16 needs a GPU" in refused(tmp_path, tiny_net(), settings(mixed_precision="fp16"))
+    assert "0 is a batch norm" in refused(tmp_path, nn.Sequential(nn.BatchNorm2d(4), tiny_net()), settings())
+    assert list(tmp_path.iterdir()) == []
+    apart = {"loss": lambda net, batch, seed: {"size": batch[0].square().mean()}}
+    assert "the loss of step 0 depends on no weight that is trained" in refused(
+        tmp_path, tiny_net(), settings(), **apart
+    )
+
+
+def test_a_run_that_diverges_stops_and_keeps_what_it_had(tmp_path: Path):
+    def breaking(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
+        broken = seed - sample_seed(0, 0) >= 16
+        return {"near": loss(net, batch, seed)["near"] * (math.nan if broken else 1)}
+
+    said = refused(tmp_path, tiny_net(), settings(checkpointing_steps=1), loss=breaking)
+    assert "step 4 came to a loss of near nan" in said and "lower the learning_rate" in said
+    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[-1] == "step-000004"
+
+
+def test_an_error_in_drawing_is_the_consumer_s(tmp_path: Path):
+    def broken(step: int, samples: range) -> tuple[Tensor]:
+        if step == 2:
+            raise OSError("the disk is gone")
+        return draw(step, samples)
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        list(fit(tiny_net(), settings(), tmp_path, draw=broken, loss=loss))

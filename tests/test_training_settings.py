@@ -1,0 +1,90 @@
+"""Settings files: what they may hold, and what is said of one that is wrong."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field
+
+from kineograph.errors import InputError
+from kineograph.training import TrainingSettings, load_settings
+
+
+class Data(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    folder: str
+    size: int = Field(64, ge=8)
+
+
+class Whole(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    data: list[Data] | None = None
+    training: TrainingSettings = TrainingSettings()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "settings.yaml"
+
+
+def load(file: Path, text: str, *overrides: str) -> Whole:
+    file.write_text(text)
+    return load_settings(file, Whole, overrides)
+
+
+def test_a_file_and_what_overrides_it(file: Path):
+    text = "data: [{folder: films}]\ntraining:\n  learning_rate: 1e-4\n  mixed_precision: no\n  max_grad_norm: .inf\n"
+    whole = load(file, text, "training.learning_rate=3e-4", "training.optimizer=muon", "training.lr_warmup_steps = 5")
+    assert whole.data == [Data(folder="films")]
+    assert whole.training.learning_rate == 3e-4
+    assert whole.training.mixed_precision == "no"
+    assert (whole.training.optimizer, whole.training.lr_warmup_steps) == ("muon", 5)
+    assert load(file, "") == Whole() and load(file, "", "training.seed=3").training.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training: {learning_rat: 1}", "training.learning_rat (here 1) is no setting: did you mean learning_rate?"),
+        ("data: [{folder: a, sise: 3}]", "data.0.sise (here 3) is no setting: did you mean size?"),
+        ("cheese: 1", "cheese (here 1) is no setting: expected one of data, training"),
+        ("training: {learning_rate: fast}", "training.learning_rate: expected a valid number, unable to parse string "),
+        ("training: {learning_rate: -1}", "training.learning_rate: expected greater than 0, not -1"),
+        ("training: {optimizer: sgd}", "training.optimizer: expected 'adamw' or 'muon', not 'sgd'"),
+        ("training: {seed: yes}", "training.seed: expected a valid integer"),
+        ("training: {max_train_steps: 1.5}", "training.max_train_steps: expected a valid integer"),
+        ("data: [{size: 9}]", "data.0.folder is missing"),
+        ("training: 3", "training: expected"),
+        ("- training", "holds a list; expected settings"),
+        ("training: {", "is no YAML"),
+    ],
+)
+def test_what_is_wrong_is_said(file: Path, text: str, said: str):
+    with pytest.raises(InputError) as raised:
+        load(file, text)
+    assert str(raised.value).startswith(str(file)) and said in str(raised.value)
+
+
+def test_all_that_is_wrong_is_said_at_once(file: Path):
+    with pytest.raises(InputError) as raised:
+        load(file, "training: {learning_rate: fast, seeed: 1}")
+    assert len(str(raised.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("training.seed", "'training.seed' overrides nothing: expected field=value"),
+        ("training.seed.x=1", "overrides a field of 3, which has no fields"),
+        ("training.seed=[", "has a value that is no YAML"),
+        ("training.sed=1", "training.sed (here 1) is no setting: did you mean seed?"),
+    ],
+)
+def test_overrides_that_cannot_be(file: Path, override: str, said: str):
+    with pytest.raises(InputError) as raised:
+        load(file, "training: {seed: 3}", override)
+    assert said in str(raised.value)
+
+
+def test_a_file_that_is_not_there(file: Path):
+    with pytest.raises(InputError, match="settings.yaml cannot be read"):
+        load_settings(file, Whole)

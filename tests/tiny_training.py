@@ -1,0 +1,92 @@
+"""A training that takes milliseconds a step, and ways to run it in processes of its own."""
+
+import multiprocessing
+import os
+import resource
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kineograph.errors import InputError
+from kineograph.training import Progress, TrainingSettings, fit
+
+WIDTH = 16
+
+
+def tiny_net() -> nn.Module:
+    """Two convolutions and two matrices, the first of each frozen."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(4, WIDTH, 3), nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3), nn.Flatten()]
+        net = nn.Sequential(*layers, nn.Linear(WIDTH * 16, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+    net[0].requires_grad_(requires_grad=False)
+    return net
+
+
+def numbers(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def draw(step: int, samples: range) -> tuple[Tensor]:
+    """Of a data set of eight pictures."""
+    return (torch.stack([numbers(sample % 8, 4, 8, 8) for sample in samples]),)
+
+
+def loss(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
+    """Its noise depends on the sample alone, as that of a diffusion model's loss should."""
+    (clean,) = batch
+    noise = torch.stack([numbers(seed + sample, 4, 8, 8) for sample in range(len(clean))])
+    error = net(clean + 0.1 * noise) - 10 * clean.mean((2, 3)).repeat(1, WIDTH // 4)
+    return {"near": error.square().mean(), "far": 0.1 * error.abs().mean()}
+
+
+def train(folder: Path, settings: TrainingSettings, threads: int = 1) -> None:
+    """The whole training, with a line of the consumer's own at every third step."""
+    torch.set_num_threads(threads)
+    for progress in fit(tiny_net(), settings, folder, draw=draw, loss=loss):
+        if progress.step % 3 == 0:
+            progress.log.tell(progress.step, {"validation/norm": validated(progress)})
+
+
+def validated(progress: Progress) -> float:
+    return float(sum(weight.norm() for weight in progress.average.values()))
+
+
+def train_as_one_of(rank: int, processes: int, port: int, folder: Path, settings: TrainingSettings) -> None:
+    """What `accelerate launch --cpu` does in each process. Each begins with weights of its own."""
+    os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+    net = tiny_net()
+    with torch.no_grad():
+        net[2].weight += rank
+    for _ in fit(net, settings, folder, draw=draw, loss=loss):
+        pass
+    torch.distributed.destroy_process_group()
+
+
+def train_with_small_files(folder: Path, settings: TrainingSettings, most: int) -> None:
+    """A training whose files cannot have more bytes than these; what it then says is in `said`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    try:
+        train(folder, settings)
+    except InputError as error:
+        (folder / "said").write_text(str(error))
+
+
+def begin(work: Callable[..., None], *arguments: object) -> multiprocessing.Process:
+    """Work begun in a process of its own, forked from one that has imported all that takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch._dynamo", "kineograph.training"])
+    process = context.Process(target=work, args=arguments, daemon=True)
+    process.start()
+    return process
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
