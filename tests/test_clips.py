@@ -65,6 +65,7 @@ def test_a_window_holds_the_frames_that_follow_one_another_wherever_it_begins(tm
         assert shown == list(range(first, first + 5))
         assert (found.frames.shape, found.frames.dtype, found.fps) == ((5, 32, 48, 3), np.uint8, 10)
         assert found.caption == "grey"
+    assert numbers(cut(path, num_frames=30).frames) == list(range(30))
 
 
 def test_every_window_of_a_video_is_drawn_and_none_beyond_it(tmp_path):

@@ -45,7 +45,7 @@ def test_a_file_and_what_overrides_it(file: Path):
     ("text", "said"),
     [
         ("training: {learning_rat: 1}", "training.learning_rat (here 1) is no setting: did you mean learning_rate?"),
-        ("data: [{folder: a, sise: 3}]", "data.0.sise (here 3) is no setting: did you mean size?"),
+        ("data: [{folder: a, sizee: 3}]", "data.0.sizee (here 3) is no setting: did you mean size?"),
         ("cheese: 1", "cheese (here 1) is no setting: expected one of data, training"),
         ("training: {learning_rate: fast}", "training.learning_rate: expected a valid number, unable to parse string "),
         ("training: {learning_rate: -1}", "training.learning_rate: expected greater than 0, not -1"),

@@ -1,14 +1,21 @@
-"""The architecture of an image network, told from the shapes of its tensors, for files that come without a configuration."""
+"""What a network looks like, told from the shapes in a file that has no configuration; and an empty one like it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from accelerate import init_empty_weights
+from diffusers import UNet2DConditionModel
+
 from kineograph.errors import InputError
+from kineograph.models import image_adapter
+from kineograph.models.image_adapter import ResamplerConfig
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
 from kineograph.models.tensor_files import Tensors, some
+from kineograph.models.unet import VideoUNet
 
 
 class Unsaid(NamedTuple):
@@ -20,6 +27,15 @@ class Unsaid(NamedTuple):
 
 
 RELEASED = Unsaid()
+
+
+def empty(image: Mapping[str, Any], temporal: TemporalConfig, resampler: ResamplerConfig | None = None) -> VideoUNet:
+    """A video network without numbers, but for those that no checkpoint holds, for `places.fill` to fill."""
+    with init_empty_weights(include_buffers=False):
+        unet = UNet2DConditionModel(**image)
+        if resampler is not None:
+            image_adapter.put_on(unet, resampler)
+        return VideoUNet(unet, TemporalLayers(unet, temporal)).eval()
 
 
 def image_config(widths: Sequence[int], attends: Sequence[bool], spatial: Tensors, unsaid: Unsaid) -> dict[str, Any]:

@@ -24,6 +24,7 @@ PARTS = {"U-Net": (UNET,), "VAE": ("first_stage_model.",), "text encoder": ("con
 # what other kinds of file have in their names, and what to do with those
 OTHERS = {
     "lora_": "a LoRA: load the model it was made for, and pass this as lora=",
+    "_lora.": "a LoRA: load the model it was made for, and pass this as lora=",
     "hada_": "a LoHa, which is not supported: a LoRA is",
     "lokr_": "a LoKr, which is not supported: a LoRA is",
     "control_model.": "a ControlNet: load the model it steers",
@@ -31,7 +32,8 @@ OTHERS = {
     "emb_params": "a textual inversion: load the model it was made for, and pass this as textual_inversion=",
     "double_blocks.": "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
     "joint_blocks.": "a transformer (SD3 or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
-    "motion_modules.": "motion layers without an image model: load an image model",
+    "motion_modules.": "motion layers without an image model: load an image model, and pass this as motion=",
+    "image_proj.": "an IP-Adapter, which goes on a model: load the model it was made for",
     "down_blocks.": "one network in diffusers' layout: pass the folder of the whole pipeline",
     "decoder.": "a VAE: load a model, and pass this as vae=",
     UNET: "a U-Net alone",
@@ -99,12 +101,15 @@ def refuse_foreign(path: Path, checkpoint: Tensors) -> None:
     missing = [part for part, marks in PARTS.items() if not any(name.startswith(marks) for name in checkpoint)]
     if not missing:
         return
-    kind = next((what for mark, what in OTHERS.items() if any(mark in name for name in checkpoint)), "")
     raise InputError(
-        f"{path} is not a checkpoint of Stable Diffusion: it has no {' and no '.join(missing)}. "
-        + (f"It looks like {kind}. " if kind else "")
-        + f"Its {len(checkpoint)} tensors are called {some(checkpoint)}"
+        f"{path} is not a checkpoint of Stable Diffusion: it has no {' and no '.join(missing)}. {guess(checkpoint)}"
     )
+
+
+def guess(tensors: Tensors) -> str:
+    """What a file may be, by the names of its tensors, in a sentence for people; and a few of those."""
+    kind = next((what for mark, what in OTHERS.items() if any(mark in name for name in tensors)), "")
+    return (f"It looks like {kind}. " if kind else "") + f"Its {len(tensors)} tensors are called {some(tensors)}"
 
 
 def family(path: Path, checkpoint: Tensors) -> Family:

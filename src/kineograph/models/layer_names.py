@@ -67,6 +67,12 @@ def _in_unet(network: UNet2DConditionModel, path: str) -> Iterator[str]:
     yield in_ldm(network, path)
 
 
+def in_motion_adapter(path: str) -> str:
+    """The name in diffusers' motion modules of what stands behind this layer of an image network."""
+    site = r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.(?:attentions|resnets)\.(\d+)\."
+    return re.sub(site, r"\1.motion_modules.\2.", path.removeprefix("after."))
+
+
 def in_ldm(network: UNet2DConditionModel, path: str) -> str:
     """The layer's name in Stable Diffusion's own code, which numbers all blocks of a side through."""
     found = ROOM.fullmatch(path)

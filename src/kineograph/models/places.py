@@ -1,4 +1,4 @@
-"""Where the tensors of our networks are in released files, and the way there and back with none missing and none left."""
+"""Where the tensors of our networks are in released files, and the way there and back: none missing, none left."""
 
 from __future__ import annotations
 

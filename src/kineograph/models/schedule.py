@@ -1,7 +1,7 @@
 """How a network was trained to see noise. Only this file knows betas, timesteps and parameterisations.
 
 A network sees `z_t = a_t x0 + b_t noise` and an integer `t`. Everything else here sees `x = x0 + sigma * noise`;
-so `x = z_t / a_t` and `sigma = b_t / a_t`.
+so `x = z_t / a_t` and `sigma = b_t / a_t`. Longer than 250 lines because no other file may know of these.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -45,24 +45,27 @@ class Schedule:
     sigmas            the level of every integer timestep, ascending
     norms             sqrt(a_t^2 + b_t^2) of every integer timestep: 1 for a variance-preserving model
     parameterisation  what the network's output means: one of the four functions below
+    settings          the configuration that it was made from, if it was made from one
     """
 
     sigmas: tuple[float, ...] = field(repr=False)
     norms: tuple[float, ...] = field(repr=False)
     parameterisation: Parameterisation
+    settings: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | HasConfig) -> Schedule:
         """The schedule of a diffusers scheduler, from its configuration (a mapping) or the scheduler itself.
 
-        With `rescale_betas_zero_snr` the last level has no signal; it is moved to sigma = 4096.
+        With `rescale_betas_zero_snr` the last level has no signal; it is moved to sigma = 4096. `signal_scale`, which
+        diffusers does not know, is how far VideoCrafter1's models let the signal fall below sqrt(alpha-bar_t).
         Raises ValueError for an unknown beta schedule or prediction type, for a missing key, and for a network that
         predicts noise at a level without signal, where its prediction says nothing about the picture.
         """
         settings = config if isinstance(config, Mapping) else config.config
         parameterisation = _parameterisation(settings)
         if parameterisation is flow_prediction:
-            return cls.from_tables(*_flow(settings), parameterisation)
+            return replace(cls.from_tables(*_flow(settings), parameterisation), settings=dict(settings))
         signal = _signal(settings)
         if signal[-1] == 0 and parameterisation is epsilon:
             raise ValueError(
@@ -70,7 +73,8 @@ class Schedule:
                 "nothing about the picture: expected prediction_type 'v_prediction' or 'sample', got 'epsilon'. "
                 "Set rescale_betas_zero_snr to false, or correct prediction_type."
             )
-        return cls.from_tables(signal, np.sqrt(1 - signal**2), parameterisation)
+        tables = signal * _signal_scale(settings, len(signal)), np.sqrt(1 - signal**2)
+        return replace(cls.from_tables(*tables, parameterisation), settings=dict(settings))
 
     @classmethod
     def from_tables(cls, signal: Table, noise: Table, parameterisation: Parameterisation) -> Schedule:
@@ -199,6 +203,13 @@ def _signal(settings: Mapping[str, Any]) -> Table:
     """a_t = sqrt(alpha-bar_t) of a variance-preserving model."""
     signal = np.sqrt(np.cumprod(1 - _betas(settings)))
     return _without_terminal_signal(signal) if settings.get("rescale_betas_zero_snr") else signal
+
+
+def _signal_scale(settings: Mapping[str, Any], steps: int) -> Table:
+    """VideoCrafter1's s_t: from 1 to `signal_scale` along the first `signal_scale_steps`, and from there on the same."""
+    last = settings.get("signal_scale") or 1.0
+    falling = np.linspace(1, last, settings.get("signal_scale_steps") or 400)
+    return np.append(falling, np.full(steps, last))[:steps]
 
 
 def _betas(settings: Mapping[str, Any]) -> Table:

@@ -16,6 +16,8 @@ from kineograph.errors import InputError
 
 Tensors = Mapping[str, Tensor]
 PICKLED = (b"PK\x03\x04", b"\x80\x02")  # torch's zip archive, and its format before that
+WRAPPERS = ("state_dict", "module")  # what a checkpoint from training has its weights under: Lightning's, DeepSpeed's
+PREFIXES = ("_forward_module.", "module.")  # what the same, and torch's own parallel training, put before all names
 # what is on disk when the real file was never fetched
 SUBSTITUTES = {
     b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` to get the file itself",
@@ -25,16 +27,19 @@ SUBSTITUTES = {
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU; of a checkpoint from training, its state dict.
+    """The tensors of a file by name, on the CPU; of a checkpoint from training, its state dict without wrappers' names.
 
     Raises InputError when the file is damaged, holds code, or holds no tensors.
     """
     content = read_any(path)
-    while isinstance(content, dict) and "state_dict" in content:
-        content = content["state_dict"]
+    while isinstance(content, dict) and (inside := [each for each in WRAPPERS if isinstance(content.get(each), dict)]):
+        content = content[inside[0]]
     tensors = {name: each for name, each in content.items() if isinstance(each, Tensor)} if _is_named(content) else {}
     if not tensors:
         raise InputError(f"{path} holds no named tensors: expected the weights of a network")
+    for prefix in PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): each for name, each in tensors.items()}
     return tensors
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from kineograph.models import architecture, image_adapter, places
 from kineograph.models.architecture import RELEASED, Unsaid
 from kineograph.models.layer_names import in_ldm
 from kineograph.models.places import Place
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
 from kineograph.models.tensor_files import Tensors
 from kineograph.models.unet import VideoUNet
 
@@ -42,13 +41,12 @@ def network(tensors: Tensors, what: str, unsaid: Unsaid = RELEASED) -> VideoUNet
     mine = {name: each for name, each in tensors.items() if name.startswith((UNET, RESAMPLER))}
     unet, resampler = places.below(UNET, mine), places.below(RESAMPLER, mine)
     looks = f"{what} looks like a VideoCrafter checkpoint"
-    with architecture.told_from(mine, looks), init_empty_weights(include_buffers=False):
-        image_unet = UNet2DConditionModel(**_image_config(unet, unsaid))
-        if resampler:
-            image_adapter.put_on(image_unet, image_adapter.told(resampler, unsaid.resampler_head_width))
-        net = VideoUNet(image_unet, TemporalLayers(image_unet, _temporal_config(unet, unsaid)))
+    with architecture.told_from(mine, looks):
+        head_width = unsaid.resampler_head_width
+        reads = image_adapter.told(resampler, head_width) if resampler else None
+        net = architecture.empty(_image_config(unet, unsaid), _temporal_config(unet, unsaid), reads)
     places.fill(net, mine, layout(net), f"{looks}, but does not fit one")
-    return net.eval()
+    return net
 
 
 def released(net: VideoUNet) -> dict[str, Tensor]:
@@ -125,6 +123,7 @@ def _temporal_config(unet: Tensors, unsaid: Unsaid) -> TemporalConfig:
         transformer=transformer,
         convolution=_convolves(unet),
         frame_rate=_tells_frame_rate(unet),
+        solver="euler-ancestral",  # DDIM with eta 1
     )
 
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from accelerate import init_empty_weights
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from kineograph.models import architecture, places
 from kineograph.models.architecture import RELEASED, Unsaid
 from kineograph.models.places import Place
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
 from kineograph.models.tensor_files import Tensors
 from kineograph.models.unet import VideoUNet
 
@@ -40,11 +38,11 @@ def network(tensors: Tensors, what: str, unsaid: Unsaid = RELEASED) -> VideoUNet
     what: the file, for errors. Raises InputError when tensors are missing, left over or of another shape.
     """
     mine = places.below(UNET, tensors)
-    with architecture.told_from(mine, f"{what} looks like a VidRD checkpoint"), init_empty_weights(include_buffers=False):
-        image_unet = UNet2DConditionModel(**_image_config(mine, unsaid))
-        net = VideoUNet(image_unet, TemporalLayers(image_unet, _temporal_config(mine, unsaid)))
-    places.fill(net, mine, _layout(net), f"{what} looks like a VidRD checkpoint, but does not fit one")
-    return net.eval()
+    looks = f"{what} looks like a VidRD checkpoint"
+    with architecture.told_from(mine, looks):
+        net = architecture.empty(_image_config(mine, unsaid), _temporal_config(mine, unsaid))
+    places.fill(net, mine, _layout(net), f"{looks}, but does not fit one")
+    return net
 
 
 def released(net: VideoUNet) -> dict[str, Tensor]:

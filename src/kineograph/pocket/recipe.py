@@ -31,6 +31,8 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "moving_text": (video_stages.train_moving_text, "moving_text/final"),
     "text_to_video": (video_stages.train_text_to_video, video_stages.TEXT_TO_VIDEO),
     "image_reading": (video_stages.train_image_reading, video_stages.READING),
+    "joint": (video_stages.train_joint, video_stages.JOINT),
+    "films_only": (video_stages.train_films_only, video_stages.FILMS_ONLY),
     "image_to_video": (video_stages.train_image_to_video, video_stages.IMAGE_TO_VIDEO),
 }
 

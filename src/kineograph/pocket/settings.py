@@ -50,5 +50,6 @@ class Settings(BaseModel):
     moving_text: Plan = Plan(minutes=8, lr=1e-3, batch=256)
     image_reading: Plan = Plan(minutes=10, lr=2e-3, batch=48)
     image_to_video: Plan = Plan(minutes=20, lr=1e-3, batch=4)
+    apart: Plan = Plan(minutes=12, lr=2e-3, batch=4, steps=400)  # each of two, for the ablation; not shipped
     text_to_video: Plan = Plan(minutes=110, lr=2e-3, batch=4)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)

@@ -80,14 +80,14 @@ class Films(nn.Module):
 
 def train(
     net: Films, plan: Plan, folder: Path, films: Pool, pictures: Pool,
-    *, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
+    *, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, share: float = PICTURES,
 ) -> Films:  # fmt: skip
-    """The averaged network."""
+    """The averaged network. Single pictures are `share` of as many frames as the films have; 0 for none."""
     ready = with_quick_norms(net).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
-    draw = screenings(films, pictures, plan.batch, tokenizer)
+    draw = screenings(films, pictures, plan.batch, tokenizer, share)
     report = reporter(folder, autoencoder, text, tokenizer)
     return fit(ready, plan, folder, draw=draw, loss=partial(noise_loss, text), report=report)
 
@@ -108,7 +108,7 @@ def weights_of(fact: dict[str, Any]) -> np.ndarray:
 
 
 def screenings(
-    films: Pool, pictures: Pool, batch: int, tokens: CLIPTokenizer
+    films: Pool, pictures: Pool, batch: int, tokens: CLIPTokenizer, share: float = PICTURES
 ) -> Callable[[Rng, float], Batch]:
     """Batches of (clips, their frame rates, weights, words, levels, and the same of single pictures)."""
     words, blank = captions_as_ids(films, tokens), ids(tokens, [""])[0]
@@ -121,11 +121,16 @@ def screenings(
         count = batch * FRAMES // frames
         chosen, window = rng.integers(len(rates), size=count), _window(rng, frames)
         clips, fps = films.pictures[chosen][:, window], rates[chosen] / (window.step or 1)
-        stills = rng.integers(len(heavy), size=round(PICTURES * batch * FRAMES))
-        return (
+        shown = (
             *noised(rng, clips, weights[chosen][:, window]),
             said(rng, words[chosen], blank),
             torch.from_numpy(fps.astype(np.float32)),
+        )
+        if not share:
+            return shown
+        stills = rng.integers(len(heavy), size=round(share * batch * FRAMES))
+        return (
+            *shown,
             *noised(rng, pictures.pictures[stills], heavy[stills]),
             said(rng, of_pictures[stills], blank),
         )
@@ -165,11 +170,11 @@ SCHEDULE = Schedule.from_config(SCHEDULER)
 def noise_loss(text: CLIPTextModel, films: Films, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise of films and of single pictures."""
     *clips, words, fps = batch[:6]
-    *stills, of_stills = batch[6:]
-    return {
-        "films": error(films.net, told_of(text, words, fps), *clips),
-        "pictures": error(films.net, told_of(text, of_stills, 0 * of_stills[:, 0]), *stills),
-    }
+    losses = {"films": error(films.net, told_of(text, words, fps), *clips)}
+    if len(batch) > 6:
+        *stills, of_stills = batch[6:]
+        losses["pictures"] = error(films.net, told_of(text, of_stills, 0 * of_stills[:, 0]), *stills)
+    return losses
 
 
 def told_of(text: CLIPTextModel, words: Tensor, fps: Tensor) -> Condition:

@@ -13,12 +13,12 @@ from kineograph.models.temporal_layers import TemporalLayers
 from kineograph.models.unet import VideoUNet
 from kineograph.pocket import films, image_to_video, moving_text, video
 from kineograph.pocket.feed import Pool
-from kineograph.pocket.fit import best_device
+from kineograph.pocket.fit import Plan, best_device
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.settings import Settings
 
-TEXT_TO_VIDEO, READING, IMAGE_TO_VIDEO = (
-    f"{name}.safetensors" for name in ("text_to_video", "image_reading", "image_to_video")
+TEXT_TO_VIDEO, READING, IMAGE_TO_VIDEO, JOINT, FILMS_ONLY = (
+    f"{name}.safetensors" for name in ("text_to_video", "image_reading", "image_to_video", "joint", "films_only")
 )
 
 
@@ -40,14 +40,28 @@ def train_moving_text(settings: Settings, out: Path) -> None:
 
 
 def train_text_to_video(settings: Settings, out: Path) -> None:
+    _train_films(settings, settings.text_to_video, out, TEXT_TO_VIDEO, video.PICTURES)
+
+
+def train_joint(settings: Settings, out: Path) -> None:
+    """For the paper's ablation: a short training on films and pictures,"""
+    _train_films(settings, settings.apart, out, JOINT, video.PICTURES)
+
+
+def train_films_only(settings: Settings, out: Path) -> None:
+    """and one of as many steps on the same films alone."""
+    _train_films(settings, settings.apart, out, FILMS_ONLY, share=0)
+
+
+def _train_films(settings: Settings, plan: Plan, out: Path, result: str, share: float) -> None:
     shown, stills = filmed(settings, out)
     torch.manual_seed(settings.seed)
     net = video.Films(UNet2DConditionModel.from_pretrained(out / "unet" / "final"), video.TEXT_TO_VIDEO)
     trained = video.train(
-        net, settings.text_to_video, out / "text_to_video", shown, stills, autoencoder=_autoencoder(out),
-        text=_tower(out), tokenizer=_tokens(out),
+        net, plan, out / Path(result).stem, shown, stills, autoencoder=_autoencoder(out), text=_tower(out),
+        tokenizer=_tokens(out), share=share,
     )  # fmt: skip
-    save_file(video.learnt(trained), out / TEXT_TO_VIDEO)
+    save_file(video.learnt(trained), out / result)
 
 
 def train_image_reading(settings: Settings, out: Path) -> None:

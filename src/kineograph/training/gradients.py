@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from accelerate.utils import reduce, send_to_device  # type: ignore[import-untyped]
+from accelerate.utils import reduce, send_to_device
 from torch import Tensor, nn
 
 from kineograph.training.crew import Crew, draws_inside

@@ -6,6 +6,7 @@ After a kill the log is cut back to the step that is resumed, so that it reads l
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +33,7 @@ class Log:
     def tell(self, step: int, figures: Mapping[str, float]) -> None:
         """Adds a line. Names of a kind share a prefix: "loss/image", "validation/psnr"."""
         if self.path:
-            short = {name: v if isinstance(v, int) else float(f"{v:.6g}") for name, v in figures.items()}
-            line = {"step": step, **short}
+            line = {"step": step, **{name: _short(value) for name, value in figures.items()}}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         if self.board:
@@ -44,6 +44,13 @@ class Log:
         """Shows a picture, uint8 [h w 3], in TensorBoard."""
         if self.board:
             self.board.add_image(name, picture, step, dataformats="HWC")
+
+
+def _short(value: float) -> float | None:
+    """Six digits of a number; nothing for what JSON knows no number for, as the norm of a step that overflowed."""
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 @contextmanager

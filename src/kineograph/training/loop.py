@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from accelerate.utils import broadcast  # type: ignore[import-untyped]
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.amp import GradScaler
 

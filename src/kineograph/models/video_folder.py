@@ -1,0 +1,127 @@
+"""What a video model adds to a folder in diffusers layout: `temporal/`, and `image_adapter/` if it is shown pictures.
+
+    temporal/config.json                                 a `TemporalConfig`
+    temporal/diffusion_pytorch_model.safetensors         the layers along time
+    image_adapter/config.json                            a `ResamplerConfig`, and how pictures are read
+    image_adapter/ip_adapter.safetensors                 as IP-Adapter's own files are
+    image_encoder/                                       CLIP's vision tower, in transformers' layout
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import UNet2DConditionModel
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPVisionModelWithProjection
+
+from kineograph.errors import InputError
+from kineograph.models import image_adapter, pictures, places, tensor_files
+from kineograph.models.image_adapter import ResamplerConfig
+from kineograph.models.pictures import PictureReader
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
+
+CONFIG = "config.json"
+TEMPORAL, TEMPORAL_WEIGHTS = "temporal", "diffusion_pytorch_model.safetensors"
+ADAPTER, ADAPTER_WEIGHTS = "image_adapter", "ip_adapter.safetensors"
+ENCODER = "image_encoder"
+FITS = {fit.__name__: fit for fit in (pictures.squashed, pictures.cropped)}
+
+
+class AdapterConfig(BaseModel):
+    """The resampler, and how its pictures are read: see `PictureReader`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    resampler: ResamplerConfig
+    layer: int
+    fit: str
+    blank: tuple[float, float, float]
+
+
+def read_temporal(folder: Path, unet: UNet2DConditionModel) -> TemporalLayers:
+    """The layers along time of a folder `temporal`, for this image network.
+
+    Raises InputError when the folder is incomplete or damaged, or the layers are for another network.
+    """
+    config = temporal_config(folder)
+    with init_empty_weights(include_buffers=False):
+        layers = TemporalLayers(unet, config)
+    tensors = tensor_files.read(_file(folder, TEMPORAL_WEIGHTS))
+    places.fill(layers, tensors, places.same(layers.state_dict()), f"{folder} does not fit the image network beside it")
+    return layers.eval()
+
+
+def temporal_config(folder: Path) -> TemporalConfig:
+    """What a folder `temporal` says its layers are."""
+    return _validated(TemporalConfig, _file(folder, CONFIG))
+
+
+def write_temporal(layers: TemporalLayers, folder: Path) -> None:
+    """Write layers along time into a new folder `temporal`."""
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2))
+    _save(layers.state_dict(), folder / TEMPORAL_WEIGHTS)
+
+
+def read_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> PictureReader | None:
+    """Put a pipeline's image adapter on its network, and give what reads its pictures; nothing if it has none."""
+    if not (folder / ADAPTER).is_dir():
+        return None
+    config = _validated(AdapterConfig, _file(folder / ADAPTER, CONFIG))
+    if config.fit not in FITS:
+        raise InputError(f"{folder / ADAPTER / CONFIG} has fit {config.fit!r}: expected {' or '.join(FITS)}")
+    with init_empty_weights(include_buffers=False):
+        image_adapter.put_on(unet, config.resampler)
+    tensors = tensor_files.read(_file(folder / ADAPTER, ADAPTER_WEIGHTS))
+    places.fill(unet, tensors, image_adapter.layout(unet), f"{folder / ADAPTER} does not fit the image network beside it")
+    encoder = CLIPVisionModelWithProjection.from_pretrained(
+        folder, subfolder=ENCODER, dtype=dtype, local_files_only=True
+    )
+    return PictureReader(encoder, layer=config.layer, fit=FITS[config.fit], blank=config.blank)
+
+
+def write_adapter(unet: UNet2DConditionModel, reader: PictureReader | None, folder: Path) -> None:
+    """Write the image adapter on a network, if there is one, and its encoder, into a pipeline's folder."""
+    resampler = image_adapter.config_of(unet)
+    if resampler is None or reader is None:
+        return
+    config = AdapterConfig(resampler=resampler, layer=reader.layer, fit=reader.fit.__name__, blank=reader.blank)
+    (folder / ADAPTER).mkdir()
+    (folder / ADAPTER / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2))
+    _save(places.gathered(unet.state_dict(), image_adapter.layout(unet)), folder / ADAPTER / ADAPTER_WEIGHTS)
+    reader.network.save_pretrained(folder / ENCODER)
+
+
+def write_unet(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write an image network into a new folder, without the image adapter on it, so that diffusers opens it."""
+    beside = image_adapter.layout(unet)
+    settings = json.loads(unet.to_json_string()) | {"encoder_hid_dim_type": None}
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(settings, indent=2))
+    plain = {name: each for name, each in unet.state_dict().items() if name not in beside}
+    _save(plain, folder / TEMPORAL_WEIGHTS)
+
+
+def _save(state: Mapping[str, Tensor], file: Path) -> None:
+    save_file({name: each.detach().contiguous() for name, each in state.items()}, file, metadata={"format": "pt"})
+
+
+def _file(folder: Path, name: str) -> Path:
+    if not (folder / name).is_file():
+        raise InputError(f"{folder} has no {name}: it is incomplete, fetch or save it again")
+    return folder / name
+
+
+def _validated(kind: type[Any], file: Path) -> Any:
+    try:
+        return kind.model_validate_json(file.read_text())
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is damaged, or from a newer Kineograph: {error}") from error
