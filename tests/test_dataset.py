@@ -139,8 +139,8 @@ CONTENTS = {f"{n:03d}.{end}": f"{n} {end}".encode() for n in range(6) for end in
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    folder = tmp_path / "shards"
-    folder.mkdir()
+    folder = tmp_path / ".cache" / "shards"  # only what is in a dataset can be hidden
+    folder.mkdir(parents=True)
     for shard in range(3):
         names = list(CONTENTS)[4 * shard : 4 * shard + 4]
         tar(folder / f"s-{shard:03d}.tar", {name: CONTENTS[name] for name in names})

@@ -165,16 +165,16 @@ def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
     settings = small.model_copy(
         update={name: Plan(minutes=1, steps=1, lr=1e-3, batch=size) for name, size in plans.items()}
     )
-    recipe.run(list(recipe.STAGES), settings, tmp_path / "out")
-    recipe.run(list(recipe.STAGES), settings, tmp_path / "out")  # ended stages are left alone
+    stages = [name for name, (train, _) in recipe.STAGES.items() if train.__module__ == "kineograph.pocket.stages"]
+    recipe.run(stages, settings, tmp_path / "out")
+    recipe.run(stages, settings, tmp_path / "out")  # ended stages are left alone
     export(settings, tmp_path / "out", tmp_path / "weights")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
     assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
     assert CLIPModel.from_pretrained(tmp_path / "weights" / "clip").dtype is torch.float32
     assert load_judge(tmp_path / "weights" / "judge" / "judge.safetensors")
     assert "a" in json.loads((tmp_path / "weights" / "vocabulary.json").read_text())
-    added = {"control", "edit"}
-    sizes = {name: size(tmp_path / "weights" / name) for name in added}
+    sizes = {name: size(tmp_path / "weights" / name) for name in ("control", "edit")}
     assert sum(sizes.values()) <= 16e6
     assert size(tmp_path / "weights") - sum(sizes.values()) <= 38e6
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "weights" / "unet", torch_dtype=torch.float32)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kineograph.data.layouts import IMAGES, TEXTS, VIDEOS, Item, Kind, Read, beside, listed
-from kineograph.data.places import Found, Place, Problem
+from kineograph.data.places import Found, Place, Problem, is_hidden
 from kineograph.data.shards import expanded, members
 from kineograph.errors import InputError, InputWarning
 
@@ -85,7 +85,7 @@ def _read(path: Path, found: Sequence[Found]) -> tuple[str, Read]:
     tars = [each for each in found if each.name.lower().endswith(".tar")]
     if tars:
         opened = [members(place.path, name) for name, place in tars]
-        items, problems = beside([each for inner, _ in opened for each in inner if not _is_hidden(each.name)])
+        items, problems = beside([each for inner, _ in opened for each in inner])
         return "webdataset shards", (items, [*problems, *(each for _, wrong in opened for each in wrong)])
     return "files with captions beside them", beside(found)
 
@@ -95,15 +95,11 @@ def _files(path: Path) -> list[Found]:
     if path.is_dir():
         walked = (Path(folder) / file for folder, _, files in os.walk(path) for file in files)
         named = ((file.relative_to(path).as_posix(), file) for file in walked)
-        return [Found(name, Place(file)) for name, file in sorted(named) if not _is_hidden(name)]
+        return [Found(name, Place(file)) for name, file in sorted(named) if not is_hidden(name)]
     if not path.exists():
         return [Found(Path(name).as_posix(), Place(Path(name))) for name in expanded(str(path))]
     captions = [path.with_suffix(ending) for ending in TEXTS]
     return [Found(file.name, Place(file)) for file in (path, *captions) if file.is_file()]
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/") if part not in (".", ".."))
 
 
 def _joined(parts: Sequence[Read]) -> Read:

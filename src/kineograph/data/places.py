@@ -55,6 +55,11 @@ class Part:
         return self.file.tell() - self.start
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file is not meant for users: it, or a folder of its name, begins with a dot or is macOS's own."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
 @contextmanager
 def opened(place: Place) -> Iterator[Part]:
     """The bytes of a place, to read from their beginning. Raises OSError when the file is not there any more."""

@@ -94,7 +94,7 @@ def _sought(
 ) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
     """The frame that a container finds near `start`, and those after it; None where it finds none."""
     try:
-        container.seek(math.floor(start / float(stream.time_base or 1)), stream=stream)
+        container.seek(_ticks(stream, start), stream=stream)
         frames = container.decode(stream)
         return next(frames, None), frames
     except av.FFmpegError:
@@ -147,9 +147,14 @@ def _stamps(container: InputContainer, stream: VideoStream) -> Iterator[_Stamp]:
 
 
 def _tail(container: InputContainer, stream: VideoStream) -> list[_Stamp]:
-    """From the last key frame on; nothing where a container cannot be sought in."""
+    """The last second and what a container adds before it; nothing where it cannot be sought in.
+
+    The last frame of a file is not the last that is shown, and some seeks end up at it.
+    """
     try:
         container.seek(FAR, stream=stream)
+        rough = max((stamp.shown for stamp in _stamps(container, stream)), default=0.0)
+        container.seek(_ticks(stream, rough - 1), stream=stream)
         return [*_stamps(container, stream)]
     except av.FFmpegError:
         return []
@@ -165,6 +170,10 @@ def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
 def _check_whole(stated: float, until: float, some: float) -> None:
     if stated - until > max(some, LEAST_LOST * stated):
         raise BrokenFile(f"is cut short: {until:.1f} of its {stated:.1f} seconds are left")
+
+
+def _ticks(stream: VideoStream, seconds: float) -> int:
+    return math.floor(seconds / float(stream.time_base or 1))
 
 
 def _time(frame: av.VideoFrame) -> float:

@@ -6,7 +6,7 @@ import re
 import tarfile
 from pathlib import Path, PurePosixPath
 
-from kineograph.data.places import Found, Place, Problem, opened
+from kineograph.data.places import Found, Place, Problem, is_hidden, opened
 
 BRACES = re.compile(r"\{([^{}]+)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -22,9 +22,9 @@ def members(path: Path, name: str) -> tuple[list[Found], list[Problem]]:
         length = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                whole = member.offset_data + member.size <= length
-                if whole and member.isreg() and not member.issparse():
-                    inner = PurePosixPath(member.name)  # without the "./" that some writers begin with
+                inner = PurePosixPath(member.name)  # without the "./" that some writers begin with
+                whole = member.isreg() and not member.issparse() and member.offset_data + member.size <= length
+                if whole and not is_hidden(str(inner)):
                     found.append(Found(f"{name}/{inner}", Place(path, member.offset_data, member.size)))
         reason = None if _is_end(path, tar.offset) else "it has no end mark"  # tarfile stops there, and says nothing
     except FileNotFoundError:

@@ -19,7 +19,7 @@ from kineograph.evaluation.peers import PROMPT, SCALE, SEED, Draw
 from kineograph.ladder import leading
 from kineograph.latents import Latents
 from kineograph.methods.videocrafter import sample
-from kineograph.models.animatediff_layout import BETAS
+from kineograph.models.animatediff_layout import SCHEDULER
 from kineograph.models.checkpoints import load
 from kineograph.models.placement import as_dtype, place
 from kineograph.trajectory import ddim, last
@@ -48,7 +48,7 @@ def theirs(folder: Path, dtype: str) -> Draw:
     pipe = AnimateDiffPipeline.from_pretrained(
         folder, motion_adapter=made, dtype=as_dtype(dtype), feature_extractor=None, image_encoder=None,
     ).to(place().device)  # fmt: skip
-    pipe.scheduler = DDIMScheduler(**BETAS)
+    pipe.scheduler = DDIMScheduler(**SCHEDULER)
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
     shape = (pipe.vae.config.latent_channels, side, side)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -25,6 +25,7 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.models import hub, tensor_files
 from kineograph.models.hub import Hub
 from kineograph.models.layer_names import Layer, flat, flat_names, layers
+from kineograph.models.temporal_layers import TemporalLayers
 
 Lora = str | Path | Sequence[str | Path | float | int]
 Loras = Lora | Sequence[Lora]
@@ -59,6 +60,8 @@ class Change(NamedTuple):
     alpha: float
 
 
+MOTION = "motion_modules"  # in the names of AnimateDiff's motion LoRAs, which change layers along time
+
 Found = dict[str, dict[str, dict[str, Tensor]]]
 """network -> path of the layer -> "down", "up", "alpha" -> tensor"""
 
@@ -87,7 +90,7 @@ def attach(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, as
     if not any(changes.values()):
         raise InputError(
             f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(unmatched)} tensors belongs to "
-            f"a layer of this model. They are called {tensor_files.some(unmatched)}"
+            f"a layer of this model. They are called {tensor_files.some(unmatched)}{_hint(unmatched, networks)}"
         )
     if unmatched:
         warnings.warn(
@@ -103,6 +106,11 @@ def attach(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, as
         _activate(networks[part], [*active, name], scale)
 
 
+def _hint(unmatched: list[str], networks: Mapping[str, nn.Module]) -> str:
+    moves = "temporal" not in networks and any(MOTION in name for name in unmatched)
+    return ". It changes layers along time: load the model with those it was made for, motion=..." if moves else ""
+
+
 def _sorted(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> tuple[Found, list[str]]:
     """The tensors by the layers that they belong to, and the names of those that belong to none."""
     names = {part: flat_names(network) for part, network in networks.items()}
@@ -111,7 +119,7 @@ def _sorted(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) ->
     for key, tensor in tensors.items():
         beginning = next(each for each in BEGINNINGS if key.startswith(each))
         ending = ENDING.fullmatch(key.removeprefix(beginning))
-        part = BEGINNINGS[beginning]
+        part = "temporal" if MOTION in key else BEGINNINGS[beginning]
         path = names.get(part, {}).get(flat(ending["layer"])) if ending else None
         if ending and path:
             kind = next(kind for kind in ("down", "up", "alpha") if ending[kind])
@@ -170,7 +178,9 @@ def _new_name(file: Path, networks: Mapping[str, nn.Module]) -> str:
     return next(each for each in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if each not in taken)
 
 
-def _attach(network: UNet2DConditionModel | PreTrainedModel, changes: Mapping[str, Change], name: str) -> None:
+def _attach(
+    network: UNet2DConditionModel | TemporalLayers | PreTrainedModel, changes: Mapping[str, Change], name: str
+) -> None:
     config = _config(changes)
     state = {f"{path}.lora_A.weight": change.down for path, change in changes.items()}
     state |= {f"{path}.lora_B.weight": change.up for path, change in changes.items()}
@@ -178,6 +188,9 @@ def _attach(network: UNet2DConditionModel | PreTrainedModel, changes: Mapping[st
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several at once are what is wanted
         if isinstance(network, UNet2DConditionModel):
             network.load_lora_adapter(state, prefix=None, adapter_name=name, metadata=config)
+        elif isinstance(network, TemporalLayers):
+            inject_adapter_in_model(LoraConfig(**config), network, adapter_name=name)
+            set_peft_model_state_dict(network, state, adapter_name=name)
         else:
             network.load_adapter(adapter_state_dict=state, peft_config=LoraConfig(**config), adapter_name=name)
 

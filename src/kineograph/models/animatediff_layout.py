@@ -42,6 +42,7 @@ SCHEDULER = {
     "beta_end": 0.012,
     "trained_betas": None,
     "rescale_betas_zero_snr": False,
+    "signal_scale": None,
     "steps_offset": 1,
     "clip_sample": False,
 }
@@ -94,8 +95,9 @@ def config(tensors: Tensors, said: Mapping[str, Any]) -> TemporalConfig:
     )
 
 
-def layout(temporal: nn.Module, tensors: Tensors) -> Layout:
+def layout(temporal: nn.Module | None, tensors: Tensors) -> Layout:
     """Where diffusers' files have each tensor of layers around an image network; some leave positions out."""
+    assert temporal is not None
     names = {name: in_motion_adapter(name) for name in temporal.state_dict()}
     return {name: Place(theirs) for name, theirs in names.items() if theirs in tensors or not theirs.endswith(".pe")}
 
@@ -106,7 +108,7 @@ def split(unet: UNetMotionModel) -> VideoUNet:
     motion = {name: each for name, each in tensors.items() if MARK in name}
     net = architecture.empty(_image_config(unet.config), config(motion, unet.config))
     along = {f"temporal.{name}": place for name, place in layout(net.temporal, motion).items()}
-    image = {name: Place(name.removeprefix("image_unet.")) for name in net.state_dict() if name.startswith("image_unet.")}
+    image = {f"image_unet.{name}": Place(name) for name in net.image_unet.state_dict()}
     places.fill(net, tensors, along | image, "this UNetMotionModel is not like AnimateDiff's, or has adapters on it")
     return net
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from accelerate import init_empty_weights
@@ -27,6 +29,23 @@ class Unsaid(NamedTuple):
 
 
 RELEASED = Unsaid()
+
+
+def unsaid(folder: Path) -> Unsaid:
+    """What a folder in diffusers layout says, where it says it: a configuration that was given for a file."""
+    unet, adapter = folder / "unet" / "config.json", folder / "image_adapter" / "config.json"
+    said = RELEASED
+    if unet.is_file():
+        config = json.loads(unet.read_text())
+        heads, widths = config.get("attention_head_dim"), config.get("block_out_channels", [0])
+        heads = heads[0] if isinstance(heads, list) else heads or 0
+        said = said._replace(
+            head_width=widths[0] // heads if heads else said.head_width,
+            groups=config.get("norm_num_groups", said.groups),
+        )
+    if adapter.is_file():
+        said = said._replace(resampler_head_width=json.loads(adapter.read_text())["resampler"]["head_width"])
+    return said
 
 
 def empty(image: Mapping[str, Any], temporal: TemporalConfig, resampler: ResamplerConfig | None = None) -> VideoUNet:

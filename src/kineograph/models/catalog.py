@@ -40,6 +40,7 @@ OTHERS = {
 }
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+CLIP_H_VISION = CLIP_H | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "image_size": 224}
 CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
 
 
@@ -145,6 +146,15 @@ def write(known: Family, checkpoint: Tensors, prediction_type: str | None, folde
         _write(folder / f"text_encoder{end}", text_encoder | {"model_type": "clip_text_model"})
         index[f"text_encoder{end}"] = ["transformers", "CLIPTextModelWithProjection" if end else "CLIPTextModel"]
     _write(folder, index, "model_index.json")
+
+
+def write_videocrafter(folder: Path) -> None:
+    """Write the configuration of what VideoCrafter's models have beside their U-Net: that of Stable Diffusion 2.x."""
+    known = next(each for each in FAMILIES if each.cross_attention == CLIP_H["hidden_size"])
+    _write(folder / "vae", _vae(known))
+    _write(folder / "text_encoder", known.text_encoders[0] | {"model_type": "clip_text_model"})
+    vision = {"patch_size": 14, "projection_dim": 1024, "hidden_act": "gelu", "model_type": "clip_vision_model"}
+    _write(folder / "image_encoder", CLIP_H_VISION | vision)
 
 
 def _write(folder: Path, config: Config, name: str = "config.json") -> None:

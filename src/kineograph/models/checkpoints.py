@@ -9,25 +9,44 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel
-from safetensors.torch import load_file
+from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter
 
 from kineograph.errors import InputError
-from kineograph.models import adapters, concepts, controls, hub, parts, placement, single_file
+from kineograph.models import (
+    adapters,
+    concepts,
+    controls,
+    hub,
+    motion_layers,
+    parts,
+    placement,
+    pocket_models,
+    single_file,
+    tensor_files,
+    videocrafter_file,
+    videocrafter_layout,
+    vidrd_file,
+    vidrd_layout,
+)
 from kineograph.models.adapters import Loras
 from kineograph.models.concepts import Concepts
 from kineograph.models.hub import Hub
 from kineograph.models.model import Model
+from kineograph.models.motion_layers import MotionSource
 from kineograph.models.parts import DAMAGE, INDEX, Parts, Pipeline
-from kineograph.models.pictures import PictureReader
 from kineograph.models.placement import Placement
+from kineograph.models.saving import VOCABULARY
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet import VideoUNet
 
 POCKET = Path(__file__).parents[1] / "pocket" / "weights"
 POCKET_EDIT = "pocket-edit"
-POCKETS = (None, "pocket", POCKET_EDIT)
-VOCABULARY = "vocabulary.json"  # a list, beside a model that was trained on no other words
+POCKETS = (None, "pocket", *pocket_models.MODELS)
+# files of video models: how one is known, and what opens it
+VIDEO_FILES = (
+    (videocrafter_layout.is_one, videocrafter_file.open_parts),
+    (vidrd_layout.is_one, vidrd_file.open_parts),
+)
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
 
 Source = str | Path | Pipeline
@@ -36,6 +55,7 @@ Source = str | Path | Pipeline
 def load(
     source: Source | None = None,
     *,
+    motion: MotionSource | None = None,
     lora: Loras | None = None,
     textual_inversion: Concepts | None = None,
     controlnet: controls.Source | Mapping[str, controls.Source] | None = None,
@@ -51,12 +71,16 @@ def load(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
 ) -> Model:
-    """A text-to-image model of the SD 1.x, 2.x or SDXL family, ready to make videos.
+    """A text-to-image model of the SD 1.x, 2.x or SDXL family, or a video model around one, ready to make videos.
 
-    source: nothing, or "pocket", for the model that comes with Kineograph, and "pocket-edit" for the one that edits;
-        a folder in diffusers layout; a repository on the Hub; a `.safetensors` or `.ckpt` file, of which no code is
-        run; or an open diffusers pipeline, whose networks are then shared: what is put on them here is on them there.
-    lora: a file, folder or repository, alone or as (lora, scale); or a list of those.
+    source: nothing, or "pocket", for the model that comes with Kineograph, and "pocket-video", "pocket-animate" and
+        "pocket-edit" for those that make videos, show a picture moving, and edit; a folder in diffusers layout; a
+        repository on the Hub; a `.safetensors` or `.ckpt` file, of which no code is run; or an open diffusers
+        pipeline, whose networks are then shared: what is put on them here is on them there. A VideoCrafter
+        or VidRD checkpoint, and a folder with ModelScope's or ZeroScope's network, are video models.
+    motion: layers along time to put around the image model, and the noise schedule they were trained on: AnimateDiff's
+        motion modules (a folder, repository or released file), or any video model, whose image network is left.
+    lora: a file, folder or repository, alone or as (lora, scale); or a list of those. AnimateDiff's motion LoRAs too.
     textual_inversion: a file, folder or repository; a list of those; or {word: file} to choose the words.
     controlnet: {kind: folder, repository or network}, where the kind is any name, such as "canny"; or one alone, that
         serves whatever control is asked for. The pocket model comes with canny, depth and pose.
@@ -80,6 +104,8 @@ def load(
     else:
         place = placement.place(device, wanted)
         opened = _opened(source or "pocket", config, prediction_type, place, ask)
+    if motion is not None:
+        opened = _moved(opened, motion, source, ask)
     for each, scale in adapters.listed(lora):
         adapters.attach(opened.networks, each, scale, ask)
     for word, each in concepts.listed(textual_inversion):
@@ -96,6 +122,7 @@ def load(
         opened = opened._replace(scheduler={**opened.scheduler, "prediction_type": prediction_type})
     arguments = {
         "source": source or "pocket",
+        "motion": motion,
         "lora": adapters.listed(lora),
         "textual_inversion": textual_inversion,
         "controlnet": controlnet,
@@ -118,24 +145,24 @@ def _opened(
     source: str | Path, config: str | Path | None, prediction_type: str | None, place: Placement, ask: Hub
 ) -> Parts:
     path = _pocket() if source in POCKETS else hub.local(source)
-    if source == POCKET_EDIT:
-        opened = _pocket_editor(POCKET)
+    if source in pocket_models.MODELS:
+        opened = pocket_models.MODELS[str(source)](_pocket())
     elif path is not None and path.is_file():
-        opened = single_file.open_parts(path, config, prediction_type, place.dtype, ask)
+        tensors = tensor_files.read(path)
+        open_parts = next((each for is_one, each in VIDEO_FILES if is_one(tensors)), single_file.open_parts)
+        opened = open_parts(path, tensors, config, prediction_type, place.dtype, ask)
     else:
         opened = parts.from_folder(path or hub.fetch_pipeline(str(source), ask), place.dtype, ask.variant)
-    for network in (opened.unet, opened.vae):
+    for network in (opened.unet, opened.vae, *([opened.temporal] if opened.temporal else [])):
         network.to(memory_format=place.memory_format)
     return opened
 
 
-def _pocket_editor(folder: Path) -> Parts:
-    from kineograph.pocket.low_rank import as_editor, restored
-
-    opened = parts.from_folder(folder, torch.float32)
-    return opened._replace(
-        unet=restored(as_editor(opened.unet), load_file(folder / "edit" / "edit.safetensors")).eval()
-    )
+def _moved(opened: Parts, motion: MotionSource, source: Source | None, ask: Hub) -> Parts:
+    moved = motion_layers.put_around(opened, motion, ask)
+    if isinstance(source, Pipeline):
+        motion_layers.warn_of_other_noise(opened.scheduler, moved.scheduler, "the pipeline")
+    return moved
 
 
 def _pocket() -> Path:
@@ -164,14 +191,16 @@ def _opened_vae(vae: str | Path, own: AutoencoderKL, ask: Hub) -> AutoencoderKL:
 
 
 def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, arguments: Mapping[str, Any]) -> Model:
-    for network in (*opened.networks.values(), opened.vae):
+    readers = [] if opened.reader is None else [opened.reader.network]
+    for network in (*opened.networks.values(), opened.vae, *readers):
         network.to(place.device)
         if network.dtype != place.dtype:
             network.to(place.dtype)
-    given = [arguments["source"], arguments["vae"], *controls.listed(arguments["controlnet"]).values()]
-    live = any(isinstance(each, Pipeline | AutoencoderKL | ControlNetModel) for each in given)
+    named = (arguments[name] for name in ("source", "motion", "vae"))
+    given = [*named, *controls.listed(arguments["controlnet"]).values()]
+    live = any(isinstance(each, Pipeline | MotionAdapter | AutoencoderKL | ControlNetModel) for each in given)
     return Model(
-        net=VideoUNet(opened.unet),
+        net=VideoUNet(opened.unet, opened.temporal),
         vae=_without_overflow(opened.vae),
         text=opened.text,
         schedule=Schedule.from_config(opened.scheduler),
@@ -181,7 +210,7 @@ def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, a
         force_zeros=opened.force_zeros,
         settings={} if live else {name: _plain(value) for name, value in arguments.items() if value},
         vocabulary=_vocabulary(arguments["source"]),
-        reader=None if opened.image_encoder is None else PictureReader(opened.image_encoder),
+        reader=opened.reader,
         controls=nets,
     )
 
@@ -212,6 +241,7 @@ def _vocabulary(source: Source) -> frozenset[str] | None:
     if isinstance(source, Pipeline):
         return None
     folder = POCKET if source in POCKETS else Path(source).expanduser()
-    files = [folder / VOCABULARY, *([folder / "edit" / VOCABULARY] if source == POCKET_EDIT else [])]
+    beside = [folder / str(source).removeprefix("pocket-") / VOCABULARY] if source in pocket_models.MODELS else []
+    files = [folder / VOCABULARY, *beside]
     words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
     return frozenset(words) or None

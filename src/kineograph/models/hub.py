@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,10 @@ WEIGHTS = {
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
     "text_encoder_2": "model",
+    "temporal": "diffusion_pytorch_model",
+    "image_adapter": "ip_adapter",
 }
+OLD_WEIGHTS = {"text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model"}
 FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 
 
@@ -64,10 +67,17 @@ def find_file(source: str | Path, names: list[str], ask: Hub) -> Path:
 
 def fetch_pipeline(name: str, ask: Hub) -> Path:
     """The folder of a repository that holds a diffusers pipeline: settings, and weights in one format."""
+    folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS, ask, "safetensors")], ask)
+    if not any((folder / "unet").glob("*.safetensors")):  # ZeroScope's has none
+        folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS | OLD_WEIGHTS, ask, "bin")], ask)
+    if (folder / "image_adapter").is_dir():
+        folder = fetch_folder(name, [*CONFIGS, *_weights({"image_encoder": "model"}, ask, "safetensors")], ask)
+    return folder
+
+
+def _weights(stems: Mapping[str, str], ask: Hub, ending: str) -> list[str]:
     variant = f".{ask.variant}" if ask.variant else ""
-    stems = [f"{part}/{stem}{variant}" for part, stem in WEIGHTS.items()]
-    weights = [f"{stem}{rest}.safetensors" for stem in stems for rest in ("", "-*-of-*")]
-    return fetch_folder(name, [*CONFIGS, *weights], ask)
+    return [f"{part}/{stem}{variant}{rest}.{ending}" for part, stem in stems.items() for rest in ("", "-*-of-*")]
 
 
 def fetch_folder(name: str, patterns: list[str], ask: Hub) -> Path:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from kineograph.models.temporal_layers import TemporalLayers
+
 Layer = nn.Linear | nn.Conv2d
 
 IN_LDM = {
@@ -44,8 +46,9 @@ def layers(network: nn.Module) -> dict[str, Layer]:
 
 
 def flat_names(network: nn.Module) -> dict[str, str]:
-    """Every flattened name of every layer of a U-Net or text encoder -> its path."""
-    aliases = _in_unet if isinstance(network, UNet2DConditionModel) else _in_text_encoder
+    """Every flattened name of every layer of a U-Net, a text encoder or layers along time -> its path."""
+    kinds = {UNet2DConditionModel: _in_unet, TemporalLayers: _in_time}
+    aliases = next((each for kind, each in kinds.items() if isinstance(network, kind)), _in_text_encoder)
     return {flat(name): path for path in layers(network) for name in aliases(network, path)}
 
 
@@ -59,6 +62,15 @@ def _in_text_encoder(network: nn.Module, path: str) -> Iterator[str]:
     for name in (bare, f"text_model.{bare}"):
         yield name
         yield re.sub(r"(q|k|v|out)_proj$", r"to_\1", name)  # diffusers before peft
+
+
+def _in_time(network: nn.Module, path: str) -> Iterator[str]:
+    """As motion LoRAs name them: diffusers' and the released files'."""
+    for name in (path, in_motion_adapter(path)):
+        yield name
+        yield name.removesuffix(".0")
+        module = re.sub(r"(motion_modules\.\d+\.)", r"\1temporal_transformer.", name.removesuffix(".0"))
+        yield re.sub(r"\.attn([12])\.", lambda found: f".attention_blocks.{int(found[1]) - 1}.", module)
 
 
 def _in_unet(network: UNet2DConditionModel, path: str) -> Iterator[str]:

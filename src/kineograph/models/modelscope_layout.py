@@ -63,9 +63,7 @@ def _image_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _temporal_config(config: Mapping[str, Any]) -> TemporalConfig:
     transformer = TransformerConfig(head_width=_head_width(config))
-    return TemporalConfig(
-        entry=transformer.model_copy(update={"heads": 8}), transformer=transformer, convolution=True
-    )
+    return TemporalConfig(entry=transformer.model_copy(update={"heads": 8}), transformer=transformer, convolution=True)
 
 
 def _head_width(config: Mapping[str, Any]) -> int:

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from kineograph.errors import InputError
+from kineograph.models import animatediff_layout, modelscope_layout, video_folder
+from kineograph.models.pictures import PictureReader
+from kineograph.models.temporal_layers import TemporalLayers
 from kineograph.models.tensor_files import some
 from kineograph.models.text import TextEncoder
+from kineograph.models.unet import VideoUNet
 
 INDEX = "model_index.json"
-FAMILY = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+# video networks of diffusers that are an image network and layers along time
+SPLIT: Mapping[str, Callable[[Any], VideoUNet]] = {
+    "UNet3DConditionModel": modelscope_layout.split,
+    "UNetMotionModel": animatediff_layout.split,
+}
+UNETS = {each.__name__: each for each in (UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel)}
+FAMILY = {"unet": ("UNet2DConditionModel", *SPLIT), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",)}
 TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWithProjection)}
 DAMAGE = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 
@@ -44,29 +54,36 @@ class Parts(NamedTuple):
     text: tuple[TextEncoder, ...]
     scheduler: Config
     force_zeros: bool
-    image_encoder: nn.Module | None = None
+    reader: PictureReader | None = None
+    temporal: TemporalLayers | None = None
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks that adapters go on, by their names in a pipeline."""
+        """The networks that adapters go on, by their names in a pipeline; `temporal` for layers along time."""
         encoders = (encoder.network for encoder in self.text)
-        return {"unet": self.unet, **dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))}
+        along = {} if self.temporal is None else {"temporal": self.temporal}
+        return {"unet": self.unet, **dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False)), **along}
 
 
 def from_pipeline(pipeline: Pipeline) -> Parts:
-    """The parts of an open pipeline, shared with it. Raises InputError when it is of another family."""
+    """The parts of an open pipeline, shared with it; of a video network the weights are.
+
+    Raises InputError when it is of another family.
+    """
     parts = pipeline.components
     refuse_other_families({part: (None, type(parts.get(part)).__name__) for part in FAMILY}, "this pipeline")
     pairs = [
         (parts[f"tokenizer{end}"], parts[f"text_encoder{end}"]) for end in ("", "_2") if f"tokenizer{end}" in parts
     ]
+    unet, temporal = _apart(parts["unet"])
     return Parts(
-        unet=parts["unet"],
+        unet=unet,
         vae=parts["vae"],
         text=tuple(TextEncoder(*pair) for pair in pairs),
         scheduler=dict(parts["scheduler"].config),
         force_zeros=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
-        image_encoder=parts.get("image_encoder"),
+        reader=PictureReader(parts["image_encoder"]) if parts.get("image_encoder") else None,
+        temporal=temporal,
     )
 
 
@@ -76,8 +93,9 @@ def from_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
     refuse_other_families(index, str(folder))
     options: dict[str, Any] = {"dtype": dtype, "variant": variant, "local_files_only": True}
     try:
+        unet, temporal = open_unet(folder, index, options)
         return Parts(
-            unet=UNet2DConditionModel.from_pretrained(folder, subfolder="unet", **options),
+            unet=unet,
             vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", **options),
             text=tuple(
                 TextEncoder(
@@ -87,9 +105,31 @@ def from_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
             ),
             scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             force_zeros=bool(index.get("force_zeros_for_empty_prompt")),
+            reader=video_folder.read_adapter(folder, unet, dtype),
+            temporal=temporal,
         )
+    except InputError:
+        raise
     except DAMAGE as error:
         raise InputError(f"{folder} is incomplete or damaged: {error}") from error
+
+
+def open_unet(
+    folder: Path, index: Config, options: Mapping[str, Any]
+) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
+    """The image network of a pipeline in diffusers layout, and the layers along time inside it or beside it."""
+    unet, temporal = _apart(UNETS[index["unet"][1]].from_pretrained(folder, subfolder="unet", **options))
+    beside = folder / video_folder.TEMPORAL
+    return unet, video_folder.read_temporal(beside, unet) if beside.is_dir() else temporal
+
+
+def _apart(unet: nn.Module) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
+    """The image network of a pipeline, and its layers along time, if it has any."""
+    split = SPLIT.get(type(unet).__name__)
+    if split is None:
+        return unet, None
+    net = split(unet)
+    return net.image_unet, net.temporal
 
 
 def read_index(folder: Path) -> Config:
@@ -128,11 +168,11 @@ def read_json(file: Path) -> Config:
 
 
 def refuse_other_families(index: Config, what: str) -> None:
-    """Raises InputError unless these are the parts of a model of the SD 1.x, 2.x and SDXL family."""
+    """Raises InputError unless these are the parts of a model of the SD 1.x, 2.x and SDXL family, or of its videos."""
     for part, expected in FAMILY.items():
         _, kind = index.get(part) or (None, None)
         if not str(kind).startswith(expected):
             raise InputError(
-                f"{what} has a {part} of the kind {kind}: expected {expected}, "
+                f"{what} has a {part} of the kind {kind}: expected {' or '.join(expected)}, "
                 "as in models of the SD 1.x, 2.x and SDXL family"
             )

@@ -8,19 +8,24 @@ from pathlib import Path
 
 import diffusers
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
 from torch import nn
 
 from kineograph.errors import InputError
 from kineograph.models import video_folder
 from kineograph.models.model import Model
 from kineograph.models.parts import INDEX, Parts
+from kineograph.models.tensor_files import Tensors
 
+SCHEDULER = "DDIMScheduler"  # whose configuration says what others say too
+UNUSED = "unused.safetensors"
 VOCABULARY = "vocabulary.json"  # a list, beside a model that was trained on no other words
 
 
-def save(model: Model | Parts, folder: str | Path) -> Path:
+def save(model: Model | Parts, folder: str | Path, *, unused: Tensors | None = None) -> Path:
     """Write a model into a new folder, in the number format that it has now. The path of the folder.
 
+    unused: what the file that it was made from holds and no network here has, so that it can be made again.
     It is written beside and renamed, so that there is a whole folder or none.
     Raises InputError when something is there already, for a model with LoRAs on it, which the folder has no place for,
     and for one whose noise schedule no configuration describes.
@@ -37,6 +42,8 @@ def save(model: Model | Parts, folder: str | Path) -> Path:
         _write(parts, beside)
         if isinstance(model, Model) and model.vocabulary is not None:
             (beside / VOCABULARY).write_text(json.dumps(sorted(model.vocabulary)))
+        if unused:
+            save_file(dict(unused), beside / UNUSED)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -73,24 +80,29 @@ def _write(parts: Parts, folder: Path) -> None:
     video_folder.write_adapter(parts.unet, parts.reader, folder)
     if parts.temporal is not None:
         video_folder.write_temporal(parts.temporal, folder / video_folder.TEMPORAL)
-    scheduler = {"_class_name": "DDIMScheduler", "_diffusers_version": diffusers.__version__, **parts.scheduler}
     (folder / "scheduler").mkdir()
+    scheduler = {"_class_name": SCHEDULER, **parts.scheduler}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
     (folder / INDEX).write_text(json.dumps(_index(parts, ends), indent=2))
 
 
 def _index(parts: Parts, ends: list[str]) -> dict[str, object]:
     texts = dict(zip(ends, parts.text, strict=True))
+    reader = parts.reader and type(parts.reader.network).__name__
+    own: dict[str, dict[str, object]] = {
+        "StableDiffusionXLPipeline": {"force_zeros_for_empty_prompt": parts.force_zeros},
+        "StableDiffusionPipeline": {"safety_checker": [None, None], "requires_safety_checker": False},
+    }
+    kind = "StableDiffusionXLPipeline" if len(ends) > 1 else "StableDiffusionPipeline"
     return {
-        "_class_name": "StableDiffusionXLPipeline" if len(ends) > 1 else "StableDiffusionPipeline",
+        "_class_name": kind,
         "_diffusers_version": diffusers.__version__,
-        "force_zeros_for_empty_prompt": parts.force_zeros,
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        **own[kind],
+        "scheduler": ["diffusers", parts.scheduler.get("_class_name", SCHEDULER)],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         **{f"tokenizer{end}": ["transformers", "CLIPTokenizer"] for end in texts},
         **{f"text_encoder{end}": ["transformers", type(each.network).__name__] for end, each in texts.items()},
-        "safety_checker": [None, None],
         "feature_extractor": [None, None],
-        "image_encoder": [None, None] if parts.reader is None else ["transformers", type(parts.reader.network).__name__],
+        "image_encoder": ["transformers", reader] if reader else [None, None],
     }

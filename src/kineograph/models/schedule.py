@@ -206,7 +206,7 @@ def _signal(settings: Mapping[str, Any]) -> Table:
 
 
 def _signal_scale(settings: Mapping[str, Any], steps: int) -> Table:
-    """VideoCrafter1's s_t: from 1 to `signal_scale` along the first `signal_scale_steps`, and from there on the same."""
+    """VideoCrafter1's s_t: from 1 to `signal_scale` along the first `signal_scale_steps`, from there on the same."""
     last = settings.get("signal_scale") or 1.0
     falling = np.linspace(1, last, settings.get("signal_scale_steps") or 400)
     return np.append(falling, np.full(steps, last))[:steps]

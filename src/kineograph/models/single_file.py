@@ -27,20 +27,19 @@ MISFITS = (SingleFileComponentError, RuntimeError, ValueError, KeyError, OSError
 
 
 def open_parts(
-    path: Path, config: str | Path | None, prediction_type: str | None, dtype: torch.dtype, ask: Hub
+    path: Path, tensors: Tensors, config: str | Path | None, prediction_type: str | None, dtype: torch.dtype, ask: Hub
 ) -> Parts:
-    """The parts of a model that is one file.
+    """The parts of a model that is one file, which holds these tensors.
 
     config: a folder or repository in diffusers layout, for what the file does not hold: the architecture, unless it
     is one of the catalogue's, and the tokenizer, unless CLIP's is in reach on the Hub or in its cache.
     Raises InputError when the file is no such checkpoint or does not fit the configuration.
     """
-    checkpoint = tensor_files.read(path)
-    catalog.refuse_foreign(path, checkpoint)
-    with _configured(path, checkpoint, config, prediction_type, ask) as folder:
+    catalog.refuse_foreign(path, tensors)
+    with _configured(path, tensors, config, prediction_type, ask) as folder:
         index = parts.read_index(folder)
-        tokenizers = [_tokenizer(path, folder, end, ask) for end, _ in parts.text_encoders(index)]
-        return _converted(path, checkpoint, folder, tokenizers, dtype)
+        tokenizers = [tokenizer(path, folder, end, ask) for end, _ in parts.text_encoders(index)]
+        return _converted(path, tensors, folder, tokenizers, dtype)
 
 
 def open_vae(path: Path, like: AutoencoderKL) -> AutoencoderKL:
@@ -119,7 +118,11 @@ def _text_encoder(checkpoint: Tensors, folder: Path, end: str, kind: type, dtype
     )
 
 
-def _tokenizer(path: Path, folder: Path, end: str, ask: Hub) -> CLIPTokenizer:
+def tokenizer(path: Path, folder: Path, end: str, ask: Hub) -> CLIPTokenizer:
+    """The tokenizer for a file whose configuration is in this folder, from there or from the Hub.
+
+    Raises InputError when neither has it.
+    """
     if (folder / f"tokenizer{end}").is_dir():
         return parts.tokenizer(folder, end)
     is_openclip = parts.read_json(folder / f"text_encoder{end}" / "config.json").get("hidden_act") == "gelu"

@@ -125,7 +125,7 @@ def _sites(unet: UNet2DConditionModel, config: TemporalConfig) -> Iterator[tuple
 
 def _stages(unet: Any) -> Iterator[tuple[str, str, str | None, int]]:
     """Block, resnet, the spatial transformer that follows it (if one does), and channels, of a U-Net."""
-    blocks: Mapping[str, nn.Module] = {
+    blocks: Mapping[str, Any] = {
         **{f"down_blocks.{k}": block for k, block in enumerate(unet.down_blocks)},
         **({} if unet.mid_block is None else {"mid_block": unet.mid_block}),
         **{f"up_blocks.{k}": block for k, block in enumerate(unet.up_blocks)},

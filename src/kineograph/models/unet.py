@@ -30,6 +30,7 @@ from kineograph.models.temporal_layers import After, TemporalLayers
 
 Resnet = Callable[[ResnetBlock2D, Tensor, Tensor, int], Tensor]  # (resnet, x, embedded time, number of frames) -> x
 Norm = Callable[[nn.Module, Tensor, int], Tensor]  # (group norm, x, number of frames) -> x
+Through = Callable[..., Tensor]  # (a part of the walk, what it is given) -> what it gives
 Network = Any  # a U-Net, or a ControlNet for one
 Block = Any  # of either: torch would have what it holds be Tensor | Module
 
@@ -40,6 +41,10 @@ def still(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
 
 def each_alone(room: ResnetBlock2D, x: Tensor, time: Tensor, frames: int) -> Tensor:
     return room(x, time)
+
+
+def at_once(part: Callable[..., Tensor], *given: Any) -> Tensor:
+    return part(*given)
 
 
 def normed_alone(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
@@ -56,6 +61,7 @@ class Told(NamedTuple):
     after: After = still
     resnet: Resnet = each_alone
     norm: Norm = normed_alone
+    through: Through = at_once
 
 
 class VideoUNet(nn.Module):
@@ -63,14 +69,18 @@ class VideoUNet(nn.Module):
 
     Without temporal layers, and with every frame seeing itself, it gives what the image network gives for each frame.
     So it does for a video of one frame in any case: layers along time, and the frame rate, are for more than one.
+    through: what calls each stage of the walk, such as one that computes it again in the backward pass.
     Raises InputError for a network of another kind, naming what is not supported.
     """
 
-    def __init__(self, image_unet: UNet2DConditionModel, temporal: TemporalLayers | None = None) -> None:
+    def __init__(
+        self, image_unet: UNet2DConditionModel, temporal: TemporalLayers | None = None, through: Through = at_once
+    ) -> None:
         super().__init__()
         check_settings(image_unet)
         self.image_unet = image_unet
         self.temporal = temporal
+        self.through = through
 
     @property
     def tells_frame_rate(self) -> bool:
@@ -120,7 +130,7 @@ class VideoUNet(nn.Module):
         text = self.prepare(condition) if text is None else text
         own, rate = self._split(condition.embedding)
         time = embedded_time(unet, timestep, own, z.shape[:2])
-        told = Told(time, text, plan, memory)
+        told = Told(time, text, plan, memory, through=self.through)
         if self.temporal is not None and len(numbers) > 1:
             told = _along(self.temporal, unet, rate, told)
         added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, memory)
@@ -199,7 +209,7 @@ def embedded_time(net: Network, timestep: Tensor | float, embedding: Tensor | No
 
 
 def _walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tensor] | None, told: Told) -> Tensor:
-    x = told.after(unet.conv_in, unet.conv_in(z), len(told.plan.frames))
+    x = told.through(told.after, unet.conv_in, unet.conv_in(z), len(told.plan.frames))
     skips = [x]
     for block in unet.down_blocks:
         x = down(block, x, skips, told)
@@ -215,7 +225,7 @@ def _walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tens
 
 def down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
     for resnet, transformer in _stages(block):
-        x = _stage(resnet, transformer, x, told)
+        x = told.through(_stage, resnet, transformer, x, told)
         skips.append(x)
     for downsample in block.downsamplers or ():
         x = downsample(x)
@@ -225,14 +235,14 @@ def down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
 
 def middle(block: Block, x: Tensor, told: Told) -> Tensor:
     for resnet, transformer in _stages(block):
-        x = _stage(resnet, transformer, x, told)
+        x = told.through(_stage, resnet, transformer, x, told)
     return x
 
 
 def _up(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
     for resnet, transformer in _stages(block):
         x = torch.cat(_freed(block, x, skips.pop()), dim=1)
-        x = _stage(resnet, transformer, x, told)
+        x = told.through(_stage, resnet, transformer, x, told)
     for upsample in block.upsamplers or ():
         x = upsample(x, skips[-1].shape[2:])
     return x

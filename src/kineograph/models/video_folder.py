@@ -1,10 +1,10 @@
 """What a video model adds to a folder in diffusers layout: `temporal/`, and `image_adapter/` if it is shown pictures.
 
-    temporal/config.json                                 a `TemporalConfig`
-    temporal/diffusion_pytorch_model.safetensors         the layers along time
-    image_adapter/config.json                            a `ResamplerConfig`, and how pictures are read
-    image_adapter/ip_adapter.safetensors                 as IP-Adapter's own files are
-    image_encoder/                                       CLIP's vision tower, in transformers' layout
+temporal/config.json                                 a `TemporalConfig`
+temporal/diffusion_pytorch_model.safetensors         the layers along time
+image_adapter/config.json                            a `ResamplerConfig`, and how pictures are read
+image_adapter/ip_adapter.safetensors                 as IP-Adapter's own files are
+image_encoder/                                       CLIP's vision tower, in transformers' layout
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPVisionModelWithProjection
+from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
 from kineograph.models import image_adapter, pictures, places, tensor_files
@@ -43,6 +43,8 @@ class AdapterConfig(BaseModel):
     resampler: ResamplerConfig
     layer: int
     fit: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
     blank: tuple[float, float, float]
 
 
@@ -81,11 +83,16 @@ def read_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -
     with init_empty_weights(include_buffers=False):
         image_adapter.put_on(unet, config.resampler)
     tensors = tensor_files.read(_file(folder / ADAPTER, ADAPTER_WEIGHTS))
-    places.fill(unet, tensors, image_adapter.layout(unet), f"{folder / ADAPTER} does not fit the image network beside it")
-    encoder = CLIPVisionModelWithProjection.from_pretrained(
-        folder, subfolder=ENCODER, dtype=dtype, local_files_only=True
-    )
-    return PictureReader(encoder, layer=config.layer, fit=FITS[config.fit], blank=config.blank)
+    what = f"{folder / ADAPTER} does not fit the image network beside it"
+    places.fill(unet, tensors, image_adapter.layout(unet), what)
+    encoder = _encoder(folder / ENCODER, dtype)
+    return PictureReader(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
+
+
+def _encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModel | CLIPVisionModelWithProjection:
+    projects = "CLIPVisionModelWithProjection" in json.loads(_file(folder, CONFIG).read_text()).get("architectures", [])
+    kind = CLIPVisionModelWithProjection if projects else CLIPVisionModel
+    return kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
 def write_adapter(unet: UNet2DConditionModel, reader: PictureReader | None, folder: Path) -> None:
@@ -93,7 +100,14 @@ def write_adapter(unet: UNet2DConditionModel, reader: PictureReader | None, fold
     resampler = image_adapter.config_of(unet)
     if resampler is None or reader is None:
         return
-    config = AdapterConfig(resampler=resampler, layer=reader.layer, fit=reader.fit.__name__, blank=reader.blank)
+    config = AdapterConfig(
+        resampler=resampler,
+        layer=reader.layer,
+        fit=reader.fit.__name__,
+        mean=reader.mean,
+        std=reader.std,
+        blank=reader.blank,
+    )
     (folder / ADAPTER).mkdir()
     (folder / ADAPTER / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2))
     _save(places.gathered(unet.state_dict(), image_adapter.layout(unet)), folder / ADAPTER / ADAPTER_WEIGHTS)

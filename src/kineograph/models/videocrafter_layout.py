@@ -79,9 +79,8 @@ def _in_time(unet: UNet2DConditionModel, name: str) -> Place:
         convolved = re.search(r"\.proj_(?:in|out)\.weight$", path)
         return Place(f"{UNET}init_attn.0.{path.removeprefix('conv_in.')}", ones=1 if convolved else 0)
     if ".resnets." in path:
-        site, number, inner = re.fullmatch(r"(.+\.resnets\.\d+)\.conv(\d)\.(norm|conv)\.\w+", path).groups()
-        at = 0 if inner == "norm" else 2 if number == "1" else 3  # all but the first have a dropout between
-        room = _with_room(_in_ldm(unet, f"{site}.temopral_conv.conv{number}.{at}.{leaf}"))
+        inner = path.replace(".conv1.conv.", ".conv1.2.").replace(".norm.", ".0.").replace(".conv.", ".3.")
+        room = _with_room(_in_ldm(unet, re.sub(r"\.(conv\d\.)", r".temopral_conv.\1", inner)))
         return Place(UNET + room, ones=1 if path.endswith(".conv.weight") else 0)
     return Place(UNET + BEHIND_SPATIAL.sub(r"\1.2.", _in_ldm(unet, path)))
 

@@ -32,20 +32,18 @@ from kineograph.pocket.sheets import as_pictures, as_tensor, save_sheet
 from kineograph.pocket.text import captions_as_ids
 from kineograph.pocket.video import (
     SHORT,
-    condition,
-    draw_videos,
     error,
     noised,
     said,
     told_of,
     weights_of,
 )
+from kineograph.pocket.video_sheets import condition, draw_videos
 from kineograph.pocket.words import ids
 
 RESAMPLER = ResamplerConfig(reads=WIDTH, width=WIDTH, gives=WIDTH, tokens=16, depth=2, heads=5, head_width=32)
 UNSEEN = 0.1  # share of pictures left out, for guidance
 GREY = 127
-SHOWN = 5
 
 Rng = np.random.Generator
 Names = Callable[[str], bool]  # which parameters
@@ -178,18 +176,20 @@ def reporter(
     tokenizer: CLIPTokenizer,
 ) -> Report:  # fmt: skip
     """A sheet of held-out first frames and the videos drawn from them, and what the judge says of those."""
-    judge, facts = load_judge(), held_out.facts[:SHOWN]
+    judge, facts = load_judge(), held_out.facts
+    if not facts:
+        return lambda animator: {}
     first = np.stack([world.render(shot, time) for shot, time in of_films(Pool(held_out.pictures, facts))])
 
     @torch.no_grad()
     def report(animator: Animator) -> Figures:
         net = animator.net
         told = condition(text, ids(tokenizer, [fact["captions"][0] for fact in facts]))
-        untold = condition(text, ids(tokenizer, [""] * SHOWN))
+        untold = condition(text, ids(tokenizer, [""] * len(facts)))
         drawn = draw_videos(
             net,
-            _with_picture(net, told, torch.from_numpy(seen[:SHOWN].astype(np.float32))),
-            _with_picture(net, untold, torch.from_numpy(np.stack([grey] * SHOWN).astype(np.float32))),
+            _with_picture(net, told, torch.from_numpy(seen.astype(np.float32))),
+            _with_picture(net, untold, torch.from_numpy(np.stack([grey] * len(facts)).astype(np.float32))),
         )
         scale = autoencoder.config["scaling_factor"]
         videos = [as_pictures(vae.decode(autoencoder, each / scale)) for each in drawn]

@@ -28,7 +28,7 @@ from kineograph.pocket.world import CAMERA_MOTIONS, MOTIONS, Shot
 
 TOLD = {**{name: choices for name, choices in ASKED.items() if name != "facing"},
         "motion": MOTIONS, "camera": CAMERA_MOTIONS}  # fmt: skip
-SHOTS, TESTED = 40_000, 256
+TESTED = 256
 KEPT = 12.0  # weight of what is to stay: a squared difference of states, whose own variance is about 1
 
 
@@ -41,12 +41,12 @@ class Teller(nn.Module):
         self.facts = nn.ModuleDict({name: nn.Linear(WIDTH, len(choices)) for name, choices in TOLD.items()})
 
 
-def train(text: CLIPTextModel, plan: Plan, folder: Path, *, tokens: CLIPTokenizer) -> CLIPTextModel:
-    """The averaged tower."""
+def train(text: CLIPTextModel, plan: Plan, folder: Path, shots: int, *, tokens: CLIPTokenizer) -> CLIPTextModel:
+    """The averaged tower, told so many shots."""
     text.set_attn_implementation("eager")
     before = copy.deepcopy(text).requires_grad_(requires_grad=False).to(best_device())
     net = Teller(text).to(best_device())
-    draw, report = pairs(tokens, plan.batch, plan.seed), reporter(tokens)
+    draw, report = pairs(tokens, shots, plan), reporter(tokens)
     return fit(net, plan, folder, draw=draw, loss=partial(losses, before, tokens), report=report).text
 
 
@@ -63,12 +63,12 @@ def _numbers(shot: Shot) -> Iterator[int]:
     return (choices.index(true[name]) for name, choices in TOLD.items())
 
 
-def pairs(tokens: CLIPTokenizer, batch: int, seed: int) -> Callable[[np.random.Generator, float], Batch]:
+def pairs(tokens: CLIPTokenizer, shots: int, plan: Plan) -> Callable[[np.random.Generator, float], Batch]:
     """Batches of (words of clips, words of pictures, facts of the clips)."""
-    every = told(seed, SHOTS, "train", tokens)
+    every = told(plan.seed, shots, "train", tokens)
 
     def draw(rng: np.random.Generator, progress: float) -> Batch:
-        chosen = rng.integers(SHOTS, size=batch)
+        chosen = rng.integers(shots, size=plan.batch)
         return tuple(torch.from_numpy(each[chosen].astype(np.int64)) for each in every)
 
     return draw

@@ -18,6 +18,7 @@ from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.stages import Stage
+from kineograph.pocket.video_export import export_videos
 
 STAGES: dict[str, tuple[Stage, str]] = {
     "vae": (stages.train_vae, "vae/final"),
@@ -67,6 +68,7 @@ def main(words: list[str] | None = None) -> None:
     run([stage for stage in asked.stages.split(",") if stage], settings, asked.out)
     if asked.export:
         export(settings, asked.out)
+        export_videos(settings, asked.out)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ class Settings(BaseModel):
     screened: int = 5_000  # films of sixteen frames, as latents, for the video models: 14 minutes, 330 MB
     beside: int = 8_000  # pictures beside them
     shown: int = 250  # held-out films
+    sketched: int = 5  # videos in each report of theirs
+    told: int = 40_000  # captions of clips, for the text tower
     edits: int = 6_000  # families of a picture and its four edits
     judged: int = 150  # held-out families and films that the judge reports on
 

@@ -15,53 +15,36 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.condition import Condition
-from kineograph.denoise import guided
-from kineograph.ladder import leading
 from kineograph.latents import Latents
 from kineograph.models.rooms import cross_attentions
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet import VideoUNet
-from kineograph.noise import mixed, related
-from kineograph.pocket import unet, vae, world
-from kineograph.pocket.captions import MOTIONS
+from kineograph.noise import mixed
+from kineograph.pocket import unet, world
 from kineograph.pocket.feed import Pool, things_at
 from kineograph.pocket.films import FRAMES
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
-from kineograph.pocket.judge import load_judge
-from kineograph.pocket.networks import LATENT_CHANNELS
 from kineograph.pocket.norms import with_quick_norms
-from kineograph.pocket.sheets import as_pictures, save_sheet
 from kineograph.pocket.text import captions_as_ids
 from kineograph.pocket.unet import CELLS, HEAVIEST, SCHEDULER, THING, UNTOLD
 from kineograph.pocket.words import ids
-from kineograph.trajectory import dpmpp_2m, last
 
 LEVEL, SPREAD, UNIFORM = 1.0, 1.0, 0.1
 RATIO = 2.0  # parts of noise that all frames share to one of a frame's own: of its variance, four fifths
-SHORT, LONG = 0.6, FRAMES  # until this progress clips of half the frames, twice as many of them; then whole ones
+APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
+SHORT = 0.6  # until this progress clips of half the frames, twice as many of them; then whole ones
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames
 TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, widening=2)
 TEXT_TO_VIDEO = TemporalConfig(
     num_frames=FRAMES, entry=TRANSFORMER, transformer=TRANSFORMER, frame_rate=True, noise_ratio=RATIO
 )
-LOOKS = tuple(
-    f"a {colour} {thing} {words[0]} {scene}"
-    for (motion, words), colour, thing, scene in zip(
-        MOTIONS.items(),
-        ("red", "blue", "green", "purple", "yellow", "orange", "pink", "brown", "red", "blue", "green"),
-        ("fish", "car", "rabbit", "balloon", "turtle", "ball", "star", "mushroom", "rocket", "boat", "kite"),
-        ("over the sea", "in a city", "in the snow", "in the desert", "at sea", "in a room", "in space", "in a forest",
-         "in space", "at sea", "in a meadow"),
-        strict=True,
-    )
-)  # fmt: skip
 
 Rng = np.random.Generator
 Ready = Callable[[VideoUNet], Any]
@@ -80,7 +63,7 @@ class Films(nn.Module):
 
 def train(
     net: Films, plan: Plan, folder: Path, films: Pool, pictures: Pool,
-    *, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, share: float = PICTURES,
+    report: Callable[[Films], Figures], *, text: CLIPTextModel, tokenizer: CLIPTokenizer, share: float,
 ) -> Films:  # fmt: skip
     """The averaged network. Single pictures are `share` of as many frames as the films have; 0 for none."""
     ready = with_quick_norms(net).to(best_device()).eval()
@@ -88,7 +71,6 @@ def train(
     text.set_attn_implementation("eager")
     text.to(best_device())
     draw = screenings(films, pictures, plan.batch, tokenizer, share)
-    report = reporter(folder, autoencoder, text, tokenizer)
     return fit(ready, plan, folder, draw=draw, loss=partial(noise_loss, text), report=report)
 
 
@@ -188,67 +170,13 @@ def error(
 ) -> Tensor:
     """The squared error of the predicted noise, weighted as the image network's was (`unet.noise_loss`)."""
     z, sigma = SCHEDULE.noised(x0, noise, t)
-    predicted = net(z, t, told)
-    off = ((predicted.float() - noise).square().mean(2) * weight).mean((1, 2, 3))
+    off = weighed(net(z, t, told).float() - noise, weight)
     return ((1 + sigma**2).clamp(max=HEAVIEST) * off).mean()
 
 
-def reporter(
-    folder: Path, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
-) -> Callable[[Films], Figures]:
-    """A sheet of videos, one for every second motion, always from the same noise; and what the judge says of them."""
-    judge = load_judge()
-    shown = list(zip(LOOKS, MOTIONS, strict=True))[1::2]
-
-    @torch.no_grad()
-    def report(films: Films) -> Figures:
-        told, untold = (condition(text, ids(tokenizer, texts)) for texts in ([look for look, _ in shown], [""] * len(shown)))
-        drawn = draw_videos(films.net, told, untold)
-        scale = autoencoder.config["scaling_factor"]
-        videos = [as_pictures(vae.decode(autoencoder, each / scale)) for each in drawn]
-        save_sheet(folder / "sheet.png", *(video[::2] for video in videos))
-        right = [judge.motion(video) == motion for video, (_, motion) in zip(videos, shown, strict=True)]
-        seen = [judge.look(video).thing for video in videos]
-        named = [np.mean([thing in look for thing in things]) for things, (look, _) in zip(seen, shown, strict=True)]
-        return {"motion": float(np.mean(right)), "thing": float(np.mean(named)),
-                "moved": float(np.mean([np.abs(np.diff(v.astype(float), axis=0)).mean() for v in videos]))}  # fmt: skip
-
-    return report
-
-
-@torch.no_grad()
-def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, steps: int = 10, scale: float = 5.0) -> Latents:
-    """Latents [b f c h w] of videos, by guided steps of DPM-Solver++."""
-    device = next(net.parameters()).device
-
-    def bound(conditions: list[Condition]) -> Callable[[Latents, Tensor], Latents]:
-        def network(z: Latents, t: Tensor) -> Latents:
-            with torch.autocast(device.type, torch.bfloat16):
-                return torch.cat([net(z[k : k + 1], t, each).float() for k, each in enumerate(conditions)])
-
-        return network
-
-    look = guided(SCHEDULE.denoise(bound(one_by_one(told))), SCHEDULE.denoise(bound(one_by_one(untold))), scale)
-    sigmas = leading(SCHEDULE.sigmas, steps)
-    noise = related(RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
-    return last(dpmpp_2m(look, sigmas[0] * noise, sigmas))
-
-
-def condition(text: CLIPTextModel, words: np.ndarray, fps: float = 8.0) -> Condition:
-    """What the network is told of these words at this frame rate."""
-    device = next(text.parameters()).device
-    states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
-    return Condition(states, embedding=torch.full((len(words), 1), fps, device=device))
-
-
-def one_by_one(told: Condition) -> list[Condition]:
-    """The condition of each video alone."""
-    parts = [
-        [None] * len(told.tokens) if each is None else list(each.split(1))
-        for each in (told.tokens, told.image_tokens, told.embedding)
-    ]
-    return [
-        Condition(tokens, image_tokens=image, embedding=rate)
-        for tokens, image, rate in zip(*parts, strict=True)
-        if tokens is not None
-    ]
+def weighed(off: Latents, weight: Float[Tensor, "b f h w"]) -> Float[Tensor, " b"]:
+    """The squared error of each video. What is wrong in all frames alike counts less than what is wrong in some: the
+    mean of the posterior minimises both, so this changes what is learnt first, not what is learnt."""
+    common = off.mean(1, keepdim=True)
+    squared = (common.square() + APART * (off - common).square()).mean(2)
+    return (squared * weight).mean((1, 2, 3))

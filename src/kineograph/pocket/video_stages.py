@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from kineograph.models.temporal_layers import TemporalLayers
 from kineograph.models.unet import VideoUNet
-from kineograph.pocket import films, image_to_video, moving_text, video
+from kineograph.pocket import films, image_to_video, moving_text, video, video_sheets
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import Plan, best_device
 from kineograph.pocket.norms import with_quick_norms
@@ -34,9 +34,10 @@ def filmed(settings: Settings, out: Path) -> tuple[Pool, Pool]:
 def train_moving_text(settings: Settings, out: Path) -> None:
     tower = CLIPTextModel.from_pretrained(out / "text" / "final")
     torch.manual_seed(settings.seed)
-    moving_text.train(tower, settings.moving_text, out / "moving_text", tokens=_tokens(out)).save_pretrained(
-        out / "moving_text" / "final"
+    trained = moving_text.train(
+        tower, settings.moving_text, out / "moving_text", settings.told, tokens=_tokens(out)
     )
+    trained.save_pretrained(out / "moving_text" / "final")
 
 
 def train_text_to_video(settings: Settings, out: Path) -> None:
@@ -57,10 +58,9 @@ def _train_films(settings: Settings, plan: Plan, out: Path, result: str, share: 
     shown, stills = filmed(settings, out)
     torch.manual_seed(settings.seed)
     net = video.Films(UNet2DConditionModel.from_pretrained(out / "unet" / "final"), video.TEXT_TO_VIDEO)
-    trained = video.train(
-        net, plan, out / Path(result).stem, shown, stills, autoencoder=_autoencoder(out), text=_tower(out),
-        tokenizer=_tokens(out), share=share,
-    )  # fmt: skip
+    folder, tower, tokens = out / Path(result).stem, _tower(out), _tokens(out)
+    report = video_sheets.reporter(folder, _autoencoder(out), tower, tokens, settings.sketched)
+    trained = video.train(net, plan, folder, shown, stills, report, text=tower, tokenizer=tokens, share=share)
     save_file(video.learnt(trained), out / result)
 
 
@@ -99,7 +99,7 @@ def _reporter(settings: Settings, out: Path, folder: Path, tower: CLIPTextModel)
     held_out = films.pool(
         out / "video_films", out / "vae" / "final", settings.shown, seed=settings.seed + 1, split="held_out"
     )
-    few = Pool(held_out.pictures, held_out.facts[: image_to_video.SHOWN])
+    few = Pool(held_out.pictures, held_out.facts[: settings.sketched])
     seen = image_to_video.looks(_encoder(out), out / "video_films" / "held_out_seen.npy", image_to_video.of_films(few))
     return image_to_video.reporter(
         folder, few, seen, _blank(out), autoencoder=_autoencoder(out), text=tower, tokenizer=_tokens(out)

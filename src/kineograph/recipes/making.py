@@ -52,8 +52,9 @@ def made(model: Model, request: Request, on_step: OnStep | None = None) -> Video
     parts = [Video.from_tensor(model.decode(part)[0]) for part in latents.split(DECODED_AT_ONCE, dim=1)]
     video = Video(np.concatenate([part.frames for part in parts]), start.inputs.fps)
     asked = asdict(replace(request, seed=start.seed, height=start.height, width=start.width))
-    pictures = [start.inputs.picture] if start.inputs.picture else []
-    read = {str(each.path): each.digest for each in (*start.inputs.footage, *pictures)}
+    read = {str(each.path): each.digest for each in start.inputs.footage}
+    if start.inputs.picture:
+        read[start.inputs.picture.path] = start.inputs.picture.digest
     asked["control"] = list(asked["control"])  # as JSON would bring it back
     kinds = [control.kind for control in request.control]
     return replace(video, settings={**asked, "frames_sha256": video.digest, "read": read, **origin(model, kinds)})

@@ -1,0 +1,69 @@
+"""The models that come with Kineograph beside the pocket model itself: changes of it, put on when they are asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPVisionModel
+
+from kineograph.models import image_adapter, parts
+from kineograph.models.image_adapter import ResamplerConfig
+from kineograph.models.parts import Parts
+from kineograph.models.pictures import GREY, LAST, PictureReader, squashed
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
+from kineograph.models.text import TextEncoder
+from kineograph.models.unet import VideoUNet
+
+VIDEO, ANIMATE, EDIT = "video", "animate", "edit"  # folders beside the pocket model's own
+HALF = (0.5, 0.5, 0.5)
+
+
+def editor(folder: Path) -> Parts:
+    """The pocket model as one that edits."""
+    from kineograph.pocket.low_rank import as_editor, restored
+
+    opened = parts.from_folder(folder, torch.float32)
+    changes = load_file(folder / EDIT / "edit.safetensors")
+    return opened._replace(unet=restored(as_editor(opened.unet), changes).eval())
+
+
+def video(folder: Path) -> Parts:
+    """The pocket model with layers along time, a cross-attention and a text tower that know words for motion."""
+    opened = parts.from_folder(folder, torch.float32)
+    temporal = TemporalLayers(opened.unet, _config(folder / VIDEO))
+    _fill(VideoUNet(opened.unet, temporal), folder / VIDEO / "video.safetensors")
+    tower = CLIPTextModel.from_pretrained(folder / VIDEO / "text_encoder", dtype=torch.float32, local_files_only=True)
+    text = (TextEncoder(opened.text[0].tokenizer, tower.eval()),)
+    return opened._replace(temporal=temporal.eval(), text=text)
+
+
+def animator(folder: Path) -> Parts:
+    """The same, shown a picture."""
+    opened = video(folder)
+    sizes = ResamplerConfig.model_validate_json((folder / ANIMATE / "resampler.json").read_text())
+    image_adapter.put_on(opened.unet, sizes)
+    _fill(VideoUNet(opened.unet, opened.temporal), folder / ANIMATE / "animate.safetensors")
+    encoder = CLIPVisionModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True).eval()
+    reader = PictureReader(encoder, LAST, squashed, mean=HALF, std=HALF, blank=GREY)
+    return opened._replace(unet=opened.unet.eval(), reader=reader)
+
+
+MODELS: Mapping[str, Callable[[Path], Parts]] = {
+    "pocket-edit": editor,
+    "pocket-video": video,
+    "pocket-animate": animator,
+}
+
+
+def _config(folder: Path) -> TemporalConfig:
+    return TemporalConfig.model_validate(json.loads((folder / "config.json").read_text()))
+
+
+def _fill(net: VideoUNet, file: Path) -> None:
+    """Weights in place of the network's own, all of which it must have."""
+    unknown = net.load_state_dict({name: each.float() for name, each in load_file(file).items()}, strict=False)
+    assert not unknown.unexpected_keys, unknown.unexpected_keys

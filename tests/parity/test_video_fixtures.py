@@ -1,0 +1,84 @@
+"""Released layouts with random weights, and what the released networks give for them: the fixtures beside the design."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kineograph.condition import Condition
+from kineograph.models import image_tokens, videocrafter_layout, vidrd_layout
+from kineograph.models.architecture import Unsaid
+from kineograph.models.unet import VideoUNet
+
+FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
+NEAR = 1e-4
+TINY = Unsaid(head_width=16, resampler_head_width=8)
+VIDEOCRAFTERS = ("videocrafter_t2v_512", "videocrafter_t2v_1024", "videocrafter_i2v_512")
+PARAMETERS = {"t2v_512_v1.0": 1144.5, "t2v_1024_v1.0": 1146.5, "i2v_512_v1.0": 1438.8 + 48.5}  # millions
+
+pytestmark = [
+    pytest.mark.parity,
+    pytest.mark.skipif(not FIXTURES.is_dir(), reason="the fixtures are not beside this checkout"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.no_grad():
+        yield
+
+
+def opened(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of a fixture, and what goes in and comes out."""
+    tensors = load_file(FIXTURES / f"{name}.safetensors")
+    around = {key: tensors.pop(key) for key in list(tensors) if key.startswith(("in.", "out."))}
+    return tensors, around
+
+
+def off(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+
+
+def same(back: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
+    return back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
+
+
+def drawn(net: VideoUNet, around: dict[str, Tensor], image_tokens: Tensor | None = None) -> Tensor:
+    rate = around["in.fps"][:, None].float() if "in.fps" in around else None
+    told = Condition(around["in.context"], image_tokens, embedding=rate)
+    return net(around["in.x"].transpose(1, 2), around["in.timesteps"], told).transpose(1, 2)
+
+
+@pytest.mark.parametrize("name", VIDEOCRAFTERS)
+def test_videocrafter(name: str):
+    tensors, around = opened(name)
+    net = videocrafter_layout.network(tensors, name, TINY)
+    tokens = None
+    if "in.image_features" in around:
+        tokens = image_tokens.project(net.image_unet, [around["in.image_features"][:, None]])
+        assert off(tokens, around["out.image_tokens"]) < NEAR
+    assert off(drawn(net, around, tokens), around["out.eps"]) < NEAR
+    assert same(videocrafter_layout.released(net), tensors)
+
+
+def test_vidrd():
+    tensors, around = opened("vidrd_unet")
+    net = vidrd_layout.network(tensors, "vidrd", Unsaid(head_width=16, groups=8))
+    assert off(drawn(net, around), around["out.eps"]) < NEAR
+    assert same(vidrd_layout.released(net), tensors)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_key_of_a_full_size_videocrafter_has_its_place(name: str):
+    shapes = json.loads(gzip.decompress((FIXTURES / "videocrafter_full_size_shapes.json.gz").read_bytes()))[name]
+    net = videocrafter_layout.network({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, name)
+    back = videocrafter_layout.released(net)
+    assert {key: list(each.shape) for key, each in back.items()} == shapes
+    count = sum(parameter.numel() for parameter in net.parameters()) / 1e6
+    assert count == pytest.approx(PARAMETERS[name], abs=0.1)
+    transformers = [each for each in net.temporal.names if "attentions" in each or each == "conv_in"]
+    assert len(transformers) == 17

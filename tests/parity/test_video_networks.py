@@ -1,0 +1,64 @@
+"""The walk with layers along time against diffusers' own video networks."""
+
+import pytest
+import tiny_unets
+import torch
+from diffusers import UNetMotionModel
+from tiny_videos import TOKENS, Z, adapter, animatediff, modelscope, off
+
+from kineograph.condition import Condition
+from kineograph.models import animatediff_layout, modelscope_layout, motion_layers, places
+from kineograph.models.hub import Hub
+from kineograph.models.temporal_layers import TemporalLayers
+from kineograph.models.unet import VideoUNet
+
+pytestmark = pytest.mark.parity
+NEAR = 1e-4
+T = torch.tensor([7, 500])
+VERSIONS = {
+    "1, without the middle": {"use_motion_mid_block": False},
+    "2, with the middle": {"motion_max_seq_length": 32},
+    "deeper": {"temporal_transformer_layers_per_block": 2, "temporal_transformer_layers_per_mid_block": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.no_grad():
+        yield
+
+
+def theirs(net: UNetMotionModel) -> torch.Tensor:
+    tokens = TOKENS.repeat_interleave(Z.shape[1], dim=0)
+    return net(Z.transpose(1, 2), T, tokens).sample.transpose(1, 2)
+
+
+@pytest.mark.parametrize("settings", VERSIONS.values(), ids=VERSIONS.keys())
+def test_animatediff(settings: dict):
+    net = animatediff(**settings)
+    assert off(animatediff_layout.split(net)(Z, T, Condition(TOKENS)), theirs(net)) < NEAR
+
+
+def test_animatediff_put_around_an_image_network():
+    unet = tiny_unets.unet(block_out_channels=(8, 16, 32), layers_per_block=2)
+    motion = adapter(block_out_channels=(8, 16, 32), motion_layers_per_block=2)
+    whole = UNetMotionModel.from_unet2d(unet, motion).eval()
+    found = motion_layers.open_motion(motion, Hub())
+    layers = TemporalLayers(unet, found.config)
+    places.fill(layers, found.tensors, found.layout(layers, found.tensors), "the adapter")
+    assert off(VideoUNet(unet, layers.eval())(Z, T, Condition(TOKENS)), theirs(whole)) < NEAR
+
+
+def test_modelscope():
+    net = modelscope()
+    wanted = net(Z.transpose(1, 2), T, TOKENS).sample.transpose(1, 2)
+    split = modelscope_layout.split(net)
+    assert off(split(Z, T, Condition(TOKENS)), wanted) < NEAR
+    assert split.image_unet.conv_in.weight.data_ptr() == net.conv_in.weight.data_ptr(), "the weights are shared"
+
+
+def test_a_video_of_one_frame_is_a_picture():
+    """diffusers runs the layers along time for a single frame too."""
+    split = modelscope_layout.split(modelscope())
+    picture = VideoUNet(split.image_unet)(Z[:, :1], T, Condition(TOKENS))
+    assert torch.equal(split(Z[:, :1], T, Condition(TOKENS)), picture)

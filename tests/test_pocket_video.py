@@ -1,0 +1,103 @@
+"""How the pocket video models are trained: films, their captions, and the stages in miniature."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+from kineograph.models import pocket_models
+from kineograph.models.checkpoints import POCKET
+from kineograph.pocket import films, image_to_video, moving_text, recipe, video
+from kineograph.pocket.fit import Plan
+from kineograph.pocket.settings import Settings
+from kineograph.pocket.video_export import export_videos
+
+SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16).model_copy(
+    update={
+        name: Plan(minutes=1, steps=1, lr=1e-3, batch=2)
+        for name in ("moving_text", "text_to_video", "apart", "image_reading", "image_to_video")
+    }
+)
+STAGES = [name for name, (train, _) in recipe.STAGES.items() if train.__module__ == "kineograph.pocket.video_stages"]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stages before left."""
+    folder = tmp_path_factory.mktemp("out")
+    for part, name in (("vae", "vae"), ("unet", "unet"), ("text", "text_encoder"), ("clip", "clip")):
+        shutil.copytree(POCKET / name, folder / part / "final")
+    shutil.copytree(POCKET / "tokenizer", folder / "text" / "tokenizer")
+    return folder
+
+
+def test_a_film_is_a_function_of_its_seed_and_its_caption_says_how_it_moves(tmp_path: Path):
+    seen: list[np.ndarray] = []
+
+    def encode(frames: np.ndarray) -> torch.Tensor:
+        seen.append(frames)
+        return torch.zeros(len(frames), 8, 16, 16)
+
+    for _ in range(2):
+        latents, facts = films.film(encode, np.random.default_rng(3), "train")
+    assert latents.shape == (16, 8, 16, 16) and np.array_equal(*seen)
+    assert facts["fps"] in films.RATES
+    assert all(thing["motion"] == "still" for thing in facts["things"][1:])
+
+
+def test_frames_of_a_step_are_as_many_early_as_late(out: Path):
+    pool = films.pool(out / "films", out / "vae" / "final", 2, seed=0, split="train")
+    stills = films.stills(out / "films" / "stills", out / "vae" / "final", 2, seed=0, split="train")
+    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
+    draw = video.screenings(pool, stills, 4, tokens)
+    early, late = (draw(np.random.default_rng(0), progress) for progress in (0.0, 0.9))
+    assert early[0].shape == (8, 8, 8, 16, 16) and late[0].shape == (4, 16, 8, 16, 16)
+    assert early[6].shape == late[6].shape == (8, 1, 8, 16, 16)
+    shared = torch.corrcoef(late[1][0].flatten(1))[0, 1:]
+    assert shared.mean().item() == pytest.approx(0.8, abs=0.03)
+
+
+def test_an_error_in_all_frames_alike_weighs_less():
+    alike = torch.ones(1, 4, 8, 16, 16)
+    apart = alike * torch.tensor([1.0, -1, 1, -1])[None, :, None, None, None]
+    weight = torch.ones(1, 4, 16, 16)
+    assert video.weighed(alike, weight).item() == pytest.approx(1)
+    assert video.weighed(apart, weight).item() == pytest.approx(video.APART)
+    assert video.weighed(apart[:, :1], weight[:, :1]).item() == pytest.approx(1)
+
+
+def test_the_text_tower_is_asked_for_motion_and_kept_to_pictures(out: Path):
+    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
+    of_clips, of_pictures, facts = moving_text.told(0, 8, "train", tokens)
+    assert of_clips.shape == of_pictures.shape == (8, 48)
+    assert facts.shape == (8, len(moving_text.TOLD))
+
+
+def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
+    recipe.run(STAGES, SMALL, out)
+    recipe.run(STAGES, SMALL, out)  # ended stages are left alone
+    weights = shutil.copytree(POCKET, tmp_path / "weights")
+    for part in ("video", "animate"):
+        shutil.rmtree(weights / part, ignore_errors=True)
+    export_videos(SMALL, out, weights)
+    size = sum(
+        file.stat().st_size for part in ("video", "animate") for file in (weights / part).rglob("*") if file.is_file()
+    )
+    assert size <= 16e6
+    told, shown = pocket_models.video(weights), pocket_models.animator(weights)
+    assert told.temporal.config == shown.temporal.config == video.TEXT_TO_VIDEO
+    assert shown.reader is not None and told.reader is None
+    changed = [n for n, w in told.unet.named_parameters() if not torch.equal(w, dict(shown.unet.named_parameters())[n])]
+    assert changed == []
+
+
+def test_which_parameters_each_stage_learns():
+    names = ["temporal.after.conv_in.norm.weight", "image_unet.a.attn2.processor.to_k_ip.0.weight",
+             "image_unet.encoder_hid_proj.image_projection_layers.0.latents", "image_unet.conv_in.weight"]  # fmt: skip
+    assert [image_to_video.reads(name) for name in names] == [False, True, True, False]
+    assert [image_to_video.along_time(name) for name in names] == [True, False, False, False]

@@ -1,0 +1,73 @@
+"""Video networks with random weights, small enough to run in milliseconds."""
+
+import torch
+from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
+from tiny_unets import CROSS, PLAIN, READS
+from torch import Tensor, nn
+
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet import VideoUNet
+
+Z, TOKENS = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 7, READS).cumsum(1)
+
+
+def shaken(net: nn.Module) -> nn.Module:
+    """With no weight left at zero, where many layers begin."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(0.1 * torch.randn_like(parameter))
+    return net.eval()
+
+
+def modelscope(**settings) -> UNet3DConditionModel:
+    shape = {
+        "sample_size": 8, "block_out_channels": (16, 32, 32), "layers_per_block": 2, "norm_num_groups": 4,
+        "cross_attention_dim": READS, "attention_head_dim": 8,
+        "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+        "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+    } | settings  # fmt: skip
+    return shaken(UNet3DConditionModel(**shape))
+
+
+def animatediff(**settings) -> UNetMotionModel:
+    shape = {
+        "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 2, "norm_num_groups": 4,
+        "cross_attention_dim": READS, "num_attention_heads": 2, "motion_num_attention_heads": 2,
+        "motion_max_seq_length": 24, "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+        "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+    } | settings  # fmt: skip
+    return shaken(UNetMotionModel(**shape))
+
+
+def adapter(**settings) -> MotionAdapter:
+    """Motion modules for `two_levels`."""
+    shape = {
+        "block_out_channels": (8, 16), "motion_layers_per_block": 1, "motion_num_attention_heads": 8,
+        "motion_norm_num_groups": 4, "motion_max_seq_length": 24,
+    } | settings  # fmt: skip
+    return shaken(MotionAdapter(**shape))
+
+
+def two_levels(reads: int = 32) -> UNet2DConditionModel:
+    """Shaped like Stable Diffusion 2.x, with heads four wide, for a VideoCrafter."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=reads,
+        attention_head_dim=(2, 4), use_linear_projection=True, down_block_types=(CROSS, PLAIN),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+def videocrafter(unet: UNet2DConditionModel, **settings) -> VideoUNet:
+    """With layers along time like VideoCrafter1's: a transformer everywhere, with relative positions."""
+    transformer = TransformerConfig(head_width=4, relative=8)
+    config = TemporalConfig(
+        num_frames=8, entry=transformer.model_copy(update={"heads": 2}), transformer=transformer,
+        solver="euler-ancestral", **settings,
+    )  # fmt: skip
+    return VideoUNet(unet, shaken(TemporalLayers(unet, config)))
+
+
+def off(got: Tensor, wanted: Tensor) -> float:
+    return ((got - wanted).abs().max() / wanted.abs().max()).item()
