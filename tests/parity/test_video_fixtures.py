@@ -1,4 +1,4 @@
-"""Released layouts with random weights, and what the released networks give for them: the fixtures beside the design."""
+"""Released layouts with random weights, and what the released networks give for them: the design's fixtures."""
 
 import gzip
 import json

@@ -14,6 +14,7 @@ from kineograph.cli.edit import edit
 from kineograph.cli.generate import generate
 from kineograph.cli.measure import bench, reproduce
 from kineograph.cli.models import models
+from kineograph.cli.train import train
 from kineograph.cli.watch import inspect, replay
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, animate, edit, inspect, replay, models, doctor, reproduce, bench):
+for command in (generate, animate, edit, train, inspect, replay, models, doctor, reproduce, bench):
     app.command()(command)
 
 

@@ -194,7 +194,7 @@ def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, a
     readers = [] if opened.reader is None else [opened.reader.network]
     for network in (*opened.networks.values(), opened.vae, *readers):
         network.to(place.device)
-        if network.dtype != place.dtype:
+        if getattr(network, "dtype", None) != place.dtype:
             network.to(place.dtype)
     named = (arguments[name] for name in ("source", "motion", "vae"))
     given = [*named, *controls.listed(arguments["controlnet"]).values()]

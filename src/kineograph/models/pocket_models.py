@@ -32,7 +32,7 @@ def editor(folder: Path) -> Parts:
 
 
 def video(folder: Path) -> Parts:
-    """The pocket model with layers along time, a cross-attention and a text tower that know words for motion."""
+    """The pocket model with layers along time, transformers and a text tower that know words for motion."""
     opened = parts.from_folder(folder, torch.float32)
     temporal = TemporalLayers(opened.unet, _config(folder / VIDEO))
     _fill(VideoUNet(opened.unet, temporal), folder / VIDEO / "video.safetensors")

@@ -85,6 +85,7 @@ def read_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -
     tensors = tensor_files.read(_file(folder / ADAPTER, ADAPTER_WEIGHTS))
     what = f"{folder / ADAPTER} does not fit the image network beside it"
     places.fill(unet, tensors, image_adapter.layout(unet), what)
+    unet.eval()
     encoder = _encoder(folder / ENCODER, dtype)
     return PictureReader(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
 

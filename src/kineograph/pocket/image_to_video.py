@@ -177,8 +177,6 @@ def reporter(
 ) -> Report:  # fmt: skip
     """A sheet of held-out first frames and the videos drawn from them, and what the judge says of those."""
     judge, facts = load_judge(), held_out.facts
-    if not facts:
-        return lambda animator: {}
     first = np.stack([world.render(shot, time) for shot, time in of_films(Pool(held_out.pictures, facts))])
 
     @torch.no_grad()

@@ -1,6 +1,8 @@
 """The video models: layers along time around the image network, on latents of films made once.
 
-What is trained: the layers along time, and the image network's cross-attention, where the words for motion come in.
+What is trained: the layers along time, and the image network's transformers, where the words for motion come in and
+where what they mean can reach the places beside. With cross-attention alone in place of whole transformers the network
+did not know left from right after 6,000 clips.
 Single pictures train along, so that it still draws what it drew (VideoCrafter1's joint training). Where a thing goes is
 decided at high noise levels, so those are looked at most; and a part of the noise is shared by all frames (PYoCo's
 mixed noise): an image network draws alike from alike, so what is left to learn is how the frames differ.
@@ -16,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.condition import Condition
 from kineograph.latents import Latents
-from kineograph.models.rooms import cross_attentions
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet import VideoUNet
@@ -40,6 +42,7 @@ LEVEL, SPREAD, UNIFORM = 1.0, 1.0, 0.1
 RATIO = 2.0  # parts of noise that all frames share to one of a frame's own: of its variance, four fifths
 APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
 SHORT = 0.6  # until this progress clips of half the frames, twice as many of them; then whole ones
+PLAIN = 0.7  # until this progress films of one thing before a still camera
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames
 TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, widening=2)
 TEXT_TO_VIDEO = TemporalConfig(
@@ -56,8 +59,9 @@ class Films(nn.Module):
     def __init__(self, image_unet: UNet2DConditionModel, config: TemporalConfig) -> None:
         super().__init__()
         image_unet.requires_grad_(requires_grad=False)
-        for layer in cross_attentions(image_unet):
-            layer.requires_grad_(requires_grad=True)
+        for layer in image_unet.modules():
+            if isinstance(layer, Transformer2DModel):
+                layer.requires_grad_(requires_grad=True)
         self.net = VideoUNet(image_unet, TemporalLayers(image_unet, config))
 
 
@@ -81,6 +85,11 @@ def learnt(films: Films) -> dict[str, Tensor]:
     return {name: films.net.state_dict()[name].detach().cpu().contiguous() for name in sorted(trained | along)}
 
 
+def is_plain(fact: dict[str, Any]) -> bool:
+    """Whether there is one thing, before a camera that stands still: then all that moves is told."""
+    return len(fact["things"]) == 1 and fact["camera"] == "still"
+
+
 def weights_of(fact: dict[str, Any]) -> np.ndarray:
     """What the error of each cell of each frame weighs: float16 [frames, cells, cells], of mean 1."""
     times = world.clip_times(FRAMES, fact["fps"])
@@ -95,13 +104,16 @@ def screenings(
     """Batches of (clips, their frame rates, weights, words, levels, and the same of single pictures)."""
     words, blank = captions_as_ids(films, tokens), ids(tokens, [""])[0]
     weights = np.stack([weights_of(fact) for fact in films.facts])
+    every = np.arange(len(films.facts))
+    plain = np.array([k for k in every if is_plain(films.facts[k])])
     rates = np.array([fact["fps"] for fact in films.facts], np.float32)
     of_pictures, heavy = captions_as_ids(pictures, tokens), unet.emphasis(pictures)[:, None]
 
     def draw(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if progress < SHORT else FRAMES
         count = batch * FRAMES // frames
-        chosen, window = rng.integers(len(rates), size=count), _window(rng, frames)
+        pool = plain if progress < PLAIN else every
+        chosen, window = rng.choice(pool, size=count), _window(rng, frames)
         clips, fps = films.pictures[chosen][:, window], rates[chosen] / (window.step or 1)
         shown = (
             *noised(rng, clips, weights[chosen][:, window]),
@@ -125,7 +137,7 @@ def _window(rng: Rng, frames: int) -> slice:
     if frames == FRAMES:
         return slice(0, FRAMES)
     start = int(rng.integers(FRAMES - frames + 1))
-    return slice(0, FRAMES, 2) if rng.uniform() < 0.5 else slice(start, start + frames)
+    return slice(0, FRAMES, 2) if rng.uniform() < 0.75 else slice(start, start + frames)
 
 
 def said(rng: Rng, words: np.ndarray, blank: np.ndarray) -> Tensor:

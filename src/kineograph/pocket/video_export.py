@@ -23,7 +23,7 @@ def export_videos(settings: Settings, out: Path, weights: Path = WEIGHTS) -> Non
 
 
 def export_text_to_video(settings: Settings, out: Path, weights: Path) -> None:
-    """`video/`: layers along time, cross-attention, text tower, and the words it knows."""
+    """`video/`: layers along time, transformers, text tower, and the words it knows."""
     folder = weights / "video"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(video.TEXT_TO_VIDEO.model_dump(exclude_defaults=True), indent=2) + "\n")

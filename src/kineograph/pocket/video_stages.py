@@ -96,6 +96,8 @@ def train_image_to_video(settings: Settings, out: Path) -> None:
 
 
 def _reporter(settings: Settings, out: Path, folder: Path, tower: CLIPTextModel) -> image_to_video.Report:
+    if not settings.sketched:
+        return lambda animator: {}
     held_out = films.pool(
         out / "video_films", out / "vae" / "final", settings.shown, seed=settings.seed + 1, split="held_out"
     )

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from kineograph import noise
@@ -34,18 +34,24 @@ Rng = np.random.Generator
 Timesteps = Callable[[Rng, int], Int[np.ndarray, " n"]]
 Told = Callable[[Sequence[str], Sequence[float]], Condition]
 
-Draw = Callable[[int, range], "Batch"]
-
 PHASE, SAMPLE = 14, 15  # streams of random numbers of one seed, beside those of `sources`
 
 
 class Batch(NamedTuple):
-    """Clean latents, what the network is told of them, and their noise levels. Pictures are videos of one frame."""
+    """Clean latents, what the network is told of them, and their noise levels. Pictures are videos of one frame.
+
+    first: what a network is shown that is shown pictures. untold: which are told and shown nothing.
+    """
 
     x0: Latents
     tokens: Tensor
     embedding: Tensor | None
     timesteps: Int[Tensor, " b"]
+    untold: Bool[Tensor, " b"]
+    first: UInt8[Tensor, "b 3 H W"] | None
+
+
+Draw = Callable[[int, range], Batch]
 
 
 class Turn(NamedTuple):
@@ -83,17 +89,24 @@ def drawing(looks: Mapping[Kind, Look], deal: Deal, timesteps: Timesteps, told: 
         sights = [looks[kind](number, place, deal.batch * many) for place in places]
         chances = [np.random.default_rng((SAMPLE, deal.seed, sample)) for sample in samples]
         levels = np.concatenate([timesteps(rng, many) for rng in chances])
-        blank = np.concatenate([rng.uniform(size=many) < deal.caption_dropout for rng in chances])
-        return _batch(sights, levels, blank, told)
+        untold = np.concatenate([rng.uniform(size=many) < deal.caption_dropout for rng in chances])
+        return _batch(sights, levels, untold, told)
 
     return draw
 
 
-def _batch(sights: Sequence[Sight], levels: np.ndarray, blank: np.ndarray, told: Told) -> Batch:
-    texts = ["" if left_out else sight.caption for sight, left_out in zip(sights, blank, strict=True)]
+def _batch(sights: Sequence[Sight], levels: np.ndarray, untold: np.ndarray, told: Told) -> Batch:
+    texts = ["" if left_out else sight.caption for sight, left_out in zip(sights, untold, strict=True)]
     condition = told(texts, [sight.fps for sight in sights])
-    x0 = torch.stack([sight.latents for sight in sights])
-    return Batch(x0, condition.tokens, condition.embedding, torch.from_numpy(levels.astype(np.int64)))
+    first = [sight.first for sight in sights if sight.first is not None]
+    return Batch(
+        torch.stack([sight.latents for sight in sights]),
+        condition.tokens,
+        condition.embedding,
+        torch.from_numpy(levels.astype(np.int64)),
+        torch.from_numpy(untold),
+        torch.stack(first) if first else None,
+    )
 
 
 def leveller(levels: Literal["uniform"] | LogNormal, schedule: Schedule) -> Timesteps:
@@ -143,7 +156,7 @@ def shortened(model: Model, caption: str) -> str:
 
 
 def noise_loss(
-    schedule: Schedule, num_frames: int, ratio: float
+    model: Model, num_frames: int, ratio: float
 ) -> Callable[[VideoUNet, Batch, int], dict[str, Float[Tensor, ""]]]:
     """The loss as `training.fit` wants it, named after what was seen.
 
@@ -155,7 +168,16 @@ def noise_loss(
         kind, x0 = "image" if batch.x0.shape[1] == 1 else "video", batch.x0
         count = x0.shape[0] * x0.shape[1] // num_frames
         drawn = noise.related(ratio if kind == "video" else 0.0, seed, range(num_frames), (count, *x0.shape[2:]))
-        told = Condition(batch.tokens, embedding=batch.embedding)
-        return {kind: method.loss(net, schedule, told, x0, drawn.reshape(x0.shape).to(x0), batch.timesteps).mean()}
+        told = Condition(batch.tokens, image_tokens=_shown(model, net, batch), embedding=batch.embedding)
+        off = method.loss(net, model.schedule, told, x0, drawn.reshape(x0.shape).to(x0), batch.timesteps)
+        return {kind: off.mean()}
 
     return loss
+
+
+def _shown(model: Model, net: VideoUNet, batch: Batch) -> Tensor | None:
+    """The tokens of the first frames, or of no picture for what is told nothing."""
+    if model.reader is None or batch.first is None:
+        return None
+    seen = model.reader.tokens(net.image_unet, batch.first.float() / 255)
+    return torch.where(batch.untold[:, None, None], model.reader.no_tokens(net.image_unet, 1), seen)

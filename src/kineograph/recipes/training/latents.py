@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -30,11 +30,12 @@ class Wanted(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What training sees of a clip."""
+    """What training sees of a clip. first: its first frame, for models that are shown pictures."""
 
     latents: Float[Tensor, "f c h w"]
     fps: float
     caption: str
+    first: UInt8[Tensor, "3 H W"] | None = None
 
 
 See = Callable[[Wanted], Sight]
@@ -44,8 +45,8 @@ def encoded(model: Model) -> See:
     """Every clip is cut and encoded anew."""
 
     def see(wanted: Wanted) -> Sight:
-        clip = wanted.cut()
-        return Sight(_encoded(model, clip), clip.fps, wanted.caption)
+        found = _developed(model, wanted.cut())
+        return Sight(found["latents"], float(found["fps"]), wanted.caption, found.get("first"))
 
     return see
 
@@ -61,26 +62,27 @@ def kept(model: Model, folder: Path) -> See:
         name = hashlib.sha256(json.dumps([vae, *wanted.key]).encode()).hexdigest()
         path = folder / name[:2] / f"{name}.safetensors"
         found = _read(path)
-        if found is None:
-            clip = wanted.cut()
-            found = {"latents": _encoded(model, clip).half(), "fps": torch.tensor(clip.fps, dtype=torch.float64)}
+        if not found or (model.reader and "first" not in found):
+            found = _developed(model, wanted.cut())
+            found["latents"] = found["latents"].half()
             _write(path, found)
-        return Sight(found["latents"].float(), float(found["fps"]), wanted.caption)
+        return Sight(found["latents"].float(), float(found["fps"]), wanted.caption, found.get("first"))
 
     return see
 
 
-def _encoded(model: Model, clip: Clip) -> Float[Tensor, "f c h w"]:
-    """Alone, so that it does not matter what else is in the batch."""
-    frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)[None].float() / 255
-    return model.encode(frames)[0]
+def _developed(model: Model, clip: Clip) -> dict[str, Tensor]:
+    """A clip as tensors. It is encoded alone, so that it does not matter what else is in the batch."""
+    frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+    made = {"latents": model.encode(frames[None].float() / 255)[0], "fps": torch.tensor(clip.fps, dtype=torch.float64)}
+    return made | ({"first": frames[0].contiguous()} if model.reader else {})
 
 
-def _read(path: Path) -> dict[str, Tensor] | None:
+def _read(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError):
-        return None
+        return {}
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:

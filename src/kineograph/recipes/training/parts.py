@@ -20,6 +20,8 @@ from kineograph.models.unet import Through, VideoUNet, at_once
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.recipes.training.settings import FAMILIES, VideoTraining
 
+READING = "image_unet.encoder_hid_proj"
+
 
 def begun(settings: VideoTraining, device: torch.device) -> Model:
     """The model as its training begins, in float32, with nothing requiring gradients but what is trained.
@@ -33,13 +35,14 @@ def begun(settings: VideoTraining, device: torch.device) -> Model:
     through = recomputed if settings.gradient_checkpointing else at_once
     net = _network(model.net, config, settings.training.seed, through)
     freeze(net, settings.trained, settings.frozen)
+    _check_reading(net)
     place = Placement(device, torch.float32, "for training")
     net = net.to(place.device, memory_format=place.memory_format).eval()  # type: ignore[call-overload]  # torch forgot
     return replace(model, net=with_quick_norms(net) if device.type == "cpu" else net)
 
 
 def recomputed(stage: Through, *arguments: object) -> torch.Tensor:
-    """Calls a part of the walk; where gradients are wanted, it is walked again for them in place of being remembered."""
+    """Calls a part of the walk; where gradients are wanted it is walked again for them, and not remembered."""
     if not torch.is_grad_enabled():
         return stage(*arguments)
     return checkpoint(stage, *arguments, use_reentrant=False)
@@ -89,6 +92,14 @@ def freeze(net: VideoUNet, trained: Iterable[str], frozen: Iterable[str]) -> Non
         weight.requires_grad_(name in chosen)
 
 
+def _check_reading(net: VideoUNet) -> None:
+    if any(weight.requires_grad for name, weight in net.named_parameters() if name.startswith(READING)):
+        raise InputError(
+            f"{READING}* makes tokens of pictures and is not trained here: add it to frozen. What reads the tokens, "
+            "image_unet.*_ip.*, may be trained"
+        )
+
+
 def matching(names: Sequence[str], setting: str, patterns: Iterable[str]) -> set[str]:
     """The names that match any pattern. Raises InputError for a pattern that matches none, with names that are near."""
     matched: set[str] = set()
@@ -96,8 +107,8 @@ def matching(names: Sequence[str], setting: str, patterns: Iterable[str]) -> set
         found = {name for name in names if fnmatchcase(name, pattern)}
         if not found:
             raise InputError(
-                f"{setting}: no parameter of the network is called {pattern!r}. Near it are {', '.join(_near(names, pattern))}; "
-                "* stands for anything, as in temporal.*"
+                f"{setting}: no parameter of the network is called {pattern!r}; near it are "
+                f"{', '.join(_near(names, pattern))}. A * stands for anything, as in temporal.*"
             )
         matched |= found
     return matched

@@ -18,10 +18,11 @@ from kineograph.data.layouts import Kind
 from kineograph.models.model import Model
 from kineograph.models.saving import save
 from kineograph.models.temporal_layers import TemporalConfig
+from kineograph.recipes import inputs
 from kineograph.recipes.training import batches, latents, samples, sources
 from kineograph.recipes.training.parts import begun
 from kineograph.recipes.training.settings import Stage, VideoTraining
-from kineograph.recipes.training.sources import Look, Opened, Rules, Shape
+from kineograph.recipes.training.sources import Look, Opened, Rules, shape_of
 from kineograph.training import Progress, TrainingSettings, fit, here, weights
 from kineograph.training.lock import claimed
 from kineograph.training.settings import samples_per_step
@@ -93,22 +94,22 @@ class Reached(NamedTuple):
     skipped: Mapping[str, str]
 
 
-def ready(settings: VideoTraining, device: torch.device | None = None) -> Ready:
+def ready(settings: VideoTraining, device: str | torch.device | None = None) -> Ready:
     """Opens what the settings name.
 
     device: this process's own unless given. Raises InputError for what cannot be opened or does not go together.
     """
     process = here()
-    model = begun(settings, device or process.device)
+    model = begun(settings, torch.device(device or process.device))
     if settings.validation is not None:
         model.prompt(settings.validation.prompts)
-        for stage in settings.stages:
-            samples.requests(settings.validation, stage)
+        for request in samples.requests(settings.validation, settings.stages[0]):
+            inputs.opened(request)
     opened = {"video": sources.opened(settings.videos, "video"), "image": sources.opened(settings.images, "image")}
     return Ready(settings, model, cast(Mapping[Kind, tuple[Opened, ...]], opened), process)
 
 
-def train(ready: Ready) -> Iterator[Reached]:
+def train(ready: Ready) -> Generator[Reached, None, None]:
     """Trains, from where the output folder was left, and writes the model with averaged weights into output/final.
 
     A checkpoint is written when the consumer leaves. Raises InputError as `training.fit` does, when nothing can be
@@ -134,7 +135,7 @@ def train(ready: Ready) -> Iterator[Reached]:
 def _walked(leg: Leg, see: latents.See, skipped: Skipped) -> Iterator[Reached]:
     """A stage's steps, from its last checkpoint on; none if it is finished."""
     net, settings, noted = leg.ready.model.net, leg.ready.settings, len(skipped)
-    loss = batches.noise_loss(leg.ready.model.schedule, leg.stage.num_frames, leg.ready.temporal.noise_ratio)
+    loss = batches.noise_loss(leg.ready.model, leg.stage.num_frames, leg.ready.temporal.noise_ratio)
     steps = fit(net, leg.loop, leg.folder, draw=_draw(leg, see, skipped), loss=loss, facts=_facts(leg))
     studio = _studio(leg)
     with closing(cast(Generator[Progress, None, None], steps)):
@@ -166,12 +167,11 @@ def _draw(leg: Leg, see: latents.See, skipped: Skipped) -> batches.Draw:
 
 def looks(leg: Leg, see: latents.See, skipped: Skipped) -> dict[Kind, Look]:
     """What a stage sees of each kind."""
-    settings, stage = leg.ready.settings, leg.stage
+    settings = leg.ready.settings
     clips = None if settings.latent_cache is None else settings.clips_per_video
     rules = Rules(leg.loop.seed, settings.training.seed, clips, see, skipped)
-    frames: dict[Kind, int] = {"video": stage.num_frames, "image": 1}
     return {
-        kind: sources.looked_at(opened, Shape(frames[kind], stage.height, stage.width, stage.fps), rules)
+        kind: sources.looked_at(opened, shape_of(leg.stage, kind), rules)
         for kind, opened in leg.ready.sources.items()
         if opened
     }
@@ -183,13 +183,17 @@ def _facts(leg: Leg) -> dict[str, Any]:
         kind: [None if each.dataset is None else len(each.dataset) for each in opened]
         for kind, opened in leg.ready.sources.items()
     }
-    return leg.ready.settings.decisive(leg.number) | {"layers": leg.ready.temporal.model_dump(), "found": counts}
+    return leg.ready.settings.decisive(leg.number) | {
+        "layers": leg.ready.temporal.model_dump(mode="json", exclude={"num_frames"}),
+        "found": counts,
+    }
 
 
 def _skipped_before(file: Path) -> Skipped:
-    """What earlier runs in the folder skipped."""
+    """What earlier runs in the folder skipped; a kill may have cut the last line short."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return {told["name"]: told["reason"] for told in map(json.loads, lines)}
+    told = (json.loads(line) for line in lines if line.endswith("}"))
+    return {each["name"]: each["reason"] for each in told}
 
 
 def _note(skipped: Skipped, noted: int, file: Path, progress: Progress) -> int:

@@ -39,6 +39,7 @@ def requests(validation: Validation, stage: Stage) -> list[Request]:
             seed=validation.seed + number,
             fps=validation.fps or (stage.fps[0] if stage.fps else None),
             window=stage.num_frames,
+            image=validation.images[number] if validation.images else None,
         )
         for number, prompt in enumerate(validation.prompts)
     ]

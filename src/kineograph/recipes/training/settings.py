@@ -84,16 +84,25 @@ class Stage(BaseModel):
 class Validation(BaseModel):
     """Videos drawn on the way, every `training.validation_steps`, one for each prompt, always from the same noise.
 
+    images: paths of what each video is to set in motion, for a model that is shown pictures.
     fps: what the model is told, and shows; None for the first of the stage's.
     """
 
     model_config = STRICT
 
     prompts: tuple[str, ...] = Field(min_length=1)
+    images: tuple[str, ...] = ()
     num_inference_steps: int = Field(25, ge=1)
     guidance_scale: float = Field(7.5, allow_inf_nan=False)
     fps: float | None = Field(None, gt=0)
     seed: int = Field(0, ge=0)
+
+    @field_validator("images")
+    @classmethod
+    def _one_each(cls, images: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+        if images and len(images) != len(others.data.get("prompts", images)):
+            raise ValueError("expected one for each prompt, or none")
+        return images
 
 
 class VideoTraining(BaseModel):
@@ -118,7 +127,7 @@ class VideoTraining(BaseModel):
 
     stages: tuple[Stage, ...] = Field(min_length=1)
     gradient_checkpointing: bool = False
-    training: TrainingSettings = TrainingSettings()
+    training: TrainingSettings = Field(default_factory=lambda: TrainingSettings.model_validate({}))
     validation: Validation | None = None
     output: Path
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kineograph.data.clips import STILL, Clip, centred, clip, fitted_at
+from kineograph.data.clips import STILL, Clip, clip, fitted_at
 from kineograph.data.dataset import Dataset, open_dataset
 from kineograph.data.draws import drawn
 from kineograph.data.layouts import Item, Kind
@@ -18,7 +18,7 @@ from kineograph.data.seeking import BrokenFile
 from kineograph.errors import InputError
 from kineograph.pocket import captions, films, world
 from kineograph.recipes.training.latents import See, Sight, Wanted
-from kineograph.recipes.training.settings import POCKET, Source
+from kineograph.recipes.training.settings import POCKET, Source, Stage
 
 Rng = np.random.Generator
 Look = Callable[
@@ -59,6 +59,13 @@ class Rules(NamedTuple):
     skipped: MutableMapping[str, str]
 
 
+def shape_of(stage: Stage, kind: Kind) -> Shape:
+    """What a stage cuts of an item."""
+    if kind == "image":
+        return Shape(1, stage.height, stage.width, None)
+    return Shape(stage.num_frames, stage.height, stage.width, stage.fps)
+
+
 def opened(sources: Iterable[Source], kind: Kind) -> tuple[Opened, ...]:
     """The sources' pictures, or their videos. Raises InputError for one that has none, or nothing at all."""
     return tuple(Opened(each, kind, None if each.source == POCKET else _only(each, kind)) for each in sources)
@@ -92,11 +99,11 @@ def looked_at(sources: Sequence[Opened], shape: Shape, rules: Rules) -> Look:
 def _look(each: Opened, shape: Shape, rules: Rules) -> Look:
     if each.dataset is None:
         return partial(_in_pocket_world, each, shape, rules)
-    cut = partial(_in_file, shape, rules)
+    seen = partial(_in_file, shape, rules)
 
     def look(turn: int, place: int, batch: int) -> Sight:
         assert each.dataset is not None
-        return drawn(each.dataset, turn, place, batch=batch, seed=rules.seed, cut=cut, skipped=rules.skipped)
+        return drawn(each.dataset, turn, place, batch=batch, seed=rules.seed, cut=seen, skipped=rules.skipped)
 
     return look
 
@@ -108,12 +115,13 @@ def _in_file(shape: Shape, rules: Rules, item: Item, rng: Rng) -> Sight:
         number = int(rng.integers(rules.clips)) if item.kind == "video" else 0
         rng = np.random.default_rng((CLIP, rules.content_seed, zlib.crc32(item.name.encode()), number))
         key = (*_identity(item), number, rules.content_seed, *shape)
-    return rules.see(Wanted(key, item.caption, partial(_cut, item, rng, shape)))
+    return rules.see(Wanted(key, item.caption, partial(cut, item, rng, shape)))
 
 
-def _cut(item: Item, rng: Rng, shape: Shape) -> Clip:
-    size = {"num_frames": shape.num_frames, "height": shape.height, "width": shape.width}
-    return clip(item, rng, **size, rates=shape.rates, crop=centred)
+def cut(item: Item, rng: Rng, shape: Shape) -> Clip:
+    """A random window of an item. Raises BrokenFile."""
+    num_frames, height, width, rates = shape
+    return clip(item, rng, num_frames=num_frames, height=height, width=width, rates=rates)
 
 
 def _identity(item: Item) -> tuple[object, ...]:

@@ -1,0 +1,237 @@
+"""Layers along time put around image networks that they were not trained with, and LoRAs for them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import save_file
+from tiny_videos import adapter, animatediff, modelscope, off, shaken, two_levels, videocrafter
+from torch import Tensor
+
+from kineograph.condition import Condition
+from kineograph.errors import InputError, InputWarning
+from kineograph.models import parts, videocrafter_layout
+from kineograph.models.checkpoints import load
+from kineograph.models.saving import save
+
+WIDE = {"block_out_channels": (8, 16), "layers_per_block": 1, "cross_attention_dim": 32}
+
+
+@pytest.fixture(autouse=True)
+def _inference():
+    with torch.no_grad():
+        yield
+
+
+def look(model) -> Tensor:
+    z = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return model.bind(model.prompt(["a fish"]))(z, 3.0)
+
+
+def released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Motion modules by the names of AnimateDiff's own code, written here a second time."""
+    renamed = {}
+    for name, each in tensors.items():
+        for ours, theirs in {
+            ".transformer_blocks": ".temporal_transformer.transformer_blocks", ".attn1.": ".attention_blocks.0.",
+            ".attn2.": ".attention_blocks.1.", ".norm1.": ".norms.0.", ".norm2.": ".norms.1.", ".norm3.": ".ff_norm.",
+        }.items():  # fmt: skip
+            name = name.replace(ours, theirs)
+        for outside in ("norm", "proj_in", "proj_out"):
+            if f"temporal_transformer.{outside}" not in name and "transformer_blocks" not in name:
+                name = name.replace(f".{outside}.", f".temporal_transformer.{outside}.")
+        if ".pos_embed.pe" in name:
+            for number in (0, 1):
+                renamed[name.replace(".pos_embed.pe", f".attention_blocks.{number}.pos_encoder.pe")] = each
+        else:
+            renamed[name] = each
+    return renamed
+
+
+# --- motion modules
+
+
+@pytest.fixture
+def adapter_folder(tmp_path) -> Path:
+    adapter().save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_a_diffusers_folder(sd_folder, adapter_folder):
+    model = load(sd_folder, motion=adapter_folder, dtype="float32")
+    assert model.temporal.lonely and model.temporal.middle and model.temporal.longest == 24
+    assert model.settings["motion"] == str(adapter_folder)
+    assert off(look(model), look(load(sd_folder, dtype="float32"))) > 1e-2
+
+
+def test_the_noise_they_were_trained_on_comes_with_them(sd_folder, adapter_folder):
+    stock = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012)
+    level = load(sd_folder, motion=adapter_folder).schedule.sigmas[500]
+    signal = stock.alphas_cumprod[500].item()
+    assert level == pytest.approx(((1 - signal) / signal) ** 0.5, rel=1e-4)
+
+
+def wrapped(tensors: dict[str, Tensor]) -> dict:
+    return {"state_dict": {f"module.{name}": each for name, each in tensors.items()}, "epoch": 1}
+
+
+VERSIONS = {"v1": ({"use_motion_mid_block": False}, dict), "v2": ({}, dict), "v3": ({}, wrapped)}
+
+
+@pytest.mark.parametrize(("settings", "wrap"), VERSIONS.values(), ids=VERSIONS.keys())
+def test_a_released_file_is_the_same_as_the_folder(sd_folder, tmp_path, settings: dict, wrap):
+    motion = adapter(**settings)
+    motion.save_pretrained(tmp_path / "adapter")
+    torch.save(wrap(released(motion.state_dict())), tmp_path / "mm.ckpt")
+    got, wanted = (load(sd_folder, motion=tmp_path / name, dtype="float32") for name in ("mm.ckpt", "adapter"))
+    assert got.temporal == wanted.temporal.model_copy(update={"groups": None})
+    assert off(look(got), look(wanted)) < 1e-5
+
+
+def test_an_open_adapter(sd_folder, adapter_folder):
+    model = load(sd_folder, motion=adapter(), dtype="float32")
+    assert off(look(model), look(load(sd_folder, motion=adapter_folder, dtype="float32"))) < 1e-5
+    assert model.settings == {}, "nobody can load that again"
+
+
+def test_an_open_animatediff_pipeline(sd_folder):
+    """What diffusers calls AnimateDiffPipeline, as far as this library looks at one."""
+    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
+    net = animatediff(**WIDE)
+    pipeline.register_modules(unet=net)
+    model = load(pipeline)
+    z, tokens = torch.randn(1, 4, 4, 8, 8), torch.randn(1, 7, 32)
+    wanted = net(z.transpose(1, 2), 7, tokens.repeat_interleave(4, 0)).sample.transpose(1, 2)
+    assert off(model.net(z, 7, Condition(tokens)), wanted) < 1e-4
+
+
+# --- other video models' layers
+
+
+def test_the_layers_of_a_saved_video_model(sd_folder, adapter_folder, tmp_path):
+    moving = load(sd_folder, motion=adapter_folder, dtype="float32")
+    folder = save(moving, tmp_path / "saved")
+    for source in (folder, folder / "temporal"):
+        again = load(sd_folder, motion=source, dtype="float32")
+        assert off(look(again), look(moving)) < 1e-5
+        assert again.schedule == moving.schedule
+
+
+def test_the_layers_of_a_modelscope_folder(sd_folder, tmp_path):
+    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
+    pipeline.register_modules(unet=modelscope(**WIDE, **{
+        "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+        "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "attention_head_dim": 4,
+    }))  # fmt: skip
+    pipeline.save_pretrained(tmp_path / "modelscope")
+    model = load(sd_folder, motion=tmp_path / "modelscope", dtype="float32")
+    assert model.temporal.convolution and model.temporal.entry is not None
+
+
+def test_the_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp_path, monkeypatch):
+    net = videocrafter(shaken(two_levels()), frame_rate=True)
+    save_file(videocrafter_layout.released(net), tmp_path / "videocrafter.safetensors")
+    tiny = videocrafter_layout.RELEASED._replace(head_width=4, groups=4)
+    monkeypatch.setattr(videocrafter_layout.network, "__defaults__", (tiny,))  # files do not say so
+    model = load(sd_folder, motion=tmp_path / "videocrafter.safetensors", dtype="float32")
+    assert model.temporal.frame_rate and model.schedule.settings["signal_scale"] == 0.3
+
+
+# --- what does not fit
+
+
+def test_layers_for_a_network_of_other_widths(sd_folder, tmp_path):
+    adapter(block_out_channels=(8, 16, 16)).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"blocks 8, 16, 16 wide, and this is an image network with blocks 8, 16 wide"):
+        load(sd_folder, motion=tmp_path / "adapter")
+
+
+def test_layers_for_a_network_of_other_depth(sd_folder, tmp_path):
+    adapter(motion_layers_per_block=2).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match=r"do not fit around this image network.*are not known"):
+        load(sd_folder, motion=tmp_path / "adapter")
+
+
+def test_layers_for_a_network_that_reads_other_tokens(sdxl_folder, sd_folder, adapter_folder, tmp_path):
+    folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
+    with pytest.warns(InputWarning, match="they fit, but may not move it well"):
+        load(sdxl_folder, motion=folder)
+
+
+def test_a_pipelines_own_scheduler_that_says_otherwise(sd_folder, adapter_folder):
+    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
+    with pytest.warns(InputWarning, match="beta_schedule=scaled_linear.*trained with beta_schedule=linear"):
+        load(pipeline, motion=adapter_folder)
+    pipeline.scheduler = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012)
+    load(pipeline, motion=adapter_folder)
+
+
+def test_pias_layers_are_refused(sd_folder, tmp_path):
+    adapter(conv_in_channels=9).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(InputError, match="PIA"):
+        load(sd_folder, motion=tmp_path / "adapter")
+
+
+def test_what_has_no_layers_along_time(sd_folder, tmp_path):
+    with pytest.raises(InputError, match="has no layers along time: expected the folder of a motion adapter"):
+        load(sd_folder, motion=sd_folder)
+    save_file({"decoder.weight": torch.ones(2)}, tmp_path / "vae.safetensors")
+    with pytest.raises(InputError, match="no layers along time that are known here. It looks like a VAE"):
+        load(sd_folder, motion=tmp_path / "vae.safetensors")
+
+
+def test_motion_modules_are_no_model(tmp_path):
+    save_file(released(adapter().state_dict()), tmp_path / "mm.safetensors")
+    with pytest.raises(InputError, match="pass this as motion="):
+        load(tmp_path / "mm.safetensors")
+
+
+# --- LoRAs for them
+
+
+SITE = "down_blocks.0.motion_modules.0."
+NAMES = {
+    "diffusers, old": f"unet.{SITE}transformer_blocks.0.attn1.processor.to_q_lora.{{}}.weight",
+    "diffusers": f"unet.{SITE}transformer_blocks.0.attn1.to_q.lora_{{}}.weight",
+    "released": f"{SITE}temporal_transformer.transformer_blocks.0.attention_blocks.0.processor.to_q_lora.{{}}.weight",
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+def test_a_motion_lora(sd_folder, adapter_folder, tmp_path, name: str):
+    down, up = torch.randn(2, 8), torch.randn(8, 2)
+    ends = ("A", "B") if "lora_" in name else ("down", "up")
+    save_file(
+        {name.format(end): each for end, each in zip(ends, (down, up), strict=True)}, tmp_path / "pan.safetensors"
+    )
+    model = load(sd_folder, motion=adapter_folder, lora=(tmp_path / "pan.safetensors", 0.5), dtype="float32")
+    by_hand = load(sd_folder, motion=adapter_folder, dtype="float32")
+    layer = by_hand.net.temporal.get_submodule("after.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
+    layer.weight += 0.5 * up @ down
+    assert off(look(model), look(by_hand)) < 1e-5
+    with pytest.raises(InputError, match="the temporal has LoRAs on it"):
+        save(model, tmp_path / "saved")
+
+
+def test_a_motion_lora_without_layers_along_time(sd_folder, tmp_path):
+    save_file({NAMES["diffusers"].format(end): torch.ones(2, 2) for end in "AB"}, tmp_path / "pan.safetensors")
+    with pytest.raises(InputError, match="It changes layers along time: load the model with those it was made for"):
+        load(sd_folder, lora=tmp_path / "pan.safetensors")
+
+
+def test_a_lora_for_pictures_beside_layers_along_time(sd_folder, adapter_folder, tmp_path):
+    """As AnimateDiff's domain adapter: a LoRA of the image network, by the names of its first release."""
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{}.weight"
+    weights = {name.format("down"): torch.randn(2, 8), name.format("up"): torch.randn(8, 2)}
+    torch.save({"state_dict": weights}, tmp_path / "domain.ckpt")
+    model = load(sd_folder, motion=adapter_folder, lora=tmp_path / "domain.ckpt", dtype="float32")
+    assert off(look(model), look(load(sd_folder, motion=adapter_folder, dtype="float32"))) > 1e-3
+
+
+def test_parts_of_a_live_modelscope_pipeline_share_their_weights(sd_folder):
+    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
+    pipeline.register_modules(unet=modelscope())
+    opened = parts.from_pipeline(pipeline)
+    assert opened.unet.conv_in.weight.data_ptr() == pipeline.unet.conv_in.weight.data_ptr()
+    assert opened.temporal.config.convolution

@@ -1,0 +1,274 @@
+"""Whole video models from released files and from folders, and back."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from tiny_videos import modelscope, off, shaken, two_levels, videocrafter
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from kineograph.errors import InputError
+from kineograph.models import conversion, image_adapter, pictures, videocrafter_file
+from kineograph.models.checkpoints import load
+from kineograph.models.image_adapter import ResamplerConfig
+from kineograph.models.parts import Parts
+from kineograph.models.pictures import PictureReader
+from kineograph.models.saving import save
+from kineograph.models.text import TextEncoder
+
+RESAMPLER = ResamplerConfig(reads=24, width=32, gives=32, tokens=16, depth=2, heads=2, head_width=8)
+Change = Callable[[dict[str, Tensor]], object]
+
+
+def vision() -> CLIPVisionModelWithProjection:
+    return CLIPVisionModelWithProjection(
+        CLIPVisionConfig(
+            hidden_size=24, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=28,
+            patch_size=14, projection_dim=20, hidden_act="gelu",
+        )
+    ).eval()  # fmt: skip
+
+
+def parts(folder: Path, *, shown: bool = False, **temporal) -> Parts:
+    """A tiny VideoCrafter with the VAE and text encoder of a folder."""
+    around, unet = StableDiffusionPipeline.from_pretrained(folder), two_levels()
+    reader = None
+    if shown:
+        image_adapter.put_on(unet, RESAMPLER)
+        reader = PictureReader(shaken(vision()), pictures.LAST, pictures.squashed, blank=pictures.GREY)
+    around.text_encoder.config.hidden_act = "gelu"
+    text = TextEncoder(around.tokenizer, CLIPTextModel(around.text_encoder.config).eval())
+    net = videocrafter(shaken(unet), **temporal)
+    return Parts(unet, around.vae, (text,), videocrafter_file.SCHEDULER, False, reader, net.temporal)
+
+
+@dataclass
+class Release:
+    """A released file, and the folder with the sizes of its tiny networks."""
+
+    file: Path
+    config: Path
+    tensors: dict[str, Tensor]
+
+    def changed(self, change: Change) -> Path:
+        tensors = dict(self.tensors)
+        change(tensors)
+        save_file(tensors, self.file.with_name("changed.safetensors"))
+        return self.file.with_name("changed.safetensors")
+
+
+def release(folder: Path, made: Parts, **more: Tensor) -> Release:
+    config = save(made, folder / "config")
+    last = {
+        f"cond_stage_model.model.transformer.resblocks.2.ln_1.{kind}": torch.ones(32) for kind in ("weight", "bias")
+    }
+    unread = {"cond_stage_model.model.logit_scale": torch.tensor(1.0), "betas": torch.ones(1000)}
+    tensors = videocrafter_file.released(made) | last | unread | more
+    save_file(tensors, folder / "model.safetensors")
+    return Release(folder / "model.safetensors", config, tensors)
+
+
+@pytest.fixture(scope="module")
+def text_to_video(tmp_path_factory, sd_folder) -> Release:
+    return release(tmp_path_factory.mktemp("t2v"), parts(sd_folder, frame_rate=True))
+
+
+@pytest.fixture(scope="module")
+def image_to_video(tmp_path_factory, sd_folder) -> Release:
+    return release(
+        tmp_path_factory.mktemp("i2v"), parts(sd_folder, shown=True, frame_rate=True, convolution=True),
+        scale_arr=torch.linspace(1, 0.7, 1400), **{"embedder.mean": torch.zeros(3)},
+    )  # fmt: skip
+
+
+def look(model, **told) -> Tensor:
+    z = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return model.bind(model.prompt(["a fish"], fps=8), **told)(z, 3.0)
+
+
+# --- released files
+
+
+def test_a_file_is_a_video_model(text_to_video):
+    model = load(text_to_video.file, config=text_to_video.config, dtype="float32")
+    assert model.temporal.frame_rate and model.temporal.num_frames == 8
+    assert model.temporal.entry.heads == 2 and model.temporal.solver == "euler-ancestral"
+    assert model.schedule.settings["signal_scale"] == 0.3, "as the model of this kind was trained"
+
+
+def test_the_networks_beside_it_are_read_as_diffusers_and_openclip_write_them(text_to_video, tmp_path):
+    """diffusers' converter is the oracle for the VAE."""
+    model = load(text_to_video.file, config=text_to_video.config, dtype="float32")
+    beside = {name: each for name, each in text_to_video.tensors.items() if name.startswith("first_stage_model.")}
+    theirs = AutoencoderKL.from_single_file(beside, config=str(text_to_video.config / "vae"))
+    assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in model.vae.state_dict().items())
+    open_clip = OpenCLIP({k.removeprefix("cond_stage_model.model."): v for k, v in text_to_video.tensors.items()}, 4)
+    ids = torch.tensor([[3, 1, 4, 1, 5]])
+    assert torch.allclose(model.text[0].network(ids).last_hidden_state, open_clip.text(ids, 2), atol=1e-5)
+
+
+def test_an_image_to_video_file_reads_pictures(image_to_video):
+    model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
+    assert model.schedule.settings["signal_scale"] == 0.7, "as the file says"
+    reader = model.reader
+    assert (reader.layer, reader.fit, reader.blank) == (pictures.LAST, pictures.squashed, pictures.GREY)
+    open_clip = OpenCLIP({k.removeprefix("embedder.model.visual."): v for k, v in image_to_video.tensors.items()}, 4)
+    pixels = torch.randn(1, 3, 28, 28)
+    states = reader.network(pixels, output_hidden_states=True).hidden_states[reader.layer]
+    assert torch.allclose(states, open_clip.vision(pixels, 2), atol=1e-5)
+    assert model.shown(torch.rand(1, 3, 20, 30)).shape == (1, 16, 32)
+
+
+class OpenCLIP:
+    """Both towers, written here a second time from the released code's layer names."""
+
+    def __init__(self, weights: dict[str, Tensor], heads: int) -> None:
+        self.weights, self.heads = weights, heads
+
+    def text(self, ids: Tensor, blocks: int) -> Tensor:
+        x = self.weights["token_embedding.weight"][ids] + self.weights["positional_embedding"][: ids.shape[1]]
+        mask = torch.full((ids.shape[1], ids.shape[1]), float("-inf")).triu(1)
+        for number in range(blocks):
+            x = self.block(x, number, mask)
+        return self.norm(x, "ln_final")
+
+    def vision(self, pixels: Tensor, blocks: int) -> Tensor:
+        patches = nn.functional.conv2d(pixels, self.weights["conv1.weight"], stride=14).flatten(2).mT
+        first = self.weights["class_embedding"].expand(len(pixels), 1, -1)
+        x = self.norm(torch.cat([first, patches], 1) + self.weights["positional_embedding"], "ln_pre")
+        for number in range(blocks):
+            x = self.block(x, number, None)
+        return x
+
+    def block(self, x: Tensor, number: int, mask: Tensor | None) -> Tensor:
+        name = f"transformer.resblocks.{number}"
+        attention = nn.MultiheadAttention(x.shape[-1], self.heads, batch_first=True)
+        attention.load_state_dict({key: self.weights[f"{name}.attn.{key}"] for key in attention.state_dict()})
+        normed = self.norm(x, f"{name}.ln_1")
+        x = x + attention(normed, normed, normed, attn_mask=mask, need_weights=False)[0]
+        inside = self.linear(self.norm(x, f"{name}.ln_2"), f"{name}.mlp.c_fc")
+        return x + self.linear(nn.functional.gelu(inside), f"{name}.mlp.c_proj")
+
+    def norm(self, x: Tensor, name: str) -> Tensor:
+        return nn.functional.layer_norm(x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return nn.functional.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+
+@pytest.mark.parametrize("wrapped", ["state_dict", "module"])
+def test_lightning_and_deepspeed_checkpoints(text_to_video, tmp_path, wrapped: str):
+    prefix = {"state_dict": "", "module": "_forward_module."}[wrapped]
+    tensors = {prefix + name: each for name, each in text_to_video.tensors.items()}
+    torch.save({wrapped: tensors, "epoch": 3}, tmp_path / "model.ckpt")
+    model = load(tmp_path / "model.ckpt", config=text_to_video.config, dtype="float32")
+    assert off(look(model), look(load(text_to_video.file, config=text_to_video.config, dtype="float32"))) < 1e-5
+
+
+TABLE = "model.diffusion_model.input_blocks.1.2.transformer_blocks.0.attn1.relative_position_k.embeddings_table"
+WRONG: dict[str, tuple[Change, str]] = {
+    "a tensor is missing": (lambda t: t.pop(TABLE), r"1 are missing \(.*input_blocks\.1\.2.*embeddings_table"),
+    "one is left over": (
+        lambda t: t.update({"model.diffusion_model.extra.weight": torch.ones(2)}), r"1 are not known \(.*extra\.weight"
+    ),
+    "one has another shape": (
+        lambda t: t.update({TABLE: torch.ones(5, 4)}), r"1 are of another shape \(.*is 5 x 4, expected 17 x 4"
+    ),
+    "the downsamplers are missing": (
+        lambda t: [t.pop(name) for name in list(t) if ".op." in name], "no architecture can be told"
+    ),
+    "a stranger": (lambda t: t.update(stranger=torch.ones(2)), r"has 1 tensors that are of no part of one \(strange"),
+    "there is no VAE": (
+        lambda t: [t.pop(name) for name in list(t) if name.startswith("first_stage")], "has no VAE"
+    ),
+    "the VAE lacks a tensor": (
+        lambda t: t.pop("first_stage_model.quant_conv.bias"), r"the VAE in .* 1 are missing \(quant_conv\.bias\)"
+    ),
+    "the text encoder lacks a tensor": (
+        lambda t: t.pop("cond_stage_model.model.ln_final.bias"), r"the text encoder in .* 1 are missing \(ln_final"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_with_a_file_is_named(text_to_video, change: Change, said: str):
+    with pytest.raises(InputError, match=said):
+        load(text_to_video.changed(change), config=text_to_video.config, dtype="float32")
+
+
+# --- folders
+
+
+@pytest.mark.parametrize("kind", ["text_to_video", "image_to_video"])
+def test_a_released_file_through_a_folder_is_the_same_file(kind: str, request, tmp_path):
+    made: Release = request.getfixturevalue(kind)
+    folder = conversion.to_folder(made.file, tmp_path / "folder", config=made.config)
+    back = load_file(conversion.to_file(folder, tmp_path / "back.safetensors"))
+    assert back.keys() == made.tensors.keys()
+    assert all(torch.equal(back[name], each) and back[name].dtype == each.dtype for name, each in made.tensors.items())
+    again = torch.load(conversion.to_file(folder, tmp_path / "back.ckpt"), weights_only=True)["state_dict"]
+    assert again.keys() == back.keys()
+
+
+def test_a_saved_model_is_the_same_model(image_to_video, tmp_path):
+    model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
+    again = load(save(model, tmp_path / "saved"), dtype="float32")
+    weights = again.net.state_dict()
+    assert all(torch.equal(weights[name], each) for name, each in model.net.state_dict().items())
+    picture = torch.rand(1, 3, 20, 30)
+    assert off(look(again), look(model)) < 1e-5
+    assert off(again.shown(picture), model.shown(picture)) < 1e-5
+    assert off(again.shown(None), model.shown(None)) < 1e-5
+    assert again.schedule == model.schedule and again.temporal == model.temporal
+
+
+def test_diffusers_opens_the_image_model_of_a_folder(text_to_video):
+    pipeline = StableDiffusionPipeline.from_pretrained(text_to_video.config)
+    assert torch.equal(
+        pipeline.unet.conv_in.weight, text_to_video.tensors["model.diffusion_model.input_blocks.0.0.weight"]
+    )
+
+
+def test_saving_leaves_nothing_half_written(text_to_video, tmp_path, monkeypatch):
+    model = load(text_to_video.config, dtype="float32")
+    monkeypatch.setattr("kineograph.models.video_folder.write_temporal", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save(model, tmp_path / "saved")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match="is there already"):
+        save(model, tmp_path)
+
+
+def test_a_folder_with_damaged_layers_along_time(text_to_video, tmp_path):
+    folder = save(load(text_to_video.config, dtype="float32"), tmp_path / "saved")
+    weights = folder / "temporal" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    gone = next(iter(tensors))
+    save_file({name: each for name, each in tensors.items() if name != gone}, weights)
+    with pytest.raises(InputError, match="1 are missing"):
+        load(folder)
+    config = json.loads((folder / "temporal" / "config.json").read_text())
+    (folder / "temporal" / "config.json").write_text(json.dumps(config | {"flavour": "sweet"}))
+    with pytest.raises(InputError, match="from a newer Kineograph"):
+        load(folder)
+
+
+def test_a_folder_with_modelscopes_network(sd_folder, tmp_path):
+    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
+    net = modelscope(cross_attention_dim=32)
+    pipeline.save_pretrained(tmp_path / "zeroscope")
+    index = json.loads((tmp_path / "zeroscope" / "model_index.json").read_text())
+    index |= {"_class_name": "TextToVideoSDPipeline", "unet": ["diffusers", "UNet3DConditionModel"]}
+    (tmp_path / "zeroscope" / "model_index.json").write_text(json.dumps(index))
+    for old in (tmp_path / "zeroscope" / "unet").iterdir():
+        old.unlink()
+    net.save_pretrained(tmp_path / "zeroscope" / "unet", safe_serialization=False)  # as ZeroScope's is
+    model = load(tmp_path / "zeroscope", dtype="float32")
+    assert model.temporal.convolution and not model.temporal.frame_rate
+    assert off(look(load(save(model, tmp_path / "saved"), dtype="float32")), look(model)) < 1e-5
