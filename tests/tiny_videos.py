@@ -49,22 +49,32 @@ def adapter(**settings) -> MotionAdapter:
     return shaken(MotionAdapter(**shape))
 
 
-def two_levels(reads: int = 32) -> UNet2DConditionModel:
+def two_levels(**settings) -> UNet2DConditionModel:
     """Shaped like Stable Diffusion 2.x, with heads four wide, for a VideoCrafter."""
     torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=reads,
-        attention_head_dim=(2, 4), use_linear_projection=True, down_block_types=(CROSS, PLAIN),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()  # fmt: skip
+    shape = {
+        "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
+        "cross_attention_dim": 32, "attention_head_dim": (2, 4), "use_linear_projection": True,
+        "down_block_types": (CROSS, PLAIN), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    } | settings  # fmt: skip
+    return UNet2DConditionModel(**shape).eval()
 
 
-def videocrafter(unet: UNet2DConditionModel, **settings) -> VideoUNet:
+def videocrafter(unet: UNet2DConditionModel, *, head_width: int = 4, **settings) -> VideoUNet:
     """With layers along time like VideoCrafter1's: a transformer everywhere, with relative positions."""
-    transformer = TransformerConfig(head_width=4, relative=8)
+    transformer = TransformerConfig(head_width=head_width, relative=8)
     config = TemporalConfig(
         num_frames=8, entry=transformer.model_copy(update={"heads": 2}), transformer=transformer,
         solver="euler-ancestral", **settings,
+    )  # fmt: skip
+    return VideoUNet(unet, shaken(TemporalLayers(unet, config)))
+
+
+def vidrd(unet: UNet2DConditionModel) -> VideoUNet:
+    """With layers along time like VidRD's, for image networks whose heads are 16 wide."""
+    config = TemporalConfig(
+        num_frames=8, entry=TransformerConfig(heads=8, head_width=8, attentions=1, misread=True), convolution=True,
+        in_block=TransformerConfig(head_width=16, positions=128), joint_norms=True, groups=32,
     )  # fmt: skip
     return VideoUNet(unet, shaken(TemporalLayers(unet, config)))
 

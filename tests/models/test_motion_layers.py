@@ -43,7 +43,7 @@ def released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
                 name = name.replace(f".{outside}.", f".temporal_transformer.{outside}.")
         if ".pos_embed.pe" in name:
             for number in (0, 1):
-                renamed[name.replace(".pos_embed.pe", f".attention_blocks.{number}.pos_encoder.pe")] = each
+                renamed[name.replace(".pos_embed.pe", f".attention_blocks.{number}.pos_encoder.pe")] = each.clone()
         else:
             renamed[name] = each
     return renamed
@@ -89,6 +89,17 @@ def test_a_released_file_is_the_same_as_the_folder(sd_folder, tmp_path, settings
     assert off(look(got), look(wanted)) < 1e-5
 
 
+def test_a_repository(sd_folder, adapter_folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **options: asked.append((name, options["allow_patterns"])) or str(adapter_folder),
+    )
+    model = load(sd_folder, motion="someone/motion-adapter", dtype="float32")
+    assert model.settings["motion"] == "someone/motion-adapter"
+    assert asked[-1][0] == "someone/motion-adapter" and "diffusion_pytorch_model.safetensors" in asked[-1][1]
+
+
 def test_an_open_adapter(sd_folder, adapter_folder):
     model = load(sd_folder, motion=adapter(), dtype="float32")
     assert off(look(model), look(load(sd_folder, motion=adapter_folder, dtype="float32"))) < 1e-5
@@ -120,21 +131,24 @@ def test_the_layers_of_a_saved_video_model(sd_folder, adapter_folder, tmp_path):
 
 def test_the_layers_of_a_modelscope_folder(sd_folder, tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
-    pipeline.register_modules(unet=modelscope(**WIDE, **{
+    blocks = {
         "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-        "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "attention_head_dim": 4,
-    }))  # fmt: skip
+        "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    }
+    pipeline.register_modules(unet=modelscope(**WIDE, **blocks, attention_head_dim=4))
     pipeline.save_pretrained(tmp_path / "modelscope")
     model = load(sd_folder, motion=tmp_path / "modelscope", dtype="float32")
     assert model.temporal.convolution and model.temporal.entry is not None
 
 
-def test_the_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp_path, monkeypatch):
-    net = videocrafter(shaken(two_levels()), frame_rate=True)
+def test_the_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp_path):
+    shape = {"block_out_channels": (64, 64), "attention_head_dim": (1, 1), "norm_num_groups": 32}  # as files have it
+    net = videocrafter(shaken(two_levels(**shape)), head_width=64, frame_rate=True)
     save_file(videocrafter_layout.released(net), tmp_path / "videocrafter.safetensors")
-    tiny = videocrafter_layout.RELEASED._replace(head_width=4, groups=4)
-    monkeypatch.setattr(videocrafter_layout.network, "__defaults__", (tiny,))  # files do not say so
-    model = load(sd_folder, motion=tmp_path / "videocrafter.safetensors", dtype="float32")
+    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
+    pipeline.register_modules(unet=two_levels(**shape))
+    pipeline.save_pretrained(tmp_path / "wide")
+    model = load(tmp_path / "wide", motion=tmp_path / "videocrafter.safetensors", dtype="float32")
     assert model.temporal.frame_rate and model.schedule.settings["signal_scale"] == 0.3
 
 
@@ -153,9 +167,16 @@ def test_layers_for_a_network_of_other_depth(sd_folder, tmp_path):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
-def test_layers_for_a_network_that_reads_other_tokens(sdxl_folder, sd_folder, adapter_folder, tmp_path):
+def test_layers_for_a_network_that_reads_other_tokens(make_sd, sd_folder, adapter_folder, tmp_path):
     folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
+    make_sd(reads=48).save_pretrained(tmp_path / "other")
     with pytest.warns(InputWarning, match="they fit, but may not move it well"):
+        load(tmp_path / "other", motion=folder)
+
+
+def test_layers_for_a_network_with_transformers_elsewhere(sdxl_folder, sd_folder, adapter_folder, tmp_path):
+    folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
+    with pytest.raises(InputError, match=r"do not fit around this image network.*are missing"):
         load(sdxl_folder, motion=folder)
 
 
@@ -169,7 +190,7 @@ def test_a_pipelines_own_scheduler_that_says_otherwise(sd_folder, adapter_folder
 
 def test_pias_layers_are_refused(sd_folder, tmp_path):
     adapter(conv_in_channels=9).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(InputError, match="PIA"):
+    with pytest.raises(InputError, match="^these are PIA"):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
@@ -210,7 +231,7 @@ def test_a_motion_lora(sd_folder, adapter_folder, tmp_path, name: str):
     layer = by_hand.net.temporal.get_submodule("after.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
     layer.weight += 0.5 * up @ down
     assert off(look(model), look(by_hand)) < 1e-5
-    with pytest.raises(InputError, match="the temporal has LoRAs on it"):
+    with pytest.raises(InputError, match="temporal has LoRAs on it"):
         save(model, tmp_path / "saved")
 
 

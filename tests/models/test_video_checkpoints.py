@@ -9,17 +9,18 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tiny_videos import modelscope, off, shaken, two_levels, videocrafter
+from tiny_videos import modelscope, off, shaken, two_levels, videocrafter, vidrd
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
-from kineograph.models import conversion, image_adapter, pictures, videocrafter_file
+from kineograph.models import conversion, image_adapter, pictures, videocrafter_file, vidrd_layout
 from kineograph.models.checkpoints import load
 from kineograph.models.image_adapter import ResamplerConfig
 from kineograph.models.parts import Parts
 from kineograph.models.pictures import PictureReader
 from kineograph.models.saving import save
+from kineograph.models.schedule import Schedule
 from kineograph.models.text import TextEncoder
 
 RESAMPLER = ResamplerConfig(reads=24, width=32, gives=32, tokens=16, depth=2, heads=2, head_width=8)
@@ -202,6 +203,37 @@ def test_what_is_wrong_with_a_file_is_named(text_to_video, change: Change, said:
         load(text_to_video.changed(change), config=text_to_video.config, dtype="float32")
 
 
+@pytest.mark.parametrize(("scale", "terminal"), [(None, 4.7e-3), (0.3, 4.2e-4), (0.7, 2.3e-3)])
+def test_the_signal_falls_to_its_scale_and_stays(scale: float | None, terminal: float):
+    """papers.md, 4a, the signal-to-noise ratios of the last timestep."""
+    stock = Schedule.from_config(videocrafter_file.SCHEDULER)
+    scaled = Schedule.from_config(videocrafter_file.SCHEDULER | {"signal_scale": scale})
+    ratios = [ours / theirs for ours, theirs in zip(stock.sigmas, scaled.sigmas, strict=True)]
+    assert scaled.sigmas[-1] ** -2 == pytest.approx(terminal, rel=0.02)
+    assert ratios[0] == 1 and ratios[399:] == pytest.approx([scale or 1.0] * 601)
+    assert ratios[200] == pytest.approx(1 + ((scale or 1.0) - 1) * 200 / 399)
+
+
+# --- VidRD
+
+
+def test_a_vidrd_file_takes_the_rest_from_its_image_model(sd_folder, tmp_path):
+    shape = {"block_out_channels": (32, 64), "norm_num_groups": 8}
+    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
+    pipeline.register_modules(unet=two_levels(**shape))
+    pipeline.save_pretrained(tmp_path / "sd")
+    net = vidrd(shaken(two_levels(**shape)))
+    text = {f"text_encoder.text_model.{name}": each + 1 for name, each in pipeline.text_encoder.state_dict().items()}
+    torch.save({"state_dict": vidrd_layout.released(net) | text}, tmp_path / "vidrd.ckpt")
+    model = load(tmp_path / "vidrd.ckpt", config=tmp_path / "sd", dtype="float32")
+    weights = model.net.state_dict()
+    assert all(torch.equal(weights[name], each) for name, each in net.state_dict().items())
+    assert torch.equal(model.text[0].network.final_layer_norm.bias, pipeline.text_encoder.final_layer_norm.bias + 1)
+    assert model.temporal.in_block.positions == 128 and model.temporal.joint_norms
+    with pytest.raises(InputError, match="pass config= the folder or repository of Stable Diffusion 2.1 base"):
+        load(tmp_path / "vidrd.ckpt")
+
+
 # --- folders
 
 
@@ -259,7 +291,7 @@ def test_a_folder_with_damaged_layers_along_time(text_to_video, tmp_path):
         load(folder)
 
 
-def test_a_folder_with_modelscopes_network(sd_folder, tmp_path):
+def test_a_folder_with_modelscopes_network(sd_folder, tmp_path, monkeypatch):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     net = modelscope(cross_attention_dim=32)
     pipeline.save_pretrained(tmp_path / "zeroscope")
@@ -272,3 +304,11 @@ def test_a_folder_with_modelscopes_network(sd_folder, tmp_path):
     model = load(tmp_path / "zeroscope", dtype="float32")
     assert model.temporal.convolution and not model.temporal.frame_rate
     assert off(look(load(save(model, tmp_path / "saved"), dtype="float32")), look(model)) < 1e-5
+
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **options: asked.append(options["allow_patterns"]) or str(tmp_path / "zeroscope"),
+    )
+    assert load("someone/zeroscope").temporal == model.temporal
+    assert [any(each.endswith(".bin") for each in patterns) for patterns in asked] == [False, True], "where it must"

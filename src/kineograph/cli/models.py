@@ -18,6 +18,11 @@ PIPELINES = {
     "StableDiffusionXLPipeline": "SD XL",
     "StableDiffusionInstructPix2PixPipeline": "InstructPix2Pix",
 }
+ON_POCKET = {
+    "edit": "InstructPix2Pix, small",
+    "video": "VideoCrafter1 (text to video), small",
+    "animate": "VideoCrafter1 (image to video), small",
+}
 TO_FETCH = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 
 
@@ -51,10 +56,11 @@ def models(json: Json = False) -> None:
 
 
 def built_in() -> Iterator[Known]:
-    """The pocket model, and what it edits with, when they were installed with their weights."""
+    """The pocket model, and what it becomes, when they were installed with their weights."""
     if (POCKET / "model_index.json").exists():
         yield Known("pocket", "SD 1.x, small; with ControlNets canny, depth, pose", "built in", _megabytes(POCKET))
-        yield Known("pocket-edit", "InstructPix2Pix, small", "built in, on pocket", _megabytes(POCKET / "edit"))
+        for name, family in ON_POCKET.items():
+            yield Known(f"pocket-{name}", family, "built in, on pocket", _megabytes(POCKET / name))
 
 
 def _megabytes(folder: Path) -> int:

@@ -90,6 +90,8 @@ def told_from(tensors: Tensors, what: str) -> Iterator[None]:
     """
     try:
         yield
+    except InputError:
+        raise
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise InputError(
             f"{what}, but by its tensors no architecture can be told ({error}): fetch the file again. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,12 +16,14 @@ from kineograph.models import (
     concepts,
     controls,
     hub,
+    ip_adapters,
     motion_layers,
     parts,
     placement,
     pocket_models,
     single_file,
     tensor_files,
+    vaes,
     videocrafter_file,
     videocrafter_layout,
     vidrd_file,
@@ -33,7 +34,7 @@ from kineograph.models.concepts import Concepts
 from kineograph.models.hub import Hub
 from kineograph.models.model import Model
 from kineograph.models.motion_layers import MotionSource
-from kineograph.models.parts import DAMAGE, INDEX, Parts, Pipeline
+from kineograph.models.parts import INDEX, Parts, Pipeline
 from kineograph.models.placement import Placement
 from kineograph.models.saving import VOCABULARY
 from kineograph.models.schedule import Schedule
@@ -47,7 +48,6 @@ VIDEO_FILES = (
     (videocrafter_layout.is_one, videocrafter_file.open_parts),
     (vidrd_layout.is_one, vidrd_file.open_parts),
 )
-VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
 
 Source = str | Path | Pipeline
 
@@ -58,6 +58,7 @@ def load(
     motion: MotionSource | None = None,
     lora: Loras | None = None,
     textual_inversion: Concepts | None = None,
+    ip_adapter: str | Path | None = None,
     controlnet: controls.Source | Mapping[str, controls.Source] | None = None,
     vae: str | Path | AutoencoderKL | None = None,
     config: str | Path | None = None,
@@ -82,6 +83,8 @@ def load(
         motion modules (a folder, repository or released file), or any video model, whose image network is left.
     lora: a file, folder or repository, alone or as (lora, scale); or a list of those. AnimateDiff's motion LoRAs too.
     textual_inversion: a file, folder or repository; a list of those; or {word: file} to choose the words.
+    ip_adapter: the file of an IP-Adapter, with its encoder in a folder `image_encoder` beside it, or a repository laid
+        out like h94/IP-Adapter: then the model is shown pictures, see `kineograph.animate`.
     controlnet: {kind: folder, repository or network}, where the kind is any name, such as "canny"; or one alone, that
         serves whatever control is asked for. The pocket model comes with canny, depth and pose.
     vae: another VAE than the model's own: a file, folder, repository or network.
@@ -106,6 +109,8 @@ def load(
         opened = _opened(source or "pocket", config, prediction_type, place, ask)
     if motion is not None:
         opened = _moved(opened, motion, source, ask)
+    if ip_adapter is not None:
+        opened = ip_adapters.attach(opened, ip_adapter, ask)
     for each, scale in adapters.listed(lora):
         adapters.attach(opened.networks, each, scale, ask)
     for word, each in concepts.listed(textual_inversion):
@@ -117,7 +122,7 @@ def load(
     if source in POCKETS:
         nets = controls.of_pocket(POCKET, place) | nets
     if vae is not None:
-        opened = opened._replace(vae=_another_vae(vae, opened.vae, ask))
+        opened = opened._replace(vae=vaes.another(vae, opened.vae, ask))
     if prediction_type is not None:
         opened = opened._replace(scheduler={**opened.scheduler, "prediction_type": prediction_type})
     arguments = {
@@ -125,6 +130,7 @@ def load(
         "motion": motion,
         "lora": adapters.listed(lora),
         "textual_inversion": textual_inversion,
+        "ip_adapter": ip_adapter,
         "controlnet": controlnet,
         "vae": vae,
         "config": config,
@@ -171,25 +177,6 @@ def _pocket() -> Path:
     return POCKET
 
 
-def _another_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, ask: Hub) -> AutoencoderKL:
-    opened = vae if isinstance(vae, AutoencoderKL) else _opened_vae(vae, own, ask)
-    here, expected = opened.config.latent_channels, own.config.latent_channels
-    if here != expected:
-        raise InputError(f"the VAE makes latents of {here} channels, and the model draws {expected}: pass another")
-    return opened
-
-
-def _opened_vae(vae: str | Path, own: AutoencoderKL, ask: Hub) -> AutoencoderKL:
-    path = hub.local(vae) or hub.fetch_folder(str(vae), VAE_FILES, ask._replace(revision=None))
-    if path.is_file():
-        return single_file.open_vae(path, own)
-    folder = path if (path / "config.json").is_file() else path / "vae"
-    try:
-        return AutoencoderKL.from_pretrained(folder, dtype=own.dtype, local_files_only=True)
-    except DAMAGE as error:
-        raise InputError(f"{vae} is no VAE in diffusers layout, or damaged: {error}") from error
-
-
 def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, arguments: Mapping[str, Any]) -> Model:
     readers = [] if opened.reader is None else [opened.reader.network]
     for network in (*opened.networks.values(), opened.vae, *readers):
@@ -201,7 +188,7 @@ def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, a
     live = any(isinstance(each, Pipeline | MotionAdapter | AutoencoderKL | ControlNetModel) for each in given)
     return Model(
         net=VideoUNet(opened.unet, opened.temporal),
-        vae=_without_overflow(opened.vae),
+        vae=vaes.without_overflow(opened.vae),
         text=opened.text,
         schedule=Schedule.from_config(opened.scheduler),
         name=_name(arguments["source"]),
@@ -215,15 +202,9 @@ def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, a
     )
 
 
-def _without_overflow(vae: AutoencoderKL) -> AutoencoderKL:
-    """SDXL's VAE, and any that does not deny it, leaves the range of float16; an open pipeline keeps its own."""
-    overflows = vae.dtype == torch.float16 and vae.config.force_upcast
-    return copy.deepcopy(vae).float() if overflows else vae
-
-
 def _name(source: Source) -> str:
     if isinstance(source, Pipeline):
-        return source.config.get("_name_or_path") or type(source).__name__
+        return str(source.config.get("_name_or_path") or type(source).__name__)
     path = Path(source).expanduser()
     return path.name if path.exists() else str(source)
 

@@ -21,7 +21,8 @@ from kineograph.models import attention
 from kineograph.models.attention import Memory, See, own
 from kineograph.models.image_tokens import Text
 from kineograph.models.rooms import check_settings
-from kineograph.models.unet import Told, down, embedded_time, middle, prepare_text
+from kineograph.models.unet import embedded_time, prepare_text
+from kineograph.models.walk import Told, down, middle
 
 Maps = Float[Tensor, "f 3 H W"]
 Cues = Float[Tensor, "f d h w"]

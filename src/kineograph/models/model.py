@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,10 +16,11 @@ from kineograph.condition import Condition
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.models import text, windows
+from kineograph.models import frames_of, text, windows
 from kineograph.models.attention import Memory, See, own
 from kineograph.models.controlnet import VideoControlNet
 from kineograph.models.controls import ANY, Open
+from kineograph.models.frames_of import Frames
 from kineograph.models.image_tokens import Text
 from kineograph.models.pictures import PictureReader, Pictures
 from kineograph.models.schedule import Network, Schedule
@@ -27,8 +28,6 @@ from kineograph.models.temporal_layers import TemporalConfig
 from kineograph.models.text import Pooled, TextEncoder
 from kineograph.models.unet import VideoUNet
 
-Frames = Float[Tensor, "b f 3 H W"]
-PIXELS_AT_ONCE = 512 * 512
 FPS = 8.0
 
 
@@ -90,7 +89,7 @@ class Model:
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise InputError(
                 f"expected height and width to be multiples of {self.factor} above 0, got {height} x {width}; "
-                f"{_nearest(height, self.factor)} x {_nearest(width, self.factor)} is near"
+                f"{frames_of.nearest(height, self.factor)} x {frames_of.nearest(width, self.factor)} is near"
             )
         return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
@@ -167,7 +166,7 @@ class Model:
             memory: Memory | None = {} if z.shape[1] > chunk_size else None
             walked = [
                 self.net(part, t, condition, see=see, frames=numbers, memory=memory, text=told)
-                for numbers, part in _chunks(z.to(self.device), chunk_size)
+                for numbers, part in frames_of.chunks(z.to(self.device), chunk_size)
             ]
             return torch.cat(walked, dim=1).to(z.device)
 
@@ -203,7 +202,9 @@ class Model:
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         encoded = [
             self.vae.encode((2 * part.flatten(0, 1) - 1).to(self.device, self.vae.dtype)).latent_dist.mode().float()
-            for _, part in _chunks(frames, chunk_size or _at_once(frames.shape[-2] * frames.shape[-1]))
+            for _, part in frames_of.chunks(
+                frames, chunk_size or frames_of.at_once(frames.shape[-2] * frames.shape[-1])
+            )
         ]
         latents = [part.unflatten(0, (len(frames), -1)) for part in encoded]
         return (scale * (torch.cat(latents, dim=1) - shift)).to(frames.device)
@@ -218,41 +219,13 @@ class Model:
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
         decoded = []
-        for numbers, part in _chunks(latents, chunk_size or _at_once(pixels)):
+        for numbers, part in frames_of.chunks(latents, chunk_size or frames_of.at_once(pixels)):
             z = (part.flatten(0, 1) / scale + shift).to(self.device, self.vae.dtype)
             frames = self.vae.decode(z).sample.float().cpu().unflatten(0, (len(latents), -1))
-            _refuse_nan(frames, numbers)
+            frames_of.refuse_nan(frames, numbers)
             decoded.append((frames / 2 + 0.5).clamp(0, 1))
         return torch.cat(decoded, dim=1)
 
     def unknown_words(self, said: str) -> list[str]:
         """The words of a text that the model has never seen; none when it has no list of the words it knows."""
         return [] if self.vocabulary is None else text.unknown_words(said, self.vocabulary)
-
-
-def _chunks(x: Tensor, size: int) -> Iterator[tuple[range, Tensor]]:
-    """Frames in parts of at most `size`, each with its numbers."""
-    if size < 1:
-        raise InputError(f"expected a chunk_size of at least 1 frame, got {size}")
-    for start in range(0, x.shape[1], size):
-        numbers = range(start, min(start + size, x.shape[1]))
-        yield numbers, x[:, numbers.start : numbers.stop]
-
-
-def _at_once(pixels: int) -> int:
-    return max(1, PIXELS_AT_ONCE // pixels)
-
-
-def _nearest(length: int, factor: int) -> int:
-    return max(1, round(length / factor)) * factor
-
-
-def _refuse_nan(frames: Frames, numbers: range) -> None:
-    broken = ~torch.isfinite(frames).flatten(2).all(2)
-    if broken.any():
-        sample, at = broken.nonzero()[0].tolist()
-        raise ValueError(
-            f"frame {numbers[at]} (video {sample} of the batch) holds NaN or infinity after the VAE. "
-            "Latents that are none already, or half precision that overflows, are the usual causes: "
-            "load the model with dtype=float32"
-        )

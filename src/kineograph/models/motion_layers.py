@@ -69,11 +69,12 @@ def put_around(opened: Parts, source: MotionSource, ask: Hub) -> Parts:
     other tokens.
     """
     motion, unet = open_motion(source, ask), opened.unet
-    _check(motion, unet)
+    _refuse_other_widths(motion, unet)
     with init_empty_weights(include_buffers=False):
         layers = TemporalLayers(unet, motion.config)
     what = f"the layers along time of {motion.name} do not fit around this image network"
     places.fill(layers, motion.tensors, motion.layout(layers, motion.tensors), what)
+    _warn_of_other_tokens(motion, unet)
     return opened._replace(temporal=layers.eval(), scheduler={**opened.scheduler, **motion.scheduler})
 
 
@@ -143,7 +144,7 @@ def _from_weights(folder: Path, config: Mapping[str, Any]) -> Motion:
     if config.get("_class_name") == "MotionAdapter":
         return _from_adapter(str(folder), tensors, config)
     told = video_folder.temporal_config(folder)
-    return Motion(str(folder), told, (), None, tensors, lambda layers, _: places.same(layers.state_dict()), {})
+    return Motion(str(folder), told, (), None, tensors, _as_here, {})
 
 
 def _from_adapter(name: str, tensors: Tensors, said: Mapping[str, Any]) -> Motion:
@@ -158,28 +159,35 @@ def _from_network(
 ) -> Motion:
     assert temporal is not None
     widths, reads = tuple(unet.config.block_out_channels), unet.config.cross_attention_dim
-    tensors = temporal.state_dict()
-    layout = places.same(tensors)
     noise = {name: scheduler.get(name) for name in NOISE}
-    return Motion(name, temporal.config, widths, reads, tensors, lambda *_: layout, noise)
+    return Motion(name, temporal.config, widths, reads, temporal.state_dict(), _as_here, noise)
 
 
-def _check(motion: Motion, unet: UNet2DConditionModel) -> None:
-    widths, reads = tuple(unet.config.block_out_channels), unet.config.cross_attention_dim
+def _as_here(layers: nn.Module, _: Tensors) -> Layout:
+    return places.same(layers.state_dict())
+
+
+def _refuse_other_widths(motion: Motion, unet: UNet2DConditionModel) -> None:
+    widths = tuple(unet.config.block_out_channels)
     if motion.widths and motion.widths != widths:
         raise InputError(
             f"the layers along time of {motion.name} are for {_network(motion.widths, motion.reads)}, and this is "
-            f"{_network(widths, reads)}: take layers made for it, or another image model"
+            f"{_network(widths, unet.config.cross_attention_dim)}: take layers made for it, or another image model"
         )
+
+
+def _warn_of_other_tokens(motion: Motion, unet: UNet2DConditionModel) -> None:
+    reads = unet.config.cross_attention_dim
     if motion.reads not in (None, reads):
         warnings.warn(
             f"the layers along time of {motion.name} were trained with {_network(motion.widths, motion.reads)}, and "
-            f"this is {_network(widths, reads)}: they fit, but may not move it well",
+            f"this is {_network(motion.widths, reads)}: they fit, but may not move it well",
             InputWarning,
             stacklevel=4,
         )
 
 
 def _network(widths: tuple[int, ...], reads: int | None) -> str:
+    told = f" that reads tokens {reads} wide" if reads else ""
     kind = f" ({KINDS[reads]})" if reads in KINDS else ""
-    return f"an image network with blocks {', '.join(map(str, widths))} wide{kind}"
+    return f"an image network with blocks {', '.join(map(str, widths))} wide{told}{kind}"

@@ -1,4 +1,4 @@
-"""The models that come with Kineograph beside the pocket model itself: changes of it, put on when they are asked for."""
+"""The models that come with Kineograph beside the pocket model: changes of it, put on when they are asked for."""
 
 from __future__ import annotations
 

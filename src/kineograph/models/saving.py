@@ -67,7 +67,7 @@ def parts_of(model: Model) -> Parts:
 
 def _refuse_adapters(name: str, network: nn.Module) -> None:
     if any(isinstance(layer, LoraLayer) for layer in network.modules()):
-        raise InputError(f"the {name} has LoRAs on it, which a folder has no place for: load the model without them")
+        raise InputError(f"{name} has LoRAs on it, which a folder has no place for: load the model without them")
 
 
 def _write(parts: Parts, folder: Path) -> None:

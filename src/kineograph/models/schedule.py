@@ -113,9 +113,7 @@ class Schedule:
         low, high = self.norms[int(below)], self.norms[min(int(below) + 1, len(self.norms) - 1)]
         return (low + part * (high - low)) / math.hypot(1, sigma)
 
-    def noised(
-        self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]
-    ) -> tuple[Latents, Float[Tensor, " b"]]:
+    def noised(self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> tuple[Latents, Float[Tensor, " b"]]:
         """What the network sees of clean latents in training, z_t = a_t x0 + b_t noise; and each sample's level."""
         a, b = self._signal_and_noise(x0, timesteps)
         return a * x0 + b * noise, (b / a).flatten()

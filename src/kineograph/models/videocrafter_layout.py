@@ -23,7 +23,7 @@ from kineograph.models.unet import VideoUNet
 
 UNET = "model.diffusion_model."
 RESAMPLER = "image_proj_model."
-MARKS = (f"{UNET}init_attn.", ".temopral_conv.")
+MARKS = (f"{UNET}init_attn.", ".temopral_conv.", ".relative_position_k.")
 FPS = {"fps.embedding.linear_1": "fps_embedding.0", "fps.embedding.linear_2": "fps_embedding.2"}
 BEHIND_SPATIAL = re.compile(r"((?:in|out)put_blocks\.\d+|middle_block)\.1\.")
 

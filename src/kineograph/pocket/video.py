@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -35,22 +36,38 @@ from kineograph.pocket.films import FRAMES
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.text import captions_as_ids
-from kineograph.pocket.unet import CELLS, HEAVIEST, SCHEDULER, THING, UNTOLD
+from kineograph.pocket.unet import CELLS, SCHEDULER, THING, UNTOLD
 from kineograph.pocket.words import ids
 
-LEVEL, SPREAD, UNIFORM = 1.0, 1.0, 0.1
+LEVEL, SPREAD, UNIFORM = 1.6, 0.9, 0.05
+HEAVIEST = 64.0  # weight of a level: an error of the picture weighs alike up to a sigma of 8
 RATIO = 2.0  # parts of noise that all frames share to one of a frame's own: of its variance, four fifths
 APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
 SHORT = 0.6  # until this progress clips of half the frames, twice as many of them; then whole ones
-PLAIN = 0.7  # until this progress films of one thing before a still camera
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames
 TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, widening=2)
 TEXT_TO_VIDEO = TemporalConfig(
     num_frames=FRAMES, entry=TRANSFORMER, transformer=TRANSFORMER, frame_rate=True, noise_ratio=RATIO
 )
 
+
+def goes_straight(fact: dict[str, Any]) -> bool:
+    """Whether all that moves is one thing, straight on."""
+    return is_plain(fact) and fact["things"][0]["motion"] in ("left", "right", "up", "down")
+
+
+def is_plain(fact: dict[str, Any]) -> bool:
+    """Whether there is one thing, before a camera that stands still: then all that moves is told."""
+    return len(fact["things"]) == 1 and fact["camera"] == "still"
+
+
+def is_any(fact: dict[str, Any]) -> bool:
+    return True
+
+
+LESSONS = ((0.35, goes_straight), (0.8, is_plain), (inf, is_any))  # until which progress there are which films
+
 Rng = np.random.Generator
-Ready = Callable[[VideoUNet], Any]
 
 
 class Films(nn.Module):
@@ -85,11 +102,6 @@ def learnt(films: Films) -> dict[str, Tensor]:
     return {name: films.net.state_dict()[name].detach().cpu().contiguous() for name in sorted(trained | along)}
 
 
-def is_plain(fact: dict[str, Any]) -> bool:
-    """Whether there is one thing, before a camera that stands still: then all that moves is told."""
-    return len(fact["things"]) == 1 and fact["camera"] == "still"
-
-
 def weights_of(fact: dict[str, Any]) -> np.ndarray:
     """What the error of each cell of each frame weighs: float16 [frames, cells, cells], of mean 1."""
     times = world.clip_times(FRAMES, fact["fps"])
@@ -98,21 +110,26 @@ def weights_of(fact: dict[str, Any]) -> np.ndarray:
     return (weights / weights.mean()).astype(np.float16)
 
 
+def numbers_of(films: Pool, wanted: Callable[[dict[str, Any]], bool]) -> np.ndarray:
+    """The films that are wanted; all, where there is none."""
+    found = np.flatnonzero([wanted(fact) for fact in films.facts])
+    return found if len(found) else np.arange(len(films.facts))
+
+
 def screenings(
     films: Pool, pictures: Pool, batch: int, tokens: CLIPTokenizer, share: float = PICTURES
 ) -> Callable[[Rng, float], Batch]:
     """Batches of (clips, their frame rates, weights, words, levels, and the same of single pictures)."""
     words, blank = captions_as_ids(films, tokens), ids(tokens, [""])[0]
     weights = np.stack([weights_of(fact) for fact in films.facts])
-    every = np.arange(len(films.facts))
-    plain = np.array([k for k in every if is_plain(films.facts[k])])
+    lessons = [(until, numbers_of(films, wanted)) for until, wanted in LESSONS]
     rates = np.array([fact["fps"] for fact in films.facts], np.float32)
     of_pictures, heavy = captions_as_ids(pictures, tokens), unet.emphasis(pictures)[:, None]
 
     def draw(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if progress < SHORT else FRAMES
         count = batch * FRAMES // frames
-        pool = plain if progress < PLAIN else every
+        pool = next(numbers for until, numbers in lessons if progress <= until)
         chosen, window = rng.choice(pool, size=count), _window(rng, frames)
         clips, fps = films.pictures[chosen][:, window], rates[chosen] / (window.step or 1)
         shown = (

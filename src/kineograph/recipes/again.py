@@ -18,6 +18,8 @@ from kineograph.recipes.making import OnStep, made
 
 LOADED_BY = {
     "source",
+    "motion",
+    "ip_adapter",
     "lora",
     "controlnet",
     "textual_inversion",

@@ -73,7 +73,7 @@ def kept(model: Model, folder: Path) -> See:
 
 def _developed(model: Model, clip: Clip) -> dict[str, Tensor]:
     """A clip as tensors. It is encoded alone, so that it does not matter what else is in the batch."""
-    frames = torch.from_numpy(clip.frames).permute(0, 3, 1, 2)
+    frames = torch.from_numpy(clip.frames.copy()).permute(0, 3, 1, 2)
     made = {"latents": model.encode(frames[None].float() / 255)[0], "fps": torch.tensor(clip.fps, dtype=torch.float64)}
     return made | ({"first": frames[0].contiguous()} if model.reader else {})
 

@@ -13,7 +13,8 @@ from torch.func import functional_call
 
 from kineograph.condition import Condition
 from kineograph.models.model import Model
-from kineograph.models.unet import Through, VideoUNet, at_once
+from kineograph.models.unet import VideoUNet
+from kineograph.models.walk import Through, at_once
 from kineograph.recipes.training.settings import Stage
 
 HALF = 0.55  # of float32's bytes: what mixed precision keeps, some of it in float32

@@ -16,7 +16,8 @@ from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
 from kineograph.models.placement import Placement
 from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
-from kineograph.models.unet import Through, VideoUNet, at_once
+from kineograph.models.unet import VideoUNet
+from kineograph.models.walk import Through, at_once
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.recipes.training.settings import FAMILIES, VideoTraining
 
@@ -38,7 +39,8 @@ def begun(settings: VideoTraining, device: torch.device) -> Model:
     _check_reading(net)
     place = Placement(device, torch.float32, "for training")
     net = net.to(place.device, memory_format=place.memory_format).eval()  # type: ignore[call-overload]  # torch forgot
-    return replace(model, net=with_quick_norms(net) if device.type == "cpu" else net)
+    net = with_quick_norms(net) if device.type == "cpu" else net
+    return replace(model, net=net, vocabulary=None)  # its list of words will not be true any more
 
 
 def recomputed(stage: Through, *arguments: object) -> torch.Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from kineograph.methods import videocrafter
 from kineograph.models.temporal_layers import TemporalConfig
@@ -46,7 +46,7 @@ class Source(BaseModel):
 
     @field_validator("count")
     @classmethod
-    def _endless(cls, count: int | None, others: ValidationInfo) -> int | None:
+    def _endless(cls, count: int | None, others: Any) -> int | None:
         if count is not None and others.data.get("source") != POCKET:
             raise ValueError("expected none, but for the pocket world: others have as many as they have")
         return count
@@ -99,7 +99,7 @@ class Validation(BaseModel):
 
     @field_validator("images")
     @classmethod
-    def _one_each(cls, images: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+    def _one_each(cls, images: tuple[str, ...], others: Any) -> tuple[str, ...]:
         if images and len(images) != len(others.data.get("prompts", images)):
             raise ValueError("expected one for each prompt, or none")
         return images
@@ -138,7 +138,7 @@ class VideoTraining(BaseModel):
 
     @field_validator("layers")
     @classmethod
-    def _known(cls, layers: str | TemporalConfig | None, others: ValidationInfo) -> str | TemporalConfig | None:
+    def _known(cls, layers: str | TemporalConfig | None, others: Any) -> str | TemporalConfig | None:
         if isinstance(layers, str) and layers not in FAMILIES:
             raise ValueError(f"expected {', '.join(FAMILIES)}, or a mapping with an entry, a transformer and so on")
         if layers is not None and others.data.get("motion") is not None:
@@ -147,7 +147,7 @@ class VideoTraining(BaseModel):
 
     @field_validator("image_share")
     @classmethod
-    def _has_what_it_sees(cls, share: float, others: ValidationInfo) -> float:
+    def _has_what_it_sees(cls, share: float, others: Any) -> float:
         if share < 1 and others.data.get("videos") == ():
             raise ValueError("expected 1 where there are no videos (folders, shards, or pocket for the pocket world)")
         if share > 0 and others.data.get("images") == ():
@@ -158,7 +158,7 @@ class VideoTraining(BaseModel):
 
     @field_validator("latent_cache")
     @classmethod
-    def _repeats(cls, folder: Path | None, others: ValidationInfo) -> Path | None:
+    def _repeats(cls, folder: Path | None, others: Any) -> Path | None:
         sources = (*others.data.get("videos", ()), *others.data.get("images", ()))
         if folder is not None and any(each.source == POCKET and each.count is None for each in sources):
             raise ValueError("expected a count for the pocket world, which shows nothing twice without")
@@ -167,7 +167,7 @@ class VideoTraining(BaseModel):
     @field_validator("training")
     @classmethod
     def _said_once(cls, training: TrainingSettings) -> TrainingSettings:
-        if "max_train_steps" in training.model_fields_set:
+        if training.max_train_steps != TrainingSettings.model_fields["max_train_steps"].default:
             raise ValueError("expected no max_train_steps, since each of the stages has its steps")
         return training
 

@@ -1,0 +1,72 @@
+"""IP-Adapters from files: what a model is shown through one, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from models.conftest import sd
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+import kineograph as kg
+from kineograph.errors import InputError
+
+TOKENS, EMBEDDED = 4, 12
+
+
+def tensors(width: int) -> dict[str, dict[str, Tensor]]:
+    """A plain IP-Adapter for the tiny image model, whose tokens are so wide."""
+    unet = sd().unet
+    readers = [unet.get_submodule(name.removesuffix(".processor")) for name in unet.attn_processors if "attn2" in name]
+    torch.manual_seed(1)
+    return {
+        "image_proj": {
+            "proj.weight": torch.randn(TOKENS * width, EMBEDDED), "proj.bias": torch.randn(TOKENS * width),
+            "norm.weight": torch.ones(width), "norm.bias": torch.zeros(width),
+        },
+        "ip_adapter": {
+            f"{2 * number + 1}.to_{letter}_ip.weight": torch.randn(reader.to_k.out_features, width)
+            for number, reader in enumerate(readers) for letter in "kv"
+        },
+    }  # fmt: skip
+
+
+def saved(folder: Path, width: int) -> Path:
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPVisionConfig(**small, image_size=16, patch_size=8, projection_dim=EMBEDDED)
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    flat = {f"{part}.{name}": each for part, inside in tensors(width).items() for name, each in inside.items()}
+    save_file(flat, folder / "ip-adapter.safetensors")
+    torch.save(tensors(width), folder / "ip-adapter.bin")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["ip-adapter.safetensors", "ip-adapter.bin"])
+def test_a_model_with_one_is_shown_pictures(name: str, tmp_path: Path):
+    pipe = sd()
+    width = pipe.unet.config.cross_attention_dim
+    model = kg.load(pipe, ip_adapter=saved(tmp_path, width) / name)
+    pictures = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    seen, nothing = model.shown(pictures), model.shown(None, 2)
+    assert seen.shape == nothing.shape == (2, TOKENS, width)
+    assert not torch.equal(seen[0], seen[1]) and torch.equal(nothing[0], nothing[1])
+
+
+def test_what_does_not_fit_or_is_none_is_refused(tmp_path: Path):
+    width = sd().unet.config.cross_attention_dim
+    folder = saved(tmp_path, width + 8)
+    with pytest.raises(InputError, match=f"whose tokens are {width} wide"):
+        kg.load(sd(), ip_adapter=folder / "ip-adapter.safetensors")
+    save_file({"lora_up": torch.zeros(2)}, folder / "other.safetensors")
+    with pytest.raises(InputError, match="no tensors under image_proj and none under ip_adapter"):
+        kg.load(sd(), ip_adapter=folder / "other.safetensors")
+    with pytest.raises(InputError, match="is a folder"):
+        kg.load(sd(), ip_adapter=folder)
+
+
+def test_a_missing_encoder_is_said(tmp_path: Path):
+    folder = saved(tmp_path / "deep" / "down", sd().unet.config.cross_attention_dim)
+    (folder / "image_encoder").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="no folder image_encoder beside"):
+        kg.load(sd(), ip_adapter=folder / "ip-adapter.safetensors")

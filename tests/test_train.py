@@ -1,0 +1,575 @@
+"""`kineograph train`: videos and pictures together, in stages, killed and gone on with, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from models.conftest import sd_folder  # noqa: F401
+from numbered import movie
+from safetensors.torch import load_file
+from tiny_training import begin
+from tiny_video_training import LAYERS, LOOP, STAGES, films, pictures, told, train_in_another_process, trained
+from torch import Tensor
+
+from kineograph import noise
+from kineograph.cli import main
+from kineograph.condition import Condition
+from kineograph.data.video import open_video
+from kineograph.errors import InputError
+from kineograph.methods import videocrafter
+from kineograph.models.walk import at_once
+from kineograph.recipes.training import VideoTraining, ready, train
+from kineograph.recipes.training import run as running
+from kineograph.recipes.training.batches import Turn, leveller, noise_loss, shortened, turn
+from kineograph.recipes.training.latents import encoded
+from kineograph.recipes.training.memory import activations
+from kineograph.recipes.training.parts import matching, recomputed
+from kineograph.recipes.training.settings import LogNormal
+from kineograph.training import load_settings, weights
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train_video.yaml"
+ONE = [STAGES[0] | {"steps": 2}]
+
+Tell = Callable[..., VideoTraining]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    films(folder / "films")
+    pictures(folder / "pictures")
+    return folder
+
+
+@pytest.fixture
+def tell(sd_folder: Path, data: Path, tmp_path: Path) -> Tell:  # noqa: F811
+    """Settings of a tiny training in an empty folder; the first argument names it."""
+
+    def tell(name: str = "out", **given: object) -> VideoTraining:
+        return told(sd_folder, data, tmp_path / name, **given)
+
+    return tell
+
+
+def ended(settings: VideoTraining) -> dict[str, Tensor]:
+    """The weights that a training came to, of all its stages."""
+    stages = sorted(settings.output.glob("stage-*"))
+    assert len(stages) == len(settings.stages)
+    return {f"{stage.name} {name}": value for stage in stages for name, value in weights(stage).items()}
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# -- the whole way
+
+
+def test_what_it_leaves_behind(tell: Tell) -> None:
+    settings = tell(
+        validation={"prompts": ["a fish", "a cat"], "num_inference_steps": 2}, training=LOOP | {"validation_steps": 3}
+    )
+    steps = trained(settings)
+    assert [(each.stage, each.progress.step) for each in steps] == [
+        (1, 1),
+        (1, 2),
+        (1, 3),
+        (1, 4),
+        (2, 1),
+        (2, 2),
+        (2, 3),
+    ]
+    assert [len(each.samples) for each in steps] == [0, 0, 2, 2, 0, 0, 2]
+    video = open_video(steps[-1].samples[0])
+    assert video.frames.shape == (4, 16, 24, 3) and video.fps == 10 and video.settings["prompt"] == "a fish"
+    assert steps[-1].samples[0].with_suffix(".png").exists()
+    lines = [json.loads(line) for line in (settings.output / "stage-1" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4] and {"loss/image", "loss/video"} <= set(lines[-1])
+    assert not (settings.output / "skipped.jsonl").exists()
+    final = settings.output / "final"
+    config = json.loads((final / "temporal" / "config.json").read_text())
+    assert (config["noise_ratio"], config["num_frames"], config["frame_rate"]) == (1.0, 4, True)
+    layers = load_file(final / "temporal" / "diffusion_pytorch_model.safetensors")
+    assert all(
+        torch.equal(layers[name.removeprefix("temporal.")], value)
+        for name, value in weights(settings.output / "stage-2").items()
+        if name.startswith("temporal.")
+    )
+
+
+def test_only_what_is_named_is_trained(tell: Tell) -> None:
+    settings = tell(frozen=["temporal.fps.*", "image_unet.*to_q*"], stages=ONE)
+    start = ready(settings)
+    before = {name: weight.detach().clone() for name, weight in start.model.net.named_parameters()}
+    list(train(start))
+    after = dict(start.model.net.named_parameters())
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    meant = {
+        name
+        for name in before
+        if (name.startswith("temporal.") and not name.startswith("temporal.fps."))
+        or (name.startswith("image_unet.") and "attn2" in name and "to_q" not in name)
+    }
+    assert changed <= meant and set(weights(settings.output / "stage-1")) == meant
+    assert any("attn2.to_v" in name for name in changed) and any("proj_out" in name for name in changed)
+
+
+def test_a_stage_begins_where_the_one_before_ended(tell: Tell) -> None:
+    whole, short = tell("whole"), tell("short", stages=STAGES[:1])
+    trained(short)
+    trained(whole)
+    assert equal(weights(short.output / "stage-1"), weights(whole.output / "stage-1"))
+    started = ready(whole)
+    running.take(started.model.net, weights(short.output / "stage-1"))
+    first = weights(whole.output / "stage-2")
+    assert all(
+        (value - dict(started.model.net.named_parameters())[name]).abs().max() < 0.05 for name, value in first.items()
+    )
+
+
+def test_a_later_stage_may_be_added(tell: Tell) -> None:
+    """And comes to what it would have, had it been there from the start; what is finished is not done again."""
+    whole = tell("whole")
+    trained(whole)
+    trained(tell("grown", stages=STAGES[:1]))
+    assert [each.stage for each in trained(tell("grown"))] == [2, 2, 2]
+    assert equal(ended(whole), ended(tell("grown")))
+    assert trained(tell("grown")) == []
+
+
+def test_killed_it_goes_on_to_the_same_weights(tell: Tell) -> None:
+    whole, killed = tell("whole"), tell("killed")
+    process = begin(train_in_another_process, killed.model_dump(mode="json"))
+    second = killed.output / "stage-2" / "checkpoints" / "step-000001"
+    deadline = time.monotonic() + 100
+    while not second.exists() and time.monotonic() < deadline and process.is_alive():
+        time.sleep(0.002)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    assert second.exists() and not (killed.output / "final").exists()
+    assert {each.stage for each in trained(killed)} == {2}
+    trained(whole)
+    assert equal(ended(whole), ended(killed))
+    files = [
+        load_file(each.output / "final" / "unet" / "diffusion_pytorch_model.safetensors") for each in (whole, killed)
+    ]
+    assert equal(*files)
+
+
+def test_left_in_the_middle_it_goes_on_to_the_same_weights(tell: Tell) -> None:
+    whole, left = tell("whole", training=LOOP | {"checkpointing_steps": 100}), tell("left")
+    for each in train(ready(left)):
+        if each.progress.step == 3:
+            break
+    assert {each.progress.step for each in trained(left) if each.stage == 1} == {4}
+    trained(whole)
+    assert equal(ended(whole), ended(left))
+
+
+# -- what a step sees
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_steps_of_a_kind_are_spread_evenly_and_counted(share: float) -> None:
+    turns = [turn(7, share, step) for step in range(100)]
+    counts = {"video": 0, "image": 0}
+    for each in turns:
+        assert each == Turn(each.kind, counts[each.kind])
+        counts[each.kind] += 1
+    assert counts["image"] == pytest.approx(100 * share, abs=1)
+    assert share in (0, 1) or {turn(seed, share, 0).kind for seed in range(30)} == {"video", "image"}
+
+
+def draws(settings: VideoTraining, steps: range, batch: range | None = None) -> list:
+    """What a training draws of its first stage, the samples of these steps, or some of them."""
+    start = ready(settings)
+    leg = start.legs[0]
+    draw = running._draw(leg, encoded(start.model), {})
+    return [
+        draw(
+            step,
+            range(
+                step * leg.batch + (batch or range(leg.batch)).start,
+                step * leg.batch + (batch or range(leg.batch)).stop,
+            ),
+        )
+        for step in steps
+    ]
+
+
+def test_a_step_sees_as_many_pictures_as_frames(tell: Tell) -> None:
+    drawn = draws(tell(), range(4))
+    shapes = sorted(each.x0.shape for each in drawn)
+    assert shapes == [(2, 3, 4, 8, 8), (2, 3, 4, 8, 8), (6, 1, 4, 8, 8), (6, 1, 4, 8, 8)]
+    for each in drawn:
+        assert len(each.tokens) == len(each.timesteps) == len(each.embedding) == len(each.x0)
+        assert set(each.embedding[:, -1].tolist()) <= ({5.0, 10.0} if each.x0.shape[1] > 1 else {1.0})
+
+
+def test_it_does_not_matter_how_a_step_is_shared_out(tell: Tell) -> None:
+    settings, steps = tell(training=LOOP | {"train_batch_size": 4}), range(2)
+    shares = [draws(settings, steps, part) for part in (range(4), range(1), range(1, 4))]
+    for whole, first, rest in zip(*shares, strict=True):
+        for name in ("x0", "embedding", "timesteps", "untold"):
+            assert torch.equal(getattr(whole, name), torch.cat([getattr(first, name), getattr(rest, name)]))
+        assert torch.allclose(whole.tokens, torch.cat([first.tokens, rest.tokens]), atol=1e-5)
+
+
+def test_captions_are_left_out_as_often_as_asked_and_levels_drawn(tell: Tell) -> None:
+    drawn = draws(tell(caption_dropout=0.25, image_share=1.0, videos=[]), range(30))
+    blank = ready(tell()).model.prompt([""]).tokens[0]
+    left_out = torch.cat([(each.tokens - blank).abs().amax((1, 2)) < 1e-5 for each in drawn])
+    assert torch.equal(left_out, torch.cat([each.untold for each in drawn]))
+    assert 0.15 < left_out.float().mean() < 0.35  # of 180
+
+
+def test_levels_are_log_normal_within_the_table(tell: Tell) -> None:
+    schedule = ready(tell()).model.schedule
+    rng = np.random.default_rng(0)
+    table = np.array(schedule.sigmas)
+    drawn = np.log(table[leveller(LogNormal(mean=0.5, spread=0.6), schedule)(rng, 20_000)])
+    assert drawn.mean() == pytest.approx(0.5, abs=0.02) and drawn.std() == pytest.approx(0.6, abs=0.02)
+    far = leveller(LogNormal(mean=9.0, spread=0.1), schedule)(rng, 10)
+    assert set(far.tolist()) == {len(table) - 1}
+    every = leveller("uniform", schedule)(rng, 20_000)
+    assert every.mean() == pytest.approx((len(table) - 1) / 2, rel=0.02) and every.max() == len(table) - 1
+
+
+def test_the_loss_is_the_method_s_with_noise_that_frames_share(tell: Tell) -> None:
+    settings = tell()
+    start = ready(settings)
+    loss = noise_loss(start.model, 3, 1.0)
+    for batch in draws(settings, range(2)):
+        (kind,) = came = loss(start.model.net, batch, 40)
+        ratio = 1.0 if kind == "video" else 0.0
+        own = torch.cat([noise.related(ratio, 40 + sample, range(3), (1, 4, 8, 8)) for sample in range(2)])
+        own = own if kind == "video" else own.flatten(0, 1)[:, None]
+        told_by_hand = Condition(batch.tokens, embedding=batch.embedding)
+        each = videocrafter.loss(start.model.net, start.model.schedule, told_by_hand, batch.x0, own, batch.timesteps)
+        assert torch.allclose(came[kind], each.mean())
+
+
+def test_pictures_teach_the_layers_along_time_nothing(tell: Tell) -> None:
+    start = ready(tell(layers=LAYERS))
+    gradients = {}
+    for batch in draws(tell(), range(2)):
+        ((kind, loss),) = noise_loss(start.model, 3, 1.0)(start.model.net, batch, 0).items()
+        names, kept = zip(*((n, w) for n, w in start.model.net.named_parameters() if w.requires_grad), strict=True)
+        found = torch.autograd.grad(loss, kept, allow_unused=True)
+        gradients[kind] = {name for name, each in zip(names, found, strict=True) if each is not None}
+    assert not [name for name in gradients["image"] if name.startswith("temporal.")] and gradients["image"]
+    assert [name for name in gradients["video"] if name.startswith("temporal.")]
+
+
+def test_a_caption_is_cut_to_what_the_model_reads(tell: Tell) -> None:
+    model = ready(tell()).model
+    long = " ".join(["fish"] * 40)  # of four tokens each
+    assert shortened(model, long) == " ".join(["fish"] * 18)
+    assert shortened(model, "a red fish, at sea ") == "a red fish, at sea "
+    assert shortened(model, "x" * 100) == ""
+
+
+def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
+    pictures(tmp_path / "others", count=1)
+    (tmp_path / "others" / "0.txt").write_text("other")
+    seen: list[str] = []
+    images = [{"source": str(tmp_path / "others"), "weight": 3}, str(tmp_path.parent / "none")]
+    images[1] = tell().images[0].source
+    start = ready(tell(images=images, image_share=1.0, videos=[]))
+    look = running.looks(start.legs[0], encoded(start.model), {})["image"]
+    seen = [look(turn, place, 6).caption for turn in range(20) for place in range(6)]
+    assert 0.65 < seen.count("other") / len(seen) < 0.85
+    assert seen == [look(turn, place, 6).caption for turn in range(20) for place in range(6)]
+
+
+# -- memory
+
+
+def gradients(settings: VideoTraining) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    """The loss and the gradients of a step of videos, and how many bytes were kept for them."""
+    start = ready(settings)
+    batch = next(each for each in draws(settings, range(2)) if each.x0.shape[1] > 1)
+    kept = {name: weight for name, weight in start.model.net.named_parameters() if weight.requires_grad}
+    torch.manual_seed(3)
+    for weight in kept.values():
+        weight.data += 0.05 * torch.randn_like(weight)  # no layer is silent
+    held: dict[int, torch.UntypedStorage] = {}
+    own = {weight.untyped_storage()._cdata for weight in start.model.net.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = noise_loss(start.model, 3, 1.0)(start.model.net, batch, 0)
+    found = torch.autograd.grad(losses["video"], [*kept.values()], allow_unused=True)
+    size = sum(each.nbytes() for key, each in held.items() if key not in own)
+    return losses, {name: each for name, each in zip(kept, found, strict=True) if each is not None}, size
+
+
+def test_recomputing_changes_nothing_but_the_memory(tell: Tell) -> None:
+    kept, recomputed_ = gradients(tell()), gradients(tell(gradient_checkpointing=True))
+    assert equal(kept[0], recomputed_[0]) and equal(kept[1], recomputed_[1])
+    assert recomputed_[2] < 0.25 * kept[2]
+
+
+def test_recomputed_training_is_the_same(tell: Tell) -> None:
+    usual, again = tell("usual"), tell("again", gradient_checkpointing=True)
+    trained(usual)
+    trained(again)
+    assert equal(ended(usual), ended(again))
+
+
+def test_the_estimate_is_what_is_kept(tell: Tell) -> None:
+    settings = tell()
+    start = ready(settings)
+    told_of = activations(start.model, settings.stages[0], 2, "no")
+    assert told_of == pytest.approx(gradients(settings)[2], rel=0.05)
+    assert activations(start.model, settings.stages[0], 4, "no") == pytest.approx(2 * told_of, rel=0.05)
+    again = ready(tell(gradient_checkpointing=True))
+    assert again.model.net.through is recomputed and start.model.net.through is at_once
+    assert activations(again.model, settings.stages[0], 2, "no") < 0.6 * told_of
+
+
+# -- the latent cache
+
+
+def test_what_is_cached_is_not_read_again(tell: Tell, tmp_path: Path) -> None:
+    pictures(tmp_path / "pictures")
+    sources = {"videos": [str(films(tmp_path / "films"))], "images": [str(tmp_path / "pictures")]}
+    cached = {**sources, "latent_cache": str(tmp_path / "cache"), "clips_per_video": 1, "stages": ONE}
+    settings = tell("one", **{**cached, "stages": [STAGES[0] | {"steps": 8}]})
+    trained(settings)
+    files = sorted((tmp_path / "cache").rglob("*.safetensors"))
+    assert len(files) == 3 + 4 and not list((tmp_path / "cache").rglob("*.part"))
+    kept = load_file(files[0])
+    assert kept["latents"].dtype == torch.float16
+    for file in (*(tmp_path / "films").glob("*.mp4"), *(tmp_path / "pictures").glob("*.png")):
+        stamp = file.stat()
+        file.write_bytes(b"x" * stamp.st_size)
+        os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    again = tell("again", **{**cached, "stages": [STAGES[0] | {"steps": 8}]})
+    trained(again)
+    assert equal(ended(settings), ended(again))
+    os.utime(tmp_path / "films" / "0.mp4")  # it is another file now
+    assert "0.mp4" in trained(tell("changed", **{**cached, "stages": [STAGES[0] | {"steps": 8}]}))[-1].skipped
+
+
+def test_the_cache_is_close_to_no_cache_and_limits_the_windows(tell: Tell, tmp_path: Path) -> None:
+    settings = tell(
+        latent_cache=str(tmp_path / "cache"),
+        clips_per_video=2,
+        image_share=0.0,
+        images=[],
+        stages=[STAGES[0] | {"steps": 12}],
+    )
+    trained(settings)
+    films_kept = [load_file(file) for file in (tmp_path / "cache").rglob("*.safetensors")]
+    assert 3 < len(films_kept) <= 6
+    assert {float(each["fps"]) for each in films_kept} <= {5.0, 10.0}
+
+
+def test_a_cache_that_cannot_be_written_is_said(tell: Tell, tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(InputError, match="latent_cache .*cache cannot be written .* make room"):
+        trained(tell(latent_cache=str(tmp_path / "cache")))
+
+
+# -- what cannot be
+
+
+def refused(settings: VideoTraining) -> str:
+    with pytest.raises(InputError) as raised:
+        trained(settings)
+    assert not (settings.output / "final").exists()
+    return str(raised.value)
+
+
+def test_patterns_that_match_nothing_are_named_with_what_is_near(tell: Tell) -> None:
+    said = refused(tell(trained=["temproal.*"]))
+    assert "trained: no parameter of the network is called 'temproal.*'; near it are temporal" in said
+    assert "frozen: no parameter" in refused(tell(frozen=["image_unet.*attn9*"]))
+    names = ["temporal.after.conv_in.norm.weight", "image_unet.conv_in.bias"]
+    assert matching(names, "trained", ["*.bias", "temporal.*"]) == set(names)
+    assert not tell().output.exists()
+
+
+def test_models_and_layers_that_do_not_go_together(tell: Tell) -> None:
+    assert "heads 64 wide do not fit into 8 channels" in refused(tell(layers="videocrafter"))
+    assert "multiples of 2" in refused(tell(stages=[STAGES[0] | {"height": 15}]))
+    positions = {"transformer": {"head_width": 4, "positions": 2}}
+    assert "stage 1 has 3 frames, and these layers see at most 2" in refused(tell(layers=positions))
+
+
+def test_broken_short_and_odd_files_are_passed_over_and_named(tell: Tell, tmp_path: Path) -> None:
+    folder = films(tmp_path / "films", count=1)
+    movie(folder / "one.mp4", np.zeros((1, 20, 28, 3), np.uint8))
+    movie(folder / "odd.mp4", np.zeros((14, 18, 50, 3), np.uint8))
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "broken.mp4").write_bytes(b"nonsense" * 99)
+    for name in ("one", "odd", "empty", "broken"):
+        (folder / f"{name}.txt").write_text(name)
+    settings = tell(videos=[str(folder)])
+    skipped = trained(settings)[-1].skipped
+    assert set(skipped) == {"one.mp4", "empty.mp4", "broken.mp4"}
+    assert "one.mp4 is too short: it has 1 frames" in skipped["one.mp4"] and "is empty" in skipped["empty.mp4"]
+    lines = [json.loads(line) for line in (settings.output / "skipped.jsonl").read_text().splitlines()]
+    assert {line["name"]: line["reason"] for line in lines} == skipped
+    log = (settings.output / "stage-1" / "log.jsonl").read_text()
+    assert '"skipped": ' in log
+
+
+def test_no_data(tell: Tell, tmp_path: Path) -> None:
+    folder = tmp_path / "films"
+    folder.mkdir()
+    assert "holds nothing to train on" in refused(tell(videos=[str(folder)]))
+    (folder / "a.mp4").write_bytes(b"")
+    (folder / "a.txt").write_text("a")
+    assert "nothing can be drawn from the dataset: 1 of 1 were tried. a.mp4 is empty" in refused(
+        tell(videos=[str(folder)])
+    )
+    said = refused(tell(videos=tell().images))
+    assert "named among the videos and has none, but 4 of the other kind" in said and "name it under images" in said
+
+
+def test_a_folder_in_use_or_with_another_training(tell: Tell) -> None:
+    steps = train(ready(tell()))
+    next(steps)
+    assert "is in use by another run" in refused(tell())
+    steps.close()
+    assert "caption_dropout was 0.3 and is 0.9" in refused(tell(caption_dropout=0.9))
+    assert "found was" in refused(tell(videos=[str(films(tell().output.parent / "more", count=4))]))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("image_share=0", "image_share: expected what share of the steps is to see the images"),
+        ("images=[]", "image_share: expected 0 where there are no images, not 0.2"),
+        ("videos=[]", "image_share: expected 1 where there are no videos"),
+        ("layers=videocraft", "layers: expected videocrafter, videocrafter-512, videocrafter-i2v, or a mapping"),
+        ("motion=mm.ckpt", "layers: expected none where motion says which"),
+        ("training.max_train_steps=5", "training: expected no max_train_steps"),
+        ("latent_cache=here", "latent_cache: expected a count for the pocket world"),
+        ("stages=[{steps: 1, height: 8, width: 8, fps: [0]}]", "stages.0.fps: expected frame rates above 0"),
+        ("trianed=[a]", "trianed (here ['a']) is no setting: did you mean trained?"),
+        ("layers.heads=3", "is no setting"),
+        ("validation.images=[a.png, b.png]", "validation.images: expected one for each prompt, or none"),
+    ],
+)
+def test_settings_that_cannot_be(override: str, said: str) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        load_settings(EXAMPLE, VideoTraining, [override])
+
+
+# -- the command
+
+
+Said = tuple[int, str, str]
+Run = Callable[..., Said]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `kineograph` in an empty folder: its status, and what it said where."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    torch.set_num_threads(1)
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["kineograph", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as end:
+            main()
+        signal.signal(signal.SIGTERM, before)
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def written(settings: VideoTraining, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_unset=True)))
+    return path
+
+
+def test_the_command_says_what_it_does(run: Run, tell: Tell, tmp_path: Path) -> None:
+    file = written(tell(stages=ONE), tmp_path / "settings.yaml")
+    status, out, err = run("train", file, "training.log_every=1")
+    assert (status, out) == (0, f"{tmp_path / 'out' / 'final'}\n"), err
+    assert (
+        re.search(r"stage 1 of 1, step 2 of 2: loss image [\d.]+, video [\d.]+, [\d.]+ samples a second, 0 s left", err)
+        or "step 2 of 2" in err
+    )
+    status, out, err = run("train", file, "--json")
+    assert json.loads(out) == {"path": str(tmp_path / "out" / "final"), "stopped": False, "skipped": {}}
+
+
+def test_a_dry_run_counts_and_touches_nothing(run: Run, tell: Tell, tmp_path: Path) -> None:
+    settings = tell()
+    file = written(settings, tmp_path / "settings.yaml")
+    status, out, err = run("train", file, "--dry-run", "--json")
+    assert status == 0, err
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
+    said = json.loads(out)
+    net = ready(settings).model.net
+    trained_now = sum(weight.numel() for weight in net.parameters() if weight.requires_grad)
+    assert sum(part["trained"] for part in said["parts"]) == trained_now
+    assert said["parts"][1]["frozen"] > 0 == said["parts"][0]["frozen"]
+    seen = [(stage["videos"], stage["pictures"]) for stage in said["stages"]]
+    assert seen[0] == (4, 12) and seen[1] in [(2, 4), (1, 8)]
+    assert [found["items"] for found in said["found"]] == [3, 4]
+    assert all(stage["held"] > 4 * trained_now * 5 and stage["activations"] > 0 for stage in said["stages"])
+    status, out, err = run("train", file, "--dry-run")
+    assert f"{trained_now - said['parts'][1]['trained']:,} parameters trained" in err and "films: 3 videos" in err
+
+
+def test_ctrl_c_keeps_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None:
+    long = tell(stages=[STAGES[0] | {"steps": 500}], training=LOOP | {"checkpointing_steps": 1000, "log_every": 1})
+    file, log = written(long, tmp_path / "settings.yaml"), tmp_path / "out" / "stage-1" / "log.jsonl"
+
+    def interrupt() -> None:
+        while not log.exists():
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    helper = threading.Thread(target=interrupt)
+    helper.start()
+    status, _, err = run("train", file)
+    helper.join()
+    signal.signal(signal.SIGINT, before)
+    assert status == 130 and "is kept: the same command goes on from there" in err
+    (kept,) = (tmp_path / "out" / "stage-1" / "checkpoints").iterdir()
+    step = int(kept.name.removeprefix("step-"))
+    assert f"step {step} of stage 1 is kept" in err and 0 < step < 500
+    assert next(train(ready(long))).progress.step == step + 1
+
+
+def test_the_example_runs_on_the_pocket_world(run: Run, tmp_path: Path) -> None:
+    few = [
+        "stages=[{steps: 2, height: 128, width: 128, num_frames: 2, fps: [8], train_batch_size: 1}]",
+        "image_share=0.5",
+        "validation.num_inference_steps=1",
+    ]
+    status, out, err = run("train", EXAMPLE, *few)
+    assert (status, out) == (0, "outputs/train_video/final\n"), err
+    assert "loss image" in err and "video" in err
+    assert (
+        tmp_path
+        / "outputs"
+        / "train_video"
+        / "samples"
+        / "stage-1_step-000002_1-a-red-fish-moving-to-the-left-over-the-sea.png"
+    ).exists()

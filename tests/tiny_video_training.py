@@ -1,0 +1,70 @@
+"""A video training of milliseconds a step: what it is told, what it sees, and a way to run it in another process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numbered import movie
+from PIL import Image
+
+from kineograph.recipes.training import Reached, VideoTraining, ready, train
+
+TRANSFORMER = {"head_width": 4, "relative": 4, "widening": 2}
+LAYERS = {"entry": TRANSFORMER, "transformer": TRANSFORMER, "frame_rate": True}
+STAGES = [
+    {"steps": 4, "height": 16, "width": 16, "num_frames": 3, "fps": [5, 10]},
+    {"steps": 3, "height": 16, "width": 24, "num_frames": 4, "fps": [10], "train_batch_size": 1},
+]
+LOOP = {"train_batch_size": 2, "learning_rate": 0.01, "checkpointing_steps": 1, "log_every": 2, "ema_decay": 0.9}
+
+
+def films(folder: Path, count: int = 3, frames: int = 14) -> Path:
+    """Videos with captions; each pixel moves, and no two videos are alike."""
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        pixels = np.stack([rng.integers(255, size=(20, 28, 3))] * frames) + 9 * np.arange(frames)[:, None, None, None]
+        movie(folder / f"{number}.mp4", (pixels % 256).astype(np.uint8))
+        (folder / f"{number}.txt").write_text(f"film {number}")
+    return folder
+
+
+def pictures(folder: Path, count: int = 4) -> Path:
+    """Pictures with captions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        pixels = np.random.default_rng(100 + number).integers(255, size=(21, 33, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"picture {number}")
+    return folder
+
+
+def told(model: Path, data: Path, output: Path, **given: object) -> VideoTraining:
+    """Settings of a training on the films and pictures in a folder, with these in place of some."""
+    usual = {
+        "model": str(model),
+        "layers": LAYERS,
+        "trained": ["temporal.*", "image_unet.*attn2*"],
+        "videos": [str(data / "films")],
+        "images": [str(data / "pictures")],
+        "image_share": 0.5,
+        "noise_ratio": 1.0,
+        "caption_dropout": 0.3,
+        "levels": {"mean": 0.5, "spread": 1.0},
+        "stages": STAGES,
+        "training": LOOP,
+        "output": str(output),
+    }
+    return VideoTraining.model_validate(usual | given)
+
+
+def trained(settings: VideoTraining) -> list[Reached]:
+    """All of a training, on one thread."""
+    torch.set_num_threads(1)
+    return list(train(ready(settings)))
+
+
+def train_in_another_process(settings: dict[str, object]) -> None:
+    """The same, for a process that is killed."""
+    trained(VideoTraining.model_validate(settings))
