@@ -36,7 +36,7 @@ def test_what_windows_share_is_mixed_without_a_seam():
     def network(part, numbers):
         return torch.full_like(part, numbers[0])
 
-    seen = through(network, Z, [range(0, 8), range(4, 12)])[0, :12, 0, 0, 0]
+    seen = through(network, Z, [range(8), range(4, 12)])[0, :12, 0, 0, 0]
     assert (seen.diff() >= 0).all() and seen[:4].eq(0).all() and seen[8:].eq(4).all()
     assert 0 < seen[4] < seen[7] < 4
 

@@ -200,6 +200,8 @@ def reporter(
 
 def _judged(judge: Any, videos: list[np.ndarray], facts: list[Any]) -> Figures:
     main = [fact["things"][0] for fact in facts]
-    kinds = [np.mean([kind == one["kind"] for kind in judge.look(v).thing]) for v, one in zip(videos, main, strict=True)]
+    kinds = [
+        np.mean([kind == one["kind"] for kind in judge.look(v).thing]) for v, one in zip(videos, main, strict=True)
+    ]
     moves = [judge.motion(v) == one["motion"] for v, one in zip(videos, main, strict=True)]
     return {"thing": float(np.mean(kinds)), "motion": float(np.mean(moves))}

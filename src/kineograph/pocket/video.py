@@ -169,7 +169,9 @@ def noised(rng: Rng, x0: np.ndarray, weights: np.ndarray) -> Batch:
     table = np.array(SCHEDULE.sigmas)
     near = np.searchsorted(table, np.exp(LEVEL + SPREAD * rng.standard_normal(len(x0)))).clip(0, len(table) - 1)
     t = np.where(rng.uniform(size=len(x0)) < UNIFORM, rng.integers(len(table), size=len(x0)), near)
-    own, one = (torch.from_numpy(rng.standard_normal((len(x0), f, *x0.shape[2:]), np.float32)) for f in (x0.shape[1], 1))
+    own, one = (
+        torch.from_numpy(rng.standard_normal((len(x0), f, *x0.shape[2:]), np.float32)) for f in (x0.shape[1], 1)
+    )
     noise = mixed(one.expand_as(own), own, RATIO)
     return (torch.from_numpy(x0.astype(np.float32)), noise, torch.from_numpy(weights.astype(np.float32)),
             torch.from_numpy(t.astype(np.int64)))  # fmt: skip

@@ -26,7 +26,9 @@ def export_text_to_video(settings: Settings, out: Path, weights: Path) -> None:
     """`video/`: layers along time, transformers, text tower, and the words it knows."""
     folder = weights / "video"
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(video.TEXT_TO_VIDEO.model_dump(exclude_defaults=True), indent=2) + "\n")
+    (folder / "config.json").write_text(
+        json.dumps(video.TEXT_TO_VIDEO.model_dump(exclude_defaults=True), indent=2) + "\n"
+    )
     _save_halved(folder / "video.safetensors", out / TEXT_TO_VIDEO)
     CLIPTextModel.from_pretrained(out / "moving_text" / "final").half().save_pretrained(folder / "text_encoder")
     words = vocabulary(told(filmed(settings, out)[0]))

@@ -53,7 +53,9 @@ def reporter(
 
     @torch.no_grad()
     def report(films: Films) -> Figures:
-        told, untold = (condition(text, ids(tokenizer, texts)) for texts in ([look for look, _ in shown], [""] * len(shown)))
+        told, untold = (
+            condition(text, ids(tokenizer, texts)) for texts in ([look for look, _ in shown], [""] * len(shown))
+        )
         drawn = draw_videos(films.net, told, untold)
         scale = autoencoder.config["scaling_factor"]
         videos = [as_pictures(vae.decode(autoencoder, each / scale)) for each in drawn]

@@ -34,9 +34,7 @@ def filmed(settings: Settings, out: Path) -> tuple[Pool, Pool]:
 def train_moving_text(settings: Settings, out: Path) -> None:
     tower = CLIPTextModel.from_pretrained(out / "text" / "final")
     torch.manual_seed(settings.seed)
-    trained = moving_text.train(
-        tower, settings.moving_text, out / "moving_text", settings.told, tokens=_tokens(out)
-    )
+    trained = moving_text.train(tower, settings.moving_text, out / "moving_text", settings.told, tokens=_tokens(out))
     trained.save_pretrained(out / "moving_text" / "final")
 
 
@@ -68,7 +66,9 @@ def train_image_reading(settings: Settings, out: Path) -> None:
     """Single pictures teach to read pictures."""
     _, stills = filmed(settings, out)
     tower = _tower(out)
-    seen = image_to_video.looks(_encoder(out), out / "video_films" / "stills_seen.npy", image_to_video.of_pictures(stills))
+    seen = image_to_video.looks(
+        _encoder(out), out / "video_films" / "stills_seen.npy", image_to_video.of_pictures(stills)
+    )
     torch.manual_seed(settings.seed)
     animator = image_to_video.Animator(image_to_video.with_reading(_opened(out)), image_to_video.reads)
     draw = image_to_video.stills(stills, seen, _blank(out), settings.image_reading.batch, _tokens(out))
