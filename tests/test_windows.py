@@ -1,5 +1,7 @@
 """Videos longer than a network sees at once."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ def test_windows_cover_every_frame_and_overlap_as_asked(frames: int, overlap: in
     found = windows(frames, 8, overlap)
     assert sorted({k for span in found for k in span}) == list(range(frames))
     assert all(len(span) == min(8, frames) for span in found)
-    assert all(len({*a} & {*b}) >= overlap for a, b in zip(found, found[1:], strict=False))
+    assert all(len({*a} & {*b}) >= overlap for a, b in pairwise(found))
     assert len(found) == 1 or len(found) == -(-(frames - 8) // (8 - overlap)) + 1
 
 

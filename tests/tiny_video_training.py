@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import torch
@@ -14,10 +17,10 @@ from kineograph.recipes.training import Reached, VideoTraining, ready, train
 TRANSFORMER = {"head_width": 4, "relative": 4, "widening": 2}
 LAYERS = {"entry": TRANSFORMER, "transformer": TRANSFORMER, "frame_rate": True}
 STAGES = [
-    {"steps": 4, "height": 16, "width": 16, "num_frames": 3, "fps": [5, 10]},
-    {"steps": 3, "height": 16, "width": 24, "num_frames": 4, "fps": [10], "train_batch_size": 1},
+    {"steps": 3, "height": 16, "width": 16, "num_frames": 3, "fps": [5, 10]},
+    {"steps": 2, "height": 16, "width": 24, "num_frames": 4, "fps": [10], "train_batch_size": 1},
 ]
-LOOP = {"train_batch_size": 2, "learning_rate": 0.01, "checkpointing_steps": 1, "log_every": 2, "ema_decay": 0.9}
+LOOP = {"train_batch_size": 2, "learning_rate": 0.01, "checkpointing_steps": 100, "log_every": 2, "ema_decay": 0.9}
 
 
 def films(folder: Path, count: int = 3, frames: int = 14) -> Path:
@@ -65,6 +68,9 @@ def trained(settings: VideoTraining) -> list[Reached]:
     return list(train(ready(settings)))
 
 
-def train_in_another_process(settings: dict[str, object]) -> None:
-    """The same, for a process that is killed."""
-    trained(VideoTraining.model_validate(settings))
+def train_until_killed(settings: dict[str, object]) -> None:
+    """The same, for a process of its own that is killed a moment after the first step of the second stage."""
+    torch.set_num_threads(1)
+    for each in train(ready(VideoTraining.model_validate(settings))):
+        if each.stage == 2:
+            Timer(0.01, os.kill, (os.getpid(), signal.SIGKILL)).start()

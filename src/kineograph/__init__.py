@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kineograph.models import attention as see
     from kineograph.models.checkpoints import load
     from kineograph.models.model import Model
+    from kineograph.models.saving import save
     from kineograph.recipes import animate, edit, generate, replay
 
     __version__: str
@@ -41,6 +42,7 @@ __all__ = [
     "noise",
     "open_video",
     "replay",
+    "save",
     "see",
     "trajectory",
 ]
@@ -59,6 +61,7 @@ _HOMES = {
     "load": "models.checkpoints",
     "open_video": "data.video",
     "replay": "recipes",
+    "save": "models.saving",
 }
 _MODULES = {"see": "models.attention"} | {
     name: name for name in ("denoise", "ladder", "latents", "methods", "motion", "noise", "trajectory")

@@ -9,6 +9,7 @@ import typer
 
 from kineograph.cli import speaking
 from kineograph.cli.animate import animate
+from kineograph.cli.convert import convert
 from kineograph.cli.doctor import doctor
 from kineograph.cli.edit import edit
 from kineograph.cli.generate import generate
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, animate, edit, train, inspect, replay, models, doctor, reproduce, bench):
+for command in (generate, animate, edit, train, inspect, replay, models, convert, doctor, reproduce, bench):
     app.command()(command)
 
 

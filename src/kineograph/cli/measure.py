@@ -56,7 +56,7 @@ def bench(
         str, typer.Argument(help="pocket, or sd15: random weights in the shape of Stable Diffusion 1.5.")
     ] = "pocket",
     mode: Annotated[
-        str, typer.Option(help="motion, or control: guided by a ControlNet, against diffusers' pipeline for that.")
+        str, typer.Option(help="motion; control: guided by a ControlNet; or video: by motion modules (AnimateDiff).")
     ] = "motion",
     frames: Annotated[int, typer.Option(help="How many frames a video.")] = 8,
     steps: Annotated[int, typer.Option(help="How many steps a video.")] = 50,
@@ -64,7 +64,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(help="A JSON file for the rows.", show_default=False)] = None,
     json: Json = False,
 ) -> None:
-    """Measure speed and memory against diffusers' Text2Video-Zero: same process, weights, steps and seeds."""
+    """Measure speed and memory against diffusers' pipelines: same process, weights, steps and seeds."""
     from kineograph.evaluation import bench as side_by_side
 
     speaking.quiet_loading()

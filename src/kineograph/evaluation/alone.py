@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from kineograph.evaluation import controlled_peers, peers
+from kineograph.evaluation import controlled_peers, peers, video_peers
 
-MODES = {"motion": peers.SIDES, "control": controlled_peers.SIDES}
+MODES = {"motion": peers.SIDES, "control": controlled_peers.SIDES, "video": video_peers.SIDES}
 
 
 def main(mode: str, side: str, folder: str, dtype: str, frames: str, steps: str) -> None:

@@ -1,4 +1,4 @@
-"""`kineograph bench`: our Text2Video-Zero, moved or guided, and diffusers', side by side on the same weights."""
+"""`kineograph bench`: our videos and diffusers', side by side on the same weights."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Setting(NamedTuple):
 class Row(NamedTuple):
     """One comparison. Seconds are medians over the repeats; `speedup` is the median of the repeats' ratios.
 
-    mode            "motion": moved by a camera; "control": guided by control pictures
+    mode            "motion": moved by a camera; "control": guided by control pictures; "video": by motion modules
     difference      between both sides' frames, on average, in grey levels of 255
     longer_peak_gb  our peak with `LONGER` times the frames
     teraflops       a second, in matrix products and convolutions
@@ -86,8 +86,8 @@ def bench(
 
     network: "pocket", or "sd15" for one in the shape of Stable Diffusion 1.5 with random weights: full size on a
         GPU, reduced on a CPU, or of the `size` given.
-    mode: "motion", against TextToVideoZeroPipeline, or "control", against the ControlNet pipeline with cross-frame
-        attention.
+    mode: "motion", against TextToVideoZeroPipeline; "control", against the ControlNet pipeline with cross-frame
+        attention; or "video", with motion modules, against AnimateDiffPipeline.
     out: a JSON file for the rows.
     Raises InputError for an unknown network or mode, or too few steps.
     """

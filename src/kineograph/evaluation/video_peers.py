@@ -48,7 +48,7 @@ def theirs(folder: Path, dtype: str) -> Draw:
     pipe = AnimateDiffPipeline.from_pretrained(
         folder, motion_adapter=made, dtype=as_dtype(dtype), feature_extractor=None, image_encoder=None,
     ).to(place().device)  # fmt: skip
-    pipe.scheduler = DDIMScheduler(**SCHEDULER)
+    pipe.scheduler = DDIMScheduler(**{name: value for name, value in SCHEDULER.items() if value is not None})
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
     shape = (pipe.vae.config.latent_channels, side, side)
@@ -79,7 +79,6 @@ def adapter(folder: Path) -> MotionAdapter:
     made = MotionAdapter(
         block_out_channels=tuple(config["block_out_channels"]),
         motion_layers_per_block=config["layers_per_block"],
-        motion_num_attention_heads=config["block_out_channels"][0] // 32 or 1,
         motion_norm_num_groups=config["norm_num_groups"],
     )
     for name, weight in made.named_parameters():

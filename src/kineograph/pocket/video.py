@@ -39,9 +39,9 @@ from kineograph.pocket.text import captions_as_ids
 from kineograph.pocket.unet import CELLS, SCHEDULER, THING, UNTOLD
 from kineograph.pocket.words import ids
 
-LEVEL, SPREAD, UNIFORM = 1.6, 0.9, 0.05
+LEVEL, SPREAD, UNIFORM = 2.0, 0.7, 0.15
 HEAVIEST = 64.0  # weight of a level: an error of the picture weighs alike up to a sigma of 8
-RATIO = 2.0  # parts of noise that all frames share to one of a frame's own: of its variance, four fifths
+RATIO = 1.0  # parts of noise that all frames share to one of a frame's own: of its variance, half
 APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
 SHORT = 0.6  # until this progress clips of half the frames, twice as many of them; then whole ones
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames

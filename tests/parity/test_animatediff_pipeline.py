@@ -1,0 +1,20 @@
+"""The bench's two sides draw the same video: our walk with motion modules, and diffusers' AnimateDiffPipeline."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kineograph.evaluation import video_peers
+from kineograph.evaluation.peers import save_stand_in
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs warns of what it will change
+def test_the_same_video_comes_out(tmp_path: Path):
+    save_stand_in(tmp_path, channels=32, side=8, text_layers=1)
+    ours, theirs = (side(tmp_path, "float32")(5, 4) for side in video_peers.SIDES.values())
+    assert ours.shape == theirs.shape == (5, 64, 64, 3)
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert np.abs(np.diff(ours.astype(int), axis=0)).mean() > 1

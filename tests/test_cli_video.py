@@ -1,0 +1,69 @@
+"""Video models on the command line: drawn with, animated by, converted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models.conftest import sd, sd_folder  # noqa: F401
+from PIL import Image
+from test_cli import Run, run  # noqa: F401
+
+import kineograph as kg
+from kineograph.data.provenance import read_settings
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet import VideoUNet
+
+LAYERS = TransformerConfig(head_width=8, relative=4)
+CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)
+FEW = ["--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video model."""
+    image = kg.load(sd())
+    unet = image.net.image_unet
+    model = replace(image, net=VideoUNet(unet, TemporalLayers(unet, CONFIG).eval()))
+    return kg.save(model, tmp_path_factory.mktemp("models") / "video")
+
+
+def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    said = run("generate", "a fish", "--model", folder, *FEW, "--seed", 3, "-o", "fish.gif")
+    assert (said.status, said.out) == (0, "fish.gif\n"), said.err
+    settings = read_settings(tmp_path / "fish.gif")
+    assert (settings["method"], settings["num_frames"], settings["fps"]) == ("videocrafter", 4, 8.0)
+    assert run("replay", "fish.gif").status == 0
+    longer = run(
+        "generate", "a fish", "--model", folder, *FEW, "-n", 6, "--window", 4, "--overlap", 2, "-o", "long.gif"
+    )
+    assert longer.status == 0, longer.err
+
+
+def test_animate_takes_a_picture(run: Run, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "fish.png")
+    pinned = ["--first-frame", "pinned", "--model", folder, *FEW]
+    said = run("animate", "fish.png", "swimming to the right", *pinned, "-o", "fish.gif")
+    assert (said.status, said.out) == (0, "fish.gif\n"), said.err
+    assert read_settings(tmp_path / "fish.gif")["image"] == "fish.png"
+    assert run("replay", "fish.gif").status == 0
+    unseen = run("animate", "fish.png", "swimming", "--model", folder, *FEW)
+    assert unseen.status == 2 and "is shown no pictures" in unseen.err
+    assert "there is no picture nowhere.png" in run("animate", "nowhere.png", "swimming", *pinned).err
+    assert "only 'fish.png'" in run("animate", "fish.png").err
+
+
+def test_convert_writes_a_folder_that_draws_the_same(run: Run, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    said = run("convert", folder, "copy")
+    assert (said.status, said.out) == (0, "copy\n"), said.err
+    frames = [kg.generate(kg.load(each), "a fish", num_inference_steps=2, seed=1).frames for each in (folder, "copy")]
+    assert np.array_equal(*frames)
+    assert "is there already" in run("convert", folder, "copy").err
+
+
+def test_a_motion_module_goes_around_an_image_model(run: Run, folder: Path, sd_folder: Path) -> None:  # noqa: F811
+    said = run("convert", sd_folder, "moved", "--motion-module", folder)
+    assert said.status == 0, said.err
+    assert kg.load("moved").temporal == CONFIG
