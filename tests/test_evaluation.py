@@ -115,6 +115,7 @@ def witnesses():
         ),
         alike=lambda frames, text: np.full(len(frames), len(text) / 100),
         embed=lambda frames: np.eye(len(frames)),
+        move=lambda frames: "still",
         survey=lambda frames: Geometry(np.zeros((len(frames), 32, 32)), np.zeros((len(frames), 5, 2))),
         weights={"judge": "none"},
     )
@@ -167,7 +168,7 @@ def test_the_full_method_is_what_generate_does(model):
 
 
 @pytest.mark.filterwarnings("ignore")  # the peer's, which are many
-@pytest.mark.parametrize("mode", ["motion", "control"])
+@pytest.mark.parametrize("mode", ["motion", "control", "video"])
 def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path, mode):
     monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: alone.peak() / 1e9)
     monkeypatch.setattr(bench, "MATRIX", 64)

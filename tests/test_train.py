@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 from models.conftest import sd_folder  # noqa: F401
 from numbered import movie
@@ -24,7 +26,7 @@ from tiny_video_training import LAYERS, LOOP, STAGES, films, pictures, told, tra
 from torch import Tensor
 
 from kineograph import noise
-from kineograph.cli import main
+from kineograph.cli import app, main
 from kineograph.condition import Condition
 from kineograph.data.video import open_video
 from kineograph.errors import InputError
@@ -37,8 +39,8 @@ from kineograph.recipes.training.batches import Turn, leveller, noise_loss, shor
 from kineograph.recipes.training.latents import encoded
 from kineograph.recipes.training.memory import activations
 from kineograph.recipes.training.parts import matching, recomputed
-from kineograph.recipes.training.settings import LogNormal
-from kineograph.training import load_settings, weights
+from kineograph.recipes.training.settings import LogNormal, Source, Stage, Validation
+from kineograph.training import TrainingSettings, load_settings, weights
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_video.yaml"
 ONE = [STAGES[0] | {"steps": 2}]
@@ -284,6 +286,18 @@ def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
     assert seen == [look(turn, place, 6).caption for turn in range(20) for place in range(6)]
 
 
+def test_the_pocket_world_is_painted_as_it_is_needed(tell: Tell) -> None:
+    settings = tell(videos=[{"source": "pocket", "count": 2}], images=["pocket"])
+    start = ready(settings)
+    looks = running.looks(start.legs[0], encoded(start.model), {})
+    first, second, again = (looks["video"](turn, 0, 1) for turn in range(3))
+    assert first.latents.shape == (3, 4, 8, 8) and first.fps in (5.0, 10.0) and first.caption
+    assert torch.equal(first.latents, again.latents) and (first.caption, first.fps) == (again.caption, again.fps)
+    assert not torch.equal(first.latents, second.latents) and not torch.equal(first.latents[0], first.latents[2])
+    pictures_seen = {looks["image"](turn, 0, 1).caption for turn in range(4)}
+    assert len(pictures_seen) == 4
+
+
 # -- memory
 
 
@@ -387,8 +401,8 @@ def refused(settings: VideoTraining) -> str:
 
 
 def test_patterns_that_match_nothing_are_named_with_what_is_near(tell: Tell) -> None:
-    said = refused(tell(trained=["temproal.*"]))
-    assert "trained: no parameter of the network is called 'temproal.*'; near it are temporal" in said
+    said = refused(tell(trained=["temprol.*"]))
+    assert "trained: no parameter of the network is called 'temprol.*'; near it are temporal" in said
     assert "frozen: no parameter" in refused(tell(frozen=["image_unet.*attn9*"]))
     names = ["temporal.after.conv_in.norm.weight", "image_unet.conv_in.bias"]
     assert matching(names, "trained", ["*.bias", "temporal.*"]) == set(names)
@@ -398,6 +412,7 @@ def test_patterns_that_match_nothing_are_named_with_what_is_near(tell: Tell) -> 
 def test_models_and_layers_that_do_not_go_together(tell: Tell) -> None:
     assert "heads 64 wide do not fit into 8 channels" in refused(tell(layers="videocrafter"))
     assert "multiples of 2" in refused(tell(stages=[STAGES[0] | {"height": 15}]))
+    assert "images teach nothing where only layers along time are trained" in refused(tell(trained=["temporal.*"]))
     positions = {"transformer": {"head_width": 4, "positions": 2}}
     assert "stage 1 has 3 frames, and these layers see at most 2" in refused(tell(layers=positions))
 
@@ -453,7 +468,7 @@ def test_a_folder_in_use_or_with_another_training(tell: Tell) -> None:
         ("training.max_train_steps=5", "training: expected no max_train_steps"),
         ("latent_cache=here", "latent_cache: expected a count for the pocket world"),
         ("stages=[{steps: 1, height: 8, width: 8, fps: [0]}]", "stages.0.fps: expected frame rates above 0"),
-        ("trianed=[a]", "trianed (here ['a']) is no setting: did you mean trained?"),
+        ("trainde=[a]", "trainde (here ['a']) is no setting: did you mean trained?"),
         ("layers.heads=3", "is no setting"),
         ("validation.images=[a.png, b.png]", "validation.images: expected one for each prompt, or none"),
     ],
@@ -461,6 +476,16 @@ def test_a_folder_in_use_or_with_another_training(tell: Tell) -> None:
 def test_settings_that_cannot_be(override: str, said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
         load_settings(EXAMPLE, VideoTraining, [override])
+
+
+def test_the_guide_names_every_setting_and_its_commands_parse() -> None:
+    guide = (EXAMPLE.parents[1] / "docs" / "training.md").read_text()
+    for settings in (VideoTraining, Stage, TrainingSettings, Validation, Source):
+        missing = {name for name in settings.model_fields if f"`{name}`" not in guide and f"{name}:" not in guide}
+        assert missing - {"max_train_steps"} == set()
+    for line in re.findall(r"^(?:.* -m )?kineograph (.*?)(?:  #.*)?$", guide, re.MULTILINE):
+        verb, *arguments = shlex.split(line)
+        typer.main.get_command(app).commands[verb].make_context(verb, arguments)
 
 
 # -- the command

@@ -60,7 +60,8 @@ def built_in() -> Iterator[Known]:
     if (POCKET / "model_index.json").exists():
         yield Known("pocket", "SD 1.x, small; with ControlNets canny, depth, pose", "built in", _megabytes(POCKET))
         for name, family in ON_POCKET.items():
-            yield Known(f"pocket-{name}", family, "built in, on pocket", _megabytes(POCKET / name))
+            if (POCKET / name).is_dir():
+                yield Known(f"pocket-{name}", family, "built in, on pocket", _megabytes(POCKET / name))
 
 
 def _megabytes(folder: Path) -> int:

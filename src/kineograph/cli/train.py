@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +38,8 @@ def train(
     The trained model's folder goes to stdout, all else to stderr. The same command goes on with a training that was
     stopped; on several GPUs it is accelerate launch -m kineograph train SETTINGS. See docs/training.md.
     """
-    speaking.say("reading the settings, the model and the data")
+    if os.environ.get("RANK", "0") == "0":  # the one of several processes that speaks
+        speaking.say("reading the settings, the model and the data")
     from kineograph.recipes import training
     from kineograph.training import here, load_settings
 

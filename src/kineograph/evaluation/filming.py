@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from kineograph import noise
 from kineograph.denoise import Denoise, guided, pinned
@@ -17,6 +18,7 @@ from kineograph.methods.videocrafter import sample
 from kineograph.models.model import Model
 from kineograph.trajectory import ddim, last
 
+Picture = UInt8[np.ndarray, "1 H W 3"]
 FPS, FRAMES, SCALE, STEPS = 8.0, 16, 5.0, 25
 Begun = Callable[[Denoise, Model, Latents], Denoise]  # what becomes of a model that starts from this noise
 
@@ -25,7 +27,7 @@ def as_it_is(look: Denoise, model: Model, begin: Latents) -> Denoise:
     return look
 
 
-def pinned_to(picture: Frames) -> Begun:
+def pinned_to(picture: Picture) -> Begun:
     """The first frame is this picture, uint8 [1 h w 3] of the model's size."""
 
     def begun(look: Denoise, model: Model, begin: Latents) -> Denoise:
@@ -36,7 +38,7 @@ def pinned_to(picture: Frames) -> Begun:
 
 
 def film(
-    model: Model, prompt: str, seed: int, *, steps: int = STEPS, fps: float = FPS, picture: Frames | None = None,
+    model: Model, prompt: str, seed: int, *, steps: int = STEPS, fps: float = FPS, picture: Picture | None = None,
     begun: Begun = as_it_is,
 ) -> Frames:  # fmt: skip
     """The video of a prompt, uint8 [f h w 3]; `picture`, uint8 [1 h w 3], is shown if the model sees any."""
@@ -54,5 +56,5 @@ def film(
     return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def _as_pictures(picture: Frames) -> torch.Tensor:
+def _as_pictures(picture: Picture) -> torch.Tensor:
     return torch.from_numpy(picture.astype(np.float32) / 255).permute(0, 3, 1, 2)

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from kineograph.evaluation import metrics
-from kineograph.evaluation.filming import FPS, FRAMES, SCALE, STEPS, film, pinned_to
+from kineograph.evaluation.filming import FPS, FRAMES, SCALE, STEPS, Picture, film, pinned_to
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, at_least, better
@@ -59,7 +59,7 @@ def pinned(model: Model, steps: int, case: Case) -> Frames:
     return film(model, case.prompt, case.seed, steps=steps, picture=picture, begun=pinned_to(picture))
 
 
-def picture_of(case: Case) -> Frames:
+def picture_of(case: Case) -> Picture:
     """The first frame of the world's own clip, uint8 [1 h w 3]."""
     return render(case.shot, clip_times(FRAMES, FPS)[0])[None]
 

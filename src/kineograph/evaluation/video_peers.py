@@ -24,6 +24,7 @@ from kineograph.models.checkpoints import load
 from kineograph.models.placement import as_dtype, place
 from kineograph.trajectory import ddim, last
 
+AT_ONCE = 32
 LOUDNESS = 0.02  # of the last layer of a motion module, which begins as zero
 
 
@@ -34,7 +35,8 @@ def ours(folder: Path, dtype: str) -> Draw:
 
     def draw(frames: int, steps: int) -> Frames:
         sigmas = leading(model.schedule.sigmas, steps)
-        told, blank = (model.bind(model.prompt([text]), window=frames) for text in (PROMPT, ""))
+        window = min(frames, AT_ONCE)  # theirs sees all at once, and knows as many positions
+        told, blank = (model.bind(model.prompt([text]), window=window) for text in (PROMPT, ""))
         begin = _noise(frames, shape).to(model.device) * (1 + sigmas[0] ** 2) ** 0.5 / sigmas[0]
         x0 = last(sample(guided(told, blank, SCALE), begin, sigmas, solve=ddim))
         return (model.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPVisionModel
 
+from kineograph.errors import InputError
 from kineograph.models import image_adapter, parts
 from kineograph.models.image_adapter import ResamplerConfig
 from kineograph.models.parts import Parts
@@ -34,9 +34,10 @@ def editor(folder: Path) -> Parts:
 def video(folder: Path) -> Parts:
     """The pocket model with layers along time, transformers and a text tower that know words for motion."""
     opened = parts.from_folder(folder, torch.float32)
-    temporal = TemporalLayers(opened.unet, _config(folder / VIDEO))
-    _fill(VideoUNet(opened.unet, temporal), folder / VIDEO / "video.safetensors")
-    tower = CLIPTextModel.from_pretrained(folder / VIDEO / "text_encoder", dtype=torch.float32, local_files_only=True)
+    own = _folder(folder, VIDEO)
+    temporal = TemporalLayers(opened.unet, TemporalConfig.model_validate_json((own / "config.json").read_text()))
+    _fill(VideoUNet(opened.unet, temporal), own / "video.safetensors")
+    tower = CLIPTextModel.from_pretrained(own / "text_encoder", dtype=torch.float32, local_files_only=True)
     text = (TextEncoder(opened.text[0].tokenizer, tower.eval()),)
     return opened._replace(temporal=temporal.eval(), text=text)
 
@@ -44,9 +45,10 @@ def video(folder: Path) -> Parts:
 def animator(folder: Path) -> Parts:
     """The same, shown a picture."""
     opened = video(folder)
-    sizes = ResamplerConfig.model_validate_json((folder / ANIMATE / "resampler.json").read_text())
+    own = _folder(folder, ANIMATE)
+    sizes = ResamplerConfig.model_validate_json((own / "resampler.json").read_text())
     image_adapter.put_on(opened.unet, sizes)
-    _fill(VideoUNet(opened.unet, opened.temporal), folder / ANIMATE / "animate.safetensors")
+    _fill(VideoUNet(opened.unet, opened.temporal), own / "animate.safetensors")
     encoder = CLIPVisionModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True).eval()
     reader = PictureReader(encoder, LAST, squashed, mean=HALF, std=HALF, blank=GREY)
     return opened._replace(unet=opened.unet.eval(), reader=reader)
@@ -59,8 +61,13 @@ MODELS: Mapping[str, Callable[[Path], Parts]] = {
 }
 
 
-def _config(folder: Path) -> TemporalConfig:
-    return TemporalConfig.model_validate(json.loads((folder / "config.json").read_text()))
+def _folder(folder: Path, part: str) -> Path:
+    if not (folder / part).is_dir():
+        raise InputError(
+            f"pocket-{part} is not in this installation ({folder} has no {part}): install it again, or train it, by "
+            "python -m kineograph.pocket.recipe"
+        )
+    return folder / part
 
 
 def _fill(net: VideoUNet, file: Path) -> None:

@@ -45,7 +45,7 @@ RATIO = 1.0  # parts of noise that all frames share to one of a frame's own: of 
 APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
 SHORT = 0.6  # until this progress clips of half the frames, twice as many of them; then whole ones
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames
-TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, widening=2)
+TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, positions=4 * FRAMES, widening=2)
 TEXT_TO_VIDEO = TemporalConfig(
     num_frames=FRAMES, entry=TRANSFORMER, transformer=TRANSFORMER, frame_rate=True, noise_ratio=RATIO
 )
@@ -65,7 +65,7 @@ def is_any(fact: dict[str, Any]) -> bool:
     return True
 
 
-LESSONS = ((0.35, goes_straight), (0.8, is_plain), (inf, is_any))  # until which progress there are which films
+LESSONS = ((0.5, goes_straight), (0.85, is_plain), (inf, is_any))  # until which progress there are which films
 
 Rng = np.random.Generator
 

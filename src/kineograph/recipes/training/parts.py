@@ -20,6 +20,7 @@ from kineograph.models.unet import VideoUNet
 from kineograph.models.walk import Through, at_once
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.recipes.training.settings import FAMILIES, VideoTraining
+from kineograph.training.gradients import DTYPES
 
 READING = "image_unet.encoder_hid_proj"
 
@@ -36,8 +37,9 @@ def begun(settings: VideoTraining, device: torch.device) -> Model:
     through = recomputed if settings.gradient_checkpointing else at_once
     net = _network(model.net, config, settings.training.seed, through)
     freeze(net, settings.trained, settings.frozen)
-    _check_reading(net)
-    place = Placement(device, torch.float32, "for training")
+    _check_trained(settings, net)
+    computes = DTYPES.get(settings.training.mixed_precision, torch.float32)
+    place = Placement(device, computes, "for training")
     net = net.to(place.device, memory_format=place.memory_format).eval()  # type: ignore[call-overload]  # torch forgot
     net = with_quick_norms(net) if device.type == "cpu" else net
     return replace(model, net=net, vocabulary=None)  # its list of words will not be true any more
@@ -94,11 +96,17 @@ def freeze(net: VideoUNet, trained: Iterable[str], frozen: Iterable[str]) -> Non
         weight.requires_grad_(name in chosen)
 
 
-def _check_reading(net: VideoUNet) -> None:
-    if any(weight.requires_grad for name, weight in net.named_parameters() if name.startswith(READING)):
+def _check_trained(settings: VideoTraining, net: VideoUNet) -> None:
+    names = [name for name, weight in net.named_parameters() if weight.requires_grad]
+    if any(name.startswith(READING) for name in names):
         raise InputError(
             f"{READING}* makes tokens of pictures and is not trained here: add it to frozen. What reads the tokens, "
             "image_unet.*_ip.*, may be trained"
+        )
+    if settings.image_share > 0 and all(name.startswith("temporal.") for name in names):
+        raise InputError(
+            "images teach nothing where only layers along time are trained, which pictures pass by: leave images and "
+            "image_share out, or train a part of the image network too, such as image_unet.*attn2*"
         )
 
 

@@ -1,0 +1,140 @@
+"""Models that a training may begin with: video models, models that are shown pictures, and SDXL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from models.conftest import sd, sdxl_folder  # noqa: F401
+from tiny_video_training import STAGES, films, pictures, told, trained
+from tiny_videos import two_levels, videocrafter
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModel
+
+from kineograph.data.video import open_video
+from kineograph.errors import InputError
+from kineograph.models import image_adapter
+from kineograph.models.checkpoints import load
+from kineograph.models.image_adapter import ResamplerConfig
+from kineograph.models.parts import from_pipeline
+from kineograph.models.pictures import GREY, LAST, PictureReader, squashed
+from kineograph.models.saving import save
+from kineograph.recipes.training import VideoTraining, ready
+from kineograph.recipes.training import run as running
+from kineograph.recipes.training.batches import Batch, noise_loss
+from kineograph.recipes.training.latents import encoded, kept
+from kineograph.training import weights
+
+ONE = [STAGES[0] | {"steps": 2}]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    films(folder / "films")
+    pictures(folder / "pictures")
+    return folder
+
+
+def parts(**settings: object) -> object:
+    """A tiny video model's, with these temporal settings."""
+    net = videocrafter(two_levels(), **settings)
+    return from_pipeline(sd())._replace(unet=net.image_unet, temporal=net.temporal)
+
+
+@pytest.fixture(scope="module")
+def video_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(parts(frame_rate=True, noise_ratio=2.0), tmp_path_factory.mktemp("video") / "model")
+
+
+@pytest.fixture(scope="module")
+def animator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    whole = parts(frame_rate=True)
+    sizes = ResamplerConfig(reads=16, width=16, gives=32, tokens=4, depth=1, heads=2, head_width=8)
+    torch.manual_seed(0)
+    image_adapter.put_on(whole.unet, sizes)
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
+    reader = PictureReader(encoder, LAST, squashed, blank=GREY)
+    return save(whole._replace(reader=reader), tmp_path_factory.mktemp("animator") / "model")
+
+
+def first_batch(settings: VideoTraining) -> tuple[running.Ready, Batch]:
+    """The first samples of a training, of videos."""
+    start = ready(settings)
+    draw = running._draw(start.legs[0], encoded(start.model), {})
+    return start, next(
+        each for each in (draw(step, range(2 * step, 2 * step + 2)) for step in range(2)) if each.x0.shape[1] > 1
+    )
+
+
+def touched(start: running.Ready, batch: Batch) -> dict[str, Tensor]:
+    """The gradients of what is trained, by name."""
+    named = {name: weight for name, weight in start.model.net.named_parameters() if weight.requires_grad}
+    loss = noise_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"]
+    found = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
+    return {name: each for name, each in zip(named, found, strict=True) if each is not None and each.abs().sum() > 0}
+
+
+@torch.no_grad()
+def came_to(start: running.Ready, batch: Batch) -> float:
+    return float(noise_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"])
+
+
+def test_a_video_model_goes_on_from_its_layers(video_folder: Path, data: Path, tmp_path: Path) -> None:
+    settings = told(video_folder, data, tmp_path / "out", layers=None, noise_ratio=None, stages=ONE)
+    before = load(video_folder, device="cpu", dtype="float32").net.state_dict()
+    start = ready(settings)
+    assert all(torch.equal(value, before[name]) for name, value in start.model.net.state_dict().items())
+    assert start.temporal.noise_ratio == 2.0 and start.temporal.num_frames == 3
+    trained(settings)
+    layers = load(tmp_path / "out" / "final", device="cpu", dtype="float32").temporal
+    assert layers == start.temporal
+    with pytest.raises(InputError, match="is a video model with layers along time of its own: leave layers out"):
+        ready(told(video_folder, data, tmp_path / "out"))
+
+
+def test_a_model_that_is_shown_pictures_is_shown_the_first_frame(
+    animator_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    trains = {"layers": None, "trained": ["*_ip.*", "temporal.*"], "caption_dropout": 0.5, "stages": ONE}
+    start, batch = first_batch(told(animator_folder, data, tmp_path / "out", **trains))
+    assert batch.first is not None and batch.first.shape == (2, 3, 16, 16) and batch.first.dtype == torch.uint8
+    near = start.model.encode(batch.first[:, None].float() / 255)
+    assert torch.allclose(near, batch.x0[:, :1], atol=1e-4)
+    told_all = batch._replace(untold=torch.tensor([False, False]))
+    assert any("to_v_ip" in name for name in touched(start, told_all))
+    untold = batch._replace(untold=torch.tensor([True, True]))
+    grey = told_all._replace(first=torch.full_like(batch.first, 128))  # nearly what stands for no picture
+    seen, unseen, like_unseen = (came_to(start, each) for each in (told_all, untold, grey))
+    assert unseen == pytest.approx(like_unseen, rel=1e-3) and abs(seen - unseen) > 2 * abs(unseen - like_unseen)
+
+
+def test_the_first_frame_is_cached_with_the_latents(animator_folder: Path, data: Path, tmp_path: Path) -> None:
+    cached = {"layers": None, "latent_cache": str(tmp_path / "cache"), "stages": ONE}
+    start = ready(told(animator_folder, data, tmp_path / "out", **cached))
+    looks = [
+        running.looks(start.legs[0], kept(start.model, tmp_path / "cache"), {})["video"](0, 0, 2) for _ in range(2)
+    ]
+    assert torch.equal(looks[0].first, looks[1].first) and torch.equal(looks[0].latents, looks[1].latents)
+
+
+def test_it_is_trained_and_drawn_with(animator_folder: Path, data: Path, tmp_path: Path) -> None:
+    drawn = {"prompts": ["a fish"], "images": [str(data / "pictures" / "0.png")], "num_inference_steps": 2}
+    settings = told(animator_folder, data, tmp_path / "out", layers=None, stages=ONE, validation=drawn)
+    (sample,) = trained(settings)[-1].samples
+    assert open_video(sample).settings["image"] == drawn["images"][0]
+    with pytest.raises(InputError, match=r"encoder_hid_proj\* makes tokens of pictures and is not trained here"):
+        ready(told(animator_folder, data, tmp_path / "out", layers=None, trained=["image_unet.*"]))
+
+
+def test_sdxl_is_told_its_size_and_the_frame_rate(sdxl_folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    settings = told(sdxl_folder, data, tmp_path / "out", stages=ONE, caption_dropout=0.0)
+    start, batch = first_batch(settings)
+    said = start.model.prompt(["film 0"], size=(16, 16), fps=5.0)
+    assert batch.embedding.shape[1] == said.embedding.shape[1]
+    assert torch.equal(batch.embedding[:, 32:-1], said.embedding[:, 32:-1].expand(2, -1))
+    assert set(batch.embedding[:, -1].tolist()) <= {5.0, 10.0}
+    assert len(trained(settings)) == 2
+    assert weights(settings.output / "stage-1")

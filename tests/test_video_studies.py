@@ -1,0 +1,68 @@
+"""The studies of video models: what they draw is what the front doors draw, and what they measure is what it says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from models.conftest import sd
+from PIL import Image
+from test_animating import animator, model  # noqa: F401
+
+import kineograph as kg
+from kineograph.errors import InputError
+from kineograph.evaluation import filming, joint_training, videocrafter1
+from kineograph.evaluation.protocol import held_out_cases, moving_cases
+from kineograph.models.model import Model
+from kineograph.pocket.world import held_out
+
+FEW = {"num_inference_steps": 2, "guidance_scale": filming.SCALE, "num_frames": filming.FRAMES, "seed": 5}
+
+
+def test_moving_cases_say_how_one_thing_moves_before_a_still_camera():
+    cases = moving_cases(30)
+    assert [case.number for case in cases] == list(range(30))
+    assert moving_cases(5) == cases[:5]
+    assert all(len(case.shot.things) == 1 and case.shot.camera == "still" for case in cases)
+    assert all(held_out(case.thing, colour=case.colour, scene=case.scene) for case in cases)
+    assert len({case.motion for case in cases}) > 5
+    assert not {case.prompt for case in cases} & {case.prompt for case in held_out_cases(30)}
+
+
+def test_what_is_filmed_is_what_generate_draws(model: Model):  # noqa: F811
+    frames = filming.film(model, "a fish", 5, steps=2, fps=12.0)
+    assert np.array_equal(frames, kg.generate(model, "a fish", fps=12, **FEW).frames)
+
+
+def test_what_is_filmed_from_a_picture_is_what_animate_draws(animator: Model, tmp_path):  # noqa: F811
+    picture = np.random.default_rng(0).integers(255, size=(1, *animator.default_size, 3), dtype=np.uint8)
+    Image.fromarray(picture[0]).save(tmp_path / "fish.png")
+    for begun, first_frame in ((filming.as_it_is, "shown"), (filming.pinned_to(picture), "pinned")):
+        frames = filming.film(animator, "a fish", 5, steps=2, picture=picture, begun=begun)
+        video = kg.animate(animator, tmp_path / "fish.png", "a fish", first_frame=first_frame, **FEW)
+        assert np.abs(frames.astype(int) - video.frames).max() <= 1
+
+
+def test_speed_is_the_slope_of_a_way():
+    way = np.zeros((16, 5, 2)) + np.arange(16)[:, None, None] * np.array([0.03, -0.04])
+    assert videocrafter1.speed(way) == pytest.approx(0.05)
+    assert videocrafter1.speed(np.ones((16, 5, 2))) == pytest.approx(0)
+
+
+def test_half_the_speed_is_a_ratio_of_a_half():
+    usual = [0.02, 0.03, 0.025]
+    claim = videocrafter1.ratio("speed", [each / 2 for each in usual], usual, 0.4, 0.6)
+    assert claim.holds and claim.value == pytest.approx(0.5) and claim.error == pytest.approx(0, abs=1e-12)
+    assert not videocrafter1.ratio("speed", usual, usual, 0.4, 0.6).holds
+
+
+def test_a_study_of_networks_that_were_not_trained_says_how_to(model: Model, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match="--stages joint,films_only"):
+        joint_training.trained(model, tmp_path / "joint.safetensors")
+
+
+def test_an_image_model_films_nothing():
+    image = replace(kg.load(sd()), name="image")
+    with pytest.raises(AssertionError, match="no videos of its own"):
+        filming.film(image, "a fish", 5, steps=2)
