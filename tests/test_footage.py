@@ -139,3 +139,15 @@ def test_frames_come_in_chunks_and_not_before_they_are_asked_for(tmp_path):
 def test_the_digest_is_of_the_file(tmp_path):
     one, same, other = (Video(numbered(n)).save(tmp_path / f"{k}.mp4") for k, n in enumerate((3, 3, 4)))
     assert open_footage(one).digest == open_footage(same).digest != open_footage(other).digest
+
+
+def test_at_its_own_rate_a_matroska_file_gives_each_frame_once(tmp_path):
+    frames = np.stack([np.full((16, 16, 3), 8 * number, np.uint8) for number in range(20)])
+    path = tmp_path / "film.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=30)
+        stream.width = stream.height = 16
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert open_footage(path, fps=30).chosen == tuple(range(20))

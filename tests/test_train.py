@@ -401,8 +401,8 @@ def refused(settings: VideoTraining) -> str:
 
 
 def test_patterns_that_match_nothing_are_named_with_what_is_near(tell: Tell) -> None:
-    said = refused(tell(trained=["temprol.*"]))
-    assert "trained: no parameter of the network is called 'temprol.*'; near it are temporal" in said
+    said = refused(tell(trained=["tempor.*"]))
+    assert "trained: no parameter of the network is called 'tempor.*'; near it are temporal" in said
     assert "frozen: no parameter" in refused(tell(frozen=["image_unet.*attn9*"]))
     names = ["temporal.after.conv_in.norm.weight", "image_unet.conv_in.bias"]
     assert matching(names, "trained", ["*.bias", "temporal.*"]) == set(names)

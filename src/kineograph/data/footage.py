@@ -17,7 +17,7 @@ from kineograph.data.provenance import PICTURES, existing, frame_files, read_lab
 from kineograph.errors import InputError
 
 DAMAGE = (av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, LookupError)  # what PyAV and Pillow raise
-NEAR = 1e-6  # seconds: a frame that is due now is shown now
+NEAR = 1e-3  # seconds: Matroska rounds when a frame is shown to milliseconds
 DISTORTION = 1.1  # ratio of aspect ratios above which a video is of another shape
 
 
@@ -94,7 +94,7 @@ def open_footage(path: str | Path, *, num_frames: int | None = None, fps: float 
 
 def _at_rate(times: list[float], rate: float, fps: float) -> list[int]:
     """The frame that is on show at each 1 / fps seconds."""
-    count = max(1, int((times[-1] + 1 / rate) * fps + NEAR))
+    count = max(1, int((times[-1] + 1 / rate + NEAR) * fps))
     return (np.searchsorted(times, np.arange(count) / fps + NEAR, side="right") - 1).tolist()
 
 
