@@ -140,8 +140,16 @@ def test_only_frames_that_are_read_are_projected(attn: Attention, monkeypatch, s
     real = F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv: asked.append(qkv) or real(*qkv))
     attn.to_k.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[1]))
-    walk(attn, frames(8), see, range(8))
+    with torch.no_grad():
+        walk(attn, frames(8), see, range(8))
     assert len(asked) == calls and rows == [projected]
+
+
+def test_with_gradients_the_answer_is_the_same(attn: Attention):
+    x = frames(4)
+    with torch.no_grad():
+        fused = walk(attn, x, first_and_previous, range(4))
+    torch.testing.assert_close(walk(attn, x, first_and_previous, range(4)), fused, atol=1e-6, rtol=1e-5)
 
 
 def test_nothing_is_projected_when_all_that_is_read_is_remembered(attn: Attention):

@@ -271,7 +271,7 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
         on_video(4, 4)
         return Report(paper, {}, [Part("all", claims, {}, {})])
 
-    monkeypatch.setattr("kineograph.models.checkpoints.load", lambda: None)
+    monkeypatch.setattr("kineograph.models.checkpoints.load", lambda model: None)
     monkeypatch.setattr("kineograph.evaluation.witnesses.pocket_witnesses", lambda: None)
     monkeypatch.setattr("kineograph.evaluation.reproduce.reproduce", measured)
     said = run("reproduce", "text2video-zero", "--quick", "--out", "results")

@@ -62,7 +62,8 @@ def test_frames_of_a_step_are_as_many_early_as_late(out: Path):
     assert early[0].shape == (8, 8, 8, 16, 16) and late[0].shape == (4, 16, 8, 16, 16)
     assert early[6].shape == late[6].shape == (8, 1, 8, 16, 16)
     shared = torch.corrcoef(late[1][0].flatten(1))[0, 1:]
-    assert shared.mean().item() == pytest.approx(0.8, abs=0.03)
+    ratio = video.RATIO**2
+    assert shared.mean().item() == pytest.approx(ratio / (1 + ratio), abs=0.03)
 
 
 def test_an_error_in_all_frames_alike_weighs_less():

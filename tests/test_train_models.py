@@ -125,8 +125,13 @@ def test_it_is_trained_and_drawn_with(animator_folder: Path, data: Path, tmp_pat
     settings = told(animator_folder, data, tmp_path / "out", layers=None, stages=ONE, validation=drawn)
     (sample,) = trained(settings)[-1].samples
     assert open_video(sample).settings["image"] == drawn["images"][0]
-    with pytest.raises(InputError, match=r"encoder_hid_proj\* makes tokens of pictures and is not trained here"):
-        ready(told(animator_folder, data, tmp_path / "out", layers=None, trained=["image_unet.*"]))
+
+
+def test_what_makes_tokens_of_pictures_learns_too(animator_folder: Path, data: Path, tmp_path: Path) -> None:
+    learns = ["image_unet.*_ip.*", "image_unet.encoder_hid_proj*"]
+    start, batch = first_batch(told(animator_folder, data, tmp_path / "out", layers=None, trained=learns))
+    shown = batch._replace(untold=torch.zeros(len(batch.untold), dtype=torch.bool))
+    assert any("encoder_hid_proj" in name for name in touched(start, shown))
 
 
 def test_sdxl_is_told_its_size_and_the_frame_rate(sdxl_folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811

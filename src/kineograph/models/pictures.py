@@ -71,14 +71,12 @@ class PictureReader:
         """How many pixels wide and high the encoder sees."""
         return int(self.network.config.image_size)
 
-    @torch.no_grad()
     def tokens(self, unet: UNet2DConditionModel, pictures: Pictures) -> Tokens:
         """What the network is shown of these pictures, with values from 0 to 1: one for each video."""
         pixels = self._pixels(self.fit(pictures.float(), self.side))
         embeddings = [self._embedding(pixels, of)[:, None] for of in projections(unet)]
         return image_tokens.project(unet, embeddings)
 
-    @torch.no_grad()
     def no_tokens(self, unet: UNet2DConditionModel, count: int) -> Tokens:
         """What the network is shown where it is shown no picture."""
         pixels = self._pixels(torch.tensor(self.blank).view(1, 3, 1, 1).expand(count, 3, self.side, self.side))
@@ -94,6 +92,7 @@ class PictureReader:
         seen = self._embedding(pixels, of)
         return torch.zeros_like(seen) if isinstance(of, ImageProjection) else seen
 
+    @torch.no_grad()
     def _embedding(self, pixels: Tensor, of: nn.Module) -> Tensor:
         """What one projection reads: the whole picture in one vector, or its patches."""
         if isinstance(of, ImageProjection):

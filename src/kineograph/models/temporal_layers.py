@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from diffusers import UNet2DConditionModel
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from kineograph.models.temporal import (
@@ -73,6 +73,12 @@ class TemporalConfig(BaseModel):
     groups: int | None = None
     noise_ratio: float = 0.0
     solver: str = "ddim"
+
+    @model_validator(mode="after")
+    def _places(self) -> TemporalConfig:
+        if self.in_block is not None and self.transformer is not None:
+            raise ValueError("expected attention inside the spatial blocks or transformers behind them, got both")
+        return self
 
     @property
     def longest(self) -> int | None:

@@ -22,8 +22,6 @@ from kineograph.pocket.norms import with_quick_norms
 from kineograph.recipes.training.settings import FAMILIES, VideoTraining
 from kineograph.training.gradients import DTYPES
 
-READING = "image_unet.encoder_hid_proj"
-
 
 def begun(settings: VideoTraining, device: torch.device) -> Model:
     """The model as its training begins, in float32, with nothing requiring gradients but what is trained.
@@ -98,11 +96,6 @@ def freeze(net: VideoUNet, trained: Iterable[str], frozen: Iterable[str]) -> Non
 
 def _check_trained(settings: VideoTraining, net: VideoUNet) -> None:
     names = [name for name, weight in net.named_parameters() if weight.requires_grad]
-    if any(name.startswith(READING) for name in names):
-        raise InputError(
-            f"{READING}* makes tokens of pictures and is not trained here: add it to frozen. What reads the tokens, "
-            "image_unet.*_ip.*, may be trained"
-        )
     if settings.image_share > 0 and all(name.startswith("temporal.") for name in names):
         raise InputError(
             "images teach nothing where only layers along time are trained, which pictures pass by: leave images and "
