@@ -1,11 +1,11 @@
-"""The bench's two sides draw the same video: our walk with motion modules, and diffusers' AnimateDiffPipeline."""
+"""The bench's two sides draw the same video, and learn the same: our walk with motion modules, and diffusers'."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from kineograph.evaluation import video_peers
+from kineograph.evaluation import training_peers, video_peers
 from kineograph.evaluation.peers import save_stand_in
 
 pytestmark = pytest.mark.parity
@@ -18,3 +18,11 @@ def test_the_same_video_comes_out(tmp_path: Path):
     assert ours.shape == theirs.shape == (5, 64, 64, 3)
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     assert np.abs(np.diff(ours.astype(int), axis=0)).mean() > 1
+
+
+def test_training_comes_to_the_same(tmp_path: Path):
+    save_stand_in(tmp_path, channels=32, side=8, text_layers=1)
+    ours, theirs = (side(tmp_path, "float32")(3, 4) for side in training_peers.SIDES.values())
+    untrained = training_peers.ours(tmp_path, "float32")
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+    assert np.abs(untrained(3, 1).astype(int) - ours).mean() > 0.01

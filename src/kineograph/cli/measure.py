@@ -56,7 +56,10 @@ def bench(
         str, typer.Argument(help="pocket, or sd15: random weights in the shape of Stable Diffusion 1.5.")
     ] = "pocket",
     mode: Annotated[
-        str, typer.Option(help="motion; control: guided by a ControlNet; or video: by motion modules (AnimateDiff).")
+        str,
+        typer.Option(
+            help="motion; control: guided by a ControlNet; video: by AnimateDiff's modules; training: of those."
+        ),
     ] = "motion",
     frames: Annotated[int, typer.Option(help="How many frames a video.")] = 8,
     steps: Annotated[int, typer.Option(help="How many steps a video.")] = 50,

@@ -11,9 +11,14 @@ from pathlib import Path
 
 import torch
 
-from kineograph.evaluation import controlled_peers, peers, video_peers
+from kineograph.evaluation import controlled_peers, peers, training_peers, video_peers
 
-MODES = {"motion": peers.SIDES, "control": controlled_peers.SIDES, "video": video_peers.SIDES}
+MODES = {
+    "motion": peers.SIDES,
+    "control": controlled_peers.SIDES,
+    "video": video_peers.SIDES,
+    "training": training_peers.SIDES,
+}
 
 
 def main(mode: str, side: str, folder: str, dtype: str, frames: str, steps: str) -> None:

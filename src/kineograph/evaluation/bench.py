@@ -47,7 +47,8 @@ class Setting(NamedTuple):
 class Row(NamedTuple):
     """One comparison. Seconds are medians over the repeats; `speedup` is the median of the repeats' ratios.
 
-    mode            "motion": moved by a camera; "control": guided by control pictures; "video": by motion modules
+    mode            "motion": moved by a camera; "control": guided by control pictures; "video": by motion modules;
+                    "training": steps of training those
     difference      between both sides' frames, on average, in grey levels of 255
     longer_peak_gb  our peak with `LONGER` times the frames
     teraflops       a second, in matrix products and convolutions
@@ -87,7 +88,8 @@ def bench(
     network: "pocket", or "sd15" for one in the shape of Stable Diffusion 1.5 with random weights: full size on a
         GPU, reduced on a CPU, or of the `size` given.
     mode: "motion", against TextToVideoZeroPipeline; "control", against the ControlNet pipeline with cross-frame
-        attention; or "video", with motion modules, against AnimateDiffPipeline.
+        attention; "video", with motion modules, against AnimateDiffPipeline; or "training", of those, against a plain
+        loop, where a step is one of training.
     out: a JSON file for the rows.
     Raises InputError for an unknown network or mode, or too few steps.
     """
@@ -137,7 +139,7 @@ def _compared(network: str, mode: str, folder: Path, against: str, setting: Sett
         difference=float(np.abs(np.subtract(shown["ours"], shown["theirs"], dtype=float)).mean()),
         peak_gb=peaks["ours"],
         their_peak_gb=peaks["theirs"],
-        longer_peak_gb=_peak_gb(mode, "ours", folder, setting.dtype, LONGER * setting.frames),
+        longer_peak_gb=_peak_gb(mode, "ours", folder, setting.dtype, _longer(mode) * setting.frames),
         teraflops=rate / 1e12,
         share_of_peak=rate / matrix_peak(setting.dtype),
     )
@@ -155,6 +157,11 @@ def _alternated(
     return times
 
 
+def _longer(mode: str) -> int:
+    """How many times the frames a long video has: training holds what all its frames left, so it has none."""
+    return 1 if mode == "training" else LONGER
+
+
 def as_json(rows: Sequence[Row]) -> str:
     """The rows for programs."""
     return json.dumps([{**row._asdict(), "setting": row.setting._asdict()} for row in rows], indent=2) + "\n"
@@ -168,7 +175,7 @@ def table(rows: Sequence[Row]) -> str:
         f"  time     {row.seconds:.2f} s, theirs {row.their_seconds:.2f} s: {row.speedup:.2f} times as fast "
         f"({row.slowest:.2f} to {row.fastest:.2f} over {row.setting.repeats} repeats)\n"
         f"  memory   {row.peak_gb:.2f} GB, theirs {row.their_peak_gb:.2f} GB; "
-        f"{LONGER * row.setting.frames} frames take {row.longer_peak_gb / row.peak_gb:.2f} times ours\n"
+        f"{_longer(row.mode) * row.setting.frames} frames take {row.longer_peak_gb / row.peak_gb:.2f} times ours\n"
         f"  machine  {row.teraflops:.3f} TFLOP/s, {row.share_of_peak:.0%} of what a matrix product reaches\n"
         f"  frames   differ by {row.difference:.2f} of 255 on average"
         for row in rows
