@@ -4,8 +4,8 @@ What is trained: the layers along time, and the image network's transformers, wh
 where what they mean can reach the places beside. With cross-attention alone in place of whole transformers the network
 did not know left from right after 6,000 clips.
 Single pictures train along, so that it still draws what it drew (VideoCrafter1's joint training). Where a thing goes is
-decided at high noise levels, so those are looked at most; and a part of the noise is shared by all frames (PYoCo's
-mixed noise): an image network draws alike from alike, so what is left to learn is how the frames differ.
+decided at high noise levels, so those are looked at most. Each frame's noise is its own: what frames have in common is
+then seen before what differs between them, which is when words for motion are worth something (decision 8).
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from kineograph.pocket.text import captions_as_ids
 from kineograph.pocket.unet import CELLS, SCHEDULER, THING, UNTOLD
 from kineograph.pocket.words import ids
 
-LEVEL, SPREAD, UNIFORM = 2.0, 0.7, 0.15
+LEVEL, SPREAD, UNIFORM = 1.8, 0.7, 0.15
 HEAVIEST = 64.0  # weight of a level: an error of the picture weighs alike up to a sigma of 8
-RATIO = 1.0  # parts of noise that all frames share to one of a frame's own: of its variance, half
+RATIO = 0.0  # parts of noise that all frames share to one of a frame's own
 APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
 SHORT = 0.6  # until this progress clips of half the frames, twice as many of them; then whole ones
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames
