@@ -100,8 +100,7 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     assert changed == []
 
 
-def test_which_parameters_each_stage_learns():
+def test_what_an_animator_learns():
     names = ["temporal.after.conv_in.norm.weight", "image_unet.a.attn2.processor.to_k_ip.0.weight",
              "image_unet.encoder_hid_proj.image_projection_layers.0.latents", "image_unet.conv_in.weight"]  # fmt: skip
     assert [image_to_video.reads(name) for name in names] == [False, True, True, False]
-    assert [image_to_video.along_time(name) for name in names] == [True, False, False, False]

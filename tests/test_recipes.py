@@ -15,7 +15,8 @@ import torch
 from models.conftest import sd, sd_folder  # noqa: F401
 
 import kineograph as kg
-from kineograph.data.request import METHODS, SOLVERS, Request, controls
+from kineograph.data.control import controls
+from kineograph.data.request import METHODS, SOLVERS, Request
 from kineograph.errors import InputError, InputWarning
 from kineograph.models.model import Model
 from kineograph.recipes.inputs import opened

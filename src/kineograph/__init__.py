@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kineograph import denoise, ladder, latents, methods, motion, noise, trajectory
     from kineograph.condition import Condition
+    from kineograph.data.elevation import Elevation
     from kineograph.data.video import Video, open_video
     from kineograph.denoise import guided
     from kineograph.errors import InputError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Condition",
+    "Elevation",
     "InputError",
     "Model",
     "Video",
@@ -51,6 +53,7 @@ __all__ = [
 # alone must not cost the seconds that torch takes
 _HOMES = {
     "Condition": "condition",
+    "Elevation": "data.elevation",
     "InputError": "errors",
     "Model": "models.model",
     "Video": "data.video",

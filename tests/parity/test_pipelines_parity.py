@@ -11,7 +11,8 @@ from diffusers import (
 from models.conftest import sd
 
 import kineograph as kg
-from kineograph.data.request import Request, controls
+from kineograph.data.control import controls
+from kineograph.data.request import Request
 from kineograph.data.video import Video
 from kineograph.denoise import guided, guided_twice
 from kineograph.ladder import leading

@@ -6,34 +6,45 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.making import make, named, with_scale
+from kineograph.cli.making import Second, make, named, numbers, with_scale
 from kineograph.cli.options import (
     CONTROL,
     MODEL,
     PICTURE,
     ChunkSize,
     Device,
+    DriftCorrection,
     Dtype,
     GuidanceScale,
     Height,
+    InversionSteps,
     Json,
     Lora,
+    LowPass,
     MotionModule,
     NegativePrompt,
     Output,
     Overlap,
     Overwrite,
+    RefineAt,
     Seed,
     Solver,
     Steps,
     TextualInversion,
     Vae,
+    VideoGuidanceScale,
+    VideoLora,
+    VideoModel,
+    VideoSteps,
     Width,
     Window,
 )  # fmt: skip
-from kineograph.data.request import FPS, MASKS, MOTION, NUM_FRAMES, Request, controls
+from kineograph.data.control import controls
+from kineograph.data.elevation import Elevation
+from kineograph.data.request import FPS, MASKS, MOTION, NUM_FRAMES, Request
 
 DEFAULT = Request(prompt="any")
+REFINED = ",".join(f"{part:g}" for part in DEFAULT.elevation.refine_at)
 
 
 def generate(
@@ -88,7 +99,8 @@ def generate(
         typer.Option(
             rich_help_panel=PICTURE,
             show_default="what fits the model",
-            help="Which paper makes it a video: text2video-zero with an image model, videocrafter with a video model.",
+            help="Which paper makes it a video: text2video-zero with an image model, videocrafter with a video model, "
+            "video-elevator with both.",
         ),
     ] = DEFAULT.method,
     window: Window = DEFAULT.window,
@@ -125,6 +137,14 @@ def generate(
         float, typer.Option(rich_help_panel=CONTROL, help="From where on the way from noise, 0, to video, 1.")
     ] = 0.0,
     control_guidance_end: Annotated[float, typer.Option(rich_help_panel=CONTROL, help="And to where.")] = 1.0,
+    video_model: VideoModel = None,
+    video_lora: VideoLora = None,
+    refine_at: RefineAt = REFINED,
+    video_steps: VideoSteps = DEFAULT.elevation.video_steps,
+    low_pass: LowPass = DEFAULT.elevation.low_pass or 0.0,
+    inversion_steps: InversionSteps = DEFAULT.elevation.inversion_steps or 0,
+    drift_correction: DriftCorrection = DEFAULT.elevation.drift_correction,
+    video_guidance_scale: VideoGuidanceScale = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -176,6 +196,14 @@ def generate(
         masks=masks,
         window=window,
         overlap=overlap,
+        elevation=Elevation(
+            refine_at=numbers(refine_at, "refine-at"),
+            video_steps=video_steps,
+            low_pass=low_pass or None,
+            inversion_steps=inversion_steps or None,
+            drift_correction=drift_correction,
+            video_guidance_scale=video_guidance_scale,
+        ),
     )
     options = {
         "motion": motion_module,
@@ -186,4 +214,5 @@ def generate(
         "device": device,
         "dtype": dtype,
     }
-    make(request, model, options, output, overwrite, json)
+    second = Second(video_model, {"lora": [with_scale(each) for each in video_lora or []]}) if video_model else None
+    make(request, model, options, output, overwrite, json, second)

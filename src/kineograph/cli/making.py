@@ -5,20 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kineograph.cli import speaking
 from kineograph.cli.outcome import report, writer
 from kineograph.data.request import Request
 from kineograph.errors import InputError
 
+ELEVATOR = "video-elevator"
+
+
+class Second(NamedTuple):
+    """A second model, and the options of `kineograph.load` that are its own."""
+
+    model: str
+    options: Mapping[str, Any]
+
 
 def make(
-    request: Request, model: str | None, options: Mapping[str, Any], output: Path | None, overwrite: bool, json: bool
+    request: Request,
+    model: str | None,
+    options: Mapping[str, Any],
+    output: Path | None,
+    overwrite: bool,
+    json: bool,
+    second: Second | None = None,
 ) -> None:
     """Make, write and report the video that is asked for. What can be known to fail fails before a model is loaded.
 
     options: those of `kineograph.load`, besides the model itself.
+    second: the video model of "video-elevator"; it is loaded first, since it is the likelier to be the wrong one.
     """
     request = request.seeded()
     write = writer(output, request, overwrite)
@@ -29,10 +45,14 @@ def make(
     from kineograph.models.checkpoints import load
 
     recipes.opened(request)
+    if request.method == ELEVATOR and second is None:
+        raise InputError(f"{ELEVATOR} needs a second model, that knows motion: --video-model pocket-video, for example")
     speaking.quiet_loading()
+    shared = {name: options[name] for name in ("device", "dtype")}
+    moves = load(second.model, **{**shared, **second.options}) if second else None
     ready = load(model, **options)
     with speaking.counted("drawing") as tell:
-        video = recipes.made(ready, request, lambda step: tell(step.done, step.total))
+        video = recipes.made(ready, request, lambda step: tell(step.done, step.total), video_model=moves)
     report(video, write(video), json, {"seconds": round(time.monotonic() - began, 1)})
 
 
@@ -43,6 +63,14 @@ def with_scale(text: str) -> tuple[str, float]:
         return (file, float(scale)) if equals else (text, 1.0)
     except ValueError as error:
         raise InputError(f"a LoRA is FILE or FILE=SCALE with a number for the scale, not {text!r}") from error
+
+
+def numbers(text: str, what: str) -> tuple[float, ...]:
+    """The numbers of a list with commas; an empty one holds none."""
+    try:
+        return tuple(float(each) for each in text.split(",") if each.strip())
+    except ValueError as error:
+        raise InputError(f"{what} is a list of numbers such as 0.9,0.5, not {text!r}") from error
 
 
 def named(texts: Sequence[str] | None, what: str, form: str) -> dict[str, str]:

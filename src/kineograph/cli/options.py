@@ -9,7 +9,7 @@ import typer
 
 from kineograph.data.request import SOLVERS
 
-PICTURE, CONTROL, MODEL, FILE = "What is drawn", "Control videos", "Model", "File"
+PICTURE, CONTROL, TOGETHER, MODEL, FILE = "What is drawn", "Control videos", "Two models", "Model", "File"
 
 Seed = Annotated[
     int | None,
@@ -81,6 +81,53 @@ Device = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=MODEL, show_default="the fastest here", help="cpu, cuda, cuda:1, mps; see kineograph doctor."
+    ),
+]
+VideoModel = Annotated[
+    str | None,
+    typer.Option(
+        "--video-model",
+        rich_help_panel=TOGETHER,
+        show_default=False,
+        help="A second model that moves what the first draws (VideoElevator): pocket-video, or any video model.",
+    ),
+]
+VideoLora = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=TOGETHER, show_default=False, help="A LoRA of the video model, as FILE or FILE=SCALE."
+    ),
+]
+RefineAt = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=TOGETHER,
+        help="Where the video model takes over for a moment, as parts of the steps left: 1 is the first step.",
+    ),
+]
+VideoSteps = Annotated[int, typer.Option(rich_help_panel=TOGETHER, help="Its steps each time.")]
+LowPass = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=TOGETHER,
+        help="How fast a change between frames may be that it is handed: a part of the fastest, 0 for any.",
+    ),
+]
+InversionSteps = Annotated[
+    int, typer.Option(rich_help_panel=TOGETHER, help="At most how many steps lead back to the image model; 0 for all.")
+]
+DriftCorrection = Annotated[
+    bool,
+    typer.Option(
+        "--drift-correction", rich_help_panel=TOGETHER, help="Make up for what the way back loses; takes all steps."
+    ),
+]
+VideoGuidanceScale = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=TOGETHER,
+        show_default="as for the first",
+        help="How much the prompt counts for that one.",
     ),
 ]
 Output = Annotated[

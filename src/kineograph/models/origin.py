@@ -74,7 +74,9 @@ def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tupl
             yield name, before[part].get(name), now
     for path, now in after.get("read", {}).items():
         yield f"the hash of {path}", before.get("read", {}).get(path, "none")[:12], now[:12]
-    for name in ("device", "dtype"):
-        yield name, before["model"][name], after["model"][name]
-    for name, now in after["model"]["weights"].items():
-        yield f"the hash of {name}", before["model"]["weights"].get(name, "none")[:12], now[:12]
+    for model, whose in (("model", ""), ("video_model", "the video model's ")):
+        if model in before and model in after:
+            for name in ("device", "dtype"):
+                yield f"{whose}{name}", before[model][name], after[model][name]
+            for name, now in after[model]["weights"].items():
+                yield f"the hash of {whose}{name}", before[model]["weights"].get(name, "none")[:12], now[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from kineograph.models import image_adapter, parts
 from kineograph.models.image_adapter import ResamplerConfig
 from kineograph.models.parts import Parts
 from kineograph.models.pictures import GREY, LAST, PictureReader, squashed
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
+from kineograph.models.temporal_layers import TemporalConfig
 from kineograph.models.text import TextEncoder
 from kineograph.models.unet import VideoUNet
 
@@ -33,13 +34,18 @@ def editor(folder: Path) -> Parts:
 
 def video(folder: Path) -> Parts:
     """The pocket model with layers along time, transformers and a text tower that know words for motion."""
+    from kineograph.pocket.video import restored
+
     opened = parts.from_folder(folder, torch.float32)
     own = _folder(folder, VIDEO)
-    temporal = TemporalLayers(opened.unet, TemporalConfig.model_validate_json((own / "config.json").read_text()))
-    _fill(VideoUNet(opened.unet, temporal), own / "video.safetensors")
+    config = TemporalConfig.model_validate_json((own / "config.json").read_text())
+    net = restored(opened.unet, config, load_file(own / "video.safetensors"))
     tower = CLIPTextModel.from_pretrained(own / "text_encoder", dtype=torch.float32, local_files_only=True)
     text = (TextEncoder(opened.text[0].tokenizer, tower.eval()),)
-    return opened._replace(temporal=temporal.eval(), text=text)
+    temporal = net.temporal
+    assert temporal is not None
+    levels = json.loads((own / "scheduler" / "scheduler_config.json").read_text())
+    return opened._replace(unet=net.image_unet.eval(), temporal=temporal.eval(), text=text, scheduler=levels)
 
 
 def animator(folder: Path) -> Parts:

@@ -13,6 +13,7 @@ from kineograph.models import hub, single_file
 from kineograph.models.hub import Hub
 from kineograph.models.parts import DAMAGE
 
+ROUNDED = 0.01  # more than bfloat16 rounds, less than a fine-tuned decoder changes
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
 
 
@@ -39,3 +40,18 @@ def without_overflow(vae: AutoencoderKL) -> AutoencoderKL:
     """SDXL's VAE, and any that does not deny it, leaves the range of float16; an open pipeline keeps its own."""
     overflows = vae.dtype == torch.float16 and vae.config.force_upcast
     return copy.deepcopy(vae).float() if overflows else vae
+
+
+def alike(one: AutoencoderKL, other: AutoencoderKL) -> bool:
+    """Whether two VAEs have the same latents: the same layers and weights, but for what half precision rounds away."""
+    if one is other:
+        return True
+    scales = [(vae.config.scaling_factor, vae.config.shift_factor) for vae in (one, other)]
+    if scales[0] != scales[1]:
+        return False
+    here, there = one.state_dict(), other.state_dict()
+    return here.keys() == there.keys() and all(
+        weight.shape == there[name].shape
+        and torch.allclose(weight.float().cpu(), there[name].float().cpu(), rtol=ROUNDED, atol=ROUNDED / 10)
+        for name, weight in here.items()
+    )

@@ -1,7 +1,8 @@
 """The image-to-video model: the video model is shown a picture, whose patches it reads beside the text.
 
-First the reading is learnt, everything else frozen, from single pictures that are shown themselves; then that is frozen
-and the layers along time learn to carry on from a film's first frame (VideoCrafter1, sections 3.2 and 4.1).
+Only the reading is learnt, everything else frozen: from single pictures that are shown themselves, then from films that
+are shown their first frame (after VideoCrafter1, sections 3.2 and 4.1, where the layers along time learn too: a second
+set of them would make what ships with the package too large).
 """
 
 from __future__ import annotations
@@ -46,19 +47,18 @@ UNSEEN = 0.1  # share of pictures left out, for guidance
 GREY = 127
 
 Rng = np.random.Generator
-Names = Callable[[str], bool]  # which parameters
 Report = Callable[["Animator"], Figures]
 Seen = np.ndarray  # float16 [n, patches, width]: what the image encoder says of each picture
 
 
 class Animator(nn.Module):
-    """The video network with a reading of pictures, all frozen but what `learns` names."""
+    """The video network with a reading of pictures, all frozen but that."""
 
-    def __init__(self, net: VideoUNet, learns: Names) -> None:
+    def __init__(self, net: VideoUNet) -> None:
         super().__init__()
         self.net = net
         for name, weight in net.named_parameters():
-            weight.requires_grad_(learns(name))
+            weight.requires_grad_(reads(name))
 
 
 def with_reading(net: VideoUNet) -> VideoUNet:
@@ -73,11 +73,6 @@ def with_reading(net: VideoUNet) -> VideoUNet:
 def reads(name: str) -> bool:
     """Whether a parameter belongs to the reading of pictures."""
     return "_ip." in name or "encoder_hid_proj" in name
-
-
-def along_time(name: str) -> bool:
-    """Whether a parameter belongs to the layers along time."""
-    return name.startswith("temporal.")
 
 
 def looks(encoder: CLIPVisionModel, path: Path, pictures: list[tuple[world.Shot, float]]) -> Seen:

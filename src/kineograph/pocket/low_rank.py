@@ -47,10 +47,24 @@ def as_editor(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 def adapted(net: Net) -> Net:
     """The network, frozen but for matrices of low rank put into it and what is its own: those learn."""
     net.requires_grad_(requires_grad=False)
-    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(ADAPTED)), net)
+    lend(net, list(ADAPTED), RANK)
     for name, weight in net.named_parameters():
         weight.requires_grad_(_added(net, name))
     return net
+
+
+def lend(net: nn.Module, layers: list[str] | str, rank: int) -> None:
+    """Put matrices of this rank, which change nothing yet and learn, beside layers: by the ends of their names, or by
+    a regular expression that the whole name fits."""
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), net)
+
+
+def merge(net: nn.Module) -> None:
+    """Make the matrices of low rank a part of the layers beside which they are."""
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            net.set_submodule(name, layer.get_base_layer())
 
 
 def added(net: Net) -> dict[str, Tensor]:
@@ -71,8 +85,5 @@ def restored(net: Net, weights: dict[str, Tensor]) -> Net:
     if missing := set(added(changed)) ^ set(weights):
         raise ValueError(f"these weights are not for this {type(net).__name__}: {sorted(missing)[:3]}")
     changed.load_state_dict(weights, strict=False)
-    for name, layer in list(changed.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            layer.merge()
-            changed.set_submodule(name, layer.get_base_layer())
+    merge(changed)
     return changed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +36,18 @@ HEAVIEST = 25.0
 CELLS = SIDE // DOWN
 THING = 3.0  # weight of a cell with a thing in it: scenery is most of a picture, and the smaller part of its meaning
 UNTOLD = 0.1  # share of captions dropped, for guidance
-SCHEDULER = {
+SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "prediction_type": "epsilon", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,
 }  # fmt: skip
+
+
+def beta(timestep: int) -> float:
+    """The schedule's beta at this timestep, also beyond its end."""
+    first, last = (SCHEDULER[name] ** 0.5 for name in ("beta_start", "beta_end"))
+    return (first + (last - first) * timestep / (SCHEDULER["num_train_timesteps"] - 1)) ** 2
+
+
 LOOKS = ("a red fish over the sea", "a cartoon of a blue car in a city", "a green rabbit in the snow", "a sketch of a purple robot in a room",
          "a clay model of a yellow elephant in a meadow", "a paper cutout of an orange rocket in space", "a pink balloon in the desert", "a brown cat and a red ball in a forest")  # fmt: skip
 

@@ -30,21 +30,32 @@ from kineograph.models.schedule import Schedule
 from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet import VideoUNet
 from kineograph.noise import mixed
-from kineograph.pocket import unet, world
+from kineograph.pocket import asked, unet, world
+from kineograph.pocket.asked import Questions
 from kineograph.pocket.feed import Pool, things_at
 from kineograph.pocket.films import FRAMES
 from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.low_rank import lend, merge
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.text import captions_as_ids
-from kineograph.pocket.unet import CELLS, SCHEDULER, THING, UNTOLD
+from kineograph.pocket.unet import CELLS, THING, UNTOLD
 from kineograph.pocket.words import ids
 
-LEVEL, SPREAD, UNIFORM = 1.8, 0.7, 0.15
-HEAVIEST = 64.0  # weight of a level: an error of the picture weighs alike up to a sigma of 8
+LEVEL, SPREAD, UNIFORM = 2.5, 0.9, 0.15  # of log(sigma) in training; and the share of steps at any timestep
+HEAVIEST = 24.0**2  # weight of a level: an error of the picture weighs alike up to a sigma of 24
 RATIO = 0.0  # parts of noise that all frames share to one of a frame's own
 APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
-SHORT = 0.6  # until this progress clips of half the frames, twice as many of them; then whole ones
+SHORT = 0.5  # until this progress clips of half the frames, twice as many of them; then whole ones
+ASKED = 0.3  # weight of what is asked about the thing's motion beside the error of the noise
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames
+# Sixteen frames tell together what one does not: at the image network's highest level, a sigma of 15, which way a thing
+# goes is still to be read from them, and words for it are worth little. So the table goes on to a sigma of 59, its
+# timesteps to 1199, and below that nothing changes. (VideoCrafter1 takes away the signal instead, `signal_scale`.)
+TIMESTEPS = 1200
+SCHEDULER = {**unet.SCHEDULER, "num_train_timesteps": TIMESTEPS, "beta_end": unet.beta(TIMESTEPS - 1)}
+SCHEDULE = Schedule.from_config(SCHEDULER)
+RESNETS = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj|downsamplers\.0\.conv|upsamplers\.0\.conv)"
+RANK = 16  # of what is learnt beside the resnets' layers: they are what moves things from place to place
 TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, positions=4 * FRAMES, widening=2)
 TEXT_TO_VIDEO = TemporalConfig(
     num_frames=FRAMES, entry=TRANSFORMER, transformer=TRANSFORMER, frame_rate=True, noise_ratio=RATIO
@@ -65,21 +76,28 @@ def is_any(fact: dict[str, Any]) -> bool:
     return True
 
 
-LESSONS = ((0.5, goes_straight), (0.85, is_plain), (inf, is_any))  # until which progress there are which films
+LESSONS = ((0.4, goes_straight), (0.8, is_plain), (inf, is_any))  # until which progress there are which films
 
 Rng = np.random.Generator
 
 
 class Films(nn.Module):
-    """The video network as `fit` trains it, its frozen parts frozen."""
+    """The video network as `fit` trains it, its frozen parts frozen, and what it is asked on the way."""
 
     def __init__(self, image_unet: UNet2DConditionModel, config: TemporalConfig) -> None:
         super().__init__()
-        image_unet.requires_grad_(requires_grad=False)
-        for layer in image_unet.modules():
-            if isinstance(layer, Transformer2DModel):
-                layer.requires_grad_(requires_grad=True)
-        self.net = VideoUNet(image_unet, TemporalLayers(image_unet, config))
+        self.net = network(image_unet, config)
+        assert self.net.temporal is not None
+        self.questions = Questions(self.net.temporal)
+
+
+def network(image_unet: UNet2DConditionModel, config: TemporalConfig) -> VideoUNet:
+    """The video network around an image network, frozen but for what learns."""
+    lend(image_unet, RESNETS, RANK)  # which freezes all else
+    for layer in image_unet.modules():
+        if isinstance(layer, Transformer2DModel):
+            layer.requires_grad_(requires_grad=True)
+    return VideoUNet(image_unet, TemporalLayers(image_unet, config))
 
 
 def train(
@@ -102,6 +120,15 @@ def learnt(films: Films) -> dict[str, Tensor]:
     return {name: films.net.state_dict()[name].detach().cpu().contiguous() for name in sorted(trained | along)}
 
 
+def restored(image_unet: UNet2DConditionModel, config: TemporalConfig, weights: dict[str, Tensor]) -> VideoUNet:
+    """The network that these `learnt` weights make of an image network, whose own they replace."""
+    net = network(image_unet, config)
+    unknown = net.load_state_dict({name: each.float() for name, each in weights.items()}, strict=False)
+    assert not unknown.unexpected_keys, unknown.unexpected_keys
+    merge(image_unet)
+    return net
+
+
 def weights_of(fact: dict[str, Any]) -> np.ndarray:
     """What the error of each cell of each frame weighs: float16 [frames, cells, cells], of mean 1."""
     times = world.clip_times(FRAMES, fact["fps"])
@@ -119,11 +146,13 @@ def numbers_of(films: Pool, wanted: Callable[[dict[str, Any]], bool]) -> np.ndar
 def screenings(
     films: Pool, pictures: Pool, batch: int, tokens: CLIPTokenizer, share: float = PICTURES
 ) -> Callable[[Rng, float], Batch]:
-    """Batches of (clips, their frame rates, weights, words, levels, and the same of single pictures)."""
+    """Batches of (clips, noise, weights, levels, words, frame rates, how things move, where they are), and without the
+    last three the same of single pictures."""
     words, blank = captions_as_ids(films, tokens), ids(tokens, [""])[0]
     weights = np.stack([weights_of(fact) for fact in films.facts])
     lessons = [(until, numbers_of(films, wanted)) for until, wanted in LESSONS]
     rates = np.array([fact["fps"] for fact in films.facts], np.float32)
+    moves, there = _asked(films)
     of_pictures, heavy = captions_as_ids(pictures, tokens), unet.emphasis(pictures)[:, None]
 
     def draw(rng: Rng, progress: float) -> Batch:
@@ -136,6 +165,8 @@ def screenings(
             *noised(rng, clips, weights[chosen][:, window]),
             said(rng, words[chosen], blank),
             torch.from_numpy(fps.astype(np.float32)),
+            torch.from_numpy(moves[chosen][:, window] - moves[chosen][:, window].mean(1, keepdims=True)),
+            torch.from_numpy(there[chosen][:, window].astype(np.float32)),
         )
         if not share:
             return shown
@@ -147,6 +178,12 @@ def screenings(
         )
 
     return draw
+
+
+def _asked(films: Pool) -> tuple[np.ndarray, np.ndarray]:
+    """How the main things of all films move, [n f 4], and where they are, [n f h w]."""
+    known = [asked.truth(fact, world.clip_times(FRAMES, fact["fps"]), CELLS) for fact in films.facts]
+    return np.stack([moves for moves, _ in known]), np.stack([there for _, there in known])
 
 
 def _window(rng: Rng, frames: int) -> slice:
@@ -177,15 +214,14 @@ def noised(rng: Rng, x0: np.ndarray, weights: np.ndarray) -> Batch:
             torch.from_numpy(t.astype(np.int64)))  # fmt: skip
 
 
-SCHEDULE = Schedule.from_config(SCHEDULER)
-
-
 def noise_loss(text: CLIPTextModel, films: Films, batch: Batch) -> dict[str, Tensor]:
-    """The squared error of the predicted noise of films and of single pictures."""
-    *clips, words, fps = batch[:6]
+    """The squared error of the predicted noise of films and of single pictures, and of what is asked about films."""
+    *clips, words, fps, moves, there = batch[:8]
+    films.questions.listen()
     losses = {"films": error(films.net, told_of(text, words, fps), *clips)}
-    if len(batch) > 6:
-        *stills, of_stills = batch[6:]
+    losses["asked"] = ASKED * films.questions.error(moves, there)
+    if len(batch) > 8:
+        *stills, of_stills = batch[8:]
         losses["pictures"] = error(films.net, told_of(text, of_stills, 0 * of_stills[:, 0]), *stills)
     return losses
 

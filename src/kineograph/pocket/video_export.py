@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
@@ -12,7 +13,7 @@ from kineograph.pocket import image_to_video, video
 from kineograph.pocket.export import WEIGHTS
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.stages import told
-from kineograph.pocket.video_stages import IMAGE_TO_VIDEO, READING, TEXT_TO_VIDEO, filmed
+from kineograph.pocket.video_stages import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, filmed
 from kineograph.pocket.words import vocabulary
 
 
@@ -23,12 +24,13 @@ def export_videos(settings: Settings, out: Path, weights: Path = WEIGHTS) -> Non
 
 
 def export_text_to_video(settings: Settings, out: Path, weights: Path) -> None:
-    """`video/`: layers along time, transformers, text tower, and the words it knows."""
+    """`video/`: layers along time and what changed beside them, text tower, schedule, and the words it knows."""
     folder = weights / "video"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(
         json.dumps(video.TEXT_TO_VIDEO.model_dump(exclude_defaults=True), indent=2) + "\n"
     )
+    DDIMScheduler(**video.SCHEDULER).save_pretrained(folder / "scheduler")
     _save_halved(folder / "video.safetensors", out / TEXT_TO_VIDEO)
     CLIPTextModel.from_pretrained(out / "moving_text" / "final").half().save_pretrained(folder / "text_encoder")
     words = vocabulary(told(filmed(settings, out)[0]))
@@ -36,13 +38,13 @@ def export_text_to_video(settings: Settings, out: Path, weights: Path) -> None:
 
 
 def export_image_to_video(out: Path, weights: Path) -> None:
-    """`animate/`: the reading of pictures, and layers along time that carry on from one."""
+    """`animate/`: the reading of pictures."""
     folder = weights / "animate"
     folder.mkdir(exist_ok=True)
     (folder / "resampler.json").write_text(image_to_video.RESAMPLER.model_dump_json(indent=2) + "\n")
-    _save_halved(folder / "animate.safetensors", out / READING, out / IMAGE_TO_VIDEO)
+    _save_halved(folder / "animate.safetensors", out / IMAGE_TO_VIDEO)
 
 
-def _save_halved(path: Path, *files: Path) -> None:
-    tensors = {name: each for file in files for name, each in load_file(file).items()}
+def _save_halved(path: Path, file: Path) -> None:
+    tensors = load_file(file)
     save_file({name: each.half() if each.is_floating_point() else each for name, each in tensors.items()}, path)

@@ -9,7 +9,6 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-from kineograph.models.temporal_layers import TemporalLayers
 from kineograph.models.unet import VideoUNet
 from kineograph.pocket import films, image_to_video, moving_text, video, video_sheets
 from kineograph.pocket.feed import Pool
@@ -70,29 +69,29 @@ def train_image_reading(settings: Settings, out: Path) -> None:
         _encoder(out), out / "video_films" / "stills_seen.npy", image_to_video.of_pictures(stills)
     )
     torch.manual_seed(settings.seed)
-    animator = image_to_video.Animator(image_to_video.with_reading(_opened(out)), image_to_video.reads)
+    animator = image_to_video.Animator(image_to_video.with_reading(_opened(out)))
     draw = image_to_video.stills(stills, seen, _blank(out), settings.image_reading.batch, _tokens(out))
     folder = out / "image_reading"
     net = image_to_video.train(
         animator, settings.image_reading, folder, draw, _reporter(settings, out, folder, tower), text=tower
     )
-    _save(net, image_to_video.reads, out / READING)
+    _save_reading(net, out / READING)
 
 
 def train_image_to_video(settings: Settings, out: Path) -> None:
-    """Films teach to carry on from a picture."""
+    """Films teach to carry on from their first frame."""
     shown, _ = filmed(settings, out)
     tower = _tower(out)
     seen = image_to_video.looks(_encoder(out), out / "video_films" / "films_seen.npy", image_to_video.of_films(shown))
     net = image_to_video.with_reading(_opened(out))
     net.load_state_dict(load_file(out / READING), strict=False)
-    animator = image_to_video.Animator(net, image_to_video.along_time)
+    animator = image_to_video.Animator(net)
     draw = image_to_video.films(shown, seen, _blank(out), settings.image_to_video.batch, _tokens(out))
     folder = out / "image_to_video"
     net = image_to_video.train(
         animator, settings.image_to_video, folder, draw, _reporter(settings, out, folder, tower), text=tower
     )
-    _save(net, image_to_video.along_time, out / IMAGE_TO_VIDEO)
+    _save_reading(net, out / IMAGE_TO_VIDEO)
 
 
 def _reporter(settings: Settings, out: Path, folder: Path, tower: CLIPTextModel) -> image_to_video.Report:
@@ -111,14 +110,12 @@ def _reporter(settings: Settings, out: Path, folder: Path, tower: CLIPTextModel)
 def _opened(out: Path) -> VideoUNet:
     """The text-to-video network."""
     unet = UNet2DConditionModel.from_pretrained(out / "unet" / "final")
-    net = VideoUNet(unet, TemporalLayers(unet, video.TEXT_TO_VIDEO))
-    net.load_state_dict(load_file(out / TEXT_TO_VIDEO), strict=False)
-    return net
+    return video.restored(unet, video.TEXT_TO_VIDEO, load_file(out / TEXT_TO_VIDEO))
 
 
-def _save(net: VideoUNet, kept: image_to_video.Names, path: Path) -> None:
-    state = {name: weight.detach().cpu().contiguous() for name, weight in net.state_dict().items() if kept(name)}
-    save_file(state, path)
+def _save_reading(net: VideoUNet, path: Path) -> None:
+    read = {name: weight for name, weight in net.state_dict().items() if image_to_video.reads(name)}
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in read.items()}, path)
 
 
 def _tower(out: Path) -> CLIPTextModel:

@@ -31,10 +31,12 @@ LOADED_BY = {
 }
 
 
-def replay(path: str | Path, *, model: Model | None = None, on_step: OnStep | None = None) -> Video:
+def replay(
+    path: str | Path, *, model: Model | None = None, video_model: Model | None = None, on_step: OnStep | None = None
+) -> Video:
     """The video of a file made again from the settings that the file carries.
 
-    model: what to make it with in place of the recorded model; needed when that was a live pipeline.
+    model, video_model: what to make it with in place of the recorded models; needed where that was a live pipeline.
     on_step: as for `generate`.
 
     On the machine that made it, the same bit for bit. Where frames come out different, an InputWarning says so and
@@ -46,7 +48,9 @@ def replay(path: str | Path, *, model: Model | None = None, on_step: OnStep | No
     """
     before = read_settings(path)
     request = Request.recorded(before)
-    video = made(model or recorded_model(before), request, on_step)
+    if video_model is None and "video_model" in before:
+        video_model = recorded_model({"model": before["video_model"]})
+    video = made(model or recorded_model(before), request, on_step, video_model=video_model)
     if before["frames_sha256"] != video.settings["frames_sha256"]:
         causes = differences(before, video.settings) or ["although nothing that is recorded has changed"]
         warnings.warn(f"the frames differ from those of {path}: {'; '.join(causes)}", InputWarning, stacklevel=2)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import overload
 
-from kineograph.data.request import Request, controls
+from kineograph.data.control import controls
+from kineograph.data.elevation import Elevation
+from kineograph.data.request import AS_THE_AUTHORS_HAVE_IT, Request
 from kineograph.data.video import Video
 from kineograph.models.model import Model
 from kineograph.recipes.making import OnStep, made
@@ -38,6 +40,8 @@ def generate(
     masks: str = "attention",
     window: int | None = None,
     overlap: int | None = None,
+    video_model: Model | None = None,
+    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     on_step: OnStep | None = None,
 ) -> Video: ...
 @overload
@@ -66,6 +70,8 @@ def generate(
     masks: str = "attention",
     window: int | None = None,
     overlap: int | None = None,
+    video_model: Model | None = None,
+    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     on_step: OnStep | None = None,
 ) -> list[Video]: ...
 def generate(
@@ -93,6 +99,8 @@ def generate(
     masks: str = "attention",
     window: int | None = None,
     overlap: int | None = None,
+    video_model: Model | None = None,
+    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     on_step: OnStep | None = None,
 ) -> Video | list[Video]:
     """A video of what the prompt says; for a list of prompts, a list of videos.
@@ -118,6 +126,7 @@ def generate(
     masks: what tells the foreground then: the model's own "attention", or "rembg", a network that the user installs.
     window, overlap: how many frames a video model sees together, as many as it was trained on unless given, and how
         many of them at least the next window sees too; a quarter unless given.
+    video_model: a second model that moves what the first draws (VideoElevator); elevation: how the two take turns.
     on_step: called with a `Progress` after every step; an exception from it ends the work.
 
     Raises ValueError (InputError is one) for arguments that cannot be and for a frame that holds NaN, and warns
@@ -154,8 +163,9 @@ def generate(
             masks=masks,
             window=window,
             overlap=overlap,
+            elevation=elevation,
         )
         for number, each in enumerate(prompts)
     ]
-    videos = [made(model, each, on_step) for each in requests]
+    videos = [made(model, each, on_step, video_model=video_model) for each in requests]
     return videos[0] if isinstance(prompt, str) else videos

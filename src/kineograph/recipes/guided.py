@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.data.annotators import annotator
+from kineograph.data.control import Control
 from kineograph.data.footage import Footage, in_chunks
-from kineograph.data.request import Control, Request
+from kineograph.data.request import Request
 from kineograph.models.attention import first
 from kineograph.models.controlnet import Cues, VideoControlNet, controlled, together
 from kineograph.models.model import Model

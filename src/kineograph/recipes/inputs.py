@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from kineograph.data.checks import MOST_FRAMES
 from kineograph.data.footage import Footage, open_footage, size_for
 from kineograph.data.picture import Picture, read_picture
-from kineograph.data.request import FPS, MOST_FRAMES, MOTION, NUM_FRAMES, Request
+from kineograph.data.request import FPS, MOTION, NUM_FRAMES, Request
 from kineograph.errors import InputError
 from kineograph.motion import along, parse
 

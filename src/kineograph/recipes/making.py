@@ -16,7 +16,7 @@ from kineograph.data.video import Video
 from kineograph.errors import InputWarning
 from kineograph.models.model import Model
 from kineograph.models.origin import origin
-from kineograph.recipes import instruct_pix2pix, text2video_zero, videocrafter
+from kineograph.recipes import instruct_pix2pix, text2video_zero, video_elevator, videocrafter
 from kineograph.recipes.inputs import opened, size
 from kineograph.recipes.settling import settled
 from kineograph.recipes.walks import Start
@@ -26,6 +26,7 @@ METHODS = {
     "text2video-zero": text2video_zero.plan,
     "instruct-pix2pix": instruct_pix2pix.plan,
     "videocrafter": videocrafter.plan,
+    "video-elevator": video_elevator.plan,
 }
 DECODED_AT_ONCE = 8  # frames, before they are a quarter as large
 
@@ -41,10 +42,13 @@ class Progress(NamedTuple):
 OnStep = Callable[[Progress], None]
 
 
-def made(model: Model, request: Request, on_step: OnStep | None = None) -> Video:
-    """The video that a request asks for, with the settings that make it again."""
-    request = settled(model, request)
-    start = _start(model, request)
+def made(model: Model, request: Request, on_step: OnStep | None = None, *, video_model: Model | None = None) -> Video:
+    """The video that a request asks for, with the settings that make it again.
+
+    video_model: the second model of "video-elevator".
+    """
+    request = settled(model, request, video_model)
+    start = _start(model, request)._replace(video_model=video_model)
     if unknown := model.unknown_words(f"{request.prompt} {request.negative_prompt}"):
         warnings.warn(f"{model.name} has never seen the words {', '.join(unknown)}", InputWarning, stacklevel=2)
     steps, walk = METHODS[str(request.method)](model, request, start)
@@ -56,8 +60,10 @@ def made(model: Model, request: Request, on_step: OnStep | None = None) -> Video
     if start.inputs.picture:
         read[start.inputs.picture.path] = start.inputs.picture.digest
     asked["control"] = list(asked["control"])  # as JSON would bring it back
+    asked["elevation"]["refine_at"] = list(request.elevation.refine_at)
     kinds = [control.kind for control in request.control]
-    return replace(video, settings={**asked, "frames_sha256": video.digest, "read": read, **origin(model, kinds)})
+    made_by = origin(model, kinds) | ({"video_model": origin(video_model)["model"]} if video_model else {})
+    return replace(video, settings={**asked, "frames_sha256": video.digest, "read": read, **made_by})
 
 
 def _start(model: Model, request: Request) -> Start:

@@ -7,29 +7,45 @@ from dataclasses import replace
 from kineograph.data.request import Request
 from kineograph.errors import InputError
 from kineograph.models.model import FPS, Model
+from kineograph.recipes import video_elevator
 
-BY_TEMPORAL, BY_IMAGE = "videocrafter", "text2video-zero"
+BY_TEMPORAL, BY_IMAGE, BY_BOTH = "videocrafter", "text2video-zero", "video-elevator"
 
 
-def settled(model: Model, request: Request) -> Request:
+def settled(model: Model, request: Request, video_model: Model | None = None) -> Request:
     """The request with method and solver, and for a video model its length and frame rate.
 
     Raises InputError when the method and the model do not go together.
     """
-    method = request.method or (BY_IMAGE if model.temporal is None else BY_TEMPORAL)
-    _refuse_misfits(model, replace(request, method=method))
-    if model.temporal is None:
-        return replace(request, method=method, solver=request.solver or "ddim")
+    method = request.method or _fitting(model, video_model)
+    _refuse_misfits(model, video_model, replace(request, method=method))
+    temporal = (video_model or model).temporal
+    solver = request.solver or (model.temporal.solver if model.temporal else "ddim")
+    if temporal is None:
+        return replace(request, method=method, solver=solver)
     return replace(
         request,
         method=method,
-        solver=request.solver or model.temporal.solver,
-        num_frames=request.num_frames or (None if request.control else model.temporal.num_frames),
+        solver=solver,
+        num_frames=request.num_frames or (None if request.control else temporal.num_frames),
         fps=request.fps or (None if request.control else FPS),
     )
 
 
-def _refuse_misfits(model: Model, request: Request) -> None:
+def _fitting(model: Model, video_model: Model | None) -> str:
+    if video_model is not None:
+        return BY_BOTH
+    return BY_IMAGE if model.temporal is None else BY_TEMPORAL
+
+
+def _refuse_misfits(model: Model, video_model: Model | None, request: Request) -> None:
+    if request.method == BY_BOTH:
+        video_elevator.refuse_misfits(model, video_model)
+    elif video_model is not None:
+        raise InputError(
+            f"{request.method} has no use for a second model, {video_model.name}: leave it out, or take the method "
+            f"{BY_BOTH}"
+        )
     if request.method == BY_TEMPORAL and model.temporal is None:
         raise InputError(
             f"{model.name} is an image model without layers along time: leave the method out, or load it with motion="
@@ -40,8 +56,8 @@ def _refuse_misfits(model: Model, request: Request) -> None:
             f"{model.name} is a video model, and {request.method} is for image models: leave the method out, or take "
             "the image model"
         )
-    if model.temporal is not None and (request.motion is not None or request.smooth_background):
+    if request.method != "text2video-zero" and (request.motion is not None or request.smooth_background):
         raise InputError(
-            f"{model.name} is a video model: what moves is said in the prompt. A camera motion and smooth_background "
-            "are for image models (text2video-zero)"
+            f"{(video_model or model).name} is a video model: what moves is said in the prompt. A camera motion and "
+            "smooth_background are for image models (text2video-zero)"
         )

@@ -9,6 +9,7 @@ from kineograph import ladder, noise, trajectory
 from kineograph.data.request import Request
 from kineograph.denoise import Denoise, finite, guided
 from kineograph.latents import Latents
+from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.recipes.inputs import Inputs
 from kineograph.trajectory import Draw, Solver, Step
@@ -23,6 +24,7 @@ class Start(NamedTuple):
     shape: noise.Shape
     inputs: Inputs
     solver: str
+    video_model: Model | None = None
 
     @property
     def frames(self) -> range:

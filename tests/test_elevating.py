@@ -1,0 +1,186 @@
+"""VideoElevator through the front doors: two models that meet, what each is told, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models.conftest import sd
+from test_cli import Run, run  # noqa: F401
+from tiny_videos import shaken
+
+import kineograph as kg
+from kineograph.data.elevation import Elevation
+from kineograph.data.provenance import read_settings
+from kineograph.errors import InputError
+from kineograph.models.model import Model
+from kineograph.models.schedule import Schedule
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet import VideoUNet
+from kineograph.models.vaes import alike
+from kineograph.noise import independent, related
+from kineograph.trajectory import ddim, last
+
+LAYERS = TransformerConfig(head_width=8, relative=4)
+CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)
+FEW = {"num_inference_steps": 6, "seed": 3, "method": "video-elevator"}
+TWICE = Elevation(refine_at=(0.9, 0.4), video_steps=2)
+
+
+@pytest.fixture(scope="module")
+def image() -> Model:
+    return replace(kg.load(sd()), name="image")
+
+
+@pytest.fixture(scope="module")
+def video() -> Model:
+    """A video model of another schedule, with the image model's VAE."""
+    other = kg.load(sd())
+    unet = other.net.image_unet
+    levels = Schedule.from_config({**other.schedule.settings, "beta_end": 0.009})
+    net = VideoUNet(unet, shaken(TemporalLayers(unet, CONFIG)))
+    return replace(other, name="video", net=net, schedule=levels)
+
+
+def test_two_models_make_a_video_of_the_video_models_length_and_rate(image: Model, video: Model):
+    made = kg.generate(image, "a fish", video_model=video, elevation=TWICE, **FEW)
+    assert (len(made.frames), made.fps) == (4, 8.0)
+    assert made.settings["video_model"]["name"] == "video"
+    assert made.settings["elevation"]["refine_at"] == [0.9, 0.4]
+    plain = kg.generate(image, "a fish", video_model=video, elevation=replace(TWICE, refine_at=()), **FEW)
+    assert not np.array_equal(made.frames, plain.frames)
+
+
+def test_a_second_model_alone_says_which_method_it_is(image: Model, video: Model):
+    made = kg.generate(image, "a fish", video_model=video, elevation=TWICE, num_inference_steps=6, seed=3)
+    assert made.settings["method"] == "video-elevator"
+
+
+def test_with_no_refined_step_it_is_the_image_model_whose_frames_look_at_the_first(image: Model, video: Model):
+    asked = {**FEW, "num_frames": 3}
+    made = kg.generate(image, "a fish", video_model=video, elevation=Elevation(refine_at=()), **asked)
+    told, blank = (image.bind(image.prompt([text]), see=kg.see.first) for text in ("a fish", ""))
+    shape = (1, *image.latent_shape(*image.default_size))
+    sigmas = kg.ladder.leading(image.schedule.sigmas, 6)
+    noise = related(1.0, 3, range(3), shape)
+    x0 = last(ddim(kg.guided(told, blank, 7.5), sigmas[0] * noise, sigmas))
+    assert np.array_equal(made.frames, kg.Video.from_tensor(image.decode(x0)[0]).frames)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Elevation(back="same-noise"),
+        Elevation(back="fresh-noise"),
+        Elevation(drift_correction=True),
+        Elevation(low_pass=None),
+        Elevation(low_pass_space=1.0),
+        Elevation(video_guidance_scale=1.0),
+        Elevation(shared_noise=0.0),
+        Elevation(video_steps=1),
+    ],
+)
+def test_every_choice_counts(choice: Elevation, image: Model, video: Model):
+    usual, chosen = (
+        kg.generate(image, "a fish", video_model=video, elevation=each, **FEW) for each in (Elevation(), choice)
+    )
+    assert not np.array_equal(usual.frames, chosen.frames)
+
+
+def test_models_with_different_vaes_exchange_frames(image: Model, video: Model, caplog: pytest.LogCaptureFixture):
+    other = sd().vae
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1.5)
+    apart = replace(video, vae=other)
+    assert alike(image.vae, video.vae) and not alike(image.vae, apart.vae)
+    with caplog.at_level(logging.WARNING):
+        made = kg.generate(image, "a fish", video_model=apart, elevation=TWICE, **FEW)
+    assert "exchange decoded frames" in caplog.text
+    assert len(made.frames) == 4
+
+
+def test_a_lora_a_control_and_a_consistency_model_take_part(image: Model, video: Model):
+    """What is on either side is that side's own affair: both are bound before the walk."""
+    quick = replace(video, net=VideoUNet(video.net.image_unet, _solved_by("lcm", video)))
+    made = kg.generate(image, "a fish", video_model=quick, elevation=TWICE, **FEW)
+    assert len(made.frames) == 4
+    assert not np.array_equal(
+        made.frames, kg.generate(image, "a fish", video_model=video, elevation=TWICE, **FEW).frames
+    )
+
+
+def _solved_by(solver: str, video: Model) -> TemporalLayers:
+    layers = TemporalLayers(video.net.image_unet, CONFIG.model_copy(update={"solver": solver}))
+    assert video.net.temporal is not None
+    layers.load_state_dict(video.net.temporal.state_dict())
+    return layers.eval()
+
+
+@pytest.mark.parametrize(
+    ("models", "said"),
+    [
+        (("image", None), "needs a second model"),
+        (("image", "image"), "is an image model, and video-elevator needs one with layers along time"),
+        (("video", "video"), "draws with an image model, and video is a video model"),
+    ],
+)
+def test_a_pair_that_cannot_work_is_refused(models, said, image: Model, video: Model):
+    first, second = ({"image": image, "video": video, None: None}[name] for name in models)
+    with pytest.raises(InputError, match=said):
+        kg.generate(first, "a fish", video_model=second, **FEW)
+
+
+def test_other_methods_have_no_use_for_a_second_model(image: Model, video: Model):
+    with pytest.raises(InputError, match="text2video-zero has no use for a second model"):
+        kg.generate(image, "a fish", video_model=video, method="text2video-zero")
+    with pytest.raises(InputError, match="what moves is said in the prompt"):
+        kg.generate(image, "a fish", video_model=video, motion="pan:4,4", **FEW)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"refine_at": (1.2,)}, "above 0 and at most 1, not 1.2"),
+        ({"refine_at": (float("nan"),)}, "refine_at is a number"),
+        ({"video_steps": 0}, "video_steps is a whole number from 1"),
+        ({"low_pass": 0.0}, "low_pass is a width above 0"),
+        ({"shared_noise": -1.0}, "shared_noise is at least 0"),
+        ({"back": "luck"}, "back is inversion or same-noise or fresh-noise"),
+        ({"back": "same-noise", "drift_correction": True}, "makes up for what an inversion loses"),
+    ],
+)
+def test_settings_that_cannot_be_are_said(settings, said):
+    with pytest.raises(InputError, match=said):
+        Elevation(**settings)
+
+
+def test_frame_k_of_the_start_depends_on_the_seed_and_k_only():
+    shape = (1, 4, 8, 8)
+    assert torch.equal(related(1.0, 3, range(2), shape), related(1.0, 3, range(5), shape)[:, :2])
+    assert torch.equal(related(0.0, 3, range(2), shape), independent(3, range(2), shape))
+
+
+@pytest.fixture(scope="module")
+def folders(image: Model, video: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    at = tmp_path_factory.mktemp("models")
+    return kg.save(image, at / "image"), kg.save(video, at / "video")
+
+
+def test_the_command_takes_two_models_and_replays(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
+    first, second = folders
+    few = ["--steps", "6", "--device", "cpu", "--seed", 3, "--refine-at", "0.9,0.4", "--video-steps", 2]
+    said = run("generate", "a fish", "--model", first, "--video-model", second, *few, "-o", "fish.gif")
+    assert (said.status, said.out) == (0, "fish.gif\n"), said.err
+    settings = read_settings(tmp_path / "fish.gif")
+    assert settings["method"] == "video-elevator"
+    assert settings["elevation"]["video_steps"] == 2
+    again = run("replay", "fish.gif", "-o", "again.gif")
+    assert again.status == 0 and "differ" not in again.err, again.err
+    alone = run("generate", "a fish", "--model", first, "--method", "video-elevator")
+    assert alone.status == 2 and "--video-model pocket-video" in alone.err
+    assert "a list of numbers" in run("generate", "a fish", "--video-model", second, "--refine-at", "half").err
