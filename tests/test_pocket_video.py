@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from tiny_videos import two_levels, videocrafter
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from kineograph.condition import Condition
 from kineograph.models import pocket_models
 from kineograph.models.checkpoints import POCKET
-from kineograph.pocket import films, image_to_video, moving_text, recipe, video
+from kineograph.pocket import asked, films, image_to_video, moving_text, recipe, video, world
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.video_export import export_videos
@@ -53,17 +56,41 @@ def test_a_film_is_a_function_of_its_seed_and_its_caption_says_how_it_moves(tmp_
     assert all(thing["motion"] == "still" for thing in facts["things"][1:])
 
 
-def test_frames_of_a_step_are_as_many_early_as_late(out: Path):
+def test_frames_of_a_step_are_as_many_in_short_clips_as_in_whole_films(out: Path):
     pool = films.pool(out / "films", out / "vae" / "final", 2, seed=0, split="train")
     stills = films.stills(out / "films" / "stills", out / "vae" / "final", 2, seed=0, split="train")
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     draw = video.screenings(pool, stills, 4, tokens)
-    early, late = (draw(np.random.default_rng(0), progress) for progress in (0.0, 0.9))
-    assert early[0].shape == (8, 8, 8, 16, 16) and late[0].shape == (4, 16, 8, 16, 16)
-    assert early[6].shape == late[6].shape == (8, 1, 8, 16, 16)
-    shared = torch.corrcoef(late[1][0].flatten(1))[0, 1:]
-    ratio = video.RATIO**2
-    assert shared.mean().item() == pytest.approx(ratio / (1 + ratio), abs=0.03)
+    batches = [draw(np.random.default_rng(seed), 0.0) for seed in range(8)]
+    assert {each[0].shape for each in batches} == {(8, 8, 8, 16, 16), (4, 16, 8, 16, 16)}
+    for each in batches:
+        assert each[6].shape == (*each[0].shape[:2], asked.MOVES) and each[7].shape == each[2].shape
+        assert each[8].shape == (8, 1, 8, 16, 16)
+        assert each[6].mean(1).abs().max() < 1e-5
+        assert torch.corrcoef(each[1][0].flatten(1))[0, 1:].mean().abs() < 0.03
+
+
+def test_what_is_asked_of_a_film_is_what_it_shows():
+    thing = world.Thing("fish", "red", individual=1, motion="right")
+    fact = {**asdict(world.Shot("sea", "flat", (thing,))), "fps": 8.0, "time": 0.0, "captions": []}
+    moves, there = asked.truth(fact, world.clip_times(4, 8.0), 16)
+    assert moves[:, 0] == pytest.approx(np.array([-1.5, -0.5, 0.5, 1.5]) * 0.2 / 8 / asked.UNITS[0], abs=1e-5)
+    assert not moves[:, 1:].any()
+    assert there.shape == (4, 16, 16) and 0 < there.mean() < 1
+
+
+def test_questions_are_heard_only_while_they_are_asked():
+    net = videocrafter(two_levels(cross_attention_dim=32))
+    questions = asked.Questions(net.temporal)
+    z, told = torch.randn(1, 5, 4, 8, 8), Condition(torch.ones(1, 7, 32))
+    net(z, torch.tensor(1.0), told)
+    assert questions.heard == {}
+    questions.listen()
+    net(z, torch.tensor(1.0), told)
+    error = questions.error(torch.zeros(1, 5, asked.MOVES), torch.zeros(1, 5, 16, 16))
+    error.backward()
+    assert error > 0 and questions.heard == {}
+    assert any(weight.grad is not None and weight.grad.any() for weight in net.temporal.parameters())
 
 
 def test_an_error_in_all_frames_alike_weighs_less():

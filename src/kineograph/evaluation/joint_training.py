@@ -18,19 +18,18 @@ from safetensors.torch import load_file
 
 from kineograph import noise
 from kineograph.denoise import guided
-from kineograph.errors import InputError
 from kineograph.evaluation import metrics
 from kineograph.evaluation.filming import SCALE, STEPS
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, held_out_cases
 from kineograph.evaluation.report import Claim, better
-from kineograph.evaluation.study import Study, column
+from kineograph.evaluation.study import Study, Untrained, column
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.ladder import leading
 from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
 from kineograph.models.origin import fingerprint
-from kineograph.models.unet import VideoUNet
+from kineograph.pocket.video import restored
 from kineograph.trajectory import ddim, last
 
 FOLDER = Path("runs/pocket")
@@ -58,15 +57,15 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
 
 
 def trained(model: Model, file: Path) -> Model:
-    """The video model with the weights that a stage of the recipe left. Raises InputError when they are not there."""
+    """The video model with the weights that a stage of the recipe left. Raises Untrained when they are not there."""
     if not file.exists():
-        raise InputError(
+        raise Untrained(
             f"there is no {file}: train both networks first, by python -m kineograph.pocket.recipe --stages "
             "joint,films_only"
         )
-    net = load(str(model.settings["source"])).net
-    net.load_state_dict({name: each.to(model.dtype) for name, each in load_file(file).items()}, strict=False)
-    return replace(model, net=VideoUNet(net.image_unet, net.temporal))
+    assert model.temporal is not None, "the pocket video model"
+    begun = load("pocket", dtype="float32").net.image_unet
+    return replace(model, net=restored(begun, model.temporal, load_file(file)).eval().to(model.device, model.dtype))
 
 
 def drawn(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:

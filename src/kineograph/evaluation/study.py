@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from kineograph.errors import InputError
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, keep, kept
 from kineograph.evaluation.report import Claim, Mean, Part, mean
@@ -26,6 +27,10 @@ SEEN = {
 """What the numbers mean that most studies have."""
 
 Film = Callable[[Sequence[Case]], Sequence[Frames]]
+
+
+class Untrained(InputError):
+    """A study's network, which does not ship, was not trained on this machine."""
 
 
 class Study(NamedTuple):

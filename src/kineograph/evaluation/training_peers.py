@@ -83,6 +83,7 @@ def theirs(folder: Path, dtype: str) -> Draw:
     net.freeze_unet2d_params()
     net = net.float().to(device).train()
     start = {name: weight.clone() for name, weight in net.state_dict().items()}
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").to(device)
     half = partial(torch.autocast, device.type, torch.bfloat16) if as_dtype(dtype) == torch.bfloat16 else nullcontext
 
     def draw(frames: int, steps: int) -> Frames:
@@ -100,7 +101,6 @@ def theirs(folder: Path, dtype: str) -> Draw:
             way.step()
             way.zero_grad()
         shown = lesson(model, frames, range(1))
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").to(device)
         told = shown.tokens.to(device).repeat_interleave(frames, dim=0)
         return _pictures(lambda z: net(z.transpose(1, 2), SHOWN_AT, told).sample.transpose(1, 2), shown, model, vae)
 

@@ -25,12 +25,16 @@ RELATIVE = TransformerConfig(head_width=64, relative=16)
 UNORDERED = TransformerConfig(head_width=64)
 
 # The released models: temporal transformers everywhere, of which the text-to-video ones know distances between frames
-# and the image-to-video one knows order by its convolutions. The entry has eight heads, whatever the width.
-TEXT_TO_VIDEO_512 = TemporalConfig(entry=RELATIVE.model_copy(update={"heads": 8}), transformer=RELATIVE)
+# and the image-to-video one knows order by its convolutions. The entry has eight heads, whatever the width. They are
+# drawn with by DDIM with eta 1, which is euler-ancestral.
+TEXT_TO_VIDEO_512 = TemporalConfig(
+    entry=RELATIVE.model_copy(update={"heads": 8}), transformer=RELATIVE, solver="euler-ancestral"
+)
 TEXT_TO_VIDEO_1024 = TEXT_TO_VIDEO_512.model_copy(update={"frame_rate": True})
 IMAGE_TO_VIDEO_512 = TemporalConfig(
-    entry=UNORDERED.model_copy(update={"heads": 8}), transformer=UNORDERED, convolution=True, frame_rate=True
-)
+    entry=UNORDERED.model_copy(update={"heads": 8}), transformer=UNORDERED, convolution=True, frame_rate=True,
+    solver="euler-ancestral",
+)  # fmt: skip
 
 
 def attach(image_unet: UNet2DConditionModel, config: TemporalConfig = TEXT_TO_VIDEO_1024) -> VideoUNet:

@@ -36,7 +36,7 @@ class Questions(nn.Module):
         for layer in temporal.modules():
             if isinstance(layer, TemporalTransformer):
                 layer.register_forward_hook(partial(self._hear, len(self.answers)))
-                width = layer.proj_out.out_features
+                width = int(layer.norm.num_channels)
                 self.answers.append(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, MOVES + 1)))
 
     def _hear(self, number: int, layer: nn.Module, given: Any, output: Tensor) -> None:

@@ -47,6 +47,7 @@ UNSEEN = 0.1  # share of pictures left out, for guidance
 GREY = 127
 
 Rng = np.random.Generator
+Draw = Callable[[Rng, float], Batch]
 Report = Callable[["Animator"], Figures]
 Seen = np.ndarray  # float16 [n, patches, width]: what the image encoder says of each picture
 
@@ -108,7 +109,7 @@ def of_films(pool: Pool) -> list[tuple[world.Shot, float]]:
     return [(shot_of(fact), world.clip_times(FRAMES, fact["fps"])[0]) for fact in pool.facts]
 
 
-def stills(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer) -> Callable[[Rng, float], Batch]:
+def stills(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer) -> Draw:
     """Batches of (pictures, noise, weights, timesteps, words, what is seen of the picture itself, frame rates)."""
     words, empty, heavy = captions_as_ids(pool, tokens), ids(tokens, [""])[0], unet.emphasis(pool)[:, None]
 
@@ -120,14 +121,14 @@ def stills(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer
     return draw
 
 
-def films(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer) -> Callable[[Rng, float], Batch]:
-    """The same of films, what is seen being their first frames: short ones first, then whole ones."""
+def films(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer) -> Draw:
+    """The same of films, what is seen being their first frames."""
     words, empty = captions_as_ids(pool, tokens), ids(tokens, [""])[0]
     weights = np.stack([weights_of(fact) for fact in pool.facts])
     rates = np.array([fact["fps"] for fact in pool.facts], np.float32)
 
     def draw(rng: Rng, progress: float) -> Batch:
-        frames = FRAMES // 2 if progress < SHORT else FRAMES
+        frames = FRAMES // 2 if rng.uniform() < SHORT else FRAMES
         k = rng.integers(len(words), size=batch * FRAMES // frames)
         window = slice(0, FRAMES, int(rng.choice((1, 2)))) if frames < FRAMES else slice(0, FRAMES)
         clips, heavy = (each[k][:, window][:, :frames] for each in (pool.pictures, weights))
@@ -155,7 +156,7 @@ def _with_picture(net: VideoUNet, told: Condition, seen: Tensor) -> Condition:
 
 
 def train(
-    animator: Animator, plan: Plan, folder: Path, draw: Callable[[Rng, float], Batch],
+    animator: Animator, plan: Plan, folder: Path, draw: Draw,
     report: Report, *, text: CLIPTextModel,
 ) -> VideoUNet:  # fmt: skip
     """The averaged network."""

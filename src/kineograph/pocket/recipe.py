@@ -35,6 +35,8 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "joint": (video_stages.train_joint, video_stages.JOINT),
     "films_only": (video_stages.train_films_only, video_stages.FILMS_ONLY),
     "image_to_video": (video_stages.train_image_to_video, video_stages.IMAGE_TO_VIDEO),
+    "class_reading": (video_stages.train_class_reading, video_stages.CLASS_READING),
+    "class_token": (video_stages.train_class_token, video_stages.CLASS_TOKEN),
 }
 
 

@@ -45,7 +45,7 @@ LEVEL, SPREAD, UNIFORM = 2.5, 0.9, 0.15  # of log(sigma) in training; and the sh
 HEAVIEST = 24.0**2  # weight of a level: an error of the picture weighs alike up to a sigma of 24
 RATIO = 0.0  # parts of noise that all frames share to one of a frame's own
 APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
-SHORT = 0.5  # until this progress clips of half the frames, twice as many of them; then whole ones
+SHORT = 0.4  # share of steps with clips of half the frames, twice as many of them
 ASKED = 0.3  # weight of what is asked about the thing's motion beside the error of the noise
 PICTURES = 0.125  # single pictures beside the films, as a part of their frames
 # Sixteen frames tell together what one does not: at the image network's highest level, a sigma of 15, which way a thing
@@ -76,7 +76,7 @@ def is_any(fact: dict[str, Any]) -> bool:
     return True
 
 
-LESSONS = ((0.4, goes_straight), (0.8, is_plain), (inf, is_any))  # until which progress there are which films
+LESSONS = ((0.3, goes_straight), (0.8, is_plain), (inf, is_any))  # until which progress there are which films
 
 Rng = np.random.Generator
 
@@ -156,7 +156,7 @@ def screenings(
     of_pictures, heavy = captions_as_ids(pictures, tokens), unet.emphasis(pictures)[:, None]
 
     def draw(rng: Rng, progress: float) -> Batch:
-        frames = FRAMES // 2 if progress < SHORT else FRAMES
+        frames = FRAMES // 2 if rng.uniform() < SHORT else FRAMES
         count = batch * FRAMES // frames
         pool = next(numbers for until, numbers in lessons if progress <= until)
         chosen, window = rng.choice(pool, size=count), _window(rng, frames)

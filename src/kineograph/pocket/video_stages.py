@@ -16,9 +16,13 @@ from kineograph.pocket.fit import Plan, best_device
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.settings import Settings
 
-TEXT_TO_VIDEO, READING, IMAGE_TO_VIDEO, JOINT, FILMS_ONLY = (
-    f"{name}.safetensors" for name in ("text_to_video", "image_reading", "image_to_video", "joint", "films_only")
-)
+TEXT_TO_VIDEO, READING, IMAGE_TO_VIDEO, JOINT, FILMS_ONLY, CLASS_READING, CLASS_TOKEN = (
+    f"{name}.safetensors"
+    for name in (
+        "text_to_video", "image_reading", "image_to_video", "joint", "films_only", "class_reading", "class_token",
+    )
+)  # fmt: skip
+PATCHES, CLASS = slice(None), slice(1)  # of the image encoder's states
 
 
 def filmed(settings: Settings, out: Path) -> tuple[Pool, Pool]:
@@ -62,39 +66,64 @@ def _train_films(settings: Settings, plan: Plan, out: Path, result: str, share: 
 
 
 def train_image_reading(settings: Settings, out: Path) -> None:
-    """Single pictures teach to read pictures."""
+    """Single pictures teach to read pictures,"""
+    _read_pictures(settings, out, READING, PATCHES)
+
+
+def train_image_to_video(settings: Settings, out: Path) -> None:
+    """and films to carry on from their first frame."""
+    _read_films(settings, out, READING, IMAGE_TO_VIDEO, PATCHES)
+
+
+def train_class_reading(settings: Settings, out: Path) -> None:
+    """For the paper's ablation, the same of the class token alone,"""
+    _read_pictures(settings, out, CLASS_READING, CLASS)
+
+
+def train_class_token(settings: Settings, out: Path) -> None:
+    """in two stages of as many minutes."""
+    _read_films(settings, out, CLASS_READING, CLASS_TOKEN, CLASS)
+
+
+def _read_pictures(settings: Settings, out: Path, result: str, states: slice) -> None:
     _, stills = filmed(settings, out)
-    tower = _tower(out)
     seen = image_to_video.looks(
         _encoder(out), out / "video_films" / "stills_seen.npy", image_to_video.of_pictures(stills)
     )
     torch.manual_seed(settings.seed)
     animator = image_to_video.Animator(image_to_video.with_reading(_opened(out)))
-    draw = image_to_video.stills(stills, seen, _blank(out), settings.image_reading.batch, _tokens(out))
-    folder = out / "image_reading"
-    net = image_to_video.train(
-        animator, settings.image_reading, folder, draw, _reporter(settings, out, folder, tower), text=tower
+    draw = image_to_video.stills(
+        stills, seen[:, states], _blank(out)[states], settings.image_reading.batch, _tokens(out)
     )
-    _save_reading(net, out / READING)
+    _read(settings, settings.image_reading, out, result, animator, draw, states)
 
 
-def train_image_to_video(settings: Settings, out: Path) -> None:
-    """Films teach to carry on from their first frame."""
+def _read_films(settings: Settings, out: Path, begun: str, result: str, states: slice) -> None:
     shown, _ = filmed(settings, out)
-    tower = _tower(out)
     seen = image_to_video.looks(_encoder(out), out / "video_films" / "films_seen.npy", image_to_video.of_films(shown))
     net = image_to_video.with_reading(_opened(out))
-    net.load_state_dict(load_file(out / READING), strict=False)
-    animator = image_to_video.Animator(net)
-    draw = image_to_video.films(shown, seen, _blank(out), settings.image_to_video.batch, _tokens(out))
-    folder = out / "image_to_video"
-    net = image_to_video.train(
-        animator, settings.image_to_video, folder, draw, _reporter(settings, out, folder, tower), text=tower
+    net.load_state_dict(load_file(out / begun), strict=False)
+    draw = image_to_video.films(
+        shown, seen[:, states], _blank(out)[states], settings.image_to_video.batch, _tokens(out)
     )
-    _save_reading(net, out / IMAGE_TO_VIDEO)
+    _read(settings, settings.image_to_video, out, result, image_to_video.Animator(net), draw, states)
 
 
-def _reporter(settings: Settings, out: Path, folder: Path, tower: CLIPTextModel) -> image_to_video.Report:
+def _read(
+    settings: Settings, plan: Plan, out: Path, result: str, animator: image_to_video.Animator,
+    draw: image_to_video.Draw, states: slice,
+) -> None:  # fmt: skip
+    """Train what reads pictures, and keep it."""
+    folder, tower = out / Path(result).stem, _tower(out)
+    report = _reporter(settings, out, folder, tower, states)
+    net = image_to_video.train(animator, plan, folder, draw, report, text=tower)
+    read = {name: weight for name, weight in net.state_dict().items() if image_to_video.reads(name)}
+    save_file({name: weight.detach().cpu().contiguous() for name, weight in read.items()}, out / result)
+
+
+def _reporter(
+    settings: Settings, out: Path, folder: Path, tower: CLIPTextModel, states: slice
+) -> image_to_video.Report:
     if not settings.sketched:
         return lambda animator: {}
     held_out = films.pool(
@@ -103,19 +132,15 @@ def _reporter(settings: Settings, out: Path, folder: Path, tower: CLIPTextModel)
     few = Pool(held_out.pictures, held_out.facts[: settings.sketched])
     seen = image_to_video.looks(_encoder(out), out / "video_films" / "held_out_seen.npy", image_to_video.of_films(few))
     return image_to_video.reporter(
-        folder, few, seen, _blank(out), autoencoder=_autoencoder(out), text=tower, tokenizer=_tokens(out)
-    )
+        folder, few, seen[:, states], _blank(out)[states], autoencoder=_autoencoder(out), text=tower,
+        tokenizer=_tokens(out),
+    )  # fmt: skip
 
 
 def _opened(out: Path) -> VideoUNet:
     """The text-to-video network."""
     unet = UNet2DConditionModel.from_pretrained(out / "unet" / "final")
     return video.restored(unet, video.TEXT_TO_VIDEO, load_file(out / TEXT_TO_VIDEO))
-
-
-def _save_reading(net: VideoUNet, path: Path) -> None:
-    read = {name: weight for name, weight in net.state_dict().items() if image_to_video.reads(name)}
-    save_file({name: weight.detach().cpu().contiguous() for name, weight in read.items()}, path)
 
 
 def _tower(out: Path) -> CLIPTextModel:
