@@ -1,0 +1,101 @@
+"""VidRD without a network: what its parts are by themselves, and what they must equal in limiting settings."""
+
+import math
+
+import pytest
+import torch
+
+from kineograph.latents import Latents
+from kineograph.methods import videocrafter, vidrd
+from kineograph.methods.vidrd import Past, begun, left_by, sample, staged, stages
+from kineograph.noise import independent
+from kineograph.trajectory import ddim, dpmpp_2m, recorded
+
+FIFTY = [*torch.logspace(1.2, -1.5, 50, dtype=torch.float64).tolist(), 0.0]
+FRAMES, SHAPE = 8, (1, 4, 4, 4)
+
+
+def mixing(x: Latents, sigma: float) -> Latents:
+    """A denoiser whose frames see one another."""
+    known = 1 / (1 + sigma**2)
+    return known * x + (1 - known) * torch.tanh(0.5 * x + 0.5 * x.mean(1, keepdim=True))
+
+
+def clip(noise: Latents, solve) -> list:
+    return videocrafter.sample(mixing, noise, FIFTY, solve=solve)
+
+
+def drawn(clips: int, *, keep=4, ratio=4.0, share=0.4, solve=ddim) -> list[list]:
+    past, made = None, []
+    for number in range(clips):
+        fresh = independent(number, range(FRAMES), SHAPE)
+        guided = stages(FIFTY, keep, share)
+        steps = recorded(sample(clip, fresh, past, keep=keep, ratio=ratio, guided=guided, solve=solve))
+        past = left_by(begun(fresh, past, keep, ratio), steps)
+        made.append(steps)
+    return made
+
+
+def test_one_clip_is_plain_sampling():
+    (steps,) = drawn(1)
+    plain = recorded(clip(independent(0, range(FRAMES), SHAPE), ddim))
+    assert torch.equal(steps[-1].x, plain[-1].x)
+
+
+def test_noise_turned_round_twice_is_the_noise():
+    first = independent(0, range(FRAMES), SHAPE)
+    fresh = independent(1, range(FRAMES), SHAPE)
+    once = begun(fresh, Past(first, {}), keep=7, ratio=math.inf)
+    assert torch.allclose(begun(fresh, Past(once, {}), keep=7, ratio=math.inf), first, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 4.0, math.inf])
+def test_noise_that_depends_on_the_past_has_unit_variance(ratio):
+    shape = (1, 4, 64, 64)
+    past, fresh = (independent(seed, range(FRAMES), shape) for seed in (0, 1))
+    mixed = begun(fresh, Past(past, {}), keep=0, ratio=ratio)
+    assert mixed.var().item() == pytest.approx(1, abs=0.01)
+    turned = past.flip(1)
+    assert (mixed * turned).mean().item() == pytest.approx(math.sin(math.atan(ratio)), abs=0.01)
+
+
+def test_the_papers_guided_steps():
+    counts = stages(FIFTY, keep=4, share=0.4)
+    assert [sum(count > j for count in counts.values()) for j in range(4)] == [20, 15, 10, 5]
+    assert list(counts) == FIFTY[:20]
+
+
+def test_guidance_at_every_level_gives_an_exact_seam():
+    first, second = drawn(2, share=1.0)
+    assert torch.equal(first[-1].x[:, -1], second[-1].x[:, 0])
+    assert not torch.equal(first[-1].x[:, -2], second[-1].x[:, 1])
+
+
+@pytest.mark.parametrize("solve", [ddim, dpmpp_2m])
+def test_each_part_brings_the_seam_closer(solve):
+    def seam(**settings) -> float:
+        first, second = drawn(2, solve=solve, **settings)
+        return (first[-1].x[:, -1] - second[-1].x[:, 0]).abs().mean().item()
+
+    none = seam(keep=0, ratio=0.0, share=0.0)
+    assert seam(share=0.0) < none
+    assert seam() < none
+
+
+def test_frames_that_are_not_guided_are_the_solvers():
+    past = Past(torch.zeros(1, FRAMES, *SHAPE[1:]), {FIFTY[0]: torch.full((1, FRAMES, *SHAPE[1:]), 7.0)})
+    x = FIFTY[0] * independent(0, range(FRAMES), SHAPE)
+    (step, _) = staged(ddim, past, {FIFTY[0]: 2})(mixing, x, FIFTY[:2])
+    assert (step.x[:, :2] == 7).all() and torch.equal(step.x[:, 2:], x[:, 2:])
+
+
+def test_a_walk_of_the_first_frame_alone_is_guided_too():
+    past = Past(torch.zeros(1, FRAMES, *SHAPE[1:]), {FIFTY[0]: torch.full((1, FRAMES, *SHAPE[1:]), 7.0)})
+    (step, _) = staged(ddim, past, {FIFTY[0]: 4})(mixing, torch.zeros(1, 1, *SHAPE[1:]), FIFTY[:2])
+    assert step.x.shape[1] == 1 and (step.x == 7).all()
+
+
+def test_more_frames_kept_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="keeps fewer of them"):
+        begun(independent(0, range(4), SHAPE), None, keep=4, ratio=4.0)
+    assert vidrd.stages(FIFTY, 4, 0.0) == {}
