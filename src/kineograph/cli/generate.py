@@ -35,6 +35,7 @@ from kineograph.cli.options import (
     VideoGuidanceScale,
     VideoLora,
     VideoModel,
+    VideoPrompt,
     VideoSteps,
     Width,
     Window,
@@ -139,6 +140,7 @@ def generate(
     control_guidance_end: Annotated[float, typer.Option(rich_help_panel=CONTROL, help="And to where.")] = 1.0,
     video_model: VideoModel = None,
     video_lora: VideoLora = None,
+    video_prompt: VideoPrompt = None,
     refine_at: RefineAt = REFINED,
     video_steps: VideoSteps = DEFAULT.elevation.video_steps,
     low_pass: LowPass = DEFAULT.elevation.low_pass or 0.0,
@@ -203,6 +205,7 @@ def generate(
             inversion_steps=inversion_steps or None,
             drift_correction=drift_correction,
             video_guidance_scale=video_guidance_scale,
+            video_prompt=video_prompt,
         ),
     )
     options = {

@@ -92,6 +92,14 @@ VideoModel = Annotated[
         help="A second model that moves what the first draws (VideoElevator): pocket-video, or any video model.",
     ),
 ]
+VideoPrompt = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=TOGETHER,
+        show_default="the same",
+        help="What the video model is told, where it does not know the first one's words.",
+    ),
+]
 VideoLora = Annotated[
     list[str] | None,
     typer.Option(

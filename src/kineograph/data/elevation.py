@@ -29,6 +29,7 @@ class Elevation:
     drift_correction: whether what an inversion loses is made up for on the way down, as in the released code; then it
         takes all steps.
     video_guidance_scale: how much the prompt counts for the video model; as for the image model unless given.
+    video_prompt: what the video model is told, where it does not know the image model's words; the same unless given.
     """
 
     refine_at: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3)
@@ -40,6 +41,7 @@ class Elevation:
     inversion_steps: int | None = 12
     drift_correction: bool = False
     video_guidance_scale: float | None = None
+    video_prompt: str | None = None
 
     def __post_init__(self) -> None:
         for part in self.refine_at:
@@ -62,6 +64,8 @@ class Elevation:
             raise InputError(f"drift_correction makes up for what an inversion loses, and back is {self.back}")
         if self.video_guidance_scale is not None:
             checks.number("video_guidance_scale", self.video_guidance_scale)
+        if self.video_prompt is not None:
+            checks.text("video_prompt", self.video_prompt)
 
     @classmethod
     def recorded(cls, settings: Mapping[str, Any]) -> Elevation:

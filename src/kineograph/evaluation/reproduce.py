@@ -16,6 +16,7 @@ from kineograph.evaluation import (
     smoothing,
     specialised,
     text2video_zero,
+    video_elevator,
     videocrafter1,
 )
 from kineograph.evaluation.protocol import identifier
@@ -32,8 +33,9 @@ PAPERS: Mapping[str, Sequence[Make]] = {
         text2video_zero.studied, guided.studied, specialised.studied, editing.studied, smoothing.studied,
     ),
     "videocrafter1": (videocrafter1.studied, image_to_video.studied, joint_training.studied),
+    "video-elevator": (video_elevator.studied, video_elevator.personalised),
 }  # fmt: skip
-MODELS = {"text2video-zero": "pocket", "videocrafter1": "pocket-video"}
+MODELS = {"text2video-zero": "pocket", "videocrafter1": "pocket-video", "video-elevator": "pocket"}
 CASES, QUICK_CASES = 100, 10
 RESULTS = Path("docs/results")
 

@@ -19,7 +19,7 @@ from kineograph.models.temporal_layers import TemporalConfig
 from kineograph.models.text import TextEncoder
 from kineograph.models.unet import VideoUNet
 
-VIDEO, ANIMATE, EDIT = "video", "animate", "edit"  # folders beside the pocket model's own
+VIDEO, ANIMATE, EDIT, DEGRADED = "video", "animate", "edit", "video-degraded"  # folders beside the pocket model's own
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -48,6 +48,16 @@ def video(folder: Path) -> Parts:
     return opened._replace(unet=net.image_unet.eval(), temporal=temporal.eval(), text=text, scheduler=levels)
 
 
+def degraded_video(folder: Path) -> Parts:
+    """The video model after films that were few, blurred and marked, for VideoElevator's comparison."""
+    from kineograph.pocket.degraded import degraded
+
+    opened = video(folder)
+    changes = load_file(_folder(folder, DEGRADED) / "degraded.safetensors")
+    degraded(VideoUNet(opened.unet, opened.temporal), changes)
+    return opened
+
+
 def animator(folder: Path) -> Parts:
     """The same, shown a picture."""
     opened = video(folder)
@@ -64,6 +74,7 @@ MODELS: Mapping[str, Callable[[Path], Parts]] = {
     "pocket-edit": editor,
     "pocket-video": video,
     "pocket-animate": animator,
+    "pocket-video-degraded": degraded_video,
 }
 
 

@@ -24,6 +24,11 @@ RATES, SHARES = (6.0, 8.0, 12.0, 16.0), (0.15, 0.45, 0.2, 0.2)  # frames a secon
 ALONE = 0.5  # of the shots of two things, as many are drawn again: what a caption tells is how the main thing moves
 
 Rng = np.random.Generator
+Seen = Callable[[np.ndarray], np.ndarray]
+
+
+def as_they_are(frames: np.ndarray) -> np.ndarray:
+    return frames
 
 
 def shot(rng: Rng, split: str) -> world.Shot:
@@ -53,19 +58,23 @@ def still(encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str) ->
     return encode(picture[None]).half().numpy(), told
 
 
-def pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
-    """The pool of this many films, made into `folder` unless there."""
-    return feed.pool(folder, count, seed=seed, split=split, paint=partial(film, partial(_encoded, vae_folder)))
+def pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, seen: Seen = as_they_are) -> Pool:
+    """The pool of this many films, made into `folder` unless there.
+
+    seen: what becomes of a film's frames before they are encoded.
+    """
+    return feed.pool(folder, count, seed=seed, split=split, paint=partial(film, partial(_encoded, vae_folder, seen)))
 
 
 def stills(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
     """The pool of this many pictures, made into `folder` unless there."""
-    return feed.pool(folder, count, seed=seed, split=split, paint=partial(still, partial(_encoded, vae_folder)))
+    encode = partial(_encoded, vae_folder, as_they_are)
+    return feed.pool(folder, count, seed=seed, split=split, paint=partial(still, encode))
 
 
-def _encoded(vae_folder: Path, frames: np.ndarray) -> torch.Tensor:
+def _encoded(vae_folder: Path, seen: Seen, frames: np.ndarray) -> torch.Tensor:
     net = _opened(vae_folder)
-    return net.config["scaling_factor"] * vae.encode(net, frames)
+    return net.config["scaling_factor"] * vae.encode(net, seen(frames))
 
 
 @lru_cache(maxsize=1)

@@ -37,6 +37,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "image_to_video": (video_stages.train_image_to_video, video_stages.IMAGE_TO_VIDEO),
     "class_reading": (video_stages.train_class_reading, video_stages.CLASS_READING),
     "class_token": (video_stages.train_class_token, video_stages.CLASS_TOKEN),
+    "degraded": (video_stages.train_degraded, video_stages.DEGRADED),
 }
 
 

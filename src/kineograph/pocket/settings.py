@@ -38,6 +38,7 @@ class Settings(BaseModel):
     shown: int = 250  # held-out films
     sketched: int = 5  # videos in each report of theirs
     told: int = 40_000  # captions of clips, for the text tower
+    spoilt: int = 300  # films, for the video model of bad data
     edits: int = 6_000  # families of a picture and its four edits
     judged: int = 150  # held-out families and films that the judge reports on
 
@@ -53,5 +54,6 @@ class Settings(BaseModel):
     image_reading: Plan = Plan(minutes=10, lr=2e-3, batch=48)
     image_to_video: Plan = Plan(minutes=20, lr=1e-3, batch=4)
     apart: Plan = Plan(minutes=12, lr=2e-3, batch=4, steps=400)  # each of two, for the ablation; not shipped
+    degraded: Plan = Plan(minutes=10, lr=1e-3, batch=4)
     text_to_video: Plan = Plan(minutes=110, lr=2e-3, batch=4)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)

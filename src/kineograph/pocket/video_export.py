@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from kineograph.models.saving import VOCABULARY
 from kineograph.pocket import image_to_video, video
 from kineograph.pocket.export import WEIGHTS
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.stages import told
-from kineograph.pocket.video_stages import IMAGE_TO_VIDEO, TEXT_TO_VIDEO, filmed
+from kineograph.pocket.video_stages import DEGRADED, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, filmed
 from kineograph.pocket.words import vocabulary
 
 
 def export_videos(settings: Settings, out: Path, weights: Path = WEIGHTS) -> None:
-    """Write `video/` and `animate/` into `weights`."""
+    """Write `video/`, `animate/` and `video-degraded/` into `weights`."""
     export_text_to_video(settings, out, weights)
     export_image_to_video(out, weights)
+    export_degraded(out, weights)
 
 
 def export_text_to_video(settings: Settings, out: Path, weights: Path) -> None:
@@ -34,7 +37,7 @@ def export_text_to_video(settings: Settings, out: Path, weights: Path) -> None:
     _save_halved(folder / "video.safetensors", out / TEXT_TO_VIDEO)
     CLIPTextModel.from_pretrained(out / "moving_text" / "final").half().save_pretrained(folder / "text_encoder")
     words = vocabulary(told(filmed(settings, out)[0]))
-    (folder / "vocabulary.json").write_text(json.dumps(words, indent=0) + "\n")
+    (folder / VOCABULARY).write_text(json.dumps(words, indent=0) + "\n")
 
 
 def export_image_to_video(out: Path, weights: Path) -> None:
@@ -43,6 +46,14 @@ def export_image_to_video(out: Path, weights: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "resampler.json").write_text(image_to_video.RESAMPLER.model_dump_json(indent=2) + "\n")
     _save_halved(folder / "animate.safetensors", out / IMAGE_TO_VIDEO)
+
+
+def export_degraded(out: Path, weights: Path) -> None:
+    """`video-degraded/`: what bad films made of the video network."""
+    folder = weights / "video-degraded"
+    folder.mkdir(exist_ok=True)
+    _save_halved(folder / "degraded.safetensors", out / DEGRADED)
+    shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
 
 
 def _save_halved(path: Path, file: Path) -> None:

@@ -10,16 +10,17 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from kineograph.models.unet import VideoUNet
-from kineograph.pocket import films, image_to_video, moving_text, video, video_sheets
+from kineograph.pocket import degraded, films, image_to_video, moving_text, video, video_sheets
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import Plan, best_device
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.settings import Settings
 
-TEXT_TO_VIDEO, READING, IMAGE_TO_VIDEO, JOINT, FILMS_ONLY, CLASS_READING, CLASS_TOKEN = (
+TEXT_TO_VIDEO, READING, IMAGE_TO_VIDEO, JOINT, FILMS_ONLY, CLASS_READING, CLASS_TOKEN, DEGRADED = (
     f"{name}.safetensors"
     for name in (
         "text_to_video", "image_reading", "image_to_video", "joint", "films_only", "class_reading", "class_token",
+        "degraded",
     )
 )  # fmt: skip
 PATCHES, CLASS = slice(None), slice(1)  # of the image encoder's states
@@ -83,6 +84,19 @@ def train_class_reading(settings: Settings, out: Path) -> None:
 def train_class_token(settings: Settings, out: Path) -> None:
     """in two stages of as many minutes."""
     _read_films(settings, out, CLASS_READING, CLASS_TOKEN, CLASS)
+
+
+def train_degraded(settings: Settings, out: Path) -> None:
+    """For VideoElevator: what bad films make of the video network."""
+    at, encoder = out / "spoilt_films", out / "vae" / "final"
+    bad = films.pool(at, encoder, settings.spoilt, seed=settings.seed + 2, split="train", seen=degraded.spoilt)
+    _, stills = filmed(settings, out)
+    torch.manual_seed(settings.seed)
+    folder = out / Path(DEGRADED).stem
+    trained = degraded.train(
+        _opened(out), settings.degraded, folder, bad, stills, text=_tower(out), tokenizer=_tokens(out)
+    )
+    save_file(trained, out / DEGRADED)
 
 
 def _read_pictures(settings: Settings, out: Path, result: str, states: slice) -> None:

@@ -97,7 +97,7 @@ def _video_look(video: Model, request: Request, start: Start, solver: str) -> De
             window=request.window,
             overlap=request.overlap,
         )
-        for text in (request.prompt, request.negative_prompt)
+        for text in (request.elevation.video_prompt or request.prompt, request.negative_prompt)
     )
     estimate = guided(told, blank, max(1.0, request.guidance_scale if scale is None else scale))
     return dependable(start._replace(solver=solver), video.schedule, estimate)
