@@ -14,20 +14,21 @@ from tiny_videos import two_levels, videocrafter
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from kineograph.condition import Condition
+from kineograph.evaluation.quality import marked, sharpness
 from kineograph.models import pocket_models
 from kineograph.models.checkpoints import POCKET
-from kineograph.pocket import asked, films, image_to_video, moving_text, recipe, video, world
+from kineograph.pocket import asked, degraded, films, image_to_video, moving_text, recipe, video, world
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.video_export import export_videos
 
-SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16).model_copy(
+SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2).model_copy(
     update={
         name: Plan(minutes=1, steps=1, lr=1e-3, batch=2)
-        for name in ("moving_text", "text_to_video", "apart", "image_reading", "image_to_video")
+        for name in ("moving_text", "text_to_video", "apart", "image_reading", "image_to_video", "degraded")
     }
 )
-STAGES = ["moving_text", "text_to_video", "films_only", "image_reading", "image_to_video"]
+STAGES = ["moving_text", "text_to_video", "films_only", "image_reading", "image_to_video", "degraded"]
 
 
 @pytest.fixture(scope="module")
@@ -113,18 +114,34 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     recipe.run(STAGES, SMALL, out)
     recipe.run(STAGES, SMALL, out)  # ended stages are left alone
     weights = shutil.copytree(POCKET, tmp_path / "weights")
-    for part in ("video", "animate"):
+    for part in ("video", "animate", "video-degraded"):
         shutil.rmtree(weights / part, ignore_errors=True)
     export_videos(SMALL, out, weights)
     size = sum(
         file.stat().st_size for part in ("video", "animate") for file in (weights / part).rglob("*") if file.is_file()
     )
     assert size <= 16e6
+    bad = sum(file.stat().st_size for file in (weights / "video-degraded").iterdir())
+    assert bad <= 6e6
     told, shown = pocket_models.video(weights), pocket_models.animator(weights)
+    spoilt = pocket_models.degraded_video(weights)
+    assert spoilt.scheduler["num_train_timesteps"] == told.scheduler["num_train_timesteps"] == video.TIMESTEPS
+    assert all(
+        torch.equal(each, spoilt.temporal.state_dict()[name]) for name, each in told.temporal.state_dict().items()
+    )
     assert told.temporal.config == shown.temporal.config == video.TEXT_TO_VIDEO
     assert shown.reader is not None and told.reader is None
     changed = [n for n, w in told.unet.named_parameters() if not torch.equal(w, dict(shown.unet.named_parameters())[n])]
     assert changed == []
+
+
+def test_a_spoilt_film_is_blurred_and_marked():
+    shot = world.Shot("sea", "flat", (world.Thing("fish", "red", individual=1),))
+    clean = world.clip(shot, 2)
+    bad = degraded.spoilt(clean)
+    assert bad.shape == clean.shape and bad.dtype == clean.dtype
+    assert sharpness(bad) < 0.7 * sharpness(clean)
+    assert abs(marked(clean)) < 0.2 and marked(bad) > 0.5
 
 
 def test_what_an_animator_learns():

@@ -44,10 +44,10 @@ def drawn(
     image: Callable[[Case], Model], video: Model, steps: int, said: Callable[[Case], tuple[str, str]], way: Way,
     cases: Sequence[Case],
 ) -> list[Frames]:  # fmt: skip
-    return [_draw(image(case), video, steps, said(case), way, case.seed) for case in cases]
+    return [draw(image(case), video, steps, said(case), way, case.seed) for case in cases]
 
 
-def _draw(image: Model, video: Model, steps: int, said: tuple[str, str], way: Way, seed: int) -> Frames:
+def draw(image: Model, video: Model, steps: int, said: tuple[str, str], way: Way, seed: int) -> Frames:
     x0 = way(_looks(image, video, said), image, video, steps, seed)
     return (image.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 

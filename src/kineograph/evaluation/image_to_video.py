@@ -64,7 +64,7 @@ def one_token(animator: Model) -> dict[str, Model]:
     other.net.load_state_dict(
         {name: each.to(other.dtype) for name, each in load_file(CLASS_TOKEN).items()}, strict=False
     )
-    return {ONE_TOKEN: replace(other, reader=replace(other.reader, states=slice(1)))}
+    return {ONE_TOKEN: replace(other, reader=replace(other.reader, states=1))}
 
 
 def told(model: Model, steps: int, case: Case) -> Frames:

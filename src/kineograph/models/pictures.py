@@ -57,7 +57,7 @@ class PictureReader:
     layer     which of its hidden states is read: the last but one, or the last
     fit       makes a picture a square
     blank     the colour that stands for no picture, red, green and blue from 0 to 1
-    states    which of the states there: the class token and all patches unless given
+    states    how many of the states there, of which the first is the class token; all unless given
     """
 
     network: CLIPVisionModel | CLIPVisionModelWithProjection
@@ -66,7 +66,7 @@ class PictureReader:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     blank: tuple[float, float, float] = CLIP_MEAN
-    states: slice = slice(None)
+    states: int | None = None
 
     @property
     def side(self) -> int:
@@ -99,7 +99,7 @@ class PictureReader:
         """What one projection reads: the whole picture in one vector, or its patches."""
         if isinstance(of, ImageProjection):
             return self.network(pixels).image_embeds
-        return self.network(pixels, output_hidden_states=True).hidden_states[self.layer][:, self.states]
+        return self.network(pixels, output_hidden_states=True).hidden_states[self.layer][:, : self.states]
 
 
 def projections(unet: UNet2DConditionModel) -> list[nn.Module]:
