@@ -1,12 +1,15 @@
 """The examples run."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kineograph.evaluation.peers import save_stand_in
+from kineograph.methods import videocrafter
 from kineograph.models.checkpoints import load
+from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -16,6 +19,13 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stand-in")
     save_stand_in(folder, channels=32, side=8, text_layers=1)
     return load(folder, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def video_model(model):
+    layers = TransformerConfig(head_width=8, relative=4)
+    config = TemporalConfig(num_frames=4, entry=layers, transformer=layers, frame_rate=True)
+    return replace(model, net=videocrafter.attach(model.net.image_unet, config).eval())
 
 
 def test_text2video_zero(model, capsys):
@@ -31,3 +41,17 @@ def test_guided(capsys):
     video = example["draw"](load(), "a purple fish in a city", film, steps=2)
     assert video.frames.shape == (3, 128, 128, 3)
     assert "noise level 0.00" in capsys.readouterr().out
+
+
+def test_videocrafter(video_model, capsys):
+    example = runpy.run_path(str(EXAMPLES / "videocrafter.py"))
+    video = example["draw"](video_model, "a red fish", frames=3, steps=2)
+    assert video.frames.shape == (3, 64, 64, 3) and video.fps == 8.0
+    assert "3 frames at noise level 0.00" in capsys.readouterr().out
+
+
+def test_video_elevator(model, video_model, capsys):
+    example = runpy.run_path(str(EXAMPLES / "video_elevator.py"))
+    video = example["draw"](model, video_model, "a red fish", "a red fish swims", frames=3, steps=8)
+    assert video.frames.shape == (3, 64, 64, 3)
+    assert "3 frames at noise level 0.00" in capsys.readouterr().out
