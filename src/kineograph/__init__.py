@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from kineograph import denoise, ladder, latents, methods, motion, noise, trajectory
     from kineograph.condition import Condition
     from kineograph.data.elevation import Elevation
+    from kineograph.data.reuse import Reuse
     from kineograph.data.video import Video, open_video
     from kineograph.denoise import guided
     from kineograph.errors import InputError
@@ -29,6 +30,7 @@ __all__ = [
     "Elevation",
     "InputError",
     "Model",
+    "Reuse",
     "Video",
     "__version__",
     "animate",
@@ -56,6 +58,7 @@ _HOMES = {
     "Elevation": "data.elevation",
     "InputError": "errors",
     "Model": "models.model",
+    "Reuse": "data.reuse",
     "Video": "data.video",
     "animate": "recipes",
     "edit": "recipes",

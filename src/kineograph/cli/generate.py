@@ -11,7 +11,11 @@ from kineograph.cli.options import (
     CONTROL,
     MODEL,
     PICTURE,
+    Anchor,
     ChunkSize,
+    ClipGuidance,
+    ClipNoise,
+    Clips,
     Device,
     DriftCorrection,
     Dtype,
@@ -19,6 +23,8 @@ from kineograph.cli.options import (
     Height,
     InversionSteps,
     Json,
+    Keep,
+    KeepClips,
     Lora,
     LowPass,
     MotionModule,
@@ -31,6 +37,7 @@ from kineograph.cli.options import (
     Solver,
     Steps,
     TextualInversion,
+    Then,
     Vae,
     VideoGuidanceScale,
     VideoLora,
@@ -43,6 +50,7 @@ from kineograph.cli.options import (
 from kineograph.data.control import controls
 from kineograph.data.elevation import Elevation
 from kineograph.data.request import FPS, MASKS, MOTION, NUM_FRAMES, Request
+from kineograph.data.reuse import Reuse
 
 DEFAULT = Request(prompt="any")
 REFINED = ",".join(f"{part:g}" for part in DEFAULT.elevation.refine_at)
@@ -138,6 +146,13 @@ def generate(
         float, typer.Option(rich_help_panel=CONTROL, help="From where on the way from noise, 0, to video, 1.")
     ] = 0.0,
     control_guidance_end: Annotated[float, typer.Option(rich_help_panel=CONTROL, help="And to where.")] = 1.0,
+    clips: Clips = DEFAULT.clips,
+    then: Then = None,
+    keep: Keep = DEFAULT.reuse.keep,
+    clip_noise: ClipNoise = DEFAULT.reuse.noise_ratio,
+    clip_guidance: ClipGuidance = DEFAULT.reuse.guidance,
+    anchor: Anchor = DEFAULT.reuse.anchor,
+    keep_clips: KeepClips = None,
     video_model: VideoModel = None,
     video_lora: VideoLora = None,
     video_prompt: VideoPrompt = None,
@@ -207,6 +222,9 @@ def generate(
             video_guidance_scale=video_guidance_scale,
             video_prompt=video_prompt,
         ),
+        clips=clips,
+        then=tuple(then or ()),
+        reuse=Reuse(keep, clip_noise, clip_guidance, anchor),
     )
     options = {
         "motion": motion_module,
@@ -218,4 +236,4 @@ def generate(
         "dtype": dtype,
     }
     second = Second(video_model, {"lora": [with_scale(each) for each in video_lora or []]}) if video_model else None
-    make(request, model, options, output, overwrite, json, second)
+    make(request, model, options, output, overwrite, json, second, keep_clips)

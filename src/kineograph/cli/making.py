@@ -30,6 +30,7 @@ def make(
     overwrite: bool,
     json: bool,
     second: Second | None = None,
+    keep_clips: Path | None = None,
 ) -> None:
     """Make, write and report the video that is asked for. What can be known to fail fails before a model is loaded.
 
@@ -52,7 +53,9 @@ def make(
     moves = load(second.model, **{**shared, **second.options}) if second else None
     ready = load(model, **options)
     with speaking.counted("drawing") as tell:
-        video = recipes.made(ready, request, lambda step: tell(step.done, step.total), video_model=moves)
+        video = recipes.made(
+            ready, request, lambda step: tell(step.done, step.total), video_model=moves, keep_clips=keep_clips
+        )
     report(video, write(video), json, {"seconds": round(time.monotonic() - began, 1)})
 
 

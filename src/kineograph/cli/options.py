@@ -9,7 +9,14 @@ import typer
 
 from kineograph.data.request import SOLVERS
 
-PICTURE, CONTROL, TOGETHER, MODEL, FILE = "What is drawn", "Control videos", "Two models", "Model", "File"
+PICTURE, CONTROL, TOGETHER, LONG, MODEL, FILE = (
+    "What is drawn",
+    "Control videos",
+    "Two models",
+    "Clip after clip",
+    "Model",
+    "File",
+)
 
 Seed = Annotated[
     int | None,
@@ -136,6 +143,36 @@ VideoGuidanceScale = Annotated[
         rich_help_panel=TOGETHER,
         show_default="as for the first",
         help="How much the prompt counts for that one.",
+    ),
+]
+Clips = Annotated[
+    int, typer.Option(rich_help_panel=LONG, help="How many clips of --num-frames follow each other (VidRD).")
+]
+Then = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=LONG, show_default=False, help="The prompt of the next clip and those after; may be repeated."
+    ),
+]
+Keep = Annotated[int, typer.Option(rich_help_panel=LONG, help="Frames that tie a clip to the one before.")]
+ClipNoise = Annotated[
+    float, typer.Option("--clip-noise", rich_help_panel=LONG, help="Parts of the past's noise to one of fresh noise.")
+]
+ClipGuidance = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=LONG, help="For which share of the steps a clip follows the past; 1 is an exact seam."
+    ),
+]
+Anchor = Annotated[
+    float, typer.Option(rich_help_panel=LONG, help="How strongly every clip is drawn to the first's looks, 0 to 1.")
+]
+KeepClips = Annotated[
+    Path | None,
+    typer.Option(
+        rich_help_panel=LONG,
+        show_default=False,
+        help="A folder for finished clips: given again, the same command goes on from the last of them.",
     ),
 ]
 Output = Annotated[

@@ -11,6 +11,7 @@ from kineograph.data import checks
 from kineograph.data.checks import MOST_FRAMES
 from kineograph.data.control import Control
 from kineograph.data.elevation import Elevation
+from kineograph.data.reuse import MOST_CLIPS, Reuse
 from kineograph.errors import InputError
 
 METHODS = ("text2video-zero", "instruct-pix2pix", "videocrafter", "video-elevator")
@@ -21,6 +22,7 @@ MASKS = ("attention", "rembg")
 SOLVERS = ("ddim", "dpmpp-2m", "euler-ancestral", "lcm")
 MOST_STEPS, MOST_SIDE = 1000, 4096
 AS_THE_AUTHORS_HAVE_IT = Elevation()
+AS_IN_THE_PAPER = Reuse()
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Request:
     control: what ControlNets are shown. video: what is edited, by "instruct-pix2pix" alone. image: the path of a
     picture that a video model is to set in motion; first_frame: whether it is shown to the model, or the first frame
     besides. window, overlap: how many frames a video model sees together, and how many of them the next window shares.
+    clips: how many clips of that many frames there are; then: the prompts of the second and later ones, of which
+    the last stays; reuse: how a clip follows from the one before.
     elevation: how an image model and a video model draw together, by "video-elevator".
 
     Raises:
@@ -61,6 +65,9 @@ class Request:
     window: int | None = None
     overlap: int | None = None
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT
+    clips: int = 1
+    then: tuple[str, ...] = ()
+    reuse: Reuse = AS_IN_THE_PAPER
 
     def __post_init__(self) -> None:
         checks.text("prompt", self.prompt)
@@ -94,6 +101,9 @@ class Request:
         checks.number("smooth_background", self.smooth_background)
         if not 0 <= self.smooth_background <= 1:
             raise InputError(f"smooth_background is a share from 0 (off) to 1, not {self.smooth_background:g}")
+        checks.whole("clips", self.clips, 1, MOST_CLIPS)
+        for each in self.then:
+            checks.text("then", each)
         _belong_together(self)
 
     @classmethod
@@ -102,8 +112,12 @@ class Request:
         if missing := {"prompt", "seed", "frames_sha256", "model"} - set(settings):
             raise InputError(f"these settings are not of a video that kineograph.generate made: no {sorted(missing)}")
         given = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
-        told = {"control": tuple(Control(**each) for each in given.get("control", ()))}
-        return cls(**{**given, **told, "elevation": Elevation.recorded(given.get("elevation", {}))})
+        told: dict[str, Any] = {"control": tuple(Control(**each) for each in given.get("control", ()))}
+        told["then"] = tuple(given.get("then", ()))
+        told["elevation"], told["reuse"] = (
+            kind.recorded(given.get(name, {})) for name, kind in (("elevation", Elevation), ("reuse", Reuse))
+        )
+        return cls(**{**given, **told})
 
     def seeded(self) -> Request:
         """The same with a seed: a number drawn now, if none was asked for."""
@@ -122,6 +136,12 @@ def _belong_together(asked: Request) -> None:
         raise InputError(f"{asked.method} would not look at the picture {asked.image}: a video model does")
     if asked.first_frame == "pinned" and asked.image is None:
         raise InputError("there is no picture to pin the first frame to: give one, as in kineograph animate fish.png")
+    if asked.then and asked.clips <= len(asked.then):
+        raise InputError(
+            f"there are prompts for {len(asked.then)} clips after the first, and {asked.clips} clips: ask for more"
+        )
+    if asked.clips > 1 and (edits or asked.control):
+        raise InputError("a video of several clips follows no other video: leave the controls or the editing out")
     if asked.smooth_background and (edits or asked.control):
         raise InputError(
             "smooth_background steadies what a camera passes by, so it goes with a motion and without control videos "

@@ -95,6 +95,21 @@ def _overwritten(x: Latents, past: Past, guided: Guided, sigma: float) -> Latent
     return torch.cat([then.flip(1)[:, :count].to(x), x[:, count:]], dim=1)
 
 
+def anchored(denoise: Denoise, first: Mapping[float, Latents], strength: float) -> Denoise:
+    """The same model, whose estimate's mean over the frames is drawn to the first clip's, `first`, at the levels there.
+
+    Not in the paper, where a clip is tied to its predecessor alone and drifts over many clips.
+    """
+
+    def look(x: Latents, sigma: float) -> Latents:
+        x0 = denoise(x, sigma)
+        if (wanted := first.get(sigma)) is None:
+            return x0
+        return x0 + strength * (wanted.to(x0) - x0.mean(1, keepdim=True))
+
+    return look
+
+
 def left_by(noise: Latents, steps: Sequence[Step]) -> Past:
     """What a clip that began with this noise and took these steps leaves. Steps of some frames only are left out."""
     return Past(noise, {step.sigma: step.x for step in steps if step.x.shape[1] == noise.shape[1]})

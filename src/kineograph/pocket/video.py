@@ -115,9 +115,10 @@ def train(
 
 def learnt(films: Films) -> dict[str, Tensor]:
     """The weights that are not those of the image network, by name: `temporal.*` and `image_unet.*`."""
-    trained = {name for name, weight in films.net.named_parameters() if weight.requires_grad}
-    along = {name for name in films.net.state_dict() if name.startswith("temporal.")}
-    return {name: films.net.state_dict()[name].detach().cpu().contiguous() for name in sorted(trained | along)}
+    whole = [name for name, layer in films.net.named_modules() if isinstance(layer, Transformer2DModel)]
+    state = films.net.state_dict()
+    learns = [name for name in state if "lora_" in name or name.startswith(("temporal.", *(f"{at}." for at in whole)))]
+    return {name: state[name].detach().cpu().contiguous() for name in sorted(learns)}
 
 
 def restored(image_unet: UNet2DConditionModel, config: TemporalConfig, weights: dict[str, Tensor]) -> VideoUNet:

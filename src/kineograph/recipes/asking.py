@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
 from kineograph.data.control import controls
 from kineograph.data.elevation import Elevation
-from kineograph.data.request import AS_THE_AUTHORS_HAVE_IT, Request
+from kineograph.data.request import AS_IN_THE_PAPER, AS_THE_AUTHORS_HAVE_IT, Request
+from kineograph.data.reuse import Reuse
 from kineograph.data.video import Video
 from kineograph.models.model import Model
 from kineograph.recipes.making import OnStep, made
@@ -42,6 +43,10 @@ def generate(
     overlap: int | None = None,
     video_model: Model | None = None,
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    clips: int = 1,
+    then: Sequence[str] = (),
+    reuse: Reuse = AS_IN_THE_PAPER,
+    keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> Video: ...
 @overload
@@ -72,6 +77,10 @@ def generate(
     overlap: int | None = None,
     video_model: Model | None = None,
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    clips: int = 1,
+    then: Sequence[str] = (),
+    reuse: Reuse = AS_IN_THE_PAPER,
+    keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> list[Video]: ...
 def generate(
@@ -101,6 +110,10 @@ def generate(
     overlap: int | None = None,
     video_model: Model | None = None,
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    clips: int = 1,
+    then: Sequence[str] = (),
+    reuse: Reuse = AS_IN_THE_PAPER,
+    keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> Video | list[Video]:
     """A video of what the prompt says; for a list of prompts, a list of videos.
@@ -127,6 +140,9 @@ def generate(
     window, overlap: how many frames a video model sees together, as many as it was trained on unless given, and how
         many of them at least the next window sees too; a quarter unless given.
     video_model: a second model that moves what the first draws (VideoElevator); elevation: how the two take turns.
+    clips: how many clips of `num_frames` follow each other (VidRD); then: the prompts of the second and later ones, the
+        last of which stays; reuse: how a clip follows from the one before.
+    keep_clips: a folder where finished clips are kept: the same call goes on from the last of them.
     on_step: called with a `Progress` after every step; an exception from it ends the work.
 
     Raises ValueError (InputError is one) for arguments that cannot be and for a frame that holds NaN, and warns
@@ -164,8 +180,12 @@ def generate(
             window=window,
             overlap=overlap,
             elevation=elevation,
+            clips=clips,
+            then=tuple(then),
+            reuse=reuse,
         )
         for number, each in enumerate(prompts)
     ]
-    videos = [made(model, each, on_step, video_model=video_model) for each in requests]
+    kept = None if keep_clips is None else Path(keep_clips)
+    videos = [made(model, each, on_step, video_model=video_model, keep_clips=kept) for each in requests]
     return videos[0] if isinstance(prompt, str) else videos

@@ -6,7 +6,6 @@ looks at the first (Text2Video-Zero, section 3.5).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -20,19 +19,18 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.attention import first
 from kineograph.models.model import Model
-from kineograph.recipes.walks import DESCENTS, Start, dependable, solver, solver_in_step
-from kineograph.trajectory import Step
+from kineograph.recipes.walks import DESCENTS, Start, Walk, dependable, solver, solver_in_step
 
 
-def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[Step]]:
-    """How many steps there will be, and the walk."""
+def plan(model: Model, request: Request, start: Start) -> Walk:
+    """The walk."""
     sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     draw, solve = {
         "shared": (noise.shared, solver_in_step),
         "independent": (noise.independent, solver),
     }[request.noise]
-    begin = sigmas[0] * draw(start.seed, start.frames, start.shape).to(model.device)
-    return len(sigmas), solve(request, start)(_look(model, request, start), begin, sigmas)
+    begin = draw(start.seed, start.frames, start.shape).to(model.device)
+    return Walk(len(sigmas), begin, solve(request, start)(_look(model, request, start), sigmas[0] * begin, sigmas))
 
 
 def _look(model: Model, request: Request, start: Start) -> Denoise:

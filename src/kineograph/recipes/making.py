@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from kineograph import trajectory
 from kineograph.data.request import Request
 from kineograph.data.video import Video
 from kineograph.errors import InputWarning
 from kineograph.models.model import Model
 from kineograph.models.origin import origin
-from kineograph.recipes import instruct_pix2pix, text2video_zero, video_elevator, videocrafter
+from kineograph.recipes import instruct_pix2pix, keeping, text2video_zero, video_elevator, videocrafter
+from kineograph.recipes.clips import OnStep, Progress, drawn
 from kineograph.recipes.inputs import opened, size
 from kineograph.recipes.settling import settled
-from kineograph.recipes.walks import Start
-from kineograph.trajectory import Step
+from kineograph.recipes.walks import Clip, Start
 
 METHODS = {
     "text2video-zero": text2video_zero.plan,
@@ -28,42 +27,51 @@ METHODS = {
     "videocrafter": videocrafter.plan,
     "video-elevator": video_elevator.plan,
 }
-DECODED_AT_ONCE = 8  # frames, before they are a quarter as large
+__all__ = ["OnStep", "Progress", "made"]
 
 
-class Progress(NamedTuple):
-    """How far a video is: `done` of `total` steps; `step.x0` is what it looks like so far, as latents."""
-
-    done: int
-    total: int
-    step: Step
-
-
-OnStep = Callable[[Progress], None]
-
-
-def made(model: Model, request: Request, on_step: OnStep | None = None, *, video_model: Model | None = None) -> Video:
+def made(
+    model: Model,
+    request: Request,
+    on_step: OnStep | None = None,
+    *,
+    video_model: Model | None = None,
+    keep_clips: Path | None = None,
+) -> Video:
     """The video that a request asks for, with the settings that make it again.
 
     video_model: the second model of "video-elevator".
+    keep_clips: a folder where finished clips are kept, and from which they are taken when it is made again.
     """
     request = settled(model, request, video_model)
     start = _start(model, request)._replace(video_model=video_model)
-    if unknown := model.unknown_words(f"{request.prompt} {request.negative_prompt}"):
+    said = " ".join([request.prompt, *request.then, request.negative_prompt])
+    if unknown := model.unknown_words(said):
         warnings.warn(f"{model.name} has never seen the words {', '.join(unknown)}", InputWarning, stacklevel=2)
-    steps, walk = METHODS[str(request.method)](model, request, start)
-    latents = trajectory.last(_told(walk, steps, on_step))
-    parts = [Video.from_tensor(model.decode(part)[0]) for part in latents.split(DECODED_AT_ONCE, dim=1)]
-    video = Video(np.concatenate([part.frames for part in parts]), start.inputs.fps)
+    settings = _settings(model, request, start)
+    frames = _frames(model, request, start, on_step, keep_clips and keeping.place(keep_clips, settings))
+    video = Video(frames, start.inputs.fps)
+    return replace(video, settings={**settings, "frames_sha256": video.digest})
+
+
+def _frames(model: Model, request: Request, start: Start, on_step: OnStep | None, at: Path | None) -> np.ndarray:
+    frames, clip = keeping.kept(at) if at else ([], Clip())
+    clips = drawn(METHODS[str(request.method)], model, request, start, on_step, clip)
+    frames += [each.frames for each in (keeping.keeping(at, clips) if at else clips)]
+    return np.concatenate(frames)
+
+
+def _settings(model: Model, request: Request, start: Start) -> dict[str, Any]:
+    """All that makes the video again, as JSON would bring it back."""
     asked = asdict(replace(request, seed=start.seed, height=start.height, width=start.width))
     read = {str(each.path): each.digest for each in start.inputs.footage}
     if start.inputs.picture:
         read[start.inputs.picture.path] = start.inputs.picture.digest
-    asked["control"] = list(asked["control"])  # as JSON would bring it back
+    asked["control"], asked["then"] = list(asked["control"]), list(asked["then"])
     asked["elevation"]["refine_at"] = list(request.elevation.refine_at)
     kinds = [control.kind for control in request.control]
-    made_by = origin(model, kinds) | ({"video_model": origin(video_model)["model"]} if video_model else {})
-    return replace(video, settings={**asked, "frames_sha256": video.digest, "read": read, **made_by})
+    second = {"video_model": origin(start.video_model)["model"]} if start.video_model else {}
+    return {**asked, "read": read, **origin(model, kinds), **second}
 
 
 def _start(model: Model, request: Request) -> Start:
@@ -71,10 +79,3 @@ def _start(model: Model, request: Request) -> Start:
     height, width = size(request, inputs, model.default_size, model.factor)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
     return Start(seed, height, width, (1, *model.latent_shape(height, width)), inputs, str(request.solver))
-
-
-def _told(walk: Iterator[Step], steps: int, on_step: OnStep | None) -> Iterator[Step]:
-    for done, step in enumerate(walk, 1):
-        if on_step:
-            on_step(Progress(done, steps, step))
-        yield step

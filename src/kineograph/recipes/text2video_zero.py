@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,33 +17,34 @@ from kineograph.models.foreground import foreground
 from kineograph.models.model import Model
 from kineograph.motion import Warp, along, parse
 from kineograph.recipes import guided
-from kineograph.recipes.walks import DESCENTS, Start, look, solver, solver_in_step
-from kineograph.trajectory import Masks, Solver, Step, smoothed
+from kineograph.recipes.walks import DESCENTS, Start, Walk, begun, following, look, solver, solver_in_step
+from kineograph.trajectory import Masks, Solver, smoothed
 
 HALF = 0.5  # of a cell
 
 
-def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[Step]]:
-    """How many steps there will be, and the walk."""
+def plan(model: Model, request: Request, start: Start) -> Walk:
+    """The walk of a clip."""
     sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     estimate = _look(model, request, start)
     if start.inputs.motion is None:
-        begin = sigmas[0] * noise.shared(start.seed, start.frames, start.shape).to(model.device)
-        return len(sigmas), solver_in_step(request, start)(estimate, begin, sigmas)
+        begin = noise.shared(start.seed, start.frames, start.shape).to(model.device)
+        return Walk(len(sigmas), begin, solver_in_step(request, start)(estimate, sigmas[0] * begin, sigmas))
     spread_to, move_at = method.levels(start.shape, highest=sigmas[0])
     sigmas = ladder.through(sigmas, spread_to, move_at)
     alone, together = ladder.above(sigmas, move_at)[:-1], ladder.below(sigmas, spread_to)
     warp = along(parse(start.inputs.motion), frames=len(start.frames), seed=start.seed)
+    begin = begun(request, start, noise.independent(start.seed, start.frames, start.shape).to(model.device))
     walk = method.sample(
         estimate,
-        noise.independent(start.seed, start.frames, start.shape).to(model.device),
+        begin,
         sigmas,
         warp=warp,
         move_at=move_at,
         spread_to=spread_to,
-        solve=_steadied(solver(request, start), warp, model, request),
+        solve=_steadied(following(request, start, solver(request, start), sigmas), warp, model, request),
     )
-    return len(alone) + len(together) if len(start.frames) > 1 else len(sigmas), walk
+    return Walk(len(alone) + len(together) if len(start.frames) > 1 else len(sigmas), begin, walk)
 
 
 def _look(model: Model, request: Request, start: Start) -> Denoise:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -18,18 +17,19 @@ from kineograph.models.attention import first
 from kineograph.models.model import Model
 from kineograph.models.vaes import alike
 from kineograph.recipes import guided as controls
-from kineograph.recipes.walks import DESCENTS, Start, dependable, look, solver
-from kineograph.trajectory import Step, dpmpp_2m
+from kineograph.recipes.walks import DESCENTS, Start, Walk, begun, dependable, following, look, solver
+from kineograph.trajectory import dpmpp_2m
 
 log = logging.getLogger(__name__)
 Ladder = list[float]
 
 
-def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[Step]]:
-    """How many steps of the image model there will be, and the walk."""
+def plan(model: Model, request: Request, start: Start) -> Walk:
+    """The walk of a clip, in steps of the image model."""
     asked, sigmas = request.elevation, DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     told, blank = _told(model, request, start)
-    begin = noise.related(asked.shared_noise, start.seed, start.frames, start.shape).to(model.device)
+    fresh = noise.related(asked.shared_noise, start.seed, start.frames, start.shape).to(model.device)
+    begin = begun(request, start, fresh)
     walk = method.sample(
         look(request, start, model.schedule, told, blank),
         begin,
@@ -38,9 +38,9 @@ def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[St
         refine=refiner(model, request, start),
         back=_back(model, request, start, told, begin),
         correct=method.drift(told) if asked.drift_correction else None,
-        solve=solver(request, start),
+        solve=following(request, start, solver(request, start), sigmas),
     )
-    return len(sigmas), walk
+    return Walk(len(sigmas), begin, walk)
 
 
 def levels(sigmas: Ladder, parts: tuple[float, ...]) -> set[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -21,22 +20,24 @@ from kineograph.methods import videocrafter as method
 from kineograph.models.model import Model
 from kineograph.models.pictures import cut
 from kineograph.recipes import guided
-from kineograph.recipes.walks import DESCENTS, Start, look
-from kineograph.trajectory import Step
+from kineograph.recipes.walks import DESCENTS, Start, Walk, begun, following, look
 
 
-def plan(model: Model, request: Request, start: Start) -> tuple[int, Iterator[Step]]:
-    """How many steps there will be, and the walk."""
+def plan(model: Model, request: Request, start: Start) -> Walk:
+    """The walk of a clip."""
     assert model.temporal is not None, "settled by recipes.settling"
     sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     ratio = model.temporal.noise_ratio
-    begin = noise.related(ratio, start.seed, start.frames, start.shape).to(model.device)
+    fresh = noise.related(ratio, start.seed, start.frames, start.shape).to(model.device)
+    begin = begun(request, start, fresh)
     estimate = _look(model, request, start)
-    if request.first_frame == "pinned" and start.inputs.picture:
+    if request.first_frame == "pinned" and start.inputs.picture and start.clip.past is None:
         known = model.encode(cut(_pixels(start.inputs.picture), start.height, start.width)[:, None]).to(model.device)
         estimate = pinned(estimate, known, begin[:, :1])
     solve = DESCENTS[start.solver].solver(noise.related_at_levels(ratio, start.seed, start.frames, start.shape))
-    return len(sigmas), method.sample(estimate, begin, sigmas, solve=solve)
+    return Walk(
+        len(sigmas), begin, method.sample(estimate, begin, sigmas, solve=following(request, start, solve, sigmas))
+    )
 
 
 def _look(model: Model, request: Request, start: Start) -> Denoise:

@@ -9,10 +9,20 @@ from kineograph import ladder, noise, trajectory
 from kineograph.data.request import Request
 from kineograph.denoise import Denoise, finite, guided
 from kineograph.latents import Latents
+from kineograph.methods import vidrd
+from kineograph.methods.vidrd import Past
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.recipes.inputs import Inputs
 from kineograph.trajectory import Draw, Solver, Step
+
+
+class Clip(NamedTuple):
+    """Which clip of a video is drawn, what the one before left, and the mean estimates of the first one."""
+
+    number: int = 0
+    past: Past | None = None
+    first: Mapping[float, Latents] | None = None
 
 
 class Start(NamedTuple):
@@ -25,11 +35,41 @@ class Start(NamedTuple):
     inputs: Inputs
     solver: str
     video_model: Model | None = None
+    clip: Clip = Clip()
 
     @property
     def frames(self) -> range:
-        """The numbers of the frames."""
-        return range(self.inputs.num_frames)
+        """The numbers of the clip's frames."""
+        count = self.inputs.num_frames
+        return range(self.clip.number * count, (self.clip.number + 1) * count)
+
+
+class Walk(NamedTuple):
+    """How many steps there will be, the noise that they begin with, and the steps."""
+
+    total: int
+    begin: Latents
+    steps: Iterator[Step]
+
+
+def begun(request: Request, start: Start, fresh: Latents) -> Latents:
+    """What a clip begins with: fresh noise, and the past's if there is one."""
+    return vidrd.begun(fresh, start.clip.past, _kept(request, start), request.reuse.noise_ratio)
+
+
+def _kept(request: Request, start: Start) -> int:
+    """How many frames tie the clip to the one before: one at least is new."""
+    return min(request.reuse.keep, len(start.frames) - 1)
+
+
+def following(request: Request, start: Start, solve: Solver, sigmas: Sequence[float]) -> Solver:
+    """The solver down this ladder, that begins as the past went on, if there is one."""
+    if start.clip.past is None:
+        return solve
+    guided = vidrd.stages(sigmas, _kept(request, start), request.reuse.guidance)
+    anchor = {sigma: each for sigma, each in (start.clip.first or {}).items() if sigma in guided}
+    walk = vidrd.staged(solve, start.clip.past, guided)
+    return lambda look, x, rungs: walk(vidrd.anchored(look, anchor, request.reuse.anchor), x, rungs)
 
 
 def distilled(table: Sequence[float], steps: int) -> list[float]:

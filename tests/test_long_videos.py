@@ -1,0 +1,116 @@
+"""Clip after clip through the front doors, with every method that draws from a prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import Run, run  # noqa: F401
+from test_elevating import image, video  # noqa: F401
+
+import kineograph as kg
+from kineograph.data.provenance import read_settings
+from kineograph.data.request import Request
+from kineograph.errors import InputError
+from kineograph.models.model import Model
+from kineograph.recipes import made
+
+FEW = {"num_inference_steps": 4, "seed": 3, "num_frames": 4}
+EXACT = kg.Reuse(keep=2, guidance=1.0)
+
+
+@pytest.fixture(scope="module")
+def models(image: Model, video: Model) -> dict[str, tuple[Model, dict]]:  # noqa: F811
+    return {
+        "videocrafter": (video, {}),
+        "text2video-zero": (image, {}),
+        "video-elevator": (image, {"video_model": video, "elevation": kg.Elevation(refine_at=(0.5,), video_steps=1)}),
+    }
+
+
+METHODS = ("videocrafter", "text2video-zero", "video-elevator")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_clips_follow_each_other_with_every_method(method, models):
+    model, more = models[method]
+    one = kg.generate(model, "a fish", **FEW, **more)
+    two = kg.generate(model, "a fish", clips=2, reuse=EXACT, **FEW, **more)
+    assert len(two.frames) == 8 and two.settings["method"] == method
+    assert np.array_equal(two.frames[:4], one.frames)
+    assert np.array_equal(two.frames[3], two.frames[4])  # guided to the end, the seam is exact
+    loose = kg.generate(model, "a fish", clips=2, reuse=kg.Reuse(keep=0, noise_ratio=0, guidance=0), **FEW, **more)
+    assert not np.array_equal(loose.frames[3], loose.frames[4])
+
+
+def test_every_choice_counts_and_a_clip_has_its_own_prompt(models):
+    model, _ = models["videocrafter"]
+    asked = {"clips": 3, **FEW}
+    usual = kg.generate(model, "a fish", **asked)
+    others = [
+        kg.generate(model, "a fish", **asked, **choice)
+        for choice in (
+            {"reuse": kg.Reuse(keep=1)}, {"reuse": kg.Reuse(noise_ratio=1.0)}, {"reuse": kg.Reuse(guidance=0.9)},
+            {"reuse": kg.Reuse(anchor=0.5)}, {"then": ["a car"]}, {"then": ["a fish", "a car"]},
+        )
+    ]  # fmt: skip
+    assert all(np.array_equal(other.frames[:4], usual.frames[:4]) for other in others)
+    assert not any(np.array_equal(other.frames[8:], usual.frames[8:]) for other in others)
+    assert np.array_equal(others[-1].frames[:8], usual.frames[:8])
+    assert others[-1].settings["then"] == ["a fish", "a car"]
+
+
+def test_progress_counts_the_steps_of_all_clips(models):
+    model, _ = models["videocrafter"]
+    seen = []
+    kg.generate(model, "a fish", clips=2, on_step=seen.append, **FEW)
+    assert [step.done for step in seen] == list(range(1, 11)) and {step.total for step in seen} == {10}
+
+
+def test_interrupted_it_goes_on_from_the_last_clip_to_the_same_result(models, tmp_path: Path):
+    model, _ = models["videocrafter"]
+    request = Request(prompt="a fish", clips=3, reuse=kg.Reuse(anchor=0.3), **FEW)
+    whole = made(model, request)
+
+    def stop(progress) -> None:
+        if progress.done == 13:  # in the third clip
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made(model, request, stop, keep_clips=tmp_path)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    drawn = []
+    again = made(model, request, drawn.append, keep_clips=tmp_path)
+    assert np.array_equal(again.frames, whole.frames)
+    assert drawn[0].done == 11
+    assert len(list(tmp_path.rglob("*"))) == 4  # the folder of these settings, and its three clips
+    other = made(model, replace(request, seed=4), keep_clips=tmp_path)
+    assert not np.array_equal(other.frames, whole.frames)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"clips": 0}, "clips is a whole number from 1"),
+        ({"then": ["a car"]}, "there are prompts for 1 clips after the first, and 1 clips"),
+    ],
+)
+def test_what_cannot_be_is_said(asked, said, models):
+    with pytest.raises(InputError, match=said):
+        kg.generate(models["videocrafter"][0], "a fish", **FEW, **asked)
+    with pytest.raises(InputError, match="guidance is a share from 0 to 1"):
+        kg.Reuse(guidance=1.5)
+
+
+def test_the_command_makes_and_replays_clips(run: Run, video: Model, tmp_path: Path) -> None:  # noqa: F811
+    folder = kg.save(video, tmp_path / "video")
+    few = ["--steps", 2, "--device", "cpu", "--seed", 3, "-n", 3, "--clips", 2, "--then", "a car", "--keep", 1]
+    said = run("generate", "a fish", "--model", folder, *few, "--keep-clips", "kept", "-o", "long.gif")
+    assert (said.status, said.out) == (0, "long.gif\n"), said.err
+    settings = read_settings(tmp_path / "long.gif")
+    assert (settings["clips"], settings["then"], settings["reuse"]["keep"]) == (2, ["a car"], 1)
+    assert len(kg.open_video(tmp_path / "long.gif").frames) == 6
+    again = run("replay", "long.gif", "-o", "again.gif")
+    assert again.status == 0 and "differ" not in again.err, again.err
