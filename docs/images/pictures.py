@@ -19,8 +19,13 @@ def cell(frames: np.ndarray, words: str) -> np.ndarray:
     return np.stack([np.concatenate([each, np.asarray(below)]) for each in large])
 
 
-def write(cells: Sequence[np.ndarray], path: Path, columns: int = 3) -> None:
-    """All cells as one gif that plays forth and back."""
+def grid(cells: Sequence[np.ndarray], columns: int = 3) -> np.ndarray:
+    """The frames of all cells together."""
     rows = [np.concatenate(cells[k : k + columns], axis=2) for k in range(0, len(cells), columns)]
-    frames = np.concatenate(rows, axis=1)
+    return np.concatenate(rows, axis=1)
+
+
+def write(cells: Sequence[np.ndarray], path: Path) -> None:
+    """All cells as one gif that plays forth and back."""
+    frames = grid(cells)
     kg.Video(np.concatenate([frames, frames[-2:0:-1]]), fps=6).overwrite(path)
