@@ -13,6 +13,7 @@ from kineograph.cli.convert import convert
 from kineograph.cli.doctor import doctor
 from kineograph.cli.edit import edit
 from kineograph.cli.generate import generate
+from kineograph.cli.evaluate import evaluate
 from kineograph.cli.measure import bench, reproduce
 from kineograph.cli.models import models
 from kineograph.cli.train import train
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, animate, edit, train, inspect, replay, models, convert, doctor, reproduce, bench):
+for command in (generate, animate, edit, train, inspect, replay, models, convert, doctor, evaluate, reproduce, bench):
     app.command()(command)
 
 

@@ -1,0 +1,156 @@
+"""The videos of a folder, with their prompts: what can be measured, and what cannot be read."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from kineograph.data.footage import Footage, open_footage
+from kineograph.data.layouts import CAPTIONS, FILES, IMAGES, VIDEOS
+from kineograph.data.places import Problem, is_hidden
+from kineograph.data.provenance import read_label
+from kineograph.errors import InputError, InputWarning
+from kineograph.evaluation.metrics import Frames
+from kineograph.evaluation.rows import first, rows
+from kineograph.models.tensor_files import some
+
+ENDINGS = VIDEOS | {".webp"}  # animated, as Kineograph writes them
+FRAME = "frame_*.png"
+
+
+class Reel(NamedTuple):
+    """A video of a folder, not yet read. prompt: None when nothing says what it should show."""
+
+    name: str
+    footage: Footage
+    prompt: str | None
+
+
+class Clip(NamedTuple):
+    """A video, read."""
+
+    name: str
+    frames: Frames
+    fps: float
+    prompt: str | None
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The videos of a folder by name, and those that cannot be read."""
+
+    folder: Path
+    reels: tuple[Reel, ...]
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """How many frames each video has."""
+        return {reel.name: len(reel.footage) for reel in self.reels}
+
+
+def collect(folder: str | Path, prompts: Mapping[str, str] | None = None, fps: float | None = None) -> Collection:
+    """The videos in a folder and below: files, and folders of frame_0000.png and so on.
+
+    prompts: by name, with or without folders and ending; else the one that a video of Kineograph's carries.
+    fps: frames a second at which they are read; each at its own rate unless given.
+    Warns (InputWarning) of videos that cannot be read, and of prompts without a video.
+    Raises InputError when there is no folder, no video in it, or none that can be read.
+    """
+    folder = Path(folder).expanduser()
+    names = _names(folder)
+    reels, problems = list[Reel](), list[Problem]()
+    for name in names:
+        try:
+            footage = open_footage(folder / name, fps=fps)
+            reels.append(Reel(name, footage, _prompt(folder / name, name, prompts)))
+        except InputError as error:
+            problems.append(Problem(name, str(error)))
+    if not reels:
+        raise InputError(f"none of the {len(names)} videos in {folder} can be read: {problems[0].reason}")
+    _warn_of(folder, problems, len(names))
+    _warn_of_strangers(folder, names, prompts or {})
+    return Collection(folder, tuple(reels), tuple(problems))
+
+
+def read(reel: Reel) -> Clip:
+    """A video's frames. Raises InputError where it breaks off."""
+    footage = reel.footage
+    frames = np.stack(list(footage.frames(footage.height, footage.width)))
+    return Clip(reel.name, frames, footage.fps, reel.prompt)
+
+
+def read_prompts(path: str | Path) -> dict[str, str]:
+    """Prompts by video from a .csv or .jsonl with a column for the file's name and one for the prompt.
+
+    Raises InputError that names the line in which one is missing or said differently before.
+    """
+    path, found = Path(path).expanduser(), dict[str, str]()
+    for where, row in rows(path):
+        name, prompt = first(row, FILES), first(row, CAPTIONS)
+        if not name or not prompt:
+            missing = f"a file ({', '.join(FILES)})" if not name else f"a prompt ({', '.join(CAPTIONS)})"
+            raise InputError(f"{where}: expected {missing}, got {row}")
+        if found.setdefault(name, prompt) != prompt:
+            raise InputError(f"{where}: {name} has had another prompt in this file")
+    if not found:
+        raise InputError(f"{path} holds no prompts: expected rows of a file and a prompt")
+    return found
+
+
+def _names(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}: expected one with videos in it")
+    if any(folder.glob(FRAME)):
+        raise InputError(f"{folder} is one video, as a folder of its frames: give the folder that it lies in")
+    found = []
+    for place, inner, files in os.walk(folder):
+        inside = Path(place)
+        frames = [each for each in inner if any((inside / each).glob(FRAME))]
+        inner[:] = [each for each in inner if each not in frames]
+        videos = [each for each in files if Path(each).suffix.lower() in ENDINGS]
+        found += [(inside / each).relative_to(folder).as_posix() for each in (*frames, *videos)]
+    names = sorted(name for name in found if not is_hidden(name))
+    if not names:
+        raise InputError(
+            f"{folder} holds no video: expected files that end in {' '.join(sorted(ENDINGS))}, or folders of "
+            "frame_0000.png and so on"
+        )
+    return names
+
+
+def _prompt(path: Path, name: str, prompts: Mapping[str, str] | None) -> str | None:
+    for each in _called(name):
+        if prompts and each in prompts:
+            return prompts[each]
+    label = read_label(path)
+    told = label.settings.get("prompt") if label else None
+    return told if isinstance(told, str) and told else None
+
+
+def _called(name: str) -> list[str]:
+    """What a video may be called in a file of prompts."""
+    path = PurePosixPath(name)
+    bare = path.with_suffix("") if path.suffix.lower() in ENDINGS | IMAGES else path
+    return [str(path), str(bare), path.name, bare.name]
+
+
+def _warn_of(folder: Path, problems: list[Problem], count: int) -> None:
+    if problems:
+        named = some([f"{name} ({reason})" for name, reason in problems])
+        text = f"{len(problems)} of {count} videos in {folder} cannot be read and do not count: {named}"
+        warnings.warn(text, InputWarning, stacklevel=3)
+
+
+def _warn_of_strangers(folder: Path, names: list[str], prompts: Mapping[str, str]) -> None:
+    known = {each for name in names for each in _called(name)}
+    strangers = [name for name in prompts if name not in known]
+    if strangers:
+        text = f"{len(strangers)} of {len(prompts)} prompts belong to no video in {folder}: {some(strangers)}"
+        warnings.warn(text, InputWarning, stacklevel=3)
