@@ -12,8 +12,8 @@ from kineograph.cli.animate import animate
 from kineograph.cli.convert import convert
 from kineograph.cli.doctor import doctor
 from kineograph.cli.edit import edit
-from kineograph.cli.generate import generate
 from kineograph.cli.evaluate import evaluate
+from kineograph.cli.generate import generate
 from kineograph.cli.measure import bench, reproduce
 from kineograph.cli.models import models
 from kineograph.cli.train import train
