@@ -10,6 +10,7 @@ import typer
 from kineograph.cli import speaking
 from kineograph.cli.animate import animate
 from kineograph.cli.convert import convert
+from kineograph.cli.data import data
 from kineograph.cli.doctor import doctor
 from kineograph.cli.edit import edit
 from kineograph.cli.evaluate import evaluate
@@ -28,7 +29,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (generate, animate, edit, train, inspect, replay, models, convert, doctor, evaluate, reproduce, bench):
+MAKE, PREPARE, LOOK = (generate, animate, edit, replay), (data, train, convert), (inspect, models, doctor)
+for command in (*MAKE, *PREPARE, *LOOK, evaluate, reproduce, bench):
     app.command()(command)
 
 

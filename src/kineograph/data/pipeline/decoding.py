@@ -1,0 +1,130 @@
+"""The frames of a video at a constant rate and in the size that is kept, one after another, however long it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video import VideoStream
+from av.video.reformatter import Interpolation
+from jaxtyping import UInt8
+
+from kineograph.data.footage import DAMAGE
+from kineograph.data.places import Part
+from kineograph.data.seeking import HALF, BrokenFile, Film, _ticks, _time, _video, film
+
+Frame = UInt8[np.ndarray, "h w 3"]
+Develop = Callable[[av.VideoFrame], Frame]
+
+
+class Reel(NamedTuple):
+    """A video that can be read: when it is shown, its frames a second as they are kept, and how they are scaled."""
+
+    part: Part
+    film: Film
+    fps: float
+    develop: Develop
+
+
+def reel(part: Part, *, fps: float | None, shorter_side: int | None) -> Reel:
+    """A video, looked into but not decoded yet. fps: at most; shorter_side: at most, in pixels; None: as it is.
+
+    Raises BrokenFile when it is empty, no video, or cut short.
+    """
+    if part.size == 0:
+        raise BrokenFile("is empty")
+    try:
+        shown = film(part)
+    except DAMAGE as error:
+        raise _broken(error) from error
+    rate = min(fps or shown.rate, shown.rate)
+    return Reel(part, shown, rate, lambda frame: _scaled(frame, shown.pixel, shorter_side))
+
+
+def frames(reel: Reel) -> Iterator[Frame]:
+    """What is on show at each 1 / fps seconds. Raises BrokenFile where the file cannot be decoded any further."""
+    before: av.VideoFrame | None = None
+    shown, count = None, 0
+    due = _slots(reel)
+    for frame in _decoded(reel):
+        time = _time(frame)
+        while before is not None and count < due and _tick(reel, count) < time - HALF / reel.film.rate:
+            shown = reel.develop(before) if shown is None else shown
+            yield shown
+            count += 1
+        before, shown = frame, None
+    if before is None or _tick(reel, due - 1) > _time(before) + 1.5 / reel.film.rate:
+        raise BrokenFile(f"cannot be decoded beyond {0 if before is None else _time(before):.2f} s")
+    last = reel.develop(before)
+    yield from (last for _ in range(due - count))
+
+
+def glimpses(reel: Reel, count: int) -> list[Frame]:
+    """About so many frames from all over a video: key frames, which are quick to reach, or any where those are few."""
+    try:
+        found = _sought(reel, count)
+    except DAMAGE:
+        found = []
+    if len(found) >= count // 2:
+        return found
+    wanted = set(np.linspace(0, _slots(reel) - 1, count).astype(int).tolist())
+    return [frame for number, frame in enumerate(frames(reel)) if number in wanted]
+
+
+def _sought(reel: Reel, count: int) -> list[Frame]:
+    found: dict[float, Frame] = {}
+    with _video(reel.part) as (container, stream):
+        for time in np.linspace(reel.film.first, reel.film.end, count, endpoint=False):
+            container.seek(_ticks(stream, float(time)), stream=stream)
+            frame = next(container.decode(stream), None)
+            if frame is not None and not frame.is_corrupt and _time(frame) not in found:
+                found[_time(frame)] = reel.develop(frame)
+    return [*found.values()]
+
+
+def _decoded(reel: Reel) -> Iterator[av.VideoFrame]:
+    reached = reel.film.first
+    try:
+        with _video(reel.part) as (container, stream):
+            for frame in _whole(container, stream):
+                reached = _time(frame)
+                yield frame
+    except BrokenFile:
+        raise
+    except DAMAGE as error:
+        raise BrokenFile(f"cannot be decoded beyond {reached:.2f} s ({error})") from error
+
+
+def _whole(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise BrokenFile(f"has no whole frame to show at {_time(frame):.2f} s")
+        yield frame
+
+
+def _slots(reel: Reel) -> int:
+    """How many frames there are at the rate that is kept."""
+    return max(1, round((reel.film.end - reel.film.first) * reel.fps))
+
+
+def _tick(reel: Reel, number: int) -> float:
+    return reel.film.first + number / reel.fps
+
+
+def _scaled(frame: av.VideoFrame, pixel: float, shorter_side: int | None) -> Frame:
+    """A frame upright, with square pixels and even sides, averaged down where it is too large; never enlarged."""
+    quarters = round(frame.rotation / 90)
+    wide, tall = max(frame.width * pixel, frame.width), max(frame.height / pixel, frame.height)
+    scale = min(1.0, (shorter_side or min(wide, tall)) / min(wide, tall))
+    width, height = (max(2, 2 * round(side * scale / 2)) for side in (wide, tall))
+    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=Interpolation.AREA)
+    return np.ascontiguousarray(np.rot90(pixels, quarters))
+
+
+def _broken(error: Exception) -> BrokenFile:
+    if isinstance(error, BrokenFile):
+        return error
+    return BrokenFile(f"cannot be decoded ({type(error).__name__}: {getattr(error, 'strerror', None) or error})")
