@@ -43,7 +43,8 @@ def test_the_defaults_of_the_front_doors_are_those_of_a_request() -> None:
     assert {name: given.get(name) for name in fixed if name not in elsewhere} == {
         name: default for name, default in fixed.items() if name not in elsewhere
     }
-    assert set(given) - set(fixed) == {"model", "prompt", "control", "annotators", "on_step"} | OF_CONTROL
+    others = {"model", "prompt", "control", "annotators", "video_model", "keep_clips", "on_step"}
+    assert set(given) - set(fixed) == others | OF_CONTROL
     edited = {name: each.default for name, each in inspect.signature(kg.edit).parameters.items()}
     differ = {name for name in edited if name in fixed and edited[name] != fixed[name]}
     assert differ == {"video", "solver"}
@@ -77,7 +78,7 @@ def test_every_choice_is_there() -> None:
         ({"fps": math.inf}, "fps"),
         ({"chunk_size": 0}, "chunk_size"),
         ({"solver": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
-        ({"method": "magic"}, "text2video-zero or instruct-pix2pix or videocrafter, not 'magic'"),
+        ({"method": "magic"}, "text2video-zero or instruct-pix2pix or videocrafter or video-elevator, not 'magic'"),
         ({"method": "instruct-pix2pix"}, "no video to edit"),
         (
             {"method": "instruct-pix2pix", "video": "a.mp4", "control": controls({"canny": "b"})},
