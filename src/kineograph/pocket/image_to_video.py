@@ -42,7 +42,7 @@ from kineograph.pocket.video import (
 from kineograph.pocket.video_sheets import condition, draw_videos
 from kineograph.pocket.words import ids
 
-RESAMPLER = ResamplerConfig(reads=WIDTH, width=WIDTH, gives=WIDTH, tokens=16, depth=2, heads=5, head_width=32)
+RESAMPLER = ResamplerConfig(reads=WIDTH, width=WIDTH, gives=WIDTH, tokens=16, depth=1, heads=5, head_width=32)
 UNSEEN = 0.1  # share of pictures left out, for guidance
 GREY = 127
 

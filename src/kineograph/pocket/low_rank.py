@@ -65,6 +65,7 @@ def merge(net: nn.Module) -> None:
         if isinstance(layer, BaseTunerLayer):
             layer.merge()
             net.set_submodule(name, layer.get_base_layer())
+    del net.peft_config  # by which peft would take the next matrices for a second adapter
 
 
 def added(net: Net) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ def optimisers(net: nn.Module, lr: float, *, momentum: tuple[float, float], deca
     inside = {id(weight) for weight in weights}
     others = [p for p in net.parameters() if p.requires_grad and id(p) not in inside]
     pairs = tuple((nn.Parameter(as_matrix(weight.detach())), weight) for weight in weights)
-    each: list[Optimizer] = [AdamW(others, lr, betas=momentum, weight_decay=0.0, fused=True)]
+    each: list[Optimizer] = [AdamW(others, lr, betas=momentum, weight_decay=0.0, fused=True)] if others else []
     for part in shared_out([matrix for matrix, _ in pairs], cores):
         each.append(Muon(part, lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
     return Optimisers(tuple(each), pairs)
