@@ -10,10 +10,10 @@ from pictures import cell, grid
 import kineograph as kg
 
 CHOSEN = (
-    ("a red fish swimming to the right over the sea", 1),
+    ("a red fish swimming to the right", 1),
     ("a purple balloon rising in the desert", 1),
     ("a yellow truck shrinking in the snow", 1),
-    ("an orange crab moving in a circle in a meadow", 1),
+    ("an orange crab moving in a circle", 1),
     ("a blue car moving to the left in a city", 1),
     ("a pink boat sinking in space", 1),
 )
