@@ -19,11 +19,12 @@ from kineograph.evaluation.filming import FPS, FRAMES, SCALE, STEPS, Picture, fi
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, at_least, better
-from kineograph.evaluation.study import Study, column
+from kineograph.evaluation.study import Study, Untrained, column
 from kineograph.evaluation.witnesses import Witnesses
-from kineograph.models.checkpoints import load
+from kineograph.models.checkpoints import POCKET, load
 from kineograph.models.model import Model
 from kineograph.models.origin import fingerprint
+from kineograph.models.pocket_models import ANIMATE
 from kineograph.pocket.judge import load_judge
 from kineograph.pocket.world import clip_times, render
 
@@ -32,6 +33,8 @@ CLASS_TOKEN, ONE_TOKEN = Path("runs/pocket/class_token.safetensors"), "class tok
 
 def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """Text alone, the picture shown, and the first frame pinned to it besides."""
+    if not (POCKET / ANIMATE).is_dir():
+        raise Untrained("the weights of pocket-animate do not ship yet: stages image_reading, image_to_video")
     steps, animator = steps or STEPS, load("pocket-animate")
     alone = one_token(animator)
     return Study(
