@@ -1,0 +1,236 @@
+"""A few pictures customise an image model: the prior is drawn, all is encoded once, and one resumable loop trains."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import numpy as np
+from PIL import Image
+
+from kineograph.data.clips import STILL, Clip, fitted_at
+from kineograph.data.files import instead_of, slug
+from kineograph.errors import InputError
+from kineograph.models.model import Model
+from kineograph.models.origin import fingerprints
+from kineograph.recipes.customising import batches, stills, trainee
+from kineograph.recipes.customising.batches import Shown
+from kineograph.recipes.customising.photos import Photo, Pictures, crop_offsets, photo, photos
+from kineograph.recipes.customising.settings import Customising, usual
+from kineograph.recipes.customising.trainee import Trainee
+from kineograph.recipes.customising.words import Words, refuse_without, style_words, subject_words
+from kineograph.recipes.training.batches import leveller
+from kineograph.recipes.training.latents import See, Wanted, kept
+from kineograph.recipes.training.run import take
+from kineograph.training import Progress, fit, here, lent, weights
+from kineograph.training.gradients import autocast
+from kineograph.training.lock import claimed
+
+FINAL, PRIOR, LATENTS, PREVIEWS, LOOP = "final", "prior", "latents", "previews", "training"
+LEAST = {"subject": 3, "style": 1}  # pictures
+
+Phase = Literal["prior", "encoding", "training"]
+
+
+class Ready(NamedTuple):
+    """A customising with all that it needs opened and checked, and nothing written yet."""
+
+    model: Model
+    trainee: Trainee
+    photos: list[Photo]
+    words: Words
+    settings: Customising
+    size: tuple[int, int]
+    output: Path
+
+
+class Reached(NamedTuple):
+    """Where a customising is: so much of a phase done, of so much.
+
+    progress: of the loop, while it trains. previews: the files of the pictures that were drawn at this step.
+    """
+
+    phase: Phase
+    done: int
+    total: int
+    progress: Progress | None = None
+    previews: Sequence[Path] = ()
+
+
+def customise_image(
+    model: Model,
+    pictures: Pictures,
+    output: str | Path,
+    *,
+    subject: str | None = None,
+    style: str | None = None,
+    settings: Customising | None = None,
+) -> Generator[Reached, None, None]:
+    """Teaches an image model a subject or a style, from where the output folder was left, into `output/final`.
+
+    A subject is learnt by DreamBooth, with a prior of pictures that the model draws itself. A style is learnt in
+    StyleDrop's manner, by few parameters beside the transformers and from pictures captioned "... in [style] style";
+    what StyleDrop has for a transformer, a LoRA on attention and feed-forward layers is for a U-Net. StyleDrop's second
+    round, on the best of its own pictures, is the caller's to do. The model itself stays as it is.
+
+    Args:
+        model: of the SD 1.x, 2.x or SDXL family, without layers along time.
+        pictures: a folder, or a list of files and arrays, uint8 [h w 3]; see `photos`.
+        output: a folder of this customising alone. The same call goes on with one that was stopped or killed.
+        subject: "sks dog", a rare word and the class, or the class alone.
+        style: "watercolour painting".
+        settings: `usual(model, "subject")` or `usual(model, "style")` unless given.
+
+    Yields every picture of the prior, every encoded one, and every step. A checkpoint is written when the consumer
+    leaves. In the end `final` holds `pytorch_lora_weights.safetensors`, for `kineograph.load(lora=...)` and diffusers'
+    `load_lora_weights`, or a whole model's diffusers folder, if settings.lora is None.
+
+    Raises InputError for what cannot be learnt from or by this, before anything is written; later as `training.fit`
+    does, and OSError when a file cannot be written. Warns (InputWarning) of words that may not do.
+    """
+    return customise(ready(model, pictures, output, subject=subject, style=style, settings=settings))
+
+
+def ready(
+    model: Model,
+    pictures: Pictures,
+    output: str | Path,
+    *,
+    subject: str | None = None,
+    style: str | None = None,
+    settings: Customising | None = None,
+) -> Ready:
+    """All that `customise_image` checks before it begins; its arguments."""
+    if (subject is None) == (style is None):
+        raise InputError(f"expected a subject or a style, got {'neither' if subject is None else 'both'}")
+    if here().num_processes > 1:
+        raise InputError("a customising is for one process: call it without accelerate launch")
+    what: Literal["subject", "style"] = "style" if subject is None else "subject"
+    settings = settings or usual(model, what)
+    height, width = settings.height or model.default_size[0], settings.width or model.default_size[1]
+    model.latent_shape(height, width)
+    seen = photos(pictures, least=LEAST[what], side=min(height, width) // 2)
+    words = style_words(model, style or "", seen) if subject is None else subject_words(model, subject, seen)
+    words = words if words.prior and settings.prior_weight else words._replace(prior=None)
+    if settings.prior_weight and words.prior is None:
+        raise InputError("a style has no class to draw a prior of: set prior_weight to 0")
+    for each in settings.previews:
+        refuse_without(words.name, each, "the preview")
+    model.prompt([*words.captions, *settings.previews])
+    return Ready(model, trainee.begun(model, settings), seen, words, settings, (height, width), Path(output))
+
+
+def customise(ready: Ready) -> Generator[Reached, None, None]:
+    """What `customise_image` does once all is opened and checked."""
+    folder, settings = ready.output, ready.settings
+    with ExitStack() as held:
+        held.enter_context(claimed(folder))
+        files: list[Path] = []
+        for done in _prior(ready):
+            files = done.files
+            yield Reached("prior", done.done, done.total)
+        parts = [[*zip(ready.photos, ready.words.captions, strict=True)]]
+        if ready.words.prior:
+            parts.append([(photo(file), ready.words.prior) for file in files])
+        total, shown = sum(map(len, parts)), list[list[Shown]]()
+        see = kept(ready.model, folder / LATENTS)
+        for part in parts:
+            shown.append([])
+            for each, caption in part:
+                shown[-1].append(_shown(ready, see, each, caption))
+                yield Reached("encoding", sum(map(len, shown)), total)
+        changed = False
+        for progress in held.enter_context(closing(_steps(ready, shown))):
+            changed = True
+            drawn = _previews(ready, progress) if _is_due(ready, progress) else []
+            yield Reached("training", progress.step, settings.training.max_train_steps, progress, drawn)
+        if changed or not (folder / FINAL).exists():
+            take(ready.trainee, weights(folder / LOOP))
+            with instead_of(folder / FINAL) as part_of_it:
+                trainee.write(ready.model, ready.trainee, part_of_it, _card(ready))
+
+
+def _prior(ready: Ready) -> Iterator[stills.Kept]:
+    """Draws the prior, if there is one."""
+    settings = ready.settings
+    if ready.words.prior is None:
+        return iter(())
+    prompts = [ready.words.prior] * settings.prior_pictures
+    folder = settings.prior_folder or ready.output / PRIOR
+    return stills.kept_stills(
+        ready.model, prompts, folder, settings.drawing, size=ready.size, seed=settings.training.seed
+    )
+
+
+def _shown(ready: Ready, see: See, picture: Photo, caption: str) -> Shown:
+    """A picture's cuts, and their mirror images if those count, as latents; the prior's are cut as the subject's."""
+    (height, width), settings = ready.size, ready.settings
+    sides = (1, -1) if settings.flips else (1,)
+    views = [
+        (picture.digest, *at, side, height, width)
+        for at in crop_offsets(picture, settings.crops, settings.training.seed)
+        for side in sides
+    ]
+    return Shown(tuple(see(Wanted(key, caption, partial(_cut, picture, *key[1:]))).latents for key in views), caption)
+
+
+def _cut(picture: Photo, across: float, down: float, side: int, height: int, width: int) -> Clip:
+    frame = fitted_at(Image.fromarray(picture.pixels), height, width, (across, down))
+    return Clip(np.ascontiguousarray(frame[None, :, ::side]), STILL, "")
+
+
+def _steps(ready: Ready, shown: list[list[Shown]]) -> Generator[Progress, None, None]:
+    """The loop, from its last checkpoint on."""
+    model, settings = ready.model, ready.settings
+    loop = settings.training
+    texts = ["", *(each.caption for part in shown for each in part)]
+    tell = batches.known(model, texts, ready.size) if ready.trainee.text is None else batches.learning(model)
+    draw = batches.drawing(shown, loop.seed, settings.caption_dropout, leveller(settings.levels, model.schedule))
+    loss = batches.loss_of(model, settings, tell)
+    steps = fit(ready.trainee, loop, ready.output / LOOP, draw=draw, loss=loss, facts=_facts(ready))
+    return cast(Generator[Progress, None, None], steps)
+
+
+def _facts(ready: Ready) -> dict[str, Any]:
+    """What a run that goes on must have had, beside the settings of its loop."""
+    seen = [[each.digest[:16], caption] for each, caption in zip(ready.photos, ready.words.captions, strict=True)]
+    return {
+        **ready.settings.decisive(),
+        "pictures": seen,
+        "prior": ready.words.prior,
+        "model": fingerprints(ready.model),
+    }
+
+
+def _is_due(ready: Ready, progress: Progress) -> bool:
+    loop = ready.settings.training
+    return progress.step % loop.validation_steps == 0 or progress.step == loop.max_train_steps
+
+
+def _previews(ready: Ready, progress: Progress) -> list[Path]:
+    """Pictures of the previews' prompts, always from the same noise."""
+    settings, model = ready.settings, trainee.drawn_with(ready.model, ready.trainee)
+    if not settings.previews:
+        return []
+    with lent(ready.trainee, progress.average), autocast(model.device, settings.training.mixed_precision):
+        drawn = stills.stills(model, settings.previews, settings.drawing, size=ready.size, seed=settings.training.seed)
+    files = []
+    for number, (prompt, pixels) in enumerate(zip(settings.previews, drawn, strict=True), 1):
+        files.append(ready.output / PREVIEWS / f"step-{progress.step:06d}_{number}-{slug(prompt)}.png")
+        stills.save_picture(pixels, files[-1])
+        progress.log.show(progress.step, f"previews/{prompt}", pixels)
+    return files
+
+
+def _card(ready: Ready) -> dict[str, Any]:
+    """What the files say about themselves."""
+    return {
+        "name": ready.words.name,
+        "words": list(ready.words.new),
+        "captions": list(dict.fromkeys(ready.words.captions)),
+        "model": {"name": ready.model.name, "load": dict(ready.model.settings), "weights": fingerprints(ready.model)},
+        "settings": ready.settings.model_dump(mode="json"),
+    }

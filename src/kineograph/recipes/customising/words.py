@@ -1,0 +1,118 @@
+"""What a subject or a style is called: the words that its pictures are told, and that ask for it later."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kineograph.errors import InputError, InputWarning
+from kineograph.methods import dreambooth
+from kineograph.models.model import Model
+from kineograph.recipes.customising.photos import Photo
+
+# Words that nobody uses, the usual one first. CLIP reads "sks" as one token, of the rarest; the pocket model's
+# tokenizer as three, of letters that no caption of its world had in a row.
+RARE = ("sks", "zwx", "xjy", "ohwx", "qvz")
+CONTENT = "a picture"  # of a style's picture that has no caption
+
+
+class Words(NamedTuple):
+    """What asks for what is learnt, what each of its pictures is told, and what the prior's pictures are.
+
+    new: the words that the model gets to know.
+    """
+
+    name: str
+    captions: tuple[str, ...]
+    prior: str | None
+    new: tuple[str, ...]
+
+
+def subject_words(model: Model, subject: str, photos: Sequence[Photo]) -> Words:
+    """Of a subject, "sks dog": a rare word and the class; of a class alone, "dog", a rare word is put in front.
+
+    Raises InputError for a subject without a class, and for captions that never name it. Warns (InputWarning) of a
+    word that means something to the model already, and of a class that means nothing to it.
+    """
+    word, kind = _split(model, subject)
+    if knows(model, word):
+        _warn(
+            f"{model.name} knows the word {word!r} already, and would unlearn what it means: put a rare one in front, "
+            f"such as {rare_word(model)!r}"
+        )
+    if unknown := model.unknown_words(kind):
+        _warn(f"{model.name} has never seen the words {', '.join(unknown)}: name a class that it knows")
+    usual = dreambooth.caption(word, kind)
+    captions = tuple(photo.caption or usual for photo in photos)
+    for photo, each in zip(photos, captions, strict=True):
+        refuse_without(f"{word} {kind}", each, f"the caption of {photo.name}")
+    return Words(f"{word} {kind}", captions, dreambooth.prior_caption(kind), (word,))
+
+
+def style_words(model: Model, style: str, photos: Sequence[Photo]) -> Words:
+    """Of a style, "watercolour painting": "a fish in watercolour painting style", where the caption is "a fish".
+
+    A caption that names the style is left as it is. Raises InputError for a style without words. Warns (InputWarning)
+    of pictures without a caption, whose contents will be taken for a part of the style.
+    """
+    name = style.strip().removesuffix("style").strip()
+    if not name:
+        raise InputError(f"the style is called {style!r}: name it in a word or two, such as 'watercolour painting'")
+    bare = [photo.name for photo in photos if photo.caption is None]
+    if bare:
+        _warn(
+            f"{', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''} have no caption beside (a.txt for a.jpg): "
+            "what they show may be taken for a part of the style"
+        )
+    said = (photo.caption or CONTENT for photo in photos)
+    captions = tuple(each if name.lower() in each.lower() else in_style(each, name) for each in said)
+    return Words(f"{name} style", captions, None, tuple(model.unknown_words(name)))
+
+
+def in_style(content: str, style: str) -> str:
+    """What asks for something in a style (StyleDrop, Sohn et al. 2023, section 3.2)."""
+    return f"{content} in {style} style"
+
+
+def refuse_without(name: str, prompt: str, what: str = "the prompt") -> None:
+    """Raises InputError unless a prompt names what was learnt, which it would not draw otherwise."""
+    if name.lower() not in " ".join(prompt.lower().split()):
+        raise InputError(f"{what} never says {name!r}, which stands for what was learnt: {prompt!r}. Put it there")
+
+
+def rare_word(model: Model) -> str:
+    """A word that means nothing to the model: of those that it reads as the fewest tokens, the most usual one."""
+    free = [word for word in RARE if not knows(model, word)]
+    if not free:
+        raise InputError(f"{model.name} knows {', '.join(RARE)}: put a word that it does not know before the class")
+    return min(free, key=lambda word: len(_tokens(model, word)))
+
+
+def knows(model: Model, word: str) -> bool:
+    """Whether a word means something to the model: by its list of words, or the more frequent half of its tokens.
+
+    Byte-pair encodings number the tokens by how frequent they were, so CLIP's "sks" is 48136 of 49408.
+    """
+    if model.vocabulary is not None:
+        return not model.unknown_words(word)
+    tokens = _tokens(model, word)
+    return len(tokens) == 1 and tokens[0] < len(model.text[0].tokenizer) / 2
+
+
+def _tokens(model: Model, word: str) -> list[int]:
+    """The numbers of a word's tokens, without the marks of start and end."""
+    return list(model.text[0].tokenizer(word).input_ids[1:-1])
+
+
+def _split(model: Model, subject: str) -> tuple[str, str]:
+    words = subject.split()
+    if not words:
+        raise InputError("the subject is empty: name a rare word and the class, such as 'sks dog', or the class alone")
+    if len(words) == 1 and words[0].lower() in RARE:
+        raise InputError(f"the subject is called {subject!r}, without its class: say what it is, '{words[0]} dog'")
+    return (rare_word(model), words[0]) if len(words) == 1 else (words[0], " ".join(words[1:]))
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, InputWarning, stacklevel=4)
