@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from kineograph.evaluation.peers import save_stand_in
-from kineograph.methods import videocrafter
+from kineograph.methods import still_moving, videocrafter
+from kineograph.models.branches import MOTION
 from kineograph.models.checkpoints import load
 from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
 
@@ -55,3 +57,12 @@ def test_video_elevator(model, video_model, capsys):
     video = example["draw"](model, video_model, "a red fish", "a red fish swims", frames=3, steps=8)
     assert video.frames.shape == (3, 64, 64, 3)
     assert "3 frames at noise level 0.00" in capsys.readouterr().out
+
+
+def test_still_moving(video_model):
+    example = runpy.run_path(str(EXAMPLES / "still_moving.py"))
+    adapted = replace(video_model, net=still_moving.attach(video_model.net, motion=MOTION).eval())
+    for weight in adapted.net.motion_adapter.parameters():
+        torch.nn.init.normal_(weight)
+    videos = [example["draw"](adapted, "a red fish", scale, frames=3, steps=2) for scale in (0.0, 1.0)]
+    assert example["side_by_side"](videos).frames.shape == (3, 64, 128, 3)

@@ -20,7 +20,7 @@ from kineograph.latents import Latents
 Shape = tuple[int, int, int, int]  # (b, c, h, w): of the videos in a batch, without their frames
 
 # What a draw is for: the first word of its seed, so that no two purposes ever meet.
-FRAME, VIDEO, LEVEL = range(3)
+FRAME, VIDEO, LEVEL, CLIP = range(4)
 ALL = 2**32 - 1  # stands for all frames where noise of a level is drawn: no video has so many
 
 
@@ -32,9 +32,12 @@ def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
     return _drawn(seed, [(FRAME, frame) for frame in frames], shape)
 
 
-def shared(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
-    """One noise for all frames, the same for any choice of them. Returns [b f c h w], float32, on the CPU."""
-    one = _drawn(seed, [(VIDEO,)], shape)
+def shared(seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
+    """One noise for all frames, the same for any choice of them. Returns [b f c h w], float32, on the CPU.
+
+    clip: the number of a clip of a long video; each has a noise of its own.
+    """
+    one = _drawn(seed, [(CLIP, clip) if clip else (VIDEO,)], shape)
     return one.repeat(1, len(list(frames)), 1, 1, 1)
 
 
@@ -54,13 +57,13 @@ def at_levels(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float
     return draw
 
 
-def related(ratio: float, seed: int, frames: Iterable[int], shape: Shape) -> Latents:
-    """Noise of which `ratio` parts are shared by all frames, to one of each frame's own; see `mixed`.
+def related(ratio: float, seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
+    """Noise of which `ratio` parts are shared by all frames of a clip, to one of each frame's own; see `mixed`.
 
     With a ratio of 0 this is `independent`, with `math.inf` it is `shared`. Returns [b f c h w], float32, on the CPU.
     """
     numbers = list(frames)
-    return mixed(shared(seed, numbers, shape), independent(seed, numbers, shape), ratio)
+    return mixed(shared(seed, numbers, shape, clip), independent(seed, numbers, shape), ratio)
 
 
 def related_at_levels(ratio: float, seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:

@@ -10,13 +10,17 @@ from kineograph.cli.making import make, with_scale
 from kineograph.cli.options import (
     MODEL,
     PICTURE,
+    Adapter,
+    Decoder,
     Device,
     Dtype,
     GuidanceScale,
     Height,
     Json,
     Lora,
+    MotionAdapter,
     MotionModule,
+    MotionScale,
     NegativePrompt,
     Output,
     Overlap,
@@ -70,6 +74,7 @@ def animate(
     solver: Solver = DEFAULT.solver,
     window: Window = DEFAULT.window,
     overlap: Overlap = DEFAULT.overlap,
+    motion_scale: MotionScale = DEFAULT.motion_scale,
     model: Annotated[
         str,
         typer.Option(
@@ -80,6 +85,8 @@ def animate(
         ),
     ] = ANIMATOR,
     motion_module: MotionModule = None,
+    motion_adapter: MotionAdapter = None,
+    adapter: Adapter = None,
     ip_adapter: Annotated[
         str | None,
         typer.Option(
@@ -89,6 +96,7 @@ def animate(
     lora: Lora = None,
     textual_inversion: TextualInversion = None,
     vae: Vae = None,
+    decoder: Decoder = None,
     device: Device = None,
     dtype: Dtype = None,
     output: Output = None,
@@ -117,6 +125,7 @@ def animate(
         solver=solver,
         window=window,
         overlap=overlap,
+        motion_scale=motion_scale,
         method="videocrafter",
         image=image,
         image_scale=image_scale,
@@ -124,10 +133,13 @@ def animate(
     )
     options = {
         "motion": motion_module,
+        "motion_adapter": motion_adapter,
+        "adapter": adapter,
         "ip_adapter": ip_adapter,
         "lora": [with_scale(each) for each in lora or []],
         "textual_inversion": textual_inversion or [],
         "vae": vae,
+        "decoder": decoder,
         "device": device,
         "dtype": dtype,
     }

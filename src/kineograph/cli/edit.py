@@ -11,6 +11,7 @@ from kineograph.cli.options import (
     MODEL,
     PICTURE,
     ChunkSize,
+    Decoder,
     Device,
     Dtype,
     GuidanceScale,
@@ -74,6 +75,7 @@ def edit(
     lora: Lora = None,
     textual_inversion: TextualInversion = None,
     vae: Vae = None,
+    decoder: Decoder = None,
     device: Device = None,
     dtype: Dtype = None,
     chunk_size: ChunkSize = DEFAULT.chunk_size,
@@ -110,6 +112,7 @@ def edit(
         "lora": [with_scale(each) for each in lora or []],
         "textual_inversion": textual_inversion or [],
         "vae": vae,
+        "decoder": decoder,
         "device": device,
         "dtype": dtype,
     }

@@ -11,11 +11,17 @@ from kineograph.cli.options import (
     CONTROL,
     MODEL,
     PICTURE,
+    Adapter,
     Anchor,
+    Annotator,
     ChunkSize,
     ClipGuidance,
     ClipNoise,
     Clips,
+    ControlEnd,
+    ControlScale,
+    ControlStart,
+    Decoder,
     Device,
     DriftCorrection,
     Dtype,
@@ -27,7 +33,9 @@ from kineograph.cli.options import (
     KeepClips,
     Lora,
     LowPass,
+    MotionAdapter,
     MotionModule,
+    MotionScale,
     NegativePrompt,
     Output,
     Overlap,
@@ -39,9 +47,11 @@ from kineograph.cli.options import (
     TextualInversion,
     Then,
     Vae,
+    VideoAdapter,
     VideoGuidanceScale,
     VideoLora,
     VideoModel,
+    VideoMotionAdapter,
     VideoPrompt,
     VideoSteps,
     Width,
@@ -114,6 +124,7 @@ def generate(
     ] = DEFAULT.method,
     window: Window = DEFAULT.window,
     overlap: Overlap = DEFAULT.overlap,
+    motion_scale: MotionScale = DEFAULT.motion_scale,
     control: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,14 +134,7 @@ def generate(
             "shows maps already; may be repeated.",
         ),
     ] = None,
-    annotator: Annotated[
-        list[str] | None,
-        typer.Option(
-            rich_help_panel=CONTROL,
-            show_default="Depth-Anything, ViTPose",
-            help="What finds depth or poses in the video, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
-        ),
-    ] = None,
+    annotator: Annotator = None,
     controlnet: Annotated[
         list[str] | None,
         typer.Option(
@@ -139,13 +143,9 @@ def generate(
             help="A ControlNet of the model's family, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
         ),
     ] = None,
-    controlnet_conditioning_scale: Annotated[
-        float, typer.Option(rich_help_panel=CONTROL, help="How strongly the controls count.")
-    ] = 1.0,
-    control_guidance_start: Annotated[
-        float, typer.Option(rich_help_panel=CONTROL, help="From where on the way from noise, 0, to video, 1.")
-    ] = 0.0,
-    control_guidance_end: Annotated[float, typer.Option(rich_help_panel=CONTROL, help="And to where.")] = 1.0,
+    controlnet_conditioning_scale: ControlScale = 1.0,
+    control_guidance_start: ControlStart = 0.0,
+    control_guidance_end: ControlEnd = 1.0,
     clips: Clips = DEFAULT.clips,
     then: Then = None,
     keep: Keep = DEFAULT.reuse.keep,
@@ -155,6 +155,8 @@ def generate(
     keep_clips: KeepClips = None,
     video_model: VideoModel = None,
     video_lora: VideoLora = None,
+    video_adapter: VideoAdapter = None,
+    video_motion_adapter: VideoMotionAdapter = None,
     video_prompt: VideoPrompt = None,
     refine_at: RefineAt = REFINED,
     video_steps: VideoSteps = DEFAULT.elevation.video_steps,
@@ -173,9 +175,12 @@ def generate(
         ),
     ] = None,
     motion_module: MotionModule = None,
+    motion_adapter: MotionAdapter = None,
+    adapter: Adapter = None,
     lora: Lora = None,
     textual_inversion: TextualInversion = None,
     vae: Vae = None,
+    decoder: Decoder = None,
     device: Device = None,
     dtype: Dtype = None,
     chunk_size: ChunkSize = DEFAULT.chunk_size,
@@ -213,6 +218,7 @@ def generate(
         masks=masks,
         window=window,
         overlap=overlap,
+        motion_scale=motion_scale,
         elevation=Elevation(
             refine_at=numbers(refine_at, "refine-at"),
             video_steps=video_steps,
@@ -228,12 +234,17 @@ def generate(
     )
     options = {
         "motion": motion_module,
+        "motion_adapter": motion_adapter,
+        "adapter": adapter,
         "lora": [with_scale(each) for each in lora or []],
         "textual_inversion": textual_inversion or [],
         "controlnet": named(controlnet, "a ControlNet", "KIND=FOLDER") or None,
         "vae": vae,
+        "decoder": decoder,
         "device": device,
         "dtype": dtype,
     }
-    second = Second(video_model, {"lora": [with_scale(each) for each in video_lora or []]}) if video_model else None
+    loras = [with_scale(each) for each in video_lora or []]
+    own = {"motion_adapter": video_motion_adapter, "adapter": video_adapter, "lora": loras}
+    second = Second(video_model, own) if video_model else None
     make(request, model, options, output, overwrite, json, second, keep_clips)

@@ -13,7 +13,10 @@ from kineograph.cli.options import Json
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="Whose claims: text2video-zero, videocrafter1.", show_default=False)],
+    paper: Annotated[
+        str,
+        typer.Argument(help="Whose claims: text2video-zero, videocrafter1, video-elevator, vidrd.", show_default=False),
+    ],
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the cases.")] = False,
     cases: Annotated[
         int | None, typer.Option(show_default="100, or 10 with --quick", help="How many held-out cases of each study.")

@@ -22,6 +22,7 @@ ON_POCKET = {
     "edit": "InstructPix2Pix, small",
     "video": "VideoCrafter1 (text to video), small",
     "animate": "VideoCrafter1 (image to video), small",
+    "vidrd": "VidRD, small, with its temporal decoder",
 }
 TO_FETCH = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 

@@ -70,6 +70,28 @@ MotionModule = Annotated[
         help="Layers along time for an image model: an AnimateDiff file, folder or hub id, or a video model's.",
     ),
 ]
+MotionAdapter = Annotated[
+    str | None,
+    typer.Option(
+        "--motion-adapter",
+        rich_help_panel=MODEL,
+        show_default="the model's own",
+        help="A Still-Moving motion adapter for the layers along time: a file, folder or hub id.",
+    ),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MODEL, show_default=False, help="Your own subject or style: what kineograph customise left."
+    ),
+]
+MotionScale = Annotated[
+    float,
+    typer.Option(
+        rich_help_panel=PICTURE,
+        help="How still a video model with a motion adapter keeps things: 0 not, 1 quite; below 0 they move more.",
+    ),
+]
 Lora = Annotated[
     list[str] | None,
     typer.Option(rich_help_panel=MODEL, show_default=False, help="A LoRA, as FILE or FILE=SCALE; may be repeated."),
@@ -79,6 +101,14 @@ TextualInversion = Annotated[
     typer.Option(rich_help_panel=MODEL, show_default=False, help="A learned word; may be repeated."),
 ]
 Vae = Annotated[str | None, typer.Option(rich_help_panel=MODEL, show_default="the model's", help="Another VAE.")]
+Decoder = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=MODEL,
+        show_default="the model's",
+        help="A temporal decoder, against flicker: a model's folder or hub id, VidRD's file, or pocket-vidrd.",
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(rich_help_panel=MODEL, show_default="the fastest here", help="float32, bfloat16 or float16."),
@@ -113,6 +143,14 @@ VideoLora = Annotated[
         rich_help_panel=TOGETHER, show_default=False, help="A LoRA of the video model, as FILE or FILE=SCALE."
     ),
 ]
+VideoAdapter = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=TOGETHER, show_default=False, help="A subject or style of the video model's."),
+]
+VideoMotionAdapter = Annotated[
+    str | None,
+    typer.Option(rich_help_panel=TOGETHER, show_default="its own", help="A motion adapter of the video model."),
+]
 RefineAt = Annotated[
     str,
     typer.Option(
@@ -145,6 +183,19 @@ VideoGuidanceScale = Annotated[
         help="How much the prompt counts for that one.",
     ),
 ]
+Annotator = Annotated[
+    list[str] | None,
+    typer.Option(
+        rich_help_panel=CONTROL,
+        show_default="Depth-Anything, ViTPose",
+        help="What finds depth or poses in the video, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
+    ),
+]
+ControlScale = Annotated[float, typer.Option(rich_help_panel=CONTROL, help="How strongly the controls count.")]
+ControlStart = Annotated[
+    float, typer.Option(rich_help_panel=CONTROL, help="From where on the way from noise, 0, to video, 1.")
+]
+ControlEnd = Annotated[float, typer.Option(rich_help_panel=CONTROL, help="And to where.")]
 Clips = Annotated[
     int, typer.Option(rich_help_panel=LONG, help="How many clips of --num-frames follow each other (VidRD).")
 ]

@@ -32,6 +32,7 @@ class Request:
     control: what ControlNets are shown. video: what is edited, by "instruct-pix2pix" alone. image: the path of a
     picture that a video model is to set in motion; first_frame: whether it is shown to the model, or the first frame
     besides. window, overlap: how many frames a video model sees together, and how many of them the next window shares.
+    motion_scale: of a video model's motion adapter: 0 for its own motion, 1 for none, below 0 for more.
     clips: how many clips of that many frames there are; then: the prompts of the second and later ones, of which
     the last stays; reuse: how a clip follows from the one before.
     elevation: how an image model and a video model draw together, by "video-elevator".
@@ -64,6 +65,7 @@ class Request:
     image_scale: float = 1.0
     window: int | None = None
     overlap: int | None = None
+    motion_scale: float = 0.0
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT
     clips: int = 1
     then: tuple[str, ...] = ()
@@ -92,6 +94,7 @@ class Request:
                 checks.choice(name, value, choices)
         checks.choice("first_frame", self.first_frame, FIRST_FRAMES)
         checks.number("image_scale", self.image_scale)
+        checks.number("motion_scale", self.motion_scale)
         if self.window is not None:
             checks.whole("window", self.window, 2, MOST_FRAMES)
         if self.overlap is not None:

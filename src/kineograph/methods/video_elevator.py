@@ -24,6 +24,12 @@ Correct = Callable[[Sequence[Step], float, float], Latents | float]  # (path, le
 Pass = Callable[[Latents], Latents]
 
 
+def levels(sigmas: Sequence[float], parts: Iterable[float]) -> set[float]:
+    """The rungs at which these parts of the steps are left, for `refine_at`."""
+    steps = len(sigmas) - 1
+    return {sigmas[steps - max(1, round(part * steps))] for part in parts}
+
+
 @torch.no_grad()
 def sample(
     look: Denoise,

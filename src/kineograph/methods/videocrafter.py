@@ -54,8 +54,7 @@ def loss(
 
     A picture passes the layers along time by, so joint training on both is the mean over both (section 4.1).
     """
-    z, _ = schedule.noised(x0, noise, timesteps)
-    return (net(z, timesteps, told).float() - schedule.target(x0, noise, timesteps)).square().flatten(1).mean(1)
+    return schedule.error(lambda z, t: net(z, t, told), x0, noise, timesteps)
 
 
 @torch.no_grad()

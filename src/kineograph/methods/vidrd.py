@@ -1,7 +1,8 @@
-"""VidRD, Reuse and Diffuse: more frames than a model holds, clip after clip (Gu et al. 2023, section 3.2).
+"""VidRD, Reuse and Diffuse: more frames than a model holds, clip after clip (Gu et al. 2023, section 3).
 
 A clip leaves its noise and its whole way down to the next one, both turned round in time, so that where the last clip
-ended the next begins. What draws a clip is any sampler of this package: it takes noise, and a solver.
+ended the next begins. What draws a clip is any sampler of this package: it takes noise, and a solver. The paper's own
+network is an image network with layers along time, whose resnets stay; and its VAE's decoder has such layers too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,58 @@ from math import ceil
 from typing import NamedTuple
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from kineograph.condition import Condition
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
+from kineograph.models import decoder as decoders
+from kineograph.models.decoder import TemporalDecoder
+from kineograph.models.schedule import Schedule
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet import VideoUNet
 from kineograph.noise import past_dependent
 from kineograph.trajectory import Solver, Step
+
+# The paper's figure: 22 places with convolutions and 16 with attention in a network of SD 2.1's shape.
+NETWORK = TemporalConfig(
+    num_frames=8, convolution=True, in_block=TransformerConfig(head_width=64), joint_norms=True, groups=32
+)
+LEARN = (".attn1.", ".attn2.")  # of the image network
+
+
+def attach(image_unet: UNet2DConditionModel, config: TemporalConfig = NETWORK) -> VideoUNet:
+    """The video network that this image network becomes, and of it what learns: self- and cross-attention, and all
+    layers along time. The rest, resnets above all, is frozen.
+
+    The new layers begin as the identity; with norms over all frames the whole begins as the image network for frames
+    that are alike.
+    """
+    image_unet.requires_grad_(requires_grad=False)
+    for name, weight in image_unet.named_parameters():
+        weight.requires_grad_(any(part in name for part in LEARN))
+    return VideoUNet(image_unet, TemporalLayers(image_unet, config))
+
+
+def loss(
+    net: VideoUNet, schedule: Schedule, told: Condition, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """The squared error of each video: of the noise, or whatever else the image network predicts."""
+    return schedule.error(lambda z, t: net(z, t, told), x0, noise, timesteps)
+
+
+def decoder_loss(
+    decoder: TemporalDecoder, vae: AutoencoderKL, z: Latents, frames: Float[Tensor, "b f 3 H W"], steady: float = 1.0
+) -> Float[Tensor, " b"]:
+    """How wrongly unscaled latents of a frozen VAE become the frames (from -1 to 1) that they were made from.
+
+    steady: what flicker weighs, the error of the changes from frame to frame, beside the error of the pixels.
+    The paper's own loss could not be found; its code hints at an adversarial term, which there is none of here.
+    """
+    still, moving = decoders.errors(decoder, vae, z, frames)
+    return still + steady * moving
 
 
 class Past(NamedTuple):
@@ -93,6 +141,26 @@ def _overwritten(x: Latents, past: Past, guided: Guided, sigma: float) -> Latent
     if then is None or count == 0:
         return x
     return torch.cat([then.flip(1)[:, :count].to(x), x[:, count:]], dim=1)
+
+
+def sparing(denoise: Denoise, past: Past, guided: Guided, sigmas: Sequence[float]) -> Denoise:
+    """The same model, whose frames read the first frame alone, without frames that are overwritten anyway.
+
+    Of those that follow the past at the next level too, only the first is evaluated, since the others read it. In place
+    of their estimates stands what the past came to.
+    """
+    ended = past.levels[min(past.levels)].flip(1)
+    known = {sigma: guided.get(sigma, 0) for sigma in sigmas if sigma in past.levels}
+    followed = {sigma: known.get(to, 0) for sigma, to in pairwise(sigmas) if sigma in known}
+
+    def look(x: Latents, sigma: float) -> Latents:
+        count = min(followed.get(sigma, 0), x.shape[1])
+        if count < 2:
+            return denoise(x, sigma)
+        seen = denoise(torch.cat([x[:, :1], x[:, count:]], dim=1), sigma)
+        return torch.cat([seen[:, :1], ended[:, 1:count].to(seen), seen[:, 1:]], dim=1)
+
+    return look
 
 
 def anchored(denoise: Denoise, first: Mapping[float, Latents], strength: float) -> Denoise:

@@ -84,7 +84,12 @@ def attach(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, as
     that belong to no layer here.
     """
     file = hub.find_file(lora, FILES, ask)
-    found, unmatched = _sorted(tensor_files.read(file), networks)
+    put(file, tensor_files.read(file), networks, scale)
+
+
+def put(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: float) -> None:
+    """Put the LoRA that a file holds in these tensors on networks, see `attach`."""
+    found, unmatched = _sorted(tensors, networks)
     settings = _settings(file)
     changes = {part: _changes(file, networks[part], of, settings.get(part, {})) for part, of in found.items()}
     if not any(changes.values()):
@@ -97,13 +102,18 @@ def attach(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, as
             f"{file}: {len(unmatched)} tensors belong to no layer of this model and are left out: "
             f"{tensor_files.some(unmatched)}",
             InputWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     name = _new_name(file, networks)
     for part, of in changes.items():
         active = _active(networks[part])
         _attach(networks[part], of, name)
         _activate(networks[part], [*active, name], scale)
+
+
+def unmatched(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> list[str]:
+    """The names of the tensors of a LoRA that belong to no layer of these networks."""
+    return _sorted(tensors, networks)[1]
 
 
 def _hint(unmatched: list[str], networks: Mapping[str, nn.Module]) -> str:

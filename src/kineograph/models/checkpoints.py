@@ -15,6 +15,8 @@ from kineograph.models import (
     adapters,
     concepts,
     controls,
+    customised,
+    decoders,
     hub,
     ip_adapters,
     motion_layers,
@@ -31,14 +33,15 @@ from kineograph.models import (
 )
 from kineograph.models.adapters import Loras
 from kineograph.models.concepts import Concepts
+from kineograph.models.decoder import TemporalDecoder, refuse_misfit
 from kineograph.models.hub import Hub
 from kineograph.models.model import Model
 from kineograph.models.motion_layers import MotionSource
+from kineograph.models.naming import as_json, name_of
 from kineograph.models.parts import INDEX, Parts, Pipeline
 from kineograph.models.placement import Placement
 from kineograph.models.saving import VOCABULARY
 from kineograph.models.schedule import Schedule
-from kineograph.models.unet import VideoUNet
 
 POCKET = Path(__file__).parents[1] / "pocket" / "weights"
 POCKET_EDIT = "pocket-edit"
@@ -50,17 +53,21 @@ VIDEO_FILES = (
 )
 
 Source = str | Path | Pipeline
+LIVE = (Pipeline, MotionAdapter, AutoencoderKL, ControlNetModel, TemporalDecoder)  # of which nothing says where it is
 
 
 def load(
     source: Source | None = None,
     *,
     motion: MotionSource | None = None,
+    motion_adapter: str | Path | None = None,
+    adapter: str | Path | None = None,
     lora: Loras | None = None,
     textual_inversion: Concepts | None = None,
     ip_adapter: str | Path | None = None,
     controlnet: controls.Source | Mapping[str, controls.Source] | None = None,
     vae: str | Path | AutoencoderKL | None = None,
+    decoder: str | Path | TemporalDecoder | None = None,
     config: str | Path | None = None,
     prediction_type: str | None = None,
     device: str | torch.device | None = None,
@@ -81,6 +88,9 @@ def load(
         or VidRD checkpoint, and a folder with ModelScope's or ZeroScope's network, are video models.
     motion: layers along time to put around the image model, and the noise schedule they were trained on: AnimateDiff's
         motion modules (a folder, repository or released file), or any video model, whose image network is left.
+    motion_adapter: the file, folder or repository of a Still-Moving motion adapter, trained for these layers along
+        time: then `kineograph.generate` takes a `motion_scale`. pocket-video comes with one.
+    adapter: what `kineograph customise` left, dog.safetensors: a subject or a style of your own.
     lora: a file, folder or repository, alone or as (lora, scale); or a list of those. AnimateDiff's motion LoRAs too.
     textual_inversion: a file, folder or repository; a list of those; or {word: file} to choose the words.
     ip_adapter: the file of an IP-Adapter, with its encoder in a folder `image_encoder` beside it, or a repository laid
@@ -88,6 +98,8 @@ def load(
     controlnet: {kind: folder, repository or network}, where the kind is any name, such as "canny"; or one alone, that
         serves whatever control is asked for. The pocket model comes with canny, depth and pose.
     vae: another VAE than the model's own: a file, folder, repository or network.
+    decoder: a temporal decoder, which takes part when latents become frames: the folder or repository of a model that
+        has one, VidRD's file or folder, a network, or "pocket-vidrd"; for a VAE of the same widths.
     config: for a single file, a folder or repository in diffusers layout with what the file does not hold.
     prediction_type: "epsilon", "v_prediction" or "sample", where the model does not say what its network predicts.
     device, dtype: chosen unless given, `placement.place` says why; `torch_dtype` is the older name of `dtype`.
@@ -115,6 +127,11 @@ def load(
         adapters.attach(opened.networks, each, scale, ask)
     for word, each in concepts.listed(textual_inversion):
         concepts.learn(opened.text, word, each, ask)
+    video = name_of(motion or source or "pocket")
+    if motion_adapter is not None:
+        opened = customised.with_motion_adapter(opened, motion_adapter, video, ask)
+    if adapter is not None:
+        opened = customised.with_customised(opened, adapter, name_of(source or "pocket"), video, ask)
     nets = {
         kind: controls.attach(opened.unet, each, opened.vae.config.latent_channels, place, ask)
         for kind, each in controls.listed(controlnet).items()
@@ -123,16 +140,23 @@ def load(
         nets = controls.of_pocket(POCKET, place) | nets
     if vae is not None:
         opened = opened._replace(vae=vaes.another(vae, opened.vae, ask))
+    if decoder is not None:
+        opened = opened._replace(decoder=decoders.another(_beside(decoder), ask))
+    if opened.decoder is not None:
+        refuse_misfit(opened.decoder, opened.vae, str(decoder or source))
     if prediction_type is not None:
         opened = opened._replace(scheduler={**opened.scheduler, "prediction_type": prediction_type})
     arguments = {
         "source": source or "pocket",
         "motion": motion,
+        "motion_adapter": motion_adapter,
+        "adapter": adapter,
         "lora": adapters.listed(lora),
         "textual_inversion": textual_inversion,
         "ip_adapter": ip_adapter,
         "controlnet": controlnet,
         "vae": vae,
+        "decoder": decoder,
         "config": config,
         "prediction_type": prediction_type,
         "revision": revision,
@@ -171,6 +195,11 @@ def _moved(opened: Parts, motion: MotionSource, source: Source | None, ask: Hub)
     return moved
 
 
+def _beside(decoder: str | Path | TemporalDecoder) -> str | Path | TemporalDecoder:
+    """A temporal decoder's place, also where that is this package."""
+    return pocket_models.vidrd_folder(_pocket()) if decoder == "pocket-vidrd" else decoder
+
+
 def _pocket() -> Path:
     if not (POCKET / INDEX).is_file():
         raise InputError(f"the pocket model is not in this installation ({POCKET} has no {INDEX}): install it again")
@@ -178,51 +207,38 @@ def _pocket() -> Path:
 
 
 def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, arguments: Mapping[str, Any]) -> Model:
-    readers = [] if opened.reader is None else [opened.reader.network]
-    for network in (*opened.networks.values(), opened.vae, *readers):
+    for network in (*opened.networks.values(), opened.vae, *opened.beside):
         network.to(place.device)
         if getattr(network, "dtype", None) != place.dtype:
             network.to(place.dtype)
-    named = (arguments[name] for name in ("source", "motion", "vae"))
+    named = (arguments[name] for name in ("source", "motion", "vae", "decoder"))
     given = [*named, *controls.listed(arguments["controlnet"]).values()]
-    live = any(isinstance(each, Pipeline | MotionAdapter | AutoencoderKL | ControlNetModel) for each in given)
+    live = any(isinstance(each, LIVE) for each in given)
+    vae = vaes.without_overflow(opened.vae)
     return Model(
-        net=VideoUNet(opened.unet, opened.temporal),
-        vae=vaes.without_overflow(opened.vae),
+        net=opened.net,
+        vae=vae,
         text=opened.text,
         schedule=Schedule.from_config(opened.scheduler),
-        name=_name(arguments["source"]),
+        name=name_of(arguments["source"]),
         device=place.device,
         dtype=place.dtype,
         force_zeros=opened.force_zeros,
-        settings={} if live else {name: _plain(value) for name, value in arguments.items() if value},
-        vocabulary=_vocabulary(arguments["source"]),
+        settings={} if live else {name: as_json(value) for name, value in arguments.items() if value},
+        vocabulary=_vocabulary(arguments["source"], opened.subject),
         reader=opened.reader,
         controls=nets,
+        decoder=opened.decoder and opened.decoder.to(vae.device, vae.dtype),
+        subject=opened.subject,
     )
 
 
-def _name(source: Source) -> str:
-    if isinstance(source, Pipeline):
-        return str(source.config.get("_name_or_path") or type(source).__name__)
-    path = Path(source).expanduser()
-    return path.name if path.exists() else str(source)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON would bring it back."""
-    if isinstance(value, Mapping):
-        return {word: _plain(each) for word, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _vocabulary(source: Source) -> frozenset[str] | None:
+def _vocabulary(source: Source, subject: str | None) -> frozenset[str] | None:
+    """The words that a model has a list of, and those of its subject."""
     if isinstance(source, Pipeline):
         return None
     folder = POCKET if source in POCKETS else Path(source).expanduser()
     beside = [folder / str(source).removeprefix("pocket-") / VOCABULARY] if source in pocket_models.MODELS else []
     files = [folder / VOCABULARY, *beside]
     words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
-    return frozenset(words) or None
+    return frozenset([*words, *(subject or "").lower().split()]) if words else None

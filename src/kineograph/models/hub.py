@@ -20,7 +20,9 @@ WEIGHTS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
     "temporal": "diffusion_pytorch_model",
+    "temporal_decoder": "diffusion_pytorch_model",
     "image_adapter": "ip_adapter",
+    "motion_adapter": "motion_adapter",
 }
 OLD_WEIGHTS = {"text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model"}
 FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}

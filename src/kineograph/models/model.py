@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,10 +18,11 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models import frames_of, text, windows
 from kineograph.models.attention import Memory, See, own
+from kineograph.models.branches import Scale
 from kineograph.models.controlnet import VideoControlNet
 from kineograph.models.controls import ANY, Open
+from kineograph.models.decoder import TemporalDecoder, each_alone
 from kineograph.models.frames_of import Frames
-from kineograph.models.image_tokens import Text
 from kineograph.models.pictures import PictureReader, Pictures
 from kineograph.models.schedule import Network, Schedule
 from kineograph.models.temporal_layers import TemporalConfig
@@ -41,6 +42,8 @@ class Model:
     controls      what opens each ControlNet that the model was loaded with, by its name
     vocabulary    the words the model was trained on, where it comes with a list of them
     reader        reads the pictures that an image-to-video model or an IP-Adapter is shown
+    decoder       layers along time that go with the VAE when latents become frames
+    subject       the words by which it knows a subject or style that it was customised to
     """
 
     net: VideoUNet
@@ -55,6 +58,8 @@ class Model:
     vocabulary: frozenset[str] | None = None
     reader: PictureReader | None = None
     controls: Mapping[str, Open] = field(default_factory=dict)
+    decoder: TemporalDecoder | None = None
+    subject: str | None = None
 
     def control(self, kind: str) -> VideoControlNet:
         """The ControlNet of this name. Raises InputError when the model has none."""
@@ -147,37 +152,42 @@ class Model:
         chunk_size: int = 8,
         window: int | None = None,
         overlap: int | None = None,
+        motion_scale: Scale = 0.0,
+        spatial_scale: Scale = 1.0,
     ) -> Denoise:
         """The model as a function `(x, sigma) -> x0`, told this and with frames that see each other so.
 
         chunk_size: how many frames an image model walks at once; memory grows with it, the result does not change.
         window: how many frames a video model sees together; as many as it was trained on unless given.
         overlap: how many of them at least the next window sees too; a quarter unless given.
+        motion_scale, spatial_scale: of the network's adapters, see `VideoUNet.forward`.
         """
         self._check(condition)
+        self.net.check_motion_scale(motion_scale, self.name)
         with torch.no_grad():
             told = self.net.prepare(condition)
+        scales = {"motion_scale": motion_scale, "spatial_scale": spatial_scale}
+        net = partial(self.net, condition=condition, see=see, text=told, **scales)
 
         if self.temporal is not None:
-            spans = partial(windows.spans, self.temporal, window, overlap)
-            return self.schedule.denoise(self._in_windows(condition, told, see, spans))
+            return self.schedule.denoise(self._in_windows(net, partial(windows.spans, self.temporal, window, overlap)))
 
         def network(z: Latents, t: Tensor) -> Latents:
             memory: Memory | None = {} if z.shape[1] > chunk_size else None
             walked = [
-                self.net(part, t, condition, see=see, frames=numbers, memory=memory, text=told)
+                net(part, t, frames=numbers, memory=memory)
                 for numbers, part in frames_of.chunks(z.to(self.device), chunk_size)
             ]
             return torch.cat(walked, dim=1).to(z.device)
 
         return self.schedule.denoise(network)
 
-    def _in_windows(self, condition: Condition, told: Text, see: See, spans: Callable[[int], list[range]]) -> Network:
+    def _in_windows(self, net: Callable[..., Latents], spans: Callable[[int], list[range]]) -> Network:
         """The network with layers along time: frames are walked together, however many that is."""
 
         def network(z: Latents, t: Tensor) -> Latents:
             def walk(part: Latents, numbers: Sequence[int]) -> Latents:
-                return self.net(part, t, condition, see=see, frames=numbers, text=told)
+                return net(part, t, frames=numbers)
 
             return windows.through(walk, z.to(self.device), spans(z.shape[1])).to(z.device)
 
@@ -216,15 +226,18 @@ class Model:
         chunk_size: how many frames go through the VAE at once; as many as make one 512 x 512 picture unless given.
         Raises ValueError when a frame holds NaN or infinity, naming it.
         """
+        return torch.cat(list(self.decoded(latents, chunk_size)), dim=1)
+
+    @torch.no_grad()
+    def decoded(self, latents: Latents, chunk_size: int | None = None) -> Iterator[Frames]:
+        """What `decode` gives, a few frames at a time, for what would not fit as floats."""
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        pixels = latents.shape[-2] * latents.shape[-1] * self.factor**2
-        decoded = []
-        for numbers, part in frames_of.chunks(latents, chunk_size or frames_of.at_once(pixels)):
-            z = (part.flatten(0, 1) / scale + shift).to(self.device, self.vae.dtype)
-            frames = self.vae.decode(z).sample.float().cpu().unflatten(0, (len(latents), -1))
-            frames_of.refuse_nan(frames, numbers)
-            decoded.append((frames / 2 + 0.5).clamp(0, 1))
-        return torch.cat(decoded, dim=1)
+        size = chunk_size or frames_of.at_once(latents.shape[-2] * latents.shape[-1] * self.factor**2)
+        decode, number = self.decoder or each_alone, 0
+        for part in decode(self.vae, (latents / scale + shift).to(self.device, self.vae.dtype), size):
+            frames = part.float().cpu()
+            frames_of.refuse_nan(frames, range(number, number := number + frames.shape[1]))
+            yield (frames / 2 + 0.5).clamp(0, 1)
 
     def unknown_words(self, said: str) -> list[str]:
         """The words of a text that the model has never seen; none when it has no list of the words it knows."""

@@ -75,7 +75,8 @@ def put_around(opened: Parts, source: MotionSource, ask: Hub) -> Parts:
     what = f"the layers along time of {motion.name} do not fit around this image network"
     places.fill(layers, motion.tensors, motion.layout(layers, motion.tensors), what)
     _warn_of_other_tokens(motion, unet)
-    return opened._replace(temporal=layers.eval(), scheduler={**opened.scheduler, **motion.scheduler})
+    scheduler = {**opened.scheduler, **motion.scheduler}
+    return opened._replace(temporal=layers.eval(), motion_adapter=None, scheduler=scheduler)
 
 
 def warn_of_other_noise(before: Mapping[str, Any], after: Mapping[str, Any], whose: str) -> None:

@@ -15,6 +15,8 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from kineograph.errors import InputError
 from kineograph.models import animatediff_layout, modelscope_layout, video_folder
+from kineograph.models.branches import MotionBranches, SpatialBranches
+from kineograph.models.decoder import TemporalDecoder
 from kineograph.models.pictures import PictureReader
 from kineograph.models.temporal_layers import TemporalLayers
 from kineograph.models.tensor_files import some
@@ -47,7 +49,7 @@ class Pipeline(Protocol):
 
 
 class Parts(NamedTuple):
-    """Networks and settings that make a model; force_zeros is as in `Model`."""
+    """Networks and settings that make a model; force_zeros and subject are as in `Model`."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -56,6 +58,23 @@ class Parts(NamedTuple):
     force_zeros: bool
     reader: PictureReader | None = None
     temporal: TemporalLayers | None = None
+    decoder: TemporalDecoder | None = None
+    motion_adapter: MotionBranches | None = None
+    spatial_adapter: SpatialBranches | None = None
+    subject: str | None = None
+
+    @property
+    def net(self) -> VideoUNet:
+        """The network of them all."""
+        return VideoUNet(
+            self.unet, self.temporal, motion_adapter=self.motion_adapter, spatial_adapter=self.spatial_adapter
+        )
+
+    @property
+    def beside(self) -> list[nn.Module]:
+        """What has a format of numbers and no place in `networks`: adapters beside layers, and what reads pictures."""
+        pictures = [] if self.reader is None else [self.reader.network]
+        return [*pictures, *(each for each in (self.motion_adapter, self.spatial_adapter) if each is not None)]
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -107,6 +126,8 @@ def from_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) ->
             force_zeros=bool(index.get("force_zeros_for_empty_prompt")),
             reader=video_folder.read_adapter(folder, unet, dtype),
             temporal=temporal,
+            decoder=open_decoder(folder),
+            motion_adapter=None if temporal is None else video_folder.read_motion_adapter(folder, temporal),
         )
     except InputError:
         raise
@@ -121,6 +142,12 @@ def open_unet(
     unet, temporal = _apart(UNETS[index["unet"][1]].from_pretrained(folder, subfolder="unet", **options))
     beside = folder / video_folder.TEMPORAL
     return unet, video_folder.read_temporal(beside, unet) if beside.is_dir() else temporal
+
+
+def open_decoder(folder: Path) -> TemporalDecoder | None:
+    """The temporal decoder of a pipeline in diffusers layout, if it has one."""
+    beside = folder / video_folder.DECODER
+    return video_folder.read_decoder(beside) if beside.is_dir() else None
 
 
 def _apart(unet: nn.Module) -> tuple[UNet2DConditionModel, TemporalLayers | None]:

@@ -11,15 +11,17 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPVisionModel
 
 from kineograph.errors import InputError
-from kineograph.models import image_adapter, parts
+from kineograph.models import adapter_files, image_adapter, parts, video_folder
+from kineograph.models.branches import MotionBranches
+from kineograph.models.hub import Hub
 from kineograph.models.image_adapter import ResamplerConfig
 from kineograph.models.parts import Parts
 from kineograph.models.pictures import GREY, LAST, PictureReader, squashed
-from kineograph.models.temporal_layers import TemporalConfig
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
 from kineograph.models.text import TextEncoder
 from kineograph.models.unet import VideoUNet
 
-VIDEO, ANIMATE, EDIT, DEGRADED = "video", "animate", "edit", "video-degraded"  # folders beside the pocket model's own
+VIDEO, ANIMATE, EDIT, DEGRADED, VIDRD = "video", "animate", "edit", "video-degraded", "vidrd"  # beside the pocket model
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -45,7 +47,20 @@ def video(folder: Path) -> Parts:
     temporal = net.temporal
     assert temporal is not None
     levels = json.loads((own / "scheduler" / "scheduler_config.json").read_text())
-    return opened._replace(unet=net.image_unet.eval(), temporal=temporal.eval(), text=text, scheduler=levels)
+    return opened._replace(
+        unet=net.image_unet.eval(),
+        temporal=temporal.eval(),
+        text=text,
+        scheduler=levels,
+        motion_adapter=_motion_adapter(own, temporal),
+    )
+
+
+def _motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionBranches | None:
+    file = folder / video_folder.MOTION_WEIGHTS
+    if not file.is_file():
+        return None
+    return adapter_files.motion_branches(adapter_files.read(file, "motion", Hub()), temporal, "pocket-video")
 
 
 def degraded_video(folder: Path) -> Parts:
@@ -58,8 +73,27 @@ def degraded_video(folder: Path) -> Parts:
     return opened
 
 
+def vidrd(folder: Path) -> Parts:
+    """The video model with VidRD's layers along time in place of its own, and VidRD's temporal decoder."""
+    from kineograph.pocket.vidrd import restored
+
+    opened, own = video(folder), vidrd_folder(folder)
+    config = TemporalConfig.model_validate_json((own / "config.json").read_text())
+    net = restored(VideoUNet(opened.unet, opened.temporal), config, load_file(own / "vidrd.safetensors"))
+    decoder = video_folder.read_decoder(own / video_folder.DECODER).float()
+    temporal = net.temporal
+    assert temporal is not None
+    unet, layers = net.image_unet.eval(), temporal.eval()
+    return opened._replace(unet=unet, temporal=layers, motion_adapter=None, decoder=decoder)
+
+
+def vidrd_folder(folder: Path) -> Path:
+    """Where VidRD's layers are, and its temporal decoder. Raises InputError when they are not in this installation."""
+    return _folder(folder, VIDRD)
+
+
 def animator(folder: Path) -> Parts:
-    """The same, shown a picture."""
+    """The video model, shown a picture."""
     opened = video(folder)
     own = _folder(folder, ANIMATE)
     sizes = ResamplerConfig.model_validate_json((own / "resampler.json").read_text())
@@ -75,6 +109,7 @@ MODELS: Mapping[str, Callable[[Path], Parts]] = {
     "pocket-video": video,
     "pocket-animate": animator,
     "pocket-video-degraded": degraded_video,
+    "pocket-vidrd": vidrd,
 }
 
 

@@ -32,6 +32,8 @@ SETTINGS: dict[str, set] = {
     "time_embedding_act_fn": {None},
     "time_embedding_type": {"positional"},
 }
+# Of networks whose norms span the frames: the walk then takes the resnets apart, and knows this kind.
+RESNETS: dict[str, set] = {"resnet_skip_time_act": {False}, "resnet_time_scale_shift": {"default"}}
 # All of these compute softmax(Q K^T / sqrt(d)) V, which the walk computes itself.
 PLAIN = (
     processors.AttnProcessor,
@@ -49,7 +51,18 @@ WITH_IMAGES = (
 
 def check_settings(unet: UNet2DConditionModel | ControlNetModel) -> None:
     """Raises InputError for a network with something in it that the walk would not call."""
-    for name, known in ((name, known) for name, known in (BLOCKS | SETTINGS).items() if name in unet.config):
+    _check(unet, BLOCKS | SETTINGS)
+    if unet.config.norm_num_groups is None:
+        raise InputError("this U-Net has norm_num_groups=None, which is not supported: expected a number of groups")
+
+
+def check_resnets(unet: UNet2DConditionModel) -> None:
+    """Raises InputError for resnets that the walk cannot take apart, for norms that span the frames."""
+    _check(unet, RESNETS)
+
+
+def _check(unet: UNet2DConditionModel | ControlNetModel, settings: dict[str, set]) -> None:
+    for name, known in ((name, known) for name, known in settings.items() if name in unet.config):
         values = unet.config[name]
         for value in values if isinstance(values, (list, tuple)) else [values]:
             if value not in known:
@@ -57,8 +70,6 @@ def check_settings(unet: UNet2DConditionModel | ControlNetModel) -> None:
                     f"this {_kind(unet)} has {name}={value!r}, which is not supported: expected {_either(known)}, "
                     "as in Stable Diffusion 1.x, 2.x and SDXL. Load a network of one of these kinds"
                 )
-    if unet.config.norm_num_groups is None:
-        raise InputError("this U-Net has norm_num_groups=None, which is not supported: expected a number of groups")
 
 
 def _kind(net: nn.Module) -> str:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kineograph.errors import InputError
-from kineograph.models import video_folder
+from kineograph.models import adapter_files, video_folder
 from kineograph.models.model import Model
 from kineograph.models.parts import INDEX, Parts
 from kineograph.models.tensor_files import Tensors
@@ -27,19 +27,21 @@ def save(model: Model | Parts, folder: str | Path, *, unused: Tensors | None = N
 
     unused: what the file that it was made from holds and no network here has, so that it can be made again.
     It is written beside and renamed, so that there is a whole folder or none.
-    Raises InputError when something is there already, for a model with LoRAs on it, which the folder has no place for,
-    and for one whose noise schedule no configuration describes.
+    Raises InputError when something is there already, for a model with LoRAs or a spatial adapter on it, which the
+    folder has no place for, and for one whose noise schedule no configuration describes.
     """
     folder, parts = Path(folder).expanduser(), parts_of(model) if isinstance(model, Model) else model
     if folder.exists():
         raise InputError(f"{folder} is there already: choose another folder, or remove it")
     for name, network in parts.networks.items():
         _refuse_adapters(name, network)
+    if parts.spatial_adapter is not None:
+        raise InputError("the model has a spatial adapter, which a folder has no place for: load it without adapter=")
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
-        _write(parts, beside)
+        _write(parts, beside, folder.name)
         if isinstance(model, Model) and model.vocabulary is not None:
             (beside / VOCABULARY).write_text(json.dumps(sorted(model.vocabulary)))
         if unused:
@@ -62,6 +64,9 @@ def parts_of(model: Model) -> Parts:
         force_zeros=model.force_zeros,
         reader=model.reader,
         temporal=model.net.temporal,
+        decoder=model.decoder,
+        motion_adapter=model.net.motion_adapter,
+        spatial_adapter=model.net.spatial_adapter,
     )
 
 
@@ -70,7 +75,7 @@ def _refuse_adapters(name: str, network: nn.Module) -> None:
         raise InputError(f"{name} has LoRAs on it, which a folder has no place for: load the model without them")
 
 
-def _write(parts: Parts, folder: Path) -> None:
+def _write(parts: Parts, folder: Path, name: str) -> None:
     ends = ["", "_2"][: len(parts.text)]
     for end, encoder in zip(ends, parts.text, strict=True):
         encoder.tokenizer.save_pretrained(folder / f"tokenizer{end}")
@@ -80,6 +85,11 @@ def _write(parts: Parts, folder: Path) -> None:
     video_folder.write_adapter(parts.unet, parts.reader, folder)
     if parts.temporal is not None:
         video_folder.write_temporal(parts.temporal, folder / video_folder.TEMPORAL)
+    if parts.temporal is not None and parts.motion_adapter is not None:
+        file = folder / video_folder.MOTION / video_folder.MOTION_WEIGHTS
+        adapter_files.save_motion(parts.motion_adapter, parts.temporal, file, name=name)
+    if parts.decoder is not None:
+        video_folder.write_decoder(parts.decoder, folder / video_folder.DECODER)
     (folder / "scheduler").mkdir()
     scheduler = {"_class_name": SCHEDULER, **parts.scheduler}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))

@@ -122,6 +122,11 @@ class Schedule:
         """What the network is to say of that in training: noise, v, x0 or velocity, as it was trained."""
         return TARGETS[self.parameterisation](x0, noise, *self._signal_and_noise(x0, timesteps))
 
+    def error(self, network: Network, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """How wrong the network is about each video: the mean squared error of what it says to `target`."""
+        z, _ = self.noised(x0, noise, timesteps)
+        return (network(z, timesteps).float() - self.target(x0, noise, timesteps)).square().flatten(1).mean(1)
+
     def _signal_and_noise(self, x0: Latents, timesteps: Int[Tensor, " b"]) -> tuple[Levels, Levels]:
         """a_t and b_t of every sample."""
         tables = (torch.tensor(table, dtype=x0.dtype, device=x0.device) for table in (self.sigmas, self.norms))

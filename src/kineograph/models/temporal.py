@@ -1,7 +1,8 @@
 """Layers along time: what video papers put between the layers of an image network.
 
 Each takes frames folded into the batch, `(b f) c h w` or `(b f) n c`, and gives the same shape back. Each begins as the
-identity: its last layer is zero. Their parameters carry the names of the released checkpoints.
+identity: its last layer is zero. Their parameters carry the names of the released checkpoints. How queries, keys and
+values are projected is an argument, `project`, so that branches can be added there for a call (models/branches.py).
 """
 
 from __future__ import annotations
@@ -12,12 +13,18 @@ import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.embeddings import SinusoidalPositionalEmbedding, TimestepEmbedding, Timesteps
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import dropout, silu
 
 from kineograph.models.attention import attend
+from kineograph.models.gradient import felt
 
 Back = Callable[[Tensor, torch.Size], Tensor]  # (tokens `(b h w) f c`, h and w) -> `b f c h w`
+Project = Callable[[nn.Module, Tensor], Tensor]  # (a projection of an attention, tokens) -> what it makes of them
 EPS = 1e-6  # of the group norm of transformers, in Stable Diffusion and all that follow it
+
+
+def plainly(layer: nn.Module, x: Tensor) -> Tensor:
+    return layer(x)
 
 
 def as_frames(tokens: Tensor, size: torch.Size) -> Tensor:
@@ -63,8 +70,8 @@ class TemporalAttention(nn.Module):
             self.relative_position_k = Distances(head_width, relative)
             self.relative_position_v = Distances(head_width, relative)
 
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = self.to_q(x), self.to_k(x), self.to_v(x)
+    def forward(self, x: Tensor, project: Project = plainly) -> Tensor:
+        query, key, value = (project(layer, x) for layer in (self.to_q, self.to_k, self.to_v))
         if not hasattr(self, "relative_position_k"):
             return self.to_out(attend(query, key, value, self.heads))
         return self.to_out(self._relative(query, key, value))
@@ -105,10 +112,10 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(width, mult=widening, activation_fn="geglu")
         self.pos_embed = nn.Identity() if positions is None else SinusoidalPositionalEmbedding(width, positions)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attn1(self.pos_embed(self.norm1(x)).to(x.dtype)) + x
+    def forward(self, x: Tensor, project: Project = plainly) -> Tensor:
+        x = self.attn1(self.pos_embed(self.norm1(x)).to(x.dtype), project) + x
         if hasattr(self, "attn2"):
-            x = self.attn2(self.pos_embed(self.norm2(x)).to(x.dtype)) + x
+            x = self.attn2(self.pos_embed(self.norm2(x)).to(x.dtype), project) + x
         return self.ff(self.norm3(x)) + x
 
 
@@ -134,7 +141,7 @@ class TemporalTransformer(nn.Module):
         back: Back = as_frames,
     ) -> None:
         super().__init__()
-        self.back = back
+        self.back, self.channels = back, channels
         width = heads * head_width
         self.norm = nn.GroupNorm(groups, channels, eps=EPS)
         self.proj_in = nn.Linear(channels, width)
@@ -154,58 +161,67 @@ class TemporalTransformer(nn.Module):
         )
         self.proj_out = _zeroed(nn.Linear(width, channels))
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int, project: Project = plainly) -> Tensor:
         size = x.shape[2:]
-        tokens = self.norm(as_plane(x, frames)).permute(0, 3, 2, 1).flatten(0, 1)
-        moved = self.proj_out(self.transformer_blocks(self.proj_in(tokens)))
-        return (x.unflatten(0, (-1, frames)) + self.back(moved, size)).flatten(0, 1)
+        tokens = self.proj_in(self.norm(felt(as_plane(x, frames))).permute(0, 3, 2, 1).flatten(0, 1))
+        for block in self.transformer_blocks:
+            tokens = block(tokens, project)
+        return (x.unflatten(0, (-1, frames)) + self.back(self.proj_out(tokens), size)).flatten(0, 1)
 
 
 class TemporalConv(nn.Module):
-    """Four convolutions over three frames each, added to what they read: `(b f) c h w` -> the same.
+    """Convolutions over three frames each, added to what they read: `(b f) c h w` -> the same.
 
-    Frames are the rows of a picture whose columns are all places, so that a filter of 3 x 1 is one over time.
+    Frames are the rows of a picture whose columns are all places, so a filter of 3 x 1 is over time. Dropout: training's.
     Source: ModelScope's temporal convolution, which VideoCrafter1 (I2V) and VidRD have after every resnet.
     """
 
-    def __init__(self, channels: int, groups: int = 32) -> None:
+    def __init__(self, channels: int, groups: int = 32, count: int = 4, dropout: float = 0.0) -> None:
         super().__init__()
-        for name in CONVS:
+        self.channels, self.dropout = channels, dropout
+        for number in range(1, count + 1):
             conv = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0))
-            self.add_module(name, nn.ModuleDict({"norm": nn.GroupNorm(groups, channels), "conv": conv}))
+            self.add_module(f"conv{number}", nn.ModuleDict({"norm": nn.GroupNorm(groups, channels), "conv": conv}))
         _zeroed(conv)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        plane = as_plane(x, frames)
-        for name in CONVS:
-            norm, conv = self.get_submodule(f"{name}.norm"), self.get_submodule(f"{name}.conv")
-            plane = conv(silu(norm(plane)))
+    def forward(self, x: Tensor, frames: int, project: Project = plainly) -> Tensor:
+        plane = felt(as_plane(x, frames))  # nothing here is an attention's
+        for norm, conv in self.rooms():
+            plane = conv(self.ready(norm(plane)))
         return x + plane.unflatten(3, x.shape[2:]).transpose(1, 2).flatten(0, 1)
 
+    def rooms(self) -> list[tuple[nn.Module, nn.Module]]:
+        """Each group norm with the convolution behind it."""
+        return [(room.get_submodule("norm"), room.get_submodule("conv")) for room in self.children()]
 
-CONVS = ("conv1", "conv2", "conv3", "conv4")
+    def ready(self, normed: Tensor) -> Tensor:
+        """What a convolution reads, of what its norm gives."""
+        return dropout(silu(normed), self.dropout, self.training)
 
 
 class AttentionInBlock(nn.Module):
     """Temporal attention between the layers of a spatial transformer block: tokens `(b f) n c` -> the same.
 
     A sinusoidal position is added to the tokens themselves, and stays: so it begins as more than the identity.
-    Source: VidRD's Temp-Attn (its released code; the figure shows none added).
+    Source: VidRD's Temp-Attn (its released code; the figure shows none added, and neither distances, `relative`).
     """
 
-    def __init__(self, channels: int, heads: int, head_width: int, positions: int | None = None) -> None:
+    def __init__(
+        self, channels: int, heads: int, head_width: int, positions: int | None = None, relative: int | None = None
+    ) -> None:
         super().__init__()
+        self.channels = channels
         self.temp_norm = nn.LayerNorm(channels)
-        self.temp_attn = TemporalAttention(channels, heads, head_width)
+        self.temp_attn = TemporalAttention(channels, heads, head_width, relative)
         for weight in self.temp_attn.to_out.parameters():
             nn.init.zeros_(weight)
         self.pos_embed = nn.Identity() if positions is None else SinusoidalPositionalEmbedding(channels, positions)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int, project: Project = plainly) -> Tensor:
         places = x.shape[1]
         tokens = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (b n) f c
         tokens = self.pos_embed(tokens).to(x.dtype)
-        tokens = tokens + self.temp_attn(self.temp_norm(tokens))
+        tokens = tokens + self.temp_attn(self.temp_norm(tokens), project)
         return tokens.unflatten(0, (-1, places)).transpose(1, 2).flatten(0, 1)
 
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from kineograph.models.temporal import (
     AttentionInBlock,
     FrameRate,
+    Project,
     TemporalConv,
     TemporalTransformer,
     as_frames,
     as_frames_misread,
+    plainly,
 )
 
 # (layer just left, its output, number of frames) -> that output after the frames have seen each other
@@ -50,7 +52,8 @@ class TemporalConfig(BaseModel):
     transformer  that after every spatial transformer
     lonely       whether it stands after resnets too that no spatial transformer follows
     middle       whether it stands in the middle block too
-    convolution  whether a temporal convolution follows every resnet
+    convolution  whether temporal convolutions follow every resnet
+    in_a_row     how many of them
     in_block     attention between a spatial block's cross-attention and its feed-forward
     frame_rate   whether frames a second are told beside the timestep
     joint_norms  whether the group norms of resnets, and the last one, span all frames
@@ -67,6 +70,7 @@ class TemporalConfig(BaseModel):
     lonely: bool = False
     middle: bool = True
     convolution: bool = False
+    in_a_row: int = 4
     in_block: TransformerConfig | None = None
     frame_rate: bool = False
     joint_norms: bool = False
@@ -97,18 +101,19 @@ class TemporalLayers(nn.Module):
         self.after = nn.Module()
         for name, layer in _sites(unet, config):
             self.names.append(name)
-            _plant(self.after, name, layer)
+            plant(self.after, name, layer)
         self.fps = _frame_rate(unet) if config.frame_rate else None
 
-    def around(self, unet: nn.Module) -> After:
+    def around(self, unet: nn.Module, project: Project = plainly) -> After:
         """These layers as what is called after each layer of this image network.
 
+        project: how their attentions' queries, keys and values are made.
         Looked up anew for every walk: adapters may have been put in a layer's place.
         """
         found = {unet.get_submodule(name): self.after.get_submodule(name) for name in self.names}
 
         def after(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-            return found[layer](x, frames) if layer in found else x
+            return found[layer](x, frames, project) if layer in found else x
 
         return after
 
@@ -120,7 +125,7 @@ def _sites(unet: UNet2DConditionModel, config: TemporalConfig) -> Iterator[tuple
         yield "conv_in", _transformer(config.entry, unet.config.block_out_channels[0], groups)
     for block, resnet, spatial, channels in _stages(unet):
         if config.convolution:
-            yield resnet, TemporalConv(channels, groups)
+            yield resnet, TemporalConv(channels, groups, config.in_a_row)
         if spatial is not None and config.in_block is not None:
             for name in _blocks(unet, spatial):
                 yield name, _in_block(config.in_block, channels)
@@ -157,14 +162,14 @@ def _transformer(config: TransformerConfig, channels: int, groups: int) -> Tempo
 
 
 def _in_block(config: TransformerConfig, channels: int) -> AttentionInBlock:
-    return AttentionInBlock(channels, *config.split(channels), positions=config.positions)
+    return AttentionInBlock(channels, *config.split(channels), positions=config.positions, relative=config.relative)
 
 
 def _frame_rate(unet: UNet2DConditionModel) -> FrameRate:
     return FrameRate(unet.config.block_out_channels[0], unet.time_embedding.linear_2.out_features)
 
 
-def _plant(root: nn.Module, name: str, layer: nn.Module) -> None:
+def plant(root: nn.Module, name: str, layer: nn.Module) -> None:
     """Put a layer into a tree of empty modules under a name with dots."""
     *path, last = name.split(".")
     for part in path:

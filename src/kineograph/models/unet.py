@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.models import attention, image_tokens
+from kineograph.models import attention, branches, image_tokens
 from kineograph.models.attention import Memory, See, own
+from kineograph.models.branches import MotionBranches, Scale, SpatialBranches
 from kineograph.models.image_tokens import Text
-from kineograph.models.rooms import check_processors, check_settings, cross_attentions
-from kineograph.models.temporal import as_plane
-from kineograph.models.temporal_layers import TemporalLayers
+from kineograph.models.rooms import check_processors, check_resnets, check_settings, cross_attentions
+from kineograph.models.temporal import Project, as_plane, plainly
+from kineograph.models.temporal_layers import After, TemporalLayers
 from kineograph.models.walk import Through, Told, at_once, walk
 
 Network = Any  # a U-Net, or a ControlNet for one
@@ -30,17 +32,28 @@ class VideoUNet(nn.Module):
     Without temporal layers, and with every frame seeing itself, it gives what the image network gives for each frame.
     So it does for a video of one frame in any case: layers along time, and the frame rate, are for more than one.
     through: what calls each stage of the walk, such as one that computes it again in the backward pass.
+    motion_adapter, spatial_adapter: branches in and before the layers along time.
     Raises InputError for a network of another kind, naming what is not supported.
     """
 
     def __init__(
-        self, image_unet: UNet2DConditionModel, temporal: TemporalLayers | None = None, through: Through = at_once
+        self,
+        image_unet: UNet2DConditionModel,
+        temporal: TemporalLayers | None = None,
+        through: Through = at_once,
+        *,
+        motion_adapter: MotionBranches | None = None,
+        spatial_adapter: SpatialBranches | None = None,
     ) -> None:
         super().__init__()
         check_settings(image_unet)
+        if temporal is not None and temporal.config.joint_norms:
+            check_resnets(image_unet)
         self.image_unet = image_unet
         self.temporal = temporal
         self.through = through
+        self.motion_adapter = motion_adapter
+        self.spatial_adapter = spatial_adapter
 
     @property
     def tells_frame_rate(self) -> bool:
@@ -54,6 +67,10 @@ class VideoUNet(nn.Module):
         rest = embedding[:, :-1]
         return rest if rest.shape[1] else None, embedding[:, -1]
 
+    def of_image(self, condition: Condition) -> Condition:
+        """What the image network, and a ControlNet for it, is told of a condition: no frame rate."""
+        return replace(condition, embedding=self._split(condition.embedding)[0])
+
     def prepare(self, condition: Condition) -> Text:
         """Keys and values of what the condition tells every frame, for `text` of `forward`.
 
@@ -61,6 +78,25 @@ class VideoUNet(nn.Module):
         Raises InputError for image tokens that nothing reads, and for attention that is not supported.
         """
         return prepare_text(self.image_unet, condition)
+
+    def check_motion_scale(self, scale: Scale, name: str = "this network") -> None:
+        """Raises InputError for a scale other than 0 where no motion adapter can heed it."""
+        if not branches.is_off(scale) and self.motion_adapter is None:
+            what = "motion adapter" if self.temporal is not None else "layers along time, and so no motion adapter"
+            raise InputError(
+                f"{name} has no {what}, and a motion_scale other than 0 needs one: {branches.HOW_TO_GET_ONE}"
+            )
+
+    def _after(self, motion_scale: Scale, spatial_scale: Scale) -> After:
+        """The layers along time with the branches in and before them."""
+        assert self.temporal is not None
+        project: Project = plainly
+        if self.motion_adapter is not None and not branches.is_off(motion_scale):
+            project = self.motion_adapter.around(self.temporal, motion_scale)
+        after = self.temporal.around(self.image_unet, project)
+        if self.spatial_adapter is None or branches.is_off(spatial_scale):
+            return after
+        return self.spatial_adapter.before(after, self.image_unet, spatial_scale)
 
     def forward(
         self,
@@ -72,6 +108,8 @@ class VideoUNet(nn.Module):
         frames: Sequence[int] | None = None,
         memory: Memory | None = None,
         text: Text | None = None,
+        motion_scale: Scale = 0.0,
+        spatial_scale: Scale = 1.0,
     ) -> Latents:
         """The network's raw output for frames `z` of a video, in the dtype of `z`.
 
@@ -81,18 +119,23 @@ class VideoUNet(nn.Module):
         memory: `{}` in the first of several walks through one video at one timestep, the same dict in the others;
             walking in parts then gives what one walk gives. From another clip it is an anchor.
         text: what `prepare` made of the condition.
+        motion_scale, spatial_scale: of the adapters, for all samples or one for each, `[b]`; at 0 the network is as it
+            is without, to the bit. A motion adapter makes a video still at 1, and moves it more below 0.
         Raises InputError when a frame reads one that is neither here nor remembered, and when the condition is not
             for this network or this batch.
         """
         unet, numbers = self.image_unet, list(range(z.shape[1]) if frames is None else frames)
         _check(z, numbers, condition)
         plan = attention.plan(see, numbers, memory)
+        self.check_motion_scale(motion_scale)
         text = self.prepare(condition) if text is None else text
         own, rate = self._split(condition.embedding)
         time = embedded_time(unet, timestep, own, z.shape[:2])
         told = Told(time, text, plan, memory, through=self.through)
         if self.temporal is not None and len(numbers) > 1:
-            told = _along(self.temporal, unet, rate, told)
+            for name, scale in (("motion_scale", motion_scale), ("spatial_scale", spatial_scale)):
+                branches.refuse_other_counts(name, scale, len(z))
+            told = _along(self.temporal, rate, told)._replace(after=self._after(motion_scale, spatial_scale))
         added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, memory)
         x = walk(unet, _input(z, condition.channels, numbers).to(unet.dtype), added, told)
         if memory is not None:
@@ -127,8 +170,8 @@ def _input(z: Latents, channels: Tensor | None, frames: list[int]) -> Tensor:
     return torch.cat([z, beside.to(z)], dim=2).flatten(0, 1)
 
 
-def _along(temporal: TemporalLayers, unet: Network, rate: Tensor | None, told: Told) -> Told:
-    """What a walk over several frames is told, with the layers along time."""
+def _along(temporal: TemporalLayers, rate: Tensor | None, told: Told) -> Told:
+    """What a walk over several frames is told where there are layers along time."""
     time = told.time
     if temporal.fps is not None:
         if rate is None:
@@ -138,7 +181,7 @@ def _along(temporal: TemporalLayers, unet: Network, rate: Tensor | None, told: T
             )
         rates = temporal.fps(rate.to(time.device)).to(time)
         time = time + rates.repeat_interleave(len(time) // len(rates), dim=0)
-    told = told._replace(time=time, after=temporal.around(unet))
+    told = told._replace(time=time)
     return told._replace(resnet=together, norm=normed_together) if temporal.config.joint_norms else told
 
 

@@ -1,7 +1,10 @@
-"""What a video model adds to a folder in diffusers layout: `temporal/`, and `image_adapter/` if it is shown pictures.
+"""What a video model adds to a folder in diffusers layout: layers along time, and what reads pictures.
 
 temporal/config.json                                 a `TemporalConfig`
 temporal/diffusion_pytorch_model.safetensors         the layers along time
+temporal_decoder/config.json                         a `DecoderConfig`
+temporal_decoder/diffusion_pytorch_model.safetensors the layers along time of the VAE's decoder
+motion_adapter/motion_adapter.safetensors            as `adapter_files` has it
 image_adapter/config.json                            a `ResamplerConfig`, and how pictures are read
 image_adapter/ip_adapter.safetensors                 as IP-Adapter's own files are
 image_encoder/                                       CLIP's vision tower, in transformers' layout
@@ -23,13 +26,18 @@ from torch import Tensor
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
-from kineograph.models import image_adapter, pictures, places, tensor_files
+from kineograph.models import adapter_files, image_adapter, pictures, places, tensor_files
+from kineograph.models.branches import MotionBranches
+from kineograph.models.decoder import DecoderConfig, TemporalDecoder
+from kineograph.models.hub import Hub
 from kineograph.models.image_adapter import ResamplerConfig
 from kineograph.models.pictures import PictureReader
 from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
 
 CONFIG = "config.json"
 TEMPORAL, TEMPORAL_WEIGHTS = "temporal", "diffusion_pytorch_model.safetensors"
+DECODER = "temporal_decoder"
+MOTION, MOTION_WEIGHTS = "motion_adapter", "motion_adapter.safetensors"
 ADAPTER, ADAPTER_WEIGHTS = "image_adapter", "ip_adapter.safetensors"
 ENCODER = "image_encoder"
 FITS = {fit.__name__: fit for fit in (pictures.squashed, pictures.cropped)}
@@ -71,6 +79,30 @@ def write_temporal(layers: TemporalLayers, folder: Path) -> None:
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2))
     _save(layers.state_dict(), folder / TEMPORAL_WEIGHTS)
+
+
+def read_decoder(folder: Path) -> TemporalDecoder:
+    """The layers of a folder `temporal_decoder`. Raises InputError when it is incomplete or damaged."""
+    with init_empty_weights(include_buffers=False):
+        layers = TemporalDecoder(_validated(DecoderConfig, _file(folder, CONFIG)))
+    tensors = tensor_files.read(_file(folder, TEMPORAL_WEIGHTS))
+    places.fill(layers, tensors, places.same(layers.state_dict()), f"{folder} does not fit its configuration")
+    return layers.eval()
+
+
+def write_decoder(layers: TemporalDecoder, folder: Path) -> None:
+    """Write a temporal decoder's layers into a new folder."""
+    folder.mkdir()
+    (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2) + "\n")
+    _save(layers.state_dict(), folder / TEMPORAL_WEIGHTS)
+
+
+def read_motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionBranches | None:
+    """A pipeline's motion adapter, for its layers along time; nothing if it has none."""
+    if not (folder / MOTION).is_dir():
+        return None
+    adapter = adapter_files.read(_file(folder / MOTION, MOTION_WEIGHTS), "motion", Hub())
+    return adapter_files.motion_branches(adapter, temporal, folder.name)
 
 
 def read_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> PictureReader | None:

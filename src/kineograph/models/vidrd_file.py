@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.models import architecture, hub, parts, places, vidrd_layout
+from kineograph.models import architecture, decoders, hub, parts, places, vidrd_layout
 from kineograph.models.hub import Hub
 from kineograph.models.parts import Parts
 from kineograph.models.tensor_files import Tensors, some
@@ -22,6 +22,7 @@ def open_parts(
 ) -> Parts:
     """The parts of a checkpoint, with the VAE of the model that it was trained from, and the text encoder if need be.
 
+    Where the file holds a temporal decoder, that is among them.
     config: that model, in diffusers layout.
     Raises InputError when it is not given, and when tensors of the file are missing, left over or of another shape.
     """
@@ -33,12 +34,15 @@ def open_parts(
     folder = hub.local(config) or hub.fetch_pipeline(str(config), ask)
     net = vidrd_layout.network(tensors, str(path), architecture.unsaid(folder))
     beside = parts.from_folder(folder, dtype)
-    if left := [name for name in tensors if not name.startswith((vidrd_layout.UNET, TEXT))]:
+    if left := [name for name in tensors if not name.startswith((vidrd_layout.UNET, TEXT, decoders.VAE))]:
         warnings.warn(
-            f"{path}: {len(left)} tensors are of neither the U-Net nor the text encoder and are left out: {some(left)}",
+            f"{path}: {len(left)} tensors are of neither U-Net, VAE nor text encoder and are left out: {some(left)}",
             InputWarning,
             stacklevel=2,
         )
+    decoders.fill_vae(beside.vae, tensors, str(path))
+    if decoders.has_one(tensors):
+        beside = beside._replace(decoder=decoders.released(tensors, str(path)))
     if own := places.below(TEXT, tensors):
         beside = beside._replace(text=(_with_own(beside.text[0], own, path),))
     return beside._replace(unet=net.image_unet, temporal=net.temporal)

@@ -8,8 +8,9 @@ other things. A question whose answer is the motion itself does, to every tempor
 from __future__ import annotations
 
 from functools import partial
+from math import isqrt
 from threading import get_ident
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,8 +18,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits
 
-from kineograph.models.temporal import TemporalTransformer
+from kineograph.models.temporal import AttentionInBlock, TemporalTransformer
 from kineograph.models.temporal_layers import TemporalLayers
+from kineograph.models.unet import VideoUNet
 from kineograph.pocket import motions, world
 from kineograph.pocket.feed import shot_of, things_at
 
@@ -27,16 +29,16 @@ UNITS = (0.15, 0.15, 0.4, 1.0)  # parts of the picture, the same, 1, radians: ab
 
 
 class Questions(nn.Module):
-    """A linear answer from the tokens that each temporal transformer gives, and what they were in this thread."""
+    """A linear answer from the tokens that each temporal attention gives, and what they were in this thread."""
 
     def __init__(self, temporal: TemporalLayers) -> None:
         super().__init__()
         self.answers = nn.ModuleList()
         self.heard: dict[int, list[tuple[int, Tensor]]] = {}  # fit walks the network in several threads at once
         for layer in temporal.modules():
-            if isinstance(layer, TemporalTransformer):
+            if isinstance(layer, TemporalTransformer | AttentionInBlock):
                 layer.register_forward_hook(partial(self._hear, len(self.answers)))
-                width = int(layer.norm.num_channels)
+                width = layer.channels
                 self.answers.append(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, MOVES + 1)))
 
     def _hear(self, number: int, layer: nn.Module, given: Any, output: Tensor) -> None:
@@ -53,10 +55,23 @@ class Questions(nn.Module):
         return torch.stack([self._wrong(number, output, moves, there) for number, output in heard]).mean()
 
     def _wrong(self, number: int, output: Tensor, moves: Tensor, there: Tensor) -> Tensor:
-        told = self.answers[number](output.permute(0, 2, 3, 1)).float()  # (b f) h w m
+        told = self.answers[number](_cells(output)).float()  # (b f) h w m
         moved = told[..., :MOVES].mean((1, 2)).view_as(moves)
         seen = adaptive_avg_pool2d(there.flatten(0, 1)[:, None], told.shape[1:3])[:, 0]
         return (moved - moves).square().mean() + binary_cross_entropy_with_logits(told[..., MOVES], seen)
+
+
+@runtime_checkable
+class Asked(Protocol):
+    """A network that is asked while it learns."""
+
+    net: VideoUNet
+    questions: Questions
+
+
+def _cells(output: Tensor) -> Tensor:
+    """A layer's output, `(b f) c h w` or the tokens of square pictures, as `(b f) h w c`."""
+    return output.permute(0, 2, 3, 1) if output.ndim == 4 else output.unflatten(1, (isqrt(output.shape[1]), -1))
 
 
 def truth(fact: dict[str, Any], times: list[float], cells: int) -> tuple[np.ndarray, np.ndarray]:

@@ -63,16 +63,17 @@ def pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, s
 
     seen: what becomes of a film's frames before they are encoded.
     """
-    return feed.pool(folder, count, seed=seed, split=split, paint=partial(film, partial(_encoded, vae_folder, seen)))
+    return feed.pool(folder, count, seed=seed, split=split, paint=partial(film, partial(encoded, vae_folder, seen)))
 
 
 def stills(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
     """The pool of this many pictures, made into `folder` unless there."""
-    encode = partial(_encoded, vae_folder, as_they_are)
+    encode = partial(encoded, vae_folder, as_they_are)
     return feed.pool(folder, count, seed=seed, split=split, paint=partial(still, encode))
 
 
-def _encoded(vae_folder: Path, seen: Seen, frames: np.ndarray) -> torch.Tensor:
+def encoded(vae_folder: Path, seen: Seen, frames: np.ndarray) -> torch.Tensor:
+    """The scaled latents of frames uint8 [f h w 3], after what becomes of them, on one thread."""
     net = _opened(vae_folder)
     return net.config["scaling_factor"] * vae.encode(net, seen(frames))
 

@@ -29,9 +29,15 @@ def optimisers(net: nn.Module, lr: float, *, momentum: tuple[float, float], deca
     others = [p for p in net.parameters() if p.requires_grad and id(p) not in inside]
     pairs = tuple((nn.Parameter(as_matrix(weight.detach())), weight) for weight in weights)
     each: list[Optimizer] = [AdamW(others, lr, betas=momentum, weight_decay=0.0, fused=True)] if others else []
-    for part in shared_out([matrix for matrix, _ in pairs], cores):
-        each.append(Muon(part, lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"))
-    return Optimisers(tuple(each), pairs)
+    return Optimisers((*each, *muons([matrix for matrix, _ in pairs], lr, decay, cores)), pairs)
+
+
+def muons(matrices: list[nn.Parameter], lr: float, decay: float, cores: int) -> list[Optimizer]:
+    """Muon for each core's share of the matrices; `lr` means AdamW's step."""
+    return [
+        Muon(part, lr, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        for part in shared_out(matrices, cores)
+    ]
 
 
 def as_matrix(weight: Tensor) -> Tensor:

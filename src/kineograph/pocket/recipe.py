@@ -38,6 +38,11 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "class_reading": (video_stages.train_class_reading, video_stages.CLASS_READING),
     "class_token": (video_stages.train_class_token, video_stages.CLASS_TOKEN),
     "degraded": (video_stages.train_degraded, video_stages.DEGRADED),
+    "motion_adapter": (video_stages.train_motion_adapter, video_stages.MOTION_ADAPTER),
+    "vidrd": (video_stages.train_vidrd, video_stages.VIDRD),
+    "vidrd_panned": (video_stages.train_panned, video_stages.PANNED),
+    "vidrd_unpanned": (video_stages.train_unpanned, video_stages.UNPANNED),
+    "temporal_decoder": (video_stages.train_temporal_decoder, video_stages.STEADY),
 }
 
 

@@ -39,6 +39,9 @@ class Settings(BaseModel):
     sketched: int = 5  # videos in each report of theirs
     told: int = 40_000  # captions of clips, for the text tower
     spoilt: int = 300  # films, for the video model of bad data
+    panned: int = 1_500  # pictures made films by pan and zoom, for VidRD's layers
+    panned_share: float = 0.15  # of the steps that are shown those; 0 for films alone
+    decoded: int = 600  # films of eight frames, for the temporal decoder: as pixels, 240 MB
     edits: int = 6_000  # families of a picture and its four edits
     judged: int = 150  # held-out families and films that the judge reports on
 
@@ -55,5 +58,9 @@ class Settings(BaseModel):
     image_to_video: Plan = Plan(minutes=20, lr=1e-3, batch=4)
     apart: Plan = Plan(minutes=12, lr=2e-3, batch=4, steps=400)  # each of two, for the ablation; not shipped
     degraded: Plan = Plan(minutes=10, lr=1e-3, batch=4)
+    motion_adapter: Plan = Plan(minutes=7, lr=2e-3, batch=4)
+    vidrd: Plan = Plan(minutes=25, lr=2e-3, batch=4)
+    vidrd_apart: Plan = Plan(minutes=8, lr=2e-3, batch=4, steps=300)  # each of two, for the ablation; not shipped
+    temporal_decoder: Plan = Plan(minutes=8, lr=2e-3, batch=8)
     text_to_video: Plan = Plan(minutes=110, lr=2e-3, batch=4)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)

@@ -160,14 +160,14 @@ def screenings(
         frames = FRAMES // 2 if rng.uniform() < SHORT else FRAMES
         count = batch * FRAMES // frames
         pool = next(numbers for until, numbers in lessons if progress <= until)
-        chosen, window = rng.choice(pool, size=count), _window(rng, frames)
-        clips, fps = films.pictures[chosen][:, window], rates[chosen] / (window.step or 1)
+        chosen, span = rng.choice(pool, size=count), window(rng, frames)
+        clips, fps = films.pictures[chosen][:, span], rates[chosen] / (span.step or 1)
         shown = (
-            *noised(rng, clips, weights[chosen][:, window]),
+            *noised(rng, clips, weights[chosen][:, span]),
             said(rng, words[chosen], blank),
             torch.from_numpy(fps.astype(np.float32)),
-            torch.from_numpy(moves[chosen][:, window] - moves[chosen][:, window].mean(1, keepdims=True)),
-            torch.from_numpy(there[chosen][:, window].astype(np.float32)),
+            torch.from_numpy(moves[chosen][:, span] - moves[chosen][:, span].mean(1, keepdims=True)),
+            torch.from_numpy(there[chosen][:, span].astype(np.float32)),
         )
         if not share:
             return shown
@@ -187,7 +187,7 @@ def _asked(films: Pool) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([moves for moves, _ in known]), np.stack([there for _, there in known])
 
 
-def _window(rng: Rng, frames: int) -> slice:
+def window(rng: Rng, frames: int) -> slice:
     """All frames, every second one, or as many in a row."""
     if frames == FRAMES:
         return slice(0, FRAMES)
@@ -215,7 +215,7 @@ def noised(rng: Rng, x0: np.ndarray, weights: np.ndarray) -> Batch:
             torch.from_numpy(t.astype(np.int64)))  # fmt: skip
 
 
-def noise_loss(text: CLIPTextModel, films: Films, batch: Batch) -> dict[str, Tensor]:
+def noise_loss(text: CLIPTextModel, films: asked.Asked, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise of films and of single pictures, and of what is asked about films."""
     *clips, words, fps, moves, there = batch[:8]
     films.questions.listen()
@@ -234,9 +234,9 @@ def told_of(text: CLIPTextModel, words: Tensor, fps: Tensor) -> Condition:
 
 
 def error(
-    net: VideoUNet, told: Condition, x0: Latents, noise: Latents, weight: Float[Tensor, "b f h w"], t: Tensor
-) -> Tensor:
-    """The squared error of the predicted noise, weighted as the image network's was (`unet.noise_loss`)."""
+    net: Callable[..., Latents], told: Condition, x0: Latents, noise: Latents, weight: Float[Tensor, "b f h w"], t: Tensor
+) -> Tensor:  # fmt: skip
+    """The squared error of the noise that a network predicts, weighted as the image network's (`unet.noise_loss`)."""
     z, sigma = SCHEDULE.noised(x0, noise, t)
     off = weighed(net(z, t, told).float() - noise, weight)
     return ((1 + sigma**2).clamp(max=HEAVIEST) * off).mean()

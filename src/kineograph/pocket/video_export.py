@@ -6,24 +6,36 @@ import json
 import shutil
 from pathlib import Path
 
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from kineograph.models.decoder import TemporalDecoder
 from kineograph.models.saving import VOCABULARY
-from kineograph.pocket import image_to_video, video
+from kineograph.models.video_folder import DECODER, write_decoder
+from kineograph.pocket import decoder, image_to_video, video, vidrd
 from kineograph.pocket.export import WEIGHTS
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.stages import told
-from kineograph.pocket.video_stages import DEGRADED, IMAGE_TO_VIDEO, TEXT_TO_VIDEO, filmed
+from kineograph.pocket.video_stages import (
+    DEGRADED,
+    IMAGE_TO_VIDEO,
+    MOTION_ADAPTER,
+    STEADY,
+    TEXT_TO_VIDEO,
+    VIDRD,
+    filmed,
+)
 from kineograph.pocket.words import vocabulary
 
 
 def export_videos(settings: Settings, out: Path, weights: Path = WEIGHTS) -> None:
-    """Write `video/`, `animate/` and `video-degraded/` into `weights`."""
+    """Write `video/`, `animate/`, `video-degraded/` and `vidrd/` into `weights`."""
     export_text_to_video(settings, out, weights)
     export_image_to_video(out, weights)
+    export_motion_adapter(out, weights)
     export_degraded(out, weights)
+    export_vidrd(out, weights)
 
 
 def export_text_to_video(settings: Settings, out: Path, weights: Path) -> None:
@@ -48,11 +60,29 @@ def export_image_to_video(out: Path, weights: Path) -> None:
     _save_halved(folder / "animate.safetensors", out / IMAGE_TO_VIDEO)
 
 
+def export_motion_adapter(out: Path, weights: Path) -> None:
+    """`video/`: what makes its films stand still."""
+    shutil.copy(out / MOTION_ADAPTER, weights / "video" / MOTION_ADAPTER)
+
+
 def export_degraded(out: Path, weights: Path) -> None:
     """`video-degraded/`: what bad films made of the video network."""
     folder = weights / "video-degraded"
     folder.mkdir(exist_ok=True)
     _save_halved(folder / "degraded.safetensors", out / DEGRADED)
+    shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
+
+
+def export_vidrd(out: Path, weights: Path) -> None:
+    """`vidrd/`: VidRD's layers and what changed with them in the network of `video/`, and the temporal decoder."""
+    folder = weights / "vidrd"
+    shutil.rmtree(folder / DECODER, ignore_errors=True)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(vidrd.CONFIG.model_dump(exclude_defaults=True), indent=2) + "\n")
+    _save_halved(folder / "vidrd.safetensors", out / VIDRD)
+    layers = TemporalDecoder(decoder.config_for(AutoencoderKL.from_pretrained(out / "vae" / "final")))
+    layers.load_state_dict(load_file(out / STEADY))
+    write_decoder(layers.half(), folder / DECODER)
     shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
 
 

@@ -18,6 +18,7 @@ from kineograph.latents import Latents
 from kineograph.models.unet import VideoUNet
 from kineograph.noise import related
 from kineograph.pocket import vae
+from kineograph.pocket.asked import Asked
 from kineograph.pocket.captions import MOTIONS
 from kineograph.pocket.films import FRAMES
 from kineograph.pocket.fit import Figures
@@ -25,7 +26,7 @@ from kineograph.pocket.judge import load_judge
 from kineograph.pocket.networks import LATENT_CHANNELS
 from kineograph.pocket.sheets import as_pictures, save_sheet
 from kineograph.pocket.unet import CELLS
-from kineograph.pocket.video import RATIO, SCHEDULE, Films
+from kineograph.pocket.video import RATIO, SCHEDULE
 from kineograph.pocket.words import ids
 from kineograph.trajectory import dpmpp_2m, last
 
@@ -44,7 +45,7 @@ LOOKS = tuple(
 
 def reporter(
     folder: Path, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, sketched: int
-) -> Callable[[Films], Figures]:
+) -> Callable[[Asked], Figures]:
     """A sheet of so many videos, each of another motion, always from the same noise; and what the judge says of them."""
     judge = load_judge()
     shown = list(zip(LOOKS, MOTIONS, strict=True))[1::2][:sketched]
@@ -52,7 +53,7 @@ def reporter(
         return lambda films: {}
 
     @torch.no_grad()
-    def report(films: Films) -> Figures:
+    def report(films: Asked) -> Figures:
         told, untold = (
             condition(text, ids(tokenizer, texts)) for texts in ([look for look, _ in shown], [""] * len(shown))
         )

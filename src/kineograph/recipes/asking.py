@@ -41,6 +41,7 @@ def generate(
     masks: str = "attention",
     window: int | None = None,
     overlap: int | None = None,
+    motion_scale: float = 0.0,
     video_model: Model | None = None,
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     clips: int = 1,
@@ -75,6 +76,7 @@ def generate(
     masks: str = "attention",
     window: int | None = None,
     overlap: int | None = None,
+    motion_scale: float = 0.0,
     video_model: Model | None = None,
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     clips: int = 1,
@@ -108,6 +110,7 @@ def generate(
     masks: str = "attention",
     window: int | None = None,
     overlap: int | None = None,
+    motion_scale: float = 0.0,
     video_model: Model | None = None,
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     clips: int = 1,
@@ -139,6 +142,8 @@ def generate(
     masks: what tells the foreground then: the model's own "attention", or "rembg", a network that the user installs.
     window, overlap: how many frames a video model sees together, as many as it was trained on unless given, and how
         many of them at least the next window sees too; a quarter unless given.
+    motion_scale: how a video model with a motion adapter (Still-Moving) moves things: 0 as it does without, 1 not at
+        all, below 0 more than that.
     video_model: a second model that moves what the first draws (VideoElevator); elevation: how the two take turns.
     clips: how many clips of `num_frames` follow each other (VidRD); then: the prompts of the second and later ones, the
         last of which stays; reuse: how a clip follows from the one before.
@@ -179,6 +184,7 @@ def generate(
             masks=masks,
             window=window,
             overlap=overlap,
+            motion_scale=motion_scale,
             elevation=elevation,
             clips=clips,
             then=tuple(then),

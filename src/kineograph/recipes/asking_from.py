@@ -28,6 +28,7 @@ def animate(
     solver: str | None = None,
     window: int | None = None,
     overlap: int | None = None,
+    motion_scale: float = 0.0,
     on_step: OnStep | None = None,
 ) -> Video:
     """A video of what the picture shows, moving as the prompt says.
@@ -58,6 +59,7 @@ def animate(
         solver=solver,
         window=window,
         overlap=overlap,
+        motion_scale=motion_scale,
         method="videocrafter",
         image=str(image),
         image_scale=image_scale,

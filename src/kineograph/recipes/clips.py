@@ -18,7 +18,6 @@ from kineograph.recipes.walks import Clip, Start, Walk
 from kineograph.trajectory import Step, recorded
 
 Plan = Callable[[Model, Request, Start], Walk]
-DECODED_AT_ONCE = 8  # frames, before they are a quarter as large
 
 
 class Progress(NamedTuple):
@@ -63,8 +62,7 @@ def _common(steps: Sequence[Step]) -> dict[float, Latents]:
 
 
 def _decoded(model: Model, latents: Latents) -> np.ndarray:
-    parts = latents.split(DECODED_AT_ONCE, dim=1)
-    return np.concatenate([Video.from_tensor(model.decode(part)[0]).frames for part in parts])
+    return np.concatenate([Video.from_tensor(part[0]).frames for part in model.decoded(latents)])
 
 
 def _told(walk: Walk, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:

@@ -14,7 +14,7 @@ from kineograph.data.annotators import annotator
 from kineograph.data.control import Control
 from kineograph.data.footage import Footage, in_chunks
 from kineograph.data.request import Request
-from kineograph.models.attention import first
+from kineograph.models.attention import first, own
 from kineograph.models.controlnet import Cues, VideoControlNet, controlled, together
 from kineograph.models.model import Model
 from kineograph.recipes.walks import Start
@@ -23,7 +23,10 @@ Told = Callable[[Condition], Condition]
 
 
 def bound(model: Model, request: Request, start: Start) -> Told:
-    """What a condition becomes when the request's controls are added to it. The videos are read here, once."""
+    """What a condition becomes when the request's controls are added to it. The videos are read here, once.
+
+    A ControlNet's frames see each other as the model's own do: first-frame attention, or layers along time instead.
+    """
     if not request.control:
         return lambda condition: condition
     nets = [model.control(control.kind) for control in request.control]
@@ -32,11 +35,13 @@ def bound(model: Model, request: Request, start: Start) -> Told:
         for net, control, footage in zip(nets, request.control, start.inputs.footage, strict=True)
     ]
 
+    see = first if model.temporal is None else own
+
     def told(condition: Condition) -> Condition:
         each = [
             controlled(
-                net, condition, cue, see=first, scale=control.scale, start=control.start, end=control.end,
-                timesteps=len(model.schedule.sigmas),
+                net, model.net.of_image(condition), cue, see=see, scale=control.scale, start=control.start,
+                end=control.end, timesteps=len(model.schedule.sigmas),
             )
             for net, cue, control in zip(nets, cues, request.control, strict=True)
         ]  # fmt: skip

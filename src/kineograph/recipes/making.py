@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,37 @@ def made(
     said = " ".join([request.prompt, *request.then, request.negative_prompt])
     if unknown := model.unknown_words(said):
         warnings.warn(f"{model.name} has never seen the words {', '.join(unknown)}", InputWarning, stacklevel=2)
+    _warn_of_an_unsaid_subject(model, [request.prompt, *request.then])
+    if video_model is not None:
+        _warn_of_an_unsaid_subject(video_model, [request.elevation.video_prompt or request.prompt])
+    _warn_of_a_long_window(video_model or model, request.window, len(start.frames))
     settings = _settings(model, request, start)
     frames = _frames(model, request, start, on_step, keep_clips and keeping.place(keep_clips, settings))
     video = Video(frames, start.inputs.fps)
     return replace(video, settings={**settings, "frames_sha256": video.digest})
+
+
+def _warn_of_an_unsaid_subject(model: Model, prompts: Sequence[str]) -> None:
+    """A subject that no prompt names is not drawn, or by chance."""
+    said = " ".join(" ".join(prompts).lower().split())
+    if model.subject is not None and model.subject.lower() not in said:
+        warnings.warn(
+            f"{model.name} was customised to {model.subject!r}, and the prompt does not say that: say it, as in "
+            f"'a {model.subject} ...', or leave the adapter out",
+            InputWarning,
+            stacklevel=3,
+        )
+
+
+def _warn_of_a_long_window(model: Model, window: int | None, frames: int) -> None:
+    trained = model.temporal.num_frames if model.temporal else frames
+    if window is not None and min(window, frames) > trained:
+        warnings.warn(
+            f"{model.name} was trained on {trained} frames at once, and a window of {window} shows it more: the video "
+            "may come out worse. Leave the window out, or make it shorter",
+            InputWarning,
+            stacklevel=3,
+        )
 
 
 def _frames(model: Model, request: Request, start: Start, on_step: OnStep | None, at: Path | None) -> np.ndarray:

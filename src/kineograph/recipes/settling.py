@@ -15,10 +15,11 @@ BY_TEMPORAL, BY_IMAGE, BY_BOTH = "videocrafter", "text2video-zero", "video-eleva
 def settled(model: Model, request: Request, video_model: Model | None = None) -> Request:
     """The request with method and solver, and for a video model its length and frame rate.
 
-    Raises InputError when the method and the model do not go together.
+    Raises InputError when the method and the model do not go together, and for a motion scale without an adapter.
     """
     method = request.method or _fitting(model, video_model)
     _refuse_misfits(model, video_model, replace(request, method=method))
+    (video_model or model).net.check_motion_scale(request.motion_scale, (video_model or model).name)
     temporal = (video_model or model).temporal
     solver = request.solver or (model.temporal.solver if model.temporal else "ddim")
     if temporal is None:

@@ -17,7 +17,7 @@ from kineograph.models.foreground import foreground
 from kineograph.models.model import Model
 from kineograph.motion import Warp, along, parse
 from kineograph.recipes import guided
-from kineograph.recipes.walks import DESCENTS, Start, Walk, begun, following, look, solver, solver_in_step
+from kineograph.recipes.walks import DESCENTS, Start, Walk, begun, following, look, solver, solver_in_step, sparing
 from kineograph.trajectory import Masks, Solver, smoothed
 
 HALF = 0.5  # of a cell
@@ -36,7 +36,7 @@ def plan(model: Model, request: Request, start: Start) -> Walk:
     warp = along(parse(start.inputs.motion), frames=len(start.frames), seed=start.seed)
     begin = begun(request, start, noise.independent(start.seed, start.frames, start.shape).to(model.device))
     walk = method.sample(
-        estimate,
+        sparing(request, start, estimate, sigmas),
         begin,
         sigmas,
         warp=warp,

@@ -21,32 +21,25 @@ from kineograph.recipes.walks import DESCENTS, Start, Walk, begun, dependable, f
 from kineograph.trajectory import dpmpp_2m
 
 log = logging.getLogger(__name__)
-Ladder = list[float]
 
 
 def plan(model: Model, request: Request, start: Start) -> Walk:
     """The walk of a clip, in steps of the image model."""
     asked, sigmas = request.elevation, DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     told, blank = _told(model, request, start)
-    fresh = noise.related(asked.shared_noise, start.seed, start.frames, start.shape).to(model.device)
+    fresh = noise.related(asked.shared_noise, start.seed, start.frames, start.shape, start.clip.number).to(model.device)
     begin = begun(request, start, fresh)
     walk = method.sample(
         look(request, start, model.schedule, told, blank),
         begin,
         sigmas,
-        refine_at=levels(sigmas, asked.refine_at),
+        refine_at=method.levels(sigmas, asked.refine_at),
         refine=refiner(model, request, start),
         back=_back(model, request, start, told, begin),
         correct=method.drift(told) if asked.drift_correction else None,
         solve=following(request, start, solver(request, start), sigmas),
     )
     return Walk(len(sigmas), begin, walk)
-
-
-def levels(sigmas: Ladder, parts: tuple[float, ...]) -> set[float]:
-    """The rungs at which these parts of the steps are left."""
-    steps = len(sigmas) - 1
-    return {sigmas[steps - max(1, round(part * steps))] for part in parts}
 
 
 def _told(model: Model, request: Request, start: Start) -> tuple[Denoise, Denoise]:
@@ -96,6 +89,7 @@ def _video_look(video: Model, request: Request, start: Start, solver: str) -> De
             replace(video.prompt([text], size=(start.height, start.width), fps=start.inputs.fps), image_tokens=unseen),
             window=request.window,
             overlap=request.overlap,
+            motion_scale=request.motion_scale,
         )
         for text in (request.elevation.video_prompt or request.prompt, request.negative_prompt)
     )

@@ -28,7 +28,7 @@ def plan(model: Model, request: Request, start: Start) -> Walk:
     assert model.temporal is not None, "settled by recipes.settling"
     sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     ratio = model.temporal.noise_ratio
-    fresh = noise.related(ratio, start.seed, start.frames, start.shape).to(model.device)
+    fresh = noise.related(ratio, start.seed, start.frames, start.shape, start.clip.number).to(model.device)
     begin = begun(request, start, fresh)
     estimate = _look(model, request, start)
     if request.first_frame == "pinned" and start.inputs.picture and start.clip.past is None:
@@ -47,7 +47,7 @@ def _look(model: Model, request: Request, start: Start) -> Denoise:
         with_maps(model.prompt([text], size=(start.height, start.width), fps=start.inputs.fps))
         for text in (request.prompt, request.negative_prompt)
     )
-    bind = partial(model.bind, window=request.window, overlap=request.overlap)
+    bind = partial(model.bind, window=request.window, overlap=request.overlap, motion_scale=request.motion_scale)
     told, blank = (bind(each) for each in _shown(model, request, start, said, unsaid))
     return look(request, start, model.schedule, told, blank)
 

@@ -66,10 +66,22 @@ def following(request: Request, start: Start, solve: Solver, sigmas: Sequence[fl
     """The solver down this ladder, that begins as the past went on, if there is one."""
     if start.clip.past is None:
         return solve
-    guided = vidrd.stages(sigmas, _kept(request, start), request.reuse.guidance)
+    guided = _guided(request, start, sigmas)
     anchor = {sigma: each for sigma, each in (start.clip.first or {}).items() if sigma in guided}
     walk = vidrd.staged(solve, start.clip.past, guided)
     return lambda look, x, rungs: walk(vidrd.anchored(look, anchor, request.reuse.anchor), x, rungs)
+
+
+def sparing(request: Request, start: Start, look: Denoise, sigmas: Sequence[float]) -> Denoise:
+    """The same model, whose frames read the first alone, without those that follow the past anyway. An anchor reads all
+    estimates."""
+    if start.clip.past is None or request.reuse.anchor:
+        return look
+    return vidrd.sparing(look, start.clip.past, _guided(request, start, sigmas), sigmas)
+
+
+def _guided(request: Request, start: Start, sigmas: Sequence[float]) -> vidrd.Guided:
+    return vidrd.stages(sigmas, _kept(request, start), request.reuse.guidance)
 
 
 def distilled(table: Sequence[float], steps: int) -> list[float]:

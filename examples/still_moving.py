@@ -1,0 +1,29 @@
+"""One video, from more motion than the model had to none. `python examples/still_moving.py` writes stilled.gif.
+
+A motion adapter is beside the network; its scale is said with the prompt, one for each video if there are several.
+"""
+
+import numpy as np
+
+import kineograph as kg
+from kineograph.ladder import leading
+from kineograph.noise import independent
+from kineograph.trajectory import ddim, last
+
+
+def draw(model: kg.Model, prompt: str, scale: float, *, frames: int = 16, steps: int = 25, seed: int = 7) -> kg.Video:
+    told, blank = (model.bind(model.prompt([text], fps=8.0), motion_scale=scale) for text in (prompt, ""))
+    noise = independent(seed, range(frames), (1, *model.latent_shape(*model.default_size))).to(model.device)
+    sigmas = leading(model.schedule.sigmas, steps)
+    x0 = last(ddim(kg.guided(told, blank, scale=5.0), sigmas[0] * noise, sigmas))
+    return kg.Video.from_tensor(model.decode(x0)[0], 8.0)
+
+
+def side_by_side(videos: list[kg.Video]) -> kg.Video:
+    return kg.Video(np.concatenate([video.frames for video in videos], axis=2), videos[0].fps)
+
+
+if __name__ == "__main__":
+    model = kg.load("pocket-video")
+    prompt = "a red fish swimming to the right over the sea"
+    side_by_side([draw(model, prompt, scale) for scale in (-1.0, 0.0, 0.5, 1.0)]).overwrite("stilled.gif")

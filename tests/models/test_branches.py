@@ -1,0 +1,177 @@
+"""Branches in and before layers along time: what they add is their formula, and at scale 0 or untrained nothing."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from test_temporal import CONFIGS, RATED, B, F, T, Z, network, stirred, told
+from tiny_unets import unet
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from kineograph.errors import InputError
+from kineograph.models.branches import (
+    MOTION,
+    Branch,
+    BranchConfig,
+    MotionBranches,
+    SpatialBranches,
+    refuse_other_counts,
+)
+from kineograph.models.temporal import TemporalAttention
+from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
+from kineograph.models.unet import VideoUNet
+
+VIDRD = TemporalConfig(
+    entry=TransformerConfig(head_width=8, attentions=1, misread=True), convolution=True,
+    in_block=TransformerConfig(heads=2, positions=F), joint_norms=True,
+)  # fmt: skip
+FAMILIES = {**CONFIGS, "vidrd": VIDRD}
+each_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES.keys())
+SMALL = BranchConfig(rank=3, layers=("to_q", "to_k", "to_v"))
+BEFORE = BranchConfig(rank=3, layers=("conv_in", "resnets", "attentions"))
+
+
+def learnt(adapter: nn.Module) -> nn.Module:
+    torch.manual_seed(5)
+    for weight in adapter.parameters():
+        nn.init.normal_(weight, std=0.2)
+    return adapter
+
+
+def adapted(net: VideoUNet) -> VideoUNet:
+    """With both adapters, as if they had learnt something."""
+    motion, spatial = MotionBranches(net.temporal, SMALL), SpatialBranches(net.temporal, BEFORE)
+    return VideoUNet(
+        net.image_unet, net.temporal, motion_adapter=learnt(motion), spatial_adapter=learnt(spatial)
+    ).eval()
+
+
+@torch.no_grad()
+@each_family
+def test_new_adapters_and_adapters_at_scale_0_change_no_bit(config: TemporalConfig):
+    net, say = stirred(network(config)), told(config)
+    plain = net(Z, T, say)
+    new = VideoUNet(
+        net.image_unet,
+        net.temporal,
+        motion_adapter=MotionBranches(net.temporal),
+        spatial_adapter=SpatialBranches(net.temporal),
+    )
+    assert torch.equal(new(Z, T, say, motion_scale=-1.0), plain)
+    off = torch.zeros(B)
+    for motion, spatial in ((0.0, 0.0), (off, off)):
+        assert torch.equal(adapted(net)(Z, T, say, motion_scale=motion, spatial_scale=spatial), plain)
+
+
+@torch.no_grad()
+@each_family
+def test_a_motion_adapter_is_a_change_of_all_projections_along_time(config: TemporalConfig):
+    net, scale = adapted(stirred(network(config))), -0.7
+    merged = deepcopy(net.temporal)
+    for name in net.motion_adapter.names:
+        branch = net.motion_adapter.beside.get_submodule(name)
+        merged.get_submodule(name).weight += scale * branch.lora_B.weight @ branch.lora_A.weight
+    count = sum(isinstance(layer, TemporalAttention) for layer in net.temporal.modules())
+    assert len(net.motion_adapter.names) == 3 * count > 0
+    got = net(Z, T, told(config), motion_scale=scale, spatial_scale=0.0)
+    torch.testing.assert_close(got, VideoUNet(net.image_unet, merged)(Z, T, told(config)), atol=1e-4, rtol=1e-4)
+    assert (got - net(Z, T, told(config), spatial_scale=0.0)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@each_family
+def test_a_batch_with_a_scale_for_each_video_is_the_videos_alone(config: TemporalConfig):
+    net, motion, spatial = adapted(stirred(network(config))), torch.tensor([1.0, -0.5]), torch.tensor([0.0, 1.0])
+    say = told(config)
+    got = net(Z, T, say, motion_scale=motion, spatial_scale=spatial)
+    for k in range(B):
+        own = None if say.embedding is None else say.embedding[k : k + 1]
+        alone = net(
+            Z[k : k + 1], T, replace(say, tokens=say.tokens[k : k + 1], embedding=own),
+            motion_scale=motion[k].item(), spatial_scale=spatial[k].item(),
+        )  # fmt: skip
+        torch.testing.assert_close(got[k : k + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_spatial_adapter_behind_a_linear_layer_is_a_change_of_that_layer():
+    net = stirred(network(FAMILIES["videocrafter t2v"]))
+    spatial = learnt(SpatialBranches(net.temporal, BranchConfig(rank=3, layers=("conv_in",))))
+    got = VideoUNet(net.image_unet, net.temporal, spatial_adapter=spatial)(Z, T, RATED, spatial_scale=0.8)
+    merged = deepcopy(net.image_unet)
+    branch, conv = spatial.behind.conv_in, merged.conv_in
+    change = torch.eye(conv.out_channels) + 0.8 * branch.lora_B.weight @ branch.lora_A.weight
+    conv.weight.copy_(torch.einsum("o c, c i y x -> o i y x", change, conv.weight))
+    conv.bias.copy_(change @ conv.bias)
+    torch.testing.assert_close(got, VideoUNet(merged, net.temporal)(Z, T, RATED), atol=1e-4, rtol=1e-4)
+
+
+@each_family
+def test_a_spatial_adapter_stands_before_every_layer_along_time(config: TemporalConfig):
+    net = network(config)
+    assert SpatialBranches(net.temporal).names == net.temporal.names
+    some = SpatialBranches(net.temporal, BranchConfig(rank=1, layers=("attentions",))).names
+    assert some == [name for name in net.temporal.names if ".attentions." in name]
+
+
+@torch.no_grad()
+def test_a_picture_passes_adapters_by_bit_for_bit():
+    net = adapted(stirred(network(FAMILIES["modelscope"])))
+    say = told(FAMILIES["modelscope"])
+    assert torch.equal(net(Z[:, :1], T, say, motion_scale=1.0), VideoUNet(net.image_unet)(Z[:, :1], T, say))
+
+
+@torch.no_grad()
+def test_the_layout_in_memory_changes_nothing_and_neither_does_a_lora_in_a_layers_place():
+    net = adapted(stirred(network(FAMILIES["videocrafter t2v"])))
+    before = net(Z, T, RATED, motion_scale=0.5)
+    torch.testing.assert_close(
+        deepcopy(net).to(memory_format=torch.channels_last)(Z, T, RATED, motion_scale=0.5), before, atol=1e-4, rtol=1e-4
+    )
+    inject_adapter_in_model(LoraConfig(target_modules=["to_q"]), net.temporal)  # it begins as nothing
+    torch.testing.assert_close(net(Z, T, RATED, motion_scale=0.5), before)
+    again = MotionBranches(net.temporal, SMALL)
+    assert {name: each.shape for name, each in again.state_dict().items()} == {
+        name: each.shape for name, each in net.motion_adapter.state_dict().items()
+    }
+
+
+def test_gradients_reach_adapters_also_where_the_walk_is_computed_again():
+    def recomputed(part, *given):
+        return checkpoint(part, *given, use_reentrant=False)
+
+    once = adapted(stirred(network(FAMILIES["videocrafter i2v"])))
+    twice = VideoUNet(
+        once.image_unet, once.temporal, recomputed,
+        motion_adapter=once.motion_adapter, spatial_adapter=once.spatial_adapter,
+    )  # fmt: skip
+    weights = [*once.motion_adapter.parameters(), *once.spatial_adapter.parameters()]
+    scale = torch.tensor([1.0, 0.0])
+    wanted, got = (
+        torch.autograd.grad(each(Z, T, RATED, motion_scale=scale).square().mean(), weights) for each in (once, twice)
+    )
+    assert all(each.abs().sum() > 0 for each in wanted)
+    torch.testing.assert_close(got, wanted)
+
+
+@torch.no_grad()
+def test_a_branch_counts_rows_by_sample():
+    branch = learnt(Branch(4, 6, 2))
+    x, scale = torch.randn(6, 3, 4), torch.tensor([2.0, -1.0, 0.0])
+    one = branch(x, 1.0)
+    assert torch.equal(branch(x, scale), torch.cat([2 * one[:2], -one[2:4], 0 * one[4:]]))
+
+
+def test_what_cannot_be_is_said():
+    net = network(FAMILIES["videocrafter t2v"])
+    with pytest.raises(InputError, match="no motion adapter, .*--motion-adapter"):
+        net(Z, T, RATED, motion_scale=1.0)
+    with pytest.raises(InputError, match="no layers along time"):
+        VideoUNet(unet())(Z, T, replace(RATED, embedding=None), motion_scale=1.0)
+    with pytest.raises(InputError, match="one for each of the 2 videos of a batch, not a tensor of 3"):
+        refuse_other_counts("motion_scale", torch.ones(3), B)
+    with pytest.raises(InputError, match=r"no layer here is one of to_out: after\.conv_in"):
+        MotionBranches(net.temporal, MOTION.model_copy(update={"layers": ("to_out",)}))

@@ -1,0 +1,261 @@
+"""The temporal decoder: what it is untrained, in parts and at once, from where it comes, and what it is not put on."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from tiny_videos import shaken, two_levels, vidrd
+from torch import Tensor, nn
+
+from kineograph.errors import InputError
+from kineograph.methods.vidrd import decoder_loss
+from kineograph.models import decoders, vidrd_layout
+from kineograph.models.checkpoints import load
+from kineograph.models.decoder import DecoderConfig, TemporalDecoder, blocks_of, each_alone, streamed
+from kineograph.models.origin import fingerprints
+from kineograph.models.places import gathered
+from kineograph.models.saving import save
+
+
+def autoencoder(*channels: int, groups: int = 4) -> AutoencoderKL:
+    torch.manual_seed(0)
+    levels = len(channels)
+    return AutoencoderKL(
+        block_out_channels=channels, layers_per_block=1, norm_num_groups=groups, latent_channels=4, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+    ).eval()  # fmt: skip
+
+
+def around(vae: AutoencoderKL, groups: int = 4, **settings) -> TemporalDecoder:
+    return TemporalDecoder(DecoderConfig(blocks=blocks_of(vae), groups=groups, **settings)).eval()
+
+
+VAE = autoencoder(8, 16)
+Z = torch.randn(2, 7, 4, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def decoded(decoder, vae: AutoencoderKL = VAE, z: Tensor = Z, size: int = 3) -> Tensor:
+    return torch.cat(list(decoder(vae, z, size)), dim=1)
+
+
+# --- what it computes
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 20])
+@pytest.mark.parametrize("joint", [False, True])
+def test_untrained_it_is_the_plain_decoder_bit_for_bit(size: int, joint):
+    decoder = around(VAE, joint_norms=joint, num_frames=4)
+    plain = decoded(each_alone, size=size)
+    assert torch.equal(decoded(decoder, size=size), plain) if not joint else torch.allclose(decoded(decoder), plain)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_one_frame_passes_it_by_bit_for_bit(joint):
+    decoder = shaken(around(VAE, joint_norms=joint))
+    assert torch.equal(decoded(decoder, z=Z[:, :1]), decoded(each_alone, z=Z[:, :1]))
+    assert not torch.allclose(decoded(decoder, z=Z[:, :2]), decoded(each_alone, z=Z[:, :2]), atol=0.01)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_in_parts_it_is_what_it_is_at_once(size: int):
+    decoder = shaken(around(VAE))
+    assert torch.allclose(decoded(decoder, size=size), decoded(decoder, size=7), atol=1e-6)
+
+
+def test_a_long_video_holds_no_more_than_a_short_one():
+    decoder, ahead = shaken(around(VAE)), []
+    for frames in (20, 40):
+        taken, most = 0, 0
+
+        def parts(frames: int = frames) -> Iterator[Tensor]:
+            nonlocal taken
+            for part in torch.zeros(1, frames, 4, 2, 2).split(1, dim=1):
+                taken += 1
+                yield part
+
+        with torch.no_grad():
+            for given, _ in enumerate(decoder._walk(VAE, parts(), streamed), 1):
+                most = max(most, taken - given)
+        ahead.append(most)
+    assert ahead[0] == ahead[1] == 3 * sum(resnets for _, resnets in blocks_of(VAE))
+
+
+def test_frames_see_those_beside_them():
+    decoder, other = shaken(around(VAE)), Z.clone()
+    other[:, 3] += 1
+    changed = (decoded(decoder, z=other) - decoded(decoder)).abs().amax((0, 2, 3, 4))
+    assert changed[3] == changed.max() and (changed > 0).all()
+
+
+def test_nothing_stays_on_the_vae():
+    before = {name: id(each) for name, each in VAE.named_modules()}, decoded(each_alone)
+    decoded(shaken(around(VAE)))
+    assert before[0] == {name: id(each) for name, each in VAE.named_modules()}
+    assert torch.equal(before[1], decoded(each_alone))
+
+
+def test_a_layer_is_what_the_paper_says():
+    """Three times group norm, SiLU, convolution over three frames, on five dimensions; added to what it reads."""
+    decoder = shaken(around(VAE, joint_norms=True))
+    layer, x = decoder.up_blocks[0][0], torch.randn(2, 5, 16, 3, 3)
+    inside = x.transpose(1, 2)
+    for norm, conv in layer.rooms():
+        inside = nn.functional.group_norm(inside, 4, norm.weight, norm.bias)
+        inside = nn.functional.conv3d(nn.functional.silu(inside), conv.weight[..., None], conv.bias, padding=(1, 0, 0))
+    assert torch.allclose(layer(x.flatten(0, 1), 5), (x + inside.transpose(1, 2)).flatten(0, 1), atol=1e-6)
+
+
+def test_with_norms_over_frames_each_frame_is_of_the_window_around_it():
+    decoder = shaken(around(VAE, joint_norms=True, num_frames=4))
+    first, last = (decoded(decoder, z=Z[:, part]) for part in (slice(0, 4), slice(3, 7)))
+    assert torch.allclose(decoded(decoder), torch.cat([first[:, :3], last[:, 0:]], dim=1), atol=1e-6)
+
+
+# --- what it learns by
+
+
+def test_its_loss_is_the_error_of_pixels_and_of_their_changes():
+    decoder = around(VAE)
+    frames = decoded(each_alone, size=7)
+    assert not decoder_loss(decoder, VAE, Z, frames).any()
+    alike = decoder_loss(decoder, VAE, Z, frames + 0.5)
+    flickering = decoder_loss(decoder, VAE, Z, frames + 0.5 * torch.tensor([1.0, -1] * 4)[:7, None, None, None])
+    assert alike.tolist() == pytest.approx([0.5, 0.5]) and flickering.tolist() == pytest.approx([1.5, 1.5])
+
+
+def test_it_learns_what_is_still_in_frames_that_flicker():
+    torch.manual_seed(0)
+    vae, decoder = autoencoder(8, 16).requires_grad_(requires_grad=False), around(VAE).train()
+    still = Z[:, :1].expand(-1, 6, -1, -1, -1)
+    flickering, frames = still + 0.3 * torch.randn(2, 6, 4, 4, 4), decoded(each_alone, vae, still)
+    descent = torch.optim.AdamW(decoder.parameters(), 3e-3)
+    errors = []
+    for _ in range(40):
+        error = decoder_loss(decoder, vae, flickering, frames).mean()
+        descent.zero_grad()
+        error.backward()
+        descent.step()
+        errors.append(error.item())
+    assert sum(errors[-5:]) < 0.6 * sum(errors[:5])
+    assert all(weight.grad is None for weight in vae.parameters())
+
+
+# --- where it comes from
+
+
+@pytest.fixture
+def trained(sd_folder) -> TemporalDecoder:
+    """One for the tiny pipeline's VAE."""
+    return shaken(around(load(sd_folder).vae))
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    weights = other.state_dict()
+    return all(torch.equal(each, weights[name]) for name, each in one.state_dict().items())
+
+
+def test_a_model_decodes_with_it_and_is_saved_with_it(sd_folder, trained, tmp_path):
+    plain, model = load(sd_folder, dtype="float32"), load(sd_folder, decoder=trained, dtype="float32")
+    latents = 0.2 * torch.randn(1, 5, 4, 8, 8)
+    frames = model.decode(latents)
+    assert frames.shape == plain.decode(latents).shape and not torch.allclose(frames, plain.decode(latents), atol=0.01)
+    assert torch.equal(replace(model, decoder=None).decode(latents), plain.decode(latents))
+    assert torch.allclose(torch.cat(list(model.decoded(latents, 2)), 1), frames, atol=1e-5)
+    assert model.settings == {}, "nothing says where an open network is"
+    again = load(save(model, tmp_path / "saved"), dtype="float32")
+    assert same(again.decoder, trained) and torch.equal(again.decode(latents), frames)
+    assert fingerprints(again)["temporal_decoder"] == fingerprints(model)["temporal_decoder"]
+
+
+def test_it_goes_around_another_model_from_a_folder(sd_folder, trained, tmp_path):
+    folder = save(load(sd_folder, decoder=trained, dtype="float32"), tmp_path / "saved")
+    for source in (folder, folder / "temporal_decoder"):
+        model = load(sd_folder, decoder=source, dtype="float32")
+        assert same(model.decoder, trained) and model.settings["decoder"] == str(source)
+
+
+def test_one_for_another_vae_is_refused(sd_folder, trained, tmp_path):
+    other = around(autoencoder(8, 8, 16))
+    with pytest.raises(InputError, match="blocks 16, 8, 8 wide of 2, 2, 2 resnets, and this one has blocks 16, 8 wide"):
+        load(sd_folder, decoder=other)
+    with pytest.raises(InputError, match="take a temporal decoder made for it"):
+        load(sd_folder, decoder=trained, vae=autoencoder(8, 8, 16))
+    with pytest.raises(InputError, match="has no temporal decoder: expected a folder temporal_decoder"):
+        load(sd_folder, decoder=sd_folder)
+    with pytest.raises(InputError, match="there is no"):
+        load(sd_folder, decoder=tmp_path / "nothing")
+
+
+def test_a_damaged_folder_is_named(sd_folder, trained, tmp_path):
+    folder = save(load(sd_folder, decoder=trained, dtype="float32"), tmp_path / "saved")
+    file = folder / "temporal_decoder" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["up_blocks.0.1.conv2.norm.weight"]
+    save_file(tensors, file)
+    with pytest.raises(InputError, match="1 are missing .up_blocks.0.1.conv2.norm.weight"):
+        load(folder)
+    file.unlink()
+    with pytest.raises(InputError, match="temporal_decoder has no diffusion_pytorch_model.safetensors"):
+        load(folder)
+
+
+# --- VidRD's own layout
+
+
+@pytest.fixture
+def released(sd_folder, tmp_path):
+    """A checkpoint with a decoder, the folder of the model that it was trained from, and the decoder."""
+    wide = {"block_out_channels": (32, 64), "norm_num_groups": 8}
+    pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
+    pipeline.register_modules(unet=two_levels(**wide), vae=autoencoder(32, 64, groups=8))
+    pipeline.save_pretrained(tmp_path / "sd")
+    decoder = shaken(around(pipeline.vae, groups=32, joint_norms=True))
+    tensors = vidrd_layout.released(vidrd(shaken(two_levels(**wide))))
+    tensors |= {f"vae.{name}": each for name, each in gathered(decoder.state_dict(), decoders.layout(decoder)).items()}
+    return tensors, tmp_path / "sd", decoder
+
+
+def written(tensors, folder):
+    save_file({name: each.contiguous() for name, each in tensors.items()}, folder.parent / "vidrd.safetensors")
+    return folder.parent / "vidrd.safetensors"
+
+
+def test_a_released_checkpoint_brings_its_decoder(released):
+    tensors, folder, decoder = released
+    model = load(written(tensors, folder), config=folder, dtype="float32")
+    assert same(model.decoder, decoder)
+    assert model.decoder.config.joint_norms and model.decoder.config.in_a_row == 3
+    assert tensors["vae.decoder.up_blocks.1.temp_convs.0.convs.11.weight"].shape == (32, 32, 3, 1, 1)
+    alone = load(folder, decoder=folder.parent / "vidrd.safetensors", dtype="float32")
+    latents = 0.2 * torch.randn(1, 4, 4, 4, 4)
+    assert torch.equal(alone.decode(latents), model.decode(latents))
+
+
+def test_the_vae_in_a_released_checkpoint_is_taken_by_its_old_names(released):
+    tensors, folder, _ = released
+    vae = load(folder, dtype="float32").vae
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    for name, each in vae.state_dict().items():
+        for now, then in old.items():
+            name = name.replace(f".{now}.", f".{then}.")
+        tensors[f"vae.{name}"] = each + 1
+    opened = load(written(tensors, folder), config=folder, dtype="float32").vae.state_dict()
+    assert all(torch.equal(opened[name], each + 1) for name, each in vae.state_dict().items())
+    del tensors["vae.encoder.conv_in.weight"]
+    with pytest.raises(InputError, match="the VAE in .* is not like the one in config: .*encoder.conv_in.weight"):
+        load(written(tensors, folder), config=folder)
+
+
+def test_a_decoder_that_is_not_whole_is_refused(released, sd_folder):
+    tensors, folder, _ = released
+    with pytest.raises(InputError, match="the temporal decoder of .* is for a VAE whose decoder has blocks 64, 32"):
+        load(sd_folder, decoder=written(tensors, folder))
+    del tensors["vae.decoder.up_blocks.0.temp_convs.1.convs.4.bias"]
+    with pytest.raises(InputError, match="looks like VidRD's temporal decoder, but does not fit one: .*convs.4.bias"):
+        load(written(tensors, folder), config=folder)
+    with pytest.raises(InputError, match="has no temporal decoder, which would have"):
+        load(folder, decoder=folder / "unet" / "diffusion_pytorch_model.safetensors")
