@@ -15,7 +15,8 @@ from kineograph.data.provenance import read_settings
 from kineograph.data.request import Request
 from kineograph.errors import InputError
 from kineograph.models.model import Model
-from kineograph.recipes import made
+from kineograph.recipes import made, text2video_zero
+from kineograph.recipes.walks import look
 
 FEW = {"num_inference_steps": 4, "seed": 3, "num_frames": 4}
 EXACT = kg.Reuse(keep=2, guidance=1.0)
@@ -60,6 +61,26 @@ def test_every_choice_counts_and_a_clip_has_its_own_prompt(models):
     assert not any(np.array_equal(other.frames[8:], usual.frames[8:]) for other in others)
     assert np.array_equal(others[-1].frames[:8], usual.frames[:8])
     assert others[-1].settings["then"] == ["a fish", "a car"]
+
+
+@pytest.mark.parametrize("choice", [{}, {"smooth_background": 0.6}, {"solver": "euler-ancestral"}])
+def test_text2video_zero_leaves_out_what_is_overwritten_anyway(choice, models, monkeypatch):
+    model, asked = models["text2video-zero"][0], {"clips": 2, **FEW, "num_inference_steps": 12, **choice}
+    seen = []
+
+    def counted(*asked):
+        estimate = look(*asked)
+        return lambda x, sigma: (seen.append(x.shape[1]), estimate(x, sigma))[1]
+
+    monkeypatch.setattr(text2video_zero, "look", counted)
+    reuse = kg.Reuse(keep=3, guidance=1.0)
+    spared = kg.generate(model, "a fish", reuse=reuse, **asked)
+    count = sum(seen)
+    monkeypatch.setattr(text2video_zero, "sparing", lambda request, start, look, sigmas: look)
+    seen.clear()
+    whole = kg.generate(model, "a fish", reuse=reuse, **asked)
+    assert np.abs(spared.frames.astype(int) - whole.frames).max() <= 1
+    assert count < sum(seen)
 
 
 def test_progress_counts_the_steps_of_all_clips(models):

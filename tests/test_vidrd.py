@@ -7,8 +7,8 @@ import torch
 
 from kineograph.latents import Latents
 from kineograph.methods import videocrafter, vidrd
-from kineograph.methods.vidrd import Past, begun, left_by, sample, staged, stages
-from kineograph.noise import independent
+from kineograph.methods.vidrd import Past, begun, left_by, sample, sparing, staged, stages
+from kineograph.noise import independent, related
 from kineograph.trajectory import ddim, dpmpp_2m, recorded
 
 FIFTY = [*torch.logspace(1.2, -1.5, 50, dtype=torch.float64).tolist(), 0.0]
@@ -69,6 +69,45 @@ def test_guidance_at_every_level_gives_an_exact_seam():
     first, second = drawn(2, share=1.0)
     assert torch.equal(first[-1].x[:, -1], second[-1].x[:, 0])
     assert not torch.equal(first[-1].x[:, -2], second[-1].x[:, 1])
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, math.inf])
+def test_noise_that_a_clips_frames_share_does_not_add_up_over_clips(share):
+    shape, past = (1, 4, 64, 64), None
+    for number in range(8):
+        fresh = related(share, 0, range(number * FRAMES, (number + 1) * FRAMES), shape, number)
+        past = Past(begun(fresh, past, keep=4, ratio=4.0), {})
+    noise = past.noise
+    assert noise.var().item() == pytest.approx(1, abs=0.03)
+    neighbours = (noise[:, 4:-1] * noise[:, 5:]).mean().item()
+    assert neighbours == pytest.approx(math.sin(math.atan(share)) ** 2, abs=0.03)
+
+
+def reading_the_first(x: Latents, sigma: float) -> Latents:
+    """A denoiser whose frames see the first one alone."""
+    known = 1 / (1 + sigma**2)
+    return known * x + (1 - known) * torch.tanh(0.5 * x + 0.5 * x[:, :1])
+
+
+def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing():
+    fresh, seen = independent(1, range(FRAMES), SHAPE), []
+    past = left_by(fresh, recorded(ddim(reading_the_first, FIFTY[0] * fresh, FIFTY)))
+    guided = stages(FIFTY, keep=4, share=0.4)
+
+    def counting(x: Latents, sigma: float) -> Latents:
+        seen.append(x.shape[1])
+        return reading_the_first(x, sigma)
+
+    def walk(look) -> list:
+        def draw(noise: Latents, solve) -> list:
+            return solve(look, FIFTY[0] * noise, FIFTY)
+
+        return recorded(sample(draw, independent(2, range(FRAMES), SHAPE), past, keep=4, ratio=4.0, guided=guided,
+                               solve=ddim))  # fmt: skip
+
+    plain, spared = walk(reading_the_first), walk(sparing(counting, past, guided, FIFTY))
+    assert all(torch.equal(one.x, other.x) for one, other in zip(plain, spared, strict=True))
+    assert len(seen) == 50 and 50 * FRAMES - sum(seen) == 14 + 9 + 4  # the first is read by all
 
 
 @pytest.mark.parametrize("solve", [ddim, dpmpp_2m])

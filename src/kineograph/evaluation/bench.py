@@ -107,8 +107,9 @@ def bench(
         folder = POCKET if network == "pocket" else Path(made)
         if network == "sd15":
             save_stand_in(folder, **(size or (FULL_SIZE if torch.cuda.is_available() else REDUCED)))
+        flops = _flops(MODES[mode]["ours"](folder, dtype), frames, steps)
         rows = [
-            _compared(network, mode, folder, against, Setting(frames, steps, repeats, dtype, theirs), say)
+            _compared(network, mode, folder, against, Setting(frames, steps, repeats, dtype, theirs), flops, say)
             for against, theirs in pairs.items()
         ]
     if out:
@@ -117,14 +118,14 @@ def bench(
     return rows
 
 
-def _compared(network: str, mode: str, folder: Path, against: str, setting: Setting, say: Say) -> Row:
+def _compared(network: str, mode: str, folder: Path, against: str, setting: Setting, flops: float, say: Say) -> Row:
     dtypes = {"ours": setting.dtype, "theirs": setting.their_dtype}
     draws = {side: make(folder, dtypes[side]) for side, make in MODES[mode].items()}
     shown = {side: draw(setting.frames, LEAST_STEPS) for side, draw in draws.items()}  # and warms up
     times = _alternated(draws, setting, lambda side, took: say(f"{network}, {mode}, {against}: {side} {took:.2f} s"))
     ratios = [their / our for our, their in zip(times["ours"], times["theirs"], strict=True)]
     seconds = statistics.median(times["ours"])
-    rate = _flops(draws["ours"], setting.frames, setting.steps) / seconds
+    rate = flops / seconds
     peaks = {side: _peak_gb(mode, side, folder, dtypes[side], setting.frames) for side in MODES[mode]}
     return Row(
         network=network,

@@ -14,7 +14,7 @@ import numpy as np
 from kineograph.data.footage import Footage, open_footage
 from kineograph.data.layouts import CAPTIONS, FILES, IMAGES, VIDEOS
 from kineograph.data.places import Problem, is_hidden
-from kineograph.data.provenance import read_label
+from kineograph.data.provenance import Label, read_label
 from kineograph.errors import InputError, InputWarning
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.rows import first, rows
@@ -25,20 +25,32 @@ FRAME = "frame_*.png"
 
 
 class Reel(NamedTuple):
-    """A video of a folder, not yet read. prompt: None when nothing says what it should show."""
+    """A video of a folder, not yet read.
+
+    prompt: None when nothing says what it should show. then: what its later parts should, which are as long as the
+        first.
+    """
 
     name: str
     footage: Footage
     prompt: str | None
+    then: tuple[str, ...] = ()
 
 
 class Clip(NamedTuple):
-    """A video, read."""
+    """A video, read. prompt, then: as of a reel."""
 
     name: str
     frames: Frames
     fps: float
     prompt: str | None
+    then: tuple[str, ...] = ()
+
+    @property
+    def told(self) -> list[tuple[Frames, str]]:
+        """Its frames part by part, each with what it should show; nothing where nothing says that."""
+        prompts = [] if self.prompt is None else [self.prompt, *self.then]
+        return [*zip(np.array_split(self.frames, max(1, len(prompts))), prompts, strict=False)]
 
 
 @dataclass(frozen=True)
@@ -58,9 +70,10 @@ class Collection:
 def collect(folder: str | Path, prompts: Mapping[str, str] | None = None, fps: float | None = None) -> Collection:
     """The videos in a folder and below: files, and folders of frame_0000.png and so on.
 
-    prompts: by name, with or without folders and ending; else the one that a video of Kineograph's carries.
+    prompts: by name, with or without folders and ending; else those that a video of Kineograph's carries, one or, where
+        it was drawn clip after clip, one for each clip.
     fps: frames a second at which they are read; each at its own rate unless given.
-    Warns (InputWarning) of videos that cannot be read, and of prompts without a video.
+    Warns (InputWarning) of videos that cannot be read, of prompts without a video, and of clips without a beginning.
     Raises InputError when there is no folder, no video in it, or none that can be read.
     """
     folder = Path(folder).expanduser()
@@ -69,7 +82,7 @@ def collect(folder: str | Path, prompts: Mapping[str, str] | None = None, fps: f
     for name in names:
         try:
             footage = open_footage(folder / name, fps=fps)
-            reels.append(Reel(name, footage, _prompt(folder / name, name, prompts)))
+            reels.append(Reel(name, footage, *_prompts(folder / name, name, prompts)))
         except InputError as error:
             problems.append(Problem(name, str(error)))
     if not reels:
@@ -83,7 +96,7 @@ def read(reel: Reel) -> Clip:
     """A video's frames. Raises InputError where it breaks off."""
     footage = reel.footage
     frames = np.stack(list(footage.frames(footage.height, footage.width)))
-    return Clip(reel.name, frames, footage.fps, reel.prompt)
+    return Clip(reel.name, frames, footage.fps, reel.prompt, reel.then)
 
 
 def read_prompts(path: str | Path) -> dict[str, str]:
@@ -125,13 +138,30 @@ def _names(folder: Path) -> list[str]:
     return names
 
 
-def _prompt(path: Path, name: str, prompts: Mapping[str, str] | None) -> str | None:
+def _prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> tuple[str | None, tuple[str, ...]]:
+    """What the video should show, and what its later parts should."""
     for each in _called(name):
         if prompts and each in prompts:
-            return prompts[each]
+            return prompts[each], ()
     label = read_label(path)
     told = label.settings.get("prompt") if label else None
-    return told if isinstance(told, str) and told else None
+    if label is None or not isinstance(told, str) or not told:
+        return None, ()
+    return told, _then(label, name)
+
+
+def _then(label: Label, name: str) -> tuple[str, ...]:
+    """The prompts of the clips after the first: its own each, or the last there is."""
+    then, clips = label.settings.get("then") or (), label.settings.get("clips")
+    if not then:
+        return ()
+    if not isinstance(clips, int) or clips <= len(then) or label.frames % clips:
+        text = (
+            f"{name} has {1 + len(then)} prompts and does not say where its clips begin: all of it counts as the first"
+        )
+        warnings.warn(text, InputWarning, stacklevel=4)
+        return ()
+    return (*then, *[then[-1]] * (clips - 1 - len(then)))
 
 
 def _called(name: str) -> list[str]:

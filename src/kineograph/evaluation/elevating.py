@@ -96,5 +96,5 @@ def together(choice: Choice, looks: Looks, image: Model, video: Model, steps: in
         moving, leading(video.schedule.sigmas, steps), choice.video_steps, draw,
         keep=partial(low_pass, spatial=choice.spatial, temporal=choice.temporal),
     )  # fmt: skip
-    at = {sigmas[steps - round(part * steps)] for part in choice.refine_at}
+    at = video_elevator.levels(sigmas, choice.refine_at)
     return last(video_elevator.sample(look, begin, sigmas, refine_at=at, refine=refine, back=ways[choice.back]))

@@ -19,6 +19,7 @@ from kineograph.models.model import Model
 from kineograph.trajectory import ddim, last
 
 Picture = UInt8[np.ndarray, "1 H W 3"]
+Developed = UInt8[np.ndarray, "f H W 3"]  # of latents of another height and width
 FPS, FRAMES, SCALE, STEPS = 8.0, 16, 5.0, 25
 Begun = Callable[[Denoise, Model, Latents], Denoise]  # what becomes of a model that starts from this noise
 
@@ -42,6 +43,20 @@ def film(
     begun: Begun = as_it_is,
 ) -> Frames:  # fmt: skip
     """The video of a prompt, uint8 [f h w 3]; `picture`, uint8 [1 h w 3], is shown if the model sees any."""
+    drawn = latents(model, prompt, seed, steps=steps, fps=fps, picture=picture, begun=begun)
+    return developed(model, drawn)
+
+
+def developed(model: Model, x0: Latents) -> Developed:
+    """The frames that the model's decoder makes of the latents of a video."""
+    return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def latents(
+    model: Model, prompt: str, seed: int, *, steps: int = STEPS, fps: float = FPS, picture: Picture | None = None,
+    begun: Begun = as_it_is,
+) -> Latents:  # fmt: skip
+    """The same before it is decoded."""
     said, unsaid = (model.prompt([text], fps=fps) for text in (prompt, ""))
     if model.reader is not None:
         seen = None if picture is None else _as_pictures(picture)
@@ -52,8 +67,7 @@ def film(
     shape = (1, *model.latent_shape(*model.default_size))
     begin = noise.related(model.temporal.noise_ratio, seed, range(FRAMES), shape).to(model.device)
     look = begun(guided(model.bind(said), model.bind(unsaid), SCALE), model, begin)
-    x0 = last(sample(look, begin, sigmas, solve=ddim))
-    return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return last(sample(look, begin, sigmas, solve=ddim))
 
 
 def _as_pictures(picture: Picture) -> torch.Tensor:

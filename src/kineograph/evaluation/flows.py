@@ -48,9 +48,18 @@ def _compared(before: np.ndarray, after: np.ndarray) -> tuple[float, float, floa
     forth, back = flow(before, after), flow(after, before)
     there = agreeing(forth, back)
     changed = np.abs(warped(after, forth) - before.astype(np.float32)).mean(-1)[there]
-    height, width = before.shape[:2]
     error = float(changed.mean()) if changed.size else np.nan
-    return float(np.linalg.norm(forth / (width, height), axis=-1).mean()), error, float(there.mean())
+    return _length(forth), error, float(there.mean())
+
+
+def lengths(frames: Frames) -> Float[np.ndarray, " pairs"]:
+    """How far a pixel moves from each frame to the next, in widths and heights of the picture."""
+    return np.array([_length(flow(*pair)) for pair in pairwise(_sized(frames))])
+
+
+def _length(by: Flow) -> float:
+    height, width = by.shape[:2]
+    return float(np.linalg.norm(by / (width, height), axis=-1).mean())
 
 
 def flow(before: np.ndarray, after: np.ndarray) -> Flow:

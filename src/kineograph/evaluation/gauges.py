@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,8 +39,8 @@ def clip_gauge(tower: Tower) -> Gauge:
 
     def measure(clip: Clip) -> Measured:
         seen = tower.see(clip.frames)
-        if clip.prompt is not None:
-            ((_, value),) = text_alignment(seen @ tower.read(clip.prompt))
+        if wanted := [np.tile(tower.read(prompt), (len(frames), 1)) for frames, prompt in clip.told]:
+            ((_, value),) = text_alignment((seen * np.concatenate(wanted)).sum(axis=1))
             yield "CLIP-T", value
         if len(seen) > 1:
             yield "frame consistency", 100 * steadiness(seen)
@@ -69,17 +70,19 @@ def flow_gauge() -> Gauge:
 def pocket_gauge(judge: Judge) -> Gauge:
     """Whether the pocket world's judge sees what a prompt of that world asks for: thing, colour, scene and motion.
 
-    They stand where EvalCrafter has detection, colour and action recognition. The first three are shares of frames.
+    They stand where EvalCrafter has detection, colour and action recognition. The first three are shares of frames,
+    the last of the parts that a prompt is for.
     """
 
     def measure(clip: Clip) -> Measured:
-        asked = told(clip.prompt or "")
-        seen = judge.look(clip.frames)
-        for name in ("thing", "colour", "scene"):
-            if name in asked:
-                yield f"{name} seen", float(np.mean([word == asked[name] for word in getattr(seen, name)]))
-        if "motion" in asked and len(clip.frames) > 1:
-            yield "motion seen", float(judge.motion(clip.frames) == asked["motion"])
+        found = defaultdict[str, list[bool]](list)
+        for frames, prompt in clip.told:
+            asked, seen = told(prompt), judge.look(frames)
+            for name in ("thing", "colour", "scene"):
+                found[f"{name} seen"] += [word == asked[name] for word in getattr(seen, name) if name in asked]
+            if "motion" in asked and len(frames) > 1:
+                found["motion seen"].append(judge.motion(frames) == asked["motion"])
+        yield from ((name, float(np.mean(each))) for name, each in found.items() if each)
 
     numbers = {"thing seen": ALIGNMENT, "colour seen": ALIGNMENT, "scene seen": ALIGNMENT, "motion seen": MOTION}
     return Gauge(numbers, {"weights": fingerprint(judge)}, measure)

@@ -13,8 +13,12 @@ from kineograph.evaluation import (
     guided,
     image_to_video,
     joint_training,
+    known_damage,
+    long_videos,
+    pan_and_zoom,
     smoothing,
     specialised,
+    temporal_decoder,
     text2video_zero,
     video_elevator,
     videocrafter1,
@@ -34,8 +38,17 @@ PAPERS: Mapping[str, Sequence[Make]] = {
     ),
     "videocrafter1": (videocrafter1.studied, image_to_video.studied, joint_training.studied),
     "video-elevator": (video_elevator.studied, video_elevator.personalised),
+    "vidrd": (
+        long_videos.studied, long_videos.ablated, known_damage.studied, temporal_decoder.filmed,
+        temporal_decoder.drawn, pan_and_zoom.studied,
+    ),
 }  # fmt: skip
-MODELS = {"text2video-zero": "pocket", "videocrafter1": "pocket-video", "video-elevator": "pocket"}
+MODELS = {
+    "text2video-zero": "pocket",
+    "videocrafter1": "pocket-video",
+    "video-elevator": "pocket",
+    "vidrd": "pocket-video",
+}
 CASES, QUICK_CASES = 100, 10
 RESULTS = Path("docs/results")
 

@@ -116,7 +116,8 @@ def _readable(reel: Reel, problems: list[Problem]) -> Clip | None:
 def _seen(clip: Clip, extractors: Sequence[Extractor], gauges: Sequence[Gauge]) -> Seen:
     numbers = {name: value for gauge in gauges for name, value in gauge.measure(clip)}
     readings = [extractor.of(clip.frames) for extractor in extractors]
-    return Seen(clip.name, clip.prompt, len(clip.frames), clip.fps, numbers, readings)
+    told = " / ".join(prompt for _, prompt in clip.told) or None
+    return Seen(clip.name, told, len(clip.frames), clip.fps, numbers, readings)
 
 
 def scores(

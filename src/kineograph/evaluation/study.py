@@ -29,6 +29,18 @@ SEEN = {
 Film = Callable[[Sequence[Case]], Sequence[Frames]]
 
 
+Sets = Callable[[Sequence[Record]], Mapping[str, Mapping[str, Mean]]]  # numbers of all videos of an arm together
+
+
+def whole(frames: Frames) -> Frames:
+    return frames
+
+
+def alone(made: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
+    """Every video is measured by itself."""
+    return {}
+
+
 class Untrained(InputError):
     """A study's network, which does not ship, was not trained on this machine."""
 
@@ -40,9 +52,11 @@ class Study(NamedTuple):
     title     of its part of the report
     settings  all that its numbers depend on besides the model and the witnesses
     arms      the ways of making the videos of some consecutive cases
-    measured  named numbers of a video of a case
+    measured  named numbers of a video of a case, and whatever `sets` is taken from
     rows      what the numbers mean that stand in the table
     at_once   how many videos are made together
+    shown     which frames of a video go into the report
+    sets      further rows of the table: of each arm's videos together
     """
 
     name: str
@@ -50,10 +64,12 @@ class Study(NamedTuple):
     settings: Mapping[str, Any]
     cases: Sequence[Case]
     arms: Mapping[str, Film]
-    measured: Callable[[Frames, Case], Mapping[str, float]]
+    measured: Callable[[Frames, Case], Mapping[str, Any]]
     claims: Callable[[Sequence[Record]], list[Claim]]
     rows: Mapping[str, str]
     at_once: int = 1
+    shown: Callable[[Frames], Frames] = whole
+    sets: Sets = alone
 
 
 def records(study: Study, folder: Path, stamp: Record) -> Iterator[Record]:
@@ -76,7 +92,8 @@ def records(study: Study, folder: Path, stamp: Record) -> Iterator[Record]:
                 record = {**stamp, "arm": name, "case": case.number, "prompt": case.prompt}
                 record |= study.measured(frames, case)
                 if case.number < SHOWN:
-                    Image.fromarray(np.concatenate(list(frames), axis=1)).save(folder / strip(study, case, name))
+                    side_by_side = np.concatenate(list(study.shown(frames)), axis=1)
+                    Image.fromarray(side_by_side).save(folder / strip(study, case, name))
                 keep(file, record)
                 yield record
 
@@ -91,7 +108,7 @@ def part(study: Study, made: Sequence[Record], folder: Path) -> Part:
     pictures = {
         case.prompt: {arm: str(folder / strip(study, case, arm)) for arm in study.arms} for case in study.cases[:SHOWN]
     }
-    return Part(study.title, study.claims(made), table(study, made), pictures)
+    return Part(study.title, study.claims(made), {**table(study, made), **study.sets(made)}, pictures)
 
 
 def table(study: Study, made: Sequence[Record]) -> dict[str, dict[str, Mean]]:

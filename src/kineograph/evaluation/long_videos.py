@@ -1,0 +1,146 @@
+"""VidRD's long videos on the pocket world: clips on end that stay what they are, without a jump where they meet.
+
+Beside them stand clips that know nothing of one another, and, over two clips of fewer prompts, the method without each
+of its three parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from itertools import product
+
+import numpy as np
+from jaxtyping import UInt8
+
+from kineograph.data.reuse import Reuse
+from kineograph.evaluation import flows, metrics
+from kineograph.evaluation.filming import SCALE, STEPS
+from kineograph.evaluation.metrics import Frames
+from kineograph.evaluation.protocol import Case, Record, moving_cases
+from kineograph.evaluation.report import Claim, better, within
+from kineograph.evaluation.reusing import FPS, FRAMES, Tie, drawing, forgotten, noise_in_its_order, on_end
+from kineograph.evaluation.study import Film, Study, column
+from kineograph.evaluation.videocrafter1 import ratio
+from kineograph.evaluation.witnesses import Witnesses
+from kineograph.models.model import Model
+
+CLIPS, ABLATED_CLIPS, ABLATED_CASES = 8, 2, 40
+WHOLE, JOINED = "reuse and diffuse", "clips joined"
+WITHOUT: Mapping[str, Tie] = {
+    "no noise reversion": Tie(noise_in_its_order),
+    "no past-dependent noise": Tie(reuse=Reuse(noise_ratio=0.0)),
+    "no staged guidance": Tie(reuse=Reuse(guidance=0.0)),
+}
+ASKED = ("thing", "colour", "scene")
+CHANGES = {"flow": "way of a pixel in thousandths of the picture", "pixels": "change of a pixel in grey levels"}
+
+
+def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+    """Eight clips on end, and as many that are joined."""
+    steps = steps or STEPS
+    return Study(
+        name="long-videos",
+        title="Eight clips on end",
+        settings={
+            "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS, "clips": CLIPS,
+            "reuse": asdict(Reuse()), "motion": flows.PROTOCOL,
+        },
+        cases=moving_cases(count),
+        arms=_arms(model, steps, CLIPS, {WHOLE: Tie(), JOINED: Tie(forgotten)}),
+        measured=lambda frames, case: measured(frames, case, witnesses),
+        claims=claims,
+        rows=ROWS,
+        shown=edges,
+    )  # fmt: skip
+
+
+def ablated(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+    """Two clips on end, whole and without each of the method's parts, of at most 40 cases."""
+    few = min(count, ABLATED_CASES)
+    long = studied(model, witnesses, few, steps)
+    ties = {WHOLE: Tie(), **WITHOUT, JOINED: Tie(forgotten)}
+    return long._replace(
+        name="long-videos-ablation",
+        title=f"Two clips on end, without each part of the method ({few} of the prompts)",
+        settings={**long.settings, "clips": ABLATED_CLIPS},
+        arms=_arms(model, steps or STEPS, ABLATED_CLIPS, ties),
+        claims=claims_of_the_parts,
+    )
+
+
+def _arms(model: Model, steps: int, clips: int, ties: Mapping[str, Tie]) -> dict[str, Film]:
+    draw = drawing(model, steps)
+    return {name: partial(on_end, draw, tie, clips) for name, tie in ties.items()}
+
+
+def edges(frames: Frames) -> UInt8[np.ndarray, "edges h w 3"]:
+    """The first and the last frame of each clip: what stands side by side at a seam."""
+    return frames[np.arange(len(frames)) % FRAMES % (FRAMES - 1) == 0]
+
+
+def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
+    """All that is measured of one video."""
+    first, last = (witnesses.look(clip) for clip in (frames[:FRAMES], frames[-FRAMES:]))
+    found: dict[str, float] = {}
+    for where, seen in (("first", first), ("last", last)):
+        right = dict(metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene))
+        found |= {f"{name}, {where} clip": right[name] for name in ASKED}
+    return found | {"individual": float((last.individuals @ first.individuals.T).mean()), **changes(frames)}
+
+
+def changes(frames: Frames) -> dict[str, float]:
+    """How much changes from frame to frame, on average: at the seams of clips, and inside of clips."""
+    at_seam = np.arange(1, len(frames)) % FRAMES == 0
+    steps = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
+    found = {"flow": 1000 * flows.lengths(frames), "pixels": steps}
+    return {
+        f"{name}, {where}": float(values[chosen].mean())
+        for (name, values), (where, chosen) in product(found.items(), zip(WHERE, (at_seam, ~at_seam), strict=True))
+    }
+
+
+def claims(made: Sequence[Record]) -> list[Claim]:
+    """What the issue claims of many clips."""
+    of, joined = (partial(column, made, arm) for arm in (WHOLE, JOINED))
+    lost = {name: np.subtract(of(f"{name}, last clip"), of(f"{name}, first clip")).tolist() for name in ASKED}
+    return [
+        *(within(f"{name} at the last clip - at the first", values, -0.1, 0.1) for name, values in lost.items()),
+        *_smooth(made),
+        *(
+            better(f"jump at a seam, {JOINED} - {WHOLE}: {name}", joined(f"{name}, seam"), of(f"{name}, seam"))
+            for name in CHANGES
+        ),
+    ]
+
+
+def claims_of_the_parts(made: Sequence[Record]) -> list[Claim]:
+    """That each part is needed, as in the paper's ablation."""
+    of = partial(column, made, WHOLE)
+    return [
+        *_smooth(made),
+        *(
+            better(f"jump at a seam, {arm} - whole: {name}", column(made, arm, f"{name}, seam"), of(f"{name}, seam"))
+            for arm, name in product(WITHOUT, CHANGES)
+        ),
+    ]
+
+
+def _smooth(made: Sequence[Record]) -> list[Claim]:
+    of = partial(column, made, WHOLE)
+    return [
+        ratio(f"jump at a seam over change inside a clip: {name}", of(f"{name}, seam"), of(f"{name}, inside"), 0, 1.2)
+        for name in CHANGES
+    ]  # fmt: skip
+
+
+WHERE = {"seam": "at a seam", "inside": "inside a clip"}
+ROWS: Mapping[str, str] = {
+    **{
+        f"{name}, {where} clip": f"frames of the {where} clip with the prompt's {name}"
+        for where, name in product(("first", "last"), ASKED)
+    },
+    "individual": "likeness of the last clip's individual to the first's",
+    **{f"{name}, {where}": f"{CHANGES[name]}, {told}" for name, (where, told) in product(CHANGES, WHERE.items())},
+}

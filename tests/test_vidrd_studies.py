@@ -1,0 +1,207 @@
+"""VidRD's studies: the clips they draw are those of the front door, and what they measure is what it says."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_animating import model  # noqa: F401
+
+import kineograph as kg
+from kineograph.data.reuse import Reuse
+from kineograph.errors import InputWarning
+from kineograph.evaluation import (
+    filming,
+    known_damage,
+    long_videos,
+    pan_and_zoom,
+    reproduce,
+    reusing,
+    sets,
+    temporal_decoder,
+)
+from kineograph.evaluation.distances import frechet, moments
+from kineograph.evaluation.extractors import open_extractor
+from kineograph.evaluation.features import Extractor
+from kineograph.evaluation.protocol import moving_cases
+from kineograph.evaluation.reusing import FRAMES, Tie, drawing, forgotten, noise_in_its_order, on_end
+from kineograph.evaluation.study import Study, Untrained, part, records
+from kineograph.evaluation.witnesses import Witnesses, pocket_witnesses
+from kineograph.models.decoder import DecoderConfig, TemporalDecoder, blocks_of
+from kineograph.models.model import Model
+from kineograph.pocket.world import clip
+
+STAMP = {"protocol": "test", "commit": "none"}
+
+
+@pytest.fixture(scope="module")
+def witnesses() -> Witnesses:
+    return pocket_witnesses()
+
+
+@pytest.fixture(scope="module")
+def extractor() -> Extractor:
+    return open_extractor("pocket")
+
+
+def ran(study: Study, folder) -> list[dict]:
+    made = list(records(study, folder, STAMP))
+    told = part(study, made, folder)
+    assert len(made) == len(study.arms) * len(study.cases)
+    assert all((folder / file.rpartition("/")[2]).exists() for each in told.pictures.values() for file in each.values())
+    assert {row: set(cells) for row, cells in told.table.items()} == {row: set(study.arms) for row in told.table}
+    return made
+
+
+@pytest.mark.parametrize("choice", [{}, {"noise_ratio": 0.0}, {"guidance": 0.0}])
+def test_clips_on_end_are_what_generate_draws(choice, model: Model):  # noqa: F811
+    (case,) = moving_cases(1)
+    asked = {"num_inference_steps": 2, "guidance_scale": filming.SCALE, "num_frames": FRAMES, "fps": reusing.FPS}
+    reuse = kg.Reuse(**choice)
+    video = kg.generate(model, case.prompt, clips=3, reuse=reuse, seed=case.seed, **asked)
+    (frames,) = on_end(drawing(model, 2), Tie(reuse=reuse), 3, [case])
+    assert np.array_equal(frames, video.frames)
+
+
+def test_clips_that_are_joined_begin_alike_and_follow_nothing(model: Model):  # noqa: F811
+    cases, draw = moving_cases(2), drawing(model, 2)
+    joined, whole, turned = (on_end(draw, tie, 2, cases) for tie in (Tie(forgotten), Tie(), Tie(noise_in_its_order)))
+    for one, other, third in zip(joined, whole, turned, strict=True):
+        assert np.array_equal(one[:FRAMES], other[:FRAMES])
+        assert not np.array_equal(one[FRAMES:], other[FRAMES:])
+        assert not np.array_equal(third[FRAMES:], other[FRAMES:])
+    assert not np.array_equal(joined[0][:FRAMES], joined[1][:FRAMES])
+
+
+def test_a_first_clip_is_drawn_once_for_all_ties(model: Model, monkeypatch):  # noqa: F811
+    drawn, numbers = reusing.drawn, []
+    monkeypatch.setattr(reusing, "drawn", lambda *asked: (numbers.append(asked[4]), drawn(*asked))[1])
+    draw = drawing(model, 1)
+    for tie in (Tie(), Tie(forgotten)):
+        on_end(draw, tie, 2, moving_cases(1))
+    assert numbers == [0, 1, 1]
+
+
+def test_changes_at_seams_and_inside():
+    frames = np.zeros((3 * FRAMES, 32, 32, 3), np.uint8)
+    frames[FRAMES : 2 * FRAMES] = 60
+    found = long_videos.changes(frames)
+    assert found["pixels, seam"] == 60 and found["pixels, inside"] == 0
+    assert found["flow, inside"] == pytest.approx(0, abs=1e-3)
+    assert [len(long_videos.edges(frames)), long_videos.edges(frames)[1].max(), long_videos.edges(frames)[2].min()] == [
+        6, 0, 60
+    ]  # fmt: skip
+
+
+def test_a_pixel_goes_as_far_as_it_is_moved():
+    rng = np.random.default_rng(0)
+    wide = np.kron(rng.integers(255, size=(16, 40, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    frames = np.stack([wide[:, left : left + 256] for left in (0, 8, 16)])
+    assert long_videos.flows.lengths(frames) == pytest.approx([8 / 256] * 2, rel=0.2)
+
+
+def test_long_videos_and_the_methods_parts(model: Model, witnesses: Witnesses, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(long_videos, "CLIPS", 3)
+    monkeypatch.setattr(long_videos, "ABLATED_CASES", 1)
+    made = ran(long_videos.studied(model, witnesses, 2, 1), tmp_path)
+    claims = long_videos.claims(made)
+    assert len(claims) == 7 and {claim.count for claim in claims} == {2}
+    study = long_videos.ablated(model, witnesses, 2, 1)
+    assert len(study.cases) == 1 and "1 of the prompts" in study.title
+    parts = ran(study, tmp_path)
+    assert {each["arm"] for each in parts} == {long_videos.WHOLE, long_videos.JOINED, *long_videos.WITHOUT}
+    assert len(long_videos.claims_of_the_parts(parts)) == 8
+
+
+def test_what_is_left_out_is_left_out():
+    assert {name: tie.reuse for name, tie in long_videos.WITHOUT.items()} == {
+        "no noise reversion": Reuse(),
+        "no past-dependent noise": Reuse(noise_ratio=0.0),
+        "no staged guidance": Reuse(guidance=0.0),
+    }
+
+
+def little_damage(monkeypatch) -> dict:
+    degrees = {name: known_damage.DEGREES[name] for name in ("blur 0", "blur 8", "noise 0", "noise 64")}
+    monkeypatch.setattr(known_damage, "VIDEOS", 2)
+    monkeypatch.setattr(known_damage, "DEGREES", degrees)
+    return degrees
+
+
+def test_known_damage(witnesses: Witnesses, model: Model, tmp_path, monkeypatch):  # noqa: F811
+    degrees = little_damage(monkeypatch)
+    study = known_damage.studied(model, witnesses, 1, None)
+    made = ran(study, tmp_path)
+    assert len(made) == known_damage.LEAST and len(known_damage.claims(made)) == 2
+    assert all(record["blur 0"] == record["noise 0"] for record in made)
+    assert made[0]["blur 0"] != made[1]["blur 0"]
+    assert len({record[name] for record in made for name in degrees}) == 6
+    assert len(study.arms["FVD"](study.cases[:1])[0]) == len(degrees)
+
+
+def test_a_set_is_as_far_as_its_features(extractor: Extractor):
+    films = [clip(case.shot, 4) for case in moving_cases(4)]
+    made = [
+        {"arm": arm, "case": k, **sets.read(extractor, change(frames))}
+        for arm, change in (("same", np.copy), ("blank", np.zeros_like), ("real", np.copy))
+        for k, frames in enumerate(films)
+    ]
+    made = json.loads(json.dumps(made))
+    table = sets.table(made, ("same", "blank", "real"), "real")
+    features = [
+        np.stack([extractor.of(change(each)).features for each in films]) for change in (np.zeros_like, np.copy)
+    ]
+    wanted = frechet(*(moments(each) for each in features))
+    assert table["FVD against real"]["blank"].value == pytest.approx(wanted, rel=1e-3)
+    assert table["FVD against real"]["same"].value == pytest.approx(0, abs=1e-4 * wanted)
+    assert sets.nearer("x", made, "same", "blank", "real").holds
+    assert not sets.nearer("x", made, "blank", "same", "real").holds
+    assert np.isnan(table["IS (the judge's things)"]["same"].value)
+    assert not sets.nearer("x", made[:1] + made[4:5] + made[8:9], "same", "blank", "real").holds
+
+
+def test_the_temporal_decoder(model: Model, witnesses: Witnesses, tmp_path, monkeypatch):  # noqa: F811
+    decoder = TemporalDecoder(DecoderConfig(blocks=blocks_of(model.vae), groups=4)).eval()
+    monkeypatch.setattr(temporal_decoder, "opened", lambda: replace(model, decoder=decoder))
+    monkeypatch.setattr(temporal_decoder, "clip", lambda shot, frames, fps: clip(shot, 2)[:, ::8, ::8].copy())
+    films = {each["arm"]: each for each in ran(temporal_decoder.filmed(model, witnesses, 1, None), tmp_path)}
+    assert films["rendering"]["psnr"] == pytest.approx(60, abs=0.01) and films["rendering"]["flicker"] == 0
+    assert films["image decoder"]["psnr"] == pytest.approx(films["temporal decoder"]["psnr"])  # it is untrained
+    assert len(temporal_decoder.claims_of_films([*films.values()])) == 3
+    made = ran(temporal_decoder.drawn(model, witnesses, 1, 1), tmp_path)
+    assert len(temporal_decoder.claims_of_drawn(made)) == 1
+
+
+def test_flicker_is_of_the_change_alone():
+    film = np.random.default_rng(0).integers(100, size=(4, 8, 8, 3), dtype=np.uint8)
+    assert temporal_decoder.flicker(film + 20, film) == 0
+    restless = film.copy()
+    restless[1::2] += 10
+    assert temporal_decoder.flicker(restless, film) == 10
+
+
+def test_pan_and_zoom(model: Model, witnesses: Witnesses, tmp_path, monkeypatch):  # noqa: F811
+    with pytest.raises(Untrained, match="--stages vidrd_panned,vidrd_unpanned"):
+        pan_and_zoom.trained(model, tmp_path / "vidrd_panned.safetensors")
+    monkeypatch.setattr(pan_and_zoom, "trained", lambda model, file: model)
+    alike = witnesses._replace(embed=lambda frames: np.eye(len(frames)))  # the CLIP sees no such small frames
+    made = ran(pan_and_zoom.studied(model, alike, 1, 1), tmp_path)
+    assert len(pan_and_zoom.claims(made)) == 3
+
+
+def test_what_was_not_trained_is_left_out_of_the_report(model: Model, witnesses: Witnesses, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(temporal_decoder, "POCKET", tmp_path / "nothing")
+    monkeypatch.setattr(pan_and_zoom, "FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(long_videos, "CLIPS", 2)
+    little_damage(monkeypatch)
+    with pytest.warns(InputWarning, match="a study is left out") as warned:
+        told = reproduce.reproduce("vidrd", model, witnesses, cases=1, steps=1, out=tmp_path)
+    assert len(warned) == 3
+    assert [each.title.partition(",")[0] for each in told.parts] == [
+        "Eight clips on end", "Two clips on end", "FVD of 2 clips with known damage"
+    ]  # fmt: skip
+    monkeypatch.setattr(reusing, "drawn", lambda *asked: pytest.fail("what is there is drawn again"))
+    with pytest.warns(InputWarning):
+        reproduce.reproduce("vidrd", model, witnesses, cases=1, steps=1, out=tmp_path)
