@@ -9,6 +9,8 @@ from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
+from kineograph.errors import InputError
+from kineograph.models.pace import FewerFrames, MoreFrames
 from kineograph.models.temporal import (
     AttentionInBlock,
     FrameRate,
@@ -54,6 +56,8 @@ class TemporalConfig(BaseModel):
     middle       whether it stands in the middle block too
     convolution  whether temporal convolutions follow every resnet
     in_a_row     how many of them
+    coarsest     whether transformers stand in the blocks of the smallest pictures alone, and convolutions elsewhere
+    fewer        by what the number of frames is divided behind each downsampler, and multiplied on the way up
     in_block     attention between a spatial block's cross-attention and its feed-forward
     frame_rate   whether frames a second are told beside the timestep
     joint_norms  whether the group norms of resnets, and the last one, span all frames
@@ -71,6 +75,8 @@ class TemporalConfig(BaseModel):
     middle: bool = True
     convolution: bool = False
     in_a_row: int = 4
+    coarsest: bool = False
+    fewer: tuple[int, ...] = ()
     in_block: TransformerConfig | None = None
     frame_rate: bool = False
     joint_norms: bool = False
@@ -124,14 +130,28 @@ def _sites(unet: UNet2DConditionModel, config: TemporalConfig) -> Iterator[tuple
     if config.entry is not None:
         yield "conv_in", _transformer(config.entry, unet.config.block_out_channels[0], groups)
     for block, resnet, spatial, channels in _stages(unet):
-        if config.convolution:
+        coarse = block in (f"down_blocks.{len(unet.down_blocks) - 1}", "mid_block", "up_blocks.0")
+        if config.convolution and not (config.coarsest and coarse):
             yield resnet, TemporalConv(channels, groups, config.in_a_row)
         if spatial is not None and config.in_block is not None:
             for name in _blocks(unet, spatial):
                 yield name, _in_block(config.in_block, channels)
         place = spatial or (resnet if config.lonely and block != "mid_block" else None)
         if config.transformer is not None and place and (config.middle or block != "mid_block"):
-            yield place, _transformer(config.transformer, channels, groups)
+            if coarse or not config.coarsest:
+                yield place, _transformer(config.transformer, channels, groups)
+    yield from _paces(unet, config.fewer)
+
+
+def _paces(unet: Any, fewer: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
+    """What changes the number of frames, behind each down- and each upsampler."""
+    steps = len(unet.down_blocks) - 1
+    if len(fewer) not in (0, steps):
+        raise InputError(f"this image network has {steps} downsamplers, and fewer says {len(fewer)} numbers: {fewer}")
+    for k, factor in enumerate(fewer):
+        down, up = unet.down_blocks[k], unet.up_blocks[steps - 1 - k]
+        yield f"down_blocks.{k}.downsamplers.0", FewerFrames(down.resnets[-1].out_channels, factor)
+        yield f"up_blocks.{steps - 1 - k}.upsamplers.0", MoreFrames(up.resnets[-1].out_channels, factor)
 
 
 def _stages(unet: Any) -> Iterator[tuple[str, str, str | None, int]]:

@@ -135,6 +135,7 @@ class VideoUNet(nn.Module):
         if self.temporal is not None and len(numbers) > 1:
             for name, scale in (("motion_scale", motion_scale), ("spatial_scale", spatial_scale)):
                 branches.refuse_other_counts(name, scale, len(z))
+            _refuse_other_paces(self.temporal, condition, numbers, see, memory)
             told = _along(self.temporal, rate, told)._replace(after=self._after(motion_scale, spatial_scale))
         added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, memory)
         x = walk(unet, _input(z, condition.channels, numbers).to(unet.dtype), added, told)
@@ -160,6 +161,19 @@ def _check(z: Latents, frames: list[int], condition: Condition) -> None:
         raise InputError(
             f"got {len(z)} videos and a condition for {len(condition.tokens)}: tell each one, or all the same"
         )
+
+
+def _refuse_other_paces(
+    temporal: TemporalLayers, condition: Condition, frames: list[int], see: See, memory: Memory | None
+) -> None:
+    """Where the number of frames changes on the way, nothing can be said to single frames, and each reads itself."""
+    if not temporal.config.fewer:
+        return
+    images = condition.image_tokens
+    if condition.residuals is not None or (images is not None and images.ndim == 4):
+        raise InputError("a space-time network takes no ControlNet and no picture for each frame: use another one")
+    if memory is not None or [see(frame) for frame in frames] != [(frame,) for frame in frames]:
+        raise InputError("in a space-time network every frame's self-attention reads that frame: see=own, no memory")
 
 
 def _input(z: Latents, channels: Tensor | None, frames: list[int]) -> Tensor:

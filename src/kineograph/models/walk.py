@@ -57,6 +57,19 @@ class Told(NamedTuple):
     norm: Norm = normed_alone
     through: Through = at_once
 
+    def of(self, x: Tensor) -> Told:
+        """What the layers are told that read `x`, whose frames may have become fewer or more than they were.
+
+        Then each reads itself and all are told the same, which `VideoUNet` has checked.
+        """
+        before = len(self.plan.frames)
+        videos = len(self.time) // before
+        frames = len(x) // videos
+        if frames == before:
+            return self
+        time = self.time[::before].repeat_interleave(frames, dim=0)
+        return self._replace(time=time, plan=attention.plan(attention.own, range(frames), None))
+
 
 def walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tensor] | None, told: Told) -> Tensor:
     """A U-Net's raw output for frames folded into the batch; `added` is what ControlNets add to skips and middle."""
@@ -64,6 +77,7 @@ def walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tenso
     skips = [x]
     for block in unet.down_blocks:
         x = down(block, x, skips, told)
+        told = told.of(x)
     if unet.mid_block is not None:
         x = middle(unet.mid_block, x, told)
     if added is not None:
@@ -71,6 +85,7 @@ def walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tenso
         x = x + added[1].to(x)
     for block in unet.up_blocks:
         x = _up(block, x, skips, told)
+        told = told.of(x)
     return unet.conv_out(unet.conv_act(told.norm(unet.conv_norm_out, x, len(told.plan.frames))))
 
 
@@ -79,7 +94,7 @@ def down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
         x = told.through(_stage, resnet, transformer, x, told)
         skips.append(x)
     for downsample in block.downsamplers or ():
-        x = downsample(x)
+        x = told.after(downsample, downsample(x), len(told.plan.frames))
         skips.append(x)
     return x
 
@@ -95,8 +110,14 @@ def _up(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
         x = torch.cat(_freed(block, x, skips.pop()), dim=1)
         x = told.through(_stage, resnet, transformer, x, told)
     for upsample in block.upsamplers or ():
-        x = upsample(x, skips[-1].shape[2:])
+        x = told.after(upsample, upsample(x, skips[-1].shape[2:]), len(told.plan.frames))
+        x = _cut(x, len(told.time) // len(told.plan.frames), len(skips[-1]))
     return x
+
+
+def _cut(x: Tensor, videos: int, wanted: int) -> Tensor:
+    """The first frames of each video, so many in all: an odd number has been rounded up on the way down."""
+    return x if len(x) == wanted else x.unflatten(0, (videos, -1))[:, : wanted // videos].flatten(0, 1)
 
 
 def _stages(block: Block) -> Iterator[tuple[ResnetBlock2D, Transformer2DModel | None]]:
