@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import kineograph as kg
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.models import image_adapter
 from kineograph.models.image_adapter import ResamplerConfig
 from kineograph.models.model import Model
@@ -75,9 +75,11 @@ def test_the_frame_rate_is_told(model: Model):
 def test_more_frames_than_it_was_trained_on_are_drawn_through_windows(model: Model):
     long = kg.generate(model, "a fish", num_frames=11, **FEW)
     assert len(long.frames) == 11
-    at_once = kg.generate(model, "a fish", num_frames=11, window=11, **FEW)
+    with pytest.warns(InputWarning, match="trained on 6 frames at once, and a window of 11") as told:
+        at_once = kg.generate(model, "a fish", num_frames=11, window=11, **FEW)
+    assert len(told) == 1
     assert not np.array_equal(long.frames, at_once.frames)
-    fits = kg.generate(model, "a fish", num_frames=5, window=5, **FEW)
+    fits = kg.generate(model, "a fish", num_frames=5, window=9, **FEW)
     assert np.array_equal(fits.frames, kg.generate(model, "a fish", num_frames=5, **FEW).frames)
 
 

@@ -286,6 +286,19 @@ def test_the_judge_sees_what_the_prompt_asks_for():
     assert dict(gauge.measure(read_clip(film))) == {}
 
 
+def test_each_part_of_a_video_is_measured_by_its_own_prompt(clip_folder):
+    fish, cat = (
+        clip(Shot(place, "flat", (Thing(kind, colour, 1, motion="right"),)))
+        for place, kind, colour in (("sea", "fish", "red"), ("snow", "cat", "blue"))
+    )
+    both = read_clip(np.concatenate([fish, cat]), FISH)._replace(then=("a blue cat moving to the left",))
+    seen = {"thing seen": 1, "colour seen": 1, "scene seen": 1, "motion seen": 0.5}
+    assert dict(pocket_gauge(load_judge()).measure(both)) == seen
+    gauge = clip_gauge(open_clip(clip_folder))
+    one, other = (dict(gauge.measure(read_clip(*each)))["CLIP-T"] for each in ((fish, FISH), (cat, *both.then)))
+    assert dict(gauge.measure(both))["CLIP-T"] == pytest.approx((one + other) / 2, rel=1e-4) and one != other
+
+
 def test_prompts_of_the_world_are_understood():
     rng = np.random.default_rng(0)
     for shot in islice(shots(3), 200):
@@ -313,6 +326,19 @@ def test_a_folder_holds_files_and_folders_of_frames_with_their_prompts(tmp_path)
     listed = collect(folder, {"plain": "told", "0.mp4": "another"})
     assert [reel.prompt for reel in listed.reels] == ["another", "as pictures", "told"]
     assert len(read(collect(folder, fps=4).reels[0]).frames) == 2
+
+
+def test_a_video_of_several_prompts_has_one_for_each_clip(tmp_path):
+    told = {"prompt": "a fish", "then": ["a cat", "a dog"], "clips": 4}
+    Video(noise(0, 8), 8, told).save(tmp_path / "whole.mp4")
+    Video(noise(0, 7), 8, told).save(tmp_path / "cut.mp4")
+    with pytest.warns(InputWarning, match=r"cut\.mp4 has 3 prompts and does not say where its clips begin"):
+        cut, whole = (read(reel) for reel in collect(tmp_path).reels)
+    assert [(len(frames), prompt) for frames, prompt in whole.told] == [
+        (2, "a fish"), (2, "a cat"), (2, "a dog"), (2, "a dog"),
+    ]  # fmt: skip
+    assert [(len(frames), prompt) for frames, prompt in cut.told] == [(7, "a fish")]
+    assert [*collect(tmp_path, {"whole": "a bird", "cut": "a bird"}).reels][1].then == ()
 
 
 def test_what_cannot_be_read_is_counted_and_named(tmp_path, network):

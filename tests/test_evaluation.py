@@ -4,16 +4,19 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from kineograph.data.provenance import identifier
 from kineograph.data.request import Request
 from kineograph.errors import InputError
 from kineograph.evaluation import alone, bench, metrics, peers, report, text2video_zero
 from kineograph.evaluation.metrics import Seen
-from kineograph.evaluation.protocol import held_out_cases, identifier, keep, kept
+from kineograph.evaluation.protocol import held_out_cases, keep, kept
 from kineograph.evaluation.reproduce import PAPERS, reproduce
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.checkpoints import load
+from kineograph.models.placement import place
 from kineograph.pocket.geometry import Geometry
 from kineograph.pocket.world import held_out, render, shots
 from kineograph.recipes import generate
@@ -168,18 +171,33 @@ def test_the_full_method_is_what_generate_does(model):
 
 
 @pytest.mark.filterwarnings("ignore")  # the peer's, which are many
-@pytest.mark.parametrize("mode", ["motion", "control", "video"])
-def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path, mode):
+@pytest.mark.parametrize(
+    ("mode", "dtype"), [("motion", torch.bfloat16), ("control", torch.float32), ("video", torch.float32)]
+)
+def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path, mode, dtype):
     monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: alone.peak() / 1e9)
     monkeypatch.setattr(bench, "MATRIX", 64)
+    monkeypatch.setattr(bench, "place", lambda: place()._replace(dtype=dtype))
+    if mode != "motion":  # seconds each time, of the same counter
+        monkeypatch.setattr(bench, "_flops", lambda draw, frames, steps: 1e9)
     said, file = [], tmp_path / "bench.json"
-    rows = bench.bench("sd15", mode, frames=2, steps=7, repeats=2, size=TINY, out=file, say=said.append)
-    assert len(said) == 4 * len(rows)
+    rows = bench.bench("sd15", mode, frames=2, steps=7, repeats=1, size=TINY, out=file, say=said.append)
+    assert [row.setting.their_dtype for row in rows] == [*{str(dtype).removeprefix("torch."): 0, "float32": 0}]
+    assert len(said) == 2 * len(rows)
     assert json.loads(file.read_text())[0]["setting"]["frames"] == 2
     assert "times as fast" in bench.table(rows)
     for row in rows:
         assert row.speedup > 0 and row.peak_gb > 0 and row.teraflops > 0
         assert row.difference < 2  # the same video: random weights and bfloat16 allow no more
+
+
+def test_who_begins_changes_from_turn_to_turn():
+    drawn, setting = [], bench.Setting(2, 7, 3, "float32", "float32")
+    draws = {side: lambda *asked, side=side: drawn.append((side, *asked)) for side in ("ours", "theirs")}
+    times = bench._alternated(draws, setting, lambda side, took: None)
+    assert [side for side, *_ in drawn] == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+    assert {tuple(asked) for _, *asked in drawn} == {(2, 7)}
+    assert {side: len(each) for side, each in times.items()} == {"ours": 3, "theirs": 3}
 
 
 def test_a_process_of_its_own_tells_its_peak(folder, capsys):

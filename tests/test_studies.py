@@ -25,6 +25,12 @@ def witnesses():
     return pocket_witnesses()
 
 
+@pytest.fixture(autouse=True)
+def _short_videos(monkeypatch):
+    for study in (guided, editing, specialised):
+        monkeypatch.setattr(study, "FRAMES", 3)
+
+
 def ran(study: Study, folder) -> list[dict]:
     made = list(records(study, folder, STAMP))
     told = part(study, made, folder)

@@ -22,7 +22,7 @@ from models.conftest import sd_folder  # noqa: F401
 from numbered import movie
 from safetensors.torch import load_file
 from tiny_training import begin
-from tiny_video_training import LAYERS, LOOP, STAGES, films, pictures, told, train_until_killed, trained
+from tiny_video_training import LAYERS, LOOP, ONE, STAGES, both, films, pictures, told, train_until_killed, trained
 from torch import Tensor
 
 from kineograph import noise
@@ -43,17 +43,12 @@ from kineograph.recipes.training.settings import LogNormal, Source, Stage, Valid
 from kineograph.training import TrainingSettings, load_settings, weights
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_video.yaml"
-ONE = [STAGES[0] | {"steps": 2}]
-
 Tell = Callable[..., VideoTraining]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    films(folder / "films")
-    pictures(folder / "pictures")
-    return folder
+    return both(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from models.conftest import sd, sdxl_folder  # noqa: F401
-from tiny_video_training import STAGES, films, pictures, told, trained
+from tiny_video_training import ONE, both, told, trained
 from tiny_videos import two_levels, videocrafter
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
@@ -26,15 +26,10 @@ from kineograph.recipes.training.batches import Batch, noise_loss
 from kineograph.recipes.training.latents import encoded, kept
 from kineograph.training import weights
 
-ONE = [STAGES[0] | {"steps": 2}]
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    films(folder / "films")
-    pictures(folder / "pictures")
-    return folder
+    return both(tmp_path_factory.mktemp("data"))
 
 
 def parts(**settings: object) -> object:

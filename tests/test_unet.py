@@ -14,6 +14,7 @@ from kineograph.errors import InputError
 from kineograph.models.attention import See, first, first_and_previous, own, previous
 from kineograph.models.image_tokens import project
 from kineograph.models.rooms import cross_attentions
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet import VideoUNet
 
 B, F, T = 2, 7, 481.0
@@ -146,6 +147,15 @@ REFUSED = {
 def test_other_networks_are_refused_by_name(setting: str, settings: dict):
     with pytest.raises(InputError, match=f"has {setting}, which is not supported: expected .* Stable Diffusion"):
         VideoUNet(unet(**settings))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("resnet_time_scale_shift", "scale_shift"), ("resnet_skip_time_act", True)])
+def test_norms_span_the_frames_of_known_resnets_only(name: str, kind: object):
+    other, config = unet(**{name: kind}), TemporalConfig(transformer=TransformerConfig(head_width=8))
+    VideoUNet(other, TemporalLayers(other, config))  # its resnets are called whole
+    spanning = config.model_copy(update={"joint_norms": True})
+    with pytest.raises(InputError, match=f"has {name}={kind!r}, which is not supported"):
+        VideoUNet(other, TemporalLayers(other, spanning))
 
 
 def test_attention_that_computes_something_else_is_refused():

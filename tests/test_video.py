@@ -82,6 +82,14 @@ def test_mp4_plays_everywhere(tmp_path: Path) -> None:
         assert json.loads(container.metadata["comment"])["settings"] == SETTINGS
 
 
+@pytest.mark.parametrize("width", [128, 130, 200])
+def test_the_same_frames_give_the_same_mp4(tmp_path: Path, width: int) -> None:
+    noise = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
+    wide = np.asarray(noise.resize((50, 33)).resize((300, 200)))
+    made = Video(np.stack([wide[number : number + 96, number : number + width] for number in range(40)]))
+    assert len({made.save(tmp_path / f"{number}.mp4").read_bytes() for number in range(5)}) == 1
+
+
 def test_frames_as_pictures_and_tensor() -> None:
     made = clip()
     assert [picture.size for picture in made.pil] == [(64, 48)] * 5

@@ -20,6 +20,7 @@ STAGES = [
     {"steps": 3, "height": 16, "width": 16, "num_frames": 3, "fps": [5, 10]},
     {"steps": 2, "height": 16, "width": 24, "num_frames": 4, "fps": [10], "train_batch_size": 1},
 ]
+ONE = [STAGES[0] | {"steps": 2}]
 LOOP = {"train_batch_size": 2, "learning_rate": 0.01, "checkpointing_steps": 100, "log_every": 2, "ema_decay": 0.9}
 
 
@@ -40,6 +41,13 @@ def pictures(folder: Path, count: int = 4) -> Path:
         pixels = np.random.default_rng(100 + number).integers(255, size=(21, 33, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"picture {number}")
+    return folder
+
+
+def both(folder: Path) -> Path:
+    """Films and pictures, to train on."""
+    films(folder / "films")
+    pictures(folder / "pictures")
     return folder
 
 

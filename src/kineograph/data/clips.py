@@ -70,7 +70,7 @@ def clip(
         with opened(item.place) as part:
             _check(item, part, num_frames)
             if item.kind == "image":
-                return Clip(fitted_at(_picture(part), height, width, at)[None], STILL, item.caption)
+                return Clip(fitted_at(picture_in(part), height, width, at)[None], STILL, item.caption)
             shown = film(part)
             times, fps = _window(shown, rng, num_frames, rates)
             develop = _developer(shown.pixel, height, width, at)
@@ -136,7 +136,7 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
     return frame.to_ndarray(format="rgb24")
 
 
-def _picture(part: Part) -> Image.Image:
+def picture_in(part: Part) -> Image.Image:
     """A picture as a viewer shows it: turned as its camera says, on white, in RGB."""
     with Image.open(BytesIO(part.read()), formats=FORMATS) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format in ANIMATED:

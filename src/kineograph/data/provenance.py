@@ -5,10 +5,12 @@ mp4: the `comment` tag; gif: its comment; webp: EXIF ImageDescription; png: a te
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import PIL.Image
@@ -54,6 +56,11 @@ def read_settings(path: str | Path) -> dict:
             f"{path} carries no settings: Kineograph did not make it, or a program that passed it on dropped them"
         )
     return label.settings
+
+
+def identifier(settings: Mapping[str, Any]) -> str:
+    """Twelve letters that stand for these settings: what was made or measured with the same ones is the same."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def existing(path: str | Path) -> Path:

@@ -54,7 +54,7 @@ def film(part: Part) -> Film:
 
     Raises BrokenFile when it holds no frames or is cut short, and what PyAV raises.
     """
-    with _video(part) as (container, stream):
+    with main_stream(part) as (container, stream):
         head = [*islice(_stamps(container, stream), HEAD)]
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         stated, pixel = _stated_seconds(container, stream), float(stream.sample_aspect_ratio or 1)
@@ -62,7 +62,7 @@ def film(part: Part) -> Film:
     if not head:
         raise BrokenFile("holds no frames")
     if not tail or not SLOWEST <= rate <= FASTEST:
-        with _video(part) as (container, stream):
+        with main_stream(part) as (container, stream):
             tail = [*_stamps(container, stream)]
     first, last = min(stamp.shown for stamp in head), max(stamp.shown for stamp in tail)
     if not SLOWEST <= rate <= FASTEST:
@@ -81,11 +81,11 @@ def frames_at(
     """
     start = times[0] + HALF / film.rate
     for lead in LEADS:
-        with _video(part) as (container, stream):
+        with main_stream(part) as (container, stream):
             first, others = _sought(container, stream, start - lead)
-            if first is not None and _time(first) <= start:
+            if first is not None and shown_at(first) <= start:
                 return _shown(chain([first], others), times, film.rate, develop)
-    with _video(part) as (container, stream):
+    with main_stream(part) as (container, stream):
         return _shown(container.decode(stream), times, film.rate, develop)
 
 
@@ -94,7 +94,7 @@ def _sought(
 ) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
     """The frame that a container finds near `start`, and those after it; None where it finds none."""
     try:
-        container.seek(_ticks(stream, start), stream=stream)
+        container.seek(ticks(stream, start), stream=stream)
         frames = container.decode(stream)
         return next(frames, None), frames
     except av.FFmpegError:
@@ -107,15 +107,15 @@ def _shown(
     shown: list[np.ndarray] = []
     before: av.VideoFrame | None = None
     for frame in frames:
-        over = sum(time < _time(frame) - HALF / rate for time in times[len(shown) :])
+        over = sum(time < shown_at(frame) - HALF / rate for time in times[len(shown) :])
         if over:
             shown += [develop(_whole(before, times[len(shown)]))] * over
         if len(shown) == len(times):
             return shown
         before = frame
     last = _whole(before, times[len(shown)])
-    if times[-1] > _time(last) + 1.5 / rate:
-        raise BrokenFile(f"cannot be decoded beyond {_time(last):.2f} s")
+    if times[-1] > shown_at(last) + 1.5 / rate:
+        raise BrokenFile(f"cannot be decoded beyond {shown_at(last):.2f} s")
     return shown + [develop(last)] * (len(times) - len(shown))
 
 
@@ -126,7 +126,7 @@ def _whole(frame: av.VideoFrame | None, time: float) -> av.VideoFrame:
 
 
 @contextmanager
-def _video(part: Part) -> Iterator[tuple[InputContainer, VideoStream]]:
+def main_stream(part: Part) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The video's main stream: not the cover picture of its sound."""
     part.seek(0)
     with av.open(part, "r", metadata_errors="replace") as container:
@@ -154,7 +154,7 @@ def _tail(container: InputContainer, stream: VideoStream) -> list[_Stamp]:
     try:
         container.seek(FAR, stream=stream)
         rough = max((stamp.shown for stamp in _stamps(container, stream)), default=0.0)
-        container.seek(_ticks(stream, rough - 1), stream=stream)
+        container.seek(ticks(stream, rough - 1), stream=stream)
         return [*_stamps(container, stream)]
     except av.FFmpegError:
         return []
@@ -172,11 +172,11 @@ def _check_whole(stated: float, until: float, some: float) -> None:
         raise BrokenFile(f"is cut short: {until:.1f} of its {stated:.1f} seconds are left")
 
 
-def _ticks(stream: VideoStream, seconds: float) -> int:
+def ticks(stream: VideoStream, seconds: float) -> int:
     return math.floor(seconds / float(stream.time_base or 1))
 
 
-def _time(frame: av.VideoFrame) -> float:
+def shown_at(frame: av.VideoFrame) -> float:
     stamp = frame.dts if frame.pts is None else frame.pts
     if stamp is None or frame.time_base is None:
         raise BrokenFile("does not say when its frames are shown")

@@ -1,4 +1,4 @@
-"""An image model and a video model draw a case together, or each alone: recipes are a layer above."""
+"""An image model and a video model draw a case together, or each alone (docs/decisions/0010)."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kineograph.data.places import Problem
+from kineograph.data.provenance import identifier
 from kineograph.errors import InputError, InputWarning
 from kineograph.evaluation.collection import Clip, Collection, Reel, read
 from kineograph.evaluation.distances import SPLITS, frechet, inception_score, jackknifed, kernel_distance, moments
 from kineograph.evaluation.features import Extractor, Reading, check_lengths
 from kineograph.evaluation.gauges import QUALITY, Gauge
-from kineograph.evaluation.protocol import identifier
 from kineograph.evaluation.report import Mean, mean
 
 OnVideo = Callable[[int, int], None]

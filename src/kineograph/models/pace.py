@@ -1,4 +1,4 @@
-"""Fewer frames where the picture is small: a space-time U-Net in the manner of Lumiere (Bar-Tal et al. 2024, section 3).
+"""Fewer frames where the picture is small: a space-time U-Net, after Lumiere (Bar-Tal et al. 2024, section 3).
 
 The image network halves the picture on its way down and doubles it on its way up. These layers do the same with the
 number of frames, so that attention along time, at the coarsest level alone, sees the whole video at once.

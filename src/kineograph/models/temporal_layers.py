@@ -137,9 +137,9 @@ def _sites(unet: UNet2DConditionModel, config: TemporalConfig) -> Iterator[tuple
             for name in _blocks(unet, spatial):
                 yield name, _in_block(config.in_block, channels)
         place = spatial or (resnet if config.lonely and block != "mid_block" else None)
-        if config.transformer is not None and place and (config.middle or block != "mid_block"):
-            if coarse or not config.coarsest:
-                yield place, _transformer(config.transformer, channels, groups)
+        attends = (coarse or not config.coarsest) and (config.middle or block != "mid_block")
+        if config.transformer is not None and place and attends:
+            yield place, _transformer(config.transformer, channels, groups)
     yield from _paces(unet, config.fewer)
 
 

@@ -56,6 +56,8 @@ class Questions(nn.Module):
 
     def _wrong(self, number: int, output: Tensor, moves: Tensor, there: Tensor) -> Tensor:
         told = self.answers[number](_cells(output)).float()  # (b f) h w m
+        frames = len(told) // len(moves)  # fewer at the coarsest level of a space-time network
+        moves, there = (truth.unflatten(1, (frames, -1)).mean(2) for truth in (moves, there))
         moved = told[..., :MOVES].mean((1, 2)).view_as(moves)
         seen = adaptive_avg_pool2d(there.flatten(0, 1)[:, None], told.shape[1:3])[:, 0]
         return (moved - moves).square().mean() + binary_cross_entropy_with_logits(told[..., MOVES], seen)

@@ -64,15 +64,9 @@ def _muon(matrices: list[nn.Parameter], settings: TrainingSettings, cores: int) 
         return []
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"the optimizer muon needs torch 2.9 or later, and this is {torch.__version__}: choose adamw")
-    from kineograph.pocket.optimisers import shared_out
+    from kineograph.pocket.optimisers import muons
 
-    decay = settings.adam_weight_decay
-    return [
-        torch.optim.Muon(
-            part, settings.learning_rate, weight_decay=decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
-        )
-        for part in shared_out(matrices, cores)
-    ]
+    return muons(matrices, settings.learning_rate, settings.adam_weight_decay, cores)
 
 
 def _as_matrix(values: Tensor, weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kineograph.data.clips import _picture
+from kineograph.data.clips import picture_in
 from kineograph.data.codecs import write_mp4
 from kineograph.data.files import instead_of
 from kineograph.data.footage import DAMAGE
@@ -112,7 +112,7 @@ def _filmed(unit: Unit, part: Part, settings: DataSettings) -> Iterator[Marked]:
 def _pictured(unit: Unit, part: Part, settings: DataSettings) -> Iterator[Marked]:
     stills = settings.stills
     try:
-        picture = _picture(part)
+        picture = picture_in(part)
     except (*DAMAGE, Image.DecompressionBombError) as error:
         raise BrokenFile(f"cannot be decoded ({type(error).__name__}: {error})") from error
     height, width = pan_and_zoom.size_within(picture, stills.smallest, settings.shorter_side)

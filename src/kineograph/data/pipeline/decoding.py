@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from kineograph.data.footage import DAMAGE
 from kineograph.data.places import Part
-from kineograph.data.seeking import HALF, BrokenFile, Film, _ticks, _time, _video, film
+from kineograph.data.seeking import HALF, BrokenFile, Film, film, main_stream, shown_at, ticks
 
 Frame = UInt8[np.ndarray, "h w 3"]
 Develop = Callable[[av.VideoFrame], Frame]
@@ -50,14 +50,14 @@ def frames(reel: Reel) -> Iterator[Frame]:
     shown, count = None, 0
     due = _slots(reel)
     for frame in _decoded(reel):
-        time = _time(frame)
+        time = shown_at(frame)
         while before is not None and count < due and _tick(reel, count) < time - HALF / reel.film.rate:
             shown = reel.develop(before) if shown is None else shown
             yield shown
             count += 1
         before, shown = frame, None
-    if before is None or _tick(reel, due - 1) > _time(before) + 1.5 / reel.film.rate:
-        raise BrokenFile(f"cannot be decoded beyond {0 if before is None else _time(before):.2f} s")
+    if before is None or _tick(reel, due - 1) > shown_at(before) + 1.5 / reel.film.rate:
+        raise BrokenFile(f"cannot be decoded beyond {0 if before is None else shown_at(before):.2f} s")
     last = reel.develop(before)
     yield from (last for _ in range(due - count))
 
@@ -76,21 +76,21 @@ def glimpses(reel: Reel, count: int) -> list[Frame]:
 
 def _sought(reel: Reel, count: int) -> list[Frame]:
     found: dict[float, Frame] = {}
-    with _video(reel.part) as (container, stream):
+    with main_stream(reel.part) as (container, stream):
         for time in np.linspace(reel.film.first, reel.film.end, count, endpoint=False):
-            container.seek(_ticks(stream, float(time)), stream=stream)
+            container.seek(ticks(stream, float(time)), stream=stream)
             frame = next(container.decode(stream), None)
-            if frame is not None and not frame.is_corrupt and _time(frame) not in found:
-                found[_time(frame)] = reel.develop(frame)
+            if frame is not None and not frame.is_corrupt and shown_at(frame) not in found:
+                found[shown_at(frame)] = reel.develop(frame)
     return [*found.values()]
 
 
 def _decoded(reel: Reel) -> Iterator[av.VideoFrame]:
     reached = reel.film.first
     try:
-        with _video(reel.part) as (container, stream):
+        with main_stream(reel.part) as (container, stream):
             for frame in _whole(container, stream):
-                reached = _time(frame)
+                reached = shown_at(frame)
                 yield frame
     except BrokenFile:
         raise
@@ -101,7 +101,7 @@ def _decoded(reel: Reel) -> Iterator[av.VideoFrame]:
 def _whole(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     for frame in container.decode(stream):
         if frame.is_corrupt:
-            raise BrokenFile(f"has no whole frame to show at {_time(frame):.2f} s")
+            raise BrokenFile(f"has no whole frame to show at {shown_at(frame):.2f} s")
         yield frame
 
 
