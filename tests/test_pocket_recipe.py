@@ -189,5 +189,5 @@ def size(folder):
 
 
 def test_unknown_stages_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, .* degraded, not vea"):
+    with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, .* temporal_decoder, not vea"):
         recipe.run(["vea"], Settings(), tmp_path)

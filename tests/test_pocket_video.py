@@ -22,13 +22,17 @@ from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.video_export import export_videos
 
-SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2).model_copy(
+SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2, decoded=2).model_copy(
     update={
         name: Plan(minutes=1, steps=1, lr=1e-3, batch=2)
-        for name in ("moving_text", "text_to_video", "apart", "image_reading", "image_to_video", "degraded")
+        for name in (
+            "moving_text", "text_to_video", "apart", "image_reading", "image_to_video", "degraded", "vidrd",
+            "temporal_decoder", "motion_adapter",
+        )
     }
-)
+)  # fmt: skip
 STAGES = ["moving_text", "text_to_video", "films_only", "image_reading", "image_to_video", "degraded"]
+STAGES += ["vidrd", "temporal_decoder", "motion_adapter"]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +118,7 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     recipe.run(STAGES, SMALL, out)
     recipe.run(STAGES, SMALL, out)  # ended stages are left alone
     weights = shutil.copytree(POCKET, tmp_path / "weights")
-    for part in ("video", "animate", "video-degraded"):
+    for part in ("video", "animate", "video-degraded", "vidrd"):
         shutil.rmtree(weights / part, ignore_errors=True)
     export_videos(SMALL, out, weights)
     size = sum(
@@ -123,6 +127,8 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     assert size <= 16e6
     bad = sum(file.stat().st_size for file in (weights / "video-degraded").iterdir())
     assert bad <= 6e6
+    vidrds = sum(file.stat().st_size for file in (weights / "vidrd").rglob("*") if file.is_file())
+    assert vidrds <= 8e6
     told, shown = pocket_models.video(weights), pocket_models.animator(weights)
     spoilt = pocket_models.degraded_video(weights)
     assert spoilt.scheduler["num_train_timesteps"] == told.scheduler["num_train_timesteps"] == video.TIMESTEPS
@@ -130,6 +136,8 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
         torch.equal(each, spoilt.temporal.state_dict()[name]) for name, each in told.temporal.state_dict().items()
     )
     assert told.temporal.config == shown.temporal.config == video.TEXT_TO_VIDEO
+    assert (weights / "video" / "motion_adapter.safetensors").stat().st_size <= 1e6
+    assert all(each.motion_adapter is not None for each in (told, shown, spoilt))
     assert shown.reader is not None and told.reader is None
     changed = [n for n, w in told.unet.named_parameters() if not torch.equal(w, dict(shown.unet.named_parameters())[n])]
     assert changed == []

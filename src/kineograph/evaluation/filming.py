@@ -1,4 +1,4 @@
-"""A video model draws a case, as `kineograph generate` and `kineograph animate` do: recipes are a layer above."""
+"""A video model draws a case, as `kineograph generate` and `kineograph animate` do (docs/decisions/0010)."""
 
 from __future__ import annotations
 

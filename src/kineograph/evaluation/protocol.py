@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -69,11 +67,6 @@ def moving_cases(count: int) -> list[Case]:
         Case(number, of_clip(shot, np.random.default_rng(number)), shot)
         for number, shot in enumerate(islice(alone, count))
     ]
-
-
-def identifier(settings: Mapping[str, Any]) -> str:
-    """Twelve letters that stand for these settings: only what was measured with the same ones is comparable."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def kept(path: Path, protocol: str) -> list[Record]:

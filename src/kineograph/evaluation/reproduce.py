@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from kineograph.data.provenance import identifier
 from kineograph.errors import InputError, InputWarning
 from kineograph.evaluation import (
     editing,
@@ -23,7 +24,6 @@ from kineograph.evaluation import (
     video_elevator,
     videocrafter1,
 )
-from kineograph.evaluation.protocol import identifier
 from kineograph.evaluation.report import Report, write
 from kineograph.evaluation.study import Study, Untrained, part, records
 from kineograph.evaluation.witnesses import Witnesses

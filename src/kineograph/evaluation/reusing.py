@@ -1,4 +1,4 @@
-"""A video model draws clips on end, as `kineograph generate --clips` does: recipes are a layer above."""
+"""A video model draws clips on end, as `kineograph generate --clips` does (docs/decisions/0010)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kineograph.data.files import instead_of
-from kineograph.evaluation.protocol import identifier
+from kineograph.data.provenance import identifier
 from kineograph.methods.vidrd import Past
 from kineograph.recipes.clips import Drawn
 from kineograph.recipes.walks import Clip

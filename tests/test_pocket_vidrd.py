@@ -1,0 +1,145 @@
+"""How the pocket model learns VidRD's layers: from pictures that are panned too, and its VAE not to flicker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPTokenizer
+
+from kineograph.condition import Condition
+from kineograph.models import pocket_models
+from kineograph.models.checkpoints import POCKET
+from kineograph.models.unet import VideoUNet
+from kineograph.pocket import asked, decoder, feed, films, panned, vidrd
+from kineograph.pocket.fit import Plan
+from kineograph.pocket.settings import Settings
+
+Rng = np.random.Generator
+
+
+def drawn(seed: int = 0):
+    """A panned picture's frames, and its facts."""
+    seen: list[np.ndarray] = []
+
+    def encode(frames: np.ndarray) -> torch.Tensor:
+        seen.append(frames)
+        return torch.zeros(len(frames), 8, 16, 16)
+
+    _, fact = panned.film(encode, np.random.default_rng(seed), "train")
+    return seen[0], fact
+
+
+def pool(count: int) -> feed.Pool:
+    facts = [drawn(seed)[1] for seed in range(count)]
+    return feed.Pool(np.zeros((count, 16, 8, 16, 16), np.float16), facts)
+
+
+def test_a_panned_picture_is_seen_through_windows_that_wander():
+    frames, fact = drawn()
+    assert frames.shape == (16, 128, 128, 3) and fact["fps"] in films.RATES
+    assert np.array(fact["windows"]).min() >= 0 and np.array(fact["windows"]).max() <= 1 + 1e-6
+    steps = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
+    assert (steps > 0).all()
+    first, last = (panned.windows_of(fact)[k] for k in (0, -1))
+    assert [list(first), list(last)] == [pytest.approx(each) for each in fact["windows"]]
+
+
+def test_what_is_asked_of_a_panned_picture_is_what_it_shows():
+    _, fact = drawn()
+    fact["windows"] = [[0.0, 0.1, 0.8, 0.9], [0.2, 0.1, 1.0, 0.9]]
+    moves, there = panned.moves_of(fact), panned.things_in(fact)
+    way = np.linspace(0.125, -0.125, 16)  # a fifth of the picture to the left, through a window of four fifths
+    assert moves[:, 0] == pytest.approx(way / asked.UNITS[0], abs=1e-5)
+    assert moves[:, 1:] == pytest.approx(0, abs=1e-5)
+    centre = [np.argwhere(at == 0).mean(0)[1] / 16 for at in there]
+    assert centre[0] - centre[-1] == pytest.approx(0.25, abs=0.08)
+
+
+def test_panned_pictures_make_the_batches_that_films_make():
+    tokens = CLIPTokenizer.from_pretrained(POCKET / "tokenizer")
+    batches = [panned.screenings(pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)]
+    assert {each[0].shape for each in batches} == {(8, 8, 8, 16, 16), (4, 16, 8, 16, 16)}
+    for clips, noise, weights, timesteps, words, fps, moves, there in batches:
+        assert noise.shape == clips.shape and weights.shape == there.shape == clips[:, :, 0].shape
+        assert moves.shape == (*clips.shape[:2], asked.MOVES) and moves.mean(1).abs().max() < 1e-5
+        assert timesteps.shape == fps.shape == (len(clips),) and words.shape == (len(clips), 48)
+        assert torch.tensor(films.RATES + tuple(rate / 2 for rate in films.RATES)).eq(fps[:, None]).any(1).all()
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.0, 0), (0.5, 500), (1.0, 1000)])
+def test_a_share_of_the_steps_sees_panned_pictures(share: float, wanted: int):
+    shown = {name: torch.tensor([float(name == "panned")]) for name in ("films", "panned")}
+    draw = vidrd.in_turn(lambda rng, at: (shown["films"],), lambda rng, at: (shown["panned"],), share)
+    seen = sum(float(draw(np.random.default_rng((0, step)), 0.0)[0]) for step in range(1000))
+    assert seen == pytest.approx(wanted, abs=50)
+
+
+def test_it_begins_as_the_video_model_without_its_layers_along_time():
+    z, told = torch.randn(1, 3, 8, 16, 16), Condition(torch.ones(1, 7, 160).cumsum(1), embedding=torch.tensor([[8.0]]))
+    net = vidrd.network(video_network(), vidrd.CONFIG).eval()
+    with torch.no_grad():
+        before = net.image_unet(z.flatten(0, 1), 500, told.tokens.expand(3, -1, -1)).sample
+        rate = net.temporal.fps(torch.tensor([8.0]))
+        for weight in net.temporal.fps.parameters():
+            weight.zero_()  # what the frame rate tells is kept, and is none of the image network's
+        assert torch.allclose(net(z, 500, told)[0], before, atol=1e-5)
+    assert rate.any(), "it knows frame rates already"
+    learns = [name for name, weight in net.named_parameters() if weight.requires_grad]
+    assert {name.split(".")[0] for name in learns} == {"image_unet", "temporal"}
+    assert all("lora_" in name for name in learns if name.startswith("image_unet"))
+    assert set(vidrd.learnt(net)) == set(learns)
+    assert sum(each.numel() for each in vidrd.learnt(net).values()) * 2 < 7e6, "as float16, beside its decoder"
+
+
+def test_what_it_learnt_makes_it_again():
+    torch.manual_seed(0)
+    net = vidrd.network(video_network(), vidrd.CONFIG).eval()
+    for weight in net.parameters():
+        weight.requires_grad and weight.data.add_(0.02 * torch.randn_like(weight))
+    again = vidrd.restored(video_network(), vidrd.CONFIG, vidrd.learnt(net)).eval()
+    z, told = torch.randn(1, 3, 8, 16, 16), Condition(torch.ones(1, 7, 160), embedding=torch.tensor([[8.0]]))
+    with torch.no_grad():
+        assert torch.allclose(again(z, 500, told), net(z, 500, told), atol=1e-4)
+    assert not any("lora_" in name for name in again.state_dict())
+
+
+def test_questions_are_asked_of_attention_inside_the_blocks():
+    net = vidrd.Reused(video_network(), vidrd.CONFIG)
+    z, told = torch.randn(1, 4, 8, 16, 16), Condition(torch.ones(1, 7, 160), embedding=torch.tensor([[8.0]]))
+    net.questions.listen()
+    net.net(z, torch.tensor(1.0), told)
+    assert len(net.questions.answers) == 7
+    assert net.questions.error(torch.zeros(1, 4, asked.MOVES), torch.zeros(1, 4, 16, 16)) > 0
+
+
+def video_network():
+    opened = pocket_models.video(POCKET)
+    return VideoUNet(opened.unet, opened.temporal)
+
+
+def test_the_decoder_learns_from_parts_of_films_and_then_from_whole_ones(tmp_path: Path):
+    shown = decoder.pool(tmp_path, 2, seed=0, split="train")
+    assert shown.pictures.shape == (2, 8, 128, 128, 3)
+    draw = decoder.crops(shown, 8, 8)
+    for progress, shape in ((0.0, (8, 8, 3, 64, 64)), (0.9, (2, 8, 3, 128, 128))):
+        frames, off = draw(np.random.default_rng(0), progress)
+        assert frames.shape == shape and off.shape == (*shape[:2], 8, shape[-1] // 8, shape[-1] // 8)
+    levels = draw(np.random.default_rng(1), 0.0)[1].flatten(1).std(1)
+    assert levels.max() < decoder.OFF + 0.01 and (levels == 0).any()
+
+
+def test_a_decoder_stage_that_was_killed_goes_on(tmp_path: Path):
+    shown = decoder.pool(tmp_path, 2, seed=0, split="train")
+    one, three = (Plan(minutes=1, steps=steps, lr=1e-3, batch=2) for steps in (1, 2))
+    for plan in (one, three):
+        torch.manual_seed(0)
+        vae = AutoencoderKL.from_pretrained(POCKET / "vae", dtype=torch.float32)
+        layers = decoder.train(vae, plan, tmp_path / "stage", shown, shown)
+    log = (tmp_path / "stage" / "log.jsonl").read_text()
+    assert '"step": 1.0' in log and '"step": 2.0' in log and "flicker_steady" in log
+    assert layers.config == decoder.config_for(vae)
+    assert Settings().vidrd_apart.steps, "both trainings of the ablation are as long"
