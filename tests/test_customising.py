@@ -151,7 +151,7 @@ def test_without_a_prior_it_trains_as_plain_fine_tuning_does(
     assert not (tmp_path / "out" / "prior").exists()
     start = ready(tiny, few, tmp_path / "by-hand", subject=SUBJECT, settings=settings(**plain))
     see = running.kept(tiny, tmp_path / "out" / "latents")
-    shown = [running._shown(start, see, each, "a sks dog") for each in start.photos]
+    shown = [running.shown_of(start, see, each, "a sks dog") for each in start.photos]
     draw = batches.drawing([shown], 0, 0.0, running.leveller("uniform", tiny.schedule))
     learns = {name: weight for name, weight in start.trainee.named_parameters() if weight.requires_grad}
     way, told = torch.optim.AdamW(learns.values(), lr=0.01), tiny.prompt(["a sks dog"])
@@ -353,20 +353,20 @@ def test_pictures_are_upright_on_white_and_cut_in_the_middle(tmp_path: Path) -> 
     assert first.pixels.shape == (40, 20, 3) and first.caption is None
     assert second.pixels[0, 0].tolist() == [0, 0, 0] and second.pixels[-1, 0].tolist() == [255, 255, 255]
     assert second.caption == "a black half"
-    middle = running._cut(first, 0.5, 0.5, 1, 20, 20).frames[0]
+    middle = running.cut(first, 0.5, 0.5, 1, 20, 20).frames[0]
     assert np.array_equal(middle, first.pixels[10:30])
-    assert np.array_equal(running._cut(first, 0.5, 0.5, -1, 20, 20).frames[0], middle[:, ::-1])
+    assert np.array_equal(running.cut(first, 0.5, 0.5, -1, 20, 20).frames[0], middle[:, ::-1])
 
 
 def test_crops_and_mirror_images_are_views(tiny: Model, few: Path, tmp_path: Path) -> None:
     given = settings(crops=3, flips=True)
     start = ready(tiny, few, tmp_path / "out", subject=SUBJECT, settings=given)
     see = running.kept(tiny, tmp_path / "latents")
-    shown = running._shown(start, see, start.photos[1], "a sks dog")
+    shown = running.shown_of(start, see, start.photos[1], "a sks dog")
     assert len(shown.views) == 6 and not any(torch.equal(shown.views[0], each) for each in shown.views[1:])
     assert len(list((tmp_path / "latents").rglob("*.safetensors"))) == 6
     assert [*crop_offsets(start.photos[0], 1, 0)] == [(0.5, 0.5)]
-    plain = running._shown(start._replace(settings=settings()), see, start.photos[1], "a sks dog")
+    plain = running.shown_of(start._replace(settings=settings()), see, start.photos[1], "a sks dog")
     assert len(plain.views) == 1
 
 

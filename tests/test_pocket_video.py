@@ -22,7 +22,7 @@ from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.video_export import export_videos
 
-SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2, decoded=2).model_copy(
+SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2, decoded=2, panned=2).model_copy(
     update={
         name: Plan(minutes=1, steps=1, lr=1e-3, batch=2)
         for name in (

@@ -10,6 +10,7 @@ import typer
 from kineograph.cli import speaking
 from kineograph.cli.animate import animate
 from kineograph.cli.convert import convert
+from kineograph.cli.customise import customise
 from kineograph.cli.data import data
 from kineograph.cli.doctor import doctor
 from kineograph.cli.edit import edit
@@ -29,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-MAKE, PREPARE, LOOK = (generate, animate, edit, replay), (data, train, convert), (inspect, models, doctor)
+MAKE, PREPARE, LOOK = (generate, animate, edit, replay), (customise, data, train, convert), (inspect, models, doctor)
 for command in (*MAKE, *PREPARE, *LOOK, evaluate, reproduce, bench):
     app.command()(command)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ import typer
 
 from kineograph.cli import speaking
 from kineograph.cli.options import Json
+from kineograph.cli.stopping import duration, stoppable
 from kineograph.errors import InputWarning
 
 if TYPE_CHECKING:  # whoever only asks for help does not wait for torch
@@ -51,7 +51,7 @@ def train(
         _tell_plan(training.ready(chosen, "cpu"), json)
         return
     ready = training.ready(chosen)
-    with _stoppable() as asked, speaking.counted("training") as tell, closing(training.train(ready)) as steps:
+    with stoppable() as asked, speaking.counted("training") as tell, closing(training.train(ready)) as steps:
         last, losses = None, dict[str, float]()
         for last in steps:
             losses |= last.progress.losses  # a step is of one kind
@@ -65,28 +65,6 @@ def train(
         raise SystemExit(asked())
 
 
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], int]]:
-    """Lends a function that says with which status to end, once Ctrl-C or SIGTERM has come, and 0 until then.
-
-    A second one ends the program where it is.
-    """
-    came: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if came:
-            raise KeyboardInterrupt
-        came.append(number)
-        speaking.say("stopping after this step, with a checkpoint; once more stops at once")
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: 128 + came[0] if came else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _tell(ready: Ready, reached: Reached, losses: Mapping[str, float], tell: Callable[[int, int], None]) -> None:
     """How far a training is: a bar, and a line as often as there is one in the log."""
     progress, stage = reached.progress, ready.settings.stages[reached.stage - 1]
@@ -96,7 +74,7 @@ def _tell(ready: Ready, reached: Reached, losses: Mapping[str, float], tell: Cal
         left = (stage.steps - progress.step) * progress.seconds / progress.step
         speaking.say(
             f"stage {reached.stage} of {reached.stages}, step {progress.step} of {stage.steps}: loss {came_to}, "
-            f"{progress.samples_seen / progress.seconds:.3g} samples a second, {_time(left)} left"
+            f"{progress.samples_seen / progress.seconds:.3g} samples a second, {duration(left)} left"
         )
     for file in reached.samples:
         speaking.say(f"wrote {file}")
@@ -162,10 +140,3 @@ def _rates(fps: tuple[float, ...] | None) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _time(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

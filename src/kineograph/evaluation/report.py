@@ -23,7 +23,7 @@ class Mean(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.error:.3f}"
+        return "-" if math.isnan(self.value) else f"{self.value:.3f} ± {self.error:.3f}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,20 @@ def at_least(name: str, values: Sequence[float], bar: float) -> Claim:
     """The mean reaches the bar."""
     value, error = mean(values)
     return Claim(name, value, error, len(values), f">= {bar:g}", value >= bar)
+
+
+def not_below(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = SURE) -> Claim:
+    """The mean difference over the same cases is not below 0 by so many standard errors."""
+    value, error = mean(np.subtract(ours, theirs).tolist())
+    return Claim(name, value, error, len(ours), f"not < 0 by {errors} standard errors", value > -errors * error)
+
+
+def at_least_a_share(name: str, ours: Sequence[float], theirs: Sequence[float], bar: float) -> Claim:
+    """The mean is at least so much of the other's over the same cases, or more; the error is of the first order."""
+    whole = float(np.mean(theirs))
+    share = float(np.mean(ours)) / whole if whole else math.nan
+    error = mean([a - share * b for a, b in zip(ours, theirs, strict=True)]).error / whole if whole else math.nan
+    return Claim(name, share, error, len(ours), f">= {bar:g}", share >= bar)
 
 
 def within(name: str, values: Sequence[float], low: float, high: float) -> Claim:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from kineograph.data.provenance import identifier
@@ -16,21 +17,22 @@ from kineograph.evaluation import (
     joint_training,
     known_damage,
     long_videos,
+    motion_scales,
     pan_and_zoom,
     smoothing,
     specialised,
+    still_moving,
     temporal_decoder,
     text2video_zero,
     video_elevator,
     videocrafter1,
 )
 from kineograph.evaluation.report import Report, write
+from kineograph.evaluation.space_time import Make, of_space_time
 from kineograph.evaluation.study import Study, Untrained, part, records
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.model import Model
 from kineograph.models.origin import origin
-
-Make = Callable[[Model, Witnesses, int, int | None], Study]
 
 PAPERS: Mapping[str, Sequence[Make]] = {
     "text2video-zero": (
@@ -42,12 +44,17 @@ PAPERS: Mapping[str, Sequence[Make]] = {
         long_videos.studied, long_videos.ablated, known_damage.studied, temporal_decoder.filmed,
         temporal_decoder.drawn, pan_and_zoom.studied,
     ),
+    "still-moving": (
+        still_moving.studied, still_moving.ablated, motion_scales.studied, partial(of_space_time, still_moving.studied),
+        partial(of_space_time, still_moving.ablated), partial(of_space_time, motion_scales.studied),
+    ),
 }  # fmt: skip
 MODELS = {
     "text2video-zero": "pocket",
     "videocrafter1": "pocket-video",
     "video-elevator": "pocket",
     "vidrd": "pocket-video",
+    "still-moving": "pocket-video",
 }
 CASES, QUICK_CASES = 100, 10
 RESULTS = Path("docs/results")

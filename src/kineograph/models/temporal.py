@@ -172,7 +172,7 @@ class TemporalTransformer(nn.Module):
 class TemporalConv(nn.Module):
     """Convolutions over three frames each, added to what they read: `(b f) c h w` -> the same.
 
-    Frames are the rows of a picture whose columns are all places: filters of 3 x 1 are over time. Dropout is for training.
+    Frames are the rows of a picture whose columns are all places: filters of 3 x 1 are over time. Dropout: in training.
     Source: ModelScope's temporal convolution, which VideoCrafter1 (I2V) and VidRD have after every resnet.
     """
 

@@ -44,6 +44,7 @@ from kineograph.pocket.words import ids
 
 RESAMPLER = ResamplerConfig(reads=WIDTH, width=WIDTH, gives=WIDTH, tokens=16, depth=1, heads=5, head_width=32)
 UNSEEN = 0.1  # share of pictures left out, for guidance
+WORDLESS = 0.6, 0.25  # share of pictures, and of films, without words: what both say would be read in the words alone
 GREY = 127
 
 Rng = np.random.Generator
@@ -116,7 +117,8 @@ def stills(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer
     def draw(rng: Rng, progress: float) -> Batch:
         k = rng.integers(len(words), size=batch)
         rates = torch.zeros(batch)
-        return (*noised(rng, pool.pictures[k], heavy[k]), said(rng, words[k], empty), _shown(rng, seen[k], grey), rates)
+        told = _told(rng, words[k], empty, WORDLESS[0])
+        return (*noised(rng, pool.pictures[k], heavy[k]), told, _shown(rng, seen[k], grey), rates)
 
     return draw
 
@@ -133,9 +135,15 @@ def films(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer)
         window = slice(0, FRAMES, int(rng.choice((1, 2)))) if frames < FRAMES else slice(0, FRAMES)
         clips, heavy = (each[k][:, window][:, :frames] for each in (pool.pictures, weights))
         fps = torch.from_numpy(rates[k] / (window.step or 1))
-        return (*noised(rng, clips, heavy), said(rng, words[k], empty), _shown(rng, seen[k], grey), fps)
+        return (*noised(rng, clips, heavy), _told(rng, words[k], empty, WORDLESS[1]), _shown(rng, seen[k], grey), fps)
 
     return draw
+
+
+def _told(rng: Rng, words: np.ndarray, empty: np.ndarray, wordless: float) -> Tensor:
+    told = said(rng, words, empty)
+    told[torch.from_numpy(rng.uniform(size=len(told)) < wordless)] = torch.from_numpy(empty.astype(np.int64))
+    return told
 
 
 def _shown(rng: Rng, seen: Seen, grey: Seen) -> Tensor:

@@ -9,7 +9,7 @@ from kineograph.training.logs import Log
 from kineograph.training.loop import Progress, fit
 from kineograph.training.plan import Plan, plan
 from kineograph.training.settings import TrainingSettings
-from kineograph.training.settings_file import load_settings
+from kineograph.training.settings_file import load_settings, overridden
 from kineograph.training.state import latest, weights
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "latest",
     "lent",
     "load_settings",
+    "overridden",
     "plan",
     "weights",
 ]

@@ -30,6 +30,20 @@ def load_settings(path: Path, model: type[Settings], overrides: Iterable[str] = 
         raise InputError("\n".join(f"{path}: {_told(model, each)}" for each in error.errors())) from error
 
 
+def overridden(settings: Settings, overrides: Iterable[str]) -> Settings:
+    """The settings with some of them overridden: "training.learning_rate=1e-4".
+
+    Raises InputError for every field that is unknown or unfit.
+    """
+    content: dict[str, Any] = settings.model_dump()
+    for text in overrides:
+        content = _overridden(content, text)
+    try:
+        return type(settings).model_validate(content)
+    except ValidationError as error:
+        raise InputError("\n".join(_told(type(settings), each) for each in error.errors())) from error
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from kineograph import noise
 from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.methods import dreambooth
 from kineograph.models import schedule, text
-from kineograph.models.model import Model
+from kineograph.models.model import FPS, Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.text import TextEncoder
 from kineograph.models.unet import VideoUNet
@@ -34,9 +34,9 @@ HEAVIEST = 25.0  # no level weighs more: near pure noise there is nothing to be 
 
 
 class Shown(NamedTuple):
-    """A picture as training sees it: its cuts and mirror images, as latents of one frame, and its caption."""
+    """A picture or a video as training sees it: its cuts and mirror images, as latents, and its caption."""
 
-    views: tuple[Float[Tensor, "1 c h w"], ...]
+    views: tuple[Float[Tensor, "f c h w"], ...]
     caption: str
 
 
@@ -51,13 +51,13 @@ class Batch(NamedTuple):
 class Chosen(NamedTuple):
     """One picture of a batch."""
 
-    view: Float[Tensor, "1 c h w"]
+    view: Float[Tensor, "f c h w"]
     timestep: int
     text: str
 
 
 Draw = Callable[[int, range], Batch]
-Tell = Callable[[Trainee, Sequence[str]], Condition]
+Tell = Callable[[nn.Module, Sequence[str]], Condition]
 
 
 def drawing(parts: Sequence[Sequence[Shown]], seed: int, dropout: float, timesteps: Timesteps) -> Draw:
@@ -91,12 +91,12 @@ def _place(count: int, seed: int, sample: int, part: int) -> int:
     return int(np.random.default_rng((ORDER, seed, turn, part)).permutation(count)[place])
 
 
-def known(model: Model, texts: Sequence[str], size: tuple[int, int]) -> Tell:
+def known(model: Model, texts: Sequence[str], size: tuple[int, int], fps: float = FPS) -> Tell:
     """What a network is told of these texts, where the text encoder does not learn: read once."""
     places = {each: number for number, each in enumerate(dict.fromkeys(texts))}
-    said = model.prompt(list(places), size=size)
+    said = model.prompt(list(places), size=size, fps=fps)
 
-    def tell(trainee: Trainee, texts: Sequence[str]) -> Condition:
+    def tell(net: nn.Module, texts: Sequence[str]) -> Condition:
         chosen = [places[each] for each in texts]
         embedding = None if said.embedding is None else said.embedding[chosen].float()
         return Condition(said.tokens[chosen].float(), embedding=embedding)
@@ -108,8 +108,8 @@ def learning(model: Model) -> Tell:
     """What it is told by the text encoder that learns. May be called by several threads."""
     one_at_a_time = Lock()  # a tokenizer may be asked by one only
 
-    def tell(trainee: Trainee, texts: Sequence[str]) -> Condition:
-        assert trainee.text is not None, "it is what learns"
+    def tell(trainee: nn.Module, texts: Sequence[str]) -> Condition:
+        assert isinstance(trainee, Trainee) and trainee.text is not None, "it is what learns"
         with one_at_a_time:
             return Condition(text.encode(TextEncoder(model.text[0].tokenizer, trainee.text), texts))
 
@@ -146,16 +146,26 @@ def predicted(
 def as_v(
     net: VideoUNet, levels: Schedule, told: Condition, x0: Latents, noise: Latents, timesteps: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
-    """The same, told as that of v: an error of the noise counts 1 + sigma^2 times.
+    """The same, told as that of v."""
+    return weights_as_v(levels, timesteps) * predicted(net, levels, told, x0, noise, timesteps)
+
+
+def unweighted(levels: Schedule, timesteps: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """How much the error of what is predicted counts, as it is."""
+    return torch.ones(len(timesteps), device=timesteps.device)
+
+
+def weights_as_v(levels: Schedule, timesteps: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """And told as that of v: an error of the noise counts 1 + sigma^2 times.
 
     An error of the picture then weighs alike at all high levels (Salimans & Ho 2022, section 4, "SNR + 1").
     """
-    off = predicted(net, levels, told, x0, noise, timesteps)
     if levels.parameterisation is not schedule.epsilon:
-        return off
-    _, sigma = levels.noised(x0, noise, timesteps)
-    return (1 + sigma.square()).clamp(max=HEAVIEST) * off
+        return unweighted(levels, timesteps)
+    sigma = torch.tensor(levels.sigmas, device=timesteps.device)[timesteps]
+    return (1 + sigma.square()).clamp(max=HEAVIEST)
 
 
 Measured = Callable[[VideoUNet, Schedule, Condition, Latents, Latents, Tensor], Float[Tensor, " n"]]
 ERRORS: Mapping[str, Measured] = {"predicted": predicted, "v": as_v}
+WEIGHTS: Mapping[str, Callable[[Schedule, Tensor], Float[Tensor, " n"]]] = {"predicted": unweighted, "v": weights_as_v}

@@ -25,14 +25,15 @@ from kineograph.recipes.customising.words import Words, refuse_without, style_wo
 from kineograph.recipes.training.batches import leveller
 from kineograph.recipes.training.latents import See, Wanted, kept
 from kineograph.recipes.training.run import take
-from kineograph.training import Progress, fit, here, lent, weights
+from kineograph.training import Progress, TrainingSettings, fit, here, lent, weights
 from kineograph.training.gradients import autocast
 from kineograph.training.lock import claimed
 
 FINAL, PRIOR, LATENTS, PREVIEWS, LOOP = "final", "prior", "latents", "previews", "training"
 LEAST = {"subject": 3, "style": 1}  # pictures
 
-Phase = Literal["prior", "encoding", "training"]
+# An image network's, then a video model's: its stills, its natural videos, and its motion and spatial adapters
+Phase = Literal["prior", "encoding", "training", "stills", "natural", "stilling", "adapting"]
 
 
 class Ready(NamedTuple):
@@ -50,7 +51,7 @@ class Ready(NamedTuple):
 class Reached(NamedTuple):
     """Where a customising is: so much of a phase done, of so much.
 
-    progress: of the loop, while it trains. previews: the files of the pictures that were drawn at this step.
+    progress: of the loop, while it trains. previews: the files of what was drawn at this step to be looked at.
     """
 
     phase: Phase
@@ -140,17 +141,17 @@ def customise(ready: Ready) -> Generator[Reached, None, None]:
         for part in parts:
             shown.append([])
             for each, caption in part:
-                shown[-1].append(_shown(ready, see, each, caption))
+                shown[-1].append(shown_of(ready, see, each, caption))
                 yield Reached("encoding", sum(map(len, shown)), total)
         changed = False
         for progress in held.enter_context(closing(_steps(ready, shown))):
             changed = True
-            drawn = _previews(ready, progress) if _is_due(ready, progress) else []
+            drawn = _previews(ready, progress) if is_due(settings.training, progress) else []
             yield Reached("training", progress.step, settings.training.max_train_steps, progress, drawn)
         if changed or not (folder / FINAL).exists():
             take(ready.trainee, weights(folder / LOOP))
             with instead_of(folder / FINAL) as part_of_it:
-                trainee.write(ready.model, ready.trainee, part_of_it, _card(ready))
+                trainee.write(ready.model, ready.trainee, part_of_it, card(ready))
 
 
 def _prior(ready: Ready) -> Iterator[stills.Kept]:
@@ -165,7 +166,7 @@ def _prior(ready: Ready) -> Iterator[stills.Kept]:
     )
 
 
-def _shown(ready: Ready, see: See, picture: Photo, caption: str) -> Shown:
+def shown_of(ready: Ready, see: See, picture: Photo, caption: str) -> Shown:
     """A picture's cuts, and their mirror images if those count, as latents; the prior's are cut as the subject's."""
     (height, width), settings = ready.size, ready.settings
     sides = (1, -1) if settings.flips else (1,)
@@ -174,10 +175,10 @@ def _shown(ready: Ready, see: See, picture: Photo, caption: str) -> Shown:
         for at in crop_offsets(picture, settings.crops, settings.training.seed)
         for side in sides
     ]
-    return Shown(tuple(see(Wanted(key, caption, partial(_cut, picture, *key[1:]))).latents for key in views), caption)
+    return Shown(tuple(see(Wanted(key, caption, partial(cut, picture, *key[1:]))).latents for key in views), caption)
 
 
-def _cut(picture: Photo, across: float, down: float, side: int, height: int, width: int) -> Clip:
+def cut(picture: Photo, across: float, down: float, side: int, height: int, width: int) -> Clip:
     frame = fitted_at(Image.fromarray(picture.pixels), height, width, (across, down))
     return Clip(np.ascontiguousarray(frame[None, :, ::side]), STILL, "")
 
@@ -190,11 +191,11 @@ def _steps(ready: Ready, shown: list[list[Shown]]) -> Generator[Progress, None, 
     tell = batches.known(model, texts, ready.size) if ready.trainee.text is None else batches.learning(model)
     draw = batches.drawing(shown, loop.seed, settings.caption_dropout, leveller(settings.levels, model.schedule))
     loss = batches.loss_of(model, settings, tell)
-    steps = fit(ready.trainee, loop, ready.output / LOOP, draw=draw, loss=loss, facts=_facts(ready))
+    steps = fit(ready.trainee, loop, ready.output / LOOP, draw=draw, loss=loss, facts=facts_of(ready))
     return cast(Generator[Progress, None, None], steps)
 
 
-def _facts(ready: Ready) -> dict[str, Any]:
+def facts_of(ready: Ready) -> dict[str, Any]:
     """What a run that goes on must have had, beside the settings of its loop."""
     seen = [[each.digest[:16], caption] for each, caption in zip(ready.photos, ready.words.captions, strict=True)]
     return {
@@ -205,8 +206,8 @@ def _facts(ready: Ready) -> dict[str, Any]:
     }
 
 
-def _is_due(ready: Ready, progress: Progress) -> bool:
-    loop = ready.settings.training
+def is_due(loop: TrainingSettings, progress: Progress) -> bool:
+    """Whether something is drawn at this step."""
     return progress.step % loop.validation_steps == 0 or progress.step == loop.max_train_steps
 
 
@@ -225,7 +226,7 @@ def _previews(ready: Ready, progress: Progress) -> list[Path]:
     return files
 
 
-def _card(ready: Ready) -> dict[str, Any]:
+def card(ready: Ready) -> dict[str, Any]:
     """What the files say about themselves."""
     return {
         "name": ready.words.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, Field, field_validator
@@ -28,6 +28,8 @@ PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 SMALL = 50_000_000  # parameters: the pocket model has 10 million, Stable Diffusion 860 and more
 # What may change between a run and its resumption without changing the weights that come out.
 FREE = {"training", "previews", "prior_folder", "gradient_checkpointing"}
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class Lora(BaseModel):
@@ -142,30 +144,34 @@ def usual(model: Model, what: Literal["subject", "style"], how: Literal["lora", 
     as in StyleDrop.
     """
     name = what if how == "lora" else f"{what}, whole"
-    small = sum(weight.numel() for weight in model.net.image_unet.parameters()) < SMALL
-    computes = _precision(model.device)
+    computes = precision(model.device)
     given = ({"training": {"mixed_precision": computes}}, {} if what == "subject" else {"prior_weight": 0.0})
-    own = (OF_SMALL, SMALLER[name]) if small else (LARGE[name],)
+    own = (OF_SMALL, SMALLER[name]) if is_small(model) else (LARGE[name],)
     told: dict[str, Any] = {}
     for each in (USUAL, *given, *own):
-        told = _over(told, each)
+        told = over(told, each)
     return Customising.model_validate(told)
 
 
-def _precision(device: torch.device) -> str:
+def is_small(model: Model) -> bool:
+    """Whether its image network is more like the pocket model's than like Stable Diffusion's."""
+    return sum(weight.numel() for weight in model.net.image_unet.parameters()) < SMALL
+
+
+def precision(device: torch.device) -> str:
     """Of the loop; Apple's GPUs train in float32, since nothing scales their losses."""
     return "no" if device.type == "mps" else PRECISIONS.get(place(device).dtype, "no")
 
 
-def changed(settings: Customising, given: Mapping[str, Any]) -> Customising:
+def changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
     """The settings with some of them in place of theirs, also inside of a part: {"lora": {"rank": 4}}.
 
     Raises pydantic's ValidationError, a ValueError, for what is none or cannot be.
     """
-    return Customising.model_validate(_over(settings.model_dump(), given))
+    return type(settings).model_validate(over(settings.model_dump(), given))
 
 
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """One mapping with another over it, and what are mappings in both alike."""
     both = {name for name in above if isinstance(above[name], Mapping) and isinstance(below.get(name), Mapping)}
-    return {**below, **above, **{name: _over(below[name], above[name]) for name in both}}
+    return {**below, **above, **{name: over(below[name], above[name]) for name in both}}
