@@ -19,7 +19,7 @@ class Likeness(BaseModel):
     """What a network is called, and how its layers look.
 
     shapes  SHA-256 over their names and shapes
-    norms   of their weights, in the order of their names
+    norms   of their weights in half precision, in which the smallest round most, in the order of their names
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +42,7 @@ def likeness(network: nn.Module, name: str) -> Likeness:
     """The likeness of an image network, or of layers along time."""
     found = {path: layer for path, layer in sorted(layers(network).items()) if not _is_of_pictures(path)}
     said = "\n".join(f"{path} {_shape(layer)}" for path, layer in found.items())
-    norms = (float(f"{layer.weight.detach().float().norm().item():.5g}") for layer in found.values())
+    norms = (float(f"{layer.weight.detach().half().float().norm().item():.5g}") for layer in found.values())
     return Likeness(name=name, shapes=hashlib.sha256(said.encode()).hexdigest(), norms=tuple(norms))
 
 
