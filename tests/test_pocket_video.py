@@ -27,12 +27,12 @@ SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2, d
         name: Plan(minutes=1, steps=1, lr=1e-3, batch=2)
         for name in (
             "moving_text", "text_to_video", "apart", "image_reading", "image_to_video", "degraded", "vidrd",
-            "temporal_decoder", "motion_adapter",
+            "temporal_decoder", "motion_adapter", "space_time",
         )
     }
 )  # fmt: skip
 STAGES = ["moving_text", "text_to_video", "films_only", "image_reading", "image_to_video", "degraded"]
-STAGES += ["vidrd", "temporal_decoder", "motion_adapter"]
+STAGES += ["vidrd", "temporal_decoder", "motion_adapter", "space_time"]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from kineograph.pocket import stages, video_stages
+from kineograph.pocket import layer_stages, left, stages, video_stages
 from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
@@ -30,7 +30,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "judge": (stages.train_judge, "judge.safetensors"),
     "geometry": (stages.train_geometry, "geometry.safetensors"),
     "moving_text": (video_stages.train_moving_text, "moving_text/final"),
-    "text_to_video": (video_stages.train_text_to_video, video_stages.TEXT_TO_VIDEO),
+    "text_to_video": (video_stages.train_text_to_video, left.TEXT_TO_VIDEO),
     "image_reading": (video_stages.train_image_reading, video_stages.READING),
     "joint": (video_stages.train_joint, video_stages.JOINT),
     "films_only": (video_stages.train_films_only, video_stages.FILMS_ONLY),
@@ -38,11 +38,12 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "class_reading": (video_stages.train_class_reading, video_stages.CLASS_READING),
     "class_token": (video_stages.train_class_token, video_stages.CLASS_TOKEN),
     "degraded": (video_stages.train_degraded, video_stages.DEGRADED),
-    "motion_adapter": (video_stages.train_motion_adapter, video_stages.MOTION_ADAPTER),
-    "vidrd": (video_stages.train_vidrd, video_stages.VIDRD),
-    "vidrd_panned": (video_stages.train_panned, video_stages.PANNED),
-    "vidrd_unpanned": (video_stages.train_unpanned, video_stages.UNPANNED),
-    "temporal_decoder": (video_stages.train_temporal_decoder, video_stages.STEADY),
+    "motion_adapter": (layer_stages.train_motion_adapter, layer_stages.MOTION_ADAPTER),
+    "vidrd": (layer_stages.train_vidrd, layer_stages.VIDRD),
+    "space_time": (layer_stages.train_space_time, layer_stages.SPACE_TIME),
+    "vidrd_panned": (layer_stages.train_panned, layer_stages.PANNED),
+    "vidrd_unpanned": (layer_stages.train_unpanned, layer_stages.UNPANNED),
+    "temporal_decoder": (layer_stages.train_temporal_decoder, layer_stages.STEADY),
 }
 
 

@@ -15,17 +15,11 @@ from kineograph.models.saving import VOCABULARY
 from kineograph.models.video_folder import DECODER, write_decoder
 from kineograph.pocket import decoder, image_to_video, video, vidrd
 from kineograph.pocket.export import WEIGHTS
+from kineograph.pocket.layer_stages import MOTION_ADAPTER, STEADY, VIDRD
+from kineograph.pocket.left import TEXT_TO_VIDEO, filmed
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.stages import told
-from kineograph.pocket.video_stages import (
-    DEGRADED,
-    IMAGE_TO_VIDEO,
-    MOTION_ADAPTER,
-    STEADY,
-    TEXT_TO_VIDEO,
-    VIDRD,
-    filmed,
-)
+from kineograph.pocket.video_stages import DEGRADED, IMAGE_TO_VIDEO
 from kineograph.pocket.words import vocabulary
 
 

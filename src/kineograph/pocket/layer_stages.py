@@ -1,0 +1,75 @@
+"""The recipe's stages for what goes with the video model: other layers along time, a temporal decoder, adapters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import save_file
+
+from kineograph.models.adapter_files import save_motion
+from kineograph.models.temporal_layers import TemporalConfig
+from kineograph.pocket import decoder, left, motion_adapter, panned, space_time, video, video_sheets, vidrd
+from kineograph.pocket.fit import Plan
+from kineograph.pocket.settings import Settings
+
+MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, STEADY, SPACE_TIME = (
+    f"{name}.safetensors"
+    for name in ("motion_adapter", "vidrd", "vidrd_panned", "vidrd_unpanned", "temporal_decoder", "space_time")
+)
+
+
+def train_motion_adapter(settings: Settings, out: Path) -> None:
+    """For Still-Moving: what makes the video network's films stand still."""
+    shown, _ = left.filmed(settings, out)
+    torch.manual_seed(settings.seed)
+    folder, tower, tokens = out / Path(MOTION_ADAPTER).stem, left.tower(out), left.tokens(out)
+    net = motion_adapter.train(
+        left.video_net(out), settings.motion_adapter, folder, shown, text=tower, tokenizer=tokens
+    )
+    assert net.motion_adapter is not None and net.temporal is not None
+    save_motion(net.motion_adapter, net.temporal, out / MOTION_ADAPTER, name="pocket-video")
+
+
+def train_vidrd(settings: Settings, out: Path) -> None:
+    """VidRD's layers in place of the video network's own."""
+    _train_layers(settings, settings.vidrd, out, VIDRD, vidrd.CONFIG, settings.panned_share)
+
+
+def train_space_time(settings: Settings, out: Path) -> None:
+    """Lumiere's layers."""
+    _train_layers(settings, settings.space_time, out, SPACE_TIME, space_time.CONFIG, share=0)
+
+
+def train_panned(settings: Settings, out: Path) -> None:
+    """For the paper's ablation: a short training on films and panned pictures, half and half,"""
+    _train_layers(settings, settings.vidrd_apart, out, PANNED, vidrd.CONFIG, share=0.5)
+
+
+def train_unpanned(settings: Settings, out: Path) -> None:
+    """and one of as many steps on films alone."""
+    _train_layers(settings, settings.vidrd_apart, out, UNPANNED, vidrd.CONFIG, share=0)
+
+
+def _train_layers(settings: Settings, plan: Plan, out: Path, result: str, config: TemporalConfig, share: float) -> None:
+    shown, stills = left.filmed(settings, out)
+    folder, tower, tokens = out / Path(result).stem, left.tower(out), left.tokens(out)
+    draw = video.screenings(shown, stills, plan.batch, tokens)
+    if share:
+        at, encoder = out / "panned", out / "vae" / "final"
+        wandered = panned.pool(at, encoder, settings.panned, seed=settings.seed, split="train")
+        draw = vidrd.in_turn(draw, panned.screenings(wandered, plan.batch, tokens), share)
+    torch.manual_seed(settings.seed)
+    report = video_sheets.reporter(folder, left.autoencoder(out), tower, tokens, settings.sketched)
+    trained = vidrd.train(vidrd.Reused(left.video_net(out), config), plan, folder, draw, report, text=tower)
+    save_file(vidrd.learnt(trained.net), out / result)
+
+
+def train_temporal_decoder(settings: Settings, out: Path) -> None:
+    shown = decoder.pool(out / "decoded", settings.decoded, seed=settings.seed, split="train")
+    held_out = decoder.pool(out / "decoded", 4, seed=settings.seed + 1, split="held_out")
+    torch.manual_seed(settings.seed)
+    autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final")
+    layers = decoder.train(autoencoder, settings.temporal_decoder, out / "temporal_decoder", shown, held_out)
+    save_file({name: each.cpu().contiguous() for name, each in layers.state_dict().items()}, out / STEADY)

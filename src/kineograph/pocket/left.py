@@ -1,0 +1,51 @@
+"""What earlier stages of the recipe left in its folder, opened for the stages of the video models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from kineograph.models.unet import VideoUNet
+from kineograph.pocket import films, video
+from kineograph.pocket.feed import Pool
+from kineograph.pocket.fit import best_device
+from kineograph.pocket.norms import with_quick_norms
+from kineograph.pocket.settings import Settings
+
+TEXT_TO_VIDEO = "text_to_video.safetensors"
+
+
+def filmed(settings: Settings, out: Path) -> tuple[Pool, Pool]:
+    """Films to train on, and pictures beside them, as latents; made unless they are there."""
+    at, encoder = out / "video_films", out / "vae" / "final"
+    return (
+        films.pool(at, encoder, settings.screened, seed=settings.seed, split="train"),
+        films.stills(at / "stills", encoder, settings.beside, seed=settings.seed, split="train"),
+    )
+
+
+def video_net(out: Path) -> VideoUNet:
+    """The text-to-video network."""
+    unet = UNet2DConditionModel.from_pretrained(out / "unet" / "final")
+    return video.restored(unet, video.TEXT_TO_VIDEO, load_file(out / TEXT_TO_VIDEO))
+
+
+def tower(out: Path) -> CLIPTextModel:
+    return CLIPTextModel.from_pretrained(out / "moving_text" / "final")
+
+
+def tokens(out: Path) -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
+
+
+def image_encoder(out: Path) -> CLIPVisionModel:
+    return CLIPVisionModel.from_pretrained(out / "clip" / "final")
+
+
+def autoencoder(out: Path) -> AutoencoderKL:
+    opened = AutoencoderKL.from_pretrained(out / "vae" / "final")
+    return with_quick_norms(opened.to(best_device(), memory_format=torch.channels_last))

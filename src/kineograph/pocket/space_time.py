@@ -1,0 +1,14 @@
+"""The second family of video models: a space-time U-Net in the manner of Lumiere (Bar-Tal et al. 2024), in small.
+
+Sixteen frames are eight at half the size and four at a quarter, where alone attention along time stands; everywhere else
+convolutions follow the resnets. It begins and learns as VidRD's layers do (`vidrd.train`). It is trained for Still-Moving,
+whose paper has such a model, and does not ship: `python -m kineograph.pocket.recipe --stages space_time`.
+"""
+
+from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
+from kineograph.pocket.films import FRAMES
+
+CONFIG = TemporalConfig(
+    num_frames=FRAMES, convolution=True, in_a_row=2, coarsest=True, lonely=True, fewer=(2, 2), frame_rate=True,
+    transformer=TransformerConfig(head_width=32, relative=FRAMES, positions=4 * FRAMES, widening=2),
+)  # fmt: skip
