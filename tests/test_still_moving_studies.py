@@ -1,0 +1,205 @@
+"""The studies of Still-Moving: unseen items are what they say, and a whole study runs by the front doors."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from models.conftest import sd
+from test_animating import CONFIG
+
+from kineograph.errors import InputWarning
+from kineograph.evaluation import customised_models, motion_scales, report, reproduce, space_time, still_moving
+from kineograph.evaluation.protocol import FIRST_SEED, moving_cases
+from kineograph.evaluation.study import part, records
+from kineograph.evaluation.unseen_items import (
+    MOVING,
+    cases,
+    held_out_case,
+    item_of,
+    items,
+    moving,
+    photos,
+    plain,
+)
+from kineograph.evaluation.witnesses import pocket_witnesses
+from kineograph.methods.still_moving import attach
+from kineograph.models.branches import MOTION
+from kineograph.models.checkpoints import load
+from kineograph.models.temporal_layers import TemporalLayers
+from kineograph.models.unet import VideoUNet
+from kineograph.pocket import unseen, world
+from kineograph.pocket.unseen_styles import STYLES
+from kineograph.pocket.unseen_things import THINGS
+from kineograph.recipes.customising import changed, usual_video
+
+STAMP = {"protocol": "test", "commit": "none"}
+LOOP = {"max_train_steps": 1, "train_batch_size": 1, "lr_warmup_steps": 0}
+ONE_STEP = {
+    "image": {"prior_pictures": 1, "drawing": {"num_inference_steps": 1}, "training": LOOP},
+    "stills": 1,
+    "natural_videos": 1,
+    "num_frames": 2,
+    "drawing": {"num_inference_steps": 1},
+    "training": LOOP,
+}
+
+
+@pytest.fixture(scope="module")
+def plain_video():
+    return load("pocket-video", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def video():
+    """A tiny video model of the witnesses' size, with a motion adapter that knows nothing yet."""
+    torch.manual_seed(0)
+    levels = {"block_out_channels": (4,) * 4, "layers_per_block": 1, "norm_num_groups": 2, "latent_channels": 4}
+    pipeline = sd()
+    pipeline.unet.register_to_config(sample_size=16)
+    pipeline.vae = AutoencoderKL(
+        **levels, down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4
+    )
+    model = load(pipeline)
+    layers = TemporalLayers(model.net.image_unet, CONFIG)
+    net = attach(VideoUNet(model.net.image_unet, layers), motion=MOTION).requires_grad_(False)
+    return replace(model, name="tiny", net=net)
+
+
+@pytest.fixture(scope="module")
+def witnesses():
+    return pocket_witnesses()
+
+
+@pytest.fixture(autouse=True)
+def _short_videos_and_trainings(monkeypatch, tmp_path):
+    for study in (still_moving, motion_scales):
+        monkeypatch.setattr(study, "FRAMES", 2)
+    monkeypatch.setattr(customised_models, "FOLDER", tmp_path / "runs")
+    monkeypatch.setattr(customised_models, "SHARES", (0.5, 0.9))
+    monkeypatch.setattr(
+        customised_models, "usual_video", lambda video, kind: changed(usual_video(video, kind), ONE_STEP)
+    )
+
+
+def test_there_are_five_of_each_kind_with_ten_prompts_of_all_motions(plain_video):
+    assert [item.kind for item in items()] == ["subject", "style"] * 5
+    every = cases(1000)
+    assert len(every) == 100 == len({case.prompt for case in every}) and cases(12) == every[:12]
+    for item in items():
+        own = [case for case in every if item_of(case) is item]
+        assert [case.motion for case in own] == list(MOVING) and len({case.scene for case in own}) == len(world.SCENES)
+        assert all(item.called in case.prompt for case in own) and item_of(held_out_case(item)) is item
+        assert held_out_case(item).prompt not in {case.prompt for case in own}
+        if item.kind == "style":
+            assert not {case.thing for case in own} & {still.shot.things[0].kind for still in item.stills}
+    assert [case.seed for case in every] == [FIRST_SEED + number for number in range(100)]
+    plain_video.prompt([case.prompt for case in every])
+    assert not {word for case in every for word in plain_video.unknown_words(moving(case))}
+
+
+def test_a_case_is_told_with_and_without_what_is_new():
+    subject, style = cases(1000)[20], cases(1000)[10]
+    assert subject.prompt.replace("sks ", "") == moving(subject)
+    assert style.prompt == f"{moving(style)} in neon style"
+    assert moving(subject).startswith("a fish moving to the left ") and plain(subject) == "a fish in the desert"
+
+
+def test_unseen_things_and_styles_are_unlike_the_worlds_and_move_as_its_things_do():
+    shot = cases(1)[0].shot
+    seen = [world.render(shot), *(unseen.of_thing(name)(shot, 0.0) for name in THINGS)]
+    seen += [unseen.in_style(name)(shot, 0.0) for name in STYLES]
+    assert all(each.shape == (128, 128, 3) and each.dtype == np.uint8 for each in seen)
+    apart = [np.abs(a.astype(int) - b).mean() for k, a in enumerate(seen) for b in seen[:k]]
+    assert min(apart) > 3
+    assert {kind for kind, _ in THINGS.values()} <= set(world.THINGS) and not set(THINGS) & set(world.THINGS)
+    assert not set(STYLES) & set(world.STYLES)
+    clip = unseen.clip(unseen.of_thing("fox"), shot, 3, 8.0)
+    assert np.array_equal(clip[1], unseen.of_thing("fox")(shot, 0.0)) and not np.array_equal(clip[0], clip[2])
+
+
+def test_the_judge_sees_how_unseen_things_move(witnesses):
+    turned = [cases(1000)[10 * k + 3 * k % 10] for k in range(0, 10, 2)]
+    right = [witnesses.move(unseen.clip(item_of(case).render, case.shot)) == case.motion for case in turned]
+    assert np.mean(right) > 0.7
+
+
+def test_photos_are_what_a_user_would_have(tmp_path):
+    subject, style = items()[:2]
+    assert sorted(each.name for each in photos(subject, tmp_path / "a").iterdir()) == [f"{k}.png" for k in range(5)]
+    texts = sorted(photos(style, tmp_path / "b").glob("*.txt"))
+    assert [each.read_text() for each in texts] == [still.caption for still in style.stills]
+
+
+def test_the_table_by_the_front_doors(video, witnesses, tmp_path):
+    study = still_moving.studied(video, witnesses, 1, 1)
+    made = {record["arm"]: record for record in records(study, tmp_path, STAMP)}
+    assert list(made) == list(study.arms)
+    home = tmp_path / "runs" / "tiny" / "owl"
+    assert {each.name for each in home.iterdir()} == {"photos", "ours", "interleaved", "interpolation.json"}
+    assert (home / "ours" / "adapter.safetensors").is_file() and study.name == "still-moving-tiny"
+    assert json.loads((home / "interpolation.json").read_text())["share"] in (0.5, 0.9)
+    true = made[still_moving.RENDERING]
+    assert all(true["CLIP-I"] > record["CLIP-I"] + 10 for arm, record in made.items() if arm != still_moving.RENDERING)
+    assert true["individual"] > 0.5 and "CLIP-I, styles" not in true and true["CLIP-I, subjects"] == true["CLIP-I"]
+    told = part(study, [*made.values()], tmp_path)
+    assert {tuple(cells) for cells in told.table.values()} == {tuple(study.arms)}
+    assert len(told.claims) == 8 and math.isnan(told.table["share of the customised weights"]["ours"].value)
+
+
+def test_the_ablations_share_the_image_network_of_a_style(video, witnesses, tmp_path):
+    study = still_moving.ablated(video, witnesses, 1, 1)
+    assert list(study.arms) == ["ours", "no motion adapter", "all weights learn", "no natural videos", "video model"]
+    few = {name: study.arms[name] for name in ("no motion adapter", "all weights learn")}
+    made = list(records(study._replace(cases=cases(11)[10:], arms=few), tmp_path, STAMP))
+    assert all({"CLIP-I, styles", "moved, styles"} <= set(record) for record in made)
+    home = tmp_path / "runs" / "tiny" / "neon"
+    ours, other = (home / name / "image" / "final" for name in ("ours", "no-motion-adapter"))
+    assert all(file.read_bytes() == (other / file.name).read_bytes() for file in ours.iterdir())
+    assert (home / "all-weights-learn" / "whole").is_dir()
+
+
+def test_the_scale_of_motion(video, witnesses, tmp_path):
+    study = motion_scales.studied(video, witnesses, 2, 1)
+    assert [case.prompt for case in study.cases] == [case.prompt for case in moving_cases(2)]
+    made = list(records(study, tmp_path, STAMP))
+    moved = {record["arm"]: record["moved"] for record in made}
+    assert list(moved) == [f"scale {scale:g}" for scale in motion_scales.SCALES]
+    assert len(set(moved.values())) == 1, "an adapter that knows nothing changes nothing"
+    assert not any(claim.holds for claim in motion_scales.claims(made))
+
+
+def test_motion_that_falls_to_nothing_is_claimed():
+    made = [
+        {"arm": f"scale {scale:g}", "case": case, "moved": (1.02 - scale) * (1 + 0.1 * case)}
+        for scale in motion_scales.SCALES
+        for case in range(3)
+    ]
+    assert all(claim.holds for claim in motion_scales.claims(made))
+
+
+def test_without_a_motion_adapter_or_the_second_family_the_studies_are_left_out(
+    plain_video, witnesses, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(space_time, "NAME", "pocket-of-another-version")
+    model = replace(plain_video, net=VideoUNet(plain_video.net.image_unet, plain_video.net.temporal))
+    with pytest.warns(InputWarning, match="left out") as told:
+        made = reproduce.reproduce("still-moving", model, witnesses, cases=1, out=tmp_path)
+    assert not made.parts and (tmp_path / "still-moving.md").exists()
+    reasons = [str(each.message) for each in told]
+    assert len(reasons) == 6 and sum("--stages motion_adapter" in each for each in reasons) == 3
+    assert sum("no pocket-of-another-version" in each for each in reasons) == 3
+
+
+def test_claims_of_shares_and_of_what_is_not_below():
+    claim = report.at_least_a_share("x", [0.8, 0.9, 1.0], [1.0, 1.0, 1.0], 0.8)
+    assert claim.holds and claim.value == pytest.approx(0.9) and claim.error == pytest.approx(0.1 / math.sqrt(3))
+    assert not report.at_least_a_share("x", [1.0], [0.0], 0.8).holds
+    assert report.not_below("x", [1.0, 0.0, 1.1], [1.0, 0.3, 1.0]).holds
+    assert not report.not_below("x", [1.0, 1.1, 0.9], [2.0, 2.0, 2.0]).holds
+    assert str(report.mean([])) == "-"
