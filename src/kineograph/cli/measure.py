@@ -15,7 +15,10 @@ from kineograph.cli.options import Json
 def reproduce(
     paper: Annotated[
         str,
-        typer.Argument(help="Whose claims: text2video-zero, videocrafter1, video-elevator, vidrd.", show_default=False),
+        typer.Argument(
+            help="Whose claims: text2video-zero, videocrafter1, video-elevator, vidrd, still-moving.",
+            show_default=False,
+        ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the cases.")] = False,
     cases: Annotated[

@@ -47,7 +47,7 @@ def made(
     request = settled(model, request, video_model)
     start = _start(model, request)._replace(video_model=video_model)
     said = " ".join([request.prompt, *request.then, request.negative_prompt])
-    if unknown := model.unknown_words(said):
+    if unknown := _unknown_words(model, said):
         warnings.warn(f"{model.name} has never seen the words {', '.join(unknown)}", InputWarning, stacklevel=2)
     _warn_of_an_unsaid_subject(model, [request.prompt, *request.then])
     if video_model is not None:
@@ -57,6 +57,12 @@ def made(
     frames = _frames(model, request, start, on_step, keep_clips and keeping.place(keep_clips, settings))
     video = Video(frames, start.inputs.fps)
     return replace(video, settings={**settings, "frames_sha256": video.digest})
+
+
+def _unknown_words(model: Model, said: str) -> list[str]:
+    """The words that the model has never seen, of which those of its subject are none."""
+    own = (model.subject or "").lower().split()
+    return [word for word in model.unknown_words(said) if word not in own]
 
 
 def _warn_of_an_unsaid_subject(model: Model, prompts: Sequence[str]) -> None:

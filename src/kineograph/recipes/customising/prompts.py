@@ -1,0 +1,55 @@
+"""What a customised model's stills show, and the natural videos that a video model draws itself, unless one says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+from kineograph.methods import dreambooth
+from kineograph.models.model import Model
+from kineograph.recipes.customising.words import Words
+
+# Of all that is listed here, a model that comes with a list of its words is told what it knows.
+PLACES = (
+    "in the snow", "on the beach", "in a forest", "in a city", "over the sea", "in a meadow", "in the desert",
+    "in a room", "in the street at night", "on a wooden floor", "in front of a mountain", "in the rain",
+    "in a garden", "on a bridge", "in a kitchen", "among the stars",
+)  # fmt: skip
+CONTENTS = (
+    "a cat", "a house", "a tree", "a car", "a fish", "a boat", "a bird", "a woman", "a mushroom", "a robot", "a flower",
+    "a dog", "a rabbit", "a man", "a mountain", "a rocket", "a bicycle", "a butterfly", "a castle", "a turtle",
+)  # fmt: skip
+MOVING = (
+    "a fish swimming", "a dog running", "a bird flying", "a car driving", "a tree swaying", "a boat sailing",
+    "a woman walking", "a ball bouncing", "a butterfly flying", "a horse galloping", "a flower swaying",
+    "a cat moving to the left", "a man dancing", "a rabbit hopping up and down", "a truck driving", "a robot spinning",
+    "a balloon rising", "a child playing", "a turtle moving to the right", "a star spinning", "a whale swimming",
+    "an airplane flying", "a bicycle rolling", "a kite circling",
+)  # fmt: skip
+
+
+def of_stills(model: Model, words: Words, count: int) -> list[str]:
+    """What so many stills show: a subject alone and in several places, or several things in a style."""
+    if words.name.endswith(" style"):
+        return _repeated([f"{each} in {words.name}" for each in _known(model, CONTENTS)] or [words.captions[0]], count)
+    said = dreambooth.caption(*words.name.split(maxsplit=1))
+    return _repeated([said, *(f"{said} {place}" for place in _known(model, PLACES))], count)
+
+
+def of_videos(model: Model, count: int) -> list[str]:
+    """What so many natural videos show: many things that move in many ways and places."""
+    moving, places = _known(model, MOVING), _known(model, PLACES)
+    met = (
+        f"{each} {places[(place + turn) % len(places)]}"
+        for turn in range(len(places))
+        for place, each in enumerate(moving)
+    )
+    return _repeated([*islice(met, count)], count)
+
+
+def _known(model: Model, texts: Iterable[str]) -> list[str]:
+    return [each for each in texts if not model.unknown_words(each)]
+
+
+def _repeated(texts: Sequence[str], count: int) -> list[str]:
+    return [texts[number % len(texts)] for number in range(count)]

@@ -1,0 +1,144 @@
+# ruff: noqa: F811 (a fixture that comes from another file)
+"""`kineograph customise`: what it says where, what it leaves, going on, and what it refuses."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from models.conftest import sd
+from test_cli import Run, run  # noqa: F401
+from tiny_video_customising import pictures, save_waves
+
+import kineograph as kg
+from kineograph.recipes.customising import Reached
+from kineograph.training import latest
+
+command = importlib.import_module("kineograph.cli.customise")  # the package has a function of that name
+
+FEW = [
+    "image.prior_pictures=2", "image.training.max_train_steps=2", "image.drawing.num_inference_steps=2", "stills=2",
+    "natural_videos=2", "num_frames=3", "drawing.num_inference_steps=2", "training.max_train_steps=2",
+    "motion_training.max_train_steps=2", "image.training.train_batch_size=1", "training.train_batch_size=1",
+    "motion_training.train_batch_size=1",
+]  # fmt: skip
+SET = [word for each in FEW for word in ("--set", each)]
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_waves(kg.load(sd(), device="cpu", dtype="float32"), tmp_path_factory.mktemp("models") / "waves")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "sea"
+    sd().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictures(tmp_path_factory.mktemp("few"))
+
+
+def asked(model: Path, photos: Path, *more: object) -> list[object]:
+    torch.set_num_threads(1)
+    return ["customise", photos, "--model", model, "--device", "cpu", "--dtype", "float32", *SET, *more]
+
+
+def test_one_command_leaves_one_file_and_says_how_to_use_it(
+    run: Run, waves: Path, photos: Path, tmp_path: Path
+) -> None:
+    said = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
+    assert (said.status, said.out) == (0, "dog.safetensors\n"), said.err
+    lines = [line for line in said.err.splitlines() if line.startswith("kineograph generate")]
+    assert len(lines) == 1 and lines[0].endswith(f"--model {waves} --adapter dog.safetensors")
+    assert "--motion-adapter dog/motion_adapter.safetensors" in said.err
+    for what in command.DOING.values():
+        assert what in said.err
+    assert {file.suffix for file in (tmp_path / "dog" / "previews").iterdir()} == {".png", ".mp4"}
+    drawn = run(*shlex.split(lines[0])[1:], "--steps", 2, "-n", 2, "--device", "cpu", "-o", "dog.gif")
+    assert (drawn.status, drawn.out) == (0, "dog.gif\n"), drawn.err
+    again = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors", "--json"))
+    told = json.loads(again.out)
+    assert told["path"] == "dog.safetensors" and told["bytes"] == (tmp_path / "dog.safetensors").stat().st_size
+    assert "step" not in again.err, "nothing is done twice"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    run: Run,
+    image: Path,
+    waves: Path,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    more = ["--motion-module", waves, "--style", "ripples", "--dry-run"]
+    said = run(*asked(image, photos, *more))
+    assert said.status == 0, said.err
+    assert "the image network learns 'ripples style' from 3 pictures, 2 steps of 1" in said.err
+    assert "draws 2 videos of 3 frames" in said.err and "learns to stand still, 2 steps of 1 videos" in said.err
+    assert "in all, on this machine" in said.err and "prior" not in said.err
+    told = json.loads(run(*asked(image, photos, *more, "--json")).out)
+    assert [each["phase"] for each in told["phases"]] == ["training", "stills", "natural", "stilling", "adapting"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_motion_adapter_alone(run: Run, waves: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    few = ["customise", "--motion-adapter-only", "--model", waves, "--device", "cpu", *SET, "-o", "still.safetensors"]
+    told = run(*few, "--dry-run")
+    assert told.status == 0 and "adapting" not in told.err and not list(tmp_path.iterdir())
+    said = run(*few)
+    assert (said.status, said.out) == (0, "still.safetensors\n"), said.err
+    assert f"for --model {waves} it is --motion-adapter still.safetensors" in said.err
+    assert kg.load(waves, motion_adapter=tmp_path / "still.safetensors").net.motion_adapter is not None
+
+
+def test_ctrl_c_stops_after_a_step_and_leaves_no_file(
+    run: Run, waves: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = command._tell
+
+    def interrupted(reached: Reached) -> None:
+        tell(reached)
+        if (reached.phase, reached.done) == ("training", 1):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(command, "_tell", interrupted)
+    said = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
+    assert said.status == 130 and "the same command goes on from here" in said.err
+    assert not (tmp_path / "dog.safetensors").exists()
+    assert latest(tmp_path / "dog" / "image" / "training") is not None
+
+
+def test_what_cannot_be_done_is_refused_in_one_line(
+    run: Run, waves: Path, image: Path, photos: Path, tmp_path: Path
+) -> None:
+    def refused(*words: object) -> str:
+        said = run(*words)
+        assert said.status == 2 and said.out == ""
+        return said.err
+
+    (tmp_path / "none").mkdir()
+    subject = ["--subject", "sks dog"]
+    assert "give a folder of pictures, or --motion-adapter-only" in refused("customise", "--model", waves)
+    assert "is to be a .safetensors file: name it dog.safetensors" in refused(
+        *asked(waves, photos, *subject, "-o", "dog.pt")
+    )
+    assert "none holds no picture, and 3 at least" in refused(*asked(waves, tmp_path / "none", *subject))
+    assert "expected a subject or a style, got neither" in refused(*asked(waves, photos))
+    assert "load it with motion= (--motion-module)" in refused(*asked(image, photos, *subject))
+    assert "spatial: without one" in refused(*asked(waves, photos, *subject, "--set", "spatial=null"))
+    assert "did you mean stills?" in refused(*asked(waves, photos, *subject, "--set", "still=3"))
+    assert "the preview never says 'sks dog'" in refused(*asked(waves, photos, *subject, "--preview", "a dog"))
+    (tmp_path / "mine.safetensors").write_bytes(b"precious")
+    assert "exists already" in refused(*asked(waves, photos, *subject, "-o", "mine.safetensors"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mine.safetensors", "none"]

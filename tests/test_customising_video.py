@@ -1,0 +1,385 @@
+"""Still-Moving from pictures to a file: what it leaves, going on to the bit from every phase, what it refuses."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from models.conftest import sd
+from safetensors.torch import load_file
+from tiny_customising import SUBJECT
+from tiny_training import begin
+from tiny_video_customising import (
+    OF_VIDEO,
+    customise_until_killed,
+    opened,
+    pictures,
+    save_waves,
+    settings,
+)
+from torch import Tensor
+
+import kineograph as kg
+from kineograph.data.video import Video
+from kineograph.errors import InputError, InputWarning
+from kineograph.methods import still_moving
+from kineograph.models.model import Model
+from kineograph.models.unet import VideoUNet
+from kineograph.recipes.customising import (
+    Reached,
+    VideoCustomising,
+    adapting,
+    batches,
+    changed,
+    customise_video,
+    customised_video,
+    injected,
+    interleave,
+    natural,
+    prompts,
+    ready_video,
+    train_motion_adapter,
+    usual_video,
+    video_ready,
+)
+from kineograph.recipes.customising.batches import Shown
+from kineograph.recipes.customising.words import Words
+
+PHASES = ["prior", "encoding", "training", "stills", "natural", "stilling", "adapting"]
+
+Learn = Callable[..., list[Reached]]
+
+
+@pytest.fixture(scope="module")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a video model without a motion adapter."""
+    return save_waves(kg.load(sd(), device="cpu", dtype="float32"), tmp_path_factory.mktemp("models") / "waves")
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pictures(tmp_path_factory.mktemp("photos"))
+
+
+@pytest.fixture(scope="module")
+def video(waves: Path) -> Model:
+    return opened(waves)
+
+
+@pytest.fixture(scope="module")
+def done(video: Model, few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Reached]]:
+    """The folder of a whole customising, and all that it reached."""
+    torch.set_num_threads(1)
+    output = tmp_path_factory.mktemp("done") / "out"
+    return output, [*customise_video(video, few, output, subject=SUBJECT, settings=settings())]
+
+
+@pytest.fixture
+def learn(video: Model, few: Path, tmp_path: Path) -> Learn:
+    def learn(name: str = "out", **given: object) -> list[Reached]:
+        torch.set_num_threads(1)
+        return [*customise_video(video, few, tmp_path / name, subject=SUBJECT, settings=settings(**given))]
+
+    return learn
+
+
+def phases(reached: list[Reached]) -> list[str]:
+    return [*dict.fromkeys(each.phase for each in reached)]
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def estimate(model: Model, prompt: str = "a sks dog", frames: int = 3, scale: float = 0.0) -> Tensor:
+    with torch.no_grad():
+        x = torch.randn(1, frames, *model.latent_shape(16, 16), generator=torch.Generator().manual_seed(0))
+        return model.bind(model.prompt([prompt]), motion_scale=scale)(x, 5.0)
+
+
+# -- what it leaves
+
+
+def test_one_file_is_left_that_puts_the_subject_into_the_video_model(
+    done: tuple[Path, list[Reached]], video: Model, waves: Path
+) -> None:
+    output, reached = done
+    assert phases(reached) == PHASES
+    assert [(each.done, each.total) for each in reached if each.phase == "stills"] == [(2, 3), (3, 3)]
+    drawn = [file for each in reached for file in each.previews]
+    assert [file.name for file in drawn] == ["stills.png", "natural.png"] and all(file.is_file() for file in drawn)
+    ours = customised_video(video, output)
+    theirs = opened(waves, adapter=output, motion_adapter=output)
+    plain = injected(video, output / "image" / "final")
+    assert ours.subject == theirs.subject == SUBJECT and video.subject is None
+    torch.testing.assert_close(estimate(ours), estimate(theirs))
+    assert (estimate(ours) - estimate(plain)).abs().max() > 1e-3
+    assert (estimate(plain) - estimate(video)).abs().max() > 1e-3
+    assert (estimate(theirs, scale=1.0) - estimate(theirs)).abs().max() > 1e-4
+    one = load_file(output / "adapter.safetensors")
+    assert {name.partition(".")[0] for name in one} == {"unet", "spatial_adapter"}
+
+
+def test_the_model_that_was_passed_stays_as_it_is(done: tuple[Path, list[Reached]], video: Model, waves: Path) -> None:
+    assert equal(video.net.state_dict(), opened(waves).net.state_dict())
+    assert video.net.spatial_adapter is None and video.net.motion_adapter is None
+
+
+def test_only_adapters_learn(done: tuple[Path, list[Reached]], video: Model) -> None:
+    """And a model that has a motion adapter keeps it."""
+    output, reached = done
+    kinds = {each.phase: set(each.progress.losses) for each in reached if each.progress}
+    assert kinds == {
+        "training": {"subject", "prior"}, "stilling": {"still"}, "adapting": {"still", "natural"},
+    }  # fmt: skip
+    net = adapting.adapting(customised_video(video, output), settings())
+    learns = {name.partition(".")[0] for name, weight in net.named_parameters() if weight.requires_grad}
+    assert learns == {"spatial_adapter"}
+
+
+def test_a_motion_adapter_that_is_there_is_used(waves: Path, few: Path, done: tuple[Path, list[Reached]]) -> None:
+    """And with it comes the same as with one that was trained on the way."""
+    output, _ = done
+    model = opened(waves, motion_adapter=output)
+    again = output.parent / "again"
+    reached = [*customise_video(model, few, again, subject=SUBJECT, settings=settings())]
+    assert phases(reached) == [each for each in PHASES if each != "stilling"]
+    assert equal(load_file(output / "adapter.safetensors"), load_file(again / "adapter.safetensors"))
+
+
+def test_a_motion_adapter_alone(video: Model, waves: Path, done: tuple[Path, list[Reached]], tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    assert phases([*train_motion_adapter(video, tmp_path / "out", settings=settings())]) == ["natural", "stilling"]
+    own = load_file(tmp_path / "out" / "motion_adapter.safetensors")
+    assert equal(own, load_file(done[0] / "motion_adapter.safetensors"))
+    assert opened(waves, motion_adapter=tmp_path / "out").net.motion_adapter is not None
+
+
+# -- the loss
+
+
+def test_the_loss_is_that_of_stills_at_scale_1_and_natural_videos_at_0(
+    done: tuple[Path, list[Reached]], waves: Path
+) -> None:
+    output, _ = done
+    model = customised_video(opened(waves, motion_adapter=output), output)
+    given = settings(natural_weight=0.5, error="v")
+    x0 = torch.randn(4, 3, *model.latent_shape(16, 16), generator=torch.Generator().manual_seed(1))
+    said = ("a sks dog", "", "a fish", "a bird")
+    batch = batches.Batch(x0, torch.tensor([10, 400, 700, 999]), said)
+    tell = batches.known(model, said, (16, 16))
+    losses = adapting.loss_of(model, given, tell, adapting.parts_of(given))(model.net, batch, 5)
+    drawn = torch.cat([kg.noise.independent(5, clip, (2, *x0.shape[2:])) for clip in (range(3), range(3, 6))])
+    errors = []
+    for number, scale in enumerate((1.0, 1.0, 0.0, 0.0)):
+        one = slice(number, number + 1)
+        t = batch.timesteps[one]
+        told = model.prompt([said[number]])
+        off = still_moving.loss(model.net, model.schedule, told, x0[one], drawn[one], t, scale)
+        errors.append((off * min(25.0, 1 + model.schedule.sigmas[int(t)] ** 2)).item())
+    assert losses["still"].item() == pytest.approx(np.mean(errors[:2]), rel=1e-4)
+    assert losses["natural"].item() == pytest.approx(0.5 * np.mean(errors[2:]), rel=1e-4)
+
+
+def test_a_frozen_video_is_any_one_frame() -> None:
+    one = Shown((torch.arange(6.0).view(3, 2, 1, 1),), "a fish")
+    views = adapting.frozen(one, 4).views
+    assert [view.shape for view in views] == [(4, 2, 1, 1)] * 3
+    assert all(torch.equal(view, one.views[0][[k] * 4]) for k, view in enumerate(views))
+
+
+def test_loras_are_added_to_the_weights(video: Model, done: tuple[Path, list[Reached]]) -> None:
+    plain = injected(video, done[0] / "image" / "final")
+    was = estimate(plain)
+    adapting.merged(plain.net.image_unet)
+    assert not any(".lora_" in name for name in plain.net.state_dict())
+    torch.testing.assert_close(estimate(plain), was, atol=1e-4, rtol=1e-4)
+
+
+# -- the ablations and a baseline
+
+
+def test_without_a_motion_adapter_and_without_natural_videos(learn: Learn, tmp_path: Path) -> None:
+    reached = learn(still_scale=0.0, natural_weight=0.0)
+    assert phases(reached) == ["prior", "encoding", "training", "stills", "adapting"]
+    assert set(reached[-1].progress.losses) == {"still"}
+    assert (tmp_path / "out" / "adapter.safetensors").is_file()
+    assert not (tmp_path / "out" / "natural").exists()
+
+
+def test_all_weights_trained_leave_a_whole_model(learn: Learn, video: Model, tmp_path: Path) -> None:
+    reached = learn(spatial=None, natural_weight=0.0)
+    assert phases(reached) == PHASES, "natural videos teach the motion adapter"
+    model = customised_video(video, tmp_path / "out")
+    assert model.subject == SUBJECT and model.net.spatial_adapter is None
+    again = kg.load(tmp_path / "out" / "whole", device="cpu", dtype="float32")
+    assert torch.equal(estimate(model), estimate(again))
+    plain = injected(video, tmp_path / "out" / "image" / "final")
+    moved = [
+        name
+        for name, weight in plain.net.temporal.state_dict().items()
+        if not torch.equal(weight, again.net.temporal.state_dict()[name])
+    ]
+    assert moved and (estimate(model) - estimate(plain)).abs().max() > 1e-3
+    assert not (tmp_path / "out" / "adapter.safetensors").exists()
+
+
+def test_interleaved_training_is_of_pictures_and_videos_in_turn(video: Model, few: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    start = interleave(video, few, tmp_path / "out", subject=SUBJECT, settings=settings())
+    reached = [next(start) for _ in range(6)]
+    start.close()
+    reached += interleave(video, few, tmp_path / "out", subject=SUBJECT, settings=settings())
+    assert phases(reached) == ["encoding", "natural", "training"]
+    seen = {each.done: {*each.progress.losses} for each in reached if each.progress}
+    assert seen == {1: {"subject"}, 2: {"natural"}, 3: {"subject"}, 4: {"natural"}}
+    learnt = injected(video, tmp_path / "out" / "final")
+    assert learnt.subject == SUBJECT and learnt.net.spatial_adapter is None
+    assert (estimate(learnt) - estimate(video)).abs().max() > 1e-3
+
+
+# -- going on
+
+
+def test_it_goes_on_to_the_bit_from_every_phase(
+    done: tuple[Path, list[Reached]], video: Model, few: Path, tmp_path: Path
+) -> None:
+    """Left in each phase once, after its first yield."""
+    torch.set_num_threads(1)
+    for phase in PHASES:
+        steps = customise_video(video, few, tmp_path / "parts", subject=SUBJECT, settings=settings())
+        assert phase in (each.phase for each in iter(lambda steps=steps: next(steps), None) if each.phase == phase)
+        steps.close()
+        assert not (tmp_path / "parts" / "adapter.safetensors").exists()
+    list(customise_video(video, few, tmp_path / "parts", subject=SUBJECT, settings=settings()))
+    for name in ("adapter.safetensors", "motion_adapter.safetensors"):
+        assert equal(load_file(done[0] / name), load_file(tmp_path / "parts" / name))
+
+
+@pytest.mark.parametrize(("phase", "at"), [("natural", 1), ("adapting", 2)])
+def test_a_kill_changes_nothing(
+    done: tuple[Path, list[Reached]], waves: Path, learn: Learn, few: Path, tmp_path: Path, phase: str, at: int
+) -> None:
+    process = begin(customise_until_killed, waves, few, tmp_path / "killed", phase, at)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "adapter.safetensors").exists()
+    learn("killed")
+    assert equal(load_file(done[0] / "adapter.safetensors"), load_file(tmp_path / "killed" / "adapter.safetensors"))
+
+
+def test_what_is_finished_is_not_done_again(
+    done: tuple[Path, list[Reached]], video: Model, few: Path, tmp_path: Path
+) -> None:
+    output, _ = done
+    stamps = {file: file.stat().st_mtime_ns for file in output.rglob("*.safetensors")}
+    again = [*customise_video(video, few, output, subject=SUBJECT, settings=settings())]
+    assert not any(each.progress for each in again)
+    assert stamps == {file: file.stat().st_mtime_ns for file in output.rglob("*.safetensors")}
+    with pytest.raises(InputError, match="natural_weight was 1.0 and is 0.5"):
+        list(customise_video(video, few, output, subject=SUBJECT, settings=settings(natural_weight=0.5)))
+
+
+# -- natural videos
+
+
+def test_natural_videos_may_be_given(learn: Learn, video: Model, few: Path, tmp_path: Path) -> None:
+    films = tmp_path / "films"
+    for number in range(2):
+        frames = np.random.default_rng(number).integers(255, size=(6, 24, 32, 3), dtype=np.uint8)
+        Video(frames, 8.0).save(films / f"{number}.mp4")
+        (films / f"{number}.txt").write_text(f"film {number}")
+    (films / "broken.mp4").write_bytes(b"nonsense")
+    (films / "broken.txt").write_text("nothing")
+    given = settings(natural_videos=4)
+    wanted = natural.wanted_of(video, given, films)
+    with pytest.warns(InputWarning, match="passed over 1 natural videos: .*broken.mp4"):
+        seen = [*natural.natural(wanted, tmp_path / "natural")]
+    assert {each.caption for each in seen} == {"film 0", "film 1"} and len(seen) == 4
+    assert all(each.views[0].shape == (3, *video.latent_shape(16, 16)) for each in seen)
+    (films / "broken.mp4").unlink()
+    (films / "broken.txt").unlink()
+    whole = natural.wanted_of(video, given, films)
+    assert [*natural.natural(whole, tmp_path / "natural")] and whole.facts() != wanted.facts()
+    with pytest.raises(InputError, match="there is no file or folder"):
+        natural.wanted_of(video, given, tmp_path / "none")
+    with pytest.raises(InputError, match="has none, but 3 of the other kind"), pytest.warns(InputWarning):
+        natural.wanted_of(video, given, few)
+
+
+def test_drawn_ones_are_kept_and_shared(video: Model, tmp_path: Path) -> None:
+    wanted = natural.wanted_of(video, settings(natural_folder=tmp_path / "shared"), None)
+    first = [*natural.natural(wanted, tmp_path / "one")]
+    files = sorted((tmp_path / "shared").rglob("*.safetensors"))
+    stamps = [file.stat().st_mtime_ns for file in files]
+    assert len(files) == 2 and not (tmp_path / "one").exists()
+    files[0].unlink()
+    second = [*natural.natural(wanted, tmp_path / "two")]
+    assert all(torch.equal(one.views[0], two.views[0]) for one, two in zip(first, second, strict=True))
+    assert files[1].stat().st_mtime_ns == stamps[1]
+    other = natural.wanted_of(video, settings(natural_folder=tmp_path / "shared", natural_prompts=["a fish"]), None)
+    assert {each.caption for each in natural.natural(other, tmp_path)} == {"a fish"}
+    assert len(list((tmp_path / "shared").iterdir())) == 2
+
+
+def test_prompts_are_in_words_that_the_model_knows() -> None:
+    pocket = kg.load("pocket-video", device="cpu")
+    for said in (
+        prompts.of_videos(pocket, 40),
+        prompts.of_stills(pocket, Words("sks cat", (), "a cat", ()), 24),
+        prompts.of_stills(pocket, Words("clay style", (), None, ()), 24),
+    ):
+        assert {word for each in said for word in pocket.unknown_words(each)} <= {"sks"}
+        assert len(set(said)) >= min(len(said), 7)
+    assert len(set(prompts.of_videos(pocket, 40))) == 40
+    style = Words("sea style", ("a fish in sea style",), None, ())
+    assert prompts.of_stills(kg.load(sd()), style, 2) == ["a cat in sea style", "a house in sea style"]
+
+
+# -- what it refuses
+
+
+def refused(video: Model, few: Path, **given: object) -> str:
+    asked = {"subject": SUBJECT, "settings": settings(), **given}
+    with pytest.raises(InputError) as raised:
+        ready_video(video, few, "nowhere", **asked)  # type: ignore[arg-type]
+    assert not Path("nowhere").exists()
+    return str(raised.value)
+
+
+def test_what_cannot_be_customised_is_said_before_anything_is_written(
+    video: Model, waves: Path, few: Path, done: tuple[Path, list[Reached]], tmp_path: Path
+) -> None:
+    assert "is an image model without layers along time" in refused(kg.load(sd()), few)
+    assert "there is one picture, and 3 at least" in refused(video, [few / "0.png"])  # type: ignore[arg-type]
+    assert "holds no picture" in refused(video, tmp_path)
+    assert "expected a subject or a style, got both" in refused(video, few, style="sea")
+    assert "is customised already, to 'sks dog'" in refused(customised_video(video, done[0]), few)
+    assert "the prompt of a still never says 'sks dog'" in refused(video, few, settings=settings(prompts=["a dog"]))
+    assert "the preview never says 'sks dog'" in refused(video, few, settings=settings(previews=["a dog"]))
+    assert "waves is a video model: image is for" in refused(video, few, image=video)
+    other = kg.load(sd(), device="cpu", dtype="float32")
+    torch.nn.init.normal_(other.net.image_unet.conv_in.weight)
+    assert "is not that of" in refused(video, few, image=other)
+
+
+def test_the_image_model_brings_its_noise_schedule(video: Model) -> None:
+    image = kg.load(sd(), device="cpu", dtype="float32", prediction_type="v_prediction")
+    found = video_ready.under(video, image)
+    assert found.schedule is image.schedule and found.temporal is None
+    assert found.net.image_unet is video.net.image_unet
+
+
+def test_settings_suit_the_model() -> None:
+    pocket = kg.load("pocket-video", device="cpu")
+    subject, style = usual_video(pocket, "subject"), usual_video(pocket, "style")
+    assert subject.image.prior_weight == 1.0 and style.image.prior_weight == 0.0
+    assert changed(subject, {"spatial": {"rank": 4}}).spatial.rank == 4
+    assert changed(subject, {"spatial": None}).spatial is None
+    size = sum(weight.numel() for weight in VideoUNet(pocket.net.image_unet, pocket.net.temporal).parameters())
+    assert size > 12e6 and isinstance(subject, VideoCustomising)
+    assert set(OF_VIDEO) <= set(VideoCustomising.model_fields)

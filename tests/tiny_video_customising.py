@@ -1,0 +1,68 @@
+"""A customising of a video model in milliseconds a step: the model, what it is told, and a way to run it elsewhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tiny_customising import LOOP, SUBJECT, TINY
+from tiny_videos import shaken
+
+import kineograph as kg
+from kineograph.models.model import Model
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet import VideoUNet
+from kineograph.recipes.customising import VideoCustomising, changed, customise_video
+
+LAYERS = TransformerConfig(head_width=8, relative=4)
+CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)
+FEW = {**LOOP, "max_train_steps": 3, "checkpointing_steps": 1}
+OF_VIDEO = {
+    "image": TINY | {"training": LOOP | {"max_train_steps": 2}},
+    "stills": 3,
+    "natural_videos": 2,
+    "num_frames": 3,
+    "drawing": {"num_inference_steps": 2, "guidance_scale": 2.0, "at_once": 1},
+    "spatial": {"rank": 2, "layers": ("conv_in", "attentions")},
+    "motion": {"rank": 2, "layers": ("to_q", "to_v")},
+    "caption_dropout": 0.3,
+    "training": FEW,
+    "motion_training": FEW,
+}
+
+
+def settings(**given: object) -> VideoCustomising:
+    """Of a tiny customising, with these in place of some."""
+    return changed(VideoCustomising.model_validate(OF_VIDEO), given)
+
+
+def pictures(folder: Path) -> Path:
+    """Three pictures that show nothing."""
+    folder.mkdir(exist_ok=True)
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(255, size=(16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def save_waves(image: Model, folder: Path) -> Path:
+    """The folder of a video model around an image model."""
+    unet = image.net.image_unet
+    return kg.save(replace(image, net=VideoUNet(unet, shaken(TemporalLayers(unet, CONFIG)))), folder)
+
+
+def opened(folder: Path, **given: object) -> Model:
+    return kg.load(folder, device="cpu", dtype="float32", **given)
+
+
+def customise_until_killed(folder: Path, photos: Path, output: Path, phase: str, done: int) -> None:
+    """For a process of its own, that is killed when so much of a phase is done."""
+    torch.set_num_threads(1)
+    for each in customise_video(opened(folder), photos, output, subject=SUBJECT, settings=settings()):
+        if (each.phase, each.done) == (phase, done):
+            os.kill(os.getpid(), signal.SIGKILL)
