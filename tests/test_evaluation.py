@@ -150,7 +150,7 @@ def test_a_reproduction_writes_its_report_and_goes_on_where_it_was(model, tmp_pa
 
 def test_what_cannot_be_reproduced_or_compared_is_an_error(model, tmp_path):
     with pytest.raises(InputError, match="expected text2video-zero"):
-        reproduce("still-moving", model, witnesses(), out=tmp_path)
+        reproduce("make-a-video", model, witnesses(), out=tmp_path)
     with pytest.raises(InputError, match="at least 1 case"):
         reproduce("text2video-zero", model, witnesses(), cases=0, out=tmp_path)
     with pytest.raises(InputError, match="expected pocket or sd15"):
