@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from models.conftest import sd
+from safetensors.torch import save_file
 from test_animating import CONFIG
 
 from kineograph.errors import InputWarning
@@ -33,7 +34,8 @@ from kineograph.models.branches import MOTION
 from kineograph.models.checkpoints import load
 from kineograph.models.temporal_layers import TemporalLayers
 from kineograph.models.unet import VideoUNet
-from kineograph.pocket import unseen, world
+from kineograph.pocket import unseen, vidrd, world
+from kineograph.pocket.space_time import CONFIG as LUMIERE
 from kineograph.pocket.unseen_styles import STYLES
 from kineograph.pocket.unseen_things import THINGS
 from kineograph.recipes.customising import changed, usual_video
@@ -186,14 +188,27 @@ def test_motion_that_falls_to_nothing_is_claimed():
 def test_without_a_motion_adapter_or_the_second_family_the_studies_are_left_out(
     plain_video, witnesses, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(space_time, "NAME", "pocket-of-another-version")
+    space_time.opened.cache_clear()
+    monkeypatch.setattr(space_time, "FILE", tmp_path / "untrained.safetensors")
     model = replace(plain_video, net=VideoUNet(plain_video.net.image_unet, plain_video.net.temporal))
     with pytest.warns(InputWarning, match="left out") as told:
         made = reproduce.reproduce("still-moving", model, witnesses, cases=1, out=tmp_path)
     assert not made.parts and (tmp_path / "still-moving.md").exists()
     reasons = [str(each.message) for each in told]
     assert len(reasons) == 6 and sum("--stages motion_adapter" in each for each in reasons) == 3
-    assert sum("no pocket-of-another-version" in each for each in reasons) == 3
+    assert sum("--stages space_time" in each for each in reasons) == 3
+
+
+def test_the_second_family_is_opened_from_what_its_stage_left(tmp_path, monkeypatch):
+    file = tmp_path / "space_time.safetensors"
+    left = vidrd.learnt(vidrd.network(load("pocket-video", dtype="float32").net, LUMIERE))
+    save_file({name: torch.full_like(each, 0.01) for name, each in left.items()}, file)
+    space_time.opened.cache_clear()
+    monkeypatch.setattr(space_time, "FILE", file)
+    opened = space_time.opened()
+    assert opened.temporal == LUMIERE
+    assert all(torch.all(weight == weight.new_tensor(0.01)) for weight in opened.net.temporal.parameters())
+    space_time.opened.cache_clear()
 
 
 def test_claims_of_shares_and_of_what_is_not_below():

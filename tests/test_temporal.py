@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_unets import READS, sdxl, unet
+from tiny_unets import READS, along_time, sdxl, stirred, unet
 from torch import Tensor, nn
 
 from kineograph.condition import Condition
@@ -39,37 +39,24 @@ def told(config: TemporalConfig) -> Condition:
     return RATED if config.frame_rate else replace(RATED, embedding=None)
 
 
-def network(config: TemporalConfig) -> VideoUNet:
-    image = unet()
-    return VideoUNet(image, TemporalLayers(image, config)).eval()
-
-
-def stirred(net: VideoUNet) -> VideoUNet:
-    """The same with layers along time that are no longer the identity."""
-    torch.manual_seed(3)
-    for weight in net.temporal.parameters():
-        nn.init.normal_(weight, std=0.1)
-    return net
-
-
 @torch.no_grad()
 @each_config
 def test_an_untrained_video_network_is_the_image_network(config: TemporalConfig):
-    net, plain = network(config), replace(RATED, embedding=None)
+    net, plain = along_time(config), replace(RATED, embedding=None)
     assert torch.equal(net(Z, T, told(config)), VideoUNet(net.image_unet)(Z, T, plain))
 
 
 @torch.no_grad()
 @each_config
 def test_a_video_of_one_frame_passes_the_layers_by_bit_for_bit(config: TemporalConfig):
-    net, plain = stirred(network(config)), replace(RATED, embedding=None)
+    net, plain = stirred(along_time(config)), replace(RATED, embedding=None)
     assert torch.equal(net(Z[:, :1], T, told(config)), VideoUNet(net.image_unet)(Z[:, :1], T, plain))
 
 
 @torch.no_grad()
 @each_config
 def test_frames_see_each_other_and_videos_do_not(config: TemporalConfig):
-    net = stirred(network(config))
+    net = stirred(along_time(config))
     before = net(Z, T, told(config))
     changed = Z.clone()
     changed[0, 0] += 1
@@ -80,7 +67,7 @@ def test_frames_see_each_other_and_videos_do_not(config: TemporalConfig):
 
 @torch.no_grad()
 def test_without_positions_of_any_kind_the_order_of_frames_means_nothing():
-    net, order = stirred(network(TemporalConfig(entry=PLAIN, transformer=PLAIN))), [3, 0, 4, 1, 2]
+    net, order = stirred(along_time(TemporalConfig(entry=PLAIN, transformer=PLAIN))), [3, 0, 4, 1, 2]
     plain = replace(RATED, embedding=None)
     torch.testing.assert_close(net(Z[:, order], T, plain), net(Z, T, plain)[:, order], atol=1e-4, rtol=1e-4)
 
@@ -88,7 +75,7 @@ def test_without_positions_of_any_kind_the_order_of_frames_means_nothing():
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["videocrafter t2v", "videocrafter i2v", "animatediff"])
 def test_with_distances_convolutions_or_positions_it_does(name: str):
-    net, order = stirred(network(CONFIGS[name])), [3, 0, 4, 1, 2]
+    net, order = stirred(along_time(CONFIGS[name])), [3, 0, 4, 1, 2]
     apart = net(Z[:, order], T, told(CONFIGS[name])) - net(Z, T, told(CONFIGS[name]))[:, order]
     assert apart.abs().max() > 1e-4
 
@@ -134,7 +121,7 @@ def test_layers_stand_where_their_family_has_them():
 
 @torch.no_grad()
 def test_the_frame_rate_counts_and_stands_behind_what_sdxl_is_told():
-    net = stirred(network(CONFIGS["videocrafter t2v"]))
+    net = stirred(along_time(CONFIGS["videocrafter t2v"]))
     slower = replace(RATED, embedding=torch.tensor([[4.0], [16.0]]))
     apart = (net(Z, T, RATED) - net(Z, T, slower)).abs().amax((1, 2, 3, 4))
     assert apart[0] > 1e-4 and apart[1] == 0
@@ -148,19 +135,19 @@ def test_the_frame_rate_counts_and_stands_behind_what_sdxl_is_told():
 
 def test_a_missing_frame_rate_is_said():
     with pytest.raises(InputError, match="fps"):
-        network(CONFIGS["videocrafter t2v"])(Z, T, replace(RATED, embedding=None))
+        along_time(CONFIGS["videocrafter t2v"])(Z, T, replace(RATED, embedding=None))
 
 
 @torch.no_grad()
 def test_an_adapter_put_in_a_layers_place_is_followed_too():
-    net = stirred(network(CONFIGS["videocrafter t2v"]))
+    net = stirred(along_time(CONFIGS["videocrafter t2v"]))
     before, was = net(Z, T, RATED), net.image_unet.conv_in
     net.image_unet.conv_in = nn.Sequential(was)
     assert torch.equal(net(Z, T, RATED), before)
 
 
 def test_it_learns_from_films_and_pictures_alike():
-    net, schedule = stirred(network(CONFIGS["videocrafter i2v"])), Schedule.from_config(BETAS)
+    net, schedule = stirred(along_time(CONFIGS["videocrafter i2v"])), Schedule.from_config(BETAS)
     t = torch.tensor([300, 700])
     film = loss(net, schedule, RATED, Z, drawn(*Z.shape[:2], 4, 8, 8), t)
     assert film.shape == (B,)

@@ -2,7 +2,10 @@
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
+
+from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
+from kineograph.models.unet import VideoUNet
 
 READS = 12  # channels of a text token
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"
@@ -31,6 +34,20 @@ def sdxl() -> UNet2DConditionModel:
         attention_head_dim=(2, 4, 4), addition_embed_type="text_time", addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=6 * 4 + 10,
     )  # fmt: skip
+
+
+def along_time(config: TemporalConfig) -> VideoUNet:
+    """With layers along time that begin as the identity."""
+    image = unet()
+    return VideoUNet(image, TemporalLayers(image, config)).eval()
+
+
+def stirred(net: VideoUNet) -> VideoUNet:
+    """The same with layers along time that are no longer the identity."""
+    torch.manual_seed(3)
+    for weight in net.temporal.parameters():
+        nn.init.normal_(weight, std=0.1)
+    return net
 
 
 def with_ip_adapters(net: UNet2DConditionModel, scales: list[float]) -> UNet2DConditionModel:

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_unets import READS, unet
-from torch import Tensor, nn
+from tiny_unets import READS, along_time, stirred
+from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.models.attention import first
 from kineograph.models.pace import FewerFrames, MoreFrames
 from kineograph.models.temporal import TemporalConv, TemporalTransformer
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
 from kineograph.models.unet import VideoUNet
 
 LUMIERE = TemporalConfig(
@@ -27,40 +27,28 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-def network(config: TemporalConfig = LUMIERE) -> VideoUNet:
-    image = unet()
-    return VideoUNet(image, TemporalLayers(image, config)).eval()
-
-
-def stirred(net: VideoUNet) -> VideoUNet:
-    torch.manual_seed(3)
-    for weight in net.temporal.parameters():
-        nn.init.normal_(weight, std=0.1)
-    return net
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [2, 7, 8, 16])
 def test_untrained_it_says_of_a_still_video_what_the_image_network_says(frames: int):
-    net, z = network(), drawn(2, 1, 4, 8, 8).expand(-1, frames, -1, -1, -1)
+    net, z = along_time(LUMIERE), drawn(2, 1, 4, 8, 8).expand(-1, frames, -1, -1, -1)
     torch.testing.assert_close(net(z, T, TOLD), VideoUNet(net.image_unet)(z, T, TOLD))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [1, 2, 5, 16])
 def test_it_gives_as_many_frames_as_it_is_given(frames: int):
-    assert stirred(network())(drawn(2, frames, 4, 8, 8), T, TOLD).shape == (2, frames, 4, 8, 8)
+    assert stirred(along_time(LUMIERE))(drawn(2, frames, 4, 8, 8), T, TOLD).shape == (2, frames, 4, 8, 8)
 
 
 @torch.no_grad()
 def test_a_single_frame_passes_by_bit_for_bit():
-    net, z = stirred(network()), drawn(2, 1, 4, 8, 8)
+    net, z = stirred(along_time(LUMIERE)), drawn(2, 1, 4, 8, 8)
     assert torch.equal(net(z, T, TOLD), VideoUNet(net.image_unet)(z, T, TOLD))
 
 
 @torch.no_grad()
 def test_frames_see_each_other_and_videos_do_not():
-    net, z = stirred(network()), drawn(2, 8, 4, 8, 8)
+    net, z = stirred(along_time(LUMIERE)), drawn(2, 8, 4, 8, 8)
     changed = z.clone()
     changed[0, 0] += 1
     moved = (net(changed, T, TOLD) - net(z, T, TOLD)).abs().amax((2, 3, 4))
@@ -70,7 +58,7 @@ def test_frames_see_each_other_and_videos_do_not():
 
 @torch.no_grad()
 def test_a_batch_is_its_videos_one_by_one():
-    net, z = stirred(network()), drawn(2, 8, 4, 8, 8)
+    net, z = stirred(along_time(LUMIERE)), drawn(2, 8, 4, 8, 8)
     alone = [net(z[k : k + 1], T, replace(TOLD, tokens=TOLD.tokens[k : k + 1])) for k in range(2)]
     torch.testing.assert_close(net(z, T, TOLD), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
@@ -85,7 +73,7 @@ def test_untrained_layers_take_means_and_repeat():
 
 
 def test_attention_stands_at_the_coarsest_level_and_convolutions_elsewhere():
-    after = dict(network().temporal.after.named_modules())
+    after = dict(along_time(LUMIERE).temporal.after.named_modules())
     attention = {name for name, layer in after.items() if isinstance(layer, TemporalTransformer)}
     convolution = {name for name, layer in after.items() if isinstance(layer, TemporalConv)}
     assert {name.split(".resnets")[0].split(".attentions")[0] for name in attention} == {
@@ -97,7 +85,7 @@ def test_attention_stands_at_the_coarsest_level_and_convolutions_elsewhere():
 
 
 def test_gradients_reach_what_changes_the_number_of_frames():
-    net = network()
+    net = along_time(LUMIERE)
     net(drawn(2, 8, 4, 8, 8), T, TOLD).square().mean().backward()
     paces = [layer for layer in net.temporal.modules() if isinstance(layer, FewerFrames | MoreFrames)]
     assert len(paces) == 4
@@ -106,12 +94,12 @@ def test_gradients_reach_what_changes_the_number_of_frames():
 
 def test_a_number_for_every_downsampler_is_asked_for():
     with pytest.raises(InputError, match="2 downsamplers"):
-        network(LUMIERE.model_copy(update={"fewer": (2,)}))
+        along_time(LUMIERE.model_copy(update={"fewer": (2,)}))
 
 
 @torch.no_grad()
 def test_nothing_can_be_said_to_single_frames():
-    net, z = network(), drawn(2, 8, 4, 8, 8)
+    net, z = along_time(LUMIERE), drawn(2, 8, 4, 8, 8)
     with pytest.raises(InputError, match="ControlNet"):
         net(z, T, replace(TOLD, residuals=lambda *given: None))
     with pytest.raises(InputError, match="see=own"):
