@@ -17,7 +17,8 @@ from models.test_branches import learnt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_cli import Run, run  # noqa: F401
-from test_temporal import BETAS, CONFIGS, RATED, B, Z, drawn, network, stirred
+from test_temporal import BETAS, CONFIGS, RATED, B, Z, drawn
+from tiny_unets import along_time, stirred
 from tiny_videos import shaken
 from torch import Tensor, nn
 
@@ -48,7 +49,8 @@ def test_a_frozen_video_is_one_frame_and_a_batch_of_both_kinds_has_their_scales(
 
 
 def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
-    plain, schedule = stirred(network(CONFIGS["videocrafter t2v"])).requires_grad_(False), Schedule.from_config(BETAS)
+    plain = stirred(along_time(CONFIGS["videocrafter t2v"])).requires_grad_(False)
+    schedule = Schedule.from_config(BETAS)
     begun = method.attach(plain, motion=MOTION)
     learnt(begun.motion_adapter).requires_grad_(False)
     net = method.attach(begun, spatial=SPATIAL)
@@ -67,8 +69,8 @@ def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
 
 
 def test_the_baselines_are_injected_and_interpolated_weights():
-    net = method.attach(stirred(network(CONFIGS["videocrafter t2v"])), motion=MOTION)
-    other = shaken(network(CONFIGS["videocrafter t2v"]).image_unet)
+    net = method.attach(stirred(along_time(CONFIGS["videocrafter t2v"])), motion=MOTION)
+    other = shaken(along_time(CONFIGS["videocrafter t2v"]).image_unet)
     injected = method.inject(other, net)
     assert injected.image_unet is other and injected.temporal is net.temporal
     assert injected.motion_adapter is net.motion_adapter

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from test_temporal import CONFIGS, RATED, B, F, T, Z, network, stirred, told
-from tiny_unets import unet
+from test_temporal import CONFIGS, RATED, B, F, T, Z, told
+from tiny_unets import along_time, stirred, unet
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -52,7 +52,7 @@ def adapted(net: VideoUNet) -> VideoUNet:
 @torch.no_grad()
 @each_family
 def test_new_adapters_and_adapters_at_scale_0_change_no_bit(config: TemporalConfig):
-    net, say = stirred(network(config)), told(config)
+    net, say = stirred(along_time(config)), told(config)
     plain = net(Z, T, say)
     new = VideoUNet(
         net.image_unet,
@@ -69,7 +69,7 @@ def test_new_adapters_and_adapters_at_scale_0_change_no_bit(config: TemporalConf
 @torch.no_grad()
 @each_family
 def test_a_motion_adapter_is_a_change_of_all_projections_along_time(config: TemporalConfig):
-    net, scale = adapted(stirred(network(config))), -0.7
+    net, scale = adapted(stirred(along_time(config))), -0.7
     merged = deepcopy(net.temporal)
     for name in net.motion_adapter.names:
         branch = net.motion_adapter.beside.get_submodule(name)
@@ -84,7 +84,7 @@ def test_a_motion_adapter_is_a_change_of_all_projections_along_time(config: Temp
 @torch.no_grad()
 @each_family
 def test_a_batch_with_a_scale_for_each_video_is_the_videos_alone(config: TemporalConfig):
-    net, motion, spatial = adapted(stirred(network(config))), torch.tensor([1.0, -0.5]), torch.tensor([0.0, 1.0])
+    net, motion, spatial = adapted(stirred(along_time(config))), torch.tensor([1.0, -0.5]), torch.tensor([0.0, 1.0])
     say = told(config)
     got = net(Z, T, say, motion_scale=motion, spatial_scale=spatial)
     for k in range(B):
@@ -98,7 +98,7 @@ def test_a_batch_with_a_scale_for_each_video_is_the_videos_alone(config: Tempora
 
 @torch.no_grad()
 def test_a_spatial_adapter_behind_a_linear_layer_is_a_change_of_that_layer():
-    net = stirred(network(FAMILIES["videocrafter t2v"]))
+    net = stirred(along_time(FAMILIES["videocrafter t2v"]))
     spatial = learnt(SpatialBranches(net.temporal, BranchConfig(rank=3, layers=("conv_in",))))
     got = VideoUNet(net.image_unet, net.temporal, spatial_adapter=spatial)(Z, T, RATED, spatial_scale=0.8)
     merged = deepcopy(net.image_unet)
@@ -111,7 +111,7 @@ def test_a_spatial_adapter_behind_a_linear_layer_is_a_change_of_that_layer():
 
 @each_family
 def test_a_spatial_adapter_stands_before_every_layer_along_time(config: TemporalConfig):
-    net = network(config)
+    net = along_time(config)
     assert SpatialBranches(net.temporal).names == net.temporal.names
     some = SpatialBranches(net.temporal, BranchConfig(rank=1, layers=("attentions",))).names
     assert some == [name for name in net.temporal.names if ".attentions." in name]
@@ -119,14 +119,14 @@ def test_a_spatial_adapter_stands_before_every_layer_along_time(config: Temporal
 
 @torch.no_grad()
 def test_a_picture_passes_adapters_by_bit_for_bit():
-    net = adapted(stirred(network(FAMILIES["modelscope"])))
+    net = adapted(stirred(along_time(FAMILIES["modelscope"])))
     say = told(FAMILIES["modelscope"])
     assert torch.equal(net(Z[:, :1], T, say, motion_scale=1.0), VideoUNet(net.image_unet)(Z[:, :1], T, say))
 
 
 @torch.no_grad()
 def test_the_layout_in_memory_changes_nothing_and_neither_does_a_lora_in_a_layers_place():
-    net = adapted(stirred(network(FAMILIES["videocrafter t2v"])))
+    net = adapted(stirred(along_time(FAMILIES["videocrafter t2v"])))
     before = net(Z, T, RATED, motion_scale=0.5)
     torch.testing.assert_close(
         deepcopy(net).to(memory_format=torch.channels_last)(Z, T, RATED, motion_scale=0.5), before, atol=1e-4, rtol=1e-4
@@ -143,7 +143,7 @@ def test_gradients_reach_adapters_also_where_the_walk_is_computed_again():
     def recomputed(part, *given):
         return checkpoint(part, *given, use_reentrant=False)
 
-    once = adapted(stirred(network(FAMILIES["videocrafter i2v"])))
+    once = adapted(stirred(along_time(FAMILIES["videocrafter i2v"])))
     twice = VideoUNet(
         once.image_unet, once.temporal, recomputed,
         motion_adapter=once.motion_adapter, spatial_adapter=once.spatial_adapter,
@@ -166,7 +166,7 @@ def test_a_branch_counts_rows_by_sample():
 
 
 def test_what_cannot_be_is_said():
-    net = network(FAMILIES["videocrafter t2v"])
+    net = along_time(FAMILIES["videocrafter t2v"])
     with pytest.raises(InputError, match="no motion adapter, .*--motion-adapter"):
         net(Z, T, RATED, motion_scale=1.0)
     with pytest.raises(InputError, match="no layers along time"):
