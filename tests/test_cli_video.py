@@ -67,3 +67,9 @@ def test_a_motion_module_goes_around_an_image_model(run: Run, folder: Path, sd_f
     said = run("convert", sd_folder, "moved", "--motion-module", folder)
     assert said.status == 0, said.err
     assert kg.load("moved").temporal == CONFIG
+
+
+def test_what_belongs_to_a_video_model_that_is_not_there_is_refused(run: Run) -> None:  # noqa: F811
+    said = run("generate", "a fish", "--video-lora", "dog.safetensors", "--video-motion-adapter", "calm.safetensors")
+    assert said.status == 2
+    assert "--video-motion-adapter and --video-lora: expected the video model" in " ".join(said.err.split())

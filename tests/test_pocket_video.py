@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from tiny_unets import along_time
 from tiny_videos import two_levels, videocrafter
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -17,7 +18,8 @@ from kineograph.condition import Condition
 from kineograph.evaluation.quality import marked, sharpness
 from kineograph.models import pocket_models
 from kineograph.models.checkpoints import POCKET
-from kineograph.pocket import asked, degraded, films, image_to_video, moving_text, recipe, video, world
+from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
+from kineograph.pocket import asked, degraded, films, image_to_video, moving_text, recipe, screenings, video, world
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.video_export import export_videos
@@ -65,7 +67,7 @@ def test_frames_of_a_step_are_as_many_in_short_clips_as_in_whole_films(out: Path
     pool = films.pool(out / "films", out / "vae" / "final", 2, seed=0, split="train")
     stills = films.stills(out / "films" / "stills", out / "vae" / "final", 2, seed=0, split="train")
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
-    draw = video.screenings(pool, stills, 4, tokens)
+    draw = screenings.batches(pool, stills, 4, tokens)
     batches = [draw(np.random.default_rng(seed), 0.0) for seed in range(8)]
     assert {each[0].shape for each in batches} == {(8, 8, 8, 16, 16), (4, 16, 8, 16, 16)}
     for each in batches:
@@ -156,3 +158,15 @@ def test_what_an_animator_learns():
     names = ["temporal.after.conv_in.norm.weight", "image_unet.a.attn2.processor.to_k_ip.0.weight",
              "image_unet.encoder_hid_proj.image_projection_layers.0.latents", "image_unet.conv_in.weight"]  # fmt: skip
     assert [image_to_video.reads(name) for name in names] == [False, True, True, False]
+
+
+def test_other_frame_rates_say_more_and_the_usual_one_the_same():
+    net = along_time(TemporalConfig(transformer=TransformerConfig(head_width=8), frame_rate=True))
+    rates = net.temporal.fps
+    torch.nn.init.normal_(rates.embedding.linear_2.weight)
+    told = torch.tensor([video.USUAL, 4.0, 16.0])
+    before = rates(told)
+    video.say_rates_louder(net)
+    after = rates(told)
+    torch.testing.assert_close(after[0], before[0])
+    torch.testing.assert_close(after - after[:1], video.LOUDER * (before - before[:1]))

@@ -61,7 +61,7 @@ def test_what_is_asked_of_a_panned_picture_is_what_it_shows():
 
 def test_panned_pictures_make_the_batches_that_films_make():
     tokens = CLIPTokenizer.from_pretrained(POCKET / "tokenizer")
-    batches = [panned.screenings(pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)]
+    batches = [panned.batches(pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)]
     assert {each[0].shape for each in batches} == {(8, 8, 8, 16, 16), (4, 16, 8, 16, 16)}
     for clips, noise, weights, timesteps, words, fps, moves, there in batches:
         assert noise.shape == clips.shape and weights.shape == there.shape == clips[:, :, 0].shape

@@ -22,6 +22,16 @@ class Second(NamedTuple):
     options: Mapping[str, Any]
 
 
+def second(model: str | None, options: Mapping[str, Any]) -> Second | None:
+    """The video model beside an image model, if any. Raises InputError for options of one that is not there."""
+    if model:
+        return Second(model, options)
+    given = [f"--video-{name.replace('_', '-')}" for name, value in options.items() if value]
+    if given:
+        raise InputError(f"{' and '.join(given)}: expected the video model that this belongs to, by --video-model")
+    return None
+
+
 def make(
     request: Request,
     model: str | None,

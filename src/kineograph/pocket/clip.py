@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from kineograph.pocket import captions
 from kineograph.pocket.augment import soften
 from kineograph.pocket.feed import Pool, shot_of, things_at
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.networks import PATCH, SIDE, WIDTH
 from kineograph.pocket.sheets import as_tensor
 from kineograph.pocket.text import ASKED, captions_as_ids, facts_as_numbers, readings
@@ -49,7 +49,7 @@ def train(net: CLIPModel, plan: Plan, folder: Path, pool: Pool, held_out: Pool, 
     return fit(taught, plan, folder, draw=draw, loss=losses, report=report).clip
 
 
-def pairs(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Callable[[np.random.Generator, float], Batch]:
+def pairs(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Draw:
     """Batches of (pictures, words of their captions, words of captions with a wrong colour or thing, facts, the kind of
     thing in each patch)."""
     right, wrong = captions_as_ids(pool, tokens), mistaken_as_ids(pool, tokens)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kineograph.models.decoder import DecoderConfig, TemporalDecoder, blocks_of, each_alone, errors
 from kineograph.pocket import feed, films, world
 from kineograph.pocket.feed import Pool
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, as_tensor, save_sheet
 from kineograph.pocket.vae import CROP, DOWN, SETTLE, SIDE
@@ -63,7 +63,7 @@ def train(vae: AutoencoderKL, plan: Plan, folder: Path, shown: Pool, held_out: P
     return fit(ready, plan, folder, draw=draw, loss=losses, report=report).decoder
 
 
-def crops(shown: Pool, batch: int, channels: int) -> Callable[[Rng, float], Batch]:
+def crops(shown: Pool, batch: int, channels: int) -> Draw:
     """Batches of (films cut to size, by what their latents are off); as many pixels late, whole, as early, in parts."""
 
     def draw(rng: Rng, progress: float) -> Batch:

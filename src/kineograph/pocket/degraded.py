@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.unet import VideoUNet
-from kineograph.pocket import video
+from kineograph.pocket import screenings, video
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import Batch, Plan, best_device, fit
 from kineograph.pocket.low_rank import lend, merge
@@ -73,7 +73,7 @@ def train(
     ready = with_quick_norms(Spoilt(net)).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
-    draw = video.screenings(films, pictures, plan.batch, tokenizer, share=0)
+    draw = screenings.batches(films, pictures, plan.batch, tokenizer, share=0)
     trained = fit(
         ready, plan, folder, draw=draw, loss=partial(noise_loss, text.to(best_device())), report=lambda net: {}
     )

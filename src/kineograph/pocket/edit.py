@@ -19,7 +19,7 @@ from kineograph.models.schedule import Schedule
 from kineograph.pocket import vae as autoencoder
 from kineograph.pocket.edits import ASPECTS
 from kineograph.pocket.feed import Pool
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.low_rank import adapted, as_editor
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, save_sheet
@@ -29,8 +29,6 @@ from kineograph.pocket.words import ids
 MEMBERS = 1 + len(ASPECTS)
 UNSEEN = 0.1  # share of pictures left out, for the guidance by pictures
 SHOWN = 8
-
-Draw = Callable[[np.random.Generator, float], Batch]
 
 
 class Editing(nn.Module):

@@ -29,6 +29,7 @@ Batch = tuple[Tensor, ...]
 Net = TypeVar("Net", bound=nn.Module)
 Loss = Callable[[Net, Batch], dict[str, Tensor]]
 Figures = dict[str, float]
+Draw = Callable[[np.random.Generator, float], Batch]  # of a step's random numbers and the progress
 
 KEEP_SECONDS = 240.0
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
@@ -79,7 +80,7 @@ def fit(
     plan: Plan,
     folder: Path,
     *,
-    draw: Callable[[np.random.Generator, float], Batch],
+    draw: Draw,
     loss: Loss[Net],
     report: Callable[[Net], Figures],
 ) -> Net:

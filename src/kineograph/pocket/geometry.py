@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from kineograph.pocket.augment import soften
 from kineograph.pocket.feed import Pool, shot_of
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.judge import SIDE, Residual, filters, resampled
 from kineograph.pocket.judging import clear
 from kineograph.pocket.norms import with_quick_norms
@@ -91,7 +91,7 @@ def train(plan: Plan, folder: Path, pool: Pool, held_out: Pool) -> GeometryEye:
     return fit(ready, plan, folder, draw=draws(pool, plan.batch), loss=surveying, report=reporter(held_out))
 
 
-def draws(pool: Pool, batch: int) -> Callable[[np.random.Generator, float], Batch]:
+def draws(pool: Pool, batch: int) -> Draw:
     """Batches of softened pictures whose things are well inside the frame, their depths and points."""
     usable = np.array([number for number, fact in enumerate(pool.facts) if clear(fact)])
     known = facts_of(pool)

@@ -25,20 +25,14 @@ from kineograph.models.unet import VideoUNet
 from kineograph.pocket import unet, vae, world
 from kineograph.pocket.feed import Pool, shot_of
 from kineograph.pocket.films import FRAMES
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.judge import load_judge
 from kineograph.pocket.networks import SIDE, WIDTH
 from kineograph.pocket.norms import with_quick_norms
+from kineograph.pocket.screenings import SHORT, noised, said, weights_of
 from kineograph.pocket.sheets import as_pictures, as_tensor, save_sheet
 from kineograph.pocket.text import captions_as_ids
-from kineograph.pocket.video import (
-    SHORT,
-    error,
-    noised,
-    said,
-    told_of,
-    weights_of,
-)
+from kineograph.pocket.video import error, told_of
 from kineograph.pocket.video_sheets import condition, draw_videos
 from kineograph.pocket.words import ids
 
@@ -48,7 +42,6 @@ WORDLESS = 0.6, 0.25  # share of pictures, and of films, without words: what bot
 GREY = 127
 
 Rng = np.random.Generator
-Draw = Callable[[Rng, float], Batch]
 Report = Callable[["Animator"], Figures]
 Seen = np.ndarray  # float16 [n, patches, width]: what the image encoder says of each picture
 

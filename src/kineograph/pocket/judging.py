@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from kineograph.pocket import world
 from kineograph.pocket.augment import shifted, soften
 from kineograph.pocket.feed import Pool, shot_of
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.individuals import individual
 from kineograph.pocket.judge import ANSWERS, DETAILS, FRAMES, NOTHING, SIDE, Eye, MotionEye
 from kineograph.pocket.norms import with_quick_norms
@@ -105,7 +105,7 @@ def numbers(facts: list[list[dict[str, str]]]) -> np.ndarray:
     )
 
 
-def gatherings(families: Pool, pictures: Pool, batch: int) -> Callable[[Rng, float], Batch]:
+def gatherings(families: Pool, pictures: Pool, batch: int) -> Draw:
     """Batches, softened, of (pictures of whole families, answers, as many unrelated pictures, answers)."""
     told, usable = numbers(families.facts), [k for k, fact in enumerate(pictures.facts) if clear(fact)]
     others = numbers([[answers(shot_of(pictures.facts[k])) for k in usable]])[0]
@@ -179,7 +179,7 @@ def told_apart(identity: Tensor) -> float:
     return float((alike.argmax(2) == twins_of(MEMBERS)).float().mean())
 
 
-def screenings(pool: Pool, batch: int) -> Callable[[Rng, float], Batch]:
+def screenings(pool: Pool, batch: int) -> Draw:
     """Batches of (clips, motions), half of them played backwards, so that which way a thing faces gives nothing away."""
 
     def draw(rng: Rng, progress: float) -> Batch:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from kineograph.models.adapter_files import save_motion
 from kineograph.models.temporal_layers import TemporalConfig
-from kineograph.pocket import decoder, left, motion_adapter, panned, space_time, video, video_sheets, vidrd
+from kineograph.pocket import decoder, left, motion_adapter, panned, screenings, space_time, video_sheets, vidrd
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 
@@ -55,11 +55,11 @@ def train_unpanned(settings: Settings, out: Path) -> None:
 def _train_layers(settings: Settings, plan: Plan, out: Path, result: str, config: TemporalConfig, share: float) -> None:
     shown, stills = left.filmed(settings, out)
     folder, tower, tokens = out / Path(result).stem, left.tower(out), left.tokens(out)
-    draw = video.screenings(shown, stills, plan.batch, tokens)
+    draw = screenings.batches(shown, stills, plan.batch, tokens)
     if share:
         at, encoder = out / "panned", out / "vae" / "final"
         wandered = panned.pool(at, encoder, settings.panned, seed=settings.seed, split="train")
-        draw = vidrd.in_turn(draw, panned.screenings(wandered, plan.batch, tokens), share)
+        draw = vidrd.in_turn(draw, panned.batches(wandered, plan.batch, tokens), share)
     torch.manual_seed(settings.seed)
     report = video_sheets.reporter(folder, left.autoencoder(out), tower, tokens, settings.sketched)
     trained = vidrd.train(vidrd.Reused(left.video_net(out), config), plan, folder, draw, report, text=tower)

@@ -5,7 +5,6 @@ The noise of their frames is each frame's own, and so is what is to be said of i
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +15,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.branches import MOTION, MotionBranches
 from kineograph.models.unet import VideoUNet
-from kineograph.pocket import video
+from kineograph.pocket import screenings, video
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.films import FRAMES
-from kineograph.pocket.fit import Batch, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Plan, best_device, fit
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.text import captions_as_ids
 from kineograph.pocket.words import ids
@@ -49,18 +48,18 @@ def train(
     return fit(ready, plan, folder, draw=draw, loss=loss, report=lambda stilled: {}).net
 
 
-def stills(films: Pool, batch: int, tokens: CLIPTokenizer) -> Callable[[Rng, float], Batch]:
+def stills(films: Pool, batch: int, tokens: CLIPTokenizer) -> Draw:
     """Batches of (clips, noise, weights, timesteps, words, frame rates), each clip one frame of a film many times."""
     words, blank = captions_as_ids(films, tokens), ids(tokens, [""])[0]
-    weights = np.stack([video.weights_of(fact) for fact in films.facts])
+    weights = np.stack([screenings.weights_of(fact) for fact in films.facts])
     rates = np.array([fact["fps"] for fact in films.facts], np.float32)
 
     def draw(rng: Rng, progress: float) -> Batch:
-        frames = FRAMES // 2 if rng.uniform() < video.SHORT else FRAMES
+        frames = FRAMES // 2 if rng.uniform() < screenings.SHORT else FRAMES
         films_of, frame_of = (rng.integers(n, size=batch * FRAMES // frames) for n in (len(words), FRAMES))
         clips, heavy = (np.repeat(of[films_of, frame_of][:, None], frames, 1) for of in (films.pictures, weights))
-        told = video.said(rng, words[films_of], blank)
-        return (*video.noised(rng, clips, heavy), told, torch.from_numpy(rates[films_of]))
+        told = screenings.said(rng, words[films_of], blank)
+        return (*screenings.noised(rng, clips, heavy), told, torch.from_numpy(rates[films_of]))
 
     return draw
 

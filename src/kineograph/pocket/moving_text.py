@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.pocket import captions, films
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.judging import answers
 from kineograph.pocket.networks import WIDTH
 from kineograph.pocket.text import ASKED, ended
@@ -63,7 +63,7 @@ def _numbers(shot: Shot) -> Iterator[int]:
     return (choices.index(true[name]) for name, choices in TOLD.items())
 
 
-def pairs(tokens: CLIPTokenizer, shots: int, plan: Plan) -> Callable[[np.random.Generator, float], Batch]:
+def pairs(tokens: CLIPTokenizer, shots: int, plan: Plan) -> Draw:
     """Batches of (words of clips, words of pictures, facts of the clips)."""
     every = told(plan.seed, shots, "train", tokens)
 

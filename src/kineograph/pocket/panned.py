@@ -17,10 +17,10 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from kineograph.data.pipeline.pan_and_zoom import Window, panned, wandering
-from kineograph.pocket import asked, captions, feed, films, video, world
+from kineograph.pocket import asked, captions, feed, films, screenings, world
 from kineograph.pocket.feed import CAPTIONS, Pool
 from kineograph.pocket.films import FRAMES
-from kineograph.pocket.fit import Batch
+from kineograph.pocket.fit import Batch, Draw
 from kineograph.pocket.networks import SIDE
 from kineograph.pocket.text import captions_as_ids
 from kineograph.pocket.unet import CELLS, THING
@@ -74,8 +74,8 @@ def things_in(fact: dict[str, Any]) -> np.ndarray:
     return np.stack([there[np.ix_(down, across)] for down, across in at])
 
 
-def screenings(pool: Pool, batch: int, tokens: CLIPTokenizer) -> Callable[[Rng, float], Batch]:
-    """Batches as `video.screenings` has them, without single pictures."""
+def batches(pool: Pool, batch: int, tokens: CLIPTokenizer) -> Draw:
+    """Batches as `screenings.batches` has them, without single pictures."""
     words, blank = captions_as_ids(pool, tokens), ids(tokens, [""])[0]
     there = np.stack([things_in(fact) for fact in pool.facts])
     weights = np.where(there >= 0, np.float32(THING), np.float32(1))
@@ -83,12 +83,12 @@ def screenings(pool: Pool, batch: int, tokens: CLIPTokenizer) -> Callable[[Rng, 
     moves, rates = np.stack([moves_of(fact) for fact in pool.facts]), np.array([fact["fps"] for fact in pool.facts])
 
     def draw(rng: Rng, progress: float) -> Batch:
-        frames = FRAMES // 2 if rng.uniform() < video.SHORT else FRAMES
-        chosen, window = rng.integers(len(rates), size=batch * FRAMES // frames), video.window(rng, frames)
+        frames = FRAMES // 2 if rng.uniform() < screenings.SHORT else FRAMES
+        chosen, window = rng.integers(len(rates), size=batch * FRAMES // frames), screenings.window(rng, frames)
         moved = moves[chosen][:, window]
         return (
-            *video.noised(rng, pool.pictures[chosen][:, window], weights[chosen][:, window]),
-            video.said(rng, words[chosen], blank),
+            *screenings.noised(rng, pool.pictures[chosen][:, window], weights[chosen][:, window]),
+            screenings.said(rng, words[chosen], blank),
             torch.from_numpy((rates[chosen] / (window.step or 1)).astype(np.float32)),
             torch.from_numpy(moved - moved.mean(1, keepdims=True)),
             torch.from_numpy((there[chosen][:, window] == 0).astype(np.float32)),

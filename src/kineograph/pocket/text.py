@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.pocket.feed import Pool, shot_of
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.judge import ANSWERS
 from kineograph.pocket.judging import answers
 from kineograph.pocket.networks import WIDTH
@@ -65,7 +65,7 @@ def facts_as_numbers(pool: Pool) -> np.ndarray:
     return np.array([[choices.index(each[name]) for name, choices in ASKED.items()] for each in told])
 
 
-def captions(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Callable[[np.random.Generator, float], Batch]:
+def captions(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Draw:
     """Batches of (words, whether they are at the end or behind it, facts)."""
     words, facts = captions_as_ids(pool, tokens), facts_as_numbers(pool)
 

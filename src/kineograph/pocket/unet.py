@@ -21,7 +21,7 @@ from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph.pocket import vae as autoencoder
 from kineograph.pocket.feed import Pool, things_at
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.networks import DOWN, LATENT_CHANNELS, SIDE
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, save_sheet
@@ -95,7 +95,7 @@ def emphasis(pool: Pool) -> np.ndarray:
 def draws(
     latents: np.ndarray, words: np.ndarray, weights: np.ndarray, schedule: Schedule, batch: int, untold: np.ndarray,
     *beside: np.ndarray,
-) -> Callable[[np.random.Generator, float], Batch]:  # fmt: skip
+) -> Draw:  # fmt: skip
     """Batches of (latents, noise, weights of their cells, timestep, signal a_t, sigma, words, what stands beside)."""
     table, norms = np.array(schedule.sigmas), np.array(schedule.norms)
 

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from kineograph.pocket.feed import Pool
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, as_tensor, save_sheet
 
@@ -29,7 +29,7 @@ def train(net: AutoencoderKL, plan: Plan, folder: Path, pool: Pool, held_out: Po
     return trained
 
 
-def crops(pool: Pool, batch: int, channels: int) -> Callable[[np.random.Generator, float], Batch]:
+def crops(pool: Pool, batch: int, channels: int) -> Draw:
     """Batches of (crops in all eight orientations, noise of their latents); as many pixels late as early."""
 
     def draw(rng: np.random.Generator, progress: float) -> Batch:

@@ -12,73 +12,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import inf
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet import VideoUNet
-from kineograph.noise import mixed
-from kineograph.pocket import asked, unet, world
+from kineograph.pocket import asked, unet
 from kineograph.pocket.asked import Questions
-from kineograph.pocket.feed import Pool, things_at
 from kineograph.pocket.films import FRAMES
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.low_rank import lend, merge
 from kineograph.pocket.norms import with_quick_norms
-from kineograph.pocket.text import captions_as_ids
-from kineograph.pocket.unet import CELLS, THING, UNTOLD
-from kineograph.pocket.words import ids
 
-LEVEL, SPREAD, UNIFORM = 2.5, 0.9, 0.15  # of log(sigma) in training; and the share of steps at any timestep
 HEAVIEST = 24.0**2  # weight of a level: an error of the picture weighs alike up to a sigma of 24
 RATIO = 0.0  # parts of noise that all frames share to one of a frame's own
 APART = 4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
-SHORT = 0.4  # share of steps with clips of half the frames, twice as many of them
 ASKED = 0.3  # weight of what is asked about the thing's motion beside the error of the noise
-PICTURES = 0.125  # single pictures beside the films, as a part of their frames
 # Sixteen frames tell together what one does not: at the image network's highest level, a sigma of 15, which way a thing
 # goes is still to be read from them, and words for it are worth little. So the table goes on to a sigma of 59, its
 # timesteps to 1199, and below that nothing changes. (VideoCrafter1 takes away the signal instead, `signal_scale`.)
 TIMESTEPS = 1200
 SCHEDULER = {**unet.SCHEDULER, "num_train_timesteps": TIMESTEPS, "beta_end": unet.beta(TIMESTEPS - 1)}
 SCHEDULE = Schedule.from_config(SCHEDULER)
+USUAL, LOUDER = 8.0, 1.25  # frames a second; and how much more other rates say in the end than training made them say
 RESNETS = r".*\.(conv1|conv2|conv_shortcut|time_emb_proj|downsamplers\.0\.conv|upsamplers\.0\.conv)"
 RANK = 16  # of what is learnt beside the resnets' layers: they are what moves things from place to place
 TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, positions=4 * FRAMES, widening=2)
 TEXT_TO_VIDEO = TemporalConfig(
     num_frames=FRAMES, entry=TRANSFORMER, transformer=TRANSFORMER, frame_rate=True, noise_ratio=RATIO
 )
-
-
-def goes_straight(fact: dict[str, Any]) -> bool:
-    """Whether all that moves is one thing, straight on."""
-    return is_plain(fact) and fact["things"][0]["motion"] in ("left", "right", "up", "down")
-
-
-def is_plain(fact: dict[str, Any]) -> bool:
-    """Whether there is one thing, before a camera that stands still: then all that moves is told."""
-    return len(fact["things"]) == 1 and fact["camera"] == "still"
-
-
-def is_any(fact: dict[str, Any]) -> bool:
-    return True
-
-
-LESSONS = ((0.3, goes_straight), (0.8, is_plain), (inf, is_any))  # until which progress there are which films
-
-Rng = np.random.Generator
 
 
 class Films(nn.Module):
@@ -101,16 +72,28 @@ def network(image_unet: UNet2DConditionModel, config: TemporalConfig) -> VideoUN
 
 
 def train(
-    net: Films, plan: Plan, folder: Path, films: Pool, pictures: Pool,
-    report: Callable[[Films], Figures], *, text: CLIPTextModel, tokenizer: CLIPTokenizer, share: float,
-) -> Films:  # fmt: skip
-    """The averaged network. Single pictures are `share` of as many frames as the films have; 0 for none."""
+    net: Films, plan: Plan, folder: Path, draw: Draw, report: Callable[[Films], Figures], *, text: CLIPTextModel
+) -> Films:
+    """The averaged network, of batches as `screenings` draws them."""
     ready = with_quick_norms(net).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
-    draw = screenings(films, pictures, plan.batch, tokenizer, share)
     return fit(ready, plan, folder, draw=draw, loss=partial(noise_loss, text), report=report)
+
+
+@torch.no_grad()
+def say_rates_louder(net: VideoUNet) -> None:
+    """Put what each frame rate says further from what the usual one says, `LOUDER` times as far.
+
+    Training alone leaves the way of a thing from frame to frame at 0.63 of the usual where it should be half
+    (decision 8). What is said is affine in the last layer, so only that changes, and the usual rate says what it said.
+    """
+    assert net.temporal is not None and net.temporal.fps is not None
+    rates = net.temporal.fps
+    usual, last = rates(torch.tensor([USUAL]))[0], rates.embedding.linear_2
+    last.weight.mul_(LOUDER)
+    last.bias.mul_(LOUDER).add_((1 - LOUDER) * usual)
 
 
 def learnt(films: Films) -> dict[str, Tensor]:
@@ -128,91 +111,6 @@ def restored(image_unet: UNet2DConditionModel, config: TemporalConfig, weights: 
     assert not unknown.unexpected_keys, unknown.unexpected_keys
     merge(image_unet)
     return net
-
-
-def weights_of(fact: dict[str, Any]) -> np.ndarray:
-    """What the error of each cell of each frame weighs: float16 [frames, cells, cells], of mean 1."""
-    times = world.clip_times(FRAMES, fact["fps"])
-    there = np.stack([things_at({**fact, "time": time}, CELLS) for time in times])
-    weights = np.where(there >= 0, np.float32(THING), np.float32(1))
-    return (weights / weights.mean()).astype(np.float16)
-
-
-def numbers_of(films: Pool, wanted: Callable[[dict[str, Any]], bool]) -> np.ndarray:
-    """The films that are wanted; all, where there is none."""
-    found = np.flatnonzero([wanted(fact) for fact in films.facts])
-    return found if len(found) else np.arange(len(films.facts))
-
-
-def screenings(
-    films: Pool, pictures: Pool, batch: int, tokens: CLIPTokenizer, share: float = PICTURES
-) -> Callable[[Rng, float], Batch]:
-    """Batches of (clips, noise, weights, levels, words, frame rates, how things move, where they are), and without the
-    last three the same of single pictures."""
-    words, blank = captions_as_ids(films, tokens), ids(tokens, [""])[0]
-    weights = np.stack([weights_of(fact) for fact in films.facts])
-    lessons = [(until, numbers_of(films, wanted)) for until, wanted in LESSONS]
-    rates = np.array([fact["fps"] for fact in films.facts], np.float32)
-    moves, there = _asked(films)
-    of_pictures, heavy = captions_as_ids(pictures, tokens), unet.emphasis(pictures)[:, None]
-
-    def draw(rng: Rng, progress: float) -> Batch:
-        frames = FRAMES // 2 if rng.uniform() < SHORT else FRAMES
-        count = batch * FRAMES // frames
-        pool = next(numbers for until, numbers in lessons if progress <= until)
-        chosen, span = rng.choice(pool, size=count), window(rng, frames)
-        clips, fps = films.pictures[chosen][:, span], rates[chosen] / (span.step or 1)
-        shown = (
-            *noised(rng, clips, weights[chosen][:, span]),
-            said(rng, words[chosen], blank),
-            torch.from_numpy(fps.astype(np.float32)),
-            torch.from_numpy(moves[chosen][:, span] - moves[chosen][:, span].mean(1, keepdims=True)),
-            torch.from_numpy(there[chosen][:, span].astype(np.float32)),
-        )
-        if not share:
-            return shown
-        stills = rng.integers(len(heavy), size=round(share * batch * FRAMES))
-        return (
-            *shown,
-            *noised(rng, pictures.pictures[stills], heavy[stills]),
-            said(rng, of_pictures[stills], blank),
-        )
-
-    return draw
-
-
-def _asked(films: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """How the main things of all films move, [n f 4], and where they are, [n f h w]."""
-    known = [asked.truth(fact, world.clip_times(FRAMES, fact["fps"]), CELLS) for fact in films.facts]
-    return np.stack([moves for moves, _ in known]), np.stack([there for _, there in known])
-
-
-def window(rng: Rng, frames: int) -> slice:
-    """All frames, every second one, or as many in a row."""
-    if frames == FRAMES:
-        return slice(0, FRAMES)
-    start = int(rng.integers(FRAMES - frames + 1))
-    return slice(0, FRAMES, 2) if rng.uniform() < 0.75 else slice(start, start + frames)
-
-
-def said(rng: Rng, words: np.ndarray, blank: np.ndarray) -> Tensor:
-    """One of the captions of each, int64 [n, words]; some are left out, for guidance."""
-    told = words[np.arange(len(words)), rng.integers(words.shape[1], size=len(words))]
-    told[rng.uniform(size=len(words)) < UNTOLD] = blank
-    return torch.from_numpy(told.astype(np.int64))
-
-
-def noised(rng: Rng, x0: np.ndarray, weights: np.ndarray) -> Batch:
-    """Clean latents, noise, weights and timesteps, as tensors: all random numbers of a step are drawn here."""
-    table = np.array(SCHEDULE.sigmas)
-    near = np.searchsorted(table, np.exp(LEVEL + SPREAD * rng.standard_normal(len(x0)))).clip(0, len(table) - 1)
-    t = np.where(rng.uniform(size=len(x0)) < UNIFORM, rng.integers(len(table), size=len(x0)), near)
-    own, one = (
-        torch.from_numpy(rng.standard_normal((len(x0), f, *x0.shape[2:]), np.float32)) for f in (x0.shape[1], 1)
-    )
-    noise = mixed(one.expand_as(own), own, RATIO)
-    return (torch.from_numpy(x0.astype(np.float32)), noise, torch.from_numpy(weights.astype(np.float32)),
-            torch.from_numpy(t.astype(np.int64)))  # fmt: skip
 
 
 def noise_loss(text: CLIPTextModel, films: asked.Asked, batch: Batch) -> dict[str, Tensor]:

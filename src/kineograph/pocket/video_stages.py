@@ -9,9 +9,9 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from kineograph.pocket import degraded, films, image_to_video, left, moving_text, video, video_sheets
+from kineograph.pocket import degraded, films, image_to_video, left, moving_text, screenings, video, video_sheets
 from kineograph.pocket.feed import Pool
-from kineograph.pocket.fit import Plan
+from kineograph.pocket.fit import Draw, Plan
 from kineograph.pocket.left import TEXT_TO_VIDEO
 from kineograph.pocket.settings import Settings
 
@@ -34,27 +34,31 @@ def train_moving_text(settings: Settings, out: Path) -> None:
 
 
 def train_text_to_video(settings: Settings, out: Path) -> None:
-    _train_films(settings, settings.text_to_video, out, TEXT_TO_VIDEO, video.PICTURES)
+    trained = _train_films(settings, settings.text_to_video, out, TEXT_TO_VIDEO, screenings.PICTURES)
+    video.say_rates_louder(trained.net)
+    save_file(video.learnt(trained), out / TEXT_TO_VIDEO)
 
 
 def train_joint(settings: Settings, out: Path) -> None:
     """For the paper's ablation: a short training on films and pictures,"""
-    _train_films(settings, settings.apart, out, JOINT, video.PICTURES)
+    trained = _train_films(settings, settings.apart, out, JOINT, screenings.PICTURES)
+    save_file(video.learnt(trained), out / JOINT)
 
 
 def train_films_only(settings: Settings, out: Path) -> None:
     """and one of as many steps on the same films alone."""
-    _train_films(settings, settings.apart, out, FILMS_ONLY, share=0)
+    trained = _train_films(settings, settings.apart, out, FILMS_ONLY, share=0)
+    save_file(video.learnt(trained), out / FILMS_ONLY)
 
 
-def _train_films(settings: Settings, plan: Plan, out: Path, result: str, share: float) -> None:
+def _train_films(settings: Settings, plan: Plan, out: Path, result: str, share: float) -> video.Films:
     shown, stills = left.filmed(settings, out)
     torch.manual_seed(settings.seed)
     net = video.Films(UNet2DConditionModel.from_pretrained(out / "unet" / "final"), video.TEXT_TO_VIDEO)
     folder, tower, tokens = out / Path(result).stem, left.tower(out), left.tokens(out)
     report = video_sheets.reporter(folder, left.autoencoder(out), tower, tokens, settings.sketched)
-    trained = video.train(net, plan, folder, shown, stills, report, text=tower, tokenizer=tokens, share=share)
-    save_file(video.learnt(trained), out / result)
+    draw = screenings.batches(shown, stills, plan.batch, tokens, share)
+    return video.train(net, plan, folder, draw, report, text=tower)
 
 
 def train_image_reading(settings: Settings, out: Path) -> None:
@@ -118,7 +122,7 @@ def _read_films(settings: Settings, out: Path, begun: str, result: str, states: 
 
 def _read(
     settings: Settings, plan: Plan, out: Path, result: str, animator: image_to_video.Animator,
-    draw: image_to_video.Draw, states: int | None,
+    draw: Draw, states: int | None,
 ) -> None:  # fmt: skip
     """Train what reads pictures, and keep it."""
     folder, tower = out / Path(result).stem, left.tower(out)

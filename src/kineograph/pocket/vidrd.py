@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import CLIPTextModel
@@ -23,7 +22,7 @@ from kineograph.models.unet import VideoUNet
 from kineograph.pocket import video
 from kineograph.pocket.asked import Questions
 from kineograph.pocket.films import FRAMES
-from kineograph.pocket.fit import Batch, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.low_rank import lend, merge
 from kineograph.pocket.norms import with_quick_norms
 
@@ -34,8 +33,6 @@ CONFIG = TemporalConfig(
     num_frames=FRAMES, convolution=True, in_a_row=IN_A_ROW, frame_rate=True,
     in_block=TransformerConfig(head_width=32, relative=FRAMES),
 )  # fmt: skip
-
-Draw = Callable[[np.random.Generator, float], Batch]
 
 
 class Reused(nn.Module):
