@@ -39,11 +39,11 @@ def pinned_to(picture: Picture) -> Begun:
 
 
 def film(
-    model: Model, prompt: str, seed: int, *, steps: int = STEPS, fps: float = FPS, picture: Picture | None = None,
-    begun: Begun = as_it_is,
+    model: Model, prompt: str, seed: int, *, steps: int = STEPS, fps: float = FPS, scale: float = SCALE,
+    picture: Picture | None = None, begun: Begun = as_it_is,
 ) -> Frames:  # fmt: skip
     """The video of a prompt, uint8 [f h w 3]; `picture`, uint8 [1 h w 3], is shown if the model sees any."""
-    drawn = latents(model, prompt, seed, steps=steps, fps=fps, picture=picture, begun=begun)
+    drawn = latents(model, prompt, seed, steps=steps, fps=fps, scale=scale, picture=picture, begun=begun)
     return developed(model, drawn)
 
 
@@ -53,8 +53,8 @@ def developed(model: Model, x0: Latents) -> Developed:
 
 
 def latents(
-    model: Model, prompt: str, seed: int, *, steps: int = STEPS, fps: float = FPS, picture: Picture | None = None,
-    begun: Begun = as_it_is,
+    model: Model, prompt: str, seed: int, *, steps: int = STEPS, fps: float = FPS, scale: float = SCALE,
+    picture: Picture | None = None, begun: Begun = as_it_is,
 ) -> Latents:  # fmt: skip
     """The same before it is decoded."""
     said, unsaid = (model.prompt([text], fps=fps) for text in (prompt, ""))
@@ -66,7 +66,7 @@ def latents(
     sigmas = leading(model.schedule.sigmas, steps)
     shape = (1, *model.latent_shape(*model.default_size))
     begin = noise.related(model.temporal.noise_ratio, seed, range(FRAMES), shape).to(model.device)
-    look = begun(guided(model.bind(said), model.bind(unsaid), SCALE), model, begin)
+    look = begun(guided(model.bind(said), model.bind(unsaid), scale), model, begin)
     return last(sample(look, begin, sigmas, solve=ddim))
 
 

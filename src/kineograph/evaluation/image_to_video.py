@@ -15,7 +15,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from kineograph.evaluation import metrics
-from kineograph.evaluation.filming import FPS, FRAMES, SCALE, STEPS, Picture, film, pinned_to
+from kineograph.evaluation.filming import FPS, FRAMES, STEPS, Picture, film, pinned_to
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, at_least, better
@@ -28,6 +28,7 @@ from kineograph.models.pocket_models import ANIMATE
 from kineograph.pocket.judge import load_judge
 from kineograph.pocket.world import clip_times, render
 
+SCALE = 3.0  # at text-to-video's 5 words and picture together draw things garish
 CLASS_TOKEN, ONE_TOKEN = Path("runs/pocket/class_token.safetensors"), "class token alone"
 
 
@@ -71,16 +72,16 @@ def one_token(animator: Model) -> dict[str, Model]:
 
 
 def told(model: Model, steps: int, case: Case) -> Frames:
-    return film(model, case.prompt, case.seed, steps=steps)
+    return film(model, case.prompt, case.seed, steps=steps, scale=SCALE)
 
 
 def shown(model: Model, steps: int, case: Case) -> Frames:
-    return film(model, case.prompt, case.seed, steps=steps, picture=picture_of(case))
+    return film(model, case.prompt, case.seed, steps=steps, scale=SCALE, picture=picture_of(case))
 
 
 def pinned(model: Model, steps: int, case: Case) -> Frames:
     picture = picture_of(case)
-    return film(model, case.prompt, case.seed, steps=steps, picture=picture, begun=pinned_to(picture))
+    return film(model, case.prompt, case.seed, steps=steps, scale=SCALE, picture=picture, begun=pinned_to(picture))
 
 
 def picture_of(case: Case) -> Picture:
