@@ -1,6 +1,6 @@
 """Draws the README's picture of the pocket video model: `python docs/images/moving.py`.
 
-Every video is what `kineograph generate PROMPT --model pocket-video --guidance-scale 5 --seed SEED` makes.
+Every video is what `kineograph generate PROMPT --model pocket-video --guidance-scale 5 --steps 20 --seed SEED` makes.
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ CHOSEN = (
 
 if __name__ == "__main__":
     model = kg.load("pocket-video")
-    drawn = [(kg.generate(model, prompt, seed=seed, guidance_scale=5.0), prompt) for prompt, seed in CHOSEN]
+    how = {"guidance_scale": 5.0, "num_inference_steps": 20}
+    drawn = [(kg.generate(model, prompt, seed=seed, **how), prompt) for prompt, seed in CHOSEN]
     frames = grid([cell(video.frames, prompt) for video, prompt in drawn])
     kg.Video(frames, fps=8).overwrite(Path(__file__).with_suffix(".gif"))
