@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.making import make, named, numbers, second, with_scale
+from kineograph.cli.making import make, named, numbers, second_model, with_scale
 from kineograph.cli.options import (
     CONTROL,
     MODEL,
@@ -246,4 +246,4 @@ def generate(
     }
     loras = [with_scale(each) for each in video_lora or []]
     own = {"motion_adapter": video_motion_adapter, "adapter": video_adapter, "lora": loras}
-    make(request, model, options, output, overwrite, json, second(video_model, own), keep_clips)
+    make(request, model, options, output, overwrite, json, second_model(video_model, own), keep_clips)

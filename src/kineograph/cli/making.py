@@ -22,7 +22,7 @@ class Second(NamedTuple):
     options: Mapping[str, Any]
 
 
-def second(model: str | None, options: Mapping[str, Any]) -> Second | None:
+def second_model(model: str | None, options: Mapping[str, Any]) -> Second | None:
     """The video model beside an image model, if any. Raises InputError for options of one that is not there."""
     if model:
         return Second(model, options)
