@@ -17,7 +17,6 @@ import kineograph as kg
 from kineograph.data.elevation import Elevation
 from kineograph.data.provenance import read_settings
 from kineograph.errors import InputError
-from kineograph.evaluation import elevating
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
@@ -167,18 +166,6 @@ def test_frame_k_of_the_start_depends_on_the_seed_and_k_only():
     shape = (1, 4, 8, 8)
     assert torch.equal(related(1.0, 3, range(2), shape), related(1.0, 3, range(5), shape)[:, :2])
     assert torch.equal(related(0.0, 3, range(2), shape), independent(3, range(2), shape))
-
-
-def test_the_studys_way_is_the_front_doors(image: Model, video: Model):
-    """Recipes are a layer above evaluation, so the loop stands there once more."""
-    choice = elevating.Choice(refine_at=(0.9, 0.4), video_steps=2, inversion_steps=None)
-    frames = elevating.draw(image, video, 6, ("a fish", "a fish swims"), elevating.chosen(choice), 3)
-    asked = Elevation(refine_at=(0.9, 0.4), video_steps=2, inversion_steps=None, video_prompt="a fish swims")
-    made = kg.generate(
-        image, "a fish", video_model=video, elevation=asked, guidance_scale=elevating.SCALE,
-        num_frames=elevating.FRAMES, fps=elevating.FPS, **FEW,
-    )  # fmt: skip
-    assert np.array_equal(frames, made.frames)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,10 @@ from test_animating import animator, model  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError
-from kineograph.evaluation import filming, joint_training, videocrafter1
+from kineograph.evaluation import filming, joint_training, video_elevator, videocrafter1
 from kineograph.evaluation.protocol import held_out_cases, moving_cases
+from kineograph.evaluation.study import records
+from kineograph.evaluation.witnesses import pocket_witnesses
 from kineograph.models.model import Model
 from kineograph.pocket.world import held_out
 
@@ -66,3 +68,26 @@ def test_an_image_model_films_nothing():
     image = replace(kg.load(sd()), name="image")
     with pytest.raises(AssertionError, match="no videos of its own"):
         filming.film(image, "a fish", 5, steps=2)
+
+
+def test_both_models_draw_each_case_and_each_alone(tmp_path):
+    witnesses = pocket_witnesses()
+    study = video_elevator.studied(kg.load(), witnesses, 1, 4)
+    few = {name: study.arms[name] for name in (video_elevator.TOGETHER, video_elevator.PER_FRAME, video_elevator.VIDEO)}
+    made = {each["arm"]: each for each in records(study._replace(arms=few), tmp_path, {"protocol": "p", "commit": "c"})}
+    assert set(made) == set(few) and all(set(study.rows) <= set(record) for record in made.values())
+    assert len({record["steady"] for record in made.values()}) == 3
+
+
+def test_better_frames_and_as_good_motion_are_claimed():
+    better = {"sharp": 0.8, "marked": 0.0, "text": 70.0, "steady": 0.97, "motion": 1.0, "thing": 1.0}
+    worse = {"sharp": 0.5, "marked": 0.3, "text": 60.0, "steady": 0.9, "motion": 0.5, "thing": 0.9}
+    better["features"], worse["features"] = [0.0, 0.1], [5.0, 4.0]
+    others = (video_elevator.PER_FRAME, video_elevator.VIDEO, *video_elevator.ABLATIONS)
+
+    def claimed(ours, theirs):
+        arms = {video_elevator.TOGETHER: ours, video_elevator.TRUTH: better, **dict.fromkeys(others, theirs)}
+        made = [{"arm": arm, "case": case, **values} for arm, values in arms.items() for case in range(3)]
+        return [claim.holds for claim in video_elevator.claims_of_all(made)]
+
+    assert all(claimed(better, worse)) and not any(claimed(worse, better))

@@ -1,0 +1,115 @@
+"""What VideoElevator costs, in evaluations and in seconds: `python benchmarks/video_elevator.py [--repeats 3]`.
+
+The pocket model with the video model of bad films, as `kineograph generate --video-model` has them, beside as many
+evaluations as the released code makes, the image model alone and the video model alone. Rows go to
+benchmarks/video_elevator.json.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+from kineograph import generate, load
+from kineograph.data.elevation import Elevation
+from kineograph.data.files import instead_of
+from kineograph.denoise import Denoise
+from kineograph.latents import Latents
+from kineograph.methods import video_elevator
+from kineograph.methods.video_elevator import Correct, drift
+from kineograph.models.model import Model
+from kineograph.trajectory import Step
+
+RELEASED = "released code's evaluations"
+ASKED = {"num_frames": 8, "num_inference_steps": 50, "seed": 0}
+Draw = Callable[[], object]
+
+
+def wasteful(look: Denoise) -> Correct:
+    """Drift that is corrected by predictions of both branches at every step, as the released code does."""
+    corrected = drift(look)
+
+    def correct(path: Sequence[Step], sigma: float, to: float) -> Latents | float:
+        if path and path[-1].sigma >= sigma:
+            for _ in range(1 if path[-1].sigma - sigma < 1e-4 * sigma else 2):  # ours makes the other
+                look(path[-1].x, sigma)
+        return corrected(path, sigma, to)
+
+    return correct
+
+
+def ways(image: Model, video: Model) -> dict[str, Draw]:
+    both = partial(generate, image, "a red fish", video_model=video, method="video-elevator", **ASKED)
+    corrected = partial(both, elevation=Elevation(drift_correction=True))
+    return {
+        "image model alone": partial(both, elevation=Elevation(refine_at=())),
+        "video model alone": partial(generate, video, "a red fish", **ASKED),
+        "here": both,
+        "here, inversion by all steps": partial(both, elevation=Elevation(inversion_steps=None)),
+        "here, drift made up for": corrected,
+        RELEASED: mock.patch.object(video_elevator, "drift", wasteful)(corrected),
+    }
+
+
+def counted(models: Sequence[Model], draw: Draw) -> float:
+    """Evaluations of each frame by all of the models; a guided one counts twice."""
+    seen = Counter[str]()
+    hooks = [
+        model.net.image_unet.conv_in.register_forward_pre_hook(lambda _, given: seen.update(frames=len(given[0])))
+        for model in models
+    ]
+    draw()
+    for hook in hooks:
+        hook.remove()
+    return seen["frames"] / ASKED["num_frames"]
+
+
+def timed(draws: Mapping[str, Draw], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each, in turns."""
+    taken: dict[str, list[float]] = {name: [] for name in draws}
+    for _ in range(repeats):
+        for name, draw in draws.items():
+            began = time.perf_counter()
+            draw()
+            taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+class Row(NamedTuple):
+    """`evaluations` of each frame, median `seconds`, and the median `share` of the released code's seconds."""
+
+    way: str
+    evaluations: float
+    seconds: float
+    share: float
+
+
+def rows(repeats: int) -> list[Row]:
+    image, video = load(), load("pocket-video-degraded")
+    draws = ways(image, video)
+    evaluations = {name: counted([image, video], draw) for name, draw in draws.items()}
+    taken = timed(draws, repeats)
+    shares = {name: [a / b for a, b in zip(taken[name], taken[RELEASED], strict=True)] for name in draws}
+    return [
+        Row(name, evaluations[name], statistics.median(taken[name]), statistics.median(shares[name])) for name in draws
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    asked = parser.parse_args()
+    made = rows(asked.repeats)
+    with instead_of(asked.out) as part:
+        part.write_text(
+            json.dumps({**ASKED, "repeats": asked.repeats, "rows": [row._asdict() for row in made]}, indent=2) + "\n"
+        )
+    for row in made:
+        print(f"{row.way}: {row.evaluations:g} evaluations, {row.seconds:.1f} s, {row.share:.0%}")
