@@ -54,7 +54,8 @@ def test_every_choice_counts_and_a_clip_has_its_own_prompt(models):
         kg.generate(model, "a fish", **asked, **choice)
         for choice in (
             {"reuse": kg.Reuse(keep=1)}, {"reuse": kg.Reuse(noise_ratio=1.0)}, {"reuse": kg.Reuse(guidance=0.9)},
-            {"reuse": kg.Reuse(anchor=0.5)}, {"then": ["a car"]}, {"then": ["a fish", "a car"]},
+            {"reuse": kg.Reuse(anchor=0.5)}, {"reuse": kg.Reuse(order="kept")}, {"then": ["a car"]},
+            {"then": ["a fish", "a car"]},
         )
     ]  # fmt: skip
     assert all(np.array_equal(other.frames[:4], usual.frames[:4]) for other in others)

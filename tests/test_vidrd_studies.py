@@ -9,24 +9,20 @@ import numpy as np
 import pytest
 from test_animating import model  # noqa: F401
 
-import kineograph as kg
-from kineograph.data.reuse import Reuse
 from kineograph.errors import InputWarning
 from kineograph.evaluation import (
-    filming,
     known_damage,
     long_videos,
     pan_and_zoom,
     reproduce,
-    reusing,
     sets,
     temporal_decoder,
 )
 from kineograph.evaluation.distances import frechet, moments
 from kineograph.evaluation.extractors import open_extractor
 from kineograph.evaluation.features import Extractor
+from kineograph.evaluation.long_videos import FRAMES
 from kineograph.evaluation.protocol import moving_cases
-from kineograph.evaluation.reusing import FRAMES, Tie, drawing, forgotten, noise_in_its_order, on_end
 from kineograph.evaluation.study import Study, Untrained, part, records
 from kineograph.evaluation.witnesses import Witnesses, pocket_witnesses
 from kineograph.models.decoder import DecoderConfig, TemporalDecoder, blocks_of
@@ -55,33 +51,15 @@ def ran(study: Study, folder) -> list[dict]:
     return made
 
 
-@pytest.mark.parametrize("choice", [{}, {"noise_ratio": 0.0}, {"guidance": 0.0}])
-def test_clips_on_end_are_what_generate_draws(choice, model: Model):  # noqa: F811
-    (case,) = moving_cases(1)
-    asked = {"num_inference_steps": 2, "guidance_scale": filming.SCALE, "num_frames": FRAMES, "fps": reusing.FPS}
-    reuse = kg.Reuse(**choice)
-    video = kg.generate(model, case.prompt, clips=3, reuse=reuse, seed=case.seed, **asked)
-    (frames,) = on_end(drawing(model, 2), Tie(reuse=reuse), 3, [case])
-    assert np.array_equal(frames, video.frames)
-
-
 def test_clips_that_are_joined_begin_alike_and_follow_nothing(model: Model):  # noqa: F811
-    cases, draw = moving_cases(2), drawing(model, 2)
-    joined, whole, turned = (on_end(draw, tie, 2, cases) for tie in (Tie(forgotten), Tie(), Tie(noise_in_its_order)))
-    for one, other, third in zip(joined, whole, turned, strict=True):
-        assert np.array_equal(one[:FRAMES], other[:FRAMES])
-        assert not np.array_equal(one[FRAMES:], other[FRAMES:])
-        assert not np.array_equal(third[FRAMES:], other[FRAMES:])
-    assert not np.array_equal(joined[0][:FRAMES], joined[1][:FRAMES])
-
-
-def test_a_first_clip_is_drawn_once_for_all_ties(model: Model, monkeypatch):  # noqa: F811
-    drawn, numbers = reusing.drawn, []
-    monkeypatch.setattr(reusing, "drawn", lambda *asked: (numbers.append(asked[4]), drawn(*asked))[1])
-    draw = drawing(model, 1)
-    for tie in (Tie(), Tie(forgotten)):
-        on_end(draw, tie, 2, moving_cases(1))
-    assert numbers == [0, 1, 1]
+    cases, ways = moving_cases(2), {**long_videos.BOTH, **long_videos.WITHOUT}
+    made = {name: long_videos.filmed(model, 4, 2, reuse, cases) for name, reuse in ways.items()}
+    for name in ways.keys() - {long_videos.WHOLE}:
+        for one, other in zip(made[name], made[long_videos.WHOLE], strict=True):
+            assert np.array_equal(one[:FRAMES], other[:FRAMES])
+            assert not np.array_equal(one[FRAMES:], other[FRAMES:])
+    first, second = made[long_videos.JOINED]
+    assert not np.array_equal(first[:FRAMES], second[:FRAMES])
 
 
 def test_changes_at_seams_and_inside():
@@ -113,14 +91,6 @@ def test_long_videos_and_the_methods_parts(model: Model, witnesses: Witnesses, t
     parts = ran(study, tmp_path)
     assert {each["arm"] for each in parts} == {long_videos.WHOLE, long_videos.JOINED, *long_videos.WITHOUT}
     assert len(long_videos.claims_of_the_parts(parts)) == 8
-
-
-def test_what_is_left_out_is_left_out():
-    assert {name: tie.reuse for name, tie in long_videos.WITHOUT.items()} == {
-        "no noise reversion": Reuse(),
-        "no past-dependent noise": Reuse(noise_ratio=0.0),
-        "no staged guidance": Reuse(guidance=0.0),
-    }
 
 
 def little_damage(monkeypatch) -> dict:
@@ -202,6 +172,6 @@ def test_what_was_not_trained_is_left_out_of_the_report(model: Model, witnesses:
     assert [each.title.partition(",")[0] for each in told.parts] == [
         "Eight clips on end", "Two clips on end", "FVD of 2 clips with known damage"
     ]  # fmt: skip
-    monkeypatch.setattr(reusing, "drawn", lambda *asked: pytest.fail("what is there is drawn again"))
+    monkeypatch.setattr(long_videos, "generate", lambda *asked: pytest.fail("what is there is drawn again"))
     with pytest.warns(InputWarning):
         reproduce.reproduce("vidrd", model, witnesses, cases=1, steps=1, out=tmp_path)

@@ -114,11 +114,13 @@ def customise(
     if motion_adapter_only == (pictures is not None):
         raise InputError("give a folder of pictures, or --motion-adapter-only and none")
     place = _place(output, work, subject or style or "motion adapter")
-    speaking.say(f"loading {model}")
+    speaking.quiet_loading()
     from kineograph.recipes import customising as recipe
     from kineograph.training import overridden
 
-    speaking.quiet_loading()
+    if pictures is not None:
+        recipe.photos(pictures, least=1, side=1)  # what can be refused without a model
+    speaking.say(f"loading {model}")
     shared = {"device": device, "dtype": dtype}
     video = _load(model, {"motion": motion_module, "motion_adapter": motion_adapter, **shared})
     settings = overridden(recipe.usual_video(video, "subject" if style is None else "style"), setting or [])

@@ -10,6 +10,7 @@ from kineograph.data import checks
 from kineograph.errors import InputError
 
 MOST_CLIPS = 1024
+ORDERS = ("reversed", "kept")
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,21 @@ class Reuse:
         an exact seam.
     anchor: how strongly what all frames of a clip have in common is drawn to the first clip's, from 0 (not) to 1, while
         the kept frames are guided: against drift over many clips.
+    order: of the past's noise: "reversed", so that a clip begins where the last one ended, or "kept" as it was, which
+        is the paper's ablation.
     """
 
     keep: int = 4
     noise_ratio: float = 4.0
     guidance: float = 0.4
     anchor: float = 0.0
+    order: str = "reversed"
 
     def __post_init__(self) -> None:
         checks.whole("keep", self.keep, 0, checks.MOST_FRAMES)
         for name in ("noise_ratio", "guidance", "anchor"):
             checks.number(name, getattr(self, name))
+        checks.choice("order", self.order, ORDERS)
         if self.noise_ratio < 0:
             raise InputError(f"noise_ratio is at least 0, not {self.noise_ratio:g}")
         for name in ("guidance", "anchor"):

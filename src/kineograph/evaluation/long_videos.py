@@ -20,18 +20,20 @@ from kineograph.evaluation.filming import SCALE, STEPS
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, better, within
-from kineograph.evaluation.reusing import FPS, FRAMES, Tie, drawing, forgotten, noise_in_its_order, on_end
 from kineograph.evaluation.study import Film, Study, column
 from kineograph.evaluation.videocrafter1 import ratio
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.model import Model
+from kineograph.recipes import generate
 
+FRAMES, FPS = 8, 8.0  # of a clip: the paper's length
 CLIPS, ABLATED_CLIPS, ABLATED_CASES = 8, 2, 40
 WHOLE, JOINED = "reuse and diffuse", "clips joined"
-WITHOUT: Mapping[str, Tie] = {
-    "no noise reversion": Tie(noise_in_its_order),
-    "no past-dependent noise": Tie(reuse=Reuse(noise_ratio=0.0)),
-    "no staged guidance": Tie(reuse=Reuse(guidance=0.0)),
+BOTH: Mapping[str, Reuse] = {WHOLE: Reuse(), JOINED: Reuse(keep=0, noise_ratio=0.0, guidance=0.0)}
+WITHOUT: Mapping[str, Reuse] = {
+    "no noise reversion": Reuse(order="kept"),
+    "no past-dependent noise": Reuse(noise_ratio=0.0),
+    "no staged guidance": Reuse(guidance=0.0),
 }
 ASKED = ("thing", "colour", "scene")
 CHANGES = {"flow": "way of a pixel in thousandths of the picture", "pixels": "change of a pixel in grey levels"}
@@ -48,7 +50,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
             "reuse": asdict(Reuse()), "motion": flows.PROTOCOL,
         },
         cases=moving_cases(count),
-        arms=_arms(model, steps, CLIPS, {WHOLE: Tie(), JOINED: Tie(forgotten)}),
+        arms=_arms(model, steps, CLIPS, BOTH),
         measured=lambda frames, case: measured(frames, case, witnesses),
         claims=claims,
         rows=ROWS,
@@ -60,19 +62,28 @@ def ablated(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
     """Two clips on end, whole and without each of the method's parts, of at most 40 cases."""
     few = min(count, ABLATED_CASES)
     long = studied(model, witnesses, few, steps)
-    ties = {WHOLE: Tie(), **WITHOUT, JOINED: Tie(forgotten)}
     return long._replace(
         name="long-videos-ablation",
         title=f"Two clips on end, without each part of the method ({few} of the prompts)",
         settings={**long.settings, "clips": ABLATED_CLIPS},
-        arms=_arms(model, steps or STEPS, ABLATED_CLIPS, ties),
+        arms=_arms(model, steps or STEPS, ABLATED_CLIPS, {**BOTH, **WITHOUT}),
         claims=claims_of_the_parts,
     )
 
 
-def _arms(model: Model, steps: int, clips: int, ties: Mapping[str, Tie]) -> dict[str, Film]:
-    draw = drawing(model, steps)
-    return {name: partial(on_end, draw, tie, clips) for name, tie in ties.items()}
+def _arms(model: Model, steps: int, clips: int, ways: Mapping[str, Reuse]) -> dict[str, Film]:
+    return {name: partial(filmed, model, steps, clips, reuse) for name, reuse in ways.items()}
+
+
+def filmed(model: Model, steps: int, clips: int, reuse: Reuse, cases: Sequence[Case]) -> list[Frames]:
+    """The videos of some cases, of so many clips."""
+    return [
+        generate(
+            model, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
+            seed=case.seed, clips=clips, reuse=reuse,
+        ).frames
+        for case in cases
+    ]  # fmt: skip
 
 
 def edges(frames: Frames) -> UInt8[np.ndarray, "edges h w 3"]:

@@ -1,8 +1,7 @@
 """VideoElevator on the pocket world: an image model of clean pictures and a video model of bad films draw together.
 
 The video model saw few films, blurred and watermarked (`pocket/degraded.py`), as public video data are; the image model
-is the pocket model, or that with the LoRA of a subject. Beside what both draw together stand the image model alone,
-each frame from noise of its own, and the video model alone.
+is the pocket model, or that with a subject's LoRA. Beside them stand each alone, the image model with noise a frame.
 """
 
 from __future__ import annotations

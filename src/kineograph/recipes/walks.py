@@ -54,7 +54,10 @@ class Walk(NamedTuple):
 
 def begun(request: Request, start: Start, fresh: Latents) -> Latents:
     """What a clip begins with: fresh noise, and the past's if there is one."""
-    return vidrd.begun(fresh, start.clip.past, _kept(request, start), request.reuse.noise_ratio)
+    past = start.clip.past
+    if past is not None and request.reuse.order == "kept":
+        past = past._replace(noise=past.noise.flip(1))  # turned twice
+    return vidrd.begun(fresh, past, _kept(request, start), request.reuse.noise_ratio)
 
 
 def _kept(request: Request, start: Start) -> int:
