@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
-from kineograph import generate, load
+import numpy as np
+
+from kineograph import Video, generate, load
 from kineograph.data.elevation import Elevation
 from kineograph.data.files import instead_of
 from kineograph.denoise import Denoise
@@ -28,7 +30,7 @@ from kineograph.trajectory import Step
 
 RELEASED = "released code's evaluations"
 ASKED = {"num_frames": 8, "num_inference_steps": 50, "seed": 0}
-Draw = Callable[[], object]
+Draw = Callable[[], Video]
 
 
 def wasteful(look: Denoise) -> Correct:
@@ -57,17 +59,17 @@ def ways(image: Model, video: Model) -> dict[str, Draw]:
     }
 
 
-def counted(models: Sequence[Model], draw: Draw) -> float:
-    """Evaluations of each frame by all of the models; a guided one counts twice."""
+def counted(models: Sequence[Model], draw: Draw) -> tuple[float, np.ndarray]:
+    """Evaluations of each frame by all of the models, where a guided one counts twice, and the frames."""
     seen = Counter[str]()
     hooks = [
         model.net.image_unet.conv_in.register_forward_pre_hook(lambda _, given: seen.update(frames=len(given[0])))
         for model in models
     ]
-    draw()
+    frames = draw().frames.astype(float)
     for hook in hooks:
         hook.remove()
-    return seen["frames"] / ASKED["num_frames"]
+    return seen["frames"] / len(frames), frames
 
 
 def timed(draws: Mapping[str, Draw], repeats: int) -> dict[str, list[float]]:
@@ -82,22 +84,30 @@ def timed(draws: Mapping[str, Draw], repeats: int) -> dict[str, list[float]]:
 
 
 class Row(NamedTuple):
-    """`evaluations` of each frame, median `seconds`, and the median `share` of the released code's seconds."""
+    """`evaluations` of each frame, median `seconds`, and beside the released code's evaluations: the median `share` of
+    their seconds, and the mean `difference` from the frames that they draw, in grey levels of 255."""
 
     way: str
     evaluations: float
     seconds: float
     share: float
+    difference: float
 
 
 def rows(repeats: int) -> list[Row]:
     image, video = load(), load("pocket-video-degraded")
     draws = ways(image, video)
-    evaluations = {name: counted([image, video], draw) for name, draw in draws.items()}
+    drawn = {name: counted([image, video], draw) for name, draw in draws.items()}
     taken = timed(draws, repeats)
-    shares = {name: [a / b for a, b in zip(taken[name], taken[RELEASED], strict=True)] for name in draws}
     return [
-        Row(name, evaluations[name], statistics.median(taken[name]), statistics.median(shares[name])) for name in draws
+        Row(
+            way=name,
+            evaluations=evaluations,
+            seconds=statistics.median(taken[name]),
+            share=statistics.median(a / b for a, b in zip(taken[name], taken[RELEASED], strict=True)),
+            difference=float(np.abs(frames - drawn[RELEASED][1]).mean()),
+        )
+        for name, (evaluations, frames) in drawn.items()
     ]
 
 
@@ -112,4 +122,4 @@ if __name__ == "__main__":
             json.dumps({**ASKED, "repeats": asked.repeats, "rows": [row._asdict() for row in made]}, indent=2) + "\n"
         )
     for row in made:
-        print(f"{row.way}: {row.evaluations:g} evaluations, {row.seconds:.1f} s, {row.share:.0%}")
+        print("{}: {:g} evaluations, {:.1f} s, {:.0%}, {:.1f} of 255".format(*row))

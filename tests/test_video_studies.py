@@ -80,8 +80,8 @@ def test_both_models_draw_each_case_and_each_alone(tmp_path):
 
 
 def test_better_frames_and_as_good_motion_are_claimed():
-    better = {"sharp": 0.8, "marked": 0.0, "text": 70.0, "steady": 0.97, "motion": 1.0, "thing": 1.0}
-    worse = {"sharp": 0.5, "marked": 0.3, "text": 60.0, "steady": 0.9, "motion": 0.5, "thing": 0.9}
+    better = {"sharp": 0.8, "marked": 0.0, "text": 70.0, "steady": 0.97, "motion": 1.0, "thing": 1.0, "style": 1.0}
+    worse = {"sharp": 0.5, "marked": 0.3, "text": 60.0, "steady": 0.9, "motion": 0.5, "thing": 0.9, "style": 0.5}
     better["features"], worse["features"] = [0.0, 0.1], [5.0, 4.0]
     others = (video_elevator.PER_FRAME, video_elevator.VIDEO, *video_elevator.ABLATIONS)
 

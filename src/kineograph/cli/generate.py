@@ -14,6 +14,7 @@ from kineograph.cli.options import (
     Adapter,
     Anchor,
     Annotator,
+    Back,
     ChunkSize,
     ClipGuidance,
     ClipNoise,
@@ -104,10 +105,7 @@ def generate(
     solver: Solver = DEFAULT.solver,
     smooth_background: Annotated[
         float,
-        typer.Option(
-            rich_help_panel=PICTURE,
-            help="How strongly the background is held to the first frame's as the camera passes: 0.6 is the paper's.",
-        ),
+        typer.Option(rich_help_panel=PICTURE, help="How still the background is held: 0.6 is the paper's, 0 not."),
     ] = DEFAULT.smooth_background,
     masks: Annotated[
         str,
@@ -161,6 +159,7 @@ def generate(
     refine_at: RefineAt = REFINED,
     video_steps: VideoSteps = DEFAULT.elevation.video_steps,
     low_pass: LowPass = DEFAULT.elevation.low_pass or 0.0,
+    back: Back = DEFAULT.elevation.back,
     inversion_steps: InversionSteps = DEFAULT.elevation.inversion_steps or 0,
     drift_correction: DriftCorrection = DEFAULT.elevation.drift_correction,
     video_guidance_scale: VideoGuidanceScale = None,
@@ -223,6 +222,7 @@ def generate(
             refine_at=numbers(refine_at, "refine-at"),
             video_steps=video_steps,
             low_pass=low_pass or None,
+            back=back,
             inversion_steps=inversion_steps or None,
             drift_correction=drift_correction,
             video_guidance_scale=video_guidance_scale,

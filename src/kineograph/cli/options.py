@@ -166,6 +166,12 @@ LowPass = Annotated[
         help="How fast a change between frames may be that it is handed: a part of the fastest, 0 for any.",
     ),
 ]
+Back = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=TOGETHER, help="How the first takes over again: by inversion, same-noise or fresh-noise."
+    ),
+]
 InversionSteps = Annotated[
     int, typer.Option(rich_help_panel=TOGETHER, help="At most how many steps lead back to the image model; 0 for all.")
 ]
