@@ -19,6 +19,7 @@ from kineograph.evaluation import (
     long_videos,
     motion_scales,
     pan_and_zoom,
+    personalised,
     smoothing,
     specialised,
     still_moving,
@@ -39,7 +40,7 @@ PAPERS: Mapping[str, Sequence[Make]] = {
         text2video_zero.studied, guided.studied, specialised.studied, editing.studied, smoothing.studied,
     ),
     "videocrafter1": (videocrafter1.studied, image_to_video.studied, joint_training.studied),
-    "video-elevator": (video_elevator.studied, video_elevator.personalised),
+    "video-elevator": (video_elevator.studied, personalised.studied),
     "vidrd": (
         long_videos.studied, long_videos.ablated, known_damage.studied, temporal_decoder.filmed,
         temporal_decoder.drawn, pan_and_zoom.studied,

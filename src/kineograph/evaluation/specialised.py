@@ -38,7 +38,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
             "lora_steps": TRAINED,
         },
         cases=cases,
-        arms={"base": partial(filmed, lambda case: model, steps), "LoRA": partial(filmed, _specialised, steps)},
+        arms={"base": partial(filmed, lambda case: model, steps), "LoRA": partial(filmed, with_lora, steps)},
         measured=lambda frames, case: measured(frames, case, known[case.number % len(known)], witnesses),
         claims=claims,
         rows=ROWS,
@@ -57,7 +57,8 @@ def filmed(chosen: Callable[[Case], Model], steps: int, cases: Sequence[Case]) -
     return [_filmed(chosen(case), steps, case) for case in cases]
 
 
-def _specialised(case: Case) -> Model:
+def with_lora(case: Case) -> Model:
+    """The pocket model with the LoRA of the case's subject, trained unless it is there."""
     known = subjects()
     return load(lora=str(learnt(known[case.number % len(known)], FOLDER, TRAINED)))
 

@@ -1,7 +1,7 @@
 """VideoElevator on the pocket world: an image model of clean pictures and a video model of bad films draw together.
 
-The video model saw few films, blurred and watermarked (`pocket/degraded.py`), as public video data are; the image model
-is the pocket model, or that with a subject's LoRA. Beside them stand each alone, the image model with noise a frame.
+The video model saw few films, blurred and watermarked (`pocket/degraded.py`), as public video data are. Beside
+what both draw stand the image model alone, each frame from noise of its own, and the video model alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,7 @@ from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.quality import marked, sharpness
 from kineograph.evaluation.report import Claim, Mean, at_least_a_share, better, not_below
-from kineograph.evaluation.study import Film, Study, column
-from kineograph.evaluation.subjects import STEPS as TRAINED
-from kineograph.evaluation.subjects import Subject, learnt, subjects
+from kineograph.evaluation.study import Study, column
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
@@ -35,7 +32,6 @@ from kineograph.pocket.judge import load_judge
 from kineograph.pocket.world import clip
 from kineograph.recipes import generate
 
-FOLDER = Path("runs/subjects")
 FRAMES, FPS, STEPS, SCALE = 8, 4.0, 20, 3.0
 TOGETHER, PER_FRAME, VIDEO = "together", "image model per frame", "video model alone"
 TRUTH = "rendering"
@@ -65,35 +61,17 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
     ways = {TOGETHER: OURS, PER_FRAME: APART, **ABLATIONS}
     return Study(
         name="video-elevator", title="An image model and a video model of bad films", cases=moving_cases(count),
-        settings=_settings(video, steps, ways), arms=_arms(draw, ways, video, steps),
+        settings=settings(video, steps, ways),
+        arms={
+            **{name: partial(draw, way) for name, way in ways.items()}, VIDEO: partial(filmed, video, steps or STEPS),
+            TRUTH: rendered,
+        },
         measured=lambda frames, case: measured(frames, case, witnesses), claims=claims_of_all, rows=ROWS,
         sets=_distances,
     )  # fmt: skip
 
 
-def personalised(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
-    """The pocket model with the LoRA of a subject, and the same video model, which never saw that subject."""
-    video, known = load("pocket-video-degraded"), subjects()
-    cases = [_of_a_subject(case, known[case.number % len(known)]) for case in moving_cases(count)]
-    draw = partial(drawn, lambda case: _specialised(case.number % len(known)), video, steps or STEPS, _asked_for)
-    ways = {TOGETHER: OURS, PER_FRAME: APART}
-    return Study(
-        name="video-elevator-personalised", title="A personalised image model and the same video model", cases=cases,
-        settings={**_settings(video, steps, ways), "lora_steps": TRAINED}, arms=_arms(draw, ways, video, steps),
-        measured=lambda frames, case: measured_subject(frames, case, known[case.number % len(known)], witnesses),
-        claims=claims_of_a_subject, rows={**ROWS, **SUBJECT_ROWS}, sets=_distances,
-    )  # fmt: skip
-
-
-def _arms(
-    draw: Callable[[Elevation, Sequence[Case]], list[Frames]], ways: Mapping[str, Elevation], video: Model,
-    steps: int | None,
-) -> dict[str, Film]:  # fmt: skip
-    together = {name: partial(draw, way) for name, way in ways.items()}
-    return {**together, VIDEO: partial(filmed, video, steps or STEPS), TRUTH: rendered}
-
-
-def _settings(video: Model, steps: int | None, ways: Mapping[str, Elevation]) -> dict[str, object]:
+def settings(video: Model, steps: int | None, ways: Mapping[str, Elevation]) -> dict[str, object]:
     return {
         "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
         "ways": {name: asdict(way) for name, way in ways.items()},
@@ -137,25 +115,9 @@ def _pictured(case: Case) -> str:
     return of_picture(case.shot, np.random.default_rng(case.number))
 
 
-def _asked_for(case: Case) -> str:
-    known = subjects()
-    return known[case.number % len(known)].prompt(case.scene)
-
-
-def _of_a_subject(case: Case, subject: Subject) -> Case:
-    """The case with a thing of the subject's kind."""
-    shot = replace(case.shot, things=(replace(case.shot.things[0], kind=subject.kind),))
-    return replace(case, prompt=case.prompt.replace(case.thing, subject.kind), shot=shot)
-
-
 @cache
 def _extractor() -> Extractor:
     return open_extractor(POCKET)
-
-
-@cache
-def _specialised(number: int) -> Model:
-    return load(lora=learnt(subjects()[number], FOLDER, TRAINED))
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, Any]:
@@ -167,23 +129,14 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, Any]
         "style": float(np.mean([each == case.shot.style for each in seen.styles])),
         "sharp": sharpness(frames) / sharpness(clip(case.shot, FRAMES, FPS)),
         "marked": marked(frames),
-        "motion": float(witnesses.move(_slowly(frames)) == case.motion),
+        "motion": float(witnesses.move(slowly(frames)) == case.motion),
         "steady": metrics.steadiness(witnesses.embed(frames)),
         "individual": dict(metrics.identity(seen))["individual"],
         **sets.read(_extractor(), frames),
     }
 
 
-def measured_subject(frames: Frames, case: Case, subject: Subject, witnesses: Witnesses) -> dict[str, Any]:
-    """The same, and how like the subject it is."""
-    who, theirs = (witnesses.look(each).individuals for each in (frames, subject.pictures))
-    like = witnesses.embed(frames) @ witnesses.embed(subject.pictures).T
-    return {
-        **measured(frames, case, witnesses), "CLIP-I": float(like.mean()), "subject": float((who @ theirs.T).mean()),
-    }  # fmt: skip
-
-
-def _slowly(frames: Frames) -> UInt8[np.ndarray, "2*f h w 3"]:
+def slowly(frames: Frames) -> UInt8[np.ndarray, "2*f h w 3"]:
     """As many frames as the motion eye was taught to see, each shown twice."""
     return np.repeat(frames, 2, axis=0)
 
@@ -222,16 +175,6 @@ def claims_of_all(made: Sequence[Record]) -> list[Claim]:
     ]
 
 
-def claims_of_a_subject(made: Sequence[Record]) -> list[Claim]:
-    """The same, and the subject's looks."""
-    of, video = (partial(column, made, name) for name in (TOGETHER, VIDEO))
-    return [
-        *claims(made),
-        better("CLIP-I to the subject, together - video model", of("CLIP-I"), video("CLIP-I")),
-        better("individual, together - video model", of("subject"), video("subject")),
-    ]
-
-
 ROWS: Mapping[str, str] = {
     "thing": "frames with the prompt's thing",
     "colour": "frames with its colour",
@@ -243,8 +186,4 @@ ROWS: Mapping[str, str] = {
     "motion": "videos that move as the prompt says",
     "steady": "mean cosine of neighbouring frames (CLIP)",
     "individual": "likeness of the individual to the first frame's",
-}
-SUBJECT_ROWS: Mapping[str, str] = {
-    "CLIP-I": "CLIP-I to the subject's pictures",
-    "subject": "likeness of the individual to the subject's",
 }
