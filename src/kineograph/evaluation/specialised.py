@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +59,12 @@ def filmed(chosen: Callable[[Case], Model], steps: int, cases: Sequence[Case]) -
 
 def with_lora(case: Case) -> Model:
     """The pocket model with the LoRA of the case's subject, trained unless it is there."""
-    known = subjects()
-    return load(lora=str(learnt(known[case.number % len(known)], FOLDER, TRAINED)))
+    return _with_lora(case.number % len(subjects()))
+
+
+@cache
+def _with_lora(number: int) -> Model:
+    return load(lora=str(learnt(subjects()[number], FOLDER, TRAINED)))
 
 
 def _filmed(model: Model, steps: int, case: Case) -> Frames:
