@@ -176,11 +176,13 @@ def folders(image: Model, video: Model, tmp_path_factory: pytest.TempPathFactory
 
 def test_the_command_takes_two_models_and_replays(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
     first, second = folders
-    few = ["--steps", "6", "--device", "cpu", "--seed", 3, "--refine-at", "0.9,0.4", "--back", "same-noise"]
+    few = ["--steps", "6", "--device", "cpu", "--seed", 3, "--refine-at", "0.9,0.4", "--video-steps", 2]
+    few += ["--back", "same-noise"]
     said = run("generate", "a fish", "--model", first, "--video-model", second, *few, "-o", "fish.gif")
     assert (said.status, said.out) == (0, "fish.gif\n"), said.err
     settings = read_settings(tmp_path / "fish.gif")
     assert settings["method"] == "video-elevator"
+    assert settings["elevation"]["video_steps"] == 2
     assert settings["elevation"]["back"] == "same-noise"
     again = run("replay", "fish.gif", "-o", "again.gif")
     assert again.status == 0 and "differ" not in again.err, again.err

@@ -12,9 +12,10 @@ from test_animating import animator, model  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError
-from kineograph.evaluation import filming, joint_training, video_elevator, videocrafter1
+from kineograph.evaluation import filming, joint_training, personalised, video_elevator, videocrafter1
 from kineograph.evaluation.protocol import held_out_cases, moving_cases
 from kineograph.evaluation.study import records
+from kineograph.evaluation.subjects import subject_of
 from kineograph.evaluation.witnesses import pocket_witnesses
 from kineograph.models.model import Model
 from kineograph.pocket.world import held_out
@@ -91,3 +92,25 @@ def test_better_frames_and_as_good_motion_are_claimed():
         return [claim.holds for claim in video_elevator.claims_of_all(made)]
 
     assert all(claimed(better, worse)) and not any(claimed(worse, better))
+
+
+@pytest.mark.filterwarnings("ignore:pocket has never seen the words sks")
+def test_a_personalised_model_lends_its_looks_and_no_prompt_says_a_colour(tmp_path, monkeypatch):
+    monkeypatch.setattr(personalised, "with_lora", lambda case: kg.load())
+    study = personalised.studied(kg.load(), pocket_witnesses(), 1, 4)
+    (case,) = study.cases
+    assert case.colour not in case.prompt.split() and case.thing == subject_of(case).kind
+    made = list(records(study, tmp_path, {"protocol": "p", "commit": "c"}))
+    assert {each["arm"] for each in made} == set(study.arms) and all(set(study.rows) <= set(each) for each in made)
+
+
+def test_looks_and_motion_of_a_subject_are_claimed():
+    looks = {"CLIP-I": 0.6, "subject": 0.7, "text": 60.0, "steady": 0.97, "motion": 0.9}
+    worse = {"CLIP-I": 0.2, "subject": 0.1, "text": 50.0, "steady": 0.9, "motion": 0.5}
+
+    def claimed(ours, theirs):
+        arms = {video_elevator.TOGETHER: ours, video_elevator.PER_FRAME: theirs, video_elevator.VIDEO: theirs}
+        made = [{"arm": arm, "case": case, **values} for arm, values in arms.items() for case in range(3)]
+        return [claim.holds for claim in personalised.claims(made)]
+
+    assert all(claimed(looks, worse)) and not any(claimed(worse, looks))

@@ -18,7 +18,7 @@ from kineograph.evaluation.report import Claim, at_least_a_share, better, not_be
 from kineograph.evaluation.specialised import with_lora
 from kineograph.evaluation.study import Study, column
 from kineograph.evaluation.subjects import STEPS as TRAINED
-from kineograph.evaluation.subjects import Subject, subjects
+from kineograph.evaluation.subjects import subject_of
 from kineograph.evaluation.unseen_items import caption
 from kineograph.evaluation.video_elevator import (
     APART,
@@ -53,25 +53,20 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
     )  # fmt: skip
 
 
-def _subject(case: Case) -> Subject:
-    known = subjects()
-    return known[case.number % len(known)]
-
-
 def _asked_for(case: Case) -> str:
-    return _subject(case).prompt(case.scene)
+    return subject_of(case).prompt(case.scene)
 
 
 def _of_a_subject(case: Case) -> Case:
     """The case with a thing of its subject's kind, of which the prompt says no colour: the subject has its own."""
-    thing = replace(case.shot.things[0], kind=_subject(case).kind)
+    thing = replace(case.shot.things[0], kind=subject_of(case).kind)
     shot = replace(case.shot, things=(thing,))
     return replace(case, prompt=caption("subject", shot, MOTIONS[case.motion][0]), shot=shot)
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, float]:
     """All that is measured of one video."""
-    seen, theirs = witnesses.look(frames), _subject(case).pictures
+    seen, theirs = witnesses.look(frames), subject_of(case).pictures
     return {
         "CLIP-I": float((witnesses.embed(frames) @ witnesses.embed(theirs).T).mean()),
         "subject": float((seen.individuals @ witnesses.look(theirs).individuals.T).mean()),

@@ -15,7 +15,7 @@ from kineograph.evaluation.protocol import Case, Record, held_out_cases
 from kineograph.evaluation.report import Claim, better
 from kineograph.evaluation.study import Study, column
 from kineograph.evaluation.subjects import STEPS as TRAINED
-from kineograph.evaluation.subjects import Subject, learnt, subjects
+from kineograph.evaluation.subjects import Subject, learnt, subject_of, subjects
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
@@ -28,8 +28,8 @@ FOLDER = Path("runs/subjects")
 
 def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """The base model and the subject's LoRA, both told the subject's prompt and shown the same poses."""
-    steps, known = steps or STEPS, subjects()
-    cases = [_of_a_subject(case, known[case.number % len(known)]) for case in held_out_cases(count)]
+    steps = steps or STEPS
+    cases = [_of_a_subject(case, subject_of(case)) for case in held_out_cases(count)]
     return Study(
         name="specialised",
         title="Specialised by a DreamBooth LoRA, guided by a stock ControlNet (pose)",
@@ -39,7 +39,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
         },
         cases=cases,
         arms={"base": partial(filmed, lambda case: model, steps), "LoRA": partial(filmed, with_lora, steps)},
-        measured=lambda frames, case: measured(frames, case, known[case.number % len(known)], witnesses),
+        measured=lambda frames, case: measured(frames, case, subject_of(case), witnesses),
         claims=claims,
         rows=ROWS,
     )  # fmt: skip
@@ -59,7 +59,7 @@ def filmed(chosen: Callable[[Case], Model], steps: int, cases: Sequence[Case]) -
 
 def with_lora(case: Case) -> Model:
     """The pocket model with the LoRA of the case's subject, trained unless it is there."""
-    return _with_lora(case.number % len(subjects()))
+    return _with_lora(subject_of(case).number)
 
 
 @cache

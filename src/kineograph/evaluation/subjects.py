@@ -7,6 +7,7 @@ pictures. The network is the image model's; the file is diffusers' own LoRA layo
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from kineograph.data.files import instead_of
 from kineograph.evaluation.metrics import Frames
+from kineograph.evaluation.protocol import Case
 from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
 from kineograph.pocket.captions import SCENES as WHERE
@@ -44,7 +46,8 @@ class Subject(NamedTuple):
         return f"a {WORD} {self.kind} {WHERE[scene][0]}"
 
 
-def subjects() -> list[Subject]:
+@cache
+def subjects() -> tuple[Subject, ...]:
     """Individuals of as many kinds, each in pictures of several scenes and sizes, all in one drawing style."""
     chosen: dict[str, Shot] = {}
     for shot in shots(SEED, split="held_out"):
@@ -52,7 +55,12 @@ def subjects() -> list[Subject]:
             chosen.setdefault(shot.things[0].kind, shot)
         if len(chosen) == COUNT:
             break
-    return [_subject(number, shot) for number, shot in enumerate(chosen.values())]
+    return tuple(_subject(number, shot) for number, shot in enumerate(chosen.values()))
+
+
+def subject_of(case: Case) -> Subject:
+    """The subject that a case is drawn of: they take turns."""
+    return subjects()[case.number % COUNT]
 
 
 def _subject(number: int, shot: Shot) -> Subject:

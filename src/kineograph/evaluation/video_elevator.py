@@ -1,7 +1,8 @@
 """VideoElevator on the pocket world: an image model of clean pictures and a video model of bad films draw together.
 
 The video model saw few films, blurred and watermarked (`pocket/degraded.py`), as public video data are. Beside
-what both draw stand the image model alone, each frame from noise of its own, and the video model alone.
+what both draw stand the video model alone, and the image model alone: each frame from noise of its own, and looking
+at the first.
 """
 
 from __future__ import annotations
