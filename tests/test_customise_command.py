@@ -133,6 +133,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(
     assert "is to be a .safetensors file: name it dog.safetensors" in refused(
         *asked(waves, photos, *subject, "-o", "dog.pt")
     )
+    assert "there is no folder" in refused("customise", tmp_path / "nowhere", "--model", "no model either", *subject)
     assert "none holds no picture, and 3 at least" in refused(*asked(waves, tmp_path / "none", *subject))
     assert "expected a subject or a style, got neither" in refused(*asked(waves, photos))
     assert "load it with motion= (--motion-module)" in refused(*asked(image, photos, *subject))

@@ -119,7 +119,7 @@ def customise(
     from kineograph.training import overridden
 
     if pictures is not None:
-        recipe.photos(pictures, least=1, side=1)  # what can be refused without a model
+        recipe.listed(pictures)  # a folder that is not there is refused before a model is loaded
     speaking.say(f"loading {model}")
     shared = {"device": device, "dtype": dtype}
     video = _load(model, {"motion": motion_module, "motion_adapter": motion_adapter, **shared})

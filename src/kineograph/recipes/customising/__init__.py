@@ -7,7 +7,7 @@ from kineograph.recipes.customising.injected import ADAPTER, customised_video, i
 from kineograph.recipes.customising.interleaved import interleave
 from kineograph.recipes.customising.motion_adapter import MOTION_ADAPTER, motion_adapter_ready, train_motion_adapter
 from kineograph.recipes.customising.natural import wanted_of
-from kineograph.recipes.customising.photos import photos
+from kineograph.recipes.customising.photos import listed, photos
 from kineograph.recipes.customising.plan import Piece, of_videos, planned
 from kineograph.recipes.customising.run import FINAL, Reached, Ready, customise, customise_image, ready
 from kineograph.recipes.customising.settings import Customising, Drawing, Lora, changed, usual
@@ -41,6 +41,7 @@ __all__ = [
     "injected",
     "interleave",
     "kept_stills",
+    "listed",
     "lora_of",
     "motion_adapter_ready",
     "needs_motion_adapter",

@@ -41,7 +41,7 @@ def photos(pictures: Pictures, *, least: int, side: int) -> list[Photo]:
     least: how many different ones there must be. side: their shorter side in pixels, at least.
     Raises InputError for too few of them, and for those that cannot be read or are too small, naming each.
     """
-    given = _named(pictures)
+    given = listed(pictures)
     read, problems = list[Photo](), list[str]()
     for number, each in enumerate(given, 1):
         try:
@@ -69,7 +69,11 @@ def crop_offsets(photo: Photo, count: int, seed: int) -> Iterator[tuple[float, f
         yield float(across), float(down)
 
 
-def _named(pictures: Pictures) -> list[str | Path | np.ndarray]:
+def listed(pictures: Pictures) -> list[str | Path | np.ndarray]:
+    """The files of a folder that may be pictures, by their names; of a list, what is in it. Nothing is read yet.
+
+    Raises InputError when there is no such folder.
+    """
     if not isinstance(pictures, str | Path):
         return list(pictures)
     folder = Path(pictures).expanduser()
