@@ -17,6 +17,7 @@ from kineograph.pocket import layer_stages, left, stages, video_stages
 from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
+from kineograph.pocket.shipped import unpack
 from kineograph.pocket.stages import Stage
 from kineograph.pocket.video_export import export_videos
 
@@ -69,10 +70,13 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pocket"), help="where checkpoints, logs and samples go")
     parser.add_argument("--minutes", type=float, help="for each stage, in place of its own")
     parser.add_argument("--steps", type=int, help="for each stage, in place of minutes")
+    parser.add_argument("--from-shipped", action="store_true", help="do not train what ships: go on from those weights")
     parser.add_argument("--export", action="store_true", help="then write the weights that are shipped")
     asked = parser.parse_args(words)
     changes = {name: value for name in ("minutes", "steps") if (value := getattr(asked, name)) is not None}
     settings = with_plans(Settings(), changes)
+    if asked.from_shipped:
+        unpack(asked.out)
     torch.set_num_threads(1)  # `fit` has a thread a core, and each works alone
     run([stage for stage in asked.stages.split(",") if stage], settings, asked.out)
     if asked.export:
