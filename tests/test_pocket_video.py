@@ -19,7 +19,19 @@ from kineograph.evaluation.quality import marked, sharpness
 from kineograph.models import pocket_models
 from kineograph.models.checkpoints import POCKET
 from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
-from kineograph.pocket import asked, degraded, films, image_to_video, moving_text, recipe, screenings, video, world
+from kineograph.pocket import (
+    asked,
+    degraded,
+    films,
+    image_to_video,
+    left,
+    moving_text,
+    recipe,
+    screenings,
+    shipped,
+    video,
+    world,
+)
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.video_export import export_videos
@@ -34,7 +46,7 @@ SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2, d
     }
 )  # fmt: skip
 STAGES = ["moving_text", "text_to_video", "films_only", "image_reading", "image_to_video", "degraded"]
-STAGES += ["vidrd", "temporal_decoder", "motion_adapter", "space_time"]
+STAGES += ["vidrd", "temporal_decoder", "motion_adapter", "space_time", "space_time_motion"]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +155,19 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     assert shown.reader is not None and told.reader is None
     changed = [n for n, w in told.unet.named_parameters() if not torch.equal(w, dict(shown.unet.named_parameters())[n])]
     assert changed == []
+
+
+def test_a_stage_can_go_on_from_what_ships(tmp_path: Path):
+    shipped.unpack(tmp_path)
+    opened = pocket_models.video(POCKET)
+    net = left.video_net(tmp_path)
+    for ours, theirs in ((net.image_unet, opened.unet), (net.temporal, opened.temporal)):
+        assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in ours.state_dict().items())
+    there = [result for _, result in recipe.STAGES.values() if (tmp_path / result).exists()]
+    assert {"vae/final", "control/pose.safetensors", left.TEXT_TO_VIDEO} <= set(there)
+    begun = (tmp_path / left.TEXT_TO_VIDEO).stat().st_mtime_ns
+    shipped.unpack(tmp_path)  # leaves what is there
+    assert (tmp_path / left.TEXT_TO_VIDEO).stat().st_mtime_ns == begun
 
 
 def test_a_spoilt_film_is_blurred_and_marked():

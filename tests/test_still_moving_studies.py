@@ -30,7 +30,8 @@ from kineograph.evaluation.unseen_items import (
 )
 from kineograph.evaluation.witnesses import pocket_witnesses
 from kineograph.methods.still_moving import attach
-from kineograph.models.branches import MOTION
+from kineograph.models import adapter_files
+from kineograph.models.branches import MOTION, MotionBranches
 from kineograph.models.checkpoints import load
 from kineograph.models.temporal_layers import TemporalLayers
 from kineograph.models.unet import VideoUNet
@@ -189,23 +190,27 @@ def test_without_a_motion_adapter_or_the_second_family_the_studies_are_left_out(
     plain_video, witnesses, tmp_path, monkeypatch
 ):
     space_time.opened.cache_clear()
-    monkeypatch.setattr(space_time, "FILE", tmp_path / "untrained.safetensors")
+    monkeypatch.setattr(space_time, "FOLDER", tmp_path)
     model = replace(plain_video, net=VideoUNet(plain_video.net.image_unet, plain_video.net.temporal))
     with pytest.warns(InputWarning, match="left out") as told:
         made = reproduce.reproduce("still-moving", model, witnesses, cases=1, out=tmp_path)
     assert not made.parts and (tmp_path / "still-moving.md").exists()
     reasons = [str(each.message) for each in told]
-    assert len(reasons) == 6 and sum("--stages motion_adapter" in each for each in reasons) == 3
+    assert len(reasons) == 6 and sum("has no motion adapter" in each for each in reasons) == 3
     assert sum("--stages space_time" in each for each in reasons) == 3
 
 
-def test_the_second_family_is_opened_from_what_its_stage_left(tmp_path, monkeypatch):
-    file = tmp_path / "space_time.safetensors"
+def test_the_second_family_is_opened_from_what_its_stages_left(tmp_path, monkeypatch):
     left = vidrd.learnt(vidrd.network(load("pocket-video", dtype="float32").net, LUMIERE))
-    save_file({name: torch.full_like(each, 0.01) for name, each in left.items()}, file)
+    left = {name: torch.full_like(each, 0.01) for name, each in left.items()}
+    save_file(left, tmp_path / "space_time.safetensors")
+    layers = vidrd.restored(load("pocket-video", dtype="float32").net, LUMIERE, left).temporal
+    file = tmp_path / "space_time_motion.safetensors"
+    adapter_files.save_motion(MotionBranches(layers, MOTION), layers, file, name=space_time.NAME)
     space_time.opened.cache_clear()
-    monkeypatch.setattr(space_time, "FILE", file)
+    monkeypatch.setattr(space_time, "FOLDER", tmp_path)
     opened = space_time.opened()
+    assert opened.net.motion_adapter is not None
     assert opened.temporal == LUMIERE
     assert all(torch.all(weight == weight.new_tensor(0.01)) for weight in opened.net.temporal.parameters())
     space_time.opened.cache_clear()

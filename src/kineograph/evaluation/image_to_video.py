@@ -1,7 +1,7 @@
 """VideoCrafter1's image-to-video on the pocket world: what the picture shows, moving as the text says.
 
 The paper's ablation reads the class token alone in place of all patches. It is measured too where it was trained for
-as long, by `python -m kineograph.pocket.recipe --stages class_reading,class_token`.
+as long, by `python -m kineograph.pocket.recipe --from-shipped --stages class_reading,class_token`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from kineograph.evaluation.filming import FPS, FRAMES, STEPS, Picture, film, pin
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, at_least, better
-from kineograph.evaluation.study import Study, Untrained, column
+from kineograph.evaluation.study import Study, column
 from kineograph.evaluation.witnesses import Witnesses
-from kineograph.models.checkpoints import POCKET, load
+from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
 from kineograph.models.origin import fingerprint
-from kineograph.models.pocket_models import ANIMATE
 from kineograph.pocket.judge import load_judge
 from kineograph.pocket.world import clip_times, render
 
@@ -34,8 +33,6 @@ CLASS_TOKEN, ONE_TOKEN = Path("runs/pocket/class_token.safetensors"), "class tok
 
 def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """Text alone, the picture shown, and the first frame pinned to it besides."""
-    if not (POCKET / ANIMATE).is_dir():
-        raise Untrained("the weights of pocket-animate do not ship yet: stages image_reading, image_to_video")
     steps, animator = steps or STEPS, load("pocket-animate")
     alone = one_token(animator)
     return Study(

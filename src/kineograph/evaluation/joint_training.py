@@ -1,8 +1,8 @@
 """VideoCrafter1's joint training on the pocket world: what is left of the image model's quality.
 
 Two networks are trained for as many steps on the same films, one with single pictures beside them, by
-`python -m kineograph.pocket.recipe --stages joint,films_only`; both then draw single pictures, beside the image model
-that they began as.
+`python -m kineograph.pocket.recipe --from-shipped --stages joint,films_only`; both then draw single pictures, beside
+the image model that they began as.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kineograph.evaluation.filming import SCALE, STEPS
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, held_out_cases
 from kineograph.evaluation.report import Claim, better
-from kineograph.evaluation.study import Study, Untrained, column
+from kineograph.evaluation.study import Study, column, untrained
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.ladder import leading
 from kineograph.models.checkpoints import load
@@ -59,10 +59,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
 def trained(model: Model, file: Path) -> Model:
     """The video model with the weights that a stage of the recipe left. Raises Untrained when they are not there."""
     if not file.exists():
-        raise Untrained(
-            f"there is no {file}: train both networks first, by python -m kineograph.pocket.recipe --stages "
-            "joint,films_only"
-        )
+        raise untrained(file, "joint", "films_only")
     assert model.temporal is not None, "the pocket video model"
     begun = load("pocket", dtype="float32").net.image_unet
     return replace(model, net=restored(begun, model.temporal, load_file(file)).eval().to(model.device, model.dtype))

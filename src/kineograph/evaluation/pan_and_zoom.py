@@ -1,7 +1,7 @@
 """VidRD's training on pictures that are panned and zoomed, on the pocket world: with them and without.
 
 Two networks learn for as many steps from few films, one of them from pictures in motion besides, by
-`python -m kineograph.pocket.recipe --stages vidrd_panned,vidrd_unpanned`.
+`python -m kineograph.pocket.recipe --from-shipped --stages vidrd_panned,vidrd_unpanned`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kineograph.evaluation.filming import FPS, FRAMES, SCALE, STEPS
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, better
-from kineograph.evaluation.study import Study, Untrained, column
+from kineograph.evaluation.study import Study, column, untrained
 from kineograph.evaluation.temporal_decoder import TRUTH, rendered
 from kineograph.evaluation.videocrafter1 import filmed
 from kineograph.evaluation.witnesses import Witnesses
@@ -60,10 +60,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
 def trained(model: Model, file: Path) -> Model:
     """The video model with VidRD's layers, as a stage of the recipe left them. Raises Untrained without them."""
     if not file.exists():
-        raise Untrained(
-            f"there is no {file}: train both networks first, by python -m kineograph.pocket.recipe --stages "
-            f"{','.join(TRAINED.values())}"
-        )
+        raise untrained(file, *TRAINED.values())
     begun = load("pocket-video", dtype="float32").net
     net = vidrd.restored(begun, vidrd.CONFIG, load_file(file)).eval()
     return replace(model, net=net.to(model.device, model.dtype))

@@ -1,6 +1,7 @@
 """Studies of the second family of video models once more: the pocket world's space-time U-Net, in Lumiere's manner.
 
-It is trained for them alone, by `python -m kineograph.pocket.recipe --stages space_time`.
+It is trained for them alone, and a motion adapter for it, by
+`python -m kineograph.pocket.recipe --from-shipped --stages space_time,space_time_motion`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from kineograph.evaluation.study import Study, Untrained
+from kineograph.evaluation.study import Study, untrained
 from kineograph.evaluation.witnesses import Witnesses
+from kineograph.models import adapter_files
 from kineograph.models.checkpoints import load
+from kineograph.models.hub import Hub
 from kineograph.models.model import Model
+from kineograph.models.unet import VideoUNet
 from kineograph.pocket import space_time, vidrd
 
-FILE = Path("runs/pocket/space_time.safetensors")
+FOLDER, STAGES = Path("runs/pocket"), ("space_time", "space_time_motion")
+NAME = "pocket-space-time"
 
 Make = Callable[[Model, Witnesses, int, int | None], Study]
 
@@ -30,9 +35,14 @@ def of_space_time(make: Make, model: Model, witnesses: Witnesses, count: int, st
 
 @cache
 def opened() -> Model:
-    """The model. Raises Untrained where it was not trained on this machine."""
-    if not FILE.exists():
-        raise Untrained(f"there is no {FILE}: python -m kineograph.pocket.recipe --stages space_time")
+    """The model, with its motion adapter. Raises Untrained where they were not trained on this machine."""
+    layers, motion = files = [FOLDER / f"{stage}.safetensors" for stage in STAGES]
+    for file in files:
+        if not file.exists():
+            raise untrained(file, *STAGES)
     video, begun = load("pocket-video"), load("pocket-video", dtype="float32").net
-    net = vidrd.restored(begun, space_time.CONFIG, load_file(FILE)).eval()
-    return replace(video, name="pocket-space-time", net=net.to(video.device, video.dtype))
+    net = vidrd.restored(begun, space_time.CONFIG, load_file(layers)).eval()
+    assert net.temporal is not None
+    adapter = adapter_files.motion_branches(adapter_files.read(motion, "motion", Hub()), net.temporal, NAME)
+    whole = VideoUNet(net.image_unet, net.temporal, motion_adapter=adapter)
+    return replace(video, name=NAME, net=whole.to(video.device, video.dtype))

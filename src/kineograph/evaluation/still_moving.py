@@ -82,10 +82,7 @@ def ablated(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
 def check(model: Model) -> None:
     """Raises Untrained for a video model without a motion adapter, of which the method is made."""
     if model.net.motion_adapter is None:
-        raise Untrained(
-            f"{model.name} has no motion adapter yet: python -m kineograph.pocket.recipe trains it "
-            "(--stages motion_adapter --export for pocket-video)"
-        )
+        raise Untrained(f"{model.name} has no motion adapter: load it with motion_adapter=, or take pocket-video")
 
 
 def _name(model: Model, what: str) -> str:

@@ -45,6 +45,12 @@ class Untrained(InputError):
     """A study's network, which does not ship, was not trained on this machine."""
 
 
+def untrained(file: Path, *stages: str) -> Untrained:
+    """What to say where the recipe's stages did not leave a file yet."""
+    command = f"python -m kineograph.pocket.recipe --from-shipped --stages {','.join(stages)}"
+    return Untrained(f"there is no {file}: train it first, by {command}")
+
+
 class Study(NamedTuple):
     """One comparison of a paper.
 

@@ -6,30 +6,42 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from kineograph.models.adapter_files import save_motion
 from kineograph.models.temporal_layers import TemporalConfig
+from kineograph.models.unet import VideoUNet
 from kineograph.pocket import decoder, left, motion_adapter, panned, screenings, space_time, video_sheets, vidrd
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.settings import Settings
 
-MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, STEADY, SPACE_TIME = (
+MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, STEADY, SPACE_TIME, SPACE_TIME_MOTION = (
     f"{name}.safetensors"
-    for name in ("motion_adapter", "vidrd", "vidrd_panned", "vidrd_unpanned", "temporal_decoder", "space_time")
-)
+    for name in (
+        "motion_adapter", "vidrd", "vidrd_panned", "vidrd_unpanned", "temporal_decoder", "space_time",
+        "space_time_motion",
+    )
+)  # fmt: skip
 
 
 def train_motion_adapter(settings: Settings, out: Path) -> None:
-    """For Still-Moving: what makes the video network's films stand still."""
+    """For Still-Moving: what makes the video network's films stand still,"""
+    _train_to_stand_still(settings, out, MOTION_ADAPTER, left.video_net(out), "pocket-video")
+
+
+def train_space_time_motion(settings: Settings, out: Path) -> None:
+    """and those of the space-time network."""
+    net = vidrd.restored(left.video_net(out), space_time.CONFIG, load_file(out / SPACE_TIME))
+    _train_to_stand_still(settings, out, SPACE_TIME_MOTION, net, "pocket-space-time")
+
+
+def _train_to_stand_still(settings: Settings, out: Path, result: str, video: VideoUNet, name: str) -> None:
     shown, _ = left.filmed(settings, out)
     torch.manual_seed(settings.seed)
-    folder, tower, tokens = out / Path(MOTION_ADAPTER).stem, left.tower(out), left.tokens(out)
-    net = motion_adapter.train(
-        left.video_net(out), settings.motion_adapter, folder, shown, text=tower, tokenizer=tokens
-    )
+    folder, tower, tokens = out / Path(result).stem, left.tower(out), left.tokens(out)
+    net = motion_adapter.train(video, settings.motion_adapter, folder, shown, text=tower, tokenizer=tokens)
     assert net.motion_adapter is not None and net.temporal is not None
-    save_motion(net.motion_adapter, net.temporal, out / MOTION_ADAPTER, name="pocket-video")
+    save_motion(net.motion_adapter, net.temporal, out / result, name=name)
 
 
 def train_vidrd(settings: Settings, out: Path) -> None:

@@ -42,6 +42,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "motion_adapter": (layer_stages.train_motion_adapter, layer_stages.MOTION_ADAPTER),
     "vidrd": (layer_stages.train_vidrd, layer_stages.VIDRD),
     "space_time": (layer_stages.train_space_time, layer_stages.SPACE_TIME),
+    "space_time_motion": (layer_stages.train_space_time_motion, layer_stages.SPACE_TIME_MOTION),
     "vidrd_panned": (layer_stages.train_panned, layer_stages.PANNED),
     "vidrd_unpanned": (layer_stages.train_unpanned, layer_stages.UNPANNED),
     "temporal_decoder": (layer_stages.train_temporal_decoder, layer_stages.STEADY),

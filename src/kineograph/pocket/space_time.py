@@ -2,7 +2,7 @@
 
 Sixteen frames are eight at half the size and four at a quarter, where alone attention along time stands; everywhere else
 convolutions follow the resnets. It begins and learns as VidRD's layers do (`vidrd.train`). It is trained for Still-Moving,
-whose paper has such a model, and does not ship: `python -m kineograph.pocket.recipe --stages space_time`.
+whose paper has such a model, and does not ship: `python -m kineograph.pocket.recipe --from-shipped --stages space_time`.
 """
 
 from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
