@@ -21,28 +21,21 @@ from kineograph.evaluation.filming import FPS, FRAMES, SCALE, STEPS, developed, 
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, better
-from kineograph.evaluation.study import Film, Study, Untrained, column
+from kineograph.evaluation.study import Film, Study, column
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.latents import Latents
-from kineograph.models.checkpoints import POCKET, load
+from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
 from kineograph.models.origin import fingerprints
-from kineograph.models.pocket_models import VIDRD
 from kineograph.pocket.world import clip
 
+VIDRD = "pocket-vidrd"
 PER_FRAME, ALONG_TIME, TRUTH = "image decoder", "temporal decoder", "rendering"
-
-
-def opened() -> Model:
-    """VidRD's video model of the pocket world. Raises Untrained when it does not ship."""
-    if not (POCKET / VIDRD).is_dir():
-        raise Untrained("the weights of pocket-vidrd do not ship yet: python -m kineograph.pocket.recipe trains them")
-    return load("pocket-vidrd")
 
 
 def filmed(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """Held-out films, encoded, and decoded in both ways; no steps count."""
-    video, extractor = opened(), open_extractor(EXTRACTOR)
+    video, extractor = load(VIDRD), open_extractor(EXTRACTOR)
     return Study(
         name="temporal-decoder-films",
         title="Held-out films that went through the VAE",
@@ -58,7 +51,7 @@ def filmed(model: Model, witnesses: Witnesses, count: int, steps: int | None) ->
 
 def drawn(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """Videos that the model drew, decoded in both ways."""
-    video, extractor, steps = opened(), open_extractor(EXTRACTOR), steps or STEPS
+    video, extractor, steps = load(VIDRD), open_extractor(EXTRACTOR), steps or STEPS
     return Study(
         name="temporal-decoder",
         title="Videos that VidRD's model drew, decoded in both ways",
