@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
+import kineograph as kg
 from kineograph.condition import Condition
 from kineograph.models import pocket_models
 from kineograph.models.checkpoints import POCKET
@@ -143,3 +145,23 @@ def test_a_decoder_stage_that_was_killed_goes_on(tmp_path: Path):
     assert '"step": 1.0' in log and '"step": 2.0' in log and "flicker_steady" in log
     assert layers.config == decoder.config_for(vae)
     assert Settings().vidrd_apart.steps, "both trainings of the ablation are as long"
+
+
+def test_what_ships_draws_clips_through_its_decoder():
+    model = kg.load("pocket-vidrd", device="cpu")
+    assert model.temporal == vidrd.CONFIG and model.decoder is not None
+    assert sum(file.stat().st_size for file in (POCKET / "vidrd").rglob("*.safetensors")) <= 8e6
+    two = kg.generate(model, "a red fish", num_frames=4, num_inference_steps=2, clips=2, seed=1)
+    assert two.frames.shape == (8, 128, 128, 3)
+    alone = replace(model, decoder=None)
+    plain = kg.generate(alone, "a red fish", num_frames=4, num_inference_steps=2, clips=2, seed=1)
+    assert (two.frames != plain.frames).any(), "the layers along time take part"
+
+
+def test_its_decoder_goes_around_the_image_model():
+    model = kg.load(decoder="pocket-vidrd", device="cpu")
+    assert model.decoder is not None and model.temporal is None
+
+
+def test_all_weights_that_ship_are_at_most_90_megabytes():
+    assert sum(file.stat().st_size for file in POCKET.rglob("*.safetensors")) <= 90e6
