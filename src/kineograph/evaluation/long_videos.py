@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from kineograph.data.reuse import Reuse
 from kineograph.evaluation import flows, metrics
-from kineograph.evaluation.filming import SCALE, STEPS
+from kineograph.evaluation.filming import SCALE
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, better, within
@@ -27,6 +27,7 @@ from kineograph.models.model import Model
 from kineograph.recipes import generate
 
 FRAMES, FPS = 8, 8.0  # of a clip: the paper's length
+STEPS = 15  # of each clip: a case has sixteen of them
 CLIPS, ABLATED_CLIPS, ABLATED_CASES = 8, 2, 40
 WHOLE, JOINED = "reuse and diffuse", "clips joined"
 BOTH: Mapping[str, Reuse] = {WHOLE: Reuse(), JOINED: Reuse(keep=0, noise_ratio=0.0, guidance=0.0)}
