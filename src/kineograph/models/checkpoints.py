@@ -91,8 +91,7 @@ def load(
         motion modules (a folder, repository or released file), or any video model, whose image network is left.
     motion_adapter: the file, folder or repository of a Still-Moving motion adapter, trained for these layers along
         time: then `kineograph.generate` takes a `motion_scale`. pocket-video comes with one.
-    adapter: what `kineograph customise` left, dog.safetensors: a subject or a style of your own. "pocket-fox" is an
-        example, for pocket-video, called "sks cat".
+    adapter: what `kineograph customise` left, dog.safetensors: a subject or a style of your own.
     lora: a file, folder or repository, alone or as (lora, scale); or a list of those. AnimateDiff's motion LoRAs too.
     textual_inversion: a file, folder or repository; a list of those; or {word: file} to choose the words.
     ip_adapter: the file of an IP-Adapter, with its encoder in a folder `image_encoder` beside it, or a repository laid

@@ -107,7 +107,7 @@ MODELS: Mapping[str, Callable[[Path], Parts]] = {
     "pocket-vidrd": vidrd,
 }
 
-PARTS = ("pocket-vidrd", "pocket-fox")  # with something to add to a model: a temporal decoder, a subject
+PARTS = ("pocket-vidrd",)  # with something to add to a model: a temporal decoder
 
 
 def place(folder: Path, name: str) -> Path:
