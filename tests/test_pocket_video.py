@@ -170,6 +170,18 @@ def test_a_stage_can_go_on_from_what_ships(tmp_path: Path):
     assert (tmp_path / left.TEXT_TO_VIDEO).stat().st_mtime_ns == begun
 
 
+def test_what_is_to_be_trained_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ran: list[list[str]] = []
+    monkeypatch.setattr(recipe, "run", lambda chosen, settings, out: ran.append(chosen))
+    (tmp_path / "motion_adapter.safetensors").write_text("trained here")
+    recipe.main(["--from-shipped", "--stages", "vidrd,control", "--out", str(tmp_path)])
+    assert ran == [["vidrd", "control"]]
+    there = {name for name, (_, result) in recipe.STAGES.items() if (tmp_path / result).exists()}
+    assert {"vae", "text", "unet", "clip", "text_to_video", "temporal_decoder"} <= there
+    assert "vidrd" not in there and not [*(tmp_path / "control").glob("*.safetensors")]
+    assert (tmp_path / "motion_adapter.safetensors").read_text() == "trained here"
+
+
 def test_a_spoilt_film_is_blurred_and_marked():
     shot = world.Shot("sea", "flat", (world.Thing("fish", "red", individual=1),))
     clean = world.clip(shot, 2)

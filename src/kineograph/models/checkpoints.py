@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter
@@ -53,7 +53,6 @@ VIDEO_FILES = (
 )
 
 Source = str | Path | Pipeline
-Added = TypeVar("Added", bound=str | Path | TemporalDecoder)
 LIVE = (Pipeline, MotionAdapter, AutoencoderKL, ControlNetModel, TemporalDecoder)  # of which nothing says where it is
 
 
@@ -132,7 +131,7 @@ def load(
     if motion_adapter is not None:
         opened = customised.with_motion_adapter(opened, motion_adapter, video, ask)
     if adapter is not None:
-        opened = customised.with_customised(opened, _beside(adapter), name_of(source or "pocket"), video, ask)
+        opened = customised.with_customised(opened, adapter, name_of(source or "pocket"), video, ask)
     nets = {
         kind: controls.attach(opened.unet, each, opened.vae.config.latent_channels, place, ask)
         for kind, each in controls.listed(controlnet).items()
@@ -196,9 +195,9 @@ def _moved(opened: Parts, motion: MotionSource, source: Source | None, ask: Hub)
     return moved
 
 
-def _beside(given: Added) -> Added | Path:
-    """What is added to a model, also where this package comes with it."""
-    return pocket_models.place(_pocket(), str(given)) if given in pocket_models.PARTS else given
+def _beside(decoder: str | Path | TemporalDecoder) -> str | Path | TemporalDecoder:
+    """A temporal decoder's place, also where that is this package."""
+    return pocket_models.vidrd_folder(_pocket()) if decoder == "pocket-vidrd" else decoder
 
 
 def _pocket() -> Path:

@@ -77,7 +77,7 @@ def vidrd(folder: Path) -> Parts:
     """The video model with VidRD's layers along time in place of its own, and VidRD's temporal decoder."""
     from kineograph.pocket.vidrd import restored
 
-    opened, own = video(folder), _folder(folder, VIDRD)
+    opened, own = video(folder), vidrd_folder(folder)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     net = restored(VideoUNet(opened.unet, opened.temporal), config, load_file(own / "vidrd.safetensors"))
     decoder = video_folder.read_decoder(own / video_folder.DECODER).float()
@@ -85,6 +85,11 @@ def vidrd(folder: Path) -> Parts:
     assert temporal is not None
     unet, layers = net.image_unet.eval(), temporal.eval()
     return opened._replace(unet=unet, temporal=layers, motion_adapter=None, decoder=decoder)
+
+
+def vidrd_folder(folder: Path) -> Path:
+    """Where VidRD's layers are, and its temporal decoder. Raises InputError when they are not in this installation."""
+    return _folder(folder, VIDRD)
 
 
 def animator(folder: Path) -> Parts:
@@ -106,13 +111,6 @@ MODELS: Mapping[str, Callable[[Path], Parts]] = {
     "pocket-video-degraded": degraded_video,
     "pocket-vidrd": vidrd,
 }
-
-PARTS = ("pocket-vidrd",)  # with something to add to a model: a temporal decoder
-
-
-def place(folder: Path, name: str) -> Path:
-    """The folder of one of these. Raises InputError when it is not in this installation."""
-    return _folder(folder, name.removeprefix("pocket-"))
 
 
 def _folder(folder: Path, part: str) -> Path:

@@ -71,15 +71,16 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/pocket"), help="where checkpoints, logs and samples go")
     parser.add_argument("--minutes", type=float, help="for each stage, in place of its own")
     parser.add_argument("--steps", type=int, help="for each stage, in place of minutes")
-    parser.add_argument("--from-shipped", action="store_true", help="do not train what ships: go on from those weights")
+    parser.add_argument("--from-shipped", action="store_true", help="other stages' results are the weights that ship")
     parser.add_argument("--export", action="store_true", help="then write the weights that are shipped")
     asked = parser.parse_args(words)
     changes = {name: value for name in ("minutes", "steps") if (value := getattr(asked, name)) is not None}
     settings = with_plans(Settings(), changes)
+    chosen = [stage for stage in asked.stages.split(",") if stage]
     if asked.from_shipped:
-        unpack(asked.out)
+        unpack(asked.out, [result for name, (_, result) in STAGES.items() if name in chosen])
     torch.set_num_threads(1)  # `fit` has a thread a core, and each works alone
-    run([stage for stage in asked.stages.split(",") if stage], settings, asked.out)
+    run(chosen, settings, asked.out)
     if asked.export:
         export(settings, asked.out)
         export_videos(settings, asked.out)

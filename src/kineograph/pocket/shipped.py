@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
+from kineograph.data.files import instead_of
+from kineograph.models.video_folder import DECODER, TEMPORAL_WEIGHTS
 from kineograph.pocket.export import WEIGHTS
-from kineograph.pocket.layer_stages import MOTION_ADAPTER
+from kineograph.pocket.layer_stages import MOTION_ADAPTER, STEADY, VIDRD
+from kineograph.pocket.left import TEXT_TO_VIDEO
+from kineograph.pocket.maps import MAPS
+from kineograph.pocket.video_stages import DEGRADED, IMAGE_TO_VIDEO
 
 NETWORKS = {
     "vae/final": (AutoencoderKL, "vae"),
@@ -20,31 +26,43 @@ NETWORKS = {
     "moving_text/final": (CLIPTextModel, "video/text_encoder"),
 }
 TENSORS = {
-    **{f"control/{kind}.safetensors": f"control/{kind}.safetensors" for kind in ("canny", "depth", "pose")},
+    **{f"control/{kind}.safetensors": f"control/{kind}.safetensors" for kind in MAPS},
     "edit.safetensors": "edit/edit.safetensors",
     "judge.safetensors": "judge/judge.safetensors",
     "geometry.safetensors": "judge/geometry.safetensors",
-    "text_to_video.safetensors": "video/video.safetensors",
-    "image_to_video.safetensors": "animate/animate.safetensors",
-    "degraded.safetensors": "video-degraded/degraded.safetensors",
-    "vidrd.safetensors": "vidrd/vidrd.safetensors",
-    "temporal_decoder.safetensors": "vidrd/temporal_decoder/diffusion_pytorch_model.safetensors",
+    TEXT_TO_VIDEO: "video/video.safetensors",
+    IMAGE_TO_VIDEO: "animate/animate.safetensors",
+    DEGRADED: "video-degraded/degraded.safetensors",
+    VIDRD: "vidrd/vidrd.safetensors",
+    STEADY: f"vidrd/{DECODER}/{TEMPORAL_WEIGHTS}",
+}
+AS_THEY_ARE = {
+    **{f"text/tokenizer/{name}": f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json")},
+    MOTION_ADAPTER: f"video/{MOTION_ADAPTER}",  # whose file says which model it is of
 }
 
 
-def unpack(out: Path, weights: Path = WEIGHTS) -> None:
+def unpack(out: Path, but: Collection[str] = (), weights: Path = WEIGHTS) -> None:
     """Write what ships into the recipe's folder `out`, in float32, as if its stages had just ended there.
 
+    but: results of stages that are to be trained, "vidrd.safetensors": they and what lies beside them in a folder of
+        their own are left out.
     What is in the folder already stays. What ships was rounded to float16 once: stages that go on from it go on from
     what users have.
     """
+    trained = {Path(each).parts[0] for each in but}
     for result, (kind, source) in NETWORKS.items():
-        if not (out / result).exists():
+        if _is_missing(out, result, trained):
             kind.from_pretrained(weights / source).float().save_pretrained(out / result)
-    shutil.copytree(weights / "tokenizer", out / "text" / "tokenizer", dirs_exist_ok=True)
     for result, source in TENSORS.items():
-        if (weights / source).exists() and not (out / result).exists():
-            (out / result).parent.mkdir(exist_ok=True)
-            save_file({name: each.float() for name, each in load_file(weights / source).items()}, out / result)
-    for file in weights.glob(f"video/{MOTION_ADAPTER}"):  # as it is: it says which model it is of
-        shutil.copy(file, out / MOTION_ADAPTER)
+        if _is_missing(out, result, trained):
+            with instead_of(out / result) as part:
+                save_file({name: each.float() for name, each in load_file(weights / source).items()}, part)
+    for result, source in AS_THEY_ARE.items():
+        if _is_missing(out, result, trained):
+            with instead_of(out / result) as part:
+                shutil.copy(weights / source, part)
+
+
+def _is_missing(out: Path, result: str, trained: set[str]) -> bool:
+    return Path(result).parts[0] not in trained and not (out / result).exists()
