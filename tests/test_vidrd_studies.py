@@ -52,7 +52,7 @@ def ran(study: Study, folder) -> list[dict]:
 
 
 def test_clips_that_are_joined_begin_alike_and_follow_nothing(model: Model):  # noqa: F811
-    cases, ways = moving_cases(2), {**long_videos.BOTH, **long_videos.WITHOUT}
+    cases, ways = moving_cases(2), {**long_videos.BOTH, **long_videos.THEIRS, **long_videos.WITHOUT}
     made = {name: long_videos.filmed(model, 4, 2, reuse, cases) for name, reuse in ways.items()}
     for name in ways.keys() - {long_videos.WHOLE}:
         for one, other in zip(made[name], made[long_videos.WHOLE], strict=True):
@@ -89,8 +89,8 @@ def test_long_videos_and_the_methods_parts(model: Model, witnesses: Witnesses, t
     study = long_videos.ablated(model, witnesses, 2, 1)
     assert len(study.cases) == 1 and "1 of the prompts" in study.title
     parts = ran(study, tmp_path)
-    assert {each["arm"] for each in parts} == {long_videos.WHOLE, long_videos.JOINED, *long_videos.WITHOUT}
-    assert len(long_videos.claims_of_the_parts(parts)) == 8
+    assert {each["arm"] for each in parts} == {*long_videos.BOTH, *long_videos.THEIRS, *long_videos.WITHOUT}
+    assert len(long_videos.claims_of_the_parts(parts)) == 10
 
 
 def little_damage(monkeypatch) -> dict:

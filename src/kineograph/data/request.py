@@ -22,7 +22,7 @@ MASKS = ("attention", "rembg")
 SOLVERS = ("ddim", "dpmpp-2m", "euler-ancestral", "lcm")
 MOST_STEPS, MOST_SIDE = 1000, 4096
 AS_THE_AUTHORS_HAVE_IT = Elevation()
-AS_IN_THE_PAPER = Reuse()
+USUAL_REUSE = Reuse()
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Request:
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT
     clips: int = 1
     then: tuple[str, ...] = ()
-    reuse: Reuse = AS_IN_THE_PAPER
+    reuse: Reuse = USUAL_REUSE
 
     def __post_init__(self) -> None:
         checks.text("prompt", self.prompt)

@@ -15,7 +15,8 @@ ORDERS = ("reversed", "kept")
 
 @dataclass(frozen=True)
 class Reuse:
-    """As they are, the paper's choices; the anchor is not in the paper.
+    """As they are, the paper's choices but for keep and guidance, which are 4 and 0.4 there
+    (docs/decisions/0011-seams-that-do-not-jump.md). The anchor is not in the paper.
 
     keep: how many frames tie a clip to the one before, at most all but one.
     noise_ratio: parts of the past's noise to one of fresh noise in the other frames.
@@ -27,9 +28,9 @@ class Reuse:
         is the paper's ablation.
     """
 
-    keep: int = 4
+    keep: int = 2
     noise_ratio: float = 4.0
-    guidance: float = 0.4
+    guidance: float = 0.7
     anchor: float = 0.0
     order: str = "reversed"
 

@@ -8,7 +8,7 @@ from typing import overload
 
 from kineograph.data.control import controls
 from kineograph.data.elevation import Elevation
-from kineograph.data.request import AS_IN_THE_PAPER, AS_THE_AUTHORS_HAVE_IT, Request
+from kineograph.data.request import AS_THE_AUTHORS_HAVE_IT, USUAL_REUSE, Request
 from kineograph.data.reuse import Reuse
 from kineograph.data.video import Video
 from kineograph.models.model import Model
@@ -46,7 +46,7 @@ def generate(
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     clips: int = 1,
     then: Sequence[str] = (),
-    reuse: Reuse = AS_IN_THE_PAPER,
+    reuse: Reuse = USUAL_REUSE,
     keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> Video: ...
@@ -81,7 +81,7 @@ def generate(
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     clips: int = 1,
     then: Sequence[str] = (),
-    reuse: Reuse = AS_IN_THE_PAPER,
+    reuse: Reuse = USUAL_REUSE,
     keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> list[Video]: ...
@@ -115,7 +115,7 @@ def generate(
     elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
     clips: int = 1,
     then: Sequence[str] = (),
-    reuse: Reuse = AS_IN_THE_PAPER,
+    reuse: Reuse = USUAL_REUSE,
     keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> Video | list[Video]:
