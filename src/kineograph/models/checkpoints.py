@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter
@@ -53,6 +53,7 @@ VIDEO_FILES = (
 )
 
 Source = str | Path | Pipeline
+Part = TypeVar("Part")
 LIVE = (Pipeline, MotionAdapter, AutoencoderKL, ControlNetModel, TemporalDecoder)  # of which nothing says where it is
 
 
@@ -90,7 +91,8 @@ def load(
         motion modules (a folder, repository or released file), or any video model, whose image network is left.
     motion_adapter: the file, folder or repository of a Still-Moving motion adapter, trained for these layers along
         time: then `kineograph.generate` takes a `motion_scale`. pocket-video comes with one.
-    adapter: what `kineograph customise` left, dog.safetensors: a subject or a style of your own.
+    adapter: what `kineograph customise` left, dog.safetensors: a subject or a style of your own; or "pocket-fox", an
+        example for the pocket video model, a fox that is asked for as "a sks cat".
     lora: a file, folder or repository, alone or as (lora, scale); or a list of those. AnimateDiff's motion LoRAs too.
     textual_inversion: a file, folder or repository; a list of those; or {word: file} to choose the words.
     ip_adapter: the file of an IP-Adapter, with its encoder in a folder `image_encoder` beside it, or a repository laid
@@ -131,7 +133,7 @@ def load(
     if motion_adapter is not None:
         opened = customised.with_motion_adapter(opened, motion_adapter, video, ask)
     if adapter is not None:
-        opened = customised.with_customised(opened, adapter, name_of(source or "pocket"), video, ask)
+        opened = customised.with_customised(opened, _shipped(adapter), name_of(source or "pocket"), video, ask)
     nets = {
         kind: controls.attach(opened.unet, each, opened.vae.config.latent_channels, place, ask)
         for kind, each in controls.listed(controlnet).items()
@@ -141,7 +143,7 @@ def load(
     if vae is not None:
         opened = opened._replace(vae=vaes.another(vae, opened.vae, ask))
     if decoder is not None:
-        opened = opened._replace(decoder=decoders.another(_beside(decoder), ask))
+        opened = opened._replace(decoder=decoders.another(_shipped(decoder), ask))
     if opened.decoder is not None:
         refuse_misfit(opened.decoder, opened.vae, str(decoder or source))
     if prediction_type is not None:
@@ -195,9 +197,11 @@ def _moved(opened: Parts, motion: MotionSource, source: Source | None, ask: Hub)
     return moved
 
 
-def _beside(decoder: str | Path | TemporalDecoder) -> str | Path | TemporalDecoder:
-    """A temporal decoder's place, also where that is this package."""
-    return pocket_models.vidrd_folder(_pocket()) if decoder == "pocket-vidrd" else decoder
+def _shipped(part: Part) -> Part | Path:
+    """The same; of a part that comes with Kineograph, and is given by its name, where it is."""
+    if not isinstance(part, str) or part not in pocket_models.PARTS:
+        return part
+    return pocket_models.place_of(part, _pocket())
 
 
 def _pocket() -> Path:

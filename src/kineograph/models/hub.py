@@ -48,7 +48,7 @@ def local(source: str | Path) -> Path | None:
         return path
     if isinstance(source, str) and _is_repository(source) and not path.parent.is_dir():
         return None
-    raise InputError(f"there is no {source}{_hint(path)}")
+    raise InputError(f"there is no {source}: expected a file, a folder or a hub id, owner/name{_hint(path)}")
 
 
 def find_file(source: str | Path, names: list[str], ask: Hub) -> Path:
@@ -123,7 +123,7 @@ def _is_repository(source: str) -> bool:
 
 def _hint(path: Path) -> str:
     if not path.parent.is_dir():
-        return f": there is no folder {path.parent} either"
+        return f"; there is no folder {path.parent} either"
     beside = [each.name for each in path.parent.iterdir()]
     near = difflib.get_close_matches(path.name, beside, n=1) or [each for each in beside if path.name in each][:1]
     return f"; did you mean {path.parent / near[0]}?" if near else ""

@@ -21,7 +21,8 @@ from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
 from kineograph.models.text import TextEncoder
 from kineograph.models.unet import VideoUNet
 
-VIDEO, ANIMATE, EDIT, DEGRADED, VIDRD = "video", "animate", "edit", "video-degraded", "vidrd"  # beside the pocket model
+# folders beside the pocket model
+VIDEO, ANIMATE, EDIT, DEGRADED, VIDRD, FOX = "video", "animate", "edit", "video-degraded", "vidrd", "fox"
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -77,7 +78,7 @@ def vidrd(folder: Path) -> Parts:
     """The video model with VidRD's layers along time in place of its own, and VidRD's temporal decoder."""
     from kineograph.pocket.vidrd import restored
 
-    opened, own = video(folder), vidrd_folder(folder)
+    opened, own = video(folder), _folder(folder, VIDRD)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     net = restored(VideoUNet(opened.unet, opened.temporal), config, load_file(own / "vidrd.safetensors"))
     decoder = video_folder.read_decoder(own / video_folder.DECODER).float()
@@ -85,11 +86,6 @@ def vidrd(folder: Path) -> Parts:
     assert temporal is not None
     unet, layers = net.image_unet.eval(), temporal.eval()
     return opened._replace(unet=unet, temporal=layers, motion_adapter=None, decoder=decoder)
-
-
-def vidrd_folder(folder: Path) -> Path:
-    """Where VidRD's layers are, and its temporal decoder. Raises InputError when they are not in this installation."""
-    return _folder(folder, VIDRD)
 
 
 def animator(folder: Path) -> Parts:
@@ -111,14 +107,17 @@ MODELS: Mapping[str, Callable[[Path], Parts]] = {
     "pocket-video-degraded": degraded_video,
     "pocket-vidrd": vidrd,
 }
+PARTS: Mapping[str, str] = {"pocket-vidrd": VIDRD, "pocket-fox": FOX}  # parts for other models: a decoder, an adapter
+
+
+def place_of(part: str, folder: Path) -> Path:
+    """Where a part lies. Raises InputError when it is not in this installation."""
+    return _folder(folder, PARTS[part])
 
 
 def _folder(folder: Path, part: str) -> Path:
     if not (folder / part).is_dir():
-        raise InputError(
-            f"pocket-{part} is not in this installation ({folder} has no {part}): install it again, or train it, by "
-            "python -m kineograph.pocket.recipe"
-        )
+        raise InputError(f"pocket-{part} is not in this installation ({folder} has no {part}): install it again")
     return folder / part
 
 

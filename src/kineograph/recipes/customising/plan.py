@@ -31,9 +31,9 @@ class Piece(NamedTuple):
 def planned(ready: VideoReady) -> list[Piece]:
     """What is before a customising that begins now; one that goes on has less."""
     image = ready.image
-    learner = drawn_with(image.model, image.trainee)
+    learner, together = drawn_with(image.model, image.trainee), ready.settings.image.drawing.at_once
     return [
-        *_of_image(ready, _walk(learner, image.size, 1)),
+        *_of_image(ready, _walk(learner, image.size, together) / together),
         *of_videos(ready.natural, *_uses(ready)),
         *_of_adapter(ready, _walk(ready.video, image.size, ready.natural.frames)),
     ]
@@ -87,7 +87,7 @@ def _of_adapter(ready: VideoReady, walk: float) -> Iterator[Piece]:
 
 @torch.no_grad()
 def _walk(model: Model, size: tuple[int, int], frames: int) -> float:
-    """The seconds that the network takes for a picture or a video."""
+    """The seconds that the network takes for so many pictures at once, or for a video of so many frames."""
     look = model.bind(model.prompt([""], size=size), window=frames if model.temporal else None)
     x = torch.zeros(1, frames, *model.latent_shape(*size), device=model.device)
     return min(_timed(lambda: look(x, 1.0).cpu()) for _ in range(WARM))
