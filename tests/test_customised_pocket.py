@@ -17,6 +17,7 @@ from kineograph.data.video import Video
 from kineograph.errors import InputWarning
 from kineograph.methods import still_moving
 from kineograph.models import adapter_files
+from kineograph.models.checkpoints import POCKET
 from kineograph.models.model import Model
 from kineograph.models.unet import VideoUNet
 from kineograph.recipes.customising import changed, lora_of, trainee, usual_video
@@ -94,3 +95,12 @@ def test_under_video_elevator(mine: Model, pocket: Model) -> None:
     say = "a cat in the snow"
     drawn = [kg.generate(image, say, video_model=second, **few).frames for second in (mine, pocket)]
     assert not np.array_equal(*drawn)
+
+
+def test_the_example_that_ships():
+    fox, without = (kg.load("pocket-video", adapter=each, device="cpu") for each in ("pocket-fox", None))
+    assert fox.subject == SUBJECT and fox.settings["adapter"] == "pocket-fox"
+    drawn = [kg.generate(each, SAY.replace("sks ", ""), **FEW).frames for each in (fox, without)]
+    assert (drawn[0] != drawn[1]).any()
+    files = POCKET / "fox" / "adapter.safetensors", POCKET / "video" / "motion_adapter.safetensors"
+    assert sum(file.stat().st_size for file in files) <= 4e6

@@ -82,7 +82,9 @@ MotionAdapter = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        rich_help_panel=MODEL, show_default=False, help="Your own subject or style: what kineograph customise left."
+        rich_help_panel=MODEL,
+        show_default=False,
+        help="Your own subject or style: what kineograph customise left. pocket-fox is an example, of pocket-video.",
     ),
 ]
 MotionScale = Annotated[
