@@ -82,9 +82,7 @@ MotionAdapter = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        rich_help_panel=MODEL,
-        show_default=False,
-        help="Your own subject or style: what kineograph customise left. pocket-fox is an example, of pocket-video.",
+        rich_help_panel=MODEL, show_default=False, help="Your subject or style, of kineograph customise; or pocket-fox."
     ),
 ]
 MotionScale = Annotated[
