@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
+
 from kineograph.evaluation import customised_models as ways
 from kineograph.evaluation import flows, metrics
 from kineograph.evaluation.customised_models import Way
@@ -129,17 +131,20 @@ def rendered(chosen: Sequence[Case]) -> list[Frames]:
 def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
     """All that is measured of one video, of which each number stands there for subjects and for styles too."""
     item = item_of(case)
-    like = witnesses.embed(frames) @ witnesses.embed(item.pictures).T
+    (truth,) = rendered([case])
+    mine, stills, asked = (witnesses.embed(each) for each in (frames, item.pictures, truth))
     found = {
-        "CLIP-I": float(100 * like.mean()),
+        "CLIP-I": float(100 * (mine @ stills.T).mean()),
         "CLIP-T": dict(metrics.text_alignment(witnesses.alike(frames, plain(case))))["text"],
+        "truth": float(100 * (mine @ asked.T).mean()),
         "motion": float(witnesses.move(frames) == case.motion),
         "moved": float(FPS * flows.lengths(frames).mean()),
-        "steady": metrics.steadiness(witnesses.embed(frames)),
+        "steady": metrics.steadiness(mine),
     }
     if item.kind == "subject":
-        who, theirs = (witnesses.look(each).individuals for each in (frames, item.pictures))
-        found["individual"] = float((who @ theirs.T).mean())
+        seen = witnesses.look(frames)
+        found["scene"] = float(np.mean([each == case.scene for each in seen.scenes]))
+        found["individual"] = float((seen.individuals @ witnesses.look(item.pictures).individuals.T).mean())
     return found | {f"{name}, {item.kind}s": found[name] for name in APART}
 
 
@@ -180,16 +185,18 @@ def _moves(made: Sequence[Record]) -> list[Claim]:
     ]
 
 
-APART = ("CLIP-I", "CLIP-T", "motion", "moved")
+APART = ("CLIP-I", "CLIP-T", "truth", "motion", "moved")
 MEANT = {
     "CLIP-I": "CLIP-I: 100 cos with the reference stills",
     "CLIP-T": "CLIP-T: 100 cos with the prompt (without the new word)",
+    "truth": "truth: 100 cos with the world's own rendering of the prompt (CLIP)",
     "motion": "videos that move as the prompt says",
     "moved": "motion: way of a pixel a second (widths and heights)",
 }
 ROWS: Mapping[str, str] = {
     **MEANT,
     "individual": "likeness of the individual to the stills', by the judge (subjects)",
+    "scene": "frames with the prompt's scene, by the judge (subjects)",
     "steady": "mean cosine of neighbouring frames (CLIP)",
     **{f"{name}, {kind}s": f"{MEANT[name].split(':')[0]}, {kind}s" for kind in KINDS for name in APART},
 }
