@@ -230,10 +230,11 @@ def test_all_weights_trained_leave_a_whole_model(learn: Learn, video: Model, tmp
 
 def test_interleaved_training_is_of_pictures_and_videos_in_turn(video: Model, few: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    start = interleave(video, few, tmp_path / "out", subject=SUBJECT, settings=settings())
+    told = changed(settings(), {"image": {"training": {"max_train_steps": 6}}})  # of 2 pictures: 2 steps of 2 x 3
+    start = interleave(video, few, tmp_path / "out", subject=SUBJECT, settings=told)
     reached = [next(start) for _ in range(6)]
     start.close()
-    reached += interleave(video, few, tmp_path / "out", subject=SUBJECT, settings=settings())
+    reached += interleave(video, few, tmp_path / "out", subject=SUBJECT, settings=told)
     assert phases(reached) == ["encoding", "natural", "training"]
     seen = {each.done: {*each.progress.losses} for each in reached if each.progress}
     assert seen == {1: {"subject"}, 2: {"natural"}, 3: {"subject"}, 4: {"natural"}}

@@ -24,13 +24,14 @@ from kineograph.pocket import space_time, vidrd
 
 FOLDER, STAGES = Path("runs/pocket"), ("space_time", "space_time_motion")
 NAME = "pocket-space-time"
+CASES = 40  # at most, of a study: two subjects and two styles
 
 Make = Callable[[Model, Witnesses, int, int | None], Study]
 
 
 def of_space_time(make: Make, model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """The study of that model in place of the one given. Raises Untrained where it is not."""
-    return make(opened(), witnesses, count, steps)
+    return make(opened(), witnesses, min(count, CASES), steps)
 
 
 @cache

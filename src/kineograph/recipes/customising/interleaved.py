@@ -3,6 +3,7 @@ the subject and natural videos in turn, the pictures without those layers (Chefe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from copy import deepcopy
@@ -49,9 +50,10 @@ def interleave(
 ) -> Generator[Reached, None, None]:
     """Trains the image network of a video model on pictures and natural videos in turn, into `output/final`.
 
-    It learns as `settings.image` says, by a LoRA or as a whole, in as many steps for pictures and as many for videos;
-    a step is of `settings.training.train_batch_size` videos, or of as many pictures as those have frames. There is no
-    prior of pictures. `injected(video, output / "final")` puts it under the layers along time.
+    It learns as `settings.image` says, by a LoRA or as a whole, from as many pictures as that shows it, and in as many
+    steps of videos as of pictures; a step is of `settings.training.train_batch_size` videos, or of as many pictures as
+    those have frames. There is no prior of pictures. `injected(video, output / "final")` puts it under the layers along
+    time.
 
     Its arguments, what it yields and what it raises are as for `customise_video`.
     """
@@ -66,7 +68,7 @@ def interleave(
 
 
 def _interleaved(ready: VideoReady) -> Generator[Reached, None, None]:
-    image, output, loop = ready.image, ready.output, loop_of(ready.settings)
+    image, output, loop = ready.image, ready.output, loop_of(ready)
     shown, videos, altered = list[Shown](), list[Shown](), False
     with ExitStack() as held:
         held.enter_context(claimed(output))
@@ -85,13 +87,11 @@ def _interleaved(ready: VideoReady) -> Generator[Reached, None, None]:
                 trainee.write(image.model, Trainee(net, None), part, run.card(image))
 
 
-def loop_of(settings: VideoCustomising) -> TrainingSettings:
-    """The settings of the loop: the image network's, with a step of videos after each of its own."""
-    own = settings.image.training
-    return changed(
-        own,
-        {"max_train_steps": 2 * own.max_train_steps, "train_batch_size": settings.training.train_batch_size},
-    )
+def loop_of(ready: VideoReady) -> TrainingSettings:
+    """The settings of the loop: the image network's, for as many pictures, with a step of videos after each of them."""
+    own, videos = ready.settings.image.training, ready.settings.training.train_batch_size
+    turns = math.ceil(own.max_train_steps * own.train_batch_size / (videos * ready.natural.frames))
+    return changed(own, {"max_train_steps": 2 * turns, "train_batch_size": videos})
 
 
 def _begun(ready: VideoReady) -> VideoUNet:
@@ -108,7 +108,7 @@ def _begun(ready: VideoReady) -> VideoUNet:
 def _steps(
     ready: VideoReady, net: VideoUNet, shown: Sequence[Shown], videos: Sequence[Shown]
 ) -> Generator[Progress, None, None]:
-    settings, loop = ready.settings, loop_of(ready.settings)
+    settings, loop = ready.settings, loop_of(ready)
     tell = batches.known(ready.video, adapting.texts([shown, videos]), ready.image.size, settings.fps)
     draw = in_turn(ready, loop, shown, videos)
     facts: dict[str, Any] = {

@@ -120,12 +120,12 @@ LARGE: Mapping[str, Mapping[str, Any]] = {
 # The pocket model learns at the levels that it was taught at, and its filters learn too (kineograph/pocket/unet.py).
 OF_SMALL: Mapping[str, Any] = {
     "prior_pictures": 64,
-    "drawing": {"num_inference_steps": 20, "guidance_scale": 5.0, "at_once": 8},
+    "drawing": {"num_inference_steps": 20, "guidance_scale": 2.5, "at_once": 8},
     "caption_dropout": 0.1,
     "levels": {"mean": 0.7, "spread": 1.1},
     "error": "v",
     "training": {
-        "train_batch_size": 8, "max_train_steps": 400, "learning_rate": 1e-3, "lr_scheduler": "linear",
+        "train_batch_size": 8, "max_train_steps": 800, "learning_rate": 1e-3, "lr_scheduler": "linear",
         "lr_warmup_steps": 20,
     },
 }  # fmt: skip

@@ -81,11 +81,12 @@ LARGE: Mapping[str, Any] = {
 }
 # Within 20 minutes on two cores: a step of either loop takes about 0.6 seconds there.
 OF_SMALL: Mapping[str, Any] = {
+    "stills": 160,
     "drawing": {"num_inference_steps": 15, "guidance_scale": 5.0},
     "num_frames": 8,
     "levels": {"mean": 0.7, "spread": 1.1},
     "error": "v",
-    "training": {"learning_rate": 1e-3, "max_train_steps": 500, "train_batch_size": 2},
+    "training": {"learning_rate": 1e-3, "max_train_steps": 400, "train_batch_size": 2},
     "motion_training": {"learning_rate": 1e-3, "max_train_steps": 600, "train_batch_size": 4},
 }
 
