@@ -32,7 +32,7 @@ from kineograph.recipes.customising import usual_video
 OURS, VIDEO, RENDERING = "ours", "video model", "rendering"
 INJECTION, INTERPOLATION, INTERLEAVED = BASELINES = ("injection", "interpolation", "interleaved training")
 ABLATED_CASES = 2 * PROMPTS
-SCALE = 3.0  # of guidance, less than elsewhere: customised models were taught pictures that were drawn with guidance
+SCALE = 3.0  # of guidance, less than elsewhere: it keeps more of a subject (docs/customising.md)
 KEPT = 0.8  # of the motion
 KINDS: tuple[Kind, ...] = ("subject", "style")
 
