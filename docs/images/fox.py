@@ -2,7 +2,7 @@
 
 Every video is what `kineograph generate PROMPT --model pocket-video --adapter pocket-fox --guidance-scale 3 --steps 20
 --num-frames 16 --seed SEED` makes. The five pictures in docs/images/fox are all that the adapter learnt the fox from.
-These came out best of nine; docs/results/still-moving.md shows videos that nobody chose.
+These came out best of nine.
 """
 
 from pathlib import Path

@@ -32,9 +32,9 @@ class Seen(NamedTuple):
 
 def prompted(seen: Seen, *, thing: str, colour: str, scene: str) -> Measured:
     """The share of the frames that show what the prompt says."""
-    yield "thing", _share(seen.things, thing)
-    yield "colour", _share(seen.colours, colour)
-    yield "scene", _share(seen.scenes, scene)
+    yield "thing", share(seen.things, thing)
+    yield "colour", share(seen.colours, colour)
+    yield "scene", share(seen.scenes, scene)
     yield "first right", float(seen.things[0] == thing and seen.colours[0] == colour)
 
 
@@ -43,8 +43,8 @@ def identity(seen: Seen) -> Measured:
 
     `individual` is the mean cosine of their embeddings with the first's.
     """
-    yield "same thing", _share(seen.things[1:], seen.things[0])
-    yield "same colour", _share(seen.colours[1:], seen.colours[0])
+    yield "same thing", share(seen.things[1:], seen.things[0])
+    yield "same colour", share(seen.colours[1:], seen.colours[0])
     yield "always the same", float(len({*seen.things}) == len({*seen.colours}) == 1)
     yield "individual", float((seen.individuals[1:] @ seen.individuals[0]).mean())
 
@@ -104,7 +104,8 @@ def overlap(first: np.ndarray, other: np.ndarray, shift: np.ndarray) -> tuple[np
     return ours, theirs
 
 
-def _share(values: Sequence[str], wanted: str) -> float:
+def share(values: Sequence[str], wanted: str) -> float:
+    """How many of the values are the wanted one, of 1."""
     return float(np.mean([value == wanted for value in values]))
 
 

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
-
 from kineograph.evaluation import metrics
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
@@ -70,8 +68,8 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, f
     return {
         "CLIP-I": float((witnesses.embed(frames) @ witnesses.embed(theirs).T).mean()),
         "subject": float((seen.individuals @ witnesses.look(theirs).individuals.T).mean()),
-        "thing": float(np.mean([each == case.thing for each in seen.things])),
-        "scene": float(np.mean([each == case.scene for each in seen.scenes])),
+        "thing": metrics.share(seen.things, case.thing),
+        "scene": metrics.share(seen.scenes, case.scene),
         **dict(metrics.text_alignment(witnesses.alike(frames, caption("subject", case.shot)))),
         "motion": float(witnesses.move(slowly(frames)) == case.motion),
         "steady": metrics.steadiness(witnesses.embed(frames)),

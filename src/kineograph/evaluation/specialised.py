@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kineograph.evaluation.guided import FPS, FRAMES, draw, drawn, truths
-from kineograph.evaluation.metrics import Frames
+from kineograph.evaluation.metrics import Frames, share
 from kineograph.evaluation.protocol import Case, Record, held_out_cases
 from kineograph.evaluation.report import Claim, better
 from kineograph.evaluation.study import Study, column
@@ -79,8 +79,8 @@ def measured(frames: Frames, case: Case, subject: Subject, witnesses: Witnesses)
     return {
         "CLIP-I": float((witnesses.embed(frames) @ witnesses.embed(subject.pictures).T).mean()),
         "individual": float((seen.individuals @ theirs.individuals.T).mean()),
-        "thing": float(np.mean([each == subject.kind for each in seen.things])),
-        "scene": float(np.mean([each == case.scene for each in seen.scenes])),
+        "thing": share(seen.things, subject.kind),
+        "scene": share(seen.scenes, case.scene),
         "points": float(np.linalg.norm(witnesses.survey(frames).points - points, axis=-1).mean()),
     }
 

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-import numpy as np
-
 from kineograph.evaluation import customised_models as ways
 from kineograph.evaluation import flows, metrics
 from kineograph.evaluation.customised_models import Way
@@ -144,7 +142,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
     }
     if item.kind == "subject":
         seen = witnesses.look(frames)
-        found["scene"] = float(np.mean([each == case.scene for each in seen.scenes]))
+        found["scene"] = metrics.share(seen.scenes, case.scene)
         found["individual"] = float((seen.individuals @ witnesses.look(item.pictures).individuals.T).mean())
     return found | {f"{name}, {item.kind}s": found[name] for name in APART}
 

@@ -79,7 +79,7 @@ LARGE: Mapping[str, Any] = {
     "training": {"learning_rate": 1e-4, "max_train_steps": 1000},
     "motion_training": {"learning_rate": 1e-4, "max_train_steps": 2000},
 }
-# Within 20 minutes on two cores: a step of either loop takes about 0.6 seconds there.
+# Within 20 minutes on two cores: a step of either loop takes about 0.8 seconds there.
 OF_SMALL: Mapping[str, Any] = {
     "stills": 160,
     "drawing": {"num_inference_steps": 15, "guidance_scale": 5.0},
