@@ -16,7 +16,7 @@ import kineograph as kg
 from kineograph.data.video import Video
 from kineograph.errors import InputWarning
 from kineograph.methods import still_moving
-from kineograph.models import adapter_files
+from kineograph.models import adapter_files, adapters
 from kineograph.models.checkpoints import POCKET
 from kineograph.models.model import Model
 from kineograph.models.unet import VideoUNet
@@ -79,6 +79,13 @@ def test_with_a_lora_beside(cat: Path, mine: Model, pocket: Model, tmp_path: Pat
     with pytest.warns(InputWarning, match="never seen the words sks"):  # but for the model that was customised to it
         videos.append(kg.generate(alone, SAY, **FEW).frames)
     assert not any(np.array_equal(one, other) for k, one in enumerate(videos) for other in videos[:k])
+
+
+def test_a_model_knows_the_words_that_its_lora_taught(pocket: Model, tmp_path: Path) -> None:
+    header = {adapters.HEADER: json.dumps({"name": SUBJECT, "words": ["sks"]})}
+    save_file(random_lora(pocket, 2), tmp_path / "cat.safetensors", header)
+    taught = kg.load(lora=tmp_path / "cat.safetensors", device="cpu")
+    assert taught.unknown_words("a sks cat on Mars") == ["mars"]
 
 
 def test_clip_after_clip_and_along_a_control_map(mine: Model, tmp_path: Path) -> None:

@@ -316,6 +316,17 @@ def test_a_missing_path_comes_with_a_hint(sd_folder):
         InputError, match=r"there is no /nowhere/at/all.safetensors: .*; there is no folder /nowhere/at"
     ):
         load("/nowhere/at/all.safetensors")
+    with pytest.raises(
+        InputError, match=r"there is no pocket-vido: .*; did you mean pocket-video, which is built in\?"
+    ):
+        load("pocket-vido")
+
+
+def test_a_built_in_part_serves_in_its_own_place_alone():
+    with pytest.raises(InputError, match="there is no pocket-vidrd"):
+        load("pocket-video", adapter="pocket-vidrd")
+    with pytest.raises(InputError, match="there is no pocket-fox"):
+        load("pocket-video", decoder="pocket-fox")
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):

@@ -30,6 +30,7 @@ from kineograph.models.temporal_layers import TemporalLayers
 Lora = str | Path | Sequence[str | Path | float | int]
 Loras = Lora | Sequence[Lora]
 
+HEADER = "kineograph"  # of a LoRA's file: what a customising says about what it left
 FILES = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"]
 # how a name begins -> which network it means, the first that fits: kohya's scripts, diffusers, peft
 BEGINNINGS = {
@@ -109,6 +110,12 @@ def put(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Mod
         active = _active(networks[part])
         _attach(networks[part], of, name)
         _activate(networks[part], [*active, name], scale)
+
+
+def words(lora: str | Path, ask: Hub) -> list[str]:
+    """The words that a LoRA of `kineograph.recipes.customising` taught; none for another's."""
+    header = tensor_files.metadata(hub.find_file(lora, FILES, ask)).get(HEADER)
+    return [] if header is None else list(json.loads(header)["words"])
 
 
 def unmatched(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -127,13 +127,15 @@ def load(
         opened = ip_adapters.attach(opened, ip_adapter, ask)
     for each, scale in adapters.listed(lora):
         adapters.attach(opened.networks, each, scale, ask)
+        opened = opened._replace(words=(*opened.words, *adapters.words(each, ask)))
     for word, each in concepts.listed(textual_inversion):
         concepts.learn(opened.text, word, each, ask)
     video = name_of(motion or source or "pocket")
     if motion_adapter is not None:
         opened = customised.with_motion_adapter(opened, motion_adapter, video, ask)
     if adapter is not None:
-        opened = customised.with_customised(opened, _shipped(adapter), name_of(source or "pocket"), video, ask)
+        file = _shipped(adapter, pocket_models.ADAPTERS)
+        opened = customised.with_customised(opened, file, name_of(source or "pocket"), video, ask)
     nets = {
         kind: controls.attach(opened.unet, each, opened.vae.config.latent_channels, place, ask)
         for kind, each in controls.listed(controlnet).items()
@@ -143,7 +145,7 @@ def load(
     if vae is not None:
         opened = opened._replace(vae=vaes.another(vae, opened.vae, ask))
     if decoder is not None:
-        opened = opened._replace(decoder=decoders.another(_shipped(decoder), ask))
+        opened = opened._replace(decoder=decoders.another(_shipped(decoder, pocket_models.DECODERS), ask))
     if opened.decoder is not None:
         refuse_misfit(opened.decoder, opened.vae, str(decoder or source))
     if prediction_type is not None:
@@ -176,7 +178,7 @@ def _place_of(opened: Parts, device: str | torch.device | None, dtype: str | tor
 def _opened(
     source: str | Path, config: str | Path | None, prediction_type: str | None, place: Placement, ask: Hub
 ) -> Parts:
-    path = _pocket() if source in POCKETS else hub.local(source)
+    path = _pocket() if source in POCKETS else hub.local(source, ["pocket", *pocket_models.MODELS])
     if source in pocket_models.MODELS:
         opened = pocket_models.MODELS[str(source)](_pocket())
     elif path is not None and path.is_file():
@@ -197,9 +199,9 @@ def _moved(opened: Parts, motion: MotionSource, source: Source | None, ask: Hub)
     return moved
 
 
-def _shipped(part: Part) -> Part | Path:
-    """The same; of a part that comes with Kineograph, and is given by its name, where it is."""
-    if not isinstance(part, str) or part not in pocket_models.PARTS:
+def _shipped(part: Part, names: Iterable[str]) -> Part | Path:
+    """The same; of a part that comes with Kineograph, and is given by one of these names, where it is."""
+    if not isinstance(part, str) or part not in names:
         return part
     return pocket_models.place_of(part, _pocket())
 
@@ -229,7 +231,7 @@ def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, a
         dtype=place.dtype,
         force_zeros=opened.force_zeros,
         settings={} if live else {name: as_json(value) for name, value in arguments.items() if value},
-        vocabulary=_vocabulary(arguments["source"], opened.subject),
+        vocabulary=_vocabulary(arguments["source"], opened),
         reader=opened.reader,
         controls=nets,
         decoder=opened.decoder and opened.decoder.to(vae.device, vae.dtype),
@@ -237,12 +239,12 @@ def _model(opened: Parts, nets: Mapping[str, controls.Open], place: Placement, a
     )
 
 
-def _vocabulary(source: Source, subject: str | None) -> frozenset[str] | None:
-    """The words that a model has a list of, and those of its subject."""
+def _vocabulary(source: Source, opened: Parts) -> frozenset[str] | None:
+    """The words that a model has a list of, and those that it learnt since."""
     if isinstance(source, Pipeline):
         return None
     folder = POCKET if source in POCKETS else Path(source).expanduser()
     beside = [folder / str(source).removeprefix("pocket-") / VOCABULARY] if source in pocket_models.MODELS else []
     files = [folder / VOCABULARY, *beside]
     words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
-    return frozenset([*words, *(subject or "").lower().split()]) if words else None
+    return frozenset([*words, *opened.words, *(opened.subject or "").lower().split()]) if words else None

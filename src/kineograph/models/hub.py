@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,17 +38,17 @@ class Hub(NamedTuple):
     local_files_only: bool = False
 
 
-def local(source: str | Path) -> Path | None:
+def local(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
     """The path, if something is there; None if it can only be the name of a repository.
 
-    Raises InputError for a path with nothing there, with a hint when something similar is.
+    Raises InputError for a path with nothing there, with a hint when something similar is, or is built in.
     """
     path = Path(source).expanduser()
     if path.exists():
         return path
     if isinstance(source, str) and _is_repository(source) and not path.parent.is_dir():
         return None
-    raise InputError(f"there is no {source}: expected a file, a folder or a hub id, owner/name{_hint(path)}")
+    raise InputError(f"there is no {source}: expected a file, a folder or a hub id, owner/name{_hint(path, built_in)}")
 
 
 def find_file(source: str | Path, names: list[str], ask: Hub) -> Path:
@@ -121,7 +121,9 @@ def _is_repository(source: str) -> bool:
     return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None and Path(source).suffix not in FILE_ENDINGS
 
 
-def _hint(path: Path) -> str:
+def _hint(path: Path, built_in: Iterable[str]) -> str:
+    if meant := difflib.get_close_matches(str(path), list(built_in), n=1, cutoff=0.8):
+        return f"; did you mean {meant[0]}, which is built in?"
     if not path.parent.is_dir():
         return f"; there is no folder {path.parent} either"
     beside = [each.name for each in path.parent.iterdir()]

@@ -49,7 +49,7 @@ class Pipeline(Protocol):
 
 
 class Parts(NamedTuple):
-    """Networks and settings that make a model; force_zeros and subject are as in `Model`."""
+    """Networks and settings that make a model; force_zeros and subject are as in `Model`, words what LoRAs taught."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -62,6 +62,7 @@ class Parts(NamedTuple):
     motion_adapter: MotionBranches | None = None
     spatial_adapter: SpatialBranches | None = None
     subject: str | None = None
+    words: tuple[str, ...] = ()
 
     @property
     def net(self) -> VideoUNet:

@@ -107,12 +107,14 @@ MODELS: Mapping[str, Callable[[Path], Parts]] = {
     "pocket-video-degraded": degraded_video,
     "pocket-vidrd": vidrd,
 }
-PARTS: Mapping[str, str] = {"pocket-vidrd": VIDRD, "pocket-fox": FOX}  # parts for other models: a decoder, an adapter
+# parts for other models
+DECODERS: Mapping[str, str] = {"pocket-vidrd": VIDRD}
+ADAPTERS: Mapping[str, str] = {"pocket-fox": FOX}
 
 
 def place_of(part: str, folder: Path) -> Path:
     """Where a part lies. Raises InputError when it is not in this installation."""
-    return _folder(folder, PARTS[part])
+    return _folder(folder, {**DECODERS, **ADAPTERS}[part])
 
 
 def _folder(folder: Path, part: str) -> Path:

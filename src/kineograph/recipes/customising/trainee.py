@@ -30,7 +30,7 @@ from kineograph.pocket.norms import with_quick_norms
 from kineograph.recipes.customising.settings import Customising, Lora
 from kineograph.recipes.training.parts import recomputed
 
-NAME, CARD, HEADER = "default", "customised.json", "kineograph"
+NAME, CARD = "default", "customised.json"
 OF_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -118,7 +118,7 @@ def write(model: Model, trainee: Trainee, folder: Path, card: Mapping[str, Any])
     """
     if any(isinstance(layer, LoraLayer) for layer in trainee.unet.modules()):
         folder.mkdir(parents=True)
-        save_file(lora_of(trainee), folder / adapters.FILES[0], {"format": "pt", HEADER: json.dumps(card)})
+        save_file(lora_of(trainee), folder / adapters.FILES[0], {"format": "pt", adapters.HEADER: json.dumps(card)})
     else:
         whole = deepcopy(trainee.unet.image_unet).to(model.dtype)
         words = None if model.vocabulary is None else model.vocabulary | set(card["words"])
