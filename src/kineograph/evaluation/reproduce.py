@@ -46,8 +46,8 @@ PAPERS: Mapping[str, Sequence[Make]] = {
         temporal_decoder.drawn, pan_and_zoom.studied,
     ),
     "still-moving": (
-        still_moving.studied, still_moving.ablated, motion_scales.studied, partial(of_space_time, still_moving.studied),
-        partial(of_space_time, still_moving.ablated), partial(of_space_time, motion_scales.studied),
+        still_moving.studied, still_moving.ablated, motion_scales.studied,
+        partial(of_space_time, still_moving.studied), partial(of_space_time, motion_scales.studied),
     ),
 }  # fmt: skip
 MODELS = {

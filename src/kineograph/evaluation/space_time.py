@@ -24,7 +24,7 @@ from kineograph.pocket import space_time, vidrd
 
 FOLDER, STAGES = Path("runs/pocket"), ("space_time", "space_time_motion")
 NAME = "pocket-space-time"
-CASES = 40  # at most, of a study: two subjects and two styles
+CASES = 20  # at most, of a study: a subject and a style
 
 Make = Callable[[Model, Witnesses, int, int | None], Study]
 
