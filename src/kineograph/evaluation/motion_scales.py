@@ -13,7 +13,7 @@ from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, moving_cases
 from kineograph.evaluation.report import Claim, better
 from kineograph.evaluation.still_moving import check
-from kineograph.evaluation.study import Study, column
+from kineograph.evaluation.study import Study, column, every_third
 from kineograph.evaluation.videocrafter1 import ratio
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.model import Model
@@ -43,6 +43,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
         measured=lambda frames, case: measured(frames, case, witnesses),
         claims=claims,
         rows=ROWS,
+        shown=every_third,
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from kineograph.evaluation.filming import FPS, FRAMES, STEPS
 from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record
 from kineograph.evaluation.report import Claim, Mean, at_least_a_share, better, mean, not_below
-from kineograph.evaluation.study import Study, Untrained, column
+from kineograph.evaluation.study import Study, Untrained, column, every_third
 from kineograph.evaluation.unseen_items import PROMPTS, Kind, cases, item_of, items, moving, plain
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.model import Model
@@ -58,6 +58,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
         measured=lambda frames, case: measured(frames, case, witnesses),
         claims=claims,
         rows=ROWS,
+        shown=every_third,
         sets=partial(shares, model),
     )
 
