@@ -338,7 +338,7 @@ def test_prompts_are_in_words_that_the_model_knows() -> None:
         assert len(set(said)) >= min(len(said), 7)
     assert len(set(prompts.of_videos(pocket, 40))) == 40
     style = Words("sea style", ("a fish in sea style",), None, ())
-    assert prompts.of_stills(kg.load(sd()), style, 2) == ["a cat in sea style", "a house in sea style"]
+    assert prompts.of_stills(kg.load(sd()), style, 2) == ["a cat in sea style", "a house in the snow in sea style"]
 
 
 # -- what it refuses

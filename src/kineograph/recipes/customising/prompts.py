@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 
 from kineograph.methods import dreambooth
 from kineograph.models.model import Model
@@ -29,22 +28,24 @@ MOVING = (
 
 
 def of_stills(model: Model, words: Words, count: int) -> list[str]:
-    """What so many stills show: a subject alone and in several places, or several things in a style."""
+    """What so many stills show: a subject, or several things in a style, alone and in several places."""
+    places = ["", *_known(model, PLACES)]
     if words.name.endswith(" style"):
-        return _repeated([f"{each} in {words.name}" for each in _known(model, CONTENTS)] or [words.captions[0]], count)
-    said = dreambooth.caption(*words.name.split(maxsplit=1))
-    return _repeated([said, *(f"{said} {place}" for place in _known(model, PLACES))], count)
+        things = [f"{each} in {words.name}" for each in _met(_known(model, CONTENTS), places)]
+        return _repeated(things or [words.captions[0]], count)
+    return _repeated([*_met([dreambooth.caption(*words.name.split(maxsplit=1))], places)], count)
 
 
 def of_videos(model: Model, count: int) -> list[str]:
     """What so many natural videos show: many things that move in many ways and places."""
-    moving, places = _known(model, MOVING), _known(model, PLACES)
-    met = (
-        f"{each} {places[(place + turn) % len(places)]}"
-        for turn in range(len(places))
-        for place, each in enumerate(moving)
-    )
-    return _repeated([*islice(met, count)], count)
+    return _repeated([*_met(_known(model, MOVING), _known(model, PLACES))], count)
+
+
+def _met(things: Sequence[str], places: Sequence[str]) -> Iterator[str]:
+    """Each thing in each place, another place each time; the place "" is none."""
+    for turn in range(len(places)):
+        for number, thing in enumerate(things):
+            yield f"{thing} {places[(number + turn) % len(places)]}".rstrip()
 
 
 def _known(model: Model, texts: Iterable[str]) -> list[str]:
