@@ -43,8 +43,8 @@ def _of_image(ready: VideoReady, walk: float) -> Iterator[Piece]:
     image, settings, loop = ready.image, ready.settings.image, ready.settings.image.training
     drawing = 2 * settings.drawing.num_inference_steps * walk
     parts = 2 if settings.prior_weight else 1
-    if image.words.prior:
-        what = f"draws {settings.prior_pictures} pictures of {image.words.prior!r}"
+    if image.prior:
+        what = f"draws {settings.prior_pictures} pictures such as {image.prior[-1]!r}"
         yield Piece("prior", what, settings.prior_pictures * drawing)
     yield Piece(
         "training",

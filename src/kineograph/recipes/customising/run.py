@@ -16,7 +16,7 @@ from kineograph.data.files import instead_of, slug
 from kineograph.errors import InputError
 from kineograph.models.model import Model
 from kineograph.models.origin import fingerprints
-from kineograph.recipes.customising import batches, stills, trainee
+from kineograph.recipes.customising import batches, prompts, stills, trainee
 from kineograph.recipes.customising.batches import Shown
 from kineograph.recipes.customising.photos import Photo, Pictures, crop_offsets, photo, photos
 from kineograph.recipes.customising.settings import Customising, usual
@@ -43,6 +43,7 @@ class Ready(NamedTuple):
     trainee: Trainee
     photos: list[Photo]
     words: Words
+    prior: list[str]  # what each of its pictures is told
     settings: Customising
     size: tuple[int, int]
     output: Path
@@ -74,8 +75,9 @@ def customise_image(
 
     A subject is learnt by DreamBooth, with a prior of pictures that the model draws itself. A style is learnt in
     StyleDrop's manner, by few parameters beside the transformers and from pictures captioned "... in [style] style";
-    what StyleDrop has for a transformer, a LoRA on attention and feed-forward layers is for a U-Net. StyleDrop's second
-    round, on the best of its own pictures, is the caller's to do. The model itself stays as it is.
+    what StyleDrop has for a transformer, a LoRA on attention and feed-forward layers is for a U-Net. It has a prior
+    too, as StyleDrop has not: without one the model draws all things in the style. StyleDrop's second round, on the
+    best of its own pictures, is the caller's to do. The model itself stays as it is.
 
     Args:
         model: of the SD 1.x, 2.x or SDXL family, without layers along time.
@@ -115,13 +117,11 @@ def ready(
     model.latent_shape(height, width)
     seen = photos(pictures, least=LEAST[what], side=min(height, width) // 2)
     words = style_words(model, style or "", seen) if subject is None else subject_words(model, subject, seen)
-    words = words if words.prior and settings.prior_weight else words._replace(prior=None)
-    if settings.prior_weight and words.prior is None:
-        raise InputError("a style has no class to draw a prior of: set prior_weight to 0")
+    prior = prompts.of_prior(model, words, settings.prior_pictures) if settings.prior_weight else []
     for each in settings.previews:
         refuse_without(words.name, each, "the preview")
     model.prompt([*words.captions, *settings.previews])
-    return Ready(model, trainee.begun(model, settings), seen, words, settings, (height, width), Path(output))
+    return Ready(model, trainee.begun(model, settings), seen, words, prior, settings, (height, width), Path(output))
 
 
 def customise(ready: Ready) -> Generator[Reached, None, None]:
@@ -134,8 +134,8 @@ def customise(ready: Ready) -> Generator[Reached, None, None]:
             files = done.files
             yield Reached("prior", done.done, done.total)
         parts = [[*zip(ready.photos, ready.words.captions, strict=True)]]
-        if ready.words.prior:
-            parts.append([(photo(file), ready.words.prior) for file in files])
+        if ready.prior:
+            parts.append([*zip(map(photo, files), ready.prior, strict=True)])
         total, shown = sum(map(len, parts)), list[list[Shown]]()
         see = kept(ready.model, folder / LATENTS)
         for part in parts:
@@ -157,12 +157,11 @@ def customise(ready: Ready) -> Generator[Reached, None, None]:
 def _prior(ready: Ready) -> Iterator[stills.Kept]:
     """Draws the prior, if there is one."""
     settings = ready.settings
-    if ready.words.prior is None:
+    if not ready.prior:
         return iter(())
-    prompts = [ready.words.prior] * settings.prior_pictures
     folder = settings.prior_folder or ready.output / PRIOR
     return stills.kept_stills(
-        ready.model, prompts, folder, settings.drawing, size=ready.size, seed=settings.training.seed
+        ready.model, ready.prior, folder, settings.drawing, size=ready.size, seed=settings.training.seed
     )
 
 
@@ -201,7 +200,7 @@ def facts_of(ready: Ready) -> dict[str, Any]:
     return {
         **ready.settings.decisive(),
         "pictures": seen,
-        "prior": ready.words.prior,
+        "prior": list(dict.fromkeys(ready.prior)),
         "model": fingerprints(ready.model),
     }
 

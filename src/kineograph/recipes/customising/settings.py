@@ -140,15 +140,13 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
 def usual(model: Model, what: Literal["subject", "style"], how: Literal["lora", "whole"] = "lora") -> Customising:
     """What suits a model of this size that is to learn a subject or a style, by a LoRA or as a whole.
 
-    Whether it computes in half precision is what `kineograph.load` would choose on this device. A style has no prior,
-    as in StyleDrop.
+    Whether it computes in half precision is what `kineograph.load` would choose on this device.
     """
     name = what if how == "lora" else f"{what}, whole"
     computes = precision(model.device)
-    given = ({"training": {"mixed_precision": computes}}, {} if what == "subject" else {"prior_weight": 0.0})
     own = (OF_SMALL, SMALLER[name]) if is_small(model) else (LARGE[name],)
     told: dict[str, Any] = {}
-    for each in (USUAL, *given, *own):
+    for each in (USUAL, {"training": {"mixed_precision": computes}}, *own):
         told = over(told, each)
     return Customising.model_validate(told)
 

@@ -18,9 +18,9 @@ CONTENT = "a picture"  # of a style's picture that has no caption
 
 
 class Words(NamedTuple):
-    """What asks for what is learnt, what each of its pictures is told, and what the prior's pictures are.
+    """What asks for what is learnt, and what each of its pictures is told.
 
-    new: the words that the model gets to know.
+    prior: what is told of others of a subject's class; a style has none. new: the words that the model gets to know.
     """
 
     name: str
