@@ -437,11 +437,12 @@ def test_a_style_learns_from_one_picture(tiny: Model, few: Path, tmp_path: Path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes((few / "0.png").read_bytes())
     (tmp_path / "photos" / "a.txt").write_text("a fish")
-    with pytest.raises(InputError, match="a style has no class to draw a prior of: set prior_weight to 0"):
-        ready(tiny, tmp_path / "photos", tmp_path / "out", style="ink style", settings=settings())
-    given = settings(prior_weight=0.0, previews=["a cat in ink style"])
+    given = settings(previews=["a cat in ink style"])
     start = ready(tiny, tmp_path / "photos", tmp_path / "out", style="ink style", settings=given)
-    assert start.words.captions == ("a fish in ink style",) and start.words.prior is None
+    assert start.words.captions == ("a fish in ink style",)
+    assert start.prior == ["a cat", "a house in the snow", "a tree on the beach"]  # nothing of it in the style
+    alone = ready(tiny, tmp_path / "photos", tmp_path / "no", style="ink style", settings=settings(prior_weight=0.0))
+    assert alone.prior == []
     steps = list(running.customise(start))
     assert len(steps[-1].previews) == 1 and read_card(tmp_path / "out" / "final")["name"] == "ink style"
     with pytest.warns(InputWarning, match="have no caption beside"):
@@ -478,7 +479,7 @@ def test_what_cannot_be_customised(tiny: Model, few: Path, learn: Learn, tmp_pat
 def test_settings_that_suit_the_model(tiny: Model) -> None:
     subject, style = usual(tiny, "subject"), usual(tiny, "style")
     assert subject.lora is not None and subject.lora.layers == "all" and subject.prior_weight == 1
-    assert style.lora is not None and style.lora.layers == "transformers" and style.prior_weight == 0
+    assert style.lora is not None and style.lora.layers == "transformers" and style.prior_weight == 1
     assert usual(tiny, "subject", "whole").lora is None and usual(tiny, "style", "whole").lora is None
     assert changed(subject, {"lora": {"rank": 2}}).lora.layers == "all"
     assert changed(subject, {"lora": None}).lora is None

@@ -333,6 +333,7 @@ def test_prompts_are_in_words_that_the_model_knows() -> None:
         prompts.of_videos(pocket, 40),
         prompts.of_stills(pocket, Words("sks cat", (), "a cat", ()), 24),
         prompts.of_stills(pocket, Words("clay style", (), None, ()), 24),
+        prompts.of_prior(pocket, Words("clay style", (), None, ()), 24),
     ):
         assert {word for each in said for word in pocket.unknown_words(each)} <= {"sks"}
         assert len(set(said)) >= min(len(said), 7)
@@ -378,7 +379,7 @@ def test_the_image_model_brings_its_noise_schedule(video: Model) -> None:
 def test_settings_suit_the_model() -> None:
     pocket = kg.load("pocket-video", device="cpu")
     subject, style = usual_video(pocket, "subject"), usual_video(pocket, "style")
-    assert subject.image.prior_weight == 1.0 and style.image.prior_weight == 0.0
+    assert subject.image.prior_weight == style.image.prior_weight == 1.0
     assert changed(subject, {"spatial": {"rank": 4}}).spatial.rank == 4
     assert changed(subject, {"spatial": None}).spatial is None
     size = sum(weight.numel() for weight in VideoUNet(pocket.net.image_unet, pocket.net.temporal).parameters())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from kineograph.errors import InputError
@@ -36,7 +37,7 @@ def whole(frames: Frames) -> Frames:
     return frames
 
 
-def every_third(frames: Frames) -> Frames:
+def every_third(frames: Frames) -> UInt8[np.ndarray, "third h w 3"]:
     return frames[::3]
 
 
