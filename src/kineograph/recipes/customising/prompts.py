@@ -1,4 +1,4 @@
-"""What a prior's pictures show, a customised model's stills, and the natural videos that a video model draws itself."""
+"""What a customised model's stills show, and the natural videos that a video model draws itself, unless one says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kineograph.methods import dreambooth
 from kineograph.models.model import Model
-from kineograph.recipes.customising.words import CONTENT, Words
+from kineograph.recipes.customising.words import Words
 
 # Of all that is listed here, a model that comes with a list of its words is told what it knows.
 PLACES = (
@@ -27,25 +27,18 @@ MOVING = (
 )  # fmt: skip
 
 
-def of_prior(model: Model, words: Words, count: int) -> list[str]:
-    """What so many pictures of the prior show: the subject's class, or what may be in a style, without it."""
-    return _repeated([words.prior] if words.prior else [*_in_places(model)] or [CONTENT], count)
-
-
 def of_stills(model: Model, words: Words, count: int) -> list[str]:
     """What so many stills show: a subject, or several things in a style, alone and in several places."""
-    if words.prior is None:
-        return _repeated([f"{each} in {words.name}" for each in _in_places(model)] or [words.captions[0]], count)
-    return _repeated([*_met([dreambooth.caption(*words.name.split(maxsplit=1))], ["", *_known(model, PLACES)])], count)
+    places = ["", *_known(model, PLACES)]
+    if words.name.endswith(" style"):
+        things = [f"{each} in {words.name}" for each in _met(_known(model, CONTENTS), places)]
+        return repeated(things or [words.captions[0]], count)
+    return repeated([*_met([dreambooth.caption(*words.name.split(maxsplit=1))], places)], count)
 
 
 def of_videos(model: Model, count: int) -> list[str]:
     """What so many natural videos show: many things that move in many ways and places."""
-    return _repeated([*_met(_known(model, MOVING), _known(model, PLACES))], count)
-
-
-def _in_places(model: Model) -> Iterator[str]:
-    return _met(_known(model, CONTENTS), ["", *_known(model, PLACES)])
+    return repeated([*_met(_known(model, MOVING), _known(model, PLACES))], count)
 
 
 def _met(things: Sequence[str], places: Sequence[str]) -> Iterator[str]:
@@ -59,5 +52,6 @@ def _known(model: Model, texts: Iterable[str]) -> list[str]:
     return [each for each in texts if not model.unknown_words(each)]
 
 
-def _repeated(texts: Sequence[str], count: int) -> list[str]:
-    return [texts[number % len(texts)] for number in range(count)]
+def repeated(texts: Sequence[str], count: int) -> list[str]:
+    """So many of them, in turn; none of none."""
+    return [texts[number % len(texts)] for number in range(count)] if texts else []

@@ -16,10 +16,11 @@ from kineograph.data.files import instead_of, slug
 from kineograph.errors import InputError
 from kineograph.models.model import Model
 from kineograph.models.origin import fingerprints
-from kineograph.recipes.customising import batches, prompts, stills, trainee
+from kineograph.recipes.customising import batches, stills, trainee
 from kineograph.recipes.customising.batches import Shown
 from kineograph.recipes.customising.photos import Photo, Pictures, crop_offsets, photo, photos
-from kineograph.recipes.customising.settings import Customising, usual
+from kineograph.recipes.customising.prompts import repeated
+from kineograph.recipes.customising.settings import Customising, changed, usual
 from kineograph.recipes.customising.trainee import Trainee
 from kineograph.recipes.customising.words import Words, refuse_without, style_words, subject_words
 from kineograph.recipes.training.batches import leveller
@@ -117,7 +118,9 @@ def ready(
     model.latent_shape(height, width)
     seen = photos(pictures, least=LEAST[what], side=min(height, width) // 2)
     words = style_words(model, style or "", seen) if subject is None else subject_words(model, subject, seen)
-    prior = prompts.of_prior(model, words, settings.prior_pictures) if settings.prior_weight else []
+    if not words.prior:
+        settings = changed(settings, {"prior_weight": 0.0})
+    prior = repeated(words.prior, settings.prior_pictures) if settings.prior_weight else []
     for each in settings.previews:
         refuse_without(words.name, each, "the preview")
     model.prompt([*words.captions, *settings.previews])

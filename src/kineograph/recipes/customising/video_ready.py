@@ -13,7 +13,7 @@ from kineograph.models.unet import VideoUNet
 from kineograph.recipes.customising.injected import IMAGE
 from kineograph.recipes.customising.natural import Wanted, refuse_what_cannot_be_asked, wanted_of
 from kineograph.recipes.customising.photos import Pictures
-from kineograph.recipes.customising.prompts import of_stills
+from kineograph.recipes.customising.prompts import of_stills, repeated
 from kineograph.recipes.customising.run import Ready, ready
 from kineograph.recipes.customising.video_settings import VideoCustomising, usual_video
 from kineograph.recipes.customising.words import refuse_without
@@ -47,7 +47,7 @@ def ready_video(
     first = ready(
         under(video, image), pictures, Path(output) / IMAGE, subject=subject, style=style, settings=settings.image
     )
-    prompts = _repeated(settings.prompts, settings.stills) or of_stills(first.model, first.words, settings.stills)
+    prompts = repeated(settings.prompts, settings.stills) or of_stills(first.model, first.words, settings.stills)
     for what, texts in (("the prompt of a still", prompts), ("the preview", settings.previews)):
         for each in texts:
             refuse_without(first.words.name, each, what)
@@ -73,7 +73,3 @@ def under(video: Model, image: Model | None = None) -> Model:
 def needs_motion_adapter(video: Model, settings: VideoCustomising) -> bool:
     """Whether one is to be trained first."""
     return bool(settings.still_scale) and video.net.motion_adapter is None
-
-
-def _repeated(prompts: tuple[str, ...], count: int) -> list[str]:
-    return [prompts[number % len(prompts)] for number in range(count)] if prompts else []

@@ -20,12 +20,13 @@ CONTENT = "a picture"  # of a style's picture that has no caption
 class Words(NamedTuple):
     """What asks for what is learnt, and what each of its pictures is told.
 
-    prior: what is told of others of a subject's class; a style has none. new: the words that the model gets to know.
+    prior: what is told of pictures that do not show it: of others of a subject's class, of a style's contents.
+    new: the words that the model gets to know.
     """
 
     name: str
     captions: tuple[str, ...]
-    prior: str | None
+    prior: tuple[str, ...]
     new: tuple[str, ...]
 
 
@@ -47,7 +48,7 @@ def subject_words(model: Model, subject: str, photos: Sequence[Photo]) -> Words:
     captions = tuple(photo.caption or usual for photo in photos)
     for photo, each in zip(photos, captions, strict=True):
         refuse_without(f"{word} {kind}", each, f"the caption of {photo.name}")
-    return Words(f"{word} {kind}", captions, dreambooth.prior_caption(kind), (word,))
+    return Words(f"{word} {kind}", captions, (dreambooth.prior_caption(kind),), (word,))
 
 
 def style_words(model: Model, style: str, photos: Sequence[Photo]) -> Words:
@@ -59,15 +60,14 @@ def style_words(model: Model, style: str, photos: Sequence[Photo]) -> Words:
     name = style.strip().removesuffix("style").strip()
     if not name:
         raise InputError(f"the style is called {style!r}: name it in a word or two, such as 'watercolour painting'")
-    bare = [photo.name for photo in photos if photo.caption is None]
-    if bare:
-        _warn(
-            f"{', '.join(bare[:3])}{' and others' if len(bare) > 3 else ''} have no caption beside (a.txt for a.jpg): "
-            "what they show may be taken for a part of the style"
-        )
-    said = (photo.caption or CONTENT for photo in photos)
-    captions = tuple(each if name.lower() in each.lower() else in_style(each, name) for each in said)
-    return Words(f"{name} style", captions, None, tuple(model.unknown_words(name)))
+    silent = [photo.name for photo in photos if photo.caption is None]
+    if silent:
+        named = f"{', '.join(silent[:3])}{' and others' if len(silent) > 3 else ''}"
+        _warn(f"{named} have no caption beside (a.txt for a.jpg): what they show may be taken for a part of the style")
+    said = [photo.caption or CONTENT for photo in photos]
+    bare = [each for each in said if name.lower() not in each.lower()]
+    captions = tuple(in_style(each, name) if each in bare else each for each in said)
+    return Words(f"{name} style", captions, tuple(dict.fromkeys(bare)), tuple(model.unknown_words(name)))
 
 
 def in_style(content: str, style: str) -> str:
