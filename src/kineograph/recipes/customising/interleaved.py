@@ -15,7 +15,6 @@ from torch import Tensor
 
 from kineograph import noise
 from kineograph.data.files import instead_of
-from kineograph.errors import InputError
 from kineograph.methods import still_moving as method
 from kineograph.models.model import Model
 from kineograph.models.origin import fingerprints
@@ -52,16 +51,15 @@ def interleave(
 
     It learns as `settings.image` says, by a LoRA or as a whole, from as many pictures as that shows it, and in as many
     steps of videos as of pictures; a step is of `settings.training.train_batch_size` videos, or of as many pictures as
-    those have frames. There is no prior of pictures. `injected(video, output / "final")` puts it under the layers along
-    time.
+    those have frames. There is no prior of pictures, and the text encoder learns nothing. `injected(video, output /
+    "final")` puts it under the layers along time.
 
     Its arguments, what it yields and what it raises are as for `customise_video`.
     """
     settings = settings or usual_video(video, "style" if subject is None else "subject")
-    settings = changed(settings, {"image": {"prior_weight": 0.0}})
+    alone = {"prior_weight": 0.0} | ({"lora": {"text_rank": None}} if settings.image.lora else {})
+    settings = changed(settings, {"image": alone})
     wanted = wanted_of(video, settings, natural_videos)
-    if settings.image.lora and settings.image.lora.text_rank:
-        raise InputError("the text encoder learns nothing in interleaved training: leave text_rank out")
     image = run.ready(under(video), pictures, Path(output), subject=subject, style=style, settings=settings.image)
     refuse_what_cannot_be_asked(wanted)
     return _interleaved(VideoReady(video, image, wanted, [], settings, Path(output)))

@@ -132,7 +132,7 @@ OF_SMALL: Mapping[str, Any] = {
 SMALLER: Mapping[str, Mapping[str, Any]] = {
     "subject": {"lora": {"layers": "all"}},
     "subject, whole": {"lora": None, "training": {"learning_rate": 1e-4}},
-    "style": {"lora": {"layers": "transformers"}},
+    "style": {"lora": {"layers": "transformers", "text_rank": 4}},  # or the style's words say too little beside others
     "style, whole": {"lora": None, "training": {"learning_rate": 1e-4}},
 }
 
