@@ -39,7 +39,7 @@ from kineograph.pocket import unseen, vidrd, world
 from kineograph.pocket.space_time import CONFIG as LUMIERE
 from kineograph.pocket.unseen_styles import STYLES
 from kineograph.pocket.unseen_things import THINGS
-from kineograph.recipes.customising import changed, usual_video
+from kineograph.recipes.customising import changed, injected, usual_video
 
 STAMP = {"protocol": "test", "commit": "none"}
 LOOP = {"max_train_steps": 1, "train_batch_size": 1, "lr_warmup_steps": 0}
@@ -164,7 +164,10 @@ def test_the_ablations_share_the_image_network_of_a_style(video, witnesses, tmp_
     home = tmp_path / "runs" / "tiny" / "neon"
     ours, other = (home / name / "image" / "final" for name in ("ours", "no-motion-adapter"))
     assert all(file.read_bytes() == (other / file.name).read_bytes() for file in ours.iterdir())
-    assert (home / "all-weights-learn" / "whole").is_dir()
+    whole = load(home / "all-weights-learn" / "whole", dtype="float32")
+    assert whole.net.motion_adapter is None
+    read = [model.prompt([cases(11)[10].prompt]).tokens for model in (whole, injected(video, ours), video)]
+    assert torch.allclose(read[0], read[1], atol=1e-5) and not torch.equal(read[0], read[2])
 
 
 def test_the_scale_of_motion(video, witnesses, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from kineograph.methods import still_moving as method
 from kineograph.models.branches import BranchConfig, MotionBranches
 from kineograph.models.model import Model
 from kineograph.models.placement import Placement
+from kineograph.models.text import TextEncoder
 from kineograph.models.unet import VideoUNet
 from kineograph.models.walk import at_once
 from kineograph.pocket.norms import with_quick_norms
@@ -133,6 +135,23 @@ def filled(video: Model, motion: MotionBranches | None) -> VideoUNet:
         motion = deepcopy(motion).to(video.device, video.dtype)
     net = video.net
     return VideoUNet(net.image_unet, net.temporal, motion_adapter=motion, spatial_adapter=net.spatial_adapter)
+
+
+def whole(model: Model) -> Model:
+    """A model of which all weights learnt as a folder holds it: without a motion adapter, and with its text encoders'
+    LoRAs added to their weights."""
+    return replace(
+        model, net=filled(model, None).to(model.dtype), text=tuple(_without_lora(each) for each in model.text)
+    )
+
+
+def _without_lora(text: TextEncoder) -> TextEncoder:
+    network = deepcopy(text.network)
+    names = list(getattr(network, "peft_config", {}))
+    merged(network)
+    if names:
+        network.delete_adapter(names)  # or transformers would write the adapter alone
+    return replace(text, network=network)
 
 
 def texts(parts: Sequence[Sequence[Shown]]) -> list[str]:

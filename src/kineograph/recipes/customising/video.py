@@ -190,7 +190,7 @@ def _write(ready: VideoReady, model: Model) -> None:
     video, settings, name = ready.video, ready.settings, ready.image.words.name
     if settings.spatial is None:
         with instead_of(ready.output / WHOLE) as part:
-            save(replace(model, net=adapting.filled(model, None).to(model.dtype)), part)
+            save(adapting.whole(model), part)
         return
     file = ready.image.output / FINAL / adapters.FILES[0]
     lora = load_file(file) if file.is_file() else {}
