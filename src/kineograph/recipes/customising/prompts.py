@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from kineograph.methods import dreambooth
@@ -25,6 +26,23 @@ MOVING = (
     "a balloon rising", "a child playing", "a turtle moving to the right", "a star spinning", "a whale swimming",
     "an airplane flying", "a bicycle rolling", "a kite circling",
 )  # fmt: skip
+MOTIONS = (
+    "moving to the left", "moving to the right", "rising", "sinking", "growing", "shrinking", "spinning",
+    "moving in a circle",
+)  # fmt: skip
+PLACE = re.compile(r" (?=(?:in|on|over|under|at|among) )")
+
+
+def motions(model: Model) -> list[str]:
+    """Words for motion that the model knows."""
+    return _known(model, MOTIONS)
+
+
+def in_motion(caption: str, moving: Sequence[str]) -> list[str]:
+    """A picture's caption in turn with those of videos that it could be of: "a fish in the sea", "a fish rising in the
+    sea"; the caption alone where nothing moves."""
+    thing, *where = PLACE.split(caption, maxsplit=1)
+    return [each for motion in moving for each in (caption, " ".join([thing, motion, *where]))] or [caption]
 
 
 def of_stills(model: Model, words: Words, count: int) -> list[str]:

@@ -19,7 +19,7 @@ from kineograph.models.origin import fingerprints
 from kineograph.recipes.customising import batches, stills, trainee
 from kineograph.recipes.customising.batches import Shown
 from kineograph.recipes.customising.photos import Photo, Pictures, crop_offsets, photo, photos
-from kineograph.recipes.customising.prompts import repeated
+from kineograph.recipes.customising.prompts import in_motion, repeated
 from kineograph.recipes.customising.settings import Customising, changed, usual
 from kineograph.recipes.customising.trainee import Trainee
 from kineograph.recipes.customising.words import Words, refuse_without, style_words, subject_words
@@ -44,6 +44,7 @@ class Ready(NamedTuple):
     trainee: Trainee
     photos: list[Photo]
     words: Words
+    told: list[tuple[Photo, str]]  # the pictures, again for each of several captions
     prior: list[str]  # what each of its pictures is told
     settings: Customising
     size: tuple[int, int]
@@ -106,8 +107,13 @@ def ready(
     subject: str | None = None,
     style: str | None = None,
     settings: Customising | None = None,
+    moving: Sequence[str] = (),
 ) -> Ready:
-    """All that `customise_image` checks before it begins; its arguments."""
+    """All that `customise_image` checks before it begins; its arguments.
+
+    moving: words for motion that the pictures and the prior are told too, so that those do not come to mean that what
+    is learnt is absent, or present.
+    """
     if (subject is None) == (style is None):
         raise InputError(f"expected a subject or a style, got {'neither' if subject is None else 'both'}")
     if here().num_processes > 1:
@@ -120,11 +126,14 @@ def ready(
     words = style_words(model, style or "", seen) if subject is None else subject_words(model, subject, seen)
     if not words.prior:
         settings = changed(settings, {"prior_weight": 0.0})
-    prior = repeated(words.prior, settings.prior_pictures) if settings.prior_weight else []
+    told = [(each, said) for each, own in zip(seen, words.captions, strict=True) for said in in_motion(own, moving)]
+    others = [said for own in words.prior for said in in_motion(own, moving)]
+    prior = repeated(others, settings.prior_pictures) if settings.prior_weight else []
     for each in settings.previews:
         refuse_without(words.name, each, "the preview")
-    model.prompt([*words.captions, *settings.previews])
-    return Ready(model, trainee.begun(model, settings), seen, words, prior, settings, (height, width), Path(output))
+    model.prompt([*(said for _, said in told), *settings.previews])
+    begun = trainee.begun(model, settings)
+    return Ready(model, begun, seen, words, told, prior, settings, (height, width), Path(output))
 
 
 def customise(ready: Ready) -> Generator[Reached, None, None]:
@@ -136,7 +145,7 @@ def customise(ready: Ready) -> Generator[Reached, None, None]:
         for done in _prior(ready):
             files = done.files
             yield Reached("prior", done.done, done.total)
-        parts = [[*zip(ready.photos, ready.words.captions, strict=True)]]
+        parts = [ready.told]
         if ready.prior:
             parts.append([*zip(map(photo, files), ready.prior, strict=True)])
         total, shown = sum(map(len, parts)), list[list[Shown]]()
@@ -199,10 +208,9 @@ def _steps(ready: Ready, shown: list[list[Shown]]) -> Generator[Progress, None, 
 
 def facts_of(ready: Ready) -> dict[str, Any]:
     """What a run that goes on must have had, beside the settings of its loop."""
-    seen = [[each.digest[:16], caption] for each, caption in zip(ready.photos, ready.words.captions, strict=True)]
     return {
         **ready.settings.decisive(),
-        "pictures": seen,
+        "pictures": [[each.digest[:16], caption] for each, caption in ready.told],
         "prior": list(dict.fromkeys(ready.prior)),
         "model": fingerprints(ready.model),
     }

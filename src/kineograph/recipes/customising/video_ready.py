@@ -13,7 +13,7 @@ from kineograph.models.unet import VideoUNet
 from kineograph.recipes.customising.injected import IMAGE
 from kineograph.recipes.customising.natural import Wanted, refuse_what_cannot_be_asked, wanted_of
 from kineograph.recipes.customising.photos import Pictures
-from kineograph.recipes.customising.prompts import of_stills, repeated
+from kineograph.recipes.customising.prompts import motions, of_stills, repeated
 from kineograph.recipes.customising.run import Ready, ready
 from kineograph.recipes.customising.video_settings import VideoCustomising, usual_video
 from kineograph.recipes.customising.words import refuse_without
@@ -44,8 +44,10 @@ def ready_video(
     """All that `customise_video` checks before it begins; its arguments."""
     settings = settings or usual_video(video, "style" if subject is None else "subject")
     wanted = wanted_of(video, settings, natural_videos)
+    below = under(video, image)
+    moving = motions(below) if subject is None else ()
     first = ready(
-        under(video, image), pictures, Path(output) / IMAGE, subject=subject, style=style, settings=settings.image
+        below, pictures, Path(output) / IMAGE, subject=subject, style=style, settings=settings.image, moving=moving
     )
     prompts = repeated(settings.prompts, settings.stills) or of_stills(first.model, first.words, settings.stills)
     for what, texts in (("the prompt of a still", prompts), ("the preview", settings.previews)):
