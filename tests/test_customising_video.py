@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -342,6 +343,24 @@ def test_prompts_are_in_words_that_the_model_knows() -> None:
     assert len(set(prompts.of_videos(pocket, 40))) == 40
     style = Words("sea style", ("a fish in sea style",), (), ())
     assert prompts.of_stills(kg.load(sd()), style, 2) == ["a cat in sea style", "a house in the snow in sea style"]
+
+
+def test_a_styles_pictures_and_prior_are_told_words_for_motion(video: Model, few: Path, tmp_path: Path) -> None:
+    shown = shutil.copytree(few, tmp_path / "photos")
+    for file in sorted(shown.iterdir()):
+        file.with_suffix(".txt").write_text("a fish in the sea")
+    start = ready_video(video, shown, tmp_path / "style", style="ink", settings=settings(image={"prior_pictures": 4}))
+    said = [caption for _, caption in start.image.told]
+    assert said[:4] == [
+        "a fish in the sea in ink style", "a fish moving to the left in the sea in ink style",
+        "a fish in the sea in ink style", "a fish moving to the right in the sea in ink style",
+    ]  # fmt: skip
+    assert start.image.prior == [each.removesuffix(" in ink style") for each in said[:4]]
+    assert len(said) == len(start.image.photos) * 2 * len(prompts.MOTIONS)
+    assert prompts.in_motion("a fish", ["rising"]) == ["a fish", "a fish rising"]
+    assert prompts.in_motion("a fish in the sea", []) == ["a fish in the sea"]
+    subject = ready_video(video, few, tmp_path / "subject", subject="sks cat", settings=settings())
+    assert [caption for _, caption in subject.image.told] == ["a sks cat"] * len(subject.image.photos)
 
 
 # -- what it refuses
