@@ -58,6 +58,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
         measured=lambda frames, case: measured(frames, case, witnesses),
         claims=claims,
         rows=ROWS,
+        pictured=(0, PROMPTS),  # a subject and a style
         shown=every_third,
         sets=partial(shares, model),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from kineograph.evaluation.metrics import Frames
 from kineograph.evaluation.protocol import Case, Record, keep, kept
 from kineograph.evaluation.report import Claim, Mean, Part, mean
 
-SHOWN = 3  # cases whose frames go into the report
+SHOWN = range(3)  # the numbers of cases whose frames go into the report
 
 SEEN = {
     "thing": "frames with the prompt's thing",
@@ -66,7 +66,8 @@ class Study(NamedTuple):
     measured  named numbers of a video of a case, and whatever `sets` is taken from
     rows      what the numbers mean that stand in the table
     at_once   how many videos are made together
-    shown     which frames of a video go into the report
+    pictured  the numbers of the cases whose frames go into the report
+    shown     which frames of a video those are
     sets      further rows of the table: of each arm's videos together
     """
 
@@ -79,6 +80,7 @@ class Study(NamedTuple):
     claims: Callable[[Sequence[Record]], list[Claim]]
     rows: Mapping[str, str]
     at_once: int = 1
+    pictured: Collection[int] = SHOWN
     shown: Callable[[Frames], Frames] = whole
     sets: Sets = alone
 
@@ -102,7 +104,7 @@ def records(study: Study, folder: Path, stamp: Record) -> Iterator[Record]:
                     continue
                 record = {**stamp, "arm": name, "case": case.number, "prompt": case.prompt}
                 record |= study.measured(frames, case)
-                if case.number < SHOWN:
+                if case.number in study.pictured:
                     side_by_side = np.concatenate(list(study.shown(frames)), axis=1)
                     Image.fromarray(side_by_side).save(folder / strip(study, case, name))
                 keep(file, record)
@@ -117,7 +119,9 @@ def strip(study: Study, case: Case, arm: str) -> str:
 def part(study: Study, made: Sequence[Record], folder: Path) -> Part:
     """What a report says of a study; `folder` is where its pictures are, as the report sees it."""
     pictures = {
-        case.prompt: {arm: str(folder / strip(study, case, arm)) for arm in study.arms} for case in study.cases[:SHOWN]
+        case.prompt: {arm: str(folder / strip(study, case, arm)) for arm in study.arms}
+        for case in study.cases
+        if case.number in study.pictured
     }
     return Part(study.title, study.claims(made), {**table(study, made), **study.sets(made)}, pictures)
 
