@@ -85,7 +85,10 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert said.status == 0, said.err
     assert "the image network learns 'ripples style' from 3 pictures, 2 steps of 2" in said.err
     assert "draws 2 videos of 3 frames" in said.err and "learns to stand still, 2 steps of 1 videos" in said.err
-    assert "in all, on this machine" in said.err and "prior: draws 2 pictures such as 'a picture'" in said.err
+    assert (
+        "in all, on this machine" in said.err
+        and "prior: draws 2 pictures such as 'a picture moving to the left'" in said.err
+    )
     told = json.loads(run(*asked(image, photos, *more, "--json")).out)
     phases = ["prior", "training", "stills", "natural", "stilling", "adapting"]
     assert [each["phase"] for each in told["phases"]] == phases
