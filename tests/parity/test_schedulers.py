@@ -1,6 +1,6 @@
 """Every solver and ladder against the diffusers scheduler of the same name, rung by rung over a whole walk.
 
-The same toy network and the same noise go into both; latents agree to 1e-5 at every rung. The walks are in float64,
+The same toy network and the same noise go into both; latents agree to 3e-5 at every rung. The walks are in float64,
 because the toy network doubles rounding errors from rung to rung; the tables of diffusers stay float32.
 """
 
@@ -59,7 +59,7 @@ def assert_same_walk(scheduler, solve, sigmas, look=network, **options):
     theirs = list(their_walk(scheduler, units[0] * steps[0].x, look, **options))
     assert len(theirs) == len(steps) - 1
     for step, scale, unit, their in zip(steps[1:], scales[1:], units[1:], theirs, strict=True):
-        torch.testing.assert_close(scale * step.x, scale / unit * their, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(scale * step.x, scale / unit * their, atol=3e-5, rtol=3e-5)
 
 
 def table(config=BETAS):
