@@ -29,6 +29,7 @@ from kineograph.pocket import (
     recipe,
     screenings,
     shipped,
+    space_time,
     video,
     world,
 )
@@ -132,7 +133,7 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     recipe.run(STAGES, SMALL, out)
     recipe.run(STAGES, SMALL, out)  # ended stages are left alone
     weights = shutil.copytree(POCKET, tmp_path / "weights")
-    for part in ("video", "animate", "video-degraded", "vidrd"):
+    for part in ("video", "animate", "video-degraded", "vidrd", "space-time"):
         shutil.rmtree(weights / part, ignore_errors=True)
     export_videos(SMALL, out, weights)
     size = sum(
@@ -141,8 +142,8 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     assert size <= 16e6
     bad = sum(file.stat().st_size for file in (weights / "video-degraded").iterdir())
     assert bad <= 6e6
-    vidrds = sum(file.stat().st_size for file in (weights / "vidrd").rglob("*") if file.is_file())
-    assert vidrds <= 8e6
+    for part in ("vidrd", "space-time"):
+        assert sum(file.stat().st_size for file in (weights / part).rglob("*") if file.is_file()) <= 8e6
     told, shown = pocket_models.video(weights), pocket_models.animator(weights)
     spoilt = pocket_models.degraded_video(weights)
     assert spoilt.scheduler["num_train_timesteps"] == told.scheduler["num_train_timesteps"] == video.TIMESTEPS
@@ -151,7 +152,9 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     )
     assert told.temporal.config == shown.temporal.config == video.TEXT_TO_VIDEO
     assert (weights / "video" / "motion_adapter.safetensors").stat().st_size <= 1e6
-    assert all(each.motion_adapter is not None for each in (told, shown, spoilt))
+    layered = pocket_models.space_time(weights)
+    assert layered.temporal.config == space_time.CONFIG
+    assert all(each.motion_adapter is not None for each in (told, shown, spoilt, layered))
     assert shown.reader is not None and told.reader is None
     changed = [n for n, w in told.unet.named_parameters() if not torch.equal(w, dict(shown.unet.named_parameters())[n])]
     assert changed == []

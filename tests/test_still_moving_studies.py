@@ -11,11 +11,10 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from models.conftest import sd
-from safetensors.torch import save_file
 from test_animating import CONFIG
 
 from kineograph.errors import InputWarning
-from kineograph.evaluation import customised_models, motion_scales, report, reproduce, space_time, still_moving
+from kineograph.evaluation import customised_models, flows, motion_scales, report, reproduce, space_time, still_moving
 from kineograph.evaluation.protocol import FIRST_SEED, moving_cases
 from kineograph.evaluation.study import part, records
 from kineograph.evaluation.unseen_items import (
@@ -30,15 +29,15 @@ from kineograph.evaluation.unseen_items import (
 )
 from kineograph.evaluation.witnesses import pocket_witnesses
 from kineograph.methods.still_moving import attach
-from kineograph.models import adapter_files
-from kineograph.models.branches import MOTION, MotionBranches
-from kineograph.models.checkpoints import load
+from kineograph.models.branches import MOTION
+from kineograph.models.checkpoints import POCKET, load
 from kineograph.models.temporal_layers import TemporalLayers
 from kineograph.models.unet import VideoUNet
-from kineograph.pocket import unseen, vidrd, world
+from kineograph.pocket import unseen, world
 from kineograph.pocket.space_time import CONFIG as LUMIERE
 from kineograph.pocket.unseen_styles import STYLES
 from kineograph.pocket.unseen_things import THINGS
+from kineograph.recipes import generate
 from kineograph.recipes.customising import changed, injected, usual_video
 
 STAMP = {"protocol": "test", "commit": "none"}
@@ -189,34 +188,32 @@ def test_motion_that_falls_to_nothing_is_claimed():
     assert all(claim.holds for claim in motion_scales.claims(made))
 
 
-def test_without_a_motion_adapter_or_the_second_family_the_studies_are_left_out(
-    plain_video, witnesses, tmp_path, monkeypatch
-):
-    space_time.opened.cache_clear()
-    monkeypatch.setattr(space_time, "FOLDER", tmp_path)
+def test_without_a_motion_adapter_the_studies_are_left_out(plain_video, witnesses, tmp_path, monkeypatch):
+    first = {"still-moving": reproduce.PAPERS["still-moving"][:3]}
+    monkeypatch.setattr(reproduce, "PAPERS", first)
     model = replace(plain_video, net=VideoUNet(plain_video.net.image_unet, plain_video.net.temporal))
     with pytest.warns(InputWarning, match="left out") as told:
         made = reproduce.reproduce("still-moving", model, witnesses, cases=1, out=tmp_path)
     assert not made.parts and (tmp_path / "still-moving.md").exists()
-    reasons = [str(each.message) for each in told]
-    assert len(reasons) == 5 and sum("has no motion adapter" in each for each in reasons) == 3
-    assert sum("--stages space_time" in each for each in reasons) == 2
+    assert len(told) == 3 and all("has no motion adapter" in str(each.message) for each in told)
 
 
-def test_the_second_family_is_opened_from_what_its_stages_left(tmp_path, monkeypatch):
-    left = vidrd.learnt(vidrd.network(load("pocket-video", dtype="float32").net, LUMIERE))
-    left = {name: torch.full_like(each, 0.01) for name, each in left.items()}
-    save_file(left, tmp_path / "space_time.safetensors")
-    layers = vidrd.restored(load("pocket-video", dtype="float32").net, LUMIERE, left).temporal
-    file = tmp_path / "space_time_motion.safetensors"
-    adapter_files.save_motion(MotionBranches(layers, MOTION), layers, file, name=space_time.NAME)
-    space_time.opened.cache_clear()
-    monkeypatch.setattr(space_time, "FOLDER", tmp_path)
-    opened = space_time.opened()
-    assert opened.net.motion_adapter is not None
-    assert opened.temporal == LUMIERE
-    assert all(torch.all(weight == weight.new_tensor(0.01)) for weight in opened.net.temporal.parameters())
-    space_time.opened.cache_clear()
+def test_the_studies_of_the_second_family(plain_video, witnesses):
+    table, scales = (make(plain_video, witnesses, 100, 1) for make in reproduce.PAPERS["still-moving"][3:])
+    assert (table.name, scales.name) == ("still-moving-pocket-space-time", "motion-scale-pocket-space-time")
+    assert len(table.cases) == len(scales.cases) == space_time.CASES
+
+
+def test_the_second_family_ships_with_its_motion_adapter(plain_video):
+    model = load("pocket-space-time", dtype="float32")
+    assert model.temporal == LUMIERE and model.net.motion_adapter is not None
+    assert sum(file.stat().st_size for file in (POCKET / "space-time").rglob("*.safetensors")) <= 8e6
+    still, moving = (
+        generate(model, "a red fish swimming to the right", num_frames=8, num_inference_steps=8, seed=1, motion_scale=k)
+        for k in (1.0, 0.0)
+    )
+    went = [flows.lengths(each.frames).mean() for each in (still, moving)]
+    assert went[0] < 0.75 * went[1]
 
 
 def test_claims_of_shares_and_of_what_is_not_below():

@@ -23,6 +23,7 @@ ON_POCKET = {
     "video": "VideoCrafter1 (text to video), small",
     "animate": "VideoCrafter1 (image to video), small",
     "vidrd": "VidRD, small, with its temporal decoder",
+    "space-time": "Lumiere's space-time U-Net, small",
     "fox": 'a subject of pocket-video, "sks cat": for --adapter',
 }
 TO_FETCH = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")

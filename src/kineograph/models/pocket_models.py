@@ -22,7 +22,9 @@ from kineograph.models.text import TextEncoder
 from kineograph.models.unet import VideoUNet
 
 # folders beside the pocket model
-VIDEO, ANIMATE, EDIT, DEGRADED, VIDRD, FOX = "video", "animate", "edit", "video-degraded", "vidrd", "fox"
+VIDEO, ANIMATE, EDIT, DEGRADED, VIDRD, SPACE_TIME, FOX = (
+    "video", "animate", "edit", "video-degraded", "vidrd", "space-time", "fox",
+)  # fmt: skip
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -53,15 +55,15 @@ def video(folder: Path) -> Parts:
         temporal=temporal.eval(),
         text=text,
         scheduler=levels,
-        motion_adapter=_motion_adapter(own, temporal),
+        motion_adapter=_motion_adapter(folder, VIDEO, temporal),
     )
 
 
-def _motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionBranches | None:
-    file = folder / video_folder.MOTION_WEIGHTS
+def _motion_adapter(folder: Path, part: str, temporal: TemporalLayers) -> MotionBranches | None:
+    file = folder / part / video_folder.MOTION_WEIGHTS
     if not file.is_file():
         return None
-    return adapter_files.motion_branches(adapter_files.read(file, "motion", Hub()), temporal, "pocket-video")
+    return adapter_files.motion_branches(adapter_files.read(file, "motion", Hub()), temporal, f"pocket-{part}")
 
 
 def degraded_video(folder: Path) -> Parts:
@@ -75,17 +77,30 @@ def degraded_video(folder: Path) -> Parts:
 
 
 def vidrd(folder: Path) -> Parts:
-    """The video model with VidRD's layers along time in place of its own, and VidRD's temporal decoder."""
+    """The video model with VidRD's layers along time, and VidRD's temporal decoder."""
+    decoder = video_folder.read_decoder(_folder(folder, VIDRD) / video_folder.DECODER).float()
+    return _with_layers_of(folder, VIDRD)._replace(decoder=decoder)
+
+
+def space_time(folder: Path) -> Parts:
+    """The video model with layers along time in Lumiere's manner: a space-time U-Net."""
+    return _with_layers_of(folder, SPACE_TIME)
+
+
+def _with_layers_of(folder: Path, part: str) -> Parts:
+    """The video model with other layers along time in place of its own, and their motion adapter if they have one."""
     from kineograph.pocket.vidrd import restored
 
-    opened, own = video(folder), _folder(folder, VIDRD)
+    opened, own = video(folder), _folder(folder, part)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
-    net = restored(VideoUNet(opened.unet, opened.temporal), config, load_file(own / "vidrd.safetensors"))
-    decoder = video_folder.read_decoder(own / video_folder.DECODER).float()
+    net = restored(VideoUNet(opened.unet, opened.temporal), config, load_file(own / f"{part}.safetensors"))
     temporal = net.temporal
     assert temporal is not None
-    unet, layers = net.image_unet.eval(), temporal.eval()
-    return opened._replace(unet=unet, temporal=layers, motion_adapter=None, decoder=decoder)
+    return opened._replace(
+        unet=net.image_unet.eval(),
+        temporal=temporal.eval(),
+        motion_adapter=_motion_adapter(folder, part, temporal),
+    )
 
 
 def animator(folder: Path) -> Parts:
@@ -106,6 +121,7 @@ MODELS: Mapping[str, Callable[[Path], Parts]] = {
     "pocket-animate": animator,
     "pocket-video-degraded": degraded_video,
     "pocket-vidrd": vidrd,
+    "pocket-space-time": space_time,
 }
 # parts for other models
 DECODERS: Mapping[str, str] = {"pocket-vidrd": VIDRD}

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
 from kineograph.data.files import instead_of
-from kineograph.models.video_folder import DECODER, TEMPORAL_WEIGHTS
+from kineograph.models.video_folder import DECODER, MOTION_WEIGHTS, TEMPORAL_WEIGHTS
 from kineograph.pocket.export import WEIGHTS
-from kineograph.pocket.layer_stages import MOTION_ADAPTER, STEADY, VIDRD
+from kineograph.pocket.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, STEADY, VIDRD
 from kineograph.pocket.left import TEXT_TO_VIDEO
 from kineograph.pocket.maps import MAPS
 from kineograph.pocket.video_stages import DEGRADED, IMAGE_TO_VIDEO
@@ -34,11 +34,14 @@ TENSORS = {
     IMAGE_TO_VIDEO: "animate/animate.safetensors",
     DEGRADED: "video-degraded/degraded.safetensors",
     VIDRD: "vidrd/vidrd.safetensors",
+    SPACE_TIME: "space-time/space-time.safetensors",
     STEADY: f"vidrd/{DECODER}/{TEMPORAL_WEIGHTS}",
 }
 AS_THEY_ARE = {
     **{f"text/tokenizer/{name}": f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json")},
-    MOTION_ADAPTER: f"video/{MOTION_ADAPTER}",  # whose file says which model it is of
+    # files that say which model they are of
+    MOTION_ADAPTER: f"video/{MOTION_WEIGHTS}",
+    SPACE_TIME_MOTION: f"space-time/{MOTION_WEIGHTS}",
 }
 
 

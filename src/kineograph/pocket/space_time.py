@@ -1,8 +1,8 @@
 """The second family of video models: a space-time U-Net in the manner of Lumiere (Bar-Tal et al. 2024), in small.
 
 Sixteen frames are eight at half the size and four at a quarter, where alone attention along time stands; everywhere else
-convolutions follow the resnets. It begins and learns as VidRD's layers do (`vidrd.train`). It is trained for Still-Moving,
-whose paper has such a model, and does not ship: `python -m kineograph.pocket.recipe --from-shipped --stages space_time`.
+convolutions follow the resnets. It begins and learns as VidRD's layers do (`vidrd.train`). Still-Moving's paper has such a
+model beside one of layers along time inside an image U-Net; here it is `pocket-space-time`.
 """
 
 from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig

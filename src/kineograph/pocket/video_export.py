@@ -12,10 +12,11 @@ from transformers import CLIPTextModel
 
 from kineograph.models.decoder import TemporalDecoder
 from kineograph.models.saving import VOCABULARY
-from kineograph.models.video_folder import DECODER, write_decoder
-from kineograph.pocket import decoder, image_to_video, video, vidrd
+from kineograph.models.temporal_layers import TemporalConfig
+from kineograph.models.video_folder import DECODER, MOTION_WEIGHTS, write_decoder
+from kineograph.pocket import decoder, image_to_video, space_time, video, vidrd
 from kineograph.pocket.export import WEIGHTS
-from kineograph.pocket.layer_stages import MOTION_ADAPTER, STEADY, VIDRD
+from kineograph.pocket.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, STEADY, VIDRD
 from kineograph.pocket.left import TEXT_TO_VIDEO, filmed
 from kineograph.pocket.settings import Settings
 from kineograph.pocket.stages import told
@@ -24,12 +25,13 @@ from kineograph.pocket.words import vocabulary
 
 
 def export_videos(settings: Settings, out: Path, weights: Path = WEIGHTS) -> None:
-    """Write `video/`, `animate/`, `video-degraded/` and `vidrd/` into `weights`."""
+    """Write `video/`, `animate/`, `video-degraded/`, `vidrd/` and `space-time/` into `weights`."""
     export_text_to_video(settings, out, weights)
     export_image_to_video(out, weights)
     export_motion_adapter(out, weights)
     export_degraded(out, weights)
     export_vidrd(out, weights)
+    export_space_time(out, weights)
 
 
 def export_text_to_video(settings: Settings, out: Path, weights: Path) -> None:
@@ -69,15 +71,27 @@ def export_degraded(out: Path, weights: Path) -> None:
 
 def export_vidrd(out: Path, weights: Path) -> None:
     """`vidrd/`: VidRD's layers and what changed with them in the network of `video/`, and the temporal decoder."""
-    folder = weights / "vidrd"
+    folder = _export_layers(weights, "vidrd", vidrd.CONFIG, out / VIDRD)
     shutil.rmtree(folder / DECODER, ignore_errors=True)
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vidrd.CONFIG.model_dump(exclude_defaults=True), indent=2) + "\n")
-    _save_halved(folder / "vidrd.safetensors", out / VIDRD)
     layers = TemporalDecoder(decoder.config_for(AutoencoderKL.from_pretrained(out / "vae" / "final")))
     layers.load_state_dict(load_file(out / STEADY))
     write_decoder(layers.half(), folder / DECODER)
+
+
+def export_space_time(out: Path, weights: Path) -> None:
+    """`space-time/`: Lumiere's layers and what changed with them in the network of `video/`, and their motion adapter."""
+    folder = _export_layers(weights, "space-time", space_time.CONFIG, out / SPACE_TIME)
+    shutil.copy(out / SPACE_TIME_MOTION, folder / MOTION_WEIGHTS)
+
+
+def _export_layers(weights: Path, part: str, config: TemporalConfig, learnt: Path) -> Path:
+    """The folder of other layers along time for the network of `video/`."""
+    folder = weights / part
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.model_dump(exclude_defaults=True), indent=2) + "\n")
+    _save_halved(folder / f"{part}.safetensors", learnt)
     shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
+    return folder
 
 
 def _save_halved(path: Path, file: Path) -> None:
