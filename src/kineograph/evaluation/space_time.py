@@ -13,7 +13,7 @@ from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
 
 NAME = "pocket-space-time"
-CASES = 20  # at most, of a study: a subject and a style
+CASES = 10  # at most, of a study: a subject's
 
 Make = Callable[[Model, Witnesses, int, int | None], Study]
 

@@ -29,7 +29,7 @@ from kineograph.recipes.customising import usual_video
 
 OURS, VIDEO, RENDERING = "ours", "video model", "rendering"
 INJECTION, INTERPOLATION, INTERLEAVED = BASELINES = ("injection", "interpolation", "interleaved training")
-ABLATED_CASES = 2 * PROMPTS
+ABLATED_CASES = PROMPTS  # a subject's: each part costs a training of its own
 SCALE = 3.0  # of guidance, less than elsewhere: it keeps more of a subject (docs/customising.md)
 KEPT = 0.8  # of the motion
 KINDS: tuple[Kind, ...] = ("subject", "style")
@@ -65,7 +65,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
 
 
 def ablated(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
-    """The method without each of its parts, of at most one subject and one style."""
+    """The method without each of its parts, of one subject."""
     table = studied(model, witnesses, min(count, ABLATED_CASES), steps)
     parts = {name: partial(ways.ablated, name) for name in ways.ABLATIONS}
     return table._replace(
