@@ -6,6 +6,7 @@ subject's class or the content alone, and the world's own rendering.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -150,9 +151,9 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
 
 
 def shares(model: Model, made: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
-    """How much of the customised weights interpolation was given, on average over its items."""
+    """How much of the customised weights interpolation was given, on average over the items that were trained here."""
     numbers = sorted({record["case"] // PROMPTS for record in made if record["arm"] == INTERPOLATION})
-    chosen = [ways.share_of(model, items()[number]) for number in numbers]
+    chosen = [*filter(math.isfinite, (ways.share_of(model, items()[number]) for number in numbers))]
     nothing = {arm: mean([]) for arm in (OURS, *BASELINES, VIDEO, RENDERING)}
     return {"share of the customised weights": nothing | {INTERPOLATION: mean(chosen)}}
 
