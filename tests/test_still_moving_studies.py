@@ -198,10 +198,9 @@ def test_without_a_motion_adapter_the_studies_are_left_out(plain_video, witnesse
     assert len(told) == 3 and all("has no motion adapter" in str(each.message) for each in told)
 
 
-def test_the_studies_of_the_second_family(plain_video, witnesses):
-    table, scales = (make(plain_video, witnesses, 100, 1) for make in reproduce.PAPERS["still-moving"][3:])
-    assert (table.name, scales.name) == ("still-moving-pocket-space-time", "motion-scale-pocket-space-time")
-    assert len(table.cases) == len(scales.cases) == space_time.CASES
+def test_the_scale_of_motion_of_the_second_family(plain_video, witnesses):
+    study = space_time.studied(plain_video, witnesses, 100, 1)
+    assert study.name == "motion-scale-pocket-space-time" and len(study.cases) == space_time.CASES
 
 
 def test_the_second_family_ships_with_its_motion_adapter(plain_video):

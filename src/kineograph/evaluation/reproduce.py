@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from kineograph.data.provenance import identifier
@@ -21,6 +20,7 @@ from kineograph.evaluation import (
     pan_and_zoom,
     personalised,
     smoothing,
+    space_time,
     specialised,
     still_moving,
     temporal_decoder,
@@ -29,11 +29,12 @@ from kineograph.evaluation import (
     videocrafter1,
 )
 from kineograph.evaluation.report import Report, write
-from kineograph.evaluation.space_time import Make, of_space_time
 from kineograph.evaluation.study import Study, Untrained, part, records
 from kineograph.evaluation.witnesses import Witnesses
 from kineograph.models.model import Model
 from kineograph.models.origin import origin
+
+Make = Callable[[Model, Witnesses, int, int | None], Study]
 
 PAPERS: Mapping[str, Sequence[Make]] = {
     "text2video-zero": (
@@ -45,10 +46,7 @@ PAPERS: Mapping[str, Sequence[Make]] = {
         long_videos.studied, long_videos.ablated, known_damage.studied, temporal_decoder.filmed,
         temporal_decoder.drawn, pan_and_zoom.studied,
     ),
-    "still-moving": (
-        still_moving.studied, still_moving.ablated, motion_scales.studied,
-        partial(of_space_time, still_moving.studied), partial(of_space_time, motion_scales.studied),
-    ),
+    "still-moving": (still_moving.studied, still_moving.ablated, motion_scales.studied, space_time.studied),
 }  # fmt: skip
 MODELS = {
     "text2video-zero": "pocket",
