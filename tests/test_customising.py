@@ -42,7 +42,7 @@ from kineograph.recipes.customising import (
     usual,
 )
 from kineograph.recipes.customising import run as running
-from kineograph.recipes.customising.photos import crop_offsets, photo
+from kineograph.recipes.customising.photos import Cut, cuts, photo
 from kineograph.recipes.customising.words import knows, style_words, subject_words
 from kineograph.training import weights
 from kineograph.training.gradients import sample_seed
@@ -353,9 +353,11 @@ def test_pictures_are_upright_on_white_and_cut_in_the_middle(tmp_path: Path) -> 
     assert first.pixels.shape == (40, 20, 3) and first.caption is None
     assert second.pixels[0, 0].tolist() == [0, 0, 0] and second.pixels[-1, 0].tolist() == [255, 255, 255]
     assert second.caption == "a black half"
-    middle = running.cut(first, 0.5, 0.5, 1, 20, 20).frames[0]
+    middle = running.cut(first, Cut(), 1, (20, 20)).frames[0]
     assert np.array_equal(middle, first.pixels[10:30])
-    assert np.array_equal(running.cut(first, 0.5, 0.5, -1, 20, 20).frames[0], middle[:, ::-1])
+    assert np.array_equal(running.cut(first, Cut(), -1, (20, 20)).frames[0], middle[:, ::-1])
+    corner = running.cut(first, Cut(0.0, 1.0, 0.5), 1, (10, 10)).frames[0]
+    assert np.array_equal(corner, first.pixels[30:40, :10])
 
 
 def test_crops_and_mirror_images_are_views(tiny: Model, few: Path, tmp_path: Path) -> None:
@@ -365,7 +367,10 @@ def test_crops_and_mirror_images_are_views(tiny: Model, few: Path, tmp_path: Pat
     shown = running.shown_of(start, see, start.photos[1], "a sks dog")
     assert len(shown.views) == 6 and not any(torch.equal(shown.views[0], each) for each in shown.views[1:])
     assert len(list((tmp_path / "latents").rglob("*.safetensors"))) == 6
-    assert [*crop_offsets(start.photos[0], 1, 0)] == [(0.5, 0.5)]
+    assert [*cuts(start.photos[0], 1, 1.0, 0)] == [Cut()]
+    random = [*cuts(start.photos[0], 20, 0.6, 0)]
+    assert all(0.6 <= each.share <= 1 for each in random) and len(set(random)) == 20
+    assert random == [*cuts(start.photos[0], 20, 0.6, 0)] != [*cuts(start.photos[1], 20, 0.6, 0)]
     plain = running.shown_of(start._replace(settings=settings()), see, start.photos[1], "a sks dog")
     assert len(plain.views) == 1
 

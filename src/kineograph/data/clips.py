@@ -82,14 +82,15 @@ def clip(
 
 
 def fitted_at(
-    image: Image.Image, height: int, width: int, at: tuple[float, float], pixel: float = 1.0
+    image: Image.Image, height: int, width: int, at: tuple[float, float], pixel: float = 1.0, share: float = 1.0
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A picture in this size: scaled to cover it, antialiased, and cut where it is wider or higher.
 
     at: what share of what is cut off goes at the left, and at the top. pixel: its pixels' width over their height.
+    share: of the sides of what would be seen, that much is; the rest is cut off too.
     """
     shape = width / height / pixel
-    wide, tall = min(image.width, image.height * shape), min(image.height, image.width / shape)
+    wide, tall = share * min(image.width, image.height * shape), share * min(image.height, image.width / shape)
     left, top = int((image.width - wide) * at[0]), int((image.height - tall) * at[1])
     box = (left, top, min(left + wide, image.width), min(top + tall, image.height))
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=GAP))

@@ -59,14 +59,23 @@ def photos(pictures: Pictures, *, least: int, side: int) -> list[Photo]:
     return read
 
 
-def crop_offsets(photo: Photo, count: int, seed: int) -> Iterator[tuple[float, float]]:
-    """What share of what is cut off goes at the left, and at the top: the middle, or so many random cuts."""
+class Cut(NamedTuple):
+    """What of a picture is seen: `share` of its sides; of what is cut off, so much is at the left, and at the top."""
+
+    across: float = 0.5
+    down: float = 0.5
+    share: float = 1.0
+
+
+def cuts(photo: Photo, count: int, least: float, seed: int) -> Iterator[Cut]:
+    """The middle of a picture, or so many random cuts that show `least` of its sides or more."""
     if count == 1:
-        yield 0.5, 0.5
+        yield Cut()
         return
     for number in range(count):
-        across, down = np.random.default_rng((int(photo.digest[:15], 16), seed, number)).uniform(size=2)
-        yield float(across), float(down)
+        rng = np.random.default_rng((int(photo.digest[:15], 16), seed, number))
+        across, down = rng.uniform(size=2)
+        yield Cut(float(across), float(down), float(rng.uniform(least, 1)))
 
 
 def listed(pictures: Pictures) -> list[str | Path | np.ndarray]:

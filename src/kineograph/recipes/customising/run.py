@@ -18,7 +18,7 @@ from kineograph.models.model import Model
 from kineograph.models.origin import fingerprints
 from kineograph.recipes.customising import batches, stills, trainee
 from kineograph.recipes.customising.batches import Shown
-from kineograph.recipes.customising.photos import Photo, Pictures, crop_offsets, photo, photos
+from kineograph.recipes.customising.photos import Cut, Photo, Pictures, cuts, photo, photos
 from kineograph.recipes.customising.prompts import in_motion, repeated
 from kineograph.recipes.customising.settings import Customising, changed, usual
 from kineograph.recipes.customising.trainee import Trainee
@@ -182,15 +182,20 @@ def shown_of(ready: Ready, see: See, picture: Photo, caption: str) -> Shown:
     (height, width), settings = ready.size, ready.settings
     sides = (1, -1) if settings.flips else (1,)
     views = [
-        (picture.digest, *at, side, height, width)
-        for at in crop_offsets(picture, settings.crops, settings.training.seed)
+        (seen, side)
+        for seen in cuts(picture, settings.crops, settings.crop_share, settings.training.seed)
         for side in sides
     ]
-    return Shown(tuple(see(Wanted(key, caption, partial(cut, picture, *key[1:]))).latents for key in views), caption)
+    return Shown(tuple(see(view(picture, caption, *each, (height, width))).latents for each in views), caption)
 
 
-def cut(picture: Photo, across: float, down: float, side: int, height: int, width: int) -> Clip:
-    frame = fitted_at(Image.fromarray(picture.pixels), height, width, (across, down))
+def view(picture: Photo, caption: str, seen: Cut, side: int, size: tuple[int, int]) -> Wanted:
+    """A cut of a picture, in the mirror where `side` is -1, that is to be encoded."""
+    return Wanted((picture.digest, *seen, side, *size), caption, partial(cut, picture, seen, side, size))
+
+
+def cut(picture: Photo, seen: Cut, side: int, size: tuple[int, int]) -> Clip:
+    frame = fitted_at(Image.fromarray(picture.pixels), *size, (seen.across, seen.down), share=seen.share)
     return Clip(np.ascontiguousarray(frame[None, :, ::side]), STILL, "")
 
 

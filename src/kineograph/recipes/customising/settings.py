@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from kineograph.models.model import Model
 from kineograph.models.placement import place
@@ -78,7 +78,9 @@ class Customising(BaseModel):
     prior_weight  of the prior's pictures, which the model draws itself; 0 for none of them
     prior_folder  where they are kept, for several customisings to share; a folder of the output unless given
     height, width in pixels; the model's own unless given
-    crops         1 cuts the middle of each picture; more are so many random cuts of what is not square
+    crops, crop_share
+                  1 cuts the middle of each picture; more are so many random cuts of what is not square, and of this
+                  share of the sides at least: what is in the middle of a few pictures is then not always there
     flips         whether pictures are seen in the mirror too, which asymmetric subjects do not survive
     error         what is squared: what the network "predicted", or that told as "v", which weighs high levels more
     previews      prompts of pictures drawn on the way, every `training.validation_steps`
@@ -94,6 +96,7 @@ class Customising(BaseModel):
     height: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
     crops: int = Field(1, ge=1)
+    crop_share: float = Field(1.0, gt=0, le=1)
     flips: bool = False
     caption_dropout: float = Field(0.0, ge=0, le=1)
     levels: Literal["uniform"] | LogNormal = "uniform"
@@ -101,6 +104,12 @@ class Customising(BaseModel):
     gradient_checkpointing: bool = False
     previews: tuple[str, ...] = ()
     training: TrainingSettings
+
+    @model_validator(mode="after")
+    def _cut_at_random(self) -> Customising:
+        if self.crop_share < 1 and self.crops == 1:
+            raise ValueError("crop_share is of random cuts, and one cut is of the middle: expected crops of 2 or more")
+        return self
 
     def decisive(self) -> dict[str, Any]:
         """What decides, beside the settings of the loop, which weights come out, as JSON values."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,8 +33,8 @@ from kineograph.recipes.customising.motion_adapter import (
     stilled,
 )
 from kineograph.recipes.customising.natural import gathered
-from kineograph.recipes.customising.photos import Pictures, photo
-from kineograph.recipes.customising.run import FINAL, LATENTS, PREVIEWS, Reached, customise, cut
+from kineograph.recipes.customising.photos import Cut, Pictures, photo
+from kineograph.recipes.customising.run import FINAL, LATENTS, PREVIEWS, Reached, customise, view
 from kineograph.recipes.customising.stills import kept_stills, save_picture
 from kineograph.recipes.customising.trainee import customised
 from kineograph.recipes.customising.video_ready import VideoReady, needs_motion_adapter, ready_video
@@ -43,7 +42,6 @@ from kineograph.recipes.customising.video_settings import VideoCustomising
 from kineograph.recipes.training import samples
 from kineograph.recipes.training.batches import leveller
 from kineograph.recipes.training.latents import See, kept
-from kineograph.recipes.training.latents import Wanted as Seen
 from kineograph.recipes.training.run import take
 from kineograph.training import Progress, fit, weights
 from kineograph.training.lock import claimed
@@ -128,9 +126,7 @@ def _stills(ready: VideoReady, shown: list[Shown]) -> Iterator[Reached]:
 
 def _seen(see: See, file: Path, prompt: str, size: tuple[int, int], frames: int) -> Shown:
     """A still as a video that stands still."""
-    picture = photo(file)
-    at = (0.5, 0.5, 1, *size)
-    sight = see(Seen((picture.digest, *at), prompt, partial(cut, picture, *at)))
+    sight = see(view(photo(file), prompt, Cut(), 1, size))
     return adapting.frozen(Shown((sight.latents,), prompt), frames)
 
 
