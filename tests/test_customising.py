@@ -367,7 +367,7 @@ def test_crops_and_mirror_images_are_views(tiny: Model, few: Path, tmp_path: Pat
     shown = running.shown_of(start, see, start.photos[1], "a sks dog")
     assert len(shown.views) == 6 and not any(torch.equal(shown.views[0], each) for each in shown.views[1:])
     assert len(list((tmp_path / "latents").rglob("*.safetensors"))) == 6
-    assert [*cuts(start.photos[0], 1, 1.0, 0)] == [Cut()]
+    assert [*cuts(start.photos[0], 1, 1.0, 0)] == [Cut()] != [*cuts(start.photos[0], 1, 0.6, 0)]
     random = [*cuts(start.photos[0], 20, 0.6, 0)]
     assert all(0.6 <= each.share <= 1 for each in random) and len(set(random)) == 20
     assert random == [*cuts(start.photos[0], 20, 0.6, 0)] != [*cuts(start.photos[1], 20, 0.6, 0)]

@@ -68,8 +68,8 @@ class Cut(NamedTuple):
 
 
 def cuts(photo: Photo, count: int, least: float, seed: int) -> Iterator[Cut]:
-    """The middle of a picture, or so many random cuts that show `least` of its sides or more."""
-    if count == 1:
+    """So many random cuts of a picture that show `least` of its sides or more; where that is one of all, the middle."""
+    if count == 1 and least == 1:
         yield Cut()
         return
     for number in range(count):

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator
 
 from kineograph.models.model import Model
 from kineograph.models.placement import place
@@ -79,8 +79,8 @@ class Customising(BaseModel):
     prior_folder  where they are kept, for several customisings to share; a folder of the output unless given
     height, width in pixels; the model's own unless given
     crops, crop_share
-                  1 cuts the middle of each picture; more are so many random cuts of what is not square, and of this
-                  share of the sides at least: what is in the middle of a few pictures is then not always there
+                  1 and 1 cut the middle of each picture; else it is so many random cuts of this share of the sides at
+                  least: what is in the middle of a few pictures is then not always there
     flips         whether pictures are seen in the mirror too, which asymmetric subjects do not survive
     error         what is squared: what the network "predicted", or that told as "v", which weighs high levels more
     previews      prompts of pictures drawn on the way, every `training.validation_steps`
@@ -104,12 +104,6 @@ class Customising(BaseModel):
     gradient_checkpointing: bool = False
     previews: tuple[str, ...] = ()
     training: TrainingSettings
-
-    @model_validator(mode="after")
-    def _cut_at_random(self) -> Customising:
-        if self.crop_share < 1 and self.crops == 1:
-            raise ValueError("crop_share is of random cuts, and one cut is of the middle: expected crops of 2 or more")
-        return self
 
     def decisive(self) -> dict[str, Any]:
         """What decides, beside the settings of the loop, which weights come out, as JSON values."""
