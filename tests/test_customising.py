@@ -42,7 +42,7 @@ from kineograph.recipes.customising import (
     usual,
 )
 from kineograph.recipes.customising import run as running
-from kineograph.recipes.customising.photos import Cut, cuts, photo
+from kineograph.recipes.customising.photos import Cut, cut, cuts, photo
 from kineograph.recipes.customising.words import knows, style_words, subject_words
 from kineograph.training import weights
 from kineograph.training.gradients import sample_seed
@@ -353,10 +353,10 @@ def test_pictures_are_upright_on_white_and_cut_in_the_middle(tmp_path: Path) -> 
     assert first.pixels.shape == (40, 20, 3) and first.caption is None
     assert second.pixels[0, 0].tolist() == [0, 0, 0] and second.pixels[-1, 0].tolist() == [255, 255, 255]
     assert second.caption == "a black half"
-    middle = running.cut(first, Cut(), 1, (20, 20)).frames[0]
+    middle = cut(first, Cut(), 1, (20, 20)).frames[0]
     assert np.array_equal(middle, first.pixels[10:30])
-    assert np.array_equal(running.cut(first, Cut(), -1, (20, 20)).frames[0], middle[:, ::-1])
-    corner = running.cut(first, Cut(0.0, 1.0, 0.5), 1, (10, 10)).frames[0]
+    assert np.array_equal(cut(first, Cut(), -1, (20, 20)).frames[0], middle[:, ::-1])
+    corner = cut(first, Cut(0.0, 1.0, 0.5), 1, (10, 10)).frames[0]
     assert np.array_equal(corner, first.pixels[30:40, :10])
 
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
+from kineograph.data.clips import STILL, Clip, fitted_at
 from kineograph.data.layouts import IMAGES
 from kineograph.data.picture import read_picture
 from kineograph.data.places import is_hidden
@@ -76,6 +78,12 @@ def cuts(photo: Photo, count: int, least: float, seed: int) -> Iterator[Cut]:
         rng = np.random.default_rng((int(photo.digest[:15], 16), seed, number))
         across, down = rng.uniform(size=2)
         yield Cut(float(across), float(down), float(rng.uniform(least, 1)))
+
+
+def cut(picture: Photo, seen: Cut, side: int, size: tuple[int, int]) -> Clip:
+    """A cut as a video of one frame of this height and width, in the mirror where `side` is -1."""
+    frame = fitted_at(Image.fromarray(picture.pixels), *size, (seen.across, seen.down), share=seen.share)
+    return Clip(np.ascontiguousarray(frame[None, :, ::side]), STILL, "")
 
 
 def listed(pictures: Pictures) -> list[str | Path | np.ndarray]:

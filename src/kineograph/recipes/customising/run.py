@@ -8,17 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-import numpy as np
-from PIL import Image
-
-from kineograph.data.clips import STILL, Clip, fitted_at
 from kineograph.data.files import instead_of, slug
 from kineograph.errors import InputError
 from kineograph.models.model import Model
 from kineograph.models.origin import fingerprints
 from kineograph.recipes.customising import batches, stills, trainee
 from kineograph.recipes.customising.batches import Shown
-from kineograph.recipes.customising.photos import Cut, Photo, Pictures, cuts, photo, photos
+from kineograph.recipes.customising.photos import Cut, Photo, Pictures, cut, cuts, photo, photos
 from kineograph.recipes.customising.prompts import in_motion, repeated
 from kineograph.recipes.customising.settings import Customising, changed, usual
 from kineograph.recipes.customising.trainee import Trainee
@@ -192,11 +188,6 @@ def shown_of(ready: Ready, see: See, picture: Photo, caption: str) -> Shown:
 def view(picture: Photo, caption: str, seen: Cut, side: int, size: tuple[int, int]) -> Wanted:
     """A cut of a picture, in the mirror where `side` is -1, that is to be encoded."""
     return Wanted((picture.digest, *seen, side, *size), caption, partial(cut, picture, seen, side, size))
-
-
-def cut(picture: Photo, seen: Cut, side: int, size: tuple[int, int]) -> Clip:
-    frame = fitted_at(Image.fromarray(picture.pixels), *size, (seen.across, seen.down), share=seen.share)
-    return Clip(np.ascontiguousarray(frame[None, :, ::side]), STILL, "")
 
 
 def _steps(ready: Ready, shown: list[list[Shown]]) -> Generator[Progress, None, None]:
