@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
-
 from kineograph.evaluation import motion_scales
 from kineograph.evaluation.study import Study
 from kineograph.evaluation.witnesses import Witnesses
@@ -18,9 +14,5 @@ CASES = 20  # at most
 
 def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """The study of that model in place of the one given, on its device and in its number format."""
-    return motion_scales.studied(_opened(model.device, model.dtype), witnesses, min(count, CASES), steps)
-
-
-@cache
-def _opened(device: torch.device, dtype: torch.dtype) -> Model:
-    return load(NAME, device=device, dtype=dtype)
+    own = load(NAME, device=model.device, dtype=model.dtype)
+    return motion_scales.studied(own, witnesses, min(count, CASES), steps)
