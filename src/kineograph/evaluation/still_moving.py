@@ -99,8 +99,17 @@ def _settings(model: Model, steps: int | None) -> dict[str, Any]:
         "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
         "items": [item.name for item in items()], "motion": flows.PROTOCOL,
         "video model": fingerprint(model.net), "motion eye": fingerprint(load_judge().motion_eye),
-        "customising": {kind: usual_video(model, kind).model_dump(mode="json") for kind in KINDS},
+        "customising": {kind: _customising(model, kind) for kind in KINDS},
     }  # fmt: skip
+
+
+def _customising(model: Model, kind: Kind) -> dict[str, Any]:
+    """But for the number format that its loops compute in, which is the machine's."""
+    settings = usual_video(model, kind)
+    of = "mixed_precision"
+    return settings.model_dump(
+        mode="json", exclude={"image": {"training": {of}}, "training": {of}, "motion_training": {of}}
+    )
 
 
 def drawn(steps: int, model: Model, case: Case, prompt: str | None = None) -> Frames:
