@@ -105,11 +105,9 @@ def _settings(model: Model, steps: int | None) -> dict[str, Any]:
 
 def _customising(model: Model, kind: Kind) -> dict[str, Any]:
     """But for the number format that its loops compute in, which is the machine's."""
-    settings = usual_video(model, kind)
-    of = "mixed_precision"
-    return settings.model_dump(
-        mode="json", exclude={"image": {"training": {of}}, "training": {of}, "motion_training": {of}}
-    )
+    loops = {"training": {"mixed_precision"}, "motion_training": {"mixed_precision"}}
+    image = {"training": loops["training"]}
+    return usual_video(model, kind).model_dump(mode="json", exclude={"image": image, **loops})
 
 
 def drawn(steps: int, model: Model, case: Case, prompt: str | None = None) -> Frames:
