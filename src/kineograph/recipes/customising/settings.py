@@ -135,8 +135,8 @@ OF_SMALL: Mapping[str, Any] = {
 SMALLER: Mapping[str, Mapping[str, Any]] = {
     "subject": {"lora": {"layers": "all"}},
     "subject, whole": {"lora": None, "training": {"learning_rate": 1e-4}},
-    # Without text_rank the style's words say too little beside others; without cuts, and in more steps, things come to
-    # stay where they are on the pictures.
+    # Without text_rank the style's words say too little beside others; without cuts things stay where they are on the
+    # pictures.
     "style": {
         "lora": {"layers": "transformers", "text_rank": 4},
         "crops": 12,
