@@ -159,6 +159,7 @@ def test_the_judge_answers_for_any_size():
     assert isinstance(judge.motion(np.zeros((5, 128, 128, 3), np.uint8)), str)
 
 
+@pytest.mark.timeout(600)  # twelve stages, each a step and a look at it
 def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
     small = Settings(pictures=12, held_out=64, pairs=4, families=6, films=2, edits=2, judged=2)
     plans = {"geometry": 4, "vae": 4, "text": 2, "clip": 2, "unet": 2, "control": 2, "edit": 2, "eye": 16, "motion": 2}

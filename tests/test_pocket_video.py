@@ -129,6 +129,7 @@ def test_the_text_tower_is_asked_for_motion_and_kept_to_pictures(out: Path):
     assert facts.shape == (8, len(moving_text.TOLD))
 
 
+@pytest.mark.timeout(600)  # eleven stages, each a step and a look at it
 def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     recipe.run(STAGES, SMALL, out)
     recipe.run(STAGES, SMALL, out)  # ended stages are left alone

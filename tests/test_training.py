@@ -146,11 +146,11 @@ def test_it_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, memory: torch.me
 
 
 def test_memory_formats_change_nothing(tmp_path: Path):
-    for optimizer in ("adamw", "muon"):
+    # Muon works in bfloat16, where the order of a matrix' columns counts: the weights go 0.04, and 0.0025 apart
+    for optimizer, off in {"adamw": 1e-5, "muon": 5e-3}.items():
         nets = tiny_net(), tiny_net().to(memory_format=torch.channels_last)
         ends = [after(tmp_path / f"{optimizer}{n}", settings(optimizer=optimizer), net) for n, net in enumerate(nets)]
-        # Muon works in bfloat16, where the order of a matrix' columns counts
-        assert all(torch.allclose(ends[0][name], ends[1][name], atol=2e-3) for name in ends[0])
+        assert all(torch.allclose(ends[0][name], ends[1][name], atol=off) for name in ends[0])
 
 
 def test_muon_s_state_does_not_know_how_many_cores_there_were():

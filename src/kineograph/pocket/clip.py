@@ -17,7 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from kineograph.pocket import captions
 from kineograph.pocket.augment import soften
 from kineograph.pocket.feed import Pool, shot_of, things_at
-from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fast, fit
 from kineograph.pocket.networks import PATCH, SIDE, WIDTH
 from kineograph.pocket.sheets import as_tensor
 from kineograph.pocket.text import ASKED, captions_as_ids, facts_as_numbers, readings
@@ -134,7 +134,7 @@ def reporter(held_out: Pool, tokens: CLIPTokenizer) -> Callable[[Taught], Figure
     @torch.no_grad()
     def report(net: Taught) -> Figures:
         device = next(net.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16):
+        with fast(device):
             out = net.clip(input_ids=words.to(device), pixel_values=as_tensor(few.pictures).to(device))
         right, colour, thing = out.logits_per_image.float().cpu().split(count, dim=1)
         found = right.argmax(1) == torch.arange(count)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from kineograph.models.decoder import DecoderConfig, TemporalDecoder, blocks_of, each_alone, errors
 from kineograph.pocket import feed, films, world
 from kineograph.pocket.feed import Pool
-from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fast, fit
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, as_tensor, save_sheet
 from kineograph.pocket.vae import CROP, DOWN, SETTLE, SIDE
@@ -105,7 +105,7 @@ def reporter(folder: Path, held_out: Pool) -> Callable[[Steadied], Figures]:
     def report(net: Steadied) -> Figures:
         device = next(net.parameters()).device
         frames = as_tensor(shown.reshape(-1, *shown.shape[2:])).unflatten(0, shown.shape[:2]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with fast(device):
             z = encoded(net, frames)
             alone, steady = (torch.cat(list(way(net.vae, z, FRAMES)), 1).float() for way in (each_alone, net.decoder))
         save_sheet(folder / "sheet.png", shown[0], as_pictures(alone[0]), as_pictures(steady[0]))

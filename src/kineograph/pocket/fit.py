@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kineograph.models.placement import place
 from kineograph.pocket.optimisers import Optimisers, hand_over_gradients, optimisers
 
 Batch = tuple[Tensor, ...]
@@ -73,6 +74,11 @@ def keep_freed_memory() -> None:
 
 def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fast(device: torch.device) -> torch.autocast:
+    """Networks compute in bfloat16 within: on a CPU without units for it in float32, several times faster there."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=place(device).dtype != torch.float32)
 
 
 def fit(
@@ -131,7 +137,7 @@ def _descend(net: Net, loss: Loss[Net], shares: list[Batch], workers: ThreadPool
     device = next(net.parameters()).device
 
     def share(part: Batch) -> Figures:
-        with torch.autocast(device.type, torch.bfloat16):
+        with fast(device):
             losses = loss(net, tuple(t.to(device) for t in part))
         (sum(losses.values(), torch.zeros((), device=device)) / len(shares)).backward()
         return {name: float(value.detach()) / len(shares) for name, value in losses.items()}

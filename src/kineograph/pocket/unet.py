@@ -21,7 +21,7 @@ from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph.pocket import vae as autoencoder
 from kineograph.pocket.feed import Pool, things_at
-from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fast, fit
 from kineograph.pocket.networks import DOWN, LATENT_CHANNELS, SIDE
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, save_sheet
@@ -161,7 +161,7 @@ def draw_pictures(
         states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
 
         def network(z: Latents, t: Tensor) -> Latents:
-            with torch.autocast(device.type, torch.bfloat16):
+            with fast(device):
                 return net(z[:, 0].to(device), t.to(device), states, *beside).sample.float().cpu()[:, None]
 
         return network

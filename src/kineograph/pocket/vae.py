@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from kineograph.pocket.feed import Pool
-from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
+from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fast, fit
 from kineograph.pocket.norms import with_quick_norms
 from kineograph.pocket.sheets import as_pictures, as_tensor, save_sheet
 
@@ -77,7 +77,7 @@ def reporter(folder: Path, held_out: Pool) -> Callable[[AutoencoderKL], Figures]
 def encode(net: AutoencoderKL, pictures: np.ndarray) -> Tensor:
     """uint8 [n, h, w, 3] -> the means of the latents, unscaled, float32 [n, c, h/8, w/8] on the CPU."""
     device = next(net.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16):
+    with fast(device):
         return net.encode(as_tensor(pictures).to(device)).latent_dist.mean.float().cpu()
 
 
@@ -85,5 +85,5 @@ def encode(net: AutoencoderKL, pictures: np.ndarray) -> Tensor:
 def decode(net: AutoencoderKL, latents: Tensor) -> Tensor:
     """Unscaled latents [n, c, h, w] -> pictures in -1..1, float32 [n, 3, 8h, 8w] on the CPU."""
     device = next(net.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16):
+    with fast(device):
         return net.decode(latents.to(device)).sample.float().cpu()

@@ -21,7 +21,7 @@ from kineograph.pocket import vae
 from kineograph.pocket.asked import Asked
 from kineograph.pocket.captions import MOTIONS
 from kineograph.pocket.films import FRAMES
-from kineograph.pocket.fit import Figures
+from kineograph.pocket.fit import Figures, fast
 from kineograph.pocket.judge import load_judge
 from kineograph.pocket.networks import LATENT_CHANNELS
 from kineograph.pocket.sheets import as_pictures, save_sheet
@@ -77,7 +77,7 @@ def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, steps: in
 
     def bound(conditions: list[Condition]) -> Callable[[Latents, Tensor], Latents]:
         def network(z: Latents, t: Tensor) -> Latents:
-            with torch.autocast(device.type, torch.bfloat16):
+            with fast(device):
                 return torch.cat([net(z[k : k + 1], t, each).float() for k, each in enumerate(conditions)])
 
         return network
