@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
-from kineograph.pocket import clip, feed, fit, judging, recipe, words
+from kineograph.pocket import clip, feed, fit, judging, recipe, unet, words
 from kineograph.pocket.export import export
 from kineograph.pocket.fit import Plan
 from kineograph.pocket.judge import Judge, load_judge
@@ -160,7 +160,8 @@ def test_the_judge_answers_for_any_size():
 
 
 @pytest.mark.timeout(600)  # twelve stages, each a step and a look at it
-def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
+def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path, monkeypatch):
+    monkeypatch.setattr(unet, "STEPS", 2)
     small = Settings(pictures=12, held_out=64, pairs=4, families=6, films=2, edits=2, judged=2)
     plans = {"geometry": 4, "vae": 4, "text": 2, "clip": 2, "unet": 2, "control": 2, "edit": 2, "eye": 16, "motion": 2}
     settings = small.model_copy(
@@ -178,11 +179,11 @@ def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path):
     sizes = {name: size(tmp_path / "weights" / name) for name in ("control", "edit")}
     assert sum(sizes.values()) <= 16e6
     assert size(tmp_path / "weights") - sum(sizes.values()) <= 38e6
-    unet = UNet2DConditionModel.from_pretrained(tmp_path / "weights" / "unet", torch_dtype=torch.float32)
+    drawer = UNet2DConditionModel.from_pretrained(tmp_path / "weights" / "unet", torch_dtype=torch.float32)
     for kind in ("canny", "depth", "pose"):
-        assert restored(as_control(unet), load_file(tmp_path / "weights" / "control" / f"{kind}.safetensors"))
-    editor = restored(as_editor(unet), load_file(tmp_path / "weights" / "edit" / "edit.safetensors"))
-    assert editor.config["in_channels"] == 2 * unet.config["in_channels"]
+        assert restored(as_control(drawer), load_file(tmp_path / "weights" / "control" / f"{kind}.safetensors"))
+    editor = restored(as_editor(drawer), load_file(tmp_path / "weights" / "edit" / "edit.safetensors"))
+    assert editor.config["in_channels"] == 2 * drawer.config["in_channels"]
 
 
 def size(folder):

@@ -36,6 +36,7 @@ HEAVIEST = 25.0
 CELLS = SIDE // DOWN
 THING = 3.0  # weight of a cell with a thing in it: scenery is most of a picture, and the smaller part of its meaning
 UNTOLD = 0.1  # share of captions dropped, for guidance
+STEPS = 10  # of the solver that draws pictures for a sheet
 SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "prediction_type": "epsilon", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,
@@ -154,7 +155,7 @@ def draw_pictures(
     *beside: Tensor,
     scale: float = 5.0,
 ) -> Tensor:
-    """Latents [n, c, h, w] of pictures from tokens, by ten guided steps of DPM-Solver++."""
+    """Latents [n, c, h, w] of pictures from tokens, by guided steps of DPM-Solver++."""
     device = next(net.parameters()).device
 
     def bound(words: np.ndarray) -> Callable[[Latents, Tensor], Latents]:
@@ -167,6 +168,6 @@ def draw_pictures(
         return network
 
     look = guided(schedule.denoise(bound(told)), schedule.denoise(bound(untold)), scale)
-    sigmas = leading(schedule.sigmas, 10)
+    sigmas = leading(schedule.sigmas, STEPS)
     noise = independent(0, [0], (len(told), LATENT_CHANNELS, CELLS, CELLS))
     return last(dpmpp_2m(look, sigmas[0] * noise, sigmas))[:, 0]
