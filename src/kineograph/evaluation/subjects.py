@@ -25,6 +25,7 @@ from kineograph.evaluation.protocol import Case
 from kineograph.models.checkpoints import load
 from kineograph.models.model import Model
 from kineograph.pocket.captions import SCENES as WHERE
+from kineograph.pocket.fit import fast
 from kineograph.pocket.world import SCENES, Shot, render, shots
 
 SEED, COUNT, PICTURES = 60_007, 4, 5
@@ -118,6 +119,6 @@ def _loss(model: Model, x0: Tensor, told: Tensor, draws: torch.Generator) -> Ten
     sigma = table[t][:, None, None, None]
     noise = torch.randn(x0.shape, generator=draws)
     z = ((x0 + sigma * noise) / (1 + sigma**2).sqrt()).to(memory_format=torch.channels_last)
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast(z.device):
         found = model.net.image_unet(z, t, told).sample
     return ((1 + sigma**2).clamp(max=25) * (found.float() - noise).square()).mean()
