@@ -159,7 +159,7 @@ def test_the_judge_answers_for_any_size():
     assert isinstance(judge.motion(np.zeros((5, 128, 128, 3), np.uint8)), str)
 
 
-@pytest.mark.timeout(600)  # twelve stages, each a step and a look at it
+@pytest.mark.timeout(600)  # eight stages, each a step and a look at it
 def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path, monkeypatch):
     monkeypatch.setattr(unet, "STEPS", 2)
     small = Settings(pictures=12, held_out=64, pairs=4, families=6, films=2, edits=2, judged=2)

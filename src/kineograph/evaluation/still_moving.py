@@ -105,9 +105,9 @@ def _settings(model: Model, steps: int | None) -> dict[str, Any]:
 
 def _customising(model: Model, kind: Kind) -> dict[str, Any]:
     """But for the number format that its loops compute in, which is the machine's."""
-    loops = {"training": {"mixed_precision"}, "motion_training": {"mixed_precision"}}
-    image = {"training": loops["training"]}
-    return usual_video(model, kind).model_dump(mode="json", exclude={"image": image, **loops})
+    loop = {"mixed_precision"}
+    without: dict[str, Any] = {"image": {"training": loop}, "training": loop, "motion_training": loop}
+    return usual_video(model, kind).model_dump(mode="json", exclude=without)
 
 
 def drawn(steps: int, model: Model, case: Case, prompt: str | None = None) -> Frames:

@@ -36,7 +36,7 @@ HEAVIEST = 25.0
 CELLS = SIDE // DOWN
 THING = 3.0  # weight of a cell with a thing in it: scenery is most of a picture, and the smaller part of its meaning
 UNTOLD = 0.1  # share of captions dropped, for guidance
-STEPS = 10  # of the solver that draws pictures for a sheet
+STEPS = 10  # of the solver that draws what a sheet shows
 SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "prediction_type": "epsilon", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,

@@ -25,7 +25,7 @@ from kineograph.pocket.fit import Figures, fast
 from kineograph.pocket.judge import load_judge
 from kineograph.pocket.networks import LATENT_CHANNELS
 from kineograph.pocket.sheets import as_pictures, save_sheet
-from kineograph.pocket.unet import CELLS
+from kineograph.pocket.unet import CELLS, STEPS
 from kineograph.pocket.video import RATIO, SCHEDULE
 from kineograph.pocket.words import ids
 from kineograph.trajectory import dpmpp_2m, last
@@ -71,7 +71,7 @@ def reporter(
 
 
 @torch.no_grad()
-def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, steps: int = 10, scale: float = 5.0) -> Latents:
+def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, scale: float = 5.0) -> Latents:
     """Latents [b f c h w] of videos, by guided steps of DPM-Solver++."""
     device = next(net.parameters()).device
 
@@ -83,7 +83,7 @@ def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, steps: in
         return network
 
     look = guided(SCHEDULE.denoise(bound(one_by_one(told))), SCHEDULE.denoise(bound(one_by_one(untold))), scale)
-    sigmas = leading(SCHEDULE.sigmas, steps)
+    sigmas = leading(SCHEDULE.sigmas, STEPS)
     noise = related(RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
     return last(dpmpp_2m(look, sigmas[0] * noise, sigmas))
 
