@@ -1,0 +1,130 @@
+"""Odd machines: locales, consoles, pipes, paths, and folders that cannot be written."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import tiny_models
+from cases.program import SMALL, SPAWN, run, spawn
+from cases.tiny_models import ldm_vae
+from safetensors.torch import save_file
+
+import kineograph as kg
+
+CHINESE = "一.mp4"
+
+
+@pytest.fixture
+def desk(work, sd_folder, monkeypatch) -> Path:
+    """The current folder, which holds a model, m, and a video."""
+    monkeypatch.chdir(work)
+    (work / "m").symlink_to(sd_folder)
+    settings = {"prompt": "一条鱼 🐟", "seed": 1}
+    kg.Video(np.zeros((2, 16, 16, 3), np.uint8), fps=4, settings=settings).save(work / CHINESE)
+    return work
+
+
+def generation(output: str) -> list[object]:
+    return ["generate", "a cat", "--model", "m", *SMALL, "-o", output]
+
+
+# --- paths and widths
+
+
+@pytest.mark.parametrize("output", ["my folder/a b ü.mp4", r"C:\videos\x.mp4"])
+def test_output_path_may_have_spaces_and_backslashes(desk, output):
+    """Case 54."""
+    said = run(*generation(output))
+    assert said.status == 0 and not said.crashed
+
+
+def test_lora_that_is_not_there_is_refused_though_its_name_has_an_equals_sign(desk):
+    """Case 54."""
+    said = run(*generation("x.mp4"), "--lora", "my=lora.safetensors")
+    assert said.status == 2 and not said.crashed
+
+
+def test_output_that_is_a_dangling_symlink_is_refused(desk):
+    """Case 54."""
+    (desk / "x.mp4").symlink_to("nowhere.mp4")
+    said = run(*generation("x.mp4"))
+    assert said.status == 2 and not said.crashed
+
+
+def test_model_may_be_a_symlink(desk):
+    """Case 54."""
+    assert (desk / "m").is_symlink()
+    assert run(*generation("x.mp4")).status == 0
+
+
+@pytest.mark.parametrize(("command", "columns"), [(["inspect", CHINESE], "20"), (["generate", "--help"], "1")])
+def test_terminal_may_be_narrow(desk, command, columns):
+    """Case 54 (rich#3400)."""
+    said = run(*command, env={"COLUMNS": columns})
+    assert said.status == 0 and not said.crashed
+
+
+# --- environment variables
+
+C_LOCALE = {"LC_ALL": "C", "LANG": "C"}
+ASCII_FILE_NAMES = C_LOCALE | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "env", "without"),
+    [
+        pytest.param(
+            ["generate", "一条鱼 🐟", "--model", "m", *SMALL, "-o", "鱼.mp4"],
+            C_LOCALE,
+            "PYTHONUTF8",
+            id="generate in C",
+        ),
+        pytest.param(["inspect", CHINESE], ASCII_FILE_NAMES, "", id="inspect in C"),
+        pytest.param(["inspect", CHINESE], {"PYTHONIOENCODING": "cp1252"}, "", id="inspect in cp1252"),
+        pytest.param(["models"], {"NO_COLOR": "1", "FORCE_COLOR": "1"}, "", id="no colour"),
+        pytest.param(["doctor"], {"TERM": "dumb"}, "", id="dumb terminal"),
+        pytest.param(generation("x.mp4"), {"TMPDIR": "/nonexistent"}, "", id="no TMPDIR"),
+        pytest.param(generation("x.mp4"), {}, "HOME", id="no HOME"),
+    ],
+)
+def test_environment_may_be_odd(desk, command, env, without):
+    """Case 54 (rich#212, B2#1071, rich#3400)."""
+    said = spawn(*command, cwd=desk, env=env, without=without)
+    assert said.status == 0 and not said.crashed
+
+
+@pytest.mark.slow
+def test_vae_file_loads_without_a_temporary_folder(desk):
+    """Case 55: TMPDIR on a full or read-only disk, where a VAE's configuration was written."""
+    save_file(ldm_vae(tiny_models.sd().vae), desk / "vae.safetensors")
+    said = spawn(*generation("x.mp4"), "--vae", "vae.safetensors", cwd=desk, env={"TMPDIR": "/proc"})
+    assert said.status in (0, 2) and not said.crashed
+
+
+# --- pipes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("read", [1, 0], ids=["after a byte", "at once"])
+@pytest.mark.parametrize(
+    "command", [["models", "--json"], ["inspect", CHINESE], ["generate", "--help"], ["doctor"]], ids=" ".join
+)
+def test_reader_of_a_pipe_may_leave(desk, command, read):
+    """Case 54 (B2#1071): `kineograph models --json | head -c 1`."""
+    with subprocess.Popen([*SPAWN, *command], cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        program.stdout.read(read)
+        program.stdout.close()
+        errors = program.stderr.read().decode()
+    assert not [word for word in ("Traceback", "BrokenPipe", "Exception ignored") if word in errors]
+
+
+@pytest.mark.slow
+def test_stdout_may_be_closed(desk):
+    """Case 54: a service that starts the program without one."""
+    closed = ["sh", "-c", 'exec "$@" 2>&1 >&-', "sh", *SPAWN, *map(str, generation("x.mp4"))]
+    ended = subprocess.run(closed, cwd=desk, capture_output=True, check=False)
+    assert ended.returncode == 0 and b"Traceback" not in ended.stdout
