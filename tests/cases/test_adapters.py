@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 import kineograph as kg
 
+fails = partial(pytest.mark.xfail, strict=True, raises=AssertionError)
+
 
 @pytest.fixture
 def black(work) -> Path:
@@ -31,7 +34,9 @@ def black(work) -> Path:
 # --- textual inversion
 
 
-@pytest.mark.xfail(strict=True, reason="A1111 embedding: its word is the inner name, which nothing says")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="A1111 embedding: its word is the inner name, which nothing says"
+)
 def test_word_of_an_embedding_is_its_file_name_or_is_told(work, sd_folder):
     """Case 19 (InvokeAI#3438, diffusers#3097): an A1111 .pt whose inner name differs; the file's name is published."""
     file, prompt = work / "charturnerv2.pt", "a charturnerv2 cat"
@@ -113,15 +118,16 @@ def save_motion_module(path: Path) -> None:
     [
         pytest.param(
             "xl", save_hotshot, "hsxl_temporal_layers.safetensors", "otshot",
-            marks=pytest.mark.xfail(strict=True, reason="HotShot-XL layers: refused without their name"),
+            marks=fails(reason="HotShot-XL layers: refused without their name"),
         ),
         pytest.param(
             "sd", save_sparse_control, "v3_sd15_sparsectrl_rgb.ckpt", "parse",
-            marks=pytest.mark.xfail(strict=True, reason="SparseCtrl as a motion module: refused as PIA's"),
+            marks=fails(reason="SparseCtrl as a motion module: refused as PIA's"),
         ),
         ("sd", save_domain_adapter, "v3_sd15_adapter.safetensors", "LoRA"),
         ("xl", save_motion_module, "mm", "blocks 8, 16, 16"),
     ],
+    ids=["HotShot-XL", "SparseCtrl", "domain adapter", "of SD 1.5"],
 )  # fmt: skip
 def test_motion_module_of_another_kind_is_refused_by_its_kind(work, sd_folder, sdxl_folder, model, save, name, kind):
     """Case 21 (ADE#182, #76, sd-webui-animatediff#405): HotShot-XL, SparseCtrl, domain adapter, SD 1.5's on SDXL."""
@@ -132,7 +138,7 @@ def test_motion_module_of_another_kind_is_refused_by_its_kind(work, sd_folder, s
     assert kind in said.text.replace("sparsectrl", "")
 
 
-@pytest.mark.xfail(strict=True, reason="SparseCtrl as a ControlNet: refused without its name")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="SparseCtrl as a ControlNet: refused without its name")
 def test_sparse_control_as_a_controlnet_is_refused_by_its_kind(work, sd_folder, black):
     """Case 21 (sd-webui-animatediff#405)."""
     file = work / "v3_sd15_sparsectrl_rgb.ckpt"
@@ -208,7 +214,9 @@ NOT_CONTROLNETS = {
 }  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="not a ControlNet: refused by an internal error's text (NoneType)")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="not a ControlNet: refused by an internal error's text (NoneType)"
+)
 @pytest.mark.parametrize("name", NOT_CONTROLNETS)
 def test_file_of_another_kind_as_a_controlnet_is_refused(work, sd_folder, black, name):
     """Case 28 (sd-webui-controlnet#427, diffusers#9208, #4679): T2I-Adapter, ControlLLLite, Control-LoRA."""
@@ -305,7 +313,11 @@ def test_ip_adapter_plus_gives_the_tokens_that_diffusers_gives(ip_adapters, sd_f
     assert far(ours.flatten(), theirs.flatten()) < 1e-3
 
 
-@pytest.mark.xfail(strict=True, reason="IP-Adapter that does not fit: RuntimeError (matrix shapes) with a traceback")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="IP-Adapter that does not fit: RuntimeError (matrix shapes) with a traceback",
+)
 @pytest.mark.parametrize("name", ["other/ip-adapter-plus_sd15.safetensors", "ip/ip-adapter-faceid_sd15.safetensors"])
 def test_ip_adapter_that_does_not_fit_is_refused(work, ip_adapters, sd_folder, name):
     """Case 29 (diffusers#7766): an image encoder of another width, FaceID."""

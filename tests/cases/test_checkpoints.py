@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 import kineograph as kg
+
+fails = partial(pytest.mark.xfail, strict=True, raises=AssertionError)
 
 
 def saved(weights: tiny_models.Weights, path: Path) -> Path:
@@ -57,7 +60,9 @@ def test_text_encoder_loads_with_and_without_position_ids(work, sd_folder, posit
     assert [name for name in theirs if not torch.equal(ours[name], theirs[name])] == []
 
 
-@pytest.mark.xfail(strict=True, reason="v_pred mark: ignored where config= is given, without a warning")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="v_pred mark: ignored where config= is given, without a warning"
+)
 def test_v_pred_mark_counts_with_a_configuration_given(work, sdxl_folder):
     """Case 3 (InvokeAI#7495, diffusers#9171): the error message advises config= for the tokenizer."""
     marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
@@ -68,7 +73,7 @@ def test_v_pred_mark_counts_with_a_configuration_given(work, sdxl_folder):
     assert parameterisation(model) == "v_prediction" or any("predict" in str(each.message) for each in caught)
 
 
-@pytest.mark.xfail(strict=True, reason="generate: neither --prediction-type nor --config")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="generate: neither --prediction-type nor --config")
 def test_command_line_takes_what_a_single_file_does_not_say():
     """Case 4 (diffusers#9171): SD 1.5 with v-prediction, and where a file's tokenizer is."""
     assert re.search("--prediction-type|--config", run("generate", "--help").text, re.IGNORECASE)
@@ -150,7 +155,9 @@ def test_fp8_file_keeps_its_numbers_in_the_dtype_asked_for(work, sd_folder):
 # --- folders
 
 
-@pytest.mark.xfail(strict=True, reason="a folder with fp16 files alone: refused without a word of variants")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="a folder with fp16 files alone: refused without a word of variants"
+)
 def test_folder_of_fp16_files_alone_loads_or_names_the_variant(work):
     """Case 8 (diffusers#10928)."""
     tiny_models.sd().to(torch.float16).save_pretrained(work / "m", variant="fp16")
@@ -163,15 +170,15 @@ def test_folder_of_fp16_files_alone_loads_or_names_the_variant(work):
     [
         pytest.param(
             "text_encoder", "model", "encoder.layers.1.mlp.fc1.weight",
-            marks=pytest.mark.xfail(strict=True, reason="text encoder lacks a tensor: random numbers, no message"),
+            marks=fails(reason="text encoder lacks a tensor: random numbers, no message"),
         ),
         pytest.param(
             "unet", "diffusion_pytorch_model", "mid_block.resnets.0.conv1.weight",
-            marks=pytest.mark.xfail(strict=True, reason="U-Net lacks a tensor: NotImplementedError (meta tensor)"),
+            marks=fails(reason="U-Net lacks a tensor: NotImplementedError (meta tensor)"),
         ),
         pytest.param(
             "vae", "diffusion_pytorch_model", "decoder.conv_in.weight",
-            marks=pytest.mark.xfail(strict=True, reason="VAE lacks a tensor: NotImplementedError (meta tensor)"),
+            marks=fails(reason="VAE lacks a tensor: NotImplementedError (meta tensor)"),
         ),
     ],
     ids=["text_encoder", "unet", "vae"],
@@ -190,7 +197,10 @@ def test_folder_that_lacks_tensors_is_refused(work, sd_folder, part, file, gone)
 # --- distilled models
 
 
-@pytest.mark.xfail(strict=True, reason="timestep_spacing='trailing': ignored, one step starts at timestep 1")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="timestep_spacing='trailing': ignored, one step starts at timestep 1"
+)
 def test_one_step_of_a_turbo_model_starts_at_the_last_timestep(work):
     """Case 10 (diffusers#6112): SD-Turbo and SDXL-Turbo ship timestep_spacing="trailing"."""
     pipeline = tiny_models.sd()

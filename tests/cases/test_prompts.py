@@ -26,7 +26,9 @@ def model(sd_folder) -> kg.Model:
 # --- the syntax of other programs
 
 
-@pytest.mark.xfail(strict=True, reason="A1111 prompt syntax: taken as plain text without a message")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="A1111 prompt syntax: taken as plain text without a message"
+)
 @pytest.mark.parametrize(
     ("prompt", "same", "other"),
     [
@@ -35,6 +37,7 @@ def model(sd_folder) -> kg.Model:
         ("a cat <lora:style:0.8>", None, None),
         ("a cat BREAK grass", None, "a cat break grass"),
     ],
+    ids=["weight", "brackets", "lora", "BREAK"],
 )
 def test_a1111_syntax_is_applied_or_told_not_to_be(model, sd_folder, work, prompt, same, other):
     """Case 30 (diffusers#2136, heurist#11): (word:1.3), [word], <lora:name:1>, BREAK.
@@ -78,7 +81,9 @@ def test_clip_skip_of_a_prompt_is_that_of_diffusers(sd_folder, sdxl_folder, fami
     assert far(ours, diffusers_encoding(pipeline, clip_skip)) < 1e-4
 
 
-@pytest.mark.xfail(strict=True, reason="clip_skip: Model.prompt has it, generate and the command line do not")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="clip_skip: Model.prompt has it, generate and the command line do not"
+)
 def test_clip_skip_can_be_asked_for():
     """Case 31 (animatediff-cli#14, diffusers#3212): anime models want CLIP skip 2."""
     in_python = "clip_skip" in inspect.signature(kg.generate).parameters
@@ -113,7 +118,9 @@ def test_odd_prompt_may_name_the_file(sd_folder, work, monkeypatch, name):
     assert not run("generate", ODD[name], "--model", sd_folder, *SMALL).crashed
 
 
-@pytest.mark.xfail(strict=True, reason="undecodable prompt: TypeError in the tokenizer with a traceback")
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="undecodable prompt: TypeError in the tokenizer with a traceback"
+)
 def test_prompt_that_is_no_utf8_ends_without_a_traceback(work):
     """Case 33 (sd-scripts#513): a Latin-1 byte on the command line, which Python makes a surrogate."""
     said = run("generate", "a caf\udce9 on a street", *POCKET, "-o", work / "x.mp4")
@@ -123,7 +130,11 @@ def test_prompt_that_is_no_utf8_ends_without_a_traceback(work):
 # --- consoles
 
 
-@pytest.mark.xfail(strict=True, reason="path not in the console's encoding: UnicodeEncodeError after the work is done")
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="path not in the console's encoding: UnicodeEncodeError after the work is done",
+)
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
 def test_path_is_told_on_a_console_that_is_not_utf8(work, monkeypatch, encoding):
     """Case 34 (sd-scripts#513, rich#212): Windows' cp1252, and PYTHONIOENCODING."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 import kineograph as kg
 
 
-@pytest.mark.xfail(strict=True, reason="a checkpoint without a VAE: refused though vae= is given")
+@pytest.mark.xfail(strict=True, raises=kg.InputError, reason="a checkpoint without a VAE: refused though vae= is given")
 def test_checkpoint_without_a_vae_loads_with_a_vae_beside(work, sd_folder):
     """Case 7 (stable-diffusion-webui-forge#512): a pruned checkpoint."""
     weights = ldm(tiny_models.sd())
@@ -37,7 +37,10 @@ def other_vaes(tmp_path_factory) -> Path:
     return folder
 
 
-TAESD = pytest.param("taesd", marks=pytest.mark.xfail(strict=True, reason="TAESD folder: NotImplementedError (meta)"))
+TAESD = pytest.param(
+    "taesd",
+    marks=pytest.mark.xfail(strict=True, raises=NotImplementedError, reason="TAESD folder: NotImplementedError (meta)"),
+)
 
 
 @pytest.mark.parametrize("name", [TAESD, "asymmetric", "taesd_decoder.safetensors"])
