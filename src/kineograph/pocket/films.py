@@ -31,11 +31,16 @@ def as_they_are(frames: np.ndarray) -> np.ndarray:
     return frames
 
 
-def shot(rng: Rng, split: str) -> world.Shot:
+def usual(rng: Rng, split: str) -> world.Shot:
+    """Return a shot of the usual distribution."""
+    return world.draw_shot(rng, split=split)
+
+
+def shot(rng: Rng, split: str, draw: Callable[[Rng, str], world.Shot] = usual) -> world.Shot:
     """A shot for a film. A second thing stands still, since no caption says how it moves."""
-    drawn = world.draw_shot(rng, split=split)
+    drawn = draw(rng, split)
     if len(drawn.things) > 1 and rng.uniform() < ALONE:
-        return shot(rng, split)
+        return shot(rng, split, draw)
     main, *others = drawn.things
     return replace(drawn, things=(main, *(replace(other, motion="still") for other in others)))
 

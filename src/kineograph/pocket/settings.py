@@ -65,3 +65,12 @@ class Settings(BaseModel):
     temporal_decoder: Plan = Plan(minutes=20, lr=1e-3, batch=8)  # what ships: 8 at 2e-3, then 12 so
     text_to_video: Plan = Plan(minutes=110, lr=2e-3, batch=4)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)
+
+
+# The long training (`long_training.py`), in steps, since it runs over several sessions beside other work.
+TEXTS = 100_000  # different texts for the text encoder
+SHARDS = 250  # of 2,048 images each, for the U-Net
+LONG = Settings(
+    text=Plan(minutes=7, lr=1e-3, batch=256, steps=1_000, decay=0.7),
+    unet=Plan(minutes=780, lr=1.2e-3, batch=64, steps=62_500, warmup=200, decay=0.25, ema=0.9995, report_steps=4_000),
+)
