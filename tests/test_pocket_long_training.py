@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import islice
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from kineograph.models.schedule import Schedule
-from kineograph.pocket import development, fit, growing_pool, text_of_all, unet, wide, wide_captions, world
+from kineograph.pocket import development, fit, growing_pool, screenings, text_of_all, unet, wide, wide_captions, world
 from kineograph.pocket.captions import COLOURS, KINDS
 from kineograph.pocket.export import WEIGHTS
 from kineograph.pocket.fit import Plan
@@ -144,7 +143,10 @@ def painted(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(growing_pool, "SHARD", 8)
         patch.setattr(growing_pool, "ENCODED", 4)
-        growing_pool.paint(folder, WEIGHTS / "vae", WEIGHTS / "tokenizer", 2, 0, os.getppid())
+        patch.setattr(growing_pool, "FILM_SHARD", 2)
+        encode, tokens = growing_pool.encoder(WEIGHTS / "vae"), CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+        growing_pool.paint(folder, encode, tokens, 2, 0, lambda: True)
+        growing_pool.paint_films(folder / "films", encode, 1, 0, lambda: True)
         yield folder
 
 
@@ -156,6 +158,24 @@ def test_a_shard_is_plain_arrays_of_images_with_their_captions(painted):
     fact = json.loads((painted / "00001-facts.jsonl").read_text().splitlines()[1])
     tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
     assert tokens.decode(words[1, 0], skip_special_tokens=True).strip() == fact["captions"][0]
+
+
+def test_shards_are_films_and_stills_of_the_video_stages(painted):
+    films, stills = growing_pool.films_of(painted / "films"), growing_pool.stills_of(painted, 1)
+    assert films.pictures.shape == (2, 16, 8, 16, 16) and len(films.facts) == 2
+    assert stills.pictures.shape == (8, 1, 8, 16, 16) and len(stills.facts) == 8
+    tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
+    clips, *_ = screenings.batches(films, stills, 2, tokens)(np.random.default_rng(0), 0.9)
+    assert clips.shape[2:] == (8, 16, 16)
+
+
+def test_a_films_subject_stays_in_the_frame():
+    rng = np.random.default_rng(6)
+    for _ in range(100):
+        shot = wide.draw_film_shot(rng)
+        for time in (-1.3, 0.0, 1.3):
+            _, centre = world.placement(shot.things[0], time, world.camera_shift(shot, time))
+            assert min(centre) > -0.1 and max(centre) < 1.1
 
 
 class Toy(nn.Module):

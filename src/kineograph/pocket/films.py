@@ -31,23 +31,21 @@ def as_they_are(frames: np.ndarray) -> np.ndarray:
     return frames
 
 
-def usual(rng: Rng, split: str) -> world.Shot:
-    """Return a shot of the usual distribution."""
-    return world.draw_shot(rng, split=split)
-
-
-def shot(rng: Rng, split: str, draw: Callable[[Rng, str], world.Shot] = usual) -> world.Shot:
+def shot(rng: Rng, split: str) -> world.Shot:
     """A shot for a film. A second thing stands still, since no caption says how it moves."""
-    drawn = draw(rng, split)
+    drawn = world.draw_shot(rng, split=split)
     if len(drawn.things) > 1 and rng.uniform() < ALONE:
-        return shot(rng, split, draw)
+        return shot(rng, split)
     main, *others = drawn.things
     return replace(drawn, things=(main, *(replace(other, motion="still") for other in others)))
 
 
-def facts(shot: world.Shot, fps: float, rng: Rng) -> dict[str, Any]:
+Say = Callable[[world.Shot, Rng], str]
+
+
+def facts(shot: world.Shot, fps: float, rng: Rng, say: Say = captions.of_clip) -> dict[str, Any]:
     """What is known of a film: the shot, the frame rate, and captions."""
-    told = [captions.of_clip(shot, rng) for _ in range(CAPTIONS)]
+    told = [say(shot, rng) for _ in range(CAPTIONS)]
     return {**asdict(shot), "fps": fps, "time": 0.0, "captions": told}
 
 

@@ -22,16 +22,17 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
-from kineograph.pocket import growing_pool, left, text_of_all, unet, vae
+from kineograph.pocket import growing_pool, layer_stages, left, stages, text_of_all, unet, vae, video_stages
 from kineograph.pocket.development import PROMPTS, SEEDS
 from kineograph.pocket.fit import Figures
 from kineograph.pocket.networks import LATENT_CHANNELS
-from kineograph.pocket.settings import LONG, SHARDS, TEXTS, Settings
+from kineograph.pocket.settings import FILM_SHARDS, LONG, SHARDS, TEXTS, Settings
 from kineograph.pocket.sheets import as_pictures, save_sheet
 from kineograph.pocket.shipped import unpack
+from kineograph.pocket.stages import Stage
 from kineograph.pocket.words import ids
 
-SHIPPED, POOL = "shipped", "images"
+SHIPPED = "shipped"
 KEPT_FROM_SHIPPED = ("vae", "clip", "text/tokenizer")  # what later stages read and this training leaves alone
 GUIDANCE = (4.0, 7.5)  # of the two contact sheets in a report
 STEPS, ACROSS = 20, 8  # sampling steps and columns of a sheet
@@ -48,7 +49,7 @@ def train_text(plans: Settings, out: Path) -> None:
 
 def train_unet(plans: Settings, out: Path) -> None:
     """Train the U-Net that ships further on the growing pool."""
-    images, folder, plan = out / POOL, out / "unet", plans.unet
+    images, folder, plan = out / left.IMAGE_POOL, out / "unet", plans.unet
     folder.mkdir(parents=True, exist_ok=True)
     if growing_pool.shards_in(images) < growing_pool.FEWEST:
         raise FewImages
@@ -64,7 +65,18 @@ def train_unet(plans: Settings, out: Path) -> None:
 
 
 class FewImages(Exception):
-    """The pool holds too few images to begin."""
+    """The pool holds too few images or films to begin."""
+
+
+def with_films(train: Stage) -> Stage:
+    """Return the stage, begun when all films are there: their number must not change when it is resumed."""
+
+    def trained(plans: Settings, out: Path) -> None:
+        if growing_pool.shards_in(out / left.FILM_POOL) < FILM_SHARDS:
+            raise FewImages
+        train(plans, out)
+
+    return trained
 
 
 def reporter(
@@ -95,9 +107,19 @@ def reporter(
     return report
 
 
-STAGES: dict[str, tuple[Callable[[Settings, Path], None], str]] = {
+STAGES: dict[str, tuple[Stage, str]] = {
     "text": (train_text, "text/final"),
     "unet": (train_unet, "unet/final"),
+    "control": (stages.train_control, "control/pose.safetensors"),
+    "edit": (stages.train_edit, "edit.safetensors"),
+    "text_to_video": (with_films(video_stages.train_text_to_video), left.TEXT_TO_VIDEO),
+    "image_reading": (with_films(video_stages.train_image_reading), video_stages.READING),
+    "image_to_video": (with_films(video_stages.train_image_to_video), video_stages.IMAGE_TO_VIDEO),
+    "motion_adapter": (with_films(layer_stages.train_motion_adapter), layer_stages.MOTION_ADAPTER),
+    "vidrd": (with_films(layer_stages.train_vidrd), layer_stages.VIDRD),
+    "degraded": (with_films(video_stages.train_degraded), video_stages.DEGRADED),
+    "space_time": (with_films(layer_stages.train_space_time), layer_stages.SPACE_TIME),
+    "space_time_motion": (with_films(layer_stages.train_space_time_motion), layer_stages.SPACE_TIME_MOTION),
 }
 
 
@@ -114,6 +136,18 @@ def start_painter(out: Path) -> subprocess.Popen[bytes]:
     command = (sys.executable, "-m", "kineograph.pocket.long_training", "--out", str(out), "--paint", str(os.getpid()))
     with (out / "painter.log").open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def paint(out: Path, parent: int) -> None:
+    """Paint a third of the images, then all films, then the other images, as long as the process `parent` lives."""
+    encode, tokens = growing_pool.encoder(out / "vae" / "final"), left.tokens(out)
+
+    def lives() -> bool:
+        return os.getppid() == parent
+
+    growing_pool.paint(out / left.IMAGE_POOL, encode, tokens, SHARDS // 3, LONG.seed, lives)
+    growing_pool.paint_films(out / left.FILM_POOL, encode, FILM_SHARDS, LONG.seed, lives)
+    growing_pool.paint(out / left.IMAGE_POOL, encode, tokens, SHARDS, LONG.seed, lives)
 
 
 def run(plans: Settings, out: Path, stages: list[str]) -> None:
@@ -147,8 +181,7 @@ def main(words: list[str] | None = None) -> None:
     asked = parser.parse_args(words)
     torch.set_num_threads(1)  # `fit` has a thread a core, and each works alone
     if asked.paint is not None:
-        seed, encoder, tokens = LONG.seed, asked.out / "vae" / "final", asked.out / "text" / "tokenizer"
-        growing_pool.paint(asked.out / POOL, encoder, tokens, SHARDS, seed, asked.paint)
+        paint(asked.out, asked.paint)
         return
     prepare(asked.out)
     run(LONG, asked.out, asked.stages.split(","))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.pocket import edits, films, wide, wide_captions, world
+from kineograph.pocket import edits, wide, wide_captions, world
 from kineograph.pocket.captions import KINDS
 from kineograph.pocket.fit import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph.pocket.networks import WIDTH
@@ -56,7 +56,7 @@ def any_text(rng: Rng, split: str) -> Caption:
     if kind < INSTRUCTIONS:
         return instruction(rng, split)
     if kind < INSTRUCTIONS + CLIPS:
-        return wide_captions.of_clip(films.shot(rng, split, draw=wide.draw_shot), rng)
+        return wide_captions.of_clip(wide.draw_film_shot(rng, split), rng)
     return wide_captions.of_image(wide.draw_shot(rng, split), rng)
 
 

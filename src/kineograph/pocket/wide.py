@@ -21,6 +21,7 @@ RESIZED = 0.5  # share of subjects whose size is not the usual one
 SIZES = (0.4, 1.3)  # times the usual size
 PLACED = 0.3  # share of subjects off the middle
 CUT = 0.1  # share of subjects cut by the border
+LARGEST = 0.75  # half-size, in units of the frame, that a subject in a film may grow to
 BACKDROPS = 8 * world.BACKDROPS
 
 Rng = np.random.Generator
@@ -55,6 +56,26 @@ def _at_the_border(x: float, y: float, size: float, rng: Rng) -> tuple[float, fl
     return ((inside, y), (1 - inside, y), (x, inside), (x, 1 - inside))[side]
 
 
+def draw_film_shot(rng: Rng, split: str = "train", *, reach: float = 1.4) -> Shot:
+    """Return a shot for a film, in which the main subject is in the frame, and not larger than it, all the time.
+
+    reach: the seconds before and after the middle that a film can show.
+    """
+    while True:
+        shot = draw_shot(rng, split)
+        main, *others = shot.things
+        ends = [_seen(shot, time) for time in (-reach, 0.0, reach)]
+        if (others and rng.uniform() < 0.5) or not all(ends):
+            continue
+        return replace(shot, things=(main, *(replace(other, motion="still") for other in others)))
+
+
+def _seen(shot: Shot, time: float) -> bool:
+    """Return whether the main subject's centre is in the frame and the subject not larger than it."""
+    axes, centre = world.placement(shot.things[0], time, world.camera_shift(shot, time))
+    return bool(min(centre) > 0 and max(centre) < 1 and np.hypot(*axes[0]) < LARGEST)
+
+
 def is_cut(thing: Thing) -> bool:
     """Return whether the border cuts off much of the subject at time 0."""
-    return min(thing.x, thing.y, 1 - thing.x, 1 - thing.y) < 0.55 * thing.size
+    return bool(min(thing.x, thing.y, 1 - thing.x, 1 - thing.y) < 0.55 * thing.size)

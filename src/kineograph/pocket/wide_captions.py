@@ -160,6 +160,16 @@ def vocabulary() -> list[str]:
     return sorted({word for text in texts for word in text.replace("{}", "").replace(",", "").lower().split()})
 
 
+def say_image(shot: Shot, rng: Rng) -> str:
+    """Return a caption of one frame, its text alone."""
+    return of_image(shot, rng).text
+
+
+def say_clip(shot: Shot, rng: Rng) -> str:
+    """Return a caption of a clip, its text alone."""
+    return of_clip(shot, rng).text
+
+
 def images_of(shot: Shot, rng: Rng, count: int) -> list[str]:
     """Return different captions of one frame."""
     return [of_image(shot, rng).text for _ in range(count)]
