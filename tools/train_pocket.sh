@@ -26,31 +26,48 @@ runs() { # whether the process of the PID file is this training, and not another
 
 signal() {
     runs || { echo "does not run" >&2; exit 1; }
-    kill "-$1" -- "-$(cat "$pid_file")"
+    kill -s "$1" -- "-$(cat "$pid_file")"
 }
 
 case ${1:-start} in
 start)
     if runs; then
-        echo "runs already: process group $(cat "$pid_file")"
+        echo "runs already, or is paused: process group $(cat "$pid_file")"
         exit 0
     fi
     cd "$here"
-    HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$here/src setsid nohup nice -n 19 "$python" -m \
-        kineograph.pocket.long_training --out "$out" ${STAGES:+--stages "$STAGES"} >>"$out/train.log" 2>&1 </dev/null &
+    # Where the kernel schedules each session as a group, niceness counts within the group alone, so the group is niced.
+    HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$here/src setsid sh -c '
+        { echo 19 >/proc/self/autogroup; } 2>/dev/null
+        exec nohup nice -n 19 "$@"
+    ' sh "$python" -m kineograph.pocket.long_training --out "$out" ${STAGES:+--stages "$STAGES"} \
+        >>"$out/train.log" 2>&1 </dev/null &
     echo $! >"$pid_file"
     echo "started: process group $(cat "$pid_file"), log $out/train.log"
     ;;
-pause) signal STOP && echo "paused" ;;
-continue) signal CONT && echo "runs on" ;;
-stop) signal CONT && signal TERM && echo "ended" ;;
+pause)
+    signal STOP
+    echo "paused"
+    ;;
+continue)
+    signal CONT
+    echo "runs on"
+    ;;
+stop)
+    signal TERM
+    signal CONT # a stopped process ends when it runs on
+    echo "ended"
+    ;;
 status)
     if runs; then
-        echo "runs: process group $(cat "$pid_file"), state $(ps -o stat= -p "$(cat "$pid_file")")"
+        case $(ps -o stat= -p "$(cat "$pid_file")") in
+        T*) echo "paused: process group $(cat "$pid_file")" ;;
+        *) echo "runs: process group $(cat "$pid_file")" ;;
+        esac
     else
         echo "does not run"
     fi
-    tail -n 2 "$out"/text/log.jsonl "$out"/unet/log.jsonl 2>/dev/null || true
+    find "$out" -name log.jsonl -exec tail -n 1 {} \;
     echo "shards of 2,048 images: $(find "$out/images" -name '*-latents.npy' 2>/dev/null | wc -l)"
     ;;
 *)

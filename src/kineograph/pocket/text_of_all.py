@@ -46,7 +46,7 @@ class Reader(nn.Module):
 def train(text: CLIPTextModel, plan: Plan, folder: Path, count: int, *, tokens: CLIPTokenizer) -> CLIPTextModel:
     """Return the averaged text encoder, trained on this many texts."""
     text.set_attn_implementation("eager")
-    draw, report = batches(tokens, count, plan), reporter(tokens)
+    draw, report = batches(cached(folder / "texts.npz", plan.seed, count, tokens), tokens, plan), reporter(tokens)
     return fit(Reader(text).to(best_device()), plan, folder, draw=draw, loss=losses, report=report).text
 
 
@@ -80,12 +80,25 @@ def told(seed: int, count: int, split: str, tokens: CLIPTokenizer) -> tuple[np.n
     return ids(tokens, [each.text for each in texts]), facts
 
 
-def batches(tokens: CLIPTokenizer, count: int, plan: Plan) -> Draw:
+def cached(path: Path, seed: int, count: int, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Return the texts to train on, written once: they take minutes."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        words, facts = told(seed, count, "train", tokens)
+        beside = path.with_suffix(".part")
+        with beside.open("wb") as file:
+            np.savez(file, words=words, facts=facts)
+        beside.replace(path)
+    kept = np.load(path)
+    return kept["words"], kept["facts"]
+
+
+def batches(texts: tuple[np.ndarray, np.ndarray], tokens: CLIPTokenizer, plan: Plan) -> Draw:
     """Return batches of (tokens, whether a state has seen the whole text, facts)."""
-    words, facts = told(plan.seed, count, "train", tokens)
+    words, facts = texts
 
     def draw(rng: Rng, progress: float) -> Batch:
-        chosen = rng.integers(count, size=plan.batch)
+        chosen = rng.integers(len(words), size=plan.batch)
         taken = torch.from_numpy(words[chosen].astype(np.int64))
         return taken, ended(taken, tokens), torch.from_numpy(facts[chosen])
 
