@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kineograph.pocket import world
+from kineograph.pocket import wide, world
 from kineograph.pocket.captions import COLOURS, KINDS, SCENES, article, pick
 from kineograph.pocket.world import Shot, Thing, held_out
 
@@ -90,7 +90,16 @@ def _any(rng: Rng, texts: Sequence[str]) -> str:
 
 def family(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Five pictures, a shot and its four edits, and for each edit what to say to get there and back."""
-    before = world.draw_shot(rng, split=split)
+    return family_of(world.draw_shot(rng, split=split), rng, split)
+
+
+def wide_family(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a family whose shot is of the wider distribution."""
+    return family_of(wide.draw_shot(rng, split), rng, split)
+
+
+def family_of(before: Shot, rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return the family of this shot."""
     time = 0.0 if rng.uniform() < 0.5 else rng.uniform(-0.9, 0.9)
     edits = [draw_edit(rng, aspect, before, split=split) for aspect in ASPECTS]
     shots = [before, *(edit.after for edit in edits)]

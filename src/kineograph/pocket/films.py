@@ -40,9 +40,12 @@ def shot(rng: Rng, split: str) -> world.Shot:
     return replace(drawn, things=(main, *(replace(other, motion="still") for other in others)))
 
 
-def facts(shot: world.Shot, fps: float, rng: Rng) -> dict[str, Any]:
+Say = Callable[[world.Shot, Rng], str]
+
+
+def facts(shot: world.Shot, fps: float, rng: Rng, say: Say = captions.of_clip) -> dict[str, Any]:
     """What is known of a film: the shot, the frame rate, and captions."""
-    told = [captions.of_clip(shot, rng) for _ in range(CAPTIONS)]
+    told = [say(shot, rng) for _ in range(CAPTIONS)]
     return {**asdict(shot), "fps": fps, "time": 0.0, "captions": told}
 
 

@@ -39,7 +39,13 @@ TELL_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a stage trains; `steps`, where given, counts instead of `minutes`."""
+    """How long and how fast a stage trains; `steps`, where given, counts instead of `minutes`.
+
+    With `steps` the learning rate depends on the step alone, however many sessions a stage takes.
+
+    decay: the last part of the stage in which the learning rate falls to zero; it is constant before.
+    report_steps: the steps between two reports; with every checkpoint where it is not given.
+    """
 
     minutes: float
     lr: float
@@ -51,14 +57,16 @@ class Plan:
     ema: float = 0.998
     clip: float = 1.0
     seed: int = 0
+    decay: float = 1.0
+    report_steps: int | None = None
 
     def progress(self, step: int, seconds: float) -> float:
         """How much of the stage is over: 0 to 1."""
         return step / self.steps if self.steps else seconds / (60 * self.minutes)
 
     def rate(self, step: int, progress: float) -> float:
-        """A linear warm-up, then linearly to zero when the stage ends: whatever time it is given, it ends settled."""
-        return self.lr * min(1.0, (step + 1) / self.warmup) * max(0.0, 1 - progress)
+        """Return the learning rate: a linear warm-up, and a linear fall to zero over the stage's last part."""
+        return self.lr * min(1.0, (step + 1) / self.warmup) * min(1.0, max(0.0, 1 - progress) / self.decay)
 
 
 def keep_freed_memory() -> None:
@@ -113,9 +121,11 @@ def fit(
         if now - told > TELL_SECONDS:
             tell(folder, {"step": step, "seconds": now - begun, "lr": plan.rate(step, progress), **losses})
             told = now
-        if now - kept > KEEP_SECONDS:
+        due = plan.report_steps is not None and step % plan.report_steps == 0
+        if due or now - kept > KEEP_SECONDS:
             _keep(folder, net, average, ways, step, now - begun)
-            tell(folder, {"step": step, "seconds": now - begun, "seen": step * plan.batch, **report(average)})
+            figures = report(average) if due or plan.report_steps is None else {}
+            tell(folder, {"step": step, "seconds": now - begun, "seen": step * plan.batch, **figures})
             kept = time.monotonic()
     seconds = time.monotonic() - begun
     _keep(folder, net, average, ways, step, seconds)

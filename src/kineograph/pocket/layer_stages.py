@@ -70,7 +70,7 @@ def _train_layers(settings: Settings, plan: Plan, out: Path, result: str, config
     draw = screenings.batches(shown, stills, plan.batch, tokens)
     if share:
         at, encoder = out / "panned", out / "vae" / "final"
-        wandered = panned.pool(at, encoder, settings.panned, seed=settings.seed, split="train")
+        wandered = panned.pool(at, encoder, settings.panned, seed=settings.seed, split="train", wider=settings.wide)
         draw = vidrd.in_turn(draw, panned.batches(wandered, plan.batch, tokens), share)
     torch.manual_seed(settings.seed)
     report = video_sheets.reporter(folder, left.autoencoder(out), tower, tokens, settings.sketched)

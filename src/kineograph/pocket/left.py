@@ -10,17 +10,23 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from kineograph.models.unet import VideoUNet
-from kineograph.pocket import films, video
+from kineograph.pocket import films, growing_pool, video
 from kineograph.pocket.feed import Pool
 from kineograph.pocket.fit import best_device
 from kineograph.pocket.norms import with_quick_norms
-from kineograph.pocket.settings import Settings
+from kineograph.pocket.settings import STILL_SHARDS, Settings
 
+IMAGE_POOL, FILM_POOL = "images", "films"  # shards of the long training
 TEXT_TO_VIDEO = "text_to_video.safetensors"
 
 
 def filmed(settings: Settings, out: Path) -> tuple[Pool, Pool]:
-    """Films to train on, and pictures beside them, as latents; made unless they are there."""
+    """Films to train on, and pictures beside them, as latents; made unless they are there.
+
+    Those of the wider distribution are read from the shards that the long training's painter makes.
+    """
+    if settings.wide:
+        return growing_pool.films_of(out / FILM_POOL), growing_pool.stills_of(out / IMAGE_POOL, STILL_SHARDS)
     at, encoder = out / "video_films", out / "vae" / "final"
     return (
         films.pool(at, encoder, settings.screened, seed=settings.seed, split="train"),

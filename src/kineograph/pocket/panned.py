@@ -17,7 +17,7 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from kineograph.data.pipeline.pan_and_zoom import Window, panned, wandering
-from kineograph.pocket import asked, captions, feed, films, screenings, world
+from kineograph.pocket import asked, captions, feed, films, screenings, wide, wide_captions, world
 from kineograph.pocket.feed import CAPTIONS, Pool
 from kineograph.pocket.films import FRAMES
 from kineograph.pocket.fit import Batch, Draw
@@ -33,11 +33,22 @@ Rng = np.random.Generator
 
 def film(encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """One film: scaled latents, float16 [16, c, 16, 16], and its facts, `windows` (first, last) in parts of the side."""
-    shot = world.draw_shot(rng, split=split)
+    return film_of(encode, world.draw_shot(rng, split=split), captions.of_picture, rng)
+
+
+def wide_film(encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a film of the wider distribution."""
+    return film_of(encode, wide.draw_shot(rng, split), wide_captions.say_image, rng)
+
+
+def film_of(
+    encode: Callable[[np.ndarray], torch.Tensor], shot: world.Shot, say: films.Say, rng: Rng
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Return a film of this shot."""
     picture = Image.fromarray(world.render(shot))
     first, last = wandering(rng, picture, 1.0, SMALLEST)
     frames = panned(picture, first, last, FRAMES, SIDE, SIDE)
-    told = [captions.of_picture(shot, rng) for _ in range(CAPTIONS)]
+    told = [say(shot, rng) for _ in range(CAPTIONS)]
     windows = (np.array([first, last]) / SIDE).tolist()
     fps = float(rng.choice(films.RATES, p=films.SHARES))
     return encode(frames).half().numpy(), {
@@ -45,10 +56,10 @@ def film(encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str) -> 
     }  # fmt: skip
 
 
-def pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
+def pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, wider: bool = False) -> Pool:
     """The pool of this many, made into `folder` unless there."""
     encode = partial(films.encoded, vae_folder, films.as_they_are)
-    return feed.pool(folder, count, seed=seed, split=split, paint=partial(film, encode))
+    return feed.pool(folder, count, seed=seed, split=split, paint=partial(wide_film if wider else film, encode))
 
 
 def windows_of(fact: dict[str, Any]) -> list[Window]:

@@ -28,6 +28,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     seed: int = 0
+    wide: bool = False  # whether shots are of the wider distribution (`wide.py`), with captions of one vocabulary
     pictures: int = 30_000  # painted once: 70 seconds, 1.5 GB
     held_out: int = 1_000
     pairs: int = 8_000  # pictures of held-out pairs, for the judge alone
@@ -65,3 +66,25 @@ class Settings(BaseModel):
     temporal_decoder: Plan = Plan(minutes=20, lr=1e-3, batch=8)  # what ships: 8 at 2e-3, then 12 so
     text_to_video: Plan = Plan(minutes=110, lr=2e-3, batch=4)
     motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)
+
+
+# The long training (`long_training.py`), in steps, since it runs over several sessions beside other work.
+TEXTS = 100_000  # different texts for the text encoder
+SHARDS = 250  # of 2,048 images each, for the U-Net
+FILM_SHARDS = 48  # of 256 films each, for the video models
+STILL_SHARDS = 16  # shards of images beside the films
+LONG = Settings(
+    wide=True,
+    text=Plan(minutes=7, lr=1e-3, batch=256, steps=1_000, decay=0.7),
+    unet=Plan(minutes=780, lr=1.2e-3, batch=64, steps=62_500, warmup=200, decay=0.25, ema=0.9995, report_steps=4_000),
+    # Two to three times the steps that the minutes above came to on that machine.
+    control=Plan(minutes=39, lr=2e-3, batch=32, steps=4_000, report_steps=2_000),
+    edit=Plan(minutes=99, lr=2e-3, batch=32, steps=10_000, report_steps=2_500),
+    text_to_video=Plan(minutes=270, lr=2e-3, batch=4, steps=9_000, decay=0.5, ema=0.999, report_steps=1_500),
+    image_reading=Plan(minutes=30, lr=2e-3, batch=48, steps=1_500, report_steps=750),
+    image_to_video=Plan(minutes=60, lr=1e-3, batch=4, steps=2_000, report_steps=1_000),
+    motion_adapter=Plan(minutes=20, lr=2e-3, batch=4, steps=700),
+    vidrd=Plan(minutes=75, lr=2e-3, batch=4, steps=2_800, decay=0.5, report_steps=1_400),
+    degraded=Plan(minutes=10, lr=1e-3, batch=4, steps=330),
+    space_time=Plan(minutes=50, lr=2e-3, batch=4, steps=1_800, report_steps=900),
+)

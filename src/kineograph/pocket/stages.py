@@ -18,6 +18,7 @@ from kineograph.pocket import (
     edits,
     feed,
     geometry,
+    growing_pool,
     judging,
     low_rank,
     networks,
@@ -39,8 +40,9 @@ Stage = Callable[[Settings, Path], None]
 
 def pools(settings: Settings, out: Path) -> tuple[Pool, Pool]:
     """Pictures to train on and held-out ones."""
-    train = feed.pool(out / "pool", settings.pictures, seed=settings.seed, split="train")
-    return train, feed.pool(out / "pool", settings.held_out, seed=settings.seed + 1, split="held_out")
+    at, paint, seed = out / "pool", growing_pool.image if settings.wide else feed.picture, settings.seed
+    train = feed.pool(at, settings.pictures, seed=seed, split="train", paint=paint)
+    return train, feed.pool(at, settings.held_out, seed=seed + 1, split="held_out", paint=paint)
 
 
 def train_vae(settings: Settings, out: Path) -> None:
@@ -105,7 +107,9 @@ def train_control(settings: Settings, out: Path) -> None:
 
 
 def train_edit(settings: Settings, out: Path) -> None:
-    train, held_out = _judged(settings, out / "edits", settings.edits, edits.family)
+    train, held_out = _judged(
+        settings, out / "edits", settings.edits, edits.wide_family if settings.wide else edits.family
+    )
     autoencoder, tower, tokens = _around_the_unet(out)
     torch.manual_seed(settings.seed)
     net = edit.train(

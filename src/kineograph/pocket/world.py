@@ -34,7 +34,10 @@ BACKDROPS = 512  # different sceneries a scene, few enough to keep
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing: what it is, which individual, where (centre and half-size in units of the frame), how it moves."""
+    """One thing: what it is, which individual, where (centre and half-size in units of the frame), how it moves.
+
+    tilt: a clockwise turn in radians that the thing has at time 0.
+    """
 
     kind: str
     colour: str
@@ -44,6 +47,7 @@ class Thing:
     size: float = 0.3
     facing: int = 1
     motion: str = "still"
+    tilt: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def _draw_thing(rng: np.random.Generator, pair: tuple[str, str], *, slot: int, c
 def placement(thing: Thing, time: float, camera: float) -> tuple[np.ndarray, tuple[float, float]]:
     """The thing's axes (rows: its x and y) and its centre, in units of the picture."""
     pose, details = POSES[thing.motion](time), individual(thing.individual)
-    c, s = thing.size * pose.zoom * cos(pose.turn), thing.size * pose.zoom * sin(pose.turn)
+    turn = pose.turn + thing.tilt
+    c, s = thing.size * pose.zoom * cos(turn), thing.size * pose.zoom * sin(turn)
     long, tall = details.long * thing.facing, details.tall
     axes = np.array([[long * c, long * s], [-tall * s, tall * c]])
     return axes, (thing.x + pose.dx - camera, thing.y + pose.dy)
