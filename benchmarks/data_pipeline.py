@@ -20,11 +20,11 @@ import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from kineograph.data.codecs import write_mp4
-from kineograph.data.pipeline.manifest import read_manifest
-from kineograph.data.pipeline.settings import DataSettings
-from kineograph.data.provenance import Label
-from kineograph.recipes.preparing import prepare
+from kineograph.curation.packing import read_manifest
+from kineograph.curation.run import prepare
+from kineograph.curation.settings import DataSettings
+from kineograph.media.codecs import write_mp4
+from kineograph.media.metadata import Label
 
 FPS, SECONDS, HEIGHT, WIDTH = 24, 2, 360, 640
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from kineograph.evaluation.protocol import Record, kept
-from kineograph.evaluation.report import mean
-from kineograph.evaluation.study import column
+from kineograph.metrics.statistics import mean
+from kineograph_lab.studies.protocol import Record, kept
+from kineograph_lab.studies.study import column
 
 
 def main(before: str, old: str, now: str, new: str, arm: str) -> None:

@@ -6,8 +6,8 @@ Both networks and modes of `kineograph bench`, one after the other; rows go to b
 import argparse
 from pathlib import Path
 
-from kineograph.evaluation.alone import MODES
-from kineograph.evaluation.bench import as_json, bench, table
+from kineograph_lab.bench.bench import as_json, bench, table
+from kineograph_lab.bench.memory import MODES
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -19,14 +19,14 @@ from unittest import mock
 import numpy as np
 
 from kineograph import Video, generate, load
-from kineograph.data.elevation import Elevation
-from kineograph.data.files import instead_of
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
+from kineograph.media.files import instead_of
+from kineograph.method_options import Elevation
 from kineograph.methods import video_elevator
 from kineograph.methods.video_elevator import Correct, drift
 from kineograph.models.model import Model
-from kineograph.trajectory import Step
+from kineograph.samplers import Step
 
 RELEASED = "released code's evaluations"
 ASKED = {"num_frames": 8, "num_inference_steps": 50, "seed": 0}

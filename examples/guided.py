@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 import kineograph as kg
-from kineograph.data.annotators import canny
-from kineograph.ladder import leading
-from kineograph.models.controlnet import controlled
+from kineograph.media.annotators import canny
+from kineograph.models.unet.controlnet import controlled
 from kineograph.noise import shared
-from kineograph.pocket.world import Shot, Thing, clip
-from kineograph.trajectory import ddim
+from kineograph.samplers import ddim
+from kineograph.sigmas import leading
+from kineograph_lab.world.world import Shot, Thing, clip
 
 FILMED = Shot("sea", "flat", (Thing("fish", "red", individual=5, motion="right"),))
 

@@ -6,9 +6,9 @@ A motion adapter is beside the network; its scale is said with the prompt, one f
 import numpy as np
 
 import kineograph as kg
-from kineograph.ladder import leading
 from kineograph.noise import independent
-from kineograph.trajectory import ddim, last
+from kineograph.samplers import ddim, last
+from kineograph.sigmas import leading
 
 
 def draw(model: kg.Model, prompt: str, scale: float, *, frames: int = 16, steps: int = 25, seed: int = 7) -> kg.Video:

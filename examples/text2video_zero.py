@@ -4,11 +4,11 @@ Each line is something to exchange: another solver, another ladder, another moti
 """
 
 import kineograph as kg
-from kineograph.ladder import leading
 from kineograph.methods.text2video_zero import levels, sample
 from kineograph.motion import along, parse
 from kineograph.noise import independent
-from kineograph.trajectory import ddim
+from kineograph.samplers import ddim
+from kineograph.sigmas import leading
 
 
 def draw(model: kg.Model, prompt: str, *, frames: int = 8, steps: int = 50, seed: int = 7) -> kg.Video:

@@ -7,11 +7,11 @@ from functools import partial
 from math import inf
 
 import kineograph as kg
-from kineograph.ladder import leading
 from kineograph.latents import low_pass
 from kineograph.methods.video_elevator import inverted, moved, sample
 from kineograph.noise import at_levels, related
-from kineograph.trajectory import dpmpp_2m
+from kineograph.samplers import dpmpp_2m
+from kineograph.sigmas import leading
 
 
 def draw(image: kg.Model, video: kg.Model, prompt: str, film: str, *, frames: int = 16, steps: int = 50) -> kg.Video:

@@ -4,10 +4,10 @@ Layers along time around an image network see all frames together; what is left 
 """
 
 import kineograph as kg
-from kineograph.ladder import leading
 from kineograph.methods.videocrafter import sample
 from kineograph.noise import at_levels, independent
-from kineograph.trajectory import ddim_eta
+from kineograph.samplers import ddim_eta
+from kineograph.sigmas import leading
 
 
 def draw(

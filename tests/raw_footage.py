@@ -10,7 +10,7 @@ import numpy as np
 from numbered import movie
 from PIL import Image, ImageDraw, ImageFont
 
-from kineograph.data.pipeline.settings import DataSettings
+from kineograph.curation.settings import DataSettings
 
 
 def scene(seed: int, count: int, *, height: int = 96, width: int = 128, step: int = 1) -> np.ndarray:

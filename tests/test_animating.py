@@ -12,12 +12,12 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
-from kineograph.models import image_adapter
-from kineograph.models.image_adapter import ResamplerConfig
+from kineograph.models.conditioning import resampler
+from kineograph.models.conditioning.image_encoder import GREY, LAST, PictureReader, cropped, cut, squashed
+from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.model import Model
-from kineograph.models.pictures import GREY, LAST, PictureReader, cropped, cut, squashed
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
 
 FEW = {"num_inference_steps": 2, "seed": 3}
 LAYERS = TransformerConfig(head_width=8, relative=4)
@@ -46,7 +46,7 @@ def animator() -> Model:
     unet, width = image.net.image_unet, image.net.image_unet.config.cross_attention_dim
     sizes = ResamplerConfig(reads=16, width=16, gives=width, tokens=4, depth=1, heads=2, head_width=8)
     torch.manual_seed(0)
-    image_adapter.put_on(unet, sizes)
+    resampler.put_on(unet, sizes)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
     net = VideoUNet(unet, stirred(TemporalLayers(unet, CONFIG)))

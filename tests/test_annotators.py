@@ -17,8 +17,9 @@ from transformers.models.dpt.image_processing_pil_dpt import DPTImageProcessorPi
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImageProcessorPil
 
-from kineograph.data import annotators, skeleton
 from kineograph.errors import InputError
+from kineograph.media import annotators
+from kineograph.media import annotators as skeleton
 
 FRAME = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 

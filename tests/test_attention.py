@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from kineograph.errors import InputError
-from kineograph.models.attention import (
+from kineograph.models.unet.frame_attention import (
     Memory,
     See,
     attend,

@@ -30,10 +30,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from kineograph.data.pipeline.answers import NoAnswer, caption, joined, questions, sensible
-from kineograph.data.pipeline.endpoint import by_endpoint
-from kineograph.data.pipeline.image_text import by_transformers
-from kineograph.data.pipeline.settings import Captions, Endpoint, Local
+from kineograph.curation.caption_models import (
+    NoAnswer,
+    by_endpoint,
+    by_transformers,
+    caption,
+    joined,
+    questions,
+    sensible,
+)
+from kineograph.curation.settings import Captions, Endpoint, Local
 from kineograph.errors import InputError
 
 PICTURES = [np.full((16, 24, 3), shade, np.uint8) for shade in (30, 120, 220)]

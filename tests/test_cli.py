@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from models.conftest import sd_folder  # noqa: F401
 
-from kineograph.cli import main, speaking
-from kineograph.data import codecs
-from kineograph.data.provenance import read_settings
-from kineograph.data.video import Video, open_video
-from kineograph.evaluation.report import Claim, Part, Report
+from kineograph.cli import main, terminal
+from kineograph.media import codecs
+from kineograph.media.metadata import read_settings
+from kineograph.media.video import Video, open_video
+from kineograph_lab.studies.report import Claim, Part, Report
 
 FEW = ["--num-frames", "2", "--steps", "2", "--device", "cpu"]
 
@@ -179,7 +179,7 @@ def test_a_signal_half_way_leaves_nothing(
     def counted(_: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: os.kill(os.getpid(), number) if done == total // 2 else None
 
-    monkeypatch.setattr(speaking, "counted", counted)
+    monkeypatch.setattr(terminal, "counted", counted)
     said = run("generate", "a fish", *model, "-o", "fish.mp4")
     assert (said.status, said.out) == (status, "")
     assert "no half-written file is left" in said.err
@@ -271,9 +271,9 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
         on_video(4, 4)
         return Report(paper, {}, [Part("all", claims, {}, {})])
 
-    monkeypatch.setattr("kineograph.models.checkpoints.load", lambda model: None)
-    monkeypatch.setattr("kineograph.evaluation.witnesses.pocket_witnesses", lambda: None)
-    monkeypatch.setattr("kineograph.evaluation.reproduce.reproduce", measured)
+    monkeypatch.setattr("kineograph.models.loading.load.load", lambda model: None)
+    monkeypatch.setattr("kineograph_lab.studies.judges.pocket_witnesses", lambda: None)
+    monkeypatch.setattr("kineograph_lab.studies.reproduce.reproduce", measured)
     said = run("reproduce", "text2video-zero", "--quick", "--out", "results")
     assert (said.status, said.out) == (0, "results/text2video-zero.md\n")
     assert asked == {"paper": "text2video-zero", "cases": 10, "out": Path("results")}

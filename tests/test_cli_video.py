@@ -12,9 +12,9 @@ from PIL import Image
 from test_cli import Run, run  # noqa: F401
 
 import kineograph as kg
-from kineograph.data.provenance import read_settings
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
+from kineograph.media.metadata import read_settings
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
 CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)

@@ -12,13 +12,12 @@ import pytest
 from numbered import movie, numbered, numbers, tar
 from PIL import Image
 
-from kineograph.data.clips import Clip, anywhere, clip
-from kineograph.data.footage import fitted
-from kineograph.data.layouts import Item, kind_of
-from kineograph.data.places import Part, Place, opened
-from kineograph.data.seeking import BrokenFile, film, frames_at
-from kineograph.data.shards import members
 from kineograph.errors import InputError
+from kineograph.media.dataset_layouts import Item, kind_of
+from kineograph.media.footage import fitted
+from kineograph.media.seek import BrokenFile, film, frames_at
+from kineograph.media.shards import Part, Place, members, opened
+from kineograph.media.training_clips import Clip, anywhere, clip
 
 B_FRAMES = {"bf": "2"}
 FILES = {

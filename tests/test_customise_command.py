@@ -17,8 +17,8 @@ from test_cli import Run, run  # noqa: F401
 from tiny_video_customising import pictures, save_waves
 
 import kineograph as kg
-from kineograph.recipes.customising import Reached
 from kineograph.training import latest
+from kineograph.training.customise import Reached
 
 command = importlib.import_module("kineograph.cli.customise")  # the package has a function of that name
 

@@ -13,15 +13,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 import kineograph as kg
-from kineograph.data.video import Video
 from kineograph.errors import InputWarning
+from kineograph.media.video import Video
 from kineograph.methods import still_moving
-from kineograph.models import adapter_files, adapters
-from kineograph.models.checkpoints import POCKET
+from kineograph.models.formats import lora
+from kineograph.models.loading import adapter_files
 from kineograph.models.model import Model
-from kineograph.models.unet import VideoUNet
-from kineograph.recipes.customising import changed, lora_of, trainee, usual_video
-from kineograph.recipes.customising.video_ready import under
+from kineograph.models.pocket import WEIGHTS as POCKET
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.customise import changed, lora_of, networks, usual_video
+from kineograph.training.customise.video_inputs import under
 
 SUBJECT = "sks cat"
 SAY = f"a {SUBJECT} in the snow"
@@ -31,7 +32,7 @@ FEW = {"num_inference_steps": 2, "seed": 3, "num_frames": 2, "guidance_scale": 3
 def random_lora(video: Model, seed: int) -> dict[str, torch.Tensor]:
     """As if something had been learnt, with the ranks and layers that are usual."""
     chosen = changed(usual_video(video, "subject").image, {"training": {"seed": seed}})
-    begun = trainee.begun(under(video), chosen)
+    begun = networks.begun(under(video), chosen)
     torch.manual_seed(seed)
     for name, weight in begun.named_parameters():
         if "lora_B" in name:
@@ -82,7 +83,7 @@ def test_with_a_lora_beside(cat: Path, mine: Model, pocket: Model, tmp_path: Pat
 
 
 def test_a_model_knows_the_words_that_its_lora_taught(pocket: Model, tmp_path: Path) -> None:
-    header = {adapters.HEADER: json.dumps({"name": SUBJECT, "words": ["sks"]})}
+    header = {lora.HEADER: json.dumps({"name": SUBJECT, "words": ["sks"]})}
     save_file(random_lora(pocket, 2), tmp_path / "cat.safetensors", header)
     taught = kg.load(lora=tmp_path / "cat.safetensors", device="cpu")
     assert taught.unknown_words("a sks cat on Mars") == ["mars"]

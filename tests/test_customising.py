@@ -24,27 +24,27 @@ from kineograph import noise
 from kineograph.condition import Condition
 from kineograph.errors import InputError, InputWarning
 from kineograph.methods import dreambooth, videocrafter
-from kineograph.models.checkpoints import load
+from kineograph.models.loading.load import load
 from kineograph.models.model import Model
-from kineograph.recipes.customising import (
+from kineograph.training import weights
+from kineograph.training.customise import (
     Reached,
     batches,
     changed,
     customise_image,
     customised,
+    networks,
     photos,
     rare_word,
     read_card,
     ready,
     refuse_without,
     stills,
-    trainee,
     usual,
 )
-from kineograph.recipes.customising import run as running
-from kineograph.recipes.customising.photos import Cut, cut, cuts, photo
-from kineograph.recipes.customising.words import knows, style_words, subject_words
-from kineograph.training import weights
+from kineograph.training.customise import image as running
+from kineograph.training.customise.photos import Cut, cut, cuts, photo
+from kineograph.training.customise.prompts import knows, style_words, subject_words
 from kineograph.training.gradients import sample_seed
 
 WHOLE: dict[str, object] = {"lora": None}
@@ -225,7 +225,7 @@ def test_what_is_written_is_what_was_trained(learn: Learn, tiny: Model, few: Pat
     learn(lora={"alpha": 3.0, "rank": 2})
     start = ready(tiny, few, tmp_path / "x", subject=SUBJECT, settings=settings(lora={"alpha": 3.0, "rank": 2}))
     running.take(start.trainee, ended(tmp_path / "out"))
-    trained = estimate(trainee.drawn_with(tiny, start.trainee))
+    trained = estimate(networks.drawn_with(tiny, start.trainee))
     torch.testing.assert_close(estimate(customised(tiny, tmp_path / "out" / "final")), trained, rtol=1e-2, atol=1e-2)
 
 

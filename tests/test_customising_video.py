@@ -25,31 +25,31 @@ from tiny_video_customising import (
 from torch import Tensor
 
 import kineograph as kg
-from kineograph.data.video import Video
 from kineograph.errors import InputError, InputWarning
+from kineograph.media.video import Video
 from kineograph.methods import still_moving
-from kineograph.models import adapters
+from kineograph.models.formats import lora
 from kineograph.models.model import Model
-from kineograph.models.unet import VideoUNet
-from kineograph.recipes.customising import (
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.customise import (
     Reached,
     VideoCustomising,
-    adapting,
     batches,
     changed,
     customise_video,
     customised_video,
-    injected,
+    inject,
     interleave,
-    natural,
+    natural_videos,
     prompts,
     ready_video,
     train_motion_adapter,
     usual_video,
-    video_ready,
+    video_inputs,
 )
-from kineograph.recipes.customising.batches import Shown
-from kineograph.recipes.customising.words import Words
+from kineograph.training.customise import adapters as adapting
+from kineograph.training.customise.batches import Shown
+from kineograph.training.customise.prompts import Words
 
 PHASES = ["prior", "encoding", "training", "stills", "natural", "stilling", "adapting"]
 
@@ -116,7 +116,7 @@ def test_one_file_is_left_that_puts_the_subject_into_the_video_model(
     assert [file.name for file in drawn] == ["stills.png", "natural.png"] and all(file.is_file() for file in drawn)
     ours = customised_video(video, output)
     theirs = opened(waves, adapter=output, motion_adapter=output)
-    plain = injected(video, output / "image" / "final")
+    plain = inject(video, output / "image" / "final")
     assert ours.subject == theirs.subject == SUBJECT and video.subject is None
     torch.testing.assert_close(estimate(ours), estimate(theirs))
     assert (estimate(ours) - estimate(plain)).abs().max() > 1e-3
@@ -195,7 +195,7 @@ def test_a_frozen_video_is_any_one_frame() -> None:
 
 
 def test_loras_are_added_to_the_weights(video: Model, done: tuple[Path, list[Reached]]) -> None:
-    plain = injected(video, done[0] / "image" / "final")
+    plain = inject(video, done[0] / "image" / "final")
     was = estimate(plain)
     adapting.merged(plain.net.image_unet)
     assert not any(".lora_" in name for name in plain.net.state_dict())
@@ -220,7 +220,7 @@ def test_all_weights_trained_leave_a_whole_model(learn: Learn, video: Model, tmp
     assert model.subject == SUBJECT and model.net.spatial_adapter is None
     again = kg.load(tmp_path / "out" / "whole", device="cpu", dtype="float32")
     assert torch.equal(estimate(model), estimate(again))
-    plain = injected(video, tmp_path / "out" / "image" / "final")
+    plain = inject(video, tmp_path / "out" / "image" / "final")
     moved = [
         name
         for name, weight in plain.net.temporal.state_dict().items()
@@ -241,9 +241,9 @@ def test_interleaved_training_is_of_pictures_and_videos_in_turn(video: Model, fe
     assert phases(reached) == ["encoding", "natural", "training"]
     seen = {each.done: {*each.progress.losses} for each in reached if each.progress}
     assert seen == {1: {"subject"}, 2: {"natural"}, 3: {"subject"}, 4: {"natural"}}
-    learnt = injected(video, tmp_path / "out" / "final")
+    learnt = inject(video, tmp_path / "out" / "final")
     assert learnt.subject == SUBJECT and learnt.net.spatial_adapter is None
-    assert all(each.startswith("unet.") for each in load_file(tmp_path / "out" / "final" / adapters.FILES[0]))
+    assert all(each.startswith("unet.") for each in load_file(tmp_path / "out" / "final" / lora.FILES[0]))
     assert (estimate(learnt) - estimate(video)).abs().max() > 1e-3
 
 
@@ -301,33 +301,35 @@ def test_natural_videos_may_be_given(learn: Learn, video: Model, few: Path, tmp_
     (films / "broken.mp4").write_bytes(b"nonsense")
     (films / "broken.txt").write_text("nothing")
     given = settings(natural_videos=4)
-    wanted = natural.wanted_of(video, given, films)
+    wanted = natural_videos.wanted_of(video, given, films)
     with pytest.warns(InputWarning, match="passed over 1 natural videos: .*broken.mp4"):
-        seen = [*natural.natural(wanted, tmp_path / "natural")]
+        seen = [*natural_videos.natural(wanted, tmp_path / "natural")]
     assert {each.caption for each in seen} == {"film 0", "film 1"} and len(seen) == 4
     assert all(each.views[0].shape == (3, *video.latent_shape(16, 16)) for each in seen)
     (films / "broken.mp4").unlink()
     (films / "broken.txt").unlink()
-    whole = natural.wanted_of(video, given, films)
-    assert [*natural.natural(whole, tmp_path / "natural")] and whole.facts() != wanted.facts()
+    whole = natural_videos.wanted_of(video, given, films)
+    assert [*natural_videos.natural(whole, tmp_path / "natural")] and whole.facts() != wanted.facts()
     with pytest.raises(InputError, match="there is no file or folder"):
-        natural.wanted_of(video, given, tmp_path / "none")
+        natural_videos.wanted_of(video, given, tmp_path / "none")
     with pytest.raises(InputError, match="has none, but 3 of the other kind"), pytest.warns(InputWarning):
-        natural.wanted_of(video, given, few)
+        natural_videos.wanted_of(video, given, few)
 
 
 def test_drawn_ones_are_kept_and_shared(video: Model, tmp_path: Path) -> None:
-    wanted = natural.wanted_of(video, settings(natural_folder=tmp_path / "shared"), None)
-    first = [*natural.natural(wanted, tmp_path / "one")]
+    wanted = natural_videos.wanted_of(video, settings(natural_folder=tmp_path / "shared"), None)
+    first = [*natural_videos.natural(wanted, tmp_path / "one")]
     files = sorted((tmp_path / "shared").rglob("*.safetensors"))
     stamps = [file.stat().st_mtime_ns for file in files]
     assert len(files) == 2 and not (tmp_path / "one").exists()
     files[0].unlink()
-    second = [*natural.natural(wanted, tmp_path / "two")]
+    second = [*natural_videos.natural(wanted, tmp_path / "two")]
     assert all(torch.equal(one.views[0], two.views[0]) for one, two in zip(first, second, strict=True))
     assert files[1].stat().st_mtime_ns == stamps[1]
-    other = natural.wanted_of(video, settings(natural_folder=tmp_path / "shared", natural_prompts=["a fish"]), None)
-    assert {each.caption for each in natural.natural(other, tmp_path)} == {"a fish"}
+    other = natural_videos.wanted_of(
+        video, settings(natural_folder=tmp_path / "shared", natural_prompts=["a fish"]), None
+    )
+    assert {each.caption for each in natural_videos.natural(other, tmp_path)} == {"a fish"}
     assert len(list((tmp_path / "shared").iterdir())) == 2
 
 
@@ -392,7 +394,7 @@ def test_what_cannot_be_customised_is_said_before_anything_is_written(
 
 def test_the_image_model_brings_its_noise_schedule(video: Model) -> None:
     image = kg.load(sd(), device="cpu", dtype="float32", prediction_type="v_prediction")
-    found = video_ready.under(video, image)
+    found = video_inputs.under(video, image)
     assert found.schedule is image.schedule and found.temporal is None
     assert found.net.image_unet is video.net.image_unet
 

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from kineograph.data.pipeline.filters import brightness, movement, sieve
-from kineograph.data.pipeline.lettering import lettering
-from kineograph.data.pipeline.likeness import BITS, Print, duplicates, fingerprint
-from kineograph.data.pipeline.pan_and_zoom import Window, centred, frozen, panned, size_within, wandering
-from kineograph.data.pipeline.settings import Cuts, Filters, Watermarks
-from kineograph.data.pipeline.steps import Dropped, Kind, Shot, key_frames, through
-from kineograph.data.pipeline.watermarks import Mark, cleaner, fitted, painted_over, watermark
+from kineograph.curation.clip_steps import Dropped, Kind, Shot, key_frames, through
+from kineograph.curation.clips import Window, centred, frozen, panned, size_within, wandering
+from kineograph.curation.filters import BITS, Print, brightness, duplicates, fingerprint, lettering, movement, sieve
+from kineograph.curation.settings import Cuts, Filters, Watermarks
+from kineograph.curation.watermarks import Mark, cleaner, fitted, painted_over, watermark
 
 SIZE, LARGE = (96, 144), (192, 288)
 SETTINGS = Watermarks()

@@ -25,21 +25,19 @@ from raw_footage import footage, lettered, scene, told
 from test_captioning import Serve, said, serve  # noqa: F401
 from typer.testing import CliRunner
 
-from kineograph.cli.data import data
-from kineograph.data.clips import clip
-from kineograph.data.dataset import open_dataset
-from kineograph.data.pipeline.cuts import pieces
-from kineograph.data.pipeline.decoding import frames, glimpses, reel
-from kineograph.data.pipeline.manifest import read_dropped, read_manifest
-from kineograph.data.pipeline.run import run
-from kineograph.data.pipeline.settings import Captions, Cuts, DataSettings
-from kineograph.data.pipeline.sources import find
-from kineograph.data.pipeline.spreading import Crew, Work, on_ray
-from kineograph.data.places import Place, opened
-from kineograph.data.provenance import existing
-from kineograph.data.seeking import BrokenFile
+from kineograph.cli.curate import data
+from kineograph.curation.decoding import frames, glimpses, pieces, reel
+from kineograph.curation.packing import read_dropped, read_manifest
+from kineograph.curation.parallel import Crew, Work, on_ray
+from kineograph.curation.run import prepare, run
+from kineograph.curation.settings import Captions, Cuts, DataSettings
+from kineograph.curation.sources import find
 from kineograph.errors import InputError
-from kineograph.recipes.preparing import prepare
+from kineograph.media.dataset import open_dataset
+from kineograph.media.metadata import existing
+from kineograph.media.seek import BrokenFile
+from kineograph.media.shards import Place, opened
+from kineograph.media.training_clips import clip
 
 KEPT = {"three": 3, "copy": 1, "turned": 1, "wide": 1, "photo1": 1, "photo2": 1}
 
@@ -149,8 +147,8 @@ def process(settings: DataSettings) -> Iterator[subprocess.Popen[bytes]]:
     file = settings.output.parent / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     code = (
-        "import sys, yaml; from kineograph.data.pipeline.run import run; "
-        "from kineograph.data.pipeline.settings import DataSettings\n"
+        "import sys, yaml; from kineograph.curation.run import run; "
+        "from kineograph.curation.settings import DataSettings\n"
         "settings = DataSettings(**yaml.safe_load(open(sys.argv[1])))\n"
         "for reached in run(settings, lambda work, tasks, crew: map(work, tasks)): print(reached.done, flush=True)"
     )

@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 from numbered import tar
 
-from kineograph.data.dataset import Dataset, open_dataset
-from kineograph.data.places import opened, text_at
-from kineograph.data.shards import expanded
 from kineograph.errors import InputError, InputWarning
+from kineograph.media.dataset import Dataset, open_dataset
+from kineograph.media.shards import expanded, opened, text_at
 
 
 def files(folder: Path, contents: Mapping[str, str | bytes]) -> Path:

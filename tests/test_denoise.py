@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kineograph.denoise import finite, guided, guided_twice, pinned
-from kineograph.trajectory import ddim, last
+from kineograph.samplers import ddim, last
 
 X = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 

@@ -6,14 +6,7 @@ import scipy.linalg
 import torch
 
 from kineograph.errors import InputError
-from kineograph.evaluation.distances import (
-    Moments,
-    frechet,
-    inception_score,
-    jackknifed,
-    kernel_distance,
-    moments,
-)
+from kineograph.metrics.distances import Moments, frechet, inception_score, jackknifed, kernel_distance, moments
 
 
 def drawn(count: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:

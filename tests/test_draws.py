@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from numbered import movie, numbered, numbers, tar
 
-from kineograph.data.clips import Clip, anywhere, clip
-from kineograph.data.dataset import Dataset, open_dataset
-from kineograph.data.draws import draw, drawn, share
-from kineograph.data.layouts import Item
-from kineograph.data.places import Place
-from kineograph.data.seeking import BrokenFile
 from kineograph.errors import InputError
+from kineograph.media.dataset import Dataset, open_dataset
+from kineograph.media.dataset_layouts import Item
+from kineograph.media.sampling_order import draw, drawn, share
+from kineograph.media.seek import BrokenFile
+from kineograph.media.shards import Place
+from kineograph.media.training_clips import Clip, anywhere, clip
 
 BATCH = 4
 ITEMS = tuple(Item(f"{number}", "", "video", Place(Path(f"{number}"))) for number in range(23))

@@ -14,16 +14,16 @@ from test_cli import Run, run  # noqa: F401
 from tiny_videos import shaken
 
 import kineograph as kg
-from kineograph.data.elevation import Elevation
-from kineograph.data.provenance import read_settings
 from kineograph.errors import InputError
+from kineograph.media.metadata import read_settings
+from kineograph.method_options import Elevation
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
-from kineograph.models.vaes import alike
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.models.vae.files import alike
 from kineograph.noise import independent, related
-from kineograph.trajectory import ddim, last
+from kineograph.samplers import ddim, last
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
 CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)

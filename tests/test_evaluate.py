@@ -19,24 +19,24 @@ from transformers import (
     VideoMAEModel,
 )
 
-from kineograph.data.video import Video
 from kineograph.errors import InputError, InputWarning
-from kineograph.evaluation import ucf101
-from kineograph.evaluation.collection import collect, read, read_prompts
-from kineograph.evaluation.comparing import compare
-from kineograph.evaluation.degradations import DAMAGES, distances, frozen, shuffled
-from kineograph.evaluation.distances import frechet, moments
-from kineograph.evaluation.evaluate import evaluate, instruments, write
-from kineograph.evaluation.extractors import open_extractor, open_extractors
-from kineograph.evaluation.features import SPREAD, check_lengths
-from kineograph.evaluation.gauges import clip_gauge, flow_gauge, pocket_gauge, told
-from kineograph.evaluation.scores import scores, survey
-from kineograph.evaluation.torchscripts import ClipFormat, as_clip
-from kineograph.evaluation.towers import open_clip
-from kineograph.models.checkpoints import POCKET
-from kineograph.pocket.captions import of_clip
-from kineograph.pocket.judge import load_judge
-from kineograph.pocket.world import Shot, Thing, clip, shots
+from kineograph.media.video import Video
+from kineograph.metrics.collection import collect, read, read_prompts
+from kineograph.metrics.distances import frechet, moments
+from kineograph.metrics.encoders import open_clip
+from kineograph.metrics.evaluate import evaluate, instruments, write
+from kineograph.metrics.extractors import open_extractor, open_extractors
+from kineograph.metrics.features import SPREAD, check_lengths
+from kineograph.metrics.report import compare
+from kineograph.metrics.scores import scores, survey
+from kineograph.metrics.torchscript import ClipFormat, as_clip
+from kineograph.metrics.video_metrics import clip_gauge, flow_gauge, pocket_gauge, told
+from kineograph.models.pocket import WEIGHTS as POCKET
+from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.studies.vidrd import ucf101
+from kineograph_lab.studies.vidrd.degradations import DAMAGES, distances, frozen, shuffled
+from kineograph_lab.world.captions import of_clip
+from kineograph_lab.world.world import Shot, Thing, clip, shots
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # torch would rather have users export anew
 FISH = "a red fish over the sea moving to the right"
@@ -271,7 +271,7 @@ def test_clip_scores_are_cosines(clip_folder):
 
 
 def read_clip(frames, prompt=None, fps=8.0):
-    from kineograph.evaluation.collection import Clip
+    from kineograph.metrics.collection import Clip
 
     return Clip("a.mp4", frames, fps, prompt)
 
@@ -598,7 +598,7 @@ def test_clip_i_knows_the_subject(tmp_path):
 def test_the_command(tmp_path, monkeypatch, capsys):
     import typer
 
-    from kineograph.cli import speaking
+    from kineograph.cli import terminal
     from kineograph.cli.evaluate import evaluate as command
 
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -606,7 +606,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end, speaking.in_plain_words():
+        with pytest.raises(SystemExit) as end, terminal.in_plain_words():
             app()
         return int(end.value.code or 0), *capsys.readouterr()
 

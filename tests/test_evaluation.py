@@ -7,19 +7,23 @@ import pytest
 import torch
 from PIL import Image
 
-from kineograph.data.provenance import identifier
-from kineograph.data.request import Request
 from kineograph.errors import InputError
-from kineograph.evaluation import alone, bench, metrics, peers, report, text2video_zero
-from kineograph.evaluation.metrics import Seen
-from kineograph.evaluation.protocol import held_out_cases, keep, kept
-from kineograph.evaluation.reproduce import PAPERS, reproduce
-from kineograph.evaluation.witnesses import Witnesses
-from kineograph.models.checkpoints import load
+from kineograph.generate import generate
+from kineograph.media.metadata import identifier
+from kineograph.metrics import frame_metrics
+from kineograph.metrics.frame_metrics import Seen
+from kineograph.models.loading.load import load
 from kineograph.models.placement import place
-from kineograph.pocket.geometry import Geometry
-from kineograph.pocket.world import held_out, render, shots
-from kineograph.recipes import generate
+from kineograph.request import Request
+from kineograph_lab.bench import bench, memory
+from kineograph_lab.bench import text2video_zero as peers
+from kineograph_lab.judge.geometry import Geometry
+from kineograph_lab.studies import report
+from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.protocol import held_out_cases, keep, kept
+from kineograph_lab.studies.reproduce import PAPERS, reproduce
+from kineograph_lab.studies.text2video_zero import ablation
+from kineograph_lab.world.world import held_out, render, shots
 
 TINY = {"channels": 32, "side": 8, "text_layers": 1}
 
@@ -57,28 +61,28 @@ def panned(speed: float, frames: int = 5, noise: float = 6.0):
 @pytest.mark.parametrize("speed", [-4.0, 0.0, 3.4])
 def test_motion_is_measured_to_parts_of_a_pixel(speed):
     frames = panned(speed)
-    found = dict(metrics.motion(frames, metrics.displacements(frames)))
+    found = dict(frame_metrics.motion(frames, frame_metrics.displacements(frames)))
     assert found["right"] * 128 == pytest.approx(speed, abs=0.05)
     assert found["down"] * 128 == pytest.approx(-speed / 2, abs=0.05)
 
 
 def test_a_background_that_only_moves_does_not_change():
     frames = panned(5.0, noise=0.0)
-    (same,) = metrics.background(frames, metrics.displacements(frames))
+    (same,) = frame_metrics.background(frames, frame_metrics.displacements(frames))
     others = frames.copy()
     others[1:] = 255 - others[1:]
-    (different,) = metrics.background(others, metrics.displacements(frames))
+    (different,) = frame_metrics.background(others, frame_metrics.displacements(frames))
     assert same == ("background", pytest.approx(0, abs=2))
     assert different[1] > 20
 
 
 def test_prompt_and_identity_count_frames():
-    asked = dict(metrics.prompted(seen(["cat", "cat", "dog"]), thing="cat", colour="red", scene="snow"))
+    asked = dict(frame_metrics.prompted(seen(["cat", "cat", "dog"]), thing="cat", colour="red", scene="snow"))
     assert asked == {"thing": pytest.approx(2 / 3), "colour": 1, "scene": 0, "first right": 1}
-    kept_up = dict(metrics.identity(seen(["cat", "cat", "dog"])))
+    kept_up = dict(frame_metrics.identity(seen(["cat", "cat", "dog"])))
     assert kept_up == {"same thing": 0.5, "same colour": 1, "always the same": 0, "individual": 0}
-    assert dict(metrics.identity(seen(["cat"] * 3)))["always the same"] == 1
-    assert dict(metrics.text_alignment(np.array([0.2, 0.4]))) == {"text": pytest.approx(30)}
+    assert dict(frame_metrics.identity(seen(["cat"] * 3)))["always the same"] == 1
+    assert dict(frame_metrics.text_alignment(np.array([0.2, 0.4]))) == {"text": pytest.approx(30)}
 
 
 def test_cases_are_held_out_and_more_cases_begin_with_the_same():
@@ -125,7 +129,7 @@ def witnesses():
 
 
 def test_a_reproduction_writes_its_report_and_goes_on_where_it_was(model, tmp_path, monkeypatch):
-    monkeypatch.setitem(PAPERS, "text2video-zero", (text2video_zero.studied,))
+    monkeypatch.setitem(PAPERS, "text2video-zero", (ablation.studied,))
     told = []
     made = reproduce(
         "text2video-zero", model, witnesses(), cases=2, steps=4, out=tmp_path, on_video=lambda *at: told.append(at)
@@ -141,7 +145,7 @@ def test_a_reproduction_writes_its_report_and_goes_on_where_it_was(model, tmp_pa
     assert all((tmp_path / file).exists() for strips in made.parts[0].pictures.values() for file in strips.values())
     assert "](text2video-zero/cases-0-both.png)" in text
 
-    monkeypatch.setattr(text2video_zero, "filmed", lambda: None)  # nothing is drawn again
+    monkeypatch.setattr(ablation, "filmed", lambda: None)  # nothing is drawn again
     again = reproduce("text2video-zero", model, witnesses(), cases=2, steps=4, out=tmp_path)
     assert [claim.name for claim in again.claims if claim.holds] == [claim.name for claim in made.claims if claim.holds]
     with pytest.raises(TypeError):
@@ -165,7 +169,7 @@ def test_what_cannot_be_reproduced_or_compared_is_an_error(model, tmp_path):
 def test_the_full_method_is_what_generate_does(model):
     asked = Request(prompt="any", num_frames=3, num_inference_steps=4)
     case = held_out_cases(1)[0]
-    (frames,) = text2video_zero.filmed(model, "both", [case], asked)
+    (frames,) = ablation.filmed(model, "both", [case], asked)
     video = generate(model, case.prompt, num_frames=3, num_inference_steps=4, seed=case.seed)
     assert np.array_equal(frames, video.frames)
 
@@ -175,7 +179,7 @@ def test_the_full_method_is_what_generate_does(model):
     ("mode", "dtype"), [("motion", torch.bfloat16), ("control", torch.float32), ("video", torch.float32)]
 )
 def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path, mode, dtype):
-    monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: alone.peak() / 1e9)
+    monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: memory.peak() / 1e9)
     monkeypatch.setattr(bench, "MATRIX", 64)
     monkeypatch.setattr(bench, "place", lambda: place()._replace(dtype=dtype))
     if mode != "motion":  # seconds each time, of the same counter
@@ -201,5 +205,5 @@ def test_who_begins_changes_from_turn_to_turn():
 
 
 def test_a_process_of_its_own_tells_its_peak(folder, capsys):
-    alone.main("motion", "ours", str(folder), "float32", "2", "7")
+    memory.main("motion", "ours", str(folder), "float32", "2", "7")
     assert json.loads(capsys.readouterr().out)["peak_gb"] > 0.1

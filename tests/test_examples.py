@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kineograph.evaluation.peers import save_stand_in
 from kineograph.methods import still_moving, videocrafter
-from kineograph.models.branches import MOTION
-from kineograph.models.checkpoints import load
-from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
+from kineograph.models.loading.load import load
+from kineograph.models.temporal.adapters import MOTION
+from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph_lab.bench.text2video_zero import save_stand_in
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from kineograph.evaluation.flows import agreeing, flow, moving, warped
-from kineograph.pocket.world import Shot, Thing, clip
+from kineograph.metrics.optical_flow import agreeing, flow, moving, warped
+from kineograph_lab.world.world import Shot, Thing, clip
 
 
 def panned(speed: float, count: int = 4, scale: int = 1) -> np.ndarray:

@@ -9,9 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from kineograph.data.footage import Footage, fitted, in_chunks, open_footage, size_for
-from kineograph.data.video import Video
 from kineograph.errors import InputError
+from kineograph.media.footage import Footage, fitted, in_chunks, open_footage, size_for
+from kineograph.media.video import Video
 
 
 def numbered(count: int, height: int = 32, width: int = 48) -> np.ndarray:

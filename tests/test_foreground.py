@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import kineograph as kg
-from kineograph.models import foreground as told
-from kineograph.models.foreground import foreground
-from kineograph.pocket.captions import of_picture
-from kineograph.pocket.truth import truth
-from kineograph.pocket.world import render, shots
+from kineograph.models.unet import foreground as told
+from kineograph.models.unet.foreground import foreground
+from kineograph_lab.world.captions import of_picture
+from kineograph_lab.world.truth import truth
+from kineograph_lab.world.world import render, shots
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from models.conftest import sd, sdxl
 from PIL import Image
 
 import kineograph as kg
-from kineograph.data.video import Video
 from kineograph.errors import InputError, InputWarning
+from kineograph.media.video import Video
 
 FEW = {"num_inference_steps": 3, "seed": 1}
 
@@ -71,7 +71,7 @@ def test_the_control_counts_as_much_as_it_is_told_to(model, maps):
 
 def test_edges_are_found_in_the_control_video(model, tmp_path):
     pytest.importorskip("cv2")
-    from kineograph.data.annotators import canny
+    from kineograph.media.annotators import canny
 
     seen = frames(3)
     video = Video(seen).save(tmp_path / "in")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kineograph import ladder
+from kineograph import sigmas as ladder
 
 TABLE = tuple(np.geomspace(0.03, 15, 1000).tolist())
 SPACINGS = [ladder.leading, ladder.trailing, ladder.linspace]

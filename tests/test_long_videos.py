@@ -11,12 +11,13 @@ from test_cli import Run, run  # noqa: F401
 from test_elevating import image, video  # noqa: F401
 
 import kineograph as kg
-from kineograph.data.provenance import read_settings
-from kineograph.data.request import Request
 from kineograph.errors import InputError
+from kineograph.generate import made
+from kineograph.media.metadata import read_settings
+from kineograph.methods import text2video_zero_run
 from kineograph.models.model import Model
-from kineograph.recipes import made, text2video_zero
-from kineograph.recipes.walks import look
+from kineograph.plan import look
+from kineograph.request import Request
 
 FEW = {"num_inference_steps": 4, "seed": 3, "num_frames": 4}
 EXACT = kg.Reuse(keep=2, guidance=1.0)
@@ -73,11 +74,11 @@ def test_text2video_zero_leaves_out_what_is_overwritten_anyway(choice, models, m
         estimate = look(*asked)
         return lambda x, sigma: (seen.append(x.shape[1]), estimate(x, sigma))[1]
 
-    monkeypatch.setattr(text2video_zero, "look", counted)
+    monkeypatch.setattr(text2video_zero_run, "look", counted)
     reuse = kg.Reuse(keep=3, guidance=1.0)
     spared = kg.generate(model, "a fish", reuse=reuse, **asked)
     count = sum(seen)
-    monkeypatch.setattr(text2video_zero, "sparing", lambda request, start, look, sigmas: look)
+    monkeypatch.setattr(text2video_zero_run, "sparing", lambda request, start, look, sigmas: look)
     seen.clear()
     whole = kg.generate(model, "a fish", reuse=reuse, **asked)
     assert np.abs(spared.frames.astype(int) - whole.frames).max() <= 1

@@ -7,13 +7,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from kineograph.pocket import networks, world
-from kineograph.pocket.control import Controlled
-from kineograph.pocket.edit import Editing
-from kineograph.pocket.low_rank import adapted, added, as_control, as_editor, restored
-from kineograph.pocket.maps import MAPS, PAINTS
-from kineograph.pocket.truth import KEYPOINTS, truth
-from kineograph.pocket.world import Shot, Thing
+from kineograph.models.pocket.low_rank import adapted, added, as_control, as_editor, restored
+from kineograph_lab.recipe import networks
+from kineograph_lab.recipe.image.controlnets import Controlled
+from kineograph_lab.recipe.image.edit import Editing
+from kineograph_lab.world import world
+from kineograph_lab.world.truth import KEYPOINTS, MAPS, PAINTS, truth
+from kineograph_lab.world.world import Shot, Thing
 
 SHOT = Shot("sea", "flat", (Thing("fish", "red", 1),))
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from kineograph.pocket import edit, feed, geometry
-from kineograph.pocket.captions import COLOURS, KINDS
-from kineograph.pocket.edits import ASPECTS, draw_edit, family, instruction, words
-from kineograph.pocket.judging import clear
-from kineograph.pocket.words import tokenizer
-from kineograph.pocket.world import draw_shot, held_out
+from kineograph_lab.judge import geometry
+from kineograph_lab.judge.training import clear
+from kineograph_lab.recipe import pool as feed
+from kineograph_lab.recipe.image import edit
+from kineograph_lab.recipe.image.tokenizer import tokenizer
+from kineograph_lab.world.captions import COLOURS, KINDS
+from kineograph_lab.world.edits import ASPECTS, draw_edit, family, instruction, words
+from kineograph_lab.world.world import draw_shot, held_out
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from kineograph.pocket import feed, judging, world
-from kineograph.pocket.judge import WEIGHTS, Looks, load_judge
+from kineograph_lab.judge import training
+from kineograph_lab.judge.networks import WEIGHTS, Looks, load_judge
+from kineograph_lab.recipe import pool
+from kineograph_lab.world import world
 
 pytestmark = [
     pytest.mark.claims,
-    pytest.mark.skipif(not WEIGHTS.exists(), reason="no weights: python -m kineograph.pocket.recipe --export"),
+    pytest.mark.skipif(not WEIGHTS.exists(), reason="no weights: python -m kineograph_lab.recipe.run --export"),
 ]
 
 
@@ -21,16 +23,16 @@ pytestmark = [
 def pictures() -> list[tuple[Looks, dict[str, str], bool]]:
     """What it says of 1,000 pictures, what is true, and whether it is one thing at rest, as generated pictures show."""
     judge = load_judge()
-    drawn = [feed.picture(np.random.default_rng((99, k)), "held_out") for k in range(1000)]
+    drawn = [pool.picture(np.random.default_rng((99, k)), "held_out") for k in range(1000)]
     said = [judge.look(picture[None]) for picture, _ in drawn]
     plain = [fact["time"] == 0 and len(fact["things"]) == 1 for _, fact in drawn]
-    return list(zip(said, [judging.answers(feed.shot_of(fact)) for _, fact in drawn], plain, strict=True))
+    return list(zip(said, [training.answers(pool.shot_of(fact)) for _, fact in drawn], plain, strict=True))
 
 
 @pytest.fixture(scope="module")
 def families() -> list[Looks]:
     judge = load_judge()
-    return [judge.look(judging.family(np.random.default_rng((99, k)), "held_out")[0]) for k in range(64)]
+    return [judge.look(training.family(np.random.default_rng((99, k)), "held_out")[0]) for k in range(64)]
 
 
 @pytest.mark.parametrize(
@@ -56,11 +58,11 @@ def test_it_follows_a_thing_that_the_camera_leaves_behind():
 
 def test_it_tells_individuals_of_one_kind_and_colour_apart(families):
     embeddings = torch.from_numpy(np.concatenate([looks.individual for looks in families]))
-    assert judging.told_apart(embeddings) >= 0.4  # by chance 0.14
+    assert training.told_apart(embeddings) >= 0.4  # by chance 0.14
 
 
 def test_it_sees_how_a_clip_moves():
     judge = load_judge()
-    films = [judging.film(np.random.default_rng((99, k)), "held_out") for k in range(200)]
+    films = [training.film(np.random.default_rng((99, k)), "held_out") for k in range(200)]
     right = [judge.motion(frames) == shot["things"][0]["motion"] for frames, shot in films]
     assert np.mean(right) >= 0.88  # the bar is 0.97: docs/decisions/0005

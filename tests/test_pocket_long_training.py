@@ -12,12 +12,17 @@ from torch import nn
 from transformers import CLIPTokenizer
 
 from kineograph.models.schedule import Schedule
-from kineograph.pocket import development, fit, growing_pool, screenings, text_of_all, unet, wide, wide_captions, world
-from kineograph.pocket.captions import COLOURS, KINDS
-from kineograph.pocket.export import WEIGHTS
-from kineograph.pocket.fit import Plan
-from kineograph.pocket.truth import truth
-from kineograph.pocket.world import Shot, Thing
+from kineograph_lab.recipe import loop
+from kineograph_lab.recipe.export import WEIGHTS
+from kineograph_lab.recipe.image import unet
+from kineograph_lab.recipe.long import development, growing_pool, text_encoder
+from kineograph_lab.recipe.loop import Plan
+from kineograph_lab.recipe.video import batches
+from kineograph_lab.world import wide, world
+from kineograph_lab.world import wide as wide_captions
+from kineograph_lab.world.captions import COLOURS, KINDS
+from kineograph_lab.world.truth import truth
+from kineograph_lab.world.world import Shot, Thing
 
 # Sums of the bytes of `world.render` before subjects had a tilt.
 RENDERED = {
@@ -112,10 +117,10 @@ def test_development_prompts_hold_no_pair_of_the_test_prompts():
 def test_an_instruction_names_what_becomes_of_the_subject():
     rng = np.random.default_rng(5)
     for _ in range(50):
-        text, named = text_of_all.instruction(rng, "train")
+        text, named = text_encoder.instruction(rng, "train")
         new = {"thing": "second"}.get(named["edit"], named["edit"])
         assert text and new in named
-        assert len(wide_captions.facts(named, text_of_all.CHOICES)) == len(text_of_all.CHOICES)
+        assert len(wide_captions.facts(named, text_encoder.CHOICES)) == len(text_encoder.CHOICES)
 
 
 def test_the_rate_is_constant_then_falls_by_steps_alone():
@@ -165,7 +170,7 @@ def test_shards_are_films_and_stills_of_the_video_stages(painted):
     assert films.pictures.shape == (2, 16, 8, 16, 16) and len(films.facts) == 2
     assert stills.pictures.shape == (8, 1, 8, 16, 16) and len(stills.facts) == 8
     tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-    clips, *_ = screenings.batches(films, stills, 2, tokens)(np.random.default_rng(0), 0.9)
+    clips, *_ = batches.batches(films, stills, 2, tokens)(np.random.default_rng(0), 0.9)
     assert clips.shape[2:] == (8, 16, 16)
 
 
@@ -195,8 +200,8 @@ def toy_loss(net, batch):
 
 
 def test_a_resumed_training_has_the_same_next_loss_and_its_checkpoint_is_plain_data(painted, tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "KEEP_SECONDS", 0.0)
-    monkeypatch.setattr(fit, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
     plan = Plan(minutes=1, lr=1e-2, batch=4, steps=6, warmup=2, decay=0.25, report_steps=100)
 
     def train(folder, stop=None):
@@ -212,7 +217,7 @@ def test_a_resumed_training_has_the_same_next_loss_and_its_checkpoint_is_plain_d
             return draw(rng, progress)
 
         torch.manual_seed(0)
-        fit.fit(Toy(), plan, folder, draw=drawn, loss=toy_loss, report=lambda net: {})
+        loop.fit(Toy(), plan, folder, draw=drawn, loss=toy_loss, report=lambda net: {})
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         return {line["step"]: line["noise"] for line in lines if "noise" in line}
 

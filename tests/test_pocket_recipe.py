@@ -13,36 +13,38 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
-from kineograph.pocket import clip, feed, fit, judging, recipe, unet, words
-from kineograph.pocket.export import export
-from kineograph.pocket.fit import Plan
-from kineograph.pocket.judge import Judge, load_judge
-from kineograph.pocket.low_rank import as_control, as_editor, restored
-from kineograph.pocket.norms import QuickGroupNorm, with_quick_norms
-from kineograph.pocket.optimisers import optimisers
-from kineograph.pocket.settings import Settings
-from kineograph.pocket.world import Shot, Thing
+from kineograph.models.pocket.low_rank import as_control, as_editor, restored
+from kineograph.training.muon import optimisers
+from kineograph.training.norms import QuickGroupNorm, with_quick_norms
+from kineograph_lab.judge import training
+from kineograph_lab.judge.networks import Judge, load_judge
+from kineograph_lab.recipe import loop, pool, run
+from kineograph_lab.recipe.export import export
+from kineograph_lab.recipe.image import clip, tokenizer, unet
+from kineograph_lab.recipe.loop import Plan
+from kineograph_lab.recipe.settings import Settings
+from kineograph_lab.world.world import Shot, Thing
 
 PLAN = Plan(minutes=1, steps=6, lr=1e-2, batch=4, warmup=2)
 
 
-def regression(rng: np.random.Generator, progress: float) -> fit.Batch:
+def regression(rng: np.random.Generator, progress: float) -> loop.Batch:
     x = torch.from_numpy(rng.standard_normal((4, 20), np.float32))
     return x, x.flip(1)
 
 
-def squared(net: nn.Module, batch: fit.Batch) -> dict[str, torch.Tensor]:
+def squared(net: nn.Module, batch: loop.Batch) -> dict[str, torch.Tensor]:
     return {"squared": (net(batch[0]).float() - batch[1]).square().mean()}
 
 
 def train(folder: Path, draw=regression) -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 32), nn.SiLU(), nn.Linear(32, 20))
-    return fit.fit(net, PLAN, folder, draw=draw, loss=squared, report=lambda _: {})
+    return loop.fit(net, PLAN, folder, draw=draw, loss=squared, report=lambda _: {})
 
 
 def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    monkeypatch.setattr(fit, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
     calls = []
 
     def killed_at_the_fourth(rng, progress):
@@ -111,14 +113,14 @@ def test_matrices_are_views_of_the_weights():
 
 
 def test_the_tokenizer_takes_any_text():
-    tokens = words.tokenizer(["a red fish over the sea", "a blue car in a city"])
+    tokens = tokenizer.tokenizer(["a red fish over the sea", "a blue car in a city"])
     for text in ("a red fish", "naïve zebra, 日本!", "x"):
         taken = tokens(text).input_ids
         assert taken[0] == tokens.bos_token_id
         assert taken[-1] == tokens.eos_token_id
         assert tokens.unk_token_id not in taken[1:-1]
     assert len(tokens("red fish").input_ids) == 4
-    assert words.ids(tokens, ["a red fish", ""]).shape == (2, 48)
+    assert tokenizer.ids(tokens, ["a red fish", ""]).shape == (2, 48)
 
 
 def test_a_wrong_caption_swaps_the_colours_of_two_things():
@@ -137,15 +139,15 @@ def test_every_second_wrong_caption_is_of_another_thing():
 
 
 def test_the_pool_is_a_function_of_its_seed(tmp_path):
-    pools = [feed.pool(tmp_path / name, 3, seed=5, split="held_out") for name in "ab"]
+    pools = [pool.pool(tmp_path / name, 3, seed=5, split="held_out") for name in "ab"]
     assert np.array_equal(pools[0].pictures, pools[1].pictures)
     assert pools[0].facts == pools[1].facts
-    shot = feed.shot_of(pools[0].facts[0])
+    shot = pool.shot_of(pools[0].facts[0])
     assert shot.things[0].kind == pools[0].facts[0]["things"][0]["kind"]
 
 
 def test_a_family_is_of_one_kind_colour_and_style():
-    pictures, told = judging.family(np.random.default_rng(0), "train")
+    pictures, told = training.family(np.random.default_rng(0), "train")
     assert pictures.shape == (8, 128, 128, 3)
     assert len({(t["thing"], t["colour"], t["style"]) for t in told}) == 1
 
@@ -167,9 +169,11 @@ def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path, monkey
     settings = small.model_copy(
         update={name: Plan(minutes=1, steps=1, lr=1e-3, batch=size) for name, size in plans.items()}
     )
-    stages = [name for name, (train, _) in recipe.STAGES.items() if train.__module__ == "kineograph.pocket.stages"]
-    recipe.run(stages, settings, tmp_path / "out")
-    recipe.run(stages, settings, tmp_path / "out")  # ended stages are left alone
+    stages = [
+        name for name, (train, _) in run.STAGES.items() if train.__module__ == "kineograph_lab.recipe.image_stages"
+    ]
+    run.run(stages, settings, tmp_path / "out")
+    run.run(stages, settings, tmp_path / "out")  # ended stages are left alone
     export(settings, tmp_path / "out", tmp_path / "weights")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
     assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
@@ -192,4 +196,4 @@ def size(folder):
 
 def test_unknown_stages_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, .* temporal_decoder, not vea"):
-        recipe.run(["vea"], Settings(), tmp_path)
+        run.run(["vea"], Settings(), tmp_path)

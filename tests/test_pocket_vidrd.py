@@ -13,12 +13,15 @@ from transformers import CLIPTokenizer
 
 import kineograph as kg
 from kineograph.condition import Condition
-from kineograph.models import pocket_models
-from kineograph.models.checkpoints import POCKET
-from kineograph.models.unet import VideoUNet
-from kineograph.pocket import asked, decoder, feed, films, panned, vidrd
-from kineograph.pocket.fit import Plan
-from kineograph.pocket.settings import Settings
+from kineograph.models.pocket import WEIGHTS as POCKET
+from kineograph.models.pocket import models
+from kineograph.models.pocket.networks import restore_vidrd_unet, trainable_vidrd_unet
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph_lab.recipe import pool as feed
+from kineograph_lab.recipe.loop import Plan
+from kineograph_lab.recipe.settings import Settings
+from kineograph_lab.recipe.video import clips as films
+from kineograph_lab.recipe.video import motion_readout, pan_and_zoom, temporal_decoder, vidrd
 
 Rng = np.random.Generator
 
@@ -31,7 +34,7 @@ def drawn(seed: int = 0):
         seen.append(frames)
         return torch.zeros(len(frames), 8, 16, 16)
 
-    _, fact = panned.film(encode, np.random.default_rng(seed), "train")
+    _, fact = pan_and_zoom.film(encode, np.random.default_rng(seed), "train")
     return seen[0], fact
 
 
@@ -46,16 +49,16 @@ def test_a_panned_picture_is_seen_through_windows_that_wander():
     assert np.array(fact["windows"]).min() >= 0 and np.array(fact["windows"]).max() <= 1 + 1e-6
     steps = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
     assert (steps > 0).all()
-    first, last = (panned.windows_of(fact)[k] for k in (0, -1))
+    first, last = (pan_and_zoom.windows_of(fact)[k] for k in (0, -1))
     assert [list(first), list(last)] == [pytest.approx(each) for each in fact["windows"]]
 
 
 def test_what_is_asked_of_a_panned_picture_is_what_it_shows():
     _, fact = drawn()
     fact["windows"] = [[0.0, 0.1, 0.8, 0.9], [0.2, 0.1, 1.0, 0.9]]
-    moves, there = panned.moves_of(fact), panned.things_in(fact)
+    moves, there = pan_and_zoom.moves_of(fact), pan_and_zoom.things_in(fact)
     way = np.linspace(0.125, -0.125, 16)  # a fifth of the picture to the left, through a window of four fifths
-    assert moves[:, 0] == pytest.approx(way / asked.UNITS[0], abs=1e-5)
+    assert moves[:, 0] == pytest.approx(way / motion_readout.UNITS[0], abs=1e-5)
     assert moves[:, 1:] == pytest.approx(0, abs=1e-5)
     centre = [np.argwhere(at == 0).mean(0)[1] / 16 for at in there]
     assert centre[0] - centre[-1] == pytest.approx(0.25, abs=0.08)
@@ -63,11 +66,11 @@ def test_what_is_asked_of_a_panned_picture_is_what_it_shows():
 
 def test_panned_pictures_make_the_batches_that_films_make():
     tokens = CLIPTokenizer.from_pretrained(POCKET / "tokenizer")
-    batches = [panned.batches(pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)]
+    batches = [pan_and_zoom.batches(pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)]
     assert {each[0].shape for each in batches} == {(8, 8, 8, 16, 16), (4, 16, 8, 16, 16)}
     for clips, noise, weights, timesteps, words, fps, moves, there in batches:
         assert noise.shape == clips.shape and weights.shape == there.shape == clips[:, :, 0].shape
-        assert moves.shape == (*clips.shape[:2], asked.MOVES) and moves.mean(1).abs().max() < 1e-5
+        assert moves.shape == (*clips.shape[:2], motion_readout.MOVES) and moves.mean(1).abs().max() < 1e-5
         assert timesteps.shape == fps.shape == (len(clips),) and words.shape == (len(clips), 48)
         assert torch.tensor(films.RATES + tuple(rate / 2 for rate in films.RATES)).eq(fps[:, None]).any(1).all()
 
@@ -82,7 +85,7 @@ def test_a_share_of_the_steps_sees_panned_pictures(share: float, wanted: int):
 
 def test_it_begins_as_the_video_model_without_its_layers_along_time():
     z, told = torch.randn(1, 3, 8, 16, 16), Condition(torch.ones(1, 7, 160).cumsum(1), embedding=torch.tensor([[8.0]]))
-    net = vidrd.network(video_network(), vidrd.CONFIG).eval()
+    net = trainable_vidrd_unet(video_network(), vidrd.CONFIG).eval()
     with torch.no_grad():
         before = net.image_unet(z.flatten(0, 1), 500, told.tokens.expand(3, -1, -1)).sample
         rate = net.temporal.fps(torch.tensor([8.0]))
@@ -99,10 +102,10 @@ def test_it_begins_as_the_video_model_without_its_layers_along_time():
 
 def test_what_it_learnt_makes_it_again():
     torch.manual_seed(0)
-    net = vidrd.network(video_network(), vidrd.CONFIG).eval()
+    net = trainable_vidrd_unet(video_network(), vidrd.CONFIG).eval()
     for weight in net.parameters():
         weight.requires_grad and weight.data.add_(0.02 * torch.randn_like(weight))
-    again = vidrd.restored(video_network(), vidrd.CONFIG, vidrd.learnt(net)).eval()
+    again = restore_vidrd_unet(video_network(), vidrd.CONFIG, vidrd.learnt(net)).eval()
     z, told = torch.randn(1, 3, 8, 16, 16), Condition(torch.ones(1, 7, 160), embedding=torch.tensor([[8.0]]))
     with torch.no_grad():
         assert torch.allclose(again(z, 500, told), net(z, 500, told), atol=1e-4)
@@ -115,35 +118,35 @@ def test_questions_are_asked_of_attention_inside_the_blocks():
     net.questions.listen()
     net.net(z, torch.tensor(1.0), told)
     assert len(net.questions.answers) == 7
-    assert net.questions.error(torch.zeros(1, 4, asked.MOVES), torch.zeros(1, 4, 16, 16)) > 0
+    assert net.questions.error(torch.zeros(1, 4, motion_readout.MOVES), torch.zeros(1, 4, 16, 16)) > 0
 
 
 def video_network():
-    opened = pocket_models.video(POCKET)
+    opened = models.video(POCKET)
     return VideoUNet(opened.unet, opened.temporal)
 
 
 def test_the_decoder_learns_from_parts_of_films_and_then_from_whole_ones(tmp_path: Path):
-    shown = decoder.pool(tmp_path, 2, seed=0, split="train")
+    shown = temporal_decoder.pool(tmp_path, 2, seed=0, split="train")
     assert shown.pictures.shape == (2, 8, 128, 128, 3)
-    draw = decoder.crops(shown, 8, 8)
+    draw = temporal_decoder.crops(shown, 8, 8)
     for progress, shape in ((0.0, (8, 8, 3, 64, 64)), (0.9, (2, 8, 3, 128, 128))):
         frames, off = draw(np.random.default_rng(0), progress)
         assert frames.shape == shape and off.shape == (*shape[:2], 8, shape[-1] // 8, shape[-1] // 8)
     levels = draw(np.random.default_rng(1), 0.0)[1].flatten(1).std(1)
-    assert levels.max() < decoder.OFF + 0.01 and (levels == 0).any()
+    assert levels.max() < temporal_decoder.OFF + 0.01 and (levels == 0).any()
 
 
 def test_a_decoder_stage_that_was_killed_goes_on(tmp_path: Path):
-    shown = decoder.pool(tmp_path, 2, seed=0, split="train")
+    shown = temporal_decoder.pool(tmp_path, 2, seed=0, split="train")
     one, three = (Plan(minutes=1, steps=steps, lr=1e-3, batch=2) for steps in (1, 2))
     for plan in (one, three):
         torch.manual_seed(0)
         vae = AutoencoderKL.from_pretrained(POCKET / "vae", dtype=torch.float32)
-        layers = decoder.train(vae, plan, tmp_path / "stage", shown, shown)
+        layers = temporal_decoder.train(vae, plan, tmp_path / "stage", shown, shown)
     log = (tmp_path / "stage" / "log.jsonl").read_text()
     assert '"step": 1.0' in log and '"step": 2.0' in log and "flicker_steady" in log
-    assert layers.config == decoder.config_for(vae)
+    assert layers.config == temporal_decoder.config_for(vae)
     assert Settings().vidrd_apart.steps, "both trainings of the ablation are as long"
 
 

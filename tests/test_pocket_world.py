@@ -5,9 +5,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from kineograph.pocket import captions, world
-from kineograph.pocket.truth import KEYPOINTS, truth
-from kineograph.pocket.world import Shot, Thing
+from kineograph_lab.world import captions, world
+from kineograph_lab.world.truth import KEYPOINTS, truth
+from kineograph_lab.world.world import Shot, Thing
 
 
 def shot(motion: str = "still", camera: str = "still", style: str = "flat", kind: str = "ball", x: float = 0.5) -> Shot:

@@ -15,13 +15,11 @@ import torch
 from models.conftest import sd, sd_folder  # noqa: F401
 
 import kineograph as kg
-from kineograph.data.control import controls
-from kineograph.data.request import METHODS, SOLVERS, Request
 from kineograph.errors import InputError, InputWarning
+from kineograph.generate.run import METHODS as RECIPES
 from kineograph.models.model import Model
-from kineograph.recipes.inputs import opened
-from kineograph.recipes.making import METHODS as RECIPES
-from kineograph.recipes.walks import DESCENTS, Start, look
+from kineograph.plan import DESCENTS, Start, look, opened
+from kineograph.request import METHODS, SOLVERS, Request, controls
 
 FEW = {"num_inference_steps": 2, "num_frames": 2}
 

@@ -23,16 +23,16 @@ from tiny_videos import shaken
 from torch import Tensor, nn
 
 import kineograph as kg
-from kineograph.data.provenance import read_settings
-from kineograph.data.video import Video
 from kineograph.errors import InputError, InputWarning
+from kineograph.media.metadata import read_settings
+from kineograph.media.video import Video
 from kineograph.methods import still_moving as method
-from kineograph.models import adapter_files
-from kineograph.models.branches import MOTION, SPATIAL, BranchConfig
-from kineograph.models.likeness import likeness
+from kineograph.models.formats.layer_names import likeness
+from kineograph.models.loading import adapter_files
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.adapters import MOTION, SPATIAL, BranchConfig
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
 CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)

@@ -14,10 +14,22 @@ from models.conftest import sd
 from test_animating import CONFIG
 
 from kineograph.errors import InputWarning
-from kineograph.evaluation import customised_models, flows, motion_scales, report, reproduce, space_time, still_moving
-from kineograph.evaluation.protocol import FIRST_SEED, moving_cases
-from kineograph.evaluation.study import part, records
-from kineograph.evaluation.unseen_items import (
+from kineograph.generate import generate
+from kineograph.methods.still_moving import attach
+from kineograph.metrics import optical_flow
+from kineograph.metrics.statistics import mean
+from kineograph.models.loading.load import load
+from kineograph.models.pocket import WEIGHTS as POCKET
+from kineograph.models.temporal.adapters import MOTION
+from kineograph.models.temporal.config import TemporalLayers
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.customise import changed, inject, usual_video
+from kineograph_lab.recipe.video.space_time import CONFIG as LUMIERE
+from kineograph_lab.studies import report, reproduce
+from kineograph_lab.studies.judges import pocket_witnesses
+from kineograph_lab.studies.protocol import FIRST_SEED, moving_cases
+from kineograph_lab.studies.still_moving import baselines, customised_models, motion_scales, space_time
+from kineograph_lab.studies.still_moving.items import (
     MOVING,
     cases,
     held_out_case,
@@ -27,18 +39,10 @@ from kineograph.evaluation.unseen_items import (
     photos,
     plain,
 )
-from kineograph.evaluation.witnesses import pocket_witnesses
-from kineograph.methods.still_moving import attach
-from kineograph.models.branches import MOTION
-from kineograph.models.checkpoints import POCKET, load
-from kineograph.models.temporal_layers import TemporalLayers
-from kineograph.models.unet import VideoUNet
-from kineograph.pocket import unseen, world
-from kineograph.pocket.space_time import CONFIG as LUMIERE
-from kineograph.pocket.unseen_styles import STYLES
-from kineograph.pocket.unseen_things import THINGS
-from kineograph.recipes import generate
-from kineograph.recipes.customising import changed, injected, usual_video
+from kineograph_lab.studies.study import part, records
+from kineograph_lab.world import unseen, world
+from kineograph_lab.world.unseen_styles import STYLES
+from kineograph_lab.world.unseen_subjects import THINGS
 
 STAMP = {"protocol": "test", "commit": "none"}
 LOOP = {"max_train_steps": 1, "train_batch_size": 1, "lr_warmup_steps": 0}
@@ -80,7 +84,7 @@ def witnesses():
 
 @pytest.fixture(autouse=True)
 def _short_videos_and_trainings(monkeypatch, tmp_path):
-    for study in (still_moving, motion_scales):
+    for study in (baselines, motion_scales):
         monkeypatch.setattr(study, "FRAMES", 2)
     monkeypatch.setattr(customised_models, "FOLDER", tmp_path / "runs")
     monkeypatch.setattr(customised_models, "SHARES", (0.5, 0.9))
@@ -139,15 +143,15 @@ def test_photos_are_what_a_user_would_have(tmp_path):
 
 
 def test_the_table_by_the_front_doors(video, witnesses, tmp_path):
-    study = still_moving.studied(video, witnesses, 1, 1)
+    study = baselines.studied(video, witnesses, 1, 1)
     made = {record["arm"]: record for record in records(study, tmp_path, STAMP)}
     assert list(made) == list(study.arms)
     home = tmp_path / "runs" / "tiny" / "owl"
     assert {each.name for each in home.iterdir()} == {"photos", "ours", "interleaved", "interpolation.json"}
     assert (home / "ours" / "adapter.safetensors").is_file() and study.name == "still-moving-tiny"
     assert json.loads((home / "interpolation.json").read_text())["share"] in (0.5, 0.9)
-    true = made[still_moving.RENDERING]
-    assert all(true["CLIP-I"] > record["CLIP-I"] + 10 for arm, record in made.items() if arm != still_moving.RENDERING)
+    true = made[baselines.RENDERING]
+    assert all(true["CLIP-I"] > record["CLIP-I"] + 10 for arm, record in made.items() if arm != baselines.RENDERING)
     assert true["individual"] > 0.5 and "CLIP-I, styles" not in true and true["CLIP-I, subjects"] == true["CLIP-I"]
     told = part(study, [*made.values()], tmp_path)
     assert {tuple(cells) for cells in told.table.values()} == {tuple(study.arms)}
@@ -155,7 +159,7 @@ def test_the_table_by_the_front_doors(video, witnesses, tmp_path):
 
 
 def test_the_ablations_share_the_image_network_of_a_style(video, witnesses, tmp_path):
-    study = still_moving.ablated(video, witnesses, 1, 1)
+    study = baselines.ablated(video, witnesses, 1, 1)
     assert list(study.arms) == ["ours", "no motion adapter", "all weights learn", "no natural videos", "video model"]
     few = {name: study.arms[name] for name in ("no motion adapter", "all weights learn")}
     made = list(records(study._replace(cases=cases(11)[10:], arms=few), tmp_path, STAMP))
@@ -165,7 +169,7 @@ def test_the_ablations_share_the_image_network_of_a_style(video, witnesses, tmp_
     assert all(file.read_bytes() == (other / file.name).read_bytes() for file in ours.iterdir())
     whole = load(home / "all-weights-learn" / "whole", dtype="float32")
     assert whole.net.motion_adapter is None
-    read = [model.prompt([cases(11)[10].prompt]).tokens for model in (whole, injected(video, ours), video)]
+    read = [model.prompt([cases(11)[10].prompt]).tokens for model in (whole, inject(video, ours), video)]
     assert torch.allclose(read[0], read[1], atol=1e-5) and not torch.equal(read[0], read[2])
 
 
@@ -211,7 +215,7 @@ def test_the_second_family_ships_with_its_motion_adapter(plain_video):
         generate(model, "a red fish swimming to the right", num_frames=8, num_inference_steps=8, seed=1, motion_scale=k)
         for k in (1.0, 0.0)
     )
-    went = [flows.lengths(each.frames).mean() for each in (still, moving)]
+    went = [optical_flow.lengths(each.frames).mean() for each in (still, moving)]
     assert went[0] < 0.75 * went[1]
 
 
@@ -221,4 +225,4 @@ def test_claims_of_shares_and_of_what_is_not_below():
     assert not report.at_least_a_share("x", [1.0], [0.0], 0.8).holds
     assert report.not_below("x", [1.0, 0.0, 1.1], [1.0, 0.3, 1.0]).holds
     assert not report.not_below("x", [1.0, 1.1, 0.9], [2.0, 2.0, 2.0]).holds
-    assert str(report.mean([])) == "-"
+    assert str(mean([])) == "-"

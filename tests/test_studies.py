@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
-from kineograph.evaluation import editing, guided, metrics, report, smoothing, specialised, subjects
-from kineograph.evaluation.protocol import held_out_cases
-from kineograph.evaluation.study import Study, part, records
-from kineograph.evaluation.witnesses import pocket_witnesses
-from kineograph.models.checkpoints import load
-from kineograph.pocket.edits import ASPECTS
-from kineograph.pocket.world import clip_times, render
-from kineograph.recipes import generate
+from kineograph.generate import generate
+from kineograph.metrics import frame_metrics
+from kineograph.models.loading.load import load
+from kineograph_lab.studies import report
+from kineograph_lab.studies.judges import pocket_witnesses
+from kineograph_lab.studies.protocol import held_out_cases
+from kineograph_lab.studies.study import Study, part, records
+from kineograph_lab.studies.text2video_zero import controlled, dreambooth, editing, smoothing, subjects
+from kineograph_lab.world.edits import ASPECTS
+from kineograph_lab.world.world import clip_times, render
 
 STAMP = {"protocol": "test", "commit": "none"}
 
@@ -27,7 +29,7 @@ def witnesses():
 
 @pytest.fixture(autouse=True)
 def _short_videos(monkeypatch):
-    for study in (guided, editing, specialised):
+    for study in (controlled, editing, dreambooth):
         monkeypatch.setattr(study, "FRAMES", 3)
 
 
@@ -43,18 +45,18 @@ def ran(study: Study, folder) -> list[dict]:
 
 
 def test_guided(model, witnesses, tmp_path):
-    made = {each["arm"]: each for each in ran(guided.studied(model, witnesses, 1, 2), tmp_path)}
+    made = {each["arm"]: each for each in ran(controlled.studied(model, witnesses, 1, 2), tmp_path)}
     assert made["rendering"]["edges"] == 1 and made["rendering"]["depth"] < 0.1 and made["rendering"]["points"] < 0.1
     assert set(made) == {"unguided", "canny", "depth", "pose", "rendering"}
 
 
 def test_guided_draws_what_generate_does(model, tmp_path):
-    from kineograph.data.video import Video
+    from kineograph.media.video import Video
 
     (case,) = held_out_cases(1)
-    maps = guided.drawn("pose", case.shot)
-    path = Video(maps, guided.FPS).save(tmp_path / "maps")
-    ours = guided.draw(model, case.prompt, case.seed, steps=2, scale=3.0, kind="pose", maps=maps)
+    maps = controlled.drawn("pose", case.shot)
+    path = Video(maps, controlled.FPS).save(tmp_path / "maps")
+    ours = controlled.draw(model, case.prompt, case.seed, steps=2, scale=3.0, kind="pose", maps=maps)
     video = generate(
         model, case.prompt, control={"pose-map": path}, num_inference_steps=2, guidance_scale=3.0, seed=case.seed
     )
@@ -78,9 +80,9 @@ def test_smoothing(model, witnesses, tmp_path):
 
 
 def test_specialised(model, witnesses, tmp_path, monkeypatch):
-    monkeypatch.setattr(specialised, "FOLDER", tmp_path / "subjects")
-    monkeypatch.setattr(specialised, "TRAINED", 2)
-    made = ran(specialised.studied(model, witnesses, 1, 2), tmp_path)
+    monkeypatch.setattr(dreambooth, "FOLDER", tmp_path / "subjects")
+    monkeypatch.setattr(dreambooth, "TRAINED", 2)
+    made = ran(dreambooth.studied(model, witnesses, 1, 2), tmp_path)
     assert [each["arm"] for each in made] == ["base", "LoRA"]
     assert len(list((tmp_path / "subjects").glob("*/pytorch_lora_weights.safetensors"))) == 1
     known = subjects.subjects()
@@ -90,7 +92,7 @@ def test_specialised(model, witnesses, tmp_path, monkeypatch):
 
 def test_a_share_of_the_way_is_a_ratio_of_sums_with_an_error():
     none, got, whole = np.array([0.2, 0.3, 0.25]), np.array([0.6, 0.8, 0.7]), np.ones(3)
-    values = guided.shares(none, got, whole)
+    values = controlled.shares(none, got, whole)
     assert np.mean(values) == pytest.approx((got - none).sum() / (whole - none).sum(), abs=0.01)
     assert report.at_least("x", values, 0.5).holds
 
@@ -98,33 +100,33 @@ def test_a_share_of_the_way_is_a_ratio_of_sums_with_an_error():
 def test_edges_beside_one_another_count_as_the_same():
     line, beside, far = (np.zeros((1, 16, 16), bool) for _ in range(3))
     line[:, 4], beside[:, 5], far[:, 9] = True, True, True
-    assert metrics.edge_f1(line, beside) == 1
-    assert metrics.edge_f1(line, far) < 1e-6
+    assert frame_metrics.edge_f1(line, beside) == 1
+    assert frame_metrics.edge_f1(line, far) < 1e-6
 
 
 def test_the_background_is_compared_where_the_camera_left_it():
     wide = render(held_out_cases(1)[0].shot)
     frames = np.stack([wide[:96, left : left + 96] for left in (0, 3, 6)])
     masks = np.zeros(frames.shape[:3], bool)
-    assert metrics.background_psnr(frames, masks, np.array([3, 0])) == pytest.approx(60, abs=0.2)
-    assert metrics.background_psnr(frames, masks, np.array([0, 0])) < 35
+    assert frame_metrics.background_psnr(frames, masks, np.array([3, 0])) == pytest.approx(60, abs=0.2)
+    assert frame_metrics.background_psnr(frames, masks, np.array([0, 0])) < 35
     spoilt = frames.copy()
     spoilt[1, :20] = 0
     masks[1, :20] = True
-    assert metrics.background_psnr(spoilt, masks, np.array([3, 0])) == pytest.approx(60, abs=0.2)
+    assert frame_metrics.background_psnr(spoilt, masks, np.array([3, 0])) == pytest.approx(60, abs=0.2)
 
 
 def test_true_flow_explains_a_rendering():
     (case,) = held_out_cases(1)
-    frames, flows = guided.rendering(case.shot), [each.flow for each in guided.truths(case.shot)]
+    frames, flows = controlled.rendering(case.shot), [each.flow for each in controlled.truths(case.shot)]
     reversed_flows = [-2 * flow - 3 for flow in flows]
-    assert metrics.warp_error(frames, flows) < metrics.warp_error(frames, reversed_flows)
-    assert len(frames) == len(clip_times(guided.FRAMES, guided.FPS))
+    assert frame_metrics.warp_error(frames, flows) < frame_metrics.warp_error(frames, reversed_flows)
+    assert len(frames) == len(clip_times(controlled.FRAMES, controlled.FPS))
 
 
 def test_steadiness_is_of_neighbours():
-    assert metrics.steadiness(np.eye(3)) == 0
-    assert metrics.steadiness(np.eye(3)[[0, 0, 1]]) == 0.5
+    assert frame_metrics.steadiness(np.eye(3)) == 0
+    assert frame_metrics.steadiness(np.eye(3)[[0, 0, 1]]) == 0.5
 
 
 def test_unchanged_is_within_a_standard_error():

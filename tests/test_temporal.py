@@ -11,10 +11,10 @@ from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.methods.videocrafter import loss, sample
 from kineograph.models.schedule import PARAMETERISATIONS, Schedule
-from kineograph.models.temporal import Distances, TemporalAttention, TemporalTransformer
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
-from kineograph.trajectory import ddim, last
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.layers import Distances, TemporalAttention, TemporalTransformer
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.samplers import ddim, last
 
 B, F, T = 2, 5, 481.0
 PLAIN, RELATIVE = TransformerConfig(head_width=8), TransformerConfig(head_width=8, relative=3, widening=2)

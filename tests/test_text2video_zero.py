@@ -10,7 +10,7 @@ from kineograph.latents import Latents
 from kineograph.methods.text2video_zero import levels, sample
 from kineograph.motion import Motion, along
 from kineograph.noise import at_levels, independent
-from kineograph.trajectory import ddim, ddim_eta, dpmpp_2m, euler_ancestral, last, lcm, recorded
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, last, lcm, recorded
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 TABLE = ((1 / (1 - BETAS).cumprod(0) - 1).sqrt()).tolist()

@@ -28,19 +28,19 @@ from torch import Tensor
 from kineograph import noise
 from kineograph.cli import app, main
 from kineograph.condition import Condition
-from kineograph.data.video import open_video
 from kineograph.errors import InputError
+from kineograph.media.video import open_video
 from kineograph.methods import videocrafter
-from kineograph.models.checkpoints import load
-from kineograph.models.walk import at_once
-from kineograph.recipes.training import Reached, VideoTraining, ready, train
-from kineograph.recipes.training import run as running
-from kineograph.recipes.training.batches import Turn, leveller, noise_loss, shortened, turn
-from kineograph.recipes.training.latents import encoded
-from kineograph.recipes.training.memory import activations
-from kineograph.recipes.training.parts import matching, recomputed
-from kineograph.recipes.training.settings import LogNormal, Source, Stage, Validation
+from kineograph.models.loading.load import load
+from kineograph.models.unet.forward import at_once
 from kineograph.training import TrainingSettings, load_settings, weights
+from kineograph.training.temporal_layers import Reached, VideoTraining, ready, train
+from kineograph.training.temporal_layers import run as running
+from kineograph.training.temporal_layers.batches import Turn, leveller, noise_loss, shortened, turn
+from kineograph.training.temporal_layers.latents import encoded
+from kineograph.training.temporal_layers.memory import activations
+from kineograph.training.temporal_layers.model import matching, recomputed
+from kineograph.training.temporal_layers.settings import LogNormal, Source, Stage, Validation
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_video.yaml"
 Tell = Callable[..., VideoTraining]

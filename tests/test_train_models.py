@@ -12,19 +12,19 @@ from tiny_videos import two_levels, videocrafter
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from kineograph.data.video import open_video
 from kineograph.errors import InputError
-from kineograph.models import image_adapter
-from kineograph.models.checkpoints import load
-from kineograph.models.image_adapter import ResamplerConfig
-from kineograph.models.parts import from_pipeline
-from kineograph.models.pictures import GREY, LAST, PictureReader, squashed
-from kineograph.models.saving import save
-from kineograph.recipes.training import VideoTraining, ready
-from kineograph.recipes.training import run as running
-from kineograph.recipes.training.batches import Batch, noise_loss
-from kineograph.recipes.training.latents import encoded, kept
+from kineograph.media.video import open_video
+from kineograph.models.conditioning import resampler
+from kineograph.models.conditioning.image_encoder import GREY, LAST, PictureReader, squashed
+from kineograph.models.conditioning.resampler import ResamplerConfig
+from kineograph.models.loading.components import from_pipeline
+from kineograph.models.loading.load import load
+from kineograph.models.loading.save import save
 from kineograph.training import weights
+from kineograph.training.temporal_layers import VideoTraining, ready
+from kineograph.training.temporal_layers import run as running
+from kineograph.training.temporal_layers.batches import Batch, noise_loss
+from kineograph.training.temporal_layers.latents import encoded, kept
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def animator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = parts(frame_rate=True)
     sizes = ResamplerConfig(reads=16, width=16, gives=32, tokens=4, depth=1, heads=2, head_width=8)
     torch.manual_seed(0)
-    image_adapter.put_on(whole.unet, sizes)
+    resampler.put_on(whole.unet, sizes)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
     reader = PictureReader(encoder, LAST, squashed, blank=GREY)

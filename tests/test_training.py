@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 from kineograph.training import TrainingSettings, fit, lent, plan, weights
-from kineograph.training.crew import gathered
 from kineograph.training.gradients import sample_seed
 from kineograph.training.optimisers import kept, optimisers, restore
+from kineograph.training.processes import gathered
 from kineograph.training.settings import rate
 
 BASE = {"max_train_steps": 6, "train_batch_size": 4, "learning_rate": 0.01, "log_every": 2}

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from kineograph import ladder, motion, noise, trajectory
-from kineograph.trajectory import ddim, ddim_eta, dpmpp_2m, euler_ancestral, last, lcm, recorded
+from kineograph import motion, noise, samplers, sigmas
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, last, lcm, recorded
 
 MEAN, SPREAD = 0.3, 0.5
 SHAPE = (1, 4, 64, 64)
-SIGMAS = ladder.karras(14.0, 0.03, 12)
+SIGMAS = sigmas.karras(14.0, 0.03, 12)
 DRAW = noise.at_levels(1, range(2), SHAPE)
 START = SIGMAS[0] * noise.independent(0, range(2), SHAPE)
 
@@ -75,7 +75,7 @@ def test_consistency_sampling_keeps_both_moments_of_the_data():
 
 @pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), dpmpp_2m])
 def test_many_steps_find_both_moments_of_the_data(solve):
-    final = last(solve(gaussian, START, ladder.karras(14.0, 0.03, 200)))
+    final = last(solve(gaussian, START, sigmas.karras(14.0, 0.03, 200)))
     assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
 
@@ -100,14 +100,14 @@ def test_a_ladder_of_one_rung_is_no_walk(solve):
 @single_step
 def test_slices_walked_one_after_the_other_are_the_whole(solve):
     whole = last(solve(gaussian, START, SIGMAS))
-    upper = last(solve(gaussian, START, ladder.above(SIGMAS, SIGMAS[5])))
-    assert torch.equal(last(solve(gaussian, upper, ladder.below(SIGMAS, SIGMAS[5]))), whole)
+    upper = last(solve(gaussian, START, sigmas.above(SIGMAS, SIGMAS[5])))
+    assert torch.equal(last(solve(gaussian, upper, sigmas.below(SIGMAS, SIGMAS[5]))), whole)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
 def test_no_gradients_are_kept_and_the_consumers_mode_is_its_own(name):
     # The module as users import it: the shape checker of the tests hides generators from torch.no_grad.
-    solve = runpy.run_path(trajectory.__file__)[name]
+    solve = runpy.run_path(samplers.__file__)[name]
     steps = solve(gaussian, START.clone().requires_grad_(), SIGMAS[:3])
     next(steps)
     assert [torch.is_grad_enabled() and not step.x.requires_grad for step in steps] == [True, True]
@@ -190,13 +190,13 @@ def everywhere(x0, sigma):
 def test_smoothing_without_strength_or_without_background_changes_nothing(solve):
     plain = recorded(solve(gaussian, START, SIGMAS))
     for masks, strength in ((nowhere, 0.0), (everywhere, 1.0)):
-        steadied = recorded(trajectory.smoothed(solve, CAMERA, masks, strength)(gaussian, START, SIGMAS))
+        steadied = recorded(samplers.smoothed(solve, CAMERA, masks, strength)(gaussian, START, SIGMAS))
         assert [step.sigma for step in steadied] == [step.sigma for step in plain]
         torch.testing.assert_close(steadied[-1].x, plain[-1].x)
 
 
 def test_smoothing_at_full_strength_makes_every_background_the_first_frames_as_the_camera_sees_it():
-    steps = recorded(trajectory.smoothed(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
+    steps = recorded(samplers.smoothed(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
     plain = last(ddim(gaussian, START, SIGMAS))
     torch.testing.assert_close(steps[-1].x[:, :1], plain[:, :1])
     torch.testing.assert_close(steps[-1].x[:, 1, ..., :-1], plain[:, 0, ..., 1:])
@@ -210,7 +210,7 @@ def test_smoothing_draws_backgrounds_together_and_leaves_the_foreground_and_what
         return mask
 
     plain = last(ddim(gaussian, START, SIGMAS))
-    steadied = last(trajectory.smoothed(ddim, CAMERA, left, 0.6)(gaussian, START, SIGMAS))
+    steadied = last(samplers.smoothed(ddim, CAMERA, left, 0.6)(gaussian, START, SIGMAS))
     torch.testing.assert_close(steadied[:, 1, ..., :8], plain[:, 1, ..., :8])
     torch.testing.assert_close(steadied[:, 1, ..., 31:39], plain[:, 1, ..., 31:39])
     off, on = ((x[:, 1, ..., 10:30] - x[:, 0, ..., 11:31]).square().mean() for x in (plain, steadied))
@@ -219,6 +219,6 @@ def test_smoothing_draws_backgrounds_together_and_leaves_the_foreground_and_what
 
 def test_one_frame_has_nothing_to_be_held_to():
     plain, steadied = (
-        last(solve(gaussian, START[:, :1], SIGMAS)) for solve in (ddim, trajectory.smoothed(ddim, CAMERA, nowhere, 0.6))
+        last(solve(gaussian, START[:, :1], SIGMAS)) for solve in (ddim, samplers.smoothed(ddim, CAMERA, nowhere, 0.6))
     )
     assert torch.equal(plain, steadied)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError
-from kineograph.models.attention import See, first, first_and_previous, own, previous
-from kineograph.models.image_tokens import project
-from kineograph.models.rooms import cross_attentions
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.cross_attention import project
+from kineograph.models.unet.frame_attention import See, first, first_and_previous, own, previous
+from kineograph.models.unet.supported_layers import cross_attentions
+from kineograph.models.unet.video_unet import VideoUNet
 
 B, F, T = 2, 7, 481.0
 each_policy = pytest.mark.parametrize("see", [own, first, previous, first_and_previous], ids=lambda see: see.__name__)

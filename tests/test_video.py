@@ -14,11 +14,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from kineograph.data import codecs
-from kineograph.data.files import beside, fresh, slug
-from kineograph.data.provenance import read_settings
-from kineograph.data.video import Video, open_video
 from kineograph.errors import InputError
+from kineograph.media import codecs
+from kineograph.media.files import beside, fresh, slug
+from kineograph.media.metadata import read_settings
+from kineograph.media.video import Video, open_video
 
 SETTINGS = {"prompt": 'a red fish, «swimming» "over" the sea 🐟', "seed": 7, "weights": {"unet": "ab" * 32}}
 KINDS = ["fish.mp4", "fish.gif", "fish.webp", "fish"]

@@ -9,7 +9,7 @@ import torch
 from kineograph.latents import Latents, low_pass
 from kineograph.methods.video_elevator import drift, inverted, moved, sample
 from kineograph.noise import at_levels, independent
-from kineograph.trajectory import ddim, ddim_eta, dpmpp_2m, last, recorded
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, last, recorded
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 TABLE = ((1 / (1 - BETAS).cumprod(0) - 1).sqrt()).tolist()

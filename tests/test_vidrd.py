@@ -9,7 +9,7 @@ from kineograph.latents import Latents
 from kineograph.methods import videocrafter, vidrd
 from kineograph.methods.vidrd import Past, begun, left_by, sample, sparing, staged, stages
 from kineograph.noise import independent, related
-from kineograph.trajectory import ddim, dpmpp_2m, recorded
+from kineograph.samplers import ddim, dpmpp_2m, recorded
 
 FIFTY = [*torch.logspace(1.2, -1.5, 50, dtype=torch.float64).tolist(), 0.0]
 FRAMES, SHAPE = 8, (1, 4, 4, 4)

@@ -8,8 +8,8 @@ from tiny_videos import Z, shaken, two_levels
 from kineograph.condition import Condition
 from kineograph.methods import vidrd
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal import AttentionInBlock, TemporalConv
-from kineograph.models.temporal_layers import TransformerConfig
+from kineograph.models.temporal.config import TransformerConfig
+from kineograph.models.temporal.layers import AttentionInBlock, TemporalConv
 
 SMALL = vidrd.NETWORK.model_copy(update={"groups": 4, "in_block": TransformerConfig(head_width=4)})
 SCHEDULE = Schedule.from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",

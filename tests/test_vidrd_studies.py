@@ -10,24 +10,18 @@ import pytest
 from test_animating import model  # noqa: F401
 
 from kineograph.errors import InputWarning
-from kineograph.evaluation import (
-    known_damage,
-    long_videos,
-    pan_and_zoom,
-    reproduce,
-    sets,
-    temporal_decoder,
-)
-from kineograph.evaluation.distances import frechet, moments
-from kineograph.evaluation.extractors import open_extractor
-from kineograph.evaluation.features import Extractor
-from kineograph.evaluation.long_videos import FRAMES
-from kineograph.evaluation.protocol import moving_cases
-from kineograph.evaluation.study import Study, Untrained, part, records
-from kineograph.evaluation.witnesses import Witnesses, pocket_witnesses
-from kineograph.models.decoder import DecoderConfig, TemporalDecoder, blocks_of
+from kineograph.metrics.distances import frechet, moments
+from kineograph.metrics.extractors import open_extractor
+from kineograph.metrics.features import Extractor
 from kineograph.models.model import Model
-from kineograph.pocket.world import clip
+from kineograph.models.vae.temporal_decoder import DecoderConfig, TemporalDecoder, blocks_of
+from kineograph_lab.studies import reproduce, set_distances
+from kineograph_lab.studies.judges import Witnesses, pocket_witnesses
+from kineograph_lab.studies.protocol import moving_cases
+from kineograph_lab.studies.study import Study, Untrained, part, records
+from kineograph_lab.studies.vidrd import degraded_videos, long_videos, pan_and_zoom, temporal_decoder
+from kineograph_lab.studies.vidrd.long_videos import FRAMES
+from kineograph_lab.world.world import clip
 
 STAMP = {"protocol": "test", "commit": "none"}
 
@@ -94,17 +88,17 @@ def test_long_videos_and_the_methods_parts(model: Model, witnesses: Witnesses, t
 
 
 def little_damage(monkeypatch) -> dict:
-    degrees = {name: known_damage.DEGREES[name] for name in ("blur 0", "blur 8", "noise 0", "noise 64")}
-    monkeypatch.setattr(known_damage, "VIDEOS", 2)
-    monkeypatch.setattr(known_damage, "DEGREES", degrees)
+    degrees = {name: degraded_videos.DEGREES[name] for name in ("blur 0", "blur 8", "noise 0", "noise 64")}
+    monkeypatch.setattr(degraded_videos, "VIDEOS", 2)
+    monkeypatch.setattr(degraded_videos, "DEGREES", degrees)
     return degrees
 
 
 def test_known_damage(witnesses: Witnesses, model: Model, tmp_path, monkeypatch):  # noqa: F811
     degrees = little_damage(monkeypatch)
-    study = known_damage.studied(model, witnesses, 1, None)
+    study = degraded_videos.studied(model, witnesses, 1, None)
     made = ran(study, tmp_path)
-    assert len(made) == known_damage.LEAST and len(known_damage.claims(made)) == 2
+    assert len(made) == degraded_videos.LEAST and len(degraded_videos.claims(made)) == 2
     assert all(record["blur 0"] == record["noise 0"] for record in made)
     assert made[0]["blur 0"] != made[1]["blur 0"]
     assert len({record[name] for record in made for name in degrees}) == 6
@@ -114,22 +108,22 @@ def test_known_damage(witnesses: Witnesses, model: Model, tmp_path, monkeypatch)
 def test_a_set_is_as_far_as_its_features(extractor: Extractor):
     films = [clip(case.shot, 4) for case in moving_cases(4)]
     made = [
-        {"arm": arm, "case": k, **sets.read(extractor, change(frames))}
+        {"arm": arm, "case": k, **set_distances.read(extractor, change(frames))}
         for arm, change in (("same", np.copy), ("blank", np.zeros_like), ("real", np.copy))
         for k, frames in enumerate(films)
     ]
     made = json.loads(json.dumps(made))
-    table = sets.table(made, ("same", "blank", "real"), "real")
+    table = set_distances.table(made, ("same", "blank", "real"), "real")
     features = [
         np.stack([extractor.of(change(each)).features for each in films]) for change in (np.zeros_like, np.copy)
     ]
     wanted = frechet(*(moments(each) for each in features))
     assert table["FVD against real"]["blank"].value == pytest.approx(wanted, rel=1e-3)
     assert table["FVD against real"]["same"].value == pytest.approx(0, abs=1e-4 * wanted)
-    assert sets.nearer("x", made, "same", "blank", "real").holds
-    assert not sets.nearer("x", made, "blank", "same", "real").holds
+    assert set_distances.nearer("x", made, "same", "blank", "real").holds
+    assert not set_distances.nearer("x", made, "blank", "same", "real").holds
     assert np.isnan(table["IS (the judge's things)"]["same"].value)
-    assert not sets.nearer("x", made[:1] + made[4:5] + made[8:9], "same", "blank", "real").holds
+    assert not set_distances.nearer("x", made[:1] + made[4:5] + made[8:9], "same", "blank", "real").holds
 
 
 @pytest.fixture

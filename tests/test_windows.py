@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kineograph.errors import InputError
-from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
-from kineograph.models.windows import spans, through, windows
+from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.unet.windows import spans, through, windows
 
 Z = torch.randn(1, 23, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from kineograph.models.checkpoints import load
-from kineograph.recipes.customising import Customising, changed, customise_image
+from kineograph.models.loading.load import load
+from kineograph.training.customise import Customising, changed, customise_image
 
 SUBJECT, SIDE = "sks dog", 16
 LOOP = {

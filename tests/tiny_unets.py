@@ -4,8 +4,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
+from kineograph.models.unet.video_unet import VideoUNet
 
 READS = 12  # channels of a text token
 CROSS, PLAIN = "CrossAttnDownBlock2D", "DownBlock2D"

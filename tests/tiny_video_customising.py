@@ -15,9 +15,9 @@ from tiny_videos import shaken
 
 import kineograph as kg
 from kineograph.models.model import Model
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
-from kineograph.recipes.customising import VideoCustomising, changed, customise_video
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.customise import VideoCustomising, changed, customise_video
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
 CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)

@@ -12,7 +12,7 @@ import torch
 from numbered import movie
 from PIL import Image
 
-from kineograph.recipes.training import Reached, VideoTraining, ready, train
+from kineograph.training.temporal_layers import Reached, VideoTraining, ready, train
 
 TRANSFORMER = {"head_width": 4, "relative": 4, "widening": 2}
 LAYERS = {"entry": TRANSFORMER, "transformer": TRANSFORMER, "frame_rate": True}

@@ -5,8 +5,8 @@ from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel,
 from tiny_unets import CROSS, PLAIN, READS
 from torch import Tensor, nn
 
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
 
 Z, TOKENS = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 7, READS).cumsum(1)
 

@@ -21,7 +21,7 @@ pid_file=$out/train.pid
 
 runs() { # whether the process of the PID file is this training, and not another that got its number
     [ -s "$pid_file" ] || return 1
-    tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$pid_file")/cmdline" | grep -q "kineograph.pocket.long_training --out $out "
+    tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$pid_file")/cmdline" | grep -q "kineograph_lab.recipe.long.training --out $out "
 }
 
 signal() {
@@ -40,7 +40,7 @@ start)
     HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 PYTHONPATH=$here/src setsid sh -c '
         { echo 19 >/proc/self/autogroup; } 2>/dev/null
         exec nohup nice -n 19 "$@"
-    ' sh "$python" -m kineograph.pocket.long_training --out "$out" ${STAGES:+--stages "$STAGES"} \
+    ' sh "$python" -m kineograph_lab.recipe.long.training --out "$out" ${STAGES:+--stages "$STAGES"} \
         >>"$out/train.log" 2>&1 </dev/null &
     echo $! >"$pid_file"
     echo "started: process group $(cat "$pid_file"), log $out/train.log"

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from pictures import cell, write
 
 import kineograph as kg
-from kineograph.pocket.world import Shot, Thing, clip
+from kineograph_lab.world.world import Shot, Thing, clip
 
 FILMED = Shot("sea", "flat", (Thing("fish", "red", individual=5, motion="bouncing"),), backdrop=3)
 FOLLOWING = ("a purple fish in a city", "a green fish in space, pencil sketch")

@@ -1,7 +1,7 @@
 """Text-to-image diffusion models become video models.
 
 `load` a model, `generate` a video, `animate` a picture, `edit` a video, `replay` the file it was saved to; `Model` and
-the modules `noise`, `ladder`, `denoise`, `trajectory` and `methods` are the layer below, for those who want the loop.
+the modules `noise`, `sigmas`, `denoise`, `samplers` and `methods` are the layer below, for those who want the loop.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kineograph import denoise, ladder, latents, methods, motion, noise, trajectory
+    from kineograph import denoise, latents, methods, motion, noise, samplers, sigmas
     from kineograph.condition import Condition
-    from kineograph.data.elevation import Elevation
-    from kineograph.data.reuse import Reuse
-    from kineograph.data.video import Video, open_video
     from kineograph.denoise import guided
     from kineograph.errors import InputError
-    from kineograph.models import attention as see
-    from kineograph.models.checkpoints import load
+    from kineograph.generate import animate, edit, generate, replay
+    from kineograph.media.video import Video, open_video
+    from kineograph.method_options import Elevation, Reuse
+    from kineograph.models.loading.load import load
+    from kineograph.models.loading.save import save
     from kineograph.models.model import Model
-    from kineograph.models.saving import save
-    from kineograph.recipes import animate, edit, generate, replay
+    from kineograph.models.unet import frame_attention as see
 
     __version__: str
 
@@ -38,7 +37,6 @@ __all__ = [
     "edit",
     "generate",
     "guided",
-    "ladder",
     "latents",
     "load",
     "methods",
@@ -46,31 +44,32 @@ __all__ = [
     "noise",
     "open_video",
     "replay",
+    "samplers",
     "save",
     "see",
-    "trajectory",
+    "sigmas",
 ]
 
 # public name -> the module it is or lives in, imported when the name is first used (PEP 562): `import kineograph`
 # alone must not cost the seconds that torch takes
 _HOMES = {
     "Condition": "condition",
-    "Elevation": "data.elevation",
+    "Elevation": "method_options",
     "InputError": "errors",
     "Model": "models.model",
-    "Reuse": "data.reuse",
-    "Video": "data.video",
-    "animate": "recipes",
-    "edit": "recipes",
-    "generate": "recipes",
+    "Reuse": "method_options",
+    "Video": "media.video",
+    "animate": "generate",
+    "edit": "generate",
+    "generate": "generate",
     "guided": "denoise",
-    "load": "models.checkpoints",
-    "open_video": "data.video",
-    "replay": "recipes",
-    "save": "models.saving",
+    "load": "models.loading.load",
+    "open_video": "media.video",
+    "replay": "generate",
+    "save": "models.loading.save",
 }
-_MODULES = {"see": "models.attention"} | {
-    name: name for name in ("denoise", "ladder", "latents", "methods", "motion", "noise", "trajectory")
+_MODULES = {"see": "models.unet.frame_attention"} | {
+    name: name for name in ("denoise", "latents", "methods", "motion", "noise", "samplers", "sigmas")
 }
 
 

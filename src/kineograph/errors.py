@@ -1,5 +1,10 @@
 """What Kineograph says when it cannot do, or doubts, what it was asked."""
 
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
 
 class InputError(ValueError):
     """Something that was passed in cannot be used; the text says what was expected, what came and what to do."""
@@ -7,3 +12,45 @@ class InputError(ValueError):
 
 class InputWarning(UserWarning):
     """Something that was passed in can be used, but may not do what was meant."""
+
+
+MOST_FRAMES = 4096
+
+
+def check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InputError(f"{name} is a text, not {value!r}")
+
+
+def check_whole(name: str, value: object, least: int, most: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise InputError(f"{name} is a whole number from {least} to {most}, not {value!r}")
+
+
+def check_rate(fps: object) -> None:
+    if fps is None:
+        return
+    check_number("fps", fps)
+    if not isinstance(fps, int | float) or not 0 < fps <= 240:
+        raise InputError(f"fps, the frames shown per second, is above 0 and at most 240, not {fps}")
+
+
+def check_frames(count: object) -> None:
+    if count is None:
+        return
+    if isinstance(count, int) and count > MOST_FRAMES:
+        raise InputError(
+            f"num_frames is at most {MOST_FRAMES}, and {count} came: frames are kept in memory until the video is "
+            f"written ({count * 512 * 512 * 3 / 1e9:,.0f} GB for so many of 512 x 512). Make several videos"
+        )
+    check_whole("num_frames", count, 1, MOST_FRAMES)
+
+
+def check_number(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise InputError(f"{name} is a number, not {value!r}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} is {' or '.join(choices)}, not {value!r}")

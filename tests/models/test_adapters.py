@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.models import adapters, layer_names
-from kineograph.models.checkpoints import load
+from kineograph.models.formats import layer_names, lora
+from kineograph.models.loading.load import load
 
 UNET = [  # one layer of each kind: attention, its output, feed-forward, 1 x 1 and 3 x 3 convolutions, time
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
@@ -250,11 +250,11 @@ def test_a_folder_must_say_which_file_is_the_lora(sd_pipeline, tmp_path):
 
 
 def test_loras_can_be_given_in_every_way():
-    assert adapters.listed(None) == []
-    assert adapters.listed("a") == [("a", 1.0)]
-    assert adapters.listed(("a", 2)) == [("a", 2.0)]
-    assert adapters.listed(["a", ("b", 0.5)]) == [("a", 1.0), ("b", 0.5)]
-    assert adapters.listed(("a", "b")) == adapters.listed([["a", 1], ["b", 1.0]]) == [("a", 1.0), ("b", 1.0)]
+    assert lora.listed(None) == []
+    assert lora.listed("a") == [("a", 1.0)]
+    assert lora.listed(("a", 2)) == [("a", 2.0)]
+    assert lora.listed(["a", ("b", 0.5)]) == [("a", 1.0), ("b", 0.5)]
+    assert lora.listed(("a", "b")) == lora.listed([["a", 1], ["b", 1.0]]) == [("a", 1.0), ("b", 1.0)]
 
 
 # --- words
@@ -321,6 +321,6 @@ def test_a_concept_that_does_not_fit_is_refused(sd_pipeline, tmp_path):
 
 def test_the_square_root_of_the_rank_is_taken_where_the_file_says_so():
     settings = {"lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 2}, "use_rslora": True}
-    assert adapters._alpha(settings, "a.attn1.to_q", 4) == 2 * math.sqrt(4)
-    assert adapters._alpha(settings, "b", 4) == 12
-    assert adapters._alpha({}, "b", 4) == 4
+    assert lora._alpha(settings, "a.attn1.to_q", 4) == 2 * math.sqrt(4)
+    assert lora._alpha(settings, "b", 4) == 12
+    assert lora._alpha({}, "b", 4) == 4

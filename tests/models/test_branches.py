@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kineograph.errors import InputError
-from kineograph.models.branches import (
+from kineograph.models.temporal.adapters import (
     MOTION,
     Branch,
     BranchConfig,
@@ -20,9 +20,9 @@ from kineograph.models.branches import (
     SpatialBranches,
     refuse_other_counts,
 )
-from kineograph.models.temporal import TemporalAttention
-from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.temporal.layers import TemporalAttention
+from kineograph.models.unet.video_unet import VideoUNet
 
 VIDRD = TemporalConfig(
     entry=TransformerConfig(head_width=8, attentions=1, misread=True), convolution=True,

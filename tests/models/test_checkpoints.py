@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.models import catalog, checkpoints, parts, placement
-from kineograph.models.checkpoints import load
+from kineograph.models import placement
+from kineograph.models.loading import components, known_configurations
+from kineograph.models.loading import load as checkpoints
+from kineograph.models.loading.load import load
 
 
 def weights(model) -> dict[str, Tensor]:
@@ -240,39 +242,39 @@ PARAMETERS = {  # published sizes of the U-Net and of each text encoder
 }
 
 
-@pytest.mark.parametrize("known", catalog.FAMILIES, ids=lambda known: known.name)
+@pytest.mark.parametrize("known", known_configurations.FAMILIES, ids=lambda known: known.name)
 @pytest.mark.filterwarnings("ignore:a file of Stable Diffusion 2.x does not say")
 def test_the_catalogue_describes_the_released_networks(known, tmp_path):
     cross_attention = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     tensors = {
-        catalog.FIRST_LAYER: torch.empty(320, 4, 3, 3, device="meta"),
+        known_configurations.FIRST_LAYER: torch.empty(320, 4, 3, 3, device="meta"),
         cross_attention: torch.empty(1280, known.cross_attention, device="meta"),
     }
-    assert catalog.family(tmp_path, tensors) is known
-    catalog.write(known, tensors, None, tmp_path)
+    assert known_configurations.family(tmp_path, tensors) is known
+    known_configurations.write(known, tensors, None, tmp_path)
     with torch.device("meta"):
-        nets = [UNet2DConditionModel.from_config(parts.read_json(tmp_path / "unet" / "config.json"))]
-        for end, kind in parts.text_encoders(parts.read_index(tmp_path)):
+        nets = [UNet2DConditionModel.from_config(components.read_json(tmp_path / "unet" / "config.json"))]
+        for end, kind in components.text_encoders(components.read_index(tmp_path)):
             nets.append(kind(kind.config_class.from_pretrained(tmp_path / f"text_encoder{end}")))
-        vae = AutoencoderKL.from_config(parts.read_json(tmp_path / "vae" / "config.json"))
+        vae = AutoencoderKL.from_config(components.read_json(tmp_path / "vae" / "config.json"))
     assert tuple(sum(each.numel() for each in net.parameters()) for net in nets) == PARAMETERS[known.name]
     assert sum(each.numel() for each in vae.parameters()) == 83_653_863
 
 
 def test_what_a_file_says_of_its_network_is_heard(tmp_path):
-    tensors = {catalog.FIRST_LAYER: torch.empty(320, 9, 3, 3, device="meta")}
+    tensors = {known_configurations.FIRST_LAYER: torch.empty(320, 9, 3, 3, device="meta")}
     marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
-    catalog.write(catalog.FAMILIES[2], tensors | marks, None, tmp_path)
+    known_configurations.write(known_configurations.FAMILIES[2], tensors | marks, None, tmp_path)
     scheduler = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["in_channels"] == 9
     with pytest.warns(InputWarning, match="assuming v_prediction"):
-        catalog.write(catalog.FAMILIES[1], tensors, None, tmp_path)
+        known_configurations.write(known_configurations.FAMILIES[1], tensors, None, tmp_path)
 
 
 def test_a_tokenizer_out_of_reach_is_said_to_be_what_is_missing(checkpoint, tmp_path, monkeypatch):
-    known = catalog.FAMILIES[0]
-    monkeypatch.setattr(catalog, "family", lambda path, tensors: known)
+    known = known_configurations.FAMILIES[0]
+    monkeypatch.setattr(known_configurations, "family", lambda path, tensors: known)
     save_file(checkpoint, tmp_path / "offline.safetensors")
     with pytest.raises(InputError, match=r"holds no tokenizer.*pass config=.*the Hub is not reached"):
         load(tmp_path / "offline.safetensors", cache_dir=tmp_path)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 from kineograph.methods.vidrd import decoder_loss
-from kineograph.models import decoders, vidrd_layout
-from kineograph.models.checkpoints import load
-from kineograph.models.decoder import DecoderConfig, TemporalDecoder, blocks_of, each_alone, streamed
-from kineograph.models.origin import fingerprints
-from kineograph.models.places import gathered
-from kineograph.models.saving import save
+from kineograph.models.formats import vidrd as vidrd_layout
+from kineograph.models.formats.key_map import gathered
+from kineograph.models.loading.load import load
+from kineograph.models.loading.provenance import fingerprints
+from kineograph.models.loading.save import save
+from kineograph.models.vae import files
+from kineograph.models.vae.temporal_decoder import DecoderConfig, TemporalDecoder, blocks_of, each_alone, streamed
 
 
 def autoencoder(*channels: int, groups: int = 4) -> AutoencoderKL:
@@ -215,7 +216,7 @@ def released(sd_folder, tmp_path):
     pipeline.save_pretrained(tmp_path / "sd")
     decoder = shaken(around(pipeline.vae, groups=32, joint_norms=True))
     tensors = vidrd_layout.released(vidrd(shaken(two_levels(**wide))))
-    tensors |= {f"vae.{name}": each for name, each in gathered(decoder.state_dict(), decoders.layout(decoder)).items()}
+    tensors |= {f"vae.{name}": each for name, each in gathered(decoder.state_dict(), files.layout(decoder)).items()}
     return tensors, tmp_path / "sd", decoder
 
 

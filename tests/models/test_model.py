@@ -8,9 +8,9 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError
-from kineograph.models import attention
-from kineograph.models.checkpoints import load
-from kineograph.models.text import unknown_words
+from kineograph.models.conditioning.text_encoder import unknown_words
+from kineograph.models.loading.load import load
+from kineograph.models.unet import frame_attention
 
 
 @pytest.fixture
@@ -78,7 +78,9 @@ def test_a_bound_model_is_the_network_behind_the_noise_convention(sd_pipeline, m
     torch.testing.assert_close(model.bind(told)(x, sigma)[:, 0], x[:, 0] - sigma * eps, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("see", [attention.own, attention.first, attention.previous, attention.first_and_previous])
+@pytest.mark.parametrize(
+    "see", [frame_attention.own, frame_attention.first, frame_attention.previous, frame_attention.first_and_previous]
+)
 def test_chunks_change_nothing(model, see):
     told, x = model.prompt(["a fish", "a bird"]), clip(batch=2)
     whole = model.bind(told, see=see, chunk_size=5)(x, 3.0)

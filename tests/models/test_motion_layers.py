@@ -11,9 +11,10 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError, InputWarning
-from kineograph.models import parts, videocrafter_layout
-from kineograph.models.checkpoints import load
-from kineograph.models.saving import save
+from kineograph.models.formats import videocrafter as videocrafter_layout
+from kineograph.models.loading import components
+from kineograph.models.loading.load import load
+from kineograph.models.loading.save import save
 
 WIDE = {"block_out_channels": (8, 16), "layers_per_block": 1, "cross_attention_dim": 32}
 
@@ -253,6 +254,6 @@ def test_a_lora_for_pictures_beside_layers_along_time(sd_folder, adapter_folder,
 def test_parts_of_a_live_modelscope_pipeline_share_their_weights(sd_folder):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=modelscope())
-    opened = parts.from_pipeline(pipeline)
+    opened = components.from_pipeline(pipeline)
     assert opened.unet.conv_in.weight.data_ptr() == pipeline.unet.conv_in.weight.data_ptr()
     assert opened.temporal.config.convolution

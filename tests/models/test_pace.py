@@ -9,11 +9,11 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError
-from kineograph.models.attention import first
-from kineograph.models.pace import FewerFrames, MoreFrames
-from kineograph.models.temporal import TemporalConv, TemporalTransformer
-from kineograph.models.temporal_layers import TemporalConfig, TransformerConfig
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.temporal.layers import TemporalConv, TemporalTransformer
+from kineograph.models.temporal.resampling import FewerFrames, MoreFrames
+from kineograph.models.unet.frame_attention import first
+from kineograph.models.unet.video_unet import VideoUNet
 
 LUMIERE = TemporalConfig(
     convolution=True, in_a_row=2, transformer=TransformerConfig(head_width=8, relative=8), lonely=True, coarsest=True,

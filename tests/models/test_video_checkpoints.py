@@ -14,14 +14,17 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
-from kineograph.models import conversion, image_adapter, pictures, videocrafter_file, vidrd_layout
-from kineograph.models.checkpoints import load
-from kineograph.models.image_adapter import ResamplerConfig
-from kineograph.models.parts import Parts
-from kineograph.models.pictures import PictureReader
-from kineograph.models.saving import save
+from kineograph.models.conditioning import image_encoder, resampler
+from kineograph.models.conditioning.image_encoder import PictureReader
+from kineograph.models.conditioning.resampler import ResamplerConfig
+from kineograph.models.conditioning.text_encoder import TextEncoder
+from kineograph.models.formats import vidrd as vidrd_layout
+from kineograph.models.loading import save as conversion
+from kineograph.models.loading import video_checkpoints
+from kineograph.models.loading.components import Parts
+from kineograph.models.loading.load import load
+from kineograph.models.loading.save import save
 from kineograph.models.schedule import Schedule
-from kineograph.models.text import TextEncoder
 
 RESAMPLER = ResamplerConfig(reads=24, width=32, gives=32, tokens=16, depth=2, heads=2, head_width=8)
 Change = Callable[[dict[str, Tensor]], object]
@@ -41,12 +44,12 @@ def parts(folder: Path, *, shown: bool = False, **temporal) -> Parts:
     around, unet = StableDiffusionPipeline.from_pretrained(folder), two_levels()
     reader = None
     if shown:
-        image_adapter.put_on(unet, RESAMPLER)
-        reader = PictureReader(shaken(vision()), pictures.LAST, pictures.squashed, blank=pictures.GREY)
+        resampler.put_on(unet, RESAMPLER)
+        reader = PictureReader(shaken(vision()), image_encoder.LAST, image_encoder.squashed, blank=image_encoder.GREY)
     around.text_encoder.config.hidden_act = "gelu"
     text = TextEncoder(around.tokenizer, CLIPTextModel(around.text_encoder.config).eval())
     net = videocrafter(shaken(unet), **temporal)
-    return Parts(unet, around.vae, (text,), videocrafter_file.SCHEDULER, False, reader, net.temporal)
+    return Parts(unet, around.vae, (text,), video_checkpoints.SCHEDULER, False, reader, net.temporal)
 
 
 @dataclass
@@ -70,7 +73,7 @@ def release(folder: Path, made: Parts, **more: Tensor) -> Release:
         f"cond_stage_model.model.transformer.resblocks.2.ln_1.{kind}": torch.ones(32) for kind in ("weight", "bias")
     }
     unread = {"cond_stage_model.model.logit_scale": torch.tensor(1.0), "betas": torch.ones(1000)}
-    tensors = videocrafter_file.released(made) | last | unread | more
+    tensors = video_checkpoints.released(made) | last | unread | more
     save_file(tensors, folder / "model.safetensors")
     return Release(folder / "model.safetensors", config, tensors)
 
@@ -118,7 +121,7 @@ def test_an_image_to_video_file_reads_pictures(image_to_video):
     model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
     assert model.schedule.settings["signal_scale"] == 0.7, "as the file says"
     reader = model.reader
-    assert (reader.layer, reader.fit, reader.blank) == (pictures.LAST, pictures.squashed, pictures.GREY)
+    assert (reader.layer, reader.fit, reader.blank) == (image_encoder.LAST, image_encoder.squashed, image_encoder.GREY)
     open_clip = OpenCLIP({k.removeprefix("embedder.model.visual."): v for k, v in image_to_video.tensors.items()}, 4)
     pixels = torch.randn(1, 3, 28, 28)
     states = reader.network(pixels, output_hidden_states=True).hidden_states[reader.layer]
@@ -206,8 +209,8 @@ def test_what_is_wrong_with_a_file_is_named(text_to_video, change: Change, said:
 @pytest.mark.parametrize(("scale", "terminal"), [(None, 4.7e-3), (0.3, 4.2e-4), (0.7, 2.3e-3)])
 def test_the_signal_falls_to_its_scale_and_stays(scale: float | None, terminal: float):
     """papers.md, 4a, the signal-to-noise ratios of the last timestep."""
-    stock = Schedule.from_config(videocrafter_file.SCHEDULER)
-    scaled = Schedule.from_config(videocrafter_file.SCHEDULER | {"signal_scale": scale})
+    stock = Schedule.from_config(video_checkpoints.SCHEDULER)
+    scaled = Schedule.from_config(video_checkpoints.SCHEDULER | {"signal_scale": scale})
     ratios = [ours / theirs for ours, theirs in zip(stock.sigmas, scaled.sigmas, strict=True)]
     assert scaled.sigmas[-1] ** -2 == pytest.approx(terminal, rel=0.02)
     assert ratios[0] == 1 and ratios[399:] == pytest.approx([scale or 1.0] * 601)
@@ -269,7 +272,7 @@ def test_diffusers_opens_the_image_model_of_a_folder(text_to_video):
 
 def test_saving_leaves_nothing_half_written(text_to_video, tmp_path, monkeypatch):
     model = load(text_to_video.config, dtype="float32")
-    monkeypatch.setattr("kineograph.models.video_folder.write_temporal", lambda *_: 1 / 0)
+    monkeypatch.setattr("kineograph.models.loading.video_folder.write_temporal", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(model, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

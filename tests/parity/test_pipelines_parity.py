@@ -11,18 +11,16 @@ from diffusers import (
 from models.conftest import sd
 
 import kineograph as kg
-from kineograph.data.control import controls
-from kineograph.data.request import Request
-from kineograph.data.video import Video
 from kineograph.denoise import guided, guided_twice
-from kineograph.ladder import leading
-from kineograph.models.attention import first
-from kineograph.models.controlnet import controlled, together
-from kineograph.recipes import guided as with_controls
-from kineograph.recipes.inputs import opened
-from kineograph.recipes.instruct_pix2pix import input_latents
-from kineograph.recipes.walks import Start
-from kineograph.trajectory import ddim, euler_ancestral, last
+from kineograph.generate import controls as with_controls
+from kineograph.media.video import Video
+from kineograph.methods.instruct_pix2pix_run import input_latents
+from kineograph.models.unet.controlnet import controlled, together
+from kineograph.models.unet.frame_attention import first
+from kineograph.plan import Start, opened
+from kineograph.request import Request, controls
+from kineograph.samplers import ddim, euler_ancestral, last
+from kineograph.sigmas import leading
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]  # the peers' own, about safety checkers
 PROMPT, NEGATIVE, STEPS, SCALE, IMAGE_SCALE = "a red fish", "blurry", 5, 7.5, 1.5

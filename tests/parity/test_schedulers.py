@@ -8,9 +8,9 @@ import diffusers
 import pytest
 import torch
 
-from kineograph import ladder
+from kineograph import sigmas as ladder
 from kineograph.models.schedule import Schedule
-from kineograph.trajectory import ddim, ddim_eta, dpmpp_2m, euler_ancestral, lcm
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, lcm
 
 pytestmark = [
     pytest.mark.parity,

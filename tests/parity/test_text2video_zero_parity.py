@@ -19,15 +19,15 @@ from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_vid
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from kineograph.denoise import guided
-from kineograph.ladder import leading
 from kineograph.methods.text2video_zero import levels, sample
-from kineograph.models.attention import first
+from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
-from kineograph.models.text import TextEncoder
-from kineograph.models.unet import VideoUNet
+from kineograph.models.unet.frame_attention import first
+from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.motion import Motion, along, view, warp
-from kineograph.trajectory import last
+from kineograph.samplers import last
+from kineograph.sigmas import leading
 
 # The peer warns that it is deprecated, that it has no safety checker, and of calls that it should have made otherwise.
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]

@@ -10,10 +10,10 @@ from tiny_unets import READS, sd2, sdxl, unet, with_ip_adapters
 from torch import Tensor
 
 from kineograph.condition import Condition, Residuals
-from kineograph.models.attention import See, first, first_and_previous, own, previous
-from kineograph.models.controlnet import VideoControlNet, controlled, together
-from kineograph.models.image_tokens import project
-from kineograph.models.unet import VideoUNet
+from kineograph.models.unet.controlnet import VideoControlNet, controlled, together
+from kineograph.models.unet.cross_attention import project
+from kineograph.models.unet.frame_attention import See, first, first_and_previous, own, previous
+from kineograph.models.unet.video_unet import VideoUNet
 
 pytestmark = pytest.mark.parity
 B, F = 2, 3

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from kineograph.condition import Condition
-from kineograph.models import image_tokens, videocrafter_layout, vidrd_layout
-from kineograph.models.architecture import Unsaid
-from kineograph.models.unet import VideoUNet
+from kineograph.models.formats import videocrafter, vidrd
+from kineograph.models.formats.shapes import Unsaid
+from kineograph.models.unet import cross_attention
+from kineograph.models.unet.video_unet import VideoUNet
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 NEAR = 1e-4
@@ -56,27 +57,27 @@ def drawn(net: VideoUNet, around: dict[str, Tensor], image_tokens: Tensor | None
 @pytest.mark.parametrize("name", VIDEOCRAFTERS)
 def test_videocrafter(name: str):
     tensors, around = opened(name)
-    net = videocrafter_layout.network(tensors, name, TINY)
+    net = videocrafter.network(tensors, name, TINY)
     tokens = None
     if "in.image_features" in around:
-        tokens = image_tokens.project(net.image_unet, [around["in.image_features"][:, None]])
+        tokens = cross_attention.project(net.image_unet, [around["in.image_features"][:, None]])
         assert off(tokens, around["out.image_tokens"]) < NEAR
     assert off(drawn(net, around, tokens), around["out.eps"]) < NEAR
-    assert same(videocrafter_layout.released(net), tensors)
+    assert same(videocrafter.released(net), tensors)
 
 
 def test_vidrd():
     tensors, around = opened("vidrd_unet")
-    net = vidrd_layout.network(tensors, "vidrd", Unsaid(head_width=16, groups=8))
+    net = vidrd.network(tensors, "vidrd", Unsaid(head_width=16, groups=8))
     assert off(drawn(net, around), around["out.eps"]) < NEAR
-    assert same(vidrd_layout.released(net), tensors)
+    assert same(vidrd.released(net), tensors)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_key_of_a_full_size_videocrafter_has_its_place(name: str):
     shapes = json.loads(gzip.decompress((FIXTURES / "videocrafter_full_size_shapes.json.gz").read_bytes()))[name]
-    net = videocrafter_layout.network({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, name)
-    back = videocrafter_layout.released(net)
+    net = videocrafter.network({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, name)
+    back = videocrafter.released(net)
     assert {key: list(each.shape) for key, each in back.items()} == shapes
     count = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     assert count == pytest.approx(PARAMETERS[name], abs=0.1)

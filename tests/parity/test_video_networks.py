@@ -7,10 +7,13 @@ from diffusers import UNetMotionModel
 from tiny_videos import TOKENS, Z, adapter, animatediff, modelscope, off
 
 from kineograph.condition import Condition
-from kineograph.models import animatediff_layout, modelscope_layout, motion_layers, places
-from kineograph.models.hub import Hub
-from kineograph.models.temporal_layers import TemporalLayers
-from kineograph.models.unet import VideoUNet
+from kineograph.hub import Hub
+from kineograph.models.formats import animatediff as animatediff_layout
+from kineograph.models.formats import key_map
+from kineograph.models.formats import modelscope as modelscope_layout
+from kineograph.models.loading import motion_modules
+from kineograph.models.temporal.config import TemporalLayers
+from kineograph.models.unet.video_unet import VideoUNet
 
 pytestmark = pytest.mark.parity
 NEAR = 1e-4
@@ -43,9 +46,9 @@ def test_animatediff_put_around_an_image_network():
     unet = tiny_unets.unet(block_out_channels=(8, 16, 32), layers_per_block=2)
     motion = adapter(block_out_channels=(8, 16, 32), motion_layers_per_block=2)
     whole = UNetMotionModel.from_unet2d(unet, motion).eval()
-    found = motion_layers.open_motion(motion, Hub())
+    found = motion_modules.open_motion(motion, Hub())
     layers = TemporalLayers(unet, found.config)
-    places.fill(layers, found.tensors, found.layout(layers, found.tensors), "the adapter")
+    key_map.fill(layers, found.tensors, found.layout(layers, found.tensors), "the adapter")
     assert off(VideoUNet(unet, layers.eval())(Z, T, Condition(TOKENS)), theirs(whole)) < NEAR
 
 

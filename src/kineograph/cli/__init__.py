@@ -7,19 +7,18 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli import speaking
+from kineograph.cli import terminal
 from kineograph.cli.animate import animate
-from kineograph.cli.convert import convert
+from kineograph.cli.curate import data
 from kineograph.cli.customise import customise
-from kineograph.cli.data import data
 from kineograph.cli.doctor import doctor
 from kineograph.cli.edit import edit
 from kineograph.cli.evaluate import evaluate
 from kineograph.cli.generate import generate
-from kineograph.cli.measure import bench, reproduce
-from kineograph.cli.models import models
+from kineograph.cli.inspect import inspect, replay
+from kineograph.cli.models import convert, models
 from kineograph.cli.train import train
-from kineograph.cli.watch import inspect, replay
+from kineograph.plugins import plugins
 
 app = typer.Typer(
     name="kineograph",
@@ -31,8 +30,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 MAKE, PREPARE, LOOK = (generate, animate, edit, replay), (customise, data, train, convert), (inspect, models, doctor)
-for command in (*MAKE, *PREPARE, *LOOK, evaluate, reproduce, bench):
+for command in (*MAKE, *PREPARE, *LOOK, evaluate):
     app.command()(command)
+for name, point in plugins("commands").items():
+    app.command(name)(point.load())
 
 
 def _print_version(asked: bool) -> bool:
@@ -53,7 +54,7 @@ def options(
 
 def main() -> None:
     """The program `kineograph`."""
-    speaking.end_on_sigterm()
-    speaking.quiet_libraries()
-    with speaking.in_plain_words():
+    terminal.end_on_sigterm()
+    terminal.quiet_libraries()
+    with terminal.in_plain_words():
         app(prog_name="kineograph")

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.making import make, with_scale
-from kineograph.cli.options import (
+from kineograph.cli.options import (  # fmt: skip
     MODEL,
     PICTURE,
     Adapter,
@@ -32,9 +31,10 @@ from kineograph.cli.options import (
     Vae,
     Width,
     Window,
-)  # fmt: skip
-from kineograph.data.request import FIRST_FRAMES, Request
+)
+from kineograph.cli.output import make, with_scale
 from kineograph.errors import InputError
+from kineograph.request import FIRST_FRAMES, Request
 
 DEFAULT = Request(prompt="any")
 ANIMATOR = "pocket-animate"

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from kineograph.cli import speaking
+from kineograph.cli import terminal
 from kineograph.cli.options import MODEL, Device, Dtype, Json, MotionAdapter, MotionModule
-from kineograph.cli.outcome import FOLDER
-from kineograph.cli.stopping import duration, stoppable
-from kineograph.data.files import check_folder, instead_of, refuse_existing, slug
+from kineograph.cli.output import FOLDER
+from kineograph.cli.terminal import duration, stoppable
 from kineograph.errors import InputError
+from kineograph.media.files import check_folder, instead_of, refuse_existing, slug
 
 if TYPE_CHECKING:  # whoever only asks for help does not wait for torch
     from kineograph.models.model import Model
-    from kineograph.recipes.customising import Piece, Reached, VideoCustomising, VideoReady
+    from kineograph.training.customise import Piece, Reached, VideoCustomising, VideoReady
 
 LEARNT, HOW = "What is learnt", "How"
 PREVIEWS = "previews"  # a folder in that of the work
@@ -114,13 +114,13 @@ def customise(
     if motion_adapter_only == (pictures is not None):
         raise InputError("give a folder of pictures, or --motion-adapter-only and none")
     place = _place(output, work, subject or style or "motion adapter")
-    speaking.quiet_loading()
-    from kineograph.recipes import customising as recipe
+    terminal.quiet_loading()
+    from kineograph.training import customise as recipe
     from kineograph.training import overridden
 
     if pictures is not None:
         recipe.listed(pictures)  # a folder that is not there is refused before a model is loaded
-    speaking.say(f"loading {model}")
+    terminal.say(f"loading {model}")
     shared = {"device": device, "dtype": dtype}
     video = _load(model, {"motion": motion_module, "motion_adapter": motion_adapter, **shared})
     settings = overridden(recipe.usual_video(video, "subject" if style is None else "style"), setting or [])
@@ -131,7 +131,7 @@ def customise(
             _tell_plan(recipe.of_videos(wanted, "trains", "keeps"), json)
             return
         _run(recipe.motion_adapter_ready(wanted, place.work), place.work / recipe.MOTION_ADAPTER, place.file, json)
-        speaking.say(f"for {asked} it is --motion-adapter {place.file}")
+        terminal.say(f"for {asked} it is --motion-adapter {place.file}")
         return
     ready = recipe.ready_video(
         video, pictures, place.work, image=_load(model, shared) if motion_module else None, subject=subject,
@@ -163,25 +163,25 @@ def _place(output: Path | None, work: Path | None, name: str) -> Place:
 
 
 def _load(model: str, options: Mapping[str, Any]) -> Model:
-    from kineograph.models.checkpoints import load
+    from kineograph.models.loading.load import load
 
     return load(model, **options)
 
 
 def _with_previews(settings: VideoCustomising, previews: Sequence[str] | None) -> VideoCustomising:
-    from kineograph.recipes.customising import changed
+    from kineograph.training.customise import changed
 
     for what, part in (("spatial", settings.spatial), ("image.lora", settings.image.lora)):
         if part is None:
             raise InputError(
-                f"{what}: without one, what is learnt is no small file; for that see kineograph.recipes.customising in "
+                f"{what}: without one, what is learnt is no small file; for that see kineograph.training.customise in "
                 "docs/customising.md"
             )
     return changed(settings, {"previews": tuple(previews)}) if previews else settings
 
 
 def _customise(ready: VideoReady, place: Place, asked: str, json: bool) -> None:
-    from kineograph.recipes import customising as recipe
+    from kineograph.training import customise as recipe
 
     if not ready.settings.previews:
         own = recipe.changed(ready.settings, {"previews": tuple(ready.prompts[:1])})
@@ -189,9 +189,9 @@ def _customise(ready: VideoReady, place: Place, asked: str, json: bool) -> None:
     _run(recipe.customise_ready(ready), place.work / recipe.ADAPTER, place.file, json)
     if recipe.needs_motion_adapter(ready.video, ready.settings):
         own_adapter = place.work / recipe.MOTION_ADAPTER
-        speaking.say(f"for the next subject, this spares a part: --motion-adapter {shlex.quote(str(own_adapter))}")
+        terminal.say(f"for the next subject, this spares a part: --motion-adapter {shlex.quote(str(own_adapter))}")
     told, file = shlex.quote(ready.prompts[-1]), shlex.quote(str(place.file))
-    speaking.say(f"kineograph generate {told} {asked} --adapter {file}")
+    terminal.say(f"kineograph generate {told} {asked} --adapter {file}")
 
 
 def _run(steps: Generator[Reached, None, None], made: Path, file: Path, json: bool) -> None:
@@ -199,7 +199,7 @@ def _run(steps: Generator[Reached, None, None], made: Path, file: Path, json: bo
     began, status = time.monotonic(), 0
     with stoppable() as asked, closing(steps):
         for phase, reached in groupby(steps, lambda each: each.phase):
-            with speaking.counted(DOING[phase]) as tell:
+            with terminal.counted(DOING[phase]) as tell:
                 for each in reached:
                     tell(each.done, each.total)
                     _tell(each)
@@ -208,14 +208,14 @@ def _run(steps: Generator[Reached, None, None], made: Path, file: Path, json: bo
             if status:
                 break
     if status:
-        speaking.say("the same command goes on from here")
+        terminal.say("the same command goes on from here")
         raise SystemExit(status)
     with instead_of(file) as part:
         shutil.copyfile(made, part)
     seconds, size = time.monotonic() - began, file.stat().st_size
-    speaking.say(f"{size / 1e6:.2f} MB in {duration(seconds)}; previews are in {made.parent / PREVIEWS}")
+    terminal.say(f"{size / 1e6:.2f} MB in {duration(seconds)}; previews are in {made.parent / PREVIEWS}")
     if json:
-        speaking.answer({"path": str(file), "bytes": size, "seconds": round(seconds, 1)})
+        terminal.answer({"path": str(file), "bytes": size, "seconds": round(seconds, 1)})
     else:
         print(file)
 
@@ -226,19 +226,19 @@ def _tell(reached: Reached) -> None:
     if progress and (last or reached.done % TOLD == 0):
         came_to = ", ".join(f"{name} {value:.4g}" for name, value in progress.losses.items())
         left = duration((reached.total - reached.done) * progress.seconds / progress.step)
-        speaking.say(f"{DOING[reached.phase]}: step {reached.done} of {reached.total}, loss {came_to}, {left} left")
+        terminal.say(f"{DOING[reached.phase]}: step {reached.done} of {reached.total}, loss {came_to}, {left} left")
     elif last:
-        speaking.say(f"{DOING[reached.phase]}: {reached.total}")
+        terminal.say(f"{DOING[reached.phase]}: {reached.total}")
     for each in reached.previews:
-        speaking.say(f"wrote {each}")
+        terminal.say(f"wrote {each}")
 
 
 def _tell_plan(pieces: Iterable[Piece], json: bool) -> None:
     told = [*pieces]
     if json:
-        speaking.answer({"phases": [each._asdict() for each in told], "seconds": sum(each.seconds for each in told)})
+        terminal.answer({"phases": [each._asdict() for each in told], "seconds": sum(each.seconds for each in told)})
         return
     for each in told:
         about = f", about {duration(each.seconds)}" if each.seconds else ""
-        speaking.say(f"{each.phase}: {each.what}{about}")
-    speaking.say(f"about {duration(sum(each.seconds for each in told))} in all, on this machine as busy as it is now")
+        terminal.say(f"{each.phase}: {each.what}{about}")
+    terminal.say(f"about {duration(sum(each.seconds for each in told))} in all, on this machine as busy as it is now")

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import typer
 from rich.markup import escape
 
-from kineograph.cli import speaking
+from kineograph.cli import terminal
 from kineograph.cli.models import POCKET, built_in
 from kineograph.cli.options import Json
-from kineograph.cli.outcome import FOLDER
-from kineograph.data.files import check_folder
+from kineograph.cli.output import FOLDER
+from kineograph.media.files import check_folder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "pillow", "numpy")
 
@@ -39,20 +39,20 @@ def doctor(json: Json = False) -> None:
     findings = [finding for look in LOOKS for finding in look()]
     well = not any(finding.to_do and finding.needed for finding in findings)
     if json:
-        speaking.answer({"well": well, "findings": [finding._asdict() for finding in findings]})
+        terminal.answer({"well": well, "findings": [finding._asdict() for finding in findings]})
     else:
         for finding in findings:
             _tell(finding)
-        speaking.say("All is well." if well else "Something that is needed is missing.")
+        terminal.say("All is well." if well else "Something that is needed is missing.")
     if not well:
         raise typer.Exit(1)
 
 
 def _tell(finding: Finding) -> None:
     mark = "[green]ok[/]  " if not finding.to_do else "[red]no[/]  " if finding.needed else "[yellow]--[/]  "
-    speaking.console().print(f"{mark}[bold]{finding.what:14}[/]{escape(finding.found)}", soft_wrap=True)
+    terminal.console().print(f"{mark}[bold]{finding.what:14}[/]{escape(finding.found)}", soft_wrap=True)
     if finding.to_do:
-        speaking.console().print(f"{'':18}-> {escape(finding.to_do)}", soft_wrap=True)
+        terminal.console().print(f"{'':18}-> {escape(finding.to_do)}", soft_wrap=True)
 
 
 def _machine() -> Iterator[Finding]:

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.making import make, with_scale
-from kineograph.cli.options import (
+from kineograph.cli.options import (  # fmt: skip
     MODEL,
     PICTURE,
     ChunkSize,
@@ -27,9 +26,10 @@ from kineograph.cli.options import (
     TextualInversion,
     Vae,
     Width,
-)  # fmt: skip
-from kineograph.data.request import NOISES, Request
+)
+from kineograph.cli.output import make, with_scale
 from kineograph.errors import InputError
+from kineograph.request import NOISES, Request
 
 DEFAULT = Request(prompt="any")
 EDITOR = "pocket-edit"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli import speaking
+from kineograph.cli import terminal
 from kineograph.cli.options import FILE, Device, Json
 
 WITH = "What is measured with"
@@ -58,33 +58,33 @@ def evaluate(
     Writes a .json of each folder, report.md, and index.html with the videos side by side. Each score carries the id of
     its protocol (extractor, resize, frames, how many videos, prompts): those with different ids cannot be compared.
     """
-    from kineograph.data.files import check_folder
+    from kineograph.media.files import check_folder
 
     check_folder(output / "index.html")
-    speaking.say("loading what measures")
-    from kineograph.evaluation import evaluate as evaluation
-    from kineograph.evaluation.collection import read_prompts
-    from kineograph.evaluation.comparing import by_name, read_scores, side_by_side
-    from kineograph.evaluation.extractors import POCKET
+    terminal.say("loading what measures")
+    from kineograph.metrics import evaluate as evaluation
+    from kineograph.metrics.collection import read_prompts
+    from kineograph.metrics.extractors import POCKET
+    from kineograph.metrics.report import by_name, read_scores, side_by_side
     from kineograph.models.placement import place
 
-    speaking.quiet_loading()
+    terminal.quiet_loading()
     told = read_prompts(prompts) if prompts else None
     earlier = read_scores(beside) if beside else None  # before it may be written over
     extractors, gauges = evaluation.instruments(extractor or [POCKET], pictures=pictures, device=place(device).device)
-    with speaking.counted("measuring") as on_video:
+    with terminal.counted("measuring") as on_video:
         found = evaluation.evaluate(
             folders, extractors=extractors, gauges=gauges, against=against, prompts=told, fps=fps, on_video=on_video
         )
     path = evaluation.write(found, output)
     for each in found:
         for score in each.scores:
-            speaking.say(f"{each.name}  {score.name}: {score.value} (n = {score.count}, protocol {score.protocol})")
+            terminal.say(f"{each.name}  {score.name}: {score.value} (n = {score.count}, protocol {score.protocol})")
         for row in side_by_side(by_name(each.as_json()), earlier, across or ()) if earlier is not None else ():
-            speaking.say(
+            terminal.say(
                 f"{each.name} beside {beside}  {row.name}: {row.ours} and {row.theirs}, {row.difference} apart"
             )
     if json:
-        speaking.answer({"path": str(path), "sets": [each.as_json() for each in found]})
+        terminal.answer({"path": str(path), "sets": [each.as_json() for each in found]})
     else:
         print(path)

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.making import make, named, numbers, second_model, with_scale
-from kineograph.cli.options import (
+from kineograph.cli.options import (  # fmt: skip
     CONTROL,
     MODEL,
     PICTURE,
@@ -57,11 +56,10 @@ from kineograph.cli.options import (
     VideoSteps,
     Width,
     Window,
-)  # fmt: skip
-from kineograph.data.control import controls
-from kineograph.data.elevation import Elevation
-from kineograph.data.request import FPS, MASKS, MOTION, NUM_FRAMES, Request
-from kineograph.data.reuse import Reuse
+)
+from kineograph.cli.output import make, named, numbers, second_model, with_scale
+from kineograph.method_options import Elevation, Reuse
+from kineograph.request import FPS, MASKS, MOTION, NUM_FRAMES, Request, controls
 
 DEFAULT = Request(prompt="any")
 REFINED = ",".join(f"{part:g}" for part in DEFAULT.elevation.refine_at)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json as parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import typer
 from rich.table import Table
 
-from kineograph.cli import speaking
-from kineograph.cli.options import Json
+from kineograph.cli import terminal
+from kineograph.cli.options import MODEL, Json, MotionModule
+from kineograph.models.pocket import WEIGHTS as POCKET
 
-POCKET = Path(__file__).parents[1] / "pocket" / "weights"
 PIPELINES = {
     "StableDiffusionPipeline": "SD 1.x or 2.x",
     "StableDiffusionXLPipeline": "SD XL",
@@ -23,7 +24,6 @@ ON_POCKET = {
     "video": "VideoCrafter1 (text to video), small",
     "animate": "VideoCrafter1 (image to video), small",
     "vidrd": "VidRD, small, with its temporal decoder",
-    "space-time": "Lumiere's space-time U-Net, small",
     "fox": 'a subject of pocket-video, "sks cat": for --adapter',
 }
 TO_FETCH = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
@@ -46,16 +46,16 @@ def models(json: Json = False) -> None:
     """
     here = [*built_in(), *_cached()]
     if json:
-        speaking.answer({"models": [each._asdict() for each in here]})
+        terminal.answer({"models": [each._asdict() for each in here]})
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("model", "family", "where", "MB"):
         table.add_column(heading, justify="right" if heading == "MB" else "left")
     for each in here:
         table.add_row(each.name, each.family, each.place, str(each.megabytes))
-    speaking.console().print(table)
+    terminal.console().print(table)
     absent = [name for name in TO_FETCH if name not in {each.name for each in here}]
-    speaking.say(f"Downloaded when first asked for, for example: {', '.join(absent)}" if absent else "")
+    terminal.say(f"Downloaded when first asked for, for example: {', '.join(absent)}" if absent else "")
 
 
 def built_in() -> Iterator[Known]:
@@ -85,3 +85,47 @@ def _cached() -> Iterator[Known]:
             if kind in PIPELINES:
                 size = round(revision.size_on_disk / 1e6)
                 yield Known(repository.repo_id, PIPELINES[kind], str(revision.snapshot_path), size)
+
+
+FILES = (".ckpt", ".safetensors")
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A model: a file, a folder, a hub id.", show_default=False)],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="A new folder; or a name ending in .ckpt or .safetensors, for VideoCrafter's released layout.",
+            show_default=False,
+        ),
+    ],
+    motion_module: MotionModule = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MODEL,
+            show_default=False,
+            help="A diffusers folder with what a file does not hold: the tokenizer.",
+        ),
+    ] = None,
+) -> None:
+    """Write a model as a folder in diffusers layout, layers along time in temporal/; or such a folder as one file.
+
+    A VideoCrafter checkpoint made a folder, and that a file again, is the same to the bit.
+    """
+    terminal.quiet_loading()
+    print(_converted(source, target, motion_module, config))
+
+
+def _converted(source: str, target: Path, motion: str | None, config: str | None) -> Path:
+    from kineograph.models.formats import tensor_files, videocrafter
+    from kineograph.models.loading import save
+    from kineograph.models.loading import save as saving
+    from kineograph.models.loading.load import load
+
+    if target.suffix in FILES:
+        return save.to_file(source, target)
+    path = Path(source).expanduser()
+    if motion is None and path.is_file() and videocrafter.is_one(tensor_files.read(path)):
+        return save.to_folder(path, target, config=config)
+    return saving.save(load(source, motion=motion, config=config, device="cpu"), target)

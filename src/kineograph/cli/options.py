@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.data.request import SOLVERS
+from kineograph.request import SOLVERS
 
 PICTURE, CONTROL, TOGETHER, LONG, MODEL, FILE = (
     "What is drawn",

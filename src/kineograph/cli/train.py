@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from kineograph.cli import speaking
+from kineograph.cli import terminal
 from kineograph.cli.options import Json
-from kineograph.cli.stopping import duration, stoppable
+from kineograph.cli.terminal import duration, stoppable
 from kineograph.errors import InputWarning
 
 if TYPE_CHECKING:  # whoever only asks for help does not wait for torch
-    from kineograph.recipes.training import Reached, Ready
+    from kineograph.training.temporal_layers import Reached, Ready
 
 SHOWN = 5  # names in a message
 
@@ -39,25 +39,24 @@ def train(
     stopped; on several GPUs it is accelerate launch -m kineograph train SETTINGS. See docs/training.md.
     """
     if os.environ.get("RANK", "0") == "0":  # the one of several processes that speaks
-        speaking.say("reading the settings, the model and the data")
-    from kineograph.recipes import training
-    from kineograph.training import here, load_settings
+        terminal.say("reading the settings, the model and the data")
+    from kineograph.training import here, load_settings, temporal_layers
 
-    chosen = load_settings(settings, training.VideoTraining, overrides or [])
-    speaking.quiet_loading()
+    chosen = load_settings(settings, temporal_layers.VideoTraining, overrides or [])
+    terminal.quiet_loading()
     if not here().is_main_process:
         warnings.simplefilter("ignore", InputWarning)
     if dry_run:
-        _tell_plan(training.ready(chosen, "cpu"), json)
+        _tell_plan(temporal_layers.ready(chosen, "cpu"), json)
         return
-    ready = training.ready(chosen)
-    with stoppable() as asked, speaking.counted("training") as tell, closing(training.train(ready)) as steps:
+    ready = temporal_layers.ready(chosen)
+    with stoppable() as asked, terminal.counted("training") as tell, closing(temporal_layers.train(ready)) as steps:
         last, losses = None, dict[str, float]()
         for last in steps:
             losses |= last.progress.losses  # a step is of one kind
             if ready.process.is_main_process:
                 _tell(ready, last, losses, tell)
-            if training.wanted_by_any(ready, bool(asked())):
+            if temporal_layers.wanted_by_any(ready, bool(asked())):
                 break
     if ready.process.is_main_process:
         _tell_end(ready, last, asked(), json)
@@ -72,42 +71,42 @@ def _tell(ready: Ready, reached: Reached, losses: Mapping[str, float], tell: Cal
     if progress.step % ready.settings.training.log_every == 0 or progress.step == stage.steps:
         came_to = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         left = (stage.steps - progress.step) * progress.seconds / progress.step
-        speaking.say(
+        terminal.say(
             f"stage {reached.stage} of {reached.stages}, step {progress.step} of {stage.steps}: loss {came_to}, "
             f"{progress.samples_seen / progress.seconds:.3g} samples a second, {duration(left)} left"
         )
     for file in reached.samples:
-        speaking.say(f"wrote {file}")
+        terminal.say(f"wrote {file}")
 
 
 def _tell_end(ready: Ready, last: Reached | None, status: int, json: bool) -> None:
-    from kineograph.recipes.training import FINAL, SKIPPED
+    from kineograph.training.temporal_layers import FINAL, SKIPPED
 
     output = ready.settings.output
     skipped: Mapping[str, str] = last.skipped if last else {}
     if skipped:
-        speaking.say(f"passed over {len(skipped)} files, all named in {output / SKIPPED}: {_some(skipped.values())}")
+        terminal.say(f"passed over {len(skipped)} files, all named in {output / SKIPPED}: {_some(skipped.values())}")
     if status and last:
-        speaking.say(f"step {last.progress.step} of stage {last.stage} is kept: the same command goes on from there")
+        terminal.say(f"step {last.progress.step} of stage {last.stage} is kept: the same command goes on from there")
     final = None if status else str(output / FINAL)
     if json:
         where = {"stage": last.stage, "step": last.progress.step} if last else {}
-        speaking.answer({"path": final, "stopped": bool(status), **where, "skipped": dict(skipped)})
+        terminal.answer({"path": final, "stopped": bool(status), **where, "skipped": dict(skipped)})
     elif final:
         print(final)
 
 
 def _tell_plan(ready: Ready, json: bool) -> None:
-    from kineograph.recipes.training import planned
+    from kineograph.training.temporal_layers import planned
 
     told = planned(ready)
     if json:
-        speaking.answer(told.as_json())
+        terminal.answer(told.as_json())
         return
     for part in told.parts:
-        speaking.say(f"{part.name}: {part.trained:,} parameters trained, {part.frozen:,} frozen")
+        terminal.say(f"{part.name}: {part.trained:,} parameters trained, {part.frozen:,} frozen")
     for number, stage in enumerate(told.stages, 1):
-        speaking.say(
+        terminal.say(
             f"stage {number}: {stage.steps:,} steps of {stage.samples_per_step} samples, {stage.num_frames} frames of "
             f"{stage.width} x {stage.height} at {_rates(stage.fps)}, which is {stage.videos:,} videos and "
             f"{stage.pictures:,} pictures; {_size(stage.held + stage.activations)} of memory, about, for each of "
@@ -115,7 +114,7 @@ def _tell_plan(ready: Ready, json: bool) -> None:
             f"{stage.batch} samples; {_size(stage.checkpoint)} a checkpoint"
         )
     for found in told.found:
-        speaking.say(_found(found._asdict()))
+        terminal.say(_found(found._asdict()))
 
 
 def _found(found: Mapping[str, Any]) -> str:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.latents import Latents
-from kineograph.models.branches import BranchConfig, MotionBranches, SpatialBranches
 from kineograph.models.schedule import Schedule
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.adapters import BranchConfig, MotionBranches, SpatialBranches
+from kineograph.models.unet.video_unet import VideoUNet
 
 STILL, MOVING = 1.0, 0.0  # the motion adapter's scales in training
 

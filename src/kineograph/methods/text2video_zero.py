@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from kineograph.denoise import Denoise
-from kineograph.ladder import above, below, through
 from kineograph.latents import Latents, add_noise, renoise
 from kineograph.motion import Warp
-from kineograph.trajectory import Solver, Step, ddim
+from kineograph.samplers import Solver, Step, ddim
+from kineograph.sigmas import above, below, through
 
 # The paper's T and T', timesteps 941 and 881 of Stable Diffusion, as noise levels; and the latents they are meant for.
 SPREAD_TO, MOVE_AT = 10.42504, 7.562388

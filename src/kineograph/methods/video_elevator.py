@@ -14,9 +14,9 @@ from itertools import pairwise
 import torch
 
 from kineograph.denoise import Denoise
-from kineograph.ladder import above, below, through
 from kineograph.latents import Latents, add_noise
-from kineograph.trajectory import Draw, Solver, Step, ddim, recorded, towards
+from kineograph.samplers import Draw, Solver, Step, ddim, recorded, towards
+from kineograph.sigmas import above, below, through
 
 Refine = Callable[[Latents, float], Latents]  # (clean estimate, its level) -> clean estimate that moves
 Return = Callable[[Latents, float], list[Step]]  # (clean, level) -> a path that ends with noisy latents at that level

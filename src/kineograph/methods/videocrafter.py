@@ -17,9 +17,9 @@ from kineograph.condition import Condition
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
-from kineograph.trajectory import Solver, Step
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.samplers import Solver, Step
 
 RELATIVE = TransformerConfig(head_width=64, relative=16)
 UNORDERED = TransformerConfig(head_width=64)

@@ -20,13 +20,13 @@ from torch import Tensor
 from kineograph.condition import Condition
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
-from kineograph.models import decoder as decoders
-from kineograph.models.decoder import TemporalDecoder
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal_layers import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.models.vae import temporal_decoder as decoders
+from kineograph.models.vae.temporal_decoder import TemporalDecoder
 from kineograph.noise import past_dependent
-from kineograph.trajectory import Solver, Step
+from kineograph.samplers import Solver, Step
 
 # The paper's figure: 22 places with convolutions and 16 with attention in a network of SD 2.1's shape.
 NETWORK = TemporalConfig(

@@ -16,18 +16,20 @@ from kineograph.condition import Condition
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.models import frames_of, text, windows
-from kineograph.models.attention import Memory, See, own
-from kineograph.models.branches import Scale
-from kineograph.models.controlnet import VideoControlNet
-from kineograph.models.controls import ANY, Open
-from kineograph.models.decoder import TemporalDecoder, each_alone
-from kineograph.models.frames_of import Frames
-from kineograph.models.pictures import PictureReader, Pictures
+from kineograph.models.conditioning import text_encoder
+from kineograph.models.conditioning.image_encoder import PictureReader, Pictures
+from kineograph.models.conditioning.text_encoder import Pooled, TextEncoder
+from kineograph.models.loading.controlnets import ANY, Open
 from kineograph.models.schedule import Network, Schedule
-from kineograph.models.temporal_layers import TemporalConfig
-from kineograph.models.text import Pooled, TextEncoder
-from kineograph.models.unet import VideoUNet
+from kineograph.models.temporal.adapters import Scale
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.unet import windows
+from kineograph.models.unet.controlnet import VideoControlNet
+from kineograph.models.unet.frame_attention import Memory, See, own
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.models.vae import chunks
+from kineograph.models.vae.chunks import Frames
+from kineograph.models.vae.temporal_decoder import TemporalDecoder, each_alone
 
 FPS = 8.0
 
@@ -94,7 +96,7 @@ class Model:
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise InputError(
                 f"expected height and width to be multiples of {self.factor} above 0, got {height} x {width}; "
-                f"{frames_of.nearest(height, self.factor)} x {frames_of.nearest(width, self.factor)} is near"
+                f"{chunks.nearest(height, self.factor)} x {chunks.nearest(width, self.factor)} is near"
             )
         return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
@@ -118,8 +120,8 @@ class Model:
 
     def _said(self, texts: Sequence[str], size: tuple[int, int] | None, clip_skip: int) -> Condition:
         if self.net.image_unet.config.addition_embed_type is None:
-            return Condition(text.encode(self.text[0], texts, clip_skip))
-        tokens, pooled = text.encode_together(self.text, texts, clip_skip)
+            return Condition(text_encoder.encode(self.text[0], texts, clip_skip))
+        tokens, pooled = text_encoder.encode_together(self.text, texts, clip_skip)
         if self.force_zeros:
             said = torch.tensor([bool(each) for each in texts], device=tokens.device)
             tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
@@ -176,7 +178,7 @@ class Model:
             memory: Memory | None = {} if z.shape[1] > chunk_size else None
             walked = [
                 net(part, t, frames=numbers, memory=memory)
-                for numbers, part in frames_of.chunks(z.to(self.device), chunk_size)
+                for numbers, part in chunks.chunks(z.to(self.device), chunk_size)
             ]
             return torch.cat(walked, dim=1).to(z.device)
 
@@ -212,9 +214,7 @@ class Model:
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         encoded = [
             self.vae.encode((2 * part.flatten(0, 1) - 1).to(self.device, self.vae.dtype)).latent_dist.mode().float()
-            for _, part in frames_of.chunks(
-                frames, chunk_size or frames_of.at_once(frames.shape[-2] * frames.shape[-1])
-            )
+            for _, part in chunks.chunks(frames, chunk_size or chunks.at_once(frames.shape[-2] * frames.shape[-1]))
         ]
         latents = [part.unflatten(0, (len(frames), -1)) for part in encoded]
         return (scale * (torch.cat(latents, dim=1) - shift)).to(frames.device)
@@ -232,13 +232,13 @@ class Model:
     def decoded(self, latents: Latents, chunk_size: int | None = None) -> Iterator[Frames]:
         """What `decode` gives, a few frames at a time, for what would not fit as floats."""
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        size = chunk_size or frames_of.at_once(latents.shape[-2] * latents.shape[-1] * self.factor**2)
+        size = chunk_size or chunks.at_once(latents.shape[-2] * latents.shape[-1] * self.factor**2)
         decode, number = self.decoder or each_alone, 0
         for part in decode(self.vae, (latents / scale + shift).to(self.device, self.vae.dtype), size):
             frames = part.float().cpu()
-            frames_of.refuse_nan(frames, range(number, number := number + frames.shape[1]))
+            chunks.refuse_nan(frames, range(number, number := number + frames.shape[1]))
             yield (frames / 2 + 0.5).clamp(0, 1)
 
     def unknown_words(self, said: str) -> list[str]:
         """The words of a text that the model has never seen; none when it has no list of the words it knows."""
-        return [] if self.vocabulary is None else text.unknown_words(said, self.vocabulary)
+        return [] if self.vocabulary is None else text_encoder.unknown_words(said, self.vocabulary)

@@ -18,7 +18,7 @@ import torch
 from accelerate.utils import reduce, send_to_device
 from torch import Tensor, nn
 
-from kineograph.training.crew import Crew, draws_inside
+from kineograph.training.processes import Crew, draws_inside
 from kineograph.training.settings import TrainingSettings, samples_per_step
 from kineograph.training.state import Run
 

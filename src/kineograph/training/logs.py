@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.data.files import instead_of
+from kineograph.media.files import instead_of
 
 Tally = Mapping[str, tuple[float, int]]  # of a loss its sum and how many are in it
 

@@ -21,10 +21,10 @@ from torch.amp import GradScaler
 
 from kineograph.errors import InputError
 from kineograph.training import ema, logs, state
-from kineograph.training.crew import Crew, gathered
 from kineograph.training.gradients import Batch, Descent, Draw, Loss, Net, descents
 from kineograph.training.lock import claimed
 from kineograph.training.optimisers import advance, optimisers
+from kineograph.training.processes import Crew, gathered
 from kineograph.training.settings import TrainingSettings, decisive, rate, samples_per_step
 from kineograph.training.state import Reached, Run
 

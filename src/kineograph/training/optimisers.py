@@ -64,7 +64,7 @@ def _muon(matrices: list[nn.Parameter], settings: TrainingSettings, cores: int) 
         return []
     if not hasattr(torch.optim, "Muon"):
         raise InputError(f"the optimizer muon needs torch 2.9 or later, and this is {torch.__version__}: choose adamw")
-    from kineograph.pocket.optimisers import muons
+    from kineograph.training.muon import muons
 
     return muons(matrices, settings.learning_rate, settings.adam_weight_decay, cores)
 

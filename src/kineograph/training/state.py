@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from kineograph.data.files import instead_of, remove
 from kineograph.errors import InputError, InputWarning
+from kineograph.media.files import instead_of, remove
 from kineograph.training import optimisers
 from kineograph.training.logs import Tally
 

@@ -1,0 +1,84 @@
+"""`kineograph reproduce` and `kineograph bench`: the papers' claims and our speed, measured here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kineograph.cli import terminal
+from kineograph.cli.options import Json
+
+
+def reproduce(
+    paper: Annotated[
+        str,
+        typer.Argument(
+            help="Whose claims: text2video-zero, videocrafter1, video-elevator, vidrd, still-moving.",
+            show_default=False,
+        ),
+    ],
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the cases.")] = False,
+    cases: Annotated[
+        int | None, typer.Option(show_default="100, or 10 with --quick", help="How many held-out cases of each study.")
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(min=1, show_default="each study's own", help="Steps a video.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("docs/results"),
+    json: Json = False,
+) -> None:
+    """Measure what a paper claims, on the pocket world, with seeds and standard errors.
+
+    Writes PAPER.md, PAPER.json and pictures to the folder. What was stopped goes on where it was.
+    """
+    terminal.say("loading the pocket model and its judge")
+    from kineograph.models.loading.load import load
+    from kineograph_lab.studies import reproduce as study
+    from kineograph_lab.studies.judges import pocket_witnesses
+
+    count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
+    study.check(paper, count)
+    terminal.quiet_loading()
+    model, witnesses = load(study.MODELS[paper]), pocket_witnesses()
+    with terminal.counted("measuring") as on_video:
+        report = study.reproduce(
+            paper, model, witnesses, cases=count, steps=num_inference_steps, out=out, on_video=on_video
+        )
+    for claim in report.claims:
+        mark = "holds" if claim.holds else "FAILS"
+        terminal.say(f"{mark}  {claim.name}: {claim.value:.3f} ± {claim.error:.3f} (n = {claim.count}, {claim.bar})")
+    path = out / f"{paper}.md"
+    if json:
+        terminal.answer({"path": str(path), "claims": [asdict(claim) for claim in report.claims]})
+    else:
+        print(path)
+
+
+def bench(
+    network: Annotated[
+        str, typer.Argument(help="pocket, or sd15: random weights in the shape of Stable Diffusion 1.5.")
+    ] = "pocket",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="motion; control: guided by a ControlNet; video: by AnimateDiff's modules; training: of those."
+        ),
+    ] = "motion",
+    frames: Annotated[int, typer.Option(help="How many frames a video.")] = 8,
+    steps: Annotated[int, typer.Option(help="How many steps a video.")] = 50,
+    repeats: Annotated[int, typer.Option(help="How many videos of each side, in turns.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the rows.", show_default=False)] = None,
+    json: Json = False,
+) -> None:
+    """Measure speed and memory against diffusers' pipelines: same process, weights, steps and seeds."""
+    from kineograph_lab.bench import bench as side_by_side
+
+    terminal.quiet_loading()
+    rows = side_by_side.bench(network, mode, frames=frames, steps=steps, repeats=repeats, out=out, say=terminal.say)
+    if json:
+        terminal.answer({"rows": [{**row._asdict(), "setting": row.setting._asdict()} for row in rows]})
+    else:
+        print(side_by_side.table(rows))

@@ -1,0 +1,218 @@
+"""Stage 6: the judge's two eyes, learnt from renderings made for it: families of individuals, and clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from kineograph.training.norms import with_quick_norms
+from kineograph_lab.judge.augment import shifted, soften
+from kineograph_lab.judge.networks import ANSWERS, DETAILS, FRAMES, NOTHING, SIDE, Eye, MotionEye
+from kineograph_lab.recipe.contact_sheets import as_tensor
+from kineograph_lab.recipe.loop import Batch, Draw, Figures, Plan, best_device, fit
+from kineograph_lab.recipe.pool import Pool, shot_of
+from kineograph_lab.world import world
+from kineograph_lab.world.individuals import individual
+from kineograph_lab.world.world import MOTIONS, Shot
+
+FAMILY, TWINS = 4, 2  # individuals of one kind, colour and style; renderings of each
+MEMBERS = FAMILY * TWINS
+QUESTIONS = ANSWERS | DETAILS
+SHARPNESS = 10.0  # of the contrast between individuals: 1 / temperature
+FARTHEST = 22  # pixels: as far as `pan:12,12`, the default, goes in eight frames
+EDGE = 0.1  # a thing whose centre is nearer to the frame's edge is not asked about
+REVERSED = {
+    "left": "right",
+    "right": "left",
+    "up": "down",
+    "down": "up",
+    "growing": "shrinking",
+    "shrinking": "growing",
+}
+
+Rng = np.random.Generator
+
+
+def family(rng: Rng, split: str) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """Eight pictures: four individuals of one kind, colour and style, each in two scenes, and what they show."""
+    one = world.draw_shot(rng, split=split)
+    individuals = [int(rng.integers(1 << 30)) for _ in range(FAMILY)]
+    chosen = [_member(rng, split, one, individual) for individual in individuals for _ in range(TWINS)]
+    return np.stack([world.render(shot, time) for shot, time in chosen]), [answers(shot) for shot, _ in chosen]
+
+
+def _member(rng: Rng, split: str, one: Shot, individual: int) -> tuple[Shot, float]:
+    """Another shot with this individual for its main thing, and a time at which that is well inside the frame."""
+    shot = world.draw_shot(rng, split=split)
+    main = replace(shot.things[0], kind=one.things[0].kind, colour=one.things[0].colour, individual=individual)
+    shot = replace(shot, style=one.style, things=(main, *shot.things[1:]))
+    time = rng.uniform(-0.9, 0.9)
+    return shot, time if all(_inside(shot, k, time) for k in range(len(shot.things))) else 0.0
+
+
+def _inside(shot: Shot, number: int, time: float) -> bool:
+    _, centre = world.placement(shot.things[number], time, world.camera_shift(shot, time))
+    return bool(min(centre) > EDGE and max(centre) < 1 - EDGE)
+
+
+def answers(shot: Shot) -> dict[str, str]:
+    """What the judge should say."""
+    main, second = shot.things[0], shot.things[-1] if len(shot.things) > 1 else None
+    return {
+        "thing": main.kind, "colour": main.colour, "scene": shot.scene, "style": shot.style,
+        "second": second.kind if second else NOTHING, "second_colour": second.colour if second else main.colour,
+        **{name: getattr(individual(main.individual), name) for name in DETAILS},
+    }  # fmt: skip
+
+
+def film(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """A clip of two seconds, uint8 [16, 64, 64, 3] (means of 2 x 2 pixels), and its shot."""
+    shot = world.draw_shot(rng, split=split)
+    frames = world.clip(shot, FRAMES).reshape(FRAMES, SIDE // 2, 2, SIDE // 2, 2, 3)
+    return frames.mean((2, 4)).round().astype(np.uint8), asdict(shot)
+
+
+def train_eye(net: Eye, plan: Plan, folder: Path, families: Pool, pictures: Pool, held_out: Pool) -> nn.Module:
+    """The averaged eye for pictures: individuals are told apart by families, kinds by many unrelated pictures."""
+    ready = with_quick_norms(net).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    draw = gatherings(families, pictures, plan.batch)
+    return fit(ready, plan, folder, draw=draw, loss=looking, report=eye_report(held_out))
+
+
+def train_motion_eye(net: MotionEye, plan: Plan, folder: Path, films: Pool, held_out: Pool) -> MotionEye:
+    """The averaged eye for videos."""
+    return fit(
+        net.to(best_device()),
+        plan,
+        folder,
+        draw=screenings(films, plan.batch),
+        loss=watching,
+        report=motion_report(held_out),
+    )
+
+
+def numbers(facts: list[list[dict[str, str]]]) -> np.ndarray:
+    """The answers as numbers: int64 [families, members, answers]."""
+    return np.array(
+        [[[words.index(fact[name]) for name, words in QUESTIONS.items()] for fact in family] for family in facts]
+    )
+
+
+def gatherings(families: Pool, pictures: Pool, batch: int) -> Draw:
+    """Batches, softened, of (pictures of whole families, answers, as many unrelated pictures, answers)."""
+    told, usable = numbers(families.facts), [k for k, fact in enumerate(pictures.facts) if clear(fact)]
+    others = numbers([[answers(shot_of(pictures.facts[k])) for k in usable]])[0]
+
+    def draw(rng: Rng, progress: float) -> Batch:
+        chosen = rng.choice(len(told), size=batch // 2 // MEMBERS, replace=False)
+        kin = np.concatenate([families.pictures[k] for k in chosen])
+        other = rng.choice(len(usable), size=len(kin), replace=False)
+        strangers = np.stack([pictures.pictures[usable[k]] for k in other])
+        of_kin, of_strangers = told[chosen].reshape(len(kin), -1), others[other]
+        return (
+            soften(_moved(kin, of_kin, rng), rng), torch.from_numpy(of_kin),
+            soften(_moved(strangers, of_strangers, rng), rng), torch.from_numpy(of_strangers),
+        )  # fmt: skip
+
+    return draw
+
+
+def _moved(pictures: np.ndarray, told: np.ndarray, rng: Rng) -> Tensor:
+    """Every second picture of a single thing is moved: videos show it where pictures seldom do."""
+    alone = told[:, list(QUESTIONS).index("second")] == ANSWERS["second"].index(NOTHING)
+    return shifted(as_tensor(pictures), rng, FARTHEST * (alone & (rng.uniform(size=len(told)) < 0.5)))
+
+
+def clear(fact: dict[str, Any]) -> bool:
+    """Whether all things of a picture are well inside the frame."""
+    shot = shot_of(fact)
+    return all(_inside(shot, k, fact["time"]) for k in range(len(shot.things)))
+
+
+def looking(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """The cross-entropy of every answer, and of whom each picture of a family shows among all of its share."""
+    kin, told, strangers, others = batch
+    logits, identity = net(torch.cat([kin, strangers]))
+    both = torch.cat([told, others])
+    losses = {name: cross_entropy(logits[name], both[:, k]) for k, name in enumerate(QUESTIONS)}
+    identity = identity[: len(kin)]
+    alike = SHARPNESS * identity @ identity.T - 1e4 * torch.eye(len(kin), device=identity.device)
+    return {**losses, "individual": cross_entropy(alike, twins_of(len(kin)).to(alike.device))}
+
+
+def twins_of(count: int) -> Tensor:
+    """The number of each picture's twin: 1 0 3 2 5 4 ..."""
+    return torch.arange(count) ^ 1
+
+
+def eye_report(pool: Pool) -> Callable[[Eye], Figures]:
+    """On held-out families: the share of right answers, and of individuals told from the three others of the family."""
+    pictures, told = pool.pictures.reshape(-1, SIDE, SIDE, 3), torch.from_numpy(numbers(pool.facts)).flatten(0, 1)
+
+    @torch.no_grad()
+    def report(net: Eye) -> Figures:
+        device = next(net.parameters()).device
+        seen = [net(as_tensor(pictures[k : k + 64]).to(device)) for k in range(0, len(pictures), 64)]
+        right = {
+            name: torch.cat([logits[name].argmax(1).cpu() for logits, _ in seen]) == told[:, k]
+            for k, name in enumerate(QUESTIONS)
+        }
+        return {
+            **{name: float(r.float().mean()) for name, r in right.items()},
+            "individual": told_apart(torch.cat([i for _, i in seen]).cpu()),
+        }
+
+    return report
+
+
+def told_apart(identity: Tensor) -> float:
+    """How often a picture's nearest in its own family of eight is its twin (by chance one in seven)."""
+    families = identity.reshape(-1, MEMBERS, identity.shape[1])
+    alike = families @ families.transpose(1, 2) - 1e4 * torch.eye(MEMBERS)
+    return float((alike.argmax(2) == twins_of(MEMBERS)).float().mean())
+
+
+def screenings(pool: Pool, batch: int) -> Draw:
+    """Batches of (clips, motions), half of them played backwards, so that which way a thing faces gives nothing away."""
+
+    def draw(rng: Rng, progress: float) -> Batch:
+        films = [_played(pool, int(k), rng) for k in rng.choice(len(pool.facts), size=batch, replace=False)]
+        clips = torch.stack([soften(as_tensor(frames), rng) for frames, _ in films])
+        return clips.transpose(1, 2), torch.tensor([MOTIONS.index(motion) for _, motion in films])
+
+    return draw
+
+
+def _played(pool: Pool, number: int, rng: Rng) -> tuple[np.ndarray, str]:
+    frames, motion = pool.pictures[number], pool.facts[number]["things"][0]["motion"]
+    return (frames, motion) if rng.uniform() < 0.5 else (frames[::-1], REVERSED.get(motion, motion))
+
+
+def watching(net: MotionEye, batch: Batch) -> dict[str, Tensor]:
+    """The cross-entropy of the motion."""
+    clips, motions = batch
+    return {"motion": cross_entropy(net(clips), motions)}
+
+
+def motion_report(pool: Pool) -> Callable[[MotionEye], Figures]:
+    """On held-out clips: the share of right answers."""
+    motions = torch.tensor([MOTIONS.index(fact["things"][0]["motion"]) for fact in pool.facts])
+
+    @torch.no_grad()
+    def report(net: MotionEye) -> Figures:
+        device = next(net.parameters()).device
+        clips = [
+            torch.stack([as_tensor(f) for f in pool.pictures[k : k + 16]]).transpose(1, 2)
+            for k in range(0, len(motions), 16)
+        ]
+        told = torch.cat([net(clip.to(device)).argmax(1).cpu() for clip in clips])
+        return {"motion": float((told == motions).float().mean())}
+
+    return report

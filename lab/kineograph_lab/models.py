@@ -1,0 +1,31 @@
+"""Built-in models that only the studies use: a video model of degraded data, and a space-time U-Net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from kineograph.models.loading.components import Parts
+from kineograph.models.pocket.models import BuiltInModel, video, with_layers_of
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph_lab import WEIGHTS
+from kineograph_lab.recipe.video.degraded import degraded
+
+DEGRADED, SPACE_TIME = WEIGHTS / "video-degraded", WEIGHTS / "space-time"
+
+
+def open_degraded_video(folder: Path) -> Parts:
+    """Return the video model trained further on few, blurred, watermarked clips, for VideoElevator's comparison."""
+    opened = video(folder)
+    degraded(VideoUNet(opened.unet, opened.temporal), load_file(DEGRADED / "degraded.safetensors"))
+    return opened
+
+
+def open_space_time(folder: Path) -> Parts:
+    """Return the video model with the temporal layers of a space-time U-Net, after Lumiere."""
+    return with_layers_of(folder, SPACE_TIME)
+
+
+degraded_video = BuiltInModel("VideoCrafter1 (text to video), small, of degraded data", DEGRADED, open_degraded_video)
+space_time = BuiltInModel("Lumiere's space-time U-Net, small", SPACE_TIME, open_space_time)

@@ -1,0 +1,90 @@
+"""The pocket models' recipe in numbers.
+
+Command:   python -m kineograph_lab.recipe.run --export
+Cost:      about 275 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 8 GB of memory, 5 GB of disk
+Expected:  vae     30.3 dB on held-out pictures (50,000 crops in 19 minutes)
+           text    every fact of 256 held-out captions read right (157,000 captions in 4 minutes)
+           unet    see docs/decisions/0005 (328,000 pictures in 80 minutes, begun from 86,000 seen earlier)
+           control a sheet of held-out maps, and what is drawn by them (44,000, 46,000 and 42,000 pictures in 13 minutes each)
+           edit    16.2 dB to the world's own edit of held-out pictures, by ten steps at scale 5 (107,000 pairs in 33 minutes)
+           geometry depth off by 0.029, points by 0.045 of the picture (65,000 pictures in 5 minutes)
+           clip    caption found among 256: 0.88; preferred to one with a wrong colour: 1.00, a wrong thing: 0.88 (108,000 pairs in 7.5 minutes)
+           eye     thing 0.97, colour 1.00, scene 1.00, style 0.99, individual 0.77 of held-out pictures in motion
+           motion  0.91 of held-out clips (34,000 in 8 minutes, of 3,000 films)
+
+Every stage is given its time and ends settled whatever that is: twice the minutes is more pictures, not another recipe.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from kineograph_lab.recipe.loop import Plan
+
+
+class Settings(BaseModel):
+    """All that the recipe can be told; `--minutes` and `--steps` replace those of every plan."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    seed: int = 0
+    wide: bool = False  # whether shots are of the wider distribution (`wide.py`), with captions of one vocabulary
+    pictures: int = 30_000  # painted once: 70 seconds, 1.5 GB
+    held_out: int = 1_000
+    pairs: int = 8_000  # pictures of held-out pairs, for the judge alone
+    families: int = 3_000  # of eight pictures each, for the judge
+    films: int = 3_000  # of sixteen frames each, for the judge
+    screened: int = 5_000  # films of sixteen frames, as latents, for the video models: 14 minutes, 330 MB
+    beside: int = 8_000  # pictures beside them
+    shown: int = 250  # held-out films
+    sketched: int = 5  # videos in each report of theirs
+    told: int = 40_000  # captions of clips, for the text tower
+    spoilt: int = 300  # films, for the video model of bad data
+    panned: int = 1_500  # pictures made films by pan and zoom, for VidRD's layers
+    panned_share: float = 0.15  # of the steps that are shown those; 0 for films alone
+    decoded: int = 600  # films of eight frames, for the temporal decoder: as pixels, 240 MB
+    edits: int = 6_000  # families of a picture and its four edits
+    judged: int = 150  # held-out families and films that the judge reports on
+
+    vae: Plan = Plan(minutes=19, lr=3e-3, batch=16)
+    text: Plan = Plan(minutes=4, lr=2e-3, batch=256)
+    clip: Plan = Plan(minutes=7.5, lr=2e-3, batch=128)
+    unet: Plan = Plan(minutes=80, lr=2e-3, batch=64)
+    control: Plan = Plan(minutes=13, lr=2e-3, batch=32)  # each of three
+    edit: Plan = Plan(minutes=33, lr=2e-3, batch=32)
+    eye: Plan = Plan(minutes=20, lr=2e-3, batch=128)
+    geometry: Plan = Plan(minutes=5, lr=2e-3, batch=128)
+    moving_text: Plan = Plan(minutes=8, lr=1e-3, batch=256)
+    image_reading: Plan = Plan(minutes=10, lr=2e-3, batch=48)
+    image_to_video: Plan = Plan(minutes=20, lr=1e-3, batch=4)
+    apart: Plan = Plan(minutes=12, lr=2e-3, batch=4, steps=400)  # each of two, for the ablation; not shipped
+    degraded: Plan = Plan(minutes=10, lr=1e-3, batch=4)
+    motion_adapter: Plan = Plan(minutes=7, lr=2e-3, batch=4)
+    vidrd: Plan = Plan(minutes=25, lr=2e-3, batch=4)
+    space_time: Plan = Plan(minutes=25, lr=2e-3, batch=4)
+    vidrd_apart: Plan = Plan(minutes=8, lr=2e-3, batch=4, steps=300)  # each of two, for the ablation; not shipped
+    temporal_decoder: Plan = Plan(minutes=20, lr=1e-3, batch=8)  # what ships: 8 at 2e-3, then 12 so
+    text_to_video: Plan = Plan(minutes=110, lr=2e-3, batch=4)
+    motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)
+
+
+# The long training (`long_training.py`), in steps, since it runs over several sessions beside other work.
+TEXTS = 100_000  # different texts for the text encoder
+SHARDS = 250  # of 2,048 images each, for the U-Net
+FILM_SHARDS = 48  # of 256 films each, for the video models
+STILL_SHARDS = 16  # shards of images beside the films
+LONG = Settings(
+    wide=True,
+    text=Plan(minutes=7, lr=1e-3, batch=256, steps=1_000, decay=0.7),
+    unet=Plan(minutes=780, lr=1.2e-3, batch=64, steps=62_500, warmup=200, decay=0.25, ema=0.9995, report_steps=4_000),
+    # Two to three times the steps that the minutes above came to on that machine.
+    control=Plan(minutes=39, lr=2e-3, batch=32, steps=4_000, report_steps=2_000),
+    edit=Plan(minutes=99, lr=2e-3, batch=32, steps=10_000, report_steps=2_500),
+    text_to_video=Plan(minutes=270, lr=2e-3, batch=4, steps=9_000, decay=0.5, ema=0.999, report_steps=1_500),
+    image_reading=Plan(minutes=30, lr=2e-3, batch=48, steps=1_500, report_steps=750),
+    image_to_video=Plan(minutes=60, lr=1e-3, batch=4, steps=2_000, report_steps=1_000),
+    motion_adapter=Plan(minutes=20, lr=2e-3, batch=4, steps=700),
+    vidrd=Plan(minutes=75, lr=2e-3, batch=4, steps=2_800, decay=0.5, report_steps=1_400),
+    degraded=Plan(minutes=10, lr=1e-3, batch=4, steps=330),
+    space_time=Plan(minutes=50, lr=2e-3, batch=4, steps=1_800, report_steps=900),
+)

@@ -1,0 +1,78 @@
+"""From the folder that is shipped back to what the stages left: one stage can be trained without those before it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from transformers import CLIPModel, CLIPTextModel
+
+from kineograph.media.files import instead_of
+from kineograph.models.loading.video_folder import DECODER, MOTION_WEIGHTS, TEMPORAL_WEIGHTS
+from kineograph.models.pocket import WEIGHTS
+from kineograph_lab import WEIGHTS as LABORATORY
+from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, STEADY, VIDRD
+from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO
+from kineograph_lab.recipe.video_stages import DEGRADED, IMAGE_TO_VIDEO
+from kineograph_lab.world.truth import MAPS
+
+NETWORKS = {
+    "vae/final": (AutoencoderKL, "vae"),
+    "unet/final": (UNet2DConditionModel, "unet"),
+    "text/final": (CLIPTextModel, "text_encoder"),
+    "clip/final": (CLIPModel, "clip"),
+    "moving_text/final": (CLIPTextModel, "video/text_encoder"),
+}
+TENSORS = {
+    **{f"control/{kind}.safetensors": f"control/{kind}.safetensors" for kind in MAPS},
+    "edit.safetensors": "edit/edit.safetensors",
+    "judge.safetensors": "judge/judge.safetensors",
+    "geometry.safetensors": "judge/geometry.safetensors",
+    TEXT_TO_VIDEO: "video/video.safetensors",
+    IMAGE_TO_VIDEO: "animate/animate.safetensors",
+    DEGRADED: "video-degraded/degraded.safetensors",
+    VIDRD: "vidrd/vidrd.safetensors",
+    SPACE_TIME: "space-time/space-time.safetensors",
+    STEADY: f"vidrd/{DECODER}/{TEMPORAL_WEIGHTS}",
+}
+AS_THEY_ARE = {
+    **{f"text/tokenizer/{name}": f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json")},
+    # files that say which model they are of
+    MOTION_ADAPTER: f"video/{MOTION_WEIGHTS}",
+    SPACE_TIME_MOTION: f"space-time/{MOTION_WEIGHTS}",
+}
+
+
+def unpack(out: Path, but: Collection[str] = (), weights: Path = WEIGHTS, laboratory: Path = LABORATORY) -> None:
+    """Write what ships into the recipe's folder `out`, in float32, as if its stages had just ended there.
+
+    but: results of stages that are to be trained, "vidrd.safetensors": they and what lies beside them in a folder of
+        their own are left out.
+    What is in the folder already stays. What ships was rounded to float16 once: stages that go on from it go on from
+    what users have.
+    """
+    trained = {Path(each).parts[0] for each in but}
+    for result, (kind, source) in NETWORKS.items():
+        if _is_missing(out, result, trained):
+            kind.from_pretrained(weights / source).float().save_pretrained(out / result)
+    for result, source in TENSORS.items():
+        if _is_missing(out, result, trained):
+            with instead_of(out / result) as part:
+                save_file(
+                    {name: each.float() for name, each in load_file(_source(weights, laboratory, source)).items()}, part
+                )
+    for result, source in AS_THEY_ARE.items():
+        if _is_missing(out, result, trained):
+            with instead_of(out / result) as part:
+                shutil.copy(_source(weights, laboratory, source), part)
+
+
+def _source(weights: Path, laboratory: Path, source: str) -> Path:
+    return (weights if (weights / source).exists() else laboratory) / source
+
+
+def _is_missing(out: Path, result: str, trained: set[str]) -> bool:
+    return Path(result).parts[0] not in trained and not (out / result).exists()

@@ -1,0 +1,108 @@
+"""What the video models draw while they train: always from the same noise, for the eye and for the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from kineograph.condition import Condition
+from kineograph.denoise import guided
+from kineograph.latents import Latents
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.noise import related
+from kineograph.samplers import dpmpp_2m, last
+from kineograph.sigmas import leading
+from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
+from kineograph_lab.recipe.image import vae
+from kineograph_lab.recipe.image.tokenizer import ids
+from kineograph_lab.recipe.image.unet import CELLS, STEPS
+from kineograph_lab.recipe.loop import Figures, fast
+from kineograph_lab.recipe.networks import LATENT_CHANNELS
+from kineograph_lab.recipe.video.clips import FRAMES
+from kineograph_lab.recipe.video.motion_readout import Asked
+from kineograph_lab.recipe.video.text_to_video import RATIO, SCHEDULE
+from kineograph_lab.world.captions import MOTIONS
+
+LOOKS = tuple(
+    f"a {colour} {thing} {words[0]} {scene}"
+    for (motion, words), colour, thing, scene in zip(
+        MOTIONS.items(),
+        ("red", "blue", "green", "purple", "yellow", "orange", "pink", "brown", "red", "blue", "green"),
+        ("fish", "car", "rabbit", "balloon", "turtle", "ball", "star", "mushroom", "rocket", "boat", "kite"),
+        ("over the sea", "in a city", "in the snow", "in the desert", "at sea", "in a room", "in space", "in a forest",
+         "in space", "at sea", "in a meadow"),
+        strict=True,
+    )
+)  # fmt: skip
+
+
+def reporter(
+    folder: Path, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, sketched: int
+) -> Callable[[Asked], Figures]:
+    """A sheet of so many videos, each of another motion, always from the same noise; and what the judge says of them."""
+    judge = load_judge()
+    shown = list(zip(LOOKS, MOTIONS, strict=True))[1::2][:sketched]
+    if not shown:
+        return lambda films: {}
+
+    @torch.no_grad()
+    def report(films: Asked) -> Figures:
+        told, untold = (
+            condition(text, ids(tokenizer, texts)) for texts in ([look for look, _ in shown], [""] * len(shown))
+        )
+        drawn = draw_videos(films.net, told, untold)
+        scale = autoencoder.config["scaling_factor"]
+        videos = [as_pictures(vae.decode(autoencoder, each / scale)) for each in drawn]
+        save_sheet(folder / "sheet.png", *(video[::2] for video in videos))
+        right = [judge.motion(video) == motion for video, (_, motion) in zip(videos, shown, strict=True)]
+        seen = [judge.look(video).thing for video in videos]
+        named = [np.mean([thing in look for thing in things]) for things, (look, _) in zip(seen, shown, strict=True)]
+        return {"motion": float(np.mean(right)), "thing": float(np.mean(named)),
+                "moved": float(np.mean([np.abs(np.diff(v.astype(float), axis=0)).mean() for v in videos]))}  # fmt: skip
+
+    return report
+
+
+@torch.no_grad()
+def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, scale: float = 5.0) -> Latents:
+    """Latents [b f c h w] of videos, by guided steps of DPM-Solver++."""
+    device = next(net.parameters()).device
+
+    def bound(conditions: list[Condition]) -> Callable[[Latents, Tensor], Latents]:
+        def network(z: Latents, t: Tensor) -> Latents:
+            with fast(device):
+                return torch.cat([net(z[k : k + 1], t, each).float() for k, each in enumerate(conditions)])
+
+        return network
+
+    look = guided(SCHEDULE.denoise(bound(one_by_one(told))), SCHEDULE.denoise(bound(one_by_one(untold))), scale)
+    sigmas = leading(SCHEDULE.sigmas, STEPS)
+    noise = related(RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
+    return last(dpmpp_2m(look, sigmas[0] * noise, sigmas))
+
+
+def condition(text: CLIPTextModel, words: np.ndarray, fps: float = 8.0) -> Condition:
+    """What the network is told of these words at this frame rate."""
+    device = next(text.parameters()).device
+    states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
+    return Condition(states, embedding=torch.full((len(words), 1), fps, device=device))
+
+
+def one_by_one(told: Condition) -> list[Condition]:
+    """The condition of each video alone."""
+    parts = [
+        [None] * len(told.tokens) if each is None else list(each.split(1))
+        for each in (told.tokens, told.image_tokens, told.embedding)
+    ]
+    return [
+        Condition(tokens, image_tokens=image, embedding=rate)
+        for tokens, image, rate in zip(*parts, strict=True)
+        if tokens is not None
+    ]

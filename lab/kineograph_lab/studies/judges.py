@@ -1,0 +1,71 @@
+"""Who is asked what the pictures show: the pocket world's judge, and its CLIP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch.nn.functional import normalize
+from transformers import CLIPModel, CLIPTokenizer
+
+from kineograph.metrics.frame_metrics import Frames, Seen
+from kineograph.models.loading.provenance import fingerprint
+from kineograph.models.pocket import WEIGHTS as POCKET
+from kineograph_lab.judge.geometry import Geometry, load_geometry_eye
+from kineograph_lab.judge.networks import Judge, load_judge
+from kineograph_lab.recipe.contact_sheets import as_tensor
+
+
+class Witnesses(NamedTuple):
+    """What is asked of each video, and the hashes of the weights that answer.
+
+    look    what is in each frame
+    alike   the cosine of each frame with a text
+    embed   an embedding of each frame, of unit length
+    move    how the main thing moves
+    survey  how far each part of each frame is, and where its thing's ends are
+    """
+
+    look: Callable[[Frames], Seen]
+    alike: Callable[[Frames, str], Float[np.ndarray, " f"]]
+    embed: Callable[[Frames], Float[np.ndarray, "f d"]]
+    move: Callable[[Frames], str]
+    survey: Callable[[Frames], Geometry]
+    weights: Mapping[str, str]
+
+
+def pocket_witnesses() -> Witnesses:
+    """The judge and the CLIP that come with the pocket model."""
+    judge, eye = load_judge(), load_geometry_eye()
+    clip = CLIPModel.from_pretrained(POCKET / "clip", local_files_only=True).eval()
+    tokens = CLIPTokenizer.from_pretrained(POCKET / "clip", local_files_only=True)
+    return Witnesses(
+        look=lambda frames: _seen(judge, frames),
+        alike=lambda frames, text: _cosines(clip, tokens, frames, text),
+        embed=lambda frames: _embedded(clip, frames),
+        move=judge.motion,
+        survey=eye.look,
+        weights={"judge": fingerprint(judge.eye), "clip": fingerprint(clip), "geometry": fingerprint(eye)},
+    )
+
+
+def _seen(judge: Judge, frames: Frames) -> Seen:
+    seen = judge.look(frames)
+    return Seen(seen.thing, seen.colour, seen.scene, seen.style, seen.individual.astype(float))
+
+
+@torch.no_grad()
+def _embedded(clip: CLIPModel, frames: Frames) -> Float[np.ndarray, "f d"]:
+    found = clip.get_image_features(pixel_values=as_tensor(frames))
+    found = getattr(found, "pooler_output", found)  # a tensor until transformers 5
+    return normalize(found, dim=-1).double().numpy()
+
+
+@torch.no_grad()
+def _cosines(clip: CLIPModel, tokens: CLIPTokenizer, frames: Frames, text: str) -> Float[np.ndarray, " f"]:
+    words = tokens([text], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    both = clip(input_ids=words, pixel_values=as_tensor(frames))
+    return (both.image_embeds @ both.text_embeds.T)[:, 0].double().numpy()

@@ -1,0 +1,142 @@
+"""The ways of bringing a subject or style into a video model, each trained by the front door that users have.
+
+All that is trained is kept in a folder of the video model and the item, and goes on from there when it was stopped.
+What ways have in common is made once: the customised image network, the stills that it draws, and the natural videos.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from kineograph.media.files import instead_of
+from kineograph.methods import still_moving
+from kineograph.metrics.frame_metrics import Frames
+from kineograph.models.model import Model
+from kineograph.training.customise import (
+    FINAL,
+    VideoCustomising,
+    changed,
+    customise_video,
+    customised_video,
+    inject,
+    interleave,
+    usual_video,
+)
+from kineograph.training.customise.adapters import merged
+from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.protocol import Case
+from kineograph_lab.studies.still_moving.items import Item, held_out_case, photos, plain
+
+FOLDER = Path("runs/still_moving")
+OURS, IMAGE = "ours", "image"
+SHARED = (IMAGE, "stills", "latents")  # what Still-Moving and its ablations have alike
+SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+Way = Callable[[Model, Item], Model]  # a video model and an item -> the model that knows the item
+Draw = Callable[[Model, Case], Frames]
+
+ABLATIONS: Mapping[str, Mapping[str, Any]] = {
+    "no motion adapter": {"still_scale": 0.0},
+    "all weights learn": {"spatial": None, "training": {"learning_rate": 1e-4}},
+    "no natural videos": {"natural_weight": 0.0},
+}
+
+
+def settings(video: Model, item: Item, given: Mapping[str, Any]) -> VideoCustomising:
+    """What a user has without saying any, with some changed, and with natural videos that all items share."""
+    return changed(usual_video(video, item.kind), {"natural_folder": FOLDER / video.name / "natural", **given})
+
+
+def home(video: Model, item: Item) -> Path:
+    return FOLDER / video.name / _place(item.name)
+
+
+def ours(video: Model, item: Item) -> Model:
+    """Still-Moving."""
+    return customised_video(video, _customised(video, item, OURS))
+
+
+def ablated(name: str, video: Model, item: Item) -> Model:
+    """Still-Moving without a part of it, on the same image network and stills."""
+    whole, folder = _customised(video, item, OURS), home(video, item) / _place(name)
+    for each in SHARED:
+        if not (folder / each).exists():
+            with instead_of(folder / each) as part:
+                shutil.copytree(whole / each, part)
+    return customised_video(video, _customised(video, item, name))
+
+
+@cache
+def _customised(video: Model, item: Item, name: str) -> Path:
+    """The folder of a customising that is done: gone through once in a process, since that alone takes seconds."""
+    folder, pictures = home(video, item) / _place(name), photos(item, home(video, item) / "photos")
+    told = settings(video, item, ABLATIONS.get(name, {}))
+    subject, style = _called(item)
+    finished(customise_video(video, pictures, folder, subject=subject, style=style, settings=told))
+    return folder
+
+
+def _place(name: str) -> str:
+    return name.replace(" ", "-")
+
+
+def injection(video: Model, item: Item) -> Model:
+    """The customised image network under the layers along time, and nothing between."""
+    return inject(video, _customised(video, item, OURS) / IMAGE / FINAL)
+
+
+def interpolation(draw: Draw, witnesses: Witnesses, video: Model, item: Item) -> Model:
+    """The same, between the two image networks: the share of the customised one's weights is chosen for the item."""
+    whole = injection(video, item)
+    file = home(video, item) / "interpolation.json"
+    if not file.exists():
+        videos = {share: draw(_mixed(video, whole, share), held_out_case(item)) for share in SHARES}
+        scores = {share: _score(frames, item, witnesses) for share, frames in videos.items()}
+        with instead_of(file) as part:
+            part.write_text(json.dumps({"share": max(scores, key=lambda each: scores[each]), "scores": scores}))
+    return _mixed(video, whole, share_of(video, item))
+
+
+def share_of(video: Model, item: Item) -> float:
+    """The share that was chosen, if that was here."""
+    file = home(video, item) / "interpolation.json"
+    return float(json.loads(file.read_text())["share"]) if file.exists() else math.nan
+
+
+def _mixed(video: Model, whole: Model, share: float) -> Model:
+    image = deepcopy(whole.net.image_unet)
+    merged(image)
+    mixed = still_moving.interpolated(image, video.net.image_unet, share)
+    return replace(whole, net=still_moving.inject(mixed, video.net))
+
+
+def _score(frames: Frames, item: Item, witnesses: Witnesses) -> float:
+    """CLIP-I and CLIP-T of a video of the held-out prompt, which count alike."""
+    said = witnesses.alike(frames, plain(held_out_case(item))).mean()
+    return float(said + (witnesses.embed(frames) @ witnesses.embed(item.pictures).T).mean())
+
+
+def interleaved(video: Model, item: Item) -> Model:
+    """Pictures and natural videos in turn."""
+    folder, pictures = home(video, item) / "interleaved", photos(item, home(video, item) / "photos")
+    subject, style = _called(item)
+    finished(interleave(video, pictures, folder, subject=subject, style=style, settings=settings(video, item, {})))
+    return inject(video, folder / FINAL)
+
+
+def _called(item: Item) -> tuple[str | None, str | None]:
+    return (item.called, None) if item.kind == "subject" else (None, item.called)
+
+
+def finished(steps: Iterable[object]) -> None:
+    """Goes through all steps of a training."""
+    for _ in steps:
+        pass

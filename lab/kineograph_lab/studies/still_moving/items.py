@@ -1,0 +1,169 @@
+"""Subjects and styles to customise to, that no model of the pocket world was shown: their stills, prompts and truth.
+
+Of each there are a few rendered stills and ten prompts, in other scenes and of other things, each with another motion.
+Everything is decided by the item's number and the prompt's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kineograph.media.files import instead_of
+from kineograph.methods import dreambooth
+from kineograph.metrics.frame_metrics import Frames
+from kineograph.training.customise import in_style
+from kineograph_lab.studies.protocol import Case
+from kineograph_lab.world import unseen, unseen_styles, unseen_subjects
+from kineograph_lab.world.captions import KINDS, MOTIONS, article
+from kineograph_lab.world.captions import SCENES as WHERE
+from kineograph_lab.world.motions import FACINGS
+from kineograph_lab.world.unseen import Render
+from kineograph_lab.world.world import COLOURS, SCENES, THINGS, Shot, Thing, held_out
+
+SEED, WORD, DRAWN = 61_007, "sks", "flat"  # all subjects in one of the world's drawing styles
+PROMPTS = 10  # of each item
+HELD_OUT = 10_000  # numbers of the cases by which a baseline's setting is chosen, from here on
+STILLS = {"subject": 5, "style": 4}
+MOVING = tuple(motion for motion in MOTIONS if motion != "still")
+
+Kind = Literal["subject", "style"]
+
+
+class Still(NamedTuple):
+    """What a reference picture shows, and its caption, of which the item's name is not a part."""
+
+    shot: Shot
+    caption: str
+
+
+class Item(NamedTuple):
+    """A subject, "sks bird", or a style, "neon".
+
+    called  what customising is told
+    render  how a shot of it is rendered
+    stills  its reference pictures
+    """
+
+    number: int
+    kind: Kind
+    name: str
+    called: str
+    render: Render
+    stills: tuple[Still, ...]
+
+    @property
+    def pictures(self) -> Frames:
+        """The reference pictures, uint8 [n h w 3]."""
+        return np.stack([self.render(still.shot, 0.0) for still in self.stills])
+
+    def asked(self, content: str) -> str:
+        """What asks for it: content is of a thing of its kind, "a bird at sea"."""
+        if self.kind == "style":
+            return in_style(content, self.called)
+        kind = self.called.removeprefix(f"{WORD} ")
+        return content.replace(dreambooth.prior_caption(kind), dreambooth.caption(WORD, kind), 1)
+
+
+@cache
+def items() -> tuple[Item, ...]:
+    """A subject, a style, a subject, and so on, so that the first few are of both kinds."""
+    both = zip(unseen_subjects.THINGS.items(), unseen_styles.STYLES, strict=True)
+    found = list[Item]()
+    for (thing, (kind, _)), style in both:
+        found.append(_item(len(found), "subject", thing, f"{WORD} {kind}", unseen.of_thing(thing)))
+        found.append(_item(len(found), "style", style, style, unseen.in_style(style)))
+    return tuple(found)
+
+
+def _item(number: int, kind: Kind, name: str, called: str, render: Render) -> Item:
+    rng = np.random.default_rng((SEED, number))
+    count = STILLS[kind]
+    scenes = rng.permutation(SCENES)[:count]
+    shown = rng.permutation(THINGS)[:count] if kind == "style" else [called.split()[1]] * count
+    shots = [
+        _still(rng, str(scene), _thing(kind, str(thing), place, COLOURS[(3 * place + 1) % len(COLOURS)]))
+        for place, (scene, thing) in enumerate(zip(scenes, shown, strict=True))
+    ]
+    return Item(number, kind, name, called, render, tuple(Still(shot, caption(kind, shot)) for shot in shots))
+
+
+def _thing(kind: Kind, thing: str, number: int, colour: str) -> Thing:
+    """The thing of a shot: always the same individual of a subject, another one each time in a style."""
+    return Thing(thing, colour, number if kind == "style" else 0, y=0.54)
+
+
+def _still(rng: np.random.Generator, scene: str, thing: Thing) -> Shot:
+    x, size, facing = rng.uniform(0.42, 0.58), rng.uniform(0.27, 0.36), int(rng.choice((-1, 1)))
+    return Shot(scene, DRAWN, (replace(thing, x=x, size=size, facing=facing),), backdrop=int(rng.integers(512)))
+
+
+def caption(kind: Kind, shot: Shot, motion: str = "") -> str:
+    """What is seen in a shot, in words that the pocket world's models know: of a subject its kind alone."""
+    thing = shot.things[0]
+    what = f"{thing.colour} {KINDS[thing.kind][0]}" if kind == "style" else KINDS[thing.kind][0]
+    return " ".join(filter(None, (article(what), motion, WHERE[shot.scene][0])))
+
+
+def cases(count: int) -> list[Case]:
+    """The first `count` cases: all prompts of the first item, then of the second. No more than there are."""
+    return [_case(item, prompt) for item in items() for prompt in range(PROMPTS)][:count]
+
+
+def held_out_case(item: Item) -> Case:
+    """One more prompt of an item."""
+    case = _case(item, PROMPTS)
+    return Case(HELD_OUT + item.number, case.prompt, case.shot)
+
+
+def item_of(case: Case) -> Item:
+    return items()[case.number - HELD_OUT if case.number >= HELD_OUT else case.number // PROMPTS]
+
+
+def _case(item: Item, prompt: int) -> Case:
+    motion, scene = MOVING[prompt % len(MOVING)], SCENES[(3 * prompt + item.number) % len(SCENES)]
+    thing = item.called.split()[1] if item.kind == "subject" else _others(item)[prompt]
+    known = _thing(item.kind, thing, prompt, _colour(thing, scene, prompt))
+    shot = Shot(scene, DRAWN, (replace(known, facing=FACINGS.get(motion, (-1, 1)[prompt % 2]), motion=motion),))
+    return Case(PROMPTS * item.number + prompt, item.asked(caption(item.kind, shot, MOTIONS[motion][0])), shot)
+
+
+def _others(item: Item) -> list[str]:
+    """Things that are on none of a style's reference pictures."""
+    shown = {still.shot.things[0].kind for still in item.stills}
+    return [
+        str(each) for each in np.random.default_rng((SEED, item.number, 1)).permutation(THINGS) if each not in shown
+    ]
+
+
+def _colour(kind: str, scene: str, prompt: int) -> str:
+    """One in which the world shows this thing."""
+    turned = [COLOURS[(prompt + k) % len(COLOURS)] for k in range(len(COLOURS))]
+    return next((each for each in turned if not held_out(kind, colour=each, scene=scene)), turned[0])
+
+
+def plain(case: Case, motion: Callable[[str], str] = lambda motion: "") -> str:
+    """What a case shows, without what was learnt; motion: what is said of how it moves."""
+    return caption(item_of(case).kind, case.shot, motion(case.motion))
+
+
+def moving(case: Case) -> str:
+    """The same and how it moves: what a model that was not customised is told."""
+    return plain(case, lambda motion: MOTIONS[motion][0])
+
+
+def photos(item: Item, folder: Path) -> Path:
+    """The reference pictures as files, a style's with captions beside them, as a user has them. The folder."""
+    for number, (still, pixels) in enumerate(zip(item.stills, item.pictures, strict=True)):
+        with instead_of(folder / f"{number}.png") as part:
+            Image.fromarray(pixels).save(part, "PNG")
+        if item.kind == "style":
+            with instead_of(folder / f"{number}.txt") as part:
+                part.write_text(still.caption)
+    return folder

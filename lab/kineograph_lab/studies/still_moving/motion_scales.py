@@ -1,0 +1,91 @@
+"""Still-Moving's motion adapter at several scales, on a model that was not customised: from more motion to none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+from kineograph.generate import generate
+from kineograph.metrics import frame_metrics, optical_flow
+from kineograph.metrics.frame_metrics import Frames
+from kineograph.models.loading.provenance import fingerprint
+from kineograph.models.model import Model
+from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.protocol import Case, Record, moving_cases
+from kineograph_lab.studies.report import Claim, better
+from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS
+from kineograph_lab.studies.still_moving.baselines import check
+from kineograph_lab.studies.study import Study, column, every_third
+from kineograph_lab.studies.videocrafter1.text_to_video import ratio
+
+SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+MOST = 40  # cases
+STANDS = 0.1  # of the motion at scale 0, and less: near zero
+
+
+def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+    """The same prompts and seeds at all scales."""
+    check(model)
+    few = min(count, MOST)
+    return Study(
+        name="motion-scale" if model.name == "pocket-video" else f"motion-scale-{model.name}",
+        title=f"The motion adapter's scale, {model.name} ({few} of the prompts)",
+        settings={
+            "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
+            "motion": optical_flow.PROTOCOL, "video model": fingerprint(model.net),
+            "motion eye": fingerprint(load_judge().motion_eye),
+        },
+        cases=moving_cases(few),
+        arms={_arm(scale): partial(filmed, model, scale, steps or STEPS) for scale in SCALES},
+        measured=lambda frames, case: measured(frames, case, witnesses),
+        claims=claims,
+        rows=ROWS,
+        shown=every_third,
+    )  # fmt: skip
+
+
+def _arm(scale: float) -> str:
+    return f"scale {scale:g}"
+
+
+def filmed(model: Model, scale: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
+    """The videos of some cases."""
+    return [
+        generate(
+            model, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
+            seed=case.seed, motion_scale=scale,
+        ).frames
+        for case in cases
+    ]  # fmt: skip
+
+
+def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
+    """All that is measured of one video."""
+    seen = witnesses.look(frames)
+    return {
+        "moved": float(FPS * optical_flow.lengths(frames).mean()),
+        "motion": float(witnesses.move(frames) == case.motion),
+        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+    }
+
+
+def claims(made: Sequence[Record]) -> list[Claim]:
+    """That motion falls from each scale to the next, to nearly none at 1."""
+    moved = {scale: column(made, _arm(scale), "moved") for scale in SCALES}
+    falls = [better(f"motion, at {less:g} - at {more:g}", moved[less], moved[more]) for less, more in pairwise(SCALES)]
+    stands = ratio("motion at 1, over that at 0", moved[1.0], moved[0.0], 0, STANDS)
+    return [*falls, replace(stands, bar=f"<= {STANDS:g}")]
+
+
+ROWS: Mapping[str, str] = {
+    "moved": "motion: way of a pixel a second (widths and heights)",
+    "motion": "videos that move as the prompt says",
+    "thing": "frames with the prompt's thing",
+    "colour": "frames with its colour",
+    "scene": "frames with its scene",
+    "text": "CLIP score (100 cos)",
+}

@@ -1,0 +1,1 @@
+"""text2video_zero."""

@@ -1,0 +1,109 @@
+"""Text2Video-Zero's background smoothing, on the pocket world: a steadier background, and the same foreground."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+
+from kineograph.denoise import guided
+from kineograph.media.video import Video
+from kineograph.methods.text2video_zero import levels, sample
+from kineograph.metrics import frame_metrics
+from kineograph.metrics.frame_metrics import Frames
+from kineograph.models.model import Model
+from kineograph.models.unet.foreground import foreground
+from kineograph.models.unet.frame_attention import first
+from kineograph.motion import along, parse, shift
+from kineograph.noise import independent
+from kineograph.request import MOTION, NUM_FRAMES, Request
+from kineograph.samplers import ddim, last, smoothed
+from kineograph.sigmas import leading
+from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.protocol import Case, Record, held_out_cases
+from kineograph_lab.studies.report import Claim, at_least, better, unchanged
+from kineograph_lab.studies.study import SEEN, Study, column
+from kineograph_lab.world.painting import SIDE
+from kineograph_lab.world.truth import truth
+from kineograph_lab.world.world import render
+
+STEPS, STRENGTH = 25, 0.6
+SCALE = Request(prompt="any").guidance_scale
+PANNED = np.rint(np.array(shift(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(int)  # the camera, in pixels a frame
+
+
+def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+    """The same videos without and with smoothing."""
+    steps = steps or STEPS
+    return Study(
+        name="smoothing",
+        title="Background smoothing",
+        settings={
+            "num_inference_steps": steps, "strength": STRENGTH, "guidance_scale": SCALE, "motion": MOTION,
+            "num_frames": NUM_FRAMES,
+        },
+        cases=held_out_cases(count),
+        arms={"off": partial(filmed, model, 0.0, steps), "on": partial(filmed, model, STRENGTH, steps)},
+        measured=lambda frames, case: measured(frames, case, model, witnesses),
+        claims=claims,
+        rows=ROWS,
+    )  # fmt: skip
+
+
+def filmed(model: Model, strength: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
+    """The videos of some cases, as `kineograph generate --smooth-background` makes them."""
+    return [_filmed(model, strength, steps, case) for case in cases]
+
+
+def _filmed(model: Model, strength: float, steps: int, case: Case) -> Frames:
+    shape = (1, *model.latent_shape(*model.default_size))
+    sigmas = leading(model.schedule.sigmas, steps)
+    warp = along(parse(MOTION), frames=NUM_FRAMES, seed=case.seed)
+    told, blank = (model.bind(model.prompt([text]), see=first) for text in (case.prompt, ""))
+    spread_to, move_at = levels(shape, highest=sigmas[0])
+    noise = independent(case.seed, range(NUM_FRAMES), shape).to(model.device)
+    solve = smoothed(ddim, warp, foreground(model, [case.prompt]), strength) if strength else ddim
+    walk = sample(
+        guided(told, blank, SCALE), noise, sigmas, warp=warp, move_at=move_at, spread_to=spread_to, solve=solve
+    )
+    return Video.from_tensor(model.decode(last(walk))[0]).frames
+
+
+def measured(frames: Frames, case: Case, model: Model, witnesses: Witnesses) -> Mapping[str, float]:
+    """The background is what neither frame's mask covers once the camera's way is undone; the masks are the model's."""
+    seen = witnesses.look(frames)
+    rendered, known = render(case.shot), truth(case.shot).mask > 0
+    return {
+        "background": frame_metrics.background_psnr(frames, masked(model, frames, case.prompt), PANNED),
+        "iou": frame_metrics.overlap_of_masks(masked(model, rendered[None], case.prompt)[0], known),
+        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.identity(seen)),
+        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+    }
+
+
+def masked(model: Model, frames: Frames, prompt: str) -> np.ndarray:
+    """Where the foreground of each frame is, as the model's attention has it: bool [f h w]."""
+    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
+    mask = foreground(model, [prompt])(model.encode(pictures), 0.0)[0, :, 0].cpu().numpy() > 0
+    return mask.repeat(frames.shape[1] // mask.shape[1], 1).repeat(frames.shape[2] // mask.shape[2], 2)
+
+
+def claims(made: Sequence[Record]) -> list[Claim]:
+    """What the issue claims."""
+    on, off = (lambda metric, arm=arm: column(made, arm, metric) for arm in ("on", "off"))
+    return [
+        better("background PSNR between frames, on - off", on("background"), off("background")),
+        unchanged("foreground: frames with the thing, on - off", on("thing"), off("thing")),
+        unchanged("foreground: frames with its colour, on - off", on("colour"), off("colour")),
+        unchanged("foreground: likeness of the individual, on - off", on("individual"), off("individual")),
+        at_least("masks by attention, of renderings: IoU with the world's", off("iou"), 0.6),
+    ]
+
+
+ROWS = {
+    "background": "background PSNR between neighbouring frames (dB)",
+    **SEEN,
+}

@@ -1,0 +1,124 @@
+"""Subjects of the pocket world that no model has seen, and LoRAs of them: DreamBooth in its low-rank form.
+
+Source: DreamBooth (Ruiz et al. 2023): a rare word and the kind's name stand for the subject in the captions of a few
+pictures. The network is the image model's; the file is diffusers' own LoRA layout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+
+from kineograph.media.files import instead_of
+from kineograph.metrics.frame_metrics import Frames
+from kineograph.models.loading.load import load
+from kineograph.models.model import Model
+from kineograph_lab.recipe.loop import fast
+from kineograph_lab.studies.protocol import Case
+from kineograph_lab.world.captions import SCENES as WHERE
+from kineograph_lab.world.world import SCENES, Shot, render, shots
+
+SEED, COUNT, PICTURES = 60_007, 4, 5
+WORD = "sks"
+RANK, RATE, STEPS, BATCH = 8, 1e-3, 250, 10
+UNTOLD = 0.1
+
+
+class Subject(NamedTuple):
+    """One individual: its kind, the shots of its pictures, and those pictures."""
+
+    number: int
+    kind: str
+    shots: tuple[Shot, ...]
+    pictures: Frames
+
+    def prompt(self, scene: str) -> str:
+        """What asks for it in a scene."""
+        return f"a {WORD} {self.kind} {WHERE[scene][0]}"
+
+
+@cache
+def subjects() -> tuple[Subject, ...]:
+    """Individuals of as many kinds, each in pictures of several scenes and sizes, all in one drawing style."""
+    chosen: dict[str, Shot] = {}
+    for shot in shots(SEED, split="held_out"):
+        if len(shot.things) == 1:
+            chosen.setdefault(shot.things[0].kind, shot)
+        if len(chosen) == COUNT:
+            break
+    return tuple(_subject(number, shot) for number, shot in enumerate(chosen.values()))
+
+
+def subject_of(case: Case) -> Subject:
+    """The subject that a case is drawn of: they take turns."""
+    return subjects()[case.number % COUNT]
+
+
+def _subject(number: int, shot: Shot) -> Subject:
+    rng = np.random.default_rng((SEED, number))
+    scenes = [str(scene) for scene in rng.choice(SCENES, PICTURES, replace=False)]
+    taken = []
+    for scene in scenes:
+        facing, size = int(rng.choice((-1, 1))), float(rng.uniform(0.26, 0.36))
+        thing = replace(shot.things[0], facing=facing, size=size, x=float(rng.uniform(0.42, 0.58)))
+        taken.append(replace(shot, scene=scene, things=(thing,), camera="still"))
+    return Subject(number, shot.things[0].kind, tuple(taken), np.stack([render(each) for each in taken]))
+
+
+def learnt(subject: Subject, folder: Path, steps: int) -> Path:
+    """The LoRA of this subject: trained on its pictures unless the file is there."""
+    file = folder / f"{subject.number}-{subject.kind}-{steps}" / "pytorch_lora_weights.safetensors"
+    if file.exists():
+        return file
+    model = load(dtype=torch.float32)
+    unet = model.net.image_unet
+    unet.requires_grad_(requires_grad=False)
+    unet.add_adapter(
+        LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1", "conv2"])
+    )
+    _train(model, subject, steps)
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    with instead_of(file.parent) as part:
+        StableDiffusionPipeline.save_lora_weights(part, unet_lora_layers=layers)
+    return file
+
+
+def _train(model: Model, subject: Subject, steps: int) -> None:
+    torch.manual_seed(subject.number)
+    x0 = model.encode(torch.from_numpy(subject.pictures).permute(0, 3, 1, 2)[:, None].float() / 255)[:, 0]
+    said = model.prompt([subject.prompt(shot.scene) for shot in subject.shots]).tokens
+    nothing = model.prompt([""]).tokens
+    learning = [weight for weight in model.net.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(learning, lr=RATE)
+    draws = torch.Generator().manual_seed(subject.number)
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = RATE * min(1, (step + 1) / 20) * (1 - step / steps)
+        chosen = torch.randint(len(x0), (BATCH,), generator=draws)
+        told = torch.where((torch.rand(BATCH, generator=draws) < UNTOLD)[:, None, None], nothing, said[chosen])
+        optimiser.zero_grad()
+        _loss(model, x0[chosen], told, draws).backward()
+        optimiser.step()
+
+
+def _loss(model: Model, x0: Tensor, told: Tensor, draws: torch.Generator) -> Tensor:
+    """The plain diffusion loss, as in DreamBooth, at levels drawn evenly in the logarithm."""
+    table = torch.tensor(model.schedule.sigmas)
+    wanted = torch.exp(0.7 + 1.1 * torch.randn(len(x0), generator=draws))
+    t = torch.searchsorted(table, wanted).clamp(0, len(table) - 1)
+    sigma = table[t][:, None, None, None]
+    noise = torch.randn(x0.shape, generator=draws)
+    z = ((x0 + sigma * noise) / (1 + sigma**2).sqrt()).to(memory_format=torch.channels_last)
+    with fast(z.device):
+        found = model.net.image_unet(z, t, told).sample
+    return ((1 + sigma**2).clamp(max=25) * (found.float() - noise).square()).mean()

@@ -1,0 +1,192 @@
+"""VideoElevator on the pocket world: an image model of clean pictures and a video model of bad films draw together.
+
+The video model saw few films, blurred and watermarked (`pocket/degraded.py`), as public video data are. Beside
+what both draw stand the video model alone, and the image model alone: each frame from noise of its own, and looking
+at the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from kineograph.generate import generate
+from kineograph.method_options import Elevation
+from kineograph.metrics import frame_metrics
+from kineograph.metrics.extractors import POCKET, open_extractor
+from kineograph.metrics.features import Extractor
+from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.statistics import Mean
+from kineograph.models.loading.load import load
+from kineograph.models.loading.provenance import fingerprint
+from kineograph.models.model import Model
+from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.studies import set_distances
+from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.protocol import Case, Record, moving_cases
+from kineograph_lab.studies.quality import marked, sharpness
+from kineograph_lab.studies.report import Claim, at_least_a_share, better, not_below
+from kineograph_lab.studies.study import Study, column
+from kineograph_lab.world.captions import of_picture
+from kineograph_lab.world.world import clip
+
+FRAMES, FPS, STEPS, SCALE = 8, 4.0, 20, 3.0
+TOGETHER, PER_FRAME, VIDEO = "together", "image model per frame", "video model alone"
+TRUTH = "rendering"
+RELEASED = "released code's evaluations"
+
+OURS = Elevation(video_steps=3, inversion_steps=5)  # of 20 steps: as much of the way as 8 and 12 of 50
+APART = replace(OURS, refine_at=(), shared_noise=0.0)
+ABLATIONS: Mapping[str, Elevation] = {
+    "no low pass": replace(OURS, low_pass=None),
+    "low pass in space too": replace(OURS, low_pass_space=1.0),
+    "same noise": replace(OURS, back="same-noise"),
+    "fresh noise": replace(OURS, back="fresh-noise"),
+    "refined once": replace(OURS, refine_at=(0.9,)),
+    "refined late": replace(OURS, refine_at=(0.5, 0.3)),
+    "1 video step": replace(OURS, video_steps=1),
+    RELEASED: replace(OURS, inversion_steps=None, drift_correction=True),
+}
+"""The paper's, and what the released code evaluates: inversions of all steps, whose drift is made up for."""
+
+Said = Callable[[Case], str]  # what the image model is told of a case
+
+
+def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+    """The pocket model with the video model of bad films, and the paper's ablations."""
+    video = load("pocket-video-degraded")
+    draw = partial(drawn, lambda case: model, video, steps or STEPS, _pictured)
+    ways = {TOGETHER: OURS, PER_FRAME: APART, **ABLATIONS}
+    return Study(
+        name="video-elevator", title="An image model and a video model of bad films", cases=moving_cases(count),
+        settings=settings(video, steps, ways),
+        arms={
+            **{name: partial(draw, way) for name, way in ways.items()}, VIDEO: partial(filmed, video, steps or STEPS),
+            TRUTH: rendered,
+        },
+        measured=lambda frames, case: measured(frames, case, witnesses), claims=claims_of_all, rows=ROWS,
+        sets=_distances,
+    )  # fmt: skip
+
+
+def settings(video: Model, steps: int | None, ways: Mapping[str, Elevation]) -> dict[str, object]:
+    return {
+        "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
+        "ways": {name: asdict(way) for name, way in ways.items()},
+        "video model": fingerprint(video.net), "motion eye": fingerprint(load_judge().motion_eye),
+        "extractor": _extractor().protocol(),
+    }  # fmt: skip
+
+
+def drawn(
+    image: Callable[[Case], Model], video: Model, steps: int, said: Said, way: Elevation, cases: Sequence[Case],
+) -> list[Frames]:  # fmt: skip
+    """The videos of some cases by both models; the video model is told the case's own prompt."""
+    return [
+        generate(
+            image(case), said(case), video_model=video, method="video-elevator",
+            elevation=replace(way, video_prompt=case.prompt), num_frames=FRAMES, fps=FPS, num_inference_steps=steps,
+            guidance_scale=SCALE, seed=case.seed,
+        ).frames
+        for case in cases
+    ]  # fmt: skip
+
+
+def filmed(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
+    """Those of the video model alone."""
+    return [
+        generate(
+            video, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
+            seed=case.seed,
+        ).frames
+        for case in cases
+    ]  # fmt: skip
+
+
+def rendered(cases: Sequence[Case]) -> list[Frames]:
+    """Those of the world."""
+    return [clip(case.shot, FRAMES, FPS) for case in cases]
+
+
+def _pictured(case: Case) -> str:
+    """The image model knows no words for motion."""
+    return of_picture(case.shot, np.random.default_rng(case.number))
+
+
+@cache
+def _extractor() -> Extractor:
+    return open_extractor(POCKET)
+
+
+def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, Any]:
+    """All that is measured of one video, and its features."""
+    seen = witnesses.look(frames)
+    return {
+        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.text_alignment(witnesses.alike(frames, _pictured(case)))),
+        "style": float(np.mean([each == case.shot.style for each in seen.styles])),
+        "sharp": sharpness(frames) / sharpness(clip(case.shot, FRAMES, FPS)),
+        "marked": marked(frames),
+        "motion": float(witnesses.move(slowly(frames)) == case.motion),
+        "steady": frame_metrics.steadiness(witnesses.embed(frames)),
+        "individual": dict(frame_metrics.identity(seen))["individual"],
+        **set_distances.read(_extractor(), frames),
+    }
+
+
+def slowly(frames: Frames) -> UInt8[np.ndarray, "2*f h w 3"]:
+    """As many frames as the motion eye was taught to see, each shown twice."""
+    return np.repeat(frames, 2, axis=0)
+
+
+def _distances(made: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
+    arms = dict.fromkeys(each["arm"] for each in made)
+    return {f"FVD against {TRUTH}": {arm: set_distances.fvd(made, arm, TRUTH) for arm in arms}}
+
+
+def claims(made: Sequence[Record]) -> list[Claim]:
+    """What the paper claims: frames as the image model's, motion as the video model's."""
+    of = partial(column, made, TOGETHER)
+    by = {name: partial(column, made, name) for name in (PER_FRAME, VIDEO)}
+    rising = ("thing", "text", "style", "sharp")
+    return [
+        set_distances.nearer("FVD to the world's own, video model - together", made, TOGETHER, VIDEO, TRUTH),
+        *(better(f"{ROWS[each]}, together - video model", of(each), by[VIDEO](each)) for each in rising),
+        better("watermark, video model - together", by[VIDEO]("marked"), of("marked")),
+        better("frames agree, together - image model per frame", of("steady"), by[PER_FRAME]("steady")),
+        better("motion as asked, together - image model per frame", of("motion"), by[PER_FRAME]("motion")),
+        not_below("frames agree, together - video model", of("steady"), by[VIDEO]("steady")),
+        at_least_a_share("motion as asked, of the video model's", of("motion"), by[VIDEO]("motion"), 0.8),
+    ]
+
+
+def claims_of_all(made: Sequence[Record]) -> list[Claim]:
+    """The same, what each part is there for, and that the released code's evaluations bring no more."""
+    of = partial(column, made, TOGETHER)
+    same = ("thing", "text", "sharp", "motion", "steady")
+    parts = ("no low pass", "same noise", "fresh noise")
+    return [
+        *claims(made),
+        *(better(f"frames agree, together - {name}", of("steady"), column(made, name, "steady")) for name in parts),
+        better("motion as asked, together - refined late", of("motion"), column(made, "refined late", "motion")),
+        *(not_below(f"{ROWS[each]}, together - {RELEASED}", of(each), column(made, RELEASED, each)) for each in same),
+    ]
+
+
+ROWS: Mapping[str, str] = {
+    "thing": "frames with the prompt's thing",
+    "colour": "frames with its colour",
+    "scene": "frames with its scene",
+    "text": "CLIP score (100 cos)",
+    "style": "frames with its drawing style",
+    "sharp": "sharpness, over that of the world's own rendering",
+    "marked": "watermark (correlation)",
+    "motion": "videos that move as the prompt says",
+    "steady": "mean cosine of neighbouring frames (CLIP)",
+    "individual": "likeness of the individual to the first frame's",
+}

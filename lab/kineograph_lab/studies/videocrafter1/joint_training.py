@@ -1,0 +1,109 @@
+"""VideoCrafter1's joint training on the pocket world: what is left of the image model's quality.
+
+Two networks are trained for as many steps on the same films, one with single pictures beside them, by
+`python -m kineograph_lab.recipe.run --from-shipped --stages joint,films_only`; both then draw single pictures, beside
+the image model that they began as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from kineograph import noise
+from kineograph.denoise import guided
+from kineograph.metrics import frame_metrics
+from kineograph.metrics.frame_metrics import Frames
+from kineograph.models.loading.load import load
+from kineograph.models.loading.provenance import fingerprint
+from kineograph.models.model import Model
+from kineograph.models.pocket.networks import restore_video_unet
+from kineograph.samplers import ddim, last
+from kineograph.sigmas import leading
+from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.protocol import Case, Record, held_out_cases
+from kineograph_lab.studies.report import Claim, better
+from kineograph_lab.studies.sample import SCALE, STEPS
+from kineograph_lab.studies.study import Study, column, untrained
+
+FOLDER = Path("runs/pocket")
+TRAINED = {"films and pictures": "joint", "films alone": "films_only"}
+
+
+def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+    """Single pictures by both networks and by the image model."""
+    steps = steps or STEPS
+    models = {name: trained(model, FOLDER / f"{stage}.safetensors") for name, stage in TRAINED.items()}
+    models["image model"] = load("pocket")
+    return Study(
+        name="joint-training",
+        title="Joint training on films and pictures: single pictures drawn afterwards",
+        settings={
+            "num_inference_steps": steps, "guidance_scale": SCALE,
+            "networks": {name: fingerprint(each.net) for name, each in models.items()},
+        },
+        cases=held_out_cases(count),
+        arms={name: partial(drawn, each, steps) for name, each in models.items()},
+        measured=lambda frames, case: measured(frames, case, witnesses),
+        claims=claims,
+        rows=ROWS,
+    )  # fmt: skip
+
+
+def trained(model: Model, file: Path) -> Model:
+    """The video model with the weights that a stage of the recipe left. Raises Untrained when they are not there."""
+    if not file.exists():
+        raise untrained(file, "joint", "films_only")
+    assert model.temporal is not None, "the pocket video model"
+    begun = load("pocket", dtype="float32").net.image_unet
+    return replace(
+        model, net=restore_video_unet(begun, model.temporal, load_file(file)).eval().to(model.device, model.dtype)
+    )
+
+
+def drawn(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
+    """A picture of each case, as a video of one frame."""
+    return [_drawn(model, steps, case) for case in cases]
+
+
+def _drawn(model: Model, steps: int, case: Case) -> Frames:
+    sigmas = leading(model.schedule.sigmas, steps)
+    told, blank = (model.bind(model.prompt([text])) for text in (case.prompt, ""))
+    shape = (1, *model.latent_shape(*model.default_size))
+    x0 = last(ddim(guided(told, blank, SCALE), sigmas[0] * noise.independent(case.seed, [0], shape), sigmas))
+    return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
+    """All that is measured of one picture."""
+    seen = witnesses.look(frames)
+    right = dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene))
+    return {
+        **right,
+        "all": float(np.mean([right[name] for name in ("thing", "colour", "scene")])),
+        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+    }
+
+
+def claims(made: Sequence[Record]) -> list[Claim]:
+    """What the paper claims: pictures beside the films keep the image model's quality."""
+    both, alone = (partial(column, made, name) for name in TRAINED)
+    return [
+        better(f"{name}, films and pictures - films alone", both(metric), alone(metric))
+        for metric, name in (("all", "thing, colour and scene as the prompt says"), ("text", "CLIP score"))
+    ]
+
+
+ROWS = {
+    "thing": "pictures with the prompt's thing",
+    "colour": "pictures with its colour",
+    "scene": "pictures with its scene",
+    "all": "share of the three that are right",
+    "text": "CLIP score (100 cos)",
+}

@@ -1,0 +1,112 @@
+"""Parts become pixels, in one of five drawing styles. Drawn at three times the size and averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from kineograph_lab.world.shapes import Outline, Part
+
+SIDE = 128
+OVER = 3  # supersampling: 9 samples a pixel
+RGB = tuple[int, int, int]
+INK: RGB = (38, 32, 44)
+PAPER: RGB = (252, 250, 245)
+
+COLOURS: dict[str, RGB] = {
+    "red": (216, 38, 40), "orange": (246, 136, 28), "yellow": (250, 212, 36), "green": (52, 160, 66),
+    "blue": (40, 94, 214), "purple": (132, 58, 184), "pink": (248, 130, 186), "brown": (128, 78, 44),
+}  # fmt: skip
+PAINTS: dict[str, RGB] = {
+    "white": (250, 250, 250), "black": (30, 28, 34), "glass": (176, 222, 240), "tyre": (52, 50, 58), "metal": (176, 182, 192), "wood": (140, 100, 66),
+    "leaf": (84, 156, 84), "clay": (188, 106, 74), "cream": (246, 234, 210), "orange": (246, 150, 50), "gold": (246, 200, 66), "pink": (244, 150, 180),
+    "teal": (40, 150, 150), "navy": (40, 52, 110),
+}  # fmt: skip
+
+
+def mix(a: RGB, b: RGB, share: float) -> RGB:
+    """The colour a with this share of b."""
+    return tuple(round((1 - share) * u + share * v) for u, v in zip(a, b, strict=True))  # type: ignore[return-value]
+
+
+def paints_of(colour: str, individual: int) -> dict[str, RGB]:
+    """The paints of a thing of this colour; its lightness varies a little between individuals."""
+    body = mix(COLOURS[colour], (0, 0, 0) if individual % 2 else (255, 255, 255), 0.012 * (individual % 7))
+    return PAINTS | {"body": body, "dark": mix(body, (20, 10, 40), 0.3), "light": mix(body, (255, 255, 255), 0.36)}
+
+
+Paint = Callable[[ImageDraw.ImageDraw, list[tuple[Outline, RGB]]], None]
+
+
+def _fill(draw: ImageDraw.ImageDraw, outline: Outline, colour: RGB | int) -> None:
+    draw.polygon(outline.ravel().tolist(), fill=colour)
+
+
+def _line(draw: ImageDraw.ImageDraw, outline: Outline, colour: RGB, width: float) -> None:
+    closed = np.concatenate([outline, outline[:2]])
+    draw.line(closed.ravel().tolist(), fill=colour, width=round(width * OVER))
+
+
+def flat(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+    for outline, colour in parts:
+        _fill(draw, outline, colour)
+
+
+def cartoon(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+    for outline, colour in parts:
+        _fill(draw, outline, colour)
+        _line(draw, outline, INK, 1.4)
+
+
+def sketch(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+    for outline, colour in parts:
+        _fill(draw, outline, mix(colour, PAPER, 0.3))
+        _line(draw, outline, mix(colour, INK, 0.25), 1.1)
+
+
+def cutout(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+    for outline, _ in parts:
+        _fill(draw, outline + np.array([2.2, 3.0]) * OVER, (84, 82, 100))
+    for outline, _ in parts:
+        _line(draw, outline, PAPER, 4.6)
+    flat(draw, parts)
+
+
+STYLES: dict[str, Paint] = {"flat": flat, "cartoon": cartoon, "paper": cutout, "sketch": sketch, "clay": flat}
+# A backdrop in full ink or with shadows under every tuft would drown the thing, so scenery is drawn plainer.
+BACKDROPS: dict[str, Paint] = STYLES | {"cartoon": flat, "paper": flat}
+
+
+def canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (SIDE * OVER, SIDE * OVER))
+    return image, ImageDraw.Draw(image)
+
+
+def pixels(image: Image.Image) -> np.ndarray:
+    """The canvas averaged down to uint8 [128, 128, 3]."""
+    return np.array(image.reduce(OVER))
+
+
+def silhouette(outlines: Iterable[Outline]) -> np.ndarray:
+    """Coverage of the union of outlines in canvas units: float32 [128, 128] in 0..1."""
+    image = Image.new("L", (SIDE * OVER, SIDE * OVER))
+    draw = ImageDraw.Draw(image)
+    for outline in outlines:
+        _fill(draw, outline, 255)
+    return np.asarray(image.reduce(OVER), np.float32) / 255
+
+
+def model_in_clay(picture: np.ndarray, cover: np.ndarray, x: float, y: float, size: float) -> np.ndarray:
+    """Light from the upper left on a thing at (x, y), a soft shade on its far side; all in units of the frame."""
+    grid = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
+    across, down = (grid[None, :] - x) / size, (grid[:, None] - y) / size
+    light = 1.0 - 0.3 * (0.45 * across + 0.75 * down)
+    shine = np.exp(-(((across + 0.3) ** 2 + (down + 0.4) ** 2) / 0.05)) * 90
+    lit = picture * light[..., None] + shine[..., None]
+    return np.clip(picture + cover[..., None] * (lit - picture), 0, 255)
+
+
+def resolve(parts: list[Part], paints: dict[str, RGB]) -> list[RGB]:
+    return [paints[part.paint] if isinstance(part.paint, str) else part.paint for part in parts]

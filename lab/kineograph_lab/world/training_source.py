@@ -1,0 +1,25 @@
+"""The pocket world as a source of training data, `pocket` in the settings of `kineograph train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kineograph.media.dataset_layouts import Kind
+from kineograph.media.training_clips import STILL, Clip
+from kineograph.training.temporal_layers.sources import Shape
+from kineograph_lab.recipe.video import clips
+from kineograph_lab.world import captions, world
+
+
+def render_item(rng: np.random.Generator, kind: Kind, shape: Shape) -> tuple[str, Callable[[], Clip]]:
+    """Return the caption of a random image or clip, and the function that renders it."""
+    if kind == "image":
+        shot = world.draw_shot(rng, split="train")
+        caption = captions.of_picture(shot, rng)
+        return caption, lambda: Clip(world.render(shot)[None], STILL, caption)
+    shot = clips.shot(rng, "train")
+    caption = captions.of_clip(shot, rng)
+    fps = float(rng.choice(shape.rates) if shape.rates else rng.choice(clips.RATES, p=clips.SHARES))
+    return caption, lambda: Clip(world.clip(shot, shape.num_frames, fps), fps, caption)

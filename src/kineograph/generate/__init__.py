@@ -1,0 +1,9 @@
+"""The front doors: plain arguments in, a video out. Only here are models and methods known at once."""
+
+from kineograph.generate.animate_edit import animate, edit
+from kineograph.generate.generate import generate
+from kineograph.generate.replay import recorded_model, replay
+from kineograph.generate.run import OnStep, Progress, made
+from kineograph.plan import opened
+
+__all__ = ["OnStep", "Progress", "animate", "edit", "generate", "made", "opened", "recorded_model", "replay"]

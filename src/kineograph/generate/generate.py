@@ -1,0 +1,195 @@
+"""Plain arguments become a request, and that a video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+from kineograph.generate.run import OnStep, made
+from kineograph.media.video import Video
+from kineograph.method_options import Elevation, Reuse
+from kineograph.models.model import Model
+from kineograph.request import AS_THE_AUTHORS_HAVE_IT, USUAL_REUSE, Request, controls
+
+
+@overload
+def generate(
+    model: Model,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    motion: str | None = None,
+    fps: float | None = None,
+    solver: str | None = None,
+    chunk_size: int = 8,
+    method: str | None = None,
+    control: Mapping[str, str | Path] | None = None,
+    annotators: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
+    masks: str = "attention",
+    window: int | None = None,
+    overlap: int | None = None,
+    motion_scale: float = 0.0,
+    video_model: Model | None = None,
+    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    clips: int = 1,
+    then: Sequence[str] = (),
+    reuse: Reuse = USUAL_REUSE,
+    keep_clips: str | Path | None = None,
+    on_step: OnStep | None = None,
+) -> Video: ...
+@overload
+def generate(
+    model: Model,
+    prompt: list[str],
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    motion: str | None = None,
+    fps: float | None = None,
+    solver: str | None = None,
+    chunk_size: int = 8,
+    method: str | None = None,
+    control: Mapping[str, str | Path] | None = None,
+    annotators: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
+    masks: str = "attention",
+    window: int | None = None,
+    overlap: int | None = None,
+    motion_scale: float = 0.0,
+    video_model: Model | None = None,
+    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    clips: int = 1,
+    then: Sequence[str] = (),
+    reuse: Reuse = USUAL_REUSE,
+    keep_clips: str | Path | None = None,
+    on_step: OnStep | None = None,
+) -> list[Video]: ...
+def generate(
+    model: Model,
+    prompt: str | list[str],
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    motion: str | None = None,
+    fps: float | None = None,
+    solver: str | None = None,
+    chunk_size: int = 8,
+    method: str | None = None,
+    control: Mapping[str, str | Path] | None = None,
+    annotators: Mapping[str, str | Path] | None = None,
+    controlnet_conditioning_scale: float = 1.0,
+    control_guidance_start: float = 0.0,
+    control_guidance_end: float = 1.0,
+    smooth_background: float = 0.0,
+    masks: str = "attention",
+    window: int | None = None,
+    overlap: int | None = None,
+    motion_scale: float = 0.0,
+    video_model: Model | None = None,
+    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    clips: int = 1,
+    then: Sequence[str] = (),
+    reuse: Reuse = USUAL_REUSE,
+    keep_clips: str | Path | None = None,
+    on_step: OnStep | None = None,
+) -> Video | list[Video]:
+    """A video of what the prompt says; for a list of prompts, a list of videos.
+
+    num_frames, fps: how many frames, and how many are shown a second; 8 and 4 unless given, for a video model as many
+        as it was trained on and 8, and with a control video all its frames at its own rate. A video model that is told
+        the frame rate moves things accordingly.
+    num_inference_steps: how finely the noise is taken away; more is slower.
+    guidance_scale: how much the prompt counts; 1 and less turn guidance off, at half the cost.
+    height, width: in pixels, multiples of 8; the model's own unless given, in the shape of the control video.
+    seed: the same seed gives the same video; prompt j of a list has `seed + j`. Drawn and recorded when None.
+    motion: how the camera moves, see `kineograph.motion.parse`: "zoom:1.02", "rotate:3", "none"; "pan:12,12" unless
+        given, and with a control video nothing but that.
+    solver: "ddim", "dpmpp-2m", "euler-ancestral" (which is DDIM with eta 1) or "lcm"; the model's own unless given.
+    chunk_size: frames computed at once; memory grows with it.
+    control: {kind: path of a video}: what ControlNets are shown, each a kind that the model was loaded with. Of the
+        video's frames maps are made; the kind with "-map" behind it, as "depth-map", says that it shows maps already.
+    annotators: {kind: folder or repository} of the network that makes the maps of "depth" or "pose", if not the usual.
+    controlnet_conditioning_scale: how strongly the controls count.
+    control_guidance_start, control_guidance_end: from where to where on the way from noise (0) to video (1).
+    smooth_background: how strongly the background is held to the first frame's as the camera passes; the paper's 0.6,
+        or 0 for not at all.
+    masks: what tells the foreground then: the model's own "attention", or "rembg", a network that the user installs.
+    window, overlap: how many frames a video model sees together, as many as it was trained on unless given, and how
+        many of them at least the next window sees too; a quarter unless given.
+    motion_scale: how a video model with a motion adapter (Still-Moving) moves things: 0 as it does without, 1 not at
+        all, below 0 more than that.
+    video_model: a second model that moves what the first draws (VideoElevator); elevation: how the two take turns.
+    clips: how many clips of `num_frames` follow each other (VidRD); then: the prompts of the second and later ones, the
+        last of which stays; reuse: how a clip follows from the one before.
+    keep_clips: a folder where finished clips are kept: the same call goes on from the last of them.
+    on_step: called with a `Progress` after every step; an exception from it ends the work.
+
+    Raises ValueError (InputError is one) for arguments that cannot be and for a frame that holds NaN, and warns
+    (InputWarning) of words that the model has never seen.
+
+    >>> import kineograph as kg
+    >>> video = kg.generate(kg.load(), "a red fish swimming over the sea", num_frames=8, seed=7)
+    >>> video.save("fish.mp4")  # doctest: +SKIP
+    """
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    requests = [
+        Request(
+            prompt=each,
+            negative_prompt=negative_prompt,
+            num_frames=num_frames,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            seed=None if seed is None else seed + number,
+            motion=motion,
+            fps=fps,
+            solver=solver,
+            chunk_size=chunk_size,
+            method=method,
+            control=controls(
+                control or {},
+                annotators,
+                scale=controlnet_conditioning_scale,
+                start=control_guidance_start,
+                end=control_guidance_end,
+            ),
+            smooth_background=smooth_background,
+            masks=masks,
+            window=window,
+            overlap=overlap,
+            motion_scale=motion_scale,
+            elevation=elevation,
+            clips=clips,
+            then=tuple(then),
+            reuse=reuse,
+        )
+        for number, each in enumerate(prompts)
+    ]
+    kept = None if keep_clips is None else Path(keep_clips)
+    videos = [made(model, each, on_step, video_model=video_model, keep_clips=kept) for each in requests]
+    return videos[0] if isinstance(prompt, str) else videos

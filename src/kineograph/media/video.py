@@ -1,0 +1,192 @@
+"""A video with the settings that made it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+
+from kineograph.errors import InputError
+from kineograph.media import codecs
+from kineograph.media.files import beside, instead_of, refuse_existing
+from kineograph.media.metadata import Label, existing, read_label, unreadable
+
+if TYPE_CHECKING:  # whoever only looks into a file does not wait for torch
+    import torch
+
+WRITERS: Mapping[str, Callable[[Path, np.ndarray, Label], None]] = {
+    ".mp4": codecs.write_mp4,
+    ".gif": codecs.write_gif,
+    ".webp": codecs.write_webp,
+    ".png": codecs.write_png,
+    "": codecs.write_pngs,
+}
+SHEET_FRAMES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Video:
+    """Frames, their rate, and the settings that made them.
+
+    Attributes:
+        frames: uint8 array [f h w 3], RGB.
+        fps: frames per second.
+        settings: what made it, as JSON values; every file carries them.
+
+    Raises:
+        InputError: frames of another type or shape, none at all, or a rate that is not above 0.
+    """
+
+    frames: np.ndarray
+    fps: float = 4
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        shape, kind = self.frames.shape, self.frames.dtype
+        if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+            raise InputError(f"frames are a uint8 array [f h w 3] of at least one frame, not {kind} {list(shape)}")
+        if not 0 < self.fps < math.inf:
+            raise InputError(f"fps is above 0, not {self.fps}")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @classmethod
+    def from_tensor(cls, frames: torch.Tensor, fps: float = 4) -> Video:
+        """The video of a tensor [f 3 h w] with values in 0..1."""
+        return cls((frames.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy(), fps)
+
+    @property
+    def pil(self) -> list[PIL.Image.Image]:
+        """The frames as Pillow pictures."""
+        return [PIL.Image.fromarray(frame) for frame in self.frames]
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """The frames as a float32 tensor [f 3 h w] in 0..1."""
+        import torch
+
+        return torch.from_numpy(self.frames.copy()).permute(0, 3, 1, 2).float() / 255
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the frames: equal if and only if every pixel is."""
+        return hashlib.sha256(f"{self.frames.shape}".encode() + self.frames.tobytes()).hexdigest()
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a new file: .mp4, .gif, .webp, .png (one frame) or, without an ending, a folder of pngs.
+
+        The file is there whole or not at all, and carries the settings (`kineograph.media.metadata`).
+
+        Raises:
+            FileExistsError: something has that name already; see `overwrite`.
+            InputError: an ending that is not in the list.
+            OSError: the folder cannot be written, or the disk is full.
+        """
+        path = Path(path).expanduser()
+        check_new(path, len(self))
+        return self._write(path, beside(path))
+
+    def overwrite(self, path: str | Path) -> Path:
+        """Like `save`, in place of what has that name, which stays as it was until the new file is whole."""
+        path = Path(path).expanduser()
+        check_replaceable(path, len(self))
+        return self._write(path, instead_of(path))
+
+    def contact_sheet(self, *, columns: int | None = None) -> PIL.Image.Image:
+        """One picture of up to 16 frames, evenly spread over the video, row by row."""
+        count = min(len(self), SHEET_FRAMES)
+        chosen = self.frames[np.linspace(0, len(self) - 1, count).round().astype(int)]
+        columns = columns or math.ceil(math.sqrt(count))
+        height, width = chosen.shape[1:3]
+        gap = max(1, width // 64)
+        rows = math.ceil(count / columns)
+        sheet = PIL.Image.new("RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white")
+        for number, frame in enumerate(chosen):
+            row, column = divmod(number, columns)
+            sheet.paste(PIL.Image.fromarray(frame), (column * (width + gap), row * (height + gap)))
+        return sheet
+
+    def _write(self, path: Path, opened: AbstractContextManager[Path]) -> Path:
+        with opened as part:
+            WRITERS[path.suffix.lower()](part, self.frames, self._label())
+        return path
+
+    def _label(self) -> Label:
+        count, height, width, _ = self.frames.shape
+        return Label(count, height, width, self.fps, dict(self.settings))
+
+    def _repr_html_(self) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            movie = base64.b64encode(self.save(Path(folder) / "video.mp4").read_bytes()).decode()
+        caption = html.escape(str(self.settings.get("prompt", "")))
+        return (
+            f'<figure><video controls loop autoplay muted playsinline width="{max(256, self.frames.shape[2])}" '
+            f'src="data:video/mp4;base64,{movie}"></video><figcaption>{caption}</figcaption></figure>'
+        )
+
+
+def check_new(path: Path, num_frames: int) -> None:
+    """Raises what `Video.save` would for a video of so many frames, without writing one."""
+    _check_ending(path, num_frames)
+    refuse_existing(path)
+
+
+def check_replaceable(path: Path, num_frames: int) -> None:
+    """Raises what `Video.overwrite` would for a video of so many frames, without writing one."""
+    _check_ending(path, num_frames)
+    if path.is_dir() and not all(file.match("frame_*.png") for file in path.iterdir()):
+        raise FileExistsError(
+            f"{path} is a folder with other files in it, which are not overwritten: name a new folder"
+        )
+
+
+def _check_ending(path: Path, num_frames: int) -> None:
+    if path.suffix.lower() not in WRITERS:
+        raise InputError(
+            f"{path.name}: files end in .mp4, .gif or .webp; a name without an ending makes a folder of pngs"
+        )
+    if path.suffix.lower() == ".png" and num_frames > 1:
+        raise InputError(
+            f"{path.name}: a png holds one picture and this video has {num_frames}; "
+            f"'{path.with_suffix('')}' makes a folder of pngs, '{path.with_suffix('.mp4')}' a video"
+        )
+
+
+def open_video(path: str | Path) -> Video:
+    """The video in a file or in a folder of pngs, with its settings if it carries any.
+
+    Raises:
+        InputError: there is no such file, or it is damaged, cut short, or no video.
+    """
+    label = read_label(path)
+    path = existing(path)
+    try:
+        frames, fps = _read(path, label)
+    except InputError:
+        raise
+    except (OSError, SyntaxError, EOFError, ValueError, LookupError) as error:  # what Pillow and PyAV raise
+        raise unreadable(path, error) from error
+    if label is None:
+        return Video(frames, fps)
+    if len(frames) < label.frames and not path.suffix.lower() == ".png":
+        raise InputError(f"{path} is cut short: {len(frames)} of its {label.frames} frames are left")
+    return Video(frames[:, : label.height, : label.width], label.fps, label.settings)
+
+
+def _read(path: Path, label: Label | None) -> tuple[np.ndarray, float]:
+    if path.is_dir():
+        return codecs.read_pngs(path, label)
+    if path.suffix.lower() in (".gif", ".webp", ".png", ".jpg", ".jpeg"):
+        return codecs.read_animation(path, label)
+    return codecs.read_movie(path)

@@ -1,0 +1,73 @@
+"""ModelScope's text-to-video network, and ZeroScope's, as image network and layers along time.
+
+diffusers has them as `UNet3DConditionModel`, in whose names each spatial layer is followed by one along time.
+Source: ModelScope (Wang et al. 2023).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers import UNet3DConditionModel
+
+from kineograph.errors import InputError
+from kineograph.models.formats import key_map, shapes
+from kineograph.models.formats.key_map import Place
+from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.unet.video_unet import VideoUNet
+
+IN_CONV = re.compile(r"(.+)\.resnets\.(\d+\.conv\d)\.(norm|conv)\.(\w+)")
+SAME = (
+    "sample_size", "in_channels", "out_channels", "block_out_channels", "layers_per_block", "downsample_padding",
+    "mid_block_scale_factor", "act_fn", "norm_num_groups", "norm_eps", "cross_attention_dim",
+)  # fmt: skip
+
+
+def split(unet: UNet3DConditionModel) -> VideoUNet:
+    """The network as image network and layers along time, which share its weights.
+
+    Raises InputError for a network that is not of the family's shape.
+    """
+    net = shapes.empty(_image_config(unet.config), _temporal_config(unet.config))
+    layout = {name: _place(name) for name in net.state_dict()}
+    key_map.fill(net, unet.state_dict(), layout, "this UNet3DConditionModel is not like ModelScope's")
+    return net
+
+
+def _place(name: str) -> Place:
+    part, _, rest = name.partition(".")
+    if part == "image_unet":
+        return Place(rest)
+    path = rest.removeprefix("after.")
+    if path.startswith("conv_in."):
+        return Place(path.replace("conv_in.", "transformer_in.", 1))
+    if found := IN_CONV.fullmatch(path):
+        block, conv, kind, leaf = found.groups()
+        at = 0 if kind == "norm" else 2 if conv.endswith("conv1") else 3  # all but the first have a dropout between
+        return Place(f"{block}.temp_convs.{conv}.{at}.{leaf}", ones=1 if (kind, leaf) == ("conv", "weight") else 0)
+    return Place(path.replace(".attentions.", ".temp_attentions."))
+
+
+def _image_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Here, and nowhere else in diffusers, attention_head_dim is what it says."""
+    heads = [width // _head_width(config) for width in config["block_out_channels"]]
+    return {name: config[name] for name in SAME} | {
+        "down_block_types": [kind.replace("3D", "2D") for kind in config["down_block_types"]],
+        "up_block_types": [kind.replace("3D", "2D") for kind in config["up_block_types"]],
+        "attention_head_dim": heads,
+        "use_linear_projection": True,
+    }
+
+
+def _temporal_config(config: Mapping[str, Any]) -> TemporalConfig:
+    transformer = TransformerConfig(head_width=_head_width(config))
+    return TemporalConfig(entry=transformer.model_copy(update={"heads": 8}), transformer=transformer, convolution=True)
+
+
+def _head_width(config: Mapping[str, Any]) -> int:
+    width = config["attention_head_dim"]
+    if not isinstance(width, int):
+        raise InputError(f"expected attention_head_dim to be one number, as in ModelScope's network, got {width}")
+    return width

@@ -1,0 +1,196 @@
+"""The shapes of the models that come as a single file, known by heart so that no configuration is downloaded.
+
+A file is known by the names and shapes of its tensors. What they cannot say (what the network predicts) is assumed as
+the first release of its kind was trained, and can be given.
+Source: the configurations released with Stable Diffusion 1.5, 2.1 and XL.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kineograph.errors import InputError, InputWarning
+from kineograph.models.formats.tensor_files import Tensors, some
+
+Config = dict[str, Any]
+
+UNET = "model.diffusion_model."
+FIRST_LAYER = UNET + "input_blocks.0.0.weight"
+WIDTH = 320
+PARTS = {"U-Net": (UNET,), "VAE": ("first_stage_model.",), "text encoder": ("cond_stage_model.", "conditioner.")}
+# what other kinds of file have in their names, and what to do with those
+OTHERS = {
+    "lora_": "a LoRA: load the model it was made for, and pass this as lora=",
+    "_lora.": "a LoRA: load the model it was made for, and pass this as lora=",
+    "hada_": "a LoHa, which is not supported: a LoRA is",
+    "lokr_": "a LoKr, which is not supported: a LoRA is",
+    "control_model.": "a ControlNet: load the model it steers",
+    "string_to_param": "a textual inversion: load the model it was made for, and pass this as textual_inversion=",
+    "emb_params": "a textual inversion: load the model it was made for, and pass this as textual_inversion=",
+    "double_blocks.": "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
+    "joint_blocks.": "a transformer (SD3 or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
+    "motion_modules.": "motion layers without an image model: load an image model, and pass this as motion=",
+    "image_proj.": "an IP-Adapter, which goes on a model: load the model it was made for",
+    "down_blocks.": "one network in diffusers' layout: pass the folder of the whole pipeline",
+    "decoder.": "a VAE: load a model, and pass this as vae=",
+    UNET: "a U-Net alone",
+}
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+CLIP_H_VISION = CLIP_H | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "image_size": 224}
+CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
+
+
+class Family(NamedTuple):
+    """Models of one architecture; `cross_attention` is the width of the tokens that their U-Nets read."""
+
+    name: str
+    cross_attention: int
+    unet: Config
+    text_encoders: tuple[Config, ...]
+    scaling_factor: float
+    prediction_type: str
+
+
+FAMILIES = (
+    Family(
+        name="Stable Diffusion 1.x",
+        cross_attention=768,
+        unet={"sample_size": 64, "attention_head_dim": 8},
+        text_encoders=(CLIP_L | {"hidden_act": "quick_gelu", "projection_dim": 768},),
+        scaling_factor=0.18215,
+        prediction_type="epsilon",
+    ),
+    Family(
+        name="Stable Diffusion 2.x",
+        cross_attention=1024,
+        unet={"sample_size": 96, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+        text_encoders=(CLIP_H | {"hidden_act": "gelu", "projection_dim": 512},),
+        scaling_factor=0.18215,
+        prediction_type="v_prediction",
+    ),
+    Family(
+        name="Stable Diffusion XL",
+        cross_attention=2048,
+        unet={
+            "sample_size": 128,
+            "block_out_channels": [320, 640, 1280],
+            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            "transformer_layers_per_block": [1, 2, 10],
+            "attention_head_dim": [5, 10, 20],
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        text_encoders=(
+            CLIP_L | {"hidden_act": "quick_gelu", "projection_dim": 768},
+            CLIP_G | {"hidden_act": "gelu", "projection_dim": 1280},
+        ),
+        scaling_factor=0.13025,
+        prediction_type="epsilon",
+    ),
+)
+
+
+def refuse_foreign(path: Path, checkpoint: Tensors) -> None:
+    """Raises InputError unless these are the tensors of a whole checkpoint in Stable Diffusion's own layout."""
+    missing = [part for part, marks in PARTS.items() if not any(name.startswith(marks) for name in checkpoint)]
+    if not missing:
+        return
+    raise InputError(
+        f"{path} is not a checkpoint of Stable Diffusion: it has no {' and no '.join(missing)}. {guess(checkpoint)}"
+    )
+
+
+def guess(tensors: Tensors) -> str:
+    """What a file may be, by the names of its tensors, in a sentence for people; and a few of those."""
+    kind = next((what for mark, what in OTHERS.items() if any(mark in name for name in tensors)), "")
+    return (f"It looks like {kind}. " if kind else "") + f"Its {len(tensors)} tensors are called {some(tensors)}"
+
+
+def family(path: Path, checkpoint: Tensors) -> Family:
+    """Which family a checkpoint belongs to, by the width of its U-Net and of the tokens that it reads.
+
+    Raises InputError for a family that is not built in.
+    """
+    width = len(checkpoint.get(FIRST_LAYER, ()))
+    reads = {each.shape[-1] for name, each in checkpoint.items() if name.startswith(UNET) and "attn2.to_k." in name}
+    for known in FAMILIES:
+        if width == WIDTH and reads == {known.cross_attention}:
+            return known
+    names = ", ".join(f"{known.name} ({WIDTH}, {known.cross_attention})" for known in FAMILIES)
+    raise InputError(
+        f"{path} has a U-Net {width} wide that reads tokens {some(map(str, reads)) or 'of no'} wide; built in are "
+        f"{names}. For another, pass config= a folder in diffusers layout with the same architecture"
+    )
+
+
+def write(known: Family, checkpoint: Tensors, prediction_type: str | None, folder: Path) -> None:
+    """Write the configuration of every part of a checkpoint, as diffusers lays a pipeline out."""
+    scheduler = _scheduler(known, checkpoint, prediction_type)
+    in_channels = checkpoint[FIRST_LAYER].shape[1]
+    _write(folder / "unet", known.unet | {"cross_attention_dim": known.cross_attention, "in_channels": in_channels})
+    _write(folder / "vae", _vae(known))
+    _write(folder / "scheduler", scheduler, "scheduler_config.json")
+    index: Config = {
+        "force_zeros_for_empty_prompt": len(known.text_encoders) > 1,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    for end, text_encoder in zip(("", "_2"), known.text_encoders, strict=False):
+        _write(folder / f"text_encoder{end}", text_encoder | {"model_type": "clip_text_model"})
+        index[f"text_encoder{end}"] = ["transformers", "CLIPTextModelWithProjection" if end else "CLIPTextModel"]
+    _write(folder, index, "model_index.json")
+
+
+def write_videocrafter(folder: Path) -> None:
+    """Write the configuration of what VideoCrafter's models have beside their U-Net: that of Stable Diffusion 2.x."""
+    known = next(each for each in FAMILIES if each.cross_attention == CLIP_H["hidden_size"])
+    _write(folder / "vae", _vae(known))
+    _write(folder / "text_encoder", known.text_encoders[0] | {"model_type": "clip_text_model"})
+    vision = {"patch_size": 14, "projection_dim": 1024, "hidden_act": "gelu", "model_type": "clip_vision_model"}
+    _write(folder / "image_encoder", CLIP_H_VISION | vision)
+
+
+def _write(folder: Path, config: Config, name: str = "config.json") -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(config))
+
+
+def _vae(known: Family) -> Config:
+    return {
+        "sample_size": 8 * known.unet["sample_size"],
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "scaling_factor": known.scaling_factor,
+    }
+
+
+def _scheduler(known: Family, checkpoint: Tensors, prediction_type: str | None) -> Config:
+    """The trainers of SDXL with v-prediction mark their files with empty tensors, `v_pred` and `ztsnr`."""
+    marked = "v_prediction" if "v_pred" in checkpoint else None
+    if known.prediction_type == "v_prediction" and prediction_type is None:
+        warnings.warn(
+            f"a file of {known.name} does not say what its network predicts: assuming v_prediction, as the models "
+            "for 768 x 768 do; pass prediction_type='epsilon' for those for 512 x 512",
+            InputWarning,
+            stacklevel=2,
+        )
+    return {
+        "num_train_timesteps": 1000,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        "prediction_type": prediction_type or marked or known.prediction_type,
+        "rescale_betas_zero_snr": "ztsnr" in checkpoint,
+    }

@@ -1,0 +1,23 @@
+"""Objects that other installed packages register by entry points: commands, models, extractors, training sources."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from kineograph.errors import InputError
+
+LABORATORY = "pip install kineograph-lab"
+
+
+def plugins(group: str) -> dict[str, EntryPoint]:
+    """Return the entry points of the group `kineograph.<group>` by name, nothing loaded yet."""
+    return {point.name: point for point in entry_points(group=f"kineograph.{group}")}
+
+
+def plugin(group: str, name: str) -> Any:
+    """Return the object that a package registered under this name. Raises InputError when none did."""
+    found = plugins(group).get(name)
+    if found is None:
+        raise InputError(f"{name!r} comes with Kineograph's laboratory, which is not installed: {LABORATORY}")
+    return found.load()

@@ -1,0 +1,159 @@
+"""The video networks that learn an adapter, what a step of that sees, and its loss: steps I and II of Still-Moving.
+
+A step is of frozen videos alone, or of as many natural ones beside them, in which the motion adapter is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from kineograph import noise
+from kineograph.latents import Latents
+from kineograph.methods import still_moving as method
+from kineograph.models.conditioning.text_encoder import TextEncoder
+from kineograph.models.model import Model
+from kineograph.models.placement import Placement
+from kineograph.models.temporal.adapters import BranchConfig, MotionBranches
+from kineograph.models.unet.forward import at_once
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.customise.batches import WEIGHTS, Batch, Shown, Tell
+from kineograph.training.customise.settings import VideoCustomising
+from kineograph.training.norms import with_quick_norms
+from kineograph.training.settings import TrainingSettings
+from kineograph.training.temporal_layers.model import recomputed
+
+Loss = Callable[[VideoUNet, Batch, int], dict[str, Tensor]]
+
+
+def stilling(video: Model, settings: VideoCustomising) -> VideoUNet:
+    """A copy of the network with a new motion adapter, which is what learns."""
+    net = _copied(video, settings, settings.motion_training)
+    return _placed(video, _attached(net, settings, motion=settings.motion), settings.motion_training)
+
+
+def adapting(video: Model, settings: VideoCustomising) -> VideoUNet:
+    """A copy of the network of a video model with a customised image network, with a new spatial adapter, which is what
+    learns; or, where there is none, all that is no motion adapter."""
+    net = _copied(video, settings, settings.training)
+    if settings.spatial is not None:
+        return _placed(video, _attached(net, settings, spatial=settings.spatial), settings.training)
+    merged(net.image_unet)
+    for part in (net.image_unet, net.temporal):
+        assert part is not None
+        part.float().requires_grad_(requires_grad=True)
+    return _placed(video, net, settings.training)
+
+
+def _copied(video: Model, settings: VideoCustomising, loop: TrainingSettings) -> VideoUNet:
+    """The networks as they are, where nothing learns yet; float32 where nothing computes in fewer bits."""
+    through = recomputed if settings.gradient_checkpointing else at_once
+    image, temporal, motion = deepcopy((video.net.image_unet, video.net.temporal, video.net.motion_adapter))
+    net = VideoUNet(image, temporal, through, motion_adapter=motion).requires_grad_(requires_grad=False)
+    return net.float() if loop.mixed_precision == "no" else net
+
+
+def _attached(
+    net: VideoUNet,
+    settings: VideoCustomising,
+    *,
+    motion: BranchConfig | None = None,
+    spatial: BranchConfig | None = None,
+) -> VideoUNet:
+    """With new branches, which the seed decides, in float32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.training.seed)
+        return method.attach(net, motion=motion, spatial=spatial)
+
+
+def _placed(video: Model, net: VideoUNet, loop: TrainingSettings) -> VideoUNet:
+    place = Placement(video.device, video.dtype, "as the model is")
+    net = net.to(place.device, memory_format=place.memory_format).eval()  # type: ignore[call-overload]  # torch forgot
+    return with_quick_norms(net) if place.device.type == "cpu" else net
+
+
+@torch.no_grad()
+def merged(network: nn.Module) -> None:
+    """Adds LoRAs to the weights beside which they are, in place, and takes them off."""
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, LoraLayer):
+                layer.merge()
+                setattr(parent, name, layer.get_base_layer())
+
+
+def frozen(shown: Shown, frames: int) -> Shown:
+    """Each frame of a picture or a video as a video that stands still."""
+    each = [view[number] for view in shown.views for number in range(len(view))]
+    views = method.frozen(torch.stack(each)[:, None], torch.zeros(len(each), dtype=torch.long), frames)
+    return Shown(tuple(views), shown.caption)
+
+
+def loss_of(model: Model, settings: VideoCustomising, tell: Tell, parts: Mapping[str, tuple[float, float]]) -> Loss:
+    """The loss as `training.fit` wants it.
+
+    parts: of a batch, in order and of one size: name -> scale of the motion adapter, and how much it counts.
+    """
+    assert model.temporal is not None, "checked before"
+    ratio, weigh = model.temporal.noise_ratio, WEIGHTS[settings.error]
+    scales, counts = zip(*parts.values(), strict=True)
+
+    def loss(net: VideoUNet, batch: Batch, seed: int) -> dict[str, Float[Tensor, ""]]:
+        x0, each = batch.x0, len(batch.x0) // len(parts)
+        motion = torch.tensor(scales, device=x0.device).repeat_interleave(each)
+        drawn = noises(ratio, seed, len(parts), x0).to(x0)
+        told = tell(net, batch.texts)
+        off = method.loss(net, model.schedule, told, x0, drawn, batch.timesteps, motion)
+        errors = (weigh(model.schedule, batch.timesteps) * off).chunk(len(parts))
+        return {name: count * error.mean() for name, count, error in zip(parts, counts, errors, strict=True)}
+
+    return loss
+
+
+def noises(ratio: float, seed: int, parts: int, x0: Latents) -> Latents:
+    """The noise of a batch's videos: a sample's parts are like clips that follow each other."""
+    frames, shape = x0.shape[1], (len(x0) // parts, *x0.shape[2:])
+    clips = (range(part * frames, (part + 1) * frames) for part in range(parts))
+    return torch.cat([noise.related(ratio, seed, clip, shape, part) for part, clip in enumerate(clips)])
+
+
+def parts_of(settings: VideoCustomising) -> dict[str, tuple[float, float]]:
+    """Of a batch of step II."""
+    natural = {"natural": (method.MOVING, settings.natural_weight)} if settings.natural_weight else {}
+    return {"still": (settings.still_scale, 1.0), **natural}
+
+
+def filled(video: Model, motion: MotionBranches | None) -> VideoUNet:
+    """A model's network with this motion adapter, in its number format."""
+    if motion is not None:
+        motion = deepcopy(motion).to(video.device, video.dtype)
+    net = video.net
+    return VideoUNet(net.image_unet, net.temporal, motion_adapter=motion, spatial_adapter=net.spatial_adapter)
+
+
+def whole(model: Model) -> Model:
+    """A model of which all weights learnt as a folder holds it: without a motion adapter, and with its text encoders'
+    LoRAs added to their weights."""
+    return replace(
+        model, net=filled(model, None).to(model.dtype), text=tuple(_without_lora(each) for each in model.text)
+    )
+
+
+def _without_lora(text: TextEncoder) -> TextEncoder:
+    network = deepcopy(text.network)
+    names = list(getattr(network, "peft_config", {}))
+    merged(network)
+    if names:
+        network.delete_adapter(names)  # or transformers would write the adapter alone
+    return replace(text, network=network)
+
+
+def texts(parts: Sequence[Sequence[Shown]]) -> list[str]:
+    """All that is told in a training."""
+    return ["", *dict.fromkeys(each.caption for part in parts for each in part)]

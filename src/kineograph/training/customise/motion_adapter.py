@@ -1,0 +1,103 @@
+"""Step I of Still-Moving: a motion adapter for a video model that has none, of videos that stand still."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+from kineograph.hub import Hub
+from kineograph.methods.still_moving import STILL
+from kineograph.models.loading import adapter_files
+from kineograph.models.loading.provenance import fingerprints, name_of
+from kineograph.models.model import Model
+from kineograph.models.temporal.adapters import MotionBranches
+from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training import Progress, fit, weights
+from kineograph.training.customise import adapters, batches
+from kineograph.training.customise.batches import Shown
+from kineograph.training.customise.image import Reached
+from kineograph.training.customise.natural_videos import Wanted, gathered, refuse_what_cannot_be_asked, wanted_of
+from kineograph.training.customise.settings import VideoCustomising, usual_video
+from kineograph.training.lock import claimed
+from kineograph.training.temporal_layers.batches import leveller
+from kineograph.training.temporal_layers.run import take
+
+MOTION_ADAPTER, STILLING = "motion_adapter.safetensors", "stilling"
+
+
+def train_motion_adapter(
+    video: Model,
+    output: str | Path,
+    *,
+    natural_videos: str | Path | None = None,
+    settings: VideoCustomising | None = None,
+) -> Generator[Reached, None, None]:
+    """Trains a motion adapter for a video model, once for all its subjects and styles, from where the folder was left.
+
+    Args:
+        video: a video model; a motion adapter that it has is passed over.
+        output: a folder of this training alone, in the end with `motion_adapter.safetensors`, for
+            `kineograph.load(motion_adapter=...)`.
+        natural_videos, settings: as for `customise_video`; `usual_video(video, "subject")` unless given.
+
+    Yields every natural video and every step. Raises InputError and OSError as `customise_video` does.
+    """
+    settings = settings or usual_video(video, "subject")
+    wanted = wanted_of(video, settings, natural_videos)
+    refuse_what_cannot_be_asked(wanted)
+    return motion_adapter_ready(wanted, Path(output))
+
+
+def motion_adapter_ready(wanted: Wanted, output: Path) -> Generator[Reached, None, None]:
+    """What `train_motion_adapter` does once all is opened and checked."""
+    shown = list[Shown]()
+    with claimed(output):
+        yield from gathered(wanted, output, shown)
+        yield from stilled(wanted, output, shown)
+
+
+def stilled(wanted: Wanted, output: Path, shown: list[Shown]) -> Generator[Reached, None, None]:
+    """Every step of the training; the file is written in the end, if it is not there or anything was trained."""
+    settings, video = wanted.settings, wanted.video
+    total, changed = settings.motion_training.max_train_steps, False
+    net = adapters.stilling(video, settings)
+    with closing(_steps(wanted, net, output / STILLING, shown)) as steps:
+        for progress in steps:
+            changed = True
+            yield Reached("stilling", progress.step, total, progress)
+    file = output / MOTION_ADAPTER
+    if changed or not file.exists():
+        take(net, weights(output / STILLING))
+        assert net.motion_adapter is not None and video.net.temporal is not None
+        adapter_files.save_motion(net.motion_adapter, video.net.temporal, file, name=layers_name(video))
+
+
+def _steps(wanted: Wanted, net: VideoUNet, folder: Path, shown: list[Shown]) -> Generator[Progress, None, None]:
+    video, settings = wanted.video, wanted.settings
+    loop = settings.motion_training
+    parts = [[adapters.frozen(each, wanted.frames) for each in shown]]
+    tell = batches.known(video, adapters.texts(parts), wanted.size, settings.fps)
+    loss = adapters.loss_of(video, settings, tell, {"still": (STILL, 1.0)})
+    draw = batches.drawing(parts, loop.seed, settings.caption_dropout, leveller(settings.levels, video.schedule))
+    facts = {
+        "motion": settings.motion.model_dump(mode="json"),
+        **{name: settings.decisive()[name] for name in ("caption_dropout", "levels", "error", "fps")},
+        "natural": wanted.facts(),
+        "model": fingerprints(video),
+    }
+    return cast(Generator[Progress, None, None], fit(net, loop, folder, draw=draw, loss=loss, facts=facts))
+
+
+def read_motion_adapter(video: Model, file: Path) -> MotionBranches:
+    """A motion adapter that was trained for the video model."""
+    assert video.net.temporal is not None, "checked before"
+    return adapter_files.motion_branches(
+        adapter_files.read(file, "motion", Hub()), video.net.temporal, layers_name(video)
+    )
+
+
+def layers_name(video: Model) -> str:
+    """What the layers along time are called, which may have come from elsewhere than the image network."""
+    return name_of(video.settings.get("motion") or video.name)

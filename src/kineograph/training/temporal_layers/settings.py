@@ -1,0 +1,189 @@
+"""What `kineograph train` can be told: the model, what of it is trained, on what, in which stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from kineograph.methods import videocrafter
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.training import TrainingSettings
+
+POCKET = "pocket"
+FAMILIES: Mapping[str, TemporalConfig] = MappingProxyType(
+    {
+        "videocrafter": videocrafter.TEXT_TO_VIDEO_1024,
+        "videocrafter-512": videocrafter.TEXT_TO_VIDEO_512,
+        "videocrafter-i2v": videocrafter.IMAGE_TO_VIDEO_512,
+    }
+)
+# What may change between a run and its resumption without changing the weights that come out.
+FREE = {"training", "validation", "output", "latent_cache", "gradient_checkpointing", "stages"}
+STRICT = ConfigDict(frozen=True, extra="forbid")
+
+
+class Source(BaseModel):
+    """Where pictures or videos come from: what `open_dataset` opens, or "pocket" for the pocket world.
+
+    weight: how often it is drawn from, beside the other sources.
+    count: of the pocket world, how many different ones there are; None for no end of them.
+    """
+
+    model_config = STRICT
+
+    source: str
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    count: int | None = Field(None, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alone(cls, given: Any) -> Any:
+        return {"source": given} if isinstance(given, str) else given
+
+    @field_validator("count")
+    @classmethod
+    def _endless(cls, count: int | None, others: Any) -> int | None:
+        if count is not None and others.data.get("source") != POCKET:
+            raise ValueError("expected none, but for the pocket world: others have as many as they have")
+        return count
+
+
+class LogNormal(BaseModel):
+    """Noise levels whose logarithms are normal: exp(mean + spread * n), clamped to the model's levels."""
+
+    model_config = STRICT
+
+    mean: float = Field(allow_inf_nan=False)
+    spread: float = Field(gt=0, allow_inf_nan=False)
+
+
+class Stage(BaseModel):
+    """A part of the training at one size. fps: what rates to choose from; None for the videos' own."""
+
+    model_config = STRICT
+
+    steps: int = Field(ge=1)
+    height: int = Field(ge=1)
+    width: int = Field(ge=1)
+    num_frames: int = Field(16, ge=2)
+    fps: tuple[float, ...] | None = (8.0,)
+    train_batch_size: int | None = Field(None, ge=1)
+
+    @field_validator("fps")
+    @classmethod
+    def _above_0(cls, fps: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if fps is not None and not (fps and all(0 < rate < 1000 for rate in fps)):
+            raise ValueError("expected frame rates above 0, such as [8] or [4, 8, 16]; null is the videos' own")
+        return fps
+
+
+class Validation(BaseModel):
+    """Videos drawn on the way, every `training.validation_steps`, one for each prompt, always from the same noise.
+
+    images: paths of what each video is to set in motion, for a model that is shown pictures.
+    fps: what the model is told, and shows; None for the first of the stage's.
+    """
+
+    model_config = STRICT
+
+    prompts: tuple[str, ...] = Field(min_length=1)
+    images: tuple[str, ...] = ()
+    num_inference_steps: int = Field(25, ge=1)
+    guidance_scale: float = Field(7.5, allow_inf_nan=False)
+    fps: float | None = Field(None, gt=0)
+    seed: int = Field(0, ge=0)
+
+    @field_validator("images")
+    @classmethod
+    def _one_each(cls, images: tuple[str, ...], others: Any) -> tuple[str, ...]:
+        if images and len(images) != len(others.data.get("prompts", images)):
+            raise ValueError("expected one for each prompt, or none")
+        return images
+
+
+class VideoTraining(BaseModel):
+    """One training of layers along time around an image model, or further of a video model; see docs/training.md."""
+
+    model_config = STRICT
+
+    model: str = POCKET
+    motion: str | None = None
+    layers: str | TemporalConfig | None = None
+    trained: tuple[str, ...] = ("temporal.*",)
+    frozen: tuple[str, ...] = ()
+
+    videos: tuple[Source, ...] = ()
+    images: tuple[Source, ...] = ()
+    image_share: float = Field(0.0, ge=0, le=1, validate_default=True)
+    caption_dropout: float = Field(0.1, ge=0, le=1)
+    noise_ratio: float | None = Field(None, ge=0)
+    levels: Literal["uniform"] | LogNormal = "uniform"
+    latent_cache: Path | None = None
+    clips_per_video: int = Field(4, ge=1)
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    gradient_checkpointing: bool = False
+    training: TrainingSettings = Field(default_factory=lambda: TrainingSettings.model_validate({}))
+    validation: Validation | None = None
+    output: Path
+
+    @field_validator("trained", "frozen", "videos", "images", mode="before")
+    @classmethod
+    def _one_or_more(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str | dict) else given
+
+    @field_validator("layers")
+    @classmethod
+    def _known(cls, layers: str | TemporalConfig | None, others: Any) -> str | TemporalConfig | None:
+        if isinstance(layers, str) and layers not in FAMILIES:
+            raise ValueError(f"expected {', '.join(FAMILIES)}, or a mapping with an entry, a transformer and so on")
+        if layers is not None and others.data.get("motion") is not None:
+            raise ValueError("expected none where motion says which layers along time there are")
+        return layers
+
+    @field_validator("image_share")
+    @classmethod
+    def _has_what_it_sees(cls, share: float, others: Any) -> float:
+        if share < 1 and others.data.get("videos") == ():
+            raise ValueError("expected 1 where there are no videos (folders, shards, or pocket for the pocket world)")
+        if share > 0 and others.data.get("images") == ():
+            raise ValueError("expected 0 where there are no images")
+        if share == 0 and others.data.get("images"):
+            raise ValueError("expected what share of the steps is to see the images, such as 0.2")
+        return share
+
+    @field_validator("latent_cache")
+    @classmethod
+    def _repeats(cls, folder: Path | None, others: Any) -> Path | None:
+        sources = (*others.data.get("videos", ()), *others.data.get("images", ()))
+        if folder is not None and any(each.source == POCKET and each.count is None for each in sources):
+            raise ValueError("expected a count for the pocket world, which shows nothing twice without")
+        return folder
+
+    @field_validator("training")
+    @classmethod
+    def _said_once(cls, training: TrainingSettings) -> TrainingSettings:
+        if training.max_train_steps != TrainingSettings.model_fields["max_train_steps"].default:
+            raise ValueError("expected no max_train_steps, since each of the stages has its steps")
+        return training
+
+    def of_stage(self, number: int) -> TrainingSettings:
+        """The settings of a stage's own loop; stages are counted from 0, and each has a seed of its own."""
+        stage = self.stages[number]
+        changes = {
+            "max_train_steps": stage.steps,
+            "seed": self.training.seed + number,
+            "train_batch_size": stage.train_batch_size or self.training.train_batch_size,
+        }
+        return self.training.model_copy(update=changes)
+
+    def decisive(self, number: int) -> dict[str, Any]:
+        """What decides, beside the settings of its loop, which weights come out of a stage, as JSON values."""
+        chosen = self.model_dump(mode="json", exclude=FREE) | {"cached": self.latent_cache is not None}
+        stages = [stage.model_dump(mode="json", exclude={"train_batch_size"}) for stage in self.stages[: number + 1]]
+        del stages[-1]["steps"]  # its loop knows whether it may be made longer
+        return chosen | {"stages": stages}
