@@ -1,0 +1,254 @@
+"""Files made to crash, exhaust or mislead the program: refused in one line, at little cost, and printed harmlessly."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cases.program import run
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import kineograph as kg
+from kineograph.media.metadata import read_settings
+
+GB = 1 << 30
+# A traceback, an exhausted memory and a long wait are all wrong; the last line says how much memory it took, in MB.
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
+sys.argv[:2] = ["kineograph"]
+from kineograph.cli import main
+try:
+    main()
+finally:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+"""
+
+
+def limited(*arguments: object, memory: int, seconds: float) -> subprocess.CompletedProcess | None:
+    """Run `kineograph` in a process with so much address space; None where it does not end in time."""
+    command = [sys.executable, "-c", LIMITED, str(memory), *map(str, arguments)]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def labelled(path: Path, text: str) -> Path:
+    """Write a png whose comment is this text, where Kineograph keeps its label."""
+    info = PngInfo()
+    info.add_text("Comment", text)
+    Image.new("RGB", (16, 16)).save(path, pnginfo=info)
+    return path
+
+
+def label(**changes: Any) -> str:
+    """Return the label of one frame of 16 x 16 with these fields instead."""
+    return json.dumps({"frames": 1, "height": 16, "width": 16, "fps": 4.0, "settings": {"prompt": "x"}, **changes})
+
+
+# case 103
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="names of settings are printed with escape sequences")
+def test_inspect_prints_no_escape_sequence_from_the_names_of_settings(work):
+    text = label(settings={"prompt": "x", "a\x1b]0;pwned\x07": 1})
+    assert "\x1b]0;pwned" not in run("inspect", labelled(work / "x.png", text)).text
+
+
+# case 103
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="errors print paths with escape sequences")
+def test_errors_print_no_escape_sequence_from_paths():
+    assert "\x1b[2J" not in run("inspect", "\x1b[2Jnot-there.mp4").text
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory) -> dict[str, Any]:
+    """The settings of a generated video, except that its frames were others: replay says what has changed since."""
+    video = kg.generate(
+        kg.load(), "a red fish", num_frames=1, num_inference_steps=1, guidance_scale=1.0, height=64, width=64, seed=1
+    )
+    path = video.save(tmp_path_factory.mktemp("recorded") / "fish.mp4")
+    return {**read_settings(path), "frames_sha256": "0" * 64}
+
+
+def without(name: str) -> Callable[[dict], dict]:
+    return lambda settings: {**settings, "model": {k: v for k, v in settings["model"].items() if k != name}}
+
+
+def set_to(**changes: Any) -> Callable[[dict], dict]:
+    return lambda settings: {**settings, **changes}
+
+
+TRACEBACK = pytest.mark.xfail(strict=True, raises=AssertionError, reason="edited settings end replay with a traceback")
+
+
+# case 105
+@pytest.mark.parametrize(
+    "edited",
+    [
+        pytest.param(set_to(model=3), id="model", marks=TRACEBACK),
+        pytest.param(without("load"), id="load", marks=TRACEBACK),
+        pytest.param(without("device"), id="device", marks=TRACEBACK),
+        pytest.param(lambda settings: {**settings, "model": {**settings["model"], "device": "x"}}, id="device-name"),
+        pytest.param(set_to(control=3), id="control", marks=TRACEBACK),
+        pytest.param(set_to(elevation=1.0), id="elevation", marks=TRACEBACK),
+        pytest.param(set_to(then=1.5), id="then", marks=TRACEBACK),
+        pytest.param(set_to(machine=1), id="machine", marks=TRACEBACK),
+        pytest.param(set_to(versions=[1]), id="versions", marks=TRACEBACK),
+    ],
+)
+def test_replay_of_edited_settings_ends_without_a_traceback(work, recorded, edited):
+    text = label(settings=edited(copy.deepcopy(recorded)))
+    ended = run("replay", labelled(work / "edited.png", text), "-o", work / "again.png")
+    assert not ended.crashed, ended.text[-300:]
+
+
+# case 105
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a deeply nested label ends replay with a traceback")
+def test_replay_of_a_deeply_nested_label_ends_without_a_traceback(work):
+    ended = run("replay", labelled(work / "deep.png", "[" * 100_000), "-o", work / "again.png")
+    assert not ended.crashed, ended.text[-300:]
+
+
+# case 105
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a frame rate that is text ends inspect with a traceback")
+def test_inspect_of_a_frame_rate_that_is_no_number_ends_without_a_traceback(work):
+    ended = run("inspect", labelled(work / "fps.png", label(fps="x")))
+    assert not ended.crashed, ended.text[-300:]
+
+
+# case 105. Without an edit there is no traceback
+def test_unedited_settings_can_be_replayed(work, recorded):
+    ended = run("replay", labelled(work / "same.png", label(settings=recorded)), "-o", work / "again.png")
+    assert ended.status == 1 and "not identical" in ended.text
+    assert np.asarray(Image.open(work / "again.png")).shape == (64, 64, 3)
+
+
+def gif(path: Path, side: int, frames: int) -> Path:
+    """Write a gif with a wide canvas and frames of one pixel, 23 bytes each."""
+    frame = b"\x21\xf9\x04\x00\x05\x00\x00\x00\x2c" + struct.pack("<HHHH", 0, 0, 1, 1) + b"\0\x02\x02\x44\x01\x00"
+    head = b"GIF89a" + struct.pack("<HH", side, side) + b"\x80\0\0\0\0\0\xff\xff\xff"
+    path.write_bytes(head + frame * frames + b"\x3b")
+    return path
+
+
+# case 106
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="all frames that a small file claims are held in memory")
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda folder: labelled(folder / "claims.png", label(frames=3_000_000)), id="claimed-frames"),
+        pytest.param(lambda folder: gif(folder / "wide.gif", 13_000, 30), id="wide-gif"),
+        pytest.param(lambda folder: gif(folder / "many.gif", 1, 1_000_000), id="gif-of-many-frames"),
+    ],
+)
+def test_inspect_of_a_small_file_takes_less_than_1_gb(work, write):
+    ended = limited("inspect", "--json", write(work), memory=2 * GB, seconds=20)
+    assert ended is not None, "no answer in 20 s"
+    assert int(ended.stderr.splitlines()[-1]) <= 1000
+    assert "out of memory" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def png(path: Path, side: int, extra: bytes = b"") -> Path:
+    """Write a png that claims this side and holds next to nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    rest = chunk(b"IDAT", zlib.compress(b"\0" * 600)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + (chunk(b"zTXt", extra) if extra else b"") + rest)
+    return path
+
+
+# case 107
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="Pillow's error for too many pixels is not handled")
+@pytest.mark.parametrize("arguments", [("inspect",), ("edit", "make it snow")], ids=["inspect", "edit"])
+def test_png_of_2_500_megapixels_ends_without_a_traceback(work, arguments):
+    command, *prompt = arguments
+    ended = run(command, png(work / "bomb.png", 50_000), *prompt)
+    assert not ended.crashed, ended.text[-300:]
+
+
+# case 107
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="Pillow's error for a too long text is not handled")
+def test_png_whose_text_unpacks_to_200_mb_ends_without_a_traceback(work):
+    text = b"Comment\0\0" + zlib.compress(b"A" * (200 << 20), 9)
+    ended = run("inspect", png(work / "text.png", 64, text))
+    assert not ended.crashed, ended.text[-300:]
+
+
+# case 108
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="PyYAML's RecursionError is not handled")
+def test_deeply_nested_settings_end_without_a_traceback(work):
+    (work / "deep.yaml").write_text("[" * 20_000)
+    ended = run("data", work / "deep.yaml")
+    assert not ended.crashed, ended.text[-300:]
+
+
+def anchors() -> str:
+    """Return YAML whose nine anchors unfold to 9 ** 9 texts."""
+    names = "abcdefghi"
+    lists = [f"{name}: &{name} [{','.join([f'*{before}'] * 9)}]" for before, name in pairwise(names)]
+    return "\n".join(["a: &a [x,x,x,x,x,x,x,x,x]", *lists]) + "\n"
+
+
+# case 108
+@pytest.mark.slow
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="everything that the settings unfold to is written out")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param(anchors(), id="anchors"),
+        pytest.param("sources: ['x-{0..99999999}.tar']\noutput: o\nrun: alone\n", id="braces"),
+    ],
+)
+def test_settings_that_unfold_without_end_are_refused_soon(work, settings):
+    (work / "wide.yaml").write_text(settings)
+    ended = limited("data", work / "wide.yaml", "--dry-run", memory=12 * GB, seconds=12)
+    assert ended is not None, "no answer in 12 s"
+    assert ended.returncode == 2, ended.stderr[-300:]
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "video"
+    return kg.save(kg.load("pocket-video"), folder)
+
+
+# case 109
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a damaged settings file of a model ends in a traceback")
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        pytest.param("model_index.json", lambda _: "[" * 100_000, id="deep-index"),
+        pytest.param("model_index.json", lambda old: {**old, "unet": 3}, id="index"),
+        pytest.param("unet/config.json", lambda old: {**old, "block_out_channels": 3}, id="unet"),
+        pytest.param("text_encoder/config.json", lambda old: {**old, "hidden_act": 1e308}, id="text-encoder"),
+        pytest.param("tokenizer/tokenizer.json", lambda old: {**old, "normalizer": 3}, id="tokenizer"),
+        pytest.param("vocabulary.json", lambda old: [[1], *old], id="vocabulary"),
+        pytest.param("scheduler/scheduler_config.json", lambda old: {**old, "beta_start": {}}, id="scheduler"),
+    ],
+)
+def test_model_folder_with_a_damaged_settings_file_ends_without_a_traceback(work, model_folder, file, damage):
+    shutil.copytree(model_folder, work / "model", copy_function=os.link)
+    damaged = damage(json.loads((model_folder / file).read_text()))
+    (work / "model" / file).unlink()  # a hard link: the fixture's own file stays as it is
+    (work / "model" / file).write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
+    few = ("-n", 1, "--steps", 1, "--guidance-scale", 1, "--height", 64, "--width", 64)
+    ended = run("generate", "a red fish", "-m", work / "model", *few, "-o", work / "fish.mp4")
+    assert not ended.crashed, ended.text[-300:]
