@@ -16,7 +16,7 @@ from diffusers import SchedulerMixin, StableDiffusionPipeline, UNet2DConditionMo
 import kineograph as kg
 from kineograph import noise
 from kineograph.methods import text2video_zero
-from kineograph.models.checkpoints import POCKET
+from kineograph.models.pocket import WEIGHTS
 from kineograph.models.schedule import LEAST_SIGNAL
 
 pytestmark = [
@@ -105,7 +105,7 @@ def test_sigmas_equal_those_of_the_checkpoint_scheduler(network: UNet2DCondition
         model, "a", num_frames=1, height=SIDE, width=SIDE, num_inference_steps=steps, guidance_scale=1, seed=0,
         solver=case.sampler, on_step=lambda progress: sampled.append(progress.step.sigma),
     )  # fmt: skip
-    own = text2video_zero.levels((4, LATENT_SIDE, LATENT_SIDE), highest=sampled[0])  # added by the method
+    own = text2video_zero.paper_sigmas((4, LATENT_SIDE, LATENT_SIDE), highest=sampled[0])  # added by the method
     evaluated = [sigma for sigma in sampled[:-1] if not _is_one_of(sigma, own) or _is_one_of(sigma, wanted)]
     assert len(evaluated) == len(wanted)
     assert np.allclose(evaluated, wanted, rtol=2e-3)
@@ -185,7 +185,7 @@ TRAJECTORIES = {
 @pytest.fixture(scope="module")
 def pocket() -> StableDiffusionPipeline:
     """The trained pocket model as a diffusers pipeline."""
-    pipeline = StableDiffusionPipeline.from_pretrained(POCKET, local_files_only=True, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,0 +1,226 @@
+"""AnimateDiff's motion modules and motion LoRAs, in every released layout, compute what diffusers computes.
+
+From formats/32-motion-modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from cases.public_layouts import BETAS, Weights, load, normal, sd, sdxl, shake, unet
+from cases.tiny_models import far
+from diffusers import (
+    AnimateDiffPipeline,
+    DDIMScheduler,
+    MotionAdapter,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNetMotionModel,
+)
+from safetensors.torch import save_file
+from torch import Tensor
+
+import kineograph as kg
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*beta_schedule:kineograph.errors.InputWarning")
+FRAMES, CLOSE = 5, 1e-4
+LATENTS = normal(1, FRAMES, 4, 16, 16, seed=3)
+PROJECTIONS = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+RELEASED = {
+    ".attn1.": ".attention_blocks.0.", ".attn2.": ".attention_blocks.1.", ".norm1.": ".norms.0.",
+    ".norm2.": ".norms.1.", ".norm3.": ".ff_norm.", ".pos_embed.pe": ".attention_blocks.0.pos_encoder.pe",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def base() -> StableDiffusionPipeline:
+    return sd(network=unet(layers_per_block=2, norm_num_groups=32))
+
+
+def adapter(widths: tuple[int, ...] = (32, 64, 64, 64), positions: int = 32, *, middle: bool = False) -> MotionAdapter:
+    torch.manual_seed(1)
+    made = MotionAdapter(
+        block_out_channels=widths, motion_layers_per_block=2, motion_num_attention_heads=8,
+        motion_norm_num_groups=32, motion_max_seq_length=positions, use_motion_mid_block=middle,
+    ).eval()  # fmt: skip
+    shake(made, 0.1, seed=5)
+    return made
+
+
+def released_name(name: str) -> str:
+    block, _, rest = name.partition(".motion_modules.")
+    number, _, rest = rest.partition(".")
+    for ours, theirs in RELEASED.items():
+        rest = rest.replace(ours, theirs)
+    return f"{block}.motion_modules.{number}.temporal_transformer.{rest}"
+
+
+def released(weights: Weights) -> Weights:
+    """Return a motion module's weights by the names of the released files, which hold the positions twice."""
+    out = {released_name(name): weight.clone() for name, weight in weights.items()}
+    second = {
+        name.replace("blocks.0.pos", "blocks.1.pos"): weight.clone()
+        for name, weight in out.items()
+        if name.endswith("attention_blocks.0.pos_encoder.pe")
+    }
+    return out | second
+
+
+def output_of_diffusers(
+    network: UNet2DConditionModel, motion: MotionAdapter, tokens: Tensor, added: dict[str, Tensor] | None = None
+) -> Tensor:
+    whole = UNetMotionModel.from_unet2d(network, motion)
+    whole.load_state_dict(network.state_dict(), strict=False)  # which from_unet2d forgets for add_embedding
+    tokens = tokens.repeat_interleave(FRAMES, 0)
+    return whole.eval()(LATENTS.transpose(1, 2), 501, tokens, added_cond_kwargs=added).sample.transpose(1, 2)
+
+
+def assert_output_is_that_of(model: kg.Model, motion: MotionAdapter) -> None:
+    cond = model.prompt(["a fish"])
+    wanted = output_of_diffusers(base().unet, motion, cond.tokens)
+    assert far(model.net(LATENTS, 501.0, cond), wanted) <= CLOSE
+    assert model.schedule.settings["beta_schedule"] == "linear"
+
+
+# --- motion modules
+
+
+class Version(NamedTuple):
+    middle: bool
+    positions: int
+
+
+VERSIONS = {"v1": Version(middle=False, positions=24), "v2": Version(True, 32), "v3": Version(False, 32)}
+
+
+def write_ckpt(folder: Path, motion: MotionAdapter) -> Path:
+    torch.save(released(motion.state_dict()), folder / "mm.ckpt")
+    return folder / "mm.ckpt"
+
+
+def write_training_checkpoint(folder: Path, motion: MotionAdapter) -> Path:
+    named = {f"module.{name}": weight for name, weight in released(motion.state_dict()).items()}
+    torch.save({"epoch": 1, "global_step": 9, "state_dict": named}, folder / "mm.ckpt")
+    return folder / "mm.ckpt"
+
+
+def write_safetensors(folder: Path, motion: MotionAdapter) -> Path:
+    save_file(released(motion.state_dict()), folder / "mm.safetensors")
+    return folder / "mm.safetensors"
+
+
+def write_diffusers_folder(folder: Path, motion: MotionAdapter) -> Path:
+    motion.save_pretrained(folder / "mm")
+    return folder / "mm"
+
+
+Write = Callable[[Path, MotionAdapter], Path]
+
+
+@pytest.mark.parametrize("write", [write_ckpt, write_training_checkpoint, write_safetensors, write_diffusers_folder])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_motion_module_computes_what_diffusers_does(work: Path, version: str, write: Write) -> None:
+    motion = adapter(positions=VERSIONS[version].positions, middle=VERSIONS[version].middle)
+    assert_output_is_that_of(load(base(), motion=write(work, motion)), motion)
+
+
+def test_live_animatediff_pipeline_computes_what_diffusers_does() -> None:
+    parts, motion = base(), adapter(middle=True)
+    linear = DDIMScheduler(**(BETAS | {"beta_schedule": "linear"}), steps_offset=1, clip_sample=False)
+    live = AnimateDiffPipeline(parts.vae, parts.text_encoder, parts.tokenizer, parts.unet, motion, linear)
+    assert_output_is_that_of(load(live), motion)
+
+
+def test_motion_module_of_sdxl_computes_what_diffusers_does(work: Path) -> None:
+    motion = adapter((32, 64, 64))
+    model = load(sdxl(norm_num_groups=32), motion=write_training_checkpoint(work, motion))
+    pipeline = sdxl(norm_num_groups=32)
+    tokens, _, pooled, _ = pipeline.encode_prompt(
+        "a fish", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
+    added = {"text_embeds": pooled, "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]])}
+    wanted = output_of_diffusers(pipeline.unet, motion, tokens, added)
+    assert far(model.net(LATENTS, 501.0, model.prompt(["a fish"])), wanted) <= CLOSE
+
+
+# --- motion LoRAs
+
+
+def released_lora_names(name: str) -> tuple[str, str]:
+    layer = released_name(name).removesuffix(".weight").removesuffix(".0")
+    block, _, projection = layer.rpartition(".")
+    return tuple(f"{block}.processor.{projection}_lora.{side}.weight" for side in ("down", "up"))
+
+
+def old_diffusers_lora_names(name: str) -> tuple[str, str]:
+    block, _, rest = name.removesuffix(".weight").partition(".attn")
+    number, _, projection = rest.removesuffix(".0").partition(".")
+    stem = f"unet.{block}.attn{number}.processor.{projection}_lora"
+    return f"{stem}.down.weight", f"{stem}.up.weight"
+
+
+def peft_lora_names(name: str) -> tuple[str, str]:
+    stem = name.removesuffix(".weight")
+    return f"unet.{stem}.lora_A.weight", f"unet.{stem}.lora_B.weight"
+
+
+class MotionLora(NamedTuple):
+    """A motion module's file, the LoRA's matrices (down, up) by the weights they change, and the merged module."""
+
+    file: Path
+    matrices: dict[str, tuple[Tensor, Tensor]]
+    merged: Callable[[float], MotionAdapter]
+
+
+@pytest.fixture(scope="module")
+def motion_lora(tmp_path_factory: pytest.TempPathFactory) -> MotionLora:
+    motion, generator = adapter(middle=True), torch.Generator().manual_seed(9)
+    matrices = {
+        name: (
+            0.2 * torch.randn(2, weight.shape[1], generator=generator),
+            0.2 * torch.randn(weight.shape[0], 2, generator=generator),
+        )
+        for name, weight in motion.state_dict().items()
+        if ".attn" in name and name.endswith(PROJECTIONS)
+    }
+
+    def merged(scale: float) -> MotionAdapter:
+        changed = adapter(middle=True)
+        for name, (down, up) in matrices.items():
+            changed.get_parameter(name).add_(scale * up @ down)
+        return changed
+
+    return MotionLora(write_ckpt(tmp_path_factory.mktemp("motion"), motion), matrices, merged)
+
+
+@pytest.mark.parametrize(
+    ("names", "ending", "scale"),
+    [
+        pytest.param(released_lora_names, "ckpt", 1.0, id="released"),
+        pytest.param(old_diffusers_lora_names, "safetensors", 1.0, id="old-diffusers"),
+        pytest.param(peft_lora_names, "safetensors", 1.0, id="peft"),
+        pytest.param(released_lora_names, "ckpt", 0.5, id="released-at-0.5"),
+    ],
+)
+def test_motion_lora_computes_what_the_merged_module_does(
+    work: Path, motion_lora: MotionLora, names: Callable[[str], tuple[str, str]], ending: str, scale: float
+) -> None:
+    lora = {}
+    for name, pair in motion_lora.matrices.items():
+        lora |= dict(zip(names(name), pair, strict=True))
+    file = work / f"lora.{ending}"
+    if ending == "ckpt":
+        torch.save({"state_dict": lora}, file)
+    else:
+        save_file(lora, file)
+    model = load(base(), motion=motion_lora.file, lora=(file, scale))
+    assert_output_is_that_of(model, motion_lora.merged(scale))
