@@ -22,9 +22,9 @@ from kineograph import Video, generate, load
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
 from kineograph.media.files import instead_of
-from kineograph.method_options import Elevation
+from kineograph.method_options import ElevatorOptions
 from kineograph.methods import video_elevator
-from kineograph.methods.video_elevator import Correct, drift
+from kineograph.methods.video_elevator import Correct, correct_drift
 from kineograph.models.model import Model
 from kineograph.samplers import Step
 
@@ -35,7 +35,7 @@ Draw = Callable[[], Video]
 
 def wasteful(look: Denoise) -> Correct:
     """Drift that is corrected by predictions of both branches at every step, as the released code does."""
-    corrected = drift(look)
+    corrected = correct_drift(look)
 
     def correct(path: Sequence[Step], sigma: float, to: float) -> Latents | float:
         if path and path[-1].sigma >= sigma:
@@ -48,12 +48,12 @@ def wasteful(look: Denoise) -> Correct:
 
 def ways(image: Model, video: Model) -> dict[str, Draw]:
     both = partial(generate, image, "a red fish", video_model=video, method="video-elevator", **ASKED)
-    corrected = partial(both, elevation=Elevation(drift_correction=True))
+    corrected = partial(both, elevation=ElevatorOptions(drift_correction=True))
     return {
-        "image model alone": partial(both, elevation=Elevation(refine_at=())),
+        "image model alone": partial(both, elevation=ElevatorOptions(refine_at=())),
         "video model alone": partial(generate, video, "a red fish", **ASKED),
         "here": both,
-        "here, inversion by all steps": partial(both, elevation=Elevation(inversion_steps=None)),
+        "here, inversion by all steps": partial(both, elevation=ElevatorOptions(inversion_steps=None)),
         "here, drift made up for": corrected,
         RELEASED: mock.patch.object(video_elevator, "drift", wasteful)(corrected),
     }

@@ -8,7 +8,7 @@ import torch
 
 import kineograph as kg
 from kineograph.media.annotators import canny
-from kineograph.models.unet.controlnet import controlled
+from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.noise import shared
 from kineograph.samplers import ddim
 from kineograph.sigmas import leading
@@ -24,7 +24,7 @@ def draw(model: kg.Model, prompt: str, film: np.ndarray, *, steps: int = 20, see
 
     def bound(text: str) -> kg.denoise.Denoise:
         said = model.prompt([text])
-        added = controlled(net, said, cues, see=kg.see.first)
+        added = bind_controlnet(net, said, cues, see=kg.see.first)
         return model.bind(kg.Condition(said.tokens, residuals=added), see=kg.see.first)
 
     sigmas = leading(model.schedule.sigmas, steps)

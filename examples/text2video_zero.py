@@ -4,8 +4,8 @@ Each line is something to exchange: another solver, another ladder, another moti
 """
 
 import kineograph as kg
-from kineograph.methods.text2video_zero import levels, sample
-from kineograph.motion import along, parse
+from kineograph.methods.text2video_zero import paper_sigmas, sample
+from kineograph.motion import frame_warp, parse
 from kineograph.noise import independent
 from kineograph.samplers import ddim
 from kineograph.sigmas import leading
@@ -15,12 +15,12 @@ def draw(model: kg.Model, prompt: str, *, frames: int = 8, steps: int = 50, seed
     told, blank = (model.bind(model.prompt([text]), see=kg.see.first) for text in (prompt, ""))
     shape = (1, *model.latent_shape(*model.default_size))
     sigmas = leading(model.schedule.sigmas, steps)
-    spread_to, move_at = levels(shape, highest=sigmas[0])
+    spread_to, move_at = paper_sigmas(shape, highest=sigmas[0])
     walk = sample(
         kg.guided(told, blank, scale=7.5),
         independent(seed, range(frames), shape).to(model.device),
         sigmas,
-        warp=along(parse("pan:12,0+zoom:1.01"), frames=frames, seed=seed),
+        warp=frame_warp(parse("pan:12,0+zoom:1.01"), frames=frames, seed=seed),
         move_at=move_at,
         spread_to=spread_to,
         solve=ddim,

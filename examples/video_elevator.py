@@ -8,8 +8,8 @@ from math import inf
 
 import kineograph as kg
 from kineograph.latents import low_pass
-from kineograph.methods.video_elevator import inverted, moved, sample
-from kineograph.noise import at_levels, related
+from kineograph.methods.video_elevator import invert, refine_with_video_model, sample
+from kineograph.noise import partly_shared, per_sigma
 from kineograph.samplers import dpmpp_2m
 from kineograph.sigmas import leading
 
@@ -21,17 +21,17 @@ def draw(image: kg.Model, video: kg.Model, prompt: str, film: str, *, frames: in
     sigmas, lowest = leading(image.schedule.sigmas, steps), image.schedule.sigmas[0]
     walk = sample(
         kg.guided(told, blank, scale=3.0),
-        related(1.0, seed, range(frames), shape).to(image.device),
+        partly_shared(1.0, seed, range(frames), shape).to(image.device),
         sigmas,
         refine_at=[sigmas[round(part * steps)] for part in (0.1, 0.3, 0.5, 0.7)],
-        refine=moved(
+        refine=refine_with_video_model(
             kg.guided(moving, still, scale=3.0),
             leading(video.schedule.sigmas, steps),
             steps=max(1, steps // 6),
-            draw=at_levels(seed, range(frames), shape),
+            draw=per_sigma(seed, range(frames), shape),
             keep=partial(low_pass, spatial=inf, temporal=0.5),
         ),
-        back=inverted(told, [*(rung for rung in sigmas if rung > lowest), lowest], 12, dpmpp_2m),
+        back=invert(told, [*(rung for rung in sigmas if rung > lowest), lowest], 12, dpmpp_2m),
     )
     for step in walk:
         print(f"{step.x.shape[1]} frames at noise level {step.sigma:.2f}", end="\r")

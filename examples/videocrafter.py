@@ -5,7 +5,7 @@ Layers along time around an image network see all frames together; what is left 
 
 import kineograph as kg
 from kineograph.methods.videocrafter import sample
-from kineograph.noise import at_levels, independent
+from kineograph.noise import independent, per_sigma
 from kineograph.samplers import ddim_eta
 from kineograph.sigmas import leading
 
@@ -19,7 +19,7 @@ def draw(
         kg.guided(told, blank, scale=5.0),
         independent(seed, range(frames), shape).to(model.device),
         leading(model.schedule.sigmas, steps),
-        solve=ddim_eta(1.0, at_levels(seed, range(frames), shape)),
+        solve=ddim_eta(1.0, per_sigma(seed, range(frames), shape)),
     )
     for step in walk:
         print(f"{step.x.shape[1]} frames at noise level {step.sigma:.2f}", end="\r")

@@ -10,17 +10,17 @@ from torch import Tensor
 
 from kineograph.errors import InputError
 from kineograph.models.unet.frame_attention import (
-    Memory,
-    See,
-    attend,
+    FrameAttention,
+    KeyValueCache,
+    attend_frames,
+    drop_unread,
     first,
     first_and_previous,
-    forget,
-    leave,
-    look,
+    group_frames,
+    multi_head_attention,
     own,
-    plan,
     previous,
+    project_output,
 )
 
 CHANNELS = 12
@@ -49,22 +49,26 @@ def frames(count: int, b: int = 2) -> Tensor:
     return torch.randn(b, count, 6, CHANNELS, generator=torch.Generator().manual_seed(count))
 
 
-def walk(attn: Attention, x: Tensor, see: See, numbers: range, memory: Memory | None = None) -> Tensor:
-    steps = plan(see, numbers, memory)
-    seen = look(attn, x.flatten(0, 1), steps, memory).unflatten(0, x.shape[:2])
+def walk(
+    attn: Attention, x: Tensor, see: FrameAttention, numbers: range, memory: KeyValueCache | None = None
+) -> Tensor:
+    steps = group_frames(see, numbers, memory)
+    seen = attend_frames(attn, x.flatten(0, 1), steps, memory).unflatten(0, x.shape[:2])
     if memory is not None:
-        forget(memory, steps)
+        drop_unread(memory, steps)
     return seen
 
 
-def one_by_one(attn: Attention, x: Tensor, see: See) -> Tensor:
+def one_by_one(attn: Attention, x: Tensor, see: FrameAttention) -> Tensor:
     """The definition: every frame on its own, on the tokens of all the frames it reads."""
     query, key, value = attn.to_q(x), attn.to_k(x), attn.to_v(x)
     answers = [
-        attend(query[:, k], key[:, list(see(k))].flatten(1, 2), value[:, list(see(k))].flatten(1, 2), attn.heads)
+        multi_head_attention(
+            query[:, k], key[:, list(see(k))].flatten(1, 2), value[:, list(see(k))].flatten(1, 2), attn.heads
+        )
         for k in range(x.shape[1])
     ]
-    return leave(attn, torch.stack(answers, dim=1))
+    return project_output(attn, torch.stack(answers, dim=1))
 
 
 def test_policies():
@@ -79,11 +83,11 @@ def test_attend_is_softmax_of_scores_times_values():
     heads = [x.unflatten(-1, (2, 4)).transpose(1, 2) for x in (query, key, value)]
     scores = heads[0] @ heads[1].mT / 4**0.5
     expected = (scores.softmax(-1) @ heads[2]).transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attend(query, key, value, 2), expected)
+    torch.testing.assert_close(multi_head_attention(query, key, value, 2), expected)
 
 
 @pytest.mark.parametrize("see", [*POLICIES, everything], ids=lambda see: see.__name__)
-def test_frames_see_what_their_policy_says(attn: Attention, see: See):
+def test_frames_see_what_their_policy_says(attn: Attention, see: FrameAttention):
     x = frames(5)
     torch.testing.assert_close(walk(attn, x, see, range(5)), one_by_one(attn, x, see))
 
@@ -98,7 +102,7 @@ def test_frames_come_back_in_order_whatever_they_read(attn: Attention):
 
 @each_policy
 @pytest.mark.parametrize("cuts", [(0, 4, 8, 9), (0, 1, 2, 9), (0, 6, 7, 9)], ids=str)
-def test_in_parts_as_at_once(attn: Attention, see: See, cuts: tuple[int, ...]):
+def test_in_parts_as_at_once(attn: Attention, see: FrameAttention, cuts: tuple[int, ...]):
     x, memory = frames(9), {}
     ranges = [range(a, b) for a, b in pairwise(cuts)]
     parts = [walk(attn, x[:, [*part]], see, part, memory) for part in ranges]
@@ -108,7 +112,7 @@ def test_in_parts_as_at_once(attn: Attention, see: See, cuts: tuple[int, ...]):
 @pytest.mark.parametrize(
     ("see", "kept"), [(own, []), (first, [0]), (previous, [7]), (first_and_previous, [0, 7]), (window, [6, 7])]
 )
-def test_a_memory_keeps_what_the_next_frame_reads(attn: Attention, see: See, kept: list[int]):
+def test_a_memory_keeps_what_the_next_frame_reads(attn: Attention, see: FrameAttention, kept: list[int]):
     x, memory = frames(8), {}
     for start in (0, 2, 4, 6):
         walk(attn, x[:, start : start + 2], see, range(start, start + 2), memory)
@@ -126,15 +130,17 @@ def test_an_earlier_clip_is_an_anchor(attn: Attention):
 
 def test_a_frame_that_is_neither_here_nor_remembered_is_an_error():
     with pytest.raises(InputError, match=r"frames 4 to 7 read frames \[0, 3\].*same memory"):
-        plan(first_and_previous, range(4, 8), None)
+        group_frames(first_and_previous, range(4, 8), None)
     with pytest.raises(InputError, match=r"read frames \[3\]"):
-        plan(previous, range(4, 8), {0: {}})
+        group_frames(previous, range(4, 8), {0: {}})
 
 
 @pytest.mark.parametrize(
     ("see", "calls", "projected"), [(own, 1, 8), (first, 1, 1), (previous, 2, 7), (first_and_previous, 2, 7)]
 )
-def test_only_frames_that_are_read_are_projected(attn: Attention, monkeypatch, see: See, calls: int, projected: int):
+def test_only_frames_that_are_read_are_projected(
+    attn: Attention, monkeypatch, see: FrameAttention, calls: int, projected: int
+):
     """Text2Video-Zero's attention is one call, on keys and values of one frame."""
     asked, rows = [], []
     real = F.scaled_dot_product_attention

@@ -3,8 +3,8 @@ from threading import Barrier
 import pytest
 import torch
 
-from kineograph.denoise import finite, guided, guided_twice, pinned
-from kineograph.samplers import ddim, last
+from kineograph.denoise import check_finite, classifier_free_guidance, replace_known_frames, text_and_image_guidance
+from kineograph.samplers import ddim, final_latents
 
 X = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -22,15 +22,15 @@ def never(x, sigma):
 
 
 def test_guidance_goes_from_the_unconditional_estimate_through_the_conditional():
-    torch.testing.assert_close(guided(half, third, 7.5)(X, 1.0), X / 3 + 7.5 * (X / 2 - X / 3))
+    torch.testing.assert_close(classifier_free_guidance(half, third, 7.5)(X, 1.0), X / 3 + 7.5 * (X / 2 - X / 3))
 
 
 def test_guidance_of_one_is_the_conditional_itself():
-    assert guided(half, never, 1.0) is half
+    assert classifier_free_guidance(half, never, 1.0) is half
 
 
 def test_guidance_of_nought_is_the_unconditional():
-    assert torch.equal(guided(half, third, 0.0)(X, 1.0), third(X, 1.0))
+    assert torch.equal(classifier_free_guidance(half, third, 0.0)(X, 1.0), third(X, 1.0))
 
 
 @pytest.fixture
@@ -53,14 +53,14 @@ def test_both_estimates_are_made_at_once_by_half_of_the_cores_each(four_cores):
         return counting
 
     with torch.no_grad():
-        at_once = guided(counted(half), counted(third), 3.0)(X, 1.0)
-    assert torch.equal(at_once, guided(half, third, 3.0)(X, 1.0))
+        at_once = classifier_free_guidance(counted(half), counted(third), 3.0)(X, 1.0)
+    assert torch.equal(at_once, classifier_free_guidance(half, third, 3.0)(X, 1.0))
     assert threads == [(2, False), (2, False)]
 
 
 def test_an_error_of_either_reaches_the_caller(four_cores):
     with torch.no_grad(), pytest.raises(AssertionError, match="evaluated"):
-        guided(half, never, 3.0)(X, 1.0)
+        classifier_free_guidance(half, never, 3.0)(X, 1.0)
 
 
 def quarter(x, sigma):
@@ -69,18 +69,21 @@ def quarter(x, sigma):
 
 def test_guidance_by_a_picture_goes_from_nothing_through_the_picture_to_both(four_cores):
     with torch.no_grad():
-        got = guided_twice(half, third, quarter, scale=5.0, image_scale=2.0)(X, 1.0)
+        got = text_and_image_guidance(half, third, quarter, scale=5.0, image_scale=2.0)(X, 1.0)
     torch.testing.assert_close(got, X / 4 + 2 * (X / 3 - X / 4) + 5 * (X / 2 - X / 3))
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.5])
 def test_without_a_picture_s_guidance_it_is_guidance_by_text(scale):
-    torch.testing.assert_close(guided_twice(half, third, third, scale, 3.0)(X, 1.0), guided(half, third, scale)(X, 1.0))
+    torch.testing.assert_close(
+        text_and_image_guidance(half, third, third, scale, 3.0)(X, 1.0),
+        classifier_free_guidance(half, third, scale)(X, 1.0),
+    )
 
 
 def test_gradients_reach_both():
     x = X.clone().requires_grad_()
-    guided(half, third, 3.0)(x, 1.0).sum().backward()
+    classifier_free_guidance(half, third, 3.0)(x, 1.0).sum().backward()
     torch.testing.assert_close(x.grad, torch.full_like(X, 1 / 3 + 3 * (1 / 2 - 1 / 3)))
 
 
@@ -88,11 +91,11 @@ def test_guiding_clean_estimates_is_guiding_noise_estimates():
     sigma, scale = 3.0, 5.0
     guided_noise = (X - third(X, sigma)) / sigma
     guided_noise = guided_noise + scale * ((X - half(X, sigma)) / sigma - guided_noise)
-    torch.testing.assert_close(guided(half, third, scale)(X, sigma), X - sigma * guided_noise)
+    torch.testing.assert_close(classifier_free_guidance(half, third, scale)(X, sigma), X - sigma * guided_noise)
 
 
 def test_finite_passes_finite_estimates_on_untouched():
-    assert torch.equal(finite(half)(X, 1.0), half(X, 1.0))
+    assert torch.equal(check_finite(half)(X, 1.0), half(X, 1.0))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
@@ -101,16 +104,18 @@ def test_finite_names_the_first_broken_frame(poison):
         return x.index_fill(1, torch.tensor([1, 2]), poison)
 
     with pytest.raises(ValueError, match=r"frame 1 \(video 0 .* level 2.5 .* 2 of 3 frames"):
-        finite(broken)(X, 2.5)
+        check_finite(broken)(X, 2.5)
 
 
 def test_with_all_frames_pinned_no_model_counts():
     known, noise = X, torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(last(ddim(pinned(lambda x, s: 0 * x, known, noise), 9 * noise, [9.0, 2.0, 0.0])), known)
+    assert torch.equal(
+        final_latents(ddim(replace_known_frames(lambda x, s: 0 * x, known, noise), 9 * noise, [9.0, 2.0, 0.0])), known
+    )
 
 
 def test_with_no_frame_pinned_it_is_the_model_itself():
-    assert torch.equal(pinned(half, X[:, :0], X[:, :0])(X, 3.0), half(X, 3.0))
+    assert torch.equal(replace_known_frames(half, X[:, :0], X[:, :0])(X, 3.0), half(X, 3.0))
 
 
 def test_the_model_sees_pinned_frames_under_their_noise_at_every_level():
@@ -121,7 +126,7 @@ def test_the_model_sees_pinned_frames_under_their_noise_at_every_level():
         return x / (1 + sigma**2)
 
     known, noise = X[:, :1], torch.ones_like(X[:, :1])
-    end = last(ddim(pinned(watch, known, noise), 9 * X, [9.0, 2.0, 0.0]))
+    end = final_latents(ddim(replace_known_frames(watch, known, noise), 9 * X, [9.0, 2.0, 0.0]))
     assert torch.equal(end[:, :1], known)
     for x, sigma in seen:
         assert torch.equal(x[:, :1], known + sigma * noise)

@@ -16,19 +16,19 @@ from tiny_videos import shaken
 import kineograph as kg
 from kineograph.errors import InputError
 from kineograph.media.metadata import read_settings
-from kineograph.method_options import Elevation
+from kineograph.method_options import ElevatorOptions
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.models.vae.files import alike
-from kineograph.noise import independent, related
-from kineograph.samplers import ddim, last
+from kineograph.models.vae.files import same_latent_space
+from kineograph.noise import independent, partly_shared
+from kineograph.samplers import ddim, final_latents
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
 CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)
 FEW = {"num_inference_steps": 6, "seed": 3, "method": "video-elevator"}
-TWICE = Elevation(refine_at=(0.9, 0.4), video_steps=2)
+TWICE = ElevatorOptions(refine_at=(0.9, 0.4), video_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -67,29 +67,29 @@ def test_a_second_model_alone_says_which_method_it_is(image: Model, video: Model
 
 def test_with_no_refined_step_it_is_the_image_model_whose_frames_look_at_the_first(image: Model, video: Model):
     asked = {**FEW, "num_frames": 3}
-    made = kg.generate(image, "a fish", video_model=video, elevation=Elevation(refine_at=()), **asked)
+    made = kg.generate(image, "a fish", video_model=video, elevation=ElevatorOptions(refine_at=()), **asked)
     told, blank = (image.bind(image.prompt([text]), see=kg.see.first) for text in ("a fish", ""))
     shape = (1, *image.latent_shape(*image.default_size))
     sigmas = kg.ladder.leading(image.schedule.sigmas, 6)
-    noise = related(1.0, 3, range(3), shape)
-    x0 = last(ddim(kg.guided(told, blank, 7.5), sigmas[0] * noise, sigmas))
+    noise = partly_shared(1.0, 3, range(3), shape)
+    x0 = final_latents(ddim(kg.guided(told, blank, 7.5), sigmas[0] * noise, sigmas))
     assert np.array_equal(made.frames, kg.Video.from_tensor(image.decode(x0)[0]).frames)
 
 
 @pytest.mark.parametrize(
     "choice",
     [
-        Elevation(back="same-noise"),
-        Elevation(back="fresh-noise"),
-        Elevation(drift_correction=True),
-        Elevation(low_pass=None),
-        Elevation(low_pass_space=1.0),
-        Elevation(video_guidance_scale=1.0),
-        Elevation(shared_noise=0.0),
-        Elevation(video_steps=1),
+        ElevatorOptions(back="same-noise"),
+        ElevatorOptions(back="fresh-noise"),
+        ElevatorOptions(drift_correction=True),
+        ElevatorOptions(low_pass=None),
+        ElevatorOptions(low_pass_space=1.0),
+        ElevatorOptions(video_guidance_scale=1.0),
+        ElevatorOptions(shared_noise=0.0),
+        ElevatorOptions(video_steps=1),
     ],
 )
-def test_every_choice_counts(choice: Elevation, usual: np.ndarray, image: Model, video: Model):
+def test_every_choice_counts(choice: ElevatorOptions, usual: np.ndarray, image: Model, video: Model):
     chosen = kg.generate(image, "a fish", video_model=video, elevation=choice, **FEW)
     assert not np.array_equal(usual, chosen.frames)
 
@@ -100,7 +100,7 @@ def test_models_with_different_vaes_exchange_frames(image: Model, video: Model, 
         for weight in other.parameters():
             weight.mul_(1.5)
     apart = replace(video, vae=other)
-    assert alike(image.vae, video.vae) and not alike(image.vae, apart.vae)
+    assert same_latent_space(image.vae, video.vae) and not same_latent_space(image.vae, apart.vae)
     with caplog.at_level(logging.WARNING):
         made = kg.generate(image, "a fish", video_model=apart, elevation=TWICE, **FEW)
     assert "exchange decoded frames" in caplog.text
@@ -159,13 +159,13 @@ def test_other_methods_have_no_use_for_a_second_model(image: Model, video: Model
 )
 def test_settings_that_cannot_be_are_said(settings, said):
     with pytest.raises(InputError, match=said):
-        Elevation(**settings)
+        ElevatorOptions(**settings)
 
 
 def test_frame_k_of_the_start_depends_on_the_seed_and_k_only():
     shape = (1, 4, 8, 8)
-    assert torch.equal(related(1.0, 3, range(2), shape), related(1.0, 3, range(5), shape)[:, :2])
-    assert torch.equal(related(0.0, 3, range(2), shape), independent(3, range(2), shape))
+    assert torch.equal(partly_shared(1.0, 3, range(2), shape), partly_shared(1.0, 3, range(5), shape)[:, :2])
+    assert torch.equal(partly_shared(0.0, 3, range(2), shape), independent(3, range(2), shape))
 
 
 @pytest.fixture(scope="module")

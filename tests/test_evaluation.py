@@ -13,7 +13,7 @@ from kineograph.media.metadata import identifier
 from kineograph.metrics import frame_metrics
 from kineograph.metrics.frame_metrics import Seen
 from kineograph.models.loading.load import load
-from kineograph.models.placement import place
+from kineograph.models.placement import choose_placement
 from kineograph.request import Request
 from kineograph_lab.bench import bench, memory
 from kineograph_lab.bench import text2video_zero as peers
@@ -181,7 +181,7 @@ def test_the_full_method_is_what_generate_does(model):
 def test_the_benchmark_compares_like_with_like(monkeypatch, tmp_path, mode, dtype):
     monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: memory.peak() / 1e9)
     monkeypatch.setattr(bench, "MATRIX", 64)
-    monkeypatch.setattr(bench, "place", lambda: place()._replace(dtype=dtype))
+    monkeypatch.setattr(bench, "place", lambda: choose_placement()._replace(dtype=dtype))
     if mode != "motion":  # seconds each time, of the same counter
         monkeypatch.setattr(bench, "_flops", lambda draw, frames, steps: 1e9)
     said, file = [], tmp_path / "bench.json"

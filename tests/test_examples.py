@@ -9,7 +9,7 @@ import torch
 
 from kineograph.methods import still_moving, videocrafter
 from kineograph.models.loading.load import load
-from kineograph.models.temporal.adapters import MOTION
+from kineograph.models.temporal.adapters import MOTION_ADAPTER
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
 from kineograph_lab.bench.text2video_zero import save_stand_in
 
@@ -61,7 +61,7 @@ def test_video_elevator(model, video_model, capsys):
 
 def test_still_moving(video_model):
     example = runpy.run_path(str(EXAMPLES / "still_moving.py"))
-    adapted = replace(video_model, net=still_moving.attach(video_model.net, motion=MOTION).eval())
+    adapted = replace(video_model, net=still_moving.attach(video_model.net, motion=MOTION_ADAPTER).eval())
     for weight in adapted.net.motion_adapter.parameters():
         torch.nn.init.normal_(weight)
     videos = [example["draw"](adapted, "a red fish", scale, frames=3, steps=2) for scale in (0.0, 1.0)]

@@ -6,7 +6,7 @@ import torch
 
 import kineograph as kg
 from kineograph.models.unet import foreground as told
-from kineograph.models.unet.foreground import foreground
+from kineograph.models.unet.foreground import bind_foreground_mask
 from kineograph_lab.world.captions import of_picture
 from kineograph_lab.world.truth import truth
 from kineograph_lab.world.world import render, shots
@@ -21,7 +21,7 @@ def test_masks_are_where_things_are(model):
     shown = [shot for shot, _ in zip(shots(11, split="held_out"), range(8), strict=False)]
     pictures = torch.stack([torch.from_numpy(render(shot)).permute(2, 0, 1).float() / 255 for shot in shown])
     said = [of_picture(shot, np.random.default_rng(0)) for shot in shown]
-    masks = foreground(model, said)(model.encode(pictures[:, None]), 0.0)
+    masks = bind_foreground_mask(model, said)(model.encode(pictures[:, None]), 0.0)
     assert masks.shape == (8, 1, 1, 16, 16) and set(masks.unique().tolist()) == {0.0, 1.0}
     large = masks[:, 0, 0].numpy().repeat(8, 1).repeat(8, 2) > 0
     known = [truth(shot).mask > 0 for shot in shown]
@@ -31,9 +31,9 @@ def test_masks_are_where_things_are(model):
 
 def test_chunks_and_batches_do_not_change_the_masks_and_nothing_stays_on_the_network(model):
     x0 = torch.randn(2, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
-    whole, parts = (foreground(model, ["a red fish", "a cat"], chunk_size=size)(x0, 2.0) for size in (8, 2))
+    whole, parts = (bind_foreground_mask(model, ["a red fish", "a cat"], chunk_size=size)(x0, 2.0) for size in (8, 2))
     assert (whole != parts).float().mean() < 0.01
-    alone = foreground(model, ["a cat"])(x0[1:], 2.0)
+    alone = bind_foreground_mask(model, ["a cat"])(x0[1:], 2.0)
     assert (alone != whole[1:]).float().mean() < 0.01
     assert not any(layer._forward_hooks for layer in model.net.modules())
 

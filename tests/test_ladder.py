@@ -74,37 +74,37 @@ def test_karras_between_levels_that_do_not_fall_is_refused(arguments):
 
 def test_thinned_picks_evenly_and_keeps_the_ends():
     sigmas = ladder.trailing(TABLE, 50)
-    assert timesteps(ladder.thinned(sigmas, 4)) == [999, 759, 499, 259]
-    assert ladder.thinned(sigmas, 50) == sigmas
+    assert timesteps(ladder.subsample(sigmas, 4)) == [999, 759, 499, 259]
+    assert ladder.subsample(sigmas, 50) == sigmas
     with pytest.raises(ValueError, match="between 1 and 50 steps, got 51"):
-        ladder.thinned(sigmas, 51)
+        ladder.subsample(sigmas, 51)
 
 
 SIGMAS = [8.0, 4.0, 2.0, 1.0, 0.0]
 
 
 def test_through_puts_levels_on_the_ladder_once():
-    assert ladder.through(SIGMAS, 3.0, 5.0, 3.0) == [8.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+    assert ladder.insert_sigmas(SIGMAS, 3.0, 5.0, 3.0) == [8.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
 
 
 def test_through_adds_nothing_where_a_rung_is():
-    assert ladder.through(SIGMAS, 8.0001, 4.0002, 1.0, 0.0) == SIGMAS
+    assert ladder.insert_sigmas(SIGMAS, 8.0001, 4.0002, 1.0, 0.0) == SIGMAS
 
 
 @pytest.mark.parametrize("level", [9.0, -1.0])
 def test_through_refuses_levels_outside(level):
     with pytest.raises(ValueError, match="outside this ladder, which goes from 8 to 0"):
-        ladder.through(SIGMAS, level)
+        ladder.insert_sigmas(SIGMAS, level)
 
 
 def test_slices_share_their_rung():
-    assert ladder.above(SIGMAS, 2.0001) == [8.0, 4.0, 2.0]
-    assert ladder.below(SIGMAS, 2.0001) == [2.0, 1.0, 0.0]
-    assert ladder.above(SIGMAS, 8.0) == [8.0]
-    assert ladder.below(SIGMAS, 0.0) == [0.0]
+    assert ladder.until(SIGMAS, 2.0001) == [8.0, 4.0, 2.0]
+    assert ladder.starting_at(SIGMAS, 2.0001) == [2.0, 1.0, 0.0]
+    assert ladder.until(SIGMAS, 8.0) == [8.0]
+    assert ladder.starting_at(SIGMAS, 0.0) == [0.0]
 
 
-@pytest.mark.parametrize("cut", [ladder.above, ladder.below])
+@pytest.mark.parametrize("cut", [ladder.until, ladder.starting_at])
 def test_slices_at_a_level_between_rungs_are_refused(cut):
     with pytest.raises(ValueError, match=r"at level 3\. Put it there first: through"):
         cut(SIGMAS, 3.0)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kineograph.motion import Motion, along, parse, shift, view, warp, warp_noise
+from kineograph.motion import Motion, camera_offset, frame_warp, parse, view_matrix, warp_latents, warp_noise
 from kineograph.noise import independent
 
 SIZE = (16, 24)
@@ -13,7 +13,7 @@ CELL = 512 / 16  # a whole cell of 16, in the strengths' pixels
 
 
 def views(text: str, frames: int = 8, size=SIZE):
-    return [view(parse(text), k, frames, size) for k in range(1, frames)]
+    return [view_matrix(parse(text), k, frames, size) for k in range(1, frames)]
 
 
 @pytest.fixture(scope="module")
@@ -54,34 +54,34 @@ def test_what_is_no_motion_is_an_error_that_says_what_is(text):
 
 
 def test_a_pan_adds_up_and_a_path_is_walked_at_an_even_pace():
-    assert shift(parse("pan:12,-6"), 4, 8) == pytest.approx((48 / 512, -24 / 512))
-    way = [shift(parse("path:8,0;40,0;40,32"), k, 5) for k in range(5)]
+    assert camera_offset(parse("pan:12,-6"), 4, 8) == pytest.approx((48 / 512, -24 / 512))
+    way = [camera_offset(parse("path:8,0;40,0;40,32"), k, 5) for k in range(5)]
     assert [(512 * x, 512 * y) for x, y in way] == [(0, 0), (16, 0), (32, 0), (32, 16), (32, 32)]
 
 
 def test_speed_does_not_depend_on_the_size_of_the_latents():
-    small, large = (view(parse("pan:12,12"), 3, 8, size) for size in ((16, 16), (64, 64)))
+    small, large = (view_matrix(parse("pan:12,12"), 3, 8, size) for size in ((16, 16), (64, 64)))
     assert torch.allclose(small[:, 2] / 16, large[:, 2] / 64)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 0), (1, 2), (-3, 0), (5, -7), (40, 33)])
 def test_by_whole_cells_both_warps_are_exactly_a_mirrored_shift(noise, rows, columns):
-    at = [view(Motion(pan=(columns * 512 / 24, rows * CELL)), 1, 2, SIZE)]
-    assert torch.equal(warp(noise, at), shifted(noise, rows, columns))
+    at = [view_matrix(Motion(pan=(columns * 512 / 24, rows * CELL)), 1, 2, SIZE)]
+    assert torch.equal(warp_latents(noise, at), shifted(noise, rows, columns))
     assert torch.equal(warp_noise(noise, at, seed=0), shifted(noise, rows, columns))
 
 
 def test_content_moves_against_the_camera():
     spot = torch.zeros(1, 1, 1, 16, 16)
     spot[..., 8, 8] = 1
-    (seen,) = warp(spot, [view(parse("pan:32,64"), 1, 2, (16, 16))]).unbind(1)
+    (seen,) = warp_latents(spot, [view_matrix(parse("pan:32,64"), 1, 2, (16, 16))]).unbind(1)
     assert seen[0, 0].flatten().argmax() == 6 * 16 + 7
 
 
 def test_a_smooth_picture_is_seen_shifted_by_parts_of_a_cell():
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     wave = torch.sin(0.4 * x + 0.2 * y)[None, None, None]
-    seen = warp(wave, [view(Motion(pan=(0.3 * 16, 0.6 * 16)), 1, 2, (32, 32))])
+    seen = warp_latents(wave, [view_matrix(Motion(pan=(0.3 * 16, 0.6 * 16)), 1, 2, (32, 32))])
     expected = torch.sin(0.4 * (x + 0.3) + 0.2 * (y + 0.6))
     assert (seen[0, 0, 0] - expected)[3:-3, 3:-3].abs().max() < 0.02
 
@@ -130,24 +130,24 @@ def neighbours(x):
 
 def test_interpolated_noise_would_fail_the_same_test():
     noise = independent(11, [0], (4, 4, 32, 32))
-    seen = warp(noise, [view(Motion(pan=(8.0, 8.0)), 1, 2, (32, 32))])
+    seen = warp_latents(noise, [view_matrix(Motion(pan=(8.0, 8.0)), 1, 2, (32, 32))])
     assert seen.var() < 0.7
 
 
 def test_warped_noise_follows_the_view():
     """Its covariance with a cell of frame 0 is the part of that cell that it covers."""
     noise = independent(3, [0], (16, 16, 16, 16))
-    seen = warp_noise(noise, [view(Motion(pan=(0.25 * CELL, 0.0)), 1, 2, (16, 16))], seed=3)[:, 0]
+    seen = warp_noise(noise, [view_matrix(Motion(pan=(0.25 * CELL, 0.0)), 1, 2, (16, 16))], seed=3)[:, 0]
     here, beside = (seen[..., :-1] * noise[:, 0, ..., :-1]).mean(), (seen[..., :-1] * noise[:, 0, ..., 1:]).mean()
     assert here == pytest.approx(0.75, abs=0.02)
     assert beside == pytest.approx(0.25, abs=0.02)
 
 
 def test_a_frame_and_a_sample_are_seen_the_same_whatever_stands_beside_them(noise):
-    carry = along(parse("pan:5,3+rotate:2"), frames=6, seed=9)
+    carry = frame_warp(parse("pan:5,3+rotate:2"), frames=6, seed=9)
     both = carry(noise, noise)
-    second = along(parse("pan:5,3+rotate:2"), frames=6, seed=10)(noise[1:], noise[1:])
-    shorter = along(parse("pan:5,3+rotate:2"), frames=3, seed=9)(noise, noise)
+    second = frame_warp(parse("pan:5,3+rotate:2"), frames=6, seed=10)(noise[1:], noise[1:])
+    shorter = frame_warp(parse("pan:5,3+rotate:2"), frames=3, seed=9)(noise, noise)
     for whole, alone, early in zip(both, second, shorter, strict=True):
         assert torch.equal(whole[1:], alone)
         assert torch.equal(whole[:, :2], early)
@@ -155,4 +155,4 @@ def test_a_frame_and_a_sample_are_seen_the_same_whatever_stands_beside_them(nois
 
 def test_zooming_past_what_frame_0_holds_is_an_error():
     with pytest.raises(ValueError, match=r"magnifies 10\.7 times over 6 frames; expected at most 4"):
-        along(parse("zoom:1.606"), frames=6, seed=0)
+        frame_warp(parse("zoom:1.606"), frames=6, seed=0)

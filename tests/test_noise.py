@@ -24,8 +24,8 @@ def test_frames_seeds_and_purposes_never_share_noise():
     draws = [
         *noise.independent(0, range(3), (2, 1, 4, 4)).flatten(0, 1),
         *noise.shared(0, [0], (2, 1, 4, 4)).flatten(0, 1),
-        *noise.at_levels(0, [0, 1], (1, 1, 4, 4))(1.0)[0],
-        *noise.at_levels(0, [0, 1], (1, 1, 4, 4))(0.0)[0],
+        *noise.per_sigma(0, [0, 1], (1, 1, 4, 4))(1.0)[0],
+        *noise.per_sigma(0, [0, 1], (1, 1, 4, 4))(0.0)[0],
     ]
     assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws)
 
@@ -37,19 +37,19 @@ def test_shared_noise_is_the_same_in_every_frame_and_for_any_frames():
 
 
 def test_noise_at_levels_is_stateless_and_the_same_in_chunks():
-    whole = noise.at_levels(1, range(6), SHAPE)
-    chunk = noise.at_levels(1, range(4, 6), SHAPE)
+    whole = noise.per_sigma(1, range(6), SHAPE)
+    chunk = noise.per_sigma(1, range(4, 6), SHAPE)
     assert torch.equal(whole(2.5), whole(2.5))
     assert torch.equal(whole(2.5)[:, 4:], chunk(2.5))
     assert not torch.equal(whole(2.5), whole(2.6))
 
 
 def test_noise_at_levels_ignores_the_last_bits_of_a_double():
-    draw = noise.at_levels(1, [0], SHAPE)
+    draw = noise.per_sigma(1, [0], SHAPE)
     assert torch.equal(draw(0.7), draw(math.nextafter(0.7, 1)))
 
 
-@pytest.mark.parametrize("relate", [noise.mixed, noise.past_dependent])
+@pytest.mark.parametrize("relate", [noise.mix, noise.past_dependent])
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0, 4.0, math.inf])
 def test_mixtures_have_unit_variance_and_the_right_correlation(relate, ratio):
     one, other = noise.shared(0, [0], LARGE), noise.independent(0, [0], LARGE)
@@ -89,17 +89,17 @@ def test_large_seeds_are_seeds():
 
 
 def test_related_noise_shares_as_much_as_is_asked():
-    frames = noise.related(2.0, 3, range(6), LARGE)
+    frames = noise.partly_shared(2.0, 3, range(6), LARGE)
     assert frames.var().item() == pytest.approx(1, abs=0.02)
     alike = torch.corrcoef(frames[0].flatten(1))
     assert alike[0, 1:].tolist() == pytest.approx([0.8] * 5, abs=0.02)
-    torch.testing.assert_close(noise.related(2.0, 3, [4], LARGE), frames[:, 4:5], atol=0, rtol=0)
-    assert torch.equal(noise.related(0.0, 3, range(2), SHAPE), noise.independent(3, range(2), SHAPE))
+    torch.testing.assert_close(noise.partly_shared(2.0, 3, [4], LARGE), frames[:, 4:5], atol=0, rtol=0)
+    assert torch.equal(noise.partly_shared(0.0, 3, range(2), SHAPE), noise.independent(3, range(2), SHAPE))
 
 
 def test_related_noise_at_levels_is_shared_as_much_and_by_any_frames():
-    draw = noise.related_at_levels(2.0, 3, range(4), LARGE)
+    draw = noise.partly_shared_per_sigma(2.0, 3, range(4), LARGE)
     alike = torch.corrcoef(draw(1.5)[0].flatten(1))
     assert alike[0, 1:].tolist() == pytest.approx([0.8] * 3, abs=0.02)
-    assert torch.equal(noise.related_at_levels(2.0, 3, [2], LARGE)(1.5), draw(1.5)[:, 2:3])
-    assert torch.equal(noise.related_at_levels(0.0, 3, [2], SHAPE)(1.5), noise.at_levels(3, [2], SHAPE)(1.5))
+    assert torch.equal(noise.partly_shared_per_sigma(2.0, 3, [2], LARGE)(1.5), draw(1.5)[:, 2:3])
+    assert torch.equal(noise.partly_shared_per_sigma(0.0, 3, [2], SHAPE)(1.5), noise.per_sigma(3, [2], SHAPE)(1.5))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from kineograph.models.pocket.low_rank import adapted, added, as_control, as_editor, restored
+from kineograph.models.pocket.networks import adapted, added, as_control, as_editor, restored
 from kineograph_lab.recipe import networks
 from kineograph_lab.recipe.image.controlnets import Controlled
 from kineograph_lab.recipe.image.edit import Editing

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
-from kineograph.models.pocket.low_rank import as_control, as_editor, restored
+from kineograph.models.pocket.networks import as_control, as_editor, restored
 from kineograph.training.muon import optimisers
 from kineograph.training.norms import QuickGroupNorm, with_quick_norms
 from kineograph_lab.judge import training

@@ -18,8 +18,8 @@ import kineograph as kg
 from kineograph.errors import InputError, InputWarning
 from kineograph.generate.run import METHODS as RECIPES
 from kineograph.models.model import Model
-from kineograph.plan import DESCENTS, Start, look, opened
-from kineograph.request import METHODS, SOLVERS, Request, controls
+from kineograph.plan import DESCENTS, Plan, look, open_inputs
+from kineograph.request import METHODS, SAMPLERS, Request, make_controls
 
 FEW = {"num_inference_steps": 2, "num_frames": 2}
 
@@ -53,7 +53,7 @@ def test_the_defaults_of_the_front_doors_are_those_of_a_request() -> None:
 
 
 def test_every_choice_is_there() -> None:
-    assert tuple(DESCENTS) == SOLVERS
+    assert tuple(DESCENTS) == SAMPLERS
     assert tuple(RECIPES) == METHODS
 
 
@@ -79,13 +79,13 @@ def test_every_choice_is_there() -> None:
         ({"method": "magic"}, "text2video-zero or instruct-pix2pix or videocrafter or video-elevator, not 'magic'"),
         ({"method": "instruct-pix2pix"}, "no video to edit"),
         (
-            {"method": "instruct-pix2pix", "video": "a.mp4", "control": controls({"canny": "b"})},
+            {"method": "instruct-pix2pix", "video": "a.mp4", "control": make_controls({"canny": "b"})},
             "leave the controls out",
         ),
         ({"video": "in.mp4"}, "would not look at in.mp4"),
         ({"noise": "pink"}, "shared or independent, not 'pink'"),
         ({"smooth_background": 2.0}, "from 0 .* to 1, not 2"),
-        ({"smooth_background": 0.6, "control": controls({"canny": "a.mp4"})}, "leave one of them out"),
+        ({"smooth_background": 0.6, "control": make_controls({"canny": "a.mp4"})}, "leave one of them out"),
     ],
 )
 def test_a_request_refuses_what_cannot_be(arguments: dict, said: str) -> None:
@@ -116,7 +116,7 @@ def test_progress_ends_at_the_total_and_shows_the_picture(model: Model) -> None:
     assert np.array_equal(kg.Video.from_tensor(model.decode(told[-1].step.x)[0]).frames, video.frames)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", SAMPLERS)
 @pytest.mark.parametrize("num_frames", [1, 3])
 def test_every_solver_counts_its_steps(model: Model, solver: str, num_frames: int) -> None:
     told: list = []
@@ -171,7 +171,7 @@ def test_no_guidance_never_asks_the_negative_prompt(model: Model, scale: float) 
 
 def test_lcm_takes_the_model_for_a_consistency_model(model: Model) -> None:
     request, x = Request(prompt="a fish", solver="lcm", guidance_scale=1), torch.ones(1, 1, 4, 2, 2)
-    start = Start(0, 8, 8, (1, 4, 2, 2), opened(request), "lcm")
+    start = Plan(0, 8, 8, (1, 4, 2, 2), open_inputs(request), "lcm")
     bent = look(request, start, model.schedule, torch.mul, torch.mul)(x, 0.03)
     torch.testing.assert_close(bent, model.schedule.consistent(torch.mul)(x, 0.03))
     assert not torch.allclose(bent, x * 0.03, rtol=1e-3)

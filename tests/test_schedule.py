@@ -95,7 +95,7 @@ def test_a_perfect_network_gives_the_clean_video_back(config, t):
     answers = {
         schedules.epsilon: NOISE,
         schedules.v_prediction: a * NOISE - b * X0,
-        schedules.sample: X0,
+        schedules.sample_prediction: X0,
         schedules.flow_prediction: NOISE - X0,
     }
 

@@ -27,10 +27,10 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.methods import still_moving as method
-from kineograph.models.formats.layer_names import likeness
 from kineograph.models.loading import adapter_files
+from kineograph.models.loading.adapter_files import likeness
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal.adapters import MOTION, SPATIAL, BranchConfig
+from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
 
@@ -41,19 +41,19 @@ SUBJECT = "sks dog"
 
 
 def test_a_frozen_video_is_one_frame_and_a_batch_of_both_kinds_has_their_scales():
-    still = method.frozen(Z, torch.tensor([1, 3]), 4)
+    still = method.frozen_videos(Z, torch.tensor([1, 3]), 4)
     assert still.shape == (B, 4, *Z.shape[2:])
     assert torch.equal(still[0, 2], Z[0, 1]) and torch.equal(still[1, 0], Z[1, 3])
-    both, scales = method.together(still[:1], Z[:1, :4])
+    both, scales = method.join_frozen_and_natural(still[:1], Z[:1, :4])
     assert torch.equal(both, torch.cat([still[:1], Z[:1, :4]])) and scales.tolist() == [1.0, 0.0]
 
 
 def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
     plain = stirred(along_time(CONFIGS["videocrafter t2v"])).requires_grad_(False)
     schedule = Schedule.from_config(BETAS)
-    begun = method.attach(plain, motion=MOTION)
+    begun = method.attach(plain, motion=MOTION_ADAPTER)
     learnt(begun.motion_adapter).requires_grad_(False)
-    net = method.attach(begun, spatial=SPATIAL)
+    net = method.attach(begun, spatial=SPATIAL_ADAPTER)
     assert net.motion_adapter is begun.motion_adapter and begun.spatial_adapter is None
     noise, t, scales = drawn(*Z.shape), torch.tensor([300, 700]), torch.tensor([1.0, 0.0])
     errors = method.loss(net, schedule, RATED, Z, noise, t, scales)
@@ -65,21 +65,21 @@ def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
     ups = [w for name, w in net.spatial_adapter.named_parameters() if "lora_B" in name]
     assert all(w.grad.abs().sum() > 0 for w in ups)
     with pytest.raises(ValueError, match="layers along time"):
-        method.attach(VideoUNet(plain.image_unet), motion=MOTION)
+        method.attach(VideoUNet(plain.image_unet), motion=MOTION_ADAPTER)
 
 
 def test_the_baselines_are_injected_and_interpolated_weights():
-    net = method.attach(stirred(along_time(CONFIGS["videocrafter t2v"])), motion=MOTION)
+    net = method.attach(stirred(along_time(CONFIGS["videocrafter t2v"])), motion=MOTION_ADAPTER)
     other = shaken(along_time(CONFIGS["videocrafter t2v"]).image_unet)
     injected = method.inject(other, net)
     assert injected.image_unet is other and injected.temporal is net.temporal
     assert injected.motion_adapter is net.motion_adapter
     for share in (0.0, 0.25, 1.0):
-        mixed = method.interpolated(other, net.image_unet, share).state_dict()
+        mixed = method.interpolate_weights(other, net.image_unet, share).state_dict()
         for name, weight in other.state_dict().items():
             assert torch.allclose(mixed[name], share * weight + (1 - share) * net.image_unet.state_dict()[name])
     with pytest.raises(ValueError, match="same layers"):
-        method.interpolated(other, sd().unet, 0.5)
+        method.interpolate_weights(other, sd().unet, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def other(tmp_path_factory: pytest.TempPathFactory, video: Path) -> Path:
 @pytest.fixture(scope="module")
 def still(tmp_path_factory: pytest.TempPathFactory, video: Path) -> Path:
     """A motion adapter for it."""
-    net = method.attach(kg.load(video).net, motion=BranchConfig(rank=2, layers=("to_q", "to_v")))
+    net = method.attach(kg.load(video).net, motion=AdapterConfig(rank=2, layers=("to_q", "to_v")))
     file = tmp_path_factory.mktemp("adapters") / "still.safetensors"
     return adapter_files.save_motion(learnt(net.motion_adapter), net.temporal, file, name="waves")
 
@@ -116,7 +116,7 @@ def lora(video: Path) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def dog(tmp_path_factory: pytest.TempPathFactory, video: Path, lora: dict[str, Tensor]) -> Path:
     """What a customised model left."""
-    net = method.attach(kg.load(video).net, spatial=BranchConfig(rank=2, layers=("conv_in", "attentions")))
+    net = method.attach(kg.load(video).net, spatial=AdapterConfig(rank=2, layers=("conv_in", "attentions")))
     learnt(net.spatial_adapter)
     file = tmp_path_factory.mktemp("adapters") / "dog.safetensors"
     return adapter_files.save_customised(net, lora, file, subject=SUBJECT, image="sea", video="waves")
@@ -227,7 +227,7 @@ def test_diffusers_opens_the_lora_in_it_and_an_image_model_takes_only_that(dog: 
 
 
 def test_a_spatial_adapter_alone_is_for_a_model_customised_as_a_whole(video: Path, tmp_path: Path):
-    net = method.attach(kg.load(video).net, spatial=SPATIAL)
+    net = method.attach(kg.load(video).net, spatial=SPATIAL_ADAPTER)
     file = tmp_path / "toy.safetensors"
     adapter_files.save_customised(net, {}, file, subject="toy", image="toys", video="waves")
     model = kg.load(video, adapter=file)

@@ -20,7 +20,7 @@ from kineograph.metrics import optical_flow
 from kineograph.metrics.statistics import mean
 from kineograph.models.loading.load import load
 from kineograph.models.pocket import WEIGHTS as POCKET
-from kineograph.models.temporal.adapters import MOTION
+from kineograph.models.temporal.adapters import MOTION_ADAPTER
 from kineograph.models.temporal.config import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import changed, inject, usual_video
@@ -73,7 +73,7 @@ def video():
     )
     model = load(pipeline)
     layers = TemporalLayers(model.net.image_unet, CONFIG)
-    net = attach(VideoUNet(model.net.image_unet, layers), motion=MOTION).requires_grad_(False)
+    net = attach(VideoUNet(model.net.image_unet, layers), motion=MOTION_ADAPTER).requires_grad_(False)
     return replace(model, name="tiny", net=net)
 
 

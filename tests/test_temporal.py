@@ -12,9 +12,9 @@ from kineograph.errors import InputError
 from kineograph.methods.videocrafter import loss, sample
 from kineograph.models.schedule import PARAMETERISATIONS, Schedule
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.temporal.layers import Distances, TemporalAttention, TemporalTransformer
+from kineograph.models.temporal.layers import RelativePositions, TemporalAttention, TemporalTransformer
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.samplers import ddim, last
+from kineograph.samplers import ddim, final_latents
 
 B, F, T = 2, 5, 481.0
 PLAIN, RELATIVE = TransformerConfig(head_width=8), TransformerConfig(head_width=8, relative=3, widening=2)
@@ -81,7 +81,7 @@ def test_with_distances_convolutions_or_positions_it_does(name: str):
 
 
 def test_a_distance_beyond_the_farthest_is_taken_for_it():
-    table = Distances(4, 2)
+    table = RelativePositions(4, 2)
     seen = table(6)
     assert torch.equal(seen[0, 2], seen[0, 5])
     assert torch.equal(seen[5, 0], table.embeddings_table[0])
@@ -179,4 +179,6 @@ def test_sampling_is_a_plain_walk():
         return x / (1 + sigma**2)  # the perfect denoiser of unit Gaussian data
 
     noise, sigmas = drawn(1, 3, 2, 4, 4), [14.6, 5.0, 1.0, 0.2, 0.0]
-    assert torch.equal(last(sample(look, noise, sigmas, solve=ddim)), last(ddim(look, 14.6 * noise, sigmas)))
+    assert torch.equal(
+        final_latents(sample(look, noise, sigmas, solve=ddim)), final_latents(ddim(look, 14.6 * noise, sigmas))
+    )

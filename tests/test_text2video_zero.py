@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from kineograph.denoise import guided
+from kineograph.denoise import classifier_free_guidance
 from kineograph.latents import Latents
-from kineograph.methods.text2video_zero import levels, sample
-from kineograph.motion import Motion, along
-from kineograph.noise import at_levels, independent
-from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, last, lcm, recorded
+from kineograph.methods.text2video_zero import paper_sigmas, sample
+from kineograph.motion import Motion, frame_warp
+from kineograph.noise import independent, per_sigma
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, final_latents, lcm, recorded
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 TABLE = ((1 / (1 - BETAS).cumprod(0) - 1).sqrt()).tolist()
@@ -44,27 +44,27 @@ def drawn(seed=0, frames=8, shape=(1, 4, 64, 64)):
 
 
 def run(look, noise, sigmas=FIFTY, motion=STILL, solve=ddim, seed=0, at=None):
-    spread_to, move_at = at or levels(noise.shape, sigmas[0])
-    warp = along(motion, frames=noise.shape[1], seed=seed)
+    spread_to, move_at = at or paper_sigmas(noise.shape, sigmas[0])
+    warp = frame_warp(motion, frames=noise.shape[1], seed=seed)
     return recorded(sample(look, noise, sigmas, warp=warp, move_at=move_at, spread_to=spread_to, solve=solve))
 
 
 def test_levels_are_the_papers_timesteps_at_its_size_and_scale_with_the_side():
-    assert levels((4, 64, 64)) == pytest.approx((TABLE[941], TABLE[881]), rel=1e-6)
-    assert levels((4, 16, 16)) == pytest.approx((TABLE[941] / 4, TABLE[881] / 4), rel=1e-6)
-    assert levels((4, 32, 128)) == pytest.approx(levels((4, 64, 64)))
-    assert levels((4, 16, 16)) == pytest.approx((TABLE[636], TABLE[546]), rel=0.01)
+    assert paper_sigmas((4, 64, 64)) == pytest.approx((TABLE[941], TABLE[881]), rel=1e-6)
+    assert paper_sigmas((4, 16, 16)) == pytest.approx((TABLE[941] / 4, TABLE[881] / 4), rel=1e-6)
+    assert paper_sigmas((4, 32, 128)) == pytest.approx(paper_sigmas((4, 64, 64)))
+    assert paper_sigmas((4, 16, 16)) == pytest.approx((TABLE[636], TABLE[546]), rel=0.01)
 
 
 def test_levels_stay_on_the_ladder_and_in_proportion():
-    spread_to, move_at = levels((4, 128, 128), highest=FIFTY[0])
+    spread_to, move_at = paper_sigmas((4, 128, 128), highest=FIFTY[0])
     assert spread_to == pytest.approx(FIFTY[0])
     assert spread_to / move_at == pytest.approx(TABLE[941] / TABLE[881])
 
 
 def test_the_default_setting_evaluates_one_frame_five_times_and_eight_frames_48_times():
     conditional, unconditional = Looks(pulled), Looks(gaussian(0, 1))
-    run(guided(conditional, unconditional, 7.5), drawn())
+    run(classifier_free_guidance(conditional, unconditional, 7.5), drawn())
     assert [sigma for sigma, images in conditional.seen if images == 1] == FIFTY[:5]
     assert [sigma for sigma, images in conditional.seen if images == 8] == FIFTY[2:50]
     assert sum(images for _, images in conditional.seen + unconditional.seen) == 778
@@ -81,7 +81,7 @@ def test_steps_are_those_of_frame_0_down_to_the_motion_and_then_those_of_all():
 def test_without_motion_and_spreading_all_frames_are_the_same_plain_image():
     noise = drawn()
     (*_, end) = run(pulled, noise, at=(TABLE[881], TABLE[881]))
-    plain = last(ddim(pulled, FIFTY[0] * noise[:, :1], FIFTY))
+    plain = final_latents(ddim(pulled, FIFTY[0] * noise[:, :1], FIFTY))
     assert torch.allclose(end.x, plain.expand_as(end.x), atol=1e-5)
 
 
@@ -90,7 +90,7 @@ def test_one_frame_is_a_plain_image(solve):
     noise = drawn(frames=1)
     looks = Looks(pulled)
     (*_, end) = run(looks, noise, solve=solve)
-    assert torch.equal(end.x, last(solve(pulled, FIFTY[0] * noise, FIFTY)))
+    assert torch.equal(end.x, final_latents(solve(pulled, FIFTY[0] * noise, FIFTY)))
     assert len(looks.seen) == 50
 
 
@@ -120,7 +120,7 @@ def test_gaussian_data_come_out_as_gaussian_data():
     """Every frame has the data's mean and variance, and the others keep of frame 0 what the spreading leaves."""
     noise, deviation = drawn(1, 4, (4, 8, 24, 24)), 0.7
     ladder = [200 ** (1 - k / 150) * 0.05 ** (k / 150) for k in range(151)] + [0.0]
-    spread_to, move_at = levels((24, 24))
+    spread_to, move_at = paper_sigmas((24, 24))
     (*_, end) = run(gaussian(0.5, deviation), noise, ladder, Motion(pan=(12.0, 0.0)), seed=1)
     assert end.x.mean(dim=(0, 2, 3, 4)) == pytest.approx(torch.full((4,), 0.5), abs=0.02)
     assert end.x.std(dim=(0, 2, 3, 4)) == pytest.approx(torch.full((4,), deviation), abs=0.02)
@@ -132,7 +132,7 @@ def test_gaussian_data_come_out_as_gaussian_data():
 
 
 def solvers(shape):
-    draw = at_levels(0, range(8), shape)
+    draw = per_sigma(0, range(8), shape)
     return {
         "ddim": ddim,
         "eta": ddim_eta(0.5, draw),

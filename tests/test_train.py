@@ -32,7 +32,7 @@ from kineograph.errors import InputError
 from kineograph.media.video import open_video
 from kineograph.methods import videocrafter
 from kineograph.models.loading.load import load
-from kineograph.models.unet.forward import at_once
+from kineograph.models.unet.forward import call_directly
 from kineograph.training import TrainingSettings, load_settings, weights
 from kineograph.training.temporal_layers import Reached, VideoTraining, ready, train
 from kineograph.training.temporal_layers import run as running
@@ -241,7 +241,7 @@ def test_the_loss_is_the_method_s_with_noise_that_frames_share(tell: Tell) -> No
     for batch in draws(settings, range(2)):
         (kind,) = came = loss(start.model.net, batch, 40)
         ratio = 1.0 if kind == "video" else 0.0
-        own = torch.cat([noise.related(ratio, 40 + sample, range(3), (1, 4, 8, 8)) for sample in range(2)])
+        own = torch.cat([noise.partly_shared(ratio, 40 + sample, range(3), (1, 4, 8, 8)) for sample in range(2)])
         own = own if kind == "video" else own.flatten(0, 1)[:, None]
         told_by_hand = Condition(batch.tokens, embedding=batch.embedding)
         each = videocrafter.loss(start.model.net, start.model.schedule, told_by_hand, batch.x0, own, batch.timesteps)
@@ -337,7 +337,7 @@ def test_the_estimate_is_what_is_kept(tell: Tell) -> None:
     assert told_of == pytest.approx(gradients(settings)[2], rel=0.05)
     assert activations(start.model, settings.stages[0], 4, "no") == pytest.approx(2 * told_of, rel=0.05)
     again = ready(tell(gradient_checkpointing=True))
-    assert again.model.net.through is recomputed and start.model.net.through is at_once
+    assert again.model.net.through is recomputed and start.model.net.through is call_directly
     assert activations(again.model, settings.stages[0], 2, "no") < 0.6 * told_of
 
 

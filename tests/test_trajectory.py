@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from kineograph import motion, noise, samplers, sigmas
-from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, last, lcm, recorded
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, final_latents, lcm, recorded
 
 MEAN, SPREAD = 0.3, 0.5
 SHAPE = (1, 4, 64, 64)
 SIGMAS = sigmas.karras(14.0, 0.03, 12)
-DRAW = noise.at_levels(1, range(2), SHAPE)
+DRAW = noise.per_sigma(1, range(2), SHAPE)
 START = SIGMAS[0] * noise.independent(0, range(2), SHAPE)
 
 deterministic = pytest.mark.parametrize("solve", [ddim, dpmpp_2m])
@@ -47,7 +47,7 @@ def geometric(steps: int) -> list[float]:
 
 def error(solve, steps: int) -> float:
     x = 10.0 * noise.independent(0, range(1), (1, 1, 8, 8)).double()
-    return (last(solve(gaussian, x, geometric(steps))) - carried(x, 10.0, 0.05)).abs().max().item()
+    return (final_latents(solve(gaussian, x, geometric(steps))) - carried(x, 10.0, 0.05)).abs().max().item()
 
 
 @pytest.mark.parametrize(("solve", "order"), [(ddim, 1), (dpmpp_2m, 2)])
@@ -58,7 +58,7 @@ def test_the_order_of_convergence_is_the_papers(solve, order):
 
 @every_solver
 def test_a_single_video_is_found_exactly(solve):
-    torch.testing.assert_close(last(solve(point, START, SIGMAS)), torch.full_like(START, MEAN))
+    torch.testing.assert_close(final_latents(solve(point, START, SIGMAS)), torch.full_like(START, MEAN))
 
 
 @every_solver
@@ -68,14 +68,14 @@ def test_noisy_videos_have_the_variance_of_their_level(solve):
 
 
 def test_consistency_sampling_keeps_both_moments_of_the_data():
-    final = last(lcm(DRAW)(consistent, START, SIGMAS))
+    final = final_latents(lcm(DRAW)(consistent, START, SIGMAS))
     assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
 
 
 @pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), dpmpp_2m])
 def test_many_steps_find_both_moments_of_the_data(solve):
-    final = last(solve(gaussian, START, sigmas.karras(14.0, 0.03, 200)))
+    final = final_latents(solve(gaussian, START, sigmas.karras(14.0, 0.03, 200)))
     assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
 
@@ -87,7 +87,7 @@ def test_a_walk_stops_at_every_rung_and_ends_with_the_latent_itself(solve):
     assert torch.equal(steps[0].x, START)
     torch.testing.assert_close(steps[3].x0, gaussian(steps[3].x, SIGMAS[3]))
     assert steps[-1].x0 is steps[-1].x
-    assert torch.equal(last(iter(steps)), steps[-1].x)
+    assert torch.equal(final_latents(iter(steps)), steps[-1].x)
 
 
 @every_solver
@@ -99,9 +99,9 @@ def test_a_ladder_of_one_rung_is_no_walk(solve):
 
 @single_step
 def test_slices_walked_one_after_the_other_are_the_whole(solve):
-    whole = last(solve(gaussian, START, SIGMAS))
-    upper = last(solve(gaussian, START, sigmas.above(SIGMAS, SIGMAS[5])))
-    assert torch.equal(last(solve(gaussian, upper, sigmas.below(SIGMAS, SIGMAS[5]))), whole)
+    whole = final_latents(solve(gaussian, START, SIGMAS))
+    upper = final_latents(solve(gaussian, START, sigmas.until(SIGMAS, SIGMAS[5])))
+    assert torch.equal(final_latents(solve(gaussian, upper, sigmas.starting_at(SIGMAS, SIGMAS[5]))), whole)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
@@ -117,17 +117,21 @@ def test_no_eta_is_ddim():
     def never(sigma):
         raise AssertionError("drawn")
 
-    assert torch.equal(last(ddim_eta(0.0, never)(gaussian, START, SIGMAS)), last(ddim(gaussian, START, SIGMAS)))
+    assert torch.equal(
+        final_latents(ddim_eta(0.0, never)(gaussian, START, SIGMAS)), final_latents(ddim(gaussian, START, SIGMAS))
+    )
 
 
 def test_two_rungs_of_the_multistep_solver_are_ddim():
-    assert torch.equal(last(dpmpp_2m(gaussian, START, [5.0, 2.0])), last(ddim(gaussian, START, [5.0, 2.0])))
+    assert torch.equal(
+        final_latents(dpmpp_2m(gaussian, START, [5.0, 2.0])), final_latents(ddim(gaussian, START, [5.0, 2.0]))
+    )
 
 
 def test_every_chunk_of_an_ancestral_walk_is_a_slice_of_the_whole():
-    chunk = euler_ancestral(noise.at_levels(1, [1], SHAPE))
-    whole = last(euler_ancestral(DRAW)(gaussian, START, SIGMAS))
-    assert torch.equal(last(chunk(gaussian, START[:, 1:], SIGMAS)), whole[:, 1:])
+    chunk = euler_ancestral(noise.per_sigma(1, [1], SHAPE))
+    whole = final_latents(euler_ancestral(DRAW)(gaussian, START, SIGMAS))
+    assert torch.equal(final_latents(chunk(gaussian, START[:, 1:], SIGMAS)), whole[:, 1:])
 
 
 @deterministic
@@ -136,9 +140,9 @@ def test_inversion_then_sampling_comes_back(solve):
     direction = torch.ones_like(START)
     clean = noise.independent(3, range(2), SHAPE)
     rising = [*reversed(SIGMAS[:-1])]
-    up = last(solve(lambda x, sigma: x - sigma * direction, clean, rising))
+    up = final_latents(solve(lambda x, sigma: x - sigma * direction, clean, rising))
     torch.testing.assert_close(up, clean + (rising[-1] - rising[0]) * direction, atol=1e-4, rtol=1e-5)
-    down = last(solve(lambda x, sigma: x - sigma * direction, up, SIGMAS[:-1]))
+    down = final_latents(solve(lambda x, sigma: x - sigma * direction, up, SIGMAS[:-1]))
     torch.testing.assert_close(down, clean, atol=1e-4, rtol=1e-5)
 
 
@@ -147,21 +151,21 @@ def test_inverting_data_gives_noise_and_more_steps_come_back_closer(solve):
     clean = MEAN + SPREAD * noise.independent(3, range(1), (1, 1, 64, 64)).double()
 
     def round_trip(steps: int) -> float:
-        up = last(solve(gaussian, clean, geometric(steps)[::-1]))
+        up = final_latents(solve(gaussian, clean, geometric(steps)[::-1]))
         assert up.std().item() == pytest.approx(10.0, rel=0.2)
-        return (last(solve(gaussian, up, geometric(steps))) - clean).abs().max().item()
+        return (final_latents(solve(gaussian, up, geometric(steps))) - clean).abs().max().item()
 
     assert round_trip(160) < 0.55 * round_trip(80) < 0.1
 
 
 def test_a_walk_from_level_nought_is_refused():
     with pytest.raises(ValueError, match="cannot leave noise level 0"):
-        last(ddim(gaussian, START, [0.0, 1.0]))
+        final_latents(ddim(gaussian, START, [0.0, 1.0]))
 
 
 def test_noise_on_the_way_up_is_refused():
     with pytest.raises(ValueError, match="goes down, got a step from 1 up to 2"):
-        last(euler_ancestral(DRAW)(gaussian, START, [1.0, 2.0]))
+        final_latents(euler_ancestral(DRAW)(gaussian, START, [1.0, 2.0]))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
@@ -171,11 +175,11 @@ def test_more_noise_than_ddpms_is_refused(eta):
 
 
 def test_a_walk_of_the_first_frame_alone_draws_that_frames_noise():
-    alone = last(euler_ancestral(DRAW)(gaussian, START[:, :1], SIGMAS))
-    assert torch.equal(alone, last(euler_ancestral(DRAW)(gaussian, START, SIGMAS))[:, :1])
+    alone = final_latents(euler_ancestral(DRAW)(gaussian, START[:, :1], SIGMAS))
+    assert torch.equal(alone, final_latents(euler_ancestral(DRAW)(gaussian, START, SIGMAS))[:, :1])
 
 
-CAMERA = motion.along(motion.parse("pan:8,0"), frames=2, seed=0)  # a cell of 64 a frame
+CAMERA = motion.frame_warp(motion.parse("pan:8,0"), frames=2, seed=0)  # a cell of 64 a frame
 
 
 def nowhere(x0, sigma):
@@ -190,14 +194,14 @@ def everywhere(x0, sigma):
 def test_smoothing_without_strength_or_without_background_changes_nothing(solve):
     plain = recorded(solve(gaussian, START, SIGMAS))
     for masks, strength in ((nowhere, 0.0), (everywhere, 1.0)):
-        steadied = recorded(samplers.smoothed(solve, CAMERA, masks, strength)(gaussian, START, SIGMAS))
+        steadied = recorded(samplers.smooth_background(solve, CAMERA, masks, strength)(gaussian, START, SIGMAS))
         assert [step.sigma for step in steadied] == [step.sigma for step in plain]
         torch.testing.assert_close(steadied[-1].x, plain[-1].x)
 
 
 def test_smoothing_at_full_strength_makes_every_background_the_first_frames_as_the_camera_sees_it():
-    steps = recorded(samplers.smoothed(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
-    plain = last(ddim(gaussian, START, SIGMAS))
+    steps = recorded(samplers.smooth_background(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
+    plain = final_latents(ddim(gaussian, START, SIGMAS))
     torch.testing.assert_close(steps[-1].x[:, :1], plain[:, :1])
     torch.testing.assert_close(steps[-1].x[:, 1, ..., :-1], plain[:, 0, ..., 1:])
 
@@ -209,8 +213,8 @@ def test_smoothing_draws_backgrounds_together_and_leaves_the_foreground_and_what
         mask[:, 0, ..., 32:40] = 1  # of frame 0, which frame 1 sees a cell further left
         return mask
 
-    plain = last(ddim(gaussian, START, SIGMAS))
-    steadied = last(samplers.smoothed(ddim, CAMERA, left, 0.6)(gaussian, START, SIGMAS))
+    plain = final_latents(ddim(gaussian, START, SIGMAS))
+    steadied = final_latents(samplers.smooth_background(ddim, CAMERA, left, 0.6)(gaussian, START, SIGMAS))
     torch.testing.assert_close(steadied[:, 1, ..., :8], plain[:, 1, ..., :8])
     torch.testing.assert_close(steadied[:, 1, ..., 31:39], plain[:, 1, ..., 31:39])
     off, on = ((x[:, 1, ..., 10:30] - x[:, 0, ..., 11:31]).square().mean() for x in (plain, steadied))
@@ -219,6 +223,7 @@ def test_smoothing_draws_backgrounds_together_and_leaves_the_foreground_and_what
 
 def test_one_frame_has_nothing_to_be_held_to():
     plain, steadied = (
-        last(solve(gaussian, START[:, :1], SIGMAS)) for solve in (ddim, samplers.smoothed(ddim, CAMERA, nowhere, 0.6))
+        final_latents(solve(gaussian, START[:, :1], SIGMAS))
+        for solve in (ddim, samplers.smooth_background(ddim, CAMERA, nowhere, 0.6))
     )
     assert torch.equal(plain, steadied)

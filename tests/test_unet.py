@@ -12,8 +12,8 @@ from torch import Tensor
 from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
-from kineograph.models.unet.cross_attention import project
-from kineograph.models.unet.frame_attention import See, first, first_and_previous, own, previous
+from kineograph.models.unet.cross_attention import project_image_tokens
+from kineograph.models.unet.frame_attention import FrameAttention, first, first_and_previous, own, previous
 from kineograph.models.unet.supported_layers import cross_attentions
 from kineograph.models.unet.video_unet import VideoUNet
 
@@ -45,14 +45,14 @@ def net() -> VideoUNet:
 
 @each_policy
 @pytest.mark.parametrize("cuts", [(0, 4, 7), (0, 1, 2, 7)], ids=str)
-def test_a_walk_in_parts_gives_what_one_walk_gives(net: VideoUNet, see: See, cuts: tuple[int, ...]):
+def test_a_walk_in_parts_gives_what_one_walk_gives(net: VideoUNet, see: FrameAttention, cuts: tuple[int, ...]):
     memory, whole = {}, net(Z, T, TOLD, see=see)
     parts = [net(Z[:, a:b], T, TOLD, see=see, frames=range(a, b), memory=memory) for a, b in pairwise(cuts)]
     assert far(torch.cat(parts, dim=1), whole) <= 1e-5
 
 
 @each_policy
-def test_a_memory_does_not_grow_with_the_number_of_frames(net: VideoUNet, see: See):
+def test_a_memory_does_not_grow_with_the_number_of_frames(net: VideoUNet, see: FrameAttention):
     def held(frames: int) -> int:
         memory = {}
         for start in range(0, frames, 2):
@@ -73,7 +73,7 @@ def test_a_clip_anchored_in_an_earlier_one_sees_its_first_frame(net: VideoUNet):
 
 
 @each_policy
-def test_equal_frames_stay_equal(net: VideoUNet, see: See):
+def test_equal_frames_stay_equal(net: VideoUNet, see: FrameAttention):
     """Reduction: frames that do not differ learn nothing from one another."""
     still = Z[:, :1].expand(-1, 4, -1, -1, -1)
     assert far(net(still, T, TOLD, see=see), net(still, T, TOLD)) <= 1e-5
@@ -101,7 +101,7 @@ def test_text_is_projected_once_for_a_bound_condition():
 
 def test_what_a_condition_says_frame_by_frame_is_for_absolute_frames():
     net = VideoUNet(with_ip_adapters(unet(in_channels=6), [0.8]))
-    tokens = project(net.image_unet, [drawn(B * F, 1, 6)]).unflatten(0, (B, F))
+    tokens = project_image_tokens(net.image_unet, [drawn(B * F, 1, 6)]).unflatten(0, (B, F))
     told = Condition(TOLD.tokens, tokens, channels=drawn(B, F, 2, 8, 8))
     parts = [net(Z[:, a:b], T, told, frames=range(a, b)) for a, b in ((0, 3), (3, 7))]
     assert far(torch.cat(parts, dim=1), net(Z, T, told)) <= 1e-5
@@ -182,7 +182,7 @@ def test_a_condition_for_another_network_is_an_error():
     by_mask = with_ip_adapters(unet(), [[0.5, 0.2]])
     assert "masks" in mixed_up(by_mask, Condition(tokens, drawn(B, 4, READS)))
     with pytest.raises(InputError, match="load an IP-Adapter"):
-        project(unet(), [drawn(B, 1, 6)])
+        project_image_tokens(unet(), [drawn(B, 1, 6)])
 
 
 def test_numbers_that_do_not_fit_are_an_error():

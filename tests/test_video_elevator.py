@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from kineograph.latents import Latents, low_pass
-from kineograph.methods.video_elevator import drift, inverted, moved, sample
-from kineograph.noise import at_levels, independent
-from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, last, recorded
+from kineograph.methods.video_elevator import correct_drift, invert, refine_with_video_model, sample
+from kineograph.noise import independent, per_sigma
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, final_latents, recorded
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 TABLE = ((1 / (1 - BETAS).cumprod(0) - 1).sqrt()).tolist()
@@ -54,22 +54,24 @@ def as_it_is(x0: Latents, sigma: float) -> Latents:
 
 
 def elevated(look, noise, *, refine_at=(), refine=as_it_is, back=None, correct=None, solve=ddim):
-    back = back or inverted(look, DOWN_TO_LOWEST)
+    back = back or invert(look, DOWN_TO_LOWEST)
     return recorded(
         sample(look, noise, FIFTY, refine_at=refine_at, refine=refine, back=back, correct=correct, solve=solve)
     )
 
 
-@pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, at_levels(3, range(8), SHAPE))])
+@pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, per_sigma(3, range(8), SHAPE))])
 def test_without_a_refined_step_it_is_the_image_models_sampling(solve):
     noise = drawn()
-    assert torch.equal(elevated(pulled, noise, solve=solve)[-1].x, last(solve(pulled, FIFTY[0] * noise, FIFTY)))
+    assert torch.equal(
+        elevated(pulled, noise, solve=solve)[-1].x, final_latents(solve(pulled, FIFTY[0] * noise, FIFTY))
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 7, 8])
 def test_a_video_model_that_foresees_the_end_changes_nothing_but_what_the_way_back_loses(frames):
     noise = drawn(frames)
-    plain = last(ddim(gaussian, FIFTY[0] * noise, FIFTY))
+    plain = final_latents(ddim(gaussian, FIFTY[0] * noise, FIFTY))
     found = elevated(gaussian, noise, refine_at=[FIFTY[10]], refine=lambda x0, sigma: plain)
     assert [step.sigma for step in found] == FIFTY
     assert (found[-1].x - plain).abs().mean() < 0.05
@@ -77,8 +79,8 @@ def test_a_video_model_that_foresees_the_end_changes_nothing_but_what_the_way_ba
 
 def test_frames_agree_more_once_a_steady_video_model_has_redrawn_them():
     noise = drawn()
-    refine = moved(
-        steady, FIFTY, 8, at_levels(1, range(8), SHAPE), keep=partial(low_pass, spatial=math.inf, temporal=0.5)
+    refine = refine_with_video_model(
+        steady, FIFTY, 8, per_sigma(1, range(8), SHAPE), keep=partial(low_pass, spatial=math.inf, temporal=0.5)
     )
     spread = [
         elevated(gaussian, noise, refine_at=levels, refine=refine)[-1].x.std(1).mean()
@@ -90,9 +92,11 @@ def test_frames_agree_more_once_a_steady_video_model_has_redrawn_them():
 @pytest.mark.parametrize("frames", [7, 8])
 def test_a_pass_for_all_changes_nothing_and_every_pass_keeps_what_never_moves(frames):
     noise = drawn(frames)
-    draw = at_levels(1, range(frames), SHAPE)
+    draw = per_sigma(1, range(frames), SHAPE)
     plain, passed = (
-        elevated(pulled, noise, refine_at=[FIFTY[9]], refine=moved(steady, FIFTY, 4, draw, keep=keep))[-1].x
+        elevated(
+            pulled, noise, refine_at=[FIFTY[9]], refine=refine_with_video_model(steady, FIFTY, 4, draw, keep=keep)
+        )[-1].x
         for keep in (lambda x: x, partial(low_pass, spatial=math.inf, temporal=math.inf))
     )
     assert torch.allclose(plain, passed, atol=1e-4)
@@ -105,15 +109,15 @@ def test_a_pass_for_all_changes_nothing_and_every_pass_keeps_what_never_moves(fr
 def test_inversion_leads_where_sampling_comes_from(look, solve, most, within):
     noise = drawn()
     whole = recorded(ddim(look, FIFTY[0] * noise, FIFTY))
-    there = inverted(look, DOWN_TO_LOWEST, most, solve)(whole[-1].x, FIFTY[20])[-1]
+    there = invert(look, DOWN_TO_LOWEST, most, solve)(whole[-1].x, FIFTY[20])[-1]
     assert there.sigma == FIFTY[20]
-    down = last(ddim(look, there.x, FIFTY[20:]))
+    down = final_latents(ddim(look, there.x, FIFTY[20:]))
     assert (down - whole[-1].x).abs().mean() < within
 
 
 def test_inversion_to_where_nothing_is_to_be_inverted_stays():
     clean = drawn()
-    (step,) = inverted(pulled, DOWN_TO_LOWEST)(clean, 0.0)
+    (step,) = invert(pulled, DOWN_TO_LOWEST)(clean, 0.0)
     assert torch.equal(step.x, clean)
 
 
@@ -124,7 +128,7 @@ def test_with_its_drift_made_up_for_inversion_and_sampling_meet():
     refine = lambda x0, sigma: clean  # noqa: E731
     ends = [
         elevated(pulled, noise, refine_at=[FIFTY[8]], refine=refine, correct=correct)[-1].x
-        for correct in (None, drift(pulled))
+        for correct in (None, correct_drift(pulled))
     ]
     off = [(end - clean).abs().mean() for end in ends]
     assert off[1] < 0.01 < off[0]
@@ -132,11 +136,11 @@ def test_with_its_drift_made_up_for_inversion_and_sampling_meet():
 
 def test_what_it_costs_in_frames():
     """Released code: 366 evaluations of each frame, 100 of them the plain sampling."""
-    draw = at_levels(1, range(8), SHAPE)
+    draw = per_sigma(1, range(8), SHAPE)
     image, plain, video = Looks(pulled), Looks(pulled), Looks(steady)
     elevated(
         image, drawn(), refine_at=[FIFTY[k] for k in (5, 15, 25, 35)],
-        refine=moved(video, FIFTY, 8, draw, keep=lambda x: x), back=inverted(plain, DOWN_TO_LOWEST, 12),
+        refine=refine_with_video_model(video, FIFTY, 8, draw, keep=lambda x: x), back=invert(plain, DOWN_TO_LOWEST, 12),
         correct=None,
     )  # fmt: skip
     assert [each.frames / 8 for each in (image, plain, video)] == [50, 48, 32]  # guided: 2 * 50 + 48 + 2 * 32 = 212
@@ -144,7 +148,7 @@ def test_what_it_costs_in_frames():
 
 def test_made_up_drift_costs_one_evaluation_a_refinement():
     known = Looks(pulled)
-    elevated(pulled, drawn(), refine_at=[FIFTY[5], FIFTY[25]], correct=drift(known))
+    elevated(pulled, drawn(), refine_at=[FIFTY[5], FIFTY[25]], correct=correct_drift(known))
     assert known.frames == 2 * 8
 
 
@@ -156,7 +160,7 @@ def test_levels_meet_between_the_rungs_of_both_ladders():
         return x
 
     other = [40.0, 9.0, 3.0, 1.0, 0.3, 0.0]
-    refine = moved(look, other, 3, at_levels(1, range(8), SHAPE), keep=lambda x: x)
+    refine = refine_with_video_model(look, other, 3, per_sigma(1, range(8), SHAPE), keep=lambda x: x)
     refine(drawn(), 5.0)
     refine(drawn(), 80.0)
     assert seen == [5.0, 3.0, 1.0, 40.0, 9.0, 3.0]
@@ -164,7 +168,7 @@ def test_levels_meet_between_the_rungs_of_both_ladders():
 
 def test_near_the_end_the_video_model_takes_the_steps_that_are_left():
     look = Looks(steady)
-    moved(look, FIFTY, 8, at_levels(1, range(8), SHAPE), keep=lambda x: x)(drawn(), FIFTY[-3])
+    refine_with_video_model(look, FIFTY, 8, per_sigma(1, range(8), SHAPE), keep=lambda x: x)(drawn(), FIFTY[-3])
     assert look.frames == 2 * 8
 
 
@@ -173,10 +177,17 @@ def test_near_the_end_the_video_model_takes_the_steps_that_are_left():
     [
         (lambda: elevated(pulled, drawn(), refine_at=[0.0]), "Nothing is estimated at the end"),
         (lambda: elevated(pulled, drawn(), refine_at=[1.2345]), "No rung of this ladder"),
-        (lambda: moved(steady, FIFTY, 0, at_levels(1, range(8), SHAPE), keep=lambda x: x), "at least 1 step"),
+        (
+            lambda: refine_with_video_model(steady, FIFTY, 0, per_sigma(1, range(8), SHAPE), keep=lambda x: x),
+            "at least 1 step",
+        ),
         (
             lambda: elevated(
-                pulled, drawn(), refine_at=[FIFTY[5]], back=inverted(pulled, DOWN_TO_LOWEST, 4), correct=drift(pulled)
+                pulled,
+                drawn(),
+                refine_at=[FIFTY[5]],
+                back=invert(pulled, DOWN_TO_LOWEST, 4),
+                correct=correct_drift(pulled),
             ),
             "all rungs of it",
         ),

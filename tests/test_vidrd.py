@@ -7,8 +7,16 @@ import torch
 
 from kineograph.latents import Latents
 from kineograph.methods import videocrafter, vidrd
-from kineograph.methods.vidrd import Past, begun, left_by, sample, sparing, staged, stages
-from kineograph.noise import independent, related
+from kineograph.methods.vidrd import (
+    Past,
+    guided_frames,
+    initial_noise,
+    overwrite_guided,
+    record_past,
+    sample,
+    skip_overwritten,
+)
+from kineograph.noise import independent, partly_shared
 from kineograph.samplers import ddim, dpmpp_2m, recorded
 
 FIFTY = [*torch.logspace(1.2, -1.5, 50, dtype=torch.float64).tolist(), 0.0]
@@ -29,9 +37,9 @@ def drawn(clips: int, *, keep=4, ratio=4.0, share=0.4, solve=ddim) -> list[list]
     past, made = None, []
     for number in range(clips):
         fresh = independent(number, range(FRAMES), SHAPE)
-        guided = stages(FIFTY, keep, share)
+        guided = guided_frames(FIFTY, keep, share)
         steps = recorded(sample(clip, fresh, past, keep=keep, ratio=ratio, guided=guided, solve=solve))
-        past = left_by(begun(fresh, past, keep, ratio), steps)
+        past = record_past(initial_noise(fresh, past, keep, ratio), steps)
         made.append(steps)
     return made
 
@@ -45,22 +53,22 @@ def test_one_clip_is_plain_sampling():
 def test_noise_turned_round_twice_is_the_noise():
     first = independent(0, range(FRAMES), SHAPE)
     fresh = independent(1, range(FRAMES), SHAPE)
-    once = begun(fresh, Past(first, {}), keep=7, ratio=math.inf)
-    assert torch.allclose(begun(fresh, Past(once, {}), keep=7, ratio=math.inf), first, atol=1e-6)
+    once = initial_noise(fresh, Past(first, {}), keep=7, ratio=math.inf)
+    assert torch.allclose(initial_noise(fresh, Past(once, {}), keep=7, ratio=math.inf), first, atol=1e-6)
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 4.0, math.inf])
 def test_noise_that_depends_on_the_past_has_unit_variance(ratio):
     shape = (1, 4, 64, 64)
     past, fresh = (independent(seed, range(FRAMES), shape) for seed in (0, 1))
-    mixed = begun(fresh, Past(past, {}), keep=0, ratio=ratio)
+    mixed = initial_noise(fresh, Past(past, {}), keep=0, ratio=ratio)
     assert mixed.var().item() == pytest.approx(1, abs=0.01)
     turned = past.flip(1)
     assert (mixed * turned).mean().item() == pytest.approx(math.sin(math.atan(ratio)), abs=0.01)
 
 
 def test_the_papers_guided_steps():
-    counts = stages(FIFTY, keep=4, share=0.4)
+    counts = guided_frames(FIFTY, keep=4, share=0.4)
     assert [sum(count > j for count in counts.values()) for j in range(4)] == [20, 15, 10, 5]
     assert list(counts) == FIFTY[:20]
 
@@ -75,8 +83,8 @@ def test_guidance_at_every_level_gives_an_exact_seam():
 def test_noise_that_a_clips_frames_share_does_not_add_up_over_clips(share):
     shape, past = (1, 4, 64, 64), None
     for number in range(8):
-        fresh = related(share, 0, range(number * FRAMES, (number + 1) * FRAMES), shape, number)
-        past = Past(begun(fresh, past, keep=4, ratio=4.0), {})
+        fresh = partly_shared(share, 0, range(number * FRAMES, (number + 1) * FRAMES), shape, number)
+        past = Past(initial_noise(fresh, past, keep=4, ratio=4.0), {})
     noise = past.noise
     assert noise.var().item() == pytest.approx(1, abs=0.03)
     neighbours = (noise[:, 4:-1] * noise[:, 5:]).mean().item()
@@ -91,8 +99,8 @@ def reading_the_first(x: Latents, sigma: float) -> Latents:
 
 def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing():
     fresh, seen = independent(1, range(FRAMES), SHAPE), []
-    past = left_by(fresh, recorded(ddim(reading_the_first, FIFTY[0] * fresh, FIFTY)))
-    guided = stages(FIFTY, keep=4, share=0.4)
+    past = record_past(fresh, recorded(ddim(reading_the_first, FIFTY[0] * fresh, FIFTY)))
+    guided = guided_frames(FIFTY, keep=4, share=0.4)
 
     def counting(x: Latents, sigma: float) -> Latents:
         seen.append(x.shape[1])
@@ -105,7 +113,7 @@ def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing
         return recorded(sample(draw, independent(2, range(FRAMES), SHAPE), past, keep=4, ratio=4.0, guided=guided,
                                solve=ddim))  # fmt: skip
 
-    plain, spared = walk(reading_the_first), walk(sparing(counting, past, guided, FIFTY))
+    plain, spared = walk(reading_the_first), walk(skip_overwritten(counting, past, guided, FIFTY))
     assert all(torch.equal(one.x, other.x) for one, other in zip(plain, spared, strict=True))
     assert len(seen) == 50 and 50 * FRAMES - sum(seen) == 14 + 9 + 4  # the first is read by all
 
@@ -124,17 +132,17 @@ def test_each_part_brings_the_seam_closer(solve):
 def test_frames_that_are_not_guided_are_the_solvers():
     past = Past(torch.zeros(1, FRAMES, *SHAPE[1:]), {FIFTY[0]: torch.full((1, FRAMES, *SHAPE[1:]), 7.0)})
     x = FIFTY[0] * independent(0, range(FRAMES), SHAPE)
-    (step, _) = staged(ddim, past, {FIFTY[0]: 2})(mixing, x, FIFTY[:2])
+    (step, _) = overwrite_guided(ddim, past, {FIFTY[0]: 2})(mixing, x, FIFTY[:2])
     assert (step.x[:, :2] == 7).all() and torch.equal(step.x[:, 2:], x[:, 2:])
 
 
 def test_a_walk_of_the_first_frame_alone_is_guided_too():
     past = Past(torch.zeros(1, FRAMES, *SHAPE[1:]), {FIFTY[0]: torch.full((1, FRAMES, *SHAPE[1:]), 7.0)})
-    (step, _) = staged(ddim, past, {FIFTY[0]: 4})(mixing, torch.zeros(1, 1, *SHAPE[1:]), FIFTY[:2])
+    (step, _) = overwrite_guided(ddim, past, {FIFTY[0]: 4})(mixing, torch.zeros(1, 1, *SHAPE[1:]), FIFTY[:2])
     assert step.x.shape[1] == 1 and (step.x == 7).all()
 
 
 def test_more_frames_kept_than_there_are_is_refused():
     with pytest.raises(ValueError, match="keeps fewer of them"):
-        begun(independent(0, range(4), SHAPE), None, keep=4, ratio=4.0)
-    assert vidrd.stages(FIFTY, 4, 0.0) == {}
+        initial_noise(independent(0, range(4), SHAPE), None, keep=4, ratio=4.0)
+    assert vidrd.guided_frames(FIFTY, 4, 0.0) == {}

@@ -14,7 +14,7 @@ from kineograph.metrics.distances import frechet, moments
 from kineograph.metrics.extractors import open_extractor
 from kineograph.metrics.features import Extractor
 from kineograph.models.model import Model
-from kineograph.models.vae.temporal_decoder import DecoderConfig, TemporalDecoder, blocks_of
+from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig, decoder_blocks
 from kineograph_lab.studies import reproduce, set_distances
 from kineograph_lab.studies.judges import Witnesses, pocket_witnesses
 from kineograph_lab.studies.protocol import moving_cases
@@ -129,7 +129,7 @@ def test_a_set_is_as_far_as_its_features(extractor: Extractor):
 @pytest.fixture
 def with_decoder(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """A tiny model with an untrained temporal decoder in place of the pocket one, and films of its size."""
-    decoder = TemporalDecoder(DecoderConfig(blocks=blocks_of(model.vae), groups=4)).eval()
+    decoder = TemporalDecoder(TemporalDecoderConfig(blocks=decoder_blocks(model.vae), groups=4)).eval()
     monkeypatch.setattr(temporal_decoder, "load", lambda name: replace(model, decoder=decoder))
     monkeypatch.setattr(temporal_decoder, "clip", lambda shot, frames, fps: clip(shot, 2)[:, ::8, ::8].copy())
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kineograph import denoise, latents, methods, motion, noise, samplers, sigmas
     from kineograph.condition import Condition
-    from kineograph.denoise import guided
+    from kineograph.denoise import classifier_free_guidance
     from kineograph.errors import InputError
     from kineograph.generate import animate, edit, generate, replay
     from kineograph.media.video import Video, open_video
-    from kineograph.method_options import Elevation, Reuse
+    from kineograph.method_options import ClipOptions, ElevatorOptions
     from kineograph.models.loading.load import load
     from kineograph.models.loading.save import save
     from kineograph.models.model import Model

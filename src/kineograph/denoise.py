@@ -14,7 +14,7 @@ from kineograph.latents import Latents, add_noise
 Denoise = Callable[[Latents, float], Latents]
 
 
-def guided(conditional: Denoise, unconditional: Denoise, scale: float) -> Denoise:
+def classifier_free_guidance(conditional: Denoise, unconditional: Denoise, scale: float) -> Denoise:
     """Classifier-free guidance: away from the unconditional estimate, by `scale` times the difference.
 
     With `scale == 1` this is `conditional` itself, so that the unconditional model is never evaluated. On a CPU both
@@ -25,13 +25,13 @@ def guided(conditional: Denoise, unconditional: Denoise, scale: float) -> Denois
         return conditional
 
     def look(x: Latents, sigma: float) -> Latents:
-        without, told = _each((unconditional, conditional), x, sigma)
+        without, told = _evaluate_all((unconditional, conditional), x, sigma)
         return without + scale * (told - without)
 
     return look
 
 
-def guided_twice(
+def text_and_image_guidance(
     conditional: Denoise, pictured: Denoise, unconditional: Denoise, scale: float, image_scale: float
 ) -> Denoise:
     """Guidance by text and by a picture, for models that are told both: from nothing, by `image_scale` towards what the
@@ -41,16 +41,16 @@ def guided_twice(
     Source: InstructPix2Pix (Brooks et al. 2023), eq. 3.
     """
     if image_scale == 1:
-        return guided(conditional, pictured, scale)
+        return classifier_free_guidance(conditional, pictured, scale)
 
     def look(x: Latents, sigma: float) -> Latents:
-        without, shown, told = _each((unconditional, pictured, conditional), x, sigma)
+        without, shown, told = _evaluate_all((unconditional, pictured, conditional), x, sigma)
         return without + image_scale * (shown - without) + scale * (told - shown)
 
     return look
 
 
-def _each(looks: Sequence[Denoise], x: Latents, sigma: float) -> list[Latents]:
+def _evaluate_all(looks: Sequence[Denoise], x: Latents, sigma: float) -> list[Latents]:
     """What each estimates."""
     cores = torch.get_num_threads()
     if x.device.type != "cpu" or cores < 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
@@ -66,18 +66,18 @@ def _each(looks: Sequence[Denoise], x: Latents, sigma: float) -> list[Latents]:
 @lru_cache(maxsize=4)
 def _workers(count: int, cores: int) -> ThreadPoolExecutor:
     """As many threads, which share the cores out."""
-    workers, started = ThreadPoolExecutor(count, "guidance", _use, (max(1, cores // count),)), Barrier(count)
+    workers, started = ThreadPoolExecutor(count, "guidance", _set_threads, (max(1, cores // count),)), Barrier(count)
     list(workers.map(lambda _: started.wait(), range(count)))
     torch.set_num_threads(cores)  # what any thread sets is what later ones begin with
     return workers
 
 
-def _use(cores: int) -> None:
+def _set_threads(cores: int) -> None:
     torch.get_num_threads()  # a thread's first question is answered with what others have, and binds it to that
     torch.set_num_threads(cores)
 
 
-def pinned(denoise: Denoise, known: Latents, noise: Latents) -> Denoise:
+def replace_known_frames(denoise: Denoise, known: Latents, noise: Latents) -> Denoise:
     """The same model for a video whose first frames are known: they are given, and all others are drawn to fit them.
 
     known, noise: [b p c h w], the clean latents of the first p frames and the noise that they are seen under.
@@ -93,7 +93,7 @@ def pinned(denoise: Denoise, known: Latents, noise: Latents) -> Denoise:
     return look
 
 
-def finite(denoise: Denoise) -> Denoise:
+def check_finite(denoise: Denoise) -> Denoise:
     """The same model, that raises ValueError when an estimate holds NaN or infinity, naming the first such frame."""
 
     def look(x: Latents, sigma: float) -> Latents:

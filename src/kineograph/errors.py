@@ -14,7 +14,7 @@ class InputWarning(UserWarning):
     """Something that was passed in can be used, but may not do what was meant."""
 
 
-MOST_FRAMES = 4096
+MAX_FRAMES = 4096
 
 
 def check_text(name: str, value: object) -> None:
@@ -22,12 +22,12 @@ def check_text(name: str, value: object) -> None:
         raise InputError(f"{name} is a text, not {value!r}")
 
 
-def check_whole(name: str, value: object, least: int, most: int) -> None:
+def check_integer(name: str, value: object, least: int, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise InputError(f"{name} is a whole number from {least} to {most}, not {value!r}")
 
 
-def check_rate(fps: object) -> None:
+def check_fps(fps: object) -> None:
     if fps is None:
         return
     check_number("fps", fps)
@@ -35,15 +35,15 @@ def check_rate(fps: object) -> None:
         raise InputError(f"fps, the frames shown per second, is above 0 and at most 240, not {fps}")
 
 
-def check_frames(count: object) -> None:
+def check_num_frames(count: object) -> None:
     if count is None:
         return
-    if isinstance(count, int) and count > MOST_FRAMES:
+    if isinstance(count, int) and count > MAX_FRAMES:
         raise InputError(
-            f"num_frames is at most {MOST_FRAMES}, and {count} came: frames are kept in memory until the video is "
+            f"num_frames is at most {MAX_FRAMES}, and {count} came: frames are kept in memory until the video is "
             f"written ({count * 512 * 512 * 3 / 1e9:,.0f} GB for so many of 512 x 512). Make several videos"
         )
-    check_whole("num_frames", count, 1, MOST_FRAMES)
+    check_integer("num_frames", count, 1, MAX_FRAMES)
 
 
 def check_number(name: str, value: object) -> None:

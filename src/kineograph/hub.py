@@ -28,7 +28,7 @@ OLD_WEIGHTS = {"text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model
 FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 
 
-class Hub(NamedTuple):
+class HubOptions(NamedTuple):
     """How to ask the Hub; the names are those of `from_pretrained`."""
 
     revision: str | None = None
@@ -38,7 +38,7 @@ class Hub(NamedTuple):
     local_files_only: bool = False
 
 
-def local(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
+def local_path(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
     """The path, if something is there; None if it can only be the name of a repository.
 
     Raises InputError for a path with nothing there, with a hint when something similar is, or is built in.
@@ -51,13 +51,13 @@ def local(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
     raise InputError(f"there is no {source}: expected a file, a folder or a hub id, owner/name{_hint(path, built_in)}")
 
 
-def find_file(source: str | Path, names: list[str], ask: Hub) -> Path:
+def find_file(source: str | Path, names: list[str], ask: HubOptions) -> Path:
     """A file of a known name in a folder or repository, or the only safetensors file there; or the file itself.
 
     Raises InputError when there is none, or no telling which.
     """
     elsewhere = ask._replace(revision=None, variant=None)  # those are the model's, not this file's
-    path = local(source) or fetch_folder(str(source), [*names, "adapter_config.json"], elsewhere)
+    path = local_path(source) or fetch_folder(str(source), [*names, "adapter_config.json"], elsewhere)
     if path.is_file():
         return path
     files = [path / name for name in names if (path / name).exists()] or sorted(path.glob("*.safetensors"))
@@ -67,7 +67,7 @@ def find_file(source: str | Path, names: list[str], ask: Hub) -> Path:
     return files[0]
 
 
-def fetch_pipeline(name: str, ask: Hub) -> Path:
+def fetch_pipeline(name: str, ask: HubOptions) -> Path:
     """The folder of a repository that holds a diffusers pipeline: settings, and weights in one format."""
     folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS, ask, "safetensors")], ask)
     if not any((folder / "unet").glob("*.safetensors")):  # ZeroScope's has none
@@ -77,12 +77,12 @@ def fetch_pipeline(name: str, ask: Hub) -> Path:
     return folder
 
 
-def _weights(stems: Mapping[str, str], ask: Hub, ending: str) -> list[str]:
+def _weights(stems: Mapping[str, str], ask: HubOptions, ending: str) -> list[str]:
     variant = f".{ask.variant}" if ask.variant else ""
     return [f"{part}/{stem}{variant}{rest}.{ending}" for part, stem in stems.items() for rest in ("", "-*-of-*")]
 
 
-def fetch_folder(name: str, patterns: list[str], ask: Hub) -> Path:
+def fetch_folder(name: str, patterns: list[str], ask: HubOptions) -> Path:
     """The folder of a repository with those of its files that match."""
     options = ask._asdict() | {"allow_patterns": patterns}
     del options["variant"]  # the Hub knows files, not which of them are variants

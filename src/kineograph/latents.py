@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 Latents = Float[Tensor, "b f c h w"]
-Levels = Float[Tensor, "#b #f 1 1 1"]  # training gives every sample its own level
+SampleSigmas = Float[Tensor, "#b #f 1 1 1"]  # training gives every sample its own level
 Mask = Float[Tensor, "#b #f #c #h #w"]
 
 
-def add_noise(x0: Latents, noise: Latents, sigma: float | Levels) -> Latents:
+def add_noise(x0: Latents, noise: Latents, sigma: float | SampleSigmas) -> Latents:
     """Clean latents raised to the noise level `sigma`: `x0 + sigma * noise`."""
     return x0 + sigma * noise
 

@@ -10,11 +10,11 @@ from kineograph import errors
 from kineograph.errors import InputError
 
 RETURNS = ("inversion", "same-noise", "fresh-noise")
-MOST_STEPS = 1000
+MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
-class Elevation:
+class ElevatorOptions:
     """The method's choices; as they are, those of its authors but where that is said.
 
     refine_at: where the video model moves what the image model draws, as parts of the way that is left: 1 at the first
@@ -48,7 +48,7 @@ class Elevation:
             errors.check_number("refine_at", part)
             if not 0 < part <= 1:
                 raise InputError(f"refine_at holds parts of the way that is left, above 0 and at most 1, not {part:g}")
-        errors.check_whole("video_steps", self.video_steps, 1, MOST_STEPS)
+        errors.check_integer("video_steps", self.video_steps, 1, MAX_STEPS)
         for name, width in (("low_pass", self.low_pass), ("low_pass_space", self.low_pass_space)):
             if width is not None:
                 errors.check_number(name, width)
@@ -59,7 +59,7 @@ class Elevation:
             raise InputError(f"shared_noise is at least 0, not {self.shared_noise:g}")
         errors.check_choice("back", self.back, RETURNS)
         if self.inversion_steps is not None:
-            errors.check_whole("inversion_steps", self.inversion_steps, 1, MOST_STEPS)
+            errors.check_integer("inversion_steps", self.inversion_steps, 1, MAX_STEPS)
         if self.drift_correction and self.back != "inversion":
             raise InputError(f"drift_correction makes up for what an inversion loses, and back is {self.back}")
         if self.video_guidance_scale is not None:
@@ -68,17 +68,17 @@ class Elevation:
             errors.check_text("video_prompt", self.video_prompt)
 
     @classmethod
-    def recorded(cls, settings: Mapping[str, Any]) -> Elevation:
+    def recorded(cls, settings: Mapping[str, Any]) -> ElevatorOptions:
         """From the settings that a video carries, where lists stand for tuples."""
         return cls(**{**settings, "refine_at": tuple(settings.get("refine_at", cls.refine_at))})
 
 
-MOST_CLIPS = 1024
-ORDERS = ("reversed", "kept")
+MAX_CLIPS = 1024
+NOISE_ORDERS = ("reversed", "kept")
 
 
 @dataclass(frozen=True)
-class Reuse:
+class ClipOptions:
     """As they are, the paper's choices but for keep and guidance, which are 4 and 0.4 there
     (docs/decisions/0011-seams-that-do-not-jump.md). The anchor is not in the paper.
 
@@ -99,10 +99,10 @@ class Reuse:
     order: str = "reversed"
 
     def __post_init__(self) -> None:
-        errors.check_whole("keep", self.keep, 0, errors.MOST_FRAMES)
+        errors.check_integer("keep", self.keep, 0, errors.MAX_FRAMES)
         for name in ("noise_ratio", "guidance", "anchor"):
             errors.check_number(name, getattr(self, name))
-        errors.check_choice("order", self.order, ORDERS)
+        errors.check_choice("order", self.order, NOISE_ORDERS)
         if self.noise_ratio < 0:
             raise InputError(f"noise_ratio is at least 0, not {self.noise_ratio:g}")
         for name in ("guidance", "anchor"):
@@ -110,6 +110,6 @@ class Reuse:
                 raise InputError(f"{name} is a share from 0 to 1, not {getattr(self, name):g}")
 
     @classmethod
-    def recorded(cls, settings: Mapping[str, Any]) -> Reuse:
+    def recorded(cls, settings: Mapping[str, Any]) -> ClipOptions:
         """From the settings that a video carries."""
         return cls(**settings)

@@ -21,17 +21,17 @@ from torch import Tensor
 from kineograph.errors import InputError
 from kineograph.noise import shared
 
-First = Float[Tensor, "b 1 c h w"]
-Others = Float[Tensor, "b n c h w"]
-Warp = Callable[[First, First], tuple[Others, Others]]
+FirstFrame = Float[Tensor, "b 1 c h w"]
+OtherFrames = Float[Tensor, "b n c h w"]
+Warp = Callable[[FirstFrame, FirstFrame], tuple[OtherFrames, OtherFrames]]
 """(clean estimate, noise) of frame 0 -> both as the frames after it see them"""
 
 View = Float[Tensor, "2 3"]
 """(x, y, 1) in a frame -> (x, y) in frame 0, in latent cells from the top left corner"""
 
-FRAME = 512  # pixels: strengths are relative to a frame of this width and height, whatever its real size
-PARTS = 8  # a cell of noise is moved in 8 x 8 parts: the finest step is one pixel of an 8-fold autoencoder
-FARTHEST_ZOOM = 4  # beyond it, either way, a frame shows too little of frame 0 to be made of it
+REFERENCE_SIZE = 512  # pixels: strengths are relative to a frame of this width and height, whatever its real size
+SUBCELLS = 8  # a cell of noise is moved in 8 x 8 parts: the finest step is one pixel of an 8-fold autoencoder
+MAX_ZOOM = 4  # beyond it, either way, a frame shows too little of frame 0 to be made of it
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ _READ: dict[str, Callable[[str], dict]] = {
 }
 
 
-def shift(motion: Motion, frame: int, frames: int) -> tuple[float, float]:
+def camera_offset(motion: Motion, frame: int, frames: int) -> tuple[float, float]:
     """How far the camera has moved by this frame of a video of `frames`, as parts of the frame's width and height."""
     x, y = motion.pan[0] * frame, motion.pan[1] * frame
     if motion.path:
@@ -115,13 +115,13 @@ def shift(motion: Motion, frame: int, frames: int) -> tuple[float, float]:
         time = frame / max(frames - 1, 1) * (len(places) - 1)
         here = [np.interp(time, range(len(places)), places[:, axis]) - places[0, axis] for axis in (0, 1)]
         x, y = x + float(here[0]), y + float(here[1])
-    return x / FRAME, y / FRAME
+    return x / REFERENCE_SIZE, y / REFERENCE_SIZE
 
 
-def view(motion: Motion, frame: int, frames: int, size: Sequence[int]) -> View:
+def view_matrix(motion: Motion, frame: int, frames: int, size: Sequence[int]) -> View:
     """Where in frame 0 the camera looks at this frame, for latents of `size` (height, width)."""
     height, width = size
-    x, y = shift(motion, frame, frames)
+    x, y = camera_offset(motion, frame, frames)
     angle, scale = math.radians(motion.turn * frame), motion.zoom**-frame
     c, s = scale * math.cos(angle), scale * math.sin(angle)
     turned = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
@@ -130,27 +130,27 @@ def view(motion: Motion, frame: int, frames: int, size: Sequence[int]) -> View:
     return torch.cat([turned, (centre - turned @ centre + moved)[:, None]], dim=1)
 
 
-def along(motion: Motion, *, frames: int, seed: int) -> Warp:
+def frame_warp(motion: Motion, *, frames: int, seed: int) -> Warp:
     """The warp that shows frame 0 to frames 1 to `frames - 1` of a video, as Text2Video-Zero wants it.
 
     `seed` is the video's own (of its first sample, where there are several).
     Raises InputError when the zooming goes too far to leave anything of frame 0.
     """
     farthest = motion.zoom ** (frames - 1)
-    if not 1 / FARTHEST_ZOOM <= farthest <= FARTHEST_ZOOM:
+    if not 1 / MAX_ZOOM <= farthest <= MAX_ZOOM:
         raise InputError(
             f"A zoom of {motion.zoom:g} a frame magnifies {farthest:.3g} times over {frames} frames; expected at most "
-            f"{FARTHEST_ZOOM} times, or 1/{FARTHEST_ZOOM}. Choose a zoom nearer to 1, or fewer frames."
+            f"{MAX_ZOOM} times, or 1/{MAX_ZOOM}. Choose a zoom nearer to 1, or fewer frames."
         )
 
-    def carry(x0: First, noise: First) -> tuple[Others, Others]:
-        views = [view(motion, frame, frames, x0.shape[-2:]) for frame in range(1, frames)]
-        return warp(x0, views), warp_noise(noise, views, seed)
+    def carry(x0: FirstFrame, noise: FirstFrame) -> tuple[OtherFrames, OtherFrames]:
+        views = [view_matrix(motion, frame, frames, x0.shape[-2:]) for frame in range(1, frames)]
+        return warp_latents(x0, views), warp_noise(noise, views, seed)
 
     return carry
 
 
-def warp(x0: First, views: Sequence[View]) -> Others:
+def warp_latents(x0: FirstFrame, views: Sequence[View]) -> OtherFrames:
     """Frame 0 as each view shows it: bicubic, mirrored at its edges; by whole cells exactly a shift."""
     frame = x0[:, 0].cpu().double()  # in double precision a whole cell stays whole
     return torch.stack([_sample(frame, at) for at in views], dim=1).to(x0)
@@ -165,7 +165,7 @@ def _sample(frame: Float[Tensor, "b c h w"], at: View) -> Float[Tensor, "b c h w
     )
 
 
-def warp_noise(noise: First, views: Sequence[View], seed: int) -> Others:
+def warp_noise(noise: FirstFrame, views: Sequence[View], seed: int) -> OtherFrames:
     """The noise of frame 0 as each view shows it: white, of unit variance; by whole cells exactly a shift.
 
     Each cell is split into 8 x 8 parts, white noise whose sum it is;
@@ -174,15 +174,15 @@ def warp_noise(noise: First, views: Sequence[View], seed: int) -> Others:
     Source: the noise transport of Chang et al. 2024, "How I Warped Your Noise", for affine maps.
     """
     b, _, c, h, w = noise.shape
-    detail = shared(seed, [0], (b, c, PARTS * h, PARTS * w))[:, 0]
+    detail = shared(seed, [0], (b, c, SUBCELLS * h, SUBCELLS * w))[:, 0]
     parts = _split(noise[:, 0].cpu().double(), detail.double())
     return torch.stack([_gather(parts, at, (h, w)) for at in views], dim=1).to(noise)
 
 
 def _split(noise: Float[Tensor, "b c h w"], detail: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
     """White noise on the finer grid that adds up, over `PARTS`, to `noise` in every cell."""
-    missing = noise / PARTS - F.avg_pool2d(detail, PARTS)
-    return detail + missing.repeat_interleave(PARTS, -2).repeat_interleave(PARTS, -1)
+    missing = noise / SUBCELLS - F.avg_pool2d(detail, SUBCELLS)
+    return detail + missing.repeat_interleave(SUBCELLS, -2).repeat_interleave(SUBCELLS, -1)
 
 
 def _gather(parts: Float[Tensor, "b c H W"], at: View, size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
@@ -199,13 +199,13 @@ def _gather(parts: Float[Tensor, "b c H W"], at: View, size: tuple[int, int]) ->
 def _landings(at: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """For each part of the mirrored plane that the view shows: the cell it lands in, and which part it is."""
     height, width = size
-    corners = PARTS * _apply(at, torch.tensor([0, width, 0, width]), torch.tensor([0, 0, height, height]))
+    corners = SUBCELLS * _apply(at, torch.tensor([0, width, 0, width]), torch.tensor([0, 0, height, height]))
     left, top = corners.amin(0).floor().int().tolist()
     right, bottom = corners.amax(0).ceil().int().tolist()
     column, row = torch.meshgrid(torch.arange(left, right), torch.arange(top, bottom), indexing="xy")
-    x, y = _apply(_inverse(at), (column + 0.5) / PARTS, (row + 0.5) / PARTS).floor().long().unbind(-1)
+    x, y = _apply(_inverse(at), (column + 0.5) / SUBCELLS, (row + 0.5) / SUBCELLS).floor().long().unbind(-1)
     shown = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    part = _mirrored(row, PARTS * height) * PARTS * width + _mirrored(column, PARTS * width)
+    part = _mirrored(row, SUBCELLS * height) * SUBCELLS * width + _mirrored(column, SUBCELLS * width)
     return (y * width + x)[shown], part[shown]
 
 

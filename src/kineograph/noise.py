@@ -20,8 +20,8 @@ from kineograph.latents import Latents
 Shape = tuple[int, int, int, int]  # (b, c, h, w): of the videos in a batch, without their frames
 
 # What a draw is for: the first word of its seed, so that no two purposes ever meet.
-FRAME, VIDEO, LEVEL, CLIP = range(4)
-ALL = 2**32 - 1  # stands for all frames where noise of a level is drawn: no video has so many
+FRAME, VIDEO, SIGMA, CLIP = range(4)
+ALL_FRAMES = 2**32 - 1  # stands for all frames where noise of a level is drawn: no video has so many
 
 
 def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
@@ -29,7 +29,7 @@ def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
 
     Sample j of a batch has the seed `seed + j`. Returns [b f c h w], float32, on the CPU.
     """
-    return _drawn(seed, [(FRAME, frame) for frame in frames], shape)
+    return _noise_of(seed, [(FRAME, frame) for frame in frames], shape)
 
 
 def shared(seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
@@ -37,11 +37,11 @@ def shared(seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Lat
 
     clip: the number of a clip of a long video; each has a noise of its own.
     """
-    one = _drawn(seed, [(CLIP, clip) if clip else (VIDEO,)], shape)
+    one = _noise_of(seed, [(CLIP, clip) if clip else (VIDEO,)], shape)
     return one.repeat(1, len(list(frames)), 1, 1, 1)
 
 
-def at_levels(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
+def per_sigma(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
     """Noise as a function of the level: what ancestral solvers draw on their way.
 
     It depends on the seed, the frame and sigma only, so that a solver needs no generator and a video computed in
@@ -52,28 +52,28 @@ def at_levels(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float
 
     def draw(sigma: float) -> Latents:
         (level,) = struct.unpack("<I", struct.pack("<f", sigma))
-        return _drawn(seed, [(LEVEL, frame, level) for frame in numbers], shape)
+        return _noise_of(seed, [(SIGMA, frame, level) for frame in numbers], shape)
 
     return draw
 
 
-def related(ratio: float, seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
+def partly_shared(ratio: float, seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
     """Noise of which `ratio` parts are shared by all frames of a clip, to one of each frame's own; see `mixed`.
 
     With a ratio of 0 this is `independent`, with `math.inf` it is `shared`. Returns [b f c h w], float32, on the CPU.
     """
     numbers = list(frames)
-    return mixed(shared(seed, numbers, shape, clip), independent(seed, numbers, shape), ratio)
+    return mix(shared(seed, numbers, shape, clip), independent(seed, numbers, shape), ratio)
 
 
-def related_at_levels(ratio: float, seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
+def partly_shared_per_sigma(ratio: float, seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
     """The same as a function of the level: what ancestral solvers draw on their way."""
     numbers = list(frames)
-    one, own = at_levels(seed, [ALL] * len(numbers), shape), at_levels(seed, numbers, shape)
-    return lambda sigma: mixed(one(sigma), own(sigma), ratio) if ratio else own(sigma)
+    one, own = per_sigma(seed, [ALL_FRAMES] * len(numbers), shape), per_sigma(seed, numbers, shape)
+    return lambda sigma: mix(one(sigma), own(sigma), ratio) if ratio else own(sigma)
 
 
-def mixed(shared: Latents, own: Latents, ratio: float) -> Latents:
+def mix(shared: Latents, own: Latents, ratio: float) -> Latents:
     """`ratio` parts of one noise to one part of the other, at unit variance.
 
     Variance 1 holds for independent noises of variance 1; `ratio` 0 is all `own`, `math.inf` all `shared`.
@@ -89,10 +89,10 @@ def past_dependent(past: Latents, fresh: Latents, ratio: float) -> Latents:
     Source: VidRD's past-dependent noise sampling (Gu et al. 2023), where the ratio is beta (4) and `past` comes with
     its frames reversed.
     """
-    return mixed(past, fresh, ratio)
+    return mix(past, fresh, ratio)
 
 
-def _drawn(seed: int, keys: list[tuple[int, ...]], shape: Shape) -> Latents:
+def _noise_of(seed: int, keys: list[tuple[int, ...]], shape: Shape) -> Latents:
     """Noise for every sample of the batch and every key."""
     if seed < 0:
         raise ValueError(f"A seed is an integer of at least 0, got {seed}.")

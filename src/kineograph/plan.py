@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from kineograph import noise, samplers
 from kineograph import sigmas as ladder
-from kineograph.denoise import Denoise, finite, guided
-from kineograph.errors import MOST_FRAMES, InputError
+from kineograph.denoise import Denoise, check_finite, classifier_free_guidance
+from kineograph.errors import MAX_FRAMES, InputError
 from kineograph.latents import Latents
 from kineograph.media.footage import Footage, open_footage, size_for
 from kineograph.media.images import Picture, read_picture
@@ -16,9 +16,9 @@ from kineograph.methods import vidrd
 from kineograph.methods.vidrd import Past
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
-from kineograph.motion import along, parse
-from kineograph.request import FPS, MOTION, NUM_FRAMES, Request
-from kineograph.samplers import Draw, Solver, Step
+from kineograph.motion import frame_warp, parse
+from kineograph.request import IMAGE_MODEL_FPS, MOTION, NUM_FRAMES, Request
+from kineograph.samplers import NoiseAt, Sampler, Step
 
 
 class Inputs(NamedTuple):
@@ -35,7 +35,7 @@ class Inputs(NamedTuple):
     picture: Picture | None = None
 
 
-def opened(request: Request) -> Inputs:
+def open_inputs(request: Request) -> Inputs:
     """The inputs of a request. Raises InputError for a video or picture that cannot serve, and for such a motion."""
     paths = [request.video] if request.video else [control.video for control in request.control]
     footage = tuple(open_footage(path, num_frames=request.num_frames, fps=request.fps) for path in paths)
@@ -45,8 +45,8 @@ def opened(request: Request) -> Inputs:
     if footage and motion is not None and parse(motion) == parse("none"):
         motion = None
     if motion is not None:
-        along(parse(motion), frames=num_frames, seed=0)
-    return Inputs(num_frames, request.fps or (footage[0].fps if footage else FPS), motion, footage, picture)
+        frame_warp(parse(motion), frames=num_frames, seed=0)
+    return Inputs(num_frames, request.fps or (footage[0].fps if footage else IMAGE_MODEL_FPS), motion, footage, picture)
 
 
 def _length(footage: Sequence[Footage]) -> int:
@@ -56,9 +56,9 @@ def _length(footage: Sequence[Footage]) -> int:
     if len(lengths) > 1:
         told = ", ".join(f"{each.path} has {len(each)}" for each in footage)
         raise InputError(f"the videos are not equally long ({told} frames): say how many frames (--num-frames)")
-    if (length := lengths.pop()) > MOST_FRAMES:
+    if (length := lengths.pop()) > MAX_FRAMES:
         raise InputError(
-            f"{footage[0].path} has {length} frames, and a video has at most {MOST_FRAMES}: ask for the first of them "
+            f"{footage[0].path} has {length} frames, and a video has at most {MAX_FRAMES}: ask for the first of them "
             "(--num-frames), or for fewer a second (--fps)"
         )
     return length
@@ -86,7 +86,7 @@ class Clip(NamedTuple):
     first: Mapping[float, Latents] | None = None
 
 
-class Start(NamedTuple):
+class Plan(NamedTuple):
     """What a request may leave open, decided."""
 
     seed: int
@@ -105,7 +105,7 @@ class Start(NamedTuple):
         return range(self.clip.number * count, (self.clip.number + 1) * count)
 
 
-class Walk(NamedTuple):
+class SamplingRun(NamedTuple):
     """How many steps there will be, the noise that they begin with, and the steps."""
 
     total: int
@@ -113,51 +113,51 @@ class Walk(NamedTuple):
     steps: Iterator[Step]
 
 
-def begun(request: Request, start: Start, fresh: Latents) -> Latents:
+def begun(request: Request, start: Plan, fresh: Latents) -> Latents:
     """What a clip begins with: fresh noise, and the past's if there is one."""
     past = start.clip.past
     if past is not None and request.reuse.order == "kept":
         past = past._replace(noise=past.noise.flip(1))  # turned twice
-    return vidrd.begun(fresh, past, _kept(request, start), request.reuse.noise_ratio)
+    return vidrd.initial_noise(fresh, past, _kept(request, start), request.reuse.noise_ratio)
 
 
-def _kept(request: Request, start: Start) -> int:
+def _kept(request: Request, start: Plan) -> int:
     """How many frames tie the clip to the one before: one at least is new."""
     return min(request.reuse.keep, len(start.frames) - 1)
 
 
-def following(request: Request, start: Start, solve: Solver, sigmas: Sequence[float]) -> Solver:
+def following(request: Request, start: Plan, solve: Sampler, sigmas: Sequence[float]) -> Sampler:
     """The solver down this ladder, that begins as the past went on, if there is one."""
     if start.clip.past is None:
         return solve
     guided = _guided(request, start, sigmas)
     anchor = {sigma: each for sigma, each in (start.clip.first or {}).items() if sigma in guided}
-    walk = vidrd.staged(solve, start.clip.past, guided)
-    return lambda look, x, rungs: walk(vidrd.anchored(look, anchor, request.reuse.anchor), x, rungs)
+    walk = vidrd.overwrite_guided(solve, start.clip.past, guided)
+    return lambda look, x, rungs: walk(vidrd.anchor_to_first(look, anchor, request.reuse.anchor), x, rungs)
 
 
-def sparing(request: Request, start: Start, look: Denoise, sigmas: Sequence[float]) -> Denoise:
+def sparing(request: Request, start: Plan, look: Denoise, sigmas: Sequence[float]) -> Denoise:
     """The same model, whose frames read the first alone, without those that follow the past anyway. An anchor reads all
     estimates."""
     if start.clip.past is None or request.reuse.anchor:
         return look
-    return vidrd.sparing(look, start.clip.past, _guided(request, start, sigmas), sigmas)
+    return vidrd.skip_overwritten(look, start.clip.past, _guided(request, start, sigmas), sigmas)
 
 
-def _guided(request: Request, start: Start, sigmas: Sequence[float]) -> vidrd.Guided:
-    return vidrd.stages(sigmas, _kept(request, start), request.reuse.guidance)
+def _guided(request: Request, start: Plan, sigmas: Sequence[float]) -> vidrd.Guided:
+    return vidrd.guided_frames(sigmas, _kept(request, start), request.reuse.guidance)
 
 
 def distilled(table: Sequence[float], steps: int) -> list[float]:
     """The ladder of latent consistency models: some of the 50 levels that they were distilled on."""
-    return ladder.thinned(ladder.trailing(table, 50), steps)
+    return ladder.subsample(ladder.trailing(table, 50), steps)
 
 
 class Descent(NamedTuple):
     """A way down: the ladder from a model's table of levels, and the solver from what it may draw."""
 
     rungs: Callable[[Sequence[float], int], list[float]]
-    solver: Callable[[Draw], Solver]
+    solver: Callable[[NoiseAt], Sampler]
 
 
 DESCENTS: Mapping[str, Descent] = {
@@ -168,29 +168,29 @@ DESCENTS: Mapping[str, Descent] = {
 }
 
 
-def solver(request: Request, start: Start) -> Solver:
+def solver(request: Request, start: Plan) -> Sampler:
     """The solver of that name, which draws noise for each of the frames it walks."""
     return _solver(request, start, start.frames)
 
 
-def solver_in_step(request: Request, start: Start) -> Solver:
+def solver_in_step(request: Request, start: Plan) -> Sampler:
     """The solver of that name, which draws the same noise for all frames."""
     return _solver(request, start, [0] * len(start.frames))
 
 
-def _solver(request: Request, start: Start, frames: Sequence[int]) -> Solver:
+def _solver(request: Request, start: Plan, frames: Sequence[int]) -> Sampler:
     def solve(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
-        draw = noise.at_levels(start.seed, frames[: x.shape[1]], start.shape)
+        draw = noise.per_sigma(start.seed, frames[: x.shape[1]], start.shape)
         return DESCENTS[start.solver].solver(draw)(look, x, sigmas)
 
     return solve
 
 
-def look(request: Request, start: Start, schedule: Schedule, told: Denoise, blank: Denoise) -> Denoise:
+def look(request: Request, start: Plan, schedule: Schedule, told: Denoise, blank: Denoise) -> Denoise:
     """The model guided as the request has it, and for "lcm" as a latent consistency model, which it had better be."""
-    return dependable(start, schedule, guided(told, blank, max(1.0, request.guidance_scale)))
+    return dependable(start, schedule, classifier_free_guidance(told, blank, max(1.0, request.guidance_scale)))
 
 
-def dependable(start: Start, schedule: Schedule, estimate: Denoise) -> Denoise:
+def dependable(start: Plan, schedule: Schedule, estimate: Denoise) -> Denoise:
     """The estimate as the solver wants it, and refused where it holds NaN."""
-    return finite(schedule.consistent(estimate) if start.solver == "lcm" else estimate)
+    return check_finite(schedule.consistent(estimate) if start.solver == "lcm" else estimate)

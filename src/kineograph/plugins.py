@@ -10,14 +10,14 @@ from kineograph.errors import InputError
 LABORATORY = "pip install kineograph-lab"
 
 
-def plugins(group: str) -> dict[str, EntryPoint]:
+def find_plugins(group: str) -> dict[str, EntryPoint]:
     """Return the entry points of the group `kineograph.<group>` by name, nothing loaded yet."""
     return {point.name: point for point in entry_points(group=f"kineograph.{group}")}
 
 
-def plugin(group: str, name: str) -> Any:
+def load_plugin(group: str, name: str) -> Any:
     """Return the object that a package registered under this name. Raises InputError when none did."""
-    found = plugins(group).get(name)
+    found = find_plugins(group).get(name)
     if found is None:
         raise InputError(f"{name!r} comes with Kineograph's laboratory, which is not installed: {LABORATORY}")
     return found.load()

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from kineograph import errors
-from kineograph.errors import MOST_FRAMES, InputError
-from kineograph.method_options import MOST_CLIPS, Elevation, Reuse
+from kineograph.errors import MAX_FRAMES, InputError
+from kineograph.method_options import MAX_CLIPS, ClipOptions, ElevatorOptions
 
 METHODS = ("text2video-zero", "instruct-pix2pix", "videocrafter", "video-elevator")
 FIRST_FRAMES = ("shown", "pinned")
-NUM_FRAMES, FPS, MOTION = 8, 4.0, "pan:12,12"  # where nothing is asked, and no video is given to go by
+NUM_FRAMES, IMAGE_MODEL_FPS, MOTION = 8, 4.0, "pan:12,12"  # where nothing is asked, and no video is given to go by
 NOISES = ("shared", "independent")
 MASKS = ("attention", "rembg")
-SOLVERS = ("ddim", "dpmpp-2m", "euler-ancestral", "lcm")
-MOST_STEPS, MOST_SIDE = 1000, 4096
-AS_THE_AUTHORS_HAVE_IT = Elevation()
-USUAL_REUSE = Reuse()
+SAMPLERS = ("ddim", "dpmpp-2m", "euler-ancestral", "lcm")
+MAX_STEPS, MAX_SIDE = 1000, 4096
+ELEVATOR_DEFAULTS = ElevatorOptions()
+CLIP_DEFAULTS = ClipOptions()
 
 
 @dataclass(frozen=True)
@@ -64,45 +64,45 @@ class Request:
     window: int | None = None
     overlap: int | None = None
     motion_scale: float = 0.0
-    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT
+    elevation: ElevatorOptions = ELEVATOR_DEFAULTS
     clips: int = 1
     then: tuple[str, ...] = ()
-    reuse: Reuse = USUAL_REUSE
+    reuse: ClipOptions = CLIP_DEFAULTS
 
     def __post_init__(self) -> None:
         errors.check_text("prompt", self.prompt)
         if not self.prompt.strip():
             raise InputError("the prompt is empty: say in a few words what the video shows")
         errors.check_text("negative_prompt", self.negative_prompt)
-        errors.check_frames(self.num_frames)
-        errors.check_whole("num_inference_steps", self.num_inference_steps, 1, MOST_STEPS)
+        errors.check_num_frames(self.num_frames)
+        errors.check_integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
         errors.check_number("guidance_scale", self.guidance_scale)
         errors.check_number("image_guidance_scale", self.image_guidance_scale)
         for name, side in (("height", self.height), ("width", self.width)):
             if side is not None:
-                errors.check_whole(name, side, 1, MOST_SIDE)
+                errors.check_integer(name, side, 1, MAX_SIDE)
         if self.seed is not None:
-            errors.check_whole("seed", self.seed, 0, 2**63 - 1)
+            errors.check_integer("seed", self.seed, 0, 2**63 - 1)
         if self.motion is not None:
             errors.check_text("motion", self.motion)
-        errors.check_rate(self.fps)
-        errors.check_whole("chunk_size", self.chunk_size, 1, MOST_FRAMES)
-        for name, value, choices in (("solver", self.solver, SOLVERS), ("method", self.method, METHODS)):
+        errors.check_fps(self.fps)
+        errors.check_integer("chunk_size", self.chunk_size, 1, MAX_FRAMES)
+        for name, value, choices in (("solver", self.solver, SAMPLERS), ("method", self.method, METHODS)):
             if value is not None:
                 errors.check_choice(name, value, choices)
         errors.check_choice("first_frame", self.first_frame, FIRST_FRAMES)
         errors.check_number("image_scale", self.image_scale)
         errors.check_number("motion_scale", self.motion_scale)
         if self.window is not None:
-            errors.check_whole("window", self.window, 2, MOST_FRAMES)
+            errors.check_integer("window", self.window, 2, MAX_FRAMES)
         if self.overlap is not None:
-            errors.check_whole("overlap", self.overlap, 0, MOST_FRAMES)
+            errors.check_integer("overlap", self.overlap, 0, MAX_FRAMES)
         errors.check_choice("noise", self.noise, NOISES)
         errors.check_choice("masks", self.masks, MASKS)
         errors.check_number("smooth_background", self.smooth_background)
         if not 0 <= self.smooth_background <= 1:
             raise InputError(f"smooth_background is a share from 0 (off) to 1, not {self.smooth_background:g}")
-        errors.check_whole("clips", self.clips, 1, MOST_CLIPS)
+        errors.check_integer("clips", self.clips, 1, MAX_CLIPS)
         for each in self.then:
             errors.check_text("then", each)
         _belong_together(self)
@@ -116,7 +116,8 @@ class Request:
         told: dict[str, Any] = {"control": tuple(Control(**each) for each in given.get("control", ()))}
         told["then"] = tuple(given.get("then", ()))
         told["elevation"], told["reuse"] = (
-            kind.recorded(given.get(name, {})) for name, kind in (("elevation", Elevation), ("reuse", Reuse))
+            kind.recorded(given.get(name, {}))
+            for name, kind in (("elevation", ElevatorOptions), ("reuse", ClipOptions))
         )
         return cls(**{**given, **told})
 
@@ -183,10 +184,10 @@ class Control:
             )
 
 
-READY = "-map"
+MAP_SUFFIX = "-map"
 
 
-def controls(
+def make_controls(
     videos: Mapping[str, str | Path],
     annotators: Mapping[str, str | Path] | None = None,
     *,
@@ -202,6 +203,8 @@ def controls(
     if idle := set(chosen) - set(videos):
         raise InputError(f"there is an annotator for {', '.join(sorted(idle))}, and no control video for it to look at")
     return tuple(
-        Control(name.removesuffix(READY), str(video), name.endswith(READY), scale, start, end, chosen.get(name))
+        Control(
+            name.removesuffix(MAP_SUFFIX), str(video), name.endswith(MAP_SUFFIX), scale, start, end, chosen.get(name)
+        )
         for name, video in videos.items()
     )

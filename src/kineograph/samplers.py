@@ -31,14 +31,16 @@ class Step(NamedTuple):
     x0: Latents
 
 
-Solver = Callable[[Denoise, Latents, Sequence[float]], Iterator[Step]]
-Rule = Callable[[Latents, Latents, float, float], Latents]  # (x, x0, sigma, to) -> x at the level `to`
-Masks = Callable[[Latents, float], Mask]  # (clean estimate, its level) -> [b f 1 h w], 1 where a frame's foreground is
-Draw = Callable[[float], Latents]  # level -> fresh noise for it, see noise.at_levels
+Sampler = Callable[[Denoise, Latents, Sequence[float]], Iterator[Step]]
+StepRule = Callable[[Latents, Latents, float, float], Latents]  # (x, x0, sigma, to) -> x at the level `to`
+ForegroundMasks = Callable[
+    [Latents, float], Mask
+]  # (clean estimate, its level) -> [b f 1 h w], 1 where a frame's foreground is
+NoiseAt = Callable[[float], Latents]  # level -> fresh noise for it, see noise.at_levels
 
 
 @torch.no_grad()
-def trajectory(denoise: Denoise, x: Latents, sigmas: Sequence[float], rule: Rule) -> Iterator[Step]:
+def single_step_sampler(denoise: Denoise, x: Latents, sigmas: Sequence[float], rule: StepRule) -> Iterator[Step]:
     """The walk of a single-step rule: one evaluation a rung, from `x` at `sigmas[0]` to `sigmas[-1]`.
 
     Yields `len(sigmas)` steps. Slices of a ladder that share a rung, walked one after the other, end where the whole
@@ -57,10 +59,10 @@ def ddim(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step
     Walked up a rising ladder it is DDIM inversion. A walk up starts above 0: take a clean latent to be at the lowest
     level that the network knows.
     """
-    return trajectory(denoise, x, sigmas, towards)
+    return single_step_sampler(denoise, x, sigmas, step_to)
 
 
-def ddim_eta(eta: float, draw: Draw) -> Solver:
+def ddim_eta(eta: float, draw: NoiseAt) -> Sampler:
     """DDIM with a share `eta` of DDPM's noise (Song et al. 2020, eq. 12 and 16): 0 is `ddim`, 1 is DDPM.
 
     `draw` gives the noise for a level. Raises ValueError for another share, and on a rising ladder.
@@ -72,12 +74,12 @@ def ddim_eta(eta: float, draw: Draw) -> Solver:
         if to > sigma:
             raise ValueError(f"ddim_eta goes down, got a step from {sigma:g} up to {to:g}. To invert, use ddim.")
         up = eta * to * math.sqrt(1 - (to / sigma) ** 2)
-        return _stirred(towards(x, x0, sigma, math.sqrt(to**2 - up**2)), up, draw, to)
+        return _add_sampler_noise(step_to(x, x0, sigma, math.sqrt(to**2 - up**2)), up, draw, to)
 
-    return partial(trajectory, rule=rule)
+    return partial(single_step_sampler, rule=rule)
 
 
-def euler_ancestral(draw: Draw) -> Solver:
+def euler_ancestral(draw: NoiseAt) -> Sampler:
     """Euler steps with ancestral noise (k-diffusion's, diffusers' EulerAncestralDiscreteScheduler).
 
     In these units that is DDIM with `eta = 1`, to the letter.
@@ -85,16 +87,16 @@ def euler_ancestral(draw: Draw) -> Solver:
     return ddim_eta(1.0, draw)
 
 
-def lcm(draw: Draw) -> Solver:
+def lcm(draw: NoiseAt) -> Sampler:
     """Multistep consistency sampling (Luo et al. 2023, algorithm 3): to the clean video, and noise from scratch.
 
     The boundary weights of a distilled network belong to the network: see `Schedule.consistent`.
     """
 
     def rule(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
-        return _stirred(x0, to, draw, to)
+        return _add_sampler_noise(x0, to, draw, to)
 
-    return partial(trajectory, rule=rule)
+    return partial(single_step_sampler, rule=rule)
 
 
 @torch.no_grad()
@@ -113,11 +115,11 @@ def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[
             ratio = math.log(sigma / to) / math.log(before.sigma / sigma)
             middle = x0 + 0.5 * ratio * (x0 - before.x0)
         before = Step(sigma, x, x0)
-        x = towards(x, middle, sigma, to)
+        x = step_to(x, middle, sigma, to)
     yield Step(sigmas[-1], x, x)
 
 
-def smoothed(solve: Solver, warp: Warp, masks: Masks, strength: float) -> Solver:
+def smooth_background(solve: Sampler, warp: Warp, masks: ForegroundMasks, strength: float) -> Sampler:
     """The solver, which after every step draws each frame's background towards the first's, as the camera sees it.
 
     `x <- M x + (1 - M) (strength W(x_first) + (1 - strength) x)`, with W the camera's `warp` and M the `masks`, of the
@@ -146,7 +148,7 @@ def smoothed(solve: Solver, warp: Warp, masks: Masks, strength: float) -> Solver
     return walk
 
 
-def towards(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
+def step_to(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
     """The point at level `to` on the straight line from `x0` (level 0) through `x` (level `sigma`).
 
     Raises ValueError at `sigma == 0`, where there is no line: a clean latent says nothing about its noise.
@@ -159,7 +161,7 @@ def towards(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
     return x0 + (to / sigma) * (x - x0)
 
 
-def last(steps: Iterable[Step]) -> Latents:
+def final_latents(steps: Iterable[Step]) -> Latents:
     """Where a walk ends."""
     (final,) = deque(steps, maxlen=1)
     return final.x
@@ -170,7 +172,7 @@ def recorded(steps: Iterable[Step]) -> list[Step]:
     return list(steps)
 
 
-def _stirred(x: Latents, amount: float, draw: Draw, level: float) -> Latents:
+def _add_sampler_noise(x: Latents, amount: float, draw: NoiseAt, level: float) -> Latents:
     """`x` with noise drawn for this level; no noise is drawn where none is needed.
 
     `x` may hold the first frames only of those that noise is drawn for: Text2Video-Zero begins with frame 0 alone.

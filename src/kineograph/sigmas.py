@@ -60,7 +60,7 @@ def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0, las
     return [*(roots**rho).tolist(), last]
 
 
-def thinned(sigmas: Sequence[float], steps: int) -> list[float]:
+def subsample(sigmas: Sequence[float], steps: int) -> list[float]:
     """A ladder of `steps` evaluations, evenly picked by position from the evaluations of a longer one.
 
     `thinned(trailing(table, 50), n)` is LCMScheduler's ladder: a subset of the 50 levels the model was distilled on.
@@ -70,7 +70,7 @@ def thinned(sigmas: Sequence[float], steps: int) -> list[float]:
     return [*(sigmas[i] for i in picked), sigmas[-1]]
 
 
-def through(sigmas: Sequence[float], *levels: float) -> list[float]:
+def insert_sigmas(sigmas: Sequence[float], *levels: float) -> list[float]:
     """The ladder with these levels on it; a level that a rung meets within 1e-4 adds none.
 
     Raises ValueError for a level outside the ladder.
@@ -87,12 +87,12 @@ def through(sigmas: Sequence[float], *levels: float) -> list[float]:
     return sorted(rungs, reverse=True)
 
 
-def above(sigmas: Sequence[float], level: float) -> list[float]:
+def until(sigmas: Sequence[float], level: float) -> list[float]:
     """The slice from the top down to this level, ends included. Raises ValueError when no rung meets the level."""
     return list(sigmas[: _position(sigmas, level) + 1])
 
 
-def below(sigmas: Sequence[float], level: float) -> list[float]:
+def starting_at(sigmas: Sequence[float], level: float) -> list[float]:
     """The slice from this level to the end, ends included. Raises ValueError when no rung meets the level."""
     return list(sigmas[_position(sigmas, level) :])
 

@@ -16,15 +16,13 @@ from diffusers import SchedulerMixin, StableDiffusionPipeline, UNet2DConditionMo
 import kineograph as kg
 from kineograph import noise
 from kineograph.methods import text2video_zero
-from kineograph.models.pocket import WEIGHTS
-from kineograph.models.schedule import LEAST_SIGNAL
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:diffusers"),  # settings of public checkpoints: steps_offset=0
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # numpy 2 about diffusers
 ]
 LATENT_SIDE, SIDE = 8, 64
-MOST_SIGMA = 1 / LEAST_SIGNAL  # what stands for the infinite sigma of a timestep without signal
+MOST_SIGMA = 4096.0  # stands for the infinite sigma of a timestep without signal, as in diffusers' Euler scheduler
 DDIM = SD15 | {"set_alpha_to_one": False, "clip_sample": False}
 V_PREDICTION = {"prediction_type": "v_prediction"}
 ZERO_SNR = BETAS | V_PREDICTION | {"timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
@@ -183,9 +181,10 @@ TRAJECTORIES = {
 
 
 @pytest.fixture(scope="module")
-def pocket() -> StableDiffusionPipeline:
+def pocket(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeline:
     """The trained pocket model as a diffusers pipeline."""
-    pipeline = StableDiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True, torch_dtype=torch.float32)
+    folder = kg.save(kg.load(dtype="float32", device="cpu"), tmp_path_factory.mktemp("models") / "pocket")
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

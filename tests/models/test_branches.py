@@ -13,12 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from kineograph.errors import InputError
 from kineograph.models.temporal.adapters import (
-    MOTION,
-    Branch,
-    BranchConfig,
-    MotionBranches,
-    SpatialBranches,
-    refuse_other_counts,
+    MOTION_ADAPTER,
+    AdapterConfig,
+    LowRankBranch,
+    MotionAdapter,
+    SpatialAdapter,
+    check_scale_shape,
 )
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
 from kineograph.models.temporal.layers import TemporalAttention
@@ -30,8 +30,8 @@ VIDRD = TemporalConfig(
 )  # fmt: skip
 FAMILIES = {**CONFIGS, "vidrd": VIDRD}
 each_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES.keys())
-SMALL = BranchConfig(rank=3, layers=("to_q", "to_k", "to_v"))
-BEFORE = BranchConfig(rank=3, layers=("conv_in", "resnets", "attentions"))
+SMALL = AdapterConfig(rank=3, layers=("to_q", "to_k", "to_v"))
+BEFORE = AdapterConfig(rank=3, layers=("conv_in", "resnets", "attentions"))
 
 
 def learnt(adapter: nn.Module) -> nn.Module:
@@ -43,7 +43,7 @@ def learnt(adapter: nn.Module) -> nn.Module:
 
 def adapted(net: VideoUNet) -> VideoUNet:
     """With both adapters, as if they had learnt something."""
-    motion, spatial = MotionBranches(net.temporal, SMALL), SpatialBranches(net.temporal, BEFORE)
+    motion, spatial = MotionAdapter(net.temporal, SMALL), SpatialAdapter(net.temporal, BEFORE)
     return VideoUNet(
         net.image_unet, net.temporal, motion_adapter=learnt(motion), spatial_adapter=learnt(spatial)
     ).eval()
@@ -57,8 +57,8 @@ def test_new_adapters_and_adapters_at_scale_0_change_no_bit(config: TemporalConf
     new = VideoUNet(
         net.image_unet,
         net.temporal,
-        motion_adapter=MotionBranches(net.temporal),
-        spatial_adapter=SpatialBranches(net.temporal),
+        motion_adapter=MotionAdapter(net.temporal),
+        spatial_adapter=SpatialAdapter(net.temporal),
     )
     assert torch.equal(new(Z, T, say, motion_scale=-1.0), plain)
     off = torch.zeros(B)
@@ -99,7 +99,7 @@ def test_a_batch_with_a_scale_for_each_video_is_the_videos_alone(config: Tempora
 @torch.no_grad()
 def test_a_spatial_adapter_behind_a_linear_layer_is_a_change_of_that_layer():
     net = stirred(along_time(FAMILIES["videocrafter t2v"]))
-    spatial = learnt(SpatialBranches(net.temporal, BranchConfig(rank=3, layers=("conv_in",))))
+    spatial = learnt(SpatialAdapter(net.temporal, AdapterConfig(rank=3, layers=("conv_in",))))
     got = VideoUNet(net.image_unet, net.temporal, spatial_adapter=spatial)(Z, T, RATED, spatial_scale=0.8)
     merged = deepcopy(net.image_unet)
     branch, conv = spatial.behind.conv_in, merged.conv_in
@@ -112,8 +112,8 @@ def test_a_spatial_adapter_behind_a_linear_layer_is_a_change_of_that_layer():
 @each_family
 def test_a_spatial_adapter_stands_before_every_layer_along_time(config: TemporalConfig):
     net = along_time(config)
-    assert SpatialBranches(net.temporal).names == net.temporal.names
-    some = SpatialBranches(net.temporal, BranchConfig(rank=1, layers=("attentions",))).names
+    assert SpatialAdapter(net.temporal).names == net.temporal.names
+    some = SpatialAdapter(net.temporal, AdapterConfig(rank=1, layers=("attentions",))).names
     assert some == [name for name in net.temporal.names if ".attentions." in name]
 
 
@@ -133,7 +133,7 @@ def test_the_layout_in_memory_changes_nothing_and_neither_does_a_lora_in_a_layer
     )
     inject_adapter_in_model(LoraConfig(target_modules=["to_q"]), net.temporal)  # it begins as nothing
     torch.testing.assert_close(net(Z, T, RATED, motion_scale=0.5), before)
-    again = MotionBranches(net.temporal, SMALL)
+    again = MotionAdapter(net.temporal, SMALL)
     assert {name: each.shape for name, each in again.state_dict().items()} == {
         name: each.shape for name, each in net.motion_adapter.state_dict().items()
     }
@@ -159,7 +159,7 @@ def test_gradients_reach_adapters_also_where_the_walk_is_computed_again():
 
 @torch.no_grad()
 def test_a_branch_counts_rows_by_sample():
-    branch = learnt(Branch(4, 6, 2))
+    branch = learnt(LowRankBranch(4, 6, 2))
     x, scale = torch.randn(6, 3, 4), torch.tensor([2.0, -1.0, 0.0])
     one = branch(x, 1.0)
     assert torch.equal(branch(x, scale), torch.cat([2 * one[:2], -one[2:4], 0 * one[4:]]))
@@ -172,6 +172,6 @@ def test_what_cannot_be_is_said():
     with pytest.raises(InputError, match="no layers along time"):
         VideoUNet(unet())(Z, T, replace(RATED, embedding=None), motion_scale=1.0)
     with pytest.raises(InputError, match="one for each of the 2 videos of a batch, not a tensor of 3"):
-        refuse_other_counts("motion_scale", torch.ones(3), B)
+        check_scale_shape("motion_scale", torch.ones(3), B)
     with pytest.raises(InputError, match=r"no layer here is one of to_out: after\.conv_in"):
-        MotionBranches(net.temporal, MOTION.model_copy(update={"layers": ("to_out",)}))
+        MotionAdapter(net.temporal, MOTION_ADAPTER.model_copy(update={"layers": ("to_out",)}))

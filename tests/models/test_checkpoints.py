@@ -432,7 +432,7 @@ def test_a_torch_file_without_tensors_is_refused(tmp_path):
 )
 def test_a_cpu_computes_in_what_its_units_can(monkeypatch, capabilities, dtype, reason):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    place = placement.place("cpu")
+    place = placement.choose_placement("cpu")
     assert place.dtype == dtype
     assert place.memory_format == torch.channels_last
     assert re.search(reason, place.reason)
@@ -443,21 +443,21 @@ def test_a_gpu_computes_in_what_its_units_can(monkeypatch, capability, dtype):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    place = placement.place()
+    place = placement.choose_placement()
     assert (place.device.type, place.dtype) == ("cuda", dtype)
     assert "Some GPU" in place.reason
 
 
 def test_what_is_asked_for_is_done_or_refused():
-    place = placement.place("cpu", "bf16")
-    assert place.dtype == placement.place("cpu", torch.bfloat16).dtype == torch.bfloat16
+    place = placement.choose_placement("cpu", "bf16")
+    assert place.dtype == placement.choose_placement("cpu", torch.bfloat16).dtype == torch.bfloat16
     assert "as asked" in place.reason
     with pytest.raises(InputError, match="float32, bfloat16 or float16, got 'int8'"):
-        placement.place(dtype="int8")
+        placement.choose_placement(dtype="int8")
     with pytest.raises(InputError, match="there is no device 'gpu'; here are: "):
-        placement.place("gpu")
+        placement.choose_placement("gpu")
     with pytest.raises(InputError, match="device cuda:7 is not available; here are: "):
-        placement.place("cuda:7")
+        placement.choose_placement("cuda:7")
 
 
 def test_a_float16_vae_of_sdxl_is_kept_in_float32(sdxl_folder):

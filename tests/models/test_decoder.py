@@ -18,7 +18,13 @@ from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
 from kineograph.models.vae import files
-from kineograph.models.vae.temporal_decoder import DecoderConfig, TemporalDecoder, blocks_of, each_alone, streamed
+from kineograph.models.vae.temporal_decoder import (
+    TemporalDecoder,
+    TemporalDecoderConfig,
+    apply_streaming,
+    decode_frames,
+    decoder_blocks,
+)
 
 
 def autoencoder(*channels: int, groups: int = 4) -> AutoencoderKL:
@@ -31,7 +37,7 @@ def autoencoder(*channels: int, groups: int = 4) -> AutoencoderKL:
 
 
 def around(vae: AutoencoderKL, groups: int = 4, **settings) -> TemporalDecoder:
-    return TemporalDecoder(DecoderConfig(blocks=blocks_of(vae), groups=groups, **settings)).eval()
+    return TemporalDecoder(TemporalDecoderConfig(blocks=decoder_blocks(vae), groups=groups, **settings)).eval()
 
 
 VAE = autoencoder(8, 16)
@@ -50,15 +56,15 @@ def decoded(decoder, vae: AutoencoderKL = VAE, z: Tensor = Z, size: int = 3) -> 
 @pytest.mark.parametrize("joint", [False, True])
 def test_untrained_it_is_the_plain_decoder_bit_for_bit(size: int, joint):
     decoder = around(VAE, joint_norms=joint, num_frames=4)
-    plain = decoded(each_alone, size=size)
+    plain = decoded(decode_frames, size=size)
     assert torch.equal(decoded(decoder, size=size), plain) if not joint else torch.allclose(decoded(decoder), plain)
 
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_one_frame_passes_it_by_bit_for_bit(joint):
     decoder = shaken(around(VAE, joint_norms=joint))
-    assert torch.equal(decoded(decoder, z=Z[:, :1]), decoded(each_alone, z=Z[:, :1]))
-    assert not torch.allclose(decoded(decoder, z=Z[:, :2]), decoded(each_alone, z=Z[:, :2]), atol=0.01)
+    assert torch.equal(decoded(decoder, z=Z[:, :1]), decoded(decode_frames, z=Z[:, :1]))
+    assert not torch.allclose(decoded(decoder, z=Z[:, :2]), decoded(decode_frames, z=Z[:, :2]), atol=0.01)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -79,10 +85,10 @@ def test_a_long_video_holds_no_more_than_a_short_one():
                 yield part
 
         with torch.no_grad():
-            for given, _ in enumerate(decoder._walk(VAE, parts(), streamed), 1):
+            for given, _ in enumerate(decoder._walk(VAE, parts(), apply_streaming), 1):
                 most = max(most, taken - given)
         ahead.append(most)
-    assert ahead[0] == ahead[1] == 3 * sum(resnets for _, resnets in blocks_of(VAE))
+    assert ahead[0] == ahead[1] == 3 * sum(resnets for _, resnets in decoder_blocks(VAE))
 
 
 def test_frames_see_those_beside_them():
@@ -93,10 +99,10 @@ def test_frames_see_those_beside_them():
 
 
 def test_nothing_stays_on_the_vae():
-    before = {name: id(each) for name, each in VAE.named_modules()}, decoded(each_alone)
+    before = {name: id(each) for name, each in VAE.named_modules()}, decoded(decode_frames)
     decoded(shaken(around(VAE)))
     assert before[0] == {name: id(each) for name, each in VAE.named_modules()}
-    assert torch.equal(before[1], decoded(each_alone))
+    assert torch.equal(before[1], decoded(decode_frames))
 
 
 def test_a_layer_is_what_the_paper_says():
@@ -121,7 +127,7 @@ def test_with_norms_over_frames_each_frame_is_of_the_window_around_it():
 
 def test_its_loss_is_the_error_of_pixels_and_of_their_changes():
     decoder = around(VAE)
-    frames = decoded(each_alone, size=7)
+    frames = decoded(decode_frames, size=7)
     assert not decoder_loss(decoder, VAE, Z, frames).any()
     alike = decoder_loss(decoder, VAE, Z, frames + 0.5)
     flickering = decoder_loss(decoder, VAE, Z, frames + 0.5 * torch.tensor([1.0, -1] * 4)[:7, None, None, None])
@@ -132,7 +138,7 @@ def test_it_learns_what_is_still_in_frames_that_flicker():
     torch.manual_seed(0)
     vae, decoder = autoencoder(8, 16).requires_grad_(requires_grad=False), around(VAE).train()
     still = Z[:, :1].expand(-1, 6, -1, -1, -1)
-    flickering, frames = still + 0.3 * torch.randn(2, 6, 4, 4, 4), decoded(each_alone, vae, still)
+    flickering, frames = still + 0.3 * torch.randn(2, 6, 4, 4, 4), decoded(decode_frames, vae, still)
     descent = torch.optim.AdamW(decoder.parameters(), 3e-3)
     errors = []
     for _ in range(40):
@@ -216,7 +222,9 @@ def released(sd_folder, tmp_path):
     pipeline.save_pretrained(tmp_path / "sd")
     decoder = shaken(around(pipeline.vae, groups=32, joint_norms=True))
     tensors = vidrd_layout.released(vidrd(shaken(two_levels(**wide))))
-    tensors |= {f"vae.{name}": each for name, each in gathered(decoder.state_dict(), files.layout(decoder)).items()}
+    tensors |= {
+        f"vae.{name}": each for name, each in gathered(decoder.state_dict(), files.vidrd_key_map(decoder)).items()
+    }
     return tensors, tmp_path / "sd", decoder
 
 

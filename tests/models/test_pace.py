@@ -11,7 +11,7 @@ from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
 from kineograph.models.temporal.layers import TemporalConv, TemporalTransformer
-from kineograph.models.temporal.resampling import FewerFrames, MoreFrames
+from kineograph.models.temporal.resampling import TemporalDownsample, TemporalUpsample
 from kineograph.models.unet.frame_attention import first
 from kineograph.models.unet.video_unet import VideoUNet
 
@@ -66,10 +66,10 @@ def test_a_batch_is_its_videos_one_by_one():
 @torch.no_grad()
 def test_untrained_layers_take_means_and_repeat():
     x = drawn(1, 6, 8, 3, 3)[0]
-    fewer = FewerFrames(8, 4)(x, 6)
+    fewer = TemporalDownsample(8, 4)(x, 6)
     torch.testing.assert_close(fewer[0], x[:4].mean(0))
     torch.testing.assert_close(fewer[1], (x[4] + 3 * x[5]) / 4)
-    torch.testing.assert_close(MoreFrames(8, 4)(fewer, 2), fewer.repeat_interleave(4, dim=0))
+    torch.testing.assert_close(TemporalUpsample(8, 4)(fewer, 2), fewer.repeat_interleave(4, dim=0))
 
 
 def test_attention_stands_at_the_coarsest_level_and_convolutions_elsewhere():
@@ -87,7 +87,7 @@ def test_attention_stands_at_the_coarsest_level_and_convolutions_elsewhere():
 def test_gradients_reach_what_changes_the_number_of_frames():
     net = along_time(LUMIERE)
     net(drawn(2, 8, 4, 8, 8), T, TOLD).square().mean().backward()
-    paces = [layer for layer in net.temporal.modules() if isinstance(layer, FewerFrames | MoreFrames)]
+    paces = [layer for layer in net.temporal.modules() if isinstance(layer, TemporalDownsample | TemporalUpsample)]
     assert len(paces) == 4
     assert all(layer.filter.weight.grad.abs().sum() > 0 for layer in paces)
 

@@ -11,15 +11,15 @@ from diffusers import (
 from models.conftest import sd
 
 import kineograph as kg
-from kineograph.denoise import guided, guided_twice
+from kineograph.denoise import classifier_free_guidance, text_and_image_guidance
 from kineograph.generate import controls as with_controls
 from kineograph.media.video import Video
 from kineograph.methods.instruct_pix2pix_run import input_latents
-from kineograph.models.unet.controlnet import controlled, together
+from kineograph.models.unet.controlnet import bind_controlnet, sum_residuals
 from kineograph.models.unet.frame_attention import first
-from kineograph.plan import Start, opened
-from kineograph.request import Request, controls
-from kineograph.samplers import ddim, euler_ancestral, last
+from kineograph.plan import Plan, open_inputs
+from kineograph.request import Request, make_controls
+from kineograph.samplers import ddim, euler_ancestral, final_latents
 from kineograph.sigmas import leading
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]  # the peers' own, about safety checkers
@@ -65,12 +65,14 @@ def test_the_guided_mode_with_one_frame_is_the_controlnet_pipeline(count):
         told = model.prompt([text])
         ours = [model.control(str(k)) for k in range(count)]
         added = [
-            controlled(net, told, net.embed(picture), see=first, scale=0.7, start=0.2, end=0.9)
+            bind_controlnet(net, told, net.embed(picture), see=first, scale=0.7, start=0.2, end=0.9)
             for net, picture in zip(ours, pictures, strict=True)
         ]
-        return model.bind(kg.Condition(told.tokens, residuals=together(*added)), see=first)
+        return model.bind(kg.Condition(told.tokens, residuals=sum_residuals(*added)), see=first)
 
-    x = last(ddim(guided(bound(PROMPT), bound(NEGATIVE), SCALE), start_of(noise(), sigmas[0]), sigmas))
+    x = final_latents(
+        ddim(classifier_free_guidance(bound(PROMPT), bound(NEGATIVE), SCALE), start_of(noise(), sigmas[0]), sigmas)
+    )
     z = x[:, 0] / (1 + sigmas[-1] ** 2) ** 0.5
     assert theirs.std() > 0.1
     torch.testing.assert_close(z, theirs, rtol=1e-3, atol=1e-3)
@@ -92,7 +94,7 @@ def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_pa
 
     model = kg.load(sd(in_channels=8))
     request = kg_request(path)
-    start = Start(0, 16, 16, (1, 4, 8, 8), opened(request), str(request.solver))
+    start = Plan(0, 16, 16, (1, 4, 8, 8), open_inputs(request), str(request.solver))
     shown = input_latents(model, start, 8)
     sigmas = leading(model.schedule.sigmas, STEPS)
     said, nothing = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
@@ -102,7 +104,7 @@ def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_pa
     ]
     draws = torch.Generator().manual_seed(6)
     solve = euler_ancestral(lambda level: torch.randn(1, 1, 4, 8, 8, generator=draws))
-    x = last(solve(guided_twice(*looks, SCALE, image_scale), start_of(noise(), sigmas[0]), sigmas))
+    x = final_latents(solve(text_and_image_guidance(*looks, SCALE, image_scale), start_of(noise(), sigmas[0]), sigmas))
     assert theirs.std() > 0.1
     torch.testing.assert_close(x[:, 0], theirs, rtol=1e-3, atol=1e-3)
 
@@ -117,8 +119,8 @@ def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
     model = kg.load(base, controlnet=controlnet(base))
     frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()
     path = Video(frames).save(tmp_path / "maps")
-    request = Request(prompt=PROMPT, control=controls({"seg-map": path}, scale=0.5))
-    start = Start(0, 16, 16, (1, 4, 8, 8), opened(request), str(request.solver))
+    request = Request(prompt=PROMPT, control=make_controls({"seg-map": path}, scale=0.5))
+    start = Plan(0, 16, 16, (1, 4, 8, 8), open_inputs(request), str(request.solver))
     told = with_controls.bound(model, request, start)(model.prompt([PROMPT]))
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")

@@ -145,7 +145,7 @@ def test_lcm(steps, prediction):
     scheduler = diffusers.LCMScheduler(**BETAS, prediction_type=prediction)
     scheduler.set_timesteps(steps)
     schedule = Schedule.from_config(scheduler)
-    sigmas = ladder.thinned(ladder.trailing(table(), 50), steps)
+    sigmas = ladder.subsample(ladder.trailing(table(), 50), steps)
 
     def solve(look, x, sigmas):
         return lcm(draws())(schedule.consistent(look), x, sigmas)

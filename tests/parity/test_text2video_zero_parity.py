@@ -18,15 +18,15 @@ from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_vid
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from kineograph.denoise import guided
-from kineograph.methods.text2video_zero import levels, sample
+from kineograph.denoise import classifier_free_guidance
+from kineograph.methods.text2video_zero import paper_sigmas, sample
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet.frame_attention import first
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.motion import Motion, along, view, warp
-from kineograph.samplers import last
+from kineograph.motion import Motion, frame_warp, view_matrix, warp_latents
+from kineograph.samplers import final_latents
 from kineograph.sigmas import leading
 
 # The peer warns that it is deprecated, that it has no safety checker, and of calls that it should have made otherwise.
@@ -124,12 +124,12 @@ def noises(frames, seed=3):
 def ours(look, schedule, noise, motion):
     """Our own method with the two constants of theirs: see above."""
     sigmas = leading(schedule.sigmas, 50, last=schedule.sigmas[0])
-    spread_to, move_at = levels((4, 64, 64))
+    spread_to, move_at = paper_sigmas((4, 64, 64))
     low, high = schedule.sigmas[881], schedule.sigmas[941]
     kept = (1 + schedule.sigmas[880] ** 2) / (1 + schedule.sigmas[940] ** 2)
     factor = math.sqrt(kept) * schedule.scale(low) / schedule.scale(high)
     spread = math.sqrt((1 - kept) / (high**2 - low**2)) / schedule.scale(high)
-    carry = along(motion, frames=noise.shape[1], seed=0)
+    carry = frame_warp(motion, frames=noise.shape[1], seed=0)
 
     def scaled(x0, grain):
         others, grains = carry(x0, grain)
@@ -137,7 +137,7 @@ def ours(look, schedule, noise, motion):
 
     start = 1 / (schedule.scale(sigmas[0]) * sigmas[0])
     noise = torch.cat([start * noise[:, :1], spread * noise[:, 1:]], dim=1)
-    x = last(sample(look, noise, sigmas, warp=scaled, move_at=move_at, spread_to=spread_to))
+    x = final_latents(sample(look, noise, sigmas, warp=scaled, move_at=move_at, spread_to=spread_to))
     return schedule.scale(sigmas[-1]) * x[0]
 
 
@@ -156,7 +156,7 @@ def test_the_algebra_of_the_latents_is_theirs(cells):
 
         return schedule.denoise(network)
 
-    look = guided(bound(tokens[0]), bound(tokens[1]), SCALE)
+    look = classifier_free_guidance(bound(tokens[0]), bound(tokens[1]), SCALE)
     expected = theirs(pipe, noise, motion, SCALE, generator)
     torch.testing.assert_close(ours(look, schedule, noise, motion), expected, atol=1e-3, rtol=1e-4)
 
@@ -176,7 +176,7 @@ def test_the_whole_chain_through_the_walk_is_theirs():
     )
     told, blank = (model.bind(model.prompt([each]), see=first, chunk_size=2) for each in (PROMPT, NEGATIVE))
     expected = theirs(pipe, noise, motion, SCALE, generator)
-    result = ours(guided(told, blank, SCALE), model.schedule, noise, motion)
+    result = ours(classifier_free_guidance(told, blank, SCALE), model.schedule, noise, motion)
     torch.testing.assert_close(result, expected, atol=1e-3, rtol=1e-4)
     assert (expected[0] - expected[2]).std() > 0.1  # frames do differ, so that there was something to get wrong
 
@@ -186,4 +186,4 @@ def test_whole_cells_are_moved_as_they_move_them(cells):
     latents = torch.randn(1, 1, 4, 64, 64, generator=torch.Generator().manual_seed(5))
     motion = Motion(pan=(float(CELL * cells[0]), float(CELL * cells[1])))
     expected = create_motion_field_and_warp_latents(*motion.pan, [2], latents[0])
-    assert torch.equal(warp(latents, [view(motion, 2, 8, (64, 64))])[0], expected)
+    assert torch.equal(warp_latents(latents, [view_matrix(motion, 2, 8, (64, 64))])[0], expected)

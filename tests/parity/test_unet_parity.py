@@ -10,9 +10,9 @@ from tiny_unets import READS, sd2, sdxl, unet, with_ip_adapters
 from torch import Tensor
 
 from kineograph.condition import Condition, Residuals
-from kineograph.models.unet.controlnet import VideoControlNet, controlled, together
-from kineograph.models.unet.cross_attention import project
-from kineograph.models.unet.frame_attention import See, first, first_and_previous, own, previous
+from kineograph.models.unet.controlnet import VideoControlNet, bind_controlnet, sum_residuals
+from kineograph.models.unet.cross_attention import project_image_tokens
+from kineograph.models.unet.frame_attention import FrameAttention, first, first_and_previous, own, previous
 from kineograph.models.unet.video_unet import VideoUNet
 
 pytestmark = pytest.mark.parity
@@ -112,15 +112,15 @@ def test_controlnet_adds_what_it_adds_to_images(made: Callable[[], UNet2DConditi
     ours = VideoControlNet(control)
     added, center = ours(Z, T, told, ours.embed(MAPS))
     assert all(off(a, b) <= NEAR for a, b in zip([*added, center], [*down, middle], strict=True))
-    told = Condition(TOKENS, residuals=controlled(ours, told, ours.embed(MAPS)))
+    told = Condition(TOKENS, residuals=bind_controlnet(ours, told, ours.embed(MAPS)))
     assert off(VideoUNet(net)(Z, T, told), wanted) <= NEAR
 
 
 @pytest.mark.parametrize("see", [own, first, previous, first_and_previous])
-def test_controlled_frames_walked_in_parts_are_those_walked_at_once(see: See):
+def test_controlled_frames_walked_in_parts_are_those_walked_at_once(see: FrameAttention):
     net = unet()
     ours = VideoControlNet(controlnet(net))
-    told = Condition(TOKENS, residuals=controlled(ours, Condition(TOKENS), ours.embed(MAPS), see=see))
+    told = Condition(TOKENS, residuals=bind_controlnet(ours, Condition(TOKENS), ours.embed(MAPS), see=see))
     memory: dict = {}
     parts = [
         VideoUNet(net)(Z[:, a:b], T, told, see=see, frames=range(a, b), memory=memory) for a, b in ((0, 1), (1, 3))
@@ -134,15 +134,15 @@ def test_control_has_a_strength_a_beginning_and_an_end():
     cues, bare = ours.embed(MAPS), Condition(TOKENS)
 
     def walked(*residuals: Residuals, t: int = 481) -> Tensor:
-        return VideoUNet(net)(Z, torch.tensor(t), Condition(TOKENS, residuals=together(*residuals)))
+        return VideoUNet(net)(Z, torch.tensor(t), Condition(TOKENS, residuals=sum_residuals(*residuals)))
 
-    whole, half = controlled(ours, bare, cues), controlled(ours, bare, cues, scale=0.5)
-    assert torch.equal(walked(controlled(ours, bare, cues, scale=0.0)), images(net))
+    whole, half = bind_controlnet(ours, bare, cues), bind_controlnet(ours, bare, cues, scale=0.5)
+    assert torch.equal(walked(bind_controlnet(ours, bare, cues, scale=0.0)), images(net))
     assert off(walked(half, half), walked(whole)) <= NEAR
-    late = controlled(ours, bare, cues, start=0.6)
+    late = bind_controlnet(ours, bare, cues, start=0.6)
     assert torch.equal(walked(late), images(net))
     assert torch.equal(walked(late, t=381), walked(whole, t=381))
-    early = controlled(ours, bare, cues, end=0.4)
+    early = bind_controlnet(ours, bare, cues, end=0.4)
     assert torch.equal(walked(early, whole), walked(whole))
 
 
@@ -160,7 +160,7 @@ def test_ip_adapters(scales: list[float]):
     net = with_ip_adapters(unet(), scales)
     embeddings = [drawn(B, 1, 6) for _ in scales]
     wanted = images(net, added_cond_kwargs={"image_embeds": [each.repeat_interleave(F, 0) for each in embeddings]})
-    told = Condition(TOKENS, image_tokens=project(net, embeddings))
+    told = Condition(TOKENS, image_tokens=project_image_tokens(net, embeddings))
     assert (off(wanted, images(unet())) > 0.01) == any(scales)
     assert off(VideoUNet(net)(Z, T, told), wanted) <= NEAR
 
@@ -169,9 +169,9 @@ def test_ip_adapter_with_several_images_and_with_one_for_each_frame():
     net = with_ip_adapters(unet(), [0.6])
     several, each = drawn(B, 3, 6), drawn(B * F, 1, 6)
     wanted = images(net, added_cond_kwargs={"image_embeds": [several.repeat_interleave(F, 0)]})
-    assert off(VideoUNet(net)(Z, T, Condition(TOKENS, project(net, [several]))), wanted) <= NEAR
+    assert off(VideoUNet(net)(Z, T, Condition(TOKENS, project_image_tokens(net, [several]))), wanted) <= NEAR
     wanted = images(net, added_cond_kwargs={"image_embeds": [each]})
-    tokens = project(net, [each]).unflatten(0, (B, F))
+    tokens = project_image_tokens(net, [each]).unflatten(0, (B, F))
     assert off(VideoUNet(net)(Z, T, Condition(TOKENS, tokens)), wanted) <= NEAR
 
 

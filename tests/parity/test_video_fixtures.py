@@ -60,7 +60,7 @@ def test_videocrafter(name: str):
     net = videocrafter.network(tensors, name, TINY)
     tokens = None
     if "in.image_features" in around:
-        tokens = cross_attention.project(net.image_unet, [around["in.image_features"][:, None]])
+        tokens = cross_attention.project_image_tokens(net.image_unet, [around["in.image_features"][:, None]])
         assert off(tokens, around["out.image_tokens"]) < NEAR
     assert off(drawn(net, around, tokens), around["out.eps"]) < NEAR
     assert same(videocrafter.released(net), tensors)

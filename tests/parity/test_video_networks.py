@@ -7,7 +7,7 @@ from diffusers import UNetMotionModel
 from tiny_videos import TOKENS, Z, adapter, animatediff, modelscope, off
 
 from kineograph.condition import Condition
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.formats import animatediff as animatediff_layout
 from kineograph.models.formats import key_map
 from kineograph.models.formats import modelscope as modelscope_layout
@@ -46,7 +46,7 @@ def test_animatediff_put_around_an_image_network():
     unet = tiny_unets.unet(block_out_channels=(8, 16, 32), layers_per_block=2)
     motion = adapter(block_out_channels=(8, 16, 32), motion_layers_per_block=2)
     whole = UNetMotionModel.from_unet2d(unet, motion).eval()
-    found = motion_modules.open_motion(motion, Hub())
+    found = motion_modules.open_motion(motion, HubOptions())
     layers = TemporalLayers(unet, found.config)
     key_map.fill(layers, found.tensors, found.layout(layers, found.tensors), "the adapter")
     assert off(VideoUNet(unet, layers.eval())(Z, T, Condition(TOKENS)), theirs(whole)) < NEAR

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from kineograph.errors import InputError
 from kineograph.media.files import instead_of
-from kineograph.models.placement import as_dtype, place
+from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph_lab.bench import memory
 from kineograph_lab.bench.memory import MODES
@@ -101,7 +101,7 @@ def bench(
         raise InputError(
             f"expected at least {LEAST_STEPS} steps, 2 frames and 1 repeat, got {steps}, {frames} and {repeats}"
         )
-    dtype = str(place().dtype).removeprefix("torch.")
+    dtype = str(choose_placement().dtype).removeprefix("torch.")
     pairs = {"equal dtype": dtype} | ({"their default": "float32"} if dtype != "float32" else {})
     with tempfile.TemporaryDirectory() as made:
         folder = POCKET if network == "pocket" else Path(made)
@@ -185,8 +185,8 @@ def table(rows: Sequence[Row]) -> str:
 
 def matrix_peak(dtype: str) -> float:
     """Operations a second of the fastest of several large matrix products."""
-    device = place().device
-    a, b = (torch.randn(MATRIX, MATRIX, device=device).to(as_dtype(dtype)) for _ in range(2))
+    device = choose_placement().device
+    a, b = (torch.randn(MATRIX, MATRIX, device=device).to(parse_dtype(dtype)) for _ in range(2))
     times = [_seconds(lambda: a @ b) for _ in range(TRIES)]
     return 2 * MATRIX**3 / min(times)
 

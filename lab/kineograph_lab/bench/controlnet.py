@@ -15,15 +15,15 @@ from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_vid
 )
 from PIL import Image
 
-from kineograph.denoise import guided
+from kineograph.denoise import classifier_free_guidance
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
-from kineograph.models.placement import as_dtype, place
+from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.pocket import WEIGHTS as POCKET
-from kineograph.models.unet.controlnet import controlled
+from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.models.unet.frame_attention import first
-from kineograph.samplers import ddim, last
+from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.bench.text2video_zero import PROMPT, SCALE, SEED, Draw
 
@@ -43,11 +43,12 @@ def ours(folder: Path, dtype: str) -> Draw:
         cues = control.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
         said = [net.prompt([text]) for text in (PROMPT, "")]
         told, blank = (
-            net.bind(replace(each, residuals=controlled(control, each, cues, see=first)), see=first) for each in said
+            net.bind(replace(each, residuals=bind_controlnet(control, each, cues, see=first)), see=first)
+            for each in said
         )
         start = _noise(net.latent_shape(height, width), net.dtype).float().to(net.device)
         x = (start * (1 + sigmas[0] ** 2) ** 0.5).expand(frames, -1, -1, -1)[None]
-        x0 = last(ddim(guided(told, blank, SCALE), x, sigmas))
+        x0 = final_latents(ddim(classifier_free_guidance(told, blank, SCALE), x, sigmas))
         return (net.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
     return draw
@@ -56,11 +57,11 @@ def ours(folder: Path, dtype: str) -> Draw:
 def theirs(folder: Path, dtype: str) -> Draw:
     """diffusers, as its guide for Text2Video-Zero with ControlNet has it, on the same device."""
     net = controlnet(folder, load(folder, dtype=dtype))
-    net = net.to(dtype=as_dtype(dtype), memory_format=torch.contiguous_format)  # as it comes from `from_pretrained`
+    net = net.to(dtype=parse_dtype(dtype), memory_format=torch.contiguous_format)  # as it comes from `from_pretrained`
     pipe = StableDiffusionControlNetPipeline.from_pretrained(
-        folder, controlnet=net, dtype=as_dtype(dtype), safety_checker=None, feature_extractor=None,
+        folder, controlnet=net, dtype=parse_dtype(dtype), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
-    ).to(place().device)  # fmt: skip
+    ).to(choose_placement().device)  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
     pipe.unet.set_attn_processor(CrossFrameAttnProcessor2_0(batch_size=2))
     pipe.controlnet.set_attn_processor(CrossFrameAttnProcessor2_0(batch_size=2))

@@ -15,15 +15,15 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_video_zero import TextToVideoZeroPipeline
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from kineograph.denoise import guided
+from kineograph.denoise import classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.methods.text2video_zero import sample
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.loading.load import load
-from kineograph.models.placement import as_dtype, place
+from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.unet.frame_attention import first
-from kineograph.motion import FRAME, Motion, along
-from kineograph.samplers import last
+from kineograph.motion import REFERENCE_SIZE, Motion, frame_warp
+from kineograph.samplers import final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.recipe.image.tokenizer import tokenizer
 
@@ -40,12 +40,12 @@ def ours(folder: Path, dtype: str) -> Draw:
     def draw(frames: int, steps: int) -> Frames:
         sigmas = leading(model.schedule.sigmas, steps)
         told, blank = (model.bind(model.prompt([text]), see=first) for text in (PROMPT, ""))
-        x0 = last(
+        x0 = final_latents(
             sample(
-                guided(told, blank, SCALE),
+                classifier_free_guidance(told, blank, SCALE),
                 _noise(frames, shape, model.dtype).float().to(model.device),
                 sigmas,
-                warp=along(_by_a_cell(shape), frames=frames, seed=SEED),
+                warp=frame_warp(_by_a_cell(shape), frames=frames, seed=SEED),
                 spread_to=sigmas[SPREAD_AFTER],
                 move_at=sigmas[MOVE_AFTER],
             )
@@ -58,8 +58,8 @@ def ours(folder: Path, dtype: str) -> Draw:
 def theirs(folder: Path, dtype: str) -> Draw:
     """diffusers, as `from_pretrained` sets it up, on the same device."""
     pipe = TextToVideoZeroPipeline.from_pretrained(
-        folder, dtype=as_dtype(dtype), safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    ).to(place().device)
+        folder, dtype=parse_dtype(dtype), safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    ).to(choose_placement().device)
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
     shape = (pipe.unet.config.in_channels, side, side)
@@ -94,7 +94,7 @@ def _noise(frames: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Late
 
 
 def _by_a_cell(shape: tuple[int, int, int]) -> Motion:
-    return Motion(pan=(FRAME / shape[2], FRAME / shape[1]))
+    return Motion(pan=(REFERENCE_SIZE / shape[2], REFERENCE_SIZE / shape[1]))
 
 
 def save_stand_in(folder: Path, *, channels: int, side: int, text_layers: int) -> None:

@@ -21,7 +21,7 @@ from kineograph.methods import videocrafter
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
-from kineograph.models.placement import as_dtype, place
+from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.schedule import epsilon
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training import TrainingSettings, fit
@@ -78,13 +78,13 @@ def ours(folder: Path, dtype: str) -> Draw:
 def theirs(folder: Path, dtype: str) -> Draw:
     """A plain loop, as diffusers' training scripts have it."""
     model = load(folder, motion=adapter(folder), dtype="float32")
-    device = place().device
+    device = choose_placement().device
     net = UNetMotionModel.from_unet2d(UNet2DConditionModel.from_pretrained(folder, subfolder="unet"), adapter(folder))
     net.freeze_unet2d_params()
     net = net.float().to(device).train()
     start = {name: weight.clone() for name, weight in net.state_dict().items()}
     vae = AutoencoderKL.from_pretrained(folder, subfolder="vae").to(device)
-    half = partial(torch.autocast, device.type, torch.bfloat16) if as_dtype(dtype) == torch.bfloat16 else nullcontext
+    half = partial(torch.autocast, device.type, torch.bfloat16) if parse_dtype(dtype) == torch.bfloat16 else nullcontext
 
     def draw(frames: int, steps: int) -> Frames:
         net.load_state_dict(start)
@@ -114,7 +114,7 @@ def _settings(dtype: str, steps: int) -> dict[str, object]:
     """The loop's, in the words of our settings."""
     return {
         "max_train_steps": steps, "train_batch_size": VIDEOS, "learning_rate": RATE, "ema_decay": 0.0,
-        "mixed_precision": "bf16" if as_dtype(dtype) == torch.bfloat16 else "no", "seed": SEED,
+        "mixed_precision": "bf16" if parse_dtype(dtype) == torch.bfloat16 else "no", "seed": SEED,
         "checkpointing_steps": steps, "log_every": steps,
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket import low_rank
+from kineograph.models.pocket.networks import added
 from kineograph.training.norms import with_quick_norms
 from kineograph_lab.judge import geometry, training
 from kineograph_lab.judge.networks import Eye, Judge, MotionEye
@@ -111,7 +111,7 @@ def train_edit(settings: Settings, out: Path) -> None:
 
 
 def _keep_added(net: ControlNetModel | UNet2DConditionModel, path: Path) -> None:
-    save_file({name: weight.contiguous() for name, weight in low_rank.added(net).items()}, path)
+    save_file({name: weight.contiguous() for name, weight in added(net).items()}, path)
 
 
 def train_judge(settings: Settings, out: Path) -> None:

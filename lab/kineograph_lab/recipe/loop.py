@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kineograph.models.placement import place
+from kineograph.models.placement import choose_placement
 from kineograph.training.muon import Optimisers, hand_over_gradients, optimisers
 
 Batch = tuple[Tensor, ...]
@@ -86,7 +86,7 @@ def best_device() -> torch.device:
 
 def fast(device: torch.device) -> torch.autocast:
     """Networks compute in bfloat16 within: on a CPU without units for it in float32, several times faster there."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=place(device).dtype != torch.float32)
+    return torch.autocast(device.type, torch.bfloat16, enabled=choose_placement(device).dtype != torch.float32)
 
 
 def fit(

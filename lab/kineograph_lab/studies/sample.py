@@ -10,12 +10,12 @@ import torch
 from jaxtyping import UInt8
 
 from kineograph import noise
-from kineograph.denoise import Denoise, guided, pinned
+from kineograph.denoise import Denoise, classifier_free_guidance, replace_known_frames
 from kineograph.latents import Latents
 from kineograph.methods.videocrafter import sample
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.model import Model
-from kineograph.samplers import ddim, last
+from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
 
 Picture = UInt8[np.ndarray, "1 H W 3"]
@@ -33,7 +33,7 @@ def pinned_to(picture: Picture) -> Begun:
 
     def begun(look: Denoise, model: Model, begin: Latents) -> Denoise:
         known = model.encode(_as_pictures(picture)[None])
-        return pinned(look, known.to(begin.device), begin[:, :1])
+        return replace_known_frames(look, known.to(begin.device), begin[:, :1])
 
     return begun
 
@@ -65,9 +65,9 @@ def latents(
     assert model.temporal is not None, "an image model has no videos of its own"
     sigmas = leading(model.schedule.sigmas, steps)
     shape = (1, *model.latent_shape(*model.default_size))
-    begin = noise.related(model.temporal.noise_ratio, seed, range(FRAMES), shape).to(model.device)
-    look = begun(guided(model.bind(said), model.bind(unsaid), scale), model, begin)
-    return last(sample(look, begin, sigmas, solve=ddim))
+    begin = noise.partly_shared(model.temporal.noise_ratio, seed, range(FRAMES), shape).to(model.device)
+    look = begun(classifier_free_guidance(model.bind(said), model.bind(unsaid), scale), model, begin)
+    return final_latents(sample(look, begin, sigmas, solve=ddim))
 
 
 def _as_pictures(picture: Picture) -> torch.Tensor:

@@ -18,7 +18,7 @@ from kineograph.cli.generate import generate
 from kineograph.cli.inspect import inspect, replay
 from kineograph.cli.models import convert, models
 from kineograph.cli.train import train
-from kineograph.plugins import plugins
+from kineograph.plugins import find_plugins
 
 app = typer.Typer(
     name="kineograph",
@@ -32,7 +32,7 @@ app = typer.Typer(
 MAKE, PREPARE, LOOK = (generate, animate, edit, replay), (customise, data, train, convert), (inspect, models, doctor)
 for command in (*MAKE, *PREPARE, *LOOK, evaluate):
     app.command()(command)
-for name, point in plugins("commands").items():
+for name, point in find_plugins("commands").items():
     app.command(name)(point.load())
 
 

@@ -6,32 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.options import (  # fmt: skip
-    MODEL,
-    PICTURE,
-    Adapter,
-    Decoder,
-    Device,
-    Dtype,
-    GuidanceScale,
-    Height,
-    Json,
-    Lora,
-    MotionAdapter,
-    MotionModule,
-    MotionScale,
-    NegativePrompt,
-    Output,
-    Overlap,
-    Overwrite,
-    Seed,
-    Solver,
-    Steps,
-    TextualInversion,
-    Vae,
-    Width,
-    Window,
-)
+from kineograph.cli.options import MODEL, PICTURE, Adapter, Decoder, Device, Dtype, GuidanceScale, Height, Json, Lora, MotionAdapter, MotionModule, MotionScale, NegativePrompt, Output, Overlap, Overwrite, Seed, Solver, Steps, TextualInversion, Vae, Width, Window
 from kineograph.cli.output import make, with_scale
 from kineograph.errors import InputError
 from kineograph.request import FIRST_FRAMES, Request

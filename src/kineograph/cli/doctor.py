@@ -82,11 +82,11 @@ def _placement() -> Iterator[Finding]:
     try:
         import torch
 
-        from kineograph.models.placement import place
+        from kineograph.models.placement import choose_placement
     except (ImportError, OSError) as error:
         yield Finding("device", f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
         return
-    device, dtype, reason = place()
+    device, dtype, reason = choose_placement()
     yield Finding("device", f"{device} in {str(dtype).removeprefix('torch.')}: {reason}")
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         yield Finding(

@@ -6,27 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.options import (  # fmt: skip
-    MODEL,
-    PICTURE,
-    ChunkSize,
-    Decoder,
-    Device,
-    Dtype,
-    GuidanceScale,
-    Height,
-    Json,
-    Lora,
-    NegativePrompt,
-    Output,
-    Overwrite,
-    Seed,
-    Solver,
-    Steps,
-    TextualInversion,
-    Vae,
-    Width,
-)
+from kineograph.cli.options import MODEL, PICTURE, ChunkSize, Decoder, Device, Dtype, GuidanceScale, Height, Json, Lora, NegativePrompt, Output, Overwrite, Seed, Solver, Steps, TextualInversion, Vae, Width
 from kineograph.cli.output import make, with_scale
 from kineograph.errors import InputError
 from kineograph.request import NOISES, Request

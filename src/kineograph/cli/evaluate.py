@@ -66,12 +66,14 @@ def evaluate(
     from kineograph.metrics.collection import read_prompts
     from kineograph.metrics.extractors import POCKET
     from kineograph.metrics.report import by_name, read_scores, side_by_side
-    from kineograph.models.placement import place
+    from kineograph.models.placement import choose_placement
 
     terminal.quiet_loading()
     told = read_prompts(prompts) if prompts else None
     earlier = read_scores(beside) if beside else None  # before it may be written over
-    extractors, gauges = evaluation.instruments(extractor or [POCKET], pictures=pictures, device=place(device).device)
+    extractors, gauges = evaluation.instruments(
+        extractor or [POCKET], pictures=pictures, device=choose_placement(device).device
+    )
     with terminal.counted("measuring") as on_video:
         found = evaluation.evaluate(
             folders, extractors=extractors, gauges=gauges, against=against, prompts=told, fps=fps, on_video=on_video

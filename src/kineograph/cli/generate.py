@@ -6,60 +6,10 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.options import (  # fmt: skip
-    CONTROL,
-    MODEL,
-    PICTURE,
-    Adapter,
-    Anchor,
-    Annotator,
-    Back,
-    ChunkSize,
-    ClipGuidance,
-    ClipNoise,
-    Clips,
-    ControlEnd,
-    ControlScale,
-    ControlStart,
-    Decoder,
-    Device,
-    DriftCorrection,
-    Dtype,
-    GuidanceScale,
-    Height,
-    InversionSteps,
-    Json,
-    Keep,
-    KeepClips,
-    Lora,
-    LowPass,
-    MotionAdapter,
-    MotionModule,
-    MotionScale,
-    NegativePrompt,
-    Output,
-    Overlap,
-    Overwrite,
-    RefineAt,
-    Seed,
-    Solver,
-    Steps,
-    TextualInversion,
-    Then,
-    Vae,
-    VideoAdapter,
-    VideoGuidanceScale,
-    VideoLora,
-    VideoModel,
-    VideoMotionAdapter,
-    VideoPrompt,
-    VideoSteps,
-    Width,
-    Window,
-)
+from kineograph.cli.options import CONTROL, MODEL, PICTURE, Adapter, Anchor, Annotator, Back, ChunkSize, ClipGuidance, ClipNoise, Clips, ControlEnd, ControlScale, ControlStart, Decoder, Device, DriftCorrection, Dtype, GuidanceScale, Height, InversionSteps, Json, Keep, KeepClips, Lora, LowPass, MotionAdapter, MotionModule, MotionScale, NegativePrompt, Output, Overlap, Overwrite, RefineAt, Seed, Solver, Steps, TextualInversion, Then, Vae, VideoAdapter, VideoGuidanceScale, VideoLora, VideoModel, VideoMotionAdapter, VideoPrompt, VideoSteps, Width, Window
 from kineograph.cli.output import make, named, numbers, second_model, with_scale
-from kineograph.method_options import Elevation, Reuse
-from kineograph.request import FPS, MASKS, MOTION, NUM_FRAMES, Request, controls
+from kineograph.method_options import ClipOptions, ElevatorOptions
+from kineograph.request import IMAGE_MODEL_FPS, MASKS, MOTION, NUM_FRAMES, Request, make_controls
 
 DEFAULT = Request(prompt="any")
 REFINED = ",".join(f"{part:g}" for part in DEFAULT.elevation.refine_at)
@@ -91,7 +41,7 @@ def generate(
         float | None,
         typer.Option(
             rich_help_panel=PICTURE,
-            show_default=f"{FPS:g}, 8 with a video model, or the control video's",
+            show_default=f"{IMAGE_MODEL_FPS:g}, 8 with a video model, or the control video's",
             help="Frames shown per second, and taken from a control video; what video models are told.",
         ),
     ] = DEFAULT.fps,
@@ -204,7 +154,7 @@ def generate(
         solver=solver,
         chunk_size=chunk_size,
         method=method,
-        control=controls(
+        control=make_controls(
             named(control, "a control", "KIND=VIDEO"),
             named(annotator, "an annotator", "KIND=FOLDER"),
             scale=controlnet_conditioning_scale,
@@ -216,7 +166,7 @@ def generate(
         window=window,
         overlap=overlap,
         motion_scale=motion_scale,
-        elevation=Elevation(
+        elevation=ElevatorOptions(
             refine_at=numbers(refine_at, "refine-at"),
             video_steps=video_steps,
             low_pass=low_pass or None,
@@ -228,7 +178,7 @@ def generate(
         ),
         clips=clips,
         then=tuple(then or ()),
-        reuse=Reuse(keep, clip_noise, clip_guidance, anchor),
+        reuse=ClipOptions(keep, clip_noise, clip_guidance, anchor),
     )
     options = {
         "motion": motion_module,

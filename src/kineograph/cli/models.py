@@ -124,8 +124,8 @@ def _converted(source: str, target: Path, motion: str | None, config: str | None
     from kineograph.models.loading.load import load
 
     if target.suffix in FILES:
-        return save.to_file(source, target)
+        return save.folder_to_videocrafter(source, target)
     path = Path(source).expanduser()
-    if motion is None and path.is_file() and videocrafter.is_one(tensor_files.read(path)):
-        return save.to_folder(path, target, config=config)
+    if motion is None and path.is_file() and videocrafter.is_videocrafter(tensor_files.read_tensors(path)):
+        return save.videocrafter_to_folder(path, target, config=config)
     return saving.save(load(source, motion=motion, config=config, device="cpu"), target)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kineograph.request import SOLVERS
+from kineograph.request import SAMPLERS
 
 PICTURE, CONTROL, TOGETHER, LONG, MODEL, FILE = (
     "What is drawn",
@@ -47,7 +47,7 @@ Steps = Annotated[
 ]
 Solver = Annotated[
     str | None,
-    typer.Option(rich_help_panel=PICTURE, show_default="the model's", help=f"By which rule: {', '.join(SOLVERS)}."),
+    typer.Option(rich_help_panel=PICTURE, show_default="the model's", help=f"By which rule: {', '.join(SAMPLERS)}."),
 ]
 Window = Annotated[
     int | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kineograph.generate.run import OnStep, made
+from kineograph.generate.run import OnStep, run_request
 from kineograph.media.video import Video
 from kineograph.models.model import Model
 from kineograph.request import Request
@@ -65,7 +65,7 @@ def animate(
         image_scale=image_scale,
         first_frame=first_frame,
     )
-    return made(model, request, on_step)
+    return run_request(model, request, on_step)
 
 
 def edit(
@@ -117,4 +117,4 @@ def edit(
         method="instruct-pix2pix",
         video=str(video),
     )
-    return made(model, request, on_step)
+    return run_request(model, request, on_step)

@@ -13,11 +13,12 @@ from kineograph.latents import Latents
 from kineograph.media.video import Video
 from kineograph.methods import vidrd
 from kineograph.models.model import Model
-from kineograph.plan import Clip, Start, Walk
+from kineograph.plan import Clip, SamplingRun
+from kineograph.plan import Plan as Start
 from kineograph.request import Request
 from kineograph.samplers import Step, recorded
 
-Plan = Callable[[Model, Request, Start], Walk]
+Plan = Callable[[Model, Request, Start], SamplingRun]
 
 
 class Progress(NamedTuple):
@@ -46,7 +47,7 @@ def drawn(
         walk = plan(model, replace(request, prompt=prompt_of(request, number)), start._replace(clip=clip))
         told = _told(walk, number, request.clips, on_step)
         steps = list(deque(told, maxlen=1)) if number + 1 == request.clips else recorded(told)
-        clip = Clip(number + 1, vidrd.left_by(walk.begin, steps), clip.first or _common(steps))
+        clip = Clip(number + 1, vidrd.record_past(walk.begin, steps), clip.first or _common(steps))
         yield Drawn(_decoded(model, steps[-1].x), clip)
 
 
@@ -65,7 +66,7 @@ def _decoded(model: Model, latents: Latents) -> np.ndarray:
     return np.concatenate([Video.from_tensor(part[0]).frames for part in model.decoded(latents)])
 
 
-def _told(walk: Walk, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:
+def _told(walk: SamplingRun, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:
     for done, step in enumerate(walk.steps, number * walk.total + 1):
         if on_step:
             on_step(Progress(done, clips * walk.total, step))

@@ -13,15 +13,15 @@ from kineograph.condition import Condition
 from kineograph.media.annotators import annotator
 from kineograph.media.footage import Footage, in_chunks
 from kineograph.models.model import Model
-from kineograph.models.unet.controlnet import Cues, VideoControlNet, controlled, together
+from kineograph.models.unet.controlnet import ControlEmbedding, VideoControlNet, bind_controlnet, sum_residuals
 from kineograph.models.unet.frame_attention import first, own
-from kineograph.plan import Start
+from kineograph.plan import Plan
 from kineograph.request import Control, Request
 
 Told = Callable[[Condition], Condition]
 
 
-def bound(model: Model, request: Request, start: Start) -> Told:
+def bound(model: Model, request: Request, start: Plan) -> Told:
     """What a condition becomes when the request's controls are added to it. The videos are read here, once.
 
     A ControlNet's frames see each other as the model's own do: first-frame attention, or layers along time instead.
@@ -38,18 +38,20 @@ def bound(model: Model, request: Request, start: Start) -> Told:
 
     def told(condition: Condition) -> Condition:
         each = [
-            controlled(
+            bind_controlnet(
                 net, model.net.of_image(condition), cue, see=see, scale=control.scale, start=control.start,
                 end=control.end, timesteps=len(model.schedule.sigmas),
             )
             for net, cue, control in zip(nets, cues, request.control, strict=True)
         ]  # fmt: skip
-        return replace(condition, residuals=together(*each))
+        return replace(condition, residuals=sum_residuals(*each))
 
     return told
 
 
-def _cues(net: VideoControlNet, control: Control, footage: Footage, start: Start, at_once: int, model: Model) -> Cues:
+def _cues(
+    net: VideoControlNet, control: Control, footage: Footage, start: Plan, at_once: int, model: Model
+) -> ControlEmbedding:
     """The control's pictures as the ControlNet takes them in: a few frames in memory at a time."""
     draw = _as_it_is if control.ready else annotator(control.kind, control.annotator, model.device)
     maps = (draw(frame) for frame in footage.frames(start.height, start.width))

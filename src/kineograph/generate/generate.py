@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
-from kineograph.generate.run import OnStep, made
+from kineograph.generate.run import OnStep, run_request
 from kineograph.media.video import Video
-from kineograph.method_options import Elevation, Reuse
+from kineograph.method_options import ClipOptions, ElevatorOptions
 from kineograph.models.model import Model
-from kineograph.request import AS_THE_AUTHORS_HAVE_IT, USUAL_REUSE, Request, controls
+from kineograph.request import CLIP_DEFAULTS, ELEVATOR_DEFAULTS, Request, make_controls
 
 
 @overload
@@ -41,10 +41,10 @@ def generate(
     overlap: int | None = None,
     motion_scale: float = 0.0,
     video_model: Model | None = None,
-    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    elevation: ElevatorOptions = ELEVATOR_DEFAULTS,
     clips: int = 1,
     then: Sequence[str] = (),
-    reuse: Reuse = USUAL_REUSE,
+    reuse: ClipOptions = CLIP_DEFAULTS,
     keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> Video: ...
@@ -76,10 +76,10 @@ def generate(
     overlap: int | None = None,
     motion_scale: float = 0.0,
     video_model: Model | None = None,
-    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    elevation: ElevatorOptions = ELEVATOR_DEFAULTS,
     clips: int = 1,
     then: Sequence[str] = (),
-    reuse: Reuse = USUAL_REUSE,
+    reuse: ClipOptions = CLIP_DEFAULTS,
     keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> list[Video]: ...
@@ -110,10 +110,10 @@ def generate(
     overlap: int | None = None,
     motion_scale: float = 0.0,
     video_model: Model | None = None,
-    elevation: Elevation = AS_THE_AUTHORS_HAVE_IT,
+    elevation: ElevatorOptions = ELEVATOR_DEFAULTS,
     clips: int = 1,
     then: Sequence[str] = (),
-    reuse: Reuse = USUAL_REUSE,
+    reuse: ClipOptions = CLIP_DEFAULTS,
     keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> Video | list[Video]:
@@ -171,7 +171,7 @@ def generate(
             solver=solver,
             chunk_size=chunk_size,
             method=method,
-            control=controls(
+            control=make_controls(
                 control or {},
                 annotators,
                 scale=controlnet_conditioning_scale,
@@ -191,5 +191,5 @@ def generate(
         for number, each in enumerate(prompts)
     ]
     kept = None if keep_clips is None else Path(keep_clips)
-    videos = [made(model, each, on_step, video_model=video_model, keep_clips=kept) for each in requests]
+    videos = [run_request(model, each, on_step, video_model=video_model, keep_clips=kept) for each in requests]
     return videos[0] if isinstance(prompt, str) else videos

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.generate.run import OnStep, made
+from kineograph.generate.run import OnStep, run_request
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.models.loading.load import load
-from kineograph.models.loading.provenance import differences
+from kineograph.models.loading.provenance import provenance_differences
 from kineograph.models.model import Model
 from kineograph.request import Request
 
@@ -53,9 +53,9 @@ def replay(
     request = Request.recorded(before)
     if video_model is None and "video_model" in before:
         video_model = recorded_model({"model": before["video_model"]})
-    video = made(model or recorded_model(before), request, on_step, video_model=video_model)
+    video = run_request(model or recorded_model(before), request, on_step, video_model=video_model)
     if before["frames_sha256"] != video.settings["frames_sha256"]:
-        causes = differences(before, video.settings) or ["although nothing that is recorded has changed"]
+        causes = provenance_differences(before, video.settings) or ["although nothing that is recorded has changed"]
         warnings.warn(f"the frames differ from those of {path}: {'; '.join(causes)}", InputWarning, stacklevel=2)
     return video
 

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from kineograph.errors import InputError
 from kineograph.methods import video_elevator_run
-from kineograph.models.model import FPS, Model
+from kineograph.models.model import VIDEO_MODEL_FPS, Model
 from kineograph.request import Request
 
 BY_TEMPORAL, BY_IMAGE, BY_BOTH = "videocrafter", "text2video-zero", "video-elevator"
 
 
-def settled(model: Model, request: Request, video_model: Model | None = None) -> Request:
+def resolve(model: Model, request: Request, video_model: Model | None = None) -> Request:
     """The request with method and solver, and for a video model its length and frame rate.
 
     Raises InputError when the method and the model do not go together, and for a motion scale without an adapter.
@@ -29,7 +29,7 @@ def settled(model: Model, request: Request, video_model: Model | None = None) ->
         method=method,
         solver=solver,
         num_frames=request.num_frames or (None if request.control else temporal.num_frames),
-        fps=request.fps or (None if request.control else FPS),
+        fps=request.fps or (None if request.control else VIDEO_MODEL_FPS),
     )
 
 

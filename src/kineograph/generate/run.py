@@ -14,12 +14,12 @@ import numpy as np
 from kineograph.errors import InputWarning
 from kineograph.generate import clip_files
 from kineograph.generate.clips import OnStep, Progress, drawn
-from kineograph.generate.resolve import settled
+from kineograph.generate.resolve import resolve
 from kineograph.media.video import Video
 from kineograph.methods import instruct_pix2pix_run, text2video_zero_run, video_elevator_run, videocrafter_run
-from kineograph.models.loading.provenance import origin
+from kineograph.models.loading.provenance import collect_provenance
 from kineograph.models.model import Model
-from kineograph.plan import Clip, Start, opened, size
+from kineograph.plan import Clip, Plan, open_inputs, size
 from kineograph.request import Request
 
 METHODS = {
@@ -31,7 +31,7 @@ METHODS = {
 __all__ = ["OnStep", "Progress", "made"]
 
 
-def made(
+def run_request(
     model: Model,
     request: Request,
     on_step: OnStep | None = None,
@@ -44,7 +44,7 @@ def made(
     video_model: the second model of "video-elevator".
     keep_clips: a folder where finished clips are kept, and from which they are taken when it is made again.
     """
-    request = settled(model, request, video_model)
+    request = resolve(model, request, video_model)
     start = _start(model, request)._replace(video_model=video_model)
     said = " ".join([request.prompt, *request.then, request.negative_prompt])
     if unknown := _unknown_words(model, said):
@@ -88,14 +88,14 @@ def _warn_of_a_long_window(model: Model, window: int | None, frames: int) -> Non
         )
 
 
-def _frames(model: Model, request: Request, start: Start, on_step: OnStep | None, at: Path | None) -> np.ndarray:
+def _frames(model: Model, request: Request, start: Plan, on_step: OnStep | None, at: Path | None) -> np.ndarray:
     frames, clip = clip_files.kept(at) if at else ([], Clip())
     clips = drawn(METHODS[str(request.method)], model, request, start, on_step, clip)
     frames += [each.frames for each in (clip_files.keeping(at, clips) if at else clips)]
     return np.concatenate(frames)
 
 
-def _settings(model: Model, request: Request, start: Start) -> dict[str, Any]:
+def _settings(model: Model, request: Request, start: Plan) -> dict[str, Any]:
     """All that makes the video again, as JSON would bring it back."""
     asked = asdict(replace(request, seed=start.seed, height=start.height, width=start.width))
     read = {str(each.path): each.digest for each in start.inputs.footage}
@@ -104,12 +104,12 @@ def _settings(model: Model, request: Request, start: Start) -> dict[str, Any]:
     asked["control"], asked["then"] = list(asked["control"]), list(asked["then"])
     asked["elevation"]["refine_at"] = list(request.elevation.refine_at)
     kinds = [control.kind for control in request.control]
-    second = {"video_model": origin(start.video_model)["model"]} if start.video_model else {}
-    return {**asked, "read": read, **origin(model, kinds), **second}
+    second = {"video_model": collect_provenance(start.video_model)["model"]} if start.video_model else {}
+    return {**asked, "read": read, **collect_provenance(model, kinds), **second}
 
 
-def _start(model: Model, request: Request) -> Start:
-    inputs = opened(request)
+def _start(model: Model, request: Request) -> Plan:
+    inputs = open_inputs(request)
     height, width = size(request, inputs, model.default_size, model.factor)
     seed = secrets.randbelow(2**31) if request.seed is None else request.seed
-    return Start(seed, height, width, (1, *model.latent_shape(height, width)), inputs, str(request.solver))
+    return Plan(seed, height, width, (1, *model.latent_shape(height, width)), inputs, str(request.solver))

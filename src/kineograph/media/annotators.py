@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 
 Annotator = Callable[[np.ndarray], np.ndarray]
 
@@ -110,7 +110,7 @@ def pose_by(model: str, persons: str, device: torch.device | str = "cpu") -> Ann
 
 def _pair(processors: Any, networks: Any, model: str, kind: str, device: torch.device | str) -> tuple[Any, Any]:
     try:
-        folder = hub.local(model) or hub.fetch_folder(model, FILES, Hub())
+        folder = hub.local_path(model) or hub.fetch_folder(model, FILES, HubOptions())
         return processors.from_pretrained(folder), networks.from_pretrained(folder).eval().to(device)
     except ABSENT as error:
         raise InputError(

@@ -34,7 +34,7 @@ def loss(
     return {"subject": subject.mean(), "prior": prior_weight * prior.mean()}
 
 
-def caption(word: str, kind: str) -> str:
+def subject_caption(word: str, kind: str) -> str:
     """What the subject's pictures are told: "a sks dog" (section 3.2)."""
     return f"a {word} {kind}"
 

@@ -12,17 +12,17 @@ import torch
 
 from kineograph import noise
 from kineograph.condition import Condition
-from kineograph.denoise import Denoise, guided_twice
+from kineograph.denoise import Denoise, text_and_image_guidance
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.media.footage import in_chunks
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import first
-from kineograph.plan import DESCENTS, Start, Walk, dependable, solver, solver_in_step
+from kineograph.plan import DESCENTS, Plan, SamplingRun, dependable, solver, solver_in_step
 from kineograph.request import Request
 
 
-def plan(model: Model, request: Request, start: Start) -> Walk:
+def plan(model: Model, request: Request, start: Plan) -> SamplingRun:
     """The walk."""
     sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     draw, solve = {
@@ -30,10 +30,12 @@ def plan(model: Model, request: Request, start: Start) -> Walk:
         "independent": (noise.independent, solver),
     }[request.noise]
     begin = draw(start.seed, start.frames, start.shape).to(model.device)
-    return Walk(len(sigmas), begin, solve(request, start)(_look(model, request, start), sigmas[0] * begin, sigmas))
+    return SamplingRun(
+        len(sigmas), begin, solve(request, start)(_look(model, request, start), sigmas[0] * begin, sigmas)
+    )
 
 
-def _look(model: Model, request: Request, start: Start) -> Denoise:
+def _look(model: Model, request: Request, start: Plan) -> Denoise:
     edits = model.net.image_unet.config.in_channels == 2 * model.vae.config.latent_channels
     if not edits:
         raise InputError(
@@ -46,14 +48,14 @@ def _look(model: Model, request: Request, start: Start) -> Denoise:
     def bound(condition: Condition, channels: Latents) -> Denoise:
         return model.bind(replace(condition, channels=channels), see=first, chunk_size=request.chunk_size)
 
-    estimate = guided_twice(
+    estimate = text_and_image_guidance(
         bound(said, shown), bound(nothing, shown), bound(nothing, torch.zeros_like(shown)),
         request.guidance_scale, request.image_guidance_scale,
     )  # fmt: skip
     return dependable(start, model.schedule, estimate)
 
 
-def input_latents(model: Model, start: Start, at_once: int) -> Latents:
+def input_latents(model: Model, start: Plan, at_once: int) -> Latents:
     """The input's frames as the editing model reads them: encoded, without the scale of the latents."""
     (footage,) = start.inputs.footage
     encoded = [

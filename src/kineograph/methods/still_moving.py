@@ -18,13 +18,13 @@ from torch import Tensor
 from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal.adapters import BranchConfig, MotionBranches, SpatialBranches
+from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter, SpatialAdapter
 from kineograph.models.unet.video_unet import VideoUNet
 
 STILL, MOVING = 1.0, 0.0  # the motion adapter's scales in training
 
 
-def attach(net: VideoUNet, *, motion: BranchConfig | None = None, spatial: BranchConfig | None = None) -> VideoUNet:
+def attach(net: VideoUNet, *, motion: AdapterConfig | None = None, spatial: AdapterConfig | None = None) -> VideoUNet:
     """The video network with new adapters, which change nothing yet; one that is not asked for stays what it is.
 
     Step I trains a motion adapter (`branches.MOTION`), step II a spatial one (`branches.SPATIAL`); nothing else learns.
@@ -36,8 +36,8 @@ def attach(net: VideoUNet, *, motion: BranchConfig | None = None, spatial: Branc
         net.image_unet,
         net.temporal,
         net.through,
-        motion_adapter=net.motion_adapter if motion is None else MotionBranches(net.temporal, motion),
-        spatial_adapter=net.spatial_adapter if spatial is None else SpatialBranches(net.temporal, spatial),
+        motion_adapter=net.motion_adapter if motion is None else MotionAdapter(net.temporal, motion),
+        spatial_adapter=net.spatial_adapter if spatial is None else SpatialAdapter(net.temporal, spatial),
     )
 
 
@@ -56,7 +56,9 @@ def inject(customised: UNet2DConditionModel, net: VideoUNet) -> VideoUNet:
 
 
 @torch.no_grad()
-def interpolated(customised: UNet2DConditionModel, image: UNet2DConditionModel, share: float) -> UNet2DConditionModel:
+def interpolate_weights(
+    customised: UNet2DConditionModel, image: UNet2DConditionModel, share: float
+) -> UNet2DConditionModel:
     """The baseline of interpolated weights: `share` of the customised network's and the rest of the image network's.
 
     For a network that a LoRA customised this is the LoRA at that scale. Raises ValueError for networks that differ in
@@ -70,12 +72,12 @@ def interpolated(customised: UNet2DConditionModel, image: UNet2DConditionModel, 
     return mixed
 
 
-def frozen(videos: Latents, chosen: Int[Tensor, " b"], frames: int) -> Float[Tensor, "b n c h w"]:
+def frozen_videos(videos: Latents, chosen: Int[Tensor, " b"], frames: int) -> Float[Tensor, "b n c h w"]:
     """Frozen videos: of each, or of each picture, one frame, so many times over."""
     return videos[torch.arange(len(videos)), chosen][:, None].expand(-1, frames, -1, -1, -1)
 
 
-def together(
+def join_frozen_and_natural(
     stills: Float[Tensor, "s f c h w"], natural: Float[Tensor, "n f c h w"]
 ) -> tuple[Latents, Float[Tensor, " b"]]:
     """One batch of step II and its motion scales: frozen videos of the customised model's pictures, and natural videos,

@@ -15,15 +15,15 @@ import torch
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents, add_noise, renoise
 from kineograph.motion import Warp
-from kineograph.samplers import Solver, Step, ddim
-from kineograph.sigmas import above, below, through
+from kineograph.samplers import Sampler, Step, ddim
+from kineograph.sigmas import insert_sigmas, starting_at, until
 
 # The paper's T and T', timesteps 941 and 881 of Stable Diffusion, as noise levels; and the latents they are meant for.
 SPREAD_TO, MOVE_AT = 10.42504, 7.562388
 SIDE = 64
 
 
-def levels(latent_shape: Sequence[int], highest: float = math.inf) -> tuple[float, float]:
+def paper_sigmas(latent_shape: Sequence[int], highest: float = math.inf) -> tuple[float, float]:
     """The levels (T, T') for latents of this shape (..., h, w), for `spread_to` and `move_at`.
 
     The paper's at 64x64. Elsewhere times sqrt(h w) / 64: averaged over a part of the picture, noise weighs as much
@@ -43,7 +43,7 @@ def sample(
     warp: Warp,
     move_at: float,
     spread_to: float,
-    solve: Solver = ddim,
+    solve: Sampler = ddim,
 ) -> Iterator[Step]:
     """Draw a video: first the steps of frame 0 alone, down to T' (`move_at`), then from T those of all frames.
 
@@ -56,16 +56,16 @@ def sample(
         yield from solve(look, sigmas[0] * noise, sigmas)
         return
     _check(sigmas, move_at, spread_to)
-    sigmas = through(sigmas, move_at, spread_to)
-    way, alone = above(sigmas, move_at), list[Step]()
+    sigmas = insert_sigmas(sigmas, move_at, spread_to)
+    way, alone = until(sigmas, move_at), list[Step]()
     for step in solve(look, sigmas[0] * noise[:, :1], way):
         alone.append(step)
         if len(alone) < len(way):  # at T' frame 0 is moved, not looked at
             yield step
-    first, before, moved = alone[len(above(sigmas, spread_to)) - 1], alone[-2], alone[-1]
+    first, before, moved = alone[len(until(sigmas, spread_to)) - 1], alone[-2], alone[-1]
     x0, grain = warp(before.x0, (moved.x - before.x0) / moved.sigma)
     others = renoise(add_noise(x0, grain, moved.sigma), noise[:, 1:], moved.sigma, first.sigma)
-    yield from solve(look, torch.cat([first.x, others], dim=1), below(sigmas, spread_to))
+    yield from solve(look, torch.cat([first.x, others], dim=1), starting_at(sigmas, spread_to))
 
 
 def _check(sigmas: Sequence[float], move_at: float, spread_to: float) -> None:

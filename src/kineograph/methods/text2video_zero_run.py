@@ -14,27 +14,27 @@ from kineograph.latents import Latents, Mask
 from kineograph.media.annotators import salient
 from kineograph.methods import text2video_zero as method
 from kineograph.models.model import Model
-from kineograph.models.unet.foreground import foreground
+from kineograph.models.unet.foreground import bind_foreground_mask
 from kineograph.models.unet.frame_attention import first
-from kineograph.motion import Warp, along, parse
-from kineograph.plan import DESCENTS, Start, Walk, begun, following, look, solver, solver_in_step, sparing
+from kineograph.motion import Warp, frame_warp, parse
+from kineograph.plan import DESCENTS, Plan, SamplingRun, begun, following, look, solver, solver_in_step, sparing
 from kineograph.request import Request
-from kineograph.samplers import Masks, Solver, smoothed
+from kineograph.samplers import ForegroundMasks, Sampler, smooth_background
 
 HALF = 0.5  # of a cell
 
 
-def plan(model: Model, request: Request, start: Start) -> Walk:
+def plan(model: Model, request: Request, start: Plan) -> SamplingRun:
     """The walk of a clip."""
     sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     estimate = _look(model, request, start)
     if start.inputs.motion is None:
         begin = noise.shared(start.seed, start.frames, start.shape).to(model.device)
-        return Walk(len(sigmas), begin, solver_in_step(request, start)(estimate, sigmas[0] * begin, sigmas))
-    spread_to, move_at = method.levels(start.shape, highest=sigmas[0])
-    sigmas = ladder.through(sigmas, spread_to, move_at)
-    alone, together = ladder.above(sigmas, move_at)[:-1], ladder.below(sigmas, spread_to)
-    warp = along(parse(start.inputs.motion), frames=len(start.frames), seed=start.seed)
+        return SamplingRun(len(sigmas), begin, solver_in_step(request, start)(estimate, sigmas[0] * begin, sigmas))
+    spread_to, move_at = method.paper_sigmas(start.shape, highest=sigmas[0])
+    sigmas = ladder.insert_sigmas(sigmas, spread_to, move_at)
+    alone, together = ladder.until(sigmas, move_at)[:-1], ladder.starting_at(sigmas, spread_to)
+    warp = frame_warp(parse(start.inputs.motion), frames=len(start.frames), seed=start.seed)
     begin = begun(request, start, noise.independent(start.seed, start.frames, start.shape).to(model.device))
     walk = method.sample(
         sparing(request, start, estimate, sigmas),
@@ -45,10 +45,10 @@ def plan(model: Model, request: Request, start: Start) -> Walk:
         spread_to=spread_to,
         solve=_steadied(following(request, start, solver(request, start), sigmas), warp, model, request),
     )
-    return Walk(len(alone) + len(together) if len(start.frames) > 1 else len(sigmas), begin, walk)
+    return SamplingRun(len(alone) + len(together) if len(start.frames) > 1 else len(sigmas), begin, walk)
 
 
-def _look(model: Model, request: Request, start: Start) -> Denoise:
+def _look(model: Model, request: Request, start: Plan) -> Denoise:
     """The model told the prompt and guided away from the negative one, every frame looking at the first."""
     with_maps = controls.bound(model, request, start)
     told, blank = (
@@ -60,18 +60,18 @@ def _look(model: Model, request: Request, start: Start) -> Denoise:
     return look(request, start, model.schedule, told, blank)
 
 
-def _steadied(solve: Solver, warp: Warp, model: Model, request: Request) -> Solver:
+def _steadied(solve: Sampler, warp: Warp, model: Model, request: Request) -> Sampler:
     """The solver, with background smoothing if it is asked for."""
     if not request.smooth_background:
         return solve
     if request.masks == "rembg":
         masks = _salient(model)
     else:
-        masks = foreground(model, [request.prompt], chunk_size=request.chunk_size)
-    return smoothed(solve, warp, masks, request.smooth_background)
+        masks = bind_foreground_mask(model, [request.prompt], chunk_size=request.chunk_size)
+    return smooth_background(solve, warp, masks, request.smooth_background)
 
 
-def _salient(model: Model) -> Masks:
+def _salient(model: Model) -> ForegroundMasks:
     """Masks of the decoded frames by a network for salient objects, at the latents' size."""
     found = salient()
 

@@ -15,8 +15,8 @@ import torch
 
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents, add_noise
-from kineograph.samplers import Draw, Solver, Step, ddim, recorded, towards
-from kineograph.sigmas import above, below, through
+from kineograph.samplers import NoiseAt, Sampler, Step, ddim, recorded, step_to
+from kineograph.sigmas import insert_sigmas, starting_at, until
 
 Refine = Callable[[Latents, float], Latents]  # (clean estimate, its level) -> clean estimate that moves
 Return = Callable[[Latents, float], list[Step]]  # (clean, level) -> a path that ends with noisy latents at that level
@@ -24,7 +24,7 @@ Correct = Callable[[Sequence[Step], float, float], Latents | float]  # (path, le
 Pass = Callable[[Latents], Latents]
 
 
-def levels(sigmas: Sequence[float], parts: Iterable[float]) -> set[float]:
+def refinement_sigmas(sigmas: Sequence[float], parts: Iterable[float]) -> set[float]:
     """The rungs at which these parts of the steps are left, for `refine_at`."""
     steps = len(sigmas) - 1
     return {sigmas[steps - max(1, round(part * steps))] for part in parts}
@@ -40,7 +40,7 @@ def sample(
     refine: Refine,
     back: Return,
     correct: Correct | None = None,
-    solve: Solver = ddim,
+    solve: Sampler = ddim,
 ) -> Iterator[Step]:
     """Draw a video down the image model's ladder.
 
@@ -63,8 +63,8 @@ def sample(
     yield Step(sigmas[-1], x, x)
 
 
-def moved(
-    look: Denoise, sigmas: Sequence[float], steps: int, draw: Draw, *, keep: Pass, solve: Solver = ddim
+def refine_with_video_model(
+    look: Denoise, sigmas: Sequence[float], steps: int, draw: NoiseAt, *, keep: Pass, solve: Sampler = ddim
 ) -> Refine:
     """Refine by a video model: what `keep` lets pass of the estimate, noised to its level and redrawn for a few steps.
 
@@ -79,13 +79,13 @@ def moved(
 
     def refine(x0: Latents, sigma: float) -> Latents:
         start = min(sigma, sigmas[0])
-        way = below(through(sigmas, start), start)[: steps + 1]
+        way = starting_at(insert_sigmas(sigmas, start), start)[: steps + 1]
         return recorded(solve(look, add_noise(keep(x0), draw(start).to(x0), start), way))[-2].x0
 
     return refine
 
 
-def inverted(look: Denoise, sigmas: Sequence[float], most: int | None = None, solve: Solver = ddim) -> Return:
+def invert(look: Denoise, sigmas: Sequence[float], most: int | None = None, solve: Sampler = ddim) -> Return:
     """Back to a level by inversion: the noisy latents from which the image model would draw these clean ones.
 
     look    the image model told the prompt, not guided: guidance would make it leave the way it came
@@ -96,13 +96,13 @@ def inverted(look: Denoise, sigmas: Sequence[float], most: int | None = None, so
     def back(clean: Latents, level: float) -> list[Step]:
         if level <= sigmas[-1]:
             return [Step(level, clean, clean)]
-        way = below(through(sigmas, level), level)[::-1]
+        way = starting_at(insert_sigmas(sigmas, level), level)[::-1]
         return recorded(solve(look, clean, _thinned(way, most)))
 
     return back
 
 
-def with_noise(draw: Draw) -> Return:
+def add_noise_again(draw: NoiseAt) -> Return:
     """Back to a level with noise that `draw` gives: of the start again, or fresh (the paper's ablation)."""
 
     def back(clean: Latents, level: float) -> list[Step]:
@@ -111,7 +111,7 @@ def with_noise(draw: Draw) -> Return:
     return back
 
 
-def drift(look: Denoise) -> Correct:
+def correct_drift(look: Denoise) -> Correct:
     """What a step down from the inverted latents misses of where they came from, as in the released code (not in the
     paper). The path must hold all rungs: `inverted` with `most=None`, on the sampler's own ladder.
 
@@ -123,7 +123,7 @@ def drift(look: Denoise) -> Correct:
             return 0.0
         here, there = (_at(path, level) for level in (sigma, max(to, path[0].sigma)))
         x0 = look(here.x, sigma) if here is path[-1] else here.x0
-        return there.x - towards(here.x, x0, here.sigma, there.sigma)
+        return there.x - step_to(here.x, x0, here.sigma, there.sigma)
 
     return correct
 
@@ -139,7 +139,7 @@ def _at(path: Sequence[Step], level: float) -> Step:
 
 def _rungs(sigmas: Sequence[float], levels: Iterable[float]) -> set[float]:
     """The rungs that meet these levels."""
-    found = {above(sigmas, level)[-1] for level in levels}
+    found = {until(sigmas, level)[-1] for level in levels}
     if sigmas[-1] in found:
         raise ValueError(f"Nothing is estimated at the end of the ladder, level {sigmas[-1]:g}: refine above it.")
     return found

@@ -19,7 +19,7 @@ from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.samplers import Solver, Step
+from kineograph.samplers import Sampler, Step
 
 RELATIVE = TransformerConfig(head_width=64, relative=16)
 UNORDERED = TransformerConfig(head_width=64)
@@ -58,7 +58,7 @@ def loss(
 
 
 @torch.no_grad()
-def sample(look: Denoise, noise: Latents, sigmas: Sequence[float], *, solve: Solver) -> Iterator[Step]:
+def sample(look: Denoise, noise: Latents, sigmas: Sequence[float], *, solve: Sampler) -> Iterator[Step]:
     """Draw a video, all frames together, down a falling ladder.
 
     The paper's solver is DDIM with eta 1, `trajectory.ddim_eta(1.0, draw)`.

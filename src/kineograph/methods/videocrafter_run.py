@@ -12,35 +12,35 @@ from torch import Tensor
 
 from kineograph import noise
 from kineograph.condition import Condition
-from kineograph.denoise import Denoise, pinned
+from kineograph.denoise import Denoise, replace_known_frames
 from kineograph.errors import InputError
 from kineograph.generate import controls
 from kineograph.media.images import Picture
 from kineograph.methods import videocrafter as method
-from kineograph.models.conditioning.image_encoder import cut
+from kineograph.models.conditioning.image_encoder import crop_to_size
 from kineograph.models.model import Model
-from kineograph.plan import DESCENTS, Start, Walk, begun, following, look
+from kineograph.plan import DESCENTS, Plan, SamplingRun, begun, following, look
 from kineograph.request import Request
 
 
-def plan(model: Model, request: Request, start: Start) -> Walk:
+def plan(model: Model, request: Request, start: Plan) -> SamplingRun:
     """The walk of a clip."""
     assert model.temporal is not None, "settled by recipes.settling"
     sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
     ratio = model.temporal.noise_ratio
-    fresh = noise.related(ratio, start.seed, start.frames, start.shape, start.clip.number).to(model.device)
+    fresh = noise.partly_shared(ratio, start.seed, start.frames, start.shape, start.clip.number).to(model.device)
     begin = begun(request, start, fresh)
     estimate = _look(model, request, start)
     if request.first_frame == "pinned" and start.inputs.picture and start.clip.past is None:
-        known = model.encode(cut(_pixels(start.inputs.picture), start.height, start.width)[:, None]).to(model.device)
-        estimate = pinned(estimate, known, begin[:, :1])
-    solve = DESCENTS[start.solver].solver(noise.related_at_levels(ratio, start.seed, start.frames, start.shape))
-    return Walk(
+        known = model.encode(crop_to_size(_pixels(start.inputs.picture), start.height, start.width)[:, None]).to(model.device)
+        estimate = replace_known_frames(estimate, known, begin[:, :1])
+    solve = DESCENTS[start.solver].solver(noise.partly_shared_per_sigma(ratio, start.seed, start.frames, start.shape))
+    return SamplingRun(
         len(sigmas), begin, method.sample(estimate, begin, sigmas, solve=following(request, start, solve, sigmas))
     )
 
 
-def _look(model: Model, request: Request, start: Start) -> Denoise:
+def _look(model: Model, request: Request, start: Plan) -> Denoise:
     """The model told the prompt, the frame rate and the picture, and guided away from what it is told of nothing."""
     with_maps = controls.bound(model, request, start)
     said, unsaid = (
@@ -53,7 +53,7 @@ def _look(model: Model, request: Request, start: Start) -> Denoise:
 
 
 def _shown(
-    model: Model, request: Request, start: Start, said: Condition, unsaid: Condition
+    model: Model, request: Request, start: Plan, said: Condition, unsaid: Condition
 ) -> tuple[Condition, Condition]:
     """The conditions with the picture, and with no picture, for models that are shown one."""
     if model.reader is None:

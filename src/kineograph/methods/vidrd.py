@@ -26,7 +26,7 @@ from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae import temporal_decoder as decoders
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
 from kineograph.noise import past_dependent
-from kineograph.samplers import Solver, Step
+from kineograph.samplers import Sampler, Step
 
 # The paper's figure: 22 places with convolutions and 16 with attention in a network of SD 2.1's shape.
 NETWORK = TemporalConfig(
@@ -63,7 +63,7 @@ def decoder_loss(
     steady: what flicker weighs, the error of the changes from frame to frame, beside the error of the pixels.
     The paper's own loss could not be found; its code hints at an adversarial term, which there is none of here.
     """
-    still, moving = decoders.errors(decoder, vae, z, frames)
+    still, moving = decoders.reconstruction_errors(decoder, vae, z, frames)
     return still + steady * moving
 
 
@@ -74,13 +74,13 @@ class Past(NamedTuple):
     levels: Mapping[float, Latents]
 
 
-Draw = Callable[[Latents, Solver], Iterator[Step]]  # (noise, solver) -> the walk of one clip
+Draw = Callable[[Latents, Sampler], Iterator[Step]]  # (noise, solver) -> the walk of one clip
 Guided = Mapping[float, int]  # level -> how many frames, from the first, follow the past there
 
 
 @torch.no_grad()
 def sample(
-    draw: Draw, fresh: Latents, past: Past | None, *, keep: int, ratio: float, guided: Guided, solve: Solver
+    draw: Draw, fresh: Latents, past: Past | None, *, keep: int, ratio: float, guided: Guided, solve: Sampler
 ) -> Iterator[Step]:
     """Draw the next clip; the first, where there is no past.
 
@@ -90,10 +90,12 @@ def sample(
     guided  see `stages`
     `left_by` makes the past of the next clip from these steps and `begun`.
     """
-    yield from draw(begun(fresh, past, keep, ratio), solve if past is None else staged(solve, past, guided))
+    yield from draw(
+        initial_noise(fresh, past, keep, ratio), solve if past is None else overwrite_guided(solve, past, guided)
+    )
 
 
-def begun(fresh: Latents, past: Past | None, keep: int, ratio: float) -> Latents:
+def initial_noise(fresh: Latents, past: Past | None, keep: int, ratio: float) -> Latents:
     """What the clip begins with: the past's noise turned round in time (frame-level noise reversion), mixed with fresh
     noise from frame `keep` on (past-dependent noise sampling)."""
     if not 0 <= keep < fresh.shape[1]:
@@ -104,7 +106,7 @@ def begun(fresh: Latents, past: Past | None, keep: int, ratio: float) -> Latents
     return torch.cat([turned[:, :keep], past_dependent(turned, fresh, ratio)[:, keep:]], dim=1)
 
 
-def stages(sigmas: Sequence[float], keep: int, share: float) -> dict[float, int]:
+def guided_frames(sigmas: Sequence[float], keep: int, share: float) -> dict[float, int]:
     """Denoising with staged guidance: frame j of `keep` follows the past for the first (keep - j) S / keep * share of S
     steps; the paper's share is gamma, 0.4. With 1 the first frame follows it to the end.
 
@@ -118,7 +120,7 @@ def stages(sigmas: Sequence[float], keep: int, share: float) -> dict[float, int]
     return {sigma: count for sigma, count in zip(sigmas, many, strict=False) if count}
 
 
-def staged(solve: Solver, past: Past, guided: Guided) -> Solver:
+def overwrite_guided(solve: Sampler, past: Past, guided: Guided) -> Sampler:
     """The solver, which before each step puts the past's latents, turned round, in place of the guided frames.
 
     A multistep solver takes single steps here.
@@ -143,7 +145,7 @@ def _overwritten(x: Latents, past: Past, guided: Guided, sigma: float) -> Latent
     return torch.cat([then.flip(1)[:, :count].to(x), x[:, count:]], dim=1)
 
 
-def sparing(denoise: Denoise, past: Past, guided: Guided, sigmas: Sequence[float]) -> Denoise:
+def skip_overwritten(denoise: Denoise, past: Past, guided: Guided, sigmas: Sequence[float]) -> Denoise:
     """The same model, whose frames read the first frame alone, without frames that are overwritten anyway.
 
     Of those that follow the past at the next level too, only the first is evaluated, since the others read it. In place
@@ -163,7 +165,7 @@ def sparing(denoise: Denoise, past: Past, guided: Guided, sigmas: Sequence[float
     return look
 
 
-def anchored(denoise: Denoise, first: Mapping[float, Latents], strength: float) -> Denoise:
+def anchor_to_first(denoise: Denoise, first: Mapping[float, Latents], strength: float) -> Denoise:
     """The same model, whose estimate's mean over the frames is drawn to the first clip's, `first`, at the levels there.
 
     Not in the paper, where a clip is tied to its predecessor alone and drifts over many clips.
@@ -178,6 +180,6 @@ def anchored(denoise: Denoise, first: Mapping[float, Latents], strength: float) 
     return look
 
 
-def left_by(noise: Latents, steps: Sequence[Step]) -> Past:
+def record_past(noise: Latents, steps: Sequence[Step]) -> Past:
     """What a clip that began with this noise and took these steps leaves. Steps of some frames only are left out."""
     return Past(noise, {step.sigma: step.x for step in steps if step.x.shape[1] == noise.shape[1]})

@@ -19,7 +19,7 @@ from kineograph.media.footage import Footage, open_footage
 from kineograph.media.metadata import Label, read_label
 from kineograph.media.shards import Problem, is_hidden
 from kineograph.metrics.frame_metrics import Frames
-from kineograph.models.formats.tensor_files import some
+from kineograph.models.formats.tensor_files import preview_names
 
 ENDINGS = VIDEOS | {".webp"}  # animated, as Kineograph writes them
 FRAME = "frame_*.png"
@@ -174,7 +174,7 @@ def _called(name: str) -> list[str]:
 
 def _warn_of(folder: Path, problems: list[Problem], count: int) -> None:
     if problems:
-        named = some([f"{name} ({reason})" for name, reason in problems])
+        named = preview_names([f"{name} ({reason})" for name, reason in problems])
         text = f"{len(problems)} of {count} videos in {folder} cannot be read and do not count: {named}"
         warnings.warn(text, InputWarning, stacklevel=3)
 
@@ -183,7 +183,7 @@ def _warn_of_strangers(folder: Path, names: list[str], prompts: Mapping[str, str
     known = {each for name in names for each in _called(name)}
     strangers = [name for name in prompts if name not in known]
     if strangers:
-        text = f"{len(strangers)} of {len(prompts)} prompts belong to no video in {folder}: {some(strangers)}"
+        text = f"{len(strangers)} of {len(prompts)} prompts belong to no video in {folder}: {preview_names(strangers)}"
         warnings.warn(text, InputWarning, stacklevel=3)
 
 

@@ -16,10 +16,10 @@ from transformers import CLIPModel, CLIPTokenizer, VideoMAEForVideoClassificatio
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.metrics.features import FIRST, SPREAD, Extractor, Reading
 from kineograph.metrics.frame_metrics import Frames
-from kineograph.models.conditioning.image_encoder import CLIP_MEAN, CLIP_STD, cropped
+from kineograph.models.conditioning.image_encoder import CLIP_MEAN, CLIP_STD, crop_to_square
 from kineograph.models.loading.provenance import fingerprint
 
 FILES = ["*.json", "*.txt", "*.safetensors", "*.bin"]
@@ -101,7 +101,7 @@ def open_videomae(source: str | Path, device: Device = "cpu") -> Extractor:
 
 def _folder(source: str | Path, kind: str) -> Path:
     """The folder with a network of this kind, fetched if it is a repository's name."""
-    folder = hub.local(source) or hub.fetch_folder(str(source), FILES, Hub())
+    folder = hub.local_path(source) or hub.fetch_folder(str(source), FILES, HubOptions())
     if not (folder / "config.json").is_file():
         raise InputError(f"{source} is no {kind} of transformers: expected a folder with a config.json")
     found = _json(folder / "config.json").get("model_type")
@@ -142,7 +142,7 @@ def _pixels(
 
     def pixels(frames: Frames) -> Tensor:
         pictures = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
-        return (cropped(pictures, side) - middle) / spread
+        return (crop_to_square(pictures, side) - middle) / spread
 
     return pixels
 

@@ -23,7 +23,7 @@ from kineograph.metrics.report import Evaluation, page, table
 from kineograph.metrics.scores import OnVideo, scores, survey
 from kineograph.metrics.video_metrics import Gauge, clip_gauge, flow_gauge, likeness_gauge
 from kineograph.models.pocket import WEIGHTS as POCKET_FOLDER
-from kineograph.plugins import plugin
+from kineograph.plugins import load_plugin
 
 SIDE = 128  # of the pocket world's images
 
@@ -94,7 +94,7 @@ def instruments(
         if pictures is not None:
             gauges.append(likeness_gauge(tower, *_pictures(Path(pictures).expanduser())))
     if POCKET in texts:
-        gauges.append(plugin("metrics", POCKET)())
+        gauges.append(load_plugin("metrics", POCKET)())
     return opened, gauges
 
 

@@ -11,7 +11,7 @@ from kineograph.errors import InputError
 from kineograph.metrics.encoders import clip_extractor, open_clip, open_videomae
 from kineograph.metrics.features import Extractor
 from kineograph.metrics.torchscript import open_torchscript
-from kineograph.plugins import plugin
+from kineograph.plugins import load_plugin
 
 POCKET = "pocket"
 
@@ -28,7 +28,7 @@ def open_extractor(text: str, device: torch.device | str = "cpu") -> Extractor:
     Raises InputError for another text, and when what it names cannot be opened.
     """
     if text == POCKET:
-        return plugin("extractors", POCKET)()
+        return load_plugin("extractors", POCKET)()
     kind, _, source = text.partition(":")
     if kind not in OPENERS or not source:
         raise InputError(f"there is no extractor {text!r}: expected {POCKET}, {':PATH, '.join(OPENERS)}:PATH")

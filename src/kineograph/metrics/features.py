@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from kineograph.errors import InputError
 from kineograph.metrics.frame_metrics import Frames
-from kineograph.models.formats.tensor_files import some
+from kineograph.models.formats.tensor_files import preview_names
 
 
 class Taken(NamedTuple):
@@ -69,6 +69,6 @@ def check_lengths(lengths: Mapping[str, int], extractor: Extractor) -> None:
     if short:
         raise InputError(
             f"{extractor.name} sees {extractor.frames} frames and takes videos of at least {extractor.least}, and "
-            f"{len(short)} of {len(lengths)} videos are shorter ({some(short)}): make longer ones, take them away, or "
+            f"{len(short)} of {len(lengths)} videos are shorter ({preview_names(short)}): make longer ones, take them away, or "
             "take another extractor"
         )

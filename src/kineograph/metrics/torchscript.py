@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from kineograph.errors import InputError
 from kineograph.metrics.features import FIRST, Extractor, Reading
 from kineograph.metrics.frame_metrics import Frames
-from kineograph.models.conditioning.image_encoder import cut
+from kineograph.models.conditioning.image_encoder import crop_to_size
 
 Count = Annotated[int, Field(ge=1)]
 SELF_SIZED = ("rescale", "resize", "return_features")  # arguments of StyleGAN-V's I3D, which does its own resizing
@@ -86,7 +86,7 @@ def as_clip(frames: Frames, told: ClipFormat) -> Float[Tensor, "1 _ _ _ _"]:
     """Frames, uint8 [t h w 3], as a network wants them."""
     pictures = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
     if told.height and told.width:
-        sized = cut if told.fit == "cover" else _squashed
+        sized = crop_to_size if told.fit == "cover" else _squashed
         pictures = sized(pictures, told.height, told.width)
     values = told.black + (told.white - told.black) * pictures
     return (values.transpose(0, 1) if told.layout == "bcthw" else values)[None]

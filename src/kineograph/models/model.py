@@ -17,21 +17,21 @@ from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.conditioning import text_encoder
-from kineograph.models.conditioning.image_encoder import PictureReader, Pictures
-from kineograph.models.conditioning.text_encoder import Pooled, TextEncoder
-from kineograph.models.loading.controlnets import ANY, Open
-from kineograph.models.schedule import Network, Schedule
-from kineograph.models.temporal.adapters import Scale
+from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
+from kineograph.models.conditioning.text_encoder import PooledText, TextEncoder
+from kineograph.models.loading.controlnets import ANY_CONTROL, OpenControlNet
+from kineograph.models.schedule import Predict, Schedule
+from kineograph.models.temporal.adapters import AdapterScale
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet import windows
 from kineograph.models.unet.controlnet import VideoControlNet
-from kineograph.models.unet.frame_attention import Memory, See, own
+from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae import chunks
-from kineograph.models.vae.chunks import Frames
-from kineograph.models.vae.temporal_decoder import TemporalDecoder, each_alone
+from kineograph.models.vae.chunks import PixelFrames
+from kineograph.models.vae.temporal_decoder import TemporalDecoder, decode_frames
 
-FPS = 8.0
+VIDEO_MODEL_FPS = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +58,14 @@ class Model:
     force_zeros: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: frozenset[str] | None = None
-    reader: PictureReader | None = None
-    controls: Mapping[str, Open] = field(default_factory=dict)
+    reader: ImageEncoder | None = None
+    controls: Mapping[str, OpenControlNet] = field(default_factory=dict)
     decoder: TemporalDecoder | None = None
     subject: str | None = None
 
     def control(self, kind: str) -> VideoControlNet:
         """The ControlNet of this name. Raises InputError when the model has none."""
-        found = self.controls.get(kind) or self.controls.get(ANY)
+        found = self.controls.get(kind) or self.controls.get(ANY_CONTROL)
         if found is None:
             others = ", ".join(self.controls)
             raise InputError(
@@ -96,13 +96,18 @@ class Model:
         if height < 1 or width < 1 or height % self.factor or width % self.factor:
             raise InputError(
                 f"expected height and width to be multiples of {self.factor} above 0, got {height} x {width}; "
-                f"{chunks.nearest(height, self.factor)} x {chunks.nearest(width, self.factor)} is near"
+                f"{chunks.nearest_multiple(height, self.factor)} x {chunks.nearest_multiple(width, self.factor)} is near"
             )
         return self.vae.config.latent_channels, height // self.factor, width // self.factor
 
     @torch.no_grad()
     def prompt(
-        self, texts: Sequence[str], *, size: tuple[int, int] | None = None, clip_skip: int = 0, fps: float = FPS
+        self,
+        texts: Sequence[str],
+        *,
+        size: tuple[int, int] | None = None,
+        clip_skip: int = 0,
+        fps: float = VIDEO_MODEL_FPS,
     ) -> Condition:
         """What the network is told when it is told these texts, one for each video of the batch.
 
@@ -112,7 +117,7 @@ class Model:
         Raises InputError when a text is longer than the model can read.
         """
         said = self._said(texts, size, clip_skip)
-        if not self.net.tells_frame_rate:
+        if not self.net.has_frame_rate:
             return said
         rate = torch.full((len(texts), 1), float(fps), device=said.tokens.device)
         told = rate if said.embedding is None else torch.cat([said.embedding, rate.to(said.embedding)], dim=1)
@@ -120,20 +125,20 @@ class Model:
 
     def _said(self, texts: Sequence[str], size: tuple[int, int] | None, clip_skip: int) -> Condition:
         if self.net.image_unet.config.addition_embed_type is None:
-            return Condition(text_encoder.encode(self.text[0], texts, clip_skip))
-        tokens, pooled = text_encoder.encode_together(self.text, texts, clip_skip)
+            return Condition(text_encoder.encode_text(self.text[0], texts, clip_skip))
+        tokens, pooled = text_encoder.encode_text_sdxl(self.text, texts, clip_skip)
         if self.force_zeros:
             said = torch.tensor([bool(each) for each in texts], device=tokens.device)
             tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
         return Condition(tokens, embedding=self._with_size(pooled, size or self.default_size))
 
-    def _with_size(self, pooled: Pooled, size: tuple[int, int]) -> Float[Tensor, "b told"]:
+    def _with_size(self, pooled: PooledText, size: tuple[int, int]) -> Float[Tensor, "b told"]:
         """SDXL's micro-conditioning: original size, crop corner, target size (Podell et al. 2023, section 2.2)."""
         numbers = torch.tensor([*size, 0, 0, *size], device=pooled.device)
         told = self.net.image_unet.add_time_proj(numbers).flatten()
         return torch.cat([pooled, told.to(pooled.dtype).expand(len(pooled), -1)], dim=-1)
 
-    def shown(self, pictures: Pictures | None, count: int = 1) -> Float[Tensor, "b m d"]:
+    def shown(self, pictures: Images | None, count: int = 1) -> Float[Tensor, "b m d"]:
         """Image tokens for a condition: of these pictures, with values from 0 to 1, or of none for `count` videos.
 
         Raises InputError when nothing in the model reads pictures.
@@ -150,12 +155,12 @@ class Model:
         self,
         condition: Condition,
         *,
-        see: See = own,
+        see: FrameAttention = own,
         chunk_size: int = 8,
         window: int | None = None,
         overlap: int | None = None,
-        motion_scale: Scale = 0.0,
-        spatial_scale: Scale = 1.0,
+        motion_scale: AdapterScale = 0.0,
+        spatial_scale: AdapterScale = 1.0,
     ) -> Denoise:
         """The model as a function `(x, sigma) -> x0`, told this and with frames that see each other so.
 
@@ -172,26 +177,28 @@ class Model:
         net = partial(self.net, condition=condition, see=see, text=told, **scales)
 
         if self.temporal is not None:
-            return self.schedule.denoise(self._in_windows(net, partial(windows.spans, self.temporal, window, overlap)))
+            return self.schedule.denoise(
+                self._in_windows(net, partial(windows.window_ranges, self.temporal, window, overlap))
+            )
 
         def network(z: Latents, t: Tensor) -> Latents:
-            memory: Memory | None = {} if z.shape[1] > chunk_size else None
+            memory: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
             walked = [
                 net(part, t, frames=numbers, memory=memory)
-                for numbers, part in chunks.chunks(z.to(self.device), chunk_size)
+                for numbers, part in chunks.split_frames(z.to(self.device), chunk_size)
             ]
             return torch.cat(walked, dim=1).to(z.device)
 
         return self.schedule.denoise(network)
 
-    def _in_windows(self, net: Callable[..., Latents], spans: Callable[[int], list[range]]) -> Network:
+    def _in_windows(self, net: Callable[..., Latents], spans: Callable[[int], list[range]]) -> Predict:
         """The network with layers along time: frames are walked together, however many that is."""
 
         def network(z: Latents, t: Tensor) -> Latents:
             def walk(part: Latents, numbers: Sequence[int]) -> Latents:
                 return net(part, t, frames=numbers)
 
-            return windows.through(walk, z.to(self.device), spans(z.shape[1])).to(z.device)
+            return windows.average_windows(walk, z.to(self.device), spans(z.shape[1])).to(z.device)
 
         return network
 
@@ -205,7 +212,7 @@ class Model:
             )
 
     @torch.no_grad()
-    def encode(self, frames: Frames, chunk_size: int | None = None) -> Latents:
+    def encode(self, frames: PixelFrames, chunk_size: int | None = None) -> Latents:
         """Frames, with values from 0 to 1, as clean latents: float32, on the frames' device.
 
         chunk_size: how many frames go through the VAE at once; as many as make one 512 x 512 picture unless given.
@@ -214,13 +221,15 @@ class Model:
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         encoded = [
             self.vae.encode((2 * part.flatten(0, 1) - 1).to(self.device, self.vae.dtype)).latent_dist.mode().float()
-            for _, part in chunks.chunks(frames, chunk_size or chunks.at_once(frames.shape[-2] * frames.shape[-1]))
+            for _, part in chunks.split_frames(
+                frames, chunk_size or chunks.frames_per_chunk(frames.shape[-2] * frames.shape[-1])
+            )
         ]
         latents = [part.unflatten(0, (len(frames), -1)) for part in encoded]
         return (scale * (torch.cat(latents, dim=1) - shift)).to(frames.device)
 
     @torch.no_grad()
-    def decode(self, latents: Latents, chunk_size: int | None = None) -> Frames:
+    def decode(self, latents: Latents, chunk_size: int | None = None) -> PixelFrames:
         """Clean latents as frames with values from 0 to 1: float32, on the CPU.
 
         chunk_size: how many frames go through the VAE at once; as many as make one 512 x 512 picture unless given.
@@ -229,14 +238,14 @@ class Model:
         return torch.cat(list(self.decoded(latents, chunk_size)), dim=1)
 
     @torch.no_grad()
-    def decoded(self, latents: Latents, chunk_size: int | None = None) -> Iterator[Frames]:
+    def decoded(self, latents: Latents, chunk_size: int | None = None) -> Iterator[PixelFrames]:
         """What `decode` gives, a few frames at a time, for what would not fit as floats."""
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        size = chunk_size or chunks.at_once(latents.shape[-2] * latents.shape[-1] * self.factor**2)
-        decode, number = self.decoder or each_alone, 0
+        size = chunk_size or chunks.frames_per_chunk(latents.shape[-2] * latents.shape[-1] * self.factor**2)
+        decode, number = self.decoder or decode_frames, 0
         for part in decode(self.vae, (latents / scale + shift).to(self.device, self.vae.dtype), size):
             frames = part.float().cpu()
-            chunks.refuse_nan(frames, range(number, number := number + frames.shape[1]))
+            chunks.check_finite(frames, range(number, number := number + frames.shape[1]))
             yield (frames / 2 + 0.5).clamp(0, 1)
 
     def unknown_words(self, said: str) -> list[str]:

@@ -17,7 +17,7 @@ DTYPES = {
     "fp16": torch.float16,
 }
 # Instructions that multiply bfloat16 matrices. Without them a CPU converts every number back and forth.
-BF16_UNITS = ("amx_bf16", "avx512_bf16")
+BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 
 
 class Placement(NamedTuple):
@@ -34,7 +34,7 @@ class Placement(NamedTuple):
         return torch.channels_last if faster else torch.contiguous_format
 
 
-def place(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
+def choose_placement(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
     """The device and dtype to use; either can be given, what is not given is chosen.
 
     device: as torch writes it, such as "cuda:1". dtype: a torch dtype or one of `DTYPES`.
@@ -44,11 +44,11 @@ def place(device: str | torch.device | None = None, dtype: str | torch.dtype | N
     best, why = _best_dtype(where)
     if dtype is None:
         return Placement(where, best, why)
-    chosen = as_dtype(dtype)
+    chosen = parse_dtype(dtype)
     return Placement(where, chosen, f"{_name(chosen)} as asked; {_name(best)} would be chosen: {why}")
 
 
-def as_dtype(dtype: str | torch.dtype) -> torch.dtype:
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype from its name, as "bf16", "float16" or "torch.float32"."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
@@ -106,10 +106,10 @@ def _on_cpu(device: torch.device) -> tuple[torch.dtype, str]:
         return torch.float32, f"torch {torch.__version__} cannot tell what this CPU computes fast; 2.11 and newer can"
     has = torch.cpu.get_capabilities()
     name = has.get("cpu_name") or has.get("architecture") or "this CPU"
-    units = [unit for unit in BF16_UNITS if has.get(unit)]
+    units = [unit for unit in BF16_INSTRUCTIONS if has.get(unit)]
     if units:
         return torch.bfloat16, f"{name} multiplies bfloat16 matrices ({units[0]})"
-    return torch.float32, f"{name} has no bfloat16 matrix units ({' or '.join(BF16_UNITS)})"
+    return torch.float32, f"{name} has no bfloat16 matrix units ({' or '.join(BF16_INSTRUCTIONS)})"
 
 
 def _name(dtype: torch.dtype) -> str:

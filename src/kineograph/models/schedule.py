@@ -18,16 +18,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kineograph.denoise import Denoise
-from kineograph.latents import Latents, Levels
+from kineograph.latents import Latents, SampleSigmas
 
-Network = Callable[[Latents, Tensor], Latents]  # (z, t) -> what the network was trained to predict
+Predict = Callable[[Latents, Tensor], Latents]  # (z, t) -> what the network was trained to predict
 Parameterisation = Callable[[Latents, Latents, float, float], Latents]  # (x, prediction, a, b) -> x0
 Table = Float[np.ndarray, " t"]
 Choice = TypeVar("Choice")
 
 # A level without any signal has sigma = infinity, where nothing can be computed. It is moved to this signal
 # (sigma = 4096): far above any data, and where diffusers' Euler and DPM-Solver schedulers move it too.
-LEAST_SIGNAL = 2.0**-12
+MIN_SIGNAL = 2.0**-12
 
 
 @runtime_checkable
@@ -82,7 +82,7 @@ class Schedule:
 
         Raises ValueError unless b_t / a_t rises from timestep to timestep.
         """
-        signal = np.where(signal == 0, LEAST_SIGNAL, signal)
+        signal = np.where(signal == 0, MIN_SIGNAL, signal)
         sigmas = noise / signal
         if len(sigmas) < 2 or sigmas[0] <= 0 or not (np.diff(sigmas) > 0).all():
             raise ValueError(
@@ -122,19 +122,19 @@ class Schedule:
         """What the network is to say of that in training: noise, v, x0 or velocity, as it was trained."""
         return TARGETS[self.parameterisation](x0, noise, *self._signal_and_noise(x0, timesteps))
 
-    def error(self, network: Network, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def error(self, network: Predict, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
         """How wrong the network is about each video: the mean squared error of what it says to `target`."""
         z, _ = self.noised(x0, noise, timesteps)
         return (network(z, timesteps).float() - self.target(x0, noise, timesteps)).square().flatten(1).mean(1)
 
-    def _signal_and_noise(self, x0: Latents, timesteps: Int[Tensor, " b"]) -> tuple[Levels, Levels]:
+    def _signal_and_noise(self, x0: Latents, timesteps: Int[Tensor, " b"]) -> tuple[SampleSigmas, SampleSigmas]:
         """a_t and b_t of every sample."""
         tables = (torch.tensor(table, dtype=x0.dtype, device=x0.device) for table in (self.sigmas, self.norms))
         sigma, norm = (table[timesteps].view(-1, 1, 1, 1, 1) for table in tables)
         a = norm / torch.hypot(torch.ones_like(sigma), sigma)
         return a, a * sigma
 
-    def denoise(self, network: Network) -> Denoise:
+    def denoise(self, network: Predict) -> Denoise:
         """The network as a function from (x, sigma) to x0. It is called with z_t and t, a float32 scalar tensor."""
 
         def look(x: Latents, sigma: float) -> Latents:
@@ -169,7 +169,7 @@ def v_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Latents
     return (a * a * x - b * prediction) / (a * a + b * b)
 
 
-def sample(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
+def sample_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
     """x0 from the predicted x0."""
     return prediction
 
@@ -180,13 +180,13 @@ def flow_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Late
 
 
 # What each is trained to say, from clean latents, noise, a and b: the inverses of the above.
-TARGETS: Mapping[Parameterisation, Callable[[Latents, Latents, Levels, Levels], Latents]] = {
+TARGETS: Mapping[Parameterisation, Callable[[Latents, Latents, SampleSigmas, SampleSigmas], Latents]] = {
     epsilon: lambda x0, noise, a, b: noise,
     v_prediction: lambda x0, noise, a, b: a * noise - b * x0,
-    sample: lambda x0, noise, a, b: x0,
+    sample_prediction: lambda x0, noise, a, b: x0,
     flow_prediction: lambda x0, noise, a, b: noise - x0,
 }
-PARAMETERISATIONS = {each.__name__: each for each in (epsilon, v_prediction, sample, flow_prediction)}
+PARAMETERISATIONS = {each.__name__: each for each in (epsilon, v_prediction, sample_prediction, flow_prediction)}
 
 
 def _parameterisation(settings: Mapping[str, Any]) -> Parameterisation:
@@ -198,7 +198,7 @@ def _parameterisation(settings: Mapping[str, Any]) -> Parameterisation:
 def _flow(settings: Mapping[str, Any]) -> tuple[Table, Table]:
     """Rectified flow: a = 1 - t, b = t. Its first level is moved just off 0, which has no logarithm."""
     steps = _setting(settings, "num_train_timesteps")
-    noise = np.clip(np.linspace(0, 1, steps + 1), 1e-8, 1 - LEAST_SIGNAL)
+    noise = np.clip(np.linspace(0, 1, steps + 1), 1e-8, 1 - MIN_SIGNAL)
     return 1 - noise, noise
 
 

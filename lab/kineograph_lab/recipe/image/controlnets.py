@@ -14,7 +14,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket.low_rank import adapted, as_control
+from kineograph.models.pocket.networks import adapted, as_control
 from kineograph.models.schedule import Schedule
 from kineograph.training.norms import with_quick_norms
 from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet

@@ -14,11 +14,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.denoise import guided
+from kineograph.denoise import classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
-from kineograph.samplers import dpmpp_2m, last
+from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
 from kineograph.training.norms import with_quick_norms
 from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
@@ -198,8 +198,8 @@ def draw_pictures(
 
         return network
 
-    look = guided(schedule.denoise(bound(told)), schedule.denoise(bound(untold)), scale)
+    look = classifier_free_guidance(schedule.denoise(bound(told)), schedule.denoise(bound(untold)), scale)
     sigmas = leading(schedule.sigmas, steps or STEPS)
     if noise is None:
         noise = independent(0, [0], (len(told), LATENT_CHANNELS, CELLS, CELLS))
-    return last(dpmpp_2m(look, sigmas[0] * noise, sigmas))[:, 0]
+    return final_latents(dpmpp_2m(look, sigmas[0] * noise, sigmas))[:, 0]

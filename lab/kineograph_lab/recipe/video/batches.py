@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from kineograph.noise import mixed
+from kineograph.noise import mix
 from kineograph_lab.recipe.image import unet
 from kineograph_lab.recipe.image.text_encoder import captions_as_ids
 from kineograph_lab.recipe.image.tokenizer import ids
@@ -137,6 +137,6 @@ def noised(rng: Rng, x0: np.ndarray, weights: np.ndarray) -> Batch:
     own, one = (
         torch.from_numpy(rng.standard_normal((len(x0), f, *x0.shape[2:]), np.float32)) for f in (x0.shape[1], 1)
     )
-    noise = mixed(one.expand_as(own), own, RATIO)
+    noise = mix(one.expand_as(own), own, RATIO)
     return (torch.from_numpy(x0.astype(np.float32)), noise, torch.from_numpy(weights.astype(np.float32)),
             torch.from_numpy(t.astype(np.int64)))  # fmt: skip

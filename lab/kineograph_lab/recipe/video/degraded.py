@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket.low_rank import lend, merge
+from kineograph.models.pocket.networks import lend, merge
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.norms import with_quick_norms
 from kineograph_lab.recipe.loop import Batch, Plan, best_device, fit

@@ -154,7 +154,7 @@ def noise_loss(text: CLIPTextModel, animator: Animator, batch: Batch) -> dict[st
 
 
 def _with_picture(net: VideoUNet, told: Condition, seen: Tensor) -> Condition:
-    tokens = cross_attention.project(net.image_unet, [seen[:, None]])
+    tokens = cross_attention.project_image_tokens(net.image_unet, [seen[:, None]])
     return Condition(told.tokens, image_tokens=tokens, embedding=told.embedding)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.temporal.adapters import MOTION, MotionBranches
+from kineograph.models.temporal.adapters import MOTION_ADAPTER, MotionAdapter
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.norms import with_quick_norms
 from kineograph_lab.recipe.image.text_encoder import captions_as_ids
@@ -33,7 +33,7 @@ class Stilled(nn.Module):
         super().__init__()
         assert net.temporal is not None
         net.requires_grad_(requires_grad=False)
-        self.net = VideoUNet(net.image_unet, net.temporal, motion_adapter=MotionBranches(net.temporal, MOTION))
+        self.net = VideoUNet(net.image_unet, net.temporal, motion_adapter=MotionAdapter(net.temporal, MOTION_ADAPTER))
 
 
 def train(

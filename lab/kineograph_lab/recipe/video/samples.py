@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.condition import Condition
-from kineograph.denoise import guided
+from kineograph.denoise import classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.noise import related
-from kineograph.samplers import dpmpp_2m, last
+from kineograph.noise import partly_shared
+from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
@@ -82,10 +82,12 @@ def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, scale: fl
 
         return network
 
-    look = guided(SCHEDULE.denoise(bound(one_by_one(told))), SCHEDULE.denoise(bound(one_by_one(untold))), scale)
+    look = classifier_free_guidance(
+        SCHEDULE.denoise(bound(one_by_one(told))), SCHEDULE.denoise(bound(one_by_one(untold))), scale
+    )
     sigmas = leading(SCHEDULE.sigmas, STEPS)
-    noise = related(RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
-    return last(dpmpp_2m(look, sigmas[0] * noise, sigmas))
+    noise = partly_shared(RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
+    return final_latents(dpmpp_2m(look, sigmas[0] * noise, sigmas))
 
 
 def condition(text: CLIPTextModel, words: np.ndarray, fps: float = 8.0) -> Condition:

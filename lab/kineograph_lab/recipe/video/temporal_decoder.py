@@ -15,7 +15,13 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from kineograph.models.vae.temporal_decoder import DecoderConfig, TemporalDecoder, blocks_of, each_alone, errors
+from kineograph.models.vae.temporal_decoder import (
+    TemporalDecoder,
+    TemporalDecoderConfig,
+    decode_frames,
+    decoder_blocks,
+    reconstruction_errors,
+)
 from kineograph.training.norms import with_quick_norms
 from kineograph_lab.recipe import pool as feed
 from kineograph_lab.recipe.contact_sheets import as_pictures, as_tensor, save_sheet
@@ -42,8 +48,8 @@ class Steadied(nn.Module):
         self.decoder = TemporalDecoder(config_for(vae))
 
 
-def config_for(vae: AutoencoderKL) -> DecoderConfig:
-    return DecoderConfig(blocks=blocks_of(vae), groups=GROUPS, num_frames=FRAMES)
+def config_for(vae: AutoencoderKL) -> TemporalDecoderConfig:
+    return TemporalDecoderConfig(blocks=decoder_blocks(vae), groups=GROUPS, num_frames=FRAMES)
 
 
 def pool(folder: Path, count: int, *, seed: int, split: str) -> Pool:
@@ -89,7 +95,9 @@ def _cut(frames: np.ndarray, side: int, rng: Rng) -> np.ndarray:
 def losses(net: Steadied, batch: Batch) -> dict[str, Tensor]:
     """The error of the pixels, and that of their changes from frame to frame."""
     frames, off = batch
-    still, moving = errors(net.decoder, net.vae, encoded(net, frames) + off / net.vae.config["scaling_factor"], frames)
+    still, moving = reconstruction_errors(
+        net.decoder, net.vae, encoded(net, frames) + off / net.vae.config["scaling_factor"], frames
+    )
     return {"pixels": still.mean(), "steady": STEADY * moving.mean()}
 
 
@@ -109,7 +117,9 @@ def reporter(folder: Path, held_out: Pool) -> Callable[[Steadied], Figures]:
         frames = as_tensor(shown.reshape(-1, *shown.shape[2:])).unflatten(0, shown.shape[:2]).to(device)
         with fast(device):
             z = encoded(net, frames)
-            alone, steady = (torch.cat(list(way(net.vae, z, FRAMES)), 1).float() for way in (each_alone, net.decoder))
+            alone, steady = (
+                torch.cat(list(way(net.vae, z, FRAMES)), 1).float() for way in (decode_frames, net.decoder)
+            )
         save_sheet(folder / "sheet.png", shown[0], as_pictures(alone[0]), as_pictures(steady[0]))
         figures = {"alone": alone - frames, "steady": steady - frames}
         return {

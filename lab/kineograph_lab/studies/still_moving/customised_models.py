@@ -114,7 +114,7 @@ def share_of(video: Model, item: Item) -> float:
 def _mixed(video: Model, whole: Model, share: float) -> Model:
     image = deepcopy(whole.net.image_unet)
     merged(image)
-    mixed = still_moving.interpolated(image, video.net.image_unet, share)
+    mixed = still_moving.interpolate_weights(image, video.net.image_unet, share)
     return replace(whole, net=still_moving.inject(mixed, video.net))
 
 

@@ -68,7 +68,7 @@ class Item(NamedTuple):
         if self.kind == "style":
             return in_style(content, self.called)
         kind = self.called.removeprefix(f"{WORD} ")
-        return content.replace(dreambooth.prior_caption(kind), dreambooth.caption(WORD, kind), 1)
+        return content.replace(dreambooth.prior_caption(kind), dreambooth.subject_caption(WORD, kind), 1)
 
 
 @cache

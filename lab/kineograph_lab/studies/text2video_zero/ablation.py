@@ -15,17 +15,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from kineograph.denoise import Denoise, guided
+from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.latents import Latents
-from kineograph.methods.text2video_zero import levels, sample
+from kineograph.methods.text2video_zero import paper_sigmas, sample
 from kineograph.metrics import frame_metrics
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.model import Model
-from kineograph.models.unet.frame_attention import See, first, own
-from kineograph.motion import Warp, along, parse, shift
+from kineograph.models.unet.frame_attention import FrameAttention, first, own
+from kineograph.motion import Warp, camera_offset, frame_warp, parse
 from kineograph.noise import independent
 from kineograph.request import MOTION, NUM_FRAMES, Request
-from kineograph.samplers import Step, ddim, last
+from kineograph.samplers import Step, ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -42,7 +42,7 @@ AT_ONCE = 4  # videos
 class Arm(NamedTuple):
     """One way to draw the frames: which frames they see, and how they walk."""
 
-    see: See
+    see: FrameAttention
     walk: Walk
 
 
@@ -53,7 +53,7 @@ def apart(look: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) ->
 
 def moved(look: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
     """Every frame from the first, as the camera sees it."""
-    spread_to, move_at = levels(noise.shape, highest=sigmas[0])
+    spread_to, move_at = paper_sigmas(noise.shape, highest=sigmas[0])
     return sample(look, noise, sigmas, warp=warp, move_at=move_at, spread_to=spread_to)
 
 
@@ -88,10 +88,10 @@ def filmed(model: Model, name: str, cases: Sequence[Case], asked: Request) -> li
     seed, shape = cases[0].seed, (len(cases), *model.latent_shape(*model.default_size))
     sigmas = leading(model.schedule.sigmas, asked.num_inference_steps)
     noise = independent(seed, range(count), shape).to(model.device)
-    warp = along(parse(asked.motion or MOTION), frames=count, seed=seed)
+    warp = frame_warp(parse(asked.motion or MOTION), frames=count, seed=seed)
     texts = [case.prompt for case in cases], [asked.negative_prompt] * len(cases)
     told, blank = (model.bind(model.prompt(each), see=arm.see) for each in texts)
-    x0 = last(arm.walk(guided(told, blank, asked.guidance_scale), noise, sigmas, warp))
+    x0 = final_latents(arm.walk(classifier_free_guidance(told, blank, asked.guidance_scale), noise, sigmas, warp))
     return list((model.decode(x0) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy())
 
 
@@ -106,7 +106,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses, asked: Request) -
         **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
     }
     wanted: np.ndarray = -np.array(
-        shift(parse(asked.motion or MOTION), 1, len(frames))
+        camera_offset(parse(asked.motion or MOTION), 1, len(frames))
     )  # the content goes against the camera
     got = np.array([found["right"], found["down"]])
     found["motion"] = float(got @ wanted / (wanted @ wanted))

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 
 from kineograph.condition import Residuals
-from kineograph.denoise import guided
+from kineograph.denoise import classifier_free_guidance
 from kineograph.media.annotators import canny
 from kineograph.media.video import Video
 from kineograph.metrics import frame_metrics
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.model import Model
-from kineograph.models.unet.controlnet import controlled
+from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.models.unet.frame_attention import first
 from kineograph.noise import shared
-from kineograph.samplers import ddim, last
+from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -73,12 +73,12 @@ def draw(
     if kind is not None and maps is not None:
         net = model.control(kind)
         cues = net.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
-        added: list[Residuals] = [controlled(net, each, cues, see=first) for each in (told, blank)]
+        added: list[Residuals] = [bind_controlnet(net, each, cues, see=first) for each in (told, blank)]
         told, blank = (replace(each, residuals=r) for each, r in zip((told, blank), added, strict=True))
     sigmas = leading(model.schedule.sigmas, steps)
     noise = shared(seed, range(FRAMES), (1, *model.latent_shape(*model.default_size)))
-    look = guided(model.bind(told, see=first), model.bind(blank, see=first), scale)
-    x0 = last(ddim(look, sigmas[0] * noise.to(model.device), sigmas))
+    look = classifier_free_guidance(model.bind(told, see=first), model.bind(blank, see=first), scale)
+    x0 = final_latents(ddim(look, sigmas[0] * noise.to(model.device), sigmas))
     return Video.from_tensor(model.decode(x0)[0]).frames
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from kineograph.condition import Condition
-from kineograph.denoise import Denoise, guided_twice
+from kineograph.denoise import Denoise, text_and_image_guidance
 from kineograph.latents import Latents
 from kineograph.media.video import Video
 from kineograph.metrics import frame_metrics
@@ -18,10 +18,10 @@ from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.loading.load import POCKET_EDIT, load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
-from kineograph.models.unet.frame_attention import See, first, own
-from kineograph.noise import at_levels, shared
+from kineograph.models.unet.frame_attention import FrameAttention, first, own
+from kineograph.noise import per_sigma, shared
 from kineograph.request import Request
-from kineograph.samplers import euler_ancestral, last
+from kineograph.samplers import euler_ancestral, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -67,12 +67,12 @@ def _instruction(case: Case) -> str:
     return instruction(edit_of(case), np.random.default_rng((case.number, 1)))
 
 
-def filmed(editor: Model, see: See, steps: int, cases: Sequence[Case]) -> list[Frames]:
+def filmed(editor: Model, see: FrameAttention, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """The videos of some cases, as `kineograph edit` makes them."""
     return [_filmed(editor, see, steps, case) for case in cases]
 
 
-def _filmed(editor: Model, see: See, steps: int, case: Case) -> Frames:
+def _filmed(editor: Model, see: FrameAttention, steps: int, case: Case) -> Frames:
     pictures = torch.from_numpy(rendering(case.shot)).permute(0, 3, 1, 2)[None].float() / 255
     shown = editor.encode(pictures) / editor.vae.config.scaling_factor
     said, nothing = (editor.prompt([text]) for text in (case.prompt, ""))
@@ -80,13 +80,13 @@ def _filmed(editor: Model, see: See, steps: int, case: Case) -> Frames:
     def bound(told: Condition, channels: Latents) -> Denoise:
         return editor.bind(replace(told, channels=channels), see=see)
 
-    look = guided_twice(
+    look = text_and_image_guidance(
         bound(said, shown), bound(nothing, shown), bound(nothing, torch.zeros_like(shown)), SCALE, IMAGE_SCALE
     )
     sigmas, shape = leading(editor.schedule.sigmas, steps), (1, *shown.shape[2:])
     noise = shared(case.seed, range(FRAMES), shape).to(editor.device)
-    solve = euler_ancestral(at_levels(case.seed, [0] * FRAMES, shape))
-    x0 = last(solve(look, sigmas[0] * noise, sigmas))
+    solve = euler_ancestral(per_sigma(case.seed, [0] * FRAMES, shape))
+    x0 = final_latents(solve(look, sigmas[0] * noise, sigmas))
     return Video.from_tensor(editor.decode(x0)[0]).frames
 
 

@@ -8,18 +8,18 @@ from functools import partial
 import numpy as np
 import torch
 
-from kineograph.denoise import guided
+from kineograph.denoise import classifier_free_guidance
 from kineograph.media.video import Video
-from kineograph.methods.text2video_zero import levels, sample
+from kineograph.methods.text2video_zero import paper_sigmas, sample
 from kineograph.metrics import frame_metrics
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.model import Model
-from kineograph.models.unet.foreground import foreground
+from kineograph.models.unet.foreground import bind_foreground_mask
 from kineograph.models.unet.frame_attention import first
-from kineograph.motion import along, parse, shift
+from kineograph.motion import camera_offset, frame_warp, parse
 from kineograph.noise import independent
 from kineograph.request import MOTION, NUM_FRAMES, Request
-from kineograph.samplers import ddim, last, smoothed
+from kineograph.samplers import ddim, final_latents, smooth_background
 from kineograph.sigmas import leading
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -31,7 +31,9 @@ from kineograph_lab.world.world import render
 
 STEPS, STRENGTH = 25, 0.6
 SCALE = Request(prompt="any").guidance_scale
-PANNED = np.rint(np.array(shift(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(int)  # the camera, in pixels a frame
+PANNED = np.rint(np.array(camera_offset(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(
+    int
+)  # the camera, in pixels a frame
 
 
 def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
@@ -60,15 +62,21 @@ def filmed(model: Model, strength: float, steps: int, cases: Sequence[Case]) -> 
 def _filmed(model: Model, strength: float, steps: int, case: Case) -> Frames:
     shape = (1, *model.latent_shape(*model.default_size))
     sigmas = leading(model.schedule.sigmas, steps)
-    warp = along(parse(MOTION), frames=NUM_FRAMES, seed=case.seed)
+    warp = frame_warp(parse(MOTION), frames=NUM_FRAMES, seed=case.seed)
     told, blank = (model.bind(model.prompt([text]), see=first) for text in (case.prompt, ""))
-    spread_to, move_at = levels(shape, highest=sigmas[0])
+    spread_to, move_at = paper_sigmas(shape, highest=sigmas[0])
     noise = independent(case.seed, range(NUM_FRAMES), shape).to(model.device)
-    solve = smoothed(ddim, warp, foreground(model, [case.prompt]), strength) if strength else ddim
+    solve = smooth_background(ddim, warp, bind_foreground_mask(model, [case.prompt]), strength) if strength else ddim
     walk = sample(
-        guided(told, blank, SCALE), noise, sigmas, warp=warp, move_at=move_at, spread_to=spread_to, solve=solve
+        classifier_free_guidance(told, blank, SCALE),
+        noise,
+        sigmas,
+        warp=warp,
+        move_at=move_at,
+        spread_to=spread_to,
+        solve=solve,
     )
-    return Video.from_tensor(model.decode(last(walk))[0]).frames
+    return Video.from_tensor(model.decode(final_latents(walk))[0]).frames
 
 
 def measured(frames: Frames, case: Case, model: Model, witnesses: Witnesses) -> Mapping[str, float]:
@@ -87,7 +95,7 @@ def measured(frames: Frames, case: Case, model: Model, witnesses: Witnesses) -> 
 def masked(model: Model, frames: Frames, prompt: str) -> np.ndarray:
     """Where the foreground of each frame is, as the model's attention has it: bool [f h w]."""
     pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
-    mask = foreground(model, [prompt])(model.encode(pictures), 0.0)[0, :, 0].cpu().numpy() > 0
+    mask = bind_foreground_mask(model, [prompt])(model.encode(pictures), 0.0)[0, :, 0].cpu().numpy() > 0
     return mask.repeat(frames.shape[1] // mask.shape[1], 1).repeat(frames.shape[2] // mask.shape[2], 2)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kineograph.generate import generate
-from kineograph.method_options import Elevation
+from kineograph.method_options import ElevatorOptions
 from kineograph.metrics import frame_metrics
 from kineograph.metrics.extractors import POCKET, open_extractor
 from kineograph.metrics.features import Extractor
@@ -40,9 +40,9 @@ TOGETHER, PER_FRAME, VIDEO = "together", "image model per frame", "video model a
 TRUTH = "rendering"
 RELEASED = "released code's evaluations"
 
-OURS = Elevation(video_steps=3, inversion_steps=5)  # of 20 steps: as much of the way as 8 and 12 of 50
+OURS = ElevatorOptions(video_steps=3, inversion_steps=5)  # of 20 steps: as much of the way as 8 and 12 of 50
 APART = replace(OURS, refine_at=(), shared_noise=0.0)
-ABLATIONS: Mapping[str, Elevation] = {
+ABLATIONS: Mapping[str, ElevatorOptions] = {
     "no low pass": replace(OURS, low_pass=None),
     "low pass in space too": replace(OURS, low_pass_space=1.0),
     "same noise": replace(OURS, back="same-noise"),
@@ -74,7 +74,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
     )  # fmt: skip
 
 
-def settings(video: Model, steps: int | None, ways: Mapping[str, Elevation]) -> dict[str, object]:
+def settings(video: Model, steps: int | None, ways: Mapping[str, ElevatorOptions]) -> dict[str, object]:
     return {
         "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
         "ways": {name: asdict(way) for name, way in ways.items()},
@@ -84,7 +84,7 @@ def settings(video: Model, steps: int | None, ways: Mapping[str, Elevation]) -> 
 
 
 def drawn(
-    image: Callable[[Case], Model], video: Model, steps: int, said: Said, way: Elevation, cases: Sequence[Case],
+    image: Callable[[Case], Model], video: Model, steps: int, said: Said, way: ElevatorOptions, cases: Sequence[Case],
 ) -> list[Frames]:  # fmt: skip
     """The videos of some cases by both models; the video model is told the case's own prompt."""
     return [

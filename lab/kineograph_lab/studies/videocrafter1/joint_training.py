@@ -17,14 +17,14 @@ import torch
 from safetensors.torch import load_file
 
 from kineograph import noise
-from kineograph.denoise import guided
+from kineograph.denoise import classifier_free_guidance
 from kineograph.metrics import frame_metrics
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph.models.pocket.networks import restore_video_unet
-from kineograph.samplers import ddim, last
+from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -76,7 +76,9 @@ def _drawn(model: Model, steps: int, case: Case) -> Frames:
     sigmas = leading(model.schedule.sigmas, steps)
     told, blank = (model.bind(model.prompt([text])) for text in (case.prompt, ""))
     shape = (1, *model.latent_shape(*model.default_size))
-    x0 = last(ddim(guided(told, blank, SCALE), sigmas[0] * noise.independent(case.seed, [0], shape), sigmas))
+    x0 = final_latents(
+        ddim(classifier_free_guidance(told, blank, SCALE), sigmas[0] * noise.independent(case.seed, [0], shape), sigmas)
+    )
     return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kineograph.generate import generate
-from kineograph.method_options import Reuse
+from kineograph.method_options import ClipOptions
 from kineograph.metrics import frame_metrics, optical_flow
 from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.model import Model
@@ -30,12 +30,12 @@ FRAMES, FPS = 8, 8.0  # of a clip: the paper's length
 STEPS = 15  # of each clip: a case has sixteen of them
 CLIPS, ABLATED_CLIPS, ABLATED_CASES = 8, 2, 40
 WHOLE, JOINED, PAPER = "reuse and diffuse", "clips joined", "as published"
-BOTH: Mapping[str, Reuse] = {WHOLE: Reuse(), JOINED: Reuse(keep=0, noise_ratio=0.0, guidance=0.0)}
-THEIRS: Mapping[str, Reuse] = {PAPER: Reuse(keep=4, guidance=0.4)}
-WITHOUT: Mapping[str, Reuse] = {
-    "no noise reversion": Reuse(order="kept"),
-    "no past-dependent noise": Reuse(noise_ratio=0.0),
-    "no staged guidance": Reuse(guidance=0.0),
+BOTH: Mapping[str, ClipOptions] = {WHOLE: ClipOptions(), JOINED: ClipOptions(keep=0, noise_ratio=0.0, guidance=0.0)}
+THEIRS: Mapping[str, ClipOptions] = {PAPER: ClipOptions(keep=4, guidance=0.4)}
+WITHOUT: Mapping[str, ClipOptions] = {
+    "no noise reversion": ClipOptions(order="kept"),
+    "no past-dependent noise": ClipOptions(noise_ratio=0.0),
+    "no staged guidance": ClipOptions(guidance=0.0),
 }
 ASKED = ("thing", "colour", "scene")
 CHANGES = {"flow": "way of a pixel in thousandths of the picture", "pixels": "change of a pixel in grey levels"}
@@ -49,7 +49,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
         title="Eight clips on end",
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS, "clips": CLIPS,
-            "reuse": asdict(Reuse()), "motion": optical_flow.PROTOCOL,
+            "reuse": asdict(ClipOptions()), "motion": optical_flow.PROTOCOL,
         },
         cases=moving_cases(count),
         arms=_arms(model, steps, CLIPS, BOTH),
@@ -73,11 +73,11 @@ def ablated(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
     )
 
 
-def _arms(model: Model, steps: int, clips: int, ways: Mapping[str, Reuse]) -> dict[str, Film]:
+def _arms(model: Model, steps: int, clips: int, ways: Mapping[str, ClipOptions]) -> dict[str, Film]:
     return {name: partial(filmed, model, steps, clips, reuse) for name, reuse in ways.items()}
 
 
-def filmed(model: Model, steps: int, clips: int, reuse: Reuse, cases: Sequence[Case]) -> list[Frames]:
+def filmed(model: Model, steps: int, clips: int, reuse: ClipOptions, cases: Sequence[Case]) -> list[Frames]:
     """The videos of some cases, of so many clips."""
     return [
         generate(

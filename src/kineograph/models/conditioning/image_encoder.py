@@ -20,27 +20,27 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 from kineograph.errors import InputError
 from kineograph.models.unet import cross_attention
 
-Pictures = Float[Tensor, "b 3 H W"]
-Tokens = Float[Tensor, "b m d"]
-Fitted = Float[Tensor, "b 3 _ _"]
-Fit = Callable[[Pictures, int], Fitted]
+Images = Float[Tensor, "b 3 H W"]
+ImageTokens = Float[Tensor, "b m d"]
+ResizedImages = Float[Tensor, "b 3 _ _"]
+Resize = Callable[[Images, int], ResizedImages]
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PENULTIMATE, LAST = -2, -1
 GREY = (0.5, 0.5, 0.5)
 
 
-def squashed(pictures: Pictures, side: int) -> Fitted:
+def stretch_to_square(pictures: Images, side: int) -> ResizedImages:
     """Both sides to this length, whatever the shape: as VideoCrafter1 shows its pictures (align_corners and all)."""
     return interpolate(pictures, (side, side), mode="bicubic", align_corners=True)
 
 
-def cropped(pictures: Pictures, side: int) -> Fitted:
+def crop_to_square(pictures: Images, side: int) -> ResizedImages:
     """The shorter side to this length, and the middle of the longer: as CLIP's own processor does."""
-    return cut(pictures, side, side)
+    return crop_to_size(pictures, side, side)
 
 
-def cut(pictures: Pictures, height: int, width: int) -> Fitted:
+def crop_to_size(pictures: Images, height: int, width: int) -> ResizedImages:
     """As small as covers this height and width, and the middle of it."""
     scale = max(height / pictures.shape[-2], width / pictures.shape[-1])
     size = [max(least, round(scale * side)) for least, side in zip((height, width), pictures.shape[-2:], strict=True)]
@@ -50,7 +50,7 @@ def cut(pictures: Pictures, height: int, width: int) -> Fitted:
 
 
 @dataclass(frozen=True, eq=False)
-class PictureReader:
+class ImageEncoder:
     """An image encoder, and how pictures are given to it.
 
     network   a CLIP vision tower of transformers
@@ -62,7 +62,7 @@ class PictureReader:
 
     network: CLIPVisionModel | CLIPVisionModelWithProjection
     layer: int = PENULTIMATE
-    fit: Fit = cropped
+    fit: Resize = crop_to_square
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
     blank: tuple[float, float, float] = CLIP_MEAN
@@ -73,19 +73,19 @@ class PictureReader:
         """How many pixels wide and high the encoder sees."""
         return int(self.network.config.image_size)
 
-    def tokens(self, unet: UNet2DConditionModel, pictures: Pictures) -> Tokens:
+    def tokens(self, unet: UNet2DConditionModel, pictures: Images) -> ImageTokens:
         """What the network is shown of these pictures, with values from 0 to 1: one for each video."""
         pixels = self._pixels(self.fit(pictures.float(), self.side))
-        embeddings = [self._embedding(pixels, of)[:, None] for of in projections(unet)]
-        return cross_attention.project(unet, embeddings)
+        embeddings = [self._embedding(pixels, of)[:, None] for of in image_projections(unet)]
+        return cross_attention.project_image_tokens(unet, embeddings)
 
-    def no_tokens(self, unet: UNet2DConditionModel, count: int) -> Tokens:
+    def no_tokens(self, unet: UNet2DConditionModel, count: int) -> ImageTokens:
         """What the network is shown where it is shown no picture."""
         pixels = self._pixels(torch.tensor(self.blank).view(1, 3, 1, 1).expand(count, 3, self.side, self.side))
-        embeddings = [self._no_embedding(pixels, of)[:, None] for of in projections(unet)]
-        return cross_attention.project(unet, embeddings)
+        embeddings = [self._no_embedding(pixels, of)[:, None] for of in image_projections(unet)]
+        return cross_attention.project_image_tokens(unet, embeddings)
 
-    def _pixels(self, pictures: Fitted) -> Tensor:
+    def _pixels(self, pictures: ResizedImages) -> Tensor:
         mean, std = (torch.tensor(each, device=pictures.device).view(3, 1, 1) for each in (self.mean, self.std))
         weight = next(self.network.parameters())
         return ((pictures - mean) / std).to(weight.device, weight.dtype)
@@ -102,7 +102,7 @@ class PictureReader:
         return self.network(pixels, output_hidden_states=True).hidden_states[self.layer][:, : self.states]
 
 
-def projections(unet: UNet2DConditionModel) -> list[nn.Module]:
+def image_projections(unet: UNet2DConditionModel) -> list[nn.Module]:
     """What makes tokens of an encoder's states, one for each IP-Adapter. Raises InputError when there is none."""
     if not isinstance(getattr(unet, "encoder_hid_proj", None), MultiIPAdapterImageProjection):
         raise InputError(

@@ -14,7 +14,7 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterPlusImageProjection, MultiIPAdapterImageProjection
 from pydantic import BaseModel, ConfigDict
 
-from kineograph.models.formats.key_map import Place
+from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 
 PROJECTION = "encoder_hid_proj.image_projection_layers.0."
@@ -46,7 +46,7 @@ class ResamplerConfig(BaseModel):
     widening: int = 4
 
 
-def told(resampler: Tensors, head_width: int) -> ResamplerConfig:
+def infer_resampler_config(resampler: Tensors, head_width: int) -> ResamplerConfig:
     """A resampler's sizes from its tensors by IP-Adapter's names; they do not say how wide a head is.
 
     Raises KeyError for a tensor that is missing.
@@ -65,7 +65,7 @@ def told(resampler: Tensors, head_width: int) -> ResamplerConfig:
     )
 
 
-def put_on(unet: UNet2DConditionModel, config: ResamplerConfig) -> None:
+def add_resampler(unet: UNet2DConditionModel, config: ResamplerConfig) -> None:
     """An IP-Adapter on an image network, for `places.fill` to fill: it is random, or empty, as the context has it."""
     processors = dict(unet.attn_processors)
     for name, width in _readers(unet):
@@ -77,7 +77,7 @@ def put_on(unet: UNet2DConditionModel, config: ResamplerConfig) -> None:
     unet.register_to_config(encoder_hid_dim_type="ip_image_proj")
 
 
-def config_of(unet: UNet2DConditionModel) -> ResamplerConfig | None:
+def resampler_config(unet: UNet2DConditionModel) -> ResamplerConfig | None:
     """The sizes of the resampler on a network; None if there is none, or another kind of IP-Adapter, or several."""
     layers = getattr(unet.encoder_hid_proj, "image_projection_layers", [])
     if len(layers) != 1 or not isinstance(layers[0], IPAdapterPlusImageProjection):
@@ -96,29 +96,29 @@ def config_of(unet: UNet2DConditionModel) -> ResamplerConfig | None:
     )
 
 
-def layout(unet: UNet2DConditionModel) -> dict[str, Place]:
+def ip_adapter_key_map(unet: UNet2DConditionModel) -> dict[str, Entry]:
     """Where an IP-Adapter's file has the tensors of the one on this network."""
     readers = [name.removesuffix(".processor") for name in unet.attn_processors]
     places = {}
     for name in unet.state_dict():
         if found := READER.fullmatch(name):
-            places[name] = Place(f"ip_adapter.{readers.index(found[1])}.to_{found[2]}_ip.weight")
+            places[name] = Entry(f"ip_adapter.{readers.index(found[1])}.to_{found[2]}_ip.weight")
         elif name.startswith(PROJECTION):
-            place = in_resampler(name.removeprefix(PROJECTION))
+            place = resampler_entry(name.removeprefix(PROJECTION))
             places[name] = place._replace(name=f"image_proj.{place.name}")
     return places
 
 
-def in_resampler(name: str) -> Place:
+def resampler_entry(name: str) -> Entry:
     """Where IP-Adapter's files have a tensor of the resampler, without what stands before all of those."""
     layer, dot, leaf = name.rpartition(".")
     block = re.fullmatch(r"layers\.(\d+)\.(.+)", layer)
     if block is None:
-        return Place(name)
+        return Entry(name)
     number, inner = block.groups()
     if inner in HALVES:
-        return Place(f"layers.{number}.0.to_kv.{leaf}", part=HALVES[inner], of=2)
-    return Place(f"layers.{number}.{IN_BLOCK[inner]}{dot}{leaf}")
+        return Entry(f"layers.{number}.0.to_kv.{leaf}", part=HALVES[inner], of=2)
+    return Entry(f"layers.{number}.{IN_BLOCK[inner]}{dot}{leaf}")
 
 
 def _readers(unet: UNet2DConditionModel) -> Iterator[tuple[str, int]]:

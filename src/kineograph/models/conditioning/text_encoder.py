@@ -15,8 +15,8 @@ from transformers.utils import ModelOutput
 
 from kineograph.errors import InputError
 
-Tokens = Float[Tensor, "b n d"]
-Pooled = Float[Tensor, "b e"]
+TextTokens = Float[Tensor, "b n d"]
+PooledText = Float[Tensor, "b e"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class TextEncoder:
         return min(self.tokenizer.model_max_length, self.network.config.max_position_embeddings)
 
 
-def encode(encoder: TextEncoder, texts: Sequence[str], clip_skip: int = 0) -> Tokens:
+def encode_text(encoder: TextEncoder, texts: Sequence[str], clip_skip: int = 0) -> TextTokens:
     """The tokens that SD 1.x and 2.x read: the last layer but `clip_skip`, normalised.
 
     Raises InputError when a text has more tokens than the encoder reads.
@@ -42,7 +42,7 @@ def encode(encoder: TextEncoder, texts: Sequence[str], clip_skip: int = 0) -> To
     return network.final_layer_norm(states[-1 - clip_skip])
 
 
-def encode_together(encoders: Sequence[TextEncoder], texts: Sequence[str], clip_skip: int = 0) -> tuple[Tokens, Pooled]:
+def encode_text_sdxl(encoders: Sequence[TextEncoder], texts: Sequence[str], clip_skip: int = 0) -> tuple[TextTokens, PooledText]:
     """The tokens of several encoders side by side, and the pooled text of the last, as SDXL reads them.
 
     The tokens are those of the last layer but one, and but `clip_skip` before that, not normalised

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import tensor_files
 
-Concepts = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
+TextualInversions = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
 FILES = ["learned_embeds.safetensors", "learned_embeds.bin"]
 
 
-def listed(concepts: Concepts | None) -> list[tuple[str | None, str | Path]]:
+def list_textual_inversions(concepts: TextualInversions | None) -> list[tuple[str | None, str | Path]]:
     """Words with the files they are learned in; without a word, the file knows it or is named after it."""
     if concepts is None:
         return []
@@ -30,7 +30,7 @@ def listed(concepts: Concepts | None) -> list[tuple[str | None, str | Path]]:
     return [(None, each) for each in concepts]
 
 
-def learn(encoders: Sequence[TextEncoder], word: str | None, concept: str | Path, ask: Hub) -> None:
+def load_textual_inversion(encoders: Sequence[TextEncoder], word: str | None, concept: str | Path, ask: HubOptions) -> None:
     """Teach text encoders a word.
 
     A concept of several embeddings becomes the words `word`, `word_1` and so on, which `text.encode` puts in for it.
@@ -62,7 +62,7 @@ def _refuse_misfit(file: Path, embeddings: list[Tensor], widths: list[int]) -> N
 
 def _read(file: Path) -> tuple[str, list[Tensor]]:
     """The word, and its embeddings `n d` for each text encoder: as diffusers, A1111 and SDXL trainers write them."""
-    content = tensor_files.read_any(file)
+    content = tensor_files.read_content(file)
     if not isinstance(content, dict) or not content:
         raise _unlike(file, content)
     if "string_to_param" in content:
@@ -82,5 +82,5 @@ def _rows(file: Path, embedding: Any) -> Tensor:
 
 
 def _unlike(file: Path, content: Any) -> InputError:
-    what = tensor_files.some(map(str, content)) if isinstance(content, list) else type(content).__name__
+    what = tensor_files.preview_names(map(str, content)) if isinstance(content, list) else type(content).__name__
     return InputError(f"{file} is no textual inversion: expected one embedding under its word, got {what}")

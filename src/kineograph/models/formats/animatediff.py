@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 from kineograph.models.formats import key_map, shapes
-from kineograph.models.formats.key_map import Layout, Place
-from kineograph.models.formats.layer_names import in_motion_adapter
+from kineograph.models.formats.key_map import KeyMap, Entry
+from kineograph.models.formats.layer_names import motion_module_name
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
@@ -36,7 +36,7 @@ RELEASED = {
     ".attention_blocks.1.": ".attn2.",
 }
 # the noise that all of them were trained on, whatever the image network was trained on
-SCHEDULER = {
+ANIMATEDIFF_SCHEDULER = {
     "beta_schedule": "linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -48,12 +48,12 @@ SCHEDULER = {
 }
 
 
-def is_one(tensors: Tensors) -> bool:
+def is_animatediff(tensors: Tensors) -> bool:
     """Whether these are the tensors of motion modules, and not a LoRA for them."""
     return any(MARK in name for name in tensors) and not any("lora" in name for name in tensors)
 
 
-def renamed(tensors: Tensors) -> dict[str, Tensor]:
+def to_diffusers_names(tensors: Tensors) -> dict[str, Tensor]:
     """The tensors of a released file by diffusers' names; those of a diffusers folder as they are."""
     second = ".attention_blocks.1.pos_encoder."  # a copy of the first's positions
     return {_renamed(name): each for name, each in tensors.items() if second not in name}
@@ -65,13 +65,13 @@ def _renamed(name: str) -> str:
     return name
 
 
-def widths(tensors: Tensors) -> tuple[int, ...]:
+def block_widths(tensors: Tensors) -> tuple[int, ...]:
     """How wide the blocks are of the image network that these are for, from the top."""
     first = rf"down_blocks\.(\d+)\.{MARK}0\.norm\.weight"
-    return tuple(len(tensors[f"down_blocks.{n}.{MARK}0.norm.weight"]) for n in shapes.numbers(tensors, first))
+    return tuple(len(tensors[f"down_blocks.{n}.{MARK}0.norm.weight"]) for n in shapes.block_indices(tensors, first))
 
 
-def config(tensors: Tensors, said: Mapping[str, Any]) -> TemporalConfig:
+def animatediff_config(tensors: Tensors, said: Mapping[str, Any]) -> TemporalConfig:
     """What these are, told from shapes, and from the configuration that a diffusers folder has.
 
     Raises InputError for PIA's, which change the image network too; KeyError for a tensor that is missing.
@@ -86,7 +86,7 @@ def config(tensors: Tensors, said: Mapping[str, Any]) -> TemporalConfig:
     return TemporalConfig(
         transformer=TransformerConfig(
             heads=heads,
-            depth=len(shapes.numbers(tensors, block)),
+            depth=len(shapes.block_indices(tensors, block)),
             positions=said.get("motion_max_seq_length", 32) if positions is None else positions.shape[1],
         ),
         lonely=True,
@@ -95,21 +95,21 @@ def config(tensors: Tensors, said: Mapping[str, Any]) -> TemporalConfig:
     )
 
 
-def layout(temporal: nn.Module | None, tensors: Tensors) -> Layout:
+def animatediff_key_map(temporal: nn.Module | None, tensors: Tensors) -> KeyMap:
     """Where diffusers' files have each tensor of layers around an image network; some leave positions out."""
     assert temporal is not None
-    names = {name: in_motion_adapter(name) for name in temporal.state_dict()}
-    return {name: Place(theirs) for name, theirs in names.items() if theirs in tensors or not theirs.endswith(".pe")}
+    names = {name: motion_module_name(name) for name in temporal.state_dict()}
+    return {name: Entry(theirs) for name, theirs in names.items() if theirs in tensors or not theirs.endswith(".pe")}
 
 
-def split(unet: UNetMotionModel) -> VideoUNet:
+def video_unet_from_animatediff(unet: UNetMotionModel) -> VideoUNet:
     """The network of diffusers' AnimateDiff as image network and layers along time, which share its weights."""
     tensors = unet.state_dict()
     motion = {name: each for name, each in tensors.items() if MARK in name}
-    net = shapes.empty(_image_config(unet.config), config(motion, unet.config))
-    along = {f"temporal.{name}": place for name, place in layout(net.temporal, motion).items()}
-    image = {f"image_unet.{name}": Place(name) for name in net.image_unet.state_dict()}
-    key_map.fill(net, tensors, along | image, "this UNetMotionModel is not like AnimateDiff's, or has adapters on it")
+    net = shapes.empty_video_unet(_image_config(unet.config), animatediff_config(motion, unet.config))
+    along = {f"temporal.{name}": place for name, place in animatediff_key_map(net.temporal, motion).items()}
+    image = {f"image_unet.{name}": Entry(name) for name in net.image_unet.state_dict()}
+    key_map.load_tensors(net, tensors, along | image, "this UNetMotionModel is not like AnimateDiff's, or has adapters on it")
     return net
 
 

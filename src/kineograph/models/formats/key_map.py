@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.models.formats.tensor_files import Tensors, some
+from kineograph.models.formats.tensor_files import Tensors, preview_names
 
 
-class Place(NamedTuple):
+class Entry(NamedTuple):
     """A tensor of a released file, or one of several equal parts of it, one under the other.
 
     ones: how many dimensions of size 1 the file's has behind ours.
@@ -24,21 +24,21 @@ class Place(NamedTuple):
     ones: int = 0
 
 
-Layout = Mapping[str, Place]
+KeyMap = Mapping[str, Entry]
 """the name of each tensor of a network of ours -> its place"""
 
 
-def same(names: Iterable[str]) -> dict[str, Place]:
+def identity_key_map(names: Iterable[str]) -> dict[str, Entry]:
     """The layout of files that call everything as we do."""
-    return {name: Place(name) for name in names}
+    return {name: Entry(name) for name in names}
 
 
-def below(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
+def select_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
     """The tensors whose names begin so, without that beginning."""
     return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 
-def fill(network: nn.Module, tensors: Tensors, layout: Layout, what: str) -> None:
+def load_tensors(network: nn.Module, tensors: Tensors, layout: KeyMap, what: str) -> None:
     """Put a file's tensors in place of the network's own, which may be on the meta device.
 
     what: the file and what its tensors were taken for, for the error.
@@ -49,7 +49,7 @@ def fill(network: nn.Module, tensors: Tensors, layout: Layout, what: str) -> Non
     network.load_state_dict(state, strict=False, assign=True)
 
 
-def _sorted_in(tensors: Tensors, layout: Layout, shapes: Mapping[str, torch.Size], what: str) -> dict[str, Tensor]:
+def _sorted_in(tensors: Tensors, layout: KeyMap, shapes: Mapping[str, torch.Size], what: str) -> dict[str, Tensor]:
     wanted = {place.name for place in layout.values()}
     found = {name: place for name, place in layout.items() if place.name in tensors}
     misshapen = [
@@ -63,12 +63,12 @@ def _sorted_in(tensors: Tensors, layout: Layout, shapes: Mapping[str, torch.Size
         "of another shape": list(dict.fromkeys(misshapen)),
     }
     if any(wrong.values()):
-        said = [f"{len(names)} are {how} ({some(names)})" for how, names in wrong.items() if names]
+        said = [f"{len(names)} are {how} ({preview_names(names)})" for how, names in wrong.items() if names]
         raise InputError(f"{what}: of its {len(tensors)} tensors, or of those expected, {'; '.join(said)}")
     return {name: _part(tensors[place.name], place).reshape(shapes[name]) for name, place in found.items()}
 
 
-def gathered(state: Tensors, layout: Layout) -> dict[str, Tensor]:
+def export_tensors(state: Tensors, layout: KeyMap) -> dict[str, Tensor]:
     """Tensors of ours as a released file has them: what `fill` does, backwards."""
     parts: dict[str, list[tuple[int, Tensor]]] = {}
     for name, place in layout.items():
@@ -81,11 +81,11 @@ def _together(parts: list[Tensor]) -> Tensor:
     return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
 
 
-def _part(tensor: Tensor, place: Place) -> Tensor:
+def _part(tensor: Tensor, place: Entry) -> Tensor:
     return tensor.chunk(place.of)[place.part].clone() if place.of > 1 else tensor
 
 
-def _whole(shape: torch.Size, place: Place) -> torch.Size:
+def _whole(shape: torch.Size, place: Entry) -> torch.Size:
     return torch.Size([place.of * shape[0], *shape[1:], *[1] * place.ones])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from kineograph.models.formats.key_map import Place
+from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 
 IN_BLOCK = {
@@ -40,17 +40,17 @@ OF_VISION = {
 }
 
 
-def text_layout(tower: nn.Module) -> dict[str, Place]:
+def text_encoder_key_map(tower: nn.Module) -> dict[str, Entry]:
     """Where a file has each tensor of a text tower of transformers."""
     return {name: _encoder_place(name.removeprefix("text_model."), OF_TEXT) for name in tower.state_dict()}
 
 
-def vision_layout(tower: nn.Module) -> dict[str, Place]:
+def vision_encoder_key_map(tower: nn.Module) -> dict[str, Entry]:
     """Where a file has each tensor of a vision tower of transformers, whose projection is turned on its side there."""
     return {name: _encoder_place(name.removeprefix("vision_model."), OF_VISION) for name in tower.state_dict()}
 
 
-def turned(vision: Tensors) -> dict[str, Tensor]:
+def transpose_projection(vision: Tensors) -> dict[str, Tensor]:
     """A vision tower's tensors with the projection turned: from a file's to ours, or back."""
     return {name: each.mT.contiguous() if name == "proj" else each for name, each in vision.items()}
 
@@ -61,15 +61,15 @@ def depth(tower: Tensors) -> int:
     return len([each for each in found if each])
 
 
-def _encoder_place(name: str, known: Mapping[str, str]) -> Place:
+def _encoder_place(name: str, known: Mapping[str, str]) -> Entry:
     found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if found is None:
-        return Place(known[name])
+        return Entry(known[name])
     number, inner, leaf = found.groups()
     block = f"transformer.resblocks.{number}"
     if inner in THIRDS:
-        return Place(f"{block}.attn.in_proj_{leaf}", part=THIRDS[inner], of=3)
-    return Place(f"{block}.{IN_BLOCK[inner]}.{leaf}")
+        return Entry(f"{block}.attn.in_proj_{leaf}", part=THIRDS[inner], of=3)
+    return Entry(f"{block}.{IN_BLOCK[inner]}.{leaf}")
 
 
 IN_MIDDLE = {"resnets.0": "block_1", "resnets.1": "block_2", "attentions.0": "attn_1"}
@@ -78,22 +78,22 @@ BLOCK = re.compile(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(resnets|down
 MIDDLE = re.compile(r"(encoder|decoder)\.mid_block\.(\w+\.\d+)\.(.+)")
 
 
-def vae_layout(vae: AutoencoderKL) -> dict[str, Place]:
+def vae_key_map(vae: AutoencoderKL) -> dict[str, Entry]:
     """Where a single file has each tensor of a VAE, after the beginning that all of them share there."""
     depth = len(vae.config.block_out_channels)
     return {name: _vae_place(name, depth) for name in vae.state_dict()}
 
 
-def _vae_place(name: str, depth: int) -> Place:
+def _vae_place(name: str, depth: int) -> Entry:
     path, _, leaf = name.rpartition(".")
     if found := MIDDLE.fullmatch(path):
         side, room, inner = found.groups()
         linear = inner in IN_ATTENTION and inner != "group_norm" and leaf == "weight"  # a 1 x 1 convolution there
         inner = IN_ATTENTION.get(inner, inner.replace("conv_shortcut", "nin_shortcut"))
-        return Place(f"{side}.mid.{IN_MIDDLE[room]}.{inner}.{leaf}", ones=2 if linear else 0)
+        return Entry(f"{side}.mid.{IN_MIDDLE[room]}.{inner}.{leaf}", ones=2 if linear else 0)
     if found := BLOCK.fullmatch(path):
-        return Place(f"{_in_block(depth, *found.groups())}.{leaf}")
-    return Place(f"{path.replace('conv_norm_out', 'norm_out')}.{leaf}")
+        return Entry(f"{_in_block(depth, *found.groups())}.{leaf}")
+    return Entry(f"{path.replace('conv_norm_out', 'norm_out')}.{leaf}")
 
 
 def _in_block(depth: int, side: str, block: str, kind: str, number: str, inner: str) -> str:

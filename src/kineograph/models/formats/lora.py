@@ -23,16 +23,16 @@ from transformers import PreTrainedModel
 
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.formats import tensor_files
-from kineograph.models.formats.layer_names import Layer, flat, flat_names, layers
+from kineograph.models.formats.layer_names import TargetLayer, flatten_name, flattened_names, target_layers
 from kineograph.models.temporal.config import TemporalLayers
 
-Lora = str | Path | Sequence[str | Path | float | int]
-Loras = Lora | Sequence[Lora]
+LoraSource = str | Path | Sequence[str | Path | float | int]
+LoraSources = LoraSource | Sequence[LoraSource]
 
-HEADER = "kineograph"  # of a LoRA's file: what a customising says about what it left
-FILES = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"]
+CUSTOMISE_HEADER = "kineograph"  # of a LoRA's file: what a customising says about what it left
+LORA_FILES = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"]
 # how a name begins -> which network it means, the first that fits: kohya's scripts, diffusers, peft
 BEGINNINGS = {
     "lora_unet_": "unet",
@@ -54,7 +54,7 @@ ENDING = re.compile(
 )
 
 
-class Change(NamedTuple):
+class LowRankUpdate(NamedTuple):
     """What a LoRA does to a layer: `weight + alpha / rank * up @ down` (Hu et al. 2021, section 4.1)."""
 
     down: Tensor
@@ -64,11 +64,11 @@ class Change(NamedTuple):
 
 MOTION = "motion_modules"  # in the names of AnimateDiff's motion LoRAs, which change layers along time
 
-Found = dict[str, dict[str, dict[str, Tensor]]]
+MatchedTensors = dict[str, dict[str, dict[str, Tensor]]]
 """network -> path of the layer -> "down", "up", "alpha" -> tensor"""
 
 
-def listed(lora: Loras | None) -> list[tuple[str | Path, float]]:
+def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
     """LoRAs with their scales, however they were given; a scale not given is 1."""
     if lora is None:
         return []
@@ -76,20 +76,20 @@ def listed(lora: Loras | None) -> list[tuple[str | Path, float]]:
         return [(lora, 1.0)]
     if len(lora) == 2 and isinstance(lora[1], int | float):
         return [(lora[0], float(lora[1]))]  # type: ignore[list-item]  # a pair is told from a list by what is second
-    return [pair for each in lora for pair in listed(each)]  # type: ignore[arg-type]
+    return [pair for each in lora for pair in list_loras(each)]  # type: ignore[arg-type]
 
 
-def attach(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, ask: Hub) -> None:
+def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, ask: HubOptions) -> None:
     """Put a LoRA on networks, given by their names in a pipeline, beside those that are on them already.
 
     Raises InputError when it is none, or made for another architecture; nothing is changed then. Warns of tensors
     that belong to no layer here.
     """
-    file = hub.find_file(lora, FILES, ask)
-    put(file, tensor_files.read(file), networks, scale)
+    file = hub.find_file(lora, LORA_FILES, ask)
+    add_lora(file, tensor_files.read_tensors(file), networks, scale)
 
 
-def put(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: float) -> None:
+def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: float) -> None:
     """Put the LoRA that a file holds in these tensors on networks, see `attach`."""
     found, unmatched = _sorted(tensors, networks)
     settings = _settings(file)
@@ -97,12 +97,12 @@ def put(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Mod
     if not any(changes.values()):
         raise InputError(
             f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(unmatched)} tensors belongs to "
-            f"a layer of this model. They are called {tensor_files.some(unmatched)}{_hint(unmatched, networks)}"
+            f"a layer of this model. They are called {tensor_files.preview_names(unmatched)}{_hint(unmatched, networks)}"
         )
     if unmatched:
         warnings.warn(
             f"{file}: {len(unmatched)} tensors belong to no layer of this model and are left out: "
-            f"{tensor_files.some(unmatched)}",
+            f"{tensor_files.preview_names(unmatched)}",
             InputWarning,
             stacklevel=4,
         )
@@ -113,13 +113,13 @@ def put(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Mod
         _activate(networks[part], [*active, name], scale)
 
 
-def words(lora: str | Path, ask: Hub) -> list[str]:
+def read_learned_words(lora: str | Path, ask: HubOptions) -> list[str]:
     """The words that a LoRA of `kineograph.training.customise` taught; none for another's."""
-    header = tensor_files.metadata(hub.find_file(lora, FILES, ask)).get(HEADER)
+    header = tensor_files.read_metadata(hub.find_file(lora, LORA_FILES, ask)).get(CUSTOMISE_HEADER)
     return [] if header is None else list(json.loads(header)["words"])
 
 
-def unmatched(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> list[str]:
+def unmatched_names(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> list[str]:
     """The names of the tensors of a LoRA that belong to no layer of these networks."""
     return _sorted(tensors, networks)[1]
 
@@ -129,16 +129,16 @@ def _hint(unmatched: list[str], networks: Mapping[str, nn.Module]) -> str:
     return ". It changes layers along time: load the model with those it was made for, motion=..." if moves else ""
 
 
-def _sorted(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> tuple[Found, list[str]]:
+def _sorted(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> tuple[MatchedTensors, list[str]]:
     """The tensors by the layers that they belong to, and the names of those that belong to none."""
-    names = {part: flat_names(network) for part, network in networks.items()}
-    found: Found = {}
+    names = {part: flattened_names(network) for part, network in networks.items()}
+    found: MatchedTensors = {}
     owners: dict[str, tuple[str, str]] = {}
     for key, tensor in tensors.items():
         beginning = next(each for each in BEGINNINGS if key.startswith(each))
         ending = ENDING.fullmatch(key.removeprefix(beginning))
         part = "temporal" if MOTION in key else BEGINNINGS[beginning]
-        path = names.get(part, {}).get(flat(ending["layer"])) if ending else None
+        path = names.get(part, {}).get(flatten_name(ending["layer"])) if ending else None
         if ending and path:
             kind = next(kind for kind in ("down", "up", "alpha") if ending[kind])
             found.setdefault(part, {}).setdefault(path, {})[kind] = tensor
@@ -150,12 +150,12 @@ def _sorted(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) ->
 
 def _changes(
     file: Path, network: nn.Module, found: Mapping[str, Mapping[str, Tensor]], settings: Mapping[str, Any]
-) -> dict[str, Change]:
-    here = layers(network)
+) -> dict[str, LowRankUpdate]:
+    here = target_layers(network)
     return {path: _change(file, path, here[path], tensors, settings) for path, tensors in found.items()}
 
 
-def _change(file: Path, path: str, layer: Layer, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Change:
+def _change(file: Path, path: str, layer: TargetLayer, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LowRankUpdate:
     down, up, weight = tensors["down"], tensors["up"], layer.weight
     rank = len(down)
     if down.numel() != rank * weight[0].numel() or up.numel() != rank * len(weight):
@@ -165,13 +165,13 @@ def _change(file: Path, path: str, layer: Layer, tensors: Mapping[str, Tensor], 
         )
     alpha = tensors["alpha"].item() if "alpha" in tensors else _alpha(settings, path, rank)
     # a 1 x 1 convolution and a linear layer are the same thing, and files mix them up
-    return Change(down.reshape(rank, *weight.shape[1:]), up.reshape(len(weight), rank, *[1] * (weight.ndim - 2)), alpha)
+    return LowRankUpdate(down.reshape(rank, *weight.shape[1:]), up.reshape(len(weight), rank, *[1] * (weight.ndim - 2)), alpha)
 
 
 def _settings(file: Path) -> dict[str, dict[str, Any]]:
     """network -> what peft was set to when the LoRA was trained: from the file's header, or from beside it."""
     beside = file.with_name("adapter_config.json")
-    header = tensor_files.metadata(file).get("lora_adapter_metadata")
+    header = tensor_files.read_metadata(file).get("lora_adapter_metadata")
     if header is None:
         return {"unet": json.loads(beside.read_text())} if beside.is_file() else {}
     settings: dict[str, dict[str, Any]] = {}
@@ -197,7 +197,7 @@ def _new_name(file: Path, networks: Mapping[str, nn.Module]) -> str:
 
 
 def _attach(
-    network: UNet2DConditionModel | TemporalLayers | PreTrainedModel, changes: Mapping[str, Change], name: str
+    network: UNet2DConditionModel | TemporalLayers | PreTrainedModel, changes: Mapping[str, LowRankUpdate], name: str
 ) -> None:
     config = _config(changes)
     state = {f"{path}.lora_A.weight": change.down for path, change in changes.items()}
@@ -213,7 +213,7 @@ def _attach(
             network.load_adapter(adapter_state_dict=state, peft_config=LoraConfig(**config), adapter_name=name)
 
 
-def _config(changes: Mapping[str, Change]) -> dict[str, Any]:
+def _config(changes: Mapping[str, LowRankUpdate]) -> dict[str, Any]:
     """peft's settings: the commonest rank and alpha, and which layers differ, since it looks those up one by one."""
     ranks = {path: len(change.down) for path, change in changes.items()}
     alphas = {path: change.alpha for path, change in changes.items()}

@@ -14,7 +14,7 @@ from diffusers import UNet3DConditionModel
 
 from kineograph.errors import InputError
 from kineograph.models.formats import key_map, shapes
-from kineograph.models.formats.key_map import Place
+from kineograph.models.formats.key_map import Entry
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
 
@@ -25,29 +25,29 @@ SAME = (
 )  # fmt: skip
 
 
-def split(unet: UNet3DConditionModel) -> VideoUNet:
+def video_unet_from_modelscope(unet: UNet3DConditionModel) -> VideoUNet:
     """The network as image network and layers along time, which share its weights.
 
     Raises InputError for a network that is not of the family's shape.
     """
-    net = shapes.empty(_image_config(unet.config), _temporal_config(unet.config))
+    net = shapes.empty_video_unet(_image_config(unet.config), _temporal_config(unet.config))
     layout = {name: _place(name) for name in net.state_dict()}
-    key_map.fill(net, unet.state_dict(), layout, "this UNet3DConditionModel is not like ModelScope's")
+    key_map.load_tensors(net, unet.state_dict(), layout, "this UNet3DConditionModel is not like ModelScope's")
     return net
 
 
-def _place(name: str) -> Place:
+def _place(name: str) -> Entry:
     part, _, rest = name.partition(".")
     if part == "image_unet":
-        return Place(rest)
+        return Entry(rest)
     path = rest.removeprefix("after.")
     if path.startswith("conv_in."):
-        return Place(path.replace("conv_in.", "transformer_in.", 1))
+        return Entry(path.replace("conv_in.", "transformer_in.", 1))
     if found := IN_CONV.fullmatch(path):
         block, conv, kind, leaf = found.groups()
         at = 0 if kind == "norm" else 2 if conv.endswith("conv1") else 3  # all but the first have a dropout between
-        return Place(f"{block}.temp_convs.{conv}.{at}.{leaf}", ones=1 if (kind, leaf) == ("conv", "weight") else 0)
-    return Place(path.replace(".attentions.", ".temp_attentions."))
+        return Entry(f"{block}.temp_convs.{conv}.{at}.{leaf}", ones=1 if (kind, leaf) == ("conv", "weight") else 0)
+    return Entry(path.replace(".attentions.", ".temp_attentions."))
 
 
 def _image_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,12 +26,12 @@ SUBSTITUTES = {
 }
 
 
-def read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a file by name, on the CPU; of a checkpoint from training, its state dict without wrappers' names.
 
     Raises InputError when the file is damaged, holds code, or holds no tensors.
     """
-    content = read_any(path)
+    content = read_content(path)
     while isinstance(content, dict) and (inside := [each for each in WRAPPERS if isinstance(content.get(each), dict)]):
         content = content[inside[0]]
     tensors = {name: each for name, each in content.items() if isinstance(each, Tensor)} if _is_named(content) else {}
@@ -43,7 +43,7 @@ def read(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_any(path: Path) -> Any:
+def read_content(path: Path) -> Any:
     """All that a file holds: tensors by name, or for a pickled one whatever plain data it was made of."""
     if not _is_safetensors(path):
         return _unpickled(path)
@@ -51,7 +51,7 @@ def read_any(path: Path) -> Any:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
-def metadata(path: Path) -> dict[str, str]:
+def read_metadata(path: Path) -> dict[str, str]:
     """What a safetensors file says about itself; nothing for a file of another kind."""
     if not _is_safetensors(path):
         return {}
@@ -59,7 +59,7 @@ def metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def some(names: Iterable[str], count: int = 3) -> str:
+def preview_names(names: Iterable[str], count: int = 3) -> str:
     """A few names, to show what a file looks like."""
     names = list(names)
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -11,29 +11,31 @@ that all names have "lora" in them, and leaves those out that begin with no netw
 
 from __future__ import annotations
 
+import hashlib
 from importlib.metadata import version
+from math import isclose
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.media.files import instead_of
 from kineograph.models.formats import key_map, tensor_files
-from kineograph.models.formats.key_map import Place
-from kineograph.models.formats.layer_names import Likeness, likeness
+from kineograph.models.formats.key_map import Entry
+from kineograph.models.formats.layer_names import TargetLayer, target_layers
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import known_configurations
-from kineograph.models.temporal.adapters import BranchConfig, MotionBranches, SpatialBranches
+from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.config import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 HEADER = "kineograph_adapter"
-OF_LORA = ("unet.", "text_encoder.", "text_encoder_2.")
+LORA_PREFIXES = ("unet.", "text_encoder.", "text_encoder_2.")
 NAMES = {"motion": "motion_adapter", "customised": "spatial_adapter"}  # kind -> how the names of its branches begin
 ARGUMENTS = {
     "motion": "a motion adapter: pass it as motion_adapter= (--motion-adapter)",
@@ -41,10 +43,57 @@ ARGUMENTS = {
 }
 
 Kind = Literal["motion", "customised"]
-Branches = TypeVar("Branches", MotionBranches, SpatialBranches)
+Branches = TypeVar("Branches", MotionAdapter, SpatialAdapter)
 
 
-class About(BaseModel):
+# Rounding to half precision moves a norm by a hundredth of this; training on moves one of them at least by more.
+NORM_TOLERANCE = 1e-3
+IMAGE_ADAPTER_MARKS = ("encoder_hid_proj.", "processor.")  # in the names of what an IP-Adapter puts on a network
+
+
+class WeightSignature(BaseModel):
+    """What a network is called, and how its layers look.
+
+    shapes  SHA-256 over their names and shapes
+    norms   of their weights in half precision, in which the smallest round most, in the order of their names
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    shapes: str
+    norms: tuple[float, ...]
+
+    def has_shapes_of(self, other: WeightSignature) -> bool:
+        return self.shapes == other.shapes
+
+    def is_of(self, other: WeightSignature) -> bool:
+        """Whether both are of one network, by whatever names."""
+        return self.has_shapes_of(other) and all(
+            isclose(norm, its, rel_tol=NORM_TOLERANCE) for norm, its in zip(self.norms, other.norms, strict=True)
+        )
+
+
+def weight_signature(network: nn.Module, name: str) -> WeightSignature:
+    """The likeness of an image network, or of layers along time."""
+    found = {path: layer for path, layer in sorted(target_layers(network).items()) if not _is_of_pictures(path)}
+    said = "\n".join(f"{path} {_shape(layer)}" for path, layer in found.items())
+    norms = (float(f"{layer.weight.detach().half().float().norm().item():.5g}") for layer in found.values())
+    return WeightSignature(name=name, shapes=hashlib.sha256(said.encode()).hexdigest(), norms=tuple(norms))
+
+
+def _is_of_pictures(path: str) -> bool:
+    return any(mark in path for mark in IMAGE_ADAPTER_MARKS)
+
+
+def _shape(layer: TargetLayer) -> tuple[int, ...]:
+    """As the layer says it, not as its weight is stored, which quantisation changes."""
+    if isinstance(layer, nn.Conv2d):
+        return (layer.out_channels, layer.in_channels, *layer.kernel_size)
+    return (layer.out_features, layer.in_features)
+
+
+class AdapterHeader(BaseModel):
     """What a file says about itself.
 
     branches  of its motion or spatial adapter
@@ -57,34 +106,34 @@ class About(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Kind
-    branches: BranchConfig
-    temporal: Likeness
-    image: Likeness | None = None
+    branches: AdapterConfig
+    temporal: WeightSignature
+    image: WeightSignature | None = None
     subject: str | None = None
     library: str
 
 
-class Adapter(NamedTuple):
+class AdapterFile(NamedTuple):
     """The content of a file: branches by their names in it, and a LoRA by diffusers' names."""
 
     file: Path
-    about: About
+    about: AdapterHeader
     branches: Tensors
     lora: Tensors
 
 
-def save_motion(adapter: MotionBranches, temporal: TemporalLayers, file: Path, *, name: str) -> Path:
+def save_motion_adapter(adapter: MotionAdapter, temporal: TemporalLayers, file: Path, *, name: str) -> Path:
     """Write a motion adapter for these layers along time, those of the model of this name. The path of the file.
 
     It is written beside and renamed, in place of what was there.
     """
-    about = About(
-        kind="motion", branches=adapter.config, temporal=likeness(temporal, name), library=version("kineograph")
+    about = AdapterHeader(
+        kind="motion", branches=adapter.config, temporal=weight_signature(temporal, name), library=version("kineograph")
     )
     return _written(file, about, _named(adapter, about.kind))
 
 
-def save_customised(net: VideoUNet, lora: Tensors, file: Path, *, subject: str, image: str, video: str) -> Path:
+def save_customised_adapter(net: VideoUNet, lora: Tensors, file: Path, *, subject: str, image: str, video: str) -> Path:
     """Write a network's spatial adapter, and the LoRA that customised its image network. The path of the file.
 
     lora: by diffusers' names, scales multiplied in; empty for an image network that was customised as a whole.
@@ -93,66 +142,66 @@ def save_customised(net: VideoUNet, lora: Tensors, file: Path, *, subject: str, 
     """
     if net.temporal is None or net.spatial_adapter is None:
         raise ValueError("expected a video network with a spatial adapter, see methods.still_moving.attach")
-    if strange := [each for each in lora if not (each.startswith(OF_LORA) and ".lora_" in each)]:
-        raise ValueError(f"a LoRA's names are such as unet.<layer>.lora_A.weight, not {tensor_files.some(strange)}")
-    about = About(
+    if strange := [each for each in lora if not (each.startswith(LORA_PREFIXES) and ".lora_" in each)]:
+        raise ValueError(f"a LoRA's names are such as unet.<layer>.lora_A.weight, not {tensor_files.preview_names(strange)}")
+    about = AdapterHeader(
         kind="customised",
         branches=net.spatial_adapter.config,
-        temporal=likeness(net.temporal, video),
-        image=likeness(net.image_unet, image),
+        temporal=weight_signature(net.temporal, video),
+        image=weight_signature(net.image_unet, image),
         subject=subject,
         library=version("kineograph"),
     )
     return _written(file, about, _named(net.spatial_adapter, about.kind) | dict(lora))
 
 
-def _named(adapter: MotionBranches | SpatialBranches, kind: Kind) -> dict[str, Tensor]:
-    return key_map.gathered(adapter.state_dict(), _layout(adapter, kind))
+def _named(adapter: MotionAdapter | SpatialAdapter, kind: Kind) -> dict[str, Tensor]:
+    return key_map.export_tensors(adapter.state_dict(), _layout(adapter, kind))
 
 
-def _layout(adapter: MotionBranches | SpatialBranches, kind: Kind) -> dict[str, Place]:
+def _layout(adapter: MotionAdapter | SpatialAdapter, kind: Kind) -> dict[str, Entry]:
     """The branches' names here -> in a file: of the layers that they stand beside."""
-    return {name: Place(f"{NAMES[kind]}.{name.partition('.')[2]}") for name in adapter.state_dict()}
+    return {name: Entry(f"{NAMES[kind]}.{name.partition('.')[2]}") for name in adapter.state_dict()}
 
 
-def _written(file: Path, about: About, tensors: Tensors) -> Path:
+def _written(file: Path, about: AdapterHeader, tensors: Tensors) -> Path:
     halved = {name: each.detach().half().cpu().contiguous() for name, each in tensors.items()}
     with instead_of(file) as part:
         save_file(halved, part, metadata={"format": "pt", HEADER: about.model_dump_json(exclude_none=True)})
     return file
 
 
-def read(source: str | Path, kind: Kind, ask: Hub) -> Adapter:
+def read_adapter_file(source: str | Path, kind: Kind, ask: HubOptions) -> AdapterFile:
     """An adapter's file, or the one in a folder or repository.
 
     Raises InputError when it is none, damaged, or an adapter of the other kind.
     """
     file = hub.find_file(source, [f"{NAMES[kind]}.safetensors", "adapter.safetensors"], ask)
-    tensors, header = tensor_files.read(file), tensor_files.metadata(file).get(HEADER)
+    tensors, header = tensor_files.read_tensors(file), tensor_files.read_metadata(file).get(HEADER)
     if header is None:
-        raise InputError(f"{file} is no adapter that Kineograph wrote. {known_configurations.guess(tensors)}")
+        raise InputError(f"{file} is no adapter that Kineograph wrote. {known_configurations.describe_tensors(tensors)}")
     try:
-        about = About.model_validate_json(header)
+        about = AdapterHeader.model_validate_json(header)
     except ValidationError as error:
         raise InputError(f"{file} is damaged, or from a newer Kineograph: {error}") from error
     if about.kind != kind:
         raise InputError(f"{file} holds {ARGUMENTS[about.kind]}")
-    lora = {name: each for name, each in tensors.items() if name.startswith(OF_LORA)}
-    return Adapter(file, about, {name: each for name, each in tensors.items() if name not in lora}, lora)
+    lora = {name: each for name, each in tensors.items() if name.startswith(LORA_PREFIXES)}
+    return AdapterFile(file, about, {name: each for name, each in tensors.items() if name not in lora}, lora)
 
 
-def motion_branches(adapter: Adapter, temporal: TemporalLayers, name: str) -> MotionBranches:
+def build_motion_adapter(adapter: AdapterFile, temporal: TemporalLayers, name: str) -> MotionAdapter:
     """The motion adapter of a file, for these layers along time. Raises InputError when it is for others."""
-    return _filled(MotionBranches(_known(adapter, temporal, name), adapter.about.branches), adapter)
+    return _filled(MotionAdapter(_known(adapter, temporal, name), adapter.about.branches), adapter)
 
 
-def spatial_branches(adapter: Adapter, temporal: TemporalLayers, name: str) -> SpatialBranches:
+def build_spatial_adapter(adapter: AdapterFile, temporal: TemporalLayers, name: str) -> SpatialAdapter:
     """The spatial adapter of a file, for these layers along time. Raises InputError when it is for others."""
-    return _filled(SpatialBranches(_known(adapter, temporal, name), adapter.about.branches), adapter)
+    return _filled(SpatialAdapter(_known(adapter, temporal, name), adapter.about.branches), adapter)
 
 
-def _known(adapter: Adapter, temporal: TemporalLayers, name: str) -> TemporalLayers:
-    made_for, here = adapter.about.temporal, likeness(temporal, name)
+def _known(adapter: AdapterFile, temporal: TemporalLayers, name: str) -> TemporalLayers:
+    made_for, here = adapter.about.temporal, weight_signature(temporal, name)
     if not here.is_of(made_for):
         how = "with other weights" if here.has_shapes_of(made_for) else "of other shapes"
         rest = "; what it knows of pictures alone can be loaded as lora=" if adapter.lora else ""
@@ -163,7 +212,7 @@ def _known(adapter: Adapter, temporal: TemporalLayers, name: str) -> TemporalLay
     return temporal
 
 
-def _filled(branches: Branches, adapter: Adapter) -> Branches:
+def _filled(branches: Branches, adapter: AdapterFile) -> Branches:
     what = f"{adapter.file} does not hold the adapter that its header tells of"
-    key_map.fill(branches, adapter.branches, _layout(branches, adapter.about.kind), what)
+    key_map.load_tensors(branches, adapter.branches, _layout(branches, adapter.about.kind), what)
     return branches.requires_grad_(requires_grad=False).eval()

@@ -6,29 +6,28 @@ import warnings
 from pathlib import Path
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.formats import lora
-from kineograph.models.formats.layer_names import likeness
-from kineograph.models.formats.tensor_files import some
+from kineograph.models.formats.tensor_files import preview_names
 from kineograph.models.loading import adapter_files
-from kineograph.models.loading.adapter_files import Adapter
-from kineograph.models.loading.components import Parts
-from kineograph.models.temporal.adapters import NO_LAYERS
+from kineograph.models.loading.adapter_files import AdapterFile, weight_signature
+from kineograph.models.loading.components import Components
+from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 
 
-def with_motion_adapter(opened: Parts, source: str | Path, video: str, ask: Hub) -> Parts:
+def load_motion_adapter(opened: Components, source: str | Path, video: str, ask: HubOptions) -> Components:
     """A video model with a motion adapter, in place of the one it has.
 
     video: what its layers along time are called.
     Raises InputError for an image model, for a file that is none, and for an adapter of another model.
     """
-    adapter = adapter_files.read(source, "motion", ask)
+    adapter = adapter_files.read_adapter_file(source, "motion", ask)
     if opened.temporal is None:
-        raise InputError(f"{adapter.file} is a motion adapter, and {video} {NO_LAYERS}")
-    return opened._replace(motion_adapter=adapter_files.motion_branches(adapter, opened.temporal, video))
+        raise InputError(f"{adapter.file} is a motion adapter, and {video} {NO_TEMPORAL_LAYERS}")
+    return opened._replace(motion_adapter=adapter_files.build_motion_adapter(adapter, opened.temporal, video))
 
 
-def with_customised(opened: Parts, source: str | Path, image: str, video: str, ask: Hub) -> Parts:
+def load_customised_adapter(opened: Components, source: str | Path, image: str, video: str, ask: HubOptions) -> Components:
     """A model that knows a subject or a style: the LoRA of a file on its networks, and before its layers along time, if
     it has any, the spatial adapter of the file.
 
@@ -36,28 +35,28 @@ def with_customised(opened: Parts, source: str | Path, image: str, video: str, a
     Raises InputError for a file that is none, and for an adapter of a model of other shapes or with other layers along
     time; warns of an image network with other weights.
     """
-    adapter = adapter_files.read(source, "customised", ask)
+    adapter = adapter_files.read_adapter_file(source, "customised", ask)
     _check_image(adapter, opened, image)
     spatial = None
     if opened.temporal is not None:
-        spatial = adapter_files.spatial_branches(adapter, opened.temporal, video)
+        spatial = adapter_files.build_spatial_adapter(adapter, opened.temporal, video)
     elif not adapter.lora:
-        raise InputError(f"{adapter.file} holds a spatial adapter alone, and {image} {NO_LAYERS}")
+        raise InputError(f"{adapter.file} holds a spatial adapter alone, and {image} {NO_TEMPORAL_LAYERS}")
     if adapter.lora:
-        lora.put(adapter.file, adapter.lora, opened.networks, 1.0)
+        lora.add_lora(adapter.file, adapter.lora, opened.networks, 1.0)
     return opened._replace(spatial_adapter=spatial, subject=adapter.about.subject)
 
 
-def _check_image(adapter: Adapter, opened: Parts, name: str) -> None:
-    made_for, here = adapter.about.image, likeness(opened.unet, name)
+def _check_image(adapter: AdapterFile, opened: Components, name: str) -> None:
+    made_for, here = adapter.about.image, weight_signature(opened.unet, name)
     if made_for is None or not here.has_shapes_of(made_for):
         whose = "an unnamed model" if made_for is None else made_for.name
         raise InputError(
             f"{adapter.file} was made for {whose}, and {name} has an image network of other shapes: take {whose}, or "
             f"customise {name}"
         )
-    if strange := lora.unmatched(adapter.lora, opened.networks):
-        raise InputError(f"{adapter.file} was made for {made_for.name}, and {name} has no layers for {some(strange)}")
+    if strange := lora.unmatched_names(adapter.lora, opened.networks):
+        raise InputError(f"{adapter.file} was made for {made_for.name}, and {name} has no layers for {preview_names(strange)}")
     if not here.is_of(made_for):
         warnings.warn(
             f"{adapter.file} was made for {made_for.name}, and the image network of {name} has the same shapes and "

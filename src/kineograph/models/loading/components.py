@@ -14,26 +14,26 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from kineograph.errors import InputError
-from kineograph.models.conditioning.image_encoder import PictureReader
+from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import animatediff, modelscope
-from kineograph.models.formats.tensor_files import some
+from kineograph.models.formats.tensor_files import preview_names
 from kineograph.models.loading import video_folder
-from kineograph.models.temporal.adapters import MotionBranches, SpatialBranches
+from kineograph.models.temporal.adapters import MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.config import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
 
 INDEX = "model_index.json"
 # video networks of diffusers that are an image network and layers along time
-SPLIT: Mapping[str, Callable[[Any], VideoUNet]] = {
-    "UNet3DConditionModel": modelscope.split,
-    "UNetMotionModel": animatediff.split,
+VIDEO_UNETS: Mapping[str, Callable[[Any], VideoUNet]] = {
+    "UNet3DConditionModel": modelscope.video_unet_from_modelscope,
+    "UNetMotionModel": animatediff.video_unet_from_animatediff,
 }
 UNETS = {each.__name__: each for each in (UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel)}
-FAMILY = {"unet": ("UNet2DConditionModel", *SPLIT), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",)}
+EXPECTED_CLASSES = {"unet": ("UNet2DConditionModel", *VIDEO_UNETS), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",)}
 TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWithProjection)}
-DAMAGE = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
+READ_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 
 Config = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ class Pipeline(Protocol):
     def config(self) -> Any: ...
 
 
-class Parts(NamedTuple):
+class Components(NamedTuple):
     """Networks and settings that make a model; force_zeros and subject are as in `Model`, words what LoRAs taught."""
 
     unet: UNet2DConditionModel
@@ -57,11 +57,11 @@ class Parts(NamedTuple):
     text: tuple[TextEncoder, ...]
     scheduler: Config
     force_zeros: bool
-    reader: PictureReader | None = None
+    reader: ImageEncoder | None = None
     temporal: TemporalLayers | None = None
     decoder: TemporalDecoder | None = None
-    motion_adapter: MotionBranches | None = None
-    spatial_adapter: SpatialBranches | None = None
+    motion_adapter: MotionAdapter | None = None
+    spatial_adapter: SpatialAdapter | None = None
     subject: str | None = None
     words: tuple[str, ...] = ()
 
@@ -86,75 +86,75 @@ class Parts(NamedTuple):
         return {"unet": self.unet, **dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False)), **along}
 
 
-def from_pipeline(pipeline: Pipeline) -> Parts:
+def components_from_pipeline(pipeline: Pipeline) -> Components:
     """The parts of an open pipeline, shared with it; of a video network the weights are.
 
     Raises InputError when it is of another family.
     """
     parts = pipeline.components
-    refuse_other_families({part: (None, type(parts.get(part)).__name__) for part in FAMILY}, "this pipeline")
+    refuse_other_families({part: (None, type(parts.get(part)).__name__) for part in EXPECTED_CLASSES}, "this pipeline")
     pairs = [
         (parts[f"tokenizer{end}"], parts[f"text_encoder{end}"]) for end in ("", "_2") if f"tokenizer{end}" in parts
     ]
     unet, temporal = _apart(parts["unet"])
-    return Parts(
+    return Components(
         unet=unet,
         vae=parts["vae"],
         text=tuple(TextEncoder(*pair) for pair in pairs),
         scheduler=dict(parts["scheduler"].config),
         force_zeros=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
-        reader=PictureReader(parts["image_encoder"]) if parts.get("image_encoder") else None,
+        reader=ImageEncoder(parts["image_encoder"]) if parts.get("image_encoder") else None,
         temporal=temporal,
     )
 
 
-def from_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Parts:
+def components_from_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Components:
     """The parts of a pipeline in diffusers layout. Raises InputError when something is missing or damaged."""
     index = read_index(folder)
     refuse_other_families(index, str(folder))
     options: dict[str, Any] = {"dtype": dtype, "variant": variant, "local_files_only": True}
     try:
-        unet, temporal = open_unet(folder, index, options)
-        return Parts(
+        unet, temporal = read_unet(folder, index, options)
+        return Components(
             unet=unet,
             vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", **options),
             text=tuple(
                 TextEncoder(
-                    tokenizer(folder, end), kind.from_pretrained(folder, subfolder=f"text_encoder{end}", **options)
+                    read_tokenizer(folder, end), kind.from_pretrained(folder, subfolder=f"text_encoder{end}", **options)
                 )
-                for end, kind in text_encoders(index)
+                for end, kind in text_encoder_classes(index)
             ),
             scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             force_zeros=bool(index.get("force_zeros_for_empty_prompt")),
-            reader=video_folder.read_adapter(folder, unet, dtype),
+            reader=video_folder.read_image_adapter(folder, unet, dtype),
             temporal=temporal,
             decoder=open_decoder(folder),
             motion_adapter=None if temporal is None else video_folder.read_motion_adapter(folder, temporal),
         )
     except InputError:
         raise
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise InputError(f"{folder} is incomplete or damaged: {error}") from error
 
 
-def open_unet(
+def read_unet(
     folder: Path, index: Config, options: Mapping[str, Any]
 ) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
     """The image network of a pipeline in diffusers layout, and the layers along time inside it or beside it."""
     unet, temporal = _apart(UNETS[index["unet"][1]].from_pretrained(folder, subfolder="unet", **options))
     beside = folder / video_folder.TEMPORAL
-    return unet, video_folder.read_temporal(beside, unet) if beside.is_dir() else temporal
+    return unet, video_folder.read_temporal_layers(beside, unet) if beside.is_dir() else temporal
 
 
 def open_decoder(folder: Path) -> TemporalDecoder | None:
     """The temporal decoder of a pipeline in diffusers layout, if it has one."""
-    beside = folder / video_folder.DECODER
-    return video_folder.read_decoder(beside) if beside.is_dir() else None
+    beside = folder / video_folder.TEMPORAL_DECODER
+    return video_folder.read_temporal_decoder(beside) if beside.is_dir() else None
 
 
 def _apart(unet: nn.Module) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
     """The image network of a pipeline, and its layers along time, if it has any."""
-    split = SPLIT.get(type(unet).__name__)
+    split = VIDEO_UNETS.get(type(unet).__name__)
     if split is None:
         return unet, None
     net = split(unet)
@@ -166,19 +166,19 @@ def read_index(folder: Path) -> Config:
     if not (folder / INDEX).is_file():
         raise InputError(
             f"{folder} has no {INDEX}: expected a pipeline in diffusers layout. "
-            f"It holds {some(sorted(each.name for each in folder.iterdir())) or 'nothing'}; "
+            f"It holds {preview_names(sorted(each.name for each in folder.iterdir())) or 'nothing'}; "
             "a checkpoint that is a single file is loaded by the path of the file"
         )
     return read_json(folder / INDEX)
 
 
-def text_encoders(index: Config) -> list[tuple[str, type[CLIPTextModel] | type[CLIPTextModelWithProjection]]]:
+def text_encoder_classes(index: Config) -> list[tuple[str, type[CLIPTextModel] | type[CLIPTextModelWithProjection]]]:
     """How the names of the text encoders end, and their classes."""
     ends = [end for end in ("", "_2") if f"text_encoder{end}" in index]
     return [(end, TEXT_ENCODERS[index[f"text_encoder{end}"][1]]) for end in ends]
 
 
-def tokenizer(folder: Path, end: str) -> CLIPTokenizer:
+def read_tokenizer(folder: Path, end: str) -> CLIPTokenizer:
     """The tokenizer of a pipeline in diffusers layout, the first ("") or the second ("_2").
 
     Raises InputError when it is not there, where transformers would make one that knows no words.
@@ -198,7 +198,7 @@ def read_json(file: Path) -> Config:
 
 def refuse_other_families(index: Config, what: str) -> None:
     """Raises InputError unless these are the parts of a model of the SD 1.x, 2.x and SDXL family, or of its videos."""
-    for part, expected in FAMILY.items():
+    for part, expected in EXPECTED_CLASSES.items():
         _, kind = index.get(part) or (None, None)
         if not str(kind).startswith(expected):
             raise InputError(

@@ -13,29 +13,29 @@ from safetensors.torch import load_file
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.loading import single_file
-from kineograph.models.loading.components import DAMAGE, read_json
+from kineograph.models.loading.components import READ_ERRORS, read_json
 from kineograph.models.placement import Placement
 from kineograph.models.unet.controlnet import VideoControlNet
 
-Source = Union[str, Path, ControlNetModel]  # noqa: UP007 (| makes no type of diffusers' untyped class)
-Open = Callable[[], VideoControlNet]
+ControlNetSource = Union[str, Path, ControlNetModel]  # noqa: UP007 (| makes no type of diffusers' untyped class)
+OpenControlNet = Callable[[], VideoControlNet]
 
-ANY = ""  # the name of a ControlNet that was given without one: it serves whatever is asked for
+ANY_CONTROL = ""  # the name of a ControlNet that was given without one: it serves whatever is asked for
 FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 # what a ControlNet has in common with the U-Net that it adds to
 SHAPE = ("cross_attention_dim", "block_out_channels", "layers_per_block", "transformer_layers_per_block")
 
 
-def listed(controlnet: Source | Mapping[str, Source] | None) -> dict[str, Source]:
+def list_controlnets(controlnet: ControlNetSource | Mapping[str, ControlNetSource] | None) -> dict[str, ControlNetSource]:
     """The ControlNets that were asked for, by name."""
     if isinstance(controlnet, Mapping):
         return dict(controlnet)
-    return {} if controlnet is None else {ANY: controlnet}
+    return {} if controlnet is None else {ANY_CONTROL: controlnet}
 
 
-def attach(unet: UNet2DConditionModel, source: Source, latent_channels: int, place: Placement, ask: Hub) -> Open:
+def load_controlnet(unet: UNet2DConditionModel, source: ControlNetSource, latent_channels: int, place: Placement, ask: HubOptions) -> OpenControlNet:
     """A ControlNet for this U-Net. Raises InputError when it is none, or one for another architecture."""
     net = source if isinstance(source, ControlNetModel) else _opened(source, unet, place, ask)
     for name in SHAPE:
@@ -54,10 +54,10 @@ def attach(unet: UNet2DConditionModel, source: Source, latent_channels: int, pla
     return lambda: ready
 
 
-def _opened(source: str | Path, unet: UNet2DConditionModel, place: Placement, ask: Hub) -> ControlNetModel:
-    path = hub.local(source) or hub.fetch_folder(str(source), FILES, ask._replace(revision=None))
+def _opened(source: str | Path, unet: UNet2DConditionModel, place: Placement, ask: HubOptions) -> ControlNetModel:
+    path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, ask._replace(revision=None))
     if path.is_file():
-        return single_file.open_controlnet(path, unet, place.dtype)
+        return single_file.controlnet_from_file(path, unet, place.dtype)
     kind = read_json(path / "config.json").get("_class_name") if (path / "config.json").is_file() else "nothing"
     if kind != "ControlNetModel":
         raise InputError(
@@ -66,11 +66,11 @@ def _opened(source: str | Path, unet: UNet2DConditionModel, place: Placement, as
         )
     try:
         return ControlNetModel.from_pretrained(path, dtype=place.dtype, local_files_only=True)
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise InputError(f"{source} is no ControlNet in diffusers layout, or damaged: {error}") from error
 
 
-def of_pocket(folder: Path, place: Placement) -> dict[str, Open]:
+def pocket_controlnets(folder: Path, place: Placement) -> dict[str, OpenControlNet]:
     """The pocket model's own: each is made when it is first used, from the U-Net as it is shipped."""
     return {
         file.stem: cache(partial(_restored, file, folder, place)) for file in sorted((folder / "control").glob("*"))
@@ -78,17 +78,17 @@ def of_pocket(folder: Path, place: Placement) -> dict[str, Open]:
 
 
 def _restored(file: Path, folder: Path, place: Placement) -> VideoControlNet:
-    from kineograph.models.pocket.low_rank import as_control, restored
+    from kineograph.models.pocket.networks import initial_controlnet, restore_network
 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32, local_files_only=True)
-    return VideoControlNet(_placed(restored(as_control(unet), load_file(file)), place))
+    return VideoControlNet(_placed(restore_network(initial_controlnet(unet), load_file(file)), place))
 
 
 def _placed(net: ControlNetModel, place: Placement) -> ControlNetModel:
     return net.eval().to(place.device, place.dtype, memory_format=place.memory_format)
 
 
-def _name(source: Source) -> str:
+def _name(source: ControlNetSource) -> str:
     return "this network" if isinstance(source, ControlNetModel) else str(source)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.models.formats.tensor_files import Tensors, some
+from kineograph.models.formats.tensor_files import Tensors, preview_names
 
 Config = dict[str, Any]
 
@@ -97,23 +97,23 @@ FAMILIES = (
 )
 
 
-def refuse_foreign(path: Path, checkpoint: Tensors) -> None:
+def refuse_partial_checkpoint(path: Path, checkpoint: Tensors) -> None:
     """Raises InputError unless these are the tensors of a whole checkpoint in Stable Diffusion's own layout."""
     missing = [part for part, marks in PARTS.items() if not any(name.startswith(marks) for name in checkpoint)]
     if not missing:
         return
     raise InputError(
-        f"{path} is not a checkpoint of Stable Diffusion: it has no {' and no '.join(missing)}. {guess(checkpoint)}"
+        f"{path} is not a checkpoint of Stable Diffusion: it has no {' and no '.join(missing)}. {describe_tensors(checkpoint)}"
     )
 
 
-def guess(tensors: Tensors) -> str:
+def describe_tensors(tensors: Tensors) -> str:
     """What a file may be, by the names of its tensors, in a sentence for people; and a few of those."""
     kind = next((what for mark, what in OTHERS.items() if any(mark in name for name in tensors)), "")
-    return (f"It looks like {kind}. " if kind else "") + f"Its {len(tensors)} tensors are called {some(tensors)}"
+    return (f"It looks like {kind}. " if kind else "") + f"Its {len(tensors)} tensors are called {preview_names(tensors)}"
 
 
-def family(path: Path, checkpoint: Tensors) -> Family:
+def match_family(path: Path, checkpoint: Tensors) -> Family:
     """Which family a checkpoint belongs to, by the width of its U-Net and of the tokens that it reads.
 
     Raises InputError for a family that is not built in.
@@ -125,12 +125,12 @@ def family(path: Path, checkpoint: Tensors) -> Family:
             return known
     names = ", ".join(f"{known.name} ({WIDTH}, {known.cross_attention})" for known in FAMILIES)
     raise InputError(
-        f"{path} has a U-Net {width} wide that reads tokens {some(map(str, reads)) or 'of no'} wide; built in are "
+        f"{path} has a U-Net {width} wide that reads tokens {preview_names(map(str, reads)) or 'of no'} wide; built in are "
         f"{names}. For another, pass config= a folder in diffusers layout with the same architecture"
     )
 
 
-def write(known: Family, checkpoint: Tensors, prediction_type: str | None, folder: Path) -> None:
+def write_configuration(known: Family, checkpoint: Tensors, prediction_type: str | None, folder: Path) -> None:
     """Write the configuration of every part of a checkpoint, as diffusers lays a pipeline out."""
     scheduler = _scheduler(known, checkpoint, prediction_type)
     in_channels = checkpoint[FIRST_LAYER].shape[1]
@@ -148,7 +148,7 @@ def write(known: Family, checkpoint: Tensors, prediction_type: str | None, folde
     _write(folder, index, "model_index.json")
 
 
-def write_videocrafter(folder: Path) -> None:
+def write_videocrafter_configuration(folder: Path) -> None:
     """Write the configuration of what VideoCrafter's models have beside their U-Net: that of Stable Diffusion 2.x."""
     known = next(each for each in FAMILIES if each.cross_attention == CLIP_H["hidden_size"])
     _write(folder / "vae", _vae(known))

@@ -12,20 +12,20 @@ from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models import placement
-from kineograph.models.conditioning import ip_adapter as ip_adapters
 from kineograph.models.conditioning import textual_inversion as concepts
-from kineograph.models.conditioning.textual_inversion import Concepts
+from kineograph.models.conditioning.textual_inversion import TextualInversions
 from kineograph.models.formats import lora as adapters
 from kineograph.models.formats import tensor_files, videocrafter, vidrd
-from kineograph.models.formats.lora import Loras
+from kineograph.models.formats.lora import LoraSources
 from kineograph.models.loading import adapters as customised
 from kineograph.models.loading import components, controlnets, motion_modules, single_file, video_checkpoints
+from kineograph.models.loading import ip_adapter as ip_adapters
 from kineograph.models.loading import video_checkpoints as vidrd_file
-from kineograph.models.loading.components import INDEX, Parts, Pipeline
+from kineograph.models.loading.components import INDEX, Components, Pipeline
 from kineograph.models.loading.motion_modules import MotionSource
-from kineograph.models.loading.provenance import as_json, name_of
+from kineograph.models.loading.provenance import json_value, source_name
 from kineograph.models.loading.save import VOCABULARY
 from kineograph.models.model import Model
 from kineograph.models.placement import Placement
@@ -33,32 +33,32 @@ from kineograph.models.pocket import WEIGHTS, models
 from kineograph.models.schedule import Schedule
 from kineograph.models.vae import files as decoders
 from kineograph.models.vae import files as vaes
-from kineograph.models.vae.temporal_decoder import TemporalDecoder, refuse_misfit
+from kineograph.models.vae.temporal_decoder import TemporalDecoder, check_decoder_fits
 
 POCKET = WEIGHTS
 POCKET_EDIT = "pocket-edit"
 POCKETS = (None, "pocket", *models.built_in_names())
 # files of video models: how one is known, and what opens it
 VIDEO_FILES = (
-    (videocrafter.is_one, video_checkpoints.open_videocrafter),
-    (vidrd.is_one, vidrd_file.open_vidrd),
+    (videocrafter.is_videocrafter, video_checkpoints.components_from_videocrafter),
+    (vidrd.is_vidrd, vidrd_file.components_from_vidrd),
 )
 
-Source = str | Path | Pipeline
+ModelSource = str | Path | Pipeline
 Part = TypeVar("Part")
 LIVE = (Pipeline, MotionAdapter, AutoencoderKL, ControlNetModel, TemporalDecoder)  # of which nothing says where it is
 
 
 def load(
-    source: Source | None = None,
+    source: ModelSource | None = None,
     *,
     motion: MotionSource | None = None,
     motion_adapter: str | Path | None = None,
     adapter: str | Path | None = None,
-    lora: Loras | None = None,
-    textual_inversion: Concepts | None = None,
+    lora: LoraSources | None = None,
+    textual_inversion: TextualInversions | None = None,
     ip_adapter: str | Path | None = None,
-    controlnet: controlnets.Source | Mapping[str, controlnets.Source] | None = None,
+    controlnet: controlnets.ControlNetSource | Mapping[str, controlnets.ControlNetSource] | None = None,
     vae: str | Path | AutoencoderKL | None = None,
     decoder: str | Path | TemporalDecoder | None = None,
     config: str | Path | None = None,
@@ -105,41 +105,41 @@ def load(
     >>> model = kg.load()
     >>> model = kg.load("path/to/checkpoint.safetensors", lora=("style.safetensors", 0.8))  # doctest: +SKIP
     """
-    ask = Hub(revision, variant, token, cache_dir, local_files_only)
+    ask = HubOptions(revision, variant, token, cache_dir, local_files_only)
     wanted = dtype if dtype is not None else torch_dtype
     if isinstance(source, Pipeline):
-        opened = components.from_pipeline(source)
+        opened = components.components_from_pipeline(source)
         place = _place_of(opened, device, wanted)
     else:
-        place = placement.place(device, wanted)
+        place = placement.choose_placement(device, wanted)
         opened = _opened(source or "pocket", config, prediction_type, place, ask)
     if motion is not None:
         opened = _moved(opened, motion, source, ask)
     if ip_adapter is not None:
-        opened = ip_adapters.attach(opened, ip_adapter, ask)
-    for each, scale in adapters.listed(lora):
-        adapters.attach(opened.networks, each, scale, ask)
-        opened = opened._replace(words=(*opened.words, *adapters.words(each, ask)))
-    for word, each in concepts.listed(textual_inversion):
-        concepts.learn(opened.text, word, each, ask)
-    video = name_of(motion or source or "pocket")
+        opened = ip_adapters.load_ip_adapter(opened, ip_adapter, ask)
+    for each, scale in adapters.list_loras(lora):
+        adapters.load_lora(opened.networks, each, scale, ask)
+        opened = opened._replace(words=(*opened.words, *adapters.read_learned_words(each, ask)))
+    for word, each in concepts.list_textual_inversions(textual_inversion):
+        concepts.load_textual_inversion(opened.text, word, each, ask)
+    video = source_name(motion or source or "pocket")
     if motion_adapter is not None:
-        opened = customised.with_motion_adapter(opened, motion_adapter, video, ask)
+        opened = customised.load_motion_adapter(opened, motion_adapter, video, ask)
     if adapter is not None:
         file = _shipped(adapter, models.ADAPTERS)
-        opened = customised.with_customised(opened, file, name_of(source or "pocket"), video, ask)
+        opened = customised.load_customised_adapter(opened, file, source_name(source or "pocket"), video, ask)
     nets = {
-        kind: controlnets.attach(opened.unet, each, opened.vae.config.latent_channels, place, ask)
-        for kind, each in controlnets.listed(controlnet).items()
+        kind: controlnets.load_controlnet(opened.unet, each, opened.vae.config.latent_channels, place, ask)
+        for kind, each in controlnets.list_controlnets(controlnet).items()
     }
     if source in POCKETS:
-        nets = controlnets.of_pocket(POCKET, place) | nets
+        nets = controlnets.pocket_controlnets(POCKET, place) | nets
     if vae is not None:
         opened = opened._replace(vae=vaes.open_vae(vae, opened.vae, ask))
     if decoder is not None:
         opened = opened._replace(decoder=decoders.open_temporal_decoder(_shipped(decoder, models.DECODERS), ask))
     if opened.decoder is not None:
-        refuse_misfit(opened.decoder, opened.vae, str(decoder or source))
+        check_decoder_fits(opened.decoder, opened.vae, str(decoder or source))
     if prediction_type is not None:
         opened = opened._replace(scheduler={**opened.scheduler, "prediction_type": prediction_type})
     arguments = {
@@ -147,7 +147,7 @@ def load(
         "motion": motion,
         "motion_adapter": motion_adapter,
         "adapter": adapter,
-        "lora": adapters.listed(lora),
+        "lora": adapters.list_loras(lora),
         "textual_inversion": textual_inversion,
         "ip_adapter": ip_adapter,
         "controlnet": controlnet,
@@ -161,33 +161,37 @@ def load(
     return _model(opened, nets, place, arguments)
 
 
-def _place_of(opened: Parts, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Placement:
+def _place_of(opened: Components, device: str | torch.device | None, dtype: str | torch.dtype | None) -> Placement:
     """An open pipeline stays where and as it is, unless asked."""
     here = Placement(opened.unet.device, opened.unet.dtype, "as the pipeline is")
-    return here if device is None and dtype is None else placement.place(device or here.device, dtype or here.dtype)
+    return (
+        here
+        if device is None and dtype is None
+        else placement.choose_placement(device or here.device, dtype or here.dtype)
+    )
 
 
 def _opened(
-    source: str | Path, config: str | Path | None, prediction_type: str | None, place: Placement, ask: Hub
-) -> Parts:
-    path = _pocket() if source in POCKETS else hub.local(source, ["pocket", *models.built_in_names()])
+    source: str | Path, config: str | Path | None, prediction_type: str | None, place: Placement, ask: HubOptions
+) -> Components:
+    path = _pocket() if source in POCKETS else hub.local_path(source, ["pocket", *models.built_in_names()])
     if source in models.built_in_names():
         opened = models.built_in_model(str(source)).open(_pocket())
     elif path is not None and path.is_file():
-        tensors = tensor_files.read(path)
-        open_parts = next((each for is_one, each in VIDEO_FILES if is_one(tensors)), single_file.open_parts)
+        tensors = tensor_files.read_tensors(path)
+        open_parts = next((each for is_one, each in VIDEO_FILES if is_one(tensors)), single_file.components_from_file)
         opened = open_parts(path, tensors, config, prediction_type, place.dtype, ask)
     else:
-        opened = components.from_folder(path or hub.fetch_pipeline(str(source), ask), place.dtype, ask.variant)
+        opened = components.components_from_folder(path or hub.fetch_pipeline(str(source), ask), place.dtype, ask.variant)
     for network in (opened.unet, opened.vae, *([opened.temporal] if opened.temporal else [])):
         network.to(memory_format=place.memory_format)
     return opened
 
 
-def _moved(opened: Parts, motion: MotionSource, source: Source | None, ask: Hub) -> Parts:
-    moved = motion_modules.put_around(opened, motion, ask)
+def _moved(opened: Components, motion: MotionSource, source: ModelSource | None, ask: HubOptions) -> Components:
+    moved = motion_modules.add_motion_module(opened, motion, ask)
     if isinstance(source, Pipeline):
-        motion_modules.warn_of_other_noise(opened.scheduler, moved.scheduler, "the pipeline")
+        motion_modules.warn_of_changed_schedule(opened.scheduler, moved.scheduler, "the pipeline")
     return moved
 
 
@@ -195,7 +199,7 @@ def _shipped(part: Part, names: Iterable[str]) -> Part | Path:
     """The same; of a part that comes with Kineograph, and is given by one of these names, where it is."""
     if not isinstance(part, str) or part not in names:
         return part
-    return models.place_of(part, _pocket())
+    return models.part_folder(part, _pocket())
 
 
 def _pocket() -> Path:
@@ -205,26 +209,26 @@ def _pocket() -> Path:
 
 
 def _model(
-    opened: Parts, nets: Mapping[str, controlnets.Open], place: Placement, arguments: Mapping[str, Any]
+    opened: Components, nets: Mapping[str, controlnets.OpenControlNet], place: Placement, arguments: Mapping[str, Any]
 ) -> Model:
     for network in (*opened.networks.values(), opened.vae, *opened.beside):
         network.to(place.device)
         if getattr(network, "dtype", None) != place.dtype:
             network.to(place.dtype)
     named = (arguments[name] for name in ("source", "motion", "vae", "decoder"))
-    given = [*named, *controlnets.listed(arguments["controlnet"]).values()]
+    given = [*named, *controlnets.list_controlnets(arguments["controlnet"]).values()]
     live = any(isinstance(each, LIVE) for each in given)
-    vae = vaes.without_overflow(opened.vae)
+    vae = vaes.prevent_overflow(opened.vae)
     return Model(
         net=opened.net,
         vae=vae,
         text=opened.text,
         schedule=Schedule.from_config(opened.scheduler),
-        name=name_of(arguments["source"]),
+        name=source_name(arguments["source"]),
         device=place.device,
         dtype=place.dtype,
         force_zeros=opened.force_zeros,
-        settings={} if live else {name: as_json(value) for name, value in arguments.items() if value},
+        settings={} if live else {name: json_value(value) for name, value in arguments.items() if value},
         vocabulary=_vocabulary(arguments["source"], opened),
         reader=opened.reader,
         controls=nets,
@@ -233,7 +237,7 @@ def _model(
     )
 
 
-def _vocabulary(source: Source, opened: Parts) -> frozenset[str] | None:
+def _vocabulary(source: ModelSource, opened: Components) -> frozenset[str] | None:
     """The words that a model has a list of, and those that it learnt since."""
     if isinstance(source, Pipeline):
         return None

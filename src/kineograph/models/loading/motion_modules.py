@@ -17,12 +17,12 @@ from torch import nn
 
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.formats import animatediff, key_map, shapes, tensor_files, videocrafter, vidrd
-from kineograph.models.formats.key_map import Layout
+from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import components, known_configurations, video_checkpoints, video_folder
-from kineograph.models.loading.components import Parts
+from kineograph.models.loading.components import Components
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
 
 MotionSource = Union[str, Path, MotionAdapter]  # noqa: UP007 (| makes no type of diffusers' untyped class)
@@ -35,7 +35,7 @@ KINDS = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stabl
 NOISE = ("beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr", "signal_scale")
 
 
-class Motion(NamedTuple):
+class TemporalWeights(NamedTuple):
     """Layers along time without a network.
 
     widths, reads   of the network that they were trained with: its blocks' from the top, and its tokens', if known
@@ -48,28 +48,28 @@ class Motion(NamedTuple):
     widths: tuple[int, ...]
     reads: int | None
     tensors: Tensors
-    layout: Callable[[nn.Module, Tensors], Layout]
+    layout: Callable[[nn.Module, Tensors], KeyMap]
     scheduler: Mapping[str, Any]
 
 
-def put_around(opened: Parts, source: MotionSource, ask: Hub) -> Parts:
+def add_motion_module(opened: Components, source: MotionSource, ask: HubOptions) -> Components:
     """A model with these layers around its image network, and the noise schedule that they were trained on.
 
     Raises InputError when the source has none, or they are for a network of other widths; warns when that one was told
     other tokens.
     """
-    motion, unet = open_motion(source, ask), opened.unet
+    motion, unet = read_temporal_weights(source, ask), opened.unet
     _refuse_other_widths(motion, unet)
     with init_empty_weights(include_buffers=False):
         layers = TemporalLayers(unet, motion.config)
     what = f"the layers along time of {motion.name} do not fit around this image network"
-    key_map.fill(layers, motion.tensors, motion.layout(layers, motion.tensors), what)
+    key_map.load_tensors(layers, motion.tensors, motion.layout(layers, motion.tensors), what)
     _warn_of_other_tokens(motion, unet)
     scheduler = {**opened.scheduler, **motion.scheduler}
     return opened._replace(temporal=layers.eval(), motion_adapter=None, scheduler=scheduler)
 
 
-def warn_of_other_noise(before: Mapping[str, Any], after: Mapping[str, Any], whose: str) -> None:
+def warn_of_changed_schedule(before: Mapping[str, Any], after: Mapping[str, Any], whose: str) -> None:
     """Warn that a schedule which somebody chose is no longer that."""
     changed = [name for name in NOISE if before.get(name) != after.get(name)]
     if changed:
@@ -81,15 +81,15 @@ def warn_of_other_noise(before: Mapping[str, Any], after: Mapping[str, Any], who
         )
 
 
-def open_motion(source: MotionSource, ask: Hub) -> Motion:
+def read_temporal_weights(source: MotionSource, ask: HubOptions) -> TemporalWeights:
     """The layers along time of a source. Raises InputError when there are none."""
     if isinstance(source, MotionAdapter):
         return _from_adapter("the motion adapter", source.state_dict(), source.config)
-    path = hub.local(source) or _fetched(str(source), ask._replace(revision=None, variant=None))
+    path = hub.local_path(source) or _fetched(str(source), ask._replace(revision=None, variant=None))
     return _from_file(path) if path.is_file() else _from_folder(path)
 
 
-def _fetched(name: str, ask: Hub) -> Path:
+def _fetched(name: str, ask: HubOptions) -> Path:
     """A repository's folder with the weights that its configuration says are wanted."""
     folder = hub.fetch_folder(name, hub.CONFIGS, ask)
     if (folder / components.INDEX).is_file():
@@ -97,29 +97,29 @@ def _fetched(name: str, ask: Hub) -> Path:
     return hub.fetch_folder(name, [*hub.CONFIGS, *ADAPTER_WEIGHTS], ask)
 
 
-def _from_file(path: Path) -> Motion:
-    tensors = tensor_files.read(path)
-    if animatediff.is_one(tensors):
-        return _from_adapter(str(path), animatediff.renamed(tensors), {})
-    if videocrafter.is_one(tensors):
-        net = videocrafter.network(tensors, str(path))
-        noise = video_checkpoints.scheduler(tensors, net.temporal)
+def _from_file(path: Path) -> TemporalWeights:
+    tensors = tensor_files.read_tensors(path)
+    if animatediff.is_animatediff(tensors):
+        return _from_adapter(str(path), animatediff.to_diffusers_names(tensors), {})
+    if videocrafter.is_videocrafter(tensors):
+        net = videocrafter.video_unet_from_videocrafter(tensors, str(path))
+        noise = video_checkpoints.videocrafter_scheduler(tensors, net.temporal)
         return _from_network(str(path), net.image_unet, net.temporal, noise)
-    if vidrd.is_one(tensors):
-        net = vidrd.network(tensors, str(path))
-        return _from_network(str(path), net.image_unet, net.temporal, video_checkpoints.SCHEDULER)
-    raise InputError(f"{path} has no layers along time that are known here. {known_configurations.guess(tensors)}")
+    if vidrd.is_vidrd(tensors):
+        net = vidrd.video_unet_from_vidrd(tensors, str(path))
+        return _from_network(str(path), net.image_unet, net.temporal, video_checkpoints.VIDEOCRAFTER_SCHEDULER)
+    raise InputError(f"{path} has no layers along time that are known here. {known_configurations.describe_tensors(tensors)}")
 
 
-def _from_folder(folder: Path) -> Motion:
+def _from_folder(folder: Path) -> TemporalWeights:
     if (folder / components.INDEX).is_file():
-        unet, temporal = components.open_unet(folder, components.read_index(folder), {"local_files_only": True})
+        unet, temporal = components.read_unet(folder, components.read_index(folder), {"local_files_only": True})
         if temporal is not None:
             noise = components.read_json(folder / "scheduler" / "scheduler_config.json")
             return _from_network(str(folder), unet, temporal, noise)
     elif (folder / "config.json").is_file():
         return _from_weights(folder, components.read_json(folder / "config.json"))
-    there = tensor_files.some(sorted(each.name for each in folder.iterdir()))
+    there = tensor_files.preview_names(sorted(each.name for each in folder.iterdir()))
     raise InputError(
         f"{folder} has no layers along time: expected the folder of a motion adapter (config.json and "
         f"{ADAPTER_WEIGHTS[0]}) or of a video model ({components.INDEX}); it holds {there}. One of several files is "
@@ -127,38 +127,38 @@ def _from_folder(folder: Path) -> Motion:
     )
 
 
-def _from_weights(folder: Path, config: Mapping[str, Any]) -> Motion:
+def _from_weights(folder: Path, config: Mapping[str, Any]) -> TemporalWeights:
     """Of a folder with one network: motion modules as diffusers saves them, or our own `temporal`."""
     if config.get("_class_name") != "MotionAdapter" and (folder.parent / components.INDEX).is_file():
         return _from_folder(folder.parent)
-    tensors = tensor_files.read(hub.find_file(folder, ADAPTER_WEIGHTS, Hub()))
+    tensors = tensor_files.read_tensors(hub.find_file(folder, ADAPTER_WEIGHTS, HubOptions()))
     if config.get("_class_name") == "MotionAdapter":
         return _from_adapter(str(folder), tensors, config)
-    told = video_folder.temporal_config(folder)
-    return Motion(str(folder), told, (), None, tensors, _as_here, {})
+    told = video_folder.read_temporal_config(folder)
+    return TemporalWeights(str(folder), told, (), None, tensors, _as_here, {})
 
 
-def _from_adapter(name: str, tensors: Tensors, said: Mapping[str, Any]) -> Motion:
-    with shapes.told_from(tensors, f"{name} looks like AnimateDiff's motion modules"):
-        config, widths = animatediff.config(tensors, said), animatediff.widths(tensors)
-    scheduler = animatediff.SCHEDULER
-    return Motion(name, config, widths, READS.get(widths), tensors, animatediff.layout, scheduler)
+def _from_adapter(name: str, tensors: Tensors, said: Mapping[str, Any]) -> TemporalWeights:
+    with shapes.report_missing_tensors(tensors, f"{name} looks like AnimateDiff's motion modules"):
+        config, widths = animatediff.animatediff_config(tensors, said), animatediff.block_widths(tensors)
+    scheduler = animatediff.ANIMATEDIFF_SCHEDULER
+    return TemporalWeights(name, config, widths, READS.get(widths), tensors, animatediff.animatediff_key_map, scheduler)
 
 
 def _from_network(
     name: str, unet: UNet2DConditionModel, temporal: TemporalLayers | None, scheduler: Mapping[str, Any]
-) -> Motion:
+) -> TemporalWeights:
     assert temporal is not None
     widths, reads = tuple(unet.config.block_out_channels), unet.config.cross_attention_dim
     noise = {name: scheduler.get(name) for name in NOISE}
-    return Motion(name, temporal.config, widths, reads, temporal.state_dict(), _as_here, noise)
+    return TemporalWeights(name, temporal.config, widths, reads, temporal.state_dict(), _as_here, noise)
 
 
-def _as_here(layers: nn.Module, _: Tensors) -> Layout:
-    return key_map.same(layers.state_dict())
+def _as_here(layers: nn.Module, _: Tensors) -> KeyMap:
+    return key_map.identity_key_map(layers.state_dict())
 
 
-def _refuse_other_widths(motion: Motion, unet: UNet2DConditionModel) -> None:
+def _refuse_other_widths(motion: TemporalWeights, unet: UNet2DConditionModel) -> None:
     widths = tuple(unet.config.block_out_channels)
     if motion.widths and motion.widths != widths:
         raise InputError(
@@ -167,7 +167,7 @@ def _refuse_other_widths(motion: Motion, unet: UNet2DConditionModel) -> None:
         )
 
 
-def _warn_of_other_tokens(motion: Motion, unet: UNet2DConditionModel) -> None:
+def _warn_of_other_tokens(motion: TemporalWeights, unet: UNet2DConditionModel) -> None:
     reads = unet.config.cross_attention_dim
     if motion.reads not in (None, reads):
         warnings.warn(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kineograph.models.model import Model
 
 
-def name_of(source: Any) -> str:
+def source_name(source: Any) -> str:
     """What people call a path, a repository or an open pipeline."""
     if not isinstance(source, str | Path):
         config = getattr(source, "config", None) or {}
@@ -25,19 +25,19 @@ def name_of(source: Any) -> str:
     return path.name if path.exists() else str(source)
 
 
-def as_json(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """A value as JSON would bring it back."""
     if isinstance(value, Mapping):
-        return {word: as_json(each) for word, each in value.items()}
+        return {word: json_value(each) for word, each in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(each) for each in value]
+        return [json_value(each) for each in value]
     return str(value) if isinstance(value, Path) else value
 
 
 LIBRARIES = ("kineograph", "torch", "diffusers", "transformers", "peft", "numpy")
 
 
-def origin(model: Model, controls: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def collect_provenance(model: Model, controls: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """All that the frames depend on and that is not asked for, as JSON values; `controls` are those that were used."""
     nets = {f"controlnet {kind}": fingerprint(model.control(kind)) for kind in controls}
     return {
@@ -53,7 +53,7 @@ def origin(model: Model, controls: Sequence[str] = ()) -> dict[str, dict[str, An
     }
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def provenance_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """How one video's origin differs from another's, in words."""
     return [f"{name} was {was}, is {now}" for name, was, now in _pairs(before, after) if was != now]
 

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.formats import tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import adapter_files, components, known_configurations, video_checkpoints, video_folder
-from kineograph.models.loading.components import INDEX, Parts
+from kineograph.models.loading.components import INDEX, Components
 from kineograph.models.model import Model
 
 SCHEDULER = "DDIMScheduler"  # whose configuration says what others say too
@@ -25,7 +25,7 @@ UNUSED = "unused.safetensors"
 VOCABULARY = "vocabulary.json"  # a list, beside a model that was trained on no other words
 
 
-def save(model: Model | Parts, folder: str | Path, *, unused: Tensors | None = None) -> Path:
+def save(model: Model | Components, folder: str | Path, *, unused: Tensors | None = None) -> Path:
     """Write a model into a new folder, in the number format that it has now. The path of the folder.
 
     unused: what the file that it was made from holds and no network here has, so that it can be made again.
@@ -33,7 +33,7 @@ def save(model: Model | Parts, folder: str | Path, *, unused: Tensors | None = N
     Raises InputError when something is there already, for a model with LoRAs or a spatial adapter on it, which the
     folder has no place for, and for one whose noise schedule no configuration describes.
     """
-    folder, parts = Path(folder).expanduser(), parts_of(model) if isinstance(model, Model) else model
+    folder, parts = Path(folder).expanduser(), model_components(model) if isinstance(model, Model) else model
     if folder.exists():
         raise InputError(f"{folder} is there already: choose another folder, or remove it")
     for name, network in parts.networks.items():
@@ -55,11 +55,11 @@ def save(model: Model | Parts, folder: str | Path, *, unused: Tensors | None = N
     return folder
 
 
-def parts_of(model: Model) -> Parts:
+def model_components(model: Model) -> Components:
     """A model's networks and settings, as they were opened."""
     if not model.schedule.settings:
         raise InputError(f"the noise schedule of {model.name} was made from tables, and no configuration describes it")
-    return Parts(
+    return Components(
         unet=model.net.image_unet,
         vae=model.vae,
         text=model.text,
@@ -78,28 +78,28 @@ def _refuse_adapters(name: str, network: nn.Module) -> None:
         raise InputError(f"{name} has LoRAs on it, which a folder has no place for: load the model without them")
 
 
-def _write(parts: Parts, folder: Path, name: str) -> None:
+def _write(parts: Components, folder: Path, name: str) -> None:
     ends = ["", "_2"][: len(parts.text)]
     for end, encoder in zip(ends, parts.text, strict=True):
         encoder.tokenizer.save_pretrained(folder / f"tokenizer{end}")
         encoder.network.save_pretrained(folder / f"text_encoder{end}")
     parts.vae.save_pretrained(folder / "vae")
     video_folder.write_unet(parts.unet, folder / "unet")
-    video_folder.write_adapter(parts.unet, parts.reader, folder)
+    video_folder.write_image_adapter(parts.unet, parts.reader, folder)
     if parts.temporal is not None:
-        video_folder.write_temporal(parts.temporal, folder / video_folder.TEMPORAL)
+        video_folder.write_temporal_layers(parts.temporal, folder / video_folder.TEMPORAL)
     if parts.temporal is not None and parts.motion_adapter is not None:
-        file = folder / video_folder.MOTION / video_folder.MOTION_WEIGHTS
-        adapter_files.save_motion(parts.motion_adapter, parts.temporal, file, name=name)
+        file = folder / video_folder.MOTION_ADAPTER / video_folder.MOTION_ADAPTER_WEIGHTS
+        adapter_files.save_motion_adapter(parts.motion_adapter, parts.temporal, file, name=name)
     if parts.decoder is not None:
-        video_folder.write_decoder(parts.decoder, folder / video_folder.DECODER)
+        video_folder.write_temporal_decoder(parts.decoder, folder / video_folder.TEMPORAL_DECODER)
     (folder / "scheduler").mkdir()
     scheduler = {"_class_name": SCHEDULER, **parts.scheduler}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
     (folder / INDEX).write_text(json.dumps(_index(parts, ends), indent=2))
 
 
-def _index(parts: Parts, ends: list[str]) -> dict[str, object]:
+def _index(parts: Components, ends: list[str]) -> dict[str, object]:
     texts = dict(zip(ends, parts.text, strict=True))
     reader = parts.reader and type(parts.reader.network).__name__
     own: dict[str, dict[str, object]] = {
@@ -121,8 +121,8 @@ def _index(parts: Parts, ends: list[str]) -> dict[str, object]:
     }
 
 
-def to_folder(
-    file: str | Path, folder: str | Path, *, config: str | Path | None = None, ask: Hub | None = None
+def videocrafter_to_folder(
+    file: str | Path, folder: str | Path, *, config: str | Path | None = None, ask: HubOptions | None = None
 ) -> Path:
     """A released checkpoint as a new folder in diffusers layout, which keeps all that the file holds.
 
@@ -130,15 +130,15 @@ def to_folder(
     Raises InputError for another kind of file, and where tensors are missing, left over or of another shape.
     """
     path = Path(file).expanduser()
-    tensors = tensor_files.read(path)
-    if not videocrafter.is_one(tensors):
-        raise InputError(f"{path} is no VideoCrafter checkpoint. {known_configurations.guess(tensors)}")
-    opened = video_checkpoints.open_videocrafter(path, tensors, config, None, torch.float32, Hub())
-    placed = video_checkpoints.released(opened)
+    tensors = tensor_files.read_tensors(path)
+    if not videocrafter.is_videocrafter(tensors):
+        raise InputError(f"{path} is no VideoCrafter checkpoint. {known_configurations.describe_tensors(tensors)}")
+    opened = video_checkpoints.components_from_videocrafter(path, tensors, config, None, torch.float32, HubOptions())
+    placed = video_checkpoints.components_to_videocrafter(opened)
     return save(opened, folder, unused={name: each for name, each in tensors.items() if name not in placed})
 
 
-def to_file(folder: str | Path, file: str | Path) -> Path:
+def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
     """A folder as a checkpoint in VideoCrafter's layout: safetensors, or what torch writes if the name is `*.ckpt`.
 
     Of a folder that `to_folder` made it is the same file again, bit for bit. Of another model it lacks what no network
@@ -146,11 +146,11 @@ def to_file(folder: str | Path, file: str | Path) -> Path:
     Raises InputError for a folder without VideoCrafter's layers along time.
     """
     folder, path = Path(folder).expanduser(), Path(file).expanduser()
-    opened = components.from_folder(folder, _dtype(folder))
+    opened = components.components_from_folder(folder, _dtype(folder))
     _refuse_others(folder, opened)
-    tensors = video_checkpoints.released(opened)
+    tensors = video_checkpoints.components_to_videocrafter(opened)
     if (folder / UNUSED).is_file():
-        tensors |= tensor_files.read(folder / UNUSED)
+        tensors |= tensor_files.read_tensors(folder / UNUSED)
     beside = path.with_name(f".{path.name}.part")
     try:
         if path.suffix == ".ckpt":
@@ -167,10 +167,10 @@ def _dtype(folder: Path) -> torch.dtype:
     weights = sorted((folder / "unet").glob("*.safetensors"))
     if not weights:
         raise InputError(f"{folder} has no unet/*.safetensors: expected a folder that Kineograph saved")
-    return next(iter(tensor_files.read(weights[0]).values())).dtype
+    return next(iter(tensor_files.read_tensors(weights[0]).values())).dtype
 
 
-def _refuse_others(folder: Path, opened: Parts) -> None:
+def _refuse_others(folder: Path, opened: Components) -> None:
     config = opened.temporal and opened.temporal.config
     if config is None or config.entry is None or config.transformer is None or config.in_block is not None:
         raise InputError(f"{folder} has other layers along time than VideoCrafter's, or none: its layout has no place")

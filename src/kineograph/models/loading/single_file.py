@@ -15,12 +15,12 @@ from transformers import CLIPTokenizer
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import tensor_files
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import components, known_configurations
-from kineograph.models.loading.components import Parts
+from kineograph.models.loading.components import Components
 
 # All models of the family read CLIP's one vocabulary. OpenCLIP, the second encoder of SDXL and the only one of
 # SD 2.x, pads with "!" where CLIP repeats the end mark.
@@ -28,25 +28,30 @@ TOKENIZER = "openai/clip-vit-large-patch14"
 MISFITS = (SingleFileComponentError, RuntimeError, ValueError, KeyError, OSError)
 
 
-def open_parts(
-    path: Path, tensors: Tensors, config: str | Path | None, prediction_type: str | None, dtype: torch.dtype, ask: Hub
-) -> Parts:
+def components_from_file(
+    path: Path,
+    tensors: Tensors,
+    config: str | Path | None,
+    prediction_type: str | None,
+    dtype: torch.dtype,
+    ask: HubOptions,
+) -> Components:
     """The parts of a model that is one file, which holds these tensors.
 
     config: a folder or repository in diffusers layout, for what the file does not hold: the architecture, unless it
     is one of the catalogue's, and the tokenizer, unless CLIP's is in reach on the Hub or in its cache.
     Raises InputError when the file is no such checkpoint or does not fit the configuration.
     """
-    known_configurations.refuse_foreign(path, tensors)
+    known_configurations.refuse_partial_checkpoint(path, tensors)
     with _configured(path, tensors, config, prediction_type, ask) as folder:
         index = components.read_index(folder)
-        tokenizers = [tokenizer(path, folder, end, ask) for end, _ in components.text_encoders(index)]
+        tokenizers = [tokenizer_for_file(path, folder, end, ask) for end, _ in components.text_encoder_classes(index)]
         return _converted(path, tensors, folder, tokenizers, dtype)
 
 
-def open_vae(path: Path, like: AutoencoderKL) -> AutoencoderKL:
+def vae_from_file(path: Path, like: AutoencoderKL) -> AutoencoderKL:
     """A VAE that is one file, of the same architecture as `like`."""
-    tensors = tensor_files.read(path)
+    tensors = tensor_files.read_tensors(path)
     with TemporaryDirectory() as folder:
         like.save_config(folder)
         try:
@@ -54,13 +59,13 @@ def open_vae(path: Path, like: AutoencoderKL) -> AutoencoderKL:
         except MISFITS as error:
             raise InputError(
                 f"{path} is not a VAE like the model's own: {_first_line(error)}. "
-                f"Its {len(tensors)} tensors are called {tensor_files.some(tensors)}"
+                f"Its {len(tensors)} tensors are called {tensor_files.preview_names(tensors)}"
             ) from error
 
 
-def open_controlnet(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
+def controlnet_from_file(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
     """A ControlNet that is one file, for this U-Net."""
-    tensors = tensor_files.read(path)
+    tensors = tensor_files.read_tensors(path)
     with TemporaryDirectory() as folder:
         ControlNetModel.from_unet(unet, load_weights_from_unet=False).save_config(folder)
         try:
@@ -68,33 +73,33 @@ def open_controlnet(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) 
         except (*MISFITS, TypeError) as error:  # diffusers takes the names for granted
             raise InputError(
                 f"{path} is not a ControlNet for the model's architecture: {_first_line(error)}. "
-                f"Its {len(tensors)} tensors are called {tensor_files.some(tensors)}"
+                f"Its {len(tensors)} tensors are called {tensor_files.preview_names(tensors)}"
             ) from error
 
 
 @contextmanager
 def _configured(
-    path: Path, checkpoint: Tensors, config: str | Path | None, prediction_type: str | None, ask: Hub
+    path: Path, checkpoint: Tensors, config: str | Path | None, prediction_type: str | None, ask: HubOptions
 ) -> Iterator[Path]:
     """A folder with the configuration of every part, which diffusers reads from there."""
     if config is not None:
-        yield hub.local(config) or hub.fetch_folder(str(config), hub.CONFIGS, ask)
+        yield hub.local_path(config) or hub.fetch_folder(str(config), hub.CONFIGS, ask)
         return
-    known = known_configurations.family(path, checkpoint)
+    known = known_configurations.match_family(path, checkpoint)
     with TemporaryDirectory() as folder:
-        known_configurations.write(known, checkpoint, prediction_type, Path(folder))
+        known_configurations.write_configuration(known, checkpoint, prediction_type, Path(folder))
         yield Path(folder)
 
 
 def _converted(
     path: Path, checkpoint: Tensors, folder: Path, tokenizers: list[CLIPTokenizer], dtype: torch.dtype
-) -> Parts:
+) -> Components:
     index = components.read_index(folder)
     try:
         networks = [
-            _text_encoder(checkpoint, folder, end, kind, dtype) for end, kind in components.text_encoders(index)
+            _text_encoder(checkpoint, folder, end, kind, dtype) for end, kind in components.text_encoder_classes(index)
         ]
-        opened = Parts(
+        opened = Components(
             unet=UNet2DConditionModel.from_single_file(
                 checkpoint, config=str(folder), subfolder="unet", dtype=dtype, local_files_only=True
             ),
@@ -122,13 +127,13 @@ def _text_encoder(checkpoint: Tensors, folder: Path, end: str, kind: type, dtype
     )
 
 
-def tokenizer(path: Path, folder: Path, end: str, ask: Hub) -> CLIPTokenizer:
+def tokenizer_for_file(path: Path, folder: Path, end: str, ask: HubOptions) -> CLIPTokenizer:
     """The tokenizer for a file whose configuration is in this folder, from there or from the Hub.
 
     Raises InputError when neither has it.
     """
     if (folder / f"tokenizer{end}").is_dir():
-        return components.tokenizer(folder, end)
+        return components.read_tokenizer(folder, end)
     is_openclip = components.read_json(folder / f"text_encoder{end}" / "config.json").get("hidden_act") == "gelu"
     try:
         fetched = hub.fetch_folder(TOKENIZER, hub.CONFIGS, ask._replace(revision=None))
@@ -145,7 +150,7 @@ def _refuse_incomplete(path: Path, networks: Mapping[str, nn.Module]) -> None:
     for part, network in networks.items():
         missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
         if missing:
-            raise InputError(f"{path} lacks {len(missing)} tensors of the {part}: {tensor_files.some(missing)}")
+            raise InputError(f"{path} lacks {len(missing)} tensors of the {part}: {tensor_files.preview_names(missing)}")
 
 
 def _first_line(error: Exception) -> str:

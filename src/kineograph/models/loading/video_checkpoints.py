@@ -21,16 +21,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.conditioning import image_encoder
-from kineograph.models.conditioning.image_encoder import PictureReader
+from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import key_map, ldm, shapes, vidrd
 from kineograph.models.formats import ldm as vae_layout
 from kineograph.models.formats import videocrafter as video
-from kineograph.models.formats.tensor_files import Tensors, some
+from kineograph.models.formats.tensor_files import Tensors, preview_names
 from kineograph.models.loading import components, known_configurations, single_file
-from kineograph.models.loading.components import Parts
+from kineograph.models.loading.components import Components
 from kineograph.models.temporal.config import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae import files
@@ -38,11 +38,11 @@ from kineograph.models.vae import files
 VAE, TEXT, EMBEDDER = "first_stage_model.", "cond_stage_model.model.", "embedder."
 VISION = f"{EMBEDDER}model.visual."
 # written by training and not read by the network; the last text layer is the one that is left out
-BESIDE = re.compile(
+TRAINING_TENSORS = re.compile(
     r"model_ema\..*|embedder\.(?!model\.visual\.).*|cond_stage_model\.model\.(?:text_projection|logit_scale|attn_mask)|"
     r"betas|logvar|scale_arr\w*|lvlb_weights|ddim_\w+|alphas_cumprod\w*|(?:sqrt|log|posterior)_\w+"
 )
-SCHEDULER = {
+VIDEOCRAFTER_SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -54,109 +54,119 @@ SCHEDULER = {
 }
 
 
-def open_videocrafter(
-    path: Path, tensors: Tensors, config: str | Path | None, prediction_type: str | None, dtype: torch.dtype, ask: Hub
-) -> Parts:
+def components_from_videocrafter(
+    path: Path,
+    tensors: Tensors,
+    config: str | Path | None,
+    prediction_type: str | None,
+    dtype: torch.dtype,
+    ask: HubOptions,
+) -> Components:
     """The parts of a checkpoint. See `single_file.open_parts`; what its network predicts is known.
 
     Raises InputError when tensors are missing, left over or of another shape.
     """
     _refuse_others(path, tensors)
     with _configured(config, ask) as configured:
-        net = video.network(tensors, str(path), shapes.unsaid(configured("unet").parent))
-        tokenizer = single_file.tokenizer(path, configured("tokenizer").parent, "", ask)
-        return Parts(
+        net = video.video_unet_from_videocrafter(tensors, str(path), shapes.read_assumed_settings(configured("unet").parent))
+        tokenizer = single_file.tokenizer_for_file(path, configured("tokenizer").parent, "", ask)
+        return Components(
             unet=net.image_unet,
             vae=_vae(path, tensors, configured("vae")),
             text=(TextEncoder(tokenizer, _text(path, tensors, configured("text_encoder"))),),
-            scheduler=scheduler(tensors, net.temporal),
+            scheduler=videocrafter_scheduler(tensors, net.temporal),
             force_zeros=False,
             reader=_reader(path, tensors, configured("image_encoder")) if net.image_unet.encoder_hid_proj else None,
             temporal=net.temporal,
         )
 
 
-def released(parts: Parts) -> dict[str, Tensor]:
+def components_to_videocrafter(parts: Components) -> dict[str, Tensor]:
     """All networks by the names, and in the shapes, of a released checkpoint: `open_parts` backwards.
 
     What a released file has beside them (the text tower's last layer, training's tables) is not there.
     """
     text, vae = parts.text[0].network, parts.vae
     towers = {
-        VAE: key_map.gathered(vae.state_dict(), vae_layout.vae_layout(vae)),
-        TEXT: key_map.gathered(text.state_dict(), ldm.text_layout(text)),
+        VAE: key_map.export_tensors(vae.state_dict(), vae_layout.vae_key_map(vae)),
+        TEXT: key_map.export_tensors(text.state_dict(), ldm.text_encoder_key_map(text)),
     }
     if parts.reader is not None:
         tower = parts.reader.network
-        gathered = key_map.gathered(tower.state_dict(), ldm.vision_layout(tower))
-        towers[VISION] = ldm.turned(gathered)
-    return video.released(VideoUNet(parts.unet, parts.temporal)) | {
+        gathered = key_map.export_tensors(tower.state_dict(), ldm.vision_encoder_key_map(tower))
+        towers[VISION] = ldm.transpose_projection(gathered)
+    return video.to_videocrafter(VideoUNet(parts.unet, parts.temporal)) | {
         prefix + name: each for prefix, tower in towers.items() for name, each in tower.items()
     }
 
 
-def scheduler(tensors: Tensors, temporal: TemporalLayers | None) -> dict[str, Any]:
+def videocrafter_scheduler(tensors: Tensors, temporal: TemporalLayers | None) -> dict[str, Any]:
     """The noise it was trained on: how far the signal is scaled down is in the file, or is known by its kind."""
     scales = tensors.get("scale_arr")
     assert temporal is not None
     known = 0.7 if temporal.config.convolution else 0.3 if temporal.config.frame_rate else 1.0
     scale = known if scales is None else round(float(scales.flatten()[-1]), 6)
-    return SCHEDULER | ({} if scale == 1 else {"signal_scale": scale, "signal_scale_steps": 400})
+    return VIDEOCRAFTER_SCHEDULER | ({} if scale == 1 else {"signal_scale": scale, "signal_scale_steps": 400})
 
 
 def _refuse_others(path: Path, tensors: Tensors) -> None:
     known = (video.UNET, video.RESAMPLER, VAE, TEXT, EMBEDDER)
-    strange = [name for name in tensors if not name.startswith(known) and not BESIDE.fullmatch(name)]
+    strange = [name for name in tensors if not name.startswith(known) and not TRAINING_TENSORS.fullmatch(name)]
     missing = [
-        what for what, prefix in {"VAE": VAE, "text encoder": TEXT}.items() if not key_map.below(prefix, tensors)
+        what for what, prefix in {"VAE": VAE, "text encoder": TEXT}.items() if not key_map.select_prefix(prefix, tensors)
     ]
     if strange or missing:
         parts = [f"has no {each}" for each in missing]
-        parts += [f"has {len(strange)} tensors that are of no part of one ({some(strange)})"] if strange else []
+        parts += [f"has {len(strange)} tensors that are of no part of one ({preview_names(strange)})"] if strange else []
         raise InputError(f"{path} looks like a VideoCrafter checkpoint, but {' and '.join(parts)}: fetch it again")
 
 
 @contextmanager
-def _configured(config: str | Path | None, ask: Hub) -> Iterator[Callable[[str], Path]]:
+def _configured(config: str | Path | None, ask: HubOptions) -> Iterator[Callable[[str], Path]]:
     """Where the configuration of each part is: in the folder that was given, or else among those known by heart."""
     with TemporaryDirectory() as folder:
         known = Path(folder)
-        known_configurations.write_videocrafter(known)
-        given = known if config is None else hub.local(config) or hub.fetch_folder(str(config), hub.CONFIGS, ask)
+        known_configurations.write_videocrafter_configuration(known)
+        given = known if config is None else hub.local_path(config) or hub.fetch_folder(str(config), hub.CONFIGS, ask)
         yield lambda part: given / part if (given / part).is_dir() else known / part
 
 
 def _vae(path: Path, tensors: Tensors, folder: Path) -> AutoencoderKL:
     with init_empty_weights(include_buffers=False):
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, local_files_only=True))
-    key_map.fill(vae, key_map.below(VAE, tensors), vae_layout.vae_layout(vae), f"the VAE in {path} is not as expected")
+    key_map.load_tensors(vae, key_map.select_prefix(VAE, tensors), vae_layout.vae_key_map(vae), f"the VAE in {path} is not as expected")
     return vae.eval()
 
 
 def _text(path: Path, tensors: Tensors, folder: Path) -> CLIPTextModel:
     with init_empty_weights(include_buffers=False):
         tower = CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
-    mine = {name: each for name, each in key_map.below(TEXT, tensors).items() if not BESIDE.fullmatch(TEXT + name)}
+    mine = {name: each for name, each in key_map.select_prefix(TEXT, tensors).items() if not TRAINING_TENSORS.fullmatch(TEXT + name)}
     left_out = f"transformer.resblocks.{tower.config.num_hidden_layers}."
     mine = {name: each for name, each in mine.items() if not name.startswith(left_out)}
-    key_map.fill(tower, mine, ldm.text_layout(tower), f"the text encoder in {path} is not as expected")
+    key_map.load_tensors(tower, mine, ldm.text_encoder_key_map(tower), f"the text encoder in {path} is not as expected")
     return tower.eval()
 
 
-def _reader(path: Path, tensors: Tensors, folder: Path) -> PictureReader:
+def _reader(path: Path, tensors: Tensors, folder: Path) -> ImageEncoder:
     with init_empty_weights(include_buffers=False):
         tower = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder))
-    mine = ldm.turned(key_map.below(VISION, tensors))
-    key_map.fill(tower, mine, ldm.vision_layout(tower), f"the image encoder in {path} is not as expected")
-    return PictureReader(tower.eval(), layer=image_encoder.LAST, fit=image_encoder.squashed, blank=image_encoder.GREY)
+    mine = ldm.transpose_projection(key_map.select_prefix(VISION, tensors))
+    key_map.load_tensors(tower, mine, ldm.vision_encoder_key_map(tower), f"the image encoder in {path} is not as expected")
+    return ImageEncoder(tower.eval(), layer=image_encoder.LAST, fit=image_encoder.stretch_to_square, blank=image_encoder.GREY)
 
 
 TEXT_ENCODER = "text_encoder."
 
 
-def open_vidrd(
-    path: Path, tensors: Tensors, config: str | Path | None, prediction_type: str | None, dtype: torch.dtype, ask: Hub
-) -> Parts:
+def components_from_vidrd(
+    path: Path,
+    tensors: Tensors,
+    config: str | Path | None,
+    prediction_type: str | None,
+    dtype: torch.dtype,
+    ask: HubOptions,
+) -> Components:
     """The parts of a checkpoint, with the VAE of the model that it was trained from, and the text encoder if need be.
 
     Where the file holds a temporal decoder, that is among them.
@@ -168,25 +178,25 @@ def open_vidrd(
             f"{path} is a VidRD checkpoint, which holds a video network without a VAE: pass config= the folder or "
             "repository of Stable Diffusion 2.1 base in diffusers layout, from which it was trained"
         )
-    folder = hub.local(config) or hub.fetch_pipeline(str(config), ask)
-    net = vidrd.network(tensors, str(path), shapes.unsaid(folder))
-    beside = components.from_folder(folder, dtype)
-    if left := [name for name in tensors if not name.startswith((vidrd.UNET, TEXT_ENCODER, files.VAE))]:
+    folder = hub.local_path(config) or hub.fetch_pipeline(str(config), ask)
+    net = vidrd.video_unet_from_vidrd(tensors, str(path), shapes.read_assumed_settings(folder))
+    beside = components.components_from_folder(folder, dtype)
+    if left := [name for name in tensors if not name.startswith((vidrd.UNET, TEXT_ENCODER, files.VAE_PREFIX))]:
         warnings.warn(
-            f"{path}: {len(left)} tensors are of neither U-Net, VAE nor text encoder and are left out: {some(left)}",
+            f"{path}: {len(left)} tensors are of neither U-Net, VAE nor text encoder and are left out: {preview_names(left)}",
             InputWarning,
             stacklevel=2,
         )
     files.fill_vae(beside.vae, tensors, str(path))
-    if files.has_one(tensors):
-        beside = beside._replace(decoder=files.released(tensors, str(path)))
-    if own := key_map.below(TEXT_ENCODER, tensors):
+    if files.has_temporal_decoder(tensors):
+        beside = beside._replace(decoder=files.read_vidrd_decoder(tensors, str(path)))
+    if own := key_map.select_prefix(TEXT_ENCODER, tensors):
         beside = beside._replace(text=(_with_own(beside.text[0], own, path),))
     return beside._replace(unet=net.image_unet, temporal=net.temporal)
 
 
 def _with_own(encoder: TextEncoder, own: Tensors, path: Path) -> TextEncoder:
     plain = {name.removeprefix("text_model."): each for name, each in own.items() if not name.endswith("position_ids")}
-    layout = {name: key_map.Place(name.removeprefix("text_model.")) for name in encoder.network.state_dict()}
-    key_map.fill(encoder.network, plain, layout, f"the text encoder in {path} is not like the one in config")
+    layout = {name: key_map.Entry(name.removeprefix("text_model.")) for name in encoder.network.state_dict()}
+    key_map.load_tensors(encoder.network, plain, layout, f"the text encoder in {path} is not like the one in config")
     return encoder

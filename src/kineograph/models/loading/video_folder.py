@@ -26,27 +26,27 @@ from torch import Tensor
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.conditioning import image_encoder
 from kineograph.models.conditioning import resampler as image_adapter
-from kineograph.models.conditioning.image_encoder import PictureReader
+from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.formats import key_map, tensor_files
 from kineograph.models.loading import adapter_files
-from kineograph.models.temporal.adapters import MotionBranches
+from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
-from kineograph.models.vae.temporal_decoder import DecoderConfig, TemporalDecoder
+from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
 CONFIG = "config.json"
 TEMPORAL, TEMPORAL_WEIGHTS = "temporal", "diffusion_pytorch_model.safetensors"
-DECODER = "temporal_decoder"
-MOTION, MOTION_WEIGHTS = "motion_adapter", "motion_adapter.safetensors"
-ADAPTER, ADAPTER_WEIGHTS = "image_adapter", "ip_adapter.safetensors"
-ENCODER = "image_encoder"
-FITS = {fit.__name__: fit for fit in (image_encoder.squashed, image_encoder.cropped)}
+TEMPORAL_DECODER = "temporal_decoder"
+MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS = "motion_adapter", "motion_adapter.safetensors"
+IMAGE_ADAPTER, IMAGE_ADAPTER_WEIGHTS = "image_adapter", "ip_adapter.safetensors"
+IMAGE_ENCODER = "image_encoder"
+FITS = {fit.__name__: fit for fit in (image_encoder.stretch_to_square, image_encoder.crop_to_square)}
 
 
-class AdapterConfig(BaseModel):
+class ImageAdapterConfig(BaseModel):
     """The resampler, and how its pictures are read: see `PictureReader`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,72 +59,72 @@ class AdapterConfig(BaseModel):
     blank: tuple[float, float, float]
 
 
-def read_temporal(folder: Path, unet: UNet2DConditionModel) -> TemporalLayers:
+def read_temporal_layers(folder: Path, unet: UNet2DConditionModel) -> TemporalLayers:
     """The layers along time of a folder `temporal`, for this image network.
 
     Raises InputError when the folder is incomplete or damaged, or the layers are for another network.
     """
-    config = temporal_config(folder)
+    config = read_temporal_config(folder)
     with init_empty_weights(include_buffers=False):
         layers = TemporalLayers(unet, config)
-    tensors = tensor_files.read(_file(folder, TEMPORAL_WEIGHTS))
-    key_map.fill(
-        layers, tensors, key_map.same(layers.state_dict()), f"{folder} does not fit the image network beside it"
+    tensors = tensor_files.read_tensors(_file(folder, TEMPORAL_WEIGHTS))
+    key_map.load_tensors(
+        layers, tensors, key_map.identity_key_map(layers.state_dict()), f"{folder} does not fit the image network beside it"
     )
     return layers.eval()
 
 
-def temporal_config(folder: Path) -> TemporalConfig:
+def read_temporal_config(folder: Path) -> TemporalConfig:
     """What a folder `temporal` says its layers are."""
     return _validated(TemporalConfig, _file(folder, CONFIG))
 
 
-def write_temporal(layers: TemporalLayers, folder: Path) -> None:
+def write_temporal_layers(layers: TemporalLayers, folder: Path) -> None:
     """Write layers along time into a new folder `temporal`."""
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2))
     _save(layers.state_dict(), folder / TEMPORAL_WEIGHTS)
 
 
-def read_decoder(folder: Path) -> TemporalDecoder:
+def read_temporal_decoder(folder: Path) -> TemporalDecoder:
     """The layers of a folder `temporal_decoder`. Raises InputError when it is incomplete or damaged."""
     with init_empty_weights(include_buffers=False):
-        layers = TemporalDecoder(_validated(DecoderConfig, _file(folder, CONFIG)))
-    tensors = tensor_files.read(_file(folder, TEMPORAL_WEIGHTS))
-    key_map.fill(layers, tensors, key_map.same(layers.state_dict()), f"{folder} does not fit its configuration")
+        layers = TemporalDecoder(_validated(TemporalDecoderConfig, _file(folder, CONFIG)))
+    tensors = tensor_files.read_tensors(_file(folder, TEMPORAL_WEIGHTS))
+    key_map.load_tensors(layers, tensors, key_map.identity_key_map(layers.state_dict()), f"{folder} does not fit its configuration")
     return layers.eval()
 
 
-def write_decoder(layers: TemporalDecoder, folder: Path) -> None:
+def write_temporal_decoder(layers: TemporalDecoder, folder: Path) -> None:
     """Write a temporal decoder's layers into a new folder."""
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2) + "\n")
     _save(layers.state_dict(), folder / TEMPORAL_WEIGHTS)
 
 
-def read_motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionBranches | None:
+def read_motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionAdapter | None:
     """A pipeline's motion adapter, for its layers along time; nothing if it has none."""
-    if not (folder / MOTION).is_dir():
+    if not (folder / MOTION_ADAPTER).is_dir():
         return None
-    adapter = adapter_files.read(_file(folder / MOTION, MOTION_WEIGHTS), "motion", Hub())
-    return adapter_files.motion_branches(adapter, temporal, folder.name)
+    adapter = adapter_files.read_adapter_file(_file(folder / MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS), "motion", HubOptions())
+    return adapter_files.build_motion_adapter(adapter, temporal, folder.name)
 
 
-def read_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> PictureReader | None:
+def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ImageEncoder | None:
     """Put a pipeline's image adapter on its network, and give what reads its pictures; nothing if it has none."""
-    if not (folder / ADAPTER).is_dir():
+    if not (folder / IMAGE_ADAPTER).is_dir():
         return None
-    config = _validated(AdapterConfig, _file(folder / ADAPTER, CONFIG))
+    config = _validated(ImageAdapterConfig, _file(folder / IMAGE_ADAPTER, CONFIG))
     if config.fit not in FITS:
-        raise InputError(f"{folder / ADAPTER / CONFIG} has fit {config.fit!r}: expected {' or '.join(FITS)}")
+        raise InputError(f"{folder / IMAGE_ADAPTER / CONFIG} has fit {config.fit!r}: expected {' or '.join(FITS)}")
     with init_empty_weights(include_buffers=False):
-        image_adapter.put_on(unet, config.resampler)
-    tensors = tensor_files.read(_file(folder / ADAPTER, ADAPTER_WEIGHTS))
-    what = f"{folder / ADAPTER} does not fit the image network beside it"
-    key_map.fill(unet, tensors, image_adapter.layout(unet), what)
+        image_adapter.add_resampler(unet, config.resampler)
+    tensors = tensor_files.read_tensors(_file(folder / IMAGE_ADAPTER, IMAGE_ADAPTER_WEIGHTS))
+    what = f"{folder / IMAGE_ADAPTER} does not fit the image network beside it"
+    key_map.load_tensors(unet, tensors, image_adapter.ip_adapter_key_map(unet), what)
     unet.eval()
-    encoder = _encoder(folder / ENCODER, dtype)
-    return PictureReader(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
+    encoder = _encoder(folder / IMAGE_ENCODER, dtype)
+    return ImageEncoder(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
 
 
 def _encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModel | CLIPVisionModelWithProjection:
@@ -133,12 +133,12 @@ def _encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModel | CLIPVisionMo
     return kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
-def write_adapter(unet: UNet2DConditionModel, reader: PictureReader | None, folder: Path) -> None:
+def write_image_adapter(unet: UNet2DConditionModel, reader: ImageEncoder | None, folder: Path) -> None:
     """Write the image adapter on a network, if there is one, and its encoder, into a pipeline's folder."""
-    resampler = image_adapter.config_of(unet)
+    resampler = image_adapter.resampler_config(unet)
     if resampler is None or reader is None:
         return
-    config = AdapterConfig(
+    config = ImageAdapterConfig(
         resampler=resampler,
         layer=reader.layer,
         fit=reader.fit.__name__,
@@ -146,15 +146,15 @@ def write_adapter(unet: UNet2DConditionModel, reader: PictureReader | None, fold
         std=reader.std,
         blank=reader.blank,
     )
-    (folder / ADAPTER).mkdir()
-    (folder / ADAPTER / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2))
-    _save(key_map.gathered(unet.state_dict(), image_adapter.layout(unet)), folder / ADAPTER / ADAPTER_WEIGHTS)
-    reader.network.save_pretrained(folder / ENCODER)
+    (folder / IMAGE_ADAPTER).mkdir()
+    (folder / IMAGE_ADAPTER / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2))
+    _save(key_map.export_tensors(unet.state_dict(), image_adapter.ip_adapter_key_map(unet)), folder / IMAGE_ADAPTER / IMAGE_ADAPTER_WEIGHTS)
+    reader.network.save_pretrained(folder / IMAGE_ENCODER)
 
 
 def write_unet(unet: UNet2DConditionModel, folder: Path) -> None:
     """Write an image network into a new folder, without the image adapter on it, so that diffusers opens it."""
-    beside = image_adapter.layout(unet)
+    beside = image_adapter.ip_adapter_key_map(unet)
     settings = json.loads(unet.to_json_string()) | {"encoder_hid_dim_type": None}
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(settings, indent=2))

@@ -12,37 +12,37 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPVisionModel
 
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.conditioning import resampler
-from kineograph.models.conditioning.image_encoder import GREY, LAST, PictureReader, squashed
+from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncoder, stretch_to_square
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.loading import adapter_files, components, video_folder
-from kineograph.models.loading.components import Parts
+from kineograph.models.loading.components import Components
 from kineograph.models.pocket.networks import restore_video_unet, restore_vidrd_unet
-from kineograph.models.temporal.adapters import MotionBranches
+from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.plugins import plugin, plugins
+from kineograph.plugins import find_plugins, load_plugin
 
 # folders beside the pocket model
 VIDEO, ANIMATE, EDIT, VIDRD, FOX = "video", "animate", "edit", "vidrd", "fox"
 HALF = (0.5, 0.5, 0.5)
 
 
-def editor(folder: Path) -> Parts:
+def open_pocket_edit(folder: Path) -> Components:
     """The pocket model as one that edits."""
-    from kineograph.models.pocket.low_rank import as_editor, restored
+    from kineograph.models.pocket.networks import initial_editing_unet, restore_network
 
-    opened = components.from_folder(folder, torch.float32)
+    opened = components.components_from_folder(folder, torch.float32)
     changes = load_file(folder / EDIT / "edit.safetensors")
-    return opened._replace(unet=restored(as_editor(opened.unet), changes).eval())
+    return opened._replace(unet=restore_network(initial_editing_unet(opened.unet), changes).eval())
 
 
-def video(folder: Path) -> Parts:
+def open_pocket_video(folder: Path) -> Components:
     """The pocket model with layers along time, transformers and a text tower that know words for motion."""
 
-    opened = components.from_folder(folder, torch.float32)
+    opened = components.components_from_folder(folder, torch.float32)
     own = _folder(folder, VIDEO)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     net = restore_video_unet(opened.unet, config, load_file(own / "video.safetensors"))
@@ -60,25 +60,25 @@ def video(folder: Path) -> Parts:
     )
 
 
-def _motion_adapter(folder: Path, part: str | Path, temporal: TemporalLayers) -> MotionBranches | None:
-    file = folder / part / video_folder.MOTION_WEIGHTS
+def _motion_adapter(folder: Path, part: str | Path, temporal: TemporalLayers) -> MotionAdapter | None:
+    file = folder / part / video_folder.MOTION_ADAPTER_WEIGHTS
     if not file.is_file():
         return None
-    return adapter_files.motion_branches(
-        adapter_files.read(file, "motion", Hub()), temporal, f"pocket-{Path(part).name}"
+    return adapter_files.build_motion_adapter(
+        adapter_files.read_adapter_file(file, "motion", HubOptions()), temporal, f"pocket-{Path(part).name}"
     )
 
 
-def vidrd(folder: Path) -> Parts:
+def open_pocket_vidrd(folder: Path) -> Components:
     """The video model with VidRD's layers along time, and VidRD's temporal decoder."""
-    decoder = video_folder.read_decoder(_folder(folder, VIDRD) / video_folder.DECODER).float()
-    return with_layers_of(folder, VIDRD)._replace(decoder=decoder)
+    decoder = video_folder.read_temporal_decoder(_folder(folder, VIDRD) / video_folder.TEMPORAL_DECODER).float()
+    return open_with_temporal_layers(folder, VIDRD)._replace(decoder=decoder)
 
 
-def with_layers_of(folder: Path, part: str | Path) -> Parts:
+def open_with_temporal_layers(folder: Path, part: str | Path) -> Components:
     """The video model with other layers along time in place of its own, and their motion adapter if they have one."""
 
-    opened, own = video(folder), _folder(folder, part)
+    opened, own = open_pocket_video(folder), _folder(folder, part)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     net = restore_vidrd_unet(
         VideoUNet(opened.unet, opened.temporal), config, load_file(own / f"{own.name}.safetensors")
@@ -92,15 +92,15 @@ def with_layers_of(folder: Path, part: str | Path) -> Parts:
     )
 
 
-def animator(folder: Path) -> Parts:
+def open_pocket_animate(folder: Path) -> Components:
     """The video model, shown a picture."""
-    opened = video(folder)
+    opened = open_pocket_video(folder)
     own = _folder(folder, ANIMATE)
     sizes = ResamplerConfig.model_validate_json((own / "resampler.json").read_text())
-    resampler.put_on(opened.unet, sizes)
+    resampler.add_resampler(opened.unet, sizes)
     _fill(VideoUNet(opened.unet, opened.temporal), own / "animate.safetensors")
     encoder = CLIPVisionModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True).eval()
-    reader = PictureReader(encoder, LAST, squashed, mean=HALF, std=HALF, blank=GREY)
+    reader = ImageEncoder(encoder, LAST, stretch_to_square, mean=HALF, std=HALF, blank=GREY)
     return opened._replace(unet=opened.unet.eval(), reader=reader)
 
 
@@ -114,26 +114,26 @@ class BuiltInModel(NamedTuple):
 
     description: str
     part: Path
-    open: Callable[[Path], Parts]
+    open: Callable[[Path], Components]
 
 
 MODELS: Mapping[str, BuiltInModel] = {
-    "pocket-edit": BuiltInModel("InstructPix2Pix, small", Path(EDIT), editor),
-    "pocket-video": BuiltInModel("VideoCrafter1 (text to video), small", Path(VIDEO), video),
-    "pocket-animate": BuiltInModel("VideoCrafter1 (image to video), small", Path(ANIMATE), animator),
-    "pocket-vidrd": BuiltInModel("VidRD, small", Path(VIDRD), vidrd),
+    "pocket-edit": BuiltInModel("InstructPix2Pix, small", Path(EDIT), open_pocket_edit),
+    "pocket-video": BuiltInModel("VideoCrafter1 (text to video), small", Path(VIDEO), open_pocket_video),
+    "pocket-animate": BuiltInModel("VideoCrafter1 (image to video), small", Path(ANIMATE), open_pocket_animate),
+    "pocket-vidrd": BuiltInModel("VidRD, small", Path(VIDRD), open_pocket_vidrd),
 }
 LABORATORY_MODELS = ("pocket-video-degraded", "pocket-space-time")
 
 
 def built_in_model(name: str) -> BuiltInModel:
     """Return a built-in model by its name. Raises InputError for one of the laboratory's, if that is not installed."""
-    return MODELS.get(name) or plugin("models", name)
+    return MODELS.get(name) or load_plugin("models", name)
 
 
 def built_in_names() -> tuple[str, ...]:
     """Return the names of all built-in models but the pocket model itself, the laboratory's among them."""
-    return (*MODELS, *dict.fromkeys((*LABORATORY_MODELS, *plugins("models"))))
+    return (*MODELS, *dict.fromkeys((*LABORATORY_MODELS, *find_plugins("models"))))
 
 
 # parts for other models
@@ -141,7 +141,7 @@ DECODERS: Mapping[str, str] = {"pocket-vidrd": VIDRD}
 ADAPTERS: Mapping[str, str] = {"pocket-fox": FOX}
 
 
-def place_of(part: str, folder: Path) -> Path:
+def part_folder(part: str, folder: Path) -> Path:
     """Where a part lies. Raises InputError when it is not in this installation."""
     return _folder(folder, {**DECODERS, **ADAPTERS}[part])
 

@@ -16,25 +16,25 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.models.formats.tensor_files import some
-from kineograph.models.temporal.config import After, TemporalLayers, plant
-from kineograph.models.temporal.layers import Project, TemporalAttention
+from kineograph.models.formats.tensor_files import preview_names
+from kineograph.models.temporal.config import AfterLayer, TemporalLayers, add_submodule
+from kineograph.models.temporal.layers import ApplyProjection, TemporalAttention
 
-Scale = float | Float[Tensor, " b"]  # of all samples, or one each
+AdapterScale = float | Float[Tensor, " b"]  # of all samples, or one each
 
-PROJECTIONS = ("to_q", "to_k", "to_v")
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v")
 IMAGE_LAYERS = ("conv_in", "resnets", "attentions")
-NO_LAYERS = (
+NO_TEMPORAL_LAYERS = (
     "is an image model without layers along time: load it with motion= (--motion-module), or take a video model, such "
     "as pocket-video"
 )
-HOW_TO_GET_ONE = (
+MOTION_ADAPTER_HINT = (
     "take a video model that has one, such as pocket-video, or load this one with its own, motion_adapter=FILE "
     "(--motion-adapter FILE)"
 )
 
 
-class BranchConfig(BaseModel):
+class AdapterConfig(BaseModel):
     """How wide branches are inside, and beside which layers they stand: all whose names have one of these parts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,11 +43,11 @@ class BranchConfig(BaseModel):
     layers: tuple[str, ...] = Field(min_length=1)
 
 
-MOTION = BranchConfig(rank=16, layers=PROJECTIONS)  # ranks: the paper's are not known
-SPATIAL = BranchConfig(rank=16, layers=IMAGE_LAYERS)
+MOTION_ADAPTER = AdapterConfig(rank=16, layers=ATTENTION_PROJECTIONS)  # ranks: the paper's are not known
+SPATIAL_ADAPTER = AdapterConfig(rank=16, layers=IMAGE_LAYERS)
 
 
-class Branch(nn.Module):
+class LowRankBranch(nn.Module):
     """`scale * A_up A_down x` of the channels of x: nothing yet, since A_up begins as zero.
 
     Its two matrices have the names of LoRA's, which they are (Hu et al. 2021).
@@ -58,7 +58,7 @@ class Branch(nn.Module):
         self.lora_A, self.lora_B = nn.Linear(reads, rank, bias=False), nn.Linear(rank, gives, bias=False)
         nn.init.zeros_(self.lora_B.weight)
 
-    def forward(self, x: Tensor, scale: Scale) -> Tensor:
+    def forward(self, x: Tensor, scale: AdapterScale) -> Tensor:
         """`n ... c` -> `n ... c'`, where a scale for each sample is for n / b rows in a row."""
         added = self.lora_B(self.lora_A(x))
         if not isinstance(scale, Tensor):
@@ -66,23 +66,23 @@ class Branch(nn.Module):
         return added * scale.to(added).repeat_interleave(len(added) // len(scale)).view(-1, *[1] * (added.ndim - 1))
 
 
-class MotionBranches(nn.Module):
+class MotionAdapter(nn.Module):
     """A motion adapter: `P(x) = W_P x + scale * A_up A_down x` in the attentions along time.
 
     At scale 1 a video stands still, once it has learnt that; at 0 nothing is added; below it moves more than it did.
     """
 
-    def __init__(self, temporal: TemporalLayers, config: BranchConfig = MOTION) -> None:
+    def __init__(self, temporal: TemporalLayers, config: AdapterConfig = MOTION_ADAPTER) -> None:
         super().__init__()
         self.config = config
         attentions = [name for name, layer in temporal.named_modules() if isinstance(layer, TemporalAttention)]
-        self.names = _chosen([f"{name}.{part}" for name in attentions for part in PROJECTIONS], config)
+        self.names = _chosen([f"{name}.{part}" for name in attentions for part in ATTENTION_PROJECTIONS], config)
         self.beside = nn.Module()
         for name in self.names:
             layer: Any = temporal.get_submodule(name)
-            plant(self.beside, name, Branch(layer.in_features, layer.out_features, config.rank))
+            add_submodule(self.beside, name, LowRankBranch(layer.in_features, layer.out_features, config.rank))
 
-    def around(self, temporal: TemporalLayers, scale: Scale) -> Project:
+    def around(self, temporal: TemporalLayers, scale: AdapterScale) -> ApplyProjection:
         """How these layers' attentions project with the adapter at this scale."""
         found = {temporal.get_submodule(name): self.beside.get_submodule(name) for name in self.names}
 
@@ -92,19 +92,19 @@ class MotionBranches(nn.Module):
         return project
 
 
-class SpatialBranches(nn.Module):
+class SpatialAdapter(nn.Module):
     """A spatial adapter: `y' = y + scale * A_up A_down y` of what image layers give, before a layer along time."""
 
-    def __init__(self, temporal: TemporalLayers, config: BranchConfig = SPATIAL) -> None:
+    def __init__(self, temporal: TemporalLayers, config: AdapterConfig = SPATIAL_ADAPTER) -> None:
         super().__init__()
         self.config = config
         self.names = _chosen(temporal.names, config)
         self.behind = nn.Module()
         for name in self.names:
             along: Any = temporal.after.get_submodule(name)
-            plant(self.behind, name, Branch(along.channels, along.channels, config.rank))
+            add_submodule(self.behind, name, LowRankBranch(along.channels, along.channels, config.rank))
 
-    def before(self, after: After, unet: nn.Module, scale: Scale) -> After:
+    def before(self, after: AfterLayer, unet: nn.Module, scale: AdapterScale) -> AfterLayer:
         """What is called after each layer of this image network: the adapter at this scale, then what was."""
         found = {unet.get_submodule(name): self.behind.get_submodule(name) for name in self.names}
 
@@ -114,24 +114,24 @@ class SpatialBranches(nn.Module):
         return adapted
 
 
-def _chosen(names: list[str], config: BranchConfig) -> list[str]:
+def _chosen(names: list[str], config: AdapterConfig) -> list[str]:
     found = [name for name in names if not set(config.layers).isdisjoint(name.split("."))]
     if not found:
-        raise InputError(f"no layer here is one of {', '.join(config.layers)}: {some(names)} can have branches")
+        raise InputError(f"no layer here is one of {', '.join(config.layers)}: {preview_names(names)} can have branches")
     return found
 
 
-def _of_channels(branch: Callable[[Tensor, Scale], Tensor], x: Tensor, scale: Scale) -> Tensor:
+def _of_channels(branch: Callable[[Tensor, AdapterScale], Tensor], x: Tensor, scale: AdapterScale) -> Tensor:
     """A branch of pictures `n c h w`, or of tokens `n l c`."""
     return branch(x.permute(0, 2, 3, 1), scale).permute(0, 3, 1, 2) if x.ndim == 4 else branch(x, scale)
 
 
-def is_off(scale: Scale) -> bool:
+def is_off(scale: AdapterScale) -> bool:
     """Whether a branch at this scale adds nothing to any sample, and is left out."""
     return not (scale.any() if isinstance(scale, Tensor) else scale)
 
 
-def refuse_other_counts(name: str, scale: Scale, count: int) -> None:
+def check_scale_shape(name: str, scale: AdapterScale, count: int) -> None:
     """Raises InputError unless a scale is one number, or one for each of so many samples."""
     if isinstance(scale, Tensor) and scale.shape != torch.Size([count]):
         raise InputError(

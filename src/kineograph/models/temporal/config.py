@@ -10,20 +10,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.models.temporal.layers import (
-    AttentionInBlock,
-    FrameRate,
-    Project,
-    TemporalConv,
-    TemporalTransformer,
-    as_frames,
-    as_frames_misread,
-    plainly,
-)
-from kineograph.models.temporal.resampling import FewerFrames, MoreFrames
+from kineograph.models.temporal.layers import ApplyProjection, AttentionInBlock, FrameRate, TemporalConv, TemporalTransformer, apply_projection, as_frames, as_frames_misread
+from kineograph.models.temporal.resampling import TemporalDownsample, TemporalUpsample
 
 # (layer just left, its output, number of frames) -> that output after the frames have seen each other
-After = Callable[[nn.Module, Tensor, int], Tensor]
+AfterLayer = Callable[[nn.Module, Tensor, int], Tensor]
 
 
 class TransformerConfig(BaseModel):
@@ -107,10 +98,10 @@ class TemporalLayers(nn.Module):
         self.after = nn.Module()
         for name, layer in _sites(unet, config):
             self.names.append(name)
-            plant(self.after, name, layer)
+            add_submodule(self.after, name, layer)
         self.fps = _frame_rate(unet) if config.frame_rate else None
 
-    def around(self, unet: nn.Module, project: Project = plainly) -> After:
+    def around(self, unet: nn.Module, project: ApplyProjection = apply_projection) -> AfterLayer:
         """These layers as what is called after each layer of this image network.
 
         project: how their attentions' queries, keys and values are made.
@@ -150,8 +141,8 @@ def _paces(unet: Any, fewer: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]
         raise InputError(f"this image network has {steps} downsamplers, and fewer says {len(fewer)} numbers: {fewer}")
     for k, factor in enumerate(fewer):
         down, up = unet.down_blocks[k], unet.up_blocks[steps - 1 - k]
-        yield f"down_blocks.{k}.downsamplers.0", FewerFrames(down.resnets[-1].out_channels, factor)
-        yield f"up_blocks.{steps - 1 - k}.upsamplers.0", MoreFrames(up.resnets[-1].out_channels, factor)
+        yield f"down_blocks.{k}.downsamplers.0", TemporalDownsample(down.resnets[-1].out_channels, factor)
+        yield f"up_blocks.{steps - 1 - k}.upsamplers.0", TemporalUpsample(up.resnets[-1].out_channels, factor)
 
 
 def _stages(unet: Any) -> Iterator[tuple[str, str, str | None, int]]:
@@ -189,7 +180,7 @@ def _frame_rate(unet: UNet2DConditionModel) -> FrameRate:
     return FrameRate(unet.config.block_out_channels[0], unet.time_embedding.linear_2.out_features)
 
 
-def plant(root: nn.Module, name: str, layer: nn.Module) -> None:
+def add_submodule(root: nn.Module, name: str, layer: nn.Module) -> None:
     """Put a layer into a tree of empty modules under a name with dots."""
     *path, last = name.split(".")
     for part in path:

@@ -15,14 +15,16 @@ from diffusers.models.embeddings import SinusoidalPositionalEmbedding, TimestepE
 from torch import Tensor, nn
 from torch.nn.functional import dropout, silu
 
-from kineograph.models.unet.frame_attention import attend
+from kineograph.models.unet.frame_attention import multi_head_attention
 
 Back = Callable[[Tensor, torch.Size], Tensor]  # (tokens `(b h w) f c`, h and w) -> `b f c h w`
-Project = Callable[[nn.Module, Tensor], Tensor]  # (a projection of an attention, tokens) -> what it makes of them
+ApplyProjection = Callable[
+    [nn.Module, Tensor], Tensor
+]  # (a projection of an attention, tokens) -> what it makes of them
 EPS = 1e-6  # of the group norm of transformers, in Stable Diffusion and all that follow it
 
 
-def plainly(layer: nn.Module, x: Tensor) -> Tensor:
+def apply_projection(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x)
 
 
@@ -37,7 +39,7 @@ def as_frames_misread(tokens: Tensor, size: torch.Size) -> Tensor:
     return as_frames(tokens.reshape(places, channels, frames).transpose(1, 2), size)
 
 
-class Distances(nn.Module):
+class RelativePositions(nn.Module):
     """A learnt vector for each distance between two frames, of at most `farthest` either way (Shaw et al. 2018)."""
 
     def __init__(self, width: int, farthest: int) -> None:
@@ -66,13 +68,13 @@ class TemporalAttention(nn.Module):
         self.to_q, self.to_k, self.to_v = (nn.Linear(width, inside, bias=False) for _ in range(3))
         self.to_out = nn.Sequential(nn.Linear(inside, width))
         if relative is not None:
-            self.relative_position_k = Distances(head_width, relative)
-            self.relative_position_v = Distances(head_width, relative)
+            self.relative_position_k = RelativePositions(head_width, relative)
+            self.relative_position_v = RelativePositions(head_width, relative)
 
-    def forward(self, x: Tensor, project: Project = plainly) -> Tensor:
+    def forward(self, x: Tensor, project: ApplyProjection = apply_projection) -> Tensor:
         query, key, value = (project(layer, x) for layer in (self.to_q, self.to_k, self.to_v))
         if not hasattr(self, "relative_position_k"):
-            return self.to_out(attend(query, key, value, self.heads))
+            return self.to_out(multi_head_attention(query, key, value, self.heads))
         return self.to_out(self._relative(query, key, value))
 
     def _relative(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -111,7 +113,7 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(width, mult=widening, activation_fn="geglu")
         self.pos_embed = nn.Identity() if positions is None else SinusoidalPositionalEmbedding(width, positions)
 
-    def forward(self, x: Tensor, project: Project = plainly) -> Tensor:
+    def forward(self, x: Tensor, project: ApplyProjection = apply_projection) -> Tensor:
         x = self.attn1(self.pos_embed(self.norm1(x)).to(x.dtype), project) + x
         if hasattr(self, "attn2"):
             x = self.attn2(self.pos_embed(self.norm2(x)).to(x.dtype), project) + x
@@ -160,9 +162,9 @@ class TemporalTransformer(nn.Module):
         )
         self.proj_out = _zeroed(nn.Linear(width, channels))
 
-    def forward(self, x: Tensor, frames: int, project: Project = plainly) -> Tensor:
+    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
         size = x.shape[2:]
-        tokens = self.proj_in(self.norm(felt(as_plane(x, frames))).permute(0, 3, 2, 1).flatten(0, 1))
+        tokens = self.proj_in(self.norm(ensure_gradient(as_plane(x, frames))).permute(0, 3, 2, 1).flatten(0, 1))
         for block in self.transformer_blocks:
             tokens = block(tokens, project)
         return (x.unflatten(0, (-1, frames)) + self.back(self.proj_out(tokens), size)).flatten(0, 1)
@@ -183,8 +185,8 @@ class TemporalConv(nn.Module):
             self.add_module(f"conv{number}", nn.ModuleDict({"norm": nn.GroupNorm(groups, channels), "conv": conv}))
         _zeroed(conv)
 
-    def forward(self, x: Tensor, frames: int, project: Project = plainly) -> Tensor:
-        plane = felt(as_plane(x, frames))  # nothing here is an attention's
+    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
+        plane = ensure_gradient(as_plane(x, frames))  # nothing here is an attention's
         for norm, conv in self.rooms():
             plane = conv(self.ready(norm(plane)))
         return x + plane.unflatten(3, x.shape[2:]).transpose(1, 2).flatten(0, 1)
@@ -216,7 +218,7 @@ class AttentionInBlock(nn.Module):
             nn.init.zeros_(weight)
         self.pos_embed = nn.Identity() if positions is None else SinusoidalPositionalEmbedding(channels, positions)
 
-    def forward(self, x: Tensor, frames: int, project: Project = plainly) -> Tensor:
+    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
         places = x.shape[1]
         tokens = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (b n) f c
         tokens = self.pos_embed(tokens).to(x.dtype)
@@ -249,7 +251,7 @@ def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Linear | nn.Conv2d:
     return layer
 
 
-def felt(x: Tensor) -> Tensor:
+def ensure_gradient(x: Tensor) -> Tensor:
     """The same numbers, for a group norm that learns: with a gradient of their own where they have none.
 
     On a CPU torch (2.13) crashes in a group norm's backward pass when what it read is `channels_last` and has none.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, pad
 
-from kineograph.models.temporal.layers import Project, as_plane, plainly
+from kineograph.models.temporal.layers import ApplyProjection, apply_projection, as_plane
 
 
-class FewerFrames(nn.Module):
+class TemporalDownsample(nn.Module):
     """The means of so many frames in a row, `(b f) c h w` -> `(b ceil(f / factor)) c h w`, filtered along time before.
 
     It begins without the filter; what is missing of the last row is its last frame again.
@@ -24,14 +24,14 @@ class FewerFrames(nn.Module):
         self.channels, self.factor = channels, factor
         self.filter = _silent_filter(channels)
 
-    def forward(self, x: Tensor, frames: int, project: Project = plainly) -> Tensor:
+    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
         plane = as_plane(x, frames)
         plane = plane + self.filter(plane)
         whole = pad(plane, (0, 0, 0, -frames % self.factor), mode="replicate")
         return as_pictures(avg_pool2d(whole, (self.factor, 1)), x.shape[2:])
 
 
-class MoreFrames(nn.Module):
+class TemporalUpsample(nn.Module):
     """Every frame so many times, `(b f) c h w` -> `(b f*factor) c h w`, filtered along time afterwards.
 
     It begins without the filter.
@@ -42,7 +42,7 @@ class MoreFrames(nn.Module):
         self.channels, self.factor = channels, factor
         self.filter = _silent_filter(channels)
 
-    def forward(self, x: Tensor, frames: int, project: Project = plainly) -> Tensor:
+    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
         plane = as_plane(x, frames).repeat_interleave(self.factor, dim=2)
         return as_pictures(plane + self.filter(plane), x.shape[2:])
 

@@ -18,14 +18,14 @@ from kineograph.condition import Condition, Residuals
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.unet import frame_attention
-from kineograph.models.unet.cross_attention import Text
-from kineograph.models.unet.forward import Told, down, middle
-from kineograph.models.unet.frame_attention import Memory, See, own
-from kineograph.models.unet.supported_layers import check_settings
+from kineograph.models.unet.cross_attention import TokenKeyValues
+from kineograph.models.unet.forward import LayerInputs, down_block, mid_block
+from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
+from kineograph.models.unet.supported_layers import check_unet_config
 from kineograph.models.unet.video_unet import embedded_time, prepare_text
 
-Maps = Float[Tensor, "f 3 H W"]
-Cues = Float[Tensor, "f d h w"]
+ControlMaps = Float[Tensor, "f 3 H W"]
+ControlEmbedding = Float[Tensor, "f d h w"]
 Added = tuple[list[Tensor], Tensor]
 
 
@@ -37,13 +37,13 @@ class VideoControlNet(nn.Module):
 
     def __init__(self, controlnet: ControlNetModel) -> None:
         super().__init__()
-        check_settings(controlnet)
+        check_unet_config(controlnet)
         if controlnet.config.global_pool_conditions:
             raise InputError("this ControlNet has global_pool_conditions=True (shuffle), which is not supported")
         self.controlnet = controlnet
 
     @torch.no_grad()
-    def embed(self, maps: Maps) -> Cues:
+    def embed(self, maps: ControlMaps) -> ControlEmbedding:
         """The control pictures, with values from 0 to 1, at the latents' size: they hold for all noise levels."""
         net = self.controlnet
         ordered = maps.flip(1) if net.config.controlnet_conditioning_channel_order == "bgr" else maps
@@ -54,12 +54,12 @@ class VideoControlNet(nn.Module):
         z: Latents,
         timestep: Tensor | float,
         condition: Condition,
-        cues: Cues,
+        cues: ControlEmbedding,
         *,
-        see: See = own,
+        see: FrameAttention = own,
         frames: Sequence[int] | None = None,
-        memory: Memory | None = None,
-        text: Text | None = None,
+        memory: KeyValueCache | None = None,
+        text: TokenKeyValues | None = None,
     ) -> Added:
         """What is added to each skip connection and to the middle, frames folded into the batch.
 
@@ -69,22 +69,22 @@ class VideoControlNet(nn.Module):
         net, numbers = self.controlnet, list(range(z.shape[1]) if frames is None else frames)
         text = prepare_text(net, condition) if text is None else text
         time = embedded_time(net, timestep, condition.embedding, z.shape[:2])
-        told = Told(time, text, frame_attention.plan(see, numbers, memory), memory)
+        told = LayerInputs(time, text, frame_attention.group_frames(see, numbers, memory), memory)
         x = net.conv_in(z.flatten(0, 1).to(net.dtype)) + cues.repeat(len(z), 1, 1, 1)
         skips = [x]
         for block in net.down_blocks:
-            x = down(block, x, skips, told)
-        x = middle(net.mid_block, x, told)
+            x = down_block(block, x, skips, told)
+        x = mid_block(net.mid_block, x, told)
         added = [leave(skip) for leave, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
         return added, net.controlnet_mid_block(x)
 
 
-def controlled(
+def bind_controlnet(
     net: VideoControlNet,
     condition: Condition,
-    cues: Cues,
+    cues: ControlEmbedding,
     *,
-    see: See = own,
+    see: FrameAttention = own,
     scale: float = 1.0,
     start: float = 0.0,
     end: float = 1.0,
@@ -100,7 +100,7 @@ def controlled(
     with torch.no_grad():
         text = prepare_text(net.controlnet, condition)
 
-    def residuals(z: Latents, timestep: Tensor, frames: Sequence[int], memory: Memory | None) -> Added | None:
+    def residuals(z: Latents, timestep: Tensor, frames: Sequence[int], memory: KeyValueCache | None) -> Added | None:
         if not start <= 1 - float(timestep) / timesteps <= end:
             return None
         added, middle = net(
@@ -111,10 +111,10 @@ def controlled(
     return residuals
 
 
-def together(*controls: Residuals) -> Residuals:
+def sum_residuals(*controls: Residuals) -> Residuals:
     """Several ControlNets at once: what each adds, summed."""
 
-    def residuals(z: Latents, timestep: Tensor, frames: Sequence[int], memory: Memory | None) -> Added | None:
+    def residuals(z: Latents, timestep: Tensor, frames: Sequence[int], memory: KeyValueCache | None) -> Added | None:
         active = [added for each in controls if (added := each(z, timestep, frames, memory)) is not None]
         return reduce(_sum, active) if active else None
 

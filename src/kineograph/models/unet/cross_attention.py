@@ -17,13 +17,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.models.unet.frame_attention import attend, leave
-from kineograph.models.unet.supported_layers import WITH_IMAGES
+from kineograph.models.unet.frame_attention import multi_head_attention, project_output
+from kineograph.models.unet.supported_layers import IP_ADAPTER_PROCESSORS
 
 ImageTokens = Float[Tensor, "b m d"] | Float[Tensor, "b f m d"]
 
 
-class Source(NamedTuple):
+class KeysAndValues(NamedTuple):
     """Keys and values of some tokens in one layer: `b m c`, or `b f m c` if each frame has its own."""
 
     key: Tensor
@@ -31,10 +31,14 @@ class Source(NamedTuple):
     scale: float
 
 
-Text = dict[nn.Module, list[Source]]  # cross-attention layer -> what it is told: text first, then images
+TokenKeyValues = dict[
+    nn.Module, list[KeysAndValues]
+]  # cross-attention layer -> what it is told: text first, then images
 
 
-def project(unet: UNet2DConditionModel, embeddings: list[Float[Tensor, "b i ..."]]) -> Float[Tensor, "b m d"]:
+def project_image_tokens(
+    unet: UNet2DConditionModel, embeddings: list[Float[Tensor, "b i ..."]]
+) -> Float[Tensor, "b m d"]:
     """Image tokens for `Condition` from what an image encoder says of `i` images, by the IP-Adapters on the network.
 
     embeddings: one for each IP-Adapter, `b i e`, or `b i n e` for adapters that read the encoder's patches.
@@ -46,23 +50,23 @@ def project(unet: UNet2DConditionModel, embeddings: list[Float[Tensor, "b i ..."
     return torch.cat([each.flatten(1, 2) for each in tokens], dim=1)
 
 
-def prepare(
+def layer_key_values(
     attn: Attention, tokens: Float[Tensor, "b n d"], image_tokens: ImageTokens | None, image_scale: float = 1.0
-) -> list[Source]:
+) -> list[KeysAndValues]:
     """Keys and values of text and image tokens in one cross-attention layer.
 
     image_tokens: for several IP-Adapters one after another. Their weights and scales are those on the layer now.
     Raises InputError when nothing on the layer reads them.
     """
-    text = Source(attn.to_k(tokens), attn.to_v(tokens), 1.0)
+    text = KeysAndValues(attn.to_k(tokens), attn.to_v(tokens), 1.0)
     if image_tokens is None:
         return [text]
     images = _images(attn.processor, image_tokens)
     return [text, *(image._replace(scale=image_scale * image.scale) for image in images)]
 
 
-def _images(adapter: object, image_tokens: ImageTokens) -> Iterator[Source]:
-    if not isinstance(adapter, WITH_IMAGES):
+def _images(adapter: object, image_tokens: ImageTokens) -> Iterator[KeysAndValues]:
+    if not isinstance(adapter, IP_ADAPTER_PROCESSORS):
         raise InputError(
             "the condition has image tokens, but nothing on this U-Net reads them: "
             "load an IP-Adapter on it, or leave image_tokens away"
@@ -72,7 +76,7 @@ def _images(adapter: object, image_tokens: ImageTokens) -> Iterator[Source]:
         if isinstance(scale, list):
             raise InputError(f"an IP-Adapter has a scale for each image ({scale}), which needs masks: give it one")
         if scale != 0:
-            yield Source(to_k(share), to_v(share), float(scale))
+            yield KeysAndValues(to_k(share), to_v(share), float(scale))
 
 
 def _shared_out(image_tokens: ImageTokens, sizes: list[int]) -> tuple[Tensor, ...]:
@@ -87,19 +91,21 @@ def _shared_out(image_tokens: ImageTokens, sizes: list[int]) -> tuple[Tensor, ..
     return image_tokens.split(sizes, dim=-2)
 
 
-def read(attn: Attention, x: Float[Tensor, "bf n c"], sources: list[Source], frames: list[int]) -> Tensor:
+def cross_attend(
+    attn: Attention, x: Float[Tensor, "bf n c"], sources: list[KeysAndValues], frames: list[int]
+) -> Tensor:
     """Cross-attention of these frames, folded into the batch, on what the layer is told."""
     query = attn.to_q(x)
     text, *images = sources
     answer = _answer(query, text, frames, attn.heads)
     for image in images:
         answer = answer + image.scale * _answer(query, image, frames, attn.heads)
-    return leave(attn, answer)
+    return project_output(attn, answer)
 
 
-def _answer(query: Tensor, source: Source, frames: list[int], heads: int) -> Tensor:
+def _answer(query: Tensor, source: KeysAndValues, frames: list[int], heads: int) -> Tensor:
     if source.key.ndim == 4:
         key, value = source.key[:, frames].flatten(0, 1), source.value[:, frames].flatten(0, 1)
-        return attend(query, key, value, heads)
+        return multi_head_attention(query, key, value, heads)
     asked = query.reshape(len(source.key), -1, query.shape[-1])
-    return attend(asked, source.key, source.value, heads).view_as(query)
+    return multi_head_attention(asked, source.key, source.value, heads).view_as(query)

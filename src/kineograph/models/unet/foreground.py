@@ -21,15 +21,17 @@ from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import own
 from kineograph.noise import shared
 
-LEVEL = 1.0  # of noise, where attention tells things apart best; above, a picture is looked at as noisy as it is
-CELLS = 256  # layers with more are as blind to what belongs together as they are costly
-SEED = 0
+MIN_SIGMA = 1.0  # of noise, where attention tells things apart best; above, a picture is looked at as noisy as it is
+MAX_TOKENS = 256  # layers with more are as blind to what belongs together as they are costly
+NOISE_SEED = 0
 
 Outputs = dict[nn.Module, list[Tensor]]
 Field = Float[Tensor, "b f h w"]
 
 
-def foreground(model: Model, prompts: Sequence[str], *, chunk_size: int = 8) -> Callable[[Latents, float], Mask]:
+def bind_foreground_mask(
+    model: Model, prompts: Sequence[str], *, chunk_size: int = 8
+) -> Callable[[Latents, float], Mask]:
     """What gives the foreground of a video from its clean estimate: 1 where it is, else 0, `[b f 1 h w]`.
 
     prompts: what the videos of a batch show. The other argument is the noise level that the estimate is from.
@@ -45,8 +47,8 @@ def foreground(model: Model, prompts: Sequence[str], *, chunk_size: int = 8) -> 
 
     @torch.no_grad()
     def masks(x0: Latents, sigma: float) -> Mask:
-        level = max(sigma, LEVEL)
-        grain = shared(SEED, [0], (1, *x0.shape[2:])).expand(x0.shape).to(x0)
+        level = max(sigma, MIN_SIGMA)
+        grain = shared(NOISE_SEED, [0], (1, *x0.shape[2:])).expand(x0.shape).to(x0)
         with _watched([each for layer in layers for each in (layer.to_q, layer.to_k)]) as seen:
             look(add_noise(x0, grain, level), level)
         return _above(_cut(_affinity(layers, seen, len(x0)), x0.shape[-2:]))[:, :, None].to(x0)
@@ -72,8 +74,8 @@ def _watched(layers: Sequence[nn.Module]) -> Iterator[Outputs]:
 
 def _affinity(layers: Sequence[Attention], seen: Outputs, videos: int) -> Float[Tensor, "b f n n"]:
     """How much each cell looks at each other, over the heads of the finest layers that are not too fine."""
-    finest = max((n for layer in layers if (n := seen[layer.to_q][0].shape[1]) <= CELLS), default=0)
-    chosen = [layer for layer in layers if seen[layer.to_q][0].shape[1] == (finest or CELLS)]
+    finest = max((n for layer in layers if (n := seen[layer.to_q][0].shape[1]) <= MAX_TOKENS), default=0)
+    chosen = [layer for layer in layers if seen[layer.to_q][0].shape[1] == (finest or MAX_TOKENS)]
     looked = [_looked(layer, seen, videos) for layer in chosen]
     return torch.stack(looked).mean(0)
 

@@ -18,14 +18,14 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
-from kineograph.models.temporal.config import After
+from kineograph.models.temporal.config import AfterLayer
 from kineograph.models.unet import cross_attention, frame_attention
-from kineograph.models.unet.cross_attention import Text
-from kineograph.models.unet.frame_attention import Memory, Plan
+from kineograph.models.unet.cross_attention import TokenKeyValues
+from kineograph.models.unet.frame_attention import FrameGroups, KeyValueCache
 
 Resnet = Callable[[ResnetBlock2D, Tensor, Tensor, int], Tensor]  # (resnet, x, embedded time, number of frames) -> x
 Norm = Callable[[nn.Module, Tensor, int], Tensor]  # (group norm, x, number of frames) -> x
-Through = Callable[..., Tensor]  # (a part of the walk, what it is given) -> what it gives
+CallStage = Callable[..., Tensor]  # (a part of the walk, what it is given) -> what it gives
 Block = Any  # of a U-Net or a ControlNet: torch would have what it holds be Tensor | Module
 
 
@@ -37,7 +37,7 @@ def each_alone(room: ResnetBlock2D, x: Tensor, time: Tensor, frames: int) -> Ten
     return room(x, time)
 
 
-def at_once(part: Callable[..., Tensor], *given: Any) -> Tensor:
+def call_directly(part: Callable[..., Tensor], *given: Any) -> Tensor:
     return part(*given)
 
 
@@ -45,19 +45,19 @@ def normed_alone(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
     return layer(x)
 
 
-class Told(NamedTuple):
+class LayerInputs(NamedTuple):
     """What every layer of one walk is told."""
 
     time: Tensor
-    text: Text
-    plan: Plan
-    memory: Memory | None
-    after: After = still
+    text: TokenKeyValues
+    plan: FrameGroups
+    memory: KeyValueCache | None
+    after: AfterLayer = still
     resnet: Resnet = each_alone
     norm: Norm = normed_alone
-    through: Through = at_once
+    through: CallStage = call_directly
 
-    def of(self, x: Tensor) -> Told:
+    def of(self, x: Tensor) -> LayerInputs:
         """What the layers are told that read `x`, whose frames may have become fewer or more than they were.
 
         Then each reads itself and all are told the same, which `VideoUNet` has checked.
@@ -68,18 +68,20 @@ class Told(NamedTuple):
         if frames == before:
             return self
         time = self.time[::before].repeat_interleave(frames, dim=0)
-        return self._replace(time=time, plan=frame_attention.plan(frame_attention.own, range(frames), None))
+        return self._replace(time=time, plan=frame_attention.group_frames(frame_attention.own, range(frames), None))
 
 
-def walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tensor] | None, told: Told) -> Tensor:
+def forward_unet(
+    unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tensor] | None, told: LayerInputs
+) -> Tensor:
     """A U-Net's raw output for frames folded into the batch; `added` is what ControlNets add to skips and middle."""
     x = told.through(told.after, unet.conv_in, unet.conv_in(z), len(told.plan.frames))
     skips = [x]
     for block in unet.down_blocks:
-        x = down(block, x, skips, told)
+        x = down_block(block, x, skips, told)
         told = told.of(x)
     if unet.mid_block is not None:
-        x = middle(unet.mid_block, x, told)
+        x = mid_block(unet.mid_block, x, told)
     if added is not None:
         skips = [skip + more.to(skip) for skip, more in zip(skips, added[0], strict=True)]
         x = x + added[1].to(x)
@@ -89,7 +91,7 @@ def walk(unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tenso
     return unet.conv_out(unet.conv_act(told.norm(unet.conv_norm_out, x, len(told.plan.frames))))
 
 
-def down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+def down_block(block: Block, x: Tensor, skips: list[Tensor], told: LayerInputs) -> Tensor:
     for resnet, transformer in _stages(block):
         x = told.through(_stage, resnet, transformer, x, told)
         skips.append(x)
@@ -99,13 +101,13 @@ def down(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
     return x
 
 
-def middle(block: Block, x: Tensor, told: Told) -> Tensor:
+def mid_block(block: Block, x: Tensor, told: LayerInputs) -> Tensor:
     for resnet, transformer in _stages(block):
         x = told.through(_stage, resnet, transformer, x, told)
     return x
 
 
-def _up(block: Block, x: Tensor, skips: list[Tensor], told: Told) -> Tensor:
+def _up(block: Block, x: Tensor, skips: list[Tensor], told: LayerInputs) -> Tensor:
     for resnet, transformer in _stages(block):
         x = torch.cat(_freed(block, x, skips.pop()), dim=1)
         x = told.through(_stage, resnet, transformer, x, told)
@@ -125,7 +127,7 @@ def _stages(block: Block) -> Iterator[tuple[ResnetBlock2D, Transformer2DModel | 
     return zip_longest(block.resnets, getattr(block, "attentions", ()))
 
 
-def _stage(resnet: ResnetBlock2D, transformer: Transformer2DModel | None, x: Tensor, told: Told) -> Tensor:
+def _stage(resnet: ResnetBlock2D, transformer: Transformer2DModel | None, x: Tensor, told: LayerInputs) -> Tensor:
     frames = len(told.plan.frames)
     x = told.after(resnet, told.resnet(resnet, x, told.time, frames), frames)
     return x if transformer is None else told.after(transformer, _transformer(transformer, x, told), frames)
@@ -139,7 +141,7 @@ def _freed(block: Block, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
     return apply_freeu(block.resolution_idx, x, skip, **strengths)
 
 
-def _transformer(room: Transformer2DModel, x: Tensor, told: Told) -> Tensor:
+def _transformer(room: Transformer2DModel, x: Tensor, told: LayerInputs) -> Tensor:
     normed = room.norm(x)
     linear = room.use_linear_projection  # SD 2.x and SDXL; a 1x1 convolution in SD 1.x
     tokens = room.proj_in(_as_tokens(normed)) if linear else _as_tokens(room.proj_in(normed))
@@ -148,10 +150,10 @@ def _transformer(room: Transformer2DModel, x: Tensor, told: Told) -> Tensor:
     return x + (_as_image(room.proj_out(tokens), x) if linear else room.proj_out(_as_image(tokens, x)))
 
 
-def _block(block: BasicTransformerBlock, x: Tensor, told: Told) -> Tensor:
+def _block(block: BasicTransformerBlock, x: Tensor, told: LayerInputs) -> Tensor:
     frames = told.plan.frames
-    x = frame_attention.look(block.attn1, block.norm1(x), told.plan, told.memory) + x
-    x = cross_attention.read(block.attn2, block.norm2(x), told.text[block.attn2], frames) + x
+    x = frame_attention.attend_frames(block.attn1, block.norm1(x), told.plan, told.memory) + x
+    x = cross_attention.cross_attend(block.attn2, block.norm2(x), told.text[block.attn2], frames) + x
     x = told.after(block.attn2, x, len(frames))
     return block.ff(block.norm3(x)) + x
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 
-See = Callable[[int], tuple[int, ...]]
+FrameAttention = Callable[[int], tuple[int, ...]]
 KeyValue = tuple[Float[Tensor, "b 1 _ _"], Float[Tensor, "b 1 _ _"]]  # tokens and channels differ from layer to layer
-Memory = dict[int, dict[nn.Module, KeyValue]]  # frame -> attention layer -> what later frames read there
+KeyValueCache = dict[int, dict[nn.Module, KeyValue]]  # frame -> attention layer -> what later frames read there
 
 
 def own(frame: int) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ def first_and_previous(frame: int) -> tuple[int, ...]:
     return (0,) if frame <= 1 else (0, frame - 1)
 
 
-class Call(NamedTuple):
+class AttentionCall(NamedTuple):
     """One attention call. Groups of frames, as many in each, ask together and read as many frames each."""
 
     groups: int
@@ -53,7 +53,7 @@ class Call(NamedTuple):
     read: list[int]  # places among the frames known
 
 
-class Plan(NamedTuple):
+class FrameGroups(NamedTuple):
     """How the frames of one walk see each other, the same in every layer.
 
     Known are the frames that somebody reads: those recalled from a memory, then those projected here.
@@ -63,11 +63,11 @@ class Plan(NamedTuple):
     recalled: list[int]  # numbers of frames
     projected: list[int]  # places among the frames walked
     kept: dict[int, int]  # numbers of frames, and their places among the frames known
-    calls: list[Call]
+    calls: list[AttentionCall]
     order: list[int]  # places among the answers of the frames walked
 
 
-def plan(see: See, frames: Sequence[int], memory: Memory | None) -> Plan:
+def group_frames(see: FrameAttention, frames: Sequence[int], memory: KeyValueCache | None) -> FrameGroups:
     """How these frames see each other and, through the memory, those of earlier walks.
 
     What the next frame would read is kept for it. That is enough for any policy by which frame k + 1 reads nothing
@@ -88,10 +88,12 @@ def plan(see: See, frames: Sequence[int], memory: Memory | None) -> Plan:
     calls = _calls([tuple(place[k] for k in see(frame)) for frame in frames])
     answered = [at for call in calls for at in call.asking]
     order = [answered.index(at) for at in range(len(frames))]
-    return Plan(frames, recalled, [frames.index(k) for k in projected], {k: place[k] for k in keep}, calls, order)
+    return FrameGroups(
+        frames, recalled, [frames.index(k) for k in projected], {k: place[k] for k in keep}, calls, order
+    )
 
 
-def _calls(reads: list[tuple[int, ...]]) -> list[Call]:
+def _calls(reads: list[tuple[int, ...]]) -> list[AttentionCall]:
     """The fewest calls in which frames that read these others can ask: groups of one shape share one."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for at, read in enumerate(reads):
@@ -100,18 +102,20 @@ def _calls(reads: list[tuple[int, ...]]) -> list[Call]:
     for read, asking in groups.items():
         shapes.setdefault((len(asking), len(read)), []).append(read)
     return [
-        Call(len(same), [at for read in same for at in groups[read]], list(chain.from_iterable(same)))
+        AttentionCall(len(same), [at for read in same for at in groups[read]], list(chain.from_iterable(same)))
         for same in shapes.values()
     ]
 
 
-def forget(memory: Memory, plan: Plan) -> None:
+def drop_unread(memory: KeyValueCache, plan: FrameGroups) -> None:
     """Drop what no later frame reads, so that a memory does not grow with the number of frames."""
     for frame in memory.keys() - plan.kept.keys():
         del memory[frame]
 
 
-def look(attn: Attention, x: Float[Tensor, "bf n c"], plan: Plan, memory: Memory | None) -> Float[Tensor, "bf n c"]:
+def attend_frames(
+    attn: Attention, x: Float[Tensor, "bf n c"], plan: FrameGroups, memory: KeyValueCache | None
+) -> Float[Tensor, "bf n c"]:
     """Self-attention of the frames of a walk, folded into the batch."""
     query = attn.to_q(x).unflatten(0, (-1, len(plan.frames)))
     key, value = _known(attn, x.unflatten(0, (-1, len(plan.frames))), plan, memory)
@@ -119,11 +123,13 @@ def look(attn: Attention, x: Float[Tensor, "bf n c"], plan: Plan, memory: Memory
     for groups, asking, read in plan.calls:
         pairs = ((query, asking), (key, read), (value, read))
         asked, keys, values = (_grouped(tensor, places, groups) for tensor, places in pairs)
-        answers.append(attend(asked, keys, values, attn.heads).reshape(len(query), len(asking), *query.shape[2:]))
-    return leave(attn, _pick(_joined(answers), plan.order).flatten(0, 1))
+        answers.append(
+            multi_head_attention(asked, keys, values, attn.heads).reshape(len(query), len(asking), *query.shape[2:])
+        )
+    return project_output(attn, _pick(_joined(answers), plan.order).flatten(0, 1))
 
 
-def _known(attn: Attention, x: Tensor, plan: Plan, memory: Memory | None) -> tuple[Tensor, Tensor]:
+def _known(attn: Attention, x: Tensor, plan: FrameGroups, memory: KeyValueCache | None) -> tuple[Tensor, Tensor]:
     """Keys and values of the frames that are read, `b known n c` each."""
     remembered = {} if memory is None else memory
     pairs = [remembered[frame][attn] for frame in plan.recalled]
@@ -151,7 +157,7 @@ def _grouped(x: Tensor, places: list[int], groups: int) -> Tensor:
     return _pick(x, places).reshape(len(x) * groups, -1, x.shape[-1])
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Multi-head attention of `b n c` on `b m c`, without ever holding the scores.
 
     They are held where gradients are wanted on a CPU: there the fused one takes three times as long on a few cells.
@@ -164,7 +170,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     return answer.transpose(1, 2).flatten(2)
 
 
-def leave(attn: Attention, x: Tensor) -> Tensor:
+def project_output(attn: Attention, x: Tensor) -> Tensor:
     """What an attention layer does after its softmax."""
     project, dropout = attn.to_out
     return dropout(project(x))

@@ -35,28 +35,28 @@ SETTINGS: dict[str, set] = {
 # Of networks whose norms span the frames: the walk then takes the resnets apart, and knows this kind.
 RESNETS: dict[str, set] = {"resnet_skip_time_act": {False}, "resnet_time_scale_shift": {"default"}}
 # All of these compute softmax(Q K^T / sqrt(d)) V, which the walk computes itself.
-PLAIN = (
+PLAIN_PROCESSORS = (
     processors.AttnProcessor,
     processors.AttnProcessor2_0,
     processors.FusedAttnProcessor2_0,
     processors.SlicedAttnProcessor,
     processors.XFormersAttnProcessor,
 )
-WITH_IMAGES = (
+IP_ADAPTER_PROCESSORS = (
     processors.IPAdapterAttnProcessor,
     processors.IPAdapterAttnProcessor2_0,
     processors.IPAdapterXFormersAttnProcessor,
 )
 
 
-def check_settings(unet: UNet2DConditionModel | ControlNetModel) -> None:
+def check_unet_config(unet: UNet2DConditionModel | ControlNetModel) -> None:
     """Raises InputError for a network with something in it that the walk would not call."""
     _check(unet, BLOCKS | SETTINGS)
     if unet.config.norm_num_groups is None:
         raise InputError("this U-Net has norm_num_groups=None, which is not supported: expected a number of groups")
 
 
-def check_resnets(unet: UNet2DConditionModel) -> None:
+def check_resnet_config(unet: UNet2DConditionModel) -> None:
     """Raises InputError for resnets that the walk cannot take apart, for norms that span the frames."""
     _check(unet, RESNETS)
 
@@ -76,10 +76,10 @@ def _kind(net: nn.Module) -> str:
     return "ControlNet" if isinstance(net, ControlNetModel) else "U-Net"
 
 
-def check_processors(unet: nn.Module) -> None:
+def check_attention_processors(unet: nn.Module) -> None:
     """Raises InputError for attention that computes something else, such as another method's patch left behind."""
     for name, block in transformer_blocks(unet):
-        for layer, known in (("attn1", PLAIN), ("attn2", PLAIN + WITH_IMAGES)):
+        for layer, known in (("attn1", PLAIN_PROCESSORS), ("attn2", PLAIN_PROCESSORS + IP_ADAPTER_PROCESSORS)):
             processor = getattr(block, layer).processor
             if not isinstance(processor, known):
                 raise InputError(

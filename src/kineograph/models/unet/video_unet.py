@@ -15,14 +15,14 @@ from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.temporal import adapters
-from kineograph.models.temporal.adapters import MotionBranches, Scale, SpatialBranches
-from kineograph.models.temporal.config import After, TemporalLayers
-from kineograph.models.temporal.layers import Project, as_plane, plainly
+from kineograph.models.temporal.adapters import AdapterScale, MotionAdapter, SpatialAdapter
+from kineograph.models.temporal.config import AfterLayer, TemporalLayers
+from kineograph.models.temporal.layers import ApplyProjection, apply_projection, as_plane
 from kineograph.models.unet import cross_attention, frame_attention
-from kineograph.models.unet.cross_attention import Text
-from kineograph.models.unet.forward import Through, Told, at_once, walk
-from kineograph.models.unet.frame_attention import Memory, See, own
-from kineograph.models.unet.supported_layers import check_processors, check_resnets, check_settings, cross_attentions
+from kineograph.models.unet.cross_attention import TokenKeyValues
+from kineograph.models.unet.forward import CallStage, LayerInputs, call_directly, forward_unet
+from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
+from kineograph.models.unet.supported_layers import check_attention_processors, check_resnet_config, check_unet_config, cross_attentions
 
 Network = Any  # a U-Net, or a ControlNet for one
 
@@ -41,15 +41,15 @@ class VideoUNet(nn.Module):
         self,
         image_unet: UNet2DConditionModel,
         temporal: TemporalLayers | None = None,
-        through: Through = at_once,
+        through: CallStage = call_directly,
         *,
-        motion_adapter: MotionBranches | None = None,
-        spatial_adapter: SpatialBranches | None = None,
+        motion_adapter: MotionAdapter | None = None,
+        spatial_adapter: SpatialAdapter | None = None,
     ) -> None:
         super().__init__()
-        check_settings(image_unet)
+        check_unet_config(image_unet)
         if temporal is not None and temporal.config.joint_norms:
-            check_resnets(image_unet)
+            check_resnet_config(image_unet)
         self.image_unet = image_unet
         self.temporal = temporal
         self.through = through
@@ -57,13 +57,13 @@ class VideoUNet(nn.Module):
         self.spatial_adapter = spatial_adapter
 
     @property
-    def tells_frame_rate(self) -> bool:
+    def has_frame_rate(self) -> bool:
         """Whether the last number of a condition's embedding is frames a second."""
         return self.temporal is not None and self.temporal.fps is not None
 
     def _split(self, embedding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """What the image network is told in numbers, and frames a second `[b]` behind it, if that is told."""
-        if embedding is None or not self.tells_frame_rate:
+        if embedding is None or not self.has_frame_rate:
             return embedding, None
         rest = embedding[:, :-1]
         return rest if rest.shape[1] else None, embedding[:, -1]
@@ -72,7 +72,7 @@ class VideoUNet(nn.Module):
         """What the image network, and a ControlNet for it, is told of a condition: no frame rate."""
         return replace(condition, embedding=self._split(condition.embedding)[0])
 
-    def prepare(self, condition: Condition) -> Text:
+    def prepare(self, condition: Condition) -> TokenKeyValues:
         """Keys and values of what the condition tells every frame, for `text` of `forward`.
 
         They hold for all frames and noise levels, and for the weights and adapters on the network as they are now.
@@ -80,18 +80,18 @@ class VideoUNet(nn.Module):
         """
         return prepare_text(self.image_unet, condition)
 
-    def check_motion_scale(self, scale: Scale, name: str = "this network") -> None:
+    def check_motion_scale(self, scale: AdapterScale, name: str = "this network") -> None:
         """Raises InputError for a scale other than 0 where no motion adapter can heed it."""
         if not adapters.is_off(scale) and self.motion_adapter is None:
             what = "motion adapter" if self.temporal is not None else "layers along time, and so no motion adapter"
             raise InputError(
-                f"{name} has no {what}, and a motion_scale other than 0 needs one: {adapters.HOW_TO_GET_ONE}"
+                f"{name} has no {what}, and a motion_scale other than 0 needs one: {adapters.MOTION_ADAPTER_HINT}"
             )
 
-    def _after(self, motion_scale: Scale, spatial_scale: Scale) -> After:
+    def _after(self, motion_scale: AdapterScale, spatial_scale: AdapterScale) -> AfterLayer:
         """The layers along time with the branches in and before them."""
         assert self.temporal is not None
-        project: Project = plainly
+        project: ApplyProjection = apply_projection
         if self.motion_adapter is not None and not adapters.is_off(motion_scale):
             project = self.motion_adapter.around(self.temporal, motion_scale)
         after = self.temporal.around(self.image_unet, project)
@@ -105,12 +105,12 @@ class VideoUNet(nn.Module):
         timestep: Tensor | float,
         condition: Condition,
         *,
-        see: See = own,
+        see: FrameAttention = own,
         frames: Sequence[int] | None = None,
-        memory: Memory | None = None,
-        text: Text | None = None,
-        motion_scale: Scale = 0.0,
-        spatial_scale: Scale = 1.0,
+        memory: KeyValueCache | None = None,
+        text: TokenKeyValues | None = None,
+        motion_scale: AdapterScale = 0.0,
+        spatial_scale: AdapterScale = 1.0,
     ) -> Latents:
         """The network's raw output for frames `z` of a video, in the dtype of `z`.
 
@@ -127,31 +127,32 @@ class VideoUNet(nn.Module):
         """
         unet, numbers = self.image_unet, list(range(z.shape[1]) if frames is None else frames)
         _check(z, numbers, condition)
-        plan = frame_attention.plan(see, numbers, memory)
+        plan = frame_attention.group_frames(see, numbers, memory)
         self.check_motion_scale(motion_scale)
         text = self.prepare(condition) if text is None else text
         own, rate = self._split(condition.embedding)
         time = embedded_time(unet, timestep, own, z.shape[:2])
-        told = Told(time, text, plan, memory, through=self.through)
+        told = LayerInputs(time, text, plan, memory, through=self.through)
         if self.temporal is not None and len(numbers) > 1:
             for name, scale in (("motion_scale", motion_scale), ("spatial_scale", spatial_scale)):
-                adapters.refuse_other_counts(name, scale, len(z))
+                adapters.check_scale_shape(name, scale, len(z))
             _refuse_other_paces(self.temporal, condition, numbers, see, memory)
             told = _along(self.temporal, rate, told)._replace(after=self._after(motion_scale, spatial_scale))
         added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, memory)
-        x = walk(unet, _input(z, condition.channels, numbers).to(unet.dtype), added, told)
+        x = forward_unet(unet, _input(z, condition.channels, numbers).to(unet.dtype), added, told)
         if memory is not None:
-            frame_attention.forget(memory, plan)
+            frame_attention.drop_unread(memory, plan)
         return x.unflatten(0, z.shape[:2]).to(z.dtype)
 
 
-def prepare_text(net: Network, condition: Condition) -> Text:
+def prepare_text(net: Network, condition: Condition) -> TokenKeyValues:
     """What `VideoUNet.prepare` says, of a U-Net or a ControlNet."""
-    check_processors(net)
+    check_attention_processors(net)
     tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
     images = None if images is None else images.to(net.device, net.dtype)
     return {
-        layer: cross_attention.prepare(layer, tokens, images, condition.image_scale) for layer in cross_attentions(net)
+        layer: cross_attention.layer_key_values(layer, tokens, images, condition.image_scale)
+        for layer in cross_attentions(net)
     }
 
 
@@ -165,7 +166,7 @@ def _check(z: Latents, frames: list[int], condition: Condition) -> None:
 
 
 def _refuse_other_paces(
-    temporal: TemporalLayers, condition: Condition, frames: list[int], see: See, memory: Memory | None
+    temporal: TemporalLayers, condition: Condition, frames: list[int], see: FrameAttention, memory: KeyValueCache | None
 ) -> None:
     """Where the number of frames changes on the way, nothing can be said to single frames, and each reads itself."""
     if not temporal.config.fewer:
@@ -185,7 +186,7 @@ def _input(z: Latents, channels: Tensor | None, frames: list[int]) -> Tensor:
     return torch.cat([z, beside.to(z)], dim=2).flatten(0, 1)
 
 
-def _along(temporal: TemporalLayers, rate: Tensor | None, told: Told) -> Told:
+def _along(temporal: TemporalLayers, rate: Tensor | None, told: LayerInputs) -> LayerInputs:
     """What a walk over several frames is told where there are layers along time."""
     time = told.time
     if temporal.fps is not None:

@@ -16,7 +16,7 @@ from kineograph.latents import Latents
 from kineograph.models.temporal.config import TemporalConfig
 
 
-def windows(frames: int, size: int, overlap: int) -> list[range]:
+def overlapping_windows(frames: int, size: int, overlap: int) -> list[range]:
     """The fewest windows of `size` frames that cover all and share at least `overlap` frames with the one before.
 
     They are spread evenly. A video that fits into one window is one window.
@@ -31,7 +31,7 @@ def windows(frames: int, size: int, overlap: int) -> list[range]:
     return [range(start, start + size) for start in starts]
 
 
-def spans(config: TemporalConfig, window: int | None, overlap: int | None, frames: int) -> list[range]:
+def window_ranges(config: TemporalConfig, window: int | None, overlap: int | None, frames: int) -> list[range]:
     """The windows through which a network with these layers sees so many frames.
 
     window, overlap: as many as it was trained on, and a quarter of them, unless given.
@@ -42,10 +42,12 @@ def spans(config: TemporalConfig, window: int | None, overlap: int | None, frame
         raise InputError(
             f"the model knows {config.longest} positions in time: a window has at most so many, not {size}"
         )
-    return windows(frames, size, size // 4 if overlap is None else overlap)
+    return overlapping_windows(frames, size, size // 4 if overlap is None else overlap)
 
 
-def through(network: Callable[[Latents, Sequence[int]], Latents], z: Latents, spans: Sequence[range]) -> Latents:
+def average_windows(
+    network: Callable[[Latents, Sequence[int]], Latents], z: Latents, spans: Sequence[range]
+) -> Latents:
     """What a network says of the frames of `z`, seen through these windows; it is called with frames and their numbers.
 
     With one window it is what the network says of all frames.

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kineograph.errors import InputError
 
-Frames = Float[Tensor, "b f 3 H W"]
+PixelFrames = Float[Tensor, "b f 3 H W"]
 PIXELS_AT_ONCE = 512 * 512
 
 
-def chunks(x: Tensor, size: int) -> Iterator[tuple[range, Tensor]]:
+def split_frames(x: Tensor, size: int) -> Iterator[tuple[range, Tensor]]:
     """Frames in parts of at most `size`, each with its numbers."""
     if size < 1:
         raise InputError(f"expected a chunk_size of at least 1 frame, got {size}")
@@ -23,15 +23,15 @@ def chunks(x: Tensor, size: int) -> Iterator[tuple[range, Tensor]]:
         yield numbers, x[:, numbers.start : numbers.stop]
 
 
-def at_once(pixels: int) -> int:
+def frames_per_chunk(pixels: int) -> int:
     return max(1, PIXELS_AT_ONCE // pixels)
 
 
-def nearest(length: int, factor: int) -> int:
+def nearest_multiple(length: int, factor: int) -> int:
     return max(1, round(length / factor)) * factor
 
 
-def refuse_nan(frames: Frames, numbers: range) -> None:
+def check_finite(frames: PixelFrames, numbers: range) -> None:
     broken = ~torch.isfinite(frames).flatten(2).all(2)
     if broken.any():
         sample, at = broken.nonzero()[0].tolist()

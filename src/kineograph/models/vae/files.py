@@ -16,16 +16,16 @@ from diffusers import AutoencoderKL
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.formats import key_map, tensor_files
 from kineograph.models.formats import shapes as architecture
-from kineograph.models.formats.key_map import Place
+from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import known_configurations, single_file, video_folder
-from kineograph.models.loading.components import DAMAGE
-from kineograph.models.vae.temporal_decoder import DecoderConfig, TemporalDecoder
+from kineograph.models.loading.components import READ_ERRORS
+from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
-VAE = "vae."
+VAE_PREFIX = "vae."
 MARK = re.compile(r"decoder\.up_blocks\.(\d+)\.temp_convs\.(\d+)\.")
 IN_CONV = re.compile(r"up_blocks\.(\d+)\.(\d+)\.conv(\d)\.(norm|conv)\.(\w+)")
 STEM = "diffusion_pytorch_model"
@@ -33,23 +33,23 @@ FILES = [f"{at}{name}" for at in ("", "temporal_decoder/") for name in ("config.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # as diffusers had it then
 
 
-def open_temporal_decoder(source: str | Path | TemporalDecoder, ask: Hub) -> TemporalDecoder:
+def open_temporal_decoder(source: str | Path | TemporalDecoder, ask: HubOptions) -> TemporalDecoder:
     """The temporal decoder of a folder, file or repository. Raises InputError when there is none, or it is damaged."""
     if isinstance(source, TemporalDecoder):
         return source
-    path = hub.local(source) or hub.fetch_folder(str(source), FILES, ask._replace(revision=None))
+    path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, ask._replace(revision=None))
     if path.is_file():
-        return released(tensor_files.read(path), str(path))
-    for folder in (path / video_folder.DECODER, path):
+        return read_vidrd_decoder(tensor_files.read_tensors(path), str(path))
+    for folder in (path / video_folder.TEMPORAL_DECODER, path):
         if (folder / video_folder.CONFIG).is_file() and not _is_released(folder):
-            return video_folder.read_decoder(folder)
+            return video_folder.read_temporal_decoder(folder)
     weights = [each for each in (path / f"{STEM}.safetensors", path / f"{STEM}.bin") if each.is_file()]
     if not weights:
         raise InputError(
-            f"{path} has no temporal decoder: expected a folder {video_folder.DECODER}, or VidRD's VAE in diffusers "
-            f"layout; it holds {tensor_files.some(sorted(each.name for each in path.iterdir())) or 'nothing'}"
+            f"{path} has no temporal decoder: expected a folder {video_folder.TEMPORAL_DECODER}, or VidRD's VAE in diffusers "
+            f"layout; it holds {tensor_files.preview_names(sorted(each.name for each in path.iterdir())) or 'nothing'}"
         )
-    return released(tensor_files.read(weights[0]), str(weights[0]))
+    return read_vidrd_decoder(tensor_files.read_tensors(weights[0]), str(weights[0]))
 
 
 def _is_released(folder: Path) -> bool:
@@ -57,56 +57,56 @@ def _is_released(folder: Path) -> bool:
     return '"_class_name"' in (folder / video_folder.CONFIG).read_text()
 
 
-def has_one(tensors: Tensors) -> bool:
+def has_temporal_decoder(tensors: Tensors) -> bool:
     """Whether there is a temporal decoder among the tensors of a VidRD checkpoint."""
-    return any(MARK.match(name.removeprefix(VAE)) for name in tensors)
+    return any(MARK.match(name.removeprefix(VAE_PREFIX)) for name in tensors)
 
 
-def released(tensors: Tensors, what: str) -> TemporalDecoder:
+def read_vidrd_decoder(tensors: Tensors, what: str) -> TemporalDecoder:
     """The temporal decoder among the tensors of a VidRD checkpoint, or of its VAE alone.
 
     what: the file, for errors. Raises InputError when there is none, or tensors are missing or of another shape.
     """
-    plain = {name.removeprefix(VAE): each for name, each in tensors.items()}
+    plain = {name.removeprefix(VAE_PREFIX): each for name, each in tensors.items()}
     mine = {name: each for name, each in plain.items() if MARK.match(name)}
     if not mine:
         raise InputError(
-            f"{what} has no temporal decoder, which would have {MARK.pattern!r}. {known_configurations.guess(tensors)}"
+            f"{what} has no temporal decoder, which would have {MARK.pattern!r}. {known_configurations.describe_tensors(tensors)}"
         )
     looks = f"{what} looks like VidRD's temporal decoder"
-    with architecture.told_from(mine, looks), init_empty_weights(include_buffers=False):
+    with architecture.report_missing_tensors(mine, looks), init_empty_weights(include_buffers=False):
         layers = TemporalDecoder(_config(mine))
-    key_map.fill(layers, mine, layout(layers), f"{looks}, but does not fit one")
+    key_map.load_tensors(layers, mine, vidrd_key_map(layers), f"{looks}, but does not fit one")
     return layers.eval()
 
 
-def layout(layers: TemporalDecoder) -> dict[str, Place]:
+def vidrd_key_map(layers: TemporalDecoder) -> dict[str, Entry]:
     """Where VidRD's VAE has each tensor."""
     return {name: _place(name) for name in layers.state_dict()}
 
 
-def _place(name: str) -> Place:
+def _place(name: str) -> Entry:
     found = IN_CONV.fullmatch(name)
     assert found is not None, name
     block, resnet, number, kind, leaf = found.groups()
     at = 4 * (int(number) - 1) + (3 if kind == "conv" else 0)  # norm, SiLU, dropout, convolution
     ones = 1 if (kind, leaf) == ("conv", "weight") else 0
-    return Place(f"decoder.up_blocks.{block}.temp_convs.{resnet}.convs.{at}.{leaf}", ones=ones)
+    return Entry(f"decoder.up_blocks.{block}.temp_convs.{resnet}.convs.{at}.{leaf}", ones=ones)
 
 
-def _config(mine: Tensors) -> DecoderConfig:
+def _config(mine: Tensors) -> TemporalDecoderConfig:
     """Raises KeyError for tensors without which nothing can be told."""
     first = r"decoder\.up_blocks\.0\.temp_convs\.0\.convs\.(\d+)\.weight"
-    blocks = architecture.numbers(mine, r"decoder\.up_blocks\.(\d+)\.temp_convs\.0\.convs\.0\.weight")
-    return DecoderConfig(
+    blocks = architecture.block_indices(mine, r"decoder\.up_blocks\.(\d+)\.temp_convs\.0\.convs\.0\.weight")
+    return TemporalDecoderConfig(
         blocks=tuple(
             (
                 len(mine[f"decoder.up_blocks.{block}.temp_convs.0.convs.0.weight"]),
-                len(architecture.numbers(mine, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight")),
+                len(architecture.block_indices(mine, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight")),
             )
             for block in blocks
         ),
-        in_a_row=len(architecture.numbers(mine, first)) // 2,
+        in_a_row=len(architecture.block_indices(mine, first)) // 2,
         joint_norms=True,
     )
 
@@ -116,11 +116,11 @@ def fill_vae(vae: AutoencoderKL, tensors: Tensors, what: str) -> None:
 
     Raises InputError when tensors are missing, left over or of another shape.
     """
-    own = {_now(name): each for name, each in key_map.below(VAE, tensors).items() if not MARK.match(name)}
+    own = {_now(name): each for name, each in key_map.select_prefix(VAE_PREFIX, tensors).items() if not MARK.match(name)}
     if own:
         shapes = {name: each.shape for name, each in vae.state_dict().items()}
         own = {name: each.reshape(shapes.get(name, each.shape)) for name, each in own.items()}
-        key_map.fill(vae, own, key_map.same(shapes), f"the VAE in {what} is not like the one in config")
+        key_map.load_tensors(vae, own, key_map.identity_key_map(shapes), f"the VAE in {what} is not like the one in config")
 
 
 def _now(name: str) -> str:
@@ -133,7 +133,7 @@ ROUNDED = 0.01  # more than bfloat16 rounds, less than a fine-tuned decoder chan
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
 
 
-def open_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, ask: Hub) -> AutoencoderKL:
+def open_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, ask: HubOptions) -> AutoencoderKL:
     opened = vae if isinstance(vae, AutoencoderKL) else _opened(vae, own, ask)
     here, expected = opened.config.latent_channels, own.config.latent_channels
     if here != expected:
@@ -141,24 +141,24 @@ def open_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, ask: Hub) -> A
     return opened
 
 
-def _opened(vae: str | Path, own: AutoencoderKL, ask: Hub) -> AutoencoderKL:
-    path = hub.local(vae) or hub.fetch_folder(str(vae), VAE_FILES, ask._replace(revision=None))
+def _opened(vae: str | Path, own: AutoencoderKL, ask: HubOptions) -> AutoencoderKL:
+    path = hub.local_path(vae) or hub.fetch_folder(str(vae), VAE_FILES, ask._replace(revision=None))
     if path.is_file():
-        return single_file.open_vae(path, own)
+        return single_file.vae_from_file(path, own)
     folder = path if (path / "config.json").is_file() else path / "vae"
     try:
         return AutoencoderKL.from_pretrained(folder, dtype=own.dtype, local_files_only=True)
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise InputError(f"{vae} is no VAE in diffusers layout, or damaged: {error}") from error
 
 
-def without_overflow(vae: AutoencoderKL) -> AutoencoderKL:
+def prevent_overflow(vae: AutoencoderKL) -> AutoencoderKL:
     """SDXL's VAE, and any that does not deny it, leaves the range of float16; an open pipeline keeps its own."""
     overflows = vae.dtype == torch.float16 and vae.config.force_upcast
     return copy.deepcopy(vae).float() if overflows else vae
 
 
-def alike(one: AutoencoderKL, other: AutoencoderKL) -> bool:
+def same_latent_space(one: AutoencoderKL, other: AutoencoderKL) -> bool:
     """Whether two VAEs have the same latents: the same layers and weights, but for what half precision rounds away."""
     if one is other:
         return True

@@ -22,8 +22,8 @@ from torch.nn.functional import conv2d
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.models.temporal.layers import TemporalConv, felt
-from kineograph.models.unet.windows import windows
+from kineograph.models.temporal.layers import TemporalConv, ensure_gradient
+from kineograph.models.unet.windows import overlapping_windows
 from kineograph.models.vae import chunks
 
 Video = Float[Tensor, "b f c h w"]
@@ -32,7 +32,7 @@ BLOCK = "UpDecoderBlock2D"
 DROPOUT = 0.1
 
 
-class DecoderConfig(BaseModel):
+class TemporalDecoderConfig(BaseModel):
     """A temporal decoder.
 
     blocks       channels and number of resnets of each block of the decoder that it is for, from the latents on
@@ -54,7 +54,7 @@ class DecoderConfig(BaseModel):
 class TemporalDecoder(nn.Module):
     """The layers along time of a decoder. Untrained, and for one frame in any case, they change nothing."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: TemporalDecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.up_blocks = nn.ModuleList(
@@ -68,17 +68,17 @@ class TemporalDecoder(nn.Module):
         size: how many frames go through each layer at once; the result does not change, unless norms span frames.
         """
         if z.shape[1] == 1:
-            return each_alone(vae, z, size)
+            return decode_frames(vae, z, size)
         if self.config.joint_norms:
             return self._in_windows(vae, z)
-        return self._walk(vae, (part for _, part in chunks.chunks(z, size)), streamed)
+        return self._walk(vae, (part for _, part in chunks.split_frames(z, size)), apply_streaming)
 
     def _in_windows(self, vae: AutoencoderKL, z: Latents) -> Iterator[Video]:
         """Each frame from the window in which it is nearest to the middle."""
-        spans = windows(z.shape[1], self.config.num_frames, self.config.num_frames // 4)
+        spans = overlapping_windows(z.shape[1], self.config.num_frames, self.config.num_frames // 4)
         meet = [(after.start + before.stop) // 2 for before, after in pairwise(spans)]
         for span, (first, end) in zip(spans, pairwise([0, *meet, z.shape[1]]), strict=True):
-            (window,) = self._walk(vae, iter([z[:, span.start : span.stop]]), at_once)
+            (window,) = self._walk(vae, iter([z[:, span.start : span.stop]]), apply_to_window)
             yield window[:, first - span.start : end - span.start]
 
     def _walk(self, vae: AutoencoderKL, parts: Iterator[Latents], along: Along) -> Iterator[Video]:
@@ -91,26 +91,26 @@ class TemporalDecoder(nn.Module):
         return _each(partial(_left, vae.decoder), x)
 
 
-def each_alone(vae: AutoencoderKL, z: Latents, size: int) -> Iterator[Video]:
+def decode_frames(vae: AutoencoderKL, z: Latents, size: int) -> Iterator[Video]:
     """What `TemporalDecoder` does, without layers along time."""
-    for _, part in chunks.chunks(z, size):
+    for _, part in chunks.split_frames(z, size):
         yield vae.decode(part.flatten(0, 1)).sample.unflatten(0, part.shape[:2])
 
 
-def at_once(layer: TemporalConv, parts: Iterator[Video]) -> Iterator[Video]:
+def apply_to_window(layer: TemporalConv, parts: Iterator[Video]) -> Iterator[Video]:
     """The layer on each part as if it were all, its norms over the part's frames."""
     return (layer(part.flatten(0, 1), part.shape[1]).unflatten(0, part.shape[:2]) for part in parts)
 
 
-def streamed(layer: TemporalConv, parts: Iterator[Video]) -> Iterator[Video]:
+def apply_streaming(layer: TemporalConv, parts: Iterator[Video]) -> Iterator[Video]:
     """The layer on a video that comes in parts, each frame normed alone."""
     beside, inside = tee(parts)
     for norm, conv in layer.rooms():
-        inside = _convolved(conv, with_neighbours(_each(partial(_ready, layer, norm), inside)))
+        inside = _convolved(conv, add_neighbours(_each(partial(_ready, layer, norm), inside)))
     return (x + more for x, more in zip(beside, inside, strict=True))
 
 
-def with_neighbours(parts: Iterator[Video]) -> Iterator[Video]:
+def add_neighbours(parts: Iterator[Video]) -> Iterator[Video]:
     """Each part with the frame before it and the one behind it; zeros at the ends, as a convolution pads."""
     here = next(parts)
     before = torch.zeros_like(here[:, :1])
@@ -133,7 +133,7 @@ def _convolved(conv: Any, parts: Iterator[Video]) -> Iterator[Video]:
 
 
 def _ready(layer: TemporalConv, norm: nn.Module, x: Tensor) -> Tensor:
-    return layer.ready(norm(felt(x)))
+    return layer.ready(norm(ensure_gradient(x)))
 
 
 def _each(layer: Callable[[Tensor], Tensor], parts: Iterable[Video]) -> Iterator[Video]:
@@ -152,7 +152,7 @@ def _left(decoder: Any, x: Tensor) -> Tensor:
     return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
 
 
-def errors(
+def reconstruction_errors(
     decoder: TemporalDecoder, vae: AutoencoderKL, z: Latents, frames: Float[Tensor, "b f 3 H W"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
     """How far what is decoded is from the frames, values from -1 to 1: of each video the mean absolute error of its
@@ -161,7 +161,7 @@ def errors(
     return off.abs().flatten(1).mean(1), off.diff(dim=1).abs().flatten(1).mean(1)
 
 
-def blocks_of(vae: AutoencoderKL) -> tuple[tuple[int, int], ...]:
+def decoder_blocks(vae: AutoencoderKL) -> tuple[tuple[int, int], ...]:
     """Channels and number of resnets of each block of a VAE's decoder, from the latents on.
 
     Raises InputError for blocks in which the walk does not know its way.
@@ -175,9 +175,9 @@ def blocks_of(vae: AutoencoderKL) -> tuple[tuple[int, int], ...]:
     return tuple((block.resnets[0].out_channels, len(block.resnets)) for block in blocks)
 
 
-def refuse_misfit(decoder: TemporalDecoder, vae: AutoencoderKL, name: str) -> None:
+def check_decoder_fits(decoder: TemporalDecoder, vae: AutoencoderKL, name: str) -> None:
     """Raises InputError unless the layers fit around this VAE's decoder. name: what they come from."""
-    wanted, there = decoder.config.blocks, blocks_of(vae)
+    wanted, there = decoder.config.blocks, decoder_blocks(vae)
     if wanted != there:
         raise InputError(
             f"the temporal decoder of {name} is for a VAE whose decoder has {_written(wanted)}, and this one has "

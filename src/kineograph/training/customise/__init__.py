@@ -12,15 +12,7 @@ from kineograph.training.customise.natural_videos import wanted_of
 from kineograph.training.customise.networks import customised, lora_of, read_card
 from kineograph.training.customise.photos import listed, photos
 from kineograph.training.customise.prompts import in_style, rare_word, refuse_without
-from kineograph.training.customise.settings import (
-    Customising,
-    Drawing,
-    Lora,
-    VideoCustomising,
-    changed,
-    usual,
-    usual_video,
-)
+from kineograph.training.customise.settings import Customising, Drawing, Lora, VideoCustomising, changed, usual, usual_video
 from kineograph.training.customise.stills import kept_stills, stills
 from kineograph.training.customise.video import customise_ready, customise_video
 from kineograph.training.customise.video_inputs import VideoReady, needs_motion_adapter, ready_video

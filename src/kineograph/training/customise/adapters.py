@@ -20,8 +20,8 @@ from kineograph.methods import still_moving as method
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.model import Model
 from kineograph.models.placement import Placement
-from kineograph.models.temporal.adapters import BranchConfig, MotionBranches
-from kineograph.models.unet.forward import at_once
+from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter
+from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise.batches import WEIGHTS, Batch, Shown, Tell
 from kineograph.training.customise.settings import VideoCustomising
@@ -53,7 +53,7 @@ def adapting(video: Model, settings: VideoCustomising) -> VideoUNet:
 
 def _copied(video: Model, settings: VideoCustomising, loop: TrainingSettings) -> VideoUNet:
     """The networks as they are, where nothing learns yet; float32 where nothing computes in fewer bits."""
-    through = recomputed if settings.gradient_checkpointing else at_once
+    through = recomputed if settings.gradient_checkpointing else call_directly
     image, temporal, motion = deepcopy((video.net.image_unet, video.net.temporal, video.net.motion_adapter))
     net = VideoUNet(image, temporal, through, motion_adapter=motion).requires_grad_(requires_grad=False)
     return net.float() if loop.mixed_precision == "no" else net
@@ -63,8 +63,8 @@ def _attached(
     net: VideoUNet,
     settings: VideoCustomising,
     *,
-    motion: BranchConfig | None = None,
-    spatial: BranchConfig | None = None,
+    motion: AdapterConfig | None = None,
+    spatial: AdapterConfig | None = None,
 ) -> VideoUNet:
     """With new branches, which the seed decides, in float32."""
     with torch.random.fork_rng(devices=[]):
@@ -91,7 +91,7 @@ def merged(network: nn.Module) -> None:
 def frozen(shown: Shown, frames: int) -> Shown:
     """Each frame of a picture or a video as a video that stands still."""
     each = [view[number] for view in shown.views for number in range(len(view))]
-    views = method.frozen(torch.stack(each)[:, None], torch.zeros(len(each), dtype=torch.long), frames)
+    views = method.frozen_videos(torch.stack(each)[:, None], torch.zeros(len(each), dtype=torch.long), frames)
     return Shown(tuple(views), shown.caption)
 
 
@@ -120,7 +120,7 @@ def noises(ratio: float, seed: int, parts: int, x0: Latents) -> Latents:
     """The noise of a batch's videos: a sample's parts are like clips that follow each other."""
     frames, shape = x0.shape[1], (len(x0) // parts, *x0.shape[2:])
     clips = (range(part * frames, (part + 1) * frames) for part in range(parts))
-    return torch.cat([noise.related(ratio, seed, clip, shape, part) for part, clip in enumerate(clips)])
+    return torch.cat([noise.partly_shared(ratio, seed, clip, shape, part) for part, clip in enumerate(clips)])
 
 
 def parts_of(settings: VideoCustomising) -> dict[str, tuple[float, float]]:
@@ -129,7 +129,7 @@ def parts_of(settings: VideoCustomising) -> dict[str, tuple[float, float]]:
     return {"still": (settings.still_scale, 1.0), **natural}
 
 
-def filled(video: Model, motion: MotionBranches | None) -> VideoUNet:
+def filled(video: Model, motion: MotionAdapter | None) -> VideoUNet:
     """A model's network with this motion adapter, in its number format."""
     if motion is not None:
         motion = deepcopy(motion).to(video.device, video.dtype)

@@ -22,7 +22,7 @@ from kineograph.methods import dreambooth
 from kineograph.models import schedule
 from kineograph.models.conditioning import text_encoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.model import FPS, Model
+from kineograph.models.model import VIDEO_MODEL_FPS, Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise.networks import Trainee
@@ -92,7 +92,7 @@ def _place(count: int, seed: int, sample: int, part: int) -> int:
     return int(np.random.default_rng((ORDER, seed, turn, part)).permutation(count)[place])
 
 
-def known(model: Model, texts: Sequence[str], size: tuple[int, int], fps: float = FPS) -> Tell:
+def known(model: Model, texts: Sequence[str], size: tuple[int, int], fps: float = VIDEO_MODEL_FPS) -> Tell:
     """What a network is told of these texts, where the text encoder does not learn: read once."""
     places = {each: number for number, each in enumerate(dict.fromkeys(texts))}
     said = model.prompt(list(places), size=size, fps=fps)
@@ -112,7 +112,7 @@ def learning(model: Model) -> Tell:
     def tell(trainee: nn.Module, texts: Sequence[str]) -> Condition:
         assert isinstance(trainee, Trainee) and trainee.text is not None, "it is what learns"
         with one_at_a_time:
-            return Condition(text_encoder.encode(TextEncoder(model.text[0].tokenizer, trainee.text), texts))
+            return Condition(text_encoder.encode_text(TextEncoder(model.text[0].tokenizer, trainee.text), texts))
 
     return tell
 

@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.methods.still_moving import inject
 from kineograph.models.loading import adapter_files
 from kineograph.models.loading.load import load
@@ -42,8 +42,8 @@ def customised_video(video: Model, output: str | Path) -> Model:
         subject = read_card(output / IMAGE / FINAL)["name"]
         return replace(whole, subject=subject, controls=video.controls, decoder=video.decoder)
     assert video.net.temporal is not None, "a video model"
-    adapter = adapter_files.read(output, "customised", Hub())
-    spatial = adapter_files.spatial_branches(adapter, video.net.temporal, layers_name(video))
+    adapter = adapter_files.read_adapter_file(output, "customised", HubOptions())
+    spatial = adapter_files.build_spatial_adapter(adapter, video.net.temporal, layers_name(video))
     model = injected(video, output / IMAGE / FINAL)
     spatial = deepcopy(spatial).to(video.device, video.dtype)
     net = VideoUNet(

@@ -143,7 +143,7 @@ def loss_of(ready: VideoReady, tell: batches.Tell) -> Callable[[VideoUNet, Batch
     def loss(net: VideoUNet, batch: Batch, seed: int) -> dict[str, Float[Tensor, ""]]:
         x0, levels = batch.x0, model.schedule
         kind, count = ("natural", len(x0)) if x0.shape[1] > 1 else ("subject", len(x0) // frames)
-        drawn = noise.related(ratio if x0.shape[1] > 1 else 0.0, seed, range(frames), (count, *x0.shape[2:]))
+        drawn = noise.partly_shared(ratio if x0.shape[1] > 1 else 0.0, seed, range(frames), (count, *x0.shape[2:]))
         told = tell(net, batch.texts)
         off = method.loss(net, levels, told, x0, drawn.reshape(x0.shape).to(x0), batch.timesteps, method.MOVING)
         return {kind: (weigh(levels, batch.timesteps) * off).mean()}

@@ -7,12 +7,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import cast
 
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.methods.still_moving import STILL
 from kineograph.models.loading import adapter_files
-from kineograph.models.loading.provenance import fingerprints, name_of
+from kineograph.models.loading.provenance import fingerprints, source_name
 from kineograph.models.model import Model
-from kineograph.models.temporal.adapters import MotionBranches
+from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training import Progress, fit, weights
 from kineograph.training.customise import adapters, batches
@@ -71,7 +71,7 @@ def stilled(wanted: Wanted, output: Path, shown: list[Shown]) -> Generator[Reach
     if changed or not file.exists():
         take(net, weights(output / STILLING))
         assert net.motion_adapter is not None and video.net.temporal is not None
-        adapter_files.save_motion(net.motion_adapter, video.net.temporal, file, name=layers_name(video))
+        adapter_files.save_motion_adapter(net.motion_adapter, video.net.temporal, file, name=layers_name(video))
 
 
 def _steps(wanted: Wanted, net: VideoUNet, folder: Path, shown: list[Shown]) -> Generator[Progress, None, None]:
@@ -90,14 +90,14 @@ def _steps(wanted: Wanted, net: VideoUNet, folder: Path, shown: list[Shown]) -> 
     return cast(Generator[Progress, None, None], fit(net, loop, folder, draw=draw, loss=loss, facts=facts))
 
 
-def read_motion_adapter(video: Model, file: Path) -> MotionBranches:
+def read_motion_adapter(video: Model, file: Path) -> MotionAdapter:
     """A motion adapter that was trained for the video model."""
     assert video.net.temporal is not None, "checked before"
-    return adapter_files.motion_branches(
-        adapter_files.read(file, "motion", Hub()), video.net.temporal, layers_name(video)
+    return adapter_files.build_motion_adapter(
+        adapter_files.read_adapter_file(file, "motion", HubOptions()), video.net.temporal, layers_name(video)
     )
 
 
 def layers_name(video: Model) -> str:
     """What the layers along time are called, which may have come from elsewhere than the image network."""
-    return name_of(video.settings.get("motion") or video.name)
+    return source_name(video.settings.get("motion") or video.name)

@@ -20,16 +20,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kineograph import noise
-from kineograph.denoise import finite, guided
+from kineograph.denoise import check_finite, classifier_free_guidance
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.files import instead_of
 from kineograph.media.video import Video
-from kineograph.models.formats.tensor_files import read
+from kineograph.models.formats.tensor_files import read_tensors
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
-from kineograph.models.temporal.adapters import NO_LAYERS
+from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.samplers import dpmpp_2m, last
+from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
 from kineograph.training import here
 from kineograph.training.customise import prompts
@@ -91,7 +91,7 @@ def refuse_other_models(video: Model) -> None:
     if here().num_processes > 1:
         raise InputError("a customising is for one process: call it without accelerate launch")
     if video.temporal is None:
-        raise InputError(f"{video.name} {NO_LAYERS}")
+        raise InputError(f"{video.name} {NO_TEMPORAL_LAYERS}")
     if video.reader is not None:
         raise InputError(f"{video.name} is shown pictures: take a text-to-video model, such as pocket-video")
     if video.net.spatial_adapter is not None:
@@ -151,7 +151,7 @@ def _drawn(wanted: Wanted, folder: Path) -> Generator[Shown, None, None]:
             latents = draw(wanted, prompt, wanted.settings.training.seed + number)
             with instead_of(file) as part:
                 save_file({"latents": latents.half().contiguous()}, part, {"prompt": prompt})
-        yield Shown((read(file)["latents"].float(),), prompt)
+        yield Shown((read_tensors(file)["latents"].float(),), prompt)
 
 
 def asked(wanted: Wanted) -> list[str]:
@@ -165,12 +165,12 @@ def draw(wanted: Wanted, prompt: str, seed: int) -> Float[Tensor, "f c h w"]:
     model, drawing, frames = _plain(wanted.video), wanted.settings.drawing, range(wanted.frames)
     tell = partial(model.prompt, size=wanted.size, fps=wanted.settings.fps)
     told, blank = (model.bind(tell([text]), window=len(frames)) for text in (prompt, ""))
-    look = finite(guided(told, blank, max(1.0, drawing.guidance_scale)))
+    look = check_finite(classifier_free_guidance(told, blank, max(1.0, drawing.guidance_scale)))
     sigmas = leading(model.schedule.sigmas, drawing.num_inference_steps)
     ratio = model.temporal.noise_ratio if model.temporal else 0.0
-    begin = noise.related(ratio, seed, frames, (1, *model.latent_shape(*wanted.size))).to(model.device)
+    begin = noise.partly_shared(ratio, seed, frames, (1, *model.latent_shape(*wanted.size))).to(model.device)
     with torch.no_grad():
-        return last(dpmpp_2m(look, sigmas[0] * begin, sigmas))[0].cpu()
+        return final_latents(dpmpp_2m(look, sigmas[0] * begin, sigmas))[0].cpu()
 
 
 def refuse_what_cannot_be_asked(wanted: Wanted) -> None:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from kineograph.errors import InputError
-from kineograph.hub import Hub
+from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import lora as adapters
 from kineograph.models.loading.load import load
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.placement import Placement
-from kineograph.models.unet.forward import at_once
+from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise.settings import Customising, Lora
 from kineograph.training.norms import with_quick_norms
@@ -62,7 +62,7 @@ def begun(model: Model, settings: Customising) -> Trainee:
     place = Placement(model.device, model.dtype, "as the model is")
     image = image.to(place.device, memory_format=place.memory_format)
     image = with_quick_norms(image) if place.device.type == "cpu" else image
-    through = recomputed if settings.gradient_checkpointing else at_once
+    through = recomputed if settings.gradient_checkpointing else call_directly
     return Trainee(VideoUNet(image, None, through).eval(), None if text is None else text.to(place.device))
 
 
@@ -118,7 +118,7 @@ def write(model: Model, trainee: Trainee, folder: Path, card: Mapping[str, Any])
     """
     if any(isinstance(layer, LoraLayer) for layer in trainee.unet.modules()):
         folder.mkdir(parents=True)
-        save_file(lora_of(trainee), folder / adapters.FILES[0], {"format": "pt", adapters.HEADER: json.dumps(card)})
+        save_file(lora_of(trainee), folder / adapters.LORA_FILES[0], {"format": "pt", adapters.CUSTOMISE_HEADER: json.dumps(card)})
     else:
         whole = deepcopy(trainee.unet.image_unet).to(model.dtype)
         words = None if model.vocabulary is None else model.vocabulary | set(card["words"])
@@ -150,11 +150,11 @@ def customised(model: Model, folder: str | Path) -> Model:
     """
     folder = Path(folder)
     card = read_card(folder)
-    if not (folder / adapters.FILES[0]).is_file():
+    if not (folder / adapters.LORA_FILES[0]).is_file():
         return replace(load(folder, device=model.device, dtype=model.dtype), subject=card["name"])
     image, texts = deepcopy(model.net.image_unet), [deepcopy(each.network) for each in model.text]
     names = ("unet", "text_encoder", "text_encoder_2")
-    adapters.attach(dict(zip(names, (image, *texts), strict=False)), folder, 1.0, Hub())
+    adapters.load_lora(dict(zip(names, (image, *texts), strict=False)), folder, 1.0, HubOptions())
     encoders = zip(model.text, texts, strict=True)
     return replace(
         model,

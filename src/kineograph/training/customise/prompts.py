@@ -54,7 +54,7 @@ def of_stills(model: Model, words: Words, count: int) -> list[str]:
     if words.name.endswith(" style"):
         things = [f"{each} in {words.name}" for each in _met(_known(model, CONTENTS), places)]
         return repeated(things or [words.captions[0]], count)
-    return repeated([*_met([dreambooth.caption(*words.name.split(maxsplit=1))], places)], count)
+    return repeated([*_met([dreambooth.subject_caption(*words.name.split(maxsplit=1))], places)], count)
 
 
 def of_videos(model: Model, count: int) -> list[str]:
@@ -111,7 +111,7 @@ def subject_words(model: Model, subject: str, photos: Sequence[Photo]) -> Words:
         )
     if unknown := model.unknown_words(kind):
         _warn(f"{model.name} has never seen the words {', '.join(unknown)}: name a class that it knows")
-    usual = dreambooth.caption(word, kind)
+    usual = dreambooth.subject_caption(word, kind)
     captions = tuple(photo.caption or usual for photo in photos)
     for photo, each in zip(photos, captions, strict=True):
         refuse_without(f"{word} {kind}", each, f"the caption of {photo.name}")

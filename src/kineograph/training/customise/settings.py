@@ -11,9 +11,9 @@ import torch
 from pydantic import BaseModel, Field, field_validator
 
 from kineograph.methods.still_moving import STILL
-from kineograph.models.model import FPS, Model
-from kineograph.models.placement import place
-from kineograph.models.temporal.adapters import MOTION, SPATIAL, BranchConfig
+from kineograph.models.model import VIDEO_MODEL_FPS, Model
+from kineograph.models.placement import choose_placement
+from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
 from kineograph.training import TrainingSettings
 from kineograph.training.temporal_layers.settings import STRICT, LogNormal
 
@@ -170,7 +170,7 @@ def is_small(model: Model) -> bool:
 
 def precision(device: torch.device) -> str:
     """Of the loop; Apple's GPUs train in float32, since nothing scales their losses."""
-    return "no" if device.type == "mps" else PRECISIONS.get(place(device).dtype, "no")
+    return "no" if device.type == "mps" else PRECISIONS.get(choose_placement(device).dtype, "no")
 
 
 def changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
@@ -220,11 +220,11 @@ class VideoCustomising(BaseModel):
     natural_folder: Path | None = None
     drawing: Drawing = Drawing.model_validate({"at_once": 1})
     num_frames: int | None = Field(None, ge=2)
-    fps: float = Field(FPS, gt=0, allow_inf_nan=False)
-    spatial: BranchConfig | None = SPATIAL
+    fps: float = Field(VIDEO_MODEL_FPS, gt=0, allow_inf_nan=False)
+    spatial: AdapterConfig | None = SPATIAL_ADAPTER
     still_scale: float = Field(STILL, allow_inf_nan=False)
     natural_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
-    motion: BranchConfig = MOTION
+    motion: AdapterConfig = MOTION_ADAPTER
     caption_dropout: float = Field(0.1, ge=0, le=1)
     levels: Literal["uniform"] | LogNormal = "uniform"
     error: Literal["predicted", "v"] = "predicted"

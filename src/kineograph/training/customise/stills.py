@@ -13,12 +13,12 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kineograph import noise
-from kineograph.denoise import finite, guided
+from kineograph.denoise import check_finite, classifier_free_guidance
 from kineograph.media.files import instead_of, slug
 from kineograph.media.video import Video
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
-from kineograph.samplers import dpmpp_2m, last
+from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
 from kineograph.training.customise.settings import Drawing
 
@@ -39,10 +39,10 @@ def stills(
     size: height and width in pixels. Raises ValueError for a picture that holds NaN.
     """
     told, blank = (model.bind(model.prompt(texts, size=size)) for texts in (list(prompts), [""]))
-    look = finite(guided(told, blank, max(1.0, drawing.guidance_scale)))
+    look = check_finite(classifier_free_guidance(told, blank, max(1.0, drawing.guidance_scale)))
     sigmas = leading(model.schedule.sigmas, drawing.num_inference_steps)
     begin = noise.independent(seed, [0], (len(prompts), *model.latent_shape(*size))).to(model.device)
-    return Video.from_tensor(model.decode(last(dpmpp_2m(look, sigmas[0] * begin, sigmas)))[:, 0]).frames
+    return Video.from_tensor(model.decode(final_latents(dpmpp_2m(look, sigmas[0] * begin, sigmas)))[:, 0]).frames
 
 
 def kept_stills(

@@ -186,11 +186,11 @@ def _write(ready: VideoReady, model: Model) -> None:
         with instead_of(ready.output / WHOLE) as part:
             save(adapting.whole(model), part)
         return
-    file = ready.image.output / FINAL / adapters.FILES[0]
+    file = ready.image.output / FINAL / adapters.LORA_FILES[0]
     lora = load_file(file) if file.is_file() else {}
     # What the adapter is for: the user's own network where a LoRA goes with it, else the customised one
     image = video.net.image_unet if lora else model.net.image_unet
     net = VideoUNet(image, video.net.temporal, spatial_adapter=model.net.spatial_adapter)
-    adapter_files.save_customised(
+    adapter_files.save_customised_adapter(
         net, lora, ready.output / ADAPTER, subject=name, image=ready.image.model.name, video=layers_name(video)
     )

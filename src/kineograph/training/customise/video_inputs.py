@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kineograph.errors import InputError
-from kineograph.models.formats.layer_names import likeness
+from kineograph.models.loading.adapter_files import weight_signature
 from kineograph.models.model import Model
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise.image import Ready, ready
@@ -62,8 +62,8 @@ def under(video: Model, image: Model | None = None) -> Model:
     """The image model under a video model's layers along time. Raises InputError when `image` is another one."""
     if image is not None and image.temporal is not None:
         raise InputError(f"{image.name} is a video model: image is for the image model under {video.name}")
-    own = likeness(video.net.image_unet, video.name)
-    if image is not None and not likeness(image.net.image_unet, image.name).is_of(own):
+    own = weight_signature(video.net.image_unet, video.name)
+    if image is not None and not weight_signature(image.net.image_unet, image.name).is_of(own):
         raise InputError(
             f"the image network of {video.name} is not that of {image.name}: leave image out, or put the layers along "
             f"time around {image.name}, motion= (--motion-module)"

@@ -137,7 +137,7 @@ def teller(model: Model, size: tuple[int, int]) -> Told:
 def with_rates(model: Model, condition: Condition, rates: Sequence[float]) -> Condition:
     """The condition with each sample's own frame rate, where the model is told them."""
     embedding = None if condition.embedding is None else condition.embedding.float().cpu()
-    if embedding is not None and model.net.tells_frame_rate:
+    if embedding is not None and model.net.has_frame_rate:
         embedding = torch.cat([embedding[:, :-1], torch.tensor(rates, dtype=torch.float32)[:, None]], dim=1)
     return replace(condition, embedding=embedding)
 
@@ -167,7 +167,7 @@ def noise_loss(
     def loss(net: VideoUNet, batch: Batch, seed: int) -> dict[str, Float[Tensor, ""]]:
         kind, x0 = "image" if batch.x0.shape[1] == 1 else "video", batch.x0
         count = x0.shape[0] * x0.shape[1] // num_frames
-        drawn = noise.related(ratio if kind == "video" else 0.0, seed, range(num_frames), (count, *x0.shape[2:]))
+        drawn = noise.partly_shared(ratio if kind == "video" else 0.0, seed, range(num_frames), (count, *x0.shape[2:]))
         told = Condition(batch.tokens, image_tokens=_shown(model, net, batch), embedding=batch.embedding)
         off = method.loss(net, model.schedule, told, x0, drawn.reshape(x0.shape).to(x0), batch.timesteps)
         return {kind: off.mean()}

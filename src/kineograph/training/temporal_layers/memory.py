@@ -13,7 +13,7 @@ from torch.func import functional_call
 
 from kineograph.condition import Condition
 from kineograph.models.model import Model
-from kineograph.models.unet.forward import Through, at_once
+from kineograph.models.unet.forward import CallStage, call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.temporal_layers.settings import Stage
 
@@ -34,7 +34,7 @@ def activations(model: Model, stage: Stage, batch: int, precision: str) -> int:
     """
     parts: list[Kept] = []
 
-    def through(part: Through, *given: object) -> Tensor:
+    def through(part: CallStage, *given: object) -> Tensor:
         with _counted(weights) as kept:
             left = part(*given)
         parts.append(Kept(sum(each.nbytes for each in given if isinstance(each, Tensor)), sum(kept.values())))
@@ -44,7 +44,7 @@ def activations(model: Model, stage: Stage, batch: int, precision: str) -> int:
     weights = {name: _bare(each) for name, each in net.state_dict(keep_vars=True).items()}
     with _counted(weights) as outside:
         functional_call(net, weights, _given(model, stage, batch))
-    once = model.net.through is at_once
+    once = model.net.through is call_directly
     kept = sum(each.inside for each in parts)
     again = sum(each.given for each in parts) + max(each.inside for each in parts)
     return round((sum(outside.values()) + (kept if once else again)) * (1 if precision == "no" else HALF))

@@ -16,7 +16,7 @@ from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.models.placement import Placement
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
-from kineograph.models.unet.forward import Through, at_once
+from kineograph.models.unet.forward import CallStage, call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.gradients import DTYPES
 from kineograph.training.norms import with_quick_norms
@@ -32,7 +32,7 @@ def begun(settings: VideoTraining, device: torch.device) -> Model:
     model = load(settings.model, motion=settings.motion, device=device, dtype="float32")
     config = _config(settings, model)
     _check(settings, model, config)
-    through = recomputed if settings.gradient_checkpointing else at_once
+    through = recomputed if settings.gradient_checkpointing else call_directly
     net = _network(model.net, config, settings.training.seed, through)
     freeze(net, settings.trained, settings.frozen)
     _check_trained(settings, net)
@@ -43,7 +43,7 @@ def begun(settings: VideoTraining, device: torch.device) -> Model:
     return replace(model, net=net, vocabulary=None)  # its list of words will not be true any more
 
 
-def recomputed(stage: Through, *arguments: object) -> torch.Tensor:
+def recomputed(stage: CallStage, *arguments: object) -> torch.Tensor:
     """Calls a part of the walk; where gradients are wanted it is walked again for them, and not remembered."""
     if not torch.is_grad_enabled():
         return stage(*arguments)
@@ -76,7 +76,7 @@ def _check(settings: VideoTraining, model: Model, config: TemporalConfig) -> Non
             )
 
 
-def _network(net: VideoUNet, config: TemporalConfig, seed: int, through: Through) -> VideoUNet:
+def _network(net: VideoUNet, config: TemporalConfig, seed: int, through: CallStage) -> VideoUNet:
     """The network with layers of this configuration: those that it has, or new ones, which are told by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -104,7 +104,7 @@ def ready(settings: VideoTraining, device: str | torch.device | None = None) -> 
     if settings.validation is not None:
         model.prompt(settings.validation.prompts)
         for request in samples.requests(settings.validation, settings.stages[0]):
-            plan.opened(request)
+            plan.open_inputs(request)
     opened = {"video": sources.opened(settings.videos, "video"), "image": sources.opened(settings.images, "image")}
     return Ready(settings, model, cast(Mapping[Kind, tuple[Opened, ...]], opened), process)
 

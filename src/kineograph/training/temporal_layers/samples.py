@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kineograph.generate.run import made
+from kineograph.generate.run import run_request
 from kineograph.media.files import instead_of, slug
 from kineograph.models.model import Model
 from kineograph.request import Request
@@ -55,7 +55,7 @@ def drawn(studio: Studio, progress: Progress) -> list[Path]:
 
 
 def _drawn(studio: Studio, progress: Progress, number: int, request: Request) -> Path:
-    video = made(studio.model, request)
+    video = run_request(studio.model, request)
     name = f"{studio.name}_step-{progress.step:06d}_{number}-{slug(request.prompt)}"
     path = video.overwrite(studio.folder / f"{name}.mp4")
     sheet = video.contact_sheet()

@@ -16,7 +16,7 @@ from kineograph.media.dataset_layouts import Item, Kind
 from kineograph.media.sampling_order import drawn
 from kineograph.media.seek import BrokenFile
 from kineograph.media.training_clips import Clip, clip, fitted_at
-from kineograph.plugins import plugin
+from kineograph.plugins import load_plugin
 from kineograph.training.temporal_layers.latents import See, Sight, Wanted
 from kineograph.training.temporal_layers.settings import POCKET, Source, Stage
 
@@ -138,7 +138,7 @@ def _rendered(each: Opened, shape: Shape, rules: Rules, turn: int, place: int, b
     number = turn * batch + place
     number = number if each.source.count is None else number % each.source.count
     rng = np.random.default_rng((SHOT, rules.content_seed, number))
-    caption, render = plugin("training_sources", POCKET)(rng, each.kind, shape)
+    caption, render = load_plugin("training_sources", POCKET)(rng, each.kind, shape)
     key = (POCKET, each.kind, rules.content_seed, number, *shape)
     return rules.see(Wanted(key, caption, lambda: _fitted_clip(render(), shape)))
 

@@ -9,23 +9,23 @@ from transformers import CLIPVisionModelWithProjection
 
 from kineograph import hub
 from kineograph.errors import InputError
-from kineograph.hub import Hub
-from kineograph.models.conditioning.image_encoder import PictureReader
+from kineograph.hub import HubOptions
+from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.formats import tensor_files
-from kineograph.models.loading.components import DAMAGE, Parts
+from kineograph.models.loading.components import READ_ERRORS, Components
 
 PARTS = ("image_proj", "ip_adapter")  # how a file is divided, by nesting or by the beginnings of names
 ENCODER = "image_encoder"
 FETCHED = ["models/ip-adapter_sd15.safetensors", f"models/{ENCODER}/*"]  # of h94/IP-Adapter and those laid out like it
 
 
-def attach(opened: Parts, source: str | Path, ask: Hub) -> Parts:
+def load_ip_adapter(opened: Components, source: str | Path, ask: HubOptions) -> Components:
     """The model with an IP-Adapter on its image network, and the encoder that lies beside it in `image_encoder`.
 
     source: a file as IP-Adapter's authors release them, or a repository laid out like theirs.
     Raises InputError when it is none, is for another architecture, or has no encoder beside it.
     """
-    file = hub.local(source) or hub.fetch_folder(str(source), FETCHED, ask._replace(revision=None)) / FETCHED[0]
+    file = hub.local_path(source) or hub.fetch_folder(str(source), FETCHED, ask._replace(revision=None)) / FETCHED[0]
     if not file.is_file():
         raise InputError(f"{source} is a folder: pass the IP-Adapter's file in it, such as ip-adapter_sd15.safetensors")
     state = _divided(file)
@@ -38,11 +38,11 @@ def attach(opened: Parts, source: str | Path, ask: Hub) -> Parts:
             f"{file} does not fit the image network, whose tokens are {reads} wide: take an IP-Adapter made for the "
             f"model's family ({str(error).splitlines()[0]})"
         ) from error
-    return opened._replace(unet=opened.unet.eval(), reader=PictureReader(encoder))
+    return opened._replace(unet=opened.unet.eval(), reader=ImageEncoder(encoder))
 
 
 def _divided(file: Path) -> dict[str, dict[str, Any]]:
-    content = tensor_files.read_any(file)
+    content = tensor_files.read_content(file)
     found = {
         part: content[part]
         if isinstance(content.get(part), dict)
@@ -52,7 +52,7 @@ def _divided(file: Path) -> dict[str, dict[str, Any]]:
     if missing := [part for part in PARTS if not found[part]]:
         raise InputError(
             f"{file} is no IP-Adapter: it has no tensors under {' and none under '.join(missing)}. Its tensors are "
-            f"called {tensor_files.some(map(str, content))}"
+            f"called {tensor_files.preview_names(map(str, content))}"
         )
     return found
 
@@ -66,5 +66,5 @@ def _encoder(file: Path) -> CLIPVisionModelWithProjection:
         )
     try:
         return CLIPVisionModelWithProjection.from_pretrained(folder, local_files_only=True).eval()
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         raise InputError(f"{folder} is no image encoder, or damaged: {error}") from error

@@ -1,0 +1,181 @@
+"""Work that is cut short, and what it left behind: full disks, no memory, Ctrl-C, damaged state."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from cases.program import Said, run
+from cases.small_media import movie, moving_square
+from tiny_video_training import both, told
+
+FEW = ("-n", 2, "--steps", 1, "--guidance-scale", 1, "--height", 64, "--width", 64)
+
+
+def succeed(*arguments: object) -> None:
+    """Run a command on which a test builds. Raises RuntimeError where it fails, which is no expected failure."""
+    ended = run(*arguments)
+    if ended.status:
+        raise RuntimeError(ended.text)
+
+
+@contextmanager
+def limited(kind: int, limit: int) -> Iterator[None]:
+    """Lower one of this process's limits for a while."""
+    before, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (before, hard))
+
+
+# --- no room on the disk, no memory
+
+
+# case 110. A limit of the files' size stands for a full disk: only root can mount a small one
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="SafetensorError of a failed write is not handled")
+@pytest.mark.parametrize(
+    ("size", "arguments"),
+    [
+        pytest.param(
+            20_000,
+            ("generate", "a red fish", "-m", "pocket-vidrd", *FEW, "--clips", 2, "--keep-clips", "kept", "-o", "a.mp4"),
+            id="keep-clips",
+        ),
+        pytest.param(3_000_000, ("convert", "pocket", "out"), id="convert"),
+    ],
+)
+def test_full_disk_ends_without_a_traceback(work, monkeypatch, size, arguments):
+    monkeypatch.chdir(work)
+    with limited(resource.RLIMIT_FSIZE, size):
+        ended = run(*arguments)
+    assert ended.status and not ended.crashed, ended.text[-300:]
+
+
+# case 117
+@pytest.mark.skipif(sys.platform != "linux", reason="the size of the address space is read from /proc")
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="torch's error of a CPU without memory is not handled")
+def test_cpu_without_memory_ends_without_a_traceback(work):
+    succeed("generate", "a red fish", *FEW, "-o", work / "small.mp4")  # all is imported and loaded by now
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    large = ("-n", 64, "--chunk-size", 64, "--height", 1024, "--width", 1024, "--steps", 1, "--guidance-scale", 1)
+    with limited(resource.RLIMIT_AS, taken + (200 << 20)):
+        ended = run("generate", "a red fish", *large, "-o", work / "large.mp4")
+    assert ended.status and not ended.crashed, ended.text[-300:]
+
+
+# --- Ctrl-C
+
+INTERRUPTED = """
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == awaited:
+            sys.meta_path.remove(self)
+            print("interrupted", flush=True)
+            os.kill(os.getpid(), signal.SIGINT)
+awaited = sys.argv.pop(1)
+sys.meta_path.insert(0, Interrupt())
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+# case 122. Ctrl-C comes when a module begins to be imported, instead of after 0.3 to 1.2 seconds
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["typer", "torch", "diffusers"])
+def test_ctrl_c_while_starting_ends_without_a_traceback(work, module):
+    script = shutil.which("kineograph", path=Path(sys.executable).parent)
+    arguments = [module, script, "generate", "a red fish", "-n", "1", "--steps", "1", "-o", "o.mp4"]
+    command = [sys.executable, "-c", INTERRUPTED, *arguments]
+    ended = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=60, check=False)
+    if "interrupted" not in ended.stdout:
+        raise RuntimeError(f"{module} is not imported")
+    assert "Traceback" not in ended.stderr
+
+
+# --- damaged clips, records and checkpoints
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """A folder with a video of four clips, a.mp4, and its kept clips."""
+    folder = tmp_path_factory.mktemp("clips")
+    generate_clips(folder, "a.mp4", succeed)
+    return folder
+
+
+def generate_clips(folder: Path, output: str, run=run) -> Said | None:
+    command = ("generate", "a red fish", "-m", "pocket-vidrd", *FEW, "--clips", 4, "--seed", 1)
+    return run(*command, "--keep-clips", folder / "kept", "-o", folder / output)
+
+
+def kept(folder: Path, number: int) -> Path:
+    (file,) = (folder / "kept").glob(f"*/{number:04}.safetensors")
+    return file
+
+
+# case 120
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a kept clip that is gone is left out of the video")
+def test_video_is_the_same_after_a_kept_clip_was_removed(work, clips):
+    shutil.copytree(clips, work, dirs_exist_ok=True)
+    kept(work, 1).unlink()
+    generate_clips(work, "b.mp4", succeed)
+    assert (work / "a.mp4").read_bytes() == (work / "b.mp4").read_bytes()
+
+
+# case 120
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a damaged kept clip ends in a traceback")
+def test_damaged_kept_clip_ends_without_a_traceback(work, clips):
+    shutil.copytree(clips, work, dirs_exist_ok=True)
+    file = kept(work, 0)
+    file.write_bytes(file.read_bytes()[:500])
+    ended = generate_clips(work, "c.mp4")
+    assert not ended.crashed, ended.text[-300:]
+
+
+# case 121
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a truncated record of curation ends in a traceback")
+def test_truncated_record_of_curation_ends_without_a_traceback(work):
+    (work / "s").mkdir()
+    movie(work / "s" / "a.mp4", moving_square(60))
+    movie(work / "s" / "b.mp4", moving_square(130))
+    settings = {
+        "sources": [str(work / "s")],
+        "output": str(work / "out"),
+        "run": "alone",
+        "shorter_side": 64,
+        "cuts": {"shortest": 0.2, "longest": 1},
+    }
+    (work / "d.yaml").write_text(yaml.safe_dump(settings))
+    succeed("data", work / "d.yaml")
+    record = next((work / "out" / ".work" / "units").rglob("*.json"))
+    record.write_bytes(record.read_bytes()[:10])
+    for shard in (work / "out").glob("clips-*"):
+        shard.unlink()
+    ended = run("data", work / "d.yaml")
+    assert not ended.crashed, ended.text[-300:]
+
+
+# case 121
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a checkpoint damaged at equal size ends in a traceback")
+def test_damaged_checkpoint_of_equal_size_ends_without_a_traceback(work, sd_folder):
+    stage = {"height": 16, "width": 16, "num_frames": 3, "fps": [5]}
+    stages = [{**stage, "steps": 2}, {**stage, "steps": 1}]
+    settings = told(sd_folder, both(work), work / "t", stages=stages).model_dump(mode="json")
+    for name, count in (("one.yaml", 1), ("two.yaml", 2)):
+        (work / name).write_text(yaml.safe_dump({**settings, "stages": settings["stages"][:count]}))
+    succeed("train", work / "one.yaml")
+    *_, weights = sorted((work / "t" / "stage-1" / "checkpoints").glob("step-*/weights.safetensors"))
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:8] + b"X" + whole[9:])
+    ended = run("train", work / "two.yaml")
+    assert not ended.crashed, ended.text[-300:]
