@@ -13,7 +13,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
 from kineograph.models.conditioning import resampler
-from kineograph.models.conditioning.image_encoder import GREY, LAST, PictureReader, cropped, cut, squashed
+from kineograph.models.conditioning.image_encoder import (
+    GREY,
+    LAST,
+    ImageEncoder,
+    crop_to_size,
+    crop_to_square,
+    stretch_to_square,
+)
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
@@ -46,11 +53,11 @@ def animator() -> Model:
     unet, width = image.net.image_unet, image.net.image_unet.config.cross_attention_dim
     sizes = ResamplerConfig(reads=16, width=16, gives=width, tokens=4, depth=1, heads=2, head_width=8)
     torch.manual_seed(0)
-    resampler.put_on(unet, sizes)
+    resampler.add_resampler(unet, sizes)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
     net = VideoUNet(unet, stirred(TemporalLayers(unet, CONFIG)))
-    return replace(image, name="animator", net=net, reader=PictureReader(encoder, LAST, squashed, blank=GREY))
+    return replace(image, name="animator", net=net, reader=ImageEncoder(encoder, LAST, stretch_to_square, blank=GREY))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +118,7 @@ def test_what_is_shown_counts_and_as_much_as_asked(animator: Model, pictures: tu
 def test_a_pinned_first_frame_is_the_picture_as_the_vae_has_it(model: Model, pictures: tuple[str, str]):
     video = kg.animate(model, pictures[0], "a fish", first_frame="pinned", num_frames=3, **FEW)
     picture = torch.from_numpy(np.array(Image.open(pictures[0]))).permute(2, 0, 1)[None].float() / 255
-    known = model.decode(model.encode(cut(picture, *model.default_size)[:, None]))[0, 0]
+    known = model.decode(model.encode(crop_to_size(picture, *model.default_size)[:, None]))[0, 0]
     assert np.abs(video.frames[0] - 255 * known.permute(1, 2, 0).numpy()).max() <= 1
 
 
@@ -146,6 +153,6 @@ def test_a_file_that_is_no_picture_is_named(model: Model, tmp_path):
 def test_pictures_of_any_shape_are_made_to_fit():
     wide = torch.zeros(1, 3, 20, 60)
     wide[..., 20:40] = 1
-    assert cut(wide, 10, 10).shape == (1, 3, 10, 10) and cut(wide, 10, 10).mean() > 0.9
-    assert cropped(wide, 16).shape == (1, 3, 16, 16)
-    assert 0.2 < squashed(wide, 16).mean() < 0.5
+    assert crop_to_size(wide, 10, 10).shape == (1, 3, 10, 10) and crop_to_size(wide, 10, 10).mean() > 0.9
+    assert crop_to_square(wide, 16).shape == (1, 3, 16, 16)
+    assert 0.2 < stretch_to_square(wide, 16).mean() < 0.5

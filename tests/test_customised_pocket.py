@@ -52,7 +52,7 @@ def cat(pocket: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for weight in ready.spatial_adapter.parameters():
         nn.init.normal_(weight, std=0.05)
     file = tmp_path_factory.mktemp("adapters") / "cat.safetensors"
-    return adapter_files.save_customised(
+    return adapter_files.save_customised_adapter(
         ready, random_lora(pocket, 1), file, subject=SUBJECT, image="pocket-video", video="pocket-video"
     )
 
@@ -83,7 +83,7 @@ def test_with_a_lora_beside(cat: Path, mine: Model, pocket: Model, tmp_path: Pat
 
 
 def test_a_model_knows_the_words_that_its_lora_taught(pocket: Model, tmp_path: Path) -> None:
-    header = {lora.HEADER: json.dumps({"name": SUBJECT, "words": ["sks"]})}
+    header = {lora.CUSTOMISE_HEADER: json.dumps({"name": SUBJECT, "words": ["sks"]})}
     save_file(random_lora(pocket, 2), tmp_path / "cat.safetensors", header)
     taught = kg.load(lora=tmp_path / "cat.safetensors", device="cpu")
     assert taught.unknown_words("a sks cat on Mars") == ["mars"]
@@ -99,7 +99,7 @@ def test_clip_after_clip_and_along_a_control_map(mine: Model, tmp_path: Path) ->
 
 def test_under_video_elevator(mine: Model, pocket: Model) -> None:
     image = kg.load("pocket", device="cpu", dtype="float32")
-    few = {"elevation": kg.Elevation(refine_at=(0.5,), video_steps=1, video_prompt=SAY), **FEW}
+    few = {"elevation": kg.ElevatorOptions(refine_at=(0.5,), video_steps=1, video_prompt=SAY), **FEW}
     say = "a cat in the snow"
     drawn = [kg.generate(image, say, video_model=second, **few).frames for second in (mine, pocket)]
     assert not np.array_equal(*drawn)

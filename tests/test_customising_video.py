@@ -243,7 +243,7 @@ def test_interleaved_training_is_of_pictures_and_videos_in_turn(video: Model, fe
     assert seen == {1: {"subject"}, 2: {"natural"}, 3: {"subject"}, 4: {"natural"}}
     learnt = inject(video, tmp_path / "out" / "final")
     assert learnt.subject == SUBJECT and learnt.net.spatial_adapter is None
-    assert all(each.startswith("unet.") for each in load_file(tmp_path / "out" / "final" / lora.FILES[0]))
+    assert all(each.startswith("unet.") for each in load_file(tmp_path / "out" / "final" / lora.LORA_FILES[0]))
     assert (estimate(learnt) - estimate(video)).abs().max() > 1e-3
 
 

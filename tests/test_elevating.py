@@ -68,11 +68,11 @@ def test_a_second_model_alone_says_which_method_it_is(image: Model, video: Model
 def test_with_no_refined_step_it_is_the_image_model_whose_frames_look_at_the_first(image: Model, video: Model):
     asked = {**FEW, "num_frames": 3}
     made = kg.generate(image, "a fish", video_model=video, elevation=ElevatorOptions(refine_at=()), **asked)
-    told, blank = (image.bind(image.prompt([text]), see=kg.see.first) for text in ("a fish", ""))
+    told, blank = (image.bind(image.prompt([text]), see=kg.frame_attention.first) for text in ("a fish", ""))
     shape = (1, *image.latent_shape(*image.default_size))
-    sigmas = kg.ladder.leading(image.schedule.sigmas, 6)
+    sigmas = kg.sigmas.leading(image.schedule.sigmas, 6)
     noise = partly_shared(1.0, 3, range(3), shape)
-    x0 = final_latents(ddim(kg.guided(told, blank, 7.5), sigmas[0] * noise, sigmas))
+    x0 = final_latents(ddim(kg.classifier_free_guidance(told, blank, 7.5), sigmas[0] * noise, sigmas))
     assert np.array_equal(made.frames, kg.Video.from_tensor(image.decode(x0)[0]).frames)
 
 

@@ -10,15 +10,14 @@ from PIL import Image
 from kineograph.errors import InputError
 from kineograph.generate import generate
 from kineograph.media.metadata import identifier
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Seen
 from kineograph.models.loading.load import load
 from kineograph.models.placement import choose_placement
 from kineograph.request import Request
 from kineograph_lab.bench import bench, memory
 from kineograph_lab.bench import text2video_zero as peers
 from kineograph_lab.judge.geometry import Geometry
-from kineograph_lab.studies import report
+from kineograph_lab.studies import frame_metrics, report
+from kineograph_lab.studies.frame_metrics import Seen
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import held_out_cases, keep, kept
 from kineograph_lab.studies.reproduce import PAPERS, reproduce

@@ -20,7 +20,7 @@ from kineograph.plan import look
 from kineograph.request import Request
 
 FEW = {"num_inference_steps": 4, "seed": 3, "num_frames": 4}
-EXACT = kg.Reuse(keep=2, guidance=1.0)
+EXACT = kg.ClipOptions(keep=2, guidance=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def models(image: Model, video: Model) -> dict[str, tuple[Model, dict]]:  # noqa
     return {
         "videocrafter": (video, {}),
         "text2video-zero": (image, {}),
-        "video-elevator": (image, {"video_model": video, "elevation": kg.Elevation(refine_at=(0.5,), video_steps=1)}),
+        "video-elevator": (image, {"video_model": video, "elevation": kg.ElevatorOptions(refine_at=(0.5,), video_steps=1)}),
     }
 
 
@@ -43,7 +43,7 @@ def test_clips_follow_each_other_with_every_method(method, models):
     assert len(two.frames) == 8 and two.settings["method"] == method
     assert np.array_equal(two.frames[:4], one.frames)
     assert np.array_equal(two.frames[3], two.frames[4])  # guided to the end, the seam is exact
-    loose = kg.generate(model, "a fish", clips=2, reuse=kg.Reuse(keep=0, noise_ratio=0, guidance=0), **FEW, **more)
+    loose = kg.generate(model, "a fish", clips=2, reuse=kg.ClipOptions(keep=0, noise_ratio=0, guidance=0), **FEW, **more)
     assert not np.array_equal(loose.frames[3], loose.frames[4])
 
 
@@ -54,8 +54,8 @@ def test_every_choice_counts_and_a_clip_has_its_own_prompt(models):
     others = [
         kg.generate(model, "a fish", **asked, **choice)
         for choice in (
-            {"reuse": kg.Reuse(keep=1)}, {"reuse": kg.Reuse(noise_ratio=1.0)}, {"reuse": kg.Reuse(guidance=0.3)},
-            {"reuse": kg.Reuse(anchor=0.5)}, {"reuse": kg.Reuse(order="kept")}, {"then": ["a car"]},
+            {"reuse": kg.ClipOptions(keep=1)}, {"reuse": kg.ClipOptions(noise_ratio=1.0)}, {"reuse": kg.ClipOptions(guidance=0.3)},
+            {"reuse": kg.ClipOptions(anchor=0.5)}, {"reuse": kg.ClipOptions(order="kept")}, {"then": ["a car"]},
             {"then": ["a fish", "a car"]},
         )
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def test_text2video_zero_leaves_out_what_is_overwritten_anyway(choice, models, m
         return lambda x, sigma: (seen.append(x.shape[1]), estimate(x, sigma))[1]
 
     monkeypatch.setattr(text2video_zero_run, "look", counted)
-    reuse = kg.Reuse(keep=3, guidance=1.0)
+    reuse = kg.ClipOptions(keep=3, guidance=1.0)
     spared = kg.generate(model, "a fish", reuse=reuse, **asked)
     count = sum(seen)
     monkeypatch.setattr(text2video_zero_run, "sparing", lambda request, start, look, sigmas: look)
@@ -94,7 +94,7 @@ def test_progress_counts_the_steps_of_all_clips(models):
 
 def test_interrupted_it_goes_on_from_the_last_clip_to_the_same_result(models, tmp_path: Path):
     model, _ = models["videocrafter"]
-    request = Request(prompt="a fish", clips=3, reuse=kg.Reuse(anchor=0.3), **FEW)
+    request = Request(prompt="a fish", clips=3, reuse=kg.ClipOptions(anchor=0.3), **FEW)
     whole = made(model, request)
 
     def stop(progress) -> None:
@@ -124,7 +124,7 @@ def test_what_cannot_be_is_said(asked, said, models):
     with pytest.raises(InputError, match=said):
         kg.generate(models["videocrafter"][0], "a fish", **FEW, **asked)
     with pytest.raises(InputError, match="guidance is a share from 0 to 1"):
-        kg.Reuse(guidance=1.5)
+        kg.ClipOptions(guidance=1.5)
 
 
 def test_the_command_makes_and_replays_clips(run: Run, video: Model, tmp_path: Path) -> None:  # noqa: F811

@@ -7,7 +7,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from kineograph.models.pocket.networks import adapted, added, as_control, as_editor, restored
+from kineograph.models.pocket.networks import (
+    initial_controlnet,
+    initial_editing_unet,
+    make_trainable,
+    restore_network,
+    trained_weights,
+)
 from kineograph_lab.recipe import networks
 from kineograph_lab.recipe.image.controlnets import Controlled
 from kineograph_lab.recipe.image.edit import Editing
@@ -35,17 +41,17 @@ def told() -> tuple[torch.Tensor, ...]:
 @torch.no_grad()
 def test_a_new_controlnet_changes_nothing(unet, told):
     before = unet(*told[:3]).sample
-    assert torch.equal(Controlled(unet, adapted(as_control(unet)).eval())(*told).sample, before)
+    assert torch.equal(Controlled(unet, make_trainable(initial_controlnet(unet)).eval())(*told).sample, before)
 
 
 @torch.no_grad()
 def test_what_is_kept_of_a_controlnet_makes_it_again(unet, told):
-    net = adapted(as_control(unet)).eval()
+    net = make_trainable(initial_controlnet(unet)).eval()
     for weight in net.parameters():
         if weight.requires_grad:
             weight.copy_(0.05 * torch.randn_like(weight))
-    kept = added(net)
-    again = restored(as_control(unet), kept).eval()
+    kept = trained_weights(net)
+    again = restore_network(initial_controlnet(unet), kept).eval()
     assert not any("lora" in name for name in again.state_dict())
     assert again(*told[:3], controlnet_cond=torch.zeros(2, 3, 32, 32)).mid_block_res_sample.abs().sum() > 0
     wanted, got = (Controlled(unet, each)(*told).sample for each in (net, again))
@@ -56,12 +62,12 @@ def test_what_is_kept_of_a_controlnet_makes_it_again(unet, told):
 @torch.no_grad()
 def test_a_new_editor_passes_its_picture_over_and_what_is_kept_of_it_makes_it_again(unet, told):
     z, t, said, _ = told
-    net, shown = adapted(as_editor(unet)).eval(), torch.randn_like(z)
+    net, shown = make_trainable(initial_editing_unet(unet)).eval(), torch.randn_like(z)
     torch.testing.assert_close(Editing(net)(z, t, said, shown).sample, unet(z, t, said).sample, rtol=1e-4, atol=1e-5)
     for weight in net.parameters():
         if weight.requires_grad:
             weight.add_(0.05 * torch.randn_like(weight))
-    again = restored(as_editor(unet), added(net)).eval()
+    again = restore_network(initial_editing_unet(unet), trained_weights(net)).eval()
     assert not any("lora" in name for name in again.state_dict())
     wanted, got = (Editing(each)(z, t, said, shown).sample for each in (net, again))
     assert (wanted - Editing(net)(z, t, said, 0 * shown).sample).abs().max() > 1e-3
@@ -70,7 +76,7 @@ def test_a_new_editor_passes_its_picture_over_and_what_is_kept_of_it_makes_it_ag
 
 def test_other_weights_are_refused(unet):
     with pytest.raises(ValueError, match="not for this ControlNetModel"):
-        restored(as_control(unet), {"x": torch.zeros(1)})
+        restore_network(initial_controlnet(unet), {"x": torch.zeros(1)})
 
 
 def test_maps_show_what_they_are_of():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
-from kineograph.models.pocket.networks import as_control, as_editor, restored
+from kineograph.models.pocket.networks import initial_controlnet, initial_editing_unet, restore_network
 from kineograph.training.muon import optimisers
 from kineograph.training.norms import QuickGroupNorm, with_quick_norms
 from kineograph_lab.judge import training
@@ -185,8 +185,12 @@ def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path, monkey
     assert size(tmp_path / "weights") - sum(sizes.values()) <= 38e6
     drawer = UNet2DConditionModel.from_pretrained(tmp_path / "weights" / "unet", torch_dtype=torch.float32)
     for kind in ("canny", "depth", "pose"):
-        assert restored(as_control(drawer), load_file(tmp_path / "weights" / "control" / f"{kind}.safetensors"))
-    editor = restored(as_editor(drawer), load_file(tmp_path / "weights" / "edit" / "edit.safetensors"))
+        assert restore_network(
+            initial_controlnet(drawer), load_file(tmp_path / "weights" / "control" / f"{kind}.safetensors")
+        )
+    editor = restore_network(
+        initial_editing_unet(drawer), load_file(tmp_path / "weights" / "edit" / "edit.safetensors")
+    )
     assert editor.config["in_channels"] == 2 * drawer.config["in_channels"]
 
 

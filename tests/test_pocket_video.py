@@ -143,7 +143,7 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     assert bad <= 6e6
     for part in ("vidrd", "space-time"):
         assert sum(file.stat().st_size for file in (weights / part).rglob("*") if file.is_file()) <= 8e6
-    told, shown = models.video(weights), models.animator(weights)
+    told, shown = models.open_pocket_video(weights), models.open_pocket_animate(weights)
     spoilt = models.degraded_video(weights)
     assert spoilt.scheduler["num_train_timesteps"] == told.scheduler["num_train_timesteps"] == text_to_video.TIMESTEPS
     assert all(
@@ -161,7 +161,7 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
 
 def test_a_stage_can_go_on_from_what_ships(tmp_path: Path):
     unpack.unpack(tmp_path)
-    opened = models.video(POCKET)
+    opened = models.open_pocket_video(POCKET)
     net = outputs.video_net(tmp_path)
     for ours, theirs in ((net.image_unet, opened.unet), (net.temporal, opened.temporal)):
         assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in ours.state_dict().items())

@@ -122,7 +122,7 @@ def test_questions_are_asked_of_attention_inside_the_blocks():
 
 
 def video_network():
-    opened = models.video(POCKET)
+    opened = models.open_pocket_video(POCKET)
     return VideoUNet(opened.unet, opened.temporal)
 
 

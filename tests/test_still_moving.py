@@ -28,7 +28,7 @@ from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.methods import still_moving as method
 from kineograph.models.loading import adapter_files
-from kineograph.models.loading.adapter_files import likeness
+from kineograph.models.loading.adapter_files import weight_signature
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
 from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
@@ -104,7 +104,7 @@ def still(tmp_path_factory: pytest.TempPathFactory, video: Path) -> Path:
     """A motion adapter for it."""
     net = method.attach(kg.load(video).net, motion=AdapterConfig(rank=2, layers=("to_q", "to_v")))
     file = tmp_path_factory.mktemp("adapters") / "still.safetensors"
-    return adapter_files.save_motion(learnt(net.motion_adapter), net.temporal, file, name="waves")
+    return adapter_files.save_motion_adapter(learnt(net.motion_adapter), net.temporal, file, name="waves")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def dog(tmp_path_factory: pytest.TempPathFactory, video: Path, lora: dict[str, T
     net = method.attach(kg.load(video).net, spatial=AdapterConfig(rank=2, layers=("conv_in", "attentions")))
     learnt(net.spatial_adapter)
     file = tmp_path_factory.mktemp("adapters") / "dog.safetensors"
-    return adapter_files.save_customised(net, lora, file, subject=SUBJECT, image="sea", video="waves")
+    return adapter_files.save_customised_adapter(net, lora, file, subject=SUBJECT, image="sea", video="waves")
 
 
 def test_a_motion_adapter_file_is_small_says_what_it_is_and_comes_back(video: Path, still: Path):
@@ -193,10 +193,10 @@ def test_files_that_are_no_such_adapter_are_told_apart(video: Path, still: Path,
 
 def test_likeness_is_of_the_weights_whatever_their_format():
     net = shaken(sd().unet)
-    was = likeness(net, "one")
-    assert likeness(net.bfloat16(), "two").is_of(was)
+    was = weight_signature(net, "one")
+    assert weight_signature(net.bfloat16(), "two").is_of(was)
     nn.init.normal_(net.conv_in.weight)
-    now = likeness(net, "two")
+    now = weight_signature(net, "two")
     assert now.has_shapes_of(was) and not now.is_of(was)
 
 
@@ -229,7 +229,7 @@ def test_diffusers_opens_the_lora_in_it_and_an_image_model_takes_only_that(dog: 
 def test_a_spatial_adapter_alone_is_for_a_model_customised_as_a_whole(video: Path, tmp_path: Path):
     net = method.attach(kg.load(video).net, spatial=SPATIAL_ADAPTER)
     file = tmp_path / "toy.safetensors"
-    adapter_files.save_customised(net, {}, file, subject="toy", image="toys", video="waves")
+    adapter_files.save_customised_adapter(net, {}, file, subject="toy", image="toys", video="waves")
     model = kg.load(video, adapter=file)
     assert model.net.spatial_adapter is not None
     with pytest.raises(InputError, match="holds a spatial adapter alone, and"):
@@ -237,9 +237,11 @@ def test_a_spatial_adapter_alone_is_for_a_model_customised_as_a_whole(video: Pat
     with pytest.raises(InputError, match="has a spatial adapter"):
         kg.save(model, tmp_path / "folder")
     with pytest.raises(ValueError, match=r"unet\.<layer>"):
-        adapter_files.save_customised(net, {"conv": torch.ones(1)}, file, subject="toy", image="toys", video="waves")
+        adapter_files.save_customised_adapter(
+            net, {"conv": torch.ones(1)}, file, subject="toy", image="toys", video="waves"
+        )
     with pytest.raises(ValueError, match="spatial adapter"):
-        adapter_files.save_customised(kg.load(video).net, {}, file, subject="toy", image="toys", video="waves")
+        adapter_files.save_customised_adapter(kg.load(video).net, {}, file, subject="toy", image="toys", video="waves")
 
 
 def test_a_motion_scale_is_drawn_with_recorded_and_replayed(video: Path, still: Path, tmp_path: Path):
@@ -291,7 +293,7 @@ def test_a_subject_goes_with_clips_controls_and_both_sides_of_video_elevator(
     assert not np.array_equal(two.frames[:3], kg.generate(model, say, **FEW).frames)
     steered = kg.generate(model, say, control={"seg-map": maps}, motion_scale=1.0, **FEW)
     assert not np.array_equal(steered.frames, kg.generate(model, say, motion_scale=1.0, **FEW).frames)
-    asked = {"elevation": kg.Elevation(refine_at=(0.5,), video_steps=1), **FEW}
+    asked = {"elevation": kg.ElevatorOptions(refine_at=(0.5,), video_steps=1), **FEW}
     elevated = [
         kg.generate(first, say, video_model=second, **asked).frames
         for first, second in ((image, plain), (image, model), (kg.load(sd()), model))

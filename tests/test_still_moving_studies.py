@@ -17,7 +17,7 @@ from kineograph.errors import InputWarning
 from kineograph.generate import generate
 from kineograph.methods.still_moving import attach
 from kineograph.metrics import optical_flow
-from kineograph.metrics.statistics import mean
+from kineograph.metrics.distances import mean
 from kineograph.models.loading.load import load
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.temporal.adapters import MOTION_ADAPTER

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from kineograph.generate import generate
-from kineograph.metrics import frame_metrics
+from kineograph.metrics import video_metrics
 from kineograph.models.loading.load import load
-from kineograph_lab.studies import report
+from kineograph_lab.studies import frame_metrics, report
 from kineograph_lab.studies.judges import pocket_witnesses
 from kineograph_lab.studies.protocol import held_out_cases
 from kineograph_lab.studies.study import Study, part, records
@@ -125,8 +125,8 @@ def test_true_flow_explains_a_rendering():
 
 
 def test_steadiness_is_of_neighbours():
-    assert frame_metrics.steadiness(np.eye(3)) == 0
-    assert frame_metrics.steadiness(np.eye(3)[[0, 0, 1]]) == 0.5
+    assert video_metrics.steadiness(np.eye(3)) == 0
+    assert video_metrics.steadiness(np.eye(3)[[0, 0, 1]]) == 0.5
 
 
 def test_unchanged_is_within_a_standard_error():

@@ -180,5 +180,5 @@ def test_sampling_is_a_plain_walk():
 
     noise, sigmas = drawn(1, 3, 2, 4, 4), [14.6, 5.0, 1.0, 0.2, 0.0]
     assert torch.equal(
-        final_latents(sample(look, noise, sigmas, solve=ddim)), final_latents(ddim(look, 14.6 * noise, sigmas))
+        final_latents(sample(look, noise, sigmas, sampler=ddim)), final_latents(ddim(look, 14.6 * noise, sigmas))
     )

@@ -10,7 +10,7 @@ from kineograph.latents import Latents
 from kineograph.methods.text2video_zero import paper_sigmas, sample
 from kineograph.motion import Motion, frame_warp
 from kineograph.noise import independent, per_sigma
-from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, final_latents, lcm, recorded
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, final_latents, lcm
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 TABLE = ((1 / (1 - BETAS).cumprod(0) - 1).sqrt()).tolist()
@@ -43,10 +43,10 @@ def drawn(seed=0, frames=8, shape=(1, 4, 64, 64)):
     return independent(seed, range(frames), shape)
 
 
-def run(look, noise, sigmas=FIFTY, motion=STILL, solve=ddim, seed=0, at=None):
-    spread_to, move_at = at or paper_sigmas(noise.shape, sigmas[0])
+def run(look, noise, sigmas=FIFTY, motion=STILL, sampler=ddim, seed=0, at=None):
+    renoise_to, warp_at = at or paper_sigmas(noise.shape, sigmas[0])
     warp = frame_warp(motion, frames=noise.shape[1], seed=seed)
-    return recorded(sample(look, noise, sigmas, warp=warp, move_at=move_at, spread_to=spread_to, solve=solve))
+    return list(sample(look, noise, sigmas, warp=warp, warp_at=warp_at, renoise_to=renoise_to, sampler=sampler))
 
 
 def test_levels_are_the_papers_timesteps_at_its_size_and_scale_with_the_side():
@@ -57,9 +57,9 @@ def test_levels_are_the_papers_timesteps_at_its_size_and_scale_with_the_side():
 
 
 def test_levels_stay_on_the_ladder_and_in_proportion():
-    spread_to, move_at = paper_sigmas((4, 128, 128), highest=FIFTY[0])
-    assert spread_to == pytest.approx(FIFTY[0])
-    assert spread_to / move_at == pytest.approx(TABLE[941] / TABLE[881])
+    renoise_to, warp_at = paper_sigmas((4, 128, 128), highest=FIFTY[0])
+    assert renoise_to == pytest.approx(FIFTY[0])
+    assert renoise_to / warp_at == pytest.approx(TABLE[941] / TABLE[881])
 
 
 def test_the_default_setting_evaluates_one_frame_five_times_and_eight_frames_48_times():
@@ -86,11 +86,11 @@ def test_without_motion_and_spreading_all_frames_are_the_same_plain_image():
 
 
 @pytest.mark.parametrize("solve", [ddim, dpmpp_2m])
-def test_one_frame_is_a_plain_image(solve):
+def test_one_frame_is_a_plain_image(sampler):
     noise = drawn(frames=1)
     looks = Looks(pulled)
-    (*_, end) = run(looks, noise, solve=solve)
-    assert torch.equal(end.x, final_latents(solve(pulled, FIFTY[0] * noise, FIFTY)))
+    (*_, end) = run(looks, noise, sampler=sampler)
+    assert torch.equal(end.x, final_latents(sampler(pulled, FIFTY[0] * noise, FIFTY)))
     assert len(looks.seen) == 50
 
 
@@ -120,7 +120,7 @@ def test_gaussian_data_come_out_as_gaussian_data():
     """Every frame has the data's mean and variance, and the others keep of frame 0 what the spreading leaves."""
     noise, deviation = drawn(1, 4, (4, 8, 24, 24)), 0.7
     ladder = [200 ** (1 - k / 150) * 0.05 ** (k / 150) for k in range(151)] + [0.0]
-    spread_to, move_at = paper_sigmas((24, 24))
+    renoise_to, warp_at = paper_sigmas((24, 24))
     (*_, end) = run(gaussian(0.5, deviation), noise, ladder, Motion(pan=(12.0, 0.0)), seed=1)
     assert end.x.mean(dim=(0, 2, 3, 4)) == pytest.approx(torch.full((4,), 0.5), abs=0.02)
     assert end.x.std(dim=(0, 2, 3, 4)) == pytest.approx(torch.full((4,), deviation), abs=0.02)
@@ -128,7 +128,7 @@ def test_gaussian_data_come_out_as_gaussian_data():
     (*_, end) = run(gaussian(0.5, deviation), noise, ladder, whole, seed=1)
     first, moved = end.x[:, 0, ..., 1:], end.x[:, 1, ..., :-1]
     kept = torch.corrcoef(torch.stack([first.flatten(), moved.flatten()]))[0, 1]
-    assert kept == pytest.approx(math.sqrt((deviation**2 + move_at**2) / (deviation**2 + spread_to**2)), abs=0.03)
+    assert kept == pytest.approx(math.sqrt((deviation**2 + warp_at**2) / (deviation**2 + renoise_to**2)), abs=0.03)
 
 
 def solvers(shape):

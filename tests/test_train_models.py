@@ -15,9 +15,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from kineograph.errors import InputError
 from kineograph.media.video import open_video
 from kineograph.models.conditioning import resampler
-from kineograph.models.conditioning.image_encoder import GREY, LAST, PictureReader, squashed
+from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncoder, stretch_to_square
 from kineograph.models.conditioning.resampler import ResamplerConfig
-from kineograph.models.loading.components import from_pipeline
+from kineograph.models.loading.components import components_from_pipeline
 from kineograph.models.loading.load import load
 from kineograph.models.loading.save import save
 from kineograph.training import weights
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parts(**settings: object) -> object:
     """A tiny video model's, with these temporal settings."""
     net = videocrafter(two_levels(), **settings)
-    return from_pipeline(sd())._replace(unet=net.image_unet, temporal=net.temporal)
+    return components_from_pipeline(sd())._replace(unet=net.image_unet, temporal=net.temporal)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def animator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     whole = parts(frame_rate=True)
     sizes = ResamplerConfig(reads=16, width=16, gives=32, tokens=4, depth=1, heads=2, head_width=8)
     torch.manual_seed(0)
-    resampler.put_on(whole.unet, sizes)
+    resampler.add_resampler(whole.unet, sizes)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
-    reader = PictureReader(encoder, LAST, squashed, blank=GREY)
+    reader = ImageEncoder(encoder, LAST, stretch_to_square, blank=GREY)
     return save(whole._replace(reader=reader), tmp_path_factory.mktemp("animator") / "model")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kineograph import motion, noise, samplers, sigmas
-from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, final_latents, lcm, recorded
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, final_latents, lcm
 
 MEAN, SPREAD = 0.3, 0.5
 SHAPE = (1, 4, 64, 64)
@@ -45,25 +45,25 @@ def geometric(steps: int) -> list[float]:
     return np.geomspace(10.0, 0.05, steps + 1).tolist()
 
 
-def error(solve, steps: int) -> float:
+def error(sampler, steps: int) -> float:
     x = 10.0 * noise.independent(0, range(1), (1, 1, 8, 8)).double()
-    return (final_latents(solve(gaussian, x, geometric(steps))) - carried(x, 10.0, 0.05)).abs().max().item()
+    return (final_latents(sampler(gaussian, x, geometric(steps))) - carried(x, 10.0, 0.05)).abs().max().item()
 
 
 @pytest.mark.parametrize(("solve", "order"), [(ddim, 1), (dpmpp_2m, 2)])
-def test_the_order_of_convergence_is_the_papers(solve, order):
-    rates = [math.log2(error(solve, steps) / error(solve, 2 * steps)) for steps in (40, 80, 160)]
+def test_the_order_of_convergence_is_the_papers(sampler, order):
+    rates = [math.log2(error(sampler, steps) / error(sampler, 2 * steps)) for steps in (40, 80, 160)]
     assert rates == pytest.approx([order] * 3, abs=0.15)
 
 
 @every_solver
-def test_a_single_video_is_found_exactly(solve):
-    torch.testing.assert_close(final_latents(solve(point, START, SIGMAS)), torch.full_like(START, MEAN))
+def test_a_single_video_is_found_exactly(sampler):
+    torch.testing.assert_close(final_latents(sampler(point, START, SIGMAS)), torch.full_like(START, MEAN))
 
 
 @every_solver
-def test_noisy_videos_have_the_variance_of_their_level(solve):
-    for step in solve(point, START, SIGMAS[:-1]):
+def test_noisy_videos_have_the_variance_of_their_level(sampler):
+    for step in sampler(point, START, SIGMAS[:-1]):
         assert (step.x - MEAN).std().item() == pytest.approx(step.sigma, rel=0.03)
 
 
@@ -74,15 +74,15 @@ def test_consistency_sampling_keeps_both_moments_of_the_data():
 
 
 @pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), dpmpp_2m])
-def test_many_steps_find_both_moments_of_the_data(solve):
-    final = final_latents(solve(gaussian, START, sigmas.karras(14.0, 0.03, 200)))
+def test_many_steps_find_both_moments_of_the_data(sampler):
+    final = final_latents(sampler(gaussian, START, sigmas.karras(14.0, 0.03, 200)))
     assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
 
 
 @every_solver
-def test_a_walk_stops_at_every_rung_and_ends_with_the_latent_itself(solve):
-    steps = recorded(solve(gaussian, START, SIGMAS))
+def test_a_walk_stops_at_every_rung_and_ends_with_the_latent_itself(sampler):
+    steps = list(sampler(gaussian, START, SIGMAS))
     assert [step.sigma for step in steps] == SIGMAS
     assert torch.equal(steps[0].x, START)
     torch.testing.assert_close(steps[3].x0, gaussian(steps[3].x, SIGMAS[3]))
@@ -91,24 +91,24 @@ def test_a_walk_stops_at_every_rung_and_ends_with_the_latent_itself(solve):
 
 
 @every_solver
-def test_a_ladder_of_one_rung_is_no_walk(solve):
-    (step,) = solve(gaussian, START, [3.0])
+def test_a_ladder_of_one_rung_is_no_walk(sampler):
+    (step,) = sampler(gaussian, START, [3.0])
     assert step.sigma == 3.0
     assert step.x is step.x0 is START
 
 
 @single_step
-def test_slices_walked_one_after_the_other_are_the_whole(solve):
-    whole = final_latents(solve(gaussian, START, SIGMAS))
-    upper = final_latents(solve(gaussian, START, sigmas.until(SIGMAS, SIGMAS[5])))
-    assert torch.equal(final_latents(solve(gaussian, upper, sigmas.starting_at(SIGMAS, SIGMAS[5]))), whole)
+def test_slices_walked_one_after_the_other_are_the_whole(sampler):
+    whole = final_latents(sampler(gaussian, START, SIGMAS))
+    upper = final_latents(sampler(gaussian, START, sigmas.until(SIGMAS, SIGMAS[5])))
+    assert torch.equal(final_latents(sampler(gaussian, upper, sigmas.starting_at(SIGMAS, SIGMAS[5]))), whole)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
 def test_no_gradients_are_kept_and_the_consumers_mode_is_its_own(name):
     # The module as users import it: the shape checker of the tests hides generators from torch.no_grad.
-    solve = runpy.run_path(samplers.__file__)[name]
-    steps = solve(gaussian, START.clone().requires_grad_(), SIGMAS[:3])
+    sampler = runpy.run_path(samplers.__file__)[name]
+    steps = sampler(gaussian, START.clone().requires_grad_(), SIGMAS[:3])
     next(steps)
     assert [torch.is_grad_enabled() and not step.x.requires_grad for step in steps] == [True, True]
 
@@ -135,25 +135,25 @@ def test_every_chunk_of_an_ancestral_walk_is_a_slice_of_the_whole():
 
 
 @deterministic
-def test_inversion_then_sampling_comes_back(solve):
+def test_inversion_then_sampling_comes_back(sampler):
     """With noise that does not depend on x the walk is a line, up and down."""
     direction = torch.ones_like(START)
     clean = noise.independent(3, range(2), SHAPE)
     rising = [*reversed(SIGMAS[:-1])]
-    up = final_latents(solve(lambda x, sigma: x - sigma * direction, clean, rising))
+    up = final_latents(sampler(lambda x, sigma: x - sigma * direction, clean, rising))
     torch.testing.assert_close(up, clean + (rising[-1] - rising[0]) * direction, atol=1e-4, rtol=1e-5)
-    down = final_latents(solve(lambda x, sigma: x - sigma * direction, up, SIGMAS[:-1]))
+    down = final_latents(sampler(lambda x, sigma: x - sigma * direction, up, SIGMAS[:-1]))
     torch.testing.assert_close(down, clean, atol=1e-4, rtol=1e-5)
 
 
 @deterministic
-def test_inverting_data_gives_noise_and_more_steps_come_back_closer(solve):
+def test_inverting_data_gives_noise_and_more_steps_come_back_closer(sampler):
     clean = MEAN + SPREAD * noise.independent(3, range(1), (1, 1, 64, 64)).double()
 
     def round_trip(steps: int) -> float:
-        up = final_latents(solve(gaussian, clean, geometric(steps)[::-1]))
+        up = final_latents(sampler(gaussian, clean, geometric(steps)[::-1]))
         assert up.std().item() == pytest.approx(10.0, rel=0.2)
-        return (final_latents(solve(gaussian, up, geometric(steps))) - clean).abs().max().item()
+        return (final_latents(sampler(gaussian, up, geometric(steps))) - clean).abs().max().item()
 
     assert round_trip(160) < 0.55 * round_trip(80) < 0.1
 
@@ -191,16 +191,16 @@ def everywhere(x0, sigma):
 
 
 @single_step
-def test_smoothing_without_strength_or_without_background_changes_nothing(solve):
-    plain = recorded(solve(gaussian, START, SIGMAS))
+def test_smoothing_without_strength_or_without_background_changes_nothing(sampler):
+    plain = list(sampler(gaussian, START, SIGMAS))
     for masks, strength in ((nowhere, 0.0), (everywhere, 1.0)):
-        steadied = recorded(samplers.smooth_background(solve, CAMERA, masks, strength)(gaussian, START, SIGMAS))
+        steadied = list(samplers.smooth_background(sampler, CAMERA, masks, strength)(gaussian, START, SIGMAS))
         assert [step.sigma for step in steadied] == [step.sigma for step in plain]
         torch.testing.assert_close(steadied[-1].x, plain[-1].x)
 
 
 def test_smoothing_at_full_strength_makes_every_background_the_first_frames_as_the_camera_sees_it():
-    steps = recorded(samplers.smooth_background(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
+    steps = list(samplers.smooth_background(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
     plain = final_latents(ddim(gaussian, START, SIGMAS))
     torch.testing.assert_close(steps[-1].x[:, :1], plain[:, :1])
     torch.testing.assert_close(steps[-1].x[:, 1, ..., :-1], plain[:, 0, ..., 1:])
@@ -223,7 +223,7 @@ def test_smoothing_draws_backgrounds_together_and_leaves_the_foreground_and_what
 
 def test_one_frame_has_nothing_to_be_held_to():
     plain, steadied = (
-        final_latents(solve(gaussian, START[:, :1], SIGMAS))
-        for solve in (ddim, samplers.smooth_background(ddim, CAMERA, nowhere, 0.6))
+        final_latents(sampler(gaussian, START[:, :1], SIGMAS))
+        for sampler in (ddim, samplers.smooth_background(ddim, CAMERA, nowhere, 0.6))
     )
     assert torch.equal(plain, steadied)

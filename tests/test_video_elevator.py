@@ -9,7 +9,7 @@ import torch
 from kineograph.latents import Latents, low_pass
 from kineograph.methods.video_elevator import correct_drift, invert, refine_with_video_model, sample
 from kineograph.noise import independent, per_sigma
-from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, final_latents, recorded
+from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, final_latents
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
 TABLE = ((1 / (1 - BETAS).cumprod(0) - 1).sqrt()).tolist()
@@ -53,18 +53,18 @@ def as_it_is(x0: Latents, sigma: float) -> Latents:
     return x0
 
 
-def elevated(look, noise, *, refine_at=(), refine=as_it_is, back=None, correct=None, solve=ddim):
+def elevated(look, noise, *, refine_at=(), refine=as_it_is, back=None, correct=None, sampler=ddim):
     back = back or invert(look, DOWN_TO_LOWEST)
-    return recorded(
-        sample(look, noise, FIFTY, refine_at=refine_at, refine=refine, back=back, correct=correct, solve=solve)
+    return list(
+        sample(look, noise, FIFTY, refine_at=refine_at, refine=refine, back=back, correct=correct, sampler=sampler)
     )
 
 
 @pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, per_sigma(3, range(8), SHAPE))])
-def test_without_a_refined_step_it_is_the_image_models_sampling(solve):
+def test_without_a_refined_step_it_is_the_image_models_sampling(sampler):
     noise = drawn()
     assert torch.equal(
-        elevated(pulled, noise, solve=solve)[-1].x, final_latents(solve(pulled, FIFTY[0] * noise, FIFTY))
+        elevated(pulled, noise, sampler=sampler)[-1].x, final_latents(sampler(pulled, FIFTY[0] * noise, FIFTY))
     )
 
 
@@ -106,10 +106,10 @@ def test_a_pass_for_all_changes_nothing_and_every_pass_keeps_what_never_moves(fr
 
 @pytest.mark.parametrize("look", [gaussian, pulled])
 @pytest.mark.parametrize(("solve", "most", "within"), [(ddim, None, 0.05), (dpmpp_2m, 12, 0.05)])
-def test_inversion_leads_where_sampling_comes_from(look, solve, most, within):
+def test_inversion_leads_where_sampling_comes_from(look, sampler, most, within):
     noise = drawn()
-    whole = recorded(ddim(look, FIFTY[0] * noise, FIFTY))
-    there = invert(look, DOWN_TO_LOWEST, most, solve)(whole[-1].x, FIFTY[20])[-1]
+    whole = list(ddim(look, FIFTY[0] * noise, FIFTY))
+    there = invert(look, DOWN_TO_LOWEST, most, sampler)(whole[-1].x, FIFTY[20])[-1]
     assert there.sigma == FIFTY[20]
     down = final_latents(ddim(look, there.x, FIFTY[20:]))
     assert (down - whole[-1].x).abs().mean() < within

@@ -17,7 +17,7 @@ from kineograph.methods.vidrd import (
     skip_overwritten,
 )
 from kineograph.noise import independent, partly_shared
-from kineograph.samplers import ddim, dpmpp_2m, recorded
+from kineograph.samplers import ddim, dpmpp_2m
 
 FIFTY = [*torch.logspace(1.2, -1.5, 50, dtype=torch.float64).tolist(), 0.0]
 FRAMES, SHAPE = 8, (1, 4, 4, 4)
@@ -29,16 +29,16 @@ def mixing(x: Latents, sigma: float) -> Latents:
     return known * x + (1 - known) * torch.tanh(0.5 * x + 0.5 * x.mean(1, keepdim=True))
 
 
-def clip(noise: Latents, solve) -> list:
-    return videocrafter.sample(mixing, noise, FIFTY, solve=solve)
+def clip(noise: Latents, sampler) -> list:
+    return videocrafter.sample(mixing, noise, FIFTY, sampler=sampler)
 
 
-def drawn(clips: int, *, keep=4, ratio=4.0, share=0.4, solve=ddim) -> list[list]:
+def drawn(clips: int, *, keep=4, ratio=4.0, share=0.4, sampler=ddim) -> list[list]:
     past, made = None, []
     for number in range(clips):
         fresh = independent(number, range(FRAMES), SHAPE)
         guided = guided_frames(FIFTY, keep, share)
-        steps = recorded(sample(clip, fresh, past, keep=keep, ratio=ratio, guided=guided, solve=solve))
+        steps = list(sample(clip, fresh, past, keep=keep, ratio=ratio, guided=guided, sampler=sampler))
         past = record_past(initial_noise(fresh, past, keep, ratio), steps)
         made.append(steps)
     return made
@@ -46,7 +46,7 @@ def drawn(clips: int, *, keep=4, ratio=4.0, share=0.4, solve=ddim) -> list[list]
 
 def test_one_clip_is_plain_sampling():
     (steps,) = drawn(1)
-    plain = recorded(clip(independent(0, range(FRAMES), SHAPE), ddim))
+    plain = list(clip(independent(0, range(FRAMES), SHAPE), ddim))
     assert torch.equal(steps[-1].x, plain[-1].x)
 
 
@@ -99,7 +99,7 @@ def reading_the_first(x: Latents, sigma: float) -> Latents:
 
 def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing():
     fresh, seen = independent(1, range(FRAMES), SHAPE), []
-    past = record_past(fresh, recorded(ddim(reading_the_first, FIFTY[0] * fresh, FIFTY)))
+    past = record_past(fresh, list(ddim(reading_the_first, FIFTY[0] * fresh, FIFTY)))
     guided = guided_frames(FIFTY, keep=4, share=0.4)
 
     def counting(x: Latents, sigma: float) -> Latents:
@@ -107,11 +107,11 @@ def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing
         return reading_the_first(x, sigma)
 
     def walk(look) -> list:
-        def draw(noise: Latents, solve) -> list:
-            return solve(look, FIFTY[0] * noise, FIFTY)
+        def draw(noise: Latents, sampler) -> list:
+            return sampler(look, FIFTY[0] * noise, FIFTY)
 
-        return recorded(sample(draw, independent(2, range(FRAMES), SHAPE), past, keep=4, ratio=4.0, guided=guided,
-                               solve=ddim))  # fmt: skip
+        return list(sample(draw, independent(2, range(FRAMES), SHAPE), past, keep=4, ratio=4.0, guided=guided,
+                               sampler=ddim))  # fmt: skip
 
     plain, spared = walk(reading_the_first), walk(skip_overwritten(counting, past, guided, FIFTY))
     assert all(torch.equal(one.x, other.x) for one, other in zip(plain, spared, strict=True))
@@ -119,9 +119,9 @@ def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing
 
 
 @pytest.mark.parametrize("solve", [ddim, dpmpp_2m])
-def test_each_part_brings_the_seam_closer(solve):
+def test_each_part_brings_the_seam_closer(sampler):
     def seam(**settings) -> float:
-        first, second = drawn(2, solve=solve, **settings)
+        first, second = drawn(2, sampler=sampler, **settings)
         return (first[-1].x[:, -1] - second[-1].x[:, 0]).abs().mean().item()
 
     none = seam(keep=0, ratio=0.0, share=0.0)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from kineograph.models.loading.components import Parts
-from kineograph.models.pocket.models import BuiltInModel, video, with_layers_of
+from kineograph.models.loading.components import Components
+from kineograph.models.pocket.models import BuiltInModel, open_pocket_video, open_with_temporal_layers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph_lab import WEIGHTS
 from kineograph_lab.recipe.video.degraded import degraded
@@ -15,16 +15,16 @@ from kineograph_lab.recipe.video.degraded import degraded
 DEGRADED, SPACE_TIME = WEIGHTS / "video-degraded", WEIGHTS / "space-time"
 
 
-def open_degraded_video(folder: Path) -> Parts:
+def open_degraded_video(folder: Path) -> Components:
     """Return the video model trained further on few, blurred, watermarked clips, for VideoElevator's comparison."""
-    opened = video(folder)
+    opened = open_pocket_video(folder)
     degraded(VideoUNet(opened.unet, opened.temporal), load_file(DEGRADED / "degraded.safetensors"))
     return opened
 
 
-def open_space_time(folder: Path) -> Parts:
+def open_space_time(folder: Path) -> Components:
     """Return the video model with the temporal layers of a space-time U-Net, after Lumiere."""
-    return with_layers_of(folder, SPACE_TIME)
+    return open_with_temporal_layers(folder, SPACE_TIME)
 
 
 degraded_video = BuiltInModel("VideoCrafter1 (text to video), small, of degraded data", DEGRADED, open_degraded_video)

@@ -1,8 +1,8 @@
-"""What a network is told, sorted by where it enters.
+"""Conditioning inputs of a network, grouped by where they enter.
 
-The set of places is closed; what can be put there is not. Text is `tokens`; a picture for image-to-video or an
+The set of entries is closed; what can be put there is not. Text is `tokens`; an image for image-to-video or an
 IP-Adapter is `image_tokens`; a frame rate and SDXL's sizes are `embedding`; ControlNet is `residuals`;
-InstructPix2Pix's picture is `channels`.
+InstructPix2Pix's image is `channels`.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 
 from kineograph.latents import Latents
 
-# (scaled latents z, timestep, numbers of the frames in z, what earlier frames of this evaluation left to be read) ->
+# (scaled latents z, timestep, numbers of the frames in z, keys and values of earlier frames in this evaluation) ->
 # one residual for each skip connection, and one for the middle block, frames folded into the batch; or None for none
 Residuals = Callable[[Latents, Tensor, Sequence[int], Any], tuple[list[Tensor], Tensor] | None]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value, so a Condition equals only itself
 class Condition:
-    """Everything a network hears about one batch of videos.
+    """Conditioning inputs for one batch of videos.
 
     tokens        [b n d]: read by cross-attention
     image_tokens  [b m d], or [b f m d] when every frame has its own: read by cross-attention, beside the text
-    image_scale   how much those count, times what the layers that read them say
-    embedding     [b e]: added to the embedding of the timestep; for a video model that is told the frame rate, its last
-                  number is frames a second
-    residuals     called with what the network is called with; added to its skip connections
-    channels      [b f k h w]: concatenated behind the latents' channels
+    image_scale   weight of the attention to image tokens, a factor on the scale of the layers that read them
+    embedding     [b e]: added to the embedding of the timestep; for a video model with a frame-rate condition, its last
+                  number is frames per second
+    residuals     called with the network's own inputs; added to its skip connections
+    channels      [b f k h w]: concatenated to the latents' channels
     """
 
     tokens: Float[Tensor, "b n d"]

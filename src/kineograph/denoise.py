@@ -1,4 +1,4 @@
-"""A model, for sampling, is a function from (x, sigma) to its estimate of the clean video; and wrappers around it."""
+"""The interface of a model in sampling, `(x, sigma) -> x0`, and wrappers: guidance, known frames, checks."""
 
 from __future__ import annotations
 
@@ -14,89 +14,92 @@ from kineograph.latents import Latents, add_noise
 Denoise = Callable[[Latents, float], Latents]
 
 
-def classifier_free_guidance(conditional: Denoise, unconditional: Denoise, scale: float) -> Denoise:
-    """Classifier-free guidance: away from the unconditional estimate, by `scale` times the difference.
+def classifier_free_guidance(denoise_cond: Denoise, denoise_uncond: Denoise, scale: float) -> Denoise:
+    """Extrapolate from the unconditional estimate through the conditional one: `uncond + scale * (cond - uncond)`.
 
-    With `scale == 1` this is `conditional` itself, so that the unconditional model is never evaluated. On a CPU both
-    are evaluated at once, each by half of the cores: two walks wait for one another less than the parts of one layer.
-    Source: Ho & Salimans 2022, eq. 6, whose `w` is `scale - 1`; estimates of x0 mix exactly as those of noise do.
+    With `scale == 1` this is `denoise_cond` itself: the unconditional model is never evaluated. On a CPU both are
+    evaluated in parallel, each by half of the cores: two evaluations wait for each other less than the parts of one
+    layer. Source: Ho & Salimans 2022, eq. 6, whose `w` is `scale - 1`; estimates of x0 mix exactly as those of noise.
     """
     if scale == 1:
-        return conditional
+        return denoise_cond
 
-    def look(x: Latents, sigma: float) -> Latents:
-        without, told = _evaluate_all((unconditional, conditional), x, sigma)
-        return without + scale * (told - without)
+    def denoise(x: Latents, sigma: float) -> Latents:
+        uncond, cond = _evaluate_all((denoise_uncond, denoise_cond), x, sigma)
+        return uncond + scale * (cond - uncond)
 
-    return look
+    return denoise
 
 
 def text_and_image_guidance(
-    conditional: Denoise, pictured: Denoise, unconditional: Denoise, scale: float, image_scale: float
+    denoise_cond: Denoise, denoise_image: Denoise, denoise_uncond: Denoise, scale: float, image_scale: float
 ) -> Denoise:
-    """Guidance by text and by a picture, for models that are told both: from nothing, by `image_scale` towards what the
-    picture alone asks for, and from there by `scale` towards what text and picture ask for.
+    """Combine guidance by text and guidance by an image, for models with both conditions.
 
-    With `image_scale == 1` what is told nothing cancels out and is never evaluated: two evaluations in place of three.
+    denoise_cond    conditioned on text and image
+    denoise_image   conditioned on the image alone
+    denoise_uncond  conditioned on neither
+
+    With `image_scale == 1` the last one cancels out and is never evaluated: two evaluations in place of three.
     Source: InstructPix2Pix (Brooks et al. 2023), eq. 3.
     """
     if image_scale == 1:
-        return classifier_free_guidance(conditional, pictured, scale)
+        return classifier_free_guidance(denoise_cond, denoise_image, scale)
 
-    def look(x: Latents, sigma: float) -> Latents:
-        without, shown, told = _evaluate_all((unconditional, pictured, conditional), x, sigma)
-        return without + image_scale * (shown - without) + scale * (told - shown)
+    def denoise(x: Latents, sigma: float) -> Latents:
+        uncond, image, cond = _evaluate_all((denoise_uncond, denoise_image, denoise_cond), x, sigma)
+        return uncond + image_scale * (image - uncond) + scale * (cond - image)
 
-    return look
+    return denoise
 
 
-def _evaluate_all(looks: Sequence[Denoise], x: Latents, sigma: float) -> list[Latents]:
-    """What each estimates."""
+def _evaluate_all(denoisers: Sequence[Denoise], x: Latents, sigma: float) -> list[Latents]:
+    """Return the estimate of each denoiser; on a CPU they are evaluated in parallel."""
     cores = torch.get_num_threads()
     if x.device.type != "cpu" or cores < 2 or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-        return [look(x, sigma) for look in looks]  # gradients and autocast are a thread's own
+        return [denoise(x, sigma) for denoise in denoisers]  # gradient and autocast modes are per thread
 
     @torch.no_grad()
-    def estimate(look: Denoise) -> Latents:
-        return look(x, sigma)
+    def evaluate(denoise: Denoise) -> Latents:
+        return denoise(x, sigma)
 
-    return list(_workers(len(looks), cores).map(estimate, looks))
+    return list(_workers(len(denoisers), cores).map(evaluate, denoisers))
 
 
 @lru_cache(maxsize=4)
 def _workers(count: int, cores: int) -> ThreadPoolExecutor:
-    """As many threads, which share the cores out."""
+    """Return a pool of `count` threads that share the cores equally."""
     workers, started = ThreadPoolExecutor(count, "guidance", _set_threads, (max(1, cores // count),)), Barrier(count)
     list(workers.map(lambda _: started.wait(), range(count)))
-    torch.set_num_threads(cores)  # what any thread sets is what later ones begin with
+    torch.set_num_threads(cores)  # the last value that any thread sets is the default of later threads
     return workers
 
 
 def _set_threads(cores: int) -> None:
-    torch.get_num_threads()  # a thread's first question is answered with what others have, and binds it to that
+    torch.get_num_threads()  # a thread's first call fixes its setting to the default; set ours after that
     torch.set_num_threads(cores)
 
 
 def replace_known_frames(denoise: Denoise, known: Latents, noise: Latents) -> Denoise:
-    """The same model for a video whose first frames are known: they are given, and all others are drawn to fit them.
+    """Wrap a model for a video whose first frames are known, so that the others are sampled to fit them.
 
-    known, noise: [b p c h w], the clean latents of the first p frames and the noise that they are seen under.
-    At every level the known frames are put in place of what the walk holds there. With all frames known, no model
-    counts; with none, this is `denoise`. Source: the replacement of Lugmayr et al. 2022 (RePaint), without resampling.
+    known, noise: [b p c h w], the clean latents of the first p frames, and their noise.
+    At every sigma the noised known frames replace the sampler's. With all frames known the model has no influence; with
+    none this is `denoise`. Source: the replacement of Lugmayr et al. 2022 (RePaint), without resampling.
     """
     count = known.shape[1]
 
-    def look(x: Latents, sigma: float) -> Latents:
+    def wrapped(x: Latents, sigma: float) -> Latents:
         given = add_noise(known, noise, sigma).to(x)
         return torch.cat([known.to(x), denoise(torch.cat([given, x[:, count:]], dim=1), sigma)[:, count:]], dim=1)
 
-    return look
+    return wrapped
 
 
 def check_finite(denoise: Denoise) -> Denoise:
-    """The same model, that raises ValueError when an estimate holds NaN or infinity, naming the first such frame."""
+    """Wrap a model to raise ValueError when its estimate holds NaN or infinity, naming the first such frame."""
 
-    def look(x: Latents, sigma: float) -> Latents:
+    def wrapped(x: Latents, sigma: float) -> Latents:
         x0 = denoise(x, sigma)
         broken = ~torch.isfinite(x0).flatten(2).all(2)
         if broken.any():
@@ -108,4 +111,4 @@ def check_finite(denoise: Denoise) -> Denoise:
             )
         return x0
 
-    return look
+    return wrapped

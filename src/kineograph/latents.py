@@ -1,4 +1,4 @@
-"""Videos as latents, and what is done to them without a network.
+"""Operations on video latents that need no network.
 
 A noisy video is `x = x0 + sigma * noise`; an image is a video with one frame.
 """
@@ -12,33 +12,33 @@ from jaxtyping import Float
 from torch import Tensor
 
 Latents = Float[Tensor, "b f c h w"]
-SampleSigmas = Float[Tensor, "#b #f 1 1 1"]  # training gives every sample its own level
+SampleSigmas = Float[Tensor, "#b #f 1 1 1"]  # in training every sample has its own sigma
 Mask = Float[Tensor, "#b #f #c #h #w"]
 
 
 def add_noise(x0: Latents, noise: Latents, sigma: float | SampleSigmas) -> Latents:
-    """Clean latents raised to the noise level `sigma`: `x0 + sigma * noise`."""
+    """Return clean latents with noise of this sigma: `x0 + sigma * noise`."""
     return x0 + sigma * noise
 
 
 def renoise(x: Latents, noise: Latents, sigma: float, to: float) -> Latents:
-    """Latents at level `sigma` raised to the higher level `to` with fresh noise.
+    """Add fresh noise to latents at `sigma`, so that they are at the higher sigma `to`.
 
     DDPM's forward process (Ho et al. 2020, eq. 2) over many steps at once, in our units: variances add.
-    Raises ValueError when `to` is below `sigma`, since noise cannot be added to go down.
+    Raises ValueError when `to` is below `sigma`, since adding noise never lowers it.
     """
     if to < sigma:
         raise ValueError(
-            f"renoise goes up: expected a level of at least sigma={sigma:g}, got to={to:g}. To go down, sample."
+            f"renoise raises the noise level: expected to >= sigma={sigma:g}, got to={to:g}. To lower it, sample."
         )
     return x + math.sqrt(to**2 - sigma**2) * noise
 
 
 def low_pass(x: Latents, *, spatial: float, temporal: float) -> Latents:
-    """The slow part of a video: a Gaussian filter over frames, rows and columns.
+    """Filter a video by a Gaussian low-pass over frames, rows and columns.
 
     `spatial` and `temporal` are the filter's widths in units of the Nyquist frequency; `math.inf` leaves that
-    direction as it is. The mean is kept exactly, also for an odd number of frames.
+    direction unfiltered. The mean is kept exactly, also for an odd number of frames.
     Source: the Gaussian filter of FreeInit (Wu et al. 2023), which VideoElevator applies to clean estimates.
     """
     if min(spatial, temporal) <= 0:
@@ -54,10 +54,10 @@ def low_pass(x: Latents, *, spatial: float, temporal: float) -> Latents:
 
 
 def _gain(frequency: Float[Tensor, " n"], width: float) -> Float[Tensor, " n"]:
-    """The Gaussian at these frequencies, given in cycles a cell (Nyquist is 0.5)."""
+    """Return the Gaussian at these frequencies, in cycles per cell (Nyquist is 0.5)."""
     return torch.exp(-0.5 * (2 * frequency / width) ** 2)
 
 
 def blend(a: Latents, b: Latents, mask: Mask) -> Latents:
-    """`a` where the mask is 1, `b` where it is 0, a mixture between."""
+    """Interpolate linearly: `a` where the mask is 1, `b` where it is 0."""
     return torch.lerp(b, a, mask)

@@ -1,7 +1,7 @@
-"""How the noises of a video's frames relate.
+"""Initial and sampler noise of a video's frames: independent, shared, or a mixture.
 
-The noise of frame k depends on the seed and on k only: not on how many frames there are, nor on which others are
-computed beside it. Noise is drawn on the CPU, so that it is the same whatever computes with it.
+The noise of frame k depends on the seed and on k only: not on the number of frames, nor on which others are computed
+in the same call. Noise is sampled on the CPU, so it is the same for every device.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from kineograph.latents import Latents
 
 Shape = tuple[int, int, int, int]  # (b, c, h, w): of the videos in a batch, without their frames
 
-# What a draw is for: the first word of its seed, so that no two purposes ever meet.
+# Purposes of noise: the first word of the seed, so that no two purposes share a stream.
 FRAME, VIDEO, SIGMA, CLIP = range(4)
-ALL_FRAMES = 2**32 - 1  # stands for all frames where noise of a level is drawn: no video has so many
+ALL_FRAMES = 2**32 - 1  # the frame number of sampler noise that all frames share: no video has so many
 
 
 def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
-    """Noise of its own for every frame; `frames` are numbers counted from the start of the video.
+    """Return independent noise for every frame; `frames` are numbers counted from the start of the video.
 
     Sample j of a batch has the seed `seed + j`. Returns [b f c h w], float32, on the CPU.
     """
@@ -33,28 +33,28 @@ def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
 
 
 def shared(seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
-    """One noise for all frames, the same for any choice of them. Returns [b f c h w], float32, on the CPU.
+    """Return one noise for all frames, the same for any choice of them. Returns [b f c h w], float32, on the CPU.
 
-    clip: the number of a clip of a long video; each has a noise of its own.
+    clip: the number of a clip of a long video; each has its own noise.
     """
     one = _noise_of(seed, [(CLIP, clip) if clip else (VIDEO,)], shape)
     return one.repeat(1, len(list(frames)), 1, 1, 1)
 
 
 def per_sigma(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
-    """Noise as a function of the level: what ancestral solvers draw on their way.
+    """Return noise as a function of sigma, for ancestral samplers.
 
-    It depends on the seed, the frame and sigma only, so that a solver needs no generator and a video computed in
-    chunks draws what the whole draws. Only the 24 bits of a float32 sigma count: the last bits of a double differ
+    It depends on the seed, the frame and sigma only, so a sampler needs no generator, and a video computed in chunks
+    gets the same noise as the whole. Only the 24 bits of a float32 sigma count: the last bits of a double differ
     between machines.
     """
     numbers = list(frames)
 
-    def draw(sigma: float) -> Latents:
+    def noise_at(sigma: float) -> Latents:
         (level,) = struct.unpack("<I", struct.pack("<f", sigma))
         return _noise_of(seed, [(SIGMA, frame, level) for frame in numbers], shape)
 
-    return draw
+    return noise_at
 
 
 def partly_shared(ratio: float, seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
@@ -67,14 +67,14 @@ def partly_shared(ratio: float, seed: int, frames: Iterable[int], shape: Shape, 
 
 
 def partly_shared_per_sigma(ratio: float, seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
-    """The same as a function of the level: what ancestral solvers draw on their way."""
+    """Return `partly_shared` noise as a function of sigma, for ancestral samplers."""
     numbers = list(frames)
     one, own = per_sigma(seed, [ALL_FRAMES] * len(numbers), shape), per_sigma(seed, numbers, shape)
     return lambda sigma: mix(one(sigma), own(sigma), ratio) if ratio else own(sigma)
 
 
 def mix(shared: Latents, own: Latents, ratio: float) -> Latents:
-    """`ratio` parts of one noise to one part of the other, at unit variance.
+    """Mix `ratio` parts of one noise with one part of the other, at unit variance.
 
     Variance 1 holds for independent noises of variance 1; `ratio` 0 is all `own`, `math.inf` all `shared`.
     Source: the mixed noise model of PYoCo (Ge et al. 2023), where the ratio is alpha; VideoElevator starts from it.
@@ -93,14 +93,14 @@ def past_dependent(past: Latents, fresh: Latents, ratio: float) -> Latents:
 
 
 def _noise_of(seed: int, keys: list[tuple[int, ...]], shape: Shape) -> Latents:
-    """Noise for every sample of the batch and every key."""
+    """Return noise for every sample of the batch and every key."""
     if seed < 0:
-        raise ValueError(f"A seed is an integer of at least 0, got {seed}.")
+        raise ValueError(f"A seed is an integer >= 0, got {seed}.")
     samples, *cell = shape
     return torch.stack([torch.stack([_normal((*key, seed + j), cell) for key in keys]) for j in range(samples)])
 
 
 def _normal(words: tuple[int, ...], shape: list[int]) -> Float[Tensor, "c h w"]:
-    """Standard normal numbers that depend on these words only."""
+    """Return standard normal numbers that depend on these words only."""
     (state,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return torch.randn(shape, generator=torch.Generator().manual_seed(int(state)))

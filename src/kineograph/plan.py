@@ -126,13 +126,13 @@ def _kept(request: Request, start: Plan) -> int:
     return min(request.reuse.keep, len(start.frames) - 1)
 
 
-def following(request: Request, start: Plan, solve: Sampler, sigmas: Sequence[float]) -> Sampler:
+def following(request: Request, start: Plan, sampler: Sampler, sigmas: Sequence[float]) -> Sampler:
     """The solver down this ladder, that begins as the past went on, if there is one."""
     if start.clip.past is None:
-        return solve
+        return sampler
     guided = _guided(request, start, sigmas)
     anchor = {sigma: each for sigma, each in (start.clip.first or {}).items() if sigma in guided}
-    walk = vidrd.overwrite_guided(solve, start.clip.past, guided)
+    walk = vidrd.overwrite_guided(sampler, start.clip.past, guided)
     return lambda look, x, rungs: walk(vidrd.anchor_to_first(look, anchor, request.reuse.anchor), x, rungs)
 
 
@@ -179,11 +179,11 @@ def solver_in_step(request: Request, start: Plan) -> Sampler:
 
 
 def _solver(request: Request, start: Plan, frames: Sequence[int]) -> Sampler:
-    def solve(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+    def sampler(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
         draw = noise.per_sigma(start.seed, frames[: x.shape[1]], start.shape)
         return DESCENTS[start.solver].solver(draw)(look, x, sigmas)
 
-    return solve
+    return sampler
 
 
 def look(request: Request, start: Plan, schedule: Schedule, told: Denoise, blank: Denoise) -> Denoise:

@@ -11,12 +11,12 @@ LABORATORY = "pip install kineograph-lab"
 
 
 def find_plugins(group: str) -> dict[str, EntryPoint]:
-    """Return the entry points of the group `kineograph.<group>` by name, nothing loaded yet."""
+    """Return the entry points of the group `kineograph.<group>` by name, without loading them."""
     return {point.name: point for point in entry_points(group=f"kineograph.{group}")}
 
 
 def load_plugin(group: str, name: str) -> Any:
-    """Return the object that a package registered under this name. Raises InputError when none did."""
+    """Load the object that a package registered under this name. Raises InputError when none did."""
     found = find_plugins(group).get(name)
     if found is None:
         raise InputError(f"{name!r} comes with Kineograph's laboratory, which is not installed: {LABORATORY}")

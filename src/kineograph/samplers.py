@@ -119,7 +119,7 @@ def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[
     yield Step(sigmas[-1], x, x)
 
 
-def smooth_background(solve: Sampler, warp: Warp, masks: ForegroundMasks, strength: float) -> Sampler:
+def smooth_background(sampler: Sampler, warp: Warp, masks: ForegroundMasks, strength: float) -> Sampler:
     """The solver, which after every step draws each frame's background towards the first's, as the camera sees it.
 
     `x <- M x + (1 - M) (strength W(x_first) + (1 - strength) x)`, with W the camera's `warp` and M the `masks`, of the
@@ -130,10 +130,10 @@ def smooth_background(solve: Sampler, warp: Warp, masks: ForegroundMasks, streng
     @torch.no_grad()
     def walk(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
         if x.shape[1] == 1:
-            yield from solve(look, x, sigmas)
+            yield from sampler(look, x, sigmas)
             return
         for sigma, to in pairwise(sigmas):
-            step, after = solve(look, x, [sigma, to])
+            step, after = sampler(look, x, [sigma, to])
             yield step
             x, first = after.x, after.x[:, :1]
             x0 = step.x0[:, :1] if to > 0 else first

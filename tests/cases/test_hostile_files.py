@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases.program import run
+from cases.program import Said, run
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -230,6 +230,11 @@ def model_folder(tmp_path_factory) -> Path:
     return kg.save(kg.load("pocket-video"), folder)
 
 
+def generated(model: Path, output: Path) -> Said:
+    few = ("-n", 1, "--steps", 1, "--guidance-scale", 1, "--height", 64, "--width", 64)
+    return run("generate", "a red fish", "-m", model, *few, "-o", output)
+
+
 # case 109
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a damaged settings file of a model ends in a traceback")
 @pytest.mark.parametrize(
@@ -249,6 +254,10 @@ def test_model_folder_with_a_damaged_settings_file_ends_without_a_traceback(work
     damaged = damage(json.loads((model_folder / file).read_text()))
     (work / "model" / file).unlink()  # a hard link: the fixture's own file stays as it is
     (work / "model" / file).write_text(damaged if isinstance(damaged, str) else json.dumps(damaged))
-    few = ("-n", 1, "--steps", 1, "--guidance-scale", 1, "--height", 64, "--width", 64)
-    ended = run("generate", "a red fish", "-m", work / "model", *few, "-o", work / "fish.mp4")
+    ended = generated(work / "model", work / "fish.mp4")
     assert not ended.crashed, ended.text[-300:]
+
+
+# case 109. Without damage there is no traceback
+def test_undamaged_model_folder_generates(work, model_folder):
+    assert generated(model_folder, work / "fish.mp4").status == 0

@@ -40,7 +40,7 @@ def limited(kind: int, limit: int) -> Iterator[None]:
 # --- no room on the disk, no memory
 
 
-# case 110. A limit of the files' size stands for a full disk: only root can mount a small one
+# case 110. A limit of the file size stands for a full disk, which only root can mount
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="SafetensorError of a failed write is not handled")
 @pytest.mark.parametrize(
     ("size", "arguments"),
@@ -89,9 +89,19 @@ runpy.run_path(sys.argv.pop(1), run_name="__main__")
 """
 
 
+STARTING = pytest.mark.xfail(strict=True, raises=AssertionError, reason="Ctrl-C is not handled before main() runs")
+
+
 # case 122. Ctrl-C comes when a module begins to be imported, instead of after 0.3 to 1.2 seconds
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["typer", "torch", "diffusers"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        pytest.param("typer", marks=STARTING),
+        "torch",
+        "diffusers",
+    ],
+)
 def test_ctrl_c_while_starting_ends_without_a_traceback(work, module):
     script = shutil.which("kineograph", path=Path(sys.executable).parent)
     arguments = [module, script, "generate", "a red fish", "-n", "1", "--steps", "1", "-o", "o.mp4"]

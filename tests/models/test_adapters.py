@@ -171,7 +171,7 @@ def test_sdxl_by_the_names_of_its_own_code(sdxl_pipeline, tmp_path):
         "label_emb_0_0": "add_embedding.linear_1",
         "out_2": "conv_out",
     }
-    flat = layer_names.flat_names(sdxl_pipeline.unet)
+    flat = layer_names.flattened_names(sdxl_pipeline.unet)
     assert {name: flat.get(name) for name in names} == names
     layers = deltas(sdxl_pipeline.unet, list(names.values()))
     tensors = {}
@@ -250,11 +250,11 @@ def test_a_folder_must_say_which_file_is_the_lora(sd_pipeline, tmp_path):
 
 
 def test_loras_can_be_given_in_every_way():
-    assert lora.listed(None) == []
-    assert lora.listed("a") == [("a", 1.0)]
-    assert lora.listed(("a", 2)) == [("a", 2.0)]
-    assert lora.listed(["a", ("b", 0.5)]) == [("a", 1.0), ("b", 0.5)]
-    assert lora.listed(("a", "b")) == lora.listed([["a", 1], ["b", 1.0]]) == [("a", 1.0), ("b", 1.0)]
+    assert lora.list_loras(None) == []
+    assert lora.list_loras("a") == [("a", 1.0)]
+    assert lora.list_loras(("a", 2)) == [("a", 2.0)]
+    assert lora.list_loras(["a", ("b", 0.5)]) == [("a", 1.0), ("b", 0.5)]
+    assert lora.list_loras(("a", "b")) == lora.list_loras([["a", 1], ["b", 1.0]]) == [("a", 1.0), ("b", 1.0)]
 
 
 # --- words

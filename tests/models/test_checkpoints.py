@@ -250,11 +250,11 @@ def test_the_catalogue_describes_the_released_networks(known, tmp_path):
         known_configurations.FIRST_LAYER: torch.empty(320, 4, 3, 3, device="meta"),
         cross_attention: torch.empty(1280, known.cross_attention, device="meta"),
     }
-    assert known_configurations.family(tmp_path, tensors) is known
-    known_configurations.write(known, tensors, None, tmp_path)
+    assert known_configurations.match_family(tmp_path, tensors) is known
+    known_configurations.write_configuration(known, tensors, None, tmp_path)
     with torch.device("meta"):
         nets = [UNet2DConditionModel.from_config(components.read_json(tmp_path / "unet" / "config.json"))]
-        for end, kind in components.text_encoders(components.read_index(tmp_path)):
+        for end, kind in components.text_encoder_classes(components.read_index(tmp_path)):
             nets.append(kind(kind.config_class.from_pretrained(tmp_path / f"text_encoder{end}")))
         vae = AutoencoderKL.from_config(components.read_json(tmp_path / "vae" / "config.json"))
     assert tuple(sum(each.numel() for each in net.parameters()) for net in nets) == PARAMETERS[known.name]
@@ -264,12 +264,12 @@ def test_the_catalogue_describes_the_released_networks(known, tmp_path):
 def test_what_a_file_says_of_its_network_is_heard(tmp_path):
     tensors = {known_configurations.FIRST_LAYER: torch.empty(320, 9, 3, 3, device="meta")}
     marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
-    known_configurations.write(known_configurations.FAMILIES[2], tensors | marks, None, tmp_path)
+    known_configurations.write_configuration(known_configurations.FAMILIES[2], tensors | marks, None, tmp_path)
     scheduler = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
     assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
     assert json.loads((tmp_path / "unet" / "config.json").read_text())["in_channels"] == 9
     with pytest.warns(InputWarning, match="assuming v_prediction"):
-        known_configurations.write(known_configurations.FAMILIES[1], tensors, None, tmp_path)
+        known_configurations.write_configuration(known_configurations.FAMILIES[1], tensors, None, tmp_path)
 
 
 def test_a_tokenizer_out_of_reach_is_said_to_be_what_is_missing(checkpoint, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kineograph.errors import InputError
 from kineograph.methods.vidrd import decoder_loss
 from kineograph.models.formats import vidrd as vidrd_layout
-from kineograph.models.formats.key_map import gathered
+from kineograph.models.formats.key_map import export_tensors
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
@@ -221,9 +221,9 @@ def released(sd_folder, tmp_path):
     pipeline.register_modules(unet=two_levels(**wide), vae=autoencoder(32, 64, groups=8))
     pipeline.save_pretrained(tmp_path / "sd")
     decoder = shaken(around(pipeline.vae, groups=32, joint_norms=True))
-    tensors = vidrd_layout.released(vidrd(shaken(two_levels(**wide))))
+    tensors = vidrd_layout.to_vidrd(vidrd(shaken(two_levels(**wide))))
     tensors |= {
-        f"vae.{name}": each for name, each in gathered(decoder.state_dict(), files.vidrd_key_map(decoder)).items()
+        f"vae.{name}": each for name, each in export_tensors(decoder.state_dict(), files.vidrd_key_map(decoder)).items()
     }
     return tensors, tmp_path / "sd", decoder
 

@@ -145,7 +145,7 @@ def test_the_layers_of_a_modelscope_folder(sd_folder, tmp_path):
 def test_the_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp_path):
     shape = {"block_out_channels": (64, 64), "attention_head_dim": (1, 1), "norm_num_groups": 32}  # as files have it
     net = videocrafter(shaken(two_levels(**shape)), head_width=64, frame_rate=True)
-    save_file(videocrafter_layout.released(net), tmp_path / "videocrafter.safetensors")
+    save_file(videocrafter_layout.to_videocrafter(net), tmp_path / "videocrafter.safetensors")
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=two_levels(**shape))
     pipeline.save_pretrained(tmp_path / "wide")
@@ -254,6 +254,6 @@ def test_a_lora_for_pictures_beside_layers_along_time(sd_folder, adapter_folder,
 def test_parts_of_a_live_modelscope_pipeline_share_their_weights(sd_folder):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=modelscope())
-    opened = components.from_pipeline(pipeline)
+    opened = components.components_from_pipeline(pipeline)
     assert opened.unet.conv_in.weight.data_ptr() == pipeline.unet.conv_in.weight.data_ptr()
     assert opened.temporal.config.convolution

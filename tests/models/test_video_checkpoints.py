@@ -15,13 +15,13 @@ from transformers import CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithPro
 
 from kineograph.errors import InputError
 from kineograph.models.conditioning import image_encoder, resampler
-from kineograph.models.conditioning.image_encoder import PictureReader
+from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import vidrd as vidrd_layout
 from kineograph.models.loading import save as conversion
 from kineograph.models.loading import video_checkpoints
-from kineograph.models.loading.components import Parts
+from kineograph.models.loading.components import Components
 from kineograph.models.loading.load import load
 from kineograph.models.loading.save import save
 from kineograph.models.schedule import Schedule
@@ -39,17 +39,19 @@ def vision() -> CLIPVisionModelWithProjection:
     ).eval()  # fmt: skip
 
 
-def parts(folder: Path, *, shown: bool = False, **temporal) -> Parts:
+def parts(folder: Path, *, shown: bool = False, **temporal) -> Components:
     """A tiny VideoCrafter with the VAE and text encoder of a folder."""
     around, unet = StableDiffusionPipeline.from_pretrained(folder), two_levels()
     reader = None
     if shown:
-        resampler.put_on(unet, RESAMPLER)
-        reader = PictureReader(shaken(vision()), image_encoder.LAST, image_encoder.squashed, blank=image_encoder.GREY)
+        resampler.add_resampler(unet, RESAMPLER)
+        reader = ImageEncoder(
+            shaken(vision()), image_encoder.LAST, image_encoder.stretch_to_square, blank=image_encoder.GREY
+        )
     around.text_encoder.config.hidden_act = "gelu"
     text = TextEncoder(around.tokenizer, CLIPTextModel(around.text_encoder.config).eval())
     net = videocrafter(shaken(unet), **temporal)
-    return Parts(unet, around.vae, (text,), video_checkpoints.SCHEDULER, False, reader, net.temporal)
+    return Components(unet, around.vae, (text,), video_checkpoints.VIDEOCRAFTER_SCHEDULER, False, reader, net.temporal)
 
 
 @dataclass
@@ -67,13 +69,13 @@ class Release:
         return self.file.with_name("changed.safetensors")
 
 
-def release(folder: Path, made: Parts, **more: Tensor) -> Release:
+def release(folder: Path, made: Components, **more: Tensor) -> Release:
     config = save(made, folder / "config")
     last = {
         f"cond_stage_model.model.transformer.resblocks.2.ln_1.{kind}": torch.ones(32) for kind in ("weight", "bias")
     }
     unread = {"cond_stage_model.model.logit_scale": torch.tensor(1.0), "betas": torch.ones(1000)}
-    tensors = video_checkpoints.released(made) | last | unread | more
+    tensors = video_checkpoints.components_to_videocrafter(made) | last | unread | more
     save_file(tensors, folder / "model.safetensors")
     return Release(folder / "model.safetensors", config, tensors)
 
@@ -121,7 +123,11 @@ def test_an_image_to_video_file_reads_pictures(image_to_video):
     model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
     assert model.schedule.settings["signal_scale"] == 0.7, "as the file says"
     reader = model.reader
-    assert (reader.layer, reader.fit, reader.blank) == (image_encoder.LAST, image_encoder.squashed, image_encoder.GREY)
+    assert (reader.layer, reader.fit, reader.blank) == (
+        image_encoder.LAST,
+        image_encoder.stretch_to_square,
+        image_encoder.GREY,
+    )
     open_clip = OpenCLIP({k.removeprefix("embedder.model.visual."): v for k, v in image_to_video.tensors.items()}, 4)
     pixels = torch.randn(1, 3, 28, 28)
     states = reader.network(pixels, output_hidden_states=True).hidden_states[reader.layer]
@@ -209,8 +215,8 @@ def test_what_is_wrong_with_a_file_is_named(text_to_video, change: Change, said:
 @pytest.mark.parametrize(("scale", "terminal"), [(None, 4.7e-3), (0.3, 4.2e-4), (0.7, 2.3e-3)])
 def test_the_signal_falls_to_its_scale_and_stays(scale: float | None, terminal: float):
     """papers.md, 4a, the signal-to-noise ratios of the last timestep."""
-    stock = Schedule.from_config(video_checkpoints.SCHEDULER)
-    scaled = Schedule.from_config(video_checkpoints.SCHEDULER | {"signal_scale": scale})
+    stock = Schedule.from_config(video_checkpoints.VIDEOCRAFTER_SCHEDULER)
+    scaled = Schedule.from_config(video_checkpoints.VIDEOCRAFTER_SCHEDULER | {"signal_scale": scale})
     ratios = [ours / theirs for ours, theirs in zip(stock.sigmas, scaled.sigmas, strict=True)]
     assert scaled.sigmas[-1] ** -2 == pytest.approx(terminal, rel=0.02)
     assert ratios[0] == 1 and ratios[399:] == pytest.approx([scale or 1.0] * 601)
@@ -227,7 +233,7 @@ def test_a_vidrd_file_takes_the_rest_from_its_image_model(sd_folder, tmp_path):
     pipeline.save_pretrained(tmp_path / "sd")
     net = vidrd(shaken(two_levels(**shape)))
     text = {f"text_encoder.text_model.{name}": each + 1 for name, each in pipeline.text_encoder.state_dict().items()}
-    torch.save({"state_dict": vidrd_layout.released(net) | text}, tmp_path / "vidrd.ckpt")
+    torch.save({"state_dict": vidrd_layout.to_vidrd(net) | text}, tmp_path / "vidrd.ckpt")
     model = load(tmp_path / "vidrd.ckpt", config=tmp_path / "sd", dtype="float32")
     weights = model.net.state_dict()
     assert all(torch.equal(weights[name], each) for name, each in net.state_dict().items())
@@ -243,11 +249,13 @@ def test_a_vidrd_file_takes_the_rest_from_its_image_model(sd_folder, tmp_path):
 @pytest.mark.parametrize("kind", ["text_to_video", "image_to_video"])
 def test_a_released_file_through_a_folder_is_the_same_file(kind: str, request, tmp_path):
     made: Release = request.getfixturevalue(kind)
-    folder = conversion.to_folder(made.file, tmp_path / "folder", config=made.config)
-    back = load_file(conversion.to_file(folder, tmp_path / "back.safetensors"))
+    folder = conversion.videocrafter_to_folder(made.file, tmp_path / "folder", config=made.config)
+    back = load_file(conversion.folder_to_videocrafter(folder, tmp_path / "back.safetensors"))
     assert back.keys() == made.tensors.keys()
     assert all(torch.equal(back[name], each) and back[name].dtype == each.dtype for name, each in made.tensors.items())
-    again = torch.load(conversion.to_file(folder, tmp_path / "back.ckpt"), weights_only=True)["state_dict"]
+    again = torch.load(conversion.folder_to_videocrafter(folder, tmp_path / "back.ckpt"), weights_only=True)[
+        "state_dict"
+    ]
     assert again.keys() == back.keys()
 
 

@@ -103,8 +103,10 @@ def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_pa
         for told, channels in ((said, shown), (nothing, shown), (nothing, 0 * shown))
     ]
     draws = torch.Generator().manual_seed(6)
-    solve = euler_ancestral(lambda level: torch.randn(1, 1, 4, 8, 8, generator=draws))
-    x = final_latents(solve(text_and_image_guidance(*looks, SCALE, image_scale), start_of(noise(), sigmas[0]), sigmas))
+    sampler = euler_ancestral(lambda level: torch.randn(1, 1, 4, 8, 8, generator=draws))
+    x = final_latents(
+        sampler(text_and_image_guidance(*looks, SCALE, image_scale), start_of(noise(), sigmas[0]), sigmas)
+    )
     assert theirs.std() > 0.1
     torch.testing.assert_close(x[:, 0], theirs, rtol=1e-3, atol=1e-3)
 

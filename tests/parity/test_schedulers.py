@@ -49,10 +49,10 @@ def their_walk(scheduler, z, look, **options):
         yield z
 
 
-def assert_same_walk(scheduler, solve, sigmas, look=network, **options):
+def assert_same_walk(scheduler, sampler, sigmas, look=network, **options):
     """From the same noise, compared as z_t. Euler's samples are our x, those of all others are z_t."""
     schedule = Schedule.from_config(scheduler)
-    steps = list(solve(schedule.denoise(look), sigmas[0] * NOISE, sigmas))
+    steps = list(sampler(schedule.denoise(look), sigmas[0] * NOISE, sigmas))
     scales = [schedule.scale(step.sigma) for step in steps]
     in_x = isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler)
     units = [1.0 if in_x else scale for scale in scales]
@@ -87,8 +87,8 @@ def test_ddim(spacing, steps, sigmas, eta, prediction):
         **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1, clip_sample=False
     )
     scheduler.set_timesteps(steps)
-    solve = ddim_eta(eta, draws()) if eta else ddim
-    assert_same_walk(scheduler, solve, sigmas, eta=eta, generator=torch.Generator().manual_seed(2))
+    sampler = ddim_eta(eta, draws()) if eta else ddim
+    assert_same_walk(scheduler, sampler, sigmas, eta=eta, generator=torch.Generator().manual_seed(2))
 
 
 @each_prediction
@@ -147,10 +147,10 @@ def test_lcm(steps, prediction):
     schedule = Schedule.from_config(scheduler)
     sigmas = ladder.subsample(ladder.trailing(table(), 50), steps)
 
-    def solve(look, x, sigmas):
+    def sampler(look, x, sigmas):
         return lcm(draws())(schedule.consistent(look), x, sigmas)
 
-    assert_same_walk(scheduler, solve, sigmas, generator=torch.Generator().manual_seed(2))
+    assert_same_walk(scheduler, sampler, sigmas, generator=torch.Generator().manual_seed(2))
 
 
 DPM_LADDERS = {

@@ -124,7 +124,7 @@ def noises(frames, seed=3):
 def ours(look, schedule, noise, motion):
     """Our own method with the two constants of theirs: see above."""
     sigmas = leading(schedule.sigmas, 50, last=schedule.sigmas[0])
-    spread_to, move_at = paper_sigmas((4, 64, 64))
+    renoise_to, warp_at = paper_sigmas((4, 64, 64))
     low, high = schedule.sigmas[881], schedule.sigmas[941]
     kept = (1 + schedule.sigmas[880] ** 2) / (1 + schedule.sigmas[940] ** 2)
     factor = math.sqrt(kept) * schedule.scale(low) / schedule.scale(high)
@@ -137,7 +137,7 @@ def ours(look, schedule, noise, motion):
 
     start = 1 / (schedule.scale(sigmas[0]) * sigmas[0])
     noise = torch.cat([start * noise[:, :1], spread * noise[:, 1:]], dim=1)
-    x = final_latents(sample(look, noise, sigmas, warp=scaled, move_at=move_at, spread_to=spread_to))
+    x = final_latents(sample(look, noise, sigmas, warp=scaled, warp_at=warp_at, renoise_to=renoise_to))
     return schedule.scale(sigmas[-1]) * x[0]
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.models.formats import videocrafter, vidrd
-from kineograph.models.formats.shapes import Unsaid
+from kineograph.models.formats.shapes import AssumedSettings
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.video_unet import VideoUNet
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
 NEAR = 1e-4
-TINY = Unsaid(head_width=16, resampler_head_width=8)
+TINY = AssumedSettings(head_width=16, resampler_head_width=8)
 VIDEOCRAFTERS = ("videocrafter_t2v_512", "videocrafter_t2v_1024", "videocrafter_i2v_512")
 PARAMETERS = {"t2v_512_v1.0": 1144.5, "t2v_1024_v1.0": 1146.5, "i2v_512_v1.0": 1438.8 + 48.5}  # millions
 
@@ -57,27 +57,29 @@ def drawn(net: VideoUNet, around: dict[str, Tensor], image_tokens: Tensor | None
 @pytest.mark.parametrize("name", VIDEOCRAFTERS)
 def test_videocrafter(name: str):
     tensors, around = opened(name)
-    net = videocrafter.network(tensors, name, TINY)
+    net = videocrafter.video_unet_from_videocrafter(tensors, name, TINY)
     tokens = None
     if "in.image_features" in around:
         tokens = cross_attention.project_image_tokens(net.image_unet, [around["in.image_features"][:, None]])
         assert off(tokens, around["out.image_tokens"]) < NEAR
     assert off(drawn(net, around, tokens), around["out.eps"]) < NEAR
-    assert same(videocrafter.released(net), tensors)
+    assert same(videocrafter.to_videocrafter(net), tensors)
 
 
 def test_vidrd():
     tensors, around = opened("vidrd_unet")
-    net = vidrd.network(tensors, "vidrd", Unsaid(head_width=16, groups=8))
+    net = vidrd.video_unet_from_vidrd(tensors, "vidrd", AssumedSettings(head_width=16, groups=8))
     assert off(drawn(net, around), around["out.eps"]) < NEAR
-    assert same(vidrd.released(net), tensors)
+    assert same(vidrd.to_vidrd(net), tensors)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_every_key_of_a_full_size_videocrafter_has_its_place(name: str):
     shapes = json.loads(gzip.decompress((FIXTURES / "videocrafter_full_size_shapes.json.gz").read_bytes()))[name]
-    net = videocrafter.network({key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, name)
-    back = videocrafter.released(net)
+    net = videocrafter.video_unet_from_videocrafter(
+        {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, name
+    )
+    back = videocrafter.to_videocrafter(net)
     assert {key: list(each.shape) for key, each in back.items()} == shapes
     count = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     assert count == pytest.approx(PARAMETERS[name], abs=0.1)

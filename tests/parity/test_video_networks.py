@@ -39,29 +39,29 @@ def theirs(net: UNetMotionModel) -> torch.Tensor:
 @pytest.mark.parametrize("settings", VERSIONS.values(), ids=VERSIONS.keys())
 def test_animatediff(settings: dict):
     net = animatediff(**settings)
-    assert off(animatediff_layout.split(net)(Z, T, Condition(TOKENS)), theirs(net)) < NEAR
+    assert off(animatediff_layout.video_unet_from_animatediff(net)(Z, T, Condition(TOKENS)), theirs(net)) < NEAR
 
 
 def test_animatediff_put_around_an_image_network():
     unet = tiny_unets.unet(block_out_channels=(8, 16, 32), layers_per_block=2)
     motion = adapter(block_out_channels=(8, 16, 32), motion_layers_per_block=2)
     whole = UNetMotionModel.from_unet2d(unet, motion).eval()
-    found = motion_modules.open_motion(motion, HubOptions())
+    found = motion_modules.read_temporal_weights(motion, HubOptions())
     layers = TemporalLayers(unet, found.config)
-    key_map.fill(layers, found.tensors, found.layout(layers, found.tensors), "the adapter")
+    key_map.load_tensors(layers, found.tensors, found.layout(layers, found.tensors), "the adapter")
     assert off(VideoUNet(unet, layers.eval())(Z, T, Condition(TOKENS)), theirs(whole)) < NEAR
 
 
 def test_modelscope():
     net = modelscope()
     wanted = net(Z.transpose(1, 2), T, TOKENS).sample.transpose(1, 2)
-    split = modelscope_layout.split(net)
+    split = modelscope_layout.video_unet_from_modelscope(net)
     assert off(split(Z, T, Condition(TOKENS)), wanted) < NEAR
     assert split.image_unet.conv_in.weight.data_ptr() == net.conv_in.weight.data_ptr(), "the weights are shared"
 
 
 def test_a_video_of_one_frame_is_a_picture():
     """diffusers runs the layers along time for a single frame too."""
-    split = modelscope_layout.split(modelscope())
+    split = modelscope_layout.video_unet_from_modelscope(modelscope())
     picture = VideoUNet(split.image_unet)(Z[:, :1], T, Condition(TOKENS))
     assert torch.equal(split(Z[:, :1], T, Condition(TOKENS)), picture)

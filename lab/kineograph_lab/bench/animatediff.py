@@ -16,7 +16,7 @@ from torch import nn
 from kineograph.denoise import classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.methods.videocrafter import sample
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.formats.animatediff import ANIMATEDIFF_SCHEDULER
 from kineograph.models.loading.load import load
 from kineograph.models.placement import choose_placement, parse_dtype
@@ -38,7 +38,7 @@ def ours(folder: Path, dtype: str) -> Draw:
         window = min(frames, AT_ONCE)  # theirs sees all at once, and knows as many positions
         told, blank = (model.bind(model.prompt([text]), window=window) for text in (PROMPT, ""))
         begin = _noise(frames, shape).to(model.device) * (1 + sigmas[0] ** 2) ** 0.5 / sigmas[0]
-        x0 = final_latents(sample(classifier_free_guidance(told, blank, SCALE), begin, sigmas, solve=ddim))
+        x0 = final_latents(sample(classifier_free_guidance(told, blank, SCALE), begin, sigmas, sampler=ddim))
         return (model.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
     return draw
@@ -50,7 +50,9 @@ def theirs(folder: Path, dtype: str) -> Draw:
     pipe = AnimateDiffPipeline.from_pretrained(
         folder, motion_adapter=made, dtype=parse_dtype(dtype), feature_extractor=None, image_encoder=None,
     ).to(choose_placement().device)  # fmt: skip
-    pipe.scheduler = DDIMScheduler(**{name: value for name, value in ANIMATEDIFF_SCHEDULER.items() if value is not None})
+    pipe.scheduler = DDIMScheduler(
+        **{name: value for name, value in ANIMATEDIFF_SCHEDULER.items() if value is not None}
+    )
     pipe.set_progress_bar_config(disable=True)
     side = pipe.unet.config.sample_size
     shape = (pipe.vae.config.latent_channels, side, side)

@@ -16,7 +16,7 @@ from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_vid
 from PIL import Image
 
 from kineograph.denoise import classifier_free_guidance
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement, parse_dtype

@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from kineograph.denoise import classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.methods.text2video_zero import sample
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.unet.frame_attention import first
@@ -46,8 +46,8 @@ def ours(folder: Path, dtype: str) -> Draw:
                 _noise(frames, shape, model.dtype).float().to(model.device),
                 sigmas,
                 warp=frame_warp(_by_a_cell(shape), frames=frames, seed=SEED),
-                spread_to=sigmas[SPREAD_AFTER],
-                move_at=sigmas[MOVE_AFTER],
+                renoise_to=sigmas[SPREAD_AFTER],
+                warp_at=sigmas[MOVE_AFTER],
             )
         )
         return (model.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()

@@ -18,14 +18,14 @@ from torch.nn.functional import mse_loss
 from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.methods import videocrafter
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.schedule import epsilon
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training import TrainingSettings, fit
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.bench.animatediff import adapter
 from kineograph_lab.bench.text2video_zero import PROMPT, SEED, Draw
 
@@ -53,7 +53,7 @@ def lesson(model: Model, frames: int, samples: range) -> Lesson:
 def ours(folder: Path, dtype: str) -> Draw:
     """`kineograph.training.fit`, as `kineograph train` has it."""
     model = load(folder, motion=adapter(folder), dtype="float32")
-    net = with_quick_norms(model.net) if model.device.type == "cpu" else model.net
+    net = use_fast_group_norm(model.net) if model.device.type == "cpu" else model.net
     for name, weight in net.named_parameters():
         weight.requires_grad_(name.startswith("temporal."))
     start = {name: weight.clone() for name, weight in net.state_dict().items()}

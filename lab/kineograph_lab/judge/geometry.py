@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab import WEIGHTS as LABORATORY_WEIGHTS
 from kineograph_lab.judge.augment import soften
 from kineograph_lab.judge.networks import SIDE, Residual, filters, resampled
@@ -88,7 +88,7 @@ def facts_of(pool: Pool) -> Geometry:
 
 def train(plan: Plan, folder: Path, pool: Pool, held_out: Pool) -> GeometryEye:
     """The averaged eye."""
-    ready = with_quick_norms(GeometryEye()).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    ready = use_fast_group_norm(GeometryEye()).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     return fit(ready, plan, folder, draw=draws(pool, plan.batch), loss=surveying, report=reporter(held_out))
 
 

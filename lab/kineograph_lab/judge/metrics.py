@@ -11,8 +11,7 @@ import torch
 from torch.nn import functional
 
 from kineograph.metrics.collection import Clip
-from kineograph.metrics.features import SPREAD, Extractor, Reading
-from kineograph.metrics.frame_metrics import Frames, Measured
+from kineograph.metrics.features import SPREAD, Extractor, Frames, Measured, Reading
 from kineograph.metrics.video_metrics import ALIGNMENT, MOTION, Gauge
 from kineograph.models.loading.provenance import fingerprint
 from kineograph_lab.judge.networks import FRAMES, SIDE, SMALL, Judge, load_judge, resampled

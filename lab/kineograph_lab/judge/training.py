@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.judge.augment import shifted, soften
 from kineograph_lab.judge.networks import ANSWERS, DETAILS, FRAMES, NOTHING, SIDE, Eye, MotionEye
 from kineograph_lab.recipe.contact_sheets import as_tensor
@@ -81,7 +81,7 @@ def film(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 def train_eye(net: Eye, plan: Plan, folder: Path, families: Pool, pictures: Pool, held_out: Pool) -> nn.Module:
     """The averaged eye for pictures: individuals are told apart by families, kinds by many unrelated pictures."""
-    ready = with_quick_norms(net).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    ready = use_fast_group_norm(net).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     draw = gatherings(families, pictures, plan.batch)
     return fit(ready, plan, folder, draw=draw, loss=looking, report=eye_report(held_out))
 

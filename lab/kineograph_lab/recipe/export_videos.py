@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from kineograph.models.loading.save import VOCABULARY
-from kineograph.models.loading.video_folder import DECODER, MOTION_WEIGHTS, write_decoder
+from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, write_temporal_decoder
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
@@ -73,16 +73,16 @@ def export_degraded(out: Path, weights: Path, laboratory: Path) -> None:
 def export_vidrd(out: Path, weights: Path) -> None:
     """`vidrd/`: VidRD's layers and what changed with them in the network of `video/`, and the temporal decoder."""
     folder = _export_layers(weights, weights / "vidrd", vidrd.CONFIG, out / VIDRD)
-    shutil.rmtree(folder / DECODER, ignore_errors=True)
+    shutil.rmtree(folder / TEMPORAL_DECODER, ignore_errors=True)
     layers = TemporalDecoder(temporal_decoder.config_for(AutoencoderKL.from_pretrained(out / "vae" / "final")))
     layers.load_state_dict(load_file(out / STEADY))
-    write_decoder(layers.half(), folder / DECODER)
+    write_temporal_decoder(layers.half(), folder / TEMPORAL_DECODER)
 
 
 def export_space_time(out: Path, weights: Path, laboratory: Path) -> None:
     """`space-time/`: Lumiere's layers and what changed with them in the network of `video/`, and their motion adapter."""
     folder = _export_layers(weights, laboratory / "space-time", space_time.CONFIG, out / SPACE_TIME)
-    shutil.copy(out / SPACE_TIME_MOTION, folder / MOTION_WEIGHTS)
+    shutil.copy(out / SPACE_TIME_MOTION, folder / MOTION_ADAPTER_WEIGHTS)
 
 
 def _export_layers(weights: Path, folder: Path, config: TemporalConfig, learnt: Path) -> Path:

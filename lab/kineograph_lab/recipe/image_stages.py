@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket.networks import added
-from kineograph.training.norms import with_quick_norms
+from kineograph.models.pocket.networks import trained_weights
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.judge import geometry, training
 from kineograph_lab.judge.networks import Eye, Judge, MotionEye
 from kineograph_lab.recipe import networks
@@ -75,7 +75,7 @@ def train_unet(settings: Settings, out: Path) -> None:
 def _around_the_unet(out: Path) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
     autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final")
     return (
-        with_quick_norms(autoencoder.to(best_device(), memory_format=torch.channels_last)),
+        use_fast_group_norm(autoencoder.to(best_device(), memory_format=torch.channels_last)),
         CLIPTextModel.from_pretrained(out / "text" / "final"),
         CLIPTokenizer.from_pretrained(out / "text" / "tokenizer"),
     )
@@ -111,7 +111,7 @@ def train_edit(settings: Settings, out: Path) -> None:
 
 
 def _keep_added(net: ControlNetModel | UNet2DConditionModel, path: Path) -> None:
-    save_file({name: weight.contiguous() for name, weight in added(net).items()}, path)
+    save_file({name: weight.contiguous() for name, weight in trained_weights(net).items()}, path)
 
 
 def train_judge(settings: Settings, out: Path) -> None:

@@ -8,22 +8,14 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from kineograph.models.loading.adapter_files import save_motion
+from kineograph.models.loading.adapter_files import save_motion_adapter
 from kineograph.models.pocket.networks import restore_vidrd_unet
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph_lab.recipe import outputs
 from kineograph_lab.recipe.loop import Plan
 from kineograph_lab.recipe.settings import Settings
-from kineograph_lab.recipe.video import (
-    batches,
-    motion_adapter,
-    pan_and_zoom,
-    samples,
-    space_time,
-    temporal_decoder,
-    vidrd,
-)
+from kineograph_lab.recipe.video import batches, motion_adapter, pan_and_zoom, samples, space_time, temporal_decoder, vidrd
 
 MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, STEADY, SPACE_TIME, SPACE_TIME_MOTION = (
     f"{name}.safetensors"
@@ -51,7 +43,7 @@ def _train_to_stand_still(settings: Settings, out: Path, result: str, video: Vid
     folder, tower, tokens = out / Path(result).stem, outputs.tower(out), outputs.tokens(out)
     net = motion_adapter.train(video, settings.motion_adapter, folder, shown, text=tower, tokenizer=tokens)
     assert net.motion_adapter is not None and net.temporal is not None
-    save_motion(net.motion_adapter, net.temporal, out / result, name=name)
+    save_motion_adapter(net.motion_adapter, net.temporal, out / result, name=name)
 
 
 def train_vidrd(settings: Settings, out: Path) -> None:

@@ -11,7 +11,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from kineograph.models.pocket.networks import restore_video_unet
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.long import growing_pool
 from kineograph_lab.recipe.loop import best_device
 from kineograph_lab.recipe.pool import Pool
@@ -56,4 +56,4 @@ def image_encoder(out: Path) -> CLIPVisionModel:
 
 def autoencoder(out: Path) -> AutoencoderKL:
     opened = AutoencoderKL.from_pretrained(out / "vae" / "final")
-    return with_quick_norms(opened.to(best_device(), memory_format=torch.channels_last))
+    return use_fast_group_norm(opened.to(best_device(), memory_format=torch.channels_last))

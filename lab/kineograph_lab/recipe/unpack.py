@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
 from kineograph.media.files import instead_of
-from kineograph.models.loading.video_folder import DECODER, MOTION_WEIGHTS, TEMPORAL_WEIGHTS
+from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, TEMPORAL_WEIGHTS
 from kineograph.models.pocket import WEIGHTS
 from kineograph_lab import WEIGHTS as LABORATORY
 from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, STEADY, VIDRD
@@ -36,13 +36,13 @@ TENSORS = {
     DEGRADED: "video-degraded/degraded.safetensors",
     VIDRD: "vidrd/vidrd.safetensors",
     SPACE_TIME: "space-time/space-time.safetensors",
-    STEADY: f"vidrd/{DECODER}/{TEMPORAL_WEIGHTS}",
+    STEADY: f"vidrd/{TEMPORAL_DECODER}/{TEMPORAL_WEIGHTS}",
 }
 AS_THEY_ARE = {
     **{f"text/tokenizer/{name}": f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json")},
     # files that say which model they are of
-    MOTION_ADAPTER: f"video/{MOTION_WEIGHTS}",
-    SPACE_TIME_MOTION: f"space-time/{MOTION_WEIGHTS}",
+    MOTION_ADAPTER: f"video/{MOTION_ADAPTER_WEIGHTS}",
+    SPACE_TIME_MOTION: f"space-time/{MOTION_ADAPTER_WEIGHTS}",
 }
 
 

@@ -11,12 +11,13 @@ from jaxtyping import Float
 from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
-from kineograph.metrics.frame_metrics import Frames, Seen
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph_lab.judge.geometry import Geometry, load_geometry_eye
 from kineograph_lab.judge.networks import Judge, load_judge
 from kineograph_lab.recipe.contact_sheets import as_tensor
+from kineograph_lab.studies.frame_metrics import Seen
 
 
 class Witnesses(NamedTuple):

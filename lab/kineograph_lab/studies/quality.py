@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph_lab.recipe.video.degraded import mark
 
 SOFT = np.hanning(9)[1:-1] / np.hanning(9)[1:-1].sum()  # what is smoother than this says nothing about a letter

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from kineograph.media.files import instead_of
-from kineograph.metrics.statistics import Mean, mean
+from kineograph.metrics.distances import Mean, mean
 
 SURE = 2  # standard errors by which a difference must exceed 0, unless a claim says more
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.metadata import identifier
-from kineograph.models.loading.provenance import origin
+from kineograph.models.loading.provenance import collect_provenance
 from kineograph.models.model import Model
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.report import Report, write
@@ -70,7 +70,7 @@ def reproduce(
     folder = Path(out) / paper
     folder.mkdir(parents=True, exist_ok=True)
     studies = list(_studies(paper, model, witnesses, cases, steps))
-    about = {**origin(model), "witnesses": dict(witnesses.weights)}
+    about = {**collect_provenance(model), "witnesses": dict(witnesses.weights)}
     total = sum(len(study.arms) * len(study.cases) for study in studies)
     parts, commits, done = [], set[str](), 0
     for study in studies:

@@ -13,7 +13,7 @@ from kineograph import noise
 from kineograph.denoise import Denoise, classifier_free_guidance, replace_known_frames
 from kineograph.latents import Latents
 from kineograph.methods.videocrafter import sample
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
@@ -67,7 +67,7 @@ def latents(
     shape = (1, *model.latent_shape(*model.default_size))
     begin = noise.partly_shared(model.temporal.noise_ratio, seed, range(FRAMES), shape).to(model.device)
     look = begun(classifier_free_guidance(model.bind(said), model.bind(unsaid), scale), model, begin)
-    return final_latents(sample(look, begin, sigmas, solve=ddim))
+    return final_latents(sample(look, begin, sigmas, sampler=ddim))
 
 
 def _as_pictures(picture: Picture) -> torch.Tensor:

@@ -6,10 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kineograph.metrics.distances import SPLITS, Features, frechet, inception_score, jackknifed, moments
-from kineograph.metrics.features import Extractor
-from kineograph.metrics.frame_metrics import Frames
-from kineograph.metrics.statistics import Mean
+from kineograph.metrics.distances import SPLITS, Features, Mean, frechet, inception_score, jackknifed, moments
+from kineograph.metrics.features import Extractor, Frames
 from kineograph_lab.studies.protocol import Record
 from kineograph_lab.studies.report import SURE, Claim
 

@@ -11,8 +11,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kineograph.errors import InputError
-from kineograph.metrics.frame_metrics import Frames
-from kineograph.metrics.statistics import Mean, mean
+from kineograph.metrics.distances import Mean, mean
+from kineograph.metrics.features import Frames
 from kineograph_lab.studies.protocol import Case, Record, keep, kept
 from kineograph_lab.studies.report import Claim, Part
 

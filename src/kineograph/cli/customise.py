@@ -22,7 +22,7 @@ from kineograph.media.files import check_folder, instead_of, refuse_existing, sl
 
 if TYPE_CHECKING:  # whoever only asks for help does not wait for torch
     from kineograph.models.model import Model
-    from kineograph.training.customise import Piece, Reached, VideoCustomising, VideoReady
+    from kineograph.training.customise import PhaseEstimate, PhaseProgress, VideoCustomisationSettings, VideoCustomisation
 
 LEARNT, HOW = "What is learnt", "How"
 PREVIEWS = "previews"  # a folder in that of the work
@@ -116,29 +116,29 @@ def customise(
     place = _place(output, work, subject or style or "motion adapter")
     terminal.quiet_loading()
     from kineograph.training import customise as recipe
-    from kineograph.training import overridden
+    from kineograph.training import override_settings
 
     if pictures is not None:
-        recipe.listed(pictures)  # a folder that is not there is refused before a model is loaded
+        recipe.list_image_files(pictures)  # a folder that is not there is refused before a model is loaded
     terminal.say(f"loading {model}")
     shared = {"device": device, "dtype": dtype}
     video = _load(model, {"motion": motion_module, "motion_adapter": motion_adapter, **shared})
-    settings = overridden(recipe.usual_video(video, "subject" if style is None else "style"), setting or [])
+    settings = override_settings(recipe.default_video_settings(video, "subject" if style is None else "style"), setting or [])
     asked = shlex.join(["--model", model, *(["--motion-module", motion_module] if motion_module else [])])
     if pictures is None:
-        wanted = recipe.wanted_of(video, settings, natural_videos)
+        wanted = recipe.prepare_natural_videos(video, settings, natural_videos)
         if dry_run:
-            _tell_plan(recipe.of_videos(wanted, "trains", "keeps"), json)
+            _tell_plan(recipe.estimate_natural_videos(wanted, "trains", "keeps"), json)
             return
-        _run(recipe.motion_adapter_ready(wanted, place.work), place.work / recipe.MOTION_ADAPTER, place.file, json)
+        _run(recipe.run_motion_adapter_training(wanted, place.work), place.work / recipe.MOTION_ADAPTER, place.file, json)
         terminal.say(f"for {asked} it is --motion-adapter {place.file}")
         return
-    ready = recipe.ready_video(
+    ready = recipe.prepare_video_customisation(
         video, pictures, place.work, image=_load(model, shared) if motion_module else None, subject=subject,
         style=style, natural_videos=natural_videos, settings=_with_previews(settings, preview),
     )  # fmt: skip
     if dry_run:
-        _tell_plan(recipe.planned(ready), json)
+        _tell_plan(recipe.estimate_video_customisation(ready), json)
         return
     _customise(ready, place, asked, json)
 
@@ -168,8 +168,8 @@ def _load(model: str, options: Mapping[str, Any]) -> Model:
     return load(model, **options)
 
 
-def _with_previews(settings: VideoCustomising, previews: Sequence[str] | None) -> VideoCustomising:
-    from kineograph.training.customise import changed
+def _with_previews(settings: VideoCustomisationSettings, previews: Sequence[str] | None) -> VideoCustomisationSettings:
+    from kineograph.training.customise import with_changes
 
     for what, part in (("spatial", settings.spatial), ("image.lora", settings.image.lora)):
         if part is None:
@@ -177,16 +177,16 @@ def _with_previews(settings: VideoCustomising, previews: Sequence[str] | None) -
                 f"{what}: without one, what is learnt is no small file; for that see kineograph.training.customise in "
                 "docs/customising.md"
             )
-    return changed(settings, {"previews": tuple(previews)}) if previews else settings
+    return with_changes(settings, {"previews": tuple(previews)}) if previews else settings
 
 
-def _customise(ready: VideoReady, place: Place, asked: str, json: bool) -> None:
+def _customise(ready: VideoCustomisation, place: Place, asked: str, json: bool) -> None:
     from kineograph.training import customise as recipe
 
     if not ready.settings.previews:
-        own = recipe.changed(ready.settings, {"previews": tuple(ready.prompts[:1])})
+        own = recipe.with_changes(ready.settings, {"previews": tuple(ready.prompts[:1])})
         ready = ready._replace(settings=own)
-    _run(recipe.customise_ready(ready), place.work / recipe.ADAPTER, place.file, json)
+    _run(recipe.run_video_customisation(ready), place.work / recipe.ADAPTER, place.file, json)
     if recipe.needs_motion_adapter(ready.video, ready.settings):
         own_adapter = place.work / recipe.MOTION_ADAPTER
         terminal.say(f"for the next subject, this spares a part: --motion-adapter {shlex.quote(str(own_adapter))}")
@@ -194,7 +194,7 @@ def _customise(ready: VideoReady, place: Place, asked: str, json: bool) -> None:
     terminal.say(f"kineograph generate {told} {asked} --adapter {file}")
 
 
-def _run(steps: Generator[Reached, None, None], made: Path, file: Path, json: bool) -> None:
+def _run(steps: Generator[PhaseProgress, None, None], made: Path, file: Path, json: bool) -> None:
     """Walks through all phases, with a bar for each, and copies what was made to the file."""
     began, status = time.monotonic(), 0
     with stoppable() as asked, closing(steps):
@@ -220,7 +220,7 @@ def _run(steps: Generator[Reached, None, None], made: Path, file: Path, json: bo
         print(file)
 
 
-def _tell(reached: Reached) -> None:
+def _tell(reached: PhaseProgress) -> None:
     """A line where a phase ends, and on the way of a training; the bar says the rest."""
     progress, last = reached.progress, reached.done == reached.total
     if progress and (last or reached.done % TOLD == 0):
@@ -233,7 +233,7 @@ def _tell(reached: Reached) -> None:
         terminal.say(f"wrote {each}")
 
 
-def _tell_plan(pieces: Iterable[Piece], json: bool) -> None:
+def _tell_plan(pieces: Iterable[PhaseEstimate], json: bool) -> None:
     told = [*pieces]
     if json:
         terminal.answer({"phases": [each._asdict() for each in told], "seconds": sum(each.seconds for each in told)})

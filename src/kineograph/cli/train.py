@@ -17,7 +17,7 @@ from kineograph.cli.terminal import duration, stoppable
 from kineograph.errors import InputWarning
 
 if TYPE_CHECKING:  # whoever only asks for help does not wait for torch
-    from kineograph.training.temporal_layers import Reached, Ready
+    from kineograph.training.temporal_layers import StageProgress, PreparedTraining
 
 SHOWN = 5  # names in a message
 
@@ -40,23 +40,23 @@ def train(
     """
     if os.environ.get("RANK", "0") == "0":  # the one of several processes that speaks
         terminal.say("reading the settings, the model and the data")
-    from kineograph.training import here, load_settings, temporal_layers
+    from kineograph.training import current_process, load_settings, temporal_layers
 
-    chosen = load_settings(settings, temporal_layers.VideoTraining, overrides or [])
+    chosen = load_settings(settings, temporal_layers.VideoTrainingSettings, overrides or [])
     terminal.quiet_loading()
-    if not here().is_main_process:
+    if not current_process().is_main_process:
         warnings.simplefilter("ignore", InputWarning)
     if dry_run:
-        _tell_plan(temporal_layers.ready(chosen, "cpu"), json)
+        _tell_plan(temporal_layers.prepare_training(chosen, "cpu"), json)
         return
-    ready = temporal_layers.ready(chosen)
+    ready = temporal_layers.prepare_training(chosen)
     with stoppable() as asked, terminal.counted("training") as tell, closing(temporal_layers.train(ready)) as steps:
         last, losses = None, dict[str, float]()
         for last in steps:
             losses |= last.progress.losses  # a step is of one kind
             if ready.process.is_main_process:
                 _tell(ready, last, losses, tell)
-            if temporal_layers.wanted_by_any(ready, bool(asked())):
+            if temporal_layers.any_process_stops(ready, bool(asked())):
                 break
     if ready.process.is_main_process:
         _tell_end(ready, last, asked(), json)
@@ -64,7 +64,7 @@ def train(
         raise SystemExit(asked())
 
 
-def _tell(ready: Ready, reached: Reached, losses: Mapping[str, float], tell: Callable[[int, int], None]) -> None:
+def _tell(ready: PreparedTraining, reached: StageProgress, losses: Mapping[str, float], tell: Callable[[int, int], None]) -> None:
     """How far a training is: a bar, and a line as often as there is one in the log."""
     progress, stage = reached.progress, ready.settings.stages[reached.stage - 1]
     tell(progress.step, stage.steps)
@@ -79,7 +79,7 @@ def _tell(ready: Ready, reached: Reached, losses: Mapping[str, float], tell: Cal
         terminal.say(f"wrote {file}")
 
 
-def _tell_end(ready: Ready, last: Reached | None, status: int, json: bool) -> None:
+def _tell_end(ready: PreparedTraining, last: StageProgress | None, status: int, json: bool) -> None:
     from kineograph.training.temporal_layers import FINAL, SKIPPED
 
     output = ready.settings.output
@@ -96,10 +96,10 @@ def _tell_end(ready: Ready, last: Reached | None, status: int, json: bool) -> No
         print(final)
 
 
-def _tell_plan(ready: Ready, json: bool) -> None:
-    from kineograph.training.temporal_layers import planned
+def _tell_plan(ready: PreparedTraining, json: bool) -> None:
+    from kineograph.training.temporal_layers import estimate_training
 
-    told = planned(ready)
+    told = estimate_training(ready)
     if json:
         terminal.answer(told.as_json())
         return

@@ -20,7 +20,7 @@ from kineograph.curation.settings import Captions, DataSettings, Endpoint, decis
 from kineograph.curation.sources import Found, Unit, find
 from kineograph.curation.watermarks import find_marks
 from kineograph.errors import InputError
-from kineograph.training.lock import claimed
+from kineograph.training.lock import lock_folder
 
 MADE_OF = "settings.json"
 
@@ -136,5 +136,5 @@ def prepare(settings: DataSettings) -> Generator[Reached, None, None]:
     """
     placed = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
     check(placed)
-    with claimed(placed.output / WORK), SPREADS[placed.run]() as spread:
+    with lock_folder(placed.output / WORK), SPREADS[placed.run]() as spread:
         yield from run(placed, spread)

@@ -25,13 +25,13 @@ from kineograph.request import Request
 def plan(model: Model, request: Request, start: Plan) -> SamplingRun:
     """The walk."""
     sigmas = DESCENTS[start.solver].rungs(model.schedule.sigmas, request.num_inference_steps)
-    draw, solve = {
+    draw, sampler = {
         "shared": (noise.shared, solver_in_step),
         "independent": (noise.independent, solver),
     }[request.noise]
     begin = draw(start.seed, start.frames, start.shape).to(model.device)
     return SamplingRun(
-        len(sigmas), begin, solve(request, start)(_look(model, request, start), sigmas[0] * begin, sigmas)
+        len(sigmas), begin, sampler(request, start)(_look(model, request, start), sigmas[0] * begin, sigmas)
     )
 
 

@@ -19,7 +19,7 @@ from kineograph.samplers import Sampler, Step, ddim
 from kineograph.sigmas import insert_sigmas, starting_at, until
 
 # The paper's T and T', timesteps 941 and 881 of Stable Diffusion, as noise levels; and the latents they are meant for.
-SPREAD_TO, MOVE_AT = 10.42504, 7.562388
+RENOISE_TO, WARP_AT = 10.42504, 7.562388
 SIDE = 64
 
 
@@ -30,8 +30,8 @@ def paper_sigmas(latent_shape: Sequence[int], highest: float = math.inf) -> tupl
     less as there are more cells in it, so this is where the same layout stands. Both stay in proportion where T
     would pass the `highest` level, the top of the ladder.
     """
-    scale = min(math.sqrt(latent_shape[-2] * latent_shape[-1]) / SIDE, highest / SPREAD_TO)
-    return SPREAD_TO * scale, MOVE_AT * scale
+    scale = min(math.sqrt(latent_shape[-2] * latent_shape[-1]) / SIDE, highest / RENOISE_TO)
+    return RENOISE_TO * scale, WARP_AT * scale
 
 
 @torch.no_grad()
@@ -41,9 +41,9 @@ def sample(
     sigmas: Sequence[float],
     *,
     warp: Warp,
-    move_at: float,
-    spread_to: float,
-    solve: Sampler = ddim,
+    warp_at: float,
+    renoise_to: float,
+    sampler: Sampler = ddim,
 ) -> Iterator[Step]:
     """Draw a video: first the steps of frame 0 alone, down to T' (`move_at`), then from T those of all frames.
 
@@ -53,23 +53,23 @@ def sample(
     One frame is drawn as a plain image. Raises ValueError unless T' <= T, both on the ladder, T' below its top.
     """
     if noise.shape[1] == 1:
-        yield from solve(look, sigmas[0] * noise, sigmas)
+        yield from sampler(look, sigmas[0] * noise, sigmas)
         return
-    _check(sigmas, move_at, spread_to)
-    sigmas = insert_sigmas(sigmas, move_at, spread_to)
-    way, alone = until(sigmas, move_at), list[Step]()
-    for step in solve(look, sigmas[0] * noise[:, :1], way):
+    _check(sigmas, warp_at, renoise_to)
+    sigmas = insert_sigmas(sigmas, warp_at, renoise_to)
+    way, alone = until(sigmas, warp_at), list[Step]()
+    for step in sampler(look, sigmas[0] * noise[:, :1], way):
         alone.append(step)
         if len(alone) < len(way):  # at T' frame 0 is moved, not looked at
             yield step
-    first, before, moved = alone[len(until(sigmas, spread_to)) - 1], alone[-2], alone[-1]
+    first, before, moved = alone[len(until(sigmas, renoise_to)) - 1], alone[-2], alone[-1]
     x0, grain = warp(before.x0, (moved.x - before.x0) / moved.sigma)
     others = renoise(add_noise(x0, grain, moved.sigma), noise[:, 1:], moved.sigma, first.sigma)
-    yield from solve(look, torch.cat([first.x, others], dim=1), starting_at(sigmas, spread_to))
+    yield from sampler(look, torch.cat([first.x, others], dim=1), starting_at(sigmas, renoise_to))
 
 
-def _check(sigmas: Sequence[float], move_at: float, spread_to: float) -> None:
-    if not sigmas[-1] < move_at < sigmas[0] or spread_to < move_at:
+def _check(sigmas: Sequence[float], warp_at: float, renoise_to: float) -> None:
+    if not sigmas[-1] < warp_at < sigmas[0] or renoise_to < warp_at:
         raise ValueError(
             f"Text2Video-Zero moves at a level below the top of its ladder ({sigmas[0]:g} to {sigmas[-1]:g}), and "
             f"spreads to that level or a higher one; got move_at={move_at:g} and spread_to={spread_to:g}. "

@@ -31,9 +31,9 @@ def plan(model: Model, request: Request, start: Plan) -> SamplingRun:
     if start.inputs.motion is None:
         begin = noise.shared(start.seed, start.frames, start.shape).to(model.device)
         return SamplingRun(len(sigmas), begin, solver_in_step(request, start)(estimate, sigmas[0] * begin, sigmas))
-    spread_to, move_at = method.paper_sigmas(start.shape, highest=sigmas[0])
-    sigmas = ladder.insert_sigmas(sigmas, spread_to, move_at)
-    alone, together = ladder.until(sigmas, move_at)[:-1], ladder.starting_at(sigmas, spread_to)
+    renoise_to, warp_at = method.paper_sigmas(start.shape, highest=sigmas[0])
+    sigmas = ladder.insert_sigmas(sigmas, renoise_to, warp_at)
+    alone, together = ladder.until(sigmas, warp_at)[:-1], ladder.starting_at(sigmas, renoise_to)
     warp = frame_warp(parse(start.inputs.motion), frames=len(start.frames), seed=start.seed)
     begin = begun(request, start, noise.independent(start.seed, start.frames, start.shape).to(model.device))
     walk = method.sample(
@@ -41,9 +41,9 @@ def plan(model: Model, request: Request, start: Plan) -> SamplingRun:
         begin,
         sigmas,
         warp=warp,
-        move_at=move_at,
-        spread_to=spread_to,
-        solve=_steadied(following(request, start, solver(request, start), sigmas), warp, model, request),
+        warp_at=warp_at,
+        renoise_to=renoise_to,
+        sampler=_steadied(following(request, start, solver(request, start), sigmas), warp, model, request),
     )
     return SamplingRun(len(alone) + len(together) if len(start.frames) > 1 else len(sigmas), begin, walk)
 
@@ -60,15 +60,15 @@ def _look(model: Model, request: Request, start: Plan) -> Denoise:
     return look(request, start, model.schedule, told, blank)
 
 
-def _steadied(solve: Sampler, warp: Warp, model: Model, request: Request) -> Sampler:
+def _steadied(sampler: Sampler, warp: Warp, model: Model, request: Request) -> Sampler:
     """The solver, with background smoothing if it is asked for."""
     if not request.smooth_background:
-        return solve
+        return sampler
     if request.masks == "rembg":
         masks = _salient(model)
     else:
         masks = bind_foreground_mask(model, [request.prompt], chunk_size=request.chunk_size)
-    return smooth_background(solve, warp, masks, request.smooth_background)
+    return smooth_background(sampler, warp, masks, request.smooth_background)
 
 
 def _salient(model: Model) -> ForegroundMasks:

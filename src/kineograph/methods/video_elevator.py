@@ -40,7 +40,7 @@ def sample(
     refine: Refine,
     back: Return,
     correct: Correct | None = None,
-    solve: Sampler = ddim,
+    sampler: Sampler = ddim,
 ) -> Iterator[Step]:
     """Draw a video down the image model's ladder.
 
@@ -53,7 +53,7 @@ def sample(
     refined = _rungs(sigmas, refine_at)
     x, path = sigmas[0] * noise, list[Step]()
     for sigma, to in pairwise(sigmas):
-        step, after = solve(look, x, [sigma, to])
+        step, after = sampler(look, x, [sigma, to])
         yield step
         if sigma in refined:
             path = back(refine(step.x0, sigma), to)
@@ -64,7 +64,7 @@ def sample(
 
 
 def refine_with_video_model(
-    look: Denoise, sigmas: Sequence[float], steps: int, draw: NoiseAt, *, keep: Pass, solve: Sampler = ddim
+    look: Denoise, sigmas: Sequence[float], steps: int, draw: NoiseAt, *, keep: Pass, sampler: Sampler = ddim
 ) -> Refine:
     """Refine by a video model: what `keep` lets pass of the estimate, noised to its level and redrawn for a few steps.
 
@@ -80,12 +80,12 @@ def refine_with_video_model(
     def refine(x0: Latents, sigma: float) -> Latents:
         start = min(sigma, sigmas[0])
         way = starting_at(insert_sigmas(sigmas, start), start)[: steps + 1]
-        return recorded(solve(look, add_noise(keep(x0), draw(start).to(x0), start), way))[-2].x0
+        return recorded(sampler(look, add_noise(keep(x0), draw(start).to(x0), start), way))[-2].x0
 
     return refine
 
 
-def invert(look: Denoise, sigmas: Sequence[float], most: int | None = None, solve: Sampler = ddim) -> Return:
+def invert(look: Denoise, sigmas: Sequence[float], most: int | None = None, sampler: Sampler = ddim) -> Return:
     """Back to a level by inversion: the noisy latents from which the image model would draw these clean ones.
 
     look    the image model told the prompt, not guided: guidance would make it leave the way it came
@@ -97,7 +97,7 @@ def invert(look: Denoise, sigmas: Sequence[float], most: int | None = None, solv
         if level <= sigmas[-1]:
             return [Step(level, clean, clean)]
         way = starting_at(insert_sigmas(sigmas, level), level)[::-1]
-        return recorded(solve(look, clean, _thinned(way, most)))
+        return recorded(sampler(look, clean, _thinned(way, most)))
 
     return back
 

@@ -39,7 +39,7 @@ def plan(model: Model, request: Request, start: Plan) -> SamplingRun:
         refine=refiner(model, request, start),
         back=_back(model, request, start, told, begin),
         correct=method.correct_drift(told) if asked.drift_correction else None,
-        solve=following(request, start, solver(request, start), sigmas),
+        sampler=following(request, start, solver(request, start), sigmas),
     )
     return SamplingRun(len(sigmas), begin, walk)
 
@@ -68,7 +68,7 @@ def refiner(model: Model, request: Request, start: Plan) -> method.Refine:
         asked.video_steps,
         draw,
         keep=partial(low_pass, spatial=asked.low_pass_space or math.inf, temporal=asked.low_pass or math.inf),
-        solve=DESCENTS[name].solver(draw),
+        sampler=DESCENTS[name].solver(draw),
     )
     if same_latent_space(model.vae, video.vae):
         return refine

@@ -58,9 +58,9 @@ def loss(
 
 
 @torch.no_grad()
-def sample(look: Denoise, noise: Latents, sigmas: Sequence[float], *, solve: Sampler) -> Iterator[Step]:
+def sample(look: Denoise, noise: Latents, sigmas: Sequence[float], *, sampler: Sampler) -> Iterator[Step]:
     """Draw a video, all frames together, down a falling ladder.
 
     The paper's solver is DDIM with eta 1, `trajectory.ddim_eta(1.0, draw)`.
     """
-    yield from solve(look, sigmas[0] * noise, sigmas)
+    yield from sampler(look, sigmas[0] * noise, sigmas)

@@ -32,11 +32,13 @@ def plan(model: Model, request: Request, start: Plan) -> SamplingRun:
     begin = begun(request, start, fresh)
     estimate = _look(model, request, start)
     if request.first_frame == "pinned" and start.inputs.picture and start.clip.past is None:
-        known = model.encode(crop_to_size(_pixels(start.inputs.picture), start.height, start.width)[:, None]).to(model.device)
+        known = model.encode(crop_to_size(_pixels(start.inputs.picture), start.height, start.width)[:, None]).to(
+            model.device
+        )
         estimate = replace_known_frames(estimate, known, begin[:, :1])
-    solve = DESCENTS[start.solver].solver(noise.partly_shared_per_sigma(ratio, start.seed, start.frames, start.shape))
+    sampler = DESCENTS[start.solver].solver(noise.partly_shared_per_sigma(ratio, start.seed, start.frames, start.shape))
     return SamplingRun(
-        len(sigmas), begin, method.sample(estimate, begin, sigmas, solve=following(request, start, solve, sigmas))
+        len(sigmas), begin, method.sample(estimate, begin, sigmas, sampler=following(request, start, sampler, sigmas))
     )
 
 

@@ -80,7 +80,7 @@ Guided = Mapping[float, int]  # level -> how many frames, from the first, follow
 
 @torch.no_grad()
 def sample(
-    draw: Draw, fresh: Latents, past: Past | None, *, keep: int, ratio: float, guided: Guided, solve: Sampler
+    draw: Draw, fresh: Latents, past: Past | None, *, keep: int, ratio: float, guided: Guided, sampler: Sampler
 ) -> Iterator[Step]:
     """Draw the next clip; the first, where there is no past.
 
@@ -91,7 +91,7 @@ def sample(
     `left_by` makes the past of the next clip from these steps and `begun`.
     """
     yield from draw(
-        initial_noise(fresh, past, keep, ratio), solve if past is None else overwrite_guided(solve, past, guided)
+        initial_noise(fresh, past, keep, ratio), sampler if past is None else overwrite_guided(sampler, past, guided)
     )
 
 
@@ -120,7 +120,7 @@ def guided_frames(sigmas: Sequence[float], keep: int, share: float) -> dict[floa
     return {sigma: count for sigma, count in zip(sigmas, many, strict=False) if count}
 
 
-def overwrite_guided(solve: Sampler, past: Past, guided: Guided) -> Sampler:
+def overwrite_guided(sampler: Sampler, past: Past, guided: Guided) -> Sampler:
     """The solver, which before each step puts the past's latents, turned round, in place of the guided frames.
 
     A multistep solver takes single steps here.
@@ -129,7 +129,7 @@ def overwrite_guided(solve: Sampler, past: Past, guided: Guided) -> Sampler:
     @torch.no_grad()
     def walk(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
         for sigma, to in pairwise(sigmas):
-            step, after = solve(look, _overwritten(x, past, guided, sigma), [sigma, to])
+            step, after = sampler(look, _overwritten(x, past, guided, sigma), [sigma, to])
             yield step
             x = after.x
         x = _overwritten(x, past, guided, sigmas[-1])

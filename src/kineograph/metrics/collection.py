@@ -18,7 +18,7 @@ from kineograph.media.dataset_layouts import CAPTIONS, FILES, IMAGES, VIDEOS
 from kineograph.media.footage import Footage, open_footage
 from kineograph.media.metadata import Label, read_label
 from kineograph.media.shards import Problem, is_hidden
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.formats.tensor_files import preview_names
 
 ENDINGS = VIDEOS | {".webp"}  # animated, as Kineograph writes them

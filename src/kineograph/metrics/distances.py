@@ -5,14 +5,14 @@ Features are [n d], a row a video; all sums are in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from kineograph.errors import InputError
-from kineograph.metrics.statistics import Mean
 
 Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
@@ -20,6 +20,22 @@ Probabilities = Float[np.ndarray, "n k"]
 
 SPLITS = 10  # of the Inception Score, as is the custom
 GROUPS = 10  # that the jackknife leaves out, one after another
+
+
+class Mean(NamedTuple):
+    """A mean over independent cases, and its standard error."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return "-" if math.isnan(self.value) else f"{self.value:.3f} ± {self.error:.3f}"
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """The mean, with the error that independent cases have."""
+    spread = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return Mean(float(np.mean(values)) if len(values) else float("nan"), float(spread))
 
 
 class Moments(NamedTuple):

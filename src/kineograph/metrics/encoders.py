@@ -17,8 +17,7 @@ from transformers import CLIPModel, CLIPTokenizer, VideoMAEForVideoClassificatio
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.metrics.features import FIRST, SPREAD, Extractor, Reading
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import FIRST, SPREAD, Extractor, Frames, Reading
 from kineograph.models.conditioning.image_encoder import CLIP_MEAN, CLIP_STD, crop_to_square
 from kineograph.models.loading.provenance import fingerprint
 

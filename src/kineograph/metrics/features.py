@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from kineograph.errors import InputError
-from kineograph.metrics.frame_metrics import Frames
 from kineograph.models.formats.tensor_files import preview_names
+
+
+Frames = UInt8[np.ndarray, "f h w 3"]
+Measured = Iterator[tuple[str, float]]
 
 
 class Taken(NamedTuple):

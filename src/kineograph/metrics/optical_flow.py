@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 
 from kineograph.errors import InputError
 from kineograph.media.footage import fitted
-from kineograph.metrics.frame_metrics import Frames, Measured
+from kineograph.metrics.features import Frames, Measured
 
 SIDE = 256  # pixels of the shorter side: flow and grey levels depend on the size
 AGREE, SLACK = 0.01, 0.5  # forth and back agree within a hundredth of their squares and half a pixel squared

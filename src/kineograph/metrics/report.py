@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from kineograph.errors import InputError
 from kineograph.media.video import open_video
+from kineograph.metrics.distances import Mean
 from kineograph.metrics.scores import Score, Survey
-from kineograph.metrics.statistics import Mean
 from kineograph.metrics.video_metrics import ASPECTS
 
 VERSIONS = ("kineograph", "torch", "transformers", "numpy", "av")

@@ -16,9 +16,17 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.media.metadata import identifier
 from kineograph.media.shards import Problem
 from kineograph.metrics.collection import Clip, Collection, Reel, read
-from kineograph.metrics.distances import SPLITS, frechet, inception_score, jackknifed, kernel_distance, moments
+from kineograph.metrics.distances import (
+    SPLITS,
+    Mean,
+    frechet,
+    inception_score,
+    jackknifed,
+    kernel_distance,
+    mean,
+    moments,
+)
 from kineograph.metrics.features import Extractor, Reading, check_lengths
-from kineograph.metrics.statistics import Mean, mean
 from kineograph.metrics.video_metrics import QUALITY, Gauge
 
 OnVideo = Callable[[int, int], None]

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kineograph.errors import InputError
-from kineograph.metrics.features import FIRST, Extractor, Reading
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import FIRST, Extractor, Frames, Reading
 from kineograph.models.conditioning.image_encoder import crop_to_size
 
 Count = Annotated[int, Field(ge=1)]

@@ -10,7 +10,7 @@ import numpy as np
 from kineograph.metrics import optical_flow
 from kineograph.metrics.collection import Clip
 from kineograph.metrics.encoders import Tower
-from kineograph.metrics.frame_metrics import Frames, Measured, steadiness, text_alignment
+from kineograph.metrics.features import Frames, Measured
 
 QUALITY, ALIGNMENT, MOTION, CONSISTENCY = "visual quality", "text alignment", "motion quality", "temporal consistency"
 ASPECTS = (QUALITY, ALIGNMENT, MOTION, CONSISTENCY)
@@ -60,3 +60,8 @@ def flow_gauge() -> Gauge:
     """Motion magnitude, the share of pixels that can be followed, and warp error (`flows.moving`)."""
     numbers = {"motion": MOTION, "followed": CONSISTENCY, "warp error": CONSISTENCY}
     return Gauge(numbers, optical_flow.PROTOCOL, lambda clip: optical_flow.moving(clip.frames, clip.fps))
+
+
+def steadiness(embedded: Float[np.ndarray, "f d"]) -> float:
+    """Frame consistency: the mean cosine of neighbouring frames' embeddings (of unit length)."""
+    return float((embedded[1:] * embedded[:-1]).sum(1).mean())

@@ -3,14 +3,14 @@
 `fit` is a generator of `Progress`; the method's loss and the data come in as functions.
 """
 
-from kineograph.training.ema import lent
+from kineograph.training.ema import use_averages
 from kineograph.training.logs import Log
 from kineograph.training.loop import Progress, fit
-from kineograph.training.plan import Plan, plan
-from kineograph.training.processes import here
+from kineograph.training.plan import TrainingCost, training_cost
+from kineograph.training.processes import current_process
 from kineograph.training.settings import TrainingSettings
-from kineograph.training.settings_file import load_settings, overridden
-from kineograph.training.state import latest, weights
+from kineograph.training.settings_file import load_settings, override_settings
+from kineograph.training.state import latest_checkpoint, load_weights
 
 __all__ = [
     "Log",

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 
-def begun(trained: Mapping[str, nn.Parameter], decay: float) -> dict[str, Tensor]:
+def init_averages(trained: Mapping[str, nn.Parameter], decay: float) -> dict[str, Tensor]:
     """The average before the first step; nothing for a decay of 0."""
     return {name: weight.detach().clone() for name, weight in trained.items()} if decay else {}
 
 
 @torch.no_grad()
-def update(average: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter], decay: float, step: int) -> None:
+def update_averages(average: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter], decay: float, step: int) -> None:
     """Moves the average after a step, counted from 0; the decay starts at 0.1, to forget the first weights."""
     if average:
         now = min(decay, (1 + step) / (10 + step))
@@ -24,7 +24,7 @@ def update(average: Mapping[str, Tensor], trained: Mapping[str, nn.Parameter], d
 
 @contextmanager
 @torch.no_grad()
-def lent(net: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
+def use_averages(net: nn.Module, average: Mapping[str, Tensor]) -> Iterator[None]:
     """Lends the averaged weights to the network for a while, and puts its own back, bit for bit."""
     weights = {name: weight for name, weight in net.named_parameters() if name in average}
     own = {name: weight.detach().clone() for name, weight in weights.items()}

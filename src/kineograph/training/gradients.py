@@ -18,68 +18,68 @@ import torch
 from accelerate.utils import reduce, send_to_device
 from torch import Tensor, nn
 
-from kineograph.training.processes import Crew, draws_inside
+from kineograph.training.processes import Processes, uses_dropout
 from kineograph.training.settings import TrainingSettings, samples_per_step
-from kineograph.training.state import Run
+from kineograph.training.state import TrainState
 
-Batch = TypeVar("Batch")
-Net = TypeVar("Net", bound=nn.Module)
-Draw = Callable[[int, range], Batch]
-Loss = Callable[[Net, Batch, int], Mapping[str, Tensor]]
+BatchT = TypeVar("Batch")
+NetT = TypeVar("Net", bound=nn.Module)
+LoadBatch = Callable[[int, range], BatchT]
+LossFunction = Callable[[NetT, BatchT, int], Mapping[str, Tensor]]
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Share(NamedTuple):
+class BatchShare(NamedTuple):
     """What one walk of the network takes: numbers of samples, counted over the whole training."""
 
     step: int
     samples: range
 
 
-class Drawn(NamedTuple):
+class LoadedShare(NamedTuple):
     """A share's samples, and the seed of its first; that of sample j is `seed + j`, as in `kineograph.noise`."""
 
-    share: Share
+    share: BatchShare
     batch: Any
     seed: int
 
 
-class Walked(NamedTuple):
+class ShareGradients(NamedTuple):
     """A share's part of the step's mean losses, and of the gradients of the trained weights that it touched."""
 
     losses: dict[str, Tensor]
     gradients: Sequence[Tensor | None]
 
 
-class Descent(NamedTuple):
+class StepGradients(NamedTuple):
     """A step's mean losses, and the gradients of the weights that any share of it touched, by name."""
 
     losses: dict[str, float]
     gradients: dict[str, Tensor]
 
 
-def descents(
-    net: Net, run: Run, settings: TrainingSettings, crew: Crew, start: int, draw: Draw[Batch], loss: Loss[Net, Batch]
-) -> Iterator[Descent]:
+def step_gradients(
+    net: NetT, run: TrainState, settings: TrainingSettings, crew: Processes, start: int, draw: LoadBatch[BatchT], loss: LossFunction[NetT, BatchT]
+) -> Iterator[StepGradients]:
     """What each step from `start` on descends by, computed when it is asked for, with the weights as they are then."""
     steps = range(start, settings.max_train_steps)
-    wanted = (share for step in steps for share in shares(settings, step, crew))
+    wanted = (share for step in steps for share in batch_shares(settings, step, crew))
     ahead = crew.walkers + settings.dataloader_num_workers
-    drawn = drawn_ahead(draw, wanted, settings.seed, crew.readers, ahead)
-    walk = walker(net, run, settings, loss)
+    drawn = prefetch(draw, wanted, settings.seed, crew.readers, ahead)
+    walk = gradient_function(net, run, settings, loss)
     for _ in steps:
         together = (list(islice(drawn, crew.walkers)) for _ in range(settings.gradient_accumulation_steps))
-        yield summed(chain.from_iterable(crew.map(walk, each) for each in together), run.trained, crew)
+        yield sum_gradients(chain.from_iterable(crew.map(walk, each) for each in together), run.trained, crew)
 
 
-def shares(settings: TrainingSettings, step: int, crew: Crew) -> Iterator[Share]:
+def batch_shares(settings: TrainingSettings, step: int, crew: Processes) -> Iterator[BatchShare]:
     """What this process walks of a step, in order: for every walker a share, whose sizes differ by one at most."""
     batch = settings.train_batch_size
     mine = samples_per_step(settings, 1)
     first = (step * crew.process.num_processes + crew.process.process_index) * mine
     for start in range(first, first + mine, batch):
         edges = (start + batch * number // crew.walkers for number in range(crew.walkers + 1))
-        yield from (Share(step, range(begin, end)) for begin, end in pairwise(edges))
+        yield from (BatchShare(step, range(begin, end)) for begin, end in pairwise(edges))
 
 
 def sample_seed(seed: int, sample: int) -> int:
@@ -88,13 +88,13 @@ def sample_seed(seed: int, sample: int) -> int:
     return int(base) % 2**62 + sample
 
 
-def drawn_ahead(
-    draw: Draw[Batch], wanted: Iterator[Share], seed: int, readers: ThreadPoolExecutor, ahead: int
-) -> Iterator[Drawn]:
+def prefetch(
+    draw: LoadBatch[BatchT], wanted: Iterator[BatchShare], seed: int, readers: ThreadPoolExecutor, ahead: int
+) -> Iterator[LoadedShare]:
     """The shares' samples in order, while `ahead` more are being drawn."""
 
-    def one(share: Share) -> Drawn:
-        return Drawn(share, draw(share.step, share.samples), sample_seed(seed, share.samples.start))
+    def one(share: BatchShare) -> LoadedShare:
+        return LoadedShare(share, draw(share.step, share.samples), sample_seed(seed, share.samples.start))
 
     queue = deque(readers.submit(one, share) for share in islice(wanted, ahead))
     while queue:
@@ -103,13 +103,13 @@ def drawn_ahead(
         yield ready
 
 
-def walker(net: Net, run: Run, settings: TrainingSettings, loss: Loss[Net, Batch]) -> Callable[[Drawn], Walked]:
+def gradient_function(net: NetT, run: TrainState, settings: TrainingSettings, loss: LossFunction[NetT, BatchT]) -> Callable[[LoadedShare], ShareGradients]:
     """The function that walks the network with a share."""
     trained = [*run.trained.values()]
     device = trained[0].device
-    seeded = _seeded if draws_inside(net) else _as_it_is
+    seeded = _seeded if uses_dropout(net) else _as_it_is
 
-    def walk(drawn: Drawn) -> Walked:
+    def walk(drawn: LoadedShare) -> ShareGradients:
         weight = len(drawn.share.samples) / samples_per_step(settings, 1)
         batch = send_to_device(drawn.batch, device)
         with seeded(drawn.seed, device), torch.enable_grad():
@@ -118,7 +118,7 @@ def walker(net: Net, run: Run, settings: TrainingSettings, loss: Loss[Net, Batch
             total = run.scaler.scale(torch.stack([*losses.values()]).sum())
             touches = total.requires_grad
             gradients = torch.autograd.grad(total, trained, allow_unused=True) if touches else [None] * len(trained)
-        return Walked({name: value.detach() for name, value in losses.items()}, gradients)
+        return ShareGradients({name: value.detach() for name, value in losses.items()}, gradients)
 
     return walk
 
@@ -143,7 +143,7 @@ def _as_it_is(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @torch.no_grad()
-def summed(walked: Iterable[Walked], trained: Mapping[str, nn.Parameter], crew: Crew) -> Descent:
+def sum_gradients(walked: Iterable[ShareGradients], trained: Mapping[str, nn.Parameter], crew: Processes) -> StepGradients:
     """What the shares of all processes come to, always added in the same order."""
     losses: dict[str, Tensor] = {}
     sums = {name: torch.zeros_like(weight) for name, weight in trained.items()}  # in the order of the weight's memory
@@ -162,4 +162,4 @@ def summed(walked: Iterable[Walked], trained: Mapping[str, nn.Parameter], crew: 
         figures, sums, mask = reduce([figures, sums, mask], "mean")
         touched = dict(zip(touched, mask.tolist(), strict=True))
     means = dict(zip(losses, figures.tolist(), strict=True))
-    return Descent(means, {name: value for name, value in sums.items() if touched[name]})
+    return StepGradients(means, {name: value for name, value in sums.items() if touched[name]})

@@ -27,7 +27,7 @@ else:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Holds a folder, and makes it if need be. Raises InputError while another run holds it, naming that run."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "run.lock").open("a+", encoding="utf-8") as file:

@@ -17,7 +17,7 @@ import numpy as np
 
 from kineograph.media.files import instead_of
 
-Tally = Mapping[str, tuple[float, int]]  # of a loss its sum and how many are in it
+LossSums = Mapping[str, tuple[float, int]]  # of a loss its sum and how many are in it
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def _short(value: float) -> float | None:
 
 
 @contextmanager
-def opened(folder: Path, step: int) -> Iterator[Log]:
+def open_log(folder: Path, step: int) -> Iterator[Log]:
     """The log of a run that goes on from a step; lines of later steps are dropped."""
     path = folder / "log.jsonl"
     _cut_back(path, step)
@@ -90,13 +90,13 @@ def _step(line: str) -> float:
         return float("inf")
 
 
-def added(tally: Tally, losses: Mapping[str, float]) -> Tally:
+def add_losses(tally: LossSums, losses: Mapping[str, float]) -> LossSums:
     """The tally with a step's losses in it; a loss need not come with every step."""
     before = {name: tally.get(name, (0.0, 0)) for name in losses}
     return {**tally, **{name: (total + losses[name], count + 1) for name, (total, count) in before.items()}}
 
 
-def means(tally: Tally) -> dict[str, float]:
+def mean_losses(tally: LossSums) -> dict[str, float]:
     """The mean of each loss since the last line, and of their sum where there are several."""
     each = {f"loss/{name}": total / count for name, (total, count) in tally.items()}
     return {"loss": sum(each.values()), **each}

@@ -21,12 +21,12 @@ from torch.amp import GradScaler
 
 from kineograph.errors import InputError
 from kineograph.training import ema, logs, state
-from kineograph.training.gradients import Batch, Descent, Draw, Loss, Net, descents
-from kineograph.training.lock import claimed
-from kineograph.training.optimisers import advance, optimisers
-from kineograph.training.processes import Crew, gathered
-from kineograph.training.settings import TrainingSettings, decisive, rate, samples_per_step
-from kineograph.training.state import Reached, Run
+from kineograph.training.gradients import BatchT, StepGradients, LoadBatch, LossFunction, NetT, step_gradients
+from kineograph.training.lock import lock_folder
+from kineograph.training.optimisers import step_optimisers, build_optimisers
+from kineograph.training.processes import Processes, start_workers
+from kineograph.training.settings import TrainingSettings, resume_settings, learning_rate_at, samples_per_step
+from kineograph.training.state import LoopPosition, TrainState
 
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -51,12 +51,12 @@ class Progress(NamedTuple):
 
 
 def fit(
-    net: Net,
+    net: NetT,
     settings: TrainingSettings,
     folder: Path,
     *,
-    draw: Draw[Batch],
-    loss: Loss[Net, Batch],
+    draw: LoadBatch[BatchT],
+    loss: LossFunction[NetT, BatchT],
     facts: Mapping[str, Any] = NO_FACTS,
 ) -> Iterator[Progress]:
     """Trains the parameters of `net` that require gradients, where it is, from the folder's last checkpoint on.
@@ -82,12 +82,12 @@ def fit(
     """
     _check(net, settings)
     with ExitStack() as held:
-        crew = held.enter_context(gathered(net, settings))
+        crew = held.enter_context(start_workers(net, settings))
         run = _begun(net, settings, crew)
-        terms = json.loads(json.dumps({**decisive(settings, crew.process.num_processes), **facts}))
+        terms = json.loads(json.dumps({**resume_settings(settings, crew.process.num_processes), **facts}))
         reached, log = _entered(held, run, folder, terms, crew)
         started = time.monotonic()
-        for descent in descents(net, run, settings, crew, reached.step, draw, loss):
+        for descent in step_gradients(net, run, settings, crew, reached.step, draw, loss):
             norm = _advance(run, reached.step, descent, settings, crew)
             reached = _after(reached, time.monotonic() - started, descent.losses)
             progress = _progress(run, reached, descent, norm, settings, crew, log)
@@ -104,64 +104,64 @@ def fit(
             started = time.monotonic()
 
 
-def _begun(net: nn.Module, settings: TrainingSettings, crew: Crew) -> Run:
+def _begun(net: nn.Module, settings: TrainingSettings, crew: Processes) -> TrainState:
     """A run at its first step, with the same weights in all processes."""
     trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
     if crew.process.num_processes > 1:
         broadcast([weight.detach() for weight in trained.values()])
     device = next(iter(trained.values())).device.type
     scaler = GradScaler(device, enabled=settings.mixed_precision == "fp16")
-    return Run(trained, ema.begun(trained, settings.ema_decay), optimisers(net, settings, crew.walkers), scaler)
+    return TrainState(trained, ema.init_averages(trained, settings.ema_decay), build_optimisers(net, settings, crew.walkers), scaler)
 
 
-def _entered(held: ExitStack, run: Run, folder: Path, terms: state.Terms, crew: Crew) -> tuple[Reached, logs.Log]:
+def _entered(held: ExitStack, run: TrainState, folder: Path, terms: state.Terms, crew: Processes) -> tuple[LoopPosition, logs.Log]:
     """Claims the folder, and takes the run to where it was left there."""
     if crew.process.is_main_process:
-        held.enter_context(claimed(folder))
-        state.clean(folder)
+        held.enter_context(lock_folder(folder))
+        state.remove_partial_checkpoints(folder)
     crew.process.wait_for_everyone()
-    reached = state.resume(run, folder, terms)
-    log = held.enter_context(logs.opened(folder, reached.step)) if crew.process.is_main_process else logs.Log()
+    reached = state.resume_run(run, folder, terms)
+    log = held.enter_context(logs.open_log(folder, reached.step)) if crew.process.is_main_process else logs.Log()
     return reached, log
 
 
-def _advance(run: Run, step: int, descent: Descent, settings: TrainingSettings, crew: Crew) -> float:
+def _advance(run: TrainState, step: int, descent: StepGradients, settings: TrainingSettings, crew: Processes) -> float:
     """Moves weights and averages; the norm of the gradients. Raises InputError when there are none, or no numbers."""
-    learning_rate = rate(settings, step)
+    learning_rate = learning_rate_at(settings, step)
     if not descent.gradients:
         raise InputError(f"the loss of step {step} depends on no weight that is trained: see what is frozen")
-    norm = advance(run.ways, descent.gradients, run.trained, settings, learning_rate, run.scaler, crew.map)
+    norm = step_optimisers(run.ways, descent.gradients, run.trained, settings, learning_rate, run.scaler, crew.map)
     _check_figures(step, descent.losses, norm, settings)
-    ema.update(run.average, run.trained, settings.ema_decay, step)
+    ema.update_averages(run.average, run.trained, settings.ema_decay, step)
     return norm
 
 
 def _progress(
-    run: Run, reached: Reached, descent: Descent, norm: float, settings: TrainingSettings, crew: Crew, log: logs.Log
+    run: TrainState, reached: LoopPosition, descent: StepGradients, norm: float, settings: TrainingSettings, crew: Processes, log: logs.Log
 ) -> Progress:
     seen = reached.step * samples_per_step(settings, crew.process.num_processes)
-    learning_rate = rate(settings, reached.step - 1)
+    learning_rate = learning_rate_at(settings, reached.step - 1)
     return Progress(
         reached.step, descent.losses, norm, learning_rate, reached.seconds, seen, average=run.average, log=log
     )
 
 
-def _after(reached: Reached, seconds: float, losses: Mapping[str, float]) -> Reached:
-    return Reached(reached.step + 1, reached.seconds + seconds, logs.added(reached.tally, losses))
+def _after(reached: LoopPosition, seconds: float, losses: Mapping[str, float]) -> LoopPosition:
+    return LoopPosition(reached.step + 1, reached.seconds + seconds, logs.add_losses(reached.tally, losses))
 
 
-def _is_due(reached: Reached, settings: TrainingSettings, every: int) -> bool:
+def _is_due(reached: LoopPosition, settings: TrainingSettings, every: int) -> bool:
     return reached.step % every == 0 or reached.step == settings.max_train_steps
 
 
-def _tell(progress: Progress, tally: logs.Tally) -> None:
+def _tell(progress: Progress, tally: logs.LossSums) -> None:
     figures = {name: getattr(progress, name) for name in ("gradient_norm", "learning_rate", "seconds", "samples_seen")}
-    progress.log.tell(progress.step, logs.means(tally) | figures)
+    progress.log.tell(progress.step, logs.mean_losses(tally) | figures)
 
 
-def _keep(run: Run, reached: Reached, folder: Path, terms: state.Terms, settings: TrainingSettings, crew: Crew) -> None:
+def _keep(run: TrainState, reached: LoopPosition, folder: Path, terms: state.Terms, settings: TrainingSettings, crew: Processes) -> None:
     if crew.process.is_main_process:
-        state.keep(run, reached, folder, terms, settings.checkpoints_total_limit)
+        state.save_checkpoint(run, reached, folder, terms, settings.checkpoints_total_limit)
 
 
 def _check(net: nn.Module, settings: TrainingSettings) -> None:

@@ -42,7 +42,7 @@ class _GroupNorm(torch.autograd.Function):
         return torch.addcmul(of_one, g, of_g).addcmul_(x, of_x), to_weight.sum(0), to_bias.sum(0), None, None
 
 
-class QuickGroupNorm(nn.GroupNorm):
+class FastGroupNorm(nn.GroupNorm):
     """`nn.GroupNorm` with the same parameters and values."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -52,12 +52,12 @@ class QuickGroupNorm(nn.GroupNorm):
         return _GroupNorm.apply(input, self.weight, self.bias, self.num_groups, self.eps)
 
 
-def with_quick_norms(net: Network) -> Network:
+def use_fast_group_norm(net: Network) -> Network:
     """The network itself, its group norms replaced by quick ones that hold the same parameters."""
     for parent in list(net.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) is nn.GroupNorm:
-                quick = QuickGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+                quick = FastGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
                 quick.weight, quick.bias = norm.weight, norm.bias
                 setattr(parent, name, quick)
     return net

@@ -27,9 +27,9 @@ class Optimisers(NamedTuple):
     leaves: Mapping[str, nn.Parameter]
 
 
-def optimisers(net: nn.Module, settings: TrainingSettings, cores: int) -> Optimisers:
+def build_optimisers(net: nn.Module, settings: TrainingSettings, cores: int) -> Optimisers:
     """Optimisers of the weights that require gradients; Muon's are as many as cores, to be stepped side by side."""
-    matrices = matrix_names(net, settings)
+    matrices = muon_names(net, settings)
     leaves = {
         name: nn.Parameter(_as_matrix(weight.detach(), weight)) if name in matrices else weight
         for name, weight in net.named_parameters()
@@ -40,7 +40,7 @@ def optimisers(net: nn.Module, settings: TrainingSettings, cores: int) -> Optimi
     return Optimisers(tuple(each), leaves)
 
 
-def matrix_names(net: nn.Module, settings: TrainingSettings) -> set[str]:
+def muon_names(net: nn.Module, settings: TrainingSettings) -> set[str]:
     """Names of the trained weights that Muon steps."""
     if settings.optimizer != "muon":
         return set()
@@ -74,7 +74,7 @@ def _as_matrix(values: Tensor, weight: Tensor) -> Tensor:
     return (values if weight.is_contiguous() else values.movedim(1, -1)).flatten(1)
 
 
-def advance(
+def step_optimisers(
     ways: Optimisers,
     gradients: Mapping[str, Tensor],
     trained: Mapping[str, nn.Parameter],
@@ -108,13 +108,13 @@ def _stepped(way: Optimizer) -> list[nn.Parameter]:
     return [leaf for group in way.param_groups for leaf in group["params"]]
 
 
-def kept(ways: Optimisers) -> dict[str, Tensor]:
+def optimiser_state(ways: Optimisers) -> dict[str, Tensor]:
     """The state of all optimisers: tensors named weight/what."""
     states = {name: way.state[leaf] for name, leaf in ways.leaves.items() for way in ways.each if leaf in way.state}
     return {f"{name}/{what}": value for name, state in states.items() for what, value in state.items()}
 
 
-def restore(ways: Optimisers, tensors: Mapping[str, Tensor]) -> None:
+def load_optimiser_state(ways: Optimisers, tensors: Mapping[str, Tensor]) -> None:
     """Puts back what `kept` gave."""
     states: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, value in tensors.items():

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from torch import nn
 
-from kineograph.training.optimisers import matrix_names
+from kineograph.training.optimisers import muon_names
 from kineograph.training.settings import TrainingSettings, samples_per_step
 
 
-class Plan(NamedTuple):
+class TrainingCost(NamedTuple):
     """Counts of parameters, steps and samples, and bytes of memory in one process, activations apart.
 
     gradients: of the step and of one share of it. average: of the trained weights, where one is kept.
@@ -41,15 +41,15 @@ class Plan(NamedTuple):
         return self.gradients // 2 + self.optimiser + self.average
 
 
-def plan(settings: TrainingSettings, net: nn.Module, processes: int) -> Plan:
+def training_cost(settings: TrainingSettings, net: nn.Module, processes: int) -> TrainingCost:
     """What training the parameters of `net` that require gradients would take; they may be on the meta device."""
     named = dict(net.named_parameters())
     trained = {name: weight for name, weight in named.items() if weight.requires_grad}
-    matrices = matrix_names(net, settings)
+    matrices = muon_names(net, settings)
     size = sum(weight.nbytes for weight in trained.values())
     # AdamW keeps two moments of a weight, Muon one
     optimiser = sum(weight.nbytes * (1 if name in matrices else 2) for name, weight in trained.items())
-    return Plan(
+    return TrainingCost(
         trained=sum(weight.numel() for weight in trained.values()),
         frozen=sum(weight.numel() for weight in named.values()) - sum(weight.numel() for weight in trained.values()),
         steps=settings.max_train_steps,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 # How the learning rate falls after the warm-up: its part of the highest, by the part of the way from 0 to 1.
-SCHEDULES: Mapping[str, Callable[[float], float]] = MappingProxyType(
+LR_SCHEDULES: Mapping[str, Callable[[float], float]] = MappingProxyType(
     {
         "constant": lambda way: 1.0,
         "linear": lambda way: 1.0 - way,
@@ -18,7 +18,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = MappingProxyType(
     }
 )
 # What may change between a run and its resumption without changing the weights that come out.
-FREE = {
+MAY_CHANGE = {
     "checkpointing_steps",
     "checkpoints_total_limit",
     "dataloader_num_workers",
@@ -71,18 +71,18 @@ def samples_per_step(settings: TrainingSettings, processes: int) -> int:
     return settings.train_batch_size * settings.gradient_accumulation_steps * processes
 
 
-def rate(settings: TrainingSettings, step: int) -> float:
+def learning_rate_at(settings: TrainingSettings, step: int) -> float:
     """The learning rate of a step, counted from 0: a linear warm-up, then the schedule to the last step."""
     warmup = settings.lr_warmup_steps
     if step < warmup:
         return settings.learning_rate * (step + 1) / warmup
     way = (step - warmup) / max(1, settings.max_train_steps - warmup)
-    return settings.learning_rate * SCHEDULES[settings.lr_scheduler](way)
+    return settings.learning_rate * LR_SCHEDULES[settings.lr_scheduler](way)
 
 
-def decisive(settings: TrainingSettings, processes: int) -> dict[str, Any]:
+def resume_settings(settings: TrainingSettings, processes: int) -> dict[str, Any]:
     """The settings that decide which weights come out: those of a run and of its resumption must be equal."""
-    chosen = settings.model_dump(mode="json", exclude=FREE)
+    chosen = settings.model_dump(mode="json", exclude=MAY_CHANGE)
     if settings.lr_scheduler == "constant":  # then a run may be made longer
         del chosen["max_train_steps"]
     return chosen | {"samples_per_step": samples_per_step(settings, processes)}

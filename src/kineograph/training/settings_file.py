@@ -13,10 +13,10 @@ from pydantic_core import ErrorDetails
 
 from kineograph.errors import InputError
 
-Settings = TypeVar("Settings", bound=BaseModel)
+SettingsT = TypeVar("Settings", bound=BaseModel)
 
 
-def load_settings(path: Path, model: type[Settings], overrides: Iterable[str] = ()) -> Settings:
+def load_settings(path: Path, model: type[SettingsT], overrides: Iterable[str] = ()) -> SettingsT:
     """The settings in a YAML file, with some of them overridden: "training.learning_rate=1e-4".
 
     Raises InputError for a file that is missing or no YAML, and for every field that is unknown, missing or unfit.
@@ -30,7 +30,7 @@ def load_settings(path: Path, model: type[Settings], overrides: Iterable[str] = 
         raise InputError("\n".join(f"{path}: {_told(model, each)}" for each in error.errors())) from error
 
 
-def overridden(settings: Settings, overrides: Iterable[str]) -> Settings:
+def override_settings(settings: SettingsT, overrides: Iterable[str]) -> SettingsT:
     """The settings with some of them overridden: "training.learning_rate=1e-4".
 
     Raises InputError for every field that is unknown or unfit.

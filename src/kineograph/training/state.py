@@ -24,14 +24,14 @@ from torch.amp import GradScaler
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.files import instead_of, remove
 from kineograph.training import optimisers
-from kineograph.training.logs import Tally
+from kineograph.training.logs import LossSums
 
 Terms = Mapping[str, Any]  # what must be equal between a run and its resumption, as JSON values
 ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainState:
     """All that steps change: weights and their averages by name, what steps them, and the scale of fp16's losses."""
 
     trained: Mapping[str, nn.Parameter]
@@ -40,21 +40,21 @@ class Run:
     scaler: GradScaler
 
 
-class Reached(NamedTuple):
+class LoopPosition(NamedTuple):
     """How far a run is: steps done, seconds they took, and the losses since the log's last line."""
 
     step: int
     seconds: float
-    tally: Tally
+    tally: LossSums
 
 
-def keep(run: Run, reached: Reached, folder: Path, terms: Terms, limit: int | None) -> None:
+def save_checkpoint(run: TrainState, reached: LoopPosition, folder: Path, terms: Terms, limit: int | None) -> None:
     """Writes a checkpoint, and removes the oldest where there are more than `limit`.
 
     Raises InputError when it cannot be written; then nothing is left of it, and those before it stay.
     """
     path = _home(folder) / f"step-{reached.step:06d}"
-    files = {"weights": run.trained, "average": run.average, "optimiser": optimisers.kept(run.ways)}
+    files = {"weights": run.trained, "average": run.average, "optimiser": optimisers.optimiser_state(run.ways)}
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     state = reached._asdict() | {"scaler": run.scaler.state_dict(), "terms": terms}
     try:
@@ -104,13 +104,13 @@ def _size(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-def clean(folder: Path) -> None:
+def remove_partial_checkpoints(folder: Path) -> None:
     """Removes what a kill left half-written."""
     for part in _home(folder).glob(".*.part"):
         remove(part)
 
 
-def latest(folder: Path) -> Path | None:
+def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run's folder; a damaged one is passed over with an InputWarning."""
     for path in _all(folder):
         if _is_whole(path):
@@ -146,26 +146,26 @@ def _tensors(path: Path, name: str) -> dict[str, Tensor]:
     return load_file(file) if file.exists() else {}
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
+def load_weights(folder: Path) -> dict[str, Tensor]:
     """The trained weights of the newest checkpoint, on the CPU: their averages, where those are kept.
 
     Raises InputError when there is no checkpoint.
     """
-    path = latest(folder)
+    path = latest_checkpoint(folder)
     if path is None:
         raise InputError(f"{folder} holds no checkpoint: expected the folder of a training run")
     return _tensors(path, "average") or _tensors(path, "weights")
 
 
 @torch.no_grad()
-def resume(run: Run, folder: Path, terms: Terms) -> Reached:
+def resume_run(run: TrainState, folder: Path, terms: Terms) -> LoopPosition:
     """Puts the run where the newest checkpoint was, if there is one, and says how far that is.
 
     Raises InputError when it was made with other terms or trains other weights, naming them.
     """
-    path = latest(folder)
+    path = latest_checkpoint(folder)
     if path is None:
-        return Reached(0, 0.0, {})
+        return LoopPosition(0, 0.0, {})
     state, kept = _state(path), _tensors(path, "weights")
     _check_terms(path, state["terms"], terms)
     _check_shapes(path, kept, run.trained)
@@ -173,10 +173,10 @@ def resume(run: Run, folder: Path, terms: Terms) -> Reached:
         weight.copy_(kept[name])
     for name, value in _tensors(path, "average").items():
         run.average[name].copy_(value)
-    optimisers.restore(run.ways, _tensors(path, "optimiser"))
+    optimisers.load_optimiser_state(run.ways, _tensors(path, "optimiser"))
     if state["scaler"]:
         run.scaler.load_state_dict(state["scaler"])
-    return Reached(state["step"], state["seconds"], {name: (s, n) for name, (s, n) in state["tally"].items()})
+    return LoopPosition(state["step"], state["seconds"], {name: (s, n) for name, (s, n) in state["tally"].items()})
 
 
 def _check_terms(path: Path, before: Terms, now: Terms) -> None:

@@ -14,9 +14,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket.networks import adapted, as_control
+from kineograph.models.pocket.networks import initial_controlnet, make_trainable
 from kineograph.models.schedule import Schedule
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
 from kineograph_lab.recipe.image import vae as autoencoder
 from kineograph_lab.recipe.image.text_encoder import captions_as_ids
@@ -56,7 +56,7 @@ def train(
     """The averaged ControlNet for one kind of map, its changes not merged."""
     net.set_attn_processor(AttnProcessor())
     net.requires_grad_(requires_grad=False)
-    pair = with_quick_norms(Controlled(net, adapted(as_control(net)))).to(best_device())
+    pair = use_fast_group_norm(Controlled(net, make_trainable(initial_controlnet(net)))).to(best_device())
     pair.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())

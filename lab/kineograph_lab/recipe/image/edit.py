@@ -15,9 +15,9 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket.networks import adapted, as_editor
+from kineograph.models.pocket.networks import initial_editing_unet, make_trainable
 from kineograph.models.schedule import Schedule
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
 from kineograph_lab.recipe.image import vae as autoencoder
 from kineograph_lab.recipe.image.tokenizer import ids
@@ -70,7 +70,7 @@ def train(
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
 ) -> UNet2DConditionModel:  # fmt: skip
     """The averaged editing U-Net, its changes not merged."""
-    editing = with_quick_norms(Editing(adapted(as_editor(net)))).to(best_device())
+    editing = use_fast_group_norm(Editing(make_trainable(initial_editing_unet(net)))).to(best_device())
     editing.unet.set_attn_processor(AttnProcessor())
     editing.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")

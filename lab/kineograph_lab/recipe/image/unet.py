@@ -20,7 +20,7 @@ from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
 from kineograph_lab.recipe.image import vae as autoencoder
 from kineograph_lab.recipe.image.text_encoder import captions_as_ids
@@ -75,7 +75,7 @@ def train_on(
     net.set_attn_processor(AttnProcessor())  # with torch's fused attention a step takes half as long again on a CPU
     text.set_attn_implementation("eager")
     device = best_device()
-    ready = with_quick_norms(net).to(device, memory_format=torch.channels_last)
+    ready = use_fast_group_norm(net).to(device, memory_format=torch.channels_last)
     text.to(device)
     return fit(ready, plan, folder, draw=draw, loss=partial(noise_loss, text), report=report)
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.contact_sheets import as_pictures, as_tensor, save_sheet
 from kineograph_lab.recipe.loop import Batch, Draw, Figures, Plan, best_device, fast, fit
 from kineograph_lab.recipe.pool import Pool
@@ -21,7 +21,7 @@ SETTLE = 0.75  # from this progress on whole pictures, so that the norms meet th
 
 def train(net: AutoencoderKL, plan: Plan, folder: Path, pool: Pool, held_out: Pool) -> AutoencoderKL:
     """The averaged autoencoder, its scaling factor measured on the pool."""
-    ready = with_quick_norms(net).to(best_device(), memory_format=torch.channels_last)
+    ready = use_fast_group_norm(net).to(best_device(), memory_format=torch.channels_last)
     draw = crops(pool, plan.batch, net.config["latent_channels"])
     trained: AutoencoderKL = fit(ready, plan, folder, draw=draw, loss=losses, report=reporter(folder, held_out))
     deviation = torch.cat([encode(trained, pool.pictures[k : k + 64]) for k in range(0, 512, 64)]).std()

@@ -17,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.image import vae
 from kineograph_lab.recipe.image.tokenizer import ids
 from kineograph_lab.recipe.image.unet import CELLS, weights_of
@@ -100,7 +100,7 @@ def _keep_shard(folder: Path, number: int, latents: np.ndarray, facts: list[dict
 def encoder(folder: Path) -> Encode:
     """Return what encodes images, uint8 [n, h, w, 3], as scaled latents, float16, on one thread."""
     torch.set_num_threads(1)
-    net = with_quick_norms(AutoencoderKL.from_pretrained(folder).to(memory_format=torch.channels_last))
+    net = use_fast_group_norm(AutoencoderKL.from_pretrained(folder).to(memory_format=torch.channels_last))
     return lambda images: (net.config["scaling_factor"] * vae.encode(net, images)).half().numpy()
 
 

@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.models.pocket.networks import lend, merge
+from kineograph.models.pocket.networks import add_low_rank, merge_low_rank
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.loop import Batch, Plan, best_device, fit
 from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.recipe.video import batches, text_to_video
@@ -55,7 +55,7 @@ class Spoilt(nn.Module):
     def __init__(self, net: VideoUNet) -> None:
         super().__init__()
         net.requires_grad_(requires_grad=False)
-        lend(net.image_unet, LAYERS, RANK)
+        add_low_rank(net.image_unet, LAYERS, RANK)
         self.net = net
 
 
@@ -70,7 +70,7 @@ def train(
     tokenizer: CLIPTokenizer,
 ) -> dict[str, Tensor]:
     """The averaged matrices, by name."""
-    ready = with_quick_norms(Spoilt(net)).to(best_device()).eval()
+    ready = use_fast_group_norm(Spoilt(net)).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     draw = batches.batches(films, pictures, plan.batch, tokenizer, share=0)
@@ -89,8 +89,8 @@ def noise_loss(text: CLIPTextModel, spoilt: Spoilt, batch: Batch) -> dict[str, T
 
 def degraded(net: VideoUNet, weights: dict[str, Tensor]) -> VideoUNet:
     """The video network that these matrices make of it, itself changed."""
-    lend(net.image_unet, LAYERS, RANK)
+    add_low_rank(net.image_unet, LAYERS, RANK)
     unknown = net.image_unet.load_state_dict({name: each.float() for name, each in weights.items()}, strict=False)
     assert not unknown.unexpected_keys, unknown.unexpected_keys
-    merge(net.image_unet)
+    merge_low_rank(net.image_unet)
     return net

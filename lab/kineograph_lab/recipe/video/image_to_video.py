@@ -23,7 +23,7 @@ from kineograph.models.conditioning import resampler
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.recipe.contact_sheets import as_pictures, as_tensor, save_sheet
 from kineograph_lab.recipe.image import unet, vae
@@ -60,7 +60,7 @@ class Animator(nn.Module):
 
 def with_reading(net: VideoUNet) -> VideoUNet:
     """The network itself, with a resampler and a second cross-attention that is silent yet."""
-    resampler.put_on(net.image_unet, RESAMPLER)
+    resampler.add_resampler(net.image_unet, RESAMPLER)
     for name, weight in net.image_unet.named_parameters():
         if "to_v_ip" in name:
             nn.init.zeros_(weight)
@@ -163,7 +163,7 @@ def train(
     report: Report, *, text: CLIPTextModel,
 ) -> VideoUNet:  # fmt: skip
     """The averaged network."""
-    ready = with_quick_norms(animator).to(best_device()).eval()
+    ready = use_fast_group_norm(animator).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())

@@ -15,7 +15,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, MotionAdapter
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.image.text_encoder import captions_as_ids
 from kineograph_lab.recipe.image.tokenizer import ids
 from kineograph_lab.recipe.loop import Batch, Draw, Plan, best_device, fit
@@ -40,7 +40,7 @@ def train(
     net: VideoUNet, plan: Plan, folder: Path, films: Pool, *, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> VideoUNet:
     """The network with the averaged adapter."""
-    ready = with_quick_norms(Stilled(net)).to(best_device()).eval()
+    ready = use_fast_group_norm(Stilled(net)).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     loss = partial(noise_loss, text.to(best_device()))

@@ -15,14 +15,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from kineograph.models.vae.temporal_decoder import (
-    TemporalDecoder,
-    TemporalDecoderConfig,
-    decode_frames,
-    decoder_blocks,
-    reconstruction_errors,
-)
-from kineograph.training.norms import with_quick_norms
+from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig, decode_frames, decoder_blocks, reconstruction_errors
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe import pool as feed
 from kineograph_lab.recipe.contact_sheets import as_pictures, as_tensor, save_sheet
 from kineograph_lab.recipe.image.vae import CROP, DOWN, SETTLE, SIDE
@@ -65,7 +59,7 @@ def film(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
 
 def train(vae: AutoencoderKL, plan: Plan, folder: Path, shown: Pool, held_out: Pool) -> TemporalDecoder:
     """The averaged layers."""
-    ready = with_quick_norms(Steadied(vae)).to(best_device()).eval()
+    ready = use_fast_group_norm(Steadied(vae)).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     draw, report = crops(shown, plan.batch, vae.config["latent_channels"]), reporter(folder, held_out)
     return fit(ready, plan, folder, draw=draw, loss=losses, report=report).decoder

@@ -27,7 +27,7 @@ from kineograph.models.pocket.networks import trainable_video_unet
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.image import unet
 from kineograph_lab.recipe.loop import Batch, Draw, Figures, Plan, best_device, fit
 from kineograph_lab.recipe.video import motion_readout
@@ -65,7 +65,7 @@ def train(
     net: Films, plan: Plan, folder: Path, draw: Draw, report: Callable[[Films], Figures], *, text: CLIPTextModel
 ) -> Films:
     """The averaged network, of batches as `screenings` draws them."""
-    ready = with_quick_norms(net).to(best_device()).eval()
+    ready = use_fast_group_norm(net).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())

@@ -20,7 +20,7 @@ from transformers import CLIPTextModel
 from kineograph.models.pocket.networks import trainable_vidrd_unet
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.loop import Draw, Figures, Plan, best_device, fit
 from kineograph_lab.recipe.video import text_to_video
 from kineograph_lab.recipe.video.clips import FRAMES
@@ -47,7 +47,7 @@ def train(
     net: Reused, plan: Plan, folder: Path, draw: Draw, report: Callable[[Reused], Figures], *, text: CLIPTextModel
 ) -> Reused:
     """The averaged network."""
-    ready = with_quick_norms(net).to(best_device()).eval()
+    ready = use_fast_group_norm(net).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     loss = partial(text_to_video.noise_loss, text.to(best_device()))

@@ -12,13 +12,14 @@ from functools import lru_cache, partial
 from typing import Any
 
 from kineograph.generate import generate
-from kineograph.metrics import frame_metrics, optical_flow
-from kineograph.metrics.frame_metrics import Frames
-from kineograph.metrics.statistics import Mean, mean
+from kineograph.metrics import optical_flow, video_metrics
+from kineograph.metrics.distances import Mean, mean
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
-from kineograph.training.customise import usual_video
+from kineograph.training.customise import default_video_settings
 from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record
 from kineograph_lab.studies.report import Claim, at_least_a_share, better, not_below
@@ -108,7 +109,7 @@ def _customising(model: Model, kind: Kind) -> dict[str, Any]:
     """But for the number format that its loops compute in, which is the machine's."""
     loop = {"mixed_precision"}
     without: dict[str, Any] = {"image": {"training": loop}, "training": loop, "motion_training": loop}
-    return usual_video(model, kind).model_dump(mode="json", exclude=without)
+    return default_video_settings(model, kind).model_dump(mode="json", exclude=without)
 
 
 def drawn(steps: int, model: Model, case: Case, prompt: str | None = None) -> Frames:
@@ -149,7 +150,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
         "truth": float(100 * (mine @ asked.T).mean()),
         "motion": float(witnesses.move(frames) == case.motion),
         "moved": float(FPS * optical_flow.lengths(frames).mean()),
-        "steady": frame_metrics.steadiness(mine),
+        "steady": video_metrics.steadiness(mine),
     }
     if item.kind == "subject":
         seen = witnesses.look(frames)

@@ -18,19 +18,10 @@ from typing import Any
 
 from kineograph.media.files import instead_of
 from kineograph.methods import still_moving
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
-from kineograph.training.customise import (
-    FINAL,
-    VideoCustomising,
-    changed,
-    customise_video,
-    customised_video,
-    inject,
-    interleave,
-    usual_video,
-)
-from kineograph.training.customise.adapters import merged
+from kineograph.training.customise import FINAL, VideoCustomisationSettings, with_changes, customise_video, load_customised_video, inject, train_interleaved, default_video_settings
+from kineograph.training.customise.adapters import merge_loras
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case
 from kineograph_lab.studies.still_moving.items import Item, held_out_case, photos, plain
@@ -50,9 +41,9 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def settings(video: Model, item: Item, given: Mapping[str, Any]) -> VideoCustomising:
+def settings(video: Model, item: Item, given: Mapping[str, Any]) -> VideoCustomisationSettings:
     """What a user has without saying any, with some changed, and with natural videos that all items share."""
-    return changed(usual_video(video, item.kind), {"natural_folder": FOLDER / video.name / "natural", **given})
+    return with_changes(default_video_settings(video, item.kind), {"natural_folder": FOLDER / video.name / "natural", **given})
 
 
 def home(video: Model, item: Item) -> Path:
@@ -61,7 +52,7 @@ def home(video: Model, item: Item) -> Path:
 
 def ours(video: Model, item: Item) -> Model:
     """Still-Moving."""
-    return customised_video(video, _customised(video, item, OURS))
+    return load_customised_video(video, _customised(video, item, OURS))
 
 
 def ablated(name: str, video: Model, item: Item) -> Model:
@@ -71,7 +62,7 @@ def ablated(name: str, video: Model, item: Item) -> Model:
         if not (folder / each).exists():
             with instead_of(folder / each) as part:
                 shutil.copytree(whole / each, part)
-    return customised_video(video, _customised(video, item, name))
+    return load_customised_video(video, _customised(video, item, name))
 
 
 @cache
@@ -113,7 +104,7 @@ def share_of(video: Model, item: Item) -> float:
 
 def _mixed(video: Model, whole: Model, share: float) -> Model:
     image = deepcopy(whole.net.image_unet)
-    merged(image)
+    merge_loras(image)
     mixed = still_moving.interpolate_weights(image, video.net.image_unet, share)
     return replace(whole, net=still_moving.inject(mixed, video.net))
 
@@ -128,7 +119,7 @@ def interleaved(video: Model, item: Item) -> Model:
     """Pictures and natural videos in turn."""
     folder, pictures = home(video, item) / "interleaved", photos(item, home(video, item) / "photos")
     subject, style = _called(item)
-    finished(interleave(video, pictures, folder, subject=subject, style=style, settings=settings(video, item, {})))
+    finished(train_interleaved(video, pictures, folder, subject=subject, style=style, settings=settings(video, item, {})))
     return inject(video, folder / FINAL)
 
 

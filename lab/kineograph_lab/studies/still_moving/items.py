@@ -17,8 +17,8 @@ from PIL import Image
 
 from kineograph.media.files import instead_of
 from kineograph.methods import dreambooth
-from kineograph.metrics.frame_metrics import Frames
-from kineograph.training.customise import in_style
+from kineograph.metrics.features import Frames
+from kineograph.training.customise import styled_caption
 from kineograph_lab.studies.protocol import Case
 from kineograph_lab.world import unseen, unseen_styles, unseen_subjects
 from kineograph_lab.world.captions import KINDS, MOTIONS, article
@@ -66,7 +66,7 @@ class Item(NamedTuple):
     def asked(self, content: str) -> str:
         """What asks for it: content is of a thing of its kind, "a bird at sea"."""
         if self.kind == "style":
-            return in_style(content, self.called)
+            return styled_caption(content, self.called)
         kind = self.called.removeprefix(f"{WORD} ")
         return content.replace(dreambooth.prior_caption(kind), dreambooth.subject_caption(WORD, kind), 1)
 

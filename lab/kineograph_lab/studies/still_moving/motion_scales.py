@@ -8,11 +8,12 @@ from functools import partial
 from itertools import pairwise
 
 from kineograph.generate import generate
-from kineograph.metrics import frame_metrics, optical_flow
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics import optical_flow
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, better

@@ -18,8 +18,7 @@ import torch
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.methods.text2video_zero import paper_sigmas, sample
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import FrameAttention, first, own
 from kineograph.motion import Warp, camera_offset, frame_warp, parse
@@ -27,6 +26,7 @@ from kineograph.noise import independent
 from kineograph.request import MOTION, NUM_FRAMES, Request
 from kineograph.samplers import Step, ddim, final_latents
 from kineograph.sigmas import leading
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, at_least, better, within
@@ -53,8 +53,8 @@ def apart(look: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) ->
 
 def moved(look: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
     """Every frame from the first, as the camera sees it."""
-    spread_to, move_at = paper_sigmas(noise.shape, highest=sigmas[0])
-    return sample(look, noise, sigmas, warp=warp, move_at=move_at, spread_to=spread_to)
+    renoise_to, warp_at = paper_sigmas(noise.shape, highest=sigmas[0])
+    return sample(look, noise, sigmas, warp=warp, warp_at=warp_at, renoise_to=renoise_to)
 
 
 ARMS = {

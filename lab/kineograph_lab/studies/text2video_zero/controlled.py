@@ -14,14 +14,14 @@ from kineograph.condition import Residuals
 from kineograph.denoise import classifier_free_guidance
 from kineograph.media.annotators import canny
 from kineograph.media.video import Video
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.models.unet.frame_attention import first
 from kineograph.noise import shared
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, at_least

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kineograph.metrics.frame_metrics import Frames, share
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
+from kineograph_lab.studies.frame_metrics import share
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, better

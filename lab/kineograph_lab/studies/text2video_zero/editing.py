@@ -13,8 +13,8 @@ from kineograph.condition import Condition
 from kineograph.denoise import Denoise, text_and_image_guidance
 from kineograph.latents import Latents
 from kineograph.media.video import Video
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics import video_metrics
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import POCKET_EDIT, load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
@@ -23,6 +23,7 @@ from kineograph.noise import per_sigma, shared
 from kineograph.request import Request
 from kineograph.samplers import euler_ancestral, final_latents
 from kineograph.sigmas import leading
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, at_least, better
@@ -85,8 +86,8 @@ def _filmed(editor: Model, see: FrameAttention, steps: int, case: Case) -> Frame
     )
     sigmas, shape = leading(editor.schedule.sigmas, steps), (1, *shown.shape[2:])
     noise = shared(case.seed, range(FRAMES), shape).to(editor.device)
-    solve = euler_ancestral(per_sigma(case.seed, [0] * FRAMES, shape))
-    x0 = final_latents(solve(look, sigmas[0] * noise, sigmas))
+    sampler = euler_ancestral(per_sigma(case.seed, [0] * FRAMES, shape))
+    x0 = final_latents(sampler(look, sigmas[0] * noise, sigmas))
     return Video.from_tensor(editor.decode(x0)[0]).frames
 
 
@@ -105,7 +106,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, f
         "asked": float(right[edit.aspect]),
         f"asked {edit.aspect}": float(right[edit.aspect]),
         "kept": float(np.mean([share for aspect, share in right.items() if aspect != edit.aspect])),
-        "steady": frame_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.steadiness(witnesses.embed(frames)),
         "warp error": frame_metrics.warp_error(frames, [each.flow for each in truths(edit.after)]),
     }
     if edit.aspect in OF_THE_THING:

@@ -11,8 +11,7 @@ import torch
 from kineograph.denoise import classifier_free_guidance
 from kineograph.media.video import Video
 from kineograph.methods.text2video_zero import paper_sigmas, sample
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.models.unet.foreground import bind_foreground_mask
 from kineograph.models.unet.frame_attention import first
@@ -21,6 +20,7 @@ from kineograph.noise import independent
 from kineograph.request import MOTION, NUM_FRAMES, Request
 from kineograph.samplers import ddim, final_latents, smooth_background
 from kineograph.sigmas import leading
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, at_least, better, unchanged
@@ -64,17 +64,17 @@ def _filmed(model: Model, strength: float, steps: int, case: Case) -> Frames:
     sigmas = leading(model.schedule.sigmas, steps)
     warp = frame_warp(parse(MOTION), frames=NUM_FRAMES, seed=case.seed)
     told, blank = (model.bind(model.prompt([text]), see=first) for text in (case.prompt, ""))
-    spread_to, move_at = paper_sigmas(shape, highest=sigmas[0])
+    renoise_to, warp_at = paper_sigmas(shape, highest=sigmas[0])
     noise = independent(case.seed, range(NUM_FRAMES), shape).to(model.device)
-    solve = smooth_background(ddim, warp, bind_foreground_mask(model, [case.prompt]), strength) if strength else ddim
+    sampler = smooth_background(ddim, warp, bind_foreground_mask(model, [case.prompt]), strength) if strength else ddim
     walk = sample(
         classifier_free_guidance(told, blank, SCALE),
         noise,
         sigmas,
         warp=warp,
-        move_at=move_at,
-        spread_to=spread_to,
-        solve=solve,
+        warp_at=warp_at,
+        renoise_to=renoise_to,
+        sampler=sampler,
     )
     return Video.from_tensor(model.decode(final_latents(walk))[0]).frames
 

@@ -20,7 +20,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
 from kineograph.media.files import instead_of
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph_lab.recipe.loop import fast

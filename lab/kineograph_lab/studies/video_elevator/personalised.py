@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics import video_metrics
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, at_least_a_share, better, not_below
@@ -72,7 +73,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, f
         "scene": frame_metrics.share(seen.scenes, case.scene),
         **dict(frame_metrics.text_alignment(witnesses.alike(frames, caption("subject", case.shot)))),
         "motion": float(witnesses.move(slowly(frames)) == case.motion),
-        "steady": frame_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.steadiness(witnesses.embed(frames)),
     }
 
 

@@ -17,16 +17,15 @@ from jaxtyping import UInt8
 
 from kineograph.generate import generate
 from kineograph.method_options import ElevatorOptions
-from kineograph.metrics import frame_metrics
+from kineograph.metrics import video_metrics
+from kineograph.metrics.distances import Mean
 from kineograph.metrics.extractors import POCKET, open_extractor
-from kineograph.metrics.features import Extractor
-from kineograph.metrics.frame_metrics import Frames
-from kineograph.metrics.statistics import Mean
+from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
-from kineograph_lab.studies import set_distances
+from kineograph_lab.studies import frame_metrics, set_distances
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.quality import marked, sharpness
@@ -133,7 +132,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, Any]
         "sharp": sharpness(frames) / sharpness(clip(case.shot, FRAMES, FPS)),
         "marked": marked(frames),
         "motion": float(witnesses.move(slowly(frames)) == case.motion),
-        "steady": frame_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.steadiness(witnesses.embed(frames)),
         "individual": dict(frame_metrics.identity(seen))["individual"],
         **set_distances.read(_extractor(), frames),
     }

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics import video_metrics
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, at_least, better
@@ -102,7 +103,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
         "individual": float((seen.individuals @ theirs.individuals.T).mean()),
         "first frame": frame_metrics.psnr(frames[0], picture[0], np.ones(frames.shape[1:3], bool)),
         "motion": float(witnesses.move(frames) == case.motion),
-        "steady": frame_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.steadiness(witnesses.embed(frames)),
     }
 
 

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 
 from kineograph import noise
 from kineograph.denoise import classifier_free_guidance
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph.models.pocket.networks import restore_video_unet
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, better

@@ -7,12 +7,13 @@ from functools import partial
 
 import numpy as np
 
-from kineograph.metrics import frame_metrics
-from kineograph.metrics.frame_metrics import Frames
-from kineograph.metrics.statistics import mean
+from kineograph.metrics import video_metrics
+from kineograph.metrics.distances import mean
+from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, at_least
@@ -59,7 +60,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
         **dict(frame_metrics.identity(seen)),
         **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
         "motion": float(witnesses.move(frames) == case.motion),
-        "steady": frame_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.steadiness(witnesses.embed(frames)),
     }
     return found | ({"speed": speed(witnesses.survey(frames).points)} if case.motion in STRAIGHT else {})
 

@@ -11,8 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from kineograph.metrics.distances import frechet, moments
-from kineograph.metrics.features import Extractor
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Extractor, Frames
 
 Damage = Callable[[Frames, float, int], Frames]
 

@@ -12,8 +12,7 @@ import numpy as np
 
 from kineograph.metrics.distances import frechet, moments
 from kineograph.metrics.extractors import POCKET, open_extractor
-from kineograph.metrics.features import Extractor
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.model import Model
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record

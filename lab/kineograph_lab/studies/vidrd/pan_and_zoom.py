@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 from safetensors.torch import load_file
 
-from kineograph.metrics import frame_metrics
+from kineograph.metrics import video_metrics
 from kineograph.metrics.extractors import POCKET, open_extractor
-from kineograph.metrics.features import Extractor
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph.models.pocket.networks import restore_vidrd_unet
 from kineograph_lab.recipe.video import vidrd
-from kineograph_lab.studies import set_distances
+from kineograph_lab.studies import frame_metrics, set_distances
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, better
@@ -76,7 +75,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses, extractor: Extrac
         **right,
         "all": float(np.mean([right[name] for name in ("thing", "colour", "scene")])),
         "motion": float(witnesses.move(frames) == case.motion),
-        "steady": frame_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.steadiness(witnesses.embed(frames)),
         **set_distances.read(extractor, frames),
     }
 

@@ -14,15 +14,14 @@ import numpy as np
 import torch
 
 from kineograph.latents import Latents
-from kineograph.metrics import frame_metrics, optical_flow
+from kineograph.metrics import optical_flow
 from kineograph.metrics.extractors import POCKET as EXTRACTOR
 from kineograph.metrics.extractors import open_extractor
-from kineograph.metrics.features import Extractor
-from kineograph.metrics.frame_metrics import Frames
+from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
-from kineograph_lab.studies import set_distances
+from kineograph_lab.studies import frame_metrics, set_distances
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, better

@@ -42,7 +42,9 @@ def encode_text(encoder: TextEncoder, texts: Sequence[str], clip_skip: int = 0) 
     return network.final_layer_norm(states[-1 - clip_skip])
 
 
-def encode_text_sdxl(encoders: Sequence[TextEncoder], texts: Sequence[str], clip_skip: int = 0) -> tuple[TextTokens, PooledText]:
+def encode_text_sdxl(
+    encoders: Sequence[TextEncoder], texts: Sequence[str], clip_skip: int = 0
+) -> tuple[TextTokens, PooledText]:
     """The tokens of several encoders side by side, and the pooled text of the last, as SDXL reads them.
 
     The tokens are those of the last layer but one, and but `clip_skip` before that, not normalised

@@ -30,7 +30,9 @@ def list_textual_inversions(concepts: TextualInversions | None) -> list[tuple[st
     return [(None, each) for each in concepts]
 
 
-def load_textual_inversion(encoders: Sequence[TextEncoder], word: str | None, concept: str | Path, ask: HubOptions) -> None:
+def load_textual_inversion(
+    encoders: Sequence[TextEncoder], word: str | None, concept: str | Path, ask: HubOptions
+) -> None:
     """Teach text encoders a word.
 
     A concept of several embeddings becomes the words `word`, `word_1` and so on, which `text.encode` puts in for it.

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 from kineograph.models.formats import key_map, shapes
-from kineograph.models.formats.key_map import KeyMap, Entry
+from kineograph.models.formats.key_map import Entry, KeyMap
 from kineograph.models.formats.layer_names import motion_module_name
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
@@ -109,7 +109,9 @@ def video_unet_from_animatediff(unet: UNetMotionModel) -> VideoUNet:
     net = shapes.empty_video_unet(_image_config(unet.config), animatediff_config(motion, unet.config))
     along = {f"temporal.{name}": place for name, place in animatediff_key_map(net.temporal, motion).items()}
     image = {f"image_unet.{name}": Entry(name) for name in net.image_unet.state_dict()}
-    key_map.load_tensors(net, tensors, along | image, "this UNetMotionModel is not like AnimateDiff's, or has adapters on it")
+    key_map.load_tensors(
+        net, tensors, along | image, "this UNetMotionModel is not like AnimateDiff's, or has adapters on it"
+    )
     return net
 
 

@@ -155,7 +155,9 @@ def _changes(
     return {path: _change(file, path, here[path], tensors, settings) for path, tensors in found.items()}
 
 
-def _change(file: Path, path: str, layer: TargetLayer, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> LowRankUpdate:
+def _change(
+    file: Path, path: str, layer: TargetLayer, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
+) -> LowRankUpdate:
     down, up, weight = tensors["down"], tensors["up"], layer.weight
     rank = len(down)
     if down.numel() != rank * weight[0].numel() or up.numel() != rank * len(weight):
@@ -165,7 +167,9 @@ def _change(file: Path, path: str, layer: TargetLayer, tensors: Mapping[str, Ten
         )
     alpha = tensors["alpha"].item() if "alpha" in tensors else _alpha(settings, path, rank)
     # a 1 x 1 convolution and a linear layer are the same thing, and files mix them up
-    return LowRankUpdate(down.reshape(rank, *weight.shape[1:]), up.reshape(len(weight), rank, *[1] * (weight.ndim - 2)), alpha)
+    return LowRankUpdate(
+        down.reshape(rank, *weight.shape[1:]), up.reshape(len(weight), rank, *[1] * (weight.ndim - 2)), alpha
+    )
 
 
 def _settings(file: Path) -> dict[str, dict[str, Any]]:

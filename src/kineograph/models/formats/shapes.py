@@ -48,7 +48,9 @@ def read_assumed_settings(folder: Path) -> AssumedSettings:
     return said
 
 
-def empty_video_unet(image: Mapping[str, Any], temporal: TemporalConfig, resampler: ResamplerConfig | None = None) -> VideoUNet:
+def empty_video_unet(
+    image: Mapping[str, Any], temporal: TemporalConfig, resampler: ResamplerConfig | None = None
+) -> VideoUNet:
     """A video network without numbers, but for those that no checkpoint holds, for `places.fill` to fill."""
     with init_empty_weights(include_buffers=False):
         unet = UNet2DConditionModel(**image)
@@ -57,7 +59,9 @@ def empty_video_unet(image: Mapping[str, Any], temporal: TemporalConfig, resampl
         return VideoUNet(unet, TemporalLayers(unet, temporal)).eval()
 
 
-def unet_config(widths: Sequence[int], attends: Sequence[bool], spatial: Tensors, unsaid: AssumedSettings) -> dict[str, Any]:
+def unet_config(
+    widths: Sequence[int], attends: Sequence[bool], spatial: Tensors, unsaid: AssumedSettings
+) -> dict[str, Any]:
     """What diffusers' U-Net is to be told of its levels: how wide each is, and which have transformers.
 
     spatial: the tensors of the first transformer. Raises KeyError for one that is missing.

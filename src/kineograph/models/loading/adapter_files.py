@@ -143,7 +143,9 @@ def save_customised_adapter(net: VideoUNet, lora: Tensors, file: Path, *, subjec
     if net.temporal is None or net.spatial_adapter is None:
         raise ValueError("expected a video network with a spatial adapter, see methods.still_moving.attach")
     if strange := [each for each in lora if not (each.startswith(LORA_PREFIXES) and ".lora_" in each)]:
-        raise ValueError(f"a LoRA's names are such as unet.<layer>.lora_A.weight, not {tensor_files.preview_names(strange)}")
+        raise ValueError(
+            f"a LoRA's names are such as unet.<layer>.lora_A.weight, not {tensor_files.preview_names(strange)}"
+        )
     about = AdapterHeader(
         kind="customised",
         branches=net.spatial_adapter.config,
@@ -179,7 +181,9 @@ def read_adapter_file(source: str | Path, kind: Kind, ask: HubOptions) -> Adapte
     file = hub.find_file(source, [f"{NAMES[kind]}.safetensors", "adapter.safetensors"], ask)
     tensors, header = tensor_files.read_tensors(file), tensor_files.read_metadata(file).get(HEADER)
     if header is None:
-        raise InputError(f"{file} is no adapter that Kineograph wrote. {known_configurations.describe_tensors(tensors)}")
+        raise InputError(
+            f"{file} is no adapter that Kineograph wrote. {known_configurations.describe_tensors(tensors)}"
+        )
     try:
         about = AdapterHeader.model_validate_json(header)
     except ValidationError as error:

@@ -27,7 +27,9 @@ def load_motion_adapter(opened: Components, source: str | Path, video: str, ask:
     return opened._replace(motion_adapter=adapter_files.build_motion_adapter(adapter, opened.temporal, video))
 
 
-def load_customised_adapter(opened: Components, source: str | Path, image: str, video: str, ask: HubOptions) -> Components:
+def load_customised_adapter(
+    opened: Components, source: str | Path, image: str, video: str, ask: HubOptions
+) -> Components:
     """A model that knows a subject or a style: the LoRA of a file on its networks, and before its layers along time, if
     it has any, the spatial adapter of the file.
 
@@ -56,7 +58,9 @@ def _check_image(adapter: AdapterFile, opened: Components, name: str) -> None:
             f"customise {name}"
         )
     if strange := lora.unmatched_names(adapter.lora, opened.networks):
-        raise InputError(f"{adapter.file} was made for {made_for.name}, and {name} has no layers for {preview_names(strange)}")
+        raise InputError(
+            f"{adapter.file} was made for {made_for.name}, and {name} has no layers for {preview_names(strange)}"
+        )
     if not here.is_of(made_for):
         warnings.warn(
             f"{adapter.file} was made for {made_for.name}, and the image network of {name} has the same shapes and "

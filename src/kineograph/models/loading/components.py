@@ -31,7 +31,11 @@ VIDEO_UNETS: Mapping[str, Callable[[Any], VideoUNet]] = {
     "UNetMotionModel": animatediff.video_unet_from_animatediff,
 }
 UNETS = {each.__name__: each for each in (UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel)}
-EXPECTED_CLASSES = {"unet": ("UNet2DConditionModel", *VIDEO_UNETS), "vae": ("AutoencoderKL",), "text_encoder": ("CLIPTextModel",)}
+EXPECTED_CLASSES = {
+    "unet": ("UNet2DConditionModel", *VIDEO_UNETS),
+    "vae": ("AutoencoderKL",),
+    "text_encoder": ("CLIPTextModel",),
+}
 TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWithProjection)}
 READ_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 

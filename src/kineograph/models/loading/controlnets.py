@@ -28,14 +28,18 @@ FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 SHAPE = ("cross_attention_dim", "block_out_channels", "layers_per_block", "transformer_layers_per_block")
 
 
-def list_controlnets(controlnet: ControlNetSource | Mapping[str, ControlNetSource] | None) -> dict[str, ControlNetSource]:
+def list_controlnets(
+    controlnet: ControlNetSource | Mapping[str, ControlNetSource] | None,
+) -> dict[str, ControlNetSource]:
     """The ControlNets that were asked for, by name."""
     if isinstance(controlnet, Mapping):
         return dict(controlnet)
     return {} if controlnet is None else {ANY_CONTROL: controlnet}
 
 
-def load_controlnet(unet: UNet2DConditionModel, source: ControlNetSource, latent_channels: int, place: Placement, ask: HubOptions) -> OpenControlNet:
+def load_controlnet(
+    unet: UNet2DConditionModel, source: ControlNetSource, latent_channels: int, place: Placement, ask: HubOptions
+) -> OpenControlNet:
     """A ControlNet for this U-Net. Raises InputError when it is none, or one for another architecture."""
     net = source if isinstance(source, ControlNetModel) else _opened(source, unet, place, ask)
     for name in SHAPE:

@@ -110,7 +110,9 @@ def refuse_partial_checkpoint(path: Path, checkpoint: Tensors) -> None:
 def describe_tensors(tensors: Tensors) -> str:
     """What a file may be, by the names of its tensors, in a sentence for people; and a few of those."""
     kind = next((what for mark, what in OTHERS.items() if any(mark in name for name in tensors)), "")
-    return (f"It looks like {kind}. " if kind else "") + f"Its {len(tensors)} tensors are called {preview_names(tensors)}"
+    return (
+        f"It looks like {kind}. " if kind else ""
+    ) + f"Its {len(tensors)} tensors are called {preview_names(tensors)}"
 
 
 def match_family(path: Path, checkpoint: Tensors) -> Family:

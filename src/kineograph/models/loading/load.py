@@ -182,7 +182,9 @@ def _opened(
         open_parts = next((each for is_one, each in VIDEO_FILES if is_one(tensors)), single_file.components_from_file)
         opened = open_parts(path, tensors, config, prediction_type, place.dtype, ask)
     else:
-        opened = components.components_from_folder(path or hub.fetch_pipeline(str(source), ask), place.dtype, ask.variant)
+        opened = components.components_from_folder(
+            path or hub.fetch_pipeline(str(source), ask), place.dtype, ask.variant
+        )
     for network in (opened.unet, opened.vae, *([opened.temporal] if opened.temporal else [])):
         network.to(memory_format=place.memory_format)
     return opened

@@ -108,7 +108,9 @@ def _from_file(path: Path) -> TemporalWeights:
     if vidrd.is_vidrd(tensors):
         net = vidrd.video_unet_from_vidrd(tensors, str(path))
         return _from_network(str(path), net.image_unet, net.temporal, video_checkpoints.VIDEOCRAFTER_SCHEDULER)
-    raise InputError(f"{path} has no layers along time that are known here. {known_configurations.describe_tensors(tensors)}")
+    raise InputError(
+        f"{path} has no layers along time that are known here. {known_configurations.describe_tensors(tensors)}"
+    )
 
 
 def _from_folder(folder: Path) -> TemporalWeights:

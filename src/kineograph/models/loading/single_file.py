@@ -150,7 +150,9 @@ def _refuse_incomplete(path: Path, networks: Mapping[str, nn.Module]) -> None:
     for part, network in networks.items():
         missing = [name for name, parameter in network.named_parameters() if parameter.is_meta]
         if missing:
-            raise InputError(f"{path} lacks {len(missing)} tensors of the {part}: {tensor_files.preview_names(missing)}")
+            raise InputError(
+                f"{path} lacks {len(missing)} tensors of the {part}: {tensor_files.preview_names(missing)}"
+            )
 
 
 def _first_line(error: Exception) -> str:

@@ -68,7 +68,9 @@ def components_from_videocrafter(
     """
     _refuse_others(path, tensors)
     with _configured(config, ask) as configured:
-        net = video.video_unet_from_videocrafter(tensors, str(path), shapes.read_assumed_settings(configured("unet").parent))
+        net = video.video_unet_from_videocrafter(
+            tensors, str(path), shapes.read_assumed_settings(configured("unet").parent)
+        )
         tokenizer = single_file.tokenizer_for_file(path, configured("tokenizer").parent, "", ask)
         return Components(
             unet=net.image_unet,
@@ -113,11 +115,15 @@ def _refuse_others(path: Path, tensors: Tensors) -> None:
     known = (video.UNET, video.RESAMPLER, VAE, TEXT, EMBEDDER)
     strange = [name for name in tensors if not name.startswith(known) and not TRAINING_TENSORS.fullmatch(name)]
     missing = [
-        what for what, prefix in {"VAE": VAE, "text encoder": TEXT}.items() if not key_map.select_prefix(prefix, tensors)
+        what
+        for what, prefix in {"VAE": VAE, "text encoder": TEXT}.items()
+        if not key_map.select_prefix(prefix, tensors)
     ]
     if strange or missing:
         parts = [f"has no {each}" for each in missing]
-        parts += [f"has {len(strange)} tensors that are of no part of one ({preview_names(strange)})"] if strange else []
+        parts += (
+            [f"has {len(strange)} tensors that are of no part of one ({preview_names(strange)})"] if strange else []
+        )
         raise InputError(f"{path} looks like a VideoCrafter checkpoint, but {' and '.join(parts)}: fetch it again")
 
 
@@ -134,14 +140,20 @@ def _configured(config: str | Path | None, ask: HubOptions) -> Iterator[Callable
 def _vae(path: Path, tensors: Tensors, folder: Path) -> AutoencoderKL:
     with init_empty_weights(include_buffers=False):
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, local_files_only=True))
-    key_map.load_tensors(vae, key_map.select_prefix(VAE, tensors), vae_layout.vae_key_map(vae), f"the VAE in {path} is not as expected")
+    key_map.load_tensors(
+        vae, key_map.select_prefix(VAE, tensors), vae_layout.vae_key_map(vae), f"the VAE in {path} is not as expected"
+    )
     return vae.eval()
 
 
 def _text(path: Path, tensors: Tensors, folder: Path) -> CLIPTextModel:
     with init_empty_weights(include_buffers=False):
         tower = CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
-    mine = {name: each for name, each in key_map.select_prefix(TEXT, tensors).items() if not TRAINING_TENSORS.fullmatch(TEXT + name)}
+    mine = {
+        name: each
+        for name, each in key_map.select_prefix(TEXT, tensors).items()
+        if not TRAINING_TENSORS.fullmatch(TEXT + name)
+    }
     left_out = f"transformer.resblocks.{tower.config.num_hidden_layers}."
     mine = {name: each for name, each in mine.items() if not name.startswith(left_out)}
     key_map.load_tensors(tower, mine, ldm.text_encoder_key_map(tower), f"the text encoder in {path} is not as expected")
@@ -152,8 +164,12 @@ def _reader(path: Path, tensors: Tensors, folder: Path) -> ImageEncoder:
     with init_empty_weights(include_buffers=False):
         tower = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder))
     mine = ldm.transpose_projection(key_map.select_prefix(VISION, tensors))
-    key_map.load_tensors(tower, mine, ldm.vision_encoder_key_map(tower), f"the image encoder in {path} is not as expected")
-    return ImageEncoder(tower.eval(), layer=image_encoder.LAST, fit=image_encoder.stretch_to_square, blank=image_encoder.GREY)
+    key_map.load_tensors(
+        tower, mine, ldm.vision_encoder_key_map(tower), f"the image encoder in {path} is not as expected"
+    )
+    return ImageEncoder(
+        tower.eval(), layer=image_encoder.LAST, fit=image_encoder.stretch_to_square, blank=image_encoder.GREY
+    )
 
 
 TEXT_ENCODER = "text_encoder."

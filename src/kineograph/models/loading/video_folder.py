@@ -69,7 +69,10 @@ def read_temporal_layers(folder: Path, unet: UNet2DConditionModel) -> TemporalLa
         layers = TemporalLayers(unet, config)
     tensors = tensor_files.read_tensors(_file(folder, TEMPORAL_WEIGHTS))
     key_map.load_tensors(
-        layers, tensors, key_map.identity_key_map(layers.state_dict()), f"{folder} does not fit the image network beside it"
+        layers,
+        tensors,
+        key_map.identity_key_map(layers.state_dict()),
+        f"{folder} does not fit the image network beside it",
     )
     return layers.eval()
 
@@ -91,7 +94,9 @@ def read_temporal_decoder(folder: Path) -> TemporalDecoder:
     with init_empty_weights(include_buffers=False):
         layers = TemporalDecoder(_validated(TemporalDecoderConfig, _file(folder, CONFIG)))
     tensors = tensor_files.read_tensors(_file(folder, TEMPORAL_WEIGHTS))
-    key_map.load_tensors(layers, tensors, key_map.identity_key_map(layers.state_dict()), f"{folder} does not fit its configuration")
+    key_map.load_tensors(
+        layers, tensors, key_map.identity_key_map(layers.state_dict()), f"{folder} does not fit its configuration"
+    )
     return layers.eval()
 
 
@@ -106,7 +111,9 @@ def read_motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionAdapter
     """A pipeline's motion adapter, for its layers along time; nothing if it has none."""
     if not (folder / MOTION_ADAPTER).is_dir():
         return None
-    adapter = adapter_files.read_adapter_file(_file(folder / MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS), "motion", HubOptions())
+    adapter = adapter_files.read_adapter_file(
+        _file(folder / MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS), "motion", HubOptions()
+    )
     return adapter_files.build_motion_adapter(adapter, temporal, folder.name)
 
 
@@ -148,7 +155,10 @@ def write_image_adapter(unet: UNet2DConditionModel, reader: ImageEncoder | None,
     )
     (folder / IMAGE_ADAPTER).mkdir()
     (folder / IMAGE_ADAPTER / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2))
-    _save(key_map.export_tensors(unet.state_dict(), image_adapter.ip_adapter_key_map(unet)), folder / IMAGE_ADAPTER / IMAGE_ADAPTER_WEIGHTS)
+    _save(
+        key_map.export_tensors(unet.state_dict(), image_adapter.ip_adapter_key_map(unet)),
+        folder / IMAGE_ADAPTER / IMAGE_ADAPTER_WEIGHTS,
+    )
     reader.network.save_pretrained(folder / IMAGE_ENCODER)
 
 

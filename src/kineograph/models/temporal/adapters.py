@@ -117,7 +117,9 @@ class SpatialAdapter(nn.Module):
 def _chosen(names: list[str], config: AdapterConfig) -> list[str]:
     found = [name for name in names if not set(config.layers).isdisjoint(name.split("."))]
     if not found:
-        raise InputError(f"no layer here is one of {', '.join(config.layers)}: {preview_names(names)} can have branches")
+        raise InputError(
+            f"no layer here is one of {', '.join(config.layers)}: {preview_names(names)} can have branches"
+        )
     return found
 
 

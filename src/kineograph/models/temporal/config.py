@@ -1,190 +1,213 @@
-"""Where layers along time stand in an image network, and which: a family of video models is one `TemporalConfig`."""
+"""Configuration of temporal layers: which temporal layer follows which layers of an image U-Net.
+
+A family of video models is one `TemporalConfig`; its JSON is `temporal/config.json` of a saved model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Union
 
-from diffusers import UNet2DConditionModel
-from pydantic import BaseModel, ConfigDict, model_validator
-from torch import Tensor, nn
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
-from kineograph.errors import InputError
-from kineograph.models.temporal.layers import ApplyProjection, AttentionInBlock, FrameRate, TemporalConv, TemporalTransformer, apply_projection, as_frames, as_frames_misread
-from kineograph.models.temporal.resampling import TemporalDownsample, TemporalUpsample
-
-# (layer just left, its output, number of frames) -> that output after the frames have seen each other
-AfterLayer = Callable[[nn.Module, Tensor, int], Tensor]
+STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
 class TransformerConfig(BaseModel):
-    """A temporal transformer. Heads or head_width may be left open: as many, or as wide, as fit the channels."""
+    """A temporal transformer.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Heads or head_width may be left open: as many heads, or as wide ones, as fit the channels.
 
+    heads, head_width  number of attention heads, and channels of each
+    depth              number of transformer blocks
+    attentions         number of self-attentions in a block, 1 or 2
+    positions          number of frames with a sinusoidal position; None for no absolute positions
+    relative           largest distance between frames that has a relative position of its own; None for none
+    ff_mult            inner width of the feed-forward, as a multiple of the transformer's
+    transposed         read the tokens `f c` of the output as `c f`, as VidRD's released weights were trained with
+    """
+
+    model_config = STRICT
+
+    kind: Literal["transformer"] = "transformer"
     heads: int | None = None
     head_width: int | None = None
     depth: int = 1
     attentions: int = 2
     positions: int | None = None
     relative: int | None = None
-    widening: int = 4
-    misread: bool = False
+    ff_mult: int = 4
+    transposed: bool = False
 
-    def split(self, channels: int) -> tuple[int, int]:
-        """Heads, and the width of each."""
-        heads = self.heads or channels // (self.head_width or channels)
-        return heads, self.head_width or channels // heads
+
+class AttentionConfig(BaseModel):
+    """Temporal attention inside a spatial transformer block; the fields mean what they mean for a transformer."""
+
+    model_config = STRICT
+
+    kind: Literal["attention"] = "attention"
+    heads: int | None = None
+    head_width: int | None = None
+    positions: int | None = None
+    relative: int | None = None
+
+
+class ConvConfig(BaseModel):
+    """Temporal convolutions, `count` of them one after another."""
+
+    model_config = STRICT
+
+    kind: Literal["convolution"] = "convolution"
+    count: int = 4
+
+
+class ResamplingConfig(BaseModel):
+    """Temporal down- and upsampling.
+
+    factors  number by which each downsampler of the image U-Net, from the highest resolution on, divides the number
+             of frames, and by which the upsampler of the same level multiplies it
+    """
+
+    model_config = STRICT
+
+    kind: Literal["resampling"] = "resampling"
+    factors: tuple[int, ...]
+
+
+LayerConfig = Annotated[
+    Union[TransformerConfig, AttentionConfig, ConvConfig, ResamplingConfig],  # noqa: UP007 (pydantic evaluates it)
+    Field(discriminator="kind"),
+]
+After = Literal["conv_in", "resnet", "transformer", "stage", "cross_attention", "resampler"]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class Site:
+    """Layers of an image U-Net that a temporal layer follows.
+
+    after       "conv_in": the first convolution; "resnet": every ResNet block; "transformer": every spatial
+                transformer; "stage": every spatial transformer, and outside the mid block every ResNet block that has
+                no transformer behind it; "cross_attention": the cross-attention of every spatial transformer block;
+                "resampler": every downsampler and upsampler
+    mid_block   False to leave the mid block out
+    resolution  "lowest": only the last down block, the mid block and the first up block; "higher": only the others
+    """
+
+    after: After
+    mid_block: bool = True
+    resolution: Literal["all", "lowest", "higher"] = "all"
 
 
 class TemporalConfig(BaseModel):
-    """All that a video model adds to an image network along time.
+    """All that a video model adds to an image U-Net.
 
-    num_frames   how many frames it was trained on
-    entry        the transformer after conv_in
-    transformer  that after every spatial transformer
-    lonely       whether it stands after resnets too that no spatial transformer follows
-    middle       whether it stands in the middle block too
-    convolution  whether temporal convolutions follow every resnet
-    in_a_row     how many of them
-    coarsest     whether transformers stand in the blocks of the smallest pictures alone, and convolutions elsewhere
-    fewer        by what the number of frames is divided behind each downsampler, and multiplied on the way up
-    in_block     attention between a spatial block's cross-attention and its feed-forward
-    frame_rate   whether frames a second are told beside the timestep
-    joint_norms  whether the group norms of resnets, and the last one, span all frames
-    groups       of the group norms here; None for as many as the image network's have
-    noise_ratio  how many parts of noise that all frames share come to one of a frame's own (`noise.mixed`)
-    solver       by which its authors draw
+    num_frames   number of frames it was trained on
+    layers       the temporal layers, each with the layers of the image U-Net that it follows
+    frame_rate   frames per second are embedded and added to the timestep's embedding
+    joint_norms  the group norms of ResNet blocks, and the last one, span all frames
+    groups       number of groups of the temporal layers' group norms; None for the image U-Net's number
+    noise_ratio  variance of the noise that all frames share over the variance of a frame's own noise (`noise.mixed`)
+    sampler      the sampler that its authors use
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = STRICT
 
     num_frames: int = 16
-    entry: TransformerConfig | None = None
-    transformer: TransformerConfig | None = None
-    lonely: bool = False
-    middle: bool = True
-    convolution: bool = False
-    in_a_row: int = 4
-    coarsest: bool = False
-    fewer: tuple[int, ...] = ()
-    in_block: TransformerConfig | None = None
+    layers: tuple[tuple[Site, LayerConfig], ...] = ()
     frame_rate: bool = False
     joint_norms: bool = False
     groups: int | None = None
     noise_ratio: float = 0.0
-    solver: str = "ddim"
+    sampler: str = "ddim"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, given: Any) -> Any:
+        return migrate(given) if isinstance(given, Mapping) else given
 
     @model_validator(mode="after")
-    def _places(self) -> TemporalConfig:
-        if self.in_block is not None and self.transformer is not None:
+    def _check_sites(self) -> TemporalConfig:
+        if self.layer_after("cross_attention") and (self.layer_after("transformer") or self.layer_after("stage")):
             raise ValueError("expected attention inside the spatial blocks or transformers behind them, got both")
+        for site, layer in self.layers:
+            inside, resampling = site.after == "cross_attention", site.after == "resampler"
+            if inside != isinstance(layer, AttentionConfig) or resampling != isinstance(layer, ResamplingConfig):
+                raise ValueError(
+                    f"a layer of kind {layer.kind!r} cannot follow {site.after!r}: expected attention after "
+                    "cross_attention, resampling after resampler, and a transformer or convolution elsewhere"
+                )
         return self
 
+    def layer_after(self, after: After) -> LayerConfig | None:
+        """Return the first temporal layer that follows these layers of the image U-Net."""
+        return next((layer for site, layer in self.layers if site.after == after), None)
+
     @property
-    def longest(self) -> int | None:
-        """How many frames it can see together; None for any number: relative distances are taken to clip."""
-        known = [each.positions for each in (self.entry, self.transformer, self.in_block) if each is not None]
-        return min((positions for positions in known if positions is not None), default=None)
+    def attentions(self) -> Iterator[TransformerConfig | AttentionConfig]:
+        """All temporal layers with attention."""
+        return (layer for _, layer in self.layers if isinstance(layer, TransformerConfig | AttentionConfig))
 
+    @property
+    def max_frames(self) -> int | None:
+        """Largest number of frames that the network can attend over; None for any number.
 
-class TemporalLayers(nn.Module):
-    """The layers along time of one video model. They are named after the image network's layers that they follow."""
-
-    def __init__(self, unet: UNet2DConditionModel, config: TemporalConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.names: list[str] = []
-        self.after = nn.Module()
-        for name, layer in _sites(unet, config):
-            self.names.append(name)
-            add_submodule(self.after, name, layer)
-        self.fps = _frame_rate(unet) if config.frame_rate else None
-
-    def around(self, unet: nn.Module, project: ApplyProjection = apply_projection) -> AfterLayer:
-        """These layers as what is called after each layer of this image network.
-
-        project: how their attentions' queries, keys and values are made.
-        Looked up anew for every walk: adapters may have been put in a layer's place.
+        Relative positions set no limit: larger distances are clipped.
         """
-        found = {unet.get_submodule(name): self.after.get_submodule(name) for name in self.names}
+        return min((layer.positions for layer in self.attentions if layer.positions is not None), default=None)
 
-        def after(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-            return found[layer](x, frames, project) if layer in found else x
-
-        return after
-
-
-def _sites(unet: UNet2DConditionModel, config: TemporalConfig) -> Iterator[tuple[str, nn.Module]]:
-    """Each layer along time under the name of the layer that it follows, in the order of the walk."""
-    groups = config.groups or unet.config.norm_num_groups
-    if config.entry is not None:
-        yield "conv_in", _transformer(config.entry, unet.config.block_out_channels[0], groups)
-    for block, resnet, spatial, channels in _stages(unet):
-        coarse = block in (f"down_blocks.{len(unet.down_blocks) - 1}", "mid_block", "up_blocks.0")
-        if config.convolution and not (config.coarsest and coarse):
-            yield resnet, TemporalConv(channels, groups, config.in_a_row)
-        if spatial is not None and config.in_block is not None:
-            for name in _blocks(unet, spatial):
-                yield name, _in_block(config.in_block, channels)
-        place = spatial or (resnet if config.lonely and block != "mid_block" else None)
-        attends = (coarse or not config.coarsest) and (config.middle or block != "mid_block")
-        if config.transformer is not None and place and attends:
-            yield place, _transformer(config.transformer, channels, groups)
-    yield from _paces(unet, config.fewer)
+    @property
+    def resamples_frames(self) -> bool:
+        """True if the number of frames changes inside the network."""
+        return self.layer_after("resampler") is not None
 
 
-def _paces(unet: Any, fewer: tuple[int, ...]) -> Iterator[tuple[str, nn.Module]]:
-    """What changes the number of frames, behind each down- and each upsampler."""
-    steps = len(unet.down_blocks) - 1
-    if len(fewer) not in (0, steps):
-        raise InputError(f"this image network has {steps} downsamplers, and fewer says {len(fewer)} numbers: {fewer}")
-    for k, factor in enumerate(fewer):
-        down, up = unet.down_blocks[k], unet.up_blocks[steps - 1 - k]
-        yield f"down_blocks.{k}.downsamplers.0", TemporalDownsample(down.resnets[-1].out_channels, factor)
-        yield f"up_blocks.{steps - 1 - k}.upsamplers.0", TemporalUpsample(up.resnets[-1].out_channels, factor)
+def split_heads(config: TransformerConfig | AttentionConfig, channels: int) -> tuple[int, int]:
+    """Return the number of attention heads, and the width of each, in a layer with these channels."""
+    heads = config.heads or channels // (config.head_width or channels)
+    return heads, config.head_width or channels // heads
 
 
-def _stages(unet: Any) -> Iterator[tuple[str, str, str | None, int]]:
-    """Block, resnet, the spatial transformer that follows it (if one does), and channels, of a U-Net."""
-    blocks: Mapping[str, Any] = {
-        **{f"down_blocks.{k}": block for k, block in enumerate(unet.down_blocks)},
-        **({} if unet.mid_block is None else {"mid_block": unet.mid_block}),
-        **{f"up_blocks.{k}": block for k, block in enumerate(unet.up_blocks)},
-    }
-    for name, block in blocks.items():
-        spatial = len(getattr(block, "attentions", ()))
-        for k, resnet in enumerate(block.resnets):
-            yield name, f"{name}.resnets.{k}", f"{name}.attentions.{k}" if k < spatial else None, resnet.out_channels
+OLD_FIELDS = {
+    "entry", "transformer", "lonely", "middle", "convolution", "in_a_row", "coarsest", "fewer", "in_block", "solver",
+}  # fmt: skip
+OLD_TRANSFORMER_FIELDS = {"widening": "ff_mult", "misread": "transposed"}
 
 
-def _blocks(unet: UNet2DConditionModel, spatial: str) -> list[str]:
-    count = len(unet.get_submodule(spatial).transformer_blocks)
-    return [f"{spatial}.transformer_blocks.{k}.attn2" for k in range(count)]
+def migrate(given: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a configuration in today's fields, from today's or from those of the first version.
+
+    The first version had a field or flag for each kind of layer instead of the list `layers`: `entry` after conv_in,
+    `transformer` behind spatial transformers (`lonely`: behind single ResNet blocks too; `middle`: in the mid block
+    too; `coarsest`: at the lowest resolution alone, and convolutions elsewhere), `convolution` behind ResNet blocks
+    (`in_a_row` of them), `in_block` attention, and `fewer` for the factors of resampling.
+    """
+    if OLD_FIELDS.isdisjoint(given):
+        return given
+    coarsest = given.get("coarsest", False)
+    layers: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    if (entry := given.get("entry")) is not None:
+        layers.append(({"after": "conv_in"}, _migrate_transformer(entry)))
+    if given.get("convolution"):
+        resolution = "higher" if coarsest else "all"
+        layers.append(
+            ({"after": "resnet", "resolution": resolution}, {"kind": "convolution", "count": given.get("in_a_row", 4)})
+        )
+    if (inside := given.get("in_block")) is not None:
+        kept = {name: inside[name] for name in AttentionConfig.model_fields if name in inside}
+        layers.append(({"after": "cross_attention"}, {**kept, "kind": "attention"}))
+    if (transformer := given.get("transformer")) is not None:
+        site = {
+            "after": "stage" if given.get("lonely") else "transformer",
+            "mid_block": given.get("middle", True),
+            "resolution": "lowest" if coarsest else "all",
+        }
+        layers.append((site, _migrate_transformer(transformer)))
+    if factors := given.get("fewer"):
+        layers.append(({"after": "resampler"}, {"kind": "resampling", "factors": factors}))
+    shared = {name: value for name, value in given.items() if name not in OLD_FIELDS}
+    return {"layers": layers, "sampler": given.get("solver", "ddim"), **shared}
 
 
-def _transformer(config: TransformerConfig, channels: int, groups: int) -> TemporalTransformer:
-    heads, width = config.split(channels)
-    return TemporalTransformer(
-        channels, heads, width, groups=groups, depth=config.depth, attentions=config.attentions,
-        positions=config.positions, relative=config.relative, widening=config.widening,
-        back=as_frames_misread if config.misread else as_frames,
-    )  # fmt: skip
-
-
-def _in_block(config: TransformerConfig, channels: int) -> AttentionInBlock:
-    return AttentionInBlock(channels, *config.split(channels), positions=config.positions, relative=config.relative)
-
-
-def _frame_rate(unet: UNet2DConditionModel) -> FrameRate:
-    return FrameRate(unet.config.block_out_channels[0], unet.time_embedding.linear_2.out_features)
-
-
-def add_submodule(root: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer into a tree of empty modules under a name with dots."""
-    *path, last = name.split(".")
-    for part in path:
-        if part not in root._modules:
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    root.add_module(last, layer)
+def _migrate_transformer(old: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "transformer", **{OLD_TRANSFORMER_FIELDS.get(name, name): value for name, value in old.items()}}

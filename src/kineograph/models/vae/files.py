@@ -102,7 +102,11 @@ def _config(mine: Tensors) -> TemporalDecoderConfig:
         blocks=tuple(
             (
                 len(mine[f"decoder.up_blocks.{block}.temp_convs.0.convs.0.weight"]),
-                len(architecture.block_indices(mine, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight")),
+                len(
+                    architecture.block_indices(
+                        mine, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight"
+                    )
+                ),
             )
             for block in blocks
         ),
@@ -116,11 +120,15 @@ def fill_vae(vae: AutoencoderKL, tensors: Tensors, what: str) -> None:
 
     Raises InputError when tensors are missing, left over or of another shape.
     """
-    own = {_now(name): each for name, each in key_map.select_prefix(VAE_PREFIX, tensors).items() if not MARK.match(name)}
+    own = {
+        _now(name): each for name, each in key_map.select_prefix(VAE_PREFIX, tensors).items() if not MARK.match(name)
+    }
     if own:
         shapes = {name: each.shape for name, each in vae.state_dict().items()}
         own = {name: each.reshape(shapes.get(name, each.shape)) for name, each in own.items()}
-        key_map.load_tensors(vae, own, key_map.identity_key_map(shapes), f"the VAE in {what} is not like the one in config")
+        key_map.load_tensors(
+            vae, own, key_map.identity_key_map(shapes), f"the VAE in {what} is not like the one in config"
+        )
 
 
 def _now(name: str) -> str:

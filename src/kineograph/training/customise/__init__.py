@@ -3,19 +3,19 @@
 And with it a video model: Still-Moving.
 """
 
-from kineograph.training.customise.dry_run import Piece, of_videos, planned
-from kineograph.training.customise.image import FINAL, Reached, Ready, customise, customise_image, ready
-from kineograph.training.customise.inject import ADAPTER, customised_video, injected
-from kineograph.training.customise.interleaved import interleave
-from kineograph.training.customise.motion_adapter import MOTION_ADAPTER, motion_adapter_ready, train_motion_adapter
-from kineograph.training.customise.natural_videos import wanted_of
-from kineograph.training.customise.networks import customised, lora_of, read_card
-from kineograph.training.customise.photos import listed, photos
-from kineograph.training.customise.prompts import in_style, rare_word, refuse_without
-from kineograph.training.customise.settings import Customising, Drawing, Lora, VideoCustomising, changed, usual, usual_video
-from kineograph.training.customise.stills import kept_stills, stills
-from kineograph.training.customise.video import customise_ready, customise_video
-from kineograph.training.customise.video_inputs import VideoReady, needs_motion_adapter, ready_video
+from kineograph.training.customise.dry_run import PhaseEstimate, estimate_natural_videos, estimate_video_customisation
+from kineograph.training.customise.image import FINAL, PhaseProgress, ImageCustomisation, run_image_customisation, customise_image, prepare_image_customisation
+from kineograph.training.customise.inject import ADAPTER, load_customised_video, inject_customised
+from kineograph.training.customise.interleaved import train_interleaved
+from kineograph.training.customise.motion_adapter import MOTION_ADAPTER, run_motion_adapter_training, train_motion_adapter
+from kineograph.training.customise.natural_videos import prepare_natural_videos
+from kineograph.training.customise.networks import load_customised, lora_state_dict, read_description
+from kineograph.training.customise.photos import list_image_files, load_photos
+from kineograph.training.customise.prompts import styled_caption, rare_word, check_prompt_contains
+from kineograph.training.customise.settings import ImageCustomisationSettings, SamplingSettings, LoraSettings, VideoCustomisationSettings, with_changes, default_settings, default_video_settings
+from kineograph.training.customise.stills import generate_missing_images, generate_images
+from kineograph.training.customise.video import run_video_customisation, customise_video
+from kineograph.training.customise.video_inputs import VideoCustomisation, needs_motion_adapter, prepare_video_customisation
 
 __all__ = [
     "ADAPTER",

@@ -23,37 +23,37 @@ from kineograph.models.placement import Placement
 from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter
 from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.customise.batches import WEIGHTS, Batch, Shown, Tell
-from kineograph.training.customise.settings import VideoCustomising
-from kineograph.training.norms import with_quick_norms
+from kineograph.training.customise.batches import WEIGHTS, CustomisationBatch, TrainingSample, EncodePrompts
+from kineograph.training.customise.settings import VideoCustomisationSettings
+from kineograph.training.norms import use_fast_group_norm
 from kineograph.training.settings import TrainingSettings
-from kineograph.training.temporal_layers.model import recomputed
+from kineograph.training.temporal_layers.model import call_checkpointed
 
-Loss = Callable[[VideoUNet, Batch, int], dict[str, Tensor]]
+Loss = Callable[[VideoUNet, CustomisationBatch, int], dict[str, Tensor]]
 
 
-def stilling(video: Model, settings: VideoCustomising) -> VideoUNet:
+def motion_adapter_network(video: Model, settings: VideoCustomisationSettings) -> VideoUNet:
     """A copy of the network with a new motion adapter, which is what learns."""
     net = _copied(video, settings, settings.motion_training)
     return _placed(video, _attached(net, settings, motion=settings.motion), settings.motion_training)
 
 
-def adapting(video: Model, settings: VideoCustomising) -> VideoUNet:
+def spatial_adapter_network(video: Model, settings: VideoCustomisationSettings) -> VideoUNet:
     """A copy of the network of a video model with a customised image network, with a new spatial adapter, which is what
     learns; or, where there is none, all that is no motion adapter."""
     net = _copied(video, settings, settings.training)
     if settings.spatial is not None:
         return _placed(video, _attached(net, settings, spatial=settings.spatial), settings.training)
-    merged(net.image_unet)
+    merge_loras(net.image_unet)
     for part in (net.image_unet, net.temporal):
         assert part is not None
         part.float().requires_grad_(requires_grad=True)
     return _placed(video, net, settings.training)
 
 
-def _copied(video: Model, settings: VideoCustomising, loop: TrainingSettings) -> VideoUNet:
+def _copied(video: Model, settings: VideoCustomisationSettings, loop: TrainingSettings) -> VideoUNet:
     """The networks as they are, where nothing learns yet; float32 where nothing computes in fewer bits."""
-    through = recomputed if settings.gradient_checkpointing else call_directly
+    through = call_checkpointed if settings.gradient_checkpointing else call_directly
     image, temporal, motion = deepcopy((video.net.image_unet, video.net.temporal, video.net.motion_adapter))
     net = VideoUNet(image, temporal, through, motion_adapter=motion).requires_grad_(requires_grad=False)
     return net.float() if loop.mixed_precision == "no" else net
@@ -61,7 +61,7 @@ def _copied(video: Model, settings: VideoCustomising, loop: TrainingSettings) ->
 
 def _attached(
     net: VideoUNet,
-    settings: VideoCustomising,
+    settings: VideoCustomisationSettings,
     *,
     motion: AdapterConfig | None = None,
     spatial: AdapterConfig | None = None,
@@ -75,11 +75,11 @@ def _attached(
 def _placed(video: Model, net: VideoUNet, loop: TrainingSettings) -> VideoUNet:
     place = Placement(video.device, video.dtype, "as the model is")
     net = net.to(place.device, memory_format=place.memory_format).eval()  # type: ignore[call-overload]  # torch forgot
-    return with_quick_norms(net) if place.device.type == "cpu" else net
+    return use_fast_group_norm(net) if place.device.type == "cpu" else net
 
 
 @torch.no_grad()
-def merged(network: nn.Module) -> None:
+def merge_loras(network: nn.Module) -> None:
     """Adds LoRAs to the weights beside which they are, in place, and takes them off."""
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
@@ -88,14 +88,14 @@ def merged(network: nn.Module) -> None:
                 setattr(parent, name, layer.get_base_layer())
 
 
-def frozen(shown: Shown, frames: int) -> Shown:
+def frozen_videos(shown: TrainingSample, frames: int) -> TrainingSample:
     """Each frame of a picture or a video as a video that stands still."""
     each = [view[number] for view in shown.views for number in range(len(view))]
     views = method.frozen_videos(torch.stack(each)[:, None], torch.zeros(len(each), dtype=torch.long), frames)
-    return Shown(tuple(views), shown.caption)
+    return TrainingSample(tuple(views), shown.caption)
 
 
-def loss_of(model: Model, settings: VideoCustomising, tell: Tell, parts: Mapping[str, tuple[float, float]]) -> Loss:
+def still_moving_loss(model: Model, settings: VideoCustomisationSettings, tell: EncodePrompts, parts: Mapping[str, tuple[float, float]]) -> Loss:
     """The loss as `training.fit` wants it.
 
     parts: of a batch, in order and of one size: name -> scale of the motion adapter, and how much it counts.
@@ -104,10 +104,10 @@ def loss_of(model: Model, settings: VideoCustomising, tell: Tell, parts: Mapping
     ratio, weigh = model.temporal.noise_ratio, WEIGHTS[settings.error]
     scales, counts = zip(*parts.values(), strict=True)
 
-    def loss(net: VideoUNet, batch: Batch, seed: int) -> dict[str, Float[Tensor, ""]]:
+    def loss(net: VideoUNet, batch: CustomisationBatch, seed: int) -> dict[str, Float[Tensor, ""]]:
         x0, each = batch.x0, len(batch.x0) // len(parts)
         motion = torch.tensor(scales, device=x0.device).repeat_interleave(each)
-        drawn = noises(ratio, seed, len(parts), x0).to(x0)
+        drawn = part_noise(ratio, seed, len(parts), x0).to(x0)
         told = tell(net, batch.texts)
         off = method.loss(net, model.schedule, told, x0, drawn, batch.timesteps, motion)
         errors = (weigh(model.schedule, batch.timesteps) * off).chunk(len(parts))
@@ -116,20 +116,20 @@ def loss_of(model: Model, settings: VideoCustomising, tell: Tell, parts: Mapping
     return loss
 
 
-def noises(ratio: float, seed: int, parts: int, x0: Latents) -> Latents:
+def part_noise(ratio: float, seed: int, parts: int, x0: Latents) -> Latents:
     """The noise of a batch's videos: a sample's parts are like clips that follow each other."""
     frames, shape = x0.shape[1], (len(x0) // parts, *x0.shape[2:])
     clips = (range(part * frames, (part + 1) * frames) for part in range(parts))
     return torch.cat([noise.partly_shared(ratio, seed, clip, shape, part) for part, clip in enumerate(clips)])
 
 
-def parts_of(settings: VideoCustomising) -> dict[str, tuple[float, float]]:
+def spatial_adapter_parts(settings: VideoCustomisationSettings) -> dict[str, tuple[float, float]]:
     """Of a batch of step II."""
     natural = {"natural": (method.MOVING, settings.natural_weight)} if settings.natural_weight else {}
     return {"still": (settings.still_scale, 1.0), **natural}
 
 
-def filled(video: Model, motion: MotionAdapter | None) -> VideoUNet:
+def with_motion_adapter(video: Model, motion: MotionAdapter | None) -> VideoUNet:
     """A model's network with this motion adapter, in its number format."""
     if motion is not None:
         motion = deepcopy(motion).to(video.device, video.dtype)
@@ -137,23 +137,23 @@ def filled(video: Model, motion: MotionAdapter | None) -> VideoUNet:
     return VideoUNet(net.image_unet, net.temporal, motion_adapter=motion, spatial_adapter=net.spatial_adapter)
 
 
-def whole(model: Model) -> Model:
+def without_adapters(model: Model) -> Model:
     """A model of which all weights learnt as a folder holds it: without a motion adapter, and with its text encoders'
     LoRAs added to their weights."""
     return replace(
-        model, net=filled(model, None).to(model.dtype), text=tuple(_without_lora(each) for each in model.text)
+        model, net=with_motion_adapter(model, None).to(model.dtype), text=tuple(_without_lora(each) for each in model.text)
     )
 
 
 def _without_lora(text: TextEncoder) -> TextEncoder:
     network = deepcopy(text.network)
     names = list(getattr(network, "peft_config", {}))
-    merged(network)
+    merge_loras(network)
     if names:
         network.delete_adapter(names)  # or transformers would write the adapter alone
     return replace(text, network=network)
 
 
-def texts(parts: Sequence[Sequence[Shown]]) -> list[str]:
+def all_captions(parts: Sequence[Sequence[TrainingSample]]) -> list[str]:
     """All that is told in a training."""
     return ["", *dict.fromkeys(each.caption for part in parts for each in part)]

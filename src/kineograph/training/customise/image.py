@@ -12,18 +12,18 @@ from kineograph.errors import InputError
 from kineograph.media.files import instead_of, slug
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
-from kineograph.training import Progress, TrainingSettings, fit, here, lent, weights
-from kineograph.training.customise import batches, networks, stills
-from kineograph.training.customise.batches import Shown
-from kineograph.training.customise.networks import Trainee
-from kineograph.training.customise.photos import Cut, Photo, Pictures, cut, cuts, photo, photos
-from kineograph.training.customise.prompts import Words, in_motion, refuse_without, repeated, style_words, subject_words
-from kineograph.training.customise.settings import Customising, changed, usual
+from kineograph.training import Progress, TrainingSettings, fit, current_process, use_averages, load_weights
+from kineograph.training.customise import batches, networks, generate_images
+from kineograph.training.customise.batches import TrainingSample
+from kineograph.training.customise.networks import TrainedNetworks
+from kineograph.training.customise.photos import Crop, Photo, Images, crop_photo, random_crops, load_photo, load_photos
+from kineograph.training.customise.prompts import CustomisationWords, with_motions, check_prompt_contains, repeat_to, style_words, subject_words
+from kineograph.training.customise.settings import ImageCustomisationSettings, with_changes, default_settings
 from kineograph.training.gradients import autocast
-from kineograph.training.lock import claimed
-from kineograph.training.temporal_layers.batches import leveller
-from kineograph.training.temporal_layers.latents import See, Wanted, kept
-from kineograph.training.temporal_layers.run import take
+from kineograph.training.lock import lock_folder
+from kineograph.training.temporal_layers.batches import timestep_sampler
+from kineograph.training.temporal_layers.latents import EncodeClip, ClipRequest, cached_latent_encoder
+from kineograph.training.temporal_layers.run import copy_weights
 
 FINAL, PRIOR, LATENTS, PREVIEWS, LOOP = "final", "prior", "latents", "previews", "training"
 LEAST = {"subject": 3, "style": 1}  # pictures
@@ -32,21 +32,21 @@ LEAST = {"subject": 3, "style": 1}  # pictures
 Phase = Literal["prior", "encoding", "training", "stills", "natural", "stilling", "adapting"]
 
 
-class Ready(NamedTuple):
+class ImageCustomisation(NamedTuple):
     """A customising with all that it needs opened and checked, and nothing written yet."""
 
     model: Model
-    trainee: Trainee
+    trainee: TrainedNetworks
     photos: list[Photo]
-    words: Words
+    words: CustomisationWords
     told: list[tuple[Photo, str]]  # the pictures, again for each of several captions
     prior: list[str]  # what each of its pictures is told
-    settings: Customising
+    settings: ImageCustomisationSettings
     size: tuple[int, int]
     output: Path
 
 
-class Reached(NamedTuple):
+class PhaseProgress(NamedTuple):
     """Where a customising is: so much of a phase done, of so much.
 
     progress: of the loop, while it trains. previews: the files of what was drawn at this step to be looked at.
@@ -61,13 +61,13 @@ class Reached(NamedTuple):
 
 def customise_image(
     model: Model,
-    pictures: Pictures,
+    pictures: Images,
     output: str | Path,
     *,
     subject: str | None = None,
     style: str | None = None,
-    settings: Customising | None = None,
-) -> Generator[Reached, None, None]:
+    settings: ImageCustomisationSettings | None = None,
+) -> Generator[PhaseProgress, None, None]:
     """Teaches an image model a subject or a style, from where the output folder was left, into `output/final`.
 
     A subject is learnt by DreamBooth, with a prior of pictures that the model draws itself. A style is learnt in
@@ -91,19 +91,19 @@ def customise_image(
     Raises InputError for what cannot be learnt from or by this, before anything is written; later as `training.fit`
     does, and OSError when a file cannot be written. Warns (InputWarning) of words that may not do.
     """
-    return customise(ready(model, pictures, output, subject=subject, style=style, settings=settings))
+    return run_image_customisation(prepare_image_customisation(model, pictures, output, subject=subject, style=style, settings=settings))
 
 
-def ready(
+def prepare_image_customisation(
     model: Model,
-    pictures: Pictures,
+    pictures: Images,
     output: str | Path,
     *,
     subject: str | None = None,
     style: str | None = None,
-    settings: Customising | None = None,
+    settings: ImageCustomisationSettings | None = None,
     moving: Sequence[str] = (),
-) -> Ready:
+) -> ImageCustomisation:
     """All that `customise_image` checks before it begins; its arguments.
 
     moving: words for motion that the pictures and the prior are told too, so that those do not come to mean that what
@@ -111,97 +111,97 @@ def ready(
     """
     if (subject is None) == (style is None):
         raise InputError(f"expected a subject or a style, got {'neither' if subject is None else 'both'}")
-    if here().num_processes > 1:
+    if current_process().num_processes > 1:
         raise InputError("a customising is for one process: call it without accelerate launch")
     what: Literal["subject", "style"] = "style" if subject is None else "subject"
-    settings = settings or usual(model, what)
+    settings = settings or default_settings(model, what)
     height, width = settings.height or model.default_size[0], settings.width or model.default_size[1]
     model.latent_shape(height, width)
-    seen = photos(pictures, least=LEAST[what], side=min(height, width) // 2)
+    seen = load_photos(pictures, least=LEAST[what], side=min(height, width) // 2)
     words = style_words(model, style or "", seen) if subject is None else subject_words(model, subject, seen)
     if not words.prior:
-        settings = changed(settings, {"prior_weight": 0.0})
-    told = [(each, said) for each, own in zip(seen, words.captions, strict=True) for said in in_motion(own, moving)]
-    others = [said for own in words.prior for said in in_motion(own, moving)]
-    prior = repeated(others, settings.prior_pictures) if settings.prior_weight else []
+        settings = with_changes(settings, {"prior_weight": 0.0})
+    told = [(each, said) for each, own in zip(seen, words.captions, strict=True) for said in with_motions(own, moving)]
+    others = [said for own in words.prior for said in with_motions(own, moving)]
+    prior = repeat_to(others, settings.prior_pictures) if settings.prior_weight else []
     for each in settings.previews:
-        refuse_without(words.name, each, "the preview")
+        check_prompt_contains(words.name, each, "the preview")
     model.prompt([*(said for _, said in told), *settings.previews])
-    begun = networks.begun(model, settings)
-    return Ready(model, begun, seen, words, told, prior, settings, (height, width), Path(output))
+    begun = networks.trainable_copy(model, settings)
+    return ImageCustomisation(model, begun, seen, words, told, prior, settings, (height, width), Path(output))
 
 
-def customise(ready: Ready) -> Generator[Reached, None, None]:
+def run_image_customisation(ready: ImageCustomisation) -> Generator[PhaseProgress, None, None]:
     """What `customise_image` does once all is opened and checked."""
     folder, settings = ready.output, ready.settings
     with ExitStack() as held:
-        held.enter_context(claimed(folder))
+        held.enter_context(lock_folder(folder))
         files: list[Path] = []
         for done in _prior(ready):
             files = done.files
-            yield Reached("prior", done.done, done.total)
+            yield PhaseProgress("prior", done.done, done.total)
         parts = [ready.told]
         if ready.prior:
-            parts.append([*zip(map(photo, files), ready.prior, strict=True)])
-        total, shown = sum(map(len, parts)), list[list[Shown]]()
-        see = kept(ready.model, folder / LATENTS)
+            parts.append([*zip(map(load_photo, files), ready.prior, strict=True)])
+        total, shown = sum(map(len, parts)), list[list[TrainingSample]]()
+        see = cached_latent_encoder(ready.model, folder / LATENTS)
         for part in parts:
             shown.append([])
             for each, caption in part:
-                shown[-1].append(shown_of(ready, see, each, caption))
-                yield Reached("encoding", sum(map(len, shown)), total)
+                shown[-1].append(encode_photo(ready, see, each, caption))
+                yield PhaseProgress("encoding", sum(map(len, shown)), total)
         changed = False
         for progress in held.enter_context(closing(_steps(ready, shown))):
             changed = True
-            drawn = _previews(ready, progress) if is_due(settings.training, progress) else []
-            yield Reached("training", progress.step, settings.training.max_train_steps, progress, drawn)
+            drawn = _previews(ready, progress) if is_preview_due(settings.training, progress) else []
+            yield PhaseProgress("training", progress.step, settings.training.max_train_steps, progress, drawn)
         if changed or not (folder / FINAL).exists():
-            take(ready.trainee, weights(folder / LOOP))
+            copy_weights(ready.trainee, load_weights(folder / LOOP))
             with instead_of(folder / FINAL) as part_of_it:
-                networks.write(ready.model, ready.trainee, part_of_it, card(ready))
+                networks.save_customisation(ready.model, ready.trainee, part_of_it, describe_customisation(ready))
 
 
-def _prior(ready: Ready) -> Iterator[stills.Kept]:
+def _prior(ready: ImageCustomisation) -> Iterator[generate_images.Kept]:
     """Draws the prior, if there is one."""
     settings = ready.settings
     if not ready.prior:
         return iter(())
     folder = settings.prior_folder or ready.output / PRIOR
-    return stills.kept_stills(
+    return generate_images.kept_stills(
         ready.model, ready.prior, folder, settings.drawing, size=ready.size, seed=settings.training.seed
     )
 
 
-def shown_of(ready: Ready, see: See, picture: Photo, caption: str) -> Shown:
+def encode_photo(ready: ImageCustomisation, see: EncodeClip, picture: Photo, caption: str) -> TrainingSample:
     """A picture's cuts, and their mirror images if those count, as latents; the prior's are cut as the subject's."""
     (height, width), settings = ready.size, ready.settings
     sides = (1, -1) if settings.flips else (1,)
     views = [
         (seen, side)
-        for seen in cuts(picture, settings.crops, settings.crop_share, settings.training.seed)
+        for seen in random_crops(picture, settings.crops, settings.crop_share, settings.training.seed)
         for side in sides
     ]
-    return Shown(tuple(see(view(picture, caption, *each, (height, width))).latents for each in views), caption)
+    return TrainingSample(tuple(see(photo_request(picture, caption, *each, (height, width))).latents for each in views), caption)
 
 
-def view(picture: Photo, caption: str, seen: Cut, side: int, size: tuple[int, int]) -> Wanted:
+def photo_request(picture: Photo, caption: str, seen: Crop, side: int, size: tuple[int, int]) -> ClipRequest:
     """A cut of a picture, in the mirror where `side` is -1, that is to be encoded."""
-    return Wanted((picture.digest, *seen, side, *size), caption, partial(cut, picture, seen, side, size))
+    return ClipRequest((picture.digest, *seen, side, *size), caption, partial(crop_photo, picture, seen, side, size))
 
 
-def _steps(ready: Ready, shown: list[list[Shown]]) -> Generator[Progress, None, None]:
+def _steps(ready: ImageCustomisation, shown: list[list[TrainingSample]]) -> Generator[Progress, None, None]:
     """The loop, from its last checkpoint on."""
     model, settings = ready.model, ready.settings
     loop = settings.training
     texts = ["", *(each.caption for part in shown for each in part)]
-    tell = batches.known(model, texts, ready.size) if ready.trainee.text is None else batches.learning(model)
-    draw = batches.drawing(shown, loop.seed, settings.caption_dropout, leveller(settings.levels, model.schedule))
-    loss = batches.loss_of(model, settings, tell)
-    steps = fit(ready.trainee, loop, ready.output / LOOP, draw=draw, loss=loss, facts=facts_of(ready))
+    tell = batches.precomputed_conditions(model, texts, ready.size) if ready.trainee.text is None else batches.trained_conditions(model)
+    draw = batches.sample_batch_loader(shown, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, model.schedule))
+    loss = batches.dreambooth_loss(model, settings, tell)
+    steps = fit(ready.trainee, loop, ready.output / LOOP, draw=draw, loss=loss, facts=image_facts(ready))
     return cast(Generator[Progress, None, None], steps)
 
 
-def facts_of(ready: Ready) -> dict[str, Any]:
+def image_facts(ready: ImageCustomisation) -> dict[str, Any]:
     """What a run that goes on must have had, beside the settings of its loop."""
     return {
         **ready.settings.decisive(),
@@ -211,27 +211,27 @@ def facts_of(ready: Ready) -> dict[str, Any]:
     }
 
 
-def is_due(loop: TrainingSettings, progress: Progress) -> bool:
+def is_preview_due(loop: TrainingSettings, progress: Progress) -> bool:
     """Whether something is drawn at this step."""
     return progress.step % loop.validation_steps == 0 or progress.step == loop.max_train_steps
 
 
-def _previews(ready: Ready, progress: Progress) -> list[Path]:
+def _previews(ready: ImageCustomisation, progress: Progress) -> list[Path]:
     """Pictures of the previews' prompts, always from the same noise."""
-    settings, model = ready.settings, networks.drawn_with(ready.model, ready.trainee)
+    settings, model = ready.settings, networks.model_with(ready.model, ready.trainee)
     if not settings.previews:
         return []
-    with lent(ready.trainee, progress.average), autocast(model.device, settings.training.mixed_precision):
-        drawn = stills.stills(model, settings.previews, settings.drawing, size=ready.size, seed=settings.training.seed)
+    with use_averages(ready.trainee, progress.average), autocast(model.device, settings.training.mixed_precision):
+        drawn = generate_images.stills(model, settings.previews, settings.drawing, size=ready.size, seed=settings.training.seed)
     files = []
     for number, (prompt, pixels) in enumerate(zip(settings.previews, drawn, strict=True), 1):
         files.append(ready.output / PREVIEWS / f"step-{progress.step:06d}_{number}-{slug(prompt)}.png")
-        stills.save_picture(pixels, files[-1])
+        generate_images.save_picture(pixels, files[-1])
         progress.log.show(progress.step, f"previews/{prompt}", pixels)
     return files
 
 
-def card(ready: Ready) -> dict[str, Any]:
+def describe_customisation(ready: ImageCustomisation) -> dict[str, Any]:
     """What the files say about themselves."""
     return {
         "name": ready.words.name,

@@ -14,15 +14,15 @@ from kineograph.models.loading.provenance import fingerprints, source_name
 from kineograph.models.model import Model
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training import Progress, fit, weights
+from kineograph.training import Progress, fit, load_weights
 from kineograph.training.customise import adapters, batches
-from kineograph.training.customise.batches import Shown
-from kineograph.training.customise.image import Reached
-from kineograph.training.customise.natural_videos import Wanted, gathered, refuse_what_cannot_be_asked, wanted_of
-from kineograph.training.customise.settings import VideoCustomising, usual_video
-from kineograph.training.lock import claimed
-from kineograph.training.temporal_layers.batches import leveller
-from kineograph.training.temporal_layers.run import take
+from kineograph.training.customise.batches import TrainingSample
+from kineograph.training.customise.image import PhaseProgress
+from kineograph.training.customise.natural_videos import NaturalVideos, natural_videos_phase, check_natural_prompts, prepare_natural_videos
+from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
+from kineograph.training.lock import lock_folder
+from kineograph.training.temporal_layers.batches import timestep_sampler
+from kineograph.training.temporal_layers.run import copy_weights
 
 MOTION_ADAPTER, STILLING = "motion_adapter.safetensors", "stilling"
 
@@ -32,8 +32,8 @@ def train_motion_adapter(
     output: str | Path,
     *,
     natural_videos: str | Path | None = None,
-    settings: VideoCustomising | None = None,
-) -> Generator[Reached, None, None]:
+    settings: VideoCustomisationSettings | None = None,
+) -> Generator[PhaseProgress, None, None]:
     """Trains a motion adapter for a video model, once for all its subjects and styles, from where the folder was left.
 
     Args:
@@ -44,43 +44,43 @@ def train_motion_adapter(
 
     Yields every natural video and every step. Raises InputError and OSError as `customise_video` does.
     """
-    settings = settings or usual_video(video, "subject")
-    wanted = wanted_of(video, settings, natural_videos)
-    refuse_what_cannot_be_asked(wanted)
-    return motion_adapter_ready(wanted, Path(output))
+    settings = settings or default_video_settings(video, "subject")
+    wanted = prepare_natural_videos(video, settings, natural_videos)
+    check_natural_prompts(wanted)
+    return run_motion_adapter_training(wanted, Path(output))
 
 
-def motion_adapter_ready(wanted: Wanted, output: Path) -> Generator[Reached, None, None]:
+def run_motion_adapter_training(wanted: NaturalVideos, output: Path) -> Generator[PhaseProgress, None, None]:
     """What `train_motion_adapter` does once all is opened and checked."""
-    shown = list[Shown]()
-    with claimed(output):
-        yield from gathered(wanted, output, shown)
-        yield from stilled(wanted, output, shown)
+    shown = list[TrainingSample]()
+    with lock_folder(output):
+        yield from natural_videos_phase(wanted, output, shown)
+        yield from motion_adapter_phase(wanted, output, shown)
 
 
-def stilled(wanted: Wanted, output: Path, shown: list[Shown]) -> Generator[Reached, None, None]:
+def motion_adapter_phase(wanted: NaturalVideos, output: Path, shown: list[TrainingSample]) -> Generator[PhaseProgress, None, None]:
     """Every step of the training; the file is written in the end, if it is not there or anything was trained."""
     settings, video = wanted.settings, wanted.video
     total, changed = settings.motion_training.max_train_steps, False
-    net = adapters.stilling(video, settings)
+    net = adapters.motion_adapter_network(video, settings)
     with closing(_steps(wanted, net, output / STILLING, shown)) as steps:
         for progress in steps:
             changed = True
-            yield Reached("stilling", progress.step, total, progress)
+            yield PhaseProgress("stilling", progress.step, total, progress)
     file = output / MOTION_ADAPTER
     if changed or not file.exists():
-        take(net, weights(output / STILLING))
+        copy_weights(net, load_weights(output / STILLING))
         assert net.motion_adapter is not None and video.net.temporal is not None
-        adapter_files.save_motion_adapter(net.motion_adapter, video.net.temporal, file, name=layers_name(video))
+        adapter_files.save_motion_adapter(net.motion_adapter, video.net.temporal, file, name=temporal_layers_name(video))
 
 
-def _steps(wanted: Wanted, net: VideoUNet, folder: Path, shown: list[Shown]) -> Generator[Progress, None, None]:
+def _steps(wanted: NaturalVideos, net: VideoUNet, folder: Path, shown: list[TrainingSample]) -> Generator[Progress, None, None]:
     video, settings = wanted.video, wanted.settings
     loop = settings.motion_training
-    parts = [[adapters.frozen(each, wanted.frames) for each in shown]]
-    tell = batches.known(video, adapters.texts(parts), wanted.size, settings.fps)
-    loss = adapters.loss_of(video, settings, tell, {"still": (STILL, 1.0)})
-    draw = batches.drawing(parts, loop.seed, settings.caption_dropout, leveller(settings.levels, video.schedule))
+    parts = [[adapters.frozen_videos(each, wanted.frames) for each in shown]]
+    tell = batches.precomputed_conditions(video, adapters.all_captions(parts), wanted.size, settings.fps)
+    loss = adapters.still_moving_loss(video, settings, tell, {"still": (STILL, 1.0)})
+    draw = batches.sample_batch_loader(parts, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, video.schedule))
     facts = {
         "motion": settings.motion.model_dump(mode="json"),
         **{name: settings.decisive()[name] for name in ("caption_dropout", "levels", "error", "fps")},
@@ -90,14 +90,14 @@ def _steps(wanted: Wanted, net: VideoUNet, folder: Path, shown: list[Shown]) -> 
     return cast(Generator[Progress, None, None], fit(net, loop, folder, draw=draw, loss=loss, facts=facts))
 
 
-def read_motion_adapter(video: Model, file: Path) -> MotionAdapter:
+def read_trained_motion_adapter(video: Model, file: Path) -> MotionAdapter:
     """A motion adapter that was trained for the video model."""
     assert video.net.temporal is not None, "checked before"
     return adapter_files.build_motion_adapter(
-        adapter_files.read_adapter_file(file, "motion", HubOptions()), video.net.temporal, layers_name(video)
+        adapter_files.read_adapter_file(file, "motion", HubOptions()), video.net.temporal, temporal_layers_name(video)
     )
 
 
-def layers_name(video: Model) -> str:
+def temporal_layers_name(video: Model) -> str:
     """What the layers along time are called, which may have come from elsewhere than the image network."""
     return source_name(video.settings.get("motion") or video.name)

@@ -31,26 +31,26 @@ from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
-from kineograph.training import here
+from kineograph.training import current_process
 from kineograph.training.customise import prompts
-from kineograph.training.customise.batches import Shown
-from kineograph.training.customise.image import PREVIEWS, Reached
-from kineograph.training.customise.settings import VideoCustomising
+from kineograph.training.customise.batches import TrainingSample
+from kineograph.training.customise.image import PREVIEWS, PhaseProgress
+from kineograph.training.customise.settings import VideoCustomisationSettings
 from kineograph.training.temporal_layers import sources
-from kineograph.training.temporal_layers.batches import shortened
-from kineograph.training.temporal_layers.latents import kept
-from kineograph.training.temporal_layers.settings import Source
+from kineograph.training.temporal_layers.batches import truncate_caption
+from kineograph.training.temporal_layers.latents import cached_latent_encoder
+from kineograph.training.temporal_layers.settings import DataSource
 
-Opened = sources.Opened
+Opened = sources.OpenSource
 
 NATURAL = "natural"
 
 
-class Wanted(NamedTuple):
+class NaturalVideos(NamedTuple):
     """Which natural videos: of this model, so long and large, given ones if they are given."""
 
     video: Model
-    settings: VideoCustomising
+    settings: VideoCustomisationSettings
     size: tuple[int, int]
     given: Opened | None
 
@@ -70,15 +70,15 @@ class Wanted(NamedTuple):
 
 def opened(videos: str | Path | None) -> Opened | None:
     """A folder of videos, or "pocket" for the pocket world. Raises InputError when there are none."""
-    return None if videos is None else sources.opened([Source.model_validate(str(videos))], "video")[0]
+    return None if videos is None else sources.open_sources([DataSource.model_validate(str(videos))], "video")[0]
 
 
-def wanted_of(video: Model, settings: VideoCustomising, natural_videos: str | Path | None) -> Wanted:
+def prepare_natural_videos(video: Model, settings: VideoCustomisationSettings, natural_videos: str | Path | None) -> NaturalVideos:
     """Which natural videos a training is of. Raises InputError when there can be none, or the model can learn none."""
-    refuse_other_models(video)
+    check_video_model(video)
     height, width = settings.image.height or video.default_size[0], settings.image.width or video.default_size[1]
     video.latent_shape(height, width)
-    wanted = Wanted(video, settings, (height, width), opened(natural_videos))
+    wanted = NaturalVideos(video, settings, (height, width), opened(natural_videos))
     if video.temporal and video.temporal.longest is not None and wanted.frames > video.temporal.longest:
         raise InputError(
             f"num_frames is {wanted.frames}, and {video.name} sees at most {video.temporal.longest} frames together"
@@ -86,9 +86,9 @@ def wanted_of(video: Model, settings: VideoCustomising, natural_videos: str | Pa
     return wanted
 
 
-def refuse_other_models(video: Model) -> None:
+def check_video_model(video: Model) -> None:
     """Raises InputError for a model that has no layers along time, or is more than those and an image model."""
-    if here().num_processes > 1:
+    if current_process().num_processes > 1:
         raise InputError("a customising is for one process: call it without accelerate launch")
     if video.temporal is None:
         raise InputError(f"{video.name} {NO_TEMPORAL_LAYERS}")
@@ -98,7 +98,7 @@ def refuse_other_models(video: Model) -> None:
         raise InputError(f"{video.name} is customised already, to {video.subject!r}: load it without adapter=")
 
 
-def natural(wanted: Wanted, folder: Path) -> Generator[Shown, None, None]:
+def natural_samples(wanted: NaturalVideos, folder: Path) -> Generator[TrainingSample, None, None]:
     """So many videos as latents `f c h w` with their captions, drawn or cut where they are not in the folder yet.
 
     Raises InputError when given ones cannot be used; warns (InputWarning) of those that are passed over. Raises OSError
@@ -107,17 +107,17 @@ def natural(wanted: Wanted, folder: Path) -> Generator[Shown, None, None]:
     return _drawn(wanted, folder) if wanted.given is None else _cut(wanted, wanted.given, folder)
 
 
-def gathered(wanted: Wanted, output: Path, shown: list[Shown]) -> Iterator[Reached]:
+def natural_videos_phase(wanted: NaturalVideos, output: Path, shown: list[TrainingSample]) -> Iterator[PhaseProgress]:
     """The natural videos, which are entered into `shown`, and at the end a picture of some of them."""
     total, sheet = wanted.settings.natural_videos, output / PREVIEWS / "natural.png"
-    for each in natural(wanted, output / NATURAL):
+    for each in natural_samples(wanted, output / NATURAL):
         shown.append(each)
         if len(shown) == total:
-            save_sheet(wanted.video, shown, sheet)
-        yield Reached("natural", len(shown), total, previews=[sheet] if len(shown) == total else [])
+            save_latent_sheet(wanted.video, shown, sheet)
+        yield PhaseProgress("natural", len(shown), total, previews=[sheet] if len(shown) == total else [])
 
 
-def save_sheet(model: Model, shown: list[Shown], file: Path) -> None:
+def save_latent_sheet(model: Model, shown: list[TrainingSample], file: Path) -> None:
     """Writes a PNG of four frames of each of four videos, a video a row."""
     some = [each.views[0][[round(k * (len(each.views[0]) - 1) / 3) for k in range(4)]] for each in shown[:4]]
     frames = torch.cat([model.decode(each[None])[0] for each in some])
@@ -126,15 +126,15 @@ def save_sheet(model: Model, shown: list[Shown], file: Path) -> None:
         sheet.save(part, "PNG")
 
 
-def _cut(wanted: Wanted, given: Opened, folder: Path) -> Generator[Shown, None, None]:
+def _cut(wanted: NaturalVideos, given: Opened, folder: Path) -> Generator[TrainingSample, None, None]:
     skipped, seed, count = dict[str, str](), wanted.settings.training.seed, wanted.settings.natural_videos
-    shape = sources.Shape(wanted.frames, *wanted.size, (wanted.settings.fps,))
+    shape = sources.ClipShape(wanted.frames, *wanted.size, (wanted.settings.fps,))
     clips = -(-count // len(given.dataset)) if given.dataset else None
-    look = sources.looked_at([given], shape, sources.Rules(seed, seed, clips, kept(wanted.video, folder), skipped))
+    look = sources.combined_loader([given], shape, sources.LoadOptions(seed, seed, clips, cached_latent_encoder(wanted.video, folder), skipped))
     for number in range(count):
         # One after the other: a batch of its own, so that a folder may hold fewer videos than are wanted
         sight = look(number, 0, 1)
-        yield Shown((sight.latents,), shortened(wanted.video, sight.caption))
+        yield TrainingSample((sight.latents,), truncate_caption(wanted.video, sight.caption))
     if skipped:
         warnings.warn(
             f"passed over {len(skipped)} natural videos: {'; '.join([*skipped.values()][:3])}",
@@ -143,24 +143,24 @@ def _cut(wanted: Wanted, given: Opened, folder: Path) -> Generator[Shown, None, 
         )
 
 
-def _drawn(wanted: Wanted, folder: Path) -> Generator[Shown, None, None]:
+def _drawn(wanted: NaturalVideos, folder: Path) -> Generator[TrainingSample, None, None]:
     home = (wanted.settings.natural_folder or folder) / _name(wanted)
-    for number, prompt in enumerate(asked(wanted)):
+    for number, prompt in enumerate(natural_prompts(wanted)):
         file = home / f"{number:05d}.safetensors"
         if not file.is_file():
-            latents = draw(wanted, prompt, wanted.settings.training.seed + number)
+            latents = generate_latents(wanted, prompt, wanted.settings.training.seed + number)
             with instead_of(file) as part:
                 save_file({"latents": latents.half().contiguous()}, part, {"prompt": prompt})
-        yield Shown((read_tensors(file)["latents"].float(),), prompt)
+        yield TrainingSample((read_tensors(file)["latents"].float(),), prompt)
 
 
-def asked(wanted: Wanted) -> list[str]:
+def natural_prompts(wanted: NaturalVideos) -> list[str]:
     """What the drawn ones show."""
     own, count = wanted.settings.natural_prompts, wanted.settings.natural_videos
-    return [own[number % len(own)] for number in range(count)] if own else prompts.of_videos(wanted.video, count)
+    return [own[number % len(own)] for number in range(count)] if own else prompts.natural_video_prompts(wanted.video, count)
 
 
-def draw(wanted: Wanted, prompt: str, seed: int) -> Float[Tensor, "f c h w"]:
+def generate_latents(wanted: NaturalVideos, prompt: str, seed: int) -> Float[Tensor, "f c h w"]:
     """A video of a prompt as latents, by the model as it was."""
     model, drawing, frames = _plain(wanted.video), wanted.settings.drawing, range(wanted.frames)
     tell = partial(model.prompt, size=wanted.size, fps=wanted.settings.fps)
@@ -173,10 +173,10 @@ def draw(wanted: Wanted, prompt: str, seed: int) -> Float[Tensor, "f c h w"]:
         return final_latents(dpmpp_2m(look, sigmas[0] * begin, sigmas))[0].cpu()
 
 
-def refuse_what_cannot_be_asked(wanted: Wanted) -> None:
+def check_natural_prompts(wanted: NaturalVideos) -> None:
     """Raises InputError for prompts that are too long to be read, before anything is drawn."""
     if wanted.given is None:
-        wanted.video.prompt(asked(wanted))
+        wanted.video.prompt(natural_prompts(wanted))
     elif wanted.given.dataset is not None and not len(wanted.given.dataset):
         raise InputError(f"{wanted.given.source.source} holds no video: name a folder of videos, or leave it out")
 
@@ -186,13 +186,13 @@ def _plain(video: Model) -> Model:
     return replace(video, net=VideoUNet(video.net.image_unet, video.net.temporal))
 
 
-def _name(wanted: Wanted) -> str:
+def _name(wanted: NaturalVideos) -> str:
     """Of a folder: after all that decides what is in it."""
     model, settings = _plain(wanted.video), wanted.settings
     how: list[Any] = [
         fingerprints(model),
         str(model.dtype),
-        asked(wanted),
+        natural_prompts(wanted),
         settings.drawing.model_dump(),
         list(wanted.size),
     ]

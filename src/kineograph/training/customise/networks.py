@@ -26,15 +26,15 @@ from kineograph.models.model import Model
 from kineograph.models.placement import Placement
 from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.customise.settings import Customising, Lora
-from kineograph.training.norms import with_quick_norms
-from kineograph.training.temporal_layers.model import recomputed
+from kineograph.training.customise.settings import ImageCustomisationSettings, LoraSettings
+from kineograph.training.norms import use_fast_group_norm
+from kineograph.training.temporal_layers.model import call_checkpointed
 
-NAME, CARD = "default", "customised.json"
+NAME, DESCRIPTION = "default", "customised.json"
 OF_TEXT = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class Trainee(nn.Module):
+class TrainedNetworks(nn.Module):
     """An image network and, where it learns too, a text encoder."""
 
     def __init__(self, unet: VideoUNet, text: PreTrainedModel | None) -> None:
@@ -43,7 +43,7 @@ class Trainee(nn.Module):
         self.text = text
 
 
-def begun(model: Model, settings: Customising) -> Trainee:
+def trainable_copy(model: Model, settings: ImageCustomisationSettings) -> TrainedNetworks:
     """Copies of the model's networks as their training begins: with a LoRA that changes nothing yet, or as a whole.
 
     What learns is float32. Raises InputError for a model that cannot be customised so.
@@ -61,12 +61,12 @@ def begun(model: Model, settings: Customising) -> Trainee:
                 _put(text, OF_TEXT, settings.lora.text_rank, settings.lora)
     place = Placement(model.device, model.dtype, "as the model is")
     image = image.to(place.device, memory_format=place.memory_format)
-    image = with_quick_norms(image) if place.device.type == "cpu" else image
-    through = recomputed if settings.gradient_checkpointing else call_directly
-    return Trainee(VideoUNet(image, None, through).eval(), None if text is None else text.to(place.device))
+    image = use_fast_group_norm(image) if place.device.type == "cpu" else image
+    through = call_checkpointed if settings.gradient_checkpointing else call_directly
+    return TrainedNetworks(VideoUNet(image, None, through).eval(), None if text is None else text.to(place.device))
 
 
-def _check(model: Model, settings: Customising) -> None:
+def _check(model: Model, settings: ImageCustomisationSettings) -> None:
     if model.temporal is not None:
         raise InputError(
             f"{model.name} is a video model, and a subject or style is learnt by an image model: pass that one, such "
@@ -85,7 +85,7 @@ def _check(model: Model, settings: Customising) -> None:
         raise InputError(f"{model.name} has several text encoders, as SDXL has, which learn nothing here: no text_rank")
 
 
-def _put(network: nn.Module, targets: tuple[str, ...], rank: int, lora: Lora) -> None:
+def _put(network: nn.Module, targets: tuple[str, ...], rank: int, lora: LoraSettings) -> None:
     """Puts matrices beside the layers whose names end so."""
     ends = tuple(f".{target}" for target in targets)
     found = [name for name, layer in network.named_modules() if name.endswith(ends) and _is_plain(layer)]
@@ -103,7 +103,7 @@ def _is_plain(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear | nn.Conv2d)
 
 
-def drawn_with(model: Model, trainee: Trainee) -> Model:
+def model_with(model: Model, trainee: TrainedNetworks) -> Model:
     """The model with the networks that learn in place of its own."""
     texts = model.text
     if trainee.text is not None:
@@ -111,22 +111,26 @@ def drawn_with(model: Model, trainee: Trainee) -> Model:
     return replace(model, net=trainee.unet, text=texts, vocabulary=None)
 
 
-def write(model: Model, trainee: Trainee, folder: Path, card: Mapping[str, Any]) -> None:
+def save_customisation(model: Model, trainee: TrainedNetworks, folder: Path, card: Mapping[str, Any]) -> None:
     """Writes what was learnt: `pytorch_lora_weights.safetensors`, or the whole model as a diffusers folder.
 
     card: what is said about it, in `customised.json` and in the LoRA's header.
     """
     if any(isinstance(layer, LoraLayer) for layer in trainee.unet.modules()):
         folder.mkdir(parents=True)
-        save_file(lora_of(trainee), folder / adapters.LORA_FILES[0], {"format": "pt", adapters.CUSTOMISE_HEADER: json.dumps(card)})
+        save_file(
+            lora_state_dict(trainee),
+            folder / adapters.LORA_FILES[0],
+            {"format": "pt", adapters.CUSTOMISE_HEADER: json.dumps(card)},
+        )
     else:
         whole = deepcopy(trainee.unet.image_unet).to(model.dtype)
         words = None if model.vocabulary is None else model.vocabulary | set(card["words"])
         save(replace(model, net=VideoUNet(whole), vocabulary=words), folder)
-    (folder / CARD).write_text(json.dumps(card, indent=1), encoding="utf-8")
+    (folder / DESCRIPTION).write_text(json.dumps(card, indent=1), encoding="utf-8")
 
 
-def lora_of(trainee: Trainee) -> dict[str, Tensor]:
+def lora_state_dict(trainee: TrainedNetworks) -> dict[str, Tensor]:
     """The matrices by the names that diffusers and peft give them, in half precision, as is usual.
 
     What they count (alpha / rank) is multiplied in: then no reader of the file has to know of it.
@@ -143,13 +147,13 @@ def _matrices(part: str, network: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{part}.{path}.lora_{letter}.weight", weight.detach().half().cpu().contiguous()
 
 
-def customised(model: Model, folder: str | Path) -> Model:
+def load_customised(model: Model, folder: str | Path) -> Model:
     """The model with what a customising left in its folder `final`; the model itself stays as it is.
 
     Raises InputError when nothing is there, and when it was made from a model of another architecture.
     """
     folder = Path(folder)
-    card = read_card(folder)
+    card = read_description(folder)
     if not (folder / adapters.LORA_FILES[0]).is_file():
         return replace(load(folder, device=model.device, dtype=model.dtype), subject=card["name"])
     image, texts = deepcopy(model.net.image_unet), [deepcopy(each.network) for each in model.text]
@@ -165,9 +169,9 @@ def customised(model: Model, folder: str | Path) -> Model:
     )
 
 
-def read_card(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
     """What a customising says about what it left. Raises InputError when there is nothing."""
     try:
-        return json.loads((folder / CARD).read_text(encoding="utf-8"))
+        return json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder} holds no customised model ({error}): expected the folder `final` of one") from error

@@ -18,7 +18,7 @@ from kineograph.media.shards import is_hidden
 from kineograph.media.training_clips import STILL, Clip, fitted_at
 
 Pixels = UInt8[np.ndarray, "h w 3"]
-Pictures = str | Path | Sequence[str | Path | np.ndarray]
+Images = str | Path | Sequence[str | Path | np.ndarray]
 
 CAPTIONS = (".txt", ".caption")
 # What cameras and phones write too: not passed over in silence, and read where Pillow can.
@@ -34,7 +34,7 @@ class Photo(NamedTuple):
     digest: str
 
 
-def photos(pictures: Pictures, *, least: int, side: int) -> list[Photo]:
+def load_photos(pictures: Images, *, least: int, side: int) -> list[Photo]:
     """Pictures from a folder, or from a list of files and of arrays, uint8 [h w 3]; in a folder by their names.
 
     A picture is turned as its EXIF says, and what is transparent becomes white. `dog.txt` beside `dog.jpg` is its
@@ -43,11 +43,11 @@ def photos(pictures: Pictures, *, least: int, side: int) -> list[Photo]:
     least: how many different ones there must be. side: their shorter side in pixels, at least.
     Raises InputError for too few of them, and for those that cannot be read or are too small, naming each.
     """
-    given = listed(pictures)
+    given = list_image_files(pictures)
     read, problems = list[Photo](), list[str]()
     for number, each in enumerate(given, 1):
         try:
-            read.append(_checked(photo(each, f"picture {number}"), side))
+            read.append(_checked(load_photo(each, f"picture {number}"), side))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -61,7 +61,7 @@ def photos(pictures: Pictures, *, least: int, side: int) -> list[Photo]:
     return read
 
 
-class Cut(NamedTuple):
+class Crop(NamedTuple):
     """What of a picture is seen: `share` of its sides; of what is cut off, so much is at the left, and at the top."""
 
     across: float = 0.5
@@ -69,24 +69,24 @@ class Cut(NamedTuple):
     share: float = 1.0
 
 
-def cuts(photo: Photo, count: int, least: float, seed: int) -> Iterator[Cut]:
+def random_crops(photo: Photo, count: int, least: float, seed: int) -> Iterator[Crop]:
     """So many random cuts of a picture that show `least` of its sides or more; where that is one of all, the middle."""
     if count == 1 and least == 1:
-        yield Cut()
+        yield Crop()
         return
     for number in range(count):
         rng = np.random.default_rng((int(photo.digest[:15], 16), seed, number))
         across, down = rng.uniform(size=2)
-        yield Cut(float(across), float(down), float(rng.uniform(least, 1)))
+        yield Crop(float(across), float(down), float(rng.uniform(least, 1)))
 
 
-def cut(picture: Photo, seen: Cut, side: int, size: tuple[int, int]) -> Clip:
+def crop_photo(picture: Photo, seen: Crop, side: int, size: tuple[int, int]) -> Clip:
     """A cut as a video of one frame of this height and width, in the mirror where `side` is -1."""
     frame = fitted_at(Image.fromarray(picture.pixels), *size, (seen.across, seen.down), share=seen.share)
     return Clip(np.ascontiguousarray(frame[None, :, ::side]), STILL, "")
 
 
-def listed(pictures: Pictures) -> list[str | Path | np.ndarray]:
+def list_image_files(pictures: Images) -> list[str | Path | np.ndarray]:
     """The files of a folder that may be pictures, by their names; of a list, what is in it. Nothing is read yet.
 
     Raises InputError when there is no such folder.
@@ -102,7 +102,7 @@ def listed(pictures: Pictures) -> list[str | Path | np.ndarray]:
     return [file for file in files if file.suffix.lower() in READ]
 
 
-def photo(given: str | Path | np.ndarray, name: str = "the picture") -> Photo:
+def load_photo(given: str | Path | np.ndarray, name: str = "the picture") -> Photo:
     """One picture, of any size. name: what an array is called. Raises InputError when it cannot be read."""
     if isinstance(given, np.ndarray):
         if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
@@ -135,7 +135,7 @@ def _checked(photo: Photo, side: int) -> Photo:
     return photo
 
 
-def _found(pictures: Pictures, number: int) -> str:
+def _found(pictures: Images, number: int) -> str:
     what = ("no picture", "one picture")[number] if number < 2 else f"{number} different pictures"
     if isinstance(pictures, str | Path):
         return f"{pictures} holds {what}"

@@ -36,30 +36,30 @@ MOTIONS = (
 PLACE = re.compile(r" (?=(?:in|on|over|under|at|among) )")
 
 
-def motions(model: Model) -> list[str]:
+def known_motions(model: Model) -> list[str]:
     """Words for motion that the model knows."""
     return _known(model, MOTIONS)
 
 
-def in_motion(caption: str, moving: Sequence[str]) -> list[str]:
+def with_motions(caption: str, moving: Sequence[str]) -> list[str]:
     """A picture's caption in turn with those of videos that it could be of: "a fish in the sea", "a fish rising in the
     sea"; the caption alone where nothing moves."""
     thing, *where = PLACE.split(caption, maxsplit=1)
     return [each for motion in moving for each in (caption, " ".join([thing, motion, *where]))] or [caption]
 
 
-def of_stills(model: Model, words: Words, count: int) -> list[str]:
+def still_prompts(model: Model, words: Words, count: int) -> list[str]:
     """What so many stills show: a subject, or several things in a style, alone and in several places."""
     places = ["", *_known(model, PLACES)]
     if words.name.endswith(" style"):
         things = [f"{each} in {words.name}" for each in _met(_known(model, CONTENTS), places)]
-        return repeated(things or [words.captions[0]], count)
-    return repeated([*_met([dreambooth.subject_caption(*words.name.split(maxsplit=1))], places)], count)
+        return repeat_to(things or [words.captions[0]], count)
+    return repeat_to([*_met([dreambooth.subject_caption(*words.name.split(maxsplit=1))], places)], count)
 
 
-def of_videos(model: Model, count: int) -> list[str]:
+def natural_video_prompts(model: Model, count: int) -> list[str]:
     """What so many natural videos show: many things that move in many ways and places."""
-    return repeated([*_met(_known(model, MOVING), _known(model, PLACES))], count)
+    return repeat_to([*_met(_known(model, MOVING), _known(model, PLACES))], count)
 
 
 def _met(things: Sequence[str], places: Sequence[str]) -> Iterator[str]:
@@ -73,7 +73,7 @@ def _known(model: Model, texts: Iterable[str]) -> list[str]:
     return [each for each in texts if not model.unknown_words(each)]
 
 
-def repeated(texts: Sequence[str], count: int) -> list[str]:
+def repeat_to(texts: Sequence[str], count: int) -> list[str]:
     """So many of them, in turn; none of none."""
     return [texts[number % len(texts)] for number in range(count)] if texts else []
 
@@ -84,7 +84,7 @@ RARE = ("sks", "zwx", "xjy", "ohwx", "qvz")
 CONTENT = "a picture"  # of a style's picture that has no caption
 
 
-class Words(NamedTuple):
+class CustomisationWords(NamedTuple):
     """What asks for what is learnt, and what each of its pictures is told.
 
     prior: what is told of pictures that do not show it: of others of a subject's class, of a style's contents.
@@ -97,14 +97,14 @@ class Words(NamedTuple):
     new: tuple[str, ...]
 
 
-def subject_words(model: Model, subject: str, photos: Sequence[Photo]) -> Words:
+def subject_words(model: Model, subject: str, photos: Sequence[Photo]) -> CustomisationWords:
     """Of a subject, "sks dog": a rare word and the class; of a class alone, "dog", a rare word is put in front.
 
     Raises InputError for a subject without a class, and for captions that never name it. Warns (InputWarning) of a
     word that means something to the model already, and of a class that means nothing to it.
     """
     word, kind = _split(model, subject)
-    if knows(model, word):
+    if knows_word(model, word):
         _warn(
             f"{model.name} knows the word {word!r} already, and would unlearn what it means: put a rare one in front, "
             f"such as {rare_word(model)!r}"
@@ -114,11 +114,11 @@ def subject_words(model: Model, subject: str, photos: Sequence[Photo]) -> Words:
     usual = dreambooth.subject_caption(word, kind)
     captions = tuple(photo.caption or usual for photo in photos)
     for photo, each in zip(photos, captions, strict=True):
-        refuse_without(f"{word} {kind}", each, f"the caption of {photo.name}")
-    return Words(f"{word} {kind}", captions, (dreambooth.prior_caption(kind),), (word,))
+        check_prompt_contains(f"{word} {kind}", each, f"the caption of {photo.name}")
+    return CustomisationWords(f"{word} {kind}", captions, (dreambooth.prior_caption(kind),), (word,))
 
 
-def style_words(model: Model, style: str, photos: Sequence[Photo]) -> Words:
+def style_words(model: Model, style: str, photos: Sequence[Photo]) -> CustomisationWords:
     """Of a style, "watercolour painting": "a fish in watercolour painting style", where the caption is "a fish".
 
     A caption that names the style is left as it is. Raises InputError for a style without words. Warns (InputWarning)
@@ -133,16 +133,16 @@ def style_words(model: Model, style: str, photos: Sequence[Photo]) -> Words:
         _warn(f"{named} have no caption beside (a.txt for a.jpg): what they show may be taken for a part of the style")
     said = [photo.caption or CONTENT for photo in photos]
     bare = [each for each in said if name.lower() not in each.lower()]
-    captions = tuple(in_style(each, name) if each in bare else each for each in said)
-    return Words(f"{name} style", captions, tuple(dict.fromkeys(bare)), tuple(model.unknown_words(name)))
+    captions = tuple(styled_caption(each, name) if each in bare else each for each in said)
+    return CustomisationWords(f"{name} style", captions, tuple(dict.fromkeys(bare)), tuple(model.unknown_words(name)))
 
 
-def in_style(content: str, style: str) -> str:
+def styled_caption(content: str, style: str) -> str:
     """What asks for something in a style (StyleDrop, Sohn et al. 2023, section 3.2)."""
     return f"{content} in {style} style"
 
 
-def refuse_without(name: str, prompt: str, what: str = "the prompt") -> None:
+def check_prompt_contains(name: str, prompt: str, what: str = "the prompt") -> None:
     """Raises InputError unless a prompt names what was learnt, which it would not draw otherwise."""
     if name.lower() not in " ".join(prompt.lower().split()):
         raise InputError(f"{what} never says {name!r}, which stands for what was learnt: {prompt!r}. Put it there")
@@ -150,13 +150,13 @@ def refuse_without(name: str, prompt: str, what: str = "the prompt") -> None:
 
 def rare_word(model: Model) -> str:
     """A word that means nothing to the model: of those that it reads as the fewest tokens, the most usual one."""
-    free = [word for word in RARE if not knows(model, word)]
+    free = [word for word in RARE if not knows_word(model, word)]
     if not free:
         raise InputError(f"{model.name} knows {', '.join(RARE)}: put a word that it does not know before the class")
     return min(free, key=lambda word: len(_tokens(model, word)))
 
 
-def knows(model: Model, word: str) -> bool:
+def knows_word(model: Model, word: str) -> bool:
     """Whether a word means something to the model: by its list of words, or the more frequent half of its tokens.
 
     Byte-pair encodings number the tokens by how frequent they were, so CLIP's "sks" is 48136 of 49408.

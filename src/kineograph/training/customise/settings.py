@@ -15,7 +15,7 @@ from kineograph.models.model import VIDEO_MODEL_FPS, Model
 from kineograph.models.placement import choose_placement
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
 from kineograph.training import TrainingSettings
-from kineograph.training.temporal_layers.settings import STRICT, LogNormal
+from kineograph.training.temporal_layers.settings import STRICT, LogNormalSigmas
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TRANSFORMERS = (*ATTENTION, "net.0.proj", "net.2")
@@ -29,12 +29,12 @@ LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 SMALL = 50_000_000  # parameters: the pocket model has 10 million, Stable Diffusion 860 and more
 # What may change between a run and its resumption without changing the weights that come out.
-FREE = {"training", "previews", "prior_folder", "gradient_checkpointing"}
+IMAGE_MAY_CHANGE = {"training", "previews", "prior_folder", "gradient_checkpointing"}
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
-class Lora(BaseModel):
+class LoraSettings(BaseModel):
     """Matrices of low rank beside the layers of the image network whose names end so, or that a word stands for.
 
     alpha: what they count is alpha / rank; as much as the rank unless given.
@@ -63,7 +63,7 @@ class Lora(BaseModel):
         return LAYERS[self.layers] if isinstance(self.layers, str) else self.layers
 
 
-class Drawing(BaseModel):
+class SamplingSettings(BaseModel):
     """How stills are drawn, so many at once, by DPM-Solver++ (2M)."""
 
     model_config = STRICT
@@ -73,7 +73,7 @@ class Drawing(BaseModel):
     at_once: int = Field(4, ge=1)
 
 
-class Customising(BaseModel):
+class ImageCustomisationSettings(BaseModel):
     """How an image model learns a subject or a style from a few pictures; see docs/customising.md.
 
     lora          what is trained; None trains the whole image network
@@ -90,18 +90,18 @@ class Customising(BaseModel):
 
     model_config = STRICT
 
-    lora: Lora | None = Lora.model_validate({})
+    lora: LoraSettings | None = LoraSettings.model_validate({})
     prior_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     prior_pictures: int = Field(100, ge=1)
     prior_folder: Path | None = None
-    drawing: Drawing = Drawing.model_validate({})
+    drawing: SamplingSettings = SamplingSettings.model_validate({})
     height: int | None = Field(None, ge=1)
     width: int | None = Field(None, ge=1)
     crops: int = Field(1, ge=1)
     crop_share: float = Field(1.0, gt=0, le=1)
     flips: bool = False
     caption_dropout: float = Field(0.0, ge=0, le=1)
-    levels: Literal["uniform"] | LogNormal = "uniform"
+    levels: Literal["uniform"] | LogNormalSigmas = "uniform"
     error: Literal["predicted", "v"] = "predicted"
     gradient_checkpointing: bool = False
     previews: tuple[str, ...] = ()
@@ -109,7 +109,7 @@ class Customising(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """What decides, beside the settings of the loop, which weights come out, as JSON values."""
-        return self.model_dump(mode="json", exclude=FREE)
+        return self.model_dump(mode="json", exclude=IMAGE_MAY_CHANGE)
 
 
 USUAL: Mapping[str, Any] = {
@@ -149,50 +149,50 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def usual(model: Model, what: Literal["subject", "style"], how: Literal["lora", "whole"] = "lora") -> Customising:
+def default_settings(model: Model, what: Literal["subject", "style"], how: Literal["lora", "whole"] = "lora") -> ImageCustomisationSettings:
     """What suits a model of this size that is to learn a subject or a style, by a LoRA or as a whole.
 
     Whether it computes in half precision is what `kineograph.load` would choose on this device.
     """
     name = what if how == "lora" else f"{what}, whole"
-    computes = precision(model.device)
-    own = (OF_SMALL, SMALLER[name]) if is_small(model) else (LARGE[name],)
+    computes = training_precision(model.device)
+    own = (OF_SMALL, SMALLER[name]) if is_small_model(model) else (LARGE[name],)
     told: dict[str, Any] = {}
     for each in (USUAL, {"training": {"mixed_precision": computes}}, *own):
-        told = over(told, each)
-    return Customising.model_validate(told)
+        told = merge_mappings(told, each)
+    return ImageCustomisationSettings.model_validate(told)
 
 
-def is_small(model: Model) -> bool:
+def is_small_model(model: Model) -> bool:
     """Whether its image network is more like the pocket model's than like Stable Diffusion's."""
     return sum(weight.numel() for weight in model.net.image_unet.parameters()) < SMALL
 
 
-def precision(device: torch.device) -> str:
+def training_precision(device: torch.device) -> str:
     """Of the loop; Apple's GPUs train in float32, since nothing scales their losses."""
     return "no" if device.type == "mps" else PRECISIONS.get(choose_placement(device).dtype, "no")
 
 
-def changed(settings: Settings, given: Mapping[str, Any]) -> Settings:
+def with_changes(settings: Settings, given: Mapping[str, Any]) -> Settings:
     """The settings with some of them in place of theirs, also inside of a part: {"lora": {"rank": 4}}.
 
     Raises pydantic's ValidationError, a ValueError, for what is none or cannot be.
     """
-    return type(settings).model_validate(over(settings.model_dump(), given))
+    return type(settings).model_validate(merge_mappings(settings.model_dump(), given))
 
 
-def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge_mappings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """One mapping with another over it, and what are mappings in both alike."""
     both = {name for name in above if isinstance(above[name], Mapping) and isinstance(below.get(name), Mapping)}
-    return {**below, **above, **{name: over(below[name], above[name]) for name in both}}
+    return {**below, **above, **{name: merge_mappings(below[name], above[name]) for name in both}}
 
 
 # What may change between a run and its resumption without changing the weights that come out. What the pictures and
 # the videos are is told by their hashes.
-VIDEO_FREE = {"image", "training", "motion_training", "previews", "natural_folder", "gradient_checkpointing"}
+VIDEO_MAY_CHANGE = {"image", "training", "motion_training", "previews", "natural_folder", "gradient_checkpointing"}
 
 
-class VideoCustomising(BaseModel):
+class VideoCustomisationSettings(BaseModel):
     """How a video model learns a subject or a style from a few pictures; see docs/customising.md.
 
     image           how its image network learns it
@@ -212,13 +212,13 @@ class VideoCustomising(BaseModel):
 
     model_config = STRICT
 
-    image: Customising
+    image: ImageCustomisationSettings
     stills: int = Field(40, ge=1)
     prompts: tuple[str, ...] = ()
     natural_videos: int = Field(40, ge=1)
     natural_prompts: tuple[str, ...] = ()
     natural_folder: Path | None = None
-    drawing: Drawing = Drawing.model_validate({"at_once": 1})
+    drawing: SamplingSettings = SamplingSettings.model_validate({"at_once": 1})
     num_frames: int | None = Field(None, ge=2)
     fps: float = Field(VIDEO_MODEL_FPS, gt=0, allow_inf_nan=False)
     spatial: AdapterConfig | None = SPATIAL_ADAPTER
@@ -226,7 +226,7 @@ class VideoCustomising(BaseModel):
     natural_weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     motion: AdapterConfig = MOTION_ADAPTER
     caption_dropout: float = Field(0.1, ge=0, le=1)
-    levels: Literal["uniform"] | LogNormal = "uniform"
+    levels: Literal["uniform"] | LogNormalSigmas = "uniform"
     error: Literal["predicted", "v"] = "predicted"
     gradient_checkpointing: bool = False
     previews: tuple[str, ...] = ()
@@ -235,7 +235,7 @@ class VideoCustomising(BaseModel):
 
     def decisive(self) -> dict[str, Any]:
         """What decides, beside the settings of the loops, which weights come out, as JSON values."""
-        return self.model_dump(mode="json", exclude=VIDEO_FREE)
+        return self.model_dump(mode="json", exclude=VIDEO_MAY_CHANGE)
 
 
 LOOP: Mapping[str, Any] = MappingProxyType(
@@ -262,13 +262,13 @@ VIDEO_OF_SMALL: Mapping[str, Any] = {
 }
 
 
-def usual_video(
+def default_video_settings(
     video: Model, what: Literal["subject", "style"], how: Literal["lora", "whole"] = "lora"
-) -> VideoCustomising:
+) -> VideoCustomisationSettings:
     """What suits a video model of this size that is to learn a subject or a style.
 
     how: what the image network learns by; a spatial adapter comes before the layers along time in both cases.
     """
-    loop = {**LOOP, "mixed_precision": precision(video.device)}
-    told: dict[str, Any] = {"image": usual(video, what, how).model_dump(), "training": loop, "motion_training": loop}
-    return VideoCustomising.model_validate(over(told, VIDEO_OF_SMALL if is_small(video) else VIDEO_LARGE))
+    loop = {**LOOP, "mixed_precision": training_precision(video.device)}
+    told: dict[str, Any] = {"image": default_settings(video, what, how).model_dump(), "training": loop, "motion_training": loop}
+    return VideoCustomisationSettings.model_validate(merge_mappings(told, VIDEO_OF_SMALL if is_small_model(video) else VIDEO_LARGE))

@@ -20,10 +20,10 @@ from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
 from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
-from kineograph.training.customise.settings import Drawing
+from kineograph.training.customise.settings import SamplingSettings
 
 
-class Kept(NamedTuple):
+class GeneratedImages(NamedTuple):
     """How many pictures are in a folder, of how many, and their files, in order."""
 
     done: int
@@ -31,8 +31,8 @@ class Kept(NamedTuple):
     files: list[Path]
 
 
-def stills(
-    model: Model, prompts: Sequence[str], drawing: Drawing, *, size: tuple[int, int], seed: int
+def generate_images(
+    model: Model, prompts: Sequence[str], drawing: SamplingSettings, *, size: tuple[int, int], seed: int
 ) -> UInt8[np.ndarray, "n h w 3"]:
     """A picture of each prompt, drawn together. Picture j depends on `seed + j` alone, but for the last bit.
 
@@ -45,9 +45,9 @@ def stills(
     return Video.from_tensor(model.decode(final_latents(dpmpp_2m(look, sigmas[0] * begin, sigmas)))[:, 0]).frames
 
 
-def kept_stills(
-    model: Model, prompts: Sequence[str], folder: Path, drawing: Drawing, *, size: tuple[int, int], seed: int
-) -> Iterator[Kept]:
+def generate_missing_images(
+    model: Model, prompts: Sequence[str], folder: Path, drawing: SamplingSettings, *, size: tuple[int, int], seed: int
+) -> Iterator[GeneratedImages]:
     """Draws pictures into a folder, `drawing.at_once` at a time, and passes over those that are there already.
 
     Pictures drawn by another model, or otherwise, are in another folder in there. A picture is whole or absent, and
@@ -60,18 +60,18 @@ def kept_stills(
         some = files[start : start + drawing.at_once]
         if not all(file.is_file() for file in some):
             asked = prompts[start : start + len(some)]
-            for file, pixels in zip(some, stills(model, asked, drawing, size=size, seed=seed + start), strict=True):
-                save_picture(pixels, file)
-        yield Kept(start + len(some), len(files), files)
+            for file, pixels in zip(some, generate_images(model, asked, drawing, size=size, seed=seed + start), strict=True):
+                save_png(pixels, file)
+        yield GeneratedImages(start + len(some), len(files), files)
 
 
-def save_picture(pixels: UInt8[np.ndarray, "h w 3"], file: Path) -> None:
+def save_png(pixels: UInt8[np.ndarray, "h w 3"], file: Path) -> None:
     """Writes a PNG, whole or not at all."""
     with instead_of(file) as part:
         Image.fromarray(pixels).save(part, "PNG")
 
 
-def _name(model: Model, prompts: Sequence[str], drawing: Drawing, size: tuple[int, int], seed: int) -> str:
+def _name(model: Model, prompts: Sequence[str], drawing: SamplingSettings, size: tuple[int, int], seed: int) -> str:
     """Of a folder: after what is drawn, and all that decides how."""
     how = [fingerprints(model), str(model.dtype), list(prompts), drawing.model_dump(), list(size), seed]
     return f"{slug(prompts[0])}-{hashlib.sha256(json.dumps(how).encode()).hexdigest()[:12]}"

@@ -24,40 +24,40 @@ from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.request import Request
-from kineograph.training import Progress, fit, weights
+from kineograph.training import Progress, fit, load_weights
 from kineograph.training.customise import adapters as adapting
 from kineograph.training.customise import batches
 from kineograph.training.customise import image as run
-from kineograph.training.customise.batches import Shown
-from kineograph.training.customise.image import FINAL, LATENTS, PREVIEWS, Reached, customise, view
-from kineograph.training.customise.inject import ADAPTER, WHOLE, injected
-from kineograph.training.customise.motion_adapter import MOTION_ADAPTER, layers_name, read_motion_adapter, stilled
-from kineograph.training.customise.natural_videos import gathered
-from kineograph.training.customise.networks import customised
-from kineograph.training.customise.photos import Cut, Pictures, photo
-from kineograph.training.customise.settings import VideoCustomising
-from kineograph.training.customise.stills import kept_stills, save_picture
-from kineograph.training.customise.video_inputs import VideoReady, needs_motion_adapter, ready_video
-from kineograph.training.lock import claimed
+from kineograph.training.customise.batches import TrainingSample
+from kineograph.training.customise.image import FINAL, LATENTS, PREVIEWS, PhaseProgress, run_image_customisation, photo_request
+from kineograph.training.customise.inject import ADAPTER, WHOLE, inject_customised
+from kineograph.training.customise.motion_adapter import MOTION_ADAPTER, temporal_layers_name, read_trained_motion_adapter, motion_adapter_phase
+from kineograph.training.customise.natural_videos import natural_videos_phase
+from kineograph.training.customise.networks import load_customised
+from kineograph.training.customise.photos import Crop, Images, load_photo
+from kineograph.training.customise.settings import VideoCustomisationSettings
+from kineograph.training.customise.stills import generate_missing_images, save_png
+from kineograph.training.customise.video_inputs import VideoCustomisation, needs_motion_adapter, prepare_video_customisation
+from kineograph.training.lock import lock_folder
 from kineograph.training.temporal_layers import samples
-from kineograph.training.temporal_layers.batches import leveller
-from kineograph.training.temporal_layers.latents import See, kept
-from kineograph.training.temporal_layers.run import take
+from kineograph.training.temporal_layers.batches import timestep_sampler
+from kineograph.training.temporal_layers.latents import EncodeClip, cached_latent_encoder
+from kineograph.training.temporal_layers.run import copy_weights
 
 STILLS, ADAPTING = "stills", "adapting"
 
 
 def customise_video(
     video: Model,
-    pictures: Pictures,
+    pictures: Images,
     output: str | Path,
     *,
     image: Model | None = None,
     subject: str | None = None,
     style: str | None = None,
     natural_videos: str | Path | None = None,
-    settings: VideoCustomising | None = None,
-) -> Generator[Reached, None, None]:
+    settings: VideoCustomisationSettings | None = None,
+) -> Generator[PhaseProgress, None, None]:
     """Teaches a video model a subject or a style from a few pictures, from where the output folder was left.
 
     The model itself stays as it is. Where it has no motion adapter, one is trained first, and left in
@@ -79,83 +79,83 @@ def customise_video(
     leaves. Raises InputError for what cannot be learnt from or by this, before anything is written; later as
     `training.fit` does, and OSError when a file cannot be written. Warns (InputWarning) of words that may not do.
     """
-    return customise_ready(
-        ready_video(
+    return run_video_customisation(
+        prepare_video_customisation(
             video, pictures, output, image=image, subject=subject, style=style, natural_videos=natural_videos,
             settings=settings,
         )
     )  # fmt: skip
 
 
-def customise_ready(ready: VideoReady) -> Generator[Reached, None, None]:
+def run_video_customisation(ready: VideoCustomisation) -> Generator[PhaseProgress, None, None]:
     """What `customise_video` does once all is opened and checked."""
     settings, output = ready.settings, ready.output
-    stills, videos = list[Shown](), list[Shown]()
-    with claimed(output):
-        with closing(customise(ready.image)) as learning:
+    stills, videos = list[TrainingSample](), list[TrainingSample]()
+    with lock_folder(output):
+        with closing(run_image_customisation(ready.image)) as learning:
             yield from learning
         yield from _stills(ready, stills)
         lacking = needs_motion_adapter(ready.video, settings)
         if settings.natural_weight or lacking:
-            yield from gathered(ready.natural, output, videos)
+            yield from natural_videos_phase(ready.natural, output, videos)
         video = ready.video
         if lacking:
-            with closing(stilled(ready.natural, output, videos)) as learning:
+            with closing(motion_adapter_phase(ready.natural, output, videos)) as learning:
                 yield from learning
-            video = replace(video, net=adapting.filled(video, read_motion_adapter(video, output / MOTION_ADAPTER)))
+            video = replace(video, net=adapting.with_motion_adapter(video, read_trained_motion_adapter(video, output / MOTION_ADAPTER)))
         parts = [stills, videos] if settings.natural_weight else [stills]
-        with closing(_adapted(ready, injected(video, ready.image.output / FINAL), parts)) as learning:
+        with closing(_adapted(ready, inject_customised(video, ready.image.output / FINAL), parts)) as learning:
             yield from learning
 
 
-def _stills(ready: VideoReady, shown: list[Shown]) -> Iterator[Reached]:
+def _stills(ready: VideoCustomisation, shown: list[TrainingSample]) -> Iterator[PhaseProgress]:
     """Draws pictures by the customised image model and enters them into `shown`; at the end, a sheet of some."""
     image, settings = ready.image, ready.settings
-    model = customised(image.model, image.output / FINAL)
+    model = load_customised(image.model, image.output / FINAL)
     folder, drawing, seed = ready.output / STILLS, settings.image.drawing, settings.training.seed
-    see = kept(ready.video, ready.output / LATENTS)
-    for done, total, files in kept_stills(model, ready.prompts, folder, drawing, size=image.size, seed=seed):
+    see = cached_latent_encoder(ready.video, ready.output / LATENTS)
+    for done, total, files in generate_missing_images(model, ready.prompts, folder, drawing, size=image.size, seed=seed):
         new = slice(len(shown), done)
         for file, prompt in zip(files[new], ready.prompts[new], strict=True):
             shown.append(_seen(see, file, prompt, image.size, ready.natural.frames))
         sheets = [_sheet(files, ready.output / PREVIEWS / "stills.png")] if done == total else []
-        yield Reached("stills", done, total, previews=sheets)
+        yield PhaseProgress("stills", done, total, previews=sheets)
 
 
-def _seen(see: See, file: Path, prompt: str, size: tuple[int, int], frames: int) -> Shown:
+def _seen(see: EncodeClip, file: Path, prompt: str, size: tuple[int, int], frames: int) -> TrainingSample:
     """A still as a video that stands still."""
-    sight = see(view(photo(file), prompt, Cut(), 1, size))
-    return adapting.frozen(Shown((sight.latents,), prompt), frames)
+    sight = see(photo_request(load_photo(file), prompt, Crop(), 1, size))
+    return adapting.frozen_videos(TrainingSample((sight.latents,), prompt), frames)
 
 
 def _sheet(files: list[Path], file: Path) -> Path:
     some = [files[number] for number in np.linspace(0, len(files) - 1, min(16, len(files))).round().astype(int)]
-    save_picture(np.asarray(Video(np.stack([photo(each).pixels for each in some]), 1.0).contact_sheet()), file)
+    save_png(np.asarray(Video(np.stack([load_photo(each).pixels for each in some]), 1.0).contact_sheet()), file)
     return file
 
 
-def _adapted(ready: VideoReady, model: Model, parts: list[list[Shown]]) -> Generator[Reached, None, None]:
+def _adapted(ready: VideoCustomisation, model: Model, parts: list[list[TrainingSample]]) -> Generator[PhaseProgress, None, None]:
     """Every step of what comes before the layers along time, and what it came to as a file."""
     settings, output = ready.settings, ready.output
-    net, changed = adapting.adapting(model, settings), False
+    net, changed = adapting.spatial_adapter_network(model, settings), False
     studio = _studio(ready, replace(model, net=net))
     with closing(_steps(ready, model, net, parts)) as steps:
         for progress in steps:
             changed = True
-            drawn = samples.drawn(studio, progress) if run.is_due(settings.training, progress) else []
-            yield Reached("adapting", progress.step, settings.training.max_train_steps, progress, drawn)
+            drawn = samples.save_validation_videos(studio, progress) if run.is_preview_due(settings.training, progress) else []
+            yield PhaseProgress("adapting", progress.step, settings.training.max_train_steps, progress, drawn)
     if changed or not (output / (WHOLE if settings.spatial is None else ADAPTER)).exists():
-        take(net, weights(output / ADAPTING))
+        copy_weights(net, load_weights(output / ADAPTING))
         _write(ready, replace(model, net=net))
 
 
 def _steps(
-    ready: VideoReady, model: Model, net: VideoUNet, parts: list[list[Shown]]
+    ready: VideoCustomisation, model: Model, net: VideoUNet, parts: list[list[TrainingSample]]
 ) -> Generator[Progress, None, None]:
     settings, loop = ready.settings, ready.settings.training
-    tell = batches.known(model, adapting.texts(parts), ready.image.size, settings.fps)
-    loss = adapting.loss_of(model, settings, tell, adapting.parts_of(settings))
-    draw = batches.drawing(parts, loop.seed, settings.caption_dropout, leveller(settings.levels, model.schedule))
+    tell = batches.precomputed_conditions(model, adapting.all_captions(parts), ready.image.size, settings.fps)
+    loss = adapting.still_moving_loss(model, settings, tell, adapting.spatial_adapter_parts(settings))
+    draw = batches.sample_batch_loader(parts, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, model.schedule))
     facts: dict[str, Any] = {
         **settings.decisive(),
         "prompts": ready.prompts,
@@ -166,7 +166,7 @@ def _steps(
     return cast(Generator[Progress, None, None], steps)
 
 
-def _studio(ready: VideoReady, model: Model) -> samples.Studio:
+def _studio(ready: VideoCustomisation, model: Model) -> samples.ValidationVideos:
     settings, (height, width) = ready.settings, ready.image.size
     asked = [
         Request(
@@ -176,15 +176,15 @@ def _studio(ready: VideoReady, model: Model) -> samples.Studio:
         )
         for number, prompt in enumerate(settings.previews)
     ]  # fmt: skip
-    return samples.Studio(model, asked, settings.training.mixed_precision, ready.output / PREVIEWS, ADAPTING)
+    return samples.ValidationVideos(model, asked, settings.training.mixed_precision, ready.output / PREVIEWS, ADAPTING)
 
 
-def _write(ready: VideoReady, model: Model) -> None:
+def _write(ready: VideoCustomisation, model: Model) -> None:
     """One small file; or the whole video model, where all of it learnt."""
     video, settings, name = ready.video, ready.settings, ready.image.words.name
     if settings.spatial is None:
         with instead_of(ready.output / WHOLE) as part:
-            save(adapting.whole(model), part)
+            save(adapting.without_adapters(model), part)
         return
     file = ready.image.output / FINAL / adapters.LORA_FILES[0]
     lora = load_file(file) if file.is_file() else {}
@@ -192,5 +192,5 @@ def _write(ready: VideoReady, model: Model) -> None:
     image = video.net.image_unet if lora else model.net.image_unet
     net = VideoUNet(image, video.net.temporal, spatial_adapter=model.net.spatial_adapter)
     adapter_files.save_customised_adapter(
-        net, lora, ready.output / ADAPTER, subject=name, image=ready.image.model.name, video=layers_name(video)
+        net, lora, ready.output / ADAPTER, subject=name, image=ready.image.model.name, video=temporal_layers_name(video)
     )

@@ -26,18 +26,18 @@ from kineograph.methods import videocrafter as method
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.temporal_layers.latents import Sight
-from kineograph.training.temporal_layers.settings import LogNormal
-from kineograph.training.temporal_layers.sources import Look
+from kineograph.training.temporal_layers.latents import EncodedClip
+from kineograph.training.temporal_layers.settings import LogNormalSigmas
+from kineograph.training.temporal_layers.sources import ClipLoader
 
 Rng = np.random.Generator
-Timesteps = Callable[[Rng, int], Int[np.ndarray, " n"]]
-Told = Callable[[Sequence[str], Sequence[float]], Condition]
+SampleTimesteps = Callable[[Rng, int], Int[np.ndarray, " n"]]
+EncodeCaptions = Callable[[Sequence[str], Sequence[float]], Condition]
 
 PHASE, SAMPLE = 14, 15  # streams of random numbers of one seed, beside those of `sources`
 
 
-class Batch(NamedTuple):
+class VideoBatch(NamedTuple):
     """Clean latents, what the network is told of them, and their noise levels. Pictures are videos of one frame.
 
     first: what a network is shown that is shown pictures. untold: which are told and shown nothing.
@@ -51,17 +51,17 @@ class Batch(NamedTuple):
     first: UInt8[Tensor, "b 3 H W"] | None
 
 
-Draw = Callable[[int, range], Batch]
+Draw = Callable[[int, range], VideoBatch]
 
 
-class Turn(NamedTuple):
+class StepKind(NamedTuple):
     """Which kind a step is, and how many of the kind were before it."""
 
     kind: Kind
     number: int
 
 
-class Deal(NamedTuple):
+class BatchOptions(NamedTuple):
     """How steps are dealt: samples a step, frames of each, share of the steps that see pictures, captions left out."""
 
     batch: int
@@ -71,18 +71,18 @@ class Deal(NamedTuple):
     seed: int
 
 
-def turn(seed: int, share: float, step: int) -> Turn:
+def step_kind(seed: int, share: float, step: int) -> StepKind:
     """What a step is. Those that see pictures are spread evenly; the seed says where the first is."""
     phase = float(np.random.default_rng((PHASE, seed)).uniform())
     before, after = (math.floor(count * share + phase) for count in (step, step + 1))
-    return Turn("image", before) if after > before else Turn("video", step - before)
+    return StepKind("image", before) if after > before else StepKind("video", step - before)
 
 
-def drawing(looks: Mapping[Kind, Look], deal: Deal, timesteps: Timesteps, told: Told) -> Draw:
+def video_batch_loader(looks: Mapping[Kind, ClipLoader], deal: BatchOptions, timesteps: SampleTimesteps, told: EncodeCaptions) -> Draw:
     """The function that draws the samples of a step, as `training.fit` wants it."""
 
-    def draw(step: int, samples: range) -> Batch:
-        kind, number = turn(deal.seed, deal.image_share, step)
+    def draw(step: int, samples: range) -> VideoBatch:
+        kind, number = step_kind(deal.seed, deal.image_share, step)
         many = deal.num_frames if kind == "image" else 1
         first = step * deal.batch
         places = range((samples.start - first) * many, (samples.stop - first) * many)
@@ -95,11 +95,11 @@ def drawing(looks: Mapping[Kind, Look], deal: Deal, timesteps: Timesteps, told: 
     return draw
 
 
-def _batch(sights: Sequence[Sight], levels: np.ndarray, untold: np.ndarray, told: Told) -> Batch:
+def _batch(sights: Sequence[EncodedClip], levels: np.ndarray, untold: np.ndarray, told: EncodeCaptions) -> VideoBatch:
     texts = ["" if left_out else sight.caption for sight, left_out in zip(sights, untold, strict=True)]
     condition = told(texts, [sight.fps for sight in sights])
     first = [sight.first for sight in sights if sight.first is not None]
-    return Batch(
+    return VideoBatch(
         torch.stack([sight.latents for sight in sights]),
         condition.tokens,
         condition.embedding,
@@ -109,10 +109,10 @@ def _batch(sights: Sequence[Sight], levels: np.ndarray, untold: np.ndarray, told
     )
 
 
-def leveller(levels: Literal["uniform"] | LogNormal, schedule: Schedule) -> Timesteps:
+def timestep_sampler(levels: Literal["uniform"] | LogNormalSigmas, schedule: Schedule) -> SampleTimesteps:
     """What draws timesteps: all alike, or those whose levels are nearest above log-normal ones."""
     table = np.array(schedule.sigmas)
-    if not isinstance(levels, LogNormal):
+    if not isinstance(levels, LogNormalSigmas):
         return lambda rng, count: rng.integers(len(table), size=count)
     mean, spread = levels.mean, levels.spread
 
@@ -122,19 +122,19 @@ def leveller(levels: Literal["uniform"] | LogNormal, schedule: Schedule) -> Time
     return draw
 
 
-def teller(model: Model, size: tuple[int, int]) -> Told:
+def caption_encoder(model: Model, size: tuple[int, int]) -> EncodeCaptions:
     """What the network is told of captions and frame rates: float32, on the CPU. May be called by several threads."""
     one_at_a_time = Lock()  # a tokenizer may be asked by one only
 
     def told(texts: Sequence[str], rates: Sequence[float]) -> Condition:
         with one_at_a_time:
-            condition = model.prompt([shortened(model, text) for text in texts], size=size)
-        return with_rates(model, replace(condition, tokens=condition.tokens.float().cpu()), rates)
+            condition = model.prompt([truncate_caption(model, text) for text in texts], size=size)
+        return with_frame_rates(model, replace(condition, tokens=condition.tokens.float().cpu()), rates)
 
     return told
 
 
-def with_rates(model: Model, condition: Condition, rates: Sequence[float]) -> Condition:
+def with_frame_rates(model: Model, condition: Condition, rates: Sequence[float]) -> Condition:
     """The condition with each sample's own frame rate, where the model is told them."""
     embedding = None if condition.embedding is None else condition.embedding.float().cpu()
     if embedding is not None and model.net.has_frame_rate:
@@ -142,7 +142,7 @@ def with_rates(model: Model, condition: Condition, rates: Sequence[float]) -> Co
     return replace(condition, embedding=embedding)
 
 
-def shortened(model: Model, caption: str) -> str:
+def truncate_caption(model: Model, caption: str) -> str:
     """As many of a caption's first words as the model reads."""
     words = caption.split()
 
@@ -155,16 +155,16 @@ def shortened(model: Model, caption: str) -> str:
     return " ".join(words[: max(0, bisect_left(range(len(words)), True, key=is_too_long) - 1)])
 
 
-def noise_loss(
+def denoising_loss(
     model: Model, num_frames: int, ratio: float
-) -> Callable[[VideoUNet, Batch, int], dict[str, Float[Tensor, ""]]]:
+) -> Callable[[VideoUNet, VideoBatch, int], dict[str, Float[Tensor, ""]]]:
     """The loss as `training.fit` wants it, named after what was seen.
 
     The noise of frame k of a sample is that which drawing begins with, from the sample's seed; pictures of one sample
     are its frames, with noise of their own.
     """
 
-    def loss(net: VideoUNet, batch: Batch, seed: int) -> dict[str, Float[Tensor, ""]]:
+    def loss(net: VideoUNet, batch: VideoBatch, seed: int) -> dict[str, Float[Tensor, ""]]:
         kind, x0 = "image" if batch.x0.shape[1] == 1 else "video", batch.x0
         count = x0.shape[0] * x0.shape[1] // num_frames
         drawn = noise.partly_shared(ratio if kind == "video" else 0.0, seed, range(num_frames), (count, *x0.shape[2:]))
@@ -175,7 +175,7 @@ def noise_loss(
     return loss
 
 
-def _shown(model: Model, net: VideoUNet, batch: Batch) -> Tensor | None:
+def _shown(model: Model, net: VideoUNet, batch: VideoBatch) -> Tensor | None:
     """The tokens of the first frames, or of no picture for what is told nothing."""
     if model.reader is None or batch.first is None:
         return None

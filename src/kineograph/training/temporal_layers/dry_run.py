@@ -11,16 +11,16 @@ from torch import nn
 
 from kineograph.media.dataset_layouts import Item
 from kineograph.media.seek import BrokenFile
-from kineograph.training import plan
-from kineograph.training.temporal_layers.batches import turn
-from kineograph.training.temporal_layers.memory import activations
-from kineograph.training.temporal_layers.run import Leg, Ready
-from kineograph.training.temporal_layers.sources import Opened, Shape, cut, shape_of
+from kineograph.training import training_cost
+from kineograph.training.temporal_layers.batches import step_kind
+from kineograph.training.temporal_layers.memory import activation_bytes
+from kineograph.training.temporal_layers.run import StageRun, PreparedTraining
+from kineograph.training.temporal_layers.sources import OpenSource, ClipShape, cut_clip, clip_shape
 
-TRIED = 20  # items of each source that are opened, to see whether they can be
+NUM_TRIED = 20  # items of each source that are opened, to see whether they can be
 
 
-class Part(NamedTuple):
+class ParameterCount(NamedTuple):
     """How many parameters of a part of the model are trained, and how many are not."""
 
     name: str
@@ -28,7 +28,7 @@ class Part(NamedTuple):
     frozen: int
 
 
-class Stretch(NamedTuple):
+class StageEstimate(NamedTuple):
     """A stage: its size, what it sees, and bytes of memory in one process.
 
     held: weights, gradients, averages and the optimiser's state. activations: about what the gradients of `batch`
@@ -49,7 +49,7 @@ class Stretch(NamedTuple):
     checkpoint: int
 
 
-class Found(NamedTuple):
+class SourceReport(NamedTuple):
     """What a source has. items: None for no end of them.
 
     problems: what is missing or left out. refused: of the first `tried` items those that cannot be used, and why.
@@ -64,29 +64,29 @@ class Found(NamedTuple):
     refused: list[str]
 
 
-class Planned(NamedTuple):
+class TrainingEstimate(NamedTuple):
     """What a training would do and take."""
 
-    parts: list[Part]
-    stages: list[Stretch]
-    found: list[Found]
+    parts: list[ParameterCount]
+    stages: list[StageEstimate]
+    found: list[SourceReport]
     processes: int
 
     def as_json(self) -> dict[str, object]:
         """The same as JSON values."""
-        lists: dict[str, Sequence[Part | Stretch | Found]]
+        lists: dict[str, Sequence[ParameterCount | StageEstimate | SourceReport]]
         lists = {"parts": self.parts, "stages": self.stages, "found": self.found}
         return {name: [each._asdict() for each in rows] for name, rows in lists.items()} | {"processes": self.processes}
 
 
-def planned(ready: Ready) -> Planned:
+def estimate_training(ready: PreparedTraining) -> TrainingEstimate:
     """Counts, and tries a few items of each source. Nothing is written."""
     first = ready.settings.stages[0]
-    found = [_found(each, shape_of(first, kind)) for kind, opened in ready.sources.items() for each in opened]
-    return Planned(_parts(ready), [_stretch(leg) for leg in ready.legs], found, ready.process.num_processes)
+    found = [_found(each, clip_shape(first, kind)) for kind, opened in ready.sources.items() for each in opened]
+    return TrainingEstimate(_parts(ready), [_stretch(leg) for leg in ready.legs], found, ready.process.num_processes)
 
 
-def _parts(ready: Ready) -> list[Part]:
+def _parts(ready: PreparedTraining) -> list[ParameterCount]:
     net, model = ready.model.net, ready.model
     texts = [(f"text encoder {k}", each.network) for k, each in enumerate(model.text, 1)]
     return [
@@ -96,24 +96,24 @@ def _parts(ready: Ready) -> list[Part]:
     ]
 
 
-def _part(name: str, network: nn.Module) -> Part:
+def _part(name: str, network: nn.Module) -> ParameterCount:
     counts = dict.fromkeys((True, False), 0)
     for weight in network.parameters():
         counts[weight.requires_grad] += weight.numel()
-    return Part(name, counts[True], counts[False])
+    return ParameterCount(name, counts[True], counts[False])
 
 
-def _frozen(name: str, network: nn.Module) -> Part:
-    return Part(name, 0, sum(weight.numel() for weight in network.parameters()))
+def _frozen(name: str, network: nn.Module) -> ParameterCount:
+    return ParameterCount(name, 0, sum(weight.numel() for weight in network.parameters()))
 
 
-def _stretch(leg: Leg) -> Stretch:
+def _stretch(leg: StageRun) -> StageEstimate:
     ready, stage, loop = leg.ready, leg.stage, leg.loop
-    told = plan(loop, ready.model.net, ready.process.num_processes)
-    after = turn(loop.seed, ready.settings.image_share, stage.steps)
+    told = training_cost(loop, ready.model.net, ready.process.num_processes)
+    after = step_kind(loop.seed, ready.settings.image_share, stage.steps)
     pictures = after.number if after.kind == "image" else stage.steps - after.number
     beside = [ready.model.vae, *(each.network for each in ready.model.text)]
-    return Stretch(
+    return StageEstimate(
         steps=stage.steps,
         samples_per_step=leg.batch,
         height=stage.height,
@@ -123,25 +123,25 @@ def _stretch(leg: Leg) -> Stretch:
         videos=(stage.steps - pictures) * leg.batch,
         pictures=pictures * leg.batch * stage.num_frames,
         held=told.memory + sum(weight.nbytes for each in beside for weight in each.parameters()),
-        activations=activations(ready.model, stage, loop.train_batch_size, loop.mixed_precision),
+        activations=activation_bytes(ready.model, stage, loop.train_batch_size, loop.mixed_precision),
         batch=loop.train_batch_size,
         checkpoint=told.checkpoint,
     )
 
 
-def _found(each: Opened, shape: Shape) -> Found:
+def _found(each: OpenSource, shape: ClipShape) -> SourceReport:
     name, data = each.source.source, each.dataset
     if data is None:
-        return Found(name, each.kind, "the pocket world", each.source.count, [], 0, [])
-    tried = list(islice(data, TRIED))
+        return SourceReport(name, each.kind, "the pocket world", each.source.count, [], 0, [])
+    tried = list(islice(data, NUM_TRIED))
     refused = [reason for reason in (_refusal(item, shape) for item in tried) if reason]
     problems = [f"{problem.name} {problem.reason}" for problem in data.problems]
-    return Found(name, each.kind, data.layout, len(data), problems, len(tried), refused)
+    return SourceReport(name, each.kind, data.layout, len(data), problems, len(tried), refused)
 
 
-def _refusal(item: Item, shape: Shape) -> str | None:
+def _refusal(item: Item, shape: ClipShape) -> str | None:
     try:
-        cut(item, np.random.default_rng(0), shape)
+        cut_clip(item, np.random.default_rng(0), shape)
     except BrokenFile as error:
         return str(error)
     return None

@@ -21,7 +21,7 @@ from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 
 
-class Wanted(NamedTuple):
+class ClipRequest(NamedTuple):
     """A clip that may be cut: what tells it from all others, as JSON values, what it shows, and how to cut it."""
 
     key: tuple[Any, ...]
@@ -29,7 +29,7 @@ class Wanted(NamedTuple):
     cut: Callable[[], Clip]
 
 
-class Sight(NamedTuple):
+class EncodedClip(NamedTuple):
     """What training sees of a clip. first: its first frame, for models that are shown pictures."""
 
     latents: Float[Tensor, "f c h w"]
@@ -38,27 +38,27 @@ class Sight(NamedTuple):
     first: UInt8[Tensor, "3 H W"] | None = None
 
 
-See = Callable[[Wanted], Sight]
+EncodeClip = Callable[[ClipRequest], EncodedClip]
 
 
-def encoded(model: Model) -> See:
+def latent_encoder(model: Model) -> EncodeClip:
     """Every clip is cut and encoded anew."""
 
-    def see(wanted: Wanted) -> Sight:
+    def see(wanted: ClipRequest) -> EncodedClip:
         found = _developed(model, wanted.cut())
-        return Sight(found["latents"], float(found["fps"]), wanted.caption, found.get("first"))
+        return EncodedClip(found["latents"], float(found["fps"]), wanted.caption, found.get("first"))
 
     return see
 
 
-def kept(model: Model, folder: Path) -> See:
+def cached_latent_encoder(model: Model, folder: Path) -> EncodeClip:
     """Clips are cut and encoded the first time, and read from the folder, in half precision, from then on.
 
     Whoever trains with the same VAE may share the folder. Raises InputError when it cannot be written.
     """
     vae = fingerprint(model.vae)
 
-    def see(wanted: Wanted) -> Sight:
+    def see(wanted: ClipRequest) -> EncodedClip:
         name = hashlib.sha256(json.dumps([vae, *wanted.key]).encode()).hexdigest()
         path = folder / name[:2] / f"{name}.safetensors"
         found = _read(path)
@@ -66,7 +66,7 @@ def kept(model: Model, folder: Path) -> See:
             found = _developed(model, wanted.cut())
             found["latents"] = found["latents"].half()
             _write(path, found)
-        return Sight(found["latents"].float(), float(found["fps"]), wanted.caption, found.get("first"))
+        return EncodedClip(found["latents"].float(), float(found["fps"]), wanted.caption, found.get("first"))
 
     return see
 

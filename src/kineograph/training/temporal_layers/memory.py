@@ -20,24 +20,24 @@ from kineograph.training.temporal_layers.settings import Stage
 HALF = 0.55  # of float32's bytes: what mixed precision keeps, some of it in float32
 
 
-class Kept(NamedTuple):
+class LayerMemory(NamedTuple):
     """Bytes that one part of the walk was given, and that it keeps itself."""
 
     given: int
     inside: int
 
 
-def activations(model: Model, stage: Stage, batch: int, precision: str) -> int:
+def activation_bytes(model: Model, stage: Stage, batch: int, precision: str) -> int:
     """Bytes that the network keeps for the gradients of so many videos of a stage, about.
 
     The walk is on torch's meta device, takes no memory, and knows of no kernel that keeps less.
     """
-    parts: list[Kept] = []
+    parts: list[LayerMemory] = []
 
     def through(part: CallStage, *given: object) -> Tensor:
         with _counted(weights) as kept:
             left = part(*given)
-        parts.append(Kept(sum(each.nbytes for each in given if isinstance(each, Tensor)), sum(kept.values())))
+        parts.append(LayerMemory(sum(each.nbytes for each in given if isinstance(each, Tensor)), sum(kept.values())))
         return left
 
     net = VideoUNet(model.net.image_unet, model.net.temporal, through)

@@ -19,11 +19,11 @@ from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
 from kineograph.models.unet.forward import CallStage, call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.gradients import DTYPES
-from kineograph.training.norms import with_quick_norms
-from kineograph.training.temporal_layers.settings import FAMILIES, VideoTraining
+from kineograph.training.norms import use_fast_group_norm
+from kineograph.training.temporal_layers.settings import FAMILIES, VideoTrainingSettings
 
 
-def begun(settings: VideoTraining, device: torch.device) -> Model:
+def open_model(settings: VideoTrainingSettings, device: torch.device) -> Model:
     """The model as its training begins, in float32, with nothing requiring gradients but what is trained.
 
     Raises InputError for a model that cannot be opened, layers that do not go with it or with the stages, and
@@ -32,25 +32,25 @@ def begun(settings: VideoTraining, device: torch.device) -> Model:
     model = load(settings.model, motion=settings.motion, device=device, dtype="float32")
     config = _config(settings, model)
     _check(settings, model, config)
-    through = recomputed if settings.gradient_checkpointing else call_directly
+    through = call_checkpointed if settings.gradient_checkpointing else call_directly
     net = _network(model.net, config, settings.training.seed, through)
-    freeze(net, settings.trained, settings.frozen)
+    set_trained(net, settings.trained, settings.frozen)
     _check_trained(settings, net)
     computes = DTYPES.get(settings.training.mixed_precision, torch.float32)
     place = Placement(device, computes, "for training")
     net = net.to(place.device, memory_format=place.memory_format).eval()  # type: ignore[call-overload]  # torch forgot
-    net = with_quick_norms(net) if device.type == "cpu" else net
+    net = use_fast_group_norm(net) if device.type == "cpu" else net
     return replace(model, net=net, vocabulary=None)  # its list of words will not be true any more
 
 
-def recomputed(stage: CallStage, *arguments: object) -> torch.Tensor:
+def call_checkpointed(stage: CallStage, *arguments: object) -> torch.Tensor:
     """Calls a part of the walk; where gradients are wanted it is walked again for them, and not remembered."""
     if not torch.is_grad_enabled():
         return stage(*arguments)
     return checkpoint(stage, *arguments, use_reentrant=False)
 
 
-def _config(settings: VideoTraining, model: Model) -> TemporalConfig:
+def _config(settings: VideoTrainingSettings, model: Model) -> TemporalConfig:
     """What the model will have along time: what it has, or what is asked for, told how it is trained now."""
     if model.temporal is not None and settings.layers is not None:
         raise InputError(f"{model.name} is a video model with layers along time of its own: leave layers out")
@@ -60,7 +60,7 @@ def _config(settings: VideoTraining, model: Model) -> TemporalConfig:
     return config.model_copy(update={"num_frames": settings.stages[-1].num_frames, "noise_ratio": ratio})
 
 
-def _check(settings: VideoTraining, model: Model, config: TemporalConfig) -> None:
+def _check(settings: VideoTrainingSettings, model: Model, config: TemporalConfig) -> None:
     narrowest = min(model.net.image_unet.config.block_out_channels)
     for each in (config.entry, config.transformer, config.in_block):
         if each is not None and each.split(narrowest)[0] == 0:
@@ -86,15 +86,15 @@ def _network(net: VideoUNet, config: TemporalConfig, seed: int, through: CallSta
     return VideoUNet(net.image_unet, layers, through)
 
 
-def freeze(net: VideoUNet, trained: Iterable[str], frozen: Iterable[str]) -> None:
+def set_trained(net: VideoUNet, trained: Iterable[str], frozen: Iterable[str]) -> None:
     """Lets the parameters that the patterns name require gradients, and no others."""
     names = [name for name, _ in net.named_parameters()]
-    chosen = matching(names, "trained", trained) - matching(names, "frozen", frozen)
+    chosen = match_parameters(names, "trained", trained) - match_parameters(names, "frozen", frozen)
     for name, weight in net.named_parameters():
         weight.requires_grad_(name in chosen)
 
 
-def _check_trained(settings: VideoTraining, net: VideoUNet) -> None:
+def _check_trained(settings: VideoTrainingSettings, net: VideoUNet) -> None:
     names = [name for name, weight in net.named_parameters() if weight.requires_grad]
     if settings.image_share > 0 and all(name.startswith("temporal.") for name in names):
         raise InputError(
@@ -103,7 +103,7 @@ def _check_trained(settings: VideoTraining, net: VideoUNet) -> None:
         )
 
 
-def matching(names: Sequence[str], setting: str, patterns: Iterable[str]) -> set[str]:
+def match_parameters(names: Sequence[str], setting: str, patterns: Iterable[str]) -> set[str]:
     """The names that match any pattern. Raises InputError for a pattern that matches none, with names that are near."""
     matched: set[str] = set()
     for pattern in patterns:

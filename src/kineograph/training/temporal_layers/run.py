@@ -19,31 +19,31 @@ from kineograph.media.files import instead_of
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig
-from kineograph.training import Progress, TrainingSettings, fit, here, weights
-from kineograph.training.lock import claimed
+from kineograph.training import Progress, TrainingSettings, fit, current_process, load_weights
+from kineograph.training.lock import lock_folder
 from kineograph.training.settings import samples_per_step
 from kineograph.training.temporal_layers import batches, latents, samples, sources
-from kineograph.training.temporal_layers.model import begun
-from kineograph.training.temporal_layers.settings import Stage, VideoTraining
-from kineograph.training.temporal_layers.sources import Look, Opened, Rules, shape_of
+from kineograph.training.temporal_layers.model import open_model
+from kineograph.training.temporal_layers.settings import Stage, VideoTrainingSettings
+from kineograph.training.temporal_layers.sources import ClipLoader, OpenSource, LoadOptions, clip_shape
 
 FINAL, SAMPLES, SKIPPED = "final", "samples", "skipped.jsonl"
 
 Skipped = dict[str, str]
 
 
-class Ready(NamedTuple):
+class PreparedTraining(NamedTuple):
     """A training with all that it needs opened and checked, and nothing written yet."""
 
-    settings: VideoTraining
+    settings: VideoTrainingSettings
     model: Model
-    sources: Mapping[Kind, tuple[Opened, ...]]
+    sources: Mapping[Kind, tuple[OpenSource, ...]]
     process: PartialState
 
     @property
-    def legs(self) -> list[Leg]:
+    def legs(self) -> list[StageRun]:
         """Its stages."""
-        return [Leg(self, number, stage) for number, stage in enumerate(self.settings.stages)]
+        return [StageRun(self, number, stage) for number, stage in enumerate(self.settings.stages)]
 
     @property
     def temporal(self) -> TemporalConfig:
@@ -52,10 +52,10 @@ class Ready(NamedTuple):
         return self.model.temporal
 
 
-class Leg(NamedTuple):
+class StageRun(NamedTuple):
     """One stage of a training. number: counted from 0."""
 
-    ready: Ready
+    ready: PreparedTraining
     number: int
     stage: Stage
 
@@ -80,7 +80,7 @@ class Leg(NamedTuple):
         return samples_per_step(self.loop, self.ready.process.num_processes)
 
 
-class Reached(NamedTuple):
+class StageProgress(NamedTuple):
     """Where a training is after a step.
 
     stage: counted from 1. samples: the files of the videos that were drawn at this step.
@@ -94,22 +94,22 @@ class Reached(NamedTuple):
     skipped: Mapping[str, str]
 
 
-def ready(settings: VideoTraining, device: str | torch.device | None = None) -> Ready:
+def prepare_training(settings: VideoTrainingSettings, device: str | torch.device | None = None) -> PreparedTraining:
     """Opens what the settings name.
 
     device: this process's own unless given. Raises InputError for what cannot be opened or does not go together.
     """
-    process = here()
-    model = begun(settings, torch.device(device or process.device))
+    process = current_process()
+    model = open_model(settings, torch.device(device or process.device))
     if settings.validation is not None:
         model.prompt(settings.validation.prompts)
-        for request in samples.requests(settings.validation, settings.stages[0]):
+        for request in samples.validation_requests(settings.validation, settings.stages[0]):
             plan.open_inputs(request)
-    opened = {"video": sources.opened(settings.videos, "video"), "image": sources.opened(settings.images, "image")}
-    return Ready(settings, model, cast(Mapping[Kind, tuple[Opened, ...]], opened), process)
+    opened = {"video": sources.open_sources(settings.videos, "video"), "image": sources.open_sources(settings.images, "image")}
+    return PreparedTraining(settings, model, cast(Mapping[Kind, tuple[OpenSource, ...]], opened), process)
 
 
-def train(ready: Ready) -> Generator[Reached, None, None]:
+def train(ready: PreparedTraining) -> Generator[StageProgress, None, None]:
     """Trains, from where the output folder was left, and writes the model with averaged weights into output/final.
 
     A checkpoint is written when the consumer leaves. Raises InputError as `training.fit` does, when nothing can be
@@ -118,66 +118,66 @@ def train(ready: Ready) -> Generator[Reached, None, None]:
     settings, folder, process = ready.settings, ready.settings.output, ready.process
     with ExitStack() as held:
         if process.is_main_process:
-            held.enter_context(claimed(folder))
+            held.enter_context(lock_folder(folder))
         skipped, changed = _skipped_before(folder / SKIPPED), False
-        see = latents.kept(ready.model, cache) if (cache := settings.latent_cache) else latents.encoded(ready.model)
+        see = latents.cached_latent_encoder(ready.model, cache) if (cache := settings.latent_cache) else latents.latent_encoder(ready.model)
         for leg in ready.legs:
             for reached in _walked(leg, see, skipped):
                 changed = True
                 yield reached
             process.wait_for_everyone()
-            take(ready.model.net, weights(leg.folder))
+            copy_weights(ready.model.net, load_weights(leg.folder))
         if process.is_main_process and (changed or not (folder / FINAL).exists()):
             with instead_of(folder / FINAL) as part:
                 save(ready.model, part)
 
 
-def _walked(leg: Leg, see: latents.See, skipped: Skipped) -> Iterator[Reached]:
+def _walked(leg: StageRun, see: latents.EncodeClip, skipped: Skipped) -> Iterator[StageProgress]:
     """A stage's steps, from its last checkpoint on; none if it is finished."""
     net, settings, noted = leg.ready.model.net, leg.ready.settings, len(skipped)
-    loss = batches.noise_loss(leg.ready.model, leg.stage.num_frames, leg.ready.temporal.noise_ratio)
+    loss = batches.denoising_loss(leg.ready.model, leg.stage.num_frames, leg.ready.temporal.noise_ratio)
     steps = fit(net, leg.loop, leg.folder, draw=_draw(leg, see, skipped), loss=loss, facts=_facts(leg))
     studio = _studio(leg)
     with closing(cast(Generator[Progress, None, None], steps)):
         for progress in steps:
             noted = _note(skipped, noted, settings.output / SKIPPED, progress)
-            files = samples.drawn(studio, progress) if studio and _is_due(progress.step, leg.loop) else []
-            yield Reached(leg.number + 1, len(settings.stages), progress, files, skipped)
+            files = samples.save_validation_videos(studio, progress) if studio and _is_due(progress.step, leg.loop) else []
+            yield StageProgress(leg.number + 1, len(settings.stages), progress, files, skipped)
 
 
 def _is_due(step: int, loop: TrainingSettings) -> bool:
     return step % loop.validation_steps == 0 or step == loop.max_train_steps
 
 
-def _studio(leg: Leg) -> samples.Studio | None:
+def _studio(leg: StageRun) -> samples.ValidationVideos | None:
     """Where samples are drawn, if they are, and in this process."""
     ready, settings = leg.ready, leg.ready.settings
     if settings.validation is None or not ready.process.is_main_process:
         return None
-    asked = samples.requests(settings.validation, leg.stage)
-    return samples.Studio(ready.model, asked, leg.loop.mixed_precision, settings.output / SAMPLES, leg.name)
+    asked = samples.validation_requests(settings.validation, leg.stage)
+    return samples.ValidationVideos(ready.model, asked, leg.loop.mixed_precision, settings.output / SAMPLES, leg.name)
 
 
-def _draw(leg: Leg, see: latents.See, skipped: Skipped) -> batches.Draw:
+def _draw(leg: StageRun, see: latents.EncodeClip, skipped: Skipped) -> batches.Draw:
     settings, model, stage = leg.ready.settings, leg.ready.model, leg.stage
-    deal = batches.Deal(leg.batch, stage.num_frames, settings.image_share, settings.caption_dropout, seed=leg.loop.seed)
-    told = batches.teller(model, (stage.height, stage.width))
-    return batches.drawing(looks(leg, see, skipped), deal, batches.leveller(settings.levels, model.schedule), told)
+    deal = batches.BatchOptions(leg.batch, stage.num_frames, settings.image_share, settings.caption_dropout, seed=leg.loop.seed)
+    told = batches.caption_encoder(model, (stage.height, stage.width))
+    return batches.video_batch_loader(clip_loaders(leg, see, skipped), deal, batches.timestep_sampler(settings.levels, model.schedule), told)
 
 
-def looks(leg: Leg, see: latents.See, skipped: Skipped) -> dict[Kind, Look]:
+def clip_loaders(leg: StageRun, see: latents.EncodeClip, skipped: Skipped) -> dict[Kind, ClipLoader]:
     """What a stage sees of each kind."""
     settings = leg.ready.settings
     clips = None if settings.latent_cache is None else settings.clips_per_video
-    rules = Rules(leg.loop.seed, settings.training.seed, clips, see, skipped)
+    rules = LoadOptions(leg.loop.seed, settings.training.seed, clips, see, skipped)
     return {
-        kind: sources.looked_at(opened, shape_of(leg.stage, kind), rules)
+        kind: sources.combined_loader(opened, clip_shape(leg.stage, kind), rules)
         for kind, opened in leg.ready.sources.items()
         if opened
     }
 
 
-def _facts(leg: Leg) -> dict[str, Any]:
+def _facts(leg: StageRun) -> dict[str, Any]:
     """What a run that goes on must have had, beside the settings of its loop."""
     counts = {
         kind: [None if each.dataset is None else len(each.dataset) for each in opened]
@@ -207,14 +207,14 @@ def _note(skipped: Skipped, noted: int, file: Path, progress: Progress) -> int:
 
 
 @torch.no_grad()
-def take(net: nn.Module, values: Mapping[str, Tensor]) -> None:
+def copy_weights(net: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Puts trained weights into a network, for good."""
     for name, weight in net.named_parameters():
         if name in values:
             weight.copy_(values[name])
 
 
-def wanted_by_any(ready: Ready, asked: bool) -> bool:  # noqa: FBT001 (a fact that is passed on)
+def any_process_stops(ready: PreparedTraining, asked: bool) -> bool:  # noqa: FBT001 (a fact that is passed on)
     """Whether any of the processes is asked to stop; all say so together, so that none waits for one that has left."""
     if ready.process.num_processes == 1:
         return asked

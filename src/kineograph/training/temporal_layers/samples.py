@@ -11,12 +11,12 @@ from kineograph.generate.run import run_request
 from kineograph.media.files import instead_of, slug
 from kineograph.models.model import Model
 from kineograph.request import Request
-from kineograph.training import Progress, lent
+from kineograph.training import Progress, use_averages
 from kineograph.training.gradients import autocast
 from kineograph.training.temporal_layers.settings import Stage, Validation
 
 
-class Studio(NamedTuple):
+class ValidationVideos(NamedTuple):
     """With what is drawn what, in which precision, and where to. name: of the stage, for the files' names."""
 
     model: Model
@@ -26,7 +26,7 @@ class Studio(NamedTuple):
     name: str
 
 
-def requests(validation: Validation, stage: Stage) -> list[Request]:
+def validation_requests(validation: Validation, stage: Stage) -> list[Request]:
     """What is drawn at this stage. Raises InputError for what cannot be."""
     return [
         Request(
@@ -45,16 +45,16 @@ def requests(validation: Validation, stage: Stage) -> list[Request]:
     ]
 
 
-def drawn(studio: Studio, progress: Progress) -> list[Path]:
+def save_validation_videos(studio: ValidationVideos, progress: Progress) -> list[Path]:
     """The files of the videos, drawn with the averaged weights; beside each stands a sheet of its frames.
 
     Raises OSError when one cannot be written.
     """
-    with lent(studio.model.net, progress.average), autocast(studio.model.device, studio.precision):
+    with use_averages(studio.model.net, progress.average), autocast(studio.model.device, studio.precision):
         return [_drawn(studio, progress, *each) for each in enumerate(studio.requests, 1)]
 
 
-def _drawn(studio: Studio, progress: Progress, number: int, request: Request) -> Path:
+def _drawn(studio: ValidationVideos, progress: Progress, number: int, request: Request) -> Path:
     video = run_request(studio.model, request)
     name = f"{studio.name}_step-{progress.step:06d}_{number}-{slug(request.prompt)}"
     path = video.overwrite(studio.folder / f"{name}.mp4")

@@ -22,11 +22,11 @@ FAMILIES: Mapping[str, TemporalConfig] = MappingProxyType(
     }
 )
 # What may change between a run and its resumption without changing the weights that come out.
-FREE = {"training", "validation", "output", "latent_cache", "gradient_checkpointing", "stages"}
+STAGES_MAY_CHANGE = {"training", "validation", "output", "latent_cache", "gradient_checkpointing", "stages"}
 STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
-class Source(BaseModel):
+class DataSource(BaseModel):
     """Where pictures or videos come from: what `open_dataset` opens, or "pocket" for the pocket world.
 
     weight: how often it is drawn from, beside the other sources.
@@ -52,7 +52,7 @@ class Source(BaseModel):
         return count
 
 
-class LogNormal(BaseModel):
+class LogNormalSigmas(BaseModel):
     """Noise levels whose logarithms are normal: exp(mean + spread * n), clamped to the model's levels."""
 
     model_config = STRICT
@@ -105,7 +105,7 @@ class Validation(BaseModel):
         return images
 
 
-class VideoTraining(BaseModel):
+class VideoTrainingSettings(BaseModel):
     """One training of layers along time around an image model, or further of a video model; see docs/training.md."""
 
     model_config = STRICT
@@ -116,12 +116,12 @@ class VideoTraining(BaseModel):
     trained: tuple[str, ...] = ("temporal.*",)
     frozen: tuple[str, ...] = ()
 
-    videos: tuple[Source, ...] = ()
-    images: tuple[Source, ...] = ()
+    videos: tuple[DataSource, ...] = ()
+    images: tuple[DataSource, ...] = ()
     image_share: float = Field(0.0, ge=0, le=1, validate_default=True)
     caption_dropout: float = Field(0.1, ge=0, le=1)
     noise_ratio: float | None = Field(None, ge=0)
-    levels: Literal["uniform"] | LogNormal = "uniform"
+    levels: Literal["uniform"] | LogNormalSigmas = "uniform"
     latent_cache: Path | None = None
     clips_per_video: int = Field(4, ge=1)
 
@@ -183,7 +183,7 @@ class VideoTraining(BaseModel):
 
     def decisive(self, number: int) -> dict[str, Any]:
         """What decides, beside the settings of its loop, which weights come out of a stage, as JSON values."""
-        chosen = self.model_dump(mode="json", exclude=FREE) | {"cached": self.latent_cache is not None}
+        chosen = self.model_dump(mode="json", exclude=STAGES_MAY_CHANGE) | {"cached": self.latent_cache is not None}
         stages = [stage.model_dump(mode="json", exclude={"train_batch_size"}) for stage in self.stages[: number + 1]]
         del stages[-1]["steps"]  # its loop knows whether it may be made longer
         return chosen | {"stages": stages}

@@ -5,15 +5,15 @@ Frames are uint8 [f h w 3]; frame 0 is what the others are compared with, since 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-Frames = UInt8[np.ndarray, "f h w 3"]
+from kineograph.metrics.features import Frames, Measured
+
 Shifts = Float[np.ndarray, "others 2"]
-Measured = Iterator[tuple[str, float]]
 
 FARTHEST = 1 / 3  # of the frame's width and height: a larger shift leaves less than half of the frame to compare
 BLUR = 8  # pixels: what is smoother than this says nothing about where it is
@@ -182,11 +182,6 @@ def background_psnr(frames: Frames, masks: np.ndarray, camera: np.ndarray) -> fl
 def overlap_of_masks(one: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union."""
     return float((one & other).sum() / max(1, (one | other).sum()))
-
-
-def steadiness(embedded: Float[np.ndarray, "f d"]) -> float:
-    """Frame consistency: the mean cosine of neighbouring frames' embeddings (of unit length)."""
-    return float((embedded[1:] * embedded[:-1]).sum(1).mean())
 
 
 def warp_error(frames: Frames, flows: Sequence[np.ndarray]) -> float:
