@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cases.program import Said, run
+from cases.program import run
 from cases.small_media import movie, moving_square
 from tiny_video_training import both, told
 
@@ -53,7 +53,7 @@ def limited(kind: int, limit: int) -> Iterator[None]:
         pytest.param(3_000_000, ("convert", "pocket", "out"), id="convert"),
     ],
 )
-def test_full_disk_ends_without_a_traceback(work, monkeypatch, size, arguments):
+def test_full_disk_ends_without_a_traceback(work, monkeypatch, clips, size, arguments):
     monkeypatch.chdir(work)
     with limited(resource.RLIMIT_FSIZE, size):
         ended = run(*arguments)
@@ -119,13 +119,24 @@ def test_ctrl_c_while_starting_ends_without_a_traceback(work, module):
 def clips(tmp_path_factory) -> Path:
     """A folder with a video of four clips, a.mp4, and its kept clips."""
     folder = tmp_path_factory.mktemp("clips")
-    generate_clips(folder, "a.mp4", succeed)
+    succeed(*four_clips(folder, "a.mp4"))
     return folder
 
 
-def generate_clips(folder: Path, output: str, run=run) -> Said | None:
-    command = ("generate", "a red fish", "-m", "pocket-vidrd", *FEW, "--clips", 4, "--seed", 1)
-    return run(*command, "--keep-clips", folder / "kept", "-o", folder / output)
+def four_clips(folder: Path, output: str) -> list[object]:
+    """Return the command that generates a video of four clips and keeps them."""
+    few = [*FEW, "--clips", 4, "--seed", 1]
+    return [
+        "generate",
+        "a red fish",
+        "-m",
+        "pocket-vidrd",
+        *few,
+        "--keep-clips",
+        folder / "kept",
+        "-o",
+        folder / output,
+    ]
 
 
 def kept(folder: Path, number: int) -> Path:
@@ -138,7 +149,7 @@ def kept(folder: Path, number: int) -> Path:
 def test_video_is_the_same_after_a_kept_clip_was_removed(work, clips):
     shutil.copytree(clips, work, dirs_exist_ok=True)
     kept(work, 1).unlink()
-    generate_clips(work, "b.mp4", succeed)
+    succeed(*four_clips(work, "b.mp4"))
     assert (work / "a.mp4").read_bytes() == (work / "b.mp4").read_bytes()
 
 
@@ -148,7 +159,7 @@ def test_damaged_kept_clip_ends_without_a_traceback(work, clips):
     shutil.copytree(clips, work, dirs_exist_ok=True)
     file = kept(work, 0)
     file.write_bytes(file.read_bytes()[:500])
-    ended = generate_clips(work, "c.mp4")
+    ended = run(*four_clips(work, "c.mp4"))
     assert not ended.crashed, ended.text[-300:]
 
 
