@@ -1,0 +1,105 @@
+"""Clips that are kept in a folder (keep_clips) are taken up again, whatever happened before.
+
+From formats/18-keep-clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kineograph as kg
+
+STEPS, CLIPS, FRAMES = 2, 3, 3
+
+
+class InterruptError(Exception):
+    """What ends a generation in its middle, as a signal would."""
+
+
+@pytest.fixture(scope="module")
+def model() -> kg.Model:
+    return kg.load("pocket-vidrd", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def whole(model: kg.Model) -> np.ndarray:
+    """The frames of all clips, generated without keeping any."""
+    return generate(model).frames
+
+
+def generate(model: kg.Model, seed: int | None = 5, clips: int = CLIPS, **options: object) -> kg.Video:
+    return kg.generate(
+        model, "a red fish swimming over the sea", num_frames=FRAMES, num_inference_steps=STEPS, guidance_scale=1,
+        height=32, width=32, clips=clips, seed=seed, **options,
+    )  # fmt: skip
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.safetensors"))
+
+
+def folders(folder: Path) -> set[Path]:
+    """Return the folders that hold kept clips."""
+    return {file.parent for file in files(folder)}
+
+
+def once_a_clip_is_kept(folder: Path, act: Callable[[], None]) -> Callable[[object], None]:
+    """Return a callback for every step that acts once, at the first step after the first clip was written."""
+    acted = []
+
+    def on_step(_: object) -> None:
+        if files(folder) and not acted:
+            acted.append(True)
+            act()
+
+    return on_step
+
+
+def interrupt() -> None:
+    raise InterruptError
+
+
+def generate_interrupted(model: kg.Model, folder: Path, seed: int | None = 5) -> None:
+    with pytest.raises(InterruptError):
+        generate(model, seed, keep_clips=folder, on_step=once_a_clip_is_kept(folder, interrupt))
+    assert len(files(folder)) == 1
+
+
+def test_interrupted_video_is_resumed_to_the_same_frames(model: kg.Model, whole: np.ndarray, work: Path) -> None:
+    generate_interrupted(model, work)
+    steps = []
+    video = generate(model, keep_clips=work, on_step=steps.append)
+    assert len(steps) < CLIPS * (STEPS + 1)
+    assert np.array_equal(video.frames, whole)
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a new seed is drawn, and nothing of the clip is used")
+def test_interrupted_video_without_a_seed_is_resumed_by_the_same_call(model: kg.Model, work: Path) -> None:
+    generate_interrupted(model, work, seed=None)
+    generate(model, seed=None, keep_clips=work)
+    assert len(folders(work)) == 1
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="another number of clips, another subfolder")
+def test_more_clips_extend_those_that_are_kept(model: kg.Model, work: Path) -> None:
+    generate(model, clips=2, keep_clips=work)
+    generate(model, clips=3, keep_clips=work)
+    assert len(folders(work)) == 1
+
+
+def test_longer_video_begins_with_the_frames_of_the_shorter(model: kg.Model, whole: np.ndarray) -> None:
+    shorter = generate(model, clips=2).frames
+    assert np.array_equal(shorter, whole[: len(shorter)])
+
+
+def test_two_processes_in_one_folder_both_give_the_whole_video(model: kg.Model, whole: np.ndarray, work: Path) -> None:
+    """The second begins and ends while the first is in its second clip."""
+    second = []
+    act = once_a_clip_is_kept(work, lambda: second.append(generate(model, keep_clips=work)))
+    first = generate(model, keep_clips=work, on_step=act)
+    assert np.array_equal(first.frames, whole)
+    assert np.array_equal(second[0].frames, whole)
