@@ -61,7 +61,8 @@ def adapter_folder(tmp_path) -> Path:
 
 def test_a_diffusers_folder(sd_folder, adapter_folder):
     model = load(sd_folder, motion=adapter_folder, dtype="float32")
-    assert model.temporal.lonely and model.temporal.middle and model.temporal.longest == 24
+    [(site, _)] = model.temporal.layers
+    assert (site.after, site.mid_block, model.temporal.max_frames) == ("stage", True, 24)
     assert model.settings["motion"] == str(adapter_folder)
     assert off(look(model), look(load(sd_folder, dtype="float32"))) > 1e-2
 
@@ -139,7 +140,7 @@ def test_the_layers_of_a_modelscope_folder(sd_folder, tmp_path):
     pipeline.register_modules(unet=modelscope(**WIDE, **blocks, attention_head_dim=4))
     pipeline.save_pretrained(tmp_path / "modelscope")
     model = load(sd_folder, motion=tmp_path / "modelscope", dtype="float32")
-    assert model.temporal.convolution and model.temporal.entry is not None
+    assert {site.after for site, _ in model.temporal.layers} == {"conv_in", "resnet", "transformer"}
 
 
 def test_the_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp_path):
@@ -238,7 +239,7 @@ def test_a_motion_lora(sd_folder, adapter_folder, tmp_path, name: str):
 
 def test_a_motion_lora_without_layers_along_time(sd_folder, tmp_path):
     save_file({NAMES["diffusers"].format(end): torch.ones(2, 2) for end in "AB"}, tmp_path / "pan.safetensors")
-    with pytest.raises(InputError, match="It changes layers along time: load the model with those it was made for"):
+    with pytest.raises(InputError, match="It is for a motion module: load the model with that motion module"):
         load(sd_folder, lora=tmp_path / "pan.safetensors")
 
 
@@ -256,4 +257,4 @@ def test_parts_of_a_live_modelscope_pipeline_share_their_weights(sd_folder):
     pipeline.register_modules(unet=modelscope())
     opened = components.components_from_pipeline(pipeline)
     assert opened.unet.conv_in.weight.data_ptr() == pipeline.unet.conv_in.weight.data_ptr()
-    assert opened.temporal.config.convolution
+    assert opened.temporal.config.layer_after("resnet")

@@ -117,7 +117,7 @@ def resampler_entry(name: str) -> Entry:
         return Entry(name)
     number, inner = block.groups()
     if inner in HALVES:
-        return Entry(f"layers.{number}.0.to_kv.{leaf}", part=HALVES[inner], of=2)
+        return Entry(f"layers.{number}.0.to_kv.{leaf}", part=HALVES[inner], num_parts=2)
     return Entry(f"layers.{number}.{IN_BLOCK[inner]}{dot}{leaf}")
 
 

@@ -1,4 +1,4 @@
-"""Where the tensors of our networks are in released files, and the way there and back: none missing, none left."""
+"""Key maps: the tensor of a released file that belongs to each tensor of a network, in both directions."""
 
 from __future__ import annotations
 
@@ -13,81 +13,88 @@ from kineograph.models.formats.tensor_files import Tensors, preview_names
 
 
 class Entry(NamedTuple):
-    """A tensor of a released file, or one of several equal parts of it, one under the other.
+    """A tensor of a released file, or one of several equal parts of it along the first dimension.
 
-    ones: how many dimensions of size 1 the file's has behind ours.
+    part           index of the part
+    num_parts      number of parts
+    trailing_ones  number of dimensions of size 1 that the file's tensor has after those of the network's tensor
     """
 
     name: str
     part: int = 0
-    of: int = 1
-    ones: int = 0
+    num_parts: int = 1
+    trailing_ones: int = 0
 
 
 KeyMap = Mapping[str, Entry]
-"""the name of each tensor of a network of ours -> its place"""
+"""name of each tensor of a network -> the file's tensor"""
 
 
 def identity_key_map(names: Iterable[str]) -> dict[str, Entry]:
-    """The layout of files that call everything as we do."""
+    """Return the key map of files that use the network's own names."""
     return {name: Entry(name) for name in names}
 
 
 def select_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
-    """The tensors whose names begin so, without that beginning."""
+    """Return the tensors whose names start with a prefix, with the prefix removed."""
     return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 
-def load_tensors(network: nn.Module, tensors: Tensors, layout: KeyMap, what: str) -> None:
-    """Put a file's tensors in place of the network's own, which may be on the meta device.
+def load_tensors(network: nn.Module, tensors: Tensors, key_map: KeyMap, what: str) -> None:
+    """Replace the tensors of a network, which may be on the meta device, by those of a file.
 
-    what: the file and what its tensors were taken for, for the error.
-    Raises InputError that names what is missing, left over or of another shape.
+    Args:
+        what: the file and the kind of its content, for the error.
+
+    Raises:
+        InputError: tensors are missing, left over or have another shape; it names them.
     """
     shapes = {name: each.shape for name, each in network.state_dict().items()}
-    state = _sorted_in(tensors, layout, shapes, what)
-    network.load_state_dict(state, strict=False, assign=True)
+    network.load_state_dict(_network_tensors(tensors, key_map, shapes, what), strict=False, assign=True)
 
 
-def _sorted_in(tensors: Tensors, layout: KeyMap, shapes: Mapping[str, torch.Size], what: str) -> dict[str, Tensor]:
-    wanted = {place.name for place in layout.values()}
-    found = {name: place for name, place in layout.items() if place.name in tensors}
+def _network_tensors(
+    tensors: Tensors, key_map: KeyMap, shapes: Mapping[str, torch.Size], what: str
+) -> dict[str, Tensor]:
+    expected = {entry.name for entry in key_map.values()}
+    found = {name: entry for name, entry in key_map.items() if entry.name in tensors}
     misshapen = [
-        f"{place.name} is {_written(tensors[place.name].shape)}, expected {_written(_whole(shapes[name], place))}"
-        for name, place in found.items()
-        if tensors[place.name].shape != _whole(shapes[name], place)
+        f"{entry.name} is {_shape(tensors[entry.name].shape)}, expected {_shape(_file_shape(shapes[name], entry))}"
+        for name, entry in found.items()
+        if tensors[entry.name].shape != _file_shape(shapes[name], entry)
     ]
     wrong = {
-        "missing": [name for name in sorted(wanted) if name not in tensors],
-        "not known": [name for name in tensors if name not in wanted],
+        "missing": [name for name in sorted(expected) if name not in tensors],
+        "not known": [name for name in tensors if name not in expected],
         "of another shape": list(dict.fromkeys(misshapen)),
     }
     if any(wrong.values()):
-        said = [f"{len(names)} are {how} ({preview_names(names)})" for how, names in wrong.items() if names]
-        raise InputError(f"{what}: of its {len(tensors)} tensors, or of those expected, {'; '.join(said)}")
-    return {name: _part(tensors[place.name], place).reshape(shapes[name]) for name, place in found.items()}
+        problems = [f"{len(names)} are {how} ({preview_names(names)})" for how, names in wrong.items() if names]
+        raise InputError(f"{what}: of its {len(tensors)} tensors, or of those expected, {'; '.join(problems)}")
+    return {name: _part(tensors[entry.name], entry).reshape(shapes[name]) for name, entry in found.items()}
 
 
-def export_tensors(state: Tensors, layout: KeyMap) -> dict[str, Tensor]:
-    """Tensors of ours as a released file has them: what `fill` does, backwards."""
+def export_tensors(state: Tensors, key_map: KeyMap) -> dict[str, Tensor]:
+    """Return a network's tensors as a released file holds them: the inverse of `load_tensors`."""
     parts: dict[str, list[tuple[int, Tensor]]] = {}
-    for name, place in layout.items():
+    for name, entry in key_map.items():
         tensor = state[name]
-        parts.setdefault(place.name, []).append((place.part, tensor.reshape(*tensor.shape, *[1] * place.ones)))
-    return {name: _together([each for _, each in sorted(of, key=lambda one: one[0])]) for name, of in parts.items()}
+        tensor = tensor.reshape(*tensor.shape, *[1] * entry.trailing_ones)
+        parts.setdefault(entry.name, []).append((entry.part, tensor))
+    exported = {}
+    for name, numbered in parts.items():
+        ordered = [tensor for _, tensor in sorted(numbered, key=lambda pair: pair[0])]
+        exported[name] = (ordered[0] if len(ordered) == 1 else torch.cat(ordered)).contiguous()
+    return exported
 
 
-def _together(parts: list[Tensor]) -> Tensor:
-    return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
+def _part(tensor: Tensor, entry: Entry) -> Tensor:
+    return tensor.chunk(entry.num_parts)[entry.part].clone() if entry.num_parts > 1 else tensor
 
 
-def _part(tensor: Tensor, place: Entry) -> Tensor:
-    return tensor.chunk(place.of)[place.part].clone() if place.of > 1 else tensor
+def _file_shape(shape: torch.Size, entry: Entry) -> torch.Size:
+    return torch.Size([entry.num_parts * shape[0], *shape[1:], *[1] * entry.trailing_ones])
 
 
-def _whole(shape: torch.Size, place: Entry) -> torch.Size:
-    return torch.Size([place.of * shape[0], *shape[1:], *[1] * place.ones])
-
-
-def _written(shape: torch.Size) -> str:
+def _shape(shape: torch.Size) -> str:
     return " x ".join(map(str, shape)) or "a single number"

@@ -1,4 +1,4 @@
-"""By what a network is known again, whatever number format it is in and whatever adapters are on it."""
+"""Names of the layers that a LoRA can change, as kohya, peft, diffusers and the original code write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from kineograph.models.temporal.config import TemporalLayers
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 
 TargetLayer = nn.Linear | nn.Conv2d
 
@@ -35,7 +35,7 @@ BLOCK_LAYER = re.compile(
 
 
 def target_layers(network: nn.Module) -> dict[str, TargetLayer]:
-    """The layers that a LoRA can change, by their path in the network, whether or not one is on them already."""
+    """Return the layers that a LoRA can change, by their path in the network; a LoRA may be on them already."""
     return {
         path.removesuffix(".base_layer"): layer
         for path, layer in network.named_modules()
@@ -44,26 +44,27 @@ def target_layers(network: nn.Module) -> dict[str, TargetLayer]:
 
 
 def flattened_names(network: nn.Module) -> dict[str, str]:
-    """Every flattened name of every layer of a U-Net, a text encoder or layers along time -> its path."""
-    kinds = {UNet2DConditionModel: _in_unet, TemporalLayers: _in_time}
-    aliases = next((each for kind, each in kinds.items() if isinstance(network, kind)), _in_text_encoder)
+    """Return the path of every target layer of a U-Net, a text encoder or temporal layers, by each flattened name."""
+    kinds = {UNet2DConditionModel: _unet_names, TemporalLayers: _temporal_names}
+    aliases = next((names for kind, names in kinds.items() if isinstance(network, kind)), _text_encoder_names)
     return {flatten_name(name): path for path in target_layers(network) for name in aliases(network, path)}
 
 
 def flatten_name(name: str) -> str:
-    """A name as kohya's scripts write it; diffusers used to put processors between."""
+    """Return a name as kohya's scripts write it, without the `processor` that diffusers used to put in."""
     return name.replace(".processor.", ".").replace(".", "_")
 
 
-def _in_text_encoder(network: nn.Module, path: str) -> Iterator[str]:
-    bare = path.removeprefix("text_model.")  # transformers had this level, dropped it, and kept it where it projects
+def _text_encoder_names(network: nn.Module, path: str) -> Iterator[str]:
+    # transformers dropped `text_model`, except in CLIPTextModelWithProjection
+    bare = path.removeprefix("text_model.")
     for name in (bare, f"text_model.{bare}"):
         yield name
         yield re.sub(r"(q|k|v|out)_proj$", r"to_\1", name)  # diffusers before peft
 
 
-def _in_time(network: nn.Module, path: str) -> Iterator[str]:
-    """As motion LoRAs name them: diffusers' and the released files'."""
+def _temporal_names(network: nn.Module, path: str) -> Iterator[str]:
+    """Yield the names in motion LoRAs: those of diffusers and of the released files."""
     for name in (path, motion_module_name(path)):
         yield name
         yield name.removesuffix(".0")
@@ -71,33 +72,37 @@ def _in_time(network: nn.Module, path: str) -> Iterator[str]:
         yield re.sub(r"\.attn([12])\.", lambda found: f".attention_blocks.{int(found[1]) - 1}.", module)
 
 
-def _in_unet(network: UNet2DConditionModel, path: str) -> Iterator[str]:
+def _unet_names(network: UNet2DConditionModel, path: str) -> Iterator[str]:
     yield path
     yield path.removesuffix(".0")  # to_out.0, which diffusers before peft called to_out
     yield ldm_layer_name(network, path)
 
 
 def motion_module_name(path: str) -> str:
-    """The name in diffusers' motion modules of what stands behind this layer of an image network."""
+    """Return the name that a temporal layer, named after the image layer before it, has in diffusers' MotionAdapter."""
     site = r"((?:down_blocks|up_blocks)\.\d+|mid_block)\.(?:attentions|resnets)\.(\d+)\."
     return re.sub(site, r"\1.motion_modules.\2.", path.removeprefix("after."))
 
 
 def ldm_layer_name(network: UNet2DConditionModel, path: str) -> str:
-    """The layer's name in Stable Diffusion's own code, which numbers all blocks of a side through."""
+    """Return a layer's name in Stable Diffusion's original code, which numbers the layers of each side in a row."""
     found = BLOCK_LAYER.fullmatch(path)
     if found is None:
         return LDM_NAMES.get(path, path)
     side, block, kind, number, rest = found.groups()
     stride = network.config.layers_per_block + 1
-    at = int(block or 0) * stride + int(number)
+    index = int(block or 0) * stride + int(number)
     inner = LDM_RESNET_NAMES.get(rest, rest)
     if kind == "downsamplers":
-        return f"input_blocks.{at + stride}.0.op"
+        return f"input_blocks.{index + stride}.0.op"
     if kind == "upsamplers":
-        behind = 2 if getattr(network.up_blocks[int(block)], "attentions", None) else 1
-        return f"output_blocks.{at + stride - 1}.{behind}.{inner}"
-    place = int(kind == "attentions")
+        position = 2 if getattr(network.up_blocks[int(block)], "attentions", None) else 1
+        return f"output_blocks.{index + stride - 1}.{position}.{inner}"
+    position = int(kind == "attentions")
     if side == "mid":
-        return f"middle_block.{2 * int(number) + place}.{inner}"
-    return f"input_blocks.{at + 1}.{place}.{inner}" if side == "down" else f"output_blocks.{at}.{place}.{inner}"
+        return f"middle_block.{2 * int(number) + position}.{inner}"
+    return (
+        f"input_blocks.{index + 1}.{position}.{inner}"
+        if side == "down"
+        else f"output_blocks.{index}.{position}.{inner}"
+    )

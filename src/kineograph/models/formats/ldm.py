@@ -1,6 +1,6 @@
-"""OpenCLIP's text and vision towers by the names of its own code, as Stable Diffusion 2.x's files have them.
+"""Key maps of single-file checkpoints: OpenCLIP's text and vision encoders, and Stable Diffusion's VAE.
 
-Source: OpenCLIP (Ilharco et al. 2021).
+Source: OpenCLIP (Ilharco et al. 2021), whose names Stable Diffusion 2.x's files use.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 
-IN_BLOCK = {
+BLOCK_NAMES = {
     "layer_norm1": "ln_1",
     "layer_norm2": "ln_2",
     "mlp.fc1": "mlp.c_fc",
     "mlp.fc2": "mlp.c_proj",
     "self_attn.out_proj": "attn.out_proj",
 }
-THIRDS = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_proj": 2}
-OF_TEXT = {
+IN_PROJ_PARTS = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_proj": 2}
+TEXT_NAMES = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
 }
-OF_VISION = {
+VISION_NAMES = {
     "embeddings.class_embedding": "class_embedding",
     "embeddings.patch_embedding.weight": "conv1.weight",
     "embeddings.position_embedding.weight": "positional_embedding",
@@ -40,65 +40,63 @@ OF_VISION = {
 }
 
 
-def text_encoder_key_map(tower: nn.Module) -> dict[str, Entry]:
-    """Where a file has each tensor of a text tower of transformers."""
-    return {name: _encoder_place(name.removeprefix("text_model."), OF_TEXT) for name in tower.state_dict()}
+def text_encoder_key_map(encoder: nn.Module) -> dict[str, Entry]:
+    """Return the key map of OpenCLIP's text encoder, for transformers' CLIPTextModel."""
+    return {name: _clip_entry(name.removeprefix("text_model."), TEXT_NAMES) for name in encoder.state_dict()}
 
 
-def vision_encoder_key_map(tower: nn.Module) -> dict[str, Entry]:
-    """Where a file has each tensor of a vision tower of transformers, whose projection is turned on its side there."""
-    return {name: _encoder_place(name.removeprefix("vision_model."), OF_VISION) for name in tower.state_dict()}
+def vision_encoder_key_map(encoder: nn.Module) -> dict[str, Entry]:
+    """Return the key map of OpenCLIP's vision encoder, for transformers' CLIPVisionModelWithProjection.
+
+    The projection is transposed in files, see `transpose_projection`.
+    """
+    return {name: _clip_entry(name.removeprefix("vision_model."), VISION_NAMES) for name in encoder.state_dict()}
 
 
 def transpose_projection(vision: Tensors) -> dict[str, Tensor]:
-    """A vision tower's tensors with the projection turned: from a file's to ours, or back."""
+    """Return a vision encoder's tensors with the projection transposed: from a file's layout to ours, or back."""
     return {name: each.mT.contiguous() if name == "proj" else each for name, each in vision.items()}
 
 
-def depth(tower: Tensors) -> int:
-    """How many blocks a tower of a file has."""
-    found = map(re.compile(r"transformer\.resblocks\.(\d+)\.ln_1\.weight").fullmatch, tower)
-    return len([each for each in found if each])
-
-
-def _encoder_place(name: str, known: Mapping[str, str]) -> Entry:
+def _clip_entry(name: str, known: Mapping[str, str]) -> Entry:
     found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
     if found is None:
         return Entry(known[name])
     number, inner, leaf = found.groups()
     block = f"transformer.resblocks.{number}"
-    if inner in THIRDS:
-        return Entry(f"{block}.attn.in_proj_{leaf}", part=THIRDS[inner], of=3)
-    return Entry(f"{block}.{IN_BLOCK[inner]}.{leaf}")
+    if inner in IN_PROJ_PARTS:
+        return Entry(f"{block}.attn.in_proj_{leaf}", part=IN_PROJ_PARTS[inner], num_parts=3)
+    return Entry(f"{block}.{BLOCK_NAMES[inner]}.{leaf}")
 
 
-IN_MIDDLE = {"resnets.0": "block_1", "resnets.1": "block_2", "attentions.0": "attn_1"}
-IN_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-BLOCK = re.compile(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)")
-MIDDLE = re.compile(r"(encoder|decoder)\.mid_block\.(\w+\.\d+)\.(.+)")
+VAE_MIDDLE_NAMES = {"resnets.0": "block_1", "resnets.1": "block_2", "attentions.0": "attn_1"}
+VAE_ATTENTION_NAMES = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+VAE_BLOCK = re.compile(r"(encoder|decoder)\.(?:down|up)_blocks\.(\d+)\.(resnets|downsamplers|upsamplers)\.(\d+)\.(.+)")
+VAE_MIDDLE = re.compile(r"(encoder|decoder)\.mid_block\.(\w+\.\d+)\.(.+)")
 
 
 def vae_key_map(vae: AutoencoderKL) -> dict[str, Entry]:
-    """Where a single file has each tensor of a VAE, after the beginning that all of them share there."""
-    depth = len(vae.config.block_out_channels)
-    return {name: _vae_place(name, depth) for name in vae.state_dict()}
+    """Return the key map of a VAE, without the prefix that its tensors share in a single file."""
+    num_blocks = len(vae.config.block_out_channels)
+    return {name: _vae_entry(name, num_blocks) for name in vae.state_dict()}
 
 
-def _vae_place(name: str, depth: int) -> Entry:
+def _vae_entry(name: str, num_blocks: int) -> Entry:
     path, _, leaf = name.rpartition(".")
-    if found := MIDDLE.fullmatch(path):
-        side, room, inner = found.groups()
-        linear = inner in IN_ATTENTION and inner != "group_norm" and leaf == "weight"  # a 1 x 1 convolution there
-        inner = IN_ATTENTION.get(inner, inner.replace("conv_shortcut", "nin_shortcut"))
-        return Entry(f"{side}.mid.{IN_MIDDLE[room]}.{inner}.{leaf}", ones=2 if linear else 0)
-    if found := BLOCK.fullmatch(path):
-        return Entry(f"{_in_block(depth, *found.groups())}.{leaf}")
+    if found := VAE_MIDDLE.fullmatch(path):
+        side, layer, inner = found.groups()
+        # linear layers of the attention are 1 x 1 convolutions in files
+        linear = inner in VAE_ATTENTION_NAMES and inner != "group_norm" and leaf == "weight"
+        inner = VAE_ATTENTION_NAMES.get(inner, inner.replace("conv_shortcut", "nin_shortcut"))
+        return Entry(f"{side}.mid.{VAE_MIDDLE_NAMES[layer]}.{inner}.{leaf}", trailing_ones=2 if linear else 0)
+    if found := VAE_BLOCK.fullmatch(path):
+        return Entry(f"{_vae_block_layer(num_blocks, *found.groups())}.{leaf}")
     return Entry(f"{path.replace('conv_norm_out', 'norm_out')}.{leaf}")
 
 
-def _in_block(depth: int, side: str, block: str, kind: str, number: str, inner: str) -> str:
-    """Blocks of the decoder are counted from the picture, not from the latents."""
-    way, at = ("down", int(block)) if side == "encoder" else ("up", depth - 1 - int(block))
+def _vae_block_layer(num_blocks: int, side: str, block: str, kind: str, number: str, inner: str) -> str:
+    """Return a layer's name in a file, where the decoder's blocks are numbered from the image to the latents."""
+    direction, index = ("down", int(block)) if side == "encoder" else ("up", num_blocks - 1 - int(block))
     if kind == "resnets":
-        return f"{side}.{way}.{at}.block.{number}.{inner.replace('conv_shortcut', 'nin_shortcut')}"
-    return f"{side}.{way}.{at}.{kind.removesuffix('rs')}.{inner}"
+        return f"{side}.{direction}.{index}.block.{number}.{inner.replace('conv_shortcut', 'nin_shortcut')}"
+    return f"{side}.{direction}.{index}.{kind.removesuffix('rs')}.{inner}"

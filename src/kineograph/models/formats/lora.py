@@ -1,7 +1,7 @@
-"""LoRA: small changes of many layers, as they are trained and shared.
+"""LoRA weights in the layouts of kohya's scripts, diffusers and peft, added to the networks of a model.
 
-A LoRA names the layers it changes in one of several ways. Here each is looked up among the names of the layers that
-are there, so that it is found or known not to be: nothing is guessed, and nothing is dropped in silence.
+Each tensor's name is looked up among all names of the network's layers, so that a tensor without a layer is known and
+reported.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.formats import tensor_files
 from kineograph.models.formats.layer_names import TargetLayer, flatten_name, flattened_names, target_layers
-from kineograph.models.temporal.config import TemporalLayers
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 
 LoraSource = str | Path | Sequence[str | Path | float | int]
 LoraSources = LoraSource | Sequence[LoraSource]
 
-CUSTOMISE_HEADER = "kineograph"  # of a LoRA's file: what a customising says about what it left
+CUSTOMISE_HEADER = "kineograph"  # metadata of LoRAs that `kineograph customise` trained
 LORA_FILES = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"]
-# how a name begins -> which network it means, the first that fits: kohya's scripts, diffusers, peft
-BEGINNINGS = {
+# prefix of a tensor's name -> network, the first that fits: kohya's scripts, diffusers, peft
+NETWORK_PREFIXES = {
     "lora_unet_": "unet",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
@@ -45,7 +45,7 @@ BEGINNINGS = {
     "base_model.model.": "unet",
     "": "unet",
 }
-# how it ends -> what it holds: kohya's scripts, peft, diffusers before peft
+# ending of a tensor's name -> its role: kohya's scripts, peft, diffusers before peft
 ENDING = re.compile(
     r"(?P<layer>.+?)[._](?:"
     r"(?P<down>lora_down\.weight|lora_A(?:\.default)?\.weight|lora(?:_linear_layer)?\.down\.weight)|"
@@ -55,49 +55,55 @@ ENDING = re.compile(
 
 
 class LowRankUpdate(NamedTuple):
-    """What a LoRA does to a layer: `weight + alpha / rank * up @ down` (Hu et al. 2021, section 4.1)."""
+    """A LoRA's update of one layer: `weight + alpha / rank * up @ down` (Hu et al. 2021, section 4.1)."""
 
     down: Tensor
     up: Tensor
     alpha: float
 
 
-MOTION = "motion_modules"  # in the names of AnimateDiff's motion LoRAs, which change layers along time
+MOTION = "motion_modules"  # in the names of AnimateDiff's motion LoRAs, which change temporal layers
 
 MatchedTensors = dict[str, dict[str, dict[str, Tensor]]]
 """network -> path of the layer -> "down", "up", "alpha" -> tensor"""
 
 
 def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
-    """LoRAs with their scales, however they were given; a scale not given is 1."""
+    """Return each LoRA with its scale, 1 unless given."""
     if lora is None:
         return []
     if isinstance(lora, str | Path):
         return [(lora, 1.0)]
     if len(lora) == 2 and isinstance(lora[1], int | float):
-        return [(lora[0], float(lora[1]))]  # type: ignore[list-item]  # a pair is told from a list by what is second
+        return [(lora[0], float(lora[1]))]  # type: ignore[list-item]  # a number as second item makes it a pair
     return [pair for each in lora for pair in list_loras(each)]  # type: ignore[arg-type]
 
 
 def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, ask: HubOptions) -> None:
-    """Put a LoRA on networks, given by their names in a pipeline, beside those that are on them already.
+    """Add a LoRA from a file, folder or repository to networks; LoRAs that they have already stay active.
 
-    Raises InputError when it is none, or made for another architecture; nothing is changed then. Warns of tensors
-    that belong to no layer here.
+    Args:
+        networks: networks by their names in a pipeline.
+
+    Raises:
+        InputError: it is no LoRA, or one for another architecture; nothing is changed then.
+
+    Warns of tensors that belong to no layer of the networks.
     """
     file = hub.find_file(lora, LORA_FILES, ask)
     add_lora(file, tensor_files.read_tensors(file), networks, scale)
 
 
 def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: float) -> None:
-    """Put the LoRA that a file holds in these tensors on networks, see `attach`."""
-    found, unmatched = _sorted(tensors, networks)
-    settings = _settings(file)
-    changes = {part: _changes(file, networks[part], of, settings.get(part, {})) for part, of in found.items()}
-    if not any(changes.values()):
+    """Add the LoRA that a file holds in these tensors to networks, see `load_lora`."""
+    matched, unmatched = _match_tensors(tensors, networks)
+    settings = _peft_settings(file)
+    updates = {part: _updates(file, networks[part], of, settings.get(part, {})) for part, of in matched.items()}
+    if not any(updates.values()):
+        names = tensor_files.preview_names(unmatched)
         raise InputError(
             f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(unmatched)} tensors belongs to "
-            f"a layer of this model. They are called {tensor_files.preview_names(unmatched)}{_hint(unmatched, networks)}"
+            f"a layer of this model. They are called {names}{_hint(unmatched, networks)}"
         )
     if unmatched:
         warnings.warn(
@@ -107,55 +113,57 @@ def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, n
             stacklevel=4,
         )
     name = _new_name(file, networks)
-    for part, of in changes.items():
-        active = _active(networks[part])
-        _attach(networks[part], of, name)
+    for part, of in updates.items():
+        active = _active_adapters(networks[part])
+        _add_adapter(networks[part], of, name)
         _activate(networks[part], [*active, name], scale)
 
 
 def read_learned_words(lora: str | Path, ask: HubOptions) -> list[str]:
-    """The words that a LoRA of `kineograph.training.customise` taught; none for another's."""
+    """Return the words that a LoRA of `kineograph customise` was trained for; none for another LoRA."""
     header = tensor_files.read_metadata(hub.find_file(lora, LORA_FILES, ask)).get(CUSTOMISE_HEADER)
     return [] if header is None else list(json.loads(header)["words"])
 
 
 def unmatched_names(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> list[str]:
-    """The names of the tensors of a LoRA that belong to no layer of these networks."""
-    return _sorted(tensors, networks)[1]
+    """Return the names of a LoRA's tensors that belong to no layer of these networks."""
+    return _match_tensors(tensors, networks)[1]
 
 
 def _hint(unmatched: list[str], networks: Mapping[str, nn.Module]) -> str:
-    moves = "temporal" not in networks and any(MOTION in name for name in unmatched)
-    return ". It changes layers along time: load the model with those it was made for, motion=..." if moves else ""
+    is_motion_lora = "temporal" not in networks and any(MOTION in name for name in unmatched)
+    return ". It is for a motion module: load the model with that motion module, motion=..." if is_motion_lora else ""
 
 
-def _sorted(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> tuple[MatchedTensors, list[str]]:
-    """The tensors by the layers that they belong to, and the names of those that belong to none."""
+def _match_tensors(
+    tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]
+) -> tuple[MatchedTensors, list[str]]:
+    """Return the tensors by network and layer, and the names of those that belong to no layer."""
     names = {part: flattened_names(network) for part, network in networks.items()}
     found: MatchedTensors = {}
     owners: dict[str, tuple[str, str]] = {}
     for key, tensor in tensors.items():
-        beginning = next(each for each in BEGINNINGS if key.startswith(each))
-        ending = ENDING.fullmatch(key.removeprefix(beginning))
-        part = "temporal" if MOTION in key else BEGINNINGS[beginning]
+        prefix = next(each for each in NETWORK_PREFIXES if key.startswith(each))
+        ending = ENDING.fullmatch(key.removeprefix(prefix))
+        part = "temporal" if MOTION in key else NETWORK_PREFIXES[prefix]
         path = names.get(part, {}).get(flatten_name(ending["layer"])) if ending else None
         if ending and path:
             kind = next(kind for kind in ("down", "up", "alpha") if ending[kind])
             found.setdefault(part, {}).setdefault(path, {})[kind] = tensor
             owners[key] = part, path
-    whole = {(part, path) for part, of in found.items() for path, kinds in of.items() if {"down", "up"} <= set(kinds)}
-    found = {part: {path: of[path] for path in of if (part, path) in whole} for part, of in found.items()}
-    return found, [key for key in tensors if owners.get(key) not in whole]
+    complete = {(part, path) for part, of in found.items() for path, each in of.items() if {"down", "up"} <= set(each)}
+    found = {part: {path: of[path] for path in of if (part, path) in complete} for part, of in found.items()}
+    return found, [key for key in tensors if owners.get(key) not in complete]
 
 
-def _changes(
+def _updates(
     file: Path, network: nn.Module, found: Mapping[str, Mapping[str, Tensor]], settings: Mapping[str, Any]
 ) -> dict[str, LowRankUpdate]:
-    here = target_layers(network)
-    return {path: _change(file, path, here[path], tensors, settings) for path, tensors in found.items()}
+    layers = target_layers(network)
+    return {path: _update(file, path, layers[path], tensors, settings) for path, tensors in found.items()}
 
 
-def _change(
+def _update(
     file: Path, path: str, layer: TargetLayer, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
 ) -> LowRankUpdate:
     down, up, weight = tensors["down"], tensors["up"], layer.weight
@@ -166,48 +174,48 @@ def _change(
             f"{tuple(up.shape)}, where this model has {tuple(weight.shape)}"
         )
     alpha = tensors["alpha"].item() if "alpha" in tensors else _alpha(settings, path, rank)
-    # a 1 x 1 convolution and a linear layer are the same thing, and files mix them up
+    # files mix up 1 x 1 convolutions and linear layers
     return LowRankUpdate(
         down.reshape(rank, *weight.shape[1:]), up.reshape(len(weight), rank, *[1] * (weight.ndim - 2)), alpha
     )
 
 
-def _settings(file: Path) -> dict[str, dict[str, Any]]:
-    """network -> what peft was set to when the LoRA was trained: from the file's header, or from beside it."""
+def _peft_settings(file: Path) -> dict[str, dict[str, Any]]:
+    """Return peft's settings of the training, by network: from the file's header or adapter_config.json beside it."""
     beside = file.with_name("adapter_config.json")
     header = tensor_files.read_metadata(file).get("lora_adapter_metadata")
     if header is None:
         return {"unet": json.loads(beside.read_text())} if beside.is_file() else {}
     settings: dict[str, dict[str, Any]] = {}
     for name, value in json.loads(header).items():
-        beginning = next(each for each in BEGINNINGS if name.startswith(each))
-        settings.setdefault(BEGINNINGS[beginning], {})[name.removeprefix(beginning)] = value
+        prefix = next(each for each in NETWORK_PREFIXES if name.startswith(each))
+        settings.setdefault(NETWORK_PREFIXES[prefix], {})[name.removeprefix(prefix)] = value
     return settings
 
 
 def _alpha(settings: Mapping[str, Any], path: str, rank: int) -> float:
-    """The alpha that peft used for a layer; without any word of it, the rank, which scales by 1."""
+    """Return the alpha that peft used for a layer; without settings the rank, which scales by 1."""
     patterns: Mapping[str, float] = settings.get("alpha_pattern") or {}
-    fits = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path))
-    alpha = next(fits, settings.get("lora_alpha", rank))
+    matches = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path))
+    alpha = next(matches, settings.get("lora_alpha", rank))
     return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
 
 
 def _new_name(file: Path, networks: Mapping[str, nn.Module]) -> str:
-    """A name for the adapter that no other has; torch allows no dots in it."""
+    """Return an adapter name that is not taken; torch allows no dots in it."""
     taken = {name for network in networks.values() for name in getattr(network, "peft_config", {})}
     name = re.sub(r"\W", "_", file.stem)
     return next(each for each in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if each not in taken)
 
 
-def _attach(
-    network: UNet2DConditionModel | TemporalLayers | PreTrainedModel, changes: Mapping[str, LowRankUpdate], name: str
+def _add_adapter(
+    network: UNet2DConditionModel | TemporalLayers | PreTrainedModel, updates: Mapping[str, LowRankUpdate], name: str
 ) -> None:
-    config = _config(changes)
-    state = {f"{path}.lora_A.weight": change.down for path, change in changes.items()}
-    state |= {f"{path}.lora_B.weight": change.up for path, change in changes.items()}
+    config = _config(updates)
+    state = {f"{path}.lora_A.weight": update.down for path, update in updates.items()}
+    state |= {f"{path}.lora_B.weight": update.up for path, update in updates.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several at once are what is wanted
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs are intended
         if isinstance(network, UNet2DConditionModel):
             network.load_lora_adapter(state, prefix=None, adapter_name=name, metadata=config)
         elif isinstance(network, TemporalLayers):
@@ -217,32 +225,32 @@ def _attach(
             network.load_adapter(adapter_state_dict=state, peft_config=LoraConfig(**config), adapter_name=name)
 
 
-def _config(changes: Mapping[str, LowRankUpdate]) -> dict[str, Any]:
-    """peft's settings: the commonest rank and alpha, and which layers differ, since it looks those up one by one."""
-    ranks = {path: len(change.down) for path, change in changes.items()}
-    alphas = {path: change.alpha for path, change in changes.items()}
-    rank, alpha = _commonest(ranks), _commonest(alphas)
+def _config(updates: Mapping[str, LowRankUpdate]) -> dict[str, Any]:
+    """Return peft's settings: the most common rank and alpha; patterns, which are slow, for the other layers alone."""
+    ranks = {path: len(update.down) for path, update in updates.items()}
+    alphas = {path: update.alpha for path, update in updates.items()}
+    rank, alpha = _most_common(ranks), _most_common(alphas)
     return {
         "r": rank,
         "lora_alpha": alpha,
-        "target_modules": list(changes),
+        "target_modules": list(updates),
         "rank_pattern": {f"^{re.escape(path)}": each for path, each in ranks.items() if each != rank},
         "alpha_pattern": {f"^{re.escape(path)}": each for path, each in alphas.items() if each != alpha},
     }
 
 
-def _commonest(values: Mapping[str, Any]) -> Any:
+def _most_common(values: Mapping[str, Any]) -> Any:
     return Counter(values.values()).most_common(1)[0][0]
 
 
-def _active(network: nn.Module) -> list[str]:
-    """The adapters of a network that are on."""
+def _active_adapters(network: nn.Module) -> list[str]:
+    """Return the names of a network's active adapters."""
     names = [name for layer in network.modules() if isinstance(layer, LoraLayer) for name in layer.active_adapters]
     return list(dict.fromkeys(names))
 
 
 def _activate(network: nn.Module, names: list[str], scale: float) -> None:
-    """Switch these adapters on, since a new one switches the others off, and scale the last."""
+    """Activate these adapters, because adding one deactivates the others, and scale the last."""
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
             layer.set_adapter(names, inference_mode=True)

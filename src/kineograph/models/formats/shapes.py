@@ -1,4 +1,4 @@
-"""What a network looks like, told from the shapes in a file that has no configuration; and an empty one like it."""
+"""Architecture of a video U-Net, inferred from the tensor shapes of a file without a configuration."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ from kineograph.errors import InputError
 from kineograph.models.conditioning import resampler as image_adapter
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.formats.tensor_files import Tensors, preview_names
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 
 class AssumedSettings(NamedTuple):
-    """What shapes do not say; unless given, as in everything that was released."""
+    """Settings that tensor shapes do not determine; the defaults are those of all released checkpoints.
+
+    head_width            channels of an attention head of the U-Net
+    resampler_head_width  channels of an attention head of the resampler
+    groups                number of groups of the group norms
+    """
 
     head_width: int = 64
     resampler_head_width: int = 64
@@ -32,26 +38,26 @@ RELEASED_SETTINGS = AssumedSettings()
 
 
 def read_assumed_settings(folder: Path) -> AssumedSettings:
-    """What a folder in diffusers layout says, where it says it: a configuration that was given for a file."""
+    """Return the settings in a folder in diffusers layout; those that it does not have are the released ones."""
     unet, adapter = folder / "unet" / "config.json", folder / "image_adapter" / "config.json"
-    said = RELEASED_SETTINGS
+    settings = RELEASED_SETTINGS
     if unet.is_file():
         config = json.loads(unet.read_text())
         heads, widths = config.get("attention_head_dim"), config.get("block_out_channels", [0])
         heads = heads[0] if isinstance(heads, list) else heads or 0
-        said = said._replace(
-            head_width=widths[0] // heads if heads else said.head_width,
-            groups=config.get("norm_num_groups", said.groups),
+        settings = settings._replace(
+            head_width=widths[0] // heads if heads else settings.head_width,
+            groups=config.get("norm_num_groups", settings.groups),
         )
     if adapter.is_file():
-        said = said._replace(resampler_head_width=json.loads(adapter.read_text())["resampler"]["head_width"])
-    return said
+        settings = settings._replace(resampler_head_width=json.loads(adapter.read_text())["resampler"]["head_width"])
+    return settings
 
 
 def empty_video_unet(
     image: Mapping[str, Any], temporal: TemporalConfig, resampler: ResamplerConfig | None = None
 ) -> VideoUNet:
-    """A video network without numbers, but for those that no checkpoint holds, for `places.fill` to fill."""
+    """Return a video U-Net on the meta device, except for buffers that no checkpoint holds; see `load_tensors`."""
     with init_empty_weights(include_buffers=False):
         unet = UNet2DConditionModel(**image)
         if resampler is not None:
@@ -60,11 +66,17 @@ def empty_video_unet(
 
 
 def unet_config(
-    widths: Sequence[int], attends: Sequence[bool], spatial: Tensors, unsaid: AssumedSettings
+    widths: Sequence[int], attends: Sequence[bool], spatial: Tensors, settings: AssumedSettings
 ) -> dict[str, Any]:
-    """What diffusers' U-Net is to be told of its levels: how wide each is, and which have transformers.
+    """Return the arguments of `UNet2DConditionModel` that describe its blocks.
 
-    spatial: the tensors of the first transformer. Raises KeyError for one that is missing.
+    Args:
+        widths: channels of the down blocks.
+        attends: True for each down block with transformers.
+        spatial: tensors of the first spatial transformer.
+
+    Raises:
+        KeyError: a tensor of it is missing.
     """
     return {
         "block_out_channels": list(widths),
@@ -72,14 +84,18 @@ def unet_config(
         "up_block_types": ["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
         "transformer_layers_per_block": 1 + max(block_indices(spatial, r"transformer_blocks\.(\d+)\.norm1\.weight")),
         "cross_attention_dim": spatial["transformer_blocks.0.attn2.to_k.weight"].shape[1],
-        "attention_head_dim": [width // unsaid.head_width for width in widths],  # diffusers' name for how many
+        "attention_head_dim": [width // settings.head_width for width in widths],  # despite its name
         "use_linear_projection": spatial["proj_in.weight"].ndim == 2,
-        "norm_num_groups": unsaid.groups,
+        "norm_num_groups": settings.groups,
     }
 
 
 def block_indices(names: Iterable[str], pattern: str) -> list[int]:
-    """The numbers in the names of a pattern, ascending. Raises KeyError when there is none."""
+    """Return the numbers that the group of a pattern matches in tensor names, ascending.
+
+    Raises:
+        KeyError: no name matches.
+    """
     found = {int(match[1]) for match in map(re.compile(pattern).fullmatch, names) if match}
     if not found:
         raise KeyError(pattern.replace(r"(\d+)", "N").replace("\\", ""))
@@ -88,9 +104,10 @@ def block_indices(names: Iterable[str], pattern: str) -> list[int]:
 
 @contextmanager
 def report_missing_tensors(tensors: Tensors, what: str) -> Iterator[None]:
-    """An architecture is told from these within; a tensor that is missing for it is an InputError.
+    """Turn errors of the code inside, which infers an architecture from `tensors`, into an InputError.
 
-    what: the file and what it looks like.
+    Args:
+        what: the file and the kind of its content, for the error.
     """
     try:
         yield
@@ -98,6 +115,6 @@ def report_missing_tensors(tensors: Tensors, what: str) -> Iterator[None]:
         raise
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"{what}, but by its tensors no architecture can be told ({error}): fetch the file again. "
+            f"{what}, but its tensors determine no architecture ({error}): fetch the file again. "
             f"Its {len(tensors)} tensors are called {preview_names(tensors)}"
         ) from error

@@ -1,4 +1,4 @@
-"""Reading files of tensors that others made: nothing in them is ever run, and what is wrong with one is said."""
+"""Tensor files from others (safetensors, torch), read without running any code that they hold."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from kineograph.errors import InputError
 
 Tensors = Mapping[str, Tensor]
 PICKLED = (b"PK\x03\x04", b"\x80\x02")  # torch's zip archive, and its format before that
-WRAPPERS = ("state_dict", "module")  # what a checkpoint from training has its weights under: Lightning's, DeepSpeed's
-PREFIXES = ("_forward_module.", "module.")  # what the same, and torch's own parallel training, put before all names
-# what is on disk when the real file was never fetched
+WRAPPERS = ("state_dict", "module")  # keys of the weights in training checkpoints of Lightning and DeepSpeed
+PREFIXES = ("_forward_module.", "module.")  # added to all names by those two and by torch's parallel training
+# beginnings of files that stand in for a file that was never downloaded
 SUBSTITUTES = {
     b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` to get the file itself",
     b"<!doctype": "a web page; the download needs a log-in or another address",
@@ -27,14 +27,18 @@ SUBSTITUTES = {
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, on the CPU; of a checkpoint from training, its state dict without wrappers' names.
+    """Return the tensors of a file by name, on the CPU.
 
-    Raises InputError when the file is damaged, holds code, or holds no tensors.
+    The state dict of a training checkpoint is unwrapped: keys and name prefixes of training frameworks are removed.
+
+    Raises:
+        InputError: the file is damaged, holds code, or holds no tensors.
     """
     content = read_content(path)
-    while isinstance(content, dict) and (inside := [each for each in WRAPPERS if isinstance(content.get(each), dict)]):
-        content = content[inside[0]]
-    tensors = {name: each for name, each in content.items() if isinstance(each, Tensor)} if _is_named(content) else {}
+    while isinstance(content, dict) and (keys := [key for key in WRAPPERS if isinstance(content.get(key), dict)]):
+        content = content[keys[0]]
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    tensors = {name: each for name, each in content.items() if isinstance(each, Tensor)} if named else {}
     if not tensors:
         raise InputError(f"{path} holds no named tensors: expected the weights of a network")
     for prefix in PREFIXES:
@@ -44,7 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_content(path: Path) -> Any:
-    """All that a file holds: tensors by name, or for a pickled one whatever plain data it was made of."""
+    """Return the whole content of a file: tensors by name, or the plain data of a pickled file."""
     if not _is_safetensors(path):
         return _unpickled(path)
     with _opened(path) as file:
@@ -52,7 +56,7 @@ def read_content(path: Path) -> Any:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says about itself; nothing for a file of another kind."""
+    """Return the metadata in the header of a safetensors file; empty for another kind of file."""
     if not _is_safetensors(path):
         return {}
     with _opened(path) as file:
@@ -60,13 +64,17 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def preview_names(names: Iterable[str], count: int = 3) -> str:
-    """A few names, to show what a file looks like."""
+    """Return the first `count` names and the number of the others, for error messages."""
     names = list(names)
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Told by content, since names lie. Raises InputError when it is neither this nor a torch file."""
+    """Return True for a safetensors file, False for a torch file, judged by content and not by file name.
+
+    Raises:
+        InputError: the file is neither.
+    """
     with path.open("rb") as file:
         start = file.read(64)
     if start[:4].startswith(PICKLED):
@@ -92,26 +100,22 @@ def _opened(path: Path) -> safe_open:
 
 def _unpickled(path: Path) -> Any:
     try:
-        with path.open("rb") as file:  # by its content: given the path, torch goes by its name
+        with path.open("rb") as file:  # a path would make torch judge the format by the file name
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise _with_code(path, error) from error
+        raise _code_error(path, error) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is a damaged or truncated torch file: fetch it again") from error
 
 
-def _with_code(path: Path, error: pickle.UnpicklingError) -> InputError:
-    """The error for a pickle that asks for more than tensors, naming what it asks for where that can be told."""
+def _code_error(path: Path, error: pickle.UnpicklingError) -> InputError:
+    """Return the error for a pickle that would import more than tensors; it names the imports if they are known."""
     try:
         with path.open("rb") as file:
             wanted = ", ".join(torch.serialization.get_unsafe_globals_in_checkpoint(file))
-    except (ValueError, RuntimeError):  # torch's old format is not listed
+    except (ValueError, RuntimeError):  # torch cannot list those of its old format
         wanted = str(error).partition("GLOBAL ")[2].partition(" ")[0]
     return InputError(
         f"{path} is a pickled file that wants to run code ({wanted or 'unnamed'}), which could be anything, so it is "
         "not opened: use a .safetensors version of it, or convert it on a machine you can afford to lose"
     )
-
-
-def _is_named(content: Any) -> bool:
-    return isinstance(content, dict) and all(isinstance(name, str) for name in content)

@@ -1,7 +1,7 @@
-"""VidRD's released network as image network and layers along time.
+"""VidRD's released checkpoint, converted to a video U-Net and back.
 
-Its U-Net has diffusers' names, and beside them a temporal convolution for every resnet, and attention along time inside
-every transformer block.
+Its U-Net has diffusers' names. Added are a temporal convolution after every ResNet block and temporal attention inside
+every spatial transformer block.
 Source: the released code of "Reuse and Diffuse" (Gu et al. 2023).
 """
 
@@ -16,66 +16,77 @@ from kineograph.models.formats import key_map, shapes
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.shapes import RELEASED_SETTINGS, AssumedSettings
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.temporal.config import (
+    AttentionConfig,
+    ConvConfig,
+    LayerConfig,
+    Site,
+    TemporalConfig,
+    TransformerConfig,
+)
 from kineograph.models.unet.video_unet import VideoUNet
 
 UNET = "unet."
 MARK = ".temp_convs."
-ENTRY = "temp_transformer."
-IN_CONV = re.compile(r"(.+)\.resnets\.(\d+)\.conv(\d)\.(norm|conv)\.(\w+)")
-GROUPS = 32  # of the convolutions and of the transformer, whatever the image network has
-POSITIONS = 128  # are computed there for as many frames as there are
+FIRST_TRANSFORMER = "temp_transformer."
+CONVOLUTION = re.compile(r"(.+)\.resnets\.(\d+)\.conv(\d)\.(norm|conv)\.(\w+)")
+GROUPS = 32  # of the temporal layers' group norms, whatever the image U-Net has
+POSITIONS = 128  # the released code computes positions for any number of frames
 
 
 def is_vidrd(tensors: Tensors) -> bool:
-    """Whether these are the tensors of a VidRD checkpoint."""
+    """Return True for the tensors of a VidRD checkpoint."""
     return any(name.startswith(UNET) and MARK in name for name in tensors)
 
 
-def video_unet_from_vidrd(tensors: Tensors, what: str, unsaid: AssumedSettings = RELEASED_SETTINGS) -> VideoUNet:
-    """The video network of a released checkpoint, whose other tensors are left alone.
+def video_unet_from_vidrd(tensors: Tensors, what: str, settings: AssumedSettings = RELEASED_SETTINGS) -> VideoUNet:
+    """Return the video U-Net of a released checkpoint; its other tensors are ignored.
 
-    what: the file, for errors. Raises InputError when tensors are missing, left over or of another shape.
+    Args:
+        what: the file, for errors.
+
+    Raises:
+        InputError: tensors of the U-Net are missing, left over or have another shape.
     """
-    mine = key_map.select_prefix(UNET, tensors)
-    looks = f"{what} looks like a VidRD checkpoint"
-    with shapes.report_missing_tensors(mine, looks):
-        net = shapes.empty_video_unet(_image_config(mine, unsaid), _temporal_config(mine, unsaid))
-    key_map.load_tensors(net, mine, _layout(net), f"{looks}, but does not fit one")
+    unet = key_map.select_prefix(UNET, tensors)
+    kind = f"{what} looks like a VidRD checkpoint"
+    with shapes.report_missing_tensors(unet, kind):
+        net = shapes.empty_video_unet(_image_config(unet, settings), _temporal_config(unet, settings))
+    key_map.load_tensors(net, unet, _key_map(net), f"{kind}, but does not fit one")
     return net
 
 
 def to_vidrd(net: VideoUNet) -> dict[str, Tensor]:
-    """A network's tensors by the names, and in the shapes, of the released checkpoint: `network` backwards."""
-    return {UNET + name: each for name, each in key_map.export_tensors(net.state_dict(), _layout(net)).items()}
+    """Return a network's tensors in the names and shapes of the released checkpoint."""
+    return {UNET + name: each for name, each in key_map.export_tensors(net.state_dict(), _key_map(net)).items()}
 
 
-def _layout(net: VideoUNet) -> dict[str, Entry]:
-    """Where the released checkpoint has each tensor, but for positions, which it computes."""
-    return {name: _place(name) for name in net.state_dict() if not name.endswith(".pe")}
+def _key_map(net: VideoUNet) -> dict[str, Entry]:
+    # without positions, which the released code computes
+    return {name: _entry(name) for name in net.state_dict() if not name.endswith(".pe")}
 
 
-def _place(name: str) -> Entry:
+def _entry(name: str) -> Entry:
     part, _, rest = name.partition(".")
     if part == "image_unet":
         return Entry(rest)
     path = rest.removeprefix("after.")
     if path.startswith("conv_in."):
-        return Entry(ENTRY + path.removeprefix("conv_in."))
-    if found := IN_CONV.fullmatch(path):
+        return Entry(FIRST_TRANSFORMER + path.removeprefix("conv_in."))
+    if found := CONVOLUTION.fullmatch(path):
         block, resnet, number, kind, leaf = found.groups()
-        at = 4 * (int(number) - 1) + (3 if kind == "conv" else 0)  # norm, SiLU, dropout, convolution
-        ones = 1 if (kind, leaf) == ("conv", "weight") else 0
-        return Entry(f"{block}{MARK}{resnet}.convs.{at}.{leaf}", ones=ones)
+        index = 4 * (int(number) - 1) + (3 if kind == "conv" else 0)  # norm, SiLU, dropout, convolution
+        trailing_ones = 1 if (kind, leaf) == ("conv", "weight") else 0
+        return Entry(f"{block}{MARK}{resnet}.convs.{index}.{leaf}", trailing_ones=trailing_ones)
     return Entry(path.replace(".attn2.temp_", ".temp_"))
 
 
-def _image_config(unet: Tensors, unsaid: AssumedSettings) -> dict[str, Any]:
-    levels = shapes.block_indices(unet, r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight")
-    attends = [f"down_blocks.{level}.attentions.0.norm.weight" in unet for level in levels]
+def _image_config(unet: Tensors, settings: AssumedSettings) -> dict[str, Any]:
+    blocks = shapes.block_indices(unet, r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight")
+    attends = [f"down_blocks.{block}.attentions.0.norm.weight" in unet for block in blocks]
     spatial = key_map.select_prefix(f"down_blocks.{attends.index(True)}.attentions.0.", unet)
-    widths = [len(unet[f"down_blocks.{level}.resnets.0.conv1.weight"]) for level in levels]
-    return shapes.unet_config(widths, attends, spatial, unsaid) | {
+    widths = [len(unet[f"down_blocks.{block}.resnets.0.conv1.weight"]) for block in blocks]
+    return shapes.unet_config(widths, attends, spatial, settings) | {
         "sample_size": 32,
         "in_channels": unet["conv_in.weight"].shape[1],
         "out_channels": len(unet["conv_out.weight"]),
@@ -83,15 +94,13 @@ def _image_config(unet: Tensors, unsaid: AssumedSettings) -> dict[str, Any]:
     }
 
 
-def _temporal_config(unet: Tensors, unsaid: AssumedSettings) -> TemporalConfig:
-    entry = TransformerConfig(heads=8, attentions=1, misread=True)
-    if f"{ENTRY}proj_in.weight" in unet:
-        entry = entry.model_copy(update={"head_width": len(unet[f"{ENTRY}proj_in.weight"]) // 8})
-    return TemporalConfig(
-        num_frames=8,
-        entry=entry if entry.head_width else None,
-        convolution=True,
-        in_block=TransformerConfig(head_width=unsaid.head_width, positions=POSITIONS),
-        joint_norms=True,
-        groups=GROUPS,
-    )
+def _temporal_config(unet: Tensors, settings: AssumedSettings) -> TemporalConfig:
+    layers: list[tuple[Site, LayerConfig]] = [
+        (Site(after="resnet"), ConvConfig()),
+        (Site(after="cross_attention"), AttentionConfig(head_width=settings.head_width, positions=POSITIONS)),
+    ]
+    first = unet.get(f"{FIRST_TRANSFORMER}proj_in.weight")
+    if first is not None:
+        transformer = TransformerConfig(heads=8, head_width=len(first) // 8, attentions=1, transposed=True)
+        layers.insert(0, (Site(after="conv_in"), transformer))
+    return TemporalConfig(num_frames=8, layers=tuple(layers), joint_norms=True, groups=GROUPS)

@@ -91,7 +91,7 @@ def _place(name: str) -> Entry:
     block, resnet, number, kind, leaf = found.groups()
     at = 4 * (int(number) - 1) + (3 if kind == "conv" else 0)  # norm, SiLU, dropout, convolution
     ones = 1 if (kind, leaf) == ("conv", "weight") else 0
-    return Entry(f"decoder.up_blocks.{block}.temp_convs.{resnet}.convs.{at}.{leaf}", ones=ones)
+    return Entry(f"decoder.up_blocks.{block}.temp_convs.{resnet}.convs.{at}.{leaf}", trailing_ones=ones)
 
 
 def _config(mine: Tensors) -> TemporalDecoderConfig:
