@@ -23,12 +23,15 @@ from kineograph.models.conditioning.image_encoder import (
 )
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.model import Model
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 FEW = {"num_inference_steps": 2, "seed": 3}
 LAYERS = TransformerConfig(head_width=8, relative=4)
-CONFIG = TemporalConfig(num_frames=6, entry=LAYERS, transformer=LAYERS, frame_rate=True, noise_ratio=1.0)
+CONFIG = TemporalConfig(
+    num_frames=6, layers=((Site("conv_in"), LAYERS), (Site("transformer"), LAYERS)), frame_rate=True, noise_ratio=1.0
+)
 
 
 def stirred(layers: nn.Module) -> nn.Module:
@@ -57,7 +60,9 @@ def animator() -> Model:
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
     net = VideoUNet(unet, stirred(TemporalLayers(unet, CONFIG)))
-    return replace(image, name="animator", net=net, reader=ImageEncoder(encoder, LAST, stretch_to_square, blank=GREY))
+    return replace(
+        image, name="animator", net=net, image_encoder=ImageEncoder(encoder, LAST, stretch_to_square, empty_color=GREY)
+    )
 
 
 @pytest.fixture(scope="module")

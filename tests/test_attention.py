@@ -129,7 +129,7 @@ def test_an_earlier_clip_is_an_anchor(attn: Attention):
 
 
 def test_a_frame_that_is_neither_here_nor_remembered_is_an_error():
-    with pytest.raises(InputError, match=r"frames 4 to 7 read frames \[0, 3\].*same memory"):
+    with pytest.raises(InputError, match=r"frames 4 to 7 read frames \[0, 3\].*same cache"):
         group_frames(first_and_previous, range(4, 8), None)
     with pytest.raises(InputError, match=r"read frames \[3\]"):
         group_frames(previous, range(4, 8), {0: {}})

@@ -13,11 +13,14 @@ from test_cli import Run, run  # noqa: F401
 
 import kineograph as kg
 from kineograph.media.metadata import read_settings
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
-CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)
+CONFIG = TemporalConfig(
+    num_frames=4, layers=((Site("conv_in"), LAYERS), (Site("transformer"), LAYERS)), frame_rate=True
+)
 FEW = ["--steps", "2", "--device", "cpu"]
 
 

@@ -17,8 +17,8 @@ from test_cli import Run, run  # noqa: F401
 from tiny_video_customising import pictures, save_waves
 
 import kineograph as kg
-from kineograph.training import latest
-from kineograph.training.customise import Reached
+from kineograph.training import latest_checkpoint
+from kineograph.training.customise import PhaseProgress
 
 command = importlib.import_module("kineograph.cli.customise")  # the package has a function of that name
 
@@ -111,7 +111,7 @@ def test_ctrl_c_stops_after_a_step_and_leaves_no_file(
 ) -> None:
     tell = command._tell
 
-    def interrupted(reached: Reached) -> None:
+    def interrupted(reached: PhaseProgress) -> None:
         tell(reached)
         if (reached.phase, reached.done) == ("training", 1):
             os.kill(os.getpid(), signal.SIGINT)
@@ -120,7 +120,7 @@ def test_ctrl_c_stops_after_a_step_and_leaves_no_file(
     said = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
     assert said.status == 130 and "the same command goes on from here" in said.err
     assert not (tmp_path / "dog.safetensors").exists()
-    assert latest(tmp_path / "dog" / "image" / "training") is not None
+    assert latest_checkpoint(tmp_path / "dog" / "image" / "training") is not None
 
 
 def test_what_cannot_be_done_is_refused_in_one_line(

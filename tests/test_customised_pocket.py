@@ -21,8 +21,8 @@ from kineograph.models.loading import adapter_files
 from kineograph.models.model import Model
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.customise import changed, lora_of, networks, usual_video
-from kineograph.training.customise.video_inputs import under
+from kineograph.training.customise import default_video_settings, lora_state_dict, networks, with_changes
+from kineograph.training.customise.video_inputs import underlying_image_model
 
 SUBJECT = "sks cat"
 SAY = f"a {SUBJECT} in the snow"
@@ -31,13 +31,13 @@ FEW = {"num_inference_steps": 2, "seed": 3, "num_frames": 2, "guidance_scale": 3
 
 def random_lora(video: Model, seed: int) -> dict[str, torch.Tensor]:
     """As if something had been learnt, with the ranks and layers that are usual."""
-    chosen = changed(usual_video(video, "subject").image, {"training": {"seed": seed}})
-    begun = networks.begun(under(video), chosen)
+    chosen = with_changes(default_video_settings(video, "subject").image, {"training": {"seed": seed}})
+    begun = networks.trainable_copy(underlying_image_model(video), chosen)
     torch.manual_seed(seed)
     for name, weight in begun.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(weight, std=0.02)
-    return lora_of(begun)
+    return lora_state_dict(begun)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def pocket() -> Model:
 
 @pytest.fixture(scope="module")
 def cat(pocket: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings, net = usual_video(pocket, "subject"), pocket.net
+    settings, net = default_video_settings(pocket, "subject"), pocket.net
     ready = still_moving.attach(VideoUNet(net.image_unet, net.temporal), spatial=settings.spatial)
     for weight in ready.spatial_adapter.parameters():
         nn.init.normal_(weight, std=0.05)

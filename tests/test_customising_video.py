@@ -32,28 +32,28 @@ from kineograph.models.formats import lora
 from kineograph.models.model import Model
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import (
-    Reached,
-    VideoCustomising,
+    PhaseProgress,
+    VideoCustomisationSettings,
     batches,
-    changed,
     customise_video,
-    customised_video,
+    default_video_settings,
     inject,
-    interleave,
+    load_customised_video,
     natural_videos,
+    prepare_video_customisation,
     prompts,
-    ready_video,
+    train_interleaved,
     train_motion_adapter,
-    usual_video,
     video_inputs,
+    with_changes,
 )
 from kineograph.training.customise import adapters as adapting
-from kineograph.training.customise.batches import Shown
-from kineograph.training.customise.prompts import Words
+from kineograph.training.customise.batches import TrainingSample
+from kineograph.training.customise.prompts import CustomisationWords
 
 PHASES = ["prior", "encoding", "training", "stills", "natural", "stilling", "adapting"]
 
-Learn = Callable[..., list[Reached]]
+Learn = Callable[..., list[PhaseProgress]]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def video(waves: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def done(video: Model, few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Reached]]:
+def done(video: Model, few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PhaseProgress]]:
     """The folder of a whole customising, and all that it reached."""
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("done") / "out"
@@ -82,14 +82,14 @@ def done(video: Model, few: Path, tmp_path_factory: pytest.TempPathFactory) -> t
 
 @pytest.fixture
 def learn(video: Model, few: Path, tmp_path: Path) -> Learn:
-    def learn(name: str = "out", **given: object) -> list[Reached]:
+    def learn(name: str = "out", **given: object) -> list[PhaseProgress]:
         torch.set_num_threads(1)
         return [*customise_video(video, few, tmp_path / name, subject=SUBJECT, settings=settings(**given))]
 
     return learn
 
 
-def phases(reached: list[Reached]) -> list[str]:
+def phases(reached: list[PhaseProgress]) -> list[str]:
     return [*dict.fromkeys(each.phase for each in reached)]
 
 
@@ -107,14 +107,14 @@ def estimate(model: Model, prompt: str = "a sks dog", frames: int = 3, scale: fl
 
 
 def test_one_file_is_left_that_puts_the_subject_into_the_video_model(
-    done: tuple[Path, list[Reached]], video: Model, waves: Path
+    done: tuple[Path, list[PhaseProgress]], video: Model, waves: Path
 ) -> None:
     output, reached = done
     assert phases(reached) == PHASES
     assert [(each.done, each.total) for each in reached if each.phase == "stills"] == [(2, 3), (3, 3)]
     drawn = [file for each in reached for file in each.previews]
     assert [file.name for file in drawn] == ["stills.png", "natural.png"] and all(file.is_file() for file in drawn)
-    ours = customised_video(video, output)
+    ours = load_customised_video(video, output)
     theirs = opened(waves, adapter=output, motion_adapter=output)
     plain = inject(video, output / "image" / "final")
     assert ours.subject == theirs.subject == SUBJECT and video.subject is None
@@ -126,24 +126,26 @@ def test_one_file_is_left_that_puts_the_subject_into_the_video_model(
     assert {name.partition(".")[0] for name in one} == {"unet", "spatial_adapter"}
 
 
-def test_the_model_that_was_passed_stays_as_it_is(done: tuple[Path, list[Reached]], video: Model, waves: Path) -> None:
+def test_the_model_that_was_passed_stays_as_it_is(
+    done: tuple[Path, list[PhaseProgress]], video: Model, waves: Path
+) -> None:
     assert equal(video.net.state_dict(), opened(waves).net.state_dict())
     assert video.net.spatial_adapter is None and video.net.motion_adapter is None
 
 
-def test_only_adapters_learn(done: tuple[Path, list[Reached]], video: Model) -> None:
+def test_only_adapters_learn(done: tuple[Path, list[PhaseProgress]], video: Model) -> None:
     """And a model that has a motion adapter keeps it."""
     output, reached = done
     kinds = {each.phase: set(each.progress.losses) for each in reached if each.progress}
     assert kinds == {
         "training": {"subject", "prior"}, "stilling": {"still"}, "adapting": {"still", "natural"},
     }  # fmt: skip
-    net = adapting.adapting(customised_video(video, output), settings())
+    net = adapting.spatial_adapter_network(load_customised_video(video, output), settings())
     learns = {name.partition(".")[0] for name, weight in net.named_parameters() if weight.requires_grad}
     assert learns == {"spatial_adapter"}
 
 
-def test_a_motion_adapter_that_is_there_is_used(waves: Path, few: Path, done: tuple[Path, list[Reached]]) -> None:
+def test_a_motion_adapter_that_is_there_is_used(waves: Path, few: Path, done: tuple[Path, list[PhaseProgress]]) -> None:
     """And with it comes the same as with one that was trained on the way."""
     output, _ = done
     model = opened(waves, motion_adapter=output)
@@ -153,7 +155,9 @@ def test_a_motion_adapter_that_is_there_is_used(waves: Path, few: Path, done: tu
     assert equal(load_file(output / "adapter.safetensors"), load_file(again / "adapter.safetensors"))
 
 
-def test_a_motion_adapter_alone(video: Model, waves: Path, done: tuple[Path, list[Reached]], tmp_path: Path) -> None:
+def test_a_motion_adapter_alone(
+    video: Model, waves: Path, done: tuple[Path, list[PhaseProgress]], tmp_path: Path
+) -> None:
     torch.set_num_threads(1)
     assert phases([*train_motion_adapter(video, tmp_path / "out", settings=settings())]) == ["natural", "stilling"]
     own = load_file(tmp_path / "out" / "motion_adapter.safetensors")
@@ -165,16 +169,16 @@ def test_a_motion_adapter_alone(video: Model, waves: Path, done: tuple[Path, lis
 
 
 def test_the_loss_is_that_of_stills_at_scale_1_and_natural_videos_at_0(
-    done: tuple[Path, list[Reached]], waves: Path
+    done: tuple[Path, list[PhaseProgress]], waves: Path
 ) -> None:
     output, _ = done
-    model = customised_video(opened(waves, motion_adapter=output), output)
+    model = load_customised_video(opened(waves, motion_adapter=output), output)
     given = settings(natural_weight=0.5, error="v")
     x0 = torch.randn(4, 3, *model.latent_shape(16, 16), generator=torch.Generator().manual_seed(1))
     said = ("a sks dog", "", "a fish", "a bird")
-    batch = batches.Batch(x0, torch.tensor([10, 400, 700, 999]), said)
-    tell = batches.known(model, said, (16, 16))
-    losses = adapting.loss_of(model, given, tell, adapting.parts_of(given))(model.net, batch, 5)
+    batch = batches.CustomisationBatch(x0, torch.tensor([10, 400, 700, 999]), said)
+    tell = batches.precomputed_conditions(model, said, (16, 16))
+    losses = adapting.still_moving_loss(model, given, tell, adapting.spatial_adapter_parts(given))(model.net, batch, 5)
     drawn = torch.cat([kg.noise.independent(5, clip, (2, *x0.shape[2:])) for clip in (range(3), range(3, 6))])
     errors = []
     for number, scale in enumerate((1.0, 1.0, 0.0, 0.0)):
@@ -188,16 +192,16 @@ def test_the_loss_is_that_of_stills_at_scale_1_and_natural_videos_at_0(
 
 
 def test_a_frozen_video_is_any_one_frame() -> None:
-    one = Shown((torch.arange(6.0).view(3, 2, 1, 1),), "a fish")
-    views = adapting.frozen(one, 4).views
+    one = TrainingSample((torch.arange(6.0).view(3, 2, 1, 1),), "a fish")
+    views = adapting.frozen_videos(one, 4).views
     assert [view.shape for view in views] == [(4, 2, 1, 1)] * 3
     assert all(torch.equal(view, one.views[0][[k] * 4]) for k, view in enumerate(views))
 
 
-def test_loras_are_added_to_the_weights(video: Model, done: tuple[Path, list[Reached]]) -> None:
+def test_loras_are_added_to_the_weights(video: Model, done: tuple[Path, list[PhaseProgress]]) -> None:
     plain = inject(video, done[0] / "image" / "final")
     was = estimate(plain)
-    adapting.merged(plain.net.image_unet)
+    adapting.merge_loras(plain.net.image_unet)
     assert not any(".lora_" in name for name in plain.net.state_dict())
     torch.testing.assert_close(estimate(plain), was, atol=1e-4, rtol=1e-4)
 
@@ -216,7 +220,7 @@ def test_without_a_motion_adapter_and_without_natural_videos(learn: Learn, tmp_p
 def test_all_weights_trained_leave_a_whole_model(learn: Learn, video: Model, tmp_path: Path) -> None:
     reached = learn(spatial=None, natural_weight=0.0)
     assert phases(reached) == PHASES, "natural videos teach the motion adapter"
-    model = customised_video(video, tmp_path / "out")
+    model = load_customised_video(video, tmp_path / "out")
     assert model.subject == SUBJECT and model.net.spatial_adapter is None
     again = kg.load(tmp_path / "out" / "whole", device="cpu", dtype="float32")
     assert torch.equal(estimate(model), estimate(again))
@@ -233,11 +237,11 @@ def test_all_weights_trained_leave_a_whole_model(learn: Learn, video: Model, tmp
 def test_interleaved_training_is_of_pictures_and_videos_in_turn(video: Model, few: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     of_image = {"training": {"max_train_steps": 6}, "lora": {"text_rank": 2}}  # of 2 pictures: 2 steps of 2 x 3
-    told = changed(settings(), {"image": of_image})
-    start = interleave(video, few, tmp_path / "out", subject=SUBJECT, settings=told)
+    told = with_changes(settings(), {"image": of_image})
+    start = train_interleaved(video, few, tmp_path / "out", subject=SUBJECT, settings=told)
     reached = [next(start) for _ in range(6)]
     start.close()
-    reached += interleave(video, few, tmp_path / "out", subject=SUBJECT, settings=told)
+    reached += train_interleaved(video, few, tmp_path / "out", subject=SUBJECT, settings=told)
     assert phases(reached) == ["encoding", "natural", "training"]
     seen = {each.done: {*each.progress.losses} for each in reached if each.progress}
     assert seen == {1: {"subject"}, 2: {"natural"}, 3: {"subject"}, 4: {"natural"}}
@@ -251,7 +255,7 @@ def test_interleaved_training_is_of_pictures_and_videos_in_turn(video: Model, fe
 
 
 def test_it_goes_on_to_the_bit_from_every_phase(
-    done: tuple[Path, list[Reached]], video: Model, few: Path, tmp_path: Path
+    done: tuple[Path, list[PhaseProgress]], video: Model, few: Path, tmp_path: Path
 ) -> None:
     """Left in each phase once, after its first yield."""
     torch.set_num_threads(1)
@@ -267,7 +271,7 @@ def test_it_goes_on_to_the_bit_from_every_phase(
 
 @pytest.mark.parametrize(("phase", "at"), [("natural", 1), ("adapting", 2)])
 def test_a_kill_changes_nothing(
-    done: tuple[Path, list[Reached]], waves: Path, learn: Learn, few: Path, tmp_path: Path, phase: str, at: int
+    done: tuple[Path, list[PhaseProgress]], waves: Path, learn: Learn, few: Path, tmp_path: Path, phase: str, at: int
 ) -> None:
     process = begin(customise_until_killed, waves, few, tmp_path / "killed", phase, at)
     process.join()
@@ -278,7 +282,7 @@ def test_a_kill_changes_nothing(
 
 
 def test_what_is_finished_is_not_done_again(
-    done: tuple[Path, list[Reached]], video: Model, few: Path, tmp_path: Path
+    done: tuple[Path, list[PhaseProgress]], video: Model, few: Path, tmp_path: Path
 ) -> None:
     output, _ = done
     stamps = {file: file.stat().st_mtime_ns for file in output.rglob("*.safetensors")}
@@ -301,57 +305,59 @@ def test_natural_videos_may_be_given(learn: Learn, video: Model, few: Path, tmp_
     (films / "broken.mp4").write_bytes(b"nonsense")
     (films / "broken.txt").write_text("nothing")
     given = settings(natural_videos=4)
-    wanted = natural_videos.wanted_of(video, given, films)
+    wanted = natural_videos.prepare_natural_videos(video, given, films)
     with pytest.warns(InputWarning, match="passed over 1 natural videos: .*broken.mp4"):
-        seen = [*natural_videos.natural(wanted, tmp_path / "natural")]
+        seen = [*natural_videos.natural_samples(wanted, tmp_path / "natural")]
     assert {each.caption for each in seen} == {"film 0", "film 1"} and len(seen) == 4
     assert all(each.views[0].shape == (3, *video.latent_shape(16, 16)) for each in seen)
     (films / "broken.mp4").unlink()
     (films / "broken.txt").unlink()
-    whole = natural_videos.wanted_of(video, given, films)
-    assert [*natural_videos.natural(whole, tmp_path / "natural")] and whole.facts() != wanted.facts()
+    whole = natural_videos.prepare_natural_videos(video, given, films)
+    assert [*natural_videos.natural_samples(whole, tmp_path / "natural")] and whole.facts() != wanted.facts()
     with pytest.raises(InputError, match="there is no file or folder"):
-        natural_videos.wanted_of(video, given, tmp_path / "none")
+        natural_videos.prepare_natural_videos(video, given, tmp_path / "none")
     with pytest.raises(InputError, match="has none, but 3 of the other kind"), pytest.warns(InputWarning):
-        natural_videos.wanted_of(video, given, few)
+        natural_videos.prepare_natural_videos(video, given, few)
 
 
 def test_drawn_ones_are_kept_and_shared(video: Model, tmp_path: Path) -> None:
-    wanted = natural_videos.wanted_of(video, settings(natural_folder=tmp_path / "shared"), None)
-    first = [*natural_videos.natural(wanted, tmp_path / "one")]
+    wanted = natural_videos.prepare_natural_videos(video, settings(natural_folder=tmp_path / "shared"), None)
+    first = [*natural_videos.natural_samples(wanted, tmp_path / "one")]
     files = sorted((tmp_path / "shared").rglob("*.safetensors"))
     stamps = [file.stat().st_mtime_ns for file in files]
     assert len(files) == 2 and not (tmp_path / "one").exists()
     files[0].unlink()
-    second = [*natural_videos.natural(wanted, tmp_path / "two")]
+    second = [*natural_videos.natural_samples(wanted, tmp_path / "two")]
     assert all(torch.equal(one.views[0], two.views[0]) for one, two in zip(first, second, strict=True))
     assert files[1].stat().st_mtime_ns == stamps[1]
-    other = natural_videos.wanted_of(
+    other = natural_videos.prepare_natural_videos(
         video, settings(natural_folder=tmp_path / "shared", natural_prompts=["a fish"]), None
     )
-    assert {each.caption for each in natural_videos.natural(other, tmp_path)} == {"a fish"}
+    assert {each.caption for each in natural_videos.natural_samples(other, tmp_path)} == {"a fish"}
     assert len(list((tmp_path / "shared").iterdir())) == 2
 
 
 def test_prompts_are_in_words_that_the_model_knows() -> None:
     pocket = kg.load("pocket-video", device="cpu")
     for said in (
-        prompts.of_videos(pocket, 40),
-        prompts.of_stills(pocket, Words("sks cat", (), ("a cat",), ()), 24),
-        prompts.of_stills(pocket, Words("clay style", (), (), ()), 24),
+        prompts.natural_video_prompts(pocket, 40),
+        prompts.still_prompts(pocket, CustomisationWords("sks cat", (), ("a cat",), ()), 24),
+        prompts.still_prompts(pocket, CustomisationWords("clay style", (), (), ()), 24),
     ):
         assert {word for each in said for word in pocket.unknown_words(each)} <= {"sks"}
         assert len(set(said)) >= min(len(said), 7)
-    assert len(set(prompts.of_videos(pocket, 40))) == 40
-    style = Words("sea style", ("a fish in sea style",), (), ())
-    assert prompts.of_stills(kg.load(sd()), style, 2) == ["a cat in sea style", "a house in the snow in sea style"]
+    assert len(set(prompts.natural_video_prompts(pocket, 40))) == 40
+    style = CustomisationWords("sea style", ("a fish in sea style",), (), ())
+    assert prompts.still_prompts(kg.load(sd()), style, 2) == ["a cat in sea style", "a house in the snow in sea style"]
 
 
 def test_a_styles_pictures_and_prior_are_told_words_for_motion(video: Model, few: Path, tmp_path: Path) -> None:
     shown = shutil.copytree(few, tmp_path / "photos")
     for file in sorted(shown.iterdir()):
         file.with_suffix(".txt").write_text("a fish in the sea")
-    start = ready_video(video, shown, tmp_path / "style", style="ink", settings=settings(image={"prior_pictures": 4}))
+    start = prepare_video_customisation(
+        video, shown, tmp_path / "style", style="ink", settings=settings(image={"prior_pictures": 4})
+    )
     said = [caption for _, caption in start.image.told]
     assert said[:4] == [
         "a fish in the sea in ink style", "a fish moving to the left in the sea in ink style",
@@ -359,9 +365,9 @@ def test_a_styles_pictures_and_prior_are_told_words_for_motion(video: Model, few
     ]  # fmt: skip
     assert start.image.prior == [each.removesuffix(" in ink style") for each in said[:4]]
     assert len(said) == len(start.image.photos) * 2 * len(prompts.MOTIONS)
-    assert prompts.in_motion("a fish", ["rising"]) == ["a fish", "a fish rising"]
-    assert prompts.in_motion("a fish in the sea", []) == ["a fish in the sea"]
-    subject = ready_video(video, few, tmp_path / "subject", subject="sks cat", settings=settings())
+    assert prompts.with_motions("a fish", ["rising"]) == ["a fish", "a fish rising"]
+    assert prompts.with_motions("a fish in the sea", []) == ["a fish in the sea"]
+    subject = prepare_video_customisation(video, few, tmp_path / "subject", subject="sks cat", settings=settings())
     assert [caption for _, caption in subject.image.told] == ["a sks cat"] * len(subject.image.photos)
 
 
@@ -371,19 +377,19 @@ def test_a_styles_pictures_and_prior_are_told_words_for_motion(video: Model, few
 def refused(video: Model, few: Path, **given: object) -> str:
     asked = {"subject": SUBJECT, "settings": settings(), **given}
     with pytest.raises(InputError) as raised:
-        ready_video(video, few, "nowhere", **asked)  # type: ignore[arg-type]
+        prepare_video_customisation(video, few, "nowhere", **asked)  # type: ignore[arg-type]
     assert not Path("nowhere").exists()
     return str(raised.value)
 
 
 def test_what_cannot_be_customised_is_said_before_anything_is_written(
-    video: Model, waves: Path, few: Path, done: tuple[Path, list[Reached]], tmp_path: Path
+    video: Model, waves: Path, few: Path, done: tuple[Path, list[PhaseProgress]], tmp_path: Path
 ) -> None:
     assert "is an image model without layers along time" in refused(kg.load(sd()), few)
     assert "there is one picture, and 3 at least" in refused(video, [few / "0.png"])  # type: ignore[arg-type]
     assert "holds no picture" in refused(video, tmp_path)
     assert "expected a subject or a style, got both" in refused(video, few, style="sea")
-    assert "is customised already, to 'sks dog'" in refused(customised_video(video, done[0]), few)
+    assert "is customised already, to 'sks dog'" in refused(load_customised_video(video, done[0]), few)
     assert "the prompt of a still never says 'sks dog'" in refused(video, few, settings=settings(prompts=["a dog"]))
     assert "the preview never says 'sks dog'" in refused(video, few, settings=settings(previews=["a dog"]))
     assert "waves is a video model: image is for" in refused(video, few, image=video)
@@ -394,17 +400,17 @@ def test_what_cannot_be_customised_is_said_before_anything_is_written(
 
 def test_the_image_model_brings_its_noise_schedule(video: Model) -> None:
     image = kg.load(sd(), device="cpu", dtype="float32", prediction_type="v_prediction")
-    found = video_inputs.under(video, image)
+    found = video_inputs.underlying_image_model(video, image)
     assert found.schedule is image.schedule and found.temporal is None
     assert found.net.image_unet is video.net.image_unet
 
 
 def test_settings_suit_the_model() -> None:
     pocket = kg.load("pocket-video", device="cpu")
-    subject, style = usual_video(pocket, "subject"), usual_video(pocket, "style")
+    subject, style = default_video_settings(pocket, "subject"), default_video_settings(pocket, "style")
     assert subject.image.prior_weight == style.image.prior_weight == 1.0
-    assert changed(subject, {"spatial": {"rank": 4}}).spatial.rank == 4
-    assert changed(subject, {"spatial": None}).spatial is None
+    assert with_changes(subject, {"spatial": {"rank": 4}}).spatial.rank == 4
+    assert with_changes(subject, {"spatial": None}).spatial is None
     size = sum(weight.numel() for weight in VideoUNet(pocket.net.image_unet, pocket.net.temporal).parameters())
-    assert size > 12e6 and isinstance(subject, VideoCustomising)
-    assert set(OF_VIDEO) <= set(VideoCustomising.model_fields)
+    assert size > 12e6 and isinstance(subject, VideoCustomisationSettings)
+    assert set(OF_VIDEO) <= set(VideoCustomisationSettings.model_fields)

@@ -3,7 +3,7 @@ from threading import Barrier
 import pytest
 import torch
 
-from kineograph.denoise import check_finite, classifier_free_guidance, replace_known_frames, text_and_image_guidance
+from kineograph.denoise import classifier_free_guidance, refuse_nan, replace_known_frames, text_and_image_guidance
 from kineograph.samplers import ddim, final_latents
 
 X = torch.randn(1, 3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -95,7 +95,7 @@ def test_guiding_clean_estimates_is_guiding_noise_estimates():
 
 
 def test_finite_passes_finite_estimates_on_untouched():
-    assert torch.equal(check_finite(half)(X, 1.0), half(X, 1.0))
+    assert torch.equal(refuse_nan(half)(X, 1.0), half(X, 1.0))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
@@ -104,7 +104,7 @@ def test_finite_names_the_first_broken_frame(poison):
         return x.index_fill(1, torch.tensor([1, 2]), poison)
 
     with pytest.raises(ValueError, match=r"frame 1 \(video 0 .* level 2.5 .* 2 of 3 frames"):
-        check_finite(broken)(X, 2.5)
+        refuse_nan(broken)(X, 2.5)
 
 
 def test_with_all_frames_pinned_no_model_counts():

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 
 from kineograph.errors import InputError
-from kineograph.metrics.distances import Moments, frechet, inception_score, jackknifed, kernel_distance, moments
+from kineograph.metrics.distances import Moments, frechet_distance, inception_score, jackknife, kernel_distance, moments
 
 
 def drawn(count: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
@@ -17,7 +17,7 @@ def drawn(count: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarr
 def test_diagonal_gaussians_have_a_closed_form():
     rng = np.random.default_rng(1)
     (m, n), (a, b) = rng.normal(size=(2, 7)), rng.uniform(0.1, 5, size=(2, 7))
-    found = frechet(Moments(m, np.diag(a)), Moments(n, np.diag(b)))
+    found = frechet_distance(Moments(m, np.diag(a)), Moments(n, np.diag(b)))
     assert found == pytest.approx(((m - n) ** 2).sum() + ((a**0.5 - b**0.5) ** 2).sum(), rel=1e-12)
 
 
@@ -26,14 +26,14 @@ def test_two_by_two_covariances_that_do_not_commute_have_one_too():
     assert not np.allclose(a @ b, b @ a)
     root = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))  # Cayley-Hamilton
     mean = np.array([0.5, -1.0])
-    found = frechet(Moments(mean, a), Moments(-mean, b))
+    found = frechet_distance(Moments(mean, a), Moments(-mean, b))
     assert found == pytest.approx(5 + np.trace(a) + np.trace(b) - 2 * root, rel=1e-12)
 
 
 def test_many_samples_come_to_the_distance_of_their_gaussians():
     rng = np.random.default_rng(2)
     ours, theirs = rng.normal(0, 1, (200_000, 3)), rng.normal(1, 2, (200_000, 3))
-    assert frechet(moments(ours), moments(theirs)) == pytest.approx(3 * (1 + (2 - 1) ** 2), rel=0.02)
+    assert frechet_distance(moments(ours), moments(theirs)) == pytest.approx(3 * (1 + (2 - 1) ** 2), rel=0.02)
 
 
 def test_torchmetrics_and_a_plain_matrix_root_say_the_same():
@@ -41,19 +41,23 @@ def test_torchmetrics_and_a_plain_matrix_root_say_the_same():
 
     one, other = moments(drawn(300, 24)), moments(drawn(200, 24, 1, shift=0.3))
     tensors = [torch.from_numpy(each) for pair in (one, other) for each in (pair.mean, pair.covariance)]
-    assert frechet(one, other) == pytest.approx(float(_compute_fid(*tensors)), rel=1e-9)
+    assert frechet_distance(one, other) == pytest.approx(float(_compute_fid(*tensors)), rel=1e-9)
     root = scipy.linalg.sqrtm(one.covariance @ other.covariance).real
     plain = ((one.mean - other.mean) ** 2).sum() + np.trace(one.covariance + other.covariance - 2 * root)
-    assert frechet(one, other) == pytest.approx(plain, rel=1e-9)
+    assert frechet_distance(one, other) == pytest.approx(plain, rel=1e-9)
 
 
 def test_a_set_is_not_apart_from_itself_in_any_order():
     ours, theirs = drawn(40, 16), drawn(50, 16, 1)
     again = ours[np.random.default_rng(0).permutation(40)]
-    assert frechet(moments(ours), moments(again)) == pytest.approx(0, abs=1e-6)
-    assert frechet(moments(ours), moments(theirs)) == pytest.approx(frechet(moments(again), moments(theirs)))
+    assert frechet_distance(moments(ours), moments(again)) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(moments(ours), moments(theirs)) == pytest.approx(
+        frechet_distance(moments(again), moments(theirs))
+    )
     assert kernel_distance(ours, theirs) == pytest.approx(kernel_distance(again, theirs[::-1]))
-    assert frechet(moments(ours), moments(theirs)) == pytest.approx(frechet(moments(theirs), moments(ours)))
+    assert frechet_distance(moments(ours), moments(theirs)) == pytest.approx(
+        frechet_distance(moments(theirs), moments(ours))
+    )
 
 
 def test_singular_covariances_lose_nothing_to_rounding():
@@ -62,13 +66,13 @@ def test_singular_covariances_lose_nothing_to_rounding():
     one, other = ((each - each.mean(0)) / np.sqrt(len(each) - 1) for each in (ours, theirs))
     common = np.linalg.svd(one @ other.T, compute_uv=False).sum()
     wanted = ((ours.mean(0) - theirs.mean(0)) ** 2).sum() + (one**2).sum() + (other**2).sum() - 2 * common
-    assert frechet(moments(ours), moments(theirs)) == pytest.approx(wanted, rel=1e-9)
-    assert frechet(moments(ours), moments(ours)) == pytest.approx(0, abs=1e-6 * (one**2).sum())
+    assert frechet_distance(moments(ours), moments(theirs)) == pytest.approx(wanted, rel=1e-9)
+    assert frechet_distance(moments(ours), moments(ours)) == pytest.approx(0, abs=1e-6 * (one**2).sum())
 
 
 def test_float32_features_are_summed_in_float64():
     far = (drawn(100, 4) + 1e4).astype(np.float32)
-    assert frechet(moments(far), moments(far.astype(np.float64))) == pytest.approx(0, abs=1e-6)
+    assert frechet_distance(moments(far), moments(far.astype(np.float64))) == pytest.approx(0, abs=1e-6)
     assert moments(far).covariance.dtype == np.float64
 
 
@@ -101,10 +105,10 @@ def test_inception_score_is_1_for_no_idea_and_the_number_of_classes_for_certaint
 
 def test_the_jackknife_gives_a_mean_its_standard_error():
     values = np.random.default_rng(0).normal(size=(10, 1))
-    found = jackknifed(lambda features: float(features.mean()), values)
+    found = jackknife(lambda features: float(features.mean()), values)
     assert found.value == values.mean()
     assert found.error == pytest.approx(values.std(ddof=1) / np.sqrt(10))
-    assert np.isnan(jackknifed(lambda features: 0.0, values[:2]).error)
+    assert np.isnan(jackknife(lambda features: 0.0, values[:2]).error)
 
 
 def test_too_few_videos_are_refused():

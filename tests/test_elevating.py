@@ -19,14 +19,17 @@ from kineograph.media.metadata import read_settings
 from kineograph.method_options import ElevatorOptions
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae.files import same_latent_space
 from kineograph.noise import independent, partly_shared
 from kineograph.samplers import ddim, final_latents
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
-CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)
+CONFIG = TemporalConfig(
+    num_frames=4, layers=((Site("conv_in"), LAYERS), (Site("transformer"), LAYERS)), frame_rate=True
+)
 FEW = {"num_inference_steps": 6, "seed": 3, "method": "video-elevator"}
 TWICE = ElevatorOptions(refine_at=(0.9, 0.4), video_steps=2)
 
@@ -68,7 +71,9 @@ def test_a_second_model_alone_says_which_method_it_is(image: Model, video: Model
 def test_with_no_refined_step_it_is_the_image_model_whose_frames_look_at_the_first(image: Model, video: Model):
     asked = {**FEW, "num_frames": 3}
     made = kg.generate(image, "a fish", video_model=video, elevation=ElevatorOptions(refine_at=()), **asked)
-    told, blank = (image.bind(image.prompt([text]), see=kg.frame_attention.first) for text in ("a fish", ""))
+    told, blank = (
+        image.bind(image.prompt([text]), frame_attention=kg.frame_attention.first) for text in ("a fish", "")
+    )
     shape = (1, *image.latent_shape(*image.default_size))
     sigmas = kg.sigmas.leading(image.schedule.sigmas, 6)
     noise = partly_shared(1.0, 3, range(3), shape)

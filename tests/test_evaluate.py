@@ -21,22 +21,22 @@ from transformers import (
 
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.video import Video
-from kineograph.metrics.collection import collect, read, read_prompts
-from kineograph.metrics.distances import frechet, moments
-from kineograph.metrics.encoders import open_clip
-from kineograph.metrics.evaluate import evaluate, instruments, write
-from kineograph.metrics.extractors import open_extractor, open_extractors
-from kineograph.metrics.features import SPREAD, check_lengths
-from kineograph.metrics.report import compare
-from kineograph.metrics.scores import scores, survey
-from kineograph.metrics.torchscript import ClipFormat, as_clip
-from kineograph.metrics.video_metrics import clip_gauge, flow_gauge, pocket_gauge, told
+from kineograph.metrics.collection import collect_videos, decode_video, read_prompts
+from kineograph.metrics.distances import frechet_distance, moments
+from kineograph.metrics.encoders import load_clip_encoder
+from kineograph.metrics.evaluate import evaluate, load_metrics, write_reports
+from kineograph.metrics.extractors import load_extractor, load_extractors
+from kineograph.metrics.features import EVENLY_SPACED, check_video_lengths
+from kineograph.metrics.report import compare_reports
+from kineograph.metrics.scores import compute_scores, measure_videos
+from kineograph.metrics.torchscript import ClipFormat, format_clip
+from kineograph.metrics.video_metrics import clip_metric, flow_metric, pocket_gauge, told
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies.vidrd import ucf101
 from kineograph_lab.studies.vidrd.degradations import DAMAGES, distances, frozen, shuffled
-from kineograph_lab.world.captions import of_clip
-from kineograph_lab.world.world import Shot, Thing, clip, shots
+from kineograph_lab.world.captions import caption_clip
+from kineograph_lab.world.world import Shot, Subject, render_clip, sample_shots
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # torch would rather have users export anew
 FISH = "a red fish over the sea moving to the right"
@@ -112,7 +112,7 @@ def save_videomae(folder, kind, **settings):
 
 
 def test_clip_is_that_of_transformers_on_pictures_of_its_size(clip_folder):
-    tower, frames = open_clip(clip_folder), noise(0, 3, 32, 32)
+    tower, frames = load_clip_encoder(clip_folder), noise(0, 3, 32, 32)
     network = CLIPModel.from_pretrained(clip_folder)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (
         (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711),
@@ -124,13 +124,13 @@ def test_clip_is_that_of_transformers_on_pictures_of_its_size(clip_folder):
     assert np.allclose(tower.see(frames), wanted, atol=1e-5)
     assert np.linalg.norm(tower.read("a red fish")) == pytest.approx(1)
     assert np.allclose(
-        open_extractor(f"clip:{clip_folder}").of(frames).features[:3], wanted[[0, 1, 2]].mean(0)[:3], atol=0.2
+        load_extractor(f"clip:{clip_folder}").of(frames).features[:3], wanted[[0, 1, 2]].mean(0)[:3], atol=0.2
     )
 
 
 def test_videomae_gives_its_last_layer_and_its_classes(tmp_path):
     frames = noise(1, 6, 32, 32)
-    plain = open_extractor(f"videomae:{save_videomae(tmp_path / 'pretrained', VideoMAEForPreTraining)}")
+    plain = load_extractor(f"videomae:{save_videomae(tmp_path / 'pretrained', VideoMAEForPreTraining)}")
     network = VideoMAEModel.from_pretrained(tmp_path / "pretrained")
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     pixels = (torch.from_numpy(frames[:4]).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -138,18 +138,18 @@ def test_videomae_gives_its_last_layer_and_its_classes(tmp_path):
         wanted = network(pixels[None], output_hidden_states=True).hidden_states[-1].mean(1)[0].numpy()
     assert np.allclose(plain.of(frames).features, wanted, atol=1e-4) and plain.of(frames).classes is None
     save_videomae(tmp_path / "classifier", VideoMAEForVideoClassification, num_labels=5)
-    classes = open_extractor(f"videomae:{tmp_path / 'classifier'}").of(frames).classes
+    classes = load_extractor(f"videomae:{tmp_path / 'classifier'}").of(frames).classes
     assert classes.shape == (5,) and classes.sum() == pytest.approx(1)
 
 
 def test_a_torchscript_gets_clips_as_its_file_says(network, tmp_path):
-    extractor = open_extractor(f"torchscript:{network}")
+    extractor = load_extractor(f"torchscript:{network}")
     reading = extractor.of(noise(0))
     with torch.no_grad():
-        wanted = torch.jit.load(network)(as_clip(noise(0)[:2], ClipFormat(frames=2, height=16, width=16)))[0]
+        wanted = torch.jit.load(network)(format_clip(noise(0)[:2], ClipFormat(frames=2, height=16, width=16)))[0]
     assert np.allclose(reading.features, wanted) and np.allclose(reading.classes, wanted.softmax(0))
     assert extractor.name == "c3d" and extractor.frames == 2
-    i3d = open_extractor(f"torchscript:{scripted(tmp_path / 'i3d.pt', I3DLike())}")
+    i3d = load_extractor(f"torchscript:{scripted(tmp_path / 'i3d.pt', I3DLike())}")
     frames = noise(0, 16)
     assert i3d.of(frames).features == pytest.approx(frames.mean((0, 1, 2)))  # 0 to 255, at its own size
     assert i3d.of(frames).classes is None
@@ -157,10 +157,10 @@ def test_a_torchscript_gets_clips_as_its_file_says(network, tmp_path):
 
 def test_layouts_of_clips():
     frames = noise(0, 2, 4, 8)
-    plain = as_clip(frames, ClipFormat(height=None, width=None, black=0, white=255, layout="btchw"))
+    plain = format_clip(frames, ClipFormat(height=None, width=None, black=0, white=255, layout="btchw"))
     assert np.array_equal(plain[0].permute(0, 2, 3, 1).round().numpy(), frames)
-    assert as_clip(frames, ClipFormat(height=4, width=4)).shape == (1, 3, 2, 4, 4)
-    squashed = as_clip(frames, ClipFormat(height=4, width=4, fit="squash"))
+    assert format_clip(frames, ClipFormat(height=4, width=4)).shape == (1, 3, 2, 4, 4)
+    squashed = format_clip(frames, ClipFormat(height=4, width=4, fit="squash"))
     assert squashed.min() >= -1 and squashed.max() <= 1
 
 
@@ -177,29 +177,29 @@ def test_layouts_of_clips():
 )
 def test_what_is_no_extractor_is_said(text, said):
     with pytest.raises(InputError, match=said):
-        open_extractor(text)
+        load_extractor(text)
 
 
 def test_more_of_what_is_no_extractor(network, tmp_path, clip_folder):
     with pytest.raises(InputError, match="called alike"):
-        open_extractors(["pocket", "pocket"])
+        load_extractors(["pocket", "pocket"])
     path = scripted(tmp_path / "net.pt", Network(4))
     path.with_name("net.pt.json").write_text('{"frames": 4, "tall": 3}')
     with pytest.raises(InputError, match=r"net.pt.json does not say how clips are given"):
-        open_extractor(f"torchscript:{path}")
+        load_extractor(f"torchscript:{path}")
     path.with_name("net.pt.json").write_text('{"frames": 2, "layout": "btchw"}')
     with pytest.raises(InputError, match=r"net.pt cannot read a clip of 2 frames .*net.pt.json"):
-        open_extractor(f"torchscript:{path}").of(noise(0))
+        load_extractor(f"torchscript:{path}").of(noise(0))
     weights = tmp_path / "half"
     CLIPModel.from_pretrained(clip_folder).vision_model.save_pretrained(weights)
     (weights / "config.json").write_text((clip_folder / "config.json").read_text())
     with pytest.raises(InputError, match=r"lacks \d+ weights of CLIPModel"):
-        open_clip(weights)
+        load_clip_encoder(weights)
 
 
 def test_the_pocket_judge_is_an_extractor():
-    extractor = open_extractor("pocket")
-    reading = extractor.of(clip(Shot("sea", "flat", (Thing("fish", "red", 1),)), 4))
+    extractor = load_extractor("pocket")
+    reading = extractor.of(render_clip(Shot("sea", "flat", (Subject("fish", "red", 1),)), 4))
     assert reading.features.shape == (224,) and reading.features.dtype == np.float64
     assert reading.classes.sum() == pytest.approx(1) and reading.classes.max() > 0.5
 
@@ -207,20 +207,20 @@ def test_the_pocket_judge_is_an_extractor():
 def test_the_pocket_judge_is_not_asked_about_other_worlds(tmp_path):
     folder = folder_of(tmp_path / "set", 1)
     with pytest.warns(InputWarning, match="1 of 1 videos are not 128 x 128"), pytest.warns(InputWarning, match="Incep"):
-        evaluate([folder], extractors=[open_extractor("pocket")], gauges=[])
+        evaluate([folder], extractors=[load_extractor("pocket")], gauges=[])
 
 
 def test_too_short_videos_are_counted_and_named():
-    extractor = open_extractor("pocket")._replace(least=3, taken=SPREAD)
+    extractor = load_extractor("pocket")._replace(least=3, taken=EVENLY_SPACED)
     with pytest.raises(InputError, match=r"at least 3, and 2 of 3 videos are shorter \(a has 1, c has 2\)"):
-        check_lengths({"a": 1, "b": 3, "c": 2}, extractor)
+        check_video_lengths({"a": 1, "b": 3, "c": 2}, extractor)
 
 
 # -- what known damage does
 
 
 def test_distances_rise_with_known_damage_on_a_few_clips():
-    extractor, films = open_extractor("pocket"), [clip(shot) for shot in islice(shots(7), 4)]
+    extractor, films = load_extractor("pocket"), [render_clip(shot) for shot in islice(sample_shots(7), 4)]
     for name in ("blur", "frozen frames"):
         damage, degrees = DAMAGES[name]
         found = distances(extractor, films, films, damage, (degrees[0], degrees[-2], degrees[-1]))
@@ -231,15 +231,15 @@ def test_distances_rise_with_known_damage_on_a_few_clips():
 @pytest.fixture(scope="module")
 def world():
     """Two sets of 128 different clips."""
-    drawn = shots(11)
-    return [[clip(shot) for shot in islice(drawn, 128)] for _ in range(2)]
+    drawn = sample_shots(11)
+    return [[render_clip(shot) for shot in islice(drawn, 128)] for _ in range(2)]
 
 
 @pytest.mark.claims
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", DAMAGES)
 def test_fvd_rises_with_known_damage(world, name):
-    extractor, (real, others) = open_extractor("pocket"), world
+    extractor, (real, others) = load_extractor("pocket"), world
     damage, degrees = DAMAGES[name]
     found = distances(extractor, real, others, damage, degrees)
     print(name, dict(zip(degrees, found, strict=True)))
@@ -261,7 +261,7 @@ def test_damage_of_degree_0_is_none_and_of_1_is_whole():
 
 
 def test_clip_scores_are_cosines(clip_folder):
-    gauge = clip_gauge(open_clip(clip_folder))
+    gauge = clip_metric(load_clip_encoder(clip_folder))
     frames = np.repeat(noise(0, 1, 32, 32), 3, axis=0)
     one = read_clip(frames, "a red fish")
     found = dict(gauge.measure(one))
@@ -271,14 +271,14 @@ def test_clip_scores_are_cosines(clip_folder):
 
 
 def read_clip(frames, prompt=None, fps=8.0):
-    from kineograph.metrics.collection import Clip
+    from kineograph.metrics.collection import DecodedVideo
 
-    return Clip("a.mp4", frames, fps, prompt)
+    return DecodedVideo("a.mp4", frames, fps, prompt)
 
 
 def test_the_judge_sees_what_the_prompt_asks_for():
     gauge = pocket_gauge(load_judge())
-    film = clip(Shot("sea", "flat", (Thing("fish", "red", 1, motion="right"),)))
+    film = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
     found = dict(gauge.measure(read_clip(film, FISH)))
     assert found == {"thing seen": 1, "colour seen": 1, "scene seen": 1, "motion seen": 1}
     wrong = dict(gauge.measure(read_clip(film, "a blue cat in the snow")))
@@ -288,22 +288,22 @@ def test_the_judge_sees_what_the_prompt_asks_for():
 
 def test_each_part_of_a_video_is_measured_by_its_own_prompt(clip_folder):
     fish, cat = (
-        clip(Shot(place, "flat", (Thing(kind, colour, 1, motion="right"),)))
+        render_clip(Shot(place, "flat", (Subject(kind, colour, 1, motion="right"),)))
         for place, kind, colour in (("sea", "fish", "red"), ("snow", "cat", "blue"))
     )
     both = read_clip(np.concatenate([fish, cat]), FISH)._replace(then=("a blue cat moving to the left",))
     seen = {"thing seen": 1, "colour seen": 1, "scene seen": 1, "motion seen": 0.5}
     assert dict(pocket_gauge(load_judge()).measure(both)) == seen
-    gauge = clip_gauge(open_clip(clip_folder))
+    gauge = clip_metric(load_clip_encoder(clip_folder))
     one, other = (dict(gauge.measure(read_clip(*each)))["CLIP-T"] for each in ((fish, FISH), (cat, *both.then)))
     assert dict(gauge.measure(both))["CLIP-T"] == pytest.approx((one + other) / 2, rel=1e-4) and one != other
 
 
 def test_prompts_of_the_world_are_understood():
     rng = np.random.default_rng(0)
-    for shot in islice(shots(3), 200):
+    for shot in islice(sample_shots(3), 200):
         main = shot.things[0]
-        assert told(of_clip(shot, rng)) == {
+        assert told(caption_clip(shot, rng)) == {
             "thing": main.kind, "colour": main.colour, "scene": shot.scene, "motion": main.motion,
         }  # fmt: skip
     assert told("a dog") == {}
@@ -318,14 +318,14 @@ def test_a_folder_holds_files_and_folders_of_frames_with_their_prompts(tmp_path)
     Video(noise(6), 8).save(folder / "plain.webp")
     Video(noise(6), 8).save(folder / ".hidden.mp4")
     (folder / "notes.txt").write_text("no video")
-    found = collect(folder)
+    found = collect_videos(folder)
     assert [(reel.name, reel.prompt) for reel in found.reels] == [
         ("0.mp4", "prompt 0"), ("below/frames", "as pictures"), ("plain.webp", None),
     ]  # fmt: skip
-    assert np.array_equal(read(found.reels[1]).frames, noise(5))
-    listed = collect(folder, {"plain": "told", "0.mp4": "another"})
+    assert np.array_equal(decode_video(found.reels[1]).frames, noise(5))
+    listed = collect_videos(folder, {"plain": "told", "0.mp4": "another"})
     assert [reel.prompt for reel in listed.reels] == ["another", "as pictures", "told"]
-    assert len(read(collect(folder, fps=4).reels[0]).frames) == 2
+    assert len(decode_video(collect_videos(folder, fps=4).reels[0]).frames) == 2
 
 
 def test_a_video_of_several_prompts_has_one_for_each_clip(tmp_path):
@@ -333,40 +333,40 @@ def test_a_video_of_several_prompts_has_one_for_each_clip(tmp_path):
     Video(noise(0, 8), 8, told).save(tmp_path / "whole.mp4")
     Video(noise(0, 7), 8, told).save(tmp_path / "cut.mp4")
     with pytest.warns(InputWarning, match=r"cut\.mp4 has 3 prompts and does not say where its clips begin"):
-        cut, whole = (read(reel) for reel in collect(tmp_path).reels)
+        cut, whole = (decode_video(reel) for reel in collect_videos(tmp_path).reels)
     assert [(len(frames), prompt) for frames, prompt in whole.told] == [
         (2, "a fish"), (2, "a cat"), (2, "a dog"), (2, "a dog"),
     ]  # fmt: skip
     assert [(len(frames), prompt) for frames, prompt in cut.told] == [(7, "a fish")]
-    assert [*collect(tmp_path, {"whole": "a bird", "cut": "a bird"}).reels][1].then == ()
+    assert [*collect_videos(tmp_path, {"whole": "a bird", "cut": "a bird"}).reels][1].then == ()
 
 
 def test_what_cannot_be_read_is_counted_and_named(tmp_path, network):
     folder = folder_of(tmp_path / "set", 2)
     (folder / "broken.mp4").write_bytes((folder / "0.mp4").read_bytes()[:500])
     with pytest.warns(InputWarning, match=r"1 of 3 videos in .* cannot be read and do not count: broken.mp4"):
-        found = collect(folder)
+        found = collect_videos(folder)
     assert [each.name for each in found.problems] == ["broken.mp4"]
     with (
         pytest.warns(InputWarning, match="1 of 1 prompts belong to no video"),
         pytest.warns(InputWarning, match="do not count"),
     ):
-        collect(folder, {"gone.mp4": "a fish"})
+        collect_videos(folder, {"gone.mp4": "a fish"})
     (folder / "0.mp4").unlink()
     (folder / "1.mp4").unlink()
     with pytest.raises(InputError, match="none of the 1 videos"):
-        collect(folder)
+        collect_videos(folder)
 
 
 def test_folders_without_videos(tmp_path):
     with pytest.raises(InputError, match="there is no folder"):
-        collect(tmp_path / "gone")
+        collect_videos(tmp_path / "gone")
     (tmp_path / "a.txt").write_text("no video")
     with pytest.raises(InputError, match=r"holds no video: expected files that end in .*\.mp4"):
-        collect(tmp_path)
+        collect_videos(tmp_path)
     Video(noise(0), 8).save(tmp_path / "frames")
     with pytest.raises(InputError, match="is one video"):
-        collect(tmp_path / "frames")
+        collect_videos(tmp_path / "frames")
 
 
 def test_prompts_come_from_tables(tmp_path):
@@ -401,7 +401,7 @@ def test_prompts_come_from_tables(tmp_path):
 def sets(tmp_path_factory, network):
     """Two folders of 20 videos that differ, and what measures them."""
     root = tmp_path_factory.mktemp("sets")
-    extractors = open_extractors([f"torchscript:{network}"])
+    extractors = load_extractors([f"torchscript:{network}"])
     return folder_of(root / "ours", 20, frames=2), folder_of(root / "theirs", 20, first=100, frames=2), extractors
 
 
@@ -409,8 +409,8 @@ def sets(tmp_path_factory, network):
 def reported(sets, tmp_path_factory):
     ours, theirs, extractors = sets
     out = tmp_path_factory.mktemp("report")
-    found = evaluate([ours, theirs], extractors=extractors, gauges=[flow_gauge()], against=theirs)
-    return write(found, out), found
+    found = evaluate([ours, theirs], extractors=extractors, gauges=[flow_metric()], against=theirs)
+    return write_reports(found, out), found
 
 
 def test_scores_have_values_errors_counts_and_protocols(sets, reported):
@@ -419,10 +419,10 @@ def test_scores_have_values_errors_counts_and_protocols(sets, reported):
     assert set(named) == {"motion", "followed", "warp error", "IS (c3d)", "FVD (c3d)", "KVD (c3d)"}
     assert all(score.count == 20 and score.value.error > 0 for score in found.scores)
     features = [
-        np.stack([extractors[0].of(read(reel).frames).features for reel in collect(folder).reels])
+        np.stack([extractors[0].of(decode_video(reel).frames).features for reel in collect_videos(folder).reels])
         for folder in (ours, theirs)
     ]
-    assert named["FVD (c3d)"].value.value == pytest.approx(frechet(*map(moments, features)))
+    assert named["FVD (c3d)"].value.value == pytest.approx(frechet_distance(*map(moments, features)))
     sample = named["FVD (c3d)"].settings["sample"]
     assert (sample["videos"], sample["frames"], sample["fps"]) == (20, [2, 2], [8, 8])
 
@@ -435,55 +435,55 @@ def test_a_set_against_itself_is_at_0(sets):
 
 def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network):
     ours, theirs, extractors = sets
-    kept, real = (survey(collect(folder), extractors) for folder in (ours, theirs))
+    kept, real = (measure_videos(collect_videos(folder), extractors) for folder in (ours, theirs))
 
     def fvd(ours=kept, against=real, extractor=extractors[0]):
-        (found,) = [s for s in scores(ours, [extractor], [], against) if s.name.startswith("FVD")]
+        (found,) = [s for s in compute_scores(ours, [extractor], [], against) if s.name.startswith("FVD")]
         return found.protocol
 
-    fewer = survey(collect(ours), extractors)
+    fewer = measure_videos(collect_videos(ours), extractors)
     prompts = {f"{number}.mp4": "another" for number in range(20)}
     ids = [
         fvd(),
         fvd(extractor=extractors[0]._replace(weights="other")),
         fvd(extractor=extractors[0]._replace(resize="to 8 x 8")),
         fvd(extractor=extractors[0]._replace(frames=1)),
-        fvd(ours=survey(collect(ours, prompts), extractors)),
-        fvd(ours=survey(collect(ours, fps=8.5), extractors)),
+        fvd(ours=measure_videos(collect_videos(ours, prompts), extractors)),
+        fvd(ours=measure_videos(collect_videos(ours, fps=8.5), extractors)),
         fvd(against=kept),
     ]
     assert fvd() == fvd(ours=fewer) == ids[0] and len({*ids}) == len(ids)
     with pytest.warns(InputWarning, match=r"FVD \(c3d\) is of 20 videos against 19"):
-        less = fvd(against=survey(collect_some(theirs, 19), extractors))
+        less = fvd(against=measure_videos(collect_some(theirs, 19), extractors))
     assert less not in ids
 
 
 def collect_some(folder, count):
     from dataclasses import replace
 
-    found = collect(folder)
+    found = collect_videos(folder)
     return replace(found, reels=found.reels[:count])
 
 
 def test_few_videos_are_warned_of(sets):
     ours, theirs, extractors = sets
-    few, one = (survey(collect_some(ours, count), extractors) for count in (4, 1))
-    real = survey(collect(theirs), extractors)
+    few, one = (measure_videos(collect_some(ours, count), extractors) for count in (4, 1))
+    real = measure_videos(collect_videos(theirs), extractors)
     singular = "4 against 20 videos with 4 features: the covariance of so few"
     with pytest.warns(InputWarning, match="20 videos, and 4 came"), pytest.warns(InputWarning, match=singular):
-        named = {score.name for score in scores(few, extractors, [], real)}
+        named = {score.name for score in compute_scores(few, extractors, [], real)}
     assert named == {"FVD (c3d)", "KVD (c3d)"}
     with pytest.warns(InputWarning, match="FVD is left out"), pytest.warns(InputWarning, match="Inception"):
-        assert scores(one, extractors, [], real) == []
+        assert compute_scores(one, extractors, [], real) == []
 
 
 def test_a_video_that_breaks_off_does_not_count(tmp_path, network):
     folder = folder_of(tmp_path / "set", 3, frames=30)
-    found, extractors = collect(folder), open_extractors([f"torchscript:{network}"])
+    found, extractors = collect_videos(folder), load_extractors([f"torchscript:{network}"])
     whole = (folder / "1.mp4").read_bytes()
     (folder / "1.mp4").write_bytes(whole[: len(whole) // 2])
     with pytest.warns(InputWarning, match=r"1.mp4 does not count"):
-        seen = survey(found, extractors)
+        seen = measure_videos(found, extractors)
     assert [video.name for video in seen.videos] == ["0.mp4", "2.mp4"]
     assert [problem.name for problem in seen.problems] == ["1.mp4"]
 
@@ -494,7 +494,7 @@ def test_a_video_that_breaks_off_does_not_count(tmp_path, network):
 def test_the_same_videos_give_the_same_json_and_nothing_half_written(reported, sets):
     path, _ = reported
     ours, theirs, extractors = sets
-    (again,) = evaluate([ours], extractors=extractors, gauges=[flow_gauge()], against=theirs)
+    (again,) = evaluate([ours], extractors=extractors, gauges=[flow_metric()], against=theirs)
     assert json.loads((path.parent / "ours.json").read_text()) == again.as_json()
     assert sorted(each.name for each in path.parent.iterdir()) == [
         "index.html",
@@ -523,17 +523,17 @@ def test_the_page_needs_nothing_else_and_shows_sets_side_by_side(reported):
 def test_what_a_prompt_says_is_no_part_of_the_page(tmp_path, network):
     folder = tmp_path / "set"
     Video(noise(0), 8, {"prompt": "<script>alert(1)</script>"}).save(folder / "a<b>.mp4")
-    extractors = open_extractors([f"torchscript:{network}"])
+    extractors = load_extractors([f"torchscript:{network}"])
     with pytest.warns(InputWarning, match="Inception"):
         found = evaluate([folder], extractors=extractors, gauges=[])
-    assert "<script" not in write(found, tmp_path / "out").read_text()
+    assert "<script" not in write_reports(found, tmp_path / "out").read_text()
 
 
 def test_scores_of_one_protocol_are_compared_and_others_refused(reported, tmp_path):
     path, _ = reported
     ours, theirs = path.parent / "ours.json", tmp_path / "other.json"
     told = json.loads(ours.read_text())
-    same = {row.name: row for row in compare(ours, ours)}
+    same = {row.name: row for row in compare_reports(ours, ours)}
     assert same["motion"].difference.value == 0
     assert same["motion"].difference.error == pytest.approx(same["motion"].ours.error * 2**0.5)
     for score in told["scores"]:
@@ -544,15 +544,15 @@ def test_scores_of_one_protocol_are_compared_and_others_refused(reported, tmp_pa
     with pytest.raises(
         InputError, match=r"FVD \(c3d\) was measured by protocol .* extractor.resize is bicubic.* to 8 x 8"
     ):
-        compare(ours, theirs)
-    assert len(compare(ours, theirs, across=["FVD (c3d)"])) == len(same)
+        compare_reports(ours, theirs)
+    assert len(compare_reports(ours, theirs, across=["FVD (c3d)"])) == len(same)
     with pytest.raises(InputError, match="there is no score FID on both sides"):
-        compare(ours, theirs, across=["FID"])
+        compare_reports(ours, theirs, across=["FID"])
     theirs.write_text('{"scores": 3}')
     with pytest.raises(InputError, match="is no report"):
-        compare(ours, theirs)
+        compare_reports(ours, theirs)
     with pytest.raises(InputError, match="there is no file"):
-        compare(ours, tmp_path / "gone.json")
+        compare_reports(ours, tmp_path / "gone.json")
 
 
 def test_names_of_folders(tmp_path, sets, network):
@@ -573,25 +573,25 @@ def test_names_of_folders(tmp_path, sets, network):
 
 def test_instruments_go_with_the_extractors(tmp_path, clip_folder, network):
     Image.fromarray(noise(0)[0]).save(tmp_path / "me.png")
-    _, gauges = instruments(["pocket"], pictures=tmp_path)
+    _, gauges = load_metrics(["pocket"], pictures=tmp_path)
     assert {name for gauge in gauges for name in gauge.numbers} >= {"CLIP-T", "CLIP-I", "motion", "thing seen"}
-    _, gauges = instruments([f"clip:{clip_folder}"])
+    _, gauges = load_metrics([f"clip:{clip_folder}"])
     assert {name for gauge in gauges for name in gauge.numbers} >= {"CLIP-T", "frame consistency"}
-    extractors, gauges = instruments([f"torchscript:{network}"])
+    extractors, gauges = load_metrics([f"torchscript:{network}"])
     assert len(gauges) == 1 and extractors[0].name == "c3d"
     with pytest.raises(InputError, match="takes a CLIP"):
-        instruments([f"torchscript:{network}"], pictures=tmp_path)
+        load_metrics([f"torchscript:{network}"], pictures=tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no")
     with pytest.raises(InputError, match=r"broken.png is no picture"):
-        instruments(["pocket"], pictures=tmp_path)
+        load_metrics(["pocket"], pictures=tmp_path)
 
 
 def test_clip_i_knows_the_subject(tmp_path):
-    fish, cat = (Shot("sea", "flat", (Thing(kind, "red", 1),)) for kind in ("fish", "cat"))
-    Image.fromarray(clip(fish, 1)[0]).save(tmp_path / "fish.png")
-    _, gauges = instruments(["pocket"], pictures=tmp_path)
+    fish, cat = (Shot("sea", "flat", (Subject(kind, "red", 1),)) for kind in ("fish", "cat"))
+    Image.fromarray(render_clip(fish, 1)[0]).save(tmp_path / "fish.png")
+    _, gauges = load_metrics(["pocket"], pictures=tmp_path)
     (gauge,) = [each for each in gauges if "CLIP-I" in each.numbers]
-    same, other = (dict(gauge.measure(read_clip(clip(shot, 2))))["CLIP-I"] for shot in (fish, cat))
+    same, other = (dict(gauge.measure(read_clip(render_clip(shot, 2))))["CLIP-I"] for shot in (fish, cat))
     assert same > other and same > 90 and "pictures" in gauge.protocol
 
 
@@ -612,7 +612,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    film = clip(Shot("sea", "flat", (Thing("fish", "red", 1, motion="right"),)), 4)
+    film = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
     for number in range(2):
         Video(np.roll(film, number, axis=2), 8, {"prompt": FISH}).save(tmp_path / "made" / f"{number}.mp4")
     status, out, err = run("made", "--against", "made", "--device", "cpu")

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from kineograph.generate import generate
 from PIL import Image
 
 from kineograph.errors import InputError
-from kineograph.generate import generate
 from kineograph.media.metadata import identifier
 from kineograph.models.loading.load import load
 from kineograph.models.placement import choose_placement
@@ -17,12 +17,12 @@ from kineograph_lab.bench import bench, memory
 from kineograph_lab.bench import text2video_zero as peers
 from kineograph_lab.judge.geometry import Geometry
 from kineograph_lab.studies import frame_metrics, report
-from kineograph_lab.studies.frame_metrics import Seen
+from kineograph_lab.studies.frame_metrics import JudgedFrames
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import held_out_cases, keep, kept
 from kineograph_lab.studies.reproduce import PAPERS, reproduce
 from kineograph_lab.studies.text2video_zero import ablation
-from kineograph_lab.world.world import held_out, render, shots
+from kineograph_lab.world.world import is_held_out, render, sample_shots
 
 TINY = {"channels": 32, "side": 8, "text_layers": 1}
 
@@ -41,12 +41,12 @@ def model(folder):
 
 def seen(things, colours=None, scenes=None):
     count = len(things)
-    return Seen(things, colours or ["red"] * count, scenes or ["sea"] * count, ["flat"] * count, np.eye(count))
+    return JudgedFrames(things, colours or ["red"] * count, scenes or ["sea"] * count, ["flat"] * count, np.eye(count))
 
 
 def panned(speed: float, frames: int = 5, noise: float = 6.0):
     """A picture of the world, shifted by `speed` pixels a frame, right and down, with grain."""
-    wide = Image.fromarray(np.pad(render(next(shots(5))), ((64, 64), (64, 64), (0, 0)), mode="symmetric"))
+    wide = Image.fromarray(np.pad(render(next(sample_shots(5))), ((64, 64), (64, 64), (0, 0)), mode="symmetric"))
     grain = np.random.default_rng(0).normal(0, noise, (frames, 128, 128, 3))
     views = [
         wide.transform(
@@ -60,34 +60,34 @@ def panned(speed: float, frames: int = 5, noise: float = 6.0):
 @pytest.mark.parametrize("speed", [-4.0, 0.0, 3.4])
 def test_motion_is_measured_to_parts_of_a_pixel(speed):
     frames = panned(speed)
-    found = dict(frame_metrics.motion(frames, frame_metrics.displacements(frames)))
+    found = dict(frame_metrics.global_motion(frames, frame_metrics.frame_shifts(frames)))
     assert found["right"] * 128 == pytest.approx(speed, abs=0.05)
     assert found["down"] * 128 == pytest.approx(-speed / 2, abs=0.05)
 
 
 def test_a_background_that_only_moves_does_not_change():
     frames = panned(5.0, noise=0.0)
-    (same,) = frame_metrics.background(frames, frame_metrics.displacements(frames))
+    (same,) = frame_metrics.background_difference(frames, frame_metrics.frame_shifts(frames))
     others = frames.copy()
     others[1:] = 255 - others[1:]
-    (different,) = frame_metrics.background(others, frame_metrics.displacements(frames))
+    (different,) = frame_metrics.background_difference(others, frame_metrics.frame_shifts(frames))
     assert same == ("background", pytest.approx(0, abs=2))
     assert different[1] > 20
 
 
 def test_prompt_and_identity_count_frames():
-    asked = dict(frame_metrics.prompted(seen(["cat", "cat", "dog"]), thing="cat", colour="red", scene="snow"))
+    asked = dict(frame_metrics.prompt_agreement(seen(["cat", "cat", "dog"]), thing="cat", colour="red", scene="snow"))
     assert asked == {"thing": pytest.approx(2 / 3), "colour": 1, "scene": 0, "first right": 1}
-    kept_up = dict(frame_metrics.identity(seen(["cat", "cat", "dog"])))
+    kept_up = dict(frame_metrics.identity_consistency(seen(["cat", "cat", "dog"])))
     assert kept_up == {"same thing": 0.5, "same colour": 1, "always the same": 0, "individual": 0}
-    assert dict(frame_metrics.identity(seen(["cat"] * 3)))["always the same"] == 1
-    assert dict(frame_metrics.text_alignment(np.array([0.2, 0.4]))) == {"text": pytest.approx(30)}
+    assert dict(frame_metrics.identity_consistency(seen(["cat"] * 3)))["always the same"] == 1
+    assert dict(frame_metrics.clip_score(np.array([0.2, 0.4]))) == {"text": pytest.approx(30)}
 
 
 def test_cases_are_held_out_and_more_cases_begin_with_the_same():
     few, many = held_out_cases(5), held_out_cases(40)
     assert many[:5] == few
-    assert all(held_out(case.thing, colour=case.colour, scene=case.scene) for case in many)
+    assert all(is_held_out(case.thing, colour=case.colour, scene=case.scene) for case in many)
     assert len({case.prompt for case in many}) > 35
     assert not any("pan" in case.prompt.split() or "moving" in case.prompt for case in many)
 
@@ -116,7 +116,7 @@ def test_claims_hold_or_do_not():
 
 def witnesses():
     return Witnesses(
-        look=lambda frames: Seen(
+        look=lambda frames: JudgedFrames(
             *[[str(frame[0, 0, axis] // 128) for frame in frames] for axis in (0, 1, 2, 0)], np.eye(len(frames))
         ),
         alike=lambda frames, text: np.full(len(frames), len(text) / 100),

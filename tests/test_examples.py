@@ -10,7 +10,7 @@ import torch
 from kineograph.methods import still_moving, videocrafter
 from kineograph.models.loading.load import load
 from kineograph.models.temporal.adapters import MOTION_ADAPTER
-from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
 from kineograph_lab.bench.text2video_zero import save_stand_in
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -26,7 +26,9 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def video_model(model):
     layers = TransformerConfig(head_width=8, relative=4)
-    config = TemporalConfig(num_frames=4, entry=layers, transformer=layers, frame_rate=True)
+    config = TemporalConfig(
+        num_frames=4, layers=((Site("conv_in"), layers), (Site("transformer"), layers)), frame_rate=True
+    )
     return replace(model, net=videocrafter.attach(model.net.image_unet, config).eval())
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from kineograph.metrics.optical_flow import agreeing, flow, moving, warped
-from kineograph_lab.world.world import Shot, Thing, clip
+from kineograph.metrics.optical_flow import consistent_pixels, estimate_flow, measure_flow, warp_image
+from kineograph_lab.world.world import Shot, Subject, render_clip
 
 
 def panned(speed: float, count: int = 4, scale: int = 1) -> np.ndarray:
@@ -21,39 +21,39 @@ def panned(speed: float, count: int = 4, scale: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize(("fps", "scale"), [(8.0, 1), (16.0, 1), (8.0, 3)])
 def test_motion_is_in_parts_of_the_picture_a_second(fps, scale):
-    found = dict(moving(panned(4.0, scale=scale), fps))
+    found = dict(measure_flow(panned(4.0, scale=scale), fps))
     assert found["motion"] == pytest.approx(4 / 128 * fps, rel=0.05)
     assert found["warp error"] < 2 and found["followed"] > 0.9
 
 
 def test_a_frozen_video_has_neither_motion_nor_error():
-    found = dict(moving(np.repeat(panned(0.0)[:1], 3, axis=0), 8))
+    found = dict(measure_flow(np.repeat(panned(0.0)[:1], 3, axis=0), 8))
     assert found == {"motion": pytest.approx(0, abs=1e-3), "followed": 1, "warp error": pytest.approx(0, abs=0.01)}
 
 
 def test_what_flickers_has_a_larger_error_than_what_moves():
-    still = clip(Shot("sea", "flat", (Thing("fish", "red", 1, motion="right"),)), 4)
+    still = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
     flicker = still.copy()
     flicker[1::2] = np.clip(flicker[1::2].astype(int) + 40, 0, 255).astype(np.uint8)
-    assert dict(moving(flicker, 8))["warp error"] > 5 * dict(moving(still, 8))["warp error"]
+    assert dict(measure_flow(flicker, 8))["warp error"] > 5 * dict(measure_flow(still, 8))["warp error"]
 
 
 def test_what_has_nothing_in_common_is_not_followed():
     noise = np.random.default_rng(0).integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
-    assert dict(moving(noise, 8))["followed"] < 0.8
+    assert dict(measure_flow(noise, 8))["followed"] < 0.8
 
 
 def test_one_picture_has_no_motion():
-    assert dict(moving(panned(0.0)[:1], 8)) == {}
+    assert dict(measure_flow(panned(0.0)[:1], 8)) == {}
 
 
 def test_a_flow_takes_pixels_back_to_where_they_come_from():
     before, after = panned(5.0)[:2]
-    forth, back = flow(before, after), flow(after, before)
+    forth, back = estimate_flow(before, after), estimate_flow(after, before)
     middle = (slice(16, -16), slice(16, -16))
     assert np.median(forth[middle][..., 0]) == pytest.approx(5, abs=0.3)
-    assert np.abs(warped(after, forth) - before)[middle].mean() < 3
-    there = agreeing(forth, back)
+    assert np.abs(warp_image(after, forth) - before)[middle].mean() < 3
+    there = consistent_pixels(forth, back)
     assert there[middle].mean() > 0.9 and there[:, -4:].mean() < 0.5  # these have left the picture
 
 
@@ -65,7 +65,7 @@ def test_the_number_of_threads_changes_nothing():
     try:
         for threads in (1, 2):
             cv2.setNumThreads(threads)
-            found.append(list(moving(frames, 8)))
+            found.append(list(measure_flow(frames, 8)))
     finally:
         cv2.setNumThreads(before)
     assert found[0] == found[1]

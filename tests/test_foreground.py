@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import kineograph as kg
-from kineograph.models.unet import foreground as told
-from kineograph.models.unet.foreground import bind_foreground_mask
-from kineograph_lab.world.captions import of_picture
-from kineograph_lab.world.truth import truth
-from kineograph_lab.world.world import render, shots
+from kineograph.models import foreground
+from kineograph.models.foreground import bind_foreground_mask
+from kineograph_lab.world.captions import caption_image
+from kineograph_lab.world.truth import ground_truth
+from kineograph_lab.world.world import render, sample_shots
 
 
 @pytest.fixture(scope="module")
@@ -18,13 +18,13 @@ def model() -> kg.Model:
 
 
 def test_masks_are_where_things_are(model):
-    shown = [shot for shot, _ in zip(shots(11, split="held_out"), range(8), strict=False)]
+    shown = [shot for shot, _ in zip(sample_shots(11, split="held_out"), range(8), strict=False)]
     pictures = torch.stack([torch.from_numpy(render(shot)).permute(2, 0, 1).float() / 255 for shot in shown])
-    said = [of_picture(shot, np.random.default_rng(0)) for shot in shown]
+    said = [caption_image(shot, np.random.default_rng(0)) for shot in shown]
     masks = bind_foreground_mask(model, said)(model.encode(pictures[:, None]), 0.0)
     assert masks.shape == (8, 1, 1, 16, 16) and set(masks.unique().tolist()) == {0.0, 1.0}
     large = masks[:, 0, 0].numpy().repeat(8, 1).repeat(8, 2) > 0
-    known = [truth(shot).mask > 0 for shot in shown]
+    known = [ground_truth(shot).mask > 0 for shot in shown]
     overlaps = [(ours & theirs).sum() / (ours | theirs).sum() for ours, theirs in zip(large, known, strict=True)]
     assert np.mean(overlaps) > 0.6
 
@@ -39,6 +39,6 @@ def test_chunks_and_batches_do_not_change_the_masks_and_nothing_stays_on_the_net
 
 
 def test_layers_of_odd_sizes_have_a_grid():
-    assert told._grid(256, (64, 64)) == (16, 16)
-    assert told._grid(15, (10, 6)) == (5, 3)
-    assert told._grid(6, (9, 5)) == (3, 2)
+    assert foreground._grid(256, (64, 64)) == (16, 16)
+    assert foreground._grid(15, (10, 6)) == (5, 3)
+    assert foreground._grid(6, (9, 5)) == (3, 2)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kineograph.generate import made
 from test_cli import Run, run  # noqa: F401
 from test_elevating import image, video  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError
-from kineograph.generate import made
 from kineograph.media.metadata import read_settings
 from kineograph.methods import text2video_zero_run
 from kineograph.models.model import Model
@@ -28,7 +28,10 @@ def models(image: Model, video: Model) -> dict[str, tuple[Model, dict]]:  # noqa
     return {
         "videocrafter": (video, {}),
         "text2video-zero": (image, {}),
-        "video-elevator": (image, {"video_model": video, "elevation": kg.ElevatorOptions(refine_at=(0.5,), video_steps=1)}),
+        "video-elevator": (
+            image,
+            {"video_model": video, "elevation": kg.ElevatorOptions(refine_at=(0.5,), video_steps=1)},
+        ),
     }
 
 
@@ -43,7 +46,9 @@ def test_clips_follow_each_other_with_every_method(method, models):
     assert len(two.frames) == 8 and two.settings["method"] == method
     assert np.array_equal(two.frames[:4], one.frames)
     assert np.array_equal(two.frames[3], two.frames[4])  # guided to the end, the seam is exact
-    loose = kg.generate(model, "a fish", clips=2, reuse=kg.ClipOptions(keep=0, noise_ratio=0, guidance=0), **FEW, **more)
+    loose = kg.generate(
+        model, "a fish", clips=2, reuse=kg.ClipOptions(keep=0, noise_ratio=0, guidance=0), **FEW, **more
+    )
     assert not np.array_equal(loose.frames[3], loose.frames[4])
 
 

@@ -35,7 +35,7 @@ def shifted(x, rows: int, columns: int):
     [
         ("pan:12,12", Motion(pan=(12.0, 12.0))),
         ("zoom:1.02", Motion(zoom=1.02)),
-        ("rotate:-3", Motion(turn=-3.0)),
+        ("rotate:-3", Motion(rotation=-3.0)),
         ("path:0,0;40,0;40,40", Motion(path=((0.0, 0.0), (40.0, 0.0), (40.0, 40.0)))),
         ("none", Motion()),
         (" Pan:+12,-0.5+zoom:1.02 ", Motion(pan=(12.0, -0.5), zoom=1.02)),

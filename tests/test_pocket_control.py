@@ -15,19 +15,19 @@ from kineograph.models.pocket.networks import (
     trained_weights,
 )
 from kineograph_lab.recipe import networks
-from kineograph_lab.recipe.image.controlnets import Controlled
-from kineograph_lab.recipe.image.edit import Editing
+from kineograph_lab.recipe.image.controlnets import UNetWithControlNet
+from kineograph_lab.recipe.image.edit import EditingUNet
 from kineograph_lab.world import world
-from kineograph_lab.world.truth import KEYPOINTS, MAPS, PAINTS, truth
-from kineograph_lab.world.world import Shot, Thing
+from kineograph_lab.world.truth import CONTROL_MAPS, KEYPOINT_COLOURS, KEYPOINTS, ground_truth
+from kineograph_lab.world.world import Shot, Subject
 
-SHOT = Shot("sea", "flat", (Thing("fish", "red", 1),))
+SHOT = Shot("sea", "flat", (Subject("fish", "red", 1),))
 
 
 @pytest.fixture(scope="module")
 def unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
-    return networks.unet((32, 32, 64)).eval()
+    return networks.build_unet((32, 32, 64)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def told() -> tuple[torch.Tensor, ...]:
 @torch.no_grad()
 def test_a_new_controlnet_changes_nothing(unet, told):
     before = unet(*told[:3]).sample
-    assert torch.equal(Controlled(unet, make_trainable(initial_controlnet(unet)).eval())(*told).sample, before)
+    assert torch.equal(UNetWithControlNet(unet, make_trainable(initial_controlnet(unet)).eval())(*told).sample, before)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def test_what_is_kept_of_a_controlnet_makes_it_again(unet, told):
     again = restore_network(initial_controlnet(unet), kept).eval()
     assert not any("lora" in name for name in again.state_dict())
     assert again(*told[:3], controlnet_cond=torch.zeros(2, 3, 32, 32)).mid_block_res_sample.abs().sum() > 0
-    wanted, got = (Controlled(unet, each)(*told).sample for each in (net, again))
+    wanted, got = (UNetWithControlNet(unet, each)(*told).sample for each in (net, again))
     assert (wanted - unet(*told[:3]).sample).abs().max() > 1e-3
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
@@ -63,14 +63,16 @@ def test_what_is_kept_of_a_controlnet_makes_it_again(unet, told):
 def test_a_new_editor_passes_its_picture_over_and_what_is_kept_of_it_makes_it_again(unet, told):
     z, t, said, _ = told
     net, shown = make_trainable(initial_editing_unet(unet)).eval(), torch.randn_like(z)
-    torch.testing.assert_close(Editing(net)(z, t, said, shown).sample, unet(z, t, said).sample, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        EditingUNet(net)(z, t, said, shown).sample, unet(z, t, said).sample, rtol=1e-4, atol=1e-5
+    )
     for weight in net.parameters():
         if weight.requires_grad:
             weight.add_(0.05 * torch.randn_like(weight))
     again = restore_network(initial_editing_unet(unet), trained_weights(net)).eval()
     assert not any("lora" in name for name in again.state_dict())
-    wanted, got = (Editing(each)(z, t, said, shown).sample for each in (net, again))
-    assert (wanted - Editing(net)(z, t, said, 0 * shown).sample).abs().max() > 1e-3
+    wanted, got = (EditingUNet(each)(z, t, said, shown).sample for each in (net, again))
+    assert (wanted - EditingUNet(net)(z, t, said, 0 * shown).sample).abs().max() > 1e-3
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -80,11 +82,11 @@ def test_other_weights_are_refused(unet):
 
 
 def test_maps_show_what_they_are_of():
-    picture, known = world.render(SHOT), truth(SHOT)
-    maps = {kind: draw(picture, known) for kind, draw in MAPS.items()}
+    picture, known = world.render(SHOT), ground_truth(SHOT)
+    maps = {kind: draw(picture, known) for kind, draw in CONTROL_MAPS.items()}
     assert {each.shape for each in maps.values()} == {(128, 128, 3)}
     assert set(np.unique(maps["canny"])) == {0, 255}
     nearest = maps["depth"] == maps["depth"].max()
     assert nearest[..., 0][known.mask == 1].all()
     x, y = known.keypoints[0]["front"]
-    assert tuple(maps["pose"][int(y), int(x)]) == PAINTS[KEYPOINTS.index("front")]
+    assert tuple(maps["pose"][int(y), int(x)]) == KEYPOINT_COLOURS[KEYPOINTS.index("front")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kineograph_lab.judge import training
-from kineograph_lab.judge.networks import WEIGHTS, Looks, load_judge
+from kineograph_lab.judge.networks import WEIGHTS, ImageLabels, load_judge
 from kineograph_lab.recipe import pool
 from kineograph_lab.world import world
 
@@ -20,19 +20,19 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[tuple[Looks, dict[str, str], bool]]:
+def pictures() -> list[tuple[ImageLabels, dict[str, str], bool]]:
     """What it says of 1,000 pictures, what is true, and whether it is one thing at rest, as generated pictures show."""
     judge = load_judge()
-    drawn = [pool.picture(np.random.default_rng((99, k)), "held_out") for k in range(1000)]
+    drawn = [pool.random_image(np.random.default_rng((99, k)), "held_out") for k in range(1000)]
     said = [judge.look(picture[None]) for picture, _ in drawn]
     plain = [fact["time"] == 0 and len(fact["things"]) == 1 for _, fact in drawn]
-    return list(zip(said, [training.answers(pool.shot_of(fact)) for _, fact in drawn], plain, strict=True))
+    return list(zip(said, [training.labels_of(pool.shot_from_facts(fact)) for _, fact in drawn], plain, strict=True))
 
 
 @pytest.fixture(scope="module")
-def families() -> list[Looks]:
+def families() -> list[ImageLabels]:
     judge = load_judge()
-    return [judge.look(training.family(np.random.default_rng((99, k)), "held_out")[0]) for k in range(64)]
+    return [judge.look(training.individual_family(np.random.default_rng((99, k)), "held_out")[0]) for k in range(64)]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_it_sees_what_a_picture_shows(pictures, name, bar, bar_for_all):
 
 def test_it_follows_a_thing_that_the_camera_leaves_behind():
     judge, steady = load_judge(), []
-    shots = (shot for shot in world.shots(555, split="held_out") if len(shot.things) == 1)
+    shots = (shot for shot in world.sample_shots(555, split="held_out") if len(shot.things) == 1)
     for shot in islice(shots, 150):
         wide = np.pad(world.render(shot), ((0, 21), (0, 21), (0, 0)), mode="symmetric")
         looks = judge.look(np.stack([wide[k : k + 128, k : k + 128] for k in range(0, 24, 3)]))  # pan:12,12
@@ -58,11 +58,11 @@ def test_it_follows_a_thing_that_the_camera_leaves_behind():
 
 def test_it_tells_individuals_of_one_kind_and_colour_apart(families):
     embeddings = torch.from_numpy(np.concatenate([looks.individual for looks in families]))
-    assert training.told_apart(embeddings) >= 0.4  # by chance 0.14
+    assert training.identification_rate(embeddings) >= 0.4  # by chance 0.14
 
 
 def test_it_sees_how_a_clip_moves():
     judge = load_judge()
-    films = [training.film(np.random.default_rng((99, k)), "held_out") for k in range(200)]
+    films = [training.motion_clip(np.random.default_rng((99, k)), "held_out") for k in range(200)]
     right = [judge.motion(frames) == shot["things"][0]["motion"] for frames, shot in films]
     assert np.mean(right) >= 0.88  # the bar is 0.97: docs/decisions/0005

@@ -15,14 +15,14 @@ from kineograph.models.schedule import Schedule
 from kineograph_lab.recipe import loop
 from kineograph_lab.recipe.export import WEIGHTS
 from kineograph_lab.recipe.image import unet
-from kineograph_lab.recipe.long import development, growing_pool, text_encoder
-from kineograph_lab.recipe.loop import Plan
+from kineograph_lab.recipe.long import growing_pool, text_encoder, training
+from kineograph_lab.recipe.loop import StagePlan
 from kineograph_lab.recipe.video import batches
 from kineograph_lab.world import wide, world
 from kineograph_lab.world import wide as wide_captions
 from kineograph_lab.world.captions import COLOURS, KINDS
-from kineograph_lab.world.truth import truth
-from kineograph_lab.world.world import Shot, Thing
+from kineograph_lab.world.truth import ground_truth
+from kineograph_lab.world.world import Shot, Subject
 
 # Sums of the bytes of `world.render` before subjects had a tilt.
 RENDERED = {
@@ -34,36 +34,36 @@ RENDERED = {
 @pytest.mark.parametrize("seed", [7, 8])
 def test_shots_without_a_tilt_render_as_before(seed):
     for number, (shot, time) in enumerate(
-        zip(islice(world.shots(seed), 6), (0.0, 0.4, -0.7, 0.0, 0.9, -0.2), strict=True)
+        zip(islice(world.sample_shots(seed), 6), (0.0, 0.4, -0.7, 0.0, 0.9, -0.2), strict=True)
     ):
         assert int(world.render(shot, time).astype(np.int64).sum()) == RENDERED[seed][number]
 
 
 def test_a_tilt_turns_the_subject():
-    upright, tilted = (Shot("sea", "flat", (Thing("car", "red", 1, tilt=tilt),)) for tilt in (0.0, np.pi / 4))
-    front, back = (truth(tilted).keypoints[0][name] for name in ("front", "back"))
+    upright, tilted = (Shot("sea", "flat", (Subject("car", "red", 1, tilt=tilt),)) for tilt in (0.0, np.pi / 4))
+    front, back = (ground_truth(tilted).keypoints[0][name] for name in ("front", "back"))
     assert front[1] - back[1] > 10  # clockwise: its front is down
     assert not np.array_equal(world.render(upright), world.render(tilted))
 
 
 def test_wide_shots_are_tilted_resized_and_cut_at_times_and_never_held_out():
     rng = np.random.default_rng(0)
-    shots = [wide.draw_shot(rng) for _ in range(1000)]
+    shots = [wide.sample_wide_shot(rng) for _ in range(1000)]
     mains = [shot.things[0] for shot in shots]
     assert 0.2 < np.mean([main.tilt != 0 for main in mains]) < 0.3
     assert max(abs(main.tilt) for main in mains) <= np.pi / 4
     alone = [shot.things[0].size for shot in shots if len(shot.things) == 1]
     assert min(alone) < 0.15 and max(alone) > 0.42
-    assert 0.03 < np.mean([wide.is_cut(main) for main in mains]) < 0.2
+    assert 0.03 < np.mean([wide.is_cut_off(main) for main in mains]) < 0.2
     assert {main.facing for main in mains} == {-1, 1}
-    assert not any(world.held_out(t.kind, colour=t.colour, scene=shot.scene) for shot in shots for t in shot.things)
+    assert not any(world.is_held_out(t.kind, colour=t.colour, scene=shot.scene) for shot in shots for t in shot.things)
 
 
 def test_captions_hold_the_words_of_what_they_name():
     rng = np.random.default_rng(1)
     for _ in range(300):
-        shot = wide.draw_shot(rng)
-        for of in (wide_captions.of_image, wide_captions.of_clip):
+        shot = wide.sample_wide_shot(rng)
+        for of in (wide_captions.caption_wide_image, wide_captions.caption_wide_clip):
             text, named = of(shot, rng)
             main = shot.things[0]
             assert any(word in text for word in KINDS[main.kind])
@@ -75,10 +75,10 @@ def test_captions_hold_the_words_of_what_they_name():
 
 def test_a_caption_without_a_style_means_the_plain_one_mostly():
     rng = np.random.default_rng(2)
-    shots = [wide.draw_shot(rng) for _ in range(1500)]
+    shots = [wide.sample_wide_shot(rng) for _ in range(1500)]
     unnamed = [
         shot.style
-        for shot, text in ((shot, wide_captions.of_image(shot, rng).text) for shot in shots)
+        for shot, text in ((shot, wide_captions.caption_wide_image(shot, rng).text) for shot in shots)
         if not any(
             words.replace("{}", "").strip(", ") in text for forms in wide_captions.STYLES.values() for words in forms
         )
@@ -88,43 +88,48 @@ def test_a_caption_without_a_style_means_the_plain_one_mostly():
 
 def test_some_captions_are_the_class_noun_alone_and_half_name_the_facing():
     rng = np.random.default_rng(3)
-    told = [wide_captions.of_image(wide.draw_shot(rng), rng) for _ in range(1500)]
+    told = [wide_captions.caption_wide_image(wide.sample_wide_shot(rng), rng) for _ in range(1500)]
     assert any(text in ("a fish", "a car", "a cat", "a robot") for text, _ in told)
     assert 0.35 < np.mean(["facing" in named for _, named in told]) < 0.6
 
 
 def test_the_vocabulary_holds_the_words_of_readme_and_docs():
-    words = set(wide_captions.vocabulary())
+    words = set(wide_captions.wide_vocabulary())
     said = "a red fish swimming to the right over the sea, rising sinking growing shrinking jumping moving spinning"
     assert set(said.replace(",", "").split()) <= words
     rng = np.random.default_rng(4)
     for _ in range(300):
-        text = wide_captions.of_clip(wide.draw_shot(rng), rng).text
+        text = wide_captions.caption_wide_clip(wide.sample_wide_shot(rng), rng).text
         assert set(text.lower().replace(",", "").split()) <= words
 
 
 def test_development_prompts_hold_no_pair_of_the_test_prompts():
-    assert len(development.PROMPTS) == len(set(development.PROMPTS)) == len(development.SEEDS) == 48
+    assert (
+        len(training.DEVELOPMENT_PROMPTS)
+        == len(set(training.DEVELOPMENT_PROMPTS))
+        == len(training.DEVELOPMENT_SEEDS)
+        == 48
+    )
     scenes = {words: scene for scene, forms in wide_captions.SCENES.items() for words in forms}
-    for prompt in development.PROMPTS:
+    for prompt in training.DEVELOPMENT_PROMPTS:
         kinds = [kind for kind in KINDS if f" {kind}" in prompt]
         colours = [colour for colour in COLOURS if f" {colour} " in prompt]
         where = [scene for words, scene in scenes.items() if prompt.endswith(words)]
         if len(kinds) == len(colours) == 1 and where:
-            assert not world.held_out(kinds[0], colour=colours[0], scene=where[0]), prompt
+            assert not world.is_held_out(kinds[0], colour=colours[0], scene=where[0]), prompt
 
 
 def test_an_instruction_names_what_becomes_of_the_subject():
     rng = np.random.default_rng(5)
     for _ in range(50):
-        text, named = text_encoder.instruction(rng, "train")
+        text, named = text_encoder.sample_instruction(rng, "train")
         new = {"thing": "second"}.get(named["edit"], named["edit"])
         assert text and new in named
-        assert len(wide_captions.facts(named, text_encoder.CHOICES)) == len(text_encoder.CHOICES)
+        assert len(wide_captions.encode_facts(named, text_encoder.CHOICES)) == len(text_encoder.CHOICES)
 
 
 def test_the_rate_is_constant_then_falls_by_steps_alone():
-    plan = Plan(minutes=1, lr=1.0, batch=4, steps=100, warmup=1, decay=0.25)
+    plan = StagePlan(minutes=1, lr=1.0, batch=4, steps=100, warmup=1, decay=0.25)
     assert plan.rate(10, plan.progress(10, 1e9)) == plan.rate(74, plan.progress(74, 0.0)) == 1.0
     assert plan.rate(90, plan.progress(90, 0.0)) == pytest.approx(0.4)
     assert plan.rate(100, plan.progress(100, 0.0)) == 0
@@ -132,13 +137,13 @@ def test_the_rate_is_constant_then_falls_by_steps_alone():
 
 def test_the_ledger_keeps_how_many_shards_there_were(tmp_path, monkeypatch):
     there = [4]
-    monkeypatch.setattr(growing_pool, "shards_in", lambda folder: there[0])
-    count = growing_pool.ledger(tmp_path, tmp_path / "ledger.jsonl", 10_000)
+    monkeypatch.setattr(growing_pool, "count_shards", lambda folder: there[0])
+    count = growing_pool.image_count_ledger(tmp_path, tmp_path / "ledger.jsonl", 10_000)
     assert count(0.0) == 4 * growing_pool.SHARD
     there[0] = 9
     assert count(255 / 10_000) == 4 * growing_pool.SHARD
     assert count(256 / 10_000) == 9 * growing_pool.SHARD
-    again = growing_pool.ledger(tmp_path, tmp_path / "ledger.jsonl", 10_000)
+    again = growing_pool.image_count_ledger(tmp_path, tmp_path / "ledger.jsonl", 10_000)
     assert again(3 / 10_000) == 4 * growing_pool.SHARD and again(300 / 10_000) == 9 * growing_pool.SHARD
 
 
@@ -147,17 +152,20 @@ def painted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(growing_pool, "SHARD", 8)
-        patch.setattr(growing_pool, "ENCODED", 4)
-        patch.setattr(growing_pool, "FILM_SHARD", 2)
-        encode, tokens = growing_pool.encoder(WEIGHTS / "vae"), CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-        growing_pool.paint(folder, encode, tokens, 2, 0, lambda: True)
-        growing_pool.paint_films(folder / "films", encode, 1, 0, lambda: True)
+        patch.setattr(growing_pool, "VAE_BATCH", 4)
+        patch.setattr(growing_pool, "CLIP_SHARD", 2)
+        encode, tokens = (
+            growing_pool.open_encoder(WEIGHTS / "vae"),
+            CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer"),
+        )
+        growing_pool.render_image_shards(folder, encode, tokens, 2, 0, lambda: True)
+        growing_pool.render_clip_shards(folder / "films", encode, 1, 0, lambda: True)
         yield folder
 
 
 def test_a_shard_is_plain_arrays_of_images_with_their_captions(painted):
-    assert growing_pool.shards_in(painted) == 2
-    latents, words, weights = growing_pool.Shards(painted).fetch(np.array([1, 9, 15]))
+    assert growing_pool.count_shards(painted) == 2
+    latents, words, weights = growing_pool.ImageShards(painted).fetch(np.array([1, 9, 15]))
     assert latents.shape == (3, 8, 16, 16) and latents.dtype == np.float16
     assert weights.mean((1, 2)) == pytest.approx(1)
     fact = json.loads((painted / "00001-facts.jsonl").read_text().splitlines()[1])
@@ -166,18 +174,18 @@ def test_a_shard_is_plain_arrays_of_images_with_their_captions(painted):
 
 
 def test_shards_are_films_and_stills_of_the_video_stages(painted):
-    films, stills = growing_pool.films_of(painted / "films"), growing_pool.stills_of(painted, 1)
+    films, stills = growing_pool.load_clips(painted / "films"), growing_pool.load_stills(painted, 1)
     assert films.pictures.shape == (2, 16, 8, 16, 16) and len(films.facts) == 2
     assert stills.pictures.shape == (8, 1, 8, 16, 16) and len(stills.facts) == 8
     tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-    clips, *_ = batches.batches(films, stills, 2, tokens)(np.random.default_rng(0), 0.9)
+    clips, *_ = batches.video_batches(films, stills, 2, tokens)(np.random.default_rng(0), 0.9)
     assert clips.shape[2:] == (8, 16, 16)
 
 
 def test_a_films_subject_stays_in_the_frame():
     rng = np.random.default_rng(6)
     for _ in range(100):
-        shot = wide.draw_film_shot(rng)
+        shot = wide.sample_wide_clip_shot(rng)
         for time in (-1.3, 0.0, 1.3):
             _, centre = world.placement(shot.things[0], time, world.camera_shift(shot, time))
             assert min(centre) > -0.1 and max(centre) < 1.1
@@ -200,15 +208,19 @@ def toy_loss(net, batch):
 
 
 def test_a_resumed_training_has_the_same_next_loss_and_its_checkpoint_is_plain_data(painted, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
-    monkeypatch.setattr(loop, "TELL_SECONDS", 0.0)
-    plan = Plan(minutes=1, lr=1e-2, batch=4, steps=6, warmup=2, decay=0.25, report_steps=100)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
+    plan = StagePlan(minutes=1, lr=1e-2, batch=4, steps=6, warmup=2, decay=0.25, report_steps=100)
 
     def train(folder, stop=None):
         folder.mkdir(exist_ok=True)
-        count = growing_pool.ledger(painted, folder / "ledger.jsonl", plan.steps)
-        draw = unet.draws_from(
-            growing_pool.Shards(painted).fetch, count, Schedule.from_config(unet.SCHEDULER), 4, np.zeros(48, np.int16)
+        count = growing_pool.image_count_ledger(painted, folder / "ledger.jsonl", plan.steps)
+        draw = unet.unet_batches_from(
+            growing_pool.ImageShards(painted).fetch,
+            count,
+            Schedule.from_config(unet.SCHEDULER),
+            4,
+            np.zeros(48, np.int16),
         )
 
         def drawn(rng, progress):
@@ -217,7 +229,7 @@ def test_a_resumed_training_has_the_same_next_loss_and_its_checkpoint_is_plain_d
             return draw(rng, progress)
 
         torch.manual_seed(0)
-        loop.fit(Toy(), plan, folder, draw=drawn, loss=toy_loss, report=lambda net: {})
+        loop.train_loop(Toy(), plan, folder, draw=drawn, loss=toy_loss, report=lambda net: {})
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         return {line["step"]: line["noise"] for line in lines if "noise" in line}
 

@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from kineograph.training.muon import optimisers
+from kineograph.training.norms import FastGroupNorm, use_fast_group_norm
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
 from kineograph.models.pocket.networks import initial_controlnet, initial_editing_unet, restore_network
-from kineograph.training.muon import optimisers
-from kineograph.training.norms import QuickGroupNorm, with_quick_norms
 from kineograph_lab.judge import training
 from kineograph_lab.judge.networks import Judge, load_judge
-from kineograph_lab.recipe import loop, pool, run
-from kineograph_lab.recipe.export import export
-from kineograph_lab.recipe.image import clip, tokenizer, unet
-from kineograph_lab.recipe.loop import Plan
-from kineograph_lab.recipe.settings import Settings
-from kineograph_lab.world.world import Shot, Thing
+from kineograph_lab.recipe import loop, networks, pool, run
+from kineograph_lab.recipe.export import export_image_models
+from kineograph_lab.recipe.image import clip, unet
+from kineograph_lab.recipe.loop import StagePlan
+from kineograph_lab.recipe.settings import RecipeSettings
+from kineograph_lab.world.world import Shot, Subject
 
-PLAN = Plan(minutes=1, steps=6, lr=1e-2, batch=4, warmup=2)
+PLAN = StagePlan(minutes=1, steps=6, lr=1e-2, batch=4, warmup=2)
 
 
 def regression(rng: np.random.Generator, progress: float) -> loop.Batch:
@@ -40,11 +40,11 @@ def squared(net: nn.Module, batch: loop.Batch) -> dict[str, torch.Tensor]:
 def train(folder: Path, draw=regression) -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 32), nn.SiLU(), nn.Linear(32, 20))
-    return loop.fit(net, PLAN, folder, draw=draw, loss=squared, report=lambda _: {})
+    return loop.train_loop(net, PLAN, folder, draw=draw, loss=squared, report=lambda _: {})
 
 
 def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "KEEP_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     calls = []
 
     def killed_at_the_fourth(rng, progress):
@@ -79,7 +79,7 @@ def test_quick_norms_are_group_norms(dtype):
     torch.manual_seed(0)
     usual = nn.GroupNorm(4, 16)
     nn.init.normal_(usual.weight)
-    quick = QuickGroupNorm(4, 16)
+    quick = FastGroupNorm(4, 16)
     quick.load_state_dict(usual.state_dict())
     x = (torch.randn(3, 16, 5, 6) + 0.5).to(dtype).to(memory_format=torch.channels_last)
     out, gradients = [], []
@@ -98,7 +98,7 @@ def test_quick_norms_are_group_norms(dtype):
 def test_quick_norms_keep_parameters_and_names():
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8))
     before = dict(net.named_parameters())
-    after = dict(with_quick_norms(net).named_parameters())
+    after = dict(use_fast_group_norm(net).named_parameters())
     assert list(before) == list(after)
     assert all(after[name] is weight for name, weight in before.items())
 
@@ -113,41 +113,41 @@ def test_matrices_are_views_of_the_weights():
 
 
 def test_the_tokenizer_takes_any_text():
-    tokens = tokenizer.tokenizer(["a red fish over the sea", "a blue car in a city"])
+    tokens = networks.build_tokenizer(["a red fish over the sea", "a blue car in a city"])
     for text in ("a red fish", "naïve zebra, 日本!", "x"):
         taken = tokens(text).input_ids
         assert taken[0] == tokens.bos_token_id
         assert taken[-1] == tokens.eos_token_id
         assert tokens.unk_token_id not in taken[1:-1]
     assert len(tokens("red fish").input_ids) == 4
-    assert tokenizer.ids(tokens, ["a red fish", ""]).shape == (2, 48)
+    assert networks.tokenize(tokens, ["a red fish", ""]).shape == (2, 48)
 
 
 def test_a_wrong_caption_swaps_the_colours_of_two_things():
     rng = np.random.default_rng(0)
-    two = Shot("sea", "flat", (Thing("cat", "red", 1), Thing("car", "blue", 2)))
-    assert [t.colour for t in clip.recoloured(two, rng).things] == ["blue", "red"]
-    one = Shot("sea", "flat", (Thing("cat", "red", 1),))
-    assert clip.recoloured(one, rng).things[0].colour != "red"
+    two = Shot("sea", "flat", (Subject("cat", "red", 1), Subject("car", "blue", 2)))
+    assert [t.colour for t in clip.change_colours(two, rng).things] == ["blue", "red"]
+    one = Shot("sea", "flat", (Subject("cat", "red", 1),))
+    assert clip.change_colours(one, rng).things[0].colour != "red"
 
 
 def test_every_second_wrong_caption_is_of_another_thing():
     rng = np.random.default_rng(0)
-    shot = Shot("sea", "flat", (Thing("fish", "red", 1), Thing("bird", "blue", 2)))
-    assert all(clip.exchanged(shot, rng).things[0].kind != shot.things[0].kind for _ in range(20))
-    assert clip.exchanged(shot, rng).things[1:] == shot.things[1:]
+    shot = Shot("sea", "flat", (Subject("fish", "red", 1), Subject("bird", "blue", 2)))
+    assert all(clip.change_kind(shot, rng).things[0].kind != shot.things[0].kind for _ in range(20))
+    assert clip.change_kind(shot, rng).things[1:] == shot.things[1:]
 
 
 def test_the_pool_is_a_function_of_its_seed(tmp_path):
-    pools = [pool.pool(tmp_path / name, 3, seed=5, split="held_out") for name in "ab"]
+    pools = [pool.load_pool(tmp_path / name, 3, seed=5, split="held_out") for name in "ab"]
     assert np.array_equal(pools[0].pictures, pools[1].pictures)
     assert pools[0].facts == pools[1].facts
-    shot = pool.shot_of(pools[0].facts[0])
+    shot = pool.shot_from_facts(pools[0].facts[0])
     assert shot.things[0].kind == pools[0].facts[0]["things"][0]["kind"]
 
 
 def test_a_family_is_of_one_kind_colour_and_style():
-    pictures, told = training.family(np.random.default_rng(0), "train")
+    pictures, told = training.individual_family(np.random.default_rng(0), "train")
     assert pictures.shape == (8, 128, 128, 3)
     assert len({(t["thing"], t["colour"], t["style"]) for t in told}) == 1
 
@@ -164,17 +164,17 @@ def test_the_judge_answers_for_any_size():
 @pytest.mark.timeout(600)  # eight stages, each a step and a look at it
 def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path, monkeypatch):
     monkeypatch.setattr(unet, "STEPS", 2)
-    small = Settings(pictures=12, held_out=64, pairs=4, families=6, films=2, edits=2, judged=2)
+    small = RecipeSettings(pictures=12, held_out=64, pairs=4, families=6, films=2, edits=2, judged=2)
     plans = {"geometry": 4, "vae": 4, "text": 2, "clip": 2, "unet": 2, "control": 2, "edit": 2, "eye": 16, "motion": 2}
     settings = small.model_copy(
-        update={name: Plan(minutes=1, steps=1, lr=1e-3, batch=size) for name, size in plans.items()}
+        update={name: StagePlan(minutes=1, steps=1, lr=1e-3, batch=size) for name, size in plans.items()}
     )
     stages = [
         name for name, (train, _) in run.STAGES.items() if train.__module__ == "kineograph_lab.recipe.image_stages"
     ]
-    run.run(stages, settings, tmp_path / "out")
-    run.run(stages, settings, tmp_path / "out")  # ended stages are left alone
-    export(settings, tmp_path / "out", tmp_path / "weights")
+    run.run_stages(stages, settings, tmp_path / "out")
+    run.run_stages(stages, settings, tmp_path / "out")  # ended stages are left alone
+    export_image_models(settings, tmp_path / "out", tmp_path / "weights")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
     assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
     assert CLIPModel.from_pretrained(tmp_path / "weights" / "clip").dtype is torch.float32
@@ -200,4 +200,4 @@ def size(folder):
 
 def test_unknown_stages_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, .* temporal_decoder, not vea"):
-        run.run(["vea"], Settings(), tmp_path)
+        run.run_stages(["vea"], RecipeSettings(), tmp_path)

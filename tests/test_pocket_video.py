@@ -17,27 +17,27 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from kineograph.condition import Condition
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.pocket import models
-from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
 from kineograph_lab.recipe import outputs, run, unpack
-from kineograph_lab.recipe.export_videos import export_videos
-from kineograph_lab.recipe.loop import Plan
-from kineograph_lab.recipe.settings import Settings
+from kineograph_lab.recipe.export import export_video_models
+from kineograph_lab.recipe.loop import StagePlan
+from kineograph_lab.recipe.settings import RecipeSettings
 from kineograph_lab.recipe.video import batches as screenings
 from kineograph_lab.recipe.video import (
     clips,
     degraded,
     image_to_video,
     motion_readout,
-    space_time,
+    temporal_layers,
     text_encoder,
     text_to_video,
 )
 from kineograph_lab.studies.quality import marked, sharpness
 from kineograph_lab.world import world
 
-SMALL = Settings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2, decoded=2, panned=2).model_copy(
+SMALL = RecipeSettings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2, decoded=2, panned=2).model_copy(
     update={
-        name: Plan(minutes=1, steps=1, lr=1e-3, batch=2)
+        name: StagePlan(minutes=1, steps=1, lr=1e-3, batch=2)
         for name in (
             "moving_text", "text_to_video", "apart", "image_reading", "image_to_video", "degraded", "vidrd",
             "temporal_decoder", "motion_adapter", "space_time",
@@ -68,30 +68,30 @@ def test_a_film_is_a_function_of_its_seed_and_its_caption_says_how_it_moves(tmp_
         return torch.zeros(len(frames), 8, 16, 16)
 
     for _ in range(2):
-        latents, facts = clips.film(encode, np.random.default_rng(3), "train")
+        latents, facts = clips.random_clip(encode, np.random.default_rng(3), "train")
     assert latents.shape == (16, 8, 16, 16) and np.array_equal(*seen)
-    assert facts["fps"] in clips.RATES
+    assert facts["fps"] in clips.FRAME_RATES
     assert all(thing["motion"] == "still" for thing in facts["things"][1:])
 
 
 def test_frames_of_a_step_are_as_many_in_short_clips_as_in_whole_films(out: Path):
-    pool = clips.pool(out / "films", out / "vae" / "final", 2, seed=0, split="train")
-    stills = clips.stills(out / "films" / "stills", out / "vae" / "final", 2, seed=0, split="train")
+    pool = clips.load_clip_pool(out / "films", out / "vae" / "final", 2, seed=0, split="train")
+    stills = clips.load_still_pool(out / "films" / "stills", out / "vae" / "final", 2, seed=0, split="train")
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
-    draw = screenings.batches(pool, stills, 4, tokens)
+    draw = screenings.video_batches(pool, stills, 4, tokens)
     batches = [draw(np.random.default_rng(seed), 0.0) for seed in range(8)]
     assert {each[0].shape for each in batches} == {(8, 8, 8, 16, 16), (4, 16, 8, 16, 16)}
     for each in batches:
-        assert each[6].shape == (*each[0].shape[:2], motion_readout.MOVES) and each[7].shape == each[2].shape
+        assert each[6].shape == (*each[0].shape[:2], motion_readout.NUM_MOTIONS) and each[7].shape == each[2].shape
         assert each[8].shape == (8, 1, 8, 16, 16)
         assert each[6].mean(1).abs().max() < 1e-5
         assert torch.corrcoef(each[1][0].flatten(1))[0, 1:].mean().abs() < 0.03
 
 
 def test_what_is_asked_of_a_film_is_what_it_shows():
-    thing = world.Thing("fish", "red", individual=1, motion="right")
+    thing = world.Subject("fish", "red", individual=1, motion="right")
     fact = {**asdict(world.Shot("sea", "flat", (thing,))), "fps": 8.0, "time": 0.0, "captions": []}
-    moves, there = motion_readout.truth(fact, world.clip_times(4, 8.0), 16)
+    moves, there = motion_readout.motion_truth(fact, world.frame_times(4, 8.0), 16)
     assert moves[:, 0] == pytest.approx(np.array([-1.5, -0.5, 0.5, 1.5]) * 0.2 / 8 / motion_readout.UNITS[0], abs=1e-5)
     assert not moves[:, 1:].any()
     assert there.shape == (4, 16, 16) and 0 < there.mean() < 1
@@ -99,13 +99,13 @@ def test_what_is_asked_of_a_film_is_what_it_shows():
 
 def test_questions_are_heard_only_while_they_are_asked():
     net = videocrafter(two_levels(cross_attention_dim=32))
-    questions = motion_readout.Questions(net.temporal)
+    questions = motion_readout.MotionReadout(net.temporal)
     z, told = torch.randn(1, 5, 4, 8, 8), Condition(torch.ones(1, 7, 32))
     net(z, torch.tensor(1.0), told)
     assert questions.heard == {}
     questions.listen()
     net(z, torch.tensor(1.0), told)
-    error = questions.error(torch.zeros(1, 5, motion_readout.MOVES), torch.zeros(1, 5, 16, 16))
+    error = questions.error(torch.zeros(1, 5, motion_readout.NUM_MOTIONS), torch.zeros(1, 5, 16, 16))
     error.backward()
     assert error > 0 and questions.heard == {}
     assert any(weight.grad is not None and weight.grad.any() for weight in net.temporal.parameters())
@@ -115,26 +115,26 @@ def test_an_error_in_all_frames_alike_weighs_less():
     alike = torch.ones(1, 4, 8, 16, 16)
     apart = alike * torch.tensor([1.0, -1, 1, -1])[None, :, None, None, None]
     weight = torch.ones(1, 4, 16, 16)
-    assert text_to_video.weighed(alike, weight).item() == pytest.approx(1)
-    assert text_to_video.weighed(apart, weight).item() == pytest.approx(text_to_video.APART)
-    assert text_to_video.weighed(apart[:, :1], weight[:, :1]).item() == pytest.approx(1)
+    assert text_to_video.per_clip_error(alike, weight).item() == pytest.approx(1)
+    assert text_to_video.per_clip_error(apart, weight).item() == pytest.approx(text_to_video.FRAME_DIFFERENCE_WEIGHT)
+    assert text_to_video.per_clip_error(apart[:, :1], weight[:, :1]).item() == pytest.approx(1)
 
 
 def test_the_text_tower_is_asked_for_motion_and_kept_to_pictures(out: Path):
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
-    of_clips, of_pictures, facts = text_encoder.told(0, 8, "train", tokens)
+    of_clips, of_pictures, facts = text_encoder.sample_clip_captions(0, 8, "train", tokens)
     assert of_clips.shape == of_pictures.shape == (8, 48)
-    assert facts.shape == (8, len(text_encoder.TOLD))
+    assert facts.shape == (8, len(text_encoder.CLIP_FACTS))
 
 
 @pytest.mark.timeout(600)  # eleven stages, each a step and a look at it
 def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
-    run.run(STAGES, SMALL, out)
-    run.run(STAGES, SMALL, out)  # ended stages are left alone
+    run.run_stages(STAGES, SMALL, out)
+    run.run_stages(STAGES, SMALL, out)  # ended stages are left alone
     weights = shutil.copytree(POCKET, tmp_path / "weights")
     for part in ("video", "animate", "video-degraded", "vidrd", "space-time"):
         shutil.rmtree(weights / part, ignore_errors=True)
-    export_videos(SMALL, out, weights)
+    export_video_models(SMALL, out, weights)
     size = sum(
         file.stat().st_size for part in ("video", "animate") for file in (weights / part).rglob("*") if file.is_file()
     )
@@ -152,31 +152,31 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     assert told.temporal.config == shown.temporal.config == text_to_video.TEXT_TO_VIDEO
     assert (weights / "video" / "motion_adapter.safetensors").stat().st_size <= 1e6
     layered = models.space_time(weights)
-    assert layered.temporal.config == space_time.CONFIG
+    assert layered.temporal.config == temporal_layers.SPACE_TIME_CONFIG
     assert all(each.motion_adapter is not None for each in (told, shown, spoilt, layered))
-    assert shown.reader is not None and told.reader is None
+    assert shown.image_encoder is not None and told.image_encoder is None
     changed = [n for n, w in told.unet.named_parameters() if not torch.equal(w, dict(shown.unet.named_parameters())[n])]
     assert changed == []
 
 
 def test_a_stage_can_go_on_from_what_ships(tmp_path: Path):
-    unpack.unpack(tmp_path)
+    unpack.unpack_shipped(tmp_path)
     opened = models.open_pocket_video(POCKET)
-    net = outputs.video_net(tmp_path)
+    net = outputs.load_text_to_video(tmp_path)
     for ours, theirs in ((net.image_unet, opened.unet), (net.temporal, opened.temporal)):
         assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in ours.state_dict().items())
     there = [result for _, result in run.STAGES.values() if (tmp_path / result).exists()]
     assert {"vae/final", "control/pose.safetensors", outputs.TEXT_TO_VIDEO} <= set(there)
     begun = (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns
-    unpack.unpack(tmp_path)  # leaves what is there
+    unpack.unpack_shipped(tmp_path)  # leaves what is there
     assert (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns == begun
 
 
 def test_what_is_to_be_trained_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ran: list[list[str]] = []
-    monkeypatch.setattr(run, "run", lambda chosen, settings, out: ran.append(chosen))
+    monkeypatch.setattr(run, "run_stages", lambda chosen, settings, out: ran.append(chosen))
     (tmp_path / "motion_adapter.safetensors").write_text("trained here")
-    run.main(["--from-shipped", "--stages", "vidrd,control", "--out", str(tmp_path)])
+    run.recipe_main(["--from-shipped", "--stages", "vidrd,control", "--out", str(tmp_path)])
     assert ran == [["vidrd", "control"]]
     there = {name for name, (_, result) in run.STAGES.items() if (tmp_path / result).exists()}
     assert {"vae", "text", "unet", "clip", "text_to_video", "temporal_decoder"} <= there
@@ -185,9 +185,9 @@ def test_what_is_to_be_trained_is_not_unpacked(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_spoilt_film_is_blurred_and_marked():
-    shot = world.Shot("sea", "flat", (world.Thing("fish", "red", individual=1),))
-    clean = world.clip(shot, 2)
-    bad = degraded.spoilt(clean)
+    shot = world.Shot("sea", "flat", (world.Subject("fish", "red", individual=1),))
+    clean = world.render_clip(shot, 2)
+    bad = degraded.degrade_frames(clean)
     assert bad.shape == clean.shape and bad.dtype == clean.dtype
     assert sharpness(bad) < 0.7 * sharpness(clean)
     assert abs(marked(clean)) < 0.2 and marked(bad) > 0.5
@@ -196,16 +196,16 @@ def test_a_spoilt_film_is_blurred_and_marked():
 def test_what_an_animator_learns():
     names = ["temporal.after.conv_in.norm.weight", "image_unet.a.attn2.processor.to_k_ip.0.weight",
              "image_unet.encoder_hid_proj.image_projection_layers.0.latents", "image_unet.conv_in.weight"]  # fmt: skip
-    assert [image_to_video.reads(name) for name in names] == [False, True, True, False]
+    assert [image_to_video.is_image_layer(name) for name in names] == [False, True, True, False]
 
 
 def test_other_frame_rates_say_more_and_the_usual_one_the_same():
-    net = along_time(TemporalConfig(transformer=TransformerConfig(head_width=8), frame_rate=True))
+    net = along_time(TemporalConfig(layers=((Site("transformer"), TransformerConfig(head_width=8)),), frame_rate=True))
     rates = net.temporal.fps
     torch.nn.init.normal_(rates.embedding.linear_2.weight)
-    told = torch.tensor([text_to_video.USUAL, 4.0, 16.0])
+    told = torch.tensor([text_to_video.USUAL_FPS, 4.0, 16.0])
     before = rates(told)
-    text_to_video.say_rates_louder(net)
+    text_to_video.amplify_frame_rates(net)
     after = rates(told)
     torch.testing.assert_close(after[0], before[0])
-    torch.testing.assert_close(after - after[:1], text_to_video.LOUDER * (before - before[:1]))
+    torch.testing.assert_close(after - after[:1], text_to_video.FPS_GAIN * (before - before[:1]))

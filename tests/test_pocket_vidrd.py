@@ -18,10 +18,10 @@ from kineograph.models.pocket import models
 from kineograph.models.pocket.networks import restore_vidrd_unet, trainable_vidrd_unet
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph_lab.recipe import pool as feed
-from kineograph_lab.recipe.loop import Plan
-from kineograph_lab.recipe.settings import Settings
+from kineograph_lab.recipe.loop import StagePlan
+from kineograph_lab.recipe.settings import RecipeSettings
 from kineograph_lab.recipe.video import clips as films
-from kineograph_lab.recipe.video import motion_readout, pan_and_zoom, temporal_decoder, vidrd
+from kineograph_lab.recipe.video import motion_readout, pan_and_zoom, temporal_decoder, temporal_layers
 
 Rng = np.random.Generator
 
@@ -34,7 +34,7 @@ def drawn(seed: int = 0):
         seen.append(frames)
         return torch.zeros(len(frames), 8, 16, 16)
 
-    _, fact = pan_and_zoom.film(encode, np.random.default_rng(seed), "train")
+    _, fact = pan_and_zoom.random_panned_clip(encode, np.random.default_rng(seed), "train")
     return seen[0], fact
 
 
@@ -45,18 +45,18 @@ def pool(count: int) -> feed.Pool:
 
 def test_a_panned_picture_is_seen_through_windows_that_wander():
     frames, fact = drawn()
-    assert frames.shape == (16, 128, 128, 3) and fact["fps"] in films.RATES
+    assert frames.shape == (16, 128, 128, 3) and fact["fps"] in films.FRAME_RATES
     assert np.array(fact["windows"]).min() >= 0 and np.array(fact["windows"]).max() <= 1 + 1e-6
     steps = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
     assert (steps > 0).all()
-    first, last = (pan_and_zoom.windows_of(fact)[k] for k in (0, -1))
+    first, last = (pan_and_zoom.frame_windows(fact)[k] for k in (0, -1))
     assert [list(first), list(last)] == [pytest.approx(each) for each in fact["windows"]]
 
 
 def test_what_is_asked_of_a_panned_picture_is_what_it_shows():
     _, fact = drawn()
     fact["windows"] = [[0.0, 0.1, 0.8, 0.9], [0.2, 0.1, 1.0, 0.9]]
-    moves, there = pan_and_zoom.moves_of(fact), pan_and_zoom.things_in(fact)
+    moves, there = pan_and_zoom.panned_motion(fact), pan_and_zoom.panned_subject_cells(fact)
     way = np.linspace(0.125, -0.125, 16)  # a fifth of the picture to the left, through a window of four fifths
     assert moves[:, 0] == pytest.approx(way / motion_readout.UNITS[0], abs=1e-5)
     assert moves[:, 1:] == pytest.approx(0, abs=1e-5)
@@ -66,26 +66,31 @@ def test_what_is_asked_of_a_panned_picture_is_what_it_shows():
 
 def test_panned_pictures_make_the_batches_that_films_make():
     tokens = CLIPTokenizer.from_pretrained(POCKET / "tokenizer")
-    batches = [pan_and_zoom.batches(pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)]
+    batches = [pan_and_zoom.panned_batches(pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)]
     assert {each[0].shape for each in batches} == {(8, 8, 8, 16, 16), (4, 16, 8, 16, 16)}
     for clips, noise, weights, timesteps, words, fps, moves, there in batches:
         assert noise.shape == clips.shape and weights.shape == there.shape == clips[:, :, 0].shape
-        assert moves.shape == (*clips.shape[:2], motion_readout.MOVES) and moves.mean(1).abs().max() < 1e-5
+        assert moves.shape == (*clips.shape[:2], motion_readout.NUM_MOTIONS) and moves.mean(1).abs().max() < 1e-5
         assert timesteps.shape == fps.shape == (len(clips),) and words.shape == (len(clips), 48)
-        assert torch.tensor(films.RATES + tuple(rate / 2 for rate in films.RATES)).eq(fps[:, None]).any(1).all()
+        assert (
+            torch.tensor(films.FRAME_RATES + tuple(rate / 2 for rate in films.FRAME_RATES))
+            .eq(fps[:, None])
+            .any(1)
+            .all()
+        )
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.0, 0), (0.5, 500), (1.0, 1000)])
 def test_a_share_of_the_steps_sees_panned_pictures(share: float, wanted: int):
     shown = {name: torch.tensor([float(name == "panned")]) for name in ("films", "panned")}
-    draw = vidrd.in_turn(lambda rng, at: (shown["films"],), lambda rng, at: (shown["panned"],), share)
+    draw = temporal_layers.mix_batches(lambda rng, at: (shown["films"],), lambda rng, at: (shown["panned"],), share)
     seen = sum(float(draw(np.random.default_rng((0, step)), 0.0)[0]) for step in range(1000))
     assert seen == pytest.approx(wanted, abs=50)
 
 
 def test_it_begins_as_the_video_model_without_its_layers_along_time():
     z, told = torch.randn(1, 3, 8, 16, 16), Condition(torch.ones(1, 7, 160).cumsum(1), embedding=torch.tensor([[8.0]]))
-    net = trainable_vidrd_unet(video_network(), vidrd.CONFIG).eval()
+    net = trainable_vidrd_unet(video_network(), temporal_layers.VIDRD_CONFIG).eval()
     with torch.no_grad():
         before = net.image_unet(z.flatten(0, 1), 500, told.tokens.expand(3, -1, -1)).sample
         rate = net.temporal.fps(torch.tensor([8.0]))
@@ -96,16 +101,20 @@ def test_it_begins_as_the_video_model_without_its_layers_along_time():
     learns = [name for name, weight in net.named_parameters() if weight.requires_grad]
     assert {name.split(".")[0] for name in learns} == {"image_unet", "temporal"}
     assert all("lora_" in name for name in learns if name.startswith("image_unet"))
-    assert set(vidrd.learnt(net)) == set(learns)
-    assert sum(each.numel() for each in vidrd.learnt(net).values()) * 2 < 7e6, "as float16, beside its decoder"
+    assert set(temporal_layers.trained_layers(net)) == set(learns)
+    assert sum(each.numel() for each in temporal_layers.trained_layers(net).values()) * 2 < 7e6, (
+        "as float16, beside its decoder"
+    )
 
 
 def test_what_it_learnt_makes_it_again():
     torch.manual_seed(0)
-    net = trainable_vidrd_unet(video_network(), vidrd.CONFIG).eval()
+    net = trainable_vidrd_unet(video_network(), temporal_layers.VIDRD_CONFIG).eval()
     for weight in net.parameters():
         weight.requires_grad and weight.data.add_(0.02 * torch.randn_like(weight))
-    again = restore_vidrd_unet(video_network(), vidrd.CONFIG, vidrd.learnt(net)).eval()
+    again = restore_vidrd_unet(
+        video_network(), temporal_layers.VIDRD_CONFIG, temporal_layers.trained_layers(net)
+    ).eval()
     z, told = torch.randn(1, 3, 8, 16, 16), Condition(torch.ones(1, 7, 160), embedding=torch.tensor([[8.0]]))
     with torch.no_grad():
         assert torch.allclose(again(z, 500, told), net(z, 500, told), atol=1e-4)
@@ -113,12 +122,12 @@ def test_what_it_learnt_makes_it_again():
 
 
 def test_questions_are_asked_of_attention_inside_the_blocks():
-    net = vidrd.Reused(video_network(), vidrd.CONFIG)
+    net = temporal_layers.TemporalLayersUNet(video_network(), temporal_layers.VIDRD_CONFIG)
     z, told = torch.randn(1, 4, 8, 16, 16), Condition(torch.ones(1, 7, 160), embedding=torch.tensor([[8.0]]))
     net.questions.listen()
     net.net(z, torch.tensor(1.0), told)
     assert len(net.questions.answers) == 7
-    assert net.questions.error(torch.zeros(1, 4, motion_readout.MOVES), torch.zeros(1, 4, 16, 16)) > 0
+    assert net.questions.error(torch.zeros(1, 4, motion_readout.NUM_MOTIONS), torch.zeros(1, 4, 16, 16)) > 0
 
 
 def video_network():
@@ -127,43 +136,43 @@ def video_network():
 
 
 def test_the_decoder_learns_from_parts_of_films_and_then_from_whole_ones(tmp_path: Path):
-    shown = temporal_decoder.pool(tmp_path, 2, seed=0, split="train")
+    shown = temporal_decoder.load_pixel_clips(tmp_path, 2, seed=0, split="train")
     assert shown.pictures.shape == (2, 8, 128, 128, 3)
-    draw = temporal_decoder.crops(shown, 8, 8)
+    draw = temporal_decoder.decoder_batches(shown, 8, 8)
     for progress, shape in ((0.0, (8, 8, 3, 64, 64)), (0.9, (2, 8, 3, 128, 128))):
         frames, off = draw(np.random.default_rng(0), progress)
         assert frames.shape == shape and off.shape == (*shape[:2], 8, shape[-1] // 8, shape[-1] // 8)
     levels = draw(np.random.default_rng(1), 0.0)[1].flatten(1).std(1)
-    assert levels.max() < temporal_decoder.OFF + 0.01 and (levels == 0).any()
+    assert levels.max() < temporal_decoder.MAX_LATENT_NOISE + 0.01 and (levels == 0).any()
 
 
 def test_a_decoder_stage_that_was_killed_goes_on(tmp_path: Path):
-    shown = temporal_decoder.pool(tmp_path, 2, seed=0, split="train")
-    one, three = (Plan(minutes=1, steps=steps, lr=1e-3, batch=2) for steps in (1, 2))
+    shown = temporal_decoder.load_pixel_clips(tmp_path, 2, seed=0, split="train")
+    one, three = (StagePlan(minutes=1, steps=steps, lr=1e-3, batch=2) for steps in (1, 2))
     for plan in (one, three):
         torch.manual_seed(0)
         vae = AutoencoderKL.from_pretrained(POCKET / "vae", dtype=torch.float32)
-        layers = temporal_decoder.train(vae, plan, tmp_path / "stage", shown, shown)
+        layers = temporal_decoder.train_temporal_decoder(vae, plan, tmp_path / "stage", shown, shown)
     log = (tmp_path / "stage" / "log.jsonl").read_text()
     assert '"step": 1.0' in log and '"step": 2.0' in log and "flicker_steady" in log
-    assert layers.config == temporal_decoder.config_for(vae)
-    assert Settings().vidrd_apart.steps, "both trainings of the ablation are as long"
+    assert layers.config == temporal_decoder.decoder_config(vae)
+    assert RecipeSettings().vidrd_apart.steps, "both trainings of the ablation are as long"
 
 
 def test_what_ships_draws_clips_through_its_decoder():
     model = kg.load("pocket-vidrd", device="cpu")
-    assert model.temporal == vidrd.CONFIG and model.decoder is not None
+    assert model.temporal == temporal_layers.VIDRD_CONFIG and model.temporal_decoder is not None
     assert sum(file.stat().st_size for file in (POCKET / "vidrd").rglob("*.safetensors")) <= 8e6
     two = kg.generate(model, "a red fish", num_frames=4, num_inference_steps=2, clips=2, seed=1)
     assert two.frames.shape == (8, 128, 128, 3)
-    alone = replace(model, decoder=None)
+    alone = replace(model, temporal_decoder=None)
     plain = kg.generate(alone, "a red fish", num_frames=4, num_inference_steps=2, clips=2, seed=1)
     assert (two.frames != plain.frames).any(), "the layers along time take part"
 
 
 def test_its_decoder_goes_around_the_image_model():
     model = kg.load(decoder="pocket-vidrd", device="cpu")
-    assert model.decoder is not None and model.temporal is None
+    assert model.temporal_decoder is not None and model.temporal is None
 
 
 def test_all_weights_that_ship_are_at_most_90_megabytes():

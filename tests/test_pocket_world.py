@@ -6,49 +6,49 @@ import numpy as np
 import pytest
 
 from kineograph_lab.world import captions, world
-from kineograph_lab.world.truth import KEYPOINTS, truth
-from kineograph_lab.world.world import Shot, Thing
+from kineograph_lab.world.truth import KEYPOINTS, ground_truth
+from kineograph_lab.world.world import Shot, Subject
 
 
 def shot(motion: str = "still", camera: str = "still", style: str = "flat", kind: str = "ball", x: float = 0.5) -> Shot:
-    return Shot("desert", style, (Thing(kind, "red", 3, x, 0.55, 0.25, 1, motion),), camera, 5)
+    return Shot("desert", style, (Subject(kind, "red", 3, x, 0.55, 0.25, 1, motion),), camera, 5)
 
 
 def test_the_world_is_as_large_as_promised():
-    assert len(world.THINGS) >= 24 and len(world.COLOURS) == 8 and len(world.SCENES) == 8 and len(world.STYLES) == 5
+    assert len(world.SUBJECTS) >= 24 and len(world.COLOURS) == 8 and len(world.SCENES) == 8 and len(world.STYLES) == 5
     assert len(world.MOTIONS) + len(world.CAMERA_MOTIONS) - 1 >= 10
 
 
-@pytest.mark.parametrize("kind", world.THINGS)
+@pytest.mark.parametrize("kind", world.SUBJECTS)
 def test_every_thing_is_inside_the_frame_and_large_enough_to_see(kind):
-    covered = truth(shot(kind=kind)).mask > 0
+    covered = ground_truth(shot(kind=kind)).mask > 0
     assert 0.04 < covered.mean() < 0.4
     assert not covered[0].any() and not covered[:, 0].any() and not covered[-1].any() and not covered[:, -1].any()
 
 
 def test_a_seed_gives_the_same_pictures_again():
-    first, second = ([world.render(s) for s in islice(world.shots(7), 3)] for _ in range(2))
+    first, second = ([world.render(s) for s in islice(world.sample_shots(7), 3)] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert first[0].shape == (128, 128, 3) and first[0].dtype == np.uint8
 
 
 def test_training_never_sees_a_held_out_pair_and_evaluation_always_does():
-    for s in islice(world.shots(1), 300):
-        assert not any(world.held_out(t.kind, colour=t.colour, scene=s.scene) for t in s.things)
-    for s in islice(world.shots(1, split="held_out"), 300):
-        assert world.held_out(s.things[0].kind, colour=s.things[0].colour, scene=s.scene)
+    for s in islice(world.sample_shots(1), 300):
+        assert not any(world.is_held_out(t.kind, colour=t.colour, scene=s.scene) for t in s.things)
+    for s in islice(world.sample_shots(1, split="held_out"), 300):
+        assert world.is_held_out(s.things[0].kind, colour=s.things[0].colour, scene=s.scene)
 
 
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="held_out"):
-        world.draw_shot(np.random.default_rng(0), split="test")
+        world.sample_shot(np.random.default_rng(0), split="test")
 
 
 def test_the_mask_is_where_the_picture_differs_from_the_empty_scene():
     full = shot()
     empty = Shot(full.scene, full.style, (), full.camera, full.backdrop)
     differs = (world.render(full).astype(int) != world.render(empty)).any(-1)
-    mask = truth(full).mask > 0
+    mask = ground_truth(full).mask > 0
     assert (differs & mask).sum() / (differs | mask).sum() > 0.93  # they part on the blended rim alone
 
 
@@ -58,8 +58,8 @@ def test_the_mask_is_where_the_picture_differs_from_the_empty_scene():
 )
 def test_the_flow_carries_one_frame_to_the_next(motion, camera):
     s = shot(motion, camera, kind="car")
-    now, known = world.render(s, 0.1).astype(float), truth(s, 0.1, fps=4)
-    later, covered = world.render(s, 0.1 + 1 / 4).astype(float), truth(s, 0.1 + 1 / 4).mask
+    now, known = world.render(s, 0.1).astype(float), ground_truth(s, 0.1, fps=4)
+    later, covered = world.render(s, 0.1 + 1 / 4).astype(float), ground_truth(s, 0.1 + 1 / 4).mask
     rows, columns = np.nonzero(known.mask if motion != "still" else known.mask == 0)
     across, down = (
         (columns + known.flow[rows, columns, 0]).round().astype(int),
@@ -75,7 +75,7 @@ def test_the_flow_carries_one_frame_to_the_next(motion, camera):
 
 
 def test_depth_orders_scenery_behind_things_and_edges_follow_the_mask():
-    known = truth(shot())
+    known = ground_truth(shot())
     assert known.depth[known.mask > 0].max() < known.depth[known.mask == 0].min()
     rim = known.mask[:, :-1] != known.mask[:, 1:]
     assert known.edges[:, :-1][rim].all()
@@ -84,15 +84,15 @@ def test_depth_orders_scenery_behind_things_and_edges_follow_the_mask():
 
 @pytest.mark.parametrize("facing", [-1, 1])
 def test_keypoints_lie_on_the_thing_and_the_front_is_where_it_faces(facing):
-    s = Shot("sea", "flat", (Thing("fish", "blue", 1, 0.5, 0.5, 0.3, facing),))
-    points = truth(s).keypoints[0]
+    s = Shot("sea", "flat", (Subject("fish", "blue", 1, 0.5, 0.5, 0.3, facing),))
+    points = ground_truth(s).keypoints[0]
     assert tuple(points) == KEYPOINTS
     assert (points["front"][0] - points["back"][0]) * facing > 20
     assert points["top"][1] < points["centre"][1] < points["bottom"][1]
 
 
 def test_things_face_the_way_they_go():
-    for s in islice(world.shots(2), 400):
+    for s in islice(world.sample_shots(2), 400):
         for thing in s.things:
             assert thing.facing == {"left": -1, "right": 1}.get(thing.motion, thing.facing)
 
@@ -100,19 +100,19 @@ def test_things_face_the_way_they_go():
 def test_a_clip_moves_less_than_a_latent_cell_between_frames():
     for motion in world.MOTIONS:
         s = shot(motion)
-        steps = [truth(s, t).flow[truth(s, t).mask > 0] for t in world.clip_times(4, 8.0)]
+        steps = [ground_truth(s, t).flow[ground_truth(s, t).mask > 0] for t in world.frame_times(4, 8.0)]
         assert max(np.abs(f).max() for f in steps) < 8
 
 
 def test_individuals_of_one_kind_and_colour_differ():
-    pictures = [world.render(Shot("sea", "flat", (Thing("cat", "red", seed),))) for seed in range(4)]
+    pictures = [world.render(Shot("sea", "flat", (Subject("cat", "red", seed),))) for seed in range(4)]
     assert all(not np.array_equal(pictures[0], p) for p in pictures[1:])
 
 
 def test_captions_name_the_thing_the_colour_and_the_scene():
     rng = np.random.default_rng(0)
-    for s in islice(world.shots(3), 200):
-        told, main = captions.of_picture(s, rng), s.things[0]
+    for s in islice(world.sample_shots(3), 200):
+        told, main = captions.caption_image(s, rng), s.things[0]
         assert any(word in told for word in captions.KINDS[main.kind])
         assert any(word in told for word in captions.COLOURS[main.colour])
         assert any(word in told for word in captions.SCENES[s.scene])
@@ -121,6 +121,6 @@ def test_captions_name_the_thing_the_colour_and_the_scene():
 
 def test_captions_of_clips_tell_the_motion_and_the_camera():
     rng = np.random.default_rng(0)
-    told = captions.of_clip(shot("spinning", "pan left"), rng)
+    told = captions.caption_clip(shot("spinning", "pan left"), rng)
     assert any(word in told for word in captions.MOTIONS["spinning"])
     assert any(word in told for word in captions.CAMERAS["pan left"])

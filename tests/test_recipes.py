@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from kineograph.generate.run import METHODS as RECIPES
 from models.conftest import sd, sd_folder  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
-from kineograph.generate.run import METHODS as RECIPES
 from kineograph.models.model import Model
 from kineograph.plan import DESCENTS, Plan, look, open_inputs
 from kineograph.request import METHODS, SAMPLERS, Request, make_controls

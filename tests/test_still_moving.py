@@ -31,17 +31,20 @@ from kineograph.models.loading import adapter_files
 from kineograph.models.loading.adapter_files import weight_signature
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
-CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)
+CONFIG = TemporalConfig(
+    num_frames=4, layers=((Site("conv_in"), LAYERS), (Site("transformer"), LAYERS)), frame_rate=True
+)
 FEW = {"num_inference_steps": 2, "seed": 3, "num_frames": 3}
 SUBJECT = "sks dog"
 
 
 def test_a_frozen_video_is_one_frame_and_a_batch_of_both_kinds_has_their_scales():
-    still = method.frozen_videos(Z, torch.tensor([1, 3]), 4)
+    still = method.repeat_frame(Z, torch.tensor([1, 3]), 4)
     assert still.shape == (B, 4, *Z.shape[2:])
     assert torch.equal(still[0, 2], Z[0, 1]) and torch.equal(still[1, 0], Z[1, 3])
     both, scales = method.join_frozen_and_natural(still[:1], Z[:1, :4])

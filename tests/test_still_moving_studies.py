@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from kineograph.generate import generate
 from models.conftest import sd
 from test_animating import CONFIG
 
 from kineograph.errors import InputWarning
-from kineograph.generate import generate
 from kineograph.methods.still_moving import attach
 from kineograph.metrics import optical_flow
 from kineograph.metrics.distances import mean
 from kineograph.models.loading.load import load
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.temporal.adapters import MOTION_ADAPTER
-from kineograph.models.temporal.config import TemporalLayers
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.customise import changed, inject, usual_video
-from kineograph_lab.recipe.video.space_time import CONFIG as LUMIERE
+from kineograph.training.customise import default_video_settings, inject, with_changes
+from kineograph_lab.recipe.video.temporal_layers import SPACE_TIME_CONFIG as LUMIERE
 from kineograph_lab.studies import report, reproduce
 from kineograph_lab.studies.judges import pocket_witnesses
 from kineograph_lab.studies.protocol import FIRST_SEED, moving_cases
@@ -41,8 +41,8 @@ from kineograph_lab.studies.still_moving.items import (
 )
 from kineograph_lab.studies.study import part, records
 from kineograph_lab.world import unseen, world
-from kineograph_lab.world.unseen_styles import STYLES
-from kineograph_lab.world.unseen_subjects import THINGS
+from kineograph_lab.world.unseen import UNSEEN_STYLES
+from kineograph_lab.world.unseen_subjects import UNSEEN_SUBJECTS
 
 STAMP = {"protocol": "test", "commit": "none"}
 LOOP = {"max_train_steps": 1, "train_batch_size": 1, "lr_warmup_steps": 0}
@@ -89,7 +89,9 @@ def _short_videos_and_trainings(monkeypatch, tmp_path):
     monkeypatch.setattr(customised_models, "FOLDER", tmp_path / "runs")
     monkeypatch.setattr(customised_models, "SHARES", (0.5, 0.9))
     monkeypatch.setattr(
-        customised_models, "usual_video", lambda video, kind: changed(usual_video(video, kind), ONE_STEP)
+        customised_models,
+        "usual_video",
+        lambda video, kind: with_changes(default_video_settings(video, kind), ONE_STEP),
     )
 
 
@@ -118,20 +120,26 @@ def test_a_case_is_told_with_and_without_what_is_new():
 
 def test_unseen_things_and_styles_are_unlike_the_worlds_and_move_as_its_things_do():
     shot = cases(1)[0].shot
-    seen = [world.render(shot), *(unseen.of_thing(name)(shot, 0.0) for name in THINGS)]
-    seen += [unseen.in_style(name)(shot, 0.0) for name in STYLES]
+    seen = [world.render(shot), *(unseen.unseen_subject_renderer(name)(shot, 0.0) for name in UNSEEN_SUBJECTS)]
+    seen += [unseen.unseen_style_renderer(name)(shot, 0.0) for name in UNSEEN_STYLES]
     assert all(each.shape == (128, 128, 3) and each.dtype == np.uint8 for each in seen)
     apart = [np.abs(a.astype(int) - b).mean() for k, a in enumerate(seen) for b in seen[:k]]
     assert min(apart) > 3
-    assert {kind for kind, _ in THINGS.values()} <= set(world.THINGS) and not set(THINGS) & set(world.THINGS)
-    assert not set(STYLES) & set(world.STYLES)
-    clip = unseen.clip(unseen.of_thing("fox"), shot, 3, 8.0)
-    assert np.array_equal(clip[1], unseen.of_thing("fox")(shot, 0.0)) and not np.array_equal(clip[0], clip[2])
+    assert {kind for kind, _ in UNSEEN_SUBJECTS.values()} <= set(world.SUBJECTS) and not set(UNSEEN_SUBJECTS) & set(
+        world.SUBJECTS
+    )
+    assert not set(UNSEEN_STYLES) & set(world.STYLES)
+    clip = unseen.render_unseen_clip(unseen.unseen_subject_renderer("fox"), shot, 3, 8.0)
+    assert np.array_equal(clip[1], unseen.unseen_subject_renderer("fox")(shot, 0.0)) and not np.array_equal(
+        clip[0], clip[2]
+    )
 
 
 def test_the_judge_sees_how_unseen_things_move(witnesses):
     turned = [cases(1000)[10 * k + 3 * k % 10] for k in range(0, 10, 2)]
-    right = [witnesses.move(unseen.clip(item_of(case).render, case.shot)) == case.motion for case in turned]
+    right = [
+        witnesses.move(unseen.render_unseen_clip(item_of(case).render, case.shot)) == case.motion for case in turned
+    ]
     assert np.mean(right) > 0.7
 
 
@@ -215,7 +223,7 @@ def test_the_second_family_ships_with_its_motion_adapter(plain_video):
         generate(model, "a red fish swimming to the right", num_frames=8, num_inference_steps=8, seed=1, motion_scale=k)
         for k in (1.0, 0.0)
     )
-    went = [optical_flow.lengths(each.frames).mean() for each in (still, moving)]
+    went = [optical_flow.motion_per_frame(each.frames).mean() for each in (still, moving)]
     assert went[0] < 0.75 * went[1]
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-
 from kineograph.generate import generate
+
 from kineograph.metrics import video_metrics
 from kineograph.models.loading.load import load
 from kineograph_lab.studies import frame_metrics, report
@@ -12,7 +12,7 @@ from kineograph_lab.studies.protocol import held_out_cases
 from kineograph_lab.studies.study import Study, part, records
 from kineograph_lab.studies.text2video_zero import controlled, dreambooth, editing, smoothing, subjects
 from kineograph_lab.world.edits import ASPECTS
-from kineograph_lab.world.world import clip_times, render
+from kineograph_lab.world.world import frame_times, render
 
 STAMP = {"protocol": "test", "commit": "none"}
 
@@ -121,12 +121,12 @@ def test_true_flow_explains_a_rendering():
     frames, flows = controlled.rendering(case.shot), [each.flow for each in controlled.truths(case.shot)]
     reversed_flows = [-2 * flow - 3 for flow in flows]
     assert frame_metrics.warp_error(frames, flows) < frame_metrics.warp_error(frames, reversed_flows)
-    assert len(frames) == len(clip_times(controlled.FRAMES, controlled.FPS))
+    assert len(frames) == len(frame_times(controlled.FRAMES, controlled.FPS))
 
 
 def test_steadiness_is_of_neighbours():
-    assert video_metrics.steadiness(np.eye(3)) == 0
-    assert video_metrics.steadiness(np.eye(3)[[0, 0, 1]]) == 0.5
+    assert video_metrics.frame_consistency(np.eye(3)) == 0
+    assert video_metrics.frame_consistency(np.eye(3)[[0, 0, 1]]) == 0.5
 
 
 def test_unchanged_is_within_a_standard_error():

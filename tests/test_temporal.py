@@ -11,18 +11,22 @@ from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.methods.videocrafter import loss, sample
 from kineograph.models.schedule import PARAMETERISATIONS, Schedule
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.config import ConvConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.temporal.layers import RelativePositions, TemporalAttention, TemporalTransformer
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.samplers import ddim, final_latents
 
 B, F, T = 2, 5, 481.0
-PLAIN, RELATIVE = TransformerConfig(head_width=8), TransformerConfig(head_width=8, relative=3, widening=2)
+PLAIN, RELATIVE = TransformerConfig(head_width=8), TransformerConfig(head_width=8, relative=3, ff_mult=2)
+PLAIN_LAYERS = ((Site("conv_in"), PLAIN), (Site("transformer"), PLAIN))
 CONFIGS = {
-    "videocrafter t2v": TemporalConfig(entry=RELATIVE, transformer=RELATIVE, frame_rate=True),
-    "videocrafter i2v": TemporalConfig(entry=PLAIN, transformer=PLAIN, convolution=True, frame_rate=True),
-    "animatediff": TemporalConfig(transformer=TransformerConfig(heads=2, positions=F), lonely=True, middle=False),
-    "modelscope": TemporalConfig(entry=PLAIN, transformer=PLAIN, convolution=True),
+    "videocrafter t2v": TemporalConfig(
+        layers=((Site("conv_in"), RELATIVE), (Site("transformer"), RELATIVE)), frame_rate=True
+    ),
+    "videocrafter i2v": TemporalConfig(layers=(*PLAIN_LAYERS, (Site("resnet"), ConvConfig())), frame_rate=True),
+    "animatediff": TemporalConfig(layers=((Site("stage", mid_block=False), TransformerConfig(heads=2, positions=F)),)),
+    "modelscope": TemporalConfig(layers=(*PLAIN_LAYERS, (Site("resnet"), ConvConfig()))),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -67,7 +71,7 @@ def test_frames_see_each_other_and_videos_do_not(config: TemporalConfig):
 
 @torch.no_grad()
 def test_without_positions_of_any_kind_the_order_of_frames_means_nothing():
-    net, order = stirred(along_time(TemporalConfig(entry=PLAIN, transformer=PLAIN))), [3, 0, 4, 1, 2]
+    net, order = stirred(along_time(TemporalConfig(layers=PLAIN_LAYERS))), [3, 0, 4, 1, 2]
     plain = replace(RATED, embedding=None)
     torch.testing.assert_close(net(Z[:, order], T, plain), net(Z, T, plain)[:, order], atol=1e-4, rtol=1e-4)
 
@@ -104,7 +108,7 @@ def test_relative_attention_is_its_formula():
 
 @torch.no_grad()
 def test_the_layout_in_memory_changes_nothing():
-    layer, x = TemporalTransformer(32, 2, 16, groups=8).eval(), drawn(6, 32, 4, 4)
+    layer, x = TemporalTransformer(32, TransformerConfig(heads=2, head_width=16), groups=8).eval(), drawn(6, 32, 4, 4)
     nn.init.normal_(layer.proj_out.weight)
     torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last), 3), layer(x, 3), atol=1e-4, rtol=1e-4)
 

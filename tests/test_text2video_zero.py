@@ -147,7 +147,7 @@ def solvers(shape):
 def test_any_solver_step_count_and_size_will_do(solver, steps, size):
     shape = (1, 4, *size)
     sigmas = [TABLE[999 - 999 * k // steps] for k in range(steps)] + [0.0]
-    (*_, end) = run(gaussian(0, 1), drawn(shape=shape), sigmas, Motion(turn=2.0), solvers(shape)[solver])
+    (*_, end) = run(gaussian(0, 1), drawn(shape=shape), sigmas, Motion(rotation=2.0), solvers(shape)[solver])
     assert end.x.shape == (1, 8, *shape[1:])
     assert torch.isfinite(end.x).all()
 

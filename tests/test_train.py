@@ -33,17 +33,23 @@ from kineograph.media.video import open_video
 from kineograph.methods import videocrafter
 from kineograph.models.loading.load import load
 from kineograph.models.unet.forward import call_directly
-from kineograph.training import TrainingSettings, load_settings, weights
-from kineograph.training.temporal_layers import Reached, VideoTraining, ready, train
+from kineograph.training import TrainingSettings, load_settings, load_weights
+from kineograph.training.temporal_layers import StageProgress, VideoTrainingSettings, prepare_training, train
 from kineograph.training.temporal_layers import run as running
-from kineograph.training.temporal_layers.batches import Turn, leveller, noise_loss, shortened, turn
-from kineograph.training.temporal_layers.latents import encoded
-from kineograph.training.temporal_layers.memory import activations
-from kineograph.training.temporal_layers.model import matching, recomputed
-from kineograph.training.temporal_layers.settings import LogNormal, Source, Stage, Validation
+from kineograph.training.temporal_layers.batches import (
+    StepKind,
+    denoising_loss,
+    step_kind,
+    timestep_sampler,
+    truncate_caption,
+)
+from kineograph.training.temporal_layers.latents import latent_encoder
+from kineograph.training.temporal_layers.memory import activation_bytes
+from kineograph.training.temporal_layers.model import call_checkpointed, match_parameters
+from kineograph.training.temporal_layers.settings import DataSource, LogNormalSigmas, Stage, Validation
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_video.yaml"
-Tell = Callable[..., VideoTraining]
+Tell = Callable[..., VideoTrainingSettings]
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +61,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tell(sd_folder: Path, data: Path, tmp_path: Path) -> Tell:  # noqa: F811
     """Settings of a tiny training in an empty folder; the first argument names it."""
 
-    def tell(name: str = "out", **given: object) -> VideoTraining:
+    def tell(name: str = "out", **given: object) -> VideoTrainingSettings:
         return told(sd_folder, data, tmp_path / name, **given)
 
     return tell
 
 
 @pytest.fixture(scope="module")
-def whole(sd_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[VideoTraining, list[Reached]]:  # noqa: F811
+def whole(
+    sd_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[VideoTrainingSettings, list[StageProgress]]:  # noqa: F811
     """A training that nothing interrupts, and its steps."""
     drawn = {"prompts": ["a fish", "a cat"], "num_inference_steps": 2}
     often = LOOP | {"validation_steps": 2}
@@ -70,14 +78,14 @@ def whole(sd_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
     return settings, trained(settings)
 
 
-Whole = tuple[VideoTraining, list[Reached]]
+Whole = tuple[VideoTrainingSettings, list[StageProgress]]
 
 
-def ended(settings: VideoTraining) -> dict[str, Tensor]:
+def ended(settings: VideoTrainingSettings) -> dict[str, Tensor]:
     """The weights that a training came to, of all its stages."""
     stages = sorted(settings.output.glob("stage-*"))
     assert len(stages) == len(settings.stages)
-    return {f"{stage.name} {name}": value for stage in stages for name, value in weights(stage).items()}
+    return {f"{stage.name} {name}": value for stage in stages for name, value in load_weights(stage).items()}
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -101,7 +109,7 @@ def test_what_it_leaves_behind(whole: Whole) -> None:
     config = json.loads((final / "temporal" / "config.json").read_text())
     assert (config["noise_ratio"], config["num_frames"], config["frame_rate"]) == (1.0, 4, True)
     layers = load_file(final / "temporal" / "diffusion_pytorch_model.safetensors")
-    came_to = weights(settings.output / "stage-2")
+    came_to = load_weights(settings.output / "stage-2")
     assert all(torch.equal(value, came_to[f"temporal.{name}"]) for name, value in layers.items())
 
 
@@ -109,14 +117,14 @@ def test_what_it_made_is_opened_again(whole: Whole) -> None:
     settings, _ = whole
     model = load(settings.output / "final", dtype="float32", device="cpu")
     assert model.temporal is not None and model.temporal.num_frames == 4
-    came_to = weights(settings.output / "stage-2")
+    came_to = load_weights(settings.output / "stage-2")
     now = model.net.state_dict()
     assert all(torch.equal(now[name], value) for name, value in came_to.items())
 
 
 def test_only_what_is_named_is_trained(tell: Tell) -> None:
     settings = tell(frozen=["temporal.fps.*", "image_unet.*to_q*"], stages=ONE)
-    start = ready(settings)
+    start = prepare_training(settings)
     before = {name: weight.detach().clone() for name, weight in start.model.net.named_parameters()}
     list(train(start))
     after = dict(start.model.net.named_parameters())
@@ -127,7 +135,7 @@ def test_only_what_is_named_is_trained(tell: Tell) -> None:
         if (name.startswith("temporal.") and not name.startswith("temporal.fps."))
         or (name.startswith("image_unet.") and "attn2" in name and "to_q" not in name)
     }
-    assert changed <= meant and set(weights(settings.output / "stage-1")) == meant
+    assert changed <= meant and set(load_weights(settings.output / "stage-1")) == meant
     assert any("attn2.to_v" in name for name in changed) and any("proj_out" in name for name in changed)
 
 
@@ -141,7 +149,7 @@ def test_a_later_stage_may_be_added(whole: Whole, tell: Tell) -> None:
 
 def test_a_stage_begins_with_the_averages_of_the_one_before(whole: Whole) -> None:
     settings, _ = whole
-    before, after = (weights(settings.output / f"stage-{number}") for number in (1, 2))
+    before, after = (load_weights(settings.output / f"stage-{number}") for number in (1, 2))
     far = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert 0 < far <= 2 * LOOP["learning_rate"]  # of two steps of AdamW
 
@@ -158,7 +166,7 @@ def test_killed_it_goes_on_to_the_same_weights(whole: Whole, tell: Tell) -> None
 
 
 def test_left_in_the_middle_it_goes_on_to_the_same_weights(whole: Whole, tell: Tell) -> None:
-    for each in train(ready(tell())):
+    for each in train(prepare_training(tell())):
         if each.progress.step == 2:
             break
     assert [(each.stage, each.progress.step) for each in trained(tell())] == [(1, 3), (2, 1), (2, 2)]
@@ -170,20 +178,20 @@ def test_left_in_the_middle_it_goes_on_to_the_same_weights(whole: Whole, tell: T
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
 def test_steps_of_a_kind_are_spread_evenly_and_counted(share: float) -> None:
-    turns = [turn(7, share, step) for step in range(100)]
+    turns = [step_kind(7, share, step) for step in range(100)]
     counts = {"video": 0, "image": 0}
     for each in turns:
-        assert each == Turn(each.kind, counts[each.kind])
+        assert each == StepKind(each.kind, counts[each.kind])
         counts[each.kind] += 1
     assert counts["image"] == pytest.approx(100 * share, abs=1)
-    assert share in (0, 1) or {turn(seed, share, 0).kind for seed in range(30)} == {"video", "image"}
+    assert share in (0, 1) or {step_kind(seed, share, 0).kind for seed in range(30)} == {"video", "image"}
 
 
-def draws(settings: VideoTraining, steps: range, batch: range | None = None) -> list:
+def draws(settings: VideoTrainingSettings, steps: range, batch: range | None = None) -> list:
     """What a training draws of its first stage, the samples of these steps, or some of them."""
-    start = ready(settings)
+    start = prepare_training(settings)
     leg = start.legs[0]
-    draw = running._draw(leg, encoded(start.model), {})
+    draw = running._draw(leg, latent_encoder(start.model), {})
     return [
         draw(
             step,
@@ -216,28 +224,28 @@ def test_it_does_not_matter_how_a_step_is_shared_out(tell: Tell) -> None:
 
 def test_captions_are_left_out_as_often_as_asked_and_levels_drawn(tell: Tell) -> None:
     drawn = draws(tell(caption_dropout=0.25, image_share=1.0, videos=[]), range(12))
-    blank = ready(tell()).model.prompt([""]).tokens[0]
+    blank = prepare_training(tell()).model.prompt([""]).tokens[0]
     left_out = torch.cat([(each.tokens - blank).abs().amax((1, 2)) < 1e-5 for each in drawn])
     assert torch.equal(left_out, torch.cat([each.untold for each in drawn]))
     assert 0.1 < left_out.float().mean() < 0.4  # of 72
 
 
 def test_levels_are_log_normal_within_the_table(tell: Tell) -> None:
-    schedule = ready(tell()).model.schedule
+    schedule = prepare_training(tell()).model.schedule
     rng = np.random.default_rng(0)
     table = np.array(schedule.sigmas)
-    drawn = np.log(table[leveller(LogNormal(mean=0.5, spread=0.6), schedule)(rng, 20_000)])
+    drawn = np.log(table[timestep_sampler(LogNormalSigmas(mean=0.5, spread=0.6), schedule)(rng, 20_000)])
     assert drawn.mean() == pytest.approx(0.5, abs=0.02) and drawn.std() == pytest.approx(0.6, abs=0.02)
-    far = leveller(LogNormal(mean=9.0, spread=0.1), schedule)(rng, 10)
+    far = timestep_sampler(LogNormalSigmas(mean=9.0, spread=0.1), schedule)(rng, 10)
     assert set(far.tolist()) == {len(table) - 1}
-    every = leveller("uniform", schedule)(rng, 20_000)
+    every = timestep_sampler("uniform", schedule)(rng, 20_000)
     assert every.mean() == pytest.approx((len(table) - 1) / 2, rel=0.02) and every.max() == len(table) - 1
 
 
 def test_the_loss_is_the_method_s_with_noise_that_frames_share(tell: Tell) -> None:
     settings = tell()
-    start = ready(settings)
-    loss = noise_loss(start.model, 3, 1.0)
+    start = prepare_training(settings)
+    loss = denoising_loss(start.model, 3, 1.0)
     for batch in draws(settings, range(2)):
         (kind,) = came = loss(start.model.net, batch, 40)
         ratio = 1.0 if kind == "video" else 0.0
@@ -249,10 +257,10 @@ def test_the_loss_is_the_method_s_with_noise_that_frames_share(tell: Tell) -> No
 
 
 def test_pictures_teach_the_layers_along_time_nothing(tell: Tell) -> None:
-    start = ready(tell(layers=LAYERS))
+    start = prepare_training(tell(layers=LAYERS))
     gradients = {}
     for batch in draws(tell(), range(2)):
-        ((kind, loss),) = noise_loss(start.model, 3, 1.0)(start.model.net, batch, 0).items()
+        ((kind, loss),) = denoising_loss(start.model, 3, 1.0)(start.model.net, batch, 0).items()
         names, kept = zip(*((n, w) for n, w in start.model.net.named_parameters() if w.requires_grad), strict=True)
         found = torch.autograd.grad(loss, kept, allow_unused=True)
         gradients[kind] = {name for name, each in zip(names, found, strict=True) if each is not None}
@@ -261,11 +269,11 @@ def test_pictures_teach_the_layers_along_time_nothing(tell: Tell) -> None:
 
 
 def test_a_caption_is_cut_to_what_the_model_reads(tell: Tell) -> None:
-    model = ready(tell()).model
+    model = prepare_training(tell()).model
     long = " ".join(["fish"] * 40)  # of four tokens each
-    assert shortened(model, long) == " ".join(["fish"] * 18)
-    assert shortened(model, "a red fish, at sea ") == "a red fish, at sea "
-    assert shortened(model, "x" * 100) == ""
+    assert truncate_caption(model, long) == " ".join(["fish"] * 18)
+    assert truncate_caption(model, "a red fish, at sea ") == "a red fish, at sea "
+    assert truncate_caption(model, "x" * 100) == ""
 
 
 def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
@@ -274,8 +282,8 @@ def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
     seen: list[str] = []
     images = [{"source": str(tmp_path / "others"), "weight": 3}, str(tmp_path.parent / "none")]
     images[1] = tell().images[0].source
-    start = ready(tell(images=images, image_share=1.0, videos=[]))
-    look = running.looks(start.legs[0], encoded(start.model), {})["image"]
+    start = prepare_training(tell(images=images, image_share=1.0, videos=[]))
+    look = running.clip_loaders(start.legs[0], latent_encoder(start.model), {})["image"]
     seen = [look(turn, place, 6).caption for turn in range(20) for place in range(6)]
     assert 0.65 < seen.count("other") / len(seen) < 0.85
     assert seen == [look(turn, place, 6).caption for turn in range(20) for place in range(6)]
@@ -283,8 +291,8 @@ def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
 
 def test_the_pocket_world_is_painted_as_it_is_needed(tell: Tell) -> None:
     settings = tell(videos=[{"source": "pocket", "count": 2}], images=["pocket"])
-    start = ready(settings)
-    looks = running.looks(start.legs[0], encoded(start.model), {})
+    start = prepare_training(settings)
+    looks = running.clip_loaders(start.legs[0], latent_encoder(start.model), {})
     first, second, again = (looks["video"](turn, 0, 1) for turn in range(3))
     assert first.latents.shape == (3, 4, 8, 8) and first.fps in (5.0, 10.0) and first.caption
     assert torch.equal(first.latents, again.latents) and (first.caption, first.fps) == (again.caption, again.fps)
@@ -296,9 +304,9 @@ def test_the_pocket_world_is_painted_as_it_is_needed(tell: Tell) -> None:
 # -- memory
 
 
-def gradients(settings: VideoTraining) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+def gradients(settings: VideoTrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     """The loss and the gradients of a step of videos, and how many bytes were kept for them."""
-    start = ready(settings)
+    start = prepare_training(settings)
     batch = next(each for each in draws(settings, range(2)) if each.x0.shape[1] > 1)
     kept = {name: weight for name, weight in start.model.net.named_parameters() if weight.requires_grad}
     torch.manual_seed(3)
@@ -312,7 +320,7 @@ def gradients(settings: VideoTraining) -> tuple[dict[str, Tensor], dict[str, Ten
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        losses = noise_loss(start.model, 3, 1.0)(start.model.net, batch, 0)
+        losses = denoising_loss(start.model, 3, 1.0)(start.model.net, batch, 0)
     found = torch.autograd.grad(losses["video"], [*kept.values()], allow_unused=True)
     size = sum(each.nbytes() for key, each in held.items() if key not in own)
     return losses, {name: each for name, each in zip(kept, found, strict=True) if each is not None}, size
@@ -332,13 +340,13 @@ def test_recomputed_training_is_the_same(whole: Whole, tell: Tell) -> None:
 
 def test_the_estimate_is_what_is_kept(tell: Tell) -> None:
     settings = tell()
-    start = ready(settings)
-    told_of = activations(start.model, settings.stages[0], 2, "no")
+    start = prepare_training(settings)
+    told_of = activation_bytes(start.model, settings.stages[0], 2, "no")
     assert told_of == pytest.approx(gradients(settings)[2], rel=0.05)
-    assert activations(start.model, settings.stages[0], 4, "no") == pytest.approx(2 * told_of, rel=0.05)
-    again = ready(tell(gradient_checkpointing=True))
-    assert again.model.net.through is recomputed and start.model.net.through is call_directly
-    assert activations(again.model, settings.stages[0], 2, "no") < 0.6 * told_of
+    assert activation_bytes(start.model, settings.stages[0], 4, "no") == pytest.approx(2 * told_of, rel=0.05)
+    again = prepare_training(tell(gradient_checkpointing=True))
+    assert again.model.net.call_stage is call_checkpointed and start.model.net.call_stage is call_directly
+    assert activation_bytes(again.model, settings.stages[0], 2, "no") < 0.6 * told_of
 
 
 # -- the latent cache
@@ -388,7 +396,7 @@ def test_a_cache_that_cannot_be_written_is_said(tell: Tell, tmp_path: Path) -> N
 # -- what cannot be
 
 
-def refused(settings: VideoTraining) -> str:
+def refused(settings: VideoTrainingSettings) -> str:
     with pytest.raises(InputError) as raised:
         trained(settings)
     assert not (settings.output / "final").exists()
@@ -400,7 +408,7 @@ def test_patterns_that_match_nothing_are_named_with_what_is_near(tell: Tell) -> 
     assert "trained: no parameter of the network is called 'tempor.*'; near it are temporal" in said
     assert "frozen: no parameter" in refused(tell(frozen=["image_unet.*attn9*"]))
     names = ["temporal.after.conv_in.norm.weight", "image_unet.conv_in.bias"]
-    assert matching(names, "trained", ["*.bias", "temporal.*"]) == set(names)
+    assert match_parameters(names, "trained", ["*.bias", "temporal.*"]) == set(names)
     assert not tell().output.exists()
 
 
@@ -444,7 +452,7 @@ def test_no_data(tell: Tell, tmp_path: Path) -> None:
 
 
 def test_a_folder_in_use_or_with_another_training(tell: Tell) -> None:
-    steps = train(ready(tell()))
+    steps = train(prepare_training(tell()))
     next(steps)
     assert "is in use by another run" in refused(tell())
     steps.close()
@@ -463,19 +471,19 @@ def test_a_folder_in_use_or_with_another_training(tell: Tell) -> None:
         ("training.max_train_steps=5", "training: expected no max_train_steps"),
         ("latent_cache=here", "latent_cache: expected a count for the pocket world"),
         ("stages=[{steps: 1, height: 8, width: 8, fps: [0]}]", "stages.0.fps: expected frame rates above 0"),
-        ("trainde=[a]", "trainde (here ['a']) is no setting: did you mean trained?"),
-        ("layers.heads=3", "is no setting"),
+        ("trainde=[a]", "trainde (here ['a']) is not a setting: did you mean trained?"),
+        ("layers.heads=3", "is not a setting"),
         ("validation.images=[a.png, b.png]", "validation.images: expected one for each prompt, or none"),
     ],
 )
 def test_settings_that_cannot_be(override: str, said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
-        load_settings(EXAMPLE, VideoTraining, [override])
+        load_settings(EXAMPLE, VideoTrainingSettings, [override])
 
 
 def test_the_guide_names_every_setting_and_its_commands_parse() -> None:
     guide = (EXAMPLE.parents[1] / "docs" / "training.md").read_text()
-    for settings in (VideoTraining, Stage, TrainingSettings, Validation, Source):
+    for settings in (VideoTrainingSettings, Stage, TrainingSettings, Validation, DataSource):
         missing = {name for name in settings.model_fields if f"`{name}`" not in guide and f"{name}:" not in guide}
         assert missing - {"max_train_steps"} == set()
     for line in re.findall(r"^(?:.* -m )?kineograph (.*?)(?:  #.*)?$", guide, re.MULTILINE):
@@ -508,7 +516,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return run
 
 
-def written(settings: VideoTraining, path: Path) -> Path:
+def written(settings: VideoTrainingSettings, path: Path) -> Path:
     path.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_unset=True)))
     return path
 
@@ -532,7 +540,7 @@ def test_a_dry_run_counts_and_touches_nothing(run: Run, tell: Tell, tmp_path: Pa
     assert status == 0, err
     assert [path.name for path in tmp_path.iterdir()] == ["settings.yaml"]
     said = json.loads(out)
-    net = ready(settings).model.net
+    net = prepare_training(settings).model.net
     trained_now = sum(weight.numel() for weight in net.parameters() if weight.requires_grad)
     assert sum(part["trained"] for part in said["parts"]) == trained_now
     assert said["parts"][1]["frozen"] > 0 == said["parts"][0]["frozen"]
@@ -564,7 +572,7 @@ def test_ctrl_c_keeps_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None
     (kept,) = (tmp_path / "out" / "stage-1" / "checkpoints").iterdir()
     step = int(kept.name.removeprefix("step-"))
     assert f"step {step} of stage 1 is kept" in err and 0 < step < 500
-    assert next(train(ready(long))).progress.step == step + 1
+    assert next(train(prepare_training(long))).progress.step == step + 1
 
 
 def test_the_example_runs_on_the_pocket_world(run: Run, tmp_path: Path) -> None:

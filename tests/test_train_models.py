@@ -20,11 +20,11 @@ from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.loading.components import components_from_pipeline
 from kineograph.models.loading.load import load
 from kineograph.models.loading.save import save
-from kineograph.training import weights
-from kineograph.training.temporal_layers import VideoTraining, ready
+from kineograph.training import load_weights
+from kineograph.training.temporal_layers import VideoTrainingSettings, prepare_training
 from kineograph.training.temporal_layers import run as running
-from kineograph.training.temporal_layers.batches import Batch, noise_loss
-from kineograph.training.temporal_layers.latents import encoded, kept
+from kineograph.training.temporal_layers.batches import VideoBatch, denoising_loss
+from kineograph.training.temporal_layers.latents import cached_latent_encoder, latent_encoder
 
 
 @pytest.fixture(scope="module")
@@ -51,43 +51,43 @@ def animator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     resampler.add_resampler(whole.unet, sizes)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
-    reader = ImageEncoder(encoder, LAST, stretch_to_square, blank=GREY)
-    return save(whole._replace(reader=reader), tmp_path_factory.mktemp("animator") / "model")
+    reader = ImageEncoder(encoder, LAST, stretch_to_square, empty_color=GREY)
+    return save(whole._replace(image_encoder=reader), tmp_path_factory.mktemp("animator") / "model")
 
 
-def first_batch(settings: VideoTraining) -> tuple[running.Ready, Batch]:
+def first_batch(settings: VideoTrainingSettings) -> tuple[running.PreparedTraining, VideoBatch]:
     """The first samples of a training, of videos."""
-    start = ready(settings)
-    draw = running._draw(start.legs[0], encoded(start.model), {})
+    start = prepare_training(settings)
+    draw = running._draw(start.legs[0], latent_encoder(start.model), {})
     return start, next(
         each for each in (draw(step, range(2 * step, 2 * step + 2)) for step in range(2)) if each.x0.shape[1] > 1
     )
 
 
-def touched(start: running.Ready, batch: Batch) -> dict[str, Tensor]:
+def touched(start: running.PreparedTraining, batch: VideoBatch) -> dict[str, Tensor]:
     """The gradients of what is trained, by name."""
     named = {name: weight for name, weight in start.model.net.named_parameters() if weight.requires_grad}
-    loss = noise_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"]
+    loss = denoising_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"]
     found = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
     return {name: each for name, each in zip(named, found, strict=True) if each is not None and each.abs().sum() > 0}
 
 
 @torch.no_grad()
-def came_to(start: running.Ready, batch: Batch) -> float:
-    return float(noise_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"])
+def came_to(start: running.PreparedTraining, batch: VideoBatch) -> float:
+    return float(denoising_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"])
 
 
 def test_a_video_model_goes_on_from_its_layers(video_folder: Path, data: Path, tmp_path: Path) -> None:
     settings = told(video_folder, data, tmp_path / "out", layers=None, noise_ratio=None, stages=ONE)
     before = load(video_folder, device="cpu", dtype="float32").net.state_dict()
-    start = ready(settings)
+    start = prepare_training(settings)
     assert all(torch.equal(value, before[name]) for name, value in start.model.net.state_dict().items())
     assert start.temporal.noise_ratio == 2.0 and start.temporal.num_frames == 3
     trained(settings)
     layers = load(tmp_path / "out" / "final", device="cpu", dtype="float32").temporal
     assert layers == start.temporal
     with pytest.raises(InputError, match="is a video model with layers along time of its own: leave layers out"):
-        ready(told(video_folder, data, tmp_path / "out"))
+        prepare_training(told(video_folder, data, tmp_path / "out"))
 
 
 def test_a_model_that_is_shown_pictures_is_shown_the_first_frame(
@@ -108,9 +108,12 @@ def test_a_model_that_is_shown_pictures_is_shown_the_first_frame(
 
 def test_the_first_frame_is_cached_with_the_latents(animator_folder: Path, data: Path, tmp_path: Path) -> None:
     cached = {"layers": None, "latent_cache": str(tmp_path / "cache"), "stages": ONE}
-    start = ready(told(animator_folder, data, tmp_path / "out", **cached))
+    start = prepare_training(told(animator_folder, data, tmp_path / "out", **cached))
     looks = [
-        running.looks(start.legs[0], kept(start.model, tmp_path / "cache"), {})["video"](0, 0, 2) for _ in range(2)
+        running.clip_loaders(start.legs[0], cached_latent_encoder(start.model, tmp_path / "cache"), {})["video"](
+            0, 0, 2
+        )
+        for _ in range(2)
     ]
     assert torch.equal(looks[0].first, looks[1].first) and torch.equal(looks[0].latents, looks[1].latents)
 
@@ -137,4 +140,4 @@ def test_sdxl_is_told_its_size_and_the_frame_rate(sdxl_folder: Path, data: Path,
     assert torch.equal(batch.embedding[:, 32:-1], said.embedding[:, 32:-1].expand(2, -1))
     assert set(batch.embedding[:, -1].tolist()) <= {5.0, 10.0}
     assert len(trained(settings)) == 2
-    assert weights(settings.output / "stage-1")
+    assert load_weights(settings.output / "stage-1")

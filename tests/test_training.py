@@ -11,11 +11,11 @@ from tiny_training import WIDTH, draw, loss, numbers, tiny_net
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.training import TrainingSettings, fit, lent, plan, weights
+from kineograph.training import TrainingSettings, fit, load_weights, training_cost, use_averages
 from kineograph.training.gradients import sample_seed
-from kineograph.training.optimisers import kept, optimisers, restore
-from kineograph.training.processes import gathered
-from kineograph.training.settings import rate
+from kineograph.training.optimisers import build_optimisers, load_optimiser_state, optimiser_state
+from kineograph.training.processes import start_workers
+from kineograph.training.settings import learning_rate_at
 
 BASE = {"max_train_steps": 6, "train_batch_size": 4, "learning_rate": 0.01, "log_every": 2}
 
@@ -61,7 +61,7 @@ def by_hand(chosen: TrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tens
         samples = range(4 * step, 4 * step + 4)
         sum(loss(net, draw(step, samples), sample_seed(chosen.seed, samples.start)).values()).backward()
         nn.utils.clip_grad_norm_(net.parameters(), chosen.max_grad_norm)
-        way.param_groups[0]["lr"] = rate(chosen, step)
+        way.param_groups[0]["lr"] = learning_rate_at(chosen, step)
         way.step()
         way.zero_grad()
         decay = min(chosen.ema_decay, (1 + step) / (10 + step))
@@ -77,7 +77,7 @@ def test_it_does_what_steps_written_out_do(tmp_path: Path):
     expected, average = by_hand(chosen)
     assert max(norms) > 0.5, "the clipping counts"
     assert close(trained(net), expected)
-    assert close(weights(tmp_path), average)
+    assert close(load_weights(tmp_path), average)
     assert torch.equal(net[0].weight, frozen)
 
 
@@ -116,7 +116,7 @@ def test_dropout_repeats_bit_for_bit_too(tmp_path: Path):
 def test_only_a_network_without_dropout_is_walked_by_threads():
     walkers = {}
     for name, net in {"plain": tiny_net(), "dropout": nn.Sequential(nn.Dropout(0.5), tiny_net())}.items():
-        with gathered(net, settings()) as crew:
+        with start_workers(net, settings()) as crew:
             walkers[name] = crew.walkers
     assert walkers == {"plain": 2, "dropout": 1}
 
@@ -155,7 +155,7 @@ def test_memory_formats_change_nothing(tmp_path: Path):
 
 def test_muon_s_state_does_not_know_how_many_cores_there_were():
     nets = tiny_net(), tiny_net()
-    ways = [optimisers(net, settings(optimizer="muon"), cores) for net, cores in zip(nets, (2, 1), strict=True)]
+    ways = [build_optimisers(net, settings(optimizer="muon"), cores) for net, cores in zip(nets, (2, 1), strict=True)]
 
     def step(number: int) -> None:
         for leaf in ways[number].leaves.values():
@@ -165,24 +165,24 @@ def test_muon_s_state_does_not_know_how_many_cores_there_were():
 
     step(0)
     nets[1].load_state_dict(nets[0].state_dict())
-    restore(ways[1], kept(ways[0]))
+    load_optimiser_state(ways[1], optimiser_state(ways[0]))
     step(0)
     step(1)
     assert [len(each.each) for each in ways] == [3, 2]
-    assert equal(kept(ways[0]), kept(ways[1])) and equal(trained(nets[0]), trained(nets[1]))
+    assert equal(optimiser_state(ways[0]), optimiser_state(ways[1])) and equal(trained(nets[0]), trained(nets[1]))
 
 
 def test_averages_are_lent_and_taken_back(tmp_path: Path):
     net = tiny_net()
     for progress in fit(net, settings(), tmp_path, draw=draw, loss=loss):
         own = trained(net)
-        with lent(net, progress.average):
+        with use_averages(net, progress.average):
             assert equal(trained(net), dict(progress.average))
         assert equal(trained(net), own) and not equal(own, dict(progress.average))
 
 
 def test_without_an_average_the_weights_themselves_come_out(tmp_path: Path):
-    assert equal(after(tmp_path, settings(ema_decay=0)), weights(tmp_path))
+    assert equal(after(tmp_path, settings(ema_decay=0)), load_weights(tmp_path))
 
 
 def test_progress_and_log(tmp_path: Path):
@@ -202,15 +202,15 @@ def test_progress_and_log(tmp_path: Path):
 def test_learning_rates():
     chosen = settings(max_train_steps=10, lr_warmup_steps=4, lr_scheduler="linear", learning_rate=1.0)
     expected = [0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
-    assert [rate(chosen, step) for step in range(10)] == pytest.approx(expected)
+    assert [learning_rate_at(chosen, step) for step in range(10)] == pytest.approx(expected)
     half = chosen.model_copy(update={"lr_scheduler": "cosine"})
-    assert rate(half, 7) == pytest.approx(0.5)
-    assert rate(settings(), 5) == 0.01
+    assert learning_rate_at(half, 7) == pytest.approx(0.5)
+    assert learning_rate_at(settings(), 5) == 0.01
 
 
 def test_a_plan_counts():
     net = tiny_net()
-    told = plan(settings(optimizer="muon", gradient_accumulation_steps=3), net, processes=2)
+    told = training_cost(settings(optimizer="muon", gradient_accumulation_steps=3), net, processes=2)
     frozen = sum(weight.numel() for weight in net[0].parameters())
     every = sum(weight.numel() for weight in net.parameters())
     assert (told.trained, told.frozen) == (every - frozen, frozen)
@@ -245,7 +245,7 @@ def test_a_run_that_diverges_stops_and_keeps_what_it_had(tmp_path: Path):
 
     said = refused(tmp_path, tiny_net(), settings(checkpointing_steps=1), loss=breaking)
     assert "step 4 came to a loss of near nan" in said and "lower the learning_rate" in said
-    assert all(value.isfinite().all() for value in weights(tmp_path).values())
+    assert all(value.isfinite().all() for value in load_weights(tmp_path).values())
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[-1] == "step-000004"
 
 

@@ -44,9 +44,9 @@ def test_a_file_and_what_overrides_it(file: Path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("training: {learning_rat: 1}", "training.learning_rat (here 1) is no setting: did you mean learning_rate?"),
-        ("data: [{folder: a, sizee: 3}]", "data.0.sizee (here 3) is no setting: did you mean size?"),
-        ("cheese: 1", "cheese (here 1) is no setting: expected one of data, training"),
+        ("training: {learning_rat: 1}", "training.learning_rat (here 1) is not a setting: did you mean learning_rate?"),
+        ("data: [{folder: a, sizee: 3}]", "data.0.sizee (here 3) is not a setting: did you mean size?"),
+        ("cheese: 1", "cheese (here 1) is not a setting: expected one of data, training"),
         ("training: {learning_rate: fast}", "training.learning_rate: expected a valid number, unable to parse string "),
         ("training: {learning_rate: -1}", "training.learning_rate: expected greater than 0, not -1"),
         ("training: {optimizer: sgd}", "training.optimizer: expected 'adamw' or 'muon', not 'sgd'"),
@@ -55,7 +55,7 @@ def test_a_file_and_what_overrides_it(file: Path):
         ("data: [{size: 9}]", "data.0.folder is missing"),
         ("training: 3", "training: expected"),
         ("- training", "holds a list; expected settings"),
-        ("training: {", "is no YAML"),
+        ("training: {", "is not YAML"),
     ],
 )
 def test_what_is_wrong_is_said(file: Path, text: str, said: str):
@@ -75,8 +75,8 @@ def test_all_that_is_wrong_is_said_at_once(file: Path):
     [
         ("training.seed", "'training.seed' overrides nothing: expected field=value"),
         ("training.seed.x=1", "overrides a field of 3, which has no fields"),
-        ("training.seed=[", "has a value that is no YAML"),
-        ("training.sed=1", "training.sed (here 1) is no setting: did you mean seed?"),
+        ("training.seed=[", "has a value that is not YAML"),
+        ("training.sed=1", "training.sed (here 1) is not a setting: did you mean seed?"),
     ],
 )
 def test_overrides_that_cannot_be(file: Path, override: str, said: str):

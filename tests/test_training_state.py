@@ -16,7 +16,7 @@ from tiny_training import begin, draw, free_port, loss, tiny_net, train, train_a
 from torch import nn
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.training import Log, TrainingSettings, fit, latest, weights
+from kineograph.training import Log, TrainingSettings, fit, latest_checkpoint, load_weights
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills and limits processes")
 CHOSEN = TrainingSettings(
@@ -41,7 +41,7 @@ def content(folder: Path) -> dict[str, object]:
     """All that a run leaves but times: the newest checkpoint's tensors, byte for byte, and the log."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     log = [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
-    return {"log": log} | {file.name: file.read_bytes() for file in latest(folder).glob("*.safetensors")}
+    return {"log": log} | {file.name: file.read_bytes() for file in latest_checkpoint(folder).glob("*.safetensors")}
 
 
 def kill_when(seen: Callable[[], bool], folder: Path, delay: float) -> None:
@@ -58,17 +58,17 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights_and_log(tmp_path: P
     begin(train, tmp_path / "whole", LONG, 2).join()
     folder, dice = tmp_path / "killed", random.Random(0)
     for number in range(KILLS):
-        before = latest(folder)
+        before = latest_checkpoint(folder)
 
         def writing_again(before: Path | None = before) -> bool:
-            return latest(folder) != before and any(folder.glob("checkpoints/.*.part"))
+            return latest_checkpoint(folder) != before and any(folder.glob("checkpoints/.*.part"))
 
         # as it begins; while it writes a checkpoint; a random time after
         kill_when(writing_again if number else (folder / "run.lock").exists, folder, number % 2 * dice.random() / 10)
     left = list(folder.glob("checkpoints/.*.part"))
     begin(train, folder, LONG, 2).join()
     whole, killed = content(tmp_path / "whole"), content(folder)
-    assert latest(folder).name == "step-000020"
+    assert latest_checkpoint(folder).name == "step-000020"
     assert whole["log"] == killed["log"]
     assert whole == killed
     assert not any(part.exists() for part in left)
@@ -80,7 +80,7 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
     run(tmp_path / "one", changed(optimizer="adamw"))
     for process in both:
         process.join()
-    one, other = weights(tmp_path / "one"), weights(tmp_path / "two")
+    one, other = load_weights(tmp_path / "one"), load_weights(tmp_path / "two")
     assert all(torch.allclose(one[name], other[name], atol=1e-5, rtol=1e-4) for name in one)
     logs = [[line["loss"] for line in content(tmp_path / folder)["log"]] for folder in ("one", "two")]
     assert logs[0] == pytest.approx(logs[1], rel=1e-4)
@@ -117,7 +117,7 @@ def test_leaving_keeps_what_was_reached(tmp_path: Path):
     for progress in fit(tiny_net(), changed(checkpointing_steps=100), tmp_path, draw=draw, loss=loss):
         if progress.step == 5:
             break
-    assert latest(tmp_path).name == "step-000005"
+    assert latest_checkpoint(tmp_path).name == "step-000005"
     assert run(tmp_path, changed(checkpointing_steps=100)) == list(range(6, 13))
 
 
@@ -146,7 +146,7 @@ def test_facts_may_be_any_json(tmp_path: Path):
 def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path):
     run(tmp_path, changed(max_train_steps=3))
     whole = content(tmp_path)
-    file = latest(tmp_path) / "weights.safetensors"
+    file = latest_checkpoint(tmp_path) / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.warns(InputWarning, match="step-000003 is damaged and passed over"):
         assert run(tmp_path, changed(max_train_steps=3)) == [3]
@@ -159,9 +159,9 @@ def test_the_oldest_checkpoints_go(tmp_path: Path):
 
 
 def test_a_folder_without_a_checkpoint(tmp_path: Path):
-    assert latest(tmp_path / "nowhere") is None
+    assert latest_checkpoint(tmp_path / "nowhere") is None
     with pytest.raises(InputError, match="holds no checkpoint"):
-        weights(tmp_path)
+        load_weights(tmp_path)
 
 
 def test_a_run_that_is_over_makes_no_more_steps(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""The walk: chunks, memory, conditions, and what it refuses. Equality with diffusers is in tests/parity."""
+"""The walk: chunks, cache, conditions, and what it refuses. Equality with diffusers is in tests/parity."""
 
 from itertools import pairwise
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.cross_attention import project_image_tokens
 from kineograph.models.unet.frame_attention import FrameAttention, first, first_and_previous, own, previous
 from kineograph.models.unet.supported_layers import cross_attentions
@@ -46,42 +47,42 @@ def net() -> VideoUNet:
 @each_policy
 @pytest.mark.parametrize("cuts", [(0, 4, 7), (0, 1, 2, 7)], ids=str)
 def test_a_walk_in_parts_gives_what_one_walk_gives(net: VideoUNet, see: FrameAttention, cuts: tuple[int, ...]):
-    memory, whole = {}, net(Z, T, TOLD, see=see)
-    parts = [net(Z[:, a:b], T, TOLD, see=see, frames=range(a, b), memory=memory) for a, b in pairwise(cuts)]
+    cache, whole = {}, net(Z, T, TOLD, frame_attention=see)
+    parts = [net(Z[:, a:b], T, TOLD, frame_attention=see, frames=range(a, b), cache=cache) for a, b in pairwise(cuts)]
     assert far(torch.cat(parts, dim=1), whole) <= 1e-5
 
 
 @each_policy
 def test_a_memory_does_not_grow_with_the_number_of_frames(net: VideoUNet, see: FrameAttention):
     def held(frames: int) -> int:
-        memory = {}
+        cache = {}
         for start in range(0, frames, 2):
-            net(Z[:, :2], T, TOLD, see=see, frames=range(start, start + 2), memory=memory)
-        tensors = (part for layers in memory.values() for pair in layers.values() for part in pair)
+            net(Z[:, :2], T, TOLD, frame_attention=see, frames=range(start, start + 2), cache=cache)
+        tensors = (part for layers in cache.values() for pair in layers.values() for part in pair)
         return sum(part.untyped_storage().nbytes() for part in tensors)
 
     assert held(20) == held(4)
 
 
 def test_a_clip_anchored_in_an_earlier_one_sees_its_first_frame(net: VideoUNet):
-    earlier, later, memory = Z[:, :3], Z[:, 3:], {}
-    net(earlier, T, TOLD, see=first, memory=memory)
-    anchored = net(later, T, TOLD, see=first, frames=range(1, 5), memory=memory)
-    together = net(torch.cat([earlier[:, :1], later], dim=1), T, TOLD, see=first)
+    earlier, later, cache = Z[:, :3], Z[:, 3:], {}
+    net(earlier, T, TOLD, frame_attention=first, cache=cache)
+    anchored = net(later, T, TOLD, frame_attention=first, frames=range(1, 5), cache=cache)
+    together = net(torch.cat([earlier[:, :1], later], dim=1), T, TOLD, frame_attention=first)
     assert far(anchored, together[:, 1:]) <= 1e-5
-    assert far(anchored, net(later, T, TOLD, see=first)) > 1e-3
+    assert far(anchored, net(later, T, TOLD, frame_attention=first)) > 1e-3
 
 
 @each_policy
 def test_equal_frames_stay_equal(net: VideoUNet, see: FrameAttention):
     """Reduction: frames that do not differ learn nothing from one another."""
     still = Z[:, :1].expand(-1, 4, -1, -1, -1)
-    assert far(net(still, T, TOLD, see=see), net(still, T, TOLD)) <= 1e-5
+    assert far(net(still, T, TOLD, frame_attention=see), net(still, T, TOLD)) <= 1e-5
 
 
 def test_samples_of_a_batch_do_not_mix(net: VideoUNet):
-    alone = [net(Z[j : j + 1], T, Condition(TOLD.tokens[j : j + 1]), see=first) for j in range(B)]
-    assert far(net(Z, T, TOLD, see=first), torch.cat(alone)) <= 1e-5
+    alone = [net(Z[j : j + 1], T, Condition(TOLD.tokens[j : j + 1]), frame_attention=first) for j in range(B)]
+    assert far(net(Z, T, TOLD, frame_attention=first), torch.cat(alone)) <= 1e-5
 
 
 def test_one_condition_can_be_for_all_samples(net: VideoUNet):
@@ -94,9 +95,9 @@ def test_text_is_projected_once_for_a_bound_condition():
     unprepared = net(Z, T, TOLD)
     for layer in cross_attentions(net.image_unet):
         layer.to_k.register_forward_hook(lambda layer, inputs, _: calls.append(inputs[0].shape))
-    text = net.prepare(TOLD)
+    text = net.project_tokens(TOLD)
     assert set(calls) == {TOLD.tokens.shape} and len(calls) == len(text)
-    assert torch.equal(net(Z, T, TOLD, text=text), unprepared) and len(calls) == len(text)
+    assert torch.equal(net(Z, T, TOLD, key_values=text), unprepared) and len(calls) == len(text)
 
 
 def test_what_a_condition_says_frame_by_frame_is_for_absolute_frames():
@@ -124,7 +125,7 @@ def test_half_precision_inside_float32_outside():
 def test_gradients_reach_the_network():
     net = VideoUNet(unet())
     with torch.enable_grad():
-        net(Z, T, TOLD, see=first).square().mean().backward()
+        net(Z, T, TOLD, frame_attention=first).square().mean().backward()
     assert all(weight.grad is not None for weight in net.parameters())
 
 
@@ -151,7 +152,10 @@ def test_other_networks_are_refused_by_name(setting: str, settings: dict):
 
 @pytest.mark.parametrize(("name", "kind"), [("resnet_time_scale_shift", "scale_shift"), ("resnet_skip_time_act", True)])
 def test_norms_span_the_frames_of_known_resnets_only(name: str, kind: object):
-    other, config = unet(**{name: kind}), TemporalConfig(transformer=TransformerConfig(head_width=8))
+    other, config = (
+        unet(**{name: kind}),
+        TemporalConfig(layers=((Site("transformer"), TransformerConfig(head_width=8)),)),
+    )
     VideoUNet(other, TemporalLayers(other, config))  # its resnets are called whole
     spanning = config.model_copy(update={"joint_norms": True})
     with pytest.raises(InputError, match=f"has {name}={kind!r}, which is not supported"):

@@ -20,7 +20,7 @@ from kineograph_lab.studies.study import records
 from kineograph_lab.studies.text2video_zero.subjects import subject_of
 from kineograph_lab.studies.video_elevator import personalised, two_models
 from kineograph_lab.studies.videocrafter1 import joint_training, text_to_video
-from kineograph_lab.world.world import held_out
+from kineograph_lab.world.world import is_held_out
 
 FEW = {"num_inference_steps": 2, "guidance_scale": sample.SCALE, "num_frames": sample.FRAMES, "seed": 5}
 
@@ -30,7 +30,7 @@ def test_moving_cases_say_how_one_thing_moves_before_a_still_camera():
     assert [case.number for case in cases] == list(range(30))
     assert moving_cases(5) == cases[:5]
     assert all(len(case.shot.things) == 1 and case.shot.camera == "still" for case in cases)
-    assert all(held_out(case.thing, colour=case.colour, scene=case.scene) for case in cases)
+    assert all(is_held_out(case.thing, colour=case.colour, scene=case.scene) for case in cases)
     assert len({case.motion for case in cases}) > 5
     assert not {case.prompt for case in cases} & {case.prompt for case in held_out_cases(30)}
 

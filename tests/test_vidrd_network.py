@@ -8,10 +8,15 @@ from tiny_videos import Z, shaken, two_levels
 from kineograph.condition import Condition
 from kineograph.methods import vidrd
 from kineograph.models.schedule import Schedule
-from kineograph.models.temporal.config import TransformerConfig
+from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site
 from kineograph.models.temporal.layers import AttentionInBlock, TemporalConv
 
-SMALL = vidrd.NETWORK.model_copy(update={"groups": 4, "in_block": TransformerConfig(head_width=4)})
+SMALL = vidrd.NETWORK.model_copy(
+    update={
+        "groups": 4,
+        "layers": ((Site("resnet"), ConvConfig()), (Site("cross_attention"), AttentionConfig(head_width=4))),
+    }
+)
 SCHEDULE = Schedule.from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
                                   "num_train_timesteps": 1000, "prediction_type": "epsilon"})  # fmt: skip
 TOLD = Condition(torch.ones(2, 7, 32).cumsum(1))

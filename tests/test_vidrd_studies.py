@@ -10,8 +10,8 @@ import pytest
 from test_animating import model  # noqa: F401
 
 from kineograph.errors import InputWarning
-from kineograph.metrics.distances import frechet, moments
-from kineograph.metrics.extractors import open_extractor
+from kineograph.metrics.distances import frechet_distance, moments
+from kineograph.metrics.extractors import load_extractor
 from kineograph.metrics.features import Extractor
 from kineograph.models.model import Model
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig, decoder_blocks
@@ -21,7 +21,7 @@ from kineograph_lab.studies.protocol import moving_cases
 from kineograph_lab.studies.study import Study, Untrained, part, records
 from kineograph_lab.studies.vidrd import degraded_videos, long_videos, pan_and_zoom, temporal_decoder
 from kineograph_lab.studies.vidrd.long_videos import FRAMES
-from kineograph_lab.world.world import clip
+from kineograph_lab.world.world import render_clip
 
 STAMP = {"protocol": "test", "commit": "none"}
 
@@ -33,7 +33,7 @@ def witnesses() -> Witnesses:
 
 @pytest.fixture(scope="module")
 def extractor() -> Extractor:
-    return open_extractor("pocket")
+    return load_extractor("pocket")
 
 
 def ran(study: Study, folder) -> list[dict]:
@@ -71,7 +71,7 @@ def test_a_pixel_goes_as_far_as_it_is_moved():
     rng = np.random.default_rng(0)
     wide = np.kron(rng.integers(255, size=(16, 40, 3)), np.ones((16, 16, 1))).astype(np.uint8)
     frames = np.stack([wide[:, left : left + 256] for left in (0, 8, 16)])
-    assert long_videos.flows.lengths(frames) == pytest.approx([8 / 256] * 2, rel=0.2)
+    assert optical_flow.motion_per_frame(frames) == pytest.approx([8 / 256] * 2, rel=0.2)
 
 
 def test_long_videos_and_the_methods_parts(model: Model, witnesses: Witnesses, tmp_path, monkeypatch):  # noqa: F811
@@ -106,7 +106,7 @@ def test_known_damage(witnesses: Witnesses, model: Model, tmp_path, monkeypatch)
 
 
 def test_a_set_is_as_far_as_its_features(extractor: Extractor):
-    films = [clip(case.shot, 4) for case in moving_cases(4)]
+    films = [render_clip(case.shot, 4) for case in moving_cases(4)]
     made = [
         {"arm": arm, "case": k, **set_distances.read(extractor, change(frames))}
         for arm, change in (("same", np.copy), ("blank", np.zeros_like), ("real", np.copy))
@@ -115,9 +115,9 @@ def test_a_set_is_as_far_as_its_features(extractor: Extractor):
     made = json.loads(json.dumps(made))
     table = set_distances.table(made, ("same", "blank", "real"), "real")
     features = [
-        np.stack([extractor.of(change(each)).features for each in films]) for change in (np.zeros_like, np.copy)
+        np.stack([extractor.extract(change(each)).features for each in films]) for change in (np.zeros_like, np.copy)
     ]
-    wanted = frechet(*(moments(each) for each in features))
+    wanted = frechet_distance(*(moments(each) for each in features))
     assert table["FVD against real"]["blank"].value == pytest.approx(wanted, rel=1e-3)
     assert table["FVD against real"]["same"].value == pytest.approx(0, abs=1e-4 * wanted)
     assert set_distances.nearer("x", made, "same", "blank", "real").holds
@@ -130,8 +130,10 @@ def test_a_set_is_as_far_as_its_features(extractor: Extractor):
 def with_decoder(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """A tiny model with an untrained temporal decoder in place of the pocket one, and films of its size."""
     decoder = TemporalDecoder(TemporalDecoderConfig(blocks=decoder_blocks(model.vae), groups=4)).eval()
-    monkeypatch.setattr(temporal_decoder, "load", lambda name: replace(model, decoder=decoder))
-    monkeypatch.setattr(temporal_decoder, "clip", lambda shot, frames, fps: clip(shot, 2)[:, ::8, ::8].copy())
+    monkeypatch.setattr(temporal_decoder, "load", lambda name: replace(model, temporal_decoder=decoder))
+    monkeypatch.setattr(
+        temporal_decoder, "render_clip", lambda shot, frames, fps: render_clip(shot, 2)[:, ::8, ::8].copy()
+    )
 
 
 @pytest.mark.usefixtures("with_decoder")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kineograph.errors import InputError
-from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
 from kineograph.models.unet.windows import average_windows, overlapping_windows, window_ranges
 
 Z = torch.randn(1, 23, 2, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -46,7 +46,7 @@ def test_what_windows_share_is_mixed_without_a_seam():
 def test_windows_that_cannot_be_are_refused():
     with pytest.raises(InputError, match="share 0 to 7"):
         overlapping_windows(20, 8, 8)
-    known = TemporalConfig(num_frames=16, transformer=TransformerConfig(heads=8, positions=24))
+    known = TemporalConfig(num_frames=16, layers=((Site("transformer"), TransformerConfig(heads=8, positions=24)),))
     assert window_ranges(known, None, None, 40) == overlapping_windows(40, 16, 4)
     with pytest.raises(InputError, match="24 positions"):
         window_ranges(known, 32, None, 40)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kineograph.models.loading.load import load
-from kineograph.training.customise import Customising, changed, customise_image
+from kineograph.training.customise import ImageCustomisationSettings, customise_image, with_changes
 
 SUBJECT, SIDE = "sks dog", 16
 LOOP = {
@@ -24,9 +24,9 @@ TINY = {
 }
 
 
-def settings(**given: object) -> Customising:
+def settings(**given: object) -> ImageCustomisationSettings:
     """Of a tiny customising, with these in place of some."""
-    return changed(Customising.model_validate(TINY), given)
+    return with_changes(ImageCustomisationSettings.model_validate(TINY), given)
 
 
 def customise_until_killed(folder: Path, pictures: Path, output: Path, step: int) -> None:

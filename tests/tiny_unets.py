@@ -4,7 +4,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 READS = 12  # channels of a text token

@@ -15,12 +15,15 @@ from tiny_videos import shaken
 
 import kineograph as kg
 from kineograph.models.model import Model
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.customise import VideoCustomising, changed, customise_video
+from kineograph.training.customise import VideoCustomisationSettings, customise_video, with_changes
 
 LAYERS = TransformerConfig(head_width=8, relative=4)
-CONFIG = TemporalConfig(num_frames=4, entry=LAYERS, transformer=LAYERS, frame_rate=True)
+CONFIG = TemporalConfig(
+    num_frames=4, layers=((Site("conv_in"), LAYERS), (Site("transformer"), LAYERS)), frame_rate=True
+)
 FEW = {**LOOP, "max_train_steps": 3, "checkpointing_steps": 1}
 OF_VIDEO = {
     "image": TINY | {"training": LOOP | {"max_train_steps": 2}},
@@ -36,9 +39,9 @@ OF_VIDEO = {
 }
 
 
-def settings(**given: object) -> VideoCustomising:
+def settings(**given: object) -> VideoCustomisationSettings:
     """Of a tiny customising, with these in place of some."""
-    return changed(VideoCustomising.model_validate(OF_VIDEO), given)
+    return with_changes(VideoCustomisationSettings.model_validate(OF_VIDEO), given)
 
 
 def pictures(folder: Path) -> Path:

@@ -12,10 +12,13 @@ import torch
 from numbered import movie
 from PIL import Image
 
-from kineograph.training.temporal_layers import Reached, VideoTraining, ready, train
+from kineograph.training.temporal_layers import StageProgress, VideoTrainingSettings, prepare_training, train
 
-TRANSFORMER = {"head_width": 4, "relative": 4, "widening": 2}
-LAYERS = {"entry": TRANSFORMER, "transformer": TRANSFORMER, "frame_rate": True}
+TRANSFORMER = {"head_width": 4, "relative": 4, "ff_mult": 2}
+LAYERS = {
+    "layers": [[{"after": after}, {"kind": "transformer", **TRANSFORMER}] for after in ("conv_in", "transformer")],
+    "frame_rate": True,
+}
 STAGES = [
     {"steps": 3, "height": 16, "width": 16, "num_frames": 3, "fps": [5, 10]},
     {"steps": 2, "height": 16, "width": 24, "num_frames": 4, "fps": [10], "train_batch_size": 1},
@@ -51,7 +54,7 @@ def both(folder: Path) -> Path:
     return folder
 
 
-def told(model: Path, data: Path, output: Path, **given: object) -> VideoTraining:
+def told(model: Path, data: Path, output: Path, **given: object) -> VideoTrainingSettings:
     """Settings of a training on the films and pictures in a folder, with these in place of some."""
     usual = {
         "model": str(model),
@@ -67,18 +70,18 @@ def told(model: Path, data: Path, output: Path, **given: object) -> VideoTrainin
         "training": LOOP,
         "output": str(output),
     }
-    return VideoTraining.model_validate(usual | given)
+    return VideoTrainingSettings.model_validate(usual | given)
 
 
-def trained(settings: VideoTraining) -> list[Reached]:
+def trained(settings: VideoTrainingSettings) -> list[StageProgress]:
     """All of a training, on one thread."""
     torch.set_num_threads(1)
-    return list(train(ready(settings)))
+    return list(train(prepare_training(settings)))
 
 
 def train_until_killed(settings: dict[str, object]) -> None:
     """The same, for a process of its own that is killed a moment after the first step of the second stage."""
     torch.set_num_threads(1)
-    for each in train(ready(VideoTraining.model_validate(settings))):
+    for each in train(prepare_training(VideoTrainingSettings.model_validate(settings))):
         if each.stage == 2:
             Timer(0.01, os.kill, (os.getpid(), signal.SIGKILL)).start()

@@ -5,7 +5,8 @@ from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel,
 from tiny_unets import CROSS, PLAIN, READS
 from torch import Tensor, nn
 
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers, TransformerConfig
+from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 Z, TOKENS = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 7, READS).cumsum(1)
@@ -60,22 +61,34 @@ def two_levels(**settings) -> UNet2DConditionModel:
     return UNet2DConditionModel(**shape).eval()
 
 
-def videocrafter(unet: UNet2DConditionModel, *, head_width: int = 4, **settings) -> VideoUNet:
+def videocrafter(unet: UNet2DConditionModel, *, head_width: int = 4, more: tuple = (), **settings) -> VideoUNet:
     """With layers along time like VideoCrafter1's: a transformer everywhere, with relative positions."""
     transformer = TransformerConfig(head_width=head_width, relative=8)
     config = TemporalConfig(
-        num_frames=8, entry=transformer.model_copy(update={"heads": 2}), transformer=transformer,
-        solver="euler-ancestral", **settings,
-    )  # fmt: skip
+        num_frames=8,
+        layers=(
+            (Site("conv_in"), transformer.model_copy(update={"heads": 2})),
+            (Site("transformer"), transformer),
+            *more,
+        ),
+        sampler="euler-ancestral",
+        **settings,
+    )
     return VideoUNet(unet, shaken(TemporalLayers(unet, config)))
 
 
 def vidrd(unet: UNet2DConditionModel) -> VideoUNet:
     """With layers along time like VidRD's, for image networks whose heads are 16 wide."""
     config = TemporalConfig(
-        num_frames=8, entry=TransformerConfig(heads=8, head_width=8, attentions=1, misread=True), convolution=True,
-        in_block=TransformerConfig(head_width=16, positions=128), joint_norms=True, groups=32,
-    )  # fmt: skip
+        num_frames=8,
+        layers=(
+            (Site("conv_in"), TransformerConfig(heads=8, head_width=8, attentions=1, transposed=True)),
+            (Site("resnet"), ConvConfig()),
+            (Site("cross_attention"), AttentionConfig(head_width=16, positions=128)),
+        ),
+        joint_norms=True,
+        groups=32,
+    )
     return VideoUNet(unet, shaken(TemporalLayers(unet, config)))
 
 

@@ -10,7 +10,7 @@ from kineograph.models.loading.components import Components
 from kineograph.models.pocket.models import BuiltInModel, open_pocket_video, open_with_temporal_layers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph_lab import WEIGHTS
-from kineograph_lab.recipe.video.degraded import degraded
+from kineograph_lab.recipe.video.degraded import apply_degradation
 
 DEGRADED, SPACE_TIME = WEIGHTS / "video-degraded", WEIGHTS / "space-time"
 
@@ -18,7 +18,7 @@ DEGRADED, SPACE_TIME = WEIGHTS / "video-degraded", WEIGHTS / "space-time"
 def open_degraded_video(folder: Path) -> Components:
     """Return the video model trained further on few, blurred, watermarked clips, for VideoElevator's comparison."""
     opened = open_pocket_video(folder)
-    degraded(VideoUNet(opened.unet, opened.temporal), load_file(DEGRADED / "degraded.safetensors"))
+    apply_degradation(VideoUNet(opened.unet, opened.temporal), load_file(DEGRADED / "degraded.safetensors"))
     return opened
 
 

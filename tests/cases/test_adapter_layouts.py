@@ -300,7 +300,7 @@ def test_ip_adapter_computes_what_diffusers_does(ip_folder: Path, kind: str, fil
     model = load(sd(), ip_adapter=ip_folder / kind / "models" / file)
     tokens, plain = model.prompt(["a fish"]).tokens, load(sd())
     embedded = pipeline.encode_image(image, "cpu", 1, output_hidden_states=kind == "plus")
-    for image_tokens, embedding in zip((model.shown(pixels), model.shown(None)), embedded, strict=True):
+    for image_tokens, embedding in zip((model.image_tokens(pixels), model.image_tokens(None)), embedded, strict=True):
         added = {"image_embeds": [embedding[:, None]]}
         theirs = pipeline.unet(LATENTS, 501, tokens, added_cond_kwargs=added).sample
         assert far(output(model, Condition(tokens, image_tokens=image_tokens)), theirs) < CLOSE
@@ -315,7 +315,7 @@ def test_ip_adapter_and_scale_of_a_live_pipeline_are_kept(ip_folder: Path) -> No
     hidden = pipeline.image_encoder((pixels - mean) / std, output_hidden_states=True).hidden_states[-2]
     tokens = model.prompt(["a fish"]).tokens
     theirs = pipeline.unet(LATENTS, 501, tokens, added_cond_kwargs={"image_embeds": [hidden[:, None]]}).sample
-    assert far(output(model, Condition(tokens, image_tokens=model.shown(pixels))), theirs) < CLOSE
+    assert far(output(model, Condition(tokens, image_tokens=model.image_tokens(pixels))), theirs) < CLOSE
 
 
 # --- textual inversions

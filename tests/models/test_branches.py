@@ -20,14 +20,18 @@ from kineograph.models.temporal.adapters import (
     SpatialAdapter,
     check_scale_shape,
 )
-from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
+from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.temporal.layers import TemporalAttention
 from kineograph.models.unet.video_unet import VideoUNet
 
 VIDRD = TemporalConfig(
-    entry=TransformerConfig(head_width=8, attentions=1, misread=True), convolution=True,
-    in_block=TransformerConfig(heads=2, positions=F), joint_norms=True,
-)  # fmt: skip
+    layers=(
+        (Site("conv_in"), TransformerConfig(head_width=8, attentions=1, transposed=True)),
+        (Site("resnet"), ConvConfig()),
+        (Site("cross_attention"), AttentionConfig(heads=2, positions=F)),
+    ),
+    joint_norms=True,
+)
 FAMILIES = {**CONFIGS, "vidrd": VIDRD}
 each_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES.keys())
 SMALL = AdapterConfig(rank=3, layers=("to_q", "to_k", "to_v"))
@@ -169,7 +173,7 @@ def test_what_cannot_be_is_said():
     net = along_time(FAMILIES["videocrafter t2v"])
     with pytest.raises(InputError, match="no motion adapter, .*--motion-adapter"):
         net(Z, T, RATED, motion_scale=1.0)
-    with pytest.raises(InputError, match="no layers along time"):
+    with pytest.raises(InputError, match="no temporal layers"):
         VideoUNet(unet())(Z, T, replace(RATED, embedding=None), motion_scale=1.0)
     with pytest.raises(InputError, match="one for each of the 2 videos of a batch, not a tensor of 3"):
         check_scale_shape("motion_scale", torch.ones(3), B)

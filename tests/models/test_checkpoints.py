@@ -209,7 +209,7 @@ def test_a_single_file_of_sdxl_becomes_a_model(sdxl_folder, sdxl_pipeline, tmp_p
     save_file(tensors, tmp_path / "xl.safetensors")
     model, expected = load(tmp_path / "xl.safetensors", config=sdxl_folder, dtype="float32"), load(sdxl_pipeline)
     assert_same(model, expected)
-    assert model.force_zeros
+    assert model.force_zeros_for_empty_prompt
     assert torch.equal(model.prompt(["a fish"]).embedding, expected.prompt(["a fish"]).embedding)
 
 

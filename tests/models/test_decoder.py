@@ -170,11 +170,11 @@ def test_a_model_decodes_with_it_and_is_saved_with_it(sd_folder, trained, tmp_pa
     latents = 0.2 * torch.randn(1, 5, 4, 8, 8)
     frames = model.decode(latents)
     assert frames.shape == plain.decode(latents).shape and not torch.allclose(frames, plain.decode(latents), atol=0.01)
-    assert torch.equal(replace(model, decoder=None).decode(latents), plain.decode(latents))
-    assert torch.allclose(torch.cat(list(model.decoded(latents, 2)), 1), frames, atol=1e-5)
+    assert torch.equal(replace(model, temporal_decoder=None).decode(latents), plain.decode(latents))
+    assert torch.allclose(torch.cat(list(model.decode_chunks(latents, 2)), 1), frames, atol=1e-5)
     assert model.settings == {}, "nothing says where an open network is"
     again = load(save(model, tmp_path / "saved"), dtype="float32")
-    assert same(again.decoder, trained) and torch.equal(again.decode(latents), frames)
+    assert same(again.temporal_decoder, trained) and torch.equal(again.decode(latents), frames)
     assert fingerprints(again)["temporal_decoder"] == fingerprints(model)["temporal_decoder"]
 
 
@@ -182,7 +182,7 @@ def test_it_goes_around_another_model_from_a_folder(sd_folder, trained, tmp_path
     folder = save(load(sd_folder, decoder=trained, dtype="float32"), tmp_path / "saved")
     for source in (folder, folder / "temporal_decoder"):
         model = load(sd_folder, decoder=source, dtype="float32")
-        assert same(model.decoder, trained) and model.settings["decoder"] == str(source)
+        assert same(model.temporal_decoder, trained) and model.settings["decoder"] == str(source)
 
 
 def test_one_for_another_vae_is_refused(sd_folder, trained, tmp_path):
@@ -236,8 +236,8 @@ def written(tensors, folder):
 def test_a_released_checkpoint_brings_its_decoder(released):
     tensors, folder, decoder = released
     model = load(written(tensors, folder), config=folder, dtype="float32")
-    assert same(model.decoder, decoder)
-    assert model.decoder.config.joint_norms and model.decoder.config.in_a_row == 3
+    assert same(model.temporal_decoder, decoder)
+    assert model.temporal_decoder.config.joint_norms and model.temporal_decoder.config.in_a_row == 3
     assert tensors["vae.decoder.up_blocks.1.temp_convs.0.convs.11.weight"].shape == (32, 32, 3, 1, 1)
     alone = load(folder, decoder=folder.parent / "vidrd.safetensors", dtype="float32")
     latents = 0.2 * torch.randn(1, 4, 4, 4, 4)

@@ -48,7 +48,7 @@ def test_a_model_with_one_is_shown_pictures(name: str, tmp_path: Path):
     width = pipe.unet.config.cross_attention_dim
     model = kg.load(pipe, ip_adapter=saved(tmp_path, width) / name)
     pictures = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
-    seen, nothing = model.shown(pictures), model.shown(None, 2)
+    seen, nothing = model.image_tokens(pictures), model.image_tokens(None, 2)
     assert seen.shape == nothing.shape == (2, TOKENS, width)
     assert not torch.equal(seen[0], seen[1]) and torch.equal(nothing[0], nothing[1])
 

@@ -51,10 +51,10 @@ def test_a_prompt_is_encoded_as_sdxl_does(sdxl_pipeline: StableDiffusionXLPipeli
 def test_an_empty_text_is_zeros_to_sdxl_where_its_settings_say_so(sdxl_pipeline):
     model = load(sdxl_pipeline)
     blank = model.prompt([""])
-    assert model.force_zeros
+    assert model.force_zeros_for_empty_prompt
     assert not blank.tokens.any()
     assert not blank.embedding[:, :32].any()
-    assert replace(model, force_zeros=False).prompt([""]).tokens.any()
+    assert replace(model, force_zeros_for_empty_prompt=False).prompt([""]).tokens.any()
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_its_length(model):
@@ -83,9 +83,9 @@ def test_a_bound_model_is_the_network_behind_the_noise_convention(sd_pipeline, m
 )
 def test_chunks_change_nothing(model, see):
     told, x = model.prompt(["a fish", "a bird"]), clip(batch=2)
-    whole = model.bind(told, see=see, chunk_size=5)(x, 3.0)
+    whole = model.bind(told, frame_attention=see, chunk_size=5)(x, 3.0)
     with torch.no_grad():
-        parts = model.bind(told, see=see, chunk_size=2)(x, 3.0)
+        parts = model.bind(told, frame_attention=see, chunk_size=2)(x, 3.0)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 

@@ -9,16 +9,18 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError
-from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
-from kineograph.models.temporal.layers import TemporalConv, TemporalTransformer
-from kineograph.models.temporal.resampling import TemporalDownsample, TemporalUpsample
+from kineograph.models.temporal.config import ConvConfig, ResamplingConfig, Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.layers import TemporalConv, TemporalDownsample, TemporalTransformer, TemporalUpsample
 from kineograph.models.unet.frame_attention import first
 from kineograph.models.unet.video_unet import VideoUNet
 
 LUMIERE = TemporalConfig(
-    convolution=True, in_a_row=2, transformer=TransformerConfig(head_width=8, relative=8), lonely=True, coarsest=True,
-    fewer=(2, 2),
-)  # fmt: skip
+    layers=(
+        (Site("resnet", resolution="higher"), ConvConfig(count=2)),
+        (Site("stage", resolution="lowest"), TransformerConfig(head_width=8, relative=8)),
+        (Site("resampler"), ResamplingConfig(factors=(2, 2))),
+    )
+)
 TOLD = Condition(torch.randn(2, 5, READS, generator=torch.Generator().manual_seed(5)))
 T = 481.0
 
@@ -94,7 +96,7 @@ def test_gradients_reach_what_changes_the_number_of_frames():
 
 def test_a_number_for_every_downsampler_is_asked_for():
     with pytest.raises(InputError, match="2 downsamplers"):
-        along_time(LUMIERE.model_copy(update={"fewer": (2,)}))
+        along_time(TemporalConfig(layers=(*LUMIERE.layers[:2], (Site("resampler"), ResamplingConfig(factors=(2,))))))
 
 
 @torch.no_grad()
@@ -102,5 +104,5 @@ def test_nothing_can_be_said_to_single_frames():
     net, z = along_time(LUMIERE), drawn(2, 8, 4, 8, 8)
     with pytest.raises(InputError, match="ControlNet"):
         net(z, T, replace(TOLD, residuals=lambda *given: None))
-    with pytest.raises(InputError, match="see=own"):
-        net(z, T, TOLD, see=first)
+    with pytest.raises(InputError, match="frame_attention=own"):
+        net(z, T, TOLD, frame_attention=first)

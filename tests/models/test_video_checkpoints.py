@@ -46,7 +46,7 @@ def parts(folder: Path, *, shown: bool = False, **temporal) -> Components:
     if shown:
         resampler.add_resampler(unet, RESAMPLER)
         reader = ImageEncoder(
-            shaken(vision()), image_encoder.LAST, image_encoder.stretch_to_square, blank=image_encoder.GREY
+            shaken(vision()), image_encoder.LAST, image_encoder.stretch_to_square, empty_color=image_encoder.GREY
         )
     around.text_encoder.config.hidden_act = "gelu"
     text = TextEncoder(around.tokenizer, CLIPTextModel(around.text_encoder.config).eval())
@@ -123,7 +123,7 @@ def test_an_image_to_video_file_reads_pictures(image_to_video):
     model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
     assert model.schedule.settings["signal_scale"] == 0.7, "as the file says"
     reader = model.image_encoder
-    assert (reader.layer, reader.fit, reader.blank) == (
+    assert (reader.layer, reader.resize, reader.empty_color) == (
         image_encoder.LAST,
         image_encoder.stretch_to_square,
         image_encoder.GREY,

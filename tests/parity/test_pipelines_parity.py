@@ -8,13 +8,13 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionInstructPix2PixPipeline,
 )
+from kineograph.generate import controls as with_controls
+from kineograph.methods.instruct_pix2pix_run import input_latents
 from models.conftest import sd
 
 import kineograph as kg
 from kineograph.denoise import classifier_free_guidance, text_and_image_guidance
-from kineograph.generate import controls as with_controls
 from kineograph.media.video import Video
-from kineograph.methods.instruct_pix2pix_run import input_latents
 from kineograph.models.unet.controlnet import bind_controlnet, sum_residuals
 from kineograph.models.unet.frame_attention import first
 from kineograph.plan import Plan, open_inputs
@@ -65,10 +65,10 @@ def test_the_guided_mode_with_one_frame_is_the_controlnet_pipeline(count):
         told = model.prompt([text])
         ours = [model.control(str(k)) for k in range(count)]
         added = [
-            bind_controlnet(net, told, net.embed(picture), see=first, scale=0.7, start=0.2, end=0.9)
+            bind_controlnet(net, told, net.embed(picture), frame_attention=first, scale=0.7, start=0.2, end=0.9)
             for net, picture in zip(ours, pictures, strict=True)
         ]
-        return model.bind(kg.Condition(told.tokens, residuals=sum_residuals(*added)), see=first)
+        return model.bind(kg.Condition(told.tokens, residuals=sum_residuals(*added)), frame_attention=first)
 
     x = final_latents(
         ddim(classifier_free_guidance(bound(PROMPT), bound(NEGATIVE), SCALE), start_of(noise(), sigmas[0]), sigmas)
@@ -99,7 +99,7 @@ def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_pa
     sigmas = leading(model.schedule.sigmas, STEPS)
     said, nothing = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
     looks = [
-        model.bind(kg.Condition(told, channels=channels), see=first)
+        model.bind(kg.Condition(told, channels=channels), frame_attention=first)
         for told, channels in ((said, shown), (nothing, shown), (nothing, 0 * shown))
     ]
     draws = torch.Generator().manual_seed(6)
@@ -127,7 +127,7 @@ def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")
     cues = net.embed(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
-    skips, middle = net(z, t, told, cues, see=first)
+    skips, middle = net(z, t, told, cues, frame_attention=first)
     got_skips, got_middle = told.residuals(z, t, range(3), None)
     torch.testing.assert_close(got_middle, 0.5 * middle)
     torch.testing.assert_close(got_skips, [0.5 * skip for skip in skips])

@@ -174,7 +174,7 @@ def test_the_whole_chain_through_the_walk_is_theirs():
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    told, blank = (model.bind(model.prompt([each]), see=first, chunk_size=2) for each in (PROMPT, NEGATIVE))
+    told, blank = (model.bind(model.prompt([each]), frame_attention=first, chunk_size=2) for each in (PROMPT, NEGATIVE))
     expected = theirs(pipe, noise, motion, SCALE, generator)
     result = ours(classifier_free_guidance(told, blank, SCALE), model.schedule, noise, motion)
     torch.testing.assert_close(result, expected, atol=1e-3, rtol=1e-4)

@@ -120,12 +120,13 @@ def test_controlnet_adds_what_it_adds_to_images(made: Callable[[], UNet2DConditi
 def test_controlled_frames_walked_in_parts_are_those_walked_at_once(see: FrameAttention):
     net = unet()
     ours = VideoControlNet(controlnet(net))
-    told = Condition(TOKENS, residuals=bind_controlnet(ours, Condition(TOKENS), ours.embed(MAPS), see=see))
-    memory: dict = {}
+    told = Condition(TOKENS, residuals=bind_controlnet(ours, Condition(TOKENS), ours.embed(MAPS), frame_attention=see))
+    cache: dict = {}
     parts = [
-        VideoUNet(net)(Z[:, a:b], T, told, see=see, frames=range(a, b), memory=memory) for a, b in ((0, 1), (1, 3))
+        VideoUNet(net)(Z[:, a:b], T, told, frame_attention=see, frames=range(a, b), cache=cache)
+        for a, b in ((0, 1), (1, 3))
     ]
-    assert off(torch.cat(parts, dim=1), VideoUNet(net)(Z, T, told, see=see)) <= NEAR
+    assert off(torch.cat(parts, dim=1), VideoUNet(net)(Z, T, told, frame_attention=see)) <= NEAR
 
 
 def test_control_has_a_strength_a_beginning_and_an_end():

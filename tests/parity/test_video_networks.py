@@ -12,7 +12,7 @@ from kineograph.models.formats import animatediff as animatediff_layout
 from kineograph.models.formats import key_map
 from kineograph.models.formats import modelscope as modelscope_layout
 from kineograph.models.loading import motion_modules
-from kineograph.models.temporal.config import TemporalLayers
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 pytestmark = pytest.mark.parity

@@ -25,7 +25,7 @@ from kineograph.models.unet.frame_attention import first
 from kineograph.motion import REFERENCE_SIZE, Motion, frame_warp
 from kineograph.samplers import final_latents
 from kineograph.sigmas import leading
-from kineograph_lab.recipe.image.tokenizer import tokenizer
+from kineograph_lab.recipe.networks import build_tokenizer
 
 PROMPT, SCALE, SEED = "a red fish over the sea", 7.5, 0
 SPREAD_AFTER, MOVE_AFTER = 2, 5  # steps of frame 0 alone: T and T' of the paper when there are 50
@@ -39,7 +39,7 @@ def ours(folder: Path, dtype: str) -> Draw:
 
     def draw(frames: int, steps: int) -> Frames:
         sigmas = leading(model.schedule.sigmas, steps)
-        told, blank = (model.bind(model.prompt([text]), see=first) for text in (PROMPT, ""))
+        told, blank = (model.bind(model.prompt([text]), frame_attention=first) for text in (PROMPT, ""))
         x0 = final_latents(
             sample(
                 classifier_free_guidance(told, blank, SCALE),
@@ -104,7 +104,7 @@ def save_stand_in(folder: Path, *, channels: int, side: int, text_layers: int) -
     `channels`, a multiple of 32.
     """
     torch.manual_seed(SEED)
-    words = tokenizer([PROMPT])
+    words = build_tokenizer([PROMPT])
     ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
     text = CLIPTextConfig(
         vocab_size=len(words),

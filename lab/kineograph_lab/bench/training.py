@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNetMotionModel
+from kineograph.training.norms import use_fast_group_norm
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -25,7 +26,6 @@ from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.schedule import epsilon
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training import TrainingSettings, fit
-from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.bench.animatediff import adapter
 from kineograph_lab.bench.text2video_zero import PROMPT, SEED, Draw
 

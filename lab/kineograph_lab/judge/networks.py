@@ -17,26 +17,26 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize
 
 from kineograph_lab import WEIGHTS as LABORATORY_WEIGHTS
-from kineograph_lab.recipe.contact_sheets import as_tensor
+from kineograph_lab.recipe.images import to_tensor
 from kineograph_lab.world.individuals import ACCENTS, ACCESSORIES, EYES, PATTERNS
-from kineograph_lab.world.world import COLOURS, MOTIONS, SCENES, STYLES, THINGS
+from kineograph_lab.world.world import COLOURS, MOTIONS, SCENES, STYLES, SUBJECTS
 
 WEIGHTS = LABORATORY_WEIGHTS / "judge" / "judge.safetensors"
-SIDE, SMALL, FRAMES = 128, 64, 16  # pixels of a picture and of a frame in motion, frames of a video
-IDENTITY = 32
+SIDE, CLIP_SIDE, NUM_FRAMES = 128, 64, 16  # pixels of a picture and of a frame in motion, frames of a video
+EMBEDDING_WIDTH = 32
 NOTHING = "nothing"
-ANSWERS: dict[str, tuple[str, ...]] = {
-    "thing": THINGS, "colour": COLOURS, "scene": SCENES, "style": STYLES,
-    "second": (*THINGS, NOTHING), "second_colour": COLOURS,
+LABELS: dict[str, tuple[str, ...]] = {
+    "thing": SUBJECTS, "colour": COLOURS, "scene": SCENES, "style": STYLES,
+    "second": (*SUBJECTS, NOTHING), "second_colour": COLOURS,
 }  # fmt: skip
 
 # What makes an individual, where it shows. Asked in training only: it teaches the embedding what to look at.
-DETAILS: dict[str, tuple[str, ...]] = {
+DETAIL_LABELS: dict[str, tuple[str, ...]] = {
     "pattern": PATTERNS, "eyes": EYES, "accessory": tuple(dict.fromkeys(ACCESSORIES)), "accent": ACCENTS,
 }  # fmt: skip
 
 
-class Looks(NamedTuple):
+class ImageLabels(NamedTuple):
     """What each picture shows: the main thing (of two, the left one), and an embedding of who it is, of unit length.
 
     Two renderings of one individual have embeddings of a high cosine, whatever the place, the size and the scene;
@@ -52,7 +52,7 @@ class Looks(NamedTuple):
     individual: Float[np.ndarray, "n d"]
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """x + f(x)."""
 
     def __init__(self, *layers: nn.Module) -> None:
@@ -63,30 +63,32 @@ class Residual(nn.Module):
         return x + self.layers(x)
 
 
-def filters(into: int, out: int, stride: int) -> list[nn.Module]:
+def conv_block(into: int, out: int, stride: int) -> list[nn.Module]:
     """A convolution, normed and bent."""
     return [nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.GroupNorm(8, out), nn.SiLU()]
 
 
-def _halving(into: int, out: int) -> nn.Module:
-    return nn.Sequential(*filters(into, out, 2), Residual(*filters(out, out, 1)))
+def _downsampling_block(into: int, out: int) -> nn.Module:
+    return nn.Sequential(*conv_block(into, out, 2), ResidualBlock(*conv_block(out, out, 1)))
 
 
-class Eye(nn.Module):
+class ImageClassifier(nn.Module):
     """Pictures [n, 3, 128, 128] in -1..1 -> logits of every answer, and the embedding."""
 
     def __init__(self) -> None:
         super().__init__()
         stages = [
-            nn.Sequential(*filters(3, 16, 2)),
-            nn.Sequential(*filters(16, 32, 2)),
-            _halving(32, 64),
-            _halving(64, 128),
-            _halving(128, 128),
+            nn.Sequential(*conv_block(3, 16, 2)),
+            nn.Sequential(*conv_block(16, 32, 2)),
+            _downsampling_block(32, 64),
+            _downsampling_block(64, 128),
+            _downsampling_block(128, 128),
         ]
         self.stages = nn.Sequential(*stages, nn.Conv2d(128, 32, 1), nn.Flatten(), nn.Linear(32 * 16, 160), nn.SiLU())
-        self.answers = nn.ModuleDict({name: nn.Linear(160, len(words)) for name, words in (ANSWERS | DETAILS).items()})
-        self.identity = nn.Linear(160, IDENTITY)
+        self.answers = nn.ModuleDict(
+            {name: nn.Linear(160, len(words)) for name, words in (LABELS | DETAIL_LABELS).items()}
+        )
+        self.identity = nn.Linear(160, EMBEDDING_WIDTH)
 
     def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         seen = self.stages(pictures)
@@ -95,7 +97,7 @@ class Eye(nn.Module):
         )
 
 
-class MotionEye(nn.Module):
+class MotionClassifier(nn.Module):
     """Videos [n, 3, 16, 64, 64] in -1..1 -> logits of the main thing's motion."""
 
     def __init__(self) -> None:
@@ -115,24 +117,24 @@ class Judge(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.eye, self.motion_eye = Eye(), MotionEye()
+        self.eye, self.motion_eye = ImageClassifier(), MotionClassifier()
 
     @torch.no_grad()
-    def look(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Looks:
+    def look(self, frames: UInt8[np.ndarray, "n h w 3"]) -> ImageLabels:
         """What each picture shows; other sizes than 128 x 128 are resampled."""
-        told, identity = self.eye(resampled(as_tensor(frames), SIDE))
-        named = {name: [words[k] for k in told[name].argmax(1).tolist()] for name, words in ANSWERS.items()}
-        return Looks(**named, individual=identity.numpy())
+        told, identity = self.eye(resize_images(to_tensor(frames), SIDE))
+        named = {name: [words[k] for k in told[name].argmax(1).tolist()] for name, words in LABELS.items()}
+        return ImageLabels(**named, individual=identity.numpy())
 
     @torch.no_grad()
     def motion(self, video: UInt8[np.ndarray, "f h w 3"]) -> str:
         """How the main thing moves, one of the world's motions; made for two seconds at 8 frames a second."""
-        chosen = np.linspace(0, len(video) - 1, FRAMES).round().astype(int)
-        frames = resampled(as_tensor(video[chosen]), SMALL)
+        chosen = np.linspace(0, len(video) - 1, NUM_FRAMES).round().astype(int)
+        frames = resize_images(to_tensor(video[chosen]), CLIP_SIDE)
         return MOTIONS[int(self.motion_eye(frames.transpose(0, 1)[None]).argmax())]
 
 
-def resampled(pictures: Tensor, side: int) -> Tensor:
+def resize_images(pictures: Tensor, side: int) -> Tensor:
     """Pictures [n, 3, h, w] as [n, 3, side, side], every pixel a mean."""
     return (
         pictures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -10,31 +11,42 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from kineograph.models.loading.save import VOCABULARY
+from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, write_temporal_decoder
 from kineograph.models.pocket import WEIGHTS
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.vae.temporal_decoder import TemporalDecoder
 from kineograph_lab import WEIGHTS as LABORATORY
-from kineograph_lab.recipe.image.tokenizer import vocabulary
 from kineograph_lab.recipe.image.unet import SCHEDULER
-from kineograph_lab.recipe.image_stages import pools, told
-from kineograph_lab.recipe.networks import SIDE
-from kineograph_lab.recipe.settings import Settings
+from kineograph_lab.recipe.image_stages import all_captions, image_pools
+from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
+from kineograph_lab.recipe.layer_stages import TEMPORAL_DECODER as STEADY
+from kineograph_lab.recipe.networks import SIDE, word_list
+from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO, video_pools
+from kineograph_lab.recipe.settings import RecipeSettings
+from kineograph_lab.recipe.video import image_to_video, temporal_decoder, temporal_layers, text_to_video
+from kineograph_lab.recipe.video import temporal_layers as vidrd
+from kineograph_lab.recipe.video_stages import DEGRADED, IMAGE_TO_VIDEO
 from kineograph_lab.world import edits
-from kineograph_lab.world.truth import MAPS
+from kineograph_lab.world.truth import CONTROL_MAPS
 
 
-def export(settings: Settings, out: Path, weights: Path = WEIGHTS, laboratory: Path = LABORATORY) -> None:
+def export_image_models(
+    settings: RecipeSettings, out: Path, weights: Path = WEIGHTS, laboratory: Path = LABORATORY
+) -> None:
     """Write the pipeline, `clip/`, `control/`, `edit/`, `judge/` and the words that each model knows into `weights`."""
     clip = CLIPModel.from_pretrained(out / "clip" / "final").half()
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     _export_pipeline(out, weights, tokens)
     _export_clip(weights / "clip", clip, tokens)
-    for kind in MAPS:
+    for kind in CONTROL_MAPS:
         _export_tensors(out / "control" / f"{kind}.safetensors", weights / "control")
     _export_tensors(out / "edit.safetensors", weights / "edit")
     for judge in ("judge", "geometry"):
         _export_tensors(out / f"{judge}.safetensors", laboratory / "judge")
-    known = vocabulary(told(pools(settings, out)[0]))
+    known = word_list(all_captions(image_pools(settings, out)[0]))
     _export_words(weights / "vocabulary.json", known)
-    _export_words(weights / "edit" / "vocabulary.json", vocabulary(edits.words()))
+    _export_words(weights / "edit" / "vocabulary.json", word_list(edits.instruction_words()))
 
 
 def _export_tensors(file: Path, folder: Path) -> None:
@@ -68,3 +80,79 @@ def _export_clip(folder: Path, clip: CLIPModel, tokens: CLIPTokenizer) -> None:
     middle = [0.5, 0.5, 0.5]
     size, crop = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
     CLIPImageProcessorPil(size=size, crop_size=crop, image_mean=middle, image_std=middle).save_pretrained(folder)
+
+
+def export_video_models(
+    settings: RecipeSettings, out: Path, weights: Path = WEIGHTS, laboratory: Path = LABORATORY
+) -> None:
+    """Write `video/`, `animate/`, `video-degraded/`, `vidrd/` and `space-time/` into `weights`."""
+    export_text_to_video(settings, out, weights)
+    export_image_to_video(out, weights)
+    export_motion_adapter(out, weights)
+    export_degraded(out, weights, laboratory)
+    export_vidrd(out, weights)
+    export_space_time(out, weights, laboratory)
+
+
+def export_text_to_video(settings: RecipeSettings, out: Path, weights: Path) -> None:
+    """`video/`: layers along time and what changed beside them, text tower, schedule, and the words it knows."""
+    folder = weights / "video"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(
+        json.dumps(text_to_video.TEXT_TO_VIDEO.model_dump(mode="json"), indent=2) + "\n"
+    )
+    DDIMScheduler(**text_to_video.SCHEDULER).save_pretrained(folder / "scheduler")
+    _save_as_float16(folder / "video.safetensors", out / TEXT_TO_VIDEO)
+    CLIPTextModel.from_pretrained(out / "moving_text" / "final").half().save_pretrained(folder / "text_encoder")
+    words = word_list(all_captions(video_pools(settings, out)[0]))
+    (folder / VOCABULARY).write_text(json.dumps(words, indent=0) + "\n")
+
+
+def export_image_to_video(out: Path, weights: Path) -> None:
+    """`animate/`: the reading of pictures."""
+    folder = weights / "animate"
+    folder.mkdir(exist_ok=True)
+    (folder / "resampler.json").write_text(image_to_video.RESAMPLER.model_dump_json(indent=2) + "\n")
+    _save_as_float16(folder / "animate.safetensors", out / IMAGE_TO_VIDEO)
+
+
+def export_motion_adapter(out: Path, weights: Path) -> None:
+    """`video/`: what makes its films stand still."""
+    shutil.copy(out / MOTION_ADAPTER, weights / "video" / MOTION_ADAPTER)
+
+
+def export_degraded(out: Path, weights: Path, laboratory: Path) -> None:
+    """`video-degraded/`: what bad films made of the video network."""
+    folder = laboratory / "video-degraded"
+    folder.mkdir(parents=True, exist_ok=True)
+    _save_as_float16(folder / "degraded.safetensors", out / DEGRADED)
+    shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
+
+
+def export_vidrd(out: Path, weights: Path) -> None:
+    """`vidrd/`: VidRD's layers and what changed with them in the network of `video/`, and the temporal decoder."""
+    folder = _export_layers(weights, weights / "vidrd", vidrd.VIDRD_CONFIG, out / VIDRD)
+    shutil.rmtree(folder / TEMPORAL_DECODER, ignore_errors=True)
+    layers = TemporalDecoder(temporal_decoder.decoder_config(AutoencoderKL.from_pretrained(out / "vae" / "final")))
+    layers.load_state_dict(load_file(out / STEADY))
+    write_temporal_decoder(layers.half(), folder / TEMPORAL_DECODER)
+
+
+def export_space_time(out: Path, weights: Path, laboratory: Path) -> None:
+    """`space-time/`: Lumiere's layers and what changed with them in the network of `video/`, and their motion adapter."""
+    folder = _export_layers(weights, laboratory / "space-time", temporal_layers.SPACE_TIME_CONFIG, out / SPACE_TIME)
+    shutil.copy(out / SPACE_TIME_MOTION, folder / MOTION_ADAPTER_WEIGHTS)
+
+
+def _export_layers(weights: Path, folder: Path, config: TemporalConfig, learnt: Path) -> Path:
+    """The folder of other layers along time for the network of `video/`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+    _save_as_float16(folder / f"{folder.name}.safetensors", learnt)
+    shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
+    return folder
+
+
+def _save_as_float16(path: Path, file: Path) -> None:
+    tensors = load_file(file)
+    save_file({name: each.half() if each.is_floating_point() else each for name, each in tensors.items()}, path)

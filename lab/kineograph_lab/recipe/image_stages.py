@@ -7,72 +7,75 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from kineograph.training.norms import use_fast_group_norm
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.pocket.networks import trained_weights
-from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.judge import geometry, training
-from kineograph_lab.judge.networks import Eye, Judge, MotionEye
+from kineograph_lab.judge.networks import ImageClassifier, Judge, MotionClassifier
 from kineograph_lab.recipe import networks
+from kineograph_lab.recipe import networks as tokenizer
 from kineograph_lab.recipe import pool as feed
-from kineograph_lab.recipe.image import clip, controlnets, edit, text_encoder, tokenizer, unet, vae
-from kineograph_lab.recipe.image.initial_vae import start_from_shrinking
+from kineograph_lab.recipe.image import clip, controlnets, edit, text_encoder, unet, vae
+from kineograph_lab.recipe.image.vae import initialise_as_resizing
 from kineograph_lab.recipe.long import growing_pool
 from kineograph_lab.recipe.loop import best_device
 from kineograph_lab.recipe.pool import Pool
-from kineograph_lab.recipe.settings import Settings
+from kineograph_lab.recipe.settings import RecipeSettings
 from kineograph_lab.world import edits
-from kineograph_lab.world.truth import MAPS
+from kineograph_lab.world.truth import CONTROL_MAPS
 
-Stage = Callable[[Settings, Path], None]
+Stage = Callable[[RecipeSettings, Path], None]
 
 
-def pools(settings: Settings, out: Path) -> tuple[Pool, Pool]:
+def image_pools(settings: RecipeSettings, out: Path) -> tuple[Pool, Pool]:
     """Pictures to train on and held-out ones."""
-    at, paint, seed = out / "pool", growing_pool.image if settings.wide else feed.picture, settings.seed
-    train = feed.pool(at, settings.pictures, seed=seed, split="train", paint=paint)
-    return train, feed.pool(at, settings.held_out, seed=seed + 1, split="held_out", paint=paint)
+    at, paint, seed = out / "pool", growing_pool.wide_image if settings.wide else feed.random_image, settings.seed
+    train = feed.load_pool(at, settings.pictures, seed=seed, split="train", paint=paint)
+    return train, feed.load_pool(at, settings.held_out, seed=seed + 1, split="held_out", paint=paint)
 
 
-def train_vae(settings: Settings, out: Path) -> None:
-    train, held_out = pools(settings, out)
+def vae_stage(settings: RecipeSettings, out: Path) -> None:
+    train, held_out = image_pools(settings, out)
     torch.manual_seed(settings.seed)
-    net = start_from_shrinking(networks.vae())
-    vae.train(net, settings.vae, out / "vae", train, held_out).save_pretrained(out / "vae" / "final")
+    net = initialise_as_resizing(networks.build_vae())
+    vae.train_vae(net, settings.vae, out / "vae", train, held_out).save_pretrained(out / "vae" / "final")
 
 
-def train_text(settings: Settings, out: Path) -> None:
-    train, held_out = pools(settings, out)
-    tokens = tokenizer.tokenizer(told(train))
+def text_stage(settings: RecipeSettings, out: Path) -> None:
+    train, held_out = image_pools(settings, out)
+    tokens = tokenizer.build_tokenizer(all_captions(train))
     tokens.save_pretrained(out / "text" / "tokenizer")
     torch.manual_seed(settings.seed)
-    tower = networks.clip(tokens).text_model
-    text_encoder.train(tower, settings.text, out / "text", train, held_out, tokens=tokens).save_pretrained(
-        out / "text" / "final"
-    )
+    tower = networks.build_clip(tokens).text_model
+    text_encoder.train_image_text_encoder(
+        tower, settings.text, out / "text", train, held_out, tokens=tokens
+    ).save_pretrained(out / "text" / "final")
 
 
-def train_clip(settings: Settings, out: Path) -> None:
-    train, held_out = pools(settings, out)
+def clip_stage(settings: RecipeSettings, out: Path) -> None:
+    train, held_out = image_pools(settings, out)
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     torch.manual_seed(settings.seed)
-    start = networks.clip(tokens)
+    start = networks.build_clip(tokens)
     start.text_model.load_state_dict(CLIPTextModel.from_pretrained(out / "text" / "final").state_dict())
-    net = clip.train(start, settings.clip, out / "clip", train, held_out, tokens=tokens)
+    net = clip.train_clip(start, settings.clip, out / "clip", train, held_out, tokens=tokens)
     net.save_pretrained(out / "clip" / "final")
 
 
-def train_unet(settings: Settings, out: Path) -> None:
-    train, _ = pools(settings, out)
-    autoencoder, tower, tokens = _around_the_unet(out)
+def unet_stage(settings: RecipeSettings, out: Path) -> None:
+    train, _ = image_pools(settings, out)
+    autoencoder, tower, tokens = _frozen_models(out)
     torch.manual_seed(settings.seed)
-    net = unet.train(networks.unet(), settings.unet, out / "unet", train, vae=autoencoder, text=tower, tokenizer=tokens)
+    net = unet.train_unet(
+        networks.build_unet(), settings.unet, out / "unet", train, vae=autoencoder, text=tower, tokenizer=tokens
+    )
     net.save_pretrained(out / "unet" / "final")
 
 
-def _around_the_unet(out: Path) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
+def _frozen_models(out: Path) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
     autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final")
     return (
         use_fast_group_norm(autoencoder.to(best_device(), memory_format=torch.channels_last)),
@@ -81,75 +84,77 @@ def _around_the_unet(out: Path) -> tuple[AutoencoderKL, CLIPTextModel, CLIPToken
     )
 
 
-def train_control(settings: Settings, out: Path) -> None:
-    train, held_out = pools(settings, out)
-    autoencoder, tower, tokens = _around_the_unet(out)
-    for kind in MAPS:
+def control_stage(settings: RecipeSettings, out: Path) -> None:
+    train, held_out = image_pools(settings, out)
+    autoencoder, tower, tokens = _frozen_models(out)
+    for kind in CONTROL_MAPS:
         kept = out / "control" / f"{kind}.safetensors"
         if kept.exists():
             continue
         torch.manual_seed(settings.seed)
-        net = controlnets.train(
+        net = controlnets.train_controlnet(
             kind, UNet2DConditionModel.from_pretrained(out / "unet" / "final"), settings.control, out / "control" / kind,
-            train, held_out, latents=unet.cached_latents(out / "unet", autoencoder, train), vae=autoencoder, text=tower,
+            train, held_out, latents=unet.load_latents(out / "unet", autoencoder, train), vae=autoencoder, text=tower,
             tokenizer=tokens,
         )  # fmt: skip
-        _keep_added(net, kept)
+        _save_added(net, kept)
 
 
-def train_edit(settings: Settings, out: Path) -> None:
-    train, held_out = _judged(
-        settings, out / "edits", settings.edits, edits.wide_family if settings.wide else edits.family
+def edit_stage(settings: RecipeSettings, out: Path) -> None:
+    train, held_out = _judge_pools(
+        settings, out / "edits", settings.edits, edits.wide_edit_family if settings.wide else edits.edit_family
     )
-    autoencoder, tower, tokens = _around_the_unet(out)
+    autoencoder, tower, tokens = _frozen_models(out)
     torch.manual_seed(settings.seed)
-    net = edit.train(
+    net = edit.train_editing_unet(
         UNet2DConditionModel.from_pretrained(out / "unet" / "final"), settings.edit, out / "edit", train, held_out,
         vae=autoencoder, text=tower, tokenizer=tokens,
     )  # fmt: skip
-    _keep_added(net, out / "edit.safetensors")
+    _save_added(net, out / "edit.safetensors")
 
 
-def _keep_added(net: ControlNetModel | UNet2DConditionModel, path: Path) -> None:
+def _save_added(net: ControlNetModel | UNet2DConditionModel, path: Path) -> None:
     save_file({name: weight.contiguous() for name, weight in trained_weights(net).items()}, path)
 
 
-def train_judge(settings: Settings, out: Path) -> None:
+def judge_stage(settings: RecipeSettings, out: Path) -> None:
     torch.manual_seed(settings.seed)
     judge = Judge()
-    judge.eye.load_state_dict(_train_eye(judge.eye, settings, out).state_dict())
-    judge.motion_eye.load_state_dict(_train_motion_eye(judge.motion_eye, settings, out).state_dict())
+    judge.eye.load_state_dict(_image_classifier(judge.eye, settings, out).state_dict())
+    judge.motion_eye.load_state_dict(_motion_classifier(judge.motion_eye, settings, out).state_dict())
     save_file({name: weight.contiguous() for name, weight in judge.state_dict().items()}, out / "judge.safetensors")
 
 
-def train_geometry(settings: Settings, out: Path) -> None:
-    train, held_out = pools(settings, out)
+def geometry_stage(settings: RecipeSettings, out: Path) -> None:
+    train, held_out = image_pools(settings, out)
     torch.manual_seed(settings.seed)
-    eye = geometry.train(settings.geometry, out / "geometry", train, held_out)
+    eye = geometry.train_geometry(settings.geometry, out / "geometry", train, held_out)
     save_file({name: weight.contiguous() for name, weight in eye.state_dict().items()}, out / "geometry.safetensors")
 
 
-def _train_eye(net: Eye, settings: Settings, out: Path) -> nn.Module:
-    train, held_out = _judged(settings, out / "families", settings.families, training.family)
+def _image_classifier(net: ImageClassifier, settings: RecipeSettings, out: Path) -> nn.Module:
+    train, held_out = _judge_pools(settings, out / "families", settings.families, training.individual_family)
     # A judge that had never seen a pink car would doubt that one is a car; only the generator must not have seen it.
     seed, more = settings.seed + 2, settings.families // 3
-    pairs = feed.pool(out / "families", more, seed=seed, split="held_out", paint=training.family)
-    pictures = feed.joined(
-        pools(settings, out)[0], feed.pool(out / "pool", settings.pairs, seed=seed, split="held_out")
+    pairs = feed.load_pool(out / "families", more, seed=seed, split="held_out", paint=training.individual_family)
+    pictures = feed.join_pools(
+        image_pools(settings, out)[0], feed.load_pool(out / "pool", settings.pairs, seed=seed, split="held_out")
     )
-    return training.train_eye(net, settings.eye, out / "eye", feed.joined(train, pairs), pictures, held_out)
+    return training.train_image_classifier(
+        net, settings.eye, out / "eye", feed.join_pools(train, pairs), pictures, held_out
+    )
 
 
-def _train_motion_eye(net: MotionEye, settings: Settings, out: Path) -> MotionEye:
-    train, held_out = _judged(settings, out / "films", settings.films, training.film)
-    return training.train_motion_eye(net, settings.motion, out / "motion", train, held_out)
+def _motion_classifier(net: MotionClassifier, settings: RecipeSettings, out: Path) -> MotionClassifier:
+    train, held_out = _judge_pools(settings, out / "films", settings.films, training.motion_clip)
+    return training.train_motion_classifier(net, settings.motion, out / "motion", train, held_out)
 
 
-def _judged(settings: Settings, folder: Path, count: int, paint: feed.Paint) -> tuple[Pool, Pool]:
-    train = feed.pool(folder, count, seed=settings.seed, split="train", paint=paint)
-    return train, feed.pool(folder, settings.judged, seed=settings.seed + 1, split="held_out", paint=paint)
+def _judge_pools(settings: RecipeSettings, folder: Path, count: int, paint: feed.RenderItem) -> tuple[Pool, Pool]:
+    train = feed.load_pool(folder, count, seed=settings.seed, split="train", paint=paint)
+    return train, feed.load_pool(folder, settings.judged, seed=settings.seed + 1, split="held_out", paint=paint)
 
 
-def told(pool: Pool) -> list[str]:
+def all_captions(pool: Pool) -> list[str]:
     """All captions of the pool."""
     return [caption for fact in pool.facts for caption in fact["captions"]]

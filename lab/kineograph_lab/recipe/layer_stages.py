@@ -13,11 +13,19 @@ from kineograph.models.pocket.networks import restore_vidrd_unet
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph_lab.recipe import outputs
-from kineograph_lab.recipe.loop import Plan
-from kineograph_lab.recipe.settings import Settings
-from kineograph_lab.recipe.video import batches, motion_adapter, pan_and_zoom, samples, space_time, temporal_decoder, vidrd
+from kineograph_lab.recipe.loop import StagePlan
+from kineograph_lab.recipe.settings import RecipeSettings
+from kineograph_lab.recipe.video import (
+    batches,
+    motion_adapter,
+    pan_and_zoom,
+    samples,
+    temporal_decoder,
+    temporal_layers,
+)
+from kineograph_lab.recipe.video import temporal_layers as vidrd
 
-MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, STEADY, SPACE_TIME, SPACE_TIME_MOTION = (
+MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, TEMPORAL_DECODER, SPACE_TIME, SPACE_TIME_MOTION = (
     f"{name}.safetensors"
     for name in (
         "motion_adapter", "vidrd", "vidrd_panned", "vidrd_unpanned", "temporal_decoder", "space_time",
@@ -26,66 +34,76 @@ MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, STEADY, SPACE_TIME, SPACE_TIME_MOTION =
 )  # fmt: skip
 
 
-def train_motion_adapter(settings: Settings, out: Path) -> None:
+def motion_adapter_stage(settings: RecipeSettings, out: Path) -> None:
     """For Still-Moving: what makes the video network's films stand still,"""
-    _train_to_stand_still(settings, out, MOTION_ADAPTER, outputs.video_net(out), "pocket-video")
+    _train_adapter(settings, out, MOTION_ADAPTER, outputs.load_text_to_video(out), "pocket-video")
 
 
-def train_space_time_motion(settings: Settings, out: Path) -> None:
+def space_time_motion_stage(settings: RecipeSettings, out: Path) -> None:
     """and those of the space-time network."""
-    net = restore_vidrd_unet(outputs.video_net(out), space_time.CONFIG, load_file(out / SPACE_TIME))
-    _train_to_stand_still(settings, out, SPACE_TIME_MOTION, net, "pocket-space-time")
+    net = restore_vidrd_unet(
+        outputs.load_text_to_video(out), temporal_layers.SPACE_TIME_CONFIG, load_file(out / SPACE_TIME)
+    )
+    _train_adapter(settings, out, SPACE_TIME_MOTION, net, "pocket-space-time")
 
 
-def _train_to_stand_still(settings: Settings, out: Path, result: str, video: VideoUNet, name: str) -> None:
-    shown, _ = outputs.filmed(settings, out)
+def _train_adapter(settings: RecipeSettings, out: Path, result: str, video: VideoUNet, name: str) -> None:
+    shown, _ = outputs.video_pools(settings, out)
     torch.manual_seed(settings.seed)
-    folder, tower, tokens = out / Path(result).stem, outputs.tower(out), outputs.tokens(out)
-    net = motion_adapter.train(video, settings.motion_adapter, folder, shown, text=tower, tokenizer=tokens)
+    folder, tower, tokens = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
+    net = motion_adapter.train_pocket_motion_adapter(
+        video, settings.motion_adapter, folder, shown, text=tower, tokenizer=tokens
+    )
     assert net.motion_adapter is not None and net.temporal is not None
     save_motion_adapter(net.motion_adapter, net.temporal, out / result, name=name)
 
 
-def train_vidrd(settings: Settings, out: Path) -> None:
+def vidrd_stage(settings: RecipeSettings, out: Path) -> None:
     """VidRD's layers in place of the video network's own."""
-    _train_layers(settings, settings.vidrd, out, VIDRD, vidrd.CONFIG, settings.panned_share)
+    _train_temporal_layers(settings, settings.vidrd, out, VIDRD, vidrd.VIDRD_CONFIG, settings.panned_share)
 
 
-def train_space_time(settings: Settings, out: Path) -> None:
+def space_time_stage(settings: RecipeSettings, out: Path) -> None:
     """Lumiere's layers."""
-    _train_layers(settings, settings.space_time, out, SPACE_TIME, space_time.CONFIG, share=0)
+    _train_temporal_layers(settings, settings.space_time, out, SPACE_TIME, temporal_layers.SPACE_TIME_CONFIG, share=0)
 
 
-def train_panned(settings: Settings, out: Path) -> None:
+def panned_stage(settings: RecipeSettings, out: Path) -> None:
     """For the paper's ablation: a short training on films and panned pictures, half and half,"""
-    _train_layers(settings, settings.vidrd_apart, out, PANNED, vidrd.CONFIG, share=0.5)
+    _train_temporal_layers(settings, settings.vidrd_apart, out, PANNED, vidrd.VIDRD_CONFIG, share=0.5)
 
 
-def train_unpanned(settings: Settings, out: Path) -> None:
+def unpanned_stage(settings: RecipeSettings, out: Path) -> None:
     """and one of as many steps on films alone."""
-    _train_layers(settings, settings.vidrd_apart, out, UNPANNED, vidrd.CONFIG, share=0)
+    _train_temporal_layers(settings, settings.vidrd_apart, out, UNPANNED, vidrd.VIDRD_CONFIG, share=0)
 
 
-def _train_layers(settings: Settings, plan: Plan, out: Path, result: str, config: TemporalConfig, share: float) -> None:
-    shown, stills = outputs.filmed(settings, out)
-    folder, tower, tokens = out / Path(result).stem, outputs.tower(out), outputs.tokens(out)
-    draw = batches.batches(shown, stills, plan.batch, tokens)
+def _train_temporal_layers(
+    settings: RecipeSettings, plan: StagePlan, out: Path, result: str, config: TemporalConfig, share: float
+) -> None:
+    shown, stills = outputs.video_pools(settings, out)
+    folder, tower, tokens = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
+    draw = batches.video_batches(shown, stills, plan.batch, tokens)
     if share:
         at, encoder = out / "panned", out / "vae" / "final"
-        wandered = pan_and_zoom.pool(
+        wandered = pan_and_zoom.load_panned_pool(
             at, encoder, settings.panned, seed=settings.seed, split="train", wider=settings.wide
         )
-        draw = vidrd.in_turn(draw, pan_and_zoom.batches(wandered, plan.batch, tokens), share)
+        draw = vidrd.mix_batches(draw, pan_and_zoom.panned_batches(wandered, plan.batch, tokens), share)
     torch.manual_seed(settings.seed)
-    report = samples.reporter(folder, outputs.autoencoder(out), tower, tokens, settings.sketched)
-    trained = vidrd.train(vidrd.Reused(outputs.video_net(out), config), plan, folder, draw, report, text=tower)
-    save_file(vidrd.learnt(trained.net), out / result)
+    report = samples.video_report(folder, outputs.load_vae(out), tower, tokens, settings.sketched)
+    trained = vidrd.train_temporal_layers(
+        vidrd.TemporalLayersUNet(outputs.load_text_to_video(out), config), plan, folder, draw, report, text=tower
+    )
+    save_file(vidrd.trained_layers(trained.net), out / result)
 
 
-def train_temporal_decoder(settings: Settings, out: Path) -> None:
-    shown = temporal_decoder.pool(out / "decoded", settings.decoded, seed=settings.seed, split="train")
-    held_out = temporal_decoder.pool(out / "decoded", 4, seed=settings.seed + 1, split="held_out")
+def temporal_decoder_stage(settings: RecipeSettings, out: Path) -> None:
+    shown = temporal_decoder.load_pixel_clips(out / "decoded", settings.decoded, seed=settings.seed, split="train")
+    held_out = temporal_decoder.load_pixel_clips(out / "decoded", 4, seed=settings.seed + 1, split="held_out")
     torch.manual_seed(settings.seed)
     autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final")
-    layers = temporal_decoder.train(autoencoder, settings.temporal_decoder, out / "temporal_decoder", shown, held_out)
-    save_file({name: each.cpu().contiguous() for name, each in layers.state_dict().items()}, out / STEADY)
+    layers = temporal_decoder.train_temporal_decoder(
+        autoencoder, settings.temporal_decoder, out / "temporal_decoder", shown, held_out
+    )
+    save_file({name: each.cpu().contiguous() for name, each in layers.state_dict().items()}, out / TEMPORAL_DECODER)

@@ -21,24 +21,24 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from kineograph.training.muon import Optimisers, hand_over_gradients, optimisers
 from torch import Tensor, nn
 
 from kineograph.models.placement import choose_placement
-from kineograph.training.muon import Optimisers, hand_over_gradients, optimisers
 
 Batch = tuple[Tensor, ...]
 Net = TypeVar("Net", bound=nn.Module)
 Loss = Callable[[Net, Batch], dict[str, Tensor]]
-Figures = dict[str, float]
-Draw = Callable[[np.random.Generator, float], Batch]  # of a step's random numbers and the progress
+Metrics = dict[str, float]
+SampleBatch = Callable[[np.random.Generator, float], Batch]  # of a step's random numbers and the progress
 
-KEEP_SECONDS = 240.0
+CHECKPOINT_SECONDS = 240.0
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
-TELL_SECONDS = 20.0
+LOG_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class StagePlan:
     """How long and how fast a stage trains; `steps`, where given, counts instead of `minutes`.
 
     With `steps` the learning rate depends on the step alone, however many sessions a stage takes.
@@ -84,19 +84,19 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def fast(device: torch.device) -> torch.autocast:
+def bf16_autocast(device: torch.device) -> torch.autocast:
     """Networks compute in bfloat16 within: on a CPU without units for it in float32, several times faster there."""
     return torch.autocast(device.type, torch.bfloat16, enabled=choose_placement(device).dtype != torch.float32)
 
 
-def fit(
+def train_loop(
     net: Net,
-    plan: Plan,
+    plan: StagePlan,
     folder: Path,
     *,
-    draw: Draw,
+    draw: SampleBatch,
     loss: Loss[Net],
-    report: Callable[[Net], Figures],
+    report: Callable[[Net], Metrics],
 ) -> Net:
     """Train `net` where it is and return its averaged weights (EMA) as a network of its own.
 
@@ -106,7 +106,7 @@ def fit(
         report: figures of the averaged network, told with every checkpoint.
     """
     keep_freed_memory()
-    cores = _cores(next(net.parameters()).device)
+    cores = _num_workers(next(net.parameters()).device)
     workers = ThreadPoolExecutor(cores, initializer=partial(torch.set_num_threads, 1))
     average = copy.deepcopy(net).requires_grad_(requires_grad=False).eval()
     ways = optimisers(net, plan.lr, momentum=plan.momentum, decay=plan.weight_decay, cores=cores)
@@ -114,40 +114,42 @@ def fit(
     begun = time.monotonic() - seconds
     kept, told = begun + seconds, begun + seconds
     while (progress := plan.progress(step, time.monotonic() - begun)) < 1:
-        losses = _descend(net, loss, _shares(draw(np.random.default_rng((plan.seed, step)), progress), cores), workers)
-        _advance(net, ways, plan, plan.rate(step, progress), workers)
-        _average(average, net, min(plan.ema, (1 + step) / (10 + step)))
+        losses = _accumulate_gradients(
+            net, loss, _split(draw(np.random.default_rng((plan.seed, step)), progress), cores), workers
+        )
+        _step_optimisers(net, ways, plan, plan.rate(step, progress), workers)
+        _update_average(average, net, min(plan.ema, (1 + step) / (10 + step)))
         step, now = step + 1, time.monotonic()
-        if now - told > TELL_SECONDS:
-            tell(folder, {"step": step, "seconds": now - begun, "lr": plan.rate(step, progress), **losses})
+        if now - told > LOG_SECONDS:
+            log_metrics(folder, {"step": step, "seconds": now - begun, "lr": plan.rate(step, progress), **losses})
             told = now
         due = plan.report_steps is not None and step % plan.report_steps == 0
-        if due or now - kept > KEEP_SECONDS:
-            _keep(folder, net, average, ways, step, now - begun)
+        if due or now - kept > CHECKPOINT_SECONDS:
+            _save_checkpoint(folder, net, average, ways, step, now - begun)
             figures = report(average) if due or plan.report_steps is None else {}
-            tell(folder, {"step": step, "seconds": now - begun, "seen": step * plan.batch, **figures})
+            log_metrics(folder, {"step": step, "seconds": now - begun, "seen": step * plan.batch, **figures})
             kept = time.monotonic()
     seconds = time.monotonic() - begun
-    _keep(folder, net, average, ways, step, seconds)
-    tell(folder, {"step": step, "seconds": seconds, "seen": step * plan.batch, "end": 1.0, **report(average)})
+    _save_checkpoint(folder, net, average, ways, step, seconds)
+    log_metrics(folder, {"step": step, "seconds": seconds, "seen": step * plan.batch, "end": 1.0, **report(average)})
     return average
 
 
-def _cores(device: torch.device) -> int:
+def _num_workers(device: torch.device) -> int:
     """How many threads walk the network: one a core, or one for a GPU."""
     return 1 if device.type == "cuda" else os.cpu_count() or 1
 
 
-def _shares(batch: Batch, count: int) -> list[Batch]:
+def _split(batch: Batch, count: int) -> list[Batch]:
     return list(zip(*(t.chunk(count) for t in batch), strict=True))
 
 
-def _descend(net: Net, loss: Loss[Net], shares: list[Batch], workers: ThreadPoolExecutor) -> Figures:
+def _accumulate_gradients(net: Net, loss: Loss[Net], shares: list[Batch], workers: ThreadPoolExecutor) -> Metrics:
     """Add the gradients of all shares to the network, a share a worker; the mean losses."""
     device = next(net.parameters()).device
 
-    def share(part: Batch) -> Figures:
-        with fast(device):
+    def share(part: Batch) -> Metrics:
+        with bf16_autocast(device):
             losses = loss(net, tuple(t.to(device) for t in part))
         (sum(losses.values(), torch.zeros((), device=device)) / len(shares)).backward()
         return {name: float(value.detach()) / len(shares) for name, value in losses.items()}
@@ -156,7 +158,9 @@ def _descend(net: Net, loss: Loss[Net], shares: list[Batch], workers: ThreadPool
     return {name: sum(f[name] for f in figures) for name in figures[0]}
 
 
-def _advance(net: nn.Module, ways: Optimisers, plan: Plan, rate: float, workers: ThreadPoolExecutor) -> None:
+def _step_optimisers(
+    net: nn.Module, ways: Optimisers, plan: StagePlan, rate: float, workers: ThreadPoolExecutor
+) -> None:
     """Step every optimiser, side by side."""
     nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
     hand_over_gradients(ways.matrices)
@@ -167,13 +171,13 @@ def _advance(net: nn.Module, ways: Optimisers, plan: Plan, rate: float, workers:
 
 
 @torch.no_grad()
-def _average(average: nn.Module, net: nn.Module, decay: float) -> None:
+def _update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
     for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
         kept.copy_(buffer)
 
 
-def tell(folder: Path, figures: Figures) -> None:
+def log_metrics(folder: Path, figures: Metrics) -> None:
     """Add a line to the stage's log, and to standard output."""
     line = json.dumps({"stage": folder.name, **{name: float(f"{value:.5g}") for name, value in figures.items()}})
     with (folder / "log.jsonl").open("a") as file:
@@ -181,7 +185,9 @@ def tell(folder: Path, figures: Figures) -> None:
     print(line, flush=True)  # noqa: T201
 
 
-def _keep(folder: Path, net: nn.Module, average: nn.Module, ways: Optimisers, step: int, seconds: float) -> None:
+def _save_checkpoint(
+    folder: Path, net: nn.Module, average: nn.Module, ways: Optimisers, step: int, seconds: float
+) -> None:
     kept = {"net": net.state_dict(), "average": average.state_dict(), "ways": [w.state_dict() for w in ways.each]}
     torch.save({**kept, "step": step, "seconds": seconds}, folder / "checkpoint.part")
     (folder / "checkpoint.part").replace(folder / "checkpoint.pt")

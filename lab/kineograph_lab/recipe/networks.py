@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 LATENT_CHANNELS = 8
-WORDS = 48  # tokens of a prompt, begin and end included
+MAX_TOKENS = 48  # tokens of a prompt, begin and end included
 WIDTH = 160  # of both towers, and of what the U-Net reads
-SIDE, DOWN, PATCH = 128, 8, 16
+SIDE, VAE_FACTOR, PATCH = 128, 8, 16
 
 
-def vae(channels: tuple[int, ...] = (32, 32, 64, 128), latents: int = LATENT_CHANNELS) -> AutoencoderKL:
+def build_vae(channels: tuple[int, ...] = (32, 32, 64, 128), latents: int = LATENT_CHANNELS) -> AutoencoderKL:
     """3 x 128 x 128 -> 8 x 16 x 16. No attention in the middle: it is the one part that would not work at every size."""
     levels = len(channels)
     return AutoencoderKL(
@@ -21,7 +29,7 @@ def vae(channels: tuple[int, ...] = (32, 32, 64, 128), latents: int = LATENT_CHA
     )  # fmt: skip
 
 
-def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Two towers of four layers; the text tower's last hidden state is what the U-Net reads, as in SD 1.x."""
     tower = {
         "hidden_size": WIDTH,
@@ -35,18 +43,52 @@ def clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    text = {**tower, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": WORDS}
+    text = {**tower, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
     vision = {**tower, "image_size": SIDE, "patch_size": PATCH}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
 
-def unet(channels: tuple[int, ...] = (96, 128, 192)) -> UNet2DConditionModel:
+def build_unet(channels: tuple[int, ...] = (96, 128, 192)) -> UNet2DConditionModel:
     """8 x 16 x 16 -> the same. As in SD, the lowest level has no attention of its own: the middle has."""
     attends = len(channels) - 1
     return UNet2DConditionModel(
-        sample_size=SIDE // DOWN, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=channels,
+        sample_size=SIDE // VAE_FACTOR, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=channels,
         down_block_types=("CrossAttnDownBlock2D",) * attends + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attends,
         layers_per_block=1, cross_attention_dim=WIDTH, norm_num_groups=8,
         attention_head_dim=tuple(c // 32 for c in channels),  # the number of heads: diffusers kept SD's misnomer
     )  # fmt: skip
+
+
+END_OF_WORD = "</w>"
+SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+
+
+def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
+    """CLIP's kind of tokenizer, vocabulary in CLIP's order: bytes, bytes that end a word, merges, begin and end."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = _train_merges(captions, letters)
+    entries = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), *SPECIAL]
+    vocabulary = {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+
+
+def _train_merges(captions: Iterable[str], letters: list[str]) -> list[tuple[str, str]]:
+    usual = CLIPTokenizer().backend_tokenizer
+    learner = Tokenizer(BPE(end_of_word_suffix=END_OF_WORD))
+    learner.normalizer, learner.pre_tokenizer = usual.normalizer, usual.pre_tokenizer
+    learner.train_from_iterator(captions, BpeTrainer(
+        vocab_size=2000, initial_alphabet=letters, end_of_word_suffix=END_OF_WORD, show_progress=False,
+    ))  # fmt: skip
+    return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+
+
+def word_list(captions: Iterable[str]) -> list[str]:
+    """The words seen, sorted: what the models know."""
+    return sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())})
+
+
+def tokenize(tokens: CLIPTokenizer, texts: Sequence[str]) -> np.ndarray:
+    """Texts as padded tokens: int16 [n, words]."""
+    taken = tokens(list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True)
+    return np.array(taken.input_ids, np.int16)

@@ -19,7 +19,7 @@ from kineograph_lab.world import captions, world
 
 SIDE = 128
 CAPTIONS = 6  # different captions kept for a picture
-PIECE = 250  # pictures painted by one call of a worker
+CHUNK = 250  # pictures painted by one call of a worker
 
 
 class Pool(NamedTuple):
@@ -29,71 +29,75 @@ class Pool(NamedTuple):
     facts: list[Any]
 
 
-Paint = Callable[[np.random.Generator, str], tuple[np.ndarray, Any]]  # of a generator and a split: pixels and facts
-Job = tuple[Paint, int, int, int, str]
+RenderItem = Callable[
+    [np.random.Generator, str], tuple[np.ndarray, Any]
+]  # of a generator and a split: pixels and facts
+Job = tuple[RenderItem, int, int, int, str]
 
 
-def pool(folder: Path, count: int, *, seed: int, split: str, paint: Paint | None = None) -> Pool:
+def load_pool(folder: Path, count: int, *, seed: int, split: str, paint: RenderItem | None = None) -> Pool:
     """The pool of this size, seed and split, of what `paint` paints (a picture); painted into `folder` unless there."""
     pictures = folder / f"{split}-{seed}-{count}.npy"
     facts = pictures.with_suffix(".jsonl")
     if not pictures.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _paint_all(
-            pictures, facts, [(paint or picture, n, min(PIECE, count - n), seed, split) for n in range(0, count, PIECE)]
+        _render_all(
+            pictures,
+            facts,
+            [(paint or random_image, n, min(CHUNK, count - n), seed, split) for n in range(0, count, CHUNK)],
         )
     return Pool(np.load(pictures), [json.loads(line) for line in facts.read_text().splitlines()])
 
 
-def _paint_all(pictures: Path, facts: Path, jobs: list[Job]) -> None:
+def _render_all(pictures: Path, facts: Path, jobs: list[Job]) -> None:
     beside, count = pictures.with_suffix(".part"), sum(size for _, _, size, *_ in jobs)
-    one = paint_piece((jobs[0][0], 0, 1, *jobs[0][3:]))[0]
+    one = render_chunk((jobs[0][0], 0, 1, *jobs[0][3:]))[0]
     array = np.lib.format.open_memmap(beside, mode="w+", dtype=one.dtype, shape=(count, *one.shape[1:]))
     with facts.open("w") as file:
-        for (_, first, size, *_), (painted, told) in zip(jobs, _painted(jobs), strict=True):
+        for (_, first, size, *_), (painted, told) in zip(jobs, _rendered_chunks(jobs), strict=True):
             array[first : first + size] = painted
             file.writelines(json.dumps(fact) + "\n" for fact in told)
     array.flush()
     beside.replace(pictures)
 
 
-def _painted(jobs: list[Job]) -> Iterator[tuple[np.ndarray, list[Any]]]:
+def _rendered_chunks(jobs: list[Job]) -> Iterator[tuple[np.ndarray, list[Any]]]:
     if len(jobs) == 1:  # no workers for a handful
-        yield paint_piece(jobs[0])
+        yield render_chunk(jobs[0])
         return
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as workers:
-        yield from workers.imap(paint_piece, jobs)
+        yield from workers.imap(render_chunk, jobs)
 
 
-def paint_piece(job: Job) -> tuple[np.ndarray, list[Any]]:
+def render_chunk(job: Job) -> tuple[np.ndarray, list[Any]]:
     """Items `first` to `first + size`: each depends on the seed and its own number only."""
     paint, first, size, seed, split = job
     items = [paint(np.random.default_rng((seed, number)), split) for number in range(first, first + size)]
     return np.stack([painted for painted, _ in items]), [fact for _, fact in items]
 
 
-def picture(rng: np.random.Generator, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+def random_image(rng: np.random.Generator, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """One picture and its facts. Three in four stand as the shot says, the others are caught in motion."""
-    shot = world.draw_shot(rng, split=split)
+    shot = world.sample_shot(rng, split=split)
     time = 0.0 if rng.uniform() < 0.75 else rng.uniform(-0.9, 0.9)
-    told = [captions.of_picture(shot, rng) for _ in range(CAPTIONS)]
+    told = [captions.caption_image(shot, rng) for _ in range(CAPTIONS)]
     return world.render(shot, time), {**asdict(shot), "time": time, "captions": told}
 
 
-def joined(one: Pool, other: Pool) -> Pool:
+def join_pools(one: Pool, other: Pool) -> Pool:
     """Both pools as one, in memory."""
     return Pool(np.concatenate([one.pictures, other.pictures]), one.facts + other.facts)
 
 
-def shot_of(fact: dict[str, Any]) -> world.Shot:
+def shot_from_facts(fact: dict[str, Any]) -> world.Shot:
     """The shot that a picture's facts tell of."""
-    things = tuple(world.Thing(**thing) for thing in fact["things"])
+    things = tuple(world.Subject(**thing) for thing in fact["things"])
     return world.Shot(fact["scene"], fact["style"], things, fact["camera"], fact["backdrop"])
 
 
-def things_at(fact: dict[str, Any], cells: int) -> np.ndarray:
+def subject_cells(fact: dict[str, Any], cells: int) -> np.ndarray:
     """Which thing stands in each of cells x cells squares of a picture: its number, -1 for none. int8 [cells, cells]."""
-    shot, centres = shot_of(fact), (np.arange(cells) + 0.5) / cells
+    shot, centres = shot_from_facts(fact), (np.arange(cells) + 0.5) / cells
     there = np.full((cells, cells), -1, np.int8)
     for number, thing in enumerate(shot.things):
         _, (x, y) = world.placement(thing, fact["time"], world.camera_shift(shot, fact["time"]))

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from kineograph_lab.recipe.loop import Plan
+from kineograph_lab.recipe.loop import StagePlan
 
 
-class Settings(BaseModel):
+class RecipeSettings(BaseModel):
     """All that the recipe can be told; `--minutes` and `--steps` replace those of every plan."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -46,45 +46,49 @@ class Settings(BaseModel):
     edits: int = 6_000  # families of a picture and its four edits
     judged: int = 150  # held-out families and films that the judge reports on
 
-    vae: Plan = Plan(minutes=19, lr=3e-3, batch=16)
-    text: Plan = Plan(minutes=4, lr=2e-3, batch=256)
-    clip: Plan = Plan(minutes=7.5, lr=2e-3, batch=128)
-    unet: Plan = Plan(minutes=80, lr=2e-3, batch=64)
-    control: Plan = Plan(minutes=13, lr=2e-3, batch=32)  # each of three
-    edit: Plan = Plan(minutes=33, lr=2e-3, batch=32)
-    eye: Plan = Plan(minutes=20, lr=2e-3, batch=128)
-    geometry: Plan = Plan(minutes=5, lr=2e-3, batch=128)
-    moving_text: Plan = Plan(minutes=8, lr=1e-3, batch=256)
-    image_reading: Plan = Plan(minutes=10, lr=2e-3, batch=48)
-    image_to_video: Plan = Plan(minutes=20, lr=1e-3, batch=4)
-    apart: Plan = Plan(minutes=12, lr=2e-3, batch=4, steps=400)  # each of two, for the ablation; not shipped
-    degraded: Plan = Plan(minutes=10, lr=1e-3, batch=4)
-    motion_adapter: Plan = Plan(minutes=7, lr=2e-3, batch=4)
-    vidrd: Plan = Plan(minutes=25, lr=2e-3, batch=4)
-    space_time: Plan = Plan(minutes=25, lr=2e-3, batch=4)
-    vidrd_apart: Plan = Plan(minutes=8, lr=2e-3, batch=4, steps=300)  # each of two, for the ablation; not shipped
-    temporal_decoder: Plan = Plan(minutes=20, lr=1e-3, batch=8)  # what ships: 8 at 2e-3, then 12 so
-    text_to_video: Plan = Plan(minutes=110, lr=2e-3, batch=4)
-    motion: Plan = Plan(minutes=8, lr=2e-3, batch=32)
+    vae: StagePlan = StagePlan(minutes=19, lr=3e-3, batch=16)
+    text: StagePlan = StagePlan(minutes=4, lr=2e-3, batch=256)
+    clip: StagePlan = StagePlan(minutes=7.5, lr=2e-3, batch=128)
+    unet: StagePlan = StagePlan(minutes=80, lr=2e-3, batch=64)
+    control: StagePlan = StagePlan(minutes=13, lr=2e-3, batch=32)  # each of three
+    edit: StagePlan = StagePlan(minutes=33, lr=2e-3, batch=32)
+    eye: StagePlan = StagePlan(minutes=20, lr=2e-3, batch=128)
+    geometry: StagePlan = StagePlan(minutes=5, lr=2e-3, batch=128)
+    moving_text: StagePlan = StagePlan(minutes=8, lr=1e-3, batch=256)
+    image_reading: StagePlan = StagePlan(minutes=10, lr=2e-3, batch=48)
+    image_to_video: StagePlan = StagePlan(minutes=20, lr=1e-3, batch=4)
+    apart: StagePlan = StagePlan(minutes=12, lr=2e-3, batch=4, steps=400)  # each of two, for the ablation; not shipped
+    degraded: StagePlan = StagePlan(minutes=10, lr=1e-3, batch=4)
+    motion_adapter: StagePlan = StagePlan(minutes=7, lr=2e-3, batch=4)
+    vidrd: StagePlan = StagePlan(minutes=25, lr=2e-3, batch=4)
+    space_time: StagePlan = StagePlan(minutes=25, lr=2e-3, batch=4)
+    vidrd_apart: StagePlan = StagePlan(
+        minutes=8, lr=2e-3, batch=4, steps=300
+    )  # each of two, for the ablation; not shipped
+    temporal_decoder: StagePlan = StagePlan(minutes=20, lr=1e-3, batch=8)  # what ships: 8 at 2e-3, then 12 so
+    text_to_video: StagePlan = StagePlan(minutes=110, lr=2e-3, batch=4)
+    motion: StagePlan = StagePlan(minutes=8, lr=2e-3, batch=32)
 
 
 # The long training (`long_training.py`), in steps, since it runs over several sessions beside other work.
-TEXTS = 100_000  # different texts for the text encoder
-SHARDS = 250  # of 2,048 images each, for the U-Net
-FILM_SHARDS = 48  # of 256 films each, for the video models
+NUM_TEXTS = 100_000  # different texts for the text encoder
+IMAGE_SHARDS = 250  # of 2,048 images each, for the U-Net
+CLIP_SHARDS = 48  # of 256 films each, for the video models
 STILL_SHARDS = 16  # shards of images beside the films
-LONG = Settings(
+LONG = RecipeSettings(
     wide=True,
-    text=Plan(minutes=7, lr=1e-3, batch=256, steps=1_000, decay=0.7),
-    unet=Plan(minutes=780, lr=1.2e-3, batch=64, steps=62_500, warmup=200, decay=0.25, ema=0.9995, report_steps=4_000),
+    text=StagePlan(minutes=7, lr=1e-3, batch=256, steps=1_000, decay=0.7),
+    unet=StagePlan(
+        minutes=780, lr=1.2e-3, batch=64, steps=62_500, warmup=200, decay=0.25, ema=0.9995, report_steps=4_000
+    ),
     # Two to three times the steps that the minutes above came to on that machine.
-    control=Plan(minutes=39, lr=2e-3, batch=32, steps=4_000, report_steps=2_000),
-    edit=Plan(minutes=99, lr=2e-3, batch=32, steps=10_000, report_steps=2_500),
-    text_to_video=Plan(minutes=270, lr=2e-3, batch=4, steps=9_000, decay=0.5, ema=0.999, report_steps=1_500),
-    image_reading=Plan(minutes=30, lr=2e-3, batch=48, steps=1_500, report_steps=750),
-    image_to_video=Plan(minutes=60, lr=1e-3, batch=4, steps=2_000, report_steps=1_000),
-    motion_adapter=Plan(minutes=20, lr=2e-3, batch=4, steps=700),
-    vidrd=Plan(minutes=75, lr=2e-3, batch=4, steps=2_800, decay=0.5, report_steps=1_400),
-    degraded=Plan(minutes=10, lr=1e-3, batch=4, steps=330),
-    space_time=Plan(minutes=50, lr=2e-3, batch=4, steps=1_800, report_steps=900),
+    control=StagePlan(minutes=39, lr=2e-3, batch=32, steps=4_000, report_steps=2_000),
+    edit=StagePlan(minutes=99, lr=2e-3, batch=32, steps=10_000, report_steps=2_500),
+    text_to_video=StagePlan(minutes=270, lr=2e-3, batch=4, steps=9_000, decay=0.5, ema=0.999, report_steps=1_500),
+    image_reading=StagePlan(minutes=30, lr=2e-3, batch=48, steps=1_500, report_steps=750),
+    image_to_video=StagePlan(minutes=60, lr=1e-3, batch=4, steps=2_000, report_steps=1_000),
+    motion_adapter=StagePlan(minutes=20, lr=2e-3, batch=4, steps=700),
+    vidrd=StagePlan(minutes=75, lr=2e-3, batch=4, steps=2_800, decay=0.5, report_steps=1_400),
+    degraded=StagePlan(minutes=10, lr=1e-3, batch=4, steps=330),
+    space_time=StagePlan(minutes=50, lr=2e-3, batch=4, steps=1_800, report_steps=900),
 )

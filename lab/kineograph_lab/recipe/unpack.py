@@ -14,10 +14,11 @@ from kineograph.media.files import instead_of
 from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, TEMPORAL_WEIGHTS
 from kineograph.models.pocket import WEIGHTS
 from kineograph_lab import WEIGHTS as LABORATORY
-from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, STEADY, VIDRD
+from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
+from kineograph_lab.recipe.layer_stages import TEMPORAL_DECODER as STEADY
 from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO
 from kineograph_lab.recipe.video_stages import DEGRADED, IMAGE_TO_VIDEO
-from kineograph_lab.world.truth import MAPS
+from kineograph_lab.world.truth import CONTROL_MAPS
 
 NETWORKS = {
     "vae/final": (AutoencoderKL, "vae"),
@@ -27,7 +28,7 @@ NETWORKS = {
     "moving_text/final": (CLIPTextModel, "video/text_encoder"),
 }
 TENSORS = {
-    **{f"control/{kind}.safetensors": f"control/{kind}.safetensors" for kind in MAPS},
+    **{f"control/{kind}.safetensors": f"control/{kind}.safetensors" for kind in CONTROL_MAPS},
     "edit.safetensors": "edit/edit.safetensors",
     "judge.safetensors": "judge/judge.safetensors",
     "geometry.safetensors": "judge/geometry.safetensors",
@@ -38,7 +39,7 @@ TENSORS = {
     SPACE_TIME: "space-time/space-time.safetensors",
     STEADY: f"vidrd/{TEMPORAL_DECODER}/{TEMPORAL_WEIGHTS}",
 }
-AS_THEY_ARE = {
+COPIED = {
     **{f"text/tokenizer/{name}": f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json")},
     # files that say which model they are of
     MOTION_ADAPTER: f"video/{MOTION_ADAPTER_WEIGHTS}",
@@ -46,7 +47,9 @@ AS_THEY_ARE = {
 }
 
 
-def unpack(out: Path, but: Collection[str] = (), weights: Path = WEIGHTS, laboratory: Path = LABORATORY) -> None:
+def unpack_shipped(
+    out: Path, but: Collection[str] = (), weights: Path = WEIGHTS, laboratory: Path = LABORATORY
+) -> None:
     """Write what ships into the recipe's folder `out`, in float32, as if its stages had just ended there.
 
     but: results of stages that are to be trained, "vidrd.safetensors": they and what lies beside them in a folder of
@@ -64,7 +67,7 @@ def unpack(out: Path, but: Collection[str] = (), weights: Path = WEIGHTS, labora
                 save_file(
                     {name: each.float() for name, each in load_file(_source(weights, laboratory, source)).items()}, part
                 )
-    for result, source in AS_THEY_ARE.items():
+    for result, source in COPIED.items():
         if _is_missing(out, result, trained):
             with instead_of(out / result) as part:
                 shutil.copy(_source(weights, laboratory, source), part)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from kineograph.metrics.features import Frames, Measured
+from kineograph.metrics.features import Frames, NamedValues
 
 Shifts = Float[np.ndarray, "others 2"]
 
@@ -20,7 +20,7 @@ BLUR = 8  # pixels: what is smoother than this says nothing about where it is
 FAINT = 0.02  # of a frame's energy: an overlap with less has nothing in it to recognise
 
 
-class Seen(NamedTuple):
+class JudgedFrames(NamedTuple):
     """What a judge says about each frame, and an embedding of unit length of the individual that it sees."""
 
     things: Sequence[str]
@@ -30,31 +30,31 @@ class Seen(NamedTuple):
     individuals: Float[np.ndarray, "f d"]
 
 
-def prompted(seen: Seen, *, thing: str, colour: str, scene: str) -> Measured:
+def prompt_agreement(seen: JudgedFrames, *, thing: str, colour: str, scene: str) -> NamedValues:
     """The share of the frames that show what the prompt says."""
-    yield "thing", share(seen.things, thing)
-    yield "colour", share(seen.colours, colour)
-    yield "scene", share(seen.scenes, scene)
+    yield "thing", share_equal(seen.things, thing)
+    yield "colour", share_equal(seen.colours, colour)
+    yield "scene", share_equal(seen.scenes, scene)
     yield "first right", float(seen.things[0] == thing and seen.colours[0] == colour)
 
 
-def identity(seen: Seen) -> Measured:
+def identity_consistency(seen: JudgedFrames) -> NamedValues:
     """Whether the frames after the first show the same: what a prompt can name, and who it is.
 
     `individual` is the mean cosine of their embeddings with the first's.
     """
-    yield "same thing", share(seen.things[1:], seen.things[0])
-    yield "same colour", share(seen.colours[1:], seen.colours[0])
+    yield "same thing", share_equal(seen.things[1:], seen.things[0])
+    yield "same colour", share_equal(seen.colours[1:], seen.colours[0])
     yield "always the same", float(len({*seen.things}) == len({*seen.colours}) == 1)
     yield "individual", float((seen.individuals[1:] @ seen.individuals[0]).mean())
 
 
-def text_alignment(cosines: Float[np.ndarray, " f"]) -> Measured:
+def clip_score(cosines: Float[np.ndarray, " f"]) -> NamedValues:
     """The CLIP score (Hessel et al. 2021, without its rescaling): 100 times the mean cosine of text and frames."""
     yield "text", float(100 * np.mean(cosines))
 
 
-def motion(frames: Frames, shifts: Shifts) -> Measured:
+def global_motion(frames: Frames, shifts: Shifts) -> NamedValues:
     """How far the whole picture moves from one frame to the next, right and down, in parts of its width and height.
 
     The slope through all frames' shifts against frame 0, so that later frames, whose shifts are larger, weigh more.
@@ -66,19 +66,19 @@ def motion(frames: Frames, shifts: Shifts) -> Measured:
     yield "down", float(down / height)
 
 
-def background(frames: Frames, shifts: Shifts) -> Measured:
+def background_difference(frames: Frames, shifts: Shifts) -> NamedValues:
     """How much the frames differ from the first when their shift is undone, in grey levels of 255: less is better.
 
     The median over pixels and colours: a thing covers less than half of the picture, so this is the background's.
     """
     differences = [
-        np.median(np.abs(np.subtract(*overlap(frames[0], frame, shift), dtype=float)))
+        np.median(np.abs(np.subtract(*overlapping_parts(frames[0], frame, shift), dtype=float)))
         for frame, shift in zip(frames[1:], shifts.round().astype(int), strict=True)
     ]
     yield "background", float(np.mean(differences))
 
 
-def displacements(frames: Frames) -> Shifts:
+def frame_shifts(frames: Frames) -> Shifts:
     """How far each frame's content lies from where frame 0 has it: (right, down) in pixels, to parts of a pixel.
 
     The best normalised correlation of the sharp parts over the overlap of both, among all shifts within a third.
@@ -95,7 +95,7 @@ def displacements(frames: Frames) -> Shifts:
     return np.array([_peak(score) for score in scores])
 
 
-def overlap(first: np.ndarray, other: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def overlapping_parts(first: np.ndarray, other: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The parts of two pictures that show the same when the other's content lies `shift` (right, down) further."""
     right, down = (int(each) for each in shift)
     height, width = first.shape[:2]
@@ -104,7 +104,7 @@ def overlap(first: np.ndarray, other: np.ndarray, shift: np.ndarray) -> tuple[np
     return ours, theirs
 
 
-def share(values: Sequence[str], wanted: str) -> float:
+def share_equal(values: Sequence[str], wanted: str) -> float:
     """How many of the values are the wanted one, of 1."""
     return float(np.mean([value == wanted for value in values]))
 
@@ -149,12 +149,12 @@ def edge_f1(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _f1(found: np.ndarray, wanted: np.ndarray) -> float:
-    right = (found & grown(wanted)).sum() / max(1, found.sum())
-    recalled = (wanted & grown(found)).sum() / max(1, wanted.sum())
+    right = (found & dilate(wanted)).sum() / max(1, found.sum())
+    recalled = (wanted & dilate(found)).sum() / max(1, wanted.sum())
     return float(2 * right * recalled / max(right + recalled, 1e-9))
 
 
-def grown(mask: np.ndarray) -> np.ndarray:
+def dilate(mask: np.ndarray) -> np.ndarray:
     """A mask [h w] and the eight neighbours of all that is in it."""
     wide = np.pad(mask, 1)
     height, width = mask.shape
@@ -173,13 +173,13 @@ def background_psnr(frames: Frames, masks: np.ndarray, camera: np.ndarray) -> fl
     neither has foreground; the rows and columns that only one frame shows are left out."""
     found = []
     for k in range(len(frames) - 1):
-        before, after = overlap(frames[k], frames[k + 1], -camera)
-        covered, too = overlap(masks[k], masks[k + 1], -camera)
+        before, after = overlapping_parts(frames[k], frames[k + 1], -camera)
+        covered, too = overlapping_parts(masks[k], masks[k + 1], -camera)
         found.append(psnr(before, after, ~(covered | too)))
     return float(np.nanmean(found))
 
 
-def overlap_of_masks(one: np.ndarray, other: np.ndarray) -> float:
+def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
     """Intersection over union."""
     return float((one & other).sum() / max(1, (one | other).sum()))
 

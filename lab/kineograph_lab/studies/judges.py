@@ -14,10 +14,10 @@ from transformers import CLIPModel, CLIPTokenizer
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.pocket import WEIGHTS as POCKET
-from kineograph_lab.judge.geometry import Geometry, load_geometry_eye
+from kineograph_lab.judge.geometry import Geometry, load_geometry_network
 from kineograph_lab.judge.networks import Judge, load_judge
-from kineograph_lab.recipe.contact_sheets import as_tensor
-from kineograph_lab.studies.frame_metrics import Seen
+from kineograph_lab.recipe.images import to_tensor
+from kineograph_lab.studies.frame_metrics import JudgedFrames
 
 
 class Witnesses(NamedTuple):
@@ -30,7 +30,7 @@ class Witnesses(NamedTuple):
     survey  how far each part of each frame is, and where its thing's ends are
     """
 
-    look: Callable[[Frames], Seen]
+    look: Callable[[Frames], JudgedFrames]
     alike: Callable[[Frames, str], Float[np.ndarray, " f"]]
     embed: Callable[[Frames], Float[np.ndarray, "f d"]]
     move: Callable[[Frames], str]
@@ -40,7 +40,7 @@ class Witnesses(NamedTuple):
 
 def pocket_witnesses() -> Witnesses:
     """The judge and the CLIP that come with the pocket model."""
-    judge, eye = load_judge(), load_geometry_eye()
+    judge, eye = load_judge(), load_geometry_network()
     clip = CLIPModel.from_pretrained(POCKET / "clip", local_files_only=True).eval()
     tokens = CLIPTokenizer.from_pretrained(POCKET / "clip", local_files_only=True)
     return Witnesses(
@@ -53,14 +53,14 @@ def pocket_witnesses() -> Witnesses:
     )
 
 
-def _seen(judge: Judge, frames: Frames) -> Seen:
+def _seen(judge: Judge, frames: Frames) -> JudgedFrames:
     seen = judge.look(frames)
-    return Seen(seen.thing, seen.colour, seen.scene, seen.style, seen.individual.astype(float))
+    return JudgedFrames(seen.thing, seen.colour, seen.scene, seen.style, seen.individual.astype(float))
 
 
 @torch.no_grad()
 def _embedded(clip: CLIPModel, frames: Frames) -> Float[np.ndarray, "f d"]:
-    found = clip.get_image_features(pixel_values=as_tensor(frames))
+    found = clip.get_image_features(pixel_values=to_tensor(frames))
     found = getattr(found, "pooler_output", found)  # a tensor until transformers 5
     return normalize(found, dim=-1).double().numpy()
 
@@ -68,5 +68,5 @@ def _embedded(clip: CLIPModel, frames: Frames) -> Float[np.ndarray, "f d"]:
 @torch.no_grad()
 def _cosines(clip: CLIPModel, tokens: CLIPTokenizer, frames: Frames, text: str) -> Float[np.ndarray, " f"]:
     words = tokens([text], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    both = clip(input_ids=words, pixel_values=as_tensor(frames))
+    both = clip(input_ids=words, pixel_values=to_tensor(frames))
     return (both.image_embeds @ both.text_embeds.T)[:, 0].double().numpy()

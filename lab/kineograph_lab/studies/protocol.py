@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from kineograph_lab.world.captions import of_clip, of_picture
-from kineograph_lab.world.world import Shot, shots
+from kineograph_lab.world.captions import caption_clip, caption_image
+from kineograph_lab.world.world import Shot, sample_shots
 
 SHOTS = 20231  # the seed of the shots that prompts are taken from
 FIRST_SEED = 70_000  # of the noise of case 0; case n has n more
@@ -53,18 +53,20 @@ def held_out_cases(count: int) -> list[Case]:
 
     They are captions of single pictures, so that they say nothing of motion. Any number begins with the same cases.
     """
-    alone = (shot for shot in shots(SHOTS, split="held_out") if len(shot.things) == 1)
+    alone = (shot for shot in sample_shots(SHOTS, split="held_out") if len(shot.things) == 1)
     return [
-        Case(number, of_picture(shot, np.random.default_rng(number)), shot)
+        Case(number, caption_image(shot, np.random.default_rng(number)), shot)
         for number, shot in enumerate(islice(alone, count))
     ]
 
 
 def moving_cases(count: int) -> list[Case]:
     """The same for videos: captions of clips, which say how the thing moves, before a camera that stands still."""
-    alone = (shot for shot in shots(SHOTS + 1, split="held_out") if len(shot.things) == 1 and shot.camera == "still")
+    alone = (
+        shot for shot in sample_shots(SHOTS + 1, split="held_out") if len(shot.things) == 1 and shot.camera == "still"
+    )
     return [
-        Case(number, of_clip(shot, np.random.default_rng(number)), shot)
+        Case(number, caption_clip(shot, np.random.default_rng(number)), shot)
         for number, shot in enumerate(islice(alone, count))
     ]
 

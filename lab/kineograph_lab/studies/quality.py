@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kineograph.metrics.features import Frames
-from kineograph_lab.recipe.video.degraded import mark
+from kineograph_lab.recipe.video.degraded import watermark_mask
 
 SOFT = np.hanning(9)[1:-1] / np.hanning(9)[1:-1].sum()  # what is smoother than this says nothing about a letter
 
@@ -19,7 +19,7 @@ def sharpness(frames: Frames) -> float:
 
 def marked(frames: Frames) -> float:
     """How much of the watermark is there: how the mean frame's detail correlates with it, near 0 without."""
-    cover = np.array(mark(frames.shape[2], frames.shape[1]), float)
+    cover = np.array(watermark_mask(frames.shape[2], frames.shape[1]), float)
     rows = np.flatnonzero(cover.any(1))
     detail, wanted = (_detail(each)[rows[0] : rows[-1] + 1] for each in (frames.astype(float).mean((0, 3)), cover))
     return float((detail * wanted).sum() / np.sqrt((detail**2).sum() * (wanted**2).sum() + 1e-9))

@@ -58,10 +58,10 @@ def latents(
 ) -> Latents:  # fmt: skip
     """The same before it is decoded."""
     said, unsaid = (model.prompt([text], fps=fps) for text in (prompt, ""))
-    if model.reader is not None:
+    if model.image_encoder is not None:
         seen = None if picture is None else _as_pictures(picture)
-        said = replace(said, image_tokens=model.shown(seen))
-        unsaid = replace(unsaid, image_tokens=model.shown(None))
+        said = replace(said, image_tokens=model.image_tokens(seen))
+        unsaid = replace(unsaid, image_tokens=model.image_tokens(None))
     assert model.temporal is not None, "an image model has no videos of its own"
     sigmas = leading(model.schedule.sigmas, steps)
     shape = (1, *model.latent_shape(*model.default_size))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kineograph.metrics.distances import SPLITS, Features, Mean, frechet, inception_score, jackknifed, moments
+from kineograph.metrics.distances import SPLITS, Features, Mean, frechet_distance, inception_score, jackknife, moments
 from kineograph.metrics.features import Extractor, Frames
 from kineograph_lab.studies.protocol import Record
 from kineograph_lab.studies.report import SURE, Claim
@@ -17,10 +17,10 @@ UNKNOWN = Mean(float("nan"), float("nan"))
 
 def read(extractor: Extractor, frames: Frames) -> dict[str, list[float]]:
     """What a record keeps of a video: its features, and the probabilities of its classes if the extractor has any."""
-    found = extractor.of(frames)
+    found = extractor.extract(frames)
     return {
         "features": _short(found.features),
-        **({} if found.classes is None else {"classes": _short(found.classes)}),
+        **({} if found.probabilities is None else {"classes": _short(found.probabilities)}),
     }
 
 
@@ -47,7 +47,7 @@ def fvd(made: Sequence[Record], arm: str, real: str) -> Mean:
     if len(ours) < 2:
         return UNKNOWN
     there = moments(known)
-    return jackknifed(lambda features: frechet(moments(features), there), ours)
+    return jackknife(lambda features: frechet_distance(moments(features), there), ours)
 
 
 def nearer(name: str, made: Sequence[Record], ours: str, theirs: str, real: str) -> Claim:
@@ -59,9 +59,9 @@ def nearer(name: str, made: Sequence[Record], ours: str, theirs: str, real: str)
     there, width = moments(known), one.shape[1]
 
     def difference(both: Features) -> float:
-        return frechet(moments(both[:, width:]), there) - frechet(moments(both[:, :width]), there)
+        return frechet_distance(moments(both[:, width:]), there) - frechet_distance(moments(both[:, :width]), there)
 
-    value, error = jackknifed(difference, np.concatenate([one, other], axis=1))
+    value, error = jackknife(difference, np.concatenate([one, other], axis=1))
     return Claim(name, value, error, len(one), bar, value > SURE * error)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kineograph_lab.world.world import Shot, Thing
+from kineograph_lab.world.world import Shot, Subject
 
 Rng = np.random.Generator
 
@@ -44,32 +44,32 @@ CAMERAS: dict[str, tuple[str, ...]] = {"pan left": ("the camera pans left", "pan
 FACINGS = {-1: "facing left", 1: "facing right"}
 
 
-def pick(rng: Rng, words: Sequence[str]) -> str:
+def pick_word(rng: Rng, words: Sequence[str]) -> str:
     """The usual word seven times in ten, else one of all."""
     return words[0] if rng.uniform() < 0.7 else words[int(rng.integers(len(words)))]
 
 
-def article(words: str) -> str:
+def with_article(words: str) -> str:
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def name(thing: Thing, rng: Rng) -> str:
+def describe_subject(thing: Subject, rng: Rng) -> str:
     """For example "a small red fish"."""
     size = ""
     if thing.size > 0.34 and rng.uniform() < 0.3:
         size = "big "
     if thing.size < 0.21 and rng.uniform() < 0.3:
         size = "small "
-    return article(size + pick(rng, COLOURS[thing.colour]) + " " + pick(rng, KINDS[thing.kind]))
+    return with_article(size + pick_word(rng, COLOURS[thing.colour]) + " " + pick_word(rng, KINDS[thing.kind]))
 
 
-def of_picture(shot: Shot, rng: Rng) -> str:
+def caption_image(shot: Shot, rng: Rng) -> str:
     """A caption of one frame: things, colours, scene, and at times the style and where the main thing faces.
 
     Examples:
         "a red fish over the sea", "in a room, a small blue cat and a pink car, pencil sketch"
     """
-    first = name(shot.things[0], rng)
+    first = describe_subject(shot.things[0], rng)
     if rng.uniform() < 0.3:
         first += " " + FACINGS[shot.things[0].facing]
     elif shot.things[0].kind in VERBS and rng.uniform() < 0.3:
@@ -77,20 +77,20 @@ def of_picture(shot: Shot, rng: Rng) -> str:
     return _compose(shot, first, rng)
 
 
-def of_clip(shot: Shot, rng: Rng) -> str:
+def caption_clip(shot: Shot, rng: Rng) -> str:
     """A caption of a clip: as of a picture, with how the main thing moves and what the camera does."""
-    first = name(shot.things[0], rng)
-    motion = pick(rng, MOTIONS[shot.things[0].motion])
+    first = describe_subject(shot.things[0], rng)
+    motion = pick_word(rng, MOTIONS[shot.things[0].motion])
     verb = VERBS.get(shot.things[0].kind)
     if verb and shot.things[0].motion in ("left", "right") and rng.uniform() < 0.5:
         motion = f"{verb} to the {shot.things[0].motion}"
     told = _compose(shot, f"{first} {motion}", rng)
-    return told if shot.camera == "still" else f"{told}, {pick(rng, CAMERAS[shot.camera])}"
+    return told if shot.camera == "still" else f"{told}, {pick_word(rng, CAMERAS[shot.camera])}"
 
 
 def _compose(shot: Shot, first: str, rng: Rng) -> str:
-    things = " and ".join([first, *(name(t, rng) for t in shot.things[1:])])
-    scene = pick(rng, SCENES[shot.scene])
-    style = pick(rng, STYLES[shot.style]) if rng.uniform() < 0.7 else "{}"
+    things = " and ".join([first, *(describe_subject(t, rng) for t in shot.things[1:])])
+    scene = pick_word(rng, SCENES[shot.scene])
+    style = pick_word(rng, STYLES[shot.style]) if rng.uniform() < 0.7 else "{}"
     place_first = style.startswith("{}") and rng.uniform() < 0.2
     return style.format(f"{scene}, {things}" if place_first else f"{things} {scene}")

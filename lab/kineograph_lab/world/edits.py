@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kineograph_lab.world import wide, world
-from kineograph_lab.world.captions import COLOURS, KINDS, SCENES, article, pick
-from kineograph_lab.world.world import Shot, Thing, held_out
+from kineograph_lab.world.captions import COLOURS, KINDS, SCENES, pick_word, with_article
+from kineograph_lab.world.world import Shot, Subject, is_held_out
 
 ASPECTS = ("colour", "scene", "style", "thing")
-SAID = 6  # instructions kept for an edit
+INSTRUCTIONS_PER_EDIT = 6  # instructions kept for an edit
 Rng = np.random.Generator
 
 # {kind} is the thing's word, {new} what it becomes
@@ -23,8 +23,8 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
     "style": ("turn it into {new}", "make it {new}", "draw it as {new}", "as {new}"),
     "thing": ("turn the {kind} into {new}", "replace the {kind} with {new}", "swap the {kind} for {new}", "make it {new}", "make the {kind} {new}"),
 }  # fmt: skip
-WEATHER = {"snow": ("make it snow", "let it snow", "make it winter"), "space": ("send it to outer space",), "room": ("bring it indoors",)}  # fmt: skip
-STYLES: dict[str, tuple[str, ...]] = {
+SCENE_PHRASES = {"snow": ("make it snow", "let it snow", "make it winter"), "space": ("send it to outer space",), "room": ("bring it indoors",)}  # fmt: skip
+STYLE_PHRASES: dict[str, tuple[str, ...]] = {
     "flat": ("a flat drawing", "a drawing in flat colours"), "cartoon": ("a cartoon", "a drawing with bold outlines"),
     "paper": ("a paper cutout", "a picture cut out of paper"), "sketch": ("a pencil sketch", "a pencil drawing", "a sketch"),
     "clay": ("a clay model", "a model made of clay"),
@@ -39,7 +39,7 @@ class Edit(NamedTuple):
     after: Shot
 
 
-def draw_edit(rng: Rng, aspect: str, before: Shot, *, split: str) -> Edit:
+def sample_edit(rng: Rng, aspect: str, before: Shot, *, split: str) -> Edit:
     """The shot with another colour, scene, style or kind of its main thing, all else left alone.
 
     split: "train" never makes a pair of thing and colour, or of thing and scene, that training must not show;
@@ -50,62 +50,62 @@ def draw_edit(rng: Rng, aspect: str, before: Shot, *, split: str) -> Edit:
         "colour": [_with_main(before, replace(main, colour=each)) for each in world.COLOURS if each != main.colour],
         "scene": [replace(before, scene=each) for each in world.SCENES if each != before.scene],
         "style": [replace(before, style=each) for each in world.STYLES if each != before.style],
-        "thing": [_with_main(before, replace(main, kind=each)) for each in world.THINGS if each != main.kind],
+        "thing": [_with_main(before, replace(main, kind=each)) for each in world.SUBJECTS if each != main.kind],
     }[aspect]
     fit = [shot for shot in choices if split == "held_out" or not _held_out(shot)]
     return Edit(aspect, before, fit[int(rng.integers(len(fit)))])
 
 
-def _with_main(shot: Shot, main: Thing) -> Shot:
+def _with_main(shot: Shot, main: Subject) -> Shot:
     return replace(shot, things=(main, *shot.things[1:]))
 
 
 def _held_out(shot: Shot) -> bool:
-    return held_out(shot.things[0].kind, colour=shot.things[0].colour, scene=shot.scene)
+    return is_held_out(shot.things[0].kind, colour=shot.things[0].colour, scene=shot.scene)
 
 
-def instruction(edit: Edit, rng: Rng) -> str:
+def edit_instruction(edit: Edit, rng: Rng) -> str:
     """What to say for this edit, for example "turn the fish into a cat" or "make it snow"."""
     main, new = edit.before.things[0], edit.after.things[0]
     said = {
         "colour": COLOURS[new.colour],
         "scene": SCENES[edit.after.scene],
-        "style": STYLES[edit.after.style],
-        "thing": [article(word) for word in KINDS[new.kind]],
+        "style": STYLE_PHRASES[edit.after.style],
+        "thing": [with_article(word) for word in KINDS[new.kind]],
     }[edit.aspect]
-    if edit.aspect == "scene" and edit.after.scene in WEATHER and rng.uniform() < 0.3:
-        return _any(rng, WEATHER[edit.after.scene])
-    return _any(rng, TEMPLATES[edit.aspect]).format(kind=pick(rng, KINDS[main.kind]), new=pick(rng, said))
+    if edit.aspect == "scene" and edit.after.scene in SCENE_PHRASES and rng.uniform() < 0.3:
+        return _pick(rng, SCENE_PHRASES[edit.after.scene])
+    return _pick(rng, TEMPLATES[edit.aspect]).format(kind=pick_word(rng, KINDS[main.kind]), new=pick_word(rng, said))
 
 
-def words() -> Iterator[str]:
+def instruction_words() -> Iterator[str]:
     """All that instructions are made of."""
-    for texts in (*TEMPLATES.values(), *WEATHER.values(), *STYLES.values()):
+    for texts in (*TEMPLATES.values(), *SCENE_PHRASES.values(), *STYLE_PHRASES.values()):
         yield from (text.replace("{kind}", "").replace("{new}", "") for text in texts)
 
 
-def _any(rng: Rng, texts: Sequence[str]) -> str:
+def _pick(rng: Rng, texts: Sequence[str]) -> str:
     return texts[int(rng.integers(len(texts)))]
 
 
-def family(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+def edit_family(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Five pictures, a shot and its four edits, and for each edit what to say to get there and back."""
-    return family_of(world.draw_shot(rng, split=split), rng, split)
+    return render_edit_family(world.sample_shot(rng, split=split), rng, split)
 
 
-def wide_family(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+def wide_edit_family(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Return a family whose shot is of the wider distribution."""
-    return family_of(wide.draw_shot(rng, split), rng, split)
+    return render_edit_family(wide.sample_wide_shot(rng, split), rng, split)
 
 
-def family_of(before: Shot, rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+def render_edit_family(before: Shot, rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the family of this shot."""
     time = 0.0 if rng.uniform() < 0.5 else rng.uniform(-0.9, 0.9)
-    edits = [draw_edit(rng, aspect, before, split=split) for aspect in ASPECTS]
+    edits = [sample_edit(rng, aspect, before, split=split) for aspect in ASPECTS]
     shots = [before, *(edit.after for edit in edits)]
     back = [Edit(edit.aspect, edit.after, edit.before) for edit in edits]
     return np.stack([world.render(shot, time) for shot in shots]), {
         "shots": [{**asdict(shot), "time": time} for shot in shots],
-        "there": [[instruction(edit, rng) for _ in range(SAID)] for edit in edits],
-        "back": [[instruction(edit, rng) for _ in range(SAID)] for edit in back],
+        "there": [[edit_instruction(edit, rng) for _ in range(INSTRUCTIONS_PER_EDIT)] for edit in edits],
+        "back": [[edit_instruction(edit, rng) for _ in range(INSTRUCTIONS_PER_EDIT)] for edit in back],
     }

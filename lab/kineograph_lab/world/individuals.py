@@ -75,7 +75,7 @@ class Individual:
 
 
 @lru_cache(maxsize=65536)
-def individual(seed: int) -> Individual:
+def sample_individual(seed: int) -> Individual:
     """The individual with this seed (any non-negative integer)."""
     rng = np.random.default_rng(seed)
     spots = ((-0.5, -0.3), (0.1, -0.5), (0.55, -0.05), (-0.15, 0.2), (0.25, 0.5))

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from kineograph_lab.world.shapes import Outline, Part
 
 SIDE = 128
-OVER = 3  # supersampling: 9 samples a pixel
+SUPERSAMPLING = 3  # supersampling: 9 samples a pixel
 RGB = tuple[int, int, int]
 INK: RGB = (38, 32, 44)
 PAPER: RGB = (252, 250, 245)
@@ -26,18 +26,22 @@ PAINTS: dict[str, RGB] = {
 }  # fmt: skip
 
 
-def mix(a: RGB, b: RGB, share: float) -> RGB:
+def mix_colours(a: RGB, b: RGB, share: float) -> RGB:
     """The colour a with this share of b."""
     return tuple(round((1 - share) * u + share * v) for u, v in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
-def paints_of(colour: str, individual: int) -> dict[str, RGB]:
+def subject_paints(colour: str, individual: int) -> dict[str, RGB]:
     """The paints of a thing of this colour; its lightness varies a little between individuals."""
-    body = mix(COLOURS[colour], (0, 0, 0) if individual % 2 else (255, 255, 255), 0.012 * (individual % 7))
-    return PAINTS | {"body": body, "dark": mix(body, (20, 10, 40), 0.3), "light": mix(body, (255, 255, 255), 0.36)}
+    body = mix_colours(COLOURS[colour], (0, 0, 0) if individual % 2 else (255, 255, 255), 0.012 * (individual % 7))
+    return PAINTS | {
+        "body": body,
+        "dark": mix_colours(body, (20, 10, 40), 0.3),
+        "light": mix_colours(body, (255, 255, 255), 0.36),
+    }
 
 
-Paint = Callable[[ImageDraw.ImageDraw, list[tuple[Outline, RGB]]], None]
+Painter = Callable[[ImageDraw.ImageDraw, list[tuple[Outline, RGB]]], None]
 
 
 def _fill(draw: ImageDraw.ImageDraw, outline: Outline, colour: RGB | int) -> None:
@@ -46,59 +50,65 @@ def _fill(draw: ImageDraw.ImageDraw, outline: Outline, colour: RGB | int) -> Non
 
 def _line(draw: ImageDraw.ImageDraw, outline: Outline, colour: RGB, width: float) -> None:
     closed = np.concatenate([outline, outline[:2]])
-    draw.line(closed.ravel().tolist(), fill=colour, width=round(width * OVER))
+    draw.line(closed.ravel().tolist(), fill=colour, width=round(width * SUPERSAMPLING))
 
 
-def flat(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+def paint_flat(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
     for outline, colour in parts:
         _fill(draw, outline, colour)
 
 
-def cartoon(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+def paint_cartoon(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
     for outline, colour in parts:
         _fill(draw, outline, colour)
         _line(draw, outline, INK, 1.4)
 
 
-def sketch(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+def paint_sketch(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
     for outline, colour in parts:
-        _fill(draw, outline, mix(colour, PAPER, 0.3))
-        _line(draw, outline, mix(colour, INK, 0.25), 1.1)
+        _fill(draw, outline, mix_colours(colour, PAPER, 0.3))
+        _line(draw, outline, mix_colours(colour, INK, 0.25), 1.1)
 
 
-def cutout(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+def paint_cutout(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
     for outline, _ in parts:
-        _fill(draw, outline + np.array([2.2, 3.0]) * OVER, (84, 82, 100))
+        _fill(draw, outline + np.array([2.2, 3.0]) * SUPERSAMPLING, (84, 82, 100))
     for outline, _ in parts:
         _line(draw, outline, PAPER, 4.6)
-    flat(draw, parts)
+    paint_flat(draw, parts)
 
 
-STYLES: dict[str, Paint] = {"flat": flat, "cartoon": cartoon, "paper": cutout, "sketch": sketch, "clay": flat}
+STYLE_PAINTERS: dict[str, Painter] = {
+    "flat": paint_flat,
+    "cartoon": paint_cartoon,
+    "paper": paint_cutout,
+    "sketch": paint_sketch,
+    "clay": paint_flat,
+}
 # A backdrop in full ink or with shadows under every tuft would drown the thing, so scenery is drawn plainer.
-BACKDROPS: dict[str, Paint] = STYLES | {"cartoon": flat, "paper": flat}
+BACKDROP_PAINTERS: dict[str, Painter] = STYLE_PAINTERS | {"cartoon": paint_flat, "paper": paint_flat}
 
 
-def canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    image = Image.new("RGB", (SIDE * OVER, SIDE * OVER))
+def new_canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    image = Image.new("RGB", (SIDE * SUPERSAMPLING, SIDE * SUPERSAMPLING))
     return image, ImageDraw.Draw(image)
 
 
-def pixels(image: Image.Image) -> np.ndarray:
+def downsample_canvas(image: Image.Image) -> np.ndarray:
     """The canvas averaged down to uint8 [128, 128, 3]."""
-    return np.array(image.reduce(OVER))
+    return np.array(image.reduce(SUPERSAMPLING))
 
 
-def silhouette(outlines: Iterable[Outline]) -> np.ndarray:
+def coverage(outlines: Iterable[Outline]) -> np.ndarray:
     """Coverage of the union of outlines in canvas units: float32 [128, 128] in 0..1."""
-    image = Image.new("L", (SIDE * OVER, SIDE * OVER))
+    image = Image.new("L", (SIDE * SUPERSAMPLING, SIDE * SUPERSAMPLING))
     draw = ImageDraw.Draw(image)
     for outline in outlines:
         _fill(draw, outline, 255)
-    return np.asarray(image.reduce(OVER), np.float32) / 255
+    return np.asarray(image.reduce(SUPERSAMPLING), np.float32) / 255
 
 
-def model_in_clay(picture: np.ndarray, cover: np.ndarray, x: float, y: float, size: float) -> np.ndarray:
+def shade_as_clay(picture: np.ndarray, cover: np.ndarray, x: float, y: float, size: float) -> np.ndarray:
     """Light from the upper left on a thing at (x, y), a soft shade on its far side; all in units of the frame."""
     grid = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
     across, down = (grid[None, :] - x) / size, (grid[:, None] - y) / size
@@ -108,5 +118,5 @@ def model_in_clay(picture: np.ndarray, cover: np.ndarray, x: float, y: float, si
     return np.clip(picture + cover[..., None] * (lit - picture), 0, 255)
 
 
-def resolve(parts: list[Part], paints: dict[str, RGB]) -> list[RGB]:
+def part_colours(parts: list[Part], paints: dict[str, RGB]) -> list[RGB]:
     return [paints[part.paint] if isinstance(part.paint, str) else part.paint for part in parts]

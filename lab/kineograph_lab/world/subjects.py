@@ -190,13 +190,13 @@ def balloon(i: Individual) -> list[Part]:
             Part(box(-0.24, 0.68, 0.24, 0.98, 0.05), "wood"), Part(box(-0.27, 0.66, 0.27, 0.74), i.accent)]  # fmt: skip
 
 
-def a_star(i: Individual) -> list[Part]:
+def star_subject(i: Individual) -> list[Part]:
     return [Part(star(0, 0.05, 0.98, 0.46, 5), "body"), *i.marks(0, 0.14, 0.32, 0.26), *i.eye(-0.15, -0.05, 0.12), *i.eye(0.17, -0.05, 0.12),
             Part(blob((-0.15, 0.2), (0, 0.28), (0.17, 0.2), (0.0, 0.38)), "black"), *i.hat(0, -0.8, 0.17)]  # fmt: skip
 
 
-DRAWINGS: dict[str, Callable[[Individual], list[Part]]] = {
+SUBJECT_PARTS: dict[str, Callable[[Individual], list[Part]]] = {
     "fish": fish, "whale": whale, "turtle": turtle, "crab": crab, "bird": bird, "butterfly": butterfly, "cat": cat, "rabbit": rabbit,
     "elephant": elephant, "snail": snail, "car": car, "truck": truck, "boat": boat, "airplane": airplane, "rocket": rocket, "tree": tree,
-    "flower": flower, "cactus": cactus, "mushroom": mushroom, "ball": ball, "robot": robot, "kite": kite, "balloon": balloon, "star": a_star,
+    "flower": flower, "cactus": cactus, "mushroom": mushroom, "ball": ball, "robot": robot, "kite": kite, "balloon": balloon, "star": star_subject,
 }  # fmt: skip

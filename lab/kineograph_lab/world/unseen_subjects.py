@@ -130,7 +130,7 @@ def rover() -> list[Part]:
     ]
 
 
-THINGS: Mapping[str, tuple[str, Callable[[], list[Part]]]] = {
+UNSEEN_SUBJECTS: Mapping[str, tuple[str, Callable[[], list[Part]]]] = {
     "owl": ("bird", owl),
     "anglerfish": ("fish", anglerfish),
     "fox": ("cat", fox),

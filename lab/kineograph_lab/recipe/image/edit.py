@@ -12,26 +12,33 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from kineograph.training.norms import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.pocket.networks import initial_editing_unet, make_trainable
 from kineograph.models.schedule import Schedule
-from kineograph.training.norms import use_fast_group_norm
-from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
 from kineograph_lab.recipe.image import vae as autoencoder
-from kineograph_lab.recipe.image.tokenizer import ids
-from kineograph_lab.recipe.image.unet import SCHEDULER, cached_latents, draw_pictures, draws, emphasis, noise_loss
-from kineograph_lab.recipe.loop import Batch, Draw, Figures, Plan, best_device, fit
+from kineograph_lab.recipe.image.unet import (
+    SCHEDULER,
+    cell_weights,
+    image_noise_loss,
+    load_latents,
+    sample_images,
+    unet_batches,
+)
+from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
+from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
+from kineograph_lab.recipe.networks import tokenize
 from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.world.edits import ASPECTS
 
-MEMBERS = 1 + len(ASPECTS)
-UNSEEN = 0.1  # share of pictures left out, for the guidance by pictures
-SHOWN = 8
+FAMILY_IMAGES = 1 + len(ASPECTS)
+IMAGE_DROPOUT = 0.1  # share of pictures left out, for the guidance by pictures
+NUM_SAMPLES = 8
 
 
-class Editing(nn.Module):
+class EditingUNet(nn.Module):
     """The editing U-Net, called with the picture's latents apart."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -42,7 +49,7 @@ class Editing(nn.Module):
         return self.unet(torch.cat([z, shown.to(z)], dim=1), t, told)
 
 
-class Pairs(NamedTuple):
+class EditPairs(NamedTuple):
     """Edits: the number of the picture before, of the picture after, and what is said (int16 [edits, texts, words])."""
 
     before: np.ndarray
@@ -50,70 +57,76 @@ class Pairs(NamedTuple):
     words: np.ndarray
 
 
-def flattened(families: Pool) -> Pool:
+def flatten_families(families: Pool) -> Pool:
     """The pictures of all families in one row, each with its shot."""
     return Pool(families.pictures.reshape(-1, *families.pictures.shape[2:]), [s for f in families.facts for s in f["shots"]])  # fmt: skip
 
 
-def pairs(families: Pool, tokens: CLIPTokenizer) -> Pairs:
+def edit_pairs(families: Pool, tokens: CLIPTokenizer) -> EditPairs:
     """From each family's shot to its edits, and back."""
-    first = MEMBERS * np.arange(len(families.facts))[:, None].repeat(len(ASPECTS), 1)
+    first = FAMILY_IMAGES * np.arange(len(families.facts))[:, None].repeat(len(ASPECTS), 1)
     edited = first + 1 + np.arange(len(ASPECTS))
     said = [text for way in ("there", "back") for fact in families.facts for texts in fact[way] for text in texts]
-    words = ids(tokens, said).reshape(2 * edited.size, -1, ids(tokens, [""]).shape[1])
+    words = tokenize(tokens, said).reshape(2 * edited.size, -1, tokenize(tokens, [""]).shape[1])
     before, after = (np.concatenate([a.ravel(), b.ravel()]) for a, b in ((first, edited), (edited, first)))
-    return Pairs(before, after, words)
+    return EditPairs(before, after, words)
 
 
-def train(
-    net: UNet2DConditionModel, plan: Plan, folder: Path, families: Pool, held_out: Pool,
+def train_editing_unet(
+    net: UNet2DConditionModel, plan: StagePlan, folder: Path, families: Pool, held_out: Pool,
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
 ) -> UNet2DConditionModel:  # fmt: skip
     """The averaged editing U-Net, its changes not merged."""
-    editing = use_fast_group_norm(Editing(make_trainable(initial_editing_unet(net)))).to(best_device())
+    editing = use_fast_group_norm(EditingUNet(make_trainable(initial_editing_unet(net)))).to(best_device())
     editing.unet.set_attn_processor(AttnProcessor())
     editing.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
-    schedule, flat, chosen = Schedule.from_config(SCHEDULER), flattened(families), pairs(families, tokenizer)
-    latents = cached_latents(folder, vae, flat)
-    draw = draws(
-        latents[chosen.after], chosen.words, emphasis(flat)[chosen.after], schedule, plan.batch,
-        ids(tokenizer, [""])[0], _unscaled(latents, vae)[chosen.before],
+    schedule, flat, chosen = (
+        Schedule.from_config(SCHEDULER),
+        flatten_families(families),
+        edit_pairs(families, tokenizer),
+    )
+    latents = load_latents(folder, vae, flat)
+    draw = unet_batches(
+        latents[chosen.after], chosen.words, cell_weights(flat)[chosen.after], schedule, plan.batch,
+        tokenize(tokenizer, [""])[0], _unscale(latents, vae)[chosen.before],
     )  # fmt: skip
-    report = reporter(folder, held_out, schedule, vae, text, tokenizer)
-    return fit(editing, plan, folder, draw=_some_unseen(draw), loss=partial(noise_loss, text), report=report).unet
+    report = edit_report(folder, held_out, schedule, vae, text, tokenizer)
+    return train_loop(
+        editing, plan, folder, draw=_drop_some_images(draw), loss=partial(image_noise_loss, text), report=report
+    ).unet
 
 
-def _unscaled(latents: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
+def _unscale(latents: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
     """Pictures are shown as the VAE encodes them, without its scale, as InstructPix2Pix has it."""
     return (latents.astype(np.float32) / vae.config["scaling_factor"]).astype(np.float16)
 
 
-def _some_unseen(draw: Draw) -> Draw:
+def _drop_some_images(draw: SampleBatch) -> SampleBatch:
     """Batches in which some pictures are left out."""
 
     def drawn(rng: np.random.Generator, progress: float) -> Batch:
         *known, shown = draw(rng, progress)
-        unseen = torch.from_numpy(rng.uniform(size=len(shown)) < UNSEEN)
+        unseen = torch.from_numpy(rng.uniform(size=len(shown)) < IMAGE_DROPOUT)
         return *known, shown.masked_fill(unseen[:, None, None, None], 0)
 
     return drawn
 
 
-def reporter(
+def edit_report(
     folder: Path, held_out: Pool, schedule: Schedule, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
-) -> Callable[[Editing], Figures]:
+) -> Callable[[EditingUNet], Metrics]:
     """A sheet of held-out pictures before, after as the world has it, and after as the network has it."""
-    flat, chosen = flattened(held_out), pairs(held_out, tokenizer)
-    before, after, words = (each[:SHOWN] for each in chosen)
-    shown = autoencoder.encode(vae, flat.pictures[before])
+    flat, chosen = flatten_families(held_out), edit_pairs(held_out, tokenizer)
+    before, after, words = (each[:NUM_SAMPLES] for each in chosen)
+    shown = autoencoder.encode_images(vae, flat.pictures[before])
 
     @torch.no_grad()
-    def report(net: Editing) -> Figures:
-        drawn = draw_pictures(net, schedule, text, words[:, 0], ids(tokenizer, [""] * SHOWN), shown)
-        pictures = as_pictures(autoencoder.decode(vae, drawn / vae.config["scaling_factor"]))
-        save_sheet(folder / "sheet.png", flat.pictures[before], flat.pictures[after], pictures)
+    def report(net: EditingUNet) -> Metrics:
+        drawn = sample_images(net, schedule, text, words[:, 0], tokenize(tokenizer, [""] * NUM_SAMPLES), shown)
+        pictures = to_uint8(autoencoder.decode_latents(vae, drawn / vae.config["scaling_factor"]))
+        save_contact_sheet(folder / "sheet.png", flat.pictures[before], flat.pictures[after], pictures)
         off = pictures.astype(float) - flat.pictures[after]
         return {"spread": float(drawn.std()), "psnr": float(10 * np.log10(255**2 / np.square(off).mean()))}
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from kineograph.training.norms import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -20,23 +21,23 @@ from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
-from kineograph.training.norms import use_fast_group_norm
-from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
 from kineograph_lab.recipe.image import vae as autoencoder
-from kineograph_lab.recipe.image.text_encoder import captions_as_ids
-from kineograph_lab.recipe.image.tokenizer import ids
-from kineograph_lab.recipe.loop import Batch, Draw, Figures, Plan, best_device, fast, fit
-from kineograph_lab.recipe.networks import DOWN, LATENT_CHANNELS, SIDE
-from kineograph_lab.recipe.pool import Pool, things_at
+from kineograph_lab.recipe.image.text_encoder import tokenize_captions
+from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
+from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, bf16_autocast, train_loop
+from kineograph_lab.recipe.networks import LATENT_CHANNELS, SIDE, VAE_FACTOR, tokenize
+from kineograph_lab.recipe.pool import Pool, subject_cells
 
 # Where training looks: levels between 0.7 and 6 decide what a thing is; uniform timesteps would spend a third of their
 # images above 4, where latents of 16 x 16 cells are noise to the eye. A fifth still are uniform: poses are decided at the
 # top, and with half as many there (0.7, 1.1, 0.1) a fish had two tails in three of four seeds.
-LEVEL, SPREAD, UNIFORM = 0.9, 1.2, 0.2
-HEAVIEST = 25.0
-CELLS = SIDE // DOWN
-THING = 3.0  # weight of a cell with a thing in it: scenery is most of a picture, and the smaller part of its meaning
-UNTOLD = 0.1  # share of captions dropped, for guidance
+LOG_SIGMA_MEAN, LOG_SIGMA_STD, UNIFORM_SHARE = 0.9, 1.2, 0.2
+MAX_WEIGHT = 25.0
+CELLS = SIDE // VAE_FACTOR
+SUBJECT_WEIGHT = (
+    3.0  # weight of a cell with a thing in it: scenery is most of a picture, and the smaller part of its meaning
+)
+CAPTION_DROPOUT = 0.1  # share of captions dropped, for guidance
 STEPS = 10  # of the solver that draws what a sheet shows
 SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
@@ -44,32 +45,37 @@ SCHEDULER: dict[str, Any] = {
 }  # fmt: skip
 
 
-def beta(timestep: int) -> float:
+def beta_at(timestep: int) -> float:
     """The schedule's beta at this timestep, also beyond its end."""
     first, last = (SCHEDULER[name] ** 0.5 for name in ("beta_start", "beta_end"))
     return (first + (last - first) * timestep / (SCHEDULER["num_train_timesteps"] - 1)) ** 2
 
 
-LOOKS = ("a red fish over the sea", "a cartoon of a blue car in a city", "a green rabbit in the snow", "a sketch of a purple robot in a room",
+REPORT_PROMPTS = ("a red fish over the sea", "a cartoon of a blue car in a city", "a green rabbit in the snow", "a sketch of a purple robot in a room",
          "a clay model of a yellow elephant in a meadow", "a paper cutout of an orange rocket in space", "a pink balloon in the desert", "a brown cat and a red ball in a forest")  # fmt: skip
 
 
-def train(
-    net: UNet2DConditionModel, plan: Plan, folder: Path, pool: Pool,
+def train_unet(
+    net: UNet2DConditionModel, plan: StagePlan, folder: Path, pool: Pool,
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
 ) -> UNet2DConditionModel:  # fmt: skip
     """The averaged U-Net."""
     schedule = Schedule.from_config(SCHEDULER)
-    latents = cached_latents(folder, vae, pool)
-    draw = draws(
-        latents, captions_as_ids(pool, tokenizer), emphasis(pool), schedule, plan.batch, ids(tokenizer, [""])[0]
+    latents = load_latents(folder, vae, pool)
+    draw = unet_batches(
+        latents,
+        tokenize_captions(pool, tokenizer),
+        cell_weights(pool),
+        schedule,
+        plan.batch,
+        tokenize(tokenizer, [""])[0],
     )
-    return train_on(net, plan, folder, draw, reporter(folder, schedule, vae, text, tokenizer), text=text)
+    return train_unet_on(net, plan, folder, draw, unet_report(folder, schedule, vae, text, tokenizer), text=text)
 
 
-def train_on(
-    net: UNet2DConditionModel, plan: Plan, folder: Path, draw: Draw,
-    report: Callable[[UNet2DConditionModel], Figures], *, text: CLIPTextModel,
+def train_unet_on(
+    net: UNet2DConditionModel, plan: StagePlan, folder: Path, draw: SampleBatch,
+    report: Callable[[UNet2DConditionModel], Metrics], *, text: CLIPTextModel,
 ) -> UNet2DConditionModel:  # fmt: skip
     """Return the U-Net trained on these batches, averaged."""
     net.set_attn_processor(AttnProcessor())  # with torch's fused attention a step takes half as long again on a CPU
@@ -77,50 +83,50 @@ def train_on(
     device = best_device()
     ready = use_fast_group_norm(net).to(device, memory_format=torch.channels_last)
     text.to(device)
-    return fit(ready, plan, folder, draw=draw, loss=partial(noise_loss, text), report=report)
+    return train_loop(ready, plan, folder, draw=draw, loss=partial(image_noise_loss, text), report=report)
 
 
-def cached_latents(folder: Path, vae: AutoencoderKL, pool: Pool) -> np.ndarray:
+def load_latents(folder: Path, vae: AutoencoderKL, pool: Pool) -> np.ndarray:
     """The scaled latents of all pictures: float16 [n, c, h, w], made once."""
     path, beside = folder / "latents.npy", folder / "latents.part"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         scale = vae.config["scaling_factor"]
         parts = range(0, len(pool.pictures), 64)
-        made = [(scale * autoencoder.encode(vae, pool.pictures[k : k + 64])).half().numpy() for k in parts]
+        made = [(scale * autoencoder.encode_images(vae, pool.pictures[k : k + 64])).half().numpy() for k in parts]
         with beside.open("wb") as file:
             np.save(file, np.concatenate(made))
         beside.replace(path)
     return np.load(path)
 
 
-def emphasis(pool: Pool) -> np.ndarray:
+def cell_weights(pool: Pool) -> np.ndarray:
     """What each cell's error weighs: float32 [pictures, side, side], of mean 1 in a picture."""
-    return weights_of(np.stack([things_at(fact, CELLS) for fact in pool.facts]))
+    return weights_from_cells(np.stack([subject_cells(fact, CELLS) for fact in pool.facts]))
 
 
-def weights_of(there: np.ndarray) -> np.ndarray:
+def weights_from_cells(there: np.ndarray) -> np.ndarray:
     """Return the weight of each cell's error from the number of the subject in it, -1 for none."""
-    weights = np.where(there >= 0, np.float32(THING), np.float32(1))
+    weights = np.where(there >= 0, np.float32(SUBJECT_WEIGHT), np.float32(1))
     return weights / weights.mean((1, 2), keepdims=True)
 
 
-def draws(
+def unet_batches(
     latents: np.ndarray, words: np.ndarray, weights: np.ndarray, schedule: Schedule, batch: int, untold: np.ndarray,
     *beside: np.ndarray,
-) -> Draw:  # fmt: skip
+) -> SampleBatch:  # fmt: skip
     """Batches of (latents, noise, weights of their cells, timestep, signal a_t, sigma, words, what stands beside)."""
 
     def fetch(chosen: np.ndarray) -> tuple[np.ndarray, ...]:
         return (latents[chosen], words[chosen], weights[chosen], *(each[chosen] for each in beside))
 
-    return draws_from(fetch, lambda progress: len(latents), schedule, batch, untold)
+    return unet_batches_from(fetch, lambda progress: len(latents), schedule, batch, untold)
 
 
-def draws_from(
+def unet_batches_from(
     fetch: Callable[[np.ndarray], tuple[np.ndarray, ...]], count: Callable[[float], int], schedule: Schedule,
     batch: int, untold: np.ndarray,
-) -> Draw:  # fmt: skip
+) -> SampleBatch:  # fmt: skip
     """Return batches as `draws` has them, of images that are fetched by their numbers.
 
     Args:
@@ -132,10 +138,10 @@ def draws_from(
     def draw(rng: np.random.Generator, progress: float) -> Batch:
         latents, words, weights, *beside = fetch(rng.integers(count(progress), size=batch))
         told = words[np.arange(batch), rng.integers(words.shape[1], size=batch)]
-        told[rng.uniform(size=batch) < UNTOLD] = untold
-        wanted = np.exp(LEVEL + SPREAD * rng.standard_normal(batch))
+        told[rng.uniform(size=batch) < CAPTION_DROPOUT] = untold
+        wanted = np.exp(LOG_SIGMA_MEAN + LOG_SIGMA_STD * rng.standard_normal(batch))
         near = np.searchsorted(table, wanted).clip(0, len(table) - 1)
-        t = np.where(rng.uniform(size=batch) < UNIFORM, rng.integers(len(table), size=batch), near)
+        t = np.where(rng.uniform(size=batch) < UNIFORM_SHARE, rng.integers(len(table), size=batch), near)
         sigma = table[t]
         noise = rng.standard_normal((batch, *latents.shape[1:]), np.float32)
         numbers = (t, norms[t] / np.hypot(1, sigma), sigma)
@@ -148,7 +154,7 @@ def draws_from(
     return draw
 
 
-def noise_loss(text: CLIPTextModel, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+def image_noise_loss(text: CLIPTextModel, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise, weighted by 1 + sigma^2: then an error of the picture weighs alike at
     all high levels (Salimans & Ho 2022, the "SNR + 1" weighting of section 4)."""
     x0, noise, weight, t, a, sigma, words, *beside = batch
@@ -157,25 +163,27 @@ def noise_loss(text: CLIPTextModel, net: nn.Module, batch: Batch) -> dict[str, T
     level = sigma[:, None, None, None]
     z = (a[:, None, None, None] * (x0 + level * noise)).to(memory_format=torch.channels_last)
     error = ((net(z, t, told, *beside).sample.float() - noise).square().mean(1) * weight).mean((1, 2))
-    return {"noise": ((1 + sigma**2).clamp(max=HEAVIEST) * error).mean()}
+    return {"noise": ((1 + sigma**2).clamp(max=MAX_WEIGHT) * error).mean()}
 
 
-def reporter(
+def unet_report(
     folder: Path, schedule: Schedule, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
-) -> Callable[[UNet2DConditionModel], Figures]:
+) -> Callable[[UNet2DConditionModel], Metrics]:
     """A sheet of pictures drawn from eight prompts with always the same noise."""
 
     @torch.no_grad()
-    def report(net: UNet2DConditionModel) -> Figures:
-        drawn = draw_pictures(net, schedule, text, ids(tokenizer, LOOKS), ids(tokenizer, [""] * len(LOOKS)))
-        pictures = as_pictures(autoencoder.decode(vae, drawn / vae.config["scaling_factor"]))
-        save_sheet(folder / "sheet.png", pictures)
+    def report(net: UNet2DConditionModel) -> Metrics:
+        drawn = sample_images(
+            net, schedule, text, tokenize(tokenizer, REPORT_PROMPTS), tokenize(tokenizer, [""] * len(REPORT_PROMPTS))
+        )
+        pictures = to_uint8(autoencoder.decode_latents(vae, drawn / vae.config["scaling_factor"]))
+        save_contact_sheet(folder / "sheet.png", pictures)
         return {"spread": float(drawn.std())}
 
     return report
 
 
-def draw_pictures(
+def sample_images(
     net: nn.Module,
     schedule: Schedule,
     text: CLIPTextModel,
@@ -193,7 +201,7 @@ def draw_pictures(
         states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
 
         def network(z: Latents, t: Tensor) -> Latents:
-            with fast(device):
+            with bf16_autocast(device):
                 return net(z[:, 0].to(device), t.to(device), states, *beside).sample.float().cpu()[:, None]
 
         return network

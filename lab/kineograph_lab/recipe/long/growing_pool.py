@@ -15,105 +15,109 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from kineograph.training.norms import use_fast_group_norm
 from transformers import CLIPTokenizer
 
-from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.recipe.image import vae
-from kineograph_lab.recipe.image.tokenizer import ids
-from kineograph_lab.recipe.image.unet import CELLS, weights_of
-from kineograph_lab.recipe.pool import CAPTIONS, Pool, things_at
+from kineograph_lab.recipe.image.unet import CELLS, weights_from_cells
+from kineograph_lab.recipe.networks import tokenize
+from kineograph_lab.recipe.pool import CAPTIONS, Pool, subject_cells
 from kineograph_lab.recipe.video import clips
 from kineograph_lab.world import wide, world
 from kineograph_lab.world import wide as wide_captions
 
-SHARD, FILM_SHARD = 2048, 256  # images, films
+SHARD, CLIP_SHARD = 2048, 256  # images, films
 LATENTS = "latents"
-ENCODED = 32  # images that the VAE encodes at a time
-BLOCK = 256  # steps between two looks at how many shards there are
-FEWEST = 4  # shards before training begins
-CAUGHT, FARTHEST = 0.25, 0.9  # share of images in motion, and how many seconds before or after the middle
+VAE_BATCH = 32  # images that the VAE encodes at a time
+LEDGER_STEPS = 256  # steps between two looks at how many shards there are
+MIN_SHARDS = 4  # shards before training begins
+MOVING_SHARE, MAX_TIME = 0.25, 0.9  # share of images in motion, and how many seconds before or after the middle
 
 Rng = np.random.Generator
 Encode = Callable[[np.ndarray], np.ndarray]  # images, uint8 [n, h, w, 3], to scaled latents
-Lives = Callable[[], bool]  # whether to go on
+KeepGoing = Callable[[], bool]  # whether to go on
 
 
-def image(rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, Any]]:
+def wide_image(rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, Any]]:
     """Return an image of the wider distribution and its facts."""
-    shot = wide.draw_shot(rng, split)
-    moves = rng.uniform() < CAUGHT and not any(wide.is_cut(thing) for thing in shot.things)  # or it may be gone
-    time = rng.uniform(-FARTHEST, FARTHEST) if moves else 0.0
-    said = wide_captions.images_of(shot, rng, CAPTIONS)
+    shot = wide.sample_wide_shot(rng, split)
+    moves = rng.uniform() < MOVING_SHARE and not any(
+        wide.is_cut_off(thing) for thing in shot.things
+    )  # or it may be gone
+    time = rng.uniform(-MAX_TIME, MAX_TIME) if moves else 0.0
+    said = wide_captions.wide_image_texts(shot, rng, CAPTIONS)
     return world.render(shot, time), {**asdict(shot), "time": time, "captions": said}
 
 
-def film(encode: Encode, rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, Any]]:
+def wide_clip(encode: Encode, rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, Any]]:
     """Return a film of the wider distribution as scaled latents, float16 [16, c, h, w], and its facts."""
-    shot, fps = wide.draw_film_shot(rng, split), float(rng.choice(clips.RATES, p=clips.SHARES))
-    facts = clips.facts(shot, fps, rng, wide_captions.say_clip)
-    return encode(world.clip(shot, clips.FRAMES, fps)), facts
+    shot, fps = wide.sample_wide_clip_shot(rng, split), float(rng.choice(clips.FRAME_RATES, p=clips.FRAME_RATE_SHARES))
+    facts = clips.clip_facts(shot, fps, rng, wide_captions.wide_clip_text)
+    return encode(world.render_clip(shot, clips.FRAMES, fps)), facts
 
 
-def paint(folder: Path, encode: Encode, tokens: CLIPTokenizer, shards: int, seed: int, lives: Lives) -> None:
+def render_image_shards(
+    folder: Path, encode: Encode, tokens: CLIPTokenizer, shards: int, seed: int, lives: KeepGoing
+) -> None:
     """Write shards 0 to `shards` of images, those that exist left alone, as long as `lives` says so."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(shards):
-        if lives() and not _at(folder, number, LATENTS).exists():
-            _paint_images(folder, encode, tokens, number, seed, lives)
+        if lives() and not _shard_file(folder, number, LATENTS).exists():
+            _render_image_shard(folder, encode, tokens, number, seed, lives)
 
 
-def paint_films(folder: Path, encode: Encode, shards: int, seed: int, lives: Lives) -> None:
+def render_clip_shards(folder: Path, encode: Encode, shards: int, seed: int, lives: KeepGoing) -> None:
     """Write shards 0 to `shards` of films likewise."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(shards):
-        if lives() and not _at(folder, number, LATENTS).exists():
+        if lives() and not _shard_file(folder, number, LATENTS).exists():
             made = []
-            for k in range(number * FILM_SHARD, (number + 1) * FILM_SHARD):
+            for k in range(number * CLIP_SHARD, (number + 1) * CLIP_SHARD):
                 if not lives():
                     return
-                made.append(film(encode, np.random.default_rng((seed, k))))
-            _keep_shard(folder, number, np.stack([each for each, _ in made]), [fact for _, fact in made])
+                made.append(wide_clip(encode, np.random.default_rng((seed, k))))
+            _save_shard(folder, number, np.stack([each for each, _ in made]), [fact for _, fact in made])
 
 
-def _paint_images(
-    folder: Path, encode: Encode, tokens: CLIPTokenizer, number: int, seed: int, lives: Lives
+def _render_image_shard(
+    folder: Path, encode: Encode, tokens: CLIPTokenizer, number: int, seed: int, lives: KeepGoing
 ) -> None:  # fmt: skip
     latents, facts = [], []
-    for first in range(number * SHARD, (number + 1) * SHARD, ENCODED):
+    for first in range(number * SHARD, (number + 1) * SHARD, VAE_BATCH):
         if not lives():
             return
-        made = [image(np.random.default_rng((seed, k))) for k in range(first, first + ENCODED)]
+        made = [wide_image(np.random.default_rng((seed, k))) for k in range(first, first + VAE_BATCH)]
         facts += [fact for _, fact in made]
         latents.append(encode(np.stack([each for each, _ in made])))
-    words = ids(tokens, [caption for fact in facts for caption in fact["captions"]])
-    _save(_at(folder, number, "words"), words.reshape(SHARD, CAPTIONS, -1))
-    _save(_at(folder, number, "subjects"), np.stack([things_at(fact, CELLS) for fact in facts]))
-    _keep_shard(folder, number, np.concatenate(latents), facts)
+    words = tokenize(tokens, [caption for fact in facts for caption in fact["captions"]])
+    _save(_shard_file(folder, number, "words"), words.reshape(SHARD, CAPTIONS, -1))
+    _save(_shard_file(folder, number, "subjects"), np.stack([subject_cells(fact, CELLS) for fact in facts]))
+    _save_shard(folder, number, np.concatenate(latents), facts)
 
 
-def _keep_shard(folder: Path, number: int, latents: np.ndarray, facts: list[dict[str, Any]]) -> None:
+def _save_shard(folder: Path, number: int, latents: np.ndarray, facts: list[dict[str, Any]]) -> None:
     """Write facts and latents; these last, since a shard exists when its latents do."""
     (folder / f"{number:05d}-facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
-    _save(_at(folder, number, LATENTS), latents)
+    _save(_shard_file(folder, number, LATENTS), latents)
 
 
-def encoder(folder: Path) -> Encode:
+def open_encoder(folder: Path) -> Encode:
     """Return what encodes images, uint8 [n, h, w, 3], as scaled latents, float16, on one thread."""
     torch.set_num_threads(1)
     net = use_fast_group_norm(AutoencoderKL.from_pretrained(folder).to(memory_format=torch.channels_last))
-    return lambda images: (net.config["scaling_factor"] * vae.encode(net, images)).half().numpy()
+    return lambda images: (net.config["scaling_factor"] * vae.encode_images(net, images)).half().numpy()
 
 
-def films_of(folder: Path) -> Pool:
+def load_clips(folder: Path) -> Pool:
     """Return all films of the shards that exist."""
-    count = shards_in(folder)
-    return Pool(np.concatenate([np.load(_at(folder, k, LATENTS)) for k in range(count)]), _facts(folder, count))
+    count = count_shards(folder)
+    return Pool(np.concatenate([np.load(_shard_file(folder, k, LATENTS)) for k in range(count)]), _facts(folder, count))
 
 
-def stills_of(folder: Path, most: int) -> Pool:
+def load_stills(folder: Path, most: int) -> Pool:
     """Return the images of the first shards as films of one frame."""
-    count = min(most, shards_in(folder))
-    latents = np.concatenate([np.load(_at(folder, k, LATENTS)) for k in range(count)])
+    count = min(most, count_shards(folder))
+    latents = np.concatenate([np.load(_shard_file(folder, k, LATENTS)) for k in range(count)])
     return Pool(latents[:, None], _facts(folder, count))
 
 
@@ -122,7 +126,7 @@ def _facts(folder: Path, count: int) -> list[dict[str, Any]]:
     return [json.loads(line) for text in texts for line in text.splitlines()]
 
 
-def _at(folder: Path, number: int, part: str) -> Path:
+def _shard_file(folder: Path, number: int, part: str) -> Path:
     return folder / f"{number:05d}-{part}.npy"
 
 
@@ -133,15 +137,15 @@ def _save(path: Path, array: np.ndarray) -> None:
     beside.replace(path)
 
 
-def shards_in(folder: Path) -> int:
+def count_shards(folder: Path) -> int:
     """Return the number of shards from the first on without a gap."""
     number = 0
-    while _at(folder, number, LATENTS).exists():
+    while _shard_file(folder, number, LATENTS).exists():
         number += 1
     return number
 
 
-class Shards:
+class ImageShards:
     """The shards of a folder, opened when they are first read and left on disk."""
 
     def __init__(self, folder: Path) -> None:
@@ -151,23 +155,23 @@ class Shards:
     def fetch(self, chosen: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return (latents, captions as tokens, weights of cells) of these images."""
         while len(self.opened) <= chosen.max() // SHARD:
-            parts = (_at(self.folder, len(self.opened), part) for part in (LATENTS, "words", "subjects"))
+            parts = (_shard_file(self.folder, len(self.opened), part) for part in (LATENTS, "words", "subjects"))
             self.opened.append(tuple(np.load(part, mmap_mode="r") for part in parts))
         rows = [[part[k % SHARD] for part in self.opened[k // SHARD]] for k in chosen.tolist()]
         latents, words, subjects = (np.stack(part) for part in zip(*rows, strict=True))
-        return latents, words, weights_of(subjects)
+        return latents, words, weights_from_cells(subjects)
 
 
-def ledger(folder: Path, path: Path, steps: int) -> Callable[[float], int]:
+def image_count_ledger(folder: Path, path: Path, steps: int) -> Callable[[float], int]:
     """Return the number of images to draw from at a progress: that of its block of steps, kept in a file of lines."""
     blocks: dict[int, int] = {}
     if path.exists():
         blocks = dict(json.loads(line) for line in path.read_text().splitlines())
 
     def count(progress: float) -> int:
-        block = round(progress * steps) // BLOCK
+        block = round(progress * steps) // LEDGER_STEPS
         if block not in blocks:
-            blocks[block] = shards_in(folder)
+            blocks[block] = count_shards(folder)
             with path.open("a") as file:
                 file.write(json.dumps([block, blocks[block]]) + "\n")
         return blocks[block] * SHARD

@@ -14,28 +14,27 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph_lab.recipe.image.text_encoder import ended
-from kineograph_lab.recipe.image.tokenizer import ids
-from kineograph_lab.recipe.loop import Batch, Draw, Figures, Plan, best_device, fit
-from kineograph_lab.recipe.networks import WIDTH
+from kineograph_lab.recipe.image.text_encoder import is_after_text
+from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
+from kineograph_lab.recipe.networks import WIDTH, tokenize
 from kineograph_lab.world import edits, wide, world
 from kineograph_lab.world import wide as wide_captions
 from kineograph_lab.world.captions import KINDS
 from kineograph_lab.world.wide import Caption
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "thing": world.THINGS, "colour": world.COLOURS, "scene": world.SCENES, "style": world.STYLES,
-    "second": world.THINGS, "second_colour": world.COLOURS, "facing": ("left", "right"),
+    "thing": world.SUBJECTS, "colour": world.COLOURS, "scene": world.SCENES, "style": world.STYLES,
+    "second": world.SUBJECTS, "second_colour": world.COLOURS, "facing": ("left", "right"),
     "motion": world.MOTIONS, "camera": world.CAMERA_MOTIONS[1:], "edit": edits.ASPECTS,
 }  # fmt: skip
-INSTRUCTIONS = 0.2  # share of texts that are instructions
-CLIPS = 0.4  # and captions of clips; the others are captions of images
-TESTED = 512
+INSTRUCTION_SHARE = 0.2  # share of texts that are instructions
+CLIP_CAPTION_SHARE = 0.4  # and captions of clips; the others are captions of images
+NUM_TESTED = 512
 
 Rng = np.random.Generator
 
 
-class Reader(nn.Module):
+class TextFactsNet(nn.Module):
     """The text encoder, and a linear reading of each fact from its states."""
 
     def __init__(self, text: CLIPTextModel) -> None:
@@ -44,28 +43,35 @@ class Reader(nn.Module):
         self.facts = nn.ModuleDict({name: nn.Linear(WIDTH, len(all_) + 1) for name, all_ in CHOICES.items()})
 
 
-def train(text: CLIPTextModel, plan: Plan, folder: Path, count: int, *, tokens: CLIPTokenizer) -> CLIPTextModel:
+def train_text_encoder(
+    text: CLIPTextModel, plan: StagePlan, folder: Path, count: int, *, tokens: CLIPTokenizer
+) -> CLIPTextModel:
     """Return the averaged text encoder, trained on this many texts."""
     text.set_attn_implementation("eager")
-    draw, report = batches(cached(folder / "texts.npz", plan.seed, count, tokens), tokens, plan), reporter(tokens)
-    return fit(Reader(text).to(best_device()), plan, folder, draw=draw, loss=losses, report=report).text
+    draw, report = (
+        text_batches(load_texts(folder / "texts.npz", plan.seed, count, tokens), tokens, plan),
+        text_report(tokens),
+    )
+    return train_loop(
+        TextFactsNet(text).to(best_device()), plan, folder, draw=draw, loss=text_losses, report=report
+    ).text
 
 
-def any_text(rng: Rng, split: str) -> Caption:
+def sample_text(rng: Rng, split: str) -> Caption:
     """Return a random text for one of the pocket models."""
     kind = rng.uniform()
-    if kind < INSTRUCTIONS:
-        return instruction(rng, split)
-    if kind < INSTRUCTIONS + CLIPS:
-        return wide_captions.of_clip(wide.draw_film_shot(rng, split), rng)
-    return wide_captions.of_image(wide.draw_shot(rng, split), rng)
+    if kind < INSTRUCTION_SHARE:
+        return sample_instruction(rng, split)
+    if kind < INSTRUCTION_SHARE + CLIP_CAPTION_SHARE:
+        return wide_captions.caption_wide_clip(wide.sample_wide_clip_shot(rng, split), rng)
+    return wide_captions.caption_wide_image(wide.sample_wide_shot(rng, split), rng)
 
 
-def instruction(rng: Rng, split: str) -> Caption:
+def sample_instruction(rng: Rng, split: str) -> Caption:
     """Return an instruction for a random edit and what it names; of a changed subject, `second` is the new one."""
     aspect = str(rng.choice(edits.ASPECTS))
-    edit = edits.draw_edit(rng, aspect, wide.draw_shot(rng, split), split=split)
-    text, before, after = edits.instruction(edit, rng), edit.before.things[0], edit.after.things[0]
+    edit = edits.sample_edit(rng, aspect, wide.sample_wide_shot(rng, split), split=split)
+    text, before, after = edits.edit_instruction(edit, rng), edit.before.things[0], edit.after.things[0]
     named = {"edit": aspect}
     if any(word in text for word in KINDS[before.kind]):
         named["thing"] = before.kind
@@ -73,19 +79,19 @@ def instruction(rng: Rng, split: str) -> Caption:
     return Caption(text, named | {"second" if aspect == "thing" else aspect: new})
 
 
-def told(seed: int, count: int, split: str, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
+def sample_texts(seed: int, count: int, split: str, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Return texts as tokens, int16 [count, words], and their facts, int64 [count, facts]."""
     rng = np.random.default_rng((seed, count))
-    texts = [any_text(rng, split) for _ in range(count)]
-    facts = np.array([wide_captions.facts(each.named, CHOICES) for each in texts])
-    return ids(tokens, [each.text for each in texts]), facts
+    texts = [sample_text(rng, split) for _ in range(count)]
+    facts = np.array([wide_captions.encode_facts(each.named, CHOICES) for each in texts])
+    return tokenize(tokens, [each.text for each in texts]), facts
 
 
-def cached(path: Path, seed: int, count: int, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
+def load_texts(path: Path, seed: int, count: int, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
     """Return the texts to train on, written once: they take minutes."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        words, facts = told(seed, count, "train", tokens)
+        words, facts = sample_texts(seed, count, "train", tokens)
         beside = path.with_suffix(".part")
         with beside.open("wb") as file:
             np.savez(file, words=words, facts=facts)
@@ -94,19 +100,19 @@ def cached(path: Path, seed: int, count: int, tokens: CLIPTokenizer) -> tuple[np
     return kept["words"], kept["facts"]
 
 
-def batches(texts: tuple[np.ndarray, np.ndarray], tokens: CLIPTokenizer, plan: Plan) -> Draw:
+def text_batches(texts: tuple[np.ndarray, np.ndarray], tokens: CLIPTokenizer, plan: StagePlan) -> SampleBatch:
     """Return batches of (tokens, whether a state has seen the whole text, facts)."""
     words, facts = texts
 
     def draw(rng: Rng, progress: float) -> Batch:
         chosen = rng.integers(len(words), size=plan.batch)
         taken = torch.from_numpy(words[chosen].astype(np.int64))
-        return taken, ended(taken, tokens), torch.from_numpy(facts[chosen])
+        return taken, is_after_text(taken, tokens), torch.from_numpy(facts[chosen])
 
     return draw
 
 
-def losses(net: Reader, batch: Batch) -> dict[str, Tensor]:
+def text_losses(net: TextFactsNet, batch: Batch) -> dict[str, Tensor]:
     """Return the cross-entropy of every fact, read from every state that has seen the whole text."""
     words, whole, facts = batch
     seen = net.text(words).last_hidden_state[whole]
@@ -114,13 +120,13 @@ def losses(net: Reader, batch: Batch) -> dict[str, Tensor]:
     return {name: cross_entropy(read(seen).float(), rows[:, k]) for k, (name, read) in enumerate(net.facts.items())}
 
 
-def reporter(tokens: CLIPTokenizer) -> Callable[[Reader], Figures]:
+def text_report(tokens: CLIPTokenizer) -> Callable[[TextFactsNet], Metrics]:
     """Return how often each fact of texts about held-out shots is read right from the last state."""
-    taken, facts = told(1, TESTED, "held_out", tokens)
+    taken, facts = sample_texts(1, NUM_TESTED, "held_out", tokens)
     words = torch.from_numpy(taken.astype(np.int64))
 
     @torch.no_grad()
-    def report(net: Reader) -> Figures:
+    def report(net: TextFactsNet) -> Metrics:
         last = net.text(words.to(best_device())).last_hidden_state[:, -1]
         read = {name: read(last).argmax(1).cpu().numpy() for name, read in net.facts.items()}
         return {name: float((read[name] == facts[:, k]).mean()) for k, name in enumerate(CHOICES)}

@@ -1,7 +1,7 @@
-"""The long training of the pocket models, over many sessions: `python -m kineograph_lab.recipe.long.training --out FOLDER`.
+"""Development prompts: every choice of the built-in model's training and sampling is made on these only.
 
-Given again, it goes on from the last checkpoint of the stage that was running, with the same batches. A process of its
-own paints images into the pool that the U-Net is trained on. Everything in the output folder is plain data.
+They were drawn once from the caption grammar (seed 2900) over pairs of subject and colour that training shows, so that
+no study's test prompt, whose pairs training never shows, is among them; a third use the word forms of README and docs.
 """
 
 from __future__ import annotations
@@ -23,86 +23,104 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph_lab.recipe import image_stages, layer_stages, outputs, video_stages
-from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
 from kineograph_lab.recipe.image import unet, vae
-from kineograph_lab.recipe.image.tokenizer import ids
 from kineograph_lab.recipe.image_stages import Stage
+from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
 from kineograph_lab.recipe.long import growing_pool, text_encoder
-from kineograph_lab.recipe.long.development import PROMPTS, SEEDS
-from kineograph_lab.recipe.loop import Figures
-from kineograph_lab.recipe.networks import LATENT_CHANNELS
-from kineograph_lab.recipe.settings import FILM_SHARDS, LONG, SHARDS, TEXTS, Settings
-from kineograph_lab.recipe.unpack import unpack
+from kineograph_lab.recipe.loop import Metrics
+from kineograph_lab.recipe.networks import LATENT_CHANNELS, tokenize
+from kineograph_lab.recipe.settings import CLIP_SHARDS, IMAGE_SHARDS, LONG, NUM_TEXTS, RecipeSettings
+from kineograph_lab.recipe.unpack import unpack_shipped
+
+DEVELOPMENT_SEEDS = tuple(range(7100, 7148))  # one of each prompt, for the noise
+
+DEVELOPMENT_PROMPTS = (
+    "a red fish at sea", "a green fish swimming over the sea", "a yellow fish swimming to the left over the sea",
+    "a blue fish rising in the sea", "a fish", "a fish swimming to the right", "a purple whale over the sea",
+    "a brown whale swimming to the left over the sea", "an orange turtle on the sand", "a green turtle over the sea",
+    "a red crab in the desert", "a pink crab at sea", "a blue bird over the sea", "a yellow bird flying to the right in a forest",
+    "a bird in the snow", "a pink butterfly in a meadow", "a purple butterfly flying in a forest", "a brown cat in a room",
+    "a yellow cat jumping in a meadow", "a cat", "an orange cat in the snow", "a blue rabbit in a meadow",
+    "a yellow rabbit jumping in the snow", "a red elephant in the snow", "a blue elephant in a city", "an elephant facing left in a meadow",
+    "a purple snail in a forest", "a red car in a city", "a green car driving to the left in the desert", "a car",
+    "an orange truck in a city", "a blue truck growing in the snow", "a red boat at sea", "a green boat sailing to the right over the sea",
+    "a purple airplane flying over the sea", "a yellow airplane in space", "a yellow rocket rising in space", "a green tree in a meadow",
+    "a pink flower in a meadow swaying", "a green cactus in the desert", "a red mushroom in a meadow", "a blue ball bouncing in a room",
+    "a blue robot in a city", "a pink kite over the sea", "an orange balloon rising in a meadow", "a yellow star sinking in space",
+    "a brown cat and a red ball in a room", "a cartoon of a red fish and a blue boat over the sea",
+)  # fmt: skip
 
 SHIPPED = "shipped"
-KEPT_FROM_SHIPPED = ("vae", "clip", "text/tokenizer")  # what later stages read and this training leaves alone
-GUIDANCE = (4.0, 7.5)  # of the two contact sheets in a report
-STEPS, ACROSS = 20, 8  # sampling steps and columns of a sheet
+UNCHANGED = ("vae", "clip", "text/tokenizer")  # what later stages read and this training leaves alone
+GUIDANCE_SCALES = (4.0, 7.5)  # of the two contact sheets in a report
+NUM_INFERENCE_STEPS, COLUMNS = 20, 8  # sampling steps and columns of a sheet
 
 
-def train_text(plans: Settings, out: Path) -> None:
+def long_text_stage(plans: RecipeSettings, out: Path) -> None:
     """Train the one text encoder, from the video models' own, which knows words for motion."""
     start = CLIPTextModel.from_pretrained(out / SHIPPED / "moving_text" / "final")
     torch.manual_seed(plans.seed)
-    trained = text_encoder.train(start, plans.text, out / "text", TEXTS, tokens=outputs.tokens(out))
+    trained = text_encoder.train_text_encoder(
+        start, plans.text, out / "text", NUM_TEXTS, tokens=outputs.load_tokenizer(out)
+    )
     trained.save_pretrained(out / "moving_text" / "final")
     trained.save_pretrained(out / "text" / "final")
 
 
-def train_unet(plans: Settings, out: Path) -> None:
+def long_unet_stage(plans: RecipeSettings, out: Path) -> None:
     """Train the U-Net that ships further on the growing pool."""
     images, folder, plan = out / outputs.IMAGE_POOL, out / "unet", plans.unet
     folder.mkdir(parents=True, exist_ok=True)
-    if growing_pool.shards_in(images) < growing_pool.FEWEST:
-        raise FewImages
+    if growing_pool.count_shards(images) < growing_pool.MIN_SHARDS:
+        raise TooFewShards
     assert plan.steps is not None
-    text, tokens = CLIPTextModel.from_pretrained(out / "text" / "final"), outputs.tokens(out)
-    shards, schedule = growing_pool.Shards(images), Schedule.from_config(unet.SCHEDULER)
-    count = growing_pool.ledger(images, folder / "ledger.jsonl", plan.steps)
-    draw = unet.draws_from(shards.fetch, count, schedule, plan.batch, ids(tokens, [""])[0])
+    text, tokens = CLIPTextModel.from_pretrained(out / "text" / "final"), outputs.load_tokenizer(out)
+    shards, schedule = growing_pool.ImageShards(images), Schedule.from_config(unet.SCHEDULER)
+    count = growing_pool.image_count_ledger(images, folder / "ledger.jsonl", plan.steps)
+    draw = unet.unet_batches_from(shards.fetch, count, schedule, plan.batch, tokenize(tokens, [""])[0])
     torch.manual_seed(plans.seed)
     net = UNet2DConditionModel.from_pretrained(out / SHIPPED / "unet" / "final")
-    report = reporter(folder, schedule, outputs.autoencoder(out), text, tokens)
-    unet.train_on(net, plan, folder, draw, report, text=text).save_pretrained(folder / "final")
+    report = development_report(folder, schedule, outputs.load_vae(out), text, tokens)
+    unet.train_unet_on(net, plan, folder, draw, report, text=text).save_pretrained(folder / "final")
 
 
-class FewImages(Exception):
+class TooFewShards(Exception):
     """The pool holds too few images or films to begin."""
 
 
-def with_films(train: Stage) -> Stage:
+def require_clips(train: Stage) -> Stage:
     """Return the stage, begun when all films are there: their number must not change when it is resumed."""
 
-    def trained(plans: Settings, out: Path) -> None:
-        if growing_pool.shards_in(out / outputs.FILM_POOL) < FILM_SHARDS:
-            raise FewImages
+    def trained(plans: RecipeSettings, out: Path) -> None:
+        if growing_pool.count_shards(out / outputs.CLIP_POOL) < CLIP_SHARDS:
+            raise TooFewShards
         train(plans, out)
 
     return trained
 
 
-def reporter(
+def development_report(
     folder: Path, schedule: Schedule, autoencoder: AutoencoderKL, text: CLIPTextModel, tokens: CLIPTokenizer
-) -> Callable[[UNet2DConditionModel], Figures]:
+) -> Callable[[UNet2DConditionModel], Metrics]:
     """Save contact sheets of the development prompts and the averaged weights, numbered, with every report."""
     sheets = folder / "sheets"
     sheets.mkdir(parents=True, exist_ok=True)
     size = (1, LATENT_CHANNELS, unet.CELLS, unet.CELLS)
-    noise = torch.cat([independent(seed, [0], size) for seed in SEEDS])
+    noise = torch.cat([independent(seed, [0], size) for seed in DEVELOPMENT_SEEDS])
 
     @torch.no_grad()
-    def report(net: UNet2DConditionModel) -> Figures:
+    def report(net: UNet2DConditionModel) -> Metrics:
         number = len(list(folder.glob("average-*")))
         net.save_pretrained(folder / f"average-{number:03d}", variant="fp32")
         spread = {}
-        for scale in GUIDANCE:
-            latents = unet.draw_pictures(
-                net, schedule, text, ids(tokens, PROMPTS), ids(tokens, [""] * len(PROMPTS)), scale=scale, steps=STEPS,
+        for scale in GUIDANCE_SCALES:
+            latents = unet.sample_images(
+                net, schedule, text, tokenize(tokens, DEVELOPMENT_PROMPTS), tokenize(tokens, [""] * len(DEVELOPMENT_PROMPTS)), scale=scale, steps=NUM_INFERENCE_STEPS,
                 noise=noise,
             )  # fmt: skip
-            images = as_pictures(vae.decode(autoencoder, latents / autoencoder.config["scaling_factor"]))
-            rows = np.split(images, len(PROMPTS) // ACROSS)
-            save_sheet(sheets / f"{number:03d}-guidance-{scale:g}.png", *rows)
+            images = to_uint8(vae.decode_latents(autoencoder, latents / autoencoder.config["scaling_factor"]))
+            rows = np.split(images, len(DEVELOPMENT_PROMPTS) // COLUMNS)
+            save_contact_sheet(sheets / f"{number:03d}-guidance-{scale:g}.png", *rows)
             spread[f"spread {scale:g}"] = float(latents.std())
         return spread
 
@@ -110,30 +128,30 @@ def reporter(
 
 
 STAGES: dict[str, tuple[Stage, str]] = {
-    "text": (train_text, "text/final"),
-    "unet": (train_unet, "unet/final"),
-    "control": (image_stages.train_control, "control/pose.safetensors"),
-    "edit": (image_stages.train_edit, "edit.safetensors"),
-    "text_to_video": (with_films(video_stages.train_text_to_video), outputs.TEXT_TO_VIDEO),
-    "image_reading": (with_films(video_stages.train_image_reading), video_stages.READING),
-    "image_to_video": (with_films(video_stages.train_image_to_video), video_stages.IMAGE_TO_VIDEO),
-    "motion_adapter": (with_films(layer_stages.train_motion_adapter), layer_stages.MOTION_ADAPTER),
-    "vidrd": (with_films(layer_stages.train_vidrd), layer_stages.VIDRD),
-    "degraded": (with_films(video_stages.train_degraded), video_stages.DEGRADED),
-    "space_time": (with_films(layer_stages.train_space_time), layer_stages.SPACE_TIME),
-    "space_time_motion": (with_films(layer_stages.train_space_time_motion), layer_stages.SPACE_TIME_MOTION),
+    "text": (long_text_stage, "text/final"),
+    "unet": (long_unet_stage, "unet/final"),
+    "control": (image_stages.control_stage, "control/pose.safetensors"),
+    "edit": (image_stages.edit_stage, "edit.safetensors"),
+    "text_to_video": (require_clips(video_stages.text_to_video_stage), outputs.TEXT_TO_VIDEO),
+    "image_reading": (require_clips(video_stages.image_reading_stage), video_stages.IMAGE_READING),
+    "image_to_video": (require_clips(video_stages.image_to_video_stage), video_stages.IMAGE_TO_VIDEO),
+    "motion_adapter": (require_clips(layer_stages.motion_adapter_stage), layer_stages.MOTION_ADAPTER),
+    "vidrd": (require_clips(layer_stages.vidrd_stage), layer_stages.VIDRD),
+    "degraded": (require_clips(video_stages.degraded_stage), video_stages.DEGRADED),
+    "space_time": (require_clips(layer_stages.space_time_stage), layer_stages.SPACE_TIME),
+    "space_time_motion": (require_clips(layer_stages.space_time_motion_stage), layer_stages.SPACE_TIME_MOTION),
 }
 
 
-def prepare(out: Path) -> None:
+def unpack_inputs(out: Path) -> None:
     """Write what ships into `out/shipped`, and of it what this training leaves alone into `out`."""
-    unpack(out / SHIPPED)
-    for name in KEPT_FROM_SHIPPED:
+    unpack_shipped(out / SHIPPED)
+    for name in UNCHANGED:
         if not (out / name).exists():
             shutil.copytree(out / SHIPPED / name, out / name)
 
 
-def start_painter(out: Path) -> subprocess.Popen[bytes]:
+def start_renderer(out: Path) -> subprocess.Popen[bytes]:
     """Paint the pool beside the training; the process ends with this one."""
     command = (
         sys.executable,
@@ -148,34 +166,34 @@ def start_painter(out: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=log)
 
 
-def paint(out: Path, parent: int) -> None:
+def render_pool(out: Path, parent: int) -> None:
     """Paint a third of the images, then all films, then the other images, as long as the process `parent` lives."""
-    encode, tokens = growing_pool.encoder(out / "vae" / "final"), outputs.tokens(out)
+    encode, tokens = growing_pool.open_encoder(out / "vae" / "final"), outputs.load_tokenizer(out)
 
     def lives() -> bool:
         return os.getppid() == parent
 
-    growing_pool.paint(out / outputs.IMAGE_POOL, encode, tokens, SHARDS // 3, LONG.seed, lives)
-    growing_pool.paint_films(out / outputs.FILM_POOL, encode, FILM_SHARDS, LONG.seed, lives)
-    growing_pool.paint(out / outputs.IMAGE_POOL, encode, tokens, SHARDS, LONG.seed, lives)
+    growing_pool.render_image_shards(out / outputs.IMAGE_POOL, encode, tokens, IMAGE_SHARDS // 3, LONG.seed, lives)
+    growing_pool.render_clip_shards(out / outputs.CLIP_POOL, encode, CLIP_SHARDS, LONG.seed, lives)
+    growing_pool.render_image_shards(out / outputs.IMAGE_POOL, encode, tokens, IMAGE_SHARDS, LONG.seed, lives)
 
 
-def run(plans: Settings, out: Path, stages: list[str]) -> None:
+def run_long_training(plans: RecipeSettings, out: Path, stages: list[str]) -> None:
     """Train these stages in order, those that have ended left alone."""
-    painter = start_painter(out)
+    painter = start_renderer(out)
     try:
         for name, (train, result) in STAGES.items():
             if name in stages and not (out / result).exists():
-                _when_there_are_images(partial(train, plans, out), painter)
+                _wait_for_shards(partial(train, plans, out), painter)
     finally:
         painter.terminate()
 
 
-def _when_there_are_images(train: Callable[[], None], painter: subprocess.Popen[bytes]) -> None:
+def _wait_for_shards(train: Callable[[], None], painter: subprocess.Popen[bytes]) -> None:
     while True:
         try:
             return train()
-        except FewImages:
+        except TooFewShards:
             try:
                 painter.wait(timeout=20)
             except subprocess.TimeoutExpired:
@@ -183,7 +201,7 @@ def _when_there_are_images(train: Callable[[], None], painter: subprocess.Popen[
             raise RuntimeError("the painter ended before there were enough images: see painter.log") from None
 
 
-def main(words: list[str] | None = None) -> None:
+def long_training_main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m kineograph_lab.recipe.long.training", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="where everything is kept")
     parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between (default: all)")
@@ -191,11 +209,11 @@ def main(words: list[str] | None = None) -> None:
     asked = parser.parse_args(words)
     torch.set_num_threads(1)  # `fit` has a thread a core, and each works alone
     if asked.paint is not None:
-        paint(asked.out, asked.paint)
+        render_pool(asked.out, asked.paint)
         return
-    prepare(asked.out)
-    run(LONG, asked.out, asked.stages.split(","))
+    unpack_inputs(asked.out)
+    run_long_training(LONG, asked.out, asked.stages.split(","))
 
 
 if __name__ == "__main__":
-    main()
+    long_training_main()

@@ -22,68 +22,78 @@ from kineograph_lab.recipe.pool import CAPTIONS, Pool
 from kineograph_lab.world import captions, world
 
 FRAMES = 16
-RATES, SHARES = (6.0, 8.0, 12.0, 16.0), (0.15, 0.45, 0.2, 0.2)  # frames a second, and how often each
-ALONE = 0.5  # of the shots of two things, as many are drawn again: what a caption tells is how the main thing moves
+FRAME_RATES, FRAME_RATE_SHARES = (6.0, 8.0, 12.0, 16.0), (0.15, 0.45, 0.2, 0.2)  # frames a second, and how often each
+ONE_SUBJECT_SHARE = (
+    0.5  # of the shots of two things, as many are drawn again: what a caption tells is how the main thing moves
+)
 
 Rng = np.random.Generator
-Seen = Callable[[np.ndarray], np.ndarray]
+FrameTransform = Callable[[np.ndarray], np.ndarray]
 
 
-def as_they_are(frames: np.ndarray) -> np.ndarray:
+def same_frames(frames: np.ndarray) -> np.ndarray:
     return frames
 
 
-def shot(rng: Rng, split: str) -> world.Shot:
+def sample_clip_shot(rng: Rng, split: str) -> world.Shot:
     """A shot for a film. A second thing stands still, since no caption says how it moves."""
-    drawn = world.draw_shot(rng, split=split)
-    if len(drawn.things) > 1 and rng.uniform() < ALONE:
-        return shot(rng, split)
+    drawn = world.sample_shot(rng, split=split)
+    if len(drawn.things) > 1 and rng.uniform() < ONE_SUBJECT_SHARE:
+        return sample_clip_shot(rng, split)
     main, *others = drawn.things
     return replace(drawn, things=(main, *(replace(other, motion="still") for other in others)))
 
 
-Say = Callable[[world.Shot, Rng], str]
+CaptionShot = Callable[[world.Shot, Rng], str]
 
 
-def facts(shot: world.Shot, fps: float, rng: Rng, say: Say = captions.of_clip) -> dict[str, Any]:
+def clip_facts(shot: world.Shot, fps: float, rng: Rng, say: CaptionShot = captions.caption_clip) -> dict[str, Any]:
     """What is known of a film: the shot, the frame rate, and captions."""
     told = [say(shot, rng) for _ in range(CAPTIONS)]
     return {**asdict(shot), "fps": fps, "time": 0.0, "captions": told}
 
 
-def film(encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+def random_clip(
+    encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str
+) -> tuple[np.ndarray, dict[str, Any]]:
     """One film: scaled latents, float16 [16, c, 16, 16], and its facts."""
-    drawn, fps = shot(rng, split), float(rng.choice(RATES, p=SHARES))
-    return encode(world.clip(drawn, FRAMES, fps)).half().numpy(), facts(drawn, fps, rng)
+    drawn, fps = sample_clip_shot(rng, split), float(rng.choice(FRAME_RATES, p=FRAME_RATE_SHARES))
+    return encode(world.render_clip(drawn, FRAMES, fps)).half().numpy(), clip_facts(drawn, fps, rng)
 
 
-def still(encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+def random_still(
+    encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str
+) -> tuple[np.ndarray, dict[str, Any]]:
     """One picture: scaled latents, float16 [1, c, 16, 16], and its facts."""
-    picture, told = feed.picture(rng, split)
+    picture, told = feed.random_image(rng, split)
     return encode(picture[None]).half().numpy(), told
 
 
-def pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, seen: Seen = as_they_are) -> Pool:
+def load_clip_pool(
+    folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, seen: FrameTransform = same_frames
+) -> Pool:
     """The pool of this many films, made into `folder` unless there.
 
     seen: what becomes of a film's frames before they are encoded.
     """
-    return feed.pool(folder, count, seed=seed, split=split, paint=partial(film, partial(encoded, vae_folder, seen)))
+    return feed.load_pool(
+        folder, count, seed=seed, split=split, paint=partial(random_clip, partial(encode_frames, vae_folder, seen))
+    )
 
 
-def stills(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
+def load_still_pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
     """The pool of this many pictures, made into `folder` unless there."""
-    encode = partial(encoded, vae_folder, as_they_are)
-    return feed.pool(folder, count, seed=seed, split=split, paint=partial(still, encode))
+    encode = partial(encode_frames, vae_folder, same_frames)
+    return feed.load_pool(folder, count, seed=seed, split=split, paint=partial(random_still, encode))
 
 
-def encoded(vae_folder: Path, seen: Seen, frames: np.ndarray) -> torch.Tensor:
+def encode_frames(vae_folder: Path, seen: FrameTransform, frames: np.ndarray) -> torch.Tensor:
     """The scaled latents of frames uint8 [f h w 3], after what becomes of them, on one thread."""
-    net = _opened(vae_folder)
-    return net.config["scaling_factor"] * vae.encode(net, seen(frames))
+    net = _open_vae(vae_folder)
+    return net.config["scaling_factor"] * vae.encode_images(net, seen(frames))
 
 
 @lru_cache(maxsize=1)
-def _opened(folder: Path) -> AutoencoderKL:
+def _open_vae(folder: Path) -> AutoencoderKL:
     torch.set_num_threads(1)  # a worker a core
     return AutoencoderKL.from_pretrained(folder).to(memory_format=torch.channels_last)

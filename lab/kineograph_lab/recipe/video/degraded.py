@@ -11,45 +11,49 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kineograph.training.norms import use_fast_group_norm
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.pocket.networks import add_low_rank, merge_low_rank
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import use_fast_group_norm
-from kineograph_lab.recipe.loop import Batch, Plan, best_device, fit
+from kineograph_lab.recipe.loop import Batch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.recipe.video import batches, text_to_video
 
-SHARE = 3  # of the side that is left of a picture before it is made large again
-MARK, FAINT = "STOCK VIDEO", 110  # of 255
+DOWNSAMPLING = 3  # of the side that is left of a picture before it is made large again
+WATERMARK_TEXT, WATERMARK_OPACITY = "STOCK VIDEO", 110  # of 255
 LAYERS = r".*(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2|conv1|conv2)"
 RANK = 16
 
 
-def spoilt(frames: np.ndarray) -> np.ndarray:
+def degrade_frames(frames: np.ndarray) -> np.ndarray:
     """Frames uint8 [f h w 3], blurred and marked."""
-    return np.stack([_spoilt(frame) for frame in frames])
+    return np.stack([_degrade_frame(frame) for frame in frames])
 
 
-def _spoilt(frame: np.ndarray) -> np.ndarray:
+def _degrade_frame(frame: np.ndarray) -> np.ndarray:
     picture = Image.fromarray(frame)
-    small = picture.resize((picture.width // SHARE, picture.height // SHARE), Image.Resampling.BOX)
+    small = picture.resize((picture.width // DOWNSAMPLING, picture.height // DOWNSAMPLING), Image.Resampling.BOX)
     blurred = small.resize(picture.size, Image.Resampling.BICUBIC)
-    return np.array(Image.composite(Image.new("RGB", picture.size, "white"), blurred, mark(*picture.size)))
+    return np.array(Image.composite(Image.new("RGB", picture.size, "white"), blurred, watermark_mask(*picture.size)))
 
 
-def mark(width: int, height: int) -> Image.Image:
+def watermark_mask(width: int, height: int) -> Image.Image:
     """The watermark: how much of it covers each pixel, of 255."""
     cover = Image.new("L", (width, height))
     ImageDraw.Draw(cover).text(
-        (width // 2, 3 * height // 4), MARK, fill=FAINT, anchor="mm", font=ImageFont.load_default(height // 8)
+        (width // 2, 3 * height // 4),
+        WATERMARK_TEXT,
+        fill=WATERMARK_OPACITY,
+        anchor="mm",
+        font=ImageFont.load_default(height // 8),
     )
     return cover
 
 
-class Spoilt(nn.Module):
+class DegradedVideoUNet(nn.Module):
     """The video network as `fit` trains it: all frozen but matrices of low rank beside its spatial layers."""
 
     def __init__(self, net: VideoUNet) -> None:
@@ -59,9 +63,9 @@ class Spoilt(nn.Module):
         self.net = net
 
 
-def train(
+def train_degraded(
     net: VideoUNet,
-    plan: Plan,
+    plan: StagePlan,
     folder: Path,
     films: Pool,
     pictures: Pool,
@@ -70,24 +74,28 @@ def train(
     tokenizer: CLIPTokenizer,
 ) -> dict[str, Tensor]:
     """The averaged matrices, by name."""
-    ready = use_fast_group_norm(Spoilt(net)).to(best_device()).eval()
+    ready = use_fast_group_norm(DegradedVideoUNet(net)).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
-    draw = batches.batches(films, pictures, plan.batch, tokenizer, share=0)
-    trained = fit(
-        ready, plan, folder, draw=draw, loss=partial(noise_loss, text.to(best_device())), report=lambda net: {}
+    draw = batches.video_batches(films, pictures, plan.batch, tokenizer, share=0)
+    trained = train_loop(
+        ready, plan, folder, draw=draw, loss=partial(degraded_noise_loss, text.to(best_device())), report=lambda net: {}
     )
     state = trained.net.image_unet.state_dict()
     return {name: each.cpu().contiguous() for name, each in state.items() if "lora_" in name}
 
 
-def noise_loss(text: CLIPTextModel, spoilt: Spoilt, batch: Batch) -> dict[str, Tensor]:
+def degraded_noise_loss(text: CLIPTextModel, spoilt: DegradedVideoUNet, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise."""
     *clips, words, fps = batch[:6]
-    return {"films": text_to_video.error(spoilt.net, text_to_video.told_of(text, words, fps), *clips)}
+    return {
+        "films": text_to_video.weighted_noise_error(
+            spoilt.net, text_to_video.training_condition(text, words, fps), *clips
+        )
+    }
 
 
-def degraded(net: VideoUNet, weights: dict[str, Tensor]) -> VideoUNet:
+def apply_degradation(net: VideoUNet, weights: dict[str, Tensor]) -> VideoUNet:
     """The video network that these matrices make of it, itself changed."""
     add_low_rank(net.image_unet, LAYERS, RANK)
     unknown = net.image_unet.load_state_dict({name: each.float() for name, each in weights.items()}, strict=False)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from kineograph.training.norms import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
@@ -23,42 +24,43 @@ from kineograph.models.conditioning import resampler
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import use_fast_group_norm
 from kineograph_lab.judge.networks import load_judge
-from kineograph_lab.recipe.contact_sheets import as_pictures, as_tensor, save_sheet
 from kineograph_lab.recipe.image import unet, vae
-from kineograph_lab.recipe.image.text_encoder import captions_as_ids
-from kineograph_lab.recipe.image.tokenizer import ids
-from kineograph_lab.recipe.loop import Batch, Draw, Figures, Plan, best_device, fit
-from kineograph_lab.recipe.networks import SIDE, WIDTH
-from kineograph_lab.recipe.pool import Pool, shot_of
-from kineograph_lab.recipe.video.batches import SHORT, noised, said, weights_of
+from kineograph_lab.recipe.image.text_encoder import tokenize_captions
+from kineograph_lab.recipe.images import save_contact_sheet, to_tensor, to_uint8
+from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
+from kineograph_lab.recipe.networks import SIDE, WIDTH, tokenize
+from kineograph_lab.recipe.pool import Pool, shot_from_facts
+from kineograph_lab.recipe.video.batches import SHORT_SHARE, clip_cell_weights, sample_captions, sample_noised
 from kineograph_lab.recipe.video.clips import FRAMES
-from kineograph_lab.recipe.video.samples import condition, draw_videos
-from kineograph_lab.recipe.video.text_to_video import error, told_of
+from kineograph_lab.recipe.video.samples import sample_videos, text_condition
+from kineograph_lab.recipe.video.text_to_video import training_condition, weighted_noise_error
 from kineograph_lab.world import world
 
 RESAMPLER = ResamplerConfig(reads=WIDTH, width=WIDTH, gives=WIDTH, tokens=16, depth=1, heads=5, head_width=32)
-UNSEEN = 0.1  # share of pictures left out, for guidance
-WORDLESS = 0.6, 0.25  # share of pictures, and of films, without words: what both say would be read in the words alone
+IMAGE_DROPOUT = 0.1  # share of pictures left out, for guidance
+CAPTION_DROPOUTS = (
+    0.6,
+    0.25,
+)  # share of pictures, and of films, without words: what both say would be read in the words alone
 GREY = 127
 
 Rng = np.random.Generator
-Report = Callable[["Animator"], Figures]
-Seen = np.ndarray  # float16 [n, patches, width]: what the image encoder says of each picture
+Report = Callable[["ImageToVideoUNet"], Metrics]
+ImageStates = np.ndarray  # float16 [n, patches, width]: what the image encoder says of each picture
 
 
-class Animator(nn.Module):
+class ImageToVideoUNet(nn.Module):
     """The video network with a reading of pictures, all frozen but that."""
 
     def __init__(self, net: VideoUNet) -> None:
         super().__init__()
         self.net = net
         for name, weight in net.named_parameters():
-            weight.requires_grad_(reads(name))
+            weight.requires_grad_(is_image_layer(name))
 
 
-def with_reading(net: VideoUNet) -> VideoUNet:
+def add_image_attention(net: VideoUNet) -> VideoUNet:
     """The network itself, with a resampler and a second cross-attention that is silent yet."""
     resampler.add_resampler(net.image_unet, RESAMPLER)
     for name, weight in net.image_unet.named_parameters():
@@ -67,16 +69,16 @@ def with_reading(net: VideoUNet) -> VideoUNet:
     return net
 
 
-def reads(name: str) -> bool:
+def is_image_layer(name: str) -> bool:
     """Whether a parameter belongs to the reading of pictures."""
     return "_ip." in name or "encoder_hid_proj" in name
 
 
-def looks(encoder: CLIPVisionModel, path: Path, pictures: list[tuple[world.Shot, float]]) -> Seen:
+def load_image_states(encoder: CLIPVisionModel, path: Path, pictures: list[tuple[world.Shot, float]]) -> ImageStates:
     """What the encoder sees of each shot at its time; made once."""
     if not path.exists():
         made = [
-            _seen(encoder, np.stack([world.render(shot, time) for shot, time in pictures[k : k + 64]]))
+            _encode_images(encoder, np.stack([world.render(shot, time) for shot, time in pictures[k : k + 64]]))
             for k in range(0, len(pictures), 64)
         ]
         with path.with_suffix(".part").open("wb") as file:
@@ -86,80 +88,91 @@ def looks(encoder: CLIPVisionModel, path: Path, pictures: list[tuple[world.Shot,
 
 
 @torch.no_grad()
-def _seen(encoder: CLIPVisionModel, pictures: np.ndarray) -> Seen:
-    return encoder(as_tensor(pictures)).last_hidden_state.half().numpy()
+def _encode_images(encoder: CLIPVisionModel, pictures: np.ndarray) -> ImageStates:
+    return encoder(to_tensor(pictures)).last_hidden_state.half().numpy()
 
 
-def blank(encoder: CLIPVisionModel) -> Seen:
+def grey_image_states(encoder: CLIPVisionModel) -> ImageStates:
     """What it sees of grey, which stands for no picture."""
-    return _seen(encoder, np.full((1, SIDE, SIDE, 3), GREY, np.uint8))[0]
+    return _encode_images(encoder, np.full((1, SIDE, SIDE, 3), GREY, np.uint8))[0]
 
 
-def of_pictures(pool: Pool) -> list[tuple[world.Shot, float]]:
+def image_times(pool: Pool) -> list[tuple[world.Shot, float]]:
     """The shots and times of a pool of pictures."""
-    return [(shot_of(fact), fact["time"]) for fact in pool.facts]
+    return [(shot_from_facts(fact), fact["time"]) for fact in pool.facts]
 
 
-def of_films(pool: Pool) -> list[tuple[world.Shot, float]]:
+def first_frame_times(pool: Pool) -> list[tuple[world.Shot, float]]:
     """The shots of a pool of films, and when their first frames are."""
-    return [(shot_of(fact), world.clip_times(FRAMES, fact["fps"])[0]) for fact in pool.facts]
+    return [(shot_from_facts(fact), world.frame_times(FRAMES, fact["fps"])[0]) for fact in pool.facts]
 
 
-def stills(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer) -> Draw:
+def image_batches(pool: Pool, seen: ImageStates, grey: ImageStates, batch: int, tokens: CLIPTokenizer) -> SampleBatch:
     """Batches of (pictures, noise, weights, timesteps, words, what is seen of the picture itself, frame rates)."""
-    words, empty, heavy = captions_as_ids(pool, tokens), ids(tokens, [""])[0], unet.emphasis(pool)[:, None]
+    words, empty, heavy = tokenize_captions(pool, tokens), tokenize(tokens, [""])[0], unet.cell_weights(pool)[:, None]
 
     def draw(rng: Rng, progress: float) -> Batch:
         k = rng.integers(len(words), size=batch)
         rates = torch.zeros(batch)
-        told = _told(rng, words[k], empty, WORDLESS[0])
-        return (*noised(rng, pool.pictures[k], heavy[k]), told, _shown(rng, seen[k], grey), rates)
+        told = _drop_captions(rng, words[k], empty, CAPTION_DROPOUTS[0])
+        return (*sample_noised(rng, pool.pictures[k], heavy[k]), told, _drop_images(rng, seen[k], grey), rates)
 
     return draw
 
 
-def films(pool: Pool, seen: Seen, grey: Seen, batch: int, tokens: CLIPTokenizer) -> Draw:
+def first_frame_batches(
+    pool: Pool, seen: ImageStates, grey: ImageStates, batch: int, tokens: CLIPTokenizer
+) -> SampleBatch:
     """The same of films, what is seen being their first frames."""
-    words, empty = captions_as_ids(pool, tokens), ids(tokens, [""])[0]
-    weights = np.stack([weights_of(fact) for fact in pool.facts])
+    words, empty = tokenize_captions(pool, tokens), tokenize(tokens, [""])[0]
+    weights = np.stack([clip_cell_weights(fact) for fact in pool.facts])
     rates = np.array([fact["fps"] for fact in pool.facts], np.float32)
 
     def draw(rng: Rng, progress: float) -> Batch:
-        frames = FRAMES // 2 if rng.uniform() < SHORT else FRAMES
+        frames = FRAMES // 2 if rng.uniform() < SHORT_SHARE else FRAMES
         k = rng.integers(len(words), size=batch * FRAMES // frames)
         window = slice(0, FRAMES, int(rng.choice((1, 2)))) if frames < FRAMES else slice(0, FRAMES)
         clips, heavy = (each[k][:, window][:, :frames] for each in (pool.pictures, weights))
         fps = torch.from_numpy(rates[k] / (window.step or 1))
-        return (*noised(rng, clips, heavy), _told(rng, words[k], empty, WORDLESS[1]), _shown(rng, seen[k], grey), fps)
+        return (
+            *sample_noised(rng, clips, heavy),
+            _drop_captions(rng, words[k], empty, CAPTION_DROPOUTS[1]),
+            _drop_images(rng, seen[k], grey),
+            fps,
+        )
 
     return draw
 
 
-def _told(rng: Rng, words: np.ndarray, empty: np.ndarray, wordless: float) -> Tensor:
-    told = said(rng, words, empty)
+def _drop_captions(rng: Rng, words: np.ndarray, empty: np.ndarray, wordless: float) -> Tensor:
+    told = sample_captions(rng, words, empty)
     told[torch.from_numpy(rng.uniform(size=len(told)) < wordless)] = torch.from_numpy(empty.astype(np.int64))
     return told
 
 
-def _shown(rng: Rng, seen: Seen, grey: Seen) -> Tensor:
+def _drop_images(rng: Rng, seen: ImageStates, grey: ImageStates) -> Tensor:
     shown = seen.astype(np.float32)
-    shown[rng.uniform(size=len(shown)) < UNSEEN] = grey
+    shown[rng.uniform(size=len(shown)) < IMAGE_DROPOUT] = grey
     return torch.from_numpy(shown)
 
 
-def noise_loss(text: CLIPTextModel, animator: Animator, batch: Batch) -> dict[str, Tensor]:
+def image_to_video_loss(text: CLIPTextModel, animator: ImageToVideoUNet, batch: Batch) -> dict[str, Tensor]:
     """The squared error of the predicted noise, told and shown."""
     *clips, words, seen, fps = batch
-    return {"noise": error(animator.net, _with_picture(animator.net, told_of(text, words, fps), seen), *clips)}
+    return {
+        "noise": weighted_noise_error(
+            animator.net, _add_image(animator.net, training_condition(text, words, fps), seen), *clips
+        )
+    }
 
 
-def _with_picture(net: VideoUNet, told: Condition, seen: Tensor) -> Condition:
+def _add_image(net: VideoUNet, told: Condition, seen: Tensor) -> Condition:
     tokens = cross_attention.project_image_tokens(net.image_unet, [seen[:, None]])
     return Condition(told.tokens, image_tokens=tokens, embedding=told.embedding)
 
 
-def train(
-    animator: Animator, plan: Plan, folder: Path, draw: Draw,
+def train_image_to_video(
+    animator: ImageToVideoUNet, plan: StagePlan, folder: Path, draw: SampleBatch,
     report: Report, *, text: CLIPTextModel,
 ) -> VideoUNet:  # fmt: skip
     """The averaged network."""
@@ -167,37 +180,37 @@ def train(
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
-    return fit(ready, plan, folder, draw=draw, loss=partial(noise_loss, text), report=report).net
+    return train_loop(ready, plan, folder, draw=draw, loss=partial(image_to_video_loss, text), report=report).net
 
 
-def reporter(
-    folder: Path, held_out: Pool, seen: Seen, grey: Seen, *, autoencoder: AutoencoderKL, text: CLIPTextModel,
+def image_to_video_report(
+    folder: Path, held_out: Pool, seen: ImageStates, grey: ImageStates, *, autoencoder: AutoencoderKL, text: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> Report:  # fmt: skip
     """A sheet of held-out first frames and the videos drawn from them, and what the judge says of those."""
     judge, facts = load_judge(), held_out.facts
-    first = np.stack([world.render(shot, time) for shot, time in of_films(Pool(held_out.pictures, facts))])
+    first = np.stack([world.render(shot, time) for shot, time in first_frame_times(Pool(held_out.pictures, facts))])
 
     @torch.no_grad()
-    def report(animator: Animator) -> Figures:
+    def report(animator: ImageToVideoUNet) -> Metrics:
         net = animator.net
-        told = condition(text, ids(tokenizer, [fact["captions"][0] for fact in facts]))
-        untold = condition(text, ids(tokenizer, [""] * len(facts)))
-        drawn = draw_videos(
+        told = text_condition(text, tokenize(tokenizer, [fact["captions"][0] for fact in facts]))
+        untold = text_condition(text, tokenize(tokenizer, [""] * len(facts)))
+        drawn = sample_videos(
             net,
-            _with_picture(net, told, torch.from_numpy(seen.astype(np.float32))),
-            _with_picture(net, untold, torch.from_numpy(np.stack([grey] * len(facts)).astype(np.float32))),
+            _add_image(net, told, torch.from_numpy(seen.astype(np.float32))),
+            _add_image(net, untold, torch.from_numpy(np.stack([grey] * len(facts)).astype(np.float32))),
         )
         scale = autoencoder.config["scaling_factor"]
-        videos = [as_pictures(vae.decode(autoencoder, each / scale)) for each in drawn]
+        videos = [to_uint8(vae.decode_latents(autoencoder, each / scale)) for each in drawn]
         rows = [np.concatenate([one[None], video[::2]]) for one, video in zip(first, videos, strict=True)]
-        save_sheet(folder / "sheet.png", *rows)
-        return _judged(judge, videos, facts)
+        save_contact_sheet(folder / "sheet.png", *rows)
+        return _accuracy(judge, videos, facts)
 
     return report
 
 
-def _judged(judge: Any, videos: list[np.ndarray], facts: list[Any]) -> Figures:
+def _accuracy(judge: Any, videos: list[np.ndarray], facts: list[Any]) -> Metrics:
     main = [fact["things"][0] for fact in facts]
     kinds = [
         np.mean([kind == one["kind"] for kind in judge.look(v).thing]) for v, one in zip(videos, main, strict=True)

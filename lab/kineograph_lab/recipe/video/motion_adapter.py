@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from kineograph.training.norms import use_fast_group_norm
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, MotionAdapter
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.norms import use_fast_group_norm
-from kineograph_lab.recipe.image.text_encoder import captions_as_ids
-from kineograph_lab.recipe.image.tokenizer import ids
-from kineograph_lab.recipe.loop import Batch, Draw, Plan, best_device, fit
+from kineograph_lab.recipe.image.text_encoder import tokenize_captions
+from kineograph_lab.recipe.loop import Batch, SampleBatch, StagePlan, best_device, train_loop
+from kineograph_lab.recipe.networks import tokenize
 from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.recipe.video import batches, text_to_video
 from kineograph_lab.recipe.video.clips import FRAMES
@@ -26,7 +26,7 @@ from kineograph_lab.recipe.video.clips import FRAMES
 Rng = np.random.Generator
 
 
-class Stilled(nn.Module):
+class FrozenClipUNet(nn.Module):
     """The video network as `fit` trains it: all frozen but a motion adapter."""
 
     def __init__(self, net: VideoUNet) -> None:
@@ -36,39 +36,39 @@ class Stilled(nn.Module):
         self.net = VideoUNet(net.image_unet, net.temporal, motion_adapter=MotionAdapter(net.temporal, MOTION_ADAPTER))
 
 
-def train(
-    net: VideoUNet, plan: Plan, folder: Path, films: Pool, *, text: CLIPTextModel, tokenizer: CLIPTokenizer
+def train_pocket_motion_adapter(
+    net: VideoUNet, plan: StagePlan, folder: Path, films: Pool, *, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> VideoUNet:
     """The network with the averaged adapter."""
-    ready = use_fast_group_norm(Stilled(net)).to(best_device()).eval()
+    ready = use_fast_group_norm(FrozenClipUNet(net)).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
-    loss = partial(noise_loss, text.to(best_device()))
-    draw = stills(films, plan.batch, tokenizer)
-    return fit(ready, plan, folder, draw=draw, loss=loss, report=lambda stilled: {}).net
+    loss = partial(frozen_clip_loss, text.to(best_device()))
+    draw = frozen_clip_batches(films, plan.batch, tokenizer)
+    return train_loop(ready, plan, folder, draw=draw, loss=loss, report=lambda stilled: {}).net
 
 
-def stills(films: Pool, batch: int, tokens: CLIPTokenizer) -> Draw:
+def frozen_clip_batches(films: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch:
     """Batches of (clips, noise, weights, timesteps, words, frame rates), each clip one frame of a film many times."""
-    words, blank = captions_as_ids(films, tokens), ids(tokens, [""])[0]
-    weights = np.stack([batches.weights_of(fact) for fact in films.facts])
+    words, blank = tokenize_captions(films, tokens), tokenize(tokens, [""])[0]
+    weights = np.stack([batches.clip_cell_weights(fact) for fact in films.facts])
     rates = np.array([fact["fps"] for fact in films.facts], np.float32)
 
     def draw(rng: Rng, progress: float) -> Batch:
-        frames = FRAMES // 2 if rng.uniform() < batches.SHORT else FRAMES
+        frames = FRAMES // 2 if rng.uniform() < batches.SHORT_SHARE else FRAMES
         films_of, frame_of = (rng.integers(n, size=batch * FRAMES // frames) for n in (len(words), FRAMES))
         clips, heavy = (np.repeat(of[films_of, frame_of][:, None], frames, 1) for of in (films.pictures, weights))
-        told = batches.said(rng, words[films_of], blank)
-        return (*batches.noised(rng, clips, heavy), told, torch.from_numpy(rates[films_of]))
+        told = batches.sample_captions(rng, words[films_of], blank)
+        return (*batches.sample_noised(rng, clips, heavy), told, torch.from_numpy(rates[films_of]))
 
     return draw
 
 
-def noise_loss(text: CLIPTextModel, stilled: Stilled, batch: Batch) -> dict[str, torch.Tensor]:
+def frozen_clip_loss(text: CLIPTextModel, stilled: FrozenClipUNet, batch: Batch) -> dict[str, torch.Tensor]:
     """The squared error of the predicted noise with the adapter at scale 1."""
     *clips, words, fps = batch
     return {
-        "frozen": text_to_video.error(
-            partial(stilled.net, motion_scale=1.0), text_to_video.told_of(text, words, fps), *clips
+        "frozen": text_to_video.weighted_noise_error(
+            partial(stilled.net, motion_scale=1.0), text_to_video.training_condition(text, words, fps), *clips
         )
     }

@@ -18,17 +18,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, binary_cross_entropy_with_logits
 
-from kineograph.models.temporal.config import TemporalLayers
 from kineograph.models.temporal.layers import AttentionInBlock, TemporalTransformer
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph_lab.recipe.pool import shot_of, things_at
-from kineograph_lab.world import motions, world
+from kineograph_lab.recipe.pool import shot_from_facts, subject_cells
+from kineograph_lab.world import world
+from kineograph_lab.world import world as motions
 
-MOVES = 4  # shift to the right, shift down, log of the size, turn
+NUM_MOTIONS = 4  # shift to the right, shift down, log of the size, turn
 UNITS = (0.15, 0.15, 0.4, 1.0)  # parts of the picture, the same, 1, radians: about what happens within a film
 
 
-class Questions(nn.Module):
+class MotionReadout(nn.Module):
     """A linear answer from the tokens that each temporal attention gives, and what they were in this thread."""
 
     def __init__(self, temporal: TemporalLayers) -> None:
@@ -39,7 +40,7 @@ class Questions(nn.Module):
             if isinstance(layer, TemporalTransformer | AttentionInBlock):
                 layer.register_forward_hook(partial(self._hear, len(self.answers)))
                 width = layer.channels
-                self.answers.append(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, MOVES + 1)))
+                self.answers.append(nn.Sequential(nn.LayerNorm(width), nn.Linear(width, NUM_MOTIONS + 1)))
 
     def _hear(self, number: int, layer: nn.Module, given: Any, output: Tensor) -> None:
         if get_ident() in self.heard:
@@ -55,35 +56,35 @@ class Questions(nn.Module):
         return torch.stack([self._wrong(number, output, moves, there) for number, output in heard]).mean()
 
     def _wrong(self, number: int, output: Tensor, moves: Tensor, there: Tensor) -> Tensor:
-        told = self.answers[number](_cells(output)).float()  # (b f) h w m
+        told = self.answers[number](_to_cells(output)).float()  # (b f) h w m
         frames = len(told) // len(moves)  # fewer at the coarsest level of a space-time network
         moves, there = (truth.unflatten(1, (frames, -1)).mean(2) for truth in (moves, there))
-        moved = told[..., :MOVES].mean((1, 2)).view_as(moves)
+        moved = told[..., :NUM_MOTIONS].mean((1, 2)).view_as(moves)
         seen = adaptive_avg_pool2d(there.flatten(0, 1)[:, None], told.shape[1:3])[:, 0]
-        return (moved - moves).square().mean() + binary_cross_entropy_with_logits(told[..., MOVES], seen)
+        return (moved - moves).square().mean() + binary_cross_entropy_with_logits(told[..., NUM_MOTIONS], seen)
 
 
 @runtime_checkable
-class Asked(Protocol):
+class HasMotionReadout(Protocol):
     """A network that is asked while it learns."""
 
     net: VideoUNet
-    questions: Questions
+    questions: MotionReadout
 
 
-def _cells(output: Tensor) -> Tensor:
+def _to_cells(output: Tensor) -> Tensor:
     """A layer's output, `(b f) c h w` or the tokens of square pictures, as `(b f) h w c`."""
     return output.permute(0, 2, 3, 1) if output.ndim == 4 else output.unflatten(1, (isqrt(output.shape[1]), -1))
 
 
-def truth(fact: dict[str, Any], times: list[float], cells: int) -> tuple[np.ndarray, np.ndarray]:
+def motion_truth(fact: dict[str, Any], times: list[float], cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Of each frame: how the main thing stands to its mean over the frames, [f, 4], and where it is, [f, cells, cells]."""
-    shot = shot_of(fact)
-    poses = [motions.MOTIONS[shot.things[0].motion](time) for time in times]
+    shot = shot_from_facts(fact)
+    poses = [motions.POSES[shot.things[0].motion](time) for time in times]
     moved = [
         (pose.dx - world.camera_shift(shot, time), pose.dy, np.log(pose.zoom), pose.turn)
         for pose, time in zip(poses, times, strict=True)
     ]
-    there = np.stack([things_at({**fact, "time": time}, cells) == 0 for time in times])
+    there = np.stack([subject_cells({**fact, "time": time}, cells) == 0 for time in times])
     steps = np.array(moved, np.float32)
     return (steps - steps.mean(0)) / np.array(UNITS, np.float32), there.astype(np.float16)

@@ -19,18 +19,17 @@ from kineograph.noise import partly_shared
 from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.judge.networks import load_judge
-from kineograph_lab.recipe.contact_sheets import as_pictures, save_sheet
 from kineograph_lab.recipe.image import vae
-from kineograph_lab.recipe.image.tokenizer import ids
 from kineograph_lab.recipe.image.unet import CELLS, STEPS
-from kineograph_lab.recipe.loop import Figures, fast
-from kineograph_lab.recipe.networks import LATENT_CHANNELS
+from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
+from kineograph_lab.recipe.loop import Metrics, bf16_autocast
+from kineograph_lab.recipe.networks import LATENT_CHANNELS, tokenize
 from kineograph_lab.recipe.video.clips import FRAMES
-from kineograph_lab.recipe.video.motion_readout import Asked
-from kineograph_lab.recipe.video.text_to_video import RATIO, SCHEDULE
+from kineograph_lab.recipe.video.motion_readout import HasMotionReadout
+from kineograph_lab.recipe.video.text_to_video import NOISE_RATIO, SCHEDULE
 from kineograph_lab.world.captions import MOTIONS
 
-LOOKS = tuple(
+REPORT_PROMPTS = tuple(
     f"a {colour} {thing} {words[0]} {scene}"
     for (motion, words), colour, thing, scene in zip(
         MOTIONS.items(),
@@ -43,24 +42,25 @@ LOOKS = tuple(
 )  # fmt: skip
 
 
-def reporter(
+def video_report(
     folder: Path, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, sketched: int
-) -> Callable[[Asked], Figures]:
+) -> Callable[[HasMotionReadout], Metrics]:
     """A sheet of so many videos, each of another motion, always from the same noise; and what the judge says of them."""
     judge = load_judge()
-    shown = list(zip(LOOKS, MOTIONS, strict=True))[1::2][:sketched]
+    shown = list(zip(REPORT_PROMPTS, MOTIONS, strict=True))[1::2][:sketched]
     if not shown:
         return lambda films: {}
 
     @torch.no_grad()
-    def report(films: Asked) -> Figures:
+    def report(films: HasMotionReadout) -> Metrics:
         told, untold = (
-            condition(text, ids(tokenizer, texts)) for texts in ([look for look, _ in shown], [""] * len(shown))
+            text_condition(text, tokenize(tokenizer, texts))
+            for texts in ([look for look, _ in shown], [""] * len(shown))
         )
-        drawn = draw_videos(films.net, told, untold)
+        drawn = sample_videos(films.net, told, untold)
         scale = autoencoder.config["scaling_factor"]
-        videos = [as_pictures(vae.decode(autoencoder, each / scale)) for each in drawn]
-        save_sheet(folder / "sheet.png", *(video[::2] for video in videos))
+        videos = [to_uint8(vae.decode_latents(autoencoder, each / scale)) for each in drawn]
+        save_contact_sheet(folder / "sheet.png", *(video[::2] for video in videos))
         right = [judge.motion(video) == motion for video, (_, motion) in zip(videos, shown, strict=True)]
         seen = [judge.look(video).thing for video in videos]
         named = [np.mean([thing in look for thing in things]) for things, (look, _) in zip(seen, shown, strict=True)]
@@ -71,33 +71,33 @@ def reporter(
 
 
 @torch.no_grad()
-def draw_videos(net: VideoUNet, told: Condition, untold: Condition, *, scale: float = 5.0) -> Latents:
+def sample_videos(net: VideoUNet, told: Condition, untold: Condition, *, scale: float = 5.0) -> Latents:
     """Latents [b f c h w] of videos, by guided steps of DPM-Solver++."""
     device = next(net.parameters()).device
 
     def bound(conditions: list[Condition]) -> Callable[[Latents, Tensor], Latents]:
         def network(z: Latents, t: Tensor) -> Latents:
-            with fast(device):
+            with bf16_autocast(device):
                 return torch.cat([net(z[k : k + 1], t, each).float() for k, each in enumerate(conditions)])
 
         return network
 
     look = classifier_free_guidance(
-        SCHEDULE.denoise(bound(one_by_one(told))), SCHEDULE.denoise(bound(one_by_one(untold))), scale
+        SCHEDULE.denoise(bound(split_condition(told))), SCHEDULE.denoise(bound(split_condition(untold))), scale
     )
     sigmas = leading(SCHEDULE.sigmas, STEPS)
-    noise = partly_shared(RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
+    noise = partly_shared(NOISE_RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
     return final_latents(dpmpp_2m(look, sigmas[0] * noise, sigmas))
 
 
-def condition(text: CLIPTextModel, words: np.ndarray, fps: float = 8.0) -> Condition:
+def text_condition(text: CLIPTextModel, words: np.ndarray, fps: float = 8.0) -> Condition:
     """What the network is told of these words at this frame rate."""
     device = next(text.parameters()).device
     states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
     return Condition(states, embedding=torch.full((len(words), 1), fps, device=device))
 
 
-def one_by_one(told: Condition) -> list[Condition]:
+def split_condition(told: Condition) -> list[Condition]:
     """The condition of each video alone."""
     parts = [
         [None] * len(told.tokens) if each is None else list(each.split(1))

@@ -18,55 +18,66 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph_lab.judge.training import answers
-from kineograph_lab.recipe.image.text_encoder import ASKED, ended
-from kineograph_lab.recipe.image.tokenizer import ids
-from kineograph_lab.recipe.loop import Batch, Draw, Figures, Plan, best_device, fit
-from kineograph_lab.recipe.networks import WIDTH
+from kineograph_lab.judge.training import labels_of
+from kineograph_lab.recipe.image.text_encoder import FACTS, is_after_text
+from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
+from kineograph_lab.recipe.networks import WIDTH, tokenize
 from kineograph_lab.recipe.video import clips
 from kineograph_lab.world import captions
 from kineograph_lab.world.world import CAMERA_MOTIONS, MOTIONS, Shot
 
-TOLD = {**{name: choices for name, choices in ASKED.items() if name != "facing"},
+CLIP_FACTS = {**{name: choices for name, choices in FACTS.items() if name != "facing"},
         "motion": MOTIONS, "camera": CAMERA_MOTIONS}  # fmt: skip
-TESTED = 256
-KEPT = 12.0  # weight of what is to stay: a squared difference of states, whose own variance is about 1
+NUM_TESTED = 256
+PRESERVATION_WEIGHT = 12.0  # weight of what is to stay: a squared difference of states, whose own variance is about 1
 
 
-class Teller(nn.Module):
+class ClipFactsNet(nn.Module):
     """The tower, and a linear reading of each fact from its states."""
 
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
         self.text = text
-        self.facts = nn.ModuleDict({name: nn.Linear(WIDTH, len(choices)) for name, choices in TOLD.items()})
+        self.facts = nn.ModuleDict({name: nn.Linear(WIDTH, len(choices)) for name, choices in CLIP_FACTS.items()})
 
 
-def train(text: CLIPTextModel, plan: Plan, folder: Path, shots: int, *, tokens: CLIPTokenizer) -> CLIPTextModel:
+def train_video_text_encoder(
+    text: CLIPTextModel, plan: StagePlan, folder: Path, shots: int, *, tokens: CLIPTokenizer
+) -> CLIPTextModel:
     """The averaged tower, told so many shots."""
     text.set_attn_implementation("eager")
     before = copy.deepcopy(text).requires_grad_(requires_grad=False).to(best_device())
-    net = Teller(text).to(best_device())
-    draw, report = pairs(tokens, shots, plan), reporter(tokens)
-    return fit(net, plan, folder, draw=draw, loss=partial(losses, before, tokens), report=report).text
+    net = ClipFactsNet(text).to(best_device())
+    draw, report = clip_caption_batches(tokens, shots, plan), clip_caption_report(tokens)
+    return train_loop(
+        net, plan, folder, draw=draw, loss=partial(clip_caption_losses, before, tokens), report=report
+    ).text
 
 
-def told(seed: int, count: int, split: str, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample_clip_captions(
+    seed: int, count: int, split: str, tokens: CLIPTokenizer
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Captions of clips and of pictures as tokens, int16 [count, words] each, and the facts, int64 [count, facts]."""
     rng = np.random.default_rng((seed, count))
-    shots = [clips.shot(rng, split) for _ in range(count)]
-    of_clips, of_pictures = ([of(shot, rng) for shot in shots] for of in (captions.of_clip, captions.of_picture))
-    return ids(tokens, of_clips), ids(tokens, of_pictures), np.array([list(_numbers(shot)) for shot in shots])
+    shots = [clips.sample_clip_shot(rng, split) for _ in range(count)]
+    of_clips, of_pictures = (
+        [of(shot, rng) for shot in shots] for of in (captions.caption_clip, captions.caption_image)
+    )
+    return (
+        tokenize(tokens, of_clips),
+        tokenize(tokens, of_pictures),
+        np.array([list(_clip_fact_indices(shot)) for shot in shots]),
+    )
 
 
-def _numbers(shot: Shot) -> Iterator[int]:
-    true: dict[str, Any] = {**answers(shot), "motion": shot.things[0].motion, "camera": shot.camera}
-    return (choices.index(true[name]) for name, choices in TOLD.items())
+def _clip_fact_indices(shot: Shot) -> Iterator[int]:
+    true: dict[str, Any] = {**labels_of(shot), "motion": shot.things[0].motion, "camera": shot.camera}
+    return (choices.index(true[name]) for name, choices in CLIP_FACTS.items())
 
 
-def pairs(tokens: CLIPTokenizer, shots: int, plan: Plan) -> Draw:
+def clip_caption_batches(tokens: CLIPTokenizer, shots: int, plan: StagePlan) -> SampleBatch:
     """Batches of (words of clips, words of pictures, facts of the clips)."""
-    every = told(plan.seed, shots, "train", tokens)
+    every = sample_clip_captions(plan.seed, shots, "train", tokens)
 
     def draw(rng: np.random.Generator, progress: float) -> Batch:
         chosen = rng.integers(shots, size=plan.batch)
@@ -75,27 +86,32 @@ def pairs(tokens: CLIPTokenizer, shots: int, plan: Plan) -> Draw:
     return draw
 
 
-def losses(before: CLIPTextModel, tokens: CLIPTokenizer, net: Teller, batch: Batch) -> dict[str, Tensor]:
+def clip_caption_losses(
+    before: CLIPTextModel, tokens: CLIPTokenizer, net: ClipFactsNet, batch: Batch
+) -> dict[str, Tensor]:
     """The cross-entropy of every fact, from states that have seen the whole caption; and how far the others moved."""
     of_clips, of_pictures, facts = batch
-    whole = ended(of_clips, tokens)
+    whole = is_after_text(of_clips, tokens)
     seen = net.text(of_clips).last_hidden_state[whole]
     rows = facts[:, None].expand(-1, of_clips.shape[1], -1)[whole]
     named = {name: cross_entropy(read(seen).float(), rows[:, k]) for k, (name, read) in enumerate(net.facts.items())}
     with torch.no_grad():
         was = before(of_pictures).last_hidden_state
-    return {**named, "kept": KEPT * mse_loss(net.text(of_pictures).last_hidden_state.float(), was.float())}
+    return {
+        **named,
+        "kept": PRESERVATION_WEIGHT * mse_loss(net.text(of_pictures).last_hidden_state.float(), was.float()),
+    }
 
 
-def reporter(tokens: CLIPTokenizer) -> Callable[[Teller], Figures]:
+def clip_caption_report(tokens: CLIPTokenizer) -> Callable[[ClipFactsNet], Metrics]:
     """On captions of held-out clips: how often each fact is read right from the last state."""
-    of_clips, _, facts = told(1, TESTED, "held_out", tokens)
+    of_clips, _, facts = sample_clip_captions(1, NUM_TESTED, "held_out", tokens)
     words = torch.from_numpy(of_clips.astype(np.int64))
 
     @torch.no_grad()
-    def report(net: Teller) -> Figures:
+    def report(net: ClipFactsNet) -> Metrics:
         last = net.text(words.to(best_device())).last_hidden_state[:, -1]
         read = {name: read(last).argmax(1).cpu().numpy() for name, read in net.facts.items()}
-        return {name: float((read[name] == facts[:, k]).mean()) for k, name in enumerate(TOLD)}
+        return {name: float((read[name] == facts[:, k]).mean()) for k, name in enumerate(CLIP_FACTS)}
 
     return report

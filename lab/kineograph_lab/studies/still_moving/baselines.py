@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from kineograph.generate import generate
+
 from kineograph.metrics import optical_flow, video_metrics
 from kineograph.metrics.distances import Mean, mean
 from kineograph.metrics.features import Frames
@@ -136,7 +137,7 @@ def as_it_was(video: Model, steps: int, chosen: Sequence[Case]) -> list[Frames]:
 
 
 def rendered(chosen: Sequence[Case]) -> list[Frames]:
-    return [unseen.clip(item_of(case).render, case.shot, FRAMES, FPS) for case in chosen]
+    return [unseen.render_unseen_clip(item_of(case).render, case.shot, FRAMES, FPS) for case in chosen]
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
@@ -146,15 +147,15 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
     mine, stills, asked = (witnesses.embed(each) for each in (frames, item.pictures, truth))
     found = {
         "CLIP-I": float(100 * (mine @ stills.T).mean()),
-        "CLIP-T": dict(frame_metrics.text_alignment(witnesses.alike(frames, plain(case))))["text"],
+        "CLIP-T": dict(frame_metrics.clip_score(witnesses.alike(frames, plain(case))))["text"],
         "truth": float(100 * (mine @ asked.T).mean()),
         "motion": float(witnesses.move(frames) == case.motion),
-        "moved": float(FPS * optical_flow.lengths(frames).mean()),
-        "steady": video_metrics.steadiness(mine),
+        "moved": float(FPS * optical_flow.motion_per_frame(frames).mean()),
+        "steady": video_metrics.frame_consistency(mine),
     }
     if item.kind == "subject":
         seen = witnesses.look(frames)
-        found["scene"] = frame_metrics.share(seen.scenes, case.scene)
+        found["scene"] = frame_metrics.share_equal(seen.scenes, case.scene)
         found["individual"] = float((seen.individuals @ witnesses.look(item.pictures).individuals.T).mean())
     return found | {f"{name}, {item.kind}s": found[name] for name in APART}
 

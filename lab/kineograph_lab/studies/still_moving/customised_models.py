@@ -20,7 +20,16 @@ from kineograph.media.files import instead_of
 from kineograph.methods import still_moving
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
-from kineograph.training.customise import FINAL, VideoCustomisationSettings, with_changes, customise_video, load_customised_video, inject, train_interleaved, default_video_settings
+from kineograph.training.customise import (
+    FINAL,
+    VideoCustomisationSettings,
+    customise_video,
+    default_video_settings,
+    inject,
+    load_customised_video,
+    train_interleaved,
+    with_changes,
+)
 from kineograph.training.customise.adapters import merge_loras
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case
@@ -43,7 +52,9 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 def settings(video: Model, item: Item, given: Mapping[str, Any]) -> VideoCustomisationSettings:
     """What a user has without saying any, with some changed, and with natural videos that all items share."""
-    return with_changes(default_video_settings(video, item.kind), {"natural_folder": FOLDER / video.name / "natural", **given})
+    return with_changes(
+        default_video_settings(video, item.kind), {"natural_folder": FOLDER / video.name / "natural", **given}
+    )
 
 
 def home(video: Model, item: Item) -> Path:
@@ -119,7 +130,9 @@ def interleaved(video: Model, item: Item) -> Model:
     """Pictures and natural videos in turn."""
     folder, pictures = home(video, item) / "interleaved", photos(item, home(video, item) / "photos")
     subject, style = _called(item)
-    finished(train_interleaved(video, pictures, folder, subject=subject, style=style, settings=settings(video, item, {})))
+    finished(
+        train_interleaved(video, pictures, folder, subject=subject, style=style, settings=settings(video, item, {}))
+    )
     return inject(video, folder / FINAL)
 
 

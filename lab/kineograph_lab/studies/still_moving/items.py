@@ -20,12 +20,12 @@ from kineograph.methods import dreambooth
 from kineograph.metrics.features import Frames
 from kineograph.training.customise import styled_caption
 from kineograph_lab.studies.protocol import Case
-from kineograph_lab.world import unseen, unseen_styles, unseen_subjects
-from kineograph_lab.world.captions import KINDS, MOTIONS, article
+from kineograph_lab.world import unseen, unseen_subjects
+from kineograph_lab.world import unseen as unseen_styles
+from kineograph_lab.world.captions import KINDS, MOTIONS, with_article
 from kineograph_lab.world.captions import SCENES as WHERE
-from kineograph_lab.world.motions import FACINGS
-from kineograph_lab.world.unseen import Render
-from kineograph_lab.world.world import COLOURS, SCENES, THINGS, Shot, Thing, held_out
+from kineograph_lab.world.unseen import Renderer
+from kineograph_lab.world.world import COLOURS, MOTION_FACINGS, SCENES, SUBJECTS, Shot, Subject, is_held_out
 
 SEED, WORD, DRAWN = 61_007, "sks", "flat"  # all subjects in one of the world's drawing styles
 PROMPTS = 10  # of each item
@@ -55,7 +55,7 @@ class Item(NamedTuple):
     kind: Kind
     name: str
     called: str
-    render: Render
+    render: Renderer
     stills: tuple[Still, ...]
 
     @property
@@ -74,19 +74,19 @@ class Item(NamedTuple):
 @cache
 def items() -> tuple[Item, ...]:
     """A subject, a style, a subject, and so on, so that the first few are of both kinds."""
-    both = zip(unseen_subjects.THINGS.items(), unseen_styles.STYLES, strict=True)
+    both = zip(unseen_subjects.UNSEEN_SUBJECTS.items(), unseen_styles.UNSEEN_STYLES, strict=True)
     found = list[Item]()
     for (thing, (kind, _)), style in both:
-        found.append(_item(len(found), "subject", thing, f"{WORD} {kind}", unseen.of_thing(thing)))
-        found.append(_item(len(found), "style", style, style, unseen.in_style(style)))
+        found.append(_item(len(found), "subject", thing, f"{WORD} {kind}", unseen.unseen_subject_renderer(thing)))
+        found.append(_item(len(found), "style", style, style, unseen.unseen_style_renderer(style)))
     return tuple(found)
 
 
-def _item(number: int, kind: Kind, name: str, called: str, render: Render) -> Item:
+def _item(number: int, kind: Kind, name: str, called: str, render: Renderer) -> Item:
     rng = np.random.default_rng((SEED, number))
     count = STILLS[kind]
     scenes = rng.permutation(SCENES)[:count]
-    shown = rng.permutation(THINGS)[:count] if kind == "style" else [called.split()[1]] * count
+    shown = rng.permutation(SUBJECTS)[:count] if kind == "style" else [called.split()[1]] * count
     shots = [
         _still(rng, str(scene), _thing(kind, str(thing), place, COLOURS[(3 * place + 1) % len(COLOURS)]))
         for place, (scene, thing) in enumerate(zip(scenes, shown, strict=True))
@@ -94,12 +94,12 @@ def _item(number: int, kind: Kind, name: str, called: str, render: Render) -> It
     return Item(number, kind, name, called, render, tuple(Still(shot, caption(kind, shot)) for shot in shots))
 
 
-def _thing(kind: Kind, thing: str, number: int, colour: str) -> Thing:
+def _thing(kind: Kind, thing: str, number: int, colour: str) -> Subject:
     """The thing of a shot: always the same individual of a subject, another one each time in a style."""
-    return Thing(thing, colour, number if kind == "style" else 0, y=0.54)
+    return Subject(thing, colour, number if kind == "style" else 0, y=0.54)
 
 
-def _still(rng: np.random.Generator, scene: str, thing: Thing) -> Shot:
+def _still(rng: np.random.Generator, scene: str, thing: Subject) -> Shot:
     x, size, facing = rng.uniform(0.42, 0.58), rng.uniform(0.27, 0.36), int(rng.choice((-1, 1)))
     return Shot(scene, DRAWN, (replace(thing, x=x, size=size, facing=facing),), backdrop=int(rng.integers(512)))
 
@@ -108,7 +108,7 @@ def caption(kind: Kind, shot: Shot, motion: str = "") -> str:
     """What is seen in a shot, in words that the pocket world's models know: of a subject its kind alone."""
     thing = shot.things[0]
     what = f"{thing.colour} {KINDS[thing.kind][0]}" if kind == "style" else KINDS[thing.kind][0]
-    return " ".join(filter(None, (article(what), motion, WHERE[shot.scene][0])))
+    return " ".join(filter(None, (with_article(what), motion, WHERE[shot.scene][0])))
 
 
 def cases(count: int) -> list[Case]:
@@ -130,7 +130,7 @@ def _case(item: Item, prompt: int) -> Case:
     motion, scene = MOVING[prompt % len(MOVING)], SCENES[(3 * prompt + item.number) % len(SCENES)]
     thing = item.called.split()[1] if item.kind == "subject" else _others(item)[prompt]
     known = _thing(item.kind, thing, prompt, _colour(thing, scene, prompt))
-    shot = Shot(scene, DRAWN, (replace(known, facing=FACINGS.get(motion, (-1, 1)[prompt % 2]), motion=motion),))
+    shot = Shot(scene, DRAWN, (replace(known, facing=MOTION_FACINGS.get(motion, (-1, 1)[prompt % 2]), motion=motion),))
     return Case(PROMPTS * item.number + prompt, item.asked(caption(item.kind, shot, MOTIONS[motion][0])), shot)
 
 
@@ -138,14 +138,14 @@ def _others(item: Item) -> list[str]:
     """Things that are on none of a style's reference pictures."""
     shown = {still.shot.things[0].kind for still in item.stills}
     return [
-        str(each) for each in np.random.default_rng((SEED, item.number, 1)).permutation(THINGS) if each not in shown
+        str(each) for each in np.random.default_rng((SEED, item.number, 1)).permutation(SUBJECTS) if each not in shown
     ]
 
 
 def _colour(kind: str, scene: str, prompt: int) -> str:
     """One in which the world shows this thing."""
     turned = [COLOURS[(prompt + k) % len(COLOURS)] for k in range(len(COLOURS))]
-    return next((each for each in turned if not held_out(kind, colour=each, scene=scene)), turned[0])
+    return next((each for each in turned if not is_held_out(kind, colour=each, scene=scene)), turned[0])
 
 
 def plain(case: Case, motion: Callable[[str], str] = lambda motion: "") -> str:

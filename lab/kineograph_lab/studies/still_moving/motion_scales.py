@@ -8,6 +8,7 @@ from functools import partial
 from itertools import pairwise
 
 from kineograph.generate import generate
+
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint
@@ -67,10 +68,10 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
     """All that is measured of one video."""
     seen = witnesses.look(frames)
     return {
-        "moved": float(FPS * optical_flow.lengths(frames).mean()),
+        "moved": float(FPS * optical_flow.motion_per_frame(frames).mean()),
         "motion": float(witnesses.move(frames) == case.motion),
-        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
     }
 
 

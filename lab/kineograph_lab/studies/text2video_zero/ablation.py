@@ -90,20 +90,20 @@ def filmed(model: Model, name: str, cases: Sequence[Case], asked: Request) -> li
     noise = independent(seed, range(count), shape).to(model.device)
     warp = frame_warp(parse(asked.motion or MOTION), frames=count, seed=seed)
     texts = [case.prompt for case in cases], [asked.negative_prompt] * len(cases)
-    told, blank = (model.bind(model.prompt(each), see=arm.see) for each in texts)
+    told, blank = (model.bind(model.prompt(each), frame_attention=arm.see) for each in texts)
     x0 = final_latents(arm.walk(classifier_free_guidance(told, blank, asked.guidance_scale), noise, sigmas, warp))
     return list((model.decode(x0) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy())
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses, asked: Request) -> dict[str, float]:
     """All that is measured of one video."""
-    seen, shifts = witnesses.look(frames), frame_metrics.displacements(frames)
+    seen, shifts = witnesses.look(frames), frame_metrics.frame_shifts(frames)
     found = {
-        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity(seen)),
-        **dict(frame_metrics.background(frames, shifts)),
-        **dict(frame_metrics.motion(frames, shifts)),
-        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.identity_consistency(seen)),
+        **dict(frame_metrics.background_difference(frames, shifts)),
+        **dict(frame_metrics.global_motion(frames, shifts)),
+        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
     }
     wanted: np.ndarray = -np.array(
         camera_offset(parse(asked.motion or MOTION), 1, len(frames))

@@ -27,8 +27,8 @@ from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, at_least
 from kineograph_lab.studies.study import SEEN, Study, column
 from kineograph_lab.world.painting import SIDE
-from kineograph_lab.world.truth import KEYPOINTS, MAPS, Truth, truth
-from kineograph_lab.world.world import Shot, clip, clip_times
+from kineograph_lab.world.truth import CONTROL_MAPS, KEYPOINTS, GroundTruth, ground_truth
+from kineograph_lab.world.world import Shot, frame_times, render_clip
 
 FRAMES, FPS = 8, 4.0
 STEPS, SCALE = 20, 3.0  # the released code's steps
@@ -46,7 +46,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
         cases=held_out_cases(count),
         arms={
             "unguided": partial(filmed, model, None, steps),
-            **{kind: partial(filmed, model, kind, steps) for kind in MAPS},
+            **{kind: partial(filmed, model, kind, steps) for kind in CONTROL_MAPS},
             "rendering": lambda cases: [rendering(case.shot) for case in cases],
         },
         measured=lambda frames, case: measured(frames, case, witnesses),
@@ -73,28 +73,28 @@ def draw(
     if kind is not None and maps is not None:
         net = model.control(kind)
         cues = net.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
-        added: list[Residuals] = [bind_controlnet(net, each, cues, see=first) for each in (told, blank)]
+        added: list[Residuals] = [bind_controlnet(net, each, cues, frame_attention=first) for each in (told, blank)]
         told, blank = (replace(each, residuals=r) for each, r in zip((told, blank), added, strict=True))
     sigmas = leading(model.schedule.sigmas, steps)
     noise = shared(seed, range(FRAMES), (1, *model.latent_shape(*model.default_size)))
-    look = classifier_free_guidance(model.bind(told, see=first), model.bind(blank, see=first), scale)
+    look = classifier_free_guidance(model.bind(told, frame_attention=first), model.bind(blank, frame_attention=first), scale)
     x0 = final_latents(ddim(look, sigmas[0] * noise.to(model.device), sigmas))
     return Video.from_tensor(model.decode(x0)[0]).frames
 
 
 def rendering(shot: Shot) -> Frames:
     """The shot in motion, as the world paints it."""
-    return clip(shot, FRAMES, FPS)
+    return render_clip(shot, FRAMES, FPS)
 
 
-def truths(shot: Shot) -> list[Truth]:
+def truths(shot: Shot) -> list[GroundTruth]:
     """What is known of each frame of `rendering`."""
-    return [truth(shot, time, fps=FPS) for time in clip_times(FRAMES, FPS)]
+    return [ground_truth(shot, time, fps=FPS) for time in frame_times(FRAMES, FPS)]
 
 
 def drawn(kind: str, shot: Shot) -> Frames:
     """The maps of the shot in motion."""
-    return np.stack([MAPS[kind](*pair) for pair in zip(rendering(shot), truths(shot), strict=True)])
+    return np.stack([CONTROL_MAPS[kind](*pair) for pair in zip(rendering(shot), truths(shot), strict=True)])
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, float]:
@@ -110,9 +110,9 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, f
         ),
         "depth": float(np.abs(found.depth - depth).mean()),
         "points": float(np.linalg.norm(found.points - points, axis=-1).mean()),
-        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity(seen)),
-        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.identity_consistency(seen)),
+        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
     }
 
 

@@ -12,14 +12,14 @@ import numpy as np
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
-from kineograph_lab.studies.frame_metrics import share
+from kineograph_lab.studies.frame_metrics import share_equal
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, better
 from kineograph_lab.studies.study import Study, column
 from kineograph_lab.studies.text2video_zero.controlled import FPS, FRAMES, draw, drawn, truths
 from kineograph_lab.studies.text2video_zero.subjects import STEPS as TRAINED
-from kineograph_lab.studies.text2video_zero.subjects import Subject, learnt, subject_of, subjects
+from kineograph_lab.studies.text2video_zero.subjects import DreamBoothSubject, learnt, subject_of, subjects
 from kineograph_lab.world.painting import SIDE
 from kineograph_lab.world.truth import KEYPOINTS
 
@@ -46,7 +46,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
     )  # fmt: skip
 
 
-def _of_a_subject(case: Case, subject: Subject) -> Case:
+def _of_a_subject(case: Case, subject: DreamBoothSubject) -> Case:
     """The case with another individual of the subject's kind in its shot, whose poses guide, and its prompt."""
     thing = replace(case.shot.things[0], kind=subject.kind)
     shot = replace(case.shot, things=(thing,))
@@ -73,15 +73,15 @@ def _filmed(model: Model, steps: int, case: Case) -> Frames:
     return draw(model, case.prompt, case.seed, steps=steps, scale=SCALE, kind=KIND, maps=maps)
 
 
-def measured(frames: Frames, case: Case, subject: Subject, witnesses: Witnesses) -> Mapping[str, float]:
+def measured(frames: Frames, case: Case, subject: DreamBoothSubject, witnesses: Witnesses) -> Mapping[str, float]:
     """All that is measured of one video."""
     seen, theirs = witnesses.look(frames), witnesses.look(subject.pictures)
     points = np.array([[each.keypoints[0][name] for name in KEYPOINTS] for each in truths(case.shot)]) / SIDE
     return {
         "CLIP-I": float((witnesses.embed(frames) @ witnesses.embed(subject.pictures).T).mean()),
         "individual": float((seen.individuals @ theirs.individuals.T).mean()),
-        "thing": share(seen.things, subject.kind),
-        "scene": share(seen.scenes, case.scene),
+        "thing": share_equal(seen.things, subject.kind),
+        "scene": share_equal(seen.scenes, case.scene),
         "points": float(np.linalg.norm(witnesses.survey(frames).points - points, axis=-1).mean()),
     }
 

@@ -29,7 +29,7 @@ from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, at_least, better
 from kineograph_lab.studies.study import Study, column
 from kineograph_lab.studies.text2video_zero.controlled import FPS, FRAMES, rendering, truths
-from kineograph_lab.world.edits import ASPECTS, Edit, draw_edit, instruction
+from kineograph_lab.world.edits import ASPECTS, Edit, edit_instruction, sample_edit
 
 STEPS = 20
 SCALE, IMAGE_SCALE = 3.0, Request(prompt="any").image_guidance_scale
@@ -61,11 +61,11 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
 def edit_of(case: Case) -> Edit:
     """What is changed in a case: colours, scenes, styles and things in turn."""
     aspect = ASPECTS[case.number % len(ASPECTS)]
-    return draw_edit(np.random.default_rng((case.number, 0)), aspect, case.shot, split="held_out")
+    return sample_edit(np.random.default_rng((case.number, 0)), aspect, case.shot, split="held_out")
 
 
 def _instruction(case: Case) -> str:
-    return instruction(edit_of(case), np.random.default_rng((case.number, 1)))
+    return edit_instruction(edit_of(case), np.random.default_rng((case.number, 1)))
 
 
 def filmed(editor: Model, see: FrameAttention, steps: int, cases: Sequence[Case]) -> list[Frames]:
@@ -79,7 +79,7 @@ def _filmed(editor: Model, see: FrameAttention, steps: int, case: Case) -> Frame
     said, nothing = (editor.prompt([text]) for text in (case.prompt, ""))
 
     def bound(told: Condition, channels: Latents) -> Denoise:
-        return editor.bind(replace(told, channels=channels), see=see)
+        return editor.bind(replace(told, channels=channels), frame_attention=see)
 
     look = text_and_image_guidance(
         bound(said, shown), bound(nothing, shown), bound(nothing, torch.zeros_like(shown)), SCALE, IMAGE_SCALE
@@ -106,13 +106,13 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, f
         "asked": float(right[edit.aspect]),
         f"asked {edit.aspect}": float(right[edit.aspect]),
         "kept": float(np.mean([share for aspect, share in right.items() if aspect != edit.aspect])),
-        "steady": video_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
         "warp error": frame_metrics.warp_error(frames, [each.flow for each in truths(edit.after)]),
     }
     if edit.aspect in OF_THE_THING:
         things = [(one.mask > 0) | (other.mask > 0) for one, other in zip(truths(edit.before), known, strict=True)]
         masks = [
-            ~frame_metrics.grown(frame_metrics.grown(thing)) for thing in things
+            ~frame_metrics.dilate(frame_metrics.dilate(thing)) for thing in things
         ]  # outlines and shadows lie outside of them
         pairs = zip(rendering(edit.before), frames, masks, strict=True)
         found["background"] = float(np.mean([frame_metrics.psnr(*each) for each in pairs]))

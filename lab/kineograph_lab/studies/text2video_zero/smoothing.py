@@ -12,8 +12,8 @@ from kineograph.denoise import classifier_free_guidance
 from kineograph.media.video import Video
 from kineograph.methods.text2video_zero import paper_sigmas, sample
 from kineograph.metrics.features import Frames
+from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
-from kineograph.models.unet.foreground import bind_foreground_mask
 from kineograph.models.unet.frame_attention import first
 from kineograph.motion import camera_offset, frame_warp, parse
 from kineograph.noise import independent
@@ -26,7 +26,7 @@ from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, at_least, better, unchanged
 from kineograph_lab.studies.study import SEEN, Study, column
 from kineograph_lab.world.painting import SIDE
-from kineograph_lab.world.truth import truth
+from kineograph_lab.world.truth import ground_truth
 from kineograph_lab.world.world import render
 
 STEPS, STRENGTH = 25, 0.6
@@ -63,7 +63,7 @@ def _filmed(model: Model, strength: float, steps: int, case: Case) -> Frames:
     shape = (1, *model.latent_shape(*model.default_size))
     sigmas = leading(model.schedule.sigmas, steps)
     warp = frame_warp(parse(MOTION), frames=NUM_FRAMES, seed=case.seed)
-    told, blank = (model.bind(model.prompt([text]), see=first) for text in (case.prompt, ""))
+    told, blank = (model.bind(model.prompt([text]), frame_attention=first) for text in (case.prompt, ""))
     renoise_to, warp_at = paper_sigmas(shape, highest=sigmas[0])
     noise = independent(case.seed, range(NUM_FRAMES), shape).to(model.device)
     sampler = smooth_background(ddim, warp, bind_foreground_mask(model, [case.prompt]), strength) if strength else ddim
@@ -82,13 +82,13 @@ def _filmed(model: Model, strength: float, steps: int, case: Case) -> Frames:
 def measured(frames: Frames, case: Case, model: Model, witnesses: Witnesses) -> Mapping[str, float]:
     """The background is what neither frame's mask covers once the camera's way is undone; the masks are the model's."""
     seen = witnesses.look(frames)
-    rendered, known = render(case.shot), truth(case.shot).mask > 0
+    rendered, known = render(case.shot), ground_truth(case.shot).mask > 0
     return {
         "background": frame_metrics.background_psnr(frames, masked(model, frames, case.prompt), PANNED),
-        "iou": frame_metrics.overlap_of_masks(masked(model, rendered[None], case.prompt)[0], known),
-        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity(seen)),
-        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+        "iou": frame_metrics.mask_iou(masked(model, rendered[None], case.prompt)[0], known),
+        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.identity_consistency(seen)),
+        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
     }
 
 

@@ -23,10 +23,10 @@ from kineograph.media.files import instead_of
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
-from kineograph_lab.recipe.loop import fast
+from kineograph_lab.recipe.loop import bf16_autocast
 from kineograph_lab.studies.protocol import Case
 from kineograph_lab.world.captions import SCENES as WHERE
-from kineograph_lab.world.world import SCENES, Shot, render, shots
+from kineograph_lab.world.world import SCENES, Shot, render, sample_shots
 
 SEED, COUNT, PICTURES = 60_007, 4, 5
 WORD = "sks"
@@ -34,7 +34,7 @@ RANK, RATE, STEPS, BATCH = 8, 1e-3, 250, 10
 UNTOLD = 0.1
 
 
-class Subject(NamedTuple):
+class DreamBoothSubject(NamedTuple):
     """One individual: its kind, the shots of its pictures, and those pictures."""
 
     number: int
@@ -48,10 +48,10 @@ class Subject(NamedTuple):
 
 
 @cache
-def subjects() -> tuple[Subject, ...]:
+def subjects() -> tuple[DreamBoothSubject, ...]:
     """Individuals of as many kinds, each in pictures of several scenes and sizes, all in one drawing style."""
     chosen: dict[str, Shot] = {}
-    for shot in shots(SEED, split="held_out"):
+    for shot in sample_shots(SEED, split="held_out"):
         if len(shot.things) == 1:
             chosen.setdefault(shot.things[0].kind, shot)
         if len(chosen) == COUNT:
@@ -59,12 +59,12 @@ def subjects() -> tuple[Subject, ...]:
     return tuple(_subject(number, shot) for number, shot in enumerate(chosen.values()))
 
 
-def subject_of(case: Case) -> Subject:
+def subject_of(case: Case) -> DreamBoothSubject:
     """The subject that a case is drawn of: they take turns."""
     return subjects()[case.number % COUNT]
 
 
-def _subject(number: int, shot: Shot) -> Subject:
+def _subject(number: int, shot: Shot) -> DreamBoothSubject:
     rng = np.random.default_rng((SEED, number))
     scenes = [str(scene) for scene in rng.choice(SCENES, PICTURES, replace=False)]
     taken = []
@@ -72,10 +72,10 @@ def _subject(number: int, shot: Shot) -> Subject:
         facing, size = int(rng.choice((-1, 1))), float(rng.uniform(0.26, 0.36))
         thing = replace(shot.things[0], facing=facing, size=size, x=float(rng.uniform(0.42, 0.58)))
         taken.append(replace(shot, scene=scene, things=(thing,), camera="still"))
-    return Subject(number, shot.things[0].kind, tuple(taken), np.stack([render(each) for each in taken]))
+    return DreamBoothSubject(number, shot.things[0].kind, tuple(taken), np.stack([render(each) for each in taken]))
 
 
-def learnt(subject: Subject, folder: Path, steps: int) -> Path:
+def learnt(subject: DreamBoothSubject, folder: Path, steps: int) -> Path:
     """The LoRA of this subject: trained on its pictures unless the file is there."""
     file = folder / f"{subject.number}-{subject.kind}-{steps}" / "pytorch_lora_weights.safetensors"
     if file.exists():
@@ -93,7 +93,7 @@ def learnt(subject: Subject, folder: Path, steps: int) -> Path:
     return file
 
 
-def _train(model: Model, subject: Subject, steps: int) -> None:
+def _train(model: Model, subject: DreamBoothSubject, steps: int) -> None:
     torch.manual_seed(subject.number)
     x0 = model.encode(torch.from_numpy(subject.pictures).permute(0, 3, 1, 2)[:, None].float() / 255)[:, 0]
     said = model.prompt([subject.prompt(shot.scene) for shot in subject.shots]).tokens
@@ -119,6 +119,6 @@ def _loss(model: Model, x0: Tensor, told: Tensor, draws: torch.Generator) -> Ten
     sigma = table[t][:, None, None, None]
     noise = torch.randn(x0.shape, generator=draws)
     z = ((x0 + sigma * noise) / (1 + sigma**2).sqrt()).to(memory_format=torch.channels_last)
-    with fast(z.device):
+    with bf16_autocast(z.device):
         found = model.net.image_unet(z, t, told).sample
     return ((1 + sigma**2).clamp(max=25) * (found.float() - noise).square()).mean()

@@ -69,11 +69,11 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, f
     return {
         "CLIP-I": float((witnesses.embed(frames) @ witnesses.embed(theirs).T).mean()),
         "subject": float((seen.individuals @ witnesses.look(theirs).individuals.T).mean()),
-        "thing": frame_metrics.share(seen.things, case.thing),
-        "scene": frame_metrics.share(seen.scenes, case.scene),
-        **dict(frame_metrics.text_alignment(witnesses.alike(frames, caption("subject", case.shot)))),
+        "thing": frame_metrics.share_equal(seen.things, case.thing),
+        "scene": frame_metrics.share_equal(seen.scenes, case.scene),
+        **dict(frame_metrics.clip_score(witnesses.alike(frames, caption("subject", case.shot)))),
         "motion": float(witnesses.move(slowly(frames)) == case.motion),
-        "steady": video_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
     }
 
 

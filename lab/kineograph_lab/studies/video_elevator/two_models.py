@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-
 from kineograph.generate import generate
+
 from kineograph.method_options import ElevatorOptions
 from kineograph.metrics import video_metrics
 from kineograph.metrics.distances import Mean
-from kineograph.metrics.extractors import POCKET, open_extractor
+from kineograph.metrics.extractors import POCKET, load_extractor
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
@@ -31,8 +31,8 @@ from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.quality import marked, sharpness
 from kineograph_lab.studies.report import Claim, at_least_a_share, better, not_below
 from kineograph_lab.studies.study import Study, column
-from kineograph_lab.world.captions import of_picture
-from kineograph_lab.world.world import clip
+from kineograph_lab.world.captions import caption_image
+from kineograph_lab.world.world import render_clip
 
 FRAMES, FPS, STEPS, SCALE = 8, 4.0, 20, 3.0
 TOGETHER, PER_FRAME, VIDEO = "together", "image model per frame", "video model alone"
@@ -109,31 +109,31 @@ def filmed(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
 
 def rendered(cases: Sequence[Case]) -> list[Frames]:
     """Those of the world."""
-    return [clip(case.shot, FRAMES, FPS) for case in cases]
+    return [render_clip(case.shot, FRAMES, FPS) for case in cases]
 
 
 def _pictured(case: Case) -> str:
     """The image model knows no words for motion."""
-    return of_picture(case.shot, np.random.default_rng(case.number))
+    return caption_image(case.shot, np.random.default_rng(case.number))
 
 
 @cache
 def _extractor() -> Extractor:
-    return open_extractor(POCKET)
+    return load_extractor(POCKET)
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, Any]:
     """All that is measured of one video, and its features."""
     seen = witnesses.look(frames)
     return {
-        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.text_alignment(witnesses.alike(frames, _pictured(case)))),
+        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.clip_score(witnesses.alike(frames, _pictured(case)))),
         "style": float(np.mean([each == case.shot.style for each in seen.styles])),
-        "sharp": sharpness(frames) / sharpness(clip(case.shot, FRAMES, FPS)),
+        "sharp": sharpness(frames) / sharpness(render_clip(case.shot, FRAMES, FPS)),
         "marked": marked(frames),
         "motion": float(witnesses.move(slowly(frames)) == case.motion),
-        "steady": video_metrics.steadiness(witnesses.embed(frames)),
-        "individual": dict(frame_metrics.identity(seen))["individual"],
+        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
+        "individual": dict(frame_metrics.identity_consistency(seen))["individual"],
         **set_distances.read(_extractor(), frames),
     }
 

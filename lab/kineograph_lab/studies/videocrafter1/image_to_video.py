@@ -26,7 +26,7 @@ from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, at_least, better
 from kineograph_lab.studies.sample import FPS, FRAMES, STEPS, Picture, film, pinned_to
 from kineograph_lab.studies.study import Study, column
-from kineograph_lab.world.world import clip_times, render
+from kineograph_lab.world.world import frame_times, render
 
 SCALE = 3.0  # at text-to-video's 5 words and picture together draw things garish
 CLASS_TOKEN, ONE_TOKEN = Path("runs/pocket/class_token.safetensors"), "class token alone"
@@ -62,11 +62,11 @@ def one_token(animator: Model) -> dict[str, Model]:
     if not CLASS_TOKEN.exists():
         return {}
     other = load("pocket-animate", device=animator.device, dtype=animator.dtype)
-    assert other.reader is not None, "the pocket animator"
+    assert other.image_encoder is not None, "the pocket animator"
     other.net.load_state_dict(
         {name: each.to(other.dtype) for name, each in load_file(CLASS_TOKEN).items()}, strict=False
     )
-    return {ONE_TOKEN: replace(other, reader=replace(other.reader, states=1))}
+    return {ONE_TOKEN: replace(other, image_encoder=replace(other.image_encoder, states=1))}
 
 
 def told(model: Model, steps: int, case: Case) -> Frames:
@@ -84,7 +84,7 @@ def pinned(model: Model, steps: int, case: Case) -> Frames:
 
 def picture_of(case: Case) -> Picture:
     """The first frame of the world's own clip, uint8 [1 h w 3]."""
-    return render(case.shot, clip_times(FRAMES, FPS)[0])[None]
+    return render(case.shot, frame_times(FRAMES, FPS)[0])[None]
 
 
 def filmed(way: Callable[[Case], Frames], cases: Sequence[Case]) -> list[Frames]:
@@ -103,7 +103,7 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
         "individual": float((seen.individuals @ theirs.individuals.T).mean()),
         "first frame": frame_metrics.psnr(frames[0], picture[0], np.ones(frames.shape[1:3], bool)),
         "motion": float(witnesses.move(frames) == case.motion),
-        "steady": video_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
     }
 
 

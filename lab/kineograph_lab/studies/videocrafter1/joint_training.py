@@ -85,11 +85,11 @@ def _drawn(model: Model, steps: int, case: Case) -> Frames:
 def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
     """All that is measured of one picture."""
     seen = witnesses.look(frames)
-    right = dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene))
+    right = dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene))
     return {
         **right,
         "all": float(np.mean([right[name] for name in ("thing", "colour", "scene")])),
-        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
     }
 
 

@@ -19,7 +19,7 @@ from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, at_least
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, film
 from kineograph_lab.studies.study import SEEN, Study, column
-from kineograph_lab.world.world import clip
+from kineograph_lab.world.world import render_clip
 
 FASTER = 2 * FPS
 STRAIGHT = ("left", "right", "up", "down")  # motions whose speed is a slope
@@ -39,7 +39,7 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
         arms={
             f"{FPS:g} fps": partial(filmed, model, FPS, steps),
             f"{FASTER:g} fps": partial(filmed, model, FASTER, steps),
-            "rendering": lambda cases: [clip(case.shot, FRAMES, FPS) for case in cases],
+            "rendering": lambda cases: [render_clip(case.shot, FRAMES, FPS) for case in cases],
         },
         measured=lambda frames, case: measured(frames, case, witnesses),
         claims=claims,
@@ -56,11 +56,11 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
     """All that is measured of one video."""
     seen = witnesses.look(frames)
     found = {
-        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity(seen)),
-        **dict(frame_metrics.text_alignment(witnesses.alike(frames, case.prompt))),
+        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.identity_consistency(seen)),
+        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
         "motion": float(witnesses.move(frames) == case.motion),
-        "steady": video_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
     }
     return found | ({"speed": speed(witnesses.survey(frames).points)} if case.motion in STRAIGHT else {})
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
-from kineograph.metrics.distances import frechet, moments
+from kineograph.metrics.distances import frechet_distance, moments
 from kineograph.metrics.features import Extractor, Frames
 
 Damage = Callable[[Frames, float, int], Frames]
@@ -55,9 +55,9 @@ def distances(
     extractor: Extractor, real: Sequence[Frames], others: Sequence[Frames], damage: Damage, degrees: Sequence[float]
 ) -> list[float]:
     """FVD of the others, damaged by each degree, against real videos."""
-    known = moments(np.stack([extractor.of(video).features for video in real]))
+    known = moments(np.stack([extractor.extract(video).features for video in real]))
     found = []
     for degree in degrees:
-        hurt = [extractor.of(damage(video, degree, number)).features for number, video in enumerate(others)]
-        found.append(frechet(moments(np.stack(hurt)), known))
+        hurt = [extractor.extract(damage(video, degree, number)).features for number, video in enumerate(others)]
+        found.append(frechet_distance(moments(np.stack(hurt)), known))
     return found

@@ -10,8 +10,8 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from kineograph.metrics.distances import frechet, moments
-from kineograph.metrics.extractors import POCKET, open_extractor
+from kineograph.metrics.distances import frechet_distance, moments
+from kineograph.metrics.extractors import POCKET, load_extractor
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.model import Model
 from kineograph_lab.studies.judges import Witnesses
@@ -19,7 +19,7 @@ from kineograph_lab.studies.protocol import Case, Record
 from kineograph_lab.studies.report import Claim, better
 from kineograph_lab.studies.study import Study, column
 from kineograph_lab.studies.vidrd.degradations import DAMAGES
-from kineograph_lab.world.world import clip, shots
+from kineograph_lab.world.world import render_clip, sample_shots
 
 SEED = 50_021  # of the shots of the first set
 VIDEOS = 256  # on either side: more than there are features, so that no covariance is singular
@@ -32,7 +32,7 @@ DEGREES: Mapping[str, tuple[str, float]] = {
 
 def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """A set of clips for every twenty cases; neither the model nor steps count."""
-    extractor = open_extractor(POCKET)
+    extractor = load_extractor(POCKET)
     return Study(
         name="fvd",
         title=f"FVD of {VIDEOS} clips with known damage, against as many others",
@@ -46,17 +46,17 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
 
 
 def _case(number: int) -> Case:
-    return Case(number, f"set {number + 1}", next(shots(SEED + number, split="held_out")))
+    return Case(number, f"set {number + 1}", next(sample_shots(SEED + number, split="held_out")))
 
 
 def drawn(number: int) -> Iterator[Frames]:
     """The clips of a set: first those that are damaged, then the others."""
-    return (clip(shot) for shot in islice(shots(SEED + number, split="held_out"), 2 * VIDEOS))
+    return (render_clip(shot) for shot in islice(sample_shots(SEED + number, split="held_out"), 2 * VIDEOS))
 
 
 def shown(case: Case) -> Frames:
     """The middle frame of the first clip of a set, in every damage."""
-    first = clip(case.shot)
+    first = render_clip(case.shot)
     return np.stack([damaged(first, name, 0)[len(first) // 2] for name in DEGREES])
 
 
@@ -72,13 +72,13 @@ def measured(extractor: Extractor, number: int) -> dict[str, float]:
     real = []
     for place, frames in enumerate(drawn(number)):
         if place >= VIDEOS:
-            real.append(extractor.of(frames).features)
+            real.append(extractor.extract(frames).features)
             continue
-        whole = extractor.of(frames).features
+        whole = extractor.extract(frames).features
         for name, (_, degree) in DEGREES.items():
-            hurt[name].append(extractor.of(damaged(frames, name, place)).features if degree else whole)
+            hurt[name].append(extractor.extract(damaged(frames, name, place)).features if degree else whole)
     known = moments(np.stack(real))
-    return {name: frechet(moments(np.stack(each)), known) for name, each in hurt.items()}
+    return {name: frechet_distance(moments(np.stack(each)), known) for name, each in hurt.items()}
 
 
 def claims(made: Sequence[Record]) -> list[Claim]:

@@ -13,8 +13,8 @@ from itertools import product
 
 import numpy as np
 from jaxtyping import UInt8
-
 from kineograph.generate import generate
+
 from kineograph.method_options import ClipOptions
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
@@ -100,7 +100,9 @@ def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, floa
     seen = {where: witnesses.look(clip) for where, clip in ends.items()}
     found: dict[str, float] = {}
     for where, clip in ends.items():
-        right = dict(frame_metrics.prompted(seen[where], thing=case.thing, colour=case.colour, scene=case.scene))
+        right = dict(
+            frame_metrics.prompt_agreement(seen[where], thing=case.thing, colour=case.colour, scene=case.scene)
+        )
         found |= {f"{name}, {where} clip": right[name] for name in ASKED}
         found[f"motion, {where} clip"] = float(witnesses.move(clip) == case.motion)
     found["individual"] = float((seen["last"].individuals @ seen["first"].individuals.T).mean())
@@ -111,7 +113,7 @@ def changes(frames: Frames) -> dict[str, float]:
     """How much changes from frame to frame, on average: at the seams of clips, and inside of clips."""
     at_seam = np.arange(1, len(frames)) % FRAMES == 0
     steps = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
-    found = {"flow": 1000 * optical_flow.lengths(frames), "pixels": steps}
+    found = {"flow": 1000 * optical_flow.motion_per_frame(frames), "pixels": steps}
     return {
         f"{name}, {where}": float(values[chosen].mean())
         for (name, values), (where, chosen) in product(found.items(), zip(WHERE, (at_seam, ~at_seam), strict=True))

@@ -16,13 +16,13 @@ import numpy as np
 from safetensors.torch import load_file
 
 from kineograph.metrics import video_metrics
-from kineograph.metrics.extractors import POCKET, open_extractor
+from kineograph.metrics.extractors import POCKET, load_extractor
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph.models.pocket.networks import restore_vidrd_unet
-from kineograph_lab.recipe.video import vidrd
+from kineograph_lab.recipe.video import temporal_layers
 from kineograph_lab.studies import frame_metrics, set_distances
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
@@ -39,7 +39,7 @@ TRAINED = {PANNED: "vidrd_panned", PLAIN: "vidrd_unpanned"}
 
 def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """Videos by both networks, and the world's own."""
-    steps, extractor = steps or STEPS, open_extractor(POCKET)
+    steps, extractor = steps or STEPS, load_extractor(POCKET)
     models = {name: trained(model, FOLDER / f"{stage}.safetensors") for name, stage in TRAINED.items()}
     return Study(
         name="pan-and-zoom",
@@ -63,19 +63,19 @@ def trained(model: Model, file: Path) -> Model:
     if not file.exists():
         raise untrained(file, *TRAINED.values())
     begun = load("pocket-video", dtype="float32").net
-    net = restore_vidrd_unet(begun, vidrd.CONFIG, load_file(file)).eval()
+    net = restore_vidrd_unet(begun, temporal_layers.VIDRD_CONFIG, load_file(file)).eval()
     return replace(model, net=net.to(model.device, model.dtype))
 
 
 def measured(frames: Frames, case: Case, witnesses: Witnesses, extractor: Extractor) -> dict[str, Any]:
     """What a video shows and how it moves, and its features."""
     seen = witnesses.look(frames)
-    right = dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene))
+    right = dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene))
     return {
         **right,
         "all": float(np.mean([right[name] for name in ("thing", "colour", "scene")])),
         "motion": float(witnesses.move(frames) == case.motion),
-        "steady": video_metrics.steadiness(witnesses.embed(frames)),
+        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
         **set_distances.read(extractor, frames),
     }
 

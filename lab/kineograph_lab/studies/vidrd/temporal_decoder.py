@@ -16,7 +16,7 @@ import torch
 from kineograph.latents import Latents
 from kineograph.metrics import optical_flow
 from kineograph.metrics.extractors import POCKET as EXTRACTOR
-from kineograph.metrics.extractors import open_extractor
+from kineograph.metrics.extractors import load_extractor
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprints
@@ -27,7 +27,7 @@ from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, better
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, developed, latents
 from kineograph_lab.studies.study import Film, Study, column
-from kineograph_lab.world.world import clip
+from kineograph_lab.world.world import render_clip
 
 VIDRD = "pocket-vidrd"
 PER_FRAME, ALONG_TIME, TRUTH = "image decoder", "temporal decoder", "rendering"
@@ -35,7 +35,7 @@ PER_FRAME, ALONG_TIME, TRUTH = "image decoder", "temporal decoder", "rendering"
 
 def filmed(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """Held-out films, encoded, and decoded in both ways; no steps count."""
-    video, extractor = load(VIDRD), open_extractor(EXTRACTOR)
+    video, extractor = load(VIDRD), load_extractor(EXTRACTOR)
     return Study(
         name="temporal-decoder-films",
         title="Held-out films that went through the VAE",
@@ -51,7 +51,7 @@ def filmed(model: Model, witnesses: Witnesses, count: int, steps: int | None) ->
 
 def drawn(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
     """Videos that the model drew, decoded in both ways."""
-    video, extractor, steps = load(VIDRD), open_extractor(EXTRACTOR), steps or STEPS
+    video, extractor, steps = load(VIDRD), load_extractor(EXTRACTOR), steps or STEPS
     return Study(
         name="temporal-decoder",
         title="Videos that VidRD's model drew, decoded in both ways",
@@ -75,7 +75,7 @@ def _settings(video: Model, extractor: Extractor) -> dict[str, Any]:
 def _arms(video: Model, known: Callable[[Case], Latents]) -> dict[str, Film]:
     """What both decoders make of a case's latents, the last of which are kept; and the world's own film."""
     known = lru_cache(maxsize=1)(known)
-    ways = {PER_FRAME: replace(video, decoder=None), ALONG_TIME: video}
+    ways = {PER_FRAME: replace(video, temporal_decoder=None), ALONG_TIME: video}
     return {name: partial(decoded, by, known) for name, by in ways.items()} | {TRUTH: rendered}
 
 
@@ -86,7 +86,7 @@ def decoded(by: Model, known: Callable[[Case], Latents], cases: Sequence[Case]) 
 
 def rendered(cases: Sequence[Case]) -> list[Frames]:
     """The world's own films of some cases."""
-    return [clip(case.shot, FRAMES, FPS) for case in cases]
+    return [render_clip(case.shot, FRAMES, FPS) for case in cases]
 
 
 def encoded(model: Model, case: Case) -> Latents:
@@ -115,9 +115,9 @@ def measured_of_drawn(frames: Frames, case: Case, witnesses: Witnesses, extracto
     """What a video shows, how steady it is, and its features."""
     seen = witnesses.look(frames)
     return {
-        **dict(frame_metrics.prompted(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
         "motion": float(witnesses.move(frames) == case.motion),
-        **{name: value for name, value in optical_flow.moving(frames, FPS) if name == "warp error"},
+        **{name: value for name, value in optical_flow.measure_flow(frames, FPS) if name == "warp error"},
         **set_distances.read(extractor, frames),
     }
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.metrics.collection import first, rows
+from kineograph.metrics.collection import first_value, read_rows
 
 CLASSES, VIDEOS, FRAMES = 101, 10_000, 16
 LABELS, PROMPTS, COUNTS = ("class", "label"), ("prompt", "caption", "text"), ("count", "videos")
@@ -45,8 +45,8 @@ def read_actions(path: str | Path) -> list[Action]:
     that is no whole number above 0, or a class that was there before.
     """
     path, found = Path(path).expanduser(), dict[str, Action]()
-    for where, row in rows(path):
-        label, prompt, count = (first(row, columns) for columns in (LABELS, PROMPTS, COUNTS))
+    for where, row in read_rows(path):
+        label, prompt, count = (first_value(row, columns) for columns in (LABELS, PROMPTS, COUNTS))
         if not label or not prompt or not count.isdecimal() or int(count) < 1:
             raise InputError(f"{where}: expected a class, its prompt and a count of videos above 0, got {row}")
         if label in found:

@@ -1,14 +1,32 @@
-"""What blurs, stains, recolours and shifts a picture a little, so that classifiers lean on neither decimals nor places."""
+"""Pictures as tensors and back, and sheets of them for the eye."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, pad
 
 
-def soften(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """uint8 [n, h, w, 3] -> float32 [n, 3, h, w] in -1..1, `channels_last`."""
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def to_uint8(pictures: Tensor) -> np.ndarray:
+    """[n, 3, h, w] in -1..1 -> uint8 [n, h, w, 3]."""
+    return pictures.detach().float().cpu().add(1).mul(127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def save_contact_sheet(path: Path, *rows: np.ndarray) -> None:
+    """Rows of pictures, uint8 [n, h, w, 3] each, one under another."""
+    Image.fromarray(np.concatenate([np.concatenate(list(row), axis=1) for row in rows])).save(path)
+
+
+def augment_images(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     """Pictures [n, 3, h, w] in -1..1, each blurred, tinted and grained by its own random amounts."""
     n = len(pictures)
 
@@ -22,7 +40,7 @@ def soften(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     return tinted + grain * amount(0.06, 1, 1, 1)
 
 
-def shifted(pictures: Tensor, rng: np.random.Generator, farthest: np.ndarray) -> Tensor:
+def shift_images(pictures: Tensor, rng: np.random.Generator, farthest: np.ndarray) -> Tensor:
     """Pictures [n, 3, h, w], each moved by up to so many pixels up or down and left or right, its edges mirrored."""
     margin, (height, width) = int(farthest.max()), pictures.shape[2:]
     wide = pad(pictures, (margin,) * 4, "reflect")
