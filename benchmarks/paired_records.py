@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kineograph.metrics.statistics import mean
+from kineograph.metrics.distances import mean
 from kineograph_lab.studies.protocol import Record, kept
 from kineograph_lab.studies.study import column
 

@@ -55,7 +55,7 @@ def ways(image: Model, video: Model) -> dict[str, Draw]:
         "here": both,
         "here, inversion by all steps": partial(both, elevation=ElevatorOptions(inversion_steps=None)),
         "here, drift made up for": corrected,
-        RELEASED: mock.patch.object(video_elevator, "drift", wasteful)(corrected),
+        RELEASED: mock.patch.object(video_elevator, "correct_drift", wasteful)(corrected),
     }
 
 

@@ -12,9 +12,9 @@ from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.noise import shared
 from kineograph.samplers import ddim
 from kineograph.sigmas import leading
-from kineograph_lab.world.world import Shot, Thing, clip
+from kineograph_lab.world.world import Shot, Subject, render_clip
 
-FILMED = Shot("sea", "flat", (Thing("fish", "red", individual=5, motion="right"),))
+FILMED = Shot("sea", "flat", (Subject("fish", "red", individual=5, motion="right"),))
 
 
 def draw(model: kg.Model, prompt: str, film: np.ndarray, *, steps: int = 20, seed: int = 7) -> kg.Video:
@@ -24,15 +24,17 @@ def draw(model: kg.Model, prompt: str, film: np.ndarray, *, steps: int = 20, see
 
     def bound(text: str) -> kg.denoise.Denoise:
         said = model.prompt([text])
-        added = bind_controlnet(net, said, cues, see=kg.see.first)
-        return model.bind(kg.Condition(said.tokens, residuals=added), see=kg.see.first)
+        added = bind_controlnet(net, said, cues, frame_attention=kg.frame_attention.first)
+        return model.bind(kg.Condition(said.tokens, residuals=added), frame_attention=kg.frame_attention.first)
 
     sigmas = leading(model.schedule.sigmas, steps)
     noise = shared(seed, range(len(film)), (1, *model.latent_shape(*film.shape[1:3])))
-    for step in ddim(kg.guided(bound(prompt), bound(""), scale=3.0), sigmas[0] * noise.to(model.device), sigmas):
+    for step in ddim(
+        kg.classifier_free_guidance(bound(prompt), bound(""), scale=3.0), sigmas[0] * noise.to(model.device), sigmas
+    ):
         print(f"noise level {step.sigma:.2f}", end="\r")
     return kg.Video.from_tensor(model.decode(step.x)[0])
 
 
 if __name__ == "__main__":
-    draw(kg.load(), "a purple fish in a city", clip(FILMED, 8, 4.0)).overwrite("purple.gif")
+    draw(kg.load(), "a purple fish in a city", render_clip(FILMED, 8, 4.0)).overwrite("purple.gif")

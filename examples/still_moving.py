@@ -15,7 +15,7 @@ def draw(model: kg.Model, prompt: str, scale: float, *, frames: int = 16, steps:
     told, blank = (model.bind(model.prompt([text], fps=8.0), motion_scale=scale) for text in (prompt, ""))
     noise = independent(seed, range(frames), (1, *model.latent_shape(*model.default_size))).to(model.device)
     sigmas = leading(model.schedule.sigmas, steps)
-    x0 = final_latents(ddim(kg.guided(told, blank, scale=5.0), sigmas[0] * noise, sigmas))
+    x0 = final_latents(ddim(kg.classifier_free_guidance(told, blank, scale=5.0), sigmas[0] * noise, sigmas))
     return kg.Video.from_tensor(model.decode(x0)[0], 8.0)
 
 

@@ -12,18 +12,18 @@ from kineograph.sigmas import leading
 
 
 def draw(model: kg.Model, prompt: str, *, frames: int = 8, steps: int = 50, seed: int = 7) -> kg.Video:
-    told, blank = (model.bind(model.prompt([text]), see=kg.see.first) for text in (prompt, ""))
+    told, blank = (model.bind(model.prompt([text]), frame_attention=kg.frame_attention.first) for text in (prompt, ""))
     shape = (1, *model.latent_shape(*model.default_size))
     sigmas = leading(model.schedule.sigmas, steps)
-    spread_to, move_at = paper_sigmas(shape, highest=sigmas[0])
+    renoise_to, warp_at = paper_sigmas(shape, highest=sigmas[0])
     walk = sample(
-        kg.guided(told, blank, scale=7.5),
+        kg.classifier_free_guidance(told, blank, scale=7.5),
         independent(seed, range(frames), shape).to(model.device),
         sigmas,
         warp=frame_warp(parse("pan:12,0+zoom:1.01"), frames=frames, seed=seed),
-        move_at=move_at,
-        spread_to=spread_to,
-        solve=ddim,
+        warp_at=warp_at,
+        renoise_to=renoise_to,
+        sampler=ddim,
     )
     for step in walk:
         print(f"{step.x.shape[1]} frames at noise level {step.sigma:.2f}", end="\r")

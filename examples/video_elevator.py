@@ -15,23 +15,23 @@ from kineograph.sigmas import leading
 
 
 def draw(image: kg.Model, video: kg.Model, prompt: str, film: str, *, frames: int = 16, steps: int = 50) -> kg.Video:
-    told, blank = (image.bind(image.prompt([text]), see=kg.see.first) for text in (prompt, ""))
+    told, blank = (image.bind(image.prompt([text]), frame_attention=kg.frame_attention.first) for text in (prompt, ""))
     moving, still = (video.bind(video.prompt([text], fps=8.0)) for text in (film, ""))
     shape, seed = (1, *image.latent_shape(*image.default_size)), 7
     sigmas, lowest = leading(image.schedule.sigmas, steps), image.schedule.sigmas[0]
     walk = sample(
-        kg.guided(told, blank, scale=3.0),
+        kg.classifier_free_guidance(told, blank, scale=3.0),
         partly_shared(1.0, seed, range(frames), shape).to(image.device),
         sigmas,
         refine_at=[sigmas[round(part * steps)] for part in (0.1, 0.3, 0.5, 0.7)],
         refine=refine_with_video_model(
-            kg.guided(moving, still, scale=3.0),
+            kg.classifier_free_guidance(moving, still, scale=3.0),
             leading(video.schedule.sigmas, steps),
             steps=max(1, steps // 6),
-            draw=per_sigma(seed, range(frames), shape),
-            keep=partial(low_pass, spatial=inf, temporal=0.5),
+            noise_at=per_sigma(seed, range(frames), shape),
+            low_pass=partial(low_pass, spatial=inf, temporal=0.5),
         ),
-        back=invert(told, [*(rung for rung in sigmas if rung > lowest), lowest], 12, dpmpp_2m),
+        renoise=invert(told, [*(rung for rung in sigmas if rung > lowest), lowest], 12, dpmpp_2m),
     )
     for step in walk:
         print(f"{step.x.shape[1]} frames at noise level {step.sigma:.2f}", end="\r")

@@ -16,10 +16,10 @@ def draw(
     told, blank = (model.bind(model.prompt([text], fps=fps)) for text in (prompt, ""))
     shape = (1, *model.latent_shape(*model.default_size))
     walk = sample(
-        kg.guided(told, blank, scale=5.0),
+        kg.classifier_free_guidance(told, blank, scale=5.0),
         independent(seed, range(frames), shape).to(model.device),
         leading(model.schedule.sigmas, steps),
-        solve=ddim_eta(1.0, per_sigma(seed, range(frames), shape)),
+        sampler=ddim_eta(1.0, per_sigma(seed, range(frames), shape)),
     )
     for step in walk:
         print(f"{step.x.shape[1]} frames at noise level {step.sigma:.2f}", end="\r")

@@ -76,7 +76,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 def test_a_video_model_settles_method_length_and_rate(model: Model):
     video = kg.generate(model, "a fish", **FEW)
     assert (len(video.frames), video.fps, video.settings["method"]) == (6, 8.0, "videocrafter")
-    assert video.settings["solver"] == "ddim"
+    assert video.settings["sampler"] == "ddim"
 
 
 def test_the_frame_rate_is_told(model: Model):
@@ -95,9 +95,9 @@ def test_more_frames_than_it_was_trained_on_are_drawn_through_windows(model: Mod
     assert np.array_equal(fits.frames, kg.generate(model, "a fish", num_frames=5, **FEW).frames)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "euler-ancestral", "lcm"])
-def test_every_solver_draws_and_draws_the_same_again(model: Model, solver: str):
-    one, again = (kg.generate(model, "a fish", num_frames=3, solver=solver, **FEW).frames for _ in range(2))
+@pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "euler-ancestral", "lcm"])
+def test_every_solver_draws_and_draws_the_same_again(model: Model, sampler: str):
+    one, again = (kg.generate(model, "a fish", num_frames=3, sampler=sampler, **FEW).frames for _ in range(2))
     assert np.array_equal(one, again)
 
 
@@ -135,13 +135,13 @@ def test_a_video_says_which_picture_made_it(animator: Model, pictures: tuple[str
 
 def test_what_does_not_go_together_is_refused(model: Model, pictures: tuple[str, str]):
     image = kg.load(sd())
-    with pytest.raises(InputError, match="image model without layers along time"):
+    with pytest.raises(InputError, match="image model without temporal layers"):
         kg.generate(image, "a fish", method="videocrafter", **FEW)
     with pytest.raises(InputError, match="is a video model"):
         kg.generate(model, "a fish", method="text2video-zero", **FEW)
     with pytest.raises(InputError, match="what moves is said in the prompt"):
         kg.generate(model, "a fish", motion="pan:12,12", **FEW)
-    with pytest.raises(InputError, match="is shown no pictures"):
+    with pytest.raises(InputError, match="takes no images"):
         kg.animate(model, pictures[0], "a fish", **FEW)
     with pytest.raises(InputError, match="there is no picture"):
         kg.animate(model, "nowhere.png", "a fish", first_frame="pinned", **FEW)

@@ -130,7 +130,7 @@ def test_replay_with_another_model_says_what_differs(run: Run, model: list, sd_f
         (["a fish", "--num-frames", "0"], "num_frames"),
         (["a fish", "--num-frames", "1000000"], "786 GB"),
         (["a fish", "--height", "9"], "multiples of 2"),
-        (["a fish", "--solver", "heun"], "ddim or"),
+        (["a fish", "--sampler", "heun"], "ddim or"),
         (["a fish", "--motion", "up"], "pan:X,Y"),
         (["a fish", "--lora", "style=much"], "FILE=SCALE"),
         (["a fish", "--lora", "missing.safetensors"], "missing.safetensors"),
@@ -328,7 +328,7 @@ def test_edit_takes_a_video_and_a_model_that_edits(run: Run, model: list, tmp_pa
     assert read_settings(tmp_path / "snow.gif")["video"] == "film"
     assert run("replay", "snow.gif").status == 0
     wrong = run("edit", "film", "make it snow", "--model", model[1], "--steps", "2")
-    assert wrong.status == 2 and "draws from text alone" in wrong.err
+    assert wrong.status == 2 and "generates from text alone" in wrong.err
     assert run("edit", "nowhere.mp4", "make it snow").status == 2
     alone = run("edit", "make it snow")
     assert alone.status == 2 and "give a video and what to change in it" in alone.err

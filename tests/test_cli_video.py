@@ -53,7 +53,7 @@ def test_animate_takes_a_picture(run: Run, folder: Path, tmp_path: Path) -> None
     assert read_settings(tmp_path / "fish.gif")["image"] == "fish.png"
     assert run("replay", "fish.gif").status == 0
     unseen = run("animate", "fish.png", "swimming", "--model", folder, *FEW)
-    assert unseen.status == 2 and "is shown no pictures" in unseen.err
+    assert unseen.status == 2 and "takes no images" in unseen.err
     assert "there is no picture nowhere.png" in run("animate", "nowhere.png", "swimming", *pinned).err
     assert "only 'fish.png'" in run("animate", "fish.png").err
 

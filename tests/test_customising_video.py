@@ -385,7 +385,7 @@ def refused(video: Model, few: Path, **given: object) -> str:
 def test_what_cannot_be_customised_is_said_before_anything_is_written(
     video: Model, waves: Path, few: Path, done: tuple[Path, list[PhaseProgress]], tmp_path: Path
 ) -> None:
-    assert "is an image model without layers along time" in refused(kg.load(sd()), few)
+    assert "is an image model without temporal layers" in refused(kg.load(sd()), few)
     assert "there is one picture, and 3 at least" in refused(video, [few / "0.png"])  # type: ignore[arg-type]
     assert "holds no picture" in refused(video, tmp_path)
     assert "expected a subject or a style, got both" in refused(video, few, style="sea")

@@ -25,7 +25,7 @@ from raw_footage import footage, lettered, scene, told
 from test_captioning import Serve, said, serve  # noqa: F401
 from typer.testing import CliRunner
 
-from kineograph.cli.curate import data
+from kineograph.cli.curate import curate
 from kineograph.curation.decoding import frames, glimpses, pieces, reel
 from kineograph.curation.packing import read_dropped, read_manifest
 from kineograph.curation.parallel import Crew, Work, on_ray
@@ -371,7 +371,7 @@ def test_bad_input_is_refused_before_anything_is_made(raw, output, tmp_path):
 
 def test_the_command_says_what_it_does(raw, output, tmp_path, monkeypatch):
     app, file = typer.Typer(), tmp_path / "data.yaml"
-    app.command()(data)
+    app.command()(curate)
     file.write_text(yaml.safe_dump({"sources": str(raw), "output": str(tmp_path / "out"), "run": "alone"}))
     monkeypatch.setenv("COLUMNS", "200")
     dry = CliRunner().invoke(app, [str(file), "--dry-run"])

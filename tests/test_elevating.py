@@ -122,8 +122,8 @@ def test_a_lora_a_control_and_a_consistency_model_take_part(image: Model, video:
     )
 
 
-def _solved_by(solver: str, video: Model) -> TemporalLayers:
-    layers = TemporalLayers(video.net.image_unet, CONFIG.model_copy(update={"solver": solver}))
+def _solved_by(sampler: str, video: Model) -> TemporalLayers:
+    layers = TemporalLayers(video.net.image_unet, CONFIG.model_copy(update={"sampler": sampler}))
     assert video.net.temporal is not None
     layers.load_state_dict(video.net.temporal.state_dict())
     return layers.eval()
@@ -133,8 +133,8 @@ def _solved_by(solver: str, video: Model) -> TemporalLayers:
     ("models", "said"),
     [
         (("image", None), "needs a second model"),
-        (("image", "image"), "is an image model, and video-elevator needs one with layers along time"),
-        (("video", "video"), "draws with an image model, and video is a video model"),
+        (("image", "image"), "is an image model, and video-elevator needs one with temporal layers"),
+        (("video", "video"), "samples with an image model, and video is a video model"),
     ],
 )
 def test_a_pair_that_cannot_work_is_refused(models, said, image: Model, video: Model):

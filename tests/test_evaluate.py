@@ -606,7 +606,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end, terminal.in_plain_words():
+        with pytest.raises(SystemExit) as end, terminal.errors_as_messages():
             app()
         return int(end.value.code or 0), *capsys.readouterr()
 

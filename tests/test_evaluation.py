@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from kineograph.generate import generate
 from PIL import Image
 
 from kineograph.errors import InputError
+from kineograph.generation import generate
 from kineograph.media.metadata import identifier
 from kineograph.models.loading.load import load
 from kineograph.models.placement import choose_placement

@@ -158,7 +158,7 @@ def test_an_edit_in_chunks_is_the_edit_at_once(editor, tmp_path):
 
 
 def test_a_model_that_does_not_edit_says_so(model, maps):
-    with pytest.raises(InputError, match="draws from text alone: .* pocket-edit"):
+    with pytest.raises(InputError, match="generates from text alone: .* pocket-edit"):
         kg.edit(model, maps, "make it snow", **FEW)
 
 

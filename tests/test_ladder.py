@@ -93,7 +93,7 @@ def test_through_adds_nothing_where_a_rung_is():
 
 @pytest.mark.parametrize("level", [9.0, -1.0])
 def test_through_refuses_levels_outside(level):
-    with pytest.raises(ValueError, match="outside this ladder, which goes from 8 to 0"):
+    with pytest.raises(ValueError, match="outside of the sigmas, which go from 8 to 0"):
         ladder.insert_sigmas(SIGMAS, level)
 
 
@@ -106,5 +106,5 @@ def test_slices_share_their_rung():
 
 @pytest.mark.parametrize("cut", [ladder.until, ladder.starting_at])
 def test_slices_at_a_level_between_rungs_are_refused(cut):
-    with pytest.raises(ValueError, match=r"at level 3\. Put it there first: through"):
+    with pytest.raises(ValueError, match=r"Sigma 3 is not one of these 5 sigmas .*Insert it first: insert_sigmas"):
         cut(SIGMAS, 3.0)

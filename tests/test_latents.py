@@ -22,7 +22,7 @@ def test_renoising_to_the_same_level_changes_nothing():
 
 
 def test_renoising_downwards_is_refused():
-    with pytest.raises(ValueError, match=r"at least sigma=2, got to=1"):
+    with pytest.raises(ValueError, match=r"to >= sigma=2, got to=1"):
         latents.renoise(clip(), clip(), 2.0, to=1.0)
 
 

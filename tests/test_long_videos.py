@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kineograph.generate import made
 from test_cli import Run, run  # noqa: F401
 from test_elevating import image, video  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError
+from kineograph.generation import run_request
 from kineograph.media.metadata import read_settings
-from kineograph.methods import text2video_zero_run
+from kineograph.methods import text2video_zero, vidrd
 from kineograph.models.model import Model
-from kineograph.plan import look
+from kineograph.plan import guide
 from kineograph.request import Request
 
 FEW = {"num_inference_steps": 4, "seed": 3, "num_frames": 4}
@@ -70,20 +70,20 @@ def test_every_choice_counts_and_a_clip_has_its_own_prompt(models):
     assert others[-1].settings["then"] == ["a fish", "a car"]
 
 
-@pytest.mark.parametrize("choice", [{}, {"smooth_background": 0.6}, {"solver": "euler-ancestral"}])
+@pytest.mark.parametrize("choice", [{}, {"smooth_background": 0.6}, {"sampler": "euler-ancestral"}])
 def test_text2video_zero_leaves_out_what_is_overwritten_anyway(choice, models, monkeypatch):
     model, asked = models["text2video-zero"][0], {"clips": 2, **FEW, "num_inference_steps": 12, **choice}
     seen = []
 
     def counted(*asked):
-        estimate = look(*asked)
+        estimate = guide(*asked)
         return lambda x, sigma: (seen.append(x.shape[1]), estimate(x, sigma))[1]
 
-    monkeypatch.setattr(text2video_zero_run, "look", counted)
+    monkeypatch.setattr(text2video_zero, "guide", counted)
     reuse = kg.ClipOptions(keep=3, guidance=1.0)
     spared = kg.generate(model, "a fish", reuse=reuse, **asked)
     count = sum(seen)
-    monkeypatch.setattr(text2video_zero_run, "sparing", lambda request, start, look, sigmas: look)
+    monkeypatch.setattr(vidrd, "skip_overwritten", lambda denoise, *_: denoise)
     seen.clear()
     whole = kg.generate(model, "a fish", reuse=reuse, **asked)
     assert np.abs(spared.frames.astype(int) - whole.frames).max() <= 1
@@ -100,21 +100,21 @@ def test_progress_counts_the_steps_of_all_clips(models):
 def test_interrupted_it_goes_on_from_the_last_clip_to_the_same_result(models, tmp_path: Path):
     model, _ = models["videocrafter"]
     request = Request(prompt="a fish", clips=3, reuse=kg.ClipOptions(anchor=0.3), **FEW)
-    whole = made(model, request)
+    whole = run_request(model, request)
 
     def stop(progress) -> None:
         if progress.done == 13:  # in the third clip
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        made(model, request, stop, keep_clips=tmp_path)
+        run_request(model, request, stop, keep_clips=tmp_path)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
     drawn = []
-    again = made(model, request, drawn.append, keep_clips=tmp_path)
+    again = run_request(model, request, drawn.append, keep_clips=tmp_path)
     assert np.array_equal(again.frames, whole.frames)
     assert drawn[0].done == 11
     assert len(list(tmp_path.rglob("*"))) == 4  # the folder of these settings, and its three clips
-    other = made(model, replace(request, seed=4), keep_clips=tmp_path)
+    other = run_request(model, replace(request, seed=4), keep_clips=tmp_path)
     assert not np.array_equal(other.frames, whole.frames)
 
 

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kineograph.generate.run import METHODS as RECIPES
 from models.conftest import sd, sd_folder  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
+from kineograph.generation.run import METHODS as RUN_METHODS
 from kineograph.models.model import Model
-from kineograph.plan import DESCENTS, Plan, look, open_inputs
+from kineograph.plan import Plan, guide, open_inputs
 from kineograph.request import METHODS, SAMPLERS, Request, make_controls
+from kineograph.samplers import BY_NAME
 
 FEW = {"num_inference_steps": 2, "num_frames": 2}
 
@@ -45,7 +46,7 @@ def test_the_defaults_of_the_front_doors_are_those_of_a_request() -> None:
     assert set(given) - set(fixed) == others | OF_CONTROL
     edited = {name: each.default for name, each in inspect.signature(kg.edit).parameters.items()}
     differ = {name for name in edited if name in fixed and edited[name] != fixed[name]}
-    assert differ == {"video", "solver"}
+    assert differ == {"video", "sampler"}
     assert set(edited) - set(fixed) == {"model", "prompt", "on_step"}
     animated = {name: each.default for name, each in inspect.signature(kg.animate).parameters.items()}
     assert {name for name in animated if name in fixed and animated[name] != fixed[name]} == {"image"}
@@ -53,8 +54,8 @@ def test_the_defaults_of_the_front_doors_are_those_of_a_request() -> None:
 
 
 def test_every_choice_is_there() -> None:
-    assert tuple(DESCENTS) == SAMPLERS
-    assert tuple(RECIPES) == METHODS
+    assert tuple(BY_NAME) == SAMPLERS
+    assert tuple(RUN_METHODS) == METHODS
 
 
 @pytest.mark.parametrize(
@@ -75,14 +76,14 @@ def test_every_choice_is_there() -> None:
         ({"fps": 0}, "fps"),
         ({"fps": math.inf}, "fps"),
         ({"chunk_size": 0}, "chunk_size"),
-        ({"solver": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
+        ({"sampler": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
         ({"method": "magic"}, "text2video-zero or instruct-pix2pix or videocrafter or video-elevator, not 'magic'"),
         ({"method": "instruct-pix2pix"}, "no video to edit"),
         (
             {"method": "instruct-pix2pix", "video": "a.mp4", "control": make_controls({"canny": "b"})},
             "leave the controls out",
         ),
-        ({"video": "in.mp4"}, "would not look at in.mp4"),
+        ({"video": "in.mp4"}, "does not use in.mp4"),
         ({"noise": "pink"}, "shared or independent, not 'pink'"),
         ({"smooth_background": 2.0}, "from 0 .* to 1, not 2"),
         ({"smooth_background": 0.6, "control": make_controls({"canny": "a.mp4"})}, "leave one of them out"),
@@ -100,7 +101,7 @@ def test_a_request_refuses_what_cannot_be(arguments: dict, said: str) -> None:
         ({"motion": "sideways"}, "pan:X,Y"),
         ({"motion": "zoom:3", "num_frames": 8}, "zoom"),
         ({"prompt": "word " * 100}, "tokens"),
-        ({"solver": "lcm", "num_inference_steps": 60}, "between 1 and 50"),
+        ({"sampler": "lcm", "num_inference_steps": 60}, "between 1 and 50"),
     ],
 )
 def test_what_only_the_model_can_refuse(model: Model, arguments: dict, said: str) -> None:
@@ -116,12 +117,12 @@ def test_progress_ends_at_the_total_and_shows_the_picture(model: Model) -> None:
     assert np.array_equal(kg.Video.from_tensor(model.decode(told[-1].step.x)[0]).frames, video.frames)
 
 
-@pytest.mark.parametrize("solver", SAMPLERS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("num_frames", [1, 3])
-def test_every_solver_counts_its_steps(model: Model, solver: str, num_frames: int) -> None:
+def test_every_solver_counts_its_steps(model: Model, sampler: str, num_frames: int) -> None:
     told: list = []
     video = kg.generate(
-        model, "a fish", num_inference_steps=2, num_frames=num_frames, solver=solver, on_step=told.append
+        model, "a fish", num_inference_steps=2, num_frames=num_frames, sampler=sampler, on_step=told.append
     )
     assert told[-1].done == told[-1].total
     assert video.frames.shape == (num_frames, 16, 16, 3)
@@ -170,10 +171,10 @@ def test_no_guidance_never_asks_the_negative_prompt(model: Model, scale: float) 
 
 
 def test_lcm_takes_the_model_for_a_consistency_model(model: Model) -> None:
-    request, x = Request(prompt="a fish", solver="lcm", guidance_scale=1), torch.ones(1, 1, 4, 2, 2)
-    start = Plan(0, 8, 8, (1, 4, 2, 2), open_inputs(request), "lcm")
-    bent = look(request, start, model.schedule, torch.mul, torch.mul)(x, 0.03)
-    torch.testing.assert_close(bent, model.schedule.consistent(torch.mul)(x, 0.03))
+    request, x = Request(prompt="a fish", sampler="lcm", guidance_scale=1), torch.ones(1, 1, 4, 2, 2)
+    plan = Plan(seed=0, height=8, width=8, latent_shape=(1, 4, 2, 2), inputs=open_inputs(request), sampler="lcm")
+    bent = guide(request, plan, model.schedule, torch.mul, torch.mul)(x, 0.03)
+    torch.testing.assert_close(bent, model.schedule.consistency_denoise(torch.mul)(x, 0.03))
     assert not torch.allclose(bent, x * 0.03, rtol=1e-3)
 
 
@@ -196,7 +197,7 @@ def test_nan_is_an_error_that_names_the_frame() -> None:
 
 @pytest.mark.parametrize("name", ["fish.mp4", "fish.gif", "fish.webp", "fish"])
 def test_replay_makes_every_pixel_again(tmp_path: Path, sd_folder: Path, name: str) -> None:  # noqa: F811
-    video = kg.generate(kg.load(sd_folder), "a fish", **FEW, motion="pan:70,0+zoom:1.1", solver="euler-ancestral")
+    video = kg.generate(kg.load(sd_folder), "a fish", **FEW, motion="pan:70,0+zoom:1.1", sampler="euler-ancestral")
     again = kg.replay(video.save(tmp_path / name))
     assert np.array_equal(again.frames, video.frames)
     assert again.settings == video.settings

@@ -70,7 +70,7 @@ def test_below_the_table_is_timestep_nought():
 
 
 def test_a_timestep_given_for_a_level_is_refused():
-    with pytest.raises(ValueError, match=r"up to 14\.61, got 881.*not timesteps"):
+    with pytest.raises(ValueError, match=r"up to 14\.61, got 881.*not a timestep"):
         Schedule.from_config(SD).timestep(881.0)
 
 
@@ -153,7 +153,7 @@ def test_equal_configurations_are_equal_schedules():
         (SD | {"prediction_type": "score"}, "prediction_type to be one of epsilon, .*'score'"),
         ({"beta_schedule": "linear", "beta_end": 0.02}, "needs 'beta_start', which this one lacks"),
         ({"trained_betas": [0.1, 0.0, 0.1]}, "rising with the timestep; got 3 levels"),
-        ({"trained_betas": [0.1]}, "at least two levels"),
+        ({"trained_betas": [0.1]}, "at least two sigmas"),
     ],
 )
 def test_a_configuration_that_cannot_be_read_says_why(config, message):
@@ -163,11 +163,11 @@ def test_a_configuration_that_cannot_be_read_says_why(config, message):
 
 def test_a_consistent_model_is_the_identity_at_timestep_nought():
     schedule = Schedule.from_config(SD)
-    look = schedule.consistent(lambda x, sigma: torch.zeros_like(x))
+    look = schedule.consistency_denoise(lambda x, sigma: torch.zeros_like(x))
     lowest = schedule.sigmas[0]
     torch.testing.assert_close(look(X0, lowest), schedule.scale(lowest) * X0)
 
 
 def test_a_consistent_model_is_the_model_elsewhere():
     schedule = Schedule.from_config(SD)
-    torch.testing.assert_close(schedule.consistent(lambda x, sigma: x / 2)(X0, 5.0), X0 / 2)
+    torch.testing.assert_close(schedule.consistency_denoise(lambda x, sigma: x / 2)(X0, 5.0), X0 / 2)

@@ -160,7 +160,7 @@ def test_an_adapter_of_another_model_is_refused_by_both_names(video: Path, other
         kg.load("pocket-video", motion_adapter=still)
     with pytest.raises(InputError, match=r"for sea, and .* has an image network of other shapes"):
         kg.load(sd(in_channels=8), adapter=dog)
-    with pytest.raises(InputError, match="is an image model without layers along time"):
+    with pytest.raises(InputError, match="is an image model without temporal layers"):
         kg.load(sd(), motion_adapter=still)
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from kineograph.generate import generate
 from models.conftest import sd
 from test_animating import CONFIG
 
 from kineograph.errors import InputWarning
+from kineograph.generation import generate
 from kineograph.methods.still_moving import attach
 from kineograph.metrics import optical_flow
 from kineograph.metrics.distances import mean

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from kineograph.generate import generate
 
+from kineograph.generation import generate
 from kineograph.metrics import video_metrics
 from kineograph.models.loading.load import load
 from kineograph_lab.studies import frame_metrics, report

@@ -170,7 +170,7 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 def test_who_says_what_training_asks_for_has_the_clean_video(name: str):
     schedule = replace(Schedule.from_config(BETAS), parameterisation=PARAMETERISATIONS[name])
     noise, t = drawn(B, F, 4, 8, 8), torch.tensor([20, 900])
-    z, sigma = schedule.noised(Z, noise, t)
+    z, sigma = schedule.add_noise(Z, noise, t)
     target = schedule.target(Z, noise, t)
     for k in range(B):
         denoise = schedule.denoise(lambda seen, time, k=k: target[k : k + 1])

@@ -142,17 +142,17 @@ def solvers(shape):
     }
 
 
-@pytest.mark.parametrize("solver", ["ddim", "eta", "ancestral", "lcm", "2m"])
+@pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "lcm", "2m"])
 @pytest.mark.parametrize(("steps", "size"), [(4, (16, 16)), (20, (96, 64)), (47, (8, 160))])
-def test_any_solver_step_count_and_size_will_do(solver, steps, size):
+def test_any_solver_step_count_and_size_will_do(sampler, steps, size):
     shape = (1, 4, *size)
     sigmas = [TABLE[999 - 999 * k // steps] for k in range(steps)] + [0.0]
-    (*_, end) = run(gaussian(0, 1), drawn(shape=shape), sigmas, Motion(rotation=2.0), solvers(shape)[solver])
+    (*_, end) = run(gaussian(0, 1), drawn(shape=shape), sigmas, Motion(rotation=2.0), solvers(shape)[sampler])
     assert end.x.shape == (1, 8, *shape[1:])
     assert torch.isfinite(end.x).all()
 
 
 def test_levels_that_do_not_fit_are_an_error():
     for at in ((14.0, 7.0), (5.0, 7.0), (FIFTY[0], FIFTY[0]), (1.0, 0.0)):
-        with pytest.raises(ValueError, match=r"Text2Video-Zero moves at a level|outside this ladder"):
+        with pytest.raises(ValueError, match=r"Text2Video-Zero warps frame 0 at a sigma|outside of the sigmas"):
             run(pulled, drawn(frames=2), at=at)

@@ -18,6 +18,9 @@ import pytest
 import torch
 import typer
 import yaml
+from kineograph.training.temporal_layers.latents import latent_encoder
+from kineograph.training.temporal_layers.memory import activation_bytes
+from kineograph.training.temporal_layers.model import call_checkpointed, match_parameters
 from models.conftest import sd_folder  # noqa: F401
 from numbered import movie
 from safetensors.torch import load_file
@@ -43,9 +46,6 @@ from kineograph.training.temporal_layers.batches import (
     timestep_sampler,
     truncate_caption,
 )
-from kineograph.training.temporal_layers.latents import latent_encoder
-from kineograph.training.temporal_layers.memory import activation_bytes
-from kineograph.training.temporal_layers.model import call_checkpointed, match_parameters
 from kineograph.training.temporal_layers.settings import DataSource, LogNormalSigmas, Stage, Validation
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_video.yaml"

@@ -164,7 +164,7 @@ def test_a_walk_from_level_nought_is_refused():
 
 
 def test_noise_on_the_way_up_is_refused():
-    with pytest.raises(ValueError, match="goes down, got a step from 1 up to 2"):
+    with pytest.raises(ValueError, match="needs falling sigmas, got a step from 1 up to 2"):
         final_latents(euler_ancestral(DRAW)(gaussian, START, [1.0, 2.0]))
 
 

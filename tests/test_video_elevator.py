@@ -53,10 +53,12 @@ def as_it_is(x0: Latents, sigma: float) -> Latents:
     return x0
 
 
-def elevated(look, noise, *, refine_at=(), refine=as_it_is, back=None, correct=None, sampler=ddim):
-    back = back or invert(look, DOWN_TO_LOWEST)
+def elevated(look, noise, *, refine_at=(), refine=as_it_is, renoise=None, correct=None, sampler=ddim):
+    renoise = renoise or invert(look, DOWN_TO_LOWEST)
     return list(
-        sample(look, noise, FIFTY, refine_at=refine_at, refine=refine, back=back, correct=correct, sampler=sampler)
+        sample(
+            look, noise, FIFTY, refine_at=refine_at, refine=refine, renoise=renoise, correct=correct, sampler=sampler
+        )
     )
 
 
@@ -80,7 +82,7 @@ def test_a_video_model_that_foresees_the_end_changes_nothing_but_what_the_way_ba
 def test_frames_agree_more_once_a_steady_video_model_has_redrawn_them():
     noise = drawn()
     refine = refine_with_video_model(
-        steady, FIFTY, 8, per_sigma(1, range(8), SHAPE), keep=partial(low_pass, spatial=math.inf, temporal=0.5)
+        steady, FIFTY, 8, per_sigma(1, range(8), SHAPE), low_pass=partial(low_pass, spatial=math.inf, temporal=0.5)
     )
     spread = [
         elevated(gaussian, noise, refine_at=levels, refine=refine)[-1].x.std(1).mean()
@@ -95,7 +97,7 @@ def test_a_pass_for_all_changes_nothing_and_every_pass_keeps_what_never_moves(fr
     draw = per_sigma(1, range(frames), SHAPE)
     plain, passed = (
         elevated(
-            pulled, noise, refine_at=[FIFTY[9]], refine=refine_with_video_model(steady, FIFTY, 4, draw, keep=keep)
+            pulled, noise, refine_at=[FIFTY[9]], refine=refine_with_video_model(steady, FIFTY, 4, draw, low_pass=keep)
         )[-1].x
         for keep in (lambda x: x, partial(low_pass, spatial=math.inf, temporal=math.inf))
     )
@@ -140,7 +142,7 @@ def test_what_it_costs_in_frames():
     image, plain, video = Looks(pulled), Looks(pulled), Looks(steady)
     elevated(
         image, drawn(), refine_at=[FIFTY[k] for k in (5, 15, 25, 35)],
-        refine=refine_with_video_model(video, FIFTY, 8, draw, keep=lambda x: x), back=invert(plain, DOWN_TO_LOWEST, 12),
+        refine=refine_with_video_model(video, FIFTY, 8, draw, low_pass=lambda x: x), renoise=invert(plain, DOWN_TO_LOWEST, 12),
         correct=None,
     )  # fmt: skip
     assert [each.frames / 8 for each in (image, plain, video)] == [50, 48, 32]  # guided: 2 * 50 + 48 + 2 * 32 = 212
@@ -160,7 +162,7 @@ def test_levels_meet_between_the_rungs_of_both_ladders():
         return x
 
     other = [40.0, 9.0, 3.0, 1.0, 0.3, 0.0]
-    refine = refine_with_video_model(look, other, 3, per_sigma(1, range(8), SHAPE), keep=lambda x: x)
+    refine = refine_with_video_model(look, other, 3, per_sigma(1, range(8), SHAPE), low_pass=lambda x: x)
     refine(drawn(), 5.0)
     refine(drawn(), 80.0)
     assert seen == [5.0, 3.0, 1.0, 40.0, 9.0, 3.0]
@@ -168,7 +170,7 @@ def test_levels_meet_between_the_rungs_of_both_ladders():
 
 def test_near_the_end_the_video_model_takes_the_steps_that_are_left():
     look = Looks(steady)
-    refine_with_video_model(look, FIFTY, 8, per_sigma(1, range(8), SHAPE), keep=lambda x: x)(drawn(), FIFTY[-3])
+    refine_with_video_model(look, FIFTY, 8, per_sigma(1, range(8), SHAPE), low_pass=lambda x: x)(drawn(), FIFTY[-3])
     assert look.frames == 2 * 8
 
 
@@ -176,9 +178,9 @@ def test_near_the_end_the_video_model_takes_the_steps_that_are_left():
     ("make", "said"),
     [
         (lambda: elevated(pulled, drawn(), refine_at=[0.0]), "Nothing is estimated at the end"),
-        (lambda: elevated(pulled, drawn(), refine_at=[1.2345]), "No rung of this ladder"),
+        (lambda: elevated(pulled, drawn(), refine_at=[1.2345]), "is not one of these"),
         (
-            lambda: refine_with_video_model(steady, FIFTY, 0, per_sigma(1, range(8), SHAPE), keep=lambda x: x),
+            lambda: refine_with_video_model(steady, FIFTY, 0, per_sigma(1, range(8), SHAPE), low_pass=lambda x: x),
             "at least 1 step",
         ),
         (
@@ -186,7 +188,7 @@ def test_near_the_end_the_video_model_takes_the_steps_that_are_left():
                 pulled,
                 drawn(),
                 refine_at=[FIFTY[5]],
-                back=invert(pulled, DOWN_TO_LOWEST, 4),
+                renoise=invert(pulled, DOWN_TO_LOWEST, 4),
                 correct=correct_drift(pulled),
             ),
             "all rungs of it",

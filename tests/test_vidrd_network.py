@@ -55,6 +55,6 @@ def test_attention_and_layers_along_time_learn_and_all_else_stays():
 def test_the_loss_is_the_squared_error_of_the_predicted_noise():
     net, noise, timesteps = vidrd.attach(shaken(two_levels()), SMALL), torch.ones_like(Z), torch.tensor([100, 800])
     with torch.no_grad():
-        z, _ = SCHEDULE.noised(Z, noise, timesteps)
+        z, _ = SCHEDULE.add_noise(Z, noise, timesteps)
         wanted = (net(z, timesteps, TOLD) - noise).square().mean((1, 2, 3, 4))
         assert torch.equal(vidrd.loss(net, SCHEDULE, TOLD, Z, noise, timesteps), wanted)

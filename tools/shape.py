@@ -27,7 +27,7 @@ LAYERS = (
     "kineograph.cluster",
     "kineograph.training kineograph.curation",
     "kineograph.metrics",
-    "kineograph.generate",
+    "kineograph.generation",
     "kineograph.methods",
     "kineograph.plan",
     "kineograph.models",

@@ -1,7 +1,8 @@
-"""The laboratory: the pocket world, the recipe of the built-in model, its judge, the studies of the papers, benchmarks.
+"""The laboratory: the pocket world, the training recipe of the built-in model, its judge, studies and benchmarks.
 
-`world/` renders images and clips with exact truth, `recipe/` trains the built-in model on them, `judge/` has the
-networks that measure, `studies/<paper>/` the experiments of `kineograph reproduce`, `bench/` those of `kineograph bench`.
+`world/` renders images and clips with exact ground truth, `recipe/` trains the built-in model on them, `judge/` holds
+the networks that evaluate generated frames, `studies/<paper>/` the experiments of `kineograph reproduce`, `bench/`
+those of `kineograph bench`.
 """
 
 from __future__ import annotations

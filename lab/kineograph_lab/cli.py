@@ -34,25 +34,27 @@ def reproduce(
 
     Writes PAPER.md, PAPER.json and pictures to the folder. What was stopped goes on where it was.
     """
-    terminal.say("loading the pocket model and its judge")
+    terminal.print_message("loading the pocket model and its judge")
     from kineograph.models.loading.load import load
     from kineograph_lab.studies import reproduce as study
     from kineograph_lab.studies.judges import pocket_witnesses
 
     count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
     study.check(paper, count)
-    terminal.quiet_loading()
+    terminal.hide_loading_bars()
     model, witnesses = load(study.MODELS[paper]), pocket_witnesses()
-    with terminal.counted("measuring") as on_video:
+    with terminal.progress_bar("measuring") as on_video:
         report = study.reproduce(
             paper, model, witnesses, cases=count, steps=num_inference_steps, out=out, on_video=on_video
         )
     for claim in report.claims:
         mark = "holds" if claim.holds else "FAILS"
-        terminal.say(f"{mark}  {claim.name}: {claim.value:.3f} ± {claim.error:.3f} (n = {claim.count}, {claim.bar})")
+        terminal.print_message(
+            f"{mark}  {claim.name}: {claim.value:.3f} ± {claim.error:.3f} (n = {claim.count}, {claim.bar})"
+        )
     path = out / f"{paper}.md"
     if json:
-        terminal.answer({"path": str(path), "claims": [asdict(claim) for claim in report.claims]})
+        terminal.print_json({"path": str(path), "claims": [asdict(claim) for claim in report.claims]})
     else:
         print(path)
 
@@ -76,9 +78,11 @@ def bench(
     """Measure speed and memory against diffusers' pipelines: same process, weights, steps and seeds."""
     from kineograph_lab.bench import bench as side_by_side
 
-    terminal.quiet_loading()
-    rows = side_by_side.bench(network, mode, frames=frames, steps=steps, repeats=repeats, out=out, say=terminal.say)
+    terminal.hide_loading_bars()
+    rows = side_by_side.bench(
+        network, mode, frames=frames, steps=steps, repeats=repeats, out=out, say=terminal.print_message
+    )
     if json:
-        terminal.answer({"rows": [{**row._asdict(), "setting": row.setting._asdict()} for row in rows]})
+        terminal.print_json({"rows": [{**row._asdict(), "setting": row.setting._asdict()} for row in rows]})
     else:
         print(side_by_side.table(rows))

@@ -1,4 +1,4 @@
-"""Built-in models that only the studies use: a video model of degraded data, and a space-time U-Net."""
+"""Built-in models that only the studies load: a video model of degraded data and a space-time U-Net."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEGRADED, SPACE_TIME = WEIGHTS / "video-degraded", WEIGHTS / "space-time"
 
 
 def open_degraded_video(folder: Path) -> Components:
-    """Return the video model trained further on few, blurred, watermarked clips, for VideoElevator's comparison."""
+    """Return the video model fine-tuned on few, blurred, watermarked clips, for VideoElevator's comparison."""
     opened = open_pocket_video(folder)
     apply_degradation(VideoUNet(opened.unet, opened.temporal), load_file(DEGRADED / "degraded.safetensors"))
     return opened

@@ -1,7 +1,7 @@
-"""Text-to-image diffusion models become video models.
+"""Turn text-to-image diffusion models into video models.
 
-`load` a model, `generate` a video, `animate` a picture, `edit` a video, `replay` the file it was saved to; `Model` and
-the modules `noise`, `sigmas`, `denoise`, `samplers` and `methods` are the layer below, for those who want the loop.
+`load` a model, `generate` a video, `animate` an image, `edit` a video, `replay` a saved video. `Model` and the modules
+`noise`, `sigmas`, `denoise`, `samplers` and `methods` are the layer below, for sampling loops of your own.
 """
 
 from __future__ import annotations
@@ -14,29 +14,30 @@ if TYPE_CHECKING:
     from kineograph.condition import Condition
     from kineograph.denoise import classifier_free_guidance
     from kineograph.errors import InputError
-    from kineograph.generate import animate, edit, generate, replay
+    from kineograph.generation import animate, edit, generate, replay
     from kineograph.media.video import Video, open_video
     from kineograph.method_options import ClipOptions, ElevatorOptions
     from kineograph.models.loading.load import load
     from kineograph.models.loading.save import save
     from kineograph.models.model import Model
-    from kineograph.models.unet import frame_attention as see
+    from kineograph.models.unet import frame_attention
 
     __version__: str
 
 __all__ = [
+    "ClipOptions",
     "Condition",
-    "Elevation",
+    "ElevatorOptions",
     "InputError",
     "Model",
-    "Reuse",
     "Video",
     "__version__",
     "animate",
+    "classifier_free_guidance",
     "denoise",
     "edit",
+    "frame_attention",
     "generate",
-    "guided",
     "latents",
     "load",
     "methods",
@@ -46,29 +47,28 @@ __all__ = [
     "replay",
     "samplers",
     "save",
-    "see",
     "sigmas",
 ]
 
-# public name -> the module it is or lives in, imported when the name is first used (PEP 562): `import kineograph`
-# alone must not cost the seconds that torch takes
+# Public name -> its module, imported when the name is first used (PEP 562): `import kineograph` alone must not take the
+# seconds that torch needs.
 _HOMES = {
+    "ClipOptions": "method_options",
     "Condition": "condition",
-    "Elevation": "method_options",
+    "ElevatorOptions": "method_options",
     "InputError": "errors",
     "Model": "models.model",
-    "Reuse": "method_options",
     "Video": "media.video",
-    "animate": "generate",
-    "edit": "generate",
-    "generate": "generate",
-    "guided": "denoise",
+    "animate": "generation",
+    "classifier_free_guidance": "denoise",
+    "edit": "generation",
+    "generate": "generation",
     "load": "models.loading.load",
     "open_video": "media.video",
-    "replay": "generate",
+    "replay": "generation",
     "save": "models.loading.save",
 }
-_MODULES = {"see": "models.unet.frame_attention"} | {
+_MODULES = {"frame_attention": "models.unet.frame_attention"} | {
     name: name for name in ("denoise", "latents", "methods", "motion", "noise", "samplers", "sigmas")
 }
 

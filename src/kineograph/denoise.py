@@ -96,7 +96,7 @@ def replace_known_frames(denoise: Denoise, known: Latents, noise: Latents) -> De
     return wrapped
 
 
-def check_finite(denoise: Denoise) -> Denoise:
+def refuse_nan(denoise: Denoise) -> Denoise:
     """Wrap a model to raise ValueError when its estimate holds NaN or infinity, naming the first such frame."""
 
     def wrapped(x: Latents, sigma: float) -> Latents:

@@ -1,4 +1,4 @@
-"""How an image model and a video model draw together: the settings of VideoElevator."""
+"""Options of single methods: VideoElevator's and VidRD's."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 from kineograph import errors
 from kineograph.errors import InputError
 
-RETURNS = ("inversion", "same-noise", "fresh-noise")
+RENOISE_METHODS = ("inversion", "same-noise", "fresh-noise")
 MAX_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class ElevatorOptions:
-    """The method's choices; as they are, those of its authors but where that is said.
+    """Options of VideoElevator; the defaults are its authors' unless stated.
 
-    refine_at: where the video model moves what the image model draws, as parts of the way that is left: 1 at the first
-        step. None at all leaves an image model whose frames look at the first.
-    video_steps: how many steps of the video model each time.
-    low_pass: the width of the filter along time, in units of the Nyquist frequency; None for no filter.
-    low_pass_space: the same along rows and columns; the paper's has none, its released code 1.0.
-    shared_noise: parts of the noise that all frames share to one of a frame's own.
-    back: how the image model takes over again: by "inversion", with the "same-noise" that the video began with, or with
+    refine_at: steps at which the video model refines the image model's estimate, as parts of the steps that remain: 1 is
+        the first step. Without any, this is an image model whose frames attend to the first.
+    video_steps: steps of the video model per refinement.
+    low_pass: width of the filter over frames, in units of the Nyquist frequency; None for no filter.
+    low_pass_space: the same over rows and columns; the paper's has none, its released code 1.0.
+    shared_noise: parts of the noise that all frames share to one part of a frame's own.
+    back: return to the image model's noise level: by "inversion", with the initial noise ("same-noise"), or with
         "fresh-noise".
-    inversion_steps: at most how many steps an inversion takes; None for all that lie below, as the authors take.
-    drift_correction: whether what an inversion loses is made up for on the way down, as in the released code; then it
-        takes all steps.
-    video_guidance_scale: how much the prompt counts for the video model; as for the image model unless given.
-    video_prompt: what the video model is told, where it does not know the image model's words; the same unless given.
+    inversion_steps: most steps of an inversion; None for all that lie below, as the authors take.
+    drift_correction: correct what an inversion loses in later steps, as in the released code; the inversion then takes
+        all steps.
+    video_guidance_scale: guidance scale of the video model; the image model's unless given.
+    video_prompt: prompt of the video model, if it does not know the image model's words; the same unless given.
     """
 
     refine_at: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3)
@@ -47,7 +47,7 @@ class ElevatorOptions:
         for part in self.refine_at:
             errors.check_number("refine_at", part)
             if not 0 < part <= 1:
-                raise InputError(f"refine_at holds parts of the way that is left, above 0 and at most 1, not {part:g}")
+                raise InputError(f"refine_at holds parts of the steps that remain, above 0 and at most 1, not {part:g}")
         errors.check_integer("video_steps", self.video_steps, 1, MAX_STEPS)
         for name, width in (("low_pass", self.low_pass), ("low_pass_space", self.low_pass_space)):
             if width is not None:
@@ -57,19 +57,19 @@ class ElevatorOptions:
         errors.check_number("shared_noise", self.shared_noise)
         if self.shared_noise < 0:
             raise InputError(f"shared_noise is at least 0, not {self.shared_noise:g}")
-        errors.check_choice("back", self.back, RETURNS)
+        errors.check_choice("back", self.back, RENOISE_METHODS)
         if self.inversion_steps is not None:
             errors.check_integer("inversion_steps", self.inversion_steps, 1, MAX_STEPS)
         if self.drift_correction and self.back != "inversion":
-            raise InputError(f"drift_correction makes up for what an inversion loses, and back is {self.back}")
+            raise InputError(f"drift_correction corrects an inversion, and back is {self.back}")
         if self.video_guidance_scale is not None:
             errors.check_number("video_guidance_scale", self.video_guidance_scale)
         if self.video_prompt is not None:
             errors.check_text("video_prompt", self.video_prompt)
 
     @classmethod
-    def recorded(cls, settings: Mapping[str, Any]) -> ElevatorOptions:
-        """From the settings that a video carries, where lists stand for tuples."""
+    def from_settings(cls, settings: Mapping[str, Any]) -> ElevatorOptions:
+        """Return the options in a saved video's settings, where lists stand for tuples."""
         return cls(**{**settings, "refine_at": tuple(settings.get("refine_at", cls.refine_at))})
 
 
@@ -79,17 +79,19 @@ NOISE_ORDERS = ("reversed", "kept")
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """As they are, the paper's choices but for keep and guidance, which are 4 and 0.4 there
-    (docs/decisions/0011-seams-that-do-not-jump.md). The anchor is not in the paper.
+    """Options of VidRD, for how a clip continues the previous one. The anchor is not in the paper.
 
-    keep: how many frames tie a clip to the one before, at most all but one.
-    noise_ratio: parts of the past's noise to one of fresh noise in the other frames.
-    guidance: the share of all steps for which the first of the kept frames follows the past, and the others less; 1 is
-        an exact seam.
-    anchor: how strongly what all frames of a clip have in common is drawn to the first clip's, from 0 (not) to 1, while
-        the kept frames are guided: against drift over many clips.
-    order: of the past's noise: "reversed", so that a clip begins where the last one ended, or "kept" as it was, which
-        is the paper's ablation.
+    The defaults are the paper's, except keep and guidance, which are 4 and 0.4 there
+    (docs/decisions/0011-seams-that-do-not-jump.md).
+
+    keep: number of frames that continue the previous clip, at most all but one.
+    noise_ratio: parts of the previous clip's noise to one part of fresh noise in the other frames.
+    guidance: share of the steps for which the first of the kept frames follows the previous clip, and the others less;
+        1 gives an exact seam.
+    anchor: how strongly the mean over a clip's frames moves towards the first clip's, from 0 (not) to 1, while the kept
+        frames are guided: against drift over many clips.
+    order: of the previous clip's noise: "reversed", so that a clip starts where the last one ended, or "kept" as it was,
+        which is the paper's ablation.
     """
 
     keep: int = 2
@@ -110,6 +112,6 @@ class ClipOptions:
                 raise InputError(f"{name} is a share from 0 to 1, not {getattr(self, name):g}")
 
     @classmethod
-    def recorded(cls, settings: Mapping[str, Any]) -> ClipOptions:
-        """From the settings that a video carries."""
+    def from_settings(cls, settings: Mapping[str, Any]) -> ClipOptions:
+        """Return the options in a saved video's settings."""
         return cls(**settings)

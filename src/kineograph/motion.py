@@ -1,8 +1,8 @@
-"""How the camera moves, and what its movement does to latents.
+"""Camera motion: its description, and the warps of latents and noise that it causes.
 
-A `Motion` says where the camera looks at each frame. What it sees there of frame 0 is found twice: the clean
-estimate is interpolated, and the noise is moved so that it stays white noise of unit variance, which
-interpolation would not leave it.
+A `Motion` gives the camera's position in each frame. Frame 0 is warped to it in two ways: the clean estimate is
+interpolated, and the noise is transported so that it stays white noise of unit variance, which interpolated noise would
+not be.
 """
 
 from __future__ import annotations
@@ -24,34 +24,35 @@ from kineograph.noise import shared
 FirstFrame = Float[Tensor, "b 1 c h w"]
 OtherFrames = Float[Tensor, "b n c h w"]
 Warp = Callable[[FirstFrame, FirstFrame], tuple[OtherFrames, OtherFrames]]
-"""(clean estimate, noise) of frame 0 -> both as the frames after it see them"""
+"""(clean estimate, noise) of frame 0 -> both warped to each later frame"""
 
 View = Float[Tensor, "2 3"]
 """(x, y, 1) in a frame -> (x, y) in frame 0, in latent cells from the top left corner"""
 
-REFERENCE_SIZE = 512  # pixels: strengths are relative to a frame of this width and height, whatever its real size
-SUBCELLS = 8  # a cell of noise is moved in 8 x 8 parts: the finest step is one pixel of an 8-fold autoencoder
-MAX_ZOOM = 4  # beyond it, either way, a frame shows too little of frame 0 to be made of it
+REFERENCE_SIZE = 512  # pixels: distances are relative to a frame of this width and height, whatever its real size
+SUBCELLS = 8  # a cell of noise is moved in 8 x 8 parts: the finest step is one pixel of an 8-fold VAE
+MAX_ZOOM = 4  # beyond it, in or out, a frame shows too little of frame 0 to be warped from it
 
 
 @dataclass(frozen=True)
 class Motion:
-    """A movement of the camera. Positions are in pixels of a 512-pixel frame, so no size changes what one sees.
+    """A camera motion. Distances are in pixels of a 512-pixel frame, so the motion is the same at any size.
 
-    pan   (x, y) a frame, right and down; the content goes the other way (Text2Video-Zero's direction, times strength)
-    zoom  magnification a frame, above 1 to come nearer
-    turn  degrees a frame; the camera turns clockwise, the content counter-clockwise
-    path  places of the camera at even times, the first in frame 0 and the last in the last frame
+    pan       (x, y) per frame, right and down; the content moves the other way (Text2Video-Zero's direction times
+              strength)
+    zoom      magnification per frame; above 1 the camera moves closer
+    rotation  degrees per frame; the camera rotates clockwise, the content counter-clockwise
+    path      positions of the camera at even times, the first in frame 0 and the last in the last frame
     """
 
     pan: tuple[float, float] = (0.0, 0.0)
     zoom: float = 1.0
-    turn: float = 0.0
+    rotation: float = 0.0
     path: tuple[tuple[float, float], ...] = ()
 
 
 def parse(text: str) -> Motion:
-    """The motion that a text such as "pan:12,12" describes.
+    """Parse a motion such as "pan:12,12".
 
     Also "zoom:1.02", "rotate:3", "path:0,0;40,0;40,40", "none", and several at once: "pan:12,0+zoom:1.02".
     Raises InputError for anything else.
@@ -101,124 +102,124 @@ def _none(text: str) -> dict[str, float]:
 _READ: dict[str, Callable[[str], dict]] = {
     "pan": lambda text: {"pan": _point(text)},
     "zoom": lambda text: {"zoom": _zoom(text)},
-    "rotate": lambda text: {"turn": _number(text)},
+    "rotate": lambda text: {"rotation": _number(text)},
     "path": lambda text: {"path": _path(text)},
     "none": _none,
 }
 
 
 def camera_offset(motion: Motion, frame: int, frames: int) -> tuple[float, float]:
-    """How far the camera has moved by this frame of a video of `frames`, as parts of the frame's width and height."""
+    """Return the camera's displacement in this frame of a video of `frames`, in parts of the frame's width and height."""
     x, y = motion.pan[0] * frame, motion.pan[1] * frame
     if motion.path:
-        places = np.array(motion.path)
-        time = frame / max(frames - 1, 1) * (len(places) - 1)
-        here = [np.interp(time, range(len(places)), places[:, axis]) - places[0, axis] for axis in (0, 1)]
-        x, y = x + float(here[0]), y + float(here[1])
+        positions = np.array(motion.path)
+        time = frame / max(frames - 1, 1) * (len(positions) - 1)
+        moved = [np.interp(time, range(len(positions)), positions[:, axis]) - positions[0, axis] for axis in (0, 1)]
+        x, y = x + float(moved[0]), y + float(moved[1])
     return x / REFERENCE_SIZE, y / REFERENCE_SIZE
 
 
 def view_matrix(motion: Motion, frame: int, frames: int, size: Sequence[int]) -> View:
-    """Where in frame 0 the camera looks at this frame, for latents of `size` (height, width)."""
+    """Return the affine map from this frame to frame 0, for latents of `size` (height, width)."""
     height, width = size
     x, y = camera_offset(motion, frame, frames)
-    angle, scale = math.radians(motion.turn * frame), motion.zoom**-frame
+    angle, scale = math.radians(motion.rotation * frame), motion.zoom**-frame
     c, s = scale * math.cos(angle), scale * math.sin(angle)
-    turned = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+    linear = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
     centre = torch.tensor([width / 2, height / 2], dtype=torch.float64)
     moved = torch.tensor([x * width, y * height], dtype=torch.float64)
-    return torch.cat([turned, (centre - turned @ centre + moved)[:, None]], dim=1)
+    return torch.cat([linear, (centre - linear @ centre + moved)[:, None]], dim=1)
 
 
 def frame_warp(motion: Motion, *, frames: int, seed: int) -> Warp:
-    """The warp that shows frame 0 to frames 1 to `frames - 1` of a video, as Text2Video-Zero wants it.
+    """Return the warp from frame 0 to frames 1 to `frames - 1` of a video, as Text2Video-Zero needs it.
 
     `seed` is the video's own (of its first sample, where there are several).
-    Raises InputError when the zooming goes too far to leave anything of frame 0.
+    Raises InputError when the zoom leaves too little of frame 0.
     """
-    farthest = motion.zoom ** (frames - 1)
-    if not 1 / MAX_ZOOM <= farthest <= MAX_ZOOM:
+    total_zoom = motion.zoom ** (frames - 1)
+    if not 1 / MAX_ZOOM <= total_zoom <= MAX_ZOOM:
         raise InputError(
-            f"A zoom of {motion.zoom:g} a frame magnifies {farthest:.3g} times over {frames} frames; expected at most "
+            f"A zoom of {motion.zoom:g} per frame magnifies {total_zoom:.3g} times over {frames} frames; expected at most "
             f"{MAX_ZOOM} times, or 1/{MAX_ZOOM}. Choose a zoom nearer to 1, or fewer frames."
         )
 
-    def carry(x0: FirstFrame, noise: FirstFrame) -> tuple[OtherFrames, OtherFrames]:
+    def warp(x0: FirstFrame, noise: FirstFrame) -> tuple[OtherFrames, OtherFrames]:
         views = [view_matrix(motion, frame, frames, x0.shape[-2:]) for frame in range(1, frames)]
         return warp_latents(x0, views), warp_noise(noise, views, seed)
 
-    return carry
+    return warp
 
 
 def warp_latents(x0: FirstFrame, views: Sequence[View]) -> OtherFrames:
-    """Frame 0 as each view shows it: bicubic, mirrored at its edges; by whole cells exactly a shift."""
-    frame = x0[:, 0].cpu().double()  # in double precision a whole cell stays whole
-    return torch.stack([_sample(frame, at) for at in views], dim=1).to(x0)
+    """Warp frame 0 to each view: bicubic, mirrored at the edges; for whole cells exactly a shift."""
+    frame = x0[:, 0].cpu().double()  # in double precision a shift by whole cells is exact
+    return torch.stack([_sample(frame, view) for view in views], dim=1).to(x0)
 
 
-def _sample(frame: Float[Tensor, "b c h w"], at: View) -> Float[Tensor, "b c h w"]:
+def _sample(frame: Float[Tensor, "b c h w"], view: View) -> Float[Tensor, "b c h w"]:
     height, width = frame.shape[-2:]
     x, y = torch.meshgrid(torch.arange(width) + 0.5, torch.arange(height) + 0.5, indexing="xy")
-    grid = 2 * _apply(at, x, y) / torch.tensor([width, height]) - 1
+    grid = 2 * _apply(view, x, y) / torch.tensor([width, height]) - 1
     return F.grid_sample(
         frame, grid.expand(len(frame), -1, -1, -1), mode="bicubic", padding_mode="reflection", align_corners=False
     )
 
 
 def warp_noise(noise: FirstFrame, views: Sequence[View], seed: int) -> OtherFrames:
-    """The noise of frame 0 as each view shows it: white, of unit variance; by whole cells exactly a shift.
+    """Warp the noise of frame 0 to each view: white, of unit variance; for whole cells exactly a shift.
 
-    Each cell is split into 8 x 8 parts, white noise whose sum it is;
-    each part goes, whole, to the one cell where the view shows it; and each cell sums what came, over its norm.
-    So no two cells share a part, except where the edge mirrors frame 0.
+    Each cell is split into 8 x 8 parts, white noise whose sum is the cell; each part moves as a whole to the one cell
+    where the view shows it; and each cell is the sum of its parts over their norm. So no two cells share a part, except
+    where the edge mirrors frame 0.
     Source: the noise transport of Chang et al. 2024, "How I Warped Your Noise", for affine maps.
     """
     b, _, c, h, w = noise.shape
     detail = shared(seed, [0], (b, c, SUBCELLS * h, SUBCELLS * w))[:, 0]
     parts = _split(noise[:, 0].cpu().double(), detail.double())
-    return torch.stack([_gather(parts, at, (h, w)) for at in views], dim=1).to(noise)
+    return torch.stack([_gather(parts, view, (h, w)) for view in views], dim=1).to(noise)
 
 
 def _split(noise: Float[Tensor, "b c h w"], detail: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
-    """White noise on the finer grid that adds up, over `PARTS`, to `noise` in every cell."""
+    """Return white noise on the finer grid whose sum in every cell, over `SUBCELLS`, is `noise`."""
     missing = noise / SUBCELLS - F.avg_pool2d(detail, SUBCELLS)
     return detail + missing.repeat_interleave(SUBCELLS, -2).repeat_interleave(SUBCELLS, -1)
 
 
-def _gather(parts: Float[Tensor, "b c H W"], at: View, size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-    """Each cell's sum of the parts that land in it, at unit variance: a part that comes m times weighs m."""
+def _gather(parts: Float[Tensor, "b c H W"], view: View, size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+    """Sum the parts that land in each cell, at unit variance: a part that lands m times has weight m."""
     cells, count = size[0] * size[1], parts[0, 0].numel()
-    cell, part = _landings(at, size)
+    cell, part = _landings(view, size)
     pairs, times = torch.unique(cell * count + part, return_counts=True)
     cell, part = pairs // count, pairs % count
-    came = parts.new_zeros(*parts.shape[:2], cells).index_add_(2, cell, parts.flatten(2)[..., part] * times)
+    total = parts.new_zeros(*parts.shape[:2], cells).index_add_(2, cell, parts.flatten(2)[..., part] * times)
     norm = parts.new_zeros(cells).index_add_(0, cell, times.double() ** 2).sqrt()
-    return (came / norm).unflatten(2, size)
+    return (total / norm).unflatten(2, size)
 
 
-def _landings(at: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """For each part of the mirrored plane that the view shows: the cell it lands in, and which part it is."""
+def _landings(view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return, for each part of the mirrored plane in view, the index of the cell it lands in and of the part."""
     height, width = size
-    corners = SUBCELLS * _apply(at, torch.tensor([0, width, 0, width]), torch.tensor([0, 0, height, height]))
+    corners = SUBCELLS * _apply(view, torch.tensor([0, width, 0, width]), torch.tensor([0, 0, height, height]))
     left, top = corners.amin(0).floor().int().tolist()
     right, bottom = corners.amax(0).ceil().int().tolist()
     column, row = torch.meshgrid(torch.arange(left, right), torch.arange(top, bottom), indexing="xy")
-    x, y = _apply(_inverse(at), (column + 0.5) / SUBCELLS, (row + 0.5) / SUBCELLS).floor().long().unbind(-1)
-    shown = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    x, y = _apply(_inverse(view), (column + 0.5) / SUBCELLS, (row + 0.5) / SUBCELLS).floor().long().unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     part = _mirrored(row, SUBCELLS * height) * SUBCELLS * width + _mirrored(column, SUBCELLS * width)
-    return (y * width + x)[shown], part[shown]
+    return (y * width + x)[inside], part[inside]
 
 
 def _mirrored(index: Tensor, count: int) -> Tensor:
-    """... 2 1 0 0 1 2 ... n-1 n-1 n-2 ...: the edge lies between a cell and its mirror image."""
+    """Fold indices to ... 2 1 0 0 1 2 ... n-1 n-1 n-2 ...: the edge lies between a cell and its mirror image."""
     folded = index % (2 * count)
     return torch.minimum(folded, 2 * count - 1 - folded)
 
 
-def _apply(at: View, x: Tensor, y: Tensor) -> Float[Tensor, "*shape 2"]:
-    return torch.stack([x, y, torch.ones_like(x)], dim=-1).to(at) @ at.T
+def _apply(view: View, x: Tensor, y: Tensor) -> Float[Tensor, "*shape 2"]:
+    return torch.stack([x, y, torch.ones_like(x)], dim=-1).to(view) @ view.T
 
 
-def _inverse(at: View) -> View:
-    back = torch.linalg.inv(at[:, :2])
-    return torch.cat([back, -back @ at[:, 2:]], dim=1)
+def _inverse(view: View) -> View:
+    back = torch.linalg.inv(view[:, :2])
+    return torch.cat([back, -back @ view[:, 2:]], dim=1)

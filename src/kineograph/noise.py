@@ -51,14 +51,14 @@ def per_sigma(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float
     numbers = list(frames)
 
     def noise_at(sigma: float) -> Latents:
-        (level,) = struct.unpack("<I", struct.pack("<f", sigma))
-        return _noise_of(seed, [(SIGMA, frame, level) for frame in numbers], shape)
+        (bits,) = struct.unpack("<I", struct.pack("<f", sigma))
+        return _noise_of(seed, [(SIGMA, frame, bits) for frame in numbers], shape)
 
     return noise_at
 
 
 def partly_shared(ratio: float, seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
-    """Noise of which `ratio` parts are shared by all frames of a clip, to one of each frame's own; see `mixed`.
+    """Return noise of which `ratio` parts are shared by all frames of a clip, to one part of each frame's own; see `mix`.
 
     With a ratio of 0 this is `independent`, with `math.inf` it is `shared`. Returns [b f c h w], float32, on the CPU.
     """
@@ -81,15 +81,6 @@ def mix(shared: Latents, own: Latents, ratio: float) -> Latents:
     """
     angle = math.atan(ratio)  # sin and cos of it are ratio / sqrt(1 + ratio^2) and 1 / sqrt(1 + ratio^2)
     return math.sin(angle) * shared + math.cos(angle) * own
-
-
-def past_dependent(past: Latents, fresh: Latents, ratio: float) -> Latents:
-    """The next clip's noise: `ratio` parts of the past clip's, frame by frame as given, to one part of fresh noise.
-
-    Source: VidRD's past-dependent noise sampling (Gu et al. 2023), where the ratio is beta (4) and `past` comes with
-    its frames reversed.
-    """
-    return mix(past, fresh, ratio)
 
 
 def _noise_of(seed: int, keys: list[tuple[int, ...]], shape: Shape) -> Latents:

@@ -1,52 +1,55 @@
-"""What a request reads: the videos of its controls, or the one that it edits, opened and held against what is asked."""
+"""Plan: a request resolved against its models, and the sampling run that a method builds from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-from kineograph import noise, samplers
-from kineograph import sigmas as ladder
-from kineograph.denoise import Denoise, check_finite, classifier_free_guidance
+from kineograph import noise
+from kineograph.condition import Condition
+from kineograph.denoise import Denoise, classifier_free_guidance, refuse_nan
 from kineograph.errors import MAX_FRAMES, InputError
 from kineograph.latents import Latents
 from kineograph.media.footage import Footage, open_footage, size_for
 from kineograph.media.images import Picture, read_picture
-from kineograph.methods import vidrd
-from kineograph.methods.vidrd import Past
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.motion import frame_warp, parse
 from kineograph.request import IMAGE_MODEL_FPS, MOTION, NUM_FRAMES, Request
-from kineograph.samplers import NoiseAt, Sampler, Step
+from kineograph.samplers import BY_NAME, Sampler, Step
 
 
 class Inputs(NamedTuple):
-    """What a request leaves open and no model decides; a footage for each control, or the one that is edited; and the
-    picture that is set in motion.
+    """Opened inputs of a request, and the settings that follow from them.
 
-    motion: how the camera moves, None where all frames start from the same noise and the footage moves them.
+    motion: the camera motion; None where all frames start from the same noise and the footage moves them.
+    footage: of each control, or of the video that is edited.
+    image: the image that is animated.
     """
 
     num_frames: int
     fps: float
     motion: str | None
     footage: tuple[Footage, ...]
-    picture: Picture | None = None
+    image: Picture | None = None
 
 
 def open_inputs(request: Request) -> Inputs:
-    """The inputs of a request. Raises InputError for a video or picture that cannot serve, and for such a motion."""
+    """Open the videos and the image of a request.
+
+    Raises InputError for a video, an image or a motion that cannot be used.
+    """
     paths = [request.video] if request.video else [control.video for control in request.control]
     footage = tuple(open_footage(path, num_frames=request.num_frames, fps=request.fps) for path in paths)
-    picture = None if request.image is None else read_picture(request.image)
+    image = None if request.image is None else read_picture(request.image)
     num_frames = request.num_frames or _length(footage)
     motion = request.motion or (None if footage else MOTION)
     if footage and motion is not None and parse(motion) == parse("none"):
         motion = None
     if motion is not None:
         frame_warp(parse(motion), frames=num_frames, seed=0)
-    return Inputs(num_frames, request.fps or (footage[0].fps if footage else IMAGE_MODEL_FPS), motion, footage, picture)
+    return Inputs(num_frames, request.fps or (footage[0].fps if footage else IMAGE_MODEL_FPS), motion, footage, image)
 
 
 def _length(footage: Sequence[Footage]) -> int:
@@ -54,143 +57,97 @@ def _length(footage: Sequence[Footage]) -> int:
         return NUM_FRAMES
     lengths = {len(each) for each in footage}
     if len(lengths) > 1:
-        told = ", ".join(f"{each.path} has {len(each)}" for each in footage)
-        raise InputError(f"the videos are not equally long ({told} frames): say how many frames (--num-frames)")
+        listed = ", ".join(f"{each.path} has {len(each)}" for each in footage)
+        raise InputError(f"the videos are not equally long ({listed} frames): give the number of frames (--num-frames)")
     if (length := lengths.pop()) > MAX_FRAMES:
         raise InputError(
-            f"{footage[0].path} has {length} frames, and a video has at most {MAX_FRAMES}: ask for the first of them "
-            "(--num-frames), or for fewer a second (--fps)"
+            f"{footage[0].path} has {length} frames, and a video has at most {MAX_FRAMES}: use the first of them "
+            "(--num-frames), or fewer per second (--fps)"
         )
     return length
 
 
-def size(request: Request, inputs: Inputs, default: tuple[int, int], factor: int) -> tuple[int, int]:
-    """Height and width in pixels: as asked, else of the footage's shape, else the model's own.
+def video_size(request: Request, inputs: Inputs, default: tuple[int, int], factor: int) -> tuple[int, int]:
+    """Return height and width in pixels: as requested, else with the footage's aspect ratio, else the model's own.
 
-    Raises InputError when the videos ask for different shapes.
+    Raises InputError when the videos have different aspect ratios.
     """
     if not inputs.footage:
         return request.height or default[0], request.width or default[1]
     sizes = [size_for(each, request.height, request.width, side=max(default), factor=factor) for each in inputs.footage]
     if len(set(sizes)) > 1:
-        told = ", ".join(f"{each.path} is {each.width} x {each.height}" for each in inputs.footage)
-        raise InputError(f"the videos are of different shapes ({told}): cut them to the same, or say height and width")
+        listed = ", ".join(f"{each.path} is {each.width} x {each.height}" for each in inputs.footage)
+        raise InputError(f"the videos are of different shapes ({listed}): crop them to one, or give height and width")
     return sizes[0]
 
 
-class Clip(NamedTuple):
-    """Which clip of a video is drawn, what the one before left, and the mean estimates of the first one."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A request's open choices, decided, and the functions that a method calls on the way.
 
-    number: int = 0
-    past: Past | None = None
-    first: Mapping[float, Latents] | None = None
-
-
-class Plan(NamedTuple):
-    """What a request may leave open, decided."""
+    latent_shape        (1, c, h, w): one video, without its frames
+    sampler             a name in `samplers.BY_NAME`
+    video_model         the second model of VideoElevator
+    clip                number of the clip of a long video
+    add_control         adds ControlNet residuals to a condition
+    continue_noise      (the clip's own noise) -> its initial noise, which may continue the previous clip's
+    continue_sampler    (sampler, sigmas) -> the sampler, which may follow the previous clip
+    skip_overwritten    (denoise, sigmas) -> the model without the frames that `continue_sampler` overwrites; for models
+                        whose frames attend to the first frame alone
+    """
 
     seed: int
     height: int
     width: int
-    shape: noise.Shape
+    latent_shape: noise.Shape
     inputs: Inputs
-    solver: str
+    sampler: str
     video_model: Model | None = None
-    clip: Clip = Clip()
+    clip: int = 0
+    add_control: Callable[[Condition], Condition] = lambda condition: condition
+    continue_noise: Callable[[Latents], Latents] = lambda own: own
+    continue_sampler: Callable[[Sampler, Sequence[float]], Sampler] = lambda sampler, sigmas: sampler
+    skip_overwritten: Callable[[Denoise, Sequence[float]], Denoise] = lambda denoise, sigmas: denoise
 
     @property
     def frames(self) -> range:
         """The numbers of the clip's frames."""
         count = self.inputs.num_frames
-        return range(self.clip.number * count, (self.clip.number + 1) * count)
+        return range(self.clip * count, (self.clip + 1) * count)
 
 
 class SamplingRun(NamedTuple):
-    """How many steps there will be, the noise that they begin with, and the steps."""
+    """The steps of a clip, their number, and the noise that they start from."""
 
-    total: int
-    begin: Latents
+    num_steps: int
+    initial_noise: Latents
     steps: Iterator[Step]
 
 
-def begun(request: Request, start: Plan, fresh: Latents) -> Latents:
-    """What a clip begins with: fresh noise, and the past's if there is one."""
-    past = start.clip.past
-    if past is not None and request.reuse.order == "kept":
-        past = past._replace(noise=past.noise.flip(1))  # turned twice
-    return vidrd.initial_noise(fresh, past, _kept(request, start), request.reuse.noise_ratio)
+RunMethod = Callable[[Model, Request, Plan], SamplingRun]
 
 
-def _kept(request: Request, start: Plan) -> int:
-    """How many frames tie the clip to the one before: one at least is new."""
-    return min(request.reuse.keep, len(start.frames) - 1)
+def spaced_sigmas(request: Request, plan: Plan, schedule: Schedule) -> list[float]:
+    """Return the sigmas that the request's sampler takes for its number of steps."""
+    return BY_NAME[plan.sampler].spacing(schedule.sigmas, request.num_inference_steps)
 
 
-def following(request: Request, start: Plan, sampler: Sampler, sigmas: Sequence[float]) -> Sampler:
-    """The solver down this ladder, that begins as the past went on, if there is one."""
-    if start.clip.past is None:
-        return sampler
-    guided = _guided(request, start, sigmas)
-    anchor = {sigma: each for sigma, each in (start.clip.first or {}).items() if sigma in guided}
-    walk = vidrd.overwrite_guided(sampler, start.clip.past, guided)
-    return lambda look, x, rungs: walk(vidrd.anchor_to_first(look, anchor, request.reuse.anchor), x, rungs)
+def build_sampler(plan: Plan, noise_frames: Sequence[int]) -> Sampler:
+    """Build the plan's sampler; frame i gets the noise of the frame number `noise_frames[i]`."""
 
-
-def sparing(request: Request, start: Plan, look: Denoise, sigmas: Sequence[float]) -> Denoise:
-    """The same model, whose frames read the first alone, without those that follow the past anyway. An anchor reads all
-    estimates."""
-    if start.clip.past is None or request.reuse.anchor:
-        return look
-    return vidrd.skip_overwritten(look, start.clip.past, _guided(request, start, sigmas), sigmas)
-
-
-def _guided(request: Request, start: Plan, sigmas: Sequence[float]) -> vidrd.Guided:
-    return vidrd.guided_frames(sigmas, _kept(request, start), request.reuse.guidance)
-
-
-def distilled(table: Sequence[float], steps: int) -> list[float]:
-    """The ladder of latent consistency models: some of the 50 levels that they were distilled on."""
-    return ladder.subsample(ladder.trailing(table, 50), steps)
-
-
-class Descent(NamedTuple):
-    """A way down: the ladder from a model's table of levels, and the solver from what it may draw."""
-
-    rungs: Callable[[Sequence[float], int], list[float]]
-    solver: Callable[[NoiseAt], Sampler]
-
-
-DESCENTS: Mapping[str, Descent] = {
-    "ddim": Descent(ladder.leading, lambda draw: samplers.ddim),
-    "dpmpp-2m": Descent(ladder.leading, lambda draw: samplers.dpmpp_2m),
-    "euler-ancestral": Descent(ladder.leading, samplers.euler_ancestral),
-    "lcm": Descent(distilled, samplers.lcm),
-}
-
-
-def solver(request: Request, start: Plan) -> Sampler:
-    """The solver of that name, which draws noise for each of the frames it walks."""
-    return _solver(request, start, start.frames)
-
-
-def solver_in_step(request: Request, start: Plan) -> Sampler:
-    """The solver of that name, which draws the same noise for all frames."""
-    return _solver(request, start, [0] * len(start.frames))
-
-
-def _solver(request: Request, start: Plan, frames: Sequence[int]) -> Sampler:
-    def sampler(look: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
-        draw = noise.per_sigma(start.seed, frames[: x.shape[1]], start.shape)
-        return DESCENTS[start.solver].solver(draw)(look, x, sigmas)
+    def sampler(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+        noise_at = noise.per_sigma(plan.seed, noise_frames[: x.shape[1]], plan.latent_shape)
+        return BY_NAME[plan.sampler].sampler(noise_at)(denoise, x, sigmas)
 
     return sampler
 
 
-def look(request: Request, start: Plan, schedule: Schedule, told: Denoise, blank: Denoise) -> Denoise:
-    """The model guided as the request has it, and for "lcm" as a latent consistency model, which it had better be."""
-    return dependable(start, schedule, classifier_free_guidance(told, blank, max(1.0, request.guidance_scale)))
+def guide(request: Request, plan: Plan, schedule: Schedule, denoise_cond: Denoise, denoise_uncond: Denoise) -> Denoise:
+    """Bind the request's guidance, and what its sampler needs of the model. A scale below 1 is no guidance."""
+    scale = max(1.0, request.guidance_scale)
+    return fit_to_sampler(classifier_free_guidance(denoise_cond, denoise_uncond, scale), plan.sampler, schedule)
 
 
-def dependable(start: Plan, schedule: Schedule, estimate: Denoise) -> Denoise:
-    """The estimate as the solver wants it, and refused where it holds NaN."""
-    return check_finite(schedule.consistent(estimate) if start.solver == "lcm" else estimate)
+def fit_to_sampler(denoise: Denoise, sampler: str, schedule: Schedule) -> Denoise:
+    """Wrap the model as a consistency model for "lcm", and with a check for NaN for all samplers."""
+    return refuse_nan(schedule.consistency_denoise(denoise) if sampler == "lcm" else denoise)

@@ -1,4 +1,4 @@
-"""What a video is asked to be: the arguments of `kineograph.generate`, checked before anything is loaded."""
+"""A request for a video: the arguments of `kineograph.generate`, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kineograph.method_options import MAX_CLIPS, ClipOptions, ElevatorOptions
 
 METHODS = ("text2video-zero", "instruct-pix2pix", "videocrafter", "video-elevator")
 FIRST_FRAMES = ("shown", "pinned")
-NUM_FRAMES, IMAGE_MODEL_FPS, MOTION = 8, 4.0, "pan:12,12"  # where nothing is asked, and no video is given to go by
+NUM_FRAMES, IMAGE_MODEL_FPS, MOTION = 8, 4.0, "pan:12,12"  # defaults without a control video
 NOISES = ("shared", "independent")
 MASKS = ("attention", "rembg")
 SAMPLERS = ("ddim", "dpmpp-2m", "euler-ancestral", "lcm")
@@ -25,18 +25,18 @@ CLIP_DEFAULTS = ClipOptions()
 
 @dataclass(frozen=True)
 class Request:
-    """One video's prompt and numbers. What is None is left to the model, the control videos and the method.
+    """Settings of one video. The model, the control videos and the method decide what is None.
 
-    control: what ControlNets are shown. video: what is edited, by "instruct-pix2pix" alone. image: the path of a
-    picture that a video model is to set in motion; first_frame: whether it is shown to the model, or the first frame
-    besides. window, overlap: how many frames a video model sees together, and how many of them the next window shares.
+    control: inputs of ControlNets. video: the video to edit, for "instruct-pix2pix" alone. image: path of the image that
+    a video model animates; first_frame: "shown" for a condition of the model, "pinned" to be the first frame as well.
+    window, overlap: number of frames that a video model samples together, and of those that the next window shares.
     motion_scale: of a video model's motion adapter: 0 for its own motion, 1 for none, below 0 for more.
-    clips: how many clips of that many frames there are; then: the prompts of the second and later ones, of which
-    the last stays; reuse: how a clip follows from the one before.
-    elevation: how an image model and a video model draw together, by "video-elevator".
+    clips: number of clips, each of num_frames; then: prompts of the second and later clips, the last of which stays;
+    reuse: options of VidRD, for how a clip continues the previous one.
+    elevation: options of VideoElevator, for how an image model and a video model sample together.
 
     Raises:
-        InputError: something is missing, of the wrong type or out of range; the text says what is right.
+        InputError: something is missing, of the wrong type or out of range; the message says what is expected.
     """
 
     prompt: str
@@ -49,7 +49,7 @@ class Request:
     seed: int | None = None
     motion: str | None = None
     fps: float | None = None
-    solver: str | None = None
+    sampler: str | None = None
     chunk_size: int = 8
     method: str | None = None
     control: tuple[Control, ...] = ()
@@ -72,7 +72,7 @@ class Request:
     def __post_init__(self) -> None:
         errors.check_text("prompt", self.prompt)
         if not self.prompt.strip():
-            raise InputError("the prompt is empty: say in a few words what the video shows")
+            raise InputError("the prompt is empty: describe the video in a few words")
         errors.check_text("negative_prompt", self.negative_prompt)
         errors.check_num_frames(self.num_frames)
         errors.check_integer("num_inference_steps", self.num_inference_steps, 1, MAX_STEPS)
@@ -87,7 +87,7 @@ class Request:
             errors.check_text("motion", self.motion)
         errors.check_fps(self.fps)
         errors.check_integer("chunk_size", self.chunk_size, 1, MAX_FRAMES)
-        for name, value, choices in (("solver", self.solver, SAMPLERS), ("method", self.method, METHODS)):
+        for name, value, choices in (("sampler", self.sampler, SAMPLERS), ("method", self.method, METHODS)):
             if value is not None:
                 errors.check_choice(name, value, choices)
         errors.check_choice("first_frame", self.first_frame, FIRST_FRAMES)
@@ -105,60 +105,82 @@ class Request:
         errors.check_integer("clips", self.clips, 1, MAX_CLIPS)
         for each in self.then:
             errors.check_text("then", each)
-        _belong_together(self)
+        _check_combination(self)
 
     @classmethod
-    def recorded(cls, settings: Mapping[str, Any]) -> Request:
-        """What a video was asked to be, from the settings that it carries."""
+    def from_settings(cls, settings: Mapping[str, Any]) -> Request:
+        """Return the request of a saved video, from its settings, of this version or an older one."""
+        settings = migrate_settings(settings)
         if missing := {"prompt", "seed", "frames_sha256", "model"} - set(settings):
-            raise InputError(f"these settings are not of a video that kineograph.generate made: no {sorted(missing)}")
+            raise InputError(
+                f"these settings are not of a video that kineograph.generate made: missing {sorted(missing)}"
+            )
         given = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
-        told: dict[str, Any] = {"control": tuple(Control(**each) for each in given.get("control", ()))}
-        told["then"] = tuple(given.get("then", ()))
-        told["elevation"], told["reuse"] = (
-            kind.recorded(given.get(name, {}))
+        nested: dict[str, Any] = {"control": tuple(Control(**each) for each in given.get("control", ()))}
+        nested["then"] = tuple(given.get("then", ()))
+        nested["elevation"], nested["reuse"] = (
+            kind.from_settings(given.get(name, {}))
             for name, kind in (("elevation", ElevatorOptions), ("reuse", ClipOptions))
         )
-        return cls(**{**given, **told})
+        return cls(**{**given, **nested})
 
-    def seeded(self) -> Request:
-        """The same with a seed: a number drawn now, if none was asked for."""
+    def with_seed(self) -> Request:
+        """Return the request with a seed: a random one, if it has none."""
         return self if self.seed is not None else replace(self, seed=secrets.randbelow(2**31))
 
 
-def _belong_together(asked: Request) -> None:
-    edits = asked.method == "instruct-pix2pix"
-    if edits and asked.video is None:
+SETTINGS_VERSION = 1
+
+
+def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a saved video in the fields of this version.
+
+    Version 0, which records no version, named the sampler `solver`.
+    Raises InputError for settings of a later version.
+    """
+    settings = dict(settings)
+    version = settings.get("settings_version", 0)
+    errors.check_integer("settings_version", version, 0, SETTINGS_VERSION)
+    if version == 0 and "solver" in settings:
+        settings["sampler"] = settings.pop("solver")
+    return settings
+
+
+def _check_combination(request: Request) -> None:
+    edits = request.method == "instruct-pix2pix"
+    if edits and request.video is None:
         raise InputError("there is no video to edit: give one, as in kineograph edit in.mp4 'make it snow'")
-    if edits and asked.control:
+    if edits and request.control:
         raise InputError("an edit follows the video that it edits: leave the controls out")
-    if asked.video is not None and not edits:
-        raise InputError(f"{asked.method} draws from a prompt and would not look at {asked.video}: see kineograph edit")
-    if asked.image is not None and asked.method not in (None, "videocrafter"):
-        raise InputError(f"{asked.method} would not look at the picture {asked.image}: a video model does")
-    if asked.first_frame == "pinned" and asked.image is None:
-        raise InputError("there is no picture to pin the first frame to: give one, as in kineograph animate fish.png")
-    if asked.then and asked.clips <= len(asked.then):
+    if request.video is not None and not edits:
         raise InputError(
-            f"there are prompts for {len(asked.then)} clips after the first, and {asked.clips} clips: ask for more"
+            f"{request.method} generates from a prompt and does not use {request.video}: see kineograph edit"
         )
-    if asked.clips > 1 and (edits or asked.control):
-        raise InputError("a video of several clips follows no other video: leave the controls or the editing out")
-    if asked.smooth_background and (edits or asked.control):
+    if request.image is not None and request.method not in (None, "videocrafter"):
+        raise InputError(f"{request.method} does not use the image {request.image}: a video model does")
+    if request.first_frame == "pinned" and request.image is None:
+        raise InputError("there is no image to pin the first frame to: give one, as in kineograph animate fish.png")
+    if request.then and request.clips <= len(request.then):
         raise InputError(
-            "smooth_background steadies what a camera passes by, so it goes with a motion and without control videos "
-            "or editing: leave one of them out"
+            f"there are prompts for {len(request.then)} clips after the first, and {request.clips} clips: ask for more"
+        )
+    if request.clips > 1 and (edits or request.control):
+        raise InputError("a video of several clips cannot follow another video: leave the controls or the editing out")
+    if request.smooth_background and (edits or request.control):
+        raise InputError(
+            "smooth_background smooths what a camera passes by, so it needs a camera motion, and no control videos or "
+            "editing: leave one of them out"
         )
 
 
 @dataclass(frozen=True)
 class Control:
-    """What one ControlNet is shown: a video, and how strongly and from where to where on the way down it counts.
+    """Input of one ControlNet: a video, and the strength and range of its guidance.
 
     kind: the ControlNet's name in the model, such as "canny".
-    video: the path of a video, of which the maps are made, or which is one of maps when `ready`.
-    annotator: the folder or repository of a network that makes such maps, in place of the usual one.
-    scale: what the residuals are multiplied by. start, end: parts of the way, 0 at pure noise, 1 at the clean video.
+    video: path of the video that the maps are made from, or, when `ready`, of a video of maps.
+    annotator: folder or repository of a network that makes such maps, in place of the default one.
+    scale: factor on the residuals. start, end: range in parts of the timesteps, 0 at pure noise, 1 at the clean video.
     """
 
     kind: str
@@ -179,7 +201,7 @@ class Control:
             errors.check_number(name, value)
         if not 0 <= self.start < self.end <= 1:
             raise InputError(
-                "control_guidance_start and control_guidance_end are parts of the way, from 0 to 1, the start before "
+                "control_guidance_start and control_guidance_end are parts of the timesteps, from 0 to 1, the start before "
                 f"the end; got {self.start:g} and {self.end:g}"
             )
 
@@ -195,13 +217,13 @@ def make_controls(
     start: float = 0.0,
     end: float = 1.0,
 ) -> tuple[Control, ...]:
-    """Controls from {kind: video}; a kind that ends in "-map", as "depth-map", has a video of ready maps.
+    """Return controls from {kind: video}; a kind that ends in "-map", as "depth-map", has a video of ready maps.
 
     Raises InputError for an annotator of a kind that no control needs one for.
     """
     chosen = {kind: str(model) for kind, model in (annotators or {}).items()}
     if idle := set(chosen) - set(videos):
-        raise InputError(f"there is an annotator for {', '.join(sorted(idle))}, and no control video for it to look at")
+        raise InputError(f"there is an annotator for {', '.join(sorted(idle))}, and no control video for it")
     return tuple(
         Control(
             name.removesuffix(MAP_SUFFIX), str(video), name.endswith(MAP_SUFFIX), scale, start, end, chosen.get(name)

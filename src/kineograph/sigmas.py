@@ -1,7 +1,8 @@
-"""Ladders: falling noise levels, from where a walk starts to where it ends, usually 0.
+"""Decreasing lists of sigmas to sample along, usually down to 0: spacings, subsets and slices.
 
-A slice of a ladder says "from here to there"; reversed, it is inversion. The first three pick integer timesteps from
-a model's table (`schedule.sigmas`, ascending), as diffusers' schedulers of that `timestep_spacing` do.
+A slice of the list samples from one sigma to another; a reversed slice is inversion. `leading`, `trailing` and
+`linspace` pick integer timesteps from a model's table (`schedule.sigmas`, ascending), as diffusers' schedulers of that
+`timestep_spacing` do.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-CLOSE = 1e-4  # relative; neighbours in a table of a thousand levels are thirty times further apart
+TOLERANCE = 1e-4  # relative; neighbours in a table of a thousand sigmas are thirty times further apart
+DISTILLED_STEPS = 50  # of the spacing that latent consistency models are distilled on
 
 
 def leading(table: Sequence[float], steps: int, offset: int = 1, last: float = 0.0) -> list[float]:
-    """Every (T // steps)-th timestep from `offset` up, Stable Diffusion's own choice: 981, 961, ..., 1 for 50 steps.
+    """Return every (T // steps)-th timestep's sigma from `offset` up, as Stable Diffusion: 981, 961, ..., 1 for 50.
 
     diffusers' `set_alpha_to_one=False` is `last=table[0]`. DPMSolverMultistepScheduler's `leading` and `linspace` of n
-    steps are these of n + 1 steps without their lowest evaluated rung.
+    steps are these of n + 1 steps without their lowest evaluated sigma.
     """
     _check_steps(steps, len(table))
     stride = len(table) // steps
@@ -28,91 +30,93 @@ def leading(table: Sequence[float], steps: int, offset: int = 1, last: float = 0
             f"Leading spacing of {steps} steps with offset {offset} starts at timestep {top}, "
             f"but the table's timesteps are 0 to {len(table) - 1}. Use offset=0, or fewer steps."
         )
-    return _rungs(table, range(top, offset - 1, -stride), last)
+    return _sigmas_at(table, range(top, offset - 1, -stride), last)
 
 
 def trailing(table: Sequence[float], steps: int, last: float = 0.0) -> list[float]:
-    """Evenly spaced from the very top, as distilled models want: 999, 979, ..., 19 for 50 steps.
+    """Return evenly spaced timesteps' sigmas from the highest, as distilled models need: 999, 979, ..., 19 for 50.
 
     Source: Lin et al. 2023, table 2.
     """
     _check_steps(steps, len(table))
     counts = np.arange(len(table), 0, -len(table) / steps)[:steps]  # arange may round to one too many
-    return _rungs(table, (counts.round().astype(int) - 1).tolist(), last)
+    return _sigmas_at(table, (counts.round().astype(int) - 1).tolist(), last)
 
 
 def linspace(table: Sequence[float], steps: int, last: float = 0.0) -> list[float]:
-    """Evenly spaced with both ends, rounded to timesteps: 999, 979, 958, ..., 0 for 50 steps. One step is the top."""
+    """Return evenly spaced timesteps' sigmas with both ends: 999, 979, 958, ..., 0 for 50. One step is the highest."""
     _check_steps(steps, len(table))
     top = len(table) - 1
     timesteps = np.linspace(0, top, steps).round().astype(int)[::-1].tolist()
-    return _rungs(table, timesteps if steps > 1 else [top], last)
+    return _sigmas_at(table, timesteps if steps > 1 else [top], last)
 
 
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0, last: float = 0.0) -> list[float]:
-    """Evenly spaced in sigma^(1 / rho), between two levels (Karras et al. 2022, eq. 5)."""
+    """Return sigmas evenly spaced in sigma^(1 / rho) between two sigmas (Karras et al. 2022, eq. 5)."""
     if steps < 1 or not sigma_max > sigma_min > last:
         raise ValueError(
-            "A Karras ladder needs steps >= 1 and sigma_max > sigma_min > last; got "
+            "Karras spacing needs steps >= 1 and sigma_max > sigma_min > last; got "
             f"{steps} steps, {sigma_max:g}, {sigma_min:g} and {last:g}."
         )
     roots = np.linspace(sigma_max ** (1 / rho), sigma_min ** (1 / rho), steps)
     return [*(roots**rho).tolist(), last]
 
 
-def subsample(sigmas: Sequence[float], steps: int) -> list[float]:
-    """A ladder of `steps` evaluations, evenly picked by position from the evaluations of a longer one.
+def lcm_spacing(table: Sequence[float], steps: int) -> list[float]:
+    """Return LCMScheduler's sigmas: a subset of the 50 sigmas that latent consistency models are distilled on."""
+    return subsample(trailing(table, DISTILLED_STEPS), steps)
 
-    `thinned(trailing(table, 50), n)` is LCMScheduler's ladder: a subset of the 50 levels the model was distilled on.
-    """
+
+def subsample(sigmas: Sequence[float], steps: int) -> list[float]:
+    """Return `steps` of the evaluated sigmas, evenly picked by position, and the last sigma."""
     _check_steps(steps, len(sigmas) - 1)
     picked = np.linspace(0, len(sigmas) - 1, steps, endpoint=False).astype(int)
     return [*(sigmas[i] for i in picked), sigmas[-1]]
 
 
-def insert_sigmas(sigmas: Sequence[float], *levels: float) -> list[float]:
-    """The ladder with these levels on it; a level that a rung meets within 1e-4 adds none.
+def insert_sigmas(sigmas: Sequence[float], *added: float) -> list[float]:
+    """Return the list with these sigmas inserted; one within 1e-4 (relative) of the list's own adds none.
 
-    Raises ValueError for a level outside the ladder.
+    Raises ValueError for a sigma outside of the list's range.
     """
-    rungs = list(sigmas)
-    for level in levels:
-        if any(_same(level, rung) for rung in rungs):
+    inserted = list(sigmas)
+    for sigma in added:
+        if any(_close(sigma, other) for other in inserted):
             continue
-        if not sigmas[-1] < level < sigmas[0]:
+        if not sigmas[-1] < sigma < sigmas[0]:
             raise ValueError(
-                f"Level {level:g} lies outside this ladder, which goes from {sigmas[0]:g} to {sigmas[-1]:g}."
+                f"Sigma {sigma:g} lies outside of the sigmas, which go from {sigmas[0]:g} to {sigmas[-1]:g}."
             )
-        rungs.append(level)
-    return sorted(rungs, reverse=True)
+        inserted.append(sigma)
+    return sorted(inserted, reverse=True)
 
 
-def until(sigmas: Sequence[float], level: float) -> list[float]:
-    """The slice from the top down to this level, ends included. Raises ValueError when no rung meets the level."""
-    return list(sigmas[: _position(sigmas, level) + 1])
+def until(sigmas: Sequence[float], sigma: float) -> list[float]:
+    """Return the slice from the highest sigma to this one, both included. Raises ValueError if it is not listed."""
+    return list(sigmas[: _position(sigmas, sigma) + 1])
 
 
-def starting_at(sigmas: Sequence[float], level: float) -> list[float]:
-    """The slice from this level to the end, ends included. Raises ValueError when no rung meets the level."""
-    return list(sigmas[_position(sigmas, level) :])
+def starting_at(sigmas: Sequence[float], sigma: float) -> list[float]:
+    """Return the slice from this sigma to the end, both included. Raises ValueError if it is not listed."""
+    return list(sigmas[_position(sigmas, sigma) :])
 
 
-def _position(sigmas: Sequence[float], level: float) -> int:
-    for position, rung in enumerate(sigmas):
-        if _same(level, rung):
+def _position(sigmas: Sequence[float], sigma: float) -> int:
+    for position, other in enumerate(sigmas):
+        if _close(sigma, other):
             return position
     raise ValueError(
-        f"No rung of this ladder ({sigmas[0]:g} to {sigmas[-1]:g}, {len(sigmas)} rungs) is at level {level:g}. "
-        "Put it there first: through(sigmas, level)."
+        f"Sigma {sigma:g} is not one of these {len(sigmas)} sigmas from {sigmas[0]:g} to {sigmas[-1]:g}. "
+        "Insert it first: insert_sigmas(sigmas, sigma)."
     )
 
 
-def _same(level: float, rung: float) -> bool:
-    return math.isclose(level, rung, rel_tol=CLOSE)
+def _close(sigma: float, other: float) -> bool:
+    return math.isclose(sigma, other, rel_tol=TOLERANCE)
 
 
-def _rungs(table: Sequence[float], timesteps: Iterable[int], last: float) -> list[float]:
-    """The levels of falling timesteps, and the end. A rung at the end already would be a step to where one stands."""
+def _sigmas_at(table: Sequence[float], timesteps: Iterable[int], last: float) -> list[float]:
+    """Return the sigmas of falling timesteps, and the last one. A sigma equal to the last would be a step to itself."""
     return [*(table[t] for t in timesteps if table[t] > last), last]
 
 

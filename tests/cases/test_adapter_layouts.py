@@ -64,7 +64,7 @@ def test_lcm_sampling_equals_the_diffusers_pipeline(monkeypatch: pytest.MonkeyPa
     ).images
     model, again = load(pipeline), iter(fresh)
     sigmas = kg.sigmas.thinned(kg.sigmas.trailing(model.schedule.sigmas, 50), 4)
-    denoise = model.schedule.consistent(model.bind(model.prompt(["a fish"])))
+    denoise = model.schedule.consistency_denoise(model.bind(model.prompt(["a fish"])))
     noisy = start[:, None] * (1 + sigmas[0] ** 2) ** 0.5
     *_, last = kg.samplers.lcm(lambda sigma: next(again)[:, None])(denoise, noisy, sigmas)
     assert far(last.x[:, 0], theirs) < 1e-3
@@ -126,15 +126,15 @@ NO_SDXL = pytest.mark.xfail(
 def test_controlnet_in_the_original_layout_computes_what_diffusers_does(
     work: Path, make: Make, prefix: str, write: Callable[[Path, Weights], Path]
 ) -> None:
-    network, shown = controlnet(make().unet), uniform(1, 3, 128, 128)
+    network, hint = controlnet(make().unet), uniform(1, 3, 128, 128)
     model = load(make(), controlnet={"canny": write(work, original(network, prefix))})
     control, cond = model.control("canny"), model.prompt(["a fish"])
-    *residuals, middle = flattened(control(LATENTS[:, None], torch.tensor(501.0), cond, control.embed(shown)))
+    *residuals, middle = flattened(control(LATENTS[:, None], torch.tensor(501.0), cond, control.embed(hint)))
     added = {}
     if make is sdxl:
         time_ids = torch.tensor([[128.0, 128, 0, 0, 128, 128]])
         added = {"added_cond_kwargs": {"text_embeds": cond.embedding[:, :32], "time_ids": time_ids}}
-    theirs = network(LATENTS, 501, cond.tokens, controlnet_cond=shown, return_dict=False, **added)
+    theirs = network(LATENTS, 501, cond.tokens, controlnet_cond=hint, return_dict=False, **added)
     for got, wanted in zip([*residuals, middle], flattened(theirs), strict=True):
         assert far(got, wanted) < CLOSE
 

@@ -212,7 +212,7 @@ def test_one_step_of_a_turbo_model_starts_at_the_last_timestep(work):
     image_unet(model).time_proj.register_forward_pre_hook(lambda _, args: timesteps.append(float(args[0].flatten()[0])))
     kg.generate(
         model, "a cat", num_frames=2, num_inference_steps=1, guidance_scale=0, height=16, width=16, seed=1,
-        motion="none", solver="euler-ancestral",
+        motion="none", sampler="euler-ancestral",
     )  # fmt: skip
     assert timesteps[0] > 990
 
@@ -220,5 +220,5 @@ def test_one_step_of_a_turbo_model_starts_at_the_last_timestep(work):
 def test_network_that_reads_the_guidance_scale_is_refused_by_name(work):
     """Case 11 (latent-consistency-model#58, #81): LCM networks with time_cond_proj_dim."""
     tiny_models.sd(time_cond_proj_dim=16).save_pretrained(work / "lcm")
-    said = run("generate", "a cat", "--model", work / "lcm", *SMALL, "--solver", "lcm", "-o", work / "x.mp4")
+    said = run("generate", "a cat", "--model", work / "lcm", *SMALL, "--sampler", "lcm", "-o", work / "x.mp4")
     assert said.status == 2 and not said.crashed and "time_cond_proj_dim" in said.text

@@ -17,7 +17,7 @@ STEPS, CLIPS, FRAMES = 2, 3, 3
 
 
 class InterruptError(Exception):
-    """What ends a generation in its middle, as a signal would."""
+    """An interruption in the middle of a generation, in place of a signal."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What is switched on on a live diffusers pipeline works in the model that is loaded from it, or is refused.
+"""Features that are switched on on a live diffusers pipeline work in the model loaded from it, or are refused.
 
 From formats/15-live-pipeline. Hooks move weights with the CPU as the accelerator.
 """

@@ -101,7 +101,7 @@ def test_sigmas_equal_those_of_the_checkpoint_scheduler(network: UNet2DCondition
     wanted, sampled = sigmas_of(case.scheduler, steps), []
     kg.generate(
         model, "a", num_frames=1, height=SIDE, width=SIDE, num_inference_steps=steps, guidance_scale=1, seed=0,
-        solver=case.sampler, on_step=lambda progress: sampled.append(progress.step.sigma),
+        sampler=case.sampler, on_step=lambda progress: sampled.append(progress.step.sigma),
     )  # fmt: skip
     own = [sigma * min(LATENT_SIDE / 64, sampled[0] / PAPER_SIGMAS[0]) for sigma in PAPER_SIGMAS]
     evaluated = [sigma for sigma in sampled[:-1] if not _is_one_of(sigma, own) or _is_one_of(sigma, wanted)]
@@ -158,7 +158,7 @@ def test_first_timestep_equals_that_of_the_checkpoint_scheduler(
     with pytest.raises(FirstEvaluationError):
         kg.generate(
             model, "a", num_frames=2, height=SIDE, width=SIDE, num_inference_steps=steps, guidance_scale=1, seed=0,
-            solver=sampler,
+            sampler=sampler,
         )  # fmt: skip
     hook.remove()
     scheduler.set_timesteps(steps)

@@ -8,13 +8,13 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     StableDiffusionInstructPix2PixPipeline,
 )
-from kineograph.generate import controls as with_controls
-from kineograph.methods.instruct_pix2pix_run import input_latents
 from models.conftest import sd
 
 import kineograph as kg
 from kineograph.denoise import classifier_free_guidance, text_and_image_guidance
 from kineograph.media.video import Video
+from kineograph.methods import controlnet
+from kineograph.methods.instruct_pix2pix import encode_input
 from kineograph.models.unet.controlnet import bind_controlnet, sum_residuals
 from kineograph.models.unet.frame_attention import first
 from kineograph.plan import Plan, open_inputs
@@ -94,8 +94,8 @@ def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_pa
 
     model = kg.load(sd(in_channels=8))
     request = kg_request(path)
-    start = Plan(0, 16, 16, (1, 4, 8, 8), open_inputs(request), str(request.solver))
-    shown = input_latents(model, start, 8)
+    plan = Plan(seed=0, height=16, width=16, latent_shape=(1, 4, 8, 8), inputs=open_inputs(request), sampler="ddim")
+    shown = encode_input(model, plan, 8)
     sigmas = leading(model.schedule.sigmas, STEPS)
     said, nothing = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
     looks = [
@@ -122,8 +122,8 @@ def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
     frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()
     path = Video(frames).save(tmp_path / "maps")
     request = Request(prompt=PROMPT, control=make_controls({"seg-map": path}, scale=0.5))
-    start = Plan(0, 16, 16, (1, 4, 8, 8), open_inputs(request), str(request.solver))
-    told = with_controls.bound(model, request, start)(model.prompt([PROMPT]))
+    plan = Plan(seed=0, height=16, width=16, latent_shape=(1, 4, 8, 8), inputs=open_inputs(request), sampler="ddim")
+    told = controlnet.bind_controls(model, request, plan)(model.prompt([PROMPT]))
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")
     cues = net.embed(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)

@@ -148,7 +148,7 @@ def test_lcm(steps, prediction):
     sigmas = ladder.subsample(ladder.trailing(table(), 50), steps)
 
     def sampler(look, x, sigmas):
-        return lcm(draws())(schedule.consistent(look), x, sigmas)
+        return lcm(draws())(schedule.consistency_denoise(look), x, sigmas)
 
     assert_same_walk(scheduler, sampler, sigmas, generator=torch.Generator().manual_seed(2))
 

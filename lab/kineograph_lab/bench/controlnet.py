@@ -43,7 +43,10 @@ def ours(folder: Path, dtype: str) -> Draw:
         cues = control.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
         said = [net.prompt([text]) for text in (PROMPT, "")]
         told, blank = (
-            net.bind(replace(each, residuals=bind_controlnet(control, each, cues, frame_attention=first)), frame_attention=first)
+            net.bind(
+                replace(each, residuals=bind_controlnet(control, each, cues, frame_attention=first)),
+                frame_attention=first,
+            )
             for each in said
         )
         start = _noise(net.latent_shape(height, width), net.dtype).float().to(net.device)

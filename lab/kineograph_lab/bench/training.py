@@ -93,7 +93,7 @@ def theirs(folder: Path, dtype: str) -> Draw:
         for step in range(steps):
             taken = lesson(model, frames, range(step * VIDEOS, (step + 1) * VIDEOS))
             x0, noise, t, tokens = (each.to(device) for each in taken)
-            z, _ = model.schedule.noised(x0, noise, t)
+            z, _ = model.schedule.add_noise(x0, noise, t)
             with half():
                 predicted = net(z.transpose(1, 2), t, tokens.repeat_interleave(frames, dim=0)).sample.transpose(1, 2)
             mse_loss(predicted.float(), noise).backward()

@@ -63,7 +63,7 @@ def judge_metric(judge: Judge) -> VideoMetric:
 
     def measure(clip: DecodedVideo) -> NamedValues:
         found = defaultdict[str, list[bool]](list)
-        for frames, prompt in clip.told:
+        for frames, prompt in clip.prompted_parts:
             asked, seen = parse_prompt(prompt), judge.look(frames)
             for name in ("thing", "colour", "scene"):
                 found[f"{name} seen"] += [word == asked[name] for word in getattr(seen, name) if name in asked]

@@ -45,26 +45,27 @@ FACINGS = {-1: "facing left", 1: "facing right"}
 
 
 def pick_word(rng: Rng, words: Sequence[str]) -> str:
-    """The usual word seven times in ten, else one of all."""
+    """Return the first word with probability 0.7, else a random one of all."""
     return words[0] if rng.uniform() < 0.7 else words[int(rng.integers(len(words)))]
 
 
 def with_article(words: str) -> str:
+    """Return the words with "a" or "an"."""
     return f"an {words}" if words[0] in "aeiou" else f"a {words}"
 
 
-def describe_subject(thing: Subject, rng: Rng) -> str:
-    """For example "a small red fish"."""
+def describe_subject(subject: Subject, rng: Rng) -> str:
+    """Return a noun phrase for the subject, for example "a small red fish"."""
     size = ""
-    if thing.size > 0.34 and rng.uniform() < 0.3:
+    if subject.size > 0.34 and rng.uniform() < 0.3:
         size = "big "
-    if thing.size < 0.21 and rng.uniform() < 0.3:
+    if subject.size < 0.21 and rng.uniform() < 0.3:
         size = "small "
-    return with_article(size + pick_word(rng, COLOURS[thing.colour]) + " " + pick_word(rng, KINDS[thing.kind]))
+    return with_article(size + pick_word(rng, COLOURS[subject.colour]) + " " + pick_word(rng, KINDS[subject.kind]))
 
 
 def caption_image(shot: Shot, rng: Rng) -> str:
-    """A caption of one frame: things, colours, scene, and at times the style and where the main thing faces.
+    """Return a caption of one frame: subjects, colours, scene, sometimes style and the main subject's facing.
 
     Examples:
         "a red fish over the sea", "in a room, a small blue cat and a pink car, pencil sketch"
@@ -78,19 +79,19 @@ def caption_image(shot: Shot, rng: Rng) -> str:
 
 
 def caption_clip(shot: Shot, rng: Rng) -> str:
-    """A caption of a clip: as of a picture, with how the main thing moves and what the camera does."""
+    """Return a caption of a clip: that of an image with the main subject's motion and the camera's."""
     first = describe_subject(shot.things[0], rng)
     motion = pick_word(rng, MOTIONS[shot.things[0].motion])
     verb = VERBS.get(shot.things[0].kind)
     if verb and shot.things[0].motion in ("left", "right") and rng.uniform() < 0.5:
         motion = f"{verb} to the {shot.things[0].motion}"
-    told = _compose(shot, f"{first} {motion}", rng)
-    return told if shot.camera == "still" else f"{told}, {pick_word(rng, CAMERAS[shot.camera])}"
+    caption = _compose(shot, f"{first} {motion}", rng)
+    return caption if shot.camera == "still" else f"{caption}, {pick_word(rng, CAMERAS[shot.camera])}"
 
 
 def _compose(shot: Shot, first: str, rng: Rng) -> str:
-    things = " and ".join([first, *(describe_subject(t, rng) for t in shot.things[1:])])
+    subjects = " and ".join([first, *(describe_subject(subject, rng) for subject in shot.things[1:])])
     scene = pick_word(rng, SCENES[shot.scene])
     style = pick_word(rng, STYLES[shot.style]) if rng.uniform() < 0.7 else "{}"
     place_first = style.startswith("{}") and rng.uniform() < 0.2
-    return style.format(f"{scene}, {things}" if place_first else f"{things} {scene}")
+    return style.format(f"{scene}, {subjects}" if place_first else f"{subjects} {scene}")

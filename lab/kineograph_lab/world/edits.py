@@ -1,4 +1,4 @@
-"""Edits of the pocket world: a shot, the same with one thing about it changed, and the instruction that says so."""
+"""Edits of the pocket world: a shot, the same shot with one aspect changed, and instructions for the edit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from kineograph_lab.world.captions import COLOURS, KINDS, SCENES, pick_word, wit
 from kineograph_lab.world.world import Shot, Subject, is_held_out
 
 ASPECTS = ("colour", "scene", "style", "thing")
-INSTRUCTIONS_PER_EDIT = 6  # instructions kept for an edit
+INSTRUCTIONS_PER_EDIT = 6  # different instructions of an edit
 Rng = np.random.Generator
 
-# {kind} is the thing's word, {new} what it becomes
+# {kind}: the subject's word, {new}: the value after the edit
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "colour": ("make the {kind} {new}", "make it {new}", "paint the {kind} {new}", "turn the {kind} {new}", "change its colour to {new}"),
     "scene": ("put it {new}", "put the {kind} {new}", "move the {kind} {new}", "make it be {new}", "let it be {new}"),
@@ -32,7 +32,7 @@ STYLE_PHRASES: dict[str, tuple[str, ...]] = {
 
 
 class Edit(NamedTuple):
-    """What is changed (one of ASPECTS), from which shot to which."""
+    """The changed aspect (one of ASPECTS) and the shots before and after."""
 
     aspect: str
     before: Shot
@@ -40,20 +40,20 @@ class Edit(NamedTuple):
 
 
 def sample_edit(rng: Rng, aspect: str, before: Shot, *, split: str) -> Edit:
-    """The shot with another colour, scene, style or kind of its main thing, all else left alone.
+    """Return the shot with another colour, scene, style or kind of its main subject, all else unchanged.
 
-    split: "train" never makes a pair of thing and colour, or of thing and scene, that training must not show;
-        "held_out" changes to anything.
+    split: "train" never makes a held-out pair of subject and colour, or of subject and scene; "held_out" changes to any
+        value.
     """
     main = before.things[0]
     choices = {
-        "colour": [_with_main(before, replace(main, colour=each)) for each in world.COLOURS if each != main.colour],
-        "scene": [replace(before, scene=each) for each in world.SCENES if each != before.scene],
-        "style": [replace(before, style=each) for each in world.STYLES if each != before.style],
-        "thing": [_with_main(before, replace(main, kind=each)) for each in world.SUBJECTS if each != main.kind],
+        "colour": [_with_main(before, replace(main, colour=value)) for value in world.COLOURS if value != main.colour],
+        "scene": [replace(before, scene=value) for value in world.SCENES if value != before.scene],
+        "style": [replace(before, style=value) for value in world.STYLES if value != before.style],
+        "thing": [_with_main(before, replace(main, kind=value)) for value in world.SUBJECTS if value != main.kind],
     }[aspect]
-    fit = [shot for shot in choices if split == "held_out" or not _held_out(shot)]
-    return Edit(aspect, before, fit[int(rng.integers(len(fit)))])
+    allowed = [shot for shot in choices if split == "held_out" or not _held_out(shot)]
+    return Edit(aspect, before, allowed[int(rng.integers(len(allowed)))])
 
 
 def _with_main(shot: Shot, main: Subject) -> Shot:
@@ -65,9 +65,9 @@ def _held_out(shot: Shot) -> bool:
 
 
 def edit_instruction(edit: Edit, rng: Rng) -> str:
-    """What to say for this edit, for example "turn the fish into a cat" or "make it snow"."""
+    """Return an instruction for the edit, for example "turn the fish into a cat" or "make it snow"."""
     main, new = edit.before.things[0], edit.after.things[0]
-    said = {
+    phrases = {
         "colour": COLOURS[new.colour],
         "scene": SCENES[edit.after.scene],
         "style": STYLE_PHRASES[edit.after.style],
@@ -75,11 +75,11 @@ def edit_instruction(edit: Edit, rng: Rng) -> str:
     }[edit.aspect]
     if edit.aspect == "scene" and edit.after.scene in SCENE_PHRASES and rng.uniform() < 0.3:
         return _pick(rng, SCENE_PHRASES[edit.after.scene])
-    return _pick(rng, TEMPLATES[edit.aspect]).format(kind=pick_word(rng, KINDS[main.kind]), new=pick_word(rng, said))
+    return _pick(rng, TEMPLATES[edit.aspect]).format(kind=pick_word(rng, KINDS[main.kind]), new=pick_word(rng, phrases))
 
 
 def instruction_words() -> Iterator[str]:
-    """All that instructions are made of."""
+    """Yield all words of instructions, as phrases."""
     for texts in (*TEMPLATES.values(), *SCENE_PHRASES.values(), *STYLE_PHRASES.values()):
         yield from (text.replace("{kind}", "").replace("{new}", "") for text in texts)
 
@@ -89,7 +89,7 @@ def _pick(rng: Rng, texts: Sequence[str]) -> str:
 
 
 def edit_family(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """Five pictures, a shot and its four edits, and for each edit what to say to get there and back."""
+    """Return five images, a shot and its four edits, and instructions for each edit and for its reverse."""
     return render_edit_family(world.sample_shot(rng, split=split), rng, split)
 
 

@@ -1,4 +1,4 @@
-"""What makes one individual differ from the next of its kind, and no caption mentions."""
+"""Details in which individuals of a kind differ, and which no caption names."""
 
 from __future__ import annotations
 
@@ -17,38 +17,38 @@ ACCENTS = ("gold", "teal", "white", "navy")
 
 @dataclass(frozen=True)
 class Individual:
-    """The details of one individual, drawn from its seed: pattern, proportions, eyes, accessory."""
+    """Details of one individual, sampled from its seed: pattern, proportions, eyes, accessory."""
 
     pattern: str
-    places: tuple[tuple[float, float, float], ...]
+    spots: tuple[tuple[float, float, float], ...]
     mark: str
     eyes: str
     accessory: str
     accent: str
-    long: float
-    tall: float
+    length: float
+    height: float
 
     def marks(self, x: float, y: float, rx: float, ry: float) -> list[Part]:
-        """The pattern, inside the ellipse (x, y, rx, ry) of the body."""
+        """Return the pattern inside the ellipse (x, y, rx, ry) of the body."""
         if self.pattern == "spots":
             size = 0.27 * min(rx, ry) + 0.03
-            return [Part(ellipse(x + rx * u, y + ry * v, size * w, size * w), self.mark) for u, v, w in self.places]
+            return [Part(ellipse(x + rx * u, y + ry * v, size * w, size * w), self.mark) for u, v, w in self.spots]
         if self.pattern == "stripes":
             return [self._stripe(x, y, rx, ry, at) for at in (-0.55, 0.0, 0.55)]
         if self.pattern == "patch":
-            u, v, w = self.places[0]
+            u, v, w = self.spots[0]
             return [Part(ellipse(x + 0.6 * rx * u, y + 0.6 * ry * v, 0.5 * rx * w, 0.5 * ry * w), self.mark)]
         return []
 
     def _stripe(self, x: float, y: float, rx: float, ry: float, at: float) -> Part:
-        half = 0.13 * rx * self.places[0][2]
+        half = 0.13 * rx * self.spots[0][2]
         high = ry * (1 - at * at) ** 0.5
         middle = x + rx * at
         corners = ((middle - half, y - high), (middle + half, y - high), (middle + half, y + high), (middle - half, y + high))
         return Part(polygon(*corners), self.mark)
 
     def eye(self, x: float, y: float, r: float) -> list[Part]:
-        """An eye that looks to the front."""
+        """Return an eye that looks to the front."""
         if self.eyes == "bead":
             return [Part(ellipse(x, y, 0.72 * r, 0.72 * r), "black"), Part(ellipse(x + 0.2 * r, y - 0.25 * r, 0.25 * r, 0.25 * r), "white")]
         size = 1.2 * r if self.eyes == "wide" else r
@@ -58,7 +58,7 @@ class Individual:
         return parts
 
     def hat(self, x: float, y: float, size: float) -> list[Part]:
-        """The accessory, standing on the point (x, y)."""
+        """Return the accessory, its base at the point (x, y)."""
         s, a = size, self.accent
         if self.accessory == "hat":
             brim, crown = ellipse(x, y, 1.1 * s, 0.22 * s), polygon((x - 0.6 * s, y), (x - 0.55 * s, y - s), (x + 0.55 * s, y - s), (x + 0.6 * s, y))
@@ -76,12 +76,12 @@ class Individual:
 
 @lru_cache(maxsize=65536)
 def sample_individual(seed: int) -> Individual:
-    """The individual with this seed (any non-negative integer)."""
+    """Return the individual of a seed (any non-negative integer)."""
     rng = np.random.default_rng(seed)
-    spots = ((-0.5, -0.3), (0.1, -0.5), (0.55, -0.05), (-0.15, 0.2), (0.25, 0.5))
+    grid = ((-0.5, -0.3), (0.1, -0.5), (0.55, -0.05), (-0.15, 0.2), (0.25, 0.5))
     count = int(rng.integers(3, 6))
-    places = tuple((u + rng.uniform(-0.12, 0.12), v + rng.uniform(-0.12, 0.12), rng.uniform(0.75, 1.25)) for u, v in spots[:count])
+    centres = tuple((u + rng.uniform(-0.12, 0.12), v + rng.uniform(-0.12, 0.12), rng.uniform(0.75, 1.25)) for u, v in grid[:count])
     return Individual(
-        pattern=str(rng.choice(PATTERNS)), places=places, mark=str(rng.choice(("light", "dark"))), eyes=str(rng.choice(EYES)),
-        accessory=str(rng.choice(ACCESSORIES)), accent=str(rng.choice(ACCENTS)), long=rng.uniform(0.88, 1.12), tall=rng.uniform(0.88, 1.12),
+        pattern=str(rng.choice(PATTERNS)), spots=centres, mark=str(rng.choice(("light", "dark"))), eyes=str(rng.choice(EYES)),
+        accessory=str(rng.choice(ACCESSORIES)), accent=str(rng.choice(ACCENTS)), length=rng.uniform(0.88, 1.12), height=rng.uniform(0.88, 1.12),
     )  # fmt: skip

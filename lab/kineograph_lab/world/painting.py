@@ -1,4 +1,4 @@
-"""Parts become pixels, in one of five drawing styles. Drawn at three times the size and averaged."""
+"""Rasterisation of parts in one of five drawing styles, at three times the size and then averaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from kineograph_lab.world.shapes import Outline, Part
 
 SIDE = 128
-SUPERSAMPLING = 3  # supersampling: 9 samples a pixel
+SUPERSAMPLING = 3  # 9 samples a pixel
 RGB = tuple[int, int, int]
 INK: RGB = (38, 32, 44)
 PAPER: RGB = (252, 250, 245)
@@ -27,12 +27,12 @@ PAINTS: dict[str, RGB] = {
 
 
 def mix_colours(a: RGB, b: RGB, share: float) -> RGB:
-    """The colour a with this share of b."""
+    """Return colour a mixed with this share of b."""
     return tuple(round((1 - share) * u + share * v) for u, v in zip(a, b, strict=True))  # type: ignore[return-value]
 
 
 def subject_paints(colour: str, individual: int) -> dict[str, RGB]:
-    """The paints of a thing of this colour; its lightness varies a little between individuals."""
+    """Return the paints of a subject of this colour; its lightness varies a little between individuals."""
     body = mix_colours(COLOURS[colour], (0, 0, 0) if individual % 2 else (255, 255, 255), 0.012 * (individual % 7))
     return PAINTS | {
         "body": body,
@@ -54,23 +54,27 @@ def _line(draw: ImageDraw.ImageDraw, outline: Outline, colour: RGB, width: float
 
 
 def paint_flat(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+    """Fill each part."""
     for outline, colour in parts:
         _fill(draw, outline, colour)
 
 
 def paint_cartoon(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+    """Fill each part and outline it in ink."""
     for outline, colour in parts:
         _fill(draw, outline, colour)
         _line(draw, outline, INK, 1.4)
 
 
 def paint_sketch(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+    """Fill each part in a paler colour and outline it in a darker one."""
     for outline, colour in parts:
         _fill(draw, outline, mix_colours(colour, PAPER, 0.3))
         _line(draw, outline, mix_colours(colour, INK, 0.25), 1.1)
 
 
 def paint_cutout(draw: ImageDraw.ImageDraw, parts: list[tuple[Outline, RGB]]) -> None:
+    """Draw shadows, white rims, then filled parts."""
     for outline, _ in parts:
         _fill(draw, outline + np.array([2.2, 3.0]) * SUPERSAMPLING, (84, 82, 100))
     for outline, _ in parts:
@@ -85,22 +89,23 @@ STYLE_PAINTERS: dict[str, Painter] = {
     "sketch": paint_sketch,
     "clay": paint_flat,
 }
-# A backdrop in full ink or with shadows under every tuft would drown the thing, so scenery is drawn plainer.
+# Ink lines or shadows in the scenery would hide the subject, so scenery is painted plainly.
 BACKDROP_PAINTERS: dict[str, Painter] = STYLE_PAINTERS | {"cartoon": paint_flat, "paper": paint_flat}
 
 
 def new_canvas() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """Return a supersampled image and its drawing context."""
     image = Image.new("RGB", (SIDE * SUPERSAMPLING, SIDE * SUPERSAMPLING))
     return image, ImageDraw.Draw(image)
 
 
 def downsample_canvas(image: Image.Image) -> np.ndarray:
-    """The canvas averaged down to uint8 [128, 128, 3]."""
+    """Return the canvas averaged down to uint8 [128, 128, 3]."""
     return np.array(image.reduce(SUPERSAMPLING))
 
 
 def coverage(outlines: Iterable[Outline]) -> np.ndarray:
-    """Coverage of the union of outlines in canvas units: float32 [128, 128] in 0..1."""
+    """Return the coverage of the union of outlines in canvas units, float32 [128, 128] in 0..1."""
     image = Image.new("L", (SIDE * SUPERSAMPLING, SIDE * SUPERSAMPLING))
     draw = ImageDraw.Draw(image)
     for outline in outlines:
@@ -108,15 +113,16 @@ def coverage(outlines: Iterable[Outline]) -> np.ndarray:
     return np.asarray(image.reduce(SUPERSAMPLING), np.float32) / 255
 
 
-def shade_as_clay(picture: np.ndarray, cover: np.ndarray, x: float, y: float, size: float) -> np.ndarray:
-    """Light from the upper left on a thing at (x, y), a soft shade on its far side; all in units of the frame."""
+def shade_as_clay(frame: np.ndarray, coverage_map: np.ndarray, x: float, y: float, size: float) -> np.ndarray:
+    """Return the frame with a subject at (x, y) lit from the upper left; positions in units of the frame."""
     grid = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
     across, down = (grid[None, :] - x) / size, (grid[:, None] - y) / size
     light = 1.0 - 0.3 * (0.45 * across + 0.75 * down)
     shine = np.exp(-(((across + 0.3) ** 2 + (down + 0.4) ** 2) / 0.05)) * 90
-    lit = picture * light[..., None] + shine[..., None]
-    return np.clip(picture + cover[..., None] * (lit - picture), 0, 255)
+    lit = frame * light[..., None] + shine[..., None]
+    return np.clip(frame + coverage_map[..., None] * (lit - frame), 0, 255)
 
 
 def part_colours(parts: list[Part], paints: dict[str, RGB]) -> list[RGB]:
+    """Return each part's colour."""
     return [paints[part.paint] if isinstance(part.paint, str) else part.paint for part in parts]

@@ -1,6 +1,6 @@
 """The eight scenes of the pocket world: layers of parts from far to near, in units of the frame.
 
-Scenery is drawn wider than the frame, from -0.7 to 1.7, so that a camera can pan over it.
+Scenery spans -0.7 to 1.7, wider than the frame, so that a camera can pan over it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _hills(rng: Rng, height: float, swing: float) -> Outline:
 
 
 def _spots(rng: Rng, count: int, top: float, bottom: float) -> np.ndarray:
-    """Places spread over the width of the scenery, left to right."""
+    """Return points spread over the width of the scenery, left to right."""
     x = LEFT + (np.arange(count) + rng.uniform(0.1, 0.9, count)) * (RIGHT - LEFT) / count
     return np.stack([x, rng.uniform(top, bottom, count)], 1)
 

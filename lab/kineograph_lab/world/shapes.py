@@ -1,4 +1,4 @@
-"""Outlines in a thing's own frame: x to its front, y down, both within about -1..1."""
+"""Outlines in a subject's own frame: x to its front, y down, both within about -1..1."""
 
 from __future__ import annotations
 
@@ -20,23 +20,25 @@ _WEIGHTS = 0.5 * np.stack([-_STEPS + 2 * _STEPS**2 - _STEPS**3, 2 - 5 * _STEPS**
 
 
 class Part(NamedTuple):
-    """A filled outline and the paint it is filled with: a name, or red, green, blue."""
+    """A filled outline and its paint: a name, or (red, green, blue)."""
 
     outline: Outline
     paint: str | tuple[int, int, int]
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, turn: float = 0.0) -> Outline:
+    """Return an ellipse, rotated clockwise by `turn` radians."""
     axes = np.array([[rx * cos(turn), rx * sin(turn)], [-ry * sin(turn), ry * cos(turn)]])
     return CIRCLE @ axes + (x, y)
 
 
 def polygon(*points: Point) -> Outline:
+    """Return a polygon."""
     return np.array(points, float)
 
 
 def box(left: float, top: float, right: float, bottom: float, corner: float = 0.0) -> Outline:
-    """A rectangle, its corners cut by `corner`."""
+    """Return a rectangle with corners cut by `corner`."""
     c = corner
     if not c:
         return polygon((left, top), (right, top), (right, bottom), (left, bottom))
@@ -49,20 +51,21 @@ def box(left: float, top: float, right: float, bottom: float, corner: float = 0.
 
 
 def blob(*points: Point) -> Outline:
-    """A smooth closed curve through the points (Catmull-Rom, five steps a side)."""
+    """Return a smooth closed curve through the points (Catmull-Rom, five steps a side)."""
     p = np.array(points, float)
     around = np.arange(len(p))[:, None] + np.arange(-1, 3)
     return np.matmul(_WEIGHTS, p[around % len(p)]).reshape(-1, 2)
 
 
 def star(x: float, y: float, outer: float, inner: float, points: int) -> Outline:
+    """Return a star of so many points."""
     angles = np.arange(2 * points) * np.pi / points - np.pi / 2
     radii = np.where(np.arange(2 * points) % 2, inner, outer)
     return np.stack([x + radii * np.cos(angles), y + radii * np.sin(angles)], 1)
 
 
 def band(path: Sequence[Point], width: float) -> Outline:
-    """A stroke of constant width along a path."""
+    """Return the outline of a stroke of constant width along a path."""
     p = np.array(path, float)
     along = np.gradient(p, axis=0)
     normal = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True).clip(1e-6)

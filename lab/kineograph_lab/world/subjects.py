@@ -1,4 +1,4 @@
-"""The 24 kinds of things of the pocket world, each a list of parts from back to front, facing right."""
+"""The 24 kinds of subjects of the pocket world, each a list of parts from back to front, facing right."""
 
 from __future__ import annotations
 

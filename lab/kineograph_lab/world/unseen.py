@@ -1,7 +1,8 @@
-"""Five drawing styles that no model of the pocket world was shown: styles to customise to.
+"""Images and clips of subjects and styles that are never trained on: what a model is customised to.
 
-Each paints the parts of the scenery and of the thing before it, on a canvas of its own colour, and then changes the
-picture as a whole. Nothing here is in `world.shots`: models and judges are trained without it.
+A shot gives position and motion, as in `world.py`; an unseen subject replaces its main subject, or an unseen style its
+style. An unseen style paints the parts of the scenery and of the subject on a canvas of its own colour, then
+post-processes the image. Nothing here is in `world.sample_shots`: models and judges are trained without it.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ COLOUR_LEVELS, PIXELS_ACROSS = 6, 32  # colours a channel and squares a row of p
 
 
 class DrawingStyle(NamedTuple):
-    """How scenery and things are painted, the canvas's colour, and what becomes of the picture."""
+    """Canvas colour, painters of scenery and subject, and post-processing of a style."""
 
     ground: RGB
     scenery: ShapePainter
-    thing: ShapePainter
+    subject: ShapePainter
     finish: PostProcess
 
 
-def render_style(style: DrawingStyle, scenery: ColouredOutlines, thing: ColouredOutlines) -> np.ndarray:
-    """The picture: uint8 [128, 128, 3]."""
+def render_style(style: DrawingStyle, scenery: ColouredOutlines, subject: ColouredOutlines) -> np.ndarray:
+    """Return the image, uint8 [128, 128, 3]."""
     image = Image.new("RGB", (CANVAS_SIDE, CANVAS_SIDE), style.ground)
     draw = ImageDraw.Draw(image)
     style.scenery(draw, scenery)
-    style.thing(draw, thing)
+    style.thing(draw, subject)
     return np.array(style.finish(image).reduce(SUPERSAMPLING))
 
 
 def fill_and_outline(fill: Callable[[RGB], RGB], line: Callable[[RGB], RGB], width: float) -> ShapePainter:
-    """Each part filled and outlined, in colours that follow from its own; width of the line in pixels."""
+    """Return a painter that fills and outlines each part in colours derived from its own; line width in pixels."""
 
     def draw(on: ImageDraw.ImageDraw, parts: ColouredOutlines) -> None:
         for outline, colour in parts:
@@ -62,7 +63,7 @@ def fill_and_outline(fill: Callable[[RGB], RGB], line: Callable[[RGB], RGB], wid
 
 
 def saturate(colour: RGB) -> RGB:
-    """The same hue, as bright and as saturated as it can be."""
+    """Return the same hue with highest brightness and saturation."""
     low, high = min(colour), max(colour)
     return mix_colours(
         WHITE, _to_rgb((each - low) / max(1, high - low) * 255 for each in colour), min(1, (high - low) / 60)
@@ -70,6 +71,7 @@ def saturate(colour: RGB) -> RGB:
 
 
 def luminance(colour: RGB) -> float:
+    """Return the luminance of a colour, 0 to 1."""
     return (0.3 * colour[0] + 0.6 * colour[1] + 0.1 * colour[2]) / 255
 
 
@@ -81,46 +83,46 @@ def _to_rgb(values: object) -> RGB:
 
 
 def add_glow(image: Image.Image) -> Image.Image:
-    """Light spreads around what is bright."""
-    sharp = np.asarray(image, np.float32)
+    """Spread light around bright pixels."""
+    image_values = np.asarray(image, np.float32)
     near, far = (np.asarray(image.filter(ImageFilter.GaussianBlur(r * SUPERSAMPLING)), np.float32) for r in (1.5, 5))
-    return _to_image(sharp + 0.8 * near + 0.9 * far - 1.7 * np.array(NIGHT))
+    return _to_image(image_values + 0.8 * near + 0.9 * far - 1.7 * np.array(NIGHT))
 
 
 def add_paper_grain(image: Image.Image) -> Image.Image:
-    """Wet paint: edges run, and lie darker in the grain of the paper."""
+    """Blur edges and darken the paint by the grain of the paper."""
     wet = np.asarray(image.filter(ImageFilter.GaussianBlur(1.1 * SUPERSAMPLING)), np.float32)
     return _to_image(255 - (255 - wet) * (0.55 + 0.9 * _grain(6)[..., None]))
 
 
 def split_into_panes(image: Image.Image) -> Image.Image:
-    """Panes of glass that differ in how much light they let through, in leads of their own."""
-    lights, leads = _panes()
-    return _to_image(np.where(leads[..., None], np.array(LEAD), np.asarray(image, np.float32) * lights[..., None]))
+    """Divide the image into panes of glass of different brightness, with lead lines between them."""
+    lights, lead_lines = _panes()
+    return _to_image(np.where(lead_lines[..., None], np.array(LEAD), np.asarray(image, np.float32) * lights[..., None]))
 
 
 @lru_cache(maxsize=1)
 def _panes() -> tuple[np.ndarray, np.ndarray]:
-    """The light that comes through each pixel, and where leads are: as near to one pane's middle as to another's."""
+    """Return each pixel's brightness, and True on lead lines: as near to one pane's centre as to another's."""
     rng = np.random.default_rng(11)
     centres, lights = rng.uniform(0, CANVAS_SIDE, (NUM_PANES, 2)), rng.uniform(0.8, 1.15, NUM_PANES)
     y, x = np.mgrid[:CANVAS_SIDE, :CANVAS_SIDE]
-    far = np.hypot(x[..., None] - centres[:, 0], y[..., None] - centres[:, 1])
-    own, other = np.argsort(far, axis=-1)[..., :2].transpose(2, 0, 1)
-    beyond = far[y, x, other] ** 2 - far[y, x, own] ** 2
-    apart = np.linalg.norm(centres[own] - centres[other], axis=-1)
-    return lights[own], beyond / (2 * apart) < 0.55 * SUPERSAMPLING
+    distances = np.hypot(x[..., None] - centres[:, 0], y[..., None] - centres[:, 1])
+    nearest, second = np.argsort(distances, axis=-1)[..., :2].transpose(2, 0, 1)
+    difference = distances[y, x, second] ** 2 - distances[y, x, nearest] ** 2
+    gap = np.linalg.norm(centres[nearest] - centres[second], axis=-1)
+    return lights[nearest], difference / (2 * gap) < 0.55 * SUPERSAMPLING
 
 
 def pixelate(image: Image.Image) -> Image.Image:
-    """Few large squares of few colours."""
+    """Reduce the image to few large squares of few colours."""
     small = np.asarray(image.resize((PIXELS_ACROSS, PIXELS_ACROSS), Image.Resampling.BOX), np.float32) / 255
-    few = np.round(small * (COLOUR_LEVELS - 1)) / (COLOUR_LEVELS - 1) * 255
-    return _to_image(few).resize((CANVAS_SIDE, CANVAS_SIDE), Image.Resampling.NEAREST)
+    quantised = np.round(small * (COLOUR_LEVELS - 1)) / (COLOUR_LEVELS - 1) * 255
+    return _to_image(quantised).resize((CANVAS_SIDE, CANVAS_SIDE), Image.Resampling.NEAREST)
 
 
 def add_grid(image: Image.Image) -> Image.Image:
-    """The squares of drawing paper, faintly over all."""
+    """Draw the faint grid of drawing paper over the image."""
     lines = np.asarray(image, np.float32).copy()
     step = 16 * SUPERSAMPLING
     for k in range(0, CANVAS_SIDE, step):
@@ -130,7 +132,7 @@ def add_grid(image: Image.Image) -> Image.Image:
 
 
 def _grain(cells: int) -> np.ndarray:
-    """Smooth noise, float32 [h w] in 0..1, always the same."""
+    """Return fixed smooth noise, float32 [h w] in 0..1."""
     rough = (np.random.default_rng(5).uniform(0, 255, (cells, cells))).astype(np.uint8)
     return (
         np.asarray(Image.fromarray(rough).resize((CANVAS_SIDE, CANVAS_SIDE), Image.Resampling.BICUBIC), np.float32)
@@ -143,6 +145,7 @@ def _to_image(values: np.ndarray) -> Image.Image:
 
 
 def same_colour(colour: RGB) -> RGB:
+    """Return the colour unchanged."""
     return colour
 
 
@@ -182,17 +185,17 @@ Renderer = Callable[[Shot, float], np.ndarray]  # a shot at a time in seconds: u
 
 
 def unseen_subject_renderer(name: str) -> Renderer:
-    """How an unseen thing is rendered, as the main thing of a shot in one of the world's own styles."""
+    """Return a renderer of an unseen subject, as the main subject of a shot in one of the world's own styles."""
     return partial(_render_unseen_subject, name)
 
 
 def unseen_style_renderer(name: str) -> Renderer:
-    """How the world's own things are rendered in an unseen style."""
+    """Return a renderer of the world's own subjects in an unseen style."""
     return partial(_render_in_unseen_style, name)
 
 
 def render_unseen_clip(render: Renderer, shot: Shot, num_frames: int = 16, fps: float = 8.0) -> np.ndarray:
-    """The shot in motion: uint8 [num_frames, 128, 128, 3]."""
+    """Return the frames of a clip, uint8 [num_frames, 128, 128, 3]."""
     return np.stack([render(shot, time) for time in frame_times(num_frames, fps)])
 
 
@@ -204,24 +207,24 @@ def _render_unseen_subject(name: str, shot: Shot, time: float = 0.0) -> np.ndarr
 
 
 def _render_in_unseen_style(name: str, shot: Shot, time: float = 0.0) -> np.ndarray:
-    thing = shot.things[0]
-    parts = SUBJECT_PARTS[thing.kind](sample_individual(thing.individual))
+    subject = shot.things[0]
+    parts = SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))
     return render_style(UNSEEN_STYLES[name], _scenery_outlines(shot, time), _subject_outlines_of(parts, shot, time))
 
 
 def _scenery_outlines(shot: Shot, time: float) -> ColouredOutlines:
     parts = [part for layer in scenery_layers(shot.scene, shot.backdrop) for part in layer.parts]
-    aside = (camera_shift(shot, time), 0)
+    shift = (camera_shift(shot, time), 0)
     colours = painting.part_colours(parts, painting.PAINTS)
     return [
-        ((part.outline - aside) * SIDE * SUPERSAMPLING, colour) for part, colour in zip(parts, colours, strict=True)
+        ((part.outline - shift) * SIDE * SUPERSAMPLING, colour) for part, colour in zip(parts, colours, strict=True)
     ]
 
 
 def _subject_outlines_of(parts: list[Part], shot: Shot, time: float) -> ColouredOutlines:
-    thing = shot.things[0]
-    axes, centre = placement(thing, time, camera_shift(shot, time))
-    colours = painting.part_colours(parts, painting.subject_paints(thing.colour, thing.individual))
+    subject = shot.things[0]
+    axes, centre = placement(subject, time, camera_shift(shot, time))
+    colours = painting.part_colours(parts, painting.subject_paints(subject.colour, subject.individual))
     return [
         ((part.outline @ axes + centre) * SIDE * SUPERSAMPLING, colour)
         for part, colour in zip(parts, colours, strict=True)

@@ -1,7 +1,7 @@
-"""Five things that no model of the pocket world was shown, each in its own colours: subjects to customise to.
+"""Five subjects that no model of the pocket world is trained on, each in its own colours: subjects to customise to.
 
-They are individuals of kinds that have a word (an owl is a bird), drawn unlike any of that kind in `things`. Nothing here
-is in `world.shots`: models and judges are trained without it.
+They are individuals of kinds that have a word (an owl is a bird), drawn unlike any of that kind in `subjects.py`. Nothing
+here is in `world.sample_shots`: models and judges are trained without it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Shots of a wider distribution than `world.draw_shot`, for training.
+"""Shots and captions of a wider distribution than `world.sample_shot`, for training.
 
-Half of them are the usual ones. The others are tilted, smaller, larger, off the middle or cut by the border: guidance
-and warped latents ask a network for such subjects, and one that never saw them doubles or dissolves them.
+Half of the shots are the usual ones. The others are tilted, smaller, larger, off-centre or cut off by the border: guidance
+and warped latents ask a network for such subjects, and one that was never trained on them doubles or dissolves them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from kineograph_lab.world import captions, world
 from kineograph_lab.world.captions import COLOURS, FACINGS, KINDS, Rng, pick_word, with_article
 from kineograph_lab.world.world import Shot, Subject
 
-FLAT_SHARE = 0.4  # share of the plain style, which prompts without a style word mean
+FLAT_SHARE = 0.4  # share of the flat style, which prompts without a style word mean
 TILTED_SHARE = 0.25  # share of subjects with a tilt, up to 45 degrees either way
 MAX_TILT = pi / 4
 RESIZED_SHARE = 0.5  # share of subjects whose size is not the usual one
 SIZE_RANGE = (0.4, 1.3)  # times the usual size
 MOVED_SHARE = 0.3  # share of subjects off the middle
 CUT_OFF_SHARE = 0.1  # share of subjects cut by the border
-MAX_SIZE = 0.75  # half-size, in units of the frame, that a subject in a film may grow to
+MAX_SIZE = 0.75  # half-size, in units of the frame, of a subject in a clip
 BACKDROPS = 8 * world.BACKDROPS
 
 
@@ -32,53 +32,53 @@ def sample_wide_shot(rng: Rng, split: str = "train") -> Shot:
     shot = world.sample_shot(rng, split=split)
     style = "flat" if rng.uniform() < FLAT_SHARE else str(rng.choice([each for each in world.STYLES if each != "flat"]))
     alone = len(shot.things) == 1
-    things = tuple(_widen(thing, rng, alone=alone) for thing in shot.things)
-    return replace(shot, style=style, things=things, backdrop=int(rng.integers(BACKDROPS)))
+    subjects = tuple(_widen(subject, rng, alone=alone) for subject in shot.things)
+    return replace(shot, style=style, subjects=subjects, backdrop=int(rng.integers(BACKDROPS)))
 
 
-def _widen(thing: Subject, rng: Rng, *, alone: bool) -> Subject:
+def _widen(subject: Subject, rng: Rng, *, alone: bool) -> Subject:
     tilt = float(rng.uniform(-MAX_TILT, MAX_TILT)) if rng.uniform() < TILTED_SHARE else 0.0
-    low, high = SIZE_RANGE if alone else (SIZE_RANGE[0], 1.15)  # two large things would hide each other
-    size = thing.size * exp(rng.uniform(log(low), log(high))) if rng.uniform() < RESIZED_SHARE else thing.size
-    x, y = thing.x, thing.y
+    low, high = SIZE_RANGE if alone else (SIZE_RANGE[0], 1.15)  # two large subjects would hide each other
+    size = subject.size * exp(rng.uniform(log(low), log(high))) if rng.uniform() < RESIZED_SHARE else subject.size
+    x, y = subject.x, subject.y
     if rng.uniform() < MOVED_SHARE:
-        room = max(0.0, 0.5 - size)  # how far from the middle a subject is still whole
+        room = max(0.0, 0.5 - size)  # largest offset from the middle with the whole subject in the frame
         x = 0.5 + rng.uniform(-room, room) if alone else x + rng.uniform(-0.08, 0.08)
         y = 0.5 + rng.uniform(-room, room)
     if alone and rng.uniform() < CUT_OFF_SHARE:
         x, y = _move_to_border(x, y, size, rng)
-    return replace(thing, x=float(x), y=float(y), size=float(size), tilt=tilt)
+    return replace(subject, x=float(x), y=float(y), size=float(size), tilt=tilt)
 
 
 def _move_to_border(x: float, y: float, size: float, rng: Rng) -> tuple[float, float]:
-    """Return a centre from which up to half of the subject is beyond one side of the image."""
-    inside, side = size * rng.uniform(0.0, 0.5), int(rng.integers(4))
-    return ((inside, y), (1 - inside, y), (x, inside), (x, 1 - inside))[side]
+    """Return a centre that puts up to half of the subject outside one side of the image."""
+    distance, side = size * rng.uniform(0.0, 0.5), int(rng.integers(4))
+    return ((distance, y), (1 - distance, y), (x, distance), (x, 1 - distance))[side]
 
 
 def sample_wide_clip_shot(rng: Rng, split: str = "train", *, reach: float = 1.4) -> Shot:
-    """Return a shot for a film, in which the main subject is in the frame, and not larger than it, all the time.
+    """Return a shot for a clip, in which the main subject is always in the frame and not larger than it.
 
-    reach: the seconds before and after the middle that a film can show.
+    reach: seconds before and after the middle that a clip can cover.
     """
     while True:
         shot = sample_wide_shot(rng, split)
         main, *others = shot.things
-        ends = [_is_in_view(shot, time) for time in (-reach, 0.0, reach)]
-        if (others and rng.uniform() < 0.5) or not all(ends):
+        in_view = [_is_in_view(shot, time) for time in (-reach, 0.0, reach)]
+        if (others and rng.uniform() < 0.5) or not all(in_view):
             continue
-        return replace(shot, things=(main, *(replace(other, motion="still") for other in others)))
+        return replace(shot, subjects=(main, *(replace(other, motion="still") for other in others)))
 
 
 def _is_in_view(shot: Shot, time: float) -> bool:
-    """Return whether the main subject's centre is in the frame and the subject not larger than it."""
+    """Return True if the main subject's centre is in the frame and the subject not larger than it."""
     axes, centre = world.placement(shot.things[0], time, world.camera_shift(shot, time))
     return bool(min(centre) > 0 and max(centre) < 1 and np.hypot(*axes[0]) < MAX_SIZE)
 
 
-def is_cut_off(thing: Subject) -> bool:
-    """Return whether the border cuts off much of the subject at time 0."""
-    return bool(min(thing.x, thing.y, 1 - thing.x, 1 - thing.y) < 0.55 * thing.size)
+def is_cut_off(subject: Subject) -> bool:
+    """Return True if the border cuts off much of the subject at time 0."""
+    return bool(min(subject.x, subject.y, 1 - subject.x, 1 - subject.y) < 0.55 * subject.size)
 
 
 SCENES = {name: words + {"sea": ("in the sea",), "city": ("in the city",), "room": ("in the room",)}.get(name, ())
@@ -107,7 +107,7 @@ CAMERAS = {name: (*words, f"the camera moves to the {name.split()[1]}") for name
 SIDEWAYS = {"left", "right"}
 TILTED_WORD, CUT_OFF_WORDS = "tilted", "cut off at the edge"
 
-# Shares of captions that say or leave out something.
+# Shares of captions that name or omit a fact.
 NOUN_ALONE_SHARE, NO_COLOUR_SHARE, NO_SCENE_SHARE = 0.06, 0.1, 0.1
 FLAT_NAMED_SHARE, STYLE_NAMED_SHARE = 0.3, 0.95
 MOTION_SHARE, FACING_SHARE, VERB_SHARE = 0.25, 0.4, 0.25
@@ -117,19 +117,20 @@ LARGE_SIZE, SMALL_SIZE, MIN_NAMED_TILT = 0.37, 0.18, 0.2  # half-sizes in units 
 
 class Caption(NamedTuple):
     """A caption and the facts that it names: of `thing`, `colour`, `scene`, `style`, `second`, `second_colour`,
-    `facing`, `motion`, `camera`."""
+    `facing`, `motion`, `camera`.
+    """
 
     text: str
     named: dict[str, str]
 
 
 def caption_wide_image(shot: Shot, rng: Rng) -> Caption:
-    """Return a caption of one frame, at times with words for the motion."""
+    """Return a caption of one frame, sometimes with words for the motion."""
     return _caption(shot, rng, motion=rng.uniform() < MOTION_SHARE, camera=rng.uniform() < 0.3)
 
 
 def caption_wide_clip(shot: Shot, rng: Rng) -> Caption:
-    """Return a caption of a clip: the motion is named nearly always, and the camera's always."""
+    """Return a caption of a clip: it names the motion in 95 of 100 cases, and the camera's always."""
     return _caption(shot, rng, motion=rng.uniform() < 0.95, camera=True)
 
 
@@ -138,24 +139,24 @@ def _caption(shot: Shot, rng: Rng, *, motion: bool, camera: bool) -> Caption:
     named = {"thing": main.kind}
     if len(shot.things) == 1 and shot.style == "flat" and rng.uniform() < NOUN_ALONE_SHARE:
         return Caption(with_article(pick_word(rng, KINDS[main.kind])), named | {"style": "flat"})
-    does, more = _describe_action(main, rng, motion=motion)
-    named |= more
-    first, said = _describe(main, rng, after=0.0 if does else 0.03)
-    named |= said
+    action, action_facts = _describe_action(main, rng, motion=motion)
+    named |= action_facts
+    first, colour_fact = _describe(main, rng, after=0.0 if action else 0.03)
+    named |= colour_fact
     rest = ""
     for second in shot.things[1:]:
-        name, said = _describe(second, rng, after=0.0)
+        name, colour_fact = _describe(second, rng, after=0.0)
         rest += f" and {name}"
-        named |= {"second": second.kind} | ({"second_colour": said["colour"]} if "colour" in said else {})
+        named |= {"second": second.kind} | ({"second_colour": colour_fact["colour"]} if "colour" in colour_fact else {})
     scene = "" if rng.uniform() < NO_SCENE_SHARE else pick_word(rng, SCENES[shot.scene])
     named |= {"scene": shot.scene} if scene else {}
-    text = _arrange(first, does, rest, scene, rng)
+    text = _arrange(first, action, rest, scene, rng)
     style = "{}"
     if rng.uniform() < (FLAT_NAMED_SHARE if shot.style == "flat" else STYLE_NAMED_SHARE):
         style = STYLES[shot.style][int(rng.integers(len(STYLES[shot.style])))]
         named["style"] = shot.style
     elif shot.style == "flat":
-        named["style"] = "flat"  # what no word for a style means
+        named["style"] = "flat"  # no word for a style means flat
     text = style.format(text)
     if camera and shot.camera != "still":
         text += f", {pick_word(rng, CAMERAS[shot.camera])}"
@@ -163,12 +164,12 @@ def _caption(shot: Shot, rng: Rng, *, motion: bool, camera: bool) -> Caption:
     return Caption(text, named)
 
 
-def _arrange(first: str, does: str, rest: str, scene: str, rng: Rng) -> str:
-    """Return the parts in one of the orders "a fish rising at sea", "a fish at sea rising", "at sea, a fish rising"."""
+def _arrange(first: str, action: str, rest: str, scene: str, rng: Rng) -> str:
+    """Return the phrases in one of the orders "a fish rising at sea", "a fish at sea rising", "at sea, a fish rising"."""
     order = rng.uniform()
-    if does and scene and not rest and order < 0.2:
+    if action and scene and not rest and order < 0.2:
         return f"{first} {scene} {does}"
-    subject = f"{first} {does}".strip() + rest
+    phrase = f"{first} {does}".strip() + rest
     if scene and order > 0.9:
         return f"{scene}, {subject}"
     if scene and order > 0.85:
@@ -176,45 +177,45 @@ def _arrange(first: str, does: str, rest: str, scene: str, rng: Rng) -> str:
     return f"{subject} {scene}".strip()
 
 
-def _describe_action(thing: Subject, rng: Rng, *, motion: bool) -> tuple[str, dict[str, str]]:
-    """Return words for what the thing does, where it faces and how it stands, and the facts among them."""
+def _describe_action(subject: Subject, rng: Rng, *, motion: bool) -> tuple[str, dict[str, str]]:
+    """Return words for the subject's motion, facing and tilt, and the facts that they name."""
     words: list[str] = []
     named: dict[str, str] = {}
-    verbs, sideways = VERBS.get(thing.kind, ()), thing.motion in SIDEWAYS
+    verbs, sideways = VERBS.get(subject.kind, ()), subject.motion in SIDEWAYS
     if motion:
-        named["motion"] = thing.motion
+        named["motion"] = subject.motion
         if verbs and sideways and rng.uniform() < 0.6:
             words.append(f"{pick_word(rng, verbs)} to the {thing.motion}")
         else:
-            words.append(pick_word(rng, MOTIONS[thing.motion]))
+            words.append(pick_word(rng, MOTIONS[subject.motion]))
     elif verbs and rng.uniform() < VERB_SHARE:
         words.append(pick_word(rng, verbs))
     if motion and sideways:
-        named["facing"] = thing.motion
+        named["facing"] = subject.motion
     elif rng.uniform() < FACING_SHARE:
-        words.append(FACINGS[thing.facing])
-        named["facing"] = "left" if thing.facing < 0 else "right"
-    if abs(thing.tilt) > MIN_NAMED_TILT and rng.uniform() < TILT_NAMED_SHARE:
+        words.append(FACINGS[subject.facing])
+        named["facing"] = "left" if subject.facing < 0 else "right"
+    if abs(subject.tilt) > MIN_NAMED_TILT and rng.uniform() < TILT_NAMED_SHARE:
         words.append(TILTED_WORD)
-    if is_cut_off(thing) and rng.uniform() < CUT_OFF_NAMED_SHARE:
+    if is_cut_off(subject) and rng.uniform() < CUT_OFF_NAMED_SHARE:
         words.append(CUT_OFF_WORDS)
     return " ".join(words), named
 
 
-def _describe(thing: Subject, rng: Rng, *, after: float) -> tuple[str, dict[str, str]]:
-    """Return for example "a small red fish", and its colour where it is said.
+def _describe(subject: Subject, rng: Rng, *, colour_after: float) -> tuple[str, dict[str, str]]:
+    """Return a noun phrase such as "a small red fish", and the subject's colour if it is named.
 
-    after: share of names with the colour after the noun: "a fish, red".
+    colour_after: share of phrases with the colour after the noun: "a fish, red".
     """
     size = ""
-    if not SMALL_SIZE <= thing.size <= LARGE_SIZE and rng.uniform() < SIZE_NAMED_SHARE:
-        size = "big " if thing.size > LARGE_SIZE else "small "
-    kind, colour = pick_word(rng, KINDS[thing.kind]), pick_word(rng, COLOURS[thing.colour])
+    if not SMALL_SIZE <= subject.size <= LARGE_SIZE and rng.uniform() < SIZE_NAMED_SHARE:
+        size = "big " if subject.size > LARGE_SIZE else "small "
+    kind, colour = pick_word(rng, KINDS[subject.kind]), pick_word(rng, COLOURS[subject.colour])
     if rng.uniform() < NO_COLOUR_SHARE:
         return with_article(size + kind), {}
-    if rng.uniform() < after:
-        return f"{with_article(size + kind)}, {colour}", {"colour": thing.colour}
-    return with_article(f"{size}{colour} {kind}"), {"colour": thing.colour}
+    if rng.uniform() < colour_after:
+        return f"{with_article(size + kind)}, {colour}", {"colour": subject.colour}
+    return with_article(f"{size}{colour} {kind}"), {"colour": subject.colour}
 
 
 def wide_vocabulary() -> list[str]:
@@ -226,20 +227,20 @@ def wide_vocabulary() -> list[str]:
 
 
 def wide_image_text(shot: Shot, rng: Rng) -> str:
-    """Return a caption of one frame, its text alone."""
+    """Return the text of a caption of one frame."""
     return caption_wide_image(shot, rng).text
 
 
 def wide_clip_text(shot: Shot, rng: Rng) -> str:
-    """Return a caption of a clip, its text alone."""
+    """Return the text of a caption of a clip."""
     return caption_wide_clip(shot, rng).text
 
 
 def wide_image_texts(shot: Shot, rng: Rng, count: int) -> list[str]:
-    """Return different captions of one frame."""
+    """Return the texts of several captions of one frame."""
     return [caption_wide_image(shot, rng).text for _ in range(count)]
 
 
 def encode_facts(named: dict[str, str], choices: dict[str, tuple[str, ...]]) -> np.ndarray:
-    """Return each fact as the number of its choice, the number after the last where it is not named. int64 [facts]."""
-    return np.array([all_.index(named[name]) if name in named else len(all_) for name, all_ in choices.items()])
+    """Return the index of each fact's choice, the index after the last if it is not named, int64 [facts]."""
+    return np.array([values.index(named[name]) if name in named else len(values) for name, values in choices.items()])

@@ -1,8 +1,10 @@
-"""The pocket world: procedural pictures and clips whose every pixel is known.
+"""The pocket world: procedural images and clips whose every pixel is known.
 
-A `Shot` says everything that is in a picture; `render` paints it and `clip` lets it move. Time is in seconds, and
-0 is the middle of a clip, where things stand where the shot says. The exact mask, depth, edges, keypoints and flow
-are in `kineograph_lab.world.truth`.
+A `Shot` is the full description of an image; `render` draws it at a time in seconds and `render_clip` draws its frames.
+Time 0 is the middle of a clip, where subjects have the position that the shot gives. `truth.py` computes the exact mask,
+depth, edges, keypoints and optical flow.
+
+Names of fields (`Shot.things`) are keys of cached data and of training pools: they stay as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from kineograph_lab.world.subjects import SUBJECT_PARTS
 
 
 class Pose(NamedTuple):
-    """A shift in units of the frame, a clockwise turn in radians and a factor of size."""
+    """Offset in units of the frame, clockwise rotation in radians and scale factor."""
 
     dx: float = 0.0
     dy: float = 0.0
@@ -32,7 +34,7 @@ class Pose(NamedTuple):
     zoom: float = 1.0
 
 
-SUBJECT_SPEED = 0.2  # frames a second: 3.2 pixels between frames at 8 fps, less than half a latent cell
+SUBJECT_SPEED = 0.2  # frame widths a second: 3.2 pixels between frames at 8 fps, less than half a latent cell
 TURN_SPEED = 2 * np.pi * 0.25  # radians a second
 
 POSES: dict[str, Callable[[float], Pose]] = {
@@ -57,14 +59,14 @@ SCENES = tuple(SCENERY)
 STYLES = tuple(painting.STYLE_PAINTERS)
 MOTIONS = tuple(POSES)
 CAMERA_MOTIONS = tuple(CAMERA_SPEEDS)
-BACKDROPS = 512  # different sceneries a scene, few enough to keep
+BACKDROPS = 512  # different sceneries a scene, few enough to cache
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One thing: what it is, which individual, where (centre and half-size in units of the frame), how it moves.
+    """A subject: kind, individual, position (centre and half-size in units of the frame) and motion.
 
-    tilt: a clockwise turn in radians that the thing has at time 0.
+    tilt: clockwise rotation in radians at time 0.
     """
 
     kind: str
@@ -80,7 +82,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Shot:
-    """Everything in a picture: scene, style, one or two things (the first is the main one), the camera, the scenery's seed."""
+    """Description of an image: scene, style, one or two subjects (the first is the main one), camera, scenery seed."""
 
     scene: str
     style: str
@@ -90,13 +92,19 @@ class Shot:
 
 
 def is_held_out(kind: str, *, colour: str, scene: str) -> bool:
-    """Whether training never shows this thing in this colour, or in this scene: one colour and one scene a thing."""
+    """Return True if training never shows the subject in this colour or scene: one colour and one scene a kind."""
     k = SUBJECTS.index(kind)
     return COLOURS.index(colour) == (3 * k + 1) % len(COLOURS) or SCENES.index(scene) == (5 * k + 2) % len(SCENES)
 
 
 def sample_shot(rng: np.random.Generator, *, split: str = "train") -> Shot:
-    """A random shot. "train" never holds a held-out pair; in "held_out" the main thing is one."""
+    """Return a random shot.
+
+    split: "train" never holds a held-out pair; in "held_out" the main subject's pair is one.
+
+    Raises:
+        ValueError: the split is another word.
+    """
     if split not in ("train", "held_out"):
         raise ValueError(f"split is 'train' or 'held_out', not {split!r}")
     scene = str(rng.choice(SCENES))
@@ -120,28 +128,29 @@ def _sample_subject(rng: np.random.Generator, pair: tuple[str, str], *, slot: in
     return Subject(*pair, int(rng.integers(1 << 30)), x, rng.uniform(0.46, 0.62), size, facing, motion)
 
 
-def placement(thing: Subject, time: float, camera: float) -> tuple[np.ndarray, tuple[float, float]]:
-    """The thing's axes (rows: its x and y) and its centre, in units of the picture."""
-    pose, details = POSES[thing.motion](time), sample_individual(thing.individual)
-    turn = pose.turn + thing.tilt
-    c, s = thing.size * pose.zoom * cos(turn), thing.size * pose.zoom * sin(turn)
-    long, tall = details.long * thing.facing, details.tall
-    axes = np.array([[long * c, long * s], [-tall * s, tall * c]])
-    return axes, (thing.x + pose.dx - camera, thing.y + pose.dy)
+def placement(subject: Subject, time: float, camera: float) -> tuple[np.ndarray, tuple[float, float]]:
+    """Return the subject's axes (rows: its x and y) and its centre, in units of the frame."""
+    pose, details = POSES[subject.motion](time), sample_individual(subject.individual)
+    turn = pose.turn + subject.tilt
+    cosine, sine = subject.size * pose.zoom * cos(turn), subject.size * pose.zoom * sin(turn)
+    length, height = details.length * subject.facing, details.height
+    axes = np.array([[length * cosine, length * sine], [-height * sine, height * cosine]])
+    return axes, (subject.x + pose.dx - camera, subject.y + pose.dy)
 
 
 @lru_cache(maxsize=8 * BACKDROPS)
 def scenery_layers(scene: str, seed: int) -> list[SceneryLayer]:
+    """Return the scenery's layers from far to near."""
     return SCENERY[scene](np.random.default_rng(seed))
 
 
 def camera_shift(shot: Shot, time: float) -> float:
-    """How far the camera has panned to the right, in units of the frame."""
+    """Return the camera's pan to the right, in units of the frame."""
     return CAMERA_SPEEDS[shot.camera] * time
 
 
 def render(shot: Shot, time: float = 0.0) -> np.ndarray:
-    """The shot at a time in seconds: uint8 [128, 128, 3]."""
+    """Return the frame at a time in seconds, uint8 [128, 128, 3]."""
     image, draw = painting.new_canvas()
     shift, scale = camera_shift(shot, time), SIDE * SUPERSAMPLING
     back = painting.BACKDROP_PAINTERS[shot.style]
@@ -149,38 +158,38 @@ def render(shot: Shot, time: float = 0.0) -> np.ndarray:
         colours = painting.part_colours(layer.parts, painting.PAINTS)
         back(draw, [((p.outline - (shift, 0)) * scale, c) for p, c in zip(layer.parts, colours, strict=True)])
     covers = []
-    for thing in shot.things:
-        parts = SUBJECT_PARTS[thing.kind](sample_individual(thing.individual))
-        axes, centre = placement(thing, time, shift)
+    for subject in shot.things:
+        parts = SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))
+        axes, centre = placement(subject, time, shift)
         outlines = [(part.outline @ axes + centre) * scale for part in parts]
-        colours = painting.part_colours(parts, painting.subject_paints(thing.colour, thing.individual))
+        colours = painting.part_colours(parts, painting.subject_paints(subject.colour, subject.individual))
         painting.STYLE_PAINTERS[shot.style](draw, list(zip(outlines, colours, strict=True)))
         covers.append(outlines)
-    picture = painting.downsample_canvas(image)
-    return _shade_subjects(picture, shot, covers, time) if shot.style == "clay" else picture
+    frame = painting.downsample_canvas(image)
+    return _shade_subjects(frame, shot, covers, time) if shot.style == "clay" else frame
 
 
-def _shade_subjects(picture: np.ndarray, shot: Shot, covers: list[list[Outline]], time: float) -> np.ndarray:
-    lit = picture.astype(np.float32) * np.linspace(1.06, 0.9, SIDE, dtype=np.float32)[:, None, None]
-    for thing, outlines in zip(shot.things, covers, strict=True):
-        pose = POSES[thing.motion](time)
-        x, y = thing.x + pose.dx - camera_shift(shot, time), thing.y + pose.dy
-        lit = painting.shade_as_clay(lit, painting.coverage(outlines), x, y, thing.size * pose.zoom)
+def _shade_subjects(frame: np.ndarray, shot: Shot, covers: list[list[Outline]], time: float) -> np.ndarray:
+    lit = frame.astype(np.float32) * np.linspace(1.06, 0.9, SIDE, dtype=np.float32)[:, None, None]
+    for subject, outlines in zip(shot.things, covers, strict=True):
+        pose = POSES[subject.motion](time)
+        x, y = subject.x + pose.dx - camera_shift(shot, time), subject.y + pose.dy
+        lit = painting.shade_as_clay(lit, painting.coverage(outlines), x, y, subject.size * pose.zoom)
     return lit.clip(0, 255).astype(np.uint8)
 
 
 def render_clip(shot: Shot, num_frames: int = 16, fps: float = 8.0) -> np.ndarray:
-    """The shot in motion: uint8 [num_frames, 128, 128, 3]."""
+    """Return the frames of a clip, uint8 [num_frames, 128, 128, 3]."""
     return np.stack([render(shot, time) for time in frame_times(num_frames, fps)])
 
 
 def frame_times(num_frames: int, fps: float) -> list[float]:
-    """When each frame of a clip is, in seconds around its middle."""
+    """Return the time of each frame of a clip, in seconds from its middle."""
     return [(k - (num_frames - 1) / 2) / fps for k in range(num_frames)]
 
 
 def sample_shots(seed: int, *, split: str = "train") -> Iterator[Shot]:
-    """Shots without end; the same seed gives the same ones."""
+    """Yield shots without end, a function of the seed."""
     rng = np.random.default_rng(seed)
     while True:
         yield sample_shot(rng, split=split)

@@ -9,7 +9,7 @@ import typer
 
 from kineograph.cli import terminal
 from kineograph.cli.animate import animate
-from kineograph.cli.curate import data
+from kineograph.cli.curate import curate
 from kineograph.cli.customise import customise
 from kineograph.cli.doctor import doctor
 from kineograph.cli.edit import edit
@@ -29,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-MAKE, PREPARE, LOOK = (generate, animate, edit, replay), (customise, data, train, convert), (inspect, models, doctor)
+MAKE, PREPARE, LOOK = (generate, animate, edit, replay), (customise, curate, train, convert), (inspect, models, doctor)
 for command in (*MAKE, *PREPARE, *LOOK, evaluate):
     app.command()(command)
 for name, point in find_plugins("commands").items():
@@ -54,7 +54,7 @@ def options(
 
 def main() -> None:
     """The program `kineograph`."""
-    terminal.end_on_sigterm()
+    terminal.exit_on_sigterm()
     terminal.quiet_libraries()
-    with terminal.in_plain_words():
+    with terminal.errors_as_messages():
         app(prog_name="kineograph")

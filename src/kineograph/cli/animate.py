@@ -6,8 +6,33 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.options import MODEL, PICTURE, Adapter, Decoder, Device, Dtype, GuidanceScale, Height, Json, Lora, MotionAdapter, MotionModule, MotionScale, NegativePrompt, Output, Overlap, Overwrite, Seed, Solver, Steps, TextualInversion, Vae, Width, Window
-from kineograph.cli.output import make, with_scale
+from kineograph.cli.options import (
+    MODEL,
+    VIDEO,
+    Adapter,
+    Decoder,
+    Device,
+    Dtype,
+    GuidanceScale,
+    Height,
+    Json,
+    Lora,
+    MotionAdapter,
+    MotionModule,
+    MotionScale,
+    NegativePrompt,
+    Output,
+    Overlap,
+    Overwrite,
+    Sampler,
+    Seed,
+    Steps,
+    TextualInversion,
+    Vae,
+    Width,
+    Window,
+)
+from kineograph.cli.output import parse_lora, run_and_save
 from kineograph.errors import InputError
 from kineograph.request import FIRST_FRAMES, Request
 
@@ -22,31 +47,29 @@ def animate(
     ] = None,
     num_frames: Annotated[
         int | None,
-        typer.Option(
-            "--num-frames", "-n", rich_help_panel=PICTURE, show_default="the model's", help="How many frames."
-        ),
+        typer.Option("--num-frames", "-n", rich_help_panel=VIDEO, show_default="the model's", help="How many frames."),
     ] = DEFAULT.num_frames,
     first_frame: Annotated[
         str,
         typer.Option(
-            rich_help_panel=PICTURE,
+            rich_help_panel=VIDEO,
             help=f"{' or '.join(FIRST_FRAMES)}: the picture is shown to the model, or is the first frame besides.",
         ),
     ] = DEFAULT.first_frame,
     image_scale: Annotated[
-        float, typer.Option(rich_help_panel=PICTURE, help="How much the picture counts beside the text.")
+        float, typer.Option(rich_help_panel=VIDEO, help="How much the picture counts beside the text.")
     ] = DEFAULT.image_scale,
     seed: Seed = DEFAULT.seed,
     fps: Annotated[
         float | None,
-        typer.Option(rich_help_panel=PICTURE, show_default="8", help="Frames a second: what the model is told, too."),
+        typer.Option(rich_help_panel=VIDEO, show_default="8", help="Frames a second: what the model is told, too."),
     ] = DEFAULT.fps,
     height: Height = DEFAULT.height,
     width: Width = DEFAULT.width,
     negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
     guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
     num_inference_steps: Steps = DEFAULT.num_inference_steps,
-    solver: Solver = DEFAULT.solver,
+    sampler: Sampler = DEFAULT.sampler,
     window: Window = DEFAULT.window,
     overlap: Overlap = DEFAULT.overlap,
     motion_scale: MotionScale = DEFAULT.motion_scale,
@@ -97,7 +120,7 @@ def animate(
         width=width,
         seed=seed,
         fps=fps,
-        solver=solver,
+        sampler=sampler,
         window=window,
         overlap=overlap,
         motion_scale=motion_scale,
@@ -111,11 +134,11 @@ def animate(
         "motion_adapter": motion_adapter,
         "adapter": adapter,
         "ip_adapter": ip_adapter,
-        "lora": [with_scale(each) for each in lora or []],
+        "lora": [parse_lora(each) for each in lora or []],
         "textual_inversion": textual_inversion or [],
         "vae": vae,
         "decoder": decoder,
         "device": device,
         "dtype": dtype,
     }
-    make(request, model, options, output, overwrite, json)
+    run_and_save(request, model, options, output, overwrite, json)

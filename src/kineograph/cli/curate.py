@@ -20,7 +20,7 @@ BAD = ("broken", "left out", "caption")  # reasons that are named one by one
 NOTHING = 1  # the status when no clip got through
 
 
-def data(
+def curate(
     settings: Annotated[Path, typer.Argument(help="A YAML file, such as examples/data.yaml.")],
     overrides: Annotated[
         list[str] | None,
@@ -45,17 +45,17 @@ def data(
     if dry_run:
         _tell_plan(chosen, json)
         return
-    terminal.quiet_loading()
+    terminal.hide_loading_bars()
     stage = ""
-    with terminal.counted("preparing") as tell, closing(prepare(chosen)) as steps:
+    with terminal.progress_bar("preparing") as tell, closing(prepare(chosen)) as steps:
         for reached in steps:
             if reached.stage != stage:
                 stage = reached.stage
-                terminal.say(f"{stage}: {reached.total} to do")
+                terminal.print_message(f"{stage}: {reached.total} to do")
             tell(reached.done, reached.total)
     manifest = read_manifest(chosen.output.expanduser())
     if json:
-        terminal.answer({"path": str(chosen.output), **manifest})
+        terminal.print_json({"path": str(chosen.output), **manifest})
     else:
         drops = read_dropped(chosen.output.expanduser())
         _tell(manifest, [f"{drop.file} ({drop.told})" for drop in drops if drop.why in BAD])
@@ -66,18 +66,20 @@ def data(
 
 def _tell(manifest: Mapping[str, Any], bad: list[str]) -> None:
     files, dropped = manifest["files"], manifest["dropped"]
-    terminal.say(
+    terminal.print_message(
         f"{manifest['clips']} clips of {manifest['seconds']:.0f} seconds in {len(manifest['shards'])} shards, from "
         f"{files['videos']} videos and {files['pictures']} pictures, {files['broken']} of which are broken"
     )
     if dropped:
-        terminal.say(f"dropped: {', '.join(f'{count} {why}' for why, count in dropped.items())}; see dropped.jsonl")
+        terminal.print_message(
+            f"dropped: {', '.join(f'{count} {why}' for why, count in dropped.items())}; see dropped.jsonl"
+        )
     if bad:
-        terminal.say(f"cannot be used: {_some(bad)}")
+        terminal.print_message(f"cannot be used: {_some(bad)}")
     if manifest["without_caption"]:
-        terminal.say(f"{manifest['without_caption']} clips have no caption: set captions, or give labels")
+        terminal.print_message(f"{manifest['without_caption']} clips have no caption: set captions, or give labels")
     if not manifest["clips"]:
-        terminal.say("no clip got through: dropped.jsonl says why for each")
+        terminal.print_message("no clip got through: dropped.jsonl says why for each")
 
 
 def _tell_plan(settings: DataSettings, json: bool) -> None:
@@ -97,14 +99,14 @@ def _tell_plan(settings: DataSettings, json: bool) -> None:
         "problems": [f"{name} {reason}" for name, reason in found.problems],
     }
     if json:
-        terminal.answer(told)
+        terminal.print_json(told)
         return
-    terminal.say(
+    terminal.print_message(
         f"{told['videos']} videos and {told['pictures']} pictures, {told['bytes'] / 1e6:.1f} MB; "
         f"{told['labelled']} have a label, {told['done']} are cut already"
     )
     if found.problems:
-        terminal.say(f"{len(found.problems)} are left out: {_some(told['problems'])}")
+        terminal.print_message(f"{len(found.problems)} are left out: {_some(told['problems'])}")
 
 
 def _some(texts: list[str]) -> str:

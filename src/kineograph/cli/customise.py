@@ -15,14 +15,19 @@ import typer
 
 from kineograph.cli import terminal
 from kineograph.cli.options import MODEL, Device, Dtype, Json, MotionAdapter, MotionModule
-from kineograph.cli.output import FOLDER
-from kineograph.cli.terminal import duration, stoppable
+from kineograph.cli.output import OUTPUT_FOLDER
+from kineograph.cli.terminal import format_duration, stop_signals
 from kineograph.errors import InputError
 from kineograph.media.files import check_folder, instead_of, refuse_existing, slug
 
 if TYPE_CHECKING:  # whoever only asks for help does not wait for torch
     from kineograph.models.model import Model
-    from kineograph.training.customise import PhaseEstimate, PhaseProgress, VideoCustomisationSettings, VideoCustomisation
+    from kineograph.training.customise import (
+        PhaseEstimate,
+        PhaseProgress,
+        VideoCustomisation,
+        VideoCustomisationSettings,
+    )
 
 LEARNT, HOW = "What is learnt", "How"
 PREVIEWS = "previews"  # a folder in that of the work
@@ -114,24 +119,28 @@ def customise(
     if motion_adapter_only == (pictures is not None):
         raise InputError("give a folder of pictures, or --motion-adapter-only and none")
     place = _place(output, work, subject or style or "motion adapter")
-    terminal.quiet_loading()
+    terminal.hide_loading_bars()
     from kineograph.training import customise as recipe
     from kineograph.training import override_settings
 
     if pictures is not None:
         recipe.list_image_files(pictures)  # a folder that is not there is refused before a model is loaded
-    terminal.say(f"loading {model}")
+    terminal.print_message(f"loading {model}")
     shared = {"device": device, "dtype": dtype}
     video = _load(model, {"motion": motion_module, "motion_adapter": motion_adapter, **shared})
-    settings = override_settings(recipe.default_video_settings(video, "subject" if style is None else "style"), setting or [])
+    settings = override_settings(
+        recipe.default_video_settings(video, "subject" if style is None else "style"), setting or []
+    )
     asked = shlex.join(["--model", model, *(["--motion-module", motion_module] if motion_module else [])])
     if pictures is None:
         wanted = recipe.prepare_natural_videos(video, settings, natural_videos)
         if dry_run:
             _tell_plan(recipe.estimate_natural_videos(wanted, "trains", "keeps"), json)
             return
-        _run(recipe.run_motion_adapter_training(wanted, place.work), place.work / recipe.MOTION_ADAPTER, place.file, json)
-        terminal.say(f"for {asked} it is --motion-adapter {place.file}")
+        _run(
+            recipe.run_motion_adapter_training(wanted, place.work), place.work / recipe.MOTION_ADAPTER, place.file, json
+        )
+        terminal.print_message(f"for {asked} it is --motion-adapter {place.file}")
         return
     ready = recipe.prepare_video_customisation(
         video, pictures, place.work, image=_load(model, shared) if motion_module else None, subject=subject,
@@ -143,23 +152,23 @@ def customise(
     _customise(ready, place, asked, json)
 
 
-class Place(NamedTuple):
+class OutputPaths(NamedTuple):
     """The file that is asked for, and the folder of the work."""
 
     file: Path
     work: Path
 
 
-def _place(output: Path | None, work: Path | None, name: str) -> Place:
+def _place(output: Path | None, work: Path | None, name: str) -> OutputPaths:
     """Where all goes. Raises what can be known to fail then: InputError for another ending, OSError."""
-    file = (output or FOLDER / f"{slug(name)}{ENDING}").expanduser()
+    file = (output or OUTPUT_FOLDER / f"{slug(name)}{ENDING}").expanduser()
     if file.suffix != ENDING:
         raise InputError(f"{file} is to be a {ENDING} file: name it {file.with_suffix(ENDING)}")
     folder = work.expanduser() if work else file.with_suffix("")
     if not folder.exists():  # else it is the file of this very customising, or will be
         refuse_existing(file)
     check_folder(file)
-    return Place(file, folder)
+    return OutputPaths(file, folder)
 
 
 def _load(model: str, options: Mapping[str, Any]) -> Model:
@@ -180,7 +189,7 @@ def _with_previews(settings: VideoCustomisationSettings, previews: Sequence[str]
     return with_changes(settings, {"previews": tuple(previews)}) if previews else settings
 
 
-def _customise(ready: VideoCustomisation, place: Place, asked: str, json: bool) -> None:
+def _customise(ready: VideoCustomisation, place: OutputPaths, asked: str, json: bool) -> None:
     from kineograph.training import customise as recipe
 
     if not ready.settings.previews:
@@ -189,17 +198,19 @@ def _customise(ready: VideoCustomisation, place: Place, asked: str, json: bool) 
     _run(recipe.run_video_customisation(ready), place.work / recipe.ADAPTER, place.file, json)
     if recipe.needs_motion_adapter(ready.video, ready.settings):
         own_adapter = place.work / recipe.MOTION_ADAPTER
-        terminal.say(f"for the next subject, this spares a part: --motion-adapter {shlex.quote(str(own_adapter))}")
+        terminal.print_message(
+            f"for the next subject, this spares a part: --motion-adapter {shlex.quote(str(own_adapter))}"
+        )
     told, file = shlex.quote(ready.prompts[-1]), shlex.quote(str(place.file))
-    terminal.say(f"kineograph generate {told} {asked} --adapter {file}")
+    terminal.print_message(f"kineograph generate {told} {asked} --adapter {file}")
 
 
 def _run(steps: Generator[PhaseProgress, None, None], made: Path, file: Path, json: bool) -> None:
     """Walks through all phases, with a bar for each, and copies what was made to the file."""
     began, status = time.monotonic(), 0
-    with stoppable() as asked, closing(steps):
+    with stop_signals() as asked, closing(steps):
         for phase, reached in groupby(steps, lambda each: each.phase):
-            with terminal.counted(DOING[phase]) as tell:
+            with terminal.progress_bar(DOING[phase]) as tell:
                 for each in reached:
                     tell(each.done, each.total)
                     _tell(each)
@@ -208,14 +219,16 @@ def _run(steps: Generator[PhaseProgress, None, None], made: Path, file: Path, js
             if status:
                 break
     if status:
-        terminal.say("the same command goes on from here")
+        terminal.print_message("the same command goes on from here")
         raise SystemExit(status)
     with instead_of(file) as part:
         shutil.copyfile(made, part)
     seconds, size = time.monotonic() - began, file.stat().st_size
-    terminal.say(f"{size / 1e6:.2f} MB in {duration(seconds)}; previews are in {made.parent / PREVIEWS}")
+    terminal.print_message(
+        f"{size / 1e6:.2f} MB in {format_duration(seconds)}; previews are in {made.parent / PREVIEWS}"
+    )
     if json:
-        terminal.answer({"path": str(file), "bytes": size, "seconds": round(seconds, 1)})
+        terminal.print_json({"path": str(file), "bytes": size, "seconds": round(seconds, 1)})
     else:
         print(file)
 
@@ -225,20 +238,26 @@ def _tell(reached: PhaseProgress) -> None:
     progress, last = reached.progress, reached.done == reached.total
     if progress and (last or reached.done % TOLD == 0):
         came_to = ", ".join(f"{name} {value:.4g}" for name, value in progress.losses.items())
-        left = duration((reached.total - reached.done) * progress.seconds / progress.step)
-        terminal.say(f"{DOING[reached.phase]}: step {reached.done} of {reached.total}, loss {came_to}, {left} left")
+        left = format_duration((reached.total - reached.done) * progress.seconds / progress.step)
+        terminal.print_message(
+            f"{DOING[reached.phase]}: step {reached.done} of {reached.total}, loss {came_to}, {left} left"
+        )
     elif last:
-        terminal.say(f"{DOING[reached.phase]}: {reached.total}")
+        terminal.print_message(f"{DOING[reached.phase]}: {reached.total}")
     for each in reached.previews:
-        terminal.say(f"wrote {each}")
+        terminal.print_message(f"wrote {each}")
 
 
 def _tell_plan(pieces: Iterable[PhaseEstimate], json: bool) -> None:
     told = [*pieces]
     if json:
-        terminal.answer({"phases": [each._asdict() for each in told], "seconds": sum(each.seconds for each in told)})
+        terminal.print_json(
+            {"phases": [each._asdict() for each in told], "seconds": sum(each.seconds for each in told)}
+        )
         return
     for each in told:
-        about = f", about {duration(each.seconds)}" if each.seconds else ""
-        terminal.say(f"{each.phase}: {each.what}{about}")
-    terminal.say(f"about {duration(sum(each.seconds for each in told))} in all, on this machine as busy as it is now")
+        about = f", about {format_duration(each.seconds)}" if each.seconds else ""
+        terminal.print_message(f"{each.phase}: {each.what}{about}")
+    terminal.print_message(
+        f"about {format_duration(sum(each.seconds for each in told))} in all, on this machine as busy as it is now"
+    )

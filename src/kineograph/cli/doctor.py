@@ -14,9 +14,9 @@ import typer
 from rich.markup import escape
 
 from kineograph.cli import terminal
-from kineograph.cli.models import POCKET, built_in
+from kineograph.cli.models import POCKET, built_in_models
 from kineograph.cli.options import Json
-from kineograph.cli.output import FOLDER
+from kineograph.cli.output import OUTPUT_FOLDER
 from kineograph.media.files import check_folder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "pillow", "numpy")
@@ -36,14 +36,14 @@ def doctor(json: Json = False) -> None:
 
     Ends with status 1 when something that is needed is missing.
     """
-    findings = [finding for look in LOOKS for finding in look()]
+    findings = [finding for look in CHECKS for finding in look()]
     well = not any(finding.to_do and finding.needed for finding in findings)
     if json:
-        terminal.answer({"well": well, "findings": [finding._asdict() for finding in findings]})
+        terminal.print_json({"well": well, "findings": [finding._asdict() for finding in findings]})
     else:
         for finding in findings:
             _tell(finding)
-        terminal.say("All is well." if well else "Something that is needed is missing.")
+        terminal.print_message("All is well." if well else "Something that is needed is missing.")
     if not well:
         raise typer.Exit(1)
 
@@ -107,7 +107,7 @@ def _encoder() -> Iterator[Finding]:
 
 
 def _pocket_model() -> Iterator[Finding]:
-    found = list(built_in())
+    found = list(built_in_models())
     yield (
         Finding("pocket model", f"{found[0].megabytes} MB")
         if found
@@ -137,13 +137,15 @@ def _control() -> Iterator[Finding]:
 
 def _output() -> Iterator[Finding]:
     try:
-        check_folder(FOLDER / "video.mp4")
-        yield Finding("output", f"{FOLDER.absolute()} can be written")
+        check_folder(OUTPUT_FOLDER / "video.mp4")
+        yield Finding("output", f"{OUTPUT_FOLDER.absolute()} can be written")
     except OSError as error:
-        yield Finding("output", f"{FOLDER.absolute()}: {error.strerror}", "name another place with -o", needed=False)
+        yield Finding(
+            "output", f"{OUTPUT_FOLDER.absolute()}: {error.strerror}", "name another place with -o", needed=False
+        )
 
 
-LOOKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _machine,
     _libraries,
     _placement,

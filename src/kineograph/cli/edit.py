@@ -6,8 +6,28 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.options import MODEL, PICTURE, ChunkSize, Decoder, Device, Dtype, GuidanceScale, Height, Json, Lora, NegativePrompt, Output, Overwrite, Seed, Solver, Steps, TextualInversion, Vae, Width
-from kineograph.cli.output import make, with_scale
+from kineograph.cli.options import (
+    MODEL,
+    VIDEO,
+    ChunkSize,
+    Decoder,
+    Device,
+    Dtype,
+    GuidanceScale,
+    Height,
+    Json,
+    Lora,
+    NegativePrompt,
+    Output,
+    Overwrite,
+    Sampler,
+    Seed,
+    Steps,
+    TextualInversion,
+    Vae,
+    Width,
+)
+from kineograph.cli.output import parse_lora, run_and_save
 from kineograph.errors import InputError
 from kineograph.request import NOISES, Request
 
@@ -22,13 +42,13 @@ def edit(
     ] = None,
     num_frames: Annotated[
         int | None,
-        typer.Option("--num-frames", "-n", rich_help_panel=PICTURE, show_default="all", help="How many frames."),
+        typer.Option("--num-frames", "-n", rich_help_panel=VIDEO, show_default="all", help="How many frames."),
     ] = DEFAULT.num_frames,
     seed: Seed = DEFAULT.seed,
     fps: Annotated[
         float | None,
         typer.Option(
-            rich_help_panel=PICTURE, show_default="the video's", help="Frames taken and shown a second of its time."
+            rich_help_panel=VIDEO, show_default="the video's", help="Frames taken and shown a second of its time."
         ),
     ] = DEFAULT.fps,
     height: Height = DEFAULT.height,
@@ -36,13 +56,13 @@ def edit(
     negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
     guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
     image_guidance_scale: Annotated[
-        float, typer.Option(rich_help_panel=PICTURE, help="How much the input counts; 1 is a third faster.")
+        float, typer.Option(rich_help_panel=VIDEO, help="How much the input counts; 1 is a third faster.")
     ] = DEFAULT.image_guidance_scale,
     num_inference_steps: Steps = DEFAULT.num_inference_steps,
     noise: Annotated[
-        str, typer.Option(rich_help_panel=PICTURE, help=f"The frames' noises: {' or '.join(NOISES)}.")
+        str, typer.Option(rich_help_panel=VIDEO, help=f"The frames' noises: {' or '.join(NOISES)}.")
     ] = DEFAULT.noise,
-    solver: Solver = "euler-ancestral",
+    sampler: Sampler = "euler-ancestral",
     model: Annotated[
         str,
         typer.Option(
@@ -83,17 +103,17 @@ def edit(
         seed=seed,
         fps=fps,
         noise=noise,
-        solver=solver,
+        sampler=sampler,
         chunk_size=chunk_size,
         method="instruct-pix2pix",
         video=video,
     )
     options = {
-        "lora": [with_scale(each) for each in lora or []],
+        "lora": [parse_lora(each) for each in lora or []],
         "textual_inversion": textual_inversion or [],
         "vae": vae,
         "decoder": decoder,
         "device": device,
         "dtype": dtype,
     }
-    make(request, model, options, output, overwrite, json)
+    run_and_save(request, model, options, output, overwrite, json)

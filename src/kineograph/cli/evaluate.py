@@ -1,4 +1,4 @@
-"""`kineograph evaluate`: what folders of videos score, and by which protocol."""
+"""`kineograph evaluate`: scores of folders of videos."""
 
 from __future__ import annotations
 
@@ -10,83 +10,101 @@ import typer
 from kineograph.cli import terminal
 from kineograph.cli.options import FILE, Device, Json
 
-WITH = "What is measured with"
+METRICS = "Metrics"
 
 
 def evaluate(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of videos; several stand side by side.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of videos to measure and compare.")],
     against: Annotated[
         Path | None, typer.Option(show_default=False, help="A folder of real videos, for FVD and KVD.")
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(
-            show_default="those that videos of Kineograph's carry", help="A .csv or .jsonl of file and prompt."
+            show_default="those that Kineograph wrote into the videos",
+            help="A .csv or .jsonl file with columns for file and prompt.",
         ),
     ] = None,
     extractor: Annotated[
         list[str] | None,
         typer.Option(
-            rich_help_panel=WITH,
-            show_default="pocket",
-            help="pocket, clip:PATH, videomae:PATH (folders or hub ids) or torchscript:FILE; may be repeated.",
+            rich_help_panel=METRICS,
+            show_default="pocket with the laboratory, else clip",
+            help="pocket, clip (both for the pocket world), clip:PATH, videomae:PATH (folders or hub ids) or "
+            "torchscript:FILE; may be repeated.",
         ),
     ] = None,
-    pictures: Annotated[
+    images: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=WITH, show_default=False, help="Pictures of a subject or a style, for CLIP-I."),
+        typer.Option(
+            rich_help_panel=METRICS, show_default=False, help="A folder of images of a subject or a style, for CLIP-I."
+        ),
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(rich_help_panel=WITH, min=0.1, show_default="each video's own", help="Frames read a second."),
+        typer.Option(
+            rich_help_panel=METRICS,
+            min=0.1,
+            show_default="each video's own",
+            help="Frames per second at which the videos are read.",
+        ),
     ] = None,
     device: Device = None,
-    beside: Annotated[
-        Path | None, typer.Option(rich_help_panel=FILE, show_default=False, help="An earlier .json to compare with.")
+    compare_with: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=FILE, show_default=False, help="A .json report of an earlier run."),
     ] = None,
-    across: Annotated[
+    ignore_protocol: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=FILE, show_default=False, help="A score to compare although protocols differ."),
+        typer.Option(
+            rich_help_panel=FILE,
+            show_default=False,
+            help="A score to compare although its protocols differ; may be repeated.",
+        ),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", rich_help_panel=FILE, help="The folder to write to.")
+        Path, typer.Option("--output", "-o", rich_help_panel=FILE, help="The folder for the report.")
     ] = Path("report"),
     json: Json = False,
 ) -> None:
     """Measure videos: FVD, IS, CLIP-T, CLIP-I, frame consistency, warp error, motion.
 
-    Writes a .json of each folder, report.md, and index.html with the videos side by side. Each score carries the id of
-    its protocol (extractor, resize, frames, how many videos, prompts): those with different ids cannot be compared.
+    Writes a .json file for each folder, report.md, and index.html with the videos side by side. Each score carries the
+    id of its protocol (extractor, resize, frames, number of videos, prompts). Scores with different ids cannot be
+    compared.
     """
     from kineograph.media.files import check_folder
 
     check_folder(output / "index.html")
-    terminal.say("loading what measures")
+    terminal.print_message("loading the metrics")
     from kineograph.metrics import evaluate as evaluation
     from kineograph.metrics.collection import read_prompts
-    from kineograph.metrics.extractors import POCKET
-    from kineograph.metrics.report import by_name, read_scores, side_by_side
+    from kineograph.metrics.extractors import load_metrics
+    from kineograph.metrics.report import compare_scores, read_scores, scores_by_name
     from kineograph.models.placement import choose_placement
 
-    terminal.quiet_loading()
-    told = read_prompts(prompts) if prompts else None
-    earlier = read_scores(beside) if beside else None  # before it may be written over
-    extractors, gauges = evaluation.instruments(
-        extractor or [POCKET], pictures=pictures, device=choose_placement(device).device
-    )
-    with terminal.counted("measuring") as on_video:
-        found = evaluation.evaluate(
-            folders, extractors=extractors, gauges=gauges, against=against, prompts=told, fps=fps, on_video=on_video
-        )
-    path = evaluation.write(found, output)
-    for each in found:
+    terminal.hide_loading_bars()
+    by_file = read_prompts(prompts) if prompts else None
+    earlier = read_scores(compare_with) if compare_with else None  # before the file may be overwritten
+    extractors, metrics = load_metrics(extractor, images=images, device=choose_placement(device).device)
+    with terminal.progress_bar("measuring") as on_video:
+        evaluations = evaluation.evaluate(
+            folders, extractors=extractors, metrics=metrics, against=against, prompts=by_file, fps=fps,
+            on_video=on_video,
+        )  # fmt: skip
+    path = evaluation.write_reports(evaluations, output)
+    for each in evaluations:
         for score in each.scores:
-            terminal.say(f"{each.name}  {score.name}: {score.value} (n = {score.count}, protocol {score.protocol})")
-        for row in side_by_side(by_name(each.as_json()), earlier, across or ()) if earlier is not None else ():
-            terminal.say(
-                f"{each.name} beside {beside}  {row.name}: {row.ours} and {row.theirs}, {row.difference} apart"
+            terminal.print_message(
+                f"{each.name}  {score.name}: {score.value} (n = {score.count}, protocol {score.protocol})"
+            )
+        if earlier is None:
+            continue
+        for row in compare_scores(scores_by_name(each.as_json()), earlier, ignore_protocol or ()):
+            terminal.print_message(
+                f"{each.name} and {compare_with}  {row.name}: {row.ours} and {row.theirs}, difference {row.difference}"
             )
     if json:
-        terminal.answer({"path": str(path), "sets": [each.as_json() for each in found]})
+        terminal.print_json({"path": str(path), "sets": [each.as_json() for each in evaluations]})
     else:
         print(path)

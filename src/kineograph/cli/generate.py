@@ -6,8 +6,58 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.options import CONTROL, MODEL, PICTURE, Adapter, Anchor, Annotator, Back, ChunkSize, ClipGuidance, ClipNoise, Clips, ControlEnd, ControlScale, ControlStart, Decoder, Device, DriftCorrection, Dtype, GuidanceScale, Height, InversionSteps, Json, Keep, KeepClips, Lora, LowPass, MotionAdapter, MotionModule, MotionScale, NegativePrompt, Output, Overlap, Overwrite, RefineAt, Seed, Solver, Steps, TextualInversion, Then, Vae, VideoAdapter, VideoGuidanceScale, VideoLora, VideoModel, VideoMotionAdapter, VideoPrompt, VideoSteps, Width, Window
-from kineograph.cli.output import make, named, numbers, second_model, with_scale
+from kineograph.cli.options import (
+    CONTROL,
+    MODEL,
+    VIDEO,
+    Adapter,
+    Anchor,
+    Annotator,
+    Back,
+    ChunkSize,
+    ClipGuidance,
+    ClipNoise,
+    Clips,
+    ControlEnd,
+    ControlScale,
+    ControlStart,
+    Decoder,
+    Device,
+    DriftCorrection,
+    Dtype,
+    GuidanceScale,
+    Height,
+    InversionSteps,
+    Json,
+    Keep,
+    KeepClips,
+    Lora,
+    LowPass,
+    MotionAdapter,
+    MotionModule,
+    MotionScale,
+    NegativePrompt,
+    Output,
+    Overlap,
+    Overwrite,
+    RefineAt,
+    Sampler,
+    Seed,
+    Steps,
+    TextualInversion,
+    Then,
+    Vae,
+    VideoAdapter,
+    VideoGuidanceScale,
+    VideoLora,
+    VideoModel,
+    VideoMotionAdapter,
+    VideoPrompt,
+    VideoSteps,
+    Width,
+    Window,
+)
+from kineograph.cli.output import parse_lora, parse_named, parse_numbers, run_and_save, video_model_source
 from kineograph.method_options import ClipOptions, ElevatorOptions
 from kineograph.request import IMAGE_MODEL_FPS, MASKS, MOTION, NUM_FRAMES, Request, make_controls
 
@@ -22,7 +72,7 @@ def generate(
         typer.Option(
             "--num-frames",
             "-n",
-            rich_help_panel=PICTURE,
+            rich_help_panel=VIDEO,
             show_default=f"{NUM_FRAMES}, a video model's own, or as many as the control video has",
             help="How many frames.",
         ),
@@ -30,7 +80,7 @@ def generate(
     motion: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=PICTURE,
+            rich_help_panel=VIDEO,
             show_default=f"{MOTION}, none with a control video or a video model",
             help="How the camera moves: pan:X,Y or zoom:FACTOR or rotate:DEGREES a frame, path:X,Y;X,Y;..., none; "
             "joined by +. X and Y are pixels of a frame 512 wide.",
@@ -40,7 +90,7 @@ def generate(
     fps: Annotated[
         float | None,
         typer.Option(
-            rich_help_panel=PICTURE,
+            rich_help_panel=VIDEO,
             show_default=f"{IMAGE_MODEL_FPS:g}, 8 with a video model, or the control video's",
             help="Frames shown per second, and taken from a control video; what video models are told.",
         ),
@@ -50,19 +100,19 @@ def generate(
     negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
     guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
     num_inference_steps: Steps = DEFAULT.num_inference_steps,
-    solver: Solver = DEFAULT.solver,
+    sampler: Sampler = DEFAULT.sampler,
     smooth_background: Annotated[
         float,
-        typer.Option(rich_help_panel=PICTURE, help="How still the background is held: 0.6 is the paper's, 0 not."),
+        typer.Option(rich_help_panel=VIDEO, help="How still the background is held: 0.6 is the paper's, 0 not."),
     ] = DEFAULT.smooth_background,
     masks: Annotated[
         str,
-        typer.Option(rich_help_panel=PICTURE, help=f"What tells the foreground then: {' or '.join(MASKS)}."),
+        typer.Option(rich_help_panel=VIDEO, help=f"What tells the foreground then: {' or '.join(MASKS)}."),
     ] = DEFAULT.masks,
     method: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=PICTURE,
+            rich_help_panel=VIDEO,
             show_default="what fits the model",
             help="Which paper makes it a video: text2video-zero with an image model, videocrafter with a video model, "
             "video-elevator with both.",
@@ -151,12 +201,12 @@ def generate(
         seed=seed,
         motion=motion,
         fps=fps,
-        solver=solver,
+        sampler=sampler,
         chunk_size=chunk_size,
         method=method,
         control=make_controls(
-            named(control, "a control", "KIND=VIDEO"),
-            named(annotator, "an annotator", "KIND=FOLDER"),
+            parse_named(control, "a control", "KIND=VIDEO"),
+            parse_named(annotator, "an annotator", "KIND=FOLDER"),
             scale=controlnet_conditioning_scale,
             start=control_guidance_start,
             end=control_guidance_end,
@@ -167,7 +217,7 @@ def generate(
         overlap=overlap,
         motion_scale=motion_scale,
         elevation=ElevatorOptions(
-            refine_at=numbers(refine_at, "refine-at"),
+            refine_at=parse_numbers(refine_at, "refine-at"),
             video_steps=video_steps,
             low_pass=low_pass or None,
             back=back,
@@ -184,14 +234,14 @@ def generate(
         "motion": motion_module,
         "motion_adapter": motion_adapter,
         "adapter": adapter,
-        "lora": [with_scale(each) for each in lora or []],
+        "lora": [parse_lora(each) for each in lora or []],
         "textual_inversion": textual_inversion or [],
-        "controlnet": named(controlnet, "a ControlNet", "KIND=FOLDER") or None,
+        "controlnet": parse_named(controlnet, "a ControlNet", "KIND=FOLDER") or None,
         "vae": vae,
         "decoder": decoder,
         "device": device,
         "dtype": dtype,
     }
-    loras = [with_scale(each) for each in video_lora or []]
+    loras = [parse_lora(each) for each in video_lora or []]
     own = {"motion_adapter": video_motion_adapter, "adapter": video_adapter, "lora": loras}
-    make(request, model, options, output, overwrite, json, second_model(video_model, own), keep_clips)
+    run_and_save(request, model, options, output, overwrite, json, video_model_source(video_model, own), keep_clips)

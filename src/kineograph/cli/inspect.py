@@ -14,7 +14,7 @@ from rich.table import Table
 
 from kineograph.cli import terminal
 from kineograph.cli.options import MODEL, Device, Json, Output, Overwrite
-from kineograph.cli.output import report, writer
+from kineograph.cli.output import choose_writer, report_video
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
 from kineograph.request import Request
@@ -35,15 +35,17 @@ def inspect(
     shape = {"frames": count, "height": height, "width": width, "fps": video.fps}
     if sheet:
         picture = np.asarray(video.contact_sheet())[None]
-        terminal.say(f"wrote {Video(picture, video.fps, video.settings).save(sheet)}")
+        terminal.print_message(f"wrote {Video(picture, video.fps, video.settings).save(sheet)}")
     if json:
-        terminal.answer({"path": str(file), **shape, "settings": dict(video.settings)})
+        terminal.print_json({"path": str(file), **shape, "settings": dict(video.settings)})
         return
-    terminal.say(f"{file}: {count} frames of {width} x {height}, {video.fps:g} a second")
+    terminal.print_message(f"{file}: {count} frames of {width} x {height}, {video.fps:g} a second")
     if video.settings:
         terminal.console().print(_table(video.settings))
     else:
-        terminal.say("It carries no settings: Kineograph did not make it, or a program that passed it on dropped them.")
+        terminal.print_message(
+            "It carries no settings: Kineograph did not make it, or a program that passed it on dropped them."
+        )
 
 
 def replay(
@@ -61,18 +63,18 @@ def replay(
     Ends with status 1 when it is not, and names what has changed since: versions, machine, weights.
     """
     settings = read_settings(file)
-    write = writer(output, Request.recorded(settings), overwrite)
+    write = choose_writer(output, Request.from_settings(settings), overwrite)
     began = time.monotonic()
-    from kineograph import generate
+    from kineograph import generation
     from kineograph.models.loading.load import load
 
-    terminal.quiet_loading()
-    loaded = load(model, device=device) if model else generate.recorded_model(settings, device=device)
-    with terminal.counted("drawing") as tell:
-        video = generate.replay(file, model=loaded, on_step=lambda step: tell(step.done, step.total))
+    terminal.hide_loading_bars()
+    loaded = load(model, device=device) if model else generation.load_recorded_model(settings, device=device)
+    with terminal.progress_bar("drawing") as tell:
+        video = generation.replay(file, model=loaded, on_step=lambda step: tell(step.done, step.total))
     identical = video.settings["frames_sha256"] == settings["frames_sha256"]
-    terminal.say("identical: every pixel is the same" if identical else "not identical")
-    report(video, write(video), json, {"identical": identical, "seconds": round(time.monotonic() - began, 1)})
+    terminal.print_message("identical: every pixel is the same" if identical else "not identical")
+    report_video(video, write(video), json, {"identical": identical, "seconds": round(time.monotonic() - began, 1)})
     if not identical:
         raise typer.Exit(1)
 

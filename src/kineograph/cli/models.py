@@ -26,10 +26,10 @@ ON_POCKET = {
     "vidrd": "VidRD, small, with its temporal decoder",
     "fox": 'a subject of pocket-video, "sks cat": for --adapter',
 }
-TO_FETCH = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
+HUB_EXAMPLES = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 
 
-class Known(NamedTuple):
+class ListedModel(NamedTuple):
     """A model and where it is."""
 
     name: str
@@ -44,9 +44,9 @@ def models(json: Json = False) -> None:
     Besides these, --model takes any folder in diffusers layout, any .safetensors or .ckpt file of Stable Diffusion
     1.x, 2.x or XL, and any hub id of those, which is downloaded on first use.
     """
-    here = [*built_in(), *_cached()]
+    here = [*built_in_models(), *_cached()]
     if json:
-        terminal.answer({"models": [each._asdict() for each in here]})
+        terminal.print_json({"models": [each._asdict() for each in here]})
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("model", "family", "where", "MB"):
@@ -54,24 +54,26 @@ def models(json: Json = False) -> None:
     for each in here:
         table.add_row(each.name, each.family, each.place, str(each.megabytes))
     terminal.console().print(table)
-    absent = [name for name in TO_FETCH if name not in {each.name for each in here}]
-    terminal.say(f"Downloaded when first asked for, for example: {', '.join(absent)}" if absent else "")
+    absent = [name for name in HUB_EXAMPLES if name not in {each.name for each in here}]
+    terminal.print_message(f"Downloaded when first asked for, for example: {', '.join(absent)}" if absent else "")
 
 
-def built_in() -> Iterator[Known]:
+def built_in_models() -> Iterator[ListedModel]:
     """The pocket model, and what it becomes, when they were installed with their weights."""
     if (POCKET / "model_index.json").exists():
-        yield Known("pocket", "SD 1.x, small; with ControlNets canny, depth, pose", "built in", _megabytes(POCKET))
+        yield ListedModel(
+            "pocket", "SD 1.x, small; with ControlNets canny, depth, pose", "built in", _megabytes(POCKET)
+        )
         for name, family in ON_POCKET.items():
             if (POCKET / name).is_dir():
-                yield Known(f"pocket-{name}", family, "built in, on pocket", _megabytes(POCKET / name))
+                yield ListedModel(f"pocket-{name}", family, "built in, on pocket", _megabytes(POCKET / name))
 
 
 def _megabytes(folder: Path) -> int:
     return round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6)
 
 
-def _cached() -> Iterator[Known]:
+def _cached() -> Iterator[ListedModel]:
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
@@ -84,7 +86,7 @@ def _cached() -> Iterator[Known]:
             kind = parse.loads(index.read_text()).get("_class_name") if index.exists() else None
             if kind in PIPELINES:
                 size = round(revision.size_on_disk / 1e6)
-                yield Known(repository.repo_id, PIPELINES[kind], str(revision.snapshot_path), size)
+                yield ListedModel(repository.repo_id, PIPELINES[kind], str(revision.snapshot_path), size)
 
 
 FILES = (".ckpt", ".safetensors")
@@ -113,7 +115,7 @@ def convert(
 
     A VideoCrafter checkpoint made a folder, and that a file again, is the same to the bit.
     """
-    terminal.quiet_loading()
+    terminal.hide_loading_bars()
     print(_converted(source, target, motion_module, config))
 
 

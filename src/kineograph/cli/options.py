@@ -9,7 +9,7 @@ import typer
 
 from kineograph.request import SAMPLERS
 
-PICTURE, CONTROL, TOGETHER, LONG, MODEL, FILE = (
+VIDEO, CONTROL, SECOND_MODEL, LONG_VIDEOS, MODEL, FILE = (
     "What is drawn",
     "Control videos",
     "Two models",
@@ -20,46 +20,44 @@ PICTURE, CONTROL, TOGETHER, LONG, MODEL, FILE = (
 
 Seed = Annotated[
     int | None,
-    typer.Option(rich_help_panel=PICTURE, show_default="drawn and printed", help="The same seed gives the same video."),
+    typer.Option(rich_help_panel=VIDEO, show_default="drawn and printed", help="The same seed gives the same video."),
 ]
 Height = Annotated[
     int | None,
-    typer.Option(rich_help_panel=PICTURE, show_default="the model's", help="In pixels, a multiple of 8."),
+    typer.Option(rich_help_panel=VIDEO, show_default="the model's", help="In pixels, a multiple of 8."),
 ]
 Width = Annotated[
     int | None,
-    typer.Option(rich_help_panel=PICTURE, show_default="the model's", help="In pixels, a multiple of 8."),
+    typer.Option(rich_help_panel=VIDEO, show_default="the model's", help="In pixels, a multiple of 8."),
 ]
 NegativePrompt = Annotated[
-    str, typer.Option(rich_help_panel=PICTURE, show_default=False, help="What the video should not show.")
+    str, typer.Option(rich_help_panel=VIDEO, show_default=False, help="What the video should not show.")
 ]
 GuidanceScale = Annotated[
-    float, typer.Option(rich_help_panel=PICTURE, help="How much the prompt counts; 1 halves the time.")
+    float, typer.Option(rich_help_panel=VIDEO, help="How much the prompt counts; 1 halves the time.")
 ]
 Steps = Annotated[
     int,
     typer.Option(
         "--num-inference-steps",
         "--steps",
-        rich_help_panel=PICTURE,
+        rich_help_panel=VIDEO,
         help="How finely noise is taken away; more is slower.",
     ),
 ]
-Solver = Annotated[
+Sampler = Annotated[
     str | None,
-    typer.Option(rich_help_panel=PICTURE, show_default="the model's", help=f"By which rule: {', '.join(SAMPLERS)}."),
+    typer.Option(rich_help_panel=VIDEO, show_default="the model's", help=f"Sampler: {', '.join(SAMPLERS)}."),
 ]
 Window = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=PICTURE, show_default="as it was trained", help="Frames that a video model sees together."
+        rich_help_panel=VIDEO, show_default="as it was trained", help="Frames that a video model sees together."
     ),
 ]
 Overlap = Annotated[
     int | None,
-    typer.Option(
-        rich_help_panel=PICTURE, show_default="a quarter", help="Frames that one window shares with the next."
-    ),
+    typer.Option(rich_help_panel=VIDEO, show_default="a quarter", help="Frames that one window shares with the next."),
 ]
 MotionModule = Annotated[
     str | None,
@@ -88,7 +86,7 @@ Adapter = Annotated[
 MotionScale = Annotated[
     float,
     typer.Option(
-        rich_help_panel=PICTURE,
+        rich_help_panel=VIDEO,
         help="How still a video model with a motion adapter keeps things: 0 not, 1 quite; below 0 they move more.",
     ),
 ]
@@ -124,7 +122,7 @@ VideoModel = Annotated[
     str | None,
     typer.Option(
         "--video-model",
-        rich_help_panel=TOGETHER,
+        rich_help_panel=SECOND_MODEL,
         show_default=False,
         help="A second model that moves what the first draws (VideoElevator): pocket-video, or any video model.",
     ),
@@ -132,7 +130,7 @@ VideoModel = Annotated[
 VideoPrompt = Annotated[
     str | None,
     typer.Option(
-        rich_help_panel=TOGETHER,
+        rich_help_panel=SECOND_MODEL,
         show_default="the same",
         help="What the video model is told, where it does not know the first one's words.",
     ),
@@ -140,51 +138,52 @@ VideoPrompt = Annotated[
 VideoLora = Annotated[
     list[str] | None,
     typer.Option(
-        rich_help_panel=TOGETHER, show_default=False, help="A LoRA of the video model, as FILE or FILE=SCALE."
+        rich_help_panel=SECOND_MODEL, show_default=False, help="A LoRA of the video model, as FILE or FILE=SCALE."
     ),
 ]
 VideoAdapter = Annotated[
     str | None,
-    typer.Option(rich_help_panel=TOGETHER, show_default=False, help="A subject or style of the video model's."),
+    typer.Option(rich_help_panel=SECOND_MODEL, show_default=False, help="A subject or style of the video model's."),
 ]
 VideoMotionAdapter = Annotated[
     str | None,
-    typer.Option(rich_help_panel=TOGETHER, show_default="its own", help="A motion adapter of the video model."),
+    typer.Option(rich_help_panel=SECOND_MODEL, show_default="its own", help="A motion adapter of the video model."),
 ]
 RefineAt = Annotated[
     str,
     typer.Option(
-        rich_help_panel=TOGETHER,
+        rich_help_panel=SECOND_MODEL,
         help="Where the video model takes over for a moment, as parts of the steps left: 1 is the first step.",
     ),
 ]
-VideoSteps = Annotated[int, typer.Option(rich_help_panel=TOGETHER, help="Its steps each time.")]
+VideoSteps = Annotated[int, typer.Option(rich_help_panel=SECOND_MODEL, help="Its steps each time.")]
 LowPass = Annotated[
     float,
     typer.Option(
-        rich_help_panel=TOGETHER,
+        rich_help_panel=SECOND_MODEL,
         help="How fast a change between frames may be that it is handed: a part of the fastest, 0 for any.",
     ),
 ]
 Back = Annotated[
     str,
     typer.Option(
-        rich_help_panel=TOGETHER, help="How the first takes over again: by inversion, same-noise or fresh-noise."
+        rich_help_panel=SECOND_MODEL, help="How the first takes over again: by inversion, same-noise or fresh-noise."
     ),
 ]
 InversionSteps = Annotated[
-    int, typer.Option(rich_help_panel=TOGETHER, help="At most how many steps lead back to the image model; 0 for all.")
+    int,
+    typer.Option(rich_help_panel=SECOND_MODEL, help="At most how many steps lead back to the image model; 0 for all."),
 ]
 DriftCorrection = Annotated[
     bool,
     typer.Option(
-        "--drift-correction", rich_help_panel=TOGETHER, help="Make up for what the way back loses; takes all steps."
+        "--drift-correction", rich_help_panel=SECOND_MODEL, help="Make up for what the way back loses; takes all steps."
     ),
 ]
 VideoGuidanceScale = Annotated[
     float | None,
     typer.Option(
-        rich_help_panel=TOGETHER,
+        rich_help_panel=SECOND_MODEL,
         show_default="as for the first",
         help="How much the prompt counts for that one.",
     ),
@@ -203,31 +202,35 @@ ControlStart = Annotated[
 ]
 ControlEnd = Annotated[float, typer.Option(rich_help_panel=CONTROL, help="And to where.")]
 Clips = Annotated[
-    int, typer.Option(rich_help_panel=LONG, help="How many clips of --num-frames follow each other (VidRD).")
+    int, typer.Option(rich_help_panel=LONG_VIDEOS, help="How many clips of --num-frames follow each other (VidRD).")
 ]
 Then = Annotated[
     list[str] | None,
     typer.Option(
-        rich_help_panel=LONG, show_default=False, help="The prompt of the next clip and those after; may be repeated."
+        rich_help_panel=LONG_VIDEOS,
+        show_default=False,
+        help="The prompt of the next clip and those after; may be repeated.",
     ),
 ]
-Keep = Annotated[int, typer.Option(rich_help_panel=LONG, help="Frames that tie a clip to the one before.")]
+Keep = Annotated[int, typer.Option(rich_help_panel=LONG_VIDEOS, help="Frames that tie a clip to the one before.")]
 ClipNoise = Annotated[
-    float, typer.Option("--clip-noise", rich_help_panel=LONG, help="Parts of the past's noise to one of fresh noise.")
+    float,
+    typer.Option("--clip-noise", rich_help_panel=LONG_VIDEOS, help="Parts of the past's noise to one of fresh noise."),
 ]
 ClipGuidance = Annotated[
     float,
     typer.Option(
-        rich_help_panel=LONG, help="For which share of the steps a clip follows the past; 1 is an exact seam."
+        rich_help_panel=LONG_VIDEOS, help="For which share of the steps a clip follows the past; 1 is an exact seam."
     ),
 ]
 Anchor = Annotated[
-    float, typer.Option(rich_help_panel=LONG, help="How strongly every clip is drawn to the first's looks, 0 to 1.")
+    float,
+    typer.Option(rich_help_panel=LONG_VIDEOS, help="How strongly every clip is drawn to the first's looks, 0 to 1."),
 ]
 KeepClips = Annotated[
     Path | None,
     typer.Option(
-        rich_help_panel=LONG,
+        rich_help_panel=LONG_VIDEOS,
         show_default=False,
         help="A folder for finished clips: given again, the same command goes on from the last of them.",
     ),

@@ -17,8 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kineograph.errors import InputWarning
 
-REFUSED, STOPPED, TERMINATED = 2, 130, 143
-LAST_WORDS = {STOPPED: "stopped: no half-written file is left", TERMINATED: "terminated: no half-written file is left"}
+INVALID_INPUT, STOPPED, TERMINATED = 2, 130, 143
+FINAL_MESSAGES = {
+    STOPPED: "stopped: no half-written file is left",
+    TERMINATED: "terminated: no half-written file is left",
+}
 OUT_OF_MEMORY = "out of memory: compute fewer frames at once (--chunk-size 2), fewer in all, or a smaller size"
 
 
@@ -27,18 +30,18 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def say(text: str) -> None:
+def print_message(text: str) -> None:
     """A line for people; the text is taken as it is."""
     console().print(escape(text), soft_wrap=True)
 
 
-def answer(result: Mapping[str, Any]) -> None:
+def print_json(result: Mapping[str, Any]) -> None:
     """The one JSON object that a program reads."""
     print(json.dumps(result))
 
 
 @contextmanager
-def counted(text: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar with the time left, moved by what it lends: a function of (how many are done, of how many)."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     terminal = console()
@@ -48,7 +51,7 @@ def counted(text: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def in_plain_words() -> Iterator[None]:
+def errors_as_messages() -> Iterator[None]:
     """Turns what can go wrong into one line and an exit status; what cannot go wrong keeps its traceback."""
     try:
         with _own_warnings_only():
@@ -56,18 +59,18 @@ def in_plain_words() -> Iterator[None]:
     except ValueError as error:
         if not _from_here(error):
             raise
-        refuse(str(error))
+        exit_with_error(str(error))
     except OSError as error:
-        refuse(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
+        exit_with_error(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except MemoryError:
-        refuse(OUT_OF_MEMORY)
+        exit_with_error(OUT_OF_MEMORY)
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not even be imported
             raise
-        refuse(OUT_OF_MEMORY)
+        exit_with_error(OUT_OF_MEMORY)
     except SystemExit as end:  # typer has made 130 of Ctrl-C by now
-        if end.code in LAST_WORDS:
-            say(LAST_WORDS[end.code])
+        if end.code in FINAL_MESSAGES:
+            print_message(FINAL_MESSAGES[end.code])
         raise
 
 
@@ -77,13 +80,13 @@ def _from_here(error: Exception) -> bool:
     return str(last[0].f_globals.get("__name__")).startswith("kineograph")
 
 
-def refuse(text: str) -> NoReturn:
+def exit_with_error(text: str) -> NoReturn:
     """Ends the program with one clear line."""
     console().print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
-    raise SystemExit(REFUSED)
+    raise SystemExit(INVALID_INPUT)
 
 
-def end_on_sigterm() -> None:
+def exit_on_sigterm() -> None:
     """SIGTERM unwinds the program as Ctrl-C does, so that nothing half-written stays behind."""
 
     def end(number: int, frame: object) -> NoReturn:
@@ -100,7 +103,7 @@ def quiet_libraries() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # their bars would stand between ours
 
 
-def quiet_loading() -> None:
+def hide_loading_bars() -> None:
     """Takes away the bars that flash by while weights are read; those of downloads, which take minutes, stay."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils.logging import disable_progress_bar
@@ -127,7 +130,7 @@ def _show_warning(
 
 
 @contextmanager
-def stoppable() -> Iterator[Callable[[], int]]:
+def stop_signals() -> Iterator[Callable[[], int]]:
     """Lends a function that says with which status to end, once Ctrl-C or SIGTERM has come, and 0 until then.
 
     A second one ends the program where it is.
@@ -138,7 +141,7 @@ def stoppable() -> Iterator[Callable[[], int]]:
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        say("stopping after this step, with a checkpoint; once more stops at once")
+        print_message("stopping after this step, with a checkpoint; once more stops at once")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -148,7 +151,7 @@ def stoppable() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """In words, such as "12.5 min"."""
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:

@@ -13,11 +13,11 @@ import typer
 
 from kineograph.cli import terminal
 from kineograph.cli.options import Json
-from kineograph.cli.terminal import duration, stoppable
+from kineograph.cli.terminal import format_duration, stop_signals
 from kineograph.errors import InputWarning
 
 if TYPE_CHECKING:  # whoever only asks for help does not wait for torch
-    from kineograph.training.temporal_layers import StageProgress, PreparedTraining
+    from kineograph.training.temporal_layers import PreparedTraining, StageProgress
 
 SHOWN = 5  # names in a message
 
@@ -39,18 +39,22 @@ def train(
     stopped; on several GPUs it is accelerate launch -m kineograph train SETTINGS. See docs/training.md.
     """
     if os.environ.get("RANK", "0") == "0":  # the one of several processes that speaks
-        terminal.say("reading the settings, the model and the data")
+        terminal.print_message("reading the settings, the model and the data")
     from kineograph.training import current_process, load_settings, temporal_layers
 
     chosen = load_settings(settings, temporal_layers.VideoTrainingSettings, overrides or [])
-    terminal.quiet_loading()
+    terminal.hide_loading_bars()
     if not current_process().is_main_process:
         warnings.simplefilter("ignore", InputWarning)
     if dry_run:
         _tell_plan(temporal_layers.prepare_training(chosen, "cpu"), json)
         return
     ready = temporal_layers.prepare_training(chosen)
-    with stoppable() as asked, terminal.counted("training") as tell, closing(temporal_layers.train(ready)) as steps:
+    with (
+        stop_signals() as asked,
+        terminal.progress_bar("training") as tell,
+        closing(temporal_layers.train(ready)) as steps,
+    ):
         last, losses = None, dict[str, float]()
         for last in steps:
             losses |= last.progress.losses  # a step is of one kind
@@ -64,19 +68,21 @@ def train(
         raise SystemExit(asked())
 
 
-def _tell(ready: PreparedTraining, reached: StageProgress, losses: Mapping[str, float], tell: Callable[[int, int], None]) -> None:
+def _tell(
+    ready: PreparedTraining, reached: StageProgress, losses: Mapping[str, float], tell: Callable[[int, int], None]
+) -> None:
     """How far a training is: a bar, and a line as often as there is one in the log."""
     progress, stage = reached.progress, ready.settings.stages[reached.stage - 1]
     tell(progress.step, stage.steps)
     if progress.step % ready.settings.training.log_every == 0 or progress.step == stage.steps:
         came_to = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
         left = (stage.steps - progress.step) * progress.seconds / progress.step
-        terminal.say(
+        terminal.print_message(
             f"stage {reached.stage} of {reached.stages}, step {progress.step} of {stage.steps}: loss {came_to}, "
-            f"{progress.samples_seen / progress.seconds:.3g} samples a second, {duration(left)} left"
+            f"{progress.samples_seen / progress.seconds:.3g} samples a second, {format_duration(left)} left"
         )
     for file in reached.samples:
-        terminal.say(f"wrote {file}")
+        terminal.print_message(f"wrote {file}")
 
 
 def _tell_end(ready: PreparedTraining, last: StageProgress | None, status: int, json: bool) -> None:
@@ -85,13 +91,17 @@ def _tell_end(ready: PreparedTraining, last: StageProgress | None, status: int, 
     output = ready.settings.output
     skipped: Mapping[str, str] = last.skipped if last else {}
     if skipped:
-        terminal.say(f"passed over {len(skipped)} files, all named in {output / SKIPPED}: {_some(skipped.values())}")
+        terminal.print_message(
+            f"passed over {len(skipped)} files, all named in {output / SKIPPED}: {_some(skipped.values())}"
+        )
     if status and last:
-        terminal.say(f"step {last.progress.step} of stage {last.stage} is kept: the same command goes on from there")
+        terminal.print_message(
+            f"step {last.progress.step} of stage {last.stage} is kept: the same command goes on from there"
+        )
     final = None if status else str(output / FINAL)
     if json:
         where = {"stage": last.stage, "step": last.progress.step} if last else {}
-        terminal.answer({"path": final, "stopped": bool(status), **where, "skipped": dict(skipped)})
+        terminal.print_json({"path": final, "stopped": bool(status), **where, "skipped": dict(skipped)})
     elif final:
         print(final)
 
@@ -101,12 +111,12 @@ def _tell_plan(ready: PreparedTraining, json: bool) -> None:
 
     told = estimate_training(ready)
     if json:
-        terminal.answer(told.as_json())
+        terminal.print_json(told.as_json())
         return
     for part in told.parts:
-        terminal.say(f"{part.name}: {part.trained:,} parameters trained, {part.frozen:,} frozen")
+        terminal.print_message(f"{part.name}: {part.trained:,} parameters trained, {part.frozen:,} frozen")
     for number, stage in enumerate(told.stages, 1):
-        terminal.say(
+        terminal.print_message(
             f"stage {number}: {stage.steps:,} steps of {stage.samples_per_step} samples, {stage.num_frames} frames of "
             f"{stage.width} x {stage.height} at {_rates(stage.fps)}, which is {stage.videos:,} videos and "
             f"{stage.pictures:,} pictures; {_size(stage.held + stage.activations)} of memory, about, for each of "
@@ -114,7 +124,7 @@ def _tell_plan(ready: PreparedTraining, json: bool) -> None:
             f"{stage.batch} samples; {_size(stage.checkpoint)} a checkpoint"
         )
     for found in told.found:
-        terminal.say(_found(found._asdict()))
+        terminal.print_message(_found(found._asdict()))
 
 
 def _found(found: Mapping[str, Any]) -> str:

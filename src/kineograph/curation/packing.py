@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 from kineograph.curation.captions import captions_path, read_captions
 from kineograph.curation.filters import Print, duplicates
-from kineograph.curation.records import WORK, Kept, Lost, add, clips_path, read_json, read_record, record_path, write_text
+from kineograph.curation.records import (
+    WORK,
+    Kept,
+    Lost,
+    add,
+    clips_path,
+    read_json,
+    read_record,
+    record_path,
+    write_text,
+)
 from kineograph.curation.settings import DataSettings
 from kineograph.curation.sources import Found, Unit
 from kineograph.media.files import instead_of

@@ -13,7 +13,17 @@ from typing import NamedTuple
 
 from kineograph.curation.captions import asker, captioned, captions_path, read_captions
 from kineograph.curation.clips import cut
-from kineograph.curation.packing import MANIFEST, Choice, choose, is_packed, pack, plan, plan_path, told_of, write_manifest
+from kineograph.curation.packing import (
+    MANIFEST,
+    Choice,
+    choose,
+    is_packed,
+    pack,
+    plan,
+    plan_path,
+    told_of,
+    write_manifest,
+)
 from kineograph.curation.parallel import Crew, Spread, Work, alone, on_ray
 from kineograph.curation.records import WORK, read_json, record_path, write_text
 from kineograph.curation.settings import Captions, DataSettings, Endpoint, decisive

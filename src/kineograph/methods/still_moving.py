@@ -1,9 +1,9 @@
 """Still-Moving: a customised image model inside a video model (Chefer et al. 2024, section 4).
 
-Under layers along time that never saw it, a customised image network draws features that those layers do not expect. A
-spatial adapter before each of them puts that right. It can only be trained on still pictures, so motion must be
-switched off meanwhile: that is what a motion adapter has learnt, once for a video model and for all its customers.
-Drawing is then a plain walk of the video model with the motion adapter at scale 0 and the spatial adapter at 1.
+The features of a customised image network are out of distribution for temporal layers that were not trained with it. A
+spatial adapter before each temporal layer corrects them. It can only be trained on still images, so motion must be
+switched off during training: that is what a motion adapter has learnt, once per video model, for all customisations.
+Sampling is then that of the video model, with the motion adapter at scale 0 and the spatial adapter at 1.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ STILL, MOVING = 1.0, 0.0  # the motion adapter's scales in training
 
 
 def attach(net: VideoUNet, *, motion: AdapterConfig | None = None, spatial: AdapterConfig | None = None) -> VideoUNet:
-    """The video network with new adapters, which change nothing yet; one that is not asked for stays what it is.
+    """Return the video network with new adapters, initialised to zero. One that is not given stays as it is.
 
-    Step I trains a motion adapter (`branches.MOTION`), step II a spatial one (`branches.SPATIAL`); nothing else learns.
-    Raises ValueError for a network without layers along time.
+    Step I trains a motion adapter (`adapters.MOTION_ADAPTER`), step II a spatial one (`adapters.SPATIAL_ADAPTER`);
+    nothing else is trained. Raises ValueError for a network without temporal layers.
     """
     if net.temporal is None:
-        raise ValueError("Still-Moving's adapters go with layers along time: this network has none.")
+        raise ValueError("Still-Moving's adapters belong to temporal layers: this network has none.")
     return VideoUNet(
         net.image_unet,
         net.temporal,
-        net.through,
+        net.call_stage,
         motion_adapter=net.motion_adapter if motion is None else MotionAdapter(net.temporal, motion),
         spatial_adapter=net.spatial_adapter if spatial is None else SpatialAdapter(net.temporal, spatial),
     )
 
 
 def inject(customised: UNet2DConditionModel, net: VideoUNet) -> VideoUNet:
-    """The customised image network under the video network's layers along time, with its adapters.
+    """Return the customised image network under the video network's temporal layers, with its adapters.
 
     Without a spatial adapter this is the paper's baseline of plain injection.
     """
     return VideoUNet(
         customised,
         net.temporal,
-        net.through,
+        net.call_stage,
         motion_adapter=net.motion_adapter,
         spatial_adapter=net.spatial_adapter,
     )
@@ -59,10 +59,9 @@ def inject(customised: UNet2DConditionModel, net: VideoUNet) -> VideoUNet:
 def interpolate_weights(
     customised: UNet2DConditionModel, image: UNet2DConditionModel, share: float
 ) -> UNet2DConditionModel:
-    """The baseline of interpolated weights: `share` of the customised network's and the rest of the image network's.
+    """Return the baseline of interpolated weights: `share` times the customised network's, and the rest the other's.
 
-    For a network that a LoRA customised this is the LoRA at that scale. Raises ValueError for networks that differ in
-    more than their weights.
+    For a LoRA this is the LoRA at that scale. Raises ValueError for networks that differ in more than their weights.
     """
     ours, theirs = customised.state_dict(), image.state_dict()
     if {name: each.shape for name, each in ours.items()} != {name: each.shape for name, each in theirs.items()}:
@@ -72,31 +71,25 @@ def interpolate_weights(
     return mixed
 
 
-def frozen_videos(videos: Latents, chosen: Int[Tensor, " b"], frames: int) -> Float[Tensor, "b n c h w"]:
-    """Frozen videos: of each, or of each picture, one frame, so many times over."""
+def repeat_frame(videos: Latents, chosen: Int[Tensor, " b"], frames: int) -> Float[Tensor, "b n c h w"]:
+    """Return frozen videos: one chosen frame of each video, or each image, repeated `frames` times."""
     return videos[torch.arange(len(videos)), chosen][:, None].expand(-1, frames, -1, -1, -1)
-
-
-def join_frozen_and_natural(
-    stills: Float[Tensor, "s f c h w"], natural: Float[Tensor, "n f c h w"]
-) -> tuple[Latents, Float[Tensor, " b"]]:
-    """One batch of step II and its motion scales: frozen videos of the customised model's pictures, and natural videos,
-    so that what the video model knew is preserved."""
-    scales = torch.tensor([STILL] * len(stills) + [MOVING] * len(natural), device=stills.device)
-    return torch.cat([stills, natural]), scales
 
 
 def loss(
     net: VideoUNet,
     schedule: Schedule,
-    told: Condition,
+    cond: Condition,
     x0: Latents,
     noise: Latents,
     timesteps: Int[Tensor, " b"],
     motion_scale: float | Float[Tensor, " b"] = STILL,
 ) -> Float[Tensor, " b"]:
-    """The squared error of the predicted noise of each video.
+    """Return the squared error of the network's prediction for each video.
 
-    Step I is of frozen videos at scale 1; step II of `together`. Noise is each frame's own, in frozen videos too.
+    motion_scale  `STILL` for frozen videos, `MOVING` for natural ones. Step I is of frozen videos; step II of frozen
+                  videos of the customised model's images, and of natural videos, which preserve the prior.
+
+    Each frame has its own noise, in frozen videos too.
     """
-    return schedule.error(lambda z, t: net(z, t, told, motion_scale=motion_scale), x0, noise, timesteps)
+    return schedule.training_losses(lambda z, t: net(z, t, cond, motion_scale=motion_scale), x0, noise, timesteps)

@@ -1,8 +1,8 @@
-"""Text2Video-Zero: a text-to-image model draws a video (Khachatryan et al. 2023, section 3.3).
+"""Text2Video-Zero: a text-to-image model generates a video (Khachatryan et al. 2023, section 3.3).
 
-Frame 0 is drawn alone as far as T', where its layout stands. There the camera moves: every other frame is frame 0 as
-that camera sees it, taken back up to T with noise of its own, and from T all frames are drawn together. What holds
-them together on the way is attention to frame 0, which the caller binds (`see=first`).
+Frame 0 is sampled alone down to T', where its layout is fixed. There the camera moves: every other frame is frame 0
+warped to its view and noised up to T with its own noise, and from T all frames are sampled together. What keeps them
+consistent is attention to frame 0, which is bound to the model (`frame_attention=first`).
 """
 
 from __future__ import annotations
@@ -10,25 +10,35 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 
+from kineograph import noise
 from kineograph.denoise import Denoise
-from kineograph.latents import Latents, add_noise, renoise
-from kineograph.motion import Warp
-from kineograph.samplers import Sampler, Step, ddim
+from kineograph.latents import Latents, Mask, add_noise, renoise
+from kineograph.media.annotators import salient
+from kineograph.models.foreground import bind_foreground_mask
+from kineograph.models.model import Model
+from kineograph.models.unet.frame_attention import first
+from kineograph.motion import Warp, frame_warp, parse
+from kineograph.plan import Plan, SamplingRun, build_sampler, guide, spaced_sigmas
+from kineograph.request import Request
+from kineograph.samplers import ForegroundMasks, Sampler, Step, ddim, smooth_background
 from kineograph.sigmas import insert_sigmas, starting_at, until
 
-# The paper's T and T', timesteps 941 and 881 of Stable Diffusion, as noise levels; and the latents they are meant for.
+# The paper's T and T', timesteps 941 and 881 of Stable Diffusion, as sigmas; and the side of its latents.
 RENOISE_TO, WARP_AT = 10.42504, 7.562388
 SIDE = 64
+MASK_THRESHOLD = 0.5  # of a latent cell
 
 
 def paper_sigmas(latent_shape: Sequence[int], highest: float = math.inf) -> tuple[float, float]:
-    """The levels (T, T') for latents of this shape (..., h, w), for `spread_to` and `move_at`.
+    """Return the noise levels T and T' as sigmas, for latents of this shape (..., h, w).
 
-    The paper's at 64x64. Elsewhere times sqrt(h w) / 64: averaged over a part of the picture, noise weighs as much
-    less as there are more cells in it, so this is where the same layout stands. Both stay in proportion where T
-    would pass the `highest` level, the top of the ladder.
+    The paper's at 64x64. Elsewhere times sqrt(h w) / 64: averaged over a part of the image, noise has less weight the
+    more cells there are in it, so this is where the same layout is fixed. Both are scaled down in proportion where T
+    would exceed `highest`, the first of the sigmas.
     """
     scale = min(math.sqrt(latent_shape[-2] * latent_shape[-1]) / SIDE, highest / RENOISE_TO)
     return RENOISE_TO * scale, WARP_AT * scale
@@ -36,7 +46,7 @@ def paper_sigmas(latent_shape: Sequence[int], highest: float = math.inf) -> tupl
 
 @torch.no_grad()
 def sample(
-    look: Denoise,
+    denoise: Denoise,
     noise: Latents,
     sigmas: Sequence[float],
     *,
@@ -45,33 +55,90 @@ def sample(
     renoise_to: float,
     sampler: Sampler = ddim,
 ) -> Iterator[Step]:
-    """Draw a video: first the steps of frame 0 alone, down to T' (`move_at`), then from T those of all frames.
+    """Sample a video: first the steps of frame 0 alone, down to T' (`warp_at`), then from T those of all frames.
 
-    noise      frame 0 starts from its noise, every other frame is spread with its own
-    sigmas     a falling ladder; T' and T are put on it where they are missing
-    warp       what the other frames see of frame 0, see `motion.along`
-    One frame is drawn as a plain image. Raises ValueError unless T' <= T, both on the ladder, T' below its top.
+    noise       frame 0 starts from its noise, every other frame is noised with its own
+    sigmas      falling; T' and T (`renoise_to`) are inserted where they are missing
+    warp        warps frame 0 to the other frames, see `motion.frame_warp`
+    One frame is sampled as a plain image. Raises ValueError unless T' <= T, both in range, and T' below the first sigma.
     """
     if noise.shape[1] == 1:
-        yield from sampler(look, sigmas[0] * noise, sigmas)
+        yield from sampler(denoise, sigmas[0] * noise, sigmas)
         return
-    _check(sigmas, warp_at, renoise_to)
+    _check_sigmas(sigmas, warp_at, renoise_to)
     sigmas = insert_sigmas(sigmas, warp_at, renoise_to)
-    way, alone = until(sigmas, warp_at), list[Step]()
-    for step in sampler(look, sigmas[0] * noise[:, :1], way):
-        alone.append(step)
-        if len(alone) < len(way):  # at T' frame 0 is moved, not looked at
+    alone, steps = until(sigmas, warp_at), list[Step]()
+    for step in sampler(denoise, sigmas[0] * noise[:, :1], alone):
+        steps.append(step)
+        if len(steps) < len(alone):  # at T' frame 0 is warped, not evaluated
             yield step
-    first, before, moved = alone[len(until(sigmas, renoise_to)) - 1], alone[-2], alone[-1]
-    x0, grain = warp(before.x0, (moved.x - before.x0) / moved.sigma)
-    others = renoise(add_noise(x0, grain, moved.sigma), noise[:, 1:], moved.sigma, first.sigma)
-    yield from sampler(look, torch.cat([first.x, others], dim=1), starting_at(sigmas, renoise_to))
+    at_t, before, at_t_prime = steps[len(until(sigmas, renoise_to)) - 1], steps[-2], steps[-1]
+    x0, first_noise = warp(before.x0, (at_t_prime.x - before.x0) / at_t_prime.sigma)
+    others = renoise(add_noise(x0, first_noise, at_t_prime.sigma), noise[:, 1:], at_t_prime.sigma, at_t.sigma)
+    yield from sampler(denoise, torch.cat([at_t.x, others], dim=1), starting_at(sigmas, renoise_to))
 
 
-def _check(sigmas: Sequence[float], warp_at: float, renoise_to: float) -> None:
+def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) -> None:
     if not sigmas[-1] < warp_at < sigmas[0] or renoise_to < warp_at:
         raise ValueError(
-            f"Text2Video-Zero moves at a level below the top of its ladder ({sigmas[0]:g} to {sigmas[-1]:g}), and "
-            f"spreads to that level or a higher one; got move_at={move_at:g} and spread_to={spread_to:g}. "
-            "levels(latent_shape, highest=sigmas[0]) gives a pair that fits."
+            f"Text2Video-Zero warps frame 0 at a sigma below the first of its sigmas ({sigmas[0]:g} to {sigmas[-1]:g}), "
+            f"and adds noise up to that sigma or a higher one; got warp_at={warp_at:g} and renoise_to={renoise_to:g}. "
+            "paper_sigmas(latent_shape, highest=sigmas[0]) returns a valid pair."
         )
+
+
+def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
+    """Sample a clip moved by a camera, or by control videos: then all frames start from the same noise."""
+    sigmas = spaced_sigmas(request, plan, model.schedule)
+    denoise = _bind(model, request, plan)
+    if plan.inputs.motion is None:
+        initial = noise.shared(plan.seed, plan.frames, plan.latent_shape).to(model.device)
+        steps = build_sampler(plan, [0] * len(plan.frames))(denoise, sigmas[0] * initial, sigmas)
+        return SamplingRun(len(sigmas), initial, steps)
+    renoise_to, warp_at = paper_sigmas(plan.latent_shape, highest=sigmas[0])
+    sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
+    warp = frame_warp(parse(plan.inputs.motion), frames=len(plan.frames), seed=plan.seed)
+    initial = plan.continue_noise(noise.independent(plan.seed, plan.frames, plan.latent_shape).to(model.device))
+    sampler = plan.continue_sampler(build_sampler(plan, plan.frames), sigmas)
+    if request.smooth_background:
+        masks = _foreground_masks(model, request)
+        sampler = smooth_background(sampler, warp, masks, request.smooth_background)
+    steps = sample(
+        plan.skip_overwritten(denoise, sigmas),
+        initial,
+        sigmas,
+        warp=warp,
+        warp_at=warp_at,
+        renoise_to=renoise_to,
+        sampler=sampler,
+    )
+    alone, together = until(sigmas, warp_at)[:-1], starting_at(sigmas, renoise_to)
+    return SamplingRun(len(alone) + len(together) if len(plan.frames) > 1 else len(sigmas), initial, steps)
+
+
+def _bind(model: Model, request: Request, plan: Plan) -> Denoise:
+    """Bind prompts, controls and guidance, with attention of every frame to the first."""
+    denoise_cond, denoise_uncond = (
+        model.bind(
+            plan.add_control(model.prompt([text], size=(plan.height, plan.width))),
+            frame_attention=first,
+            chunk_size=request.chunk_size,
+        )
+        for text in (request.prompt, request.negative_prompt)
+    )
+    return guide(request, plan, model.schedule, denoise_cond, denoise_uncond)
+
+
+def _foreground_masks(model: Model, request: Request) -> ForegroundMasks:
+    """Return masks of the foreground by the model's own attention, or by a network for salient objects."""
+    if request.masks != "rembg":
+        return bind_foreground_mask(model, [request.prompt], chunk_size=request.chunk_size)
+    find = salient()
+
+    def masks(x0: Latents, sigma: float) -> Mask:
+        frames = (255 * model.decode(x0)[0]).byte().permute(0, 2, 3, 1).numpy()
+        pixels = torch.from_numpy(np.stack([find(frame) for frame in frames])).float() / 255
+        cells = F.interpolate(pixels[None], x0.shape[-2:], mode="area")
+        return (cells > MASK_THRESHOLD).float()[:, :, None].to(x0)
+
+    return masks

@@ -1,153 +1,280 @@
-"""VideoElevator: an image model draws, and a video model moves what it draws (Zhang et al. 2024, section 3).
+"""VideoElevator: an image model samples, and a video model makes its estimates move (Zhang et al. 2024, section 3).
 
-The two share no network, no schedule and no text encoder, only the space of clean latents. At some steps on the way
-down the image model's clean estimate is handed over: slow motion is kept (a low pass along time), the video model
-redraws it from the same noise level (SDEdit), and the image model finds the noisy latents that lead to what came of it
-(inversion). What makes the image model see a video at all, attention to the first frame, the caller binds.
+The two share no network, no schedule and no text encoder, only the space of clean latents. At some steps the image
+model's clean estimate is passed on: a temporal low-pass filter keeps its slow motion, the video model resamples it from
+the same noise level (SDEdit), and inversion finds the image model's noisy latents of the result. What lets the image
+model treat frames as one video, attention to the first frame, is bound to it.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
 
-from kineograph.denoise import Denoise
+from kineograph import latents, noise
+from kineograph.denoise import Denoise, classifier_free_guidance
+from kineograph.errors import InputError
 from kineograph.latents import Latents, add_noise
-from kineograph.samplers import NoiseAt, Sampler, Step, ddim, recorded, step_to
+from kineograph.models.model import Model
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.unet.frame_attention import first
+from kineograph.models.vae.files import same_latent_space
+from kineograph.plan import Plan, SamplingRun, build_sampler, fit_to_sampler, guide, spaced_sigmas
+from kineograph.request import Request
+from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to
 from kineograph.sigmas import insert_sigmas, starting_at, until
 
-Refine = Callable[[Latents, float], Latents]  # (clean estimate, its level) -> clean estimate that moves
-Return = Callable[[Latents, float], list[Step]]  # (clean, level) -> a path that ends with noisy latents at that level
-Correct = Callable[[Sequence[Step], float, float], Latents | float]  # (path, level, next level) -> what is added there
-Pass = Callable[[Latents], Latents]
+log = logging.getLogger(__name__)
+
+Refine = Callable[[Latents, float], Latents]  # (clean estimate, its sigma) -> clean estimate that moves
+Renoise = Callable[
+    [Latents, float], list[Step]
+]  # (clean latents, sigma) -> steps that end with noisy ones at that sigma
+Correct = Callable[[Sequence[Step], float, float], Latents | float]  # (steps of Renoise, sigma, next sigma) -> addend
+LowPass = Callable[[Latents], Latents]
+
+
+def check_models(model: Model, video: Model | None) -> tuple[Model, TemporalConfig]:
+    """Return the video model and its configuration. Raises InputError unless these are an image and a video model."""
+    if model.temporal is not None:
+        raise InputError(
+            f"video-elevator samples with an image model, and {model.name} is a video model: pass it as the video model "
+            "(video_model=, --video-model), and an image model as the model"
+        )
+    if video is None:
+        raise InputError(
+            "video-elevator needs a second model, that knows motion: pass one as video_model= (--video-model), such as "
+            "pocket-video or zeroscope's folder"
+        )
+    if video.temporal is None:
+        raise InputError(
+            f"{video.name} is an image model, and video-elevator needs one with temporal layers: load it with motion=, "
+            "or use a video model"
+        )
+    return video, video.temporal
 
 
 def refinement_sigmas(sigmas: Sequence[float], parts: Iterable[float]) -> set[float]:
-    """The rungs at which these parts of the steps are left, for `refine_at`."""
+    """Return the sigmas at which these parts of the steps remain, for `refine_at`."""
     steps = len(sigmas) - 1
     return {sigmas[steps - max(1, round(part * steps))] for part in parts}
 
 
 @torch.no_grad()
 def sample(
-    look: Denoise,
+    denoise: Denoise,
     noise: Latents,
     sigmas: Sequence[float],
     *,
     refine_at: Collection[float],
     refine: Refine,
-    back: Return,
+    renoise: Renoise,
     correct: Correct | None = None,
     sampler: Sampler = ddim,
 ) -> Iterator[Step]:
-    """Draw a video down the image model's ladder.
+    """Sample a video along the image model's sigmas.
 
-    refine_at  the rungs whose estimate is refined; without any, this is `solve` itself where that takes single steps
-    refine     makes the estimate move, see `moved`
-    back       takes it to the next rung, see `inverted`, `with_noise`
-    correct    what is added after steps that are not refined, see `drift`; nothing unless given
-    Raises ValueError for a level that no rung meets, and for the end of the ladder, where nothing is estimated.
+    refine_at  sigmas whose estimate is refined; with none, this is `sampler` itself where that takes single steps
+    refine     makes the estimate move, see `refine_with_video_model`
+    renoise    takes it to the next sigma, see `invert`, `noise_again`
+    correct    what is added after steps that are not refined, see `correct_drift`
+    Raises ValueError for a sigma that is not listed, and for the last one, where nothing is estimated.
     """
-    refined = _rungs(sigmas, refine_at)
-    x, path = sigmas[0] * noise, list[Step]()
+    refined = _listed(sigmas, refine_at)
+    x, inversion = sigmas[0] * noise, list[Step]()
     for sigma, to in pairwise(sigmas):
-        step, after = sampler(look, x, [sigma, to])
+        step, after = sampler(denoise, x, [sigma, to])
         yield step
         if sigma in refined:
-            path = back(refine(step.x0, sigma), to)
-            x = path[-1].x
+            inversion = renoise(refine(step.x0, sigma), to)
+            x = inversion[-1].x
         else:
-            x = after.x + (correct(path, sigma, to) if correct else 0)
+            x = after.x + (correct(inversion, sigma, to) if correct else 0)
     yield Step(sigmas[-1], x, x)
 
 
 def refine_with_video_model(
-    look: Denoise, sigmas: Sequence[float], steps: int, draw: NoiseAt, *, keep: Pass, sampler: Sampler = ddim
+    denoise: Denoise,
+    sigmas: Sequence[float],
+    steps: int,
+    noise_at: NoiseAt,
+    *,
+    low_pass: LowPass,
+    sampler: Sampler = ddim,
 ) -> Refine:
-    """Refine by a video model: what `keep` lets pass of the estimate, noised to its level and redrawn for a few steps.
+    """Refine by a video model: filter the estimate, add noise up to its sigma, and sample a few steps.
 
-    sigmas  the video model's ladder; a walk begins at the image model's level, wherever that lies between its rungs, or
-            at the ladder's top where the level is higher
-    steps   evaluations of the video model; the last of its estimates is what comes back
-    draw    noise for a level
-    keep    `latents.low_pass` along time in the paper
+    sigmas    the video model's; sampling starts at the image model's sigma, wherever that lies between them, or at the
+              first of them where the image model's is higher
+    steps     evaluations of the video model; the last of its estimates is the result
+    low_pass  `latents.low_pass` over frames in the paper
     """
     if steps < 1:
         raise ValueError(f"The video model takes at least 1 step, got {steps}.")
 
     def refine(x0: Latents, sigma: float) -> Latents:
         start = min(sigma, sigmas[0])
-        way = starting_at(insert_sigmas(sigmas, start), start)[: steps + 1]
-        return recorded(sampler(look, add_noise(keep(x0), draw(start).to(x0), start), way))[-2].x0
+        remaining = starting_at(insert_sigmas(sigmas, start), start)[: steps + 1]
+        x = add_noise(low_pass(x0), noise_at(start).to(x0), start)
+        return list(sampler(denoise, x, remaining))[-2].x0
 
     return refine
 
 
-def invert(look: Denoise, sigmas: Sequence[float], most: int | None = None, sampler: Sampler = ddim) -> Return:
-    """Back to a level by inversion: the noisy latents from which the image model would draw these clean ones.
+def invert(denoise: Denoise, sigmas: Sequence[float], max_steps: int | None = None, sampler: Sampler = ddim) -> Renoise:
+    """Renoise by inversion: find the noisy latents from which the image model would sample these clean ones.
 
-    look    the image model told the prompt, not guided: guidance would make it leave the way it came
-    sigmas  a falling ladder that ends at the lowest level the image model knows
-    most    evaluations, at rungs evenly picked; all of the rungs below the level unless given
+    denoise    the image model with the prompt, without guidance, which would make the inversion diverge
+    sigmas     falling, down to the lowest sigma that the image model knows
+    max_steps  evaluations, at evenly picked sigmas; at all of them unless given
     """
 
-    def back(clean: Latents, level: float) -> list[Step]:
-        if level <= sigmas[-1]:
-            return [Step(level, clean, clean)]
-        way = starting_at(insert_sigmas(sigmas, level), level)[::-1]
-        return recorded(sampler(look, clean, _thinned(way, most)))
+    def renoise(clean: Latents, sigma: float) -> list[Step]:
+        if sigma <= sigmas[-1]:
+            return [Step(sigma, clean, clean)]
+        rising = starting_at(insert_sigmas(sigmas, sigma), sigma)[::-1]
+        return list(sampler(denoise, clean, _pick_evenly(rising, max_steps)))
 
-    return back
-
-
-def add_noise_again(draw: NoiseAt) -> Return:
-    """Back to a level with noise that `draw` gives: of the start again, or fresh (the paper's ablation)."""
-
-    def back(clean: Latents, level: float) -> list[Step]:
-        return [Step(level, add_noise(clean, draw(level).to(clean), level), clean)]
-
-    return back
+    return renoise
 
 
-def correct_drift(look: Denoise) -> Correct:
-    """What a step down from the inverted latents misses of where they came from, as in the released code (not in the
-    paper). The path must hold all rungs: `inverted` with `most=None`, on the sampler's own ladder.
+def noise_again(noise_at: NoiseAt) -> Renoise:
+    """Renoise by adding noise: the initial noise again, or fresh noise (the paper's ablation)."""
 
-    Of the path's own predictions only the highest is missing, so `look` is called once a refined step.
+    def renoise(clean: Latents, sigma: float) -> list[Step]:
+        return [Step(sigma, add_noise(clean, noise_at(sigma).to(clean), sigma), clean)]
+
+    return renoise
+
+
+def correct_drift(denoise: Denoise) -> Correct:
+    """Add what a step down from the inverted latents misses of the inversion's own, as the released code (not the paper).
+
+    The inversion must have passed all sigmas: `invert` with `max_steps=None`, along the sampler's own sigmas. Of the
+    inversion's predictions only the highest is missing, so `denoise` is called once per refined step.
     """
 
-    def correct(path: Sequence[Step], sigma: float, to: float) -> Latents | float:
-        if not path or path[-1].sigma < sigma:
+    def correct(inversion: Sequence[Step], sigma: float, to: float) -> Latents | float:
+        if not inversion or inversion[-1].sigma < sigma:
             return 0.0
-        here, there = (_at(path, level) for level in (sigma, max(to, path[0].sigma)))
-        x0 = look(here.x, sigma) if here is path[-1] else here.x0
+        here, there = (_step_at(inversion, each) for each in (sigma, max(to, inversion[0].sigma)))
+        x0 = denoise(here.x, sigma) if here is inversion[-1] else here.x0
         return there.x - step_to(here.x, x0, here.sigma, there.sigma)
 
     return correct
 
 
-def _at(path: Sequence[Step], level: float) -> Step:
-    for step in path:
-        if abs(step.sigma - level) <= 1e-4 * level:
+def _step_at(steps: Sequence[Step], sigma: float) -> Step:
+    for step in steps:
+        if abs(step.sigma - sigma) <= 1e-4 * sigma:
             return step
-    raise ValueError(
-        f"The inversion did not pass level {level:g}: invert on the sampler's own ladder, all rungs of it."
-    )
+    raise ValueError(f"The inversion did not pass sigma {sigma:g}: invert along all of the sampler's own sigmas.")
 
 
-def _rungs(sigmas: Sequence[float], levels: Iterable[float]) -> set[float]:
-    """The rungs that meet these levels."""
-    found = {until(sigmas, level)[-1] for level in levels}
+def _listed(sigmas: Sequence[float], refine_at: Iterable[float]) -> set[float]:
+    """Return the listed sigmas that are close to these."""
+    found = {until(sigmas, sigma)[-1] for sigma in refine_at}
     if sigmas[-1] in found:
-        raise ValueError(f"Nothing is estimated at the end of the ladder, level {sigmas[-1]:g}: refine above it.")
+        raise ValueError(f"Nothing is estimated at the last sigma, {sigmas[-1]:g}: refine at a higher one.")
     return found
 
 
-def _thinned(way: list[float], most: int | None) -> list[float]:
-    """`most` steps of the way, evenly picked, both ends among them."""
-    steps = len(way) - 1
-    if most is None or steps <= most:
-        return way
-    return [way[round(k * steps / most)] for k in range(most + 1)]
+def _pick_evenly(sigmas: list[float], max_steps: int | None) -> list[float]:
+    """Return at most `max_steps` steps of the sigmas, evenly picked, both ends among them."""
+    steps = len(sigmas) - 1
+    if max_steps is None or steps <= max_steps:
+        return sigmas
+    return [sigmas[round(k * steps / max_steps)] for k in range(max_steps + 1)]
+
+
+def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
+    """Sample a clip, in steps of the image model."""
+    options, sigmas = request.elevation, spaced_sigmas(request, plan, model.schedule)
+    denoise_cond, denoise_uncond = (
+        model.bind(
+            plan.add_control(model.prompt([text], size=(plan.height, plan.width))),
+            frame_attention=first,
+            chunk_size=request.chunk_size,
+        )
+        for text in (request.prompt, request.negative_prompt)
+    )
+    ratio = options.shared_noise
+    own_noise = noise.partly_shared(ratio, plan.seed, plan.frames, plan.latent_shape, plan.clip).to(model.device)
+    initial = plan.continue_noise(own_noise)
+    steps = sample(
+        guide(request, plan, model.schedule, denoise_cond, denoise_uncond),
+        initial,
+        sigmas,
+        refine_at=refinement_sigmas(sigmas, options.refine_at),
+        refine=bind_video_model(model, request, plan),
+        renoise=_bind_renoise(model, request, plan, denoise_cond, initial),
+        correct=correct_drift(denoise_cond) if options.drift_correction else None,
+        sampler=plan.continue_sampler(build_sampler(plan, plan.frames), sigmas),
+    )
+    return SamplingRun(len(sigmas), initial, steps)
+
+
+def bind_video_model(model: Model, request: Request, plan: Plan) -> Refine:
+    """Bind the video model as `Refine`: the two exchange latents, or decoded frames where their VAEs differ."""
+    (video, config), options = check_models(model, plan.video_model), request.elevation
+    shape = (1, *video.latent_shape(plan.height, plan.width))
+    name = "lcm" if config.sampler == "lcm" else "ddim"
+    noise_at = noise.per_sigma(plan.seed, plan.frames, shape)
+    refine = refine_with_video_model(
+        _bind_prompts(video, request, plan, name),
+        BY_NAME[name].spacing(video.schedule.sigmas, request.num_inference_steps),
+        options.video_steps,
+        noise_at,
+        low_pass=partial(
+            latents.low_pass, spatial=options.low_pass_space or math.inf, temporal=options.low_pass or math.inf
+        ),
+        sampler=BY_NAME[name].sampler(noise_at),
+    )
+    if same_latent_space(model.vae, video.vae):
+        return refine
+    log.warning(
+        "%s and %s have different VAEs: they exchange decoded frames, which takes longer", model.name, video.name
+    )
+
+    def refine_frames(x0: Latents, sigma: float) -> Latents:
+        encoded = video.encode(model.decode(x0)).to(video.device)
+        return model.encode(video.decode(refine(encoded, sigma))).to(x0)
+
+    return refine_frames
+
+
+def _bind_prompts(video: Model, request: Request, plan: Plan, sampler: str) -> Denoise:
+    """Bind the video model's prompts and guidance."""
+    options = request.elevation
+    scale = request.guidance_scale if options.video_guidance_scale is None else options.video_guidance_scale
+    no_image = None if video.image_encoder is None else video.image_tokens(None)
+    denoise_cond, denoise_uncond = (
+        video.bind(
+            replace(video.prompt([text], size=(plan.height, plan.width), fps=plan.inputs.fps), image_tokens=no_image),
+            window=request.window,
+            overlap=request.overlap,
+            motion_scale=request.motion_scale,
+        )
+        for text in (options.video_prompt or request.prompt, request.negative_prompt)
+    )
+    guided = classifier_free_guidance(denoise_cond, denoise_uncond, max(1.0, scale))
+    return fit_to_sampler(guided, sampler, video.schedule)
+
+
+def _bind_renoise(model: Model, request: Request, plan: Plan, denoise_cond: Denoise, initial: Latents) -> Renoise:
+    options, table = request.elevation, model.schedule.sigmas
+    if options.back == "same-noise":
+        return noise_again(lambda sigma: initial)
+    if options.back == "fresh-noise":
+        return noise_again(noise.per_sigma(plan.seed, plan.frames, plan.latent_shape))
+    sigmas = spaced_sigmas(request, plan, model.schedule)
+    to_lowest = [*(sigma for sigma in sigmas if sigma > table[0]), table[0]]
+    if options.drift_correction:
+        return invert(denoise_cond, to_lowest)
+    return invert(denoise_cond, to_lowest, options.inversion_steps, dpmpp_2m)

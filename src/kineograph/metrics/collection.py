@@ -1,4 +1,4 @@
-"""The videos of a folder, with their prompts: what can be measured, and what cannot be read."""
+"""The videos of a folder with their prompts, as `kineograph evaluate` reads them."""
 
 from __future__ import annotations
 
@@ -21,212 +21,222 @@ from kineograph.media.shards import Problem, is_hidden
 from kineograph.metrics.features import Frames
 from kineograph.models.formats.tensor_files import preview_names
 
-ENDINGS = VIDEOS | {".webp"}  # animated, as Kineograph writes them
+EXTENSIONS = VIDEOS | {".webp"}  # animated, as Kineograph writes them
 FRAME = "frame_*.png"
 
 
-class Reel(NamedTuple):
-    """A video of a folder, not yet read.
+class VideoEntry(NamedTuple):
+    """A video of a folder, not decoded yet.
 
-    prompt: None when nothing says what it should show. then: what its later parts should, which are as long as the
-        first.
+    prompt         None if it is not known
+    later_prompts  those of the clips after the first, which are all of one length
     """
 
     name: str
     footage: Footage
     prompt: str | None
-    then: tuple[str, ...] = ()
+    later_prompts: tuple[str, ...] = ()
 
 
-class Clip(NamedTuple):
-    """A video, read. prompt, then: as of a reel."""
+class DecodedVideo(NamedTuple):
+    """A decoded video. prompt, later_prompts: as in `VideoEntry`."""
 
     name: str
     frames: Frames
     fps: float
     prompt: str | None
-    then: tuple[str, ...] = ()
+    later_prompts: tuple[str, ...] = ()
 
     @property
-    def told(self) -> list[tuple[Frames, str]]:
-        """Its frames part by part, each with what it should show; nothing where nothing says that."""
-        prompts = [] if self.prompt is None else [self.prompt, *self.then]
+    def prompted_parts(self) -> list[tuple[Frames, str]]:
+        """The frames of each clip with its prompt; empty if no prompt is known."""
+        prompts = [] if self.prompt is None else [self.prompt, *self.later_prompts]
         return [*zip(np.array_split(self.frames, max(1, len(prompts))), prompts, strict=False)]
 
 
 @dataclass(frozen=True)
-class Collection:
-    """The videos of a folder by name, and those that cannot be read."""
+class VideoCollection:
+    """The videos of a folder, sorted by name, and those that cannot be read."""
 
     folder: Path
-    reels: tuple[Reel, ...]
+    entries: tuple[VideoEntry, ...]
     problems: tuple[Problem, ...] = ()
 
     @property
     def lengths(self) -> dict[str, int]:
-        """How many frames each video has."""
-        return {reel.name: len(reel.footage) for reel in self.reels}
+        """Number of frames of each video."""
+        return {entry.name: len(entry.footage) for entry in self.entries}
 
 
-def collect(folder: str | Path, prompts: Mapping[str, str] | None = None, fps: float | None = None) -> Collection:
-    """The videos in a folder and below: files, and folders of frame_0000.png and so on.
+def collect_videos(
+    folder: str | Path, prompts: Mapping[str, str] | None = None, fps: float | None = None
+) -> VideoCollection:
+    """Find the videos in a folder and below: files, and folders of frame_0000.png and so on.
 
-    prompts: by name, with or without folders and ending; else those that a video of Kineograph's carries, one or, where
-        it was drawn clip after clip, one for each clip.
-    fps: frames a second at which they are read; each at its own rate unless given.
-    Warns (InputWarning) of videos that cannot be read, of prompts without a video, and of clips without a beginning.
-    Raises InputError when there is no folder, no video in it, or none that can be read.
+    Warns (InputWarning) of videos that cannot be read, of prompts without a video, and of videos with several prompts
+    whose clips are not known.
+
+    Args:
+        prompts: by name, with or without folders and extension; by default those that Kineograph wrote into the
+            videos, one for each clip of a long video.
+        fps: frame rate at which videos are read; by default each video's own.
+
+    Raises:
+        InputError: the folder is missing, holds no video, or none that can be read.
     """
     folder = Path(folder).expanduser()
-    names = _names(folder)
-    reels, problems = list[Reel](), list[Problem]()
+    names = _find_names(folder)
+    entries, problems = list[VideoEntry](), list[Problem]()
     for name in names:
         try:
             footage = open_footage(folder / name, fps=fps)
-            reels.append(Reel(name, footage, *_prompts(folder / name, name, prompts)))
+            entries.append(VideoEntry(name, footage, *_find_prompts(folder / name, name, prompts)))
         except InputError as error:
             problems.append(Problem(name, str(error)))
-    if not reels:
+    if not entries:
         raise InputError(f"none of the {len(names)} videos in {folder} can be read: {problems[0].reason}")
-    _warn_of(folder, problems, len(names))
-    _warn_of_strangers(folder, names, prompts or {})
-    return Collection(folder, tuple(reels), tuple(problems))
+    _warn_of_unreadable(folder, problems, len(names))
+    _warn_of_unused_prompts(folder, names, prompts or {})
+    return VideoCollection(folder, tuple(entries), tuple(problems))
 
 
-def read(reel: Reel) -> Clip:
-    """A video's frames. Raises InputError where it breaks off."""
-    footage = reel.footage
+def decode_video(entry: VideoEntry) -> DecodedVideo:
+    """Decode a video. Raises InputError where the file breaks off."""
+    footage = entry.footage
     frames = np.stack(list(footage.frames(footage.height, footage.width)))
-    return Clip(reel.name, frames, footage.fps, reel.prompt, reel.then)
+    return DecodedVideo(entry.name, frames, footage.fps, entry.prompt, entry.later_prompts)
 
 
 def read_prompts(path: str | Path) -> dict[str, str]:
-    """Prompts by video from a .csv or .jsonl with a column for the file's name and one for the prompt.
+    """Read prompts by video from a .csv or .jsonl file with a column for the file name and one for the prompt.
 
-    Raises InputError that names the line in which one is missing or said differently before.
+    Raises:
+        InputError: a row lacks one of them, or gives a video another prompt; the message names the line.
     """
-    path, found = Path(path).expanduser(), dict[str, str]()
-    for where, row in rows(path):
-        name, prompt = first(row, FILES), first(row, CAPTIONS)
+    path, prompts = Path(path).expanduser(), dict[str, str]()
+    for where, row in read_rows(path):
+        name, prompt = first_value(row, FILES), first_value(row, CAPTIONS)
         if not name or not prompt:
             missing = f"a file ({', '.join(FILES)})" if not name else f"a prompt ({', '.join(CAPTIONS)})"
             raise InputError(f"{where}: expected {missing}, got {row}")
-        if found.setdefault(name, prompt) != prompt:
-            raise InputError(f"{where}: {name} has had another prompt in this file")
-    if not found:
+        if prompts.setdefault(name, prompt) != prompt:
+            raise InputError(f"{where}: {name} has another prompt earlier in this file")
+    if not prompts:
         raise InputError(f"{path} holds no prompts: expected rows of a file and a prompt")
-    return found
+    return prompts
 
 
-def _names(folder: Path) -> list[str]:
+def _find_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: expected one with videos in it")
     if any(folder.glob(FRAME)):
-        raise InputError(f"{folder} is one video, as a folder of its frames: give the folder that it lies in")
+        raise InputError(f"{folder} is one video, as a folder of its frames: give the folder that contains it")
     found = []
     for place, inner, files in os.walk(folder):
         inside = Path(place)
-        frames = [each for each in inner if any((inside / each).glob(FRAME))]
-        inner[:] = [each for each in inner if each not in frames]
-        videos = [each for each in files if Path(each).suffix.lower() in ENDINGS]
-        found += [(inside / each).relative_to(folder).as_posix() for each in (*frames, *videos)]
+        frames = [name for name in inner if any((inside / name).glob(FRAME))]
+        inner[:] = [name for name in inner if name not in frames]
+        videos = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
+        found += [(inside / name).relative_to(folder).as_posix() for name in (*frames, *videos)]
     names = sorted(name for name in found if not is_hidden(name))
     if not names:
         raise InputError(
-            f"{folder} holds no video: expected files that end in {' '.join(sorted(ENDINGS))}, or folders of "
+            f"{folder} holds no video: expected files that end in {' '.join(sorted(EXTENSIONS))}, or folders of "
             "frame_0000.png and so on"
         )
     return names
 
 
-def _prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> tuple[str | None, tuple[str, ...]]:
-    """What the video should show, and what its later parts should."""
-    for each in _called(name):
-        if prompts and each in prompts:
-            return prompts[each], ()
+def _find_prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> tuple[str | None, tuple[str, ...]]:
+    """Return the prompt of a video and those of its later clips."""
+    for alias in _aliases(name):
+        if prompts and alias in prompts:
+            return prompts[alias], ()
     label = read_label(path)
-    told = label.settings.get("prompt") if label else None
-    if label is None or not isinstance(told, str) or not told:
+    prompt = label.settings.get("prompt") if label else None
+    if label is None or not isinstance(prompt, str) or not prompt:
         return None, ()
-    return told, _then(label, name)
+    return prompt, _later_prompts(label, name)
 
 
-def _then(label: Label, name: str) -> tuple[str, ...]:
-    """The prompts of the clips after the first: its own each, or the last there is."""
+def _later_prompts(label: Label, name: str) -> tuple[str, ...]:
+    """Return the prompts of the clips after the first; the last prompt goes on to the end of the video."""
     then, clips = label.settings.get("then") or (), label.settings.get("clips")
     if not then:
         return ()
     if not isinstance(clips, int) or clips <= len(then) or label.frames % clips:
-        text = (
-            f"{name} has {1 + len(then)} prompts and does not say where its clips begin: all of it counts as the first"
-        )
+        text = f"{name} has {1 + len(then)} prompts and does not say where its clips begin: the first is used for all"
         warnings.warn(text, InputWarning, stacklevel=4)
         return ()
     return (*then, *[then[-1]] * (clips - 1 - len(then)))
 
 
-def _called(name: str) -> list[str]:
-    """What a video may be called in a file of prompts."""
+def _aliases(name: str) -> list[str]:
+    """Return the names by which a file of prompts may call a video."""
     path = PurePosixPath(name)
-    bare = path.with_suffix("") if path.suffix.lower() in ENDINGS | IMAGES else path
+    bare = path.with_suffix("") if path.suffix.lower() in EXTENSIONS | IMAGES else path
     return [str(path), str(bare), path.name, bare.name]
 
 
-def _warn_of(folder: Path, problems: list[Problem], count: int) -> None:
+def _warn_of_unreadable(folder: Path, problems: list[Problem], count: int) -> None:
     if problems:
         named = preview_names([f"{name} ({reason})" for name, reason in problems])
-        text = f"{len(problems)} of {count} videos in {folder} cannot be read and do not count: {named}"
+        text = f"{len(problems)} of {count} videos in {folder} cannot be read and are left out: {named}"
         warnings.warn(text, InputWarning, stacklevel=3)
 
 
-def _warn_of_strangers(folder: Path, names: list[str], prompts: Mapping[str, str]) -> None:
-    known = {each for name in names for each in _called(name)}
-    strangers = [name for name in prompts if name not in known]
-    if strangers:
-        text = f"{len(strangers)} of {len(prompts)} prompts belong to no video in {folder}: {preview_names(strangers)}"
+def _warn_of_unused_prompts(folder: Path, names: list[str], prompts: Mapping[str, str]) -> None:
+    known = {alias for name in names for alias in _aliases(name)}
+    unused = [name for name in prompts if name not in known]
+    if unused:
+        text = f"{len(unused)} of {len(prompts)} prompts belong to no video in {folder}: {preview_names(unused)}"
         warnings.warn(text, InputWarning, stacklevel=3)
 
 
 Row = dict[str, str]
 
 
-def rows(path: Path) -> Iterator[tuple[str, Row]]:
-    """Where each row stands, for messages, and its columns in lower case. Raises InputError when it cannot be read."""
+def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """Read the rows of a .csv or .jsonl file, column names in lower case.
+
+    Yields:
+        (place of the row for messages, the row).
+
+    Raises:
+        InputError: the file cannot be read.
+    """
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise InputError(f"{path} is neither a .csv nor a .jsonl")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from (_table if path.suffix.lower() == ".csv" else _objects)(path, file)
+            yield from (_csv_rows if path.suffix.lower() == ".csv" else _jsonl_rows)(path, file)
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text ({error})") from error
 
 
-def first(row: Row, columns: Sequence[str]) -> str:
-    """The first of these columns that has something in it; nothing if none has."""
+def first_value(row: Row, columns: Sequence[str]) -> str:
+    """Return the first non-empty value among these columns, or ""."""
     return next((row[column] for column in columns if row.get(column)), "")
 
 
-def _table(path: Path, file: Iterator[str]) -> Iterator[tuple[str, Row]]:
+def _csv_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[str, Row]]:
     table = csv.DictReader(file)
     for row in table:
         named = {name.strip().lower(): (value or "").strip() for name, value in row.items() if name is not None}
         yield f"{path}, line {table.line_num}", named
 
 
-def _objects(path: Path, file: Iterator[str]) -> Iterator[tuple[str, Row]]:
+def _jsonl_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(file, 1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield where, _object(where, line)
-
-
-def _object(where: str, line: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where}: expected a JSON object, got {line.strip()[:60]!r}") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object, got {line.strip()[:60]!r}")
-    return {str(name).strip().lower(): str(value).strip() for name, value in row.items()}
+        if not line.strip():
+            continue
+        where, text = f"{path}, line {number}", line.strip()[:60]
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where}: expected a JSON object, got {text!r}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where}: expected a JSON object, got {text!r}")
+        yield where, {str(name).strip().lower(): str(value).strip() for name, value in row.items()}

@@ -1,4 +1,4 @@
-"""Networks of `transformers` that read videos: CLIP, which sees pictures and text, and VideoMAE, which sees motion."""
+"""CLIP and VideoMAE of transformers, as encoders and feature extractors."""
 
 from __future__ import annotations
 
@@ -17,147 +17,155 @@ from transformers import CLIPModel, CLIPTokenizer, VideoMAEForVideoClassificatio
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.metrics.features import FIRST, SPREAD, Extractor, Frames, Reading
+from kineograph.metrics.features import EVENLY_SPACED, FROM_START, Extractor, Frames, VideoFeatures
 from kineograph.models.conditioning.image_encoder import CLIP_MEAN, CLIP_STD, crop_to_square
 from kineograph.models.loading.provenance import fingerprint
 
 FILES = ["*.json", "*.txt", "*.safetensors", "*.bin"]
-ABSENT = (OSError, ValueError, ImportError, KeyError)  # what `from_pretrained` raises for what is not there
-SEEN = 16  # frames of a video that CLIP's features are the mean of
-AT_ONCE = 32  # pictures
+LOAD_ERRORS = (OSError, ValueError, ImportError, KeyError)  # raised by `from_pretrained` for missing or wrong files
+CLIP_FRAMES = 16  # frames of a video whose CLIP embeddings are averaged
+BATCH_SIZE = 32  # frames
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Device = torch.device | str
 
 
-class Tower(NamedTuple):
-    """CLIP: embeddings of unit length of pictures and of texts.
+class ClipEncoder(NamedTuple):
+    """A CLIP, as functions that give embeddings of unit length.
 
-    see   uint8 [f h w 3] -> [f d]
-    read  a text -> [d]; of a long one, the beginning
+    encode_frames  uint8 [f h w 3] -> [f d]
+    encode_text    a text -> [d]; a long one is truncated
     """
 
     name: str
     weights: str
     resize: str
-    see: Callable[[Frames], Float[np.ndarray, "f d"]]
-    read: Callable[[str], Float[np.ndarray, " d"]]
+    encode_frames: Callable[[Frames], Float[np.ndarray, "f d"]]
+    encode_text: Callable[[str], Float[np.ndarray, " d"]]
 
     def protocol(self) -> dict[str, Any]:
-        """All that the embeddings depend on besides what is embedded."""
+        """Return everything that the embeddings depend on besides the input."""
         return {"weights": self.weights, "resize": self.resize}
 
 
-def open_clip(source: str | Path, device: Device = "cpu") -> Tower:
-    """The CLIP in a folder or repository. Raises InputError when it is none, incomplete or out of reach."""
-    folder = _folder(source, "clip")
-    network = _whole(CLIPModel, folder, device)
-    tokens = _read(lambda: CLIPTokenizer.from_pretrained(folder, local_files_only=True), folder)
+def load_clip_encoder(source: str | Path, device: Device = "cpu") -> ClipEncoder:
+    """Load the CLIP in a folder or hub repository. Raises InputError when it is not one, incomplete or unreachable."""
+    folder = _model_folder(source, "clip")
+    network = _load_complete(CLIPModel, folder, device)
+    tokenizer = _load_or_refuse(lambda: CLIPTokenizer.from_pretrained(folder, local_files_only=True), folder)
     side = int(network.config.vision_config.image_size)
-    to_pixels = _pixels(folder, side, CLIP_MEAN, CLIP_STD)
+    preprocess = _preprocessor(folder, side, CLIP_MEAN, CLIP_STD)
 
     @torch.no_grad()
-    def see(frames: Frames) -> Float[np.ndarray, "f d"]:
-        parts = [frames[k : k + AT_ONCE] for k in range(0, len(frames), AT_ONCE)]
-        return np.concatenate([_unit(network.get_image_features(to_pixels(part).to(device))) for part in parts])
+    def encode_frames(frames: Frames) -> Float[np.ndarray, "f d"]:
+        batches = [frames[k : k + BATCH_SIZE] for k in range(0, len(frames), BATCH_SIZE)]
+        return np.concatenate([_unit(network.get_image_features(preprocess(each).to(device))) for each in batches])
 
     @torch.no_grad()
-    def read(text: str) -> Float[np.ndarray, " d"]:
-        words = tokens([text], padding="max_length", truncation=True, return_tensors="pt").input_ids
-        return _unit(network.get_text_features(words.to(device)))[0]
+    def encode_text(text: str) -> Float[np.ndarray, " d"]:
+        tokens = tokenizer([text], padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return _unit(network.get_text_features(tokens.to(device)))[0]
 
-    return Tower(Path(source).name, fingerprint(network), _resize(side), see, read)
+    return ClipEncoder(Path(source).name, fingerprint(network), _resize_text(side), encode_frames, encode_text)
 
 
-def clip_extractor(clip: Tower) -> Extractor:
-    """The mean of CLIP's embeddings of frames: it sees what is shown, and nothing of the frames' order."""
+def clip_extractor(clip: ClipEncoder) -> Extractor:
+    """Return the extractor of the mean CLIP embedding of frames, which does not depend on the frames' order."""
+
+    def forward(frames: Frames) -> VideoFeatures:
+        return VideoFeatures(clip.encode_frames(frames).mean(0))
+
+    return Extractor(clip.name, clip.weights, clip.resize, CLIP_FRAMES, EVENLY_SPACED, 1, forward)
+
+
+def load_videomae(source: str | Path, device: Device = "cpu") -> Extractor:
+    """Load the VideoMAE in a folder or hub repository.
+
+    Features are the mean of its last hidden state; a model for video classification gives class probabilities too.
+
+    Raises:
+        InputError: it is not a VideoMAE, incomplete or unreachable.
+    """
+    folder = _model_folder(source, "videomae")
+    architectures = _read_json(folder / "config.json").get("architectures") or []
+    classifies = VideoMAEForVideoClassification.__name__ in architectures
+    network = _load_complete(VideoMAEForVideoClassification if classifies else VideoMAEModel, folder, device)
+    side, num_frames = int(network.config.image_size), int(network.config.num_frames)
+    preprocess = _preprocessor(folder, side, IMAGENET_MEAN, IMAGENET_STD)
+
+    @torch.no_grad()
+    def forward(frames: Frames) -> VideoFeatures:
+        output = network(preprocess(frames)[None].to(device), output_hidden_states=True)
+        features = output.hidden_states[-1].mean(1)[0].double().cpu().numpy()
+        probabilities = output.logits.double().softmax(-1)[0].cpu().numpy() if classifies else None
+        return VideoFeatures(features, probabilities)
+
     return Extractor(
-        clip.name, clip.weights, clip.resize, SEEN, SPREAD, 1, lambda frames: Reading(clip.see(frames).mean(0))
+        Path(source).name, fingerprint(network), _resize_text(side), num_frames, FROM_START, num_frames, forward
     )
 
 
-def open_videomae(source: str | Path, device: Device = "cpu") -> Extractor:
-    """The VideoMAE in a folder or repository: its last layer's mean; one trained to classify gives classes too.
-
-    Raises InputError when it is none, incomplete or out of reach.
-    """
-    folder = _folder(source, "videomae")
-    kinds = _json(folder / "config.json").get("architectures") or []
-    classifies = VideoMAEForVideoClassification.__name__ in kinds
-    network = _whole(VideoMAEForVideoClassification if classifies else VideoMAEModel, folder, device)
-    side, count = int(network.config.image_size), int(network.config.num_frames)
-    to_pixels = _pixels(folder, side, IMAGENET_MEAN, IMAGENET_STD)
-
-    @torch.no_grad()
-    def read(frames: Frames) -> Reading:
-        told = network(to_pixels(frames)[None].to(device), output_hidden_states=True)
-        features = told.hidden_states[-1].mean(1)[0].double().cpu().numpy()
-        classes = told.logits.double().softmax(-1)[0].cpu().numpy() if classifies else None
-        return Reading(features, classes)
-
-    return Extractor(Path(source).name, fingerprint(network), _resize(side), count, FIRST, count, read)
-
-
-def _folder(source: str | Path, kind: str) -> Path:
-    """The folder with a network of this kind, fetched if it is a repository's name."""
+def _model_folder(source: str | Path, model_type: str) -> Path:
+    """Return the folder of a model of this type, downloaded if `source` is a hub id."""
     folder = hub.local_path(source) or hub.fetch_folder(str(source), FILES, HubOptions())
     if not (folder / "config.json").is_file():
-        raise InputError(f"{source} is no {kind} of transformers: expected a folder with a config.json")
-    found = _json(folder / "config.json").get("model_type")
-    if found != kind:
-        raise InputError(f"{source} holds a model of the type {found}, expected {kind}")
+        raise InputError(f"{source} is no {model_type} of transformers: expected a folder with a config.json")
+    found = _read_json(folder / "config.json").get("model_type")
+    if found != model_type:
+        raise InputError(f"{source} holds a model of the type {found}, expected {model_type}")
     return folder
 
 
-def _whole(network: Any, folder: Path, device: Device) -> Any:
-    """The network with all of its weights: `from_pretrained` makes up what a file lacks."""
-    opened, told = _read(
+def _load_complete(network: Any, folder: Path, device: Device) -> Any:
+    """Load a network and refuse missing weights, which `from_pretrained` would initialise at random."""
+    loaded, info = _load_or_refuse(
         lambda: network.from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         ),
         folder,
     )  # fmt: skip
-    if told["missing_keys"]:
-        missing = sorted(told["missing_keys"])
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
         raise InputError(f"{folder} lacks {len(missing)} weights of {network.__name__}, such as {missing[0]}")
-    return opened.eval().to(device)
+    return loaded.eval().to(device)
 
 
-def _read(load: Callable[[], Any], folder: Path) -> Any:
+def _load_or_refuse(load: Callable[[], Any], folder: Path) -> Any:
     try:
         return load()
-    except ABSENT as error:
+    except LOAD_ERRORS as error:
         raise InputError(f"{folder} cannot be opened by transformers: {error}") from error
 
 
-def _pixels(
+def _preprocessor(
     folder: Path, side: int, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Callable[[Frames], Float[Tensor, "f 3 side side"]]:
-    """What makes frames the pixels that a network was trained on, by the folder's preprocessor_config.json."""
-    told = _json(folder / "preprocessor_config.json")
-    middle, spread = (
-        torch.tensor(told.get(name, usual)).view(3, 1, 1) for name, usual in (("image_mean", mean), ("image_std", std))
+    """Return the resize and normalisation of a network; the folder's preprocessor_config.json has precedence."""
+    config = _read_json(folder / "preprocessor_config.json")
+    image_mean, image_std = (
+        torch.tensor(config.get(name, default)).view(3, 1, 1)
+        for name, default in (("image_mean", mean), ("image_std", std))
     )
 
-    def pixels(frames: Frames) -> Tensor:
-        pictures = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
-        return (crop_to_square(pictures, side) - middle) / spread
+    def preprocess(frames: Frames) -> Tensor:
+        images = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
+        return (crop_to_square(images, side) - image_mean) / image_std
 
-    return pixels
+    return preprocess
 
 
-def _resize(side: int) -> str:
+def _resize_text(side: int) -> str:
     return f"bicubic, the shorter side to {side}, the middle of the longer"
 
 
-def _json(path: Path) -> Mapping[str, Any]:
+def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        told = json.loads(path.read_text()) if path.is_file() else {}
+        content = json.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    return told if isinstance(told, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _unit(found: Any) -> np.ndarray:
-    found = getattr(found, "pooler_output", found)  # a tensor until transformers 5
-    return normalize(found, dim=-1).double().cpu().numpy()
+def _unit(output: Any) -> np.ndarray:
+    output = getattr(output, "pooler_output", output)  # a tensor until transformers 5
+    return normalize(output, dim=-1).double().cpu().numpy()

@@ -1,135 +1,92 @@
-"""`kineograph evaluate`: the scores of folders of videos, each with its protocol, as JSON, a table and a page."""
+"""Evaluation of folders of videos: the program behind `kineograph evaluate`."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.dataset_layouts import IMAGES
 from kineograph.media.files import instead_of, slug
-from kineograph.metrics.collection import Collection, collect
-from kineograph.metrics.encoders import open_clip
-from kineograph.metrics.extractors import POCKET, clip_of, open_extractors
-from kineograph.metrics.features import Extractor, check_lengths
-from kineograph.metrics.report import Evaluation, page, table
-from kineograph.metrics.scores import OnVideo, scores, survey
-from kineograph.metrics.video_metrics import Gauge, clip_gauge, flow_gauge, likeness_gauge
-from kineograph.models.pocket import WEIGHTS as POCKET_FOLDER
-from kineograph.plugins import load_plugin
+from kineograph.metrics.collection import VideoCollection, collect_videos
+from kineograph.metrics.extractors import BUILT_IN
+from kineograph.metrics.features import Extractor, check_video_lengths
+from kineograph.metrics.report import Evaluation, html_page, markdown_table
+from kineograph.metrics.scores import OnVideo, compute_scores, measure_videos
+from kineograph.metrics.video_metrics import VideoMetric
 
-SIDE = 128  # of the pocket world's images
+POCKET_SIDE = 128  # pixels of the pocket world's frames
 
 
 def evaluate(
     folders: Sequence[str | Path],
     *,
     extractors: Sequence[Extractor],
-    gauges: Sequence[Gauge],
+    metrics: Sequence[VideoMetric],
     against: str | Path | None = None,
     prompts: Mapping[str, str] | None = None,
     fps: float | None = None,
     on_video: OnVideo | None = None,
 ) -> list[Evaluation]:
-    """The scores of each folder of videos; with a folder of real ones, its distances from those too.
+    """Compute the scores of each folder of videos.
 
-    prompts, fps: as `collect` takes them. on_video: called with (videos measured, videos in all) of a folder.
-    Raises InputError for folders without videos, and for videos that are too short for an extractor.
+    Args:
+        extractors, metrics: as `load_metrics` returns them.
+        against: a folder of real videos, for FVD and KVD.
+        prompts, fps: see `collect_videos`.
+        on_video: called with (videos measured, all videos) of a folder.
+
+    Raises:
+        InputError: a folder holds no videos, two folders have one name, or a video is too short for an extractor.
     """
-    names = _names(folders)
-    collections = [collect(folder, prompts, fps) for folder in folders]
-    references = [collect(against, fps=fps)] if against is not None else []
-    for extractor in extractors:  # before hours are spent on the others
+    names = _evaluation_names(folders)
+    collections = [collect_videos(folder, prompts, fps) for folder in folders]
+    references = [collect_videos(against, fps=fps)] if against is not None else []
+    for extractor in extractors:  # refuse before hours are spent on other videos
         for videos in (*collections, *references):
-            check_lengths(videos.lengths, extractor)
-    if POCKET in [extractor.name for extractor in extractors]:
-        _doubt(collections)
-    real = survey(references[0], extractors, on_video=on_video) if references else None
-    found = []
+            check_video_lengths(videos.lengths, extractor)
+    if built_in := [extractor.name for extractor in extractors if extractor.name in BUILT_IN]:
+        _warn_of_other_sizes(collections, built_in)
+    real = measure_videos(references[0], extractors, on_video=on_video) if references else None
+    evaluations = []
     for name, videos in zip(names, collections, strict=True):
-        seen = survey(videos, extractors, gauges, on_video)
-        told = tuple(scores(seen, extractors, gauges, real))
-        found.append(Evaluation(name, seen, told, real))
-    return found
+        measurements = measure_videos(videos, extractors, metrics, on_video)
+        scores = tuple(compute_scores(measurements, extractors, metrics, real))
+        evaluations.append(Evaluation(name, measurements, scores, real))
+    return evaluations
 
 
-def _doubt(collections: Sequence[Collection]) -> None:
-    """Says so when videos cannot be of the pocket world, the only one that its judge and its CLIP know."""
-    sizes = [(reel.footage.height, reel.footage.width) for each in collections for reel in each.reels]
-    strange = sum(size != (SIDE, SIDE) for size in sizes)
-    if strange:
+def _warn_of_other_sizes(collections: Sequence[VideoCollection], extractors: Sequence[str]) -> None:
+    """Warn that the built-in extractors know the pocket world only, when videos have another size."""
+    sizes = [(entry.footage.height, entry.footage.width) for videos in collections for entry in videos.entries]
+    others = sum(size != (POCKET_SIDE, POCKET_SIDE) for size in sizes)
+    if others:
         text = (
-            f"{strange} of {len(sizes)} videos are not {SIDE} x {SIDE}: what is measured by the pocket world's judge "
-            "and CLIP says nothing of other worlds; name an extractor for yours"
+            f"{others} of {len(sizes)} videos are not {POCKET_SIDE} x {POCKET_SIDE}: {' and '.join(extractors)} and "
+            "the built-in CLIP were trained on the pocket world alone, and their scores mean little for other videos; "
+            "name an extractor for yours, such as clip:openai/clip-vit-base-patch32"
         )
         warnings.warn(text, InputWarning, stacklevel=3)
 
 
-def instruments(
-    texts: Sequence[str] = (POCKET,),
-    *,
-    pictures: str | Path | None = None,
-    device: torch.device | str = "cpu",
-) -> tuple[list[Extractor], list[Gauge]]:
-    """What to measure with: the extractors named (`open_extractor`), and the gauges that go with them.
-
-    The first CLIP among them tells CLIP-T, frame consistency and, with a folder of pictures of a subject or style,
-    CLIP-I; with "pocket" the pocket world's own does, and its judge says whether the prompt is seen.
-    """
-    opened = open_extractors(texts, device)
-    gauges = [flow_gauge()]
-    source = clip_of(texts, POCKET_FOLDER / "clip")
-    if source is None and pictures is not None:
-        raise InputError("likeness to pictures takes a CLIP: name one by clip:PATH, or pocket")
-    if source is not None:
-        tower = open_clip(source, device)
-        gauges.append(clip_gauge(tower))
-        if pictures is not None:
-            gauges.append(likeness_gauge(tower, *_pictures(Path(pictures).expanduser())))
-    if POCKET in texts:
-        gauges.append(load_plugin("metrics", POCKET)())
-    return opened, gauges
-
-
-def write(found: Sequence[Evaluation], folder: Path) -> Path:
-    """NAME.json of each folder, `report.md`, and `index.html` with the videos side by side, whose path is returned."""
+def write_reports(evaluations: Sequence[Evaluation], folder: Path) -> Path:
+    """Write NAME.json of each evaluation, `report.md` and `index.html`; return the path of the last."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {f"{each.name}.json": json.dumps(each.as_json(), indent=2, allow_nan=False) + "\n" for each in found}
-    files |= {"report.md": table(found), "index.html": page(found)}
+    files = {f"{each.name}.json": json.dumps(each.as_json(), indent=2, allow_nan=False) + "\n" for each in evaluations}
+    files |= {"report.md": markdown_table(evaluations), "index.html": html_page(evaluations)}
     for name, text in files.items():
         with instead_of(folder / name) as part:
             part.write_text(text)
     return folder / "index.html"
 
 
-def _names(folders: Sequence[str | Path]) -> list[str]:
-    """What each folder is called, by its own name; the second of the same name with a 2 behind it."""
+def _evaluation_names(folders: Sequence[str | Path]) -> list[str]:
+    """Return a name for each folder: its own, with -2 appended to the second of the same name."""
     paths = [Path(folder).expanduser().resolve() for folder in folders]
     own = [slug(path.name) for path in paths]
     before = [own[:place].count(name) for place, name in enumerate(own)]
     names = [f"{name}-{count + 1}" if count else name for name, count in zip(own, before, strict=True)]
     if min(len({*paths}), len({*names})) < len(names):
-        raise InputError(f"two of the folders are the same or called alike ({', '.join(names)}): give each once")
+        raise InputError(f"two of the folders are the same or have one name ({', '.join(names)}): give each once")
     return names
-
-
-def _pictures(folder: Path) -> tuple[list[np.ndarray], str]:
-    """Pictures of a folder, uint8 [1 h w 3] each, and what stands for them."""
-    files = sorted(each for each in folder.glob("*") if each.suffix.lower() in IMAGES)
-    if not files:
-        raise InputError(f"{folder} holds no pictures: expected files that end in {' '.join(sorted(IMAGES))}")
-    whole, found = hashlib.sha256(), []
-    for file in files:
-        try:
-            found.append(np.asarray(Image.open(file).convert("RGB"))[None])
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{file} is no picture that can be read ({error})") from error
-        whole.update(hashlib.sha256(file.read_bytes()).digest())
-    return found, whole.hexdigest()

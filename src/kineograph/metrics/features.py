@@ -1,4 +1,4 @@
-"""What turns a video into features: the extractor that FVD, KVD and IS depend on as much as on the videos."""
+"""Interface of feature extractors, the networks that FVD, KVD and the Inception Score are computed with."""
 
 from __future__ import annotations
 
@@ -11,67 +11,76 @@ from jaxtyping import Float, Int, UInt8
 from kineograph.errors import InputError
 from kineograph.models.formats.tensor_files import preview_names
 
-
 Frames = UInt8[np.ndarray, "f h w 3"]
-Measured = Iterator[tuple[str, float]]
+NamedValues = Iterator[tuple[str, float]]
 
 
-class Taken(NamedTuple):
-    """Which frames of a video an extractor sees: the numbers of so many, of a video of so many."""
+class FrameSelection(NamedTuple):
+    """A rule that selects the frames that an extractor gets.
+
+    name: part of the protocol. indices: (number of frames wanted, frames of the video) -> their indices.
+    """
 
     name: str
-    numbers: Callable[[int, int], Int[np.ndarray, " n"]]
+    indices: Callable[[int, int], Int[np.ndarray, " n"]]
 
 
-FIRST = Taken("the first", lambda wanted, length: np.arange(min(wanted, length)))
-SPREAD = Taken(
+FROM_START = FrameSelection("the first", lambda wanted, length: np.arange(min(wanted, length)))
+EVENLY_SPACED = FrameSelection(
     "spread over the video", lambda wanted, length: np.linspace(0, length - 1, wanted).round().astype(np.int64)
 )
 
 
-class Reading(NamedTuple):
-    """What an extractor finds in a video: features, and the probabilities of its classes if it has any."""
+class VideoFeatures(NamedTuple):
+    """Features of a video, and its class probabilities if the extractor is a classifier."""
 
     features: Float[np.ndarray, " d"]
-    classes: Float[np.ndarray, " k"] | None = None
+    probabilities: Float[np.ndarray, " k"] | None = None
 
 
 class Extractor(NamedTuple):
-    """A network that reads videos.
+    """A network that maps a video to features.
 
-    name     what its scores are called by
-    weights  SHA-256 of them
-    resize   how frames become what it sees, in words: part of the protocol
-    frames   how many it sees, and `taken` which
-    least    how many a video must have
-    read     the frames that were taken, uint8 [frames h w 3] -> features
+    name        name of its scores: FVD (name)
+    weights     SHA-256 of the weights
+    resize      description of the preprocessing, part of the protocol
+    num_frames  number of frames of its input, chosen by `selection`
+    min_frames  least number of frames of a video
+    forward     the selected frames -> features
     """
 
     name: str
     weights: str
     resize: str
-    frames: int
-    taken: Taken
-    least: int
-    read: Callable[[Frames], Reading]
+    num_frames: int
+    selection: FrameSelection
+    min_frames: int
+    forward: Callable[[Frames], VideoFeatures]
 
-    def of(self, video: Frames) -> Reading:
-        """The features of a video of any length from `least` on."""
-        return self.read(video[self.taken.numbers(self.frames, len(video))])
+    def extract(self, video: Frames) -> VideoFeatures:
+        """Return the features of a video of at least `min_frames` frames."""
+        return self.forward(video[self.selection.indices(self.num_frames, len(video))])
 
     def protocol(self) -> dict[str, Any]:
-        """All of it that features depend on."""
+        """Return everything that features depend on besides the video."""
         return {
-            "weights": self.weights, "resize": self.resize, "frames": self.frames, "taken": self.taken.name,
+            "weights": self.weights, "resize": self.resize, "frames": self.num_frames, "taken": self.selection.name,
         }  # fmt: skip
 
 
-def check_lengths(lengths: Mapping[str, int], extractor: Extractor) -> None:
-    """Raises InputError when a video (name -> frames) is too short for the extractor, naming the first few."""
-    short = [f"{name} has {length}" for name, length in lengths.items() if length < extractor.least]
+def check_video_lengths(lengths: Mapping[str, int], extractor: Extractor) -> None:
+    """Check that every video has enough frames for an extractor.
+
+    Args:
+        lengths: number of frames of each video, by name.
+
+    Raises:
+        InputError: some are too short; the message names the first few.
+    """
+    short = [f"{name} has {length}" for name, length in lengths.items() if length < extractor.min_frames]
     if short:
         raise InputError(
-            f"{extractor.name} sees {extractor.frames} frames and takes videos of at least {extractor.least}, and "
-            f"{len(short)} of {len(lengths)} videos are shorter ({preview_names(short)}): make longer ones, take them away, or "
-            "take another extractor"
+            f"{extractor.name} reads {extractor.num_frames} frames and needs videos of at least "
+            f"{extractor.min_frames}, and {len(short)} of {len(lengths)} videos are shorter ({preview_names(short)}): "
+            "make longer videos, remove the short ones, or choose another extractor"
         )

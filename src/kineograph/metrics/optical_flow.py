@@ -1,4 +1,4 @@
-"""How a video moves, by optical flow between neighbouring frames: how much, and whether what moves stays the same.
+"""Motion magnitude and warp error of videos, from the optical flow between neighbouring frames.
 
 The flow is OpenCV's DIS (Kroeger et al. 2016), which needs no weights. Frames are uint8 [f h w 3].
 """
@@ -13,27 +13,38 @@ from jaxtyping import Bool, Float
 
 from kineograph.errors import InputError
 from kineograph.media.footage import fitted
-from kineograph.metrics.features import Frames, Measured
+from kineograph.metrics.features import Frames, NamedValues
 
-SIDE = 256  # pixels of the shorter side: flow and grey levels depend on the size
-AGREE, SLACK = 0.01, 0.5  # forth and back agree within a hundredth of their squares and half a pixel squared
+FLOW_SIDE = 256  # pixels of the shorter side: flow and grey levels depend on the size
+AGREE, SLACK = 0.01, 0.5  # forward and backward flow may differ by 1 % of their squares plus half a pixel squared
 
 Flow = Float[np.ndarray, "h w 2"]
 Mask = Bool[np.ndarray, "h w"]
 
-PROTOCOL: dict[str, Any] = {"flow": "DIS, medium", "resize": f"Lanczos, the shorter side to {SIDE}"}
+PROTOCOL: dict[str, Any] = {"flow": "DIS, medium", "resize": f"Lanczos, the shorter side to {FLOW_SIDE}"}
 
 
-def moving(frames: Frames, fps: float) -> Measured:
-    """Motion magnitude, warp error, and the share of pixels that both ways of the flow agree on; nothing of a picture.
+def import_opencv() -> Any:
+    """Return the module `cv2`. Raises InputError when OpenCV is not installed."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            "motion and warp error are measured by OpenCV, which is not installed: pip install 'kineograph[control]'"
+        ) from error
+    return cv2
 
-    `motion`: how far a pixel moves, in widths and heights of the picture a second.
-    `warp error`: how much a pixel has changed where the flow takes it, in grey levels of 255, where forth and back
-    agree (Lai et al. 2018). A frozen video has none, and one that breaks up leaves few pixels to compare: read it
-    with `motion` and with `followed`, the share of pixels that it is taken over.
+
+def measure_flow(frames: Frames, fps: float) -> NamedValues:
+    """Yield the motion magnitude, the share of followed pixels and the warp error; nothing for a single frame.
+
+    motion      mean length of the flow, in widths and heights of the frame per second.
+    followed    share of pixels whose forward and backward flow agree.
+    warp error  mean difference between a pixel and the one the flow maps it to, in grey levels of 255, over the
+                followed pixels (Lai et al. 2018). A frozen video has none, and one that breaks up leaves few pixels to
+                compare: read it together with the other two.
     """
-    shown = _sized(frames)
-    pairs = [_compared(*pair) for pair in pairwise(shown)]
+    pairs = [_compare_frames(*pair) for pair in pairwise(_resize_frames(frames))]
     if not pairs:
         return
     lengths, errors, followed = zip(*pairs, strict=True)
@@ -43,71 +54,59 @@ def moving(frames: Frames, fps: float) -> Measured:
         yield "warp error", float(np.nanmean(errors))
 
 
-def _compared(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
-    """Of two neighbours: how far a pixel moves in parts of the picture, how much it changes, and how many count."""
-    forth, back = flow(before, after), flow(after, before)
-    there = agreeing(forth, back)
-    changed = np.abs(warped(after, forth) - before.astype(np.float32)).mean(-1)[there]
+def _compare_frames(before: np.ndarray, after: np.ndarray) -> tuple[float, float, float]:
+    """Return the mean length of the flow between two frames, the warp error and the share of followed pixels."""
+    forward, backward = estimate_flow(before, after), estimate_flow(after, before)
+    followed = consistent_pixels(forward, backward)
+    changed = np.abs(warp_image(after, forward) - before.astype(np.float32)).mean(-1)[followed]
     error = float(changed.mean()) if changed.size else np.nan
-    return _length(forth), error, float(there.mean())
+    return _mean_length(forward), error, float(followed.mean())
 
 
-def lengths(frames: Frames) -> Float[np.ndarray, " pairs"]:
-    """How far a pixel moves from each frame to the next, in widths and heights of the picture."""
-    return np.array([_length(flow(*pair)) for pair in pairwise(_sized(frames))])
+def motion_per_frame(frames: Frames) -> Float[np.ndarray, " pairs"]:
+    """Return the mean length of the flow from each frame to the next, in widths and heights of the frame."""
+    return np.array([_mean_length(estimate_flow(*pair)) for pair in pairwise(_resize_frames(frames))])
 
 
-def _length(by: Flow) -> float:
-    height, width = by.shape[:2]
-    return float(np.linalg.norm(by / (width, height), axis=-1).mean())
+def _mean_length(flow: Flow) -> float:
+    height, width = flow.shape[:2]
+    return float(np.linalg.norm(flow / (width, height), axis=-1).mean())
 
 
-def flow(before: np.ndarray, after: np.ndarray) -> Flow:
-    """Where each pixel of one picture, uint8 [h w 3], has gone in the other: (right, down) in pixels."""
-    cv2 = _opencv()
+def estimate_flow(before: np.ndarray, after: np.ndarray) -> Flow:
+    """Return the displacement (right, down) in pixels of each pixel from one image, uint8 [h w 3], to another."""
+    cv2 = import_opencv()
     grey = [cv2.cvtColor(np.ascontiguousarray(each), cv2.COLOR_RGB2GRAY) for each in (before, after)]
     return np.asarray(cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None))
 
 
-def warped(picture: np.ndarray, by: Flow) -> Float[np.ndarray, "h w c"]:
-    """What a picture [h w c] shows where a flow leads to, between pixels linearly and beyond its edge the edge."""
-    cv2 = _opencv()
-    right, down = _ends(by)
-    taken = cv2.remap(
-        picture.astype(np.float32), right, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )  # fmt: skip
-    return np.asarray(taken)
+def warp_image(image: np.ndarray, flow: Flow) -> Float[np.ndarray, "h w c"]:
+    """Sample an image [h w c] at the target of each pixel's flow, bilinearly; the edge is repeated beyond it."""
+    cv2 = import_opencv()
+    right, down = _targets(flow)
+    sampled = cv2.remap(image.astype(np.float32), right, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(sampled)
 
 
-def agreeing(forth: Flow, back: Flow) -> Mask:
-    """Where a pixel comes back when it goes forth and back, and stays inside: it is seen in both pictures.
+def consistent_pixels(forward: Flow, backward: Flow) -> Mask:
+    """Return the mask of pixels that both images show: forward and backward flow agree, and the target is inside.
 
-    The bound is Sundaram et al.'s (2010).
+    The bound is that of Sundaram et al. (2010).
     """
-    height, width = forth.shape[:2]
-    right, down = _ends(forth)
+    height, width = forward.shape[:2]
+    right, down = _targets(forward)
     inside = (right >= 0) & (right <= width - 1) & (down >= 0) & (down <= height - 1)
-    returned = warped(back, forth)
-    off = np.square(forth + returned).sum(-1)
-    return inside & (off < AGREE * (np.square(forth).sum(-1) + np.square(returned).sum(-1)) + SLACK)
+    returned = warp_image(backward, forward)
+    off = np.square(forward + returned).sum(-1)
+    return inside & (off < AGREE * (np.square(forward).sum(-1) + np.square(returned).sum(-1)) + SLACK)
 
 
-def _ends(by: Flow) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
-    y, x = np.mgrid[: by.shape[0], : by.shape[1]].astype(np.float32)
-    return x + by[..., 0], y + by[..., 1]
+def _targets(flow: Flow) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
+    return x + flow[..., 0], y + flow[..., 1]
 
 
-def _sized(frames: Frames) -> list[np.ndarray]:
+def _resize_frames(frames: Frames) -> list[np.ndarray]:
     height, width = frames.shape[1:3]
-    scale = SIDE / min(height, width)
+    scale = FLOW_SIDE / min(height, width)
     return [fitted(frame, round(scale * height), round(scale * width)) for frame in frames]
-
-
-def _opencv() -> Any:
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(
-            "motion is measured by OpenCV, which is not installed: pip install 'kineograph[control]'"
-        ) from error
-    return cv2

@@ -1,4 +1,7 @@
-"""What a file says of a set's scores, and two such files side by side: never silently those of different protocols."""
+"""Reports of scores as JSON, Markdown and HTML, and the comparison of two reports.
+
+Scores of different protocols never share a table row, and are compared only on request.
+"""
 
 from __future__ import annotations
 
@@ -17,49 +20,52 @@ from typing import Any, NamedTuple
 from kineograph.errors import InputError
 from kineograph.media.video import open_video
 from kineograph.metrics.distances import Mean
-from kineograph.metrics.scores import Score, Survey
+from kineograph.metrics.scores import Measurements, Score
 from kineograph.metrics.video_metrics import ASPECTS
 
 VERSIONS = ("kineograph", "torch", "transformers", "numpy", "av")
 
-Told = Mapping[str, Any]
-Scores = Mapping[str, Told]
+ScoreRecord = Mapping[str, Any]
+Scores = Mapping[str, ScoreRecord]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A folder's scores, and what was seen of each of its videos."""
+    """The scores of a folder of videos, and the measurements of each video.
+
+    against: the measurements of the reference videos, if there are any.
+    """
 
     name: str
-    survey: Survey
+    measurements: Measurements
     scores: tuple[Score, ...]
-    against: Survey | None = None
+    against: Measurements | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON values, without a time: the same videos give the same again."""
+        """Return the report as JSON values. It holds no time, so that equal videos give equal reports."""
         return {
             "name": self.name,
-            "folder": str(self.survey.folder),
+            "folder": str(self.measurements.folder),
             "against": None if self.against is None else str(self.against.folder),
             "versions": {name: version(name) for name in VERSIONS},
             "scores": [
                 {
-                    "name": each.name, "aspect": each.aspect, "value": _known(each.value.value),
-                    "error": _known(each.value.error), "count": each.count, "protocol": each.protocol,
+                    "name": each.name, "aspect": each.aspect, "value": _nan_to_none(each.value.value),
+                    "error": _nan_to_none(each.value.error), "count": each.count, "protocol": each.protocol,
                     "settings": dict(each.settings),
                 }
                 for each in self.scores
             ],
             "videos": [
-                {"name": video.name, "prompt": video.prompt, "frames": video.frames, "fps": video.fps, **video.numbers}
-                for video in self.survey.videos
+                {"name": video.name, "prompt": video.prompt, "frames": video.frames, "fps": video.fps, **video.values}
+                for video in self.measurements.videos
             ],
-            "skipped": [problem._asdict() for problem in self.survey.problems],
+            "skipped": [problem._asdict() for problem in self.measurements.problems],
         }  # fmt: skip
 
 
-class Compared(NamedTuple):
-    """A score in two reports, and ours less theirs with the error of two independent sets."""
+class ScoreComparison(NamedTuple):
+    """A score in two reports, and ours minus theirs with the error of two independent sets."""
 
     name: str
     ours: Mean
@@ -67,83 +73,91 @@ class Compared(NamedTuple):
     difference: Mean
 
 
-def compare(ours: str | Path, theirs: str | Path, *, across: Collection[str] = ()) -> list[Compared]:
-    """The scores that two JSON reports of `evaluate` have in common.
+def compare_reports(
+    ours: str | Path, theirs: str | Path, *, ignore_protocol: Collection[str] = ()
+) -> list[ScoreComparison]:
+    """Compare the scores that two JSON reports of `evaluate` have in common.
 
-    across: names of scores to compare although they were measured by different protocols.
-    Raises InputError when other scores were, saying what differs; when one of these is in neither report; when there
-    is none in common; and when a file is no report.
+    Args:
+        ignore_protocol: names of scores to compare although they were measured by different protocols.
+
+    Raises:
+        InputError: a file is no report; another score was measured by different protocols (the message names the
+            differences); a name is in neither report; or the reports share no score.
     """
-    return side_by_side(read_scores(ours), read_scores(theirs), across)
+    return compare_scores(read_scores(ours), read_scores(theirs), ignore_protocol)
 
 
-def side_by_side(ours: Scores, theirs: Scores, across: Collection[str] = ()) -> list[Compared]:
-    """The same of scores that were read already."""
+def compare_scores(ours: Scores, theirs: Scores, ignore_protocol: Collection[str] = ()) -> list[ScoreComparison]:
+    """Compare scores that were read already; see `compare_reports`."""
     shared = [name for name in ours if name in theirs]
-    unknown = [name for name in across if name not in shared]
+    unknown = [name for name in ignore_protocol if name not in shared]
     if not shared or unknown:
         raise InputError(
             f"there is no score {' or '.join(unknown) or 'at all'} on both sides: here are "
             f"{', '.join(ours) or 'none'}, and there {', '.join(theirs) or 'none'}"
         )
-    unlike = [name for name in shared if ours[name]["protocol"] != theirs[name]["protocol"] and name not in across]
-    if unlike:
-        raise InputError("\n".join(_refusal(name, ours[name], theirs[name]) for name in unlike))
-    return [_compared(name, ours[name], theirs[name]) for name in shared]
+    different = [
+        name for name in shared
+        if ours[name]["protocol"] != theirs[name]["protocol"] and name not in ignore_protocol
+    ]  # fmt: skip
+    if different:
+        raise InputError("\n".join(_protocol_differences(name, ours[name], theirs[name]) for name in different))
+    return [_compare_score(name, ours[name], theirs[name]) for name in shared]
 
 
-def _compared(name: str, ours: Told, theirs: Told) -> Compared:
-    one, other = (Mean(_number(each["value"]), _number(each["error"])) for each in (ours, theirs))
-    return Compared(name, one, other, Mean(one.value - other.value, math.hypot(one.error, other.error)))
+def _compare_score(name: str, ours: ScoreRecord, theirs: ScoreRecord) -> ScoreComparison:
+    one, other = (Mean(_none_to_nan(each["value"]), _none_to_nan(each["error"])) for each in (ours, theirs))
+    return ScoreComparison(name, one, other, Mean(one.value - other.value, math.hypot(one.error, other.error)))
 
 
-def _refusal(name: str, ours: Told, theirs: Told) -> str:
-    mine, other = (dict(_flat(each["settings"])) for each in (ours, theirs))
-    differing = [
+def _protocol_differences(name: str, ours: ScoreRecord, theirs: ScoreRecord) -> str:
+    mine, other = (dict(_flatten(each["settings"])) for each in (ours, theirs))
+    differences = [
         f"{key} is {mine.get(key, 'not there')} here and {other.get(key, 'not there')} there"
         for key in sorted({*mine, *other})
         if mine.get(key) != other.get(key)
     ]
     return (
         f"{name} was measured by protocol {ours['protocol']} here and {theirs['protocol']} there: "
-        f"{'; '.join(differing)}. Measure both alike, or name it to compare it all the same: across={[name]} "
-        f"(--across '{name}')"
+        f"{'; '.join(differences)}. Measure both by one protocol, or compare them all the same by "
+        f"--ignore-protocol '{name}' (in Python: ignore_protocol=['{name}'])"
     )
 
 
-def _flat(settings: Told, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(settings: ScoreRecord, prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, str(value)
 
 
-def read_scores(path: str | Path) -> dict[str, Told]:
-    """The scores of a JSON report by name. Raises InputError when it is none."""
+def read_scores(path: str | Path) -> dict[str, ScoreRecord]:
+    """Return the scores of a JSON report by name. Raises InputError when the file is not a report."""
     try:
-        return by_name(json.loads(Path(path).read_text()))
+        return scores_by_name(json.loads(Path(path).read_text()))
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no report of `kineograph evaluate`: expected its JSON with scores") from error
 
 
-def by_name(report: Told) -> dict[str, Told]:
-    """The scores of a report that is JSON values."""
+def scores_by_name(report: ScoreRecord) -> dict[str, ScoreRecord]:
+    """Return the scores of a report, given as JSON values, by name."""
     return {each["name"]: each for each in report["scores"] if {"value", "error", "protocol", "settings"} <= {*each}}
 
 
-def _number(value: float | None) -> float:
+def _none_to_nan(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _known(value: float) -> float | None:
-    """JSON has no NaN, which is the error of one."""
+def _nan_to_none(value: float) -> float | None:
+    """Replace NaN, the error of a single video, which JSON cannot hold."""
     return None if math.isnan(value) else value
 
 
-SHOWN = 12  # rows of videos on the page, which carries them in itself
+MAX_VIDEO_ROWS = 12  # of the page, which embeds the videos
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -156,8 +170,8 @@ video { width: 16rem; max-width: 100%; background: #eee; display: block; }
 """
 
 
-class Row(NamedTuple):
-    """A score by one protocol, by the name of the set; a set without it was measured otherwise, or not at all."""
+class TableRow(NamedTuple):
+    """One score by one protocol. cells: its value by name of the evaluation; without those that lack the score."""
 
     aspect: str
     name: str
@@ -165,24 +179,26 @@ class Row(NamedTuple):
     cells: Mapping[str, Mean]
 
 
-def lines(found: Sequence[Evaluation]) -> list[Row]:
-    """The scores of all sets, sorted by aspect: those of different protocols are in different rows."""
-    rows: dict[tuple[str, str], Row] = {}
-    for each in found:
+def table_rows(evaluations: Sequence[Evaluation]) -> list[TableRow]:
+    """Return one row per score and protocol, sorted by aspect."""
+    rows: dict[tuple[str, str], TableRow] = {}
+    for each in evaluations:
         for score in each.scores:
-            row = rows.setdefault((score.name, score.protocol), Row(score.aspect, score.name, score.protocol, {}))
+            row = rows.setdefault((score.name, score.protocol), TableRow(score.aspect, score.name, score.protocol, {}))
             rows[score.name, score.protocol] = row._replace(cells={**row.cells, each.name: score.value})
     return sorted(rows.values(), key=lambda row: ASPECTS.index(row.aspect))
 
 
-def table(found: Sequence[Evaluation]) -> str:
-    """All scores in Markdown, with what was left out."""
-    names = [each.name for each in found]
+def markdown_table(evaluations: Sequence[Evaluation]) -> str:
+    """Return all scores in Markdown, and the number of videos that were left out."""
+    names = [each.name for each in evaluations]
     head = ["aspect", "score", *names, "protocol"]
-    body = [[row.aspect, row.name, *_cells(row, names), f"`{row.protocol}`"] for row in lines(found)]
+    body = [[row.aspect, row.name, *_cell_texts(row, names), f"`{row.protocol}`"] for row in table_rows(evaluations)]
     rows = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)]
     skipped = [
-        f"- {each.name}: {len(each.survey.problems)} videos could not be read" for each in found if each.survey.problems
+        f"- {each.name}: {len(each.measurements.problems)} videos could not be read"
+        for each in evaluations
+        if each.measurements.problems
     ]
     return "\n".join(
         [
@@ -196,63 +212,63 @@ def table(found: Sequence[Evaluation]) -> str:
     )
 
 
-def page(found: Sequence[Evaluation]) -> str:
-    """One HTML file that needs no other: the table, and the first videos of each set side by side."""
+def html_page(evaluations: Sequence[Evaluation]) -> str:
+    """Return a self-contained HTML page: the table, and the first videos of each evaluation side by side."""
     body = [
         "<h1>Evaluation</h1>",
         "<p>Means ± standard errors. Only numbers in one row can be compared: a score of another protocol has a row of "
         "its own.</p>",
-        _scores(found),
-        *(_skipped(each) for each in found if each.survey.problems),
+        _score_table(evaluations),
+        *(_problem_list(each) for each in evaluations if each.measurements.problems),
         "<h2>Videos</h2>",
-        _videos(found),
+        _video_table(evaluations),
     ]
     head = f'<meta charset="utf-8"><title>Evaluation</title><style>{STYLE}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
 
 
-def _scores(found: Sequence[Evaluation]) -> str:
-    names = [each.name for each in found]
-    parts = [_row("th", ["score", *names, "protocol"])]
-    shown = ""
-    for row in lines(found):
-        if row.aspect != shown:
-            shown = row.aspect
-            parts.append(f'<tr><th scope="colgroup" colspan="{len(names) + 2}">{html.escape(shown)}</th></tr>')
-        cells = "".join(f'<td class="n">{cell}</td>' for cell in _cells(row, names))
+def _score_table(evaluations: Sequence[Evaluation]) -> str:
+    names = [each.name for each in evaluations]
+    parts = [_table_row("th", ["score", *names, "protocol"])]
+    aspect = ""
+    for row in table_rows(evaluations):
+        if row.aspect != aspect:
+            aspect = row.aspect
+            parts.append(f'<tr><th scope="colgroup" colspan="{len(names) + 2}">{html.escape(aspect)}</th></tr>')
+        cells = "".join(f'<td class="n">{cell}</td>' for cell in _cell_texts(row, names))
         parts.append(f"<tr><td>{html.escape(row.name)}</td>{cells}<td><code>{row.protocol}</code></td></tr>")
     return f"<table>{''.join(parts)}</table>"
 
 
-def _cells(row: Row, names: Sequence[str]) -> list[str]:
-    return [_said(row.cells[name]) if name in row.cells else "-" for name in names]
+def _cell_texts(row: TableRow, names: Sequence[str]) -> list[str]:
+    return [_format_mean(row.cells[name]) if name in row.cells else "-" for name in names]
 
 
-def _said(value: Mean) -> str:
+def _format_mean(value: Mean) -> str:
     return f"{value.value:.3f}" if math.isnan(value.error) else str(value)
 
 
-def _skipped(each: Evaluation) -> str:
-    items = "".join(f"<li>{html.escape(f'{name}: {reason}')}</li>" for name, reason in each.survey.problems)
+def _problem_list(each: Evaluation) -> str:
+    items = "".join(f"<li>{html.escape(f'{name}: {reason}')}</li>" for name, reason in each.measurements.problems)
     return f"<details><summary>{html.escape(each.name)}: not read</summary><ul>{items}</ul></details>"
 
 
-def _videos(found: Sequence[Evaluation]) -> str:
-    columns = [(each.name, dict(_figures(each.survey))) for each in found]
-    if found[0].against is not None:
-        columns.append(("against", dict(_figures(found[0].against))))
-    parts = [_row("th", ["", *(name for name, _ in columns)])]
-    for number, keys in enumerate(_paired([[*videos] for _, videos in columns])):
-        if number == SHOWN:
+def _video_table(evaluations: Sequence[Evaluation]) -> str:
+    columns = [(each.name, dict(_figures(each.measurements))) for each in evaluations]
+    if evaluations[0].against is not None:
+        columns.append(("against", dict(_figures(evaluations[0].against))))
+    parts = [_table_row("th", ["", *(name for name, _ in columns)])]
+    for number, keys in enumerate(_match_videos([[*videos] for _, videos in columns])):
+        if number == MAX_VIDEO_ROWS:
             break
         cells = [videos[key]() if key else "" for key, (_, videos) in zip(keys, columns, strict=True)]
-        named = html.escape(next(key for key in keys if key))
-        parts.append(f"<tr><th>{named}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+        heading = html.escape(next(key for key in keys if key))
+        parts.append(f"<tr><th>{heading}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f"<table>{''.join(parts)}</table>"
 
 
-def _paired(names: Sequence[Sequence[str]]) -> Iterator[tuple[str | None, ...]]:
-    """Names of videos that belong together: the same name in each set, or, if sets share none, the same place."""
+def _match_videos(names: Sequence[Sequence[str]]) -> Iterator[tuple[str | None, ...]]:
+    """Match videos of several folders: by equal names or, if the folders share none, by position."""
     stems = [{str(Path(name).with_suffix("")): name for name in each} for each in names]
     known = list(dict.fromkeys(stem for each in stems for stem in each))
     if all({*stems[0]} & {*each} for each in stems):
@@ -263,24 +279,25 @@ def _paired(names: Sequence[Sequence[str]]) -> Iterator[tuple[str | None, ...]]:
         yield tuple(each[place] if place < len(each) else None for each in names)
 
 
-def _figures(survey: Survey) -> Iterator[tuple[str, Callable[[], str]]]:
-    for video in survey.videos:
-        numbers = "<br>".join(f"{html.escape(name)} {value:.3f}" for name, value in video.numbers.items())
-        caption = f"{html.escape(video.prompt or '')}<br><small>{numbers}</small>"
-        yield video.name, partial(_figure, survey.folder / video.name, caption)
+def _figures(measurements: Measurements) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the name of each video and a function that renders it with its prompt and values."""
+    for video in measurements.videos:
+        values = "<br>".join(f"{html.escape(name)} {value:.3f}" for name, value in video.values.items())
+        caption = f"{html.escape(video.prompt or '')}<br><small>{values}</small>"
+        yield video.name, partial(_figure, measurements.folder / video.name, caption)
 
 
 def _figure(path: Path, caption: str) -> str:
-    """A video in the page itself, as an mp4, which all browsers show."""
+    """Return a video embedded in the page as mp4, which all browsers show."""
     try:
         video = open_video(path)
     except InputError:
         return "cannot be read"
     with tempfile.TemporaryDirectory() as folder:
-        movie = base64.b64encode(video.save(Path(folder) / "video.mp4").read_bytes()).decode()
-    source = f"data:video/mp4;base64,{movie}"
+        encoded = base64.b64encode(video.save(Path(folder) / "video.mp4").read_bytes()).decode()
+    source = f"data:video/mp4;base64,{encoded}"
     return f'<video controls autoplay loop muted playsinline src="{source}"></video><div>{caption}</div>'
 
 
-def _row(cell: str, texts: Sequence[str]) -> str:
+def _table_row(cell: str, texts: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{cell}>{html.escape(text)}</{cell}>' for text in texts)}</tr>"

@@ -1,4 +1,4 @@
-"""From videos to scores: each a number with its standard error and the protocol that it was measured by."""
+"""Scores of a set of videos: each a number with its standard error and the protocol it was measured by."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ import numpy as np
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.metadata import identifier
 from kineograph.media.shards import Problem
-from kineograph.metrics.collection import Clip, Collection, Reel, read
+from kineograph.metrics.collection import DecodedVideo, VideoCollection, VideoEntry, decode_video
 from kineograph.metrics.distances import (
     SPLITS,
     Mean,
-    frechet,
+    frechet_distance,
     inception_score,
-    jackknifed,
+    jackknife,
     kernel_distance,
     mean,
     moments,
 )
-from kineograph.metrics.features import Extractor, Reading, check_lengths
-from kineograph.metrics.video_metrics import QUALITY, Gauge
+from kineograph.metrics.features import Extractor, VideoFeatures, check_video_lengths
+from kineograph.metrics.video_metrics import QUALITY, VideoMetric
 
 OnVideo = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number of a set of videos.
+    """One number that describes a set of videos.
 
-    aspect    which of EvalCrafter's it belongs to
-    count     over how many videos it was taken
-    settings  all that it depends on besides the videos' pixels; `protocol` stands for them
+    aspect    one of EvalCrafter's four
+    count     number of videos that it is taken over
+    settings  everything that it depends on besides the videos' pixels; `protocol` is their identifier
     """
 
     name: str
@@ -49,36 +49,36 @@ class Score:
 
     @property
     def protocol(self) -> str:
-        """Only scores of the same protocol can be compared."""
+        """Identifier of the settings. Scores can be compared only if theirs are equal."""
         return identifier(self.settings)
 
 
-class Seen(NamedTuple):
-    """A video that was measured: its numbers by name, and its readings in the order of the extractors."""
+class MeasuredVideo(NamedTuple):
+    """A video's metrics by name, and its features in the order of the extractors."""
 
     name: str
     prompt: str | None
     frames: int
     fps: float
-    numbers: Mapping[str, float]
-    readings: Sequence[Reading]
+    values: Mapping[str, float]
+    features: Sequence[VideoFeatures]
 
 
 @dataclass(frozen=True)
-class Survey:
-    """All videos of a folder, measured; digest: of their files."""
+class Measurements:
+    """Measurements of all videos of a folder. digest: hash of their files."""
 
     folder: Path
-    videos: tuple[Seen, ...]
+    videos: tuple[MeasuredVideo, ...]
     digest: str
     problems: tuple[Problem, ...]
 
     def features(self, number: int) -> np.ndarray:
-        """What the extractor of this number found: [n d]."""
-        return np.stack([video.readings[number].features for video in self.videos])
+        """Return the features [n d] by the extractor of this number."""
+        return np.stack([video.features[number].features for video in self.videos])
 
     def sample(self) -> dict[str, Any]:
-        """What scores depend on besides extractor and measure: how many videos of which length, rate and prompts."""
+        """Return what scores depend on besides extractor and metric: count, lengths, rates, prompts."""
         lengths, rates = ([getattr(video, name) for video in self.videos] for name in ("frames", "fps"))
         prompts = sorted(video.prompt for video in self.videos if video.prompt is not None)
         return {
@@ -89,94 +89,109 @@ class Survey:
         }
 
 
-def survey(
-    videos: Collection, extractors: Sequence[Extractor], gauges: Sequence[Gauge] = (), on_video: OnVideo | None = None
-) -> Survey:
-    """Measures every video, one at a time. on_video: called with (how many are done, of how many).
+def measure_videos(
+    collection: VideoCollection,
+    extractors: Sequence[Extractor],
+    metrics: Sequence[VideoMetric] = (),
+    on_video: OnVideo | None = None,
+) -> Measurements:
+    """Measure all videos of a collection, one at a time.
 
-    Raises InputError when one is too short for an extractor, before any is measured, and when none can be read to its
-    end; warns (InputWarning) of those that cannot.
+    Warns (InputWarning) of videos that cannot be decoded to the end and leaves them out.
+
+    Args:
+        on_video: called with (videos done, all videos).
+
+    Raises:
+        InputError: a video is too short for an extractor (before any is measured), or none can be decoded.
     """
     for extractor in extractors:
-        check_lengths(videos.lengths, extractor)
-    seen, problems, files = list[Seen](), list(videos.problems), hashlib.sha256()
-    for done, reel in enumerate(videos.reels, 1):
-        clip = _readable(reel, problems)
-        if clip is not None:
-            seen.append(_seen(clip, extractors, gauges))
-            files.update(reel.footage.digest.encode())
+        check_video_lengths(collection.lengths, extractor)
+    measured, problems, digest = list[MeasuredVideo](), list(collection.problems), hashlib.sha256()
+    for done, entry in enumerate(collection.entries, 1):
+        video = _decode_or_warn(entry, problems)
+        if video is not None:
+            measured.append(_measure_video(video, extractors, metrics))
+            digest.update(entry.footage.digest.encode())
         if on_video:
-            on_video(done, len(videos.reels))
-    if not seen:
-        raise InputError(f"none of the videos in {videos.folder} can be read to its end: {problems[0].reason}")
-    return Survey(videos.folder, tuple(seen), files.hexdigest(), tuple(problems))
+            on_video(done, len(collection.entries))
+    if not measured:
+        raise InputError(f"none of the videos in {collection.folder} can be read to its end: {problems[0].reason}")
+    return Measurements(collection.folder, tuple(measured), digest.hexdigest(), tuple(problems))
 
 
-def _readable(reel: Reel, problems: list[Problem]) -> Clip | None:
+def _decode_or_warn(entry: VideoEntry, problems: list[Problem]) -> DecodedVideo | None:
     try:
-        return read(reel)
+        return decode_video(entry)
     except InputError as error:
-        problems.append(Problem(reel.name, str(error)))
-        warnings.warn(f"{reel.name} does not count: {error}", InputWarning, stacklevel=3)
+        problems.append(Problem(entry.name, str(error)))
+        warnings.warn(f"{entry.name} is left out: {error}", InputWarning, stacklevel=3)
         return None
 
 
-def _seen(clip: Clip, extractors: Sequence[Extractor], gauges: Sequence[Gauge]) -> Seen:
-    numbers = {name: value for gauge in gauges for name, value in gauge.measure(clip)}
-    readings = [extractor.of(clip.frames) for extractor in extractors]
-    told = " / ".join(prompt for _, prompt in clip.told) or None
-    return Seen(clip.name, told, len(clip.frames), clip.fps, numbers, readings)
+def _measure_video(
+    video: DecodedVideo, extractors: Sequence[Extractor], metrics: Sequence[VideoMetric]
+) -> MeasuredVideo:
+    values = {name: value for metric in metrics for name, value in metric.measure(video)}
+    features = [extractor.extract(video.frames) for extractor in extractors]
+    prompt = " / ".join(prompt for _, prompt in video.prompted_parts) or None
+    return MeasuredVideo(video.name, prompt, len(video.frames), video.fps, values, features)
 
 
-def scores(
-    ours: Survey, extractors: Sequence[Extractor], gauges: Sequence[Gauge], against: Survey | None = None
+def compute_scores(
+    ours: Measurements,
+    extractors: Sequence[Extractor],
+    metrics: Sequence[VideoMetric],
+    against: Measurements | None = None,
 ) -> list[Score]:
-    """All scores of a set of videos; with another set to compare with, FVD and KVD by each extractor too.
+    """Compute all scores of a set of videos; with a reference set, FVD and KVD by each extractor too.
 
-    Warns (InputWarning) when there are too few videos for what a score usually means.
+    Warns (InputWarning) when there are too few videos for a score, or for its usual meaning.
     """
-    found = list(_of_gauges(ours, gauges))
+    scores = list(_metric_scores(ours, metrics))
     for number, extractor in enumerate(extractors):
-        found += _of_classes(ours, number, extractor)
+        scores += _inception_scores(ours, number, extractor)
         if against is not None:
-            found += _of_distances(ours, against, number, extractor)
-    return found
+            scores += _distance_scores(ours, against, number, extractor)
+    return scores
 
 
-def _of_gauges(ours: Survey, gauges: Sequence[Gauge]) -> Iterator[Score]:
-    for gauge in gauges:
-        for name, aspect in gauge.numbers.items():
-            values = [video.numbers[name] for video in ours.videos if name in video.numbers]
-            settings = {"score": name, **gauge.protocol, "sample": ours.sample()}
+def _metric_scores(ours: Measurements, metrics: Sequence[VideoMetric]) -> Iterator[Score]:
+    for metric in metrics:
+        for name, aspect in metric.aspects.items():
+            values = [video.values[name] for video in ours.videos if name in video.values]
+            settings = {"score": name, **metric.protocol, "sample": ours.sample()}
             if values:
                 yield Score(name, aspect, mean(values), len(values), settings | {"counted": len(values)})
 
 
-def _of_classes(ours: Survey, number: int, extractor: Extractor) -> Iterator[Score]:
-    """The Inception Score, if the extractor tells classes."""
-    told = [video.readings[number].classes for video in ours.videos]
-    known = [classes for classes in told if classes is not None]
-    if not known:
+def _inception_scores(ours: Measurements, number: int, extractor: Extractor) -> Iterator[Score]:
+    """Yield the Inception Score if the extractor is a classifier."""
+    every = [video.features[number].probabilities for video in ours.videos]
+    probabilities = [each for each in every if each is not None]
+    if not probabilities:
         return
-    if len(known) < 2 * SPLITS:
-        text = f"the Inception Score is left out: its {SPLITS} splits take {2 * SPLITS} videos, and {len(known)} came"
+    if len(probabilities) < 2 * SPLITS:
+        text = (
+            f"the Inception Score is left out: its {SPLITS} splits need {2 * SPLITS} videos, got {len(probabilities)}"
+        )
         warnings.warn(text, InputWarning, stacklevel=4)
         return
     name = f"IS ({extractor.name})"
     settings = {"score": "IS", "splits": SPLITS, "extractor": extractor.protocol(), "sample": ours.sample()}
-    yield Score(name, QUALITY, inception_score(np.stack(known)), len(known), settings)
+    yield Score(name, QUALITY, inception_score(np.stack(probabilities)), len(probabilities), settings)
 
 
-def _of_distances(ours: Survey, against: Survey, number: int, extractor: Extractor) -> Iterator[Score]:
+def _distance_scores(ours: Measurements, against: Measurements, number: int, extractor: Extractor) -> Iterator[Score]:
     mine, theirs = ours.features(number), against.features(number)
     if min(len(mine), len(theirs)) < 2:
-        text = f"FVD is left out: it takes 2 videos on both sides, and {len(mine)} and {len(theirs)} came"
+        text = f"FVD is left out: it needs 2 videos on both sides, got {len(mine)} and {len(theirs)}"
         warnings.warn(text, InputWarning, stacklevel=4)
         return
-    _doubt(len(mine), len(theirs), mine.shape[1], extractor.name)
-    known = moments(theirs)
+    _warn_of_bias(len(mine), len(theirs), mine.shape[1], extractor.name)
+    reference_moments = moments(theirs)
     statistics: dict[str, Callable[[np.ndarray], float]] = {
-        "FVD": lambda features: frechet(moments(features), known),
+        "FVD": lambda features: frechet_distance(moments(features), reference_moments),
         "KVD": lambda features: kernel_distance(features, theirs),
     }
     reference = {**against.sample(), "files": against.digest}
@@ -184,15 +199,15 @@ def _of_distances(ours: Survey, against: Survey, number: int, extractor: Extract
         settings = {
             "score": name, "extractor": extractor.protocol(), "sample": ours.sample(), "against": reference,
         }  # fmt: skip
-        yield Score(f"{name} ({extractor.name})", QUALITY, jackknifed(statistic, mine), len(mine), settings)
+        yield Score(f"{name} ({extractor.name})", QUALITY, jackknife(statistic, mine), len(mine), settings)
 
 
-def _doubt(ours: int, theirs: int, width: int, name: str) -> None:
-    """Says what a Frechet distance of few videos, or of unequal numbers of them, means."""
+def _warn_of_bias(ours: int, theirs: int, width: int, name: str) -> None:
+    """Warn that the Frechet distance of few videos, or of unequal numbers of them, is biased."""
     if min(ours, theirs) <= width:
         text = (
             f"FVD ({name}) is of {ours} against {theirs} videos with {width} features: the covariance of so few is "
-            "singular, which makes FVD too large. Compare it only with that of as many videos, or look at KVD"
+            "singular, which makes FVD too large. Compare it only with that of as many videos, or use KVD"
         )
         warnings.warn(text, InputWarning, stacklevel=5)
     elif ours != theirs:

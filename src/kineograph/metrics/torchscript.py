@@ -1,4 +1,4 @@
-"""A user's own video network, as a TorchScript file: the I3D of FVD, the C3D of the Inception Score, or any other."""
+"""Extractors from TorchScript files: the I3D of FVD, the C3D of the Inception Score, or any other video network."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from kineograph.errors import InputError
-from kineograph.metrics.features import FIRST, Extractor, Frames, Reading
+from kineograph.metrics.features import FROM_START, Extractor, Frames, VideoFeatures
 from kineograph.models.conditioning.image_encoder import crop_to_size
 
 Count = Annotated[int, Field(ge=1)]
-SELF_SIZED = ("rescale", "resize", "return_features")  # arguments of StyleGAN-V's I3D, which does its own resizing
+I3D_ARGUMENTS = ("rescale", "resize", "return_features")  # of StyleGAN-V's I3D, which resizes its input itself
 
 
 class ClipFormat(BaseModel):
-    """What a network is given and gives; read from FILE.json beside FILE.
+    """Input and output format of a network; read from FILE.json beside FILE.
 
-    frames         of a clip: the first of a video
-    height, width  in pixels; None for as the video is
-    fit            "cover": the middle of what covers the size; "squash": both sides, whatever the shape
-    black, white   the values of those
-    layout         the order of batch, colour, time, height and width
-    gives          "features", or "classes": their logits, which serve as features too
-    arguments      named ones of its `forward`
+    frames         number of frames, the first of a video
+    height, width  in pixels; null for those of the video
+    fit            "cover": resize and crop the centre; "squash": resize both sides, whatever the aspect ratio
+    black, white   values of black and white pixels
+    layout         order of batch, colour, time, height and width
+    gives          "features", or "classes": class logits, which serve as features too
+    arguments      keyword arguments of `forward`
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,96 +47,99 @@ class ClipFormat(BaseModel):
     arguments: dict[str, bool | int | float] = {}
 
     def describe(self) -> str:
-        """How frames become what the network sees, in words."""
+        """Return the preprocessing in words, for the protocol."""
         size = (
             f"{'bicubic' if self.fit == 'cover' else 'bilinear'}, {self.fit}, to {self.height} x {self.width}"
             if self.height and self.width
             else "its own"
         )
-        asked = "".join(f", {name}={value}" for name, value in sorted(self.arguments.items()))
-        return f"{size}, {self.black:g} to {self.white:g}, {self.layout}, {self.gives}{asked}"
+        arguments = "".join(f", {name}={value}" for name, value in sorted(self.arguments.items()))
+        return f"{size}, {self.black:g} to {self.white:g}, {self.layout}, {self.gives}{arguments}"
 
 
-I3D = ClipFormat(height=None, width=None, black=0, white=255, arguments=dict.fromkeys(SELF_SIZED, True))
+I3D = ClipFormat(height=None, width=None, black=0, white=255, arguments=dict.fromkeys(I3D_ARGUMENTS, True))
 
 
-def open_torchscript(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
-    """The network in a TorchScript file, which runs as it is, like a program: open only what you trust.
+def load_torchscript(file: str | Path, device: torch.device | str = "cpu") -> Extractor:
+    """Load the network in a TorchScript file. Such a file runs its own code, like a program: open only what you trust.
 
-    How clips are given to it is read from FILE.json, a `ClipFormat`; without one StyleGAN-V's I3D is known by its
-    arguments, and another network gets 16 frames of 224 x 224 from -1 to 1.
-    Raises InputError when either cannot be read.
+    The input format is read from FILE.json, a `ClipFormat`. Without that file, StyleGAN-V's I3D is recognised by its
+    arguments, and another network gets 16 frames of 224 x 224 with values from -1 to 1.
+
+    Raises:
+        InputError: the file or FILE.json cannot be read.
     """
     path = Path(file).expanduser()
-    network = _opened(path, device)
-    told = _format(path, network)
+    network = _load_network(path, device)
+    clip_format = _read_format(path, network)
 
     @torch.no_grad()
-    def read(frames: Frames) -> Reading:
-        clip = as_clip(frames, told).to(device)
-        found = _one(path, told, lambda: network(clip, **told.arguments))
-        return Reading(found, _softmax(found) if told.gives == "classes" else None)
+    def forward(frames: Frames) -> VideoFeatures:
+        clip = format_clip(frames, clip_format).to(device)
+        output = _run_network(path, clip_format, lambda: network(clip, **clip_format.arguments))
+        return VideoFeatures(output, _softmax(output) if clip_format.gives == "classes" else None)
 
     weights = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Extractor(path.stem, weights, told.describe(), told.frames, FIRST, told.frames, read)
+    count = clip_format.frames
+    return Extractor(path.stem, weights, clip_format.describe(), count, FROM_START, count, forward)
 
 
-def as_clip(frames: Frames, told: ClipFormat) -> Float[Tensor, "1 _ _ _ _"]:
-    """Frames, uint8 [t h w 3], as a network wants them."""
-    pictures = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
-    if told.height and told.width:
-        sized = crop_to_size if told.fit == "cover" else _squashed
-        pictures = sized(pictures, told.height, told.width)
-    values = told.black + (told.white - told.black) * pictures
-    return (values.transpose(0, 1) if told.layout == "bcthw" else values)[None]
+def format_clip(frames: Frames, clip_format: ClipFormat) -> Float[Tensor, "1 _ _ _ _"]:
+    """Convert frames, uint8 [t h w 3], to a network's input format."""
+    images = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
+    if clip_format.height and clip_format.width:
+        resize = crop_to_size if clip_format.fit == "cover" else _squash
+        images = resize(images, clip_format.height, clip_format.width)
+    values = clip_format.black + (clip_format.white - clip_format.black) * images
+    return (values.transpose(0, 1) if clip_format.layout == "bcthw" else values)[None]
 
 
-def _squashed(pictures: Tensor, height: int, width: int) -> Tensor:
-    return interpolate(pictures, (height, width), mode="bilinear", antialias=True)
+def _squash(images: Tensor, height: int, width: int) -> Tensor:
+    return interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
-def _opened(path: Path, device: torch.device | str) -> Any:
+def _load_network(path: Path, device: torch.device | str) -> Any:
     if not path.is_file():
         raise InputError(f"there is no file {path}: expected a network saved by torch.jit.save")
     try:
         return torch.jit.load(path, map_location=device).eval()
     except (RuntimeError, ValueError, OSError) as error:
-        raise InputError(f"{path} is no TorchScript file ({_first_line(error)}): save it by torch.jit.save") from error
+        raise InputError(f"{path} is no TorchScript file ({_last_line(error)}): save it by torch.jit.save") from error
 
 
-def _format(path: Path, network: Any) -> ClipFormat:
-    beside = path.with_name(f"{path.name}.json")
-    if not beside.is_file():
-        known = {each.name for each in network.forward.schema.arguments}
-        return I3D if known.issuperset(SELF_SIZED) else ClipFormat()
+def _read_format(path: Path, network: Any) -> ClipFormat:
+    file = path.with_name(f"{path.name}.json")
+    if not file.is_file():
+        arguments = {argument.name for argument in network.forward.schema.arguments}
+        return I3D if arguments.issuperset(I3D_ARGUMENTS) else ClipFormat()
     try:
-        return ClipFormat.model_validate_json(beside.read_text())
+        return ClipFormat.model_validate_json(file.read_text())
     except (OSError, ValidationError) as error:
-        raise InputError(f"{beside} does not say how clips are given to {path.name}: {error}") from error
+        raise InputError(f"{file} does not describe the input format of {path.name}: {error}") from error
 
 
-def _one(path: Path, told: ClipFormat, run: Callable[[], Any]) -> Float[np.ndarray, " d"]:
-    """The row of numbers that a network gives for one clip."""
+def _run_network(path: Path, clip_format: ClipFormat, run: Callable[[], Any]) -> Float[np.ndarray, " d"]:
+    """Run a network on one clip and return its output as one row of numbers."""
     try:
-        found = run()
+        output = run()
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise InputError(
-            f"{path.name} cannot read a clip of {told.frames} frames ({told.describe()}): {_first_line(error)}; say in "
-            f"{path.name}.json what it takes"
+            f"{path.name} cannot read a clip of {clip_format.frames} frames ({clip_format.describe()}): "
+            f"{_last_line(error)}; set its input format in {path.name}.json"
         ) from error
-    if not isinstance(found, Tensor) or found.shape[0] != 1 or found.numel() < 2:
-        shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(output, Tensor) or output.shape[0] != 1 or output.numel() < 2:
+        shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"{path.name} gives {shape} for a clip, expected a tensor with one row of numbers")
-    return found.flatten().double().cpu().numpy()
+    return output.flatten().double().cpu().numpy()
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
-    raised = np.exp(logits - logits.max())
-    return raised / raised.sum()
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
 
 
-def _first_line(error: Exception) -> str:
+def _last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""What is measured of each video by itself, in the four aspects of EvalCrafter (Liu et al. 2023)."""
+"""Metrics of single videos, in the four aspects of EvalCrafter (Liu et al. 2023)."""
 
 from __future__ import annotations
 
@@ -6,62 +6,76 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from kineograph.metrics import optical_flow
-from kineograph.metrics.collection import Clip
-from kineograph.metrics.encoders import Tower
-from kineograph.metrics.features import Frames, Measured
+from kineograph.metrics.collection import DecodedVideo
+from kineograph.metrics.encoders import ClipEncoder
+from kineograph.metrics.features import Frames, NamedValues
 
 QUALITY, ALIGNMENT, MOTION, CONSISTENCY = "visual quality", "text alignment", "motion quality", "temporal consistency"
 ASPECTS = (QUALITY, ALIGNMENT, MOTION, CONSISTENCY)
 
 
-class Gauge(NamedTuple):
-    """Some numbers of a video.
+class VideoMetric(NamedTuple):
+    """One or more values that are measured of each video.
 
-    numbers   the name of each -> its aspect
-    protocol  what they depend on besides the video
-    measure   a video -> those of the numbers that it has
+    aspects   name of each value -> its aspect
+    protocol  everything that the values depend on besides the video
+    measure   a video -> those of the values that it has
     """
 
-    numbers: Mapping[str, str]
+    aspects: Mapping[str, str]
     protocol: Mapping[str, Any]
-    measure: Callable[[Clip], Measured]
+    measure: Callable[[DecodedVideo], NamedValues]
 
 
-def clip_gauge(tower: Tower) -> Gauge:
-    """CLIP-T, the mean cosine of frames and prompt, and frame consistency, that of neighbouring frames; times 100."""
+def clip_metric(encoder: ClipEncoder) -> VideoMetric:
+    """Return CLIP-T, the mean cosine of frames and prompt, and frame consistency; both times 100.
 
-    def measure(clip: Clip) -> Measured:
-        seen = tower.see(clip.frames)
-        if wanted := [np.tile(tower.read(prompt), (len(frames), 1)) for frames, prompt in clip.told]:
-            ((_, value),) = text_alignment((seen * np.concatenate(wanted)).sum(axis=1))
-            yield "CLIP-T", value
-        if len(seen) > 1:
-            yield "frame consistency", 100 * steadiness(seen)
-
-    return Gauge({"CLIP-T": ALIGNMENT, "frame consistency": CONSISTENCY}, tower.protocol(), measure)
-
-
-def likeness_gauge(tower: Tower, pictures: Sequence[Frames], digest: str) -> Gauge:
-    """CLIP-I: the mean cosine of frames with pictures of what they should show, a subject or a style; times 100.
-
-    pictures: each a video of one frame. digest: stands for them in the protocol.
+    CLIP-T is the CLIP score (Hessel et al. 2021) without its rescaling. In a video of several prompts each part is
+    compared with its own.
     """
-    wanted = np.concatenate([tower.see(picture) for picture in pictures])
 
-    def measure(clip: Clip) -> Measured:
-        yield "CLIP-I", float(100 * (tower.see(clip.frames) @ wanted.T).mean())
+    def measure(video: DecodedVideo) -> NamedValues:
+        embeddings = encoder.encode_frames(video.frames)
+        if parts := video.prompted_parts:
+            prompts = np.concatenate(
+                [np.tile(encoder.encode_text(prompt), (len(frames), 1)) for frames, prompt in parts]
+            )
+            yield "CLIP-T", float(100 * np.mean((embeddings * prompts).sum(axis=1)))
+        if len(embeddings) > 1:
+            yield "frame consistency", 100 * frame_consistency(embeddings)
 
-    return Gauge({"CLIP-I": ALIGNMENT}, tower.protocol() | {"pictures": digest}, measure)
+    return VideoMetric({"CLIP-T": ALIGNMENT, "frame consistency": CONSISTENCY}, encoder.protocol(), measure)
 
 
-def flow_gauge() -> Gauge:
-    """Motion magnitude, the share of pixels that can be followed, and warp error (`flows.moving`)."""
-    numbers = {"motion": MOTION, "followed": CONSISTENCY, "warp error": CONSISTENCY}
-    return Gauge(numbers, optical_flow.PROTOCOL, lambda clip: optical_flow.moving(clip.frames, clip.fps))
+def frame_consistency(embeddings: Float[np.ndarray, "f d"]) -> float:
+    """Return the mean cosine of neighbouring frames' embeddings, which have unit length."""
+    return float((embeddings[1:] * embeddings[:-1]).sum(1).mean())
 
 
-def steadiness(embedded: Float[np.ndarray, "f d"]) -> float:
-    """Frame consistency: the mean cosine of neighbouring frames' embeddings (of unit length)."""
-    return float((embedded[1:] * embedded[:-1]).sum(1).mean())
+def image_similarity_metric(encoder: ClipEncoder, images: Sequence[Frames], digest: str) -> VideoMetric:
+    """Return CLIP-I: the mean cosine of frames with images of a subject or style, times 100.
+
+    Args:
+        images: each a video of one frame.
+        digest: hash of the images, for the protocol.
+    """
+    references = np.concatenate([encoder.encode_frames(image) for image in images])
+
+    def measure(video: DecodedVideo) -> NamedValues:
+        yield "CLIP-I", float(100 * (encoder.encode_frames(video.frames) @ references.T).mean())
+
+    return VideoMetric({"CLIP-I": ALIGNMENT}, encoder.protocol() | {"pictures": digest}, measure)
+
+
+def flow_metric() -> VideoMetric:
+    """Return motion magnitude, share of followed pixels and warp error, as `optical_flow.measure_flow` defines them.
+
+    Raises:
+        InputError: OpenCV is not installed.
+    """
+    optical_flow.import_opencv()
+    aspects = {"motion": MOTION, "followed": CONSISTENCY, "warp error": CONSISTENCY}
+    return VideoMetric(aspects, optical_flow.PROTOCOL, lambda video: optical_flow.measure_flow(video.frames, video.fps))

@@ -1,8 +1,8 @@
-"""A text-to-image model as the rest of the library sees it."""
+"""A text-to-image or video model: its networks, and the operations that sampling and training need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,15 +18,15 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.conditioning import text_encoder
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
-from kineograph.models.conditioning.text_encoder import PooledText, TextEncoder
+from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.loading.controlnets import ANY_CONTROL, OpenControlNet
-from kineograph.models.schedule import Predict, Schedule
+from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
 from kineograph.models.temporal.config import TemporalConfig
-from kineograph.models.unet import windows
 from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.models.unet.windows import average_windows, window_ranges
 from kineograph.models.vae import chunks
 from kineograph.models.vae.chunks import PixelFrames
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, decode_frames
@@ -36,16 +36,19 @@ VIDEO_MODEL_FPS = 8.0
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Networks that belong together. It prompts, binds, encodes and decodes; it never samples or trains.
+    """Networks that belong together. It encodes prompts and images, denoises and decodes; it never samples or trains.
 
-    dtype         of the network's weights; latents and everything between evaluations are float32
-    force_zeros   an empty text is all zeros to this model (SDXL), instead of the encoding of no words
-    settings      the arguments of `load` that make this model again; empty for one made from a live pipeline
-    controls      what opens each ControlNet that the model was loaded with, by its name
-    vocabulary    the words the model was trained on, where it comes with a list of them
-    reader        reads the pictures that an image-to-video model or an IP-Adapter is shown
-    decoder       layers along time that go with the VAE when latents become frames
-    subject       the words by which it knows a subject or style that it was customised to
+    net               the U-Net, on all frames of a video together
+    vae, text         the VAE, and the text encoders: one, or SDXL's two
+    schedule          the noise levels and parameterisation that the network was trained with
+    dtype             of the network's weights; latents between evaluations are float32
+    force_zeros_for_empty_prompt  zeros instead of the encoding of an empty prompt (SDXL)
+    settings          the arguments of `load` that return this model again; empty for one made from a live pipeline
+    vocabulary        the words that the model was trained on, if it comes with a list of them
+    image_encoder     makes the image tokens of an image-to-video model or an IP-Adapter
+    controls          what opens each ControlNet that the model was loaded with, by its name
+    temporal_decoder  temporal layers of the VAE's decoder
+    subject           the prompt's words for the subject or style that the model was customised to
     """
 
     net: VideoUNet
@@ -55,16 +58,16 @@ class Model:
     name: str
     device: torch.device
     dtype: torch.dtype
-    force_zeros: bool = False
+    force_zeros_for_empty_prompt: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: frozenset[str] | None = None
-    reader: ImageEncoder | None = None
+    image_encoder: ImageEncoder | None = None
     controls: Mapping[str, OpenControlNet] = field(default_factory=dict)
-    decoder: TemporalDecoder | None = None
+    temporal_decoder: TemporalDecoder | None = None
     subject: str | None = None
 
     def control(self, kind: str) -> VideoControlNet:
-        """The ControlNet of this name. Raises InputError when the model has none."""
+        """Return the ControlNet of this name. Raises InputError if the model has none."""
         found = self.controls.get(kind) or self.controls.get(ANY_CONTROL)
         if found is None:
             others = ", ".join(self.controls)
@@ -76,29 +79,33 @@ class Model:
 
     @property
     def temporal(self) -> TemporalConfig | None:
-        """What the model has along time; None for an image model."""
+        """Configuration of the temporal layers; None for an image model."""
         return None if self.net.temporal is None else self.net.temporal.config
 
     @property
-    def factor(self) -> int:
-        """How many pixels a latent cell is wide and high."""
+    def vae_scale_factor(self) -> int:
+        """Height and width of a latent pixel, in pixels."""
         return 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @property
     def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels that the model was trained on."""
+        """Height and width, in pixels, that the model was trained on."""
         size = self.net.image_unet.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
-        return height * self.factor, width * self.factor
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Channels, height and width of the latents of a picture this many pixels high and wide."""
-        if height < 1 or width < 1 or height % self.factor or width % self.factor:
+        """Return channels, height and width of the latents of an image of this size in pixels.
+
+        Raises InputError unless both are multiples of the VAE's scale factor.
+        """
+        factor = self.vae_scale_factor
+        if height < 1 or width < 1 or height % factor or width % factor:
             raise InputError(
-                f"expected height and width to be multiples of {self.factor} above 0, got {height} x {width}; "
-                f"{chunks.nearest_multiple(height, self.factor)} x {chunks.nearest_multiple(width, self.factor)} is near"
+                f"expected height and width to be multiples of {factor} above 0, got {height} x {width}; "
+                f"{chunks.nearest_multiple(height, factor)} x {chunks.nearest_multiple(width, factor)} is near"
             )
-        return self.vae.config.latent_channels, height // self.factor, width // self.factor
+        return self.vae.config.latent_channels, height // factor, width // factor
 
     @torch.no_grad()
     def prompt(
@@ -109,145 +116,146 @@ class Model:
         clip_skip: int = 0,
         fps: float = VIDEO_MODEL_FPS,
     ) -> Condition:
-        """What the network is told when it is told these texts, one for each video of the batch.
+        """Encode prompts, one for each video of the batch.
 
-        size: height and width of the picture, which SDXL is told; the model's own unless given.
-        clip_skip: how many of the text encoder's last layers to leave out.
-        fps: frames a second, for a video model that is told them.
-        Raises InputError when a text is longer than the model can read.
+        Args:
+            size: height and width of the image, a condition of SDXL; the model's default size by default.
+            clip_skip: number of the text encoder's last layers to skip.
+            fps: frames per second, for a video model with a frame-rate condition.
+
+        Raises:
+            InputError: a prompt is longer than the text encoder's limit.
         """
-        said = self._said(texts, size, clip_skip)
+        condition = self._encode_text(texts, size, clip_skip)
         if not self.net.has_frame_rate:
-            return said
-        rate = torch.full((len(texts), 1), float(fps), device=said.tokens.device)
-        told = rate if said.embedding is None else torch.cat([said.embedding, rate.to(said.embedding)], dim=1)
-        return replace(said, embedding=told)
+            return condition
+        rate = torch.full((len(texts), 1), float(fps), device=condition.tokens.device)
+        if condition.embedding is None:
+            return replace(condition, embedding=rate)
+        return replace(condition, embedding=torch.cat([condition.embedding, rate.to(condition.embedding)], dim=1))
 
-    def _said(self, texts: Sequence[str], size: tuple[int, int] | None, clip_skip: int) -> Condition:
+    def _encode_text(self, texts: Sequence[str], size: tuple[int, int] | None, clip_skip: int) -> Condition:
         if self.net.image_unet.config.addition_embed_type is None:
             return Condition(text_encoder.encode_text(self.text[0], texts, clip_skip))
         tokens, pooled = text_encoder.encode_text_sdxl(self.text, texts, clip_skip)
-        if self.force_zeros:
-            said = torch.tensor([bool(each) for each in texts], device=tokens.device)
-            tokens, pooled = tokens * said[:, None, None], pooled * said[:, None]
-        return Condition(tokens, embedding=self._with_size(pooled, size or self.default_size))
+        if self.force_zeros_for_empty_prompt:
+            not_empty = torch.tensor([bool(text) for text in texts], device=tokens.device)
+            tokens, pooled = tokens * not_empty[:, None, None], pooled * not_empty[:, None]
+        # SDXL's micro-conditioning: original size, crop corner, target size (Podell et al. 2023, section 2.2)
+        height, width = size or self.default_size
+        numbers = torch.tensor([height, width, 0, 0, height, width], device=pooled.device)
+        sizes = self.net.image_unet.add_time_proj(numbers).flatten()
+        embedding = torch.cat([pooled, sizes.to(pooled.dtype).expand(len(pooled), -1)], dim=-1)
+        return Condition(tokens, embedding=embedding)
 
-    def _with_size(self, pooled: PooledText, size: tuple[int, int]) -> Float[Tensor, "b told"]:
-        """SDXL's micro-conditioning: original size, crop corner, target size (Podell et al. 2023, section 2.2)."""
-        numbers = torch.tensor([*size, 0, 0, *size], device=pooled.device)
-        told = self.net.image_unet.add_time_proj(numbers).flatten()
-        return torch.cat([pooled, told.to(pooled.dtype).expand(len(pooled), -1)], dim=-1)
+    def image_tokens(self, images: Images | None, count: int = 1) -> Float[Tensor, "b m d"]:
+        """Encode images, values from 0 to 1, as image tokens of a condition; None for `count` videos without one.
 
-    def shown(self, pictures: Images | None, count: int = 1) -> Float[Tensor, "b m d"]:
-        """Image tokens for a condition: of these pictures, with values from 0 to 1, or of none for `count` videos.
-
-        Raises InputError when nothing in the model reads pictures.
+        Raises InputError if the model has no image encoder.
         """
-        if self.reader is None:
+        if self.image_encoder is None:
             raise InputError(
-                f"{self.name} is shown no pictures: take an image-to-video model, such as pocket-animate, or load the "
+                f"{self.name} takes no images: take an image-to-video model, such as pocket-animate, or load the "
                 "model with an IP-Adapter and its image encoder"
             )
         unet = self.net.image_unet
-        return self.reader.no_tokens(unet, count) if pictures is None else self.reader.tokens(unet, pictures)
+        if images is None:
+            return self.image_encoder.empty_tokens(unet, count)
+        return self.image_encoder.image_tokens(unet, images)
 
     def bind(
         self,
         condition: Condition,
         *,
-        see: FrameAttention = own,
+        frame_attention: FrameAttention = own,
         chunk_size: int = 8,
         window: int | None = None,
         overlap: int | None = None,
         motion_scale: AdapterScale = 0.0,
         spatial_scale: AdapterScale = 1.0,
     ) -> Denoise:
-        """The model as a function `(x, sigma) -> x0`, told this and with frames that see each other so.
+        """Return the model as a function `(x, sigma) -> x0` for this condition.
 
-        chunk_size: how many frames an image model walks at once; memory grows with it, the result does not change.
-        window: how many frames a video model sees together; as many as it was trained on unless given.
-        overlap: how many of them at least the next window sees too; a quarter unless given.
-        motion_scale, spatial_scale: of the network's adapters, see `VideoUNet.forward`.
+        Args:
+            frame_attention: which frames each frame reads in self-attention.
+            chunk_size: number of frames that an image model processes at once; memory grows with it, the result does
+                not change.
+            window: number of frames that a video model processes together; that of its training by default.
+            overlap: least number of frames that successive windows share; a quarter of the window by default.
+            motion_scale, spatial_scale: of the network's adapters, see `VideoUNet.forward`.
         """
-        self._check(condition)
+        self._check_channels(condition)
         self.net.check_motion_scale(motion_scale, self.name)
         with torch.no_grad():
-            told = self.net.prepare(condition)
-        scales = {"motion_scale": motion_scale, "spatial_scale": spatial_scale}
-        net = partial(self.net, condition=condition, see=see, text=told, **scales)
+            key_values = self.net.project_tokens(condition)
+        net = partial(
+            self.net, condition=condition, frame_attention=frame_attention, key_values=key_values,
+            motion_scale=motion_scale, spatial_scale=spatial_scale,
+        )  # fmt: skip
+        temporal = self.temporal
 
-        if self.temporal is not None:
-            return self.schedule.denoise(
-                self._in_windows(net, partial(windows.window_ranges, self.temporal, window, overlap))
-            )
-
-        def network(z: Latents, t: Tensor) -> Latents:
-            memory: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
-            walked = [
-                net(part, t, frames=numbers, memory=memory)
+        def image_network(z: Latents, t: Tensor) -> Latents:
+            cache: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
+            outputs = [
+                net(part, t, frames=numbers, cache=cache)
                 for numbers, part in chunks.split_frames(z.to(self.device), chunk_size)
             ]
-            return torch.cat(walked, dim=1).to(z.device)
+            return torch.cat(outputs, dim=1).to(z.device)
 
-        return self.schedule.denoise(network)
+        def video_network(z: Latents, t: Tensor) -> Latents:
+            assert temporal is not None
+            ranges = window_ranges(temporal, window, overlap, z.shape[1])
+            output = average_windows(lambda part, numbers: net(part, t, frames=numbers), z.to(self.device), ranges)
+            return output.to(z.device)
 
-    def _in_windows(self, net: Callable[..., Latents], spans: Callable[[int], list[range]]) -> Predict:
-        """The network with layers along time: frames are walked together, however many that is."""
+        return self.schedule.denoise(image_network if temporal is None else video_network)
 
-        def network(z: Latents, t: Tensor) -> Latents:
-            def walk(part: Latents, numbers: Sequence[int]) -> Latents:
-                return net(part, t, frames=numbers)
-
-            return windows.average_windows(walk, z.to(self.device), spans(z.shape[1])).to(z.device)
-
-        return network
-
-    def _check(self, condition: Condition) -> None:
+    def _check_channels(self, condition: Condition) -> None:
         wanted = self.net.image_unet.config.in_channels - self.vae.config.latent_channels
         given = 0 if condition.channels is None else condition.channels.shape[2]
         if given != wanted:
             raise InputError(
                 f"{self.name} reads {wanted} channels beside the latents, and the condition has {given}: "
-                "a text-to-image model reads none, one for inpainting or editing reads a picture there"
+                "a text-to-image model reads none, one for inpainting or editing reads an image there"
             )
 
     @torch.no_grad()
     def encode(self, frames: PixelFrames, chunk_size: int | None = None) -> Latents:
-        """Frames, with values from 0 to 1, as clean latents: float32, on the frames' device.
+        """Encode frames, values from 0 to 1, as clean latents: float32, on the frames' device.
 
-        chunk_size: how many frames go through the VAE at once; as many as make one 512 x 512 picture unless given.
+        chunk_size: number of frames that the VAE encodes at once; by default as many as have 512 x 512 pixels together.
         """
         self.latent_shape(*frames.shape[-2:])
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
+        size = chunk_size or chunks.frames_per_chunk(frames.shape[-2] * frames.shape[-1])
         encoded = [
             self.vae.encode((2 * part.flatten(0, 1) - 1).to(self.device, self.vae.dtype)).latent_dist.mode().float()
-            for _, part in chunks.split_frames(
-                frames, chunk_size or chunks.frames_per_chunk(frames.shape[-2] * frames.shape[-1])
-            )
+            for _, part in chunks.split_frames(frames, size)
         ]
         latents = [part.unflatten(0, (len(frames), -1)) for part in encoded]
         return (scale * (torch.cat(latents, dim=1) - shift)).to(frames.device)
 
     @torch.no_grad()
     def decode(self, latents: Latents, chunk_size: int | None = None) -> PixelFrames:
-        """Clean latents as frames with values from 0 to 1: float32, on the CPU.
+        """Decode clean latents as frames with values from 0 to 1: float32, on the CPU.
 
-        chunk_size: how many frames go through the VAE at once; as many as make one 512 x 512 picture unless given.
-        Raises ValueError when a frame holds NaN or infinity, naming it.
+        chunk_size: number of frames that the VAE decodes at once; by default as many as have 512 x 512 pixels together.
+        Raises ValueError if a frame contains NaN or infinity, naming it.
         """
-        return torch.cat(list(self.decoded(latents, chunk_size)), dim=1)
+        return torch.cat(list(self.decode_chunks(latents, chunk_size)), dim=1)
 
     @torch.no_grad()
-    def decoded(self, latents: Latents, chunk_size: int | None = None) -> Iterator[PixelFrames]:
-        """What `decode` gives, a few frames at a time, for what would not fit as floats."""
+    def decode_chunks(self, latents: Latents, chunk_size: int | None = None) -> Iterator[PixelFrames]:
+        """Yield the result of `decode` a few frames at a time, for videos that would not fit into memory as floats."""
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        size = chunk_size or chunks.frames_per_chunk(latents.shape[-2] * latents.shape[-1] * self.factor**2)
-        decode, number = self.decoder or decode_frames, 0
-        for part in decode(self.vae, (latents / scale + shift).to(self.device, self.vae.dtype), size):
+        pixels = latents.shape[-2] * latents.shape[-1] * self.vae_scale_factor**2
+        decode, number = self.temporal_decoder or decode_frames, 0
+        z = (latents / scale + shift).to(self.device, self.vae.dtype)
+        for part in decode(self.vae, z, chunk_size or chunks.frames_per_chunk(pixels)):
             frames = part.float().cpu()
             chunks.check_finite(frames, range(number, number := number + frames.shape[1]))
             yield (frames / 2 + 0.5).clamp(0, 1)
 
-    def unknown_words(self, said: str) -> list[str]:
-        """The words of a text that the model has never seen; none when it has no list of the words it knows."""
-        return [] if self.vocabulary is None else text_encoder.unknown_words(said, self.vocabulary)
+    def unknown_words(self, text: str) -> list[str]:
+        """Return the words of a text that the model was not trained on; none if it has no vocabulary."""
+        return [] if self.vocabulary is None else text_encoder.unknown_words(text, self.vocabulary)

@@ -1,7 +1,8 @@
-"""How a network was trained to see noise. Only this file knows betas, timesteps and parameterisations.
+"""Noise schedules: conversion between sigmas and the betas, timesteps and parameterisation of a network.
 
-A network sees `z_t = a_t x0 + b_t noise` and an integer `t`. Everything else here sees `x = x0 + sigma * noise`;
-so `x = z_t / a_t` and `sigma = b_t / a_t`. Longer than 250 lines because no other file may know of these.
+A network takes `z_t = a_t x0 + b_t noise` and an integer `t`. Everything else in the library takes
+`x = x0 + sigma * noise`; so `x = z_t / a_t` and `sigma = b_t / a_t`. No other file knows betas, timesteps and
+parameterisations.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from torch import Tensor
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents, SampleSigmas
 
-Predict = Callable[[Latents, Tensor], Latents]  # (z, t) -> what the network was trained to predict
+Predict = Callable[[Latents, Tensor], Latents]  # (z, t) -> the network's output: noise, v, x0 or velocity
 Parameterisation = Callable[[Latents, Latents, float, float], Latents]  # (x, prediction, a, b) -> x0
 Table = Float[np.ndarray, " t"]
 Choice = TypeVar("Choice")
 
-# A level without any signal has sigma = infinity, where nothing can be computed. It is moved to this signal
-# (sigma = 4096): far above any data, and where diffusers' Euler and DPM-Solver schedulers move it too.
+# Without any signal sigma is infinite, where nothing can be computed. Such a timestep gets this signal instead
+# (sigma = 4096): far above any data, and the same that diffusers' Euler and DPM-Solver schedulers use.
 MIN_SIGNAL = 2.0**-12
 
 
 @runtime_checkable
 class HasConfig(Protocol):
-    """What a live diffusers scheduler is, as far as this file cares."""
+    """A diffusers scheduler."""
 
     @property
     def config(self) -> Any: ...
@@ -40,12 +41,12 @@ class HasConfig(Protocol):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise levels, and the way between `x` and what the network takes and gives.
+    """The noise schedule of a network, and the conversion between `x` and the network's input and output.
 
-    sigmas            the level of every integer timestep, ascending
+    sigmas            sigma of every integer timestep, ascending
     norms             sqrt(a_t^2 + b_t^2) of every integer timestep: 1 for a variance-preserving model
-    parameterisation  what the network's output means: one of the four functions below
-    settings          the configuration that it was made from, if it was made from one
+    parameterisation  how x0 follows from the network's output: one of the four functions below
+    settings          the scheduler configuration that it was made from, if it was made from one
     """
 
     sigmas: tuple[float, ...] = field(repr=False)
@@ -55,12 +56,14 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any] | HasConfig) -> Schedule:
-        """The schedule of a diffusers scheduler, from its configuration (a mapping) or the scheduler itself.
+        """Return the schedule of a diffusers scheduler, from its configuration (a mapping) or the scheduler itself.
 
-        With `rescale_betas_zero_snr` the last level has no signal; it is moved to sigma = 4096. `signal_scale`, which
-        diffusers does not know, is how far VideoCrafter1's models let the signal fall below sqrt(alpha-bar_t).
-        Raises ValueError for an unknown beta schedule or prediction type, for a missing key, and for a network that
-        predicts noise at a level without signal, where its prediction says nothing about the picture.
+        With `rescale_betas_zero_snr` the last timestep has no signal; its sigma becomes 4096. `signal_scale`, which
+        diffusers does not have, is the factor by which VideoCrafter1's models reduce the signal sqrt(alpha-bar_t).
+
+        Raises:
+            ValueError: an unknown beta schedule or prediction type, a missing key, or a network that predicts noise
+                at a timestep without signal, where the noise determines nothing about the image.
         """
         settings = config if isinstance(config, Mapping) else config.config
         parameterisation = _parameterisation(settings)
@@ -69,8 +72,8 @@ class Schedule:
         signal = _signal(settings)
         if signal[-1] == 0 and parameterisation is epsilon:
             raise ValueError(
-                "This scheduler's last level holds no signal (rescale_betas_zero_snr), where predicted noise says "
-                "nothing about the picture: expected prediction_type 'v_prediction' or 'sample', got 'epsilon'. "
+                "This scheduler's last timestep has no signal (rescale_betas_zero_snr), where the predicted noise "
+                "determines nothing about the image: expected prediction_type 'v_prediction' or 'sample', got 'epsilon'. "
                 "Set rescale_betas_zero_snr to false, or correct prediction_type."
             )
         tables = signal * _signal_scale(settings, len(signal)), np.sqrt(1 - signal**2)
@@ -78,28 +81,28 @@ class Schedule:
 
     @classmethod
     def from_tables(cls, signal: Table, noise: Table, parameterisation: Parameterisation) -> Schedule:
-        """The schedule with these a_t and b_t at every integer timestep (of a model with a signal scale, say).
+        """Return the schedule with these a_t and b_t at every integer timestep.
 
-        Raises ValueError unless b_t / a_t rises from timestep to timestep.
+        Raises ValueError unless b_t / a_t increases with the timestep.
         """
         signal = np.where(signal == 0, MIN_SIGNAL, signal)
         sigmas = noise / signal
         if len(sigmas) < 2 or sigmas[0] <= 0 or not (np.diff(sigmas) > 0).all():
             raise ValueError(
-                "A noise schedule needs at least two levels, above 0 and rising with the timestep; got "
-                f"{len(sigmas)} levels from {sigmas[0]:.4g} to {sigmas[-1]:.4g}. Check the betas."
+                "A noise schedule needs at least two sigmas, above 0 and increasing with the timestep; got "
+                f"{len(sigmas)} sigmas from {sigmas[0]:.4g} to {sigmas[-1]:.4g}. Check the betas."
             )
         return cls(tuple(sigmas.tolist()), tuple(np.hypot(signal, noise).tolist()), parameterisation)
 
     def timestep(self, sigma: float) -> float:
-        """The timestep whose level is `sigma`: exact on the table, linear in log(sigma) between, 0 below it.
+        """Return the timestep of a sigma: exact on the table, linear in log(sigma) between its entries, 0 below it.
 
-        Raises ValueError above the table, where the network was never trained.
+        Raises ValueError above the table, where the network was not trained.
         """
         if sigma > self.sigmas[-1] * (1 + 1e-4):
             raise ValueError(
-                f"This model knows noise levels up to {self.sigmas[-1]:.4g}, got {sigma:.4g}. "
-                "Levels are sigmas, not timesteps: level t of the table is schedule.sigmas[t]."
+                f"This model was trained on sigmas up to {self.sigmas[-1]:.4g}, got {sigma:.4g}. "
+                "A sigma is not a timestep: the sigma of timestep t is schedule.sigmas[t]."
             )
         if sigma <= self.sigmas[0]:
             return 0.0
@@ -108,108 +111,116 @@ class Schedule:
         return below + min(math.log(sigma / low) / math.log(high / low), 1.0)
 
     def scale(self, sigma: float) -> float:
-        """The signal a_t at this level: what `x` is multiplied by to give the network's `z_t`."""
+        """Return the signal a_t at this sigma, the factor from `x` to the network's input `z_t`."""
         below, part = divmod(self.timestep(sigma), 1)
         low, high = self.norms[int(below)], self.norms[min(int(below) + 1, len(self.norms) - 1)]
         return (low + part * (high - low)) / math.hypot(1, sigma)
 
-    def noised(self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> tuple[Latents, Float[Tensor, " b"]]:
-        """What the network sees of clean latents in training, z_t = a_t x0 + b_t noise; and each sample's level."""
+    def add_noise(self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> tuple[Latents, Float[Tensor, " b"]]:
+        """Return the network's input in training, z_t = a_t x0 + b_t noise, and each sample's sigma."""
         a, b = self._signal_and_noise(x0, timesteps)
         return a * x0 + b * noise, (b / a).flatten()
 
     def target(self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> Latents:
-        """What the network is to say of that in training: noise, v, x0 or velocity, as it was trained."""
+        """Return the network's target in training: noise, v, x0 or velocity, by its parameterisation."""
         return TARGETS[self.parameterisation](x0, noise, *self._signal_and_noise(x0, timesteps))
 
-    def error(self, network: Predict, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-        """How wrong the network is about each video: the mean squared error of what it says to `target`."""
-        z, _ = self.noised(x0, noise, timesteps)
+    def training_losses(self, network: Predict, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+        """Return the mean squared error of the network's output to `target`, for each video."""
+        z, _ = self.add_noise(x0, noise, timesteps)
         return (network(z, timesteps).float() - self.target(x0, noise, timesteps)).square().flatten(1).mean(1)
 
     def _signal_and_noise(self, x0: Latents, timesteps: Int[Tensor, " b"]) -> tuple[SampleSigmas, SampleSigmas]:
-        """a_t and b_t of every sample."""
+        """Return a_t and b_t of every sample."""
         tables = (torch.tensor(table, dtype=x0.dtype, device=x0.device) for table in (self.sigmas, self.norms))
         sigma, norm = (table[timesteps].view(-1, 1, 1, 1, 1) for table in tables)
         a = norm / torch.hypot(torch.ones_like(sigma), sigma)
         return a, a * sigma
 
     def denoise(self, network: Predict) -> Denoise:
-        """The network as a function from (x, sigma) to x0. It is called with z_t and t, a float32 scalar tensor."""
+        """Return the network as a function (x, sigma) -> x0. It is called with z_t and t, a float32 scalar tensor."""
 
-        def look(x: Latents, sigma: float) -> Latents:
+        def denoise(x: Latents, sigma: float) -> Latents:
             a = self.scale(sigma)
             t = torch.tensor(self.timestep(sigma), dtype=torch.float32, device=x.device)
             return self.parameterisation(x, network(a * x, t).to(x.dtype), a, a * sigma)
 
-        return look
+        return denoise
 
-    def consistent(self, denoise: Denoise, timestep_scaling: float = 10.0) -> Denoise:
-        """A latent consistency model's function: `denoise`, bent to be the identity at timestep 0.
+    def consistency_denoise(self, denoise: Denoise, timestep_scaling: float = 10.0) -> Denoise:
+        """Return a latent consistency model's `Denoise`: a weighted sum of x and x0, which is x at timestep 0.
 
-        These weights belong to the model, not to its sampler: they are written in timesteps and on z_t, and every
-        evaluation of a distilled network has them. Source: Luo et al. 2023, c_skip and c_out of the epsilon form.
+        These weights belong to the model, not to its sampler: they are functions of the timestep, act on z_t, and
+        apply to every evaluation of a distilled network.
+
+        Source: Luo et al. 2023, c_skip and c_out of the epsilon form.
         """
 
-        def look(x: Latents, sigma: float) -> Latents:
+        def consistency(x: Latents, sigma: float) -> Latents:
             t = timestep_scaling * self.timestep(sigma)
             skip, out = 0.25 / (t * t + 0.25), t / math.hypot(t, 0.5)
             return skip * self.scale(sigma) * x + out * denoise(x, sigma)
 
-        return look
+        return consistency
 
 
 def epsilon(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
-    """x0 from the predicted noise (Ho et al. 2020)."""
+    """Return x0 from the predicted noise (Ho et al. 2020)."""
     return x - (b / a) * prediction
 
 
 def v_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
-    """x0 from the predicted `v = a noise - b x0` (Salimans & Ho 2022, appendix D)."""
+    """Return x0 from the predicted `v = a noise - b x0` (Salimans & Ho 2022, appendix D)."""
     return (a * a * x - b * prediction) / (a * a + b * b)
 
 
 def sample_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
-    """x0 from the predicted x0."""
+    """Return the predicted x0."""
     return prediction
 
 
 def flow_prediction(x: Latents, prediction: Latents, a: float, b: float) -> Latents:
-    """x0 from the predicted velocity `noise - x0` (Liu et al. 2022, with time running towards noise)."""
+    """Return x0 from the predicted velocity `noise - x0` (Liu et al. 2022, with time running towards noise)."""
     return (a * x - b * prediction) / (a + b)
 
 
-# What each is trained to say, from clean latents, noise, a and b: the inverses of the above.
+# The target of each in training, from clean latents, noise, a and b: the inverses of the above.
 TARGETS: Mapping[Parameterisation, Callable[[Latents, Latents, SampleSigmas, SampleSigmas], Latents]] = {
     epsilon: lambda x0, noise, a, b: noise,
     v_prediction: lambda x0, noise, a, b: a * noise - b * x0,
     sample_prediction: lambda x0, noise, a, b: x0,
     flow_prediction: lambda x0, noise, a, b: noise - x0,
 }
-PARAMETERISATIONS = {each.__name__: each for each in (epsilon, v_prediction, sample_prediction, flow_prediction)}
+# by diffusers' prediction_type
+PARAMETERISATIONS: Mapping[str, Parameterisation] = {
+    "epsilon": epsilon,
+    "v_prediction": v_prediction,
+    "sample": sample_prediction,
+    "flow_prediction": flow_prediction,
+}
 
 
 def _parameterisation(settings: Mapping[str, Any]) -> Parameterisation:
-    """What diffusers calls prediction_type; older files leave it out, and flow-matching schedulers always do."""
+    """Look up diffusers' prediction_type; older files leave it out, and flow-matching schedulers always do."""
     name = settings.get("prediction_type", "flow_prediction" if "shift" in settings else "epsilon")
     return _known(PARAMETERISATIONS, name, "prediction_type")
 
 
 def _flow(settings: Mapping[str, Any]) -> tuple[Table, Table]:
-    """Rectified flow: a = 1 - t, b = t. Its first level is moved just off 0, which has no logarithm."""
+    """Return a_t = 1 - t and b_t = t of rectified flow. The first b_t is just above 0, which has no logarithm."""
     steps = _setting(settings, "num_train_timesteps")
     noise = np.clip(np.linspace(0, 1, steps + 1), 1e-8, 1 - MIN_SIGNAL)
     return 1 - noise, noise
 
 
 def _signal(settings: Mapping[str, Any]) -> Table:
-    """a_t = sqrt(alpha-bar_t) of a variance-preserving model."""
+    """Return a_t = sqrt(alpha-bar_t) of a variance-preserving model."""
     signal = np.sqrt(np.cumprod(1 - _betas(settings)))
-    return _without_terminal_signal(signal) if settings.get("rescale_betas_zero_snr") else signal
+    return _rescale_zero_terminal_snr(signal) if settings.get("rescale_betas_zero_snr") else signal
 
 
 def _signal_scale(settings: Mapping[str, Any], steps: int) -> Table:
-    """VideoCrafter1's s_t: from 1 to `signal_scale` along the first `signal_scale_steps`, from there on the same."""
+    """Return VideoCrafter1's s_t: from 1 to `signal_scale` over the first `signal_scale_steps`, constant after."""
     last = settings.get("signal_scale") or 1.0
     falling = np.linspace(1, last, settings.get("signal_scale_steps") or 400)
     return np.append(falling, np.full(steps, last))[:steps]
@@ -223,12 +234,12 @@ def _betas(settings: Mapping[str, Any]) -> Table:
 
 
 def _scaled_linear(start: float, end: float, steps: int) -> Table:
-    """Latent diffusion's schedule, which its own code calls "linear"."""
+    """Return the betas of latent diffusion's schedule, which its own code calls "linear"."""
     return np.linspace(math.sqrt(start), math.sqrt(end), steps) ** 2
 
 
 def _cosine(start: float, end: float, steps: int) -> Table:
-    """Nichol & Dhariwal 2021, eq. 17; it knows no end points."""
+    """Return the betas of Nichol & Dhariwal 2021, eq. 17; start and end are not used."""
     alpha_bar = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * math.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
@@ -240,8 +251,8 @@ BETAS: Mapping[str, Callable[[float, float, int], Table]] = {
 }
 
 
-def _without_terminal_signal(signal: Table) -> Table:
-    """Lin et al. 2023, algorithm 1: shift a_t to 0 at the last timestep, stretch it to stay the same at the first."""
+def _rescale_zero_terminal_snr(signal: Table) -> Table:
+    """Shift a_t to 0 at the last timestep and scale it to stay the same at the first (Lin et al. 2023, algorithm 1)."""
     return (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
 
 

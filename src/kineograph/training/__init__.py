@@ -1,28 +1,28 @@
-"""Training: one resumable loop for any network, with its settings, checkpoints, averages and log.
+"""Training: a resumable loop for any network (`fit`), with its settings, optimisers, checkpoints and log.
 
-`fit` is a generator of `Progress`; the method's loss and the data come in as functions.
+`temporal_layers` trains video models from a settings file, `customise` teaches a model a subject or style.
 """
 
-from kineograph.training.ema import use_averages
+from kineograph.training.checkpoints import latest_checkpoint, load_weights
+from kineograph.training.cost import TrainingCost, training_cost
 from kineograph.training.logs import Log
-from kineograph.training.loop import Progress, fit
-from kineograph.training.plan import TrainingCost, training_cost
+from kineograph.training.loop import TrainingProgress, fit
+from kineograph.training.optimisers import use_averages
 from kineograph.training.processes import current_process
 from kineograph.training.settings import TrainingSettings
 from kineograph.training.settings_file import load_settings, override_settings
-from kineograph.training.state import latest_checkpoint, load_weights
 
 __all__ = [
     "Log",
-    "Plan",
-    "Progress",
+    "TrainingCost",
+    "TrainingProgress",
     "TrainingSettings",
+    "current_process",
     "fit",
-    "here",
-    "latest",
-    "lent",
+    "latest_checkpoint",
     "load_settings",
-    "overridden",
-    "plan",
-    "weights",
+    "load_weights",
+    "override_settings",
+    "training_cost",
+    "use_averages",
 ]

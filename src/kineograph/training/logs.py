@@ -1,6 +1,6 @@
-"""A run's log: JSON lines always, and TensorBoard's where that is installed.
+"""Log of a run: JSON lines always, and TensorBoard where that is installed.
 
-After a kill the log is cut back to the step that is resumed, so that it reads like that of a run never interrupted.
+After a kill the log is cut back to the step that is resumed, so that it equals that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import numpy as np
 
 from kineograph.media.files import instead_of
 
-LossSums = Mapping[str, tuple[float, int]]  # of a loss its sum and how many are in it
+LossSums = Mapping[str, tuple[float, int]]  # loss -> its sum since the last line, and the number of steps in it
 
 
 @dataclass(frozen=True)
 class Log:
-    """Where figures go; both are None in all processes but the first, where nothing is written.
+    """Writer of figures and images; both fields are None in all processes but the first, where nothing is written.
 
     board: TensorBoard's SummaryWriter, if it is installed.
     """
@@ -30,8 +30,8 @@ class Log:
     path: Path | None = None
     board: Any = None
 
-    def tell(self, step: int, figures: Mapping[str, float]) -> None:
-        """Adds a line. Names of a kind share a prefix: "loss/image", "validation/psnr"."""
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Add a line of figures. Names of a kind share a prefix: "loss/image", "validation/psnr"."""
         if self.path:
             line = {"step": step, **{name: _short(value) for name, value in figures.items()}}
             with self.path.open("a", encoding="utf-8") as file:
@@ -40,14 +40,14 @@ class Log:
             for name, value in figures.items():
                 self.board.add_scalar(name, value, step)
 
-    def show(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Shows a picture, uint8 [h w 3], in TensorBoard."""
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Add an image, uint8 [h w 3], to TensorBoard."""
         if self.board:
-            self.board.add_image(name, picture, step, dataformats="HWC")
+            self.board.add_image(name, image, step, dataformats="HWC")
 
 
 def _short(value: float) -> float | None:
-    """Six digits of a number; nothing for what JSON knows no number for, as the norm of a step that overflowed."""
+    """Return a number rounded to six digits; None for infinity and NaN, which JSON does not have."""
     if isinstance(value, int):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
@@ -55,10 +55,10 @@ def _short(value: float) -> float | None:
 
 @contextmanager
 def open_log(folder: Path, step: int) -> Iterator[Log]:
-    """The log of a run that goes on from a step; lines of later steps are dropped."""
+    """Open the log of a run that continues after a step; lines of later steps are dropped."""
     path = folder / "log.jsonl"
     _cut_back(path, step)
-    board = _board(folder / "tensorboard", step)
+    board = _open_board(folder / "tensorboard", step)
     try:
         yield Log(path, board)
     finally:
@@ -66,7 +66,7 @@ def open_log(folder: Path, step: int) -> Iterator[Log]:
             board.close()
 
 
-def _board(folder: Path, step: int) -> Any:
+def _open_board(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -76,27 +76,27 @@ def _board(folder: Path, step: int) -> Any:
 
 def _cut_back(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    past = [line for line in lines if _step(line) <= step]
+    past = [line for line in lines if _step_of(line) <= step]
     if past != lines:
         with instead_of(path) as part:
             part.write_text("".join(past), encoding="utf-8")
 
 
-def _step(line: str) -> float:
-    """A line's step; infinity for one that was cut short."""
+def _step_of(line: str) -> float:
+    """Return the step of a line; infinity for an incomplete line."""
     try:
         return json.loads(line)["step"] if line.endswith("\n") else float("inf")
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")
 
 
-def add_losses(tally: LossSums, losses: Mapping[str, float]) -> LossSums:
-    """The tally with a step's losses in it; a loss need not come with every step."""
-    before = {name: tally.get(name, (0.0, 0)) for name in losses}
-    return {**tally, **{name: (total + losses[name], count + 1) for name, (total, count) in before.items()}}
+def add_losses(sums: LossSums, losses: Mapping[str, float]) -> LossSums:
+    """Return the sums with a step's losses added; a loss need not occur in every step."""
+    before = {name: sums.get(name, (0.0, 0)) for name in losses}
+    return {**sums, **{name: (total + losses[name], count + 1) for name, (total, count) in before.items()}}
 
 
-def mean_losses(tally: LossSums) -> dict[str, float]:
-    """The mean of each loss since the last line, and of their sum where there are several."""
-    each = {f"loss/{name}": total / count for name, (total, count) in tally.items()}
+def mean_losses(sums: LossSums) -> dict[str, float]:
+    """Return the mean of each loss since the last line, and "loss", the sum of these means."""
+    each = {f"loss/{name}": total / count for name, (total, count) in sums.items()}
     return {"loss": sum(each.values()), **each}

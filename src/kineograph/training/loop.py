@@ -1,7 +1,7 @@
-"""The training loop: a generator, so that bars, samples and cancelling are a `for` over it.
+"""Training loop: a generator, so that progress bars, validation and cancelling are a `for` over it.
 
-Step k of a run depends on (seed, k) and on the weights before it alone, and sample k on (seed, k): a run that was
-killed goes on as if it had not been, and it does not matter how many processes and threads share a step out.
+Step k of a run depends only on (seed, k) and the weights before it, and sample k on (seed, k): a run that was killed
+continues with the same numbers, and it does not matter how many processes and threads share a step.
 """
 
 from __future__ import annotations
@@ -20,24 +20,30 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from kineograph.errors import InputError
-from kineograph.training import ema, logs, state
-from kineograph.training.gradients import BatchT, StepGradients, LoadBatch, LossFunction, NetT, step_gradients
+from kineograph.training.checkpoints import (
+    LoopPosition,
+    TrainState,
+    remove_partial_checkpoints,
+    resume_run,
+    save_checkpoint,
+)
+from kineograph.training.gradients import BatchT, LoadBatch, LossFunction, NetT, StepGradients, step_gradients
 from kineograph.training.lock import lock_folder
-from kineograph.training.optimisers import step_optimisers, build_optimisers
+from kineograph.training.logs import Log, add_losses, mean_losses, open_log
+from kineograph.training.optimisers import build_optimisers, init_averages, step_optimisers, update_averages
 from kineograph.training.processes import Processes, start_workers
-from kineograph.training.settings import TrainingSettings, resume_settings, learning_rate_at, samples_per_step
-from kineograph.training.state import LoopPosition, TrainState
+from kineograph.training.settings import TrainingSettings, learning_rate_at, resume_settings, samples_per_step
 
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-class Progress(NamedTuple):
-    """Where a run is after a step.
+class TrainingProgress(NamedTuple):
+    """Progress of a run after a step.
 
-    step: how many are done. losses: the step's, over all processes. gradient_norm: before it was clipped.
-    seconds: of training, in all runs in the folder. average: the averaged weights by name, for `lent`.
-    log: takes further figures and pictures.
+    step: number of steps done. losses: the step's, over all processes. gradient_norm: before clipping.
+    seconds: of training, in all runs in the folder. average: the averaged weights by name, for `use_averages`.
+    log: takes further figures and images.
     """
 
     step: int
@@ -47,7 +53,7 @@ class Progress(NamedTuple):
     seconds: float
     samples_seen: int
     average: Mapping[str, Tensor]
-    log: logs.Log
+    log: Log
 
 
 def fit(
@@ -55,125 +61,120 @@ def fit(
     settings: TrainingSettings,
     folder: Path,
     *,
-    draw: LoadBatch[BatchT],
+    load_batch: LoadBatch[BatchT],
     loss: LossFunction[NetT, BatchT],
     facts: Mapping[str, Any] = NO_FACTS,
-) -> Iterator[Progress]:
-    """Trains the parameters of `net` that require gradients, where it is, from the folder's last checkpoint on.
+) -> Iterator[TrainingProgress]:
+    """Train the parameters of `net` that require gradients, in place, from the folder's last checkpoint on.
 
-    A checkpoint is written when the consumer asks for the next step, or leaves: what it did at a step is done again
-    if it was killed there. In the end `net` has the last weights, and `weights(folder)` are the averaged ones.
+    A checkpoint is written when the consumer asks for the next step, or leaves: what the consumer did at a step is
+    repeated if it was killed there. At the end `net` has the last weights; `load_weights(folder)` are the averages.
 
     Args:
-        net: on `here().device`, in the mode, train or eval, that it is trained in. Its buffers are
-            neither averaged nor kept.
+        net: on `current_process().device`, in the mode, train or eval, that it is trained in. Its buffers are neither
+            averaged nor saved.
         folder: of this run alone: checkpoints, log.jsonl, tensorboard.
-        draw: samples from the step, counted from 0, and the samples' numbers, counted over the training, and nothing
-            else; called by several threads. What comes is given to `loss`, its tensors on the network's device.
-        loss: named losses of a share of the batch, means over it; their sum is descended. Their names are the same
-            in all processes at a step. The last argument is the seed of the first sample, whose next has the next,
-            as in `kineograph.noise`; what is drawn by it does not depend on how the batch is shared out. Called by
-            several threads on a CPU.
-        facts: JSON values that a resumed run must have had too, beside the settings: names of data, of models.
+        load_batch: returns a batch from the step, counted from 0, and the numbers of its samples, counted over the
+            training, and depends on nothing else; called by several threads. Its tensors are moved to the network's
+            device for `loss`.
+        loss: returns named losses of a share of the batch, each a mean over it; their sum is minimised. All processes
+            return the same names at a step. The last argument is the seed of the first sample, the next sample has the
+            next seed, as in `kineograph.noise`; random numbers of a sample depend on its seed alone. Called by several
+            threads on a CPU.
+        facts: JSON values that must be the same when the run is resumed, beside the settings: names of data, of models.
 
     Raises:
-        InputError: the folder is in use or holds a run with other settings; there is nothing to train; a loss is no
-            number; a checkpoint cannot be written.
+        InputError: the folder is in use or holds a run with other settings; there is nothing to train; a loss is not
+            finite; a checkpoint cannot be written.
     """
     _check(net, settings)
-    with ExitStack() as held:
-        crew = held.enter_context(start_workers(net, settings))
-        run = _begun(net, settings, crew)
-        terms = json.loads(json.dumps({**resume_settings(settings, crew.process.num_processes), **facts}))
-        reached, log = _entered(held, run, folder, terms, crew)
+    with ExitStack() as stack:
+        processes = stack.enter_context(start_workers(net, settings))
+        is_main, num_processes = processes.process.is_main_process, processes.process.num_processes
+        state = _initial_state(net, settings, processes)
+        terms = json.loads(json.dumps({**resume_settings(settings, num_processes), **facts}))
+        if is_main:
+            stack.enter_context(lock_folder(folder))
+            remove_partial_checkpoints(folder)
+        processes.process.wait_for_everyone()
+        position = resume_run(net, state, folder, terms)
+        log = stack.enter_context(open_log(folder, position.step)) if is_main else Log()
+
+        def save() -> None:
+            if is_main:
+                save_checkpoint(state, position, folder, terms, settings.checkpoints_total_limit)
+
         started = time.monotonic()
-        for descent in step_gradients(net, run, settings, crew, reached.step, draw, loss):
-            norm = _advance(run, reached.step, descent, settings, crew)
-            reached = _after(reached, time.monotonic() - started, descent.losses)
-            progress = _progress(run, reached, descent, norm, settings, crew, log)
-            if _is_due(reached, settings, settings.log_every):
-                _tell(progress, reached.tally)
-                reached = reached._replace(tally={})
+        for found in step_gradients(net, state, settings, processes, position.step, load_batch, loss):
+            rate = learning_rate_at(settings, position.step)
+            norm = _step(state, position.step, found, settings, processes)
+            seconds = position.seconds + time.monotonic() - started
+            position = LoopPosition(position.step + 1, seconds, add_losses(position.losses, found.losses))
+            seen = position.step * samples_per_step(settings, num_processes)
+            progress = TrainingProgress(
+                position.step, found.losses, norm, rate, seconds, seen, average=state.average, log=log
+            )
+            if _is_due(position, settings, settings.log_every):
+                _write_log(progress, mean_losses(position.losses))
+                position = position._replace(losses={})
             try:
                 yield progress
             except GeneratorExit:
-                _keep(run, reached, folder, terms, settings, crew)
+                save()
                 raise
-            if _is_due(reached, settings, settings.checkpointing_steps):
-                _keep(run, reached, folder, terms, settings, crew)
+            if _is_due(position, settings, settings.checkpointing_steps):
+                save()
             started = time.monotonic()
 
 
-def _begun(net: nn.Module, settings: TrainingSettings, crew: Processes) -> TrainState:
-    """A run at its first step, with the same weights in all processes."""
+def _initial_state(net: nn.Module, settings: TrainingSettings, processes: Processes) -> TrainState:
+    """Return the state before the first step, with the same weights in all processes."""
     trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
-    if crew.process.num_processes > 1:
+    if processes.process.num_processes > 1:
         broadcast([weight.detach() for weight in trained.values()])
     device = next(iter(trained.values())).device.type
     scaler = GradScaler(device, enabled=settings.mixed_precision == "fp16")
-    return TrainState(trained, ema.init_averages(trained, settings.ema_decay), build_optimisers(net, settings, crew.walkers), scaler)
+    optimisers = build_optimisers(net, settings, processes.threads)
+    return TrainState(trained, init_averages(trained, settings.ema_decay), optimisers, scaler)
 
 
-def _entered(held: ExitStack, run: TrainState, folder: Path, terms: state.Terms, crew: Processes) -> tuple[LoopPosition, logs.Log]:
-    """Claims the folder, and takes the run to where it was left there."""
-    if crew.process.is_main_process:
-        held.enter_context(lock_folder(folder))
-        state.remove_partial_checkpoints(folder)
-    crew.process.wait_for_everyone()
-    reached = state.resume_run(run, folder, terms)
-    log = held.enter_context(logs.open_log(folder, reached.step)) if crew.process.is_main_process else logs.Log()
-    return reached, log
+def _step(
+    state: TrainState, step: int, found: StepGradients, settings: TrainingSettings, processes: Processes
+) -> float:
+    """Update weights and averages, and return the norm of the gradients.
 
-
-def _advance(run: TrainState, step: int, descent: StepGradients, settings: TrainingSettings, crew: Processes) -> float:
-    """Moves weights and averages; the norm of the gradients. Raises InputError when there are none, or no numbers."""
-    learning_rate = learning_rate_at(settings, step)
-    if not descent.gradients:
-        raise InputError(f"the loss of step {step} depends on no weight that is trained: see what is frozen")
-    norm = step_optimisers(run.ways, descent.gradients, run.trained, settings, learning_rate, run.scaler, crew.map)
-    _check_figures(step, descent.losses, norm, settings)
-    ema.update_averages(run.average, run.trained, settings.ema_decay, step)
+    Raises InputError when there are no gradients, or they are not finite.
+    """
+    if not found.gradients:
+        raise InputError(f"the loss of step {step} depends on no weight that is trained: check what is frozen")
+    rate = learning_rate_at(settings, step)
+    norm = step_optimisers(
+        state.optimisers, found.gradients, state.trained, settings, rate, state.scaler, processes.map
+    )
+    _check_finite(step, found.losses, norm, settings)
+    update_averages(state.average, state.trained, settings.ema_decay, step)
     return norm
 
 
-def _progress(
-    run: TrainState, reached: LoopPosition, descent: StepGradients, norm: float, settings: TrainingSettings, crew: Processes, log: logs.Log
-) -> Progress:
-    seen = reached.step * samples_per_step(settings, crew.process.num_processes)
-    learning_rate = learning_rate_at(settings, reached.step - 1)
-    return Progress(
-        reached.step, descent.losses, norm, learning_rate, reached.seconds, seen, average=run.average, log=log
-    )
+def _is_due(position: LoopPosition, settings: TrainingSettings, every: int) -> bool:
+    return position.step % every == 0 or position.step == settings.max_train_steps
 
 
-def _after(reached: LoopPosition, seconds: float, losses: Mapping[str, float]) -> LoopPosition:
-    return LoopPosition(reached.step + 1, reached.seconds + seconds, logs.add_losses(reached.tally, losses))
-
-
-def _is_due(reached: LoopPosition, settings: TrainingSettings, every: int) -> bool:
-    return reached.step % every == 0 or reached.step == settings.max_train_steps
-
-
-def _tell(progress: Progress, tally: logs.LossSums) -> None:
+def _write_log(progress: TrainingProgress, losses: Mapping[str, float]) -> None:
     figures = {name: getattr(progress, name) for name in ("gradient_norm", "learning_rate", "seconds", "samples_seen")}
-    progress.log.tell(progress.step, logs.mean_losses(tally) | figures)
-
-
-def _keep(run: TrainState, reached: LoopPosition, folder: Path, terms: state.Terms, settings: TrainingSettings, crew: Processes) -> None:
-    if crew.process.is_main_process:
-        state.save_checkpoint(run, reached, folder, terms, settings.checkpoints_total_limit)
+    progress.log.write(progress.step, {**losses, **figures})
 
 
 def _check(net: nn.Module, settings: TrainingSettings) -> None:
-    """Raises InputError when these parameters cannot be trained so."""
+    """Raise InputError when these parameters cannot be trained with these settings."""
     trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
     if not trained:
         raise InputError("there is nothing to train: no parameter of the network requires gradients")
     halves = [f"{name} ({weight.dtype})" for name, weight in trained.items() if weight.dtype.itemsize < 4]
     if halves:
         raise InputError(
-            f"what is trained is kept in float32, and {halves[0]} came: call .float() on it; mixed_precision computes "
-            "in fewer bits"
+            f"trained weights must be float32, got {halves[0]}: call .float() on it; mixed_precision computes in fewer "
+            "bits"
         )
     devices = {weight.device.type for weight in trained.values()}
     if settings.mixed_precision == "fp16" and devices == {"cpu"}:
@@ -183,12 +184,12 @@ def _check(net: nn.Module, settings: TrainingSettings) -> None:
         raise InputError(f"{norms[0]} is a batch norm, whose statistics are not trained here: call .eval() on it")
 
 
-def _check_figures(step: int, losses: Mapping[str, float], norm: float, settings: TrainingSettings) -> None:
-    """Raises InputError when a run has diverged. In fp16 a step that overflows is left out, and the scale halved."""
+def _check_finite(step: int, losses: Mapping[str, float], norm: float, settings: TrainingSettings) -> None:
+    """Raise InputError when a run has diverged. A step that overflows in fp16 is skipped, and the scale halved."""
     if math.isfinite(norm + sum(losses.values())) or settings.mixed_precision == "fp16":
         return
-    told = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+    values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
     raise InputError(
-        f"step {step} came to a loss of {told} and a gradient of norm {norm:g}: lower the learning_rate, warm up "
+        f"step {step} came to a loss of {values} and a gradient of norm {norm:g}: lower the learning_rate, warm up "
         "longer, or look for broken samples. The checkpoints before it stay"
     )

@@ -1,4 +1,4 @@
-"""Who shares a step out: the processes that `accelerate launch` started, and on a CPU a thread a core in each."""
+"""Processes and threads that share a training step: those of `accelerate launch`, and on a CPU one thread a core."""
 
 from __future__ import annotations
 
@@ -19,42 +19,48 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 
 
 class Processes(NamedTuple):
-    """The process among its like, how many walk the network in it, by which `map`, and who draws samples for them."""
+    """This process and its threads.
+
+    process: its rank and the number of processes.
+    threads: how many threads compute gradients in this process.
+    map: runs a function in those threads, as the builtin `map` does.
+    loaders: the threads that load batches ahead.
+    """
 
     process: PartialState
-    walkers: int
+    threads: int
     map: Callable[..., Any]
-    readers: ThreadPoolExecutor
+    loaders: ThreadPoolExecutor
 
 
 def current_process() -> PartialState:
-    """This process among those that `accelerate launch` or torchrun started, and the device it trains on.
+    """Return this process among those that `accelerate launch` or torchrun started, with the device it trains on.
 
-    Call it before anything else asks accelerate: told nothing, that takes processes on a CPU for strangers.
+    Call it before anything else asks accelerate, which takes processes on a CPU for unrelated ones unless told.
     """
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    return PartialState(cpu=asked or not torch.accelerator.is_available())
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return PartialState(cpu=use_cpu or not torch.accelerator.is_available())
 
 
 @contextmanager
 def start_workers(net: nn.Module, settings: TrainingSettings) -> Iterator[Processes]:
-    """The crew for a network, which works until the block is left."""
+    """Start the threads that train a network, for as long as the block lasts."""
     process = current_process()
-    count = _walkers(net, settings)
+    count = _num_threads(net, settings)
     single = partial(torch.set_num_threads, 1)
-    with ThreadPoolExecutor(count, "walk", single) as walkers:
-        readers = ThreadPoolExecutor(settings.dataloader_num_workers, "draw", single)
+    with ThreadPoolExecutor(count, "gradients", single) as workers:
+        loaders = ThreadPoolExecutor(settings.dataloader_num_workers, "loader", single)
         try:
-            yield Processes(process, count, walkers.map if count > 1 else map, readers)
+            yield Processes(process, count, workers.map if count > 1 else map, loaders)
         finally:
-            readers.shutdown(cancel_futures=True)
+            loaders.shutdown(cancel_futures=True)
 
 
-def _walkers(net: nn.Module, settings: TrainingSettings) -> int:
+def _num_threads(net: nn.Module, settings: TrainingSettings) -> int:
     on_cpu = next(net.parameters()).device.type == "cpu"
     return min(torch.get_num_threads(), settings.train_batch_size) if on_cpu and not uses_dropout(net) else 1
 
 
 def uses_dropout(net: nn.Module) -> bool:
-    """Whether the network draws random numbers of its own, from the one generator that all threads share."""
+    """Return True if the network draws random numbers itself, from the one generator that all threads share."""
     return any(isinstance(layer, DROPOUTS) and layer.p > 0 and layer.training for layer in net.modules())

@@ -132,7 +132,7 @@ def weighted_noise_error(
     net: Callable[..., Latents], told: Condition, x0: Latents, noise: Latents, weight: Float[Tensor, "b f h w"], t: Tensor
 ) -> Tensor:  # fmt: skip
     """The squared error of the noise that a network predicts, weighted as the image network's (`unet.noise_loss`)."""
-    z, sigma = SCHEDULE.noised(x0, noise, t)
+    z, sigma = SCHEDULE.add_noise(x0, noise, t)
     off = per_clip_error(net(z, t, told).float() - noise, weight)
     return ((1 + sigma**2).clamp(max=MAX_WEIGHT) * off).mean()
 

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
-from kineograph.generate import generate
-
+from kineograph.generation import generate
 from kineograph.metrics import optical_flow, video_metrics
 from kineograph.metrics.distances import Mean, mean
 from kineograph.metrics.features import Frames

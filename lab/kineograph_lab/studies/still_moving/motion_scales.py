@@ -7,8 +7,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
-from kineograph.generate import generate
-
+from kineograph.generation import generate
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.provenance import fingerprint

@@ -77,7 +77,9 @@ def draw(
         told, blank = (replace(each, residuals=r) for each, r in zip((told, blank), added, strict=True))
     sigmas = leading(model.schedule.sigmas, steps)
     noise = shared(seed, range(FRAMES), (1, *model.latent_shape(*model.default_size)))
-    look = classifier_free_guidance(model.bind(told, frame_attention=first), model.bind(blank, frame_attention=first), scale)
+    look = classifier_free_guidance(
+        model.bind(told, frame_attention=first), model.bind(blank, frame_attention=first), scale
+    )
     x0 = final_latents(ddim(look, sigmas[0] * noise.to(model.device), sigmas))
     return Video.from_tensor(model.decode(x0)[0]).frames
 

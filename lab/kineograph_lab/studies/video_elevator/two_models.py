@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from kineograph.generate import generate
 
+from kineograph.generation import generate
 from kineograph.method_options import ElevatorOptions
 from kineograph.metrics import video_metrics
 from kineograph.metrics.distances import Mean

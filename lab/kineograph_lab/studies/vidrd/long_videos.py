@@ -13,8 +13,8 @@ from itertools import product
 
 import numpy as np
 from jaxtyping import UInt8
-from kineograph.generate import generate
 
+from kineograph.generation import generate
 from kineograph.method_options import ClipOptions
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames

@@ -1,7 +1,7 @@
-"""Pictures as an image encoder reads them, for networks that are shown one beside the text.
+"""CLIP image encoder whose states a U-Net with an IP-Adapter reads as image tokens.
 
-IP-Adapters and VideoCrafter1's image-to-video model read CLIP's patches through a projection on the U-Net; they differ
-in which layer they read, how a picture is made to fit, and what they take for no picture.
+IP-Adapters and VideoCrafter1's image-to-video model project CLIP's states to tokens on the U-Net. They differ in the
+layer that they read, in how an image is resized, and in the input that stands for no image.
 """
 
 from __future__ import annotations
@@ -30,83 +30,88 @@ PENULTIMATE, LAST = -2, -1
 GREY = (0.5, 0.5, 0.5)
 
 
-def stretch_to_square(pictures: Images, side: int) -> ResizedImages:
-    """Both sides to this length, whatever the shape: as VideoCrafter1 shows its pictures (align_corners and all)."""
-    return interpolate(pictures, (side, side), mode="bicubic", align_corners=True)
+def stretch_to_square(images: Images, side: int) -> ResizedImages:
+    """Resize images to a square without keeping their shape, as VideoCrafter1 does (with align_corners)."""
+    return interpolate(images, (side, side), mode="bicubic", align_corners=True)
 
 
-def crop_to_square(pictures: Images, side: int) -> ResizedImages:
-    """The shorter side to this length, and the middle of the longer: as CLIP's own processor does."""
-    return crop_to_size(pictures, side, side)
+def crop_to_square(images: Images, side: int) -> ResizedImages:
+    """Resize the shorter side and center-crop the longer one, as CLIP's image processor does."""
+    return crop_to_size(images, side, side)
 
 
-def crop_to_size(pictures: Images, height: int, width: int) -> ResizedImages:
-    """As small as covers this height and width, and the middle of it."""
-    scale = max(height / pictures.shape[-2], width / pictures.shape[-1])
-    size = [max(least, round(scale * side)) for least, side in zip((height, width), pictures.shape[-2:], strict=True)]
-    fitted = interpolate(pictures, size, mode="bicubic", antialias=True).clamp(0, 1)
+def crop_to_size(images: Images, height: int, width: int) -> ResizedImages:
+    """Resize images to cover a height and width, and center-crop them."""
+    scale = max(height / images.shape[-2], width / images.shape[-1])
+    size = [max(least, round(scale * side)) for least, side in zip((height, width), images.shape[-2:], strict=True)]
+    resized = interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    return fitted[..., top : top + height, left : left + width]
+    return resized[..., top : top + height, left : left + width]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageEncoder:
-    """An image encoder, and how pictures are given to it.
+    """A CLIP image encoder with the preprocessing of its images.
 
-    network   a CLIP vision tower of transformers
-    layer     which of its hidden states is read: the last but one, or the last
-    fit       makes a picture a square
-    blank     the colour that stands for no picture, red, green and blue from 0 to 1
-    states    how many of the states there, of which the first is the class token; all unless given
+    network      a CLIP vision model of transformers
+    layer        index of the hidden states that are read: `PENULTIMATE` or `LAST`
+    resize       resizes images to a square
+    mean, std    normalisation of the color channels
+    empty_color  color of the image that stands for no image: red, green and blue from 0 to 1
+    num_states   number of states that are read, of which the first is the class token; None for all
     """
 
     network: CLIPVisionModel | CLIPVisionModelWithProjection
     layer: int = PENULTIMATE
-    fit: Resize = crop_to_square
+    resize: Resize = crop_to_square
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
-    blank: tuple[float, float, float] = CLIP_MEAN
-    states: int | None = None
+    empty_color: tuple[float, float, float] = CLIP_MEAN
+    num_states: int | None = None
 
     @property
     def side(self) -> int:
-        """How many pixels wide and high the encoder sees."""
+        """Width and height of the encoder's input in pixels."""
         return int(self.network.config.image_size)
 
-    def tokens(self, unet: UNet2DConditionModel, pictures: Images) -> ImageTokens:
-        """What the network is shown of these pictures, with values from 0 to 1: one for each video."""
-        pixels = self._pixels(self.fit(pictures.float(), self.side))
-        embeddings = [self._embedding(pixels, of)[:, None] for of in image_projections(unet)]
-        return cross_attention.project_image_tokens(unet, embeddings)
+    def image_tokens(self, unet: UNet2DConditionModel, images: Images) -> ImageTokens:
+        """Return a U-Net's image tokens for images with values from 0 to 1, one for each video."""
+        pixels = self._normalize(self.resize(images.float(), self.side))
+        states = [self._states(pixels, projection)[:, None] for projection in image_projections(unet)]
+        return cross_attention.project_image_tokens(unet, states)
 
-    def no_tokens(self, unet: UNet2DConditionModel, count: int) -> ImageTokens:
-        """What the network is shown where it is shown no picture."""
-        pixels = self._pixels(torch.tensor(self.blank).view(1, 3, 1, 1).expand(count, 3, self.side, self.side))
-        embeddings = [self._no_embedding(pixels, of)[:, None] for of in image_projections(unet)]
-        return cross_attention.project_image_tokens(unet, embeddings)
+    def empty_tokens(self, unet: UNet2DConditionModel, count: int) -> ImageTokens:
+        """Return a U-Net's image tokens for no image, for `count` videos."""
+        pixels = self._normalize(torch.tensor(self.empty_color).view(1, 3, 1, 1).expand(count, 3, self.side, self.side))
+        projections = image_projections(unet)
+        states = [self._states(pixels, projection)[:, None] for projection in projections]
+        for number, projection in enumerate(projections):
+            if isinstance(projection, ImageProjection):
+                states[number] = torch.zeros_like(states[number])
+        return cross_attention.project_image_tokens(unet, states)
 
-    def _pixels(self, pictures: ResizedImages) -> Tensor:
-        mean, std = (torch.tensor(each, device=pictures.device).view(3, 1, 1) for each in (self.mean, self.std))
+    def _normalize(self, images: ResizedImages) -> Tensor:
+        mean, std = (torch.tensor(each, device=images.device).view(3, 1, 1) for each in (self.mean, self.std))
         weight = next(self.network.parameters())
-        return ((pictures - mean) / std).to(weight.device, weight.dtype)
-
-    def _no_embedding(self, pixels: Tensor, of: nn.Module) -> Tensor:
-        seen = self._embedding(pixels, of)
-        return torch.zeros_like(seen) if isinstance(of, ImageProjection) else seen
+        return ((images - mean) / std).to(weight.device, weight.dtype)
 
     @torch.no_grad()
-    def _embedding(self, pixels: Tensor, of: nn.Module) -> Tensor:
-        """What one projection reads: the whole picture in one vector, or its patches."""
-        if isinstance(of, ImageProjection):
+    def _states(self, pixels: Tensor, projection: nn.Module) -> Tensor:
+        """Return the input of one projection: the embedding of the whole image, or the states of its patches."""
+        if isinstance(projection, ImageProjection):
             return self.network(pixels).image_embeds
-        return self.network(pixels, output_hidden_states=True).hidden_states[self.layer][:, : self.states]
+        return self.network(pixels, output_hidden_states=True).hidden_states[self.layer][:, : self.num_states]
 
 
 def image_projections(unet: UNet2DConditionModel) -> list[nn.Module]:
-    """What makes tokens of an encoder's states, one for each IP-Adapter. Raises InputError when there is none."""
+    """Return the layers that project an encoder's states to image tokens, one for each IP-Adapter.
+
+    Raises:
+        InputError: the U-Net has no IP-Adapter.
+    """
     if not isinstance(getattr(unet, "encoder_hid_proj", None), MultiIPAdapterImageProjection):
         raise InputError(
-            "this model is shown no pictures: take an image-to-video model, such as pocket-animate, or load it with an "
+            "this model takes no images: take an image-to-video model, such as pocket-animate, or load it with an "
             "IP-Adapter"
         )
     return list(unet.encoder_hid_proj.image_projection_layers)

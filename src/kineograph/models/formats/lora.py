@@ -79,7 +79,7 @@ def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
     return [pair for each in lora for pair in list_loras(each)]  # type: ignore[arg-type]
 
 
-def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, ask: HubOptions) -> None:
+def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, hub_options: HubOptions) -> None:
     """Add a LoRA from a file, folder or repository to networks; LoRAs that they have already stay active.
 
     Args:
@@ -90,7 +90,7 @@ def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float,
 
     Warns of tensors that belong to no layer of the networks.
     """
-    file = hub.find_file(lora, LORA_FILES, ask)
+    file = hub.find_file(lora, LORA_FILES, hub_options)
     add_lora(file, tensor_files.read_tensors(file), networks, scale)
 
 
@@ -119,9 +119,9 @@ def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, n
         _activate(networks[part], [*active, name], scale)
 
 
-def read_learned_words(lora: str | Path, ask: HubOptions) -> list[str]:
+def read_learned_words(lora: str | Path, hub_options: HubOptions) -> list[str]:
     """Return the words that a LoRA of `kineograph customise` was trained for; none for another LoRA."""
-    header = tensor_files.read_metadata(hub.find_file(lora, LORA_FILES, ask)).get(CUSTOMISE_HEADER)
+    header = tensor_files.read_metadata(hub.find_file(lora, LORA_FILES, hub_options)).get(CUSTOMISE_HEADER)
     return [] if header is None else list(json.loads(header)["words"])
 
 

@@ -31,7 +31,7 @@ from kineograph.models.formats.layer_names import TargetLayer, target_layers
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import known_configurations
 from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter, SpatialAdapter
-from kineograph.models.temporal.config import TemporalLayers
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 HEADER = "kineograph_adapter"
@@ -173,12 +173,12 @@ def _written(file: Path, about: AdapterHeader, tensors: Tensors) -> Path:
     return file
 
 
-def read_adapter_file(source: str | Path, kind: Kind, ask: HubOptions) -> AdapterFile:
+def read_adapter_file(source: str | Path, kind: Kind, hub_options: HubOptions) -> AdapterFile:
     """An adapter's file, or the one in a folder or repository.
 
     Raises InputError when it is none, damaged, or an adapter of the other kind.
     """
-    file = hub.find_file(source, [f"{NAMES[kind]}.safetensors", "adapter.safetensors"], ask)
+    file = hub.find_file(source, [f"{NAMES[kind]}.safetensors", "adapter.safetensors"], hub_options)
     tensors, header = tensor_files.read_tensors(file), tensor_files.read_metadata(file).get(HEADER)
     if header is None:
         raise InputError(

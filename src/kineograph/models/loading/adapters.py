@@ -15,20 +15,20 @@ from kineograph.models.loading.components import Components
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 
 
-def load_motion_adapter(opened: Components, source: str | Path, video: str, ask: HubOptions) -> Components:
+def load_motion_adapter(opened: Components, source: str | Path, video: str, hub_options: HubOptions) -> Components:
     """A video model with a motion adapter, in place of the one it has.
 
     video: what its layers along time are called.
     Raises InputError for an image model, for a file that is none, and for an adapter of another model.
     """
-    adapter = adapter_files.read_adapter_file(source, "motion", ask)
+    adapter = adapter_files.read_adapter_file(source, "motion", hub_options)
     if opened.temporal is None:
         raise InputError(f"{adapter.file} is a motion adapter, and {video} {NO_TEMPORAL_LAYERS}")
     return opened._replace(motion_adapter=adapter_files.build_motion_adapter(adapter, opened.temporal, video))
 
 
 def load_customised_adapter(
-    opened: Components, source: str | Path, image: str, video: str, ask: HubOptions
+    opened: Components, source: str | Path, image: str, video: str, hub_options: HubOptions
 ) -> Components:
     """A model that knows a subject or a style: the LoRA of a file on its networks, and before its layers along time, if
     it has any, the spatial adapter of the file.
@@ -37,7 +37,7 @@ def load_customised_adapter(
     Raises InputError for a file that is none, and for an adapter of a model of other shapes or with other layers along
     time; warns of an image network with other weights.
     """
-    adapter = adapter_files.read_adapter_file(source, "customised", ask)
+    adapter = adapter_files.read_adapter_file(source, "customised", hub_options)
     _check_image(adapter, opened, image)
     spatial = None
     if opened.temporal is not None:

@@ -38,10 +38,14 @@ def list_controlnets(
 
 
 def load_controlnet(
-    unet: UNet2DConditionModel, source: ControlNetSource, latent_channels: int, place: Placement, ask: HubOptions
+    unet: UNet2DConditionModel,
+    source: ControlNetSource,
+    latent_channels: int,
+    place: Placement,
+    hub_options: HubOptions,
 ) -> OpenControlNet:
     """A ControlNet for this U-Net. Raises InputError when it is none, or one for another architecture."""
-    net = source if isinstance(source, ControlNetModel) else _opened(source, unet, place, ask)
+    net = source if isinstance(source, ControlNetModel) else _opened(source, unet, place, hub_options)
     for name in SHAPE:
         theirs, ours = _as_list(net.config[name]), _as_list(unet.config[name])
         if theirs != ours:
@@ -58,8 +62,10 @@ def load_controlnet(
     return lambda: ready
 
 
-def _opened(source: str | Path, unet: UNet2DConditionModel, place: Placement, ask: HubOptions) -> ControlNetModel:
-    path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, ask._replace(revision=None))
+def _opened(
+    source: str | Path, unet: UNet2DConditionModel, place: Placement, hub_options: HubOptions
+) -> ControlNetModel:
+    path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, hub_options._replace(revision=None))
     if path.is_file():
         return single_file.controlnet_from_file(path, unet, place.dtype)
     kind = read_json(path / "config.json").get("_class_name") if (path / "config.json").is_file() else "nothing"

@@ -19,13 +19,16 @@ ENCODER = "image_encoder"
 FETCHED = ["models/ip-adapter_sd15.safetensors", f"models/{ENCODER}/*"]  # of h94/IP-Adapter and those laid out like it
 
 
-def load_ip_adapter(opened: Components, source: str | Path, ask: HubOptions) -> Components:
+def load_ip_adapter(opened: Components, source: str | Path, hub_options: HubOptions) -> Components:
     """The model with an IP-Adapter on its image network, and the encoder that lies beside it in `image_encoder`.
 
     source: a file as IP-Adapter's authors release them, or a repository laid out like theirs.
     Raises InputError when it is none, is for another architecture, or has no encoder beside it.
     """
-    file = hub.local_path(source) or hub.fetch_folder(str(source), FETCHED, ask._replace(revision=None)) / FETCHED[0]
+    file = (
+        hub.local_path(source)
+        or hub.fetch_folder(str(source), FETCHED, hub_options._replace(revision=None)) / FETCHED[0]
+    )
     if not file.is_file():
         raise InputError(f"{source} is a folder: pass the IP-Adapter's file in it, such as ip-adapter_sd15.safetensors")
     state = _divided(file)
@@ -38,7 +41,7 @@ def load_ip_adapter(opened: Components, source: str | Path, ask: HubOptions) -> 
             f"{file} does not fit the image network, whose tokens are {reads} wide: take an IP-Adapter made for the "
             f"model's family ({str(error).splitlines()[0]})"
         ) from error
-    return opened._replace(unet=opened.unet.eval(), reader=ImageEncoder(encoder))
+    return opened._replace(unet=opened.unet.eval(), image_encoder=ImageEncoder(encoder))
 
 
 def _divided(file: Path) -> dict[str, dict[str, Any]]:

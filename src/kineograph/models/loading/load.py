@@ -105,41 +105,43 @@ def load(
     >>> model = kg.load()
     >>> model = kg.load("path/to/checkpoint.safetensors", lora=("style.safetensors", 0.8))  # doctest: +SKIP
     """
-    ask = HubOptions(revision, variant, token, cache_dir, local_files_only)
+    hub_options = HubOptions(revision, variant, token, cache_dir, local_files_only)
     wanted = dtype if dtype is not None else torch_dtype
     if isinstance(source, Pipeline):
         opened = components.components_from_pipeline(source)
         place = _place_of(opened, device, wanted)
     else:
         place = placement.choose_placement(device, wanted)
-        opened = _opened(source or "pocket", config, prediction_type, place, ask)
+        opened = _opened(source or "pocket", config, prediction_type, place, hub_options)
     if motion is not None:
-        opened = _moved(opened, motion, source, ask)
+        opened = _moved(opened, motion, source, hub_options)
     if ip_adapter is not None:
-        opened = ip_adapters.load_ip_adapter(opened, ip_adapter, ask)
+        opened = ip_adapters.load_ip_adapter(opened, ip_adapter, hub_options)
     for each, scale in adapters.list_loras(lora):
-        adapters.load_lora(opened.networks, each, scale, ask)
-        opened = opened._replace(words=(*opened.words, *adapters.read_learned_words(each, ask)))
+        adapters.load_lora(opened.networks, each, scale, hub_options)
+        opened = opened._replace(words=(*opened.words, *adapters.read_learned_words(each, hub_options)))
     for word, each in concepts.list_textual_inversions(textual_inversion):
-        concepts.load_textual_inversion(opened.text, word, each, ask)
+        concepts.load_textual_inversion(opened.text, word, each, hub_options)
     video = source_name(motion or source or "pocket")
     if motion_adapter is not None:
-        opened = customised.load_motion_adapter(opened, motion_adapter, video, ask)
+        opened = customised.load_motion_adapter(opened, motion_adapter, video, hub_options)
     if adapter is not None:
         file = _shipped(adapter, models.ADAPTERS)
-        opened = customised.load_customised_adapter(opened, file, source_name(source or "pocket"), video, ask)
+        opened = customised.load_customised_adapter(opened, file, source_name(source or "pocket"), video, hub_options)
     nets = {
-        kind: controlnets.load_controlnet(opened.unet, each, opened.vae.config.latent_channels, place, ask)
+        kind: controlnets.load_controlnet(opened.unet, each, opened.vae.config.latent_channels, place, hub_options)
         for kind, each in controlnets.list_controlnets(controlnet).items()
     }
     if source in POCKETS:
         nets = controlnets.pocket_controlnets(POCKET, place) | nets
     if vae is not None:
-        opened = opened._replace(vae=vaes.open_vae(vae, opened.vae, ask))
+        opened = opened._replace(vae=vaes.open_vae(vae, opened.vae, hub_options))
     if decoder is not None:
-        opened = opened._replace(decoder=decoders.open_temporal_decoder(_shipped(decoder, models.DECODERS), ask))
-    if opened.decoder is not None:
-        check_decoder_fits(opened.decoder, opened.vae, str(decoder or source))
+        opened = opened._replace(
+            temporal_decoder=decoders.open_temporal_decoder(_shipped(decoder, models.DECODERS), hub_options)
+        )
+    if opened.temporal_decoder is not None:
+        check_decoder_fits(opened.temporal_decoder, opened.vae, str(decoder or source))
     if prediction_type is not None:
         opened = opened._replace(scheduler={**opened.scheduler, "prediction_type": prediction_type})
     arguments = {
@@ -172,7 +174,11 @@ def _place_of(opened: Components, device: str | torch.device | None, dtype: str 
 
 
 def _opened(
-    source: str | Path, config: str | Path | None, prediction_type: str | None, place: Placement, ask: HubOptions
+    source: str | Path,
+    config: str | Path | None,
+    prediction_type: str | None,
+    place: Placement,
+    hub_options: HubOptions,
 ) -> Components:
     path = _pocket() if source in POCKETS else hub.local_path(source, ["pocket", *models.built_in_names()])
     if source in models.built_in_names():
@@ -180,18 +186,18 @@ def _opened(
     elif path is not None and path.is_file():
         tensors = tensor_files.read_tensors(path)
         open_parts = next((each for is_one, each in VIDEO_FILES if is_one(tensors)), single_file.components_from_file)
-        opened = open_parts(path, tensors, config, prediction_type, place.dtype, ask)
+        opened = open_parts(path, tensors, config, prediction_type, place.dtype, hub_options)
     else:
         opened = components.components_from_folder(
-            path or hub.fetch_pipeline(str(source), ask), place.dtype, ask.variant
+            path or hub.fetch_pipeline(str(source), hub_options), place.dtype, hub_options.variant
         )
     for network in (opened.unet, opened.vae, *([opened.temporal] if opened.temporal else [])):
         network.to(memory_format=place.memory_format)
     return opened
 
 
-def _moved(opened: Components, motion: MotionSource, source: ModelSource | None, ask: HubOptions) -> Components:
-    moved = motion_modules.add_motion_module(opened, motion, ask)
+def _moved(opened: Components, motion: MotionSource, source: ModelSource | None, hub_options: HubOptions) -> Components:
+    moved = motion_modules.add_motion_module(opened, motion, hub_options)
     if isinstance(source, Pipeline):
         motion_modules.warn_of_changed_schedule(opened.scheduler, moved.scheduler, "the pipeline")
     return moved
@@ -229,12 +235,12 @@ def _model(
         name=source_name(arguments["source"]),
         device=place.device,
         dtype=place.dtype,
-        force_zeros=opened.force_zeros,
+        force_zeros_for_empty_prompt=opened.force_zeros_for_empty_prompt,
         settings={} if live else {name: json_value(value) for name, value in arguments.items() if value},
         vocabulary=_vocabulary(arguments["source"], opened),
-        reader=opened.reader,
+        image_encoder=opened.image_encoder,
         controls=nets,
-        decoder=opened.decoder and opened.decoder.to(vae.device, vae.dtype),
+        temporal_decoder=opened.temporal_decoder and opened.temporal_decoder.to(vae.device, vae.dtype),
         subject=opened.subject,
     )
 

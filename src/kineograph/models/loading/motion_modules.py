@@ -23,7 +23,8 @@ from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import components, known_configurations, video_checkpoints, video_folder
 from kineograph.models.loading.components import Components
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 
 MotionSource = Union[str, Path, MotionAdapter]  # noqa: UP007 (| makes no type of diffusers' untyped class)
 ADAPTER_WEIGHTS = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
@@ -52,13 +53,13 @@ class TemporalWeights(NamedTuple):
     scheduler: Mapping[str, Any]
 
 
-def add_motion_module(opened: Components, source: MotionSource, ask: HubOptions) -> Components:
+def add_motion_module(opened: Components, source: MotionSource, hub_options: HubOptions) -> Components:
     """A model with these layers around its image network, and the noise schedule that they were trained on.
 
     Raises InputError when the source has none, or they are for a network of other widths; warns when that one was told
     other tokens.
     """
-    motion, unet = read_temporal_weights(source, ask), opened.unet
+    motion, unet = read_temporal_weights(source, hub_options), opened.unet
     _refuse_other_widths(motion, unet)
     with init_empty_weights(include_buffers=False):
         layers = TemporalLayers(unet, motion.config)
@@ -81,20 +82,20 @@ def warn_of_changed_schedule(before: Mapping[str, Any], after: Mapping[str, Any]
         )
 
 
-def read_temporal_weights(source: MotionSource, ask: HubOptions) -> TemporalWeights:
+def read_temporal_weights(source: MotionSource, hub_options: HubOptions) -> TemporalWeights:
     """The layers along time of a source. Raises InputError when there are none."""
     if isinstance(source, MotionAdapter):
         return _from_adapter("the motion adapter", source.state_dict(), source.config)
-    path = hub.local_path(source) or _fetched(str(source), ask._replace(revision=None, variant=None))
+    path = hub.local_path(source) or _fetched(str(source), hub_options._replace(revision=None, variant=None))
     return _from_file(path) if path.is_file() else _from_folder(path)
 
 
-def _fetched(name: str, ask: HubOptions) -> Path:
+def _fetched(name: str, hub_options: HubOptions) -> Path:
     """A repository's folder with the weights that its configuration says are wanted."""
-    folder = hub.fetch_folder(name, hub.CONFIGS, ask)
+    folder = hub.fetch_folder(name, hub.CONFIGS, hub_options)
     if (folder / components.INDEX).is_file():
-        return hub.fetch_pipeline(name, ask)
-    return hub.fetch_folder(name, [*hub.CONFIGS, *ADAPTER_WEIGHTS], ask)
+        return hub.fetch_pipeline(name, hub_options)
+    return hub.fetch_folder(name, [*hub.CONFIGS, *ADAPTER_WEIGHTS], hub_options)
 
 
 def _from_file(path: Path) -> TemporalWeights:

@@ -64,7 +64,7 @@ def fingerprints(model: Model) -> dict[str, str]:
     They are hashed as they are in memory, adapters included: the same file in another dtype has another hash.
     """
     texts = {f"text_encoder{f'_{k}' if k > 1 else ''}": each.network for k, each in enumerate(model.text, 1)}
-    decoder = {} if model.decoder is None else {"temporal_decoder": model.decoder}
+    decoder = {} if model.temporal_decoder is None else {"temporal_decoder": model.temporal_decoder}
     nets = {"unet": model.net, "vae": model.vae, **decoder, **texts}
     return {name: fingerprint(each) for name, each in nets.items()}
 

@@ -64,10 +64,10 @@ def model_components(model: Model) -> Components:
         vae=model.vae,
         text=model.text,
         scheduler=model.schedule.settings,
-        force_zeros=model.force_zeros,
-        reader=model.reader,
+        force_zeros_for_empty_prompt=model.force_zeros_for_empty_prompt,
+        image_encoder=model.image_encoder,
         temporal=model.net.temporal,
-        decoder=model.decoder,
+        temporal_decoder=model.temporal_decoder,
         motion_adapter=model.net.motion_adapter,
         spatial_adapter=model.net.spatial_adapter,
     )
@@ -85,14 +85,14 @@ def _write(parts: Components, folder: Path, name: str) -> None:
         encoder.network.save_pretrained(folder / f"text_encoder{end}")
     parts.vae.save_pretrained(folder / "vae")
     video_folder.write_unet(parts.unet, folder / "unet")
-    video_folder.write_image_adapter(parts.unet, parts.reader, folder)
+    video_folder.write_image_adapter(parts.unet, parts.image_encoder, folder)
     if parts.temporal is not None:
         video_folder.write_temporal_layers(parts.temporal, folder / video_folder.TEMPORAL)
     if parts.temporal is not None and parts.motion_adapter is not None:
         file = folder / video_folder.MOTION_ADAPTER / video_folder.MOTION_ADAPTER_WEIGHTS
         adapter_files.save_motion_adapter(parts.motion_adapter, parts.temporal, file, name=name)
-    if parts.decoder is not None:
-        video_folder.write_temporal_decoder(parts.decoder, folder / video_folder.TEMPORAL_DECODER)
+    if parts.temporal_decoder is not None:
+        video_folder.write_temporal_decoder(parts.temporal_decoder, folder / video_folder.TEMPORAL_DECODER)
     (folder / "scheduler").mkdir()
     scheduler = {"_class_name": SCHEDULER, **parts.scheduler}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
@@ -101,9 +101,9 @@ def _write(parts: Components, folder: Path, name: str) -> None:
 
 def _index(parts: Components, ends: list[str]) -> dict[str, object]:
     texts = dict(zip(ends, parts.text, strict=True))
-    reader = parts.reader and type(parts.reader.network).__name__
+    reader = parts.image_encoder and type(parts.image_encoder.network).__name__
     own: dict[str, dict[str, object]] = {
-        "StableDiffusionXLPipeline": {"force_zeros_for_empty_prompt": parts.force_zeros},
+        "StableDiffusionXLPipeline": {"force_zeros_for_empty_prompt": parts.force_zeros_for_empty_prompt},
         "StableDiffusionPipeline": {"safety_checker": [None, None], "requires_safety_checker": False},
     }
     kind = "StableDiffusionXLPipeline" if len(ends) > 1 else "StableDiffusionPipeline"
@@ -122,7 +122,7 @@ def _index(parts: Components, ends: list[str]) -> dict[str, object]:
 
 
 def videocrafter_to_folder(
-    file: str | Path, folder: str | Path, *, config: str | Path | None = None, ask: HubOptions | None = None
+    file: str | Path, folder: str | Path, *, config: str | Path | None = None, hub_options: HubOptions | None = None
 ) -> Path:
     """A released checkpoint as a new folder in diffusers layout, which keeps all that the file holds.
 
@@ -172,5 +172,5 @@ def _dtype(folder: Path) -> torch.dtype:
 
 def _refuse_others(folder: Path, opened: Components) -> None:
     config = opened.temporal and opened.temporal.config
-    if config is None or config.entry is None or config.transformer is None or config.in_block is not None:
+    if config is None or not (config.layer_after("conv_in") and config.layer_after("transformer")):
         raise InputError(f"{folder} has other layers along time than VideoCrafter's, or none: its layout has no place")

@@ -34,7 +34,7 @@ def components_from_file(
     config: str | Path | None,
     prediction_type: str | None,
     dtype: torch.dtype,
-    ask: HubOptions,
+    hub_options: HubOptions,
 ) -> Components:
     """The parts of a model that is one file, which holds these tensors.
 
@@ -43,9 +43,11 @@ def components_from_file(
     Raises InputError when the file is no such checkpoint or does not fit the configuration.
     """
     known_configurations.refuse_partial_checkpoint(path, tensors)
-    with _configured(path, tensors, config, prediction_type, ask) as folder:
+    with _configured(path, tensors, config, prediction_type, hub_options) as folder:
         index = components.read_index(folder)
-        tokenizers = [tokenizer_for_file(path, folder, end, ask) for end, _ in components.text_encoder_classes(index)]
+        tokenizers = [
+            tokenizer_for_file(path, folder, end, hub_options) for end, _ in components.text_encoder_classes(index)
+        ]
         return _converted(path, tensors, folder, tokenizers, dtype)
 
 
@@ -79,11 +81,11 @@ def controlnet_from_file(path: Path, unet: UNet2DConditionModel, dtype: torch.dt
 
 @contextmanager
 def _configured(
-    path: Path, checkpoint: Tensors, config: str | Path | None, prediction_type: str | None, ask: HubOptions
+    path: Path, checkpoint: Tensors, config: str | Path | None, prediction_type: str | None, hub_options: HubOptions
 ) -> Iterator[Path]:
     """A folder with the configuration of every part, which diffusers reads from there."""
     if config is not None:
-        yield hub.local_path(config) or hub.fetch_folder(str(config), hub.CONFIGS, ask)
+        yield hub.local_path(config) or hub.fetch_folder(str(config), hub.CONFIGS, hub_options)
         return
     known = known_configurations.match_family(path, checkpoint)
     with TemporaryDirectory() as folder:
@@ -108,7 +110,7 @@ def _converted(
             ),
             text=tuple(map(TextEncoder, tokenizers, networks)),
             scheduler=components.read_json(folder / "scheduler" / "scheduler_config.json"),
-            force_zeros=bool(index.get("force_zeros_for_empty_prompt")),
+            force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
         )
     except MISFITS as error:
         raise InputError(f"{path} does not fit its configuration: {_first_line(error)}") from error
@@ -127,7 +129,7 @@ def _text_encoder(checkpoint: Tensors, folder: Path, end: str, kind: type, dtype
     )
 
 
-def tokenizer_for_file(path: Path, folder: Path, end: str, ask: HubOptions) -> CLIPTokenizer:
+def tokenizer_for_file(path: Path, folder: Path, end: str, hub_options: HubOptions) -> CLIPTokenizer:
     """The tokenizer for a file whose configuration is in this folder, from there or from the Hub.
 
     Raises InputError when neither has it.
@@ -136,7 +138,7 @@ def tokenizer_for_file(path: Path, folder: Path, end: str, ask: HubOptions) -> C
         return components.read_tokenizer(folder, end)
     is_openclip = components.read_json(folder / f"text_encoder{end}" / "config.json").get("hidden_act") == "gelu"
     try:
-        fetched = hub.fetch_folder(TOKENIZER, hub.CONFIGS, ask._replace(revision=None))
+        fetched = hub.fetch_folder(TOKENIZER, hub.CONFIGS, hub_options._replace(revision=None))
     except InputError as error:
         raise InputError(
             f"{path} holds no tokenizer, as no single file does: pass config= the folder of any model of this family "

@@ -31,7 +31,7 @@ from kineograph.models.formats import videocrafter as video
 from kineograph.models.formats.tensor_files import Tensors, preview_names
 from kineograph.models.loading import components, known_configurations, single_file
 from kineograph.models.loading.components import Components
-from kineograph.models.temporal.config import TemporalLayers
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae import files
 
@@ -60,25 +60,27 @@ def components_from_videocrafter(
     config: str | Path | None,
     prediction_type: str | None,
     dtype: torch.dtype,
-    ask: HubOptions,
+    hub_options: HubOptions,
 ) -> Components:
     """The parts of a checkpoint. See `single_file.open_parts`; what its network predicts is known.
 
     Raises InputError when tensors are missing, left over or of another shape.
     """
     _refuse_others(path, tensors)
-    with _configured(config, ask) as configured:
+    with _configured(config, hub_options) as configured:
         net = video.video_unet_from_videocrafter(
             tensors, str(path), shapes.read_assumed_settings(configured("unet").parent)
         )
-        tokenizer = single_file.tokenizer_for_file(path, configured("tokenizer").parent, "", ask)
+        tokenizer = single_file.tokenizer_for_file(path, configured("tokenizer").parent, "", hub_options)
         return Components(
             unet=net.image_unet,
             vae=_vae(path, tensors, configured("vae")),
             text=(TextEncoder(tokenizer, _text(path, tensors, configured("text_encoder"))),),
             scheduler=videocrafter_scheduler(tensors, net.temporal),
-            force_zeros=False,
-            reader=_reader(path, tensors, configured("image_encoder")) if net.image_unet.encoder_hid_proj else None,
+            force_zeros_for_empty_prompt=False,
+            image_encoder=_reader(path, tensors, configured("image_encoder"))
+            if net.image_unet.encoder_hid_proj
+            else None,
             temporal=net.temporal,
         )
 
@@ -93,8 +95,8 @@ def components_to_videocrafter(parts: Components) -> dict[str, Tensor]:
         VAE: key_map.export_tensors(vae.state_dict(), vae_layout.vae_key_map(vae)),
         TEXT: key_map.export_tensors(text.state_dict(), ldm.text_encoder_key_map(text)),
     }
-    if parts.reader is not None:
-        tower = parts.reader.network
+    if parts.image_encoder is not None:
+        tower = parts.image_encoder.network
         gathered = key_map.export_tensors(tower.state_dict(), ldm.vision_encoder_key_map(tower))
         towers[VISION] = ldm.transpose_projection(gathered)
     return video.to_videocrafter(VideoUNet(parts.unet, parts.temporal)) | {
@@ -106,7 +108,7 @@ def videocrafter_scheduler(tensors: Tensors, temporal: TemporalLayers | None) ->
     """The noise it was trained on: how far the signal is scaled down is in the file, or is known by its kind."""
     scales = tensors.get("scale_arr")
     assert temporal is not None
-    known = 0.7 if temporal.config.convolution else 0.3 if temporal.config.frame_rate else 1.0
+    known = 0.7 if temporal.config.layer_after("resnet") else 0.3 if temporal.config.frame_rate else 1.0
     scale = known if scales is None else round(float(scales.flatten()[-1]), 6)
     return VIDEOCRAFTER_SCHEDULER | ({} if scale == 1 else {"signal_scale": scale, "signal_scale_steps": 400})
 
@@ -128,12 +130,16 @@ def _refuse_others(path: Path, tensors: Tensors) -> None:
 
 
 @contextmanager
-def _configured(config: str | Path | None, ask: HubOptions) -> Iterator[Callable[[str], Path]]:
+def _configured(config: str | Path | None, hub_options: HubOptions) -> Iterator[Callable[[str], Path]]:
     """Where the configuration of each part is: in the folder that was given, or else among those known by heart."""
     with TemporaryDirectory() as folder:
         known = Path(folder)
         known_configurations.write_videocrafter_configuration(known)
-        given = known if config is None else hub.local_path(config) or hub.fetch_folder(str(config), hub.CONFIGS, ask)
+        given = (
+            known
+            if config is None
+            else hub.local_path(config) or hub.fetch_folder(str(config), hub.CONFIGS, hub_options)
+        )
         yield lambda part: given / part if (given / part).is_dir() else known / part
 
 
@@ -181,7 +187,7 @@ def components_from_vidrd(
     config: str | Path | None,
     prediction_type: str | None,
     dtype: torch.dtype,
-    ask: HubOptions,
+    hub_options: HubOptions,
 ) -> Components:
     """The parts of a checkpoint, with the VAE of the model that it was trained from, and the text encoder if need be.
 
@@ -194,7 +200,7 @@ def components_from_vidrd(
             f"{path} is a VidRD checkpoint, which holds a video network without a VAE: pass config= the folder or "
             "repository of Stable Diffusion 2.1 base in diffusers layout, from which it was trained"
         )
-    folder = hub.local_path(config) or hub.fetch_pipeline(str(config), ask)
+    folder = hub.local_path(config) or hub.fetch_pipeline(str(config), hub_options)
     net = vidrd.video_unet_from_vidrd(tensors, str(path), shapes.read_assumed_settings(folder))
     beside = components.components_from_folder(folder, dtype)
     if left := [name for name in tensors if not name.startswith((vidrd.UNET, TEXT_ENCODER, files.VAE_PREFIX))]:
@@ -205,7 +211,7 @@ def components_from_vidrd(
         )
     files.fill_vae(beside.vae, tensors, str(path))
     if files.has_temporal_decoder(tensors):
-        beside = beside._replace(decoder=files.read_vidrd_decoder(tensors, str(path)))
+        beside = beside._replace(temporal_decoder=files.read_vidrd_decoder(tensors, str(path)))
     if own := key_map.select_prefix(TEXT_ENCODER, tensors):
         beside = beside._replace(text=(_with_own(beside.text[0], own, path),))
     return beside._replace(unet=net.image_unet, temporal=net.temporal)

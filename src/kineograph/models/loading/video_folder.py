@@ -34,7 +34,8 @@ from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.formats import key_map, tensor_files
 from kineograph.models.loading import adapter_files
 from kineograph.models.temporal.adapters import MotionAdapter
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
 CONFIG = "config.json"

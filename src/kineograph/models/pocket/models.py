@@ -21,7 +21,8 @@ from kineograph.models.loading import adapter_files, components, video_folder
 from kineograph.models.loading.components import Components
 from kineograph.models.pocket.networks import restore_video_unet, restore_vidrd_unet
 from kineograph.models.temporal.adapters import MotionAdapter
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.plugins import find_plugins, load_plugin
 
@@ -72,7 +73,7 @@ def _motion_adapter(folder: Path, part: str | Path, temporal: TemporalLayers) ->
 def open_pocket_vidrd(folder: Path) -> Components:
     """The video model with VidRD's layers along time, and VidRD's temporal decoder."""
     decoder = video_folder.read_temporal_decoder(_folder(folder, VIDRD) / video_folder.TEMPORAL_DECODER).float()
-    return open_with_temporal_layers(folder, VIDRD)._replace(decoder=decoder)
+    return open_with_temporal_layers(folder, VIDRD)._replace(temporal_decoder=decoder)
 
 
 def open_with_temporal_layers(folder: Path, part: str | Path) -> Components:
@@ -101,7 +102,7 @@ def open_pocket_animate(folder: Path) -> Components:
     _fill(VideoUNet(opened.unet, opened.temporal), own / "animate.safetensors")
     encoder = CLIPVisionModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True).eval()
     reader = ImageEncoder(encoder, LAST, stretch_to_square, mean=HALF, std=HALF, blank=GREY)
-    return opened._replace(unet=opened.unet.eval(), reader=reader)
+    return opened._replace(unet=opened.unet.eval(), image_encoder=reader)
 
 
 class BuiltInModel(NamedTuple):

@@ -16,7 +16,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from kineograph.models.temporal.config import TemporalConfig, TemporalLayers
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
 RANK = 32

@@ -1,13 +1,12 @@
-"""Low-rank branches beside the layers of a video network, each with a scale for every call and every sample.
+"""Low-rank adapters of a video network, each with a scale for every call and every sample.
 
-A motion adapter stands beside the projections of all attentions along time, a spatial adapter behind every image layer
-that a layer along time follows (Chefer et al. 2024, Still-Moving). Neither is put on a network: like layers along time
-they are modules kept apart, and what they add is an argument of the walk (docs/decisions/0009).
+A motion adapter adds to the projections of all temporal attentions; a spatial adapter adds to the output of every
+image layer that a temporal layer follows (Chefer et al. 2024, Still-Moving). They change no network: they are modules
+of their own, as temporal layers are, and the forward pass takes what they add as an argument (docs/decisions/0009).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,15 +16,15 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 from kineograph.models.formats.tensor_files import preview_names
-from kineograph.models.temporal.config import AfterLayer, TemporalLayers, add_submodule
 from kineograph.models.temporal.layers import ApplyProjection, TemporalAttention
+from kineograph.models.temporal.temporal_layers import AfterLayer, TemporalLayers, add_submodule
 
 AdapterScale = float | Float[Tensor, " b"]  # of all samples, or one each
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v")
 IMAGE_LAYERS = ("conv_in", "resnets", "attentions")
 NO_TEMPORAL_LAYERS = (
-    "is an image model without layers along time: load it with motion= (--motion-module), or take a video model, such "
+    "is an image model without temporal layers: load it with motion= (--motion-module), or take a video model, such "
     "as pocket-video"
 )
 MOTION_ADAPTER_HINT = (
@@ -35,7 +34,7 @@ MOTION_ADAPTER_HINT = (
 
 
 class AdapterConfig(BaseModel):
-    """How wide branches are inside, and beside which layers they stand: all whose names have one of these parts."""
+    """Rank of an adapter's branches, and the layers that have one: all whose dotted names contain one of `layers`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,23 +42,23 @@ class AdapterConfig(BaseModel):
     layers: tuple[str, ...] = Field(min_length=1)
 
 
-MOTION_ADAPTER = AdapterConfig(rank=16, layers=ATTENTION_PROJECTIONS)  # ranks: the paper's are not known
+MOTION_ADAPTER = AdapterConfig(rank=16, layers=ATTENTION_PROJECTIONS)  # the paper does not state its ranks
 SPATIAL_ADAPTER = AdapterConfig(rank=16, layers=IMAGE_LAYERS)
 
 
 class LowRankBranch(nn.Module):
-    """`scale * A_up A_down x` of the channels of x: nothing yet, since A_up begins as zero.
+    """`scale * A_up A_down x` of the channels of x; A_up starts at zero.
 
-    Its two matrices have the names of LoRA's, which they are (Hu et al. 2021).
+    The two matrices have LoRA's names, because that is what they are (Hu et al. 2021).
     """
 
-    def __init__(self, reads: int, gives: int, rank: int) -> None:
+    def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__()
-        self.lora_A, self.lora_B = nn.Linear(reads, rank, bias=False), nn.Linear(rank, gives, bias=False)
+        self.lora_A, self.lora_B = nn.Linear(in_features, rank, bias=False), nn.Linear(rank, out_features, bias=False)
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x: Tensor, scale: AdapterScale) -> Tensor:
-        """`n ... c` -> `n ... c'`, where a scale for each sample is for n / b rows in a row."""
+        """Return `n ... c'` of `n ... c`. A scale `[b]` is for n / b successive rows each."""
         added = self.lora_B(self.lora_A(x))
         if not isinstance(scale, Tensor):
             return scale * added
@@ -67,74 +66,73 @@ class LowRankBranch(nn.Module):
 
 
 class MotionAdapter(nn.Module):
-    """A motion adapter: `P(x) = W_P x + scale * A_up A_down x` in the attentions along time.
+    """Still-Moving's motion adapter: `P(x) = W_P x + scale * A_up A_down x` in the temporal attentions.
 
-    At scale 1 a video stands still, once it has learnt that; at 0 nothing is added; below it moves more than it did.
+    Once trained, a video is frozen at scale 1; at 0 nothing is added; below 0 it moves more than without the adapter.
     """
 
     def __init__(self, temporal: TemporalLayers, config: AdapterConfig = MOTION_ADAPTER) -> None:
         super().__init__()
         self.config = config
         attentions = [name for name, layer in temporal.named_modules() if isinstance(layer, TemporalAttention)]
-        self.names = _chosen([f"{name}.{part}" for name in attentions for part in ATTENTION_PROJECTIONS], config)
+        self.names = _select([f"{name}.{part}" for name in attentions for part in ATTENTION_PROJECTIONS], config)
         self.beside = nn.Module()
         for name in self.names:
             layer: Any = temporal.get_submodule(name)
             add_submodule(self.beside, name, LowRankBranch(layer.in_features, layer.out_features, config.rank))
 
-    def around(self, temporal: TemporalLayers, scale: AdapterScale) -> ApplyProjection:
-        """How these layers' attentions project with the adapter at this scale."""
-        found = {temporal.get_submodule(name): self.beside.get_submodule(name) for name in self.names}
+    def bind(self, temporal: TemporalLayers, scale: AdapterScale) -> ApplyProjection:
+        """Return the function that computes these temporal layers' projections with the adapter at this scale."""
+        branches = {temporal.get_submodule(name): self.beside.get_submodule(name) for name in self.names}
 
         def project(layer: nn.Module, x: Tensor) -> Tensor:
-            return layer(x) + found[layer](x, scale) if layer in found else layer(x)
+            return layer(x) + branches[layer](x, scale) if layer in branches else layer(x)
 
         return project
 
 
 class SpatialAdapter(nn.Module):
-    """A spatial adapter: `y' = y + scale * A_up A_down y` of what image layers give, before a layer along time."""
+    """Still-Moving's spatial adapter: `y' = y + scale * A_up A_down y` between an image layer and a temporal layer."""
 
     def __init__(self, temporal: TemporalLayers, config: AdapterConfig = SPATIAL_ADAPTER) -> None:
         super().__init__()
         self.config = config
-        self.names = _chosen(temporal.names, config)
+        self.names = _select(temporal.names, config)
         self.behind = nn.Module()
         for name in self.names:
-            along: Any = temporal.after.get_submodule(name)
-            add_submodule(self.behind, name, LowRankBranch(along.channels, along.channels, config.rank))
+            layer: Any = temporal.after.get_submodule(name)
+            add_submodule(self.behind, name, LowRankBranch(layer.channels, layer.channels, config.rank))
 
-    def before(self, after: AfterLayer, unet: nn.Module, scale: AdapterScale) -> AfterLayer:
-        """What is called after each layer of this image network: the adapter at this scale, then what was."""
-        found = {unet.get_submodule(name): self.behind.get_submodule(name) for name in self.names}
+    def bind(self, after: AfterLayer, unet: nn.Module, scale: AdapterScale) -> AfterLayer:
+        """Return `after` for the layers of this image U-Net, with the adapter at this scale before it."""
+        branches = {unet.get_submodule(name): self.behind.get_submodule(name) for name in self.names}
 
         def adapted(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-            return after(layer, x + _of_channels(found[layer], x, scale) if layer in found else x, frames)
+            if layer in branches:
+                branch = branches[layer]
+                image = x.ndim == 4  # n c h w, else tokens n l c
+                x = x + (branch(x.permute(0, 2, 3, 1), scale).permute(0, 3, 1, 2) if image else branch(x, scale))
+            return after(layer, x, frames)
 
         return adapted
 
 
-def _chosen(names: list[str], config: AdapterConfig) -> list[str]:
-    found = [name for name in names if not set(config.layers).isdisjoint(name.split("."))]
-    if not found:
+def _select(names: list[str], config: AdapterConfig) -> list[str]:
+    chosen = [name for name in names if not set(config.layers).isdisjoint(name.split("."))]
+    if not chosen:
         raise InputError(
             f"no layer here is one of {', '.join(config.layers)}: {preview_names(names)} can have branches"
         )
-    return found
-
-
-def _of_channels(branch: Callable[[Tensor, AdapterScale], Tensor], x: Tensor, scale: AdapterScale) -> Tensor:
-    """A branch of pictures `n c h w`, or of tokens `n l c`."""
-    return branch(x.permute(0, 2, 3, 1), scale).permute(0, 3, 1, 2) if x.ndim == 4 else branch(x, scale)
+    return chosen
 
 
 def is_off(scale: AdapterScale) -> bool:
-    """Whether a branch at this scale adds nothing to any sample, and is left out."""
+    """Return True if the scale is 0 for every sample, so that the branches are skipped."""
     return not (scale.any() if isinstance(scale, Tensor) else scale)
 
 
 def check_scale_shape(name: str, scale: AdapterScale, count: int) -> None:
-    """Raises InputError unless a scale is one number, or one for each of so many samples."""
+    """Raise InputError unless the scale is one number, or one for each of `count` samples."""
     if isinstance(scale, Tensor) and scale.shape != torch.Size([count]):
         raise InputError(
             f"{name} is one number, or one for each of the {count} videos of a batch, not a tensor of "

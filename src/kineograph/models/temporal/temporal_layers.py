@@ -135,7 +135,10 @@ def _image_layers(unet: Any) -> Iterator[ImageLayer]:
                 yield ImageLayer(inside, ("cross_attention",), resnet.out_channels, mid, lowest)
             yield ImageLayer(name, ("transformer", "stage"), resnet.out_channels, mid, lowest)
     for k in range(levels):
-        for name, block in ((f"down_blocks.{k}.down", unet.down_blocks[k]), (f"up_blocks.{levels - 1 - k}.up", unet.up_blocks[levels - 1 - k])):
+        for name, block in (
+            (f"down_blocks.{k}.down", unet.down_blocks[k]),
+            (f"up_blocks.{levels - 1 - k}.up", unet.up_blocks[levels - 1 - k]),
+        ):
             yield ImageLayer(f"{name}samplers.0", ("resampler",), block.resnets[-1].out_channels, level=k)
 
 

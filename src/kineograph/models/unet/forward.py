@@ -1,7 +1,8 @@
-"""The walk: in which order the layers of an image network are called on the frames of a video.
+"""Forward pass of a UNet2DConditionModel on the frames of a video.
 
 The layers stay the user's own (docs/decisions/0003). Each is called as a module and its weights are never read, so
-LoRA, quantisation and hooks on it keep working. Frames are folded into the batch; only attention knows of them.
+LoRA, quantisation and hooks on it keep working. Frames are folded into the batch; only attention and temporal layers
+distinguish them.
 """
 
 from __future__ import annotations
@@ -18,152 +19,189 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
-from kineograph.models.temporal.config import AfterLayer
-from kineograph.models.unet import cross_attention, frame_attention
-from kineograph.models.unet.cross_attention import TokenKeyValues
-from kineograph.models.unet.frame_attention import FrameGroups, KeyValueCache
+from kineograph.errors import InputError
+from kineograph.models.temporal.temporal_layers import AfterLayer
+from kineograph.models.unet.cross_attention import TokenKeyValues, cross_attend
+from kineograph.models.unet.frame_attention import FrameGroups, KeyValueCache, attend_frames, group_frames, own
 
-Resnet = Callable[[ResnetBlock2D, Tensor, Tensor, int], Tensor]  # (resnet, x, embedded time, number of frames) -> x
-Norm = Callable[[nn.Module, Tensor, int], Tensor]  # (group norm, x, number of frames) -> x
-CallStage = Callable[..., Tensor]  # (a part of the walk, what it is given) -> what it gives
-Block = Any  # of a U-Net or a ControlNet: torch would have what it holds be Tensor | Module
+ApplyResnet = Callable[[ResnetBlock2D, Tensor, Tensor, int], Tensor]  # (resnet, x, temb, number of frames) -> x
+ApplyNorm = Callable[[nn.Module, Tensor, int], Tensor]  # (group norm, x, number of frames) -> x
+CallStage = Callable[..., Tensor]  # (a stage of the forward pass, its arguments) -> its output
+Block = Any  # of a U-Net or a ControlNet: torch types what it holds as Tensor | Module
+Network = Any  # a U-Net or a ControlNet
 
 
-def still(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+def skip_temporal(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
+    """Return the image layer's output unchanged, as without temporal layers."""
     return x
 
 
-def each_alone(room: ResnetBlock2D, x: Tensor, time: Tensor, frames: int) -> Tensor:
-    return room(x, time)
+def apply_resnet(resnet: ResnetBlock2D, x: Tensor, temb: Tensor, frames: int) -> Tensor:
+    """Apply a ResNet block to each frame separately."""
+    return resnet(x, temb)
 
 
-def call_directly(part: Callable[..., Tensor], *given: Any) -> Tensor:
-    return part(*given)
+def apply_norm(norm: nn.Module, x: Tensor, frames: int) -> Tensor:
+    """Apply a group norm to each frame separately."""
+    return norm(x)
 
 
-def normed_alone(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-    return layer(x)
+def call_directly(stage: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call a stage without gradient checkpointing."""
+    return stage(*arguments)
 
 
 class LayerInputs(NamedTuple):
-    """What every layer of one walk is told."""
+    """Inputs that all layers of one forward pass share, and the functions that call them.
 
-    time: Tensor
-    text: TokenKeyValues
-    plan: FrameGroups
-    memory: KeyValueCache | None
-    after: AfterLayer = still
-    resnet: Resnet = each_alone
-    norm: Norm = normed_alone
-    through: CallStage = call_directly
+    temb        embedding of the timestep and of what is added to it, for each frame: `(b f) e`
+    key_values  keys and values of the condition's tokens in each cross-attention layer
+    groups      the frames, and which frames' keys and values each reads in self-attention
+    cache       keys and values of frames of earlier calls
+    after       called after each image layer: the temporal layers
+    resnet      calls a ResNet block
+    norm        calls the last group norm
+    call_stage  calls each stage, such as `torch.utils.checkpoint.checkpoint`
+    """
 
-    def of(self, x: Tensor) -> LayerInputs:
-        """What the layers are told that read `x`, whose frames may have become fewer or more than they were.
+    temb: Tensor
+    key_values: TokenKeyValues
+    groups: FrameGroups
+    cache: KeyValueCache | None
+    after: AfterLayer = skip_temporal
+    resnet: ApplyResnet = apply_resnet
+    norm: ApplyNorm = apply_norm
+    call_stage: CallStage = call_directly
 
-        Then each reads itself and all are told the same, which `VideoUNet` has checked.
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return len(self.groups.frames)
+
+    def match_frames(self, x: Tensor) -> LayerInputs:
+        """Return the inputs for the layers that read `x`, whose number of frames a temporal layer may have changed.
+
+        If so, every frame reads itself and all have the same condition, which `VideoUNet` has checked.
         """
-        before = len(self.plan.frames)
-        videos = len(self.time) // before
+        videos = len(self.temb) // self.frames
         frames = len(x) // videos
-        if frames == before:
+        if frames == self.frames:
             return self
-        time = self.time[::before].repeat_interleave(frames, dim=0)
-        return self._replace(time=time, plan=frame_attention.group_frames(frame_attention.own, range(frames), None))
+        temb = self.temb[:: self.frames].repeat_interleave(frames, dim=0)
+        return self._replace(temb=temb, groups=group_frames(own, range(frames), None))
 
 
 def forward_unet(
-    unet: UNet2DConditionModel, z: Tensor, added: tuple[list[Tensor], Tensor] | None, told: LayerInputs
+    unet: UNet2DConditionModel, z: Tensor, residuals: tuple[list[Tensor], Tensor] | None, inputs: LayerInputs
 ) -> Tensor:
-    """A U-Net's raw output for frames folded into the batch; `added` is what ControlNets add to skips and middle."""
-    x = told.through(told.after, unet.conv_in, unet.conv_in(z), len(told.plan.frames))
+    """Return a U-Net's raw output for frames folded into the batch.
+
+    residuals: what ControlNets add to each skip connection, and to the output of the mid block.
+    """
+    x = inputs.call_stage(inputs.after, unet.conv_in, unet.conv_in(z), inputs.frames)
     skips = [x]
     for block in unet.down_blocks:
-        x = down_block(block, x, skips, told)
-        told = told.of(x)
+        x = down_block(block, x, skips, inputs)
+        inputs = inputs.match_frames(x)
     if unet.mid_block is not None:
-        x = mid_block(unet.mid_block, x, told)
-    if added is not None:
-        skips = [skip + more.to(skip) for skip, more in zip(skips, added[0], strict=True)]
-        x = x + added[1].to(x)
+        x = mid_block(unet.mid_block, x, inputs)
+    if residuals is not None:
+        skips = [skip + added.to(skip) for skip, added in zip(skips, residuals[0], strict=True)]
+        x = x + residuals[1].to(x)
     for block in unet.up_blocks:
-        x = _up(block, x, skips, told)
-        told = told.of(x)
-    return unet.conv_out(unet.conv_act(told.norm(unet.conv_norm_out, x, len(told.plan.frames))))
+        x = up_block(block, x, skips, inputs)
+        inputs = inputs.match_frames(x)
+    return unet.conv_out(unet.conv_act(inputs.norm(unet.conv_norm_out, x, inputs.frames)))
 
 
-def down_block(block: Block, x: Tensor, skips: list[Tensor], told: LayerInputs) -> Tensor:
+def down_block(block: Block, x: Tensor, skips: list[Tensor], inputs: LayerInputs) -> Tensor:
+    """Apply a down block; append the skip connections to `skips`."""
     for resnet, transformer in _stages(block):
-        x = told.through(_stage, resnet, transformer, x, told)
+        x = inputs.call_stage(_stage, resnet, transformer, x, inputs)
         skips.append(x)
     for downsample in block.downsamplers or ():
-        x = told.after(downsample, downsample(x), len(told.plan.frames))
+        x = inputs.after(downsample, downsample(x), inputs.frames)
         skips.append(x)
     return x
 
 
-def mid_block(block: Block, x: Tensor, told: LayerInputs) -> Tensor:
+def mid_block(block: Block, x: Tensor, inputs: LayerInputs) -> Tensor:
+    """Apply the mid block."""
     for resnet, transformer in _stages(block):
-        x = told.through(_stage, resnet, transformer, x, told)
+        x = inputs.call_stage(_stage, resnet, transformer, x, inputs)
     return x
 
 
-def _up(block: Block, x: Tensor, skips: list[Tensor], told: LayerInputs) -> Tensor:
+def up_block(block: Block, x: Tensor, skips: list[Tensor], inputs: LayerInputs) -> Tensor:
+    """Apply an up block; take its skip connections from the end of `skips`."""
     for resnet, transformer in _stages(block):
-        x = torch.cat(_freed(block, x, skips.pop()), dim=1)
-        x = told.through(_stage, resnet, transformer, x, told)
+        x = torch.cat(_apply_freeu(block, x, skips.pop()), dim=1)
+        x = inputs.call_stage(_stage, resnet, transformer, x, inputs)
     for upsample in block.upsamplers or ():
-        x = told.after(upsample, upsample(x, skips[-1].shape[2:]), len(told.plan.frames))
-        x = _cut(x, len(told.time) // len(told.plan.frames), len(skips[-1]))
+        x = inputs.after(upsample, upsample(x, skips[-1].shape[2:]), inputs.frames)
+        if len(x) != (wanted := len(skips[-1])):  # an odd number of frames was rounded up by temporal downsampling
+            videos = len(inputs.temb) // inputs.frames
+            x = x.unflatten(0, (videos, -1))[:, : wanted // videos].flatten(0, 1)
     return x
-
-
-def _cut(x: Tensor, videos: int, wanted: int) -> Tensor:
-    """The first frames of each video, so many in all: an odd number has been rounded up on the way down."""
-    return x if len(x) == wanted else x.unflatten(0, (videos, -1))[:, : wanted // videos].flatten(0, 1)
 
 
 def _stages(block: Block) -> Iterator[tuple[ResnetBlock2D, Transformer2DModel | None]]:
-    """The resnets of a block, each with the transformer that follows it, if one does."""
+    """Return the ResNet blocks of a block, each with the transformer that follows it, if one does."""
     return zip_longest(block.resnets, getattr(block, "attentions", ()))
 
 
-def _stage(resnet: ResnetBlock2D, transformer: Transformer2DModel | None, x: Tensor, told: LayerInputs) -> Tensor:
-    frames = len(told.plan.frames)
-    x = told.after(resnet, told.resnet(resnet, x, told.time, frames), frames)
-    return x if transformer is None else told.after(transformer, _transformer(transformer, x, told), frames)
+def _stage(resnet: ResnetBlock2D, transformer: Transformer2DModel | None, x: Tensor, inputs: LayerInputs) -> Tensor:
+    x = inputs.after(resnet, inputs.resnet(resnet, x, inputs.temb, inputs.frames), inputs.frames)
+    return x if transformer is None else inputs.after(transformer, _transformer(transformer, x, inputs), inputs.frames)
 
 
-def _freed(block: Block, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
-    """FreeU, where `enable_freeu` has left its strengths on a block."""
+def _apply_freeu(block: Block, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply FreeU, where `enable_freeu` has set its strengths on a block."""
     strengths = {name: getattr(block, name, None) for name in ("s1", "s2", "b1", "b2")}
     if not all(strengths.values()):
         return x, skip
     return apply_freeu(block.resolution_idx, x, skip, **strengths)
 
 
-def _transformer(room: Transformer2DModel, x: Tensor, told: LayerInputs) -> Tensor:
-    normed = room.norm(x)
-    linear = room.use_linear_projection  # SD 2.x and SDXL; a 1x1 convolution in SD 1.x
-    tokens = room.proj_in(_as_tokens(normed)) if linear else _as_tokens(room.proj_in(normed))
-    for block in room.transformer_blocks:
-        tokens = _block(block, tokens, told)
-    return x + (_as_image(room.proj_out(tokens), x) if linear else room.proj_out(_as_image(tokens, x)))
+def _transformer(transformer: Transformer2DModel, x: Tensor, inputs: LayerInputs) -> Tensor:
+    normed = transformer.norm(x)
+    linear = transformer.use_linear_projection  # SD 2.x and SDXL; a 1x1 convolution in SD 1.x
+    tokens = transformer.proj_in(_as_tokens(normed)) if linear else _as_tokens(transformer.proj_in(normed))
+    for block in transformer.transformer_blocks:
+        tokens = _transformer_block(block, tokens, inputs)
+    projected = _as_image(transformer.proj_out(tokens), x) if linear else transformer.proj_out(_as_image(tokens, x))
+    return x + projected
 
 
-def _block(block: BasicTransformerBlock, x: Tensor, told: LayerInputs) -> Tensor:
-    frames = told.plan.frames
-    x = frame_attention.attend_frames(block.attn1, block.norm1(x), told.plan, told.memory) + x
-    x = cross_attention.cross_attend(block.attn2, block.norm2(x), told.text[block.attn2], frames) + x
-    x = told.after(block.attn2, x, len(frames))
+def _transformer_block(block: BasicTransformerBlock, x: Tensor, inputs: LayerInputs) -> Tensor:
+    x = attend_frames(block.attn1, block.norm1(x), inputs.groups, inputs.cache) + x
+    x = cross_attend(block.attn2, block.norm2(x), inputs.key_values[block.attn2], inputs.groups.frames) + x
+    x = inputs.after(block.attn2, x, inputs.frames)
     return block.ff(block.norm3(x)) + x
 
 
 def _as_tokens(x: Tensor) -> Tensor:
-    """`n c h w` -> `n (h w) c`, a view where x is channels_last."""
+    """Return `n c h w` as `n (h w) c`, a view where x is channels_last."""
     return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _as_image(tokens: Tensor, like: Tensor) -> Tensor:
-    """`n (h w) c` -> `n c h w` in the memory layout of `like`, a view where that is channels_last."""
+    """Return `n (h w) c` as `n c h w` in the memory layout of `like`, a view where that is channels_last."""
     image = tokens.unflatten(1, like.shape[2:]).permute(0, 3, 1, 2)
     return image.contiguous() if like.is_contiguous() else image
+
+
+def embed_time(net: Network, timestep: Tensor | float, embedding: Tensor | None, size: torch.Size) -> Tensor:
+    """Return the embedding of the timestep and of a condition's `embedding`, for each frame: `(b f) e`.
+
+    size: b and f. Raises InputError if the network needs an embedding that the condition lacks, or takes none.
+    """
+    b, f = size
+    if (embedding is None) != (net.config.addition_embed_type is None):
+        has, wants = ("no", "one") if embedding is None else ("an", "none")
+        raise InputError(f"the condition has {has} embedding, this network takes {wants}: SDXL takes one, SD does not")
+    timesteps = torch.as_tensor(timestep, device=net.device).expand(b).repeat_interleave(f)
+    temb = net.time_embedding(net.time_proj(timesteps).to(net.dtype))
+    if embedding is None:
+        return temb
+    return temb + net.add_embedding(embedding.to(temb)).expand(b, -1).repeat_interleave(f, dim=0)

@@ -1,6 +1,7 @@
-"""Which image networks the walk knows its way through: those of SD 1.x, 2.x and SDXL, and ControlNets for them.
+"""Supported image networks: the U-Nets of SD 1.x, 2.x and SDXL, and ControlNets for them.
 
-What it does not know it refuses, by name: a layer that is silently left out makes a wrong picture, not an error.
+The forward pass calls the layers itself, so a layer that it does not know would be left out silently and give a wrong
+image. Such networks are refused, naming the setting.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import nn
 
 from kineograph.errors import InputError
 
-BLOCKS: dict[str, set] = {
+BLOCK_TYPES: dict[str, set] = {
     "down_block_types": {"CrossAttnDownBlock2D", "DownBlock2D"},
     "mid_block_type": {"UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None},
     "up_block_types": {"CrossAttnUpBlock2D", "UpBlock2D"},
@@ -32,9 +33,9 @@ SETTINGS: dict[str, set] = {
     "time_embedding_act_fn": {None},
     "time_embedding_type": {"positional"},
 }
-# Of networks whose norms span the frames: the walk then takes the resnets apart, and knows this kind.
-RESNETS: dict[str, set] = {"resnet_skip_time_act": {False}, "resnet_time_scale_shift": {"default"}}
-# All of these compute softmax(Q K^T / sqrt(d)) V, which the walk computes itself.
+# For networks whose norms span all frames: there the layers of the ResNet blocks are called one by one.
+RESNET_SETTINGS: dict[str, set] = {"resnet_skip_time_act": {False}, "resnet_time_scale_shift": {"default"}}
+# All of these compute softmax(Q K^T / sqrt(d)) V, which the forward pass computes itself.
 PLAIN_PROCESSORS = (
     processors.AttnProcessor,
     processors.AttnProcessor2_0,
@@ -50,15 +51,15 @@ IP_ADAPTER_PROCESSORS = (
 
 
 def check_unet_config(unet: UNet2DConditionModel | ControlNetModel) -> None:
-    """Raises InputError for a network with something in it that the walk would not call."""
-    _check(unet, BLOCKS | SETTINGS)
+    """Raise InputError for a network with layers that the forward pass would not call."""
+    _check(unet, BLOCK_TYPES | SETTINGS)
     if unet.config.norm_num_groups is None:
         raise InputError("this U-Net has norm_num_groups=None, which is not supported: expected a number of groups")
 
 
 def check_resnet_config(unet: UNet2DConditionModel) -> None:
-    """Raises InputError for resnets that the walk cannot take apart, for norms that span the frames."""
-    _check(unet, RESNETS)
+    """Raise InputError for ResNet blocks that `joint_resnet` cannot compute."""
+    _check(unet, RESNET_SETTINGS)
 
 
 def _check(unet: UNet2DConditionModel | ControlNetModel, settings: dict[str, set]) -> None:
@@ -77,7 +78,7 @@ def _kind(net: nn.Module) -> str:
 
 
 def check_attention_processors(unet: nn.Module) -> None:
-    """Raises InputError for attention that computes something else, such as another method's patch left behind."""
+    """Raise InputError for attention processors that compute something else, such as another library's patch."""
     for name, block in transformer_blocks(unet):
         for layer, known in (("attn1", PLAIN_PROCESSORS), ("attn2", PLAIN_PROCESSORS + IP_ADAPTER_PROCESSORS)):
             processor = getattr(block, layer).processor
@@ -90,12 +91,12 @@ def check_attention_processors(unet: nn.Module) -> None:
 
 
 def transformer_blocks(unet: nn.Module) -> Iterator[tuple[str, BasicTransformerBlock]]:
-    """Every transformer block by its name in the network."""
+    """Return every transformer block with its dotted name."""
     return ((name, module) for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock))
 
 
 def cross_attentions(unet: nn.Module) -> Iterator[processors.Attention]:
-    """Every layer that reads what the network is told."""
+    """Return every cross-attention layer."""
     return (block.attn2 for _, block in transformer_blocks(unet))
 
 

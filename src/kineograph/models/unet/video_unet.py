@@ -1,10 +1,9 @@
-"""A `UNet2DConditionModel` on all frames of a video, with layers along time around it where it has some."""
+"""Video U-Net: a UNet2DConditionModel on all frames of a video, with temporal layers around it if it has some."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -16,32 +15,35 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.temporal import adapters
 from kineograph.models.temporal.adapters import AdapterScale, MotionAdapter, SpatialAdapter
-from kineograph.models.temporal.config import AfterLayer, TemporalLayers
-from kineograph.models.temporal.layers import ApplyProjection, apply_projection, as_plane
-from kineograph.models.unet import cross_attention, frame_attention
+from kineograph.models.temporal.layers import ApplyProjection, apply_projection, frames_to_plane, plane_to_frames
+from kineograph.models.temporal.temporal_layers import AfterLayer, TemporalLayers
+from kineograph.models.unet import cross_attention
 from kineograph.models.unet.cross_attention import TokenKeyValues
-from kineograph.models.unet.forward import CallStage, LayerInputs, call_directly, forward_unet
-from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
-from kineograph.models.unet.supported_layers import check_attention_processors, check_resnet_config, check_unet_config, cross_attentions
-
-Network = Any  # a U-Net, or a ControlNet for one
+from kineograph.models.unet.forward import CallStage, LayerInputs, call_directly, embed_time, forward_unet
+from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, drop_unread, group_frames, own
+from kineograph.models.unet.supported_layers import check_resnet_config, check_unet_config
 
 
 class VideoUNet(nn.Module):
     """A `UNet2DConditionModel` of SD 1.x, 2.x or SDXL on all frames of a video together.
 
-    Without temporal layers, and with every frame seeing itself, it gives what the image network gives for each frame.
-    So it does for a video of one frame in any case: layers along time, and the frame rate, are for more than one.
-    through: what calls each stage of the walk, such as one that computes it again in the backward pass.
-    motion_adapter, spatial_adapter: branches in and before the layers along time.
-    Raises InputError for a network of another kind, naming what is not supported.
+    Without temporal layers, and with frame attention `own`, its output is the image network's for each frame. So it is
+    for a video of one frame in any case: temporal layers, and the frame rate, apply to more than one.
+
+    Args:
+        call_stage: calls each stage of the forward pass, such as with gradient checkpointing.
+        motion_adapter: low-rank branches in the temporal attentions.
+        spatial_adapter: low-rank branches before the temporal layers.
+
+    Raises:
+        InputError: a network of another kind, naming what is not supported.
     """
 
     def __init__(
         self,
         image_unet: UNet2DConditionModel,
         temporal: TemporalLayers | None = None,
-        through: CallStage = call_directly,
+        call_stage: CallStage = call_directly,
         *,
         motion_adapter: MotionAdapter | None = None,
         spatial_adapter: SpatialAdapter | None = None,
@@ -52,52 +54,41 @@ class VideoUNet(nn.Module):
             check_resnet_config(image_unet)
         self.image_unet = image_unet
         self.temporal = temporal
-        self.through = through
+        self.call_stage = call_stage
         self.motion_adapter = motion_adapter
         self.spatial_adapter = spatial_adapter
 
     @property
     def has_frame_rate(self) -> bool:
-        """Whether the last number of a condition's embedding is frames a second."""
+        """True if the last number of a condition's embedding is frames per second."""
         return self.temporal is not None and self.temporal.fps is not None
 
-    def _split(self, embedding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """What the image network is told in numbers, and frames a second `[b]` behind it, if that is told."""
+    def _split_embedding(self, embedding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the image network's part of a condition's embedding, and frames per second `[b]`."""
         if embedding is None or not self.has_frame_rate:
             return embedding, None
         rest = embedding[:, :-1]
         return rest if rest.shape[1] else None, embedding[:, -1]
 
-    def of_image(self, condition: Condition) -> Condition:
-        """What the image network, and a ControlNet for it, is told of a condition: no frame rate."""
-        return replace(condition, embedding=self._split(condition.embedding)[0])
+    def image_condition(self, condition: Condition) -> Condition:
+        """Return the condition for the image network, and for a ControlNet beside it: without a frame rate."""
+        return replace(condition, embedding=self._split_embedding(condition.embedding)[0])
 
-    def prepare(self, condition: Condition) -> TokenKeyValues:
-        """Keys and values of what the condition tells every frame, for `text` of `forward`.
+    def project_tokens(self, condition: Condition) -> TokenKeyValues:
+        """Return keys and values of the condition's tokens, for `key_values` of `forward`.
 
-        They hold for all frames and noise levels, and for the weights and adapters on the network as they are now.
-        Raises InputError for image tokens that nothing reads, and for attention that is not supported.
+        They hold for all frames and noise levels, and for the weights and adapters that are on the network now.
+        Raises InputError for image tokens that no IP-Adapter reads, and for unsupported attention processors.
         """
-        return prepare_text(self.image_unet, condition)
+        return cross_attention.project_tokens(self.image_unet, condition)
 
     def check_motion_scale(self, scale: AdapterScale, name: str = "this network") -> None:
-        """Raises InputError for a scale other than 0 where no motion adapter can heed it."""
+        """Raise InputError for a scale other than 0 if the network has no motion adapter."""
         if not adapters.is_off(scale) and self.motion_adapter is None:
-            what = "motion adapter" if self.temporal is not None else "layers along time, and so no motion adapter"
+            what = "motion adapter" if self.temporal is not None else "temporal layers, and so no motion adapter"
             raise InputError(
                 f"{name} has no {what}, and a motion_scale other than 0 needs one: {adapters.MOTION_ADAPTER_HINT}"
             )
-
-    def _after(self, motion_scale: AdapterScale, spatial_scale: AdapterScale) -> AfterLayer:
-        """The layers along time with the branches in and before them."""
-        assert self.temporal is not None
-        project: ApplyProjection = apply_projection
-        if self.motion_adapter is not None and not adapters.is_off(motion_scale):
-            project = self.motion_adapter.around(self.temporal, motion_scale)
-        after = self.temporal.around(self.image_unet, project)
-        if self.spatial_adapter is None or adapters.is_off(spatial_scale):
-            return after
-        return self.spatial_adapter.before(after, self.image_unet, spatial_scale)
 
     def forward(
         self,
@@ -105,123 +96,121 @@ class VideoUNet(nn.Module):
         timestep: Tensor | float,
         condition: Condition,
         *,
-        see: FrameAttention = own,
+        frame_attention: FrameAttention = own,
         frames: Sequence[int] | None = None,
-        memory: KeyValueCache | None = None,
-        text: TokenKeyValues | None = None,
+        cache: KeyValueCache | None = None,
+        key_values: TokenKeyValues | None = None,
         motion_scale: AdapterScale = 0.0,
         spatial_scale: AdapterScale = 1.0,
     ) -> Latents:
-        """The network's raw output for frames `z` of a video, in the dtype of `z`.
+        """Return the network's raw output for frames `z` of a video, in the dtype of `z`.
 
-        timestep: one number, or one for each sample, `[b]`.
-        frames: the numbers of the frames in z; 0 and up unless given. What a condition says frame by frame is for
-            frame 0 and up, of which these are taken.
-        memory: `{}` in the first of several walks through one video at one timestep, the same dict in the others;
-            walking in parts then gives what one walk gives. From another clip it is an anchor.
-        text: what `prepare` made of the condition.
-        motion_scale, spatial_scale: of the adapters, for all samples or one for each, `[b]`; at 0 the network is as it
-            is without, to the bit. A motion adapter makes a video still at 1, and moves it more below 0.
-        Raises InputError when a frame reads one that is neither here nor remembered, and when the condition is not
-            for this network or this batch.
+        Args:
+            timestep: one number, or one for each sample, `[b]`.
+            frame_attention: which frames each frame reads in self-attention.
+            frames: the numbers of the frames in z; 0 and up by default. Entries of a condition that hold one item per
+                frame start at frame 0, and the items of these frames are used.
+            cache: `{}` in the first of several calls for one video at one timestep, the same dict in the others; the
+                calls together then return what one call returns. The cache of another clip anchors this one to it.
+            key_values: what `project_tokens` returns for the condition.
+            motion_scale, spatial_scale: of the adapters, for all samples or one each, `[b]`; at 0 the result is that
+                without the adapter, to the bit. At motion_scale 1 a video is frozen; below 0 it moves more.
+
+        Raises:
+            InputError: a frame reads one that is neither in `frames` nor in the cache, or the condition is not for
+                this network or this batch.
         """
         unet, numbers = self.image_unet, list(range(z.shape[1]) if frames is None else frames)
-        _check(z, numbers, condition)
-        plan = frame_attention.group_frames(see, numbers, memory)
+        _check_counts(z, numbers, condition)
+        groups = group_frames(frame_attention, numbers, cache)
         self.check_motion_scale(motion_scale)
-        text = self.prepare(condition) if text is None else text
-        own, rate = self._split(condition.embedding)
-        time = embedded_time(unet, timestep, own, z.shape[:2])
-        told = LayerInputs(time, text, plan, memory, through=self.through)
+        key_values = self.project_tokens(condition) if key_values is None else key_values
+        embedding, fps = self._split_embedding(condition.embedding)
+        temb = embed_time(unet, timestep, embedding, z.shape[:2])
+        inputs = LayerInputs(temb, key_values, groups, cache, call_stage=self.call_stage)
         if self.temporal is not None and len(numbers) > 1:
             for name, scale in (("motion_scale", motion_scale), ("spatial_scale", spatial_scale)):
                 adapters.check_scale_shape(name, scale, len(z))
-            _refuse_other_paces(self.temporal, condition, numbers, see, memory)
-            told = _along(self.temporal, rate, told)._replace(after=self._after(motion_scale, spatial_scale))
-        added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, memory)
-        x = forward_unet(unet, _input(z, condition.channels, numbers).to(unet.dtype), added, told)
-        if memory is not None:
-            frame_attention.drop_unread(memory, plan)
+            if self.temporal.config.resamples_frames:
+                _check_resampling(condition, numbers, frame_attention, cache)
+            inputs = self._temporal_inputs(self.temporal, fps, inputs, motion_scale, spatial_scale)
+        residuals = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, cache)
+        x = forward_unet(unet, _add_channels(z, condition.channels, numbers).to(unet.dtype), residuals, inputs)
+        if cache is not None:
+            drop_unread(cache, groups)
         return x.unflatten(0, z.shape[:2]).to(z.dtype)
 
+    def _temporal_inputs(
+        self,
+        temporal: TemporalLayers,
+        fps: Tensor | None,
+        inputs: LayerInputs,
+        motion_scale: AdapterScale,
+        spatial_scale: AdapterScale,
+    ) -> LayerInputs:
+        """Return the inputs of a forward pass with temporal layers, and the adapters in and before them."""
+        if temporal.fps is not None:
+            if fps is None:
+                raise InputError(
+                    "this video network takes a frame rate, and the condition has none: "
+                    "bind Model.prompt(..., fps=8), or put frames per second behind the condition's embedding"
+                )
+            added = temporal.fps(fps.to(inputs.temb.device)).to(inputs.temb)
+            temb = inputs.temb + added.repeat_interleave(len(inputs.temb) // len(added), dim=0)
+            inputs = inputs._replace(temb=temb)
+        if temporal.config.joint_norms:
+            inputs = inputs._replace(resnet=joint_resnet, norm=joint_norm)
+        project: ApplyProjection = apply_projection
+        if self.motion_adapter is not None and not adapters.is_off(motion_scale):
+            project = self.motion_adapter.bind(temporal, motion_scale)
+        after: AfterLayer = temporal.bind(self.image_unet, project)
+        if self.spatial_adapter is not None and not adapters.is_off(spatial_scale):
+            after = self.spatial_adapter.bind(after, self.image_unet, spatial_scale)
+        return inputs._replace(after=after)
 
-def prepare_text(net: Network, condition: Condition) -> TokenKeyValues:
-    """What `VideoUNet.prepare` says, of a U-Net or a ControlNet."""
-    check_attention_processors(net)
-    tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
-    images = None if images is None else images.to(net.device, net.dtype)
-    return {
-        layer: cross_attention.layer_key_values(layer, tokens, images, condition.image_scale)
-        for layer in cross_attentions(net)
-    }
 
-
-def _check(z: Latents, frames: list[int], condition: Condition) -> None:
+def _check_counts(z: Latents, frames: list[int], condition: Condition) -> None:
     if len(frames) != z.shape[1]:
         raise InputError(f"got {z.shape[1]} frames with {len(frames)} numbers: give each frame one")
     if len(condition.tokens) not in (1, len(z)):
         raise InputError(
-            f"got {len(z)} videos and a condition for {len(condition.tokens)}: tell each one, or all the same"
+            f"got {len(z)} videos and a condition for {len(condition.tokens)}: give each its own, or one for all"
         )
 
 
-def _refuse_other_paces(
-    temporal: TemporalLayers, condition: Condition, frames: list[int], see: FrameAttention, memory: KeyValueCache | None
+def _check_resampling(
+    condition: Condition, frames: list[int], frame_attention: FrameAttention, cache: KeyValueCache | None
 ) -> None:
-    """Where the number of frames changes on the way, nothing can be said to single frames, and each reads itself."""
-    if not temporal.config.fewer:
-        return
+    """Raise InputError for conditions of single frames, or for frames that read others.
+
+    Where the number of frames changes inside the network there is no place for these.
+    """
     images = condition.image_tokens
     if condition.residuals is not None or (images is not None and images.ndim == 4):
-        raise InputError("a space-time network takes no ControlNet and no picture for each frame: use another one")
-    if memory is not None or [see(frame) for frame in frames] != [(frame,) for frame in frames]:
-        raise InputError("in a space-time network every frame's self-attention reads that frame: see=own, no memory")
+        raise InputError("a space-time network takes no ControlNet and no image for each frame: use another one")
+    if cache is not None or [frame_attention(frame) for frame in frames] != [(frame,) for frame in frames]:
+        raise InputError(
+            "in a space-time network every frame's self-attention reads that frame: frame_attention=own, no cache"
+        )
 
 
-def _input(z: Latents, channels: Tensor | None, frames: list[int]) -> Tensor:
-    """The latents and behind them the condition's channels, `(b f) c h w`."""
+def _add_channels(z: Latents, channels: Tensor | None, frames: list[int]) -> Tensor:
+    """Concatenate the condition's channels to the latents': `(b f) c h w`."""
     if channels is None:
         return z.flatten(0, 1)
-    beside = channels[:, frames] if channels.shape[1] > 1 else channels.expand(-1, len(frames), -1, -1, -1)
-    return torch.cat([z, beside.to(z)], dim=2).flatten(0, 1)
+    added = channels[:, frames] if channels.shape[1] > 1 else channels.expand(-1, len(frames), -1, -1, -1)
+    return torch.cat([z, added.to(z)], dim=2).flatten(0, 1)
 
 
-def _along(temporal: TemporalLayers, rate: Tensor | None, told: LayerInputs) -> LayerInputs:
-    """What a walk over several frames is told where there are layers along time."""
-    time = told.time
-    if temporal.fps is not None:
-        if rate is None:
-            raise InputError(
-                "this video network is told the frame rate, and the condition has none: "
-                "bind Model.prompt(..., fps=8), or put frames a second behind the condition's embedding"
-            )
-        rates = temporal.fps(rate.to(time.device)).to(time)
-        time = time + rates.repeat_interleave(len(time) // len(rates), dim=0)
-    told = told._replace(time=time)
-    return told._replace(resnet=together, norm=normed_together) if temporal.config.joint_norms else told
+def joint_resnet(resnet: ResnetBlock2D, x: Tensor, temb: Tensor, frames: int) -> Tensor:
+    """Apply a ResNet block with group norms that span all frames."""
+    inside = resnet.conv1(resnet.nonlinearity(joint_norm(resnet.norm1, x, frames)))
+    inside = inside + resnet.time_emb_proj(resnet.nonlinearity(temb))[:, :, None, None]
+    inside = resnet.conv2(resnet.dropout(resnet.nonlinearity(joint_norm(resnet.norm2, inside, frames))))
+    shortcut = x if resnet.conv_shortcut is None else resnet.conv_shortcut(x)
+    return (shortcut + inside) / resnet.output_scale_factor
 
 
-def together(room: ResnetBlock2D, x: Tensor, time: Tensor, frames: int) -> Tensor:
-    """A resnet whose group norms span all frames."""
-    inside = room.conv1(room.nonlinearity(normed_together(room.norm1, x, frames)))
-    inside = inside + room.time_emb_proj(room.nonlinearity(time))[:, :, None, None]
-    inside = room.conv2(room.dropout(room.nonlinearity(normed_together(room.norm2, inside, frames))))
-    beside = x if room.conv_shortcut is None else room.conv_shortcut(x)
-    return (beside + inside) / room.output_scale_factor
-
-
-def normed_together(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-    return layer(as_plane(x, frames)).unflatten(3, x.shape[2:]).transpose(1, 2).flatten(0, 1)
-
-
-def embedded_time(net: Network, timestep: Tensor | float, embedding: Tensor | None, size: torch.Size) -> Tensor:
-    """The embedding of the timestep and of what comes with it, for each image, `(b f) e`."""
-    b, f = size
-    if (embedding is None) != (net.config.addition_embed_type is None):
-        has, wants = ("no", "one") if embedding is None else ("an", "none")
-        raise InputError(f"the condition has {has} embedding, this network takes {wants}: SDXL takes one, SD does not")
-    timesteps = torch.as_tensor(timestep, device=net.device).expand(b).repeat_interleave(f)
-    time = net.time_embedding(net.time_proj(timesteps).to(net.dtype))
-    if embedding is None:
-        return time
-    return time + net.add_embedding(embedding.to(time)).expand(b, -1).repeat_interleave(f, dim=0)
+def joint_norm(norm: nn.Module, x: Tensor, frames: int) -> Tensor:
+    """Apply a group norm over all frames of each video."""
+    return plane_to_frames(norm(frames_to_plane(x, frames)), x.shape[2:])

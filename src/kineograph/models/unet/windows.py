@@ -1,7 +1,7 @@
-"""Videos longer than a video network was trained on: it sees them through windows that overlap.
+"""Overlapping temporal windows for videos longer than a video network was trained on.
 
-Where windows overlap, what they say is mixed, each counting less towards its own ends (as in MultiDiffusion, Bar-Tal
-et al. 2023, along time).
+Where windows overlap, the outputs are averaged with weights that fall towards each window's ends (as in
+MultiDiffusion, Bar-Tal et al. 2023, along time).
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from kineograph.models.temporal.config import TemporalConfig
 
 
 def overlapping_windows(frames: int, size: int, overlap: int) -> list[range]:
-    """The fewest windows of `size` frames that cover all and share at least `overlap` frames with the one before.
+    """Return the fewest evenly spaced windows of `size` frames in which neighbours share at least `overlap` frames.
 
-    They are spread evenly. A video that fits into one window is one window.
-    Raises InputError unless 0 <= overlap < size.
+    A video that fits into one window is one window. Raises InputError unless 0 <= overlap < size.
     """
     if not 0 <= overlap < size:
         raise InputError(f"windows of {size} frames can share 0 to {size - 1} of them, not {overlap}")
@@ -32,37 +31,41 @@ def overlapping_windows(frames: int, size: int, overlap: int) -> list[range]:
 
 
 def window_ranges(config: TemporalConfig, window: int | None, overlap: int | None, frames: int) -> list[range]:
-    """The windows through which a network with these layers sees so many frames.
+    """Return the windows in which a network with these temporal layers processes so many frames.
 
-    window, overlap: as many as it was trained on, and a quarter of them, unless given.
-    Raises InputError for a window longer than the positions it knows.
+    Args:
+        window: size in frames; the number that the network was trained on by default.
+        overlap: least number of frames that neighbours share; a quarter of the window by default.
+
+    Raises:
+        InputError: a window longer than the network's positions.
     """
     size = window or config.num_frames
-    if config.longest is not None and size > config.longest:
+    if config.max_frames is not None and size > config.max_frames:
         raise InputError(
-            f"the model knows {config.longest} positions in time: a window has at most so many, not {size}"
+            f"the model has {config.max_frames} positions in time: a window has at most that many frames, not {size}"
         )
     return overlapping_windows(frames, size, size // 4 if overlap is None else overlap)
 
 
 def average_windows(
-    network: Callable[[Latents, Sequence[int]], Latents], z: Latents, spans: Sequence[range]
+    network: Callable[[Latents, Sequence[int]], Latents], z: Latents, windows: Sequence[range]
 ) -> Latents:
-    """What a network says of the frames of `z`, seen through these windows; it is called with frames and their numbers.
+    """Return the weighted average of a network's outputs in these windows of the frames of `z`.
 
-    With one window it is what the network says of all frames.
+    network: called with frames and their numbers. With one window the result is its output.
     """
-    if len(spans) == 1:
-        return network(z, spans[0])
+    if len(windows) == 1:
+        return network(z, windows[0])
     total, weight = torch.zeros_like(z), z.new_zeros(z.shape[1], 1, 1, 1)
-    for span in spans:
-        share = _share(span, z.device)
-        total[:, span.start : span.stop] += share * network(z[:, span.start : span.stop], span)
-        weight[span.start : span.stop] += share
+    for window in windows:
+        weights = _frame_weights(window, z.device)
+        total[:, window.start : window.stop] += weights * network(z[:, window.start : window.stop], window)
+        weight[window.start : window.stop] += weights
     return total / weight
 
 
-def _share(span: range, device: torch.device) -> Tensor:
-    """How much each frame of a window counts: 1 at its ends, rising to its middle. [f 1 1 1]"""
-    place = torch.arange(len(span), device=device)
-    return (1 + torch.minimum(place, place.flip(0))).float()[:, None, None, None]
+def _frame_weights(window: range, device: torch.device) -> Tensor:
+    """Return the weight of each frame of a window: 1 at its ends, rising to its middle. [f 1 1 1]"""
+    index = torch.arange(len(window), device=device)
+    return (1 + torch.minimum(index, index.flip(0))).float()[:, None, None, None]

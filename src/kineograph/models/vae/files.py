@@ -33,11 +33,11 @@ FILES = [f"{at}{name}" for at in ("", "temporal_decoder/") for name in ("config.
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # as diffusers had it then
 
 
-def open_temporal_decoder(source: str | Path | TemporalDecoder, ask: HubOptions) -> TemporalDecoder:
+def open_temporal_decoder(source: str | Path | TemporalDecoder, hub_options: HubOptions) -> TemporalDecoder:
     """The temporal decoder of a folder, file or repository. Raises InputError when there is none, or it is damaged."""
     if isinstance(source, TemporalDecoder):
         return source
-    path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, ask._replace(revision=None))
+    path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, hub_options._replace(revision=None))
     if path.is_file():
         return read_vidrd_decoder(tensor_files.read_tensors(path), str(path))
     for folder in (path / video_folder.TEMPORAL_DECODER, path):
@@ -141,16 +141,16 @@ ROUNDED = 0.01  # more than bfloat16 rounds, less than a fine-tuned decoder chan
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
 
 
-def open_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, ask: HubOptions) -> AutoencoderKL:
-    opened = vae if isinstance(vae, AutoencoderKL) else _opened(vae, own, ask)
+def open_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, hub_options: HubOptions) -> AutoencoderKL:
+    opened = vae if isinstance(vae, AutoencoderKL) else _opened(vae, own, hub_options)
     here, expected = opened.config.latent_channels, own.config.latent_channels
     if here != expected:
         raise InputError(f"the VAE makes latents of {here} channels, and the model draws {expected}: pass another")
     return opened
 
 
-def _opened(vae: str | Path, own: AutoencoderKL, ask: HubOptions) -> AutoencoderKL:
-    path = hub.local_path(vae) or hub.fetch_folder(str(vae), VAE_FILES, ask._replace(revision=None))
+def _opened(vae: str | Path, own: AutoencoderKL, hub_options: HubOptions) -> AutoencoderKL:
+    path = hub.local_path(vae) or hub.fetch_folder(str(vae), VAE_FILES, hub_options._replace(revision=None))
     if path.is_file():
         return single_file.vae_from_file(path, own)
     folder = path if (path / "config.json").is_file() else path / "vae"

@@ -4,18 +4,41 @@ And with it a video model: Still-Moving.
 """
 
 from kineograph.training.customise.dry_run import PhaseEstimate, estimate_natural_videos, estimate_video_customisation
-from kineograph.training.customise.image import FINAL, PhaseProgress, ImageCustomisation, run_image_customisation, customise_image, prepare_image_customisation
-from kineograph.training.customise.inject import ADAPTER, load_customised_video, inject_customised
+from kineograph.training.customise.image import (
+    FINAL,
+    ImageCustomisation,
+    PhaseProgress,
+    customise_image,
+    prepare_image_customisation,
+    run_image_customisation,
+)
+from kineograph.training.customise.inject import ADAPTER, inject_customised, load_customised_video
 from kineograph.training.customise.interleaved import train_interleaved
-from kineograph.training.customise.motion_adapter import MOTION_ADAPTER, run_motion_adapter_training, train_motion_adapter
+from kineograph.training.customise.motion_adapter import (
+    MOTION_ADAPTER,
+    run_motion_adapter_training,
+    train_motion_adapter,
+)
 from kineograph.training.customise.natural_videos import prepare_natural_videos
 from kineograph.training.customise.networks import load_customised, lora_state_dict, read_description
 from kineograph.training.customise.photos import list_image_files, load_photos
-from kineograph.training.customise.prompts import styled_caption, rare_word, check_prompt_contains
-from kineograph.training.customise.settings import ImageCustomisationSettings, SamplingSettings, LoraSettings, VideoCustomisationSettings, with_changes, default_settings, default_video_settings
-from kineograph.training.customise.stills import generate_missing_images, generate_images
-from kineograph.training.customise.video import run_video_customisation, customise_video
-from kineograph.training.customise.video_inputs import VideoCustomisation, needs_motion_adapter, prepare_video_customisation
+from kineograph.training.customise.prompts import check_prompt_contains, rare_word, styled_caption
+from kineograph.training.customise.settings import (
+    ImageCustomisationSettings,
+    LoraSettings,
+    SamplingSettings,
+    VideoCustomisationSettings,
+    default_settings,
+    default_video_settings,
+    with_changes,
+)
+from kineograph.training.customise.stills import generate_images, generate_missing_images
+from kineograph.training.customise.video import customise_video, run_video_customisation
+from kineograph.training.customise.video_inputs import (
+    VideoCustomisation,
+    needs_motion_adapter,
+    prepare_video_customisation,
+)
 
 __all__ = [
     "ADAPTER",

@@ -23,7 +23,7 @@ from kineograph.models.placement import Placement
 from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter
 from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.customise.batches import WEIGHTS, CustomisationBatch, TrainingSample, EncodePrompts
+from kineograph.training.customise.batches import WEIGHTS, CustomisationBatch, EncodePrompts, TrainingSample
 from kineograph.training.customise.settings import VideoCustomisationSettings
 from kineograph.training.norms import use_fast_group_norm
 from kineograph.training.settings import TrainingSettings
@@ -91,11 +91,13 @@ def merge_loras(network: nn.Module) -> None:
 def frozen_videos(shown: TrainingSample, frames: int) -> TrainingSample:
     """Each frame of a picture or a video as a video that stands still."""
     each = [view[number] for view in shown.views for number in range(len(view))]
-    views = method.frozen_videos(torch.stack(each)[:, None], torch.zeros(len(each), dtype=torch.long), frames)
+    views = method.repeat_frame(torch.stack(each)[:, None], torch.zeros(len(each), dtype=torch.long), frames)
     return TrainingSample(tuple(views), shown.caption)
 
 
-def still_moving_loss(model: Model, settings: VideoCustomisationSettings, tell: EncodePrompts, parts: Mapping[str, tuple[float, float]]) -> Loss:
+def still_moving_loss(
+    model: Model, settings: VideoCustomisationSettings, tell: EncodePrompts, parts: Mapping[str, tuple[float, float]]
+) -> Loss:
     """The loss as `training.fit` wants it.
 
     parts: of a batch, in order and of one size: name -> scale of the motion adapter, and how much it counts.
@@ -141,7 +143,9 @@ def without_adapters(model: Model) -> Model:
     """A model of which all weights learnt as a folder holds it: without a motion adapter, and with its text encoders'
     LoRAs added to their weights."""
     return replace(
-        model, net=with_motion_adapter(model, None).to(model.dtype), text=tuple(_without_lora(each) for each in model.text)
+        model,
+        net=with_motion_adapter(model, None).to(model.dtype),
+        text=tuple(_without_lora(each) for each in model.text),
     )
 
 

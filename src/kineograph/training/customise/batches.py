@@ -61,7 +61,9 @@ Draw = Callable[[int, range], CustomisationBatch]
 EncodePrompts = Callable[[nn.Module, Sequence[str]], Condition]
 
 
-def sample_batch_loader(parts: Sequence[Sequence[TrainingSample]], seed: int, dropout: float, timesteps: SampleTimesteps) -> Draw:
+def sample_batch_loader(
+    parts: Sequence[Sequence[TrainingSample]], seed: int, dropout: float, timesteps: SampleTimesteps
+) -> Draw:
     """The function that draws the samples of a step, as `training.fit` wants it.
 
     parts: the subject's pictures, and the prior's if there are any. Each is seen equally often.
@@ -92,7 +94,9 @@ def _place(count: int, seed: int, sample: int, part: int) -> int:
     return int(np.random.default_rng((ORDER, seed, turn, part)).permutation(count)[place])
 
 
-def precomputed_conditions(model: Model, texts: Sequence[str], size: tuple[int, int], fps: float = VIDEO_MODEL_FPS) -> EncodePrompts:
+def precomputed_conditions(
+    model: Model, texts: Sequence[str], size: tuple[int, int], fps: float = VIDEO_MODEL_FPS
+) -> EncodePrompts:
     """What a network is told of these texts, where the text encoder does not learn: read once."""
     places = {each: number for number, each in enumerate(dict.fromkeys(texts))}
     said = model.prompt(list(places), size=size, fps=fps)
@@ -117,7 +121,9 @@ def trained_conditions(model: Model) -> EncodePrompts:
     return tell
 
 
-def dreambooth_loss(model: Model, settings: ImageCustomisationSettings, tell: EncodePrompts) -> Callable[[TrainedNetworks, CustomisationBatch, int], dict[str, Tensor]]:
+def dreambooth_loss(
+    model: Model, settings: ImageCustomisationSettings, tell: EncodePrompts
+) -> Callable[[TrainedNetworks, CustomisationBatch, int], dict[str, Tensor]]:
     """The loss as `training.fit` wants it. The noise of a sample's two pictures is that of two frames of its seed."""
     parts = 2 if settings.prior_weight else 1
     measured = ERRORS[settings.error]
@@ -141,7 +147,7 @@ def prediction_error(
     net: VideoUNet, levels: Schedule, told: Condition, x0: Latents, noise: Latents, timesteps: Int[Tensor, " n"]
 ) -> Float[Tensor, " n"]:
     """The squared error of what the network predicts of each picture, which is a video of one frame."""
-    return levels.error(lambda z, t: net(z, t, told), x0, noise, timesteps)
+    return levels.training_losses(lambda z, t: net(z, t, told), x0, noise, timesteps)
 
 
 def v_error(
@@ -169,4 +175,7 @@ def v_weights(levels: Schedule, timesteps: Int[Tensor, " n"]) -> Float[Tensor, "
 
 ErrorFunction = Callable[[VideoUNet, Schedule, Condition, Latents, Latents, Tensor], Float[Tensor, " n"]]
 ERRORS: Mapping[str, ErrorFunction] = {"predicted": prediction_error, "v": v_error}
-WEIGHTS: Mapping[str, Callable[[Schedule, Tensor], Float[Tensor, " n"]]] = {"predicted": uniform_weights, "v": v_weights}
+WEIGHTS: Mapping[str, Callable[[Schedule, Tensor], Float[Tensor, " n"]]] = {
+    "predicted": uniform_weights,
+    "v": v_weights,
+}

@@ -12,17 +12,24 @@ from kineograph.errors import InputError
 from kineograph.media.files import instead_of, slug
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
-from kineograph.training import Progress, TrainingSettings, fit, current_process, use_averages, load_weights
-from kineograph.training.customise import batches, networks, generate_images
+from kineograph.training import Progress, TrainingSettings, current_process, fit, load_weights, use_averages
+from kineograph.training.customise import batches, generate_images, networks
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.networks import TrainedNetworks
-from kineograph.training.customise.photos import Crop, Photo, Images, crop_photo, random_crops, load_photo, load_photos
-from kineograph.training.customise.prompts import CustomisationWords, with_motions, check_prompt_contains, repeat_to, style_words, subject_words
-from kineograph.training.customise.settings import ImageCustomisationSettings, with_changes, default_settings
+from kineograph.training.customise.photos import Crop, Images, Photo, crop_photo, load_photo, load_photos, random_crops
+from kineograph.training.customise.prompts import (
+    CustomisationWords,
+    check_prompt_contains,
+    repeat_to,
+    style_words,
+    subject_words,
+    with_motions,
+)
+from kineograph.training.customise.settings import ImageCustomisationSettings, default_settings, with_changes
 from kineograph.training.gradients import autocast
 from kineograph.training.lock import lock_folder
 from kineograph.training.temporal_layers.batches import timestep_sampler
-from kineograph.training.temporal_layers.latents import EncodeClip, ClipRequest, cached_latent_encoder
+from kineograph.training.temporal_layers.latents import ClipRequest, EncodeClip, cached_latent_encoder
 from kineograph.training.temporal_layers.run import copy_weights
 
 FINAL, PRIOR, LATENTS, PREVIEWS, LOOP = "final", "prior", "latents", "previews", "training"
@@ -91,7 +98,9 @@ def customise_image(
     Raises InputError for what cannot be learnt from or by this, before anything is written; later as `training.fit`
     does, and OSError when a file cannot be written. Warns (InputWarning) of words that may not do.
     """
-    return run_image_customisation(prepare_image_customisation(model, pictures, output, subject=subject, style=style, settings=settings))
+    return run_image_customisation(
+        prepare_image_customisation(model, pictures, output, subject=subject, style=style, settings=settings)
+    )
 
 
 def prepare_image_customisation(
@@ -181,7 +190,9 @@ def encode_photo(ready: ImageCustomisation, see: EncodeClip, picture: Photo, cap
         for seen in random_crops(picture, settings.crops, settings.crop_share, settings.training.seed)
         for side in sides
     ]
-    return TrainingSample(tuple(see(photo_request(picture, caption, *each, (height, width))).latents for each in views), caption)
+    return TrainingSample(
+        tuple(see(photo_request(picture, caption, *each, (height, width))).latents for each in views), caption
+    )
 
 
 def photo_request(picture: Photo, caption: str, seen: Crop, side: int, size: tuple[int, int]) -> ClipRequest:
@@ -194,8 +205,14 @@ def _steps(ready: ImageCustomisation, shown: list[list[TrainingSample]]) -> Gene
     model, settings = ready.model, ready.settings
     loop = settings.training
     texts = ["", *(each.caption for part in shown for each in part)]
-    tell = batches.precomputed_conditions(model, texts, ready.size) if ready.trainee.text is None else batches.trained_conditions(model)
-    draw = batches.sample_batch_loader(shown, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, model.schedule))
+    tell = (
+        batches.precomputed_conditions(model, texts, ready.size)
+        if ready.trainee.text is None
+        else batches.trained_conditions(model)
+    )
+    draw = batches.sample_batch_loader(
+        shown, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, model.schedule)
+    )
     loss = batches.dreambooth_loss(model, settings, tell)
     steps = fit(ready.trainee, loop, ready.output / LOOP, draw=draw, loss=loss, facts=image_facts(ready))
     return cast(Generator[Progress, None, None], steps)
@@ -222,7 +239,9 @@ def _previews(ready: ImageCustomisation, progress: Progress) -> list[Path]:
     if not settings.previews:
         return []
     with use_averages(ready.trainee, progress.average), autocast(model.device, settings.training.mixed_precision):
-        drawn = generate_images.stills(model, settings.previews, settings.drawing, size=ready.size, seed=settings.training.seed)
+        drawn = generate_images.stills(
+            model, settings.previews, settings.drawing, size=ready.size, seed=settings.training.seed
+        )
     files = []
     for number, (prompt, pixels) in enumerate(zip(settings.previews, drawn, strict=True), 1):
         files.append(ready.output / PREVIEWS / f"step-{progress.step:06d}_{number}-{slug(prompt)}.png")

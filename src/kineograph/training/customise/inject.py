@@ -40,7 +40,7 @@ def load_customised_video(video: Model, output: str | Path) -> Model:
     if (output / WHOLE).is_dir():
         whole = load(output / WHOLE, device=video.device, dtype=video.dtype)
         subject = read_description(output / IMAGE / FINAL)["name"]
-        return replace(whole, subject=subject, controls=video.controls, decoder=video.decoder)
+        return replace(whole, subject=subject, controls=video.controls, temporal_decoder=video.temporal_decoder)
     assert video.net.temporal is not None, "a video model"
     adapter = adapter_files.read_adapter_file(output, "customised", HubOptions())
     spatial = adapter_files.build_spatial_adapter(adapter, video.net.temporal, temporal_layers_name(video))

@@ -25,10 +25,14 @@ from kineograph.training.customise import adapters, batches, networks
 from kineograph.training.customise import image as run
 from kineograph.training.customise.batches import CustomisationBatch, Draw, TrainingSample
 from kineograph.training.customise.image import FINAL, LATENTS, LOOP, PhaseProgress
-from kineograph.training.customise.natural_videos import natural_videos_phase, check_natural_prompts, prepare_natural_videos
+from kineograph.training.customise.natural_videos import (
+    check_natural_prompts,
+    natural_videos_phase,
+    prepare_natural_videos,
+)
 from kineograph.training.customise.networks import TrainedNetworks
 from kineograph.training.customise.photos import Images
-from kineograph.training.customise.settings import VideoCustomisationSettings, with_changes, default_video_settings
+from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings, with_changes
 from kineograph.training.customise.video_inputs import VideoCustomisation, underlying_image_model
 from kineograph.training.lock import lock_folder
 from kineograph.training.norms import use_fast_group_norm
@@ -60,7 +64,9 @@ def train_interleaved(
     alone = {"prior_weight": 0.0} | ({"lora": {"text_rank": None}} if settings.image.lora else {})
     settings = with_changes(settings, {"image": alone})
     wanted = prepare_natural_videos(video, settings, natural_videos)
-    image = run.prepare_image_customisation(underlying_image_model(video), pictures, Path(output), subject=subject, style=style, settings=settings.image)
+    image = run.prepare_image_customisation(
+        underlying_image_model(video), pictures, Path(output), subject=subject, style=style, settings=settings.image
+    )
     check_natural_prompts(wanted)
     return _interleaved(VideoCustomisation(video, image, wanted, [], settings, Path(output)))
 
@@ -82,7 +88,9 @@ def _interleaved(ready: VideoCustomisation) -> Generator[PhaseProgress, None, No
         if altered or not (output / FINAL).exists():
             copy_weights(net, load_weights(output / LOOP))
             with instead_of(output / FINAL) as part:
-                networks.save_customisation(image.model, TrainedNetworks(net, None), part, run.describe_customisation(image))
+                networks.save_customisation(
+                    image.model, TrainedNetworks(net, None), part, run.describe_customisation(image)
+                )
 
 
 def interleaved_settings(ready: VideoCustomisation) -> TrainingSettings:
@@ -100,14 +108,16 @@ def _begun(ready: VideoCustomisation) -> VideoUNet:
     place = Placement(ready.video.device, ready.video.dtype, "as the model is")
     temporal = use_fast_group_norm(temporal) if place.device.type == "cpu" else temporal
     unet = ready.image.trainee.unet
-    return VideoUNet(unet.image_unet, temporal, unet.through).eval()
+    return VideoUNet(unet.image_unet, temporal, unet.call_stage).eval()
 
 
 def _steps(
     ready: VideoCustomisation, net: VideoUNet, shown: Sequence[TrainingSample], videos: Sequence[TrainingSample]
 ) -> Generator[Progress, None, None]:
     settings, loop = ready.settings, interleaved_settings(ready)
-    tell = batches.precomputed_conditions(ready.video, adapters.all_captions([shown, videos]), ready.image.size, settings.fps)
+    tell = batches.precomputed_conditions(
+        ready.video, adapters.all_captions([shown, videos]), ready.image.size, settings.fps
+    )
     draw = alternating_batch_loader(ready, loop, shown, videos)
     facts: dict[str, Any] = {
         **run.image_facts(ready.image),
@@ -119,11 +129,16 @@ def _steps(
     return cast(Generator[Progress, None, None], fit(net, loop, ready.output / LOOP, draw=draw, loss=loss, facts=facts))
 
 
-def alternating_batch_loader(ready: VideoCustomisation, loop: TrainingSettings, shown: Sequence[TrainingSample], videos: Sequence[TrainingSample]) -> Draw:
+def alternating_batch_loader(
+    ready: VideoCustomisation, loop: TrainingSettings, shown: Sequence[TrainingSample], videos: Sequence[TrainingSample]
+) -> Draw:
     """What draws the samples of a step: pictures, then videos, then pictures."""
     settings, batch, frames = ready.settings, loop.train_batch_size, ready.natural.frames
     timesteps = timestep_sampler(settings.image.levels, ready.video.schedule)
-    pick = [batches.sample_batch_loader([each], loop.seed, settings.image.caption_dropout, timesteps) for each in (shown, videos)]
+    pick = [
+        batches.sample_batch_loader([each], loop.seed, settings.image.caption_dropout, timesteps)
+        for each in (shown, videos)
+    ]
 
     def draw(step: int, samples: range) -> CustomisationBatch:
         turn, kind = divmod(step, 2)
@@ -134,7 +149,9 @@ def alternating_batch_loader(ready: VideoCustomisation, loop: TrainingSettings, 
     return draw
 
 
-def interleaved_loss(ready: VideoCustomisation, tell: batches.EncodePrompts) -> Callable[[VideoUNet, CustomisationBatch, int], dict[str, Float[Tensor, ""]]]:
+def interleaved_loss(
+    ready: VideoCustomisation, tell: batches.EncodePrompts
+) -> Callable[[VideoUNet, CustomisationBatch, int], dict[str, Float[Tensor, ""]]]:
     """The loss as `training.fit` wants it, named after what was seen. Pictures are videos of one frame."""
     model, frames = ready.video, ready.natural.frames
     assert model.temporal is not None, "checked before"

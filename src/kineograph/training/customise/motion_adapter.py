@@ -18,7 +18,12 @@ from kineograph.training import Progress, fit, load_weights
 from kineograph.training.customise import adapters, batches
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.image import PhaseProgress
-from kineograph.training.customise.natural_videos import NaturalVideos, natural_videos_phase, check_natural_prompts, prepare_natural_videos
+from kineograph.training.customise.natural_videos import (
+    NaturalVideos,
+    check_natural_prompts,
+    natural_videos_phase,
+    prepare_natural_videos,
+)
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
 from kineograph.training.lock import lock_folder
 from kineograph.training.temporal_layers.batches import timestep_sampler
@@ -58,7 +63,9 @@ def run_motion_adapter_training(wanted: NaturalVideos, output: Path) -> Generato
         yield from motion_adapter_phase(wanted, output, shown)
 
 
-def motion_adapter_phase(wanted: NaturalVideos, output: Path, shown: list[TrainingSample]) -> Generator[PhaseProgress, None, None]:
+def motion_adapter_phase(
+    wanted: NaturalVideos, output: Path, shown: list[TrainingSample]
+) -> Generator[PhaseProgress, None, None]:
     """Every step of the training; the file is written in the end, if it is not there or anything was trained."""
     settings, video = wanted.settings, wanted.video
     total, changed = settings.motion_training.max_train_steps, False
@@ -71,16 +78,22 @@ def motion_adapter_phase(wanted: NaturalVideos, output: Path, shown: list[Traini
     if changed or not file.exists():
         copy_weights(net, load_weights(output / STILLING))
         assert net.motion_adapter is not None and video.net.temporal is not None
-        adapter_files.save_motion_adapter(net.motion_adapter, video.net.temporal, file, name=temporal_layers_name(video))
+        adapter_files.save_motion_adapter(
+            net.motion_adapter, video.net.temporal, file, name=temporal_layers_name(video)
+        )
 
 
-def _steps(wanted: NaturalVideos, net: VideoUNet, folder: Path, shown: list[TrainingSample]) -> Generator[Progress, None, None]:
+def _steps(
+    wanted: NaturalVideos, net: VideoUNet, folder: Path, shown: list[TrainingSample]
+) -> Generator[Progress, None, None]:
     video, settings = wanted.video, wanted.settings
     loop = settings.motion_training
     parts = [[adapters.frozen_videos(each, wanted.frames) for each in shown]]
     tell = batches.precomputed_conditions(video, adapters.all_captions(parts), wanted.size, settings.fps)
     loss = adapters.still_moving_loss(video, settings, tell, {"still": (STILL, 1.0)})
-    draw = batches.sample_batch_loader(parts, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, video.schedule))
+    draw = batches.sample_batch_loader(
+        parts, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, video.schedule)
+    )
     facts = {
         "motion": settings.motion.model_dump(mode="json"),
         **{name: settings.decisive()[name] for name in ("caption_dropout", "levels", "error", "fps")},

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kineograph import noise
-from kineograph.denoise import check_finite, classifier_free_guidance
+from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.files import instead_of
 from kineograph.media.video import Video
@@ -73,15 +73,17 @@ def opened(videos: str | Path | None) -> Opened | None:
     return None if videos is None else sources.open_sources([DataSource.model_validate(str(videos))], "video")[0]
 
 
-def prepare_natural_videos(video: Model, settings: VideoCustomisationSettings, natural_videos: str | Path | None) -> NaturalVideos:
+def prepare_natural_videos(
+    video: Model, settings: VideoCustomisationSettings, natural_videos: str | Path | None
+) -> NaturalVideos:
     """Which natural videos a training is of. Raises InputError when there can be none, or the model can learn none."""
     check_video_model(video)
     height, width = settings.image.height or video.default_size[0], settings.image.width or video.default_size[1]
     video.latent_shape(height, width)
     wanted = NaturalVideos(video, settings, (height, width), opened(natural_videos))
-    if video.temporal and video.temporal.longest is not None and wanted.frames > video.temporal.longest:
+    if video.temporal and video.temporal.max_frames is not None and wanted.frames > video.temporal.max_frames:
         raise InputError(
-            f"num_frames is {wanted.frames}, and {video.name} sees at most {video.temporal.longest} frames together"
+            f"num_frames is {wanted.frames}, and {video.name} sees at most {video.temporal.max_frames} frames together"
         )
     return wanted
 
@@ -92,7 +94,7 @@ def check_video_model(video: Model) -> None:
         raise InputError("a customising is for one process: call it without accelerate launch")
     if video.temporal is None:
         raise InputError(f"{video.name} {NO_TEMPORAL_LAYERS}")
-    if video.reader is not None:
+    if video.image_encoder is not None:
         raise InputError(f"{video.name} is shown pictures: take a text-to-video model, such as pocket-video")
     if video.net.spatial_adapter is not None:
         raise InputError(f"{video.name} is customised already, to {video.subject!r}: load it without adapter=")
@@ -130,7 +132,9 @@ def _cut(wanted: NaturalVideos, given: Opened, folder: Path) -> Generator[Traini
     skipped, seed, count = dict[str, str](), wanted.settings.training.seed, wanted.settings.natural_videos
     shape = sources.ClipShape(wanted.frames, *wanted.size, (wanted.settings.fps,))
     clips = -(-count // len(given.dataset)) if given.dataset else None
-    look = sources.combined_loader([given], shape, sources.LoadOptions(seed, seed, clips, cached_latent_encoder(wanted.video, folder), skipped))
+    look = sources.combined_loader(
+        [given], shape, sources.LoadOptions(seed, seed, clips, cached_latent_encoder(wanted.video, folder), skipped)
+    )
     for number in range(count):
         # One after the other: a batch of its own, so that a folder may hold fewer videos than are wanted
         sight = look(number, 0, 1)
@@ -157,7 +161,11 @@ def _drawn(wanted: NaturalVideos, folder: Path) -> Generator[TrainingSample, Non
 def natural_prompts(wanted: NaturalVideos) -> list[str]:
     """What the drawn ones show."""
     own, count = wanted.settings.natural_prompts, wanted.settings.natural_videos
-    return [own[number % len(own)] for number in range(count)] if own else prompts.natural_video_prompts(wanted.video, count)
+    return (
+        [own[number % len(own)] for number in range(count)]
+        if own
+        else prompts.natural_video_prompts(wanted.video, count)
+    )
 
 
 def generate_latents(wanted: NaturalVideos, prompt: str, seed: int) -> Float[Tensor, "f c h w"]:
@@ -165,7 +173,7 @@ def generate_latents(wanted: NaturalVideos, prompt: str, seed: int) -> Float[Ten
     model, drawing, frames = _plain(wanted.video), wanted.settings.drawing, range(wanted.frames)
     tell = partial(model.prompt, size=wanted.size, fps=wanted.settings.fps)
     told, blank = (model.bind(tell([text]), window=len(frames)) for text in (prompt, ""))
-    look = check_finite(classifier_free_guidance(told, blank, max(1.0, drawing.guidance_scale)))
+    look = refuse_nan(classifier_free_guidance(told, blank, max(1.0, drawing.guidance_scale)))
     sigmas = leading(model.schedule.sigmas, drawing.num_inference_steps)
     ratio = model.temporal.noise_ratio if model.temporal else 0.0
     begin = noise.partly_shared(ratio, seed, frames, (1, *model.latent_shape(*wanted.size))).to(model.device)

@@ -149,7 +149,9 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def default_settings(model: Model, what: Literal["subject", "style"], how: Literal["lora", "whole"] = "lora") -> ImageCustomisationSettings:
+def default_settings(
+    model: Model, what: Literal["subject", "style"], how: Literal["lora", "whole"] = "lora"
+) -> ImageCustomisationSettings:
     """What suits a model of this size that is to learn a subject or a style, by a LoRA or as a whole.
 
     Whether it computes in half precision is what `kineograph.load` would choose on this device.
@@ -270,5 +272,11 @@ def default_video_settings(
     how: what the image network learns by; a spatial adapter comes before the layers along time in both cases.
     """
     loop = {**LOOP, "mixed_precision": training_precision(video.device)}
-    told: dict[str, Any] = {"image": default_settings(video, what, how).model_dump(), "training": loop, "motion_training": loop}
-    return VideoCustomisationSettings.model_validate(merge_mappings(told, VIDEO_OF_SMALL if is_small_model(video) else VIDEO_LARGE))
+    told: dict[str, Any] = {
+        "image": default_settings(video, what, how).model_dump(),
+        "training": loop,
+        "motion_training": loop,
+    }
+    return VideoCustomisationSettings.model_validate(
+        merge_mappings(told, VIDEO_OF_SMALL if is_small_model(video) else VIDEO_LARGE)
+    )

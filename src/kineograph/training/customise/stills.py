@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kineograph import noise
-from kineograph.denoise import check_finite, classifier_free_guidance
+from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.media.files import instead_of, slug
 from kineograph.media.video import Video
 from kineograph.models.loading.provenance import fingerprints
@@ -39,7 +39,7 @@ def generate_images(
     size: height and width in pixels. Raises ValueError for a picture that holds NaN.
     """
     told, blank = (model.bind(model.prompt(texts, size=size)) for texts in (list(prompts), [""]))
-    look = check_finite(classifier_free_guidance(told, blank, max(1.0, drawing.guidance_scale)))
+    look = refuse_nan(classifier_free_guidance(told, blank, max(1.0, drawing.guidance_scale)))
     sigmas = leading(model.schedule.sigmas, drawing.num_inference_steps)
     begin = noise.independent(seed, [0], (len(prompts), *model.latent_shape(*size))).to(model.device)
     return Video.from_tensor(model.decode(final_latents(dpmpp_2m(look, sigmas[0] * begin, sigmas)))[:, 0]).frames
@@ -60,7 +60,9 @@ def generate_missing_images(
         some = files[start : start + drawing.at_once]
         if not all(file.is_file() for file in some):
             asked = prompts[start : start + len(some)]
-            for file, pixels in zip(some, generate_images(model, asked, drawing, size=size, seed=seed + start), strict=True):
+            for file, pixels in zip(
+                some, generate_images(model, asked, drawing, size=size, seed=seed + start), strict=True
+            ):
                 save_png(pixels, file)
         yield GeneratedImages(start + len(some), len(files), files)
 

@@ -29,15 +29,31 @@ from kineograph.training.customise import adapters as adapting
 from kineograph.training.customise import batches
 from kineograph.training.customise import image as run
 from kineograph.training.customise.batches import TrainingSample
-from kineograph.training.customise.image import FINAL, LATENTS, PREVIEWS, PhaseProgress, run_image_customisation, photo_request
+from kineograph.training.customise.image import (
+    FINAL,
+    LATENTS,
+    PREVIEWS,
+    PhaseProgress,
+    photo_request,
+    run_image_customisation,
+)
 from kineograph.training.customise.inject import ADAPTER, WHOLE, inject_customised
-from kineograph.training.customise.motion_adapter import MOTION_ADAPTER, temporal_layers_name, read_trained_motion_adapter, motion_adapter_phase
+from kineograph.training.customise.motion_adapter import (
+    MOTION_ADAPTER,
+    motion_adapter_phase,
+    read_trained_motion_adapter,
+    temporal_layers_name,
+)
 from kineograph.training.customise.natural_videos import natural_videos_phase
 from kineograph.training.customise.networks import load_customised
 from kineograph.training.customise.photos import Crop, Images, load_photo
 from kineograph.training.customise.settings import VideoCustomisationSettings
 from kineograph.training.customise.stills import generate_missing_images, save_png
-from kineograph.training.customise.video_inputs import VideoCustomisation, needs_motion_adapter, prepare_video_customisation
+from kineograph.training.customise.video_inputs import (
+    VideoCustomisation,
+    needs_motion_adapter,
+    prepare_video_customisation,
+)
 from kineograph.training.lock import lock_folder
 from kineograph.training.temporal_layers import samples
 from kineograph.training.temporal_layers.batches import timestep_sampler
@@ -102,7 +118,10 @@ def run_video_customisation(ready: VideoCustomisation) -> Generator[PhaseProgres
         if lacking:
             with closing(motion_adapter_phase(ready.natural, output, videos)) as learning:
                 yield from learning
-            video = replace(video, net=adapting.with_motion_adapter(video, read_trained_motion_adapter(video, output / MOTION_ADAPTER)))
+            video = replace(
+                video,
+                net=adapting.with_motion_adapter(video, read_trained_motion_adapter(video, output / MOTION_ADAPTER)),
+            )
         parts = [stills, videos] if settings.natural_weight else [stills]
         with closing(_adapted(ready, inject_customised(video, ready.image.output / FINAL), parts)) as learning:
             yield from learning
@@ -114,7 +133,9 @@ def _stills(ready: VideoCustomisation, shown: list[TrainingSample]) -> Iterator[
     model = load_customised(image.model, image.output / FINAL)
     folder, drawing, seed = ready.output / STILLS, settings.image.drawing, settings.training.seed
     see = cached_latent_encoder(ready.video, ready.output / LATENTS)
-    for done, total, files in generate_missing_images(model, ready.prompts, folder, drawing, size=image.size, seed=seed):
+    for done, total, files in generate_missing_images(
+        model, ready.prompts, folder, drawing, size=image.size, seed=seed
+    ):
         new = slice(len(shown), done)
         for file, prompt in zip(files[new], ready.prompts[new], strict=True):
             shown.append(_seen(see, file, prompt, image.size, ready.natural.frames))
@@ -134,7 +155,9 @@ def _sheet(files: list[Path], file: Path) -> Path:
     return file
 
 
-def _adapted(ready: VideoCustomisation, model: Model, parts: list[list[TrainingSample]]) -> Generator[PhaseProgress, None, None]:
+def _adapted(
+    ready: VideoCustomisation, model: Model, parts: list[list[TrainingSample]]
+) -> Generator[PhaseProgress, None, None]:
     """Every step of what comes before the layers along time, and what it came to as a file."""
     settings, output = ready.settings, ready.output
     net, changed = adapting.spatial_adapter_network(model, settings), False
@@ -142,7 +165,11 @@ def _adapted(ready: VideoCustomisation, model: Model, parts: list[list[TrainingS
     with closing(_steps(ready, model, net, parts)) as steps:
         for progress in steps:
             changed = True
-            drawn = samples.save_validation_videos(studio, progress) if run.is_preview_due(settings.training, progress) else []
+            drawn = (
+                samples.save_validation_videos(studio, progress)
+                if run.is_preview_due(settings.training, progress)
+                else []
+            )
             yield PhaseProgress("adapting", progress.step, settings.training.max_train_steps, progress, drawn)
     if changed or not (output / (WHOLE if settings.spatial is None else ADAPTER)).exists():
         copy_weights(net, load_weights(output / ADAPTING))
@@ -155,7 +182,9 @@ def _steps(
     settings, loop = ready.settings, ready.settings.training
     tell = batches.precomputed_conditions(model, adapting.all_captions(parts), ready.image.size, settings.fps)
     loss = adapting.still_moving_loss(model, settings, tell, adapting.spatial_adapter_parts(settings))
-    draw = batches.sample_batch_loader(parts, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, model.schedule))
+    draw = batches.sample_batch_loader(
+        parts, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, model.schedule)
+    )
     facts: dict[str, Any] = {
         **settings.decisive(),
         "prompts": ready.prompts,

@@ -14,7 +14,7 @@ from kineograph.training.customise.image import ImageCustomisation, prepare_imag
 from kineograph.training.customise.inject import IMAGE
 from kineograph.training.customise.natural_videos import NaturalVideos, check_natural_prompts, prepare_natural_videos
 from kineograph.training.customise.photos import Images
-from kineograph.training.customise.prompts import known_motions, still_prompts, check_prompt_contains, repeat_to
+from kineograph.training.customise.prompts import check_prompt_contains, known_motions, repeat_to, still_prompts
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
 
 
@@ -68,7 +68,7 @@ def underlying_image_model(video: Model, image: Model | None = None) -> Model:
             f"the image network of {video.name} is not that of {image.name}: leave image out, or put the layers along "
             f"time around {image.name}, motion= (--motion-module)"
         )
-    return replace(image or video, net=VideoUNet(video.net.image_unet), decoder=None)
+    return replace(image or video, net=VideoUNet(video.net.image_unet), temporal_decoder=None)
 
 
 def needs_motion_adapter(video: Model, settings: VideoCustomisationSettings) -> bool:

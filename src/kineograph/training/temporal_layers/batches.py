@@ -1,7 +1,7 @@
-"""What a step of VideoCrafter1's training sees, and the loss of it.
+"""Batches and loss of VideoCrafter1's training.
 
-A step is all videos or all pictures, of which there are as many as the videos have frames, so that all steps cost
-alike. Everything random is told by the seed, and the number of the step or of the sample.
+A step is of videos only or of images only, as many images as the videos have frames, so that all steps cost the same.
+Everything random depends on the seed and the number of the step or of the sample.
 """
 
 from __future__ import annotations
@@ -22,49 +22,50 @@ from kineograph import noise
 from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.media.dataset_layouts import Kind
-from kineograph.methods import videocrafter as method
+from kineograph.methods import videocrafter
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.temporal_layers.latents import EncodedClip
+from kineograph.training.gradients import LoadBatch, LossFunction
+from kineograph.training.temporal_layers.latent_cache import EncodedClip
 from kineograph.training.temporal_layers.settings import LogNormalSigmas
 from kineograph.training.temporal_layers.sources import ClipLoader
 
-Rng = np.random.Generator
-SampleTimesteps = Callable[[Rng, int], Int[np.ndarray, " n"]]
-EncodeCaptions = Callable[[Sequence[str], Sequence[float]], Condition]
+SampleTimesteps = Callable[[np.random.Generator, int], Int[np.ndarray, " n"]]
+EncodeCaptions = Callable[[Sequence[str], Sequence[float]], Condition]  # (captions, frame rates) -> condition
 
-PHASE, SAMPLE = 14, 15  # streams of random numbers of one seed, beside those of `sources`
+KIND_STREAM, SAMPLE_STREAM = 14, 15  # streams of random numbers of one seed, beside those of `sources`
 
 
 class VideoBatch(NamedTuple):
-    """Clean latents, what the network is told of them, and their noise levels. Pictures are videos of one frame.
+    """Clean latents with their conditions and timesteps. Images are videos of one frame.
 
-    first: what a network is shown that is shown pictures. untold: which are told and shown nothing.
+    first: first frames, for models with an image encoder.
+    dropped: samples whose caption and first frame are left out, for guidance.
     """
 
     x0: Latents
     tokens: Tensor
     embedding: Tensor | None
     timesteps: Int[Tensor, " b"]
-    untold: Bool[Tensor, " b"]
+    dropped: Bool[Tensor, " b"]
     first: UInt8[Tensor, "b 3 H W"] | None
 
 
-Draw = Callable[[int, range], VideoBatch]
-
-
 class StepKind(NamedTuple):
-    """Which kind a step is, and how many of the kind were before it."""
+    """Kind of data of a step, and the number of earlier steps of that kind."""
 
     kind: Kind
     number: int
 
 
 class BatchOptions(NamedTuple):
-    """How steps are dealt: samples a step, frames of each, share of the steps that see pictures, captions left out."""
+    """Options of a stage's batches.
 
-    batch: int
+    batch_size: samples a step. num_frames: of a video. image_share: share of the steps that are of images.
+    """
+
+    batch_size: int
     num_frames: int
     image_share: float
     caption_dropout: float
@@ -72,70 +73,77 @@ class BatchOptions(NamedTuple):
 
 
 def step_kind(seed: int, share: float, step: int) -> StepKind:
-    """What a step is. Those that see pictures are spread evenly; the seed says where the first is."""
-    phase = float(np.random.default_rng((PHASE, seed)).uniform())
+    """Return the kind of a step. Steps of images are spread evenly; the seed decides the first of them."""
+    phase = float(np.random.default_rng((KIND_STREAM, seed)).uniform())
     before, after = (math.floor(count * share + phase) for count in (step, step + 1))
     return StepKind("image", before) if after > before else StepKind("video", step - before)
 
 
-def video_batch_loader(looks: Mapping[Kind, ClipLoader], deal: BatchOptions, timesteps: SampleTimesteps, told: EncodeCaptions) -> Draw:
-    """The function that draws the samples of a step, as `training.fit` wants it."""
+def video_batch_loader(
+    loaders: Mapping[Kind, ClipLoader],
+    options: BatchOptions,
+    sample_timesteps: SampleTimesteps,
+    encode_captions: EncodeCaptions,
+) -> LoadBatch[VideoBatch]:
+    """Return the function that loads the samples of a step, for `training.fit`."""
 
-    def draw(step: int, samples: range) -> VideoBatch:
-        kind, number = step_kind(deal.seed, deal.image_share, step)
-        many = deal.num_frames if kind == "image" else 1
-        first = step * deal.batch
-        places = range((samples.start - first) * many, (samples.stop - first) * many)
-        sights = [looks[kind](number, place, deal.batch * many) for place in places]
-        chances = [np.random.default_rng((SAMPLE, deal.seed, sample)) for sample in samples]
-        levels = np.concatenate([timesteps(rng, many) for rng in chances])
-        untold = np.concatenate([rng.uniform(size=many) < deal.caption_dropout for rng in chances])
-        return _batch(sights, levels, untold, told)
+    def load(step: int, samples: range) -> VideoBatch:
+        kind, number = step_kind(options.seed, options.image_share, step)
+        per_sample = options.num_frames if kind == "image" else 1
+        first = step * options.batch_size
+        positions = range((samples.start - first) * per_sample, (samples.stop - first) * per_sample)
+        clips = [loaders[kind](number, position, options.batch_size * per_sample) for position in positions]
+        rngs = [np.random.default_rng((SAMPLE_STREAM, options.seed, sample)) for sample in samples]
+        timesteps = np.concatenate([sample_timesteps(rng, per_sample) for rng in rngs])
+        dropped = np.concatenate([rng.uniform(size=per_sample) < options.caption_dropout for rng in rngs])
+        return _batch(clips, timesteps, dropped, encode_captions)
 
-    return draw
+    return load
 
 
-def _batch(sights: Sequence[EncodedClip], levels: np.ndarray, untold: np.ndarray, told: EncodeCaptions) -> VideoBatch:
-    texts = ["" if left_out else sight.caption for sight, left_out in zip(sights, untold, strict=True)]
-    condition = told(texts, [sight.fps for sight in sights])
-    first = [sight.first for sight in sights if sight.first is not None]
+def _batch(
+    clips: Sequence[EncodedClip], timesteps: np.ndarray, dropped: np.ndarray, encode_captions: EncodeCaptions
+) -> VideoBatch:
+    captions = ["" if left_out else clip.caption for clip, left_out in zip(clips, dropped, strict=True)]
+    condition = encode_captions(captions, [clip.fps for clip in clips])
+    first = [clip.first for clip in clips if clip.first is not None]
     return VideoBatch(
-        torch.stack([sight.latents for sight in sights]),
+        torch.stack([clip.latents for clip in clips]),
         condition.tokens,
         condition.embedding,
-        torch.from_numpy(levels.astype(np.int64)),
-        torch.from_numpy(untold),
+        torch.from_numpy(timesteps.astype(np.int64)),
+        torch.from_numpy(dropped),
         torch.stack(first) if first else None,
     )
 
 
 def timestep_sampler(levels: Literal["uniform"] | LogNormalSigmas, schedule: Schedule) -> SampleTimesteps:
-    """What draws timesteps: all alike, or those whose levels are nearest above log-normal ones."""
+    """Return the function that samples timesteps: uniformly, or those at or just above log-normal sigmas."""
     table = np.array(schedule.sigmas)
     if not isinstance(levels, LogNormalSigmas):
         return lambda rng, count: rng.integers(len(table), size=count)
     mean, spread = levels.mean, levels.spread
 
-    def draw(rng: Rng, count: int) -> Int[np.ndarray, " n"]:
+    def sample_timesteps(rng: np.random.Generator, count: int) -> Int[np.ndarray, " n"]:
         return np.searchsorted(table, np.exp(mean + spread * rng.standard_normal(count))).clip(0, len(table) - 1)
 
-    return draw
+    return sample_timesteps
 
 
 def caption_encoder(model: Model, size: tuple[int, int]) -> EncodeCaptions:
-    """What the network is told of captions and frame rates: float32, on the CPU. May be called by several threads."""
-    one_at_a_time = Lock()  # a tokenizer may be asked by one only
+    """Return the function that encodes captions and frame rates: float32, on the CPU. It is safe in several threads."""
+    lock = Lock()  # a tokenizer is not thread-safe
 
-    def told(texts: Sequence[str], rates: Sequence[float]) -> Condition:
-        with one_at_a_time:
-            condition = model.prompt([truncate_caption(model, text) for text in texts], size=size)
+    def encode(captions: Sequence[str], rates: Sequence[float]) -> Condition:
+        with lock:
+            condition = model.prompt([truncate_caption(model, text) for text in captions], size=size)
         return with_frame_rates(model, replace(condition, tokens=condition.tokens.float().cpu()), rates)
 
-    return told
+    return encode
 
 
 def with_frame_rates(model: Model, condition: Condition, rates: Sequence[float]) -> Condition:
-    """The condition with each sample's own frame rate, where the model is told them."""
+    """Return the condition with each sample's own frame rate, if the model has frame-rate conditioning."""
     embedding = None if condition.embedding is None else condition.embedding.float().cpu()
     if embedding is not None and model.net.has_frame_rate:
         embedding = torch.cat([embedding[:, :-1], torch.tensor(rates, dtype=torch.float32)[:, None]], dim=1)
@@ -143,41 +151,45 @@ def with_frame_rates(model: Model, condition: Condition, rates: Sequence[float])
 
 
 def truncate_caption(model: Model, caption: str) -> str:
-    """As many of a caption's first words as the model reads."""
+    """Return as many of a caption's first words as fit the model's tokenizers."""
     words = caption.split()
 
     def is_too_long(count: int) -> bool:
         text = " ".join(words[:count])
-        return any(len(each.tokenizer(text, verbose=False).input_ids) > each.limit for each in model.text)
+        return any(len(each.tokenizer(text, verbose=False).input_ids) > each.max_tokens for each in model.text)
 
     if not is_too_long(len(words)):
         return caption
     return " ".join(words[: max(0, bisect_left(range(len(words)), True, key=is_too_long) - 1)])
 
 
-def denoising_loss(
-    model: Model, num_frames: int, ratio: float
-) -> Callable[[VideoUNet, VideoBatch, int], dict[str, Float[Tensor, ""]]]:
-    """The loss as `training.fit` wants it, named after what was seen.
+def batch_noise(ratio: float, seed: int, num_frames: int, x0: Latents) -> Latents:
+    """Return the noise of a batch: that which sampling would start from with each sample's seed.
 
-    The noise of frame k of a sample is that which drawing begins with, from the sample's seed; pictures of one sample
-    are its frames, with noise of their own.
+    Frames of a video share `ratio` parts of it (see `noise.related`). The images of one sample have the noises of its
+    `num_frames` frames, with nothing shared.
     """
+    is_image = x0.shape[1] == 1
+    count = len(x0) * x0.shape[1] // num_frames
+    fresh = noise.related(0.0 if is_image else ratio, seed, range(num_frames), (count, *x0.shape[2:]))
+    return fresh.reshape(x0.shape).to(x0)
+
+
+def denoising_loss(model: Model, num_frames: int, ratio: float) -> LossFunction[VideoUNet, VideoBatch]:
+    """Return the loss for `training.fit`, named "video" or "image" after the data of the step."""
 
     def loss(net: VideoUNet, batch: VideoBatch, seed: int) -> dict[str, Float[Tensor, ""]]:
-        kind, x0 = "image" if batch.x0.shape[1] == 1 else "video", batch.x0
-        count = x0.shape[0] * x0.shape[1] // num_frames
-        drawn = noise.partly_shared(ratio if kind == "video" else 0.0, seed, range(num_frames), (count, *x0.shape[2:]))
-        told = Condition(batch.tokens, image_tokens=_shown(model, net, batch), embedding=batch.embedding)
-        off = method.loss(net, model.schedule, told, x0, drawn.reshape(x0.shape).to(x0), batch.timesteps)
-        return {kind: off.mean()}
+        fresh = batch_noise(ratio, seed, num_frames, batch.x0)
+        condition = Condition(batch.tokens, image_tokens=_image_tokens(model, net, batch), embedding=batch.embedding)
+        errors = videocrafter.loss(net, model.schedule, condition, batch.x0, fresh, batch.timesteps)
+        return {"image" if batch.x0.shape[1] == 1 else "video": errors.mean()}
 
     return loss
 
 
-def _shown(model: Model, net: VideoUNet, batch: VideoBatch) -> Tensor | None:
-    """The tokens of the first frames, or of no picture for what is told nothing."""
+def _image_tokens(model: Model, net: VideoUNet, batch: VideoBatch) -> Tensor | None:
+    """Return the image tokens of the first frames, and those of no image for dropped samples."""
     if model.reader is None or batch.first is None:
         return None
-    seen = model.reader.tokens(net.image_unet, batch.first.float() / 255)
-    return torch.where(batch.untold[:, None, None], model.reader.no_tokens(net.image_unet, 1), seen)
+    tokens = model.reader.tokens(net.image_unet, batch.first.float() / 255)
+    return torch.where(batch.dropped[:, None, None], model.reader.no_tokens(net.image_unet, 1), tokens)

@@ -1,27 +1,36 @@
-"""What a training would do and take, told before it begins: `kineograph train --dry-run`."""
+"""Estimate of a training's size and memory before it starts: `kineograph train --dry-run`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.func import functional_call
 
+from kineograph.condition import Condition
 from kineograph.media.dataset_layouts import Item
 from kineograph.media.seek import BrokenFile
+from kineograph.models.model import Model
+from kineograph.models.unet.forward import CallStage, call_directly
+from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training import training_cost
 from kineograph.training.temporal_layers.batches import step_kind
-from kineograph.training.temporal_layers.memory import activation_bytes
-from kineograph.training.temporal_layers.run import StageRun, PreparedTraining
-from kineograph.training.temporal_layers.sources import OpenSource, ClipShape, cut_clip, clip_shape
+from kineograph.training.temporal_layers.run import PreparedTraining, StageRun
+from kineograph.training.temporal_layers.settings import Stage
+from kineograph.training.temporal_layers.sources import ClipShape, OpenSource, clip_shape, cut_clip
 
 NUM_TRIED = 20  # items of each source that are opened, to see whether they can be
+HALF = 0.55  # memory of mixed precision relative to float32: some activations stay float32
 
 
 class ParameterCount(NamedTuple):
-    """How many parameters of a part of the model are trained, and how many are not."""
+    """Numbers of trained and of frozen parameters in a part of the model."""
 
     name: str
     trained: int
@@ -29,10 +38,10 @@ class ParameterCount(NamedTuple):
 
 
 class StageEstimate(NamedTuple):
-    """A stage: its size, what it sees, and bytes of memory in one process.
+    """Size of a stage, its numbers of videos and images, and bytes of memory in one process.
 
-    held: weights, gradients, averages and the optimiser's state. activations: about what the gradients of `batch`
-    samples need besides.
+    held: weights, gradients, averages and optimiser state. activations: about what the backward pass of `batch`
+    samples needs besides.
     """
 
     steps: int
@@ -42,7 +51,7 @@ class StageEstimate(NamedTuple):
     num_frames: int
     fps: tuple[float, ...] | None
     videos: int
-    pictures: int
+    images: int
     held: int
     activations: int
     batch: int
@@ -50,9 +59,9 @@ class StageEstimate(NamedTuple):
 
 
 class SourceReport(NamedTuple):
-    """What a source has. items: None for no end of them.
+    """Contents of a source. items: None for an unlimited number.
 
-    problems: what is missing or left out. refused: of the first `tried` items those that cannot be used, and why.
+    problems: what is missing or left out. refused: those of the first `tried` items that cannot be used, with reasons.
     """
 
     source: str
@@ -65,83 +74,143 @@ class SourceReport(NamedTuple):
 
 
 class TrainingEstimate(NamedTuple):
-    """What a training would do and take."""
+    """Parameters, stages and sources of a training."""
 
     parts: list[ParameterCount]
     stages: list[StageEstimate]
-    found: list[SourceReport]
+    sources: list[SourceReport]
     processes: int
 
     def as_json(self) -> dict[str, object]:
-        """The same as JSON values."""
+        """Return the estimate as JSON values."""
         lists: dict[str, Sequence[ParameterCount | StageEstimate | SourceReport]]
-        lists = {"parts": self.parts, "stages": self.stages, "found": self.found}
+        lists = {"parts": self.parts, "stages": self.stages, "sources": self.sources}
         return {name: [each._asdict() for each in rows] for name, rows in lists.items()} | {"processes": self.processes}
 
 
-def estimate_training(ready: PreparedTraining) -> TrainingEstimate:
-    """Counts, and tries a few items of each source. Nothing is written."""
-    first = ready.settings.stages[0]
-    found = [_found(each, clip_shape(first, kind)) for kind, opened in ready.sources.items() for each in opened]
-    return TrainingEstimate(_parts(ready), [_stretch(leg) for leg in ready.legs], found, ready.process.num_processes)
+def estimate_training(training: PreparedTraining) -> TrainingEstimate:
+    """Count parameters, steps and items, and try to read some items of each source. Nothing is written."""
+    first = training.settings.stages[0]
+    reports = [_report(each, clip_shape(first, kind)) for kind, opened in training.sources.items() for each in opened]
+    stages = [_estimate_stage(run) for run in training.stages]
+    return TrainingEstimate(_count_parameters(training), stages, reports, training.process.num_processes)
 
 
-def _parts(ready: PreparedTraining) -> list[ParameterCount]:
-    net, model = ready.model.net, ready.model
+def _count_parameters(training: PreparedTraining) -> list[ParameterCount]:
+    net, model = training.model.net, training.model
     texts = [(f"text encoder {k}", each.network) for k, each in enumerate(model.text, 1)]
-    return [
-        _part("layers along time", nn.ModuleList([] if net.temporal is None else [net.temporal])),
-        _part("image network", net.image_unet),
-        *(_frozen(name, network) for name, network in (("VAE", model.vae), *texts)),
+    frozen = [
+        ParameterCount(name, 0, sum(weight.numel() for weight in network.parameters()))
+        for name, network in (("VAE", model.vae), *texts)
     ]
+    temporal = nn.ModuleList([] if net.temporal is None else [net.temporal])
+    return [_count("temporal layers", temporal), _count("image network", net.image_unet), *frozen]
 
 
-def _part(name: str, network: nn.Module) -> ParameterCount:
+def _count(name: str, network: nn.Module) -> ParameterCount:
     counts = dict.fromkeys((True, False), 0)
     for weight in network.parameters():
         counts[weight.requires_grad] += weight.numel()
     return ParameterCount(name, counts[True], counts[False])
 
 
-def _frozen(name: str, network: nn.Module) -> ParameterCount:
-    return ParameterCount(name, 0, sum(weight.numel() for weight in network.parameters()))
-
-
-def _stretch(leg: StageRun) -> StageEstimate:
-    ready, stage, loop = leg.ready, leg.stage, leg.loop
-    told = training_cost(loop, ready.model.net, ready.process.num_processes)
-    after = step_kind(loop.seed, ready.settings.image_share, stage.steps)
-    pictures = after.number if after.kind == "image" else stage.steps - after.number
-    beside = [ready.model.vae, *(each.network for each in ready.model.text)]
+def _estimate_stage(run: StageRun) -> StageEstimate:
+    training, stage, loop = run.training, run.stage, run.loop
+    cost = training_cost(loop, training.model.net, training.process.num_processes)
+    after = step_kind(loop.seed, training.settings.image_share, stage.steps)
+    image_steps = after.number if after.kind == "image" else stage.steps - after.number
+    beside = [training.model.vae, *(each.network for each in training.model.text)]
     return StageEstimate(
         steps=stage.steps,
-        samples_per_step=leg.batch,
+        samples_per_step=run.batch_size,
         height=stage.height,
         width=stage.width,
         num_frames=stage.num_frames,
         fps=stage.fps,
-        videos=(stage.steps - pictures) * leg.batch,
-        pictures=pictures * leg.batch * stage.num_frames,
-        held=told.memory + sum(weight.nbytes for each in beside for weight in each.parameters()),
-        activations=activation_bytes(ready.model, stage, loop.train_batch_size, loop.mixed_precision),
+        videos=(stage.steps - image_steps) * run.batch_size,
+        images=image_steps * run.batch_size * stage.num_frames,
+        held=cost.memory + sum(weight.nbytes for each in beside for weight in each.parameters()),
+        activations=activation_bytes(training.model, stage, loop.train_batch_size, loop.mixed_precision),
         batch=loop.train_batch_size,
-        checkpoint=told.checkpoint,
+        checkpoint=cost.checkpoint,
     )
 
 
-def _found(each: OpenSource, shape: ClipShape) -> SourceReport:
-    name, data = each.source.source, each.dataset
+def _report(opened: OpenSource, shape: ClipShape) -> SourceReport:
+    name, data = opened.source.source, opened.dataset
     if data is None:
-        return SourceReport(name, each.kind, "the pocket world", each.source.count, [], 0, [])
+        return SourceReport(name, opened.kind, "the pocket world", opened.source.count, [], 0, [])
     tried = list(islice(data, NUM_TRIED))
-    refused = [reason for reason in (_refusal(item, shape) for item in tried) if reason]
+    refused = [reason for reason in (_read_error(item, shape) for item in tried) if reason]
     problems = [f"{problem.name} {problem.reason}" for problem in data.problems]
-    return SourceReport(name, each.kind, data.layout, len(data), problems, len(tried), refused)
+    return SourceReport(name, opened.kind, data.layout, len(data), problems, len(tried), refused)
 
 
-def _refusal(item: Item, shape: ClipShape) -> str | None:
+def _read_error(item: Item, shape: ClipShape) -> str | None:
     try:
         cut_clip(item, np.random.default_rng(0), shape)
     except BrokenFile as error:
         return str(error)
     return None
+
+
+class StageMemory(NamedTuple):
+    """Bytes of the inputs of one U-Net stage, and of what it saves for the backward pass itself."""
+
+    inputs: int
+    saved: int
+
+
+def activation_bytes(model: Model, stage: Stage, batch: int, precision: str) -> int:
+    """Return about how many bytes the network saves for the backward pass of so many videos of a stage.
+
+    The forward pass is on torch's meta device, which allocates no memory; fused kernels may save less.
+    """
+    parts: list[StageMemory] = []
+
+    def call(part: CallStage, *inputs: object) -> Tensor:
+        with _saved_bytes(weights) as saved:
+            output = part(*inputs)
+        parts.append(StageMemory(sum(x.nbytes for x in inputs if isinstance(x, Tensor)), sum(saved.values())))
+        return output
+
+    net = VideoUNet(model.net.image_unet, model.net.temporal, call)
+    weights = {name: _on_meta(each) for name, each in net.state_dict(keep_vars=True).items()}
+    with _saved_bytes(weights) as outside:
+        functional_call(net, weights, _meta_inputs(model, stage, batch))
+    if model.net.through is call_directly:
+        inside = sum(each.saved for each in parts)
+    else:  # gradient checkpointing: all inputs, and the activations of one stage at a time
+        inside = sum(each.inputs for each in parts) + max(each.saved for each in parts)
+    return round((sum(outside.values()) + inside) * (1 if precision == "no" else HALF))
+
+
+def _on_meta(weight: Tensor) -> Tensor:
+    return torch.empty_like(weight, device="meta").requires_grad_(weight.requires_grad)
+
+
+@contextmanager
+def _saved_bytes(weights: dict[str, Tensor]) -> Iterator[dict[int, int]]:
+    """Count the bytes that are saved for gradients within the block, without the weights, by storage."""
+    saved: dict[int, int] = {}
+    storages = []  # kept alive, so that no two of them have the same address
+    known = {each.untyped_storage()._cdata for each in weights.values()}
+
+    def save(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages.append(storage)
+        if storage._cdata not in known:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with saved_tensors_hooks(save, lambda tensor: tensor):
+        yield saved
+
+
+def _meta_inputs(model: Model, stage: Stage, batch: int) -> tuple[Tensor, Tensor, Condition]:
+    """Return the network's inputs on the meta device."""
+    like = model.prompt([""], size=(stage.height, stage.width))
+    embedding = None if like.embedding is None else like.embedding.expand(batch, -1).to("meta")
+    condition = Condition(like.tokens.expand(batch, -1, -1).to("meta"), embedding=embedding)
+    z = torch.empty(batch, stage.num_frames, *model.latent_shape(stage.height, stage.width), device="meta")
+    return z, torch.zeros(batch, dtype=torch.int64, device="meta"), condition

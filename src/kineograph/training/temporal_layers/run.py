@@ -1,4 +1,4 @@
-"""The training: one resumable loop a stage, each from the weights that the one before came to."""
+"""Training run: one resumable loop for each stage, which starts from the averaged weights of the stage before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, cast
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from torch import Tensor, nn
 
 from kineograph import plan
 from kineograph.media.dataset_layouts import Kind
@@ -19,21 +18,23 @@ from kineograph.media.files import instead_of
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig
-from kineograph.training import Progress, TrainingSettings, fit, current_process, load_weights
+from kineograph.training import TrainingProgress, TrainingSettings, current_process, fit, load_weights
+from kineograph.training.gradients import LoadBatch
 from kineograph.training.lock import lock_folder
+from kineograph.training.optimisers import copy_weights
 from kineograph.training.settings import samples_per_step
-from kineograph.training.temporal_layers import batches, latents, samples, sources
-from kineograph.training.temporal_layers.model import open_model
+from kineograph.training.temporal_layers import batches, latent_cache, sources, validation
+from kineograph.training.temporal_layers.initial_model import open_model
 from kineograph.training.temporal_layers.settings import Stage, VideoTrainingSettings
-from kineograph.training.temporal_layers.sources import ClipLoader, OpenSource, LoadOptions, clip_shape
+from kineograph.training.temporal_layers.sources import ClipLoader, LoadOptions, OpenSource, clip_shape
 
 FINAL, SAMPLES, SKIPPED = "final", "samples", "skipped.jsonl"
 
-Skipped = dict[str, str]
+Skipped = dict[str, str]  # name of a broken file -> reason
 
 
 class PreparedTraining(NamedTuple):
-    """A training with all that it needs opened and checked, and nothing written yet."""
+    """A training with its model and data opened and checked; nothing is written yet."""
 
     settings: VideoTrainingSettings
     model: Model
@@ -41,181 +42,195 @@ class PreparedTraining(NamedTuple):
     process: PartialState
 
     @property
-    def legs(self) -> list[StageRun]:
-        """Its stages."""
+    def stages(self) -> list[StageRun]:
+        """Stages of the training."""
         return [StageRun(self, number, stage) for number, stage in enumerate(self.settings.stages)]
 
     @property
     def temporal(self) -> TemporalConfig:
-        """What the model has along time."""
-        assert self.model.temporal is not None, "put on by `begun`"
+        """Configuration of the model's temporal layers."""
+        assert self.model.temporal is not None, "added by `open_model`"
         return self.model.temporal
 
 
 class StageRun(NamedTuple):
     """One stage of a training. number: counted from 0."""
 
-    ready: PreparedTraining
+    training: PreparedTraining
     number: int
     stage: Stage
 
     @property
     def name(self) -> str:
-        """Of its folder, and what its samples begin with."""
+        """Name of the stage's folder, and prefix of its validation videos."""
         return f"stage-{self.number + 1}"
 
     @property
     def folder(self) -> Path:
-        """Of its checkpoints and its log."""
-        return self.ready.settings.output / self.name
+        """Folder of checkpoints and log."""
+        return self.training.settings.output / self.name
 
     @property
     def loop(self) -> TrainingSettings:
-        """The settings of its loop."""
-        return self.ready.settings.of_stage(self.number)
+        """Settings of the stage's loop."""
+        return self.training.settings.of_stage(self.number)
 
     @property
-    def batch(self) -> int:
-        """Samples a step, of all processes."""
-        return samples_per_step(self.loop, self.ready.process.num_processes)
+    def batch_size(self) -> int:
+        """Samples a step, over all processes."""
+        return samples_per_step(self.loop, self.training.process.num_processes)
 
 
 class StageProgress(NamedTuple):
-    """Where a training is after a step.
+    """Progress of a training after a step.
 
-    stage: counted from 1. samples: the files of the videos that were drawn at this step.
+    stage: counted from 1. samples: files of the validation videos generated at this step.
     skipped: broken files so far, by name, with the reasons.
     """
 
     stage: int
     stages: int
-    progress: Progress
+    progress: TrainingProgress
     samples: list[Path]
     skipped: Mapping[str, str]
 
 
 def prepare_training(settings: VideoTrainingSettings, device: str | torch.device | None = None) -> PreparedTraining:
-    """Opens what the settings name.
+    """Open and check the model and data that the settings name.
 
-    device: this process's own unless given. Raises InputError for what cannot be opened or does not go together.
+    device: this process's own unless given. Raises InputError for what cannot be opened or does not fit together.
     """
     process = current_process()
     model = open_model(settings, torch.device(device or process.device))
     if settings.validation is not None:
         model.prompt(settings.validation.prompts)
-        for request in samples.validation_requests(settings.validation, settings.stages[0]):
+        for request in validation.validation_requests(settings.validation, settings.stages[0]):
             plan.open_inputs(request)
-    opened = {"video": sources.open_sources(settings.videos, "video"), "image": sources.open_sources(settings.images, "image")}
-    return PreparedTraining(settings, model, cast(Mapping[Kind, tuple[OpenSource, ...]], opened), process)
+    opened: dict[Kind, tuple[OpenSource, ...]] = {
+        "video": sources.open_sources(settings.videos, "video"),
+        "image": sources.open_sources(settings.images, "image"),
+    }
+    return PreparedTraining(settings, model, opened, process)
 
 
-def train(ready: PreparedTraining) -> Generator[StageProgress, None, None]:
-    """Trains, from where the output folder was left, and writes the model with averaged weights into output/final.
+def train(training: PreparedTraining) -> Generator[StageProgress, None, None]:
+    """Train from where the output folder was left, and write the model with averaged weights into output/final.
 
-    A checkpoint is written when the consumer leaves. Raises InputError as `training.fit` does, when nothing can be
-    drawn from a source, and when the latent cache cannot be written; OSError when a sample or the model cannot.
+    A checkpoint is written when the consumer leaves. Raises InputError as `training.fit` does, when nothing in a source
+    can be read, and when the latent cache cannot be written; OSError when a sample or the model cannot be written.
     """
-    settings, folder, process = ready.settings, ready.settings.output, ready.process
-    with ExitStack() as held:
+    settings, folder, process = training.settings, training.settings.output, training.process
+    with ExitStack() as stack:
         if process.is_main_process:
-            held.enter_context(lock_folder(folder))
-        skipped, changed = _skipped_before(folder / SKIPPED), False
-        see = latents.cached_latent_encoder(ready.model, cache) if (cache := settings.latent_cache) else latents.latent_encoder(ready.model)
-        for leg in ready.legs:
-            for reached in _walked(leg, see, skipped):
+            stack.enter_context(lock_folder(folder))
+        skipped, changed = _read_skipped(folder / SKIPPED), False
+        cache = settings.latent_cache
+        encode = (
+            latent_cache.cached_latent_encoder(training.model, cache)
+            if cache
+            else latent_cache.latent_encoder(training.model)
+        )
+        for run in training.stages:
+            for progress in _train_stage(run, encode, skipped):
                 changed = True
-                yield reached
+                yield progress
             process.wait_for_everyone()
-            copy_weights(ready.model.net, load_weights(leg.folder))
+            copy_weights(training.model.net, load_weights(run.folder))
         if process.is_main_process and (changed or not (folder / FINAL).exists()):
             with instead_of(folder / FINAL) as part:
-                save(ready.model, part)
+                save(training.model, part)
 
 
-def _walked(leg: StageRun, see: latents.EncodeClip, skipped: Skipped) -> Iterator[StageProgress]:
-    """A stage's steps, from its last checkpoint on; none if it is finished."""
-    net, settings, noted = leg.ready.model.net, leg.ready.settings, len(skipped)
-    loss = batches.denoising_loss(leg.ready.model, leg.stage.num_frames, leg.ready.temporal.noise_ratio)
-    steps = fit(net, leg.loop, leg.folder, draw=_draw(leg, see, skipped), loss=loss, facts=_facts(leg))
-    studio = _studio(leg)
-    with closing(cast(Generator[Progress, None, None], steps)):
+def _train_stage(run: StageRun, encode: latent_cache.EncodeClip, skipped: Skipped) -> Iterator[StageProgress]:
+    """Train a stage from its last checkpoint on; yields nothing if it is finished."""
+    model, settings, noted = run.training.model, run.training.settings, len(skipped)
+    loss = batches.denoising_loss(model, run.stage.num_frames, run.training.temporal.noise_ratio)
+    load_batch = stage_batch_loader(run, encode, skipped)
+    steps = fit(model.net, run.loop, run.folder, load_batch=load_batch, loss=loss, facts=_facts(run))
+    videos = _validation_videos(run)
+    with closing(cast(Generator[TrainingProgress, None, None], steps)):
         for progress in steps:
-            noted = _note(skipped, noted, settings.output / SKIPPED, progress)
-            files = samples.save_validation_videos(studio, progress) if studio and _is_due(progress.step, leg.loop) else []
-            yield StageProgress(leg.number + 1, len(settings.stages), progress, files, skipped)
+            noted = _write_skipped(skipped, noted, settings.output / SKIPPED, progress)
+            due = is_validation_due(run.loop, progress)
+            files = validation.save_validation_videos(videos, progress) if videos and due else []
+            yield StageProgress(run.number + 1, len(settings.stages), progress, files, skipped)
 
 
-def _is_due(step: int, loop: TrainingSettings) -> bool:
-    return step % loop.validation_steps == 0 or step == loop.max_train_steps
+def is_validation_due(loop: TrainingSettings, progress: TrainingProgress) -> bool:
+    """Return True if validation samples are generated at this step."""
+    return progress.step % loop.validation_steps == 0 or progress.step == loop.max_train_steps
 
 
-def _studio(leg: StageRun) -> samples.ValidationVideos | None:
-    """Where samples are drawn, if they are, and in this process."""
-    ready, settings = leg.ready, leg.ready.settings
-    if settings.validation is None or not ready.process.is_main_process:
+def _validation_videos(run: StageRun) -> validation.ValidationVideos | None:
+    """Return the stage's validation videos; None without any, and in all processes but the first."""
+    training, settings = run.training, run.training.settings
+    if settings.validation is None or not training.process.is_main_process:
         return None
-    asked = samples.validation_requests(settings.validation, leg.stage)
-    return samples.ValidationVideos(ready.model, asked, leg.loop.mixed_precision, settings.output / SAMPLES, leg.name)
+    requests = validation.validation_requests(settings.validation, run.stage)
+    return validation.ValidationVideos(
+        training.model, requests, run.loop.mixed_precision, settings.output / SAMPLES, run.name
+    )
 
 
-def _draw(leg: StageRun, see: latents.EncodeClip, skipped: Skipped) -> batches.Draw:
-    settings, model, stage = leg.ready.settings, leg.ready.model, leg.stage
-    deal = batches.BatchOptions(leg.batch, stage.num_frames, settings.image_share, settings.caption_dropout, seed=leg.loop.seed)
-    told = batches.caption_encoder(model, (stage.height, stage.width))
-    return batches.video_batch_loader(clip_loaders(leg, see, skipped), deal, batches.timestep_sampler(settings.levels, model.schedule), told)
+def stage_batch_loader(
+    run: StageRun, encode: latent_cache.EncodeClip, skipped: Skipped
+) -> LoadBatch[batches.VideoBatch]:
+    """Return the function that loads the batches of a stage."""
+    settings, model, stage = run.training.settings, run.training.model, run.stage
+    options = batches.BatchOptions(
+        run.batch_size, stage.num_frames, settings.image_share, settings.caption_dropout, seed=run.loop.seed
+    )
+    return batches.video_batch_loader(
+        clip_loaders(run, encode, skipped),
+        options,
+        batches.timestep_sampler(settings.levels, model.schedule),
+        batches.caption_encoder(model, (stage.height, stage.width)),
+    )
 
 
-def clip_loaders(leg: StageRun, see: latents.EncodeClip, skipped: Skipped) -> dict[Kind, ClipLoader]:
-    """What a stage sees of each kind."""
-    settings = leg.ready.settings
-    clips = None if settings.latent_cache is None else settings.clips_per_video
-    rules = LoadOptions(leg.loop.seed, settings.training.seed, clips, see, skipped)
+def clip_loaders(run: StageRun, encode: latent_cache.EncodeClip, skipped: Skipped) -> dict[Kind, ClipLoader]:
+    """Return the functions that load a stage's videos and images."""
+    settings = run.training.settings
+    windows = None if settings.latent_cache is None else settings.clips_per_video
+    options = LoadOptions(run.loop.seed, settings.training.seed, windows, encode, skipped)
     return {
-        kind: sources.combined_loader(opened, clip_shape(leg.stage, kind), rules)
-        for kind, opened in leg.ready.sources.items()
+        kind: sources.combined_loader(opened, clip_shape(run.stage, kind), options)
+        for kind, opened in run.training.sources.items()
         if opened
     }
 
 
-def _facts(leg: StageRun) -> dict[str, Any]:
-    """What a run that goes on must have had, beside the settings of its loop."""
+def _facts(run: StageRun) -> dict[str, Any]:
+    """Return what must be the same when the stage is resumed, beside the settings of its loop."""
     counts = {
         kind: [None if each.dataset is None else len(each.dataset) for each in opened]
-        for kind, opened in leg.ready.sources.items()
+        for kind, opened in run.training.sources.items()
     }
-    return leg.ready.settings.decisive(leg.number) | {
-        "layers": leg.ready.temporal.model_dump(mode="json", exclude={"num_frames"}),
-        "found": counts,
+    return run.training.settings.resume_settings(run.number) | {
+        "layers": run.training.temporal.model_dump(mode="json", exclude={"num_frames"}),
+        "items": counts,
     }
 
 
-def _skipped_before(file: Path) -> Skipped:
-    """What earlier runs in the folder skipped; a kill may have cut the last line short."""
+def _read_skipped(file: Path) -> Skipped:
+    """Return what earlier runs in the folder skipped; a kill may have cut the last line short."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    told = (json.loads(line) for line in lines if line.endswith("}"))
-    return {each["name"]: each["reason"] for each in told}
+    rows = (json.loads(line) for line in lines if line.endswith("}"))
+    return {row["name"]: row["reason"] for row in rows}
 
 
-def _note(skipped: Skipped, noted: int, file: Path, progress: Progress) -> int:
-    """Writes down what was skipped since, of which `noted` were; how many there are now."""
+def _write_skipped(skipped: Skipped, noted: int, file: Path, progress: TrainingProgress) -> int:
+    """Append the skipped files after the first `noted`, and return their new number."""
     new = list(skipped.items())[noted:]
     if new:
         with file.open("a", encoding="utf-8") as opened:
             opened.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new)
-        progress.log.tell(progress.step, {"skipped": noted + len(new)})
+        progress.log.write(progress.step, {"skipped": noted + len(new)})
     return noted + len(new)
 
 
-@torch.no_grad()
-def copy_weights(net: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Puts trained weights into a network, for good."""
-    for name, weight in net.named_parameters():
-        if name in values:
-            weight.copy_(values[name])
-
-
-def any_process_stops(ready: PreparedTraining, asked: bool) -> bool:  # noqa: FBT001 (a fact that is passed on)
-    """Whether any of the processes is asked to stop; all say so together, so that none waits for one that has left."""
-    if ready.process.num_processes == 1:
-        return asked
-    return bool(reduce(torch.tensor(float(asked), device=ready.process.device), "sum") > 0)
+def any_process_stops(training: PreparedTraining, stop: bool) -> bool:  # noqa: FBT001 (a fact that is passed on)
+    """Return True in all processes if one of them is to stop, so that none waits for one that has left."""
+    if training.process.num_processes == 1:
+        return stop
+    return bool(reduce(torch.tensor(float(stop), device=training.process.device), "sum") > 0)

@@ -1,4 +1,4 @@
-"""What `kineograph train` can be told: the model, what of it is trained, on what, in which stages."""
+"""Settings of `kineograph train`: the model, its trained parameters, the data and the stages."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FAMILIES: Mapping[str, TemporalConfig] = MappingProxyType(
         "videocrafter-i2v": videocrafter.IMAGE_TO_VIDEO_512,
     }
 )
-# What may change between a run and its resumption without changing the weights that come out.
+# Fields that may change when a training is resumed, without an effect on the resulting weights.
 STAGES_MAY_CHANGE = {"training", "validation", "output", "latent_cache", "gradient_checkpointing", "stages"}
 STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
 class DataSource(BaseModel):
-    """Where pictures or videos come from: what `open_dataset` opens, or "pocket" for the pocket world.
+    """Source of images or videos: what `open_dataset` opens, or "pocket" for the pocket world.
 
-    weight: how often it is drawn from, beside the other sources.
-    count: of the pocket world, how many different ones there are; None for no end of them.
+    weight: how often it is used, relative to the other sources.
+    count: number of different items of the pocket world; None for no limit.
     """
 
     model_config = STRICT
@@ -41,19 +41,19 @@ class DataSource(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _alone(cls, given: Any) -> Any:
+    def _from_string(cls, given: Any) -> Any:
         return {"source": given} if isinstance(given, str) else given
 
     @field_validator("count")
     @classmethod
-    def _endless(cls, count: int | None, others: Any) -> int | None:
+    def _only_for_pocket(cls, count: int | None, others: Any) -> int | None:
         if count is not None and others.data.get("source") != POCKET:
-            raise ValueError("expected none, but for the pocket world: others have as many as they have")
+            raise ValueError("expected no count for a data set: only the pocket world takes one")
         return count
 
 
 class LogNormalSigmas(BaseModel):
-    """Noise levels whose logarithms are normal: exp(mean + spread * n), clamped to the model's levels."""
+    """Log-normal sigmas: exp(mean + spread * n), clamped to the range of the model's schedule."""
 
     model_config = STRICT
 
@@ -62,7 +62,7 @@ class LogNormalSigmas(BaseModel):
 
 
 class Stage(BaseModel):
-    """A part of the training at one size. fps: what rates to choose from; None for the videos' own."""
+    """A part of the training at one size. fps: frame rates to choose from; None for the videos' own."""
 
     model_config = STRICT
 
@@ -75,17 +75,17 @@ class Stage(BaseModel):
 
     @field_validator("fps")
     @classmethod
-    def _above_0(cls, fps: tuple[float, ...] | None) -> tuple[float, ...] | None:
+    def _check_rates(cls, fps: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if fps is not None and not (fps and all(0 < rate < 1000 for rate in fps)):
             raise ValueError("expected frame rates above 0, such as [8] or [4, 8, 16]; null is the videos' own")
         return fps
 
 
 class Validation(BaseModel):
-    """Videos drawn on the way, every `training.validation_steps`, one for each prompt, always from the same noise.
+    """Videos generated every `training.validation_steps`, one for each prompt, always from the same noise.
 
-    images: paths of what each video is to set in motion, for a model that is shown pictures.
-    fps: what the model is told, and shows; None for the first of the stage's.
+    images: paths of the images to animate, for a model with an image encoder.
+    fps: frame rate of the videos; None for the first of the stage's.
     """
 
     model_config = STRICT
@@ -106,7 +106,7 @@ class Validation(BaseModel):
 
 
 class VideoTrainingSettings(BaseModel):
-    """One training of layers along time around an image model, or further of a video model; see docs/training.md."""
+    """Settings of a training of new temporal layers for an image model, or of a video model; see docs/training.md."""
 
     model_config = STRICT
 
@@ -133,46 +133,46 @@ class VideoTrainingSettings(BaseModel):
 
     @field_validator("trained", "frozen", "videos", "images", mode="before")
     @classmethod
-    def _one_or_more(cls, given: Any) -> Any:
+    def _as_list(cls, given: Any) -> Any:
         return [given] if isinstance(given, str | dict) else given
 
     @field_validator("layers")
     @classmethod
-    def _known(cls, layers: str | TemporalConfig | None, others: Any) -> str | TemporalConfig | None:
+    def _check_layers(cls, layers: str | TemporalConfig | None, others: Any) -> str | TemporalConfig | None:
         if isinstance(layers, str) and layers not in FAMILIES:
             raise ValueError(f"expected {', '.join(FAMILIES)}, or a mapping with an entry, a transformer and so on")
         if layers is not None and others.data.get("motion") is not None:
-            raise ValueError("expected none where motion says which layers along time there are")
+            raise ValueError("expected none where motion names the temporal layers")
         return layers
 
     @field_validator("image_share")
     @classmethod
-    def _has_what_it_sees(cls, share: float, others: Any) -> float:
+    def _check_image_share(cls, share: float, others: Any) -> float:
         if share < 1 and others.data.get("videos") == ():
             raise ValueError("expected 1 where there are no videos (folders, shards, or pocket for the pocket world)")
         if share > 0 and others.data.get("images") == ():
             raise ValueError("expected 0 where there are no images")
         if share == 0 and others.data.get("images"):
-            raise ValueError("expected what share of the steps is to see the images, such as 0.2")
+            raise ValueError("expected the share of the steps that are of images, such as 0.2")
         return share
 
     @field_validator("latent_cache")
     @classmethod
-    def _repeats(cls, folder: Path | None, others: Any) -> Path | None:
+    def _check_cache(cls, folder: Path | None, others: Any) -> Path | None:
         sources = (*others.data.get("videos", ()), *others.data.get("images", ()))
         if folder is not None and any(each.source == POCKET and each.count is None for each in sources):
-            raise ValueError("expected a count for the pocket world, which shows nothing twice without")
+            raise ValueError("expected a count for the pocket world, which repeats nothing without one")
         return folder
 
     @field_validator("training")
     @classmethod
-    def _said_once(cls, training: TrainingSettings) -> TrainingSettings:
+    def _check_steps(cls, training: TrainingSettings) -> TrainingSettings:
         if training.max_train_steps != TrainingSettings.model_fields["max_train_steps"].default:
-            raise ValueError("expected no max_train_steps, since each of the stages has its steps")
+            raise ValueError("expected no max_train_steps: each stage has its steps")
         return training
 
     def of_stage(self, number: int) -> TrainingSettings:
-        """The settings of a stage's own loop; stages are counted from 0, and each has a seed of its own."""
+        """Return the settings of a stage's loop; stages are counted from 0, and each has a seed of its own."""
         stage = self.stages[number]
         changes = {
             "max_train_steps": stage.steps,
@@ -181,9 +181,9 @@ class VideoTrainingSettings(BaseModel):
         }
         return self.training.model_copy(update=changes)
 
-    def decisive(self, number: int) -> dict[str, Any]:
-        """What decides, beside the settings of its loop, which weights come out of a stage, as JSON values."""
+    def resume_settings(self, number: int) -> dict[str, Any]:
+        """Return what decides the weights after a stage, beside the settings of its loop, as JSON values."""
         chosen = self.model_dump(mode="json", exclude=STAGES_MAY_CHANGE) | {"cached": self.latent_cache is not None}
         stages = [stage.model_dump(mode="json", exclude={"train_batch_size"}) for stage in self.stages[: number + 1]]
-        del stages[-1]["steps"]  # its loop knows whether it may be made longer
+        del stages[-1]["steps"]  # its loop knows whether more steps may be added
         return chosen | {"stages": stages}

@@ -1,4 +1,4 @@
-"""Where a training's pictures and videos come from: datasets and the pocket world, each drawn from by its weight."""
+"""Sources of training images and videos: data sets and the built-in pocket world, sampled by their weights."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from kineograph.media.sampling_order import drawn
 from kineograph.media.seek import BrokenFile
 from kineograph.media.training_clips import Clip, clip, fitted_at
 from kineograph.plugins import load_plugin
-from kineograph.training.temporal_layers.latents import EncodeClip, EncodedClip, ClipRequest
+from kineograph.training.temporal_layers.latent_cache import ClipRequest, EncodeClip, EncodedClip
 from kineograph.training.temporal_layers.settings import POCKET, DataSource, Stage
 
-Rng = np.random.Generator
-ClipLoader = Callable[
-    [int, int, int], EncodedClip
-]  # (which batch of its kind, place in it, how many places it has) -> what is there
+# (number of the batch of its kind, position in the batch, size of the batch) -> clip
+ClipLoader = Callable[[int, int, int], EncodedClip]
 
-CHOICE, CLIP, SHOT = 11, 12, 13  # streams of random numbers of one seed, beside those of data.draws
+# Streams of random numbers of one seed, beside those of media.sampling_order.
+SOURCE_STREAM, WINDOW_STREAM, RENDER_STREAM = 11, 12, 13
 
 
 class OpenSource(NamedTuple):
-    """A source of pictures or of videos. dataset: None for the pocket world."""
+    """A source of images or of videos. dataset: None for the pocket world."""
 
     source: DataSource
     kind: Kind
@@ -37,7 +36,7 @@ class OpenSource(NamedTuple):
 
 
 class ClipShape(NamedTuple):
-    """What is cut of an item. rates: frames a second to choose from; None for its own."""
+    """Number and size of the frames of a clip. rates: frames a second to choose from; None for the video's own."""
 
     num_frames: int
     height: int
@@ -46,32 +45,35 @@ class ClipShape(NamedTuple):
 
 
 class LoadOptions(NamedTuple):
-    """How items are drawn. seed: of the order; those of what is seen, in whichever order, have `content_seed`.
+    """Options of loading clips.
 
-    clips: how many different windows of an item there are; None for no end of them.
-    skipped: every broken item is entered with the reason.
+    seed: of the order of items.
+    content_seed: of the windows and renderings, whichever order they come in.
+    windows: number of different windows of a video; None for no limit.
+    encode: turns a clip into latents.
+    skipped: receives the name of every broken item with the reason.
     """
 
     seed: int
     content_seed: int
-    clips: int | None
-    see: EncodeClip
+    windows: int | None
+    encode: EncodeClip
     skipped: MutableMapping[str, str]
 
 
 def clip_shape(stage: Stage, kind: Kind) -> ClipShape:
-    """What a stage cuts of an item."""
+    """Return the shape of a stage's clips; an image is a clip of one frame."""
     if kind == "image":
         return ClipShape(1, stage.height, stage.width, None)
     return ClipShape(stage.num_frames, stage.height, stage.width, stage.fps)
 
 
 def open_sources(sources: Iterable[DataSource], kind: Kind) -> tuple[OpenSource, ...]:
-    """The sources' pictures, or their videos. Raises InputError for one that has none, or nothing at all."""
-    return tuple(OpenSource(each, kind, None if each.source == POCKET else _only(each, kind)) for each in sources)
+    """Open the images, or the videos, of sources. Raises InputError for a source without any."""
+    return tuple(OpenSource(each, kind, None if each.source == POCKET else _open(each, kind)) for each in sources)
 
 
-def _only(source: DataSource, kind: Kind) -> Dataset:
+def _open(source: DataSource, kind: Kind) -> Dataset:
     whole = open_dataset(source.source)
     chosen = whole.only(kind)
     if not chosen:
@@ -82,50 +84,49 @@ def _only(source: DataSource, kind: Kind) -> Dataset:
     return chosen
 
 
-def combined_loader(sources: Sequence[OpenSource], shape: ClipShape, rules: LoadOptions) -> ClipLoader:
-    """What is seen at each place of each batch, of all sources together."""
-    looks = [_look(each, shape, rules) for each in sources]
-    if len(looks) == 1:
-        return looks[0]
+def combined_loader(sources: Sequence[OpenSource], shape: ClipShape, options: LoadOptions) -> ClipLoader:
+    """Return the function that loads clips from all sources, each chosen by its weight."""
+    loaders = [_loader(each, shape, options) for each in sources]
+    if len(loaders) == 1:
+        return loaders[0]
     weights = np.array([each.source.weight for each in sources])
 
-    def look(turn: int, place: int, batch: int) -> EncodedClip:
-        rng = np.random.default_rng((CHOICE, rules.seed, turn, place))
-        return looks[int(rng.choice(len(looks), p=weights / weights.sum()))](turn, place, batch)
+    def load(batch: int, position: int, size: int) -> EncodedClip:
+        rng = np.random.default_rng((SOURCE_STREAM, options.seed, batch, position))
+        return loaders[int(rng.choice(len(loaders), p=weights / weights.sum()))](batch, position, size)
 
-    return look
-
-
-def _look(each: OpenSource, shape: ClipShape, rules: LoadOptions) -> ClipLoader:
-    if each.dataset is None:
-        return partial(_rendered, each, shape, rules)
-    seen = partial(_in_file, shape, rules)
-
-    def look(turn: int, place: int, batch: int) -> EncodedClip:
-        assert each.dataset is not None
-        return drawn(each.dataset, turn, place, batch=batch, seed=rules.seed, cut=seen, skipped=rules.skipped)
-
-    return look
+    return load
 
 
-def _in_file(shape: ClipShape, rules: LoadOptions, item: Item, rng: Rng) -> EncodedClip:
-    """A window of an item: any, or, where they are counted, one of a few."""
+def _loader(opened: OpenSource, shape: ClipShape, options: LoadOptions) -> ClipLoader:
+    if opened.dataset is None:
+        return partial(_load_rendering, opened, shape, options)
+    dataset, load_item = opened.dataset, partial(_load_item, shape, options)
+
+    def load(batch: int, position: int, size: int) -> EncodedClip:
+        return drawn(dataset, batch, position, batch=size, seed=options.seed, cut=load_item, skipped=options.skipped)
+
+    return load
+
+
+def _load_item(shape: ClipShape, options: LoadOptions, item: Item, rng: np.random.Generator) -> EncodedClip:
+    """Load a random window of an item: any, or one of `options.windows`."""
     key: tuple[object, ...] = ()
-    if rules.clips is not None:
-        number = int(rng.integers(rules.clips)) if item.kind == "video" else 0
-        rng = np.random.default_rng((CLIP, rules.content_seed, zlib.crc32(item.name.encode()), number))
-        key = (*_identity(item), number, rules.content_seed, *shape)
-    return rules.see(ClipRequest(key, item.caption, partial(cut_clip, item, rng, shape)))
+    if options.windows is not None:
+        number = int(rng.integers(options.windows)) if item.kind == "video" else 0
+        rng = np.random.default_rng((WINDOW_STREAM, options.content_seed, zlib.crc32(item.name.encode()), number))
+        key = (*_identity(item), number, options.content_seed, *shape)
+    return options.encode(ClipRequest(key, item.caption, partial(cut_clip, item, rng, shape)))
 
 
-def cut_clip(item: Item, rng: Rng, shape: ClipShape) -> Clip:
-    """A random window of an item. Raises BrokenFile."""
+def cut_clip(item: Item, rng: np.random.Generator, shape: ClipShape) -> Clip:
+    """Cut a random window from an item. Raises BrokenFile."""
     num_frames, height, width, rates = shape
     return clip(item, rng, num_frames=num_frames, height=height, width=width, rates=rates)
 
 
 def _identity(item: Item) -> tuple[object, ...]:
-    """What tells an item from what may once stand in its place. Raises BrokenFile when it is gone."""
+    """Return what distinguishes a file from a later one of the same name. Raises BrokenFile when it is gone."""
     try:
         file = item.place.path.stat()
     except OSError as error:
@@ -134,21 +135,21 @@ def _identity(item: Item) -> tuple[object, ...]:
     return item.name, str(item.place.path.resolve()), start, size, file.st_size, file.st_mtime_ns
 
 
-def _rendered(each: OpenSource, shape: ClipShape, rules: LoadOptions, turn: int, place: int, batch: int) -> EncodedClip:
-    number = turn * batch + place
-    number = number if each.source.count is None else number % each.source.count
-    rng = np.random.default_rng((SHOT, rules.content_seed, number))
-    caption, render = load_plugin("training_sources", POCKET)(rng, each.kind, shape)
-    key = (POCKET, each.kind, rules.content_seed, number, *shape)
-    return rules.see(ClipRequest(key, caption, lambda: _fitted_clip(render(), shape)))
+def _load_rendering(
+    opened: OpenSource, shape: ClipShape, options: LoadOptions, batch: int, position: int, size: int
+) -> EncodedClip:
+    """Render an image or clip of the pocket world."""
+    number = batch * size + position
+    number = number if opened.source.count is None else number % opened.source.count
+    rng = np.random.default_rng((RENDER_STREAM, options.content_seed, number))
+    caption, render = load_plugin("training_sources", POCKET)(rng, opened.kind, shape)
+    key = (POCKET, opened.kind, options.content_seed, number, *shape)
+    return options.encode(ClipRequest(key, caption, lambda: _resize(render(), shape)))
 
 
-def _fitted_clip(clip: Clip, shape: ClipShape) -> Clip:
-    return clip._replace(frames=_fitted(clip.frames, shape))
-
-
-def _fitted(frames: np.ndarray, shape: ClipShape) -> np.ndarray:
-    if frames.shape[1:3] == (shape.height, shape.width):
-        return frames
-    at = (0.5, 0.5)
-    return np.stack([fitted_at(Image.fromarray(frame), shape.height, shape.width, at) for frame in frames])
+def _resize(clip: Clip, shape: ClipShape) -> Clip:
+    if clip.frames.shape[1:3] == (shape.height, shape.width):
+        return clip
+    centre = (0.5, 0.5)
+    frames = [fitted_at(Image.fromarray(frame), shape.height, shape.width, centre) for frame in clip.frames]
+    return clip._replace(frames=np.stack(frames))

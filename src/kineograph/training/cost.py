@@ -1,4 +1,4 @@
-"""What a training would take, told before it begins: what `--dry-run` prints."""
+"""Size of a training computed before it starts: parameters, steps, samples, and memory without activations."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kineograph.training.settings import TrainingSettings, samples_per_step
 
 
 class TrainingCost(NamedTuple):
-    """Counts of parameters, steps and samples, and bytes of memory in one process, activations apart.
+    """Counts of parameters, steps and samples, and bytes of memory in one process, without activations.
 
-    gradients: of the step and of one share of it. average: of the trained weights, where one is kept.
+    gradients: the step's sum and one share's gradients. average: the averaged weights, 0 without averages.
     """
 
     trained: int
@@ -27,25 +27,25 @@ class TrainingCost(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """How many samples all steps see."""
+        """Number of samples seen in all steps."""
         return self.steps * self.samples_per_step
 
     @property
     def memory(self) -> int:
-        """Bytes of all that is held in one process between the steps and while they sum."""
+        """Bytes held in one process while gradients are summed."""
         return self.weights + self.gradients + self.optimiser + self.average
 
     @property
     def checkpoint(self) -> int:
-        """Bytes of one checkpoint on the disk, nearly."""
+        """Approximate bytes of one checkpoint on disk."""
         return self.gradients // 2 + self.optimiser + self.average
 
 
 def training_cost(settings: TrainingSettings, net: nn.Module, processes: int) -> TrainingCost:
-    """What training the parameters of `net` that require gradients would take; they may be on the meta device."""
+    """Return the cost of training the parameters of `net` that require gradients; they may be on the meta device."""
     named = dict(net.named_parameters())
     trained = {name: weight for name, weight in named.items() if weight.requires_grad}
-    matrices = muon_names(net, settings)
+    matrices = muon_names(net) if settings.optimizer == "muon" else set[str]()
     size = sum(weight.nbytes for weight in trained.values())
     # AdamW keeps two moments of a weight, Muon one
     optimiser = sum(weight.nbytes * (1 if name in matrices else 2) for name, weight in trained.items())

@@ -1,4 +1,4 @@
-"""Plain arguments become a request, and that a video."""
+"""The functions `generate`, `animate` and `edit`: their arguments become a request, and that a video."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
-from kineograph.generate.run import OnStep, run_request
+from kineograph.generation.clips import OnStep
+from kineograph.generation.run import run_request
 from kineograph.media.video import Video
 from kineograph.method_options import ClipOptions, ElevatorOptions
 from kineograph.models.model import Model
@@ -27,7 +28,7 @@ def generate(
     seed: int | None = None,
     motion: str | None = None,
     fps: float | None = None,
-    solver: str | None = None,
+    sampler: str | None = None,
     chunk_size: int = 8,
     method: str | None = None,
     control: Mapping[str, str | Path] | None = None,
@@ -62,7 +63,7 @@ def generate(
     seed: int | None = None,
     motion: str | None = None,
     fps: float | None = None,
-    solver: str | None = None,
+    sampler: str | None = None,
     chunk_size: int = 8,
     method: str | None = None,
     control: Mapping[str, str | Path] | None = None,
@@ -96,7 +97,7 @@ def generate(
     seed: int | None = None,
     motion: str | None = None,
     fps: float | None = None,
-    solver: str | None = None,
+    sampler: str | None = None,
     chunk_size: int = 8,
     method: str | None = None,
     control: Mapping[str, str | Path] | None = None,
@@ -117,7 +118,7 @@ def generate(
     keep_clips: str | Path | None = None,
     on_step: OnStep | None = None,
 ) -> Video | list[Video]:
-    """A video of what the prompt says; for a list of prompts, a list of videos.
+    """Generate a video from a prompt; for a list of prompts, a list of videos.
 
     num_frames, fps: how many frames, and how many are shown a second; 8 and 4 unless given, for a video model as many
         as it was trained on and 8, and with a control video all its frames at its own rate. A video model that is told
@@ -128,7 +129,7 @@ def generate(
     seed: the same seed gives the same video; prompt j of a list has `seed + j`. Drawn and recorded when None.
     motion: how the camera moves, see `kineograph.motion.parse`: "zoom:1.02", "rotate:3", "none"; "pan:12,12" unless
         given, and with a control video nothing but that.
-    solver: "ddim", "dpmpp-2m", "euler-ancestral" (which is DDIM with eta 1) or "lcm"; the model's own unless given.
+    sampler: "ddim", "dpmpp-2m", "euler-ancestral" (which is DDIM with eta 1) or "lcm"; the model's own unless given.
     chunk_size: frames computed at once; memory grows with it.
     control: {kind: path of a video}: what ControlNets are shown, each a kind that the model was loaded with. Of the
         video's frames maps are made; the kind with "-map" behind it, as "depth-map", says that it shows maps already.
@@ -168,7 +169,7 @@ def generate(
             seed=None if seed is None else seed + number,
             motion=motion,
             fps=fps,
-            solver=solver,
+            sampler=sampler,
             chunk_size=chunk_size,
             method=method,
             control=make_controls(
@@ -193,3 +194,113 @@ def generate(
     kept = None if keep_clips is None else Path(keep_clips)
     videos = [run_request(model, each, on_step, video_model=video_model, keep_clips=kept) for each in requests]
     return videos[0] if isinstance(prompt, str) else videos
+
+
+def animate(
+    model: Model,
+    image: str | Path,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    image_scale: float = 1.0,
+    first_frame: str = "shown",
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    fps: float | None = None,
+    sampler: str | None = None,
+    window: int | None = None,
+    overlap: int | None = None,
+    motion_scale: float = 0.0,
+    on_step: OnStep | None = None,
+) -> Video:
+    """Generate a video that starts from an image and moves as the prompt says.
+
+    model: one that is shown pictures: `kineograph.load("pocket-animate")`, VideoCrafter1's image-to-video model, or any
+        video model with an IP-Adapter. Any video model will do where the first frame is pinned.
+    image: the path of a picture of any size; for the first frame its middle is cut to the video's shape.
+    image_scale: how much the picture counts beside the text.
+    first_frame: "shown", the picture is shown to the model, which draws its like, as in the paper; or "pinned", the
+        first frame is that picture besides.
+    All else is as for `generate`.
+
+    Raises ValueError (InputError is one) for arguments or a picture that cannot be, or a model that sees no pictures.
+
+    >>> import kineograph as kg
+    >>> kg.animate(kg.load("pocket-animate"), "fish.png", "a fish swimming to the right")  # doctest: +SKIP
+    """
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        height=height,
+        width=width,
+        seed=seed,
+        fps=fps,
+        sampler=sampler,
+        window=window,
+        overlap=overlap,
+        motion_scale=motion_scale,
+        method="videocrafter",
+        image=str(image),
+        image_scale=image_scale,
+        first_frame=first_frame,
+    )
+    return run_request(model, request, on_step)
+
+
+def edit(
+    model: Model,
+    video: str | Path,
+    prompt: str,
+    *,
+    negative_prompt: str = "",
+    num_frames: int | None = None,
+    num_inference_steps: int = 50,
+    guidance_scale: float = 7.5,
+    image_guidance_scale: float = 1.5,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int | None = None,
+    fps: float | None = None,
+    noise: str = "shared",
+    sampler: str = "euler-ancestral",
+    chunk_size: int = 8,
+    on_step: OnStep | None = None,
+) -> Video:
+    """Edit a video file as the prompt says.
+
+    model: one that edits: `kineograph.load("pocket-edit")`, or InstructPix2Pix and what was made of it.
+    num_frames, fps: how many frames from the start, and how many a second of the input's time; all, at its own rate.
+    image_guidance_scale: how much the input counts; 1 is a third faster.
+    noise: "shared" by all frames, or "independent".
+    All else is as for `generate`.
+
+    Raises ValueError (InputError is one) for arguments or a video that cannot be, or a model that does not edit.
+
+    >>> import kineograph as kg
+    >>> kg.edit(kg.load("pocket-edit"), "fish.mp4", "make it snow").save("snow.mp4")  # doctest: +SKIP
+    """
+    request = Request(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_frames=num_frames,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        image_guidance_scale=image_guidance_scale,
+        height=height,
+        width=width,
+        seed=seed,
+        fps=fps,
+        noise=noise,
+        sampler=sampler,
+        chunk_size=chunk_size,
+        method="instruct-pix2pix",
+        video=str(video),
+    )
+    return run_request(model, request, on_step)

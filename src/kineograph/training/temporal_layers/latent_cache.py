@@ -1,4 +1,4 @@
-"""Clips as the latents that training sees, encoded when they come or kept in a folder from the first time on."""
+"""Training clips as VAE latents, encoded each time or cached in a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from kineograph.models.model import Model
 
 
 class ClipRequest(NamedTuple):
-    """A clip that may be cut: what tells it from all others, as JSON values, what it shows, and how to cut it."""
+    """A clip to be cut and encoded.
+
+    key: JSON values that identify it among all clips. caption: its caption. cut: reads its frames.
+    """
 
     key: tuple[Any, ...]
     caption: str
@@ -30,7 +33,7 @@ class ClipRequest(NamedTuple):
 
 
 class EncodedClip(NamedTuple):
-    """What training sees of a clip. first: its first frame, for models that are shown pictures."""
+    """A training clip as latents. first: its first frame, for models with an image encoder."""
 
     latents: Float[Tensor, "f c h w"]
     fps: float
@@ -42,40 +45,42 @@ EncodeClip = Callable[[ClipRequest], EncodedClip]
 
 
 def latent_encoder(model: Model) -> EncodeClip:
-    """Every clip is cut and encoded anew."""
+    """Return the function that cuts and encodes every clip anew."""
 
-    def see(wanted: ClipRequest) -> EncodedClip:
-        found = _developed(model, wanted.cut())
-        return EncodedClip(found["latents"], float(found["fps"]), wanted.caption, found.get("first"))
+    def encode(request: ClipRequest) -> EncodedClip:
+        found = _encode(model, request.cut())
+        return EncodedClip(found["latents"], float(found["fps"]), request.caption, found.get("first"))
 
-    return see
+    return encode
 
 
 def cached_latent_encoder(model: Model, folder: Path) -> EncodeClip:
-    """Clips are cut and encoded the first time, and read from the folder, in half precision, from then on.
+    """Return the function that cuts and encodes a clip the first time, and reads it from the folder after that.
 
-    Whoever trains with the same VAE may share the folder. Raises InputError when it cannot be written.
+    The folder holds half precision and may be shared by trainings with the same VAE. The function raises InputError
+    when it cannot be written.
     """
     vae = fingerprint(model.vae)
 
-    def see(wanted: ClipRequest) -> EncodedClip:
-        name = hashlib.sha256(json.dumps([vae, *wanted.key]).encode()).hexdigest()
+    def encode(request: ClipRequest) -> EncodedClip:
+        name = hashlib.sha256(json.dumps([vae, *request.key]).encode()).hexdigest()
         path = folder / name[:2] / f"{name}.safetensors"
         found = _read(path)
         if not found or (model.reader and "first" not in found):
-            found = _developed(model, wanted.cut())
+            found = _encode(model, request.cut())
             found["latents"] = found["latents"].half()
             _write(path, found)
-        return EncodedClip(found["latents"].float(), float(found["fps"]), wanted.caption, found.get("first"))
+        return EncodedClip(found["latents"].float(), float(found["fps"]), request.caption, found.get("first"))
 
-    return see
+    return encode
 
 
-def _developed(model: Model, clip: Clip) -> dict[str, Tensor]:
-    """A clip as tensors. It is encoded alone, so that it does not matter what else is in the batch."""
+def _encode(model: Model, clip: Clip) -> dict[str, Tensor]:
+    """Return a clip as tensors. It is encoded alone, so that it does not depend on the rest of the batch."""
     frames = torch.from_numpy(clip.frames.copy()).permute(0, 3, 1, 2)
-    made = {"latents": model.encode(frames[None].float() / 255)[0], "fps": torch.tensor(clip.fps, dtype=torch.float64)}
-    return made | ({"first": frames[0].contiguous()} if model.reader else {})
+    latents = model.encode(frames[None].float() / 255)[0]
+    tensors = {"latents": latents, "fps": torch.tensor(clip.fps, dtype=torch.float64)}
+    return tensors | ({"first": frames[0].contiguous()} if model.reader else {})
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -92,5 +97,5 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"the latent_cache {path.parents[1]} cannot be written ({error}): make room, name another folder, or leave "
-            "it out; the same command then goes on from the last checkpoint"
+            "it out; the same command then continues from the last checkpoint"
         ) from error

@@ -37,7 +37,7 @@ def bind_foreground_mask(
     prompts: what the videos of a batch show. The other argument is the noise level that the estimate is from.
     Each call is one evaluation of the network, in which every frame looks at itself.
     """
-    look = model.bind(model.prompt(prompts), see=own, chunk_size=chunk_size)
+    look = model.bind(model.prompt(prompts), frame_attention=own, chunk_size=chunk_size)
     layers = [
         block.attn1
         for up in model.net.image_unet.up_blocks
