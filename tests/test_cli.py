@@ -179,7 +179,7 @@ def test_a_signal_half_way_leaves_nothing(
     def counted(_: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: os.kill(os.getpid(), number) if done == total // 2 else None
 
-    monkeypatch.setattr(terminal, "counted", counted)
+    monkeypatch.setattr(terminal, "progress_bar", counted)
     said = run("generate", "a fish", *model, "-o", "fish.mp4")
     assert (said.status, said.out) == (status, "")
     assert "no half-written file is left" in said.err

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from kineograph.training.muon import optimisers
-from kineograph.training.norms import FastGroupNorm, use_fast_group_norm
+from kineograph.training.group_norm import FastGroupNorm, use_fast_group_norm
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel

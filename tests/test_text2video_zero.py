@@ -85,7 +85,7 @@ def test_without_motion_and_spreading_all_frames_are_the_same_plain_image():
     assert torch.allclose(end.x, plain.expand_as(end.x), atol=1e-5)
 
 
-@pytest.mark.parametrize("solve", [ddim, dpmpp_2m])
+@pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
 def test_one_frame_is_a_plain_image(sampler):
     noise = drawn(frames=1)
     looks = Looks(pulled)

@@ -62,7 +62,7 @@ def elevated(look, noise, *, refine_at=(), refine=as_it_is, renoise=None, correc
     )
 
 
-@pytest.mark.parametrize("solve", [ddim, ddim_eta(0.5, per_sigma(3, range(8), SHAPE))])
+@pytest.mark.parametrize("sampler", [ddim, ddim_eta(0.5, per_sigma(3, range(8), SHAPE))])
 def test_without_a_refined_step_it_is_the_image_models_sampling(sampler):
     noise = drawn()
     assert torch.equal(
@@ -107,7 +107,7 @@ def test_a_pass_for_all_changes_nothing_and_every_pass_keeps_what_never_moves(fr
 
 
 @pytest.mark.parametrize("look", [gaussian, pulled])
-@pytest.mark.parametrize(("solve", "most", "within"), [(ddim, None, 0.05), (dpmpp_2m, 12, 0.05)])
+@pytest.mark.parametrize(("sampler", "most", "within"), [(ddim, None, 0.05), (dpmpp_2m, 12, 0.05)])
 def test_inversion_leads_where_sampling_comes_from(look, sampler, most, within):
     noise = drawn()
     whole = list(ddim(look, FIFTY[0] * noise, FIFTY))
@@ -177,7 +177,7 @@ def test_near_the_end_the_video_model_takes_the_steps_that_are_left():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: elevated(pulled, drawn(), refine_at=[0.0]), "Nothing is estimated at the end"),
+        (lambda: elevated(pulled, drawn(), refine_at=[0.0]), "Nothing is estimated at the last sigma"),
         (lambda: elevated(pulled, drawn(), refine_at=[1.2345]), "is not one of these"),
         (
             lambda: refine_with_video_model(steady, FIFTY, 0, per_sigma(1, range(8), SHAPE), low_pass=lambda x: x),
@@ -191,7 +191,7 @@ def test_near_the_end_the_video_model_takes_the_steps_that_are_left():
                 renoise=invert(pulled, DOWN_TO_LOWEST, 4),
                 correct=correct_drift(pulled),
             ),
-            "all rungs of it",
+            "along all of the sampler's own sigmas",
         ),
     ],
 )

@@ -118,7 +118,7 @@ def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing
     assert len(seen) == 50 and 50 * FRAMES - sum(seen) == 14 + 9 + 4  # the first is read by all
 
 
-@pytest.mark.parametrize("solve", [ddim, dpmpp_2m])
+@pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
 def test_each_part_brings_the_seam_closer(sampler):
     def seam(**settings) -> float:
         first, second = drawn(2, sampler=sampler, **settings)

@@ -17,8 +17,8 @@ MAX_STEPS = 1000
 class ElevatorOptions:
     """Options of VideoElevator; the defaults are its authors' unless stated.
 
-    refine_at: steps at which the video model refines the image model's estimate, as parts of the steps that remain: 1 is
-        the first step. Without any, this is an image model whose frames attend to the first.
+    refine_at: steps at which the video model refines the image model's estimate, as parts of the steps that remain: 1
+        is the first step. Without any, this is an image model whose frames attend to the first.
     video_steps: steps of the video model per refinement.
     low_pass: width of the filter over frames, in units of the Nyquist frequency; None for no filter.
     low_pass_space: the same over rows and columns; the paper's has none, its released code 1.0.
@@ -90,8 +90,8 @@ class ClipOptions:
         1 gives an exact seam.
     anchor: how strongly the mean over a clip's frames moves towards the first clip's, from 0 (not) to 1, while the kept
         frames are guided: against drift over many clips.
-    order: of the previous clip's noise: "reversed", so that a clip starts where the last one ended, or "kept" as it was,
-        which is the paper's ablation.
+    order: of the previous clip's noise: "reversed", so that a clip starts where the last one ended, or "kept" as it
+        was, which is the paper's ablation.
     """
 
     keep: int = 2

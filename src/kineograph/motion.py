@@ -109,7 +109,7 @@ _READ: dict[str, Callable[[str], dict]] = {
 
 
 def camera_offset(motion: Motion, frame: int, frames: int) -> tuple[float, float]:
-    """Return the camera's displacement in this frame of a video of `frames`, in parts of the frame's width and height."""
+    """Return the camera's displacement in this frame of a video of `frames`, in parts of width and height."""
     x, y = motion.pan[0] * frame, motion.pan[1] * frame
     if motion.path:
         positions = np.array(motion.path)
@@ -140,8 +140,8 @@ def frame_warp(motion: Motion, *, frames: int, seed: int) -> Warp:
     total_zoom = motion.zoom ** (frames - 1)
     if not 1 / MAX_ZOOM <= total_zoom <= MAX_ZOOM:
         raise InputError(
-            f"A zoom of {motion.zoom:g} per frame magnifies {total_zoom:.3g} times over {frames} frames; expected at most "
-            f"{MAX_ZOOM} times, or 1/{MAX_ZOOM}. Choose a zoom nearer to 1, or fewer frames."
+            f"A zoom of {motion.zoom:g} per frame magnifies {total_zoom:.3g} times over {frames} frames; expected at "
+            f"most {MAX_ZOOM} times, or 1/{MAX_ZOOM}. Choose a zoom nearer to 1, or fewer frames."
         )
 
     def warp(x0: FirstFrame, noise: FirstFrame) -> tuple[OtherFrames, OtherFrames]:

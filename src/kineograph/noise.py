@@ -58,7 +58,7 @@ def per_sigma(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float
 
 
 def partly_shared(ratio: float, seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
-    """Return noise of which `ratio` parts are shared by all frames of a clip, to one part of each frame's own; see `mix`.
+    """Return noise with `ratio` parts that all frames of a clip share to one part of each frame's own; see `mix`.
 
     With a ratio of 0 this is `independent`, with `math.inf` it is `shared`. Returns [b f c h w], float32, on the CPU.
     """

@@ -27,8 +27,8 @@ CLIP_DEFAULTS = ClipOptions()
 class Request:
     """Settings of one video. The model, the control videos and the method decide what is None.
 
-    control: inputs of ControlNets. video: the video to edit, for "instruct-pix2pix" alone. image: path of the image that
-    a video model animates; first_frame: "shown" for a condition of the model, "pinned" to be the first frame as well.
+    control: inputs of ControlNets. video: the video to edit, for "instruct-pix2pix" alone. image: path of the image
+    that a video model animates; first_frame: "shown" for a condition of the model, "pinned" to be the first frame too.
     window, overlap: number of frames that a video model samples together, and of those that the next window shares.
     motion_scale: of a video model's motion adapter: 0 for its own motion, 1 for none, below 0 for more.
     clips: number of clips, each of num_frames; then: prompts of the second and later clips, the last of which stays;
@@ -201,8 +201,8 @@ class Control:
             errors.check_number(name, value)
         if not 0 <= self.start < self.end <= 1:
             raise InputError(
-                "control_guidance_start and control_guidance_end are parts of the timesteps, from 0 to 1, the start before "
-                f"the end; got {self.start:g} and {self.end:g}"
+                "control_guidance_start and control_guidance_end are parts of the timesteps, from 0 to 1, the start "
+                f"before the end; got {self.start:g} and {self.end:g}"
             )
 
 

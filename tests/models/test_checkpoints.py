@@ -454,9 +454,9 @@ def test_what_is_asked_for_is_done_or_refused():
     assert "as asked" in place.reason
     with pytest.raises(InputError, match="float32, bfloat16 or float16, got 'int8'"):
         placement.choose_placement(dtype="int8")
-    with pytest.raises(InputError, match="there is no device 'gpu'; here are: "):
+    with pytest.raises(InputError, match="there is no device 'gpu'; available are: "):
         placement.choose_placement("gpu")
-    with pytest.raises(InputError, match="device cuda:7 is not available; here are: "):
+    with pytest.raises(InputError, match="device cuda:7 is not available; available are: "):
         placement.choose_placement("cuda:7")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from kineograph.training.norms import use_fast_group_norm
+from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 

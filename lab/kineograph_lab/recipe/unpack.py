@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
 from kineograph.media.files import instead_of
-from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, TEMPORAL_WEIGHTS
+from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, NETWORK_WEIGHTS
 from kineograph.models.pocket import WEIGHTS
 from kineograph_lab import WEIGHTS as LABORATORY
 from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
@@ -37,7 +37,7 @@ TENSORS = {
     DEGRADED: "video-degraded/degraded.safetensors",
     VIDRD: "vidrd/vidrd.safetensors",
     SPACE_TIME: "space-time/space-time.safetensors",
-    STEADY: f"vidrd/{TEMPORAL_DECODER}/{TEMPORAL_WEIGHTS}",
+    STEADY: f"vidrd/{TEMPORAL_DECODER}/{NETWORK_WEIGHTS}",
 }
 COPIED = {
     **{f"text/tokenizer/{name}": f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json")},

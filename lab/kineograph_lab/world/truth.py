@@ -15,7 +15,7 @@ from kineograph_lab.world.shapes import Outline
 from kineograph_lab.world.subjects import SUBJECT_PARTS
 from kineograph_lab.world.world import Shot, Subject, camera_shift, placement, scenery_layers
 
-MAIN_SUBJECT_DEPTH = 0.3  # depth of the main thing
+MAIN_SUBJECT_DEPTH = 0.3  # depth of the main subject
 KEYPOINTS = ("front", "back", "top", "bottom", "centre")
 
 
@@ -40,7 +40,7 @@ def ground_truth(shot: Shot, time: float = 0.0, *, fps: float = 8.0) -> GroundTr
     """Return the ground truth of `render(shot, time)`; the flow is to the frame 1 / fps seconds later."""
     shift = camera_shift(shot, time)
     shapes = _scenery_shapes(shot, shift) + _subject_shapes(shot, time, shift)
-    mask = _rasterise("L", [(p.outline, p.thing) for p in shapes]).astype(np.uint8)
+    mask = _rasterise("L", [(p.outline, p.subject) for p in shapes]).astype(np.uint8)
     depth = _rasterise("F", [(p.outline, p.depth) for p in shapes])
     numbers = _rasterise("I", [(p.outline, number) for number, p in enumerate(shapes)])
     marks = tuple(subject_keypoints(subject, time, shift) for subject in shot.things)
@@ -134,7 +134,7 @@ def depth_map(frame: np.ndarray, known: GroundTruth) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def pose_map(image: np.ndarray, known: GroundTruth) -> np.ndarray:
+def pose_map(frame: np.ndarray, known: GroundTruth) -> np.ndarray:
     """Return a dot in its own colour at each keypoint of every subject, and lines from them to the centre."""
     image = Image.new("RGB", (SIDE, SIDE))
     draw = ImageDraw.Draw(image)

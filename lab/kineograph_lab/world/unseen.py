@@ -46,7 +46,7 @@ def render_style(style: DrawingStyle, scenery: ColouredOutlines, subject: Colour
     image = Image.new("RGB", (CANVAS_SIDE, CANVAS_SIDE), style.ground)
     draw = ImageDraw.Draw(image)
     style.scenery(draw, scenery)
-    style.thing(draw, subject)
+    style.subject(draw, subject)
     return np.array(style.finish(image).reduce(SUPERSAMPLING))
 
 

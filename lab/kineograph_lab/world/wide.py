@@ -141,11 +141,11 @@ def _caption(shot: Shot, rng: Rng, *, motion: bool, camera: bool) -> Caption:
         return Caption(with_article(pick_word(rng, KINDS[main.kind])), named | {"style": "flat"})
     action, action_facts = _describe_action(main, rng, motion=motion)
     named |= action_facts
-    first, colour_fact = _describe(main, rng, after=0.0 if action else 0.03)
+    first, colour_fact = _describe(main, rng, colour_after=0.0 if action else 0.03)
     named |= colour_fact
     rest = ""
     for second in shot.things[1:]:
-        name, colour_fact = _describe(second, rng, after=0.0)
+        name, colour_fact = _describe(second, rng, colour_after=0.0)
         rest += f" and {name}"
         named |= {"second": second.kind} | ({"second_colour": colour_fact["colour"]} if "colour" in colour_fact else {})
     scene = "" if rng.uniform() < NO_SCENE_SHARE else pick_word(rng, SCENES[shot.scene])
@@ -168,13 +168,13 @@ def _arrange(first: str, action: str, rest: str, scene: str, rng: Rng) -> str:
     """Return the phrases in one of the orders "a fish rising at sea", "a fish at sea rising", "at sea, a fish rising"."""
     order = rng.uniform()
     if action and scene and not rest and order < 0.2:
-        return f"{first} {scene} {does}"
-    phrase = f"{first} {does}".strip() + rest
+        return f"{first} {scene} {action}"
+    phrase = f"{first} {action}".strip() + rest
     if scene and order > 0.9:
-        return f"{scene}, {subject}"
+        return f"{scene}, {phrase}"
     if scene and order > 0.85:
-        return f"{subject}, {scene}"
-    return f"{subject} {scene}".strip()
+        return f"{phrase}, {scene}"
+    return f"{phrase} {scene}".strip()
 
 
 def _describe_action(subject: Subject, rng: Rng, *, motion: bool) -> tuple[str, dict[str, str]]:
@@ -185,7 +185,7 @@ def _describe_action(subject: Subject, rng: Rng, *, motion: bool) -> tuple[str, 
     if motion:
         named["motion"] = subject.motion
         if verbs and sideways and rng.uniform() < 0.6:
-            words.append(f"{pick_word(rng, verbs)} to the {thing.motion}")
+            words.append(f"{pick_word(rng, verbs)} to the {subject.motion}")
         else:
             words.append(pick_word(rng, MOTIONS[subject.motion]))
     elif verbs and rng.uniform() < VERB_SHARE:

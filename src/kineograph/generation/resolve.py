@@ -82,7 +82,7 @@ def _check_method(model: Model, video_model: Model | None, request: Request) -> 
 
 
 def warn_about(model: Model, request: Request, plan: Plan) -> None:
-    """Warn of words that the model does not know, of a subject that no prompt names, and of a window that is too long."""
+    """Warn of unknown words, of a subject that no prompt names, and of a window that is too long."""
     text = " ".join([request.prompt, *request.then, request.negative_prompt])
     subject = (model.subject or "").lower().split()
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:
@@ -106,8 +106,8 @@ def _warn_of_long_window(model: Model, window: int | None, frames: int) -> None:
     trained = model.temporal.num_frames if model.temporal else frames
     if window is not None and min(window, frames) > trained:
         _warn(
-            f"{model.name} was trained on {trained} frames at once, and a window of {window} shows it more: the quality "
-            "may be lower. Leave the window out, or make it shorter"
+            f"{model.name} was trained on {trained} frames at once, and a window of {window} shows it more: the "
+            "quality may be lower. Leave the window out, or make it shorter"
         )
 
 

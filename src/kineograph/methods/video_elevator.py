@@ -44,8 +44,8 @@ def check_models(model: Model, video: Model | None) -> tuple[Model, TemporalConf
     """Return the video model and its configuration. Raises InputError unless these are an image and a video model."""
     if model.temporal is not None:
         raise InputError(
-            f"video-elevator samples with an image model, and {model.name} is a video model: pass it as the video model "
-            "(video_model=, --video-model), and an image model as the model"
+            f"video-elevator samples with an image model, and {model.name} is a video model: pass it as the video "
+            "model (video_model=, --video-model), and an image model as the model"
         )
     if video is None:
         raise InputError(
@@ -154,7 +154,7 @@ def noise_again(noise_at: NoiseAt) -> Renoise:
 
 
 def correct_drift(denoise: Denoise) -> Correct:
-    """Add what a step down from the inverted latents misses of the inversion's own, as the released code (not the paper).
+    """Add what a step from the inverted latents misses of the inversion's own, as the released code (not the paper).
 
     The inversion must have passed all sigmas: `invert` with `max_steps=None`, along the sampler's own sigmas. Of the
     inversion's predictions only the highest is missing, so `denoise` is called once per refined step.

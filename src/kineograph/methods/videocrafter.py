@@ -125,8 +125,8 @@ def _add_image(
     if model.image_encoder is None:
         if request.image is not None and request.first_frame == "shown":
             raise InputError(
-                f"{model.name} takes no images: use an image-to-video model such as pocket-animate, load the model with "
-                "an IP-Adapter, or pin the first frame to the image (--first-frame pinned)"
+                f"{model.name} takes no images: use an image-to-video model such as pocket-animate, load the model "
+                "with an IP-Adapter, or pin the first frame to the image (--first-frame pinned)"
             )
         return cond, uncond
     tokens = model.image_tokens(_to_tensor(plan.inputs.image) if plan.inputs.image else None)

@@ -40,7 +40,7 @@ class ClipState(NamedTuple):
 
 
 def sample_clips(
-    run_clip: Callable[[ClipState], SamplingRun], num_clips: int, state: ClipState = ClipState()
+    run_clip: Callable[[ClipState], SamplingRun], num_clips: int, state: ClipState
 ) -> Iterator[tuple[Latents, ClipState]]:
     """Sample the clips of a video one after the other; yield each clip's latents, and the state of the next.
 

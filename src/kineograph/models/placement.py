@@ -1,4 +1,4 @@
-"""On which device and in which number format a model is fastest and still right here, and why."""
+"""Choice of device, dtype and memory format for a model on this machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DTYPES = {
     "float16": torch.float16,
     "fp16": torch.float16,
 }
-# Instructions that multiply bfloat16 matrices. Without them a CPU converts every number back and forth.
+# Instructions that multiply bfloat16 matrices. Without them a CPU converts every number to float32 and back.
 BF16_INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
 
 
 class Placement(NamedTuple):
-    """Where a model's weights go and in which format; `reason` is a sentence for people."""
+    """Device and dtype of a model's weights; `reason` says in words why they were chosen."""
 
     device: torch.device
     dtype: torch.dtype
@@ -29,27 +29,36 @@ class Placement(NamedTuple):
 
     @property
     def memory_format(self) -> torch.memory_format:
-        """Convolutions run faster channels-last on a CPU and, in half precision, on tensor cores."""
-        faster = self.device.type == "cpu" or (self.device.type == "cuda" and self.dtype != torch.float32)
-        return torch.channels_last if faster else torch.contiguous_format
+        """Memory format in which convolutions are fastest there."""
+        return fastest_memory_format(self.device, self.dtype)
+
+
+def fastest_memory_format(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """Return channels_last on a CPU and, in half precision, on a GPU with tensor cores; else contiguous."""
+    faster = device.type == "cpu" or (device.type == "cuda" and dtype != torch.float32)
+    return torch.channels_last if faster else torch.contiguous_format
 
 
 def choose_placement(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
-    """The device and dtype to use; either can be given, what is not given is chosen.
+    """Return the device and dtype to use: those given, and the best for what is not given.
 
-    device: as torch writes it, such as "cuda:1". dtype: a torch dtype or one of `DTYPES`.
-    Raises InputError for a device that is not here and for a dtype that networks do not run in.
+    Args:
+        device: as torch writes it, such as "cuda:1".
+        dtype: a torch dtype or one of `DTYPES`.
+
+    Raises:
+        InputError: the device is not available, or networks do not run in the dtype.
     """
-    where = _best_device() if device is None else _checked(device)
-    best, why = _best_dtype(where)
+    chosen_device = _best_device() if device is None else _available_device(device)
+    best, reason = _best_dtype(chosen_device)
     if dtype is None:
-        return Placement(where, best, why)
+        return Placement(chosen_device, best, reason)
     chosen = parse_dtype(dtype)
-    return Placement(where, chosen, f"{_name(chosen)} as asked; {_name(best)} would be chosen: {why}")
+    return Placement(chosen_device, chosen, f"{_name(chosen)} as asked; {_name(best)} would be chosen: {reason}")
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    """A dtype from its name, as "bf16", "float16" or "torch.float32"."""
+    """Return the dtype of a name such as "bf16", "float16" or "torch.float32"."""
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise InputError(f"expected dtype to be float32, bfloat16 or float16, got {name!r}")
@@ -65,21 +74,21 @@ def _devices() -> tuple[str, ...]:
 
 
 def _count(kind: str) -> int:
-    """How many devices of a kind are here."""
+    """Return the number of available devices of a kind."""
     if kind == "cuda":
         return torch.cuda.device_count()
     return int(kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
 
 
-def _checked(device: str | torch.device) -> torch.device:
-    here = [kind for kind in _devices() if _count(kind)]
+def _available_device(device: str | torch.device) -> torch.device:
+    available = ", ".join(kind for kind in _devices() if _count(kind))
     try:
         asked = torch.device(device)
     except RuntimeError as error:
-        raise InputError(f"there is no device {device!r}; here are: {', '.join(here)}") from error
+        raise InputError(f"there is no device {device!r}; available are: {available}") from error
     if (asked.index or 0) >= _count(asked.type):
         raise InputError(
-            f"device {asked} is not available; here are: {', '.join(here)}. "
+            f"device {asked} is not available; available are: {available}. "
             "If the machine has such a card, check its driver and that this torch build is made for it"
         )
     return asked
@@ -103,7 +112,7 @@ def _on_mps(device: torch.device) -> tuple[torch.dtype, str]:
 
 def _on_cpu(device: torch.device) -> tuple[torch.dtype, str]:
     if not hasattr(torch.cpu, "get_capabilities"):
-        return torch.float32, f"torch {torch.__version__} cannot tell what this CPU computes fast; 2.11 and newer can"
+        return torch.float32, f"torch {torch.__version__} cannot report what this CPU computes fast; 2.11 and newer can"
     has = torch.cpu.get_capabilities()
     name = has.get("cpu_name") or has.get("architecture") or "this CPU"
     units = [unit for unit in BF16_INSTRUCTIONS if has.get(unit)]

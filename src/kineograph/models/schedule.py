@@ -116,7 +116,9 @@ class Schedule:
         low, high = self.norms[int(below)], self.norms[min(int(below) + 1, len(self.norms) - 1)]
         return (low + part * (high - low)) / math.hypot(1, sigma)
 
-    def add_noise(self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> tuple[Latents, Float[Tensor, " b"]]:
+    def add_noise(
+        self, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]
+    ) -> tuple[Latents, Float[Tensor, " b"]]:
         """Return the network's input in training, z_t = a_t x0 + b_t noise, and each sample's sigma."""
         a, b = self._signal_and_noise(x0, timesteps)
         return a * x0 + b * noise, (b / a).flatten()
@@ -125,7 +127,9 @@ class Schedule:
         """Return the network's target in training: noise, v, x0 or velocity, by its parameterisation."""
         return TARGETS[self.parameterisation](x0, noise, *self._signal_and_noise(x0, timesteps))
 
-    def training_losses(self, network: Predict, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
+    def training_losses(
+        self, network: Predict, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
         """Return the mean squared error of the network's output to `target`, for each video."""
         z, _ = self.add_noise(x0, noise, timesteps)
         return (network(z, timesteps).float() - self.target(x0, noise, timesteps)).square().flatten(1).mean(1)

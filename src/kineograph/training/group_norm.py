@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kineograph.models.placement import Placement
+from kineograph.models.placement import fastest_memory_format
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -72,6 +72,5 @@ def prepare_for_device(net: Network, device: torch.device, dtype: torch.dtype) -
 
     dtype: the type that it computes in, which decides the memory format; the weights keep theirs.
     """
-    place = Placement(device, dtype, "for training")
-    net = net.to(place.device, memory_format=place.memory_format)  # type: ignore[call-overload]  # torch forgot it
+    net = net.to(device, memory_format=fastest_memory_format(device, dtype))  # type: ignore[call-overload]  # torch forgot it
     return use_fast_group_norm(net) if device.type == "cpu" else net

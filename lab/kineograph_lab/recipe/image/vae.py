@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from kineograph.training.norms import use_fast_group_norm
+from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 
 from kineograph_lab.recipe.images import save_contact_sheet, to_tensor, to_uint8

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kineograph.training.norms import use_fast_group_norm
+from kineograph.training.group_norm import use_fast_group_norm
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from kineograph.training.norms import use_fast_group_norm
+from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 

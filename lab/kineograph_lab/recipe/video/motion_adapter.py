@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kineograph.training.norms import use_fast_group_norm
+from kineograph.training.group_norm import use_fast_group_norm
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 

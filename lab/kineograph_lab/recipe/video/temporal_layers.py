@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from kineograph.training.norms import use_fast_group_norm
+from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 

@@ -1,13 +1,13 @@
-"""What a video model adds to a folder in diffusers layout: layers along time, and what reads pictures.
+"""Components of a video model in a folder in diffusers layout: temporal layers, and the image adapter.
 
 temporal/config.json                                 a `TemporalConfig`
-temporal/diffusion_pytorch_model.safetensors         the layers along time
-temporal_decoder/config.json                         a `DecoderConfig`
-temporal_decoder/diffusion_pytorch_model.safetensors the layers along time of the VAE's decoder
-motion_adapter/motion_adapter.safetensors            as `adapter_files` has it
-image_adapter/config.json                            a `ResamplerConfig`, and how pictures are read
-image_adapter/ip_adapter.safetensors                 as IP-Adapter's own files are
-image_encoder/                                       CLIP's vision tower, in transformers' layout
+temporal/diffusion_pytorch_model.safetensors         the temporal layers
+temporal_decoder/config.json                         a `TemporalDecoderConfig`
+temporal_decoder/diffusion_pytorch_model.safetensors the temporal layers of the VAE's decoder
+motion_adapter/motion_adapter.safetensors            a file of `adapter_files`
+image_adapter/config.json                            an `ImageAdapterConfig`
+image_adapter/ip_adapter.safetensors                 a file in IP-Adapter's own layout
+image_encoder/                                       CLIP's vision model, in transformers' layout
 """
 
 from __future__ import annotations
@@ -39,16 +39,21 @@ from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
 CONFIG = "config.json"
-TEMPORAL, TEMPORAL_WEIGHTS = "temporal", "diffusion_pytorch_model.safetensors"
+NETWORK_WEIGHTS = "diffusion_pytorch_model.safetensors"
+TEMPORAL = "temporal"
 TEMPORAL_DECODER = "temporal_decoder"
 MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS = "motion_adapter", "motion_adapter.safetensors"
 IMAGE_ADAPTER, IMAGE_ADAPTER_WEIGHTS = "image_adapter", "ip_adapter.safetensors"
 IMAGE_ENCODER = "image_encoder"
-FITS = {fit.__name__: fit for fit in (image_encoder.stretch_to_square, image_encoder.crop_to_square)}
+FITS = {"squashed": image_encoder.stretch_to_square, "cropped": image_encoder.crop_to_square}
 
 
 class ImageAdapterConfig(BaseModel):
-    """The resampler, and how its pictures are read: see `PictureReader`."""
+    """The resampler's sizes and the preprocessing of its images.
+
+    fit    resizing of images: a key of `FITS`
+    blank  color of the image that stands for no image, see `ImageEncoder.empty_color`
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,40 +66,37 @@ class ImageAdapterConfig(BaseModel):
 
 
 def read_temporal_layers(folder: Path, unet: UNet2DConditionModel) -> TemporalLayers:
-    """The layers along time of a folder `temporal`, for this image network.
+    """Return the temporal layers in a folder `temporal`, for this image network.
 
-    Raises InputError when the folder is incomplete or damaged, or the layers are for another network.
+    Raises:
+        InputError: the folder is incomplete or damaged, or the layers are for another network.
     """
     config = read_temporal_config(folder)
     with init_empty_weights(include_buffers=False):
         layers = TemporalLayers(unet, config)
-    tensors = tensor_files.read_tensors(_file(folder, TEMPORAL_WEIGHTS))
-    key_map.load_tensors(
-        layers,
-        tensors,
-        key_map.identity_key_map(layers.state_dict()),
-        f"{folder} does not fit the image network beside it",
-    )
+    tensors = tensor_files.read_tensors(_file(folder, NETWORK_WEIGHTS))
+    what = f"{folder} does not fit the image network beside it"
+    key_map.load_tensors(layers, tensors, key_map.identity_key_map(layers.state_dict()), what)
     return layers.eval()
 
 
 def read_temporal_config(folder: Path) -> TemporalConfig:
-    """What a folder `temporal` says its layers are."""
+    """Return the configuration in a folder `temporal`."""
     return _validated(TemporalConfig, _file(folder, CONFIG))
 
 
 def write_temporal_layers(layers: TemporalLayers, folder: Path) -> None:
-    """Write layers along time into a new folder `temporal`."""
+    """Write temporal layers into a new folder `temporal`."""
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2))
-    _save(layers.state_dict(), folder / TEMPORAL_WEIGHTS)
+    _save(layers.state_dict(), folder / NETWORK_WEIGHTS)
 
 
 def read_temporal_decoder(folder: Path) -> TemporalDecoder:
-    """The layers of a folder `temporal_decoder`. Raises InputError when it is incomplete or damaged."""
+    """Return the layers in a folder `temporal_decoder`. Raises InputError if it is incomplete or damaged."""
     with init_empty_weights(include_buffers=False):
         layers = TemporalDecoder(_validated(TemporalDecoderConfig, _file(folder, CONFIG)))
-    tensors = tensor_files.read_tensors(_file(folder, TEMPORAL_WEIGHTS))
+    tensors = tensor_files.read_tensors(_file(folder, NETWORK_WEIGHTS))
     key_map.load_tensors(
         layers, tensors, key_map.identity_key_map(layers.state_dict()), f"{folder} does not fit its configuration"
     )
@@ -105,11 +107,11 @@ def write_temporal_decoder(layers: TemporalDecoder, folder: Path) -> None:
     """Write a temporal decoder's layers into a new folder."""
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2) + "\n")
-    _save(layers.state_dict(), folder / TEMPORAL_WEIGHTS)
+    _save(layers.state_dict(), folder / NETWORK_WEIGHTS)
 
 
 def read_motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionAdapter | None:
-    """A pipeline's motion adapter, for its layers along time; nothing if it has none."""
+    """Return a pipeline's motion adapter for its temporal layers, None if it has none."""
     if not (folder / MOTION_ADAPTER).is_dir():
         return None
     adapter = adapter_files.read_adapter_file(
@@ -119,7 +121,7 @@ def read_motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionAdapter
 
 
 def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ImageEncoder | None:
-    """Put a pipeline's image adapter on its network, and give what reads its pictures; nothing if it has none."""
+    """Add a pipeline's image adapter to its U-Net and return its image encoder, None if it has none."""
     if not (folder / IMAGE_ADAPTER).is_dir():
         return None
     config = _validated(ImageAdapterConfig, _file(folder / IMAGE_ADAPTER, CONFIG))
@@ -131,46 +133,44 @@ def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dt
     what = f"{folder / IMAGE_ADAPTER} does not fit the image network beside it"
     key_map.load_tensors(unet, tensors, image_adapter.ip_adapter_key_map(unet), what)
     unet.eval()
-    encoder = _encoder(folder / IMAGE_ENCODER, dtype)
+    encoder = _read_clip_vision(folder / IMAGE_ENCODER, dtype)
     return ImageEncoder(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
 
 
-def _encoder(folder: Path, dtype: torch.dtype) -> CLIPVisionModel | CLIPVisionModelWithProjection:
+def _read_clip_vision(folder: Path, dtype: torch.dtype) -> CLIPVisionModel | CLIPVisionModelWithProjection:
     projects = "CLIPVisionModelWithProjection" in json.loads(_file(folder, CONFIG).read_text()).get("architectures", [])
     kind = CLIPVisionModelWithProjection if projects else CLIPVisionModel
     return kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
-def write_image_adapter(unet: UNet2DConditionModel, reader: ImageEncoder | None, folder: Path) -> None:
-    """Write the image adapter on a network, if there is one, and its encoder, into a pipeline's folder."""
+def write_image_adapter(unet: UNet2DConditionModel, encoder: ImageEncoder | None, folder: Path) -> None:
+    """Write a U-Net's image adapter, if it has one, and the image encoder into a pipeline's folder."""
     resampler = image_adapter.resampler_config(unet)
-    if resampler is None or reader is None:
+    if resampler is None or encoder is None:
         return
     config = ImageAdapterConfig(
         resampler=resampler,
-        layer=reader.layer,
-        fit=reader.fit.__name__,
-        mean=reader.mean,
-        std=reader.std,
-        blank=reader.blank,
+        layer=encoder.layer,
+        fit=next(name for name, resize in FITS.items() if resize is encoder.resize),
+        mean=encoder.mean,
+        std=encoder.std,
+        blank=encoder.empty_color,
     )
     (folder / IMAGE_ADAPTER).mkdir()
     (folder / IMAGE_ADAPTER / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2))
-    _save(
-        key_map.export_tensors(unet.state_dict(), image_adapter.ip_adapter_key_map(unet)),
-        folder / IMAGE_ADAPTER / IMAGE_ADAPTER_WEIGHTS,
-    )
-    reader.network.save_pretrained(folder / IMAGE_ENCODER)
+    tensors = key_map.export_tensors(unet.state_dict(), image_adapter.ip_adapter_key_map(unet))
+    _save(tensors, folder / IMAGE_ADAPTER / IMAGE_ADAPTER_WEIGHTS)
+    encoder.network.save_pretrained(folder / IMAGE_ENCODER)
 
 
 def write_unet(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Write an image network into a new folder, without the image adapter on it, so that diffusers opens it."""
-    beside = image_adapter.ip_adapter_key_map(unet)
+    """Write a U-Net without its image adapter into a new folder, which diffusers can load."""
+    adapter = image_adapter.ip_adapter_key_map(unet)
     settings = json.loads(unet.to_json_string()) | {"encoder_hid_dim_type": None}
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(settings, indent=2))
-    plain = {name: each for name, each in unet.state_dict().items() if name not in beside}
-    _save(plain, folder / TEMPORAL_WEIGHTS)
+    image_weights = {name: each for name, each in unet.state_dict().items() if name not in adapter}
+    _save(image_weights, folder / NETWORK_WEIGHTS)
 
 
 def _save(state: Mapping[str, Tensor], file: Path) -> None:

@@ -19,7 +19,7 @@ from kineograph.latents import Latents
 from kineograph.methods import still_moving as method
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.model import Model
-from kineograph.models.placement import Placement
+from kineograph.models.placement import fastest_memory_format
 from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter
 from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
@@ -73,9 +73,8 @@ def _attached(
 
 
 def _placed(video: Model, net: VideoUNet, loop: TrainingSettings) -> VideoUNet:
-    place = Placement(video.device, video.dtype, "as the model is")
-    net = net.to(place.device, memory_format=place.memory_format).eval()  # type: ignore[call-overload]  # torch forgot
-    return use_fast_group_norm(net) if place.device.type == "cpu" else net
+    net = net.to(video.device, memory_format=fastest_memory_format(video.device, video.dtype)).eval()  # type: ignore[call-overload]  # torch forgot
+    return use_fast_group_norm(net) if video.device.type == "cpu" else net
 
 
 @torch.no_grad()

@@ -1,12 +1,11 @@
-"""What a step of a customising sees, and the loss of it: each sample is a picture of the subject and one of the prior.
+"""Batches and losses of a customisation: each sample is an image of the subject and one of the prior.
 
-Everything random is told by the seed and the number of the sample, so that it does not matter how a step is shared out.
+Everything random depends on the seed and the number of the sample, so that it does not matter how a step is shared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from threading import Lock
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from kineograph import noise
 from kineograph.condition import Condition
 from kineograph.latents import Latents
-from kineograph.methods import dreambooth
+from kineograph.methods import dreambooth, still_moving, videocrafter
 from kineograph.models import schedule
 from kineograph.models.conditioning import text_encoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
@@ -26,116 +25,112 @@ from kineograph.models.model import VIDEO_MODEL_FPS, Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise.networks import TrainedNetworks
-from kineograph.training.customise.settings import ImageCustomisationSettings
+from kineograph.training.customise.settings import ErrorKind, ImageCustomisationSettings
+from kineograph.training.gradients import LoadBatch, LossFunction
 from kineograph.training.temporal_layers.batches import SampleTimesteps
 
-ORDER, SAMPLE = 31, 32  # streams of random numbers of one seed, beside those of other recipes
-SUBJECT, PRIOR = 0, 1  # parts of a sample, and the numbers of their noise
-MAX_WEIGHT = 25.0  # no level weighs more: near pure noise there is nothing to be learnt
+# Streams of random numbers of one seed, beside those of other trainings.
+ORDER_STREAM, SAMPLE_STREAM = 31, 32
+MAX_WEIGHT = 25.0  # of any sigma: near pure noise there is nothing to learn
 
 
 class TrainingSample(NamedTuple):
-    """A picture or a video as training sees it: its cuts and mirror images, as latents, and its caption."""
+    """An image or video of a training, as latents: its crops and mirror images, and its caption."""
 
     views: tuple[Float[Tensor, "f c h w"], ...]
     caption: str
 
 
 class CustomisationBatch(NamedTuple):
-    """Clean latents with their noise levels and what is told of them: the subject's, then as many of the prior."""
+    """Clean latents with their timesteps and prompts: those of the first part, then as many of the second."""
 
     x0: Latents
     timesteps: Int[Tensor, " n"]
-    texts: tuple[str, ...]
+    prompts: tuple[str, ...]
 
 
-class Chosen(NamedTuple):
-    """One picture of a batch."""
-
-    view: Float[Tensor, "f c h w"]
-    timestep: int
-    text: str
-
-
-Draw = Callable[[int, range], CustomisationBatch]
-EncodePrompts = Callable[[nn.Module, Sequence[str]], Condition]
+EncodePrompts = Callable[[nn.Module, Sequence[str]], Condition]  # (trained network, prompts) -> condition
+NoiseOfBatch = Callable[[int, Latents], Latents]  # (seed of the first sample, x0) -> noise
 
 
 def sample_batch_loader(
-    parts: Sequence[Sequence[TrainingSample]], seed: int, dropout: float, timesteps: SampleTimesteps
-) -> Draw:
-    """The function that draws the samples of a step, as `training.fit` wants it.
+    parts: Sequence[Sequence[TrainingSample]], seed: int, dropout: float, sample_timesteps: SampleTimesteps
+) -> LoadBatch[CustomisationBatch]:
+    """Return the function that loads the samples of a step, for `training.fit`.
 
-    parts: the subject's pictures, and the prior's if there are any. Each is seen equally often.
-    dropout: how often nothing is told of a picture.
+    Args:
+        parts: images or videos of the subject, and those of the prior if there are any. Each is used equally often.
+        dropout: how often a caption is left out.
     """
 
-    def draw(step: int, samples: range) -> CustomisationBatch:
-        chosen = [
-            _chosen(shown, np.random.default_rng((SAMPLE, seed, sample, part)), _place(len(shown), seed, sample, part))
-            for part, shown in enumerate(parts)
-            for sample in samples
-        ]
-        views, levels, texts = zip(*chosen, strict=True)
-        return CustomisationBatch(torch.stack(views), torch.tensor(levels), texts)
+    def load(step: int, samples: range) -> CustomisationBatch:
+        chosen = [_choose(part, number, sample) for number, part in enumerate(parts) for sample in samples]
+        views, timesteps, prompts = zip(*chosen, strict=True)
+        return CustomisationBatch(torch.stack(views), torch.tensor(timesteps), prompts)
 
-    def _chosen(shown: Sequence[TrainingSample], rng: np.random.Generator, place: int) -> Chosen:
-        one = shown[place]
+    def _choose(part: Sequence[TrainingSample], number: int, sample: int) -> tuple[Tensor, int, str]:
+        rng = np.random.default_rng((SAMPLE_STREAM, seed, sample, number))
+        one = part[_index(len(part), seed, sample, number)]
         view = one.views[int(rng.integers(len(one.views)))]
-        said = "" if rng.uniform() < dropout else one.caption
-        return Chosen(view, int(timesteps(rng, 1)[0]), said)
+        prompt = "" if rng.uniform() < dropout else one.caption
+        return view, int(sample_timesteps(rng, 1)[0]), prompt
 
-    return draw
+    return load
 
 
-def _place(count: int, seed: int, sample: int, part: int) -> int:
-    """Which picture a sample is of: all come once, in a random order, before any comes again."""
-    turn, place = divmod(sample, count)
-    return int(np.random.default_rng((ORDER, seed, turn, part)).permutation(count)[place])
+def _index(count: int, seed: int, sample: int, part: int) -> int:
+    """Return the index of a sample's image: each occurs once, in random order, before any is repeated."""
+    epoch, position = divmod(sample, count)
+    return int(np.random.default_rng((ORDER_STREAM, seed, epoch, part)).permutation(count)[position])
 
 
 def precomputed_conditions(
-    model: Model, texts: Sequence[str], size: tuple[int, int], fps: float = VIDEO_MODEL_FPS
+    model: Model, prompts: Sequence[str], size: tuple[int, int], fps: float = VIDEO_MODEL_FPS
 ) -> EncodePrompts:
-    """What a network is told of these texts, where the text encoder does not learn: read once."""
-    places = {each: number for number, each in enumerate(dict.fromkeys(texts))}
-    said = model.prompt(list(places), size=size, fps=fps)
+    """Return the function that looks up the conditions of these prompts, each encoded once, by a frozen text encoder."""
+    numbers = {each: number for number, each in enumerate(dict.fromkeys(prompts))}
+    encoded = model.prompt(list(numbers), size=size, fps=fps)
 
-    def tell(net: nn.Module, texts: Sequence[str]) -> Condition:
-        chosen = [places[each] for each in texts]
-        embedding = None if said.embedding is None else said.embedding[chosen].float()
-        return Condition(said.tokens[chosen].float(), embedding=embedding)
+    def encode(net: nn.Module, prompts: Sequence[str]) -> Condition:
+        chosen = [numbers[each] for each in prompts]
+        embedding = None if encoded.embedding is None else encoded.embedding[chosen].float()
+        return Condition(encoded.tokens[chosen].float(), embedding=embedding)
 
-    return tell
+    return encode
 
 
 def trained_conditions(model: Model) -> EncodePrompts:
-    """What it is told by the text encoder that learns. May be called by several threads."""
-    one_at_a_time = Lock()  # a tokenizer may be asked by one only
+    """Return the function that encodes prompts with the text encoder in training. It is safe in several threads."""
+    lock = Lock()  # a tokenizer is not thread-safe
 
-    def tell(trainee: nn.Module, texts: Sequence[str]) -> Condition:
-        assert isinstance(trainee, TrainedNetworks) and trainee.text is not None, "it is what learns"
-        with one_at_a_time:
-            return Condition(text_encoder.encode_text(TextEncoder(model.text[0].tokenizer, trainee.text), texts))
+    def encode(net: nn.Module, prompts: Sequence[str]) -> Condition:
+        assert isinstance(net, TrainedNetworks) and net.text is not None, "it is trained"
+        with lock:
+            return Condition(text_encoder.encode(TextEncoder(model.text[0].tokenizer, net.text), prompts))
 
-    return tell
+    return encode
 
 
 def dreambooth_loss(
-    model: Model, settings: ImageCustomisationSettings, tell: EncodePrompts
-) -> Callable[[TrainedNetworks, CustomisationBatch, int], dict[str, Tensor]]:
-    """The loss as `training.fit` wants it. The noise of a sample's two pictures is that of two frames of its seed."""
+    model: Model, settings: ImageCustomisationSettings, encode_prompts: EncodePrompts
+) -> LossFunction[TrainedNetworks, CustomisationBatch]:
+    """Return DreamBooth's loss for `training.fit`. The two images of a sample have the noises of two frames."""
     parts = 2 if settings.prior_weight else 1
-    measured = ERRORS[settings.error]
+    weights_of = WEIGHTS[settings.error]
 
-    def loss(trainee: TrainedNetworks, batch: CustomisationBatch, seed: int) -> dict[str, Float[Tensor, ""]]:
+    def loss(networks: TrainedNetworks, batch: CustomisationBatch, seed: int) -> dict[str, Float[Tensor, ""]]:
         x0 = batch.x0
-        drawn = noise.independent(seed, range(parts), (len(x0) // parts, *x0.shape[2:]))
+        fresh = noise.independent(seed, range(parts), (len(x0) // parts, *x0.shape[2:]))
+
+        def errors(condition: Condition, x0: Latents, noise: Latents, timesteps: Tensor) -> Float[Tensor, " n"]:
+            error = videocrafter.loss(networks.unet, model.schedule, condition, x0, noise, timesteps)
+            return weights_of(model.schedule, timesteps) * error
+
         return dreambooth.loss(
-            partial(measured, trainee.unet, model.schedule),
-            tell(trainee, batch.texts),
+            errors,
+            encode_prompts(networks, batch.prompts),
             x0,
-            drawn.transpose(0, 1).reshape(x0.shape).to(x0),
+            fresh.transpose(0, 1).reshape(x0.shape).to(x0),
             batch.timesteps,
             prior_weight=settings.prior_weight,
         )
@@ -143,29 +138,41 @@ def dreambooth_loss(
     return loss
 
 
-def prediction_error(
-    net: VideoUNet, levels: Schedule, told: Condition, x0: Latents, noise: Latents, timesteps: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """The squared error of what the network predicts of each picture, which is a video of one frame."""
-    return levels.training_losses(lambda z, t: net(z, t, told), x0, noise, timesteps)
+def still_moving_loss(
+    model: Model,
+    error: ErrorKind,
+    encode_prompts: EncodePrompts,
+    parts: Mapping[str, tuple[float, float]],
+    noise_of: NoiseOfBatch,
+) -> LossFunction[VideoUNet, CustomisationBatch]:
+    """Return Still-Moving's loss for `training.fit`.
+
+    parts: parts of a batch, in order and of equal size: name -> scale of the motion adapter, weight of the loss.
+    """
+    weights_of = WEIGHTS[error]
+    scales, factors = zip(*parts.values(), strict=True)
+
+    def loss(net: VideoUNet, batch: CustomisationBatch, seed: int) -> dict[str, Float[Tensor, ""]]:
+        x0 = batch.x0
+        motion_scale = torch.tensor(scales, device=x0.device).repeat_interleave(len(x0) // len(parts))
+        condition = encode_prompts(net, batch.prompts)
+        fresh = noise_of(seed, x0).to(x0)
+        off = still_moving.loss(net, model.schedule, condition, x0, fresh, batch.timesteps, motion_scale)
+        errors = (weights_of(model.schedule, batch.timesteps) * off).chunk(len(parts))
+        return {name: factor * each.mean() for name, factor, each in zip(parts, factors, errors, strict=True)}
+
+    return loss
 
 
-def v_error(
-    net: VideoUNet, levels: Schedule, told: Condition, x0: Latents, noise: Latents, timesteps: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """The same, told as that of v."""
-    return v_weights(levels, timesteps) * prediction_error(net, levels, told, x0, noise, timesteps)
-
-
-def uniform_weights(levels: Schedule, timesteps: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """How much the error of what is predicted counts, as it is."""
+def uniform_weights(schedule: Schedule, timesteps: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return the weight 1 for every timestep: the error of the network's own prediction."""
     return torch.ones(len(timesteps), device=timesteps.device)
 
 
 def v_weights(levels: Schedule, timesteps: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """And told as that of v: an error of the noise counts 1 + sigma^2 times.
+    """Return the weights that turn the error of a predicted epsilon into that of v: 1 + sigma^2, at most `MAX_WEIGHT`.
 
-    An error of the picture then weighs alike at all high levels (Salimans & Ho 2022, section 4, "SNR + 1").
+    An error of x0 then has the same weight at all high sigmas (Salimans & Ho 2022, section 4, "SNR + 1").
     """
     if levels.parameterisation is not schedule.epsilon:
         return uniform_weights(levels, timesteps)
@@ -173,9 +180,7 @@ def v_weights(levels: Schedule, timesteps: Int[Tensor, " n"]) -> Float[Tensor, "
     return (1 + sigma.square()).clamp(max=MAX_WEIGHT)
 
 
-ErrorFunction = Callable[[VideoUNet, Schedule, Condition, Latents, Latents, Tensor], Float[Tensor, " n"]]
-ERRORS: Mapping[str, ErrorFunction] = {"predicted": prediction_error, "v": v_error}
-WEIGHTS: Mapping[str, Callable[[Schedule, Tensor], Float[Tensor, " n"]]] = {
+WEIGHTS: Mapping[ErrorKind, Callable[[Schedule, Tensor], Float[Tensor, " n"]]] = {
     "predicted": uniform_weights,
     "v": v_weights,
 }

@@ -18,7 +18,7 @@ from kineograph.media.files import instead_of
 from kineograph.methods import still_moving as method
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
-from kineograph.models.placement import Placement
+
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training import Progress, TrainingSettings, fit, load_weights
 from kineograph.training.customise import adapters, batches, networks
@@ -105,8 +105,7 @@ def _begun(ready: VideoCustomisation) -> VideoUNet:
     temporal = deepcopy(ready.video.net.temporal)
     assert temporal is not None, "checked before"
     temporal = temporal.requires_grad_(requires_grad=False).eval()
-    place = Placement(ready.video.device, ready.video.dtype, "as the model is")
-    temporal = use_fast_group_norm(temporal) if place.device.type == "cpu" else temporal
+    temporal = use_fast_group_norm(temporal) if ready.video.device.type == "cpu" else temporal
     unet = ready.image.trainee.unet
     return VideoUNet(unet.image_unet, temporal, unet.call_stage).eval()
 

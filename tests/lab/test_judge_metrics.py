@@ -1,0 +1,96 @@
+"""The judge as extractor and metric of `kineograph evaluate`, and its distances under known damage."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+from tiny_metrics import decoded, noise
+
+from kineograph.metrics.encoders import load_clip_encoder
+from kineograph.metrics.extractors import load_extractor
+from kineograph.metrics.video_metrics import clip_metric
+from kineograph_lab.judge.metrics import judge_metric, parse_prompt
+from kineograph_lab.judge.networks import load_judge
+from kineograph_lab.studies.vidrd.degradations import DAMAGES, distances, frozen, shuffled
+from kineograph_lab.world.captions import caption_clip
+from kineograph_lab.world.world import Shot, Subject, render_clip, sample_shots
+
+FISH = "a red fish over the sea moving to the right"
+
+
+def test_the_pocket_judge_is_an_extractor():
+    extractor = load_extractor("pocket")
+    reading = extractor.extract(render_clip(Shot("sea", "flat", (Subject("fish", "red", 1),)), 4))
+    assert reading.features.shape == (224,) and reading.features.dtype == np.float64
+    assert reading.probabilities.sum() == pytest.approx(1) and reading.probabilities.max() > 0.5
+
+
+def test_distances_rise_with_known_damage_on_a_few_clips():
+    extractor, films = load_extractor("pocket"), [render_clip(shot) for shot in islice(sample_shots(7), 4)]
+    for name in ("blur", "frozen frames"):
+        damage, degrees = DAMAGES[name]
+        found = distances(extractor, films, films, damage, (degrees[0], degrees[-2], degrees[-1]))
+        assert found[0] == pytest.approx(0, abs=1e-6 * found[-1])
+        assert found[0] < found[1] < found[2], name
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Two sets of 128 different clips."""
+    drawn = sample_shots(11)
+    return [[render_clip(shot) for shot in islice(drawn, 128)] for _ in range(2)]
+
+
+@pytest.mark.claims
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", DAMAGES)
+def test_fvd_rises_with_known_damage(world, name):
+    extractor, (real, others) = load_extractor("pocket"), world
+    damage, degrees = DAMAGES[name]
+    found = distances(extractor, real, others, damage, degrees)
+    print(name, dict(zip(degrees, found, strict=True)))
+    assert found == sorted(found) and found[-1] > 1.3 * found[0]
+
+
+def test_damage_of_degree_0_is_none_and_of_1_is_whole():
+    frames = noise(0, 8)
+    for damage, degrees in DAMAGES.values():
+        assert np.array_equal(damage(frames, degrees[0], 3), frames)
+        assert damage(frames, degrees[-1], 3).shape == frames.shape
+    assert np.array_equal(frozen(frames, 1, 0), np.repeat(frames[:1], 8, axis=0))
+    whole = shuffled(frames, 1, 0)
+    assert sorted(frame.tobytes() for frame in whole) == sorted(frame.tobytes() for frame in frames)
+    assert not any(np.array_equal(*pair) for pair in zip(whole, frames, strict=True))
+
+
+def test_the_judge_sees_what_the_prompt_asks_for():
+    metric = judge_metric(load_judge())
+    film = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
+    found = dict(metric.measure(decoded(film, FISH)))
+    assert found == {"thing seen": 1, "colour seen": 1, "scene seen": 1, "motion seen": 1}
+    wrong = dict(metric.measure(decoded(film, "a blue cat in the snow")))
+    assert wrong == {"thing seen": 0, "colour seen": 0, "scene seen": 0}
+    assert dict(metric.measure(decoded(film))) == {}
+
+
+def test_each_part_of_a_video_is_measured_by_its_own_prompt(clip_folder):
+    fish, cat = (
+        render_clip(Shot(place, "flat", (Subject(kind, colour, 1, motion="right"),)))
+        for place, kind, colour in (("sea", "fish", "red"), ("snow", "cat", "blue"))
+    )
+    both = decoded(np.concatenate([fish, cat]), FISH)._replace(later_prompts=("a blue cat moving to the left",))
+    seen = {"thing seen": 1, "colour seen": 1, "scene seen": 1, "motion seen": 0.5}
+    assert dict(judge_metric(load_judge()).measure(both)) == seen
+    metric = clip_metric(load_clip_encoder(clip_folder))
+    one, other = (dict(metric.measure(decoded(*each)))["CLIP-T"] for each in ((fish, FISH), (cat, *both.later_prompts)))
+    assert dict(metric.measure(both))["CLIP-T"] == pytest.approx((one + other) / 2, rel=1e-4) and one != other
+
+
+def test_prompts_of_the_world_are_understood():
+    rng = np.random.default_rng(0)
+    for shot in islice(sample_shots(3), 200):
+        main = shot.things[0]
+        assert parse_prompt(caption_clip(shot, rng)) == {
+            "thing": main.kind, "colour": main.colour, "scene": shot.scene, "motion": main.motion,
+        }  # fmt: skip
+    assert parse_prompt("a dog") == {}

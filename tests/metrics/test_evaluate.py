@@ -1,0 +1,238 @@
+"""Scores with their protocols, reports, and the command `kineograph evaluate`."""
+
+import csv
+import json
+import sys
+
+import numpy as np
+import pytest
+from tiny_metrics import folder_of, noise
+
+from kineograph.errors import InputError, InputWarning
+from kineograph.media.video import Video
+from kineograph.metrics.collection import collect_videos, decode_video
+from kineograph.metrics.distances import frechet_distance, moments
+from kineograph.metrics.evaluate import evaluate, write_reports
+from kineograph.metrics.extractors import load_extractor, load_extractors
+from kineograph.metrics.report import compare_reports
+from kineograph.metrics.scores import compute_scores, measure_videos
+from kineograph.metrics.video_metrics import flow_metric
+from kineograph_lab.world.world import Shot, Subject, render_clip
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still what released extractors are
+FISH = "a red fish over the sea moving to the right"
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory, network):
+    """Two folders of 20 videos that differ, and what measures them."""
+    root = tmp_path_factory.mktemp("sets")
+    extractors = load_extractors([f"torchscript:{network}"])
+    return folder_of(root / "ours", 20, frames=2), folder_of(root / "theirs", 20, first=100, frames=2), extractors
+
+
+@pytest.fixture(scope="module")
+def reported(sets, tmp_path_factory):
+    ours, theirs, extractors = sets
+    out = tmp_path_factory.mktemp("report")
+    found = evaluate([ours, theirs], extractors=extractors, metrics=[flow_metric()], against=theirs)
+    return write_reports(found, out), found
+
+
+def test_scores_have_values_errors_counts_and_protocols(sets, reported):
+    (ours, theirs, extractors), (_, (found, _)) = sets, reported
+    named = {score.name: score for score in found.scores}
+    assert set(named) == {"motion", "followed", "warp error", "IS (c3d)", "FVD (c3d)", "KVD (c3d)"}
+    assert all(score.count == 20 and score.value.error > 0 for score in found.scores)
+    features = [
+        np.stack(
+            [extractors[0].extract(decode_video(entry).frames).features for entry in collect_videos(folder).entries]
+        )
+        for folder in (ours, theirs)
+    ]
+    assert named["FVD (c3d)"].value.value == pytest.approx(frechet_distance(*map(moments, features)))
+    sample = named["FVD (c3d)"].settings["sample"]
+    assert (sample["videos"], sample["frames"], sample["fps"]) == (20, [2, 2], [8, 8])
+
+
+def test_a_set_against_itself_is_at_0(sets):
+    ours, _, extractors = sets
+    (found,) = evaluate([ours], extractors=extractors, metrics=[], against=ours)
+    assert {s.name: s.value.value for s in found.scores}["FVD (c3d)"] == pytest.approx(0, abs=1e-9)
+
+
+def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network):
+    ours, theirs, extractors = sets
+    kept, real = (measure_videos(collect_videos(folder), extractors) for folder in (ours, theirs))
+
+    def fvd(ours=kept, against=real, extractor=extractors[0]):
+        (found,) = [s for s in compute_scores(ours, [extractor], [], against) if s.name.startswith("FVD")]
+        return found.protocol
+
+    fewer = measure_videos(collect_videos(ours), extractors)
+    prompts = {f"{number}.mp4": "another" for number in range(20)}
+    ids = [
+        fvd(),
+        fvd(extractor=extractors[0]._replace(weights="other")),
+        fvd(extractor=extractors[0]._replace(resize="to 8 x 8")),
+        fvd(extractor=extractors[0]._replace(num_frames=1)),
+        fvd(ours=measure_videos(collect_videos(ours, prompts), extractors)),
+        fvd(ours=measure_videos(collect_videos(ours, fps=8.5), extractors)),
+        fvd(against=kept),
+    ]
+    assert fvd() == fvd(ours=fewer) == ids[0] and len({*ids}) == len(ids)
+    with pytest.warns(InputWarning, match=r"FVD \(c3d\) is of 20 videos against 19"):
+        less = fvd(against=measure_videos(collect_some(theirs, 19), extractors))
+    assert less not in ids
+
+
+def collect_some(folder, count):
+    from dataclasses import replace
+
+    found = collect_videos(folder)
+    return replace(found, entries=found.entries[:count])
+
+
+def test_few_videos_are_warned_of(sets):
+    ours, theirs, extractors = sets
+    few, one = (measure_videos(collect_some(ours, count), extractors) for count in (4, 1))
+    real = measure_videos(collect_videos(theirs), extractors)
+    singular = "4 against 20 videos with 4 features: the covariance of so few"
+    with pytest.warns(InputWarning, match="20 videos, and 4 came"), pytest.warns(InputWarning, match=singular):
+        named = {score.name for score in compute_scores(few, extractors, [], real)}
+    assert named == {"FVD (c3d)", "KVD (c3d)"}
+    with pytest.warns(InputWarning, match="FVD is left out"), pytest.warns(InputWarning, match="Inception"):
+        assert compute_scores(one, extractors, [], real) == []
+
+
+def test_a_video_that_breaks_off_does_not_count(tmp_path, network):
+    folder = folder_of(tmp_path / "set", 3, frames=30)
+    found, extractors = collect_videos(folder), load_extractors([f"torchscript:{network}"])
+    whole = (folder / "1.mp4").read_bytes()
+    (folder / "1.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(InputWarning, match=r"1.mp4 does not count"):
+        seen = measure_videos(found, extractors)
+    assert [video.name for video in seen.videos] == ["0.mp4", "2.mp4"]
+    assert [problem.name for problem in seen.problems] == ["1.mp4"]
+
+
+def test_the_same_videos_give_the_same_json_and_nothing_half_written(reported, sets):
+    path, _ = reported
+    ours, theirs, extractors = sets
+    (again,) = evaluate([ours], extractors=extractors, metrics=[flow_metric()], against=theirs)
+    assert json.loads((path.parent / "ours.json").read_text()) == again.as_json()
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "index.html",
+        "ours.json",
+        "report.md",
+        "theirs.json",
+    ]
+
+
+def test_the_table_has_a_row_for_each_score_and_protocol(reported):
+    path, found = reported
+    text = (path.parent / "report.md").read_text()
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) == len({(score.name, score.protocol) for each in found for score in each.scores})
+    assert "motion quality" in text and "±" in text
+
+
+def test_the_page_needs_nothing_else_and_shows_sets_side_by_side(reported):
+    path, _ = reported
+    text = path.read_text()
+    assert text.count("<video") == 12 * 3 and text.count("data:video/mp4;base64,") == 12 * 3
+    assert 'src="http' not in text and "<script" not in text
+    assert "prompt 1<" in text and "<th>against</th>" in text
+
+
+def test_what_a_prompt_says_is_no_part_of_the_page(tmp_path, network):
+    folder = tmp_path / "set"
+    Video(noise(0), 8, {"prompt": "<script>alert(1)</script>"}).save(folder / "a<b>.mp4")
+    extractors = load_extractors([f"torchscript:{network}"])
+    with pytest.warns(InputWarning, match="Inception"):
+        found = evaluate([folder], extractors=extractors, metrics=[])
+    assert "<script" not in write_reports(found, tmp_path / "out").read_text()
+
+
+def test_scores_of_one_protocol_are_compared_and_others_refused(reported, tmp_path):
+    path, _ = reported
+    ours, theirs = path.parent / "ours.json", tmp_path / "other.json"
+    told = json.loads(ours.read_text())
+    same = {row.name: row for row in compare_reports(ours, ours)}
+    assert same["motion"].difference.value == 0
+    assert same["motion"].difference.error == pytest.approx(same["motion"].ours.error * 2**0.5)
+    for score in told["scores"]:
+        if score["name"] == "FVD (c3d)":
+            score["settings"]["extractor"]["resize"] = "to 8 x 8"
+            score["protocol"] = "another"
+    theirs.write_text(json.dumps(told))
+    with pytest.raises(
+        InputError, match=r"FVD \(c3d\) was measured by protocol .* extractor.resize is bicubic.* to 8 x 8"
+    ):
+        compare_reports(ours, theirs)
+    assert len(compare_reports(ours, theirs, across=["FVD (c3d)"])) == len(same)
+    with pytest.raises(InputError, match="there is no score FID on both sides"):
+        compare_reports(ours, theirs, across=["FID"])
+    theirs.write_text('{"scores": 3}')
+    with pytest.raises(InputError, match="is no report"):
+        compare_reports(ours, theirs)
+    with pytest.raises(InputError, match="there is no file"):
+        compare_reports(ours, tmp_path / "gone.json")
+
+
+def test_names_of_folders(tmp_path, sets, network):
+    extractors = sets[2]
+    with pytest.raises(InputError, match="give each once"):
+        evaluate([sets[0], sets[0]], extractors=extractors, metrics=[])
+    one, other = tmp_path / "one" / "set", tmp_path / "other" / "set"
+    for folder in (one, other):
+        folder.parent.mkdir()
+        folder_of(folder, 1)
+    with pytest.warns(InputWarning, match="Inception"):
+        names = [each.name for each in evaluate([one, other], extractors=extractors, metrics=[])]
+    assert names == ["set", "set-2"]
+
+
+def test_the_pocket_judge_is_not_asked_about_other_worlds(tmp_path):
+    folder = folder_of(tmp_path / "set", 1)
+    with pytest.warns(InputWarning, match="1 of 1 videos are not 128 x 128"), pytest.warns(InputWarning, match="Incep"):
+        evaluate([folder], extractors=[load_extractor("pocket")], metrics=[])
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    import typer
+
+    from kineograph.cli import terminal
+    from kineograph.cli.evaluate import evaluate as command
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end, terminal.errors_as_messages():
+            app()
+        return int(end.value.code or 0), *capsys.readouterr()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    film = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
+    for number in range(2):
+        Video(np.roll(film, number, axis=2), 8, {"prompt": FISH}).save(tmp_path / "made" / f"{number}.mp4")
+    status, out, err = run("made", "--against", "made", "--device", "cpu")
+    assert status == 0 and out.strip() == "report/index.html"
+    assert "FVD (pocket): 0.000" in err and "protocol" in err and "singular" in err
+    status, out, err = run("made", "--beside", "report/made.json", "-o", "again", "--device", "cpu", "--json")
+    assert status == 0 and {score["name"] for score in json.loads(out)["sets"][0]["scores"]} >= {
+        "CLIP-T",
+        "motion seen",
+    }
+    assert "beside report/made.json  motion" in err
+    status, out, err = run("made", "--beside", "gone.json")
+    assert status == 2 and "there is no file gone.json" in err
+    with (tmp_path / "prompts.csv").open("w") as file:
+        csv.writer(file).writerows([["file", "prompt"], ["0.mp4", "a blue cat"]])
+    status, out, err = run("made", "--prompts", "prompts.csv", "--beside", "report/made.json", "--device", "cpu")
+    assert status == 2 and "CLIP-T was measured by protocol" in err and "sample.prompts" in err
+    status, out, err = run("gone")
+    assert status == 2 and "there is no folder gone" in err
