@@ -130,9 +130,9 @@ def test_an_instruction_names_what_becomes_of_the_subject():
 
 def test_the_rate_is_constant_then_falls_by_steps_alone():
     plan = StagePlan(minutes=1, lr=1.0, batch=4, steps=100, warmup=1, decay=0.25)
-    assert plan.rate(10, plan.progress(10, 1e9)) == plan.rate(74, plan.progress(74, 0.0)) == 1.0
-    assert plan.rate(90, plan.progress(90, 0.0)) == pytest.approx(0.4)
-    assert plan.rate(100, plan.progress(100, 0.0)) == 0
+    assert plan.learning_rate(10, plan.progress(10, 1e9)) == plan.learning_rate(74, plan.progress(74, 0.0)) == 1.0
+    assert plan.learning_rate(90, plan.progress(90, 0.0)) == pytest.approx(0.4)
+    assert plan.learning_rate(100, plan.progress(100, 0.0)) == 0
 
 
 def test_the_ledger_keeps_how_many_shards_there_were(tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_a_resumed_training_has_the_same_next_loss_and_its_checkpoint_is_plain_d
             return draw(rng, progress)
 
         torch.manual_seed(0)
-        loop.train_loop(Toy(), plan, folder, draw=drawn, loss=toy_loss, report=lambda net: {})
+        loop.train_loop(Toy(), plan, folder, sample_batch=drawn, loss=toy_loss, report=lambda net: {})
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         return {line["step"]: line["noise"] for line in lines if "noise" in line}
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from kineograph.training.muon import optimisers
-from kineograph.training.group_norm import FastGroupNorm, use_fast_group_norm
 from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPModel
 
 from kineograph.models.pocket.networks import initial_controlnet, initial_editing_unet, restore_network
+from kineograph.training.group_norm import FastGroupNorm, use_fast_group_norm
+from kineograph.training.optimisers import Hyperparameters, adamw_and_muon, muon_names
 from kineograph_lab.judge import training
 from kineograph_lab.judge.networks import Judge, load_judge
 from kineograph_lab.recipe import loop, networks, pool, run
@@ -37,10 +37,10 @@ def squared(net: nn.Module, batch: loop.Batch) -> dict[str, torch.Tensor]:
     return {"squared": (net(batch[0]).float() - batch[1]).square().mean()}
 
 
-def train(folder: Path, draw=regression) -> nn.Module:
+def train(folder: Path, sample_batch=regression) -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 32), nn.SiLU(), nn.Linear(32, 20))
-    return loop.train_loop(net, PLAN, folder, draw=draw, loss=squared, report=lambda _: {})
+    return loop.train_loop(net, PLAN, folder, sample_batch=draw, loss=squared, report=lambda _: {})
 
 
 def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
@@ -69,9 +69,9 @@ def test_the_log_is_lines_of_json(tmp_path):
 
 
 def test_the_rate_rises_then_falls_to_zero():
-    assert PLAN.rate(0, 0.0) == pytest.approx(PLAN.lr / 2)
-    assert PLAN.rate(5, 0.5) == pytest.approx(PLAN.lr / 2)
-    assert PLAN.rate(9, 1.2) == 0
+    assert PLAN.learning_rate(0, 0.0) == pytest.approx(PLAN.lr / 2)
+    assert PLAN.learning_rate(5, 0.5) == pytest.approx(PLAN.lr / 2)
+    assert PLAN.learning_rate(9, 1.2) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -105,11 +105,13 @@ def test_quick_norms_keep_parameters_and_names():
 
 def test_matrices_are_views_of_the_weights():
     net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Linear(32, 20)).to(memory_format=torch.channels_last)
-    ways = optimisers(net, 0.1, momentum=(0.9, 0.99), decay=0.0, cores=2)
-    assert len(ways.matrices) == 2
-    for matrix, weight in ways.matrices:
-        assert matrix.data_ptr() == weight.data_ptr()
-    assert len(ways.each) == 3
+    numbers = Hyperparameters(0.1, (0.9, 0.99), 1e-8, adamw_decay=0.0, muon_decay=0.0)
+    names = muon_names(net)
+    optimisers = adamw_and_muon(net, names, numbers, cores=2)
+    assert names == {"0.weight", "1.weight"}
+    for name in names:
+        assert optimisers.parameters[name].data_ptr() == net.get_parameter(name).data_ptr()
+    assert len(optimisers.each) == 3
 
 
 def test_the_tokenizer_takes_any_text():

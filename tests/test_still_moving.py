@@ -43,12 +43,10 @@ FEW = {"num_inference_steps": 2, "seed": 3, "num_frames": 3}
 SUBJECT = "sks dog"
 
 
-def test_a_frozen_video_is_one_frame_and_a_batch_of_both_kinds_has_their_scales():
+def test_a_frozen_video_is_one_frame_repeated():
     still = method.repeat_frame(Z, torch.tensor([1, 3]), 4)
     assert still.shape == (B, 4, *Z.shape[2:])
     assert torch.equal(still[0, 2], Z[0, 1]) and torch.equal(still[1, 0], Z[1, 3])
-    both, scales = method.join_frozen_and_natural(still[:1], Z[:1, :4])
-    assert torch.equal(both, torch.cat([still[:1], Z[:1, :4]])) and scales.tolist() == [1.0, 0.0]
 
 
 def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():

@@ -18,7 +18,9 @@ START = SIGMAS[0] * noise.independent(0, range(2), SHAPE)
 
 deterministic = pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
 single_step = pytest.mark.parametrize("sampler", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), lcm(DRAW)])
-every_solver = pytest.mark.parametrize("sampler", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), lcm(DRAW), dpmpp_2m])
+every_solver = pytest.mark.parametrize(
+    "sampler", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), lcm(DRAW), dpmpp_2m]
+)
 
 
 def gaussian(x, sigma):

@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from kineograph.latents import Latents
-from kineograph.methods import videocrafter, vidrd
 from kineograph.methods.vidrd import (
+    ClipState,
     Past,
     guided_frames,
     initial_noise,
     overwrite_guided,
     record_past,
-    sample,
+    sample_clips,
     skip_overwritten,
 )
 from kineograph.noise import independent, partly_shared
+from kineograph.plan import SamplingRun
 from kineograph.samplers import ddim, dpmpp_2m
 
 FIFTY = [*torch.logspace(1.2, -1.5, 50, dtype=torch.float64).tolist(), 0.0]
@@ -24,30 +25,26 @@ FRAMES, SHAPE = 8, (1, 4, 4, 4)
 
 
 def mixing(x: Latents, sigma: float) -> Latents:
-    """A denoiser whose frames see one another."""
+    """Mix frames: a denoiser whose frames depend on one another."""
     known = 1 / (1 + sigma**2)
     return known * x + (1 - known) * torch.tanh(0.5 * x + 0.5 * x.mean(1, keepdim=True))
 
 
-def clip(noise: Latents, sampler) -> list:
-    return videocrafter.sample(mixing, noise, FIFTY, sampler=sampler)
+def generate(clips: int, *, keep=4, ratio=4.0, share=0.4, sampler=ddim) -> list[Latents]:
+    def run_clip(state: ClipState) -> SamplingRun:
+        fresh = independent(state.number, range(FRAMES), SHAPE)
+        noise, follow = initial_noise(fresh, state.past, keep, ratio), sampler
+        if state.past is not None:
+            follow = overwrite_guided(sampler, state.past, guided_frames(FIFTY, keep, share))
+        return SamplingRun(len(FIFTY), noise, follow(mixing, FIFTY[0] * noise, FIFTY))
 
-
-def drawn(clips: int, *, keep=4, ratio=4.0, share=0.4, sampler=ddim) -> list[list]:
-    past, made = None, []
-    for number in range(clips):
-        fresh = independent(number, range(FRAMES), SHAPE)
-        guided = guided_frames(FIFTY, keep, share)
-        steps = list(sample(clip, fresh, past, keep=keep, ratio=ratio, guided=guided, sampler=sampler))
-        past = record_past(initial_noise(fresh, past, keep, ratio), steps)
-        made.append(steps)
-    return made
+    return [latents for latents, _ in sample_clips(run_clip, clips, ClipState())]
 
 
 def test_one_clip_is_plain_sampling():
-    (steps,) = drawn(1)
-    plain = list(clip(independent(0, range(FRAMES), SHAPE), ddim))
-    assert torch.equal(steps[-1].x, plain[-1].x)
+    (latents,) = generate(1)
+    plain = list(ddim(mixing, FIFTY[0] * independent(0, range(FRAMES), SHAPE), FIFTY))
+    assert torch.equal(latents, plain[-1].x)
 
 
 def test_noise_turned_round_twice_is_the_noise():
@@ -74,9 +71,9 @@ def test_the_papers_guided_steps():
 
 
 def test_guidance_at_every_level_gives_an_exact_seam():
-    first, second = drawn(2, share=1.0)
-    assert torch.equal(first[-1].x[:, -1], second[-1].x[:, 0])
-    assert not torch.equal(first[-1].x[:, -2], second[-1].x[:, 1])
+    first, second = generate(2, share=1.0)
+    assert torch.equal(first[:, -1], second[:, 0])
+    assert not torch.equal(first[:, -2], second[:, 1])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, math.inf])
@@ -106,14 +103,11 @@ def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing
         seen.append(x.shape[1])
         return reading_the_first(x, sigma)
 
-    def walk(look) -> list:
-        def draw(noise: Latents, sampler) -> list:
-            return sampler(look, FIFTY[0] * noise, FIFTY)
+    def steps(denoise) -> list:
+        noise = initial_noise(independent(2, range(FRAMES), SHAPE), past, keep=4, ratio=4.0)
+        return list(overwrite_guided(ddim, past, guided)(denoise, FIFTY[0] * noise, FIFTY))
 
-        return list(sample(draw, independent(2, range(FRAMES), SHAPE), past, keep=4, ratio=4.0, guided=guided,
-                               sampler=ddim))  # fmt: skip
-
-    plain, spared = walk(reading_the_first), walk(skip_overwritten(counting, past, guided, FIFTY))
+    plain, spared = steps(reading_the_first), steps(skip_overwritten(counting, past, guided, FIFTY))
     assert all(torch.equal(one.x, other.x) for one, other in zip(plain, spared, strict=True))
     assert len(seen) == 50 and 50 * FRAMES - sum(seen) == 14 + 9 + 4  # the first is read by all
 
@@ -121,8 +115,8 @@ def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
 def test_each_part_brings_the_seam_closer(sampler):
     def seam(**settings) -> float:
-        first, second = drawn(2, sampler=sampler, **settings)
-        return (first[-1].x[:, -1] - second[-1].x[:, 0]).abs().mean().item()
+        first, second = generate(2, sampler=sampler, **settings)
+        return (first[:, -1] - second[:, 0]).abs().mean().item()
 
     none = seam(keep=0, ratio=0.0, share=0.0)
     assert seam(share=0.0) < none
@@ -145,4 +139,17 @@ def test_a_walk_of_the_first_frame_alone_is_guided_too():
 def test_more_frames_kept_than_there_are_is_refused():
     with pytest.raises(ValueError, match="keeps fewer of them"):
         initial_noise(independent(0, range(4), SHAPE), None, keep=4, ratio=4.0)
-    assert vidrd.guided_frames(FIFTY, 4, 0.0) == {}
+    assert guided_frames(FIFTY, 4, 0.0) == {}
+
+
+def test_the_steps_of_the_last_clip_are_not_kept_and_sampling_continues_from_any_state():
+    noise = independent(0, range(FRAMES), SHAPE)
+
+    def run_clip(state: ClipState) -> SamplingRun:
+        return SamplingRun(len(FIFTY), noise, ddim(mixing, FIFTY[0] * noise, FIFTY))
+
+    states = [state for _, state in sample_clips(run_clip, 3, ClipState())]
+    assert [state.number for state in states] == [1, 2, 3]
+    assert [len(state.past.latents) for state in states] == [51, 51, 1]
+    assert states[1].first is states[0].first
+    assert [state.number for _, state in sample_clips(run_clip, 3, states[1])] == [3]

@@ -14,6 +14,7 @@ def noise(seed: int, frames: int = 4, height: int = 32, width: int = 48) -> np.n
 
 
 def folder_of(path, count=3, first=0, **shape):
+    """Write `count` videos of noise with the prompts "prompt 0", "prompt 1", ..."""
     path.mkdir()
     for number in range(count):
         Video(noise(first + number, **shape), 8, {"prompt": f"prompt {number}"}).save(path / f"{number}.mp4")
@@ -21,7 +22,7 @@ def folder_of(path, count=3, first=0, **shape):
 
 
 class Network(nn.Module):
-    """Means of the halves of a clip [b c t h w] in time, times fixed weights: an honest network of a few numbers."""
+    """A linear layer on the means of the two halves of a clip [b c t h w]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,9 +33,9 @@ class Network(nn.Module):
 
 
 class I3DLike(nn.Module):
-    """With the arguments that StyleGAN-V's I3D has, and what they should be."""
+    """A network with the arguments of StyleGAN-V's I3D, which checks their values."""
 
-    def forward(self, x, rescale: bool, resize: bool, return_features: bool):  # noqa: FBT001 (those are its names)
+    def forward(self, x, rescale: bool, resize: bool, return_features: bool):  # noqa: FBT001 (the names of the released file)
         assert rescale and resize and return_features
         return x.mean((2, 3, 4))
 
@@ -55,4 +56,5 @@ def save_videomae(folder, kind, **settings):
 
 
 def decoded(frames, prompt=None, fps=8.0) -> DecodedVideo:
+    """Return frames as `decode_video` does."""
     return DecodedVideo("a.mp4", frames, fps, prompt)

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from tiny_metrics import decoded, noise
 
-from kineograph.metrics.encoders import load_clip_encoder
 from kineograph.metrics.extractors import load_extractor
-from kineograph.metrics.video_metrics import clip_metric
 from kineograph_lab.judge.metrics import judge_metric, parse_prompt
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies.vidrd.degradations import DAMAGES, distances, frozen, shuffled
@@ -18,14 +16,14 @@ from kineograph_lab.world.world import Shot, Subject, render_clip, sample_shots
 FISH = "a red fish over the sea moving to the right"
 
 
-def test_the_pocket_judge_is_an_extractor():
+def test_judge_features_and_classes():
     extractor = load_extractor("pocket")
     reading = extractor.extract(render_clip(Shot("sea", "flat", (Subject("fish", "red", 1),)), 4))
     assert reading.features.shape == (224,) and reading.features.dtype == np.float64
     assert reading.probabilities.sum() == pytest.approx(1) and reading.probabilities.max() > 0.5
 
 
-def test_distances_rise_with_known_damage_on_a_few_clips():
+def test_distances_rise_with_damage_on_a_few_clips():
     extractor, films = load_extractor("pocket"), [render_clip(shot) for shot in islice(sample_shots(7), 4)]
     for name in ("blur", "frozen frames"):
         damage, degrees = DAMAGES[name]
@@ -44,7 +42,7 @@ def world():
 @pytest.mark.claims
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", DAMAGES)
-def test_fvd_rises_with_known_damage(world, name):
+def test_fvd_rises_with_damage(world, name):
     extractor, (real, others) = load_extractor("pocket"), world
     damage, degrees = DAMAGES[name]
     found = distances(extractor, real, others, damage, degrees)
@@ -52,7 +50,7 @@ def test_fvd_rises_with_known_damage(world, name):
     assert found == sorted(found) and found[-1] > 1.3 * found[0]
 
 
-def test_damage_of_degree_0_is_none_and_of_1_is_whole():
+def test_damage_at_degrees_0_and_1():
     frames = noise(0, 8)
     for damage, degrees in DAMAGES.values():
         assert np.array_equal(damage(frames, degrees[0], 3), frames)
@@ -63,7 +61,7 @@ def test_damage_of_degree_0_is_none_and_of_1_is_whole():
     assert not any(np.array_equal(*pair) for pair in zip(whole, frames, strict=True))
 
 
-def test_the_judge_sees_what_the_prompt_asks_for():
+def test_judge_metric_compares_frames_with_the_prompt():
     metric = judge_metric(load_judge())
     film = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
     found = dict(metric.measure(decoded(film, FISH)))
@@ -73,7 +71,7 @@ def test_the_judge_sees_what_the_prompt_asks_for():
     assert dict(metric.measure(decoded(film))) == {}
 
 
-def test_each_part_of_a_video_is_measured_by_its_own_prompt(clip_folder):
+def test_each_part_of_a_video_is_compared_with_its_own_prompt():
     fish, cat = (
         render_clip(Shot(place, "flat", (Subject(kind, colour, 1, motion="right"),)))
         for place, kind, colour in (("sea", "fish", "red"), ("snow", "cat", "blue"))
@@ -81,12 +79,9 @@ def test_each_part_of_a_video_is_measured_by_its_own_prompt(clip_folder):
     both = decoded(np.concatenate([fish, cat]), FISH)._replace(later_prompts=("a blue cat moving to the left",))
     seen = {"thing seen": 1, "colour seen": 1, "scene seen": 1, "motion seen": 0.5}
     assert dict(judge_metric(load_judge()).measure(both)) == seen
-    metric = clip_metric(load_clip_encoder(clip_folder))
-    one, other = (dict(metric.measure(decoded(*each)))["CLIP-T"] for each in ((fish, FISH), (cat, *both.later_prompts)))
-    assert dict(metric.measure(both))["CLIP-T"] == pytest.approx((one + other) / 2, rel=1e-4) and one != other
 
 
-def test_prompts_of_the_world_are_understood():
+def test_prompts_of_the_world_are_parsed():
     rng = np.random.default_rng(0)
     for shot in islice(sample_shots(3), 200):
         main = shot.things[0]

@@ -9,7 +9,7 @@ from kineograph.media.video import Video
 from kineograph.metrics.collection import collect_videos, decode_video, read_prompts
 
 
-def test_a_folder_holds_files_and_folders_of_frames_with_their_prompts(tmp_path):
+def test_files_and_frame_folders_are_found_with_their_prompts(tmp_path):
     folder = folder_of(tmp_path / "set", 1)
     Video(noise(5), 8, {"prompt": "as pictures"}).save(folder / "below" / "frames")
     Video(noise(6), 8).save(folder / "plain.webp")
@@ -25,7 +25,7 @@ def test_a_folder_holds_files_and_folders_of_frames_with_their_prompts(tmp_path)
     assert len(decode_video(collect_videos(folder, fps=4).entries[0]).frames) == 2
 
 
-def test_a_video_of_several_prompts_has_one_for_each_clip(tmp_path):
+def test_each_clip_of_a_long_video_has_its_prompt(tmp_path):
     told = {"prompt": "a fish", "then": ["a cat", "a dog"], "clips": 4}
     Video(noise(0, 8), 8, told).save(tmp_path / "whole.mp4")
     Video(noise(0, 7), 8, told).save(tmp_path / "cut.mp4")
@@ -38,15 +38,15 @@ def test_a_video_of_several_prompts_has_one_for_each_clip(tmp_path):
     assert [*collect_videos(tmp_path, {"whole": "a bird", "cut": "a bird"}).entries][1].later_prompts == ()
 
 
-def test_what_cannot_be_read_is_counted_and_named(tmp_path, network):
+def test_unreadable_videos_are_counted_and_named(tmp_path, network):
     folder = folder_of(tmp_path / "set", 2)
     (folder / "broken.mp4").write_bytes((folder / "0.mp4").read_bytes()[:500])
-    with pytest.warns(InputWarning, match=r"1 of 3 videos in .* cannot be read and do not count: broken.mp4"):
+    with pytest.warns(InputWarning, match=r"1 of 3 videos in .* cannot be read and are left out: broken.mp4"):
         found = collect_videos(folder)
     assert [each.name for each in found.problems] == ["broken.mp4"]
     with (
         pytest.warns(InputWarning, match="1 of 1 prompts belong to no video"),
-        pytest.warns(InputWarning, match="do not count"),
+        pytest.warns(InputWarning, match="are left out"),
     ):
         collect_videos(folder, {"gone.mp4": "a fish"})
     (folder / "0.mp4").unlink()
@@ -55,7 +55,7 @@ def test_what_cannot_be_read_is_counted_and_named(tmp_path, network):
         collect_videos(folder)
 
 
-def test_folders_without_videos(tmp_path):
+def test_folders_without_videos_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no folder"):
         collect_videos(tmp_path / "gone")
     (tmp_path / "a.txt").write_text("no video")
@@ -66,7 +66,7 @@ def test_folders_without_videos(tmp_path):
         collect_videos(tmp_path / "frames")
 
 
-def test_prompts_come_from_tables(tmp_path):
+def test_prompts_are_read_from_csv_and_jsonl(tmp_path):
     table = tmp_path / "prompts.csv"
     table.write_text('File_name,Prompt\na.mp4,"a fish, red"\nb.mp4,a cat\n')
     assert read_prompts(table) == {"a.mp4": "a fish, red", "b.mp4": "a cat"}
@@ -77,7 +77,7 @@ def test_prompts_come_from_tables(tmp_path):
         ("file,prompt\na.mp4,\n", "line 2: expected a prompt"),
         ("name,prompt\na.mp4,b\n", "line 2: expected a file"),
         ("file,prompt\n", "holds no prompts"),
-        ("file,prompt\na,b\na,c\n", "line 3: a has had another prompt"),
+        ("file,prompt\na,b\na,c\n", "line 3: a has another prompt"),
     ):
         table.write_text(text)
         with pytest.raises(InputError, match=said):

@@ -1,4 +1,4 @@
-"""Distances between sets of features, against closed forms, another library, and what they must not depend on."""
+"""Distances between sets of features: closed forms, torchmetrics, invariances."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from kineograph.errors import InputError
 from kineograph.metrics.distances import Moments, frechet_distance, inception_score, jackknife, kernel_distance, moments
 
 
-def drawn(count: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
+def features(count: int, width: int, seed: int = 0, shift: float = 0.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(count, width)) @ rng.normal(size=(width, width)) + shift
 
@@ -21,7 +21,7 @@ def test_diagonal_gaussians_have_a_closed_form():
     assert found == pytest.approx(((m - n) ** 2).sum() + ((a**0.5 - b**0.5) ** 2).sum(), rel=1e-12)
 
 
-def test_two_by_two_covariances_that_do_not_commute_have_one_too():
+def test_two_by_two_covariances_have_a_closed_form():
     a, b = np.array([[2.0, 0.9], [0.9, 1.0]]), np.array([[1.0, -0.7], [-0.7, 3.0]])
     assert not np.allclose(a @ b, b @ a)
     root = np.sqrt(np.trace(a @ b) + 2 * np.sqrt(np.linalg.det(a @ b)))  # Cayley-Hamilton
@@ -30,16 +30,16 @@ def test_two_by_two_covariances_that_do_not_commute_have_one_too():
     assert found == pytest.approx(5 + np.trace(a) + np.trace(b) - 2 * root, rel=1e-12)
 
 
-def test_many_samples_come_to_the_distance_of_their_gaussians():
+def test_samples_approach_the_distance_of_their_gaussians():
     rng = np.random.default_rng(2)
     ours, theirs = rng.normal(0, 1, (200_000, 3)), rng.normal(1, 2, (200_000, 3))
     assert frechet_distance(moments(ours), moments(theirs)) == pytest.approx(3 * (1 + (2 - 1) ** 2), rel=0.02)
 
 
-def test_torchmetrics_and_a_plain_matrix_root_say_the_same():
+def test_frechet_distance_equals_torchmetrics_and_scipy():
     from torchmetrics.image.fid import _compute_fid
 
-    one, other = moments(drawn(300, 24)), moments(drawn(200, 24, 1, shift=0.3))
+    one, other = moments(features(300, 24)), moments(features(200, 24, 1, shift=0.3))
     tensors = [torch.from_numpy(each) for pair in (one, other) for each in (pair.mean, pair.covariance)]
     assert frechet_distance(one, other) == pytest.approx(float(_compute_fid(*tensors)), rel=1e-9)
     root = scipy.linalg.sqrtm(one.covariance @ other.covariance).real
@@ -47,8 +47,8 @@ def test_torchmetrics_and_a_plain_matrix_root_say_the_same():
     assert frechet_distance(one, other) == pytest.approx(plain, rel=1e-9)
 
 
-def test_a_set_is_not_apart_from_itself_in_any_order():
-    ours, theirs = drawn(40, 16), drawn(50, 16, 1)
+def test_distances_do_not_depend_on_the_order():
+    ours, theirs = features(40, 16), features(50, 16, 1)
     again = ours[np.random.default_rng(0).permutation(40)]
     assert frechet_distance(moments(ours), moments(again)) == pytest.approx(0, abs=1e-6)
     assert frechet_distance(moments(ours), moments(theirs)) == pytest.approx(
@@ -62,7 +62,7 @@ def test_a_set_is_not_apart_from_itself_in_any_order():
 
 def test_singular_covariances_lose_nothing_to_rounding():
     """With A and B centred, tr (A'A B'B)^(1/2) is the sum of the singular values of A B'."""
-    ours, theirs = drawn(6, 400), drawn(9, 400, 1)
+    ours, theirs = features(6, 400), features(9, 400, 1)
     one, other = ((each - each.mean(0)) / np.sqrt(len(each) - 1) for each in (ours, theirs))
     common = np.linalg.svd(one @ other.T, compute_uv=False).sum()
     wanted = ((ours.mean(0) - theirs.mean(0)) ** 2).sum() + (one**2).sum() + (other**2).sum() - 2 * common
@@ -71,13 +71,13 @@ def test_singular_covariances_lose_nothing_to_rounding():
 
 
 def test_float32_features_are_summed_in_float64():
-    far = (drawn(100, 4) + 1e4).astype(np.float32)
+    far = (features(100, 4) + 1e4).astype(np.float32)
     assert frechet_distance(moments(far), moments(far.astype(np.float64))) == pytest.approx(0, abs=1e-6)
     assert moments(far).covariance.dtype == np.float64
 
 
-def test_the_kernel_distance_is_that_of_its_definition_and_has_no_bias():
-    ours, theirs = drawn(5, 3), drawn(4, 3, 1)
+def test_kernel_distance_equals_its_definition_and_is_unbiased():
+    ours, theirs = features(5, 3), features(4, 3, 1)
 
     def kernel(x, y):
         return (x @ y / 3 + 1) ** 3
@@ -93,17 +93,17 @@ def test_the_kernel_distance_is_that_of_its_definition_and_has_no_bias():
     assert abs(np.mean(alike)) < 3 * np.std(alike) / np.sqrt(300)
 
 
-def test_inception_score_is_1_for_no_idea_and_the_number_of_classes_for_certainty():
+def test_inception_score_limits():
     assert inception_score(np.full((40, 5), 0.2)).value == pytest.approx(1)
     in_order = np.repeat(np.eye(4), 20, axis=0)  # class after class, as folders are sorted
     assert inception_score(in_order).value == pytest.approx(4)
     assert inception_score(in_order).error == pytest.approx(0, abs=1e-12)
     assert inception_score(np.tile(np.eye(4)[:1], (40, 1))).value == pytest.approx(1)
-    with pytest.raises(InputError, match="10 splits take at least 20 videos, and 19 came"):
+    with pytest.raises(InputError, match="10 splits need at least 20 videos, got 19"):
         inception_score(np.full((19, 5), 0.2))
 
 
-def test_the_jackknife_gives_a_mean_its_standard_error():
+def test_jackknife_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(0).normal(size=(10, 1))
     found = jackknife(lambda features: float(features.mean()), values)
     assert found.value == values.mean()
@@ -112,7 +112,7 @@ def test_the_jackknife_gives_a_mean_its_standard_error():
 
 
 def test_too_few_videos_are_refused():
-    with pytest.raises(InputError, match="at least 2 videos, and 1 came"):
+    with pytest.raises(InputError, match="at least 2 videos, got 1"):
         moments(np.zeros((1, 3)))
     with pytest.raises(InputError, match="got 1 and 5"):
         kernel_distance(np.zeros((1, 3)), np.zeros((5, 3)))

@@ -25,7 +25,7 @@ FISH = "a red fish over the sea moving to the right"
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory, network):
-    """Two folders of 20 videos that differ, and what measures them."""
+    """Two folders of 20 different videos, and an extractor."""
     root = tmp_path_factory.mktemp("sets")
     extractors = load_extractors([f"torchscript:{network}"])
     return folder_of(root / "ours", 20, frames=2), folder_of(root / "theirs", 20, first=100, frames=2), extractors
@@ -55,7 +55,7 @@ def test_scores_have_values_errors_counts_and_protocols(sets, reported):
     assert (sample["videos"], sample["frames"], sample["fps"]) == (20, [2, 2], [8, 8])
 
 
-def test_a_set_against_itself_is_at_0(sets):
+def test_fvd_of_a_set_against_itself_is_0(sets):
     ours, _, extractors = sets
     (found,) = evaluate([ours], extractors=extractors, metrics=[], against=ours)
     assert {s.name: s.value.value for s in found.scores}["FVD (c3d)"] == pytest.approx(0, abs=1e-9)
@@ -93,30 +93,30 @@ def collect_some(folder, count):
     return replace(found, entries=found.entries[:count])
 
 
-def test_few_videos_are_warned_of(sets):
+def test_few_videos_cause_warnings(sets):
     ours, theirs, extractors = sets
     few, one = (measure_videos(collect_some(ours, count), extractors) for count in (4, 1))
     real = measure_videos(collect_videos(theirs), extractors)
     singular = "4 against 20 videos with 4 features: the covariance of so few"
-    with pytest.warns(InputWarning, match="20 videos, and 4 came"), pytest.warns(InputWarning, match=singular):
+    with pytest.warns(InputWarning, match="20 videos, got 4"), pytest.warns(InputWarning, match=singular):
         named = {score.name for score in compute_scores(few, extractors, [], real)}
     assert named == {"FVD (c3d)", "KVD (c3d)"}
     with pytest.warns(InputWarning, match="FVD is left out"), pytest.warns(InputWarning, match="Inception"):
         assert compute_scores(one, extractors, [], real) == []
 
 
-def test_a_video_that_breaks_off_does_not_count(tmp_path, network):
+def test_truncated_videos_are_left_out(tmp_path, network):
     folder = folder_of(tmp_path / "set", 3, frames=30)
     found, extractors = collect_videos(folder), load_extractors([f"torchscript:{network}"])
     whole = (folder / "1.mp4").read_bytes()
     (folder / "1.mp4").write_bytes(whole[: len(whole) // 2])
-    with pytest.warns(InputWarning, match=r"1.mp4 does not count"):
+    with pytest.warns(InputWarning, match=r"1.mp4 is left out"):
         seen = measure_videos(found, extractors)
     assert [video.name for video in seen.videos] == ["0.mp4", "2.mp4"]
     assert [problem.name for problem in seen.problems] == ["1.mp4"]
 
 
-def test_the_same_videos_give_the_same_json_and_nothing_half_written(reported, sets):
+def test_equal_videos_give_equal_reports(reported, sets):
     path, _ = reported
     ours, theirs, extractors = sets
     (again,) = evaluate([ours], extractors=extractors, metrics=[flow_metric()], against=theirs)
@@ -129,7 +129,7 @@ def test_the_same_videos_give_the_same_json_and_nothing_half_written(reported, s
     ]
 
 
-def test_the_table_has_a_row_for_each_score_and_protocol(reported):
+def test_table_has_a_row_per_score_and_protocol(reported):
     path, found = reported
     text = (path.parent / "report.md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
@@ -137,7 +137,7 @@ def test_the_table_has_a_row_for_each_score_and_protocol(reported):
     assert "motion quality" in text and "±" in text
 
 
-def test_the_page_needs_nothing_else_and_shows_sets_side_by_side(reported):
+def test_page_is_self_contained(reported):
     path, _ = reported
     text = path.read_text()
     assert text.count("<video") == 12 * 3 and text.count("data:video/mp4;base64,") == 12 * 3
@@ -145,7 +145,7 @@ def test_the_page_needs_nothing_else_and_shows_sets_side_by_side(reported):
     assert "prompt 1<" in text and "<th>against</th>" in text
 
 
-def test_what_a_prompt_says_is_no_part_of_the_page(tmp_path, network):
+def test_prompts_are_escaped_in_the_page(tmp_path, network):
     folder = tmp_path / "set"
     Video(noise(0), 8, {"prompt": "<script>alert(1)</script>"}).save(folder / "a<b>.mp4")
     extractors = load_extractors([f"torchscript:{network}"])
@@ -154,7 +154,7 @@ def test_what_a_prompt_says_is_no_part_of_the_page(tmp_path, network):
     assert "<script" not in write_reports(found, tmp_path / "out").read_text()
 
 
-def test_scores_of_one_protocol_are_compared_and_others_refused(reported, tmp_path):
+def test_scores_of_different_protocols_are_not_compared(reported, tmp_path):
     path, _ = reported
     ours, theirs = path.parent / "ours.json", tmp_path / "other.json"
     told = json.loads(ours.read_text())
@@ -170,9 +170,9 @@ def test_scores_of_one_protocol_are_compared_and_others_refused(reported, tmp_pa
         InputError, match=r"FVD \(c3d\) was measured by protocol .* extractor.resize is bicubic.* to 8 x 8"
     ):
         compare_reports(ours, theirs)
-    assert len(compare_reports(ours, theirs, across=["FVD (c3d)"])) == len(same)
+    assert len(compare_reports(ours, theirs, ignore_protocol=["FVD (c3d)"])) == len(same)
     with pytest.raises(InputError, match="there is no score FID on both sides"):
-        compare_reports(ours, theirs, across=["FID"])
+        compare_reports(ours, theirs, ignore_protocol=["FID"])
     theirs.write_text('{"scores": 3}')
     with pytest.raises(InputError, match="is no report"):
         compare_reports(ours, theirs)
@@ -180,7 +180,7 @@ def test_scores_of_one_protocol_are_compared_and_others_refused(reported, tmp_pa
         compare_reports(ours, tmp_path / "gone.json")
 
 
-def test_names_of_folders(tmp_path, sets, network):
+def test_folders_of_one_name_are_numbered(tmp_path, sets, network):
     extractors = sets[2]
     with pytest.raises(InputError, match="give each once"):
         evaluate([sets[0], sets[0]], extractors=extractors, metrics=[])
@@ -193,13 +193,13 @@ def test_names_of_folders(tmp_path, sets, network):
     assert names == ["set", "set-2"]
 
 
-def test_the_pocket_judge_is_not_asked_about_other_worlds(tmp_path):
+def test_built_in_extractors_warn_of_other_videos(tmp_path):
     folder = folder_of(tmp_path / "set", 1)
     with pytest.warns(InputWarning, match="1 of 1 videos are not 128 x 128"), pytest.warns(InputWarning, match="Incep"):
         evaluate([folder], extractors=[load_extractor("pocket")], metrics=[])
 
 
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_evaluate_command(tmp_path, monkeypatch, capsys):
     import typer
 
     from kineograph.cli import terminal
@@ -222,17 +222,17 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     status, out, err = run("made", "--against", "made", "--device", "cpu")
     assert status == 0 and out.strip() == "report/index.html"
     assert "FVD (pocket): 0.000" in err and "protocol" in err and "singular" in err
-    status, out, err = run("made", "--beside", "report/made.json", "-o", "again", "--device", "cpu", "--json")
+    status, out, err = run("made", "--compare-with", "report/made.json", "-o", "again", "--device", "cpu", "--json")
     assert status == 0 and {score["name"] for score in json.loads(out)["sets"][0]["scores"]} >= {
         "CLIP-T",
         "motion seen",
     }
-    assert "beside report/made.json  motion" in err
-    status, out, err = run("made", "--beside", "gone.json")
+    assert "made and report/made.json  motion" in err
+    status, out, err = run("made", "--compare-with", "gone.json")
     assert status == 2 and "there is no file gone.json" in err
     with (tmp_path / "prompts.csv").open("w") as file:
         csv.writer(file).writerows([["file", "prompt"], ["0.mp4", "a blue cat"]])
-    status, out, err = run("made", "--prompts", "prompts.csv", "--beside", "report/made.json", "--device", "cpu")
+    status, out, err = run("made", "--prompts", "prompts.csv", "--compare-with", "report/made.json", "--device", "cpu")
     assert status == 2 and "CLIP-T was measured by protocol" in err and "sample.prompts" in err
     status, out, err = run("gone")
     assert status == 2 and "there is no folder gone" in err

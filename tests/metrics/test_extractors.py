@@ -1,5 +1,7 @@
 """Extractors against the networks that they run, with tiny weights."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,10 @@ from tiny_metrics import I3DLike, Network, decoded, noise, save_videomae, script
 from torch import nn
 from transformers import CLIPModel, VideoMAEForPreTraining, VideoMAEForVideoClassification, VideoMAEModel
 
+from kineograph import plugins
 from kineograph.errors import InputError
 from kineograph.metrics.encoders import load_clip_encoder
-from kineograph.metrics.extractors import load_extractor, load_extractors, load_metrics
+from kineograph.metrics.extractors import default_extractor, load_extractor, load_extractors, load_metrics
 from kineograph.metrics.features import EVENLY_SPACED, check_video_lengths
 from kineograph.metrics.torchscript import ClipFormat, format_clip
 from kineograph.metrics.video_metrics import clip_metric
@@ -20,7 +23,7 @@ from kineograph_lab.world.world import Shot, Subject, render_clip
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still what released extractors are
 
 
-def test_clip_is_that_of_transformers_on_pictures_of_its_size(clip_folder):
+def test_clip_encoder_equals_transformers(clip_folder):
     encoder, frames = load_clip_encoder(clip_folder), noise(0, 3, 32, 32)
     network = CLIPModel.from_pretrained(clip_folder)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (
@@ -37,7 +40,7 @@ def test_clip_is_that_of_transformers_on_pictures_of_its_size(clip_folder):
     )
 
 
-def test_videomae_gives_its_last_layer_and_its_classes(tmp_path):
+def test_videomae_returns_last_hidden_state_and_classes(tmp_path):
     frames = noise(1, 6, 32, 32)
     plain = load_extractor(f"videomae:{save_videomae(tmp_path / 'pretrained', VideoMAEForPreTraining)}")
     network = VideoMAEModel.from_pretrained(tmp_path / "pretrained")
@@ -53,7 +56,7 @@ def test_videomae_gives_its_last_layer_and_its_classes(tmp_path):
     assert classes.shape == (5,) and classes.sum() == pytest.approx(1)
 
 
-def test_a_torchscript_gets_clips_as_its_file_says(network, tmp_path):
+def test_torchscript_gets_the_format_of_its_file(network, tmp_path):
     extractor = load_extractor(f"torchscript:{network}")
     reading = extractor.extract(noise(0))
     with torch.no_grad():
@@ -66,7 +69,7 @@ def test_a_torchscript_gets_clips_as_its_file_says(network, tmp_path):
     assert i3d.extract(frames).probabilities is None
 
 
-def test_layouts_of_clips():
+def test_clip_formats():
     frames = noise(0, 2, 4, 8)
     plain = format_clip(frames, ClipFormat(height=None, width=None, black=0, white=255, layout="btchw"))
     assert np.array_equal(plain[0].permute(0, 2, 3, 1).round().numpy(), frames)
@@ -78,7 +81,7 @@ def test_layouts_of_clips():
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("i3d", "there is no extractor 'i3d': expected pocket, clip:PATH"),
+        ("i3d", "there is no extractor 'i3d': expected pocket, clip, clip:PATH"),
         ("clip:", "there is no extractor"),
         ("torchscript:gone.pt", "there is no file gone.pt"),
         ("clip:./gone/folder", "there is no"),
@@ -86,17 +89,17 @@ def test_layouts_of_clips():
         (f"torchscript:{__file__}", "is no TorchScript file"),
     ],
 )
-def test_what_is_no_extractor_is_said(text, said):
+def test_unknown_extractors_are_refused(text, said):
     with pytest.raises(InputError, match=said):
         load_extractor(text)
 
 
-def test_more_of_what_is_no_extractor(network, tmp_path, clip_folder):
-    with pytest.raises(InputError, match="called alike"):
+def test_broken_extractors_are_refused(network, tmp_path, clip_folder):
+    with pytest.raises(InputError, match="have the same name"):
         load_extractors(["pocket", "pocket"])
     path = scripted(tmp_path / "net.pt", Network(4))
     path.with_name("net.pt.json").write_text('{"frames": 4, "tall": 3}')
-    with pytest.raises(InputError, match=r"net.pt.json does not say how clips are given"):
+    with pytest.raises(InputError, match=r"net.pt.json does not describe the input format"):
         load_extractor(f"torchscript:{path}")
     path.with_name("net.pt.json").write_text('{"frames": 2, "layout": "btchw"}')
     with pytest.raises(InputError, match=r"net.pt cannot read a clip of 2 frames .*net.pt.json"):
@@ -114,7 +117,7 @@ def test_too_short_videos_are_counted_and_named():
         check_video_lengths({"a": 1, "b": 3, "c": 2}, extractor)
 
 
-def test_instruments_go_with_the_extractors(tmp_path, clip_folder, network):
+def test_metrics_follow_from_the_extractors(tmp_path, clip_folder, network):
     Image.fromarray(noise(0)[0]).save(tmp_path / "me.png")
     _, metrics = load_metrics(["pocket"], images=tmp_path)
     assert {name for metric in metrics for name in metric.aspects} >= {"CLIP-T", "CLIP-I", "motion", "thing seen"}
@@ -122,14 +125,14 @@ def test_instruments_go_with_the_extractors(tmp_path, clip_folder, network):
     assert {name for metric in metrics for name in metric.aspects} >= {"CLIP-T", "frame consistency"}
     extractors, metrics = load_metrics([f"torchscript:{network}"])
     assert len(metrics) == 1 and extractors[0].name == "c3d"
-    with pytest.raises(InputError, match="takes a CLIP"):
+    with pytest.raises(InputError, match="needs a CLIP"):
         load_metrics([f"torchscript:{network}"], images=tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no")
-    with pytest.raises(InputError, match=r"broken.png is no picture"):
+    with pytest.raises(InputError, match=r"broken.png is no image"):
         load_metrics(["pocket"], images=tmp_path)
 
 
-def test_clip_i_knows_the_subject(tmp_path):
+def test_clip_i_is_highest_for_the_subject(tmp_path):
     fish, cat = (Shot("sea", "flat", (Subject(kind, "red", 1),)) for kind in ("fish", "cat"))
     Image.fromarray(render_clip(fish, 1)[0]).save(tmp_path / "fish.png")
     _, metrics = load_metrics(["pocket"], images=tmp_path)
@@ -138,7 +141,7 @@ def test_clip_i_knows_the_subject(tmp_path):
     assert same > other and same > 90 and "pictures" in metric.protocol
 
 
-def test_clip_scores_are_cosines(clip_folder):
+def test_clip_metric_values(clip_folder):
     metric = clip_metric(load_clip_encoder(clip_folder))
     frames = np.repeat(noise(0, 1, 32, 32), 3, axis=0)
     one = decoded(frames, "a red fish")
@@ -146,3 +149,32 @@ def test_clip_scores_are_cosines(clip_folder):
     assert found["frame consistency"] == pytest.approx(100) and -100 <= found["CLIP-T"] <= 100
     assert set(dict(metric.measure(one._replace(prompt=None)))) == {"frame consistency"}
     assert dict(metric.measure(one._replace(frames=frames[:1], prompt=None))) == {}
+
+
+def test_clip_t_compares_each_part_with_its_own_prompt(clip_folder):
+    metric = clip_metric(load_clip_encoder(clip_folder))
+    parts = [(noise(seed, 4, 32, 32), prompt) for seed, prompt in enumerate(("a red fish", "a blue cat"))]
+    both = decoded(np.concatenate([frames for frames, _ in parts]), "a red fish")._replace(
+        later_prompts=("a blue cat",)
+    )
+    one, other = (dict(metric.measure(decoded(*part)))["CLIP-T"] for part in parts)
+    assert dict(metric.measure(both))["CLIP-T"] == pytest.approx((one + other) / 2, rel=1e-4) and one != other
+
+
+def test_the_default_extractor_needs_no_laboratory(monkeypatch):
+    assert default_extractor() == "pocket"
+    monkeypatch.setattr(plugins, "entry_points", lambda group: ())
+    assert default_extractor() == "clip"
+    (extractor,), metrics = load_metrics()
+    assert extractor.name == "pocket-clip"
+    assert {name for metric in metrics for name in metric.aspects} == {
+        "CLIP-T", "frame consistency", "motion", "followed", "warp error",
+    }  # fmt: skip
+    with pytest.raises(InputError, match="'pocket' comes with .* not installed: pip install kineograph-lab"):
+        load_metrics(["pocket"])
+
+
+def test_missing_opencv_is_one_clear_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(InputError, match=r"OpenCV, which is not installed: pip install 'kineograph\[control\]'$"):
+        load_metrics(["clip"])

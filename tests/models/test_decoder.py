@@ -11,7 +11,6 @@ from tiny_videos import shaken, two_levels, vidrd
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.methods.vidrd import decoder_loss
 from kineograph.models.formats import vidrd as vidrd_layout
 from kineograph.models.formats.key_map import export_tensors
 from kineograph.models.loading.load import load
@@ -24,6 +23,7 @@ from kineograph.models.vae.temporal_decoder import (
     apply_streaming,
     decode_frames,
     decoder_blocks,
+    reconstruction_errors,
 )
 
 
@@ -123,6 +123,10 @@ def test_with_norms_over_frames_each_frame_is_of_the_window_around_it():
 
 
 # --- what it learns by
+
+
+def decoder_loss(decoder: TemporalDecoder, vae: AutoencoderKL, z: Tensor, frames: Tensor) -> Tensor:
+    return sum(reconstruction_errors(decoder, vae, z, frames))
 
 
 def test_its_loss_is_the_error_of_pixels_and_of_their_changes():

@@ -193,7 +193,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "the downsamplers are missing": (
         lambda t: [t.pop(name) for name in list(t) if ".op." in name], "determine no architecture"
     ),
-    "a stranger": (lambda t: t.update(stranger=torch.ones(2)), r"has 1 tensors that are of no part of one \(strange"),
+    "a stranger": (lambda t: t.update(stranger=torch.ones(2)), r"has 1 tensors of no part of one \(strange"),
     "there is no VAE": (
         lambda t: [t.pop(name) for name in list(t) if name.startswith("first_stage")], "has no VAE"
     ),

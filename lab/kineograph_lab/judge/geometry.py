@@ -13,11 +13,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from kineograph.training.group_norm import use_fast_group_norm
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab import WEIGHTS as LABORATORY_WEIGHTS
 from kineograph_lab.judge.networks import SIDE, ResidualBlock, conv_block, resize_images
 from kineograph_lab.judge.training import is_inside_frame
@@ -99,7 +99,7 @@ def train_geometry(plan: StagePlan, folder: Path, pool: Pool, held_out: Pool) ->
         ready,
         plan,
         folder,
-        draw=geometry_batches(pool, plan.batch),
+        sample_batch=geometry_batches(pool, plan.batch),
         loss=geometry_losses,
         report=geometry_report(held_out),
     )
@@ -110,12 +110,12 @@ def geometry_batches(pool: Pool, batch: int) -> SampleBatch:
     usable = np.array([number for number, fact in enumerate(pool.facts) if is_inside_frame(fact)])
     known = ground_truth_geometry(pool)
 
-    def draw(rng: np.random.Generator, progress: float) -> Batch:
+    def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
         chosen = usable[rng.integers(len(usable), size=batch)]
         pictures = augment_images(to_tensor(pool.pictures[chosen]), rng)
         return pictures, torch.from_numpy(known.depth[chosen]), torch.from_numpy(known.points[chosen])
 
-    return draw
+    return sample_batch
 
 
 def geometry_losses(net: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.judge.networks import (
     DETAIL_LABELS,
     LABELS,
@@ -91,9 +91,14 @@ def train_image_classifier(
 ) -> nn.Module:
     """The averaged eye for pictures: individuals are told apart by families, kinds by many unrelated pictures."""
     ready = use_fast_group_norm(net).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
-    draw = image_classifier_batches(families, pictures, plan.batch)
+    sample_batch = image_classifier_batches(families, pictures, plan.batch)
     return train_loop(
-        ready, plan, folder, draw=draw, loss=image_classifier_losses, report=image_classifier_report(held_out)
+        ready,
+        plan,
+        folder,
+        sample_batch=sample_batch,
+        loss=image_classifier_losses,
+        report=image_classifier_report(held_out),
     )
 
 
@@ -105,7 +110,7 @@ def train_motion_classifier(
         net.to(best_device()),
         plan,
         folder,
-        draw=motion_batches(films, plan.batch),
+        sample_batch=motion_batches(films, plan.batch),
         loss=motion_losses,
         report=motion_report(held_out),
     )
@@ -123,7 +128,7 @@ def image_classifier_batches(families: Pool, pictures: Pool, batch: int) -> Samp
     told, usable = label_indices(families.facts), [k for k, fact in enumerate(pictures.facts) if is_inside_frame(fact)]
     others = label_indices([[labels_of(shot_from_facts(pictures.facts[k])) for k in usable]])[0]
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         chosen = rng.choice(len(told), size=batch // 2 // FAMILY_IMAGES, replace=False)
         kin = np.concatenate([families.pictures[k] for k in chosen])
         other = rng.choice(len(usable), size=len(kin), replace=False)
@@ -134,7 +139,7 @@ def image_classifier_batches(families: Pool, pictures: Pool, batch: int) -> Samp
             augment_images(_shift_some(strangers, of_strangers, rng), rng), torch.from_numpy(of_strangers),
         )  # fmt: skip
 
-    return draw
+    return sample_batch
 
 
 def _shift_some(pictures: np.ndarray, told: np.ndarray, rng: Rng) -> Tensor:
@@ -195,12 +200,12 @@ def identification_rate(identity: Tensor) -> float:
 def motion_batches(pool: Pool, batch: int) -> SampleBatch:
     """Batches of (clips, motions), half of them played backwards, so that which way a thing faces gives nothing away."""
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         films = [_play(pool, int(k), rng) for k in rng.choice(len(pool.facts), size=batch, replace=False)]
         clips = torch.stack([augment_images(to_tensor(frames), rng) for frames, _ in films])
         return clips.transpose(1, 2), torch.tensor([MOTIONS.index(motion) for _, motion in films])
 
-    return draw
+    return sample_batch
 
 
 def _play(pool: Pool, number: int, rng: Rng) -> tuple[np.ndarray, str]:

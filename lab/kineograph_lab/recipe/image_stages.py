@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from kineograph.training.group_norm import use_fast_group_norm
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.pocket.networks import trained_weights
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.judge import geometry, training
 from kineograph_lab.judge.networks import ImageClassifier, Judge, MotionClassifier
 from kineograph_lab.recipe import networks

@@ -83,17 +83,22 @@ def _train_temporal_layers(
 ) -> None:
     shown, stills = outputs.video_pools(settings, out)
     folder, tower, tokens = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
-    draw = batches.video_batches(shown, stills, plan.batch, tokens)
+    sample_batch = batches.video_batches(shown, stills, plan.batch, tokens)
     if share:
         at, encoder = out / "panned", out / "vae" / "final"
         wandered = pan_and_zoom.load_panned_pool(
             at, encoder, settings.panned, seed=settings.seed, split="train", wider=settings.wide
         )
-        draw = vidrd.mix_batches(draw, pan_and_zoom.panned_batches(wandered, plan.batch, tokens), share)
+        sample_batch = vidrd.mix_batches(sample_batch, pan_and_zoom.panned_batches(wandered, plan.batch, tokens), share)
     torch.manual_seed(settings.seed)
     report = samples.video_report(folder, outputs.load_vae(out), tower, tokens, settings.sketched)
     trained = vidrd.train_temporal_layers(
-        vidrd.TemporalLayersUNet(outputs.load_text_to_video(out), config), plan, folder, draw, report, text=tower
+        vidrd.TemporalLayersUNet(outputs.load_text_to_video(out), config),
+        plan,
+        folder,
+        sample_batch,
+        report,
+        text=tower,
     )
     save_file(vidrd.trained_layers(trained.net), out / result)
 

@@ -1,7 +1,8 @@
-"""One training loop for all stages: boxed in time, resumed after a kill, averaged.
+"""Training loop of all stages: bounded in steps or minutes, resumed from its checkpoint, with averaged weights.
 
-On a CPU a batch is shared out to one thread a core, each walking the network alone: threads inside an operation wait
-for one another at every layer, and when anything else runs on the machine that wait costs thirty times the work.
+On a CPU a batch is divided over one thread a core, and each thread runs the network on its own part: threads inside an
+operation wait for one another at every layer, and when anything else runs on the machine that wait costs thirty times
+the work. The checkpoint is plain data; its keys are a file format.
 """
 
 from __future__ import annotations
@@ -21,30 +22,35 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from kineograph.training.muon import Optimisers, hand_over_gradients, optimisers
 from torch import Tensor, nn
 
 from kineograph.models.placement import choose_placement
+from kineograph.training.optimisers import Hyperparameters, Optimisers, adamw_and_muon, assign_gradients, muon_names
 
 Batch = tuple[Tensor, ...]
 Net = TypeVar("Net", bound=nn.Module)
 Loss = Callable[[Net, Batch], dict[str, Tensor]]
 Metrics = dict[str, float]
-SampleBatch = Callable[[np.random.Generator, float], Batch]  # of a step's random numbers and the progress
+SampleBatch = Callable[[np.random.Generator, float], Batch]  # the step's generator, progress 0..1 -> the step's batch
 
 CHECKPOINT_SECONDS = 240.0
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 LOG_SECONDS = 20.0
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
+MATRIX_LAYERS = (nn.Linear, nn.Conv2d)  # whose weights Muon updates; part of the checkpoint's format
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """How long and how fast a stage trains; `steps`, where given, counts instead of `minutes`.
+    """Duration and hyperparameters of a stage; `steps`, if given, replaces `minutes`.
 
     With `steps` the learning rate depends on the step alone, however many sessions a stage takes.
 
-    decay: the last part of the stage in which the learning rate falls to zero; it is constant before.
-    report_steps: the steps between two reports; with every checkpoint where it is not given.
+    weight_decay: of the weights that Muon updates.
+    momentum: AdamW's betas.
+    ema: decay of the weights' moving average.
+    clip: largest norm of the gradient.
+    decay: last part of the stage, over which the learning rate falls to zero; it is constant before.
+    report_steps: steps between two reports; without it, a report with every checkpoint.
     """
 
     minutes: float
@@ -61,18 +67,18 @@ class StagePlan:
     report_steps: int | None = None
 
     def progress(self, step: int, seconds: float) -> float:
-        """How much of the stage is over: 0 to 1."""
+        """Return the finished part of the stage, 0 to 1."""
         return step / self.steps if self.steps else seconds / (60 * self.minutes)
 
-    def rate(self, step: int, progress: float) -> float:
-        """Return the learning rate: a linear warm-up, and a linear fall to zero over the stage's last part."""
+    def learning_rate(self, step: int, progress: float) -> float:
+        """Return the learning rate: linear warm-up, then linear fall to zero over the stage's last part."""
         return self.lr * min(1.0, (step + 1) / self.warmup) * min(1.0, max(0.0, 1 - progress) / self.decay)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what a step frees for the next step, instead of giving it back and faulting it in again.
+    """Make glibc reuse freed memory in the next step instead of returning it to the system.
 
-    A third of the autoencoder's training went into page faults here. Elsewhere than on Linux this does nothing.
+    A third of the autoencoder's training went into page faults here. On systems other than Linux this does nothing.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -81,11 +87,12 @@ def keep_freed_memory() -> None:
 
 
 def best_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bf16_autocast(device: torch.device) -> torch.autocast:
-    """Networks compute in bfloat16 within: on a CPU without units for it in float32, several times faster there."""
+    """Return autocast to bfloat16, disabled on a CPU without units for it: float32 is several times faster there."""
     return torch.autocast(device.type, torch.bfloat16, enabled=choose_placement(device).dtype != torch.float32)
 
 
@@ -94,49 +101,51 @@ def train_loop(
     plan: StagePlan,
     folder: Path,
     *,
-    draw: SampleBatch,
+    sample_batch: SampleBatch,
     loss: Loss[Net],
     report: Callable[[Net], Metrics],
 ) -> Net:
-    """Train `net` where it is and return its averaged weights (EMA) as a network of its own.
+    """Train `net` in place and return a copy with its averaged weights (EMA).
 
     Args:
-        draw: a batch from the step's generator and the progress; every random number of the step is drawn in it.
-        loss: named losses of a share of the batch, means over it; their sum is descended.
-        report: figures of the averaged network, told with every checkpoint.
+        sample_batch: the step's generator and the progress to a batch; every random number of the step comes from that
+            generator.
+        loss: named losses of a part of the batch, means over it; their sum is minimised.
+        report: metrics of the averaged network, logged with checkpoints.
     """
     keep_freed_memory()
     cores = _num_workers(next(net.parameters()).device)
     workers = ThreadPoolExecutor(cores, initializer=partial(torch.set_num_threads, 1))
     average = copy.deepcopy(net).requires_grad_(requires_grad=False).eval()
-    ways = optimisers(net, plan.lr, momentum=plan.momentum, decay=plan.weight_decay, cores=cores)
-    step, seconds = _resume(folder, net, average, ways)
-    begun = time.monotonic() - seconds
-    kept, told = begun + seconds, begun + seconds
-    while (progress := plan.progress(step, time.monotonic() - begun)) < 1:
-        losses = _accumulate_gradients(
-            net, loss, _split(draw(np.random.default_rng((plan.seed, step)), progress), cores), workers
-        )
-        _step_optimisers(net, ways, plan, plan.rate(step, progress), workers)
+    numbers = Hyperparameters(plan.lr, plan.momentum, 1e-8, adamw_decay=0.0, muon_decay=plan.weight_decay)
+    optimisers = adamw_and_muon(net, muon_names(net, MATRIX_LAYERS), numbers, cores)
+    step, seconds = _resume(folder, net, average, optimisers)
+    start = time.monotonic() - seconds
+    last_checkpoint, last_log = start + seconds, start + seconds
+    while (progress := plan.progress(step, time.monotonic() - start)) < 1:
+        batch = sample_batch(np.random.default_rng((plan.seed, step)), progress)
+        losses = _accumulate_gradients(net, loss, _split(batch, cores), workers)
+        _step_optimisers(net, optimisers, plan, plan.learning_rate(step, progress), workers)
         _update_average(average, net, min(plan.ema, (1 + step) / (10 + step)))
         step, now = step + 1, time.monotonic()
-        if now - told > LOG_SECONDS:
-            log_metrics(folder, {"step": step, "seconds": now - begun, "lr": plan.rate(step, progress), **losses})
-            told = now
+        if now - last_log > LOG_SECONDS:
+            learning_rate = plan.learning_rate(step, progress)
+            log_metrics(folder, {"step": step, "seconds": now - start, "lr": learning_rate, **losses})
+            last_log = now
         due = plan.report_steps is not None and step % plan.report_steps == 0
-        if due or now - kept > CHECKPOINT_SECONDS:
-            _save_checkpoint(folder, net, average, ways, step, now - begun)
-            figures = report(average) if due or plan.report_steps is None else {}
-            log_metrics(folder, {"step": step, "seconds": now - begun, "seen": step * plan.batch, **figures})
-            kept = time.monotonic()
-    seconds = time.monotonic() - begun
-    _save_checkpoint(folder, net, average, ways, step, seconds)
+        if due or now - last_checkpoint > CHECKPOINT_SECONDS:
+            _save_checkpoint(folder, net, average, optimisers, step, now - start)
+            metrics = report(average) if due or plan.report_steps is None else {}
+            log_metrics(folder, {"step": step, "seconds": now - start, "seen": step * plan.batch, **metrics})
+            last_checkpoint = time.monotonic()
+    seconds = time.monotonic() - start
+    _save_checkpoint(folder, net, average, optimisers, step, seconds)
     log_metrics(folder, {"step": step, "seconds": seconds, "seen": step * plan.batch, "end": 1.0, **report(average)})
     return average
 
 
 def _num_workers(device: torch.device) -> int:
-    """How many threads walk the network: one a core, or one for a GPU."""
+    """Return the number of threads that run the network: one a core, or one for a GPU."""
     return 1 if device.type == "cuda" else os.cpu_count() or 1
 
 
@@ -144,62 +153,67 @@ def _split(batch: Batch, count: int) -> list[Batch]:
     return list(zip(*(t.chunk(count) for t in batch), strict=True))
 
 
-def _accumulate_gradients(net: Net, loss: Loss[Net], shares: list[Batch], workers: ThreadPoolExecutor) -> Metrics:
-    """Add the gradients of all shares to the network, a share a worker; the mean losses."""
+def _accumulate_gradients(net: Net, loss: Loss[Net], parts: list[Batch], workers: ThreadPoolExecutor) -> Metrics:
+    """Add the gradients of all parts to the network, a part a worker, and return the mean losses."""
     device = next(net.parameters()).device
 
-    def share(part: Batch) -> Metrics:
+    def backward(part: Batch) -> Metrics:
         with bf16_autocast(device):
             losses = loss(net, tuple(t.to(device) for t in part))
-        (sum(losses.values(), torch.zeros((), device=device)) / len(shares)).backward()
-        return {name: float(value.detach()) / len(shares) for name, value in losses.items()}
+        (sum(losses.values(), torch.zeros((), device=device)) / len(parts)).backward()
+        return {name: float(value.detach()) / len(parts) for name, value in losses.items()}
 
-    figures = list(workers.map(share, shares))
-    return {name: sum(f[name] for f in figures) for name in figures[0]}
+    losses = list(workers.map(backward, parts))
+    return {name: sum(each[name] for each in losses) for name in losses[0]}
 
 
 def _step_optimisers(
-    net: nn.Module, ways: Optimisers, plan: StagePlan, rate: float, workers: ThreadPoolExecutor
+    net: nn.Module, optimisers: Optimisers, plan: StagePlan, learning_rate: float, workers: ThreadPoolExecutor
 ) -> None:
-    """Step every optimiser, side by side."""
+    """Clip the gradients and step all optimisers in parallel."""
     nn.utils.clip_grad_norm_(net.parameters(), plan.clip)
-    hand_over_gradients(ways.matrices)
-    for group in (group for way in ways.each for group in way.param_groups):
-        group["lr"] = rate
-    list(workers.map(lambda way: way.step(), ways.each))
+    trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+    gradients = {name: weight.grad for name, weight in trained.items() if weight.grad is not None}
+    assign_gradients(optimisers, gradients, trained)
+    for optimiser in optimisers.each:
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate
+    list(workers.map(lambda optimiser: optimiser.step(), optimisers.each))
     net.zero_grad()
 
 
 @torch.no_grad()
 def _update_average(average: nn.Module, net: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(net.parameters()), 1 - decay)
-    for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
-        kept.copy_(buffer)
+    for averaged, buffer in zip(average.buffers(), net.buffers(), strict=True):
+        averaged.copy_(buffer)
 
 
-def log_metrics(folder: Path, figures: Metrics) -> None:
-    """Add a line to the stage's log, and to standard output."""
-    line = json.dumps({"stage": folder.name, **{name: float(f"{value:.5g}") for name, value in figures.items()}})
+def log_metrics(folder: Path, metrics: Metrics) -> None:
+    """Append a line of JSON to the stage's log and print it."""
+    line = json.dumps({"stage": folder.name, **{name: float(f"{value:.5g}") for name, value in metrics.items()}})
     with (folder / "log.jsonl").open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)  # noqa: T201
 
 
 def _save_checkpoint(
-    folder: Path, net: nn.Module, average: nn.Module, ways: Optimisers, step: int, seconds: float
+    folder: Path, net: nn.Module, average: nn.Module, optimisers: Optimisers, step: int, seconds: float
 ) -> None:
-    kept = {"net": net.state_dict(), "average": average.state_dict(), "ways": [w.state_dict() for w in ways.each]}
-    torch.save({**kept, "step": step, "seconds": seconds}, folder / "checkpoint.part")
+    states = [optimiser.state_dict() for optimiser in optimisers.each]
+    checkpoint = {"net": net.state_dict(), "average": average.state_dict(), "ways": states}
+    torch.save({**checkpoint, "step": step, "seconds": seconds}, folder / "checkpoint.part")
     (folder / "checkpoint.part").replace(folder / "checkpoint.pt")
 
 
-def _resume(folder: Path, net: nn.Module, average: nn.Module, ways: Optimisers) -> tuple[int, float]:
+def _resume(folder: Path, net: nn.Module, average: nn.Module, optimisers: Optimisers) -> tuple[int, float]:
+    """Load the checkpoint if there is one; return the finished steps and their seconds."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "checkpoint.pt").exists():
         return 0, 0.0
-    kept = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
-    net.load_state_dict(kept["net"])
-    average.load_state_dict(kept["average"])
-    for way, state in zip(ways.each, kept["ways"], strict=True):
-        way.load_state_dict(state)
-    return kept["step"], kept["seconds"]
+    checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
+    net.load_state_dict(checkpoint["net"])
+    average.load_state_dict(checkpoint["average"])
+    for optimiser, state in zip(optimisers.each, checkpoint["ways"], strict=True):
+        optimiser.load_state_dict(state)
+    return checkpoint["step"], checkpoint["seconds"]

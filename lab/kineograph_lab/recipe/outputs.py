@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from kineograph.training.group_norm import use_fast_group_norm
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
 from kineograph.models.pocket.networks import restore_video_unet
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.long import growing_pool
 from kineograph_lab.recipe.loop import best_device
 from kineograph_lab.recipe.pool import Pool

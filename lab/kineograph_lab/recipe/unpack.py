@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
 from kineograph.media.files import instead_of
-from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, NETWORK_WEIGHTS
+from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, NETWORK_WEIGHTS, TEMPORAL_DECODER
 from kineograph.models.pocket import WEIGHTS
 from kineograph_lab import WEIGHTS as LABORATORY
 from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD

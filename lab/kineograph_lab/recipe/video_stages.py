@@ -62,8 +62,8 @@ def _train_video_unet(
     )
     folder, tower, tokens = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
     report = samples.video_report(folder, outputs.load_vae(out), tower, tokens, settings.sketched)
-    draw = batches.video_batches(shown, stills, plan.batch, tokens, share)
-    return text_to_video.train_text_to_video(net, plan, folder, draw, report, text=tower)
+    sample_batch = batches.video_batches(shown, stills, plan.batch, tokens, share)
+    return text_to_video.train_text_to_video(net, plan, folder, sample_batch, report, text=tower)
 
 
 def image_reading_stage(settings: RecipeSettings, out: Path) -> None:
@@ -114,10 +114,10 @@ def _train_on_stills(settings: RecipeSettings, out: Path, result: str, states: i
     )
     torch.manual_seed(settings.seed)
     animator = image_to_video.ImageToVideoUNet(image_to_video.add_image_attention(outputs.load_text_to_video(out)))
-    draw = image_to_video.image_batches(
+    sample_batch = image_to_video.image_batches(
         stills, seen[:, :states], _grey_states(out)[:states], settings.image_reading.batch, outputs.load_tokenizer(out)
     )
-    _train_image_layers(settings, settings.image_reading, out, result, animator, draw, states)
+    _train_image_layers(settings, settings.image_reading, out, result, animator, sample_batch, states)
 
 
 def _train_on_clips(settings: RecipeSettings, out: Path, begun: str, result: str, states: int | None) -> None:
@@ -127,22 +127,22 @@ def _train_on_clips(settings: RecipeSettings, out: Path, begun: str, result: str
     )
     net = image_to_video.add_image_attention(outputs.load_text_to_video(out))
     net.load_state_dict(load_file(out / begun), strict=False)
-    draw = image_to_video.first_frame_batches(
+    sample_batch = image_to_video.first_frame_batches(
         shown, seen[:, :states], _grey_states(out)[:states], settings.image_to_video.batch, outputs.load_tokenizer(out)
     )
     _train_image_layers(
-        settings, settings.image_to_video, out, result, image_to_video.ImageToVideoUNet(net), draw, states
+        settings, settings.image_to_video, out, result, image_to_video.ImageToVideoUNet(net), sample_batch, states
     )
 
 
 def _train_image_layers(
     settings: RecipeSettings, plan: StagePlan, out: Path, result: str, animator: image_to_video.ImageToVideoUNet,
-    draw: SampleBatch, states: int | None,
+    sample_batch: SampleBatch, states: int | None,
 ) -> None:  # fmt: skip
     """Train what reads pictures, and keep it."""
     folder, tower = out / Path(result).stem, outputs.load_text_encoder(out)
     report = _reporter(settings, out, folder, tower, states)
-    net = image_to_video.train_image_to_video(animator, plan, folder, draw, report, text=tower)
+    net = image_to_video.train_image_to_video(animator, plan, folder, sample_batch, report, text=tower)
     read = {name: weight for name, weight in net.state_dict().items() if image_to_video.is_image_layer(name)}
     save_file({name: weight.detach().cpu().contiguous() for name, weight in read.items()}, out / result)
 

@@ -27,9 +27,15 @@ from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.unet.windows import average_windows, window_ranges
-from kineograph.models.vae import chunks
-from kineograph.models.vae.chunks import PixelFrames
-from kineograph.models.vae.temporal_decoder import TemporalDecoder, decode_frames
+from kineograph.models.vae.frames import (
+    PixelFrames,
+    check_finite,
+    decode_frames,
+    encode_frames,
+    frames_per_chunk,
+    split_frames,
+)
+from kineograph.models.vae.temporal_decoder import TemporalDecoder
 
 VIDEO_MODEL_FPS = 8.0
 
@@ -100,10 +106,10 @@ class Model:
         Raises InputError unless both are multiples of the VAE's scale factor.
         """
         factor = self.vae_scale_factor
+        near = " x ".join(str(max(1, round(length / factor)) * factor) for length in (height, width))
         if height < 1 or width < 1 or height % factor or width % factor:
             raise InputError(
-                f"expected height and width to be multiples of {factor} above 0, got {height} x {width}; "
-                f"{chunks.nearest_multiple(height, factor)} x {chunks.nearest_multiple(width, factor)} is near"
+                f"expected height and width to be multiples of {factor} above 0, got {height} x {width}; {near} is near"
             )
         return self.vae.config.latent_channels, height // factor, width // factor
 
@@ -198,7 +204,7 @@ class Model:
             cache: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
             outputs = [
                 net(part, t, frames=numbers, cache=cache)
-                for numbers, part in chunks.split_frames(z.to(self.device), chunk_size)
+                for numbers, part in split_frames(z.to(self.device), chunk_size)
             ]
             return torch.cat(outputs, dim=1).to(z.device)
 
@@ -227,13 +233,8 @@ class Model:
         """
         self.latent_shape(*frames.shape[-2:])
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        size = chunk_size or chunks.frames_per_chunk(frames.shape[-2] * frames.shape[-1])
-        encoded = [
-            self.vae.encode((2 * part.flatten(0, 1) - 1).to(self.device, self.vae.dtype)).latent_dist.mode().float()
-            for _, part in chunks.split_frames(frames, size)
-        ]
-        latents = [part.unflatten(0, (len(frames), -1)) for part in encoded]
-        return (scale * (torch.cat(latents, dim=1) - shift)).to(frames.device)
+        size = chunk_size or frames_per_chunk(frames.shape[-2] * frames.shape[-1])
+        return (scale * (encode_frames(self.vae, frames, self.device, size) - shift)).to(frames.device)
 
     @torch.no_grad()
     def decode(self, latents: Latents, chunk_size: int | None = None) -> PixelFrames:
@@ -251,9 +252,9 @@ class Model:
         pixels = latents.shape[-2] * latents.shape[-1] * self.vae_scale_factor**2
         decode, number = self.temporal_decoder or decode_frames, 0
         z = (latents / scale + shift).to(self.device, self.vae.dtype)
-        for part in decode(self.vae, z, chunk_size or chunks.frames_per_chunk(pixels)):
+        for part in decode(self.vae, z, chunk_size or frames_per_chunk(pixels)):
             frames = part.float().cpu()
-            chunks.check_finite(frames, range(number, number := number + frames.shape[1]))
+            check_finite(frames, range(number, number := number + frames.shape[1]))
             yield (frames / 2 + 0.5).clamp(0, 1)
 
     def unknown_words(self, text: str) -> list[str]:

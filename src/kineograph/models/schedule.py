@@ -72,8 +72,8 @@ class Schedule:
         signal = _signal(settings)
         if signal[-1] == 0 and parameterisation is epsilon:
             raise ValueError(
-                "This scheduler's last timestep has no signal (rescale_betas_zero_snr), where the predicted noise "
-                "determines nothing about the image: expected prediction_type 'v_prediction' or 'sample', got 'epsilon'. "
+                "This scheduler's last timestep has no signal (rescale_betas_zero_snr), where predicted noise "
+                "says nothing about the image: expected prediction_type 'v_prediction' or 'sample', got 'epsilon'. "
                 "Set rescale_betas_zero_snr to false, or correct prediction_type."
             )
         tables = signal * _signal_scale(settings, len(signal)), np.sqrt(1 - signal**2)

@@ -45,8 +45,8 @@ def train_clip(
     net.set_attn_implementation("eager")  # torch's fused attention takes longer over so few tokens, half of the step
     net.text_model.requires_grad_(requires_grad=False)
     taught = CLIPWithHeads(net.to(best_device())).to(best_device())
-    draw, report = image_caption_batches(pool, tokens, plan.batch), clip_report(held_out, tokens)
-    return train_loop(taught, plan, folder, draw=draw, loss=clip_losses, report=report).clip
+    sample_batch, report = image_caption_batches(pool, tokens, plan.batch), clip_report(held_out, tokens)
+    return train_loop(taught, plan, folder, sample_batch=sample_batch, loss=clip_losses, report=report).clip
 
 
 def image_caption_batches(pool: Pool, tokens: CLIPTokenizer, batch: int) -> SampleBatch:
@@ -55,7 +55,7 @@ def image_caption_batches(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Samp
     right, wrong = tokenize_captions(pool, tokens), tokenize_wrong_captions(pool, tokens)
     facts, kinds = fact_indices(pool), np.stack([patch_kinds(fact) for fact in pool.facts])
 
-    def draw(rng: np.random.Generator, progress: float) -> Batch:
+    def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
         chosen = np.sort(rng.choice(len(right), size=batch, replace=False))
         rng.shuffle(chosen)
         version = rng.integers(right.shape[1], size=batch)
@@ -63,7 +63,7 @@ def image_caption_batches(pool: Pool, tokens: CLIPTokenizer, batch: int) -> Samp
         words = (to_long(right[chosen, version]), to_long(wrong[chosen, version]))
         return pictures, *words, torch.from_numpy(facts[chosen]), to_long(kinds[chosen])
 
-    return draw
+    return sample_batch
 
 
 def patch_kinds(fact: dict[str, Any]) -> np.ndarray:

@@ -11,12 +11,12 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.pocket.networks import initial_controlnet, make_trainable
 from kineograph.models.schedule import Schedule
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.image import vae as autoencoder
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
 from kineograph_lab.recipe.image.unet import SCHEDULER, cell_weights, image_noise_loss, sample_images, unet_batches
@@ -62,7 +62,7 @@ def train_controlnet(
     text.to(best_device())
     schedule = Schedule.from_config(SCHEDULER)
     nothing = tokenize(tokenizer, [""])[0]
-    draw = unet_batches(
+    sample_batch = unet_batches(
         latents,
         tokenize_captions(pool, tokenizer),
         cell_weights(pool),
@@ -72,7 +72,9 @@ def train_controlnet(
         render_control_maps(kind, pool),
     )
     report = controlnet_report(kind, folder, held_out, schedule, vae, text, tokenizer)
-    return train_loop(pair, plan, folder, draw=draw, loss=partial(image_noise_loss, text), report=report).control
+    return train_loop(
+        pair, plan, folder, sample_batch=sample_batch, loss=partial(image_noise_loss, text), report=report
+    ).control
 
 
 def controlnet_report(

@@ -12,12 +12,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.pocket.networks import initial_editing_unet, make_trainable
 from kineograph.models.schedule import Schedule
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.image import vae as autoencoder
 from kineograph_lab.recipe.image.unet import (
     SCHEDULER,
@@ -88,13 +88,18 @@ def train_editing_unet(
         edit_pairs(families, tokenizer),
     )
     latents = load_latents(folder, vae, flat)
-    draw = unet_batches(
+    sample_batch = unet_batches(
         latents[chosen.after], chosen.words, cell_weights(flat)[chosen.after], schedule, plan.batch,
         tokenize(tokenizer, [""])[0], _unscale(latents, vae)[chosen.before],
     )  # fmt: skip
     report = edit_report(folder, held_out, schedule, vae, text, tokenizer)
     return train_loop(
-        editing, plan, folder, draw=_drop_some_images(draw), loss=partial(image_noise_loss, text), report=report
+        editing,
+        plan,
+        folder,
+        sample_batch=_drop_some_images(sample_batch),
+        loss=partial(image_noise_loss, text),
+        report=report,
     ).unet
 
 
@@ -103,11 +108,11 @@ def _unscale(latents: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
     return (latents.astype(np.float32) / vae.config["scaling_factor"]).astype(np.float16)
 
 
-def _drop_some_images(draw: SampleBatch) -> SampleBatch:
+def _drop_some_images(sample_batch: SampleBatch) -> SampleBatch:
     """Batches in which some pictures are left out."""
 
     def drawn(rng: np.random.Generator, progress: float) -> Batch:
-        *known, shown = draw(rng, progress)
+        *known, shown = sample_batch(rng, progress)
         unseen = torch.from_numpy(rng.uniform(size=len(shown)) < IMAGE_DROPOUT)
         return *known, shown.masked_fill(unseen[:, None, None, None], 0)
 

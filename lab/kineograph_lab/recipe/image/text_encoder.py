@@ -47,8 +47,8 @@ def train_image_text_encoder(text: CLIPTextModel, plan: StagePlan, folder: Path,
     """The averaged tower."""
     text.set_attn_implementation("eager")
     net = CaptionFactsNet(text).to(best_device())
-    draw, report = caption_batches(pool, tokens, plan.batch), caption_report(held_out, tokens)
-    return train_loop(net, plan, folder, draw=draw, loss=caption_losses, report=report).text
+    sample_batch, report = caption_batches(pool, tokens, plan.batch), caption_report(held_out, tokens)
+    return train_loop(net, plan, folder, sample_batch=sample_batch, loss=caption_losses, report=report).text
 
 
 def tokenize_captions(pool: Pool, tokens: CLIPTokenizer) -> np.ndarray:
@@ -68,12 +68,12 @@ def caption_batches(pool: Pool, tokens: CLIPTokenizer, batch: int) -> SampleBatc
     """Batches of (words, whether they are at the end or behind it, facts)."""
     words, facts = tokenize_captions(pool, tokens), fact_indices(pool)
 
-    def draw(rng: np.random.Generator, progress: float) -> Batch:
+    def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
         chosen = rng.integers(len(words), size=batch)
         told = torch.from_numpy(words[chosen, rng.integers(words.shape[1], size=batch)].astype(np.int64))
         return told, is_after_text(told, tokens), torch.from_numpy(facts[chosen])
 
-    return draw
+    return sample_batch
 
 
 def is_after_text(words: Tensor, tokens: CLIPTokenizer) -> Tensor:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -21,6 +20,7 @@ from kineograph.models.schedule import Schedule
 from kineograph.noise import independent
 from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.image import vae as autoencoder
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
 from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
@@ -62,7 +62,7 @@ def train_unet(
     """The averaged U-Net."""
     schedule = Schedule.from_config(SCHEDULER)
     latents = load_latents(folder, vae, pool)
-    draw = unet_batches(
+    sample_batch = unet_batches(
         latents,
         tokenize_captions(pool, tokenizer),
         cell_weights(pool),
@@ -70,11 +70,13 @@ def train_unet(
         plan.batch,
         tokenize(tokenizer, [""])[0],
     )
-    return train_unet_on(net, plan, folder, draw, unet_report(folder, schedule, vae, text, tokenizer), text=text)
+    return train_unet_on(
+        net, plan, folder, sample_batch, unet_report(folder, schedule, vae, text, tokenizer), text=text
+    )
 
 
 def train_unet_on(
-    net: UNet2DConditionModel, plan: StagePlan, folder: Path, draw: SampleBatch,
+    net: UNet2DConditionModel, plan: StagePlan, folder: Path, sample_batch: SampleBatch,
     report: Callable[[UNet2DConditionModel], Metrics], *, text: CLIPTextModel,
 ) -> UNet2DConditionModel:  # fmt: skip
     """Return the U-Net trained on these batches, averaged."""
@@ -83,7 +85,9 @@ def train_unet_on(
     device = best_device()
     ready = use_fast_group_norm(net).to(device, memory_format=torch.channels_last)
     text.to(device)
-    return train_loop(ready, plan, folder, draw=draw, loss=partial(image_noise_loss, text), report=report)
+    return train_loop(
+        ready, plan, folder, sample_batch=sample_batch, loss=partial(image_noise_loss, text), report=report
+    )
 
 
 def load_latents(folder: Path, vae: AutoencoderKL, pool: Pool) -> np.ndarray:
@@ -135,7 +139,7 @@ def unet_batches_from(
     """
     table, norms = np.array(schedule.sigmas), np.array(schedule.norms)
 
-    def draw(rng: np.random.Generator, progress: float) -> Batch:
+    def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
         latents, words, weights, *beside = fetch(rng.integers(count(progress), size=batch))
         told = words[np.arange(batch), rng.integers(words.shape[1], size=batch)]
         told[rng.uniform(size=batch) < CAPTION_DROPOUT] = untold
@@ -151,7 +155,7 @@ def unet_batches_from(
             *(torch.from_numpy(each) for each in beside),
         )  # fmt: skip
 
-    return draw
+    return sample_batch
 
 
 def image_noise_loss(text: CLIPTextModel, net: nn.Module, batch: Batch) -> dict[str, Tensor]:

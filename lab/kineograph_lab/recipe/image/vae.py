@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.images import save_contact_sheet, to_tensor, to_uint8
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, bf16_autocast, train_loop
 from kineograph_lab.recipe.pool import Pool
@@ -22,9 +22,9 @@ FULL_SIZE_FROM = 0.75  # from this progress on whole pictures, so that the norms
 def train_vae(net: AutoencoderKL, plan: StagePlan, folder: Path, pool: Pool, held_out: Pool) -> AutoencoderKL:
     """The averaged autoencoder, its scaling factor measured on the pool."""
     ready = use_fast_group_norm(net).to(best_device(), memory_format=torch.channels_last)
-    draw = vae_batches(pool, plan.batch, net.config["latent_channels"])
+    sample_batch = vae_batches(pool, plan.batch, net.config["latent_channels"])
     trained: AutoencoderKL = train_loop(
-        ready, plan, folder, draw=draw, loss=vae_losses, report=vae_report(folder, held_out)
+        ready, plan, folder, sample_batch=sample_batch, loss=vae_losses, report=vae_report(folder, held_out)
     )
     deviation = torch.cat([encode_images(trained, pool.pictures[k : k + 64]) for k in range(0, 512, 64)]).std()
     trained.register_to_config(scaling_factor=round(1 / float(deviation), 4))
@@ -34,7 +34,7 @@ def train_vae(net: AutoencoderKL, plan: StagePlan, folder: Path, pool: Pool, hel
 def vae_batches(pool: Pool, batch: int, channels: int) -> SampleBatch:
     """Batches of (crops in all eight orientations, noise of their latents); as many pixels late as early."""
 
-    def draw(rng: np.random.Generator, progress: float) -> Batch:
+    def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
         side = CROP if progress < FULL_SIZE_FROM else SIDE
         count = batch * CROP**2 // side**2
         cut = np.stack(
@@ -43,7 +43,7 @@ def vae_batches(pool: Pool, batch: int, channels: int) -> SampleBatch:
         noise = rng.standard_normal((count, channels, side // FACTOR, side // FACTOR), np.float32)
         return to_tensor(cut), torch.from_numpy(noise)
 
-    return draw
+    return sample_batch
 
 
 def _random_crop(picture: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:

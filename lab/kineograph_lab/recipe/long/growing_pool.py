@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from kineograph.training.group_norm import use_fast_group_norm
 from transformers import CLIPTokenizer
 
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.image import vae
 from kineograph_lab.recipe.image.unet import CELLS, weights_from_cells
 from kineograph_lab.recipe.networks import tokenize
@@ -163,7 +163,7 @@ class ImageShards:
 
 
 def image_count_ledger(folder: Path, path: Path, steps: int) -> Callable[[float], int]:
-    """Return the number of images to draw from at a progress: that of its block of steps, kept in a file of lines."""
+    """Return the number of images to sample_batch from at a progress: that of its block of steps, kept in a file of lines."""
     blocks: dict[int, int] = {}
     if path.exists():
         blocks = dict(json.loads(line) for line in path.read_text().splitlines())

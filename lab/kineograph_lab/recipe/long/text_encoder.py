@@ -48,12 +48,12 @@ def train_text_encoder(
 ) -> CLIPTextModel:
     """Return the averaged text encoder, trained on this many texts."""
     text.set_attn_implementation("eager")
-    draw, report = (
+    sample_batch, report = (
         text_batches(load_texts(folder / "texts.npz", plan.seed, count, tokens), tokens, plan),
         text_report(tokens),
     )
     return train_loop(
-        TextFactsNet(text).to(best_device()), plan, folder, draw=draw, loss=text_losses, report=report
+        TextFactsNet(text).to(best_device()), plan, folder, sample_batch=sample_batch, loss=text_losses, report=report
     ).text
 
 
@@ -104,12 +104,12 @@ def text_batches(texts: tuple[np.ndarray, np.ndarray], tokens: CLIPTokenizer, pl
     """Return batches of (tokens, whether a state has seen the whole text, facts)."""
     words, facts = texts
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         chosen = rng.integers(len(words), size=plan.batch)
         taken = torch.from_numpy(words[chosen].astype(np.int64))
         return taken, is_after_text(taken, tokens), torch.from_numpy(facts[chosen])
 
-    return draw
+    return sample_batch
 
 
 def text_losses(net: TextFactsNet, batch: Batch) -> dict[str, Tensor]:

@@ -77,11 +77,11 @@ def long_unet_stage(plans: RecipeSettings, out: Path) -> None:
     text, tokens = CLIPTextModel.from_pretrained(out / "text" / "final"), outputs.load_tokenizer(out)
     shards, schedule = growing_pool.ImageShards(images), Schedule.from_config(unet.SCHEDULER)
     count = growing_pool.image_count_ledger(images, folder / "ledger.jsonl", plan.steps)
-    draw = unet.unet_batches_from(shards.fetch, count, schedule, plan.batch, tokenize(tokens, [""])[0])
+    sample_batch = unet.unet_batches_from(shards.fetch, count, schedule, plan.batch, tokenize(tokens, [""])[0])
     torch.manual_seed(plans.seed)
     net = UNet2DConditionModel.from_pretrained(out / SHIPPED / "unet" / "final")
     report = development_report(folder, schedule, outputs.load_vae(out), text, tokens)
-    unet.train_unet_on(net, plan, folder, draw, report, text=text).save_pretrained(folder / "final")
+    unet.train_unet_on(net, plan, folder, sample_batch, report, text=text).save_pretrained(folder / "final")
 
 
 class TooFewShards(Exception):

@@ -93,7 +93,7 @@ def video_batches(
     moves, there = _motion_truths(films)
     of_pictures, heavy = tokenize_captions(pictures, tokens), unet.cell_weights(pictures)[:, None]
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if rng.uniform() < SHORT_SHARE else FRAMES
         count = batch * FRAMES // frames
         pool = next(numbers for until, numbers in lessons if progress <= until)
@@ -115,7 +115,7 @@ def video_batches(
             sample_captions(rng, of_pictures[stills], blank),
         )
 
-    return draw
+    return sample_batch
 
 
 def _motion_truths(films: Pool) -> tuple[np.ndarray, np.ndarray]:

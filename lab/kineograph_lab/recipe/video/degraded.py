@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kineograph.training.group_norm import use_fast_group_norm
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.pocket.networks import add_low_rank, merge_low_rank
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.loop import Batch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.recipe.video import batches, text_to_video
@@ -77,9 +77,14 @@ def train_degraded(
     ready = use_fast_group_norm(DegradedVideoUNet(net)).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
-    draw = batches.video_batches(films, pictures, plan.batch, tokenizer, share=0)
+    sample_batch = batches.video_batches(films, pictures, plan.batch, tokenizer, share=0)
     trained = train_loop(
-        ready, plan, folder, draw=draw, loss=partial(degraded_noise_loss, text.to(best_device())), report=lambda net: {}
+        ready,
+        plan,
+        folder,
+        sample_batch=sample_batch,
+        loss=partial(degraded_noise_loss, text.to(best_device())),
+        report=lambda net: {},
     )
     state = trained.net.image_unet.state_dict()
     return {name: each.cpu().contiguous() for name, each in state.items() if "lora_" in name}

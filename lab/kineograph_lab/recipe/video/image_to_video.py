@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
@@ -24,6 +23,7 @@ from kineograph.models.conditioning import resampler
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.recipe.image import unet, vae
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
@@ -111,13 +111,13 @@ def image_batches(pool: Pool, seen: ImageStates, grey: ImageStates, batch: int, 
     """Batches of (pictures, noise, weights, timesteps, words, what is seen of the picture itself, frame rates)."""
     words, empty, heavy = tokenize_captions(pool, tokens), tokenize(tokens, [""])[0], unet.cell_weights(pool)[:, None]
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         k = rng.integers(len(words), size=batch)
         rates = torch.zeros(batch)
         told = _drop_captions(rng, words[k], empty, CAPTION_DROPOUTS[0])
         return (*sample_noised(rng, pool.pictures[k], heavy[k]), told, _drop_images(rng, seen[k], grey), rates)
 
-    return draw
+    return sample_batch
 
 
 def first_frame_batches(
@@ -128,7 +128,7 @@ def first_frame_batches(
     weights = np.stack([clip_cell_weights(fact) for fact in pool.facts])
     rates = np.array([fact["fps"] for fact in pool.facts], np.float32)
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if rng.uniform() < SHORT_SHARE else FRAMES
         k = rng.integers(len(words), size=batch * FRAMES // frames)
         window = slice(0, FRAMES, int(rng.choice((1, 2)))) if frames < FRAMES else slice(0, FRAMES)
@@ -141,7 +141,7 @@ def first_frame_batches(
             fps,
         )
 
-    return draw
+    return sample_batch
 
 
 def _drop_captions(rng: Rng, words: np.ndarray, empty: np.ndarray, wordless: float) -> Tensor:
@@ -172,7 +172,7 @@ def _add_image(net: VideoUNet, told: Condition, seen: Tensor) -> Condition:
 
 
 def train_image_to_video(
-    animator: ImageToVideoUNet, plan: StagePlan, folder: Path, draw: SampleBatch,
+    animator: ImageToVideoUNet, plan: StagePlan, folder: Path, sample_batch: SampleBatch,
     report: Report, *, text: CLIPTextModel,
 ) -> VideoUNet:  # fmt: skip
     """The averaged network."""
@@ -180,7 +180,9 @@ def train_image_to_video(
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
-    return train_loop(ready, plan, folder, draw=draw, loss=partial(image_to_video_loss, text), report=report).net
+    return train_loop(
+        ready, plan, folder, sample_batch=sample_batch, loss=partial(image_to_video_loss, text), report=report
+    ).net
 
 
 def image_to_video_report(

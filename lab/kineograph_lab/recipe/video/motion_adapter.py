@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, MotionAdapter
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
 from kineograph_lab.recipe.loop import Batch, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.networks import tokenize
@@ -44,8 +44,8 @@ def train_pocket_motion_adapter(
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     loss = partial(frozen_clip_loss, text.to(best_device()))
-    draw = frozen_clip_batches(films, plan.batch, tokenizer)
-    return train_loop(ready, plan, folder, draw=draw, loss=loss, report=lambda stilled: {}).net
+    sample_batch = frozen_clip_batches(films, plan.batch, tokenizer)
+    return train_loop(ready, plan, folder, sample_batch=sample_batch, loss=loss, report=lambda stilled: {}).net
 
 
 def frozen_clip_batches(films: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch:
@@ -54,14 +54,14 @@ def frozen_clip_batches(films: Pool, batch: int, tokens: CLIPTokenizer) -> Sampl
     weights = np.stack([batches.clip_cell_weights(fact) for fact in films.facts])
     rates = np.array([fact["fps"] for fact in films.facts], np.float32)
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if rng.uniform() < batches.SHORT_SHARE else FRAMES
         films_of, frame_of = (rng.integers(n, size=batch * FRAMES // frames) for n in (len(words), FRAMES))
         clips, heavy = (np.repeat(of[films_of, frame_of][:, None], frames, 1) for of in (films.pictures, weights))
         told = batches.sample_captions(rng, words[films_of], blank)
         return (*batches.sample_noised(rng, clips, heavy), told, torch.from_numpy(rates[films_of]))
 
-    return draw
+    return sample_batch
 
 
 def frozen_clip_loss(text: CLIPTextModel, stilled: FrozenClipUNet, batch: Batch) -> dict[str, torch.Tensor]:

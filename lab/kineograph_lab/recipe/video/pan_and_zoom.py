@@ -105,7 +105,7 @@ def panned_batches(pool: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch
         np.array([fact["fps"] for fact in pool.facts]),
     )
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if rng.uniform() < screenings.SHORT_SHARE else FRAMES
         chosen, window = (
             rng.integers(len(rates), size=batch * FRAMES // frames),
@@ -120,4 +120,4 @@ def panned_batches(pool: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch
             torch.from_numpy((there[chosen][:, window] == 0).astype(np.float32)),
         )
 
-    return draw
+    return sample_batch

@@ -1,4 +1,4 @@
-"""What the video models draw while they train: always from the same noise, for the eye and for the judge."""
+"""What the video models sample_batch while they train: always from the same noise, for the eye and for the judge."""
 
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 
 from kineograph.models.vae.temporal_decoder import (
@@ -23,6 +22,7 @@ from kineograph.models.vae.temporal_decoder import (
     decoder_blocks,
     reconstruction_errors,
 )
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe import pool as feed
 from kineograph_lab.recipe.image.vae import CROP, FACTOR, FULL_SIZE_FROM, SIDE
 from kineograph_lab.recipe.images import save_contact_sheet, to_tensor, to_uint8
@@ -69,14 +69,17 @@ def train_temporal_decoder(
     """The averaged layers."""
     ready = use_fast_group_norm(VAEWithTemporalDecoder(vae)).to(best_device()).eval()
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
-    draw, report = decoder_batches(shown, plan.batch, vae.config["latent_channels"]), decoder_report(folder, held_out)
-    return train_loop(ready, plan, folder, draw=draw, loss=decoder_losses, report=report).decoder
+    sample_batch, report = (
+        decoder_batches(shown, plan.batch, vae.config["latent_channels"]),
+        decoder_report(folder, held_out),
+    )
+    return train_loop(ready, plan, folder, sample_batch=sample_batch, loss=decoder_losses, report=report).decoder
 
 
 def decoder_batches(shown: Pool, batch: int, channels: int) -> SampleBatch:
     """Batches of (films cut to size, by what their latents are off); as many pixels late, whole, as early, in parts."""
 
-    def draw(rng: Rng, progress: float) -> Batch:
+    def sample_batch(rng: Rng, progress: float) -> Batch:
         side = CROP if progress < FULL_SIZE_FROM else SIDE
         count = max(1, batch * CROP**2 // side**2)
         cut = np.stack(
@@ -88,7 +91,7 @@ def decoder_batches(shown: Pool, batch: int, channels: int) -> SampleBatch:
         )  # every second film's not
         return to_tensor(cut.reshape(-1, *cut.shape[2:])).unflatten(0, (count, FRAMES)), torch.from_numpy(off)
 
-    return draw
+    return sample_batch
 
 
 def _random_clip_crop(frames: np.ndarray, side: int, rng: Rng) -> np.ndarray:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -28,6 +27,7 @@ from kineograph.models.temporal.config import (
     TransformerConfig,
 )
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.loop import Metrics, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.video import text_to_video
 from kineograph_lab.recipe.video.clips import FRAMES
@@ -60,7 +60,7 @@ def train_temporal_layers(
     net: TemporalLayersUNet,
     plan: StagePlan,
     folder: Path,
-    draw: SampleBatch,
+    sample_batch: SampleBatch,
     report: Callable[[TemporalLayersUNet], Metrics],
     *,
     text: CLIPTextModel,
@@ -70,7 +70,7 @@ def train_temporal_layers(
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     loss = partial(text_to_video.text_to_video_loss, text.to(best_device()))
-    return train_loop(ready, plan, folder, draw=draw, loss=loss, report=report)
+    return train_loop(ready, plan, folder, sample_batch=sample_batch, loss=loss, report=report)
 
 
 def mix_batches(films: SampleBatch, panned: SampleBatch, share: float) -> SampleBatch:

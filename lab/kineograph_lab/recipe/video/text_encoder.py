@@ -48,9 +48,9 @@ def train_video_text_encoder(
     text.set_attn_implementation("eager")
     before = copy.deepcopy(text).requires_grad_(requires_grad=False).to(best_device())
     net = ClipFactsNet(text).to(best_device())
-    draw, report = clip_caption_batches(tokens, shots, plan), clip_caption_report(tokens)
+    sample_batch, report = clip_caption_batches(tokens, shots, plan), clip_caption_report(tokens)
     return train_loop(
-        net, plan, folder, draw=draw, loss=partial(clip_caption_losses, before, tokens), report=report
+        net, plan, folder, sample_batch=sample_batch, loss=partial(clip_caption_losses, before, tokens), report=report
     ).text
 
 
@@ -79,11 +79,11 @@ def clip_caption_batches(tokens: CLIPTokenizer, shots: int, plan: StagePlan) -> 
     """Batches of (words of clips, words of pictures, facts of the clips)."""
     every = sample_clip_captions(plan.seed, shots, "train", tokens)
 
-    def draw(rng: np.random.Generator, progress: float) -> Batch:
+    def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
         chosen = rng.integers(shots, size=plan.batch)
         return tuple(torch.from_numpy(each[chosen].astype(np.int64)) for each in every)
 
-    return draw
+    return sample_batch
 
 
 def clip_caption_losses(

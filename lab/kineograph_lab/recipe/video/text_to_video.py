@@ -18,7 +18,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from jaxtyping import Float
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -28,6 +27,7 @@ from kineograph.models.pocket.networks import trainable_video_unet
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.image import unet
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.video import motion_readout
@@ -73,7 +73,7 @@ def train_text_to_video(
     net: TextToVideoUNet,
     plan: StagePlan,
     folder: Path,
-    draw: SampleBatch,
+    sample_batch: SampleBatch,
     report: Callable[[TextToVideoUNet], Metrics],
     *,
     text: CLIPTextModel,
@@ -83,7 +83,9 @@ def train_text_to_video(
     ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
-    return train_loop(ready, plan, folder, draw=draw, loss=partial(text_to_video_loss, text), report=report)
+    return train_loop(
+        ready, plan, folder, sample_batch=sample_batch, loss=partial(text_to_video_loss, text), report=report
+    )
 
 
 @torch.no_grad()

@@ -1,14 +1,14 @@
-"""VidRD's temporal decoder: convolutions along time after the resnets of a VAE's decoder, which stays the user's own.
+"""Temporal decoder of VidRD: temporal convolutions after the ResNet blocks of a VAE's decoder.
 
-The walk through the decoder is here, the rooms are borrowed (docs/decisions/0003). Where each frame is normed alone a
-video goes through in parts: a convolution holds a part back until the next one is there, so that all parts together are
-what the video at once would be, nothing is computed twice, and as much is held for a long video as for a short one.
+The VAE stays the user's own: the forward pass is computed here, with its layers (docs/decisions/0003). If the norms do
+not span frames, a video is decoded in chunks: a convolution holds a chunk back until the next one is there, so that
+the result is that of the whole video, nothing is computed twice, and memory does not grow with the video's length.
 Source: VidRD (Gu et al. 2023), and its released code, whose norms span the frames of a clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise, tee
 from typing import Any, cast
@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
@@ -24,167 +24,177 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.temporal.layers import TemporalConv, ensure_gradient
 from kineograph.models.unet.windows import overlapping_windows
-from kineograph.models.vae import chunks
+from kineograph.models.vae.frames import decode_frames, split_frames
 
-Video = Float[Tensor, "b f c h w"]
-Along = Callable[[TemporalConv, Iterator[Video]], Iterator[Video]]
-BLOCK = "UpDecoderBlock2D"
+FrameFeatures = Float[Tensor, "b f c h w"]
+ApplyConv = Callable[[TemporalConv, Iterator[FrameFeatures]], Iterator[FrameFeatures]]
+BLOCK_TYPE = "UpDecoderBlock2D"
 DROPOUT = 0.1
 
 
 class TemporalDecoderConfig(BaseModel):
-    """A temporal decoder.
+    """Configuration of a temporal decoder.
 
-    blocks       channels and number of resnets of each block of the decoder that it is for, from the latents on
-    in_a_row     how many convolutions follow a resnet
-    groups       of their norms
-    num_frames   how many frames it was trained on
-    joint_norms  whether norms span the frames: then so many are decoded together, in windows that overlap
+    blocks        channels and number of ResNet blocks of each block of the VAE's decoder, from the latents on
+    convolutions  number of temporal convolutions after each ResNet block
+    groups        number of groups of their norms
+    num_frames    number of frames that it was trained on
+    joint_norms   norms span the frames: then so many are decoded together, in overlapping windows
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     blocks: tuple[tuple[int, int], ...]
-    in_a_row: int = 3
+    convolutions: int = 3
     groups: int = 32
     num_frames: int = 8
     joint_norms: bool = False
 
+    @model_validator(mode="before")
+    @classmethod
+    def _migrate(cls, given: Any) -> Any:
+        """Rename `in_a_row`, the first version's name of `convolutions`."""
+        if not isinstance(given, Mapping):
+            return given
+        return {"convolutions" if name == "in_a_row" else name: value for name, value in given.items()}
+
 
 class TemporalDecoder(nn.Module):
-    """The layers along time of a decoder. Untrained, and for one frame in any case, they change nothing."""
+    """The temporal convolutions of a decoder. Untrained, and for a single frame, they change nothing."""
 
     def __init__(self, config: TemporalDecoderConfig) -> None:
         super().__init__()
         self.config = config
         self.up_blocks = nn.ModuleList(
-            nn.ModuleList(TemporalConv(channels, config.groups, config.in_a_row, DROPOUT) for _ in range(resnets))
+            nn.ModuleList(TemporalConv(channels, config.groups, config.convolutions, DROPOUT) for _ in range(resnets))
             for channels, resnets in config.blocks
         )
 
-    def forward(self, vae: AutoencoderKL, z: Latents, size: int) -> Iterator[Video]:
-        """Unscaled latents, where and as the VAE is, as frames with values from -1 to 1, some at a time.
+    def forward(self, vae: AutoencoderKL, z: Latents, size: int) -> Iterator[FrameFeatures]:
+        """Yield the frames of unscaled latents, values from -1 to 1, some at a time.
 
-        size: how many frames go through each layer at once; the result does not change, unless norms span frames.
+        Args:
+            vae: the VAE whose decoder this is for, on the device and in the dtype of z.
+            size: number of frames that each layer processes at once; the result does not depend on it, unless norms
+                span frames.
         """
         if z.shape[1] == 1:
             return decode_frames(vae, z, size)
         if self.config.joint_norms:
-            return self._in_windows(vae, z)
-        return self._walk(vae, (part for _, part in chunks.split_frames(z, size)), apply_streaming)
+            return self._decode_windows(vae, z)
+        return self._decode(vae, (part for _, part in split_frames(z, size)), apply_streaming)
 
-    def _in_windows(self, vae: AutoencoderKL, z: Latents) -> Iterator[Video]:
-        """Each frame from the window in which it is nearest to the middle."""
-        spans = overlapping_windows(z.shape[1], self.config.num_frames, self.config.num_frames // 4)
-        meet = [(after.start + before.stop) // 2 for before, after in pairwise(spans)]
-        for span, (first, end) in zip(spans, pairwise([0, *meet, z.shape[1]]), strict=True):
-            (window,) = self._walk(vae, iter([z[:, span.start : span.stop]]), apply_to_window)
-            yield window[:, first - span.start : end - span.start]
+    def _decode_windows(self, vae: AutoencoderKL, z: Latents) -> Iterator[FrameFeatures]:
+        """Yield each frame from the window in whose middle it is nearest."""
+        windows = overlapping_windows(z.shape[1], self.config.num_frames, self.config.num_frames // 4)
+        borders = [(after.start + before.stop) // 2 for before, after in pairwise(windows)]
+        for window, (first, end) in zip(windows, pairwise([0, *borders, z.shape[1]]), strict=True):
+            (frames,) = self._decode(vae, iter([z[:, window.start : window.stop]]), apply_to_window)
+            yield frames[:, first - window.start : end - window.start]
 
-    def _walk(self, vae: AutoencoderKL, parts: Iterator[Latents], along: Along) -> Iterator[Video]:
-        x, mine = _each(partial(_entered, vae), parts), cast(Any, self.up_blocks)
-        for block, layers in zip(vae.decoder.up_blocks, mine, strict=True):
-            for resnet, layer in zip(block.resnets, layers, strict=True):
-                x = along(layer, _each(partial(resnet, temb=None), x))
+    def _decode(self, vae: AutoencoderKL, chunks: Iterator[Latents], apply_conv: ApplyConv) -> Iterator[FrameFeatures]:
+        x, up_blocks = _per_frame(partial(_first_layers, vae), chunks), cast(Any, self.up_blocks)
+        for block, convs in zip(vae.decoder.up_blocks, up_blocks, strict=True):
+            for resnet, conv in zip(block.resnets, convs, strict=True):
+                x = apply_conv(conv, _per_frame(partial(resnet, temb=None), x))
             for upsample in block.upsamplers or ():
-                x = _each(upsample, x)
-        return _each(partial(_left, vae.decoder), x)
+                x = _per_frame(upsample, x)
+        return _per_frame(partial(_last_layers, vae.decoder), x)
 
 
-def decode_frames(vae: AutoencoderKL, z: Latents, size: int) -> Iterator[Video]:
-    """What `TemporalDecoder` does, without layers along time."""
-    for _, part in chunks.split_frames(z, size):
-        yield vae.decode(part.flatten(0, 1)).sample.unflatten(0, part.shape[:2])
+def apply_to_window(layer: TemporalConv, chunks: Iterator[FrameFeatures]) -> Iterator[FrameFeatures]:
+    """Apply the layer to each chunk as if it were the whole video, with norms over its frames."""
+    return (layer(chunk.flatten(0, 1), chunk.shape[1]).unflatten(0, chunk.shape[:2]) for chunk in chunks)
 
 
-def apply_to_window(layer: TemporalConv, parts: Iterator[Video]) -> Iterator[Video]:
-    """The layer on each part as if it were all, its norms over the part's frames."""
-    return (layer(part.flatten(0, 1), part.shape[1]).unflatten(0, part.shape[:2]) for part in parts)
+def apply_streaming(layer: TemporalConv, chunks: Iterator[FrameFeatures]) -> Iterator[FrameFeatures]:
+    """Apply the layer to a video that comes in chunks, with norms over single frames."""
+    residual, inside = tee(chunks)
+    for norm, conv in layer.norms_and_convs():
+        inside = _convolve(conv, add_neighbours(_per_frame(partial(_norm_and_activate, layer, norm), inside)))
+    return (x + more for x, more in zip(residual, inside, strict=True))
 
 
-def apply_streaming(layer: TemporalConv, parts: Iterator[Video]) -> Iterator[Video]:
-    """The layer on a video that comes in parts, each frame normed alone."""
-    beside, inside = tee(parts)
-    for norm, conv in layer.rooms():
-        inside = _convolved(conv, add_neighbours(_each(partial(_ready, layer, norm), inside)))
-    return (x + more for x, more in zip(beside, inside, strict=True))
-
-
-def add_neighbours(parts: Iterator[Video]) -> Iterator[Video]:
-    """Each part with the frame before it and the one behind it; zeros at the ends, as a convolution pads."""
-    here = next(parts)
+def add_neighbours(chunks: Iterator[FrameFeatures]) -> Iterator[FrameFeatures]:
+    """Yield each chunk with the frame before it and the one after it; zeros at the ends, as a convolution pads."""
+    here = next(chunks)
     before = torch.zeros_like(here[:, :1])
-    for after in parts:
-        yield _joined([before, here, after[:, :1]])
+    for after in chunks:
+        yield _concatenate([before, here, after[:, :1]])
         before, here = here[:, -1:], after
-    yield _joined([before, here, torch.zeros_like(here[:, :1])])
+    yield _concatenate([before, here, torch.zeros_like(here[:, :1])])
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Frames one after another, `channels_last` where they are."""
+def _concatenate(parts: list[Tensor]) -> Tensor:
+    """Concatenate frames, `channels_last` where they are."""
     return torch.cat([part.movedim(2, -1) for part in parts], dim=1).movedim(-1, 2)
 
 
-def _convolved(conv: Any, parts: Iterator[Video]) -> Iterator[Video]:
-    """A filter over three frames, on parts that have their neighbours."""
-    for part in parts:
-        rows = part.movedim(2, -1).flatten(2, 3).movedim(-1, 1)  # b c f (h w), a view where it can be one
-        yield conv2d(rows, conv.weight, conv.bias).unflatten(3, part.shape[3:]).transpose(1, 2)
+def _convolve(conv: Any, chunks: Iterator[FrameFeatures]) -> Iterator[FrameFeatures]:
+    """Apply a convolution over three frames to chunks that have their neighbours."""
+    for chunk in chunks:
+        rows = chunk.movedim(2, -1).flatten(2, 3).movedim(-1, 1)  # b c f (h w), a view where it can be one
+        yield conv2d(rows, conv.weight, conv.bias).unflatten(3, chunk.shape[3:]).transpose(1, 2)
 
 
-def _ready(layer: TemporalConv, norm: nn.Module, x: Tensor) -> Tensor:
-    return layer.ready(norm(ensure_gradient(x)))
+def _norm_and_activate(layer: TemporalConv, norm: nn.Module, x: Tensor) -> Tensor:
+    return layer.activate(norm(ensure_gradient(x)))
 
 
-def _each(layer: Callable[[Tensor], Tensor], parts: Iterable[Video]) -> Iterator[Video]:
-    """A layer that knows of pictures on the frames of each part."""
-    for part in parts:
-        yield layer(part.flatten(0, 1)).unflatten(0, part.shape[:2])
+def _per_frame(layer: Callable[[Tensor], Tensor], chunks: Iterable[FrameFeatures]) -> Iterator[FrameFeatures]:
+    """Apply a layer of the image VAE to the frames of each chunk."""
+    for chunk in chunks:
+        yield layer(chunk.flatten(0, 1)).unflatten(0, chunk.shape[:2])
 
 
-def _entered(vae: AutoencoderKL, z: Tensor) -> Tensor:
+def _first_layers(vae: AutoencoderKL, z: Tensor) -> Tensor:
     decoder = vae.decoder
     z = z if vae.post_quant_conv is None else vae.post_quant_conv(z)
     return decoder.mid_block(decoder.conv_in(z), None)
 
 
-def _left(decoder: Any, x: Tensor) -> Tensor:
+def _last_layers(decoder: Any, x: Tensor) -> Tensor:
     return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
 
 
 def reconstruction_errors(
     decoder: TemporalDecoder, vae: AutoencoderKL, z: Latents, frames: Float[Tensor, "b f 3 H W"]
 ) -> tuple[Float[Tensor, " b"], Float[Tensor, " b"]]:
-    """How far what is decoded is from the frames, values from -1 to 1: of each video the mean absolute error of its
-    pixels, and of their changes from frame to frame, which is flicker."""
-    off = torch.cat(list(decoder(vae, z, z.shape[1])), dim=1).float() - frames
-    return off.abs().flatten(1).mean(1), off.diff(dim=1).abs().flatten(1).mean(1)
+    """Return mean absolute errors of the decoded latents of each video: of pixels, and of their changes (flicker).
+
+    frames: the expected ones, values from -1 to 1.
+    """
+    difference = torch.cat(list(decoder(vae, z, z.shape[1])), dim=1).float() - frames
+    return difference.abs().flatten(1).mean(1), difference.diff(dim=1).abs().flatten(1).mean(1)
 
 
 def decoder_blocks(vae: AutoencoderKL) -> tuple[tuple[int, int], ...]:
-    """Channels and number of resnets of each block of a VAE's decoder, from the latents on.
+    """Return channels and number of ResNet blocks of each block of a VAE's decoder, from the latents on.
 
-    Raises InputError for blocks in which the walk does not know its way.
+    Raises InputError for blocks of other types than those of SD's VAEs.
     """
     blocks = vae.decoder.up_blocks
-    if strange := {type(block).__name__ for block in blocks} - {BLOCK}:
+    if unknown := {type(block).__name__ for block in blocks} - {BLOCK_TYPE}:
         raise InputError(
-            f"the VAE's decoder has {', '.join(sorted(strange))}: a temporal decoder goes around blocks of {BLOCK}, as "
-            "in the VAEs of SD 1.x, 2.x and SDXL"
+            f"the VAE's decoder has {', '.join(sorted(unknown))}: a temporal decoder goes around blocks of "
+            f"{BLOCK_TYPE}, as in the VAEs of SD 1.x, 2.x and SDXL"
         )
     return tuple((block.resnets[0].out_channels, len(block.resnets)) for block in blocks)
 
 
 def check_decoder_fits(decoder: TemporalDecoder, vae: AutoencoderKL, name: str) -> None:
-    """Raises InputError unless the layers fit around this VAE's decoder. name: what they come from."""
+    """Raise InputError unless the temporal decoder is for a VAE of this architecture.
+
+    name: source of the temporal decoder, for the message.
+    """
     wanted, there = decoder.config.blocks, decoder_blocks(vae)
     if wanted != there:
         raise InputError(
-            f"the temporal decoder of {name} is for a VAE whose decoder has {_written(wanted)}, and this one has "
-            f"{_written(there)}: take a temporal decoder made for it, or the VAE that this one was trained with"
+            f"the temporal decoder of {name} is for a VAE whose decoder has {_describe(wanted)}, and this one has "
+            f"{_describe(there)}: take a temporal decoder made for it, or the VAE that this one was trained with"
         )
 
 
-def _written(blocks: tuple[tuple[int, int], ...]) -> str:
-    widths, resnets = (", ".join(map(str, each)) for each in zip(*blocks, strict=True))
-    return f"blocks {widths} wide of {resnets} resnets"
+def _describe(blocks: tuple[tuple[int, int], ...]) -> str:
+    channels, resnets = (", ".join(map(str, each)) for each in zip(*blocks, strict=True))
+    return f"blocks of {channels} channels with {resnets} ResNet blocks"

@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kineograph import noise
-from kineograph.denoise import check_finite, classifier_free_guidance
+from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.errors import InputError
 from kineograph.media.dataset_layouts import IMAGES
 from kineograph.media.files import instead_of, slug
@@ -174,7 +174,7 @@ def generate_images(
     size: height and width in pixels. Raises ValueError for an image that holds NaN.
     """
     cond, uncond = (model.bind(model.prompt(texts, size=size)) for texts in (list(prompts), [""]))
-    denoise = check_finite(classifier_free_guidance(cond, uncond, max(1.0, sampling.guidance_scale)))
+    denoise = refuse_nan(classifier_free_guidance(cond, uncond, max(1.0, sampling.guidance_scale)))
     sigmas = leading(model.schedule.sigmas, sampling.num_inference_steps)
     initial = noise.independent(seed, [0], (len(prompts), *model.latent_shape(*size))).to(model.device)
     latents = final_latents(dpmpp_2m(denoise, sigmas[0] * initial, sigmas))

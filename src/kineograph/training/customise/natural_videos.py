@@ -1,6 +1,6 @@
-"""Natural videos, by which a video model keeps what it knew: given ones, or such as it draws itself.
+"""Natural videos, on which a video model keeps what it has learnt: the user's, or videos that it generates itself.
 
-Those that it draws are what DreamBooth's prior is for pictures: what the model would have shown anyway.
+Generated ones are to a video model what DreamBooth's prior is to an image model.
 """
 
 from __future__ import annotations
@@ -34,175 +34,171 @@ from kineograph.sigmas import leading
 from kineograph.training import current_process
 from kineograph.training.customise import prompts
 from kineograph.training.customise.batches import TrainingSample
-from kineograph.training.customise.image import PREVIEWS, PhaseProgress
+from kineograph.training.customise.phases import NATURAL, PREVIEWS, PhaseProgress
 from kineograph.training.customise.settings import VideoCustomisationSettings
 from kineograph.training.temporal_layers import sources
 from kineograph.training.temporal_layers.batches import truncate_caption
-from kineograph.training.temporal_layers.latents import cached_latent_encoder
+from kineograph.training.temporal_layers.latent_cache import cached_latent_encoder
 from kineograph.training.temporal_layers.settings import DataSource
-
-Opened = sources.OpenSource
-
-NATURAL = "natural"
+from kineograph.training.temporal_layers.sources import OpenSource
 
 
 class NaturalVideos(NamedTuple):
-    """Which natural videos: of this model, so long and large, given ones if they are given."""
+    """The natural videos of a training. given: the user's videos; None to generate them with the model."""
 
     video: Model
     settings: VideoCustomisationSettings
     size: tuple[int, int]
-    given: Opened | None
+    given: OpenSource | None
 
     @property
-    def frames(self) -> int:
-        """How many each has."""
+    def num_frames(self) -> int:
+        """Number of frames of each."""
         assert self.video.temporal is not None, "checked before"
         return self.settings.num_frames or self.video.temporal.num_frames
 
     def facts(self) -> Any:
-        """What tells them from others, as JSON values."""
+        """Return JSON values that identify the videos."""
         if self.given is None:
-            return _name(self)
+            return _digest(self)
         count = None if self.given.dataset is None else len(self.given.dataset)
         return [self.given.source.model_dump(), count]
-
-
-def opened(videos: str | Path | None) -> Opened | None:
-    """A folder of videos, or "pocket" for the pocket world. Raises InputError when there are none."""
-    return None if videos is None else sources.open_sources([DataSource.model_validate(str(videos))], "video")[0]
 
 
 def prepare_natural_videos(
     video: Model, settings: VideoCustomisationSettings, natural_videos: str | Path | None
 ) -> NaturalVideos:
-    """Which natural videos a training is of. Raises InputError when there can be none, or the model can learn none."""
+    """Check the model and open the natural videos: a folder, "pocket" for the pocket world, or None to generate them.
+
+    Raises InputError when there are none, and for a model that cannot be trained on them.
+    """
     check_video_model(video)
     height, width = settings.image.height or video.default_size[0], settings.image.width or video.default_size[1]
     video.latent_shape(height, width)
-    wanted = NaturalVideos(video, settings, (height, width), opened(natural_videos))
-    if video.temporal and video.temporal.max_frames is not None and wanted.frames > video.temporal.max_frames:
+    given = None
+    if natural_videos is not None:
+        (given,) = sources.open_sources([DataSource.model_validate(str(natural_videos))], "video")
+    natural = NaturalVideos(video, settings, (height, width), given)
+    if video.temporal and video.temporal.max_frames is not None and natural.num_frames > video.temporal.max_frames:
         raise InputError(
-            f"num_frames is {wanted.frames}, and {video.name} sees at most {video.temporal.max_frames} frames together"
+            f"num_frames is {natural.num_frames}, and {video.name} takes at most {video.temporal.max_frames} frames "
+            "together"
         )
-    return wanted
+    return natural
 
 
 def check_video_model(video: Model) -> None:
-    """Raises InputError for a model that has no layers along time, or is more than those and an image model."""
+    """Raise InputError unless the model is a text-to-video model that is not customised yet."""
     if current_process().num_processes > 1:
-        raise InputError("a customising is for one process: call it without accelerate launch")
+        raise InputError("a customisation runs in one process: call it without accelerate launch")
     if video.temporal is None:
         raise InputError(f"{video.name} {NO_TEMPORAL_LAYERS}")
     if video.image_encoder is not None:
-        raise InputError(f"{video.name} is shown pictures: take a text-to-video model, such as pocket-video")
+        raise InputError(f"{video.name} is an image-to-video model: take a text-to-video model, such as pocket-video")
     if video.net.spatial_adapter is not None:
         raise InputError(f"{video.name} is customised already, to {video.subject!r}: load it without adapter=")
 
 
-def natural_samples(wanted: NaturalVideos, folder: Path) -> Generator[TrainingSample, None, None]:
-    """So many videos as latents `f c h w` with their captions, drawn or cut where they are not in the folder yet.
+def natural_samples(natural: NaturalVideos, folder: Path) -> Generator[TrainingSample, None, None]:
+    """Yield the videos as latents `f c h w` with captions, generated or read where the folder does not have them yet.
 
-    Raises InputError when given ones cannot be used; warns (InputWarning) of those that are passed over. Raises OSError
-    when they cannot be written.
+    Raises InputError when the user's videos cannot be used; warns (InputWarning) of those that are skipped. Raises
+    OSError when the folder cannot be written.
     """
-    return _drawn(wanted, folder) if wanted.given is None else _cut(wanted, wanted.given, folder)
+    return _generate(natural, folder) if natural.given is None else _read(natural, natural.given, folder)
 
 
-def natural_videos_phase(wanted: NaturalVideos, output: Path, shown: list[TrainingSample]) -> Iterator[PhaseProgress]:
-    """The natural videos, which are entered into `shown`, and at the end a picture of some of them."""
-    total, sheet = wanted.settings.natural_videos, output / PREVIEWS / "natural.png"
-    for each in natural_samples(wanted, output / NATURAL):
-        shown.append(each)
-        if len(shown) == total:
-            save_latent_sheet(wanted.video, shown, sheet)
-        yield PhaseProgress("natural", len(shown), total, previews=[sheet] if len(shown) == total else [])
+def natural_videos_phase(
+    natural: NaturalVideos, output: Path, samples: list[TrainingSample]
+) -> Iterator[PhaseProgress]:
+    """Append the natural videos to `samples`, and save a contact sheet of some of them at the end."""
+    total, sheet = natural.settings.natural_videos, output / PREVIEWS / "natural.png"
+    for each in natural_samples(natural, output / NATURAL):
+        samples.append(each)
+        if len(samples) == total:
+            save_latent_sheet(natural.video, samples, sheet)
+        yield PhaseProgress("natural", len(samples), total, previews=[sheet] if len(samples) == total else [])
 
 
-def save_latent_sheet(model: Model, shown: list[TrainingSample], file: Path) -> None:
-    """Writes a PNG of four frames of each of four videos, a video a row."""
-    some = [each.views[0][[round(k * (len(each.views[0]) - 1) / 3) for k in range(4)]] for each in shown[:4]]
+def save_latent_sheet(model: Model, samples: list[TrainingSample], file: Path) -> None:
+    """Write a PNG of four frames of each of the first four videos, one video a row."""
+    some = [each.views[0][[round(k * (len(each.views[0]) - 1) / 3) for k in range(4)]] for each in samples[:4]]
     frames = torch.cat([model.decode(each[None])[0] for each in some])
     sheet = Video.from_tensor(frames).contact_sheet(columns=4)
     with instead_of(file) as part:
         sheet.save(part, "PNG")
 
 
-def _cut(wanted: NaturalVideos, given: Opened, folder: Path) -> Generator[TrainingSample, None, None]:
-    skipped, seed, count = dict[str, str](), wanted.settings.training.seed, wanted.settings.natural_videos
-    shape = sources.ClipShape(wanted.frames, *wanted.size, (wanted.settings.fps,))
-    clips = -(-count // len(given.dataset)) if given.dataset else None
-    look = sources.combined_loader(
-        [given], shape, sources.LoadOptions(seed, seed, clips, cached_latent_encoder(wanted.video, folder), skipped)
-    )
+def _read(natural: NaturalVideos, given: OpenSource, folder: Path) -> Generator[TrainingSample, None, None]:
+    settings, skipped = natural.settings, dict[str, str]()
+    seed, count = settings.training.seed, settings.natural_videos
+    shape = sources.ClipShape(natural.num_frames, *natural.size, (settings.fps,))
+    windows = -(-count // len(given.dataset)) if given.dataset else None
+    encode = cached_latent_encoder(natural.video, folder)
+    load = sources.combined_loader([given], shape, sources.LoadOptions(seed, seed, windows, encode, skipped))
     for number in range(count):
-        # One after the other: a batch of its own, so that a folder may hold fewer videos than are wanted
-        sight = look(number, 0, 1)
-        yield TrainingSample((sight.latents,), truncate_caption(wanted.video, sight.caption))
+        # Each is a batch of its own, so that a folder may hold fewer videos than `count`
+        clip = load(number, 0, 1)
+        yield TrainingSample((clip.latents,), truncate_caption(natural.video, clip.caption))
     if skipped:
         warnings.warn(
-            f"passed over {len(skipped)} natural videos: {'; '.join([*skipped.values()][:3])}",
-            InputWarning,
-            stacklevel=2,
+            f"skipped {len(skipped)} natural videos: {'; '.join([*skipped.values()][:3])}", InputWarning, stacklevel=2
         )
 
 
-def _drawn(wanted: NaturalVideos, folder: Path) -> Generator[TrainingSample, None, None]:
-    home = (wanted.settings.natural_folder or folder) / _name(wanted)
-    for number, prompt in enumerate(natural_prompts(wanted)):
+def _generate(natural: NaturalVideos, folder: Path) -> Generator[TrainingSample, None, None]:
+    home = (natural.settings.natural_folder or folder) / _digest(natural)
+    for number, prompt in enumerate(natural_prompts(natural)):
         file = home / f"{number:05d}.safetensors"
         if not file.is_file():
-            latents = generate_latents(wanted, prompt, wanted.settings.training.seed + number)
+            latents = generate_latents(natural, prompt, natural.settings.training.seed + number)
             with instead_of(file) as part:
                 save_file({"latents": latents.half().contiguous()}, part, {"prompt": prompt})
         yield TrainingSample((read_tensors(file)["latents"].float(),), prompt)
 
 
-def natural_prompts(wanted: NaturalVideos) -> list[str]:
-    """What the drawn ones show."""
-    own, count = wanted.settings.natural_prompts, wanted.settings.natural_videos
-    return (
-        [own[number % len(own)] for number in range(count)]
-        if own
-        else prompts.natural_video_prompts(wanted.video, count)
-    )
+def natural_prompts(natural: NaturalVideos) -> list[str]:
+    """Return the prompts of generated natural videos."""
+    own, count = natural.settings.natural_prompts, natural.settings.natural_videos
+    return prompts.repeat_to(own, count) or prompts.natural_video_prompts(natural.video, count)
 
 
-def generate_latents(wanted: NaturalVideos, prompt: str, seed: int) -> Float[Tensor, "f c h w"]:
-    """A video of a prompt as latents, by the model as it was."""
-    model, drawing, frames = _plain(wanted.video), wanted.settings.drawing, range(wanted.frames)
-    tell = partial(model.prompt, size=wanted.size, fps=wanted.settings.fps)
-    told, blank = (model.bind(tell([text]), window=len(frames)) for text in (prompt, ""))
-    look = refuse_nan(classifier_free_guidance(told, blank, max(1.0, drawing.guidance_scale)))
-    sigmas = leading(model.schedule.sigmas, drawing.num_inference_steps)
+def generate_latents(natural: NaturalVideos, prompt: str, seed: int) -> Float[Tensor, "f c h w"]:
+    """Generate a video of a prompt as latents, with the model without adapters."""
+    model, sampling, frames = _without_adapters(natural.video), natural.settings.drawing, range(natural.num_frames)
+    encode = partial(model.prompt, size=natural.size, fps=natural.settings.fps)
+    cond, uncond = (model.bind(encode([text]), window=len(frames)) for text in (prompt, ""))
+    denoise = refuse_nan(classifier_free_guidance(cond, uncond, max(1.0, sampling.guidance_scale)))
+    sigmas = leading(model.schedule.sigmas, sampling.num_inference_steps)
     ratio = model.temporal.noise_ratio if model.temporal else 0.0
-    begin = noise.partly_shared(ratio, seed, frames, (1, *model.latent_shape(*wanted.size))).to(model.device)
+    initial = noise.related(ratio, seed, frames, (1, *model.latent_shape(*natural.size))).to(model.device)
     with torch.no_grad():
-        return final_latents(dpmpp_2m(look, sigmas[0] * begin, sigmas))[0].cpu()
+        return final_latents(dpmpp_2m(denoise, sigmas[0] * initial, sigmas))[0].cpu()
 
 
-def check_natural_prompts(wanted: NaturalVideos) -> None:
-    """Raises InputError for prompts that are too long to be read, before anything is drawn."""
-    if wanted.given is None:
-        wanted.video.prompt(natural_prompts(wanted))
-    elif wanted.given.dataset is not None and not len(wanted.given.dataset):
-        raise InputError(f"{wanted.given.source.source} holds no video: name a folder of videos, or leave it out")
+def check_natural_prompts(natural: NaturalVideos) -> None:
+    """Raise InputError for prompts that are too long for the model, and for a folder without videos."""
+    if natural.given is None:
+        natural.video.prompt(natural_prompts(natural))
+    elif natural.given.dataset is not None and not len(natural.given.dataset):
+        raise InputError(f"{natural.given.source.source} holds no video: name a folder of videos, or leave it out")
 
 
-def _plain(video: Model) -> Model:
-    """Without adapters, which these videos do not depend on."""
+def _without_adapters(video: Model) -> Model:
     return replace(video, net=VideoUNet(video.net.image_unet, video.net.temporal))
 
 
-def _name(wanted: NaturalVideos) -> str:
-    """Of a folder: after all that decides what is in it."""
-    model, settings = _plain(wanted.video), wanted.settings
-    how: list[Any] = [
+def _digest(natural: NaturalVideos) -> str:
+    """Return a hash of everything that decides the generated videos; the name of their folder."""
+    model, settings = _without_adapters(natural.video), natural.settings
+    values: list[Any] = [
         fingerprints(model),
         str(model.dtype),
-        natural_prompts(wanted),
+        natural_prompts(natural),
         settings.drawing.model_dump(),
-        list(wanted.size),
+        list(natural.size),
+        natural.num_frames,
+        settings.fps,
+        settings.training.seed,
     ]
-    how += [wanted.frames, settings.fps, settings.training.seed]
-    return hashlib.sha256(json.dumps(how).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]

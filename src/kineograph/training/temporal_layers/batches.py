@@ -189,7 +189,7 @@ def denoising_loss(model: Model, num_frames: int, ratio: float) -> LossFunction[
 
 def _image_tokens(model: Model, net: VideoUNet, batch: VideoBatch) -> Tensor | None:
     """Return the image tokens of the first frames, and those of no image for dropped samples."""
-    if model.reader is None or batch.first is None:
+    if model.image_encoder is None or batch.first is None:
         return None
-    tokens = model.reader.tokens(net.image_unet, batch.first.float() / 255)
-    return torch.where(batch.dropped[:, None, None], model.reader.no_tokens(net.image_unet, 1), tokens)
+    tokens = model.image_encoder.tokens(net.image_unet, batch.first.float() / 255)
+    return torch.where(batch.dropped[:, None, None], model.image_encoder.no_tokens(net.image_unet, 1), tokens)

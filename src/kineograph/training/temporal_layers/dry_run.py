@@ -178,7 +178,7 @@ def activation_bytes(model: Model, stage: Stage, batch: int, precision: str) -> 
     weights = {name: _on_meta(each) for name, each in net.state_dict(keep_vars=True).items()}
     with _saved_bytes(weights) as outside:
         functional_call(net, weights, _meta_inputs(model, stage, batch))
-    if model.net.through is call_directly:
+    if model.net.call_stage is call_directly:
         inside = sum(each.saved for each in parts)
     else:  # gradient checkpointing: all inputs, and the activations of one stage at a time
         inside = sum(each.inputs for each in parts) + max(each.saved for each in parts)

@@ -66,7 +66,7 @@ def cached_latent_encoder(model: Model, folder: Path) -> EncodeClip:
         name = hashlib.sha256(json.dumps([vae, *request.key]).encode()).hexdigest()
         path = folder / name[:2] / f"{name}.safetensors"
         found = _read(path)
-        if not found or (model.reader and "first" not in found):
+        if not found or (model.image_encoder and "first" not in found):
             found = _encode(model, request.cut())
             found["latents"] = found["latents"].half()
             _write(path, found)
@@ -80,7 +80,7 @@ def _encode(model: Model, clip: Clip) -> dict[str, Tensor]:
     frames = torch.from_numpy(clip.frames.copy()).permute(0, 3, 1, 2)
     latents = model.encode(frames[None].float() / 255)[0]
     tensors = {"latents": latents, "fps": torch.tensor(clip.fps, dtype=torch.float64)}
-    return tensors | ({"first": frames[0].contiguous()} if model.reader else {})
+    return tensors | ({"first": frames[0].contiguous()} if model.image_encoder else {})
 
 
 def _read(path: Path) -> dict[str, Tensor]:
