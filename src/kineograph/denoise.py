@@ -9,6 +9,7 @@ from threading import Barrier
 
 import torch
 
+from kineograph.errors import InputError
 from kineograph.latents import Latents, add_noise
 
 Denoise = Callable[[Latents, float], Latents]
@@ -97,14 +98,14 @@ def replace_known_frames(denoise: Denoise, known: Latents, noise: Latents) -> De
 
 
 def refuse_nan(denoise: Denoise) -> Denoise:
-    """Wrap a model to raise ValueError when its estimate holds NaN or infinity, naming the first such frame."""
+    """Wrap a model to raise InputError when its estimate holds NaN or infinity, naming the first such frame."""
 
     def wrapped(x: Latents, sigma: float) -> Latents:
         x0 = denoise(x, sigma)
         broken = ~torch.isfinite(x0).flatten(2).all(2)
         if broken.any():
             sample, frame = broken.nonzero()[0].tolist()
-            raise ValueError(
+            raise InputError(
                 f"The network's estimate of frame {frame} (video {sample} of the batch) at noise level {sigma:.4g} "
                 f"holds NaN or infinity; {int(broken.sum())} of {broken.numel()} frames do. "
                 "Half precision that overflows is the usual cause: load the model with dtype=float32 or bfloat16."

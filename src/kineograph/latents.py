@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kineograph.errors import InputError
+
 Latents = Float[Tensor, "b f c h w"]
 SampleSigmas = Float[Tensor, "#b #f 1 1 1"]  # in training every sample has its own sigma
 Mask = Float[Tensor, "#b #f #c #h #w"]
@@ -25,10 +27,10 @@ def renoise(x: Latents, noise: Latents, sigma: float, to: float) -> Latents:
     """Add fresh noise to latents at `sigma`, so that they are at the higher sigma `to`.
 
     DDPM's forward process (Ho et al. 2020, eq. 2) over many steps at once, in our units: variances add.
-    Raises ValueError when `to` is below `sigma`, since adding noise never lowers it.
+    Raises InputError when `to` is below `sigma`, since adding noise never lowers it.
     """
     if to < sigma:
-        raise ValueError(
+        raise InputError(
             f"renoise raises the noise level: expected to >= sigma={sigma:g}, got to={to:g}. To lower it, sample."
         )
     return x + math.sqrt(to**2 - sigma**2) * noise
@@ -42,7 +44,7 @@ def low_pass(x: Latents, *, spatial: float, temporal: float) -> Latents:
     Source: the Gaussian filter of FreeInit (Wu et al. 2023), which VideoElevator applies to clean estimates.
     """
     if min(spatial, temporal) <= 0:
-        raise ValueError(f"low_pass needs widths above 0, got spatial={spatial:g} and temporal={temporal:g}.")
+        raise InputError(f"low_pass needs widths above 0, got spatial={spatial:g} and temporal={temporal:g}.")
     frames, _, rows, columns = x.shape[1:]
     gain = (
         _gain(torch.fft.fftfreq(frames, device=x.device), temporal)[:, None, None, None]

@@ -73,13 +73,13 @@ def parse(text: str) -> Motion:
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"expected a finite number, got {text}")
+        raise InputError(f"expected a finite number, got {text}")
     return value
 
 
 def _zoom(text: str) -> float:
     if (value := _number(text)) <= 0:
-        raise ValueError(f"expected a magnification above 0, got {text}")
+        raise InputError(f"expected a magnification above 0, got {text}")
     return value
 
 
@@ -95,7 +95,7 @@ def _path(text: str) -> tuple[tuple[float, float], ...]:
 
 def _none(text: str) -> dict[str, float]:
     if text:
-        raise ValueError(f"expected nothing after none, got {text}")
+        raise InputError(f"expected nothing after none, got {text}")
     return {}
 
 

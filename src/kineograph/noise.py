@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kineograph.errors import InputError
 from kineograph.latents import Latents
 
 Shape = tuple[int, int, int, int]  # (b, c, h, w): of the videos in a batch, without their frames
@@ -86,7 +87,7 @@ def mix(shared: Latents, own: Latents, ratio: float) -> Latents:
 def _noise_of(seed: int, keys: list[tuple[int, ...]], shape: Shape) -> Latents:
     """Return noise for every sample of the batch and every key."""
     if seed < 0:
-        raise ValueError(f"A seed is an integer >= 0, got {seed}.")
+        raise InputError(f"A seed is an integer >= 0, got {seed}.")
     samples, *cell = shape
     return torch.stack([torch.stack([_normal((*key, seed + j), cell) for key in keys]) for j in range(samples)])
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from kineograph.denoise import Denoise
+from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, blend
 from kineograph.motion import Warp
 from kineograph.sigmas import lcm_spacing, leading
@@ -64,14 +65,14 @@ def ddim(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step
 def ddim_eta(eta: float, noise_at: NoiseAt) -> Sampler:
     """Return DDIM with a share `eta` of DDPM's noise (Song et al. 2020, eq. 12 and 16): 0 is `ddim`, 1 is DDPM.
 
-    Raises ValueError for `eta` outside of 0 to 1; the sampler raises it for rising sigmas.
+    Raises InputError for `eta` outside of 0 to 1; the sampler raises it for rising sigmas.
     """
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta is a share of DDPM's noise, from 0 (none) to 1 (all of it); got {eta:g}.")
+        raise InputError(f"eta is a share of DDPM's noise, from 0 (none) to 1 (all of it); got {eta:g}.")
 
     def rule(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
         if to > sigma:
-            raise ValueError(
+            raise InputError(
                 f"ddim_eta needs falling sigmas, got a step from {sigma:g} up to {to:g}. To invert, use ddim."
             )
         up = eta * to * math.sqrt(1 - (to / sigma) ** 2)
@@ -152,10 +153,10 @@ def smooth_background(sampler: Sampler, warp: Warp, masks: ForegroundMasks, stre
 def step_to(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
     """Return the point at sigma `to` on the straight line from `x0` (sigma 0) through `x` (at `sigma`).
 
-    Raises ValueError at `sigma == 0`, where there is no line: a clean latent does not determine its noise.
+    Raises InputError at `sigma == 0`, where there is no line: a clean latent does not determine its noise.
     """
     if sigma == 0:
-        raise ValueError(
+        raise InputError(
             f"A sampler cannot leave noise level 0 (to {to:g}): there is no noise to scale. To invert a clean video, "
             "start at the lowest sigma that the network knows, schedule.sigmas[0]."
         )

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from kineograph.errors import InputError
+
 TOLERANCE = 1e-4  # relative; neighbours in a table of a thousand sigmas are thirty times further apart
 DISTILLED_STEPS = 50  # of the spacing that latent consistency models are distilled on
 
@@ -26,7 +28,7 @@ def leading(table: Sequence[float], steps: int, offset: int = 1, last: float = 0
     stride = len(table) // steps
     top = (steps - 1) * stride + offset
     if not 0 <= offset <= top < len(table):
-        raise ValueError(
+        raise InputError(
             f"Leading spacing of {steps} steps with offset {offset} starts at timestep {top}, "
             f"but the table's timesteps are 0 to {len(table) - 1}. Use offset=0, or fewer steps."
         )
@@ -54,7 +56,7 @@ def linspace(table: Sequence[float], steps: int, last: float = 0.0) -> list[floa
 def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0, last: float = 0.0) -> list[float]:
     """Return sigmas evenly spaced in sigma^(1 / rho) between two sigmas (Karras et al. 2022, eq. 5)."""
     if steps < 1 or not sigma_max > sigma_min > last:
-        raise ValueError(
+        raise InputError(
             "Karras spacing needs steps >= 1 and sigma_max > sigma_min > last; got "
             f"{steps} steps, {sigma_max:g}, {sigma_min:g} and {last:g}."
         )
@@ -77,14 +79,14 @@ def subsample(sigmas: Sequence[float], steps: int) -> list[float]:
 def insert_sigmas(sigmas: Sequence[float], *added: float) -> list[float]:
     """Return the list with these sigmas inserted; one within 1e-4 (relative) of the list's own adds none.
 
-    Raises ValueError for a sigma outside of the list's range.
+    Raises InputError for a sigma outside of the list's range.
     """
     inserted = list(sigmas)
     for sigma in added:
         if any(_close(sigma, other) for other in inserted):
             continue
         if not sigmas[-1] < sigma < sigmas[0]:
-            raise ValueError(
+            raise InputError(
                 f"Sigma {sigma:g} lies outside of the sigmas, which go from {sigmas[0]:g} to {sigmas[-1]:g}."
             )
         inserted.append(sigma)
@@ -92,12 +94,12 @@ def insert_sigmas(sigmas: Sequence[float], *added: float) -> list[float]:
 
 
 def until(sigmas: Sequence[float], sigma: float) -> list[float]:
-    """Return the slice from the highest sigma to this one, both included. Raises ValueError if it is not listed."""
+    """Return the slice from the highest sigma to this one, both included. Raises InputError if it is not listed."""
     return list(sigmas[: _position(sigmas, sigma) + 1])
 
 
 def starting_at(sigmas: Sequence[float], sigma: float) -> list[float]:
-    """Return the slice from this sigma to the end, both included. Raises ValueError if it is not listed."""
+    """Return the slice from this sigma to the end, both included. Raises InputError if it is not listed."""
     return list(sigmas[_position(sigmas, sigma) :])
 
 
@@ -105,7 +107,7 @@ def _position(sigmas: Sequence[float], sigma: float) -> int:
     for position, other in enumerate(sigmas):
         if _close(sigma, other):
             return position
-    raise ValueError(
+    raise InputError(
         f"Sigma {sigma:g} is not one of these {len(sigmas)} sigmas from {sigmas[0]:g} to {sigmas[-1]:g}. "
         "Insert it first: insert_sigmas(sigmas, sigma)."
     )
@@ -122,4 +124,4 @@ def _sigmas_at(table: Sequence[float], timesteps: Iterable[int], last: float) ->
 
 def _check_steps(steps: int, most: int) -> None:
     if not 1 <= steps <= most:
-        raise ValueError(f"Expected between 1 and {most} steps, got {steps}.")
+        raise InputError(f"Expected between 1 and {most} steps, got {steps}.")

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from kineograph.errors import InputError
 from kineograph_lab.recipe import image_stages, layer_stages, outputs, video_stages
 from kineograph_lab.recipe.export import export_image_models, export_video_models
 from kineograph_lab.recipe.image_stages import Stage
@@ -52,7 +53,7 @@ def run_stages(chosen: list[str], settings: RecipeSettings, out: Path) -> None:
     """Train these stages, in the recipe's order, unless their result is there."""
     unknown = sorted(set(chosen) - set(STAGES))
     if unknown:
-        raise ValueError(f"the stages are {', '.join(STAGES)}, not {', '.join(unknown)}")
+        raise InputError(f"the stages are {', '.join(STAGES)}, not {', '.join(unknown)}")
     for name, (train, result) in STAGES.items():
         if name in chosen and not (out / result).exists():
             train(settings, out)

@@ -33,7 +33,7 @@ def sample_wide_shot(rng: Rng, split: str = "train") -> Shot:
     style = "flat" if rng.uniform() < FLAT_SHARE else str(rng.choice([each for each in world.STYLES if each != "flat"]))
     alone = len(shot.things) == 1
     subjects = tuple(_widen(subject, rng, alone=alone) for subject in shot.things)
-    return replace(shot, style=style, subjects=subjects, backdrop=int(rng.integers(BACKDROPS)))
+    return replace(shot, style=style, things=subjects, backdrop=int(rng.integers(BACKDROPS)))
 
 
 def _widen(subject: Subject, rng: Rng, *, alone: bool) -> Subject:
@@ -67,7 +67,7 @@ def sample_wide_clip_shot(rng: Rng, split: str = "train", *, reach: float = 1.4)
         in_view = [_is_in_view(shot, time) for time in (-reach, 0.0, reach)]
         if (others and rng.uniform() < 0.5) or not all(in_view):
             continue
-        return replace(shot, subjects=(main, *(replace(other, motion="still") for other in others)))
+        return replace(shot, things=(main, *(replace(other, motion="still") for other in others)))
 
 
 def _is_in_view(shot: Shot, time: float) -> bool:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kineograph.errors import InputError
 from kineograph_lab.world import painting
 from kineograph_lab.world.individuals import sample_individual
 from kineograph_lab.world.painting import SIDE, SUPERSAMPLING
@@ -103,10 +104,10 @@ def sample_shot(rng: np.random.Generator, *, split: str = "train") -> Shot:
     split: "train" never holds a held-out pair; in "held_out" the main subject's pair is one.
 
     Raises:
-        ValueError: the split is another word.
+        InputError: the split is another word.
     """
     if split not in ("train", "held_out"):
-        raise ValueError(f"split is 'train' or 'held_out', not {split!r}")
+        raise InputError(f"split is 'train' or 'held_out', not {split!r}")
     scene = str(rng.choice(SCENES))
     pairs = [
         (k, c) for k in SUBJECTS for c in COLOURS if is_held_out(k, colour=c, scene=scene) == (split == "held_out")

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kineograph.condition import Condition
+from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter, SpatialAdapter
@@ -28,10 +29,10 @@ def attach(net: VideoUNet, *, motion: AdapterConfig | None = None, spatial: Adap
     """Return the video network with new adapters, initialised to zero. One that is not given stays as it is.
 
     Step I trains a motion adapter (`adapters.MOTION_ADAPTER`), step II a spatial one (`adapters.SPATIAL_ADAPTER`);
-    nothing else is trained. Raises ValueError for a network without temporal layers.
+    nothing else is trained. Raises InputError for a network without temporal layers.
     """
     if net.temporal is None:
-        raise ValueError("Still-Moving's adapters belong to temporal layers: this network has none.")
+        raise InputError("Still-Moving's adapters belong to temporal layers: this network has none.")
     return VideoUNet(
         net.image_unet,
         net.temporal,
@@ -61,11 +62,11 @@ def interpolate_weights(
 ) -> UNet2DConditionModel:
     """Return the baseline of interpolated weights: `share` times the customised network's, and the rest the other's.
 
-    For a LoRA this is the LoRA at that scale. Raises ValueError for networks that differ in more than their weights.
+    For a LoRA this is the LoRA at that scale. Raises InputError for networks that differ in more than their weights.
     """
     ours, theirs = customised.state_dict(), image.state_dict()
     if {name: each.shape for name, each in ours.items()} != {name: each.shape for name, each in theirs.items()}:
-        raise ValueError("Weights are interpolated between networks of the same layers: merge LoRAs into them first.")
+        raise InputError("Weights are interpolated between networks of the same layers: merge LoRAs into them first.")
     mixed = deepcopy(image)
     mixed.load_state_dict({name: share * ours[name] + (1 - share) * theirs[name] for name in ours})
     return mixed

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from kineograph import noise
 from kineograph.denoise import Denoise
+from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, renoise
 from kineograph.media.annotators import salient
 from kineograph.models.foreground import bind_foreground_mask
@@ -60,7 +61,7 @@ def sample(
     noise       frame 0 starts from its noise, every other frame is noised with its own
     sigmas      falling; T' and T (`renoise_to`) are inserted where they are missing
     warp        warps frame 0 to the other frames, see `motion.frame_warp`
-    One frame is sampled as a plain image. Raises ValueError unless T' <= T, both in range, T' below the first sigma.
+    One frame is sampled as a plain image. Raises InputError unless T' <= T, both in range, T' below the first sigma.
     """
     if noise.shape[1] == 1:
         yield from sampler(denoise, sigmas[0] * noise, sigmas)
@@ -80,7 +81,7 @@ def sample(
 
 def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) -> None:
     if not sigmas[-1] < warp_at < sigmas[0] or renoise_to < warp_at:
-        raise ValueError(
+        raise InputError(
             f"Text2Video-Zero warps frame 0 at a sigma below the first of its sigmas ({sigmas[0]:g} to {sigmas[-1]:g}) "
             f"and adds noise up to that sigma or a higher one; got warp_at={warp_at:g} and renoise_to={renoise_to:g}. "
             "paper_sigmas(latent_shape, highest=sigmas[0]) returns a valid pair."

@@ -84,7 +84,7 @@ def sample(
     refine     makes the estimate move, see `refine_with_video_model`
     renoise    takes it to the next sigma, see `invert`, `noise_again`
     correct    what is added after steps that are not refined, see `correct_drift`
-    Raises ValueError for a sigma that is not listed, and for the last one, where nothing is estimated.
+    Raises InputError for a sigma that is not listed, and for the last one, where nothing is estimated.
     """
     refined = _listed(sigmas, refine_at)
     x, inversion = sigmas[0] * noise, list[Step]()
@@ -116,7 +116,7 @@ def refine_with_video_model(
     low_pass  `latents.low_pass` over frames in the paper
     """
     if steps < 1:
-        raise ValueError(f"The video model takes at least 1 step, got {steps}.")
+        raise InputError(f"The video model takes at least 1 step, got {steps}.")
 
     def refine(x0: Latents, sigma: float) -> Latents:
         start = min(sigma, sigmas[0])
@@ -174,14 +174,14 @@ def _step_at(steps: Sequence[Step], sigma: float) -> Step:
     for step in steps:
         if abs(step.sigma - sigma) <= 1e-4 * sigma:
             return step
-    raise ValueError(f"The inversion did not pass sigma {sigma:g}: invert along all of the sampler's own sigmas.")
+    raise InputError(f"The inversion did not pass sigma {sigma:g}: invert along all of the sampler's own sigmas.")
 
 
 def _listed(sigmas: Sequence[float], refine_at: Iterable[float]) -> set[float]:
     """Return the listed sigmas that are close to these."""
     found = {until(sigmas, sigma)[-1] for sigma in refine_at}
     if sigmas[-1] in found:
-        raise ValueError(f"Nothing is estimated at the last sigma, {sigmas[-1]:g}: refine at a higher one.")
+        raise InputError(f"Nothing is estimated at the last sigma, {sigmas[-1]:g}: refine at a higher one.")
     return found
 
 

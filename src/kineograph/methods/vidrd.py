@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from kineograph.denoise import Denoise
+from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.noise import mix
 from kineograph.plan import SamplingRun
@@ -65,7 +66,7 @@ def initial_noise(fresh: Latents, past: Past | None, keep: int, ratio: float) ->
     ratio  beta: parts of the past's noise to one part of fresh noise in the other frames; the paper's is 4
     """
     if not 0 <= keep < fresh.shape[1]:
-        raise ValueError(f"A clip of {fresh.shape[1]} frames keeps fewer of them from the last clip, got {keep}.")
+        raise InputError(f"A clip of {fresh.shape[1]} frames keeps fewer of them from the last clip, got {keep}.")
     if past is None:
         return fresh
     reversed_noise = past.noise.flip(1).to(fresh)

@@ -241,7 +241,7 @@ class Model:
         """Decode clean latents as frames with values from 0 to 1: float32, on the CPU.
 
         chunk_size: number of frames that the VAE decodes at once; by default as many as have 512 x 512 pixels together.
-        Raises ValueError if a frame contains NaN or infinity, naming it.
+        Raises InputError if a frame contains NaN or infinity, naming it.
         """
         return torch.cat(list(self.decode_chunks(latents, chunk_size)), dim=1)
 

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kineograph.denoise import Denoise
+from kineograph.errors import InputError
 from kineograph.latents import Latents, SampleSigmas
 
 Predict = Callable[[Latents, Tensor], Latents]  # (z, t) -> the network's output: noise, v, x0 or velocity
@@ -62,7 +63,7 @@ class Schedule:
         diffusers does not have, is the factor by which VideoCrafter1's models reduce the signal sqrt(alpha-bar_t).
 
         Raises:
-            ValueError: an unknown beta schedule or prediction type, a missing key, or a network that predicts noise
+            InputError: an unknown beta schedule or prediction type, a missing key, or a network that predicts noise
                 at a timestep without signal, where the noise determines nothing about the image.
         """
         settings = config if isinstance(config, Mapping) else config.config
@@ -71,7 +72,7 @@ class Schedule:
             return replace(cls.from_tables(*_flow(settings), parameterisation), settings=dict(settings))
         signal = _signal(settings)
         if signal[-1] == 0 and parameterisation is epsilon:
-            raise ValueError(
+            raise InputError(
                 "This scheduler's last timestep has no signal (rescale_betas_zero_snr), where predicted noise "
                 "says nothing about the image: expected prediction_type 'v_prediction' or 'sample', got 'epsilon'. "
                 "Set rescale_betas_zero_snr to false, or correct prediction_type."
@@ -83,12 +84,12 @@ class Schedule:
     def from_tables(cls, signal: Table, noise: Table, parameterisation: Parameterisation) -> Schedule:
         """Return the schedule with these a_t and b_t at every integer timestep.
 
-        Raises ValueError unless b_t / a_t increases with the timestep.
+        Raises InputError unless b_t / a_t increases with the timestep.
         """
         signal = np.where(signal == 0, MIN_SIGNAL, signal)
         sigmas = noise / signal
         if len(sigmas) < 2 or sigmas[0] <= 0 or not (np.diff(sigmas) > 0).all():
-            raise ValueError(
+            raise InputError(
                 "A noise schedule needs at least two sigmas, above 0 and increasing with the timestep; got "
                 f"{len(sigmas)} sigmas from {sigmas[0]:.4g} to {sigmas[-1]:.4g}. Check the betas."
             )
@@ -97,10 +98,10 @@ class Schedule:
     def timestep(self, sigma: float) -> float:
         """Return the timestep of a sigma: exact on the table, linear in log(sigma) between its entries, 0 below it.
 
-        Raises ValueError above the table, where the network was not trained.
+        Raises InputError above the table, where the network was not trained.
         """
         if sigma > self.sigmas[-1] * (1 + 1e-4):
-            raise ValueError(
+            raise InputError(
                 f"This model was trained on sigmas up to {self.sigmas[-1]:.4g}, got {sigma:.4g}. "
                 "A sigma is not a timestep: the sigma of timestep t is schedule.sigmas[t]."
             )
@@ -262,7 +263,7 @@ def _rescale_zero_terminal_snr(signal: Table) -> Table:
 
 def _setting(settings: Mapping[str, Any], name: str) -> Any:
     if name not in settings:
-        raise ValueError(
+        raise InputError(
             f"A scheduler's configuration needs {name!r}, which this one lacks; it has {', '.join(sorted(settings))}. "
             "Add the value that the model was trained with."
         )
@@ -271,5 +272,5 @@ def _setting(settings: Mapping[str, Any], name: str) -> Any:
 
 def _known(choices: Mapping[str, Choice], name: str, setting: str) -> Choice:
     if name not in choices:
-        raise ValueError(f"Expected {setting} to be one of {', '.join(choices)}; got {name!r}.")
+        raise InputError(f"Expected {setting} to be one of {', '.join(choices)}; got {name!r}.")
     return choices[name]

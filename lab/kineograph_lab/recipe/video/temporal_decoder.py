@@ -15,10 +15,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
+from kineograph.models.vae.frames import decode_frames
 from kineograph.models.vae.temporal_decoder import (
     TemporalDecoder,
     TemporalDecoderConfig,
-    decode_frames,
     decoder_blocks,
     reconstruction_errors,
 )

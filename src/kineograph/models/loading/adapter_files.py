@@ -138,12 +138,12 @@ def save_customised_adapter(net: VideoUNet, lora: Tensors, file: Path, *, subjec
 
     lora: by diffusers' names, scales multiplied in; empty for an image network that was customised as a whole.
     subject: the words that ask for it. image, video: what the image model and the layers along time are called.
-    Raises ValueError for a network without a spatial adapter, and for a LoRA with other names.
+    Raises InputError for a network without a spatial adapter, and for a LoRA with other names.
     """
     if net.temporal is None or net.spatial_adapter is None:
-        raise ValueError("expected a video network with a spatial adapter, see methods.still_moving.attach")
+        raise InputError("expected a video network with a spatial adapter, see methods.still_moving.attach")
     if strange := [each for each in lora if not (each.startswith(LORA_PREFIXES) and ".lora_" in each)]:
-        raise ValueError(
+        raise InputError(
             f"a LoRA's names are such as unet.<layer>.lora_A.weight, not {tensor_files.preview_names(strange)}"
         )
     about = AdapterHeader(

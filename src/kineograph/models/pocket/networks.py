@@ -16,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from kineograph.errors import InputError
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
@@ -85,11 +86,11 @@ def _added(net: nn.Module, name: str) -> bool:
 def restore_network(net: Net, weights: dict[str, Tensor]) -> Net:
     """The network `as_control` or `as_editor` made, with these `added` weights, as a plain network of diffusers.
 
-    Raises ValueError when they are another network's.
+    Raises InputError when they are another network's.
     """
     changed = make_trainable(net)
     if missing := set(trained_weights(changed)) ^ set(weights):
-        raise ValueError(f"these weights are not for this {type(net).__name__}: {sorted(missing)[:3]}")
+        raise InputError(f"these weights are not for this {type(net).__name__}: {sorted(missing)[:3]}")
     changed.load_state_dict(weights, strict=False)
     merge_low_rank(changed)
     return changed

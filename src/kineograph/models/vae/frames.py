@@ -46,11 +46,11 @@ def decode_frames(vae: AutoencoderKL, z: Latents, size: int) -> Iterator[PixelFr
 
 
 def check_finite(frames: PixelFrames, numbers: range) -> None:
-    """Raise ValueError if a frame contains NaN or infinity. numbers: of the frames in the video."""
+    """Raise InputError if a frame contains NaN or infinity. numbers: of the frames in the video."""
     broken = ~torch.isfinite(frames).flatten(2).all(2)
     if broken.any():
         sample, at = broken.nonzero()[0].tolist()
-        raise ValueError(
+        raise InputError(
             f"frame {numbers[at]} (video {sample} of the batch) holds NaN or infinity after the VAE. "
             "Latents that are none already, or half precision that overflows, are the usual causes: "
             "load the model with dtype=float32"
