@@ -48,7 +48,11 @@ def test_training_ends_when_the_loss_is_nan_from_the_third_step_on(
         return {"all": error * (float("nan") if steps[-1] >= 3 else 1)}
 
     training = fit(
-        network(), TrainingSettings(mixed_precision=mixed_precision, **FORTY_STEPS), tmp_path, draw=samples, loss=loss
+        network(),
+        TrainingSettings(mixed_precision=mixed_precision, **FORTY_STEPS),
+        tmp_path,
+        load_batch=samples,
+        loss=loss,
     )
     with pytest.raises(InputError, match="loss of all nan"):
         steps.extend(progress.step for progress in training)

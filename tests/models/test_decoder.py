@@ -17,11 +17,11 @@ from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
 from kineograph.models.vae import files
+from kineograph.models.vae.frames import decode_frames
 from kineograph.models.vae.temporal_decoder import (
     TemporalDecoder,
     TemporalDecoderConfig,
     apply_streaming,
-    decode_frames,
     decoder_blocks,
     reconstruction_errors,
 )
@@ -241,7 +241,7 @@ def test_a_released_checkpoint_brings_its_decoder(released):
     tensors, folder, decoder = released
     model = load(written(tensors, folder), config=folder, dtype="float32")
     assert same(model.temporal_decoder, decoder)
-    assert model.temporal_decoder.config.joint_norms and model.temporal_decoder.config.in_a_row == 3
+    assert model.temporal_decoder.config.joint_norms and model.temporal_decoder.config.convolutions == 3
     assert tensors["vae.decoder.up_blocks.1.temp_convs.0.convs.11.weight"].shape == (32, 32, 3, 1, 1)
     alone = load(folder, decoder=folder.parent / "vidrd.safetensors", dtype="float32")
     latents = 0.2 * torch.randn(1, 4, 4, 4, 4)

@@ -249,7 +249,7 @@ def test_a_vidrd_file_takes_the_rest_from_its_image_model(sd_folder, tmp_path):
 @pytest.mark.parametrize("kind", ["text_to_video", "image_to_video"])
 def test_a_released_file_through_a_folder_is_the_same_file(kind: str, request, tmp_path):
     made: Release = request.getfixturevalue(kind)
-    folder = conversion.videocrafter_to_folder(made.file, tmp_path / "folder", config=made.config)
+    folder = conversion.checkpoint_to_folder(made.file, tmp_path / "folder", config=made.config)
     back = load_file(conversion.folder_to_videocrafter(folder, tmp_path / "back.safetensors"))
     assert back.keys() == made.tensors.keys()
     assert all(torch.equal(back[name], each) and back[name].dtype == each.dtype for name, each in made.tensors.items())

@@ -120,14 +120,11 @@ def convert(
 
 
 def _converted(source: str, target: Path, motion: str | None, config: str | None) -> Path:
-    from kineograph.models.formats import tensor_files, videocrafter
-    from kineograph.models.loading import save
-    from kineograph.models.loading import save as saving
     from kineograph.models.loading.load import load
+    from kineograph.models.loading.save import checkpoint_to_folder, folder_to_videocrafter, save
 
     if target.suffix in FILES:
-        return save.folder_to_videocrafter(source, target)
-    path = Path(source).expanduser()
-    if motion is None and path.is_file() and videocrafter.is_videocrafter(tensor_files.read_tensors(path)):
-        return save.videocrafter_to_folder(path, target, config=config)
-    return saving.save(load(source, motion=motion, config=config, device="cpu"), target)
+        return folder_to_videocrafter(source, target)
+    if motion is None and Path(source).expanduser().is_file():
+        return checkpoint_to_folder(source, target, config=config)
+    return save(load(source, motion=motion, config=config, device="cpu"), target)

@@ -1,4 +1,4 @@
-"""Where a video goes and how that is told: what the commands that make one have in common."""
+"""Shared steps of the commands that generate a video file: parse options, run the request, write and report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ WriteVideo = Callable[[Video], Path]
 
 
 def choose_writer(output: Path | None, request: Request, overwrite: bool) -> WriteVideo:
-    """How the video will be written. What can be known to fail then, fails now."""
+    """Return the function that will write the video. Raises now whatever is known to make it fail later.
+
+    Args:
+        output: by default a new file in `outputs/`.
+        overwrite: replace the file that is there.
+    """
     if output is None:
         check_folder(OUTPUT_FOLDER / "video.mp4")
         return lambda video: video.save(fresh(OUTPUT_FOLDER, request.prompt, video.settings["seed"], ".mp4"))
@@ -31,7 +36,7 @@ def choose_writer(output: Path | None, request: Request, overwrite: bool) -> Wri
 
 
 def report_video(video: Video, path: Path, json: bool, facts: Mapping[str, Any]) -> None:
-    """Says what was made; the path goes to stdout, alone or in a JSON object with all settings."""
+    """Print the path of the video on stdout, alone or in a JSON object with its settings, and its size on stderr."""
     if json:
         terminal.print_json({"path": str(path), **facts, **video.settings})
         return
@@ -44,19 +49,19 @@ ELEVATOR = "video-elevator"
 
 
 class VideoModelSource(NamedTuple):
-    """A second model, and the options of `kineograph.load` that are its own."""
+    """Source of the video model of VideoElevator, and its own options of `kineograph.load`."""
 
     model: str
     options: Mapping[str, Any]
 
 
 def video_model_source(model: str | None, options: Mapping[str, Any]) -> VideoModelSource | None:
-    """The video model beside an image model, if any. Raises InputError for options of one that is not there."""
+    """Return the source of the second model, if any. Raises InputError for options of a second model without one."""
     if model:
         return VideoModelSource(model, options)
     given = [f"--video-{name.replace('_', '-')}" for name, value in options.items() if value]
     if given:
-        raise InputError(f"{' and '.join(given)}: expected the video model that this belongs to, by --video-model")
+        raise InputError(f"{' and '.join(given)}: expected the video model that they belong to, by --video-model")
     return None
 
 
@@ -70,10 +75,12 @@ def run_and_save(
     second: VideoModelSource | None = None,
     keep_clips: Path | None = None,
 ) -> None:
-    """Make, write and report the video that is asked for. What can be known to fail fails before a model is loaded.
+    """Generate the requested video, write it and report its path. Invalid options fail before a model is loaded.
 
-    options: those of `kineograph.load`, besides the model itself.
-    second: the video model of "video-elevator"; it is loaded first, since it is the likelier to be the wrong one.
+    Args:
+        options: those of `kineograph.load`, besides the model itself.
+        second: the video model of "video-elevator". It is loaded first, since it is more often the wrong one.
+        keep_clips: folder for finished clips.
     """
     request = request.with_seed()
     write = choose_writer(output, request, overwrite)
@@ -85,20 +92,27 @@ def run_and_save(
 
     generation.open_inputs(request)
     if request.method == ELEVATOR and second is None:
-        raise InputError(f"{ELEVATOR} needs a second model, that knows motion: --video-model pocket-video, for example")
+        raise InputError(f"{ELEVATOR} needs a video model besides the image model: --video-model pocket-video, for example")
     terminal.hide_loading_bars()
     shared = {name: options[name] for name in ("device", "dtype")}
-    moves = load(second.model, **{**shared, **second.options}) if second else None
-    ready = load(model, **options)
-    with terminal.progress_bar("drawing") as tell:
+    video_model = load(second.model, **{**shared, **second.options}) if second else None
+    loaded = load(model, **options)
+    with terminal.progress_bar("generating") as show:
         video = generation.run_request(
-            ready, request, lambda step: tell(step.done, step.total), video_model=moves, keep_clips=keep_clips
+            loaded,
+            request,
+            lambda step: show(step.done, step.total),
+            video_model=video_model,
+            keep_clips=keep_clips,
         )
     report_video(video, write(video), json, {"seconds": round(time.monotonic() - began, 1)})
 
 
+# Options are parsed here and not by typer's `parser=`, which replaces the message of an error by the bare value.
+
+
 def parse_lora(text: str) -> tuple[str, float]:
-    """The file of a LoRA and how strongly it counts, from FILE or FILE=SCALE."""
+    """Parse FILE or FILE=SCALE into the file of a LoRA and its scale, 1 by default."""
     file, equals, scale = text.rpartition("=")
     try:
         return (file, float(scale)) if equals else (text, 1.0)
@@ -107,20 +121,28 @@ def parse_lora(text: str) -> tuple[str, float]:
 
 
 def parse_numbers(text: str, what: str) -> tuple[float, ...]:
-    """The numbers of a list with commas; an empty one holds none."""
+    """Parse numbers separated by commas; an empty text gives none."""
     try:
-        return tuple(float(each) for each in text.split(",") if each.strip())
+        return tuple(float(number) for number in text.split(",") if number.strip())
     except ValueError as error:
         raise InputError(f"{what} is a list of numbers such as 0.9,0.5, not {text!r}") from error
 
 
 def parse_named(texts: Sequence[str] | None, what: str, form: str) -> dict[str, str]:
-    """What stands behind each name, from NAME=VALUE."""
-    pairs = [text.partition("=") for text in texts or []]
-    for text, (name, _, value) in zip(texts or [], pairs, strict=True):
+    """Parse NAME=VALUE options into values by name.
+
+    Args:
+        what, form: the option and its form, for messages.
+
+    Raises:
+        InputError: a name or a value is missing, or a name is given twice.
+    """
+    values: dict[str, str] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
         if not name or not value:
             raise InputError(f"{what} is given as {form}, such as canny=..., not {text!r}")
-    names = [name for name, _, _ in pairs]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise InputError(f"{what} is given twice for {', '.join(sorted(twice))}: one for each kind")
-    return {name: value for name, _, value in pairs}
+        if name in values:
+            raise InputError(f"{what} is given twice for {name}: one for each kind")
+        values[name] = value
+    return values

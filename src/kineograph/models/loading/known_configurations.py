@@ -1,7 +1,7 @@
-"""The shapes of the models that come as a single file, known by heart so that no configuration is downloaded.
+"""Built-in configurations of models that come as a single file, so that none is downloaded.
 
-A file is known by the names and shapes of its tensors. What they cannot say (what the network predicts) is assumed as
-the first release of its kind was trained, and can be given.
+The family is inferred from the names and shapes of the tensors. The prediction type, which they do not determine, is
+that of the family's first release unless given.
 Source: the configurations released with Stable Diffusion 1.5, 2.1 and XL.
 """
 
@@ -20,20 +20,24 @@ Config = dict[str, Any]
 UNET = "model.diffusion_model."
 FIRST_LAYER = UNET + "input_blocks.0.0.weight"
 WIDTH = 320
-PARTS = {"U-Net": (UNET,), "VAE": ("first_stage_model.",), "text encoder": ("cond_stage_model.", "conditioner.")}
-# what other kinds of file have in their names, and what to do with those
-OTHERS = {
+CHECKPOINT_PARTS = {
+    "U-Net": (UNET,),
+    "VAE": ("first_stage_model.",),
+    "text encoder": ("cond_stage_model.", "conditioner."),
+}
+# part of a tensor's name -> the kind of file that it is found in, with advice
+FILE_KINDS = {
     "lora_": "a LoRA: load the model it was made for, and pass this as lora=",
     "_lora.": "a LoRA: load the model it was made for, and pass this as lora=",
     "hada_": "a LoHa, which is not supported: a LoRA is",
     "lokr_": "a LoKr, which is not supported: a LoRA is",
-    "control_model.": "a ControlNet: load the model it steers",
+    "control_model.": "a ControlNet: load a model, and pass this as controlnet=",
     "string_to_param": "a textual inversion: load the model it was made for, and pass this as textual_inversion=",
     "emb_params": "a textual inversion: load the model it was made for, and pass this as textual_inversion=",
     "double_blocks.": "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
     "joint_blocks.": "a transformer (SD3 or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
-    "motion_modules.": "motion layers without an image model: load an image model, and pass this as motion=",
-    "image_proj.": "an IP-Adapter, which goes on a model: load the model it was made for",
+    "motion_modules.": "motion modules without an image model: load an image model, and pass this as motion=",
+    "image_proj.": "an IP-Adapter: load the model it was made for, and pass this as ip_adapter=",
     "down_blocks.": "one network in diffusers' layout: pass the folder of the whole pipeline",
     "decoder.": "a VAE: load a model, and pass this as vae=",
     UNET: "a U-Net alone",
@@ -45,7 +49,10 @@ CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 3
 
 
 class Family(NamedTuple):
-    """Models of one architecture; `cross_attention` is the width of the tokens that their U-Nets read."""
+    """Models of one architecture.
+
+    cross_attention  channels of the text tokens that the U-Net reads
+    """
 
     name: str
     cross_attention: int
@@ -98,27 +105,30 @@ FAMILIES = (
 
 
 def refuse_partial_checkpoint(path: Path, checkpoint: Tensors) -> None:
-    """Raises InputError unless these are the tensors of a whole checkpoint in Stable Diffusion's own layout."""
-    missing = [part for part, marks in PARTS.items() if not any(name.startswith(marks) for name in checkpoint)]
-    if not missing:
-        return
-    raise InputError(
-        f"{path} is not a checkpoint of Stable Diffusion: it has no {' and no '.join(missing)}. {describe_tensors(checkpoint)}"
-    )
+    """Raise InputError unless a file has all parts of a checkpoint in the layout of Stable Diffusion's code."""
+    missing = [
+        part for part, prefixes in CHECKPOINT_PARTS.items() if not any(name.startswith(prefixes) for name in checkpoint)
+    ]
+    if missing:
+        lacks = " and no ".join(missing)
+        raise InputError(
+            f"{path} is not a checkpoint of Stable Diffusion: it has no {lacks}. {describe_tensors(checkpoint)}"
+        )
 
 
 def describe_tensors(tensors: Tensors) -> str:
-    """What a file may be, by the names of its tensors, in a sentence for people; and a few of those."""
-    kind = next((what for mark, what in OTHERS.items() if any(mark in name for name in tensors)), "")
+    """Return the probable kind of a file, inferred from tensor names, and some of the names, for error messages."""
+    kind = next((kind for part, kind in FILE_KINDS.items() if any(part in name for name in tensors)), "")
     return (
         f"It looks like {kind}. " if kind else ""
     ) + f"Its {len(tensors)} tensors are called {preview_names(tensors)}"
 
 
 def match_family(path: Path, checkpoint: Tensors) -> Family:
-    """Which family a checkpoint belongs to, by the width of its U-Net and of the tokens that it reads.
+    """Return the family of a checkpoint, inferred from the channels of its U-Net and of the tokens that it reads.
 
-    Raises InputError for a family that is not built in.
+    Raises:
+        InputError: the family is not built in.
     """
     width = len(checkpoint.get(FIRST_LAYER, ()))
     reads = {each.shape[-1] for name, each in checkpoint.items() if name.startswith(UNET) and "attn2.to_k." in name}
@@ -126,14 +136,14 @@ def match_family(path: Path, checkpoint: Tensors) -> Family:
         if width == WIDTH and reads == {known.cross_attention}:
             return known
     names = ", ".join(f"{known.name} ({WIDTH}, {known.cross_attention})" for known in FAMILIES)
+    token_widths = preview_names(map(str, reads)) or "of no"
     raise InputError(
-        f"{path} has a U-Net {width} wide that reads tokens {preview_names(map(str, reads)) or 'of no'} wide; built in are "
-        f"{names}. For another, pass config= a folder in diffusers layout with the same architecture"
+        f"{path} has a U-Net {width} wide that reads tokens {token_widths} wide; built in are {names}. For another, pass config= a folder in diffusers layout with the same architecture"
     )
 
 
 def write_configuration(known: Family, checkpoint: Tensors, prediction_type: str | None, folder: Path) -> None:
-    """Write the configuration of every part of a checkpoint, as diffusers lays a pipeline out."""
+    """Write the configuration of every component of a checkpoint as a folder in diffusers layout."""
     scheduler = _scheduler(known, checkpoint, prediction_type)
     in_channels = checkpoint[FIRST_LAYER].shape[1]
     _write(folder / "unet", known.unet | {"cross_attention_dim": known.cross_attention, "in_channels": in_channels})
@@ -151,7 +161,7 @@ def write_configuration(known: Family, checkpoint: Tensors, prediction_type: str
 
 
 def write_videocrafter_configuration(folder: Path) -> None:
-    """Write the configuration of what VideoCrafter's models have beside their U-Net: that of Stable Diffusion 2.x."""
+    """Write the configuration of the other networks of VideoCrafter's models, which are those of Stable Diffusion 2.x."""
     known = next(each for each in FAMILIES if each.cross_attention == CLIP_H["hidden_size"])
     _write(folder / "vae", _vae(known))
     _write(folder / "text_encoder", known.text_encoders[0] | {"model_type": "clip_text_model"})
@@ -176,12 +186,12 @@ def _vae(known: Family) -> Config:
 
 
 def _scheduler(known: Family, checkpoint: Tensors, prediction_type: str | None) -> Config:
-    """The trainers of SDXL with v-prediction mark their files with empty tensors, `v_pred` and `ztsnr`."""
+    # trainers of SDXL with v-prediction mark their files with empty tensors, `v_pred` and `ztsnr`
     marked = "v_prediction" if "v_pred" in checkpoint else None
     if known.prediction_type == "v_prediction" and prediction_type is None:
         warnings.warn(
-            f"a file of {known.name} does not say what its network predicts: assuming v_prediction, as the models "
-            "for 768 x 768 do; pass prediction_type='epsilon' for those for 512 x 512",
+            f"a file of {known.name} does not state its prediction type: assuming v_prediction, that of the models "
+            "for 768 x 768; pass prediction_type='epsilon' for those for 512 x 512",
             InputWarning,
             stacklevel=2,
         )

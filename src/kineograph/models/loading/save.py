@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.media.files import beside, instead_of
-from kineograph.models import placement
 from kineograph.models.formats import tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import adapter_files, components, video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components
 from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.model import Model
+from kineograph.models.placement import choose_placement
 from kineograph.models.vae.temporal_decoder import check_decoder_fits
 
 SCHEDULER = "DDIMScheduler"  # its configuration has the settings of the other schedulers
@@ -137,7 +137,7 @@ def checkpoint_to_folder(file: str | Path, folder: str | Path, *, config: str | 
         parts = video_checkpoints.components_from_checkpoint(checkpoint)
         exported = video_checkpoints.components_to_videocrafter(parts)
         return save(parts, folder, unused={name: each for name, each in tensors.items() if name not in exported})
-    dtype = placement.place("cpu").dtype
+    dtype = choose_placement("cpu").dtype
     parts = video_checkpoints.components_from_checkpoint(Checkpoint(path, tensors, config, None, dtype, HubOptions()))
     if parts.temporal_decoder is not None:
         check_decoder_fits(parts.temporal_decoder, parts.vae, str(path))

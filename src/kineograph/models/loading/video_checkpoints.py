@@ -113,7 +113,7 @@ def components_to_videocrafter(components: Components) -> dict[str, Tensor]:
 
 
 def videocrafter_scheduler(tensors: Tensors, temporal: TemporalLayers | None) -> dict[str, Any]:
-    """Return the scheduler configuration; the signal scale is in the file, or that of the released model of its kind."""
+    """Return the scheduler configuration, with the file's signal scale, or that of the released model of its kind."""
     scales = tensors.get("scale_arr")
     assert temporal is not None
     released = 0.7 if temporal.config.layer_after("resnet") else 0.3 if temporal.config.frame_rate else 1.0
@@ -183,9 +183,9 @@ def _read_image_encoder(path: Path, tensors: Tensors, folder: Path) -> ImageEnco
 
 
 def components_from_vidrd(file: Checkpoint) -> Components:
-    """Return the components of a VidRD checkpoint, and those that it lacks from `config`: the model it was trained from.
+    """Return the components of a VidRD checkpoint, completed from `config`, the model that it was trained from.
 
-    The VAE and, if the file has none, the text encoder are those of that model. A temporal decoder is in some files.
+    The VAE and, if the file has none, the text encoder are that model's. Some files have a temporal decoder.
 
     Raises:
         InputError: config is missing, or tensors of the file are missing, left over or have another shape.

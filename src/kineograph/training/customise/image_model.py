@@ -1,22 +1,25 @@
-"""A few pictures customise an image model: the prior is drawn, all is encoded once, and one resumable loop trains."""
+"""Customisation of an image model: DreamBooth for a subject, an adapter as in StyleDrop for a style.
+
+The prior is generated, all images are encoded once, and one resumable loop trains.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from kineograph.errors import InputError
 from kineograph.media.files import instead_of, slug
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
-from kineograph.training import Progress, TrainingSettings, current_process, fit, load_weights, use_averages
-from kineograph.training.customise import batches, generate_images, networks
+from kineograph.training import TrainingProgress, current_process, use_averages
+from kineograph.training.customise import batches, image_data, networks
 from kineograph.training.customise.batches import TrainingSample
+from kineograph.training.customise.image_data import Crop, Images, Photo
 from kineograph.training.customise.networks import TrainedNetworks
-from kineograph.training.customise.photos import Crop, Images, Photo, crop_photo, load_photo, load_photos, random_crops
+from kineograph.training.customise.phases import LATENTS, PREVIEWS, PRIOR, TRAINING, PhaseProgress, train_phase
 from kineograph.training.customise.prompts import (
     CustomisationWords,
     check_prompt_contains,
@@ -29,233 +32,225 @@ from kineograph.training.customise.settings import ImageCustomisationSettings, d
 from kineograph.training.gradients import autocast
 from kineograph.training.lock import lock_folder
 from kineograph.training.temporal_layers.batches import timestep_sampler
-from kineograph.training.temporal_layers.latents import ClipRequest, EncodeClip, cached_latent_encoder
-from kineograph.training.temporal_layers.run import copy_weights
+from kineograph.training.temporal_layers.latent_cache import ClipRequest, EncodeClip, cached_latent_encoder
+from kineograph.training.temporal_layers.run import FINAL
 
-FINAL, PRIOR, LATENTS, PREVIEWS, LOOP = "final", "prior", "latents", "previews", "training"
-LEAST = {"subject": 3, "style": 1}  # pictures
-
-# An image network's, then a video model's: its stills, its natural videos, and its motion and spatial adapters
-Phase = Literal["prior", "encoding", "training", "stills", "natural", "stilling", "adapting"]
+MIN_IMAGES = {"subject": 3, "style": 1}
 
 
 class ImageCustomisation(NamedTuple):
-    """A customising with all that it needs opened and checked, and nothing written yet."""
+    """A customisation with everything opened and checked; nothing is written yet.
+
+    networks: the trainable copies. photos: the images. captioned: the images with captions, an image again for each of
+    several captions. prior_prompts: prompts of the prior's images.
+    """
 
     model: Model
-    trainee: TrainedNetworks
+    networks: TrainedNetworks
     photos: list[Photo]
     words: CustomisationWords
-    told: list[tuple[Photo, str]]  # the pictures, again for each of several captions
-    prior: list[str]  # what each of its pictures is told
+    captioned: list[tuple[Photo, str]]
+    prior_prompts: list[str]
     settings: ImageCustomisationSettings
     size: tuple[int, int]
     output: Path
 
 
-class PhaseProgress(NamedTuple):
-    """Where a customising is: so much of a phase done, of so much.
-
-    progress: of the loop, while it trains. previews: the files of what was drawn at this step to be looked at.
-    """
-
-    phase: Phase
-    done: int
-    total: int
-    progress: Progress | None = None
-    previews: Sequence[Path] = ()
-
-
 def customise_image(
     model: Model,
-    pictures: Images,
+    images: Images,
     output: str | Path,
     *,
     subject: str | None = None,
     style: str | None = None,
     settings: ImageCustomisationSettings | None = None,
 ) -> Generator[PhaseProgress, None, None]:
-    """Teaches an image model a subject or a style, from where the output folder was left, into `output/final`.
+    """Teach an image model a subject or a style, resuming in the same folder; the result is in `output/final`.
 
-    A subject is learnt by DreamBooth, with a prior of pictures that the model draws itself. A style is learnt in
-    StyleDrop's manner, by few parameters beside the transformers and from pictures captioned "... in [style] style";
-    what StyleDrop has for a transformer, a LoRA on attention and feed-forward layers is for a U-Net. It has a prior
-    too, as StyleDrop has not: without one the model draws all things in the style. StyleDrop's second round, on the
-    best of its own pictures, is the caller's to do. The model itself stays as it is.
+    A subject is learnt by DreamBooth, with a prior of images that the model generates itself. A style is learnt as in
+    StyleDrop, by few parameters and from images captioned "... in [style] style"; what is an adapter in StyleDrop's
+    transformer is a LoRA on attention and feed-forward layers of a U-Net. Unlike StyleDrop it has a prior too: without
+    one the model generates everything in the style. StyleDrop's second round, on the best of the model's own images, is
+    left to the caller. The given model is not changed.
 
     Args:
-        model: of the SD 1.x, 2.x or SDXL family, without layers along time.
-        pictures: a folder, or a list of files and arrays, uint8 [h w 3]; see `photos`.
-        output: a folder of this customising alone. The same call goes on with one that was stopped or killed.
+        model: of the SD 1.x, 2.x or SDXL family, without temporal layers.
+        images: a folder, or a list of files and arrays, uint8 [h w 3]; see `load_photos`.
+        output: a folder of this customisation alone. The same call continues one that was stopped or killed.
         subject: "sks dog", a rare word and the class, or the class alone.
         style: "watercolour painting".
-        settings: `usual(model, "subject")` or `usual(model, "style")` unless given.
+        settings: `default_settings(model, "subject")` or `default_settings(model, "style")` unless given.
 
-    Yields every picture of the prior, every encoded one, and every step. A checkpoint is written when the consumer
-    leaves. In the end `final` holds `pytorch_lora_weights.safetensors`, for `kineograph.load(lora=...)` and diffusers'
+    Yields every image of the prior, every encoded image, and every step. A checkpoint is written when the consumer
+    leaves. At the end `final` holds `pytorch_lora_weights.safetensors`, for `kineograph.load(lora=...)` and diffusers'
     `load_lora_weights`, or a whole model's diffusers folder, if settings.lora is None.
 
-    Raises InputError for what cannot be learnt from or by this, before anything is written; later as `training.fit`
-    does, and OSError when a file cannot be written. Warns (InputWarning) of words that may not do.
+    Raises InputError for images, words and models that cannot be used, before anything is written; later as
+    `training.fit` does, and OSError when a file cannot be written. Warns (InputWarning) of unsuitable words.
     """
     return run_image_customisation(
-        prepare_image_customisation(model, pictures, output, subject=subject, style=style, settings=settings)
+        prepare_image_customisation(model, images, output, subject=subject, style=style, settings=settings)
     )
 
 
 def prepare_image_customisation(
     model: Model,
-    pictures: Images,
+    images: Images,
     output: str | Path,
     *,
     subject: str | None = None,
     style: str | None = None,
     settings: ImageCustomisationSettings | None = None,
-    moving: Sequence[str] = (),
+    motions: Sequence[str] = (),
 ) -> ImageCustomisation:
-    """All that `customise_image` checks before it begins; its arguments.
+    """Check everything that `customise_image` needs; its arguments.
 
-    moving: words for motion that the pictures and the prior are told too, so that those do not come to mean that what
-    is learnt is absent, or present.
+    motions: words for motion that are added to captions of the images and of the prior, so that these words do not come
+        to mean that what is learnt is absent, or present.
     """
     if (subject is None) == (style is None):
         raise InputError(f"expected a subject or a style, got {'neither' if subject is None else 'both'}")
     if current_process().num_processes > 1:
-        raise InputError("a customising is for one process: call it without accelerate launch")
+        raise InputError("a customisation runs in one process: call it without accelerate launch")
     what: Literal["subject", "style"] = "style" if subject is None else "subject"
     settings = settings or default_settings(model, what)
     height, width = settings.height or model.default_size[0], settings.width or model.default_size[1]
     model.latent_shape(height, width)
-    seen = load_photos(pictures, least=LEAST[what], side=min(height, width) // 2)
-    words = style_words(model, style or "", seen) if subject is None else subject_words(model, subject, seen)
+    photos = image_data.load_photos(images, least=MIN_IMAGES[what], side=min(height, width) // 2)
+    words = style_words(model, style or "", photos) if subject is None else subject_words(model, subject, photos)
     if not words.prior:
         settings = with_changes(settings, {"prior_weight": 0.0})
-    told = [(each, said) for each, own in zip(seen, words.captions, strict=True) for said in with_motions(own, moving)]
-    others = [said for own in words.prior for said in with_motions(own, moving)]
-    prior = repeat_to(others, settings.prior_pictures) if settings.prior_weight else []
+    captioned = [
+        (photo, each)
+        for photo, caption in zip(photos, words.captions, strict=True)
+        for each in with_motions(caption, motions)
+    ]
+    prior = [each for caption in words.prior for each in with_motions(caption, motions)]
+    prior_prompts = repeat_to(prior, settings.prior_pictures) if settings.prior_weight else []
     for each in settings.previews:
         check_prompt_contains(words.name, each, "the preview")
-    model.prompt([*(said for _, said in told), *settings.previews])
-    begun = networks.trainable_copy(model, settings)
-    return ImageCustomisation(model, begun, seen, words, told, prior, settings, (height, width), Path(output))
+    model.prompt([*(caption for _, caption in captioned), *settings.previews])
+    copies = networks.trainable_copy(model, settings)
+    return ImageCustomisation(
+        model, copies, photos, words, captioned, prior_prompts, settings, (height, width), Path(output)
+    )
 
 
-def run_image_customisation(ready: ImageCustomisation) -> Generator[PhaseProgress, None, None]:
-    """What `customise_image` does once all is opened and checked."""
-    folder, settings = ready.output, ready.settings
-    with ExitStack() as held:
-        held.enter_context(lock_folder(folder))
+def run_image_customisation(prepared: ImageCustomisation) -> Generator[PhaseProgress, None, None]:
+    """Run `customise_image` after its checks."""
+    with lock_folder(prepared.output):
         files: list[Path] = []
-        for done in _prior(ready):
-            files = done.files
-            yield PhaseProgress("prior", done.done, done.total)
-        parts = [ready.told]
-        if ready.prior:
-            parts.append([*zip(map(load_photo, files), ready.prior, strict=True)])
-        total, shown = sum(map(len, parts)), list[list[TrainingSample]]()
-        see = cached_latent_encoder(ready.model, folder / LATENTS)
+        for generated in _generate_prior(prepared):
+            files = generated.files
+            yield PhaseProgress("prior", generated.done, generated.total)
+        parts = [prepared.captioned]
+        if prepared.prior_prompts:
+            parts.append([*zip(map(image_data.load_photo, files), prepared.prior_prompts, strict=True)])
+        total, samples = sum(map(len, parts)), list[list[TrainingSample]]()
+        encode = cached_latent_encoder(prepared.model, prepared.output / LATENTS)
         for part in parts:
-            shown.append([])
-            for each, caption in part:
-                shown[-1].append(encode_photo(ready, see, each, caption))
-                yield PhaseProgress("encoding", sum(map(len, shown)), total)
-        changed = False
-        for progress in held.enter_context(closing(_steps(ready, shown))):
-            changed = True
-            drawn = _previews(ready, progress) if is_preview_due(settings.training, progress) else []
-            yield PhaseProgress("training", progress.step, settings.training.max_train_steps, progress, drawn)
-        if changed or not (folder / FINAL).exists():
-            copy_weights(ready.trainee, load_weights(folder / LOOP))
-            with instead_of(folder / FINAL) as part_of_it:
-                networks.save_customisation(ready.model, ready.trainee, part_of_it, describe_customisation(ready))
+            samples.append([])
+            for photo, caption in part:
+                samples[-1].append(encode_photo(prepared, encode, photo, caption))
+                yield PhaseProgress("encoding", sum(map(len, samples)), total)
+        yield from _train(prepared, samples)
 
 
-def _prior(ready: ImageCustomisation) -> Iterator[generate_images.Kept]:
-    """Draws the prior, if there is one."""
-    settings = ready.settings
-    if not ready.prior:
+def _generate_prior(prepared: ImageCustomisation) -> Iterator[image_data.GeneratedImages]:
+    settings = prepared.settings
+    if not prepared.prior_prompts:
         return iter(())
-    folder = settings.prior_folder or ready.output / PRIOR
-    return generate_images.kept_stills(
-        ready.model, ready.prior, folder, settings.drawing, size=ready.size, seed=settings.training.seed
+    return image_data.generate_missing_images(
+        prepared.model,
+        prepared.prior_prompts,
+        settings.prior_folder or prepared.output / PRIOR,
+        settings.drawing,
+        size=prepared.size,
+        seed=settings.training.seed,
     )
 
 
-def encode_photo(ready: ImageCustomisation, see: EncodeClip, picture: Photo, caption: str) -> TrainingSample:
-    """A picture's cuts, and their mirror images if those count, as latents; the prior's are cut as the subject's."""
-    (height, width), settings = ready.size, ready.settings
-    sides = (1, -1) if settings.flips else (1,)
-    views = [
-        (seen, side)
-        for seen in random_crops(picture, settings.crops, settings.crop_share, settings.training.seed)
-        for side in sides
-    ]
-    return TrainingSample(
-        tuple(see(photo_request(picture, caption, *each, (height, width))).latents for each in views), caption
+def encode_photo(prepared: ImageCustomisation, encode: EncodeClip, photo: Photo, caption: str) -> TrainingSample:
+    """Return an image's crops, and their mirror images if the settings have them, as latents."""
+    settings = prepared.settings
+    mirrors = (1, -1) if settings.flips else (1,)
+    crops = image_data.random_crops(photo, settings.crops, settings.crop_share, settings.training.seed)
+    requests = [photo_request(photo, caption, crop, mirror, prepared.size) for crop in crops for mirror in mirrors]
+    return TrainingSample(tuple(encode(request).latents for request in requests), caption)
+
+
+def photo_request(photo: Photo, caption: str, crop: Crop, mirror: int, size: tuple[int, int]) -> ClipRequest:
+    """Return the request to encode a crop of an image, mirrored if `mirror` is -1, not 1."""
+    key = (photo.digest, *crop, mirror, *size)
+    return ClipRequest(key, caption, partial(image_data.crop_photo, photo, crop, mirror, size))
+
+
+def _train(prepared: ImageCustomisation, samples: list[list[TrainingSample]]) -> Generator[PhaseProgress, None, None]:
+    """Train the networks, and write what they have learnt."""
+    model, settings, trained = prepared.model, prepared.settings, prepared.networks
+    loop, final = settings.training, prepared.output / FINAL
+    captions = ["", *(each.caption for part in samples for each in part)]
+    if trained.text is None:
+        encode_prompts = batches.precomputed_conditions(model, captions, prepared.size)
+    else:
+        encode_prompts = batches.trained_conditions(model)
+    sample_timesteps = timestep_sampler(settings.levels, model.schedule)
+
+    def write() -> None:
+        with instead_of(final) as part:
+            networks.save_customisation(model, trained, part, describe_customisation(prepared))
+
+    yield from train_phase(
+        "training",
+        trained,
+        loop,
+        prepared.output / TRAINING,
+        load_batch=batches.sample_batch_loader(samples, loop.seed, settings.caption_dropout, sample_timesteps),
+        loss=batches.dreambooth_loss(model, settings, encode_prompts),
+        facts=image_facts(prepared),
+        result=final,
+        write_result=write,
+        save_previews=partial(_save_previews, prepared),
     )
 
 
-def photo_request(picture: Photo, caption: str, seen: Crop, side: int, size: tuple[int, int]) -> ClipRequest:
-    """A cut of a picture, in the mirror where `side` is -1, that is to be encoded."""
-    return ClipRequest((picture.digest, *seen, side, *size), caption, partial(crop_photo, picture, seen, side, size))
-
-
-def _steps(ready: ImageCustomisation, shown: list[list[TrainingSample]]) -> Generator[Progress, None, None]:
-    """The loop, from its last checkpoint on."""
-    model, settings = ready.model, ready.settings
-    loop = settings.training
-    texts = ["", *(each.caption for part in shown for each in part)]
-    tell = (
-        batches.precomputed_conditions(model, texts, ready.size)
-        if ready.trainee.text is None
-        else batches.trained_conditions(model)
-    )
-    draw = batches.sample_batch_loader(
-        shown, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, model.schedule)
-    )
-    loss = batches.dreambooth_loss(model, settings, tell)
-    steps = fit(ready.trainee, loop, ready.output / LOOP, draw=draw, loss=loss, facts=image_facts(ready))
-    return cast(Generator[Progress, None, None], steps)
-
-
-def image_facts(ready: ImageCustomisation) -> dict[str, Any]:
-    """What a run that goes on must have had, beside the settings of its loop."""
+def image_facts(prepared: ImageCustomisation) -> dict[str, Any]:
+    """Return what must be the same when the training is resumed, beside the settings of its loop."""
     return {
-        **ready.settings.decisive(),
-        "pictures": [[each.digest[:16], caption] for each, caption in ready.told],
-        "prior": list(dict.fromkeys(ready.prior)),
-        "model": fingerprints(ready.model),
+        **prepared.settings.resume_settings(),
+        "images": [[photo.digest[:16], caption] for photo, caption in prepared.captioned],
+        "prior": list(dict.fromkeys(prepared.prior_prompts)),
+        "model": fingerprints(prepared.model),
     }
 
 
-def is_preview_due(loop: TrainingSettings, progress: Progress) -> bool:
-    """Whether something is drawn at this step."""
-    return progress.step % loop.validation_steps == 0 or progress.step == loop.max_train_steps
-
-
-def _previews(ready: ImageCustomisation, progress: Progress) -> list[Path]:
-    """Pictures of the previews' prompts, always from the same noise."""
-    settings, model = ready.settings, networks.model_with(ready.model, ready.trainee)
+def _save_previews(prepared: ImageCustomisation, progress: TrainingProgress) -> list[Path]:
+    """Generate images of the previews' prompts, always from the same noise, and return their files."""
+    settings, model = prepared.settings, networks.model_with(prepared.model, prepared.networks)
     if not settings.previews:
         return []
-    with use_averages(ready.trainee, progress.average), autocast(model.device, settings.training.mixed_precision):
-        drawn = generate_images.stills(
-            model, settings.previews, settings.drawing, size=ready.size, seed=settings.training.seed
+    with (
+        use_averages(prepared.networks, progress.average),
+        autocast(model.device, settings.training.mixed_precision),
+    ):
+        images = image_data.generate_images(
+            model, settings.previews, settings.drawing, size=prepared.size, seed=settings.training.seed
         )
     files = []
-    for number, (prompt, pixels) in enumerate(zip(settings.previews, drawn, strict=True), 1):
-        files.append(ready.output / PREVIEWS / f"step-{progress.step:06d}_{number}-{slug(prompt)}.png")
-        generate_images.save_picture(pixels, files[-1])
-        progress.log.show(progress.step, f"previews/{prompt}", pixels)
+    for number, (prompt, pixels) in enumerate(zip(settings.previews, images, strict=True), 1):
+        files.append(prepared.output / PREVIEWS / f"step-{progress.step:06d}_{number}-{slug(prompt)}.png")
+        image_data.save_png(pixels, files[-1])
+        progress.log.write_image(progress.step, f"previews/{prompt}", pixels)
     return files
 
 
-def describe_customisation(ready: ImageCustomisation) -> dict[str, Any]:
-    """What the files say about themselves."""
+def describe_customisation(prepared: ImageCustomisation) -> dict[str, Any]:
+    """Return the description that is saved with the result: words, captions, model and settings."""
+    model = prepared.model
     return {
-        "name": ready.words.name,
-        "words": list(ready.words.new),
-        "captions": list(dict.fromkeys(ready.words.captions)),
-        "model": {"name": ready.model.name, "load": dict(ready.model.settings), "weights": fingerprints(ready.model)},
-        "settings": ready.settings.model_dump(mode="json"),
+        "name": prepared.words.name,
+        "words": list(prepared.words.new),
+        "captions": list(dict.fromkeys(prepared.words.captions)),
+        "model": {"name": model.name, "load": dict(model.settings), "weights": fingerprints(model)},
+        "settings": prepared.settings.model_dump(mode="json"),
     }

@@ -1,49 +1,53 @@
-"""The baseline of interleaved training: the image network under a video model's layers along time learns pictures of
-the subject and natural videos in turn, the pictures without those layers (Chefer et al. 2024, section 5.1)."""
+"""Interleaved training, a baseline of Still-Moving (Chefer et al. 2024, section 5.1).
+
+The image network of a video model is trained on images of the subject and on natural videos in alternating steps, on the
+images without the temporal layers.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Generator, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, cast
 
-from jaxtyping import Float
 from torch import Tensor
 
-from kineograph import noise
 from kineograph.media.files import instead_of
-from kineograph.methods import still_moving as method
+from kineograph.methods.still_moving import MOVING
 from kineograph.models.loading.provenance import fingerprints
-from kineograph.models.model import Model
-
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training import Progress, TrainingSettings, fit, load_weights
+from kineograph.models.model import Model
 from kineograph.training.customise import adapters, batches, networks
-from kineograph.training.customise import image as run
-from kineograph.training.customise.batches import CustomisationBatch, Draw, TrainingSample
-from kineograph.training.customise.image import FINAL, LATENTS, LOOP, PhaseProgress
+from kineograph.training.customise.batches import CustomisationBatch, TrainingSample
+from kineograph.training.customise.image_data import Images
+from kineograph.training.customise.image_model import (
+    describe_customisation,
+    encode_photo,
+    image_facts,
+    prepare_image_customisation,
+)
 from kineograph.training.customise.natural_videos import (
     check_natural_prompts,
     natural_videos_phase,
     prepare_natural_videos,
 )
 from kineograph.training.customise.networks import TrainedNetworks
-from kineograph.training.customise.photos import Images
+from kineograph.training.customise.phases import LATENTS, TRAINING, PhaseProgress, train_phase
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings, with_changes
-from kineograph.training.customise.video_inputs import VideoCustomisation, underlying_image_model
+from kineograph.training.customise.video_model import VideoCustomisation, underlying_image_model
+from kineograph.training.gradients import LoadBatch, LossFunction
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph.training.lock import lock_folder
-from kineograph.training.norms import use_fast_group_norm
-from kineograph.training.temporal_layers.batches import timestep_sampler
-from kineograph.training.temporal_layers.latents import cached_latent_encoder
-from kineograph.training.temporal_layers.run import copy_weights
+from kineograph.training.settings import TrainingSettings
+from kineograph.training.temporal_layers.batches import batch_noise, timestep_sampler
+from kineograph.training.temporal_layers.latent_cache import cached_latent_encoder
+from kineograph.training.temporal_layers.run import FINAL
 
 
 def train_interleaved(
     video: Model,
-    pictures: Images,
+    images: Images,
     output: str | Path,
     *,
     subject: str | None = None,
@@ -51,117 +55,125 @@ def train_interleaved(
     natural_videos: str | Path | None = None,
     settings: VideoCustomisationSettings | None = None,
 ) -> Generator[PhaseProgress, None, None]:
-    """Trains the image network of a video model on pictures and natural videos in turn, into `output/final`.
+    """Train the image network of a video model on images and natural videos in turn; the result is in `output/final`.
 
-    It learns as `settings.image` says, by a LoRA or as a whole, from as many pictures as that shows it, and in as many
-    steps of videos as of pictures; a step is of `settings.training.train_batch_size` videos, or of as many pictures as
-    those have frames. There is no prior of pictures, and the text encoder learns nothing. `injected(video, output /
-    "final")` puts it under the layers along time.
+    It is trained as `settings.image` says, by a LoRA or as a whole, on as many images as that has, and in as many steps
+    of videos as of images; a step is of `settings.training.train_batch_size` videos, or of as many images as those have
+    frames. There is no prior of images, and the text encoder is frozen. `inject_customised(video, output / "final")`
+    returns the video model with the result.
 
-    Its arguments, what it yields and what it raises are as for `customise_video`.
+    Arguments, yields and errors are those of `customise_video`.
     """
     settings = settings or default_video_settings(video, "style" if subject is None else "subject")
-    alone = {"prior_weight": 0.0} | ({"lora": {"text_rank": None}} if settings.image.lora else {})
-    settings = with_changes(settings, {"image": alone})
-    wanted = prepare_natural_videos(video, settings, natural_videos)
-    image = run.prepare_image_customisation(
-        underlying_image_model(video), pictures, Path(output), subject=subject, style=style, settings=settings.image
+    changes = {"prior_weight": 0.0} | ({"lora": {"text_rank": None}} if settings.image.lora else {})
+    settings = with_changes(settings, {"image": changes})
+    natural = prepare_natural_videos(video, settings, natural_videos)
+    below = underlying_image_model(video)
+    image = prepare_image_customisation(
+        below, images, Path(output), subject=subject, style=style, settings=settings.image
     )
-    check_natural_prompts(wanted)
-    return _interleaved(VideoCustomisation(video, image, wanted, [], settings, Path(output)))
+    check_natural_prompts(natural)
+    return _run(VideoCustomisation(video, image, natural, [], settings, Path(output)))
 
 
-def _interleaved(ready: VideoCustomisation) -> Generator[PhaseProgress, None, None]:
-    image, output, loop = ready.image, ready.output, interleaved_settings(ready)
-    shown, videos, altered = list[TrainingSample](), list[TrainingSample](), False
-    with ExitStack() as held:
-        held.enter_context(lock_folder(output))
-        see = cached_latent_encoder(ready.video, output / LATENTS)
-        for each, caption in zip(image.photos, image.words.captions, strict=True):
-            shown.append(run.encode_photo(image, see, each, caption))
-            yield PhaseProgress("encoding", len(shown), len(image.photos))
-        yield from natural_videos_phase(ready.natural, output, videos)
-        net = _begun(ready)
-        for progress in held.enter_context(closing(_steps(ready, net, shown, videos))):
-            altered = True
-            yield PhaseProgress("training", progress.step, loop.max_train_steps, progress)
-        if altered or not (output / FINAL).exists():
-            copy_weights(net, load_weights(output / LOOP))
-            with instead_of(output / FINAL) as part:
-                networks.save_customisation(
-                    image.model, TrainedNetworks(net, None), part, run.describe_customisation(image)
-                )
+def _run(prepared: VideoCustomisation) -> Generator[PhaseProgress, None, None]:
+    image, output = prepared.image, prepared.output
+    samples, natural = list[TrainingSample](), list[TrainingSample]()
+    with lock_folder(output):
+        encode = cached_latent_encoder(prepared.video, output / LATENTS)
+        for photo, caption in zip(image.photos, image.words.captions, strict=True):
+            samples.append(encode_photo(image, encode, photo, caption))
+            yield PhaseProgress("encoding", len(samples), len(image.photos))
+        yield from natural_videos_phase(prepared.natural, output, natural)
+        yield from _train(prepared, samples, natural)
 
 
-def interleaved_settings(ready: VideoCustomisation) -> TrainingSettings:
-    """The settings of the loop: the image network's, for as many pictures, with a step of videos after each of them."""
-    own, videos = ready.settings.image.training, ready.settings.training.train_batch_size
-    turns = math.ceil(own.max_train_steps * own.train_batch_size / (videos * ready.natural.frames))
-    return with_changes(own, {"max_train_steps": 2 * turns, "train_batch_size": videos})
+def _train(
+    prepared: VideoCustomisation, samples: Sequence[TrainingSample], natural: Sequence[TrainingSample]
+) -> Generator[PhaseProgress, None, None]:
+    image, settings, final = prepared.image, prepared.settings, prepared.output / FINAL
+    net, loop = _network(prepared), interleaved_settings(prepared)
+    encode_prompts = batches.precomputed_conditions(
+        prepared.video, adapters.all_captions([samples, natural]), image.size, settings.fps
+    )
+
+    def write() -> None:
+        with instead_of(final) as part:
+            networks.save_customisation(
+                image.model, TrainedNetworks(net, None), part, describe_customisation(image)
+            )
+
+    yield from train_phase(
+        "training",
+        net,
+        loop,
+        prepared.output / TRAINING,
+        load_batch=alternating_batch_loader(prepared, loop, samples, natural),
+        loss=interleaved_loss(prepared, encode_prompts),
+        facts={
+            **image_facts(image),
+            "natural": prepared.natural.facts(),
+            "fps": settings.fps,
+            "model": fingerprints(prepared.video),
+        },
+        result=final,
+        write_result=write,
+    )
 
 
-def _begun(ready: VideoCustomisation) -> VideoUNet:
-    """The image network that learns, under layers along time that do not."""
-    temporal = deepcopy(ready.video.net.temporal)
+def interleaved_settings(prepared: VideoCustomisation) -> TrainingSettings:
+    """Return the settings of the loop: the image network's, with as many images, and a step of videos after each."""
+    own, videos = prepared.settings.image.training, prepared.settings.training.train_batch_size
+    pairs = math.ceil(own.max_train_steps * own.train_batch_size / (videos * prepared.natural.num_frames))
+    return with_changes(own, {"max_train_steps": 2 * pairs, "train_batch_size": videos})
+
+
+def _network(prepared: VideoCustomisation) -> VideoUNet:
+    """Return the trained image network with frozen temporal layers."""
+    temporal = deepcopy(prepared.video.net.temporal)
     assert temporal is not None, "checked before"
     temporal = temporal.requires_grad_(requires_grad=False).eval()
-    temporal = use_fast_group_norm(temporal) if ready.video.device.type == "cpu" else temporal
-    unet = ready.image.trainee.unet
+    temporal = use_fast_group_norm(temporal) if prepared.video.device.type == "cpu" else temporal
+    unet = prepared.image.networks.unet
     return VideoUNet(unet.image_unet, temporal, unet.call_stage).eval()
 
 
-def _steps(
-    ready: VideoCustomisation, net: VideoUNet, shown: Sequence[TrainingSample], videos: Sequence[TrainingSample]
-) -> Generator[Progress, None, None]:
-    settings, loop = ready.settings, interleaved_settings(ready)
-    tell = batches.precomputed_conditions(
-        ready.video, adapters.all_captions([shown, videos]), ready.image.size, settings.fps
-    )
-    draw = alternating_batch_loader(ready, loop, shown, videos)
-    facts: dict[str, Any] = {
-        **run.image_facts(ready.image),
-        "natural": ready.natural.facts(),
-        "fps": settings.fps,
-        "model": fingerprints(ready.video),
-    }
-    loss = interleaved_loss(ready, tell)
-    return cast(Generator[Progress, None, None], fit(net, loop, ready.output / LOOP, draw=draw, loss=loss, facts=facts))
-
-
 def alternating_batch_loader(
-    ready: VideoCustomisation, loop: TrainingSettings, shown: Sequence[TrainingSample], videos: Sequence[TrainingSample]
-) -> Draw:
-    """What draws the samples of a step: pictures, then videos, then pictures."""
-    settings, batch, frames = ready.settings, loop.train_batch_size, ready.natural.frames
-    timesteps = timestep_sampler(settings.image.levels, ready.video.schedule)
-    pick = [
-        batches.sample_batch_loader([each], loop.seed, settings.image.caption_dropout, timesteps)
-        for each in (shown, videos)
+    prepared: VideoCustomisation,
+    loop: TrainingSettings,
+    samples: Sequence[TrainingSample],
+    natural: Sequence[TrainingSample],
+) -> LoadBatch[CustomisationBatch]:
+    """Return the function that loads a step: images in even steps, videos in odd ones."""
+    settings, batch_size, num_frames = prepared.settings, loop.train_batch_size, prepared.natural.num_frames
+    sample_timesteps = timestep_sampler(settings.image.levels, prepared.video.schedule)
+    loaders = [
+        batches.sample_batch_loader([part], loop.seed, settings.image.caption_dropout, sample_timesteps)
+        for part in (samples, natural)
     ]
 
-    def draw(step: int, samples: range) -> CustomisationBatch:
-        turn, kind = divmod(step, 2)
-        many = 1 if kind else frames
-        start = (turn - step) * batch + samples.start
-        return pick[kind](turn, range(start * many, (start + len(samples)) * many))
+    def load(step: int, numbers: range) -> CustomisationBatch:
+        pair, kind = divmod(step, 2)
+        per_sample = 1 if kind else num_frames
+        start = (pair - step) * batch_size + numbers.start
+        return loaders[kind](pair, range(start * per_sample, (start + len(numbers)) * per_sample))
 
-    return draw
+    return load
 
 
 def interleaved_loss(
-    ready: VideoCustomisation, tell: batches.EncodePrompts
-) -> Callable[[VideoUNet, CustomisationBatch, int], dict[str, Float[Tensor, ""]]]:
-    """The loss as `training.fit` wants it, named after what was seen. Pictures are videos of one frame."""
-    model, frames = ready.video, ready.natural.frames
+    prepared: VideoCustomisation, encode_prompts: batches.EncodePrompts
+) -> LossFunction[VideoUNet, CustomisationBatch]:
+    """Return the loss for `training.fit`: "subject" of images, which are videos of one frame, "natural" of videos."""
+    model, error = prepared.video, prepared.settings.image.error
     assert model.temporal is not None, "checked before"
-    weigh, ratio = batches.WEIGHTS[ready.settings.image.error], model.temporal.noise_ratio
+    ratio, num_frames = model.temporal.noise_ratio, prepared.natural.num_frames
 
-    def loss(net: VideoUNet, batch: CustomisationBatch, seed: int) -> dict[str, Float[Tensor, ""]]:
-        x0, levels = batch.x0, model.schedule
-        kind, count = ("natural", len(x0)) if x0.shape[1] > 1 else ("subject", len(x0) // frames)
-        drawn = noise.partly_shared(ratio if x0.shape[1] > 1 else 0.0, seed, range(frames), (count, *x0.shape[2:]))
-        told = tell(net, batch.texts)
-        off = method.loss(net, levels, told, x0, drawn.reshape(x0.shape).to(x0), batch.timesteps, method.MOVING)
-        return {kind: (weigh(levels, batch.timesteps) * off).mean()}
+    def noise_of(seed: int, x0: Tensor) -> Tensor:
+        return batch_noise(ratio, seed, num_frames, x0)
 
-    return loss
+    of_images, of_videos = (
+        batches.still_moving_loss(model, error, encode_prompts, {name: (MOVING, 1.0)}, noise_of)
+        for name in ("subject", "natural")
+    )
+    return lambda net, batch, seed: (of_videos if batch.x0.shape[1] > 1 else of_images)(net, batch, seed)

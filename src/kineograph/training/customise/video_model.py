@@ -1,225 +1,287 @@
-"""Still-Moving from a few pictures to one small file, in phases that each go on where they were left.
+"""Customisation of a video model: Still-Moving from a few images to one small file, in resumable phases.
 
-The image network under a video model's layers along time learns the subject or style and draws stills of it; a spatial
-adapter learns on those, standing still, and on natural videos.
+The image network of a video model learns the subject or style and generates images of it; a spatial adapter is trained
+on those as frozen videos, and on natural videos.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import NamedTuple
 
 import numpy as np
 from safetensors.torch import load_file
 
+from kineograph.errors import InputError
 from kineograph.media.files import instead_of
 from kineograph.media.video import Video
-from kineograph.models.formats import lora as adapters
+from kineograph.models.formats import lora as lora_files
 from kineograph.models.loading import adapter_files
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.request import Request
-from kineograph.training import Progress, fit, load_weights
-from kineograph.training.customise import adapters as adapting
-from kineograph.training.customise import batches
-from kineograph.training.customise import image as run
+from kineograph.training.customise import adapters, batches
 from kineograph.training.customise.batches import TrainingSample
-from kineograph.training.customise.image import (
-    FINAL,
-    LATENTS,
-    PREVIEWS,
-    PhaseProgress,
+from kineograph.training.customise.image_data import Crop, Images, generate_missing_images, load_photo, save_png
+from kineograph.training.customise.image_model import (
+    ImageCustomisation,
     photo_request,
+    prepare_image_customisation,
     run_image_customisation,
 )
-from kineograph.training.customise.inject import ADAPTER, WHOLE, inject_customised
-from kineograph.training.customise.motion_adapter import (
-    MOTION_ADAPTER,
-    motion_adapter_phase,
-    read_trained_motion_adapter,
-    temporal_layers_name,
+from kineograph.training.customise.natural_videos import (
+    NaturalVideos,
+    check_natural_prompts,
+    natural_videos_phase,
+    prepare_natural_videos,
 )
-from kineograph.training.customise.natural_videos import natural_videos_phase
-from kineograph.training.customise.networks import load_customised
-from kineograph.training.customise.photos import Crop, Images, load_photo
-from kineograph.training.customise.settings import VideoCustomisationSettings
-from kineograph.training.customise.stills import generate_missing_images, save_png
-from kineograph.training.customise.video_inputs import (
-    VideoCustomisation,
-    needs_motion_adapter,
-    prepare_video_customisation,
+from kineograph.training.customise.networks import inject_customised, load_customised, temporal_layers_name
+from kineograph.training.customise.phases import (
+    ADAPTER_FILE,
+    IMAGE,
+    LATENTS,
+    MOTION_ADAPTER_FILE,
+    PREVIEWS,
+    STILLS,
+    WHOLE,
+    PhaseProgress,
+    train_phase,
 )
+from kineograph.training.customise.prompts import check_prompt_contains, known_motions, repeat_to, still_prompts
+from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
 from kineograph.training.lock import lock_folder
-from kineograph.training.temporal_layers import samples
 from kineograph.training.temporal_layers.batches import timestep_sampler
-from kineograph.training.temporal_layers.latents import EncodeClip, cached_latent_encoder
-from kineograph.training.temporal_layers.run import copy_weights
+from kineograph.training.temporal_layers.latent_cache import EncodeClip, cached_latent_encoder
+from kineograph.training.temporal_layers.run import FINAL
+from kineograph.training.temporal_layers.validation import ValidationVideos, save_validation_videos
 
-STILLS, ADAPTING = "stills", "adapting"
+SPATIAL_ADAPTER_TRAINING = "spatial_adapter"  # folder of checkpoints
+
+
+class VideoCustomisation(NamedTuple):
+    """A customisation of a video model with everything opened and checked; nothing is written yet.
+
+    prompts: of the images that the customised image network generates.
+    """
+
+    video: Model
+    image: ImageCustomisation
+    natural: NaturalVideos
+    prompts: list[str]
+    settings: VideoCustomisationSettings
+    output: Path
 
 
 def customise_video(
     video: Model,
-    pictures: Images,
+    images: Images,
     output: str | Path,
     *,
-    image: Model | None = None,
+    image_model: Model | None = None,
     subject: str | None = None,
     style: str | None = None,
     natural_videos: str | Path | None = None,
     settings: VideoCustomisationSettings | None = None,
 ) -> Generator[PhaseProgress, None, None]:
-    """Teaches a video model a subject or a style from a few pictures, from where the output folder was left.
+    """Teach a video model a subject or a style from a few images, resuming in the same folder.
 
-    The model itself stays as it is. Where it has no motion adapter, one is trained first, and left in
+    The given model is not changed. If it has no motion adapter, one is trained first, and left in
     `output/motion_adapter.safetensors`: load the model with that for the next subject.
 
     Args:
-        video: a text-to-video model: layers along time around an image network, which is what learns first.
-        pictures, subject, style: as for `customise_image`.
-        output: a folder of this customising alone, in the end with `adapter.safetensors`, for
-            `kineograph.load(adapter=output)`; or, if all weights learn (settings.spatial is None), with the whole video
-            model in `whole`. The same call goes on with one that was stopped or killed.
-        image: the image model whose network is under the layers along time, where it has a noise schedule of its own,
-            as Stable Diffusion beside AnimateDiff's layers.
-        natural_videos: a folder of videos with captions, from which the model keeps what it knew, or "pocket" for the
-            pocket world's; unless given, the model draws them itself.
-        settings: `usual_video(video, "subject")` or `usual_video(video, "style")` unless given.
+        video: a text-to-video model: temporal layers around an image network, which is customised first.
+        images, subject, style: as for `customise_image`.
+        output: a folder of this customisation alone, at the end with `adapter.safetensors`, for
+            `kineograph.load(adapter=output)`; or, if all weights are trained (settings.spatial is None), with the whole
+            video model in `whole`. The same call continues one that was stopped or killed.
+        image_model: the image model whose network has the temporal layers, if its noise schedule is another one, as
+            Stable Diffusion's beside AnimateDiff's motion modules.
+        natural_videos: a folder of videos with captions, on which the model keeps what it has learnt, or "pocket" for
+            the pocket world's; unless given, the model generates them.
+        settings: `default_video_settings(video, "subject")` or `default_video_settings(video, "style")` unless given.
 
-    Yields every picture and video that is drawn or encoded, and every step. A checkpoint is written when the consumer
-    leaves. Raises InputError for what cannot be learnt from or by this, before anything is written; later as
-    `training.fit` does, and OSError when a file cannot be written. Warns (InputWarning) of words that may not do.
+    Yields every image and video that is generated or encoded, and every step. A checkpoint is written when the consumer
+    leaves. Raises InputError for images, words and models that cannot be used, before anything is written; later as
+    `training.fit` does, and OSError when a file cannot be written. Warns (InputWarning) of unsuitable words.
     """
     return run_video_customisation(
         prepare_video_customisation(
-            video, pictures, output, image=image, subject=subject, style=style, natural_videos=natural_videos,
-            settings=settings,
+            video, images, output, image_model=image_model, subject=subject, style=style,
+            natural_videos=natural_videos, settings=settings,
         )
     )  # fmt: skip
 
 
-def run_video_customisation(ready: VideoCustomisation) -> Generator[PhaseProgress, None, None]:
-    """What `customise_video` does once all is opened and checked."""
-    settings, output = ready.settings, ready.output
-    stills, videos = list[TrainingSample](), list[TrainingSample]()
-    with lock_folder(output):
-        with closing(run_image_customisation(ready.image)) as learning:
-            yield from learning
-        yield from _stills(ready, stills)
-        lacking = needs_motion_adapter(ready.video, settings)
-        if settings.natural_weight or lacking:
-            yield from natural_videos_phase(ready.natural, output, videos)
-        video = ready.video
-        if lacking:
-            with closing(motion_adapter_phase(ready.natural, output, videos)) as learning:
-                yield from learning
-            video = replace(
-                video,
-                net=adapting.with_motion_adapter(video, read_trained_motion_adapter(video, output / MOTION_ADAPTER)),
+def prepare_video_customisation(
+    video: Model,
+    images: Images,
+    output: str | Path,
+    *,
+    image_model: Model | None = None,
+    subject: str | None = None,
+    style: str | None = None,
+    natural_videos: str | Path | None = None,
+    settings: VideoCustomisationSettings | None = None,
+) -> VideoCustomisation:
+    """Check everything that `customise_video` needs; its arguments."""
+    settings = settings or default_video_settings(video, "style" if subject is None else "subject")
+    natural = prepare_natural_videos(video, settings, natural_videos)
+    below = underlying_image_model(video, image_model)
+    motions = known_motions(below) if subject is None else ()
+    image = prepare_image_customisation(
+        below, images, Path(output) / IMAGE, subject=subject, style=style, settings=settings.image, motions=motions
+    )
+    prompts = repeat_to(settings.prompts, settings.stills) or still_prompts(image.model, image.words, settings.stills)
+    for what, texts in (("the prompt of a still", prompts), ("the preview", settings.previews)):
+        for each in texts:
+            check_prompt_contains(image.words.name, each, what)
+    image.model.prompt([*dict.fromkeys(prompts)])
+    if settings.natural_weight or needs_motion_adapter(video, settings):
+        check_natural_prompts(natural)
+    return VideoCustomisation(video, image, natural, prompts, settings, Path(output))
+
+
+def underlying_image_model(video: Model, image_model: Model | None = None) -> Model:
+    """Return the image model under a video model's temporal layers.
+
+    Raises InputError when `image_model` has another network.
+    """
+    if image_model is not None and image_model.temporal is not None:
+        raise InputError(
+            f"{image_model.name} is a video model: image_model is for the image model under {video.name}"
+        )
+    own = adapter_files.weight_signature(video.net.image_unet, video.name)
+    if image_model is not None:
+        other = adapter_files.weight_signature(image_model.net.image_unet, image_model.name)
+        if not other.is_of(own):
+            raise InputError(
+                f"the image network of {video.name} is not that of {image_model.name}: leave image_model out, or add "
+                f"the temporal layers to {image_model.name}, motion= (--motion-module)"
             )
-        parts = [stills, videos] if settings.natural_weight else [stills]
-        with closing(_adapted(ready, inject_customised(video, ready.image.output / FINAL), parts)) as learning:
-            yield from learning
+    return replace(image_model or video, net=VideoUNet(video.net.image_unet), temporal_decoder=None)
 
 
-def _stills(ready: VideoCustomisation, shown: list[TrainingSample]) -> Iterator[PhaseProgress]:
-    """Draws pictures by the customised image model and enters them into `shown`; at the end, a sheet of some."""
-    image, settings = ready.image, ready.settings
+def needs_motion_adapter(video: Model, settings: VideoCustomisationSettings) -> bool:
+    """Return True if a motion adapter is to be trained first."""
+    return bool(settings.still_scale) and video.net.motion_adapter is None
+
+
+def run_video_customisation(prepared: VideoCustomisation) -> Generator[PhaseProgress, None, None]:
+    """Run `customise_video` after its checks."""
+    settings, output, video = prepared.settings, prepared.output, prepared.video
+    stills, natural = list[TrainingSample](), list[TrainingSample]()
+    with lock_folder(output):
+        yield from run_image_customisation(prepared.image)
+        yield from _stills_phase(prepared, stills)
+        lacks_motion_adapter = needs_motion_adapter(video, settings)
+        if settings.natural_weight or lacks_motion_adapter:
+            yield from natural_videos_phase(prepared.natural, output, natural)
+        if lacks_motion_adapter:
+            yield from adapters.motion_adapter_phase(prepared.natural, output, natural)
+            motion = adapters.read_trained_motion_adapter(video, output / MOTION_ADAPTER_FILE)
+            video = replace(video, net=adapters.with_motion_adapter(video, motion))
+        customised = inject_customised(video, prepared.image.output / FINAL)
+        parts = [stills, natural] if settings.natural_weight else [stills]
+        yield from _spatial_adapter_phase(prepared, customised, parts)
+
+
+def _stills_phase(prepared: VideoCustomisation, samples: list[TrainingSample]) -> Iterator[PhaseProgress]:
+    """Generate images with the customised image model, append them to `samples`, and save a contact sheet of some."""
+    image, settings = prepared.image, prepared.settings
     model = load_customised(image.model, image.output / FINAL)
-    folder, drawing, seed = ready.output / STILLS, settings.image.drawing, settings.training.seed
-    see = cached_latent_encoder(ready.video, ready.output / LATENTS)
+    folder, sampling, seed = prepared.output / STILLS, settings.image.drawing, settings.training.seed
+    encode = cached_latent_encoder(prepared.video, prepared.output / LATENTS)
     for done, total, files in generate_missing_images(
-        model, ready.prompts, folder, drawing, size=image.size, seed=seed
+        model, prepared.prompts, folder, sampling, size=image.size, seed=seed
     ):
-        new = slice(len(shown), done)
-        for file, prompt in zip(files[new], ready.prompts[new], strict=True):
-            shown.append(_seen(see, file, prompt, image.size, ready.natural.frames))
-        sheets = [_sheet(files, ready.output / PREVIEWS / "stills.png")] if done == total else []
+        new = slice(len(samples), done)
+        for file, prompt in zip(files[new], prepared.prompts[new], strict=True):
+            samples.append(_encode_still(encode, file, prompt, image.size, prepared.natural.num_frames))
+        sheets = [_save_sheet(files, prepared.output / PREVIEWS / "stills.png")] if done == total else []
         yield PhaseProgress("stills", done, total, previews=sheets)
 
 
-def _seen(see: EncodeClip, file: Path, prompt: str, size: tuple[int, int], frames: int) -> TrainingSample:
-    """A still as a video that stands still."""
-    sight = see(photo_request(load_photo(file), prompt, Crop(), 1, size))
-    return adapting.frozen_videos(TrainingSample((sight.latents,), prompt), frames)
+def _encode_still(
+    encode: EncodeClip, file: Path, prompt: str, size: tuple[int, int], num_frames: int
+) -> TrainingSample:
+    """Return an image as a frozen video."""
+    clip = encode(photo_request(load_photo(file), prompt, Crop(), 1, size))
+    return adapters.freeze_sample(TrainingSample((clip.latents,), prompt), num_frames)
 
 
-def _sheet(files: list[Path], file: Path) -> Path:
+def _save_sheet(files: list[Path], file: Path) -> Path:
     some = [files[number] for number in np.linspace(0, len(files) - 1, min(16, len(files))).round().astype(int)]
-    save_png(np.asarray(Video(np.stack([load_photo(each).pixels for each in some]), 1.0).contact_sheet()), file)
+    sheet = Video(np.stack([load_photo(each).pixels for each in some]), 1.0).contact_sheet()
+    save_png(np.asarray(sheet), file)
     return file
 
 
-def _adapted(
-    ready: VideoCustomisation, model: Model, parts: list[list[TrainingSample]]
+def _spatial_adapter_phase(
+    prepared: VideoCustomisation, model: Model, parts: list[list[TrainingSample]]
 ) -> Generator[PhaseProgress, None, None]:
-    """Every step of what comes before the layers along time, and what it came to as a file."""
-    settings, output = ready.settings, ready.output
-    net, changed = adapting.spatial_adapter_network(model, settings), False
-    studio = _studio(ready, replace(model, net=net))
-    with closing(_steps(ready, model, net, parts)) as steps:
-        for progress in steps:
-            changed = True
-            drawn = (
-                samples.save_validation_videos(studio, progress)
-                if run.is_preview_due(settings.training, progress)
-                else []
-            )
-            yield PhaseProgress("adapting", progress.step, settings.training.max_train_steps, progress, drawn)
-    if changed or not (output / (WHOLE if settings.spatial is None else ADAPTER)).exists():
-        copy_weights(net, load_weights(output / ADAPTING))
-        _write(ready, replace(model, net=net))
-
-
-def _steps(
-    ready: VideoCustomisation, model: Model, net: VideoUNet, parts: list[list[TrainingSample]]
-) -> Generator[Progress, None, None]:
-    settings, loop = ready.settings, ready.settings.training
-    tell = batches.precomputed_conditions(model, adapting.all_captions(parts), ready.image.size, settings.fps)
-    loss = adapting.still_moving_loss(model, settings, tell, adapting.spatial_adapter_parts(settings))
-    draw = batches.sample_batch_loader(
-        parts, loop.seed, settings.caption_dropout, timestep_sampler(settings.levels, model.schedule)
+    """Train the spatial adapter, or all weights, and write the result."""
+    settings, output, loop = prepared.settings, prepared.output, prepared.settings.training
+    net = adapters.spatial_adapter_network(model, settings)
+    trained = replace(model, net=net)
+    encode_prompts = batches.precomputed_conditions(
+        model, adapters.all_captions(parts), prepared.image.size, settings.fps
     )
-    facts: dict[str, Any] = {
-        **settings.decisive(),
-        "prompts": ready.prompts,
-        "natural": ready.natural.facts() if settings.natural_weight else None,
-        "model": fingerprints(model),
-    }
-    steps = fit(net, loop, ready.output / ADAPTING, draw=draw, loss=loss, facts=facts)
-    return cast(Generator[Progress, None, None], steps)
+    sample_timesteps = timestep_sampler(settings.levels, model.schedule)
+    yield from train_phase(
+        "spatial_adapter",
+        net,
+        loop,
+        output / SPATIAL_ADAPTER_TRAINING,
+        load_batch=batches.sample_batch_loader(parts, loop.seed, settings.caption_dropout, sample_timesteps),
+        loss=adapters.adapter_loss(model, settings, encode_prompts, adapters.spatial_adapter_parts(settings)),
+        facts={
+            **settings.resume_settings(),
+            "prompts": prepared.prompts,
+            "natural": prepared.natural.facts() if settings.natural_weight else None,
+            "model": fingerprints(model),
+        },
+        result=output / (WHOLE if settings.spatial is None else ADAPTER_FILE),
+        write_result=partial(_write, prepared, trained),
+        save_previews=partial(save_validation_videos, _preview_videos(prepared, trained)),
+    )
 
 
-def _studio(ready: VideoCustomisation, model: Model) -> samples.ValidationVideos:
-    settings, (height, width) = ready.settings, ready.image.size
-    asked = [
+def _preview_videos(prepared: VideoCustomisation, model: Model) -> ValidationVideos:
+    settings, (height, width) = prepared.settings, prepared.image.size
+    requests = [
         Request(
-            prompt=prompt, num_frames=ready.natural.frames, height=height, width=width, fps=settings.fps,
+            prompt=prompt, num_frames=prepared.natural.num_frames, height=height, width=width, fps=settings.fps,
             num_inference_steps=settings.drawing.num_inference_steps, guidance_scale=settings.drawing.guidance_scale,
             seed=settings.training.seed + number,
         )
         for number, prompt in enumerate(settings.previews)
     ]  # fmt: skip
-    return samples.ValidationVideos(model, asked, settings.training.mixed_precision, ready.output / PREVIEWS, ADAPTING)
+    folder = prepared.output / PREVIEWS
+    return ValidationVideos(model, requests, settings.training.mixed_precision, folder, SPATIAL_ADAPTER_TRAINING)
 
 
-def _write(ready: VideoCustomisation, model: Model) -> None:
-    """One small file; or the whole video model, where all of it learnt."""
-    video, settings, name = ready.video, ready.settings, ready.image.words.name
-    if settings.spatial is None:
-        with instead_of(ready.output / WHOLE) as part:
-            save(adapting.without_adapters(model), part)
+def _write(prepared: VideoCustomisation, model: Model) -> None:
+    """Write the adapter file, or the whole video model if all weights were trained."""
+    video, output = prepared.video, prepared.output
+    if prepared.settings.spatial is None:
+        with instead_of(output / WHOLE) as part:
+            save(adapters.without_adapters(model), part)
         return
-    file = ready.image.output / FINAL / adapters.LORA_FILES[0]
+    file = prepared.image.output / FINAL / lora_files.LORA_FILES[0]
     lora = load_file(file) if file.is_file() else {}
-    # What the adapter is for: the user's own network where a LoRA goes with it, else the customised one
-    image = video.net.image_unet if lora else model.net.image_unet
-    net = VideoUNet(image, video.net.temporal, spatial_adapter=model.net.spatial_adapter)
+    # The network that the adapter is for: the user's own where a LoRA is in the file too, else the customised one
+    image_unet = video.net.image_unet if lora else model.net.image_unet
+    net = VideoUNet(image_unet, video.net.temporal, spatial_adapter=model.net.spatial_adapter)
     adapter_files.save_customised_adapter(
-        net, lora, ready.output / ADAPTER, subject=name, image=ready.image.model.name, video=temporal_layers_name(video)
+        net,
+        lora,
+        output / ADAPTER_FILE,
+        subject=prepared.image.words.name,
+        image=prepared.image.model.name,
+        video=temporal_layers_name(video),
     )

@@ -67,6 +67,6 @@ def test_the_loss_is_the_squared_error_of_the_predicted_noise():
         torch.tensor([100, 800]),
     )
     with torch.no_grad():
-        z, _ = SCHEDULE.noised(Z, noise, timesteps)
+        z, _ = SCHEDULE.add_noise(Z, noise, timesteps)
         expected = (net(z, timesteps, COND) - noise).square().mean((1, 2, 3, 4))
         assert torch.equal(videocrafter.loss(net, SCHEDULE, COND, Z, noise, timesteps), expected)

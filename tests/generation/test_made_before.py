@@ -1,0 +1,49 @@
+"""Videos generated at commit 62626b1, whose settings record no version: they are inspected and replayed."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import Run, run  # noqa: F401
+
+import kineograph as kg
+from kineograph.errors import InputError
+from kineograph.media.metadata import read_settings
+from kineograph.request import SETTINGS_VERSION, Request, migrate_settings
+
+BEFORE = Path(__file__).parents[1] / "data" / "made_before"
+GREY_LEVELS = 1  # machines round differently; on the machine that generated the videos the frames are equal
+
+
+@pytest.mark.parametrize(("name", "sampler"), [("text2video_zero", "euler-ancestral"), ("elevated", "ddim")])
+def test_a_video_of_the_first_version_is_replayed(name: str, sampler: str) -> None:
+    path = BEFORE / name
+    assert "solver" in read_settings(path) and "settings_version" not in read_settings(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of versions and machines that differ
+        again = kg.replay(path)
+    before = kg.open_video(path)
+    assert again.fps == before.fps and again.frames.shape == before.frames.shape
+    assert np.abs(again.frames.astype(int) - before.frames).max() <= GREY_LEVELS
+    assert again.settings["sampler"] == sampler and "solver" not in again.settings
+    assert again.settings["settings_version"] == SETTINGS_VERSION
+
+
+def test_a_video_of_the_first_version_is_inspected(run: Run) -> None:  # noqa: F811
+    inspected = run("inspect", BEFORE / "elevated", "--json")
+    assert inspected.status == 0, inspected.err
+    found = json.loads(inspected.out)
+    assert found["settings"]["prompt"] == "a blue cat rising over the sea" and found["settings"]["seed"] == 3
+
+
+def test_settings_are_migrated_once_and_those_of_a_later_version_are_refused() -> None:
+    old = read_settings(BEFORE / "text2video_zero")
+    assert Request.from_settings(old).sampler == "euler-ancestral"
+    current = {**migrate_settings(old), "settings_version": SETTINGS_VERSION}
+    assert migrate_settings(current) == current
+    with pytest.raises(InputError, match=f"settings_version is a whole number from 0 to {SETTINGS_VERSION}, not 99"):
+        Request.from_settings({**old, "settings_version": 99})
