@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from kineograph.training.customise.photos import Crop, crop_photo, load_photo, random_crops
 from models.conftest import scheduler, sd, sd_folder, sdxl_folder  # noqa: F401
 from PIL import Image
 from safetensors.torch import load_file
@@ -43,7 +44,6 @@ from kineograph.training.customise import (
     with_changes,
 )
 from kineograph.training.customise import image as running
-from kineograph.training.customise.photos import Crop, crop_photo, load_photo, random_crops
 from kineograph.training.customise.prompts import knows_word, style_words, subject_words
 from kineograph.training.gradients import sample_seed
 

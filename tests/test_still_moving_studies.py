@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from generation.test_animate import CONFIG
 from models.conftest import sd
-from test_animating import CONFIG
 
 from kineograph.errors import InputWarning
 from kineograph.generation import generate

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kineograph.training.temporal_layers.latents import cached_latent_encoder, latent_encoder
 from models.conftest import sd, sdxl_folder  # noqa: F401
 from tiny_video_training import ONE, both, told, trained
 from tiny_videos import two_levels, videocrafter
@@ -24,7 +25,6 @@ from kineograph.training import load_weights
 from kineograph.training.temporal_layers import VideoTrainingSettings, prepare_training
 from kineograph.training.temporal_layers import run as running
 from kineograph.training.temporal_layers.batches import VideoBatch, denoising_loss
-from kineograph.training.temporal_layers.latents import cached_latent_encoder, latent_encoder
 
 
 @pytest.fixture(scope="module")

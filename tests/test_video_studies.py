@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from generation.test_animate import animator, model  # noqa: F401
 from models.conftest import sd
 from PIL import Image
-from test_animating import animator, model  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError

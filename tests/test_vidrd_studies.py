@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_animating import model  # noqa: F401
+from generation.test_animate import model  # noqa: F401
 
 from kineograph.errors import InputWarning
 from kineograph.metrics.distances import frechet_distance, moments

@@ -122,7 +122,7 @@ def world_part():
     judge = load_judge()
     frames = world.render_clip(shots[0], 16)
     put("judge", tuple(judge.look(frames)), judge.motion(frames), tuple(geometry.load_geometry_network().look(frames)))
-    put("extract", tuple(metrics.judge_extractor(judge).read(frames)))
+    put("extract", tuple(metrics.judge_extractor(judge).forward(frames)))
     put("degraded", degraded.degrade_frames(frames[:3]))
     net = torch.nn.Module()
 

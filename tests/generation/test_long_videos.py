@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import Run, run  # noqa: F401
 from generation.test_two_models import image, video  # noqa: F401
+from test_cli import Run, run  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError

@@ -65,9 +65,9 @@ def test_judge_metric_compares_frames_with_the_prompt():
     metric = judge_metric(load_judge())
     film = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
     found = dict(metric.measure(decoded(film, FISH)))
-    assert found == {"thing seen": 1, "colour seen": 1, "scene seen": 1, "motion seen": 1}
+    assert found == {"subject accuracy": 1, "colour accuracy": 1, "scene accuracy": 1, "motion accuracy": 1}
     wrong = dict(metric.measure(decoded(film, "a blue cat in the snow")))
-    assert wrong == {"thing seen": 0, "colour seen": 0, "scene seen": 0}
+    assert wrong == {"subject accuracy": 0, "colour accuracy": 0, "scene accuracy": 0}
     assert dict(metric.measure(decoded(film))) == {}
 
 
@@ -77,7 +77,7 @@ def test_each_part_of_a_video_is_compared_with_its_own_prompt():
         for place, kind, colour in (("sea", "fish", "red"), ("snow", "cat", "blue"))
     )
     both = decoded(np.concatenate([fish, cat]), FISH)._replace(later_prompts=("a blue cat moving to the left",))
-    seen = {"thing seen": 1, "colour seen": 1, "scene seen": 1, "motion seen": 0.5}
+    seen = {"subject accuracy": 1, "colour accuracy": 1, "scene accuracy": 1, "motion accuracy": 0.5}
     assert dict(judge_metric(load_judge()).measure(both)) == seen
 
 

@@ -3,7 +3,6 @@
 import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
-from kineograph.training.temporal_layers.initial_model import set_trained
 from tiny_videos import Z, shaken, two_levels
 
 from kineograph.condition import Condition
@@ -11,6 +10,7 @@ from kineograph.methods import videocrafter
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig
 from kineograph.models.temporal.layers import AttentionInBlock, TemporalConv
+from kineograph.training.temporal_layers.initial_model import set_trained
 
 
 def vidrd_config(head_width: int, groups: int) -> TemporalConfig:

@@ -225,7 +225,7 @@ def test_evaluate_command(tmp_path, monkeypatch, capsys):
     status, out, err = run("made", "--compare-with", "report/made.json", "-o", "again", "--device", "cpu", "--json")
     assert status == 0 and {score["name"] for score in json.loads(out)["sets"][0]["scores"]} >= {
         "CLIP-T",
-        "motion seen",
+        "motion accuracy",
     }
     assert "made and report/made.json  motion" in err
     status, out, err = run("made", "--compare-with", "gone.json")

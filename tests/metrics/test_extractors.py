@@ -120,7 +120,7 @@ def test_too_short_videos_are_counted_and_named():
 def test_metrics_follow_from_the_extractors(tmp_path, clip_folder, network):
     Image.fromarray(noise(0)[0]).save(tmp_path / "me.png")
     _, metrics = load_metrics(["pocket"], images=tmp_path)
-    assert {name for metric in metrics for name in metric.aspects} >= {"CLIP-T", "CLIP-I", "motion", "thing seen"}
+    assert {name for metric in metrics for name in metric.aspects} >= {"CLIP-T", "CLIP-I", "motion", "subject accuracy"}
     _, metrics = load_metrics([f"clip:{clip_folder}"])
     assert {name for metric in metrics for name in metric.aspects} >= {"CLIP-T", "frame consistency"}
     extractors, metrics = load_metrics([f"torchscript:{network}"])

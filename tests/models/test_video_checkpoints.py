@@ -266,8 +266,8 @@ def test_a_saved_model_is_the_same_model(image_to_video, tmp_path):
     assert all(torch.equal(weights[name], each) for name, each in model.net.state_dict().items())
     picture = torch.rand(1, 3, 20, 30)
     assert off(look(again), look(model)) < 1e-5
-    assert off(again.shown(picture), model.image_tokens(picture)) < 1e-5
-    assert off(again.shown(None), model.image_tokens(None)) < 1e-5
+    assert off(again.image_tokens(picture), model.image_tokens(picture)) < 1e-5
+    assert off(again.image_tokens(None), model.image_tokens(None)) < 1e-5
     assert again.schedule == model.schedule and again.temporal == model.temporal
 
 
@@ -280,7 +280,7 @@ def test_diffusers_opens_the_image_model_of_a_folder(text_to_video):
 
 def test_saving_leaves_nothing_half_written(text_to_video, tmp_path, monkeypatch):
     model = load(text_to_video.config, dtype="float32")
-    monkeypatch.setattr("kineograph.models.loading.video_folder.write_temporal", lambda *_: 1 / 0)
+    monkeypatch.setattr("kineograph.models.loading.video_folder.write_temporal_layers", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(model, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from models.conftest import sd
 import kineograph as kg
 from kineograph.denoise import classifier_free_guidance, text_and_image_guidance
 from kineograph.media.video import Video
-from kineograph.methods import controlnet
+from kineograph.methods.controlnet import bind_controls
 from kineograph.methods.instruct_pix2pix import encode_input
 from kineograph.models.unet.controlnet import bind_controlnet, sum_residuals
 from kineograph.models.unet.frame_attention import first
@@ -123,7 +123,7 @@ def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
     path = Video(frames).save(tmp_path / "maps")
     request = Request(prompt=PROMPT, control=make_controls({"seg-map": path}, scale=0.5))
     plan = Plan(seed=0, height=16, width=16, latent_shape=(1, 4, 8, 8), inputs=open_inputs(request), sampler="ddim")
-    told = controlnet.bind_controls(model, request, plan)(model.prompt([PROMPT]))
+    told = bind_controls(model, request, plan)(model.prompt([PROMPT]))
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")
     cues = net.embed(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
