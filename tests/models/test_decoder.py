@@ -110,7 +110,7 @@ def test_a_layer_is_what_the_paper_says():
     decoder = shaken(around(VAE, joint_norms=True))
     layer, x = decoder.up_blocks[0][0], torch.randn(2, 5, 16, 3, 3)
     inside = x.transpose(1, 2)
-    for norm, conv in layer.rooms():
+    for norm, conv in layer.norms_and_convs():
         inside = nn.functional.group_norm(inside, 4, norm.weight, norm.bias)
         inside = nn.functional.conv3d(nn.functional.silu(inside), conv.weight[..., None], conv.bias, padding=(1, 0, 0))
     assert torch.allclose(layer(x.flatten(0, 1), 5), (x + inside.transpose(1, 2)).flatten(0, 1), atol=1e-6)

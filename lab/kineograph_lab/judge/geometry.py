@@ -1,7 +1,7 @@
-"""How far away each part of a picture of the pocket world is, and where its main thing's ends are: a judge of control.
+"""Depth and keypoints of images of the pocket world: the judge of spatial control.
 
-Trained on the world's own renderings alone, as the judge is, so that what it says of generated frames is an outsider's
-word. It is to the pocket world what Depth-Anything and ViTPose are to photographs.
+Trained on the world's own renderings alone, as `Judge` is, so that its verdict on generated frames is independent of the
+generator. It is to the pocket world what Depth-Anything and ViTPose are to photographs.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ from kineograph_lab.recipe.pool import Pool, shot_from_facts
 from kineograph_lab.world.truth import KEYPOINTS, ground_truth
 
 WEIGHTS = LABORATORY_WEIGHTS / "judge" / "geometry.safetensors"
-DEPTH_SIDE = 32  # rows and columns of what is said
-POINTS_WEIGHT = 8.0  # weight of a point's distance beside that of a cell's depth
+DEPTH_SIDE = 32  # rows and columns of the predicted maps
+POINTS_WEIGHT = 8.0  # weight of the keypoints' error relative to the depth's
 
 
 class Geometry(NamedTuple):
-    """Of each picture: how far each cell is (0 at the camera, 1 at the horizon), and where KEYPOINTS are, as parts of
-    the picture's width and height."""
+    """Geometry of each image: depth of each cell (0 at the camera, 1 at the horizon), and positions of KEYPOINTS as parts
+    of the image's width and height.
+    """
 
     depth: Float[np.ndarray, "n 32 32"]
     points: Float[np.ndarray, "n 5 2"]
 
 
 class GeometryNetwork(nn.Module):
-    """Pictures [n, 3, 128, 128] in -1..1 -> depth [n, 32, 32] and heat of each point [n, 5, 32, 32], as logits."""
+    """Images [n, 3, 128, 128] in -1..1 -> depth [n, 32, 32] and keypoint heatmaps [n, 5, 32, 32], as logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,16 +53,16 @@ class GeometryNetwork(nn.Module):
         self.up = nn.Sequential(*conv_block(128 + 96, 96, 1))
         self.last = nn.Sequential(*conv_block(96 + 64, 64, 1), nn.Conv2d(64, 1 + len(KEYPOINTS), 1))
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        fine = self.fine(pictures)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.fine(images)
         middle = self.middle(fine)
         coarse = self.up(torch.cat([_upsample(self.coarse(middle)), middle], dim=1))
-        told = self.last(torch.cat([_upsample(coarse), fine], dim=1)).float()
-        return told[:, 0], told[:, 1:]
+        maps = self.last(torch.cat([_upsample(coarse), fine], dim=1)).float()
+        return maps[:, 0], maps[:, 1:]
 
     @torch.no_grad()
-    def look(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Geometry:
-        """What each picture shows; other sizes than 128 x 128 are resampled."""
+    def predict(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Geometry:
+        """Return the geometry of each image; other sizes than 128 x 128 are resampled."""
         depth, heat = self(resize_images(to_tensor(frames), SIDE))
         return Geometry(depth.sigmoid().numpy(), soft_argmax(heat).numpy())
 
@@ -71,7 +72,7 @@ def _upsample(x: Tensor) -> Tensor:
 
 
 def soft_argmax(heat: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k 2"]:
-    """Where each point is: the mean place under its heat, (x, y) as parts of the width and height."""
+    """Return each heatmap's mean position, (x, y) as parts of the width and height."""
     height, width = heat.shape[-2:]
     weight = heat.flatten(2).softmax(-1).view_as(heat)
     x = (torch.arange(width, device=heat.device) + 0.5) / width
@@ -80,7 +81,7 @@ def soft_argmax(heat: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k 2"]:
 
 
 def ground_truth_geometry(pool: Pool) -> Geometry:
-    """The truth of all pictures."""
+    """Return the true geometry of all images."""
     known = [ground_truth(shot_from_facts(fact), fact["time"]) for fact in pool.facts]
     depth = np.stack(
         [
@@ -93,7 +94,7 @@ def ground_truth_geometry(pool: Pool) -> Geometry:
 
 
 def train_geometry(plan: StagePlan, folder: Path, pool: Pool, held_out: Pool) -> GeometryNetwork:
-    """The averaged eye."""
+    """Return the network with averaged weights."""
     ready = use_fast_group_norm(GeometryNetwork()).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     return train_loop(
         ready,
@@ -106,52 +107,52 @@ def train_geometry(plan: StagePlan, folder: Path, pool: Pool, held_out: Pool) ->
 
 
 def geometry_batches(pool: Pool, batch: int) -> SampleBatch:
-    """Batches of softened pictures whose things are well inside the frame, their depths and points."""
-    usable = np.array([number for number, fact in enumerate(pool.facts) if is_inside_frame(fact)])
-    known = ground_truth_geometry(pool)
+    """Return a sampler of augmented images whose subjects are well inside the frame, with depths and keypoints."""
+    usable_images = np.array([number for number, fact in enumerate(pool.facts) if is_inside_frame(fact)])
+    geometry = ground_truth_geometry(pool)
 
     def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
-        chosen = usable[rng.integers(len(usable), size=batch)]
-        pictures = augment_images(to_tensor(pool.pictures[chosen]), rng)
-        return pictures, torch.from_numpy(known.depth[chosen]), torch.from_numpy(known.points[chosen])
+        chosen = usable_images[rng.integers(len(usable_images), size=batch)]
+        images = augment_images(to_tensor(pool.pictures[chosen]), rng)
+        return images, torch.from_numpy(geometry.depth[chosen]), torch.from_numpy(geometry.points[chosen])
 
     return sample_batch
 
 
 def geometry_losses(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The mean error of the depth, of the points' places, and the cross-entropy of the cells that they are in."""
-    pictures, depth, points = batch
-    far, heat = net(pictures)
+    """Return the mean errors of depth and of keypoint positions, and the cross-entropy of the keypoints' cells."""
+    images, depth, points = batch
+    depth_logits, heatmaps = net(images)
     cell = (points * DEPTH_SIDE).long().clamp(0, DEPTH_SIDE - 1)
-    place = cell[..., 1] * DEPTH_SIDE + cell[..., 0]
+    cell_index = cell[..., 1] * DEPTH_SIDE + cell[..., 0]
     return {
-        "depth": (far.sigmoid() - depth).abs().mean(),
-        "points": POINTS_WEIGHT * (soft_argmax(heat) - points).abs().mean(),
-        "heat": 0.1 * cross_entropy(heat.flatten(2).flatten(0, 1), place.flatten()),
+        "depth": (depth_logits.sigmoid() - depth).abs().mean(),
+        "points": POINTS_WEIGHT * (soft_argmax(heatmaps) - points).abs().mean(),
+        "heat": 0.1 * cross_entropy(heatmaps.flatten(2).flatten(0, 1), cell_index.flatten()),
     }
 
 
 def geometry_report(pool: Pool) -> Callable[[GeometryNetwork], Metrics]:
-    """On held-out pictures: the mean error of the depth, and the mean distance of the points in parts of the picture."""
-    usable = [number for number, fact in enumerate(pool.facts) if is_inside_frame(fact)]
-    chosen = Pool(pool.pictures[usable], [pool.facts[number] for number in usable])
-    known = ground_truth_geometry(chosen)
+    """Return a report on held-out images: mean error of depth, mean distance of keypoints in parts of the image."""
+    numbers = [number for number, fact in enumerate(pool.facts) if is_inside_frame(fact)]
+    chosen = Pool(pool.pictures[numbers], [pool.facts[number] for number in numbers])
+    geometry = ground_truth_geometry(chosen)
 
     @torch.no_grad()
     def report(net: GeometryNetwork) -> Metrics:
         device = next(net.parameters()).device
-        parts = [chosen.pictures[k : k + 64] for k in range(0, len(chosen.pictures), 64)]
-        told = [net(to_tensor(part).to(device)) for part in parts]
-        depth = torch.cat([far.sigmoid().cpu() for far, _ in told]).numpy()
-        points = torch.cat([soft_argmax(heat).cpu() for _, heat in told]).numpy()
-        off = np.linalg.norm(points - known.points, axis=-1)
-        return {"depth": float(np.abs(depth - known.depth).mean()), "points": float(off.mean())}
+        batches = [chosen.pictures[k : k + 64] for k in range(0, len(chosen.pictures), 64)]
+        outputs = [net(to_tensor(part).to(device)) for part in batches]
+        depth = torch.cat([depth_logits.sigmoid().cpu() for depth_logits, _ in outputs]).numpy()
+        points = torch.cat([soft_argmax(heatmaps).cpu() for _, heatmaps in outputs]).numpy()
+        distances = np.linalg.norm(points - geometry.points, axis=-1)
+        return {"depth": float(np.abs(depth - geometry.depth).mean()), "points": float(distances.mean())}
 
     return report
 
 
 def load_geometry_network(path: Path = WEIGHTS) -> GeometryNetwork:
-    """The eye with these weights (safetensors); by default with those that come with the package."""
-    eye = GeometryNetwork()
-    eye.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
-    return eye.eval()
+    """Return the network with these weights (safetensors), by default those that ship with the laboratory."""
+    network = GeometryNetwork()
+    network.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
+    return network.eval()

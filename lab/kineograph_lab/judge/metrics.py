@@ -20,7 +20,7 @@ from kineograph_lab.world import captions
 
 POCKET = "pocket"
 MOTION_WEIGHT = 16.0  # makes motion vary as much as content, over the world's clips
-MIN_FRAMES = 2  # frames of a video that moves
+MIN_FRAMES = 2  # frames of a video with motion
 
 
 def open_pocket_extractor() -> Extractor:
@@ -34,44 +34,53 @@ def open_pocket_metric() -> VideoMetric:
 
 
 def judge_extractor(judge: Judge) -> Extractor:
-    """The judge's two eyes on the pocket world's clips: how it moves, and what its frames show on average.
+    """Return an extractor of the judge's features: motion, and the mean image features of the frames.
 
-    224 features, of 16 frames of 64 x 64 and of 128 x 128; its classes are the world's things. It knows nothing of
-    other videos.
+    224 features, of 16 frames of 64 x 64 and of 128 x 128; its classes are the world's subjects. It is trained on the
+    pocket world alone and means nothing on other videos.
     """
 
     @torch.no_grad()
-    def read(frames: Frames) -> VideoFeatures:
-        pictures = to_tensor(frames)
-        film = resize_images(pictures, CLIP_SIDE).transpose(0, 1)[None]
-        moving = judge.motion_eye.layers[:-2](film).mean((2, 3, 4))[0]  # without the flat layer and the answers
-        seen = judge.eye.stages(resize_images(pictures, SIDE))
-        things = functional.softmax(judge.eye.answers["thing"](seen), dim=1).mean(0)
-        features = torch.cat([MOTION_WEIGHT * moving, seen.mean(0)])
-        return VideoFeatures(features.double().numpy(), things.double().numpy())
+    def extract(frames: Frames) -> VideoFeatures:
+        images = to_tensor(frames)
+        clip = resize_images(images, CLIP_SIDE).transpose(0, 1)[None]
+        motion_features = judge.motion_eye.layers[:-2](clip).mean((2, 3, 4))[
+            0
+        ]  # without the flatten layer and the head
+        image_features = judge.eye.stages(resize_images(images, SIDE))
+        subjects = functional.softmax(judge.eye.answers["thing"](image_features), dim=1).mean(0)
+        features = torch.cat([MOTION_WEIGHT * motion_features, image_features.mean(0)])
+        return VideoFeatures(features.double().numpy(), subjects.double().numpy())
 
     resize = f"bilinear, squashed to {SIDE} x {SIDE} and {CLIP_SIDE} x {CLIP_SIDE}"
-    return Extractor(POCKET, fingerprint(judge), resize, NUM_FRAMES, EVENLY_SPACED, MIN_FRAMES, read)
+    return Extractor(POCKET, fingerprint(judge), resize, NUM_FRAMES, EVENLY_SPACED, MIN_FRAMES, extract)
 
 
 def judge_metric(judge: Judge) -> VideoMetric:
-    """Whether the pocket world's judge sees what a prompt of that world asks for: thing, colour, scene and motion.
+    """Return the accuracies of what a prompt of the pocket world names: subject, colour, scene and motion.
 
-    They stand where EvalCrafter has detection, colour and action recognition. The first three are shares of frames,
-    the last of the parts that a prompt is for.
+    They correspond to EvalCrafter's detection, colour and action recognition. The first three are shares of frames, the
+    last a share of the parts of the video with a prompt of their own.
     """
 
     def measure(clip: DecodedVideo) -> NamedValues:
-        found = defaultdict[str, list[bool]](list)
+        correct = defaultdict[str, list[bool]](list)
         for frames, prompt in clip.prompted_parts:
-            asked, seen = parse_prompt(prompt), judge.look(frames)
-            for name in ("thing", "colour", "scene"):
-                found[f"{name} seen"] += [word == asked[name] for word in getattr(seen, name) if name in asked]
-            if "motion" in asked and len(frames) > 1:
-                found["motion seen"].append(judge.motion(frames) == asked["motion"])
-        yield from ((name, float(np.mean(each))) for name, each in found.items() if each)
+            expected, recognised = parse_prompt(prompt), judge.look(frames)
+            for label in ("thing", "colour", "scene"):
+                correct[f"{label} accuracy"] += [
+                    word == expected[label] for word in getattr(recognised, label) if label in expected
+                ]
+            if "motion" in expected and len(frames) > 1:
+                correct["motion accuracy"].append(judge.motion(frames) == expected["motion"])
+        yield from ((label, float(np.mean(each))) for label, each in correct.items() if each)
 
-    numbers = {"thing seen": ALIGNMENT, "colour seen": ALIGNMENT, "scene seen": ALIGNMENT, "motion seen": MOTION}
+    numbers = {
+        "subject accuracy": ALIGNMENT,
+        "colour accuracy": ALIGNMENT,
+        "scene accuracy": ALIGNMENT,
+        "motion accuracy": MOTION,
+    }
     return VideoMetric(numbers, {"weights": fingerprint(judge)}, measure)
 
 

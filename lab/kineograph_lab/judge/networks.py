@@ -1,7 +1,7 @@
-"""The judge: what a picture of the pocket world shows, who it is, and how a video moves.
+"""The judge: classifiers of a rendered image's content, of individuals, and of a video's motion.
 
-Trained on the world's own renderings alone (`judging.py`), never on generated pictures, so that its word about them
-is an outsider's.
+Trained on the world's own renderings alone (`training.py`), never on generated images, so that its verdict about those
+is independent of the generator. Names of layers and of labels are names of weights in its file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kineograph_lab.world.individuals import ACCENTS, ACCESSORIES, EYES, PATTERN
 from kineograph_lab.world.world import COLOURS, MOTIONS, SCENES, STYLES, SUBJECTS
 
 WEIGHTS = LABORATORY_WEIGHTS / "judge" / "judge.safetensors"
-SIDE, CLIP_SIDE, NUM_FRAMES = 128, 64, 16  # pixels of a picture and of a frame in motion, frames of a video
+SIDE, CLIP_SIDE, NUM_FRAMES = 128, 64, 16  # pixels of an image and of a clip's frame, frames of a clip
 EMBEDDING_WIDTH = 32
 NOTHING = "nothing"
 LABELS: dict[str, tuple[str, ...]] = {
@@ -30,17 +30,17 @@ LABELS: dict[str, tuple[str, ...]] = {
     "second": (*SUBJECTS, NOTHING), "second_colour": COLOURS,
 }  # fmt: skip
 
-# What makes an individual, where it shows. Asked in training only: it teaches the embedding what to look at.
+# Visible details of an individual. Predicted in training only, where they teach the embedding which details matter.
 DETAIL_LABELS: dict[str, tuple[str, ...]] = {
     "pattern": PATTERNS, "eyes": EYES, "accessory": tuple(dict.fromkeys(ACCESSORIES)), "accent": ACCENTS,
 }  # fmt: skip
 
 
 class ImageLabels(NamedTuple):
-    """What each picture shows: the main thing (of two, the left one), and an embedding of who it is, of unit length.
+    """The recognised content of each image: the main subject (of two, the left one) and an embedding of its identity.
 
-    Two renderings of one individual have embeddings of a high cosine, whatever the place, the size and the scene;
-    another individual of the same kind and colour has a lower one. `second` is "nothing" where there is one thing.
+    Embeddings have unit length. Two renderings of one individual have a high cosine, whatever the position, size and scene;
+    another individual of the same kind and colour has a lower one. `second` is "nothing" with a single subject.
     """
 
     thing: list[str]
@@ -63,17 +63,19 @@ class ResidualBlock(nn.Module):
         return x + self.layers(x)
 
 
-def conv_block(into: int, out: int, stride: int) -> list[nn.Module]:
-    """A convolution, normed and bent."""
-    return [nn.Conv2d(into, out, 3, stride, 1, bias=False), nn.GroupNorm(8, out), nn.SiLU()]
+def conv_block(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+    """Return a 3 x 3 convolution, group norm and SiLU."""
+    return [nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False), nn.GroupNorm(8, out_channels), nn.SiLU()]
 
 
-def _downsampling_block(into: int, out: int) -> nn.Module:
-    return nn.Sequential(*conv_block(into, out, 2), ResidualBlock(*conv_block(out, out, 1)))
+def _downsampling_block(in_channels: int, out_channels: int) -> nn.Module:
+    return nn.Sequential(
+        *conv_block(in_channels, out_channels, 2), ResidualBlock(*conv_block(out_channels, out_channels, 1))
+    )
 
 
 class ImageClassifier(nn.Module):
-    """Pictures [n, 3, 128, 128] in -1..1 -> logits of every answer, and the embedding."""
+    """Images [n, 3, 128, 128] in -1..1 -> logits of every label, and the identity embedding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,22 +92,26 @@ class ImageClassifier(nn.Module):
         )
         self.identity = nn.Linear(160, EMBEDDING_WIDTH)
 
-    def forward(self, pictures: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        seen = self.stages(pictures)
-        return {name: answer(seen).float() for name, answer in self.answers.items()}, normalize(
-            self.identity(seen).float(), dim=1
+    def forward(self, images: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        features = self.stages(images)
+        return {name: head(features).float() for name, head in self.answers.items()}, normalize(
+            self.identity(features).float(), dim=1
         )
 
 
 class MotionClassifier(nn.Module):
-    """Videos [n, 3, 16, 64, 64] in -1..1 -> logits of the main thing's motion."""
+    """Videos [n, 3, 16, 64, 64] in -1..1 -> logits of the main subject's motion."""
 
     def __init__(self) -> None:
         super().__init__()
         widths, strides = (3, 16, 32, 48, 64, 64), ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 1, 1))
         layers: list[nn.Module] = []
-        for into, out, stride in zip(widths, widths[1:], strides, strict=False):
-            layers += [nn.Conv3d(into, out, 3, stride, 1, bias=False), nn.GroupNorm(8, out), nn.SiLU()]
+        for in_channels, out_channels, stride in zip(widths, widths[1:], strides, strict=False):
+            layers += [
+                nn.Conv3d(in_channels, out_channels, 3, stride, 1, bias=False),
+                nn.GroupNorm(8, out_channels),
+                nn.SiLU(),
+            ]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 16, len(MOTIONS)))
 
     def forward(self, videos: Tensor) -> Tensor:
@@ -113,38 +119,38 @@ class MotionClassifier(nn.Module):
 
 
 class Judge(nn.Module):
-    """Two eyes, one for pictures and one for videos."""
+    """A classifier of images and one of videos."""
 
     def __init__(self) -> None:
         super().__init__()
         self.eye, self.motion_eye = ImageClassifier(), MotionClassifier()
 
     @torch.no_grad()
-    def look(self, frames: UInt8[np.ndarray, "n h w 3"]) -> ImageLabels:
-        """What each picture shows; other sizes than 128 x 128 are resampled."""
+    def classify(self, frames: UInt8[np.ndarray, "n h w 3"]) -> ImageLabels:
+        """Return the labels of each image; other sizes than 128 x 128 are resampled."""
         told, identity = self.eye(resize_images(to_tensor(frames), SIDE))
         named = {name: [words[k] for k in told[name].argmax(1).tolist()] for name, words in LABELS.items()}
         return ImageLabels(**named, individual=identity.numpy())
 
     @torch.no_grad()
-    def motion(self, video: UInt8[np.ndarray, "f h w 3"]) -> str:
-        """How the main thing moves, one of the world's motions; made for two seconds at 8 frames a second."""
+    def classify_motion(self, video: UInt8[np.ndarray, "f h w 3"]) -> str:
+        """Return the main subject's motion, one of the world's; trained on two seconds at 8 frames a second."""
         chosen = np.linspace(0, len(video) - 1, NUM_FRAMES).round().astype(int)
         frames = resize_images(to_tensor(video[chosen]), CLIP_SIDE)
         return MOTIONS[int(self.motion_eye(frames.transpose(0, 1)[None]).argmax())]
 
 
-def resize_images(pictures: Tensor, side: int) -> Tensor:
-    """Pictures [n, 3, h, w] as [n, 3, side, side], every pixel a mean."""
+def resize_images(images: Tensor, side: int) -> Tensor:
+    """Return images [n, 3, h, w] as [n, 3, side, side], antialiased."""
     return (
-        pictures
-        if pictures.shape[-2:] == (side, side)
-        else interpolate(pictures, (side, side), mode="bilinear", antialias=True)
+        images
+        if images.shape[-2:] == (side, side)
+        else interpolate(images, (side, side), mode="bilinear", antialias=True)
     )
 
 
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """The judge with these weights (safetensors); by default with those that come with the package."""
+    """Return the judge with these weights (safetensors), by default those that ship with the laboratory."""
     judge = Judge()
     judge.load_state_dict({name: weight.float() for name, weight in load_file(path).items()})
     return judge.eval()

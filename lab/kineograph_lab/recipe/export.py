@@ -1,4 +1,4 @@
-"""From what the stages left to the folder that is shipped: float16 safetensors in diffusers' own layout."""
+"""Export of stage outputs to the shipped folders: float16 safetensors in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from kineograph_lab.world.truth import CONTROL_MAPS
 def export_image_models(
     settings: RecipeSettings, out: Path, weights: Path = WEIGHTS, laboratory: Path = LABORATORY
 ) -> None:
-    """Write the pipeline, `clip/`, `control/`, `edit/`, `judge/` and the words that each model knows into `weights`."""
-    clip = CLIPModel.from_pretrained(out / "clip" / "final").half()
-    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
-    _export_pipeline(out, weights, tokens)
-    _export_clip(weights / "clip", clip, tokens)
+    """Write the pipeline, `clip/`, `control/`, `edit/`, `judge/` and each model's vocabulary."""
+    clip_model = CLIPModel.from_pretrained(out / "clip" / "final").half()
+    tokenizer = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
+    _export_pipeline(out, weights, tokenizer)
+    _export_clip(weights / "clip", clip_model, tokenizer)
     for kind in CONTROL_MAPS:
         _export_tensors(out / "control" / f"{kind}.safetensors", weights / "control")
     _export_tensors(out / "edit.safetensors", weights / "edit")
     for judge in ("judge", "geometry"):
         _export_tensors(out / f"{judge}.safetensors", laboratory / "judge")
-    known = word_list(all_captions(image_pools(settings, out)[0]))
-    _export_words(weights / "vocabulary.json", known)
+    words = word_list(all_captions(image_pools(settings, out)[0]))
+    _export_words(weights / "vocabulary.json", words)
     _export_words(weights / "edit" / "vocabulary.json", word_list(edits.instruction_words()))
 
 
@@ -58,24 +58,24 @@ def _export_words(file: Path, words: list[str]) -> None:
     file.write_text(json.dumps(words, indent=0) + "\n")
 
 
-def _export_pipeline(out: Path, weights: Path, tokens: CLIPTokenizer) -> None:
+def _export_pipeline(out: Path, weights: Path, tokenizer: CLIPTokenizer) -> None:
     networks = {
         "vae": AutoencoderKL.from_pretrained(out / "vae" / "final").half(),
         "unet": UNet2DConditionModel.from_pretrained(out / "unet" / "final").half(),
     }
     for network in networks.values():
-        network.register_to_config(_name_or_path="")  # a path of this machine is nobody's business
+        network.register_to_config(_name_or_path="")  # not a path of this machine
     text = CLIPTextModel.from_pretrained(out / "text" / "final").half()
     StableDiffusionPipeline(
-        **networks, text_encoder=text, tokenizer=tokens, scheduler=DDIMScheduler(**SCHEDULER),
+        **networks, text_encoder=text, tokenizer=tokenizer, scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(weights)  # fmt: skip
 
 
-def _export_clip(folder: Path, clip: CLIPModel, tokens: CLIPTokenizer) -> None:
+def _export_clip(folder: Path, clip: CLIPModel, tokenizer: CLIPTokenizer) -> None:
     clip.save_pretrained(folder)
-    tokens.save_pretrained(folder)
-    config = folder / "config.json"  # half the bytes on disk, but read as what a CPU computes in
+    tokenizer.save_pretrained(folder)
+    config = folder / "config.json"  # float16 on disk, loaded as float32, in which a CPU computes
     config.write_text(config.read_text().replace('"float16"', '"float32"'))
     middle = [0.5, 0.5, 0.5]
     size, crop = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
@@ -85,7 +85,7 @@ def _export_clip(folder: Path, clip: CLIPModel, tokens: CLIPTokenizer) -> None:
 def export_video_models(
     settings: RecipeSettings, out: Path, weights: Path = WEIGHTS, laboratory: Path = LABORATORY
 ) -> None:
-    """Write `video/`, `animate/`, `video-degraded/`, `vidrd/` and `space-time/` into `weights`."""
+    """Write `video/`, `animate/`, `video-degraded/`, `vidrd/` and `space-time/`, as changes of the pocket model."""
     export_text_to_video(settings, out, weights)
     export_image_to_video(out, weights)
     export_motion_adapter(out, weights)
@@ -95,7 +95,7 @@ def export_video_models(
 
 
 def export_text_to_video(settings: RecipeSettings, out: Path, weights: Path) -> None:
-    """`video/`: layers along time and what changed beside them, text tower, schedule, and the words it knows."""
+    """Write `video/`: temporal layers and changed layers, text encoder, schedule, vocabulary."""
     folder = weights / "video"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(
@@ -109,7 +109,7 @@ def export_text_to_video(settings: RecipeSettings, out: Path, weights: Path) -> 
 
 
 def export_image_to_video(out: Path, weights: Path) -> None:
-    """`animate/`: the reading of pictures."""
+    """Write `animate/`: the layers that read image tokens."""
     folder = weights / "animate"
     folder.mkdir(exist_ok=True)
     (folder / "resampler.json").write_text(image_to_video.RESAMPLER.model_dump_json(indent=2) + "\n")
@@ -117,12 +117,12 @@ def export_image_to_video(out: Path, weights: Path) -> None:
 
 
 def export_motion_adapter(out: Path, weights: Path) -> None:
-    """`video/`: what makes its films stand still."""
+    """Write the motion adapter to `video/`."""
     shutil.copy(out / MOTION_ADAPTER, weights / "video" / MOTION_ADAPTER)
 
 
 def export_degraded(out: Path, weights: Path, laboratory: Path) -> None:
-    """`video-degraded/`: what bad films made of the video network."""
+    """Write `video-degraded/`: low-rank changes of the video network by training on degraded clips."""
     folder = laboratory / "video-degraded"
     folder.mkdir(parents=True, exist_ok=True)
     _save_as_float16(folder / "degraded.safetensors", out / DEGRADED)
@@ -130,7 +130,7 @@ def export_degraded(out: Path, weights: Path, laboratory: Path) -> None:
 
 
 def export_vidrd(out: Path, weights: Path) -> None:
-    """`vidrd/`: VidRD's layers and what changed with them in the network of `video/`, and the temporal decoder."""
+    """Write `vidrd/`: VidRD's layers, the changes of the `video/` network, and the temporal decoder."""
     folder = _export_layers(weights, weights / "vidrd", vidrd.VIDRD_CONFIG, out / VIDRD)
     shutil.rmtree(folder / TEMPORAL_DECODER, ignore_errors=True)
     layers = TemporalDecoder(temporal_decoder.decoder_config(AutoencoderKL.from_pretrained(out / "vae" / "final")))
@@ -139,16 +139,16 @@ def export_vidrd(out: Path, weights: Path) -> None:
 
 
 def export_space_time(out: Path, weights: Path, laboratory: Path) -> None:
-    """`space-time/`: Lumiere's layers and what changed with them in the network of `video/`, and their motion adapter."""
+    """Write `space-time/`: Lumiere's layers, the changes of the `video/` network, and their motion adapter."""
     folder = _export_layers(weights, laboratory / "space-time", temporal_layers.SPACE_TIME_CONFIG, out / SPACE_TIME)
     shutil.copy(out / SPACE_TIME_MOTION, folder / MOTION_ADAPTER_WEIGHTS)
 
 
-def _export_layers(weights: Path, folder: Path, config: TemporalConfig, learnt: Path) -> Path:
-    """The folder of other layers along time for the network of `video/`."""
+def _export_layers(weights: Path, folder: Path, config: TemporalConfig, trained: Path) -> Path:
+    """Write the folder of other temporal layers for the `video/` network and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-    _save_as_float16(folder / f"{folder.name}.safetensors", learnt)
+    _save_as_float16(folder / f"{folder.name}.safetensors", trained)
     shutil.copy(weights / "video" / VOCABULARY, folder / VOCABULARY)
     return folder
 

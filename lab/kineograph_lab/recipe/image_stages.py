@@ -1,4 +1,4 @@
-"""The stages of the recipe: each reads what earlier ones left in the folder, trains one thing and leaves it there."""
+"""Stages of the image models: each reads earlier outputs in the folder, trains one network and saves it there."""
 
 from __future__ import annotations
 
@@ -31,13 +31,14 @@ Stage = Callable[[RecipeSettings, Path], None]
 
 
 def image_pools(settings: RecipeSettings, out: Path) -> tuple[Pool, Pool]:
-    """Pictures to train on and held-out ones."""
-    at, paint, seed = out / "pool", growing_pool.wide_image if settings.wide else feed.random_image, settings.seed
-    train = feed.load_pool(at, settings.pictures, seed=seed, split="train", paint=paint)
-    return train, feed.load_pool(at, settings.held_out, seed=seed + 1, split="held_out", paint=paint)
+    """Return the pools of training and held-out images."""
+    folder, render, seed = out / "pool", growing_pool.wide_image if settings.wide else feed.random_image, settings.seed
+    train = feed.load_pool(folder, settings.pictures, seed=seed, split="train", render=render)
+    return train, feed.load_pool(folder, settings.held_out, seed=seed + 1, split="held_out", render=render)
 
 
 def vae_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train the VAE."""
     train, held_out = image_pools(settings, out)
     torch.manual_seed(settings.seed)
     net = initialise_as_resizing(networks.build_vae())
@@ -45,32 +46,41 @@ def vae_stage(settings: RecipeSettings, out: Path) -> None:
 
 
 def text_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train the tokenizer and the text encoder."""
     train, held_out = image_pools(settings, out)
-    tokens = tokenizer.build_tokenizer(all_captions(train))
-    tokens.save_pretrained(out / "text" / "tokenizer")
+    tokenizer = tokenizer.build_tokenizer(all_captions(train))
+    tokenizer.save_pretrained(out / "text" / "tokenizer")
     torch.manual_seed(settings.seed)
-    tower = networks.build_clip(tokens).text_model
+    text_encoder_model = networks.build_clip(tokenizer).text_model
     text_encoder.train_image_text_encoder(
-        tower, settings.text, out / "text", train, held_out, tokens=tokens
+        text_encoder_model, settings.text, out / "text", train, held_out, tokenizer=tokenizer
     ).save_pretrained(out / "text" / "final")
 
 
 def clip_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train CLIP."""
     train, held_out = image_pools(settings, out)
-    tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     torch.manual_seed(settings.seed)
-    start = networks.build_clip(tokens)
-    start.text_model.load_state_dict(CLIPTextModel.from_pretrained(out / "text" / "final").state_dict())
-    net = clip.train_clip(start, settings.clip, out / "clip", train, held_out, tokens=tokens)
+    initial = networks.build_clip(tokenizer)
+    initial.text_model.load_state_dict(CLIPTextModel.from_pretrained(out / "text" / "final").state_dict())
+    net = clip.train_clip(initial, settings.clip, out / "clip", train, held_out, tokenizer=tokenizer)
     net.save_pretrained(out / "clip" / "final")
 
 
 def unet_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train the U-Net."""
     train, _ = image_pools(settings, out)
-    autoencoder, tower, tokens = _frozen_models(out)
+    vae_model, text_model, tokenizer_model = _frozen_models(out)
     torch.manual_seed(settings.seed)
     net = unet.train_unet(
-        networks.build_unet(), settings.unet, out / "unet", train, vae=autoencoder, text=tower, tokenizer=tokens
+        networks.build_unet(),
+        settings.unet,
+        out / "unet",
+        train,
+        vae=vae_model,
+        text=text_model,
+        tokenizer=tokenizer_model,
     )
     net.save_pretrained(out / "unet" / "final")
 
@@ -85,30 +95,32 @@ def _frozen_models(out: Path) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokeniz
 
 
 def control_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train a ControlNet for each kind of control map."""
     train, held_out = image_pools(settings, out)
-    autoencoder, tower, tokens = _frozen_models(out)
+    vae_model, text_model, tokenizer_model = _frozen_models(out)
     for kind in CONTROL_MAPS:
-        kept = out / "control" / f"{kind}.safetensors"
-        if kept.exists():
+        file = out / "control" / f"{kind}.safetensors"
+        if file.exists():
             continue
         torch.manual_seed(settings.seed)
         net = controlnets.train_controlnet(
             kind, UNet2DConditionModel.from_pretrained(out / "unet" / "final"), settings.control, out / "control" / kind,
-            train, held_out, latents=unet.load_latents(out / "unet", autoencoder, train), vae=autoencoder, text=tower,
-            tokenizer=tokens,
+            train, held_out, latents=unet.load_latents(out / "unet", vae_model, train), vae=vae_model, text=text_model,
+            tokenizer=tokenizer_model,
         )  # fmt: skip
-        _save_added(net, kept)
+        _save_added(net, file)
 
 
 def edit_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train the editing U-Net."""
     train, held_out = _judge_pools(
         settings, out / "edits", settings.edits, edits.wide_edit_family if settings.wide else edits.edit_family
     )
-    autoencoder, tower, tokens = _frozen_models(out)
+    vae_model, text_model, tokenizer_model = _frozen_models(out)
     torch.manual_seed(settings.seed)
     net = edit.train_editing_unet(
         UNet2DConditionModel.from_pretrained(out / "unet" / "final"), settings.edit, out / "edit", train, held_out,
-        vae=autoencoder, text=tower, tokenizer=tokens,
+        vae=vae_model, text=text_model, tokenizer=tokenizer_model,
     )  # fmt: skip
     _save_added(net, out / "edit.safetensors")
 
@@ -118,6 +130,7 @@ def _save_added(net: ControlNetModel | UNet2DConditionModel, path: Path) -> None
 
 
 def judge_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train the judge."""
     torch.manual_seed(settings.seed)
     judge = Judge()
     judge.eye.load_state_dict(_image_classifier(judge.eye, settings, out).state_dict())
@@ -126,22 +139,25 @@ def judge_stage(settings: RecipeSettings, out: Path) -> None:
 
 
 def geometry_stage(settings: RecipeSettings, out: Path) -> None:
+    """Train the judge of geometry."""
     train, held_out = image_pools(settings, out)
     torch.manual_seed(settings.seed)
-    eye = geometry.train_geometry(settings.geometry, out / "geometry", train, held_out)
-    save_file({name: weight.contiguous() for name, weight in eye.state_dict().items()}, out / "geometry.safetensors")
+    network = geometry.train_geometry(settings.geometry, out / "geometry", train, held_out)
+    save_file(
+        {name: weight.contiguous() for name, weight in network.state_dict().items()}, out / "geometry.safetensors"
+    )
 
 
 def _image_classifier(net: ImageClassifier, settings: RecipeSettings, out: Path) -> nn.Module:
     train, held_out = _judge_pools(settings, out / "families", settings.families, training.individual_family)
-    # A judge that had never seen a pink car would doubt that one is a car; only the generator must not have seen it.
+    # Held-out pairs are in the judge's training set: they must be new to the generator only, and the judge must know them.
     seed, more = settings.seed + 2, settings.families // 3
     pairs = feed.load_pool(out / "families", more, seed=seed, split="held_out", paint=training.individual_family)
-    pictures = feed.join_pools(
+    images = feed.join_pools(
         image_pools(settings, out)[0], feed.load_pool(out / "pool", settings.pairs, seed=seed, split="held_out")
     )
     return training.train_image_classifier(
-        net, settings.eye, out / "eye", feed.join_pools(train, pairs), pictures, held_out
+        net, settings.eye, out / "eye", feed.join_pools(train, pairs), images, held_out
     )
 
 
@@ -156,5 +172,5 @@ def _judge_pools(settings: RecipeSettings, folder: Path, count: int, paint: feed
 
 
 def all_captions(pool: Pool) -> list[str]:
-    """All captions of the pool."""
+    """Return all captions of the pool."""
     return [caption for fact in pool.facts for caption in fact["captions"]]

@@ -1,4 +1,4 @@
-"""The shapes of the pocket networks: Stable Diffusion's classes and layout, fewer channels."""
+"""Configurations of the pocket networks and tokenizer: Stable Diffusion's classes and layout, fewer channels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 LATENT_CHANNELS = 8
-MAX_TOKENS = 48  # tokens of a prompt, begin and end included
-WIDTH = 160  # of both towers, and of what the U-Net reads
+MAX_TOKENS = 48  # of a prompt, begin and end included
+WIDTH = 160  # of both towers, and of the U-Net's cross-attention
 SIDE, VAE_FACTOR, PATCH = 128, 8, 16
 
 
 def build_vae(channels: tuple[int, ...] = (32, 32, 64, 128), latents: int = LATENT_CHANNELS) -> AutoencoderKL:
-    """3 x 128 x 128 -> 8 x 16 x 16. No attention in the middle: it is the one part that would not work at every size."""
+    """Return a VAE, 3 x 128 x 128 -> 8 x 16 x 16, without attention in the middle, so that it works at every size."""
     levels = len(channels)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
@@ -30,7 +30,7 @@ def build_vae(channels: tuple[int, ...] = (32, 32, 64, 128), latents: int = LATE
 
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """Two towers of four layers; the text tower's last hidden state is what the U-Net reads, as in SD 1.x."""
+    """Return a CLIP with two towers of four layers; the U-Net reads the text tower's last hidden state, as in SD 1.x."""
     tower = {
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
@@ -49,14 +49,14 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def build_unet(channels: tuple[int, ...] = (96, 128, 192)) -> UNet2DConditionModel:
-    """8 x 16 x 16 -> the same. As in SD, the lowest level has no attention of its own: the middle has."""
+    """Return a U-Net, 8 x 16 x 16 -> the same; as in SD, its lowest resolution has attention in the middle block only."""
     attends = len(channels) - 1
     return UNet2DConditionModel(
         sample_size=SIDE // VAE_FACTOR, in_channels=LATENT_CHANNELS, out_channels=LATENT_CHANNELS, block_out_channels=channels,
         down_block_types=("CrossAttnDownBlock2D",) * attends + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * attends,
         layers_per_block=1, cross_attention_dim=WIDTH, norm_num_groups=8,
-        attention_head_dim=tuple(c // 32 for c in channels),  # the number of heads: diffusers kept SD's misnomer
+        attention_head_dim=tuple(c // 32 for c in channels),  # the number of heads, in spite of the argument's name
     )  # fmt: skip
 
 
@@ -65,7 +65,10 @@ SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 
 
 def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
-    """CLIP's kind of tokenizer, vocabulary in CLIP's order: bytes, bytes that end a word, merges, begin and end."""
+    """Return a tokenizer like CLIP's: byte-pair encoding of these captions, which encodes any text.
+
+    The vocabulary is in CLIP's order: bytes, bytes that end a word, merges, begin and end.
+    """
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = _train_merges(captions, letters)
     entries = [*letters, *(letter + END_OF_WORD for letter in letters), *("".join(pair) for pair in merges), *SPECIAL]
@@ -74,21 +77,21 @@ def build_tokenizer(captions: Iterable[str]) -> CLIPTokenizer:
 
 
 def _train_merges(captions: Iterable[str], letters: list[str]) -> list[tuple[str, str]]:
-    usual = CLIPTokenizer().backend_tokenizer
-    learner = Tokenizer(BPE(end_of_word_suffix=END_OF_WORD))
-    learner.normalizer, learner.pre_tokenizer = usual.normalizer, usual.pre_tokenizer
-    learner.train_from_iterator(captions, BpeTrainer(
+    clip_tokenizer = CLIPTokenizer().backend_tokenizer
+    trainee = Tokenizer(BPE(end_of_word_suffix=END_OF_WORD))
+    trainee.normalizer, trainee.pre_tokenizer = clip_tokenizer.normalizer, clip_tokenizer.pre_tokenizer
+    trainee.train_from_iterator(captions, BpeTrainer(
         vocab_size=2000, initial_alphabet=letters, end_of_word_suffix=END_OF_WORD, show_progress=False,
     ))  # fmt: skip
-    return [tuple(pair) for pair in json.loads(learner.to_str())["model"]["merges"]]
+    return [tuple(pair) for pair in json.loads(trainee.to_str())["model"]["merges"]]
 
 
 def word_list(captions: Iterable[str]) -> list[str]:
-    """The words seen, sorted: what the models know."""
+    """Return the words of the captions, sorted: the vocabulary that a model records."""
     return sorted({word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())})
 
 
-def tokenize(tokens: CLIPTokenizer, texts: Sequence[str]) -> np.ndarray:
-    """Texts as padded tokens: int16 [n, words]."""
-    taken = tokens(list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True)
-    return np.array(taken.input_ids, np.int16)
+def tokenize(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> np.ndarray:
+    """Return texts as padded tokens, int16 [n, tokens]."""
+    encoded = tokenizer(list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True)
+    return np.array(encoded.input_ids, np.int16)

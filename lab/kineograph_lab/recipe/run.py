@@ -1,7 +1,7 @@
-"""How the pocket models are trained: `python -m kineograph_lab.recipe.run` makes all of them again from nothing.
+"""Training of the pocket models from scratch: `python -m kineograph_lab.recipe.run`.
 
-A stage that was killed goes on from its last checkpoint when the command is given again, and one that ended is not
-trained twice. Logs and sheets of samples lie in the output folder, a folder a stage.
+Given again, the command resumes an interrupted stage from its last checkpoint and skips finished stages. Logs and contact
+sheets are in the output folder, one folder a stage.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
 
 
 def run_stages(chosen: list[str], settings: RecipeSettings, out: Path) -> None:
-    """Train these stages, in the recipe's order, unless their result is there."""
+    """Train these stages in the recipe's order, except those whose result exists."""
     unknown = sorted(set(chosen) - set(STAGES))
     if unknown:
         raise InputError(f"the stages are {', '.join(STAGES)}, not {', '.join(unknown)}")
@@ -60,30 +60,33 @@ def run_stages(chosen: list[str], settings: RecipeSettings, out: Path) -> None:
 
 
 def change_plans(settings: RecipeSettings, changes: dict[str, Any]) -> RecipeSettings:
-    """The settings, these fields changed in the plan of every stage."""
+    """Return the settings with these fields changed in every stage's plan."""
     plans = {name: replace(plan, **changes) for name, plan in settings if isinstance(plan, StagePlan)}
     return settings.model_copy(update=plans)
 
 
-def recipe_main(words: list[str] | None = None) -> None:
+def recipe_main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(prog="python -m kineograph_lab.recipe.run", description=__doc__)
-    parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("runs/pocket"), help="where checkpoints, logs and samples go")
-    parser.add_argument("--minutes", type=float, help="for each stage, in place of its own")
-    parser.add_argument("--steps", type=int, help="for each stage, in place of minutes")
-    parser.add_argument("--from-shipped", action="store_true", help="other stages' results are the weights that ship")
-    parser.add_argument("--export", action="store_true", help="then write the weights that are shipped")
-    asked = parser.parse_args(words)
-    changes = {name: value for name in ("minutes", "steps") if (value := getattr(asked, name)) is not None}
+    parser.add_argument("--stages", default=",".join(STAGES), help="stages, comma-separated (default: all)")
+    parser.add_argument("--out", type=Path, default=Path("runs/pocket"), help="folder of checkpoints, logs and samples")
+    parser.add_argument("--minutes", type=float, help="minutes of each stage, instead of its own")
+    parser.add_argument("--steps", type=int, help="steps of each stage, instead of minutes")
+    parser.add_argument(
+        "--from-shipped", action="store_true", help="take the shipped weights as results of the other stages"
+    )
+    parser.add_argument("--export", action="store_true", help="write the weights to ship afterwards")
+    options = parser.parse_args(arguments)
+    changes = {name: value for name in ("minutes", "steps") if (value := getattr(options, name)) is not None}
     settings = change_plans(RecipeSettings(), changes)
-    chosen = [stage for stage in asked.stages.split(",") if stage]
-    if asked.from_shipped:
-        unpack_shipped(asked.out, [result for name, (_, result) in STAGES.items() if name in chosen])
-    torch.set_num_threads(1)  # `fit` has a thread a core, and each works alone
-    run_stages(chosen, settings, asked.out)
-    if asked.export:
-        export_image_models(settings, asked.out)
-        export_video_models(settings, asked.out)
+    chosen = [stage for stage in options.stages.split(",") if stage]
+    if options.from_shipped:
+        unpack_shipped(options.out, [result for name, (_, result) in STAGES.items() if name in chosen])
+    torch.set_num_threads(1)  # the training loop has a thread a core, each of which computes alone
+    run_stages(chosen, settings, options.out)
+    if options.export:
+        export_image_models(settings, options.out)
+        export_video_models(settings, options.out)
 
 
 if __name__ == "__main__":

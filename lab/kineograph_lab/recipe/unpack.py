@@ -1,4 +1,4 @@
-"""From the folder that is shipped back to what the stages left: one stage can be trained without those before it."""
+"""The shipped weights as outputs of stages, so that one stage can be trained without those before it."""
 
 from __future__ import annotations
 
@@ -41,23 +41,24 @@ TENSORS = {
 }
 COPIED = {
     **{f"text/tokenizer/{name}": f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json")},
-    # files that say which model they are of
+    # files whose header names their model
     MOTION_ADAPTER: f"video/{MOTION_ADAPTER_WEIGHTS}",
     SPACE_TIME_MOTION: f"space-time/{MOTION_ADAPTER_WEIGHTS}",
 }
 
 
 def unpack_shipped(
-    out: Path, but: Collection[str] = (), weights: Path = WEIGHTS, laboratory: Path = LABORATORY
+    out: Path, excluded: Collection[str] = (), weights: Path = WEIGHTS, laboratory: Path = LABORATORY
 ) -> None:
     """Write what ships into the recipe's folder `out`, in float32, as if its stages had just ended there.
 
-    but: results of stages that are to be trained, "vidrd.safetensors": they and what lies beside them in a folder of
-        their own are left out.
-    What is in the folder already stays. What ships was rounded to float16 once: stages that go on from it go on from
-    what users have.
+    Files that exist are left unchanged. What ships was rounded to float16 once: stages that start from it start from what
+    users have.
+
+    excluded: results of stages that are to be trained, e.g. "vidrd.safetensors": they and what is in the same subfolder are
+        left out.
     """
-    trained = {Path(each).parts[0] for each in but}
+    trained = {Path(each).parts[0] for each in excluded}
     for result, (kind, source) in NETWORKS.items():
         if _is_missing(out, result, trained):
             kind.from_pretrained(weights / source).float().save_pretrained(out / result)

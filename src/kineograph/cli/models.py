@@ -1,4 +1,4 @@
-"""`kineograph models`: what can be passed to `--model`, and the example that goes with `--adapter`."""
+"""`kineograph models` and `kineograph convert`: list and convert models."""
 
 from __future__ import annotations
 
@@ -12,25 +12,20 @@ from rich.table import Table
 
 from kineograph.cli import terminal
 from kineograph.cli.options import MODEL, Json, MotionModule
-from kineograph.models.pocket import WEIGHTS as POCKET
+from kineograph.models.pocket import WEIGHTS
 
 PIPELINES = {
     "StableDiffusionPipeline": "SD 1.x or 2.x",
     "StableDiffusionXLPipeline": "SD XL",
     "StableDiffusionInstructPix2PixPipeline": "InstructPix2Pix",
 }
-ON_POCKET = {
-    "edit": "InstructPix2Pix, small",
-    "video": "VideoCrafter1 (text to video), small",
-    "animate": "VideoCrafter1 (image to video), small",
-    "vidrd": "VidRD, small, with its temporal decoder",
-    "fox": 'a subject of pocket-video, "sks cat": for --adapter',
-}
+POCKET = "SD 1.x, small; with ControlNets canny, depth, pose"
+POCKET_ADAPTERS = {"pocket-fox": 'a subject of pocket-video, "sks cat": for --adapter'}
 HUB_EXAMPLES = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 
 
 class ListedModel(NamedTuple):
-    """A model and where it is."""
+    """A row of the list. place: "built in" or a folder."""
 
     name: str
     family: str
@@ -39,41 +34,48 @@ class ListedModel(NamedTuple):
 
 
 def models(json: Json = False) -> None:
-    """List the models that are here: the one built in, and those in the cache of the Hugging Face Hub.
+    """List the built-in models, and those in the cache of the Hugging Face Hub.
 
-    Besides these, --model takes any folder in diffusers layout, any .safetensors or .ckpt file of Stable Diffusion
-    1.x, 2.x or XL, and any hub id of those, which is downloaded on first use.
+    --model also takes any folder in diffusers layout, any .safetensors or .ckpt file of Stable Diffusion 1.x, 2.x or
+    XL, and any hub id of such a model, which is downloaded on first use.
     """
-    here = [*built_in_models(), *_cached()]
+    listed = [*built_in_models(), *_cached_models()]
     if json:
-        terminal.print_json({"models": [each._asdict() for each in here]})
+        terminal.print_json({"models": [each._asdict() for each in listed]})
         return
     table = Table(box=None, pad_edge=False)
     for heading in ("model", "family", "where", "MB"):
         table.add_column(heading, justify="right" if heading == "MB" else "left")
-    for each in here:
+    for each in listed:
         table.add_row(each.name, each.family, each.place, str(each.megabytes))
     terminal.console().print(table)
-    absent = [name for name in HUB_EXAMPLES if name not in {each.name for each in here}]
-    terminal.print_message(f"Downloaded when first asked for, for example: {', '.join(absent)}" if absent else "")
+    others = [name for name in HUB_EXAMPLES if name not in {each.name for each in listed}]
+    terminal.print_message(f"Downloaded on first use, for example: {', '.join(others)}" if others else "")
 
 
 def built_in_models() -> Iterator[ListedModel]:
-    """The pocket model, and what it becomes, when they were installed with their weights."""
-    if (POCKET / "model_index.json").exists():
-        yield ListedModel(
-            "pocket", "SD 1.x, small; with ControlNets canny, depth, pose", "built in", _megabytes(POCKET)
-        )
-        for name, family in ON_POCKET.items():
-            if (POCKET / name).is_dir():
-                yield ListedModel(f"pocket-{name}", family, "built in, on pocket", _megabytes(POCKET / name))
+    """Yield the pocket model, the models and adapters based on it, and models of other installed packages."""
+    from kineograph.models.pocket.models import MODELS, built_in_model
+    from kineograph.plugins import find_plugins
+
+    if not (WEIGHTS / "model_index.json").exists():
+        return
+    yield ListedModel("pocket", POCKET, "built in", _megabytes(WEIGHTS))
+    for name in (*MODELS, *find_plugins("models")):
+        model = built_in_model(name)
+        if (WEIGHTS / model.part).is_dir():
+            yield ListedModel(name, model.description, "built in, on pocket", _megabytes(WEIGHTS / model.part))
+    for name, description in POCKET_ADAPTERS.items():
+        folder = WEIGHTS / name.removeprefix("pocket-")
+        if folder.is_dir():
+            yield ListedModel(name, description, "built in, on pocket", _megabytes(folder))
 
 
 def _megabytes(folder: Path) -> int:
     return round(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6)
 
 
-def _cached() -> Iterator[ListedModel]:
+def _cached_models() -> Iterator[ListedModel]:
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
@@ -89,11 +91,11 @@ def _cached() -> Iterator[ListedModel]:
                 yield ListedModel(repository.repo_id, PIPELINES[kind], str(revision.snapshot_path), size)
 
 
-FILES = (".ckpt", ".safetensors")
+FILE_EXTENSIONS = (".ckpt", ".safetensors")
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A model: a file, a folder, a hub id.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="A model: a file, a folder or a hub id.", show_default=False)],
     target: Annotated[
         Path,
         typer.Argument(
@@ -107,23 +109,23 @@ def convert(
         typer.Option(
             rich_help_panel=MODEL,
             show_default=False,
-            help="A diffusers folder with what a file does not hold: the tokenizer.",
+            help="A diffusers folder with the tokenizer, which a single file lacks.",
         ),
     ] = None,
 ) -> None:
-    """Write a model as a folder in diffusers layout, layers along time in temporal/; or such a folder as one file.
+    """Convert a model to a folder in diffusers layout (temporal layers in temporal/), or such a folder to one file.
 
-    A VideoCrafter checkpoint made a folder, and that a file again, is the same to the bit.
+    A VideoCrafter checkpoint that is converted to a folder and back has the same tensors, bit for bit.
     """
     terminal.hide_loading_bars()
-    print(_converted(source, target, motion_module, config))
+    print(_convert(source, target, motion_module, config))
 
 
-def _converted(source: str, target: Path, motion: str | None, config: str | None) -> Path:
+def _convert(source: str, target: Path, motion: str | None, config: str | None) -> Path:
     from kineograph.models.loading.load import load
     from kineograph.models.loading.save import checkpoint_to_folder, folder_to_videocrafter, save
 
-    if target.suffix in FILES:
+    if target.suffix in FILE_EXTENSIONS:
         return folder_to_videocrafter(source, target)
     if motion is None and Path(source).expanduser().is_file():
         return checkpoint_to_folder(source, target, config=config)

@@ -138,7 +138,8 @@ def match_family(path: Path, checkpoint: Tensors) -> Family:
     names = ", ".join(f"{known.name} ({WIDTH}, {known.cross_attention})" for known in FAMILIES)
     token_widths = preview_names(map(str, reads)) or "of no"
     raise InputError(
-        f"{path} has a U-Net {width} wide that reads tokens {token_widths} wide; built in are {names}. For another, pass config= a folder in diffusers layout with the same architecture"
+        f"{path} has a U-Net {width} wide that reads tokens {token_widths} wide; built in are {names}. For another, "
+        "pass config= a folder in diffusers layout with the same architecture"
     )
 
 
@@ -161,7 +162,7 @@ def write_configuration(known: Family, checkpoint: Tensors, prediction_type: str
 
 
 def write_videocrafter_configuration(folder: Path) -> None:
-    """Write the configuration of the other networks of VideoCrafter's models, which are those of Stable Diffusion 2.x."""
+    """Write the configuration of VideoCrafter's VAE, text and image encoders: those of Stable Diffusion 2.x."""
     known = next(each for each in FAMILIES if each.cross_attention == CLIP_H["hidden_size"])
     _write(folder / "vae", _vae(known))
     _write(folder / "text_encoder", known.text_encoders[0] | {"model_type": "clip_text_model"})

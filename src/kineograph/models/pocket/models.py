@@ -122,7 +122,7 @@ MODELS: Mapping[str, BuiltInModel] = {
     "pocket-edit": BuiltInModel("InstructPix2Pix, small", Path(EDIT), open_pocket_edit),
     "pocket-video": BuiltInModel("VideoCrafter1 (text to video), small", Path(VIDEO), open_pocket_video),
     "pocket-animate": BuiltInModel("VideoCrafter1 (image to video), small", Path(ANIMATE), open_pocket_animate),
-    "pocket-vidrd": BuiltInModel("VidRD, small", Path(VIDRD), open_pocket_vidrd),
+    "pocket-vidrd": BuiltInModel("VidRD, small, with its temporal decoder", Path(VIDRD), open_pocket_vidrd),
 }
 LABORATORY_MODELS = ("pocket-video-degraded", "pocket-space-time")
 
