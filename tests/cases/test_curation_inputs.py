@@ -31,7 +31,7 @@ def curated(folder: Path, settings: str) -> Said:
     """Run curation on the videos in `folder / "s"` in this process."""
     file = folder / "d.yaml"
     file.write_text(f"sources: [{folder / 's'}]\noutput: {folder / 'out'}\nrun: alone\n{settings}\n")
-    return run("data", file)
+    return run("curate", file)
 
 
 SHORT = "shorter_side: 64\ncuts: {shortest: 0.2}"

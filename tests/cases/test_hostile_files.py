@@ -196,7 +196,7 @@ def test_png_whose_text_unpacks_to_200_mb_ends_without_a_traceback(work):
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="PyYAML's RecursionError is not handled")
 def test_deeply_nested_settings_end_without_a_traceback(work):
     (work / "deep.yaml").write_text("[" * 20_000)
-    ended = run("data", work / "deep.yaml")
+    ended = run("curate", work / "deep.yaml")
     assert not ended.crashed, ended.text[-300:]
 
 
@@ -219,7 +219,7 @@ def anchors() -> str:
 )
 def test_settings_that_unfold_without_end_are_refused_soon(work, settings):
     (work / "wide.yaml").write_text(settings)
-    ended = limited("data", work / "wide.yaml", "--dry-run", memory=12 * GB, seconds=12)
+    ended = limited("curate", work / "wide.yaml", "--dry-run", memory=12 * GB, seconds=12)
     assert ended is not None, "no answer in 12 s"
     assert ended.returncode == 2, ended.stderr[-300:]
 

@@ -177,12 +177,12 @@ def test_truncated_record_of_curation_ends_without_a_traceback(work):
         "cuts": {"shortest": 0.2, "longest": 1},
     }
     (work / "d.yaml").write_text(yaml.safe_dump(settings))
-    succeed("data", work / "d.yaml")
+    succeed("curate", work / "d.yaml")
     record = next((work / "out" / ".work" / "units").rglob("*.json"))
     record.write_bytes(record.read_bytes()[:10])
     for shard in (work / "out").glob("clips-*"):
         shard.unlink()
-    ended = run("data", work / "d.yaml")
+    ended = run("curate", work / "d.yaml")
     assert not ended.crashed, ended.text[-300:]
 
 
