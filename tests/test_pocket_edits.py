@@ -40,7 +40,7 @@ def test_pairs_go_there_and_back(tmp_path):
     said = [text for fact in families.facts for way in ("there", "back") for each in fact[way] for text in each]
     tokens = build_tokenizer(said)
     found, flat = edit.edit_pairs(families, tokens), edit.flatten_families(families)
-    assert flat.pictures.shape == (15, 128, 128, 3) and len(flat.facts) == 15
+    assert flat.items.shape == (15, 128, 128, 3) and len(flat.facts) == 15
     assert len(found.before) == len(found.after) == len(found.words) == 2 * 3 * len(ASPECTS)
     assert found.before[:4].tolist() == [0] * 4 and found.after[:4].tolist() == [1, 2, 3, 4]
     assert found.before[12:16].tolist() == [1, 2, 3, 4] and found.after[12:16].tolist() == [0] * 4
@@ -58,7 +58,7 @@ def test_the_geometry_eye_finds_depth_and_points():
         if len(known) == 16:
             break
     pool = feed.Pool(np.stack([picture for picture, _ in known]), [fact for _, fact in known])
-    wanted, found = geometry.ground_truth_geometry(pool), geometry.load_geometry_network().look(pool.pictures)
+    wanted, found = geometry.ground_truth_geometry(pool), geometry.load_geometry_network().look(pool.items)
     assert np.abs(found.depth - wanted.depth).mean() < 0.06
     assert np.linalg.norm(found.points - wanted.points, axis=-1).mean() < 0.1  # of a star, which end is the front?
 

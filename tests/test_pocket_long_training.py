@@ -175,8 +175,8 @@ def test_a_shard_is_plain_arrays_of_images_with_their_captions(painted):
 
 def test_shards_are_films_and_stills_of_the_video_stages(painted):
     films, stills = growing_pool.load_clips(painted / "films"), growing_pool.load_stills(painted, 1)
-    assert films.pictures.shape == (2, 16, 8, 16, 16) and len(films.facts) == 2
-    assert stills.pictures.shape == (8, 1, 8, 16, 16) and len(stills.facts) == 8
+    assert films.items.shape == (2, 16, 8, 16, 16) and len(films.facts) == 2
+    assert stills.items.shape == (8, 1, 8, 16, 16) and len(stills.facts) == 8
     tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
     clips, *_ = batches.video_batches(films, stills, 2, tokens)(np.random.default_rng(0), 0.9)
     assert clips.shape[2:] == (8, 16, 16)

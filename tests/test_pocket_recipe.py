@@ -40,7 +40,7 @@ def squared(net: nn.Module, batch: loop.Batch) -> dict[str, torch.Tensor]:
 def train(folder: Path, sample_batch=regression) -> nn.Module:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 32), nn.SiLU(), nn.Linear(32, 20))
-    return loop.train_loop(net, PLAN, folder, sample_batch=draw, loss=squared, report=lambda _: {})
+    return loop.train_loop(net, PLAN, folder, sample_batch=sample_batch, loss=squared, report=lambda _: {})
 
 
 def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_every_second_wrong_caption_is_of_another_thing():
 
 def test_the_pool_is_a_function_of_its_seed(tmp_path):
     pools = [pool.load_pool(tmp_path / name, 3, seed=5, split="held_out") for name in "ab"]
-    assert np.array_equal(pools[0].pictures, pools[1].pictures)
+    assert np.array_equal(pools[0].items, pools[1].items)
     assert pools[0].facts == pools[1].facts
     shot = pool.shot_from_facts(pools[0].facts[0])
     assert shot.things[0].kind == pools[0].facts[0]["things"][0]["kind"]
@@ -156,18 +156,36 @@ def test_a_family_is_of_one_kind_colour_and_style():
 
 def test_the_judge_answers_for_any_size():
     judge = Judge().eval()
-    looks = judge.look(np.zeros((2, 96, 160, 3), np.uint8))
+    looks = judge.classify(np.zeros((2, 96, 160, 3), np.uint8))
     assert len(looks.thing) == len(looks.scene) == 2
     assert looks.individual.shape == (2, 32)
     assert np.linalg.norm(looks.individual, axis=1) == pytest.approx(1, abs=1e-4)
-    assert isinstance(judge.motion(np.zeros((5, 128, 128, 3), np.uint8)), str)
+    assert isinstance(judge.classify_motion(np.zeros((5, 128, 128, 3), np.uint8)), str)
 
 
 @pytest.mark.timeout(600)  # eight stages, each a step and a look at it
 def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path, monkeypatch):
     monkeypatch.setattr(unet, "STEPS", 2)
-    small = RecipeSettings(pictures=12, held_out=64, pairs=4, families=6, films=2, edits=2, judged=2)
-    plans = {"geometry": 4, "vae": 4, "text": 2, "clip": 2, "unet": 2, "control": 2, "edit": 2, "eye": 16, "motion": 2}
+    small = RecipeSettings(
+        num_images=12,
+        num_held_out_images=64,
+        num_held_out_pairs=4,
+        num_families=6,
+        num_motion_clips=2,
+        num_edit_families=2,
+        num_judge_held_out=2,
+    )
+    plans = {
+        "geometry": 4,
+        "vae": 4,
+        "text": 2,
+        "clip": 2,
+        "unet": 2,
+        "control": 2,
+        "edit": 2,
+        "image_classifier": 16,
+        "motion_classifier": 2,
+    }
     settings = small.model_copy(
         update={name: StagePlan(minutes=1, steps=1, lr=1e-3, batch=size) for name, size in plans.items()}
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tiny_unets import along_time
+from tiny_unets import with_temporal_layers
 from tiny_videos import two_levels, videocrafter
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -35,11 +35,11 @@ from kineograph_lab.recipe.video import (
 from kineograph_lab.studies.quality import marked, sharpness
 from kineograph_lab.world import world
 
-SMALL = RecipeSettings(screened=2, beside=4, shown=2, sketched=0, told=16, spoilt=2, decoded=2, panned=2).model_copy(
+SMALL = RecipeSettings(num_clips=2, num_stills=4, num_held_out_clips=2, num_report_videos=0, num_clip_captions=16, num_degraded_clips=2, num_decoder_clips=2, num_panned_clips=2).model_copy(
     update={
         name: StagePlan(minutes=1, steps=1, lr=1e-3, batch=2)
         for name in (
-            "moving_text", "text_to_video", "apart", "image_reading", "image_to_video", "degraded", "vidrd",
+            "moving_text", "text_to_video", "ablation", "image_reading", "image_to_video", "degraded", "vidrd",
             "temporal_decoder", "motion_adapter", "space_time",
         )
     }
@@ -200,7 +200,9 @@ def test_what_an_animator_learns():
 
 
 def test_other_frame_rates_say_more_and_the_usual_one_the_same():
-    net = along_time(TemporalConfig(layers=((Site("transformer"), TransformerConfig(head_width=8)),), frame_rate=True))
+    net = with_temporal_layers(
+        TemporalConfig(layers=((Site("transformer"), TransformerConfig(head_width=8)),), frame_rate=True)
+    )
     rates = net.temporal.fps
     torch.nn.init.normal_(rates.embedding.linear_2.weight)
     told = torch.tensor([text_to_video.USUAL_FPS, 4.0, 16.0])

@@ -137,7 +137,7 @@ def video_network():
 
 def test_the_decoder_learns_from_parts_of_films_and_then_from_whole_ones(tmp_path: Path):
     shown = temporal_decoder.load_pixel_clips(tmp_path, 2, seed=0, split="train")
-    assert shown.pictures.shape == (2, 8, 128, 128, 3)
+    assert shown.items.shape == (2, 8, 128, 128, 3)
     draw = temporal_decoder.decoder_batches(shown, 8, 8)
     for progress, shape in ((0.0, (8, 8, 3, 64, 64)), (0.9, (2, 8, 3, 128, 128))):
         frames, off = draw(np.random.default_rng(0), progress)
@@ -156,7 +156,7 @@ def test_a_decoder_stage_that_was_killed_goes_on(tmp_path: Path):
     log = (tmp_path / "stage" / "log.jsonl").read_text()
     assert '"step": 1.0' in log and '"step": 2.0' in log and "flicker_steady" in log
     assert layers.config == temporal_decoder.decoder_config(vae)
-    assert RecipeSettings().vidrd_apart.steps, "both trainings of the ablation are as long"
+    assert RecipeSettings().vidrd_ablation.steps, "both trainings of the ablation are as long"
 
 
 def test_what_ships_draws_clips_through_its_decoder():

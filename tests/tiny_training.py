@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.training import Progress, TrainingSettings, fit
+from kineograph.training import TrainingProgress, TrainingSettings, fit
 
 WIDTH = 16
 
@@ -30,7 +30,7 @@ def numbers(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def draw(step: int, samples: range) -> tuple[Tensor]:
+def load_batch(step: int, samples: range) -> tuple[Tensor]:
     """Of a data set of eight pictures."""
     return (torch.stack([numbers(sample % 8, 4, 8, 8) for sample in samples]),)
 
@@ -46,12 +46,12 @@ def loss(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
 def train(folder: Path, settings: TrainingSettings, threads: int = 1) -> None:
     """The whole training, with a line of the consumer's own at every third step."""
     torch.set_num_threads(threads)
-    for progress in fit(tiny_net(), settings, folder, draw=draw, loss=loss):
+    for progress in fit(tiny_net(), settings, folder, load_batch=load_batch, loss=loss):
         if progress.step % 3 == 0:
-            progress.log.tell(progress.step, {"validation/norm": validated(progress)})
+            progress.log.write(progress.step, {"validation/norm": validated(progress)})
 
 
-def validated(progress: Progress) -> float:
+def validated(progress: TrainingProgress) -> float:
     return float(sum(weight.norm() for weight in progress.average.values()))
 
 
@@ -63,7 +63,7 @@ def train_as_one_of(rank: int, processes: int, port: int, folder: Path, settings
     net = tiny_net()
     with torch.no_grad():
         net[2].weight += rank
-    for _ in fit(net, settings, folder, draw=draw, loss=loss):
+    for _ in fit(net, settings, folder, load_batch=load_batch, loss=loss):
         pass
     torch.distributed.destroy_process_group()
 

@@ -2,14 +2,17 @@
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
-from tiny_unets import CROSS, PLAIN, READS
+from tiny_unets import CROSS, PLAIN, TOKEN_WIDTH
 from torch import Tensor, nn
 
 from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 
-Z, TOKENS = torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(2, 7, READS).cumsum(1)
+Z, TOKENS = (
+    torch.randn(2, 5, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+    torch.ones(2, 7, TOKEN_WIDTH).cumsum(1),
+)
 
 
 def shaken(net: nn.Module) -> nn.Module:
@@ -24,7 +27,7 @@ def shaken(net: nn.Module) -> nn.Module:
 def modelscope(**settings) -> UNet3DConditionModel:
     shape = {
         "sample_size": 8, "block_out_channels": (16, 32, 32), "layers_per_block": 2, "norm_num_groups": 4,
-        "cross_attention_dim": READS, "attention_head_dim": 8,
+        "cross_attention_dim": TOKEN_WIDTH, "attention_head_dim": 8,
         "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
         "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
     } | settings  # fmt: skip
@@ -34,7 +37,7 @@ def modelscope(**settings) -> UNet3DConditionModel:
 def animatediff(**settings) -> UNetMotionModel:
     shape = {
         "sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 2, "norm_num_groups": 4,
-        "cross_attention_dim": READS, "num_attention_heads": 2, "motion_num_attention_heads": 2,
+        "cross_attention_dim": TOKEN_WIDTH, "num_attention_heads": 2, "motion_num_attention_heads": 2,
         "motion_max_seq_length": 24, "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
         "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
     } | settings  # fmt: skip

@@ -1,4 +1,4 @@
-"""`kineograph reproduce` and `kineograph bench`: the papers' claims and our speed, measured here."""
+"""`kineograph reproduce` and `kineograph bench`: measure the papers' claims, and speed against diffusers."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ def reproduce(
     paper: Annotated[
         str,
         typer.Argument(
-            help="Whose claims: text2video-zero, videocrafter1, video-elevator, vidrd, still-moving.",
+            help="The paper: text2video-zero, videocrafter1, video-elevator, vidrd, still-moving.",
             show_default=False,
         ),
     ],
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the cases.")] = False,
     cases: Annotated[
-        int | None, typer.Option(show_default="100, or 10 with --quick", help="How many held-out cases of each study.")
+        int | None, typer.Option(show_default="100, or 10 with --quick", help="Held-out cases of each study.")
     ] = None,
     num_inference_steps: Annotated[
-        int | None, typer.Option(min=1, show_default="each study's own", help="Steps a video.")
+        int | None, typer.Option(min=1, show_default="each study's own", help="Sampling steps of each video.")
     ] = None,
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("docs/results"),
     json: Json = False,
 ) -> None:
-    """Measure what a paper claims, on the pocket world, with seeds and standard errors.
+    """Measure a paper's claims on the pocket world, with standard errors.
 
-    Writes PAPER.md, PAPER.json and pictures to the folder. What was stopped goes on where it was.
+    Writes PAPER.md, PAPER.json and images to the folder. The same command resumes a run that was stopped.
     """
     terminal.print_message("loading the pocket model and its judge")
     from kineograph.models.loading.load import load
@@ -66,12 +66,12 @@ def bench(
     mode: Annotated[
         str,
         typer.Option(
-            help="motion; control: guided by a ControlNet; video: by AnimateDiff's modules; training: of those."
+            help="motion: Text2Video-Zero; control: with a ControlNet; video: AnimateDiff; training: of AnimateDiff's layers."
         ),
     ] = "motion",
-    frames: Annotated[int, typer.Option(help="How many frames a video.")] = 8,
-    steps: Annotated[int, typer.Option(help="How many steps a video.")] = 50,
-    repeats: Annotated[int, typer.Option(help="How many videos of each side, in turns.")] = 3,
+    frames: Annotated[int, typer.Option(help="Frames of each video.")] = 8,
+    steps: Annotated[int, typer.Option(help="Sampling steps of each video.")] = 50,
+    repeats: Annotated[int, typer.Option(help="Videos of each side, alternating.")] = 3,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the rows.", show_default=False)] = None,
     json: Json = False,
 ) -> None:

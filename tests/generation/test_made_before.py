@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import Run, run  # noqa: F401
+import torch
+from command import Run, run  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError
@@ -19,6 +21,16 @@ BEFORE = Path(__file__).parents[1] / "data" / "made_before"
 GREY_LEVELS = 1  # machines round differently; on the machine that generated the videos the frames are equal
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Set the number of threads that the videos were generated with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("name", "sampler"), [("text2video_zero", "euler-ancestral"), ("elevated", "ddim")])
 def test_a_video_of_the_first_version_is_replayed(name: str, sampler: str) -> None:
     path = BEFORE / name

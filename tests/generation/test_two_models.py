@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from models.conftest import sd
-from test_cli import Run, run  # noqa: F401
+from command import Run, run  # noqa: F401
 from tiny_videos import shaken
 
 import kineograph as kg

@@ -86,6 +86,6 @@ def test_prompts_of_the_world_are_parsed():
     for shot in islice(sample_shots(3), 200):
         main = shot.things[0]
         assert parse_prompt(caption_clip(shot, rng)) == {
-            "thing": main.kind, "colour": main.colour, "scene": shot.scene, "motion": main.motion,
+            "subject": main.kind, "colour": main.colour, "scene": shot.scene, "motion": main.motion,
         }  # fmt: skip
     assert parse_prompt("a dog") == {}

@@ -16,9 +16,9 @@ from models.test_adapters import UNET, deltas, spelled
 from models.test_branches import learnt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_cli import Run, run  # noqa: F401
+from command import Run, run  # noqa: F401
 from test_temporal import BETAS, CONFIGS, RATED, B, Z, drawn
-from tiny_unets import along_time, stirred
+from tiny_unets import with_temporal_layers, randomised
 from tiny_videos import shaken
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ def test_a_frozen_video_is_one_frame_repeated():
 
 
 def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
-    plain = stirred(along_time(CONFIGS["videocrafter t2v"])).requires_grad_(False)
+    plain = randomised(with_temporal_layers(CONFIGS["videocrafter t2v"])).requires_grad_(False)
     schedule = Schedule.from_config(BETAS)
     begun = method.attach(plain, motion=MOTION_ADAPTER)
     learnt(begun.motion_adapter).requires_grad_(False)
@@ -70,8 +70,8 @@ def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
 
 
 def test_the_baselines_are_injected_and_interpolated_weights():
-    net = method.attach(stirred(along_time(CONFIGS["videocrafter t2v"])), motion=MOTION_ADAPTER)
-    other = shaken(along_time(CONFIGS["videocrafter t2v"]).image_unet)
+    net = method.attach(randomised(with_temporal_layers(CONFIGS["videocrafter t2v"])), motion=MOTION_ADAPTER)
+    other = shaken(with_temporal_layers(CONFIGS["videocrafter t2v"]).image_unet)
     injected = method.inject(other, net)
     assert injected.image_unet is other and injected.temporal is net.temporal
     assert injected.motion_adapter is net.motion_adapter
@@ -150,7 +150,7 @@ def test_a_folder_keeps_a_motion_adapter(video: Path, still: Path, tmp_path: Pat
 
 
 def test_an_adapter_of_another_model_is_refused_by_both_names(video: Path, other: Path, still: Path, dog: Path):
-    with pytest.raises(InputError, match=r"for the layers along time of waves, and ripples has layers with other wei"):
+    with pytest.raises(InputError, match=r"for the temporal layers of waves, and ripples has layers with other wei"):
         kg.load(other, motion_adapter=still)
     with pytest.raises(InputError, match=r"waves, and ripples has .* can be loaded as lora="):
         kg.load(other, adapter=dog)
@@ -195,10 +195,10 @@ def test_files_that_are_no_such_adapter_are_told_apart(video: Path, still: Path,
 def test_likeness_is_of_the_weights_whatever_their_format():
     net = shaken(sd().unet)
     was = weight_signature(net, "one")
-    assert weight_signature(net.bfloat16(), "two").is_of(was)
+    assert weight_signature(net.bfloat16(), "two").same_weights(was)
     nn.init.normal_(net.conv_in.weight)
     now = weight_signature(net, "two")
-    assert now.has_shapes_of(was) and not now.is_of(was)
+    assert now.same_shapes(was) and not now.same_weights(was)
 
 
 def test_a_customised_model_is_its_lora_under_the_layers_along_time(

@@ -165,7 +165,7 @@ def test_layers_for_a_network_of_other_widths(sd_folder, tmp_path):
 
 def test_layers_for_a_network_of_other_depth(sd_folder, tmp_path):
     adapter(motion_layers_per_block=2).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(InputError, match=r"do not fit around this image network.*are not known"):
+    with pytest.raises(InputError, match=r"do not fit this image network.*are not known"):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
@@ -178,7 +178,7 @@ def test_layers_for_a_network_that_reads_other_tokens(make_sd, sd_folder, adapte
 
 def test_layers_for_a_network_with_transformers_elsewhere(sdxl_folder, sd_folder, adapter_folder, tmp_path):
     folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
-    with pytest.raises(InputError, match=r"do not fit around this image network.*are missing"):
+    with pytest.raises(InputError, match=r"do not fit this image network.*are missing"):
         load(sdxl_folder, motion=folder)
 
 
@@ -197,10 +197,10 @@ def test_pias_layers_are_refused(sd_folder, tmp_path):
 
 
 def test_what_has_no_layers_along_time(sd_folder, tmp_path):
-    with pytest.raises(InputError, match="has no layers along time: expected the folder of a motion adapter"):
+    with pytest.raises(InputError, match="has no temporal layers: expected the folder of a motion adapter"):
         load(sd_folder, motion=sd_folder)
     save_file({"decoder.weight": torch.ones(2)}, tmp_path / "vae.safetensors")
-    with pytest.raises(InputError, match="no layers along time that are known here. It looks like a VAE"):
+    with pytest.raises(InputError, match="no temporal layers of a supported kind. It looks like a VAE"):
         load(sd_folder, motion=tmp_path / "vae.safetensors")
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from peft import LoraConfig
-from tiny_unets import READS, sd2, sdxl, unet, with_ip_adapters
+from tiny_unets import TOKEN_WIDTH, sd2, sdxl, unet, with_ip_adapters
 from torch import Tensor
 
 from kineograph.condition import Condition, Residuals
@@ -30,7 +30,7 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-Z, T, TOKENS = drawn(B, F, 4, 8, 8), torch.tensor(481), drawn(B, 7, READS)
+Z, T, TOKENS = drawn(B, F, 4, 8, 8), torch.tensor(481), drawn(B, 7, TOKEN_WIDTH)
 
 
 def images(net: UNet2DConditionModel, z: Tensor = Z, t: Tensor = T, **told) -> Tensor:

@@ -66,7 +66,7 @@ def ours(folder: Path, dtype: str) -> Draw:
         net.load_state_dict(start)
         settings = TrainingSettings.model_validate(_settings(dtype, steps))
         with TemporaryDirectory() as out:
-            for _ in fit(net, settings, Path(out), draw=lambda _, samples: lesson(model, frames, samples), loss=loss):
+            for _ in fit(net, settings, Path(out), load_batch=lambda _, samples: lesson(model, frames, samples), loss=loss):
                 pass
         shown = lesson(model, frames, range(1))
         t = torch.tensor(float(SHOWN_AT))

@@ -113,7 +113,7 @@ def geometry_batches(pool: Pool, batch: int) -> SampleBatch:
 
     def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
         chosen = usable_images[rng.integers(len(usable_images), size=batch)]
-        images = augment_images(to_tensor(pool.pictures[chosen]), rng)
+        images = augment_images(to_tensor(pool.items[chosen]), rng)
         return images, torch.from_numpy(geometry.depth[chosen]), torch.from_numpy(geometry.points[chosen])
 
     return sample_batch
@@ -135,13 +135,13 @@ def geometry_losses(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
 def geometry_report(pool: Pool) -> Callable[[GeometryNetwork], Metrics]:
     """Return a report on held-out images: mean error of depth, mean distance of keypoints in parts of the image."""
     numbers = [number for number, fact in enumerate(pool.facts) if is_inside_frame(fact)]
-    chosen = Pool(pool.pictures[numbers], [pool.facts[number] for number in numbers])
+    chosen = Pool(pool.items[numbers], [pool.facts[number] for number in numbers])
     geometry = ground_truth_geometry(chosen)
 
     @torch.no_grad()
     def report(net: GeometryNetwork) -> Metrics:
         device = next(net.parameters()).device
-        batches = [chosen.pictures[k : k + 64] for k in range(0, len(chosen.pictures), 64)]
+        batches = [chosen.items[k : k + 64] for k in range(0, len(chosen.items), 64)]
         outputs = [net(to_tensor(part).to(device)) for part in batches]
         depth = torch.cat([depth_logits.sigmoid().cpu() for depth_logits, _ in outputs]).numpy()
         points = torch.cat([soft_argmax(heatmaps).cpu() for _, heatmaps in outputs]).numpy()

@@ -66,13 +66,13 @@ def judge_metric(judge: Judge) -> VideoMetric:
     def measure(clip: DecodedVideo) -> NamedValues:
         correct = defaultdict[str, list[bool]](list)
         for frames, prompt in clip.prompted_parts:
-            expected, recognised = parse_prompt(prompt), judge.look(frames)
-            for label in ("thing", "colour", "scene"):
+            expected, recognised = parse_prompt(prompt), judge.classify(frames)
+            for label in ("subject", "colour", "scene"):
                 correct[f"{label} accuracy"] += [
                     word == expected[label] for word in getattr(recognised, label) if label in expected
                 ]
             if "motion" in expected and len(frames) > 1:
-                correct["motion accuracy"].append(judge.motion(frames) == expected["motion"])
+                correct["motion accuracy"].append(judge.classify_motion(frames) == expected["motion"])
         yield from ((label, float(np.mean(each))) for label, each in correct.items() if each)
 
     numbers = {
@@ -85,14 +85,14 @@ def judge_metric(judge: Judge) -> VideoMetric:
 
 
 def parse_prompt(prompt: str) -> dict[str, str]:
-    """What a prompt asks for in the world's words, of the first thing that it names; nothing that it does not name."""
+    """Return the subject, colour, scene and motion that the prompt names in the world's words, of its first subject."""
     hues, kinds = _choice_of_words(captions.COLOURS), _choice_of_words(captions.KINDS)
     pair = re.search(rf"\b({_alternatives(hues)}) ({_alternatives(kinds)})\b", prompt.lower())
-    asked = {"thing": kinds[pair[2]], "colour": hues[pair[1]]} if pair else {}
+    named = {"subject": kinds[pair[2]], "colour": hues[pair[1]]} if pair else {}
     for name, words in (("scene", _choice_of_words(captions.SCENES)), ("motion", _motion_words())):
         found = re.search(rf"\b({_alternatives(words)})\b", prompt.lower())
-        asked |= {name: words[found[1]]} if found else {}
-    return asked
+        named |= {name: words[found[1]]} if found else {}
+    return named
 
 
 def _motion_words() -> dict[str, str]:
@@ -105,5 +105,5 @@ def _choice_of_words(choices: Mapping[str, Sequence[str]]) -> dict[str, str]:
 
 
 def _alternatives(words: Mapping[str, str]) -> str:
-    """Any of these, the longer ones first: "hopping up and down" before "up"."""
+    """Return a pattern of these words, the longer ones first: "hopping up and down" before "up"."""
     return "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))

@@ -43,13 +43,13 @@ class ImageLabels(NamedTuple):
     another individual of the same kind and colour has a lower one. `second` is "nothing" with a single subject.
     """
 
-    thing: list[str]
+    subject: list[str]
     colour: list[str]
     scene: list[str]
     style: list[str]
     second: list[str]
     second_colour: list[str]
-    individual: Float[np.ndarray, "n d"]
+    identity: Float[np.ndarray, "n d"]
 
 
 class ResidualBlock(nn.Module):
@@ -128,9 +128,9 @@ class Judge(nn.Module):
     @torch.no_grad()
     def classify(self, frames: UInt8[np.ndarray, "n h w 3"]) -> ImageLabels:
         """Return the labels of each image; other sizes than 128 x 128 are resampled."""
-        told, identity = self.eye(resize_images(to_tensor(frames), SIDE))
-        named = {name: [words[k] for k in told[name].argmax(1).tolist()] for name, words in LABELS.items()}
-        return ImageLabels(**named, individual=identity.numpy())
+        logits, identity = self.eye(resize_images(to_tensor(frames), SIDE))
+        subject, *others = ([words[k] for k in logits[name].argmax(1).tolist()] for name, words in LABELS.items())
+        return ImageLabels(subject, *others, identity.numpy())
 
     @torch.no_grad()
     def classify_motion(self, video: UInt8[np.ndarray, "f h w 3"]) -> str:

@@ -137,9 +137,9 @@ def image_classifier_batches(families: Pool, images: Pool, batch: int) -> Sample
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
         chosen = rng.choice(len(family_labels), size=batch // 2 // FAMILY_IMAGES, replace=False)
-        family_images = np.concatenate([families.pictures[k] for k in chosen])
+        family_images = np.concatenate([families.items[k] for k in chosen])
         chosen_singles = rng.choice(len(usable_images), size=len(family_images), replace=False)
-        single_images = np.stack([images.pictures[usable_images[k]] for k in chosen_singles])
+        single_images = np.stack([images.items[usable_images[k]] for k in chosen_singles])
         of_family, of_singles = family_labels[chosen].reshape(len(family_images), -1), single_labels[chosen_singles]
         return (
             augment_images(_shift_some(family_images, of_family, rng), rng), torch.from_numpy(of_family),
@@ -179,7 +179,7 @@ def twin_indices(count: int) -> Tensor:
 
 def image_classifier_report(pool: Pool) -> Callable[[ImageClassifier], Metrics]:
     """Return a report on held-out families: accuracy of each label, and of individuals among the four of a family."""
-    images, labels = pool.pictures.reshape(-1, SIDE, SIDE, 3), torch.from_numpy(label_indices(pool.facts)).flatten(0, 1)
+    images, labels = pool.items.reshape(-1, SIDE, SIDE, 3), torch.from_numpy(label_indices(pool.facts)).flatten(0, 1)
 
     @torch.no_grad()
     def report(net: ImageClassifier) -> Metrics:
@@ -216,7 +216,7 @@ def motion_batches(pool: Pool, batch: int) -> SampleBatch:
 
 
 def _play(pool: Pool, number: int, rng: Rng) -> tuple[np.ndarray, str]:
-    frames, motion = pool.pictures[number], pool.facts[number]["things"][0]["motion"]
+    frames, motion = pool.items[number], pool.facts[number]["things"][0]["motion"]
     return (frames, motion) if rng.uniform() < 0.5 else (frames[::-1], REVERSED_MOTION.get(motion, motion))
 
 
@@ -234,7 +234,7 @@ def motion_report(pool: Pool) -> Callable[[MotionClassifier], Metrics]:
     def report(net: MotionClassifier) -> Metrics:
         device = next(net.parameters()).device
         clips = [
-            torch.stack([to_tensor(f) for f in pool.pictures[k : k + 16]]).transpose(1, 2)
+            torch.stack([to_tensor(f) for f in pool.items[k : k + 16]]).transpose(1, 2)
             for k in range(0, len(motions), 16)
         ]
         predicted = torch.cat([net(clip.to(device)).argmax(1).cpu() for clip in clips])

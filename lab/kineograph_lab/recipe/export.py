@@ -19,13 +19,11 @@ from kineograph.models.vae.temporal_decoder import TemporalDecoder
 from kineograph_lab import WEIGHTS as LABORATORY
 from kineograph_lab.recipe.image.unet import SCHEDULER
 from kineograph_lab.recipe.image_stages import all_captions, image_pools
-from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
-from kineograph_lab.recipe.layer_stages import TEMPORAL_DECODER as STEADY
+from kineograph_lab.recipe.layer_stages import DECODER, MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
 from kineograph_lab.recipe.networks import SIDE, word_list
 from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO, video_pools
 from kineograph_lab.recipe.settings import RecipeSettings
 from kineograph_lab.recipe.video import image_to_video, temporal_decoder, temporal_layers, text_to_video
-from kineograph_lab.recipe.video import temporal_layers as vidrd
 from kineograph_lab.recipe.video_stages import DEGRADED, IMAGE_TO_VIDEO
 from kineograph_lab.world import edits
 from kineograph_lab.world.truth import CONTROL_MAPS
@@ -131,10 +129,10 @@ def export_degraded(out: Path, weights: Path, laboratory: Path) -> None:
 
 def export_vidrd(out: Path, weights: Path) -> None:
     """Write `vidrd/`: VidRD's layers, the changes of the `video/` network, and the temporal decoder."""
-    folder = _export_layers(weights, weights / "vidrd", vidrd.VIDRD_CONFIG, out / VIDRD)
+    folder = _export_layers(weights, weights / "vidrd", temporal_layers.VIDRD_CONFIG, out / VIDRD)
     shutil.rmtree(folder / TEMPORAL_DECODER, ignore_errors=True)
     layers = TemporalDecoder(temporal_decoder.decoder_config(AutoencoderKL.from_pretrained(out / "vae" / "final")))
-    layers.load_state_dict(load_file(out / STEADY))
+    layers.load_state_dict(load_file(out / DECODER))
     write_temporal_decoder(layers.half(), folder / TEMPORAL_DECODER)
 
 

@@ -15,9 +15,7 @@ from kineograph.models.pocket.networks import trained_weights
 from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.judge import geometry, training
 from kineograph_lab.judge.networks import ImageClassifier, Judge, MotionClassifier
-from kineograph_lab.recipe import networks
-from kineograph_lab.recipe import networks as tokenizer
-from kineograph_lab.recipe import pool as feed
+from kineograph_lab.recipe import networks, pool
 from kineograph_lab.recipe.image import clip, controlnets, edit, text_encoder, unet, vae
 from kineograph_lab.recipe.image.vae import initialise_as_resizing
 from kineograph_lab.recipe.long import growing_pool
@@ -32,9 +30,9 @@ Stage = Callable[[RecipeSettings, Path], None]
 
 def image_pools(settings: RecipeSettings, out: Path) -> tuple[Pool, Pool]:
     """Return the pools of training and held-out images."""
-    folder, render, seed = out / "pool", growing_pool.wide_image if settings.wide else feed.random_image, settings.seed
-    train = feed.load_pool(folder, settings.pictures, seed=seed, split="train", render=render)
-    return train, feed.load_pool(folder, settings.held_out, seed=seed + 1, split="held_out", render=render)
+    folder, render, seed = out / "pool", growing_pool.wide_image if settings.wide else pool.random_image, settings.seed
+    train = pool.load_pool(folder, settings.num_images, seed=seed, split="train", render=render)
+    return train, pool.load_pool(folder, settings.num_held_out_images, seed=seed + 1, split="held_out", render=render)
 
 
 def vae_stage(settings: RecipeSettings, out: Path) -> None:
@@ -48,7 +46,7 @@ def vae_stage(settings: RecipeSettings, out: Path) -> None:
 def text_stage(settings: RecipeSettings, out: Path) -> None:
     """Train the tokenizer and the text encoder."""
     train, held_out = image_pools(settings, out)
-    tokenizer = tokenizer.build_tokenizer(all_captions(train))
+    tokenizer = networks.build_tokenizer(all_captions(train))
     tokenizer.save_pretrained(out / "text" / "tokenizer")
     torch.manual_seed(settings.seed)
     text_encoder_model = networks.build_clip(tokenizer).text_model
@@ -114,7 +112,10 @@ def control_stage(settings: RecipeSettings, out: Path) -> None:
 def edit_stage(settings: RecipeSettings, out: Path) -> None:
     """Train the editing U-Net."""
     train, held_out = _judge_pools(
-        settings, out / "edits", settings.edits, edits.wide_edit_family if settings.wide else edits.edit_family
+        settings,
+        out / "edits",
+        settings.num_edit_families,
+        edits.wide_edit_family if settings.wide else edits.edit_family,
     )
     vae_model, text_model, tokenizer_model = _frozen_models(out)
     torch.manual_seed(settings.seed)
@@ -149,26 +150,29 @@ def geometry_stage(settings: RecipeSettings, out: Path) -> None:
 
 
 def _image_classifier(net: ImageClassifier, settings: RecipeSettings, out: Path) -> nn.Module:
-    train, held_out = _judge_pools(settings, out / "families", settings.families, training.individual_family)
+    train, held_out = _judge_pools(settings, out / "families", settings.num_families, training.individual_family)
     # Held-out pairs are in the judge's training set: they must be new to the generator only, and the judge must know them.
-    seed, more = settings.seed + 2, settings.families // 3
-    pairs = feed.load_pool(out / "families", more, seed=seed, split="held_out", paint=training.individual_family)
-    images = feed.join_pools(
-        image_pools(settings, out)[0], feed.load_pool(out / "pool", settings.pairs, seed=seed, split="held_out")
+    seed, more = settings.seed + 2, settings.num_families // 3
+    pairs = pool.load_pool(out / "families", more, seed=seed, split="held_out", paint=training.individual_family)
+    images = pool.join_pools(
+        image_pools(settings, out)[0],
+        pool.load_pool(out / "pool", settings.num_held_out_pairs, seed=seed, split="held_out"),
     )
     return training.train_image_classifier(
-        net, settings.eye, out / "eye", feed.join_pools(train, pairs), images, held_out
+        net, settings.image_classifier, out / "eye", pool.join_pools(train, pairs), images, held_out
     )
 
 
 def _motion_classifier(net: MotionClassifier, settings: RecipeSettings, out: Path) -> MotionClassifier:
-    train, held_out = _judge_pools(settings, out / "films", settings.films, training.motion_clip)
-    return training.train_motion_classifier(net, settings.motion, out / "motion", train, held_out)
+    train, held_out = _judge_pools(settings, out / "films", settings.num_motion_clips, training.motion_clip)
+    return training.train_motion_classifier(net, settings.motion_classifier, out / "motion", train, held_out)
 
 
-def _judge_pools(settings: RecipeSettings, folder: Path, count: int, paint: feed.RenderItem) -> tuple[Pool, Pool]:
-    train = feed.load_pool(folder, count, seed=settings.seed, split="train", paint=paint)
-    return train, feed.load_pool(folder, settings.judged, seed=settings.seed + 1, split="held_out", paint=paint)
+def _judge_pools(settings: RecipeSettings, folder: Path, count: int, paint: pool.RenderItem) -> tuple[Pool, Pool]:
+    train = pool.load_pool(folder, count, seed=settings.seed, split="train", paint=paint)
+    return train, pool.load_pool(
+        folder, settings.num_judge_held_out, seed=settings.seed + 1, split="held_out", paint=paint
+    )
 
 
 def all_captions(pool: Pool) -> list[str]:

@@ -23,9 +23,8 @@ from kineograph_lab.recipe.video import (
     temporal_decoder,
     temporal_layers,
 )
-from kineograph_lab.recipe.video import temporal_layers as vidrd
 
-MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, TEMPORAL_DECODER, SPACE_TIME, SPACE_TIME_MOTION = (
+MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, DECODER, SPACE_TIME, SPACE_TIME_MOTION = (
     f"{name}.safetensors"
     for name in (
         "motion_adapter", "vidrd", "vidrd_panned", "vidrd_unpanned", "temporal_decoder", "space_time",
@@ -60,7 +59,7 @@ def _train_adapter(settings: RecipeSettings, out: Path, result: str, video: Vide
 
 def vidrd_stage(settings: RecipeSettings, out: Path) -> None:
     """VidRD's layers in place of the video network's own."""
-    _train_temporal_layers(settings, settings.vidrd, out, VIDRD, vidrd.VIDRD_CONFIG, settings.panned_share)
+    _train_temporal_layers(settings, settings.vidrd, out, VIDRD, temporal_layers.VIDRD_CONFIG, settings.panned_share)
 
 
 def space_time_stage(settings: RecipeSettings, out: Path) -> None:
@@ -70,12 +69,12 @@ def space_time_stage(settings: RecipeSettings, out: Path) -> None:
 
 def panned_stage(settings: RecipeSettings, out: Path) -> None:
     """For the paper's ablation: a short training on films and panned pictures, half and half,"""
-    _train_temporal_layers(settings, settings.vidrd_apart, out, PANNED, vidrd.VIDRD_CONFIG, share=0.5)
+    _train_temporal_layers(settings, settings.vidrd_ablation, out, PANNED, temporal_layers.VIDRD_CONFIG, share=0.5)
 
 
 def unpanned_stage(settings: RecipeSettings, out: Path) -> None:
     """and one of as many steps on films alone."""
-    _train_temporal_layers(settings, settings.vidrd_apart, out, UNPANNED, vidrd.VIDRD_CONFIG, share=0)
+    _train_temporal_layers(settings, settings.vidrd_ablation, out, UNPANNED, temporal_layers.VIDRD_CONFIG, share=0)
 
 
 def _train_temporal_layers(
@@ -87,28 +86,32 @@ def _train_temporal_layers(
     if share:
         at, encoder = out / "panned", out / "vae" / "final"
         wandered = pan_and_zoom.load_panned_pool(
-            at, encoder, settings.panned, seed=settings.seed, split="train", wider=settings.wide
+            at, encoder, settings.num_panned_clips, seed=settings.seed, split="train", wider=settings.wide
         )
-        sample_batch = vidrd.mix_batches(sample_batch, pan_and_zoom.panned_batches(wandered, plan.batch, tokens), share)
+        sample_batch = temporal_layers.mix_batches(
+            sample_batch, pan_and_zoom.panned_batches(wandered, plan.batch, tokens), share
+        )
     torch.manual_seed(settings.seed)
-    report = samples.video_report(folder, outputs.load_vae(out), tower, tokens, settings.sketched)
-    trained = vidrd.train_temporal_layers(
-        vidrd.TemporalLayersUNet(outputs.load_text_to_video(out), config),
+    report = samples.video_report(folder, outputs.load_vae(out), tower, tokens, settings.num_report_videos)
+    trained = temporal_layers.train_temporal_layers(
+        temporal_layers.TemporalLayersUNet(outputs.load_text_to_video(out), config),
         plan,
         folder,
         sample_batch,
         report,
         text=tower,
     )
-    save_file(vidrd.trained_layers(trained.net), out / result)
+    save_file(temporal_layers.trained_layers(trained.net), out / result)
 
 
 def temporal_decoder_stage(settings: RecipeSettings, out: Path) -> None:
-    shown = temporal_decoder.load_pixel_clips(out / "decoded", settings.decoded, seed=settings.seed, split="train")
+    shown = temporal_decoder.load_pixel_clips(
+        out / "decoded", settings.num_decoder_clips, seed=settings.seed, split="train"
+    )
     held_out = temporal_decoder.load_pixel_clips(out / "decoded", 4, seed=settings.seed + 1, split="held_out")
     torch.manual_seed(settings.seed)
     autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final")
     layers = temporal_decoder.train_temporal_decoder(
         autoencoder, settings.temporal_decoder, out / "temporal_decoder", shown, held_out
     )
-    save_file({name: each.cpu().contiguous() for name, each in layers.state_dict().items()}, out / TEMPORAL_DECODER)
+    save_file({name: each.cpu().contiguous() for name, each in layers.state_dict().items()}, out / DECODER)

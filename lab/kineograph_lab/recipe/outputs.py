@@ -31,8 +31,8 @@ def video_pools(settings: RecipeSettings, out: Path) -> tuple[Pool, Pool]:
         return growing_pool.load_clips(out / CLIP_POOL), growing_pool.load_stills(out / IMAGE_POOL, STILL_SHARDS)
     folder, encoder = out / "video_films", out / "vae" / "final"
     return (
-        clips.load_clip_pool(folder, encoder, settings.screened, seed=settings.seed, split="train"),
-        clips.load_still_pool(folder / "stills", encoder, settings.beside, seed=settings.seed, split="train"),
+        clips.load_clip_pool(folder, encoder, settings.num_clips, seed=settings.seed, split="train"),
+        clips.load_still_pool(folder / "stills", encoder, settings.num_stills, seed=settings.seed, split="train"),
     )
 
 

@@ -26,7 +26,7 @@ CHUNK = 250  # items rendered by one call of a worker
 class Pool(NamedTuple):
     """Arrays and facts: uint8 [n, 128, 128, 3] images (or latents, or clips), and each one's shot as a dict with captions."""
 
-    pictures: np.ndarray
+    items: np.ndarray
     facts: list[Any]
 
 
@@ -87,7 +87,7 @@ def random_image(rng: np.random.Generator, split: str) -> tuple[np.ndarray, dict
 
 def join_pools(first: Pool, second: Pool) -> Pool:
     """Return both pools as one, in memory."""
-    return Pool(np.concatenate([first.pictures, second.pictures]), first.facts + second.facts)
+    return Pool(np.concatenate([first.items, second.items]), first.facts + second.facts)
 
 
 def shot_from_facts(fact: dict[str, Any]) -> world.Shot:

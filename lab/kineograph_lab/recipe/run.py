@@ -45,7 +45,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
     "space_time_motion": (layer_stages.space_time_motion_stage, layer_stages.SPACE_TIME_MOTION),
     "vidrd_panned": (layer_stages.panned_stage, layer_stages.PANNED),
     "vidrd_unpanned": (layer_stages.unpanned_stage, layer_stages.UNPANNED),
-    "temporal_decoder": (layer_stages.temporal_decoder_stage, layer_stages.TEMPORAL_DECODER),
+    "temporal_decoder": (layer_stages.temporal_decoder_stage, layer_stages.DECODER),
 }
 
 

@@ -29,22 +29,22 @@ class RecipeSettings(BaseModel):
 
     seed: int = 0
     wide: bool = False  # whether shots are of the wider distribution (`wide.py`), with captions of one vocabulary
-    pictures: int = 30_000  # painted once: 70 seconds, 1.5 GB
-    held_out: int = 1_000
-    pairs: int = 8_000  # pictures of held-out pairs, for the judge alone
-    families: int = 3_000  # of eight pictures each, for the judge
-    films: int = 3_000  # of sixteen frames each, for the judge
-    screened: int = 5_000  # films of sixteen frames, as latents, for the video models: 14 minutes, 330 MB
-    beside: int = 8_000  # pictures beside them
-    shown: int = 250  # held-out films
-    sketched: int = 5  # videos in each report of theirs
-    told: int = 40_000  # captions of clips, for the text tower
-    spoilt: int = 300  # films, for the video model of bad data
-    panned: int = 1_500  # pictures made films by pan and zoom, for VidRD's layers
+    num_images: int = 30_000  # painted once: 70 seconds, 1.5 GB
+    num_held_out_images: int = 1_000
+    num_held_out_pairs: int = 8_000  # pictures of held-out pairs, for the judge alone
+    num_families: int = 3_000  # of eight pictures each, for the judge
+    num_motion_clips: int = 3_000  # of sixteen frames each, for the judge
+    num_clips: int = 5_000  # films of sixteen frames, as latents, for the video models: 14 minutes, 330 MB
+    num_stills: int = 8_000  # pictures beside them
+    num_held_out_clips: int = 250  # held-out films
+    num_report_videos: int = 5  # videos in each report of theirs
+    num_clip_captions: int = 40_000  # captions of clips, for the text tower
+    num_degraded_clips: int = 300  # films, for the video model of bad data
+    num_panned_clips: int = 1_500  # pictures made films by pan and zoom, for VidRD's layers
     panned_share: float = 0.15  # of the steps that are shown those; 0 for films alone
-    decoded: int = 600  # films of eight frames, for the temporal decoder: as pixels, 240 MB
-    edits: int = 6_000  # families of a picture and its four edits
-    judged: int = 150  # held-out families and films that the judge reports on
+    num_decoder_clips: int = 600  # films of eight frames, for the temporal decoder: as pixels, 240 MB
+    num_edit_families: int = 6_000  # families of a picture and its four edits
+    num_judge_held_out: int = 150  # held-out families and films that the judge reports on
 
     vae: StagePlan = StagePlan(minutes=19, lr=3e-3, batch=16)
     text: StagePlan = StagePlan(minutes=4, lr=2e-3, batch=256)
@@ -52,22 +52,24 @@ class RecipeSettings(BaseModel):
     unet: StagePlan = StagePlan(minutes=80, lr=2e-3, batch=64)
     control: StagePlan = StagePlan(minutes=13, lr=2e-3, batch=32)  # each of three
     edit: StagePlan = StagePlan(minutes=33, lr=2e-3, batch=32)
-    eye: StagePlan = StagePlan(minutes=20, lr=2e-3, batch=128)
+    image_classifier: StagePlan = StagePlan(minutes=20, lr=2e-3, batch=128)
     geometry: StagePlan = StagePlan(minutes=5, lr=2e-3, batch=128)
     moving_text: StagePlan = StagePlan(minutes=8, lr=1e-3, batch=256)
     image_reading: StagePlan = StagePlan(minutes=10, lr=2e-3, batch=48)
     image_to_video: StagePlan = StagePlan(minutes=20, lr=1e-3, batch=4)
-    apart: StagePlan = StagePlan(minutes=12, lr=2e-3, batch=4, steps=400)  # each of two, for the ablation; not shipped
+    ablation: StagePlan = StagePlan(
+        minutes=12, lr=2e-3, batch=4, steps=400
+    )  # each of two, for the ablation; not shipped
     degraded: StagePlan = StagePlan(minutes=10, lr=1e-3, batch=4)
     motion_adapter: StagePlan = StagePlan(minutes=7, lr=2e-3, batch=4)
     vidrd: StagePlan = StagePlan(minutes=25, lr=2e-3, batch=4)
     space_time: StagePlan = StagePlan(minutes=25, lr=2e-3, batch=4)
-    vidrd_apart: StagePlan = StagePlan(
+    vidrd_ablation: StagePlan = StagePlan(
         minutes=8, lr=2e-3, batch=4, steps=300
     )  # each of two, for the ablation; not shipped
     temporal_decoder: StagePlan = StagePlan(minutes=20, lr=1e-3, batch=8)  # what ships: 8 at 2e-3, then 12 so
     text_to_video: StagePlan = StagePlan(minutes=110, lr=2e-3, batch=4)
-    motion: StagePlan = StagePlan(minutes=8, lr=2e-3, batch=32)
+    motion_classifier: StagePlan = StagePlan(minutes=8, lr=2e-3, batch=32)
 
 
 # The long training (`long_training.py`), in steps, since it runs over several sessions beside other work.

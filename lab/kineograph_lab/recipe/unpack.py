@@ -14,8 +14,7 @@ from kineograph.media.files import instead_of
 from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, NETWORK_WEIGHTS, TEMPORAL_DECODER
 from kineograph.models.pocket import WEIGHTS
 from kineograph_lab import WEIGHTS as LABORATORY
-from kineograph_lab.recipe.layer_stages import MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
-from kineograph_lab.recipe.layer_stages import TEMPORAL_DECODER as STEADY
+from kineograph_lab.recipe.layer_stages import DECODER, MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
 from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO
 from kineograph_lab.recipe.video_stages import DEGRADED, IMAGE_TO_VIDEO
 from kineograph_lab.world.truth import CONTROL_MAPS
@@ -37,7 +36,7 @@ TENSORS = {
     DEGRADED: "video-degraded/degraded.safetensors",
     VIDRD: "vidrd/vidrd.safetensors",
     SPACE_TIME: "space-time/space-time.safetensors",
-    STEADY: f"vidrd/{TEMPORAL_DECODER}/{NETWORK_WEIGHTS}",
+    DECODER: f"vidrd/{TEMPORAL_DECODER}/{NETWORK_WEIGHTS}",
 }
 COPIED = {
     **{f"text/tokenizer/{name}": f"tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json")},

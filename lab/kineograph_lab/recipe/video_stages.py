@@ -29,7 +29,7 @@ def moving_text_stage(settings: RecipeSettings, out: Path) -> None:
     tower = CLIPTextModel.from_pretrained(out / "text" / "final")
     torch.manual_seed(settings.seed)
     trained = text_encoder.train_video_text_encoder(
-        tower, settings.moving_text, out / "moving_text", settings.told, tokens=outputs.load_tokenizer(out)
+        tower, settings.moving_text, out / "moving_text", settings.num_clip_captions, tokens=outputs.load_tokenizer(out)
     )
     trained.save_pretrained(out / "moving_text" / "final")
 
@@ -42,13 +42,13 @@ def text_to_video_stage(settings: RecipeSettings, out: Path) -> None:
 
 def joint_stage(settings: RecipeSettings, out: Path) -> None:
     """For the paper's ablation: a short training on films and pictures,"""
-    trained = _train_video_unet(settings, settings.apart, out, JOINT, batches.IMAGE_SHARE)
+    trained = _train_video_unet(settings, settings.ablation, out, JOINT, batches.IMAGE_SHARE)
     save_file(text_to_video.trained_weights(trained), out / JOINT)
 
 
 def films_only_stage(settings: RecipeSettings, out: Path) -> None:
     """and one of as many steps on the same films alone."""
-    trained = _train_video_unet(settings, settings.apart, out, FILMS_ONLY, share=0)
+    trained = _train_video_unet(settings, settings.ablation, out, FILMS_ONLY, share=0)
     save_file(text_to_video.trained_weights(trained), out / FILMS_ONLY)
 
 
@@ -61,7 +61,7 @@ def _train_video_unet(
         UNet2DConditionModel.from_pretrained(out / "unet" / "final"), text_to_video.TEXT_TO_VIDEO
     )
     folder, tower, tokens = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
-    report = samples.video_report(folder, outputs.load_vae(out), tower, tokens, settings.sketched)
+    report = samples.video_report(folder, outputs.load_vae(out), tower, tokens, settings.num_report_videos)
     sample_batch = batches.video_batches(shown, stills, plan.batch, tokens, share)
     return text_to_video.train_text_to_video(net, plan, folder, sample_batch, report, text=tower)
 
@@ -90,7 +90,7 @@ def degraded_stage(settings: RecipeSettings, out: Path) -> None:
     """For VideoElevator: what bad films make of the video network."""
     at, encoder = out / "spoilt_films", out / "vae" / "final"
     bad = clips.load_clip_pool(
-        at, encoder, settings.spoilt, seed=settings.seed + 2, split="train", seen=degraded.degrade_frames
+        at, encoder, settings.num_degraded_clips, seed=settings.seed + 2, split="train", seen=degraded.degrade_frames
     )
     _, stills = outputs.video_pools(settings, out)
     torch.manual_seed(settings.seed)
@@ -150,12 +150,16 @@ def _train_image_layers(
 def _reporter(
     settings: RecipeSettings, out: Path, folder: Path, tower: CLIPTextModel, states: int | None
 ) -> image_to_video.Report:
-    if not settings.sketched:
+    if not settings.num_report_videos:
         return lambda animator: {}
     held_out = clips.load_clip_pool(
-        out / "video_films", out / "vae" / "final", settings.shown, seed=settings.seed + 1, split="held_out"
+        out / "video_films",
+        out / "vae" / "final",
+        settings.num_held_out_clips,
+        seed=settings.seed + 1,
+        split="held_out",
     )
-    few = Pool(held_out.pictures, held_out.facts[: settings.sketched])
+    few = Pool(held_out.items, held_out.facts[: settings.num_report_videos])
     seen = image_to_video.load_image_states(
         outputs.load_image_encoder(out),
         out / "video_films" / "held_out_seen.npy",

@@ -47,15 +47,15 @@ def pocket_witnesses() -> Witnesses:
         look=lambda frames: _seen(judge, frames),
         alike=lambda frames, text: _cosines(clip, tokens, frames, text),
         embed=lambda frames: _embedded(clip, frames),
-        move=judge.motion,
-        survey=eye.look,
+        move=judge.classify_motion,
+        survey=eye.predict,
         weights={"judge": fingerprint(judge.eye), "clip": fingerprint(clip), "geometry": fingerprint(eye)},
     )
 
 
 def _seen(judge: Judge, frames: Frames) -> JudgedFrames:
-    seen = judge.look(frames)
-    return JudgedFrames(seen.thing, seen.colour, seen.scene, seen.style, seen.individual.astype(float))
+    seen = judge.classify(frames)
+    return JudgedFrames(seen.subject, seen.colour, seen.scene, seen.style, seen.identity.astype(float))
 
 
 @torch.no_grad()

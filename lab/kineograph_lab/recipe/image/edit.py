@@ -1,4 +1,4 @@
-"""Stage 6: the editing U-Net (InstructPix2Pix, Brooks et al. 2023): it reads a picture and what to change in it."""
+"""Stage 6: the editing U-Net (InstructPix2Pix, Brooks et al. 2023), conditioned on an image and an instruction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from kineograph.models.pocket.networks import initial_editing_unet, make_trainable
 from kineograph.models.schedule import Schedule
 from kineograph.training.group_norm import use_fast_group_norm
-from kineograph_lab.recipe.image import vae as autoencoder
 from kineograph_lab.recipe.image.unet import (
     SCHEDULER,
     cell_weights,
@@ -27,6 +26,7 @@ from kineograph_lab.recipe.image.unet import (
     sample_images,
     unet_batches,
 )
+from kineograph_lab.recipe.image.vae import decode_latents, encode_images
 from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.networks import tokenize
@@ -34,23 +34,23 @@ from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.world.edits import ASPECTS
 
 FAMILY_IMAGES = 1 + len(ASPECTS)
-IMAGE_DROPOUT = 0.1  # share of pictures left out, for the guidance by pictures
+IMAGE_DROPOUT = 0.1  # share of image latents dropped, for the guidance by images
 NUM_SAMPLES = 8
 
 
 class EditingUNet(nn.Module):
-    """The editing U-Net, called with the picture's latents apart."""
+    """The editing U-Net, called with the image's latents as a separate argument."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, z: Tensor, t: Tensor, told: Tensor, shown: Tensor) -> UNet2DConditionOutput:
-        return self.unet(torch.cat([z, shown.to(z)], dim=1), t, told)
+    def forward(self, z: Tensor, t: Tensor, text_states: Tensor, image_latents: Tensor) -> UNet2DConditionOutput:
+        return self.unet(torch.cat([z, image_latents.to(z)], dim=1), t, text_states)
 
 
 class EditPairs(NamedTuple):
-    """Edits: the number of the picture before, of the picture after, and what is said (int16 [edits, texts, words])."""
+    """Edits: index of the image before and of the image after, tokens of instructions (int16 [edits, texts, tokens])."""
 
     before: np.ndarray
     after: np.ndarray
@@ -58,16 +58,18 @@ class EditPairs(NamedTuple):
 
 
 def flatten_families(families: Pool) -> Pool:
-    """The pictures of all families in one row, each with its shot."""
-    return Pool(families.pictures.reshape(-1, *families.pictures.shape[2:]), [s for f in families.facts for s in f["shots"]])  # fmt: skip
+    """Return the images of all families as one pool, each with its shot."""
+    return Pool(families.items.reshape(-1, *families.items.shape[2:]), [s for f in families.facts for s in f["shots"]])  # fmt: skip
 
 
-def edit_pairs(families: Pool, tokens: CLIPTokenizer) -> EditPairs:
-    """From each family's shot to its edits, and back."""
+def edit_pairs(families: Pool, tokenizer: CLIPTokenizer) -> EditPairs:
+    """Return the edits from each family's shot to its edits, and back."""
     first = FAMILY_IMAGES * np.arange(len(families.facts))[:, None].repeat(len(ASPECTS), 1)
     edited = first + 1 + np.arange(len(ASPECTS))
-    said = [text for way in ("there", "back") for fact in families.facts for texts in fact[way] for text in texts]
-    words = tokenize(tokens, said).reshape(2 * edited.size, -1, tokenize(tokens, [""]).shape[1])
+    texts_of_edits = [
+        text for way in ("there", "back") for fact in families.facts for texts in fact[way] for text in texts
+    ]
+    words = tokenize(tokenizer, texts_of_edits).reshape(2 * edited.size, -1, tokenize(tokenizer, [""]).shape[1])
     before, after = (np.concatenate([a.ravel(), b.ravel()]) for a, b in ((first, edited), (edited, first)))
     return EditPairs(before, after, words)
 
@@ -76,21 +78,21 @@ def train_editing_unet(
     net: UNet2DConditionModel, plan: StagePlan, folder: Path, families: Pool, held_out: Pool,
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
 ) -> UNet2DConditionModel:  # fmt: skip
-    """The averaged editing U-Net, its changes not merged."""
+    """Return the averaged editing U-Net, its low-rank changes not merged."""
     editing = use_fast_group_norm(EditingUNet(make_trainable(initial_editing_unet(net)))).to(best_device())
     editing.unet.set_attn_processor(AttnProcessor())
     editing.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
-    schedule, flat, chosen = (
+    schedule, images, pairs_of_images = (
         Schedule.from_config(SCHEDULER),
         flatten_families(families),
         edit_pairs(families, tokenizer),
     )
-    latents = load_latents(folder, vae, flat)
+    latents = load_latents(folder, vae, images)
     sample_batch = unet_batches(
-        latents[chosen.after], chosen.words, cell_weights(flat)[chosen.after], schedule, plan.batch,
-        tokenize(tokenizer, [""])[0], _unscale(latents, vae)[chosen.before],
+        latents[pairs_of_images.after], pairs_of_images.words, cell_weights(images)[pairs_of_images.after], schedule, plan.batch,
+        tokenize(tokenizer, [""])[0], _unscale(latents, vae)[pairs_of_images.before],
     )  # fmt: skip
     report = edit_report(folder, held_out, schedule, vae, text, tokenizer)
     return train_loop(
@@ -104,35 +106,37 @@ def train_editing_unet(
 
 
 def _unscale(latents: np.ndarray, vae: AutoencoderKL) -> np.ndarray:
-    """Pictures are shown as the VAE encodes them, without its scale, as InstructPix2Pix has it."""
+    """Return the image latents without the VAE's scale, the convention of InstructPix2Pix."""
     return (latents.astype(np.float32) / vae.config["scaling_factor"]).astype(np.float16)
 
 
 def _drop_some_images(sample_batch: SampleBatch) -> SampleBatch:
-    """Batches in which some pictures are left out."""
+    """Return the sampler with a share of the image latents set to zero, for the guidance by images."""
 
-    def drawn(rng: np.random.Generator, progress: float) -> Batch:
-        *known, shown = sample_batch(rng, progress)
-        unseen = torch.from_numpy(rng.uniform(size=len(shown)) < IMAGE_DROPOUT)
-        return *known, shown.masked_fill(unseen[:, None, None, None], 0)
+    def sample_with_dropout(rng: np.random.Generator, progress: float) -> Batch:
+        *others, image_latents = sample_batch(rng, progress)
+        dropped = torch.from_numpy(rng.uniform(size=len(image_latents)) < IMAGE_DROPOUT)
+        return *others, image_latents.masked_fill(dropped[:, None, None, None], 0)
 
-    return drawn
+    return sample_with_dropout
 
 
 def edit_report(
     folder: Path, held_out: Pool, schedule: Schedule, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> Callable[[EditingUNet], Metrics]:
-    """A sheet of held-out pictures before, after as the world has it, and after as the network has it."""
-    flat, chosen = flatten_families(held_out), edit_pairs(held_out, tokenizer)
-    before, after, words = (each[:NUM_SAMPLES] for each in chosen)
-    shown = autoencoder.encode_images(vae, flat.pictures[before])
+    """Return a report that saves a sheet of held-out images before and after, by the world and by the network."""
+    images, pairs_of_images = flatten_families(held_out), edit_pairs(held_out, tokenizer)
+    before, after, words = (each[:NUM_SAMPLES] for each in pairs_of_images)
+    image_latents = encode_images(vae, images.items[before])
 
     @torch.no_grad()
     def report(net: EditingUNet) -> Metrics:
-        drawn = sample_images(net, schedule, text, words[:, 0], tokenize(tokenizer, [""] * NUM_SAMPLES), shown)
-        pictures = to_uint8(autoencoder.decode_latents(vae, drawn / vae.config["scaling_factor"]))
-        save_contact_sheet(folder / "sheet.png", flat.pictures[before], flat.pictures[after], pictures)
-        off = pictures.astype(float) - flat.pictures[after]
-        return {"spread": float(drawn.std()), "psnr": float(10 * np.log10(255**2 / np.square(off).mean()))}
+        latents = sample_images(
+            net, schedule, text, words[:, 0], tokenize(tokenizer, [""] * NUM_SAMPLES), image_latents
+        )
+        edited = to_uint8(decode_latents(vae, latents / vae.config["scaling_factor"]))
+        save_contact_sheet(folder / "sheet.png", images.items[before], images.items[after], edited)
+        difference = edited.astype(float) - images.items[after]
+        return {"spread": float(latents.std()), "psnr": float(10 * np.log10(255**2 / np.square(difference).mean()))}
 
     return report

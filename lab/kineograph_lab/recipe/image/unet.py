@@ -1,4 +1,4 @@
-"""Stage 3: the U-Net, on latents made once, told by the text tower, which learns no more."""
+"""Stage 3: the U-Net, trained on cached latents with the frozen text encoder."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ from kineograph.noise import independent
 from kineograph.samplers import dpmpp_2m, final_latents
 from kineograph.sigmas import leading
 from kineograph.training.group_norm import use_fast_group_norm
-from kineograph_lab.recipe.image import vae as autoencoder
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
+from kineograph_lab.recipe.image.vae import decode_latents, encode_images
 from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, bf16_autocast, train_loop
 from kineograph_lab.recipe.networks import LATENT_CHANNELS, SIDE, VAE_FACTOR, tokenize
 from kineograph_lab.recipe.pool import Pool, subject_cells
 
-# Where training looks: levels between 0.7 and 6 decide what a thing is; uniform timesteps would spend a third of their
-# images above 4, where latents of 16 x 16 cells are noise to the eye. A fifth still are uniform: poses are decided at the
-# top, and with half as many there (0.7, 1.1, 0.1) a fish had two tails in three of four seeds.
+# Distribution of log(sigma) in training: sigmas between 0.7 and 6 decide the kind of subject; uniform timesteps would spend
+# a third of their images above 4, where latents of 16 x 16 cells look like noise. A fifth still are uniform: poses are
+# decided at the highest sigmas, and with half as many there (0.7, 1.1, 0.1) a fish had two tails in three of four seeds.
 LOG_SIGMA_MEAN, LOG_SIGMA_STD, UNIFORM_SHARE = 0.9, 1.2, 0.2
 MAX_WEIGHT = 25.0
 CELLS = SIDE // VAE_FACTOR
-SUBJECT_WEIGHT = (
-    3.0  # weight of a cell with a thing in it: scenery is most of a picture, and the smaller part of its meaning
-)
-CAPTION_DROPOUT = 0.1  # share of captions dropped, for guidance
-STEPS = 10  # of the solver that draws what a sheet shows
+# Weight of a cell with a subject in it: scenery is most of an image, but the smaller part of its meaning.
+SUBJECT_WEIGHT = 3.0
+CAPTION_DROPOUT = 0.1  # share of captions dropped, for classifier-free guidance
+STEPS = 10  # sampling steps of contact sheets
 SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "prediction_type": "epsilon", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,
@@ -46,7 +45,7 @@ SCHEDULER: dict[str, Any] = {
 
 
 def beta_at(timestep: int) -> float:
-    """The schedule's beta at this timestep, also beyond its end."""
+    """Return the schedule's beta at this timestep, also beyond its end."""
     first, last = (SCHEDULER[name] ** 0.5 for name in ("beta_start", "beta_end"))
     return (first + (last - first) * timestep / (SCHEDULER["num_train_timesteps"] - 1)) ** 2
 
@@ -59,7 +58,7 @@ def train_unet(
     net: UNet2DConditionModel, plan: StagePlan, folder: Path, pool: Pool,
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
 ) -> UNet2DConditionModel:  # fmt: skip
-    """The averaged U-Net."""
+    """Return the averaged U-Net."""
     schedule = Schedule.from_config(SCHEDULER)
     latents = load_latents(folder, vae, pool)
     sample_batch = unet_batches(
@@ -79,7 +78,7 @@ def train_unet_on(
     net: UNet2DConditionModel, plan: StagePlan, folder: Path, sample_batch: SampleBatch,
     report: Callable[[UNet2DConditionModel], Metrics], *, text: CLIPTextModel,
 ) -> UNet2DConditionModel:  # fmt: skip
-    """Return the U-Net trained on these batches, averaged."""
+    """Return the averaged U-Net, trained on these batches."""
     net.set_attn_processor(AttnProcessor())  # with torch's fused attention a step takes half as long again on a CPU
     text.set_attn_implementation("eager")
     device = best_device()
@@ -91,98 +90,101 @@ def train_unet_on(
 
 
 def load_latents(folder: Path, vae: AutoencoderKL, pool: Pool) -> np.ndarray:
-    """The scaled latents of all pictures: float16 [n, c, h, w], made once."""
-    path, beside = folder / "latents.npy", folder / "latents.part"
+    """Return the scaled latents of all images, float16 [n, c, h, w], encoded once."""
+    path, part_file = folder / "latents.npy", folder / "latents.part"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         scale = vae.config["scaling_factor"]
-        parts = range(0, len(pool.pictures), 64)
-        made = [(scale * autoencoder.encode_images(vae, pool.pictures[k : k + 64])).half().numpy() for k in parts]
-        with beside.open("wb") as file:
-            np.save(file, np.concatenate(made))
-        beside.replace(path)
+        parts = range(0, len(pool.items), 64)
+        parts_of_latents = [(scale * encode_images(vae, pool.items[k : k + 64])).half().numpy() for k in parts]
+        with part_file.open("wb") as file:
+            np.save(file, np.concatenate(parts_of_latents))
+        part_file.replace(path)
     return np.load(path)
 
 
 def cell_weights(pool: Pool) -> np.ndarray:
-    """What each cell's error weighs: float32 [pictures, side, side], of mean 1 in a picture."""
+    """Return the weight of each cell's error, float32 [images, side, side], of mean 1 in an image."""
     return weights_from_cells(np.stack([subject_cells(fact, CELLS) for fact in pool.facts]))
 
 
-def weights_from_cells(there: np.ndarray) -> np.ndarray:
-    """Return the weight of each cell's error from the number of the subject in it, -1 for none."""
-    weights = np.where(there >= 0, np.float32(SUBJECT_WEIGHT), np.float32(1))
+def weights_from_cells(subjects: np.ndarray) -> np.ndarray:
+    """Return the weight of each cell's error from the index of the subject in it, -1 for none."""
+    weights = np.where(subjects >= 0, np.float32(SUBJECT_WEIGHT), np.float32(1))
     return weights / weights.mean((1, 2), keepdims=True)
 
 
 def unet_batches(
-    latents: np.ndarray, words: np.ndarray, weights: np.ndarray, schedule: Schedule, batch: int, untold: np.ndarray,
-    *beside: np.ndarray,
+    latents: np.ndarray, words: np.ndarray, weights: np.ndarray, schedule: Schedule, batch: int, empty_caption: np.ndarray,
+    *others: np.ndarray,
 ) -> SampleBatch:  # fmt: skip
-    """Batches of (latents, noise, weights of their cells, timestep, signal a_t, sigma, words, what stands beside)."""
+    """Return a sampler of (latents, noise, cell weights, timestep, signal a_t, sigma, tokens, other inputs)."""
 
     def fetch(chosen: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (latents[chosen], words[chosen], weights[chosen], *(each[chosen] for each in beside))
+        return (latents[chosen], words[chosen], weights[chosen], *(each[chosen] for each in others))
 
-    return unet_batches_from(fetch, lambda progress: len(latents), schedule, batch, untold)
+    return unet_batches_from(fetch, lambda progress: len(latents), schedule, batch, empty_caption)
 
 
 def unet_batches_from(
     fetch: Callable[[np.ndarray], tuple[np.ndarray, ...]], count: Callable[[float], int], schedule: Schedule,
-    batch: int, untold: np.ndarray,
+    batch: int, empty_caption: np.ndarray,
 ) -> SampleBatch:  # fmt: skip
-    """Return batches as `draws` has them, of images that are fetched by their numbers.
+    """Return a sampler like `unet_batches`, of images that are fetched by their indices.
 
     Args:
-        fetch: images' numbers to their latents, captions as tokens [n, captions, words], weights, what stands beside.
-        count: the number of images there are at this progress.
+        fetch: indices of images to their latents, captions as tokens [n, captions, tokens], weights, other inputs.
+        count: the number of images available at a progress.
     """
     table, norms = np.array(schedule.sigmas), np.array(schedule.norms)
 
     def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
-        latents, words, weights, *beside = fetch(rng.integers(count(progress), size=batch))
-        told = words[np.arange(batch), rng.integers(words.shape[1], size=batch)]
-        told[rng.uniform(size=batch) < CAPTION_DROPOUT] = untold
-        wanted = np.exp(LOG_SIGMA_MEAN + LOG_SIGMA_STD * rng.standard_normal(batch))
-        near = np.searchsorted(table, wanted).clip(0, len(table) - 1)
-        t = np.where(rng.uniform(size=batch) < UNIFORM_SHARE, rng.integers(len(table), size=batch), near)
+        latents, words, weights, *others = fetch(rng.integers(count(progress), size=batch))
+        captions_of_batch = words[np.arange(batch), rng.integers(words.shape[1], size=batch)]
+        captions_of_batch[rng.uniform(size=batch) < CAPTION_DROPOUT] = empty_caption
+        sigmas_wanted = np.exp(LOG_SIGMA_MEAN + LOG_SIGMA_STD * rng.standard_normal(batch))
+        nearest = np.searchsorted(table, sigmas_wanted).clip(0, len(table) - 1)
+        t = np.where(rng.uniform(size=batch) < UNIFORM_SHARE, rng.integers(len(table), size=batch), nearest)
         sigma = table[t]
         noise = rng.standard_normal((batch, *latents.shape[1:]), np.float32)
         numbers = (t, norms[t] / np.hypot(1, sigma), sigma)
         return (
             torch.from_numpy(latents.astype(np.float32)), torch.from_numpy(noise), torch.from_numpy(weights),
-            *(torch.from_numpy(n.astype(np.float32)) for n in numbers), torch.from_numpy(told.astype(np.int64)),
-            *(torch.from_numpy(each) for each in beside),
+            *(torch.from_numpy(n.astype(np.float32)) for n in numbers), torch.from_numpy(captions_of_batch.astype(np.int64)),
+            *(torch.from_numpy(each) for each in others),
         )  # fmt: skip
 
     return sample_batch
 
 
 def image_noise_loss(text: CLIPTextModel, net: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """The squared error of the predicted noise, weighted by 1 + sigma^2: then an error of the picture weighs alike at
-    all high levels (Salimans & Ho 2022, the "SNR + 1" weighting of section 4)."""
-    x0, noise, weight, t, a, sigma, words, *beside = batch
+    """Return the squared error of the predicted noise, weighted by 1 + sigma^2.
+
+    With this weight an error of the image counts alike at all high sigmas (Salimans & Ho 2022, the "SNR + 1" weighting of
+    section 4).
+    """
+    x0, noise, weight, t, scale, sigma, words, *others = batch
     with torch.no_grad():
-        told = text(words).last_hidden_state
-    level = sigma[:, None, None, None]
-    z = (a[:, None, None, None] * (x0 + level * noise)).to(memory_format=torch.channels_last)
-    error = ((net(z, t, told, *beside).sample.float() - noise).square().mean(1) * weight).mean((1, 2))
+        text_states = text(words).last_hidden_state
+    sigma_map = sigma[:, None, None, None]
+    z = (scale[:, None, None, None] * (x0 + sigma_map * noise)).to(memory_format=torch.channels_last)
+    error = ((net(z, t, text_states, *others).sample.float() - noise).square().mean(1) * weight).mean((1, 2))
     return {"noise": ((1 + sigma**2).clamp(max=MAX_WEIGHT) * error).mean()}
 
 
 def unet_report(
     folder: Path, schedule: Schedule, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> Callable[[UNet2DConditionModel], Metrics]:
-    """A sheet of pictures drawn from eight prompts with always the same noise."""
+    """Return a report that saves a contact sheet of eight prompts, always from the same noise."""
 
     @torch.no_grad()
     def report(net: UNet2DConditionModel) -> Metrics:
-        drawn = sample_images(
+        latents = sample_images(
             net, schedule, text, tokenize(tokenizer, REPORT_PROMPTS), tokenize(tokenizer, [""] * len(REPORT_PROMPTS))
         )
-        pictures = to_uint8(autoencoder.decode_latents(vae, drawn / vae.config["scaling_factor"]))
-        save_contact_sheet(folder / "sheet.png", pictures)
-        return {"spread": float(drawn.std())}
+        images = to_uint8(decode_latents(vae, latents / vae.config["scaling_factor"]))
+        save_contact_sheet(folder / "sheet.png", images)
+        return {"spread": float(latents.std())}
 
     return report
 
@@ -191,27 +193,29 @@ def sample_images(
     net: nn.Module,
     schedule: Schedule,
     text: CLIPTextModel,
-    told: np.ndarray,
-    untold: np.ndarray,
-    *beside: Tensor,
+    captions: np.ndarray,
+    empty_captions: np.ndarray,
+    *others: Tensor,
     scale: float = 5.0,
     steps: int | None = None,
     noise: Tensor | None = None,
 ) -> Tensor:
-    """Latents [n, c, h, w] of pictures from tokens, by guided steps of DPM-Solver++."""
+    """Return latents [n, c, h, w] sampled from tokens by DPM-Solver++ (2M) with classifier-free guidance."""
     device = next(net.parameters()).device
 
-    def bound(words: np.ndarray) -> Callable[[Latents, Tensor], Latents]:
+    def network_for(words: np.ndarray) -> Callable[[Latents, Tensor], Latents]:
         states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
 
         def network(z: Latents, t: Tensor) -> Latents:
             with bf16_autocast(device):
-                return net(z[:, 0].to(device), t.to(device), states, *beside).sample.float().cpu()[:, None]
+                return net(z[:, 0].to(device), t.to(device), states, *others).sample.float().cpu()[:, None]
 
         return network
 
-    look = classifier_free_guidance(schedule.denoise(bound(told)), schedule.denoise(bound(untold)), scale)
+    denoise = classifier_free_guidance(
+        schedule.denoise(network_for(captions)), schedule.denoise(network_for(empty_captions)), scale
+    )
     sigmas = leading(schedule.sigmas, steps or STEPS)
     if noise is None:
-        noise = independent(0, [0], (len(told), LATENT_CHANNELS, CELLS, CELLS))
-    return final_latents(dpmpp_2m(look, sigmas[0] * noise, sigmas))[:, 0]
+        noise = independent(0, [0], (len(captions), LATENT_CHANNELS, CELLS, CELLS))
+    return final_latents(dpmpp_2m(denoise, sigmas[0] * noise, sigmas))[:, 0]

@@ -24,7 +24,6 @@ from kineograph_lab.recipe.networks import tokenize
 from kineograph_lab.recipe.pool import CAPTIONS, Pool, subject_cells
 from kineograph_lab.recipe.video import clips
 from kineograph_lab.world import wide, world
-from kineograph_lab.world import wide as wide_captions
 
 SHARD, CLIP_SHARD = 2048, 256  # images, films
 LATENTS = "latents"
@@ -45,14 +44,14 @@ def wide_image(rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, An
         wide.is_cut_off(thing) for thing in shot.things
     )  # or it may be gone
     time = rng.uniform(-MAX_TIME, MAX_TIME) if moves else 0.0
-    said = wide_captions.wide_image_texts(shot, rng, CAPTIONS)
+    said = wide.wide_image_texts(shot, rng, CAPTIONS)
     return world.render(shot, time), {**asdict(shot), "time": time, "captions": said}
 
 
 def wide_clip(encode: Encode, rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, Any]]:
     """Return a film of the wider distribution as scaled latents, float16 [16, c, h, w], and its facts."""
     shot, fps = wide.sample_wide_clip_shot(rng, split), float(rng.choice(clips.FRAME_RATES, p=clips.FRAME_RATE_SHARES))
-    facts = clips.clip_facts(shot, fps, rng, wide_captions.wide_clip_text)
+    facts = clips.clip_facts(shot, fps, rng, wide.wide_clip_text)
     return encode(world.render_clip(shot, clips.FRAMES, fps)), facts
 
 

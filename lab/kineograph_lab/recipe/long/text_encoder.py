@@ -18,7 +18,6 @@ from kineograph_lab.recipe.image.text_encoder import is_after_text
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.networks import WIDTH, tokenize
 from kineograph_lab.world import edits, wide, world
-from kineograph_lab.world import wide as wide_captions
 from kineograph_lab.world.captions import KINDS
 from kineograph_lab.world.wide import Caption
 
@@ -63,8 +62,8 @@ def sample_text(rng: Rng, split: str) -> Caption:
     if kind < INSTRUCTION_SHARE:
         return sample_instruction(rng, split)
     if kind < INSTRUCTION_SHARE + CLIP_CAPTION_SHARE:
-        return wide_captions.caption_wide_clip(wide.sample_wide_clip_shot(rng, split), rng)
-    return wide_captions.caption_wide_image(wide.sample_wide_shot(rng, split), rng)
+        return wide.caption_wide_clip(wide.sample_wide_clip_shot(rng, split), rng)
+    return wide.caption_wide_image(wide.sample_wide_shot(rng, split), rng)
 
 
 def sample_instruction(rng: Rng, split: str) -> Caption:
@@ -83,7 +82,7 @@ def sample_texts(seed: int, count: int, split: str, tokens: CLIPTokenizer) -> tu
     """Return texts as tokens, int16 [count, words], and their facts, int64 [count, facts]."""
     rng = np.random.default_rng((seed, count))
     texts = [sample_text(rng, split) for _ in range(count)]
-    facts = np.array([wide_captions.encode_facts(each.named, CHOICES) for each in texts])
+    facts = np.array([wide.encode_facts(each.named, CHOICES) for each in texts])
     return tokenize(tokens, [each.text for each in texts]), facts
 
 

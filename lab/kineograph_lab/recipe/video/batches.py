@@ -98,7 +98,7 @@ def video_batches(
         count = batch * FRAMES // frames
         pool = next(numbers for until, numbers in lessons if progress <= until)
         chosen, span = rng.choice(pool, size=count), random_frame_window(rng, frames)
-        clips, fps = films.pictures[chosen][:, span], rates[chosen] / (span.step or 1)
+        clips, fps = films.items[chosen][:, span], rates[chosen] / (span.step or 1)
         shown = (
             *sample_noised(rng, clips, weights[chosen][:, span]),
             sample_captions(rng, words[chosen], blank),
@@ -111,7 +111,7 @@ def video_batches(
         stills = rng.integers(len(heavy), size=round(share * batch * FRAMES))
         return (
             *shown,
-            *sample_noised(rng, pictures.pictures[stills], heavy[stills]),
+            *sample_noised(rng, pictures.items[stills], heavy[stills]),
             sample_captions(rng, of_pictures[stills], blank),
         )
 

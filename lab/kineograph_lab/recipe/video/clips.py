@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from kineograph_lab.recipe import pool as feed
+from kineograph_lab.recipe import pool
 from kineograph_lab.recipe.image import vae
 from kineograph_lab.recipe.pool import CAPTIONS, Pool
 from kineograph_lab.world import captions, world
@@ -65,7 +65,7 @@ def random_still(
     encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """One picture: scaled latents, float16 [1, c, 16, 16], and its facts."""
-    picture, told = feed.random_image(rng, split)
+    picture, told = pool.random_image(rng, split)
     return encode(picture[None]).half().numpy(), told
 
 
@@ -76,7 +76,7 @@ def load_clip_pool(
 
     seen: what becomes of a film's frames before they are encoded.
     """
-    return feed.load_pool(
+    return pool.load_pool(
         folder, count, seed=seed, split=split, paint=partial(random_clip, partial(encode_frames, vae_folder, seen))
     )
 
@@ -84,7 +84,7 @@ def load_clip_pool(
 def load_still_pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
     """The pool of this many pictures, made into `folder` unless there."""
     encode = partial(encode_frames, vae_folder, same_frames)
-    return feed.load_pool(folder, count, seed=seed, split=split, paint=partial(random_still, encode))
+    return pool.load_pool(folder, count, seed=seed, split=split, paint=partial(random_still, encode))
 
 
 def encode_frames(vae_folder: Path, seen: FrameTransform, frames: np.ndarray) -> torch.Tensor:

@@ -115,7 +115,7 @@ def image_batches(pool: Pool, seen: ImageStates, grey: ImageStates, batch: int, 
         k = rng.integers(len(words), size=batch)
         rates = torch.zeros(batch)
         told = _drop_captions(rng, words[k], empty, CAPTION_DROPOUTS[0])
-        return (*sample_noised(rng, pool.pictures[k], heavy[k]), told, _drop_images(rng, seen[k], grey), rates)
+        return (*sample_noised(rng, pool.items[k], heavy[k]), told, _drop_images(rng, seen[k], grey), rates)
 
     return sample_batch
 
@@ -132,7 +132,7 @@ def first_frame_batches(
         frames = FRAMES // 2 if rng.uniform() < SHORT_SHARE else FRAMES
         k = rng.integers(len(words), size=batch * FRAMES // frames)
         window = slice(0, FRAMES, int(rng.choice((1, 2)))) if frames < FRAMES else slice(0, FRAMES)
-        clips, heavy = (each[k][:, window][:, :frames] for each in (pool.pictures, weights))
+        clips, heavy = (each[k][:, window][:, :frames] for each in (pool.items, weights))
         fps = torch.from_numpy(rates[k] / (window.step or 1))
         return (
             *sample_noised(rng, clips, heavy),
@@ -191,7 +191,7 @@ def image_to_video_report(
 ) -> Report:  # fmt: skip
     """A sheet of held-out first frames and the videos drawn from them, and what the judge says of those."""
     judge, facts = load_judge(), held_out.facts
-    first = np.stack([world.render(shot, time) for shot, time in first_frame_times(Pool(held_out.pictures, facts))])
+    first = np.stack([world.render(shot, time) for shot, time in first_frame_times(Pool(held_out.items, facts))])
 
     @torch.no_grad()
     def report(animator: ImageToVideoUNet) -> Metrics:
@@ -215,7 +215,8 @@ def image_to_video_report(
 def _accuracy(judge: Any, videos: list[np.ndarray], facts: list[Any]) -> Metrics:
     main = [fact["things"][0] for fact in facts]
     kinds = [
-        np.mean([kind == one["kind"] for kind in judge.look(v).thing]) for v, one in zip(videos, main, strict=True)
+        np.mean([kind == one["kind"] for kind in judge.classify(v).subject])
+        for v, one in zip(videos, main, strict=True)
     ]
-    moves = [judge.motion(v) == one["motion"] for v, one in zip(videos, main, strict=True)]
+    moves = [judge.classify_motion(v) == one["motion"] for v, one in zip(videos, main, strict=True)]
     return {"thing": float(np.mean(kinds)), "motion": float(np.mean(moves))}

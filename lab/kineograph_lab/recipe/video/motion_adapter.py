@@ -57,7 +57,7 @@ def frozen_clip_batches(films: Pool, batch: int, tokens: CLIPTokenizer) -> Sampl
     def sample_batch(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if rng.uniform() < batches.SHORT_SHARE else FRAMES
         films_of, frame_of = (rng.integers(n, size=batch * FRAMES // frames) for n in (len(words), FRAMES))
-        clips, heavy = (np.repeat(of[films_of, frame_of][:, None], frames, 1) for of in (films.pictures, weights))
+        clips, heavy = (np.repeat(of[films_of, frame_of][:, None], frames, 1) for of in (films.items, weights))
         told = batches.sample_captions(rng, words[films_of], blank)
         return (*batches.sample_noised(rng, clips, heavy), told, torch.from_numpy(rates[films_of]))
 

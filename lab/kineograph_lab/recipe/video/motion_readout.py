@@ -23,7 +23,6 @@ from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph_lab.recipe.pool import shot_from_facts, subject_cells
 from kineograph_lab.world import world
-from kineograph_lab.world import world as motions
 
 NUM_MOTIONS = 4  # shift to the right, shift down, log of the size, turn
 UNITS = (0.15, 0.15, 0.4, 1.0)  # parts of the picture, the same, 1, radians: about what happens within a film
@@ -80,7 +79,7 @@ def _to_cells(output: Tensor) -> Tensor:
 def motion_truth(fact: dict[str, Any], times: list[float], cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Of each frame: how the main thing stands to its mean over the frames, [f, 4], and where it is, [f, cells, cells]."""
     shot = shot_from_facts(fact)
-    poses = [motions.POSES[shot.things[0].motion](time) for time in times]
+    poses = [world.POSES[shot.things[0].motion](time) for time in times]
     moved = [
         (pose.dx - world.camera_shift(shot, time), pose.dy, np.log(pose.zoom), pose.turn)
         for pose, time in zip(poses, times, strict=True)

@@ -17,17 +17,15 @@ from PIL import Image
 from transformers import CLIPTokenizer
 
 from kineograph.curation.clips import Window, panned, wandering
-from kineograph_lab.recipe import pool as feed
+from kineograph_lab.recipe import pool
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
 from kineograph_lab.recipe.image.unet import CELLS, SUBJECT_WEIGHT
 from kineograph_lab.recipe.loop import Batch, SampleBatch
 from kineograph_lab.recipe.networks import SIDE, tokenize
 from kineograph_lab.recipe.pool import CAPTIONS, Pool
-from kineograph_lab.recipe.video import batches as screenings
-from kineograph_lab.recipe.video import clips, motion_readout
+from kineograph_lab.recipe.video import batches, clips, motion_readout
 from kineograph_lab.recipe.video.clips import FRAMES
 from kineograph_lab.world import captions, wide, world
-from kineograph_lab.world import wide as wide_captions
 
 MIN_WINDOW = 0.7  # of the picture's side: a smaller window would show it blurred
 
@@ -45,7 +43,7 @@ def wide_panned_clip(
     encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return a film of the wider distribution."""
-    return pan_over_image(encode, wide.sample_wide_shot(rng, split), wide_captions.wide_image_text, rng)
+    return pan_over_image(encode, wide.sample_wide_shot(rng, split), wide.wide_image_text, rng)
 
 
 def pan_over_image(
@@ -66,7 +64,7 @@ def pan_over_image(
 def load_panned_pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, wider: bool = False) -> Pool:
     """The pool of this many, made into `folder` unless there."""
     encode = partial(clips.encode_frames, vae_folder, clips.same_frames)
-    return feed.load_pool(
+    return pool.load_pool(
         folder, count, seed=seed, split=split, paint=partial(wide_panned_clip if wider else random_panned_clip, encode)
     )
 
@@ -79,7 +77,7 @@ def frame_windows(fact: dict[str, Any]) -> list[Window]:
 
 def panned_motion(fact: dict[str, Any]) -> np.ndarray:
     """How the main thing stands in each frame to its mean over them, float32 [f, 4], as `asked.truth` has it."""
-    thing = feed.shot_from_facts(fact).things[0]
+    thing = pool.shot_from_facts(fact).things[0]
     _, (x, y) = world.placement(thing, 0.0, 0.0)
     seen = [(w.right - w.left, x - w.left, y - w.top) for w in frame_windows(fact)]
     steps = np.array([(right / side, down / side, -np.log(side), 0.0) for side, right, down in seen], np.float32)
@@ -88,14 +86,14 @@ def panned_motion(fact: dict[str, Any]) -> np.ndarray:
 
 def panned_subject_cells(fact: dict[str, Any]) -> np.ndarray:
     """Which thing stands in each cell of each frame: its number, -1 for none. int8 [f, cells, cells]."""
-    there, centres = feed.subject_cells(fact, SIDE), (np.arange(CELLS) + 0.5) / CELLS
+    there, centres = pool.subject_cells(fact, SIDE), (np.arange(CELLS) + 0.5) / CELLS
     rows = [(w.top + centres * (w.bottom - w.top), w.left + centres * (w.right - w.left)) for w in frame_windows(fact)]
     at = [tuple((SIDE * each).astype(int).clip(0, SIDE - 1) for each in both) for both in rows]
     return np.stack([there[np.ix_(down, across)] for down, across in at])
 
 
 def panned_batches(pool: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch:
-    """Batches as `screenings.batches` has them, without single pictures."""
+    """Batches as `batches.batches` has them, without single pictures."""
     words, blank = tokenize_captions(pool, tokens), tokenize(tokens, [""])[0]
     there = np.stack([panned_subject_cells(fact) for fact in pool.facts])
     weights = np.where(there >= 0, np.float32(SUBJECT_WEIGHT), np.float32(1))
@@ -106,15 +104,15 @@ def panned_batches(pool: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch
     )
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
-        frames = FRAMES // 2 if rng.uniform() < screenings.SHORT_SHARE else FRAMES
+        frames = FRAMES // 2 if rng.uniform() < batches.SHORT_SHARE else FRAMES
         chosen, window = (
             rng.integers(len(rates), size=batch * FRAMES // frames),
-            screenings.random_frame_window(rng, frames),
+            batches.random_frame_window(rng, frames),
         )
         moved = moves[chosen][:, window]
         return (
-            *screenings.sample_noised(rng, pool.pictures[chosen][:, window], weights[chosen][:, window]),
-            screenings.sample_captions(rng, words[chosen], blank),
+            *batches.sample_noised(rng, pool.items[chosen][:, window], weights[chosen][:, window]),
+            batches.sample_captions(rng, words[chosen], blank),
             torch.from_numpy((rates[chosen] / (window.step or 1)).astype(np.float32)),
             torch.from_numpy(moved - moved.mean(1, keepdims=True)),
             torch.from_numpy((there[chosen][:, window] == 0).astype(np.float32)),

@@ -61,8 +61,8 @@ def video_report(
         scale = autoencoder.config["scaling_factor"]
         videos = [to_uint8(vae.decode_latents(autoencoder, each / scale)) for each in drawn]
         save_contact_sheet(folder / "sheet.png", *(video[::2] for video in videos))
-        right = [judge.motion(video) == motion for video, (_, motion) in zip(videos, shown, strict=True)]
-        seen = [judge.look(video).thing for video in videos]
+        right = [judge.classify_motion(video) == motion for video, (_, motion) in zip(videos, shown, strict=True)]
+        seen = [judge.classify(video).subject for video in videos]
         named = [np.mean([thing in look for thing in things]) for things, (look, _) in zip(seen, shown, strict=True)]
         return {"motion": float(np.mean(right)), "thing": float(np.mean(named)),
                 "moved": float(np.mean([np.abs(np.diff(v.astype(float), axis=0)).mean() for v in videos]))}  # fmt: skip

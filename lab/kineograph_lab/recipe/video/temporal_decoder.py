@@ -23,7 +23,7 @@ from kineograph.models.vae.temporal_decoder import (
     reconstruction_errors,
 )
 from kineograph.training.group_norm import use_fast_group_norm
-from kineograph_lab.recipe import pool as feed
+from kineograph_lab.recipe import pool
 from kineograph_lab.recipe.image.vae import CROP, FACTOR, FULL_SIZE_FROM, SIDE
 from kineograph_lab.recipe.images import save_contact_sheet, to_tensor, to_uint8
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, bf16_autocast, train_loop
@@ -54,7 +54,7 @@ def decoder_config(vae: AutoencoderKL) -> TemporalDecoderConfig:
 
 def load_pixel_clips(folder: Path, count: int, *, seed: int, split: str) -> Pool:
     """The pool of this many films, uint8 [n, 8, 128, 128, 3], made into `folder` unless there."""
-    return feed.load_pool(folder, count, seed=seed, split=split, paint=random_pixel_clip)
+    return pool.load_pool(folder, count, seed=seed, split=split, paint=random_pixel_clip)
 
 
 def random_pixel_clip(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -83,7 +83,7 @@ def decoder_batches(shown: Pool, batch: int, channels: int) -> SampleBatch:
         side = CROP if progress < FULL_SIZE_FROM else SIDE
         count = max(1, batch * CROP**2 // side**2)
         cut = np.stack(
-            [_random_clip_crop(shown.pictures[i], side, rng) for i in rng.integers(len(shown.pictures), size=count)]
+            [_random_clip_crop(shown.items[i], side, rng) for i in rng.integers(len(shown.items), size=count)]
         )
         off = rng.standard_normal((count, FRAMES, channels, side // FACTOR, side // FACTOR), np.float32)
         off *= (
@@ -118,7 +118,7 @@ def encode_clips(net: VAEWithTemporalDecoder, frames: Tensor) -> Tensor:
 
 def decoder_report(folder: Path, held_out: Pool) -> Callable[[VAEWithTemporalDecoder], Metrics]:
     """PSNR and flicker on four held-out films, by frames alone and with the layers along time; a sheet of one."""
-    shown = held_out.pictures[:4]
+    shown = held_out.items[:4]
 
     @torch.no_grad()
     def report(net: VAEWithTemporalDecoder) -> Metrics:

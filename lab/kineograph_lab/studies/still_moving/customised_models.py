@@ -25,7 +25,7 @@ from kineograph.training.customise import (
     VideoCustomisationSettings,
     customise_video,
     default_video_settings,
-    inject,
+    inject_customised,
     load_customised_video,
     train_interleaved,
     with_changes,
@@ -92,7 +92,7 @@ def _place(name: str) -> str:
 
 def injection(video: Model, item: Item) -> Model:
     """The customised image network under the layers along time, and nothing between."""
-    return inject(video, _customised(video, item, OURS) / IMAGE / FINAL)
+    return inject_customised(video, _customised(video, item, OURS) / IMAGE / FINAL)
 
 
 def interpolation(draw: Draw, witnesses: Witnesses, video: Model, item: Item) -> Model:
@@ -133,7 +133,7 @@ def interleaved(video: Model, item: Item) -> Model:
     finished(
         train_interleaved(video, pictures, folder, subject=subject, style=style, settings=settings(video, item, {}))
     )
-    return inject(video, folder / FINAL)
+    return inject_customised(video, folder / FINAL)
 
 
 def _called(item: Item) -> tuple[str | None, str | None]:

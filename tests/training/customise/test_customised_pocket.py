@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kineograph.training.customise.video_inputs import underlying_image_model
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -23,6 +22,7 @@ from kineograph.models.model import Model
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import default_video_settings, lora_state_dict, networks, with_changes
+from kineograph.training.customise.video_model import underlying_image_model
 
 SUBJECT = "sks cat"
 SAY = f"a {SUBJECT} in the snow"

@@ -1,87 +1,94 @@
-"""The command line, as a person meets it: what it prints where, its exit status, and what it leaves behind."""
+"""The command line as a user meets it: output, exit status, and the files it leaves behind."""
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
+from command import FEW, Run, files, run  # noqa: F401
 from models.conftest import sd_folder  # noqa: F401
 
-from kineograph.cli import main, terminal
+from kineograph.cli import terminal
 from kineograph.media import codecs
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
-from kineograph_lab.studies.report import Claim, Part, Report
 
-FEW = ["--num-frames", "2", "--steps", "2", "--device", "cpu"]
-
-
-class Said(NamedTuple):
-    """What a command said, and its exit status."""
-
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Said]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
-    """Runs `kineograph` with these arguments in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["kineograph", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return Said(int(end.value.code or 0), *capsys.readouterr())
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background ignores Ctrl-C
-    yield run
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def model(sd_folder: Path) -> list[object]:  # noqa: F811
-    return ["--model", sd_folder, *FEW]
-
-
-def files(folder: Path) -> list[str]:
-    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-
-
-def clip(path: Path) -> Path:
-    return Video(np.full((3, 16, 16, 3), 90, np.uint8), fps=4, settings={"prompt": "a fish", "seed": 1}).save(path)
-
-
-def test_help_and_version_need_no_torch() -> None:
-    program = """
+HELP = """
 import sys
 from kineograph.cli import main
 try:
     main()
 except SystemExit as end:
-    heavy = {"torch", "diffusers", "transformers", "huggingface_hub"} & set(sys.modules)
+    heavy = {"torch", "numpy", "av", "PIL", "diffusers", "transformers", "huggingface_hub", "cv2"} & set(sys.modules)
     print(end.code, sorted(heavy), file=sys.stderr)
 """
-    for arguments in (["--help"], ["generate", "--help"], ["--version"]):
-        done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
-        assert done.stderr.strip() == "0 []"
-        assert "kineograph" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]], ids=" ".join)
+def test_help_and_version_are_fast(arguments: list[str]) -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stderr.strip() == "0 []"
+    assert "kineograph" in done.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5  # seconds of CPU
+
+
+# The library alone: no laboratory, no OpenCV, no scipy.
+ALONE = """
+import sys
+from importlib import metadata
+for name in ("cv2", "scipy", "kineograph_lab"):
+    sys.modules[name] = None
+found = metadata.entry_points
+def without_laboratory(**asked):
+    return metadata.EntryPoints(each for each in found(**asked) if not each.value.startswith("kineograph_lab"))
+metadata.entry_points = without_laboratory
+from kineograph.cli import main
+main()
+"""
+
+
+def run_alone(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", ALONE, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+
+def test_first_video_without_laboratory_and_opencv(tmp_path: Path) -> None:
+    said = run_alone(tmp_path, "generate", "a red fish swimming over the sea", "-n", "2", *FEW, "-o", "fish.mp4")
+    assert (said.returncode, said.stdout) == (0, "fish.mp4\n"), said.stderr
+    assert len(open_video(tmp_path / "fish.mp4")) == 2
+    evaluated = run_alone(tmp_path, "evaluate", ".", "--device", "cpu")
+    assert evaluated.returncode == 2
+    assert evaluated.stderr.endswith("by OpenCV, which is not installed: pip install 'kineograph[control]'\n")
+    judged = run_alone(tmp_path, "evaluate", ".", "--extractor", "pocket")
+    assert judged.returncode == 2 and "pip install kineograph-lab" in judged.stderr.splitlines()[-1]
+
+
+def test_commands_of_the_laboratory_say_what_to_install(tmp_path: Path) -> None:
+    said = run_alone(tmp_path, "reproduce", "vidrd")
+    assert said.returncode == 2 and said.stderr == (
+        "error: 'reproduce' comes with Kineograph's laboratory, which is not installed: pip install kineograph-lab\n"
+    )
+
+
+@pytest.fixture
+def model(sd_folder: Path) -> list[object]:  # noqa: F811
+    return ["--model", sd_folder, "--num-frames", "2", *FEW]
+
+
+def clip(path: Path) -> Path:
+    return Video(np.full((3, 16, 16, 3), 90, np.uint8), fps=4, settings={"prompt": "a fish", "seed": 1}).save(path)
 
 
 def test_generate_prints_the_path_and_the_seed(run: Run, model: list, tmp_path: Path) -> None:
@@ -97,7 +104,7 @@ def test_generate_prints_the_path_and_the_seed(run: Run, model: list, tmp_path: 
     assert settings["fps"] == 3
 
 
-def test_json_is_one_object_and_replay_is_identical(run: Run, model: list, tmp_path: Path) -> None:
+def test_json_output_and_identical_replay(run: Run, model: list, tmp_path: Path) -> None:
     first = run("generate", "a red fish", *model, "-o", "fish.gif", "--seed", 7, "--json")
     told = json.loads(first.out)
     assert (first.status, told["path"], told["seed"]) == (0, "fish.gif", 7)
@@ -108,7 +115,7 @@ def test_json_is_one_object_and_replay_is_identical(run: Run, model: list, tmp_p
     assert files(tmp_path) == ["fish.gif", "outputs/a-red-fish_7.mp4"]
 
 
-def test_replay_with_another_model_says_what_differs(run: Run, model: list, sd_folder: Path) -> None:  # noqa: F811
+def test_replay_with_another_model_names_the_differences(run: Run, model: list, sd_folder: Path) -> None:  # noqa: F811
     import torch
     from diffusers import StableDiffusionPipeline
 
@@ -144,7 +151,7 @@ def test_replay_with_another_model_says_what_differs(run: Run, model: list, sd_f
         (["a fish", "-o", "/proc/fish.mp4"], "/proc/fish.mp4"),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(run: Run, model: list, tmp_path: Path, arguments: list, said: str) -> None:
+def test_invalid_options_are_one_clear_line(run: Run, model: list, tmp_path: Path, arguments: list, said: str) -> None:
     kept = clip(tmp_path / "taken.mp4").read_bytes()
     told = run("generate", *model, *arguments)
     assert (told.status, told.out) == (2, "")
@@ -156,7 +163,7 @@ def test_what_cannot_be_is_one_clear_line(run: Run, model: list, tmp_path: Path,
     assert files(tmp_path) == ["taken.mp4"]
 
 
-def test_a_missing_or_foreign_model_is_one_clear_line(run: Run, tmp_path: Path) -> None:
+def test_missing_or_damaged_models_are_one_clear_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "foreign.safetensors").write_bytes(b"not a checkpoint")
     for name in ("nowhere/model.safetensors", "foreign.safetensors", "."):
         told = run("generate", "a fish", "--model", name)
@@ -164,7 +171,7 @@ def test_a_missing_or_foreign_model_is_one_clear_line(run: Run, tmp_path: Path) 
         assert told.err.strip().splitlines()[-1].startswith("error: ")
 
 
-def test_overwrite_asks_for_it(run: Run, model: list, tmp_path: Path) -> None:
+def test_overwrite_replaces_a_file(run: Run, model: list, tmp_path: Path) -> None:
     clip(tmp_path / "taken.mp4")
     assert run("generate", "a red fish", *model, "-o", "taken.mp4", "--overwrite").status == 0
     assert len(open_video(tmp_path / "taken.mp4")) == 2
@@ -172,11 +179,11 @@ def test_overwrite_asks_for_it(run: Run, model: list, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_half_way_leaves_nothing(
+def test_a_signal_during_sampling_leaves_no_file(
     run: Run, model: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
     @contextmanager
-    def counted(_: str) -> Iterator[Callable[[int, int], None]]:
+    def progress_bar(_: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: os.kill(os.getpid(), number) if done == total // 2 else None
 
     monkeypatch.setattr(terminal, "progress_bar", counted)
@@ -187,7 +194,7 @@ def test_a_signal_half_way_leaves_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_writing_leaves_nothing(
+def test_a_signal_during_writing_leaves_no_file(
     run: Run, model: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     whole = codecs.exact_rate
@@ -223,7 +230,7 @@ def test_inspect_shows_settings_and_writes_a_sheet(run: Run, tmp_path: Path) -> 
     assert run("inspect", "fish.mp4", "--sheet", "sheet.png").status == 2
 
 
-def test_inspect_shows_foreign_videos_and_drives_no_terminal(run: Run, tmp_path: Path) -> None:
+def test_inspect_escapes_control_characters(run: Run, tmp_path: Path) -> None:
     frames = np.zeros((2, 16, 16, 3), np.uint8)
     Video(frames).save(tmp_path / "plain.mp4")
     assert "no settings" in run("inspect", "plain.mp4").err
@@ -234,7 +241,7 @@ def test_inspect_shows_foreign_videos_and_drives_no_terminal(run: Run, tmp_path:
 
 
 @pytest.mark.parametrize("verb", ["inspect", "replay"])
-def test_a_file_that_is_none_is_one_clear_line(run: Run, tmp_path: Path, verb: str) -> None:
+def test_unreadable_files_are_one_clear_line(run: Run, tmp_path: Path, verb: str) -> None:
     (tmp_path / "words.mp4").write_text("words")
     for name, word in (("nothing.mp4", "no file"), ("words.mp4", "damaged")):
         told = run(verb, name)
@@ -243,12 +250,12 @@ def test_a_file_that_is_none_is_one_clear_line(run: Run, tmp_path: Path, verb: s
         assert told.err.startswith("error: ")
 
 
-def test_replay_without_settings(run: Run, tmp_path: Path) -> None:
+def test_replay_needs_settings(run: Run, tmp_path: Path) -> None:
     clip(tmp_path / "fish.mp4")
     assert "not of a video" in run("replay", "fish.mp4").err
 
 
-def test_models_and_doctor_answer_programs(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_models_and_doctor_print_json(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     assert isinstance(json.loads(run("models", "--json").out)["models"], list)
     told = run("doctor", "--json")
@@ -260,34 +267,7 @@ def test_models_and_doctor_answer_programs(run: Run, monkeypatch: pytest.MonkeyP
         assert run(verb).out == ""
 
 
-def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    claims = [Claim("identity", 0.97, 0.01, 10, ">= 0.95", True), Claim("motion", 0.5, 0.1, 10, "<= 0.15", False)]
-    asked: dict = {}
-
-    def measured(
-        paper: str, *_: object, cases: int, steps: int | None, out: Path, on_video: Callable[[int, int], None]
-    ) -> Report:
-        asked.update(paper=paper, cases=cases, out=out)
-        on_video(4, 4)
-        return Report(paper, {}, [Part("all", claims, {}, {})])
-
-    monkeypatch.setattr("kineograph.models.loading.load.load", lambda model: None)
-    monkeypatch.setattr("kineograph_lab.studies.judges.pocket_witnesses", lambda: None)
-    monkeypatch.setattr("kineograph_lab.studies.reproduce.reproduce", measured)
-    said = run("reproduce", "text2video-zero", "--quick", "--out", "results")
-    assert (said.status, said.out) == (0, "results/text2video-zero.md\n")
-    assert asked == {"paper": "text2video-zero", "cases": 10, "out": Path("results")}
-    assert "holds  identity: 0.970 ± 0.010 (n = 10, >= 0.95)" in said.err
-    assert "FAILS  motion" in said.err
-    assert json.loads(run("reproduce", "text2video-zero", "--json").out)["claims"][0]["holds"] is True
-
-
-def test_bench_refuses_what_it_cannot_compare(run: Run) -> None:
-    assert "expected pocket or sd15" in run("bench", "flux").err
-    assert run("bench", "--steps", "1").status == 2
-
-
-def test_an_error_of_ours_keeps_its_traceback(run: Run, model: list, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_keeps_its_traceback(run: Run, model: list, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("a bug")
 
@@ -310,7 +290,7 @@ def test_an_error_of_ours_keeps_its_traceback(run: Run, model: list, monkeypatch
         (["--controlnet", "folder"], "a ControlNet is given as KIND=FOLDER"),
     ],
 )
-def test_what_cannot_guide_is_one_clear_line(run: Run, model: list, tmp_path: Path, arguments: list, said: str) -> None:
+def test_invalid_controls_are_one_clear_line(run: Run, model: list, tmp_path: Path, arguments: list, said: str) -> None:
     clip(tmp_path / "film")
     got = run("generate", "a fish", "--model", model[1], "--steps", "2", *arguments)
     assert got.status == 2
@@ -318,7 +298,7 @@ def test_what_cannot_guide_is_one_clear_line(run: Run, model: list, tmp_path: Pa
     assert not [file for file in files(tmp_path) if file.startswith("outputs")]
 
 
-def test_edit_takes_a_video_and_a_model_that_edits(run: Run, model: list, tmp_path: Path) -> None:
+def test_edit_needs_a_video_and_an_editing_model(run: Run, model: list, tmp_path: Path) -> None:
     from models.conftest import sd
 
     clip(tmp_path / "film")

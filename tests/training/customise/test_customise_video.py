@@ -44,14 +44,14 @@ from kineograph.training.customise import (
     prompts,
     train_interleaved,
     train_motion_adapter,
-    video_inputs,
+    video_model,
     with_changes,
 )
 from kineograph.training.customise import adapters as adapting
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.prompts import CustomisationWords
 
-PHASES = ["prior", "encoding", "training", "stills", "natural", "stilling", "adapting"]
+PHASES = ["prior", "encoding", "training", "stills", "natural", "motion_adapter", "spatial_adapter"]
 
 Learn = Callable[..., list[PhaseProgress]]
 
@@ -138,7 +138,7 @@ def test_only_adapters_learn(done: tuple[Path, list[PhaseProgress]], video: Mode
     output, reached = done
     kinds = {each.phase: set(each.progress.losses) for each in reached if each.progress}
     assert kinds == {
-        "training": {"subject", "prior"}, "stilling": {"still"}, "adapting": {"still", "natural"},
+        "training": {"subject", "prior"}, "motion_adapter": {"still"}, "spatial_adapter": {"still", "natural"},
     }  # fmt: skip
     net = adapting.spatial_adapter_network(load_customised_video(video, output), settings())
     learns = {name.partition(".")[0] for name, weight in net.named_parameters() if weight.requires_grad}
@@ -151,7 +151,7 @@ def test_a_motion_adapter_that_is_there_is_used(waves: Path, few: Path, done: tu
     model = opened(waves, motion_adapter=output)
     again = output.parent / "again"
     reached = [*customise_video(model, few, again, subject=SUBJECT, settings=settings())]
-    assert phases(reached) == [each for each in PHASES if each != "stilling"]
+    assert phases(reached) == [each for each in PHASES if each != "motion_adapter"]
     assert equal(load_file(output / "adapter.safetensors"), load_file(again / "adapter.safetensors"))
 
 
@@ -159,7 +159,7 @@ def test_a_motion_adapter_alone(
     video: Model, waves: Path, done: tuple[Path, list[PhaseProgress]], tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    assert phases([*train_motion_adapter(video, tmp_path / "out", settings=settings())]) == ["natural", "stilling"]
+    assert phases([*train_motion_adapter(video, tmp_path / "out", settings=settings())]) == ["natural", "motion_adapter"]
     own = load_file(tmp_path / "out" / "motion_adapter.safetensors")
     assert equal(own, load_file(done[0] / "motion_adapter.safetensors"))
     assert opened(waves, motion_adapter=tmp_path / "out").net.motion_adapter is not None
@@ -178,7 +178,7 @@ def test_the_loss_is_that_of_stills_at_scale_1_and_natural_videos_at_0(
     said = ("a sks dog", "", "a fish", "a bird")
     batch = batches.CustomisationBatch(x0, torch.tensor([10, 400, 700, 999]), said)
     tell = batches.precomputed_conditions(model, said, (16, 16))
-    losses = adapting.still_moving_loss(model, given, tell, adapting.spatial_adapter_parts(given))(model.net, batch, 5)
+    losses = adapting.adapter_loss(model, given, tell, adapting.spatial_adapter_parts(given))(model.net, batch, 5)
     drawn = torch.cat([kg.noise.independent(5, clip, (2, *x0.shape[2:])) for clip in (range(3), range(3, 6))])
     errors = []
     for number, scale in enumerate((1.0, 1.0, 0.0, 0.0)):
@@ -193,7 +193,7 @@ def test_the_loss_is_that_of_stills_at_scale_1_and_natural_videos_at_0(
 
 def test_a_frozen_video_is_any_one_frame() -> None:
     one = TrainingSample((torch.arange(6.0).view(3, 2, 1, 1),), "a fish")
-    views = adapting.frozen_videos(one, 4).views
+    views = adapting.freeze_sample(one, 4).views
     assert [view.shape for view in views] == [(4, 2, 1, 1)] * 3
     assert all(torch.equal(view, one.views[0][[k] * 4]) for k, view in enumerate(views))
 
@@ -211,7 +211,7 @@ def test_loras_are_added_to_the_weights(video: Model, done: tuple[Path, list[Pha
 
 def test_without_a_motion_adapter_and_without_natural_videos(learn: Learn, tmp_path: Path) -> None:
     reached = learn(still_scale=0.0, natural_weight=0.0)
-    assert phases(reached) == ["prior", "encoding", "training", "stills", "adapting"]
+    assert phases(reached) == ["prior", "encoding", "training", "stills", "spatial_adapter"]
     assert set(reached[-1].progress.losses) == {"still"}
     assert (tmp_path / "out" / "adapter.safetensors").is_file()
     assert not (tmp_path / "out" / "natural").exists()
@@ -269,7 +269,7 @@ def test_it_goes_on_to_the_bit_from_every_phase(
         assert equal(load_file(done[0] / name), load_file(tmp_path / "parts" / name))
 
 
-@pytest.mark.parametrize(("phase", "at"), [("natural", 1), ("adapting", 2)])
+@pytest.mark.parametrize(("phase", "at"), [("natural", 1), ("spatial_adapter", 2)])
 def test_a_kill_changes_nothing(
     done: tuple[Path, list[PhaseProgress]], waves: Path, learn: Learn, few: Path, tmp_path: Path, phase: str, at: int
 ) -> None:
@@ -358,17 +358,17 @@ def test_a_styles_pictures_and_prior_are_told_words_for_motion(video: Model, few
     start = prepare_video_customisation(
         video, shown, tmp_path / "style", style="ink", settings=settings(image={"prior_pictures": 4})
     )
-    said = [caption for _, caption in start.image.told]
+    said = [caption for _, caption in start.image.captioned]
     assert said[:4] == [
         "a fish in the sea in ink style", "a fish moving to the left in the sea in ink style",
         "a fish in the sea in ink style", "a fish moving to the right in the sea in ink style",
     ]  # fmt: skip
-    assert start.image.prior == [each.removesuffix(" in ink style") for each in said[:4]]
+    assert start.image.prior_prompts == [each.removesuffix(" in ink style") for each in said[:4]]
     assert len(said) == len(start.image.photos) * 2 * len(prompts.MOTIONS)
     assert prompts.with_motions("a fish", ["rising"]) == ["a fish", "a fish rising"]
     assert prompts.with_motions("a fish in the sea", []) == ["a fish in the sea"]
     subject = prepare_video_customisation(video, few, tmp_path / "subject", subject="sks cat", settings=settings())
-    assert [caption for _, caption in subject.image.told] == ["a sks cat"] * len(subject.image.photos)
+    assert [caption for _, caption in subject.image.captioned] == ["a sks cat"] * len(subject.image.photos)
 
 
 # -- what it refuses
@@ -400,7 +400,7 @@ def test_what_cannot_be_customised_is_said_before_anything_is_written(
 
 def test_the_image_model_brings_its_noise_schedule(video: Model) -> None:
     image = kg.load(sd(), device="cpu", dtype="float32", prediction_type="v_prediction")
-    found = video_inputs.underlying_image_model(video, image)
+    found = video_model.underlying_image_model(video, image)
     assert found.schedule is image.schedule and found.temporal is None
     assert found.net.image_unet is video.net.image_unet
 

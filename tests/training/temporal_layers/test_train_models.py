@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from kineograph.training.temporal_layers.latents import cached_latent_encoder, latent_encoder
 from models.conftest import sd, sdxl_folder  # noqa: F401
 from tiny_video_training import ONE, both, told, trained
 from tiny_videos import two_levels, videocrafter
@@ -25,6 +24,7 @@ from kineograph.training import load_weights
 from kineograph.training.temporal_layers import VideoTrainingSettings, prepare_training
 from kineograph.training.temporal_layers import run as running
 from kineograph.training.temporal_layers.batches import VideoBatch, denoising_loss
+from kineograph.training.temporal_layers.latent_cache import cached_latent_encoder, latent_encoder
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def animator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def first_batch(settings: VideoTrainingSettings) -> tuple[running.PreparedTraining, VideoBatch]:
     """The first samples of a training, of videos."""
     start = prepare_training(settings)
-    draw = running._draw(start.legs[0], latent_encoder(start.model), {})
+    draw = running.stage_batch_loader(start.stages[0], latent_encoder(start.model), {})
     return start, next(
         each for each in (draw(step, range(2 * step, 2 * step + 2)) for step in range(2)) if each.x0.shape[1] > 1
     )
@@ -98,9 +98,9 @@ def test_a_model_that_is_shown_pictures_is_shown_the_first_frame(
     assert batch.first is not None and batch.first.shape == (2, 3, 16, 16) and batch.first.dtype == torch.uint8
     near = start.model.encode(batch.first[:, None].float() / 255)
     assert torch.allclose(near, batch.x0[:, :1], atol=1e-4)
-    told_all = batch._replace(untold=torch.tensor([False, False]))
+    told_all = batch._replace(dropped=torch.tensor([False, False]))
     assert any("to_v_ip" in name for name in touched(start, told_all))
-    untold = batch._replace(untold=torch.tensor([True, True]))
+    untold = batch._replace(dropped=torch.tensor([True, True]))
     grey = told_all._replace(first=torch.full_like(batch.first, 128))  # nearly what stands for no picture
     seen, unseen, like_unseen = (came_to(start, each) for each in (told_all, untold, grey))
     assert unseen == pytest.approx(like_unseen, rel=1e-3) and abs(seen - unseen) > 2 * abs(unseen - like_unseen)
@@ -110,7 +110,7 @@ def test_the_first_frame_is_cached_with_the_latents(animator_folder: Path, data:
     cached = {"layers": None, "latent_cache": str(tmp_path / "cache"), "stages": ONE}
     start = prepare_training(told(animator_folder, data, tmp_path / "out", **cached))
     looks = [
-        running.clip_loaders(start.legs[0], cached_latent_encoder(start.model, tmp_path / "cache"), {})["video"](
+        running.clip_loaders(start.stages[0], cached_latent_encoder(start.model, tmp_path / "cache"), {})["video"](
             0, 0, 2
         )
         for _ in range(2)
@@ -128,7 +128,7 @@ def test_it_is_trained_and_drawn_with(animator_folder: Path, data: Path, tmp_pat
 def test_what_makes_tokens_of_pictures_learns_too(animator_folder: Path, data: Path, tmp_path: Path) -> None:
     learns = ["image_unet.*_ip.*", "image_unet.encoder_hid_proj*"]
     start, batch = first_batch(told(animator_folder, data, tmp_path / "out", layers=None, trained=learns))
-    shown = batch._replace(untold=torch.zeros(len(batch.untold), dtype=torch.bool))
+    shown = batch._replace(dropped=torch.zeros(len(batch.dropped), dtype=torch.bool))
     assert any("encoder_hid_proj" in name for name in touched(start, shown))
 
 

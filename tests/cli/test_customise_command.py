@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command import Run, run  # noqa: F401
 from models.conftest import sd
-from test_cli import Run, run  # noqa: F401
 from tiny_video_customising import pictures, save_waves
 
 import kineograph as kg
@@ -90,7 +90,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
         and "prior: draws 2 pictures such as 'a picture moving to the left'" in said.err
     )
     told = json.loads(run(*asked(image, photos, *more, "--json")).out)
-    phases = ["prior", "training", "stills", "natural", "stilling", "adapting"]
+    phases = ["prior", "training", "stills", "natural", "motion_adapter", "spatial_adapter"]
     assert [each["phase"] for each in told["phases"]] == phases
     assert not list(tmp_path.iterdir())
 
@@ -99,7 +99,7 @@ def test_a_motion_adapter_alone(run: Run, waves: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     few = ["customise", "--motion-adapter-only", "--model", waves, "--device", "cpu", *SET, "-o", "still.safetensors"]
     told = run(*few, "--dry-run")
-    assert told.status == 0 and "adapting" not in told.err and not list(tmp_path.iterdir())
+    assert told.status == 0 and "spatial_adapter" not in told.err and not list(tmp_path.iterdir())
     said = run(*few)
     assert (said.status, said.out) == (0, "still.safetensors\n"), said.err
     assert f"for --model {waves} it is --motion-adapter still.safetensors" in said.err

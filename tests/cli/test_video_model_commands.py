@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import Run, run  # noqa: F401
 from models.conftest import sd, sd_folder  # noqa: F401
 from PIL import Image
-from test_cli import Run, run  # noqa: F401
 
 import kineograph as kg
 from kineograph.media.metadata import read_settings

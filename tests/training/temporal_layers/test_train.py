@@ -18,9 +18,6 @@ import pytest
 import torch
 import typer
 import yaml
-from kineograph.training.temporal_layers.latents import latent_encoder
-from kineograph.training.temporal_layers.memory import activation_bytes
-from kineograph.training.temporal_layers.model import call_checkpointed, match_parameters
 from models.conftest import sd_folder  # noqa: F401
 from numbered import movie
 from safetensors.torch import load_file
@@ -46,9 +43,12 @@ from kineograph.training.temporal_layers.batches import (
     timestep_sampler,
     truncate_caption,
 )
+from kineograph.training.temporal_layers.dry_run import activation_bytes
+from kineograph.training.temporal_layers.initial_model import call_checkpointed, match_parameters
+from kineograph.training.temporal_layers.latent_cache import latent_encoder
 from kineograph.training.temporal_layers.settings import DataSource, LogNormalSigmas, Stage, Validation
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "train_video.yaml"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "train_video.yaml"
 Tell = Callable[..., VideoTrainingSettings]
 
 
@@ -70,7 +70,7 @@ def tell(sd_folder: Path, data: Path, tmp_path: Path) -> Tell:  # noqa: F811
 @pytest.fixture(scope="module")
 def whole(
     sd_folder: Path, data: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[VideoTrainingSettings, list[StageProgress]]:  # noqa: F811
+) -> tuple[VideoTrainingSettings, list[StageProgress]]:
     """A training that nothing interrupts, and its steps."""
     drawn = {"prompts": ["a fish", "a cat"], "num_inference_steps": 2}
     often = LOOP | {"validation_steps": 2}
@@ -190,14 +190,14 @@ def test_steps_of_a_kind_are_spread_evenly_and_counted(share: float) -> None:
 def draws(settings: VideoTrainingSettings, steps: range, batch: range | None = None) -> list:
     """What a training draws of its first stage, the samples of these steps, or some of them."""
     start = prepare_training(settings)
-    leg = start.legs[0]
-    draw = running._draw(leg, latent_encoder(start.model), {})
+    leg = start.stages[0]
+    draw = running.stage_batch_loader(leg, latent_encoder(start.model), {})
     return [
         draw(
             step,
             range(
-                step * leg.batch + (batch or range(leg.batch)).start,
-                step * leg.batch + (batch or range(leg.batch)).stop,
+                step * leg.batch_size + (batch or range(leg.batch_size)).start,
+                step * leg.batch_size + (batch or range(leg.batch_size)).stop,
             ),
         )
         for step in steps
@@ -217,7 +217,7 @@ def test_it_does_not_matter_how_a_step_is_shared_out(tell: Tell) -> None:
     settings, steps = tell(training=LOOP | {"train_batch_size": 4}), range(2)
     shares = [draws(settings, steps, part) for part in (range(4), range(1), range(1, 4))]
     for whole, first, rest in zip(*shares, strict=True):
-        for name in ("x0", "embedding", "timesteps", "untold"):
+        for name in ("x0", "embedding", "timesteps", "dropped"):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(first, name), getattr(rest, name)]))
         assert torch.allclose(whole.tokens, torch.cat([first.tokens, rest.tokens]), atol=1e-5)
 
@@ -226,7 +226,7 @@ def test_captions_are_left_out_as_often_as_asked_and_levels_drawn(tell: Tell) ->
     drawn = draws(tell(caption_dropout=0.25, image_share=1.0, videos=[]), range(12))
     blank = prepare_training(tell()).model.prompt([""]).tokens[0]
     left_out = torch.cat([(each.tokens - blank).abs().amax((1, 2)) < 1e-5 for each in drawn])
-    assert torch.equal(left_out, torch.cat([each.untold for each in drawn]))
+    assert torch.equal(left_out, torch.cat([each.dropped for each in drawn]))
     assert 0.1 < left_out.float().mean() < 0.4  # of 72
 
 
@@ -283,7 +283,7 @@ def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
     images = [{"source": str(tmp_path / "others"), "weight": 3}, str(tmp_path.parent / "none")]
     images[1] = tell().images[0].source
     start = prepare_training(tell(images=images, image_share=1.0, videos=[]))
-    look = running.clip_loaders(start.legs[0], latent_encoder(start.model), {})["image"]
+    look = running.clip_loaders(start.stages[0], latent_encoder(start.model), {})["image"]
     seen = [look(turn, place, 6).caption for turn in range(20) for place in range(6)]
     assert 0.65 < seen.count("other") / len(seen) < 0.85
     assert seen == [look(turn, place, 6).caption for turn in range(20) for place in range(6)]
@@ -292,7 +292,7 @@ def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
 def test_the_pocket_world_is_painted_as_it_is_needed(tell: Tell) -> None:
     settings = tell(videos=[{"source": "pocket", "count": 2}], images=["pocket"])
     start = prepare_training(settings)
-    looks = running.clip_loaders(start.legs[0], latent_encoder(start.model), {})
+    looks = running.clip_loaders(start.stages[0], latent_encoder(start.model), {})
     first, second, again = (looks["video"](turn, 0, 1) for turn in range(3))
     assert first.latents.shape == (3, 4, 8, 8) and first.fps in (5.0, 10.0) and first.caption
     assert torch.equal(first.latents, again.latents) and (first.caption, first.fps) == (again.caption, again.fps)
@@ -545,9 +545,9 @@ def test_a_dry_run_counts_and_touches_nothing(run: Run, tell: Tell, tmp_path: Pa
     assert sum(part["trained"] for part in said["parts"]) == trained_now
     assert said["parts"][1]["frozen"] > 0 == said["parts"][0]["frozen"]
     for stage, (batch, frames) in zip(said["stages"], [(2, 3), (1, 4)], strict=True):
-        assert stage["videos"] + stage["pictures"] / frames == batch * stage["steps"]
-        assert abs(stage["videos"] - stage["pictures"] / frames) <= batch
-    assert [found["items"] for found in said["found"]] == [3, 4]
+        assert stage["videos"] + stage["images"] / frames == batch * stage["steps"]
+        assert abs(stage["videos"] - stage["images"] / frames) <= batch
+    assert [found["items"] for found in said["sources"]] == [3, 4]
     assert all(stage["held"] > 4 * trained_now * 5 and stage["activations"] > 0 for stage in said["stages"])
     status, out, err = run("train", file, "--dry-run")
     assert f"{trained_now - said['parts'][1]['trained']:,} parameters trained" in err and "films: 3 videos" in err

@@ -152,7 +152,7 @@ def test_equal_configurations_are_equal_schedules():
         (SD | {"beta_schedule": "sigmoid"}, "beta_schedule to be one of linear, scaled_linear, .*'sigmoid'"),
         (SD | {"prediction_type": "score"}, "prediction_type to be one of epsilon, .*'score'"),
         ({"beta_schedule": "linear", "beta_end": 0.02}, "needs 'beta_start', which this one lacks"),
-        ({"trained_betas": [0.1, 0.0, 0.1]}, "rising with the timestep; got 3 levels"),
+        ({"trained_betas": [0.1, 0.0, 0.1]}, "increasing with the timestep; got 3 sigmas"),
         ({"trained_betas": [0.1]}, "at least two sigmas"),
     ],
 )

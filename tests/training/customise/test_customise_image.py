@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-from kineograph.training.customise.photos import Crop, crop_photo, load_photo, random_crops
 from models.conftest import scheduler, sd, sd_folder, sdxl_folder  # noqa: F401
 from PIL import Image
 from safetensors.torch import load_file
@@ -43,7 +42,8 @@ from kineograph.training.customise import (
     read_description,
     with_changes,
 )
-from kineograph.training.customise import image as running
+from kineograph.training.customise import image_model as running
+from kineograph.training.customise.image_data import Crop, crop_photo, load_photo, random_crops
 from kineograph.training.customise.prompts import knows_word, style_words, subject_words
 from kineograph.training.gradients import sample_seed
 
@@ -124,7 +124,7 @@ def test_the_loss_is_the_papers(sd_folder: Path, few: Path, tmp_path: Path, targ
     texts = ("a sks dog", "a sks dog", "", "a dog", "a dog", "")
     batch = batches.CustomisationBatch(x0, torch.tensor([1, 500, 999, 20, 700, 300]), texts)
     loss = batches.dreambooth_loss(model, chosen, batches.precomputed_conditions(model, texts, (SIDE, SIDE)))
-    found = loss(start.trainee, batch, 11)
+    found = loss(start.networks, batch, 11)
     errors = by_hand(model, batch, 11, scheduler().alphas_cumprod, target)
     assert found["subject"].item() == pytest.approx(np.mean(errors[:3]), rel=1e-4)
     assert found["prior"].item() == pytest.approx(0.7 * np.mean(errors[3:]), rel=1e-4)
@@ -133,7 +133,7 @@ def test_the_loss_is_the_papers(sd_folder: Path, few: Path, tmp_path: Path, targ
     )
     heavier = 1 / scheduler().alphas_cumprod[batch.timesteps] if target == "epsilon" else torch.ones(6)
     expected = np.mean(heavier[:3].clamp(max=25).numpy() * errors[:3])
-    assert as_v(start.trainee, batch, 11)["subject"].item() == pytest.approx(expected, rel=1e-3)
+    assert as_v(start.networks, batch, 11)["subject"].item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_without_a_prior_it_is_plain_fine_tuning() -> None:
@@ -155,12 +155,12 @@ def test_without_a_prior_it_trains_as_plain_fine_tuning_does(
     see = running.kept(tiny, tmp_path / "out" / "latents")
     shown = [running.encode_photo(start, see, each, "a sks dog") for each in start.photos]
     draw = batches.sample_batch_loader([shown], 0, 0.0, running.leveller("uniform", tiny.schedule))
-    learns = {name: weight for name, weight in start.trainee.named_parameters() if weight.requires_grad}
+    learns = {name: weight for name, weight in start.networks.named_parameters() if weight.requires_grad}
     way, told = torch.optim.AdamW(learns.values(), lr=0.01), tiny.prompt(["a sks dog"])
     for step in range(4):
         batch = draw(step, range(2 * step, 2 * step + 2))
         eps = noise.independent(sample_seed(0, 2 * step), [0], (2, *batch.x0.shape[2:]))
-        videocrafter.loss(start.trainee.unet, tiny.schedule, told, batch.x0, eps, batch.timesteps).mean().backward()
+        videocrafter.loss(start.networks.unet, tiny.schedule, told, batch.x0, eps, batch.timesteps).mean().backward()
         torch.nn.utils.clip_grad_norm_(learns.values(), 1.0)
         way.step()
         way.zero_grad()
@@ -179,8 +179,8 @@ def test_a_loss_does_not_depend_on_how_the_batch_is_shared_out(tiny: Model, few:
     loss = batches.dreambooth_loss(
         tiny, start.settings, batches.precomputed_conditions(tiny, ["", "a sks dog", "a dog"], (SIDE, SIDE))
     )
-    whole = loss(start.trainee, draw(0, range(4)), 100)
-    parts = [loss(start.trainee, draw(0, range(first, first + 2)), 100 + first) for first in (0, 2)]
+    whole = loss(start.networks, draw(0, range(4)), 100)
+    parts = [loss(start.networks, draw(0, range(first, first + 2)), 100 + first) for first in (0, 2)]
     for name, value in whole.items():
         assert value.item() == pytest.approx(np.mean([part[name].item() for part in parts]), rel=1e-5)
 
@@ -230,8 +230,8 @@ def test_what_is_written_is_what_was_trained(learn: Learn, tiny: Model, few: Pat
     start = prepare_image_customisation(
         tiny, few, tmp_path / "x", subject=SUBJECT, settings=settings(lora={"alpha": 3.0, "rank": 2})
     )
-    running.take(start.trainee, ended(tmp_path / "out"))
-    trained = estimate(networks.model_with(tiny, start.trainee))
+    running.take(start.networks, ended(tmp_path / "out"))
+    trained = estimate(networks.model_with(tiny, start.networks))
     torch.testing.assert_close(
         estimate(load_customised(tiny, tmp_path / "out" / "final")), trained, rtol=1e-2, atol=1e-2
     )
@@ -453,16 +453,16 @@ def test_a_style_learns_from_one_picture(tiny: Model, few: Path, tmp_path: Path)
     given = settings(previews=["a cat in ink style"])
     start = prepare_image_customisation(tiny, tmp_path / "photos", tmp_path / "out", style="ink style", settings=given)
     assert start.words.captions == ("a fish in ink style",)
-    assert start.prior == ["a fish", "a fish", "a fish"]  # not in the style
+    assert start.prior_prompts == ["a fish", "a fish", "a fish"]  # not in the style
     alone = prepare_image_customisation(
         tiny, tmp_path / "photos", tmp_path / "no", style="ink style", settings=settings(prior_weight=0.0)
     )
-    assert alone.prior == []
+    assert alone.prior_prompts == []
     (tmp_path / "photos" / "a.txt").write_text("a fish drawn in ink")
     named = prepare_image_customisation(
         tiny, tmp_path / "photos", tmp_path / "no", style="ink style", settings=settings()
     )
-    assert named.prior == [] and named.settings.prior_weight == 0, "what a caption is without the style, nobody knows"
+    assert named.prior_prompts == [] and named.settings.prior_weight == 0, "what a caption is without the style, nobody knows"
     steps = list(running.run_image_customisation(start))
     assert len(steps[-1].previews) == 1 and read_description(tmp_path / "out" / "final")["name"] == "ink style"
     with pytest.warns(InputWarning, match="have no caption beside"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import WIDTH, draw, loss, numbers, tiny_net
+from tiny_training import WIDTH, load_batch, loss, numbers, tiny_net
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
@@ -31,7 +31,7 @@ def trained(net: nn.Module) -> dict[str, Tensor]:
 def after(folder: Path, chosen: TrainingSettings, net: nn.Module | None = None) -> dict[str, Tensor]:
     """The weights that a training ends with."""
     net = net or tiny_net()
-    for _ in fit(net, chosen, folder, draw=draw, loss=loss):
+    for _ in fit(net, chosen, folder, load_batch=load_batch, loss=loss):
         pass
     return trained(net)
 
@@ -59,7 +59,7 @@ def by_hand(chosen: TrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tens
     average = trained(net)
     for step in range(chosen.max_train_steps):
         samples = range(4 * step, 4 * step + 4)
-        sum(loss(net, draw(step, samples), sample_seed(chosen.seed, samples.start)).values()).backward()
+        sum(loss(net, load_batch(step, samples), sample_seed(chosen.seed, samples.start)).values()).backward()
         nn.utils.clip_grad_norm_(net.parameters(), chosen.max_grad_norm)
         way.param_groups[0]["lr"] = learning_rate_at(chosen, step)
         way.step()
@@ -73,7 +73,7 @@ def test_it_does_what_steps_written_out_do(tmp_path: Path):
     chosen = settings(lr_scheduler="cosine", lr_warmup_steps=2, max_grad_norm=0.5)
     net = tiny_net()
     frozen = net[0].weight.clone()
-    norms = [progress.gradient_norm for progress in fit(net, chosen, tmp_path, draw=draw, loss=loss)]
+    norms = [progress.gradient_norm for progress in fit(net, chosen, tmp_path, load_batch=load_batch, loss=loss)]
     expected, average = by_hand(chosen)
     assert max(norms) > 0.5, "the clipping counts"
     assert close(trained(net), expected)
@@ -82,7 +82,7 @@ def test_it_does_what_steps_written_out_do(tmp_path: Path):
 
 
 def test_it_learns(tmp_path: Path):
-    losses = [p.losses["near"] for p in fit(tiny_net(), settings(max_train_steps=60), tmp_path, draw=draw, loss=loss)]
+    losses = [p.losses["near"] for p in fit(tiny_net(), settings(max_train_steps=60), tmp_path, load_batch=load_batch, loss=loss)]
     assert sum(losses[-10:]) < sum(losses[:10]) / 3
 
 
@@ -128,7 +128,7 @@ def test_what_a_step_does_not_touch_stays(tmp_path: Path):
     def one(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
         return {"size": net["used"](batch[0].mean((2, 3))).square().mean()}
 
-    for _ in fit(net, settings(), tmp_path, draw=draw, loss=one):
+    for _ in fit(net, settings(), tmp_path, load_batch=load_batch, loss=one):
         pass
     now = trained(net)
     assert [name for name in now if torch.equal(now[name], before[name])] == ["idle.weight", "idle.bias"]
@@ -139,7 +139,7 @@ def test_what_a_step_does_not_touch_stays(tmp_path: Path):
 def test_it_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, memory: torch.memory_format):
     chosen = settings(optimizer=optimizer)
     whole = after(tmp_path / "whole", chosen, tiny_net().to(memory_format=memory))
-    for progress in fit(tiny_net().to(memory_format=memory), chosen, tmp_path / "cut", draw=draw, loss=loss):
+    for progress in fit(tiny_net().to(memory_format=memory), chosen, tmp_path / "cut", load_batch=load_batch, loss=loss):
         if progress.step == 3:
             break
     assert equal(whole, after(tmp_path / "cut", chosen, tiny_net().to(memory_format=memory)))
@@ -174,7 +174,7 @@ def test_muon_s_state_does_not_know_how_many_cores_there_were():
 
 def test_averages_are_lent_and_taken_back(tmp_path: Path):
     net = tiny_net()
-    for progress in fit(net, settings(), tmp_path, draw=draw, loss=loss):
+    for progress in fit(net, settings(), tmp_path, load_batch=load_batch, loss=loss):
         own = trained(net)
         with use_averages(net, progress.average):
             assert equal(trained(net), dict(progress.average))
@@ -187,7 +187,7 @@ def test_without_an_average_the_weights_themselves_come_out(tmp_path: Path):
 
 def test_progress_and_log(tmp_path: Path):
     seen = []
-    for progress in fit(tiny_net(), settings(), tmp_path, draw=draw, loss=loss):
+    for progress in fit(tiny_net(), settings(), tmp_path, load_batch=load_batch, loss=loss):
         seen.append((progress.step, progress.samples_seen, progress.learning_rate))
         last = progress
     assert seen == [(step, 4 * step, 0.01) for step in range(1, 7)]
@@ -222,7 +222,7 @@ def test_a_plan_counts():
 
 def refused(folder: Path, net: nn.Module, chosen: TrainingSettings, **given: object) -> str:
     with pytest.raises(InputError) as raised:
-        list(fit(net, chosen, folder, **{"draw": draw, "loss": loss} | given))
+        list(fit(net, chosen, folder, **{"load_batch": load_batch, "loss": loss} | given))
     return str(raised.value)
 
 
@@ -253,7 +253,7 @@ def test_an_error_in_drawing_is_the_consumer_s(tmp_path: Path):
     def broken(step: int, samples: range) -> tuple[Tensor]:
         if step == 2:
             raise OSError("the disk is gone")
-        return draw(step, samples)
+        return load_batch(step, samples)
 
     with pytest.raises(OSError, match="the disk is gone"):
-        list(fit(tiny_net(), settings(), tmp_path, draw=broken, loss=loss))
+        list(fit(tiny_net(), settings(), tmp_path, load_batch=broken, loss=loss))

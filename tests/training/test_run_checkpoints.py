@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_training import begin, draw, free_port, loss, tiny_net, train, train_as_one_of, train_with_small_files
+from tiny_training import begin, free_port, load_batch, loss, tiny_net, train, train_as_one_of, train_with_small_files
 from torch import nn
 
 from kineograph.errors import InputError, InputWarning
@@ -34,7 +34,7 @@ LONG = changed(max_train_steps=20)
 
 def run(folder: Path, chosen: TrainingSettings, net: nn.Module | None = None, **given: object) -> list[int]:
     """The steps that a run in this folder makes."""
-    return [step.step for step in fit(net or tiny_net(), chosen, folder, **{"draw": draw, "loss": loss} | given)]
+    return [step.step for step in fit(net or tiny_net(), chosen, folder, **{"load_batch": load_batch, "loss": loss} | given)]
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -105,7 +105,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path, 
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path):
-    first = fit(tiny_net(), CHOSEN, tmp_path, draw=draw, loss=loss)
+    first = fit(tiny_net(), CHOSEN, tmp_path, load_batch=load_batch, loss=loss)
     next(first)
     with pytest.raises(InputError, match=rf"in use by another run \(process {os.getpid()} on "):
         run(tmp_path, CHOSEN)
@@ -114,7 +114,7 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path):
 
 
 def test_leaving_keeps_what_was_reached(tmp_path: Path):
-    for progress in fit(tiny_net(), changed(checkpointing_steps=100), tmp_path, draw=draw, loss=loss):
+    for progress in fit(tiny_net(), changed(checkpointing_steps=100), tmp_path, load_batch=load_batch, loss=loss):
         if progress.step == 5:
             break
     assert latest_checkpoint(tmp_path).name == "step-000005"
@@ -172,5 +172,5 @@ def test_a_run_that_is_over_makes_no_more_steps(tmp_path: Path):
 
 
 def test_a_silent_log_takes_anything():
-    Log().tell(1, {"loss": 1.0})
-    Log().show(1, "a fish", np.zeros((2, 2, 3), np.uint8))
+    Log().write(1, {"loss": 1.0})
+    Log().write_image(1, "a fish", np.zeros((2, 2, 3), np.uint8))

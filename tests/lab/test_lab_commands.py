@@ -1,0 +1,39 @@
+"""The commands that the laboratory adds: `kineograph reproduce` and `kineograph bench`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command import Run, run  # noqa: F401
+
+from kineograph_lab.studies.report import Claim, Part, Report
+
+
+def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = [Claim("identity", 0.97, 0.01, 10, ">= 0.95", True), Claim("motion", 0.5, 0.1, 10, "<= 0.15", False)]
+    asked: dict = {}
+
+    def measured(
+        paper: str, *_: object, cases: int, steps: int | None, out: Path, on_video: Callable[[int, int], None]
+    ) -> Report:
+        asked.update(paper=paper, cases=cases, out=out)
+        on_video(4, 4)
+        return Report(paper, {}, [Part("all", claims, {}, {})])
+
+    monkeypatch.setattr("kineograph.models.loading.load.load", lambda model: None)
+    monkeypatch.setattr("kineograph_lab.studies.judges.pocket_witnesses", lambda: None)
+    monkeypatch.setattr("kineograph_lab.studies.reproduce.reproduce", measured)
+    said = run("reproduce", "text2video-zero", "--quick", "--out", "results")
+    assert (said.status, said.out) == (0, "results/text2video-zero.md\n")
+    assert asked == {"paper": "text2video-zero", "cases": 10, "out": Path("results")}
+    assert "holds  identity: 0.970 ± 0.010 (n = 10, >= 0.95)" in said.err
+    assert "FAILS  motion" in said.err
+    assert json.loads(run("reproduce", "text2video-zero", "--json").out)["claims"][0]["holds"] is True
+
+
+def test_bench_refuses_unknown_networks(run: Run) -> None:
+    assert "expected pocket or sd15" in run("bench", "flux").err
+    assert run("bench", "--steps", "1").status == 2
