@@ -1,4 +1,4 @@
-"""A training that takes milliseconds a step, and ways to run it in processes of its own."""
+"""A training of milliseconds a step, and functions that run it in other processes."""
 
 import multiprocessing
 import os
@@ -31,12 +31,12 @@ def numbers(seed: int, *shape: int) -> Tensor:
 
 
 def load_batch(step: int, samples: range) -> tuple[Tensor]:
-    """Of a data set of eight pictures."""
+    """Return a batch of a data set of eight images."""
     return (torch.stack([numbers(sample % 8, 4, 8, 8) for sample in samples]),)
 
 
 def loss(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
-    """Its noise depends on the sample alone, as that of a diffusion model's loss should."""
+    """Return two losses whose noise depends on the sample alone, as a diffusion model's should."""
     (clean,) = batch
     noise = torch.stack([numbers(seed + sample, 4, 8, 8) for sample in range(len(clean))])
     error = net(clean + 0.1 * noise) - 10 * clean.mean((2, 3)).repeat(1, WIDTH // 4)
@@ -44,7 +44,7 @@ def loss(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
 
 
 def train(folder: Path, settings: TrainingSettings, threads: int = 1) -> None:
-    """The whole training, with a line of the consumer's own at every third step."""
+    """Run the training, and log a figure at every third step."""
     torch.set_num_threads(threads)
     for progress in fit(tiny_net(), settings, folder, load_batch=load_batch, loss=loss):
         if progress.step % 3 == 0:
@@ -56,7 +56,7 @@ def validated(progress: TrainingProgress) -> float:
 
 
 def train_as_one_of(rank: int, processes: int, port: int, folder: Path, settings: TrainingSettings) -> None:
-    """What `accelerate launch --cpu` does in each process. Each begins with weights of its own."""
+    """Run what `accelerate launch --cpu` runs in each process, with different initial weights in each."""
     os.environ |= {"ACCELERATE_USE_CPU": "true", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
@@ -69,16 +69,16 @@ def train_as_one_of(rank: int, processes: int, port: int, folder: Path, settings
 
 
 def train_with_small_files(folder: Path, settings: TrainingSettings, most: int) -> None:
-    """A training whose files cannot have more bytes than these; what it then says is in `said`."""
+    """Run a training whose files may have `most` bytes; its error is written to the file `message`."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     try:
         train(folder, settings)
     except InputError as error:
-        (folder / "said").write_text(str(error))
+        (folder / "message").write_text(str(error))
 
 
 def begin(work: Callable[..., None], *arguments: object) -> multiprocessing.Process:
-    """Work begun in a process of its own, forked from one that has imported all that takes seconds."""
+    """Start work in a process forked from one that has done the slow imports."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "kineograph.training"])
     process = context.Process(target=work, args=arguments, daemon=True)

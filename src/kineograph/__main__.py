@@ -1,4 +1,4 @@
-"""`python -m kineograph` is `kineograph`."""
+"""Entry point of `python -m kineograph`."""
 
 from kineograph.cli import main
 

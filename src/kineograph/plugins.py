@@ -7,7 +7,7 @@ from typing import Any
 
 from kineograph.errors import InputError
 
-LABORATORY = "pip install kineograph-lab"
+INSTALL_LABORATORY = "pip install kineograph-lab"
 
 
 def find_plugins(group: str) -> dict[str, EntryPoint]:
@@ -19,5 +19,5 @@ def load_plugin(group: str, name: str) -> Any:
     """Load the object that a package registered under this name. Raises InputError when none did."""
     found = find_plugins(group).get(name)
     if found is None:
-        raise InputError(f"{name!r} comes with Kineograph's laboratory, which is not installed: {LABORATORY}")
+        raise InputError(f"{name!r} comes with Kineograph's laboratory, which is not installed: {INSTALL_LABORATORY}")
     return found.load()

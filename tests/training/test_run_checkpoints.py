@@ -1,4 +1,4 @@
-"""Runs that are killed, cut off by a full disk, started twice, continued with other settings, or shared out."""
+"""Checkpoints of runs that are killed, fill the disk, start twice, change settings or use several processes."""
 
 import json
 import os
@@ -33,28 +33,28 @@ LONG = changed(max_train_steps=20)
 
 
 def run(folder: Path, chosen: TrainingSettings, net: nn.Module | None = None, **given: object) -> list[int]:
-    """The steps that a run in this folder makes."""
+    """Return the steps that a run in this folder does."""
     return [step.step for step in fit(net or tiny_net(), chosen, folder, **{"load_batch": load_batch, "loss": loss} | given)]
 
 
 def content(folder: Path) -> dict[str, object]:
-    """All that a run leaves but times: the newest checkpoint's tensors, byte for byte, and the log."""
+    """Return a run's results without times: the bytes of the newest checkpoint's tensors, and the log."""
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     log = [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
     return {"log": log} | {file.name: file.read_bytes() for file in latest_checkpoint(folder).glob("*.safetensors")}
 
 
-def kill_when(seen: Callable[[], bool], folder: Path, delay: float) -> None:
-    """Begins a run in the folder, and kills it so many seconds after something is seen there."""
+def kill_when(condition: Callable[[], bool], folder: Path, delay: float) -> None:
+    """Start a run in the folder, and kill it `delay` seconds after the condition holds."""
     process = begin(train, folder, LONG, 2)
-    while process.is_alive() and not seen():
+    while process.is_alive() and not condition():
         time.sleep(0.001)
     time.sleep(delay)
     process.kill()
     process.join()
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_weights_and_log(tmp_path: Path):
+def test_a_killed_run_resumes_to_the_same_weights_and_log(tmp_path: Path):
     begin(train, tmp_path / "whole", LONG, 2).join()
     folder, dice = tmp_path / "killed", random.Random(0)
     for number in range(KILLS):
@@ -63,18 +63,18 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_weights_and_log(tmp_path: P
         def writing_again(before: Path | None = before) -> bool:
             return latest_checkpoint(folder) != before and any(folder.glob("checkpoints/.*.part"))
 
-        # as it begins; while it writes a checkpoint; a random time after
+        # at its start; while it writes a checkpoint; a random time after
         kill_when(writing_again if number else (folder / "run.lock").exists, folder, number % 2 * dice.random() / 10)
-    left = list(folder.glob("checkpoints/.*.part"))
+    partial = list(folder.glob("checkpoints/.*.part"))
     begin(train, folder, LONG, 2).join()
     whole, killed = content(tmp_path / "whole"), content(folder)
     assert latest_checkpoint(folder).name == "step-000020"
     assert whole["log"] == killed["log"]
     assert whole == killed
-    assert not any(part.exists() for part in left)
+    assert not any(part.exists() for part in partial)
 
 
-def test_two_processes_do_what_one_does(tmp_path: Path):
+def test_two_processes_equal_one(tmp_path: Path):
     two, port = changed(train_batch_size=2, optimizer="adamw"), free_port()
     both = [begin(train_as_one_of, rank, 2, port, tmp_path / "two", two) for rank in range(2)]
     run(tmp_path / "one", changed(optimizer="adamw"))
@@ -86,18 +86,18 @@ def test_two_processes_do_what_one_does(tmp_path: Path):
     assert logs[0] == pytest.approx(logs[1], rel=1e-4)
 
 
-def test_a_full_disk_leaves_the_checkpoints_before_it(tmp_path: Path):
+def test_a_full_disk_leaves_earlier_checkpoints(tmp_path: Path):
     run(tmp_path, changed(max_train_steps=3))
     before = content(tmp_path)
     begin(train_with_small_files, tmp_path, changed(max_train_steps=5), 20_000).join()
-    said = (tmp_path / "said").read_text()
-    assert "step-000004 cannot be written: it takes 0.1 MB, and " in said and "File too large" in said
+    message = (tmp_path / "message").read_text()
+    assert "step-000004 cannot be written: it takes 0.1 MB, and " in message and "File too large" in message
     assert content(tmp_path) | {"log": before["log"]} == before
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [f"step-00000{n}" for n in (1, 2, 3)]
     assert run(tmp_path, changed(max_train_steps=5)) == [4, 5]
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_without_room_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9_000))
     with pytest.raises(InputError, match=r"it takes 0.1 MB, and 0.0 MB are free. Nothing is left of it"):
         run(tmp_path, CHOSEN)
@@ -113,7 +113,7 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path):
     assert run(tmp_path, CHOSEN)[0] == 2
 
 
-def test_leaving_keeps_what_was_reached(tmp_path: Path):
+def test_leaving_the_loop_saves_a_checkpoint(tmp_path: Path):
     for progress in fit(tiny_net(), changed(checkpointing_steps=100), tmp_path, load_batch=load_batch, loss=loss):
         if progress.step == 5:
             break
@@ -121,9 +121,9 @@ def test_leaving_keeps_what_was_reached(tmp_path: Path):
     assert run(tmp_path, changed(checkpointing_steps=100)) == list(range(6, 13))
 
 
-def test_other_settings_are_named(tmp_path: Path):
+def test_changed_settings_are_refused_by_name(tmp_path: Path):
     run(tmp_path, changed(max_train_steps=2))
-    with pytest.raises(InputError, match=r"seed was 0 and is 1; learning_rate was 0.01 and is 0.02\. Take what it had"):
+    with pytest.raises(InputError, match=r"seed was 0 and is 1; learning_rate was 0.01 and is 0.02\. Use the same settings"):
         run(tmp_path, changed(seed=1, learning_rate=0.02))
     with pytest.raises(InputError, match=r"samples_per_step was 4 and is 8"):
         run(tmp_path, changed(gradient_accumulation_steps=2))
@@ -131,7 +131,7 @@ def test_other_settings_are_named(tmp_path: Path):
         run(tmp_path, CHOSEN, facts={"data": "films"})
     net = tiny_net()
     net[2].weight.requires_grad_(requires_grad=False)
-    with pytest.raises(InputError, match=r"2.weight was \[16, 16, 3, 3\] and is not"):
+    with pytest.raises(InputError, match=r"2.weight was \[16, 16, 3, 3\] and is not trained"):
         run(tmp_path, CHOSEN, net)
     free = {"train_batch_size": 2, "gradient_accumulation_steps": 2, "log_every": 1, "max_train_steps": 3}
     assert run(tmp_path, changed(**free)) == [3]
@@ -143,17 +143,17 @@ def test_facts_may_be_any_json(tmp_path: Path):
     assert run(tmp_path, changed(max_train_steps=2), facts=facts) == [2]
 
 
-def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path):
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path):
     run(tmp_path, changed(max_train_steps=3))
     whole = content(tmp_path)
     file = latest_checkpoint(tmp_path) / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.warns(InputWarning, match="step-000003 is damaged and passed over"):
+    with pytest.warns(InputWarning, match="step-000003 is damaged and skipped"):
         assert run(tmp_path, changed(max_train_steps=3)) == [3]
     assert content(tmp_path) == whole
 
 
-def test_the_oldest_checkpoints_go(tmp_path: Path):
+def test_the_oldest_checkpoints_are_removed(tmp_path: Path):
     run(tmp_path, changed(checkpoints_total_limit=2, checkpointing_steps=5))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000010", "step-000012"]
 
@@ -164,13 +164,13 @@ def test_a_folder_without_a_checkpoint(tmp_path: Path):
         load_weights(tmp_path)
 
 
-def test_a_run_that_is_over_makes_no_more_steps(tmp_path: Path):
+def test_a_finished_run_does_no_more_steps(tmp_path: Path):
     run(tmp_path, CHOSEN)
     net = tiny_net()
     assert run(tmp_path, CHOSEN, net) == []
     assert not torch.equal(net[2].weight, tiny_net()[2].weight), "its weights are the trained ones"
 
 
-def test_a_silent_log_takes_anything():
+def test_a_log_without_files_writes_nothing():
     Log().write(1, {"loss": 1.0})
     Log().write_image(1, "a fish", np.zeros((2, 2, 3), np.uint8))

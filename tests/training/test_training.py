@@ -1,4 +1,4 @@
-"""The loop: against steps written out by hand, however they are shared out, and what it refuses."""
+"""Training loop: equal to steps written out by hand, for any division of a step, and its errors."""
 
 import json
 import math
@@ -29,7 +29,7 @@ def trained(net: nn.Module) -> dict[str, Tensor]:
 
 
 def after(folder: Path, chosen: TrainingSettings, net: nn.Module | None = None) -> dict[str, Tensor]:
-    """The weights that a training ends with."""
+    """Return the weights at the end of a training."""
     net = net or tiny_net()
     for _ in fit(net, chosen, folder, load_batch=load_batch, loss=loss):
         pass
@@ -53,40 +53,40 @@ def two_threads() -> Iterator[None]:
 
 
 def by_hand(chosen: TrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights and their averages after plain steps of AdamW on whole batches."""
+    """Return the weights and averages after plain steps of AdamW on whole batches."""
     net = tiny_net()
-    way = torch.optim.AdamW([w for w in net.parameters() if w.requires_grad], weight_decay=chosen.adam_weight_decay)
+    optimiser = torch.optim.AdamW([w for w in net.parameters() if w.requires_grad], weight_decay=chosen.adam_weight_decay)
     average = trained(net)
     for step in range(chosen.max_train_steps):
         samples = range(4 * step, 4 * step + 4)
         sum(loss(net, load_batch(step, samples), sample_seed(chosen.seed, samples.start)).values()).backward()
         nn.utils.clip_grad_norm_(net.parameters(), chosen.max_grad_norm)
-        way.param_groups[0]["lr"] = learning_rate_at(chosen, step)
-        way.step()
-        way.zero_grad()
+        optimiser.param_groups[0]["lr"] = learning_rate_at(chosen, step)
+        optimiser.step()
+        optimiser.zero_grad()
         decay = min(chosen.ema_decay, (1 + step) / (10 + step))
         average = {name: decay * average[name] + (1 - decay) * value for name, value in trained(net).items()}
     return trained(net), average
 
 
-def test_it_does_what_steps_written_out_do(tmp_path: Path):
+def test_training_equals_steps_written_out(tmp_path: Path):
     chosen = settings(lr_scheduler="cosine", lr_warmup_steps=2, max_grad_norm=0.5)
     net = tiny_net()
     frozen = net[0].weight.clone()
     norms = [progress.gradient_norm for progress in fit(net, chosen, tmp_path, load_batch=load_batch, loss=loss)]
     expected, average = by_hand(chosen)
-    assert max(norms) > 0.5, "the clipping counts"
+    assert max(norms) > 0.5, "clipping has an effect"
     assert close(trained(net), expected)
     assert close(load_weights(tmp_path), average)
     assert torch.equal(net[0].weight, frozen)
 
 
-def test_it_learns(tmp_path: Path):
+def test_loss_falls(tmp_path: Path):
     losses = [p.losses["near"] for p in fit(tiny_net(), settings(max_train_steps=60), tmp_path, load_batch=load_batch, loss=loss)]
     assert sum(losses[-10:]) < sum(losses[:10]) / 3
 
 
-def test_it_does_not_matter_how_a_step_is_shared_out(tmp_path: Path):
+def test_gradient_accumulation_changes_nothing(tmp_path: Path):
     whole = after(tmp_path / "whole", settings())
     halves = after(tmp_path / "halves", settings(train_batch_size=2, gradient_accumulation_steps=2))
     assert close(whole, halves)
@@ -104,24 +104,24 @@ def test_threads_change_nothing_and_repeat_bit_for_bit(tmp_path: Path, precision
         assert close(threads, alone)
 
 
-def test_dropout_repeats_bit_for_bit_too(tmp_path: Path):
+def test_dropout_repeats_bit_for_bit(tmp_path: Path):
     nets = [nn.Sequential(nn.Dropout(0.5), tiny_net()) for _ in range(2)]
     state = torch.get_rng_state()
     one, other = (after(tmp_path / str(number), settings(), net) for number, net in enumerate(nets))
     assert equal(one, other)
-    assert torch.equal(torch.get_rng_state(), state), "the consumer's random numbers are its own"
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is not advanced"
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_only_a_network_without_dropout_is_walked_by_threads():
-    walkers = {}
+def test_a_network_with_dropout_uses_one_thread():
+    threads = {}
     for name, net in {"plain": tiny_net(), "dropout": nn.Sequential(nn.Dropout(0.5), tiny_net())}.items():
-        with start_workers(net, settings()) as crew:
-            walkers[name] = crew.walkers
-    assert walkers == {"plain": 2, "dropout": 1}
+        with start_workers(net, settings()) as processes:
+            threads[name] = processes.threads
+    assert threads == {"plain": 2, "dropout": 1}
 
 
-def test_what_a_step_does_not_touch_stays(tmp_path: Path):
+def test_weights_outside_the_loss_do_not_change(tmp_path: Path):
     net = nn.ModuleDict({"used": nn.Linear(4, WIDTH), "idle": nn.Linear(4, WIDTH)})
     before = trained(net)
 
@@ -136,7 +136,7 @@ def test_what_a_step_does_not_touch_stays(tmp_path: Path):
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_it_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, memory: torch.memory_format):
+def test_resuming_is_bit_exact(tmp_path: Path, optimizer: str, memory: torch.memory_format):
     chosen = settings(optimizer=optimizer)
     whole = after(tmp_path / "whole", chosen, tiny_net().to(memory_format=memory))
     for progress in fit(tiny_net().to(memory_format=memory), chosen, tmp_path / "cut", load_batch=load_batch, loss=loss):
@@ -145,34 +145,34 @@ def test_it_goes_on_bit_for_bit(tmp_path: Path, optimizer: str, memory: torch.me
     assert equal(whole, after(tmp_path / "cut", chosen, tiny_net().to(memory_format=memory)))
 
 
-def test_memory_formats_change_nothing(tmp_path: Path):
-    # Muon works in bfloat16, where the order of a matrix' columns counts: the weights go 0.04, and 0.0023 apart
+def test_memory_format_changes_nothing(tmp_path: Path):
+    # Muon works in bfloat16, where the order of a matrix' columns has an effect: weights move by 0.04 and differ by 0.0023
     for optimizer, off in {"adamw": 1e-5, "muon": 5e-3}.items():
         nets = tiny_net(), tiny_net().to(memory_format=torch.channels_last)
         ends = [after(tmp_path / f"{optimizer}{n}", settings(optimizer=optimizer), net) for n, net in enumerate(nets)]
         assert all(torch.allclose(ends[0][name], ends[1][name], atol=off) for name in ends[0])
 
 
-def test_muon_s_state_does_not_know_how_many_cores_there_were():
+def test_muon_state_does_not_depend_on_the_number_of_cores():
     nets = tiny_net(), tiny_net()
-    ways = [build_optimisers(net, settings(optimizer="muon"), cores) for net, cores in zip(nets, (2, 1), strict=True)]
+    both = [build_optimisers(net, settings(optimizer="muon"), cores) for net, cores in zip(nets, (2, 1), strict=True)]
 
     def step(number: int) -> None:
-        for leaf in ways[number].leaves.values():
-            leaf.grad = numbers(leaf.numel(), *leaf.shape)
-        for way in ways[number].each:
-            way.step()
+        for parameter in both[number].parameters.values():
+            parameter.grad = numbers(parameter.numel(), *parameter.shape)
+        for optimiser in both[number].each:
+            optimiser.step()
 
     step(0)
     nets[1].load_state_dict(nets[0].state_dict())
-    load_optimiser_state(ways[1], optimiser_state(ways[0]))
+    load_optimiser_state(both[1], optimiser_state(both[0]))
     step(0)
     step(1)
-    assert [len(each.each) for each in ways] == [3, 2]
-    assert equal(optimiser_state(ways[0]), optimiser_state(ways[1])) and equal(trained(nets[0]), trained(nets[1]))
+    assert [len(each.each) for each in both] == [3, 2]
+    assert equal(optimiser_state(both[0]), optimiser_state(both[1])) and equal(trained(nets[0]), trained(nets[1]))
 
 
-def test_averages_are_lent_and_taken_back(tmp_path: Path):
+def test_averaged_weights_are_put_in_and_taken_out(tmp_path: Path):
     net = tiny_net()
     for progress in fit(net, settings(), tmp_path, load_batch=load_batch, loss=loss):
         own = trained(net)
@@ -181,7 +181,7 @@ def test_averages_are_lent_and_taken_back(tmp_path: Path):
         assert equal(trained(net), own) and not equal(own, dict(progress.average))
 
 
-def test_without_an_average_the_weights_themselves_come_out(tmp_path: Path):
+def test_without_averages_the_last_weights_are_loaded(tmp_path: Path):
     assert equal(after(tmp_path, settings(ema_decay=0)), load_weights(tmp_path))
 
 
@@ -208,16 +208,16 @@ def test_learning_rates():
     assert learning_rate_at(settings(), 5) == 0.01
 
 
-def test_a_plan_counts():
+def test_training_cost():
     net = tiny_net()
-    told = training_cost(settings(optimizer="muon", gradient_accumulation_steps=3), net, processes=2)
+    cost = training_cost(settings(optimizer="muon", gradient_accumulation_steps=3), net, processes=2)
     frozen = sum(weight.numel() for weight in net[0].parameters())
     every = sum(weight.numel() for weight in net.parameters())
-    assert (told.trained, told.frozen) == (every - frozen, frozen)
-    assert (told.samples_per_step, told.samples) == (24, 144)
+    assert (cost.trained, cost.frozen) == (every - frozen, frozen)
+    assert (cost.samples_per_step, cost.samples) == (24, 144)
     biases = sum(layer.bias.numel() for layer in (net[2], net[4], net[6]))
-    assert told.optimiser == 4 * (told.trained + biases)  # a momentum of all, and a second moment of the biases
-    assert told.memory == told.weights + told.optimiser + 4 * 3 * told.trained
+    assert cost.optimiser == 4 * (cost.trained + biases)  # a momentum of all, and a second moment of the biases
+    assert cost.memory == cost.weights + cost.optimiser + 4 * 3 * cost.trained
 
 
 def refused(folder: Path, net: nn.Module, chosen: TrainingSettings, **given: object) -> str:
@@ -226,7 +226,7 @@ def refused(folder: Path, net: nn.Module, chosen: TrainingSettings, **given: obj
     return str(raised.value)
 
 
-def test_what_cannot_be_trained(tmp_path: Path):
+def test_untrainable_networks_are_refused(tmp_path: Path):
     assert "nothing to train" in refused(tmp_path, tiny_net().requires_grad_(requires_grad=False), settings())
     assert "2.weight (torch.bfloat16)" in refused(tmp_path, tiny_net().bfloat16(), settings())
     assert "fp16 needs a GPU" in refused(tmp_path, tiny_net(), settings(mixed_precision="fp16"))
@@ -238,18 +238,18 @@ def test_what_cannot_be_trained(tmp_path: Path):
     )
 
 
-def test_a_run_that_diverges_stops_and_keeps_what_it_had(tmp_path: Path):
+def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path):
     def breaking(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
         broken = seed - sample_seed(0, 0) >= 16
         return {"near": loss(net, batch, seed)["near"] * (math.nan if broken else 1)}
 
-    said = refused(tmp_path, tiny_net(), settings(checkpointing_steps=1), loss=breaking)
-    assert "step 4 came to a loss of near nan" in said and "lower the learning_rate" in said
+    message = refused(tmp_path, tiny_net(), settings(checkpointing_steps=1), loss=breaking)
+    assert "step 4 came to a loss of near nan" in message and "lower the learning_rate" in message
     assert all(value.isfinite().all() for value in load_weights(tmp_path).values())
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[-1] == "step-000004"
 
 
-def test_an_error_in_drawing_is_the_consumer_s(tmp_path: Path):
+def test_an_error_while_loading_reaches_the_consumer(tmp_path: Path):
     def broken(step: int, samples: range) -> tuple[Tensor]:
         if step == 2:
             raise OSError("the disk is gone")

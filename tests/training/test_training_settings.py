@@ -1,4 +1,4 @@
-"""Settings files: what they may hold, and what is said of one that is wrong."""
+"""Settings files, overrides, and the messages for invalid ones."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def load(file: Path, text: str, *overrides: str) -> Whole:
     return load_settings(file, Whole, overrides)
 
 
-def test_a_file_and_what_overrides_it(file: Path):
+def test_a_file_with_overrides(file: Path):
     text = "data: [{folder: films}]\ntraining:\n  learning_rate: 1e-4\n  mixed_precision: no\n  max_grad_norm: .inf\n"
     whole = load(file, text, "training.learning_rate=3e-4", "training.optimizer=muon", "training.lr_warmup_steps = 5")
     assert whole.data == [Data(folder="films")]
@@ -42,7 +42,7 @@ def test_a_file_and_what_overrides_it(file: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("training: {learning_rat: 1}", "training.learning_rat (here 1) is not a setting: did you mean learning_rate?"),
         ("data: [{folder: a, sizee: 3}]", "data.0.sizee (here 3) is not a setting: did you mean size?"),
@@ -58,20 +58,20 @@ def test_a_file_and_what_overrides_it(file: Path):
         ("training: {", "is not YAML"),
     ],
 )
-def test_what_is_wrong_is_said(file: Path, text: str, said: str):
+def test_messages_name_file_field_and_expectation(file: Path, text: str, message: str):
     with pytest.raises(InputError) as raised:
         load(file, text)
-    assert str(raised.value).startswith(str(file)) and said in str(raised.value)
+    assert str(raised.value).startswith(str(file)) and message in str(raised.value)
 
 
-def test_all_that_is_wrong_is_said_at_once(file: Path):
+def test_all_errors_are_in_one_message(file: Path):
     with pytest.raises(InputError) as raised:
         load(file, "training: {learning_rate: fast, seeed: 1}")
     assert len(str(raised.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("training.seed", "'training.seed' overrides nothing: expected field=value"),
         ("training.seed.x=1", "overrides a field of 3, which has no fields"),
@@ -79,12 +79,12 @@ def test_all_that_is_wrong_is_said_at_once(file: Path):
         ("training.sed=1", "training.sed (here 1) is not a setting: did you mean seed?"),
     ],
 )
-def test_overrides_that_cannot_be(file: Path, override: str, said: str):
+def test_invalid_overrides(file: Path, override: str, message: str):
     with pytest.raises(InputError) as raised:
         load(file, "training: {seed: 3}", override)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
 
 
-def test_a_file_that_is_not_there(file: Path):
+def test_a_missing_file(file: Path):
     with pytest.raises(InputError, match="settings.yaml cannot be read"):
         load_settings(file, Whole)

@@ -1,4 +1,8 @@
-"""The command line: `kineograph generate "a red fish swimming over the sea"`."""
+"""Command line of Kineograph, one module per command; commands of other packages come by entry points.
+
+`options.py` has the shared options, `output.py` the shared steps of commands that generate a video, `terminal.py`
+messages, progress and errors. No module here imports torch at its top, so that `--help` is fast.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +33,20 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-MAKE, PREPARE, LOOK = (generate, animate, edit, replay), (customise, curate, train, convert), (inspect, models, doctor)
-for command in (*MAKE, *PREPARE, *LOOK, evaluate):
+COMMANDS = (
+    generate, animate, edit, replay, customise, curate, train, convert, inspect, models, doctor, evaluate,
+)  # fmt: skip
+for command in COMMANDS:
     app.command()(command)
 for name, point in find_plugins("commands").items():
     app.command(name)(point.load())
 
 
-def _print_version(asked: bool) -> bool:
-    if asked:
+def _print_version(requested: bool) -> bool:
+    if requested:
         print(f"kineograph {version('kineograph')}")
         raise typer.Exit
-    return asked
+    return requested
 
 
 @app.callback()
@@ -53,7 +59,7 @@ def options(
 
 
 def main() -> None:
-    """The program `kineograph`."""
+    """Run the program `kineograph`."""
     terminal.exit_on_sigterm()
     terminal.quiet_libraries()
     with terminal.errors_as_messages():

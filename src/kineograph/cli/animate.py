@@ -1,4 +1,4 @@
-"""`kineograph animate`: a picture becomes a video."""
+"""`kineograph animate`: generate a video from an image and a prompt."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ANIMATOR = "pocket-animate"
 
 
 def animate(
-    image: Annotated[str, typer.Argument(help="The picture to set in motion: .png, .jpg, .webp.", show_default=False)],
+    image: Annotated[str, typer.Argument(help="The image to animate: .png, .jpg, .webp.", show_default=False)],
     prompt: Annotated[
         str | None, typer.Argument(help='How it moves, such as "a fish swimming to the right".', show_default=False)
     ] = None,
@@ -53,16 +53,18 @@ def animate(
         str,
         typer.Option(
             rich_help_panel=VIDEO,
-            help=f"{' or '.join(FIRST_FRAMES)}: the picture is shown to the model, or is the first frame besides.",
+            help=f"{' or '.join(FIRST_FRAMES)}: the image conditions the model, or is the first frame too.",
         ),
     ] = DEFAULT.first_frame,
     image_scale: Annotated[
-        float, typer.Option(rich_help_panel=VIDEO, help="How much the picture counts beside the text.")
+        float, typer.Option(rich_help_panel=VIDEO, help="Scale of the image tokens beside the text tokens.")
     ] = DEFAULT.image_scale,
     seed: Seed = DEFAULT.seed,
     fps: Annotated[
         float | None,
-        typer.Option(rich_help_panel=VIDEO, show_default="8", help="Frames a second: what the model is told, too."),
+        typer.Option(
+            rich_help_panel=VIDEO, show_default="8", help="Frames per second; the model gets it as a condition."
+        ),
     ] = DEFAULT.fps,
     height: Height = DEFAULT.height,
     width: Width = DEFAULT.width,
@@ -88,7 +90,7 @@ def animate(
     ip_adapter: Annotated[
         str | None,
         typer.Option(
-            rich_help_panel=MODEL, show_default=False, help="An IP-Adapter for a model that sees no pictures."
+            rich_help_panel=MODEL, show_default=False, help="An IP-Adapter, for a model without image tokens."
         ),
     ] = None,
     lora: Lora = None,
@@ -101,13 +103,13 @@ def animate(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Set a picture in motion as the prompt says.
+    """Animate an image as the prompt says.
 
-    Its path goes to stdout, all else to stderr.
+    Prints the path on stdout, messages on stderr.
     """
     if prompt is None:
         raise InputError(
-            "give a picture and how it moves, as in kineograph animate fish.png 'a fish swimming to the right'; got "
+            "give an image and how it moves, as in kineograph animate fish.png 'a fish swimming to the right'; got "
             f"only {image!r}"
         )
     request = Request(

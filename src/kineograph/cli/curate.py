@@ -1,4 +1,4 @@
-"""`kineograph data`: raw footage becomes shards of captioned clips."""
+"""`kineograph curate`: make shards of captioned clips from raw footage."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ import typer
 from kineograph.cli import terminal
 from kineograph.cli.options import Json
 
-if TYPE_CHECKING:  # whoever only asks for help does not wait
+if TYPE_CHECKING:  # `--help` does not wait for it
     from kineograph.curation.settings import DataSettings
 
-SHOWN = 5  # names in a message
-BAD = ("broken", "left out", "caption")  # reasons that are named one by one
-NOTHING = 1  # the status when no clip got through
+LISTED_REASONS = ("broken", "left out", "caption")  # files dropped for these are listed by name
+NO_CLIPS = 1  # exit status
 
 
 def curate(
     settings: Annotated[Path, typer.Argument(help="A YAML file, such as examples/data.yaml.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(show_default=False, help="Settings in place of the file's: cuts.longest=4."),
+        typer.Argument(show_default=False, help="Settings that replace those of the file: cuts.longest=4."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what there is and what is wrong with it; write nothing.")
+        bool, typer.Option("--dry-run", help="Print the sources and their problems; write nothing.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Cut films into clips, sift, clean and caption them, and make pictures move: shards to train on.
+    """Make training data from videos and images: cut, filter, clean and caption clips; pan and zoom over images.
 
-    The folder of the shards goes to stdout, all else to stderr. The same command goes on with a run that was stopped;
-    on a Ray cluster it is RAY_ADDRESS=auto kineograph data SETTINGS. See docs/data.md.
+    Prints the folder of the shards on stdout, messages on stderr. The same command resumes a run that was stopped.
+    On a Ray cluster: RAY_ADDRESS=auto kineograph curate SETTINGS. See docs/data.md.
     """
     from kineograph.curation.packing import read_dropped, read_manifest
     from kineograph.curation.run import prepare
@@ -43,72 +42,67 @@ def curate(
 
     chosen = load_settings(settings, DataSettings, overrides or [])
     if dry_run:
-        _tell_plan(chosen, json)
+        _print_plan(chosen, json)
         return
     terminal.hide_loading_bars()
     stage = ""
-    with terminal.progress_bar("preparing") as tell, closing(prepare(chosen)) as steps:
+    with terminal.progress_bar("curating") as show, closing(prepare(chosen)) as steps:
         for reached in steps:
             if reached.stage != stage:
                 stage = reached.stage
                 terminal.print_message(f"{stage}: {reached.total} to do")
-            tell(reached.done, reached.total)
+            show(reached.done, reached.total)
     manifest = read_manifest(chosen.output.expanduser())
     if json:
         terminal.print_json({"path": str(chosen.output), **manifest})
     else:
         drops = read_dropped(chosen.output.expanduser())
-        _tell(manifest, [f"{drop.file} ({drop.told})" for drop in drops if drop.why in BAD])
+        _print_summary(manifest, [f"{drop.file} ({drop.told})" for drop in drops if drop.why in LISTED_REASONS])
         print(chosen.output)
     if not manifest["clips"]:
-        raise SystemExit(NOTHING)
+        raise SystemExit(NO_CLIPS)
 
 
-def _tell(manifest: Mapping[str, Any], bad: list[str]) -> None:
+def _print_summary(manifest: Mapping[str, Any], bad: list[str]) -> None:
     files, dropped = manifest["files"], manifest["dropped"]
     terminal.print_message(
         f"{manifest['clips']} clips of {manifest['seconds']:.0f} seconds in {len(manifest['shards'])} shards, from "
-        f"{files['videos']} videos and {files['pictures']} pictures, {files['broken']} of which are broken"
+        f"{files['videos']} videos and {files['pictures']} images, of which {files['broken']} are broken"
     )
     if dropped:
         terminal.print_message(
             f"dropped: {', '.join(f'{count} {why}' for why, count in dropped.items())}; see dropped.jsonl"
         )
     if bad:
-        terminal.print_message(f"cannot be used: {_some(bad)}")
+        terminal.print_message(f"cannot be used: {terminal.preview(bad)}")
     if manifest["without_caption"]:
-        terminal.print_message(f"{manifest['without_caption']} clips have no caption: set captions, or give labels")
+        terminal.print_message(f"{manifest['without_caption']} clips have no caption: set `captions`, or give labels")
     if not manifest["clips"]:
-        terminal.print_message("no clip got through: dropped.jsonl says why for each")
+        terminal.print_message("no clip passed the filters: dropped.jsonl gives the reason for each")
 
 
-def _tell_plan(settings: DataSettings, json: bool) -> None:
+def _print_plan(settings: DataSettings, json: bool) -> None:
     from kineograph.curation.run import check, done_before
     from kineograph.curation.sources import find
 
-    placed = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
-    check(placed)
-    found = find(placed)
+    resolved = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
+    check(resolved)
+    found = find(resolved)
     videos = sum(unit.kind == "video" for unit in found.units)
-    told: dict[str, Any] = {
+    counts: dict[str, Any] = {
         "videos": videos,
         "pictures": len(found.units) - videos,
         "labelled": sum(bool(unit.label) for unit in found.units),
         "bytes": sum(unit.size for unit in found.units),
-        "done": done_before(found, placed),
+        "done": done_before(found, resolved),
         "problems": [f"{name} {reason}" for name, reason in found.problems],
     }
     if json:
-        terminal.print_json(told)
+        terminal.print_json(counts)
         return
     terminal.print_message(
-        f"{told['videos']} videos and {told['pictures']} pictures, {told['bytes'] / 1e6:.1f} MB; "
-        f"{told['labelled']} have a label, {told['done']} are cut already"
+        f"{counts['videos']} videos and {counts['pictures']} images, {counts['bytes'] / 1e6:.1f} MB; "
+        f"{counts['labelled']} have a label, {counts['done']} are cut already"
     )
     if found.problems:
-        terminal.print_message(f"{len(found.problems)} are left out: {_some(told['problems'])}")
-
-
-def _some(texts: list[str]) -> str:
-    more = f"; and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return "; ".join(texts[:SHOWN]) + more
+        terminal.print_message(f"{len(found.problems)} are left out: {terminal.preview(counts['problems'])}")

@@ -1,4 +1,4 @@
-"""`kineograph doctor`: what is here, what would be used and why, what is missing and how to get it."""
+"""`kineograph doctor`: check the installation, and say how to install what is missing."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import typer
 from rich.markup import escape
 
 from kineograph.cli import terminal
-from kineograph.cli.models import POCKET, built_in_models
 from kineograph.cli.options import Json
 from kineograph.cli.output import OUTPUT_FOLDER
 from kineograph.media.files import check_folder
+from kineograph.models.pocket import WEIGHTS
+from kineograph.plugins import INSTALL_LABORATORY, find_plugins
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "pillow", "numpy")
 
 
 class Finding(NamedTuple):
-    """Something looked for: what was found, and what to do when that is not enough."""
+    """Result of one check. to_do: the remedy, empty if nothing is missing."""
 
     what: str
     found: str
@@ -32,23 +33,23 @@ class Finding(NamedTuple):
 
 
 def doctor(json: Json = False) -> None:
-    """Check the installation: what is here, which device and number type would be used and why, what is missing.
+    """Check the installation: versions, device and dtype, missing parts and how to install them.
 
-    Ends with status 1 when something that is needed is missing.
+    The status is 1 if a required part is missing.
     """
-    findings = [finding for look in CHECKS for finding in look()]
+    findings = [finding for check in CHECKS for finding in check()]
     well = not any(finding.to_do and finding.needed for finding in findings)
     if json:
         terminal.print_json({"well": well, "findings": [finding._asdict() for finding in findings]})
     else:
         for finding in findings:
-            _tell(finding)
-        terminal.print_message("All is well." if well else "Something that is needed is missing.")
+            _print_finding(finding)
+        terminal.print_message("All is well." if well else "A required part is missing.")
     if not well:
         raise typer.Exit(1)
 
 
-def _tell(finding: Finding) -> None:
+def _print_finding(finding: Finding) -> None:
     mark = "[green]ok[/]  " if not finding.to_do else "[red]no[/]  " if finding.needed else "[yellow]--[/]  "
     terminal.console().print(f"{mark}[bold]{finding.what:14}[/]{escape(finding.found)}", soft_wrap=True)
     if finding.to_do:
@@ -107,20 +108,20 @@ def _encoder() -> Iterator[Finding]:
 
 
 def _pocket_model() -> Iterator[Finding]:
-    found = list(built_in_models())
-    yield (
-        Finding("pocket model", f"{found[0].megabytes} MB")
-        if found
-        else Finding("pocket model", f"not in {POCKET}", "install Kineograph again, from a wheel or a whole clone")
+    found = (WEIGHTS / "model_index.json").exists()
+    yield Finding(
+        "pocket model",
+        "built in" if found else f"not in {WEIGHTS}",
+        "" if found else "install Kineograph again, from a wheel or a whole clone",
     )
 
 
-def _world() -> Iterator[Finding]:
-    there = find_spec("cv2") is not None
+def _laboratory() -> Iterator[Finding]:
+    installed = "reproduce" in find_plugins("commands")
     yield Finding(
-        "pocket world",
-        "can be drawn" if there else "cannot be drawn without OpenCV: no kineograph reproduce, no training",
-        "" if there else "pip install 'kineograph[world]'",
+        "laboratory",
+        "installed" if installed else "not installed: no kineograph reproduce, bench or pocket extractor",
+        "" if installed else INSTALL_LABORATORY,
         needed=False,
     )
 
@@ -129,7 +130,9 @@ def _control() -> Iterator[Finding]:
     missing = [name for name, module in (("OpenCV", "cv2"), ("scipy", "scipy")) if find_spec(module) is None]
     yield Finding(
         "control maps",
-        f"no edges or poses without {' and '.join(missing)}" if missing else "edges by OpenCV, depth and poses too",
+        f"no edges, poses or optical flow without {' and '.join(missing)}"
+        if missing
+        else "edges, depth and poses; optical flow",
         "pip install 'kineograph[control]'" if missing else "",
         needed=False,
     )
@@ -141,7 +144,7 @@ def _output() -> Iterator[Finding]:
         yield Finding("output", f"{OUTPUT_FOLDER.absolute()} can be written")
     except OSError as error:
         yield Finding(
-            "output", f"{OUTPUT_FOLDER.absolute()}: {error.strerror}", "name another place with -o", needed=False
+            "output", f"{OUTPUT_FOLDER.absolute()}: {error.strerror}", "choose another folder with -o", needed=False
         )
 
 
@@ -151,7 +154,7 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _placement,
     _encoder,
     _pocket_model,
-    _world,
+    _laboratory,
     _control,
     _output,
 )

@@ -1,4 +1,4 @@
-"""`kineograph edit`: a video becomes another."""
+"""`kineograph edit`: edit a video by an instruction."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def edit(
     negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
     guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
     image_guidance_scale: Annotated[
-        float, typer.Option(rich_help_panel=VIDEO, help="How much the input counts; 1 is a third faster.")
+        float, typer.Option(rich_help_panel=VIDEO, help="Guidance scale of the input video; 1 is a third faster.")
     ] = DEFAULT.image_guidance_scale,
     num_inference_steps: Steps = DEFAULT.num_inference_steps,
     noise: Annotated[
-        str, typer.Option(rich_help_panel=VIDEO, help=f"The frames' noises: {' or '.join(NOISES)}.")
+        str, typer.Option(rich_help_panel=VIDEO, help=f"Noise of the frames: {' or '.join(NOISES)}.")
     ] = DEFAULT.noise,
     sampler: Sampler = "euler-ancestral",
     model: Annotated[
@@ -69,7 +69,7 @@ def edit(
             "--model",
             "-m",
             rich_help_panel=MODEL,
-            help="One that edits: a diffusers folder or hub id such as timbrooks/instruct-pix2pix.",
+            help="An editing model: a diffusers folder or hub id such as timbrooks/instruct-pix2pix.",
         ),
     ] = EDITOR,
     lora: Lora = None,
@@ -83,9 +83,9 @@ def edit(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Change a video as the prompt says.
+    """Edit a video by an instruction.
 
-    Its path goes to stdout, all else to stderr.
+    Prints the path on stdout, messages on stderr.
     """
     if prompt is None:
         raise InputError(

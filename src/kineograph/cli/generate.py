@@ -1,4 +1,4 @@
-"""`kineograph generate`: a prompt becomes a video."""
+"""`kineograph generate`: generate a video from a prompt."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def generate(
         typer.Option(
             rich_help_panel=VIDEO,
             show_default=f"{IMAGE_MODEL_FPS:g}, 8 with a video model, or the control video's",
-            help="Frames shown per second, and taken from a control video; what video models are told.",
+            help="Frames shown per second, and taken from a control video; video models get it as a condition.",
         ),
     ] = DEFAULT.fps,
     height: Height = DEFAULT.height,
@@ -103,18 +103,18 @@ def generate(
     sampler: Sampler = DEFAULT.sampler,
     smooth_background: Annotated[
         float,
-        typer.Option(rich_help_panel=VIDEO, help="How still the background is held: 0.6 is the paper's, 0 not."),
+        typer.Option(rich_help_panel=VIDEO, help="Background smoothing: 0 none, 0.6 as in the paper."),
     ] = DEFAULT.smooth_background,
     masks: Annotated[
         str,
-        typer.Option(rich_help_panel=VIDEO, help=f"What tells the foreground then: {' or '.join(MASKS)}."),
+        typer.Option(rich_help_panel=VIDEO, help=f"Source of the foreground mask for it: {' or '.join(MASKS)}."),
     ] = DEFAULT.masks,
     method: Annotated[
         str | None,
         typer.Option(
             rich_help_panel=VIDEO,
             show_default="what fits the model",
-            help="Which paper makes it a video: text2video-zero with an image model, videocrafter with a video model, "
+            help="Method: text2video-zero with an image model, videocrafter with a video model, "
             "video-elevator with both.",
         ),
     ] = DEFAULT.method,
@@ -126,7 +126,7 @@ def generate(
         typer.Option(
             rich_help_panel=CONTROL,
             show_default=False,
-            help="What the frames follow, as KIND=VIDEO: canny, depth or pose of the video, or KIND-map=VIDEO when it "
+            help="A control video, as KIND=VIDEO: canny, depth or pose of the video, or KIND-map=VIDEO when it "
             "shows maps already; may be repeated.",
         ),
     ] = None,
@@ -185,10 +185,10 @@ def generate(
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> None:
-    """Make a video of what the prompt says.
+    """Generate a video from a prompt.
 
-    Its path goes to stdout, all else to stderr.
-    The file carries its settings: kineograph inspect shows them, kineograph replay makes it again.
+    Prints the path on stdout, messages on stderr. The file carries its settings: kineograph inspect shows them,
+    kineograph replay generates it again.
     """
     request = Request(
         prompt=prompt,

@@ -1,4 +1,4 @@
-"""The options that several commands have, each written once."""
+"""Options that several commands share, each defined once."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import typer
 from kineograph.request import SAMPLERS
 
 VIDEO, CONTROL, SECOND_MODEL, LONG_VIDEOS, MODEL, FILE = (
-    "What is drawn",
+    "Video",
     "Control videos",
-    "Two models",
-    "Clip after clip",
+    "Second model",
+    "Long videos",
     "Model",
     "File",
 )
 
 Seed = Annotated[
     int | None,
-    typer.Option(rich_help_panel=VIDEO, show_default="drawn and printed", help="The same seed gives the same video."),
+    typer.Option(rich_help_panel=VIDEO, show_default="random, and printed", help="The same seed gives the same video."),
 ]
 Height = Annotated[
     int | None,
@@ -42,7 +42,7 @@ Steps = Annotated[
         "--num-inference-steps",
         "--steps",
         rich_help_panel=VIDEO,
-        help="How finely noise is taken away; more is slower.",
+        help="Number of sampling steps; more is slower.",
     ),
 ]
 Sampler = Annotated[
@@ -52,7 +52,7 @@ Sampler = Annotated[
 Window = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=VIDEO, show_default="as it was trained", help="Frames that a video model sees together."
+        rich_help_panel=VIDEO, show_default="as it was trained", help="Frames that a video model processes together."
     ),
 ]
 Overlap = Annotated[
@@ -65,7 +65,7 @@ MotionModule = Annotated[
         "--motion-module",
         rich_help_panel=MODEL,
         show_default=False,
-        help="Layers along time for an image model: an AnimateDiff file, folder or hub id, or a video model's.",
+        help="Temporal layers for an image model: an AnimateDiff file, folder or hub id, or a video model's.",
     ),
 ]
 MotionAdapter = Annotated[
@@ -74,7 +74,7 @@ MotionAdapter = Annotated[
         "--motion-adapter",
         rich_help_panel=MODEL,
         show_default="the model's own",
-        help="A Still-Moving motion adapter for the layers along time: a file, folder or hub id.",
+        help="A Still-Moving motion adapter for the temporal layers: a file, folder or hub id.",
     ),
 ]
 Adapter = Annotated[
@@ -87,7 +87,7 @@ MotionScale = Annotated[
     float,
     typer.Option(
         rich_help_panel=VIDEO,
-        help="How still a video model with a motion adapter keeps things: 0 not, 1 quite; below 0 they move more.",
+        help="Scale of the motion adapter: 0 as the model moves, 1 still, below 0 more motion.",
     ),
 ]
 Lora = Annotated[
@@ -96,7 +96,7 @@ Lora = Annotated[
 ]
 TextualInversion = Annotated[
     list[str] | None,
-    typer.Option(rich_help_panel=MODEL, show_default=False, help="A learned word; may be repeated."),
+    typer.Option(rich_help_panel=MODEL, show_default=False, help="A textual inversion embedding; may be repeated."),
 ]
 Vae = Annotated[str | None, typer.Option(rich_help_panel=MODEL, show_default="the model's", help="Another VAE.")]
 Decoder = Annotated[
@@ -111,7 +111,7 @@ Dtype = Annotated[
     str | None,
     typer.Option(rich_help_panel=MODEL, show_default="the fastest here", help="float32, bfloat16 or float16."),
 ]
-ChunkSize = Annotated[int, typer.Option(rich_help_panel=MODEL, help="Frames computed at once: fewer need less memory.")]
+ChunkSize = Annotated[int, typer.Option(rich_help_panel=MODEL, help="Frames computed at once; fewer need less memory.")]
 Device = Annotated[
     str | None,
     typer.Option(
@@ -124,7 +124,7 @@ VideoModel = Annotated[
         "--video-model",
         rich_help_panel=SECOND_MODEL,
         show_default=False,
-        help="A second model that moves what the first draws (VideoElevator): pocket-video, or any video model.",
+        help="A video model that samples together with the image model (VideoElevator): pocket-video, or another.",
     ),
 ]
 VideoPrompt = Annotated[
@@ -132,7 +132,7 @@ VideoPrompt = Annotated[
     typer.Option(
         rich_help_panel=SECOND_MODEL,
         show_default="the same",
-        help="What the video model is told, where it does not know the first one's words.",
+        help="The video model's prompt, if it does not know the words of the first.",
     ),
 ]
 VideoLora = Annotated[
@@ -153,31 +153,33 @@ RefineAt = Annotated[
     str,
     typer.Option(
         rich_help_panel=SECOND_MODEL,
-        help="Where the video model takes over for a moment, as parts of the steps left: 1 is the first step.",
+        help="Points where the video model refines the latents, as remaining share of the steps: 1 is the first step.",
     ),
 ]
-VideoSteps = Annotated[int, typer.Option(rich_help_panel=SECOND_MODEL, help="Its steps each time.")]
+VideoSteps = Annotated[int, typer.Option(rich_help_panel=SECOND_MODEL, help="Steps of the video model at each point.")]
 LowPass = Annotated[
     float,
     typer.Option(
         rich_help_panel=SECOND_MODEL,
-        help="How fast a change between frames may be that it is handed: a part of the fastest, 0 for any.",
+        help="Highest temporal frequency passed to the video model, as share of the maximum; 0 for no filter.",
     ),
 ]
 Back = Annotated[
     str,
     typer.Option(
-        rich_help_panel=SECOND_MODEL, help="How the first takes over again: by inversion, same-noise or fresh-noise."
+        rich_help_panel=SECOND_MODEL, help="Return to the image model by inversion, same-noise or fresh-noise."
     ),
 ]
 InversionSteps = Annotated[
     int,
-    typer.Option(rich_help_panel=SECOND_MODEL, help="At most how many steps lead back to the image model; 0 for all."),
+    typer.Option(rich_help_panel=SECOND_MODEL, help="Maximum number of inversion steps; 0 for all."),
 ]
 DriftCorrection = Annotated[
     bool,
     typer.Option(
-        "--drift-correction", rich_help_panel=SECOND_MODEL, help="Make up for what the way back loses; takes all steps."
+        "--drift-correction",
+        rich_help_panel=SECOND_MODEL,
+        help="Correct the error of the inversion; takes all inversion steps.",
     ),
 ]
 VideoGuidanceScale = Annotated[
@@ -185,7 +187,7 @@ VideoGuidanceScale = Annotated[
     typer.Option(
         rich_help_panel=SECOND_MODEL,
         show_default="as for the first",
-        help="How much the prompt counts for that one.",
+        help="Guidance scale of the video model.",
     ),
 ]
 Annotator = Annotated[
@@ -193,14 +195,14 @@ Annotator = Annotated[
     typer.Option(
         rich_help_panel=CONTROL,
         show_default="Depth-Anything, ViTPose",
-        help="What finds depth or poses in the video, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
+        help="Model that estimates depth or poses, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
     ),
 ]
 ControlScale = Annotated[float, typer.Option(rich_help_panel=CONTROL, help="How strongly the controls count.")]
 ControlStart = Annotated[
-    float, typer.Option(rich_help_panel=CONTROL, help="From where on the way from noise, 0, to video, 1.")
+    float, typer.Option(rich_help_panel=CONTROL, help="Start of control, as share of sampling: 0 noise, 1 video.")
 ]
-ControlEnd = Annotated[float, typer.Option(rich_help_panel=CONTROL, help="And to where.")]
+ControlEnd = Annotated[float, typer.Option(rich_help_panel=CONTROL, help="End of control, as share of sampling.")]
 Clips = Annotated[
     int, typer.Option(rich_help_panel=LONG_VIDEOS, help="How many clips of --num-frames follow each other (VidRD).")
 ]
@@ -212,27 +214,34 @@ Then = Annotated[
         help="The prompt of the next clip and those after; may be repeated.",
     ),
 ]
-Keep = Annotated[int, typer.Option(rich_help_panel=LONG_VIDEOS, help="Frames that tie a clip to the one before.")]
+Keep = Annotated[
+    int, typer.Option(rich_help_panel=LONG_VIDEOS, help="Frames that a clip shares with the previous one.")
+]
 ClipNoise = Annotated[
     float,
-    typer.Option("--clip-noise", rich_help_panel=LONG_VIDEOS, help="Parts of the past's noise to one of fresh noise."),
+    typer.Option(
+        "--clip-noise", rich_help_panel=LONG_VIDEOS, help="Ratio of the previous clip's noise to fresh noise."
+    ),
 ]
 ClipGuidance = Annotated[
     float,
     typer.Option(
-        rich_help_panel=LONG_VIDEOS, help="For which share of the steps a clip follows the past; 1 is an exact seam."
+        rich_help_panel=LONG_VIDEOS,
+        help="Share of the steps in which a clip follows the previous one; 1 is an exact seam.",
     ),
 ]
 Anchor = Annotated[
     float,
-    typer.Option(rich_help_panel=LONG_VIDEOS, help="How strongly every clip is drawn to the first's looks, 0 to 1."),
+    typer.Option(
+        rich_help_panel=LONG_VIDEOS, help="Strength with which clips keep the appearance of the first, 0 to 1."
+    ),
 ]
 KeepClips = Annotated[
     Path | None,
     typer.Option(
         rich_help_panel=LONG_VIDEOS,
         show_default=False,
-        help="A folder for finished clips: given again, the same command goes on from the last of them.",
+        help="A folder for finished clips, from which the same command resumes.",
     ),
 ]
 Output = Annotated[
@@ -245,9 +254,7 @@ Output = Annotated[
         help="Where to write: .mp4, .gif, .webp, or a name without an ending for a folder of pngs.",
     ),
 ]
-Overwrite = Annotated[
-    bool, typer.Option("--overwrite", rich_help_panel=FILE, help="Write even where a file is already.")
-]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=FILE, help="Replace an existing file.")]
 Json = Annotated[
     bool, typer.Option("--json", rich_help_panel=FILE, help="Print one JSON object on stdout, for programs.")
 ]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kineograph.cli import terminal
 from kineograph.errors import InputError
 from kineograph.media.files import check_folder, fresh
-from kineograph.media.video import Video, check_new, check_replaceable
 from kineograph.request import NUM_FRAMES, Request
+
+if TYPE_CHECKING:  # `--help` does not wait for it
+    from kineograph.media.video import Video
 
 OUTPUT_FOLDER = Path("outputs")
 
-WriteVideo = Callable[[Video], Path]
+WriteVideo = Callable[["Video"], Path]
 
 
 def choose_writer(output: Path | None, request: Request, overwrite: bool) -> WriteVideo:
@@ -25,6 +27,8 @@ def choose_writer(output: Path | None, request: Request, overwrite: bool) -> Wri
         output: by default a new file in `outputs/`.
         overwrite: replace the file that is there.
     """
+    from kineograph.media.video import Video, check_new, check_replaceable
+
     if output is None:
         check_folder(OUTPUT_FOLDER / "video.mp4")
         return lambda video: video.save(fresh(OUTPUT_FOLDER, request.prompt, video.settings["seed"], ".mp4"))
@@ -92,7 +96,9 @@ def run_and_save(
 
     generation.open_inputs(request)
     if request.method == ELEVATOR and second is None:
-        raise InputError(f"{ELEVATOR} needs a video model besides the image model: --video-model pocket-video, for example")
+        raise InputError(
+            f"{ELEVATOR} needs a video model besides the image model: --video-model pocket-video, for example"
+        )
     terminal.hide_loading_bars()
     shared = {name: options[name] for name in ("device", "dtype")}
     video_model = load(second.model, **{**shared, **second.options}) if second else None

@@ -1,4 +1,4 @@
-"""Terminal output: messages, warnings and progress on stderr, results on stdout; errors and signals as exit statuses."""
+"""Terminal output: messages and progress on stderr, results on stdout, errors and signals as exit statuses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -21,6 +21,7 @@ FINAL_MESSAGES = {
     STOPPED: "stopped: no half-written file is left",
     TERMINATED: "terminated: no half-written file is left",
 }
+MAX_NAMES = 5  # in a message
 OUT_OF_MEMORY = "out of memory: compute fewer frames at once (--chunk-size 2), fewer in all, or a smaller size"
 
 
@@ -144,6 +145,13 @@ def stop_signals() -> Iterator[Callable[[], int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def preview(texts: Iterable[str]) -> str:
+    """Join the first few texts, and say how many more there are."""
+    listed = list(texts)
+    more = f"; and {len(listed) - MAX_NAMES} more" if len(listed) > MAX_NAMES else ""
+    return "; ".join(listed[:MAX_NAMES]) + more
 
 
 def format_duration(seconds: float) -> str:

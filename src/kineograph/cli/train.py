@@ -1,4 +1,4 @@
-"""`kineograph train`: a settings file becomes a video model."""
+"""`kineograph train`: train temporal layers by a settings file."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from kineograph.cli.options import Json
 from kineograph.cli.terminal import format_duration, stop_signals
 from kineograph.errors import InputWarning
 
-if TYPE_CHECKING:  # whoever only asks for help does not wait for torch
+if TYPE_CHECKING:  # `--help` does not wait for torch
     from kineograph.training.temporal_layers import PreparedTraining, StageProgress
-
-SHOWN = 5  # names in a message
 
 
 def train(
     settings: Annotated[Path, typer.Argument(help="A YAML file, such as examples/train_video.yaml.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(show_default=False, help="Settings in place of the file's: training.learning_rate=1e-4."),
+        typer.Argument(
+            show_default=False, help="Settings that replace those of the file: training.learning_rate=1e-4."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be trained, on what, and the memory; write nothing.")
+        bool, typer.Option("--dry-run", help="Print what would be trained, the data and the memory; write nothing.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Train layers along time around an image model, or a video model further, as VideoCrafter1 was trained.
+    """Train temporal layers for an image model, or fine-tune a video model, as in VideoCrafter1.
 
-    The trained model's folder goes to stdout, all else to stderr. The same command goes on with a training that was
-    stopped; on several GPUs it is accelerate launch -m kineograph train SETTINGS. See docs/training.md.
+    Prints the folder of the trained model on stdout, messages on stderr. The same command resumes a training that was
+    stopped. On several GPUs: accelerate launch -m kineograph train SETTINGS. See docs/training.md.
     """
-    if os.environ.get("RANK", "0") == "0":  # the one of several processes that speaks
+    if os.environ.get("RANK", "0") == "0":  # one of several processes prints
         terminal.print_message("reading the settings, the model and the data")
     from kineograph.training import current_process, load_settings, temporal_layers
 
@@ -47,56 +47,56 @@ def train(
     if not current_process().is_main_process:
         warnings.simplefilter("ignore", InputWarning)
     if dry_run:
-        _tell_plan(temporal_layers.prepare_training(chosen, "cpu"), json)
+        _print_plan(temporal_layers.prepare_training(chosen, "cpu"), json)
         return
-    ready = temporal_layers.prepare_training(chosen)
+    prepared = temporal_layers.prepare_training(chosen)
     with (
-        stop_signals() as asked,
-        terminal.progress_bar("training") as tell,
-        closing(temporal_layers.train(ready)) as steps,
+        stop_signals() as stop_status,
+        terminal.progress_bar("training") as show,
+        closing(temporal_layers.train(prepared)) as steps,
     ):
         last, losses = None, dict[str, float]()
         for last in steps:
-            losses |= last.progress.losses  # a step is of one kind
-            if ready.process.is_main_process:
-                _tell(ready, last, losses, tell)
-            if temporal_layers.any_process_stops(ready, bool(asked())):
+            losses |= last.progress.losses  # a step trains on images or on videos, and has the losses of one
+            if prepared.process.is_main_process:
+                _print_progress(prepared, last, losses, show)
+            if temporal_layers.any_process_stops(prepared, bool(stop_status())):
                 break
-    if ready.process.is_main_process:
-        _tell_end(ready, last, asked(), json)
-    if asked():
-        raise SystemExit(asked())
+    if prepared.process.is_main_process:
+        _print_result(prepared, last, stop_status(), json)
+    if stop_status():
+        raise SystemExit(stop_status())
 
 
-def _tell(
-    ready: PreparedTraining, reached: StageProgress, losses: Mapping[str, float], tell: Callable[[int, int], None]
+def _print_progress(
+    prepared: PreparedTraining, report: StageProgress, losses: Mapping[str, float], show: Callable[[int, int], None]
 ) -> None:
-    """How far a training is: a bar, and a line as often as there is one in the log."""
-    progress, stage = reached.progress, ready.settings.stages[reached.stage - 1]
-    tell(progress.step, stage.steps)
-    if progress.step % ready.settings.training.log_every == 0 or progress.step == stage.steps:
-        came_to = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
-        left = (stage.steps - progress.step) * progress.seconds / progress.step
+    """Update the progress bar, and print a line as often as the log gets one."""
+    progress, stage = report.progress, prepared.settings.stages[report.stage - 1]
+    show(progress.step, stage.steps)
+    if progress.step % prepared.settings.training.log_every == 0 or progress.step == stage.steps:
+        loss_text = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        seconds_left = (stage.steps - progress.step) * progress.seconds / progress.step
         terminal.print_message(
-            f"stage {reached.stage} of {reached.stages}, step {progress.step} of {stage.steps}: loss {came_to}, "
-            f"{progress.samples_seen / progress.seconds:.3g} samples a second, {format_duration(left)} left"
+            f"stage {report.stage} of {report.stages}, step {progress.step} of {stage.steps}: loss {loss_text}, "
+            f"{progress.samples_seen / progress.seconds:.3g} samples a second, {format_duration(seconds_left)} left"
         )
-    for file in reached.samples:
+    for file in report.samples:
         terminal.print_message(f"wrote {file}")
 
 
-def _tell_end(ready: PreparedTraining, last: StageProgress | None, status: int, json: bool) -> None:
+def _print_result(prepared: PreparedTraining, last: StageProgress | None, status: int, json: bool) -> None:
     from kineograph.training.temporal_layers import FINAL, SKIPPED
 
-    output = ready.settings.output
+    output = prepared.settings.output
     skipped: Mapping[str, str] = last.skipped if last else {}
     if skipped:
         terminal.print_message(
-            f"passed over {len(skipped)} files, all named in {output / SKIPPED}: {_some(skipped.values())}"
+            f"skipped {len(skipped)} files, all listed in {output / SKIPPED}: {terminal.preview(skipped.values())}"
         )
     if status and last:
         terminal.print_message(
-            f"step {last.progress.step} of stage {last.stage} is kept: the same command goes on from there"
+            f"step {last.progress.step} of stage {last.stage} is saved: the same command resumes from there"
         )
     final = None if status else str(output / FINAL)
     if json:
@@ -106,46 +106,43 @@ def _tell_end(ready: PreparedTraining, last: StageProgress | None, status: int, 
         print(final)
 
 
-def _tell_plan(ready: PreparedTraining, json: bool) -> None:
+def _print_plan(prepared: PreparedTraining, json: bool) -> None:
     from kineograph.training.temporal_layers import estimate_training
 
-    told = estimate_training(ready)
+    estimate = estimate_training(prepared)
     if json:
-        terminal.print_json(told.as_json())
+        terminal.print_json(estimate.as_json())
         return
-    for part in told.parts:
+    for part in estimate.parts:
         terminal.print_message(f"{part.name}: {part.trained:,} parameters trained, {part.frozen:,} frozen")
-    for number, stage in enumerate(told.stages, 1):
+    for number, stage in enumerate(estimate.stages, 1):
         terminal.print_message(
             f"stage {number}: {stage.steps:,} steps of {stage.samples_per_step} samples, {stage.num_frames} frames of "
-            f"{stage.width} x {stage.height} at {_rates(stage.fps)}, which is {stage.videos:,} videos and "
-            f"{stage.pictures:,} pictures; {_size(stage.held + stage.activations)} of memory, about, for each of "
-            f"{told.processes} processes: {_size(stage.held)} held, {_size(stage.activations)} for the gradients of "
-            f"{stage.batch} samples; {_size(stage.checkpoint)} a checkpoint"
+            f"{stage.width} x {stage.height} at {_format_rates(stage.fps)}, which is {stage.videos:,} videos and "
+            f"{stage.images:,} images; about {_format_bytes(stage.held + stage.activations)} of memory for each of "
+            f"{estimate.processes} processes: {_format_bytes(stage.held)} for weights and states, "
+            f"{_format_bytes(stage.activations)} for the activations of {stage.batch} samples; "
+            f"{_format_bytes(stage.checkpoint)} per checkpoint"
         )
-    for found in told.found:
-        terminal.print_message(_found(found._asdict()))
+    for found in estimate.sources:
+        terminal.print_message(_describe_source(found._asdict()))
 
 
-def _found(found: Mapping[str, Any]) -> str:
-    count = "no end of" if found["items"] is None else f"{found['items']:,}"
-    told = [f"{found['source']}: {count} {found['kind']}s, read as {found['layout']}"]
+def _describe_source(found: Mapping[str, Any]) -> str:
+    count = "unlimited" if found["items"] is None else f"{found['items']:,}"
+    parts = [f"{found['source']}: {count} {found['kind']}s, read as {found['layout']}"]
     if found["problems"]:
-        told.append(f"{len(found['problems'])} problems: {_some(found['problems'])}")
+        parts.append(f"{len(found['problems'])} problems: {terminal.preview(found['problems'])}")
     if found["refused"]:
-        told.append(f"{len(found['refused'])} of {found['tried']} tried cannot be used: {_some(found['refused'])}")
-    return "; ".join(told)
+        parts.append(
+            f"{len(found['refused'])} of {found['tried']} tried cannot be used: {terminal.preview(found['refused'])}"
+        )
+    return "; ".join(parts)
 
 
-def _some(texts: Any) -> str:
-    listed = list(texts)
-    more = f"; and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return "; ".join(listed[:SHOWN]) + more
+def _format_rates(fps: tuple[float, ...] | None) -> str:
+    return "their own frame rate" if fps is None else f"{' or '.join(f'{rate:g}' for rate in fps)} a second"
 
 
-def _rates(fps: tuple[float, ...] | None) -> str:
-    return "their own rate" if fps is None else f"{' or '.join(f'{rate:g}' for rate in fps)} a second"
-
-
-def _size(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kineograph.generation.clips import ClipFiles, OnStep, generate_clips
 from kineograph.generation.resolve import resolve, warn_about
@@ -27,6 +28,7 @@ METHODS: Mapping[str, RunMethod] = {
 }
 
 
+@torch.no_grad()
 def run_request(
     model: Model,
     request: Request,

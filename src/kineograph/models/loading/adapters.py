@@ -1,4 +1,4 @@
-"""A model with adapters from files: one for its motion, and one of a subject or a style of the user's own."""
+"""Still-Moving's adapters from files, added to the components of a model."""
 
 from __future__ import annotations
 
@@ -9,62 +9,74 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.formats import lora
 from kineograph.models.formats.tensor_files import preview_names
-from kineograph.models.loading import adapter_files
-from kineograph.models.loading.adapter_files import AdapterFile, weight_signature
+from kineograph.models.loading.adapter_files import (
+    AdapterFile,
+    build_motion_adapter,
+    build_spatial_adapter,
+    read_adapter_file,
+    weight_signature,
+)
 from kineograph.models.loading.components import Components
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 
 
 def load_motion_adapter(opened: Components, source: str | Path, video: str, hub_options: HubOptions) -> Components:
-    """A video model with a motion adapter, in place of the one it has.
+    """Return a video model's components with the motion adapter of a file, instead of its own.
 
-    video: what its layers along time are called.
-    Raises InputError for an image model, for a file that is none, and for an adapter of another model.
+    Args:
+        video: name of the model that has the temporal layers.
+
+    Raises:
+        InputError: the model has no temporal layers, or the file no motion adapter for them.
     """
-    adapter = adapter_files.read_adapter_file(source, "motion", hub_options)
+    file = read_adapter_file(source, "motion", hub_options)
     if opened.temporal is None:
-        raise InputError(f"{adapter.file} is a motion adapter, and {video} {NO_TEMPORAL_LAYERS}")
-    return opened._replace(motion_adapter=adapter_files.build_motion_adapter(adapter, opened.temporal, video))
+        raise InputError(f"{file.path} is a motion adapter, and {video} {NO_TEMPORAL_LAYERS}")
+    return opened._replace(motion_adapter=build_motion_adapter(file, opened.temporal, video))
 
 
 def load_customised_adapter(
     opened: Components, source: str | Path, image: str, video: str, hub_options: HubOptions
 ) -> Components:
-    """A model that knows a subject or a style: the LoRA of a file on its networks, and before its layers along time, if
-    it has any, the spatial adapter of the file.
+    """Return a model's components customised to the subject or style of a file.
 
-    image, video: what its image network and its layers along time are called.
-    Raises InputError for a file that is none, and for an adapter of a model of other shapes or with other layers along
-    time; warns of an image network with other weights.
+    The file's LoRA is added to the networks, and for a video model its spatial adapter too.
+
+    Args:
+        image, video: names of the image model and of the model that has the temporal layers.
+
+    Raises:
+        InputError: the file is none of this kind, or for image networks of other shapes or other temporal layers.
+
+    Warns of an image network with other weights.
     """
-    adapter = adapter_files.read_adapter_file(source, "customised", hub_options)
-    _check_image(adapter, opened, image)
+    file = read_adapter_file(source, "customised", hub_options)
+    _check_image_network(file, opened, image)
     spatial = None
     if opened.temporal is not None:
-        spatial = adapter_files.build_spatial_adapter(adapter, opened.temporal, video)
-    elif not adapter.lora:
-        raise InputError(f"{adapter.file} holds a spatial adapter alone, and {image} {NO_TEMPORAL_LAYERS}")
-    if adapter.lora:
-        lora.add_lora(adapter.file, adapter.lora, opened.networks, 1.0)
-    return opened._replace(spatial_adapter=spatial, subject=adapter.about.subject)
+        spatial = build_spatial_adapter(file, opened.temporal, video)
+    elif not file.lora:
+        raise InputError(f"{file.path} holds a spatial adapter alone, and {image} {NO_TEMPORAL_LAYERS}")
+    if file.lora:
+        lora.add_lora(file.path, file.lora, opened.networks, 1.0)
+    return opened._replace(spatial_adapter=spatial, subject=file.header.subject)
 
 
-def _check_image(adapter: AdapterFile, opened: Components, name: str) -> None:
-    made_for, here = adapter.about.image, weight_signature(opened.unet, name)
-    if made_for is None or not here.has_shapes_of(made_for):
-        whose = "an unnamed model" if made_for is None else made_for.name
+def _check_image_network(file: AdapterFile, opened: Components, name: str) -> None:
+    expected, found = file.header.image, weight_signature(opened.unet, name)
+    if expected is None or not found.same_shapes(expected):
+        other = "an unnamed model" if expected is None else expected.name
         raise InputError(
-            f"{adapter.file} was made for {whose}, and {name} has an image network of other shapes: take {whose}, or "
+            f"{file.path} was made for {other}, and {name} has an image network of other shapes: take {other}, or "
             f"customise {name}"
         )
-    if strange := lora.unmatched_names(adapter.lora, opened.networks):
-        raise InputError(
-            f"{adapter.file} was made for {made_for.name}, and {name} has no layers for {preview_names(strange)}"
-        )
-    if not here.is_of(made_for):
+    if unmatched := lora.unmatched_names(file.lora, opened.networks):
+        names = preview_names(unmatched)
+        raise InputError(f"{file.path} was made for {expected.name}, and {name} has no layers for {names}")
+    if not found.same_weights(expected):
         warnings.warn(
-            f"{adapter.file} was made for {made_for.name}, and the image network of {name} has the same shapes and "
-            f"other weights: {adapter.about.subject or 'what it was customised to'} may not come out well",
+            f"{file.path} was made for {expected.name}, and the image network of {name} has the same shapes and "
+            f"other weights: {file.header.subject or 'its subject or style'} may not come out well",
             InputWarning,
             stacklevel=4,
         )

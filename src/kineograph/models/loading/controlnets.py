@@ -1,4 +1,4 @@
-"""ControlNets by name, from where they live: a folder, a file, the Hub, an open network, or the pocket model's own."""
+"""ControlNets from a folder, a file, the Hub or a live network, and those of the pocket model."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from kineograph.models.loading.components import READ_ERRORS, read_json
 from kineograph.models.placement import Placement
 from kineograph.models.unet.controlnet import VideoControlNet
 
-ControlNetSource = Union[str, Path, ControlNetModel]  # noqa: UP007 (| makes no type of diffusers' untyped class)
+ControlNetSource = Union[str, Path, ControlNetModel]  # noqa: UP007 (| fails on diffusers' untyped class)
 OpenControlNet = Callable[[], VideoControlNet]
 
-ANY_CONTROL = ""  # the name of a ControlNet that was given without one: it serves whatever is asked for
+ANY_CONTROL = ""  # name of a ControlNet that was given without a kind of control: used for every kind
 FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
-# what a ControlNet has in common with the U-Net that it adds to
-SHAPE = ("cross_attention_dim", "block_out_channels", "layers_per_block", "transformer_layers_per_block")
+# settings that a ControlNet and its U-Net have in common
+SHARED_SETTINGS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "transformer_layers_per_block")
 
 
 def list_controlnets(
     controlnet: ControlNetSource | Mapping[str, ControlNetSource] | None,
 ) -> dict[str, ControlNetSource]:
-    """The ControlNets that were asked for, by name."""
+    """Return the sources of ControlNets by kind of control."""
     if isinstance(controlnet, Mapping):
         return dict(controlnet)
     return {} if controlnet is None else {ANY_CONTROL: controlnet}
@@ -44,25 +44,26 @@ def load_controlnet(
     place: Placement,
     hub_options: HubOptions,
 ) -> OpenControlNet:
-    """A ControlNet for this U-Net. Raises InputError when it is none, or one for another architecture."""
-    net = source if isinstance(source, ControlNetModel) else _opened(source, unet, place, hub_options)
-    for name in SHAPE:
-        theirs, ours = _as_list(net.config[name]), _as_list(unet.config[name])
-        if theirs != ours:
+    """Return a ControlNet for this U-Net. Raises InputError if it is none, or one for another architecture."""
+    net = source if isinstance(source, ControlNetModel) else _read(source, unet, place, hub_options)
+    name = "this network" if isinstance(source, ControlNetModel) else str(source)
+    for setting in SHARED_SETTINGS:
+        found, expected = _as_list(net.config[setting]), _as_list(unet.config[setting])
+        if found != expected:
             raise InputError(
-                f"{_name(source)} is a ControlNet for another architecture: its {name} is {_told(theirs)}, the "
-                f"model's {_told(ours)}. Take one made for the model's family (SD 1.x, SD 2.x or SDXL)"
+                f"{name} is a ControlNet for another architecture: its {setting} is {_text(found)}, the model's "
+                f"{_text(expected)}. Take one made for the model's family (SD 1.x, SD 2.x or SDXL)"
             )
     if net.config.in_channels != latent_channels:
         raise InputError(
-            f"{_name(source)} reads latents of {net.config.in_channels} channels, and the model's have "
+            f"{name} reads latents of {net.config.in_channels} channels, and the model's have "
             f"{latent_channels}: take a ControlNet made for the model's family"
         )
-    ready = VideoControlNet(_placed(net, place))
-    return lambda: ready
+    controlnet = VideoControlNet(_place(net, place))
+    return lambda: controlnet
 
 
-def _opened(
+def _read(
     source: str | Path, unet: UNet2DConditionModel, place: Placement, hub_options: HubOptions
 ) -> ControlNetModel:
     path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, hub_options._replace(revision=None))
@@ -81,30 +82,29 @@ def _opened(
 
 
 def pocket_controlnets(folder: Path, place: Placement) -> dict[str, OpenControlNet]:
-    """The pocket model's own: each is made when it is first used, from the U-Net as it is shipped."""
+    """Return the pocket model's ControlNets by kind; each is restored when it is first used, see `pocket.networks`."""
     return {
-        file.stem: cache(partial(_restored, file, folder, place)) for file in sorted((folder / "control").glob("*"))
+        file.stem: cache(partial(_restore, file, folder, place)) for file in sorted((folder / "control").glob("*"))
     }
 
 
-def _restored(file: Path, folder: Path, place: Placement) -> VideoControlNet:
+def _restore(file: Path, folder: Path, place: Placement) -> VideoControlNet:
     from kineograph.models.pocket.networks import initial_controlnet, restore_network
 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32, local_files_only=True)
-    return VideoControlNet(_placed(restore_network(initial_controlnet(unet), load_file(file)), place))
+    return VideoControlNet(_place(restore_network(initial_controlnet(unet), load_file(file)), place))
 
 
-def _placed(net: ControlNetModel, place: Placement) -> ControlNetModel:
+def _place(net: ControlNetModel, place: Placement) -> ControlNetModel:
     return net.eval().to(place.device, place.dtype, memory_format=place.memory_format)
 
 
-def _name(source: ControlNetSource) -> str:
-    return "this network" if isinstance(source, ControlNetModel) else str(source)
+
 
 
 def _as_list(value: object) -> object:
     return list(value) if isinstance(value, list | tuple) else value
 
 
-def _told(value: object) -> str:
+def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

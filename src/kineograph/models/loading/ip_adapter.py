@@ -1,4 +1,4 @@
-"""IP-Adapters from where they live: image models, and video models around them, are shown pictures by one."""
+"""IP-Adapters from files and repositories, added to the components of a model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.formats import tensor_files
 from kineograph.models.loading.components import READ_ERRORS, Components
 
-PARTS = ("image_proj", "ip_adapter")  # how a file is divided, by nesting or by the beginnings of names
+SECTIONS = ("image_proj", "ip_adapter")  # of a file: nested dictionaries or prefixes of names
 ENCODER = "image_encoder"
-FETCHED = ["models/ip-adapter_sd15.safetensors", f"models/{ENCODER}/*"]  # of h94/IP-Adapter and those laid out like it
+HUB_FILES = ["models/ip-adapter_sd15.safetensors", f"models/{ENCODER}/*"]  # in the layout of h94/IP-Adapter
 
 
 def load_ip_adapter(opened: Components, source: str | Path, hub_options: HubOptions) -> Components:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter
+from diffusers import AutoencoderKL, ControlNetModel
 
 from kineograph import hub
 from kineograph.errors import InputError
@@ -55,7 +56,13 @@ POCKETS = (None, "pocket", *built_in_names())
 
 ModelSource = str | Path | Pipeline
 Part = TypeVar("Part")
-LIVE_OBJECTS = (Pipeline, MotionAdapter, AutoencoderKL, ControlNetModel, TemporalDecoder)  # cannot be recorded
+LIVE_OBJECTS = (
+    Pipeline,
+    diffusers.MotionAdapter,
+    AutoencoderKL,
+    ControlNetModel,
+    TemporalDecoder,
+)  # cannot be recorded
 
 
 def load(

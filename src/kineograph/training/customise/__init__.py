@@ -1,83 +1,85 @@
-"""An image model learns a subject or a style from a few pictures: DreamBooth, and an adapter in StyleDrop's manner.
+"""Customisation: teach an image model (DreamBooth, StyleDrop) or a video model (Still-Moving) a subject or style.
 
-And with it a video model: Still-Moving.
+image_model, video_model and the baseline interleaved are entry points; adapters, networks and batches hold what is
+trained, image_data and natural_videos the data, phases the runner, dry_run the estimate.
 """
 
-from kineograph.training.customise.dry_run import PhaseEstimate, estimate_natural_videos, estimate_video_customisation
-from kineograph.training.customise.image import (
-    FINAL,
+from kineograph.training.customise.adapters import run_motion_adapter_training, train_motion_adapter
+from kineograph.training.customise.dry_run import (
+    PhaseEstimate,
+    estimate_natural_videos,
+    estimate_video_customisation,
+)
+from kineograph.training.customise.image_data import generate_images, list_image_files, load_photos
+from kineograph.training.customise.image_model import (
     ImageCustomisation,
-    PhaseProgress,
     customise_image,
     prepare_image_customisation,
     run_image_customisation,
 )
-from kineograph.training.customise.inject import ADAPTER, inject_customised, load_customised_video
 from kineograph.training.customise.interleaved import train_interleaved
-from kineograph.training.customise.motion_adapter import (
-    MOTION_ADAPTER,
-    run_motion_adapter_training,
-    train_motion_adapter,
-)
 from kineograph.training.customise.natural_videos import prepare_natural_videos
-from kineograph.training.customise.networks import load_customised, lora_state_dict, read_description
-from kineograph.training.customise.photos import list_image_files, load_photos
+from kineograph.training.customise.networks import (
+    inject_customised,
+    load_customised,
+    load_customised_video,
+    lora_state_dict,
+    read_description,
+)
+from kineograph.training.customise.phases import ADAPTER_FILE, MOTION_ADAPTER_FILE, PREVIEWS, PhaseProgress
 from kineograph.training.customise.prompts import check_prompt_contains, rare_word, styled_caption
 from kineograph.training.customise.settings import (
     ImageCustomisationSettings,
-    LoraSettings,
-    SamplingSettings,
     VideoCustomisationSettings,
     default_settings,
     default_video_settings,
     with_changes,
 )
-from kineograph.training.customise.stills import generate_images, generate_missing_images
-from kineograph.training.customise.video import customise_video, run_video_customisation
-from kineograph.training.customise.video_inputs import (
+from kineograph.training.customise.video_model import (
     VideoCustomisation,
+    customise_video,
     needs_motion_adapter,
     prepare_video_customisation,
+    run_video_customisation,
 )
+from kineograph.training.temporal_layers.run import FINAL
 
 __all__ = [
-    "ADAPTER",
+    "ADAPTER_FILE",
     "FINAL",
-    "MOTION_ADAPTER",
-    "Customising",
-    "Drawing",
-    "Lora",
-    "Piece",
-    "Reached",
-    "Ready",
-    "VideoCustomising",
-    "VideoReady",
-    "changed",
-    "customise",
+    "MOTION_ADAPTER_FILE",
+    "PREVIEWS",
+    "ImageCustomisation",
+    "ImageCustomisationSettings",
+    "PhaseEstimate",
+    "PhaseProgress",
+    "VideoCustomisation",
+    "VideoCustomisationSettings",
+    "check_prompt_contains",
     "customise_image",
-    "customise_ready",
     "customise_video",
-    "customised",
-    "customised_video",
-    "in_style",
-    "injected",
-    "interleave",
-    "kept_stills",
-    "listed",
-    "lora_of",
-    "motion_adapter_ready",
+    "default_settings",
+    "default_video_settings",
+    "estimate_natural_videos",
+    "estimate_video_customisation",
+    "generate_images",
+    "inject_customised",
+    "list_image_files",
+    "load_customised",
+    "load_customised_video",
+    "load_photos",
+    "lora_state_dict",
     "needs_motion_adapter",
-    "of_videos",
-    "photos",
-    "planned",
+    "prepare_image_customisation",
+    "prepare_natural_videos",
+    "prepare_video_customisation",
     "rare_word",
-    "read_card",
-    "ready",
-    "ready_video",
-    "refuse_without",
-    "stills",
+    "read_description",
+    "run_image_customisation",
+    "run_motion_adapter_training",
+    "run_video_customisation",
+    "styled_caption",
+    "train_interleaved",
     "train_motion_adapter",
-    "usual",
-    "usual_video",
-    "wanted_of",
+    "with_changes",
 ]

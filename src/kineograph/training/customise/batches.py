@@ -87,7 +87,7 @@ def _index(count: int, seed: int, sample: int, part: int) -> int:
 def precomputed_conditions(
     model: Model, prompts: Sequence[str], size: tuple[int, int], fps: float = VIDEO_MODEL_FPS
 ) -> EncodePrompts:
-    """Return the function that looks up the conditions of these prompts, each encoded once, by a frozen text encoder."""
+    """Return the function that looks up the conditions of these prompts, which are encoded once."""
     numbers = {each: number for number, each in enumerate(dict.fromkeys(prompts))}
     encoded = model.prompt(list(numbers), size=size, fps=fps)
 

@@ -1,7 +1,7 @@
 """Interleaved training, a baseline of Still-Moving (Chefer et al. 2024, section 5.1).
 
-The image network of a video model is trained on images of the subject and on natural videos in alternating steps, on the
-images without the temporal layers.
+The image network of a video model is trained on images of the subject and on natural videos in alternating steps, with
+the temporal layers on the videos only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from kineograph.media.files import instead_of
 from kineograph.methods.still_moving import MOVING
 from kineograph.models.loading.provenance import fingerprints
-from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.model import Model
+from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import adapters, batches, networks
 from kineograph.training.customise.batches import CustomisationBatch, TrainingSample
 from kineograph.training.customise.image_data import Images
@@ -99,9 +99,7 @@ def _train(
 
     def write() -> None:
         with instead_of(final) as part:
-            networks.save_customisation(
-                image.model, TrainedNetworks(net, None), part, describe_customisation(image)
-            )
+            networks.save_customisation(image.model, TrainedNetworks(net, None), part, describe_customisation(image))
 
     yield from train_phase(
         "training",

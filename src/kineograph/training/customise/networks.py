@@ -1,4 +1,4 @@
-"""Networks of a customisation: trainable copies of a model's, the files they become, and models that use those files."""
+"""Networks of a customisation: trainable copies of a model's, saving them, and loading them into models."""
 
 from __future__ import annotations
 
@@ -116,9 +116,7 @@ def model_with(model: Model, networks: TrainedNetworks) -> Model:
     return replace(model, net=networks.unet, text=texts, vocabulary=None)
 
 
-def save_customisation(
-    model: Model, networks: TrainedNetworks, folder: Path, description: Mapping[str, Any]
-) -> None:
+def save_customisation(model: Model, networks: TrainedNetworks, folder: Path, description: Mapping[str, Any]) -> None:
     """Write the result: `pytorch_lora_weights.safetensors`, or the whole model as a diffusers folder.
 
     description: JSON values for `customised.json` and the header of the LoRA.

@@ -1,4 +1,4 @@
-"""What a customised model's stills show, and the natural videos that a video model draws itself, unless one says."""
+"""Words and captions of a subject or style, and default prompts of generated images and natural videos."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import NamedTuple
 from kineograph.errors import InputError, InputWarning
 from kineograph.methods import dreambooth
 from kineograph.models.model import Model
-from kineograph.training.customise.photos import Photo
+from kineograph.training.customise.image_data import Photo
 
-# Of all that is listed here, a model that comes with a list of its words is told what it knows.
+# A model that comes with a vocabulary is prompted only with those of these texts whose words it knows.
 PLACES = (
     "in the snow", "on the beach", "in a forest", "in a city", "over the sea", "in a meadow", "in the desert",
     "in a room", "in the street at night", "on a wooden floor", "in front of a mountain", "in the rain",
@@ -37,36 +37,38 @@ PLACE = re.compile(r" (?=(?:in|on|over|under|at|among) )")
 
 
 def known_motions(model: Model) -> list[str]:
-    """Words for motion that the model knows."""
+    """Return the words for motion that the model knows."""
     return _known(model, MOTIONS)
 
 
 def with_motions(caption: str, moving: Sequence[str]) -> list[str]:
-    """A picture's caption in turn with those of videos that it could be of: "a fish in the sea", "a fish rising in the
-    sea"; the caption alone where nothing moves."""
-    thing, *where = PLACE.split(caption, maxsplit=1)
-    return [each for motion in moving for each in (caption, " ".join([thing, motion, *where]))] or [caption]
+    """Return an image's caption alternating with captions of videos of the same content; without motions it alone.
+
+    For example "a fish in the sea", "a fish rising in the sea".
+    """
+    content, *where = PLACE.split(caption, maxsplit=1)
+    return [each for motion in moving for each in (caption, " ".join([content, motion, *where]))] or [caption]
 
 
-def still_prompts(model: Model, words: Words, count: int) -> list[str]:
-    """What so many stills show: a subject, or several things in a style, alone and in several places."""
+def still_prompts(model: Model, words: CustomisationWords, count: int) -> list[str]:
+    """Return `count` prompts of images: a subject, or several contents in a style, alone and in several places."""
     places = ["", *_known(model, PLACES)]
     if words.name.endswith(" style"):
-        things = [f"{each} in {words.name}" for each in _met(_known(model, CONTENTS), places)]
-        return repeat_to(things or [words.captions[0]], count)
-    return repeat_to([*_met([dreambooth.subject_caption(*words.name.split(maxsplit=1))], places)], count)
+        contents = [f"{each} in {words.name}" for each in _combine(_known(model, CONTENTS), places)]
+        return repeat_to(contents or [words.captions[0]], count)
+    return repeat_to([*_combine([dreambooth.subject_caption(*words.name.split(maxsplit=1))], places)], count)
 
 
 def natural_video_prompts(model: Model, count: int) -> list[str]:
-    """What so many natural videos show: many things that move in many ways and places."""
-    return repeat_to([*_met(_known(model, MOVING), _known(model, PLACES))], count)
+    """Return `count` prompts of natural videos: many contents in many motions and places."""
+    return repeat_to([*_combine(_known(model, MOVING), _known(model, PLACES))], count)
 
 
-def _met(things: Sequence[str], places: Sequence[str]) -> Iterator[str]:
-    """Each thing in each place, another place each time; the place "" is none."""
+def _combine(contents: Sequence[str], places: Sequence[str]) -> Iterator[str]:
+    """Yield every content in every place, the places rotated from one content to the next; "" stands for no place."""
     for turn in range(len(places)):
-        for number, thing in enumerate(things):
-            yield f"{thing} {places[(number + turn) % len(places)]}".rstrip()
+        for number, content in enumerate(contents):
+            yield f"{content} {places[(number + turn) % len(places)]}".rstrip()
 
 
 def _known(model: Model, texts: Iterable[str]) -> list[str]:
@@ -74,21 +76,21 @@ def _known(model: Model, texts: Iterable[str]) -> list[str]:
 
 
 def repeat_to(texts: Sequence[str], count: int) -> list[str]:
-    """So many of them, in turn; none of none."""
+    """Return `count` texts, repeated in turn; none if there are none."""
     return [texts[number % len(texts)] for number in range(count)] if texts else []
 
 
-# Words that nobody uses, the usual one first. CLIP reads "sks" as one token, of the rarest; the pocket model's
+# Words without a meaning, the usual one first. CLIP reads "sks" as one token, of the rarest; the pocket model's
 # tokenizer as three, of letters that no caption of its world had in a row.
 RARE = ("sks", "zwx", "xjy", "ohwx", "qvz")
-CONTENT = "a picture"  # of a style's picture that has no caption
+NO_CONTENT = "a picture"  # caption of a style's image without one
 
 
 class CustomisationWords(NamedTuple):
-    """What asks for what is learnt, and what each of its pictures is told.
+    """Name of the subject or style in prompts, and the captions of its images.
 
-    prior: what is told of pictures that do not show it: of others of a subject's class, of a style's contents.
-    new: the words that the model gets to know.
+    prior: captions of the prior's images: of others of the subject's class, or of the style's contents.
+    new: words that are added to the model's vocabulary.
     """
 
     name: str
@@ -98,58 +100,58 @@ class CustomisationWords(NamedTuple):
 
 
 def subject_words(model: Model, subject: str, photos: Sequence[Photo]) -> CustomisationWords:
-    """Of a subject, "sks dog": a rare word and the class; of a class alone, "dog", a rare word is put in front.
+    """Return the words of a subject, "sks dog": a rare word and the class; before a class alone a rare word is put.
 
-    Raises InputError for a subject without a class, and for captions that never name it. Warns (InputWarning) of a
-    word that means something to the model already, and of a class that means nothing to it.
+    Raises InputError for a subject without a class, and for captions that do not name it. Warns (InputWarning) of a
+    rare word that has a meaning to the model already, and of a class that has none.
     """
-    word, kind = _split(model, subject)
+    word, kind = _split_subject(model, subject)
     if knows_word(model, word):
         _warn(
-            f"{model.name} knows the word {word!r} already, and would unlearn what it means: put a rare one in front, "
+            f"{model.name} knows the word {word!r} already, and would unlearn its meaning: put a rare word in front, "
             f"such as {rare_word(model)!r}"
         )
     if unknown := model.unknown_words(kind):
-        _warn(f"{model.name} has never seen the words {', '.join(unknown)}: name a class that it knows")
-    usual = dreambooth.subject_caption(word, kind)
-    captions = tuple(photo.caption or usual for photo in photos)
+        _warn(f"{model.name} does not know the words {', '.join(unknown)}: name a class that it knows")
+    default = dreambooth.subject_caption(word, kind)
+    captions = tuple(photo.caption or default for photo in photos)
     for photo, each in zip(photos, captions, strict=True):
         check_prompt_contains(f"{word} {kind}", each, f"the caption of {photo.name}")
     return CustomisationWords(f"{word} {kind}", captions, (dreambooth.prior_caption(kind),), (word,))
 
 
 def style_words(model: Model, style: str, photos: Sequence[Photo]) -> CustomisationWords:
-    """Of a style, "watercolour painting": "a fish in watercolour painting style", where the caption is "a fish".
+    """Return the words of a style, "watercolour painting": "a fish" becomes "a fish in watercolour painting style".
 
-    A caption that names the style is left as it is. Raises InputError for a style without words. Warns (InputWarning)
-    of pictures without a caption, whose contents will be taken for a part of the style.
+    A caption that names the style is not changed. Raises InputError for a style without words. Warns (InputWarning)
+    of images without a caption, whose contents may be learnt as a part of the style.
     """
     name = style.strip().removesuffix("style").strip()
     if not name:
         raise InputError(f"the style is called {style!r}: name it in a word or two, such as 'watercolour painting'")
-    silent = [photo.name for photo in photos if photo.caption is None]
-    if silent:
-        named = f"{', '.join(silent[:3])}{' and others' if len(silent) > 3 else ''}"
-        _warn(f"{named} have no caption beside (a.txt for a.jpg): what they show may be taken for a part of the style")
-    said = [photo.caption or CONTENT for photo in photos]
-    bare = [each for each in said if name.lower() not in each.lower()]
-    captions = tuple(styled_caption(each, name) if each in bare else each for each in said)
+    uncaptioned = [photo.name for photo in photos if photo.caption is None]
+    if uncaptioned:
+        named = f"{', '.join(uncaptioned[:3])}{' and others' if len(uncaptioned) > 3 else ''}"
+        _warn(f"{named} have no caption beside (a.txt for a.jpg): their contents may be learnt as a part of the style")
+    given = [photo.caption or NO_CONTENT for photo in photos]
+    bare = [each for each in given if name.lower() not in each.lower()]
+    captions = tuple(styled_caption(each, name) if each in bare else each for each in given)
     return CustomisationWords(f"{name} style", captions, tuple(dict.fromkeys(bare)), tuple(model.unknown_words(name)))
 
 
 def styled_caption(content: str, style: str) -> str:
-    """What asks for something in a style (StyleDrop, Sohn et al. 2023, section 3.2)."""
+    """Return the caption of a content in a style (StyleDrop, Sohn et al. 2023, section 3.2)."""
     return f"{content} in {style} style"
 
 
 def check_prompt_contains(name: str, prompt: str, what: str = "the prompt") -> None:
-    """Raises InputError unless a prompt names what was learnt, which it would not draw otherwise."""
+    """Raise InputError unless a prompt contains the name of the subject or style."""
     if name.lower() not in " ".join(prompt.lower().split()):
-        raise InputError(f"{what} never says {name!r}, which stands for what was learnt: {prompt!r}. Put it there")
+        raise InputError(f"{what} does not contain {name!r}, the name of the subject or style: {prompt!r}. Add it")
 
 
 def rare_word(model: Model) -> str:
-    """A word that means nothing to the model: of those that it reads as the fewest tokens, the most usual one."""
+    """Return a word without meaning to the model: of those with the fewest tokens, the most usual one."""
     free = [word for word in RARE if not knows_word(model, word)]
     if not free:
         raise InputError(f"{model.name} knows {', '.join(RARE)}: put a word that it does not know before the class")
@@ -157,9 +159,9 @@ def rare_word(model: Model) -> str:
 
 
 def knows_word(model: Model, word: str) -> bool:
-    """Whether a word means something to the model: by its list of words, or the more frequent half of its tokens.
+    """Return True if a word has a meaning to the model: by its vocabulary, or as one of the more frequent tokens.
 
-    Byte-pair encodings number the tokens by how frequent they were, so CLIP's "sks" is 48136 of 49408.
+    Byte-pair encodings number tokens by frequency: CLIP's "sks" is 48136 of 49408.
     """
     if model.vocabulary is not None:
         return not model.unknown_words(word)
@@ -168,11 +170,11 @@ def knows_word(model: Model, word: str) -> bool:
 
 
 def _tokens(model: Model, word: str) -> list[int]:
-    """The numbers of a word's tokens, without the marks of start and end."""
+    """Return the ids of a word's tokens, without start and end tokens."""
     return list(model.text[0].tokenizer(word).input_ids[1:-1])
 
 
-def _split(model: Model, subject: str) -> tuple[str, str]:
+def _split_subject(model: Model, subject: str) -> tuple[str, str]:
     words = subject.split()
     if not words:
         raise InputError("the subject is empty: name a rare word and the class, such as 'sks dog', or the class alone")

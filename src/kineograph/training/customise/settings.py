@@ -1,11 +1,11 @@
-"""What a customising can be told, and what it is told unless one says otherwise."""
+"""Settings of a customisation, and their defaults for a model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, Field, field_validator
@@ -15,6 +15,7 @@ from kineograph.models.model import VIDEO_MODEL_FPS, Model
 from kineograph.models.placement import choose_placement
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
 from kineograph.training import TrainingSettings
+from kineograph.training.settings_file import SettingsT
 from kineograph.training.temporal_layers.settings import STRICT, LogNormalSigmas
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -23,22 +24,25 @@ LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "attention": ATTENTION,
         "transformers": TRANSFORMERS,  # and feed-forward
-        "all": (*TRANSFORMERS, "conv1", "conv2"),  # and the filters of the resnets
+        "all": (*TRANSFORMERS, "conv1", "conv2"),  # and the convolutions of the ResNet blocks
     }
 )
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-SMALL = 50_000_000  # parameters: the pocket model has 10 million, Stable Diffusion 860 and more
-# What may change between a run and its resumption without changing the weights that come out.
+MAX_SMALL = (
+    50_000_000  # parameters of an image network: the pocket model has 10 million, Stable Diffusion 860 million and more
+)
+# Fields that may change when a training is resumed, without an effect on the resulting weights.
 IMAGE_MAY_CHANGE = {"training", "previews", "prior_folder", "gradient_checkpointing"}
 
-Settings = TypeVar("Settings", bound=BaseModel)
+ErrorKind = Literal["predicted", "v"]
 
 
 class LoraSettings(BaseModel):
-    """Matrices of low rank beside the layers of the image network whose names end so, or that a word stands for.
+    """Settings of a LoRA on the image network.
 
-    alpha: what they count is alpha / rank; as much as the rank unless given.
-    text_rank: of matrices beside the attention of the text encoder, which learns nothing unless given.
+    alpha: the LoRA's scale is alpha / rank; equal to the rank unless given.
+    layers: the ends of layers' names, or a name of `LAYERS`.
+    text_rank: rank of a LoRA on the text encoder's attention; without it the text encoder is frozen.
     """
 
     model_config = STRICT
@@ -50,21 +54,21 @@ class LoraSettings(BaseModel):
 
     @field_validator("layers")
     @classmethod
-    def _known(cls, layers: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _check_layers(cls, layers: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if isinstance(layers, str) and layers not in LAYERS:
             raise ValueError(f"expected {', '.join(LAYERS)}, or a list of the ends of layers' names, such as [to_k]")
         if not layers:
-            raise ValueError("expected one at least")
+            raise ValueError("expected at least one")
         return layers
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """How the names of the layers end."""
+        """Ends of the names of the layers."""
         return LAYERS[self.layers] if isinstance(self.layers, str) else self.layers
 
 
 class SamplingSettings(BaseModel):
-    """How stills are drawn, so many at once, by DPM-Solver++ (2M)."""
+    """Settings of generating images or videos by DPM-Solver++ (2M). at_once: batch size."""
 
     model_config = STRICT
 
@@ -74,18 +78,21 @@ class SamplingSettings(BaseModel):
 
 
 class ImageCustomisationSettings(BaseModel):
-    """How an image model learns a subject or a style from a few pictures; see docs/customising.md.
+    """Settings by which an image model learns a subject or a style from a few images; see docs/customising.md.
 
-    lora          what is trained; None trains the whole image network
-    prior_weight  of the prior's pictures, which the model draws itself; 0 for none of them
-    prior_folder  where they are kept, for several customisings to share; a folder of the output unless given
-    height, width in pixels; the model's own unless given
+    lora            the trained LoRA; None trains the whole image network
+    prior_weight    weight of the loss on the prior's images, which the model generates; 0 for no prior
+    prior_pictures  number of the prior's images
+    prior_folder    folder of those, to be shared by several customisations; inside the output folder unless given
+    drawing         how the prior and the previews are generated
+    height, width   in pixels; the model's own unless given
     crops, crop_share
-                  1 and 1 cut the middle of each picture; else it is so many random cuts of this share of the sides at
-                  least: what is in the middle of a few pictures is then not always there
-    flips         whether pictures are seen in the mirror too, which asymmetric subjects do not survive
-    error         what is squared: what the network "predicted", or that told as "v", which weighs high levels more
-    previews      prompts of pictures drawn on the way, every `training.validation_steps`
+                    number of random crops of each image, and their least side as a share of the image's; 1 and 1 crop
+                    the centre. With random crops a subject is not always in the middle
+    flips           mirror images too; not for asymmetric subjects
+    levels          distribution of sigma: uniform over the timesteps, or log-normal
+    error           squared error of what the network "predicted", or of "v", which gives high sigmas more weight
+    previews        prompts of images that are generated every `training.validation_steps`
     """
 
     model_config = STRICT
@@ -102,28 +109,28 @@ class ImageCustomisationSettings(BaseModel):
     flips: bool = False
     caption_dropout: float = Field(0.0, ge=0, le=1)
     levels: Literal["uniform"] | LogNormalSigmas = "uniform"
-    error: Literal["predicted", "v"] = "predicted"
+    error: ErrorKind = "predicted"
     gradient_checkpointing: bool = False
     previews: tuple[str, ...] = ()
     training: TrainingSettings
 
-    def decisive(self) -> dict[str, Any]:
-        """What decides, beside the settings of the loop, which weights come out, as JSON values."""
+    def resume_settings(self) -> dict[str, Any]:
+        """Return what decides the resulting weights, beside the settings of the loop, as JSON values."""
         return self.model_dump(mode="json", exclude=IMAGE_MAY_CHANGE)
 
 
-USUAL: Mapping[str, Any] = {
+SHARED: Mapping[str, Any] = {
     "training": {"ema_decay": 0.0, "checkpointing_steps": 100, "checkpoints_total_limit": 2, "validation_steps": 100}
 }
-# What Stable Diffusion's users have come to, and DreamBooth's and StyleDrop's own numbers where they carry over.
-LARGE: Mapping[str, Mapping[str, Any]] = {
+# Usual values for Stable Diffusion, and DreamBooth's and StyleDrop's own where they apply to it.
+LARGE_MODEL: Mapping[str, Mapping[str, Any]] = {
     "subject": {"lora": {}, "training": {"learning_rate": 1e-4, "max_train_steps": 800}},
     "subject, whole": {"lora": None, "training": {"learning_rate": 5e-6, "max_train_steps": 1000}},
     "style": {"lora": {"layers": "transformers"}, "training": {"learning_rate": 1e-4, "max_train_steps": 500}},
     "style, whole": {"lora": None, "training": {"learning_rate": 5e-6, "max_train_steps": 500}},
 }
-# The pocket model learns at the levels that it was taught at, and its filters learn too (kineograph/pocket/unet.py).
-OF_SMALL: Mapping[str, Any] = {
+# The pocket model is trained at the sigmas of its first training, and its convolutions have a LoRA too.
+SMALL_SHARED: Mapping[str, Any] = {
     "prior_pictures": 64,
     "drawing": {"num_inference_steps": 20, "guidance_scale": 2.5, "at_once": 8},
     "caption_dropout": 0.1,
@@ -134,11 +141,11 @@ OF_SMALL: Mapping[str, Any] = {
         "lr_warmup_steps": 20,
     },
 }  # fmt: skip
-SMALLER: Mapping[str, Mapping[str, Any]] = {
+SMALL_MODEL: Mapping[str, Mapping[str, Any]] = {
     "subject": {"lora": {"layers": "all"}},
     "subject, whole": {"lora": None, "training": {"learning_rate": 1e-4}},
-    # Without text_rank the style's words say too little beside others; without cuts things stay where they are on the
-    # pictures.
+    # Without text_rank the style's words have too little effect beside others; without crops subjects stay where
+    # they are in the images.
     "style": {
         "lora": {"layers": "transformers", "text_rank": 4},
         "crops": 12,
@@ -152,64 +159,64 @@ SMALLER: Mapping[str, Mapping[str, Any]] = {
 def default_settings(
     model: Model, what: Literal["subject", "style"], how: Literal["lora", "whole"] = "lora"
 ) -> ImageCustomisationSettings:
-    """What suits a model of this size that is to learn a subject or a style, by a LoRA or as a whole.
+    """Return the default settings for a subject or a style, by the model's size, for a LoRA or the whole network.
 
-    Whether it computes in half precision is what `kineograph.load` would choose on this device.
+    The precision is that which `kineograph.load` would choose on this device.
     """
     name = what if how == "lora" else f"{what}, whole"
-    computes = training_precision(model.device)
-    own = (OF_SMALL, SMALLER[name]) if is_small_model(model) else (LARGE[name],)
-    told: dict[str, Any] = {}
-    for each in (USUAL, {"training": {"mixed_precision": computes}}, *own):
-        told = merge_mappings(told, each)
-    return ImageCustomisationSettings.model_validate(told)
+    own = (SMALL_SHARED, SMALL_MODEL[name]) if is_small_model(model) else (LARGE_MODEL[name],)
+    values: dict[str, Any] = {}
+    for each in (SHARED, {"training": {"mixed_precision": training_precision(model.device)}}, *own):
+        values = merge_mappings(values, each)
+    return ImageCustomisationSettings.model_validate(values)
 
 
 def is_small_model(model: Model) -> bool:
-    """Whether its image network is more like the pocket model's than like Stable Diffusion's."""
-    return sum(weight.numel() for weight in model.net.image_unet.parameters()) < SMALL
+    """Return True if the image network is nearer in size to the pocket model's than to Stable Diffusion's."""
+    return sum(weight.numel() for weight in model.net.image_unet.parameters()) < MAX_SMALL
 
 
 def training_precision(device: torch.device) -> str:
-    """Of the loop; Apple's GPUs train in float32, since nothing scales their losses."""
+    """Return the loop's mixed precision on a device; "no" on Apple's GPUs, which have no loss scaling."""
     return "no" if device.type == "mps" else PRECISIONS.get(choose_placement(device).dtype, "no")
 
 
-def with_changes(settings: Settings, given: Mapping[str, Any]) -> Settings:
-    """The settings with some of them in place of theirs, also inside of a part: {"lora": {"rank": 4}}.
+def with_changes(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
+    """Return the settings with some changed, also nested ones: {"lora": {"rank": 4}}.
 
-    Raises pydantic's ValidationError, a ValueError, for what is none or cannot be.
+    Raises pydantic's ValidationError, a ValueError, for unknown names and invalid values.
     """
-    return type(settings).model_validate(merge_mappings(settings.model_dump(), given))
+    return type(settings).model_validate(merge_mappings(settings.model_dump(), changes))
 
 
 def merge_mappings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """One mapping with another over it, and what are mappings in both alike."""
+    """Return `below` updated with `above`; values that are mappings in both are merged in the same way."""
     both = {name for name in above if isinstance(above[name], Mapping) and isinstance(below.get(name), Mapping)}
     return {**below, **above, **{name: merge_mappings(below[name], above[name]) for name in both}}
 
 
-# What may change between a run and its resumption without changing the weights that come out. What the pictures and
-# the videos are is told by their hashes.
+# Fields that may change when a training is resumed, without an effect on the resulting weights; a change of the images
+# and videos is found by their hashes.
 VIDEO_MAY_CHANGE = {"image", "training", "motion_training", "previews", "natural_folder", "gradient_checkpointing"}
 
 
 class VideoCustomisationSettings(BaseModel):
-    """How a video model learns a subject or a style from a few pictures; see docs/customising.md.
+    """Settings by which a video model learns a subject or a style from a few images; see docs/customising.md.
 
-    image           how its image network learns it
-    stills, prompts how many pictures the customised image network draws, and of what, in turn; what suits unless told
+    image           settings of its image network
+    stills, prompts number of images that the customised image network generates, and their prompts, used in turn;
+                    chosen for the subject or style unless given
     natural_videos, natural_prompts, drawing, natural_folder
-                    how many videos keep what the model knew; of what and how it draws them, and where they are kept,
-                    for several customisings to share
-    num_frames, fps of all videos; as many as the model was trained on unless told
-    spatial         the spatial adapter; None trains all weights of image network and layers along time
-    still_scale     of the motion adapter in the frozen videos; 0 trains without it
-    natural_weight  of the natural videos; 0 for none of them
-    motion          the motion adapter that is trained for a model that has none
-    previews        prompts of videos drawn on the way, every `training.validation_steps`
+                    number of natural videos; prompts and sampling of generated ones, and their folder, to be shared by
+                    several customisations
+    num_frames, fps of all videos; the number that the model was trained on unless given
+    spatial         the spatial adapter; None trains all weights of image network and temporal layers
+    still_scale     motion adapter's scale for frozen videos; 0 trains without one
+    natural_weight  weight of the loss on natural videos; 0 for none of them
+    motion          the motion adapter that is trained for a model without one
+    previews        prompts of videos that are generated every `training.validation_steps`
     training, motion_training
-                    of the spatial adapter, and of the motion adapter
+                    loops of the spatial adapter and of the motion adapter
     """
 
     model_config = STRICT
@@ -229,31 +236,31 @@ class VideoCustomisationSettings(BaseModel):
     motion: AdapterConfig = MOTION_ADAPTER
     caption_dropout: float = Field(0.1, ge=0, le=1)
     levels: Literal["uniform"] | LogNormalSigmas = "uniform"
-    error: Literal["predicted", "v"] = "predicted"
+    error: ErrorKind = "predicted"
     gradient_checkpointing: bool = False
     previews: tuple[str, ...] = ()
     training: TrainingSettings
     motion_training: TrainingSettings
 
-    def decisive(self) -> dict[str, Any]:
-        """What decides, beside the settings of the loops, which weights come out, as JSON values."""
+    def resume_settings(self) -> dict[str, Any]:
+        """Return what decides the resulting weights, beside the settings of the loops, as JSON values."""
         return self.model_dump(mode="json", exclude=VIDEO_MAY_CHANGE)
 
 
-LOOP: Mapping[str, Any] = MappingProxyType(
+VIDEO_SHARED: Mapping[str, Any] = MappingProxyType(
     {
         "ema_decay": 0.0, "checkpointing_steps": 100, "checkpoints_total_limit": 2, "validation_steps": 200,
         "lr_scheduler": "linear", "lr_warmup_steps": 20,
     }
 )  # fmt: skip
-# The paper's numbers are not known, but for the 40 natural videos.
+# The paper states only the 40 natural videos.
 VIDEO_LARGE: Mapping[str, Any] = {
     "gradient_checkpointing": True,
     "training": {"learning_rate": 1e-4, "max_train_steps": 1000},
     "motion_training": {"learning_rate": 1e-4, "max_train_steps": 2000},
 }
-# Within 20 minutes on two cores: a step of either loop takes about 0.8 seconds there.
-VIDEO_OF_SMALL: Mapping[str, Any] = {
+# Less than 20 minutes on two cores, where a step of either loop takes about 0.8 seconds.
+VIDEO_SMALL: Mapping[str, Any] = {
     "stills": 160,
     "drawing": {"num_inference_steps": 15, "guidance_scale": 5.0},
     "num_frames": 8,
@@ -267,16 +274,16 @@ VIDEO_OF_SMALL: Mapping[str, Any] = {
 def default_video_settings(
     video: Model, what: Literal["subject", "style"], how: Literal["lora", "whole"] = "lora"
 ) -> VideoCustomisationSettings:
-    """What suits a video model of this size that is to learn a subject or a style.
+    """Return the default settings for a subject or a style, by the video model's size.
 
-    how: what the image network learns by; a spatial adapter comes before the layers along time in both cases.
+    how: what is trained of the image network; in both cases a spatial adapter is trained before the temporal layers.
     """
-    loop = {**LOOP, "mixed_precision": training_precision(video.device)}
-    told: dict[str, Any] = {
+    loop = {**VIDEO_SHARED, "mixed_precision": training_precision(video.device)}
+    values: dict[str, Any] = {
         "image": default_settings(video, what, how).model_dump(),
         "training": loop,
         "motion_training": loop,
     }
     return VideoCustomisationSettings.model_validate(
-        merge_mappings(told, VIDEO_OF_SMALL if is_small_model(video) else VIDEO_LARGE)
+        merge_mappings(values, VIDEO_SMALL if is_small_model(video) else VIDEO_LARGE)
     )

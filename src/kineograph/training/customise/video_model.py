@@ -152,13 +152,11 @@ def underlying_image_model(video: Model, image_model: Model | None = None) -> Mo
     Raises InputError when `image_model` has another network.
     """
     if image_model is not None and image_model.temporal is not None:
-        raise InputError(
-            f"{image_model.name} is a video model: image_model is for the image model under {video.name}"
-        )
+        raise InputError(f"{image_model.name} is a video model: image_model is for the image model under {video.name}")
     own = adapter_files.weight_signature(video.net.image_unet, video.name)
     if image_model is not None:
         other = adapter_files.weight_signature(image_model.net.image_unet, image_model.name)
-        if not other.is_of(own):
+        if not other.same_weights(own):
             raise InputError(
                 f"the image network of {video.name} is not that of {image_model.name}: leave image_model out, or add "
                 f"the temporal layers to {image_model.name}, motion= (--motion-module)"

@@ -49,7 +49,7 @@ def call_checkpointed(stage: CallStage, *arguments: object) -> torch.Tensor:
 
 
 def _config(settings: VideoTrainingSettings, model: Model) -> TemporalConfig:
-    """Return the configuration of the temporal layers: the model's own or the settings', with the new frames and noise."""
+    """Return the temporal layers' configuration, the model's or the settings', with the training's frames and noise."""
     if model.temporal is not None and settings.layers is not None:
         raise InputError(f"{model.name} has temporal layers of its own: leave layers out")
     chosen = FAMILIES[settings.layers] if isinstance(settings.layers, str) else settings.layers
@@ -70,7 +70,8 @@ def _check(settings: VideoTrainingSettings, model: Model, config: TemporalConfig
         model.latent_shape(stage.height, stage.width)
         if config.max_frames is not None and stage.num_frames > config.max_frames:
             raise InputError(
-                f"stage {number} has {stage.num_frames} frames, and these layers see at most {config.max_frames} together"
+                f"stage {number} has {stage.num_frames} frames, and these layers take at most {config.max_frames} "
+                "together"
             )
 
 
@@ -96,8 +97,8 @@ def _check_trained(settings: VideoTrainingSettings, net: VideoUNet) -> None:
     names = [name for name, weight in net.named_parameters() if weight.requires_grad]
     if settings.image_share > 0 and all(name.startswith("temporal.") for name in names):
         raise InputError(
-            "images train nothing where only temporal layers are trained, which they skip: leave images and image_share "
-            "out, or train a part of the image network too, such as image_unet.*attn2*"
+            "images train nothing where only temporal layers are trained, which they skip: leave images and "
+            "image_share out, or train a part of the image network too, such as image_unet.*attn2*"
         )
 
 
