@@ -63,7 +63,7 @@ def test_lcm_sampling_equals_the_diffusers_pipeline(monkeypatch: pytest.MonkeyPa
         "a fish", num_inference_steps=4, guidance_scale=1.0, latents=start, output_type="latent", height=128, width=128
     ).images
     model, again = load(pipeline), iter(fresh)
-    sigmas = kg.sigmas.thinned(kg.sigmas.trailing(model.schedule.sigmas, 50), 4)
+    sigmas = kg.sigmas.lcm_spacing(model.schedule.sigmas, 4)
     denoise = model.schedule.consistency_denoise(model.bind(model.prompt(["a fish"])))
     noisy = start[:, None] * (1 + sigmas[0] ** 2) ** 0.5
     *_, last = kg.samplers.lcm(lambda sigma: next(again)[:, None])(denoise, noisy, sigmas)

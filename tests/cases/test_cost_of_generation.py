@@ -72,8 +72,9 @@ def test_prompts_of_a_list_are_evaluated_in_one_batch() -> None:
     pipeline, batches = sd(), list[int]()
     pipeline.unet.conv_in.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     model = load(pipeline)
-    kg.generate(model, ["a"], **SMALL | {"guidance_scale": 3})
+    small = SMALL | {"num_inference_steps": 1, "guidance_scale": 3}
+    kg.generate(model, ["a"], **small)
     one = max(batches)
     batches.clear()
-    kg.generate(model, ["a", "b", "c", "d"], **SMALL | {"guidance_scale": 3})
+    kg.generate(model, ["a", "b"], **small)
     assert max(batches) > one
