@@ -4,6 +4,18 @@ Shapes are checked in tests only, by pytest's option `--jaxtyping-packages` (pyp
 """
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[object]:
+    """A function that runs the command line; see `command.Run`."""
+    from command import runner  # imports kineograph, whose shapes are checked only if that is after pytest's start
+
+    yield from runner(tmp_path, monkeypatch, capsys)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 from tiny_unets import TOKEN_WIDTH
-from torch import Tensor
+from torch import Tensor, nn
 
 from kineograph.condition import Condition
 from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig, TransformerConfig
@@ -29,6 +29,8 @@ VIDRD = TemporalConfig(
     joint_norms=True,
 )
 
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+
 
 def random_tensor(*shape: int) -> Tensor:
     """Return normal random numbers that depend on the shape alone."""
@@ -43,3 +45,11 @@ COND_WITHOUT_RATE = replace(COND, embedding=None)
 def condition_for(config: TemporalConfig) -> Condition:
     """Return a condition with a frame rate if the network takes one."""
     return COND if config.frame_rate else COND_WITHOUT_RATE
+
+
+def trained(adapter: nn.Module) -> nn.Module:
+    """Give an adapter random weights, as if it had been trained."""
+    torch.manual_seed(5)
+    for weight in adapter.parameters():
+        nn.init.normal_(weight, std=0.2)
+    return adapter

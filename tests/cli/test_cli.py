@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import FEW, Run, files, run  # noqa: F401
+from command import FEW, Run, files
 from models.conftest import sd_folder  # noqa: F401
 
 from kineograph.cli import terminal
@@ -186,7 +186,7 @@ def test_a_signal_during_sampling_leaves_no_file(
     def progress_bar(_: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: os.kill(os.getpid(), number) if done == total // 2 else None
 
-    monkeypatch.setattr(terminal, "progress_bar", counted)
+    monkeypatch.setattr(terminal, "progress_bar", progress_bar)
     said = run("generate", "a fish", *model, "-o", "fish.mp4")
     assert (said.status, said.out) == (status, "")
     assert "no half-written file is left" in said.err

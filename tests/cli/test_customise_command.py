@@ -1,4 +1,3 @@
-# ruff: noqa: F811 (a fixture that comes from another file)
 """`kineograph customise`: what it says where, what it leaves, going on, and what it refuses."""
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import Run, run  # noqa: F401
+from command import Run
 from models.conftest import sd
 from tiny_video_customising import pictures, save_waves
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import Run, run  # noqa: F401
+from command import Run
 from models.conftest import sd, sd_folder  # noqa: F401
 from PIL import Image
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kg.save(model, tmp_path_factory.mktemp("models") / "video")
 
 
-def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> None:
     said = run("generate", "a fish", "--model", folder, *FEW, "--seed", 3, "-o", "fish.gif")
     assert (said.status, said.out) == (0, "fish.gif\n"), said.err
     settings = read_settings(tmp_path / "fish.gif")
@@ -45,7 +45,7 @@ def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> 
     assert longer.status == 0, longer.err
 
 
-def test_animate_takes_a_picture(run: Run, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_animate_takes_a_picture(run: Run, folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "fish.png")
     pinned = ["--first-frame", "pinned", "--model", folder, *FEW]
     said = run("animate", "fish.png", "swimming to the right", *pinned, "-o", "fish.gif")
@@ -58,7 +58,7 @@ def test_animate_takes_a_picture(run: Run, folder: Path, tmp_path: Path) -> None
     assert "only 'fish.png'" in run("animate", "fish.png").err
 
 
-def test_convert_writes_a_folder_that_draws_the_same(run: Run, folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_convert_writes_a_folder_that_draws_the_same(run: Run, folder: Path, tmp_path: Path) -> None:
     said = run("convert", folder, "copy")
     assert (said.status, said.out) == (0, "copy\n"), said.err
     frames = [kg.generate(kg.load(each), "a fish", num_inference_steps=2, seed=1).frames for each in (folder, "copy")]
@@ -72,7 +72,7 @@ def test_a_motion_module_goes_around_an_image_model(run: Run, folder: Path, sd_f
     assert kg.load("moved").temporal == CONFIG
 
 
-def test_what_belongs_to_a_video_model_that_is_not_there_is_refused(run: Run) -> None:  # noqa: F811
+def test_what_belongs_to_a_video_model_that_is_not_there_is_refused(run: Run) -> None:
     said = run("generate", "a fish", "--video-lora", "dog.safetensors", "--video-motion-adapter", "calm.safetensors")
     assert said.status == 2
     assert "--video-motion-adapter and --video-lora: expected the video model" in " ".join(said.err.split())

@@ -139,7 +139,7 @@ def test_what_does_not_go_together_is_refused(model: Model, pictures: tuple[str,
         kg.generate(image, "a fish", method="videocrafter", **FEW)
     with pytest.raises(InputError, match="is a video model"):
         kg.generate(model, "a fish", method="text2video-zero", **FEW)
-    with pytest.raises(InputError, match="what moves is said in the prompt"):
+    with pytest.raises(InputError, match="describe the motion in the prompt"):
         kg.generate(model, "a fish", motion="pan:12,12", **FEW)
     with pytest.raises(InputError, match="takes no images"):
         kg.animate(model, pictures[0], "a fish", **FEW)

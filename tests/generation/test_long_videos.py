@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import Run
 from generation.test_two_models import image, video  # noqa: F401
-from command import Run, run  # noqa: F401
 
 import kineograph as kg
 from kineograph.errors import InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command import Run, run  # noqa: F401
+from command import Run
 
 import kineograph as kg
 from kineograph.errors import InputError
@@ -45,7 +45,7 @@ def test_a_video_of_the_first_version_is_replayed(name: str, sampler: str) -> No
     assert again.settings["settings_version"] == SETTINGS_VERSION
 
 
-def test_a_video_of_the_first_version_is_inspected(run: Run) -> None:  # noqa: F811
+def test_a_video_of_the_first_version_is_inspected(run: Run) -> None:
     inspected = run("inspect", BEFORE / "elevated", "--json")
     assert inspected.status == 0, inspected.err
     found = json.loads(inspected.out)

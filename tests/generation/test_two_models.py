@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import Run
 from models.conftest import sd
-from command import Run, run  # noqa: F401
 from tiny_videos import shaken
 
 import kineograph as kg
@@ -146,7 +146,7 @@ def test_a_pair_that_cannot_work_is_refused(models, said, image: Model, video: M
 def test_other_methods_have_no_use_for_a_second_model(image: Model, video: Model):
     with pytest.raises(InputError, match="text2video-zero has no use for a second model"):
         kg.generate(image, "a fish", video_model=video, method="text2video-zero")
-    with pytest.raises(InputError, match="what moves is said in the prompt"):
+    with pytest.raises(InputError, match="describe the motion in the prompt"):
         kg.generate(image, "a fish", video_model=video, motion="pan:4,4", **FEW)
 
 
@@ -159,7 +159,7 @@ def test_other_methods_have_no_use_for_a_second_model(image: Model, video: Model
         ({"low_pass": 0.0}, "low_pass is a width above 0"),
         ({"shared_noise": -1.0}, "shared_noise is at least 0"),
         ({"back": "luck"}, "back is inversion or same-noise or fresh-noise"),
-        ({"back": "same-noise", "drift_correction": True}, "makes up for what an inversion loses"),
+        ({"back": "same-noise", "drift_correction": True}, "corrects an inversion"),
     ],
 )
 def test_settings_that_cannot_be_are_said(settings, said):
@@ -179,7 +179,7 @@ def folders(image: Model, video: Model, tmp_path_factory: pytest.TempPathFactory
     return kg.save(image, at / "image"), kg.save(video, at / "video")
 
 
-def test_the_command_takes_two_models_and_replays(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_takes_two_models_and_replays(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = folders
     few = ["--steps", "6", "--device", "cpu", "--seed", 3, "--refine-at", "0.9,0.4", "--video-steps", 2]
     few += ["--back", "same-noise"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command import Run, run  # noqa: F401
+from command import Run
 
 from kineograph_lab.studies.report import Claim, Part, Report
 

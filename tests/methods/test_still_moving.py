@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import Run
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from models.conftest import sd
 from models.test_adapters import UNET, deltas, spelled
-from models.test_branches import learnt
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from command import Run, run  # noqa: F401
-from test_temporal import BETAS, CONFIGS, RATED, B, Z, drawn
-from tiny_unets import with_temporal_layers, randomised
+from tiny_temporal import BETAS, COND, CONFIGS, B, Z, random_tensor, trained
+from tiny_unets import randomised, with_temporal_layers
 from tiny_videos import shaken
 from torch import Tensor, nn
 
@@ -53,12 +52,12 @@ def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
     plain = randomised(with_temporal_layers(CONFIGS["videocrafter t2v"])).requires_grad_(False)
     schedule = Schedule.from_config(BETAS)
     begun = method.attach(plain, motion=MOTION_ADAPTER)
-    learnt(begun.motion_adapter).requires_grad_(False)
+    trained(begun.motion_adapter).requires_grad_(False)
     net = method.attach(begun, spatial=SPATIAL_ADAPTER)
     assert net.motion_adapter is begun.motion_adapter and begun.spatial_adapter is None
-    noise, t, scales = drawn(*Z.shape), torch.tensor([300, 700]), torch.tensor([1.0, 0.0])
-    errors = method.loss(net, schedule, RATED, Z, noise, t, scales)
-    natural = replace(RATED, tokens=RATED.tokens[1:], embedding=RATED.embedding[1:])
+    noise, t, scales = random_tensor(*Z.shape), torch.tensor([300, 700]), torch.tensor([1.0, 0.0])
+    errors = method.loss(net, schedule, COND, Z, noise, t, scales)
+    natural = replace(COND, tokens=COND.tokens[1:], embedding=COND.embedding[1:])
     alone = method.loss(plain, schedule, natural, Z[1:], noise[1:], t[1:], 0.0)
     torch.testing.assert_close(errors[1:], alone, atol=1e-4, rtol=1e-4)
     errors.mean().backward()
@@ -105,7 +104,7 @@ def still(tmp_path_factory: pytest.TempPathFactory, video: Path) -> Path:
     """A motion adapter for it."""
     net = method.attach(kg.load(video).net, motion=AdapterConfig(rank=2, layers=("to_q", "to_v")))
     file = tmp_path_factory.mktemp("adapters") / "still.safetensors"
-    return adapter_files.save_motion_adapter(learnt(net.motion_adapter), net.temporal, file, name="waves")
+    return adapter_files.save_motion_adapter(trained(net.motion_adapter), net.temporal, file, name="waves")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +117,7 @@ def lora(video: Path) -> dict[str, Tensor]:
 def dog(tmp_path_factory: pytest.TempPathFactory, video: Path, lora: dict[str, Tensor]) -> Path:
     """What a customised model left."""
     net = method.attach(kg.load(video).net, spatial=AdapterConfig(rank=2, layers=("conv_in", "attentions")))
-    learnt(net.spatial_adapter)
+    trained(net.spatial_adapter)
     file = tmp_path_factory.mktemp("adapters") / "dog.safetensors"
     return adapter_files.save_customised_adapter(net, lora, file, subject=SUBJECT, image="sea", video="waves")
 
@@ -133,7 +132,7 @@ def test_a_motion_adapter_file_is_small_says_what_it_is_and_comes_back(video: Pa
     model = kg.load(video, motion_adapter=still)
     assert len(model.net.motion_adapter.state_dict()) == len(tensors)
     assert [*still.parent.iterdir()] == [still]  # nothing half-written beside it
-    z, say = drawn(1, 3, *model.latent_shape(16, 16)), model.prompt(["a fish"])
+    z, say = random_tensor(1, 3, *model.latent_shape(16, 16)), model.prompt(["a fish"])
     looks = [model.bind(say, motion_scale=scale)(z, 1.0) for scale in (0.0, 1.0, -1.0)]
     assert torch.equal(looks[0], kg.load(video).bind(say)(z, 1.0))
     assert not torch.allclose(looks[1], looks[0]) and not torch.allclose(looks[2], looks[0])
@@ -208,7 +207,7 @@ def test_a_customised_model_is_its_lora_under_the_layers_along_time(
     exact = {"dtype": "float32"}
     plain, model = kg.load(video, lora=tmp_path / "lora.safetensors", **exact), kg.load(video, adapter=dog, **exact)
     assert model.subject == SUBJECT
-    z, say = drawn(1, 3, *model.latent_shape(16, 16)), model.prompt(["a fish"])
+    z, say = random_tensor(1, 3, *model.latent_shape(16, 16)), model.prompt(["a fish"])
     near = {"atol": 1e-2, "rtol": 1e-2}  # of float16 in the file
     torch.testing.assert_close(model.bind(say, spatial_scale=0.0)(z, 1.0), plain.bind(say)(z, 1.0), **near)
     assert not torch.allclose(model.bind(say)(z, 1.0), plain.bind(say)(z, 1.0), **near)
@@ -221,7 +220,7 @@ def test_diffusers_opens_the_lora_in_it_and_an_image_model_takes_only_that(dog: 
     pipeline.load_lora_weights(dog)
     ours = kg.load(sd(), adapter=dog)
     assert ours.net.spatial_adapter is None and ours.subject == SUBJECT
-    z, told = drawn(2, 4, 8, 8), drawn(2, 5, 32)
+    z, told = random_tensor(2, 4, 8, 8), random_tensor(2, 5, 32)
     with torch.no_grad():
         wanted, got = (net(z, 9, told).sample for net in (pipeline.unet, ours.net.image_unet))
     assert torch.equal(got, wanted) and not torch.equal(got, sd().unet(z, 9, told).sample)
@@ -305,7 +304,7 @@ def test_a_subject_goes_with_clips_controls_and_both_sides_of_video_elevator(
         kg.generate(kg.load(sd()), "a dog", video_model=model, **asked)
 
 
-def test_the_command_line_takes_adapters(run: Run, video: Path, dog: Path, still: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_line_takes_adapters(run: Run, video: Path, dog: Path, still: Path, tmp_path: Path) -> None:
     few = ["--model", video, "--steps", 2, "--device", "cpu", "-n", 2]
     calm = ["--motion-adapter", still, "--motion-scale", "-0.5", "--adapter", dog]
     said = run("generate", "a sks dog surfing", *few, *calm, "-o", "dog.gif")

@@ -22,7 +22,7 @@ from kineograph.cli.generate import generate
 from kineograph.cli.inspect import inspect, replay
 from kineograph.cli.models import convert, models
 from kineograph.cli.train import train
-from kineograph.plugins import find_plugins
+from kineograph.plugins import find_plugins, load_plugin
 
 app = typer.Typer(
     name="kineograph",
@@ -36,10 +36,23 @@ app = typer.Typer(
 COMMANDS = (
     generate, animate, edit, replay, customise, curate, train, convert, inspect, models, doctor, evaluate,
 )  # fmt: skip
+LABORATORY_COMMANDS = ("reproduce", "bench")
 for command in COMMANDS:
     app.command()(command)
 for name, point in find_plugins("commands").items():
     app.command(name)(point.load())
+
+
+def _add_missing_command(name: str) -> None:
+    """Add a hidden command that says how to install the package it belongs to."""
+
+    @app.command(name, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def missing() -> None:
+        load_plugin("commands", name)
+
+
+for name in {*LABORATORY_COMMANDS} - {*find_plugins("commands")}:
+    _add_missing_command(name)
 
 
 def _print_version(requested: bool) -> bool:

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from tiny_temporal import COND, COND_WITHOUT_RATE, CONFIGS, VIDRD, B, T, Z, condition_for
+from tiny_temporal import COND, COND_WITHOUT_RATE, CONFIGS, VIDRD, B, T, Z, condition_for, trained
 from tiny_unets import randomised, unet, with_temporal_layers
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from kineograph.errors import InputError
@@ -28,13 +27,6 @@ FAMILIES = {**CONFIGS, "vidrd": VIDRD}
 each_family = pytest.mark.parametrize("config", FAMILIES.values(), ids=FAMILIES.keys())
 SMALL = AdapterConfig(rank=3, layers=("to_q", "to_k", "to_v"))
 BEFORE = AdapterConfig(rank=3, layers=("conv_in", "resnets", "attentions"))
-
-
-def trained(adapter: nn.Module) -> nn.Module:
-    torch.manual_seed(5)
-    for weight in adapter.parameters():
-        nn.init.normal_(weight, std=0.2)
-    return adapter
 
 
 def adapted(net: VideoUNet) -> VideoUNet:

@@ -4,7 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_temporal import COND, COND_WITHOUT_RATE, CONFIGS, PLAIN_LAYERS, B, F, T, Z, condition_for, random_tensor
+from tiny_temporal import (
+    BETAS,
+    COND,
+    COND_WITHOUT_RATE,
+    CONFIGS,
+    PLAIN_LAYERS,
+    B,
+    F,
+    T,
+    Z,
+    condition_for,
+    random_tensor,
+)
 from tiny_unets import randomised, sdxl, unet, with_temporal_layers
 from torch import Tensor, nn
 
@@ -142,9 +154,6 @@ def test_videos_train_the_temporal_layers_and_images_only_the_image_unet():
     loss(net, schedule, COND, Z[:, :1], random_tensor(B, 1, 4, 8, 8), t).mean().backward()
     assert all(weight.grad is None for weight in net.temporal.parameters())
     assert all(weight.grad is not None for weight in net.image_unet.parameters())
-
-
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
 @pytest.mark.parametrize("name", PARAMETERISATIONS)

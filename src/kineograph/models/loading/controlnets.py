@@ -63,9 +63,7 @@ def load_controlnet(
     return lambda: controlnet
 
 
-def _read(
-    source: str | Path, unet: UNet2DConditionModel, place: Placement, hub_options: HubOptions
-) -> ControlNetModel:
+def _read(source: str | Path, unet: UNet2DConditionModel, place: Placement, hub_options: HubOptions) -> ControlNetModel:
     path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, hub_options._replace(revision=None))
     if path.is_file():
         return single_file.controlnet_from_file(path, unet, place.dtype)
@@ -83,9 +81,7 @@ def _read(
 
 def pocket_controlnets(folder: Path, place: Placement) -> dict[str, OpenControlNet]:
     """Return the pocket model's ControlNets by kind; each is restored when it is first used, see `pocket.networks`."""
-    return {
-        file.stem: cache(partial(_restore, file, folder, place)) for file in sorted((folder / "control").glob("*"))
-    }
+    return {file.stem: cache(partial(_restore, file, folder, place)) for file in sorted((folder / "control").glob("*"))}
 
 
 def _restore(file: Path, folder: Path, place: Placement) -> VideoControlNet:
@@ -97,9 +93,6 @@ def _restore(file: Path, folder: Path, place: Placement) -> VideoControlNet:
 
 def _place(net: ControlNetModel, place: Placement) -> ControlNetModel:
     return net.eval().to(place.device, place.dtype, memory_format=place.memory_format)
-
-
-
 
 
 def _as_list(value: object) -> object:

@@ -20,47 +20,52 @@ HUB_FILES = ["models/ip-adapter_sd15.safetensors", f"models/{ENCODER}/*"]  # in 
 
 
 def load_ip_adapter(opened: Components, source: str | Path, hub_options: HubOptions) -> Components:
-    """The model with an IP-Adapter on its image network, and the encoder that lies beside it in `image_encoder`.
+    """Add an IP-Adapter to a model's U-Net and return the components with its image encoder.
 
-    source: a file as IP-Adapter's authors release them, or a repository laid out like theirs.
-    Raises InputError when it is none, is for another architecture, or has no encoder beside it.
+    Args:
+        source: a file in the layout of IP-Adapter's authors, with the encoder in a folder `image_encoder` beside it or
+            beside its folder; or a repository in the layout of h94/IP-Adapter.
+
+    Raises:
+        InputError: it is no IP-Adapter, or one for another architecture, or has no encoder beside it.
     """
-    file = (
-        hub.local_path(source)
-        or hub.fetch_folder(str(source), FETCHED, hub_options._replace(revision=None)) / FETCHED[0]
-    )
+    file = hub.local_path(source)
+    if file is None:
+        file = hub.fetch_folder(str(source), HUB_FILES, hub_options._replace(revision=None)) / HUB_FILES[0]
     if not file.is_file():
         raise InputError(f"{source} is a folder: pass the IP-Adapter's file in it, such as ip-adapter_sd15.safetensors")
-    state = _divided(file)
-    encoder = _encoder(file)
+    state = _read_sections(file)
+    encoder = _read_encoder(file)
     try:
         opened.unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
-        reads = opened.unet.config.cross_attention_dim
+        width = opened.unet.config.cross_attention_dim
         raise InputError(
-            f"{file} does not fit the image network, whose tokens are {reads} wide: take an IP-Adapter made for the "
+            f"{file} does not fit the image network, whose tokens are {width} wide: take an IP-Adapter made for the "
             f"model's family ({str(error).splitlines()[0]})"
         ) from error
     return opened._replace(unet=opened.unet.eval(), image_encoder=ImageEncoder(encoder))
 
 
-def _divided(file: Path) -> dict[str, dict[str, Any]]:
+def _read_sections(file: Path) -> dict[str, dict[str, Any]]:
     content = tensor_files.read_content(file)
-    found = {
-        part: content[part]
-        if isinstance(content.get(part), dict)
-        else {name.removeprefix(f"{part}."): each for name, each in content.items() if name.startswith(f"{part}.")}
-        for part in PARTS
+    sections = {
+        section: content[section]
+        if isinstance(content.get(section), dict)
+        else {
+            name.removeprefix(f"{section}."): each for name, each in content.items() if name.startswith(f"{section}.")
+        }
+        for section in SECTIONS
     }
-    if missing := [part for part in PARTS if not found[part]]:
+    if missing := [section for section in SECTIONS if not sections[section]]:
         raise InputError(
             f"{file} is no IP-Adapter: it has no tensors under {' and none under '.join(missing)}. Its tensors are "
             f"called {tensor_files.preview_names(map(str, content))}"
         )
-    return found
+    return sections
 
 
-def _encoder(file: Path) -> CLIPVisionModelWithProjection:
+def _read_encoder(file: Path) -> CLIPVisionModelWithProjection:
     folder = next((each / ENCODER for each in (file.parent, file.parent.parent) if (each / ENCODER).is_dir()), None)
     if folder is None:
         raise InputError(

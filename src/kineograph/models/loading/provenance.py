@@ -1,4 +1,4 @@
-"""What a model is called, and how the arguments that it was loaded with are written down."""
+"""Provenance of generated videos: the model, its weights' fingerprints, library versions and the machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kineograph.models.model import Model
 
 
 def source_name(source: Any) -> str:
-    """What people call a path, a repository or an open pipeline."""
+    """Return the name of a path, a repository or a live pipeline."""
     if not isinstance(source, str | Path):
         config = getattr(source, "config", None) or {}
         return str(config.get("_name_or_path") or type(source).__name__)
@@ -26,7 +26,7 @@ def source_name(source: Any) -> str:
 
 
 def json_value(value: Any) -> Any:
-    """A value as JSON would bring it back."""
+    """Return a value with only the types of JSON."""
     if isinstance(value, Mapping):
         return {word: json_value(each) for word, each in value.items()}
     if isinstance(value, list | tuple):
@@ -38,7 +38,11 @@ LIBRARIES = ("kineograph", "torch", "diffusers", "transformers", "peft", "numpy"
 
 
 def collect_provenance(model: Model, controls: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """All that the frames depend on and that is not asked for, as JSON values; `controls` are those that were used."""
+    """Return everything that frames depend on beside the request, as JSON values.
+
+    Args:
+        controls: kinds of the ControlNets that were used.
+    """
     nets = {f"controlnet {kind}": fingerprint(model.control(kind)) for kind in controls}
     return {
         "model": {
@@ -54,26 +58,26 @@ def collect_provenance(model: Model, controls: Sequence[str] = ()) -> dict[str, 
 
 
 def provenance_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """How one video's origin differs from another's, in words."""
-    return [f"{name} was {was}, is {now}" for name, was, now in _pairs(before, after) if was != now]
+    """Return a sentence for each difference between the provenance of two videos."""
+    return [f"{name} was {old}, is {new}" for name, old, new in _compared(before, after) if old != new]
 
 
 def fingerprints(model: Model) -> dict[str, str]:
-    """SHA-256 of each network's weights, by the network's name in a diffusers folder.
+    """Return the fingerprint of each network's weights, by the network's name in a diffusers folder.
 
-    They are hashed as they are in memory, adapters included: the same file in another dtype has another hash.
+    The weights are hashed as they are in memory, with adapters: the same file in another dtype has another hash.
     """
-    texts = {f"text_encoder{f'_{k}' if k > 1 else ''}": each.network for k, each in enumerate(model.text, 1)}
+    encoders = {f"text_encoder{f'_{k}' if k > 1 else ''}": each.network for k, each in enumerate(model.text, 1)}
     decoder = {} if model.temporal_decoder is None else {"temporal_decoder": model.temporal_decoder}
-    nets = {"unet": model.net, "vae": model.vae, **decoder, **texts}
-    return {name: fingerprint(each) for name, each in nets.items()}
+    networks = {"unet": model.net, "vae": model.vae, **decoder, **encoders}
+    return {name: fingerprint(each) for name, each in networks.items()}
 
 
 def fingerprint(network: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and values of a network's weights."""
+    """Return the SHA-256 of the names, dtypes, shapes and values of a network's weights."""
     weights = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
     whole = hashlib.sha256()
-    with ThreadPoolExecutor() as threads:  # hashing lets go of Python's lock
+    with ThreadPoolExecutor() as threads:  # hashlib releases the GIL
         for name, digest in zip(weights, threads.map(_digest, weights.values()), strict=True):
             whole.update(f"{name} {digest}\n".encode())
     return whole.hexdigest()
@@ -90,15 +94,16 @@ def _processor(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
-def _pairs(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name and both values of everything that is recorded."""
     for part in ("versions", "machine"):
-        for name, now in after[part].items():
-            yield name, before[part].get(name), now
-    for path, now in after.get("read", {}).items():
-        yield f"the hash of {path}", before.get("read", {}).get(path, "none")[:12], now[:12]
-    for model, whose in (("model", ""), ("video_model", "the video model's ")):
+        for name, value in after[part].items():
+            yield name, before[part].get(name), value
+    for path, value in after.get("read", {}).items():
+        yield f"the hash of {path}", before.get("read", {}).get(path, "none")[:12], value[:12]
+    for model, owner in (("model", ""), ("video_model", "the video model's ")):
         if model in before and model in after:
             for name in ("device", "dtype"):
-                yield f"{whose}{name}", before[model][name], after[model][name]
-            for name, now in after[model]["weights"].items():
-                yield f"the hash of {whose}{name}", before[model]["weights"].get(name, "none")[:12], now[:12]
+                yield f"{owner}{name}", before[model][name], after[model][name]
+            for name, value in after[model]["weights"].items():
+                yield f"the hash of {owner}{name}", before[model]["weights"].get(name, "none")[:12], value[:12]
