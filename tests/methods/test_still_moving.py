@@ -258,7 +258,7 @@ def test_a_motion_scale_is_drawn_with_recorded_and_replayed(video: Path, still: 
 def test_a_motion_scale_without_an_adapter_says_how_to_get_one(video: Path):
     with pytest.raises(InputError, match=r"waves has no motion adapter, .* pocket-video, .*--motion-adapter"):
         kg.generate(kg.load(video), "a fish", motion_scale=1.0, **FEW)
-    with pytest.raises(InputError, match="no layers along time, and so no motion adapter"):
+    with pytest.raises(InputError, match="no temporal layers, and so no motion adapter"):
         kg.generate(kg.load(sd()), "a fish", motion_scale=1.0, **FEW)
     with pytest.raises(InputError, match="motion_scale is a number"):
         kg.generate(kg.load(video), "a fish", motion_scale=float("nan"), **FEW)

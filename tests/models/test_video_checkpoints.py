@@ -262,6 +262,8 @@ def test_a_released_file_through_a_folder_is_the_same_file(kind: str, request, t
 def test_a_saved_model_is_the_same_model(image_to_video, tmp_path):
     model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
     again = load(save(model, tmp_path / "saved"), dtype="float32")
+    adapter = json.loads((tmp_path / "saved" / "image_adapter" / "config.json").read_text())
+    assert (adapter["fit"], adapter["blank"]) == ("squashed", [0.5, 0.5, 0.5]), "as in folders saved before"
     weights = again.net.state_dict()
     assert all(torch.equal(weights[name], each) for name, each in model.net.state_dict().items())
     picture = torch.rand(1, 3, 20, 30)
