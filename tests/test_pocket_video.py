@@ -102,12 +102,12 @@ def test_questions_are_heard_only_while_they_are_asked():
     questions = motion_readout.MotionReadout(net.temporal)
     z, told = torch.randn(1, 5, 4, 8, 8), Condition(torch.ones(1, 7, 32))
     net(z, torch.tensor(1.0), told)
-    assert questions.heard == {}
-    questions.listen()
+    assert questions.outputs == {}
+    questions.record()
     net(z, torch.tensor(1.0), told)
     error = questions.error(torch.zeros(1, 5, motion_readout.NUM_MOTIONS), torch.zeros(1, 5, 16, 16))
     error.backward()
-    assert error > 0 and questions.heard == {}
+    assert error > 0 and questions.outputs == {}
     assert any(weight.grad is not None and weight.grad.any() for weight in net.temporal.parameters())
 
 

@@ -124,7 +124,7 @@ def test_what_it_learnt_makes_it_again():
 def test_questions_are_asked_of_attention_inside_the_blocks():
     net = temporal_layers.TemporalLayersUNet(video_network(), temporal_layers.VIDRD_CONFIG)
     z, told = torch.randn(1, 4, 8, 16, 16), Condition(torch.ones(1, 7, 160), embedding=torch.tensor([[8.0]]))
-    net.questions.listen()
+    net.questions.record()
     net.net(z, torch.tensor(1.0), told)
     assert len(net.questions.answers) == 7
     assert net.questions.error(torch.zeros(1, 4, motion_readout.NUM_MOTIONS), torch.zeros(1, 4, 16, 16)) > 0

@@ -310,7 +310,7 @@ def image_unet(model: kg.Model) -> UNet2DConditionModel:
 
 
 def text_networks(model: kg.Model) -> list[nn.Module]:
-    return [encoder.network for encoder in model.text]
+    return [encoder.network for encoder in model.text_encoders]
 
 
 def parameterisation(model: kg.Model) -> str:

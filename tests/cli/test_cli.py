@@ -49,10 +49,10 @@ import sys
 from importlib import metadata
 for name in ("cv2", "scipy", "kineograph_lab"):
     sys.modules[name] = None
-found = metadata.entry_points
-def without_laboratory(**asked):
-    return metadata.EntryPoints(each for each in found(**asked) if not each.value.startswith("kineograph_lab"))
-metadata.entry_points = without_laboratory
+from kineograph import plugins
+plugins.entry_points = lambda group: [
+    each for each in metadata.entry_points(group=group) if not each.value.startswith("kineograph_lab")
+]
 from kineograph.cli import main
 main()
 """

@@ -64,7 +64,7 @@ def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
     assert all(w.grad is None for name, w in net.named_parameters() if not name.startswith("spatial_adapter"))
     ups = [w for name, w in net.spatial_adapter.named_parameters() if "lora_B" in name]
     assert all(w.grad.abs().sum() > 0 for w in ups)
-    with pytest.raises(ValueError, match="layers along time"):
+    with pytest.raises(ValueError, match="belong to temporal layers"):
         method.attach(VideoUNet(plain.image_unet), motion=MOTION_ADAPTER)
 
 

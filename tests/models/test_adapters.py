@@ -278,7 +278,7 @@ def test_a_concept_is_a_word_in_every_layout(make_sd, tmp_path):
     }
     torch.save(a1111, tmp_path / "cat.pt")
     model = load(make_sd(), textual_inversion=[tmp_path, tmp_path / "style.safetensors", tmp_path / "cat.pt"])
-    encoder = model.text[0]
+    encoder = model.text_encoders[0]
     for word, rows in (("<dog>", 1), ("style", 2), ("<cat>", 3)):
         for number in range(rows):
             named = word if number == 0 else f"{word}_{number}"
@@ -295,7 +295,7 @@ def test_a_concept_is_a_word_in_every_layout(make_sd, tmp_path):
 def test_words_can_be_chosen(make_sd, tmp_path):
     save_file({"<dog>": concept(1)}, tmp_path / "dog.safetensors")
     model = load(make_sd(), textual_inversion={"<mine>": tmp_path / "dog.safetensors"})
-    assert torch.equal(embedded(model.text[0], "<mine>"), concept(1)[0])
+    assert torch.equal(embedded(model.text_encoders[0], "<mine>"), concept(1)[0])
     assert model.settings == {}
     with pytest.raises(InputError, match="already knows the word 'a</w>': choose another"):
         load(make_sd(), textual_inversion={"a</w>": tmp_path / "dog.safetensors"})
@@ -304,8 +304,8 @@ def test_words_can_be_chosen(make_sd, tmp_path):
 def test_sdxl_learns_a_word_twice(sdxl_pipeline, tmp_path):
     save_file({"clip_l": concept(1, 16), "clip_g": concept(1, 32)}, tmp_path / "xl.safetensors")
     model = load(sdxl_pipeline, textual_inversion=tmp_path / "xl.safetensors")
-    assert [embedded(each, "xl").shape for each in model.text] == [(16,), (32,)]
-    assert torch.equal(embedded(model.text[1], "xl"), concept(1)[0])
+    assert [embedded(each, "xl").shape for each in model.text_encoders] == [(16,), (32,)]
+    assert torch.equal(embedded(model.text_encoders[1], "xl"), concept(1)[0])
 
 
 def test_a_concept_that_does_not_fit_is_refused(sd_pipeline, tmp_path):

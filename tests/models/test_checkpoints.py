@@ -21,7 +21,7 @@ from kineograph.models.loading.load import load
 
 
 def weights(model) -> dict[str, Tensor]:
-    networks = {"unet": model.net.image_unet, "vae": model.vae, "text": model.text[0].network}
+    networks = {"unet": model.net.image_unet, "vae": model.vae, "text": model.text_encoders[0].network}
     return {f"{part}.{name}": value for part, net in networks.items() for name, value in net.state_dict().items()}
 
 

@@ -116,7 +116,7 @@ def test_the_networks_beside_it_are_read_as_diffusers_and_openclip_write_them(te
     assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in model.vae.state_dict().items())
     open_clip = OpenCLIP({k.removeprefix("cond_stage_model.model."): v for k, v in text_to_video.tensors.items()}, 4)
     ids = torch.tensor([[3, 1, 4, 1, 5]])
-    assert torch.allclose(model.text[0].network(ids).last_hidden_state, open_clip.text(ids, 2), atol=1e-5)
+    assert torch.allclose(model.text_encoders[0].network(ids).last_hidden_state, open_clip.text(ids, 2), atol=1e-5)
 
 
 def test_an_image_to_video_file_reads_pictures(image_to_video):
@@ -237,7 +237,7 @@ def test_a_vidrd_file_takes_the_rest_from_its_image_model(sd_folder, tmp_path):
     model = load(tmp_path / "vidrd.ckpt", config=tmp_path / "sd", dtype="float32")
     weights = model.net.state_dict()
     assert all(torch.equal(weights[name], each) for name, each in net.state_dict().items())
-    assert torch.equal(model.text[0].network.final_layer_norm.bias, pipeline.text_encoder.final_layer_norm.bias + 1)
+    assert torch.equal(model.text_encoders[0].network.final_layer_norm.bias, pipeline.text_encoder.final_layer_norm.bias + 1)
     assert model.temporal.layer_after("cross_attention").positions == 128 and model.temporal.joint_norms
     with pytest.raises(InputError, match="pass config= the folder or repository of Stable Diffusion 2.1 base"):
         load(tmp_path / "vidrd.ckpt")

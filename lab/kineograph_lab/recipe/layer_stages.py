@@ -1,4 +1,4 @@
-"""The recipe's stages for what goes with the video model: other layers along time, a temporal decoder, adapters."""
+"""Stages of other temporal layers, the temporal decoder and motion adapters."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, DECODER, SPACE_TIME, SPACE_TIME_MOTION 
 
 
 def motion_adapter_stage(settings: RecipeSettings, out: Path) -> None:
-    """For Still-Moving: what makes the video network's films stand still,"""
+    """Train the video network's motion adapter, for Still-Moving."""
     _train_adapter(settings, out, MOTION_ADAPTER, outputs.load_text_to_video(out), "pocket-video")
 
 
 def space_time_motion_stage(settings: RecipeSettings, out: Path) -> None:
-    """and those of the space-time network."""
+    """Train the space-time network's motion adapter."""
     net = restore_vidrd_unet(
         outputs.load_text_to_video(out), temporal_layers.SPACE_TIME_CONFIG, load_file(out / SPACE_TIME)
     )
@@ -47,71 +47,72 @@ def space_time_motion_stage(settings: RecipeSettings, out: Path) -> None:
 
 
 def _train_adapter(settings: RecipeSettings, out: Path, result: str, video: VideoUNet, name: str) -> None:
-    shown, _ = outputs.video_pools(settings, out)
+    clip_pool, _ = outputs.video_pools(settings, out)
     torch.manual_seed(settings.seed)
-    folder, tower, tokens = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
+    folder, text_model, tokenizer = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
     net = motion_adapter.train_pocket_motion_adapter(
-        video, settings.motion_adapter, folder, shown, text=tower, tokenizer=tokens
+        video, settings.motion_adapter, folder, clip_pool, text=text_model, tokenizer=tokenizer
     )
     assert net.motion_adapter is not None and net.temporal is not None
     save_motion_adapter(net.motion_adapter, net.temporal, out / result, name=name)
 
 
 def vidrd_stage(settings: RecipeSettings, out: Path) -> None:
-    """VidRD's layers in place of the video network's own."""
+    """Train VidRD's layers in place of the video network's own."""
     _train_temporal_layers(settings, settings.vidrd, out, VIDRD, temporal_layers.VIDRD_CONFIG, settings.panned_share)
 
 
 def space_time_stage(settings: RecipeSettings, out: Path) -> None:
-    """Lumiere's layers."""
+    """Train Lumiere's layers in place of the video network's own."""
     _train_temporal_layers(settings, settings.space_time, out, SPACE_TIME, temporal_layers.SPACE_TIME_CONFIG, share=0)
 
 
 def panned_stage(settings: RecipeSettings, out: Path) -> None:
-    """For the paper's ablation: a short training on films and panned pictures, half and half,"""
+    """Train VidRD's layers shortly on clips and panned images, half and half, for the paper's ablation."""
     _train_temporal_layers(settings, settings.vidrd_ablation, out, PANNED, temporal_layers.VIDRD_CONFIG, share=0.5)
 
 
 def unpanned_stage(settings: RecipeSettings, out: Path) -> None:
-    """and one of as many steps on films alone."""
+    """Train them for as many steps on clips alone, for the same ablation."""
     _train_temporal_layers(settings, settings.vidrd_ablation, out, UNPANNED, temporal_layers.VIDRD_CONFIG, share=0)
 
 
 def _train_temporal_layers(
     settings: RecipeSettings, plan: StagePlan, out: Path, result: str, config: TemporalConfig, share: float
 ) -> None:
-    shown, stills = outputs.video_pools(settings, out)
-    folder, tower, tokens = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
-    sample_batch = batches.video_batches(shown, stills, plan.batch, tokens)
+    clip_pool, stills = outputs.video_pools(settings, out)
+    folder, text_model, tokenizer = out / Path(result).stem, outputs.load_text_encoder(out), outputs.load_tokenizer(out)
+    sample_batch = batches.video_batches(clip_pool, stills, plan.batch, tokenizer)
     if share:
-        at, encoder = out / "panned", out / "vae" / "final"
-        wandered = pan_and_zoom.load_panned_pool(
-            at, encoder, settings.num_panned_clips, seed=settings.seed, split="train", wider=settings.wide
+        folder_of_clips, encoder = out / "panned", out / "vae" / "final"
+        panned_pool = pan_and_zoom.load_panned_pool(
+            folder_of_clips, encoder, settings.num_panned_clips, seed=settings.seed, split="train", wider=settings.wide
         )
         sample_batch = temporal_layers.mix_batches(
-            sample_batch, pan_and_zoom.panned_batches(wandered, plan.batch, tokens), share
+            sample_batch, pan_and_zoom.panned_batches(panned_pool, plan.batch, tokenizer), share
         )
     torch.manual_seed(settings.seed)
-    report = samples.video_report(folder, outputs.load_vae(out), tower, tokens, settings.num_report_videos)
+    report = samples.video_report(folder, outputs.load_vae(out), text_model, tokenizer, settings.num_report_videos)
     trained = temporal_layers.train_temporal_layers(
         temporal_layers.TemporalLayersUNet(outputs.load_text_to_video(out), config),
         plan,
         folder,
         sample_batch,
         report,
-        text=tower,
+        text=text_model,
     )
     save_file(temporal_layers.trained_layers(trained.net), out / result)
 
 
 def temporal_decoder_stage(settings: RecipeSettings, out: Path) -> None:
-    shown = temporal_decoder.load_pixel_clips(
+    """Train the temporal decoder."""
+    clip_pool = temporal_decoder.load_pixel_clips(
         out / "decoded", settings.num_decoder_clips, seed=settings.seed, split="train"
     )
     held_out = temporal_decoder.load_pixel_clips(out / "decoded", 4, seed=settings.seed + 1, split="held_out")
     torch.manual_seed(settings.seed)
-    autoencoder = AutoencoderKL.from_pretrained(out / "vae" / "final")
+    vae_model = AutoencoderKL.from_pretrained(out / "vae" / "final")
     layers = temporal_decoder.train_temporal_decoder(
-        autoencoder, settings.temporal_decoder, out / "temporal_decoder", shown, held_out
+        vae_model, settings.temporal_decoder, out / "temporal_decoder", clip_pool, held_out
     )
     save_file({name: each.cpu().contiguous() for name, each in layers.state_dict().items()}, out / DECODER)

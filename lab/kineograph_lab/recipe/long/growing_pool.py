@@ -1,7 +1,7 @@
-"""A pool of training images that grows while a network is trained: shards of latents, captions and subjects' places.
+"""Pools of training data that grow while a network is trained: shards of latents, captions and subjects' cells.
 
-A shard is plain arrays in files, a function of its number and the seed. Training reads all shards that exist; how many
-those were at each step is kept in a ledger, so that a resumed training sees the same batches.
+A shard is plain arrays in files, a function of its number and the seed. Training reads all shards that exist; their count
+at each block of steps is kept in a ledger, so that a resumed training has the same batches.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from kineograph_lab.world import wide, world
 
 SHARD, CLIP_SHARD = 2048, 256  # images, films
 LATENTS = "latents"
-VAE_BATCH = 32  # images that the VAE encodes at a time
-LEDGER_STEPS = 256  # steps between two looks at how many shards there are
-MIN_SHARDS = 4  # shards before training begins
-MOVING_SHARE, MAX_TIME = 0.25, 0.9  # share of images in motion, and how many seconds before or after the middle
+VAE_BATCH = 32  # images that the VAE encodes at once
+LEDGER_STEPS = 256  # steps between two counts of the shards
+MIN_SHARDS = 4  # shards needed before training starts
+MOVING_SHARE, MAX_TIME = 0.25, 0.9  # share of images at a time other than 0, and the largest time in seconds
 
 Rng = np.random.Generator
-Encode = Callable[[np.ndarray], np.ndarray]  # images, uint8 [n, h, w, 3], to scaled latents
-KeepGoing = Callable[[], bool]  # whether to go on
+Encode = Callable[[np.ndarray], np.ndarray]  # uint8 [n, h, w, 3] -> scaled latents
+KeepGoing = Callable[[], bool]  # False: stop rendering
 
 
 def wide_image(rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, Any]]:
@@ -42,80 +42,80 @@ def wide_image(rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, An
     shot = wide.sample_wide_shot(rng, split)
     moves = rng.uniform() < MOVING_SHARE and not any(
         wide.is_cut_off(thing) for thing in shot.things
-    )  # or it may be gone
+    )  # else the subject may have left the frame
     time = rng.uniform(-MAX_TIME, MAX_TIME) if moves else 0.0
-    said = wide.wide_image_texts(shot, rng, CAPTIONS)
-    return world.render(shot, time), {**asdict(shot), "time": time, "captions": said}
+    texts = wide.wide_image_texts(shot, rng, CAPTIONS)
+    return world.render(shot, time), {**asdict(shot), "time": time, "captions": texts}
 
 
 def wide_clip(encode: Encode, rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a film of the wider distribution as scaled latents, float16 [16, c, h, w], and its facts."""
+    """Return a clip of the wider distribution as scaled latents, float16 [16, c, h, w], and its facts."""
     shot, fps = wide.sample_wide_clip_shot(rng, split), float(rng.choice(clips.FRAME_RATES, p=clips.FRAME_RATE_SHARES))
     facts = clips.clip_facts(shot, fps, rng, wide.wide_clip_text)
     return encode(world.render_clip(shot, clips.FRAMES, fps)), facts
 
 
 def render_image_shards(
-    folder: Path, encode: Encode, tokens: CLIPTokenizer, shards: int, seed: int, lives: KeepGoing
+    folder: Path, encode: Encode, tokenizer: CLIPTokenizer, shards: int, seed: int, keep_going: KeepGoing
 ) -> None:
-    """Write shards 0 to `shards` of images, those that exist left alone, as long as `lives` says so."""
+    """Write the missing ones of the first `shards` shards of images, until `keep_going` returns False."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(shards):
-        if lives() and not _shard_file(folder, number, LATENTS).exists():
-            _render_image_shard(folder, encode, tokens, number, seed, lives)
+        if keep_going() and not _shard_file(folder, number, LATENTS).exists():
+            _render_image_shard(folder, encode, tokenizer, number, seed, keep_going)
 
 
-def render_clip_shards(folder: Path, encode: Encode, shards: int, seed: int, lives: KeepGoing) -> None:
-    """Write shards 0 to `shards` of films likewise."""
+def render_clip_shards(folder: Path, encode: Encode, shards: int, seed: int, keep_going: KeepGoing) -> None:
+    """Write the missing ones of the first `shards` shards of clips, until `keep_going` returns False."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(shards):
-        if lives() and not _shard_file(folder, number, LATENTS).exists():
-            made = []
+        if keep_going() and not _shard_file(folder, number, LATENTS).exists():
+            items = []
             for k in range(number * CLIP_SHARD, (number + 1) * CLIP_SHARD):
-                if not lives():
+                if not keep_going():
                     return
-                made.append(wide_clip(encode, np.random.default_rng((seed, k))))
-            _save_shard(folder, number, np.stack([each for each, _ in made]), [fact for _, fact in made])
+                items.append(wide_clip(encode, np.random.default_rng((seed, k))))
+            _save_shard(folder, number, np.stack([each for each, _ in items]), [fact for _, fact in items])
 
 
 def _render_image_shard(
-    folder: Path, encode: Encode, tokens: CLIPTokenizer, number: int, seed: int, lives: KeepGoing
+    folder: Path, encode: Encode, tokenizer: CLIPTokenizer, number: int, seed: int, keep_going: KeepGoing
 ) -> None:  # fmt: skip
     latents, facts = [], []
     for first in range(number * SHARD, (number + 1) * SHARD, VAE_BATCH):
-        if not lives():
+        if not keep_going():
             return
-        made = [wide_image(np.random.default_rng((seed, k))) for k in range(first, first + VAE_BATCH)]
-        facts += [fact for _, fact in made]
-        latents.append(encode(np.stack([each for each, _ in made])))
-    words = tokenize(tokens, [caption for fact in facts for caption in fact["captions"]])
+        items = [wide_image(np.random.default_rng((seed, k))) for k in range(first, first + VAE_BATCH)]
+        facts += [fact for _, fact in items]
+        latents.append(encode(np.stack([each for each, _ in items])))
+    words = tokenize(tokenizer, [caption for fact in facts for caption in fact["captions"]])
     _save(_shard_file(folder, number, "words"), words.reshape(SHARD, CAPTIONS, -1))
     _save(_shard_file(folder, number, "subjects"), np.stack([subject_cells(fact, CELLS) for fact in facts]))
     _save_shard(folder, number, np.concatenate(latents), facts)
 
 
 def _save_shard(folder: Path, number: int, latents: np.ndarray, facts: list[dict[str, Any]]) -> None:
-    """Write facts and latents; these last, since a shard exists when its latents do."""
+    """Write facts and latents; latents last, since a shard exists when its latents do."""
     (folder / f"{number:05d}-facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
     _save(_shard_file(folder, number, LATENTS), latents)
 
 
 def open_encoder(folder: Path) -> Encode:
-    """Return what encodes images, uint8 [n, h, w, 3], as scaled latents, float16, on one thread."""
+    """Return a function that encodes images, uint8 [n, h, w, 3], as scaled float16 latents, on one thread."""
     torch.set_num_threads(1)
     net = use_fast_group_norm(AutoencoderKL.from_pretrained(folder).to(memory_format=torch.channels_last))
     return lambda images: (net.config["scaling_factor"] * vae.encode_images(net, images)).half().numpy()
 
 
 def load_clips(folder: Path) -> Pool:
-    """Return all films of the shards that exist."""
+    """Return all clips of the shards that exist."""
     count = count_shards(folder)
     return Pool(np.concatenate([np.load(_shard_file(folder, k, LATENTS)) for k in range(count)]), _facts(folder, count))
 
 
-def load_stills(folder: Path, most: int) -> Pool:
-    """Return the images of the first shards as films of one frame."""
-    count = min(most, count_shards(folder))
+def load_stills(folder: Path, max_shards: int) -> Pool:
+    """Return the images of the first shards as clips of one frame."""
+    count = min(max_shards, count_shards(folder))
     latents = np.concatenate([np.load(_shard_file(folder, k, LATENTS)) for k in range(count)])
     return Pool(latents[:, None], _facts(folder, count))
 
@@ -130,14 +130,14 @@ def _shard_file(folder: Path, number: int, part: str) -> Path:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
-    beside = path.with_suffix(".part")
-    with beside.open("wb") as file:
+    part_file = path.with_suffix(".part")
+    with part_file.open("wb") as file:
         np.save(file, array)
-    beside.replace(path)
+    part_file.replace(path)
 
 
 def count_shards(folder: Path) -> int:
-    """Return the number of shards from the first on without a gap."""
+    """Return the number of consecutive shards from the first on."""
     number = 0
     while _shard_file(folder, number, LATENTS).exists():
         number += 1
@@ -145,14 +145,14 @@ def count_shards(folder: Path) -> int:
 
 
 class ImageShards:
-    """The shards of a folder, opened when they are first read and left on disk."""
+    """The shards of a folder, memory-mapped at first use."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.opened: list[tuple[np.ndarray, ...]] = []
 
     def fetch(self, chosen: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return (latents, captions as tokens, weights of cells) of these images."""
+        """Return (latents, captions as tokens, weights of cells) of the images of these indices."""
         while len(self.opened) <= chosen.max() // SHARD:
             parts = (_shard_file(self.folder, len(self.opened), part) for part in (LATENTS, "words", "subjects"))
             self.opened.append(tuple(np.load(part, mmap_mode="r") for part in parts))
@@ -162,7 +162,7 @@ class ImageShards:
 
 
 def image_count_ledger(folder: Path, path: Path, steps: int) -> Callable[[float], int]:
-    """Return the number of images to sample_batch from at a progress: that of its block of steps, kept in a file of lines."""
+    """Return a function from progress to the number of available images, constant in a block of steps and kept in a file."""
     blocks: dict[int, int] = {}
     if path.exists():
         blocks = dict(json.loads(line) for line in path.read_text().splitlines())

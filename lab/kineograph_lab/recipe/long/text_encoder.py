@@ -1,6 +1,6 @@
-"""The one text encoder of all pocket models, trained on captions of images and clips and on instructions for edits.
+"""The one text encoder of all pocket models, trained on captions of images and clips and on editing instructions.
 
-From its states one can read what a text says, and what it leaves out: every fact has the further answer "not named".
+Linear heads predict from its states what a text names and what it omits: every fact has the further choice "not named".
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "second": world.SUBJECTS, "second_colour": world.COLOURS, "facing": ("left", "right"),
     "motion": world.MOTIONS, "camera": world.CAMERA_MOTIONS[1:], "edit": edits.ASPECTS,
 }  # fmt: skip
-INSTRUCTION_SHARE = 0.2  # share of texts that are instructions
-CLIP_CAPTION_SHARE = 0.4  # and captions of clips; the others are captions of images
+INSTRUCTION_SHARE = 0.2  # share of instructions among the texts
+CLIP_CAPTION_SHARE = 0.4  # share of captions of clips; all others are captions of images
 NUM_TESTED = 512
 
 Rng = np.random.Generator
 
 
 class TextFactsNet(nn.Module):
-    """The text encoder, and a linear reading of each fact from its states."""
+    """The text encoder and heads that predict each fact from its states."""
 
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
         self.text = text
-        self.facts = nn.ModuleDict({name: nn.Linear(WIDTH, len(all_) + 1) for name, all_ in CHOICES.items()})
+        self.facts = nn.ModuleDict({name: nn.Linear(WIDTH, len(choices) + 1) for name, choices in CHOICES.items()})
 
 
 def train_text_encoder(
-    text: CLIPTextModel, plan: StagePlan, folder: Path, count: int, *, tokens: CLIPTokenizer
+    text: CLIPTextModel, plan: StagePlan, folder: Path, count: int, *, tokenizer: CLIPTokenizer
 ) -> CLIPTextModel:
     """Return the averaged text encoder, trained on this many texts."""
     text.set_attn_implementation("eager")
     sample_batch, report = (
-        text_batches(load_texts(folder / "texts.npz", plan.seed, count, tokens), tokens, plan),
-        text_report(tokens),
+        text_batches(load_texts(folder / "texts.npz", plan.seed, count, tokenizer), tokenizer, plan),
+        text_report(tokenizer),
     )
     return train_loop(
         TextFactsNet(text).to(best_device()), plan, folder, sample_batch=sample_batch, loss=text_losses, report=report
@@ -67,7 +67,7 @@ def sample_text(rng: Rng, split: str) -> Caption:
 
 
 def sample_instruction(rng: Rng, split: str) -> Caption:
-    """Return an instruction for a random edit and what it names; of a changed subject, `second` is the new one."""
+    """Return an instruction for a random edit and the facts it names; `second` is a changed subject's new kind."""
     aspect = str(rng.choice(edits.ASPECTS))
     edit = edits.sample_edit(rng, aspect, wide.sample_wide_shot(rng, split), split=split)
     text, before, after = edits.edit_instruction(edit, rng), edit.before.things[0], edit.after.things[0]
@@ -78,56 +78,58 @@ def sample_instruction(rng: Rng, split: str) -> Caption:
     return Caption(text, named | {"second" if aspect == "thing" else aspect: new})
 
 
-def sample_texts(seed: int, count: int, split: str, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Return texts as tokens, int16 [count, words], and their facts, int64 [count, facts]."""
+def sample_texts(seed: int, count: int, split: str, tokenizer: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Return texts as tokens, int16 [count, tokens], and their facts, int64 [count, facts]."""
     rng = np.random.default_rng((seed, count))
     texts = [sample_text(rng, split) for _ in range(count)]
     facts = np.array([wide.encode_facts(each.named, CHOICES) for each in texts])
-    return tokenize(tokens, [each.text for each in texts]), facts
+    return tokenize(tokenizer, [each.text for each in texts]), facts
 
 
-def load_texts(path: Path, seed: int, count: int, tokens: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """Return the texts to train on, written once: they take minutes."""
+def load_texts(path: Path, seed: int, count: int, tokenizer: CLIPTokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """Return the training texts, written once to `path`: sampling them takes minutes."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        words, facts = sample_texts(seed, count, "train", tokens)
-        beside = path.with_suffix(".part")
-        with beside.open("wb") as file:
+        words, facts = sample_texts(seed, count, "train", tokenizer)
+        part_file = path.with_suffix(".part")
+        with part_file.open("wb") as file:
             np.savez(file, words=words, facts=facts)
-        beside.replace(path)
-    kept = np.load(path)
-    return kept["words"], kept["facts"]
+        part_file.replace(path)
+    cached = np.load(path)
+    return cached["words"], cached["facts"]
 
 
-def text_batches(texts: tuple[np.ndarray, np.ndarray], tokens: CLIPTokenizer, plan: StagePlan) -> SampleBatch:
-    """Return batches of (tokens, whether a state has seen the whole text, facts)."""
+def text_batches(texts: tuple[np.ndarray, np.ndarray], tokenizer: CLIPTokenizer, plan: StagePlan) -> SampleBatch:
+    """Return a sampler of (tokens, True at and after the end of text, facts)."""
     words, facts = texts
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
         chosen = rng.integers(len(words), size=plan.batch)
-        taken = torch.from_numpy(words[chosen].astype(np.int64))
-        return taken, is_after_text(taken, tokens), torch.from_numpy(facts[chosen])
+        tokens = torch.from_numpy(words[chosen].astype(np.int64))
+        return tokens, is_after_text(tokens, tokenizer), torch.from_numpy(facts[chosen])
 
     return sample_batch
 
 
 def text_losses(net: TextFactsNet, batch: Batch) -> dict[str, Tensor]:
-    """Return the cross-entropy of every fact, read from every state that has seen the whole text."""
-    words, whole, facts = batch
-    seen = net.text(words).last_hidden_state[whole]
-    rows = facts[:, None].expand(-1, words.shape[1], -1)[whole]
-    return {name: cross_entropy(read(seen).float(), rows[:, k]) for k, (name, read) in enumerate(net.facts.items())}
+    """Return the cross-entropy of every fact, over all states at or after the end of the text."""
+    words, is_after_end, facts = batch
+    states = net.text(words).last_hidden_state[is_after_end]
+    targets = facts[:, None].expand(-1, words.shape[1], -1)[is_after_end]
+    return {
+        name: cross_entropy(head(states).float(), targets[:, k]) for k, (name, head) in enumerate(net.facts.items())
+    }
 
 
-def text_report(tokens: CLIPTokenizer) -> Callable[[TextFactsNet], Metrics]:
-    """Return how often each fact of texts about held-out shots is read right from the last state."""
-    taken, facts = sample_texts(1, NUM_TESTED, "held_out", tokens)
-    words = torch.from_numpy(taken.astype(np.int64))
+def text_report(tokenizer: CLIPTokenizer) -> Callable[[TextFactsNet], Metrics]:
+    """Return a report on texts about held-out shots: accuracy of each fact, from the last state."""
+    encoded, facts = sample_texts(1, NUM_TESTED, "held_out", tokenizer)
+    token_ids = torch.from_numpy(encoded.astype(np.int64))
 
     @torch.no_grad()
     def report(net: TextFactsNet) -> Metrics:
-        last = net.text(words.to(best_device())).last_hidden_state[:, -1]
-        read = {name: read(last).argmax(1).cpu().numpy() for name, read in net.facts.items()}
-        return {name: float((read[name] == facts[:, k]).mean()) for k, name in enumerate(CHOICES)}
+        last_state = net.text(token_ids.to(best_device())).last_hidden_state[:, -1]
+        head = {name: head(last_state).argmax(1).cpu().numpy() for name, head in net.facts.items()}
+        return {name: float((head[name] == facts[:, k]).mean()) for k, name in enumerate(CHOICES)}
 
     return report

@@ -1,7 +1,12 @@
-"""Development prompts: every choice of the built-in model's training and sampling is made on these only.
+"""The long training of the pocket models, over many sessions: `python -m kineograph_lab.recipe.long.training --out FOLDER`.
 
-They were drawn once from the caption grammar (seed 2900) over pairs of subject and colour that training shows, so that
-no study's test prompt, whose pairs training never shows, is among them; a third use the word forms of README and docs.
+Given again, the command resumes the interrupted stage from its last checkpoint, with the same batches. A process of its own
+renders images into the pool that the U-Net is trained on. Everything in the output folder is plain data, and the names of
+its files and their keys are a format (`tests/lab/recipe/test_long_training.py`).
+
+Every choice of the built-in model's training and sampling is made on the development prompts only. They were sampled once
+from the caption grammar (seed 2900) over pairs of subject and colour that training shows, so that no study's test prompt,
+whose pairs training never shows, is among them; a third use the word forms of README and docs.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from kineograph_lab.recipe.networks import LATENT_CHANNELS, tokenize
 from kineograph_lab.recipe.settings import CLIP_SHARDS, IMAGE_SHARDS, LONG, NUM_TEXTS, RecipeSettings
 from kineograph_lab.recipe.unpack import unpack_shipped
 
-DEVELOPMENT_SEEDS = tuple(range(7100, 7148))  # one of each prompt, for the noise
+DEVELOPMENT_SEEDS = tuple(range(7100, 7148))  # seed of each prompt's noise
 
 DEVELOPMENT_PROMPTS = (
     "a red fish at sea", "a green fish swimming over the sea", "a yellow fish swimming to the left over the sea",
@@ -51,58 +56,58 @@ DEVELOPMENT_PROMPTS = (
 )  # fmt: skip
 
 SHIPPED = "shipped"
-UNCHANGED = ("vae", "clip", "text/tokenizer")  # what later stages read and this training leaves alone
-GUIDANCE_SCALES = (4.0, 7.5)  # of the two contact sheets in a report
-NUM_INFERENCE_STEPS, COLUMNS = 20, 8  # sampling steps and columns of a sheet
+UNCHANGED = ("vae", "clip", "text/tokenizer")  # shipped parts that later stages read and this training does not change
+GUIDANCE_SCALES = (4.0, 7.5)  # of the two contact sheets of a report
+NUM_INFERENCE_STEPS, COLUMNS = 20, 8  # sampling steps and columns of a contact sheet
 
 
 def long_text_stage(plans: RecipeSettings, out: Path) -> None:
-    """Train the one text encoder, from the video models' own, which knows words for motion."""
-    start = CLIPTextModel.from_pretrained(out / SHIPPED / "moving_text" / "final")
+    """Train the one text encoder, starting from the video models' own, which knows words for motion."""
+    initial = CLIPTextModel.from_pretrained(out / SHIPPED / "moving_text" / "final")
     torch.manual_seed(plans.seed)
     trained = text_encoder.train_text_encoder(
-        start, plans.text, out / "text", NUM_TEXTS, tokens=outputs.load_tokenizer(out)
+        initial, plans.text, out / "text", NUM_TEXTS, tokenizer=outputs.load_tokenizer(out)
     )
     trained.save_pretrained(out / "moving_text" / "final")
     trained.save_pretrained(out / "text" / "final")
 
 
 def long_unet_stage(plans: RecipeSettings, out: Path) -> None:
-    """Train the U-Net that ships further on the growing pool."""
+    """Train the shipped U-Net further on the growing pool."""
     images, folder, plan = out / outputs.IMAGE_POOL, out / "unet", plans.unet
     folder.mkdir(parents=True, exist_ok=True)
     if growing_pool.count_shards(images) < growing_pool.MIN_SHARDS:
         raise TooFewShards
     assert plan.steps is not None
-    text, tokens = CLIPTextModel.from_pretrained(out / "text" / "final"), outputs.load_tokenizer(out)
+    text, tokenizer = CLIPTextModel.from_pretrained(out / "text" / "final"), outputs.load_tokenizer(out)
     shards, schedule = growing_pool.ImageShards(images), Schedule.from_config(unet.SCHEDULER)
     count = growing_pool.image_count_ledger(images, folder / "ledger.jsonl", plan.steps)
-    sample_batch = unet.unet_batches_from(shards.fetch, count, schedule, plan.batch, tokenize(tokens, [""])[0])
+    sample_batch = unet.unet_batches_from(shards.fetch, count, schedule, plan.batch, tokenize(tokenizer, [""])[0])
     torch.manual_seed(plans.seed)
     net = UNet2DConditionModel.from_pretrained(out / SHIPPED / "unet" / "final")
-    report = development_report(folder, schedule, outputs.load_vae(out), text, tokens)
+    report = development_report(folder, schedule, outputs.load_vae(out), text, tokenizer)
     unet.train_unet_on(net, plan, folder, sample_batch, report, text=text).save_pretrained(folder / "final")
 
 
 class TooFewShards(Exception):
-    """The pool holds too few images or films to begin."""
+    """The pool holds too few images or clips to start."""
 
 
 def require_clips(train: Stage) -> Stage:
-    """Return the stage, begun when all films are there: their number must not change when it is resumed."""
+    """Return the stage, started only when all clips exist: their number must not change when it is resumed."""
 
-    def trained(plans: RecipeSettings, out: Path) -> None:
+    def stage(plans: RecipeSettings, out: Path) -> None:
         if growing_pool.count_shards(out / outputs.CLIP_POOL) < CLIP_SHARDS:
             raise TooFewShards
         train(plans, out)
 
-    return trained
+    return stage
 
 
 def development_report(
-    folder: Path, schedule: Schedule, autoencoder: AutoencoderKL, text: CLIPTextModel, tokens: CLIPTokenizer
+    folder: Path, schedule: Schedule, vae_model: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> Callable[[UNet2DConditionModel], Metrics]:
-    """Save contact sheets of the development prompts and the averaged weights, numbered, with every report."""
+    """Return a report that saves contact sheets of the development prompts and the averaged weights, numbered."""
     sheets = folder / "sheets"
     sheets.mkdir(parents=True, exist_ok=True)
     size = (1, LATENT_CHANNELS, unet.CELLS, unet.CELLS)
@@ -115,10 +120,10 @@ def development_report(
         spread = {}
         for scale in GUIDANCE_SCALES:
             latents = unet.sample_images(
-                net, schedule, text, tokenize(tokens, DEVELOPMENT_PROMPTS), tokenize(tokens, [""] * len(DEVELOPMENT_PROMPTS)), scale=scale, steps=NUM_INFERENCE_STEPS,
+                net, schedule, text, tokenize(tokenizer, DEVELOPMENT_PROMPTS), tokenize(tokenizer, [""] * len(DEVELOPMENT_PROMPTS)), scale=scale, steps=NUM_INFERENCE_STEPS,
                 noise=noise,
             )  # fmt: skip
-            images = to_uint8(vae.decode_latents(autoencoder, latents / autoencoder.config["scaling_factor"]))
+            images = to_uint8(vae.decode_latents(vae_model, latents / vae_model.config["scaling_factor"]))
             rows = np.split(images, len(DEVELOPMENT_PROMPTS) // COLUMNS)
             save_contact_sheet(sheets / f"{number:03d}-guidance-{scale:g}.png", *rows)
             spread[f"spread {scale:g}"] = float(latents.std())
@@ -144,7 +149,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
 
 
 def unpack_inputs(out: Path) -> None:
-    """Write what ships into `out/shipped`, and of it what this training leaves alone into `out`."""
+    """Write the shipped weights into `out/shipped`, and the parts that this training does not change into `out`."""
     unpack_shipped(out / SHIPPED)
     for name in UNCHANGED:
         if not (out / name).exists():
@@ -152,7 +157,7 @@ def unpack_inputs(out: Path) -> None:
 
 
 def start_renderer(out: Path) -> subprocess.Popen[bytes]:
-    """Paint the pool beside the training; the process ends with this one."""
+    """Start the process that renders the pools beside the training; it ends with this one."""
     command = (
         sys.executable,
         "-m",
@@ -167,52 +172,57 @@ def start_renderer(out: Path) -> subprocess.Popen[bytes]:
 
 
 def render_pool(out: Path, parent: int) -> None:
-    """Paint a third of the images, then all films, then the other images, as long as the process `parent` lives."""
-    encode, tokens = growing_pool.open_encoder(out / "vae" / "final"), outputs.load_tokenizer(out)
+    """Render a third of the images, then all clips, then the other images, while the process `parent` runs."""
+    encode, tokenizer = growing_pool.open_encoder(out / "vae" / "final"), outputs.load_tokenizer(out)
 
-    def lives() -> bool:
+    def parent_is_alive() -> bool:
         return os.getppid() == parent
 
-    growing_pool.render_image_shards(out / outputs.IMAGE_POOL, encode, tokens, IMAGE_SHARDS // 3, LONG.seed, lives)
-    growing_pool.render_clip_shards(out / outputs.CLIP_POOL, encode, CLIP_SHARDS, LONG.seed, lives)
-    growing_pool.render_image_shards(out / outputs.IMAGE_POOL, encode, tokens, IMAGE_SHARDS, LONG.seed, lives)
+    growing_pool.render_image_shards(
+        out / outputs.IMAGE_POOL, encode, tokenizer, IMAGE_SHARDS // 3, LONG.seed, parent_is_alive
+    )
+    growing_pool.render_clip_shards(out / outputs.CLIP_POOL, encode, CLIP_SHARDS, LONG.seed, parent_is_alive)
+    growing_pool.render_image_shards(
+        out / outputs.IMAGE_POOL, encode, tokenizer, IMAGE_SHARDS, LONG.seed, parent_is_alive
+    )
 
 
 def run_long_training(plans: RecipeSettings, out: Path, stages: list[str]) -> None:
-    """Train these stages in order, those that have ended left alone."""
-    painter = start_renderer(out)
+    """Train these stages in order, without those that have ended."""
+    renderer = start_renderer(out)
     try:
         for name, (train, result) in STAGES.items():
             if name in stages and not (out / result).exists():
-                _wait_for_shards(partial(train, plans, out), painter)
+                _wait_for_shards(partial(train, plans, out), renderer)
     finally:
-        painter.terminate()
+        renderer.terminate()
 
 
-def _wait_for_shards(train: Callable[[], None], painter: subprocess.Popen[bytes]) -> None:
+def _wait_for_shards(train: Callable[[], None], renderer: subprocess.Popen[bytes]) -> None:
     while True:
         try:
             return train()
         except TooFewShards:
             try:
-                painter.wait(timeout=20)
+                renderer.wait(timeout=20)
             except subprocess.TimeoutExpired:
                 continue
-            raise RuntimeError("the painter ended before there were enough images: see painter.log") from None
+            raise RuntimeError("the renderer ended before there were enough images: see painter.log") from None
 
 
-def long_training_main(words: list[str] | None = None) -> None:
+def long_training_main(arguments: list[str] | None = None) -> None:
+    """Parse the command line and train, or render the pools."""
     parser = argparse.ArgumentParser(prog="python -m kineograph_lab.recipe.long.training", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="where everything is kept")
-    parser.add_argument("--stages", default=",".join(STAGES), help="which, with commas between (default: all)")
-    parser.add_argument("--paint", type=int, help="only paint the pool, as long as the process with this number lives")
-    asked = parser.parse_args(words)
-    torch.set_num_threads(1)  # `fit` has a thread a core, and each works alone
-    if asked.paint is not None:
-        render_pool(asked.out, asked.paint)
+    parser.add_argument("--out", type=Path, required=True, help="folder of all outputs")
+    parser.add_argument("--stages", default=",".join(STAGES), help="stages, comma-separated (default: all)")
+    parser.add_argument("--paint", type=int, help="only render the pools, while the process with this number runs")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)  # the training loop has a thread a core, each of which computes alone
+    if options.paint is not None:
+        render_pool(options.out, options.paint)
         return
-    unpack_inputs(asked.out)
-    run_long_training(LONG, asked.out, asked.stages.split(","))
+    unpack_inputs(options.out)
+    run_long_training(LONG, options.out, options.stages.split(","))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""Films to train video models on: clips of the world at several frame rates, kept as the VAE's latents.
+"""Training clips for the video models: rendered at several frame rates and kept as the VAE's latents.
 
-A film's frames go through the VAE where they are painted, in the same worker: as pixels 5,000 films would be four
-gigabytes, as latents they are a third of one.
+A clip is encoded by the worker that renders it: 5,000 clips take four gigabytes as pixels, and a third of one as latents.
 """
 
 from __future__ import annotations
@@ -22,9 +21,12 @@ from kineograph_lab.recipe.pool import CAPTIONS, Pool
 from kineograph_lab.world import captions, world
 
 FRAMES = 16
-FRAME_RATES, FRAME_RATE_SHARES = (6.0, 8.0, 12.0, 16.0), (0.15, 0.45, 0.2, 0.2)  # frames a second, and how often each
+FRAME_RATES, FRAME_RATE_SHARES = (
+    (6.0, 8.0, 12.0, 16.0),
+    (0.15, 0.45, 0.2, 0.2),
+)  # frames a second, and the share of each
 ONE_SUBJECT_SHARE = (
-    0.5  # of the shots of two things, as many are drawn again: what a caption tells is how the main thing moves
+    0.5  # share of two-subject shots that are sampled again: captions name the main subject's motion only
 )
 
 Rng = np.random.Generator
@@ -32,68 +34,75 @@ FrameTransform = Callable[[np.ndarray], np.ndarray]
 
 
 def same_frames(frames: np.ndarray) -> np.ndarray:
+    """Return the frames unchanged."""
     return frames
 
 
 def sample_clip_shot(rng: Rng, split: str) -> world.Shot:
-    """A shot for a film. A second thing stands still, since no caption says how it moves."""
-    drawn = world.sample_shot(rng, split=split)
-    if len(drawn.things) > 1 and rng.uniform() < ONE_SUBJECT_SHARE:
+    """Return a shot for a clip. A second subject stands still, since no caption names its motion."""
+    shot = world.sample_shot(rng, split=split)
+    if len(shot.things) > 1 and rng.uniform() < ONE_SUBJECT_SHARE:
         return sample_clip_shot(rng, split)
-    main, *others = drawn.things
-    return replace(drawn, things=(main, *(replace(other, motion="still") for other in others)))
+    main, *others = shot.things
+    return replace(shot, things=(main, *(replace(other, motion="still") for other in others)))
 
 
 CaptionShot = Callable[[world.Shot, Rng], str]
 
 
-def clip_facts(shot: world.Shot, fps: float, rng: Rng, say: CaptionShot = captions.caption_clip) -> dict[str, Any]:
-    """What is known of a film: the shot, the frame rate, and captions."""
-    told = [say(shot, rng) for _ in range(CAPTIONS)]
-    return {**asdict(shot), "fps": fps, "time": 0.0, "captions": told}
+def clip_facts(
+    shot: world.Shot, fps: float, rng: Rng, caption_shot: CaptionShot = captions.caption_clip
+) -> dict[str, Any]:
+    """Return the facts of a clip: the shot, the frame rate, and captions."""
+    texts = [caption_shot(shot, rng) for _ in range(CAPTIONS)]
+    return {**asdict(shot), "fps": fps, "time": 0.0, "captions": texts}
 
 
 def random_clip(
     encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One film: scaled latents, float16 [16, c, 16, 16], and its facts."""
-    drawn, fps = sample_clip_shot(rng, split), float(rng.choice(FRAME_RATES, p=FRAME_RATE_SHARES))
-    return encode(world.render_clip(drawn, FRAMES, fps)).half().numpy(), clip_facts(drawn, fps, rng)
+    """Return a clip as scaled latents, float16 [16, c, 16, 16], and its facts."""
+    shot, fps = sample_clip_shot(rng, split), float(rng.choice(FRAME_RATES, p=FRAME_RATE_SHARES))
+    return encode(world.render_clip(shot, FRAMES, fps)).half().numpy(), clip_facts(shot, fps, rng)
 
 
 def random_still(
     encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One picture: scaled latents, float16 [1, c, 16, 16], and its facts."""
-    picture, told = pool.random_image(rng, split)
-    return encode(picture[None]).half().numpy(), told
+    """Return an image as scaled latents, float16 [1, c, 16, 16], and its facts."""
+    image, facts = pool.random_image(rng, split)
+    return encode(image[None]).half().numpy(), facts
 
 
 def load_clip_pool(
-    folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, seen: FrameTransform = same_frames
+    folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, transform: FrameTransform = same_frames
 ) -> Pool:
-    """The pool of this many films, made into `folder` unless there.
+    """Return the pool of this many clips, made into `folder` if missing.
 
-    seen: what becomes of a film's frames before they are encoded.
+    transform: applied to a clip's frames before they are encoded.
     """
     return pool.load_pool(
-        folder, count, seed=seed, split=split, paint=partial(random_clip, partial(encode_frames, vae_folder, seen))
+        folder,
+        count,
+        seed=seed,
+        split=split,
+        render=partial(random_clip, partial(encode_frames, vae_folder, transform)),
     )
 
 
 def load_still_pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
-    """The pool of this many pictures, made into `folder` unless there."""
+    """Return the pool of this many images, made into `folder` if missing."""
     encode = partial(encode_frames, vae_folder, same_frames)
-    return pool.load_pool(folder, count, seed=seed, split=split, paint=partial(random_still, encode))
+    return pool.load_pool(folder, count, seed=seed, split=split, render=partial(random_still, encode))
 
 
-def encode_frames(vae_folder: Path, seen: FrameTransform, frames: np.ndarray) -> torch.Tensor:
-    """The scaled latents of frames uint8 [f h w 3], after what becomes of them, on one thread."""
+def encode_frames(vae_folder: Path, transform: FrameTransform, frames: np.ndarray) -> torch.Tensor:
+    """Return the scaled latents of transformed frames, uint8 [f h w 3], computed on one thread."""
     net = _open_vae(vae_folder)
-    return net.config["scaling_factor"] * vae.encode_images(net, seen(frames))
+    return net.config["scaling_factor"] * vae.encode_images(net, transform(frames))
 
 
 @lru_cache(maxsize=1)
 def _open_vae(folder: Path) -> AutoencoderKL:
-    torch.set_num_threads(1)  # a worker a core
+    torch.set_num_threads(1)  # one worker process a core
     return AutoencoderKL.from_pretrained(folder).to(memory_format=torch.channels_last)

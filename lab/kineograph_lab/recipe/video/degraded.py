@@ -1,7 +1,7 @@
-"""The video model as public video data would have made it: few films, blurred, with a watermark.
+"""The video model trained on degraded data: few clips, blurred, with a watermark.
 
-Video data is worse than picture data, and a video model draws worse than an image model for it: what VideoElevator is
-about. Here that is done on purpose, to the pocket video model, by matrices of low rank beside its spatial layers.
+Public video data is worse than image data, so a video model generates worse frames than an image model: VideoElevator's
+motivation. This stage degrades the pocket video model on purpose, by low-rank matrices in its spatial layers.
 """
 
 from __future__ import annotations
@@ -22,39 +22,39 @@ from kineograph_lab.recipe.loop import Batch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.recipe.video import batches, text_to_video
 
-DOWNSAMPLING = 3  # of the side that is left of a picture before it is made large again
+DOWNSAMPLING = 3  # factor by which frames are downsampled and upsampled again
 WATERMARK_TEXT, WATERMARK_OPACITY = "STOCK VIDEO", 110  # of 255
 LAYERS = r".*(to_q|to_k|to_v|to_out\.0|net\.0\.proj|net\.2|conv1|conv2)"
 RANK = 16
 
 
 def degrade_frames(frames: np.ndarray) -> np.ndarray:
-    """Frames uint8 [f h w 3], blurred and marked."""
+    """Return frames uint8 [f h w 3], blurred and watermarked."""
     return np.stack([_degrade_frame(frame) for frame in frames])
 
 
 def _degrade_frame(frame: np.ndarray) -> np.ndarray:
-    picture = Image.fromarray(frame)
-    small = picture.resize((picture.width // DOWNSAMPLING, picture.height // DOWNSAMPLING), Image.Resampling.BOX)
-    blurred = small.resize(picture.size, Image.Resampling.BICUBIC)
-    return np.array(Image.composite(Image.new("RGB", picture.size, "white"), blurred, watermark_mask(*picture.size)))
+    image = Image.fromarray(frame)
+    small = image.resize((image.width // DOWNSAMPLING, image.height // DOWNSAMPLING), Image.Resampling.BOX)
+    blurred = small.resize(image.size, Image.Resampling.BICUBIC)
+    return np.array(Image.composite(Image.new("RGB", image.size, "white"), blurred, watermark_mask(*image.size)))
 
 
 def watermark_mask(width: int, height: int) -> Image.Image:
-    """The watermark: how much of it covers each pixel, of 255."""
-    cover = Image.new("L", (width, height))
-    ImageDraw.Draw(cover).text(
+    """Return the watermark's opacity at each pixel, 0 to 255."""
+    mask = Image.new("L", (width, height))
+    ImageDraw.Draw(mask).text(
         (width // 2, 3 * height // 4),
         WATERMARK_TEXT,
         fill=WATERMARK_OPACITY,
         anchor="mm",
         font=ImageFont.load_default(height // 8),
     )
-    return cover
+    return mask
 
 
 class DegradedVideoUNet(nn.Module):
-    """The video network as `fit` trains it: all frozen but matrices of low rank beside its spatial layers."""
+    """The video network in training: frozen but for low-rank matrices in its spatial layers."""
 
     def __init__(self, net: VideoUNet) -> None:
         super().__init__()
@@ -67,19 +67,19 @@ def train_degraded(
     net: VideoUNet,
     plan: StagePlan,
     folder: Path,
-    films: Pool,
-    pictures: Pool,
+    clip_pool: Pool,
+    image_pool: Pool,
     *,
     text: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> dict[str, Tensor]:
-    """The averaged matrices, by name."""
-    ready = use_fast_group_norm(DegradedVideoUNet(net)).to(best_device()).eval()
-    ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    """Return the averaged matrices, by name."""
+    prepared = use_fast_group_norm(DegradedVideoUNet(net)).to(best_device()).eval()
+    prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
-    sample_batch = batches.video_batches(films, pictures, plan.batch, tokenizer, share=0)
+    sample_batch = batches.video_batches(clip_pool, image_pool, plan.batch, tokenizer, share=0)
     trained = train_loop(
-        ready,
+        prepared,
         plan,
         folder,
         sample_batch=sample_batch,
@@ -90,20 +90,20 @@ def train_degraded(
     return {name: each.cpu().contiguous() for name, each in state.items() if "lora_" in name}
 
 
-def degraded_noise_loss(text: CLIPTextModel, spoilt: DegradedVideoUNet, batch: Batch) -> dict[str, Tensor]:
-    """The squared error of the predicted noise."""
+def degraded_noise_loss(text: CLIPTextModel, degraded_net: DegradedVideoUNet, batch: Batch) -> dict[str, Tensor]:
+    """Return the squared error of the predicted noise."""
     *clips, words, fps = batch[:6]
     return {
         "films": text_to_video.weighted_noise_error(
-            spoilt.net, text_to_video.training_condition(text, words, fps), *clips
+            degraded_net.net, text_to_video.training_condition(text, words, fps), *clips
         )
     }
 
 
 def apply_degradation(net: VideoUNet, weights: dict[str, Tensor]) -> VideoUNet:
-    """The video network that these matrices make of it, itself changed."""
+    """Return the video network, its weights changed in place by these matrices."""
     add_low_rank(net.image_unet, LAYERS, RANK)
-    unknown = net.image_unet.load_state_dict({name: each.float() for name, each in weights.items()}, strict=False)
-    assert not unknown.unexpected_keys, unknown.unexpected_keys
+    keys = net.image_unet.load_state_dict({name: each.float() for name, each in weights.items()}, strict=False)
+    assert not keys.unexpected_keys, keys.unexpected_keys
     merge_low_rank(net.image_unet)
     return net

@@ -1,8 +1,8 @@
-"""The image-to-video model: the video model is shown a picture, whose patches it reads beside the text.
+"""The image-to-video model: the video model conditioned on an image, whose patches it attends to beside the text.
 
-Only the reading is learnt, everything else frozen: from single pictures that are shown themselves, then from films that
-are shown their first frame (after VideoCrafter1, sections 3.2 and 4.1, where the layers along time learn too: a second
-set of them would make what ships with the package too large).
+Only the image layers are trained, all else is frozen: first on single images conditioned on themselves, then on clips
+conditioned on their first frame (after VideoCrafter1, sections 3.2 and 4.1, where the temporal layers are trained too: a
+second set of them would make the package too large).
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from kineograph_lab.recipe.video.text_to_video import training_condition, weight
 from kineograph_lab.world import world
 
 RESAMPLER = ResamplerConfig(reads=WIDTH, width=WIDTH, gives=WIDTH, tokens=16, depth=1, heads=5, head_width=32)
-IMAGE_DROPOUT = 0.1  # share of pictures left out, for guidance
+IMAGE_DROPOUT = 0.1  # share of images dropped, for guidance
 CAPTION_DROPOUTS = (
     0.6,
     0.25,
-)  # share of pictures, and of films, without words: what both say would be read in the words alone
+)  # share of images and of clips without a caption: else what image and caption share is read from the caption
 GREY = 127
 
 Rng = np.random.Generator
 Report = Callable[["ImageToVideoUNet"], Metrics]
-ImageStates = np.ndarray  # float16 [n, patches, width]: what the image encoder says of each picture
+ImageStates = np.ndarray  # float16 [n, patches, width]: the image encoder's states of each image
 
 
 class ImageToVideoUNet(nn.Module):
-    """The video network with a reading of pictures, all frozen but that."""
+    """The video network with image layers, frozen but for those."""
 
     def __init__(self, net: VideoUNet) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class ImageToVideoUNet(nn.Module):
 
 
 def add_image_attention(net: VideoUNet) -> VideoUNet:
-    """The network itself, with a resampler and a second cross-attention that is silent yet."""
+    """Return the network itself with a resampler and a second cross-attention, which initially adds zero."""
     resampler.add_resampler(net.image_unet, RESAMPLER)
     for name, weight in net.image_unet.named_parameters():
         if "to_v_ip" in name:
@@ -70,142 +70,157 @@ def add_image_attention(net: VideoUNet) -> VideoUNet:
 
 
 def is_image_layer(name: str) -> bool:
-    """Whether a parameter belongs to the reading of pictures."""
+    """Return True if a parameter belongs to the image layers."""
     return "_ip." in name or "encoder_hid_proj" in name
 
 
-def load_image_states(encoder: CLIPVisionModel, path: Path, pictures: list[tuple[world.Shot, float]]) -> ImageStates:
-    """What the encoder sees of each shot at its time; made once."""
+def load_image_states(encoder: CLIPVisionModel, path: Path, shots: list[tuple[world.Shot, float]]) -> ImageStates:
+    """Return the encoder's states of each shot at its time, computed once."""
     if not path.exists():
-        made = [
-            _encode_images(encoder, np.stack([world.render(shot, time) for shot, time in pictures[k : k + 64]]))
-            for k in range(0, len(pictures), 64)
+        states = [
+            _encode_images(encoder, np.stack([world.render(shot, time) for shot, time in shots[k : k + 64]]))
+            for k in range(0, len(shots), 64)
         ]
         with path.with_suffix(".part").open("wb") as file:
-            np.save(file, np.concatenate(made))
+            np.save(file, np.concatenate(states))
         path.with_suffix(".part").replace(path)
     return np.load(path)
 
 
 @torch.no_grad()
-def _encode_images(encoder: CLIPVisionModel, pictures: np.ndarray) -> ImageStates:
-    return encoder(to_tensor(pictures)).last_hidden_state.half().numpy()
+def _encode_images(encoder: CLIPVisionModel, images: np.ndarray) -> ImageStates:
+    return encoder(to_tensor(images)).last_hidden_state.half().numpy()
 
 
 def grey_image_states(encoder: CLIPVisionModel) -> ImageStates:
-    """What it sees of grey, which stands for no picture."""
+    """Return the encoder's states of a grey image, which stands for no image."""
     return _encode_images(encoder, np.full((1, SIDE, SIDE, 3), GREY, np.uint8))[0]
 
 
 def image_times(pool: Pool) -> list[tuple[world.Shot, float]]:
-    """The shots and times of a pool of pictures."""
+    """Return the shots and times of a pool of images."""
     return [(shot_from_facts(fact), fact["time"]) for fact in pool.facts]
 
 
 def first_frame_times(pool: Pool) -> list[tuple[world.Shot, float]]:
-    """The shots of a pool of films, and when their first frames are."""
+    """Return the shots of a pool of clips and the times of their first frames."""
     return [(shot_from_facts(fact), world.frame_times(FRAMES, fact["fps"])[0]) for fact in pool.facts]
 
 
-def image_batches(pool: Pool, seen: ImageStates, grey: ImageStates, batch: int, tokens: CLIPTokenizer) -> SampleBatch:
-    """Batches of (pictures, noise, weights, timesteps, words, what is seen of the picture itself, frame rates)."""
-    words, empty, heavy = tokenize_captions(pool, tokens), tokenize(tokens, [""])[0], unet.cell_weights(pool)[:, None]
+def image_batches(
+    pool: Pool, states: ImageStates, grey_states: ImageStates, batch: int, tokenizer: CLIPTokenizer
+) -> SampleBatch:
+    """Return a sampler of (images, noise, weights, timesteps, tokens, states of the same images, frame rates)."""
+    caption_tokens, empty_caption, cell_weights = (
+        tokenize_captions(pool, tokenizer),
+        tokenize(tokenizer, [""])[0],
+        unet.cell_weights(pool)[:, None],
+    )
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
-        k = rng.integers(len(words), size=batch)
+        chosen = rng.integers(len(caption_tokens), size=batch)
         rates = torch.zeros(batch)
-        told = _drop_captions(rng, words[k], empty, CAPTION_DROPOUTS[0])
-        return (*sample_noised(rng, pool.items[k], heavy[k]), told, _drop_images(rng, seen[k], grey), rates)
+        captions = _drop_captions(rng, caption_tokens[chosen], empty_caption, CAPTION_DROPOUTS[0])
+        return (
+            *sample_noised(rng, pool.items[chosen], cell_weights[chosen]),
+            captions,
+            _drop_images(rng, states[chosen], grey_states),
+            rates,
+        )
 
     return sample_batch
 
 
 def first_frame_batches(
-    pool: Pool, seen: ImageStates, grey: ImageStates, batch: int, tokens: CLIPTokenizer
+    pool: Pool, states: ImageStates, grey_states: ImageStates, batch: int, tokenizer: CLIPTokenizer
 ) -> SampleBatch:
-    """The same of films, what is seen being their first frames."""
-    words, empty = tokenize_captions(pool, tokens), tokenize(tokens, [""])[0]
+    """Return a sampler of (clips, noise, weights, timesteps, tokens, states of first frames, frame rates)."""
+    caption_tokens, empty_caption = tokenize_captions(pool, tokenizer), tokenize(tokenizer, [""])[0]
     weights = np.stack([clip_cell_weights(fact) for fact in pool.facts])
     rates = np.array([fact["fps"] for fact in pool.facts], np.float32)
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if rng.uniform() < SHORT_SHARE else FRAMES
-        k = rng.integers(len(words), size=batch * FRAMES // frames)
+        chosen = rng.integers(len(caption_tokens), size=batch * FRAMES // frames)
         window = slice(0, FRAMES, int(rng.choice((1, 2)))) if frames < FRAMES else slice(0, FRAMES)
-        clips, heavy = (each[k][:, window][:, :frames] for each in (pool.items, weights))
-        fps = torch.from_numpy(rates[k] / (window.step or 1))
+        latents, cell_weights = (each[chosen][:, window][:, :frames] for each in (pool.items, weights))
+        fps = torch.from_numpy(rates[chosen] / (window.step or 1))
         return (
-            *sample_noised(rng, clips, heavy),
-            _drop_captions(rng, words[k], empty, CAPTION_DROPOUTS[1]),
-            _drop_images(rng, seen[k], grey),
+            *sample_noised(rng, latents, cell_weights),
+            _drop_captions(rng, caption_tokens[chosen], empty_caption, CAPTION_DROPOUTS[1]),
+            _drop_images(rng, states[chosen], grey_states),
             fps,
         )
 
     return sample_batch
 
 
-def _drop_captions(rng: Rng, words: np.ndarray, empty: np.ndarray, wordless: float) -> Tensor:
-    told = sample_captions(rng, words, empty)
-    told[torch.from_numpy(rng.uniform(size=len(told)) < wordless)] = torch.from_numpy(empty.astype(np.int64))
-    return told
+def _drop_captions(rng: Rng, caption_tokens: np.ndarray, empty_caption: np.ndarray, share: float) -> Tensor:
+    captions = sample_captions(rng, caption_tokens, empty_caption)
+    captions[torch.from_numpy(rng.uniform(size=len(captions)) < share)] = torch.from_numpy(
+        empty_caption.astype(np.int64)
+    )
+    return captions
 
 
-def _drop_images(rng: Rng, seen: ImageStates, grey: ImageStates) -> Tensor:
-    shown = seen.astype(np.float32)
-    shown[rng.uniform(size=len(shown)) < IMAGE_DROPOUT] = grey
-    return torch.from_numpy(shown)
+def _drop_images(rng: Rng, states: ImageStates, grey_states: ImageStates) -> Tensor:
+    states_of_batch = states.astype(np.float32)
+    states_of_batch[rng.uniform(size=len(states_of_batch)) < IMAGE_DROPOUT] = grey_states
+    return torch.from_numpy(states_of_batch)
 
 
-def image_to_video_loss(text: CLIPTextModel, animator: ImageToVideoUNet, batch: Batch) -> dict[str, Tensor]:
-    """The squared error of the predicted noise, told and shown."""
-    *clips, words, seen, fps = batch
+def image_to_video_loss(text: CLIPTextModel, net_with_image: ImageToVideoUNet, batch: Batch) -> dict[str, Tensor]:
+    """Return the squared error of the predicted noise, conditioned on captions and images."""
+    *clip_inputs, caption_tokens, states, fps = batch
     return {
         "noise": weighted_noise_error(
-            animator.net, _add_image(animator.net, training_condition(text, words, fps), seen), *clips
+            net_with_image.net,
+            _add_image(net_with_image.net, training_condition(text, caption_tokens, fps), states),
+            *clip_inputs,
         )
     }
 
 
-def _add_image(net: VideoUNet, told: Condition, seen: Tensor) -> Condition:
-    tokens = cross_attention.project_image_tokens(net.image_unet, [seen[:, None]])
-    return Condition(told.tokens, image_tokens=tokens, embedding=told.embedding)
+def _add_image(net: VideoUNet, condition: Condition, states: Tensor) -> Condition:
+    image_tokens = cross_attention.project_image_tokens(net.image_unet, [states[:, None]])
+    return Condition(condition.tokens, image_tokens=image_tokens, embedding=condition.embedding)
 
 
 def train_image_to_video(
-    animator: ImageToVideoUNet, plan: StagePlan, folder: Path, sample_batch: SampleBatch,
+    net_with_image: ImageToVideoUNet, plan: StagePlan, folder: Path, sample_batch: SampleBatch,
     report: Report, *, text: CLIPTextModel,
 ) -> VideoUNet:  # fmt: skip
-    """The averaged network."""
-    ready = use_fast_group_norm(animator).to(best_device()).eval()
-    ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    """Return the averaged network."""
+    prepared = use_fast_group_norm(net_with_image).to(best_device()).eval()
+    prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
     return train_loop(
-        ready, plan, folder, sample_batch=sample_batch, loss=partial(image_to_video_loss, text), report=report
+        prepared, plan, folder, sample_batch=sample_batch, loss=partial(image_to_video_loss, text), report=report
     ).net
 
 
 def image_to_video_report(
-    folder: Path, held_out: Pool, seen: ImageStates, grey: ImageStates, *, autoencoder: AutoencoderKL, text: CLIPTextModel,
+    folder: Path, held_out: Pool, states: ImageStates, grey_states: ImageStates, *, vae_model: AutoencoderKL, text: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> Report:  # fmt: skip
-    """A sheet of held-out first frames and the videos drawn from them, and what the judge says of those."""
+    """Return a report that saves held-out first frames with the videos sampled from them, and returns the judge's accuracies."""
     judge, facts = load_judge(), held_out.facts
-    first = np.stack([world.render(shot, time) for shot, time in first_frame_times(Pool(held_out.items, facts))])
+    first_frames = np.stack([world.render(shot, time) for shot, time in first_frame_times(Pool(held_out.items, facts))])
 
     @torch.no_grad()
-    def report(animator: ImageToVideoUNet) -> Metrics:
-        net = animator.net
-        told = text_condition(text, tokenize(tokenizer, [fact["captions"][0] for fact in facts]))
-        untold = text_condition(text, tokenize(tokenizer, [""] * len(facts)))
-        drawn = sample_videos(
+    def report(net_with_image: ImageToVideoUNet) -> Metrics:
+        net = net_with_image.net
+        cond = text_condition(text, tokenize(tokenizer, [fact["captions"][0] for fact in facts]))
+        uncond = text_condition(text, tokenize(tokenizer, [""] * len(facts)))
+        latents = sample_videos(
             net,
-            _add_image(net, told, torch.from_numpy(seen.astype(np.float32))),
-            _add_image(net, untold, torch.from_numpy(np.stack([grey] * len(facts)).astype(np.float32))),
+            _add_image(net, cond, torch.from_numpy(states.astype(np.float32))),
+            _add_image(net, uncond, torch.from_numpy(np.stack([grey_states] * len(facts)).astype(np.float32))),
         )
-        scale = autoencoder.config["scaling_factor"]
-        videos = [to_uint8(vae.decode_latents(autoencoder, each / scale)) for each in drawn]
-        rows = [np.concatenate([one[None], video[::2]]) for one, video in zip(first, videos, strict=True)]
+        scale = vae_model.config["scaling_factor"]
+        videos = [to_uint8(vae.decode_latents(vae_model, each / scale)) for each in latents]
+        rows = [np.concatenate([frame[None], video[::2]]) for frame, video in zip(first_frames, videos, strict=True)]
         save_contact_sheet(folder / "sheet.png", *rows)
         return _accuracy(judge, videos, facts)
 
@@ -213,10 +228,12 @@ def image_to_video_report(
 
 
 def _accuracy(judge: Any, videos: list[np.ndarray], facts: list[Any]) -> Metrics:
-    main = [fact["things"][0] for fact in facts]
-    kinds = [
-        np.mean([kind == one["kind"] for kind in judge.classify(v).subject])
-        for v, one in zip(videos, main, strict=True)
+    subjects = [fact["things"][0] for fact in facts]
+    subject_shares = [
+        np.mean([kind == subject["kind"] for kind in judge.classify(v).subject])
+        for v, subject in zip(videos, subjects, strict=True)
     ]
-    moves = [judge.classify_motion(v) == one["motion"] for v, one in zip(videos, main, strict=True)]
-    return {"thing": float(np.mean(kinds)), "motion": float(np.mean(moves))}
+    motion_correct = [
+        judge.classify_motion(v) == subject["motion"] for v, subject in zip(videos, subjects, strict=True)
+    ]
+    return {"thing": float(np.mean(subject_shares)), "motion": float(np.mean(motion_correct))}

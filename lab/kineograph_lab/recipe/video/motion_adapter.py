@@ -1,6 +1,6 @@
-"""The pocket video model's motion adapter: films frozen at one frame, told as if they moved (Still-Moving, step I).
+"""The pocket video model's motion adapter (Still-Moving, step I): clips of one repeated frame, with captions of motion.
 
-The noise of their frames is each frame's own, and so is what is to be said of it; only the film stands still.
+Each frame has noise and captions as in a moving clip; only the frames are all the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Rng = np.random.Generator
 
 
 class FrozenClipUNet(nn.Module):
-    """The video network as `fit` trains it: all frozen but a motion adapter."""
+    """The video network in training: frozen but for a motion adapter."""
 
     def __init__(self, net: VideoUNet) -> None:
         super().__init__()
@@ -37,38 +37,42 @@ class FrozenClipUNet(nn.Module):
 
 
 def train_pocket_motion_adapter(
-    net: VideoUNet, plan: StagePlan, folder: Path, films: Pool, *, text: CLIPTextModel, tokenizer: CLIPTokenizer
+    net: VideoUNet, plan: StagePlan, folder: Path, clip_pool: Pool, *, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> VideoUNet:
-    """The network with the averaged adapter."""
-    ready = use_fast_group_norm(FrozenClipUNet(net)).to(best_device()).eval()
-    ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    """Return the network with the averaged adapter."""
+    prepared = use_fast_group_norm(FrozenClipUNet(net)).to(best_device()).eval()
+    prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     loss = partial(frozen_clip_loss, text.to(best_device()))
-    sample_batch = frozen_clip_batches(films, plan.batch, tokenizer)
-    return train_loop(ready, plan, folder, sample_batch=sample_batch, loss=loss, report=lambda stilled: {}).net
+    sample_batch = frozen_clip_batches(clip_pool, plan.batch, tokenizer)
+    return train_loop(prepared, plan, folder, sample_batch=sample_batch, loss=loss, report=lambda frozen: {}).net
 
 
-def frozen_clip_batches(films: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch:
-    """Batches of (clips, noise, weights, timesteps, words, frame rates), each clip one frame of a film many times."""
-    words, blank = tokenize_captions(films, tokens), tokenize(tokens, [""])[0]
-    weights = np.stack([batches.clip_cell_weights(fact) for fact in films.facts])
-    rates = np.array([fact["fps"] for fact in films.facts], np.float32)
+def frozen_clip_batches(clip_pool: Pool, batch: int, tokenizer: CLIPTokenizer) -> SampleBatch:
+    """Return a sampler of (clips, noise, weights, timesteps, tokens, frame rates), each clip one frame repeated."""
+    clip_tokens, empty_caption = tokenize_captions(clip_pool, tokenizer), tokenize(tokenizer, [""])[0]
+    weights = np.stack([batches.clip_cell_weights(fact) for fact in clip_pool.facts])
+    rates = np.array([fact["fps"] for fact in clip_pool.facts], np.float32)
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
         frames = FRAMES // 2 if rng.uniform() < batches.SHORT_SHARE else FRAMES
-        films_of, frame_of = (rng.integers(n, size=batch * FRAMES // frames) for n in (len(words), FRAMES))
-        clips, heavy = (np.repeat(of[films_of, frame_of][:, None], frames, 1) for of in (films.items, weights))
-        told = batches.sample_captions(rng, words[films_of], blank)
-        return (*batches.sample_noised(rng, clips, heavy), told, torch.from_numpy(rates[films_of]))
+        chosen_clips, chosen_frames = (
+            rng.integers(n, size=batch * FRAMES // frames) for n in (len(clip_tokens), FRAMES)
+        )
+        clips, cell_weights = (
+            np.repeat(values[chosen_clips, chosen_frames][:, None], frames, 1) for values in (clip_pool.items, weights)
+        )
+        captions = batches.sample_captions(rng, clip_tokens[chosen_clips], empty_caption)
+        return (*batches.sample_noised(rng, clips, cell_weights), captions, torch.from_numpy(rates[chosen_clips]))
 
     return sample_batch
 
 
-def frozen_clip_loss(text: CLIPTextModel, stilled: FrozenClipUNet, batch: Batch) -> dict[str, torch.Tensor]:
-    """The squared error of the predicted noise with the adapter at scale 1."""
+def frozen_clip_loss(text: CLIPTextModel, frozen: FrozenClipUNet, batch: Batch) -> dict[str, torch.Tensor]:
+    """Return the squared error of the predicted noise with the adapter at scale 1."""
     *clips, words, fps = batch
     return {
         "frozen": text_to_video.weighted_noise_error(
-            partial(stilled.net, motion_scale=1.0), text_to_video.training_condition(text, words, fps), *clips
+            partial(frozen.net, motion_scale=1.0), text_to_video.training_condition(text, words, fps), *clips
         )
     }

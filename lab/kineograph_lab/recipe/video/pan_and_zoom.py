@@ -1,6 +1,6 @@
-"""Pictures made into films by pan and zoom, as VidRD makes them of its images: the caption says nothing of it.
+"""Clips made of images by pan and zoom, as VidRD makes them of its image data; the caption names no motion.
 
-What `asked` asks is known of these too: where the main thing is in the window at every moment.
+The motion readout's truth is known of these too: the main subject's position in the window at every frame.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kineograph_lab.recipe.video import batches, clips, motion_readout
 from kineograph_lab.recipe.video.clips import FRAMES
 from kineograph_lab.world import captions, wide, world
 
-MIN_WINDOW = 0.7  # of the picture's side: a smaller window would show it blurred
+MIN_WINDOW = 0.7  # least side of a window, of the image's side: a smaller one would be blurred
 
 Rng = np.random.Generator
 
@@ -35,72 +35,72 @@ Rng = np.random.Generator
 def random_panned_clip(
     encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """One film: scaled latents, float16 [16, c, 16, 16], and its facts, `windows` (first, last) in parts of the side."""
+    """Return a clip as scaled latents, float16 [16, c, 16, 16], and its facts with `windows` (first, last) in parts of the side."""
     return pan_over_image(encode, world.sample_shot(rng, split=split), captions.caption_image, rng)
 
 
 def wide_panned_clip(
     encode: Callable[[np.ndarray], torch.Tensor], rng: Rng, split: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a film of the wider distribution."""
+    """Return such a clip of the wider distribution."""
     return pan_over_image(encode, wide.sample_wide_shot(rng, split), wide.wide_image_text, rng)
 
 
 def pan_over_image(
-    encode: Callable[[np.ndarray], torch.Tensor], shot: world.Shot, say: clips.CaptionShot, rng: Rng
+    encode: Callable[[np.ndarray], torch.Tensor], shot: world.Shot, caption_shot: clips.CaptionShot, rng: Rng
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return a film of this shot."""
-    picture = Image.fromarray(world.render(shot))
-    first, last = wandering(rng, picture, 1.0, MIN_WINDOW)
-    frames = panned(picture, first, last, FRAMES, SIDE, SIDE)
-    told = [say(shot, rng) for _ in range(CAPTIONS)]
+    """Return such a clip of this shot."""
+    image = Image.fromarray(world.render(shot))
+    first, last = wandering(rng, image, 1.0, MIN_WINDOW)
+    frames = panned(image, first, last, FRAMES, SIDE, SIDE)
+    texts = [caption_shot(shot, rng) for _ in range(CAPTIONS)]
     windows = (np.array([first, last]) / SIDE).tolist()
     fps = float(rng.choice(clips.FRAME_RATES, p=clips.FRAME_RATE_SHARES))
     return encode(frames).half().numpy(), {
-        **asdict(shot), "fps": fps, "time": 0.0, "captions": told, "windows": windows
+        **asdict(shot), "fps": fps, "time": 0.0, "captions": texts, "windows": windows
     }  # fmt: skip
 
 
 def load_panned_pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, wider: bool = False) -> Pool:
-    """The pool of this many, made into `folder` unless there."""
+    """Return the pool of this many clips, made into `folder` if missing."""
     encode = partial(clips.encode_frames, vae_folder, clips.same_frames)
     return pool.load_pool(
-        folder, count, seed=seed, split=split, paint=partial(wide_panned_clip if wider else random_panned_clip, encode)
+        folder, count, seed=seed, split=split, render=partial(wide_panned_clip if wider else random_panned_clip, encode)
     )
 
 
 def frame_windows(fact: dict[str, Any]) -> list[Window]:
-    """The window of each frame, in parts of the picture's side."""
+    """Return the window of each frame, in parts of the image's side."""
     first, last = np.array(fact["windows"])
-    return [Window(*(first + way * (last - first))) for way in np.linspace(0, 1, FRAMES)]
+    return [Window(*(first + position * (last - first))) for position in np.linspace(0, 1, FRAMES)]
 
 
 def panned_motion(fact: dict[str, Any]) -> np.ndarray:
-    """How the main thing stands in each frame to its mean over them, float32 [f, 4], as `asked.truth` has it."""
-    thing = pool.shot_from_facts(fact).things[0]
-    _, (x, y) = world.placement(thing, 0.0, 0.0)
-    seen = [(w.right - w.left, x - w.left, y - w.top) for w in frame_windows(fact)]
-    steps = np.array([(right / side, down / side, -np.log(side), 0.0) for side, right, down in seen], np.float32)
-    return (steps - steps.mean(0)) / np.array(motion_readout.UNITS, np.float32)
+    """Return the main subject's motion in each frame, relative to its mean, float32 [f, 4], as `motion_truth`."""
+    subject = pool.shot_from_facts(fact).things[0]
+    _, (x, y) = world.placement(subject, 0.0, 0.0)
+    windows = [(w.right - w.left, x - w.left, y - w.top) for w in frame_windows(fact)]
+    motion = np.array([(right / side, down / side, -np.log(side), 0.0) for side, right, down in windows], np.float32)
+    return (motion - motion.mean(0)) / np.array(motion_readout.UNITS, np.float32)
 
 
 def panned_subject_cells(fact: dict[str, Any]) -> np.ndarray:
-    """Which thing stands in each cell of each frame: its number, -1 for none. int8 [f, cells, cells]."""
-    there, centres = pool.subject_cells(fact, SIDE), (np.arange(CELLS) + 0.5) / CELLS
+    """Return the index of the subject in each cell of each frame, -1 for none, int8 [f, cells, cells]."""
+    subjects, centres = pool.subject_cells(fact, SIDE), (np.arange(CELLS) + 0.5) / CELLS
     rows = [(w.top + centres * (w.bottom - w.top), w.left + centres * (w.right - w.left)) for w in frame_windows(fact)]
-    at = [tuple((SIDE * each).astype(int).clip(0, SIDE - 1) for each in both) for both in rows]
-    return np.stack([there[np.ix_(down, across)] for down, across in at])
+    cells_of_frames = [tuple((SIDE * each).astype(int).clip(0, SIDE - 1) for each in axes) for axes in rows]
+    return np.stack([subjects[np.ix_(down, across)] for down, across in cells_of_frames])
 
 
-def panned_batches(pool: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch:
-    """Batches as `batches.batches` has them, without single pictures."""
-    words, blank = tokenize_captions(pool, tokens), tokenize(tokens, [""])[0]
-    there = np.stack([panned_subject_cells(fact) for fact in pool.facts])
-    weights = np.where(there >= 0, np.float32(SUBJECT_WEIGHT), np.float32(1))
+def panned_batches(data: Pool, batch: int, tokenizer: CLIPTokenizer) -> SampleBatch:
+    """Return a sampler of batches as `video_batches` has them, without single images."""
+    clip_tokens, empty_caption = tokenize_captions(data, tokenizer), tokenize(tokenizer, [""])[0]
+    subjects = np.stack([panned_subject_cells(fact) for fact in data.facts])
+    weights = np.where(subjects >= 0, np.float32(SUBJECT_WEIGHT), np.float32(1))
     weights /= weights.mean((1, 2, 3), keepdims=True)
-    moves, rates = (
-        np.stack([panned_motion(fact) for fact in pool.facts]),
-        np.array([fact["fps"] for fact in pool.facts]),
+    motion, rates = (
+        np.stack([panned_motion(fact) for fact in data.facts]),
+        np.array([fact["fps"] for fact in data.facts]),
     )
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
@@ -109,13 +109,13 @@ def panned_batches(pool: Pool, batch: int, tokens: CLIPTokenizer) -> SampleBatch
             rng.integers(len(rates), size=batch * FRAMES // frames),
             batches.random_frame_window(rng, frames),
         )
-        moved = moves[chosen][:, window]
+        motion_of_batch = motion[chosen][:, window]
         return (
-            *batches.sample_noised(rng, pool.items[chosen][:, window], weights[chosen][:, window]),
-            batches.sample_captions(rng, words[chosen], blank),
+            *batches.sample_noised(rng, data.items[chosen][:, window], weights[chosen][:, window]),
+            batches.sample_captions(rng, clip_tokens[chosen], empty_caption),
             torch.from_numpy((rates[chosen] / (window.step or 1)).astype(np.float32)),
-            torch.from_numpy(moved - moved.mean(1, keepdims=True)),
-            torch.from_numpy((there[chosen][:, window] == 0).astype(np.float32)),
+            torch.from_numpy(motion_of_batch - motion_of_batch.mean(1, keepdims=True)),
+            torch.from_numpy((subjects[chosen][:, window] == 0).astype(np.float32)),
         )
 
     return sample_batch

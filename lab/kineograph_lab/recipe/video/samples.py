@@ -1,4 +1,4 @@
-"""What the video models sample_batch while they train: always from the same noise, for the eye and for the judge."""
+"""Videos sampled during the training of the video models, always from the same noise, and their evaluation by the judge."""
 
 from __future__ import annotations
 
@@ -43,65 +43,72 @@ REPORT_PROMPTS = tuple(
 
 
 def video_report(
-    folder: Path, autoencoder: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, sketched: int
+    folder: Path, vae_model: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer, num_videos: int
 ) -> Callable[[HasMotionReadout], Metrics]:
-    """A sheet of so many videos, each of another motion, always from the same noise; and what the judge says of them."""
+    """Return a report that saves a contact sheet of so many videos, each of another motion, and returns the judge's accuracies."""
     judge = load_judge()
-    shown = list(zip(REPORT_PROMPTS, MOTIONS, strict=True))[1::2][:sketched]
-    if not shown:
-        return lambda films: {}
+    cases = list(zip(REPORT_PROMPTS, MOTIONS, strict=True))[1::2][:num_videos]
+    if not cases:
+        return lambda nets: {}
 
     @torch.no_grad()
-    def report(films: HasMotionReadout) -> Metrics:
-        told, untold = (
+    def report(nets: HasMotionReadout) -> Metrics:
+        cond, uncond = (
             text_condition(text, tokenize(tokenizer, texts))
-            for texts in ([look for look, _ in shown], [""] * len(shown))
+            for texts in ([prompt for prompt, _ in cases], [""] * len(cases))
         )
-        drawn = sample_videos(films.net, told, untold)
-        scale = autoencoder.config["scaling_factor"]
-        videos = [to_uint8(vae.decode_latents(autoencoder, each / scale)) for each in drawn]
+        latents = sample_videos(nets.net, cond, uncond)
+        scale = vae_model.config["scaling_factor"]
+        videos = [to_uint8(vae.decode_latents(vae_model, each / scale)) for each in latents]
         save_contact_sheet(folder / "sheet.png", *(video[::2] for video in videos))
-        right = [judge.classify_motion(video) == motion for video, (_, motion) in zip(videos, shown, strict=True)]
-        seen = [judge.classify(video).subject for video in videos]
-        named = [np.mean([thing in look for thing in things]) for things, (look, _) in zip(seen, shown, strict=True)]
-        return {"motion": float(np.mean(right)), "thing": float(np.mean(named)),
+        motion_correct = [
+            judge.classify_motion(video) == motion for video, (_, motion) in zip(videos, cases, strict=True)
+        ]
+        recognised = [judge.classify(video).subject for video in videos]
+        subject_shares = [
+            np.mean([subject in prompt for subject in subjects])
+            for subjects, (prompt, _) in zip(recognised, cases, strict=True)
+        ]
+        return {"motion": float(np.mean(motion_correct)), "thing": float(np.mean(subject_shares)),
                 "moved": float(np.mean([np.abs(np.diff(v.astype(float), axis=0)).mean() for v in videos]))}  # fmt: skip
 
     return report
 
 
 @torch.no_grad()
-def sample_videos(net: VideoUNet, told: Condition, untold: Condition, *, scale: float = 5.0) -> Latents:
-    """Latents [b f c h w] of videos, by guided steps of DPM-Solver++."""
+def sample_videos(net: VideoUNet, cond: Condition, uncond: Condition, *, scale: float = 5.0) -> Latents:
+    """Return latents [b f c h w] sampled by DPM-Solver++ (2M) with classifier-free guidance."""
     device = next(net.parameters()).device
 
-    def bound(conditions: list[Condition]) -> Callable[[Latents, Tensor], Latents]:
+    def network_for(conditions: list[Condition]) -> Callable[[Latents, Tensor], Latents]:
         def network(z: Latents, t: Tensor) -> Latents:
             with bf16_autocast(device):
                 return torch.cat([net(z[k : k + 1], t, each).float() for k, each in enumerate(conditions)])
 
         return network
 
-    look = classifier_free_guidance(
-        SCHEDULE.denoise(bound(split_condition(told))), SCHEDULE.denoise(bound(split_condition(untold))), scale
+    denoise = classifier_free_guidance(
+        SCHEDULE.denoise(network_for(split_condition(cond))),
+        SCHEDULE.denoise(network_for(split_condition(uncond))),
+        scale,
     )
     sigmas = leading(SCHEDULE.sigmas, STEPS)
-    noise = partly_shared(NOISE_RATIO, 0, range(FRAMES), (len(told.tokens), LATENT_CHANNELS, CELLS, CELLS))
-    return final_latents(dpmpp_2m(look, sigmas[0] * noise, sigmas))
+    noise = partly_shared(NOISE_RATIO, 0, range(FRAMES), (len(cond.tokens), LATENT_CHANNELS, CELLS, CELLS))
+    return final_latents(dpmpp_2m(denoise, sigmas[0] * noise, sigmas))
 
 
-def text_condition(text: CLIPTextModel, words: np.ndarray, fps: float = 8.0) -> Condition:
-    """What the network is told of these words at this frame rate."""
+def text_condition(text: CLIPTextModel, tokens: np.ndarray, fps: float = 8.0) -> Condition:
+    """Return the condition of these tokens at this frame rate."""
     device = next(text.parameters()).device
-    states = text(torch.from_numpy(words.astype(np.int64)).to(device)).last_hidden_state
-    return Condition(states, embedding=torch.full((len(words), 1), fps, device=device))
+    states = text(torch.from_numpy(tokens.astype(np.int64)).to(device)).last_hidden_state
+    return Condition(states, embedding=torch.full((len(tokens), 1), fps, device=device))
 
 
-def split_condition(told: Condition) -> list[Condition]:
-    """The condition of each video alone."""
+def split_condition(condition: Condition) -> list[Condition]:
+    """Return the condition of each video alone."""
     parts = [
-        [None] * len(told.tokens) if each is None else list(each.split(1))
-        for each in (told.tokens, told.image_tokens, told.embedding)
+        [None] * len(condition.tokens) if values is None else list(values.split(1))
+        for values in (condition.tokens, condition.image_tokens, condition.embedding)
     ]
     return [
         Condition(tokens, image_tokens=image, embedding=rate)

@@ -1,7 +1,7 @@
-"""The temporal decoder of the pocket VAE: its layers along time learn on films, all else of the VAE stays.
+"""The temporal decoder of the pocket VAE: its temporal layers are trained on clips, the rest of the VAE is frozen.
 
-A VAE that decodes every frame alone lets fine edges flicker. What a video model draws flickers more, since its latents
-are a little off in every frame, each frame in its own way: so do some of the latents here.
+A VAE that decodes each frame alone lets fine edges flicker. A video model's output flickers more, since its latents have a
+small error in every frame, each frame its own; a part of the training latents gets such errors too.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from kineograph_lab.world import world
 
 FRAMES = 8
 GROUPS = 8
-STEADY_WEIGHT = 1.0  # weight of an error of the change from frame to frame beside an error of a frame
-MAX_LATENT_NOISE = 0.15  # the most by which latents are off, of their deviation
+STEADY_WEIGHT = 1.0  # weight of the error of frame-to-frame changes relative to the frames' error
+MAX_LATENT_NOISE = 0.15  # largest noise of latents, in units of their standard deviation
 
 Rng = np.random.Generator
 
 
 class VAEWithTemporalDecoder(nn.Module):
-    """The VAE as `fit` trains it, frozen but for the layers along time."""
+    """The VAE in training, frozen but for the temporal layers."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
@@ -49,91 +49,100 @@ class VAEWithTemporalDecoder(nn.Module):
 
 
 def decoder_config(vae: AutoencoderKL) -> TemporalDecoderConfig:
+    """Return the temporal decoder's configuration for a VAE."""
     return TemporalDecoderConfig(blocks=decoder_blocks(vae), groups=GROUPS, num_frames=FRAMES)
 
 
 def load_pixel_clips(folder: Path, count: int, *, seed: int, split: str) -> Pool:
-    """The pool of this many films, uint8 [n, 8, 128, 128, 3], made into `folder` unless there."""
-    return pool.load_pool(folder, count, seed=seed, split=split, paint=random_pixel_clip)
+    """Return the pool of this many clips, uint8 [n, 8, 128, 128, 3], made into `folder` if missing."""
+    return pool.load_pool(folder, count, seed=seed, split=split, render=random_pixel_clip)
 
 
 def random_pixel_clip(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """One film and its facts."""
-    drawn, fps = clips.sample_clip_shot(rng, split), float(rng.choice(clips.FRAME_RATES, p=clips.FRAME_RATE_SHARES))
-    return world.render_clip(drawn, FRAMES, fps), clips.clip_facts(drawn, fps, rng)
+    """Return a clip and its facts."""
+    shot, fps = clips.sample_clip_shot(rng, split), float(rng.choice(clips.FRAME_RATES, p=clips.FRAME_RATE_SHARES))
+    return world.render_clip(shot, FRAMES, fps), clips.clip_facts(shot, fps, rng)
 
 
 def train_temporal_decoder(
-    vae: AutoencoderKL, plan: StagePlan, folder: Path, shown: Pool, held_out: Pool
+    vae: AutoencoderKL, plan: StagePlan, folder: Path, clip_pool: Pool, held_out: Pool
 ) -> TemporalDecoder:
-    """The averaged layers."""
-    ready = use_fast_group_norm(VAEWithTemporalDecoder(vae)).to(best_device()).eval()
-    ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    """Return the averaged layers."""
+    prepared = use_fast_group_norm(VAEWithTemporalDecoder(vae)).to(best_device()).eval()
+    prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     sample_batch, report = (
-        decoder_batches(shown, plan.batch, vae.config["latent_channels"]),
+        decoder_batches(clip_pool, plan.batch, vae.config["latent_channels"]),
         decoder_report(folder, held_out),
     )
-    return train_loop(ready, plan, folder, sample_batch=sample_batch, loss=decoder_losses, report=report).decoder
+    return train_loop(prepared, plan, folder, sample_batch=sample_batch, loss=decoder_losses, report=report).decoder
 
 
-def decoder_batches(shown: Pool, batch: int, channels: int) -> SampleBatch:
-    """Batches of (films cut to size, by what their latents are off); as many pixels late, whole, as early, in parts."""
+def decoder_batches(clip_pool: Pool, batch: int, channels: int) -> SampleBatch:
+    """Return a sampler of (crops of clips, noise of their latents): crops first, whole clips later, as many pixels."""
 
     def sample_batch(rng: Rng, progress: float) -> Batch:
         side = CROP if progress < FULL_SIZE_FROM else SIDE
         count = max(1, batch * CROP**2 // side**2)
-        cut = np.stack(
-            [_random_clip_crop(shown.items[i], side, rng) for i in rng.integers(len(shown.items), size=count)]
+        crops = np.stack(
+            [_random_clip_crop(clip_pool.items[i], side, rng) for i in rng.integers(len(clip_pool.items), size=count)]
         )
-        off = rng.standard_normal((count, FRAMES, channels, side // FACTOR, side // FACTOR), np.float32)
-        off *= (
+        latent_noise = rng.standard_normal((count, FRAMES, channels, side // FACTOR, side // FACTOR), np.float32)
+        latent_noise *= (
             rng.uniform(-MAX_LATENT_NOISE, MAX_LATENT_NOISE, size=(count, 1, 1, 1, 1)).clip(0).astype(np.float32)
-        )  # every second film's not
-        return to_tensor(cut.reshape(-1, *cut.shape[2:])).unflatten(0, (count, FRAMES)), torch.from_numpy(off)
+        )  # half of the clips have none
+        return to_tensor(crops.reshape(-1, *crops.shape[2:])).unflatten(0, (count, FRAMES)), torch.from_numpy(
+            latent_noise
+        )
 
     return sample_batch
 
 
 def _random_clip_crop(frames: np.ndarray, side: int, rng: Rng) -> np.ndarray:
-    """The same part of every frame; at times mirrored, and at times backwards."""
+    """Return the same crop of every frame, sometimes mirrored or reversed in time."""
     x, y = rng.integers(SIDE - side + 1, size=2)
-    cut = frames[:: rng.choice((-1, 1)), y : y + side, x : x + side]
-    return cut[:, :, :: rng.choice((-1, 1))]
+    crop = frames[:: rng.choice((-1, 1)), y : y + side, x : x + side]
+    return crop[:, :, :: rng.choice((-1, 1))]
 
 
 def decoder_losses(net: VAEWithTemporalDecoder, batch: Batch) -> dict[str, Tensor]:
-    """The error of the pixels, and that of their changes from frame to frame."""
-    frames, off = batch
-    still, moving = reconstruction_errors(
-        net.decoder, net.vae, encode_clips(net, frames) + off / net.vae.config["scaling_factor"], frames
+    """Return the error of the pixels, and that of their changes from frame to frame."""
+    frames, latent_noise = batch
+    frame_error, change_error = reconstruction_errors(
+        net.decoder, net.vae, encode_clips(net, frames) + latent_noise / net.vae.config["scaling_factor"], frames
     )
-    return {"pixels": still.mean(), "steady": STEADY_WEIGHT * moving.mean()}
+    return {"pixels": frame_error.mean(), "steady": STEADY_WEIGHT * change_error.mean()}
 
 
 @torch.no_grad()
 def encode_clips(net: VAEWithTemporalDecoder, frames: Tensor) -> Tensor:
-    """Frames with values from -1 to 1, [b f 3 h w], as unscaled latents."""
+    """Return frames with values from -1 to 1, [b f 3 h w], as unscaled latents."""
     return net.vae.encode(frames.flatten(0, 1)).latent_dist.mean.float().unflatten(0, frames.shape[:2])
 
 
 def decoder_report(folder: Path, held_out: Pool) -> Callable[[VAEWithTemporalDecoder], Metrics]:
-    """PSNR and flicker on four held-out films, by frames alone and with the layers along time; a sheet of one."""
-    shown = held_out.items[:4]
+    """Return a report of PSNR and flicker on four held-out clips, decoded per frame and with temporal layers, and a sheet of one."""
+    clips = held_out.items[:4]
 
     @torch.no_grad()
     def report(net: VAEWithTemporalDecoder) -> Metrics:
         device = next(net.parameters()).device
-        frames = to_tensor(shown.reshape(-1, *shown.shape[2:])).unflatten(0, shown.shape[:2]).to(device)
+        frames = to_tensor(clips.reshape(-1, *clips.shape[2:])).unflatten(0, clips.shape[:2]).to(device)
         with bf16_autocast(device):
             z = encode_clips(net, frames)
-            alone, steady = (
-                torch.cat(list(way(net.vae, z, FRAMES)), 1).float() for way in (decode_frames, net.decoder)
+            per_frame, temporal = (
+                torch.cat(list(decode(net.vae, z, FRAMES)), 1).float() for decode in (decode_frames, net.decoder)
             )
-        save_contact_sheet(folder / "sheet.png", shown[0], to_uint8(alone[0]), to_uint8(steady[0]))
-        figures = {"alone": alone - frames, "steady": steady - frames}
+        save_contact_sheet(folder / "sheet.png", clips[0], to_uint8(per_frame[0]), to_uint8(temporal[0]))
+        differences = {"alone": per_frame - frames, "steady": temporal - frames}
         return {
-            **{f"psnr_{name}": float(10 * torch.log10(4 / off.square().mean())) for name, off in figures.items()},
-            **{f"flicker_{name}": float(off.diff(dim=1).abs().mean()) for name, off in figures.items()},
+            **{
+                f"psnr_{name}": float(10 * torch.log10(4 / difference.square().mean()))
+                for name, difference in differences.items()
+            },
+            **{
+                f"flicker_{name}": float(difference.diff(dim=1).abs().mean())
+                for name, difference in differences.items()
+            },
         }
 
     return report

@@ -1,10 +1,15 @@
-"""The video model with VidRD's layers: convolutions after the resnets and attention inside the spatial transformers.
+"""Other temporal layers for the video model: VidRD's, and a space-time U-Net in the manner of Lumiere.
 
-It begins as the video model without its layers along time, so that the image network knows words for motion already,
-and the new layers as the identity. As the paper has it, the resnets stay, and self- and cross-attention learn too; here
-by matrices of low rank, since the network whole would weigh three times as much. Three departures: attention along time
-knows distances between frames, the frame rate is told, and the resnets' norms stay those of each frame, since with
-norms over all frames it would not begin as what it was.
+VidRD has convolutions after the resnets and attention inside the spatial transformers. Training starts from the video
+model without its temporal layers, so that the image network knows words for motion already, and from new layers that are
+the identity. As in the paper, the resnets are frozen and self- and cross-attention are trained; here by low-rank matrices,
+since the whole network would take three times the space. Three departures: temporal attention knows distances between
+frames, the frame rate is a condition, and the resnets' norms stay those of each frame, since with norms over all frames the
+network would not start as the one it was.
+
+The space-time U-Net (Bar-Tal et al. 2024) halves sixteen frames to eight at half the size and four at a quarter, and only
+there has temporal attention; everywhere else convolutions follow the resnets. Still-Moving's paper has such a model beside
+one of temporal layers inside an image U-Net; here it is `pocket-space-time`.
 """
 
 from __future__ import annotations
@@ -33,9 +38,7 @@ from kineograph_lab.recipe.video import text_to_video
 from kineograph_lab.recipe.video.clips import FRAMES
 from kineograph_lab.recipe.video.motion_readout import MotionReadout
 
-NUM_CONVOLUTIONS = (
-    3  # convolutions after a resnet, where the paper has four: with those and its decoder it would weigh 9 MB
-)
+NUM_CONVOLUTIONS = 3  # after a resnet; the paper has four, and with those the model and its decoder would take 9 MB
 VIDRD_CONFIG = TemporalConfig(
     num_frames=FRAMES,
     layers=(
@@ -47,11 +50,11 @@ VIDRD_CONFIG = TemporalConfig(
 
 
 class TemporalLayersUNet(nn.Module):
-    """The network as `fit` trains it, and what it is asked on the way."""
+    """The network in training, and its motion readout."""
 
-    def __init__(self, begun: VideoUNet, config: TemporalConfig) -> None:
+    def __init__(self, initial: VideoUNet, config: TemporalConfig) -> None:
         super().__init__()
-        self.net = trainable_vidrd_unet(begun, config)
+        self.net = trainable_vidrd_unet(initial, config)
         assert self.net.temporal is not None
         self.questions = MotionReadout(self.net.temporal)
 
@@ -65,23 +68,23 @@ def train_temporal_layers(
     *,
     text: CLIPTextModel,
 ) -> TemporalLayersUNet:
-    """The averaged network."""
-    ready = use_fast_group_norm(net).to(best_device()).eval()
-    ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    """Return the averaged network."""
+    prepared = use_fast_group_norm(net).to(best_device()).eval()
+    prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     loss = partial(text_to_video.text_to_video_loss, text.to(best_device()))
-    return train_loop(ready, plan, folder, sample_batch=sample_batch, loss=loss, report=report)
+    return train_loop(prepared, plan, folder, sample_batch=sample_batch, loss=loss, report=report)
 
 
-def mix_batches(films: SampleBatch, panned: SampleBatch, share: float) -> SampleBatch:
-    """Batches of films, and as a share of the steps of pictures that are panned."""
-    return lambda rng, progress: (panned if rng.uniform() < share else films)(rng, progress)
+def mix_batches(clip_batches: SampleBatch, panned_clip_batches: SampleBatch, share: float) -> SampleBatch:
+    """Return a sampler of clips, and at a share of the steps of panned images."""
+    return lambda rng, progress: (panned_clip_batches if rng.uniform() < share else clip_batches)(rng, progress)
 
 
 def trained_layers(net: VideoUNet) -> dict[str, Tensor]:
-    """The weights that are not those of what it began from, by name: `temporal.*` and `image_unet.*`."""
-    learns = [name for name in net.state_dict() if "lora_" in name or name.startswith("temporal.")]
-    return {name: net.state_dict()[name].detach().cpu().contiguous() for name in sorted(learns)}
+    """Return the weights that training changes, by name: `temporal.*` and `image_unet.*`."""
+    names = [name for name in net.state_dict() if "lora_" in name or name.startswith("temporal.")]
+    return {name: net.state_dict()[name].detach().cpu().contiguous() for name in sorted(names)}
 
 
 SPACE_TIME_CONFIG = TemporalConfig(

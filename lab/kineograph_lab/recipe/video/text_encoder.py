@@ -1,7 +1,8 @@
-"""The text tower of the video models: that of the image model, taught to tell how things and the camera move.
+"""The text encoder of the video models: the image model's, fine-tuned on words for motion and camera.
 
-The image model's tower never read such words. It learns them from captions alone, as it learnt all others (`text.py`),
-and what it says of captions of pictures stays as it was, since the image network was trained on that.
+The image model's encoder was never trained on such words. It learns them from captions alone, as it learnt all others
+(`recipe/image/text_encoder.py`), and its states of image captions stay as they were, since the image network was trained
+on those.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from kineograph_lab.world.world import CAMERA_MOTIONS, MOTIONS, Shot
 CLIP_FACTS = {**{name: choices for name, choices in FACTS.items() if name != "facing"},
         "motion": MOTIONS, "camera": CAMERA_MOTIONS}  # fmt: skip
 NUM_TESTED = 256
-PRESERVATION_WEIGHT = 12.0  # weight of what is to stay: a squared difference of states, whose own variance is about 1
+PRESERVATION_WEIGHT = 12.0  # weight of the squared change of states of image captions, whose own variance is about 1
 
 
 class ClipFactsNet(nn.Module):
-    """The tower, and a linear reading of each fact from its states."""
+    """The text encoder and heads that predict each fact from its states."""
 
     def __init__(self, text: CLIPTextModel) -> None:
         super().__init__()
@@ -42,76 +43,85 @@ class ClipFactsNet(nn.Module):
 
 
 def train_video_text_encoder(
-    text: CLIPTextModel, plan: StagePlan, folder: Path, shots: int, *, tokens: CLIPTokenizer
+    text: CLIPTextModel, plan: StagePlan, folder: Path, shots: int, *, tokenizer: CLIPTokenizer
 ) -> CLIPTextModel:
-    """The averaged tower, told so many shots."""
+    """Return the averaged text encoder, trained on captions of this many shots."""
     text.set_attn_implementation("eager")
-    before = copy.deepcopy(text).requires_grad_(requires_grad=False).to(best_device())
+    frozen = copy.deepcopy(text).requires_grad_(requires_grad=False).to(best_device())
     net = ClipFactsNet(text).to(best_device())
-    sample_batch, report = clip_caption_batches(tokens, shots, plan), clip_caption_report(tokens)
+    sample_batch, report = clip_caption_batches(tokenizer, shots, plan), clip_caption_report(tokenizer)
     return train_loop(
-        net, plan, folder, sample_batch=sample_batch, loss=partial(clip_caption_losses, before, tokens), report=report
+        net,
+        plan,
+        folder,
+        sample_batch=sample_batch,
+        loss=partial(clip_caption_losses, frozen, tokenizer),
+        report=report,
     ).text
 
 
 def sample_clip_captions(
-    seed: int, count: int, split: str, tokens: CLIPTokenizer
+    seed: int, count: int, split: str, tokenizer: CLIPTokenizer
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Captions of clips and of pictures as tokens, int16 [count, words] each, and the facts, int64 [count, facts]."""
+    """Return captions of clips and of images as tokens, int16 [count, tokens] each, and the facts, int64 [count, facts]."""
     rng = np.random.default_rng((seed, count))
     shots = [clips.sample_clip_shot(rng, split) for _ in range(count)]
-    of_clips, of_pictures = (
-        [of(shot, rng) for shot in shots] for of in (captions.caption_clip, captions.caption_image)
+    clip_texts, image_texts = (
+        [caption_shot(shot, rng) for shot in shots] for caption_shot in (captions.caption_clip, captions.caption_image)
     )
     return (
-        tokenize(tokens, of_clips),
-        tokenize(tokens, of_pictures),
+        tokenize(tokenizer, clip_texts),
+        tokenize(tokenizer, image_texts),
         np.array([list(_clip_fact_indices(shot)) for shot in shots]),
     )
 
 
 def _clip_fact_indices(shot: Shot) -> Iterator[int]:
-    true: dict[str, Any] = {**labels_of(shot), "motion": shot.things[0].motion, "camera": shot.camera}
-    return (choices.index(true[name]) for name, choices in CLIP_FACTS.items())
+    facts: dict[str, Any] = {**labels_of(shot), "motion": shot.things[0].motion, "camera": shot.camera}
+    return (choices.index(facts[name]) for name, choices in CLIP_FACTS.items())
 
 
-def clip_caption_batches(tokens: CLIPTokenizer, shots: int, plan: StagePlan) -> SampleBatch:
-    """Batches of (words of clips, words of pictures, facts of the clips)."""
-    every = sample_clip_captions(plan.seed, shots, "train", tokens)
+def clip_caption_batches(tokenizer: CLIPTokenizer, shots: int, plan: StagePlan) -> SampleBatch:
+    """Return a sampler of (tokens of clip captions, tokens of image captions, facts of the clips)."""
+    data = sample_clip_captions(plan.seed, shots, "train", tokenizer)
 
     def sample_batch(rng: np.random.Generator, progress: float) -> Batch:
         chosen = rng.integers(shots, size=plan.batch)
-        return tuple(torch.from_numpy(each[chosen].astype(np.int64)) for each in every)
+        return tuple(torch.from_numpy(each[chosen].astype(np.int64)) for each in data)
 
     return sample_batch
 
 
 def clip_caption_losses(
-    before: CLIPTextModel, tokens: CLIPTokenizer, net: ClipFactsNet, batch: Batch
+    before: CLIPTextModel, tokenizer: CLIPTokenizer, net: ClipFactsNet, batch: Batch
 ) -> dict[str, Tensor]:
-    """The cross-entropy of every fact, from states that have seen the whole caption; and how far the others moved."""
-    of_clips, of_pictures, facts = batch
-    whole = is_after_text(of_clips, tokens)
-    seen = net.text(of_clips).last_hidden_state[whole]
-    rows = facts[:, None].expand(-1, of_clips.shape[1], -1)[whole]
-    named = {name: cross_entropy(read(seen).float(), rows[:, k]) for k, (name, read) in enumerate(net.facts.items())}
+    """Return the cross-entropy of every fact, over states after the whole caption, and the change of image captions' states."""
+    clip_tokens, image_tokens, facts = batch
+    is_after_end = is_after_text(clip_tokens, tokenizer)
+    clip_states = net.text(clip_tokens).last_hidden_state[is_after_end]
+    targets = facts[:, None].expand(-1, clip_tokens.shape[1], -1)[is_after_end]
+    fact_losses = {
+        name: cross_entropy(head(clip_states).float(), targets[:, k])
+        for k, (name, head) in enumerate(net.facts.items())
+    }
     with torch.no_grad():
-        was = before(of_pictures).last_hidden_state
+        image_states_before = before(image_tokens).last_hidden_state
     return {
-        **named,
-        "kept": PRESERVATION_WEIGHT * mse_loss(net.text(of_pictures).last_hidden_state.float(), was.float()),
+        **fact_losses,
+        "kept": PRESERVATION_WEIGHT
+        * mse_loss(net.text(image_tokens).last_hidden_state.float(), image_states_before.float()),
     }
 
 
-def clip_caption_report(tokens: CLIPTokenizer) -> Callable[[ClipFactsNet], Metrics]:
-    """On captions of held-out clips: how often each fact is read right from the last state."""
-    of_clips, _, facts = sample_clip_captions(1, NUM_TESTED, "held_out", tokens)
-    words = torch.from_numpy(of_clips.astype(np.int64))
+def clip_caption_report(tokenizer: CLIPTokenizer) -> Callable[[ClipFactsNet], Metrics]:
+    """Return a report on captions of held-out clips: accuracy of each fact, from the last state."""
+    clip_tokens, _, facts = sample_clip_captions(1, NUM_TESTED, "held_out", tokenizer)
+    token_ids = torch.from_numpy(clip_tokens.astype(np.int64))
 
     @torch.no_grad()
     def report(net: ClipFactsNet) -> Metrics:
-        last = net.text(words.to(best_device())).last_hidden_state[:, -1]
-        read = {name: read(last).argmax(1).cpu().numpy() for name, read in net.facts.items()}
-        return {name: float((read[name] == facts[:, k]).mean()) for k, name in enumerate(CLIP_FACTS)}
+        last_state = net.text(token_ids.to(best_device())).last_hidden_state[:, -1]
+        head = {name: head(last_state).argmax(1).cpu().numpy() for name, head in net.facts.items()}
+        return {name: float((head[name] == facts[:, k]).mean()) for k, name in enumerate(CLIP_FACTS)}
 
     return report

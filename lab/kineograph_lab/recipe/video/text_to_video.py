@@ -1,11 +1,11 @@
-"""The video models: layers along time around the image network, on latents of films made once.
+"""The text-to-video model: temporal layers around the image network, trained on cached latents of clips.
 
-What is trained: the layers along time, and the image network's transformers, where the words for motion come in and
-where what they mean can reach the places beside. With cross-attention alone in place of whole transformers the network
-did not know left from right after 6,000 clips.
-Single pictures train along, so that it still draws what it drew (VideoCrafter1's joint training). Where a thing goes is
-decided at high noise levels, so those are looked at most. Each frame's noise is its own: what frames have in common is
-then seen before what differs between them, which is when words for motion are worth something (decision 8).
+Trained are the temporal layers and the image network's transformers, in which words for motion enter and their meaning can
+reach neighbouring positions. With cross-attention alone in place of whole transformers the network did not know left from
+right after 6,000 clips. Single images are trained together with clips, so that image quality is kept (VideoCrafter1's joint
+training). The direction of motion is decided at high sigmas, so those are sampled most. Each frame's noise is independent:
+what frames have in common is then recognised before what differs between them, and that is when words for motion matter
+(decision 8).
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ from kineograph_lab.recipe.video import motion_readout
 from kineograph_lab.recipe.video.clips import FRAMES
 from kineograph_lab.recipe.video.motion_readout import MotionReadout
 
-MAX_WEIGHT = 24.0**2  # weight of a level: an error of the picture weighs alike up to a sigma of 24
-NOISE_RATIO = 0.0  # parts of noise that all frames share to one of a frame's own
+MAX_WEIGHT = 24.0**2  # largest weight of a sigma: an error of the image counts alike up to a sigma of 24
+NOISE_RATIO = 0.0  # parts of noise shared by all frames to one of a frame's own
 FRAME_DIFFERENCE_WEIGHT = (
-    4.0  # weight of an error in which frames differ beside one that they share: the latter is the image network's
+    4.0  # weight of the error in which frames differ, relative to the error common to all frames (the image network's)
 )
-READOUT_WEIGHT = 0.3  # weight of what is asked about the thing's motion beside the error of the noise
-# Sixteen frames tell together what one does not: at the image network's highest level, a sigma of 15, which way a thing
-# goes is still to be read from them, and words for it are worth little. So the table goes on to a sigma of 59, its
-# timesteps to 1199, and below that nothing changes. (VideoCrafter1 takes away the signal instead, `signal_scale`.)
+READOUT_WEIGHT = 0.3  # weight of the motion readout's error relative to the noise's
+# Sixteen frames together reveal what one does not: at the image network's highest sigma, 15, the direction of motion can
+# still be read from them, and words for it are worth little. So the schedule continues to a sigma of 59, timestep 1199, and
+# below sigma 15 nothing changes. (VideoCrafter1 scales the signal down instead, `signal_scale`.)
 TIMESTEPS = 1200
 SCHEDULER = {**unet.SCHEDULER, "num_train_timesteps": TIMESTEPS, "beta_end": unet.beta_at(TIMESTEPS - 1)}
 SCHEDULE = Schedule.from_config(SCHEDULER)
 USUAL_FPS, FPS_GAIN = (
     8.0,
     1.25,
-)  # frames a second; and how much more other rates say in the end than training made them say
+)  # frames a second; gain of the embeddings of other rates after training
 TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, positions=4 * FRAMES, ff_mult=2)
 TEXT_TO_VIDEO = TemporalConfig(
     num_frames=FRAMES,
@@ -60,7 +60,7 @@ TEXT_TO_VIDEO = TemporalConfig(
 
 
 class TextToVideoUNet(nn.Module):
-    """The video network as `fit` trains it, its frozen parts frozen, and what it is asked on the way."""
+    """The video network in training, partly frozen, and its motion readout."""
 
     def __init__(self, image_unet: UNet2DConditionModel, config: TemporalConfig) -> None:
         super().__init__()
@@ -78,70 +78,80 @@ def train_text_to_video(
     *,
     text: CLIPTextModel,
 ) -> TextToVideoUNet:
-    """The averaged network, of batches as `screenings` draws them."""
-    ready = use_fast_group_norm(net).to(best_device()).eval()
-    ready.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
+    """Return the averaged network, trained on batches of `video_batches`."""
+    prepared = use_fast_group_norm(net).to(best_device()).eval()
+    prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")
     text.to(best_device())
     return train_loop(
-        ready, plan, folder, sample_batch=sample_batch, loss=partial(text_to_video_loss, text), report=report
+        prepared, plan, folder, sample_batch=sample_batch, loss=partial(text_to_video_loss, text), report=report
     )
 
 
 @torch.no_grad()
 def amplify_frame_rates(net: VideoUNet) -> None:
-    """Put what each frame rate says further from what the usual one says, `LOUDER` times as far.
+    """Move each frame rate's embedding away from the usual rate's, to `FPS_GAIN` times the distance.
 
-    Training alone leaves the way of a thing from frame to frame at 0.63 of the usual where it should be half
-    (decision 8). What is said is affine in the last layer, so only that changes, and the usual rate says what it said.
+    Training alone leaves the motion of a subject from frame to frame at 0.63 of the usual where it should be half (decision 8).
+    The embedding is affine in the last layer, so only that layer changes, and the usual rate's embedding stays.
     """
     assert net.temporal is not None and net.temporal.fps is not None
-    rates = net.temporal.fps
-    usual, last = rates(torch.tensor([USUAL_FPS]))[0], rates.embedding.linear_2
+    fps_embedding = net.temporal.fps
+    usual_embedding, last = fps_embedding(torch.tensor([USUAL_FPS]))[0], fps_embedding.embedding.linear_2
     last.weight.mul_(FPS_GAIN)
-    last.bias.mul_(FPS_GAIN).add_((1 - FPS_GAIN) * usual)
+    last.bias.mul_(FPS_GAIN).add_((1 - FPS_GAIN) * usual_embedding)
 
 
-def trained_weights(films: TextToVideoUNet) -> dict[str, Tensor]:
-    """The weights that are not those of the image network, by name: `temporal.*` and `image_unet.*`."""
-    whole = [name for name, layer in films.net.named_modules() if isinstance(layer, Transformer2DModel)]
-    state = films.net.state_dict()
-    learns = [name for name in state if "lora_" in name or name.startswith(("temporal.", *(f"{at}." for at in whole)))]
-    return {name: state[name].detach().cpu().contiguous() for name in sorted(learns)}
+def trained_weights(net_with_readout: TextToVideoUNet) -> dict[str, Tensor]:
+    """Return the weights that differ from the image network's, by name: `temporal.*` and `image_unet.*`."""
+    transformers = [
+        name for name, layer in net_with_readout.net.named_modules() if isinstance(layer, Transformer2DModel)
+    ]
+    state = net_with_readout.net.state_dict()
+    names = [
+        name for name in state if "lora_" in name or name.startswith(("temporal.", *(f"{at}." for at in transformers)))
+    ]
+    return {name: state[name].detach().cpu().contiguous() for name in sorted(names)}
 
 
-def text_to_video_loss(text: CLIPTextModel, films: motion_readout.HasMotionReadout, batch: Batch) -> dict[str, Tensor]:
-    """The squared error of the predicted noise of films and of single pictures, and of what is asked about films."""
-    *clips, words, fps, moves, there = batch[:8]
-    films.questions.listen()
-    losses = {"films": weighted_noise_error(films.net, training_condition(text, words, fps), *clips)}
-    losses["asked"] = READOUT_WEIGHT * films.questions.error(moves, there)
+def text_to_video_loss(
+    text: CLIPTextModel, net_with_readout: motion_readout.HasMotionReadout, batch: Batch
+) -> dict[str, Tensor]:
+    """Return the squared error of the predicted noise of clips and of single images, and the motion readout's error."""
+    *clip_inputs, clip_tokens, fps, motion, is_subject = batch[:8]
+    net_with_readout.questions.record()
+    losses = {
+        "films": weighted_noise_error(net_with_readout.net, training_condition(text, clip_tokens, fps), *clip_inputs)
+    }
+    losses["asked"] = READOUT_WEIGHT * net_with_readout.questions.error(motion, is_subject)
     if len(batch) > 8:
-        *stills, of_stills = batch[8:]
+        *image_inputs, image_tokens = batch[8:]
         losses["pictures"] = weighted_noise_error(
-            films.net, training_condition(text, of_stills, 0 * of_stills[:, 0]), *stills
+            net_with_readout.net, training_condition(text, image_tokens, 0 * image_tokens[:, 0]), *image_inputs
         )
     return losses
 
 
-def training_condition(text: CLIPTextModel, words: Tensor, fps: Tensor) -> Condition:
-    """What the network is told in training; the tower learns no more."""
+def training_condition(text: CLIPTextModel, tokens: Tensor, fps: Tensor) -> Condition:
+    """Return the network's condition in training, from the frozen text encoder."""
     with torch.no_grad():
-        return Condition(text(words).last_hidden_state, embedding=fps.float()[:, None])
+        return Condition(text(tokens).last_hidden_state, embedding=fps.float()[:, None])
 
 
 def weighted_noise_error(
-    net: Callable[..., Latents], told: Condition, x0: Latents, noise: Latents, weight: Float[Tensor, "b f h w"], t: Tensor
+    net: Callable[..., Latents], condition: Condition, x0: Latents, noise: Latents, weight: Float[Tensor, "b f h w"], t: Tensor
 ) -> Tensor:  # fmt: skip
-    """The squared error of the noise that a network predicts, weighted as the image network's (`unet.noise_loss`)."""
+    """Return the squared error of the predicted noise, weighted as in `image_noise_loss`."""
     z, sigma = SCHEDULE.add_noise(x0, noise, t)
-    off = per_clip_error(net(z, t, told).float() - noise, weight)
-    return ((1 + sigma**2).clamp(max=MAX_WEIGHT) * off).mean()
+    difference = per_clip_error(net(z, t, condition).float() - noise, weight)
+    return ((1 + sigma**2).clamp(max=MAX_WEIGHT) * difference).mean()
 
 
-def per_clip_error(off: Latents, weight: Float[Tensor, "b f h w"]) -> Float[Tensor, " b"]:
-    """The squared error of each video. What is wrong in all frames alike counts less than what is wrong in some: the
-    mean of the posterior minimises both, so this changes what is learnt first, not what is learnt."""
-    common = off.mean(1, keepdim=True)
-    squared = (common.square() + FRAME_DIFFERENCE_WEIGHT * (off - common).square()).mean(2)
+def per_clip_error(difference: Latents, weight: Float[Tensor, "b f h w"]) -> Float[Tensor, " b"]:
+    """Return the squared error of each clip, with the error common to all frames weighted less.
+
+    The mean of the posterior minimises both parts, so this changes the order of learning, not its result.
+    """
+    common = difference.mean(1, keepdim=True)
+    squared = (common.square() + FRAME_DIFFERENCE_WEIGHT * (difference - common).square()).mean(2)
     return (squared * weight).mean((1, 2, 3))
