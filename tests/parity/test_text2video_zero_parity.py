@@ -168,7 +168,7 @@ def test_the_whole_chain_through_the_walk_is_theirs():
     model = Model(
         net=VideoUNet(network),
         vae=vae(),
-        text=(TextEncoder(pipe.tokenizer, pipe.text_encoder),),
+        text_encoders=(TextEncoder(pipe.tokenizer, pipe.text_encoder),),
         schedule=Schedule.from_config(pipe.scheduler),
         name="tiny",
         device=torch.device("cpu"),

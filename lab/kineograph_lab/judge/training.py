@@ -107,14 +107,14 @@ def train_image_classifier(
 
 
 def train_motion_classifier(
-    net: MotionClassifier, plan: StagePlan, folder: Path, films: Pool, held_out: Pool
+    net: MotionClassifier, plan: StagePlan, folder: Path, clip_pool: Pool, held_out: Pool
 ) -> MotionClassifier:
     """Return the averaged motion classifier."""
     return train_loop(
         net.to(best_device()),
         plan,
         folder,
-        sample_batch=motion_batches(films, plan.batch),
+        sample_batch=motion_batches(clip_pool, plan.batch),
         loss=motion_losses,
         report=motion_report(held_out),
     )

@@ -18,7 +18,7 @@ from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
 from kineograph_lab import WEIGHTS as LABORATORY
 from kineograph_lab.recipe.image.unet import SCHEDULER
-from kineograph_lab.recipe.image_stages import all_captions, image_pools
+from kineograph_lab.recipe.image_stages import image_pools, pool_captions
 from kineograph_lab.recipe.layer_stages import DECODER, MOTION_ADAPTER, SPACE_TIME, SPACE_TIME_MOTION, VIDRD
 from kineograph_lab.recipe.networks import SIDE, word_list
 from kineograph_lab.recipe.outputs import TEXT_TO_VIDEO, video_pools
@@ -42,7 +42,7 @@ def export_image_models(
     _export_tensors(out / "edit.safetensors", weights / "edit")
     for judge in ("judge", "geometry"):
         _export_tensors(out / f"{judge}.safetensors", laboratory / "judge")
-    words = word_list(all_captions(image_pools(settings, out)[0]))
+    words = word_list(pool_captions(image_pools(settings, out)[0]))
     _export_words(weights / "vocabulary.json", words)
     _export_words(weights / "edit" / "vocabulary.json", word_list(edits.instruction_words()))
 
@@ -102,7 +102,7 @@ def export_text_to_video(settings: RecipeSettings, out: Path, weights: Path) -> 
     DDIMScheduler(**text_to_video.SCHEDULER).save_pretrained(folder / "scheduler")
     _save_as_float16(folder / "video.safetensors", out / TEXT_TO_VIDEO)
     CLIPTextModel.from_pretrained(out / "moving_text" / "final").half().save_pretrained(folder / "text_encoder")
-    words = word_list(all_captions(video_pools(settings, out)[0]))
+    words = word_list(pool_captions(video_pools(settings, out)[0]))
     (folder / VOCABULARY).write_text(json.dumps(words, indent=0) + "\n")
 
 

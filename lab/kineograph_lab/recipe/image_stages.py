@@ -46,7 +46,7 @@ def vae_stage(settings: RecipeSettings, out: Path) -> None:
 def text_stage(settings: RecipeSettings, out: Path) -> None:
     """Train the tokenizer and the text encoder."""
     train, held_out = image_pools(settings, out)
-    tokenizer = networks.build_tokenizer(all_captions(train))
+    tokenizer = networks.build_tokenizer(pool_captions(train))
     tokenizer.save_pretrained(out / "text" / "tokenizer")
     torch.manual_seed(settings.seed)
     text_encoder_model = networks.build_clip(tokenizer).text_model
@@ -175,6 +175,6 @@ def _judge_pools(settings: RecipeSettings, folder: Path, count: int, paint: pool
     )
 
 
-def all_captions(pool: Pool) -> list[str]:
+def pool_captions(pool: Pool) -> list[str]:
     """Return all captions of the pool."""
     return [caption for fact in pool.facts for caption in fact["captions"]]

@@ -31,20 +31,20 @@ def build_vae(channels: tuple[int, ...] = (32, 32, 64, 128), latents: int = LATE
 
 def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """Return a CLIP with two towers of four layers; the U-Net reads the text tower's last hidden state, as in SD 1.x."""
-    tower = {
+    shared_config = {
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
         "num_hidden_layers": 4,
         "num_attention_heads": WIDTH // 32,
         "projection_dim": 128,
     }
-    ends = {
+    special_tokens = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    text = {**tower, **ends, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
-    vision = {**tower, "image_size": SIDE, "patch_size": PATCH}
+    text = {**shared_config, **special_tokens, "vocab_size": len(tokenizer), "max_position_embeddings": MAX_TOKENS}
+    vision = {**shared_config, "image_size": SIDE, "patch_size": PATCH}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=128))
 
 

@@ -92,8 +92,8 @@ def join_pools(first: Pool, second: Pool) -> Pool:
 
 def shot_from_facts(fact: dict[str, Any]) -> world.Shot:
     """Return the shot of an item's facts."""
-    things = tuple(world.Subject(**thing) for thing in fact["things"])
-    return world.Shot(fact["scene"], fact["style"], things, fact["camera"], fact["backdrop"])
+    subjects = tuple(world.Subject(**fields) for fields in fact["things"])
+    return world.Shot(fact["scene"], fact["style"], subjects, fact["camera"], fact["backdrop"])
 
 
 def subject_cells(fact: dict[str, Any], cells: int) -> np.ndarray:

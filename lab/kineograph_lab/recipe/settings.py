@@ -1,18 +1,20 @@
-"""The pocket models' recipe in numbers.
+"""Numbers of the pocket models' recipe.
 
 Command:   python -m kineograph_lab.recipe.run --export
 Cost:      about 275 minutes on 2 cores with bf16 units (AMD EPYC, avx512_bf16), 8 GB of memory, 5 GB of disk
-Expected:  vae     30.3 dB on held-out pictures (50,000 crops in 19 minutes)
-           text    every fact of 256 held-out captions read right (157,000 captions in 4 minutes)
-           unet    see docs/decisions/0005 (328,000 pictures in 80 minutes, begun from 86,000 seen earlier)
-           control a sheet of held-out maps, and what is drawn by them (44,000, 46,000 and 42,000 pictures in 13 minutes each)
-           edit    16.2 dB to the world's own edit of held-out pictures, by ten steps at scale 5 (107,000 pairs in 33 minutes)
-           geometry depth off by 0.029, points by 0.045 of the picture (65,000 pictures in 5 minutes)
-           clip    caption found among 256: 0.88; preferred to one with a wrong colour: 1.00, a wrong thing: 0.88 (108,000 pairs in 7.5 minutes)
-           eye     thing 0.97, colour 1.00, scene 1.00, style 0.99, individual 0.77 of held-out pictures in motion
-           motion  0.91 of held-out clips (34,000 in 8 minutes, of 3,000 films)
+Expected, on held-out data:
+           vae      30.3 dB (50,000 crops in 19 minutes)
+           text     every fact of 256 captions right (157,000 captions in 4 minutes)
+           unet     see docs/decisions/0005 (328,000 images in 80 minutes, after 86,000 in an earlier training)
+           control  a contact sheet of maps and of images sampled from them (44,000, 46,000 and 42,000 images, 13 minutes each)
+           edit     16.2 dB to the world's own edit, by ten steps at guidance scale 5 (107,000 pairs in 33 minutes)
+           geometry depth error 0.029, keypoint error 0.045 of the image's side (65,000 images in 5 minutes)
+           clip     the caption is first among 256: 0.88; preferred to one with a wrong colour: 1.00, a wrong subject: 0.88
+                    (108,000 pairs in 7.5 minutes)
+           image_classifier   subject 0.97, colour 1.00, scene 1.00, style 0.99, individual 0.77, of images in motion
+           motion_classifier  0.91 (34,000 clips in 8 minutes, from 3,000 different ones)
 
-Every stage is given its time and ends settled whatever that is: twice the minutes is more pictures, not another recipe.
+Every stage anneals its learning rate to zero within its time: twice the minutes is more data, not another recipe.
 """
 
 from __future__ import annotations
@@ -23,28 +25,28 @@ from kineograph_lab.recipe.loop import StagePlan
 
 
 class RecipeSettings(BaseModel):
-    """All that the recipe can be told; `--minutes` and `--steps` replace those of every plan."""
+    """All settings of the recipe; `--minutes` and `--steps` replace those of every plan."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     seed: int = 0
-    wide: bool = False  # whether shots are of the wider distribution (`wide.py`), with captions of one vocabulary
-    num_images: int = 30_000  # painted once: 70 seconds, 1.5 GB
+    wide: bool = False  # shots and captions of the wider distribution (`world/wide.py`)
+    num_images: int = 30_000  # rendered once: 70 seconds, 1.5 GB
     num_held_out_images: int = 1_000
-    num_held_out_pairs: int = 8_000  # pictures of held-out pairs, for the judge alone
-    num_families: int = 3_000  # of eight pictures each, for the judge
-    num_motion_clips: int = 3_000  # of sixteen frames each, for the judge
-    num_clips: int = 5_000  # films of sixteen frames, as latents, for the video models: 14 minutes, 330 MB
-    num_stills: int = 8_000  # pictures beside them
-    num_held_out_clips: int = 250  # held-out films
-    num_report_videos: int = 5  # videos in each report of theirs
-    num_clip_captions: int = 40_000  # captions of clips, for the text tower
-    num_degraded_clips: int = 300  # films, for the video model of bad data
-    num_panned_clips: int = 1_500  # pictures made films by pan and zoom, for VidRD's layers
-    panned_share: float = 0.15  # of the steps that are shown those; 0 for films alone
-    num_decoder_clips: int = 600  # films of eight frames, for the temporal decoder: as pixels, 240 MB
-    num_edit_families: int = 6_000  # families of a picture and its four edits
-    num_judge_held_out: int = 150  # held-out families and films that the judge reports on
+    num_held_out_pairs: int = 8_000  # images of held-out pairs, for the judge alone
+    num_families: int = 3_000  # of eight images each, for the judge
+    num_motion_clips: int = 3_000  # of 16 frames, for the judge
+    num_clips: int = 5_000  # of 16 frames, as latents, for the video models: 14 minutes, 330 MB
+    num_stills: int = 8_000  # single images trained together with them
+    num_held_out_clips: int = 250
+    num_report_videos: int = 5  # videos in each report of the video models
+    num_clip_captions: int = 40_000  # captions of clips, for the video models' text encoder
+    num_degraded_clips: int = 300  # for the video model of degraded data
+    num_panned_clips: int = 1_500  # clips made of images by pan and zoom, for VidRD's layers
+    panned_share: float = 0.15  # share of steps with those; 0 for clips alone
+    num_decoder_clips: int = 600  # of 8 frames, as pixels, for the temporal decoder: 240 MB
+    num_edit_families: int = 6_000  # of an image and its four edits
+    num_judge_held_out: int = 150  # held-out families and clips in the judge's reports
 
     vae: StagePlan = StagePlan(minutes=19, lr=3e-3, batch=16)
     text: StagePlan = StagePlan(minutes=4, lr=2e-3, batch=256)
@@ -72,18 +74,18 @@ class RecipeSettings(BaseModel):
     motion_classifier: StagePlan = StagePlan(minutes=8, lr=2e-3, batch=32)
 
 
-# The long training (`long_training.py`), in steps, since it runs over several sessions beside other work.
-NUM_TEXTS = 100_000  # different texts for the text encoder
+# The long training (`long/training.py`), in steps, since it runs over several sessions and shares the machine.
+NUM_TEXTS = 100_000  # training texts of the text encoder
 IMAGE_SHARDS = 250  # of 2,048 images each, for the U-Net
-CLIP_SHARDS = 48  # of 256 films each, for the video models
-STILL_SHARDS = 16  # shards of images beside the films
+CLIP_SHARDS = 48  # of 256 clips each, for the video models
+STILL_SHARDS = 16  # shards of images trained together with the clips
 LONG = RecipeSettings(
     wide=True,
     text=StagePlan(minutes=7, lr=1e-3, batch=256, steps=1_000, decay=0.7),
     unet=StagePlan(
         minutes=780, lr=1.2e-3, batch=64, steps=62_500, warmup=200, decay=0.25, ema=0.9995, report_steps=4_000
     ),
-    # Two to three times the steps that the minutes above came to on that machine.
+    # Two to three times the steps that the minutes above gave on that machine.
     control=StagePlan(minutes=39, lr=2e-3, batch=32, steps=4_000, report_steps=2_000),
     edit=StagePlan(minutes=99, lr=2e-3, batch=32, steps=10_000, report_steps=2_500),
     text_to_video=StagePlan(minutes=270, lr=2e-3, batch=4, steps=9_000, decay=0.5, ema=0.999, report_steps=1_500),

@@ -43,19 +43,19 @@ def text_to_video_stage(settings: RecipeSettings, out: Path) -> None:
     """Train the text-to-video network."""
     trained = _train_video_unet(settings, settings.text_to_video, out, TEXT_TO_VIDEO, batches.IMAGE_SHARE)
     text_to_video.amplify_frame_rates(trained.net)
-    save_file(text_to_video.trained_weights(trained), out / TEXT_TO_VIDEO)
+    save_file(text_to_video.text_to_video_weights(trained), out / TEXT_TO_VIDEO)
 
 
 def joint_stage(settings: RecipeSettings, out: Path) -> None:
     """Train shortly on clips and images, for the ablation of joint training."""
     trained = _train_video_unet(settings, settings.ablation, out, JOINT, batches.IMAGE_SHARE)
-    save_file(text_to_video.trained_weights(trained), out / JOINT)
+    save_file(text_to_video.text_to_video_weights(trained), out / JOINT)
 
 
 def films_only_stage(settings: RecipeSettings, out: Path) -> None:
     """Train for as many steps on the same clips alone, for the same ablation."""
     trained = _train_video_unet(settings, settings.ablation, out, FILMS_ONLY, share=0)
-    save_file(text_to_video.trained_weights(trained), out / FILMS_ONLY)
+    save_file(text_to_video.text_to_video_weights(trained), out / FILMS_ONLY)
 
 
 def _train_video_unet(

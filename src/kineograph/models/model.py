@@ -45,7 +45,7 @@ class Model:
     """Networks that belong together. It encodes prompts and images, denoises and decodes; it never samples or trains.
 
     net               the U-Net, on all frames of a video together
-    vae, text         the VAE, and the text encoders: one, or SDXL's two
+    text_encoders     one, or SDXL's two
     schedule          the noise levels and parameterisation that the network was trained with
     dtype             of the network's weights; latents between evaluations are float32
     force_zeros_for_empty_prompt  zeros instead of the encoding of an empty prompt (SDXL)
@@ -59,7 +59,7 @@ class Model:
 
     net: VideoUNet
     vae: AutoencoderKL
-    text: tuple[TextEncoder, ...]
+    text_encoders: tuple[TextEncoder, ...]
     schedule: Schedule
     name: str
     device: torch.device
@@ -142,8 +142,8 @@ class Model:
 
     def _encode_text(self, texts: Sequence[str], size: tuple[int, int] | None, clip_skip: int) -> Condition:
         if self.net.image_unet.config.addition_embed_type is None:
-            return Condition(text_encoder.encode_text(self.text[0], texts, clip_skip))
-        tokens, pooled = text_encoder.encode_text_sdxl(self.text, texts, clip_skip)
+            return Condition(text_encoder.encode_text(self.text_encoders[0], texts, clip_skip))
+        tokens, pooled = text_encoder.encode_text_sdxl(self.text_encoders, texts, clip_skip)
         if self.force_zeros_for_empty_prompt:
             not_empty = torch.tensor([bool(text) for text in texts], device=tokens.device)
             tokens, pooled = tokens * not_empty[:, None, None], pooled * not_empty[:, None]

@@ -128,7 +128,7 @@ def clip_losses(net: CLIPWithHeads, batch: Batch) -> dict[str, Tensor]:
     ]
     patch_logits = net.here(vision_output.last_hidden_state[:, 1:]).float()
     return {
-        "captions": cross_entropy(logits, targets), "pictures": cross_entropy(logits[:, : len(images)].T, targets),
+        "captions": cross_entropy(logits, targets), "images": cross_entropy(logits[:, : len(images)].T, targets),
         "facts": torch.stack(fact_losses).mean(), "patches": cross_entropy(patch_logits.flatten(0, 1), kinds.flatten()),
     }  # fmt: skip
 
@@ -145,13 +145,13 @@ def clip_report(held_out: Pool, tokenizer: CLIPTokenizer) -> Callable[[CLIPWithH
         device = next(net.parameters()).device
         with bf16_autocast(device):
             out = net.clip(input_ids=words.to(device), pixel_values=to_tensor(few.items).to(device))
-        right, colour, thing = out.logits_per_image.float().cpu().split(count, dim=1)
+        right, colour, subject_ = out.logits_per_image.float().cpu().split(count, dim=1)
         found = right.argmax(1) == torch.arange(count)
         return {
             "found": float(found.float().mean()),
             **{
                 name: float((right.diagonal() > wrong.diagonal()).float().mean())
-                for name, wrong in (("colour", colour), ("thing", thing))
+                for name, wrong in (("colour", colour), ("thing", subject_))
             },
         }
 

@@ -25,7 +25,7 @@ from kineograph_lab.recipe.pool import CAPTIONS, Pool, subject_cells
 from kineograph_lab.recipe.video import clips
 from kineograph_lab.world import wide, world
 
-SHARD, CLIP_SHARD = 2048, 256  # images, films
+SHARD, CLIP_SHARD = 2048, 256  # images, clips a shard
 LATENTS = "latents"
 VAE_BATCH = 32  # images that the VAE encodes at once
 LEDGER_STEPS = 256  # steps between two counts of the shards

@@ -86,17 +86,17 @@ def load_clip_pool(
         count,
         seed=seed,
         split=split,
-        render=partial(random_clip, partial(encode_frames, vae_folder, transform)),
+        render=partial(random_clip, partial(encode_clip_frames, vae_folder, transform)),
     )
 
 
 def load_still_pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str) -> Pool:
     """Return the pool of this many images, made into `folder` if missing."""
-    encode = partial(encode_frames, vae_folder, same_frames)
+    encode = partial(encode_clip_frames, vae_folder, same_frames)
     return pool.load_pool(folder, count, seed=seed, split=split, render=partial(random_still, encode))
 
 
-def encode_frames(vae_folder: Path, transform: FrameTransform, frames: np.ndarray) -> torch.Tensor:
+def encode_clip_frames(vae_folder: Path, transform: FrameTransform, frames: np.ndarray) -> torch.Tensor:
     """Return the scaled latents of transformed frames, uint8 [f h w 3], computed on one thread."""
     net = _open_vae(vae_folder)
     return net.config["scaling_factor"] * vae.encode_images(net, transform(frames))

@@ -94,7 +94,7 @@ def degraded_noise_loss(text: CLIPTextModel, degraded_net: DegradedVideoUNet, ba
     """Return the squared error of the predicted noise."""
     *clips, words, fps = batch[:6]
     return {
-        "films": text_to_video.weighted_noise_error(
+        "clips": text_to_video.weighted_noise_error(
             degraded_net.net, text_to_video.training_condition(text, words, fps), *clips
         )
     }

@@ -236,4 +236,4 @@ def _accuracy(judge: Any, videos: list[np.ndarray], facts: list[Any]) -> Metrics
     motion_correct = [
         judge.classify_motion(v) == subject["motion"] for v, subject in zip(videos, subjects, strict=True)
     ]
-    return {"thing": float(np.mean(subject_shares)), "motion": float(np.mean(motion_correct))}
+    return {"subject": float(np.mean(subject_shares)), "motion": float(np.mean(motion_correct))}

@@ -63,7 +63,7 @@ def pan_over_image(
 
 def load_panned_pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, wider: bool = False) -> Pool:
     """Return the pool of this many clips, made into `folder` if missing."""
-    encode = partial(clips.encode_frames, vae_folder, clips.same_frames)
+    encode = partial(clips.encode_clip_frames, vae_folder, clips.same_frames)
     return pool.load_pool(
         folder, count, seed=seed, split=split, render=partial(wide_panned_clip if wider else random_panned_clip, encode)
     )

@@ -30,8 +30,8 @@ from kineograph_lab.recipe.video.text_to_video import NOISE_RATIO, SCHEDULE
 from kineograph_lab.world.captions import MOTIONS
 
 REPORT_PROMPTS = tuple(
-    f"a {colour} {thing} {words[0]} {scene}"
-    for (motion, words), colour, thing, scene in zip(
+    f"a {colour} {subject} {words[0]} {scene}"
+    for (motion, words), colour, subject, scene in zip(
         MOTIONS.items(),
         ("red", "blue", "green", "purple", "yellow", "orange", "pink", "brown", "red", "blue", "green"),
         ("fish", "car", "rabbit", "balloon", "turtle", "ball", "star", "mushroom", "rocket", "boat", "kite"),
@@ -69,7 +69,7 @@ def video_report(
             np.mean([subject in prompt for subject in subjects])
             for subjects, (prompt, _) in zip(recognised, cases, strict=True)
         ]
-        return {"motion": float(np.mean(motion_correct)), "thing": float(np.mean(subject_shares)),
+        return {"motion": float(np.mean(motion_correct)), "subject": float(np.mean(subject_shares)),
                 "moved": float(np.mean([np.abs(np.diff(v.astype(float), axis=0)).mean() for v in videos]))}  # fmt: skip
 
     return report

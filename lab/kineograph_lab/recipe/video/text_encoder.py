@@ -108,7 +108,7 @@ def clip_caption_losses(
         image_states_before = before(image_tokens).last_hidden_state
     return {
         **fact_losses,
-        "kept": PRESERVATION_WEIGHT
+        "preservation": PRESERVATION_WEIGHT
         * mse_loss(net.text(image_tokens).last_hidden_state.float(), image_states_before.float()),
     }
 

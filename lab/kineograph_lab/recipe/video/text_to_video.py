@@ -102,7 +102,7 @@ def amplify_frame_rates(net: VideoUNet) -> None:
     last.bias.mul_(FPS_GAIN).add_((1 - FPS_GAIN) * usual_embedding)
 
 
-def trained_weights(net_with_readout: TextToVideoUNet) -> dict[str, Tensor]:
+def text_to_video_weights(net_with_readout: TextToVideoUNet) -> dict[str, Tensor]:
     """Return the weights that differ from the image network's, by name: `temporal.*` and `image_unet.*`."""
     transformers = [
         name for name, layer in net_with_readout.net.named_modules() if isinstance(layer, Transformer2DModel)
@@ -121,12 +121,12 @@ def text_to_video_loss(
     *clip_inputs, clip_tokens, fps, motion, is_subject = batch[:8]
     net_with_readout.questions.record()
     losses = {
-        "films": weighted_noise_error(net_with_readout.net, training_condition(text, clip_tokens, fps), *clip_inputs)
+        "clips": weighted_noise_error(net_with_readout.net, training_condition(text, clip_tokens, fps), *clip_inputs)
     }
-    losses["asked"] = READOUT_WEIGHT * net_with_readout.questions.error(motion, is_subject)
+    losses["motion_readout"] = READOUT_WEIGHT * net_with_readout.questions.error(motion, is_subject)
     if len(batch) > 8:
         *image_inputs, image_tokens = batch[8:]
-        losses["pictures"] = weighted_noise_error(
+        losses["images"] = weighted_noise_error(
             net_with_readout.net, training_condition(text, image_tokens, 0 * image_tokens[:, 0]), *image_inputs
         )
     return losses

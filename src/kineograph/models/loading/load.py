@@ -237,7 +237,7 @@ def _build_model(
     return Model(
         net=opened.net,
         vae=vae,
-        text=opened.text_encoders,
+        text_encoders=opened.text_encoders,
         schedule=Schedule.from_config(opened.scheduler),
         name=source_name(arguments["source"]),
         device=place.device,

@@ -64,7 +64,7 @@ def model_components(model: Model) -> Components:
     return Components(
         unet=model.net.image_unet,
         vae=model.vae,
-        text_encoders=model.text,
+        text_encoders=model.text_encoders,
         scheduler=model.schedule.settings,
         force_zeros_for_empty_prompt=model.force_zeros_for_empty_prompt,
         image_encoder=model.image_encoder,

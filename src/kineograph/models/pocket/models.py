@@ -48,14 +48,14 @@ def open_pocket_video(folder: Path) -> Components:
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     net = restore_video_unet(opened.unet, config, load_file(own / "video.safetensors"))
     tower = CLIPTextModel.from_pretrained(own / "text_encoder", dtype=torch.float32, local_files_only=True)
-    text = (TextEncoder(opened.text[0].tokenizer, tower.eval()),)
+    text = (TextEncoder(opened.text_encoders[0].tokenizer, tower.eval()),)
     temporal = net.temporal
     assert temporal is not None
     levels = json.loads((own / "scheduler" / "scheduler_config.json").read_text())
     return opened._replace(
         unet=net.image_unet.eval(),
         temporal=temporal.eval(),
-        text=text,
+        text_encoders=text,
         scheduler=levels,
         motion_adapter=_motion_adapter(folder, VIDEO, temporal),
     )

@@ -150,7 +150,7 @@ def with_motion_adapter(video: Model, motion: MotionAdapter | None) -> VideoUNet
 def without_adapters(model: Model) -> Model:
     """Return a model as it is saved in a folder: without its motion adapter, LoRAs merged into the text encoders."""
     net = with_motion_adapter(model, None).to(model.dtype)
-    return replace(model, net=net, text=tuple(_merge_text_lora(each) for each in model.text))
+    return replace(model, net=net, text_encoders=tuple(_merge_text_lora(each) for each in model.text_encoders))
 
 
 def _merge_text_lora(text: TextEncoder) -> TextEncoder:

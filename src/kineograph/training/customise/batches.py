@@ -106,7 +106,7 @@ def trained_conditions(model: Model) -> EncodePrompts:
     def encode(net: nn.Module, prompts: Sequence[str]) -> Condition:
         assert isinstance(net, TrainedNetworks) and net.text is not None, "it is trained"
         with lock:
-            return Condition(text_encoder.encode(TextEncoder(model.text[0].tokenizer, net.text), prompts))
+            return Condition(text_encoder.encode(TextEncoder(model.text_encoders[0].tokenizer, net.text), prompts))
 
     return encode
 

@@ -61,7 +61,7 @@ def trainable_copy(model: Model, settings: ImageCustomisationSettings) -> Traine
             torch.manual_seed(settings.training.seed)
             _add_lora(image, settings.lora.targets, settings.lora.rank, settings.lora)
             if settings.lora.text_rank:
-                text = deepcopy(model.text[0].network).requires_grad_(requires_grad=False).eval()
+                text = deepcopy(model.text_encoders[0].network).requires_grad_(requires_grad=False).eval()
                 _add_lora(text, TEXT_TARGETS, settings.lora.text_rank, settings.lora)
     image = prepare_for_device(image, model.device, model.dtype)
     call_stage = call_checkpointed if settings.gradient_checkpointing else call_directly
@@ -80,10 +80,10 @@ def _check(model: Model, settings: ImageCustomisationSettings) -> None:
             f"{model.name} has {extra} input channels beside the latents, for inpainting or editing: pass a "
             "text-to-image model"
         )
-    networks = (model.net, *(each.network for each in model.text))
+    networks = (model.net, *(each.network for each in model.text_encoders))
     if any(isinstance(layer, LoraLayer) for network in networks for layer in network.modules()):
         raise InputError(f"{model.name} has LoRAs on it: customise it without, and load both together afterwards")
-    if settings.lora and settings.lora.text_rank and len(model.text) > 1:
+    if settings.lora and settings.lora.text_rank and len(model.text_encoders) > 1:
         raise InputError(
             f"{model.name} has several text encoders, as SDXL has, which cannot be trained here: no text_rank"
         )
@@ -110,10 +110,10 @@ def _add_lora(network: nn.Module, targets: tuple[str, ...], rank: int, lora: Lor
 
 def model_with(model: Model, networks: TrainedNetworks) -> Model:
     """Return the model with the networks in training in place of its own."""
-    texts = model.text
+    texts = model.text_encoders
     if networks.text is not None:
         texts = (TextEncoder(texts[0].tokenizer, networks.text), *texts[1:])
-    return replace(model, net=networks.unet, text=texts, vocabulary=None)
+    return replace(model, net=networks.unet, text_encoders=texts, vocabulary=None)
 
 
 def save_customisation(model: Model, networks: TrainedNetworks, folder: Path, description: Mapping[str, Any]) -> None:
@@ -159,14 +159,14 @@ def load_customised(model: Model, folder: str | Path) -> Model:
     description = read_description(folder)
     if not (folder / lora_files.LORA_FILES[0]).is_file():
         return replace(load(folder, device=model.device, dtype=model.dtype), subject=description["name"])
-    image, texts = deepcopy(model.net.image_unet), [deepcopy(each.network) for each in model.text]
+    image, texts = deepcopy(model.net.image_unet), [deepcopy(each.network) for each in model.text_encoders]
     names = ("unet", "text_encoder", "text_encoder_2")
     lora_files.load_lora(dict(zip(names, (image, *texts), strict=False)), folder, 1.0, HubOptions())
-    encoders = zip(model.text, texts, strict=True)
+    encoders = zip(model.text_encoders, texts, strict=True)
     return replace(
         model,
         net=VideoUNet(image),
-        text=tuple(TextEncoder(each.tokenizer, network) for each, network in encoders),
+        text_encoders=tuple(TextEncoder(each.tokenizer, network) for each, network in encoders),
         vocabulary=None if model.vocabulary is None else model.vocabulary | set(description["words"]),
         subject=description["name"],
     )

@@ -166,12 +166,12 @@ def knows_word(model: Model, word: str) -> bool:
     if model.vocabulary is not None:
         return not model.unknown_words(word)
     tokens = _tokens(model, word)
-    return len(tokens) == 1 and tokens[0] < len(model.text[0].tokenizer) / 2
+    return len(tokens) == 1 and tokens[0] < len(model.text_encoders[0].tokenizer) / 2
 
 
 def _tokens(model: Model, word: str) -> list[int]:
     """Return the ids of a word's tokens, without start and end tokens."""
-    return list(model.text[0].tokenizer(word).input_ids[1:-1])
+    return list(model.text_encoders[0].tokenizer(word).input_ids[1:-1])
 
 
 def _split_subject(model: Model, subject: str) -> tuple[str, str]:

@@ -156,7 +156,7 @@ def truncate_caption(model: Model, caption: str) -> str:
 
     def is_too_long(count: int) -> bool:
         text = " ".join(words[:count])
-        return any(len(each.tokenizer(text, verbose=False).input_ids) > each.max_tokens for each in model.text)
+        return any(len(each.tokenizer(text, verbose=False).input_ids) > each.max_tokens for each in model.text_encoders)
 
     if not is_too_long(len(words)):
         return caption

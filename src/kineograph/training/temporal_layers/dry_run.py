@@ -98,7 +98,7 @@ def estimate_training(training: PreparedTraining) -> TrainingEstimate:
 
 def _count_parameters(training: PreparedTraining) -> list[ParameterCount]:
     net, model = training.model.net, training.model
-    texts = [(f"text encoder {k}", each.network) for k, each in enumerate(model.text, 1)]
+    texts = [(f"text encoder {k}", each.network) for k, each in enumerate(model.text_encoders, 1)]
     frozen = [
         ParameterCount(name, 0, sum(weight.numel() for weight in network.parameters()))
         for name, network in (("VAE", model.vae), *texts)
@@ -119,7 +119,7 @@ def _estimate_stage(run: StageRun) -> StageEstimate:
     cost = training_cost(loop, training.model.net, training.process.num_processes)
     after = step_kind(loop.seed, training.settings.image_share, stage.steps)
     image_steps = after.number if after.kind == "image" else stage.steps - after.number
-    beside = [training.model.vae, *(each.network for each in training.model.text)]
+    beside = [training.model.vae, *(each.network for each in training.model.text_encoders)]
     return StageEstimate(
         steps=stage.steps,
         samples_per_step=run.batch_size,
