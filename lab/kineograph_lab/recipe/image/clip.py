@@ -145,13 +145,13 @@ def clip_report(held_out: Pool, tokenizer: CLIPTokenizer) -> Callable[[CLIPWithH
         device = next(net.parameters()).device
         with bf16_autocast(device):
             out = net.clip(input_ids=words.to(device), pixel_values=to_tensor(few.items).to(device))
-        right, colour, subject_ = out.logits_per_image.float().cpu().split(count, dim=1)
-        found = right.argmax(1) == torch.arange(count)
+        right_logits, *wrong_logits = out.logits_per_image.float().cpu().split(count, dim=1)
+        found = right_logits.argmax(1) == torch.arange(count)
         return {
             "found": float(found.float().mean()),
             **{
-                name: float((right.diagonal() > wrong.diagonal()).float().mean())
-                for name, wrong in (("colour", colour), ("thing", subject_))
+                name: float((right_logits.diagonal() > logits.diagonal()).float().mean())
+                for name, logits in zip(("colour", "subject"), wrong_logits, strict=True)
             },
         }
 

@@ -49,15 +49,15 @@ def video_report(
     judge = load_judge()
     cases = list(zip(REPORT_PROMPTS, MOTIONS, strict=True))[1::2][:num_videos]
     if not cases:
-        return lambda nets: {}
+        return lambda net: {}
 
     @torch.no_grad()
-    def report(nets: HasMotionReadout) -> Metrics:
+    def report(net: HasMotionReadout) -> Metrics:
         cond, uncond = (
             text_condition(text, tokenize(tokenizer, texts))
             for texts in ([prompt for prompt, _ in cases], [""] * len(cases))
         )
-        latents = sample_videos(nets.net, cond, uncond)
+        latents = sample_videos(net.net, cond, uncond)
         scale = vae_model.config["scaling_factor"]
         videos = [to_uint8(vae.decode_latents(vae_model, each / scale)) for each in latents]
         save_contact_sheet(folder / "sheet.png", *(video[::2] for video in videos))
