@@ -1,4 +1,4 @@
-"""`kineograph data` on real files: what comes out, what is dropped and why, and that being killed changes nothing."""
+"""`kineograph curate` on real files: what comes out, what is dropped and why, and that being killed changes nothing."""
 
 from __future__ import annotations
 

@@ -68,11 +68,6 @@ def test_first_video_without_laboratory_and_opencv(tmp_path: Path) -> None:
     said = run_alone(tmp_path, "generate", "a red fish swimming over the sea", "-n", "2", *FEW, "-o", "fish.mp4")
     assert (said.returncode, said.stdout) == (0, "fish.mp4\n"), said.stderr
     assert len(open_video(tmp_path / "fish.mp4")) == 2
-    evaluated = run_alone(tmp_path, "evaluate", ".", "--device", "cpu")
-    assert evaluated.returncode == 2
-    assert evaluated.stderr.endswith("by OpenCV, which is not installed: pip install 'kineograph[control]'\n")
-    judged = run_alone(tmp_path, "evaluate", ".", "--extractor", "pocket")
-    assert judged.returncode == 2 and "pip install kineograph-lab" in judged.stderr.splitlines()[-1]
 
 
 def test_commands_of_the_laboratory_say_what_to_install(tmp_path: Path) -> None:

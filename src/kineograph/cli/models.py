@@ -20,7 +20,6 @@ PIPELINES = {
     "StableDiffusionInstructPix2PixPipeline": "InstructPix2Pix",
 }
 POCKET = "SD 1.x, small; with ControlNets canny, depth, pose"
-POCKET_ADAPTERS = {"pocket-fox": 'a subject of pocket-video, "sks cat": for --adapter'}
 HUB_EXAMPLES = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 
 
@@ -55,7 +54,7 @@ def models(json: Json = False) -> None:
 
 def built_in_models() -> Iterator[ListedModel]:
     """Yield the pocket model, the models and adapters based on it, and models of other installed packages."""
-    from kineograph.models.pocket.models import MODELS, built_in_model
+    from kineograph.models.pocket.models import ADAPTERS, MODELS, built_in_model
     from kineograph.plugins import find_plugins
 
     if not (WEIGHTS / "model_index.json").exists():
@@ -63,12 +62,11 @@ def built_in_models() -> Iterator[ListedModel]:
     yield ListedModel("pocket", POCKET, "built in", _megabytes(WEIGHTS))
     for name in (*MODELS, *find_plugins("models")):
         model = built_in_model(name)
-        if (WEIGHTS / model.part).is_dir():
-            yield ListedModel(name, model.description, "built in, on pocket", _megabytes(WEIGHTS / model.part))
-    for name, description in POCKET_ADAPTERS.items():
-        folder = WEIGHTS / name.removeprefix("pocket-")
-        if folder.is_dir():
-            yield ListedModel(name, description, "built in, on pocket", _megabytes(folder))
+        if (WEIGHTS / model.folder).is_dir():
+            yield ListedModel(name, model.description, "built in, on pocket", _megabytes(WEIGHTS / model.folder))
+    for name, adapter in ADAPTERS.items():
+        if (WEIGHTS / adapter.folder).is_dir():
+            yield ListedModel(name, adapter.description, "built in, on pocket", _megabytes(WEIGHTS / adapter.folder))
 
 
 def _megabytes(folder: Path) -> int:

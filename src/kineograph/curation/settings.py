@@ -1,4 +1,4 @@
-"""What `kineograph data` can be told: from what, how clips are cut, what is dropped, who captions, and where to."""
+"""What `kineograph curate` can be told: from what, how clips are cut, what is dropped, who captions, and where to."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Captions(BaseModel):
 
 
 class DataSettings(BaseModel):
-    """One settings file of `kineograph data`.
+    """One settings file of `kineograph curate`.
 
     shorter_side: what clips are scaled down to, in pixels; None as they are. fps: at most so many frames a second.
     run: on Ray Data, here or on the cluster that RAY_ADDRESS names; or in one process, one file after another.

@@ -56,8 +56,7 @@ def load_metrics(
             images, or OpenCV is not installed.
     """
     names = names or [default_extractor()]
-    metrics = [flow_metric()]
-    extractors = load_extractors(names, device)
+    extractors, metrics = load_extractors(names, device), [flow_metric()]
     source = _clip_source(names)
     if source is None and images is not None:
         raise InputError("similarity to images needs a CLIP: name one by clip:PATH, or pocket")

@@ -1,8 +1,10 @@
-"""Where a video's foreground is, told by the model's own attention: cells that look at each other belong together.
+"""Foreground masks of a video from the model's own self-attention.
 
-The cells of a picture are cut in two where the least attention is paid across, and the part that keeps away from the
-edge of the picture is the foreground. No weights but the model's, and no word of the prompt is singled out.
-Source: normalised cuts (Shi & Malik 2000) of attention, as TokenCut (Wang et al. 2022) makes of a vision transformer's.
+Pixels that attend to each other belong together: a normalised cut splits the latent pixels of a frame in two where the
+least attention crosses, and the part that touches the frame's border less is the foreground. This needs no other
+weights, and no word of the prompt is singled out.
+Source: normalised cuts (Shi & Malik 2000) of attention, as TokenCut (Wang et al. 2022) computes for vision
+transformers.
 """
 
 from __future__ import annotations
@@ -21,23 +23,25 @@ from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import own
 from kineograph.noise import shared
 
-MIN_SIGMA = 1.0  # of noise, where attention tells things apart best; above, a picture is looked at as noisy as it is
-MAX_TOKENS = 256  # layers with more are as blind to what belongs together as they are costly
+MIN_SIGMA = 1.0  # where attention separates objects best; noisier frames are evaluated at their own sigma
+MAX_TOKENS = 256  # layers with more separate objects no better, and cost more
 NOISE_SEED = 0
 
-Outputs = dict[nn.Module, list[Tensor]]
+LayerOutputs = dict[nn.Module, list[Tensor]]
 Field = Float[Tensor, "b f h w"]
 
 
 def bind_foreground_mask(
     model: Model, prompts: Sequence[str], *, chunk_size: int = 8
 ) -> Callable[[Latents, float], Mask]:
-    """What gives the foreground of a video from its clean estimate: 1 where it is, else 0, `[b f 1 h w]`.
+    """Return a function (x0, sigma) -> mask of a video's foreground, 1 inside and 0 outside, `[b f 1 h w]`.
 
-    prompts: what the videos of a batch show. The other argument is the noise level that the estimate is from.
-    Each call is one evaluation of the network, in which every frame looks at itself.
+    x0 is an estimate of the clean video at this sigma. Each call is one evaluation of the network, with frame
+    attention `own`.
+
+    prompts: of the videos of a batch.
     """
-    look = model.bind(model.prompt(prompts), frame_attention=own, chunk_size=chunk_size)
+    denoise = model.bind(model.prompt(prompts), frame_attention=own, chunk_size=chunk_size)
     layers = [
         block.attn1
         for up in model.net.image_unet.up_blocks
@@ -46,76 +50,75 @@ def bind_foreground_mask(
     ]
 
     @torch.no_grad()
-    def masks(x0: Latents, sigma: float) -> Mask:
-        level = max(sigma, MIN_SIGMA)
-        grain = shared(NOISE_SEED, [0], (1, *x0.shape[2:])).expand(x0.shape).to(x0)
-        with _watched([each for layer in layers for each in (layer.to_q, layer.to_k)]) as seen:
-            look(add_noise(x0, grain, level), level)
-        return _above(_cut(_affinity(layers, seen, len(x0)), x0.shape[-2:]))[:, :, None].to(x0)
+    def foreground_mask(x0: Latents, sigma: float) -> Mask:
+        sigma = max(sigma, MIN_SIGMA)
+        noise = shared(NOISE_SEED, [0], (1, *x0.shape[2:])).expand(x0.shape).to(x0)
+        with _record_outputs([each for layer in layers for each in (layer.to_q, layer.to_k)]) as outputs:
+            denoise(add_noise(x0, noise, sigma), sigma)
+        affinity = _mean_attention(layers, outputs, len(x0))
+        return _threshold(_normalised_cut(affinity, x0.shape[-2:]))[:, :, None].to(x0)
 
-    return masks
+    return foreground_mask
 
 
 @contextmanager
-def _watched(layers: Sequence[nn.Module]) -> Iterator[Outputs]:
-    """What each of these layers gives out in the block, one tensor a call."""
-    seen: Outputs = {layer: [] for layer in layers}
+def _record_outputs(layers: Sequence[nn.Module]) -> Iterator[LayerOutputs]:
+    """Record the outputs of these layers inside the `with` block, one tensor for each call."""
+    outputs: LayerOutputs = {layer: [] for layer in layers}
 
-    def keep(layer: nn.Module, _: object, output: Tensor) -> None:
-        seen[layer].append(output.detach())
+    def record(layer: nn.Module, _: object, output: Tensor) -> None:
+        outputs[layer].append(output.detach())
 
-    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
-        yield seen
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _affinity(layers: Sequence[Attention], seen: Outputs, videos: int) -> Float[Tensor, "b f n n"]:
-    """How much each cell looks at each other, over the heads of the finest layers that are not too fine."""
-    finest = max((n for layer in layers if (n := seen[layer.to_q][0].shape[1]) <= MAX_TOKENS), default=0)
-    chosen = [layer for layer in layers if seen[layer.to_q][0].shape[1] == (finest or MAX_TOKENS)]
-    looked = [_looked(layer, seen, videos) for layer in chosen]
-    return torch.stack(looked).mean(0)
+def _mean_attention(layers: Sequence[Attention], outputs: LayerOutputs, videos: int) -> Float[Tensor, "b f n n"]:
+    """Return the attention weights, averaged over heads and the layers with the most tokens up to MAX_TOKENS."""
+    counts = {layer: outputs[layer.to_q][0].shape[1] for layer in layers}
+    tokens = max((count for count in counts.values() if count <= MAX_TOKENS), default=MAX_TOKENS)
+    weights = []
+    for layer in (layer for layer, count in counts.items() if count == tokens):
+        query, key = (_split_heads(outputs[each], videos, layer.heads) for each in (layer.to_q, layer.to_k))
+        scores = torch.einsum("bfnhd,bfmhd->bfhnm", query, key) / query.shape[-1] ** 0.5
+        weights.append(scores.softmax(-1).mean(2))
+    return torch.stack(weights).mean(0)
 
 
-def _looked(layer: Attention, seen: Outputs, videos: int) -> Float[Tensor, "b f n n"]:
-    query, key = (_of_heads(seen[each], videos, layer.heads) for each in (layer.to_q, layer.to_k))
-    scores = torch.einsum("bfnhd,bfmhd->bfhnm", query, key) / query.shape[-1] ** 0.5
-    return scores.softmax(-1).mean(2)
-
-
-def _of_heads(parts: Sequence[Tensor], videos: int, heads: int) -> Float[Tensor, "b f n h d"]:
-    """What a layer gave out for some frames after others, which may be folded into the batch."""
-    unfolded = [part if part.ndim == 4 else part.unflatten(0, (videos, -1)) for part in parts]
+def _split_heads(chunks: Sequence[Tensor], videos: int, heads: int) -> Float[Tensor, "b f n h d"]:
+    """Concatenate a layer's outputs for chunks of frames, which may be folded into the batch, and split the heads."""
+    unfolded = [chunk if chunk.ndim == 4 else chunk.unflatten(0, (videos, -1)) for chunk in chunks]
     return torch.cat(unfolded, dim=1).float().unflatten(-1, (heads, -1))
 
 
-def _cut(affinity: Float[Tensor, "b f n n"], size: Sequence[int]) -> Field:
-    """The second eigenvector of the normalised affinity, in latent cells; its greater side is the foreground."""
-    both = affinity + affinity.mT
-    norm = both.sum(-1).rsqrt()
-    vectors = torch.linalg.eigh(norm[..., None] * both * norm[..., None, :]).eigenvectors
+def _normalised_cut(affinity: Float[Tensor, "b f n n"], size: Sequence[int]) -> Field:
+    """Return the second eigenvector of the normalised affinity, at the latents' size, larger in the foreground."""
+    symmetric = affinity + affinity.mT
+    norm = symmetric.sum(-1).rsqrt()
+    vectors = torch.linalg.eigh(norm[..., None] * symmetric * norm[..., None, :]).eigenvectors
     field = (vectors[..., -2] * norm).unflatten(-1, _grid(affinity.shape[-1], size))
-    rim = torch.ones(field.shape[-2:], device=field.device)
-    rim[1:-1, 1:-1] = 0
-    above = _above(field)
-    touched = [((side * rim).sum((-2, -1)) / side.sum((-2, -1)).clamp(min=1)) for side in (above, 1 - above)]
-    outward = touched[0] > touched[1]
-    return F.interpolate(torch.where(outward[..., None, None], -field, field), tuple(size), mode="bilinear")
+    border = torch.ones(field.shape[-2:], device=field.device)
+    border[1:-1, 1:-1] = 0
+    above = _threshold(field)
+    touching = [((side * border).sum((-2, -1)) / side.sum((-2, -1)).clamp(min=1)) for side in (above, 1 - above)]
+    inverted = touching[0] > touching[1]
+    return F.interpolate(torch.where(inverted[..., None, None], -field, field), tuple(size), mode="bilinear")
 
 
-def _grid(cells: int, size: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a layer with so many cells, in a network that halves the latents' size."""
+def _grid(tokens: int, size: Sequence[int]) -> tuple[int, int]:
+    """Return the rows and columns of a layer with so many tokens, in a network that halves the latents' size."""
     height, width = size
-    while height * width > cells:
+    while height * width > tokens:
         height, width = -(-height // 2), -(-width // 2)
     return height, width
 
 
-def _above(field: Field) -> Field:
-    """1 where a field is above the threshold that parts it best, else 0 (Otsu 1979)."""
+def _threshold(field: Field) -> Field:
+    """Return 1 where a field is above Otsu's threshold, else 0 (Otsu 1979)."""
     values = field.flatten(2).sort(-1).values
     count = values.shape[-1]
     below = torch.arange(1, count, device=field.device)

@@ -259,6 +259,6 @@ def _vocabulary(source: ModelSource, opened: Components) -> frozenset[str] | Non
     folder = POCKET if source in POCKETS else Path(source).expanduser()
     files = [folder / VOCABULARY]
     if source in built_in_names():
-        files.append(folder / built_in_model(str(source)).part / VOCABULARY)
+        files.append(folder / built_in_model(str(source)).folder / VOCABULARY)
     words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
     return frozenset([*words, *opened.learned_words, *(opened.subject or "").lower().split()]) if words else None

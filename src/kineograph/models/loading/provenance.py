@@ -67,7 +67,9 @@ def fingerprints(model: Model) -> dict[str, str]:
 
     The weights are hashed as they are in memory, with adapters: the same file in another dtype has another hash.
     """
-    encoders = {f"text_encoder{f'_{k}' if k > 1 else ''}": each.network for k, each in enumerate(model.text_encoders, 1)}
+    encoders = {
+        f"text_encoder{f'_{k}' if k > 1 else ''}": each.network for k, each in enumerate(model.text_encoders, 1)
+    }
     decoder = {} if model.temporal_decoder is None else {"temporal_decoder": model.temporal_decoder}
     networks = {"unet": model.net, "vae": model.vae, **decoder, **encoders}
     return {name: fingerprint(each) for name, each in networks.items()}

@@ -1,4 +1,4 @@
-"""The models that come with Kineograph beside the pocket model: changes of it, put on when they are asked for."""
+"""Built-in models that are stored as changes of the pocket model, restored when they are loaded."""
 
 from __future__ import annotations
 
@@ -13,109 +13,114 @@ from transformers import CLIPTextModel, CLIPVisionModel
 
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.models.conditioning import resampler
 from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncoder, stretch_to_square
-from kineograph.models.conditioning.resampler import ResamplerConfig
+from kineograph.models.conditioning.resampler import ResamplerConfig, add_resampler
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.loading import adapter_files, components, video_folder
-from kineograph.models.loading.components import Components
-from kineograph.models.pocket.networks import restore_video_unet, restore_vidrd_unet
+from kineograph.models.loading.adapter_files import build_motion_adapter, read_adapter_file
+from kineograph.models.loading.components import Components, components_from_folder
+from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, read_temporal_decoder
+from kineograph.models.pocket.networks import (
+    initial_editing_unet,
+    load_float32,
+    restore_network,
+    restore_video_unet,
+    restore_vidrd_unet,
+)
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.plugins import find_plugins, load_plugin
 
-# folders beside the pocket model
+# folders in the pocket model's folder
 VIDEO, ANIMATE, EDIT, VIDRD, FOX = "video", "animate", "edit", "vidrd", "fox"
 HALF = (0.5, 0.5, 0.5)
 
 
 def open_pocket_edit(folder: Path) -> Components:
-    """The pocket model as one that edits."""
-    from kineograph.models.pocket.networks import initial_editing_unet, restore_network
-
-    opened = components.components_from_folder(folder, torch.float32)
-    changes = load_file(folder / EDIT / "edit.safetensors")
-    return opened._replace(unet=restore_network(initial_editing_unet(opened.unet), changes).eval())
+    """Return the components of the editing model. `folder`, here and below: the pocket model's folder."""
+    opened = components_from_folder(folder, torch.float32)
+    weights = load_file(folder / EDIT / "edit.safetensors")
+    return opened._replace(unet=restore_network(initial_editing_unet(opened.unet), weights).eval())
 
 
 def open_pocket_video(folder: Path) -> Components:
-    """The pocket model with layers along time, transformers and a text tower that know words for motion."""
-
-    opened = components.components_from_folder(folder, torch.float32)
+    """Return the components of the video model, with a text encoder whose vocabulary includes motion."""
+    opened = components_from_folder(folder, torch.float32)
     own = _folder(folder, VIDEO)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     net = restore_video_unet(opened.unet, config, load_file(own / "video.safetensors"))
-    tower = CLIPTextModel.from_pretrained(own / "text_encoder", dtype=torch.float32, local_files_only=True)
-    text = (TextEncoder(opened.text_encoders[0].tokenizer, tower.eval()),)
+    encoder = CLIPTextModel.from_pretrained(own / "text_encoder", dtype=torch.float32, local_files_only=True)
     temporal = net.temporal
     assert temporal is not None
-    levels = json.loads((own / "scheduler" / "scheduler_config.json").read_text())
     return opened._replace(
         unet=net.image_unet.eval(),
         temporal=temporal.eval(),
-        text_encoders=text,
-        scheduler=levels,
+        text_encoders=(TextEncoder(opened.text_encoders[0].tokenizer, encoder.eval()),),
+        scheduler=json.loads((own / "scheduler" / "scheduler_config.json").read_text()),
         motion_adapter=_motion_adapter(folder, VIDEO, temporal),
     )
 
 
 def _motion_adapter(folder: Path, part: str | Path, temporal: TemporalLayers) -> MotionAdapter | None:
-    file = folder / part / video_folder.MOTION_ADAPTER_WEIGHTS
+    file = folder / part / MOTION_ADAPTER_WEIGHTS
     if not file.is_file():
         return None
-    return adapter_files.build_motion_adapter(
-        adapter_files.read_adapter_file(file, "motion", HubOptions()), temporal, f"pocket-{Path(part).name}"
-    )
+    return build_motion_adapter(read_adapter_file(file, "motion", HubOptions()), temporal, f"pocket-{Path(part).name}")
 
 
 def open_pocket_vidrd(folder: Path) -> Components:
-    """The video model with VidRD's layers along time, and VidRD's temporal decoder."""
-    decoder = video_folder.read_temporal_decoder(_folder(folder, VIDRD) / video_folder.TEMPORAL_DECODER).float()
+    """Return the components of the video model with VidRD's temporal layers and temporal decoder."""
+    decoder = read_temporal_decoder(_folder(folder, VIDRD) / TEMPORAL_DECODER).float()
     return open_with_temporal_layers(folder, VIDRD)._replace(temporal_decoder=decoder)
 
 
 def open_with_temporal_layers(folder: Path, part: str | Path) -> Components:
-    """The video model with other layers along time in place of its own, and their motion adapter if they have one."""
+    """Return the components of the video model with the temporal layers, and motion adapter if any, of another folder.
 
+    Args:
+        part: folder of the temporal layers, relative to the pocket model's.
+    """
     opened, own = open_pocket_video(folder), _folder(folder, part)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
-    net = restore_vidrd_unet(
-        VideoUNet(opened.unet, opened.temporal), config, load_file(own / f"{own.name}.safetensors")
-    )
+    weights = load_file(own / f"{own.name}.safetensors")
+    net = restore_vidrd_unet(VideoUNet(opened.unet, opened.temporal), config, weights)
     temporal = net.temporal
     assert temporal is not None
     return opened._replace(
-        unet=net.image_unet.eval(),
-        temporal=temporal.eval(),
-        motion_adapter=_motion_adapter(folder, part, temporal),
+        unet=net.image_unet.eval(), temporal=temporal.eval(), motion_adapter=_motion_adapter(folder, part, temporal)
     )
 
 
 def open_pocket_animate(folder: Path) -> Components:
-    """The video model, shown a picture."""
+    """Return the components of the image-to-video model: the video model with an image adapter."""
     opened = open_pocket_video(folder)
     own = _folder(folder, ANIMATE)
-    sizes = ResamplerConfig.model_validate_json((own / "resampler.json").read_text())
-    resampler.add_resampler(opened.unet, sizes)
-    _fill(VideoUNet(opened.unet, opened.temporal), own / "animate.safetensors")
-    encoder = CLIPVisionModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True).eval()
-    reader = ImageEncoder(encoder, LAST, stretch_to_square, mean=HALF, std=HALF, blank=GREY)
-    return opened._replace(unet=opened.unet.eval(), image_encoder=reader)
+    add_resampler(opened.unet, ResamplerConfig.model_validate_json((own / "resampler.json").read_text()))
+    load_float32(VideoUNet(opened.unet, opened.temporal), load_file(own / "animate.safetensors"))
+    network = CLIPVisionModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True).eval()
+    encoder = ImageEncoder(network, LAST, stretch_to_square, mean=HALF, std=HALF, empty_color=GREY)
+    return opened._replace(unet=opened.unet.eval(), image_encoder=encoder)
 
 
 class BuiltInModel(NamedTuple):
     """A model that is stored as changes of the pocket model.
 
     description  a few words for lists of models
-    part         its folder, below the pocket model's unless absolute
-    open         the pocket model's folder -> its components
+    folder       its folder, relative to the pocket model's
+    open         function of the pocket model's folder that returns the components
     """
 
     description: str
-    part: Path
+    folder: Path
     open: Callable[[Path], Components]
+
+
+class BuiltInPart(NamedTuple):
+    """A part of a built-in model that other models can be loaded with; the fields are those of `BuiltInModel`."""
+
+    description: str
+    folder: Path
 
 
 MODELS: Mapping[str, BuiltInModel] = {
@@ -124,6 +129,10 @@ MODELS: Mapping[str, BuiltInModel] = {
     "pocket-animate": BuiltInModel("VideoCrafter1 (image to video), small", Path(ANIMATE), open_pocket_animate),
     "pocket-vidrd": BuiltInModel("VidRD, small, with its temporal decoder", Path(VIDRD), open_pocket_vidrd),
 }
+ADAPTERS: Mapping[str, BuiltInPart] = {
+    "pocket-fox": BuiltInPart('a subject of pocket-video, "sks cat": for --adapter', Path(FOX))
+}
+DECODERS: Mapping[str, BuiltInPart] = {"pocket-vidrd": BuiltInPart("VidRD's temporal decoder", Path(VIDRD))}
 LABORATORY_MODELS = ("pocket-video-degraded", "pocket-space-time")
 
 
@@ -133,18 +142,13 @@ def built_in_model(name: str) -> BuiltInModel:
 
 
 def built_in_names() -> tuple[str, ...]:
-    """Return the names of all built-in models but the pocket model itself, the laboratory's among them."""
+    """Return the names of all built-in models but the pocket model itself, including the laboratory's."""
     return (*MODELS, *dict.fromkeys((*LABORATORY_MODELS, *find_plugins("models"))))
 
 
-# parts for other models
-DECODERS: Mapping[str, str] = {"pocket-vidrd": VIDRD}
-ADAPTERS: Mapping[str, str] = {"pocket-fox": FOX}
-
-
-def part_folder(part: str, folder: Path) -> Path:
-    """Where a part lies. Raises InputError when it is not in this installation."""
-    return _folder(folder, {**DECODERS, **ADAPTERS}[part])
+def part_folder(name: str, folder: Path) -> Path:
+    """Return the folder of a built-in adapter or decoder. Raises InputError if it is not in this installation."""
+    return _folder(folder, (ADAPTERS.get(name) or DECODERS[name]).folder)
 
 
 def _folder(folder: Path, part: str | Path) -> Path:
@@ -153,9 +157,3 @@ def _folder(folder: Path, part: str | Path) -> Path:
             f"pocket-{Path(part).name} is not in this installation ({folder} has no {part}): install it again"
         )
     return folder / part
-
-
-def _fill(net: VideoUNet, file: Path) -> None:
-    """Weights in place of the network's own, all of which it must have."""
-    unknown = net.load_state_dict({name: each.float() for name, each in load_file(file).items()}, strict=False)
-    assert not unknown.unexpected_keys, unknown.unexpected_keys

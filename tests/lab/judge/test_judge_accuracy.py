@@ -1,4 +1,4 @@
-"""The judge on renderings that it never saw: held-out pairs, individuals, places and scenery."""
+"""Accuracy of the judge on unseen renderings: held-out pairs, individuals, positions and scenery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the pocket model learns VidRD's layers: from pictures that are panned too, and its VAE not to flicker."""
+"""VidRD's layers and the temporal decoder in the recipe: panned images, training, what ships."""
 
 from __future__ import annotations
 

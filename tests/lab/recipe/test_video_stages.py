@@ -1,4 +1,4 @@
-"""How the pocket video models are trained: films, their captions, and the stages in miniature."""
+"""Stages of the video models: clips, their captions, and all stages in miniature."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ SMALL = RecipeSettings(num_clips=2, num_stills=4, num_held_out_clips=2, num_repo
         )
     }
 )  # fmt: skip
-STAGES = ["moving_text", "text_to_video", "films_only", "image_reading", "image_to_video", "degraded"]
+
+
 STAGES += ["vidrd", "temporal_decoder", "motion_adapter", "space_time", "space_time_motion"]
 
 

@@ -1,12 +1,14 @@
-"""The pocket world: drawn from a seed, and its truth is true."""
+"""The pocket world: shots as a function of a seed, and the ground truth of their renderings."""
+
+from __future__ import annotations
 
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from kineograph_lab.world import captions, world
-from kineograph_lab.world.truth import KEYPOINTS, ground_truth
+from kineograph_lab.world import wide, world
+from kineograph_lab.world.truth import CONTROL_MAPS, KEYPOINT_COLOURS, KEYPOINTS, ground_truth
 from kineograph_lab.world.world import Shot, Subject
 
 
@@ -109,18 +111,56 @@ def test_individuals_of_one_kind_and_colour_differ():
     assert all(not np.array_equal(pictures[0], p) for p in pictures[1:])
 
 
-def test_captions_name_the_thing_the_colour_and_the_scene():
-    rng = np.random.default_rng(0)
-    for s in islice(world.sample_shots(3), 200):
-        told, main = captions.caption_image(s, rng), s.things[0]
-        assert any(word in told for word in captions.KINDS[main.kind])
-        assert any(word in told for word in captions.COLOURS[main.colour])
-        assert any(word in told for word in captions.SCENES[s.scene])
-        assert "  " not in told and "{" not in told
+# Sums of the bytes of `world.render` before subjects had a tilt.
+RENDERED = {
+    7: [8789853, 10072270, 2510555, 10658862, 9514378, 4909381],
+    8: [7925219, 9678025, 9306644, 9923252, 10918862, 10513686],
+}
 
 
-def test_captions_of_clips_tell_the_motion_and_the_camera():
+@pytest.mark.parametrize("seed", [7, 8])
+def test_shots_without_a_tilt_render_as_before(seed):
+    for number, (shot, time) in enumerate(
+        zip(islice(world.sample_shots(seed), 6), (0.0, 0.4, -0.7, 0.0, 0.9, -0.2), strict=True)
+    ):
+        assert int(world.render(shot, time).astype(np.int64).sum()) == RENDERED[seed][number]
+
+
+def test_a_tilt_turns_the_subject():
+    upright, tilted = (Shot("sea", "flat", (Subject("car", "red", 1, tilt=tilt),)) for tilt in (0.0, np.pi / 4))
+    front, back = (ground_truth(tilted).keypoints[0][name] for name in ("front", "back"))
+    assert front[1] - back[1] > 10  # clockwise: its front is down
+    assert not np.array_equal(world.render(upright), world.render(tilted))
+
+
+def test_wide_shots_are_tilted_resized_and_cut_at_times_and_never_held_out():
     rng = np.random.default_rng(0)
-    told = captions.caption_clip(shot("spinning", "pan left"), rng)
-    assert any(word in told for word in captions.MOTIONS["spinning"])
-    assert any(word in told for word in captions.CAMERAS["pan left"])
+    shots = [wide.sample_wide_shot(rng) for _ in range(1000)]
+    mains = [shot.things[0] for shot in shots]
+    assert 0.2 < np.mean([main.tilt != 0 for main in mains]) < 0.3
+    assert max(abs(main.tilt) for main in mains) <= np.pi / 4
+    alone = [shot.things[0].size for shot in shots if len(shot.things) == 1]
+    assert min(alone) < 0.15 and max(alone) > 0.42
+    assert 0.03 < np.mean([wide.is_cut_off(main) for main in mains]) < 0.2
+    assert {main.facing for main in mains} == {-1, 1}
+    assert not any(world.is_held_out(t.kind, colour=t.colour, scene=shot.scene) for shot in shots for t in shot.things)
+
+
+def test_a_films_subject_stays_in_the_frame():
+    rng = np.random.default_rng(6)
+    for _ in range(100):
+        shot = wide.sample_wide_clip_shot(rng)
+        for time in (-1.3, 0.0, 1.3):
+            _, centre = world.placement(shot.things[0], time, world.camera_shift(shot, time))
+            assert min(centre) > -0.1 and max(centre) < 1.1
+
+
+def test_maps_show_what_they_are_of():
+    picture, known = world.render(SHOT), ground_truth(SHOT)
+    maps = {kind: draw(picture, known) for kind, draw in CONTROL_MAPS.items()}
+    assert {each.shape for each in maps.values()} == {(128, 128, 3)}
+    assert set(np.unique(maps["canny"])) == {0, 255}
+    nearest = maps["depth"] == maps["depth"].max()
+    assert nearest[..., 0][known.mask == 1].all()
+    x, y = known.keypoints[0]["front"]
+    assert tuple(maps["pose"][int(y), int(x)]) == KEYPOINT_COLOURS[KEYPOINTS.index("front")]

@@ -1,0 +1,50 @@
+"""Fast group norms, and the matrices that Muon updates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kineograph.training.group_norm import FastGroupNorm, use_fast_group_norm
+from kineograph.training.optimisers import Hyperparameters, adamw_and_muon, muon_names
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_norms_are_group_norms(dtype):
+    torch.manual_seed(0)
+    usual = nn.GroupNorm(4, 16)
+    nn.init.normal_(usual.weight)
+    quick = FastGroupNorm(4, 16)
+    quick.load_state_dict(usual.state_dict())
+    x = (torch.randn(3, 16, 5, 6) + 0.5).to(dtype).to(memory_format=torch.channels_last)
+    out, gradients = [], []
+    for norm in (usual.double(), quick):
+        there = x.double() if norm is usual else x
+        there = there.detach().requires_grad_()
+        out.append(norm(there))
+        out[-1].square().sum().backward()
+        gradients.append((there.grad, norm.weight.grad, norm.bias.grad))
+    loose = 1e-4 if dtype is torch.float32 else 0.02
+    torch.testing.assert_close(out[1].double(), out[0], rtol=loose, atol=loose)
+    for quickly, usually in zip(gradients[1], gradients[0], strict=True):
+        assert (quickly.double() - usually).norm() < loose * usually.norm()
+
+
+def test_quick_norms_keep_parameters_and_names():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8))
+    before = dict(net.named_parameters())
+    after = dict(use_fast_group_norm(net).named_parameters())
+    assert list(before) == list(after)
+    assert all(after[name] is weight for name, weight in before.items())
+
+
+def test_matrices_are_views_of_the_weights():
+    net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Linear(32, 20)).to(memory_format=torch.channels_last)
+    numbers = Hyperparameters(0.1, (0.9, 0.99), 1e-8, adamw_decay=0.0, muon_decay=0.0)
+    names = muon_names(net)
+    optimisers = adamw_and_muon(net, names, numbers, cores=2)
+    assert names == {"0.weight", "1.weight"}
+    for name in names:
+        assert optimisers.parameters[name].data_ptr() == net.get_parameter(name).data_ptr()
+    assert len(optimisers.each) == 3
