@@ -121,7 +121,12 @@ def world_part():
     put("asks", [metrics.parse_prompt(captions.caption_clip(s, r)) for s in shots])
     judge = load_judge()
     frames = world.render_clip(shots[0], 16)
-    put("judge", tuple(judge.look(frames)), judge.motion(frames), tuple(geometry.load_geometry_network().look(frames)))
+    put(
+        "judge",
+        tuple(judge.classify(frames)),
+        judge.classify_motion(frames),
+        tuple(geometry.load_geometry_network().predict(frames)),
+    )
     put("extract", tuple(metrics.judge_extractor(judge).forward(frames)))
     put("degraded", degraded.degrade_frames(frames[:3]))
     net = torch.nn.Module()
@@ -130,29 +135,39 @@ def world_part():
 def stages_part(out):
     P = lambda size: StagePlan(minutes=1, steps=1, lr=1e-3, batch=size)
     small = RecipeSettings(
-        pictures=12,
-        held_out=64,
-        pairs=4,
-        families=6,
-        films=2,
-        edits=2,
-        judged=2,
-        screened=2,
-        beside=4,
-        shown=2,
-        sketched=1,
-        told=16,
-        spoilt=2,
-        decoded=2,
-        panned=2,
+        num_images=12,
+        num_held_out_images=64,
+        num_held_out_pairs=4,
+        num_families=6,
+        num_motion_clips=2,
+        num_edit_families=2,
+        num_judge_held_out=2,
+        num_clips=2,
+        num_stills=4,
+        num_held_out_clips=2,
+        num_report_videos=1,
+        num_clip_captions=16,
+        num_degraded_clips=2,
+        num_decoder_clips=2,
+        num_panned_clips=2,
     )
-    plans = {"geometry": 4, "vae": 4, "text": 2, "clip": 2, "unet": 2, "control": 2, "edit": 2, "eye": 16, "motion": 2}
+    plans = {
+        "geometry": 4,
+        "vae": 4,
+        "text": 2,
+        "clip": 2,
+        "unet": 2,
+        "control": 2,
+        "edit": 2,
+        "image_classifier": 16,
+        "motion_classifier": 2,
+    }
     plans |= {
         n: 2
         for n in (
             "moving_text",
             "text_to_video",
-            "apart",
+            "ablation",
             "image_reading",
             "image_to_video",
             "degraded",
@@ -160,7 +175,7 @@ def stages_part(out):
             "temporal_decoder",
             "motion_adapter",
             "space_time",
-            "vidrd_apart",
+            "vidrd_ablation",
         )
     }
     settings = small.model_copy(update={n: P(s) for n, s in plans.items()})

@@ -11,8 +11,8 @@ from kineograph.condition import Condition
 from kineograph.denoise import Denoise, classifier_free_guidance, refuse_nan
 from kineograph.errors import MAX_FRAMES, InputError
 from kineograph.latents import Latents
-from kineograph.media.footage import Footage, open_footage, size_for
-from kineograph.media.images import Picture, read_picture
+from kineograph.media.footage import Footage, open_footage, output_size
+from kineograph.media.images import InputImage, read_image
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.motion import frame_warp, parse
@@ -32,7 +32,7 @@ class Inputs(NamedTuple):
     fps: float
     motion: str | None
     footage: tuple[Footage, ...]
-    image: Picture | None = None
+    image: InputImage | None = None
 
 
 def open_inputs(request: Request) -> Inputs:
@@ -42,7 +42,7 @@ def open_inputs(request: Request) -> Inputs:
     """
     paths = [request.video] if request.video else [control.video for control in request.control]
     footage = tuple(open_footage(path, num_frames=request.num_frames, fps=request.fps) for path in paths)
-    image = None if request.image is None else read_picture(request.image)
+    image = None if request.image is None else read_image(request.image)
     num_frames = request.num_frames or _length(footage)
     motion = request.motion or (None if footage else MOTION)
     if footage and motion is not None and parse(motion) == parse("none"):
@@ -74,7 +74,7 @@ def video_size(request: Request, inputs: Inputs, default: tuple[int, int], facto
     """
     if not inputs.footage:
         return request.height or default[0], request.width or default[1]
-    sizes = [size_for(each, request.height, request.width, side=max(default), factor=factor) for each in inputs.footage]
+    sizes = [output_size(each, request.height, request.width, side=max(default), factor=factor) for each in inputs.footage]
     if len(set(sizes)) > 1:
         listed = ", ".join(f"{each.path} is {each.width} x {each.height}" for each in inputs.footage)
         raise InputError(f"the videos are of different shapes ({listed}): crop them to one, or give height and width")

@@ -243,7 +243,7 @@ PARAMETERS = {  # published sizes of the U-Net and of each text encoder
 
 
 @pytest.mark.parametrize("known", known_configurations.FAMILIES, ids=lambda known: known.name)
-@pytest.mark.filterwarnings("ignore:a file of Stable Diffusion 2.x does not say")
+@pytest.mark.filterwarnings("ignore:a file of Stable Diffusion 2.x does not state")
 def test_the_catalogue_describes_the_released_networks(known, tmp_path):
     cross_attention = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     tensors = {

@@ -1,4 +1,4 @@
-"""Masks from the model's own attention, against the world's exact ones."""
+"""Foreground masks from self-attention, compared with the exact masks of the pocket world."""
 
 import numpy as np
 import pytest
@@ -17,19 +17,19 @@ def model() -> kg.Model:
     return kg.load(dtype="float32")
 
 
-def test_masks_are_where_things_are(model):
-    shown = [shot for shot, _ in zip(sample_shots(11, split="held_out"), range(8), strict=False)]
-    pictures = torch.stack([torch.from_numpy(render(shot)).permute(2, 0, 1).float() / 255 for shot in shown])
-    said = [caption_image(shot, np.random.default_rng(0)) for shot in shown]
-    masks = bind_foreground_mask(model, said)(model.encode(pictures[:, None]), 0.0)
+def test_masks_overlap_the_exact_masks(model):
+    shots = [shot for shot, _ in zip(sample_shots(11, split="held_out"), range(8), strict=False)]
+    images = torch.stack([torch.from_numpy(render(shot)).permute(2, 0, 1).float() / 255 for shot in shots])
+    captions = [caption_image(shot, np.random.default_rng(0)) for shot in shots]
+    masks = bind_foreground_mask(model, captions)(model.encode(images[:, None]), 0.0)
     assert masks.shape == (8, 1, 1, 16, 16) and set(masks.unique().tolist()) == {0.0, 1.0}
     large = masks[:, 0, 0].numpy().repeat(8, 1).repeat(8, 2) > 0
-    known = [ground_truth(shot).mask > 0 for shot in shown]
-    overlaps = [(ours & theirs).sum() / (ours | theirs).sum() for ours, theirs in zip(large, known, strict=True)]
+    exact = [ground_truth(shot).mask > 0 for shot in shots]
+    overlaps = [(ours & theirs).sum() / (ours | theirs).sum() for ours, theirs in zip(large, exact, strict=True)]
     assert np.mean(overlaps) > 0.6
 
 
-def test_chunks_and_batches_do_not_change_the_masks_and_nothing_stays_on_the_network(model):
+def test_masks_do_not_depend_on_chunks_and_batches_and_no_hook_remains(model):
     x0 = torch.randn(2, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     whole, parts = (bind_foreground_mask(model, ["a red fish", "a cat"], chunk_size=size)(x0, 2.0) for size in (8, 2))
     assert (whole != parts).float().mean() < 0.01
@@ -38,7 +38,7 @@ def test_chunks_and_batches_do_not_change_the_masks_and_nothing_stays_on_the_net
     assert not any(layer._forward_hooks for layer in model.net.modules())
 
 
-def test_layers_of_odd_sizes_have_a_grid():
+def test_grids_of_odd_sizes():
     assert foreground._grid(256, (64, 64)) == (16, 16)
     assert foreground._grid(15, (10, 6)) == (5, 3)
     assert foreground._grid(6, (9, 5)) == (3, 2)

@@ -1,4 +1,4 @@
-"""A model prompts, binds, encodes and decodes as the diffusers pipeline it was made from does."""
+"""Model: prompts, denoising, encoding and decoding equal those of the diffusers pipeline it was made from."""
 
 from dataclasses import replace
 
@@ -18,12 +18,12 @@ def model(sd_pipeline: StableDiffusionPipeline):
     return load(sd_pipeline)
 
 
-def clip(frames: int = 5, batch: int = 1) -> torch.Tensor:
+def noisy_latents(frames: int = 5, batch: int = 1) -> torch.Tensor:
     return torch.randn(batch, frames, 4, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("clip_skip", [None, 1])
-def test_a_prompt_is_encoded_as_stable_diffusion_does(sd_pipeline, model, clip_skip):
+def test_prompts_are_encoded_as_by_stable_diffusion(sd_pipeline, model, clip_skip):
     texts = ["a red fish", ""]
     # what diffusers does for clip_skip, which fails there with a flattened text encoder
     ids = sd_pipeline.tokenizer(texts, padding="max_length", max_length=77, return_tensors="pt").input_ids
@@ -37,61 +37,61 @@ def test_a_prompt_is_encoded_as_stable_diffusion_does(sd_pipeline, model, clip_s
 
 
 @pytest.mark.parametrize("clip_skip", [None, 1])
-def test_a_prompt_is_encoded_as_sdxl_does(sdxl_pipeline: StableDiffusionXLPipeline, clip_skip):
-    told = load(sdxl_pipeline).prompt(["a red fish", ""], size=(16, 24), clip_skip=clip_skip or 0)
+def test_prompts_are_encoded_as_by_sdxl(sdxl_pipeline: StableDiffusionXLPipeline, clip_skip):
+    cond = load(sdxl_pipeline).prompt(["a red fish", ""], size=(16, 24), clip_skip=clip_skip or 0)
     tokens, _, pooled, _ = sdxl_pipeline.encode_prompt(
         "a red fish", device="cpu", do_classifier_free_guidance=False, clip_skip=clip_skip
     )
-    assert torch.equal(told.tokens[:1], tokens)
+    assert torch.equal(cond.tokens[:1], tokens)
     sizes = sdxl_pipeline._get_add_time_ids((16, 24), (0, 0), (16, 24), torch.float32, 32)
     expected = torch.cat([pooled, sdxl_pipeline.unet.add_time_proj(sizes.flatten()).reshape(1, -1)], dim=-1)
-    torch.testing.assert_close(told.embedding[:1], expected)
+    torch.testing.assert_close(cond.embedding[:1], expected)
 
 
-def test_an_empty_text_is_zeros_to_sdxl_where_its_settings_say_so(sdxl_pipeline):
+def test_an_empty_prompt_is_zeros_with_force_zeros_for_empty_prompt(sdxl_pipeline):
     model = load(sdxl_pipeline)
-    blank = model.prompt([""])
+    uncond = model.prompt([""])
     assert model.force_zeros_for_empty_prompt
-    assert not blank.tokens.any()
-    assert not blank.embedding[:, :32].any()
+    assert not uncond.tokens.any()
+    assert not uncond.embedding[:, :32].any()
     assert replace(model, force_zeros_for_empty_prompt=False).prompt([""]).tokens.any()
 
 
-def test_a_prompt_that_is_too_long_is_refused_with_its_length(model):
+def test_a_prompt_beyond_the_limit_is_refused_with_its_length(model):
     model.prompt(["abc " * 25])  # a letter is a token here: exactly what fits
     with pytest.raises(InputError, match="has 76 tokens and the model reads at most 75"):
         model.prompt(["a fish", "abc " * 25 + "d"])
 
 
-def test_skipping_more_layers_than_there_are_is_refused(model):
+def test_a_clip_skip_beyond_the_number_of_layers_is_refused(model):
     with pytest.raises(InputError, match="it has 2"):
         model.prompt(["a fish"], clip_skip=3)
 
 
-def test_a_bound_model_is_the_network_behind_the_noise_convention(sd_pipeline, model):
-    """One frame, noise predicted: x0 = x - sigma * eps, with diffusers' own network and its own scaling."""
-    told, x, t = model.prompt(["a fish"]), clip(frames=1), 600
+def test_a_bound_model_converts_between_the_noise_convention_and_the_network(sd_pipeline, model):
+    """x0 = x - sigma * eps of one frame, with diffusers' own network and scaling."""
+    cond, x, t = model.prompt(["a fish"]), noisy_latents(frames=1), 600
     alpha = sd_pipeline.scheduler.alphas_cumprod[t]
     sigma = float(((1 - alpha) / alpha).sqrt())
     with torch.no_grad():
-        eps = sd_pipeline.unet(alpha.sqrt() * x[:, 0], t, told.tokens).sample
-    torch.testing.assert_close(model.bind(told)(x, sigma)[:, 0], x[:, 0] - sigma * eps, rtol=1e-4, atol=1e-4)
+        eps = sd_pipeline.unet(alpha.sqrt() * x[:, 0], t, cond.tokens).sample
+    torch.testing.assert_close(model.bind(cond)(x, sigma)[:, 0], x[:, 0] - sigma * eps, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "see", [frame_attention.own, frame_attention.first, frame_attention.previous, frame_attention.first_and_previous]
+    "policy", [frame_attention.own, frame_attention.first, frame_attention.previous, frame_attention.first_and_previous]
 )
-def test_chunks_change_nothing(model, see):
-    told, x = model.prompt(["a fish", "a bird"]), clip(batch=2)
-    whole = model.bind(told, frame_attention=see, chunk_size=5)(x, 3.0)
+def test_the_chunk_size_does_not_change_the_result(model, policy):
+    cond, x = model.prompt(["a fish", "a bird"]), noisy_latents(batch=2)
+    whole = model.bind(cond, frame_attention=policy, chunk_size=5)(x, 3.0)
     with torch.no_grad():
-        parts = model.bind(told, frame_attention=see, chunk_size=2)(x, 3.0)
+        parts = model.bind(cond, frame_attention=policy, chunk_size=2)(x, 3.0)
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
 
 
-def test_weights_in_half_precision_leave_latents_in_float32(sd_folder):
+def test_latents_are_float32_with_weights_in_half_precision(sd_folder):
     model = load(sd_folder, device="cpu", dtype="bfloat16")
-    estimate = model.bind(model.prompt(["a fish"]))(clip(), 3.0)
+    estimate = model.bind(model.prompt(["a fish"]))(noisy_latents(), 3.0)
     assert {each.dtype for each in model.net.parameters()} == {torch.bfloat16}
     assert (
         estimate.dtype
@@ -101,15 +101,15 @@ def test_weights_in_half_precision_leave_latents_in_float32(sd_folder):
     )
 
 
-def test_a_network_that_reads_a_picture_must_be_told_one(make_sd):
+def test_a_network_with_image_channels_needs_them(make_sd):
     model = load(make_sd(in_channels=9))
     with pytest.raises(InputError, match="reads 5 channels beside the latents, and the condition has 0"):
         model.bind(model.prompt(["a fish"]))
-    told = Condition(model.prompt(["a fish"]).tokens, channels=torch.zeros(1, 1, 5, 8, 8))
-    assert model.bind(told)(clip(), 3.0).shape == (1, 5, 4, 8, 8)
+    cond = Condition(model.prompt(["a fish"]).tokens, channels=torch.zeros(1, 1, 5, 8, 8))
+    assert model.bind(cond)(noisy_latents(), 3.0).shape == (1, 5, 4, 8, 8)
 
 
-def test_pictures_and_latents_are_scaled_as_the_vae_says(sd_pipeline, model):
+def test_latents_have_the_vaes_scale_and_shift(sd_pipeline, model):
     sd_pipeline.vae.register_to_config(shift_factor=0.5)
     frames = torch.rand(2, 3, 3, 16, 24)
     with torch.no_grad():
@@ -120,14 +120,14 @@ def test_pictures_and_latents_are_scaled_as_the_vae_says(sd_pipeline, model):
     torch.testing.assert_close(model.decode(latents, chunk_size=2)[1], (decoded / 2 + 0.5).clamp(0, 1))
 
 
-def test_a_frame_that_the_vae_breaks_is_named(model):
-    latents = clip(batch=2)
+def test_a_frame_with_nan_is_named(model):
+    latents = noisy_latents(batch=2)
     latents[1, 3, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"frame 3 \(video 1 of the batch\) holds NaN"):
         model.decode(latents, chunk_size=2)
 
 
-def test_sizes_come_from_the_networks(model):
+def test_sizes_follow_from_the_networks(model):
     assert model.default_size == (16, 16)
     assert model.latent_shape(16, 24) == (4, 8, 12)
     for size in (15, 0, -2):
@@ -135,13 +135,13 @@ def test_sizes_come_from_the_networks(model):
             model.latent_shape(size, 16)
 
 
-def test_a_chunk_holds_a_frame_at_least(model):
+def test_a_chunk_size_of_0_is_refused(model):
     with pytest.raises(InputError, match="at least 1 frame, got 0"):
-        model.bind(model.prompt(["a fish"]), chunk_size=0)(clip(), 3.0)
+        model.bind(model.prompt(["a fish"]), chunk_size=0)(noisy_latents(), 3.0)
 
 
-def test_unknown_words_are_told_where_the_known_ones_are_listed(model):
+def test_words_outside_the_vocabulary_are_found(model):
     assert model.unknown_words("a zebra") == []
-    told = replace(model, vocabulary=frozenset({"a", "red", "fish"}))
-    assert told.unknown_words("A red Zebra, a fish's 2 zebra über-fish!") == ["zebra", "über"]
+    cond = replace(model, vocabulary=frozenset({"a", "red", "fish"}))
+    assert cond.unknown_words("A red Zebra, a fish's 2 zebra über-fish!") == ["zebra", "über"]
     assert unknown_words("", frozenset()) == []

@@ -1,3 +1,5 @@
+"""Schedule: conversion between sigmas, timesteps and parameterisations."""
+
 import math
 
 import numpy as np
@@ -30,14 +32,14 @@ each_kind = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 X0, NOISE = torch.randn(2, 1, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def test_stable_diffusion_has_its_published_levels():
+def test_stable_diffusion_has_its_published_sigmas():
     schedule = Schedule.from_config(SD)
     signal = [schedule.scale(schedule.sigmas[t]) for t in (881, 941)]
     assert (signal[1] / signal[0]) ** 2 == pytest.approx(0.530534, abs=1e-6)
     assert schedule.sigmas[-1] == pytest.approx(14.6146, abs=1e-4)
 
 
-def test_latent_diffusions_linear_is_not_linear():
+def test_linear_and_scaled_linear_differ():
     linear, scaled = (Schedule.from_config(KINDS[kind]) for kind in ("animatediff", "stable diffusion"))
     betas = np.linspace(SD["beta_start"], SD["beta_end"], 1000)
     assert linear.sigmas[500] == pytest.approx(math.sqrt(1 / np.prod(1 - betas[:501]) - 1))
@@ -45,36 +47,36 @@ def test_latent_diffusions_linear_is_not_linear():
 
 
 @each_kind
-def test_timesteps_come_back_exactly_from_their_levels(config):
+def test_timesteps_of_the_tables_sigmas_are_exact(config):
     schedule = Schedule.from_config(config)
-    timesteps = range(0, len(schedule.sigmas), 9)  # the first, the last, and some between
+    timesteps = range(0, len(schedule.sigmas), 9)  # the first, the last, and some between them
     assert [schedule.timestep(schedule.sigmas[t]) for t in timesteps] == list(timesteps)
 
 
 @each_kind
-def test_signal_and_noise_of_every_timestep_come_back(config):
+def test_scale_equals_the_signal_of_every_timestep(config):
     schedule = Schedule.from_config(config)
     norms = [schedule.scale(sigma) * math.hypot(1, sigma) for sigma in schedule.sigmas[::37]]
     np.testing.assert_allclose(norms, schedule.norms[::37], rtol=1e-9)
 
 
-def test_timesteps_between_levels_are_linear_in_log_sigma():
+def test_timesteps_between_sigmas_are_linear_in_log_sigma():
     schedule = Schedule.from_config(SD)
     assert schedule.timestep(math.sqrt(schedule.sigmas[500] * schedule.sigmas[501])) == pytest.approx(500.5)
 
 
-def test_below_the_table_is_timestep_nought():
+def test_the_timestep_below_the_table_is_0():
     schedule = Schedule.from_config(SD)
     assert schedule.timestep(0.0) == schedule.timestep(schedule.sigmas[0] / 2) == 0.0
     assert schedule.scale(0.0) == pytest.approx(1.0)
 
 
-def test_a_timestep_given_for_a_level_is_refused():
+def test_a_timestep_in_place_of_a_sigma_is_refused():
     with pytest.raises(ValueError, match=r"up to 14\.61, got 881.*not a timestep"):
         Schedule.from_config(SD).timestep(881.0)
 
 
-def test_noise_between_two_levels_is_ddpms_forward_process():
+def test_renoise_equals_ddpms_forward_process():
     """Text2Video-Zero's step from T' to T, in the paper's units and in ours."""
     schedule = Schedule.from_config(SD)
     low, high = schedule.sigmas[881], schedule.sigmas[941]
@@ -86,13 +88,13 @@ def test_noise_between_two_levels_is_ddpms_forward_process():
 
 @each_kind
 @pytest.mark.parametrize("t", [1, 500, 998])
-def test_a_perfect_network_gives_the_clean_video_back(config, t):
-    """The network knows x0 and the noise, and answers in its parameterisation."""
+def test_a_perfect_network_returns_the_clean_video(config, t):
+    """Use a network that returns the exact prediction in its parameterisation."""
     schedule = Schedule.from_config(config)
     sigma = schedule.sigmas[t]
     a = schedule.scale(sigma)
     b = a * sigma
-    answers = {
+    predictions = {
         schedules.epsilon: NOISE,
         schedules.v_prediction: a * NOISE - b * X0,
         schedules.sample_prediction: X0,
@@ -102,19 +104,19 @@ def test_a_perfect_network_gives_the_clean_video_back(config, t):
     def network(z, timestep):
         torch.testing.assert_close(z, a * X0 + b * NOISE)
         torch.testing.assert_close(timestep, torch.tensor(float(t)))
-        return answers[schedule.parameterisation]
+        return predictions[schedule.parameterisation]
 
     x0 = schedule.denoise(network)(X0 + sigma * NOISE, sigma)
     torch.testing.assert_close(x0, X0, atol=2e-6 * max(1.0, sigma), rtol=1e-5)
 
 
-def test_a_half_precision_answer_is_computed_with_in_full():
+def test_a_prediction_in_half_precision_is_used_in_float32():
     schedule = Schedule.from_config(SD)
     x0 = schedule.denoise(lambda z, t: NOISE.bfloat16())(X0 + 10 * NOISE, 10.0)
     torch.testing.assert_close(x0, X0 + 10 * (NOISE - NOISE.bfloat16().float()))
 
 
-def test_zero_terminal_snr_ends_at_a_finite_level():
+def test_zero_terminal_snr_ends_at_a_finite_sigma():
     schedule = Schedule.from_config(KINDS["zero terminal snr"])
     assert schedule.sigmas[-1] == pytest.approx(4096)
     assert schedule.sigmas[0] == pytest.approx(Schedule.from_config(SD).sigmas[0])
@@ -125,7 +127,7 @@ def test_predicted_noise_without_signal_is_refused():
         Schedule.from_config(SD | {"rescale_betas_zero_snr": True})
 
 
-def test_trained_betas_come_before_a_named_schedule():
+def test_trained_betas_replace_a_named_schedule():
     betas = np.linspace(1e-4, 0.02, 10)
     schedule = Schedule.from_config({"trained_betas": betas.tolist()})
     assert schedule.parameterisation is schedules.epsilon
@@ -156,18 +158,18 @@ def test_equal_configurations_are_equal_schedules():
         ({"trained_betas": [0.1]}, "at least two sigmas"),
     ],
 )
-def test_a_configuration_that_cannot_be_read_says_why(config, message):
+def test_invalid_configurations_are_refused_with_the_reason(config, message):
     with pytest.raises(ValueError, match=message):
         Schedule.from_config(config)
 
 
-def test_a_consistent_model_is_the_identity_at_timestep_nought():
+def test_a_consistency_model_is_the_identity_at_timestep_0():
     schedule = Schedule.from_config(SD)
-    look = schedule.consistency_denoise(lambda x, sigma: torch.zeros_like(x))
+    denoise = schedule.consistency_denoise(lambda x, sigma: torch.zeros_like(x))
     lowest = schedule.sigmas[0]
-    torch.testing.assert_close(look(X0, lowest), schedule.scale(lowest) * X0)
+    torch.testing.assert_close(denoise(X0, lowest), schedule.scale(lowest) * X0)
 
 
-def test_a_consistent_model_is_the_model_elsewhere():
+def test_a_consistency_model_is_the_network_at_high_sigmas():
     schedule = Schedule.from_config(SD)
     torch.testing.assert_close(schedule.consistency_denoise(lambda x, sigma: x / 2)(X0, 5.0), X0 / 2)

@@ -237,7 +237,9 @@ def test_a_vidrd_file_takes_the_rest_from_its_image_model(sd_folder, tmp_path):
     model = load(tmp_path / "vidrd.ckpt", config=tmp_path / "sd", dtype="float32")
     weights = model.net.state_dict()
     assert all(torch.equal(weights[name], each) for name, each in net.state_dict().items())
-    assert torch.equal(model.text_encoders[0].network.final_layer_norm.bias, pipeline.text_encoder.final_layer_norm.bias + 1)
+    assert torch.equal(
+        model.text_encoders[0].network.final_layer_norm.bias, pipeline.text_encoder.final_layer_norm.bias + 1
+    )
     assert model.temporal.layer_after("cross_attention").positions == 128 and model.temporal.joint_norms
     with pytest.raises(InputError, match="pass config= the folder or repository of Stable Diffusion 2.1 base"):
         load(tmp_path / "vidrd.ckpt")

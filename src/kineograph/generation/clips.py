@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
-from kineograph.media.files import instead_of
-from kineograph.media.metadata import identifier
+from kineograph.media.files import replace_atomically
+from kineograph.media.metadata import settings_id
 from kineograph.media.video import Video
 from kineograph.methods import vidrd
 from kineograph.methods.vidrd import ClipState, Past
@@ -105,7 +105,7 @@ class ClipFiles:
     @classmethod
     def for_settings(cls, folder: Path, settings: Mapping[str, Any]) -> ClipFiles:
         """Return the subfolder of a video with these settings."""
-        return cls(folder / identifier(json.loads(json.dumps(settings))))
+        return cls(folder / settings_id(json.loads(json.dumps(settings))))
 
     def load(self) -> tuple[list[np.ndarray], ClipState]:
         """Load the frames of the finished clips, and the state to continue from."""
@@ -117,7 +117,7 @@ class ClipFiles:
     def save(self, clips: Iterable[GeneratedClip]) -> Iterator[GeneratedClip]:
         """Yield the same clips, each written as soon as it is finished."""
         for clip in clips:
-            with instead_of(self.folder / f"{clip.state.number - 1:04}.safetensors") as part:
+            with replace_atomically(self.folder / f"{clip.state.number - 1:04}.safetensors") as part:
                 frames = torch.from_numpy(np.ascontiguousarray(clip.frames))
                 save_file({"frames": frames, **_state_tensors(clip.state)}, part)
             yield clip

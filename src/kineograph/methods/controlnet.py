@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from kineograph.condition import Condition
-from kineograph.media.annotators import annotator
-from kineograph.media.footage import Footage, in_chunks
+from kineograph.media.annotators import load_annotator
+from kineograph.media.footage import Footage, stack_in_chunks
 from kineograph.models.model import Model
 from kineograph.models.unet.controlnet import ControlEmbedding, VideoControlNet, bind_controlnet, sum_residuals
 from kineograph.models.unet.frame_attention import first, own
@@ -53,9 +53,9 @@ def _embed_maps(
     net: VideoControlNet, control: Control, footage: Footage, plan: Plan, chunk_size: int, model: Model
 ) -> ControlEmbedding:
     """Embed the control's maps, a few frames in memory at a time."""
-    annotate = _identity if control.ready else annotator(control.kind, control.annotator, model.device)
+    annotate = _identity if control.ready else load_annotator(control.kind, control.annotator, model.device)
     maps = (annotate(frame) for frame in footage.frames(plan.height, plan.width))
-    return torch.cat([net.embed(_to_tensor(chunk)) for chunk in in_chunks(maps, chunk_size)])
+    return torch.cat([net.embed(_to_tensor(chunk)) for chunk in stack_in_chunks(maps, chunk_size)])
 
 
 def _identity(frame: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from kineograph.condition import Condition
 from kineograph.denoise import Denoise, text_and_image_guidance
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.media.footage import in_chunks
+from kineograph.media.footage import stack_in_chunks
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import first
 from kineograph.plan import Plan, SamplingRun, build_sampler, fit_to_sampler, spaced_sigmas
@@ -63,7 +63,7 @@ def encode_input(model: Model, plan: Plan, chunk_size: int) -> Latents:
     (footage,) = plan.inputs.footage
     encoded = [
         model.encode(torch.from_numpy(chunk).permute(0, 3, 1, 2)[None].float() / 255)
-        for chunk in in_chunks(footage.frames(plan.height, plan.width), chunk_size)
+        for chunk in stack_in_chunks(footage.frames(plan.height, plan.width), chunk_size)
     ]
     shift, scale = model.vae.config.shift_factor or 0.0, model.vae.config.scaling_factor
     return torch.cat(encoded, dim=1) / scale + shift

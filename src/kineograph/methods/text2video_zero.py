@@ -18,7 +18,7 @@ from kineograph import noise
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, renoise
-from kineograph.media.annotators import salient
+from kineograph.media.annotators import load_saliency_annotator
 from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import first
@@ -134,7 +134,7 @@ def _foreground_masks(model: Model, request: Request) -> ForegroundMasks:
     """Return masks of the foreground by the model's own attention, or by a network for salient objects."""
     if request.masks != "rembg":
         return bind_foreground_mask(model, [request.prompt], chunk_size=request.chunk_size)
-    find = salient()
+    find = load_saliency_annotator()
 
     def masks(x0: Latents, sigma: float) -> Mask:
         frames = (255 * model.decode(x0)[0]).byte().permute(0, 2, 3, 1).numpy()

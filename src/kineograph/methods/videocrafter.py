@@ -21,7 +21,7 @@ from kineograph.condition import Condition
 from kineograph.denoise import Denoise, replace_known_frames
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.media.images import Picture
+from kineograph.media.images import InputImage
 from kineograph.models.conditioning.image_encoder import crop_to_size
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
@@ -134,5 +134,5 @@ def _add_image(
     return cond, replace(uncond, image_tokens=model.image_tokens(None), image_scale=request.image_scale)
 
 
-def _to_tensor(image: Picture) -> Float[Tensor, "1 3 H W"]:
+def _to_tensor(image: InputImage) -> Float[Tensor, "1 3 H W"]:
     return torch.from_numpy(image.pixels.astype(np.float32) / 255).permute(2, 0, 1)[None]

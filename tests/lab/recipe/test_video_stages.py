@@ -35,7 +35,10 @@ from kineograph_lab.recipe.video import (
 from kineograph_lab.studies.quality import marked, sharpness
 from kineograph_lab.world import world
 
-SMALL = RecipeSettings(num_clips=2, num_stills=4, num_held_out_clips=2, num_report_videos=0, num_clip_captions=16, num_degraded_clips=2, num_decoder_clips=2, num_panned_clips=2).model_copy(
+SMALL = RecipeSettings(
+    num_clips=2, num_stills=4, num_held_out_clips=2, num_report_videos=0, num_clip_captions=16,
+    num_degraded_clips=2, num_decoder_clips=2, num_panned_clips=2,
+).model_copy(
     update={
         name: StagePlan(minutes=1, steps=1, lr=1e-3, batch=2)
         for name in (
@@ -46,6 +49,7 @@ SMALL = RecipeSettings(num_clips=2, num_stills=4, num_held_out_clips=2, num_repo
 )  # fmt: skip
 
 
+STAGES = ["moving_text", "text_to_video", "films_only", "image_reading", "image_to_video", "degraded"]
 STAGES += ["vidrd", "temporal_decoder", "motion_adapter", "space_time", "space_time_motion"]
 
 

@@ -156,7 +156,7 @@ def test_a_films_subject_stays_in_the_frame():
 
 
 def test_maps_show_what_they_are_of():
-    picture, known = world.render(SHOT), ground_truth(SHOT)
+    picture, known = world.render(FISH), ground_truth(FISH)
     maps = {kind: draw(picture, known) for kind, draw in CONTROL_MAPS.items()}
     assert {each.shape for each in maps.values()} == {(128, 128, 3)}
     assert set(np.unique(maps["canny"])) == {0, 255}

@@ -1,5 +1,6 @@
-"""The temporal decoder: what it is untrained, in parts and at once, from where it comes, and what it is not put on."""
+"""Temporal decoder: equal to its formula, independent of chunks, saved and opened, refused for other VAEs."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -36,7 +37,7 @@ def autoencoder(*channels: int, groups: int = 4) -> AutoencoderKL:
     ).eval()  # fmt: skip
 
 
-def around(vae: AutoencoderKL, groups: int = 4, **settings) -> TemporalDecoder:
+def decoder_for(vae: AutoencoderKL, groups: int = 4, **settings) -> TemporalDecoder:
     return TemporalDecoder(TemporalDecoderConfig(blocks=decoder_blocks(vae), groups=groups, **settings)).eval()
 
 
@@ -45,36 +46,36 @@ Z = torch.randn(2, 7, 4, 4, 4, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
-def decoded(decoder, vae: AutoencoderKL = VAE, z: Tensor = Z, size: int = 3) -> Tensor:
+def decode(decoder, vae: AutoencoderKL = VAE, z: Tensor = Z, size: int = 3) -> Tensor:
     return torch.cat(list(decoder(vae, z, size)), dim=1)
 
 
-# --- what it computes
+# --- computation
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 20])
 @pytest.mark.parametrize("joint", [False, True])
-def test_untrained_it_is_the_plain_decoder_bit_for_bit(size: int, joint):
-    decoder = around(VAE, joint_norms=joint, num_frames=4)
-    plain = decoded(decode_frames, size=size)
-    assert torch.equal(decoded(decoder, size=size), plain) if not joint else torch.allclose(decoded(decoder), plain)
+def test_untrained_it_equals_the_plain_decoder(size: int, joint):
+    decoder = decoder_for(VAE, joint_norms=joint, num_frames=4)
+    plain = decode(decode_frames, size=size)
+    assert torch.equal(decode(decoder, size=size), plain) if not joint else torch.allclose(decode(decoder), plain)
 
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_one_frame_passes_it_by_bit_for_bit(joint):
-    decoder = shaken(around(VAE, joint_norms=joint))
-    assert torch.equal(decoded(decoder, z=Z[:, :1]), decoded(decode_frames, z=Z[:, :1]))
-    assert not torch.allclose(decoded(decoder, z=Z[:, :2]), decoded(decode_frames, z=Z[:, :2]), atol=0.01)
+    decoder = shaken(decoder_for(VAE, joint_norms=joint))
+    assert torch.equal(decode(decoder, z=Z[:, :1]), decode(decode_frames, z=Z[:, :1]))
+    assert not torch.allclose(decode(decoder, z=Z[:, :2]), decode(decode_frames, z=Z[:, :2]), atol=0.01)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_in_parts_it_is_what_it_is_at_once(size: int):
-    decoder = shaken(around(VAE))
-    assert torch.allclose(decoded(decoder, size=size), decoded(decoder, size=7), atol=1e-6)
+def test_the_chunk_size_does_not_change_the_result(size: int):
+    decoder = shaken(decoder_for(VAE))
+    assert torch.allclose(decode(decoder, size=size), decode(decoder, size=7), atol=1e-6)
 
 
-def test_a_long_video_holds_no_more_than_a_short_one():
-    decoder, ahead = shaken(around(VAE)), []
+def test_the_number_of_frames_held_back_does_not_grow_with_the_video():
+    decoder, ahead = shaken(decoder_for(VAE)), []
     for frames in (20, 40):
         taken, most = 0, 0
 
@@ -85,29 +86,29 @@ def test_a_long_video_holds_no_more_than_a_short_one():
                 yield part
 
         with torch.no_grad():
-            for given, _ in enumerate(decoder._walk(VAE, parts(), apply_streaming), 1):
+            for given, _ in enumerate(decoder._decode(VAE, parts(), apply_streaming), 1):
                 most = max(most, taken - given)
         ahead.append(most)
     assert ahead[0] == ahead[1] == 3 * sum(resnets for _, resnets in decoder_blocks(VAE))
 
 
-def test_frames_see_those_beside_them():
-    decoder, other = shaken(around(VAE)), Z.clone()
+def test_a_frame_depends_on_its_neighbours():
+    decoder, other = shaken(decoder_for(VAE)), Z.clone()
     other[:, 3] += 1
-    changed = (decoded(decoder, z=other) - decoded(decoder)).abs().amax((0, 2, 3, 4))
+    changed = (decode(decoder, z=other) - decode(decoder)).abs().amax((0, 2, 3, 4))
     assert changed[3] == changed.max() and (changed > 0).all()
 
 
-def test_nothing_stays_on_the_vae():
-    before = {name: id(each) for name, each in VAE.named_modules()}, decoded(decode_frames)
-    decoded(shaken(around(VAE)))
+def test_the_vae_is_unchanged():
+    before = {name: id(each) for name, each in VAE.named_modules()}, decode(decode_frames)
+    decode(shaken(decoder_for(VAE)))
     assert before[0] == {name: id(each) for name, each in VAE.named_modules()}
-    assert torch.equal(before[1], decoded(decode_frames))
+    assert torch.equal(before[1], decode(decode_frames))
 
 
-def test_a_layer_is_what_the_paper_says():
-    """Three times group norm, SiLU, convolution over three frames, on five dimensions; added to what it reads."""
-    decoder = shaken(around(VAE, joint_norms=True))
+def test_a_layer_equals_its_formula():
+    """Three times group norm, SiLU and a 3 x 1 x 1 convolution, with one residual connection (VidRD)."""
+    decoder = shaken(decoder_for(VAE, joint_norms=True))
     layer, x = decoder.up_blocks[0][0], torch.randn(2, 5, 16, 3, 3)
     inside = x.transpose(1, 2)
     for norm, conv in layer.norms_and_convs():
@@ -116,33 +117,33 @@ def test_a_layer_is_what_the_paper_says():
     assert torch.allclose(layer(x.flatten(0, 1), 5), (x + inside.transpose(1, 2)).flatten(0, 1), atol=1e-6)
 
 
-def test_with_norms_over_frames_each_frame_is_of_the_window_around_it():
-    decoder = shaken(around(VAE, joint_norms=True, num_frames=4))
-    first, last = (decoded(decoder, z=Z[:, part]) for part in (slice(0, 4), slice(3, 7)))
-    assert torch.allclose(decoded(decoder), torch.cat([first[:, :3], last[:, 0:]], dim=1), atol=1e-6)
+def test_with_joint_norms_each_frame_is_from_the_window_around_it():
+    decoder = shaken(decoder_for(VAE, joint_norms=True, num_frames=4))
+    first, last = (decode(decoder, z=Z[:, part]) for part in (slice(0, 4), slice(3, 7)))
+    assert torch.allclose(decode(decoder), torch.cat([first[:, :3], last[:, 0:]], dim=1), atol=1e-6)
 
 
-# --- what it learns by
+# --- training
 
 
 def decoder_loss(decoder: TemporalDecoder, vae: AutoencoderKL, z: Tensor, frames: Tensor) -> Tensor:
     return sum(reconstruction_errors(decoder, vae, z, frames))
 
 
-def test_its_loss_is_the_error_of_pixels_and_of_their_changes():
-    decoder = around(VAE)
-    frames = decoded(decode_frames, size=7)
+def test_reconstruction_errors_are_those_of_pixels_and_of_their_changes():
+    decoder = decoder_for(VAE)
+    frames = decode(decode_frames, size=7)
     assert not decoder_loss(decoder, VAE, Z, frames).any()
     alike = decoder_loss(decoder, VAE, Z, frames + 0.5)
     flickering = decoder_loss(decoder, VAE, Z, frames + 0.5 * torch.tensor([1.0, -1] * 4)[:7, None, None, None])
     assert alike.tolist() == pytest.approx([0.5, 0.5]) and flickering.tolist() == pytest.approx([1.5, 1.5])
 
 
-def test_it_learns_what_is_still_in_frames_that_flicker():
+def test_training_reduces_flicker():
     torch.manual_seed(0)
-    vae, decoder = autoencoder(8, 16).requires_grad_(requires_grad=False), around(VAE).train()
+    vae, decoder = autoencoder(8, 16).requires_grad_(requires_grad=False), decoder_for(VAE).train()
     still = Z[:, :1].expand(-1, 6, -1, -1, -1)
-    flickering, frames = still + 0.3 * torch.randn(2, 6, 4, 4, 4), decoded(decode_frames, vae, still)
+    flickering, frames = still + 0.3 * torch.randn(2, 6, 4, 4, 4), decode(decode_frames, vae, still)
     descent = torch.optim.AdamW(decoder.parameters(), 3e-3)
     errors = []
     for _ in range(40):
@@ -155,13 +156,13 @@ def test_it_learns_what_is_still_in_frames_that_flicker():
     assert all(weight.grad is None for weight in vae.parameters())
 
 
-# --- where it comes from
+# --- saving and loading
 
 
 @pytest.fixture
 def trained(sd_folder) -> TemporalDecoder:
-    """One for the tiny pipeline's VAE."""
-    return shaken(around(load(sd_folder).vae))
+    """Return a temporal decoder for the tiny pipeline's VAE."""
+    return shaken(decoder_for(load(sd_folder).vae))
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -169,29 +170,32 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(each, weights[name]) for name, each in one.state_dict().items())
 
 
-def test_a_model_decodes_with_it_and_is_saved_with_it(sd_folder, trained, tmp_path):
+def test_a_model_decodes_with_it_and_saves_it(sd_folder, trained, tmp_path):
     plain, model = load(sd_folder, dtype="float32"), load(sd_folder, decoder=trained, dtype="float32")
     latents = 0.2 * torch.randn(1, 5, 4, 8, 8)
     frames = model.decode(latents)
     assert frames.shape == plain.decode(latents).shape and not torch.allclose(frames, plain.decode(latents), atol=0.01)
     assert torch.equal(replace(model, temporal_decoder=None).decode(latents), plain.decode(latents))
     assert torch.allclose(torch.cat(list(model.decode_chunks(latents, 2)), 1), frames, atol=1e-5)
-    assert model.settings == {}, "nothing says where an open network is"
+    assert model.settings == {}, "an open network has no file name to record"
     again = load(save(model, tmp_path / "saved"), dtype="float32")
     assert same(again.temporal_decoder, trained) and torch.equal(again.decode(latents), frames)
     assert fingerprints(again)["temporal_decoder"] == fingerprints(model)["temporal_decoder"]
 
 
-def test_it_goes_around_another_model_from_a_folder(sd_folder, trained, tmp_path):
+def test_it_is_loaded_onto_another_model_from_a_folder(sd_folder, trained, tmp_path):
     folder = save(load(sd_folder, decoder=trained, dtype="float32"), tmp_path / "saved")
     for source in (folder, folder / "temporal_decoder"):
         model = load(sd_folder, decoder=source, dtype="float32")
         assert same(model.temporal_decoder, trained) and model.settings["decoder"] == str(source)
 
 
-def test_one_for_another_vae_is_refused(sd_folder, trained, tmp_path):
-    other = around(autoencoder(8, 8, 16))
-    with pytest.raises(InputError, match="blocks 16, 8, 8 wide of 2, 2, 2 resnets, and this one has blocks 16, 8 wide"):
+def test_a_temporal_decoder_of_another_vae_is_refused(sd_folder, trained, tmp_path):
+    other = decoder_for(autoencoder(8, 8, 16))
+    with pytest.raises(
+        InputError,
+        match="blocks of 16, 8, 8 channels with 2, 2, 2 ResNet blocks, and this one has blocks of 16, 8 channels",
+    ):
         load(sd_folder, decoder=other)
     with pytest.raises(InputError, match="take a temporal decoder made for it"):
         load(sd_folder, decoder=trained, vae=autoencoder(8, 8, 16))
@@ -214,17 +218,17 @@ def test_a_damaged_folder_is_named(sd_folder, trained, tmp_path):
         load(folder)
 
 
-# --- VidRD's own layout
+# --- VidRD's released layout
 
 
 @pytest.fixture
 def released(sd_folder, tmp_path):
-    """A checkpoint with a decoder, the folder of the model that it was trained from, and the decoder."""
+    """Return a released checkpoint with a decoder, the folder of its image model, and the decoder."""
     wide = {"block_out_channels": (32, 64), "norm_num_groups": 8}
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=two_levels(**wide), vae=autoencoder(32, 64, groups=8))
     pipeline.save_pretrained(tmp_path / "sd")
-    decoder = shaken(around(pipeline.vae, groups=32, joint_norms=True))
+    decoder = shaken(decoder_for(pipeline.vae, groups=32, joint_norms=True))
     tensors = vidrd_layout.to_vidrd(vidrd(shaken(two_levels(**wide))))
     tensors |= {
         f"vae.{name}": each for name, each in export_tensors(decoder.state_dict(), files.vidrd_key_map(decoder)).items()
@@ -237,7 +241,7 @@ def written(tensors, folder):
     return folder.parent / "vidrd.safetensors"
 
 
-def test_a_released_checkpoint_brings_its_decoder(released):
+def test_a_released_checkpoint_has_its_decoder(released):
     tensors, folder, decoder = released
     model = load(written(tensors, folder), config=folder, dtype="float32")
     assert same(model.temporal_decoder, decoder)
@@ -248,7 +252,7 @@ def test_a_released_checkpoint_brings_its_decoder(released):
     assert torch.equal(alone.decode(latents), model.decode(latents))
 
 
-def test_the_vae_in_a_released_checkpoint_is_taken_by_its_old_names(released):
+def test_the_vae_of_a_released_checkpoint_is_read_by_its_old_names(released):
     tensors, folder, _ = released
     vae = load(folder, dtype="float32").vae
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -263,12 +267,18 @@ def test_the_vae_in_a_released_checkpoint_is_taken_by_its_old_names(released):
         load(written(tensors, folder), config=folder)
 
 
-def test_a_decoder_that_is_not_whole_is_refused(released, sd_folder):
+def test_an_incomplete_decoder_is_refused(released, sd_folder):
     tensors, folder, _ = released
-    with pytest.raises(InputError, match="the temporal decoder of .* is for a VAE whose decoder has blocks 64, 32"):
+    with pytest.raises(InputError, match="the temporal decoder of .* is for a VAE whose decoder has blocks of 64, 32"):
         load(sd_folder, decoder=written(tensors, folder))
     del tensors["vae.decoder.up_blocks.0.temp_convs.1.convs.4.bias"]
     with pytest.raises(InputError, match="looks like VidRD's temporal decoder, but does not fit one: .*convs.4.bias"):
         load(written(tensors, folder), config=folder)
     with pytest.raises(InputError, match="has no temporal decoder, which would have"):
         load(folder, decoder=folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_a_configuration_of_the_first_version_is_read():
+    old = {"blocks": [[16, 2]], "in_a_row": 2, "groups": 4, "num_frames": 8, "joint_norms": False}
+    expected = TemporalDecoderConfig(blocks=((16, 2),), convolutions=2, groups=4)
+    assert TemporalDecoderConfig.model_validate_json(json.dumps(old)) == expected
