@@ -22,10 +22,10 @@ from kineograph import Video, generate, load
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
 from kineograph.media.files import instead_of
-from kineograph.method_options import ElevatorOptions
 from kineograph.methods import video_elevator
 from kineograph.methods.video_elevator import Correct, correct_drift
 from kineograph.models.model import Model
+from kineograph.request import ElevatorOptions
 from kineograph.samplers import Step
 
 RELEASED = "released code's evaluations"

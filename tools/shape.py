@@ -35,7 +35,6 @@ LAYERS = (
     "kineograph.samplers",
     "kineograph.denoise kineograph.condition",
     "kineograph.request",
-    "kineograph.method_options",
     "kineograph.latents kineograph.noise kineograph.motion kineograph.sigmas",
     "kineograph.hub kineograph.plugins",
     "kineograph.errors",

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from kineograph.errors import InputError
     from kineograph.generation import animate, edit, generate, replay
     from kineograph.media.video import Video, open_video
-    from kineograph.method_options import ClipOptions, ElevatorOptions
     from kineograph.models.loading.load import load
     from kineograph.models.loading.save import save
     from kineograph.models.model import Model
     from kineograph.models.unet import frame_attention
+    from kineograph.request import ClipOptions, ElevatorOptions
 
     __version__: str
 
@@ -53,9 +53,9 @@ __all__ = [
 # Public name -> its module, imported when the name is first used (PEP 562): `import kineograph` alone must not take the
 # seconds that torch needs.
 _HOMES = {
-    "ClipOptions": "method_options",
+    "ClipOptions": "request",
     "Condition": "condition",
-    "ElevatorOptions": "method_options",
+    "ElevatorOptions": "request",
     "InputError": "errors",
     "Model": "models.model",
     "Video": "media.video",

@@ -16,7 +16,6 @@ from tiny_videos import shaken
 import kineograph as kg
 from kineograph.errors import InputError
 from kineograph.media.metadata import read_settings
-from kineograph.method_options import ElevatorOptions
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
@@ -24,6 +23,7 @@ from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae.files import same_latent_space
 from kineograph.noise import independent, partly_shared
+from kineograph.request import ElevatorOptions
 from kineograph.samplers import ddim, final_latents
 
 LAYERS = TransformerConfig(head_width=8, relative=4)

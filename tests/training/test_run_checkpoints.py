@@ -34,7 +34,9 @@ LONG = changed(max_train_steps=20)
 
 def run(folder: Path, chosen: TrainingSettings, net: nn.Module | None = None, **given: object) -> list[int]:
     """Return the steps that a run in this folder does."""
-    return [step.step for step in fit(net or tiny_net(), chosen, folder, **{"load_batch": load_batch, "loss": loss} | given)]
+    return [
+        step.step for step in fit(net or tiny_net(), chosen, folder, **{"load_batch": load_batch, "loss": loss} | given)
+    ]
 
 
 def content(folder: Path) -> dict[str, object]:
@@ -123,7 +125,9 @@ def test_leaving_the_loop_saves_a_checkpoint(tmp_path: Path):
 
 def test_changed_settings_are_refused_by_name(tmp_path: Path):
     run(tmp_path, changed(max_train_steps=2))
-    with pytest.raises(InputError, match=r"seed was 0 and is 1; learning_rate was 0.01 and is 0.02\. Use the same settings"):
+    with pytest.raises(
+        InputError, match=r"seed was 0 and is 1; learning_rate was 0.01 and is 0.02\. Use the same settings"
+    ):
         run(tmp_path, changed(seed=1, learning_rate=0.02))
     with pytest.raises(InputError, match=r"samples_per_step was 4 and is 8"):
         run(tmp_path, changed(gradient_accumulation_steps=2))

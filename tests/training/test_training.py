@@ -55,7 +55,9 @@ def two_threads() -> Iterator[None]:
 def by_hand(chosen: TrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights and averages after plain steps of AdamW on whole batches."""
     net = tiny_net()
-    optimiser = torch.optim.AdamW([w for w in net.parameters() if w.requires_grad], weight_decay=chosen.adam_weight_decay)
+    optimiser = torch.optim.AdamW(
+        [w for w in net.parameters() if w.requires_grad], weight_decay=chosen.adam_weight_decay
+    )
     average = trained(net)
     for step in range(chosen.max_train_steps):
         samples = range(4 * step, 4 * step + 4)
@@ -82,7 +84,10 @@ def test_training_equals_steps_written_out(tmp_path: Path):
 
 
 def test_loss_falls(tmp_path: Path):
-    losses = [p.losses["near"] for p in fit(tiny_net(), settings(max_train_steps=60), tmp_path, load_batch=load_batch, loss=loss)]
+    losses = [
+        p.losses["near"]
+        for p in fit(tiny_net(), settings(max_train_steps=60), tmp_path, load_batch=load_batch, loss=loss)
+    ]
     assert sum(losses[-10:]) < sum(losses[:10]) / 3
 
 
@@ -139,7 +144,9 @@ def test_weights_outside_the_loss_do_not_change(tmp_path: Path):
 def test_resuming_is_bit_exact(tmp_path: Path, optimizer: str, memory: torch.memory_format):
     chosen = settings(optimizer=optimizer)
     whole = after(tmp_path / "whole", chosen, tiny_net().to(memory_format=memory))
-    for progress in fit(tiny_net().to(memory_format=memory), chosen, tmp_path / "cut", load_batch=load_batch, loss=loss):
+    for progress in fit(
+        tiny_net().to(memory_format=memory), chosen, tmp_path / "cut", load_batch=load_batch, loss=loss
+    ):
         if progress.step == 3:
             break
     assert equal(whole, after(tmp_path / "cut", chosen, tiny_net().to(memory_format=memory)))

@@ -19,7 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 
 from kineograph.errors import InputError
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph_lab.bench import memory
@@ -113,7 +113,7 @@ def bench(
             for against, theirs in pairs.items()
         ]
     if out:
-        with instead_of(Path(out)) as part:
+        with replace_atomically(Path(out)) as part:
             part.write_text(as_json(rows))
     return rows
 

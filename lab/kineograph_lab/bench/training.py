@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNetMotionModel
-from kineograph.training.group_norm import use_fast_group_norm
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -26,6 +25,7 @@ from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.schedule import epsilon
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training import TrainingSettings, fit
+from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.bench.animatediff import adapter
 from kineograph_lab.bench.text2video_zero import PROMPT, SEED, Draw
 
@@ -66,7 +66,9 @@ def ours(folder: Path, dtype: str) -> Draw:
         net.load_state_dict(start)
         settings = TrainingSettings.model_validate(_settings(dtype, steps))
         with TemporaryDirectory() as out:
-            for _ in fit(net, settings, Path(out), load_batch=lambda _, samples: lesson(model, frames, samples), loss=loss):
+            for _ in fit(
+                net, settings, Path(out), load_batch=lambda _, samples: lesson(model, frames, samples), loss=loss
+            ):
                 pass
         shown = lesson(model, frames, range(1))
         t = torch.tensor(float(SHOWN_AT))

@@ -153,7 +153,7 @@ def _image_classifier(net: ImageClassifier, settings: RecipeSettings, out: Path)
     train, held_out = _judge_pools(settings, out / "families", settings.num_families, training.individual_family)
     # Held-out pairs are in the judge's training set: they must be new to the generator only, and the judge must know them.
     seed, more = settings.seed + 2, settings.num_families // 3
-    pairs = pool.load_pool(out / "families", more, seed=seed, split="held_out", paint=training.individual_family)
+    pairs = pool.load_pool(out / "families", more, seed=seed, split="held_out", render=training.individual_family)
     images = pool.join_pools(
         image_pools(settings, out)[0],
         pool.load_pool(out / "pool", settings.num_held_out_pairs, seed=seed, split="held_out"),
@@ -168,10 +168,10 @@ def _motion_classifier(net: MotionClassifier, settings: RecipeSettings, out: Pat
     return training.train_motion_classifier(net, settings.motion_classifier, out / "motion", train, held_out)
 
 
-def _judge_pools(settings: RecipeSettings, folder: Path, count: int, paint: pool.RenderItem) -> tuple[Pool, Pool]:
-    train = pool.load_pool(folder, count, seed=settings.seed, split="train", paint=paint)
+def _judge_pools(settings: RecipeSettings, folder: Path, count: int, render: pool.RenderItem) -> tuple[Pool, Pool]:
+    train = pool.load_pool(folder, count, seed=settings.seed, split="train", render=render)
     return train, pool.load_pool(
-        folder, settings.num_judge_held_out, seed=settings.seed + 1, split="held_out", paint=paint
+        folder, settings.num_judge_held_out, seed=settings.seed + 1, split="held_out", render=render
     )
 
 

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPModel, CLIPTextModel
 
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, NETWORK_WEIGHTS, TEMPORAL_DECODER
 from kineograph.models.pocket import WEIGHTS
 from kineograph_lab import WEIGHTS as LABORATORY
@@ -63,13 +63,13 @@ def unpack_shipped(
             kind.from_pretrained(weights / source).float().save_pretrained(out / result)
     for result, source in TENSORS.items():
         if _is_missing(out, result, trained):
-            with instead_of(out / result) as part:
+            with replace_atomically(out / result) as part:
                 save_file(
                     {name: each.float() for name, each in load_file(_source(weights, laboratory, source)).items()}, part
                 )
     for result, source in COPIED.items():
         if _is_missing(out, result, trained):
-            with instead_of(out / result) as part:
+            with replace_atomically(out / result) as part:
                 shutil.copy(_source(weights, laboratory, source), part)
 
 

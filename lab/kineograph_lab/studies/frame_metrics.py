@@ -1,6 +1,6 @@
-"""Measures of a video. Each is a function that yields (name, value) pairs.
+"""Measures of a video's frames for the studies: agreement with the prompt, motion, background, edges, PSNR.
 
-Frames are uint8 [f h w 3]; frame 0 is what the others are compared with, since the methods draw them from it.
+Frames are uint8 [f h w 3]. Most measures compare the other frames with frame 0, which the methods derive them from.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from kineograph.metrics.features import Frames, NamedValues
 
 Shifts = Float[np.ndarray, "others 2"]
 
-FARTHEST = 1 / 3  # of the frame's width and height: a larger shift leaves less than half of the frame to compare
-BLUR = 8  # pixels: what is smoother than this says nothing about where it is
-FAINT = 0.02  # of a frame's energy: an overlap with less has nothing in it to recognise
+MAX_SHIFT = 1 / 3  # of the frame's width and height; a larger shift leaves less than half of the frame to compare
+BLUR = 8  # pixels; smoother content does not localise a shift
+MIN_ENERGY = 0.02  # of a frame's energy; an overlap with less shows too little to compare
 
 
 class JudgedFrames(NamedTuple):
-    """What a judge says about each frame, and an embedding of unit length of the individual that it sees."""
+    """A judge's answers for each frame, and an embedding of unit length of the individual in it."""
 
     things: Sequence[str]
     colours: Sequence[str]
@@ -31,7 +31,7 @@ class JudgedFrames(NamedTuple):
 
 
 def prompt_agreement(seen: JudgedFrames, *, thing: str, colour: str, scene: str) -> NamedValues:
-    """The share of the frames that show what the prompt says."""
+    """Yield the share of frames that show the prompt's subject, colour and scene, and if the first frame does."""
     yield "thing", share_equal(seen.things, thing)
     yield "colour", share_equal(seen.colours, colour)
     yield "scene", share_equal(seen.scenes, scene)
@@ -39,9 +39,9 @@ def prompt_agreement(seen: JudgedFrames, *, thing: str, colour: str, scene: str)
 
 
 def identity_consistency(seen: JudgedFrames) -> NamedValues:
-    """Whether the frames after the first show the same: what a prompt can name, and who it is.
+    """Yield the share of frames with the first frame's subject and colour, and the similarity of the individual.
 
-    `individual` is the mean cosine of their embeddings with the first's.
+    `individual` is the mean cosine of the embeddings of the other frames with that of the first.
     """
     yield "same thing", share_equal(seen.things[1:], seen.things[0])
     yield "same colour", share_equal(seen.colours[1:], seen.colours[0])
@@ -50,14 +50,14 @@ def identity_consistency(seen: JudgedFrames) -> NamedValues:
 
 
 def clip_score(cosines: Float[np.ndarray, " f"]) -> NamedValues:
-    """The CLIP score (Hessel et al. 2021, without its rescaling): 100 times the mean cosine of text and frames."""
+    """Yield the CLIP score (Hessel et al. 2021, without its rescaling): 100 times the mean cosine of text and frames."""
     yield "text", float(100 * np.mean(cosines))
 
 
 def global_motion(frames: Frames, shifts: Shifts) -> NamedValues:
-    """How far the whole picture moves from one frame to the next, right and down, in parts of its width and height.
+    """Yield the motion of the whole frame from one frame to the next, right and down, in frame widths and heights.
 
-    The slope through all frames' shifts against frame 0, so that later frames, whose shifts are larger, weigh more.
+    It is the slope through all frames' shifts against frame 0, so that later frames, with larger shifts, weigh more.
     """
     number = np.arange(1, len(frames))
     height, width = frames.shape[1:3]
@@ -67,9 +67,10 @@ def global_motion(frames: Frames, shifts: Shifts) -> NamedValues:
 
 
 def background_difference(frames: Frames, shifts: Shifts) -> NamedValues:
-    """How much the frames differ from the first when their shift is undone, in grey levels of 255: less is better.
+    """Yield the difference from the first frame after undoing the shift, in grey levels of 255: less is better.
 
-    The median over pixels and colours: a thing covers less than half of the picture, so this is the background's.
+    It is the median over pixels and colours. A subject covers less than half of the frame, so the median is that of
+    the background.
     """
     differences = [
         np.median(np.abs(np.subtract(*overlapping_parts(frames[0], frame, shift), dtype=float)))
@@ -79,24 +80,25 @@ def background_difference(frames: Frames, shifts: Shifts) -> NamedValues:
 
 
 def frame_shifts(frames: Frames) -> Shifts:
-    """How far each frame's content lies from where frame 0 has it: (right, down) in pixels, to parts of a pixel.
+    """Return the shift (right, down) of each frame's content against frame 0, in pixels with subpixel precision.
 
-    The best normalised correlation of the sharp parts over the overlap of both, among all shifts within a third.
+    It maximises the normalised correlation of the high-pass filtered frames over their overlap, among all shifts of up
+    to a third of the frame.
     """
-    sharp = _sharpened(frames)
+    sharp = _high_pass(frames)
     size = (2 * frames.shape[1], 2 * frames.shape[2])
     spectrum, energy = np.fft.rfft2(sharp, size, (1, 2)), np.fft.rfft2((sharp**2).sum(-1), size)
     covered = np.fft.rfft2(np.ones(frames.shape[1:3]), size)
-    alike = _correlated(spectrum[:1], spectrum[1:], size).sum(-1)
-    mine = _correlated(energy[:1], covered[None], size)
-    theirs = _correlated(covered[None], energy[1:], size)
-    least = (FAINT * (sharp**2).sum((1, 2, 3)).mean()) ** 2 + 1e-9
+    alike = _correlate(spectrum[:1], spectrum[1:], size).sum(-1)
+    mine = _correlate(energy[:1], covered[None], size)
+    theirs = _correlate(covered[None], energy[1:], size)
+    least = (MIN_ENERGY * (sharp**2).sum((1, 2, 3)).mean()) ** 2 + 1e-9
     scores = alike / np.sqrt(np.maximum(mine * theirs, least))
     return np.array([_peak(score) for score in scores])
 
 
 def overlapping_parts(first: np.ndarray, other: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The parts of two pictures that show the same when the other's content lies `shift` (right, down) further."""
+    """Return the parts of two images that show the same content if the second is shifted by `shift` (right, down)."""
     right, down = (int(each) for each in shift)
     height, width = first.shape[:2]
     ours = first[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
@@ -105,28 +107,28 @@ def overlapping_parts(first: np.ndarray, other: np.ndarray, shift: np.ndarray) -
 
 
 def share_equal(values: Sequence[str], wanted: str) -> float:
-    """How many of the values are the wanted one, of 1."""
+    """Return the share of the values that equal the wanted one."""
     return float(np.mean([value == wanted for value in values]))
 
 
-def _sharpened(frames: Frames) -> Float[np.ndarray, "f h w 3"]:
-    """Each frame less its own blur, mirrored at the edges."""
-    pictures = frames.astype(float)
-    padded = np.pad(pictures, ((0, 0), (BLUR, BLUR), (BLUR, BLUR), (0, 0)), mode="symmetric")
+def _high_pass(frames: Frames) -> Float[np.ndarray, "f h w 3"]:
+    """Subtract a box blur, mirrored at the edges, from each frame."""
+    images = frames.astype(float)
+    padded = np.pad(images, ((0, 0), (BLUR, BLUR), (BLUR, BLUR), (0, 0)), mode="symmetric")
     for axis in (1, 2):
         total = np.cumsum(np.insert(padded, 0, 0, axis=axis), axis=axis)
         ends = [np.take(total, np.arange(a, a + frames.shape[axis]), axis) for a in (0, 2 * BLUR + 1)]
         padded = (ends[1] - ends[0]) / (2 * BLUR + 1)
-    return pictures - padded
+    return images - padded
 
 
-def _correlated(first: np.ndarray, others: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """For every shift, the sum over the overlap of first times other; shifts wrap around the doubled size."""
+def _correlate(first: np.ndarray, others: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the sum of products over the overlap for every shift; shifts wrap around the doubled size."""
     return np.fft.irfft2(np.conj(first) * others, size, (1, 2))
 
 
 def _peak(score: Float[np.ndarray, "H W"]) -> tuple[float, float]:
-    reach = [int(FARTHEST * length / 2) for length in score.shape]
+    reach = [int(MAX_SHIFT * length / 2) for length in score.shape]
     near = np.fft.fftshift(score)
     middle = [length // 2 for length in score.shape]
     near = near[tuple(slice(m - r - 1, m + r + 2) for m, r in zip(middle, reach, strict=True))]
@@ -137,14 +139,14 @@ def _peak(score: Float[np.ndarray, "H W"]) -> tuple[float, float]:
 
 
 def _vertex(values: Float[np.ndarray, " 3"]) -> float:
-    """Where the parabola through three neighbouring values has its top, from the middle one."""
+    """Return the position of the maximum of the parabola through three neighbouring values, from the middle one."""
     before, here, after = values
     bend = before - 2 * here + after
     return float(np.clip((before - after) / (2 * bend), -0.5, 0.5)) if bend < 0 else 0.0
 
 
 def edge_f1(found: np.ndarray, wanted: np.ndarray) -> float:
-    """The F1 of edges, bool [f h w], where one a pixel beside another counts as there; the mean over frames."""
+    """Return the mean F1 of edge maps, bool [f h w], with a tolerance of one pixel."""
     return float(np.mean([_f1(*pair) for pair in zip(found, wanted, strict=True)]))
 
 
@@ -155,7 +157,7 @@ def _f1(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def dilate(mask: np.ndarray) -> np.ndarray:
-    """A mask [h w] and the eight neighbours of all that is in it."""
+    """Dilate a mask [h w] by its eight neighbours."""
     wide = np.pad(mask, 1)
     height, width = mask.shape
     parts = [wide[y : y + height, x : x + width] for y in range(3) for x in range(3)]
@@ -163,14 +165,20 @@ def dilate(mask: np.ndarray) -> np.ndarray:
 
 
 def psnr(one: np.ndarray, other: np.ndarray, where: np.ndarray) -> float:
-    """Peak signal to noise in dB of two pictures uint8 [h w 3], where a mask [h w] is true; at most 60."""
+    """Return the PSNR in dB of two images, uint8 [h w 3], where a mask [h w] is true; at most 60."""
     errors = np.square(one.astype(float) - other)[where]
     return float(10 * np.log10(255**2 / max(errors.mean(), 0.065))) if errors.size else float("nan")
 
 
 def background_psnr(frames: Frames, masks: np.ndarray, camera: np.ndarray) -> float:
-    """The mean PSNR between neighbouring frames, the camera's way of so many pixels a frame (right, down) undone, where
-    neither has foreground; the rows and columns that only one frame shows are left out."""
+    """Return the mean PSNR of the background between neighbouring frames, with the camera motion undone.
+
+    Rows and columns that only one frame shows are left out.
+
+    Args:
+        masks: the foreground of each frame.
+        camera: motion in pixels per frame (right, down).
+    """
     found = []
     for k in range(len(frames) - 1):
         before, after = overlapping_parts(frames[k], frames[k + 1], -camera)
@@ -180,12 +188,12 @@ def background_psnr(frames: Frames, masks: np.ndarray, camera: np.ndarray) -> fl
 
 
 def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union."""
+    """Return the intersection over union of two masks."""
     return float((one & other).sum() / max(1, (one | other).sum()))
 
 
 def warp_error(frames: Frames, flows: Sequence[np.ndarray]) -> float:
-    """The mean difference, in grey levels, of each frame and the next where its pixels go; flows [h w 2] in pixels."""
+    """Return the mean difference, in grey levels, between pixels and the ones the flows [h w 2] map them to."""
     height, width = frames.shape[1:3]
     y, x = np.mgrid[:height, :width]
     found = []

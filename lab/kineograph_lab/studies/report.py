@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.metrics.distances import Mean, mean
 
 SURE = 2  # standard errors by which a difference must exceed 0, unless a claim says more
@@ -96,7 +96,7 @@ def write(report: Report, folder: Path) -> list[Path]:
     """`paper.json` and `paper.md` in the folder, each whole or as it was before."""
     files = {f"{report.paper}.json": _json(report), f"{report.paper}.md": _markdown(report)}
     for name, text in files.items():
-        with instead_of(folder / name) as part:
+        with replace_atomically(folder / name) as part:
             part.write_text(text)
     return [folder / name for name in files]
 

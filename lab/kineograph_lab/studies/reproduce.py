@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.metadata import identifier
+from kineograph.media.metadata import settings_id
 from kineograph.models.loading.provenance import collect_provenance
 from kineograph.models.model import Model
 from kineograph_lab.studies.judges import Witnesses
@@ -74,7 +74,7 @@ def reproduce(
     total = sum(len(study.arms) * len(study.cases) for study in studies)
     parts, commits, done = [], set[str](), 0
     for study in studies:
-        stamp = {"protocol": identifier({**about, "settings": study.settings}), "commit": commit()}
+        stamp = {"protocol": settings_id({**about, "settings": study.settings}), "commit": commit()}
         made = []
         for record in records(study, folder, stamp):
             made.append(record)

@@ -13,7 +13,7 @@ from kineograph.cli import terminal
 from kineograph.cli.options import Json
 
 if TYPE_CHECKING:  # `--help` does not wait for it
-    from kineograph.curation.settings import DataSettings
+    from kineograph.curation.settings import CurationSettings
 
 LISTED_REASONS = ("broken", "left out", "caption")  # files dropped for these are listed by name
 NO_CLIPS = 1  # exit status
@@ -36,17 +36,17 @@ def curate(
     On a Ray cluster: RAY_ADDRESS=auto kineograph curate SETTINGS. See docs/data.md.
     """
     from kineograph.curation.packing import read_dropped, read_manifest
-    from kineograph.curation.run import prepare
-    from kineograph.curation.settings import DataSettings
+    from kineograph.curation.run import curate_dataset
+    from kineograph.curation.settings import CurationSettings
     from kineograph.training import load_settings
 
-    chosen = load_settings(settings, DataSettings, overrides or [])
+    chosen = load_settings(settings, CurationSettings, overrides or [])
     if dry_run:
         _print_plan(chosen, json)
         return
     terminal.hide_loading_bars()
     stage = ""
-    with terminal.progress_bar("curating") as show, closing(prepare(chosen)) as steps:
+    with terminal.progress_bar("curating") as show, closing(curate_dataset(chosen)) as steps:
         for reached in steps:
             if reached.stage != stage:
                 stage = reached.stage
@@ -81,20 +81,20 @@ def _print_summary(manifest: Mapping[str, Any], bad: list[str]) -> None:
         terminal.print_message("no clip passed the filters: dropped.jsonl gives the reason for each")
 
 
-def _print_plan(settings: DataSettings, json: bool) -> None:
-    from kineograph.curation.run import check, done_before
-    from kineograph.curation.sources import find
+def _print_plan(settings: CurationSettings, json: bool) -> None:
+    from kineograph.curation.run import check_output, count_finished
+    from kineograph.curation.sources import list_sources
 
     resolved = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
-    check(resolved)
-    found = find(resolved)
+    check_output(resolved)
+    found = list_sources(resolved)
     videos = sum(unit.kind == "video" for unit in found.units)
     counts: dict[str, Any] = {
         "videos": videos,
         "pictures": len(found.units) - videos,
         "labelled": sum(bool(unit.label) for unit in found.units),
         "bytes": sum(unit.size for unit in found.units),
-        "done": done_before(found, resolved),
+        "done": count_finished(found, resolved),
         "problems": [f"{name} {reason}" for name, reason in found.problems],
     }
     if json:

@@ -18,7 +18,7 @@ from kineograph.cli.options import MODEL, Device, Dtype, Json, MotionAdapter, Mo
 from kineograph.cli.output import OUTPUT_FOLDER
 from kineograph.cli.terminal import format_duration, stop_signals
 from kineograph.errors import InputError
-from kineograph.media.files import check_folder, instead_of, refuse_existing, slug
+from kineograph.media.files import check_writable, replace_atomically, refuse_existing, slug
 
 if TYPE_CHECKING:  # `--help` does not wait for torch
     from kineograph.models.model import Model
@@ -183,7 +183,7 @@ def _output_paths(output: Path | None, work: Path | None, name: str) -> OutputPa
     folder = work.expanduser() if work else file.with_suffix("")
     if not folder.exists():  # else a run is resumed, and the file is its own
         refuse_existing(file)
-    check_folder(file)
+    check_writable(file)
     return OutputPaths(file, folder)
 
 
@@ -237,7 +237,7 @@ def _run(steps: Generator[PhaseProgress, None, None], result: Path, file: Path, 
     if status:
         terminal.print_message("the same command resumes from here")
         raise SystemExit(status)
-    with instead_of(file) as part:
+    with replace_atomically(file) as part:
         shutil.copyfile(result, part)
     seconds, size = time.monotonic() - began, file.stat().st_size
     terminal.print_message(

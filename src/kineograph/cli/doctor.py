@@ -16,7 +16,7 @@ from rich.markup import escape
 from kineograph.cli import terminal
 from kineograph.cli.options import Json
 from kineograph.cli.output import OUTPUT_FOLDER
-from kineograph.media.files import check_folder
+from kineograph.media.files import check_writable
 from kineograph.models.pocket import WEIGHTS
 from kineograph.plugins import INSTALL_LABORATORY, find_plugins
 
@@ -140,7 +140,7 @@ def _control() -> Iterator[Finding]:
 
 def _output() -> Iterator[Finding]:
     try:
-        check_folder(OUTPUT_FOLDER / "video.mp4")
+        check_writable(OUTPUT_FOLDER / "video.mp4")
         yield Finding("output", f"{OUTPUT_FOLDER.absolute()} can be written")
     except OSError as error:
         yield Finding(

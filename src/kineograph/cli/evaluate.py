@@ -73,9 +73,9 @@ def evaluate(
     id of its protocol (extractor, resize, frames, number of videos, prompts). Scores with different ids cannot be
     compared.
     """
-    from kineograph.media.files import check_folder
+    from kineograph.media.files import check_writable
 
-    check_folder(output / "index.html")
+    check_writable(output / "index.html")
     terminal.print_message("loading the metrics")
     from kineograph.metrics import evaluate as evaluation
     from kineograph.metrics.collection import read_prompts

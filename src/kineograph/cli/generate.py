@@ -58,8 +58,16 @@ from kineograph.cli.options import (
     Window,
 )
 from kineograph.cli.output import parse_lora, parse_named, parse_numbers, run_and_save, video_model_source
-from kineograph.method_options import ClipOptions, ElevatorOptions
-from kineograph.request import IMAGE_MODEL_FPS, MASKS, MOTION, NUM_FRAMES, Request, make_controls
+from kineograph.request import (
+    IMAGE_MODEL_FPS,
+    MASKS,
+    MOTION,
+    NUM_FRAMES,
+    ClipOptions,
+    ElevatorOptions,
+    Request,
+    make_controls,
+)
 
 DEFAULT = Request(prompt="any")
 REFINED = ",".join(f"{part:g}" for part in DEFAULT.elevation.refine_at)

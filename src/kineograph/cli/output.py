@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kineograph.cli import terminal
 from kineograph.errors import InputError
-from kineograph.media.files import check_folder, fresh
+from kineograph.media.files import check_writable, unused_path
 from kineograph.request import NUM_FRAMES, Request
 
 if TYPE_CHECKING:  # `--help` does not wait for it
@@ -30,12 +30,12 @@ def choose_writer(output: Path | None, request: Request, overwrite: bool) -> Wri
     from kineograph.media.video import Video, check_new, check_replaceable
 
     if output is None:
-        check_folder(OUTPUT_FOLDER / "video.mp4")
-        return lambda video: video.save(fresh(OUTPUT_FOLDER, request.prompt, video.settings["seed"], ".mp4"))
+        check_writable(OUTPUT_FOLDER / "video.mp4")
+        return lambda video: video.save(unused_path(OUTPUT_FOLDER, request.prompt, video.settings["seed"], ".mp4"))
     output = output.expanduser()
     check, write = (check_replaceable, Video.overwrite) if overwrite else (check_new, Video.save)
     check(output, request.num_frames or NUM_FRAMES)
-    check_folder(output)
+    check_writable(output)
     return lambda video: write(video, output)
 
 

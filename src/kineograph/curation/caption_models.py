@@ -24,11 +24,11 @@ import torch
 from jaxtyping import UInt8
 from PIL import Image
 
-from kineograph.curation.settings import Captions, Endpoint, Local
+from kineograph.curation.settings import Captions, Endpoint, TransformersModel
 from kineograph.errors import InputError
 
 Picture = UInt8[np.ndarray, "h w 3"]
-Ask = Callable[[Sequence[Picture], str], str]
+AskModel = Callable[[Sequence[Picture], str], str]
 """(pictures, a question about them) -> the answer; there may be no pictures. Raises NoAnswer."""
 
 LONGEST = 2000  # characters of an answer
@@ -39,23 +39,23 @@ class NoAnswer(InputError):
     """A model that could not be asked, or answered nonsense; the text says which."""
 
 
-def caption(pictures: Sequence[Picture], label: str, ask: Ask, merge: Ask | None, told: Captions) -> str:
+def caption_clip(pictures: Sequence[Picture], label: str, ask: AskModel, merge: AskModel | None, told: Captions) -> str:
     """One caption for a clip by its key frames. Raises NoAnswer when one of the questions gets none."""
-    answers = [sensible(ask(pictures, question)) for question in questions(told.questions, label)]
+    answers = [check_answer(ask(pictures, question)) for question in fill_questions(told.questions, label)]
     if merge is None or len(answers) == 1:
-        return joined(answers)
+        return join_answers(answers)
     listed = "\n".join(f"- {answer}" for answer in answers)
     question = told.merge.replace("{label}", label or "something").replace("{answers}", listed)
-    return sensible(merge([], question))
+    return check_answer(merge([], question))
 
 
-def questions(templates: Sequence[str], label: str) -> list[str]:
+def fill_questions(templates: Sequence[str], label: str) -> list[str]:
     """The questions with the label in them; without one, those that name none."""
     asked = [text.replace("{label}", label) for text in templates if label or "{label}" not in text]
     return asked or [text.replace("{label}", "something") for text in templates]
 
 
-def sensible(answer: str) -> str:
+def check_answer(answer: str) -> str:
     """An answer on one line. Raises NoAnswer where it is none: without a word, endless, or going round in circles."""
     text = " ".join(answer.split())
     words = text.lower().split()
@@ -68,7 +68,7 @@ def sensible(answer: str) -> str:
     return text
 
 
-def joined(answers: Sequence[str]) -> str:
+def join_answers(answers: Sequence[str]) -> str:
     """Answers one after another, as sentences; what was said twice is said once."""
     sentences = dict.fromkeys(answer if answer[-1] in ".!?" else f"{answer}." for answer in answers)
     return " ".join(sentences)
@@ -79,7 +79,7 @@ FAILURES = (OSError, http.client.HTTPException)  # refused, timed out, broken of
 QUALITY = 90
 
 
-def by_endpoint(settings: Endpoint) -> Ask:
+def connect_endpoint(settings: Endpoint) -> AskModel:
     """Asks the endpoint, as often as it is told while it fails or answers nonsense, with growing pauses.
 
     Asking raises NoAnswer once the tries are used up, and InputError when the endpoint refuses whoever asks.
@@ -98,7 +98,7 @@ def _asked_patiently(settings: Endpoint, key: str | None, pictures: Sequence[Pic
         if number:
             time.sleep(settings.pause * 2 ** (number - 1))
         try:
-            return sensible(_answer(request, settings.timeout))
+            return check_answer(_answer(request, settings.timeout))
         except urllib.error.HTTPError as error:
             with error:
                 if error.code in REFUSED:
@@ -147,7 +147,7 @@ ABSENT = (OSError, ValueError, ImportError)  # what `from_pretrained` raises for
 PLAIN = "Question: {question} Answer:"  # how models are asked that know no conversation, such as BLIP-2
 
 
-def by_transformers(settings: Local) -> Ask:
+def load_transformers_model(settings: TransformersModel) -> AskModel:
     """Asks the model greedily: of several pictures it sees all, or the middle one if it knows no conversation.
 
     Raises InputError when there is no such model, or it is of another kind.

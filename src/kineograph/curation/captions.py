@@ -13,54 +13,54 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from kineograph.curation.caption_models import Ask, NoAnswer, caption
-from kineograph.curation.records import WORK, clips_path, read_json, write_text
-from kineograph.curation.settings import Captions, DataSettings, Endpoint, Model
-from kineograph.curation.sources import Unit
-from kineograph.media.seek import film, frames_at
-from kineograph.media.shards import Part, Place, opened
+from kineograph.curation.caption_models import AskModel, NoAnswer, caption_clip
+from kineograph.curation.records import WORK, clips_path, read_json_file, write_text
+from kineograph.curation.settings import Captions, CurationSettings, Endpoint, CaptionModel
+from kineograph.curation.sources import SourceFile
+from kineograph.media.seek import read_timing, decode_frames_at
+from kineograph.media.shards import FileSlice, FileRange, open_range
 
 PLACED = {"device", "timeout", "tries", "pause", "key"}  # where and how patiently a model is asked, not what
 FREE: Any = {"processes": True, "cpus": True, "gpus": True, "asked": PLACED, "merged_by": PLACED}
 
 
-class Captioned(NamedTuple):
+class CaptionRecord(NamedTuple):
     """Captions by the clips' names, and why there is none for others."""
 
     captions: dict[str, str]
     failed: dict[str, str]
 
 
-def captions_path(output: Path, captions: Captions, unit: Unit) -> Path:
+def captions_path(output: Path, captions: Captions, unit: SourceFile) -> Path:
     """Where the captions of a file's clips are; other models and questions make others, side by side."""
     told = captions.model_dump_json(exclude=FREE)
     digest = hashlib.sha256(told.encode()).hexdigest()[:12]
     return output / WORK / "captions" / digest / unit.key[:2] / f"{unit.key}.json"
 
 
-def read_captions(path: Path) -> Captioned:
+def read_captions(path: Path) -> CaptionRecord:
     """What was answered so far; nothing where there is no file."""
-    told = read_json(path)
-    return Captioned(dict(told.get("captions", {})), dict(told.get("failed", {})))
+    told = read_json_file(path)
+    return CaptionRecord(dict(told.get("captions", {})), dict(told.get("failed", {})))
 
 
-def captioned(told: str, settings: DataSettings) -> str:
+def caption_file(told: str, settings: CurationSettings) -> str:
     """Asks about the clips of one unit that have no caption; told: the unit and their names, as JSON.
 
     Raises InputError when the model is not there or refuses whoever asks.
     """
     work = json.loads(told)
-    unit, names, captions = Unit(**work["unit"]), work["clips"], settings.captions
+    unit, names, captions = SourceFile(**work["unit"]), work["clips"], settings.captions
     assert captions is not None
     path = captions_path(settings.output, captions, unit)
     known, failed = read_captions(path).captions, dict[str, str]()
-    ask = asker(captions.asked)
-    merge = asker(captions.merged_by) if captions.merged_by else None
+    ask = load_caption_model(captions.asked)
+    merge = load_caption_model(captions.merged_by) if captions.merged_by else None
     for name in names:
         if name not in known:
             try:
-                pictures = shown(clips_path(settings.output, unit), name, captions.key_frames)
-                known[name] = caption(pictures, unit.label, ask, merge, captions)
+                pictures = read_key_frames(clips_path(settings.output, unit), name, captions.key_frames)
+                known[name] = caption_clip(pictures, unit.label, ask, merge, captions)
             except NoAnswer as error:
                 failed[name] = str(error)
     write_text(path, json.dumps({"captions": known, "failed": failed}))
@@ -68,33 +68,33 @@ def captioned(told: str, settings: DataSettings) -> str:
 
 
 @lru_cache(maxsize=2)
-def asker(model: Model) -> Ask:
+def load_caption_model(model: CaptionModel) -> AskModel:
     """Who is asked; loaded once in a process."""
     if isinstance(model, Endpoint):
-        from kineograph.curation.caption_models import by_endpoint
+        from kineograph.curation.caption_models import connect_endpoint
 
-        return by_endpoint(model)
-    from kineograph.curation.caption_models import by_transformers
+        return connect_endpoint(model)
+    from kineograph.curation.caption_models import load_transformers_model
 
-    return by_transformers(model)
+    return load_transformers_model(model)
 
 
-def shown(tar: Path, name: str, count: int) -> Sequence[UInt8[np.ndarray, "h w 3"]]:
+def read_key_frames(tar: Path, name: str, count: int) -> Sequence[UInt8[np.ndarray, "h w 3"]]:
     """Key frames of a clip in a tar."""
-    with opened(_place(tar, f"{name}.mp4")) as part:
+    with open_range(_place(tar, f"{name}.mp4")) as part:
         return _key_frames(part, count)
 
 
-def _key_frames(part: Part, count: int) -> Sequence[UInt8[np.ndarray, "h w 3"]]:
-    seen = film(part)
+def _key_frames(part: FileSlice, count: int) -> Sequence[UInt8[np.ndarray, "h w 3"]]:
+    seen = read_timing(part)
     slots = round((seen.end - seen.first) * seen.rate)
     count = min(count, slots)
     numbers = ((np.arange(count) + 0.5) * slots / count).astype(int)
     times = [seen.first + number / seen.rate for number in numbers]
-    return frames_at(part, times, seen, lambda frame: frame.to_ndarray(format="rgb24"))
+    return decode_frames_at(part, times, seen, lambda frame: frame.to_ndarray(format="rgb24"))
 
 
-def _place(tar: Path, name: str) -> Place:
+def _place(tar: Path, name: str) -> FileRange:
     with tarfile.open(tar, "r:") as opened_tar:
         member = opened_tar.getmember(name)
-        return Place(tar, member.offset_data, member.size)
+        return FileRange(tar, member.offset_data, member.size)

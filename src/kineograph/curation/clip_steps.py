@@ -10,39 +10,39 @@ from jaxtyping import UInt8
 
 from kineograph.errors import InputError
 
-Kind = Literal["filmed", "panned", "frozen"]
+ClipKind = Literal["filmed", "panned", "frozen"]
 
 
-class Shot(NamedTuple):
+class CandidateClip(NamedTuple):
     """Frames that belong together. start: seconds into the file they come from; kind: how they move."""
 
     frames: UInt8[np.ndarray, "f h w 3"]
     fps: float
     start: float
-    kind: Kind
+    kind: ClipKind
 
 
-class Dropped(NamedTuple):
+class Rejection(NamedTuple):
     """Why there is no clip: the name of the step, and what it found."""
 
     why: str
     told: str
 
 
-Step = Callable[[Shot], Shot | Dropped]
+ClipStep = Callable[[CandidateClip], CandidateClip | Rejection]
 
 
-def through(shot: Shot, steps: Sequence[tuple[str, Step]]) -> Shot | Dropped:
+def apply_steps(shot: CandidateClip, steps: Sequence[tuple[str, ClipStep]]) -> CandidateClip | Rejection:
     """What the steps make of a shot, one after another, up to the first that drops it."""
-    passed: Shot | Dropped = shot
+    passed: CandidateClip | Rejection = shot
     for _, step in steps:
-        if isinstance(passed, Dropped):
+        if isinstance(passed, Rejection):
             break
         passed = step(passed)
     return passed
 
 
-def key_frames(frames: UInt8[np.ndarray, "f h w 3"], count: int) -> UInt8[np.ndarray, "n h w 3"]:
+def select_key_frames(frames: UInt8[np.ndarray, "f h w 3"], count: int) -> UInt8[np.ndarray, "n h w 3"]:
     """So many frames, or all there are, in the middles of parts of equal length."""
     count = min(count, len(frames))
     return frames[((np.arange(count) + 0.5) * len(frames) / count).astype(int)]

@@ -15,30 +15,30 @@ from jaxtyping import UInt8
 
 from kineograph.curation.settings import Cuts
 from kineograph.errors import InputError
-from kineograph.media.footage import DAMAGE
-from kineograph.media.seek import HALF, BrokenFile, Film, film, main_stream, shown_at, ticks
-from kineograph.media.shards import Part
+from kineograph.media.footage import DECODE_ERRORS
+from kineograph.media.seek import HALF_FRAME, BrokenFile, VideoTiming, read_timing, open_video_stream, frame_time, to_ticks
+from kineograph.media.shards import FileSlice
 
 LOOKED_AT = 128  # pixels of the shorter side that are compared: a cut is seen in a small picture too
 
 Frame = UInt8[np.ndarray, "h w 3"]
 
 
-class Piece(NamedTuple):
+class Shot(NamedTuple):
     """Frames without a cut. start: the number of the first one."""
 
     start: int
     frames: UInt8[np.ndarray, "f h w 3"]
 
 
-class Cutter(NamedTuple):
+class ShotDetector(NamedTuple):
     """Numbers of the frames that begin a shot, as far as they are known after a frame; `late` frames later at most."""
 
     after: Callable[[int, Frame], list[int]]
     late: int
 
 
-def pieces(frames: Iterator[Frame], fps: float, cuts: Cuts) -> Iterator[Piece]:
+def split_shots(frames: Iterator[Frame], fps: float, cuts: Cuts) -> Iterator[Shot]:
     """All frames, in pieces without a cut, none longer than `cuts.longest`. Raises InputError without PySceneDetect."""
     cutter, most = _cutter(fps, cuts), max(1, round(cuts.longest * fps))
     held: list[Frame] = []
@@ -53,12 +53,12 @@ def pieces(frames: Iterator[Frame], fps: float, cuts: Cuts) -> Iterator[Piece]:
     yield from _parts(start, held, most)
 
 
-def _parts(start: int, frames: list[Frame], most: int) -> Iterator[Piece]:
+def _parts(start: int, frames: list[Frame], most: int) -> Iterator[Shot]:
     for first, last in pairwise([*range(0, len(frames), most), len(frames)]):
-        yield Piece(start + first, np.stack(frames[first:last]))
+        yield Shot(start + first, np.stack(frames[first:last]))
 
 
-def _cutter(fps: float, cuts: Cuts) -> Cutter:
+def _cutter(fps: float, cuts: Cuts) -> ShotDetector:
     try:
         from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
     except ImportError as error:
@@ -75,22 +75,22 @@ def _cutter(fps: float, cuts: Cuts) -> Cutter:
         small = np.ascontiguousarray(frame[::step, ::step, ::-1])  # it expects blue first
         return [time.frame_num for time in detector.process_frame(FrameTimecode(number, fps), small)]
 
-    return Cutter(after, detector.event_buffer_length)
+    return ShotDetector(after, detector.event_buffer_length)
 
 
 Develop = Callable[[av.VideoFrame], Frame]
 
 
-class Reel(NamedTuple):
+class DecodableVideo(NamedTuple):
     """A video that can be read: when it is shown, its frames a second as they are kept, and how they are scaled."""
 
-    part: Part
-    film: Film
+    part: FileSlice
+    film: VideoTiming
     fps: float
     develop: Develop
 
 
-def reel(part: Part, *, fps: float | None, shorter_side: int | None) -> Reel:
+def open_decodable(part: FileSlice, *, fps: float | None, shorter_side: int | None) -> DecodableVideo:
     """A video, looked into but not decoded yet. fps: at most; shorter_side: at most, in pixels; None: as it is.
 
     Raises BrokenFile when it is empty, no video, or cut short.
@@ -98,80 +98,80 @@ def reel(part: Part, *, fps: float | None, shorter_side: int | None) -> Reel:
     if part.size == 0:
         raise BrokenFile("is empty")
     try:
-        shown = film(part)
-    except DAMAGE as error:
+        shown = read_timing(part)
+    except DECODE_ERRORS as error:
         raise _broken(error) from error
     rate = min(fps or shown.rate, shown.rate)
-    return Reel(part, shown, rate, lambda frame: _scaled(frame, shown.pixel, shorter_side))
+    return DecodableVideo(part, shown, rate, lambda frame: _scaled(frame, shown.pixel, shorter_side))
 
 
-def frames(reel: Reel) -> Iterator[Frame]:
+def decode_frames(reel: DecodableVideo) -> Iterator[Frame]:
     """What is on show at each 1 / fps seconds. Raises BrokenFile where the file cannot be decoded any further."""
     before: av.VideoFrame | None = None
     shown, count = None, 0
     due = _slots(reel)
     for frame in _decoded(reel):
-        time = shown_at(frame)
-        while before is not None and count < due and _tick(reel, count) < time - HALF / reel.film.rate:
+        time = frame_time(frame)
+        while before is not None and count < due and _tick(reel, count) < time - HALF_FRAME / reel.film.rate:
             shown = reel.develop(before) if shown is None else shown
             yield shown
             count += 1
         before, shown = frame, None
-    if before is None or _tick(reel, due - 1) > shown_at(before) + 1.5 / reel.film.rate:
-        raise BrokenFile(f"cannot be decoded beyond {0 if before is None else shown_at(before):.2f} s")
+    if before is None or _tick(reel, due - 1) > frame_time(before) + 1.5 / reel.film.rate:
+        raise BrokenFile(f"cannot be decoded beyond {0 if before is None else frame_time(before):.2f} s")
     last = reel.develop(before)
     yield from (last for _ in range(due - count))
 
 
-def glimpses(reel: Reel, count: int) -> list[Frame]:
+def sample_frames(reel: DecodableVideo, count: int) -> list[Frame]:
     """About so many frames from all over a video: key frames, which are quick to reach, or any where those are few."""
     try:
         found = _sought(reel, count)
-    except DAMAGE:
+    except DECODE_ERRORS:
         found = []
     if len(found) >= count // 2:
         return found
     wanted = set(np.linspace(0, _slots(reel) - 1, count).astype(int).tolist())
-    return [frame for number, frame in enumerate(frames(reel)) if number in wanted]
+    return [frame for number, frame in enumerate(decode_frames(reel)) if number in wanted]
 
 
-def _sought(reel: Reel, count: int) -> list[Frame]:
+def _sought(reel: DecodableVideo, count: int) -> list[Frame]:
     found: dict[float, Frame] = {}
-    with main_stream(reel.part) as (container, stream):
+    with open_video_stream(reel.part) as (container, stream):
         for time in np.linspace(reel.film.first, reel.film.end, count, endpoint=False):
-            container.seek(ticks(stream, float(time)), stream=stream)
+            container.seek(to_ticks(stream, float(time)), stream=stream)
             frame = next(container.decode(stream), None)
-            if frame is not None and not frame.is_corrupt and shown_at(frame) not in found:
-                found[shown_at(frame)] = reel.develop(frame)
+            if frame is not None and not frame.is_corrupt and frame_time(frame) not in found:
+                found[frame_time(frame)] = reel.develop(frame)
     return [*found.values()]
 
 
-def _decoded(reel: Reel) -> Iterator[av.VideoFrame]:
+def _decoded(reel: DecodableVideo) -> Iterator[av.VideoFrame]:
     reached = reel.film.first
     try:
-        with main_stream(reel.part) as (container, stream):
+        with open_video_stream(reel.part) as (container, stream):
             for frame in _whole(container, stream):
-                reached = shown_at(frame)
+                reached = frame_time(frame)
                 yield frame
     except BrokenFile:
         raise
-    except DAMAGE as error:
+    except DECODE_ERRORS as error:
         raise BrokenFile(f"cannot be decoded beyond {reached:.2f} s ({error})") from error
 
 
 def _whole(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     for frame in container.decode(stream):
         if frame.is_corrupt:
-            raise BrokenFile(f"has no whole frame to show at {shown_at(frame):.2f} s")
+            raise BrokenFile(f"has no whole frame to show at {frame_time(frame):.2f} s")
         yield frame
 
 
-def _slots(reel: Reel) -> int:
+def _slots(reel: DecodableVideo) -> int:
     """How many frames there are at the rate that is kept."""
     return max(1, round((reel.film.end - reel.film.first) * reel.fps))
 
 
-def _tick(reel: Reel, number: int) -> float:
+def _tick(reel: DecodableVideo, number: int) -> float:
     return reel.film.first + number / reel.fps
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
-from kineograph.curation.clip_steps import Dropped, Shot, Step, key_frames, opencv
+from kineograph.curation.clip_steps import Rejection, CandidateClip, ClipStep, select_key_frames, opencv
 from kineograph.curation.settings import Cuts, Filters
 
 Frames = UInt8[np.ndarray, "f h w 3"]
@@ -21,18 +21,18 @@ SMALL = 64  # pixels of the longer side for movement: grain and compression aver
 CHANGED = 10.0  # grey levels from which on a spot counts as changed
 
 
-def brightness(frames: Frames) -> float:
+def mean_brightness(frames: Frames) -> float:
     """The mean grey of a clip, 0 to 255."""
-    return float((key_frames(frames, LOOKED_AT).mean((0, 1, 2)) @ LUMA).item())
+    return float((select_key_frames(frames, LOOKED_AT).mean((0, 1, 2)) @ LUMA).item())
 
 
-def movement(frames: Frames) -> float:
+def motion_fraction(frames: Frames) -> float:
     """The share of the picture, 0 to 1, whose grey is not the same all through the clip."""
-    greys = np.stack([_small(frame) for frame in key_frames(frames, LOOKED_AT)])
+    greys = np.stack([_small(frame) for frame in select_key_frames(frames, LOOKED_AT)])
     return float((np.ptp(greys, axis=0) > CHANGED).mean())
 
 
-def sieve(cuts: Cuts, filters: Filters) -> list[tuple[str, Step]]:
+def filter_steps(cuts: Cuts, filters: Filters) -> list[tuple[str, ClipStep]]:
     """The steps that drop clips: short, dark, still and text."""
     wanted = [
         ("short", cuts.shortest, _short),
@@ -43,33 +43,33 @@ def sieve(cuts: Cuts, filters: Filters) -> list[tuple[str, Step]]:
     return [(name, _sifter(name, limit, judge)) for name, limit, judge in wanted if limit is not None]
 
 
-def _sifter(name: str, limit: float, judge: Callable[[Shot, float], str | None]) -> Step:
-    def step(shot: Shot) -> Shot | Dropped:
+def _sifter(name: str, limit: float, judge: Callable[[CandidateClip, float], str | None]) -> ClipStep:
+    def step(shot: CandidateClip) -> CandidateClip | Rejection:
         told = judge(shot, limit)
-        return shot if told is None else Dropped(name, told)
+        return shot if told is None else Rejection(name, told)
 
     return step
 
 
-def _short(shot: Shot, least: float) -> str | None:
+def _short(shot: CandidateClip, least: float) -> str | None:
     seconds = len(shot.frames) / shot.fps
     return f"lasts {seconds:.2f} s, less than {least:g}" if shot.kind == "filmed" and seconds < least - 1e-6 else None
 
 
-def _dark(shot: Shot, least: float) -> str | None:
-    grey = brightness(shot.frames)
+def _dark(shot: CandidateClip, least: float) -> str | None:
+    grey = mean_brightness(shot.frames)
     return f"its mean grey is {grey:.1f} of 255, less than {least:g}" if grey < least else None
 
 
-def _still(shot: Shot, least: float) -> str | None:
-    share = movement(shot.frames)
+def _still(shot: CandidateClip, least: float) -> str | None:
+    share = motion_fraction(shot.frames)
     if shot.kind == "frozen" or share >= least:
         return None
     return f"{100 * share:.2f} % of the picture changes, less than {100 * least:g}"
 
 
-def _text(shot: Shot, most: float) -> str | None:
-    share = lettering(shot.frames)
+def _text(shot: CandidateClip, most: float) -> str | None:
+    share = text_fraction(shot.frames)
     return f"letters cover {100 * share:.1f} % of the picture, more than {100 * most:g}" if share > most else None
 
 
@@ -105,12 +105,12 @@ class Letter(NamedTuple):
     grey: float
 
 
-def lettering(frames: UInt8[np.ndarray, "f h w 3"]) -> float:
+def text_fraction(frames: UInt8[np.ndarray, "f h w 3"]) -> float:
     """The share of the picture, 0 to 1, that lines of letters cover: the median of a few frames."""
-    return float(np.median([lines_in(frame).mean() for frame in key_frames(frames, FRAMES_READ)]))
+    return float(np.median([text_mask(frame).mean() for frame in select_key_frames(frames, FRAMES_READ)]))
 
 
-def lines_in(frame: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h2 w2"]:
+def text_mask(frame: UInt8[np.ndarray, "h w 3"]) -> Bool[np.ndarray, "h2 w2"]:
     """Where lines of letters are, in a frame that is brought to a longer side of 512."""
     cv2 = opencv()
     grey = cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY)
@@ -189,11 +189,11 @@ def _follows(one: Letter, other: Letter) -> bool:
 
 
 FINGERPRINT_SIDE = 12  # differences a side
-BITS = 2 * FINGERPRINT_SIDE * FINGERPRINT_SIDE
+HASH_BITS = 2 * FINGERPRINT_SIDE * FINGERPRINT_SIDE
 FAINT = 0.02  # of the contrast: what differs less is even, however it was compressed
 
 
-class Print(NamedTuple):
+class HashedClip(NamedTuple):
     """A clip's fingerprint, as a number of 288 bits.
 
     rank: of clips that are one, the least stays. group: clips of different groups are never compared.
@@ -205,10 +205,10 @@ class Print(NamedTuple):
     bits: int
 
 
-def fingerprint(frames: UInt8[np.ndarray, "f h w 3"]) -> int:
+def perceptual_hash(frames: UInt8[np.ndarray, "f h w 3"]) -> int:
     """288 bits that hardly change when a clip is scaled, compressed again or made lighter."""
     cv2 = opencv()
-    grey = key_frames(frames, LOOKED_AT).mean((0, 3)).astype(np.float32)
+    grey = select_key_frames(frames, LOOKED_AT).mean((0, 3)).astype(np.float32)
     small = cv2.resize(grey, (FINGERPRINT_SIDE + 1, FINGERPRINT_SIDE + 1), interpolation=cv2.INTER_AREA)
     faint = FAINT * max(1.0, float(np.ptp(small)))
     right, down = (
@@ -218,13 +218,13 @@ def fingerprint(frames: UInt8[np.ndarray, "f h w 3"]) -> int:
     return int.from_bytes(np.packbits(np.concatenate([right.ravel(), down.ravel()])).tobytes(), "big")
 
 
-def duplicates(prints: Iterable[Print], bits: int) -> dict[str, str]:
+def find_duplicates(prints: Iterable[HashedClip], bits: int) -> dict[str, str]:
     """Clips that differ in at most so many bits from one that is kept, which is the first by rank and name, and
     that one.
 
     Two such share one of `bits + 1` parts of the fingerprint, so only those that do are compared.
     """
-    kept: dict[tuple[str, int, int], list[Print]] = defaultdict(list)
+    kept: dict[tuple[str, int, int], list[HashedClip]] = defaultdict(list)
     found: dict[str, str] = {}
     for one in sorted(prints):
         places = [(one.group, number, part) for number, part in enumerate(_parts(one.bits, bits + 1))]
@@ -239,6 +239,6 @@ def duplicates(prints: Iterable[Print], bits: int) -> dict[str, str]:
 
 
 def _parts(bits: int, count: int) -> Iterator[int]:
-    edges = np.linspace(0, BITS, count + 1).astype(int).tolist()
+    edges = np.linspace(0, HASH_BITS, count + 1).astype(int).tolist()
     for low, high in pairwise(edges):
         yield (bits >> low) & ((1 << (high - low)) - 1)

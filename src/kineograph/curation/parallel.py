@@ -21,7 +21,7 @@ Work = Callable[[str], str]
 BLOCKS = 10_000  # at most so many parts that tasks are handed out in
 
 
-class Crew(NamedTuple):
+class Workers(NamedTuple):
     """How many processes work side by side, None for as many as fit, and how many cores and GPUs each holds.
 
     With a number, processes stay: what they have loaded is loaded once.
@@ -32,11 +32,11 @@ class Crew(NamedTuple):
     gpus: float = 0.0
 
 
-Spread = Callable[[Work, Sequence[str], Crew], Iterator[str]]
+ParallelMap = Callable[[Work, Sequence[str], Workers], Iterator[str]]
 
 
 @dataclass(frozen=True)
-class Worker:
+class RayTask:
     """What Ray calls with a row."""
 
     work: Work
@@ -52,13 +52,13 @@ class Worker:
 
 
 @contextmanager
-def alone() -> Iterator[Spread]:
+def sequential_map() -> Iterator[ParallelMap]:
     """Work in this process, one task after another."""
     yield lambda work, tasks, crew: map(work, tasks)
 
 
 @contextmanager
-def on_ray() -> Iterator[Spread]:
+def ray_map() -> Iterator[ParallelMap]:
     """Work on Ray Data, where RAY_ADDRESS says as everywhere in Ray, without it on this machine; results as they come.
 
     Ray is begun with the first task, and ended here unless it ran before. Spreading raises InputError when Ray is not
@@ -68,12 +68,12 @@ def on_ray() -> Iterator[Spread]:
         yield partial(_spread, held)
 
 
-def _spread(held: ExitStack, work: Work, tasks: Sequence[str], crew: Crew) -> Iterator[str]:
+def _spread(held: ExitStack, work: Work, tasks: Sequence[str], crew: Workers) -> Iterator[str]:
     if not tasks:
         return
     ray = _begun(held)
     rows = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=min(len(tasks), BLOCKS))
-    for row in _mapped(rows, Worker(work), crew).iter_rows():
+    for row in _mapped(rows, RayTask(work), crew).iter_rows():
         if row["refused"]:
             raise InputError(row["refused"])
         if row["failed"]:
@@ -81,11 +81,11 @@ def _spread(held: ExitStack, work: Work, tasks: Sequence[str], crew: Crew) -> It
         yield row["done"]
 
 
-def _mapped(rows: Any, worker: Worker, crew: Crew) -> Any:
+def _mapped(rows: Any, worker: RayTask, crew: Workers) -> Any:
     held = {"num_cpus": crew.cpus, "num_gpus": crew.gpus}
     if crew.processes is None:
         return rows.map(worker.__call__, **held)
-    return rows.map(Worker, fn_constructor_args=(worker.work,), concurrency=crew.processes, **held)
+    return rows.map(RayTask, fn_constructor_args=(worker.work,), concurrency=crew.processes, **held)
 
 
 def _begun(held: ExitStack) -> Any:

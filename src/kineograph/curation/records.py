@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kineograph.curation.sources import Unit
-from kineograph.media.files import instead_of
+from kineograph.curation.sources import SourceFile
+from kineograph.media.files import replace_atomically
 
 WORK = ".work"  # a dot: whoever reads the output as a dataset does not see it
 
 
-class Kept(NamedTuple):
+class ClipRecord(NamedTuple):
     """A clip that got through. print: its fingerprint, as hexadecimal digits."""
 
     name: str
@@ -31,7 +31,7 @@ class Kept(NamedTuple):
     print: str
 
 
-class Lost(NamedTuple):
+class DropRecord(NamedTuple):
     """A clip, or a whole file, that did not; start: in seconds."""
 
     start: float
@@ -39,47 +39,47 @@ class Lost(NamedTuple):
     told: str
 
 
-class Record(NamedTuple):
+class FileRecord(NamedTuple):
     """What a file became."""
 
-    kept: list[Kept]
-    lost: list[Lost]
+    kept: list[ClipRecord]
+    lost: list[DropRecord]
 
 
-def record_path(output: Path, unit: Unit) -> Path:
+def record_path(output: Path, unit: SourceFile) -> Path:
     """Where a file's record is, once it is done. 256 folders: there may be millions of files."""
     return output / WORK / "units" / unit.key[:2] / f"{unit.key}.json"
 
 
-def clips_path(output: Path, unit: Unit) -> Path:
+def clips_path(output: Path, unit: SourceFile) -> Path:
     """Where a file's clips are, if it has any."""
     return record_path(output, unit).with_suffix(".tar")
 
 
-def write_record(path: Path, record: Record) -> None:
+def write_record(path: Path, record: FileRecord) -> None:
     """A record, whole or not at all."""
     told = {"kept": [kept._asdict() for kept in record.kept], "lost": [lost._asdict() for lost in record.lost]}
     write_text(path, json.dumps(told))
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> FileRecord:
     """A record that is there."""
     told = json.loads(path.read_text(encoding="utf-8"))
-    return Record([Kept(**kept) for kept in told["kept"]], [Lost(**lost) for lost in told["lost"]])
+    return FileRecord([ClipRecord(**kept) for kept in told["kept"]], [DropRecord(**lost) for lost in told["lost"]])
 
 
 def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    with instead_of(path) as part:
+    with replace_atomically(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
+def read_json_file(path: Path) -> Mapping[str, Any]:
     """The object in a file; an empty one where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     """A file into a tar, without a time or an owner: the same clips make the same bytes."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(content), 0o644

@@ -11,31 +11,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kineograph.curation.captions import asker, captioned, captions_path, read_captions
-from kineograph.curation.clips import cut
-from kineograph.curation.packing import (
-    MANIFEST,
-    Choice,
-    choose,
-    is_packed,
-    pack,
-    plan,
-    plan_path,
-    told_of,
-    write_manifest,
-)
-from kineograph.curation.parallel import Crew, Spread, Work, alone, on_ray
-from kineograph.curation.records import WORK, read_json, record_path, write_text
-from kineograph.curation.settings import Captions, DataSettings, Endpoint, decisive
-from kineograph.curation.sources import Found, Unit, find
-from kineograph.curation.watermarks import find_marks
+from kineograph.curation.captions import load_caption_model, caption_file, captions_path, read_captions
+from kineograph.curation.clips import make_clips
+from kineograph.curation.packing import MANIFEST, Selection, select_clips, is_shard_current, write_shard, plan_shards, shard_plan_path, attach_captions, write_manifest
+from kineograph.curation.parallel import Workers, ParallelMap, Work, sequential_map, ray_map
+from kineograph.curation.records import WORK, read_json_file, record_path, write_text
+from kineograph.curation.settings import Captions, CurationSettings, Endpoint, content_settings
+from kineograph.curation.sources import SourceListing, SourceFile, list_sources
+from kineograph.curation.watermarks import find_source_watermarks
 from kineograph.errors import InputError
 from kineograph.training.lock import lock_folder
 
 MADE_OF = "settings.json"
 
 
-class Reached(NamedTuple):
+class CurationProgress(NamedTuple):
     """How far a run is: so many of all files cut, clips' files captioned, or shards packed."""
 
     stage: str
@@ -43,11 +33,11 @@ class Reached(NamedTuple):
     total: int
 
 
-def check(settings: DataSettings) -> None:
+def check_output(settings: CurationSettings) -> None:
     """Raises InputError when the output holds what is not of this run, or was made with other settings."""
     made_of = settings.output / WORK / MADE_OF
     if made_of.exists():
-        other = _differing(dict(read_json(made_of)), decisive(settings))
+        other = _differing(dict(read_json_file(made_of)), content_settings(settings))
         if other:
             raise InputError(
                 f"{settings.output} holds clips that were made with other settings ({', '.join(other)}): name another "
@@ -61,58 +51,58 @@ def check(settings: DataSettings) -> None:
     models = [settings.captions.asked, settings.captions.merged_by] if settings.captions else []
     for model in models:
         if isinstance(model, Endpoint):
-            asker(model)  # whether there is a key
+            load_caption_model(model)  # whether there is a key
 
 
-def run(settings: DataSettings, spread: Spread) -> Iterator[Reached]:
+def run_stages(settings: CurationSettings, spread: ParallelMap) -> Iterator[CurationProgress]:
     """Cuts, captions and packs what is not yet cut, captioned and packed; ends with the manifest.
 
     Raises InputError for sources without pictures and videos, and for a model that is not there.
     """
-    check(settings)
-    found = find(settings)
+    check_output(settings)
+    found = list_sources(settings)
     _clear(settings.output)
-    write_text(settings.output / WORK / MADE_OF, json.dumps(decisive(settings)))
-    find_marks(found.units, settings)
-    yield from _spread("cutting", partial(cut, settings=settings), _uncut(found.units, settings), Crew(), spread)
-    choice = choose(found.units, settings)
+    write_text(settings.output / WORK / MADE_OF, json.dumps(content_settings(settings)))
+    find_source_watermarks(found.units, settings)
+    yield from _spread("cutting", partial(make_clips, settings=settings), _uncut(found.units, settings), Workers(), spread)
+    choice = select_clips(found.units, settings)
     if settings.captions is not None:
         tasks, crew = _uncaptioned(choice, settings.captions, settings.output), _crew(settings.captions)
-        yield from _spread("captioning", partial(captioned, settings=settings), tasks, crew, spread)
-    yield from _packed(found, *told_of(choice, settings), settings, spread)
+        yield from _spread("captioning", partial(caption_file, settings=settings), tasks, crew, spread)
+    yield from _packed(found, *attach_captions(choice, settings), settings, spread)
 
 
-def done_before(found: Found, settings: DataSettings) -> int:
+def count_finished(found: SourceListing, settings: CurationSettings) -> int:
     """How many files are cut already."""
     return len(found.units) - len(_uncut(found.units, settings))
 
 
 def _packed(
-    found: Found, choice: Choice, captions: dict[str, str], settings: DataSettings, spread: Spread
-) -> Iterator[Reached]:
-    planned = plan(choice, captions, settings)
-    due = [name for name, told in planned.items() if not is_packed(settings.output, name, told)]
+    found: SourceListing, choice: Selection, captions: dict[str, str], settings: CurationSettings, spread: ParallelMap
+) -> Iterator[CurationProgress]:
+    planned = plan_shards(choice, captions, settings)
+    due = [name for name, told in planned.items() if not is_shard_current(settings.output, name, told)]
     stale = [file for file in settings.output.glob("clips-*.tar") if file.name not in planned]
     if due or stale:
         (settings.output / MANIFEST).unlink(missing_ok=True)  # it would speak of other shards
     for file in stale:
         file.unlink()
     for name in due:
-        write_text(plan_path(settings.output, name), planned[name])
-    yield from _spread("packing", partial(pack, settings=settings), due, Crew(), spread)
+        write_text(shard_plan_path(settings.output, name), planned[name])
+    yield from _spread("packing", partial(write_shard, settings=settings), due, Workers(), spread)
     write_manifest(settings, found, choice, planned)
 
 
-def _spread(stage: str, work: Work, tasks: Sequence[str], crew: Crew, spread: Spread) -> Iterator[Reached]:
+def _spread(stage: str, work: Work, tasks: Sequence[str], crew: Workers, spread: ParallelMap) -> Iterator[CurationProgress]:
     for number, _ in enumerate(spread(work, tasks, crew), 1):
-        yield Reached(stage, number, len(tasks))
+        yield CurationProgress(stage, number, len(tasks))
 
 
-def _uncut(units: Sequence[Unit], settings: DataSettings) -> list[str]:
+def _uncut(units: Sequence[SourceFile], settings: CurationSettings) -> list[str]:
     return [json.dumps(unit._asdict()) for unit in units if not record_path(settings.output, unit).exists()]
 
 
-def _uncaptioned(choice: Choice, captions: Captions, output: Path) -> list[str]:
+def _uncaptioned(choice: Selection, captions: Captions, output: Path) -> list[str]:
     tasks = []
     for unit, rows in groupby(sorted(choice.rows), key=lambda row: row.unit):
         names = [row.clip.name for row in rows]
@@ -121,8 +111,8 @@ def _uncaptioned(choice: Choice, captions: Captions, output: Path) -> list[str]:
     return tasks
 
 
-def _crew(captions: Captions) -> Crew:
-    return Crew(captions.processes, captions.cpus, captions.gpus)
+def _crew(captions: Captions) -> Workers:
+    return Workers(captions.processes, captions.cpus, captions.gpus)
 
 
 def _clear(output: Path) -> None:
@@ -135,16 +125,16 @@ def _differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[s
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
-SPREADS: Mapping[str, Callable[[], AbstractContextManager[Spread]]] = MappingProxyType({"ray": on_ray, "alone": alone})
+SPREADS: Mapping[str, Callable[[], AbstractContextManager[ParallelMap]]] = MappingProxyType({"ray": ray_map, "alone": sequential_map})
 
 
-def prepare(settings: DataSettings) -> Generator[Reached, None, None]:
+def curate_dataset(settings: CurationSettings) -> Generator[CurationProgress, None, None]:
     """Makes what is not yet made; the manifest in `settings.output` is there once it ends.
 
     One run at a time in a folder. Whatever ends it, the same settings go on from there to the same shards.
     Raises InputError for what cannot be used: sources, settings, a folder with other things in it.
     """
     placed = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
-    check(placed)
+    check_output(placed)
     with lock_folder(placed.output / WORK), SPREADS[placed.run]() as spread:
-        yield from run(placed, spread)
+        yield from run_stages(placed, spread)

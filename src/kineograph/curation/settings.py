@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
 # What may change between a run and the next without changing what a file becomes before it is captioned.
-FREE = {"sources", "output", "captions", "clips_per_shard", "run"}
+RESUMABLE_FIELDS = {"sources", "output", "captions", "clips_per_shard", "run"}
 
 QUESTIONS = (
     "These pictures are frames of one video of {label}. What is shown, and what does it do from the first to the last?",
@@ -21,7 +21,7 @@ MERGE = (
 )
 
 
-class Source(BaseModel):
+class FootageSource(BaseModel):
     """A folder, a list or shards, as `open_dataset` reads them.
 
     labels: whether the label (a class, or a caption) is the text beside the file, or the name of the file's folder.
@@ -103,7 +103,7 @@ class Stills(BaseModel):
     smallest: float = Field(default=0.6, gt=0, lt=1)
 
 
-class Local(BaseModel):
+class TransformersModel(BaseModel):
     """An image-text model of `transformers`: a folder or a hub id."""
 
     model_config = STRICT
@@ -131,7 +131,7 @@ class Endpoint(BaseModel):
     max_tokens: int = Field(160, ge=1)
 
 
-Model = Local | Endpoint
+CaptionModel = TransformersModel | Endpoint
 
 
 class Captions(BaseModel):
@@ -143,9 +143,9 @@ class Captions(BaseModel):
 
     model_config = STRICT
 
-    asked: Model
+    asked: CaptionModel
     questions: tuple[str, ...] = Field(QUESTIONS, min_length=1)
-    merged_by: Model | None = None
+    merged_by: CaptionModel | None = None
     merge: str = MERGE
     key_frames: int = Field(3, ge=1, le=64)
     processes: int = Field(1, ge=1)
@@ -160,7 +160,7 @@ class Captions(BaseModel):
         return merge
 
 
-class DataSettings(BaseModel):
+class CurationSettings(BaseModel):
     """One settings file of `kineograph curate`.
 
     shorter_side: what clips are scaled down to, in pixels; None as they are. fps: at most so many frames a second.
@@ -169,7 +169,7 @@ class DataSettings(BaseModel):
 
     model_config = STRICT
 
-    sources: tuple[Source, ...] = Field(min_length=1)
+    sources: tuple[FootageSource, ...] = Field(min_length=1)
     output: Path
     shorter_side: int | None = Field(256, ge=16)
     fps: float | None = Field(None, gt=0, le=120)
@@ -188,6 +188,6 @@ class DataSettings(BaseModel):
         return [given] if isinstance(given, str | dict) else given
 
 
-def decisive(settings: DataSettings) -> dict[str, Any]:
+def content_settings(settings: CurationSettings) -> dict[str, Any]:
     """The settings that decide what a file becomes before it is captioned."""
-    return settings.model_dump(mode="json", exclude=FREE)
+    return settings.model_dump(mode="json", exclude=RESUMABLE_FIELDS)

@@ -12,17 +12,17 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from PIL import Image
 
-from kineograph.curation.clip_steps import Dropped, Shot, Step, opencv
-from kineograph.curation.decoding import Frame, glimpses, reel
+from kineograph.curation.clip_steps import Rejection, CandidateClip, ClipStep, opencv
+from kineograph.curation.decoding import Frame, sample_frames, open_decodable
 from kineograph.curation.records import WORK, write_text
-from kineograph.curation.settings import DataSettings, Watermarks
-from kineograph.curation.sources import Unit
-from kineograph.media.files import instead_of
+from kineograph.curation.settings import CurationSettings, Watermarks
+from kineograph.curation.sources import SourceFile
+from kineograph.media.files import replace_atomically
 from kineograph.media.seek import BrokenFile
-from kineograph.media.shards import opened
+from kineograph.media.shards import open_range
 
 
-def find_marks(units: Sequence[Unit], settings: DataSettings) -> None:
+def find_source_watermarks(units: Sequence[SourceFile], settings: CurationSettings) -> None:
     """Looks for a watermark in every source, once: a run that goes on, with more files even, takes what was found."""
     if settings.watermarks.then == "keep" or settings.watermarks.across == "file":
         return
@@ -30,13 +30,13 @@ def find_marks(units: Sequence[Unit], settings: DataSettings) -> None:
         path = _path(settings, number)
         films = [unit for unit in units if unit.source == number and unit.kind == "video"]
         if not path.with_suffix(".txt").exists():
-            mark = watermark(_one_of_each(films, settings), settings.watermarks)
+            mark = detect_watermark(_one_of_each(films, settings), settings.watermarks)
             if mark is not None:
                 _write(path, mark)
             write_text(path.with_suffix(".txt"), f"looked for in {len(films)} files\n")
 
 
-def read_mark(settings: DataSettings, unit: Unit) -> Mark | None:
+def read_source_watermark(settings: CurationSettings, unit: SourceFile) -> Mark | None:
     """The watermark that was found in a file's source, if any."""
     path = _path(settings, unit.source)
     if not path.exists():
@@ -45,28 +45,28 @@ def read_mark(settings: DataSettings, unit: Unit) -> Mark | None:
         return Mark(np.asarray(mask.convert("L")) > 0)
 
 
-def _one_of_each(films: Sequence[Unit], settings: DataSettings) -> list[Frame]:
+def _one_of_each(films: Sequence[SourceFile], settings: CurationSettings) -> list[Frame]:
     """A frame of each of some files from all over the source; those that are broken are passed over."""
     chosen = np.linspace(0, len(films) - 1, min(len(films), settings.watermarks.samples)).astype(int)
     return [frame for number in chosen for frame in _middle(films[number], settings)]
 
 
-def _middle(unit: Unit, settings: DataSettings) -> list[Frame]:
+def _middle(unit: SourceFile, settings: CurationSettings) -> list[Frame]:
     try:
-        with opened(unit.place) as part:
-            seen = glimpses(reel(part, fps=settings.fps, shorter_side=settings.shorter_side), 3)
+        with open_range(unit.place) as part:
+            seen = sample_frames(open_decodable(part, fps=settings.fps, shorter_side=settings.shorter_side), 3)
     except (BrokenFile, OSError):
         return []
     return seen[len(seen) // 2 :][:1]
 
 
-def _path(settings: DataSettings, source: int) -> Path:
+def _path(settings: CurationSettings, source: int) -> Path:
     known = hashlib.sha256(settings.sources[source].source.encode()).hexdigest()[:12]
     return settings.output / WORK / "marks" / f"{known}.png"
 
 
 def _write(path: Path, mark: Mark) -> None:
-    with instead_of(path) as part:
+    with replace_atomically(path) as part:
         Image.fromarray(mark.mask).save(part, "PNG")
 
 
@@ -88,7 +88,7 @@ class Mark(NamedTuple):
     mask: Mask
 
 
-def watermark(pictures: Sequence[Frame], settings: Watermarks) -> Mark | None:
+def detect_watermark(pictures: Sequence[Frame], settings: Watermarks) -> Mark | None:
     """What pictures of different scenes have in common, if that is little enough to be a watermark.
 
     Of pictures in several sizes the most frequent size counts. None too where there is no telling: fewer than 6
@@ -103,26 +103,26 @@ def watermark(pictures: Sequence[Frame], settings: Watermarks) -> Mark | None:
     return Mark(mask) if LITTLE < mask.mean() <= settings.most else None
 
 
-def cleaner(mark: Mark | None, settings: Watermarks) -> Step:
+def watermark_step(mark: Mark | None, settings: Watermarks) -> ClipStep:
     """The step that paints a watermark over with what is around it (Telea 2004), or drops the clip, or lets it be."""
 
-    def step(shot: Shot) -> Shot | Dropped:
-        mask = None if mark is None else fitted(mark.mask, *shot.frames.shape[1:3])
+    def step(shot: CandidateClip) -> CandidateClip | Rejection:
+        mask = None if mark is None else resize_mask(mark.mask, *shot.frames.shape[1:3])
         if mask is None or settings.then == "keep":
             return shot
         if settings.then == "drop":
-            return Dropped("watermark", f"a mark covers {100 * mask.mean():.1f} % of the picture")
-        return shot._replace(frames=np.stack([painted_over(frame, mask) for frame in shot.frames]))
+            return Rejection("watermark", f"a mark covers {100 * mask.mean():.1f} % of the picture")
+        return shot._replace(frames=np.stack([inpaint(frame, mask) for frame in shot.frames]))
 
     return step
 
 
-def painted_over(frame: Frame, mask: Mask) -> Frame:
+def inpaint(frame: Frame, mask: Mask) -> Frame:
     """A frame whose masked part is filled from its rim."""
     return opencv().inpaint(np.ascontiguousarray(frame), mask.astype(np.uint8), RADIUS, opencv().INPAINT_TELEA)
 
 
-def fitted(mask: Mask, height: int, width: int) -> Bool[np.ndarray, "h2 w2"] | None:
+def resize_mask(mask: Mask, height: int, width: int) -> Bool[np.ndarray, "h2 w2"] | None:
     """A mask for frames of this size; None where they are of another shape."""
     tall, wide = mask.shape
     if abs(np.log(height * wide / (width * tall))) > 0.02:

@@ -9,9 +9,8 @@ from typing import overload
 from kineograph.generation.clips import OnStep
 from kineograph.generation.run import run_request
 from kineograph.media.video import Video
-from kineograph.method_options import ClipOptions, ElevatorOptions
 from kineograph.models.model import Model
-from kineograph.request import CLIP_DEFAULTS, ELEVATOR_DEFAULTS, Request, make_controls
+from kineograph.request import CLIP_DEFAULTS, ELEVATOR_DEFAULTS, ClipOptions, ElevatorOptions, Request, make_controls
 
 
 @overload

@@ -24,12 +24,12 @@ LOW, HIGH = 100, 200  # thresholds of the gradient that ControlNets for edges we
 DEPTH = "depth-anything/Depth-Anything-V2-Small-hf"
 POSE = "usyd-community/vitpose-base-simple"
 PERSONS = "PekingU/rtdetr_r50vd_coco_o365"
-PERSON, SURE = 0, 0.5  # COCO's number of a person, and how sure of one to be
+PERSON, PERSON_THRESHOLD = 0, 0.5  # COCO's number of a person, and how sure of one to be
 FILES = ["*.json", "*.safetensors"]
 ABSENT = (OSError, ValueError, ImportError)  # what `from_pretrained` raises for what is not there
 
 
-def annotator(kind: str, model: str | None = None, device: torch.device | str = "cpu") -> Annotator:
+def load_annotator(kind: str, model: str | None = None, device: torch.device | str = "cpu") -> Annotator:
     """What makes the maps of this kind: "canny", "depth" or "pose".
 
     model: the folder or repository of another network for depth or poses than the usual one.
@@ -38,8 +38,8 @@ def annotator(kind: str, model: str | None = None, device: torch.device | str = 
     """
     makers: Mapping[str, Callable[[], Annotator]] = {
         "canny": lambda: canny,
-        "depth": lambda: depth_by(model or DEPTH, device),
-        "pose": lambda: pose_by(model or POSE, PERSONS, device),
+        "depth": lambda: load_depth_annotator(model or DEPTH, device),
+        "pose": lambda: load_pose_annotator(model or POSE, PERSONS, device),
     }
     if kind not in makers:
         raise InputError(
@@ -61,7 +61,7 @@ def canny(frame: np.ndarray, low: int = LOW, high: int = HIGH) -> np.ndarray:
     return np.repeat(found[..., None], 3, axis=2)
 
 
-def depth_by(model: str, device: torch.device | str = "cpu") -> Annotator:
+def load_depth_annotator(model: str, device: torch.device | str = "cpu") -> Annotator:
     """Depth as a network of `transformers` estimates it: what is near is bright, stretched from black to white.
 
     model: a folder or repository of one for depth estimation (Depth-Anything, DPT, ZoeDepth).
@@ -82,7 +82,7 @@ def depth_by(model: str, device: torch.device | str = "cpu") -> Annotator:
     return depth
 
 
-def pose_by(model: str, persons: str, device: torch.device | str = "cpu") -> Annotator:
+def load_pose_annotator(model: str, persons: str, device: torch.device | str = "cpu") -> Annotator:
     """The skeletons of all persons, in the colours of OpenPose that ControlNets for poses were trained with.
 
     model: a folder or repository of a ViTPose. persons: one of a detector that knows COCO's classes, such as RT-DETR.
@@ -96,14 +96,14 @@ def pose_by(model: str, persons: str, device: torch.device | str = "cpu") -> Ann
     def pose(frame: np.ndarray) -> np.ndarray:
         picture, size = Image.fromarray(frame), frame.shape[:2]
         seen = detector(**finder(images=picture, return_tensors="pt").to(device))
-        (found,) = finder.post_process_object_detection(seen, threshold=SURE, target_sizes=[size])
+        (found,) = finder.post_process_object_detection(seen, threshold=PERSON_THRESHOLD, target_sizes=[size])
         corners = found["boxes"][found["labels"] == PERSON].cpu().numpy()
         if not len(corners):
             return np.zeros_like(frame)
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)  # x, y, width, height
         inputs = processor(picture, boxes=[boxes], return_tensors="pt").to(device)
         (people,) = processor.post_process_pose_estimation(network(**inputs), boxes=[boxes])
-        return drawn(size, [(each["keypoints"].cpu().numpy(), each["scores"].cpu().numpy()) for each in people])
+        return draw_skeletons(size, [(each["keypoints"].cpu().numpy(), each["scores"].cpu().numpy()) for each in people])
 
     return pose
 
@@ -133,7 +133,7 @@ DIM = 0.6  # bones are darker than joints
 Joints = tuple[np.ndarray, np.ndarray]  # places [17, 2] in pixels, x then y, and how sure each is, [17]
 
 
-def drawn(size: Sequence[int], people: Sequence[Joints]) -> np.ndarray:
+def draw_skeletons(size: Sequence[int], people: Sequence[Joints]) -> np.ndarray:
     """The skeletons of people on black: uint8 [h w 3]. size: height and width in pixels."""
     height, width = size
     image = Image.new("RGB", (width, height))
@@ -169,7 +169,7 @@ def _rainbow(count: int) -> list[tuple[int, int, int]]:
 NETWORK = "birefnet-general-lite"
 
 
-def salient() -> Callable[[np.ndarray], np.ndarray]:
+def load_saliency_annotator() -> Callable[[np.ndarray], np.ndarray]:
     """What gives the mask of a frame: uint8 [h w 3] -> uint8 [h w], 255 on the object. Fetches its weights once.
 
     Raises InputError when rembg is not installed.

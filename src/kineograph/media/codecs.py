@@ -19,7 +19,7 @@ from av.video import VideoStream
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from kineograph.errors import InputError
-from kineograph.media.metadata import IMAGE_DESCRIPTION, Label, frame_files
+from kineograph.media.metadata import IMAGE_DESCRIPTION, VideoMetadata, frame_files
 
 # crf: hardly to be told from lossless. mbtree: with AVX-512 it reads what nobody wrote at most widths, so that the same
 # frames gave other bytes each time; without it the pocket model's videos are some 10 % larger.
@@ -27,7 +27,7 @@ X264 = {"crf": "17", "x264-params": "mbtree=0"}
 PALETTE_PIXELS = 1 << 21  # as many as a palette needs to see; more only takes time
 
 
-def write_mp4(path: Path, frames: np.ndarray, label: Label) -> None:
+def write_mp4(path: Path, frames: np.ndarray, label: VideoMetadata) -> None:
     """H.264 in yuv420p with BT.709 colours, which all players show alike; starts playing before it is loaded.
 
     yuv420p needs even sides: an odd one repeats its last row or column, and reading cuts it off again.
@@ -35,7 +35,7 @@ def write_mp4(path: Path, frames: np.ndarray, label: Label) -> None:
     even = np.pad(frames, ((0, 0), (0, label.height % 2), (0, label.width % 2), (0, 0)), mode="edge")
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
         container.metadata["comment"] = label.text()
-        stream = container.add_stream("libx264", rate=exact_rate(label.fps), options=X264)
+        stream = container.add_stream("libx264", rate=frame_rate_fraction(label.fps), options=X264)
         stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
         stream.codec_context.colorspace = Colorspace.ITU709
         stream.codec_context.color_primaries = ColorPrimaries.BT709
@@ -47,13 +47,13 @@ def write_mp4(path: Path, frames: np.ndarray, label: Label) -> None:
         container.mux(stream.encode(None))
 
 
-def read_movie(path: Path) -> tuple[np.ndarray, float]:
+def decode_video(path: Path) -> tuple[np.ndarray, float]:
     """Frames and frames per second of anything that FFmpeg opens."""
-    rate, _ = movie_times(path)
-    return np.stack(list(stream_movie(path))), rate
+    rate, _ = read_frame_times(path)
+    return np.stack(list(stream_frames(path))), rate
 
 
-def stream_movie(path: Path) -> Iterator[np.ndarray]:
+def stream_frames(path: Path) -> Iterator[np.ndarray]:
     """The frames of anything that FFmpeg opens, one after another, turned as a player would."""
     with av.open(path) as container:
         _first_stream(path, container).thread_type = "AUTO"
@@ -61,7 +61,7 @@ def stream_movie(path: Path) -> Iterator[np.ndarray]:
             yield np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
 
 
-def movie_times(path: Path) -> tuple[float, list[float]]:
+def read_frame_times(path: Path) -> tuple[float, list[float]]:
     """Frames per second on average, and when each frame is shown, in seconds; found without decoding one."""
     with av.open(path) as container:
         stream = _first_stream(path, container)
@@ -77,7 +77,7 @@ def _first_stream(path: Path, container: InputContainer) -> VideoStream:
     return container.streams.video[0]
 
 
-def write_gif(path: Path, frames: np.ndarray, label: Label) -> None:
+def write_gif(path: Path, frames: np.ndarray, label: VideoMetadata) -> None:
     """One palette for all frames, so that what stands still does not change colour; dithered."""
     palette = _palette(frames)
     first, *rest = [PIL.Image.fromarray(frame).quantize(palette=palette) for frame in frames]
@@ -87,7 +87,7 @@ def write_gif(path: Path, frames: np.ndarray, label: Label) -> None:
     path.write_bytes(whole.getvalue())
 
 
-def write_webp(path: Path, frames: np.ndarray, label: Label) -> None:
+def write_webp(path: Path, frames: np.ndarray, label: VideoMetadata) -> None:
     """Animated WebP: all colours in a fraction of a gif's size."""
     exif = PIL.Image.Exif()
     exif[IMAGE_DESCRIPTION] = label.text()
@@ -98,7 +98,7 @@ def write_webp(path: Path, frames: np.ndarray, label: Label) -> None:
     path.write_bytes(whole.getvalue())
 
 
-def read_animation(path: Path, label: Label | None) -> tuple[np.ndarray, float]:
+def read_animation(path: Path, label: VideoMetadata | None) -> tuple[np.ndarray, float]:
     """Frames and frames per second of a gif or webp.
 
     Both formats keep equal neighbours as one picture that is shown longer; here they come back as frames.
@@ -115,20 +115,20 @@ def read_animation(path: Path, label: Label | None) -> tuple[np.ndarray, float]:
     return np.repeat(np.stack(frames), [max(1, round(time * fps / 1000)) for time in durations], axis=0), fps
 
 
-def write_pngs(path: Path, frames: np.ndarray, label: Label) -> None:
+def write_pngs(path: Path, frames: np.ndarray, label: VideoMetadata) -> None:
     """A folder of frame_0000.png and so on: nothing is lost."""
     path.mkdir()
     for number, frame in enumerate(frames):
         write_png(path / f"frame_{number:04d}.png", frame[None], label)
 
 
-def read_pngs(path: Path, label: Label | None) -> tuple[np.ndarray, float]:
+def read_pngs(path: Path, label: VideoMetadata | None) -> tuple[np.ndarray, float]:
     """Frames and frames per second of a folder of frames."""
     pictures = [read_animation(file, None)[0] for file in frame_files(path)]
     return np.concatenate(pictures), label.fps if label else 1.0
 
 
-def write_png(path: Path, frames: np.ndarray, label: Label) -> None:
+def write_png(path: Path, frames: np.ndarray, label: VideoMetadata) -> None:
     """The one frame of a still picture."""
     text = PIL.PngImagePlugin.PngInfo()
     text.add_text("Comment", label.text())
@@ -137,12 +137,12 @@ def write_png(path: Path, frames: np.ndarray, label: Label) -> None:
     path.write_bytes(whole.getvalue())  # a disk that is full says so here; Pillow's own writer hides it
 
 
-def exact_rate(fps: float) -> Fraction:
+def frame_rate_fraction(fps: float) -> Fraction:
     """Frames per second as the fraction that containers store."""
     return Fraction(fps).limit_denominator(1001)
 
 
-def _durations(frames: np.ndarray, label: Label) -> list[int]:
+def _durations(frames: np.ndarray, label: VideoMetadata) -> list[int]:
     """Milliseconds for each frame, rounded so that they do not drift."""
     ends = [round(1000 * (number + 1) / label.fps) for number in range(len(frames))]
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]

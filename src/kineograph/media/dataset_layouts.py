@@ -8,72 +8,72 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
-from kineograph.media.shards import Found, Place, Problem, text_at
+from kineograph.media.shards import DatasetFile, FileRange, Problem, read_text
 
-Kind = Literal["image", "video"]
+MediaKind = Literal["image", "video"]
 
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-VIDEOS = frozenset(
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".wmv", ".flv", ".ogv"}
     | {".3gp", ".gif"}
 )
-TEXTS = (".txt", ".caption", ".json")  # the first that is there counts
-CAPTIONS = ("caption", "text", "prompt")
-FILES = ("file_name", "video", "path", "image", "file")
+CAPTION_SUFFIXES = (".txt", ".caption", ".json")  # the first that is there counts
+CAPTION_COLUMNS = ("caption", "text", "prompt")
+FILE_COLUMNS = ("file_name", "video", "path", "image", "file")
 
 
-class Item(NamedTuple):
+class DatasetItem(NamedTuple):
     """A picture or a video to train on, with its caption, and where it lies."""
 
     name: str
     caption: str
-    kind: Kind
-    place: Place
+    kind: MediaKind
+    place: FileRange
 
 
-Read = tuple[list[Item], list[Problem]]
+LayoutContents = tuple[list[DatasetItem], list[Problem]]
 
 
-def kind_of(name: str) -> Kind | None:
+def media_kind(name: str) -> MediaKind | None:
     """What a file is, by the ending of its name."""
     ending = PurePosixPath(name).suffix.lower()
-    return "image" if ending in IMAGES else "video" if ending in VIDEOS else None
+    return "image" if ending in IMAGE_SUFFIXES else "video" if ending in VIDEO_SUFFIXES else None
 
 
-def beside(found: Sequence[Found]) -> Read:
+def pair_with_captions(found: Sequence[DatasetFile]) -> LayoutContents:
     """Items from files of one name: a.mp4 with a.txt or a.json, in a folder or in a tar.
 
     A picture beside a video of the same name is the video's preview and left out.
     """
-    texts, items, problems = _texts(found), list[Item](), list[Problem]()
-    films = {_stem(each.name) for each in found if kind_of(each.name) == "video"}
+    texts, items, problems = _texts(found), list[DatasetItem](), list[Problem]()
+    films = {_stem(each.name) for each in found if media_kind(each.name) == "video"}
     for name, place in found:
-        kind = kind_of(name)
+        kind = media_kind(name)
         if kind == "image" and _stem(name) in films:
             problems.append(Problem(name, "is left out, as the preview of the video of this name"))
         elif kind is not None:
             caption, wrong = _caption(texts.get(_stem(name)))
-            items.append(Item(name, caption, kind, place))
+            items.append(DatasetItem(name, caption, kind, place))
             problems += [Problem(name, wrong)] if wrong else []
     return items, problems
 
 
-def listed(metadata: Path, root: Path) -> Read:
+def read_item_list(metadata: Path, root: Path) -> LayoutContents:
     """Items from the rows of metadata.jsonl or metadata.csv, whose file names are relative to where it lies."""
-    items, problems, known = list[Item](), list[Problem](), _name(metadata, root)
+    items, problems, known = list[DatasetItem](), list[Problem](), _name(metadata, root)
     for line, row in _rows(metadata):
-        file = None if isinstance(row, str) else _first(row, FILES)
+        file = None if isinstance(row, str) else _first(row, FILE_COLUMNS)
         if isinstance(row, str) or file is None:
-            reason = row if isinstance(row, str) else f"has none of the columns {', '.join(FILES)}"
+            reason = row if isinstance(row, str) else f"has none of the columns {', '.join(FILE_COLUMNS)}"
             problems.append(Problem(f"{known}, line {line},", reason))
             continue
-        path, caption = metadata.parent / file, _first(row, CAPTIONS)
-        name, kind = _name(path, root), kind_of(file)
+        path, caption = metadata.parent / file, _first(row, CAPTION_COLUMNS)
+        name, kind = _name(path, root), media_kind(file)
         if kind is None or not _is_there(path):
             reason = "is not there" if kind else "is neither a picture nor a video by its ending"
             problems.append(Problem(name, f"{reason} ({known}, line {line})"))
             continue
-        items.append(Item(name, caption or "", kind, Place(path)))
+        items.append(DatasetItem(name, caption or "", kind, FileRange(path)))
         problems += [] if caption else [Problem(name, f"has no caption ({known}, line {line})")]
     return items, problems
 
@@ -118,24 +118,24 @@ def _first(row: Mapping[Any, Any], columns: Sequence[str]) -> str | None:
     return None
 
 
-def _texts(found: Sequence[Found]) -> dict[str, Found]:
+def _texts(found: Sequence[DatasetFile]) -> dict[str, DatasetFile]:
     """Captions by their names without the endings."""
-    ranked = [each for ending in TEXTS for each in found if each.name.lower().endswith(ending)]
+    ranked = [each for ending in CAPTION_SUFFIXES for each in found if each.name.lower().endswith(ending)]
     return {_stem(each.name): each for each in reversed(ranked)}
 
 
-def _caption(found: Found | None) -> tuple[str, str]:
+def _caption(found: DatasetFile | None) -> tuple[str, str]:
     """A caption, and what is wrong with it, if anything."""
     if found is None:
         return "", "has no caption"
     try:
-        text = text_at(found.place)
+        text = read_text(found.place)
     except (OSError, ValueError) as error:
         return "", f"has a caption that cannot be read ({error})"
     if found.name.lower().endswith(".json"):
         row = _parsed(text)
-        caption = _first(row, CAPTIONS) if isinstance(row, dict) else None
-        return caption or "", "" if caption else f"has a .json without any of {', '.join(CAPTIONS)}"
+        caption = _first(row, CAPTION_COLUMNS) if isinstance(row, dict) else None
+        return caption or "", "" if caption else f"has a .json without any of {', '.join(CAPTION_COLUMNS)}"
     return text.strip(), "" if text.strip() else "has an empty caption"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 SLUG_LENGTH = 48
 
 
-def beside(path: Path) -> AbstractContextManager[Path]:
+def write_new(path: Path) -> AbstractContextManager[Path]:
     """Lends a hidden name in the same folder to write to, and renames it to `path` once all is well.
 
     Whatever ends the block early (an error, a full disk, Ctrl-C) removes what was written.
@@ -24,7 +24,7 @@ def beside(path: Path) -> AbstractContextManager[Path]:
     return _written(path, _put_where_nothing_is)
 
 
-def instead_of(path: Path) -> AbstractContextManager[Path]:
+def replace_atomically(path: Path) -> AbstractContextManager[Path]:
     """Like `beside`, but the file or folder at `path` gives way, at the very end."""
     return _written(path, _put_over)
 
@@ -41,7 +41,7 @@ def _written(path: Path, put: Callable[[Path, Path], None]) -> Iterator[Path]:
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        remove(part)
+        remove_path(part)
 
 
 def _put_where_nothing_is(part: Path, path: Path) -> None:
@@ -54,14 +54,14 @@ def _put_over(part: Path, path: Path) -> None:
     if path.is_dir():  # the one thing that a rename does not replace
         path.replace(aside)
     part.replace(path)
-    remove(aside)
+    remove_path(aside)
 
 
 def _hidden(path: Path) -> Path:
     return path.with_name(f".{secrets.token_hex(6)}.part")
 
 
-def remove(path: Path) -> None:
+def remove_path(path: Path) -> None:
     """Removes a file or a folder with all that is in it, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
@@ -79,7 +79,7 @@ def refuse_existing(path: Path) -> None:
         raise FileExistsError(f"{path} exists already: choose another name, or ask to overwrite it")
 
 
-def check_folder(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raises OSError when `path` could not be written, before minutes are spent on what would go there."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
@@ -89,7 +89,7 @@ def check_folder(path: Path) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def fresh(folder: Path, text: str, seed: int, suffix: str) -> Path:
+def unused_path(folder: Path, text: str, seed: int, suffix: str) -> Path:
     """A path that nothing has yet: `folder/some-words_7.mp4`, then `some-words_7_2.mp4`, and so on."""
     stem = f"{slug(text)}_{seed}"
     numbered = chain([""], (f"_{number}" for number in count(2)))

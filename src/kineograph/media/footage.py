@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.metadata import PICTURES, existing, frame_files, read_label, unreadable
+from kineograph.media.metadata import PILLOW_SUFFIXES, existing_path, frame_files, read_metadata, unreadable_file
 
-DAMAGE = (av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, LookupError)  # what PyAV and Pillow raise
+DECODE_ERRORS = (av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, LookupError)  # what PyAV and Pillow raise
 NEAR = 1e-3  # seconds: Matroska rounds when a frame is shown to milliseconds
 DISTORTION = 1.1  # ratio of aspect ratios above which a video is of another shape
 
@@ -47,13 +47,13 @@ class Footage:
         try:
             for read, frame in enumerate(_stream(self.path)):
                 while wanted == read:
-                    yield fitted(frame, height, width)
+                    yield center_crop_resize(frame, height, width)
                     wanted = next(due, None)
                 if wanted is None:
                     return
         except InputError:
             raise
-        except DAMAGE as error:
+        except DECODE_ERRORS as error:
             raise InputError(f"{self.path} cannot be read beyond frame {read}: {error}") from error
         raise InputError(f"{self.path} breaks off after frame {read}, and frame {wanted} is wanted")
 
@@ -73,14 +73,14 @@ def open_footage(path: str | Path, *, num_frames: int | None = None, fps: float 
 
     Raises InputError when it is no video, holds no frames, is damaged, or is shorter than that.
     """
-    path = existing(path)
+    path = existing_path(path)
     try:
         rate, times = _times(path)
         first = next(_stream(path), None)
     except InputError:
         raise
-    except DAMAGE as error:
-        raise unreadable(path, error) from error
+    except DECODE_ERRORS as error:
+        raise unreadable_file(path, error) from error
     if first is None or not times:
         raise InputError(f"{path} holds no frames: give a video with at least one")
     chosen = list(range(len(times))) if fps is None else _at_rate(times, rate, fps)
@@ -100,38 +100,38 @@ def _at_rate(times: list[float], rate: float, fps: float) -> list[int]:
 
 def _times(path: Path) -> tuple[float, list[float]]:
     """Frames a second, and when each is shown."""
-    label = read_label(path)
+    label = read_metadata(path)
     if path.is_dir():
         rate = label.fps if label else 1.0
         return rate, [number / rate for number in range(len(frame_files(path)))]
-    if path.suffix.lower() in PICTURES:
+    if path.suffix.lower() in PILLOW_SUFFIXES:
         frames, rate = codecs.read_animation(path, label)
         return rate, [number / rate for number in range(len(frames))]
-    rate, times = codecs.movie_times(path)
+    rate, times = codecs.read_frame_times(path)
     if label and len(times) < label.frames:
         raise InputError(f"{path} is cut short: {len(times)} of its {label.frames} frames are left")
     return (label.fps if label else rate), times
 
 
 def _stream(path: Path) -> Iterator[np.ndarray]:
-    label = read_label(path)
+    label = read_metadata(path)
     if path.is_dir():
         yield from (codecs.read_animation(file, None)[0][0] for file in frame_files(path))
-    elif path.suffix.lower() in PICTURES:
+    elif path.suffix.lower() in PILLOW_SUFFIXES:
         yield from codecs.read_animation(path, label)[0]
     else:
         shape = (label.height, label.width) if label else (None, None)  # ours may be padded to even sides
-        yield from (frame[: shape[0], : shape[1]] for frame in codecs.stream_movie(path))
+        yield from (frame[: shape[0], : shape[1]] for frame in codecs.stream_frames(path))
 
 
-def fitted(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+def center_crop_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """A frame in this size: scaled to cover it, and cut alike at both sides where it is wider or higher."""
     if frame.shape[:2] == (height, width):
         return np.ascontiguousarray(frame)
     return np.asarray(ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.LANCZOS))
 
 
-def size_for(footage: Footage, height: int | None, width: int | None, *, side: int, factor: int) -> tuple[int, int]:
+def output_size(footage: Footage, height: int | None, width: int | None, *, side: int, factor: int) -> tuple[int, int]:
     """Height and width of a video made from this one: as asked, else of its shape, with its longer side `side`.
 
     factor: what both are multiples of. Raises InputError when the size asked for is of another shape.
@@ -152,7 +152,7 @@ def _whole(length: float, factor: int) -> int:
     return max(1, round(length / factor)) * factor
 
 
-def in_chunks(frames: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+def stack_in_chunks(frames: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """Frames, at most `size` at a time: uint8 [n h w 3]."""
     while chunk := list(islice(frames, size)):
         yield np.stack(chunk)

@@ -15,7 +15,7 @@ from kineograph.errors import InputError
 WHITE = (255, 255, 255, 255)
 
 
-class Picture(NamedTuple):
+class InputImage(NamedTuple):
     """A picture as it was read: uint8 [h w 3], and the SHA-256 of its file."""
 
     path: str
@@ -23,7 +23,7 @@ class Picture(NamedTuple):
     digest: str
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_image(path: str | Path) -> InputImage:
     """The picture, upright as its EXIF says, what is transparent on white.
 
     Raises InputError when nothing is there, or no picture, or one that is damaged.
@@ -37,4 +37,4 @@ def read_picture(path: str | Path) -> Picture:
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} is no picture that can be read, or is damaged: {error}") from error
     pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", whole.size, WHITE), whole).convert("RGB"))
-    return Picture(str(path), pixels, hashlib.sha256(file.read_bytes()).hexdigest())
+    return InputImage(str(path), pixels, hashlib.sha256(file.read_bytes()).hexdigest())

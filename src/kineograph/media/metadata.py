@@ -18,10 +18,10 @@ import PIL.Image
 from kineograph.errors import InputError
 
 IMAGE_DESCRIPTION = 0x010E
-PICTURES = frozenset({".gif", ".webp", ".png", ".jpg", ".jpeg"})
+PILLOW_SUFFIXES = frozenset({".gif", ".webp", ".png", ".jpg", ".jpeg"})
 
 
-class Label(NamedTuple):
+class VideoMetadata(NamedTuple):
     """What is written into a file: its shape, which containers round or pad, and the settings that made it."""
 
     frames: int
@@ -35,12 +35,12 @@ class Label(NamedTuple):
         return json.dumps({"made_with": f"kineograph {version('kineograph')}", **self._asdict()})
 
 
-def read_label(path: str | Path) -> Label | None:
+def read_metadata(path: str | Path) -> VideoMetadata | None:
     """The label of a file or a folder of pictures; None when it carries none of ours."""
-    path = existing(path)
+    path = existing_path(path)
     if path.is_dir():
         path = frame_files(path)[0]
-    text = _picture_text(path) if path.suffix.lower() in PICTURES else _movie_text(path)
+    text = _picture_text(path) if path.suffix.lower() in PILLOW_SUFFIXES else _movie_text(path)
     return _parsed(text)
 
 
@@ -50,7 +50,7 @@ def read_settings(path: str | Path) -> dict:
     Raises:
         InputError: there is no such file, it cannot be read, or it carries no settings.
     """
-    label = read_label(path)
+    label = read_metadata(path)
     if label is None or not label.settings:
         raise InputError(
             f"{path} carries no settings: Kineograph did not make it, or a program that passed it on dropped them"
@@ -58,12 +58,12 @@ def read_settings(path: str | Path) -> dict:
     return label.settings
 
 
-def identifier(settings: Mapping[str, Any]) -> str:
+def settings_id(settings: Mapping[str, Any]) -> str:
     """Twelve letters that stand for these settings: what was made or measured with the same ones is the same."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def existing(path: str | Path) -> Path:
+def existing_path(path: str | Path) -> Path:
     """The path, if something is there."""
     path = Path(path).expanduser()
     if not path.exists():
@@ -79,7 +79,7 @@ def frame_files(folder: Path) -> list[Path]:
     return files
 
 
-def unreadable(path: Path, error: Exception) -> InputError:
+def unreadable_file(path: Path, error: Exception) -> InputError:
     """The error for a file that is not what its name says."""
     return InputError(f"cannot read {path}: it is damaged, or no picture or video ({type(error).__name__})")
 
@@ -91,7 +91,7 @@ def _picture_text(path: Path) -> str:
                 picture.info.get("Comment") or picture.info.get("comment") or picture.getexif().get(IMAGE_DESCRIPTION)
             )
     except (OSError, SyntaxError) as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
     return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text or ""
 
 
@@ -100,12 +100,12 @@ def _movie_text(path: Path) -> str:
         with av.open(path) as container:
             return container.metadata.get("comment", "")
     except av.FFmpegError as error:
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
 
 
-def _parsed(text: str) -> Label | None:
+def _parsed(text: str) -> VideoMetadata | None:
     try:
         fields = json.loads(text)
-        return Label(**{name: fields[name] for name in Label._fields})
+        return VideoMetadata(**{name: fields[name] for name in VideoMetadata._fields})
     except (ValueError, KeyError, TypeError):  # somebody else's comment
         return None

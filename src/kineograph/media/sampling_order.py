@@ -15,11 +15,11 @@ from jaxtyping import Int64
 
 from kineograph.errors import InputError
 from kineograph.media.dataset import Dataset
-from kineograph.media.dataset_layouts import Item
+from kineograph.media.dataset_layouts import DatasetItem
 from kineograph.media.seek import BrokenFile
 
 Seen = TypeVar("Seen")
-Cut = Callable[[Item, np.random.Generator], Seen]
+Cut = Callable[[DatasetItem, np.random.Generator], Seen]
 
 ORDER, WINDOW = 1, 2  # two streams of random numbers of one seed
 PATIENCE = 1000  # broken items in a row before training gives up: the disk may have gone
@@ -49,7 +49,7 @@ def draw(
 
     Raises InputError when nothing can be drawn any more, with a reason.
     """
-    return [drawn(dataset, step, place, batch=batch, seed=seed, cut=cut, skipped=skipped) for place in places]
+    return [sample_item(dataset, step, place, batch=batch, seed=seed, cut=cut, skipped=skipped) for place in places]
 
 
 def share(batch: int, rank: int, processes: int) -> range:
@@ -57,7 +57,7 @@ def share(batch: int, rank: int, processes: int) -> range:
     return range(rank, batch, processes)
 
 
-def drawn(
+def sample_item(
     dataset: Dataset,
     step: int,
     place: int,

@@ -18,17 +18,17 @@ from av.container import InputContainer
 from av.video import VideoStream
 
 from kineograph.errors import InputError
-from kineograph.media.shards import Part
+from kineograph.media.shards import FileSlice
 
 HEAD = 32  # packets that the first frame is among: frames are stored in another order than they are shown
 FAR = 1 << 50  # ticks, beyond the end of any video
 LEADS = (0.0, 2.0, 10.0)  # seconds before the window to seek to, one tried after another
 SLOWEST, FASTEST = 1, 120  # frames a second: whoever states others is not believed without counting
-HALF = 0.501  # of a frame: a little more, so that halves are rounded alike
+HALF_FRAME = 0.501  # of a frame: a little more, so that halves are rounded alike
 LEAST_LOST = 0.1  # of a video: what says that it was cut short
 
 
-class Film(NamedTuple):
+class VideoTiming(NamedTuple):
     """When a video is shown, from its first frame to the end of its last, in seconds, and its frames a second.
 
     pixel: how much wider than high a pixel is shown.
@@ -49,12 +49,12 @@ class BrokenFile(InputError):
     """A file that cannot be decoded, or does not hold what was asked of it; the text names it and says why."""
 
 
-def film(part: Part) -> Film:
+def read_timing(part: FileSlice) -> VideoTiming:
     """When a video is shown, without decoding it: its beginning and its end are read, and little between them.
 
     Raises BrokenFile when it holds no frames or is cut short, and what PyAV raises.
     """
-    with main_stream(part) as (container, stream):
+    with open_video_stream(part) as (container, stream):
         head = [*islice(_stamps(container, stream), HEAD)]
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         stated, pixel = _stated_seconds(container, stream), float(stream.sample_aspect_ratio or 1)
@@ -62,30 +62,30 @@ def film(part: Part) -> Film:
     if not head:
         raise BrokenFile("holds no frames")
     if not tail or not SLOWEST <= rate <= FASTEST:
-        with main_stream(part) as (container, stream):
+        with open_video_stream(part) as (container, stream):
             tail = [*_stamps(container, stream)]
     first, last = min(stamp.shown for stamp in head), max(stamp.shown for stamp in tail)
     if not SLOWEST <= rate <= FASTEST:
         rate = (len(tail) - 1) / (last - first) if last > first else 1.0
     _check_whole(stated + min(first, 0), max(last + 1 / rate, *(stamp.until for stamp in tail)), 2 / rate)
-    return Film(first, last + 1 / rate, rate, pixel)
+    return VideoTiming(first, last + 1 / rate, rate, pixel)
 
 
-def frames_at(
-    part: Part, times: Sequence[float], film: Film, develop: Callable[[av.VideoFrame], np.ndarray]
+def decode_frames_at(
+    part: FileSlice, times: Sequence[float], film: VideoTiming, develop: Callable[[av.VideoFrame], np.ndarray]
 ) -> list[np.ndarray]:
     """What `develop` makes of the frame on show at each of these rising times, in seconds.
 
     A time counts half a frame later, so that times rounded by a container do not show a frame twice.
     Raises BrokenFile where the video breaks off, and what PyAV raises.
     """
-    start = times[0] + HALF / film.rate
+    start = times[0] + HALF_FRAME / film.rate
     for lead in LEADS:
-        with main_stream(part) as (container, stream):
+        with open_video_stream(part) as (container, stream):
             first, others = _sought(container, stream, start - lead)
-            if first is not None and shown_at(first) <= start:
+            if first is not None and frame_time(first) <= start:
                 return _shown(chain([first], others), times, film.rate, develop)
-    with main_stream(part) as (container, stream):
+    with open_video_stream(part) as (container, stream):
         return _shown(container.decode(stream), times, film.rate, develop)
 
 
@@ -94,7 +94,7 @@ def _sought(
 ) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
     """The frame that a container finds near `start`, and those after it; None where it finds none."""
     try:
-        container.seek(ticks(stream, start), stream=stream)
+        container.seek(to_ticks(stream, start), stream=stream)
         frames = container.decode(stream)
         return next(frames, None), frames
     except av.FFmpegError:
@@ -107,15 +107,15 @@ def _shown(
     shown: list[np.ndarray] = []
     before: av.VideoFrame | None = None
     for frame in frames:
-        over = sum(time < shown_at(frame) - HALF / rate for time in times[len(shown) :])
+        over = sum(time < frame_time(frame) - HALF_FRAME / rate for time in times[len(shown) :])
         if over:
             shown += [develop(_whole(before, times[len(shown)]))] * over
         if len(shown) == len(times):
             return shown
         before = frame
     last = _whole(before, times[len(shown)])
-    if times[-1] > shown_at(last) + 1.5 / rate:
-        raise BrokenFile(f"cannot be decoded beyond {shown_at(last):.2f} s")
+    if times[-1] > frame_time(last) + 1.5 / rate:
+        raise BrokenFile(f"cannot be decoded beyond {frame_time(last):.2f} s")
     return shown + [develop(last)] * (len(times) - len(shown))
 
 
@@ -126,7 +126,7 @@ def _whole(frame: av.VideoFrame | None, time: float) -> av.VideoFrame:
 
 
 @contextmanager
-def main_stream(part: Part) -> Iterator[tuple[InputContainer, VideoStream]]:
+def open_video_stream(part: FileSlice) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The video's main stream: not the cover picture of its sound."""
     part.seek(0)
     with av.open(part, "r", metadata_errors="replace") as container:
@@ -154,7 +154,7 @@ def _tail(container: InputContainer, stream: VideoStream) -> list[_Stamp]:
     try:
         container.seek(FAR, stream=stream)
         rough = max((stamp.shown for stamp in _stamps(container, stream)), default=0.0)
-        container.seek(ticks(stream, rough - 1), stream=stream)
+        container.seek(to_ticks(stream, rough - 1), stream=stream)
         return [*_stamps(container, stream)]
     except av.FFmpegError:
         return []
@@ -172,11 +172,11 @@ def _check_whole(stated: float, until: float, some: float) -> None:
         raise BrokenFile(f"is cut short: {until:.1f} of its {stated:.1f} seconds are left")
 
 
-def ticks(stream: VideoStream, seconds: float) -> int:
+def to_ticks(stream: VideoStream, seconds: float) -> int:
     return math.floor(seconds / float(stream.time_base or 1))
 
 
-def shown_at(frame: av.VideoFrame) -> float:
+def frame_time(frame: av.VideoFrame) -> float:
     stamp = frame.dts if frame.pts is None else frame.pts
     if stamp is None or frame.time_base is None:
         raise BrokenFile("does not say when its frames are shown")

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
 
-class Place(NamedTuple):
+class FileRange(NamedTuple):
     """A file, or `size` bytes of it from byte `start` on. size: None is up to the file's end."""
 
     path: Path
@@ -20,11 +20,11 @@ class Place(NamedTuple):
     size: int | None = None
 
 
-class Found(NamedTuple):
+class DatasetFile(NamedTuple):
     """Something that may belong to a dataset. name: with folders and, in a tar, the tar's name first."""
 
     name: str
-    place: Place
+    place: FileRange
 
 
 class Problem(NamedTuple):
@@ -35,7 +35,7 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class FileSlice:
     """A part of an open file that reads like a file of its own, as PyAV and Pillow want one."""
 
     file: BinaryIO
@@ -63,17 +63,17 @@ def is_hidden(name: str) -> bool:
 
 
 @contextmanager
-def opened(place: Place) -> Iterator[Part]:
+def open_range(place: FileRange) -> Iterator[FileSlice]:
     """The bytes of a place, to read from their beginning. Raises OSError when the file is not there any more."""
     with place.path.open("rb") as file:
-        part = Part(file, place.start, file.seek(0, SEEK_END) if place.size is None else place.size)
+        part = FileSlice(file, place.start, file.seek(0, SEEK_END) if place.size is None else place.size)
         part.seek(0)
         yield part
 
 
-def text_at(place: Place) -> str:
+def read_text(place: FileRange) -> str:
     """The text at a place. Raises OSError, and ValueError when it is not UTF-8."""
-    with opened(place) as part:
+    with open_range(place) as part:
         return part.read().decode("utf-8-sig")
 
 
@@ -81,12 +81,12 @@ BRACES = re.compile(r"\{([^{}]+)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def members(path: Path, name: str) -> tuple[list[Found], list[Problem]]:
+def list_tar_members(path: Path, name: str) -> tuple[list[DatasetFile], list[Problem]]:
     """The files in a tar, and what is wrong with the tar: of one that breaks off, what is whole is used.
 
     name: what the tar is called in the names of what it holds.
     """
-    found: list[Found] = []
+    found: list[DatasetFile] = []
     try:
         length = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
@@ -94,7 +94,7 @@ def members(path: Path, name: str) -> tuple[list[Found], list[Problem]]:
                 inner = PurePosixPath(member.name)  # without the "./" that some writers begin with
                 whole = member.isreg() and not member.issparse() and member.offset_data + member.size <= length
                 if whole and not is_hidden(str(inner)):
-                    found.append(Found(f"{name}/{inner}", Place(path, member.offset_data, member.size)))
+                    found.append(DatasetFile(f"{name}/{inner}", FileRange(path, member.offset_data, member.size)))
         reason = None if _is_end(path, tar.offset) else "it has no end mark"  # tarfile stops there, and says nothing
     except FileNotFoundError:
         return [], [Problem(name, "is not there")]
@@ -105,17 +105,17 @@ def members(path: Path, name: str) -> tuple[list[Found], list[Problem]]:
 
 
 def _is_end(path: Path, offset: int) -> bool:
-    with opened(Place(path, offset, tarfile.BLOCKSIZE)) as part:
+    with open_range(FileRange(path, offset, tarfile.BLOCKSIZE)) as part:
         return part.read() == bytes(tarfile.BLOCKSIZE)
 
 
-def expanded(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """What a pattern with braces names, as a shell has it: a-{08..10}.tar are three, {a,b}/c.tar two."""
     braces = BRACES.search(pattern)
     if braces is None:
         return [pattern]
     before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [rest for choice in _choices(braces[1]) for rest in expanded(f"{before}{choice}{after}")]
+    return [rest for choice in _choices(braces[1]) for rest in expand_braces(f"{before}{choice}{after}")]
 
 
 def _choices(inner: str) -> list[str]:

@@ -12,15 +12,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from kineograph.media.dataset_layouts import Item
-from kineograph.media.footage import DAMAGE
-from kineograph.media.seek import BrokenFile, Film, film, frames_at
-from kineograph.media.shards import Part, opened
+from kineograph.media.dataset_layouts import DatasetItem
+from kineograph.media.footage import DECODE_ERRORS
+from kineograph.media.seek import BrokenFile, VideoTiming, read_timing, decode_frames_at
+from kineograph.media.shards import FileSlice, open_range
 
 Rng = np.random.Generator
 Crop = Callable[[Rng], tuple[float, float]]
 
-STILL = 1.0  # frames a second of a picture, which has none
+IMAGE_FPS = 1.0  # frames a second of a picture, which has none
 SAME = 1.002  # ratio of rates that count as one: 24 and 23.976
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 GAP = 3.0  # how many times too large a picture is averaged to before it is resampled: no eye sees a difference
@@ -35,26 +35,26 @@ class Clip(NamedTuple):
     caption: str
 
 
-def centred(rng: Rng) -> tuple[float, float]:
+def center_crop(rng: Rng) -> tuple[float, float]:
     """A crop that takes alike from both sides."""
     return 0.5, 0.5
 
 
-def anywhere(rng: Rng) -> tuple[float, float]:
+def random_crop(rng: Rng) -> tuple[float, float]:
     """A random crop: what share of what is cut off goes at the left, and at the top."""
     across, down = rng.uniform(size=2)
     return float(across), float(down)
 
 
-def clip(
-    item: Item,
+def load_clip(
+    item: DatasetItem,
     rng: Rng,
     *,
     num_frames: int,
     height: int,
     width: int,
     rates: Sequence[float] | None = None,
-    crop: Crop = centred,
+    crop: Crop = center_crop,
 ) -> Clip:
     """A random window of an item: `num_frames` frames of a video, or its one frame of a picture.
 
@@ -67,21 +67,21 @@ def clip(
     """
     at = crop(rng)
     try:
-        with opened(item.place) as part:
+        with open_range(item.place) as part:
             _check(item, part, num_frames)
             if item.kind == "image":
-                return Clip(fitted_at(picture_in(part), height, width, at)[None], STILL, item.caption)
-            shown = film(part)
+                return Clip(crop_resize(decode_image(part), height, width, at)[None], IMAGE_FPS, item.caption)
+            shown = read_timing(part)
             times, fps = _window(shown, rng, num_frames, rates)
             develop = _developer(shown.pixel, height, width, at)
-            return Clip(np.stack(frames_at(part, times, shown, develop)), fps, item.caption)
+            return Clip(np.stack(decode_frames_at(part, times, shown, develop)), fps, item.caption)
     except BrokenFile as error:
         raise BrokenFile(f"{item.name} {error}") from error
-    except (*DAMAGE, Image.DecompressionBombError) as error:
+    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
         raise BrokenFile(f"{item.name} cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def fitted_at(
+def crop_resize(
     image: Image.Image, height: int, width: int, at: tuple[float, float], pixel: float = 1.0, share: float = 1.0
 ) -> UInt8[np.ndarray, "h w 3"]:
     """A picture in this size: scaled to cover it, antialiased, and cut where it is wider or higher.
@@ -96,14 +96,14 @@ def fitted_at(
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=GAP))
 
 
-def _check(item: Item, part: Part, num_frames: int) -> None:
+def _check(item: DatasetItem, part: FileSlice, num_frames: int) -> None:
     if part.size == 0:
         raise BrokenFile("is empty")
     if item.kind == "image" and num_frames > 1:
         raise BrokenFile(f"is a picture, which has one frame, and {num_frames} are asked for")
 
 
-def _window(film: Film, rng: Rng, num_frames: int, rates: Sequence[float] | None) -> tuple[list[float], float]:
+def _window(film: VideoTiming, rng: Rng, num_frames: int, rates: Sequence[float] | None) -> tuple[list[float], float]:
     """When the frames of a random window are shown, and how many are a second."""
     slots = round((film.end - film.first) * film.rate)
     slow = [min(rate, film.rate) for rate in rates or [film.rate] if rate <= SAME * film.rate]
@@ -126,7 +126,7 @@ def _developer(pixel: float, height: int, width: int, at: tuple[float, float]) -
     def develop(frame: av.VideoFrame) -> np.ndarray:
         quarters = round(frame.rotation / 90)
         upright = Image.fromarray(np.rot90(_pixels(frame), quarters))
-        return fitted_at(upright, height, width, at, 1 / pixel if quarters % 2 else pixel)
+        return crop_resize(upright, height, width, at, 1 / pixel if quarters % 2 else pixel)
 
     return develop
 
@@ -137,7 +137,7 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
     return frame.to_ndarray(format="rgb24")
 
 
-def picture_in(part: Part) -> Image.Image:
+def decode_image(part: FileSlice) -> Image.Image:
     """A picture as a viewer shows it: turned as its camera says, on white, in RGB."""
     with Image.open(BytesIO(part.read()), formats=FORMATS) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format in ANIMATED:

@@ -18,13 +18,13 @@ import PIL.Image
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.files import beside, instead_of, refuse_existing
-from kineograph.media.metadata import Label, existing, read_label, unreadable
+from kineograph.media.files import write_new, replace_atomically, refuse_existing
+from kineograph.media.metadata import VideoMetadata, existing_path, read_metadata, unreadable_file
 
 if TYPE_CHECKING:  # whoever only looks into a file does not wait for torch
     import torch
 
-WRITERS: Mapping[str, Callable[[Path, np.ndarray, Label], None]] = {
+WRITERS: Mapping[str, Callable[[Path, np.ndarray, VideoMetadata], None]] = {
     ".mp4": codecs.write_mp4,
     ".gif": codecs.write_gif,
     ".webp": codecs.write_webp,
@@ -95,13 +95,13 @@ class Video:
         """
         path = Path(path).expanduser()
         check_new(path, len(self))
-        return self._write(path, beside(path))
+        return self._write(path, write_new(path))
 
     def overwrite(self, path: str | Path) -> Path:
         """Like `save`, in place of what has that name, which stays as it was until the new file is whole."""
         path = Path(path).expanduser()
         check_replaceable(path, len(self))
-        return self._write(path, instead_of(path))
+        return self._write(path, replace_atomically(path))
 
     def contact_sheet(self, *, columns: int | None = None) -> PIL.Image.Image:
         """One picture of up to 16 frames, evenly spread over the video, row by row."""
@@ -122,9 +122,9 @@ class Video:
             WRITERS[path.suffix.lower()](part, self.frames, self._label())
         return path
 
-    def _label(self) -> Label:
+    def _label(self) -> VideoMetadata:
         count, height, width, _ = self.frames.shape
-        return Label(count, height, width, self.fps, dict(self.settings))
+        return VideoMetadata(count, height, width, self.fps, dict(self.settings))
 
     def _repr_html_(self) -> str:
         with tempfile.TemporaryDirectory() as folder:
@@ -169,14 +169,14 @@ def open_video(path: str | Path) -> Video:
     Raises:
         InputError: there is no such file, or it is damaged, cut short, or no video.
     """
-    label = read_label(path)
-    path = existing(path)
+    label = read_metadata(path)
+    path = existing_path(path)
     try:
         frames, fps = _read(path, label)
     except InputError:
         raise
     except (OSError, SyntaxError, EOFError, ValueError, LookupError) as error:  # what Pillow and PyAV raise
-        raise unreadable(path, error) from error
+        raise unreadable_file(path, error) from error
     if label is None:
         return Video(frames, fps)
     if len(frames) < label.frames and not path.suffix.lower() == ".png":
@@ -184,9 +184,9 @@ def open_video(path: str | Path) -> Video:
     return Video(frames[:, : label.height, : label.width], label.fps, label.settings)
 
 
-def _read(path: Path, label: Label | None) -> tuple[np.ndarray, float]:
+def _read(path: Path, label: VideoMetadata | None) -> tuple[np.ndarray, float]:
     if path.is_dir():
         return codecs.read_pngs(path, label)
     if path.suffix.lower() in (".gif", ".webp", ".png", ".jpg", ".jpeg"):
         return codecs.read_animation(path, label)
-    return codecs.read_movie(path)
+    return codecs.decode_video(path)

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.dataset_layouts import CAPTIONS, FILES, IMAGES, VIDEOS
+from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
-from kineograph.media.metadata import Label, read_label
+from kineograph.media.metadata import VideoMetadata, read_metadata
 from kineograph.media.shards import Problem, is_hidden
 from kineograph.metrics.features import Frames
 from kineograph.models.formats.tensor_files import preview_names
 
-EXTENSIONS = VIDEOS | {".webp"}  # animated, as Kineograph writes them
+EXTENSIONS = VIDEO_SUFFIXES | {".webp"}  # animated, as Kineograph writes them
 FRAME = "frame_*.png"
 
 
@@ -115,9 +115,9 @@ def read_prompts(path: str | Path) -> dict[str, str]:
     """
     path, prompts = Path(path).expanduser(), dict[str, str]()
     for where, row in read_rows(path):
-        name, prompt = first_value(row, FILES), first_value(row, CAPTIONS)
+        name, prompt = first_value(row, FILE_COLUMNS), first_value(row, CAPTION_COLUMNS)
         if not name or not prompt:
-            missing = f"a file ({', '.join(FILES)})" if not name else f"a prompt ({', '.join(CAPTIONS)})"
+            missing = f"a file ({', '.join(FILE_COLUMNS)})" if not name else f"a prompt ({', '.join(CAPTION_COLUMNS)})"
             raise InputError(f"{where}: expected {missing}, got {row}")
         if prompts.setdefault(name, prompt) != prompt:
             raise InputError(f"{where}: {name} has another prompt earlier in this file")
@@ -152,14 +152,14 @@ def _find_prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> t
     for alias in _aliases(name):
         if prompts and alias in prompts:
             return prompts[alias], ()
-    label = read_label(path)
+    label = read_metadata(path)
     prompt = label.settings.get("prompt") if label else None
     if label is None or not isinstance(prompt, str) or not prompt:
         return None, ()
     return prompt, _later_prompts(label, name)
 
 
-def _later_prompts(label: Label, name: str) -> tuple[str, ...]:
+def _later_prompts(label: VideoMetadata, name: str) -> tuple[str, ...]:
     """Return the prompts of the clips after the first; the last prompt goes on to the end of the video."""
     then, clips = label.settings.get("then") or (), label.settings.get("clips")
     if not then:
@@ -174,7 +174,7 @@ def _later_prompts(label: Label, name: str) -> tuple[str, ...]:
 def _aliases(name: str) -> list[str]:
     """Return the names by which a file of prompts may call a video."""
     path = PurePosixPath(name)
-    bare = path.with_suffix("") if path.suffix.lower() in EXTENSIONS | IMAGES else path
+    bare = path.with_suffix("") if path.suffix.lower() in EXTENSIONS | IMAGE_SUFFIXES else path
     return [str(path), str(bare), path.name, bare.name]
 
 

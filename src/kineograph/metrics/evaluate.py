@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.files import instead_of, slug
+from kineograph.media.files import replace_atomically, slug
 from kineograph.metrics.collection import VideoCollection, collect_videos
 from kineograph.metrics.extractors import BUILT_IN
 from kineograph.metrics.features import Extractor, check_video_lengths
@@ -76,7 +76,7 @@ def write_reports(evaluations: Sequence[Evaluation], folder: Path) -> Path:
     files = {f"{each.name}.json": json.dumps(each.as_json(), indent=2, allow_nan=False) + "\n" for each in evaluations}
     files |= {"report.md": markdown_table(evaluations), "index.html": html_page(evaluations)}
     for name, text in files.items():
-        with instead_of(folder / name) as part:
+        with replace_atomically(folder / name) as part:
             part.write_text(text)
     return folder / "index.html"
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from kineograph.errors import InputError
-from kineograph.media.dataset_layouts import IMAGES
+from kineograph.media.dataset_layouts import IMAGE_SUFFIXES
 from kineograph.metrics.encoders import clip_extractor, load_clip_encoder, load_videomae
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.metrics.torchscript import load_torchscript
@@ -108,9 +108,9 @@ def _clip_source(names: Sequence[str]) -> str | Path | None:
 
 def _read_images(folder: Path) -> tuple[list[Frames], str]:
     """Read the images of a folder, each a video of one frame, and hash their files."""
-    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGES)
+    files = sorted(file for file in folder.glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise InputError(f"{folder} holds no images: expected files that end in {' '.join(sorted(IMAGES))}")
+        raise InputError(f"{folder} holds no images: expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}")
     digest, images = hashlib.sha256(), []
     for file in files:
         try:

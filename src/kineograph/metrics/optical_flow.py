@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from kineograph.errors import InputError
-from kineograph.media.footage import fitted
+from kineograph.media.footage import center_crop_resize
 from kineograph.metrics.features import Frames, NamedValues
 
 FLOW_SIDE = 256  # pixels of the shorter side: flow and grey levels depend on the size
@@ -109,4 +109,4 @@ def _targets(flow: Flow) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h
 def _resize_frames(frames: Frames) -> list[np.ndarray]:
     height, width = frames.shape[1:3]
     scale = FLOW_SIDE / min(height, width)
-    return [fitted(frame, round(scale * height), round(scale * width)) for frame in frames]
+    return [center_crop_resize(frame, round(scale * height), round(scale * width)) for frame in frames]

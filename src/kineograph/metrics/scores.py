@@ -13,19 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.metadata import identifier
+from kineograph.media.metadata import settings_id
 from kineograph.media.shards import Problem
 from kineograph.metrics.collection import DecodedVideo, VideoCollection, VideoEntry, decode_video
-from kineograph.metrics.distances import (
-    SPLITS,
-    Mean,
-    frechet_distance,
-    inception_score,
-    jackknife,
-    kernel_distance,
-    mean,
-    moments,
-)
+from kineograph.metrics.distances import SPLITS, Mean, frechet_distance, inception_score, jackknife, kernel_distance, mean, moments
 from kineograph.metrics.features import Extractor, VideoFeatures, check_video_lengths
 from kineograph.metrics.video_metrics import QUALITY, VideoMetric
 
@@ -50,7 +41,7 @@ class Score:
     @property
     def protocol(self) -> str:
         """Identifier of the settings. Scores can be compared only if theirs are equal."""
-        return identifier(self.settings)
+        return settings_id(self.settings)
 
 
 class MeasuredVideo(NamedTuple):

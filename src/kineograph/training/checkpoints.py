@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.files import instead_of, remove
+from kineograph.media.files import replace_atomically, remove_path
 from kineograph.training.logs import LossSums
 from kineograph.training.optimisers import Optimisers, copy_weights, load_optimiser_state, optimiser_state
 
@@ -63,14 +63,14 @@ def save_checkpoint(state: TrainState, position: LoopPosition, folder: Path, ter
         path.parent.mkdir(parents=True, exist_ok=True)
         if needed > (free := shutil.disk_usage(path.parent).free):
             raise _write_error(path, needed, f"{_megabytes(free)} are free")
-        with instead_of(path) as part:
+        with replace_atomically(path) as part:
             _write(part, files, record)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
         raise _write_error(path, needed, str(error)) from error
     for old in _list(folder)[limit:] if limit else []:
         hidden = old.replace(old.with_name(f".{old.name}.part"))  # a kill leaves no half of it under its name
-        remove(hidden)
+        remove_path(hidden)
 
 
 def _write(part: Path, files: Mapping[str, Mapping[str, Tensor]], record: dict[str, Any]) -> None:
@@ -110,7 +110,7 @@ def _megabytes(count: int) -> str:
 def remove_partial_checkpoints(folder: Path) -> None:
     """Remove the incomplete checkpoints that a kill left behind."""
     for part in _checkpoints(folder).glob(".*.part"):
-        remove(part)
+        remove_path(part)
 
 
 def latest_checkpoint(folder: Path) -> Path | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 
 LossSums = Mapping[str, tuple[float, int]]  # loss -> its sum since the last line, and the number of steps in it
 
@@ -78,7 +78,7 @@ def _cut_back(path: Path, step: int) -> None:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     past = [line for line in lines if _step_of(line) <= step]
     if past != lines:
-        with instead_of(path) as part:
+        with replace_atomically(path) as part:
             part.write_text("".join(past), encoding="utf-8")
 
 

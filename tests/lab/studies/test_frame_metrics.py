@@ -15,7 +15,7 @@ def judged(things, colours=None, scenes=None):
 
 
 def panned(speed: float, frames: int = 5, noise: float = 6.0):
-    """Return an image of the world that moves by `speed` pixels per frame to the right, and half of it up, with noise."""
+    """Return frames of an image that moves `speed` pixels per frame to the right and half as far up, with noise."""
     wide = Image.fromarray(np.pad(render(next(sample_shots(5))), ((64, 64), (64, 64), (0, 0)), mode="symmetric"))
     grain = np.random.default_rng(0).normal(0, noise, (frames, 128, 128, 3))
     views = [

@@ -462,7 +462,9 @@ def test_a_style_learns_from_one_picture(tiny: Model, few: Path, tmp_path: Path)
     named = prepare_image_customisation(
         tiny, tmp_path / "photos", tmp_path / "no", style="ink style", settings=settings()
     )
-    assert named.prior_prompts == [] and named.settings.prior_weight == 0, "what a caption is without the style, nobody knows"
+    assert named.prior_prompts == [] and named.settings.prior_weight == 0, (
+        "what a caption is without the style, nobody knows"
+    )
     steps = list(running.run_image_customisation(start))
     assert len(steps[-1].previews) == 1 and read_description(tmp_path / "out" / "final")["name"] == "ink style"
     with pytest.warns(InputWarning, match="have no caption beside"):

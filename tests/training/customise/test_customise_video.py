@@ -159,7 +159,10 @@ def test_a_motion_adapter_alone(
     video: Model, waves: Path, done: tuple[Path, list[PhaseProgress]], tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    assert phases([*train_motion_adapter(video, tmp_path / "out", settings=settings())]) == ["natural", "motion_adapter"]
+    assert phases([*train_motion_adapter(video, tmp_path / "out", settings=settings())]) == [
+        "natural",
+        "motion_adapter",
+    ]
     own = load_file(tmp_path / "out" / "motion_adapter.safetensors")
     assert equal(own, load_file(done[0] / "motion_adapter.safetensors"))
     assert opened(waves, motion_adapter=tmp_path / "out").net.motion_adapter is not None

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from kineograph.curation.clips import Window, panned, wandering
+from kineograph.curation.clips import Window, pan_and_zoom, random_windows
 from kineograph_lab.recipe import pool
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
 from kineograph_lab.recipe.image.unet import CELLS, SUBJECT_WEIGHT
@@ -51,8 +51,8 @@ def pan_over_image(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return such a clip of this shot."""
     image = Image.fromarray(world.render(shot))
-    first, last = wandering(rng, image, 1.0, MIN_WINDOW)
-    frames = panned(image, first, last, FRAMES, SIDE, SIDE)
+    first, last = random_windows(rng, image, 1.0, MIN_WINDOW)
+    frames = pan_and_zoom(image, first, last, FRAMES, SIDE, SIDE)
     texts = [caption_shot(shot, rng) for _ in range(CAPTIONS)]
     windows = (np.array([first, last]) / SIDE).tolist()
     fps = float(rng.choice(clips.FRAME_RATES, p=clips.FRAME_RATE_SHARES))

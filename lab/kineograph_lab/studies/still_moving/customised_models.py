@@ -16,20 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.methods import still_moving
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
-from kineograph.training.customise import (
-    FINAL,
-    VideoCustomisationSettings,
-    customise_video,
-    default_video_settings,
-    inject_customised,
-    load_customised_video,
-    train_interleaved,
-    with_changes,
-)
+from kineograph.training.customise import FINAL, VideoCustomisationSettings, customise_video, default_video_settings, inject_customised, load_customised_video, train_interleaved, with_changes
 from kineograph.training.customise.adapters import merge_loras
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case
@@ -71,7 +62,7 @@ def ablated(name: str, video: Model, item: Item) -> Model:
     whole, folder = _customised(video, item, OURS), home(video, item) / _place(name)
     for each in SHARED:
         if not (folder / each).exists():
-            with instead_of(folder / each) as part:
+            with replace_atomically(folder / each) as part:
                 shutil.copytree(whole / each, part)
     return load_customised_video(video, _customised(video, item, name))
 
@@ -102,7 +93,7 @@ def interpolation(draw: Draw, witnesses: Witnesses, video: Model, item: Item) ->
     if not file.exists():
         videos = {share: draw(_mixed(video, whole, share), held_out_case(item)) for share in SHARES}
         scores = {share: _score(frames, item, witnesses) for share, frames in videos.items()}
-        with instead_of(file) as part:
+        with replace_atomically(file) as part:
             part.write_text(json.dumps({"share": max(scores, key=lambda each: scores[each]), "scores": scores}))
     return _mixed(video, whole, share_of(video, item))
 

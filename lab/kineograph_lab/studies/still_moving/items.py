@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.methods import dreambooth
 from kineograph.metrics.features import Frames
 from kineograph.training.customise import styled_caption
@@ -161,9 +161,9 @@ def moving(case: Case) -> str:
 def photos(item: Item, folder: Path) -> Path:
     """The reference pictures as files, a style's with captions beside them, as a user has them. The folder."""
     for number, (still, pixels) in enumerate(zip(item.stills, item.pictures, strict=True)):
-        with instead_of(folder / f"{number}.png") as part:
+        with replace_atomically(folder / f"{number}.png") as part:
             Image.fromarray(pixels).save(part, "PNG")
         if item.kind == "style":
-            with instead_of(folder / f"{number}.txt") as part:
+            with replace_atomically(folder / f"{number}.txt") as part:
                 part.write_text(still.caption)
     return folder

@@ -19,7 +19,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
@@ -88,7 +88,7 @@ def learnt(subject: DreamBoothSubject, folder: Path, steps: int) -> Path:
     )
     _train(model, subject, steps)
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    with instead_of(file.parent) as part:
+    with replace_atomically(file.parent) as part:
         StableDiffusionPipeline.save_lora_weights(part, unet_lora_layers=layers)
     return file
 

@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kineograph.generation import generate
-from kineograph.method_options import ElevatorOptions
 from kineograph.metrics import video_metrics
 from kineograph.metrics.distances import Mean
 from kineograph.metrics.extractors import POCKET, load_extractor
@@ -24,6 +23,7 @@ from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
+from kineograph.request import ElevatorOptions
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics, set_distances
 from kineograph_lab.studies.judges import Witnesses

@@ -15,10 +15,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from kineograph.generation import generate
-from kineograph.method_options import ClipOptions
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
+from kineograph.request import ClipOptions
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case, Record, moving_cases

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.models.formats import key_map, tensor_files
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.layer_names import TargetLayer, target_layers
@@ -173,7 +173,7 @@ def _key_map(adapter: MotionAdapter | SpatialAdapter, kind: Kind) -> dict[str, E
 
 def _write(file: Path, header: AdapterHeader, tensors: Tensors) -> Path:
     halved = {name: each.detach().half().cpu().contiguous() for name, each in tensors.items()}
-    with instead_of(file) as part:
+    with replace_atomically(file) as part:
         save_file(halved, part, metadata={"format": "pt", HEADER: header.model_dump_json(exclude_none=True)})
     return file
 

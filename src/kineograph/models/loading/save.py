@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.media.files import beside, instead_of
+from kineograph.media.files import write_new, replace_atomically
 from kineograph.models.formats import tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import adapter_files, components, video_checkpoints, video_folder
@@ -47,7 +47,7 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
             raise InputError(f"{name} has LoRAs on it, which a folder has no place for: load the model without them")
     if parts.spatial_adapter is not None:
         raise InputError("the model has a spatial adapter, which a folder has no place for: load it without adapter=")
-    with beside(folder) as part:
+    with write_new(folder) as part:
         part.mkdir()
         _write_components(parts, part, folder.name)
         if isinstance(model, Model) and model.vocabulary is not None:
@@ -166,7 +166,7 @@ def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
     tensors = video_checkpoints.components_to_videocrafter(parts)
     if (folder / UNUSED).is_file():
         tensors |= tensor_files.read_tensors(folder / UNUSED)
-    with instead_of(path) as part:
+    with replace_atomically(path) as part:
         if path.suffix == ".ckpt":
             torch.save({"state_dict": tensors}, part)
         else:

@@ -47,9 +47,10 @@ def open_temporal_decoder(source: str | Path | TemporalDecoder, hub_options: Hub
             return video_folder.read_temporal_decoder(folder)
     weights = [each for each in (path / f"{STEM}.safetensors", path / f"{STEM}.bin") if each.is_file()]
     if not weights:
+        present = tensor_files.preview_names(sorted(each.name for each in path.iterdir()))
         raise InputError(
             f"{path} has no temporal decoder: expected a folder {video_folder.TEMPORAL_DECODER}, or VidRD's VAE in "
-            f"diffusers layout; it holds {tensor_files.preview_names(sorted(each.name for each in path.iterdir())) or 'nothing'}"
+            f"diffusers layout; it holds {present or 'nothing'}"
         )
     return read_vidrd_decoder(tensor_files.read_tensors(weights[0]), str(weights[0]))
 

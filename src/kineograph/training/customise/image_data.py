@@ -15,11 +15,11 @@ from PIL import Image
 from kineograph import noise
 from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.errors import InputError
-from kineograph.media.dataset_layouts import IMAGES
-from kineograph.media.files import instead_of, slug
-from kineograph.media.images import read_picture
+from kineograph.media.dataset_layouts import IMAGE_SUFFIXES as IMAGES
+from kineograph.media.files import replace_atomically, slug
+from kineograph.media.images import read_image
 from kineograph.media.shards import is_hidden
-from kineograph.media.training_clips import STILL, Clip, fitted_at
+from kineograph.media.training_clips import IMAGE_FPS, Clip, crop_resize
 from kineograph.media.video import Video
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
@@ -98,8 +98,8 @@ def random_crops(photo: Photo, count: int, least: float, seed: int) -> Iterator[
 
 def crop_photo(photo: Photo, crop: Crop, mirror: int, size: tuple[int, int]) -> Clip:
     """Return a crop resized to `size` (height, width), as a video of one frame; mirrored if `mirror` is -1, not 1."""
-    frame = fitted_at(Image.fromarray(photo.pixels), *size, (crop.across, crop.down), share=crop.share)
-    return Clip(np.ascontiguousarray(frame[None, :, ::mirror]), STILL, "")
+    frame = crop_resize(Image.fromarray(photo.pixels), *size, (crop.across, crop.down), share=crop.share)
+    return Clip(np.ascontiguousarray(frame[None, :, ::mirror]), IMAGE_FPS, "")
 
 
 def list_image_files(images: Images) -> list[str | Path | np.ndarray]:
@@ -124,7 +124,7 @@ def load_photo(image: str | Path | np.ndarray, name: str = "the image") -> Photo
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(f"{name} is {image.dtype} {list(image.shape)}: expected uint8 [h w 3]")
         return Photo(name, image, None, _digest(image))
-    pixels = read_picture(image).pixels
+    pixels = read_image(image).pixels
     return Photo(str(image), pixels, _read_caption(Path(image).expanduser()), _digest(pixels))
 
 
@@ -204,7 +204,7 @@ def generate_missing_images(
 
 def save_png(pixels: Pixels, file: Path) -> None:
     """Write a PNG atomically."""
-    with instead_of(file) as part:
+    with replace_atomically(file) as part:
         Image.fromarray(pixels).save(part, "PNG")
 
 

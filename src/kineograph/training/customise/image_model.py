@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from kineograph.errors import InputError
-from kineograph.media.files import instead_of, slug
+from kineograph.media.files import replace_atomically, slug
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
 from kineograph.training import TrainingProgress, current_process, use_averages
@@ -20,14 +20,7 @@ from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.image_data import Crop, Images, Photo
 from kineograph.training.customise.networks import TrainedNetworks
 from kineograph.training.customise.phases import LATENTS, PREVIEWS, PRIOR, TRAINING, PhaseProgress, train_phase
-from kineograph.training.customise.prompts import (
-    CustomisationWords,
-    check_prompt_contains,
-    repeat_to,
-    style_words,
-    subject_words,
-    with_motions,
-)
+from kineograph.training.customise.prompts import CustomisationWords, check_prompt_contains, repeat_to, style_words, subject_words, with_motions
 from kineograph.training.customise.settings import ImageCustomisationSettings, default_settings, with_changes
 from kineograph.training.gradients import autocast
 from kineograph.training.lock import lock_folder
@@ -197,7 +190,7 @@ def _train(prepared: ImageCustomisation, samples: list[list[TrainingSample]]) ->
     sample_timesteps = timestep_sampler(settings.levels, model.schedule)
 
     def write() -> None:
-        with instead_of(final) as part:
+        with replace_atomically(final) as part:
             networks.save_customisation(model, trained, part, describe_customisation(prepared))
 
     yield from train_phase(

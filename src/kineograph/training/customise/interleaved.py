@@ -13,7 +13,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.methods.still_moving import MOVING
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
@@ -21,17 +21,8 @@ from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import adapters, batches, networks
 from kineograph.training.customise.batches import CustomisationBatch, TrainingSample
 from kineograph.training.customise.image_data import Images
-from kineograph.training.customise.image_model import (
-    describe_customisation,
-    encode_photo,
-    image_facts,
-    prepare_image_customisation,
-)
-from kineograph.training.customise.natural_videos import (
-    check_natural_prompts,
-    natural_videos_phase,
-    prepare_natural_videos,
-)
+from kineograph.training.customise.image_model import describe_customisation, encode_photo, image_facts, prepare_image_customisation
+from kineograph.training.customise.natural_videos import check_natural_prompts, natural_videos_phase, prepare_natural_videos
 from kineograph.training.customise.networks import TrainedNetworks
 from kineograph.training.customise.phases import LATENTS, TRAINING, PhaseProgress, train_phase
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings, with_changes
@@ -98,7 +89,7 @@ def _train(
     )
 
     def write() -> None:
-        with instead_of(final) as part:
+        with replace_atomically(final) as part:
             networks.save_customisation(image.model, TrainedNetworks(net, None), part, describe_customisation(image))
 
     yield from train_phase(

@@ -22,7 +22,7 @@ from torch import Tensor
 from kineograph import noise
 from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.media.video import Video
 from kineograph.models.formats.tensor_files import read_tensors
 from kineograph.models.loading.provenance import fingerprints
@@ -125,7 +125,7 @@ def save_latent_sheet(model: Model, samples: list[TrainingSample], file: Path) -
     some = [each.views[0][[round(k * (len(each.views[0]) - 1) / 3) for k in range(4)]] for each in samples[:4]]
     frames = torch.cat([model.decode(each[None])[0] for each in some])
     sheet = Video.from_tensor(frames).contact_sheet(columns=4)
-    with instead_of(file) as part:
+    with replace_atomically(file) as part:
         sheet.save(part, "PNG")
 
 
@@ -152,7 +152,7 @@ def _generate(natural: NaturalVideos, folder: Path) -> Generator[TrainingSample,
         file = home / f"{number:05d}.safetensors"
         if not file.is_file():
             latents = generate_latents(natural, prompt, natural.settings.training.seed + number)
-            with instead_of(file) as part:
+            with replace_atomically(file) as part:
                 save_file({"latents": latents.half().contiguous()}, part, {"prompt": prompt})
         yield TrainingSample((read_tensors(file)["latents"].float(),), prompt)
 

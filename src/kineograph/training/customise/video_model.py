@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from kineograph.errors import InputError
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.media.video import Video
 from kineograph.models.formats import lora as lora_files
 from kineograph.models.loading import adapter_files
@@ -28,30 +28,10 @@ from kineograph.request import Request
 from kineograph.training.customise import adapters, batches
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.image_data import Crop, Images, generate_missing_images, load_photo, save_png
-from kineograph.training.customise.image_model import (
-    ImageCustomisation,
-    photo_request,
-    prepare_image_customisation,
-    run_image_customisation,
-)
-from kineograph.training.customise.natural_videos import (
-    NaturalVideos,
-    check_natural_prompts,
-    natural_videos_phase,
-    prepare_natural_videos,
-)
+from kineograph.training.customise.image_model import ImageCustomisation, photo_request, prepare_image_customisation, run_image_customisation
+from kineograph.training.customise.natural_videos import NaturalVideos, check_natural_prompts, natural_videos_phase, prepare_natural_videos
 from kineograph.training.customise.networks import inject_customised, load_customised, temporal_layers_name
-from kineograph.training.customise.phases import (
-    ADAPTER_FILE,
-    IMAGE,
-    LATENTS,
-    MOTION_ADAPTER_FILE,
-    PREVIEWS,
-    STILLS,
-    WHOLE,
-    PhaseProgress,
-    train_phase,
-)
+from kineograph.training.customise.phases import ADAPTER_FILE, IMAGE, LATENTS, MOTION_ADAPTER_FILE, PREVIEWS, STILLS, WHOLE, PhaseProgress, train_phase
 from kineograph.training.customise.prompts import check_prompt_contains, known_motions, repeat_to, still_prompts
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
 from kineograph.training.lock import lock_folder
@@ -267,7 +247,7 @@ def _write(prepared: VideoCustomisation, model: Model) -> None:
     """Write the adapter file, or the whole video model if all weights were trained."""
     video, output = prepared.video, prepared.output
     if prepared.settings.spatial is None:
-        with instead_of(output / WHOLE) as part:
+        with replace_atomically(output / WHOLE) as part:
             save(adapters.without_adapters(model), part)
         return
     file = prepared.image.output / FINAL / lora_files.LORA_FILES[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 from kineograph import noise
 from kineograph.condition import Condition
 from kineograph.latents import Latents
-from kineograph.media.dataset_layouts import Kind
+from kineograph.media.dataset_layouts import MediaKind
 from kineograph.methods import videocrafter
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
@@ -55,7 +55,7 @@ class VideoBatch(NamedTuple):
 class StepKind(NamedTuple):
     """Kind of data of a step, and the number of earlier steps of that kind."""
 
-    kind: Kind
+    kind: MediaKind
     number: int
 
 
@@ -80,7 +80,7 @@ def step_kind(seed: int, share: float, step: int) -> StepKind:
 
 
 def video_batch_loader(
-    loaders: Mapping[Kind, ClipLoader],
+    loaders: Mapping[MediaKind, ClipLoader],
     options: BatchOptions,
     sample_timesteps: SampleTimesteps,
     encode_captions: EncodeCaptions,

@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from kineograph.condition import Condition
-from kineograph.media.dataset_layouts import Item
+from kineograph.media.dataset_layouts import DatasetItem
 from kineograph.media.seek import BrokenFile
 from kineograph.models.model import Model
 from kineograph.models.unet.forward import CallStage, call_directly
@@ -146,7 +146,7 @@ def _report(opened: OpenSource, shape: ClipShape) -> SourceReport:
     return SourceReport(name, opened.kind, data.layout, len(data), problems, len(tried), refused)
 
 
-def _read_error(item: Item, shape: ClipShape) -> str | None:
+def _read_error(item: DatasetItem, shape: ClipShape) -> str | None:
     try:
         cut_clip(item, np.random.default_rng(0), shape)
     except BrokenFile as error:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kineograph.errors import InputError
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.media.training_clips import Clip
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
-        with instead_of(path) as part:
+        with replace_atomically(path) as part:
             save_file(tensors, part)
     except (OSError, SafetensorError) as error:
         raise InputError(

@@ -13,8 +13,8 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 
 from kineograph import plan
-from kineograph.media.dataset_layouts import Kind
-from kineograph.media.files import instead_of
+from kineograph.media.dataset_layouts import MediaKind
+from kineograph.media.files import replace_atomically
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig
@@ -38,7 +38,7 @@ class PreparedTraining(NamedTuple):
 
     settings: VideoTrainingSettings
     model: Model
-    sources: Mapping[Kind, tuple[OpenSource, ...]]
+    sources: Mapping[MediaKind, tuple[OpenSource, ...]]
     process: PartialState
 
     @property
@@ -106,7 +106,7 @@ def prepare_training(settings: VideoTrainingSettings, device: str | torch.device
         model.prompt(settings.validation.prompts)
         for request in validation.validation_requests(settings.validation, settings.stages[0]):
             plan.open_inputs(request)
-    opened: dict[Kind, tuple[OpenSource, ...]] = {
+    opened: dict[MediaKind, tuple[OpenSource, ...]] = {
         "video": sources.open_sources(settings.videos, "video"),
         "image": sources.open_sources(settings.images, "image"),
     }
@@ -137,7 +137,7 @@ def train(training: PreparedTraining) -> Generator[StageProgress, None, None]:
             process.wait_for_everyone()
             copy_weights(training.model.net, load_weights(run.folder))
         if process.is_main_process and (changed or not (folder / FINAL).exists()):
-            with instead_of(folder / FINAL) as part:
+            with replace_atomically(folder / FINAL) as part:
                 save(training.model, part)
 
 
@@ -188,7 +188,7 @@ def stage_batch_loader(
     )
 
 
-def clip_loaders(run: StageRun, encode: latent_cache.EncodeClip, skipped: Skipped) -> dict[Kind, ClipLoader]:
+def clip_loaders(run: StageRun, encode: latent_cache.EncodeClip, skipped: Skipped) -> dict[MediaKind, ClipLoader]:
     """Return the functions that load a stage's videos and images."""
     settings = run.training.settings
     windows = None if settings.latent_cache is None else settings.clips_per_video

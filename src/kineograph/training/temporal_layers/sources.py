@@ -12,10 +12,10 @@ from PIL import Image
 
 from kineograph.errors import InputError
 from kineograph.media.dataset import Dataset, open_dataset
-from kineograph.media.dataset_layouts import Item, Kind
-from kineograph.media.sampling_order import drawn
+from kineograph.media.dataset_layouts import DatasetItem, MediaKind
+from kineograph.media.sampling_order import sample_item
 from kineograph.media.seek import BrokenFile
-from kineograph.media.training_clips import Clip, clip, fitted_at
+from kineograph.media.training_clips import Clip, load_clip, crop_resize
 from kineograph.plugins import load_plugin
 from kineograph.training.temporal_layers.latent_cache import ClipRequest, EncodeClip, EncodedClip
 from kineograph.training.temporal_layers.settings import POCKET, DataSource, Stage
@@ -31,7 +31,7 @@ class OpenSource(NamedTuple):
     """A source of images or of videos. dataset: None for the pocket world."""
 
     source: DataSource
-    kind: Kind
+    kind: MediaKind
     dataset: Dataset | None
 
 
@@ -61,19 +61,19 @@ class LoadOptions(NamedTuple):
     skipped: MutableMapping[str, str]
 
 
-def clip_shape(stage: Stage, kind: Kind) -> ClipShape:
+def clip_shape(stage: Stage, kind: MediaKind) -> ClipShape:
     """Return the shape of a stage's clips; an image is a clip of one frame."""
     if kind == "image":
         return ClipShape(1, stage.height, stage.width, None)
     return ClipShape(stage.num_frames, stage.height, stage.width, stage.fps)
 
 
-def open_sources(sources: Iterable[DataSource], kind: Kind) -> tuple[OpenSource, ...]:
+def open_sources(sources: Iterable[DataSource], kind: MediaKind) -> tuple[OpenSource, ...]:
     """Open the images, or the videos, of sources. Raises InputError for a source without any."""
     return tuple(OpenSource(each, kind, None if each.source == POCKET else _open(each, kind)) for each in sources)
 
 
-def _open(source: DataSource, kind: Kind) -> Dataset:
+def _open(source: DataSource, kind: MediaKind) -> Dataset:
     whole = open_dataset(source.source)
     chosen = whole.only(kind)
     if not chosen:
@@ -104,12 +104,12 @@ def _loader(opened: OpenSource, shape: ClipShape, options: LoadOptions) -> ClipL
     dataset, load_item = opened.dataset, partial(_load_item, shape, options)
 
     def load(batch: int, position: int, size: int) -> EncodedClip:
-        return drawn(dataset, batch, position, batch=size, seed=options.seed, cut=load_item, skipped=options.skipped)
+        return sample_item(dataset, batch, position, batch=size, seed=options.seed, cut=load_item, skipped=options.skipped)
 
     return load
 
 
-def _load_item(shape: ClipShape, options: LoadOptions, item: Item, rng: np.random.Generator) -> EncodedClip:
+def _load_item(shape: ClipShape, options: LoadOptions, item: DatasetItem, rng: np.random.Generator) -> EncodedClip:
     """Load a random window of an item: any, or one of `options.windows`."""
     key: tuple[object, ...] = ()
     if options.windows is not None:
@@ -119,13 +119,13 @@ def _load_item(shape: ClipShape, options: LoadOptions, item: Item, rng: np.rando
     return options.encode(ClipRequest(key, item.caption, partial(cut_clip, item, rng, shape)))
 
 
-def cut_clip(item: Item, rng: np.random.Generator, shape: ClipShape) -> Clip:
+def cut_clip(item: DatasetItem, rng: np.random.Generator, shape: ClipShape) -> Clip:
     """Cut a random window from an item. Raises BrokenFile."""
     num_frames, height, width, rates = shape
-    return clip(item, rng, num_frames=num_frames, height=height, width=width, rates=rates)
+    return load_clip(item, rng, num_frames=num_frames, height=height, width=width, rates=rates)
 
 
-def _identity(item: Item) -> tuple[object, ...]:
+def _identity(item: DatasetItem) -> tuple[object, ...]:
     """Return what distinguishes a file from a later one of the same name. Raises BrokenFile when it is gone."""
     try:
         file = item.place.path.stat()
@@ -151,5 +151,5 @@ def _resize(clip: Clip, shape: ClipShape) -> Clip:
     if clip.frames.shape[1:3] == (shape.height, shape.width):
         return clip
     centre = (0.5, 0.5)
-    frames = [fitted_at(Image.fromarray(frame), shape.height, shape.width, centre) for frame in clip.frames]
+    frames = [crop_resize(Image.fromarray(frame), shape.height, shape.width, centre) for frame in clip.frames]
     return clip._replace(frames=np.stack(frames))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kineograph.generation.run import run_request
-from kineograph.media.files import instead_of, slug
+from kineograph.media.files import replace_atomically, slug
 from kineograph.models.model import Model
 from kineograph.request import Request
 from kineograph.training import TrainingProgress, use_averages
@@ -59,7 +59,7 @@ def _save(videos: ValidationVideos, progress: TrainingProgress, number: int, req
     name = f"{videos.name}_step-{progress.step:06d}_{number}-{slug(request.prompt)}"
     path = video.overwrite(videos.folder / f"{name}.mp4")
     sheet = video.contact_sheet()
-    with instead_of(path.with_suffix(".png")) as part:
+    with replace_atomically(path.with_suffix(".png")) as part:
         sheet.save(part, "PNG")
     progress.log.write_image(progress.step, f"samples/{request.prompt}", np.asarray(sheet))
     return path
