@@ -274,7 +274,7 @@ def test_what_a_file_says_of_its_network_is_heard(tmp_path):
 
 def test_a_tokenizer_out_of_reach_is_said_to_be_what_is_missing(checkpoint, tmp_path, monkeypatch):
     known = known_configurations.FAMILIES[0]
-    monkeypatch.setattr(known_configurations, "family", lambda path, tensors: known)
+    monkeypatch.setattr(known_configurations, "match_family", lambda path, tensors: known)
     save_file(checkpoint, tmp_path / "offline.safetensors")
     with pytest.raises(InputError, match=r"holds no tokenizer.*pass config=.*the Hub is not reached"):
         load(tmp_path / "offline.safetensors", cache_dir=tmp_path)
@@ -299,7 +299,7 @@ def test_another_vae_comes_from_a_folder_a_pipeline_a_file_or_memory(sd_folder, 
 
 
 def test_a_vae_that_does_not_fit_is_refused(sd_folder, tmp_path):
-    with pytest.raises(InputError, match="latents of 8 channels, and the model draws 4"):
+    with pytest.raises(InputError, match="latents of 8 channels, and the model 4"):
         load(sd_folder, vae=AutoencoderKL(latent_channels=8, block_out_channels=(4,), norm_num_groups=4))
     save_file({"something.else": torch.zeros(2)}, tmp_path / "vae.safetensors")
     with pytest.raises(InputError, match=r"not a VAE like the model's own.*1 tensors are called something.else"):
