@@ -18,7 +18,7 @@ from cases.program import Said, run
 from cases.small_media import movie, moving_square
 from numbered import tar
 
-from kineograph.curation.caption_models import by_endpoint
+from kineograph.curation.caption_models import connect_endpoint
 from kineograph.curation.settings import Endpoint
 from kineograph.errors import InputError
 from kineograph.media.dataset import open_dataset
@@ -218,7 +218,7 @@ def ask(port: int, **settings: object) -> str | None:
     """Ask an endpoint once; None where it gives no answer."""
     endpoint = Endpoint(url=f"http://127.0.0.1:{port}/v1", model="m", tries=1, **settings)
     try:
-        return by_endpoint(endpoint)(PICTURES, "q")
+        return connect_endpoint(endpoint)(PICTURES, "q")
     except InputError:
         return None
 

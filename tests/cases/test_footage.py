@@ -15,7 +15,7 @@ from PIL import Image
 import kineograph as kg
 from kineograph.errors import InputError
 from kineograph.media.footage import open_footage
-from kineograph.media.images import read_picture
+from kineograph.media.images import read_image
 
 PLAIN = (1, 0, 0, 0, 1, 0, 0, 0, 1)
 
@@ -222,7 +222,7 @@ def test_depth_maps_of_16_bits_are_scaled_to_8(tmp_path, name):
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="16-bit grey is cut off at 255")
 def test_image_to_animate_of_16_bits_is_scaled_to_8(tmp_path):
     Image.fromarray(np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))).save(tmp_path / "one.png")
-    assert abs(int(read_picture(tmp_path / "one.png").pixels[0, 32, 0]) - 128) < 8
+    assert abs(int(read_image(tmp_path / "one.png").pixels[0, 32, 0]) - 128) < 8
 
 
 # case 47
@@ -251,7 +251,7 @@ def test_photo_is_upright_as_footage_as_it_is_to_animate(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     image.save(tmp_path / "photo.jpg", exif=exif, quality=95)
-    assert first_frame(tmp_path / "photo.jpg").shape == read_picture(tmp_path / "photo.jpg").pixels.shape
+    assert first_frame(tmp_path / "photo.jpg").shape == read_image(tmp_path / "photo.jpg").pixels.shape
 
 
 # case 51

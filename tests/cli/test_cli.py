@@ -192,7 +192,7 @@ def test_a_signal_during_sampling_leaves_no_file(
 def test_a_signal_during_writing_leaves_no_file(
     run: Run, model: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    whole = codecs.exact_rate
+    whole = codecs.frame_rate_fraction
 
     def interrupted(fps: float) -> object:
         os.kill(os.getpid(), number)

@@ -11,13 +11,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from kineograph.models.pocket.networks import (
-    initial_controlnet,
-    initial_editing_unet,
-    make_trainable,
-    restore_network,
-    trained_weights,
-)
+from kineograph.models.pocket.networks import initial_controlnet, initial_editing_unet, make_trainable, restore_network, trained_weights
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.recipe import networks, pool, run
 from kineograph_lab.recipe import pool as feed
