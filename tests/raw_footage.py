@@ -10,7 +10,7 @@ import numpy as np
 from numbered import movie
 from PIL import Image, ImageDraw, ImageFont
 
-from kineograph.curation.settings import DataSettings
+from kineograph.curation.settings import CurationSettings
 
 
 def scene(seed: int, count: int, *, height: int = 96, width: int = 128, step: int = 1) -> np.ndarray:
@@ -51,5 +51,5 @@ def footage(folder: Path) -> Path:
     return folder
 
 
-def told(source: Path | str, output: Path, **given: Any) -> DataSettings:
-    return DataSettings(**{"sources": [str(source)], "output": output, "run": "alone", **given})
+def told(source: Path | str, output: Path, **given: Any) -> CurationSettings:
+    return CurationSettings(**{"sources": [str(source)], "output": output, "run": "alone", **given})

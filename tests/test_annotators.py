@@ -27,7 +27,7 @@ FRAME = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 def test_edges_of_a_square():
     frame = np.zeros((32, 32, 3), np.uint8)
     frame[8:24, 8:24] = 255
-    edges = annotators.annotator("canny")(frame)
+    edges = annotators.load_annotator("canny")(frame)
     assert edges.shape == frame.shape and edges.dtype == np.uint8
     assert edges[16, 7:9].any() and not edges[12:20, 12:20].any()
 
@@ -52,7 +52,7 @@ def depth_folder(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries, about torchvision
 def test_depth_is_stretched_from_black_to_white(depth_folder):
-    found = annotators.annotator("depth", str(depth_folder))(FRAME)
+    found = annotators.load_annotator("depth", str(depth_folder))(FRAME)
     assert found.shape == FRAME.shape and found.dtype == np.uint8
     assert (found.min(), found.max()) == (0, 255)
     assert (found[..., 0] == found[..., 2]).all()
@@ -85,7 +85,7 @@ def pose_folders(tmp_path):
 def test_poses_of_all_persons_or_nothing(pose_folders, monkeypatch, sure):
     monkeypatch.setattr(annotators, "SURE", sure)
     monkeypatch.setattr(skeleton, "SURE", -1.0)
-    found = annotators.pose_by(str(pose_folders / "pose"), str(pose_folders / "persons"))(FRAME)
+    found = annotators.load_pose_annotator(str(pose_folders / "pose"), str(pose_folders / "persons"))(FRAME)
     assert found.shape == FRAME.shape
     assert found.any() == (sure == 0)
 
@@ -95,7 +95,7 @@ def test_a_skeleton_has_openposes_colours_and_a_neck():
     places[0], places[5], places[6] = (32, 8), (40, 20), (24, 20)
     sure = np.zeros(17)
     sure[[0, 5, 6]] = 1
-    found = skeleton.drawn((64, 64), [(places, sure)])
+    found = skeleton.draw_skeletons((64, 64), [(places, sure)])
     assert tuple(found[8, 32]) == (255, 0, 0)  # the nose
     assert tuple(found[20, 32]) == (255, 85, 0)  # the neck, half way between the shoulders
     assert tuple(found[20, 24]) == (255, 170, 0) and tuple(found[20, 40]) == (85, 255, 0)
@@ -104,6 +104,6 @@ def test_a_skeleton_has_openposes_colours_and_a_neck():
 
 def test_what_is_not_there_is_said(tmp_path):
     with pytest.raises(InputError, match="maps of the kind 'seg', only of canny, depth, pose: .*seg-map=VIDEO"):
-        annotators.annotator("seg")
+        annotators.load_annotator("seg")
     with pytest.raises(InputError, match="depth of a picture is estimated by .*nowhere.*--control depth-map=VIDEO"):
-        annotators.depth_by(str(tmp_path / "nowhere"))
+        annotators.load_depth_annotator(str(tmp_path / "nowhere"))

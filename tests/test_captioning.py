@@ -32,14 +32,14 @@ from transformers import (
 
 from kineograph.curation.caption_models import (
     NoAnswer,
-    by_endpoint,
-    by_transformers,
-    caption,
-    joined,
-    questions,
-    sensible,
+    caption_clip,
+    check_answer,
+    connect_endpoint,
+    fill_questions,
+    join_answers,
+    load_transformers_model,
 )
-from kineograph.curation.settings import Captions, Endpoint, Local
+from kineograph.curation.settings import Captions, Endpoint, TransformersModel
 from kineograph.errors import InputError
 
 PICTURES = [np.full((16, 24, 3), shade, np.uint8) for shade in (30, 120, 220)]
@@ -82,9 +82,9 @@ def serve() -> Iterator[Serve]:
 
 def test_questions_name_the_label_where_there_is_one():
     templates = ("What is {label} here?", "Who is there?")
-    assert questions(templates, "surfing {fast}") == ["What is surfing {fast} here?", "Who is there?"]
-    assert questions(templates, "") == ["Who is there?"]
-    assert questions(templates[:1], "") == ["What is something here?"]
+    assert fill_questions(templates, "surfing {fast}") == ["What is surfing {fast} here?", "Who is there?"]
+    assert fill_questions(templates, "") == ["Who is there?"]
+    assert fill_questions(templates[:1], "") == ["What is something here?"]
 
 
 def test_answers_are_joined_or_merged_by_a_question_without_pictures():
@@ -94,25 +94,27 @@ def test_answers_are_joined_or_merged_by_a_question_without_pictures():
         asked.append((len(pictures), question))
         return f"answer\n {len(asked)}"
 
-    told = Captions(asked=Local(model="x"), questions=("about {label}?", "who?"), merge="{label}: {answers}!")
-    assert caption(PICTURES, "a dog", ask, None, told) == "answer 1. answer 2."
-    assert caption(PICTURES, "a dog", ask, ask, told) == "answer 5"
+    told = Captions(
+        asked=TransformersModel(model="x"), questions=("about {label}?", "who?"), merge="{label}: {answers}!"
+    )
+    assert caption_clip(PICTURES, "a dog", ask, None, told) == "answer 1. answer 2."
+    assert caption_clip(PICTURES, "a dog", ask, ask, told) == "answer 5"
     assert asked[2:] == [(3, "about a dog?"), (3, "who?"), (0, "a dog: - answer 3\n- answer 4!")]
-    assert joined(["A dog.", "a dog", "A dog.", "It runs!"]) == "A dog. a dog. It runs!"
+    assert join_answers(["A dog.", "a dog", "A dog.", "It runs!"]) == "A dog. a dog. It runs!"
 
 
 @pytest.mark.parametrize("nonsense", ["", " \n", "42 !!", "x" * 3000, "the the a the the the the a the the the the"])
 def test_nonsense_is_no_answer(nonsense):
     with pytest.raises(NoAnswer):
-        sensible(nonsense)
-    assert sensible(" A dog\nruns. ") == "A dog runs."
+        check_answer(nonsense)
+    assert check_answer(" A dog\nruns. ") == "A dog runs."
 
 
 def test_an_endpoint_is_shown_the_pictures_and_asked(serve, monkeypatch):
     seen: list[dict[str, Any]] = []
     monkeypatch.setenv("THE_KEY", "secret")
     settings = serve(lambda body: (seen.append(body), said(" a dog\n runs "))[1]).model_copy(update={"key": "THE_KEY"})
-    ask = by_endpoint(settings)
+    ask = connect_endpoint(settings)
     assert ask(PICTURES, "what?") == "a dog runs" and ask([], "merge?") == "a dog runs"
     assert seen[0]["path"] == "/v1/chat/completions" and seen[0]["key"] == "Bearer secret" and seen[0]["model"] == "m"
     *shown, text = seen[0]["messages"][0]["content"]
@@ -128,24 +130,24 @@ def test_an_endpoint_is_shown_the_pictures_and_asked(serve, monkeypatch):
 )
 def test_an_endpoint_that_fails_or_answers_nonsense_is_asked_again(serve, bad):
     replies = iter([bad, bad, said("a cat")])
-    assert by_endpoint(serve(lambda body: next(replies)))(PICTURES, "what?") == "a cat"
+    assert connect_endpoint(serve(lambda body: next(replies)))(PICTURES, "what?") == "a cat"
     with pytest.raises(NoAnswer, match="gave no answer in 3 tries"):
-        by_endpoint(serve(lambda body: bad))(PICTURES, "what?")
+        connect_endpoint(serve(lambda body: bad))(PICTURES, "what?")
 
 
 def test_an_endpoint_that_is_not_there_or_refuses_says_so(serve, monkeypatch):
     with pytest.raises(NoAnswer, match="cannot be reached"):
-        by_endpoint(Endpoint(url="http://127.0.0.1:9/v1", model="m", tries=2, pause=0))([], "what?")
+        connect_endpoint(Endpoint(url="http://127.0.0.1:9/v1", model="m", tries=2, pause=0))([], "what?")
     asked = []
     for status, match in ((401, "key"), (404, "address or model")):
         settings = serve(lambda body, status=status: (asked.append(1), (status, b""))[1])
         with pytest.raises(InputError, match=match) as error:
-            by_endpoint(settings)([], "what?")
+            connect_endpoint(settings)([], "what?")
         assert not isinstance(error.value, NoAnswer)
     assert len(asked) == 2  # once each
     monkeypatch.delenv("NO_KEY", raising=False)
     with pytest.raises(InputError, match="NO_KEY"):
-        by_endpoint(Endpoint(url="http://x", model="m", key="NO_KEY"))
+        connect_endpoint(Endpoint(url="http://x", model="m", key="NO_KEY"))
 
 
 WORDS = [
@@ -215,7 +217,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_of_transformers_answers_about_several_pictures_and_about_none(llava):
-    ask = by_transformers(Local(model=str(llava), device="cpu", max_new_tokens=4))
+    ask = load_transformers_model(TransformersModel(model=str(llava), device="cpu", max_new_tokens=4))
     answer = ask(PICTURES, "what is it ?")
     assert len(answer.split()) <= 4 and {*answer.split()} <= {*WORDS, "<unk>"}
     assert "USER" not in answer or answer != ask([], "what is it ?")  # only what is new
@@ -251,7 +253,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_model_without_conversation_is_shown_the_middle_picture(blip):
-    ask = by_transformers(Local(model=str(blip), device="cpu", max_new_tokens=4))
+    ask = load_transformers_model(TransformersModel(model=str(blip), device="cpu", max_new_tokens=4))
     answer = ask(PICTURES, "what is it ?")
     assert answer == ask(PICTURES[1:2], "what is it ?") and len(answer.split()) <= 4
     with pytest.raises(InputError, match="answers about pictures only"):
@@ -260,4 +262,4 @@ def test_a_model_without_conversation_is_shown_the_middle_picture(blip):
 
 def test_a_model_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InputError, match="is no image-text model"):
-        by_transformers(Local(model=str(tmp_path)))
+        load_transformers_model(TransformersModel(model=str(tmp_path)))

@@ -13,11 +13,11 @@ from numbered import movie, numbered, numbers, tar
 from PIL import Image
 
 from kineograph.errors import InputError
-from kineograph.media.dataset_layouts import Item, kind_of
-from kineograph.media.footage import fitted
-from kineograph.media.seek import BrokenFile, film, frames_at
-from kineograph.media.shards import Part, Place, members, opened
-from kineograph.media.training_clips import Clip, anywhere, clip
+from kineograph.media.dataset_layouts import DatasetItem, media_kind
+from kineograph.media.footage import center_crop_resize
+from kineograph.media.seek import BrokenFile, decode_frames_at, read_timing
+from kineograph.media.shards import FileRange, FileSlice, list_tar_members, open_range
+from kineograph.media.training_clips import Clip, load_clip, random_crop
 
 B_FRAMES = {"bf": "2"}
 FILES = {
@@ -34,12 +34,12 @@ FILES = {
 }
 
 
-def item(path: Path, caption: str = "") -> Item:
-    return Item(path.name, caption, kind_of(path.name) or "video", Place(path))
+def item(path: Path, caption: str = "") -> DatasetItem:
+    return DatasetItem(path.name, caption, media_kind(path.name) or "video", FileRange(path))
 
 
 def cut(path: Path, seed: int = 0, num_frames: int = 4, rates=None, height: int = 32, width: int = 48, **more) -> Clip:
-    return clip(
+    return load_clip(
         item(path, "grey"),
         np.random.default_rng(seed),
         num_frames=num_frames,
@@ -118,10 +118,12 @@ def test_a_variable_rate_is_read_in_real_time(tmp_path, name):
     times = [0, 1, 2, 3, 20, 21, 22, 50, 51, 52]  # tenths of a second
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     path = movie(tmp_path / name, numbered(10), times=times, codec=codec)
-    with opened(Place(path)) as part:
-        whole = film(part)
+    with open_range(FileRange(path)) as part:
+        whole = read_timing(part)
         assert (whole.first, round(whole.end - 1 / whole.rate, 3)) == (0, 5.2)
-        shown = frames_at(part, [0.0, 1.0, 1.9, 2.1, 4.5, 5.2], whole, lambda frame: frame.to_ndarray(format="rgb24"))
+        shown = decode_frames_at(
+            part, [0.0, 1.0, 1.9, 2.1, 4.5, 5.2], whole, lambda frame: frame.to_ndarray(format="rgb24")
+        )
     half = 0.5 / whole.rate
     due = [max(n for n, time in enumerate(times) if time / 10 <= t + half) for t in (0.0, 1.0, 1.9, 2.1, 4.5, 5.2)]
     assert numbers(np.stack(shown)) == due
@@ -130,18 +132,18 @@ def test_a_variable_rate_is_read_in_real_time(tmp_path, name):
 def test_the_same_generator_draws_the_same_clip(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(30))
     for seed in range(3):
-        one, same = (cut(path, seed, rates=[5, 10], height=24, width=24, crop=anywhere) for _ in range(2))
+        one, same = (cut(path, seed, rates=[5, 10], height=24, width=24, crop=random_crop) for _ in range(2))
         assert (one.frames == same.frames).all() and one.fps == same.fps
 
 
 def test_a_clip_from_a_tar_is_the_clip_from_the_file(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(30), options=B_FRAMES)
     shard = tar(tmp_path / "s.tar", {"z.txt": b"x" * 700, "a.mp4": path.read_bytes(), "b.txt": b"y"})
-    video = next(found for found in members(shard, "s.tar")[0] if found.name == "s.tar/a.mp4")
+    video = next(found for found in list_tar_members(shard, "s.tar")[0] if found.name == "s.tar/a.mp4")
     for seed in range(4):
         one, other = (
-            clip(each, np.random.default_rng(seed), num_frames=4, height=32, width=48)
-            for each in (item(path), Item(video.name, "", "video", video.place))
+            load_clip(each, np.random.default_rng(seed), num_frames=4, height=32, width=48)
+            for each in (item(path), DatasetItem(video.name, "", "video", video.place))
         )
         assert (one.frames == other.frames).all()
 
@@ -157,9 +159,9 @@ def test_a_window_in_a_long_video_is_sought_and_not_read_up_to(tmp_path):
             return super().read(size)
 
     with Told(path) as file:
-        part = Part(file, 0, path.stat().st_size)
-        whole = film(part)
-        frames_at(part, [31.0, 31.1], whole, lambda frame: frame.to_ndarray(format="rgb24"))
+        part = FileSlice(file, 0, path.stat().st_size)
+        whole = read_timing(part)
+        decode_frames_at(part, [31.0, 31.1], whole, lambda frame: frame.to_ndarray(format="rgb24"))
     assert sum(asked) < 0.3 * path.stat().st_size
 
 
@@ -179,7 +181,9 @@ def test_the_centre_is_kept_unless_another_crop_is_passed(tmp_path):
     assert (cut(tmp_path / "a.png", num_frames=1, height=20, width=20).frames == 200).all()
     left = cut(tmp_path / "a.png", num_frames=1, height=20, width=20, crop=lambda rng: (0.0, 0.0))
     assert (left.frames == 0).all()
-    means = {float(cut(tmp_path / "a.png", s, 1, height=20, width=20, crop=anywhere).frames.mean()) for s in range(9)}
+    means = {
+        float(cut(tmp_path / "a.png", s, 1, height=20, width=20, crop=random_crop).frames.mean()) for s in range(9)
+    }
     assert len(means) > 5
 
 
@@ -187,7 +191,7 @@ def test_pictures_are_scaled_like_footage_and_antialiased(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     found = cut(tmp_path / "a.png", num_frames=1, height=40, width=60).frames[0]
-    assert (found == fitted(picture, 40, 60)).all()
+    assert (found == center_crop_resize(picture, 40, 60)).all()
     checks = (255 * (np.indices((64, 64)).sum(0) % 2)).astype(np.uint8)
     Image.fromarray(checks).save(tmp_path / "b.png")
     grey = cut(tmp_path / "b.png", num_frames=1, height=16, width=16).frames
@@ -204,8 +208,8 @@ def test_a_turned_video_is_turned_back_and_its_pixels_keep_their_shape(tmp_path)
     assert quarters % 2
     assert abs(found.astype(int) - np.rot90(wide, quarters, axes=(1, 2)))[:, 8:24, 4:-4].mean() < 3
     narrow = movie(tmp_path / "b.mp4", numbered(4, 32, 32), pixel=Fraction(2))
-    with opened(Place(narrow)) as part:
-        assert film(part).pixel == 2
+    with open_range(FileRange(narrow)) as part:
+        assert read_timing(part).pixel == 2
     ring = np.zeros((4, 32, 32, 3), np.uint8)
     ring[:, 8:24, 12:20] = 255  # a square, once its pixels are shown twice as wide
     found = cut(movie(tmp_path / "c.mp4", ring, pixel=Fraction(2)), height=32, width=32).frames[0, :, :, 0] > 127

@@ -26,24 +26,24 @@ from test_captioning import Serve, said, serve  # noqa: F401
 from typer.testing import CliRunner
 
 from kineograph.cli.curate import curate
-from kineograph.curation.decoding import frames, glimpses, pieces, reel
+from kineograph.curation.decoding import decode_frames, open_decodable, sample_frames, split_shots
 from kineograph.curation.packing import read_dropped, read_manifest
-from kineograph.curation.parallel import Crew, Work, on_ray
-from kineograph.curation.run import prepare, run
-from kineograph.curation.settings import Captions, Cuts, DataSettings
-from kineograph.curation.sources import find
+from kineograph.curation.parallel import Work, Workers, ray_map
+from kineograph.curation.run import curate_dataset, run_stages
+from kineograph.curation.settings import Captions, CurationSettings, Cuts
+from kineograph.curation.sources import list_sources
 from kineograph.errors import InputError
 from kineograph.media.dataset import open_dataset
-from kineograph.media.metadata import existing
+from kineograph.media.metadata import existing_path
 from kineograph.media.seek import BrokenFile
-from kineograph.media.shards import Place, opened
-from kineograph.media.training_clips import clip
+from kineograph.media.shards import FileRange, open_range
+from kineograph.media.training_clips import load_clip
 
 KEPT = {"three": 3, "copy": 1, "turned": 1, "wide": 1, "photo1": 1, "photo2": 1}
 
 
-def made(settings: DataSettings) -> Path:
-    for _ in prepare(settings):
+def made(settings: CurationSettings) -> Path:
+    for _ in curate_dataset(settings):
         pass
     return settings.output
 
@@ -101,29 +101,29 @@ def test_the_shards_are_a_dataset_to_train_on(output):
     sizes = {Path(row["file"]).name: (row["width"], row["height"], row["fps"]) for row in rows}
     assert sizes["turned.mov"] == (96, 128, 25) and sizes["wide.mkv"] == (256, 96, 15) and sizes["copy.avi"][2] == 12
     for item, row in zip(dataset, rows, strict=True):
-        seen = clip(item, np.random.default_rng(0), num_frames=8, height=row["height"], width=row["width"])
+        seen = load_clip(item, np.random.default_rng(0), num_frames=8, height=row["height"], width=row["width"])
         assert seen.fps == row["fps"] and seen.caption == row["label"]
     three = [item for item in dataset if "three" in item.name]
     for item, seed in zip(three, (1, 2, 3), strict=True):
-        seen = clip(item, np.random.default_rng(0), num_frames=20, height=96, width=128)
+        seen = load_clip(item, np.random.default_rng(0), num_frames=20, height=96, width=128)
         assert np.abs(seen.frames.astype(int) - scene(seed, 20)).mean() < 6
         assert seen.caption == "a person riding a bike"
 
 
 def test_a_second_run_finds_all_done(output, raw):
     before = contents(output)
-    assert [*prepare(told(raw, output, clips_per_shard=3))] == []
+    assert [*curate_dataset(told(raw, output, clips_per_shard=3))] == []
     assert contents(output) == before
 
 
 def test_the_order_of_work_and_the_size_of_shards_do_not_matter(raw, output, tmp_path):
-    def backwards(work: Work, tasks: list[str], crew: Crew) -> Iterator[str]:
+    def backwards(work: Work, tasks: list[str], crew: Workers) -> Iterator[str]:
         return map(work, tasks[::-1])
 
     settings = told(raw, tmp_path / "out", clips_per_shard=3)
-    assert len([*run(settings, backwards)]) == 14 + 3
+    assert len([*run_stages(settings, backwards)]) == 14 + 3
     assert contents(settings.output) == contents(output)
-    [*prepare(settings.model_copy(update={"clips_per_shard": 100}))]  # packed anew, not cut anew
+    [*curate_dataset(settings.model_copy(update={"clips_per_shard": 100}))]  # packed anew, not cut anew
     assert [file.name for file in settings.output.glob("*.tar")] == ["clips-000000.tar"]
     assert read_manifest(settings.output)["clips"] == 8
 
@@ -136,13 +136,13 @@ def test_new_files_are_added_and_removed_ones_go(tmp_path):
     (tmp_path / "in" / "0.mp4").unlink()
     movie(tmp_path / "in" / "1.mp4", scene(31, 12), rate=10)
     movie(tmp_path / "in" / "3.mp4", scene(3, 12), rate=10)
-    assert [reached.total for reached in prepare(settings) if reached.stage == "cutting"] == [2, 2]
+    assert [reached.total for reached in curate_dataset(settings) if reached.stage == "cutting"] == [2, 2]
     again = made(told(tmp_path / "in", tmp_path / "again"))
     assert contents(again) == contents(settings.output) and read_manifest(again)["clips"] == 3
 
 
 @contextmanager
-def process(settings: DataSettings) -> Iterator[subprocess.Popen[bytes]]:
+def process(settings: CurationSettings) -> Iterator[subprocess.Popen[bytes]]:
     """A run without the lock that `prepare` holds, and without the seconds in which torch is imported with it."""
     file = settings.output.parent / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
@@ -157,7 +157,7 @@ def process(settings: DataSettings) -> Iterator[subprocess.Popen[bytes]]:
         running.kill()
 
 
-def kill_within(settings: DataSettings, lines: int, seconds: float) -> None:
+def kill_within(settings: CurationSettings, lines: int, seconds: float) -> None:
     """Runs until so many things are done and so much time is gone, and is killed there."""
     with process(settings) as running:
         assert running.stdout is not None
@@ -170,7 +170,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_shards(raw, output, tmp_path)
     settings = told(raw, tmp_path / "out", clips_per_shard=3)
     kill_within(settings, 5, 0.05)
     assert not (settings.output / "manifest.json").exists()
-    left = [reached for reached in prepare(settings) if reached.stage == "cutting"]
+    left = [reached for reached in curate_dataset(settings) if reached.stage == "cutting"]
     assert 0 < len(left) <= 9
     assert contents(settings.output) == contents(output)
     assert [*settings.output.rglob(".*.part")] == []
@@ -193,12 +193,12 @@ def test_killed_at_ten_random_moments_the_output_is_the_same(raw, output, tmp_pa
 def test_on_ray_the_same_comes_out(raw, output, tmp_path):
     ray = pytest.importorskip("ray")
     settings = told(raw, tmp_path / "out", clips_per_shard=3, run="ray")
-    with on_ray() as spread:
-        assert [*spread(str.upper, [], Crew())] == [] and not ray.is_initialized()  # nothing to do takes no time
-        assert sorted(spread(str.upper, ["a", "b", "c"], Crew(processes=1))) == ["A", "B", "C"]
+    with ray_map() as spread:
+        assert [*spread(str.upper, [], Workers())] == [] and not ray.is_initialized()  # nothing to do takes no time
+        assert sorted(spread(str.upper, ["a", "b", "c"], Workers(processes=1))) == ["A", "B", "C"]
         assert contents(made(settings)) == contents(output) and ray.is_initialized()  # it was there before
         with pytest.raises(InputError, match=r"there is no .*gone"):
-            [*spread(existing, ["gone"], Crew())]
+            [*spread(existing_path, ["gone"], Workers())]
     assert not ray.is_initialized()
 
 
@@ -206,29 +206,29 @@ def test_on_ray_the_same_comes_out(raw, output, tmp_path):
 def test_cuts_are_found_to_the_frame_and_long_shots_are_parted(detector):
     lengths = [30, 12, 45]
     film = np.concatenate([scene(seed, count) for seed, count in enumerate(lengths)])
-    found = [*pieces(iter(film), 10.0, Cuts(detector=detector, longest=100))]
+    found = [*split_shots(iter(film), 10.0, Cuts(detector=detector, longest=100))]
     assert [(start, len(part)) for start, part in found] == [(0, 30), (30, 12), (42, 45)]
     assert (np.concatenate([part for _, part in found]) == film).all()
-    parted = [*pieces(iter(film), 10.0, Cuts(detector=detector, longest=2))]
+    parted = [*split_shots(iter(film), 10.0, Cuts(detector=detector, longest=2))]
     assert [(start, len(part)) for start, part in parted] == [(0, 20), (20, 10), (30, 12), (42, 20), (62, 20), (82, 5)]
     assert (np.concatenate([part for _, part in parted]) == film).all()
 
 
 @contextmanager
 def reeled(path: Path, fps: float | None = None, side: int | None = None):
-    with opened(Place(path)) as part:
-        yield reel(part, fps=fps, shorter_side=side)
+    with open_range(FileRange(path)) as part:
+        yield open_decodable(part, fps=fps, shorter_side=side)
 
 
 def test_frames_come_at_a_constant_rate_whatever_the_file_has(tmp_path):
     plain = movie(tmp_path / "a.mp4", numbered(24), rate=24)
     with reeled(plain) as film:
-        assert numbers([*frames(film)]) == [*range(24)]
+        assert numbers([*decode_frames(film)]) == [*range(24)]
     with reeled(plain, fps=8) as film:
-        assert numbers([*frames(film)]) == [*range(0, 24, 3)]
+        assert numbers([*decode_frames(film)]) == [*range(0, 24, 3)]
     times = [0, 1, 2, 6, 7, 8, 9, 10]  # the third frame is shown four times as long
     with reeled(movie(tmp_path / "b.mkv", numbered(8), rate=10, times=times), fps=10) as film:
-        shown = numbers([*frames(film)])
+        shown = numbers([*decode_frames(film)])
         assert set(shown) == {*range(8)} and shown == sorted(shown) and shown.count(2) >= 2
 
 
@@ -236,7 +236,7 @@ def test_frames_are_scaled_down_but_never_up(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(3, 48, 96))
     for side, size in ((24, (24, 48)), (100, (48, 96)), (None, (48, 96))):
         with reeled(path, side=side) as film:
-            assert next(frames(film)).shape == (*size, 3)
+            assert next(decode_frames(film)).shape == (*size, 3)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
@@ -244,7 +244,7 @@ def test_glimpses_are_of_the_whole_video(tmp_path, name):
     path = movie(tmp_path / name, numbered(40), rate=10, codec="libx264")
     with reeled(path) as film:
         for count, options in ((3, 3), (16, 16)):
-            seen = numbers(glimpses(film, count))
+            seen = numbers(sample_frames(film, count))
             assert len(seen) >= options // 2 and seen == sorted({*seen})
         assert max(seen) >= 30 and min(seen) <= 3
 
@@ -256,7 +256,7 @@ def test_what_breaks_off_is_broken(tmp_path, name):
     )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(BrokenFile), reeled(path) as film:
-        [*frames(film)]
+        [*decode_frames(film)]
 
 
 def test_a_mark_on_all_clips_of_a_file_is_painted_over(tmp_path):
@@ -276,7 +276,7 @@ def off(output: Path, shots: list[np.ndarray], where: np.ndarray) -> float:
     """How far the clips' frames are from those before the mark, in grey levels, in a part of the picture."""
     with warnings.catch_warnings(action="ignore"):  # they have no captions
         dataset = open_dataset(output)
-    seen = [clip(item, np.random.default_rng(0), num_frames=12, height=128, width=192).frames for item in dataset]
+    seen = [load_clip(item, np.random.default_rng(0), num_frames=12, height=128, width=192).frames for item in dataset]
     return float(
         np.mean([np.abs(each[:, where].astype(int) - shot[:, where]) for each, shot in zip(seen, shots, strict=True)])
     )
@@ -294,7 +294,7 @@ def test_a_mark_on_all_files_of_a_source_is_found_too(tmp_path):
 
 def test_labels_come_from_folders_and_files_from_tars(raw, tmp_path):
     folders = [{"source": str(raw), "labels": "folder"}]
-    labels = {unit.name: unit.label for unit in find(told(raw, tmp_path, sources=folders)).units}
+    labels = {unit.name: unit.label for unit in list_sources(told(raw, tmp_path, sources=folders)).units}
     assert labels["riding_a_bike/three.mp4"] == "riding a bike" and labels["photo1.png"] == ""
     inside = {
         name: (raw / name).read_bytes() for name in ("photo1.png", "riding_a_bike/three.mp4", "riding_a_bike/three.txt")
@@ -342,14 +342,14 @@ def test_captions_that_fail_are_counted_and_asked_for_again(raw, begun, serve: S
     assert len(asked) == 3 * 3 + 5  # with a label two questions and the merge, else one question
     told_of = {item.caption for item in open_dataset(settings.output)}
     assert told_of == {"a person rides a bike", "said of who?"}
-    assert [*prepare(settings)] == [] and len(asked) == 14
+    assert [*curate_dataset(settings)] == [] and len(asked) == 14
 
 
 def test_an_endpoint_that_refuses_ends_the_run(raw, begun, serve: Serve):  # noqa: F811
     settings = told(raw, begun, captions=captions(serve(lambda body: (401, b""))))
     with pytest.raises(InputError, match="the key is not accepted"):
         made(settings)
-    assert [reached.stage for reached in prepare(settings.model_copy(update={"captions": None}))] == ["packing"]
+    assert [reached.stage for reached in curate_dataset(settings.model_copy(update={"captions": None}))] == ["packing"]
 
 
 def test_bad_input_is_refused_before_anything_is_made(raw, output, tmp_path):

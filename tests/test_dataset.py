@@ -15,7 +15,7 @@ from numbered import tar
 
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.dataset import Dataset, open_dataset
-from kineograph.media.shards import expanded, opened, text_at
+from kineograph.media.shards import expand_braces, open_range, read_text
 
 
 def files(folder: Path, contents: Mapping[str, str | bytes]) -> Path:
@@ -61,7 +61,7 @@ def test_a_folder_with_metadata(tmp_path, name, file_column, caption_column):
         assert captions(dataset) == {"a.png": "ein Bär", "videos/b.mp4": 'a dog, that says "wuff"'}
         assert [item.kind for item in dataset] == ["image", "video"] and dataset.problems == ()
         assert dataset.layout == name and len(dataset) == 2 and dataset[1].name == "videos/b.mp4"
-    with opened(dataset[1].place) as part:
+    with open_range(dataset[1].place) as part:
         assert part.read() == b"bb"
 
 
@@ -154,12 +154,12 @@ def test_shards_hold_what_the_folder_holds_in_the_same_order(tmp_path, shards):
         assert dataset.layout == "webdataset shards" and dataset.problems == ()
         assert [item.name.rsplit("/", 1)[1] for item in dataset] == [item.name for item in folder]
         assert [item.caption for item in dataset] == [item.caption for item in folder]
-        assert [text_at(item.place) for item in dataset] == [text_at(item.place) for item in folder]
+        assert [read_text(item.place) for item in dataset] == [read_text(item.place) for item in folder]
     assert captions(open_dataset(shards / "s-001.tar")) == {"s-001.tar/002.mp4": "2 txt", "s-001.tar/003.mp4": "3 txt"}
 
 
 def test_a_part_of_a_tar_reads_like_a_file(shards):
-    with opened(open_dataset(shards / "s-001.tar")[0].place) as part:
+    with open_range(open_dataset(shards / "s-001.tar")[0].place) as part:
         assert (part.read(2), part.tell(), part.read(), part.read(), part.size) == (b"2 ", 2, b"mp4", b"", 5)
         assert (part.seek(-3, os.SEEK_END), part.read(99)) == (2, b"mp4")
         assert (part.seek(1), part.seek(1, os.SEEK_CUR), part.read(1)) == (1, 2, b"m")
@@ -197,9 +197,9 @@ def test_a_member_that_is_cut_off_is_left_out(tmp_path):
 
 
 def test_braces_name_what_a_shell_says_they_name():
-    assert expanded("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
-    assert expanded("{x,y}/{0..1}.tar") == ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]
-    assert expanded("plain.tar") == ["plain.tar"]
+    assert expand_braces("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
+    assert expand_braces("{x,y}/{0..1}.tar") == ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]
+    assert expand_braces("plain.tar") == ["plain.tar"]
 
 
 def test_the_order_does_not_depend_on_how_files_came(tmp_path):

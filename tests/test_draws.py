@@ -12,22 +12,22 @@ from numbered import movie, numbered, numbers, tar
 
 from kineograph.errors import InputError
 from kineograph.media.dataset import Dataset, open_dataset
-from kineograph.media.dataset_layouts import Item
-from kineograph.media.sampling_order import draw, drawn, share
+from kineograph.media.dataset_layouts import DatasetItem
+from kineograph.media.sampling_order import draw, sample_item, share
 from kineograph.media.seek import BrokenFile
-from kineograph.media.shards import Place
-from kineograph.media.training_clips import Clip, anywhere, clip
+from kineograph.media.shards import FileRange
+from kineograph.media.training_clips import Clip, load_clip, random_crop
 
 BATCH = 4
-ITEMS = tuple(Item(f"{number}", "", "video", Place(Path(f"{number}"))) for number in range(23))
+ITEMS = tuple(DatasetItem(f"{number}", "", "video", FileRange(Path(f"{number}"))) for number in range(23))
 DATASET = Dataset("memory", "items", ITEMS)
 
 
-def name(item: Item, rng: np.random.Generator) -> str:
+def name(item: DatasetItem, rng: np.random.Generator) -> str:
     return item.name
 
 
-def sound(item: Item, rng: np.random.Generator, broken: set[str]) -> str:
+def sound(item: DatasetItem, rng: np.random.Generator, broken: set[str]) -> str:
     if item.name in broken:
         raise BrokenFile(f"{item.name} is broken")
     return item.name
@@ -106,7 +106,7 @@ def test_other_errors_are_not_swallowed():
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        drawn(DATASET, 0, 0, batch=1, seed=0, cut=cut, skipped={})
+        sample_item(DATASET, 0, 0, batch=1, seed=0, cut=cut, skipped={})
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_training_on_a_folder_with_broken_files_names_them_and_goes_on(folder):
-    cut = partial(clip, num_frames=4, height=24, width=24, rates=(5, 10), crop=anywhere)
+    cut = partial(load_clip, num_frames=4, height=24, width=24, rates=(5, 10), crop=random_crop)
     skipped: dict[str, str] = {}
     clips: list[Clip] = flat(batches(range(4), cut, skipped, open_dataset(folder)))
     assert {*skipped} == {"empty.mp4", "half.mp4", "short.mp4"}
@@ -141,7 +141,7 @@ def test_training_on_a_folder_with_broken_files_names_them_and_goes_on(folder):
 def test_shards_are_drawn_like_the_folder_they_were_made_of(folder, tmp_path):
     contents = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
     shard = tar(tmp_path / "s.tar", contents)
-    cut = partial(clip, num_frames=4, height=24, width=24, rates=(5, 10), crop=anywhere)
+    cut = partial(load_clip, num_frames=4, height=24, width=24, rates=(5, 10), crop=random_crop)
     one, other = (flat(batches(range(3), cut, {}, open_dataset(source))) for source in (folder, shard))
     for seen, same in zip(one, other, strict=True):
         assert (seen.frames == same.frames).all() and seen[1:] == same[1:]

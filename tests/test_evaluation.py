@@ -8,7 +8,7 @@ import torch
 
 from kineograph.errors import InputError
 from kineograph.generation import generate
-from kineograph.media.metadata import identifier
+from kineograph.media.metadata import settings_id
 from kineograph.models.loading.load import load
 from kineograph.models.placement import choose_placement
 from kineograph.request import Request
@@ -47,10 +47,10 @@ def test_cases_are_held_out_and_more_cases_begin_with_the_same():
 
 
 def test_records_survive_a_stop_and_other_settings_do_not_count(tmp_path):
-    file, protocol = tmp_path / "cases.jsonl", identifier({"steps": 50})
+    file, protocol = tmp_path / "cases.jsonl", settings_id({"steps": 50})
     assert kept(file, protocol) == []
     keep(file, {"protocol": protocol, "case": 0})
-    keep(file, {"protocol": identifier({"steps": 20}), "case": 1})
+    keep(file, {"protocol": settings_id({"steps": 20}), "case": 1})
     with file.open("a") as stopped:
         stopped.write('{"protocol": "cut sh')
     assert [record["case"] for record in kept(file, protocol)] == [0]

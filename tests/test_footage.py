@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kineograph.errors import InputError
-from kineograph.media.footage import Footage, fitted, in_chunks, open_footage, size_for
+from kineograph.media.footage import Footage, center_crop_resize, open_footage, output_size, stack_in_chunks
 from kineograph.media.video import Video
 
 
@@ -64,9 +64,9 @@ def test_a_rate_takes_the_frame_that_is_on_show(tmp_path):
 def test_frames_are_scaled_to_cover_and_cut_alike_at_both_sides():
     frame = np.zeros((10, 30, 3), np.uint8)
     frame[:, 10:20] = 200
-    assert (fitted(frame, 10, 10) == 200).all()
-    assert fitted(frame, 20, 60).shape == (20, 60, 3)
-    assert fitted(frame, 10, 30) is not None and (fitted(frame, 10, 30) == frame).all()
+    assert (center_crop_resize(frame, 10, 10) == 200).all()
+    assert center_crop_resize(frame, 20, 60).shape == (20, 60, 3)
+    assert center_crop_resize(frame, 10, 30) is not None and (center_crop_resize(frame, 10, 30) == frame).all()
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_frames_are_scaled_to_cover_and_cut_alike_at_both_sides():
     [((None, None), (288, 512)), ((None, 256), (144, 256)), ((144, None), (144, 256)), ((152, 256), (152, 256))],
 )
 def test_the_size_follows_the_footage(asked, got):
-    assert size_for(Footage(Path("a"), (0,), 1, 1080, 1920), *asked, side=512, factor=8) == got
+    assert output_size(Footage(Path("a"), (0,), 1, 1080, 1920), *asked, side=512, factor=8) == got
 
 
 def test_another_shape_is_refused():
     with pytest.raises(InputError, match=r"1920 x 1080, and a video of 512 x 512 .* another shape"):
-        size_for(Footage(Path("a.mp4"), (0,), 1, 1080, 1920), 512, 512, side=512, factor=8)
+        output_size(Footage(Path("a.mp4"), (0,), 1, 1080, 1920), 512, 512, side=512, factor=8)
 
 
 def test_what_cannot_serve_is_said(tmp_path):
@@ -131,7 +131,7 @@ def test_frames_come_in_chunks_and_not_before_they_are_asked_for(tmp_path):
             read.append(number)
             yield np.zeros((2, 2, 3), np.uint8)
 
-    chunks = in_chunks(frames(), 2)
+    chunks = stack_in_chunks(frames(), 2)
     assert len(next(chunks)) == 2 and read == [0, 1]
     assert [len(chunk) for chunk in chunks] == [2, 1]
 

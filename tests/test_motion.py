@@ -1,4 +1,4 @@
-"""The camera: what it sees of a clean frame, and of a frame of noise."""
+"""Camera motion: warps of a clean frame and of a frame of noise."""
 
 import math
 
@@ -41,19 +41,19 @@ def shifted(x, rows: int, columns: int):
         (" Pan:+12,-0.5+zoom:1.02 ", Motion(pan=(12.0, -0.5), zoom=1.02)),
     ],
 )
-def test_a_motion_is_read_from_text(text, motion):
+def test_a_motion_is_parsed_from_text(text, motion):
     assert parse(text) == motion
 
 
 @pytest.mark.parametrize(
     "text", ["", "pan", "pan:12", "pan:1,2,3", "pan:nan,0", "zoom:0", "zoom:-1", "path:0,0", "none:1", "fly:1"]
 )
-def test_what_is_no_motion_is_an_error_that_says_what_is(text):
+def test_text_that_is_no_motion_is_an_error_with_the_syntax(text):
     with pytest.raises(ValueError, match=r"expected pan:X,Y, zoom:FACTOR"):
         parse(text)
 
 
-def test_a_pan_adds_up_and_a_path_is_walked_at_an_even_pace():
+def test_a_pan_adds_up_and_a_path_has_constant_speed():
     assert camera_offset(parse("pan:12,-6"), 4, 8) == pytest.approx((48 / 512, -24 / 512))
     way = [camera_offset(parse("path:8,0;40,0;40,32"), k, 5) for k in range(5)]
     assert [(512 * x, 512 * y) for x, y in way] == [(0, 0), (16, 0), (32, 0), (32, 16), (32, 32)]
@@ -78,7 +78,7 @@ def test_content_moves_against_the_camera():
     assert seen[0, 0].flatten().argmax() == 6 * 16 + 7
 
 
-def test_a_smooth_picture_is_seen_shifted_by_parts_of_a_cell():
+def test_a_smooth_image_is_shifted_by_parts_of_a_cell():
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     wave = torch.sin(0.4 * x + 0.2 * y)[None, None, None]
     seen = warp_latents(wave, [view_matrix(Motion(pan=(0.3 * 16, 0.6 * 16)), 1, 2, (32, 32))])
@@ -86,7 +86,7 @@ def test_a_smooth_picture_is_seen_shifted_by_parts_of_a_cell():
     assert (seen[0, 0, 0] - expected)[3:-3, 3:-3].abs().max() < 0.02
 
 
-def test_zoom_comes_nearer_and_rotation_turns_the_content_the_other_way():
+def test_zoom_magnifies_and_rotation_turns_the_content_the_other_way():
     (nearer,) = views("zoom:2", frames=2, size=(16, 16))
     assert nearer @ torch.tensor([16.0, 8.0, 1.0]).double() == pytest.approx(torch.tensor([12.0, 8.0]).double())
     (turned,) = views("rotate:90", frames=2, size=(16, 16))
@@ -143,9 +143,9 @@ def test_warped_noise_follows_the_view():
     assert beside == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_frame_and_a_sample_are_seen_the_same_whatever_stands_beside_them(noise):
-    carry = frame_warp(parse("pan:5,3+rotate:2"), frames=6, seed=9)
-    both = carry(noise, noise)
+def test_a_frame_and_a_sample_are_warped_the_same_in_any_batch(noise):
+    warp = frame_warp(parse("pan:5,3+rotate:2"), frames=6, seed=9)
+    both = warp(noise, noise)
     second = frame_warp(parse("pan:5,3+rotate:2"), frames=6, seed=10)(noise[1:], noise[1:])
     shorter = frame_warp(parse("pan:5,3+rotate:2"), frames=3, seed=9)(noise, noise)
     for whole, alone, early in zip(both, second, shorter, strict=True):

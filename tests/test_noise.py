@@ -21,13 +21,13 @@ def test_a_sample_of_a_batch_is_the_video_of_the_next_seed():
 
 
 def test_frames_seeds_and_purposes_never_share_noise():
-    draws = [
+    noises = [
         *noise.independent(0, range(3), (2, 1, 4, 4)).flatten(0, 1),
         *noise.shared(0, [0], (2, 1, 4, 4)).flatten(0, 1),
         *noise.per_sigma(0, [0, 1], (1, 1, 4, 4))(1.0)[0],
         *noise.per_sigma(0, [0, 1], (1, 1, 4, 4))(0.0)[0],
     ]
-    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == len(draws)
+    assert len({tuple(generate.flatten().tolist()) for generate in noises}) == len(noises)
 
 
 def test_shared_noise_is_the_same_in_every_frame_and_for_any_frames():
@@ -36,7 +36,7 @@ def test_shared_noise_is_the_same_in_every_frame_and_for_any_frames():
     assert torch.equal(noise.shared(3, [9], SHAPE), frames[:, :1])
 
 
-def test_noise_at_levels_is_stateless_and_the_same_in_chunks():
+def test_noise_per_sigma_is_stateless_and_the_same_in_chunks():
     whole = noise.per_sigma(1, range(6), SHAPE)
     chunk = noise.per_sigma(1, range(4, 6), SHAPE)
     assert torch.equal(whole(2.5), whole(2.5))
@@ -44,16 +44,15 @@ def test_noise_at_levels_is_stateless_and_the_same_in_chunks():
     assert not torch.equal(whole(2.5), whole(2.6))
 
 
-def test_noise_at_levels_ignores_the_last_bits_of_a_double():
-    draw = noise.per_sigma(1, [0], SHAPE)
-    assert torch.equal(draw(0.7), draw(math.nextafter(0.7, 1)))
+def test_noise_per_sigma_ignores_the_last_bits_of_a_double():
+    generate = noise.per_sigma(1, [0], SHAPE)
+    assert torch.equal(generate(0.7), generate(math.nextafter(0.7, 1)))
 
 
-@pytest.mark.parametrize("relate", [noise.mix])
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0, 4.0, math.inf])
-def test_mixtures_have_unit_variance_and_the_right_correlation(relate, ratio):
+def test_mixtures_have_unit_variance_and_the_right_correlation(ratio):
     one, other = noise.shared(0, [0], LARGE), noise.independent(0, [0], LARGE)
-    mixture = relate(one, other, ratio)
+    mixture = noise.mix(one, other, ratio)
     assert mixture.std().item() == pytest.approx(1, abs=0.01)
     correlation = 1.0 if ratio == math.inf else ratio / math.hypot(1, ratio)
     assert (mixture * one).mean().item() == pytest.approx(correlation, abs=0.01)
@@ -65,17 +64,17 @@ def test_past_dependent_noise_has_the_published_coefficients():
     assert noise.mix(nothing, one, 4.0).item() == pytest.approx(0.2425, abs=1e-4)
 
 
-@pytest.mark.parametrize("draw", [noise.independent, noise.shared])
-def test_noise_is_white(draw):
-    drawn = draw(5, range(2), LARGE)
-    assert drawn.mean().item() == pytest.approx(0, abs=0.01)
-    assert drawn.std().item() == pytest.approx(1, abs=0.01)
-    assert (drawn[..., 1:] * drawn[..., :-1]).mean().item() == pytest.approx(0, abs=0.01)
+@pytest.mark.parametrize("generate", [noise.independent, noise.shared])
+def test_noise_is_white(generate):
+    sampled = generate(5, range(2), LARGE)
+    assert sampled.mean().item() == pytest.approx(0, abs=0.01)
+    assert sampled.std().item() == pytest.approx(1, abs=0.01)
+    assert (sampled[..., 1:] * sampled[..., :-1]).mean().item() == pytest.approx(0, abs=0.01)
 
 
 def test_frames_are_uncorrelated():
-    drawn = noise.independent(5, range(2), LARGE)
-    assert (drawn[:, 0] * drawn[:, 1]).mean().item() == pytest.approx(0, abs=0.01)
+    sampled = noise.independent(5, range(2), LARGE)
+    assert (sampled[:, 0] * sampled[:, 1]).mean().item() == pytest.approx(0, abs=0.01)
 
 
 def test_a_negative_seed_is_refused():
@@ -88,7 +87,7 @@ def test_large_seeds_are_seeds():
     assert not torch.equal(low, high)
 
 
-def test_related_noise_shares_as_much_as_is_asked():
+def test_partly_shared_noise_has_the_requested_correlation():
     frames = noise.partly_shared(2.0, 3, range(6), LARGE)
     assert frames.var().item() == pytest.approx(1, abs=0.02)
     alike = torch.corrcoef(frames[0].flatten(1))
@@ -97,9 +96,9 @@ def test_related_noise_shares_as_much_as_is_asked():
     assert torch.equal(noise.partly_shared(0.0, 3, range(2), SHAPE), noise.independent(3, range(2), SHAPE))
 
 
-def test_related_noise_at_levels_is_shared_as_much_and_by_any_frames():
-    draw = noise.partly_shared_per_sigma(2.0, 3, range(4), LARGE)
-    alike = torch.corrcoef(draw(1.5)[0].flatten(1))
+def test_partly_shared_noise_per_sigma_has_the_same_correlation_for_any_frames():
+    generate = noise.partly_shared_per_sigma(2.0, 3, range(4), LARGE)
+    alike = torch.corrcoef(generate(1.5)[0].flatten(1))
     assert alike[0, 1:].tolist() == pytest.approx([0.8] * 3, abs=0.02)
-    assert torch.equal(noise.partly_shared_per_sigma(2.0, 3, [2], LARGE)(1.5), draw(1.5)[:, 2:3])
+    assert torch.equal(noise.partly_shared_per_sigma(2.0, 3, [2], LARGE)(1.5), generate(1.5)[:, 2:3])
     assert torch.equal(noise.partly_shared_per_sigma(0.0, 3, [2], SHAPE)(1.5), noise.per_sigma(3, [2], SHAPE)(1.5))

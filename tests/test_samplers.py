@@ -1,4 +1,4 @@
-"""Solvers against data whose perfect denoiser is one line: N(MEAN, SPREAD^2) in every number."""
+"""Samplers against data whose perfect denoiser is one line: N(MEAN, SPREAD^2) in every number."""
 
 import math
 import runpy
@@ -13,13 +13,15 @@ from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, final
 MEAN, SPREAD = 0.3, 0.5
 SHAPE = (1, 4, 64, 64)
 SIGMAS = sigmas.karras(14.0, 0.03, 12)
-DRAW = noise.per_sigma(1, range(2), SHAPE)
+NOISE_AT = noise.per_sigma(1, range(2), SHAPE)
 START = SIGMAS[0] * noise.independent(0, range(2), SHAPE)
 
 deterministic = pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
-single_step = pytest.mark.parametrize("sampler", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), lcm(DRAW)])
-every_solver = pytest.mark.parametrize(
-    "sampler", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), lcm(DRAW), dpmpp_2m]
+single_step = pytest.mark.parametrize(
+    "sampler", [ddim, ddim_eta(0.5, NOISE_AT), euler_ancestral(NOISE_AT), lcm(NOISE_AT)]
+)
+every_sampler = pytest.mark.parametrize(
+    "sampler", [ddim, ddim_eta(0.5, NOISE_AT), euler_ancestral(NOISE_AT), lcm(NOISE_AT), dpmpp_2m]
 )
 
 
@@ -29,12 +31,12 @@ def gaussian(x, sigma):
 
 
 def consistent(x, sigma):
-    """Where the probability flow from x ends, for the same data."""
-    return carried(x, sigma, 0.0)
+    """Return the end of the probability flow from x, for the same data."""
+    return probability_flow(x, sigma, 0.0)
 
 
-def carried(x, sigma, to):
-    """The probability flow from `sigma` to `to`: distances from the mean shrink as the spread of the noisy data."""
+def probability_flow(x, sigma, to):
+    """Return the probability flow from `sigma` to `to`: distances from the mean shrink with the spread."""
     return MEAN + (x - MEAN) * math.hypot(SPREAD, to) / math.hypot(SPREAD, sigma)
 
 
@@ -49,7 +51,7 @@ def geometric(steps: int) -> list[float]:
 
 def error(sampler, steps: int) -> float:
     x = 10.0 * noise.independent(0, range(1), (1, 1, 8, 8)).double()
-    return (final_latents(sampler(gaussian, x, geometric(steps))) - carried(x, 10.0, 0.05)).abs().max().item()
+    return (final_latents(sampler(gaussian, x, geometric(steps))) - probability_flow(x, 10.0, 0.05)).abs().max().item()
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2)])
@@ -58,32 +60,32 @@ def test_the_order_of_convergence_is_the_papers(sampler, order):
     assert rates == pytest.approx([order] * 3, abs=0.15)
 
 
-@every_solver
-def test_a_single_video_is_found_exactly(sampler):
+@every_sampler
+def test_data_of_a_single_video_are_sampled_exactly(sampler):
     torch.testing.assert_close(final_latents(sampler(point, START, SIGMAS)), torch.full_like(START, MEAN))
 
 
-@every_solver
-def test_noisy_videos_have_the_variance_of_their_level(sampler):
+@every_sampler
+def test_noisy_videos_have_the_variance_of_their_sigma(sampler):
     for step in sampler(point, START, SIGMAS[:-1]):
         assert (step.x - MEAN).std().item() == pytest.approx(step.sigma, rel=0.03)
 
 
 def test_consistency_sampling_keeps_both_moments_of_the_data():
-    final = final_latents(lcm(DRAW)(consistent, START, SIGMAS))
+    final = final_latents(lcm(NOISE_AT)(consistent, START, SIGMAS))
     assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
 
 
-@pytest.mark.parametrize("sampler", [ddim, ddim_eta(0.5, DRAW), euler_ancestral(DRAW), dpmpp_2m])
-def test_many_steps_find_both_moments_of_the_data(sampler):
+@pytest.mark.parametrize("sampler", [ddim, ddim_eta(0.5, NOISE_AT), euler_ancestral(NOISE_AT), dpmpp_2m])
+def test_many_steps_sample_both_moments_of_the_data(sampler):
     final = final_latents(sampler(gaussian, START, sigmas.karras(14.0, 0.03, 200)))
     assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
 
 
-@every_solver
-def test_a_walk_stops_at_every_rung_and_ends_with_the_latent_itself(sampler):
+@every_sampler
+def test_a_sampler_yields_every_sigma_and_ends_with_the_latent_itself(sampler):
     steps = list(sampler(gaussian, START, SIGMAS))
     assert [step.sigma for step in steps] == SIGMAS
     assert torch.equal(steps[0].x, START)
@@ -92,22 +94,22 @@ def test_a_walk_stops_at_every_rung_and_ends_with_the_latent_itself(sampler):
     assert torch.equal(final_latents(iter(steps)), steps[-1].x)
 
 
-@every_solver
-def test_a_ladder_of_one_rung_is_no_walk(sampler):
+@every_sampler
+def test_a_single_sigma_takes_no_step(sampler):
     (step,) = sampler(gaussian, START, [3.0])
     assert step.sigma == 3.0
     assert step.x is step.x0 is START
 
 
 @single_step
-def test_slices_walked_one_after_the_other_are_the_whole(sampler):
+def test_slices_sampled_one_after_the_other_are_the_whole(sampler):
     whole = final_latents(sampler(gaussian, START, SIGMAS))
     upper = final_latents(sampler(gaussian, START, sigmas.until(SIGMAS, SIGMAS[5])))
     assert torch.equal(final_latents(sampler(gaussian, upper, sigmas.starting_at(SIGMAS, SIGMAS[5]))), whole)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
-def test_no_gradients_are_kept_and_the_consumers_mode_is_its_own(name):
+def test_no_gradients_are_kept_and_the_consumers_gradient_mode_is_its_own(name):
     # The module as users import it: the shape checker of the tests hides generators from torch.no_grad.
     sampler = runpy.run_path(samplers.__file__)[name]
     steps = sampler(gaussian, START.clone().requires_grad_(), SIGMAS[:3])
@@ -117,28 +119,28 @@ def test_no_gradients_are_kept_and_the_consumers_mode_is_its_own(name):
 
 def test_no_eta_is_ddim():
     def never(sigma):
-        raise AssertionError("drawn")
+        raise AssertionError("noise was generated")
 
     assert torch.equal(
         final_latents(ddim_eta(0.0, never)(gaussian, START, SIGMAS)), final_latents(ddim(gaussian, START, SIGMAS))
     )
 
 
-def test_two_rungs_of_the_multistep_solver_are_ddim():
+def test_one_step_of_the_multistep_sampler_is_ddim():
     assert torch.equal(
         final_latents(dpmpp_2m(gaussian, START, [5.0, 2.0])), final_latents(ddim(gaussian, START, [5.0, 2.0]))
     )
 
 
-def test_every_chunk_of_an_ancestral_walk_is_a_slice_of_the_whole():
+def test_ancestral_sampling_in_chunks_is_the_whole():
     chunk = euler_ancestral(noise.per_sigma(1, [1], SHAPE))
-    whole = final_latents(euler_ancestral(DRAW)(gaussian, START, SIGMAS))
+    whole = final_latents(euler_ancestral(NOISE_AT)(gaussian, START, SIGMAS))
     assert torch.equal(final_latents(chunk(gaussian, START[:, 1:], SIGMAS)), whole[:, 1:])
 
 
 @deterministic
 def test_inversion_then_sampling_comes_back(sampler):
-    """With noise that does not depend on x the walk is a line, up and down."""
+    """With noise that does not depend on x, inversion and sampling go along one line."""
     direction = torch.ones_like(START)
     clean = noise.independent(3, range(2), SHAPE)
     rising = [*reversed(SIGMAS[:-1])]
@@ -160,25 +162,25 @@ def test_inverting_data_gives_noise_and_more_steps_come_back_closer(sampler):
     assert round_trip(160) < 0.55 * round_trip(80) < 0.1
 
 
-def test_a_walk_from_level_nought_is_refused():
+def test_sampling_from_sigma_0_is_refused():
     with pytest.raises(ValueError, match="cannot leave noise level 0"):
         final_latents(ddim(gaussian, START, [0.0, 1.0]))
 
 
-def test_noise_on_the_way_up_is_refused():
+def test_noise_along_rising_sigmas_is_refused():
     with pytest.raises(ValueError, match="needs falling sigmas, got a step from 1 up to 2"):
-        final_latents(euler_ancestral(DRAW)(gaussian, START, [1.0, 2.0]))
+        final_latents(euler_ancestral(NOISE_AT)(gaussian, START, [1.0, 2.0]))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_more_noise_than_ddpms_is_refused(eta):
     with pytest.raises(ValueError, match=rf"from 0 \(none\) to 1 \(all of it\); got {eta}"):
-        ddim_eta(eta, DRAW)
+        ddim_eta(eta, NOISE_AT)
 
 
-def test_a_walk_of_the_first_frame_alone_draws_that_frames_noise():
-    alone = final_latents(euler_ancestral(DRAW)(gaussian, START[:, :1], SIGMAS))
-    assert torch.equal(alone, final_latents(euler_ancestral(DRAW)(gaussian, START, SIGMAS))[:, :1])
+def test_the_first_frame_alone_gets_its_own_sampler_noise():
+    alone = final_latents(euler_ancestral(NOISE_AT)(gaussian, START[:, :1], SIGMAS))
+    assert torch.equal(alone, final_latents(euler_ancestral(NOISE_AT)(gaussian, START, SIGMAS))[:, :1])
 
 
 CAMERA = motion.frame_warp(motion.parse("pan:8,0"), frames=2, seed=0)  # a cell of 64 a frame
@@ -196,19 +198,19 @@ def everywhere(x0, sigma):
 def test_smoothing_without_strength_or_without_background_changes_nothing(sampler):
     plain = list(sampler(gaussian, START, SIGMAS))
     for masks, strength in ((nowhere, 0.0), (everywhere, 1.0)):
-        steadied = list(samplers.smooth_background(sampler, CAMERA, masks, strength)(gaussian, START, SIGMAS))
-        assert [step.sigma for step in steadied] == [step.sigma for step in plain]
-        torch.testing.assert_close(steadied[-1].x, plain[-1].x)
+        smoothed = list(samplers.smooth_background(sampler, CAMERA, masks, strength)(gaussian, START, SIGMAS))
+        assert [step.sigma for step in smoothed] == [step.sigma for step in plain]
+        torch.testing.assert_close(smoothed[-1].x, plain[-1].x)
 
 
-def test_smoothing_at_full_strength_makes_every_background_the_first_frames_as_the_camera_sees_it():
+def test_smoothing_at_full_strength_makes_every_background_the_first_frames_warped():
     steps = list(samplers.smooth_background(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
     plain = final_latents(ddim(gaussian, START, SIGMAS))
     torch.testing.assert_close(steps[-1].x[:, :1], plain[:, :1])
     torch.testing.assert_close(steps[-1].x[:, 1, ..., :-1], plain[:, 0, ..., 1:])
 
 
-def test_smoothing_draws_backgrounds_together_and_leaves_the_foreground_and_what_the_first_frames_passes_over():
+def test_smoothing_blends_backgrounds_and_leaves_both_foregrounds():
     def left(x0, sigma):
         mask = torch.zeros_like(x0[:, :, :1])
         mask[:, 1, ..., :8] = 1  # of frame 1
@@ -216,16 +218,16 @@ def test_smoothing_draws_backgrounds_together_and_leaves_the_foreground_and_what
         return mask
 
     plain = final_latents(ddim(gaussian, START, SIGMAS))
-    steadied = final_latents(samplers.smooth_background(ddim, CAMERA, left, 0.6)(gaussian, START, SIGMAS))
-    torch.testing.assert_close(steadied[:, 1, ..., :8], plain[:, 1, ..., :8])
-    torch.testing.assert_close(steadied[:, 1, ..., 31:39], plain[:, 1, ..., 31:39])
-    off, on = ((x[:, 1, ..., 10:30] - x[:, 0, ..., 11:31]).square().mean() for x in (plain, steadied))
+    smoothed = final_latents(samplers.smooth_background(ddim, CAMERA, left, 0.6)(gaussian, START, SIGMAS))
+    torch.testing.assert_close(smoothed[:, 1, ..., :8], plain[:, 1, ..., :8])
+    torch.testing.assert_close(smoothed[:, 1, ..., 31:39], plain[:, 1, ..., 31:39])
+    off, on = ((x[:, 1, ..., 10:30] - x[:, 0, ..., 11:31]).square().mean() for x in (plain, smoothed))
     assert on < 1e-3 * off
 
 
-def test_one_frame_has_nothing_to_be_held_to():
-    plain, steadied = (
+def test_smoothing_leaves_a_single_frame():
+    plain, smoothed = (
         final_latents(sampler(gaussian, START[:, :1], SIGMAS))
         for sampler in (ddim, samplers.smooth_background(ddim, CAMERA, nowhere, 0.6))
     )
-    assert torch.equal(plain, steadied)
+    assert torch.equal(plain, smoothed)

@@ -1,38 +1,38 @@
 import numpy as np
 import pytest
 
-from kineograph import sigmas as ladder
+from kineograph.sigmas import insert_sigmas, karras, leading, linspace, starting_at, subsample, trailing, until
 
 TABLE = tuple(np.geomspace(0.03, 15, 1000).tolist())
-SPACINGS = [ladder.leading, ladder.trailing, ladder.linspace]
+SPACINGS = [leading, trailing, linspace]
 
 
 def timesteps(sigmas: list[float]) -> list[int]:
     return [TABLE.index(sigma) for sigma in sigmas[:-1]]
 
 
-def test_leading_is_stable_diffusions_grid():
-    assert timesteps(ladder.leading(TABLE, 50)) == list(range(981, 0, -20))
+def test_leading_spacing_is_stable_diffusions():
+    assert timesteps(leading(TABLE, 50)) == list(range(981, 0, -20))
 
 
 def test_trailing_starts_at_the_top():
-    assert timesteps(ladder.trailing(TABLE, 50)) == list(range(999, 0, -20))
+    assert timesteps(trailing(TABLE, 50)) == list(range(999, 0, -20))
 
 
 def test_linspace_has_both_ends():
-    assert timesteps(ladder.linspace(TABLE, 4)) == [999, 666, 333, 0]
+    assert timesteps(linspace(TABLE, 4)) == [999, 666, 333, 0]
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 48, 61, 999])
-def test_every_spacing_falls_strictly_and_has_the_steps_asked_for(spacing, steps):
+def test_every_spacing_decreases_and_has_the_requested_steps(spacing, steps):
     sigmas = spacing(TABLE, steps)
     assert len(sigmas) == steps + 1
     assert (np.diff(sigmas) < 0).all()
     assert sigmas[-1] == 0
 
 
-@pytest.mark.parametrize("spacing", [ladder.trailing, ladder.linspace])
+@pytest.mark.parametrize("spacing", [trailing, linspace])
 def test_one_step_starts_at_the_top(spacing):
     assert spacing(TABLE, 1) == [TABLE[-1], 0.0]
 
@@ -46,65 +46,65 @@ def test_a_number_of_steps_that_the_table_cannot_give_is_refused(spacing, steps)
 
 def test_an_offset_beyond_the_table_is_refused():
     with pytest.raises(ValueError, match="starts at timestep 1000.*0 to 999"):
-        ladder.leading(TABLE, 1000)
-    assert len(ladder.leading(TABLE, 1000, offset=0)) == 1001
+        leading(TABLE, 1000)
+    assert len(leading(TABLE, 1000, offset=0)) == 1001
 
 
-def test_a_ladder_can_end_above_nought_and_never_stands_still():
-    assert ladder.leading(TABLE, 50, last=TABLE[0])[-2:] == [TABLE[1], TABLE[0]]
-    assert ladder.linspace(TABLE, 4, last=TABLE[0]) == [TABLE[999], TABLE[666], TABLE[333], TABLE[0]]
+def test_sigmas_can_end_above_zero_and_are_never_equal():
+    assert leading(TABLE, 50, last=TABLE[0])[-2:] == [TABLE[1], TABLE[0]]
+    assert linspace(TABLE, 4, last=TABLE[0]) == [TABLE[999], TABLE[666], TABLE[333], TABLE[0]]
 
 
-def test_karras_is_even_in_the_seventh_root():
-    sigmas = ladder.karras(80.0, 0.002, 18)
+def test_karras_spacing_is_even_in_the_seventh_root():
+    sigmas = karras(80.0, 0.002, 18)
     assert sigmas[0] == pytest.approx(80)
     assert sigmas[-2:] == [pytest.approx(0.002), 0.0]
     np.testing.assert_allclose(np.diff(np.power(sigmas[:-1], 1 / 7), n=2), 0, atol=1e-12)
 
 
-def test_karras_of_one_step_starts_at_the_top():
-    assert ladder.karras(80.0, 0.002, 1) == [pytest.approx(80), 0.0]
+def test_karras_spacing_of_one_step_starts_at_the_top():
+    assert karras(80.0, 0.002, 1) == [pytest.approx(80), 0.0]
 
 
 @pytest.mark.parametrize("arguments", [(0.002, 80.0, 5), (80.0, 0.0, 5), (80.0, 0.002, 0)])
-def test_karras_between_levels_that_do_not_fall_is_refused(arguments):
+def test_karras_spacing_between_sigmas_that_do_not_decrease_is_refused(arguments):
     with pytest.raises(ValueError, match="sigma_max > sigma_min > last"):
-        ladder.karras(*arguments)
+        karras(*arguments)
 
 
-def test_thinned_picks_evenly_and_keeps_the_ends():
-    sigmas = ladder.trailing(TABLE, 50)
-    assert timesteps(ladder.subsample(sigmas, 4)) == [999, 759, 499, 259]
-    assert ladder.subsample(sigmas, 50) == sigmas
+def test_subsample_picks_evenly_and_keeps_the_ends():
+    sigmas = trailing(TABLE, 50)
+    assert timesteps(subsample(sigmas, 4)) == [999, 759, 499, 259]
+    assert subsample(sigmas, 50) == sigmas
     with pytest.raises(ValueError, match="between 1 and 50 steps, got 51"):
-        ladder.subsample(sigmas, 51)
+        subsample(sigmas, 51)
 
 
 SIGMAS = [8.0, 4.0, 2.0, 1.0, 0.0]
 
 
-def test_through_puts_levels_on_the_ladder_once():
-    assert ladder.insert_sigmas(SIGMAS, 3.0, 5.0, 3.0) == [8.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+def test_sigmas_are_inserted_once():
+    assert insert_sigmas(SIGMAS, 3.0, 5.0, 3.0) == [8.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
 
 
-def test_through_adds_nothing_where_a_rung_is():
-    assert ladder.insert_sigmas(SIGMAS, 8.0001, 4.0002, 1.0, 0.0) == SIGMAS
+def test_sigmas_close_to_listed_ones_are_not_inserted():
+    assert insert_sigmas(SIGMAS, 8.0001, 4.0002, 1.0, 0.0) == SIGMAS
 
 
-@pytest.mark.parametrize("level", [9.0, -1.0])
-def test_through_refuses_levels_outside(level):
+@pytest.mark.parametrize("sigma", [9.0, -1.0])
+def test_sigmas_out_of_range_are_refused(sigma):
     with pytest.raises(ValueError, match="outside of the sigmas, which go from 8 to 0"):
-        ladder.insert_sigmas(SIGMAS, level)
+        insert_sigmas(SIGMAS, sigma)
 
 
-def test_slices_share_their_rung():
-    assert ladder.until(SIGMAS, 2.0001) == [8.0, 4.0, 2.0]
-    assert ladder.starting_at(SIGMAS, 2.0001) == [2.0, 1.0, 0.0]
-    assert ladder.until(SIGMAS, 8.0) == [8.0]
-    assert ladder.starting_at(SIGMAS, 0.0) == [0.0]
+def test_slices_share_the_sigma_between_them():
+    assert until(SIGMAS, 2.0001) == [8.0, 4.0, 2.0]
+    assert starting_at(SIGMAS, 2.0001) == [2.0, 1.0, 0.0]
+    assert until(SIGMAS, 8.0) == [8.0]
+    assert starting_at(SIGMAS, 0.0) == [0.0]
 
 
-@pytest.mark.parametrize("cut", [ladder.until, ladder.starting_at])
-def test_slices_at_a_level_between_rungs_are_refused(cut):
+@pytest.mark.parametrize("cut", [until, starting_at])
+def test_slices_at_a_sigma_that_is_not_listed_are_refused(cut):
     with pytest.raises(ValueError, match=r"Sigma 3 is not one of these 5 sigmas .*Insert it first: insert_sigmas"):
         cut(SIGMAS, 3.0)

@@ -16,7 +16,7 @@ import pytest
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.files import beside, fresh, slug
+from kineograph.media.files import slug, unused_path, write_new
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
 
@@ -137,7 +137,7 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, name: str) -> None:
 
 def test_what_was_written_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "fish.mp4"
-    with pytest.raises(FileExistsError, match="fish"), beside(path) as part:  # noqa: PT012
+    with pytest.raises(FileExistsError, match="fish"), write_new(path) as part:  # noqa: PT012
         part.write_text("mine")
         path.write_text("theirs")
     assert path.read_text() == "theirs"
@@ -239,10 +239,10 @@ def test_a_video_without_settings_opens_but_says_so(tmp_path: Path) -> None:
 
 
 def test_fresh_names_are_new_and_short(tmp_path: Path) -> None:
-    first = fresh(tmp_path, "A red fish, over the sea!", 7, ".mp4")
+    first = unused_path(tmp_path, "A red fish, over the sea!", 7, ".mp4")
     assert first.name == "a-red-fish-over-the-sea_7.mp4"
     first.touch()
-    assert fresh(tmp_path, "A red fish, over the sea!", 7, ".mp4").name == "a-red-fish-over-the-sea_7_2.mp4"
+    assert unused_path(tmp_path, "A red fish, over the sea!", 7, ".mp4").name == "a-red-fish-over-the-sea_7_2.mp4"
     assert len(slug("möwe " * 100).encode()) <= 48
     assert slug("../../etc/passwd") == "etc-passwd"
     assert slug("!?") == "video"
@@ -252,4 +252,4 @@ def test_fresh_names_are_new_and_short(tmp_path: Path) -> None:
 def test_the_rate_is_kept(tmp_path: Path, fps: float) -> None:
     for name in KINDS:
         assert open_video(Video(clip().frames, fps=fps).save(tmp_path / f"{int(fps)}_{name}")).fps == fps
-    assert float(codecs.exact_rate(23.976)) == pytest.approx(23.976, abs=1e-3)
+    assert float(codecs.frame_rate_fraction(23.976)) == pytest.approx(23.976, abs=1e-3)

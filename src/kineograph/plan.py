@@ -74,7 +74,9 @@ def video_size(request: Request, inputs: Inputs, default: tuple[int, int], facto
     """
     if not inputs.footage:
         return request.height or default[0], request.width or default[1]
-    sizes = [output_size(each, request.height, request.width, side=max(default), factor=factor) for each in inputs.footage]
+    sizes = [
+        output_size(each, request.height, request.width, side=max(default), factor=factor) for each in inputs.footage
+    ]
     if len(set(sizes)) > 1:
         listed = ", ".join(f"{each.path} is {each.width} x {each.height}" for each in inputs.footage)
         raise InputError(f"the videos are of different shapes ({listed}): crop them to one, or give height and width")

@@ -13,7 +13,14 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
 from kineograph.models.conditioning import resampler
-from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncoder, crop_to_size, crop_to_square, stretch_to_square
+from kineograph.models.conditioning.image_encoder import (
+    GREY,
+    LAST,
+    ImageEncoder,
+    crop_to_size,
+    crop_to_square,
+    stretch_to_square,
+)
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig

@@ -13,7 +13,7 @@ import torch
 from command import Run
 from diffusers import ControlNetModel, StableDiffusionPipeline
 from models.conftest import sd
-from models.test_adapters import UNET, deltas, spelled
+from models.formats.test_lora import UNET, deltas, spelled
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny_temporal import BETAS, COND, CONFIGS, B, Z, random_tensor, trained

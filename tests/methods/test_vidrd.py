@@ -1,4 +1,4 @@
-"""VidRD without a network: what its parts are by themselves, and what they must equal in limiting settings."""
+"""VidRD without a network: its parts alone, and reductions to simpler methods."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_one_clip_is_plain_sampling():
     assert torch.equal(latents, plain[-1].x)
 
 
-def test_noise_turned_round_twice_is_the_noise():
+def test_noise_reversed_twice_is_the_noise():
     first = independent(0, range(FRAMES), SHAPE)
     fresh = independent(1, range(FRAMES), SHAPE)
     once = initial_noise(fresh, Past(first, {}), keep=7, ratio=math.inf)
@@ -60,8 +60,8 @@ def test_noise_that_depends_on_the_past_has_unit_variance(ratio):
     past, fresh = (independent(seed, range(FRAMES), shape) for seed in (0, 1))
     mixed = initial_noise(fresh, Past(past, {}), keep=0, ratio=ratio)
     assert mixed.var().item() == pytest.approx(1, abs=0.01)
-    turned = past.flip(1)
-    assert (mixed * turned).mean().item() == pytest.approx(math.sin(math.atan(ratio)), abs=0.01)
+    reversed_past = past.flip(1)
+    assert (mixed * reversed_past).mean().item() == pytest.approx(math.sin(math.atan(ratio)), abs=0.01)
 
 
 def test_the_papers_guided_steps():
@@ -70,7 +70,7 @@ def test_the_papers_guided_steps():
     assert list(counts) == FIFTY[:20]
 
 
-def test_guidance_at_every_level_gives_an_exact_seam():
+def test_guidance_at_every_sigma_gives_an_exact_seam():
     first, second = generate(2, share=1.0)
     assert torch.equal(first[:, -1], second[:, 0])
     assert not torch.equal(first[:, -2], second[:, 1])
@@ -88,28 +88,28 @@ def test_noise_that_a_clips_frames_share_does_not_add_up_over_clips(share):
     assert neighbours == pytest.approx(math.sin(math.atan(share)) ** 2, abs=0.03)
 
 
-def reading_the_first(x: Latents, sigma: float) -> Latents:
-    """A denoiser whose frames see the first one alone."""
+def attending_to_the_first(x: Latents, sigma: float) -> Latents:
+    """Denoise frames that depend on the first one alone."""
     known = 1 / (1 + sigma**2)
     return known * x + (1 - known) * torch.tanh(0.5 * x + 0.5 * x[:, :1])
 
 
-def test_frames_that_are_overwritten_anyway_are_not_evaluated_and_change_nothing():
-    fresh, seen = independent(1, range(FRAMES), SHAPE), []
-    past = record_past(fresh, list(ddim(reading_the_first, FIFTY[0] * fresh, FIFTY)))
+def test_skipping_frames_that_are_overwritten_changes_nothing():
+    fresh, evaluated = independent(1, range(FRAMES), SHAPE), []
+    past = record_past(fresh, list(ddim(attending_to_the_first, FIFTY[0] * fresh, FIFTY)))
     guided = guided_frames(FIFTY, keep=4, share=0.4)
 
     def counting(x: Latents, sigma: float) -> Latents:
-        seen.append(x.shape[1])
-        return reading_the_first(x, sigma)
+        evaluated.append(x.shape[1])
+        return attending_to_the_first(x, sigma)
 
     def steps(denoise) -> list:
         noise = initial_noise(independent(2, range(FRAMES), SHAPE), past, keep=4, ratio=4.0)
         return list(overwrite_guided(ddim, past, guided)(denoise, FIFTY[0] * noise, FIFTY))
 
-    plain, spared = steps(reading_the_first), steps(skip_overwritten(counting, past, guided, FIFTY))
-    assert all(torch.equal(one.x, other.x) for one, other in zip(plain, spared, strict=True))
-    assert len(seen) == 50 and 50 * FRAMES - sum(seen) == 14 + 9 + 4  # the first is read by all
+    plain, skipped = steps(attending_to_the_first), steps(skip_overwritten(counting, past, guided, FIFTY))
+    assert all(torch.equal(one.x, other.x) for one, other in zip(plain, skipped, strict=True))
+    assert len(evaluated) == 50 and 50 * FRAMES - sum(evaluated) == 14 + 9 + 4  # the first is read by all
 
 
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
@@ -123,14 +123,14 @@ def test_each_part_brings_the_seam_closer(sampler):
     assert seam() < none
 
 
-def test_frames_that_are_not_guided_are_the_solvers():
+def test_frames_that_are_not_guided_are_the_samplers():
     past = Past(torch.zeros(1, FRAMES, *SHAPE[1:]), {FIFTY[0]: torch.full((1, FRAMES, *SHAPE[1:]), 7.0)})
     x = FIFTY[0] * independent(0, range(FRAMES), SHAPE)
     (step, _) = overwrite_guided(ddim, past, {FIFTY[0]: 2})(mixing, x, FIFTY[:2])
     assert (step.x[:, :2] == 7).all() and torch.equal(step.x[:, 2:], x[:, 2:])
 
 
-def test_a_walk_of_the_first_frame_alone_is_guided_too():
+def test_the_first_frame_alone_is_guided_too():
     past = Past(torch.zeros(1, FRAMES, *SHAPE[1:]), {FIFTY[0]: torch.full((1, FRAMES, *SHAPE[1:]), 7.0)})
     (step, _) = overwrite_guided(ddim, past, {FIFTY[0]: 4})(mixing, torch.zeros(1, 1, *SHAPE[1:]), FIFTY[:2])
     assert step.x.shape[1] == 1 and (step.x == 7).all()

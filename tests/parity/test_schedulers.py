@@ -1,16 +1,16 @@
-"""Every solver and ladder against the diffusers scheduler of the same name, rung by rung over a whole walk.
+"""Every sampler and spacing against the diffusers scheduler of the same name, at every step.
 
-The same toy network and the same noise go into both; latents agree to 3e-5 at every rung. The walks are in float64,
-because the toy network doubles rounding errors from rung to rung; the tables of diffusers stay float32.
+Both get the same toy network and the same noise; latents agree to 3e-5 at every sigma. Sampling is in float64, because
+the toy network doubles rounding errors at every step; the tables of diffusers stay float32.
 """
 
 import diffusers
 import pytest
 import torch
 
-from kineograph import sigmas as ladder
 from kineograph.models.schedule import Schedule
 from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, lcm
+from kineograph.sigmas import karras, leading, linspace, subsample, trailing
 
 pytestmark = [
     pytest.mark.parity,
@@ -28,7 +28,7 @@ each_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 
 
 def network(z, t):
-    """Nonlinear, mixes channels, and knows which timestep it is told."""
+    """Return a nonlinear function that mixes channels and depends on the timestep."""
     return torch.tanh(torch.einsum("ij,bfjhw->bfihw", MIX, z)) * torch.cos(torch.as_tensor(t) / 300)
 
 
@@ -36,27 +36,27 @@ def at_whole_timesteps(z, t):
     return network(z, torch.as_tensor(t).round())
 
 
-def draws():
-    """The noise that a diffusers scheduler draws from a generator with seed 2, in order."""
+def sampler_noise():
+    """Return the noise that a diffusers scheduler takes from a generator with seed 2, in order."""
     generator = torch.Generator().manual_seed(2)
     return lambda sigma: torch.randn(SHAPE, generator=generator, dtype=torch.float64)
 
 
-def their_walk(scheduler, z, look, **options):
+def their_samples(scheduler, z, denoise_network, **options):
     scaled = getattr(scheduler, "scale_model_input", lambda z, t: z)
     for t in scheduler.timesteps:
-        z = scheduler.step(look(scaled(z, t), t), t, z, **options).prev_sample
+        z = scheduler.step(denoise_network(scaled(z, t), t), t, z, **options).prev_sample
         yield z
 
 
-def assert_same_walk(scheduler, sampler, sigmas, look=network, **options):
-    """From the same noise, compared as z_t. Euler's samples are our x, those of all others are z_t."""
+def assert_same_samples(scheduler, sampler, sigmas, denoise_network=network, **options):
+    """Sample from the same noise and compare as z_t. Euler's samples are our x, those of all others are z_t."""
     schedule = Schedule.from_config(scheduler)
-    steps = list(sampler(schedule.denoise(look), sigmas[0] * NOISE, sigmas))
+    steps = list(sampler(schedule.denoise(denoise_network), sigmas[0] * NOISE, sigmas))
     scales = [schedule.scale(step.sigma) for step in steps]
     in_x = isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler)
     units = [1.0 if in_x else scale for scale in scales]
-    theirs = list(their_walk(scheduler, units[0] * steps[0].x, look, **options))
+    theirs = list(their_samples(scheduler, units[0] * steps[0].x, denoise_network, **options))
     assert len(theirs) == len(steps) - 1
     for step, scale, unit, their in zip(steps[1:], scales[1:], units[1:], theirs, strict=True):
         torch.testing.assert_close(scale * step.x, scale / unit * their, atol=3e-5, rtol=3e-5)
@@ -66,29 +66,29 @@ def table(config=BETAS):
     return Schedule.from_config(config).sigmas
 
 
-def without_lowest(sigmas):
-    """DPM-Solver's `leading` and `linspace` of n steps are ours of n + 1 without the lowest evaluated rung."""
+def without_lowest_sigma(sigmas):
+    """DPM-Solver's `leading` and `linspace` of n steps are ours of n + 1 without the lowest evaluated sigma."""
     return [*sigmas[:-2], sigmas[-1]]
 
 
-DDIM_LADDERS = {
-    "leading, 50": ("leading", 50, ladder.leading(table(), 50)),
-    "leading, 30 (does not divide 1000)": ("leading", 30, ladder.leading(table(), 30)),
-    "trailing, 50": ("trailing", 50, ladder.trailing(table(), 50)),
-    "trailing, 8": ("trailing", 8, ladder.trailing(table(), 8)),
+DDIM_SIGMAS = {
+    "leading, 50": ("leading", 50, leading(table(), 50)),
+    "leading, 30 (does not divide 1000)": ("leading", 30, leading(table(), 30)),
+    "trailing, 50": ("trailing", 50, trailing(table(), 50)),
+    "trailing, 8": ("trailing", 8, trailing(table(), 8)),
 }
 
 
 @each_prediction
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize(("spacing", "steps", "sigmas"), DDIM_LADDERS.values(), ids=DDIM_LADDERS)
+@pytest.mark.parametrize(("spacing", "steps", "sigmas"), DDIM_SIGMAS.values(), ids=DDIM_SIGMAS)
 def test_ddim(spacing, steps, sigmas, eta, prediction):
     scheduler = diffusers.DDIMScheduler(
         **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1, clip_sample=False
     )
     scheduler.set_timesteps(steps)
-    sampler = ddim_eta(eta, draws()) if eta else ddim
-    assert_same_walk(scheduler, sampler, sigmas, eta=eta, generator=torch.Generator().manual_seed(2))
+    sampler = ddim_eta(eta, sampler_noise()) if eta else ddim
+    assert_same_samples(scheduler, sampler, sigmas, eta=eta, generator=torch.Generator().manual_seed(2))
 
 
 @each_prediction
@@ -99,7 +99,7 @@ def test_ddim_at_every_timestep(prediction):
         **betas, prediction_type=prediction, timestep_spacing="linspace", clip_sample=False
     )
     scheduler.set_timesteps(50)
-    assert_same_walk(scheduler, ddim, ladder.linspace(table(betas), 50))
+    assert_same_samples(scheduler, ddim, linspace(table(betas), 50))
 
 
 @each_prediction
@@ -109,34 +109,34 @@ def test_ddim_that_ends_at_its_first_timestep(betas, prediction):
         **betas, prediction_type=prediction, steps_offset=1, set_alpha_to_one=False, clip_sample=False
     )
     scheduler.set_timesteps(50)
-    sigmas = ladder.leading(table(betas), 50, last=table(betas)[0])
-    assert_same_walk(scheduler, ddim, sigmas)
+    sigmas = leading(table(betas), 50, last=table(betas)[0])
+    assert_same_samples(scheduler, ddim, sigmas)
 
 
-EULER_LADDERS = {
-    "leading": (30, ladder.leading(table(), 30)),
-    "trailing": (30, ladder.trailing(table(), 30)),
-    "linspace": (28, ladder.linspace(table(), 28)),  # 27 divides 999: elsewhere it evaluates between timesteps
+EULER_SIGMAS = {
+    "leading": (30, leading(table(), 30)),
+    "trailing": (30, trailing(table(), 30)),
+    "linspace": (28, linspace(table(), 28)),  # 27 divides 999: elsewhere it evaluates between timesteps
 }
 
 
 @each_prediction
-@pytest.mark.parametrize(("spacing", "case"), EULER_LADDERS.items(), ids=EULER_LADDERS)
+@pytest.mark.parametrize(("spacing", "case"), EULER_SIGMAS.items(), ids=EULER_SIGMAS)
 def test_euler_ancestral(spacing, case, prediction):
     steps, sigmas = case
     scheduler = diffusers.EulerAncestralDiscreteScheduler(
         **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
     )
     scheduler.set_timesteps(steps)
-    assert_same_walk(scheduler, euler_ancestral(draws()), sigmas, generator=torch.Generator().manual_seed(2))
+    assert_same_samples(scheduler, euler_ancestral(sampler_noise()), sigmas, generator=torch.Generator().manual_seed(2))
 
 
 def test_euler_ancestral_from_zero_terminal_snr():
     config = BETAS | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     scheduler = diffusers.EulerAncestralDiscreteScheduler(**config, timestep_spacing="trailing")
     scheduler.set_timesteps(30)
-    sigmas = ladder.trailing(table(config), 30)
-    assert_same_walk(scheduler, euler_ancestral(draws()), sigmas, generator=torch.Generator().manual_seed(2))
+    sigmas = trailing(table(config), 30)
+    assert_same_samples(scheduler, euler_ancestral(sampler_noise()), sigmas, generator=torch.Generator().manual_seed(2))
 
 
 @each_prediction
@@ -145,59 +145,61 @@ def test_lcm(steps, prediction):
     scheduler = diffusers.LCMScheduler(**BETAS, prediction_type=prediction)
     scheduler.set_timesteps(steps)
     schedule = Schedule.from_config(scheduler)
-    sigmas = ladder.subsample(ladder.trailing(table(), 50), steps)
+    sigmas = subsample(trailing(table(), 50), steps)
 
-    def sampler(look, x, sigmas):
-        return lcm(draws())(schedule.consistency_denoise(look), x, sigmas)
+    def sampler(denoise_network, x, sigmas):
+        return lcm(sampler_noise())(schedule.consistency_denoise(denoise_network), x, sigmas)
 
-    assert_same_walk(scheduler, sampler, sigmas, generator=torch.Generator().manual_seed(2))
+    assert_same_samples(scheduler, sampler, sigmas, generator=torch.Generator().manual_seed(2))
 
 
-DPM_LADDERS = {
-    "leading": (ladder.leading, without_lowest, 1),
-    "linspace": (ladder.linspace, without_lowest, 1),
-    "trailing": (ladder.trailing, list, 0),
+DPM_SIGMAS = {
+    "leading": (leading, without_lowest_sigma, 1),
+    "linspace": (linspace, without_lowest_sigma, 1),
+    "trailing": (trailing, list, 0),
 }
 
 
 @each_prediction
 @pytest.mark.parametrize("steps", [8, 25])
-@pytest.mark.parametrize(("spacing", "case"), DPM_LADDERS.items(), ids=DPM_LADDERS)
+@pytest.mark.parametrize(("spacing", "case"), DPM_SIGMAS.items(), ids=DPM_SIGMAS)
 def test_dpmpp_2m(spacing, case, steps, prediction):
-    climb, trimmed, more = case
+    spacing_of, trimmed, more = case
     scheduler = diffusers.DPMSolverMultistepScheduler(
         **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
     )
     scheduler.set_timesteps(steps)
-    assert_same_walk(scheduler, dpmpp_2m, trimmed(climb(table(), steps + more)))
+    assert_same_samples(scheduler, dpmpp_2m, trimmed(spacing_of(table(), steps + more)))
 
 
 @each_prediction
-def test_dpmpp_2m_that_ends_at_its_lowest_level(prediction):
+def test_dpmpp_2m_that_ends_at_its_lowest_sigma(prediction):
     scheduler = diffusers.DPMSolverMultistepScheduler(
         **BETAS, prediction_type=prediction, timestep_spacing="trailing", final_sigmas_type="sigma_min"
     )
     scheduler.set_timesteps(25)
-    assert_same_walk(scheduler, dpmpp_2m, ladder.trailing(table(), 25, last=table()[0]))
+    assert_same_samples(scheduler, dpmpp_2m, trailing(table(), 25, last=table()[0]))
 
 
 @each_prediction
 @pytest.mark.parametrize("steps", [8, 25])
-def test_dpmpp_2m_on_karras_levels(steps, prediction):
+def test_dpmpp_2m_on_karras_sigmas(steps, prediction):
     scheduler = diffusers.DPMSolverMultistepScheduler(**BETAS, prediction_type=prediction, use_karras_sigmas=True)
     scheduler.set_timesteps(steps)
-    sigmas = ladder.karras(table()[-1], table()[0], steps)
-    assert_same_walk(scheduler, dpmpp_2m, sigmas, look=at_whole_timesteps)  # it rounds timesteps, we do not
+    sigmas = karras(table()[-1], table()[0], steps)
+    assert_same_samples(
+        scheduler, dpmpp_2m, sigmas, denoise_network=at_whole_timesteps
+    )  # it rounds timesteps, we do not
 
 
 def test_flow_matching_is_ddim():
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     times = [0.95, 0.8, 0.6, 0.4, 0.2, 0.05]
     scheduler.set_timesteps(sigmas=times)
-    assert_same_walk(scheduler, ddim, [*(t / (1 - t) for t in times), 0.0])
+    assert_same_samples(scheduler, ddim, [*(t / (1 - t) for t in times), 0.0])
 
 
-@pytest.mark.parametrize("spacing", [ladder.leading, ladder.trailing, ladder.linspace])
+@pytest.mark.parametrize("spacing", [leading, trailing, linspace])
 @pytest.mark.parametrize("steps", [2, 7, 48, 50, 61, 375, 998])
 def test_the_timesteps_are_diffusers(spacing, steps):
     scheduler = diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing.__name__, steps_offset=1)

@@ -1,8 +1,8 @@
 """Text2Video-Zero against diffusers' deprecated TextToVideoZeroPipeline, which is left as it is.
 
-With whole-cell motion, the same noise and the paper's setting both draw the same latents. Two constants differ, and
-our side is given theirs. Pure noise stands for z at the first timestep, which calls for 1.003 times the noise of that
-level. And diffusers spreads by the product of alphas[881:941], where the paper's is of alphas[882:942]: a factor to
+With whole-cell motion, the same noise and the paper's settings both sample the same latents. Two constants differ, and
+ours are set to theirs. Their z at the first timestep is pure noise, which is 1.003 times the noise of that sigma. And
+diffusers renoises by the product of alphas[881:941], where the paper's is of alphas[882:942]: a factor to
 the moved latents, and another to the noise.
 """
 
@@ -37,7 +37,7 @@ PROMPT, NEGATIVE, SCALE = "a red fish", "blurry", 7.5
 
 
 class Toy(torch.nn.Module):
-    """What the pipeline needs of a network, without one: bounded, not linear, told the prompt and the time."""
+    """A function in place of the pipeline's network: bounded, not linear, and conditioned on prompt and timestep."""
 
     config = SimpleNamespace(in_channels=4, sample_size=64)
     attn_processors = ()
@@ -47,8 +47,10 @@ class Toy(torch.nn.Module):
         pass
 
     def forward(self, z, t, encoder_hidden_states, cross_attention_kwargs=None):
-        said = encoder_hidden_states.mean(dim=(1, 2))[:, None, None, None]
-        return SimpleNamespace(sample=torch.tanh(z + 0.3 * z.roll(1, -1) + said) * torch.cos(torch.as_tensor(t) / 400))
+        tokens = encoder_hidden_states.mean(dim=(1, 2))[:, None, None, None]
+        return SimpleNamespace(
+            sample=torch.tanh(z + 0.3 * z.roll(1, -1) + tokens) * torch.cos(torch.as_tensor(t) / 400)
+        )
 
 
 def unet():
@@ -115,13 +117,13 @@ def theirs(pipe, noise, motion, scale, generator):
 
 
 def noises(frames, seed=3):
-    """Frame 0's noise, and what the pipeline will draw for the others from a generator with that seed."""
+    """Frame 0's noise, and what the pipeline will sample for the others from a generator with that seed."""
     noise = torch.randn(1, 1, 4, 64, 64, generator=torch.Generator().manual_seed(seed + 1))
     spread = torch.randn(frames - 1, 4, 64, 64, generator=torch.Generator().manual_seed(seed))
     return torch.cat([noise, spread[None]], dim=1), torch.Generator().manual_seed(seed)
 
 
-def ours(look, schedule, noise, motion):
+def ours(denoise, schedule, noise, motion):
     """Our own method with the two constants of theirs: see above."""
     sigmas = leading(schedule.sigmas, 50, last=schedule.sigmas[0])
     renoise_to, warp_at = paper_sigmas((4, 64, 64))
@@ -129,15 +131,15 @@ def ours(look, schedule, noise, motion):
     kept = (1 + schedule.sigmas[880] ** 2) / (1 + schedule.sigmas[940] ** 2)
     factor = math.sqrt(kept) * schedule.scale(low) / schedule.scale(high)
     spread = math.sqrt((1 - kept) / (high**2 - low**2)) / schedule.scale(high)
-    carry = frame_warp(motion, frames=noise.shape[1], seed=0)
+    warp = frame_warp(motion, frames=noise.shape[1], seed=0)
 
-    def scaled(x0, grain):
-        others, grains = carry(x0, grain)
-        return factor * others, factor * grains
+    def scaled_warp(x0, first_noise):
+        others, noises_of_others = warp(x0, first_noise)
+        return factor * others, factor * noises_of_others
 
     start = 1 / (schedule.scale(sigmas[0]) * sigmas[0])
     noise = torch.cat([start * noise[:, :1], spread * noise[:, 1:]], dim=1)
-    x = final_latents(sample(look, noise, sigmas, warp=scaled, warp_at=warp_at, renoise_to=renoise_to))
+    x = final_latents(sample(denoise, noise, sigmas, warp=scaled_warp, warp_at=warp_at, renoise_to=renoise_to))
     return schedule.scale(sigmas[-1]) * x[0]
 
 
@@ -149,19 +151,19 @@ def test_the_algebra_of_the_latents_is_theirs(cells):
     schedule = Schedule.from_config(pipe.scheduler)
     tokens = [pipe.encode_prompt(each, "cpu", 1, False)[0] for each in (PROMPT, NEGATIVE)]
 
-    def bound(said):
+    def bound(tokens):
         def network(z, t):
-            told = said.repeat_interleave(z.shape[1], 0)
-            return toy(z.flatten(0, 1), t, told).sample.unflatten(0, z.shape[:2])
+            denoise_cond = tokens.repeat_interleave(z.shape[1], 0)
+            return toy(z.flatten(0, 1), t, denoise_cond).sample.unflatten(0, z.shape[:2])
 
         return schedule.denoise(network)
 
-    look = classifier_free_guidance(bound(tokens[0]), bound(tokens[1]), SCALE)
+    denoise = classifier_free_guidance(bound(tokens[0]), bound(tokens[1]), SCALE)
     expected = theirs(pipe, noise, motion, SCALE, generator)
-    torch.testing.assert_close(ours(look, schedule, noise, motion), expected, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(ours(denoise, schedule, noise, motion), expected, atol=1e-3, rtol=1e-4)
 
 
-def test_the_whole_chain_through_the_walk_is_theirs():
+def test_the_latents_of_a_whole_model_are_theirs():
     network, (noise, generator) = unet(), noises(frames=3)
     motion = Motion(pan=(float(CELL), float(2 * CELL)))
     pipe = pipeline(network)
@@ -174,9 +176,11 @@ def test_the_whole_chain_through_the_walk_is_theirs():
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    told, blank = (model.bind(model.prompt([each]), frame_attention=first, chunk_size=2) for each in (PROMPT, NEGATIVE))
+    denoise_cond, denoise_uncond = (
+        model.bind(model.prompt([each]), frame_attention=first, chunk_size=2) for each in (PROMPT, NEGATIVE)
+    )
     expected = theirs(pipe, noise, motion, SCALE, generator)
-    result = ours(classifier_free_guidance(told, blank, SCALE), model.schedule, noise, motion)
+    result = ours(classifier_free_guidance(denoise_cond, denoise_uncond, SCALE), model.schedule, noise, motion)
     torch.testing.assert_close(result, expected, atol=1e-3, rtol=1e-4)
     assert (expected[0] - expected[2]).std() > 0.1  # frames do differ, so that there was something to get wrong
 

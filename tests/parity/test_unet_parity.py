@@ -1,4 +1,4 @@
-"""The walk with every frame seeing itself, against `UNet2DConditionModel.forward` on the frames as images."""
+"""VideoUNet with frame attention `own` equals `UNet2DConditionModel.forward` on the frames as images."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,7 @@ from kineograph.models.unet.video_unet import VideoUNet
 
 pytestmark = pytest.mark.parity
 B, F = 2, 3
-NEAR = 1e-5
+TOLERANCE = 1e-5
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +26,20 @@ def _inference():
         yield
 
 
-def drawn(*shape: int) -> Tensor:
+def random_tensor(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-Z, T, TOKENS = drawn(B, F, 4, 8, 8), torch.tensor(481), drawn(B, 7, TOKEN_WIDTH)
+Z, T, TOKENS = random_tensor(B, F, 4, 8, 8), torch.tensor(481), random_tensor(B, 7, TOKEN_WIDTH)
 
 
-def images(net: UNet2DConditionModel, z: Tensor = Z, t: Tensor = T, **told) -> Tensor:
-    """What the image network makes of each frame."""
+def images(net: UNet2DConditionModel, z: Tensor = Z, t: Tensor = T, **cond) -> Tensor:
+    """Return the image network's output for each frame."""
     tokens = TOKENS.repeat_interleave(F, dim=0)
-    return net(z.flatten(0, 1), t, tokens, **told).sample.unflatten(0, (B, F))
+    return net(z.flatten(0, 1), t, tokens, **cond).sample.unflatten(0, (B, F))
 
 
-def off(got: Tensor, wanted: Tensor) -> float:
+def relative_difference(got: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).abs().max() / wanted.std()).item()
 
 
@@ -47,8 +47,8 @@ SHAPED_LIKE_SD1 = {
     "as it is": {},
     "deeper": {"layers_per_block": 2},
     "wide enough for whole vectors": {"block_out_channels": (32, 64, 64), "attention_head_dim": 8},
-    "without a middle (distilled)": {"mid_block_type": None},
-    "no attention in the middle (distilled)": {"mid_block_type": "UNetMidBlock2D"},
+    "without a mid block (distilled)": {"mid_block_type": None},
+    "no attention in the mid block (distilled)": {"mid_block_type": "UNetMidBlock2D"},
     "time scales and shifts": {"resnet_time_scale_shift": "scale_shift"},
     "one long block": {"block_out_channels": (8,), "down_block_types": ("CrossAttnDownBlock2D",)},
 }
@@ -61,8 +61,8 @@ def test_bit_for_bit_on_sd1(settings: dict):
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (6, 10), (12, 7)])
-def test_bit_for_bit_at_sizes_that_do_not_halve(size: tuple[int, int]):
-    net, z = unet(), drawn(B, F, 4, *size)
+def test_bit_for_bit_at_sizes_with_odd_halves(size: tuple[int, int]):
+    net, z = unet(), random_tensor(B, F, 4, *size)
     assert torch.equal(VideoUNet(net)(z, T, Condition(TOKENS)), images(net, z))
 
 
@@ -71,28 +71,28 @@ def test_bit_for_bit_in_channels_last():
     assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net))
 
 
-def test_bit_for_bit_at_a_time_of_each_sample_and_between_whole_ones():
+def test_bit_for_bit_with_fractional_timesteps_of_each_sample():
     net, t = unet(), torch.tensor([7.25, 903.5])
     assert torch.equal(VideoUNet(net)(Z, t, Condition(TOKENS)), images(net, t=t.repeat_interleave(F)))
 
 
 def test_sd2():
     net = sd2()
-    assert off(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net)) <= NEAR
+    assert relative_difference(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net)) <= TOLERANCE
 
 
 def test_sdxl_with_its_embedding():
-    net, pooled, sizes = sdxl(), drawn(B, 10), torch.tensor([[64, 64, 0, 0, 64, 64], [64, 48, 8, 0, 64, 64]])
+    net, pooled, sizes = sdxl(), random_tensor(B, 10), torch.tensor([[64, 64, 0, 0, 64, 64], [64, 48, 8, 0, 64, 64]])
     embedding = torch.cat([pooled, net.add_time_proj(sizes.flatten()).view(B, -1)], dim=1)
-    told = {"text_embeds": pooled.repeat_interleave(F, 0), "time_ids": sizes.repeat_interleave(F, 0)}
-    wanted = images(net, added_cond_kwargs=told)
-    assert off(VideoUNet(net)(Z, T, Condition(TOKENS, embedding=embedding)), wanted) <= NEAR
+    cond = {"text_embeds": pooled.repeat_interleave(F, 0), "time_ids": sizes.repeat_interleave(F, 0)}
+    wanted = images(net, added_cond_kwargs=cond)
+    assert relative_difference(VideoUNet(net)(Z, T, Condition(TOKENS, embedding=embedding)), wanted) <= TOLERANCE
 
 
 def controlnet(net: UNet2DConditionModel) -> ControlNetModel:
     control = ControlNetModel.from_unet(net, conditioning_embedding_out_channels=(8, 16)).eval()
     for name, weight in control.named_parameters():
-        if "controlnet" in name:  # its output layers, which begin at zero
+        if "controlnet" in name:  # its output layers, which start at zero
             weight.copy_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
     return control
 
@@ -100,51 +100,55 @@ def controlnet(net: UNet2DConditionModel) -> ControlNetModel:
 MAPS = torch.rand(F, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("made", [unet, sd2])
-def test_controlnet_adds_what_it_adds_to_images(made: Callable[[], UNet2DConditionModel]):
-    net = made()
+@pytest.mark.parametrize("make_unet", [unet, sd2])
+def test_controlnet_residuals_equal_those_of_images(make_unet: Callable[[], UNet2DConditionModel]):
+    net = make_unet()
     control = controlnet(net)
-    told = Condition(TOKENS)
+    cond = Condition(TOKENS)
     tokens, maps = TOKENS.repeat_interleave(F, 0), MAPS.repeat(B, 1, 1, 1)
-    down, middle = control(Z.flatten(0, 1), T, tokens, maps, return_dict=False)
-    wanted = images(net, down_block_additional_residuals=down, mid_block_additional_residual=middle)
-    assert off(wanted, images(net)) > 0.01
+    down, mid = control(Z.flatten(0, 1), T, tokens, maps, return_dict=False)
+    wanted = images(net, down_block_additional_residuals=down, mid_block_additional_residual=mid)
+    assert relative_difference(wanted, images(net)) > 0.01
     ours = VideoControlNet(control)
-    added, center = ours(Z, T, told, ours.embed(MAPS))
-    assert all(off(a, b) <= NEAR for a, b in zip([*added, center], [*down, middle], strict=True))
-    told = Condition(TOKENS, residuals=bind_controlnet(ours, told, ours.embed(MAPS)))
-    assert off(VideoUNet(net)(Z, T, told), wanted) <= NEAR
+    skips, mid_residual = ours(Z, T, cond, ours.embed(MAPS))
+    assert all(
+        relative_difference(a, b) <= TOLERANCE for a, b in zip([*skips, mid_residual], [*down, mid], strict=True)
+    )
+    cond = Condition(TOKENS, residuals=bind_controlnet(ours, cond, ours.embed(MAPS)))
+    assert relative_difference(VideoUNet(net)(Z, T, cond), wanted) <= TOLERANCE
 
 
-@pytest.mark.parametrize("see", [own, first, previous, first_and_previous])
-def test_controlled_frames_walked_in_parts_are_those_walked_at_once(see: FrameAttention):
+@pytest.mark.parametrize("policy", [own, first, previous, first_and_previous])
+def test_chunks_with_a_controlnet_equal_one_call(policy: FrameAttention):
     net = unet()
     ours = VideoControlNet(controlnet(net))
-    told = Condition(TOKENS, residuals=bind_controlnet(ours, Condition(TOKENS), ours.embed(MAPS), frame_attention=see))
+    cond = Condition(
+        TOKENS, residuals=bind_controlnet(ours, Condition(TOKENS), ours.embed(MAPS), frame_attention=policy)
+    )
     cache: dict = {}
     parts = [
-        VideoUNet(net)(Z[:, a:b], T, told, frame_attention=see, frames=range(a, b), cache=cache)
+        VideoUNet(net)(Z[:, a:b], T, cond, frame_attention=policy, frames=range(a, b), cache=cache)
         for a, b in ((0, 1), (1, 3))
     ]
-    assert off(torch.cat(parts, dim=1), VideoUNet(net)(Z, T, told, frame_attention=see)) <= NEAR
+    assert relative_difference(torch.cat(parts, dim=1), VideoUNet(net)(Z, T, cond, frame_attention=policy)) <= TOLERANCE
 
 
-def test_control_has_a_strength_a_beginning_and_an_end():
+def test_control_has_a_scale_a_start_and_an_end():
     net = unet()
     ours = VideoControlNet(controlnet(net))
-    cues, bare = ours.embed(MAPS), Condition(TOKENS)
+    control, bare = ours.embed(MAPS), Condition(TOKENS)
 
-    def walked(*residuals: Residuals, t: int = 481) -> Tensor:
+    def controlled(*residuals: Residuals, t: int = 481) -> Tensor:
         return VideoUNet(net)(Z, torch.tensor(t), Condition(TOKENS, residuals=sum_residuals(*residuals)))
 
-    whole, half = bind_controlnet(ours, bare, cues), bind_controlnet(ours, bare, cues, scale=0.5)
-    assert torch.equal(walked(bind_controlnet(ours, bare, cues, scale=0.0)), images(net))
-    assert off(walked(half, half), walked(whole)) <= NEAR
-    late = bind_controlnet(ours, bare, cues, start=0.6)
-    assert torch.equal(walked(late), images(net))
-    assert torch.equal(walked(late, t=381), walked(whole, t=381))
-    early = bind_controlnet(ours, bare, cues, end=0.4)
-    assert torch.equal(walked(early, whole), walked(whole))
+    whole, half = bind_controlnet(ours, bare, control), bind_controlnet(ours, bare, control, scale=0.5)
+    assert torch.equal(controlled(bind_controlnet(ours, bare, control, scale=0.0)), images(net))
+    assert relative_difference(controlled(half, half), controlled(whole)) <= TOLERANCE
+    late = bind_controlnet(ours, bare, control, start=0.6)
+    assert torch.equal(controlled(late), images(net))
+    assert torch.equal(controlled(late, t=381), controlled(whole, t=381))
+    early = bind_controlnet(ours, bare, control, end=0.4)
+    assert torch.equal(controlled(early, whole), controlled(whole))
 
 
 def test_peft_lora_on_linear_layers_and_convolutions():
@@ -152,39 +156,44 @@ def test_peft_lora_on_linear_layers_and_convolutions():
     layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "conv1", "time_emb_proj"]
     net.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
     wanted = images(net)
-    assert off(wanted, before) > 0.01
-    assert off(VideoUNet(net)(Z, T, Condition(TOKENS)), wanted) <= 10 * NEAR  # random LoRAs everywhere amplify rounding
+    assert relative_difference(wanted, before) > 0.01
+    assert (
+        relative_difference(VideoUNet(net)(Z, T, Condition(TOKENS)), wanted) <= 10 * TOLERANCE
+    )  # random LoRAs everywhere amplify rounding
 
 
 @pytest.mark.parametrize("scales", [[1.0], [0.4], [0.0], [0.7, 0.3]], ids=str)
 def test_ip_adapters(scales: list[float]):
     net = with_ip_adapters(unet(), scales)
-    embeddings = [drawn(B, 1, 6) for _ in scales]
+    embeddings = [random_tensor(B, 1, 6) for _ in scales]
     wanted = images(net, added_cond_kwargs={"image_embeds": [each.repeat_interleave(F, 0) for each in embeddings]})
-    told = Condition(TOKENS, image_tokens=project_image_tokens(net, embeddings))
-    assert (off(wanted, images(unet())) > 0.01) == any(scales)
-    assert off(VideoUNet(net)(Z, T, told), wanted) <= NEAR
+    cond = Condition(TOKENS, image_tokens=project_image_tokens(net, embeddings))
+    assert (relative_difference(wanted, images(unet())) > 0.01) == any(scales)
+    assert relative_difference(VideoUNet(net)(Z, T, cond), wanted) <= TOLERANCE
 
 
-def test_ip_adapter_with_several_images_and_with_one_for_each_frame():
+def test_ip_adapter_with_several_images_and_with_an_image_for_each_frame():
     net = with_ip_adapters(unet(), [0.6])
-    several, each = drawn(B, 3, 6), drawn(B * F, 1, 6)
+    several, each = random_tensor(B, 3, 6), random_tensor(B * F, 1, 6)
     wanted = images(net, added_cond_kwargs={"image_embeds": [several.repeat_interleave(F, 0)]})
-    assert off(VideoUNet(net)(Z, T, Condition(TOKENS, project_image_tokens(net, [several]))), wanted) <= NEAR
+    assert (
+        relative_difference(VideoUNet(net)(Z, T, Condition(TOKENS, project_image_tokens(net, [several]))), wanted)
+        <= TOLERANCE
+    )
     wanted = images(net, added_cond_kwargs={"image_embeds": [each]})
     tokens = project_image_tokens(net, [each]).unflatten(0, (B, F))
-    assert off(VideoUNet(net)(Z, T, Condition(TOKENS, tokens)), wanted) <= NEAR
+    assert relative_difference(VideoUNet(net)(Z, T, Condition(TOKENS, tokens)), wanted) <= TOLERANCE
 
 
-def test_channels_beside_the_latents():
-    net, beside = unet(in_channels=8), drawn(B, F, 4, 8, 8)
-    wanted = images(net, torch.cat([Z, beside], dim=2))
-    assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS, channels=beside)), wanted)
+def test_channels_concatenated_to_the_latents():
+    net, channels = unet(in_channels=8), random_tensor(B, F, 4, 8, 8)
+    wanted = images(net, torch.cat([Z, channels], dim=2))
+    assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS, channels=channels)), wanted)
 
 
 def test_freeu():
     net = unet()
     net.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
     wanted = images(net)
-    assert off(wanted, images(unet())) > 0.01
+    assert relative_difference(wanted, images(unet())) > 0.01
     assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS)), wanted)

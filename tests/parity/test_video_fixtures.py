@@ -1,4 +1,4 @@
-"""Released layouts with random weights, and what the released networks give for them: the design's fixtures."""
+"""Networks of released layouts with random weights equal the outputs recorded from the papers' own code."""
 
 import gzip
 import json
@@ -16,7 +16,7 @@ from kineograph.models.unet import cross_attention
 from kineograph.models.unet.video_unet import VideoUNet
 
 FIXTURES = Path(__file__).parents[3] / "shared" / "fixtures"
-NEAR = 1e-4
+TOLERANCE = 1e-4
 TINY = AssumedSettings(head_width=16, resampler_head_width=8)
 VIDEOCRAFTERS = ("videocrafter_t2v_512", "videocrafter_t2v_1024", "videocrafter_i2v_512")
 PARAMETERS = {"t2v_512_v1.0": 1144.5, "t2v_1024_v1.0": 1146.5, "i2v_512_v1.0": 1438.8 + 48.5}  # millions
@@ -33,54 +33,54 @@ def _inference():
         yield
 
 
-def opened(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of a fixture, and what goes in and comes out."""
+def read_fixture(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of a fixture, and its inputs and outputs."""
     tensors = load_file(FIXTURES / f"{name}.safetensors")
-    around = {key: tensors.pop(key) for key in list(tensors) if key.startswith(("in.", "out."))}
-    return tensors, around
+    recorded = {key: tensors.pop(key) for key in list(tensors) if key.startswith(("in.", "out."))}
+    return tensors, recorded
 
 
-def off(got: Tensor, wanted: Tensor) -> float:
+def relative_difference(got: Tensor, wanted: Tensor) -> float:
     return ((got - wanted).abs().max() / wanted.abs().max()).item()
 
 
-def same(back: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
-    return back.keys() == tensors.keys() and all(torch.equal(back[name], tensors[name]) for name in tensors)
+def same(exported: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
+    return exported.keys() == tensors.keys() and all(torch.equal(exported[name], tensors[name]) for name in tensors)
 
 
-def drawn(net: VideoUNet, around: dict[str, Tensor], image_tokens: Tensor | None = None) -> Tensor:
-    rate = around["in.fps"][:, None].float() if "in.fps" in around else None
-    told = Condition(around["in.context"], image_tokens, embedding=rate)
-    return net(around["in.x"].transpose(1, 2), around["in.timesteps"], told).transpose(1, 2)
+def output(net: VideoUNet, recorded: dict[str, Tensor], image_tokens: Tensor | None = None) -> Tensor:
+    rate = recorded["in.fps"][:, None].float() if "in.fps" in recorded else None
+    cond = Condition(recorded["in.context"], image_tokens, embedding=rate)
+    return net(recorded["in.x"].transpose(1, 2), recorded["in.timesteps"], cond).transpose(1, 2)
 
 
 @pytest.mark.parametrize("name", VIDEOCRAFTERS)
 def test_videocrafter(name: str):
-    tensors, around = opened(name)
+    tensors, recorded = read_fixture(name)
     net = videocrafter.video_unet_from_videocrafter(tensors, name, TINY)
     tokens = None
-    if "in.image_features" in around:
-        tokens = cross_attention.project_image_tokens(net.image_unet, [around["in.image_features"][:, None]])
-        assert off(tokens, around["out.image_tokens"]) < NEAR
-    assert off(drawn(net, around, tokens), around["out.eps"]) < NEAR
+    if "in.image_features" in recorded:
+        tokens = cross_attention.project_image_tokens(net.image_unet, [recorded["in.image_features"][:, None]])
+        assert relative_difference(tokens, recorded["out.image_tokens"]) < TOLERANCE
+    assert relative_difference(output(net, recorded, tokens), recorded["out.eps"]) < TOLERANCE
     assert same(videocrafter.to_videocrafter(net), tensors)
 
 
 def test_vidrd():
-    tensors, around = opened("vidrd_unet")
+    tensors, recorded = read_fixture("vidrd_unet")
     net = vidrd.video_unet_from_vidrd(tensors, "vidrd", AssumedSettings(head_width=16, groups=8))
-    assert off(drawn(net, around), around["out.eps"]) < NEAR
+    assert relative_difference(output(net, recorded), recorded["out.eps"]) < TOLERANCE
     assert same(vidrd.to_vidrd(net), tensors)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_every_key_of_a_full_size_videocrafter_has_its_place(name: str):
+def test_every_key_of_a_full_size_videocrafter_is_mapped(name: str):
     shapes = json.loads(gzip.decompress((FIXTURES / "videocrafter_full_size_shapes.json.gz").read_bytes()))[name]
     net = videocrafter.video_unet_from_videocrafter(
         {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, name
     )
-    back = videocrafter.to_videocrafter(net)
-    assert {key: list(each.shape) for key, each in back.items()} == shapes
+    exported = videocrafter.to_videocrafter(net)
+    assert {key: list(each.shape) for key, each in exported.items()} == shapes
     count = sum(parameter.numel() for parameter in net.parameters()) / 1e6
     assert count == pytest.approx(PARAMETERS[name], abs=0.1)
     transformers = [each for each in net.temporal.names if "attentions" in each or each == "conv_in"]

@@ -18,7 +18,7 @@ from kineograph.cli.options import MODEL, Device, Dtype, Json, MotionAdapter, Mo
 from kineograph.cli.output import OUTPUT_FOLDER
 from kineograph.cli.terminal import format_duration, stop_signals
 from kineograph.errors import InputError
-from kineograph.media.files import check_writable, replace_atomically, refuse_existing, slug
+from kineograph.media.files import check_writable, refuse_existing, replace_atomically, slug
 
 if TYPE_CHECKING:  # `--help` does not wait for torch
     from kineograph.models.model import Model

@@ -15,10 +15,10 @@ from jaxtyping import UInt8
 
 from kineograph.curation.caption_models import AskModel, NoAnswer, caption_clip
 from kineograph.curation.records import WORK, clips_path, read_json_file, write_text
-from kineograph.curation.settings import Captions, CurationSettings, Endpoint, CaptionModel
+from kineograph.curation.settings import CaptionModel, Captions, CurationSettings, Endpoint
 from kineograph.curation.sources import SourceFile
-from kineograph.media.seek import read_timing, decode_frames_at
-from kineograph.media.shards import FileSlice, FileRange, open_range
+from kineograph.media.seek import decode_frames_at, read_timing
+from kineograph.media.shards import FileRange, FileSlice, open_range
 
 PLACED = {"device", "timeout", "tries", "pause", "key"}  # where and how patiently a model is asked, not what
 FREE: Any = {"processes": True, "cpus": True, "gpus": True, "asked": PLACED, "merged_by": PLACED}

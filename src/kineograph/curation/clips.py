@@ -15,13 +15,21 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from kineograph.curation.clip_steps import Rejection, CandidateClip, ClipStep, apply_steps
-from kineograph.curation.decoding import decode_frames, sample_frames, split_shots, open_decodable
-from kineograph.curation.filters import HASH_BITS, perceptual_hash, filter_steps
-from kineograph.curation.records import ClipRecord, DropRecord, FileRecord, add_to_tar, clips_path, record_path, write_record
+from kineograph.curation.clip_steps import CandidateClip, ClipStep, Rejection, apply_steps
+from kineograph.curation.decoding import decode_frames, open_decodable, sample_frames, split_shots
+from kineograph.curation.filters import HASH_BITS, filter_steps, perceptual_hash
+from kineograph.curation.records import (
+    ClipRecord,
+    DropRecord,
+    FileRecord,
+    add_to_tar,
+    clips_path,
+    record_path,
+    write_record,
+)
 from kineograph.curation.settings import CurationSettings
 from kineograph.curation.sources import SourceFile, clip_name_prefix
-from kineograph.curation.watermarks import Mark, watermark_step, read_source_watermark, detect_watermark
+from kineograph.curation.watermarks import Mark, detect_watermark, read_source_watermark, watermark_step
 from kineograph.media.codecs import write_mp4
 from kineograph.media.files import replace_atomically
 from kineograph.media.footage import DECODE_ERRORS
@@ -63,7 +71,9 @@ def clip_steps(settings: CurationSettings, mark: Mark | None) -> list[tuple[str,
     return [*filter_steps(settings.cuts, settings.filters), ("watermark", watermark_step(mark, settings.watermarks))]
 
 
-def _pass_on(shot: CandidateClip, way: list[tuple[str, ClipStep]], unit: SourceFile, tar: tarfile.TarFile, done: FileRecord) -> None:
+def _pass_on(
+    shot: CandidateClip, way: list[tuple[str, ClipStep]], unit: SourceFile, tar: tarfile.TarFile, done: FileRecord
+) -> None:
     """Adds to the record, and to the tar if the shot gets through."""
     passed = apply_steps(shot, way)
     if isinstance(passed, Rejection):
@@ -157,7 +167,9 @@ def freeze_frame(picture: Image.Image, window: Window, count: int, height: int, 
     return np.repeat(_through(picture, window, height, width)[None], count, axis=0)
 
 
-def random_windows(rng: np.random.Generator, picture: Image.Image, shape: float, smallest: float) -> tuple[Window, Window]:
+def random_windows(
+    rng: np.random.Generator, picture: Image.Image, shape: float, smallest: float
+) -> tuple[Window, Window]:
     """Where a window begins and ends, at random: how large, where, and so how fast and in which direction.
 
     shape: its width over its height. smallest: its least size, as a part of the largest that fits. Of those that

@@ -16,7 +16,15 @@ from jaxtyping import UInt8
 from kineograph.curation.settings import Cuts
 from kineograph.errors import InputError
 from kineograph.media.footage import DECODE_ERRORS
-from kineograph.media.seek import HALF_FRAME, BrokenFile, VideoTiming, read_timing, open_video_stream, frame_time, to_ticks
+from kineograph.media.seek import (
+    HALF_FRAME,
+    BrokenFile,
+    VideoTiming,
+    frame_time,
+    open_video_stream,
+    read_timing,
+    to_ticks,
+)
 from kineograph.media.shards import FileSlice
 
 LOOKED_AT = 128  # pixels of the shorter side that are compared: a cut is seen in a small picture too

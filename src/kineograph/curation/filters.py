@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
-from kineograph.curation.clip_steps import Rejection, CandidateClip, ClipStep, select_key_frames, opencv
+from kineograph.curation.clip_steps import CandidateClip, ClipStep, Rejection, opencv, select_key_frames
 from kineograph.curation.settings import Cuts, Filters
 
 Frames = UInt8[np.ndarray, "f h w 3"]

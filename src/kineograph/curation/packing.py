@@ -13,9 +13,19 @@ from typing import Any, NamedTuple
 
 from kineograph.curation.captions import captions_path, read_captions
 from kineograph.curation.filters import HashedClip, find_duplicates
-from kineograph.curation.records import WORK, ClipRecord, DropRecord, add_to_tar, clips_path, read_json_file, read_record, record_path, write_text
+from kineograph.curation.records import (
+    WORK,
+    ClipRecord,
+    DropRecord,
+    add_to_tar,
+    clips_path,
+    read_json_file,
+    read_record,
+    record_path,
+    write_text,
+)
 from kineograph.curation.settings import CurationSettings
-from kineograph.curation.sources import SourceListing, SourceFile
+from kineograph.curation.sources import SourceFile, SourceListing
 from kineograph.media.files import replace_atomically
 
 MANIFEST, CLIPS, DROPPED = "manifest.json", "clips.jsonl", "dropped.jsonl"

@@ -11,13 +11,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kineograph.curation.captions import load_caption_model, caption_file, captions_path, read_captions
+from kineograph.curation.captions import caption_file, captions_path, load_caption_model, read_captions
 from kineograph.curation.clips import make_clips
-from kineograph.curation.packing import MANIFEST, Selection, select_clips, is_shard_current, write_shard, plan_shards, shard_plan_path, attach_captions, write_manifest
-from kineograph.curation.parallel import Workers, ParallelMap, Work, sequential_map, ray_map
+from kineograph.curation.packing import (
+    MANIFEST,
+    Selection,
+    attach_captions,
+    is_shard_current,
+    plan_shards,
+    select_clips,
+    shard_plan_path,
+    write_manifest,
+    write_shard,
+)
+from kineograph.curation.parallel import ParallelMap, Work, Workers, ray_map, sequential_map
 from kineograph.curation.records import WORK, read_json_file, record_path, write_text
 from kineograph.curation.settings import Captions, CurationSettings, Endpoint, content_settings
-from kineograph.curation.sources import SourceListing, SourceFile, list_sources
+from kineograph.curation.sources import SourceFile, SourceListing, list_sources
 from kineograph.curation.watermarks import find_source_watermarks
 from kineograph.errors import InputError
 from kineograph.training.lock import lock_folder
@@ -64,7 +74,9 @@ def run_stages(settings: CurationSettings, spread: ParallelMap) -> Iterator[Cura
     _clear(settings.output)
     write_text(settings.output / WORK / MADE_OF, json.dumps(content_settings(settings)))
     find_source_watermarks(found.units, settings)
-    yield from _spread("cutting", partial(make_clips, settings=settings), _uncut(found.units, settings), Workers(), spread)
+    yield from _spread(
+        "cutting", partial(make_clips, settings=settings), _uncut(found.units, settings), Workers(), spread
+    )
     choice = select_clips(found.units, settings)
     if settings.captions is not None:
         tasks, crew = _uncaptioned(choice, settings.captions, settings.output), _crew(settings.captions)
@@ -93,7 +105,9 @@ def _packed(
     write_manifest(settings, found, choice, planned)
 
 
-def _spread(stage: str, work: Work, tasks: Sequence[str], crew: Workers, spread: ParallelMap) -> Iterator[CurationProgress]:
+def _spread(
+    stage: str, work: Work, tasks: Sequence[str], crew: Workers, spread: ParallelMap
+) -> Iterator[CurationProgress]:
     for number, _ in enumerate(spread(work, tasks, crew), 1):
         yield CurationProgress(stage, number, len(tasks))
 
@@ -125,7 +139,9 @@ def _differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[s
     return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
 
 
-SPREADS: Mapping[str, Callable[[], AbstractContextManager[ParallelMap]]] = MappingProxyType({"ray": ray_map, "alone": sequential_map})
+SPREADS: Mapping[str, Callable[[], AbstractContextManager[ParallelMap]]] = MappingProxyType(
+    {"ray": ray_map, "alone": sequential_map}
+)
 
 
 def curate_dataset(settings: CurationSettings) -> Generator[CurationProgress, None, None]:

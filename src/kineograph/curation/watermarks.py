@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float32
 from PIL import Image
 
-from kineograph.curation.clip_steps import Rejection, CandidateClip, ClipStep, opencv
-from kineograph.curation.decoding import Frame, sample_frames, open_decodable
+from kineograph.curation.clip_steps import CandidateClip, ClipStep, Rejection, opencv
+from kineograph.curation.decoding import Frame, open_decodable, sample_frames
 from kineograph.curation.records import WORK, write_text
 from kineograph.curation.settings import CurationSettings, Watermarks
 from kineograph.curation.sources import SourceFile

@@ -103,7 +103,9 @@ def load_pose_annotator(model: str, persons: str, device: torch.device | str = "
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)  # x, y, width, height
         inputs = processor(picture, boxes=[boxes], return_tensors="pt").to(device)
         (people,) = processor.post_process_pose_estimation(network(**inputs), boxes=[boxes])
-        return draw_skeletons(size, [(each["keypoints"].cpu().numpy(), each["scores"].cpu().numpy()) for each in people])
+        return draw_skeletons(
+            size, [(each["keypoints"].cpu().numpy(), each["scores"].cpu().numpy()) for each in people]
+        )
 
     return pose
 

@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.dataset_layouts import IMAGE_SUFFIXES, CAPTION_SUFFIXES, VIDEO_SUFFIXES, DatasetItem, MediaKind, LayoutContents, pair_with_captions, read_item_list
+from kineograph.media.dataset_layouts import (
+    CAPTION_SUFFIXES,
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    DatasetItem,
+    LayoutContents,
+    MediaKind,
+    pair_with_captions,
+    read_item_list,
+)
 from kineograph.media.shards import DatasetFile, FileRange, Problem, expand_braces, is_hidden, list_tar_members
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # the first kind that is there counts

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from kineograph.media.dataset_layouts import DatasetItem
 from kineograph.media.footage import DECODE_ERRORS
-from kineograph.media.seek import BrokenFile, VideoTiming, read_timing, decode_frames_at
+from kineograph.media.seek import BrokenFile, VideoTiming, decode_frames_at, read_timing
 from kineograph.media.shards import FileSlice, open_range
 
 Rng = np.random.Generator

@@ -18,7 +18,7 @@ import PIL.Image
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.files import write_new, replace_atomically, refuse_existing
+from kineograph.media.files import refuse_existing, replace_atomically, write_new
 from kineograph.media.metadata import VideoMetadata, existing_path, read_metadata, unreadable_file
 
 if TYPE_CHECKING:  # whoever only looks into a file does not wait for torch

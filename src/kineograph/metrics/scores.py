@@ -16,7 +16,16 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.media.metadata import settings_id
 from kineograph.media.shards import Problem
 from kineograph.metrics.collection import DecodedVideo, VideoCollection, VideoEntry, decode_video
-from kineograph.metrics.distances import SPLITS, Mean, frechet_distance, inception_score, jackknife, kernel_distance, mean, moments
+from kineograph.metrics.distances import (
+    SPLITS,
+    Mean,
+    frechet_distance,
+    inception_score,
+    jackknife,
+    kernel_distance,
+    mean,
+    moments,
+)
 from kineograph.metrics.features import Extractor, VideoFeatures, check_video_lengths
 from kineograph.metrics.video_metrics import QUALITY, VideoMetric
 

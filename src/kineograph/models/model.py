@@ -27,7 +27,14 @@ from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.unet.windows import average_windows, window_ranges
-from kineograph.models.vae.frames import PixelFrames, check_finite, decode_frames, encode_frames, frames_per_chunk, split_frames
+from kineograph.models.vae.frames import (
+    PixelFrames,
+    check_finite,
+    decode_frames,
+    encode_frames,
+    frames_per_chunk,
+    split_frames,
+)
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
 
 VIDEO_MODEL_FPS = 8.0

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.files import replace_atomically, remove_path
+from kineograph.media.files import remove_path, replace_atomically
 from kineograph.training.logs import LossSums
 from kineograph.training.optimisers import Optimisers, copy_weights, load_optimiser_state, optimiser_state
 

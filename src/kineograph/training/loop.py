@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from kineograph.errors import InputError
-from kineograph.training.checkpoints import LoopPosition, TrainState, remove_partial_checkpoints, resume_run, save_checkpoint
+from kineograph.training.checkpoints import (
+    LoopPosition,
+    TrainState,
+    remove_partial_checkpoints,
+    resume_run,
+    save_checkpoint,
+)
 from kineograph.training.gradients import BatchT, LoadBatch, LossFunction, NetT, StepGradients, step_gradients
 from kineograph.training.lock import lock_folder
 from kineograph.training.logs import Log, add_losses, mean_losses, open_log

@@ -11,39 +11,39 @@ import torch
 from kineograph_lab.judge import geometry, training
 from kineograph_lab.judge.networks import Judge
 from kineograph_lab.judge.training import is_inside_frame
-from kineograph_lab.recipe import pool as feed
+from kineograph_lab.recipe import pool as pool_module
 
 
-def test_a_family_is_of_one_kind_colour_and_style():
-    pictures, told = training.individual_family(np.random.default_rng(0), "train")
-    assert pictures.shape == (8, 128, 128, 3)
-    assert len({(t["thing"], t["colour"], t["style"]) for t in told}) == 1
+def test_a_family_has_one_kind_colour_and_style():
+    images, truths = training.individual_family(np.random.default_rng(0), "train")
+    assert images.shape == (8, 128, 128, 3)
+    assert len({(t["thing"], t["colour"], t["style"]) for t in truths}) == 1
 
 
-def test_the_judge_answers_for_any_size():
+def test_the_judge_labels_images_of_any_size():
     judge = Judge().eval()
-    looks = judge.classify(np.zeros((2, 96, 160, 3), np.uint8))
-    assert len(looks.thing) == len(looks.scene) == 2
-    assert looks.individual.shape == (2, 32)
-    assert np.linalg.norm(looks.individual, axis=1) == pytest.approx(1, abs=1e-4)
+    labels = judge.classify(np.zeros((2, 96, 160, 3), np.uint8))
+    assert len(labels.thing) == len(labels.scene) == 2
+    assert labels.individual.shape == (2, 32)
+    assert np.linalg.norm(labels.individual, axis=1) == pytest.approx(1, abs=1e-4)
     assert isinstance(judge.classify_motion(np.zeros((5, 128, 128, 3), np.uint8)), str)
 
 
-def test_the_geometry_eye_finds_depth_and_points():
-    known = []
+def test_the_geometry_network_finds_depth_and_keypoints():
+    samples = []
     for number in count():
-        picture, fact = feed.random_image(np.random.default_rng(number), "held_out")
+        image, fact = pool_module.random_image(np.random.default_rng(number), "held_out")
         if is_inside_frame(fact):
-            known.append((picture, fact))
-        if len(known) == 16:
+            samples.append((image, fact))
+        if len(samples) == 16:
             break
-    pool = feed.Pool(np.stack([picture for picture, _ in known]), [fact for _, fact in known])
-    wanted, found = geometry.ground_truth_geometry(pool), geometry.load_geometry_network().look(pool.items)
-    assert np.abs(found.depth - wanted.depth).mean() < 0.06
-    assert np.linalg.norm(found.points - wanted.points, axis=-1).mean() < 0.1  # of a star, which end is the front?
+    pool = pool_module.Pool(np.stack([image for image, _ in samples]), [fact for _, fact in samples])
+    expected, found = geometry.ground_truth_geometry(pool), geometry.load_geometry_network().look(pool.items)
+    assert np.abs(found.depth - expected.depth).mean() < 0.06
+    assert np.linalg.norm(found.points - expected.points, axis=-1).mean() < 0.1  # of a star, which end is the front?
 
 
-def test_the_middle_of_a_heat_is_where_it_is():
-    heat = torch.full((1, 5, 32, 32), -100.0)
-    heat[:, :, 8, 24] = 100.0
-    torch.testing.assert_close(geometry.soft_argmax(heat)[0, 0], torch.tensor([24.5 / 32, 8.5 / 32]))
+def test_soft_argmax_of_a_peak_is_its_position():
+    heatmaps = torch.full((1, 5, 32, 32), -100.0)
+    heatmaps[:, :, 8, 24] = 100.0
+    torch.testing.assert_close(geometry.soft_argmax(heatmaps)[0, 0], torch.tensor([24.5 / 32, 8.5 / 32]))

@@ -20,13 +20,15 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[tuple[ImageLabels, dict[str, str], bool]]:
+def recognised() -> list[tuple[ImageLabels, dict[str, str], bool]]:
     """What it says of 1,000 pictures, what is true, and whether it is one thing at rest, as generated pictures show."""
     judge = load_judge()
-    drawn = [pool.random_image(np.random.default_rng((99, k)), "held_out") for k in range(1000)]
-    said = [judge.classify(picture[None]) for picture, _ in drawn]
-    plain = [fact["time"] == 0 and len(fact["things"]) == 1 for _, fact in drawn]
-    return list(zip(said, [training.labels_of(pool.shot_from_facts(fact)) for _, fact in drawn], plain, strict=True))
+    renderings = [pool.random_image(np.random.default_rng((99, k)), "held_out") for k in range(1000)]
+    labels = [judge.classify(picture[None]) for picture, _ in renderings]
+    simple = [fact["time"] == 0 and len(fact["things"]) == 1 for _, fact in renderings]
+    return list(
+        zip(labels, [training.labels_of(pool.shot_from_facts(fact)) for _, fact in renderings], simple, strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,31 +42,31 @@ def families() -> list[ImageLabels]:
 @pytest.mark.parametrize(
     ("name", "bar", "bar_for_all"), [("thing", 0.99, 0.95), ("colour", 0.99, 0.99), ("scene", 0.99, 0.99)]
 )
-def test_it_sees_what_a_picture_shows(pictures, name, bar, bar_for_all):
-    right = np.array([getattr(said, name)[0] == told[name] for said, told, _ in pictures])
-    plain = np.array([plain for *_, plain in pictures])
-    assert plain.sum() > 400
-    assert right[plain].mean() >= bar
-    assert right.mean() >= bar_for_all  # with two things, or one that is leaving the frame
+def test_labels_of_images(recognised, name, threshold, threshold_for_all):
+    correct = np.array([getattr(labels, name)[0] == truth[name] for labels, truth, _ in recognised])
+    simple = np.array([simple for *_, simple in recognised])
+    assert simple.sum() > 400
+    assert correct[simple].mean() >= threshold
+    assert correct.mean() >= threshold_for_all  # with two things, or one that is leaving the frame
 
 
-def test_it_follows_a_thing_that_the_camera_leaves_behind():
-    judge, steady = load_judge(), []
+def test_labels_are_constant_while_the_camera_pans():
+    judge, constant = load_judge(), []
     shots = (shot for shot in world.sample_shots(555, split="held_out") if len(shot.things) == 1)
     for shot in islice(shots, 150):
         wide = np.pad(world.render(shot), ((0, 21), (0, 21), (0, 0)), mode="symmetric")
-        looks = judge.classify(np.stack([wide[k : k + 128, k : k + 128] for k in range(0, 24, 3)]))  # pan:12,12
-        steady.append(len({*looks.thing}) == len({*looks.colour}) == 1)
-    assert np.mean(steady) >= 0.95
+        labels = judge.classify(np.stack([wide[k : k + 128, k : k + 128] for k in range(0, 24, 3)]))  # pan:12,12
+        constant.append(len({*labels.thing}) == len({*labels.colour}) == 1)
+    assert np.mean(constant) >= 0.95
 
 
-def test_it_tells_individuals_of_one_kind_and_colour_apart(families):
-    embeddings = torch.from_numpy(np.concatenate([looks.individual for looks in families]))
+def test_individuals_of_one_kind_and_colour_are_identified(families):
+    embeddings = torch.from_numpy(np.concatenate([labels.individual for labels in families]))
     assert training.identification_rate(embeddings) >= 0.4  # by chance 0.14
 
 
-def test_it_sees_how_a_clip_moves():
+def test_motion_of_clips():
     judge = load_judge()
-    films = [training.motion_clip(np.random.default_rng((99, k)), "held_out") for k in range(200)]
-    right = [judge.classify_motion(frames) == shot["things"][0]["motion"] for frames, shot in films]
-    assert np.mean(right) >= 0.88  # the bar is 0.97: docs/decisions/0005
+    clips = [training.motion_clip(np.random.default_rng((99, k)), "held_out") for k in range(200)]
+    correct = [judge.classify_motion(frames) == shot["things"][0]["motion"] for frames, shot in clips]
+    assert np.mean(correct) >= 0.88  # the bar is 0.97: docs/decisions/0005

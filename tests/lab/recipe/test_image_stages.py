@@ -11,10 +11,16 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPModel
 
-from kineograph.models.pocket.networks import initial_controlnet, initial_editing_unet, make_trainable, restore_network, trained_weights
+from kineograph.models.pocket.networks import (
+    initial_controlnet,
+    initial_editing_unet,
+    make_trainable,
+    restore_network,
+    trained_weights,
+)
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.recipe import networks, pool, run
-from kineograph_lab.recipe import pool as feed
+from kineograph_lab.recipe import pool as pool
 from kineograph_lab.recipe.export import export_image_models
 from kineograph_lab.recipe.image import clip, edit, unet
 from kineograph_lab.recipe.image.controlnets import UNetWithControlNet
@@ -26,18 +32,18 @@ from kineograph_lab.world.edits import ASPECTS, edit_family, instruction_words
 from kineograph_lab.world.world import Shot, Subject
 
 
-def test_the_tokenizer_takes_any_text():
+def test_the_tokenizer_encodes_any_text():
     tokens = networks.build_tokenizer(["a red fish over the sea", "a blue car in a city"])
     for text in ("a red fish", "naïve zebra, 日本!", "x"):
-        taken = tokens(text).input_ids
-        assert taken[0] == tokens.bos_token_id
-        assert taken[-1] == tokens.eos_token_id
-        assert tokens.unk_token_id not in taken[1:-1]
+        token_ids = tokens(text).input_ids
+        assert token_ids[0] == tokens.bos_token_id
+        assert token_ids[-1] == tokens.eos_token_id
+        assert tokens.unk_token_id not in token_ids[1:-1]
     assert len(tokens("red fish").input_ids) == 4
     assert networks.tokenize(tokens, ["a red fish", ""]).shape == (2, 48)
 
 
-def test_a_wrong_caption_swaps_the_colours_of_two_things():
+def test_a_wrong_caption_swaps_the_colours_of_two_subjects():
     rng = np.random.default_rng(0)
     two = Shot("sea", "flat", (Subject("cat", "red", 1), Subject("car", "blue", 2)))
     assert [t.colour for t in clip.change_colours(two, rng).things] == ["blue", "red"]
@@ -45,7 +51,7 @@ def test_a_wrong_caption_swaps_the_colours_of_two_things():
     assert clip.change_colours(one, rng).things[0].colour != "red"
 
 
-def test_every_second_wrong_caption_is_of_another_thing():
+def test_every_second_wrong_caption_has_another_kind_of_subject():
     rng = np.random.default_rng(0)
     shot = Shot("sea", "flat", (Subject("fish", "red", 1), Subject("bird", "blue", 2)))
     assert all(clip.change_kind(shot, rng).things[0].kind != shot.things[0].kind for _ in range(20))
@@ -60,8 +66,8 @@ def test_the_pool_is_a_function_of_its_seed(tmp_path):
     assert shot.things[0].kind == pools[0].facts[0]["things"][0]["kind"]
 
 
-def test_pairs_go_there_and_back(tmp_path):
-    families = feed.load_pool(tmp_path, 3, seed=0, split="train", paint=edit_family)
+def test_edit_pairs_lead_to_the_edits_and_back(tmp_path):
+    families = pool.load_pool(tmp_path, 3, seed=0, split="train", render=edit_family)
     said = [text for fact in families.facts for way in ("there", "back") for each in fact[way] for text in each]
     tokens = build_tokenizer(said)
     found, flat = edit.edit_pairs(families, tokens), edit.flatten_families(families)
@@ -81,22 +87,22 @@ def unet() -> UNet2DConditionModel:
 
 
 @pytest.fixture(scope="module")
-def told() -> tuple[torch.Tensor, ...]:
-    drawn = torch.Generator().manual_seed(0)
-    z, t = torch.randn(2, 8, 4, 4, generator=drawn), torch.tensor([10.0, 500.0])
-    maps = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=drawn)
-    return z, t, torch.randn(2, 5, networks.WIDTH, generator=drawn), maps
+def inputs() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    z, t = torch.randn(2, 8, 4, 4, generator=generator), torch.tensor([10.0, 500.0])
+    maps = torch.randint(256, (2, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    return z, t, torch.randn(2, 5, networks.WIDTH, generator=generator), maps
 
 
 @torch.no_grad()
-def test_a_new_controlnet_changes_nothing(unet, told):
-    before = unet(*told[:3]).sample
-    assert torch.equal(UNetWithControlNet(unet, make_trainable(initial_controlnet(unet)).eval())(*told).sample, before)
+def test_a_new_controlnet_changes_nothing(unet, inputs):
+    before = unet(*inputs[:3]).sample
+    assert torch.equal(UNetWithControlNet(unet, make_trainable(initial_controlnet(unet)).eval())(*inputs).sample, before)
 
 
 @torch.no_grad()
-def test_a_new_editor_passes_its_picture_over_and_what_is_kept_of_it_makes_it_again(unet, told):
-    z, t, said, _ = told
+def test_a_new_editing_unet_ignores_its_image_and_its_trained_weights_restore_it(unet, inputs):
+    z, t, said, _ = inputs
     net, shown = make_trainable(initial_editing_unet(unet)).eval(), torch.randn_like(z)
     torch.testing.assert_close(
         EditingUNet(net)(z, t, said, shown).sample, unet(z, t, said).sample, rtol=1e-4, atol=1e-5
@@ -112,17 +118,17 @@ def test_a_new_editor_passes_its_picture_over_and_what_is_kept_of_it_makes_it_ag
 
 
 @torch.no_grad()
-def test_what_is_kept_of_a_controlnet_makes_it_again(unet, told):
+def test_trained_weights_restore_a_controlnet(unet, inputs):
     net = make_trainable(initial_controlnet(unet)).eval()
     for weight in net.parameters():
         if weight.requires_grad:
             weight.copy_(0.05 * torch.randn_like(weight))
-    kept = trained_weights(net)
-    again = restore_network(initial_controlnet(unet), kept).eval()
+    weights_ = trained_weights(net)
+    again = restore_network(initial_controlnet(unet), weights_).eval()
     assert not any("lora" in name for name in again.state_dict())
-    assert again(*told[:3], controlnet_cond=torch.zeros(2, 3, 32, 32)).mid_block_res_sample.abs().sum() > 0
-    wanted, got = (UNetWithControlNet(unet, each)(*told).sample for each in (net, again))
-    assert (wanted - unet(*told[:3]).sample).abs().max() > 1e-3
+    assert again(*inputs[:3], controlnet_cond=torch.zeros(2, 3, 32, 32)).mid_block_res_sample.abs().sum() > 0
+    wanted, got = (UNetWithControlNet(unet, each)(*inputs).sample for each in (net, again))
+    assert (wanted - unet(*inputs[:3]).sample).abs().max() > 1e-3
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -132,7 +138,7 @@ def test_other_weights_are_refused(unet):
 
 
 @pytest.mark.timeout(600)  # eight stages, each a step and a look at it
-def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path, monkeypatch):
+def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(unet, "STEPS", 2)
     small = RecipeSettings(
         num_images=12,
@@ -171,15 +177,15 @@ def test_the_recipe_trains_all_and_exports_what_diffusers_opens(tmp_path, monkey
     sizes = {name: size(tmp_path / "weights" / name) for name in ("control", "edit")}
     assert sum(sizes.values()) <= 16e6
     assert size(tmp_path / "weights") - sum(sizes.values()) <= 38e6
-    drawer = UNet2DConditionModel.from_pretrained(tmp_path / "weights" / "unet", torch_dtype=torch.float32)
+    trained_unet = UNet2DConditionModel.from_pretrained(tmp_path / "weights" / "unet", torch_dtype=torch.float32)
     for kind in ("canny", "depth", "pose"):
         assert restore_network(
-            initial_controlnet(drawer), load_file(tmp_path / "weights" / "control" / f"{kind}.safetensors")
+            initial_controlnet(trained_unet), load_file(tmp_path / "weights" / "control" / f"{kind}.safetensors")
         )
-    editor = restore_network(
-        initial_editing_unet(drawer), load_file(tmp_path / "weights" / "edit" / "edit.safetensors")
+    editing_unet = restore_network(
+        initial_editing_unet(trained_unet), load_file(tmp_path / "weights" / "edit" / "edit.safetensors")
     )
-    assert editor.config["in_channels"] == 2 * drawer.config["in_channels"]
+    assert editing_unet.config["in_channels"] == 2 * trained_unet.config["in_channels"]
 
 
 def size(folder):

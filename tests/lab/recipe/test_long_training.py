@@ -38,7 +38,7 @@ def test_development_prompts_hold_no_pair_of_the_test_prompts():
             assert not world.is_held_out(kinds[0], colour=colours[0], scene=where[0]), prompt
 
 
-def test_an_instruction_names_what_becomes_of_the_subject():
+def test_an_instruction_names_the_changed_fact():
     rng = np.random.default_rng(5)
     for _ in range(50):
         text, named = text_encoder.sample_instruction(rng, "train")
@@ -47,12 +47,12 @@ def test_an_instruction_names_what_becomes_of_the_subject():
         assert len(wide_captions.encode_facts(named, text_encoder.CHOICES)) == len(text_encoder.CHOICES)
 
 
-def test_the_ledger_keeps_how_many_shards_there_were(tmp_path, monkeypatch):
-    there = [4]
-    monkeypatch.setattr(growing_pool, "count_shards", lambda folder: there[0])
+def test_the_ledger_keeps_the_number_of_shards(tmp_path, monkeypatch):
+    shard_count = [4]
+    monkeypatch.setattr(growing_pool, "count_shards", lambda folder: shard_count[0])
     count = growing_pool.image_count_ledger(tmp_path, tmp_path / "ledger.jsonl", 10_000)
     assert count(0.0) == 4 * growing_pool.SHARD
-    there[0] = 9
+    shard_count[0] = 9
     assert count(255 / 10_000) == 4 * growing_pool.SHARD
     assert count(256 / 10_000) == 9 * growing_pool.SHARD
     again = growing_pool.image_count_ledger(tmp_path, tmp_path / "ledger.jsonl", 10_000)
@@ -60,7 +60,7 @@ def test_the_ledger_keeps_how_many_shards_there_were(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def painted(tmp_path_factory):
+def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(growing_pool, "SHARD", 8)
@@ -75,26 +75,26 @@ def painted(tmp_path_factory):
         yield folder
 
 
-def test_a_shard_is_plain_arrays_of_images_with_their_captions(painted):
-    assert growing_pool.count_shards(painted) == 2
-    latents, words, weights = growing_pool.ImageShards(painted).fetch(np.array([1, 9, 15]))
+def test_a_shard_has_arrays_of_images_with_their_captions(shards):
+    assert growing_pool.count_shards(shards) == 2
+    latents, words, weights = growing_pool.ImageShards(shards).fetch(np.array([1, 9, 15]))
     assert latents.shape == (3, 8, 16, 16) and latents.dtype == np.float16
     assert weights.mean((1, 2)) == pytest.approx(1)
-    fact = json.loads((painted / "00001-facts.jsonl").read_text().splitlines()[1])
+    fact = json.loads((shards / "00001-facts.jsonl").read_text().splitlines()[1])
     tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
     assert tokens.decode(words[1, 0], skip_special_tokens=True).strip() == fact["captions"][0]
 
 
-def test_shards_are_films_and_stills_of_the_video_stages(painted):
-    films, stills = growing_pool.load_clips(painted / "films"), growing_pool.load_stills(painted, 1)
-    assert films.items.shape == (2, 16, 8, 16, 16) and len(films.facts) == 2
-    assert stills.items.shape == (8, 1, 8, 16, 16) and len(stills.facts) == 8
+def test_shards_are_pools_of_the_video_stages(shards):
+    clip_pool, still_pool = growing_pool.load_clips(shards / "films"), growing_pool.load_stills(shards, 1)
+    assert clip_pool.items.shape == (2, 16, 8, 16, 16) and len(clip_pool.facts) == 2
+    assert still_pool.items.shape == (8, 1, 8, 16, 16) and len(still_pool.facts) == 8
     tokens = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-    clips, *_ = batches.video_batches(films, stills, 2, tokens)(np.random.default_rng(0), 0.9)
+    clips, *_ = batches.video_batches(clip_pool, still_pool, 2, tokens)(np.random.default_rng(0), 0.9)
     assert clips.shape[2:] == (8, 16, 16)
 
 
-class Toy(nn.Module):
+class ToyUNet(nn.Module):
     """A network that U-Net batches pass through."""
 
     def __init__(self) -> None:
@@ -110,16 +110,16 @@ def toy_loss(net, batch):
     return {"noise": ((net(x0) - noise).square().mean(1) * weight).mean()}
 
 
-def test_a_resumed_training_has_the_same_next_loss_and_its_checkpoint_is_plain_data(painted, tmp_path, monkeypatch):
+def test_a_resumed_training_has_the_same_next_loss(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
     plan = StagePlan(minutes=1, lr=1e-2, batch=4, steps=6, warmup=2, decay=0.25, report_steps=100)
 
     def train(folder, stop=None):
         folder.mkdir(exist_ok=True)
-        count = growing_pool.image_count_ledger(painted, folder / "ledger.jsonl", plan.steps)
+        count = growing_pool.image_count_ledger(shards, folder / "ledger.jsonl", plan.steps)
         draw = unet.unet_batches_from(
-            growing_pool.ImageShards(painted).fetch,
+            growing_pool.ImageShards(shards).fetch,
             count,
             Schedule.from_config(unet.SCHEDULER),
             4,
@@ -132,14 +132,14 @@ def test_a_resumed_training_has_the_same_next_loss_and_its_checkpoint_is_plain_d
             return draw(rng, progress)
 
         torch.manual_seed(0)
-        loop.train_loop(Toy(), plan, folder, sample_batch=drawn, loss=toy_loss, report=lambda net: {})
+        loop.train_loop(ToyUNet(), plan, folder, sample_batch=drawn, loss=toy_loss, report=lambda net: {})
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         return {line["step"]: line["noise"] for line in lines if "noise" in line}
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "killed", stop=3)
-    kept = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)  # refuses classes of ours
-    assert kept["step"] == 3
+    checkpoint = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)  # refuses classes of ours
+    assert checkpoint["step"] == 3
     resumed = train(tmp_path / "killed")
     assert resumed == pytest.approx(whole, rel=1e-4)

@@ -31,11 +31,11 @@ def train(folder: Path, sample_batch=regression) -> nn.Module:
     return loop.train_loop(net, PLAN, folder, sample_batch=sample_batch, loss=squared, report=lambda _: {})
 
 
-def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+def test_an_interrupted_stage_resumes_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     calls = []
 
-    def killed_at_the_fourth(rng, progress):
+    def interrupted_at_the_fourth(rng, progress):
         calls.append(progress)
         if len(calls) == 4:
             raise KeyboardInterrupt
@@ -43,7 +43,7 @@ def test_a_stage_that_was_killed_ends_as_if_it_had_not_been(tmp_path, monkeypatc
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed", killed_at_the_fourth)
+        train(tmp_path / "killed", interrupted_at_the_fourth)
     resumed = train(tmp_path / "killed")
     for name, weight in whole.state_dict().items():
         assert torch.allclose(resumed.state_dict()[name], weight, atol=1e-6), name
@@ -56,13 +56,13 @@ def test_the_log_is_lines_of_json(tmp_path):
     assert lines[-1]["end"] == 1
 
 
-def test_the_rate_rises_then_falls_to_zero():
+def test_the_learning_rate_rises_then_falls_to_zero():
     assert PLAN.learning_rate(0, 0.0) == pytest.approx(PLAN.lr / 2)
     assert PLAN.learning_rate(5, 0.5) == pytest.approx(PLAN.lr / 2)
     assert PLAN.learning_rate(9, 1.2) == 0
 
 
-def test_the_rate_is_constant_then_falls_by_steps_alone():
+def test_the_learning_rate_depends_on_the_step_alone():
     plan = StagePlan(minutes=1, lr=1.0, batch=4, steps=100, warmup=1, decay=0.25)
     assert plan.learning_rate(10, plan.progress(10, 1e9)) == plan.learning_rate(74, plan.progress(74, 0.0)) == 1.0
     assert plan.learning_rate(90, plan.progress(90, 0.0)) == pytest.approx(0.4)

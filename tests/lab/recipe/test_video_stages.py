@@ -65,21 +65,21 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_film_is_a_function_of_its_seed_and_its_caption_says_how_it_moves(tmp_path: Path):
-    seen: list[np.ndarray] = []
+def test_a_clip_is_a_function_of_its_seed(tmp_path: Path):
+    encoded_frames: list[np.ndarray] = []
 
     def encode(frames: np.ndarray) -> torch.Tensor:
-        seen.append(frames)
+        encoded_frames.append(frames)
         return torch.zeros(len(frames), 8, 16, 16)
 
     for _ in range(2):
         latents, facts = clips.random_clip(encode, np.random.default_rng(3), "train")
-    assert latents.shape == (16, 8, 16, 16) and np.array_equal(*seen)
+    assert latents.shape == (16, 8, 16, 16) and np.array_equal(*encoded_frames)
     assert facts["fps"] in clips.FRAME_RATES
-    assert all(thing["motion"] == "still" for thing in facts["things"][1:])
+    assert all(subject["motion"] == "still" for subject in facts["things"][1:])
 
 
-def test_frames_of_a_step_are_as_many_in_short_clips_as_in_whole_films(out: Path):
+def test_short_clips_have_as_many_frames_a_step_as_whole_ones(out: Path):
     pool = clips.load_clip_pool(out / "films", out / "vae" / "final", 2, seed=0, split="train")
     stills = clips.load_still_pool(out / "films" / "stills", out / "vae" / "final", 2, seed=0, split="train")
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
@@ -93,30 +93,30 @@ def test_frames_of_a_step_are_as_many_in_short_clips_as_in_whole_films(out: Path
         assert torch.corrcoef(each[1][0].flatten(1))[0, 1:].mean().abs() < 0.03
 
 
-def test_what_is_asked_of_a_film_is_what_it_shows():
-    thing = world.Subject("fish", "red", individual=1, motion="right")
-    fact = {**asdict(world.Shot("sea", "flat", (thing,))), "fps": 8.0, "time": 0.0, "captions": []}
-    moves, there = motion_readout.motion_truth(fact, world.frame_times(4, 8.0), 16)
-    assert moves[:, 0] == pytest.approx(np.array([-1.5, -0.5, 0.5, 1.5]) * 0.2 / 8 / motion_readout.UNITS[0], abs=1e-5)
-    assert not moves[:, 1:].any()
-    assert there.shape == (4, 16, 16) and 0 < there.mean() < 1
+def test_the_motion_truth_of_a_clip():
+    subject = world.Subject("fish", "red", individual=1, motion="right")
+    fact = {**asdict(world.Shot("sea", "flat", (subject,))), "fps": 8.0, "time": 0.0, "captions": []}
+    motion, is_subject = motion_readout.motion_truth(fact, world.frame_times(4, 8.0), 16)
+    assert motion[:, 0] == pytest.approx(np.array([-1.5, -0.5, 0.5, 1.5]) * 0.2 / 8 / motion_readout.UNITS[0], abs=1e-5)
+    assert not motion[:, 1:].any()
+    assert is_subject.shape == (4, 16, 16) and 0 < is_subject.mean() < 1
 
 
-def test_questions_are_heard_only_while_they_are_asked():
+def test_the_motion_readout_records_only_on_request():
     net = videocrafter(two_levels(cross_attention_dim=32))
-    questions = motion_readout.MotionReadout(net.temporal)
-    z, told = torch.randn(1, 5, 4, 8, 8), Condition(torch.ones(1, 7, 32))
-    net(z, torch.tensor(1.0), told)
-    assert questions.outputs == {}
-    questions.record()
-    net(z, torch.tensor(1.0), told)
-    error = questions.error(torch.zeros(1, 5, motion_readout.NUM_MOTIONS), torch.zeros(1, 5, 16, 16))
+    readout = motion_readout.MotionReadout(net.temporal)
+    z, video_model = torch.randn(1, 5, 4, 8, 8), Condition(torch.ones(1, 7, 32))
+    net(z, torch.tensor(1.0), video_model)
+    assert readout.outputs == {}
+    readout.record()
+    net(z, torch.tensor(1.0), video_model)
+    error = readout.error(torch.zeros(1, 5, motion_readout.NUM_MOTIONS), torch.zeros(1, 5, 16, 16))
     error.backward()
-    assert error > 0 and questions.outputs == {}
+    assert error > 0 and readout.outputs == {}
     assert any(weight.grad is not None and weight.grad.any() for weight in net.temporal.parameters())
 
 
-def test_an_error_in_all_frames_alike_weighs_less():
+def test_an_error_common_to_all_frames_weighs_less():
     alike = torch.ones(1, 4, 8, 16, 16)
     apart = alike * torch.tensor([1.0, -1, 1, -1])[None, :, None, None, None]
     weight = torch.ones(1, 4, 16, 16)
@@ -125,15 +125,15 @@ def test_an_error_in_all_frames_alike_weighs_less():
     assert text_to_video.per_clip_error(apart[:, :1], weight[:, :1]).item() == pytest.approx(1)
 
 
-def test_the_text_tower_is_asked_for_motion_and_kept_to_pictures(out: Path):
+def test_the_text_encoder_is_trained_on_clip_and_image_captions(out: Path):
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
-    of_clips, of_pictures, facts = text_encoder.sample_clip_captions(0, 8, "train", tokens)
-    assert of_clips.shape == of_pictures.shape == (8, 48)
+    clip_tokens, image_tokens, facts = text_encoder.sample_clip_captions(0, 8, "train", tokens)
+    assert clip_tokens.shape == image_tokens.shape == (8, 48)
     assert facts.shape == (8, len(text_encoder.CLIP_FACTS))
 
 
 @pytest.mark.timeout(600)  # eleven stages, each a step and a look at it
-def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
+def test_the_video_stages_train_and_export_models_that_load(out: Path, tmp_path: Path):
     run.run_stages(STAGES, SMALL, out)
     run.run_stages(STAGES, SMALL, out)  # ended stages are left alone
     weights = shutil.copytree(POCKET, tmp_path / "weights")
@@ -148,48 +148,48 @@ def test_the_stages_train_and_export_what_opens(out: Path, tmp_path: Path):
     assert bad <= 6e6
     for part in ("vidrd", "space-time"):
         assert sum(file.stat().st_size for file in (weights / part).rglob("*") if file.is_file()) <= 8e6
-    told, shown = models.open_pocket_video(weights), models.open_pocket_animate(weights)
-    spoilt = models.degraded_video(weights)
-    assert spoilt.scheduler["num_train_timesteps"] == told.scheduler["num_train_timesteps"] == text_to_video.TIMESTEPS
+    video_model, animated_model = models.open_pocket_video(weights), models.open_pocket_animate(weights)
+    degraded_model = models.degraded_video(weights)
+    assert degraded_model.scheduler["num_train_timesteps"] == video_model.scheduler["num_train_timesteps"] == text_to_video.TIMESTEPS
     assert all(
-        torch.equal(each, spoilt.temporal.state_dict()[name]) for name, each in told.temporal.state_dict().items()
+        torch.equal(each, degraded_model.temporal.state_dict()[name]) for name, each in video_model.temporal.state_dict().items()
     )
-    assert told.temporal.config == shown.temporal.config == text_to_video.TEXT_TO_VIDEO
+    assert video_model.temporal.config == animated_model.temporal.config == text_to_video.TEXT_TO_VIDEO
     assert (weights / "video" / "motion_adapter.safetensors").stat().st_size <= 1e6
-    layered = models.space_time(weights)
-    assert layered.temporal.config == temporal_layers.SPACE_TIME_CONFIG
-    assert all(each.motion_adapter is not None for each in (told, shown, spoilt, layered))
-    assert shown.image_encoder is not None and told.image_encoder is None
-    changed = [n for n, w in told.unet.named_parameters() if not torch.equal(w, dict(shown.unet.named_parameters())[n])]
+    space_time_model = models.space_time(weights)
+    assert space_time_model.temporal.config == temporal_layers.SPACE_TIME_CONFIG
+    assert all(each.motion_adapter is not None for each in (video_model, animated_model, degraded_model, space_time_model))
+    assert animated_model.image_encoder is not None and video_model.image_encoder is None
+    changed = [n for n, w in video_model.unet.named_parameters() if not torch.equal(w, dict(animated_model.unet.named_parameters())[n])]
     assert changed == []
 
 
-def test_a_stage_can_go_on_from_what_ships(tmp_path: Path):
+def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path):
     unpack.unpack_shipped(tmp_path)
     opened = models.open_pocket_video(POCKET)
     net = outputs.load_text_to_video(tmp_path)
     for ours, theirs in ((net.image_unet, opened.unet), (net.temporal, opened.temporal)):
         assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in ours.state_dict().items())
-    there = [result for _, result in run.STAGES.values() if (tmp_path / result).exists()]
-    assert {"vae/final", "control/pose.safetensors", outputs.TEXT_TO_VIDEO} <= set(there)
+    is_subject = [result for _, result in run.STAGES.values() if (tmp_path / result).exists()]
+    assert {"vae/final", "control/pose.safetensors", outputs.TEXT_TO_VIDEO} <= set(is_subject)
     begun = (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns
     unpack.unpack_shipped(tmp_path)  # leaves what is there
     assert (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns == begun
 
 
-def test_what_is_to_be_trained_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    ran: list[list[str]] = []
-    monkeypatch.setattr(run, "run_stages", lambda chosen, settings, out: ran.append(chosen))
+def test_results_of_chosen_stages_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    chosen_stages: list[list[str]] = []
+    monkeypatch.setattr(run, "run_stages", lambda chosen, settings, out: chosen_stages.append(chosen))
     (tmp_path / "motion_adapter.safetensors").write_text("trained here")
     run.recipe_main(["--from-shipped", "--stages", "vidrd,control", "--out", str(tmp_path)])
-    assert ran == [["vidrd", "control"]]
-    there = {name for name, (_, result) in run.STAGES.items() if (tmp_path / result).exists()}
-    assert {"vae", "text", "unet", "clip", "text_to_video", "temporal_decoder"} <= there
-    assert "vidrd" not in there and not [*(tmp_path / "control").glob("*.safetensors")]
+    assert chosen_stages == [["vidrd", "control"]]
+    is_subject = {name for name, (_, result) in run.STAGES.items() if (tmp_path / result).exists()}
+    assert {"vae", "text", "unet", "clip", "text_to_video", "temporal_decoder"} <= is_subject
+    assert "vidrd" not in is_subject and not [*(tmp_path / "control").glob("*.safetensors")]
     assert (tmp_path / "motion_adapter.safetensors").read_text() == "trained here"
 
 
-def test_a_spoilt_film_is_blurred_and_marked():
+def test_a_degraded_clip_is_blurred_and_watermarked():
     shot = world.Shot("sea", "flat", (world.Subject("fish", "red", individual=1),))
     clean = world.render_clip(shot, 2)
     bad = degraded.degrade_frames(clean)
@@ -198,21 +198,21 @@ def test_a_spoilt_film_is_blurred_and_marked():
     assert abs(marked(clean)) < 0.2 and marked(bad) > 0.5
 
 
-def test_what_an_animator_learns():
+def test_image_layers_by_name():
     names = ["temporal.after.conv_in.norm.weight", "image_unet.a.attn2.processor.to_k_ip.0.weight",
              "image_unet.encoder_hid_proj.image_projection_layers.0.latents", "image_unet.conv_in.weight"]  # fmt: skip
     assert [image_to_video.is_image_layer(name) for name in names] == [False, True, True, False]
 
 
-def test_other_frame_rates_say_more_and_the_usual_one_the_same():
+def test_frame_rate_embeddings_are_amplified_around_the_usual_rate():
     net = with_temporal_layers(
         TemporalConfig(layers=((Site("transformer"), TransformerConfig(head_width=8)),), frame_rate=True)
     )
     rates = net.temporal.fps
     torch.nn.init.normal_(rates.embedding.linear_2.weight)
-    told = torch.tensor([text_to_video.USUAL_FPS, 4.0, 16.0])
-    before = rates(told)
+    video_model = torch.tensor([text_to_video.USUAL_FPS, 4.0, 16.0])
+    before = rates(video_model)
     text_to_video.amplify_frame_rates(net)
-    after = rates(told)
+    after = rates(video_model)
     torch.testing.assert_close(after[0], before[0])
     torch.testing.assert_close(after - after[:1], text_to_video.FPS_GAIN * (before - before[:1]))

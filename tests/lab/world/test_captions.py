@@ -14,24 +14,24 @@ from kineograph_lab.world.edits import ASPECTS, edit_instruction, sample_edit
 from kineograph_lab.world.world import is_held_out, sample_shot
 
 
-def test_captions_name_the_thing_the_colour_and_the_scene():
+def test_captions_name_subject_colour_and_scene():
     rng = np.random.default_rng(0)
     for s in islice(world.sample_shots(3), 200):
-        told, main = captions.caption_image(s, rng), s.things[0]
-        assert any(word in told for word in captions.KINDS[main.kind])
-        assert any(word in told for word in captions.COLOURS[main.colour])
-        assert any(word in told for word in captions.SCENES[s.scene])
-        assert "  " not in told and "{" not in told
+        text, main = captions.caption_image(s, rng), s.things[0]
+        assert any(word in text for word in captions.KINDS[main.kind])
+        assert any(word in text for word in captions.COLOURS[main.colour])
+        assert any(word in text for word in captions.SCENES[s.scene])
+        assert "  " not in text and "{" not in text
 
 
-def test_captions_of_clips_tell_the_motion_and_the_camera():
+def test_captions_of_clips_name_motion_and_camera():
     rng = np.random.default_rng(0)
-    told = captions.caption_clip(shot("spinning", "pan left"), rng)
-    assert any(word in told for word in captions.MOTIONS["spinning"])
-    assert any(word in told for word in captions.CAMERAS["pan left"])
+    text = captions.caption_clip(shot("spinning", "pan left"), rng)
+    assert any(word in text for word in captions.MOTIONS["spinning"])
+    assert any(word in text for word in captions.CAMERAS["pan left"])
 
 
-def test_captions_hold_the_words_of_what_they_name():
+def test_wide_captions_hold_the_words_of_the_facts_they_name():
     rng = np.random.default_rng(1)
     for _ in range(300):
         shot = wide.sample_wide_shot(rng)
@@ -45,7 +45,7 @@ def test_captions_hold_the_words_of_what_they_name():
             assert "  " not in text and "{" not in text and text == text.strip()
 
 
-def test_a_caption_without_a_style_means_the_plain_one_mostly():
+def test_a_caption_without_a_style_mostly_means_the_flat_one():
     rng = np.random.default_rng(2)
     shots = [wide.sample_wide_shot(rng) for _ in range(1500)]
     unnamed = [
@@ -58,17 +58,17 @@ def test_a_caption_without_a_style_means_the_plain_one_mostly():
     assert unnamed.count("flat") > 0.85 * len(unnamed) > 200
 
 
-def test_some_captions_are_the_class_noun_alone_and_half_name_the_facing():
+def test_some_captions_are_the_noun_alone_and_half_name_the_facing():
     rng = np.random.default_rng(3)
-    told = [wide_captions.caption_wide_image(wide.sample_wide_shot(rng), rng) for _ in range(1500)]
-    assert any(text in ("a fish", "a car", "a cat", "a robot") for text, _ in told)
-    assert 0.35 < np.mean(["facing" in named for _, named in told]) < 0.6
+    text = [wide_captions.caption_wide_image(wide.sample_wide_shot(rng), rng) for _ in range(1500)]
+    assert any(text in ("a fish", "a car", "a cat", "a robot") for text, _ in text)
+    assert 0.35 < np.mean(["facing" in named for _, named in text]) < 0.6
 
 
-def test_the_vocabulary_holds_the_words_of_readme_and_docs():
+def test_the_vocabulary_has_the_words_of_readme_and_docs():
     words = set(wide_captions.wide_vocabulary())
-    said = "a red fish swimming to the right over the sea, rising sinking growing shrinking jumping moving spinning"
-    assert set(said.replace(",", "").split()) <= words
+    words_of_prompt = "a red fish swimming to the right over the sea, rising sinking growing shrinking jumping moving spinning"
+    assert set(words_of_prompt.replace(",", "").split()) <= words
     rng = np.random.default_rng(4)
     for _ in range(300):
         text = wide_captions.caption_wide_clip(wide.sample_wide_shot(rng), rng).text
@@ -76,19 +76,19 @@ def test_the_vocabulary_holds_the_words_of_readme_and_docs():
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
-def test_an_edit_changes_one_thing_and_says_so(aspect):
+def test_an_edit_changes_one_aspect_and_its_instruction_names_it(aspect):
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        made = sample_edit(rng, aspect, sample_shot(rng), split="train")
-        before, after = made.before, made.after
+        edit_ = sample_edit(rng, aspect, sample_shot(rng), split="train")
+        before, after = edit_.before, edit_.after
         facts = [(shot.things[0].colour, shot.scene, shot.style, shot.things[0].kind) for shot in (before, after)]
         changed = [name for name, one, other in zip(ASPECTS, *facts, strict=True) if one != other]
         assert changed == [aspect] and after.things[1:] == before.things[1:] and after.backdrop == before.backdrop
         main = after.things[0]
         assert not is_held_out(main.kind, colour=main.colour, scene=after.scene)
-        said = edit_instruction(made, rng)
-        assert "{" not in said
+        words_of_prompt = edit_instruction(edit_, rng)
+        assert "{" not in words_of_prompt
         if aspect == "colour":
-            assert any(word in said for word in COLOURS[main.colour])
+            assert any(word in words_of_prompt for word in COLOURS[main.colour])
         if aspect == "thing":
-            assert any(word in said for word in KINDS[main.kind])
+            assert any(word in words_of_prompt for word in KINDS[main.kind])

@@ -22,19 +22,19 @@ def test_the_world_is_as_large_as_promised():
 
 
 @pytest.mark.parametrize("kind", world.SUBJECTS)
-def test_every_thing_is_inside_the_frame_and_large_enough_to_see(kind):
+def test_every_subject_is_inside_the_frame_and_large_enough(kind):
     covered = ground_truth(shot(kind=kind)).mask > 0
     assert 0.04 < covered.mean() < 0.4
     assert not covered[0].any() and not covered[:, 0].any() and not covered[-1].any() and not covered[:, -1].any()
 
 
-def test_a_seed_gives_the_same_pictures_again():
+def test_renderings_are_a_function_of_the_seed():
     first, second = ([world.render(s) for s in islice(world.sample_shots(7), 3)] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
     assert first[0].shape == (128, 128, 3) and first[0].dtype == np.uint8
 
 
-def test_training_never_sees_a_held_out_pair_and_evaluation_always_does():
+def test_training_shots_have_no_held_out_pair_and_held_out_shots_always_do():
     for s in islice(world.sample_shots(1), 300):
         assert not any(world.is_held_out(t.kind, colour=t.colour, scene=s.scene) for t in s.things)
     for s in islice(world.sample_shots(1, split="held_out"), 300):
@@ -46,7 +46,7 @@ def test_an_unknown_split_is_refused():
         world.sample_shot(np.random.default_rng(0), split="test")
 
 
-def test_the_mask_is_where_the_picture_differs_from_the_empty_scene():
+def test_the_mask_covers_the_pixels_that_differ_from_the_empty_scene():
     full = shot()
     empty = Shot(full.scene, full.style, (), full.camera, full.backdrop)
     differs = (world.render(full).astype(int) != world.render(empty)).any(-1)
@@ -58,34 +58,34 @@ def test_the_mask_is_where_the_picture_differs_from_the_empty_scene():
     ("motion", "camera"),
     [("right", "still"), ("growing", "still"), ("spinning", "still"), ("still", "pan left"), ("circling", "pan right")],
 )
-def test_the_flow_carries_one_frame_to_the_next(motion, camera):
+def test_the_flow_maps_one_frame_to_the_next(motion, camera):
     s = shot(motion, camera, kind="car")
-    now, known = world.render(s, 0.1).astype(float), ground_truth(s, 0.1, fps=4)
+    now, truth = world.render(s, 0.1).astype(float), ground_truth(s, 0.1, fps=4)
     later, covered = world.render(s, 0.1 + 1 / 4).astype(float), ground_truth(s, 0.1 + 1 / 4).mask
-    rows, columns = np.nonzero(known.mask if motion != "still" else known.mask == 0)
+    rows, columns = np.nonzero(truth.mask if motion != "still" else truth.mask == 0)
     across, down = (
-        (columns + known.flow[rows, columns, 0]).round().astype(int),
-        (rows + known.flow[rows, columns, 1]).round().astype(int),
+        (columns + truth.flow[rows, columns, 0]).round().astype(int),
+        (rows + truth.flow[rows, columns, 1]).round().astype(int),
     )
     inside = (across >= 0) & (across < 128) & (down >= 0) & (down < 128)
     rows, columns, across, down = (v[inside] for v in (rows, columns, across, down))
-    same_thing = covered[down, across] == known.mask[rows, columns]
+    same_subject = covered[down, across] == truth.mask[rows, columns]
     moved = np.abs(later[down, across] - now[rows, columns]).mean(-1)
     stayed = np.abs(later[rows, columns] - now[rows, columns]).mean(-1)
-    assert same_thing.mean() > 0.95
+    assert same_subject.mean() > 0.95
     assert moved.mean() < 0.5 * stayed.mean()
 
 
-def test_depth_orders_scenery_behind_things_and_edges_follow_the_mask():
-    known = ground_truth(shot())
-    assert known.depth[known.mask > 0].max() < known.depth[known.mask == 0].min()
-    rim = known.mask[:, :-1] != known.mask[:, 1:]
-    assert known.edges[:, :-1][rim].all()
-    assert 0.01 < known.edges.mean() < 0.3
+def test_scenery_is_behind_subjects_and_edges_follow_the_mask():
+    truth = ground_truth(shot())
+    assert truth.depth[truth.mask > 0].max() < truth.depth[truth.mask == 0].min()
+    rim = truth.mask[:, :-1] != truth.mask[:, 1:]
+    assert truth.edges[:, :-1][rim].all()
+    assert 0.01 < truth.edges.mean() < 0.3
 
 
 @pytest.mark.parametrize("facing", [-1, 1])
-def test_keypoints_lie_on_the_thing_and_the_front_is_where_it_faces(facing):
+def test_keypoints_lie_on_the_subject_and_front_is_where_it_faces(facing):
     s = Shot("sea", "flat", (Subject("fish", "blue", 1, 0.5, 0.5, 0.3, facing),))
     points = ground_truth(s).keypoints[0]
     assert tuple(points) == KEYPOINTS
@@ -93,10 +93,10 @@ def test_keypoints_lie_on_the_thing_and_the_front_is_where_it_faces(facing):
     assert points["top"][1] < points["centre"][1] < points["bottom"][1]
 
 
-def test_things_face_the_way_they_go():
+def test_subjects_face_their_direction_of_motion():
     for s in islice(world.sample_shots(2), 400):
-        for thing in s.things:
-            assert thing.facing == {"left": -1, "right": 1}.get(thing.motion, thing.facing)
+        for subject in s.things:
+            assert subject.facing == {"left": -1, "right": 1}.get(subject.motion, subject.facing)
 
 
 def test_a_clip_moves_less_than_a_latent_cell_between_frames():
@@ -107,12 +107,12 @@ def test_a_clip_moves_less_than_a_latent_cell_between_frames():
 
 
 def test_individuals_of_one_kind_and_colour_differ():
-    pictures = [world.render(Shot("sea", "flat", (Subject("cat", "red", seed),))) for seed in range(4)]
-    assert all(not np.array_equal(pictures[0], p) for p in pictures[1:])
+    images = [world.render(Shot("sea", "flat", (Subject("cat", "red", seed),))) for seed in range(4)]
+    assert all(not np.array_equal(images[0], p) for p in images[1:])
 
 
 # Sums of the bytes of `world.render` before subjects had a tilt.
-RENDERED = {
+RENDERED_SUMS = {
     7: [8789853, 10072270, 2510555, 10658862, 9514378, 4909381],
     8: [7925219, 9678025, 9306644, 9923252, 10918862, 10513686],
 }
@@ -123,7 +123,7 @@ def test_shots_without_a_tilt_render_as_before(seed):
     for number, (shot, time) in enumerate(
         zip(islice(world.sample_shots(seed), 6), (0.0, 0.4, -0.7, 0.0, 0.9, -0.2), strict=True)
     ):
-        assert int(world.render(shot, time).astype(np.int64).sum()) == RENDERED[seed][number]
+        assert int(world.render(shot, time).astype(np.int64).sum()) == RENDERED_SUMS[seed][number]
 
 
 def test_a_tilt_turns_the_subject():
@@ -133,7 +133,7 @@ def test_a_tilt_turns_the_subject():
     assert not np.array_equal(world.render(upright), world.render(tilted))
 
 
-def test_wide_shots_are_tilted_resized_and_cut_at_times_and_never_held_out():
+def test_wide_shots_are_sometimes_tilted_resized_or_cut_off_and_never_held_out():
     rng = np.random.default_rng(0)
     shots = [wide.sample_wide_shot(rng) for _ in range(1000)]
     mains = [shot.things[0] for shot in shots]
@@ -146,7 +146,7 @@ def test_wide_shots_are_tilted_resized_and_cut_at_times_and_never_held_out():
     assert not any(world.is_held_out(t.kind, colour=t.colour, scene=shot.scene) for shot in shots for t in shot.things)
 
 
-def test_a_films_subject_stays_in_the_frame():
+def test_a_clips_subject_stays_in_the_frame():
     rng = np.random.default_rng(6)
     for _ in range(100):
         shot = wide.sample_wide_clip_shot(rng)
@@ -155,12 +155,12 @@ def test_a_films_subject_stays_in_the_frame():
             assert min(centre) > -0.1 and max(centre) < 1.1
 
 
-def test_maps_show_what_they_are_of():
-    picture, known = world.render(FISH), ground_truth(FISH)
-    maps = {kind: draw(picture, known) for kind, draw in CONTROL_MAPS.items()}
+def test_control_maps_agree_with_the_ground_truth():
+    image, truth = world.render(FISH), ground_truth(FISH)
+    maps = {kind: render_map(image, truth) for kind, render_map in CONTROL_MAPS.items()}
     assert {each.shape for each in maps.values()} == {(128, 128, 3)}
     assert set(np.unique(maps["canny"])) == {0, 255}
     nearest = maps["depth"] == maps["depth"].max()
-    assert nearest[..., 0][known.mask == 1].all()
-    x, y = known.keypoints[0]["front"]
+    assert nearest[..., 0][truth.mask == 1].all()
+    x, y = truth.keypoints[0]["front"]
     assert tuple(maps["pose"][int(y), int(x)]) == KEYPOINT_COLOURS[KEYPOINTS.index("front")]

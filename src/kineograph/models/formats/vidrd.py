@@ -16,7 +16,14 @@ from kineograph.models.formats import key_map, shapes
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.shapes import RELEASED_SETTINGS, AssumedSettings
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.temporal.config import AttentionConfig, ConvConfig, LayerConfig, Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.config import (
+    AttentionConfig,
+    ConvConfig,
+    LayerConfig,
+    Site,
+    TemporalConfig,
+    TransformerConfig,
+)
 from kineograph.models.unet.video_unet import VideoUNet
 
 UNET = "unet."

@@ -9,7 +9,13 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.formats import lora
 from kineograph.models.formats.tensor_files import preview_names
-from kineograph.models.loading.adapter_files import AdapterFile, build_motion_adapter, build_spatial_adapter, read_adapter_file, weight_signature
+from kineograph.models.loading.adapter_files import (
+    AdapterFile,
+    build_motion_adapter,
+    build_spatial_adapter,
+    read_adapter_file,
+    weight_signature,
+)
 from kineograph.models.loading.components import Components
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 

@@ -14,12 +14,28 @@ from diffusers import AutoencoderKL, ControlNetModel
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.models.conditioning.textual_inversion import TextualInversions, list_textual_inversions, load_textual_inversion
+from kineograph.models.conditioning.textual_inversion import (
+    TextualInversions,
+    list_textual_inversions,
+    load_textual_inversion,
+)
 from kineograph.models.formats.lora import LoraSources, list_loras, load_lora, read_learned_words
 from kineograph.models.formats.tensor_files import read_tensors
 from kineograph.models.loading.adapters import load_customised_adapter, load_motion_adapter
-from kineograph.models.loading.components import INDEX, Components, Pipeline, components_from_folder, components_from_pipeline
-from kineograph.models.loading.controlnets import ControlNetSource, OpenControlNet, list_controlnets, load_controlnet, pocket_controlnets
+from kineograph.models.loading.components import (
+    INDEX,
+    Components,
+    Pipeline,
+    components_from_folder,
+    components_from_pipeline,
+)
+from kineograph.models.loading.controlnets import (
+    ControlNetSource,
+    OpenControlNet,
+    list_controlnets,
+    load_controlnet,
+    pocket_controlnets,
+)
 from kineograph.models.loading.ip_adapter import load_ip_adapter
 from kineograph.models.loading.motion_modules import MotionSource, add_motion_module, warn_of_changed_schedule
 from kineograph.models.loading.provenance import json_value, source_name

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.media.files import write_new, replace_atomically
+from kineograph.media.files import replace_atomically, write_new
 from kineograph.models.formats import tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import adapter_files, components, video_checkpoints, video_folder

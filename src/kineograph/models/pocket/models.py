@@ -19,7 +19,13 @@ from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.loading.adapter_files import build_motion_adapter, read_adapter_file
 from kineograph.models.loading.components import Components, components_from_folder
 from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, read_temporal_decoder
-from kineograph.models.pocket.networks import initial_editing_unet, load_float32, restore_network, restore_video_unet, restore_vidrd_unet
+from kineograph.models.pocket.networks import (
+    initial_editing_unet,
+    load_float32,
+    restore_network,
+    restore_video_unet,
+    restore_vidrd_unet,
+)
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers

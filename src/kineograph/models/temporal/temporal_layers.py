@@ -9,8 +9,24 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.models.temporal.config import AttentionConfig, ConvConfig, LayerConfig, ResamplingConfig, Site, TemporalConfig
-from kineograph.models.temporal.layers import ApplyProjection, AttentionInBlock, FrameRateEmbedding, TemporalConv, TemporalDownsample, TemporalTransformer, TemporalUpsample, apply_projection
+from kineograph.models.temporal.config import (
+    AttentionConfig,
+    ConvConfig,
+    LayerConfig,
+    ResamplingConfig,
+    Site,
+    TemporalConfig,
+)
+from kineograph.models.temporal.layers import (
+    ApplyProjection,
+    AttentionInBlock,
+    FrameRateEmbedding,
+    TemporalConv,
+    TemporalDownsample,
+    TemporalTransformer,
+    TemporalUpsample,
+    apply_projection,
+)
 
 # (a layer of the image U-Net, its output, number of frames) -> the output of the temporal layer that follows it
 AfterLayer = Callable[[nn.Module, Tensor, int], Tensor]

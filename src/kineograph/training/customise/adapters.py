@@ -29,7 +29,12 @@ from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import batches
 from kineograph.training.customise.batches import CustomisationBatch, EncodePrompts, TrainingSample
-from kineograph.training.customise.natural_videos import NaturalVideos, check_natural_prompts, natural_videos_phase, prepare_natural_videos
+from kineograph.training.customise.natural_videos import (
+    NaturalVideos,
+    check_natural_prompts,
+    natural_videos_phase,
+    prepare_natural_videos,
+)
 from kineograph.training.customise.networks import temporal_layers_name
 from kineograph.training.customise.phases import MOTION_ADAPTER_FILE, PhaseProgress, train_phase
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings

@@ -20,7 +20,14 @@ from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.image_data import Crop, Images, Photo
 from kineograph.training.customise.networks import TrainedNetworks
 from kineograph.training.customise.phases import LATENTS, PREVIEWS, PRIOR, TRAINING, PhaseProgress, train_phase
-from kineograph.training.customise.prompts import CustomisationWords, check_prompt_contains, repeat_to, style_words, subject_words, with_motions
+from kineograph.training.customise.prompts import (
+    CustomisationWords,
+    check_prompt_contains,
+    repeat_to,
+    style_words,
+    subject_words,
+    with_motions,
+)
 from kineograph.training.customise.settings import ImageCustomisationSettings, default_settings, with_changes
 from kineograph.training.gradients import autocast
 from kineograph.training.lock import lock_folder

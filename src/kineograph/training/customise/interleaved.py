@@ -21,8 +21,17 @@ from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import adapters, batches, networks
 from kineograph.training.customise.batches import CustomisationBatch, TrainingSample
 from kineograph.training.customise.image_data import Images
-from kineograph.training.customise.image_model import describe_customisation, encode_photo, image_facts, prepare_image_customisation
-from kineograph.training.customise.natural_videos import check_natural_prompts, natural_videos_phase, prepare_natural_videos
+from kineograph.training.customise.image_model import (
+    describe_customisation,
+    encode_photo,
+    image_facts,
+    prepare_image_customisation,
+)
+from kineograph.training.customise.natural_videos import (
+    check_natural_prompts,
+    natural_videos_phase,
+    prepare_natural_videos,
+)
 from kineograph.training.customise.networks import TrainedNetworks
 from kineograph.training.customise.phases import LATENTS, TRAINING, PhaseProgress, train_phase
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings, with_changes

@@ -28,10 +28,30 @@ from kineograph.request import Request
 from kineograph.training.customise import adapters, batches
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.image_data import Crop, Images, generate_missing_images, load_photo, save_png
-from kineograph.training.customise.image_model import ImageCustomisation, photo_request, prepare_image_customisation, run_image_customisation
-from kineograph.training.customise.natural_videos import NaturalVideos, check_natural_prompts, natural_videos_phase, prepare_natural_videos
+from kineograph.training.customise.image_model import (
+    ImageCustomisation,
+    photo_request,
+    prepare_image_customisation,
+    run_image_customisation,
+)
+from kineograph.training.customise.natural_videos import (
+    NaturalVideos,
+    check_natural_prompts,
+    natural_videos_phase,
+    prepare_natural_videos,
+)
 from kineograph.training.customise.networks import inject_customised, load_customised, temporal_layers_name
-from kineograph.training.customise.phases import ADAPTER_FILE, IMAGE, LATENTS, MOTION_ADAPTER_FILE, PREVIEWS, STILLS, WHOLE, PhaseProgress, train_phase
+from kineograph.training.customise.phases import (
+    ADAPTER_FILE,
+    IMAGE,
+    LATENTS,
+    MOTION_ADAPTER_FILE,
+    PREVIEWS,
+    STILLS,
+    WHOLE,
+    PhaseProgress,
+    train_phase,
+)
 from kineograph.training.customise.prompts import check_prompt_contains, known_motions, repeat_to, still_prompts
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
 from kineograph.training.lock import lock_folder

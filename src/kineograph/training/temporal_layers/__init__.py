@@ -4,7 +4,15 @@ settings -> sources, latent_cache, batches (data) and initial_model -> run (the 
 """
 
 from kineograph.training.temporal_layers.dry_run import TrainingEstimate, estimate_training
-from kineograph.training.temporal_layers.run import FINAL, SKIPPED, PreparedTraining, StageProgress, any_process_stops, prepare_training, train
+from kineograph.training.temporal_layers.run import (
+    FINAL,
+    SKIPPED,
+    PreparedTraining,
+    StageProgress,
+    any_process_stops,
+    prepare_training,
+    train,
+)
 from kineograph.training.temporal_layers.settings import VideoTrainingSettings
 
 __all__ = [

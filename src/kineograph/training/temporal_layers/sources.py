@@ -15,7 +15,7 @@ from kineograph.media.dataset import Dataset, open_dataset
 from kineograph.media.dataset_layouts import DatasetItem, MediaKind
 from kineograph.media.sampling_order import sample_item
 from kineograph.media.seek import BrokenFile
-from kineograph.media.training_clips import Clip, load_clip, crop_resize
+from kineograph.media.training_clips import Clip, crop_resize, load_clip
 from kineograph.plugins import load_plugin
 from kineograph.training.temporal_layers.latent_cache import ClipRequest, EncodeClip, EncodedClip
 from kineograph.training.temporal_layers.settings import POCKET, DataSource, Stage
@@ -104,7 +104,9 @@ def _loader(opened: OpenSource, shape: ClipShape, options: LoadOptions) -> ClipL
     dataset, load_item = opened.dataset, partial(_load_item, shape, options)
 
     def load(batch: int, position: int, size: int) -> EncodedClip:
-        return sample_item(dataset, batch, position, batch=size, seed=options.seed, cut=load_item, skipped=options.skipped)
+        return sample_item(
+            dataset, batch, position, batch=size, seed=options.seed, cut=load_item, skipped=options.skipped
+        )
 
     return load
 

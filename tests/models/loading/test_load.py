@@ -1,0 +1,224 @@
+"""Loading from folders, the Hub, live pipelines and files, and the errors for what cannot be loaded."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from models.loading.conftest import assert_same
+from safetensors.torch import save_file
+
+from kineograph.errors import InputError
+from kineograph.models.loading import load as load_module
+from kineograph.models.loading.load import load
+
+# --- folders, the Hub, live pipelines
+
+
+def test_a_folder_becomes_a_model(sd_folder, sd_pipeline):
+    model = load(sd_folder, device="cpu", dtype="float32")
+    assert_same(model, load(sd_pipeline))
+    assert (model.name, model.device, model.dtype) == ("tiny-sd", torch.device("cpu"), torch.float32)
+    assert model.settings == {"source": str(sd_folder)}
+    assert load(str(sd_folder), torch_dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert len(load(sd_folder, dtype="fp32", prediction_type="v_prediction").schedule.sigmas) == 1000
+
+
+def test_the_settings_of_a_model_make_it_again(sd_folder):
+    model = load(sd_folder, vae=sd_folder / "vae", prediction_type="v_prediction", dtype="float32")
+    again = load(**json.loads(json.dumps(model.settings)), dtype="float32")
+    assert again.settings == model.settings
+    assert again.schedule == model.schedule
+    assert_same(again, model)
+
+
+def test_nothing_given_is_the_pocket_model(sd_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_module, "POCKET", tmp_path / "weights")
+    with pytest.raises(InputError, match="pocket model is not in this installation"):
+        load()
+    shutil.copytree(sd_folder, tmp_path / "weights")
+    (tmp_path / "weights" / "vocabulary.json").write_text('["red", "fish"]')
+    model = load(dtype="float32")
+    assert model.name == "pocket"
+    assert model.settings == {"source": "pocket"}
+    assert model.unknown_words("a red fish") == ["a"]
+
+
+def test_a_live_pipeline_is_shared_and_left_as_it_is(sdxl_pipeline):
+    model = load(sdxl_pipeline)
+    assert model.net.image_unet is sdxl_pipeline.unet
+    assert model.vae is sdxl_pipeline.vae
+    assert model.settings == {}
+    assert load(sdxl_pipeline.to(torch.bfloat16)).dtype == torch.bfloat16
+    half = load(sdxl_pipeline.to(torch.float16))
+    assert (half.vae.dtype, sdxl_pipeline.vae.dtype) == (torch.float32, torch.float16)  # it would overflow
+
+
+def test_a_repository_is_asked_for_by_name(sd_folder, monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **options: asked.update(name=name, **options) or str(sd_folder),
+    )
+    model = load("someone/some-model", revision="v2", token="t", cache_dir=tmp_path, dtype="float32")
+    assert model.name == "someone/some-model"
+    assert model.settings == {"source": "someone/some-model", "revision": "v2"}
+    assert (asked["name"], asked["revision"], asked["token"], asked["cache_dir"]) == (
+        "someone/some-model", "v2", "t", tmp_path,
+    )  # fmt: skip
+    assert "unet/diffusion_pytorch_model.safetensors" in asked["allow_patterns"]
+    assert not any(pattern.endswith((".bin", ".ckpt", ".py")) for pattern in asked["allow_patterns"])
+
+
+def test_a_repository_out_of_reach_is_said_to_be(tmp_path):
+    with pytest.raises(
+        InputError, match=r"neither a path here nor in the cache of the Hub, and the Hub is not reached"
+    ):
+        load("someone/some-model", cache_dir=tmp_path)
+
+
+# --- another VAE
+
+
+def test_another_vae_comes_from_a_folder_a_pipeline_a_file_or_memory(sd_folder, make_sd, checkpoint, tmp_path):
+    model = load(sd_folder, dtype="float32")
+    other = make_sd().vae
+    torch.nn.init.zeros_(other.decoder.conv_out.bias)
+    other.save_pretrained(tmp_path / "vae")
+    changed = {name: v for name, v in checkpoint.items() if name.startswith("first_stage_model.")}
+    changed["first_stage_model.decoder.conv_out.bias"] = torch.zeros(3)
+    save_file(changed, tmp_path / "vae.safetensors")
+    for vae in (tmp_path / "vae", tmp_path, tmp_path / "vae.safetensors", other):
+        opened = load(sd_folder, vae=vae, dtype="float32")
+        assert not opened.vae.decoder.conv_out.bias.any()
+        assert torch.equal(opened.vae.encoder.conv_in.weight, model.vae.encoder.conv_in.weight)
+        assert bool(opened.settings) == (vae is not other)
+
+
+def test_a_vae_that_does_not_fit_is_refused(sd_folder, tmp_path):
+    with pytest.raises(InputError, match="latents of 8 channels, and the model 4"):
+        load(sd_folder, vae=AutoencoderKL(latent_channels=8, block_out_channels=(4,), norm_num_groups=4))
+    save_file({"something.else": torch.zeros(2)}, tmp_path / "vae.safetensors")
+    with pytest.raises(InputError, match=r"not a VAE like the model's own.*1 tensors are called something.else"):
+        load(sd_folder, vae=tmp_path / "vae.safetensors")
+    with pytest.raises(InputError, match="no VAE in diffusers layout"):
+        load(sd_folder, vae=tmp_path)
+
+
+def test_a_float16_vae_of_sdxl_is_kept_in_float32(sdxl_folder):
+    model = load(sdxl_folder, device="cpu", dtype="float16")
+    assert (model.dtype, model.vae.dtype) == (torch.float16, torch.float32)
+
+
+# --- bad sources
+
+
+def test_a_missing_path_comes_with_a_hint(sd_folder):
+    with pytest.raises(InputError, match=r"there is no .*tiny-sq: expected a .*hub id.*; did you mean .*tiny-sd\?"):
+        load(sd_folder.with_name("tiny-sq"))
+    with pytest.raises(
+        InputError, match=r"there is no /nowhere/at/all.safetensors: .*; there is no folder /nowhere/at"
+    ):
+        load("/nowhere/at/all.safetensors")
+    with pytest.raises(
+        InputError, match=r"there is no pocket-vido: .*; did you mean pocket-video, which is built in\?"
+    ):
+        load("pocket-vido")
+
+
+def test_a_built_in_part_serves_in_its_own_place_alone():
+    with pytest.raises(InputError, match="there is no pocket-vidrd"):
+        load("pocket-video", adapter="pocket-vidrd")
+    with pytest.raises(InputError, match="there is no pocket-fox"):
+        load("pocket-video", decoder="pocket-fox")
+
+
+def test_a_folder_without_an_index_is_refused(tmp_path):
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(InputError, match=r"has no model_index.json.*It holds weights.safetensors"):
+        load(tmp_path)
+
+
+def test_a_pipeline_of_another_family_is_refused(sd_folder, tmp_path):
+    shutil.copytree(sd_folder, tmp_path / "other")
+    index = json.loads((sd_folder / "model_index.json").read_text())
+    del index["unet"]
+    (tmp_path / "other" / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"has a unet of the kind None: expected UNet2DConditionModel"):
+        load(tmp_path / "other")
+    (tmp_path / "other" / "model_index.json").write_text("{")
+    with pytest.raises(InputError, match=r"model_index.json is missing or damaged"):
+        load(tmp_path / "other")
+
+
+def test_a_damaged_folder_is_refused(sd_folder, tmp_path):
+    shutil.copytree(sd_folder, tmp_path / "cut")
+    file = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(InputError, match=r"cut is incomplete or damaged"):
+        load(tmp_path / "cut")
+    (tmp_path / "cut" / "tokenizer" / "tokenizer.json").unlink()
+    shutil.copy(sd_folder / "unet" / file.name, file)
+    with pytest.raises(InputError, match=r"has no tokenizer/tokenizer.json"):
+        load(tmp_path / "cut")
+    file.unlink()
+    with pytest.raises(InputError, match=r"cut is incomplete or damaged"):
+        load(tmp_path / "cut")
+
+
+def written(path: Path, content: bytes) -> Path:
+    path.write_bytes(content)
+    return path
+
+
+def test_a_damaged_file_is_refused(checkpoint, tmp_path):
+    save_file(checkpoint, tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    torch.save(checkpoint, tmp_path / "whole.ckpt")
+    for content, said in {
+        whole[: len(whole) // 2]: "damaged or truncated safetensors file",
+        (tmp_path / "whole.ckpt").read_bytes()[:9000]: "damaged or truncated torch file",
+        b"": "0 bytes",
+        b"version https://git-lfs.github.com/spec/v1\n": "Git LFS pointer",
+        b"<!DOCTYPE html><html>": "a web page",
+        b"something else entirely": "neither a safetensors nor a torch file",
+    }.items():
+        with pytest.raises(InputError, match=said):
+            load(written(tmp_path / "bad.safetensors", content))
+
+
+def test_a_foreign_file_is_refused_with_what_it_looks_like(checkpoint, tmp_path):
+    for tensors, said in (
+        ({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, "It looks like a LoRA.*pass this as lora="),
+        ({"double_blocks.0.img_attn": torch.zeros(1)}, "a transformer"),
+        ({"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, "Its 2 tensors are called fc.*bias, fc.weight"),
+        (
+            {name: v for name, v in checkpoint.items() if "diffusion_model" in name},
+            "no VAE and no text encoder.*U-Net alone",
+        ),
+    ):
+        save_file(tensors, tmp_path / "foreign.safetensors")
+        with pytest.raises(InputError, match=said):
+            load(tmp_path / "foreign.safetensors")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch /tmp/kineograph-was-here",)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_pickled_file_with_code_is_refused_and_the_code_named(tmp_path, new):
+    torch.save({"state_dict": Bomb()}, tmp_path / "bad.ckpt", _use_new_zipfile_serialization=new)
+    with pytest.raises(InputError, match=r"wants to run code \((posix|os)\.system\)"):
+        load(tmp_path / "bad.ckpt")
+    assert not Path("/tmp/kineograph-was-here").exists()
+
+
+def test_a_torch_file_without_tensors_is_refused(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "empty.ckpt")
+    with pytest.raises(InputError, match="holds no named tensors"):
+        load(tmp_path / "empty.ckpt")

@@ -1,0 +1,114 @@
+"""Single-file checkpoints in the layout of Stable Diffusion's code, and the built-in configurations for them."""
+
+import json
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from models.loading.conftest import assert_same, in_ldm, in_openclip, prefixed
+from safetensors.torch import save_file
+
+from kineograph.errors import InputError, InputWarning
+from kineograph.models.loading import components, known_configurations
+from kineograph.models.loading.load import load
+from kineograph.models.loading.save import checkpoint_to_folder
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
+def test_a_single_file_becomes_a_model(checkpoint, sd_folder, sd_pipeline, tmp_path, ending):
+    path = tmp_path / f"merged.{ending}"
+    if ending == "safetensors":
+        save_file(checkpoint, path)
+    else:
+        torch.save({"state_dict": checkpoint, "epoch": 3}, path)
+    model = load(path, config=sd_folder, dtype="float32")
+    assert_same(model, load(sd_pipeline))
+    assert model.settings == {"source": str(path), "config": str(sd_folder)}
+    assert model.prompt(["a fish"]).tokens.shape == (1, 77, 32)
+
+
+def test_a_single_file_of_sdxl_becomes_a_model(sdxl_folder, sdxl_pipeline, tmp_path):
+    upsampler = "model.diffusion_model.output_blocks.1."  # is behind the attention
+    tensors = {
+        name.replace(f"{upsampler}1.conv.", f"{upsampler}2.conv."): v for name, v in in_ldm(sdxl_pipeline).items()
+    }
+    tensors |= prefixed("conditioner.embedders.0.transformer.text_model.", sdxl_pipeline.text_encoder)
+    tensors |= in_openclip("conditioner.embedders.1.model.", sdxl_pipeline.text_encoder_2)
+    save_file(tensors, tmp_path / "xl.safetensors")
+    model, expected = load(tmp_path / "xl.safetensors", config=sdxl_folder, dtype="float32"), load(sdxl_pipeline)
+    assert_same(model, expected)
+    assert model.force_zeros_for_empty_prompt
+    assert torch.equal(model.prompt(["a fish"]).embedding, expected.prompt(["a fish"]).embedding)
+
+
+def test_a_single_file_of_another_size_needs_its_configuration(checkpoint, tmp_path):
+    save_file(checkpoint, tmp_path / "tiny.safetensors")
+    with pytest.raises(InputError, match=r"U-Net 8 wide that reads tokens 32 wide; built in are .*pass config="):
+        load(tmp_path / "tiny.safetensors")
+
+
+def test_a_single_file_that_does_not_fit_its_configuration_is_refused(checkpoint, make_sd, sdxl_folder, tmp_path):
+    save_file(checkpoint, tmp_path / "tiny.safetensors")
+    with pytest.raises(InputError, match=r"tiny.safetensors does not fit its configuration"):
+        load(tmp_path / "tiny.safetensors", config=sdxl_folder)
+    make_sd().save_pretrained(tmp_path / "config")
+    norm = checkpoint.pop("cond_stage_model.transformer.text_model.final_layer_norm.bias")
+    save_file(checkpoint, tmp_path / "cut.safetensors")
+    with pytest.raises(InputError, match="lacks 1 tensors of the text_encoder: final_layer_norm.bias"):
+        load(tmp_path / "cut.safetensors", config=tmp_path / "config", dtype="float32")
+    checkpoint["cond_stage_model.transformer.text_model.final_layer_norm.bias"] = norm
+    del checkpoint["model.diffusion_model.out.2.bias"]
+    save_file(checkpoint, tmp_path / "cut.safetensors")
+    with pytest.raises(InputError, match=r"does not fit its configuration: it lacks tensors"):
+        load(tmp_path / "cut.safetensors", config=tmp_path / "config")
+
+
+PARAMETERS = {  # published sizes of the U-Net and of each text encoder
+    "Stable Diffusion 1.x": (859_520_964, 123_060_480),
+    "Stable Diffusion 2.x": (865_910_724, 340_387_840),
+    "Stable Diffusion XL": (2_567_463_684, 123_060_480, 694_659_840),
+}
+
+
+@pytest.mark.parametrize("known", known_configurations.FAMILIES, ids=lambda known: known.name)
+@pytest.mark.filterwarnings("ignore:a file of Stable Diffusion 2.x does not state")
+def test_the_catalogue_describes_the_released_networks(known, tmp_path):
+    cross_attention = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    tensors = {
+        known_configurations.FIRST_LAYER: torch.empty(320, 4, 3, 3, device="meta"),
+        cross_attention: torch.empty(1280, known.cross_attention, device="meta"),
+    }
+    assert known_configurations.match_family(tmp_path, tensors) is known
+    known_configurations.write_configuration(known, tensors, None, tmp_path)
+    with torch.device("meta"):
+        nets = [UNet2DConditionModel.from_config(components.read_json(tmp_path / "unet" / "config.json"))]
+        for end, kind in components.text_encoder_classes(components.read_index(tmp_path)):
+            nets.append(kind(kind.config_class.from_pretrained(tmp_path / f"text_encoder{end}")))
+        vae = AutoencoderKL.from_config(components.read_json(tmp_path / "vae" / "config.json"))
+    assert tuple(sum(each.numel() for each in net.parameters()) for net in nets) == PARAMETERS[known.name]
+    assert sum(each.numel() for each in vae.parameters()) == 83_653_863
+
+
+def test_what_a_file_says_of_its_network_is_heard(tmp_path):
+    tensors = {known_configurations.FIRST_LAYER: torch.empty(320, 9, 3, 3, device="meta")}
+    marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
+    known_configurations.write_configuration(known_configurations.FAMILIES[2], tensors | marks, None, tmp_path)
+    scheduler = json.loads((tmp_path / "scheduler" / "scheduler_config.json").read_text())
+    assert (scheduler["prediction_type"], scheduler["rescale_betas_zero_snr"]) == ("v_prediction", True)
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["in_channels"] == 9
+    with pytest.warns(InputWarning, match="assuming v_prediction"):
+        known_configurations.write_configuration(known_configurations.FAMILIES[1], tensors, None, tmp_path)
+
+
+def test_a_tokenizer_out_of_reach_is_said_to_be_what_is_missing(checkpoint, tmp_path, monkeypatch):
+    known = known_configurations.FAMILIES[0]
+    monkeypatch.setattr(known_configurations, "match_family", lambda path, tensors: known)
+    save_file(checkpoint, tmp_path / "offline.safetensors")
+    with pytest.raises(InputError, match=r"holds no tokenizer.*pass config=.*the Hub is not reached"):
+        load(tmp_path / "offline.safetensors", cache_dir=tmp_path)
+
+
+def test_conversion_to_a_folder(checkpoint, sd_folder, tmp_path):
+    save_file(checkpoint, tmp_path / "merged.safetensors")
+    folder = checkpoint_to_folder(tmp_path / "merged.safetensors", tmp_path / "folder", config=sd_folder)
+    assert_same(load(folder), load(tmp_path / "merged.safetensors", config=sd_folder))
