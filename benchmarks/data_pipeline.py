@@ -21,10 +21,10 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from kineograph.curation.packing import read_manifest
-from kineograph.curation.run import prepare
-from kineograph.curation.settings import DataSettings
+from kineograph.curation.run import curate_dataset
+from kineograph.curation.settings import CurationSettings
 from kineograph.media.codecs import write_mp4
-from kineograph.media.metadata import Label
+from kineograph.media.metadata import VideoMetadata
 
 FPS, SECONDS, HEIGHT, WIDTH = 24, 2, 360, 640
 
@@ -37,13 +37,15 @@ def film(path: Path, shots: int, seed: int) -> None:
         small = Image.fromarray(rng.integers(20, 256, (5, 12, 3), dtype=np.uint8))
         wide = np.asarray(small.resize((WIDTH + 2 * count, HEIGHT), Image.Resampling.BICUBIC))
         frames += [wide[:, 2 * number : 2 * number + WIDTH] for number in range(count)]
-    write_mp4(path, np.stack(frames), Label(len(frames), HEIGHT, WIDTH, FPS, {}))
+    write_mp4(path, np.stack(frames), VideoMetadata(len(frames), HEIGHT, WIDTH, FPS, {}))
 
 
 def measured(name: str, folder: Path, output: Path, run: str) -> dict[str, object]:
     """One run from the start: its clips, and how many are made a second, with what it takes to begin and without."""
     begun = time.perf_counter()
-    times = [time.perf_counter() for _ in prepare(DataSettings(sources=[str(folder)], output=output, run=run))]
+    times = [
+        time.perf_counter() for _ in curate_dataset(CurationSettings(sources=[str(folder)], output=output, run=run))
+    ]
     ended, clips = time.perf_counter(), read_manifest(output)["clips"]
     before = times[0] - begun if run == "ray" else 0.0  # Ray's processes begin; one task is in it too
     row = {"how": name, "clips": clips, "seconds": round(ended - begun, 2), "begin": round(before, 2)}

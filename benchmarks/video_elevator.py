@@ -21,7 +21,7 @@ import numpy as np
 from kineograph import Video, generate, load
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
-from kineograph.media.files import instead_of
+from kineograph.media.files import replace_atomically
 from kineograph.methods import video_elevator
 from kineograph.methods.video_elevator import Correct, correct_drift
 from kineograph.models.model import Model
@@ -117,7 +117,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     asked = parser.parse_args()
     made = rows(asked.repeats)
-    with instead_of(asked.out) as part:
+    with replace_atomically(asked.out) as part:
         part.write_text(
             json.dumps({**ASKED, "repeats": asked.repeats, "rows": [row._asdict() for row in made]}, indent=2) + "\n"
         )

@@ -32,7 +32,7 @@ from transformers import (
 
 from kineograph.curation.caption_models import (
     NoAnswer,
-    caption_clip,
+    ask_for_caption,
     check_answer,
     connect_endpoint,
     fill_questions,
@@ -97,8 +97,8 @@ def test_answers_are_joined_or_merged_by_a_question_without_pictures():
     told = Captions(
         asked=TransformersModel(model="x"), questions=("about {label}?", "who?"), merge="{label}: {answers}!"
     )
-    assert caption_clip(PICTURES, "a dog", ask, None, told) == "answer 1. answer 2."
-    assert caption_clip(PICTURES, "a dog", ask, ask, told) == "answer 5"
+    assert ask_for_caption(PICTURES, "a dog", ask, None, told) == "answer 1. answer 2."
+    assert ask_for_caption(PICTURES, "a dog", ask, ask, told) == "answer 5"
     assert asked[2:] == [(3, "about a dog?"), (3, "who?"), (0, "a dog: - answer 3\n- answer 4!")]
     assert join_answers(["A dog.", "a dog", "A dog.", "It runs!"]) == "A dog. a dog. It runs!"
 

@@ -26,7 +26,7 @@ from test_captioning import Serve, said, serve  # noqa: F401
 from typer.testing import CliRunner
 
 from kineograph.cli.curate import curate
-from kineograph.curation.decoding import decode_frames, open_decodable, sample_frames, split_shots
+from kineograph.curation.decoding import frames_at_rate, open_decodable, sample_frames, split_shots
 from kineograph.curation.packing import read_dropped, read_manifest
 from kineograph.curation.parallel import Work, Workers, ray_map
 from kineograph.curation.run import curate_dataset, run_stages
@@ -147,10 +147,10 @@ def process(settings: CurationSettings) -> Iterator[subprocess.Popen[bytes]]:
     file = settings.output.parent / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     code = (
-        "import sys, yaml; from kineograph.curation.run import run; "
-        "from kineograph.curation.settings import DataSettings\n"
-        "settings = DataSettings(**yaml.safe_load(open(sys.argv[1])))\n"
-        "for reached in run(settings, lambda work, tasks, crew: map(work, tasks)): print(reached.done, flush=True)"
+        "import sys, yaml; from kineograph.curation.run import run_stages; "
+        "from kineograph.curation.settings import CurationSettings\n"
+        "settings = CurationSettings(**yaml.safe_load(open(sys.argv[1])))\n"
+        "for reached in run_stages(settings, lambda work, tasks, _: map(work, tasks)): print(reached.done, flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE) as running:
         yield running
@@ -223,12 +223,12 @@ def reeled(path: Path, fps: float | None = None, side: int | None = None):
 def test_frames_come_at_a_constant_rate_whatever_the_file_has(tmp_path):
     plain = movie(tmp_path / "a.mp4", numbered(24), rate=24)
     with reeled(plain) as film:
-        assert numbers([*decode_frames(film)]) == [*range(24)]
+        assert numbers([*frames_at_rate(film)]) == [*range(24)]
     with reeled(plain, fps=8) as film:
-        assert numbers([*decode_frames(film)]) == [*range(0, 24, 3)]
+        assert numbers([*frames_at_rate(film)]) == [*range(0, 24, 3)]
     times = [0, 1, 2, 6, 7, 8, 9, 10]  # the third frame is shown four times as long
     with reeled(movie(tmp_path / "b.mkv", numbered(8), rate=10, times=times), fps=10) as film:
-        shown = numbers([*decode_frames(film)])
+        shown = numbers([*frames_at_rate(film)])
         assert set(shown) == {*range(8)} and shown == sorted(shown) and shown.count(2) >= 2
 
 
@@ -236,7 +236,7 @@ def test_frames_are_scaled_down_but_never_up(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(3, 48, 96))
     for side, size in ((24, (24, 48)), (100, (48, 96)), (None, (48, 96))):
         with reeled(path, side=side) as film:
-            assert next(decode_frames(film)).shape == (*size, 3)
+            assert next(frames_at_rate(film)).shape == (*size, 3)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
@@ -256,7 +256,7 @@ def test_what_breaks_off_is_broken(tmp_path, name):
     )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(BrokenFile), reeled(path) as film:
-        [*decode_frames(film)]
+        [*frames_at_rate(film)]
 
 
 def test_a_mark_on_all_clips_of_a_file_is_painted_over(tmp_path):

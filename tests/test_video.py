@@ -189,7 +189,7 @@ def test_a_disk_that_refuses_more_leaves_nothing(tmp_path: Path, name: str) -> N
     program = f"""
 import resource
 import numpy as np
-from kineograph.data.video import Video
+from kineograph.media.video import Video
 frames = np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), dtype=np.uint8)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
 try:

@@ -51,7 +51,7 @@ def test_animatediff_around_another_image_unet():
     whole = UNetMotionModel.from_unet2d(unet, motion).eval()
     found = motion_modules.read_temporal_weights(motion, HubOptions())
     layers = TemporalLayers(unet, found.config)
-    key_map.load_tensors(layers, found.tensors, found.layout(layers, found.tensors), "the adapter")
+    key_map.load_tensors(layers, found.tensors, found.key_map(layers, found.tensors), "the adapter")
     assert off(VideoUNet(unet, layers.eval())(Z, T, Condition(TOKENS)), diffusers_output(whole)) < TOLERANCE
 
 

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from kineograph.training.group_norm import use_fast_group_norm
-from kineograph_lab.judge.networks import DETAIL_LABELS, LABELS, NOTHING, NUM_FRAMES, SIDE, ImageClassifier, MotionClassifier
+from kineograph_lab.judge.networks import (
+    DETAIL_LABELS,
+    LABELS,
+    NOTHING,
+    NUM_FRAMES,
+    SIDE,
+    ImageClassifier,
+    MotionClassifier,
+)
 from kineograph_lab.recipe.images import augment_images, shift_images, to_tensor
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop
 from kineograph_lab.recipe.pool import Pool, shot_from_facts

@@ -15,7 +15,14 @@ from kineograph.models.unet.video_unet import VideoUNet
 from kineograph_lab.recipe import outputs
 from kineograph_lab.recipe.loop import StagePlan
 from kineograph_lab.recipe.settings import RecipeSettings
-from kineograph_lab.recipe.video import batches, motion_adapter, pan_and_zoom, samples, temporal_decoder, temporal_layers
+from kineograph_lab.recipe.video import (
+    batches,
+    motion_adapter,
+    pan_and_zoom,
+    samples,
+    temporal_decoder,
+    temporal_layers,
+)
 
 MOTION_ADAPTER, VIDRD, PANNED, UNPANNED, DECODER, SPACE_TIME, SPACE_TIME_MOTION = (
     f"{name}.safetensors"

@@ -39,7 +39,7 @@ class NoAnswer(InputError):
     """A model that could not be asked, or answered nonsense; the text says which."""
 
 
-def caption_clip(pictures: Sequence[Picture], label: str, ask: AskModel, merge: AskModel | None, told: Captions) -> str:
+def ask_for_caption(pictures: Sequence[Picture], label: str, ask: AskModel, merge: AskModel | None, told: Captions) -> str:
     """One caption for a clip by its key frames. Raises NoAnswer when one of the questions gets none."""
     answers = [check_answer(ask(pictures, question)) for question in fill_questions(told.questions, label)]
     if merge is None or len(answers) == 1:

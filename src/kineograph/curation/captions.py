@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from kineograph.curation.caption_models import AskModel, NoAnswer, caption_clip
+from kineograph.curation.caption_models import AskModel, NoAnswer, ask_for_caption
 from kineograph.curation.records import WORK, clips_path, read_json_file, write_text
 from kineograph.curation.settings import CaptionModel, Captions, CurationSettings, Endpoint
 from kineograph.curation.sources import SourceFile
@@ -60,7 +60,7 @@ def caption_file(told: str, settings: CurationSettings) -> str:
         if name not in known:
             try:
                 pictures = read_key_frames(clips_path(settings.output, unit), name, captions.key_frames)
-                known[name] = caption_clip(pictures, unit.label, ask, merge, captions)
+                known[name] = ask_for_caption(pictures, unit.label, ask, merge, captions)
             except NoAnswer as error:
                 failed[name] = str(error)
     write_text(path, json.dumps({"captions": known, "failed": failed}))

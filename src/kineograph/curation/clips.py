@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from kineograph.curation.clip_steps import CandidateClip, ClipStep, Rejection, apply_steps
-from kineograph.curation.decoding import decode_frames, open_decodable, sample_frames, split_shots
+from kineograph.curation.decoding import frames_at_rate, open_decodable, sample_frames, split_shots
 from kineograph.curation.filters import HASH_BITS, filter_steps, perceptual_hash
 from kineograph.curation.records import (
     ClipRecord,
@@ -113,7 +113,7 @@ def _filmed(unit: SourceFile, part: FileSlice, settings: CurationSettings) -> It
     mark = read_source_watermark(settings, unit)
     if settings.watermarks.then != "keep" and settings.watermarks.across == "file":
         mark = detect_watermark(sample_frames(film, settings.watermarks.samples), settings.watermarks)
-    for start, kept in split_shots(decode_frames(film), film.fps, settings.cuts):
+    for start, kept in split_shots(frames_at_rate(film), film.fps, settings.cuts):
         yield CandidateClip(kept, film.fps, start / film.fps, "filmed"), mark
 
 

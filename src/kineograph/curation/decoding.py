@@ -113,7 +113,7 @@ def open_decodable(part: FileSlice, *, fps: float | None, shorter_side: int | No
     return DecodableVideo(part, shown, rate, lambda frame: _scaled(frame, shown.pixel, shorter_side))
 
 
-def decode_frames(reel: DecodableVideo) -> Iterator[Frame]:
+def frames_at_rate(reel: DecodableVideo) -> Iterator[Frame]:
     """What is on show at each 1 / fps seconds. Raises BrokenFile where the file cannot be decoded any further."""
     before: av.VideoFrame | None = None
     shown, count = None, 0
@@ -140,7 +140,7 @@ def sample_frames(reel: DecodableVideo, count: int) -> list[Frame]:
     if len(found) >= count // 2:
         return found
     wanted = set(np.linspace(0, _slots(reel) - 1, count).astype(int).tolist())
-    return [frame for number, frame in enumerate(decode_frames(reel)) if number in wanted]
+    return [frame for number, frame in enumerate(frames_at_rate(reel)) if number in wanted]
 
 
 def _sought(reel: DecodableVideo, count: int) -> list[Frame]:

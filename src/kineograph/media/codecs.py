@@ -47,7 +47,7 @@ def write_mp4(path: Path, frames: np.ndarray, label: VideoMetadata) -> None:
         container.mux(stream.encode(None))
 
 
-def decode_video(path: Path) -> tuple[np.ndarray, float]:
+def decode_all_frames(path: Path) -> tuple[np.ndarray, float]:
     """Frames and frames per second of anything that FFmpeg opens."""
     rate, _ = read_frame_times(path)
     return np.stack(list(stream_frames(path))), rate

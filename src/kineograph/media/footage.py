@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.metadata import PILLOW_SUFFIXES, existing_path, frame_files, read_metadata, unreadable_file
+from kineograph.media.metadata import PILLOW_SUFFIXES, existing_path, frame_files, read_video_metadata, unreadable_file
 
 DECODE_ERRORS = (av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, LookupError)  # what PyAV and Pillow raise
 NEAR = 1e-3  # seconds: Matroska rounds when a frame is shown to milliseconds
@@ -100,7 +100,7 @@ def _at_rate(times: list[float], rate: float, fps: float) -> list[int]:
 
 def _times(path: Path) -> tuple[float, list[float]]:
     """Frames a second, and when each is shown."""
-    label = read_metadata(path)
+    label = read_video_metadata(path)
     if path.is_dir():
         rate = label.fps if label else 1.0
         return rate, [number / rate for number in range(len(frame_files(path)))]
@@ -114,7 +114,7 @@ def _times(path: Path) -> tuple[float, list[float]]:
 
 
 def _stream(path: Path) -> Iterator[np.ndarray]:
-    label = read_metadata(path)
+    label = read_video_metadata(path)
     if path.is_dir():
         yield from (codecs.read_animation(file, None)[0][0] for file in frame_files(path))
     elif path.suffix.lower() in PILLOW_SUFFIXES:

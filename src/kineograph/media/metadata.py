@@ -35,7 +35,7 @@ class VideoMetadata(NamedTuple):
         return json.dumps({"made_with": f"kineograph {version('kineograph')}", **self._asdict()})
 
 
-def read_metadata(path: str | Path) -> VideoMetadata | None:
+def read_video_metadata(path: str | Path) -> VideoMetadata | None:
     """The label of a file or a folder of pictures; None when it carries none of ours."""
     path = existing_path(path)
     if path.is_dir():
@@ -50,7 +50,7 @@ def read_settings(path: str | Path) -> dict:
     Raises:
         InputError: there is no such file, it cannot be read, or it carries no settings.
     """
-    label = read_metadata(path)
+    label = read_video_metadata(path)
     if label is None or not label.settings:
         raise InputError(
             f"{path} carries no settings: Kineograph did not make it, or a program that passed it on dropped them"

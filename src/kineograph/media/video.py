@@ -19,7 +19,7 @@ import PIL.Image
 from kineograph.errors import InputError
 from kineograph.media import codecs
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
-from kineograph.media.metadata import VideoMetadata, existing_path, read_metadata, unreadable_file
+from kineograph.media.metadata import VideoMetadata, existing_path, read_video_metadata, unreadable_file
 
 if TYPE_CHECKING:  # whoever only looks into a file does not wait for torch
     import torch
@@ -169,7 +169,7 @@ def open_video(path: str | Path) -> Video:
     Raises:
         InputError: there is no such file, or it is damaged, cut short, or no video.
     """
-    label = read_metadata(path)
+    label = read_video_metadata(path)
     path = existing_path(path)
     try:
         frames, fps = _read(path, label)
@@ -189,4 +189,4 @@ def _read(path: Path, label: VideoMetadata | None) -> tuple[np.ndarray, float]:
         return codecs.read_pngs(path, label)
     if path.suffix.lower() in (".gif", ".webp", ".png", ".jpg", ".jpeg"):
         return codecs.read_animation(path, label)
-    return codecs.decode_video(path)
+    return codecs.decode_all_frames(path)

@@ -16,7 +16,7 @@ import numpy as np
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
-from kineograph.media.metadata import VideoMetadata, read_metadata
+from kineograph.media.metadata import VideoMetadata, read_video_metadata
 from kineograph.media.shards import Problem, is_hidden
 from kineograph.metrics.features import Frames
 from kineograph.models.formats.tensor_files import preview_names
@@ -152,7 +152,7 @@ def _find_prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> t
     for alias in _aliases(name):
         if prompts and alias in prompts:
             return prompts[alias], ()
-    label = read_metadata(path)
+    label = read_video_metadata(path)
     prompt = label.settings.get("prompt") if label else None
     if label is None or not isinstance(prompt, str) or not prompt:
         return None, ()

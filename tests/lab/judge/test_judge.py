@@ -11,7 +11,7 @@ import torch
 from kineograph_lab.judge import geometry, training
 from kineograph_lab.judge.networks import Judge
 from kineograph_lab.judge.training import is_inside_frame
-from kineograph_lab.recipe import pool as pool_module
+from kineograph_lab.recipe.pool import Pool, random_image
 
 
 def test_a_family_has_one_kind_colour_and_style():
@@ -23,22 +23,22 @@ def test_a_family_has_one_kind_colour_and_style():
 def test_the_judge_labels_images_of_any_size():
     judge = Judge().eval()
     labels = judge.classify(np.zeros((2, 96, 160, 3), np.uint8))
-    assert len(labels.thing) == len(labels.scene) == 2
-    assert labels.individual.shape == (2, 32)
-    assert np.linalg.norm(labels.individual, axis=1) == pytest.approx(1, abs=1e-4)
+    assert len(labels.subject) == len(labels.scene) == 2
+    assert labels.identity.shape == (2, 32)
+    assert np.linalg.norm(labels.identity, axis=1) == pytest.approx(1, abs=1e-4)
     assert isinstance(judge.classify_motion(np.zeros((5, 128, 128, 3), np.uint8)), str)
 
 
 def test_the_geometry_network_finds_depth_and_keypoints():
     samples = []
     for number in count():
-        image, fact = pool_module.random_image(np.random.default_rng(number), "held_out")
+        image, fact = random_image(np.random.default_rng(number), "held_out")
         if is_inside_frame(fact):
             samples.append((image, fact))
         if len(samples) == 16:
             break
-    pool = pool_module.Pool(np.stack([image for image, _ in samples]), [fact for _, fact in samples])
-    expected, found = geometry.ground_truth_geometry(pool), geometry.load_geometry_network().look(pool.items)
+    pool = Pool(np.stack([image for image, _ in samples]), [fact for _, fact in samples])
+    expected, found = geometry.ground_truth_geometry(pool), geometry.load_geometry_network().predict(pool.items)
     assert np.abs(found.depth - expected.depth).mean() < 0.06
     assert np.linalg.norm(found.points - expected.points, axis=-1).mean() < 0.1  # of a star, which end is the front?
 

@@ -21,10 +21,10 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def recognised() -> list[tuple[ImageLabels, dict[str, str], bool]]:
-    """What it says of 1,000 pictures, what is true, and whether it is one thing at rest, as generated pictures show."""
+    """Labels of 1,000 images, true labels, and True for one subject at rest, as in generated images."""
     judge = load_judge()
     renderings = [pool.random_image(np.random.default_rng((99, k)), "held_out") for k in range(1000)]
-    labels = [judge.classify(picture[None]) for picture, _ in renderings]
+    labels = [judge.classify(image[None]) for image, _ in renderings]
     simple = [fact["time"] == 0 and len(fact["things"]) == 1 for _, fact in renderings]
     return list(
         zip(labels, [training.labels_of(pool.shot_from_facts(fact)) for _, fact in renderings], simple, strict=True)
@@ -40,14 +40,16 @@ def families() -> list[ImageLabels]:
 
 
 @pytest.mark.parametrize(
-    ("name", "bar", "bar_for_all"), [("thing", 0.99, 0.95), ("colour", 0.99, 0.99), ("scene", 0.99, 0.99)]
+    ("name", "threshold", "threshold_for_all"), [("subject", 0.99, 0.95), ("colour", 0.99, 0.99), ("scene", 0.99, 0.99)]
 )
 def test_labels_of_images(recognised, name, threshold, threshold_for_all):
-    correct = np.array([getattr(labels, name)[0] == truth[name] for labels, truth, _ in recognised])
+    correct = np.array(
+        [getattr(labels, name)[0] == truth["thing" if name == "subject" else name] for labels, truth, _ in recognised]
+    )
     simple = np.array([simple for *_, simple in recognised])
     assert simple.sum() > 400
     assert correct[simple].mean() >= threshold
-    assert correct.mean() >= threshold_for_all  # with two things, or one that is leaving the frame
+    assert correct.mean() >= threshold_for_all  # with two subjects, or one that is leaving the frame
 
 
 def test_labels_are_constant_while_the_camera_pans():
@@ -56,12 +58,12 @@ def test_labels_are_constant_while_the_camera_pans():
     for shot in islice(shots, 150):
         wide = np.pad(world.render(shot), ((0, 21), (0, 21), (0, 0)), mode="symmetric")
         labels = judge.classify(np.stack([wide[k : k + 128, k : k + 128] for k in range(0, 24, 3)]))  # pan:12,12
-        constant.append(len({*labels.thing}) == len({*labels.colour}) == 1)
+        constant.append(len({*labels.subject}) == len({*labels.colour}) == 1)
     assert np.mean(constant) >= 0.95
 
 
 def test_individuals_of_one_kind_and_colour_are_identified(families):
-    embeddings = torch.from_numpy(np.concatenate([labels.individual for labels in families]))
+    embeddings = torch.from_numpy(np.concatenate([labels.identity for labels in families]))
     assert training.identification_rate(embeddings) >= 0.4  # by chance 0.14
 
 

@@ -20,7 +20,6 @@ from kineograph.models.pocket.networks import (
 )
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.recipe import networks, pool, run
-from kineograph_lab.recipe import pool as pool
 from kineograph_lab.recipe.export import export_image_models
 from kineograph_lab.recipe.image import clip, edit, unet
 from kineograph_lab.recipe.image.controlnets import UNetWithControlNet
@@ -81,7 +80,7 @@ def test_edit_pairs_lead_to_the_edits_and_back(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def unet() -> UNet2DConditionModel:
+def small_unet() -> UNet2DConditionModel:
     torch.manual_seed(0)
     return networks.build_unet((32, 32, 64)).eval()
 
@@ -95,49 +94,52 @@ def inputs() -> tuple[torch.Tensor, ...]:
 
 
 @torch.no_grad()
-def test_a_new_controlnet_changes_nothing(unet, inputs):
-    before = unet(*inputs[:3]).sample
-    assert torch.equal(UNetWithControlNet(unet, make_trainable(initial_controlnet(unet)).eval())(*inputs).sample, before)
+def test_a_new_controlnet_changes_nothing(small_unet, inputs):
+    before = small_unet(*inputs[:3]).sample
+    assert torch.equal(
+        UNetWithControlNet(small_unet, make_trainable(initial_controlnet(small_unet)).eval())(*inputs).sample, before
+    )
 
 
 @torch.no_grad()
-def test_a_new_editing_unet_ignores_its_image_and_its_trained_weights_restore_it(unet, inputs):
-    z, t, said, _ = inputs
-    net, shown = make_trainable(initial_editing_unet(unet)).eval(), torch.randn_like(z)
+def test_a_new_editing_unet_ignores_its_image_and_its_trained_trainedrestore_it(small_unet, inputs):
+    z, t, text_states, _ = inputs
+    net, shown = make_trainable(initial_editing_unet(small_unet)).eval(), torch.randn_like(z)
     torch.testing.assert_close(
-        EditingUNet(net)(z, t, said, shown).sample, unet(z, t, said).sample, rtol=1e-4, atol=1e-5
+        EditingUNet(net)(z, t, text_states, shown).sample, small_unet(z, t, text_states).sample, rtol=1e-4, atol=1e-5
     )
     for weight in net.parameters():
         if weight.requires_grad:
             weight.add_(0.05 * torch.randn_like(weight))
-    again = restore_network(initial_editing_unet(unet), trained_weights(net)).eval()
+    again = restore_network(initial_editing_unet(small_unet), trained_weights(net)).eval()
     assert not any("lora" in name for name in again.state_dict())
-    wanted, got = (EditingUNet(each)(z, t, said, shown).sample for each in (net, again))
-    assert (wanted - EditingUNet(net)(z, t, said, 0 * shown).sample).abs().max() > 1e-3
+    wanted, got = (EditingUNet(each)(z, t, text_states, shown).sample for each in (net, again))
+    assert (wanted - EditingUNet(net)(z, t, text_states, 0 * shown).sample).abs().max() > 1e-3
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_trained_weights_restore_a_controlnet(unet, inputs):
-    net = make_trainable(initial_controlnet(unet)).eval()
+def test_trained_trainedrestore_a_controlnet(small_unet, inputs):
+    net = make_trainable(initial_controlnet(small_unet)).eval()
     for weight in net.parameters():
         if weight.requires_grad:
             weight.copy_(0.05 * torch.randn_like(weight))
-    weights_ = trained_weights(net)
-    again = restore_network(initial_controlnet(unet), weights_).eval()
+    trained = trained_weights(net)
+    again = restore_network(initial_controlnet(small_unet), trained).eval()
     assert not any("lora" in name for name in again.state_dict())
     assert again(*inputs[:3], controlnet_cond=torch.zeros(2, 3, 32, 32)).mid_block_res_sample.abs().sum() > 0
-    wanted, got = (UNetWithControlNet(unet, each)(*inputs).sample for each in (net, again))
-    assert (wanted - unet(*inputs[:3]).sample).abs().max() > 1e-3
+    wanted, got = (UNetWithControlNet(small_unet, each)(*inputs).sample for each in (net, again))
+    assert (wanted - small_unet(*inputs[:3]).sample).abs().max() > 1e-3
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_other_weights_are_refused(unet):
+def test_other_trainedare_refused(small_unet):
     with pytest.raises(ValueError, match="not for this ControlNetModel"):
-        restore_network(initial_controlnet(unet), {"x": torch.zeros(1)})
+        restore_network(initial_controlnet(small_unet), {"x": torch.zeros(1)})
 
 
-@pytest.mark.timeout(600)  # eight stages, each a step and a look at it
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # eight stages, a step and a report each
 def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, monkeypatch):
     monkeypatch.setattr(unet, "STEPS", 2)
     small = RecipeSettings(
@@ -168,7 +170,7 @@ def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, m
     ]
     run.run_stages(stages, settings, tmp_path / "out")
     run.run_stages(stages, settings, tmp_path / "out")  # ended stages are left alone
-    export_image_models(settings, tmp_path / "out", tmp_path / "weights")
+    export_image_models(settings, tmp_path / "out", tmp_path / "weights", laboratory=tmp_path / "weights")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
     assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
     assert CLIPModel.from_pretrained(tmp_path / "weights" / "clip").dtype is torch.float32

@@ -18,6 +18,7 @@ from kineograph.condition import Condition
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.pocket import models
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
+from kineograph_lab.models import open_degraded_video, open_space_time
 from kineograph_lab.recipe import outputs, run, unpack
 from kineograph_lab.recipe.export import export_video_models
 from kineograph_lab.recipe.loop import StagePlan
@@ -132,36 +133,38 @@ def test_the_text_encoder_is_trained_on_clip_and_image_captions(out: Path):
     assert facts.shape == (8, len(text_encoder.CLIP_FACTS))
 
 
-@pytest.mark.timeout(600)  # eleven stages, each a step and a look at it
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # eleven stages, a step and a report each
 def test_the_video_stages_train_and_export_models_that_load(out: Path, tmp_path: Path):
     run.run_stages(STAGES, SMALL, out)
     run.run_stages(STAGES, SMALL, out)  # ended stages are left alone
     weights = shutil.copytree(POCKET, tmp_path / "weights")
     for part in ("video", "animate", "video-degraded", "vidrd", "space-time"):
         shutil.rmtree(weights / part, ignore_errors=True)
-    export_video_models(SMALL, out, weights)
+    export_video_models(SMALL, out, weights, laboratory=weights)
     size = sum(
         file.stat().st_size for part in ("video", "animate") for file in (weights / part).rglob("*") if file.is_file()
     )
     assert size <= 16e6
-    bad = sum(file.stat().st_size for file in (weights / "video-degraded").iterdir())
-    assert bad <= 6e6
+    degraded_size = sum(file.stat().st_size for file in (weights / "video-degraded").iterdir())
+    assert degraded_size <= 6e6
     for part in ("vidrd", "space-time"):
         assert sum(file.stat().st_size for file in (weights / part).rglob("*") if file.is_file()) <= 8e6
     video_model, animated_model = models.open_pocket_video(weights), models.open_pocket_animate(weights)
-    degraded_model = models.degraded_video(weights)
-    assert degraded_model.scheduler["num_train_timesteps"] == video_model.scheduler["num_train_timesteps"] == text_to_video.TIMESTEPS
-    assert all(
-        torch.equal(each, degraded_model.temporal.state_dict()[name]) for name, each in video_model.temporal.state_dict().items()
-    )
+    degraded_model = open_degraded_video(weights, weights / "video-degraded")
+    for each in (video_model, degraded_model):
+        assert each.scheduler["num_train_timesteps"] == text_to_video.TIMESTEPS
+    temporal = degraded_model.temporal.state_dict()
+    assert all(torch.equal(each, temporal[name]) for name, each in video_model.temporal.state_dict().items())
     assert video_model.temporal.config == animated_model.temporal.config == text_to_video.TEXT_TO_VIDEO
     assert (weights / "video" / "motion_adapter.safetensors").stat().st_size <= 1e6
-    space_time_model = models.space_time(weights)
+    space_time_model = open_space_time(weights, weights / "space-time")
     assert space_time_model.temporal.config == temporal_layers.SPACE_TIME_CONFIG
-    assert all(each.motion_adapter is not None for each in (video_model, animated_model, degraded_model, space_time_model))
+    loaded = (video_model, animated_model, degraded_model, space_time_model)
+    assert all(each.motion_adapter is not None for each in loaded)
     assert animated_model.image_encoder is not None and video_model.image_encoder is None
-    changed = [n for n, w in video_model.unet.named_parameters() if not torch.equal(w, dict(animated_model.unet.named_parameters())[n])]
-    assert changed == []
+    animated_weights = dict(animated_model.unet.named_parameters())
+    assert all(torch.equal(weight, animated_weights[name]) for name, weight in video_model.unet.named_parameters())
 
 
 def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path):
@@ -170,11 +173,11 @@ def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path):
     net = outputs.load_text_to_video(tmp_path)
     for ours, theirs in ((net.image_unet, opened.unet), (net.temporal, opened.temporal)):
         assert all(torch.equal(each, theirs.state_dict()[name]) for name, each in ours.state_dict().items())
-    is_subject = [result for _, result in run.STAGES.values() if (tmp_path / result).exists()]
-    assert {"vae/final", "control/pose.safetensors", outputs.TEXT_TO_VIDEO} <= set(is_subject)
-    begun = (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns
+    results = [result for _, result in run.STAGES.values() if (tmp_path / result).exists()]
+    assert {"vae/final", "control/pose.safetensors", outputs.TEXT_TO_VIDEO} <= set(results)
+    written = (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns
     unpack.unpack_shipped(tmp_path)  # leaves what is there
-    assert (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns == begun
+    assert (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns == written
 
 
 def test_results_of_chosen_stages_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,17 +17,16 @@ from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.pocket import models
 from kineograph.models.pocket.networks import restore_vidrd_unet, trainable_vidrd_unet
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph_lab.recipe import pool as pool_module
 from kineograph_lab.recipe.loop import StagePlan
+from kineograph_lab.recipe.pool import Pool
 from kineograph_lab.recipe.settings import RecipeSettings
-from kineograph_lab.recipe.video import clips_of_batch as clips_of_batch
-from kineograph_lab.recipe.video import motion_readout, pan_and_zoom, temporal_decoder, temporal_layers
+from kineograph_lab.recipe.video import clips, motion_readout, pan_and_zoom, temporal_decoder, temporal_layers
 
 Rng = np.random.Generator
 
 
 def panned_clip(seed: int = 0):
-    """A panned picture's frames, and its facts."""
+    """Return the frames of a panned clip and its facts."""
     encoded_frames: list[np.ndarray] = []
 
     def encode(frames: np.ndarray) -> torch.Tensor:
@@ -38,14 +37,14 @@ def panned_clip(seed: int = 0):
     return encoded_frames[0], fact
 
 
-def pool(count: int) -> pool_module.Pool:
+def panned_pool(count: int) -> Pool:
     facts = [panned_clip(seed)[1] for seed in range(count)]
-    return pool_module.Pool(np.zeros((count, 16, 8, 16, 16), np.float16), facts)
+    return Pool(np.zeros((count, 16, 8, 16, 16), np.float16), facts)
 
 
 def test_a_panned_clip_has_moving_windows():
     frames, fact = panned_clip()
-    assert frames.shape == (16, 128, 128, 3) and fact["fps"] in clips_of_batch.FRAME_RATES
+    assert frames.shape == (16, 128, 128, 3) and fact["fps"] in clips.FRAME_RATES
     assert np.array(fact["windows"]).min() >= 0 and np.array(fact["windows"]).max() <= 1 + 1e-6
     steps = np.abs(np.diff(frames.astype(float), axis=0)).mean((1, 2, 3))
     assert (steps > 0).all()
@@ -57,7 +56,7 @@ def test_the_motion_truth_of_a_panned_clip():
     _, fact = panned_clip()
     fact["windows"] = [[0.0, 0.1, 0.8, 0.9], [0.2, 0.1, 1.0, 0.9]]
     motion, is_subject = pan_and_zoom.panned_motion(fact), pan_and_zoom.panned_subject_cells(fact)
-    way = np.linspace(0.125, -0.125, 16)  # a fifth of the picture to the left, through a window of four fifths
+    way = np.linspace(0.125, -0.125, 16)  # a fifth of the image to the left, in a window of four fifths
     assert motion[:, 0] == pytest.approx(way / motion_readout.UNITS[0], abs=1e-5)
     assert motion[:, 1:] == pytest.approx(0, abs=1e-5)
     centre = [np.argwhere(at == 0).mean(0)[1] / 16 for at in is_subject]
@@ -66,33 +65,32 @@ def test_the_motion_truth_of_a_panned_clip():
 
 def test_panned_clips_have_the_batches_of_rendered_clips():
     tokens = CLIPTokenizer.from_pretrained(POCKET / "tokenizer")
-    batches = [pan_and_zoom.panned_batches(pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)]
+    batches = [
+        pan_and_zoom.panned_batches(panned_pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)
+    ]
     assert {each[0].shape for each in batches} == {(8, 8, 8, 16, 16), (4, 16, 8, 16, 16)}
     for clips_of_batch, noise, weights, timesteps, words, fps, motion, is_subject in batches:
-        assert (
-            noise.shape == clips_of_batch.shape and weights.shape == is_subject.shape == clips_of_batch[:, :, 0].shape
-        )
-        assert (
-            motion.shape == (*clips_of_batch.shape[:2], motion_readout.NUM_MOTIONS)
-            and motion.mean(1).abs().max() < 1e-5
-        )
+        assert noise.shape == clips_of_batch.shape
+        assert weights.shape == is_subject.shape == clips_of_batch[:, :, 0].shape
+        assert motion.shape == (*clips_of_batch.shape[:2], motion_readout.NUM_MOTIONS)
+        assert motion.mean(1).abs().max() < 1e-5
         assert timesteps.shape == fps.shape == (len(clips_of_batch),) and words.shape == (len(clips_of_batch), 48)
         assert (
-            torch.tensor(clips_of_batch.FRAME_RATES + tuple(rate / 2 for rate in clips_of_batch.FRAME_RATES))
+            torch.tensor(clips.FRAME_RATES + tuple(rate / 2 for rate in clips.FRAME_RATES))
             .eq(fps[:, None])
             .any(1)
             .all()
         )
 
 
-@pytest.mark.parametrize(("share", "wanted"), [(0.0, 0), (0.5, 500), (1.0, 1000)])
+@pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.5, 500), (1.0, 1000)])
 def test_a_share_of_the_steps_has_panned_clips(share: float, expected: int):
     clip_pool = {name: torch.tensor([float(name == "panned")]) for name in ("films", "panned")}
     draw = temporal_layers.mix_batches(
         lambda rng, at: (clip_pool["films"],), lambda rng, at: (clip_pool["panned"],), share
     )
-    encoded_frames = sum(float(draw(np.random.default_rng((0, step)), 0.0)[0]) for step in range(1000))
-    assert encoded_frames == pytest.approx(expected, abs=50)
+    found = sum(float(draw(np.random.default_rng((0, step)), 0.0)[0]) for step in range(1000))
+    assert found == pytest.approx(expected, abs=50)
 
 
 def test_training_starts_as_the_video_model_without_its_temporal_layers():
@@ -105,15 +103,15 @@ def test_training_starts_as_the_video_model_without_its_temporal_layers():
         before = net.image_unet(z.flatten(0, 1), 500, condition.tokens.expand(3, -1, -1)).sample
         rate = net.temporal.fps(torch.tensor([8.0]))
         for weight in net.temporal.fps.parameters():
-            weight.zero_()  # what the frame rate tells is kept, and is none of the image network's
+            weight.zero_()  # the frame rate's embedding is kept, and is not part of the image network
         assert torch.allclose(net(z, 500, condition)[0], before, atol=1e-5)
-    assert rate.any(), "it knows frame rates already"
+    assert rate.any(), "the embedding of frame rates is already trained"
     trained_names = [name for name, weight in net.named_parameters() if weight.requires_grad]
     assert {name.split(".")[0] for name in trained_names} == {"image_unet", "temporal"}
     assert all("lora_" in name for name in trained_names if name.startswith("image_unet"))
     assert set(temporal_layers.trained_layers(net)) == set(trained_names)
     assert sum(each.numel() for each in temporal_layers.trained_layers(net).values()) * 2 < 7e6, (
-        "as float16, beside its decoder"
+        "in float16, without its decoder"
     )
 
 

@@ -156,7 +156,8 @@ def test_a_clips_subject_stays_in_the_frame():
 
 
 def test_control_maps_agree_with_the_ground_truth():
-    image, truth = world.render(FISH), ground_truth(FISH)
+    fish = Shot("sea", "flat", (Subject("fish", "red", 1),))
+    image, truth = world.render(fish), ground_truth(fish)
     maps = {kind: render_map(image, truth) for kind, render_map in CONTROL_MAPS.items()}
     assert {each.shape for each in maps.values()} == {(128, 128, 3)}
     assert set(np.unique(maps["canny"])) == {0, 255}

@@ -18,7 +18,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from kineograph.models.pocket.networks import initial_editing_unet, make_trainable
 from kineograph.models.schedule import Schedule
 from kineograph.training.group_norm import use_fast_group_norm
-from kineograph_lab.recipe.image.unet import SCHEDULER, cell_weights, image_noise_loss, load_latents, sample_images, unet_batches
+from kineograph_lab.recipe.image.unet import (
+    SCHEDULER,
+    cell_weights,
+    image_noise_loss,
+    load_latents,
+    sample_images,
+    unet_batches,
+)
 from kineograph_lab.recipe.image.vae import decode_latents, encode_images
 from kineograph_lab.recipe.images import save_contact_sheet, to_uint8
 from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, best_device, train_loop

@@ -16,7 +16,12 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from kineograph.models.vae.frames import decode_frames
-from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig, decoder_blocks, reconstruction_errors
+from kineograph.models.vae.temporal_decoder import (
+    TemporalDecoder,
+    TemporalDecoderConfig,
+    decoder_blocks,
+    reconstruction_errors,
+)
 from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe import pool
 from kineograph_lab.recipe.image.vae import CROP, FACTOR, FULL_SIZE_FROM, SIDE

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from kineograph.models.pocket.networks import trainable_vidrd_unet
-from kineograph.models.temporal.config import AttentionConfig, ConvConfig, ResamplingConfig, Site, TemporalConfig, TransformerConfig
+from kineograph.models.temporal.config import (
+    AttentionConfig,
+    ConvConfig,
+    ResamplingConfig,
+    Site,
+    TemporalConfig,
+    TransformerConfig,
+)
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.group_norm import use_fast_group_norm
 from kineograph_lab.recipe.loop import Metrics, SampleBatch, StagePlan, best_device, train_loop

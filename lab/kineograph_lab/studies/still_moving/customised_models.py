@@ -20,7 +20,16 @@ from kineograph.media.files import replace_atomically
 from kineograph.methods import still_moving
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
-from kineograph.training.customise import FINAL, VideoCustomisationSettings, customise_video, default_video_settings, inject_customised, load_customised_video, train_interleaved, with_changes
+from kineograph.training.customise import (
+    FINAL,
+    VideoCustomisationSettings,
+    customise_video,
+    default_video_settings,
+    inject_customised,
+    load_customised_video,
+    train_interleaved,
+    with_changes,
+)
 from kineograph.training.customise.adapters import merge_loras
 from kineograph_lab.studies.judges import Witnesses
 from kineograph_lab.studies.protocol import Case

@@ -22,7 +22,18 @@ from kineograph_lab.studies.study import Study, column
 from kineograph_lab.studies.text2video_zero.dreambooth import with_lora
 from kineograph_lab.studies.text2video_zero.subjects import STEPS as TRAINED
 from kineograph_lab.studies.text2video_zero.subjects import subject_of
-from kineograph_lab.studies.video_elevator.two_models import APART, OURS, PER_FRAME, STEPS, TOGETHER, VIDEO, drawn, filmed, settings, slowly
+from kineograph_lab.studies.video_elevator.two_models import (
+    APART,
+    OURS,
+    PER_FRAME,
+    STEPS,
+    TOGETHER,
+    VIDEO,
+    drawn,
+    filmed,
+    settings,
+    slowly,
+)
 from kineograph_lab.world.captions import MOTIONS
 
 

@@ -121,9 +121,8 @@ def attend_frames(
     key, value = _keys_and_values(attn, x.unflatten(0, (-1, len(groups.frames))), groups, cache)
     outputs = []
     for count, queries, reads in groups.calls:
-        pairs = ((query, queries), (key, reads), (value, reads))
-        grouped = (_group(tensor, indices, count) for tensor, indices in pairs)
-        output = multi_head_attention(*grouped, attn.heads)
+        q, k, v = _group(query, queries, count), _group(key, reads, count), _group(value, reads, count)
+        output = multi_head_attention(q, k, v, attn.heads)
         outputs.append(output.reshape(len(query), len(queries), *query.shape[2:]))
     return project_output(attn, _select(_concatenate(outputs), groups.order).flatten(0, 1))
 
