@@ -198,7 +198,7 @@ def test_a_signal_during_writing_leaves_no_file(
         os.kill(os.getpid(), number)
         return whole(fps)
 
-    monkeypatch.setattr(codecs, "exact_rate", interrupted)
+    monkeypatch.setattr(codecs, "frame_rate_fraction", interrupted)
     assert run("generate", "a fish", *model, "-o", "fish.mp4").status > 128
     assert files(tmp_path) == []
 

@@ -60,7 +60,7 @@ def test_one_command_leaves_one_file_and_says_how_to_use_it(
     lines = [line for line in said.err.splitlines() if line.startswith("kineograph generate")]
     assert len(lines) == 1 and lines[0].endswith(f"--model {waves} --adapter dog.safetensors")
     assert "--motion-adapter dog/motion_adapter.safetensors" in said.err
-    for what in command.DOING.values():
+    for what in command.PHASES.values():
         assert what in said.err
     assert {file.suffix for file in (tmp_path / "dog" / "previews").iterdir()} == {".png", ".mp4"}
     drawn = run(*shlex.split(lines[0])[1:], "--steps", 2, "-n", 2, "--device", "cpu", "-o", "dog.gif")
@@ -101,23 +101,23 @@ def test_a_motion_adapter_alone(run: Run, waves: Path, tmp_path: Path) -> None:
     assert told.status == 0 and "spatial_adapter" not in told.err and not list(tmp_path.iterdir())
     said = run(*few)
     assert (said.status, said.out) == (0, "still.safetensors\n"), said.err
-    assert f"for --model {waves} it is --motion-adapter still.safetensors" in said.err
+    assert f"use it by --model {waves} --motion-adapter still.safetensors" in said.err
     assert kg.load(waves, motion_adapter=tmp_path / "still.safetensors").net.motion_adapter is not None
 
 
 def test_ctrl_c_stops_after_a_step_and_leaves_no_file(
     run: Run, waves: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tell = command._tell
+    show = command._print_progress
 
     def interrupted(reached: PhaseProgress) -> None:
-        tell(reached)
+        show(reached)
         if (reached.phase, reached.done) == ("training", 1):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(command, "_tell", interrupted)
+    monkeypatch.setattr(command, "_print_progress", interrupted)
     said = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
-    assert said.status == 130 and "the same command goes on from here" in said.err
+    assert said.status == 130 and "the same command resumes from here" in said.err
     assert not (tmp_path / "dog.safetensors").exists()
     assert latest_checkpoint(tmp_path / "dog" / "image" / "training") is not None
 
@@ -132,15 +132,15 @@ def test_what_cannot_be_done_is_refused_in_one_line(
 
     (tmp_path / "none").mkdir()
     subject = ["--subject", "sks dog"]
-    assert "give a folder of pictures, or --motion-adapter-only" in refused("customise", "--model", waves)
-    assert "is to be a .safetensors file: name it dog.safetensors" in refused(
+    assert "give either a folder of images or --motion-adapter-only" in refused("customise", "--model", waves)
+    assert "has to be a .safetensors file: name it dog.safetensors" in refused(
         *asked(waves, photos, *subject, "-o", "dog.pt")
     )
     assert "there is no folder" in refused("customise", tmp_path / "nowhere", "--model", "no model either", *subject)
     assert "none holds no picture, and 3 at least" in refused(*asked(waves, tmp_path / "none", *subject))
     assert "expected a subject or a style, got neither" in refused(*asked(waves, photos))
     assert "load it with motion= (--motion-module)" in refused(*asked(image, photos, *subject))
-    assert "spatial: without one" in refused(*asked(waves, photos, *subject, "--set", "spatial=null"))
+    assert "spatial: without it" in refused(*asked(waves, photos, *subject, "--set", "spatial=null"))
     assert "did you mean stills?" in refused(*asked(waves, photos, *subject, "--set", "still=3"))
     assert "the preview never says 'sks dog'" in refused(*asked(waves, photos, *subject, "--preview", "a dog"))
     (tmp_path / "mine.safetensors").write_bytes(b"precious")

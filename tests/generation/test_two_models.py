@@ -21,7 +21,7 @@ from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.models.vae.files import same_latent_space
+from kineograph.models.vae.autoencoder import same_latent_space
 from kineograph.noise import independent, partly_shared
 from kineograph.request import ElevatorOptions
 from kineograph.samplers import ddim, final_latents

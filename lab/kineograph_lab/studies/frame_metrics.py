@@ -23,30 +23,30 @@ MIN_ENERGY = 0.02  # of a frame's energy; an overlap with less shows too little 
 class JudgedFrames(NamedTuple):
     """A judge's answers for each frame, and an embedding of unit length of the individual in it."""
 
-    things: Sequence[str]
+    subjects: Sequence[str]
     colours: Sequence[str]
     scenes: Sequence[str]
     styles: Sequence[str]
-    individuals: Float[np.ndarray, "f d"]
+    identities: Float[np.ndarray, "f d"]
 
 
-def prompt_agreement(seen: JudgedFrames, *, thing: str, colour: str, scene: str) -> NamedValues:
+def prompt_agreement(judged: JudgedFrames, *, subject: str, colour: str, scene: str) -> NamedValues:
     """Yield the share of frames that show the prompt's subject, colour and scene, and if the first frame does."""
-    yield "thing", share_equal(seen.things, thing)
-    yield "colour", share_equal(seen.colours, colour)
-    yield "scene", share_equal(seen.scenes, scene)
-    yield "first right", float(seen.things[0] == thing and seen.colours[0] == colour)
+    yield "thing", share_equal(judged.subjects, subject)
+    yield "colour", share_equal(judged.colours, colour)
+    yield "scene", share_equal(judged.scenes, scene)
+    yield "first right", float(judged.subjects[0] == subject and judged.colours[0] == colour)
 
 
-def identity_consistency(seen: JudgedFrames) -> NamedValues:
+def identity_consistency(judged: JudgedFrames) -> NamedValues:
     """Yield the share of frames with the first frame's subject and colour, and the similarity of the individual.
 
     `individual` is the mean cosine of the embeddings of the other frames with that of the first.
     """
-    yield "same thing", share_equal(seen.things[1:], seen.things[0])
-    yield "same colour", share_equal(seen.colours[1:], seen.colours[0])
-    yield "always the same", float(len({*seen.things}) == len({*seen.colours}) == 1)
-    yield "individual", float((seen.individuals[1:] @ seen.individuals[0]).mean())
+    yield "same thing", share_equal(judged.subjects[1:], judged.subjects[0])
+    yield "same colour", share_equal(judged.colours[1:], judged.colours[0])
+    yield "always the same", float(len({*judged.subjects}) == len({*judged.colours}) == 1)
+    yield "individual", float((judged.identities[1:] @ judged.identities[0]).mean())
 
 
 def clip_score(cosines: Float[np.ndarray, " f"]) -> NamedValues:

@@ -1,4 +1,4 @@
-"""Who is asked what the pictures show: the pocket world's judge, and its CLIP."""
+"""Networks that judge generated frames: the pocket world's judge, its geometry network and its CLIP."""
 
 from __future__ import annotations
 
@@ -20,53 +20,54 @@ from kineograph_lab.recipe.images import to_tensor
 from kineograph_lab.studies.frame_metrics import JudgedFrames
 
 
-class Witnesses(NamedTuple):
-    """What is asked of each video, and the hashes of the weights that answer.
+class Judges(NamedTuple):
+    """Functions that evaluate a video, and the hashes of the weights behind them.
 
-    look    what is in each frame
-    alike   the cosine of each frame with a text
-    embed   an embedding of each frame, of unit length
-    move    how the main thing moves
-    survey  how far each part of each frame is, and where its thing's ends are
+    classify          subject, colour, scene, style and identity of each frame
+    text_similarity   cosine of each frame with a text (CLIP)
+    embed             embedding of unit length of each frame (CLIP)
+    classify_motion   motion of the main subject
+    predict_geometry  depth of each part of each frame, and its subject's keypoints
+    weight_hashes     network -> fingerprint
     """
 
-    look: Callable[[Frames], JudgedFrames]
-    alike: Callable[[Frames, str], Float[np.ndarray, " f"]]
+    classify: Callable[[Frames], JudgedFrames]
+    text_similarity: Callable[[Frames, str], Float[np.ndarray, " f"]]
     embed: Callable[[Frames], Float[np.ndarray, "f d"]]
-    move: Callable[[Frames], str]
-    survey: Callable[[Frames], Geometry]
-    weights: Mapping[str, str]
+    classify_motion: Callable[[Frames], str]
+    predict_geometry: Callable[[Frames], Geometry]
+    weight_hashes: Mapping[str, str]
 
 
-def pocket_witnesses() -> Witnesses:
-    """The judge and the CLIP that come with the pocket model."""
-    judge, eye = load_judge(), load_geometry_network()
+def load_pocket_judges() -> Judges:
+    """Load the judge, the geometry network and the pocket model's CLIP."""
+    judge, geometry = load_judge(), load_geometry_network()
     clip = CLIPModel.from_pretrained(POCKET / "clip", local_files_only=True).eval()
-    tokens = CLIPTokenizer.from_pretrained(POCKET / "clip", local_files_only=True)
-    return Witnesses(
-        look=lambda frames: _seen(judge, frames),
-        alike=lambda frames, text: _cosines(clip, tokens, frames, text),
-        embed=lambda frames: _embedded(clip, frames),
-        move=judge.classify_motion,
-        survey=eye.predict,
-        weights={"judge": fingerprint(judge.eye), "clip": fingerprint(clip), "geometry": fingerprint(eye)},
+    tokenizer = CLIPTokenizer.from_pretrained(POCKET / "clip", local_files_only=True)
+    return Judges(
+        classify=lambda frames: _classify(judge, frames),
+        text_similarity=lambda frames, text: _text_cosines(clip, tokenizer, frames, text),
+        embed=lambda frames: _embed(clip, frames),
+        classify_motion=judge.classify_motion,
+        predict_geometry=geometry.predict,
+        weight_hashes={"judge": fingerprint(judge.eye), "clip": fingerprint(clip), "geometry": fingerprint(geometry)},
     )
 
 
-def _seen(judge: Judge, frames: Frames) -> JudgedFrames:
-    seen = judge.classify(frames)
-    return JudgedFrames(seen.subject, seen.colour, seen.scene, seen.style, seen.identity.astype(float))
+def _classify(judge: Judge, frames: Frames) -> JudgedFrames:
+    labels = judge.classify(frames)
+    return JudgedFrames(labels.subject, labels.colour, labels.scene, labels.style, labels.identity.astype(float))
 
 
 @torch.no_grad()
-def _embedded(clip: CLIPModel, frames: Frames) -> Float[np.ndarray, "f d"]:
-    found = clip.get_image_features(pixel_values=to_tensor(frames))
-    found = getattr(found, "pooler_output", found)  # a tensor until transformers 5
-    return normalize(found, dim=-1).double().numpy()
+def _embed(clip: CLIPModel, frames: Frames) -> Float[np.ndarray, "f d"]:
+    features = clip.get_image_features(pixel_values=to_tensor(frames))
+    features = getattr(features, "pooler_output", features)  # a tensor until transformers 5
+    return normalize(features, dim=-1).double().numpy()
 
 
 @torch.no_grad()
-def _cosines(clip: CLIPModel, tokens: CLIPTokenizer, frames: Frames, text: str) -> Float[np.ndarray, " f"]:
-    words = tokens([text], padding="max_length", truncation=True, return_tensors="pt").input_ids
-    both = clip(input_ids=words, pixel_values=to_tensor(frames))
-    return (both.image_embeds @ both.text_embeds.T)[:, 0].double().numpy()
+def _text_cosines(clip: CLIPModel, tokenizer: CLIPTokenizer, frames: Frames, text: str) -> Float[np.ndarray, " f"]:
+    token_ids = tokenizer([text], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    outputs = clip(input_ids=token_ids, pixel_values=to_tensor(frames))
+    return (outputs.image_embeds @ outputs.text_embeds.T)[:, 0].double().numpy()

@@ -1,4 +1,4 @@
-"""Which cases are measured, and what of it is kept: whoever measures again measures the same."""
+"""Held-out cases, and the files in which their records are kept between runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from kineograph_lab.world.captions import caption_clip, caption_image
 from kineograph_lab.world.world import Shot, sample_shots
 
-SHOTS = 20231  # the seed of the shots that prompts are taken from
+SHOT_SEED = 20231  # of the shots that prompts are taken from
 FIRST_SEED = 70_000  # of the noise of case 0; case n has n more
 
 Record = dict[str, Any]
@@ -21,69 +21,76 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One prompt, and the shot that it was taken from: what a picture of it shows."""
+    """A prompt, and the shot of the pocket world that it describes."""
 
     number: int
     prompt: str
     shot: Shot
 
     @property
-    def thing(self) -> str:
+    def subject(self) -> str:
+        """Kind of the main subject."""
         return self.shot.things[0].kind
 
     @property
     def colour(self) -> str:
+        """Colour of the main subject."""
         return self.shot.things[0].colour
 
     @property
     def scene(self) -> str:
+        """Scene around it."""
         return self.shot.scene
 
     @property
     def motion(self) -> str:
+        """Motion of the main subject."""
         return self.shot.things[0].motion
 
     @property
     def seed(self) -> int:
+        """Seed of the case's noise."""
         return FIRST_SEED + self.number
 
 
 def held_out_cases(count: int) -> list[Case]:
-    """The first `count` prompts of one thing each, in a colour or a scene that training never showed it in.
+    """Return the first `count` prompts of one subject, in a colour or scene that training never combined it with.
 
-    They are captions of single pictures, so that they say nothing of motion. Any number begins with the same cases.
+    They are captions of images, without motion. A larger count begins with the same cases.
     """
-    alone = (shot for shot in sample_shots(SHOTS, split="held_out") if len(shot.things) == 1)
+    shots = (shot for shot in sample_shots(SHOT_SEED, split="held_out") if len(shot.things) == 1)
     return [
         Case(number, caption_image(shot, np.random.default_rng(number)), shot)
-        for number, shot in enumerate(islice(alone, count))
+        for number, shot in enumerate(islice(shots, count))
     ]
 
 
 def moving_cases(count: int) -> list[Case]:
-    """The same for videos: captions of clips, which say how the thing moves, before a camera that stands still."""
-    alone = (
-        shot for shot in sample_shots(SHOTS + 1, split="held_out") if len(shot.things) == 1 and shot.camera == "still"
+    """Return the first `count` captions of clips with one moving subject before a still camera, held out likewise."""
+    shots = (
+        shot
+        for shot in sample_shots(SHOT_SEED + 1, split="held_out")
+        if len(shot.things) == 1 and shot.camera == "still"
     )
     return [
         Case(number, caption_clip(shot, np.random.default_rng(number)), shot)
-        for number, shot in enumerate(islice(alone, count))
+        for number, shot in enumerate(islice(shots, count))
     ]
 
 
-def kept(path: Path, protocol: str) -> list[Record]:
-    """The records of an earlier run of this protocol, in the order in which they were made."""
+def load_records(path: Path, protocol: str) -> list[Record]:
+    """Return the records that earlier runs of this protocol wrote to a file, in order."""
     lines = path.read_text().splitlines() if path.exists() else []
-    return [record for record in map(_read, lines) if record.get("protocol") == protocol]
+    return [record for record in map(_parse_record, lines) if record.get("protocol") == protocol]
 
 
-def keep(path: Path, record: Record) -> None:
-    """Adds a record to the file, so that a run that is stopped loses only what it was at."""
+def append_record(path: Path, record: Record) -> None:
+    """Append a record to a file of JSON lines, so that a run that is stopped loses only the video at work."""
     with path.open("a") as file:
         file.write("\n" + json.dumps(record))  # a line that was cut short stays a line of its own
 
 
-def _read(line: str) -> Record:
+def _parse_record(line: str) -> Record:
     try:
         return json.loads(line)
     except json.JSONDecodeError:  # empty, or cut short

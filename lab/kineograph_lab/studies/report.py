@@ -1,4 +1,4 @@
-"""Claims with their numbers, and the two files that state them."""
+"""Claims with their numbers, and the JSON and Markdown reports of a paper."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from kineograph.media.files import replace_atomically
 from kineograph.metrics.distances import Mean, mean
 
-SURE = 2  # standard errors by which a difference must exceed 0, unless a claim says more
+STANDARD_ERRORS = 2  # that a difference must exceed 0 by, unless a claim asks for more
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One statement that can fail: what was measured, over how many cases, against which bar."""
+    """A statement that can fail: the value measured over `count` cases, its standard error, and the bar to reach."""
 
     name: str
     value: float
@@ -30,120 +30,127 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One study of a paper: its claims, the table that they rest on (row -> column -> mean), and some of its videos."""
+class StudyReport:
+    """A study's section of the report: claims, the table behind them (row -> arm -> mean), and some videos."""
 
     title: str
     claims: Sequence[Claim]
     table: Mapping[str, Mapping[str, Mean]]
-    pictures: Mapping[str, Mapping[str, str]]
-    """caption -> column -> file, relative to the report"""
+    images: Mapping[str, Mapping[str, str]]
+    """prompt -> arm -> image file, relative to the report"""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured of a paper, part by part, and how."""
+    """Results of all studies of a paper, and the provenance of the run (`about`)."""
 
     paper: str
     about: Mapping[str, Any]
-    parts: Sequence[Part]
+    studies: Sequence[StudyReport]
 
     @property
     def claims(self) -> list[Claim]:
-        """Those of all parts."""
-        return [claim for part in self.parts for claim in part.claims]
+        """Claims of all studies."""
+        return [claim for study in self.studies for claim in study.claims]
 
 
-def at_least(name: str, values: Sequence[float], bar: float) -> Claim:
-    """The mean reaches the bar."""
+def claim_at_least(name: str, values: Sequence[float], bar: float) -> Claim:
+    """Claim that the mean reaches the bar."""
     value, error = mean(values)
     return Claim(name, value, error, len(values), f">= {bar:g}", value >= bar)
 
 
-def not_below(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = SURE) -> Claim:
-    """The mean difference over the same cases is not below 0 by so many standard errors."""
+def claim_not_below(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = STANDARD_ERRORS) -> Claim:
+    """Claim that the mean difference over the same cases is not below 0 by `errors` standard errors."""
     value, error = mean(np.subtract(ours, theirs).tolist())
     return Claim(name, value, error, len(ours), f"not < 0 by {errors} standard errors", value > -errors * error)
 
 
-def at_least_a_share(name: str, ours: Sequence[float], theirs: Sequence[float], bar: float) -> Claim:
-    """The mean is at least so much of the other's over the same cases, or more; the error is of the first order."""
+def claim_at_least_share(name: str, ours: Sequence[float], theirs: Sequence[float], bar: float) -> Claim:
+    """Claim that the mean is at least this share of the other mean over the same cases (error: delta method)."""
     whole = float(np.mean(theirs))
     share = float(np.mean(ours)) / whole if whole else math.nan
     error = mean([a - share * b for a, b in zip(ours, theirs, strict=True)]).error / whole if whole else math.nan
     return Claim(name, share, error, len(ours), f">= {bar:g}", share >= bar)
 
 
-def within(name: str, values: Sequence[float], low: float, high: float) -> Claim:
-    """The mean lies between the two."""
+def claim_within(name: str, values: Sequence[float], low: float, high: float) -> Claim:
+    """Claim that the mean lies between two bounds."""
     value, error = mean(values)
     return Claim(name, value, error, len(values), f"{low:g} to {high:g}", low <= value <= high)
 
 
-def better(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = SURE) -> Claim:
-    """The mean difference over the same cases is above 0 by so many standard errors."""
+def claim_better(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = STANDARD_ERRORS) -> Claim:
+    """Claim that the mean difference over the same cases is above 0 by `errors` standard errors."""
     value, error = mean(np.subtract(ours, theirs).tolist())
     return Claim(name, value, error, len(ours), f"> 0 by {errors} standard errors", value > errors * error)
 
 
-def unchanged(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Claim:
-    """The mean difference over the same cases is less than its standard error away from 0."""
+def claim_ratio_within(name: str, ours: Sequence[float], theirs: Sequence[float], low: float, high: float) -> Claim:
+    """Claim that the ratio of the means over the same cases lies between two bounds (error: delta method)."""
+    value = float(np.mean(ours) / np.mean(theirs))
+    error = mean([a - value * b for a, b in zip(ours, theirs, strict=True)]).error / float(np.mean(theirs))
+    return Claim(name, value, error, len(theirs), f"{low:g} to {high:g}", low <= value <= high)
+
+
+def claim_unchanged(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Claim:
+    """Claim that the mean difference over the same cases is within a standard error of 0."""
     value, error = mean(np.subtract(ours, theirs).tolist())
     return Claim(name, value, error, len(ours), "0 within a standard error", abs(value) <= error)
 
 
-def write(report: Report, folder: Path) -> list[Path]:
-    """`paper.json` and `paper.md` in the folder, each whole or as it was before."""
-    files = {f"{report.paper}.json": _json(report), f"{report.paper}.md": _markdown(report)}
+def write_report(report: Report, folder: Path) -> list[Path]:
+    """Write `<paper>.json` and `<paper>.md` to the folder, each atomically, and return their paths."""
+    files = {f"{report.paper}.json": _to_json(report), f"{report.paper}.md": _to_markdown(report)}
     for name, text in files.items():
         with replace_atomically(folder / name) as part:
             part.write_text(text)
     return [folder / name for name in files]
 
 
-def _json(report: Report) -> str:
-    whole = {**report.about, "paper": report.paper, "parts": [_plain(part) for part in report.parts]}
+def _to_json(report: Report) -> str:
+    whole = {**report.about, "paper": report.paper, "parts": [_study_to_json(study) for study in report.studies]}
     return json.dumps(whole, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _plain(part: Part) -> dict[str, Any]:
-    claims = [{**asdict(each), "value": _known(each.value), "error": _known(each.error)} for each in part.claims]
+def _study_to_json(study: StudyReport) -> dict[str, Any]:
+    claims = [{**asdict(each), "value": _nan_to_none(each.value), "error": _nan_to_none(each.error)} for each in study.claims]
     table = {
-        row: {column: {"value": _known(each.value), "error": _known(each.error)} for column, each in cells.items()}
-        for row, cells in part.table.items()
+        row: {column: {"value": _nan_to_none(each.value), "error": _nan_to_none(each.error)} for column, each in cells.items()}
+        for row, cells in study.table.items()
     }
-    return {"title": part.title, "claims": claims, "table": table}
+    return {"title": study.title, "claims": claims, "table": table}
 
 
-def _known(value: float) -> float | None:
-    """JSON has no NaN, which is the mean of nothing and the error of one."""
+def _nan_to_none(value: float) -> float | None:
+    """Replace NaN, the mean of no values and the error of one, by None: JSON has no NaN."""
     return None if math.isnan(value) else value
 
 
-def _markdown(report: Report) -> str:
+def _to_markdown(report: Report) -> str:
     about = report.about
-    parts = [
+    sections = [
         f"# {report.paper} on the pocket world\n",
         f"`{about['command']}` at commit {about['commit']}, on {about['machine']['processor']} "
         f"({about['model']['device']}, {about['model']['dtype']}). Numbers are means ± standard errors over prompts; "
         f"[{report.paper}.json]({report.paper}.json) has the hashes of the weights and the versions.\n",
-        *(_section(part) for part in report.parts),
+        *(_study_to_markdown(study) for study in report.studies),
     ]
-    return "\n".join(parts)
+    return "\n".join(sections)
 
 
-def _section(part: Part) -> str:
+def _study_to_markdown(study: StudyReport) -> str:
     claims = [
         [each.name, str(Mean(each.value, each.error)), each.count, each.bar, "yes" if each.holds else "**no**"]
-        for each in part.claims
+        for each in study.claims
     ]
-    cells = [[row, *map(str, cells.values())] for row, cells in part.table.items()]
+    cells = [[row, *map(str, cells.values())] for row, cells in study.table.items()]
     return "\n".join(
         [
-            f"## {part.title}\n",
+            f"## {study.title}\n",
             _table(["claim", "measured", "count", "bar", "holds"], claims),
-            _table(["", *next(iter(part.table.values()))], cells),
-            *(_strips(caption, files) for caption, files in part.pictures.items()),
+            _table(["", *next(iter(study.table.values()))], cells),
+            *(_images_to_markdown(caption, files) for caption, files in study.images.items()),
         ]
     )
 
@@ -153,5 +160,5 @@ def _table(head: Sequence[object], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
 
 
-def _strips(caption: str, files: Mapping[str, str]) -> str:
+def _images_to_markdown(caption: str, files: Mapping[str, str]) -> str:
     return "\n".join([f"### {caption}\n", *(f"{name}\n\n![{name}]({file})\n" for name, file in files.items())])

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, under names that nothing had before."""
+"""Atomic writes: a file or folder is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -16,53 +16,53 @@ SLUG_LENGTH = 48
 
 
 def write_new(path: Path) -> AbstractContextManager[Path]:
-    """Lends a hidden name in the same folder to write to, and renames it to `path` once all is well.
+    """Yield a temporary name in the folder of `path`, and rename it to `path` when the block ends well.
 
     Whatever ends the block early (an error, a full disk, Ctrl-C) removes what was written.
-    Raises FileExistsError when `path` is taken by then, and OSErrors with `path` as their file name.
+    Raises FileExistsError when `path` exists at the end, and OSErrors with `path` as their file name.
     """
-    return _written(path, _put_where_nothing_is)
+    return _write_temporary(path, _rename_to_new)
 
 
 def replace_atomically(path: Path) -> AbstractContextManager[Path]:
-    """Like `beside`, but the file or folder at `path` gives way, at the very end."""
-    return _written(path, _put_over)
+    """Like `write_new`, but replace the file or folder at `path`, at the very end."""
+    return _write_temporary(path, _rename_over)
 
 
 @contextmanager
-def _written(path: Path, put: Callable[[Path, Path], None]) -> Iterator[Path]:
+def _write_temporary(path: Path, rename: Callable[[Path, Path], None]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _hidden(path)
+    temporary = _temporary_name(path)
     try:
-        yield part
-        put(part, path)
+        yield temporary
+        rename(temporary, path)
     except FileExistsError:
         raise
     except OSError as error:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
-        remove_path(part)
+        remove_path(temporary)
 
 
-def _put_where_nothing_is(part: Path, path: Path) -> None:
+def _rename_to_new(temporary: Path, path: Path) -> None:
     refuse_existing(path)
-    part.replace(path)
+    temporary.replace(path)
 
 
-def _put_over(part: Path, path: Path) -> None:
-    aside = _hidden(path)
+def _rename_over(temporary: Path, path: Path) -> None:
+    old = _temporary_name(path)
     if path.is_dir():  # the one thing that a rename does not replace
-        path.replace(aside)
-    part.replace(path)
-    remove_path(aside)
+        path.replace(old)
+    temporary.replace(path)
+    remove_path(old)
 
 
-def _hidden(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{secrets.token_hex(6)}.part")
 
 
 def remove_path(path: Path) -> None:
-    """Removes a file or a folder with all that is in it, if it is there."""
+    """Remove a file, or a folder with its contents, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -70,7 +70,7 @@ def remove_path(path: Path) -> None:
 
 
 def refuse_existing(path: Path) -> None:
-    """Raises FileExistsError when something stands at `path`; an empty folder does not count."""
+    """Raise FileExistsError when `path` exists; an empty folder does not count."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.is_dir():
@@ -80,7 +80,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises OSError when `path` could not be written, before minutes are spent on what would go there."""
+    """Raise OSError when `path` cannot be written, before minutes are spent on its content."""
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):  # os.access says yes to root on a read-only disk
@@ -90,14 +90,14 @@ def check_writable(path: Path) -> None:
 
 
 def unused_path(folder: Path, text: str, seed: int, suffix: str) -> Path:
-    """A path that nothing has yet: `folder/some-words_7.mp4`, then `some-words_7_2.mp4`, and so on."""
+    """Return the first path that does not exist: `folder/some-words_7.mp4`, then `some-words_7_2.mp4`, and so on."""
     stem = f"{slug(text)}_{seed}"
-    numbered = chain([""], (f"_{number}" for number in count(2)))
-    paths = (folder / f"{stem}{tail}{suffix}" for tail in numbered)
+    endings = chain([""], (f"_{number}" for number in count(2)))
+    paths = (folder / f"{stem}{ending}{suffix}" for ending in endings)
     return next(path for path in paths if not os.path.lexists(path))
 
 
 def slug(text: str) -> str:
-    """The words of a text as part of a file name: lower case, joined by hyphens, of bounded length in bytes."""
+    """Return the words of a text as part of a file name: lower case, joined by hyphens, of at most 48 bytes."""
     words = "-".join(re.findall(r"[^\W_]+", text.lower()))
     return words.encode()[:SLUG_LENGTH].decode(errors="ignore").strip("-") or "video"

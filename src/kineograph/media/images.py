@@ -1,22 +1,28 @@
-"""A picture from a file."""
+"""Images: reading, decoding, cropping and resizing. Pixels are uint8 [h w 3], RGB."""
 
 from __future__ import annotations
 
 import hashlib
+from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kineograph.errors import InputError
+from kineograph.media.seek import BrokenFile
+from kineograph.media.shards import FileSlice
 
-WHITE = (255, 255, 255, 255)
+READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+TRAINING_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+ANIMATED_FORMATS = frozenset({"WEBP", "PNG"})  # formats whose further images are further frames
+REDUCING_GAP = 3.0  # larger images are averaged to this multiple of the size first; the difference is not visible
 
 
 class InputImage(NamedTuple):
-    """A picture as it was read: uint8 [h w 3], and the SHA-256 of its file."""
+    """An image that a request names, with the SHA-256 of its file."""
 
     path: str
     pixels: UInt8[np.ndarray, "h w 3"]
@@ -24,17 +30,84 @@ class InputImage(NamedTuple):
 
 
 def read_image(path: str | Path) -> InputImage:
-    """The picture, upright as its EXIF says, what is transparent on white.
+    """Read an image, rotated as its EXIF orientation says, transparent pixels on white.
 
-    Raises InputError when nothing is there, or no picture, or one that is damaged.
+    Raises InputError when the file is missing, damaged or not an image.
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        raise InputError(f"there is no picture {path}: expected a file such as .png, .jpg or .webp")
+        raise InputError(f"there is no image {path}: expected a file such as .png, .jpg or .webp")
     try:
         with Image.open(file) as opened:
-            whole = ImageOps.exif_transpose(opened).convert("RGBA")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is no picture that can be read, or is damaged: {error}") from error
-    pixels = np.asarray(Image.alpha_composite(Image.new("RGBA", whole.size, WHITE), whole).convert("RGB"))
-    return InputImage(str(path), pixels, hashlib.sha256(file.read_bytes()).hexdigest())
+            image = flatten_alpha(ImageOps.exif_transpose(opened))
+    except READ_ERRORS as error:
+        raise InputError(f"{path} is not an image that can be read, or is damaged: {error}") from error
+    return InputImage(str(path), np.asarray(image), hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def decode_image(file: FileSlice) -> Image.Image:
+    """Decode an image of a data set as RGB, rotated as its EXIF orientation says, transparent pixels on white.
+
+    Raises BrokenFile for an animation, and what Pillow raises for a damaged file.
+    """
+    with Image.open(BytesIO(file.read()), formats=TRAINING_FORMATS) as image:
+        if getattr(image, "n_frames", 1) > 1 and image.format in ANIMATED_FORMATS:
+            raise BrokenFile(f"is an animated {image.format}: make it a gif or an mp4")
+        upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
+        return Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    return flatten_alpha(upright) if upright.has_transparency_data else upright.convert("RGB")
+
+
+def flatten_alpha(image: Image.Image) -> Image.Image:
+    """Return an image as RGB, its transparent pixels on white."""
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def center_crop_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Scale a frame to cover a size (Lanczos), and crop it at the center."""
+    if frame.shape[:2] == (height, width):
+        return np.ascontiguousarray(frame)
+    return np.asarray(ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.LANCZOS))
+
+
+def crop_resize(
+    image: Image.Image,
+    height: int,
+    width: int,
+    position: tuple[float, float],
+    pixel_aspect: float = 1.0,
+    share: float = 1.0,
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Crop an image to the aspect ratio of a size, and resize the crop to it (Lanczos, antialiased).
+
+    Args:
+        position: shares of what is cropped away that lie at the left and at the top: (0.5, 0.5) crops at the center.
+        pixel_aspect: width over height of the image's pixels.
+        share: side of the crop, as a share of the largest crop.
+    """
+    aspect = width / height / pixel_aspect
+    crop_width = share * min(image.width, image.height * aspect)
+    crop_height = share * min(image.height, image.width / aspect)
+    left, top = int((image.width - crop_width) * position[0]), int((image.height - crop_height) * position[1])
+    box = (left, top, min(left + crop_width, image.width), min(top + crop_height, image.height))
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP))
+
+
+def import_opencv(purpose: str, extra: str = "control") -> Any:
+    """Return the module `cv2`.
+
+    Args:
+        purpose: what needs it, as the beginning of the error message.
+        extra: the extra of this package that installs it.
+
+    Raises InputError when OpenCV is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            f"{purpose} needs OpenCV, which is not installed: pip install 'kineograph[{extra}]'"
+        ) from error
+    return cv2

@@ -24,7 +24,7 @@ from kineograph.latents import Latents, add_noise
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.frame_attention import first
-from kineograph.models.vae.files import same_latent_space
+from kineograph.models.vae.autoencoder import same_latent_space
 from kineograph.plan import Plan, SamplingRun, build_sampler, fit_to_sampler, guide, spaced_sigmas
 from kineograph.request import Request
 from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to

@@ -27,10 +27,10 @@ from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.unet.windows import average_windows, window_ranges
-from kineograph.models.vae.frames import (
+from kineograph.models.vae.autoencoder import (
     PixelFrames,
     check_finite,
-    decode_frames,
+    decode_per_frame,
     encode_frames,
     frames_per_chunk,
     split_frames,
@@ -250,7 +250,7 @@ class Model:
         """Yield the result of `decode` a few frames at a time, for videos that would not fit into memory as floats."""
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         pixels = latents.shape[-2] * latents.shape[-1] * self.vae_scale_factor**2
-        decode, number = self.temporal_decoder or decode_frames, 0
+        decode, number = self.temporal_decoder or decode_per_frame, 0
         z = (latents / scale + shift).to(self.device, self.vae.dtype)
         for part in decode(self.vae, z, chunk_size or frames_per_chunk(pixels)):
             frames = part.float().cpu()

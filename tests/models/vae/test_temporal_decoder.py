@@ -18,7 +18,7 @@ from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
 from kineograph.models.vae import files
-from kineograph.models.vae.frames import decode_frames
+from kineograph.models.vae.autoencoder import decode_per_frame
 from kineograph.models.vae.temporal_decoder import (
     TemporalDecoder,
     TemporalDecoderConfig,
@@ -57,15 +57,15 @@ def decode(decoder, vae: AutoencoderKL = VAE, z: Tensor = Z, size: int = 3) -> T
 @pytest.mark.parametrize("joint", [False, True])
 def test_untrained_it_equals_the_plain_decoder(size: int, joint):
     decoder = decoder_for(VAE, joint_norms=joint, num_frames=4)
-    plain = decode(decode_frames, size=size)
+    plain = decode(decode_per_frame, size=size)
     assert torch.equal(decode(decoder, size=size), plain) if not joint else torch.allclose(decode(decoder), plain)
 
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_one_frame_passes_it_by_bit_for_bit(joint):
     decoder = shaken(decoder_for(VAE, joint_norms=joint))
-    assert torch.equal(decode(decoder, z=Z[:, :1]), decode(decode_frames, z=Z[:, :1]))
-    assert not torch.allclose(decode(decoder, z=Z[:, :2]), decode(decode_frames, z=Z[:, :2]), atol=0.01)
+    assert torch.equal(decode(decoder, z=Z[:, :1]), decode(decode_per_frame, z=Z[:, :1]))
+    assert not torch.allclose(decode(decoder, z=Z[:, :2]), decode(decode_per_frame, z=Z[:, :2]), atol=0.01)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
@@ -100,10 +100,10 @@ def test_a_frame_depends_on_its_neighbours():
 
 
 def test_the_vae_is_unchanged():
-    before = {name: id(each) for name, each in VAE.named_modules()}, decode(decode_frames)
+    before = {name: id(each) for name, each in VAE.named_modules()}, decode(decode_per_frame)
     decode(shaken(decoder_for(VAE)))
     assert before[0] == {name: id(each) for name, each in VAE.named_modules()}
-    assert torch.equal(before[1], decode(decode_frames))
+    assert torch.equal(before[1], decode(decode_per_frame))
 
 
 def test_a_layer_equals_its_formula():
@@ -132,7 +132,7 @@ def decoder_loss(decoder: TemporalDecoder, vae: AutoencoderKL, z: Tensor, frames
 
 def test_reconstruction_errors_are_those_of_pixels_and_of_their_changes():
     decoder = decoder_for(VAE)
-    frames = decode(decode_frames, size=7)
+    frames = decode(decode_per_frame, size=7)
     assert not decoder_loss(decoder, VAE, Z, frames).any()
     alike = decoder_loss(decoder, VAE, Z, frames + 0.5)
     flickering = decoder_loss(decoder, VAE, Z, frames + 0.5 * torch.tensor([1.0, -1] * 4)[:7, None, None, None])
@@ -143,7 +143,7 @@ def test_training_reduces_flicker():
     torch.manual_seed(0)
     vae, decoder = autoencoder(8, 16).requires_grad_(requires_grad=False), decoder_for(VAE).train()
     still = Z[:, :1].expand(-1, 6, -1, -1, -1)
-    flickering, frames = still + 0.3 * torch.randn(2, 6, 4, 4, 4), decode(decode_frames, vae, still)
+    flickering, frames = still + 0.3 * torch.randn(2, 6, 4, 4, 4), decode(decode_per_frame, vae, still)
     descent = torch.optim.AdamW(decoder.parameters(), 3e-3)
     errors = []
     for _ in range(40):

@@ -568,7 +568,7 @@ def test_ctrl_c_keeps_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None
     status, _, err = run("train", file)
     helper.join()
     signal.signal(signal.SIGINT, before)
-    assert status == 130 and "is kept: the same command goes on from there" in err
+    assert status == 130 and "is saved: the same command resumes from there" in err
     (kept,) = (tmp_path / "out" / "stage-1" / "checkpoints").iterdir()
     step = int(kept.name.removeprefix("step-"))
     assert f"step {step} of stage 1 is kept" in err and 0 < step < 500

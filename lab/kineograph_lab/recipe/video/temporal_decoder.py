@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from kineograph.models.vae.frames import decode_frames
+from kineograph.models.vae.autoencoder import decode_per_frame
 from kineograph.models.vae.temporal_decoder import (
     TemporalDecoder,
     TemporalDecoderConfig,
@@ -130,7 +130,7 @@ def decoder_report(folder: Path, held_out: Pool) -> Callable[[VAEWithTemporalDec
         with bf16_autocast(device):
             z = encode_clips(net, frames)
             per_frame, temporal = (
-                torch.cat(list(decode(net.vae, z, FRAMES)), 1).float() for decode in (decode_frames, net.decoder)
+                torch.cat(list(decode(net.vae, z, FRAMES)), 1).float() for decode in (decode_per_frame, net.decoder)
             )
         save_contact_sheet(folder / "sheet.png", clips[0], to_uint8(per_frame[0]), to_uint8(temporal[0]))
         differences = {"alone": per_frame - frames, "steady": temporal - frames}

@@ -1,1 +1,1 @@
-"""still_moving."""
+"""Still-Moving's studies: the method against its baselines and ablations, and the motion adapter's scale."""

@@ -1,1 +1,1 @@
-"""text2video_zero."""
+"""Text2Video-Zero's studies: ablation, ControlNet guidance, DreamBooth LoRAs, editing and background smoothing."""

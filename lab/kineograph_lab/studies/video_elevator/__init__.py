@@ -1,1 +1,1 @@
-"""video_elevator."""
+"""VideoElevator's studies: an image model with a video model, and a personalised image model with it."""

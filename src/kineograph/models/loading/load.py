@@ -47,7 +47,8 @@ from kineograph.models.placement import Placement, choose_placement
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import ADAPTERS, DECODERS, built_in_model, built_in_names, part_folder
 from kineograph.models.schedule import Schedule
-from kineograph.models.vae.files import open_temporal_decoder, open_vae, prevent_overflow
+from kineograph.models.vae.autoencoder import prevent_overflow
+from kineograph.models.vae.files import open_temporal_decoder, open_vae
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, check_decoder_fits
 
 POCKET = WEIGHTS

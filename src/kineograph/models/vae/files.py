@@ -6,11 +6,9 @@ Source: the released code of "Reuse and Diffuse" (Gu et al. 2023).
 
 from __future__ import annotations
 
-import copy
 import re
 from pathlib import Path
 
-import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 
@@ -139,7 +137,6 @@ def _current_name(name: str) -> str:
     return f"{before}.{OLD_ATTENTION[inner]}.{last}" if inner in OLD_ATTENTION else name
 
 
-TOLERANCE = 0.01  # above the rounding of bfloat16, below the changes of a fine-tuned decoder
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
 
 
@@ -161,27 +158,3 @@ def _opened(vae: str | Path, own: AutoencoderKL, hub_options: HubOptions) -> Aut
         return AutoencoderKL.from_pretrained(folder, dtype=own.dtype, local_files_only=True)
     except READ_ERRORS as error:
         raise InputError(f"{vae} is no VAE in diffusers layout, or damaged: {error}") from error
-
-
-def prevent_overflow(vae: AutoencoderKL) -> AutoencoderKL:
-    """Return the VAE in float32 if it overflows in float16, as SDXL's does and any with force_upcast.
-
-    It is copied then, so that an open pipeline keeps its own.
-    """
-    overflows = vae.dtype == torch.float16 and vae.config.force_upcast
-    return copy.deepcopy(vae).float() if overflows else vae
-
-
-def same_latent_space(one: AutoencoderKL, other: AutoencoderKL) -> bool:
-    """Return True if two VAEs have the same latents: equal layers and weights, up to rounding to half precision."""
-    if one is other:
-        return True
-    scales = [(vae.config.scaling_factor, vae.config.shift_factor) for vae in (one, other)]
-    if scales[0] != scales[1]:
-        return False
-    here, there = one.state_dict(), other.state_dict()
-    return here.keys() == there.keys() and all(
-        weight.shape == there[name].shape
-        and torch.allclose(weight.float().cpu(), there[name].float().cpu(), rtol=TOLERANCE, atol=TOLERANCE / 10)
-        for name, weight in here.items()
-    )

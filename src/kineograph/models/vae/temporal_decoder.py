@@ -24,7 +24,7 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.temporal.layers import TemporalConv, ensure_gradient
 from kineograph.models.unet.windows import overlapping_windows
-from kineograph.models.vae.frames import decode_frames, split_frames
+from kineograph.models.vae.autoencoder import decode_per_frame, split_frames
 
 FrameFeatures = Float[Tensor, "b f c h w"]
 ApplyConv = Callable[[TemporalConv, Iterator[FrameFeatures]], Iterator[FrameFeatures]]
@@ -79,7 +79,7 @@ class TemporalDecoder(nn.Module):
                 span frames.
         """
         if z.shape[1] == 1:
-            return decode_frames(vae, z, size)
+            return decode_per_frame(vae, z, size)
         if self.config.joint_norms:
             return self._decode_windows(vae, z)
         return self._decode(vae, (part for _, part in split_frames(z, size)), apply_streaming)

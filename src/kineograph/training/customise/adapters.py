@@ -130,7 +130,7 @@ def part_noise(ratio: float, parts: int, seed: int, x0: Latents) -> Latents:
     """Return the noise of a batch; the parts of a sample have the noises of consecutive clips of one long video."""
     frames, shape = x0.shape[1], (len(x0) // parts, *x0.shape[2:])
     clips = (range(part * frames, (part + 1) * frames) for part in range(parts))
-    return torch.cat([noise.related(ratio, seed, clip, shape, part) for part, clip in enumerate(clips)])
+    return torch.cat([noise.partly_shared(ratio, seed, clip, shape, part) for part, clip in enumerate(clips)])
 
 
 def spatial_adapter_parts(settings: VideoCustomisationSettings) -> dict[str, tuple[float, float]]:

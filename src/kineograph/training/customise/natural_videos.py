@@ -171,7 +171,7 @@ def generate_latents(natural: NaturalVideos, prompt: str, seed: int) -> Float[Te
     denoise = refuse_nan(classifier_free_guidance(cond, uncond, max(1.0, sampling.guidance_scale)))
     sigmas = leading(model.schedule.sigmas, sampling.num_inference_steps)
     ratio = model.temporal.noise_ratio if model.temporal else 0.0
-    initial = noise.related(ratio, seed, frames, (1, *model.latent_shape(*natural.size))).to(model.device)
+    initial = noise.partly_shared(ratio, seed, frames, (1, *model.latent_shape(*natural.size))).to(model.device)
     with torch.no_grad():
         return final_latents(dpmpp_2m(denoise, sigmas[0] * initial, sigmas))[0].cpu()
 

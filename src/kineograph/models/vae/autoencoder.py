@@ -1,7 +1,8 @@
-"""Frames of videos in chunks, and a VAE that encodes and decodes them frame by frame."""
+"""The image VAE on the frames of a video: a few frames at a time, without overflow, compared with another VAE."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +15,7 @@ from kineograph.latents import Latents
 
 PixelFrames = Float[Tensor, "b f 3 H W"]
 PIXELS_PER_CHUNK = 512 * 512
+TOLERANCE = 0.01  # above the rounding of bfloat16, below the changes of a fine-tuned decoder
 
 
 def split_frames(x: Tensor, size: int) -> Iterator[tuple[range, Tensor]]:
@@ -39,7 +41,7 @@ def encode_frames(vae: AutoencoderKL, frames: PixelFrames, device: torch.device,
     return torch.cat([part.unflatten(0, (len(frames), -1)) for part in encoded], dim=1)
 
 
-def decode_frames(vae: AutoencoderKL, z: Latents, size: int) -> Iterator[PixelFrames]:
+def decode_per_frame(vae: AutoencoderKL, z: Latents, size: int) -> Iterator[PixelFrames]:
     """Yield the frames of unscaled latents, values from -1 to 1, decoded `size` frames at a time."""
     for _, part in split_frames(z, size):
         yield vae.decode(part.flatten(0, 1)).sample.unflatten(0, part.shape[:2])
@@ -55,3 +57,27 @@ def check_finite(frames: PixelFrames, numbers: range) -> None:
             "Latents that are none already, or half precision that overflows, are the usual causes: "
             "load the model with dtype=float32"
         )
+
+
+def prevent_overflow(vae: AutoencoderKL) -> AutoencoderKL:
+    """Return the VAE in float32 if it overflows in float16, as SDXL's does and any with force_upcast.
+
+    It is copied then, so that an open pipeline keeps its own.
+    """
+    overflows = vae.dtype == torch.float16 and vae.config.force_upcast
+    return copy.deepcopy(vae).float() if overflows else vae
+
+
+def same_latent_space(one: AutoencoderKL, other: AutoencoderKL) -> bool:
+    """Return True if two VAEs have the same latents: equal layers and weights, up to rounding to half precision."""
+    if one is other:
+        return True
+    scales = [(vae.config.scaling_factor, vae.config.shift_factor) for vae in (one, other)]
+    if scales[0] != scales[1]:
+        return False
+    here, there = one.state_dict(), other.state_dict()
+    return here.keys() == there.keys() and all(
+        weight.shape == there[name].shape
+        and torch.allclose(weight.float().cpu(), there[name].float().cpu(), rtol=TOLERANCE, atol=TOLERANCE / 10)
+        for name, weight in here.items()
+    )
