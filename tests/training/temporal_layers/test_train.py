@@ -1,4 +1,4 @@
-"""`kineograph train`: videos and pictures together, in stages, killed and gone on with, and what it refuses."""
+"""`kineograph train`: videos and images in stages, resumed after a kill, its data, its estimate and its errors."""
 
 from __future__ import annotations
 
@@ -92,10 +92,10 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# -- the whole way
+# -- a whole training
 
 
-def test_what_it_leaves_behind(whole: Whole) -> None:
+def test_output_files(whole: Whole) -> None:
     settings, steps = whole
     assert [(each.stage, each.progress.step) for each in steps] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
     assert [len(each.samples) for each in steps] == [0, 2, 2, 0, 2]
@@ -113,7 +113,7 @@ def test_what_it_leaves_behind(whole: Whole) -> None:
     assert all(torch.equal(value, came_to[f"temporal.{name}"]) for name, value in layers.items())
 
 
-def test_what_it_made_is_opened_again(whole: Whole) -> None:
+def test_the_trained_model_is_loaded(whole: Whole) -> None:
     settings, _ = whole
     model = load(settings.output / "final", dtype="float32", device="cpu")
     assert model.temporal is not None and model.temporal.num_frames == 4
@@ -122,7 +122,7 @@ def test_what_it_made_is_opened_again(whole: Whole) -> None:
     assert all(torch.equal(now[name], value) for name, value in came_to.items())
 
 
-def test_only_what_is_named_is_trained(tell: Tell) -> None:
+def test_only_the_named_parameters_are_trained(tell: Tell) -> None:
     settings = tell(frozen=["temporal.fps.*", "image_unet.*to_q*"], stages=ONE)
     start = prepare_training(settings)
     before = {name: weight.detach().clone() for name, weight in start.model.net.named_parameters()}
@@ -139,22 +139,22 @@ def test_only_what_is_named_is_trained(tell: Tell) -> None:
     assert any("attn2.to_v" in name for name in changed) and any("proj_out" in name for name in changed)
 
 
-def test_a_later_stage_may_be_added(whole: Whole, tell: Tell) -> None:
-    """And comes to what it would have, had it been there from the start; what is finished is not done again."""
+def test_a_stage_may_be_added(whole: Whole, tell: Tell) -> None:
+    """The weights are those of a training that had it from the start; finished stages are not repeated."""
     trained(tell(stages=STAGES[:1]))
     assert [each.stage for each in trained(tell())] == [2, 2]
     assert equal(ended(whole[0]), ended(tell()))
     assert trained(tell()) == []
 
 
-def test_a_stage_begins_with_the_averages_of_the_one_before(whole: Whole) -> None:
+def test_a_stage_starts_from_the_averages_of_the_one_before(whole: Whole) -> None:
     settings, _ = whole
     before, after = (load_weights(settings.output / f"stage-{number}") for number in (1, 2))
     far = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert 0 < far <= 2 * LOOP["learning_rate"]  # of two steps of AdamW
 
 
-def test_killed_it_goes_on_to_the_same_weights(whole: Whole, tell: Tell) -> None:
+def test_a_killed_training_resumes_to_the_same_weights(whole: Whole, tell: Tell) -> None:
     often = LOOP | {"checkpointing_steps": 1}
     process = begin(train_until_killed, tell(training=often).model_dump(mode="json"))
     process.join()
@@ -165,7 +165,7 @@ def test_killed_it_goes_on_to_the_same_weights(whole: Whole, tell: Tell) -> None
     assert equal(*map(load_file, files))
 
 
-def test_left_in_the_middle_it_goes_on_to_the_same_weights(whole: Whole, tell: Tell) -> None:
+def test_an_interrupted_training_resumes_to_the_same_weights(whole: Whole, tell: Tell) -> None:
     for each in train(prepare_training(tell())):
         if each.progress.step == 2:
             break
@@ -173,11 +173,11 @@ def test_left_in_the_middle_it_goes_on_to_the_same_weights(whole: Whole, tell: T
     assert equal(ended(whole[0]), ended(tell()))
 
 
-# -- what a step sees
+# -- batches
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
-def test_steps_of_a_kind_are_spread_evenly_and_counted(share: float) -> None:
+def test_steps_of_images_are_spread_evenly(share: float) -> None:
     turns = [step_kind(7, share, step) for step in range(100)]
     counts = {"video": 0, "image": 0}
     for each in turns:
@@ -204,7 +204,7 @@ def draws(settings: VideoTrainingSettings, steps: range, batch: range | None = N
     ]
 
 
-def test_a_step_sees_as_many_pictures_as_frames(tell: Tell) -> None:
+def test_a_step_has_as_many_images_as_frames(tell: Tell) -> None:
     drawn = draws(tell(), range(4))
     shapes = sorted(each.x0.shape for each in drawn)
     assert shapes == [(2, 3, 4, 8, 8), (2, 3, 4, 8, 8), (6, 1, 4, 8, 8), (6, 1, 4, 8, 8)]
@@ -213,7 +213,7 @@ def test_a_step_sees_as_many_pictures_as_frames(tell: Tell) -> None:
         assert set(each.embedding[:, -1].tolist()) <= ({5.0, 10.0} if each.x0.shape[1] > 1 else {1.0})
 
 
-def test_it_does_not_matter_how_a_step_is_shared_out(tell: Tell) -> None:
+def test_batches_do_not_depend_on_how_a_step_is_divided(tell: Tell) -> None:
     settings, steps = tell(training=LOOP | {"train_batch_size": 4}), range(2)
     shares = [draws(settings, steps, part) for part in (range(4), range(1), range(1, 4))]
     for whole, first, rest in zip(*shares, strict=True):
@@ -222,7 +222,7 @@ def test_it_does_not_matter_how_a_step_is_shared_out(tell: Tell) -> None:
         assert torch.allclose(whole.tokens, torch.cat([first.tokens, rest.tokens]), atol=1e-5)
 
 
-def test_captions_are_left_out_as_often_as_asked_and_levels_drawn(tell: Tell) -> None:
+def test_captions_are_left_out_as_often_as_set(tell: Tell) -> None:
     drawn = draws(tell(caption_dropout=0.25, image_share=1.0, videos=[]), range(12))
     blank = prepare_training(tell()).model.prompt([""]).tokens[0]
     left_out = torch.cat([(each.tokens - blank).abs().amax((1, 2)) < 1e-5 for each in drawn])
@@ -230,7 +230,7 @@ def test_captions_are_left_out_as_often_as_asked_and_levels_drawn(tell: Tell) ->
     assert 0.1 < left_out.float().mean() < 0.4  # of 72
 
 
-def test_levels_are_log_normal_within_the_table(tell: Tell) -> None:
+def test_sigmas_are_log_normal_within_the_schedule(tell: Tell) -> None:
     schedule = prepare_training(tell()).model.schedule
     rng = np.random.default_rng(0)
     table = np.array(schedule.sigmas)
@@ -242,7 +242,7 @@ def test_levels_are_log_normal_within_the_table(tell: Tell) -> None:
     assert every.mean() == pytest.approx((len(table) - 1) / 2, rel=0.02) and every.max() == len(table) - 1
 
 
-def test_the_loss_is_the_method_s_with_noise_that_frames_share(tell: Tell) -> None:
+def test_the_loss_is_videocrafters_with_shared_noise(tell: Tell) -> None:
     settings = tell()
     start = prepare_training(settings)
     loss = denoising_loss(start.model, 3, 1.0)
@@ -256,7 +256,7 @@ def test_the_loss_is_the_method_s_with_noise_that_frames_share(tell: Tell) -> No
         assert torch.allclose(came[kind], each.mean())
 
 
-def test_pictures_teach_the_layers_along_time_nothing(tell: Tell) -> None:
+def test_images_give_temporal_layers_no_gradient(tell: Tell) -> None:
     start = prepare_training(tell(layers=LAYERS))
     gradients = {}
     for batch in draws(tell(), range(2)):
@@ -268,7 +268,7 @@ def test_pictures_teach_the_layers_along_time_nothing(tell: Tell) -> None:
     assert [name for name in gradients["video"] if name.startswith("temporal.")]
 
 
-def test_a_caption_is_cut_to_what_the_model_reads(tell: Tell) -> None:
+def test_a_long_caption_is_truncated(tell: Tell) -> None:
     model = prepare_training(tell()).model
     long = " ".join(["fish"] * 40)  # of four tokens each
     assert truncate_caption(model, long) == " ".join(["fish"] * 18)
@@ -276,7 +276,7 @@ def test_a_caption_is_cut_to_what_the_model_reads(tell: Tell) -> None:
     assert truncate_caption(model, "x" * 100) == ""
 
 
-def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
+def test_sources_are_sampled_by_weight(tell: Tell, tmp_path: Path) -> None:
     pictures(tmp_path / "others", count=1)
     (tmp_path / "others" / "0.txt").write_text("other")
     seen: list[str] = []
@@ -289,7 +289,7 @@ def test_sources_are_drawn_from_by_weight(tell: Tell, tmp_path: Path) -> None:
     assert seen == [look(turn, place, 6).caption for turn in range(20) for place in range(6)]
 
 
-def test_the_pocket_world_is_painted_as_it_is_needed(tell: Tell) -> None:
+def test_the_pocket_world_is_rendered_on_demand(tell: Tell) -> None:
     settings = tell(videos=[{"source": "pocket", "count": 2}], images=["pocket"])
     start = prepare_training(settings)
     looks = running.clip_loaders(start.stages[0], latent_encoder(start.model), {})
@@ -326,19 +326,19 @@ def gradients(settings: VideoTrainingSettings) -> tuple[dict[str, Tensor], dict[
     return losses, {name: each for name, each in zip(kept, found, strict=True) if each is not None}, size
 
 
-def test_recomputing_changes_nothing_but_the_memory(tell: Tell) -> None:
+def test_gradient_checkpointing_changes_only_the_memory(tell: Tell) -> None:
     kept, recomputed_ = gradients(tell()), gradients(tell(gradient_checkpointing=True))
     assert equal(kept[0], recomputed_[0]) and equal(kept[1], recomputed_[1])
     assert recomputed_[2] < 0.25 * kept[2]
 
 
-def test_recomputed_training_is_the_same(whole: Whole, tell: Tell) -> None:
+def test_training_with_gradient_checkpointing_is_the_same(whole: Whole, tell: Tell) -> None:
     again = tell(gradient_checkpointing=True)
     trained(again)
     assert equal(ended(whole[0]), ended(again))
 
 
-def test_the_estimate_is_what_is_kept(tell: Tell) -> None:
+def test_estimated_activations_are_those_that_are_saved(tell: Tell) -> None:
     settings = tell()
     start = prepare_training(settings)
     told_of = activation_bytes(start.model, settings.stages[0], 2, "no")
@@ -352,7 +352,7 @@ def test_the_estimate_is_what_is_kept(tell: Tell) -> None:
 # -- the latent cache
 
 
-def test_what_is_cached_is_not_read_again(tell: Tell, tmp_path: Path) -> None:
+def test_cached_clips_are_not_read_again(tell: Tell, tmp_path: Path) -> None:
     pictures(tmp_path / "pictures")
     sources = {"videos": [str(films(tmp_path / "films"))], "images": [str(tmp_path / "pictures")]}
     cached = {"latent_cache": str(tmp_path / "cache"), "clips_per_video": 1, "stages": [STAGES[0] | {"steps": 4}]}
@@ -387,13 +387,13 @@ def test_the_cache_limits_the_windows(tell: Tell, tmp_path: Path) -> None:
     assert {float(each["fps"]) for each in films_kept} <= {5.0, 10.0}
 
 
-def test_a_cache_that_cannot_be_written_is_said(tell: Tell, tmp_path: Path) -> None:
+def test_an_unwritable_cache_is_an_error(tell: Tell, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(InputError, match="latent_cache .*cache cannot be written .* make room"):
         trained(tell(latent_cache=str(tmp_path / "cache")))
 
 
-# -- what cannot be
+# -- errors
 
 
 def refused(settings: VideoTrainingSettings) -> str:
@@ -403,24 +403,24 @@ def refused(settings: VideoTrainingSettings) -> str:
     return str(raised.value)
 
 
-def test_patterns_that_match_nothing_are_named_with_what_is_near(tell: Tell) -> None:
+def test_patterns_without_a_match_are_named_with_similar_names(tell: Tell) -> None:
     said = refused(tell(trained=["tempor.*"]))
-    assert "trained: no parameter of the network is called 'tempor.*'; near it are temporal" in said
+    assert "trained: no parameter of the network is called 'tempor.*'; similar names: temporal" in said
     assert "frozen: no parameter" in refused(tell(frozen=["image_unet.*attn9*"]))
     names = ["temporal.after.conv_in.norm.weight", "image_unet.conv_in.bias"]
     assert match_parameters(names, "trained", ["*.bias", "temporal.*"]) == set(names)
     assert not tell().output.exists()
 
 
-def test_models_and_layers_that_do_not_go_together(tell: Tell) -> None:
+def test_layers_that_do_not_fit_the_model(tell: Tell) -> None:
     assert "heads 64 wide do not fit into 8 channels" in refused(tell(layers="videocrafter"))
     assert "multiples of 2" in refused(tell(stages=[STAGES[0] | {"height": 15}]))
-    assert "images teach nothing where only layers along time are trained" in refused(tell(trained=["temporal.*"]))
+    assert "images train nothing where only temporal layers are trained" in refused(tell(trained=["temporal.*"]))
     positions = {"transformer": {"head_width": 4, "positions": 2}}
-    assert "stage 1 has 3 frames, and these layers see at most 2" in refused(tell(layers=positions))
+    assert "stage 1 has 3 frames, and these layers take at most 2" in refused(tell(layers=positions))
 
 
-def test_broken_short_and_odd_files_are_passed_over_and_named(tell: Tell, tmp_path: Path) -> None:
+def test_broken_and_short_files_are_skipped_and_listed(tell: Tell, tmp_path: Path) -> None:
     folder = films(tmp_path / "films", count=1)
     movie(folder / "one.mp4", np.zeros((1, 20, 28, 3), np.uint8))
     movie(folder / "odd.mp4", np.zeros((14, 18, 50, 3), np.uint8))
@@ -457,17 +457,17 @@ def test_a_folder_in_use_or_with_another_training(tell: Tell) -> None:
     assert "is in use by another run" in refused(tell())
     steps.close()
     assert "caption_dropout was 0.3 and is 0.9" in refused(tell(caption_dropout=0.9))
-    assert "found was" in refused(tell(videos=[str(films(tell().output.parent / "more", count=4))]))
+    assert "items was" in refused(tell(videos=[str(films(tell().output.parent / "more", count=4))]))
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("image_share=0", "image_share: expected what share of the steps is to see the images"),
+        ("image_share=0", "image_share: expected the share of the steps that are of images"),
         ("images=[]", "image_share: expected 0 where there are no images, not 0.2"),
         ("videos=[]", "image_share: expected 1 where there are no videos"),
         ("layers=videocraft", "layers: expected videocrafter, videocrafter-512, videocrafter-i2v, or a mapping"),
-        ("motion=mm.ckpt", "layers: expected none where motion says which"),
+        ("motion=mm.ckpt", "layers: expected none where motion names the temporal layers"),
         ("training.max_train_steps=5", "training: expected no max_train_steps"),
         ("latent_cache=here", "latent_cache: expected a count for the pocket world"),
         ("stages=[{steps: 1, height: 8, width: 8, fps: [0]}]", "stages.0.fps: expected frame rates above 0"),
@@ -476,7 +476,7 @@ def test_a_folder_in_use_or_with_another_training(tell: Tell) -> None:
         ("validation.images=[a.png, b.png]", "validation.images: expected one for each prompt, or none"),
     ],
 )
-def test_settings_that_cannot_be(override: str, said: str) -> None:
+def test_invalid_settings(override: str, said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
         load_settings(EXAMPLE, VideoTrainingSettings, [override])
 
@@ -521,7 +521,7 @@ def written(settings: VideoTrainingSettings, path: Path) -> Path:
     return path
 
 
-def test_the_command_says_what_it_does(run: Run, tell: Tell, tmp_path: Path) -> None:
+def test_the_command_reports_its_progress(run: Run, tell: Tell, tmp_path: Path) -> None:
     file = written(tell(stages=ONE), tmp_path / "settings.yaml")
     status, out, err = run("train", file, "training.log_every=1")
     assert (status, out) == (0, f"{tmp_path / 'out' / 'final'}\n"), err
@@ -533,7 +533,7 @@ def test_the_command_says_what_it_does(run: Run, tell: Tell, tmp_path: Path) -> 
     assert json.loads(out) == {"path": str(tmp_path / "out" / "final"), "stopped": False, "skipped": {}}
 
 
-def test_a_dry_run_counts_and_touches_nothing(run: Run, tell: Tell, tmp_path: Path) -> None:
+def test_a_dry_run_estimates_and_writes_nothing(run: Run, tell: Tell, tmp_path: Path) -> None:
     settings = tell()
     file = written(settings, tmp_path / "settings.yaml")
     status, out, err = run("train", file, "--dry-run", "--json")
@@ -553,12 +553,13 @@ def test_a_dry_run_counts_and_touches_nothing(run: Run, tell: Tell, tmp_path: Pa
     assert f"{trained_now - said['parts'][1]['trained']:,} parameters trained" in err and "films: 3 videos" in err
 
 
-def test_ctrl_c_keeps_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None:
+def test_ctrl_c_saves_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None:
     long = tell(stages=[STAGES[0] | {"steps": 500}], training=LOOP | {"checkpointing_steps": 1000, "log_every": 1})
     file, log = written(long, tmp_path / "settings.yaml"), tmp_path / "out" / "stage-1" / "log.jsonl"
 
     def interrupt() -> None:
-        while not log.exists():
+        deadline = time.monotonic() + 60
+        while not log.exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGINT)
 

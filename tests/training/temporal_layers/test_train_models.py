@@ -1,4 +1,4 @@
-"""Models that a training may begin with: video models, models that are shown pictures, and SDXL."""
+"""Models that can be trained: video models, image-to-video models and SDXL."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def came_to(start: running.PreparedTraining, batch: VideoBatch) -> float:
     return float(denoising_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"])
 
 
-def test_a_video_model_goes_on_from_its_layers(video_folder: Path, data: Path, tmp_path: Path) -> None:
+def test_a_video_model_keeps_its_temporal_layers(video_folder: Path, data: Path, tmp_path: Path) -> None:
     settings = told(video_folder, data, tmp_path / "out", layers=None, noise_ratio=None, stages=ONE)
     before = load(video_folder, device="cpu", dtype="float32").net.state_dict()
     start = prepare_training(settings)
@@ -86,11 +86,11 @@ def test_a_video_model_goes_on_from_its_layers(video_folder: Path, data: Path, t
     trained(settings)
     layers = load(tmp_path / "out" / "final", device="cpu", dtype="float32").temporal
     assert layers == start.temporal
-    with pytest.raises(InputError, match="is a video model with layers along time of its own: leave layers out"):
+    with pytest.raises(InputError, match="has temporal layers of its own: leave layers out"):
         prepare_training(told(video_folder, data, tmp_path / "out"))
 
 
-def test_a_model_that_is_shown_pictures_is_shown_the_first_frame(
+def test_an_image_to_video_model_gets_the_first_frame(
     animator_folder: Path, data: Path, tmp_path: Path
 ) -> None:
     trains = {"layers": None, "trained": ["*_ip.*", "temporal.*"], "caption_dropout": 0.5, "stages": ONE}
@@ -118,21 +118,21 @@ def test_the_first_frame_is_cached_with_the_latents(animator_folder: Path, data:
     assert torch.equal(looks[0].first, looks[1].first) and torch.equal(looks[0].latents, looks[1].latents)
 
 
-def test_it_is_trained_and_drawn_with(animator_folder: Path, data: Path, tmp_path: Path) -> None:
+def test_validation_videos_of_an_image_to_video_model(animator_folder: Path, data: Path, tmp_path: Path) -> None:
     drawn = {"prompts": ["a fish"], "images": [str(data / "pictures" / "0.png")], "num_inference_steps": 2}
     settings = told(animator_folder, data, tmp_path / "out", layers=None, stages=ONE, validation=drawn)
     (sample,) = trained(settings)[-1].samples
     assert open_video(sample).settings["image"] == drawn["images"][0]
 
 
-def test_what_makes_tokens_of_pictures_learns_too(animator_folder: Path, data: Path, tmp_path: Path) -> None:
+def test_the_image_projection_can_be_trained(animator_folder: Path, data: Path, tmp_path: Path) -> None:
     learns = ["image_unet.*_ip.*", "image_unet.encoder_hid_proj*"]
     start, batch = first_batch(told(animator_folder, data, tmp_path / "out", layers=None, trained=learns))
     shown = batch._replace(dropped=torch.zeros(len(batch.dropped), dtype=torch.bool))
     assert any("encoder_hid_proj" in name for name in touched(start, shown))
 
 
-def test_sdxl_is_told_its_size_and_the_frame_rate(sdxl_folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_sdxl_is_conditioned_on_size_and_frame_rate(sdxl_folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
     settings = told(sdxl_folder, data, tmp_path / "out", stages=ONE, caption_dropout=0.0)
     start, batch = first_batch(settings)
     said = start.model.prompt(["film 0"], size=(16, 16), fps=5.0)

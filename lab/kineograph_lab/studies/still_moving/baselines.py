@@ -20,75 +20,75 @@ from kineograph.models.model import Model
 from kineograph.training.customise import default_video_settings
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record
-from kineograph_lab.studies.report import Claim, at_least_a_share, better, not_below
+from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
 from kineograph_lab.studies.sample import FPS, FRAMES, STEPS
-from kineograph_lab.studies.still_moving import customised_models as ways
-from kineograph_lab.studies.still_moving.customised_models import Way
-from kineograph_lab.studies.still_moving.items import PROMPTS, Kind, cases, item_of, items, moving, plain
-from kineograph_lab.studies.study import Study, Untrained, column, every_third
+from kineograph_lab.studies.still_moving import customised_models as customised_models
+from kineograph_lab.studies.still_moving.customised_models import Customise
+from kineograph_lab.studies.still_moving.items import PROMPTS, Kind, customisation_cases, item_of, items, content_and_motion, content
+from kineograph_lab.studies.study import Study, NotTrainedError, metric_values, every_third_frame
 from kineograph_lab.world import unseen
 
 OURS, VIDEO, RENDERING = "ours", "video model", "rendering"
 INJECTION, INTERPOLATION, INTERLEAVED = BASELINES = ("injection", "interpolation", "interleaved training")
 ABLATED_CASES = PROMPTS  # a subject's: each part costs a training of its own
 SCALE = 3.0  # of guidance, less than elsewhere: it keeps more of a subject (docs/customising.md)
-KEPT = 0.8  # of the motion
+MIN_SHARE = 0.8  # of the motion
 KINDS: tuple[Kind, ...] = ("subject", "style")
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def customisation_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """The method, the three baselines, the model as it was, and the truth: ten videos an item."""
-    check(model)
-    draw = partial(drawn, steps or STEPS)
-    learnt: Mapping[str, Way] = {
-        OURS: ways.ours,
-        INJECTION: ways.injection,
-        INTERPOLATION: partial(ways.interpolation, draw, witnesses),
-        INTERLEAVED: ways.interleaved,
+    check_motion_adapter(model)
+    draw = partial(_generate_case, steps or STEPS)
+    methods: Mapping[str, Customise] = {
+        OURS: customised_models.ours,
+        INJECTION: customised_models.injection,
+        INTERPOLATION: partial(customised_models.interpolation, draw, judges),
+        INTERLEAVED: customised_models.interleaved,
     }
     return Study(
         name=_name(model, "still-moving"),
         title=f"Unseen subjects and styles in motion, {model.name} (Table 1)",
-        settings=_settings(model, steps) | {"shares": list(ways.SHARES)},
-        cases=cases(count),
+        settings=_settings(model, steps) | {"shares": list(customised_models.SHARES)},
+        customisation_cases=customisation_cases(count),
         arms={
-            **{name: partial(filmed, way, model, steps or STEPS) for name, way in learnt.items()},
-            VIDEO: partial(as_it_was, model, steps or STEPS),
-            RENDERING: rendered,
+            **{name: partial(_generate, customise, model, steps or STEPS) for name, customise in methods.items()},
+            VIDEO: partial(_generate_uncustomised, model, steps or STEPS),
+            RENDERING: _render,
         },
-        measured=lambda frames, case: measured(frames, case, witnesses),
-        claims=claims,
+        measure=lambda frames, case: _measure(frames, case, judges),
+        state_claims=_state_claims,
         rows=ROWS,
-        pictured=(0, PROMPTS),  # a subject and a style
-        shown=every_third,
-        sets=partial(shares, model),
+        cases_with_images=(0, PROMPTS),  # a subject and a style
+        select_frames=every_third_frame,
+        set_metrics=partial(_interpolation_shares, model),
     )
 
 
-def ablated(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def customisation_ablation(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """The method without each of its parts, of one subject."""
-    table = studied(model, witnesses, min(count, ABLATED_CASES), steps)
-    parts = {name: partial(ways.ablated, name) for name in ways.ABLATIONS}
+    table = customisation_study(model, judges, min(count, ABLATED_CASES), steps)
+    parts = {name: partial(customised_models.customisation_ablation, name) for name in customised_models.ABLATIONS}
     return table._replace(
         name=_name(model, "still-moving-ablation"),
-        title=f"Still-Moving without each of its parts, {model.name} ({len(table.cases)} of the prompts)",
-        settings=_settings(model, steps) | {"ablations": ways.ABLATIONS},
+        title=f"Still-Moving without each of its parts, {model.name} ({len(table.customisation_cases)} of the prompts)",
+        settings=_settings(model, steps) | {"ablations": customised_models.ABLATIONS},
         arms={
             OURS: table.arms[OURS],
-            **{name: partial(filmed, way, model, steps or STEPS) for name, way in parts.items()},
+            **{name: partial(_generate, customise, model, steps or STEPS) for name, customise in parts.items()},
             VIDEO: table.arms[VIDEO],
         },
-        claims=claims_of_the_parts,
-        sets=lambda made: {},
+        state_claims=_state_ablation_claims,
+        set_metrics=lambda records: {},
     )
 
 
-def check(model: Model) -> None:
+def check_motion_adapter(model: Model) -> None:
     """Raises Untrained for a video model without a motion adapter, of which the method is made."""
     if model.net.motion_adapter is None:
-        raise Untrained(f"{model.name} has no motion adapter: load it with motion_adapter=, or take pocket-video")
+        raise NotTrainedError(f"{model.name} has no motion adapter: load it with motion_adapter=, or take pocket-video")
 
 
 def _name(model: Model, what: str) -> str:
@@ -112,92 +112,92 @@ def _customising(model: Model, kind: Kind) -> dict[str, Any]:
     return default_video_settings(model, kind).model_dump(mode="json", exclude=without)
 
 
-def drawn(steps: int, model: Model, case: Case, prompt: str | None = None) -> Frames:
+def _generate_case(steps: int, model: Model, case: Case, prompt: str | None = None) -> Frames:
     """The video of a case by the front door; of another prompt, if there is one."""
-    told = case.prompt if prompt is None else prompt
+    denoise_cond = case.prompt if prompt is None else prompt
     return generate(
-        model, told, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed
+        model, denoise_cond, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed
     ).frames
 
 
-def filmed(way: Way, video: Model, steps: int, chosen: Sequence[Case]) -> list[Frames]:
+def _generate(customise: Customise, video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """The videos of some cases by what the way made of the model for their items."""
-    return [drawn(steps, _opened(way, video, item_of(case).number), case) for case in chosen]
+    return [_generate_case(steps, _customise_once(customise, video, item_of(case).number), case) for case in cases]
 
 
 @lru_cache(maxsize=8)  # as many ways as take turns with the prompts of an item
-def _opened(way: Way, video: Model, number: int) -> Model:
-    return way(video, items()[number])
+def _customise_once(customise: Customise, video: Model, number: int) -> Model:
+    return customise(video, items()[number])
 
 
-def as_it_was(video: Model, steps: int, chosen: Sequence[Case]) -> list[Frames]:
+def _generate_uncustomised(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """The same by the model itself, told the class or the content."""
-    return [drawn(steps, video, case, moving(case)) for case in chosen]
+    return [_generate_case(steps, video, case, content_and_motion(case)) for case in cases]
 
 
-def rendered(chosen: Sequence[Case]) -> list[Frames]:
-    return [unseen.render_unseen_clip(item_of(case).render, case.shot, FRAMES, FPS) for case in chosen]
+def _render(cases: Sequence[Case]) -> list[Frames]:
+    return [unseen.render_unseen_clip(item_of(case).render, case.shot, FRAMES, FPS) for case in cases]
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
+def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
     """All that is measured of one video, of which each number stands there for subjects and for styles too."""
     item = item_of(case)
-    (truth,) = rendered([case])
-    mine, stills, asked = (witnesses.embed(each) for each in (frames, item.pictures, truth))
-    found = {
-        "CLIP-I": float(100 * (mine @ stills.T).mean()),
-        "CLIP-T": dict(frame_metrics.clip_score(witnesses.alike(frames, plain(case))))["text"],
-        "truth": float(100 * (mine @ asked.T).mean()),
-        "motion": float(witnesses.move(frames) == case.motion),
+    (truth,) = _render([case])
+    own, stills, truth_embedding = (judges.embed(each) for each in (frames, item.images, truth))
+    metrics = {
+        "CLIP-I": float(100 * (own @ stills.T).mean()),
+        "CLIP-T": dict(frame_metrics.clip_score(judges.text_similarity(frames, content(case))))["text"],
+        "truth": float(100 * (own @ truth_embedding.T).mean()),
+        "motion": float(judges.classify_motion(frames) == case.motion),
         "moved": float(FPS * optical_flow.motion_per_frame(frames).mean()),
-        "steady": video_metrics.frame_consistency(mine),
+        "steady": video_metrics.frame_consistency(own),
     }
     if item.kind == "subject":
-        seen = witnesses.look(frames)
-        found["scene"] = frame_metrics.share_equal(seen.scenes, case.scene)
-        found["individual"] = float((seen.individuals @ witnesses.look(item.pictures).individuals.T).mean())
-    return found | {f"{name}, {item.kind}s": found[name] for name in APART}
+        judged = judges.classify(frames)
+        metrics["scene"] = frame_metrics.share_equal(judged.scenes, case.scene)
+        metrics["individual"] = float((judged.identities @ judges.classify(item.images).identities.T).mean())
+    return metrics | {f"{name}, {item.kind}s": metrics[name] for name in PER_KIND}
 
 
-def shares(model: Model, made: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
+def _interpolation_shares(model: Model, records: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
     """How much of the customised weights interpolation was given, on average over the items that were trained here."""
-    numbers = sorted({record["case"] // PROMPTS for record in made if record["arm"] == INTERPOLATION})
-    chosen = [*filter(math.isfinite, (ways.share_of(model, items()[number]) for number in numbers))]
+    numbers = sorted({record["case"] // PROMPTS for record in records if record["arm"] == INTERPOLATION})
+    cases = [*filter(math.isfinite, (customised_models.share_of(model, items()[number]) for number in numbers))]
     nothing = {arm: mean([]) for arm in (OURS, *BASELINES, VIDEO, RENDERING)}
-    return {"share of the customised weights": nothing | {INTERPOLATION: mean(chosen)}}
+    return {"share of the customised weights": nothing | {INTERPOLATION: mean(cases)}}
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """What the paper claims, of subjects and styles together."""
-    of = partial(column, made, OURS)
+    of = partial(metric_values, records, OURS)
     return [
-        *(better(f"CLIP-I, {OURS} - {arm}", of("CLIP-I"), column(made, arm, "CLIP-I")) for arm in BASELINES),
-        *(not_below(f"CLIP-T, {OURS} - {arm}", of("CLIP-T"), column(made, arm, "CLIP-T")) for arm in BASELINES),
-        *_moves(made),
+        *(claim_better(f"CLIP-I, {OURS} - {arm}", of("CLIP-I"), metric_values(records, arm, "CLIP-I")) for arm in BASELINES),
+        *(claim_not_below(f"CLIP-T, {OURS} - {arm}", of("CLIP-T"), metric_values(records, arm, "CLIP-T")) for arm in BASELINES),
+        *_moves(records),
     ]
 
 
-def claims_of_the_parts(made: Sequence[Record]) -> list[Claim]:
+def _state_ablation_claims(records: Sequence[Record]) -> list[Claim]:
     """What its ablations show: less motion without each part, and less of the prompt without natural videos."""
-    of = partial(column, made, OURS)
+    of = partial(metric_values, records, OURS)
     least = "no natural videos"
     return [
-        *_moves(made),
-        *(better(f"motion, {OURS} - {arm}", of("moved"), column(made, arm, "moved")) for arm in ways.ABLATIONS),
-        better(f"CLIP-T, {OURS} - {least}", of("CLIP-T"), column(made, least, "CLIP-T")),
+        *_moves(records),
+        *(claim_better(f"motion, {OURS} - {arm}", of("moved"), metric_values(records, arm, "moved")) for arm in customised_models.ABLATIONS),
+        claim_better(f"CLIP-T, {OURS} - {least}", of("CLIP-T"), metric_values(records, least, "CLIP-T")),
     ]
 
 
-def _moves(made: Sequence[Record]) -> list[Claim]:
-    of, was = (partial(column, made, arm) for arm in (OURS, VIDEO))
+def _moves(records: Sequence[Record]) -> list[Claim]:
+    of, was = (partial(metric_values, records, arm) for arm in (OURS, VIDEO))
     return [
-        at_least_a_share("moves as the prompt says, over the video model's", of("motion"), was("motion"), KEPT),
-        at_least_a_share("motion, over the video model's", of("moved"), was("moved"), KEPT),
+        claim_at_least_share("moves as the prompt says, over the video model's", of("motion"), was("motion"), MIN_SHARE),
+        claim_at_least_share("motion, over the video model's", of("moved"), was("moved"), MIN_SHARE),
     ]
 
 
-APART = ("CLIP-I", "CLIP-T", "truth", "motion", "moved")
-MEANT = {
+PER_KIND = ("CLIP-I", "CLIP-T", "truth", "motion", "moved")
+MAIN_ROWS = {
     "CLIP-I": "CLIP-I: 100 cos with the reference stills",
     "CLIP-T": "CLIP-T: 100 cos with the prompt (without the new word)",
     "truth": "truth: 100 cos with the world's own rendering of the prompt (CLIP)",
@@ -205,9 +205,9 @@ MEANT = {
     "moved": "motion: way of a pixel a second (widths and heights)",
 }
 ROWS: Mapping[str, str] = {
-    **MEANT,
+    **MAIN_ROWS,
     "individual": "likeness of the individual to the stills', by the judge (subjects)",
     "scene": "frames with the prompt's scene, by the judge (subjects)",
     "steady": "mean cosine of neighbouring frames (CLIP)",
-    **{f"{name}, {kind}s": f"{MEANT[name].split(':')[0]}, {kind}s" for kind in KINDS for name in APART},
+    **{f"{name}, {kind}s": f"{MAIN_ROWS[name].split(':')[0]}, {kind}s" for kind in KINDS for name in PER_KIND},
 }

@@ -31,17 +31,17 @@ from kineograph.training.customise import (
     with_changes,
 )
 from kineograph.training.customise.adapters import merge_loras
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case
-from kineograph_lab.studies.still_moving.items import Item, held_out_case, photos, plain
+from kineograph_lab.studies.still_moving.items import Item, held_out_case, write_reference_images, content
 
 FOLDER = Path("runs/still_moving")
 OURS, IMAGE = "ours", "image"
 SHARED = (IMAGE, "stills", "latents")  # what Still-Moving and its ablations have alike
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
-Way = Callable[[Model, Item], Model]  # a video model and an item -> the model that knows the item
-Draw = Callable[[Model, Case], Frames]
+Customise = Callable[[Model, Item], Model]  # a video model and an item -> the model that knows the item
+GenerateCase = Callable[[Model, Case], Frames]
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
     "no motion adapter": {"still_scale": 0.0},
@@ -50,97 +50,97 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def settings(video: Model, item: Item, given: Mapping[str, Any]) -> VideoCustomisationSettings:
+def customisation_settings(video: Model, item: Item, changes: Mapping[str, Any]) -> VideoCustomisationSettings:
     """What a user has without saying any, with some changed, and with natural videos that all items share."""
     return with_changes(
-        default_video_settings(video, item.kind), {"natural_folder": FOLDER / video.name / "natural", **given}
+        default_video_settings(video, item.kind), {"natural_folder": FOLDER / video.name / "natural", **changes}
     )
 
 
-def home(video: Model, item: Item) -> Path:
-    return FOLDER / video.name / _place(item.name)
+def item_folder(video: Model, item: Item) -> Path:
+    return FOLDER / video.name / _folder_name(item.name)
 
 
-def ours(video: Model, item: Item) -> Model:
+def customise_with_still_moving(video: Model, item: Item) -> Model:
     """Still-Moving."""
     return load_customised_video(video, _customised(video, item, OURS))
 
 
-def ablated(name: str, video: Model, item: Item) -> Model:
+def customise_without(name: str, video: Model, item: Item) -> Model:
     """Still-Moving without a part of it, on the same image network and stills."""
-    whole, folder = _customised(video, item, OURS), home(video, item) / _place(name)
+    customised, folder = _customised(video, item, OURS), item_folder(video, item) / _folder_name(name)
     for each in SHARED:
         if not (folder / each).exists():
             with replace_atomically(folder / each) as part:
-                shutil.copytree(whole / each, part)
+                shutil.copytree(customised / each, part)
     return load_customised_video(video, _customised(video, item, name))
 
 
 @cache
 def _customised(video: Model, item: Item, name: str) -> Path:
     """The folder of a customising that is done: gone through once in a process, since that alone takes seconds."""
-    folder, pictures = home(video, item) / _place(name), photos(item, home(video, item) / "photos")
-    told = settings(video, item, ABLATIONS.get(name, {}))
-    subject, style = _called(item)
-    finished(customise_video(video, pictures, folder, subject=subject, style=style, settings=told))
+    folder, images = item_folder(video, item) / _folder_name(name), write_reference_images(item, item_folder(video, item) / "photos")
+    settings = customisation_settings(video, item, ABLATIONS.get(name, {}))
+    subject, style = _subject_and_style(item)
+    _run_to_end(customise_video(video, images, folder, subject=subject, style=style, customisation_settings=settings))
     return folder
 
 
-def _place(name: str) -> str:
+def _folder_name(name: str) -> str:
     return name.replace(" ", "-")
 
 
-def injection(video: Model, item: Item) -> Model:
+def customise_by_injection(video: Model, item: Item) -> Model:
     """The customised image network under the layers along time, and nothing between."""
     return inject_customised(video, _customised(video, item, OURS) / IMAGE / FINAL)
 
 
-def interpolation(draw: Draw, witnesses: Witnesses, video: Model, item: Item) -> Model:
+def customise_by_interpolation(generate_case: GenerateCase, judges: Judges, video: Model, item: Item) -> Model:
     """The same, between the two image networks: the share of the customised one's weights is chosen for the item."""
-    whole = injection(video, item)
-    file = home(video, item) / "interpolation.json"
+    customised = customise_by_injection(video, item)
+    file = item_folder(video, item) / "interpolation.json"
     if not file.exists():
-        videos = {share: draw(_mixed(video, whole, share), held_out_case(item)) for share in SHARES}
-        scores = {share: _score(frames, item, witnesses) for share, frames in videos.items()}
+        videos = {share: generate_case(_interpolate(video, customised, share), held_out_case(item)) for share in SHARES}
+        scores = {share: _score(frames, item, judges) for share, frames in videos.items()}
         with replace_atomically(file) as part:
             part.write_text(json.dumps({"share": max(scores, key=lambda each: scores[each]), "scores": scores}))
-    return _mixed(video, whole, share_of(video, item))
+    return _interpolate(video, customised, interpolation_share(video, item))
 
 
-def share_of(video: Model, item: Item) -> float:
+def interpolation_share(video: Model, item: Item) -> float:
     """The share that was chosen, if that was here."""
-    file = home(video, item) / "interpolation.json"
+    file = item_folder(video, item) / "interpolation.json"
     return float(json.loads(file.read_text())["share"]) if file.exists() else math.nan
 
 
-def _mixed(video: Model, whole: Model, share: float) -> Model:
-    image = deepcopy(whole.net.image_unet)
+def _interpolate(video: Model, customised: Model, share: float) -> Model:
+    image = deepcopy(customised.net.image_unet)
     merge_loras(image)
     mixed = still_moving.interpolate_weights(image, video.net.image_unet, share)
-    return replace(whole, net=still_moving.inject(mixed, video.net))
+    return replace(customised, net=still_moving.inject(mixed, video.net))
 
 
-def _score(frames: Frames, item: Item, witnesses: Witnesses) -> float:
+def _score(frames: Frames, item: Item, judges: Judges) -> float:
     """CLIP-I and CLIP-T of a video of the held-out prompt, which count alike."""
-    said = witnesses.alike(frames, plain(held_out_case(item))).mean()
-    return float(said + (witnesses.embed(frames) @ witnesses.embed(item.pictures).T).mean())
+    cond = judges.text_similarity(frames, content(held_out_case(item))).mean()
+    return float(cond + (judges.embed(frames) @ judges.embed(item.images).T).mean())
 
 
-def interleaved(video: Model, item: Item) -> Model:
+def customise_by_interleaved_training(video: Model, item: Item) -> Model:
     """Pictures and natural videos in turn."""
-    folder, pictures = home(video, item) / "interleaved", photos(item, home(video, item) / "photos")
-    subject, style = _called(item)
-    finished(
-        train_interleaved(video, pictures, folder, subject=subject, style=style, settings=settings(video, item, {}))
+    folder, images = item_folder(video, item) / "interleaved", write_reference_images(item, item_folder(video, item) / "photos")
+    subject, style = _subject_and_style(item)
+    _run_to_end(
+        train_interleaved(video, images, folder, subject=subject, style=style, customisation_settings=customisation_settings(video, item, {}))
     )
     return inject_customised(video, folder / FINAL)
 
 
-def _called(item: Item) -> tuple[str | None, str | None]:
+def _subject_and_style(item: Item) -> tuple[str | None, str | None]:
     return (item.called, None) if item.kind == "subject" else (None, item.called)
 
 
-def finished(steps: Iterable[object]) -> None:
+def _run_to_end(steps: Iterable[object]) -> None:
     """Goes through all steps of a training."""
     for _ in steps:
         pass

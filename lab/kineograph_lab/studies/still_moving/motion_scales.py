@@ -14,23 +14,23 @@ from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, better
+from kineograph_lab.studies.report import Claim, claim_better
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS
-from kineograph_lab.studies.still_moving.baselines import check
-from kineograph_lab.studies.study import Study, column, every_third
-from kineograph_lab.studies.videocrafter1.text_to_video import ratio
+from kineograph_lab.studies.still_moving.baselines import check_motion_adapter
+from kineograph_lab.studies.study import Study, metric_values, every_third_frame
+from kineograph_lab.studies.videocrafter1.text_to_video import claim_ratio_within
 
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-MOST = 40  # cases
-STANDS = 0.1  # of the motion at scale 0, and less: near zero
+MAX_CASES = 40  # cases
+STILL_SHARE = 0.1  # of the motion at scale 0, and less: near zero
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def motion_scale_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """The same prompts and seeds at all scales."""
-    check(model)
-    few = min(count, MOST)
+    check_motion_adapter(model)
+    few = min(count, MAX_CASES)
     return Study(
         name="motion-scale" if model.name == "pocket-video" else f"motion-scale-{model.name}",
         title=f"The motion adapter's scale, {model.name} ({few} of the prompts)",
@@ -40,11 +40,11 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
             "motion eye": fingerprint(load_judge().motion_eye),
         },
         cases=moving_cases(few),
-        arms={_arm(scale): partial(filmed, model, scale, steps or STEPS) for scale in SCALES},
-        measured=lambda frames, case: measured(frames, case, witnesses),
-        claims=claims,
+        arms={_arm(scale): partial(_generate, model, scale, steps or STEPS) for scale in SCALES},
+        measure=lambda frames, case: _measure(frames, case, judges),
+        state_claims=_state_claims,
         rows=ROWS,
-        shown=every_third,
+        select_frames=every_third_frame,
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def _arm(scale: float) -> str:
     return f"scale {scale:g}"
 
 
-def filmed(model: Model, scale: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
+def _generate(model: Model, scale: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """The videos of some cases."""
     return [
         generate(
@@ -63,23 +63,23 @@ def filmed(model: Model, scale: float, steps: int, cases: Sequence[Case]) -> lis
     ]  # fmt: skip
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
-    """All that is measured of one video."""
-    seen = witnesses.look(frames)
+def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
+    """Return all metrics of one video."""
+    judged = judges.classify(frames)
     return {
         "moved": float(FPS * optical_flow.motion_per_frame(frames).mean()),
-        "motion": float(witnesses.move(frames) == case.motion),
-        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
+        "motion": float(judges.classify_motion(frames) == case.motion),
+        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
     }
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """That motion falls from each scale to the next, to nearly none at 1."""
-    moved = {scale: column(made, _arm(scale), "moved") for scale in SCALES}
-    falls = [better(f"motion, at {less:g} - at {more:g}", moved[less], moved[more]) for less, more in pairwise(SCALES)]
-    stands = ratio("motion at 1, over that at 0", moved[1.0], moved[0.0], 0, STANDS)
-    return [*falls, replace(stands, bar=f"<= {STANDS:g}")]
+    motion = {scale: metric_values(records, _arm(scale), "moved") for scale in SCALES}
+    falls = [claim_better(f"motion, at {less:g} - at {more:g}", motion[less], motion[more]) for less, more in pairwise(SCALES)]
+    stands = claim_ratio_within("motion at 1, over that at 0", motion[1.0], motion[0.0], 0, STILL_SHARE)
+    return [*falls, replace(stands, bar=f"<= {STILL_SHARE:g}")]
 
 
 ROWS: Mapping[str, str] = {

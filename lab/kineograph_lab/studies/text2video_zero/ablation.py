@@ -27,117 +27,117 @@ from kineograph.request import MOTION, NUM_FRAMES, Request
 from kineograph.samplers import Step, ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
-from kineograph_lab.studies.report import Claim, at_least, better, within
-from kineograph_lab.studies.study import Study, column
+from kineograph_lab.studies.report import Claim, claim_at_least, claim_better, claim_within
+from kineograph_lab.studies.study import Study, metric_values
 
-Walk = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
+SampleLatents = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
 
-DEFAULT = Request(prompt="any", num_frames=NUM_FRAMES, motion=MOTION)
-USED = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "motion")
-AT_ONCE = 4  # videos
+DEFAULT_REQUEST = Request(prompt="any", num_frames=NUM_FRAMES, motion=MOTION)
+RECORDED_OPTIONS = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "motion")
+BATCH_SIZE = 4  # videos
 
 
 class Arm(NamedTuple):
     """One way to draw the frames: which frames they see, and how they walk."""
 
-    see: FrameAttention
-    walk: Walk
+    frame_attention: FrameAttention
+    sample: SampleLatents
 
 
-def apart(look: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
+def sample_independently(denoise: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
     """Every frame from its own noise."""
-    return ddim(look, sigmas[0] * noise, sigmas)
+    return ddim(denoise, sigmas[0] * noise, sigmas)
 
 
-def moved(look: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
+def sample_warped(denoise: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
     """Every frame from the first, as the camera sees it."""
     renoise_to, warp_at = paper_sigmas(noise.shape, highest=sigmas[0])
-    return sample(look, noise, sigmas, warp=warp, warp_at=warp_at, renoise_to=renoise_to)
+    return sample(denoise, noise, sigmas, warp=warp, warp_at=warp_at, renoise_to=renoise_to)
 
 
 ARMS = {
-    "neither": Arm(own, apart),
-    "motion": Arm(own, moved),
-    "attention": Arm(first, apart),
-    "both": Arm(first, moved),
+    "neither": Arm(own, sample_independently),
+    "motion": Arm(own, sample_warped),
+    "attention": Arm(first, sample_independently),
+    "both": Arm(first, sample_warped),
 }
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def ablation_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """The paper's ablation."""
-    asked = replace(DEFAULT, num_inference_steps=steps or DEFAULT.num_inference_steps)
+    request = replace(DEFAULT_REQUEST, num_inference_steps=steps or DEFAULT_REQUEST.num_inference_steps)
     return Study(
         name="cases",
         title="Moved by a camera: what each of the two inventions does",
-        settings={name: getattr(asked, name) for name in USED},
+        settings={name: getattr(request, name) for name in RECORDED_OPTIONS},
         cases=held_out_cases(count),
-        arms={name: partial(filmed, model, name, asked=asked) for name in ARMS},
-        measured=lambda frames, case: measured(frames, case, witnesses, asked),
-        claims=claims,
+        arms={name: partial(generate_ablation_arm, model, name, request=request) for name in ARMS},
+        measure=lambda frames, case: _measure(frames, case, judges, request),
+        state_claims=_state_claims,
         rows=ROWS,
-        at_once=AT_ONCE,
+        batch_size=BATCH_SIZE,
     )
 
 
-def filmed(model: Model, name: str, cases: Sequence[Case], asked: Request) -> list[Frames]:
+def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], request: Request) -> list[Frames]:
     """The videos of consecutive cases, drawn in one of the ways and else as asked."""
     arm = ARMS[name]
-    count = asked.num_frames or NUM_FRAMES
+    count = request.num_frames or NUM_FRAMES
     seed, shape = cases[0].seed, (len(cases), *model.latent_shape(*model.default_size))
-    sigmas = leading(model.schedule.sigmas, asked.num_inference_steps)
+    sigmas = leading(model.schedule.sigmas, request.num_inference_steps)
     noise = independent(seed, range(count), shape).to(model.device)
-    warp = frame_warp(parse(asked.motion or MOTION), frames=count, seed=seed)
-    texts = [case.prompt for case in cases], [asked.negative_prompt] * len(cases)
-    told, blank = (model.bind(model.prompt(each), frame_attention=arm.see) for each in texts)
-    x0 = final_latents(arm.walk(classifier_free_guidance(told, blank, asked.guidance_scale), noise, sigmas, warp))
+    warp = frame_warp(parse(request.motion or MOTION), frames=count, seed=seed)
+    texts = [case.prompt for case in cases], [request.negative_prompt] * len(cases)
+    denoise_cond, denoise_uncond = (model.bind(model.prompt(each), frame_attention=arm.frame_attention) for each in texts)
+    x0 = final_latents(arm.sample(classifier_free_guidance(denoise_cond, denoise_uncond, request.guidance_scale), noise, sigmas, warp))
     return list((model.decode(x0) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy())
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses, asked: Request) -> dict[str, float]:
-    """All that is measured of one video."""
-    seen, shifts = witnesses.look(frames), frame_metrics.frame_shifts(frames)
-    found = {
-        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity_consistency(seen)),
+def _measure(frames: Frames, case: Case, judges: Judges, request: Request) -> dict[str, float]:
+    """Return all metrics of one video."""
+    judged, shifts = judges.classify(frames), frame_metrics.frame_shifts(frames)
+    metrics = {
+        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.identity_consistency(judged)),
         **dict(frame_metrics.background_difference(frames, shifts)),
         **dict(frame_metrics.global_motion(frames, shifts)),
-        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
+        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
     }
     wanted: np.ndarray = -np.array(
-        camera_offset(parse(asked.motion or MOTION), 1, len(frames))
+        camera_offset(parse(request.motion or MOTION), 1, len(frames))
     )  # the content goes against the camera
-    got = np.array([found["right"], found["down"]])
-    found["motion"] = float(got @ wanted / (wanted @ wanted))
-    found["off course"] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
-    return found
+    got = np.array([metrics["right"], metrics["down"]])
+    metrics["motion"] = float(got @ wanted / (wanted @ wanted))
+    metrics["off course"] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+    return metrics
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """What the issue and the paper claim, each with its bar."""
-    right = [each for each in made if each["first right"]]
+    right = [each for each in records if each["first right"]]
     return [
-        at_least("pictures show the thing", column(made, "neither", "thing"), 0.90),
-        at_least("pictures show the colour", column(made, "neither", "colour"), 0.95),
-        at_least("pictures show the scene", column(made, "neither", "scene"), 0.97),
-        at_least(
-            "same thing and colour in every frame, first frame right", column(right, "both", "always the same"), 0.95
+        claim_at_least("pictures show the thing", metric_values(records, "neither", "thing"), 0.90),
+        claim_at_least("pictures show the colour", metric_values(records, "neither", "colour"), 0.95),
+        claim_at_least("pictures show the scene", metric_values(records, "neither", "scene"), 0.97),
+        claim_at_least(
+            "same thing and colour in every frame, first frame right", metric_values(right, "both", "always the same"), 0.95
         ),
-        within("measured motion over the one asked for", column(made, "both", "motion"), 0.85, 1.15),
-        _ablation("individual", "attention keeps the individual", made, "attention", "neither"),
-        _ablation("individual", "attention keeps the individual, with motion", made, "both", "motion"),
-        _ablation(
-            "background", "motion in the latents steadies the background, with attention", made, "attention", "both"
+        claim_within("measured motion over the one asked for", metric_values(records, "both", "motion"), 0.85, 1.15),
+        _claim_part_helps("individual", "attention keeps the individual", records, "attention", "neither"),
+        _claim_part_helps("individual", "attention keeps the individual, with motion", records, "both", "motion"),
+        _claim_part_helps(
+            "background", "motion in the latents steadies the background, with attention", records, "attention", "both"
         ),
-        _ablation(
-            "off course", "motion in the latents makes the asked motion, with attention", made, "attention", "both"
+        _claim_part_helps(
+            "off course", "motion in the latents makes the asked motion, with attention", records, "attention", "both"
         ),
     ]
 
 
-def _ablation(metric: str, name: str, made: Sequence[Record], more: str, less: str) -> Claim:
-    return better(f"{name}: {metric}, {more} - {less}", column(made, more, metric), column(made, less, metric))
+def _claim_part_helps(metric: str, name: str, records: Sequence[Record], more: str, less: str) -> Claim:
+    return claim_better(f"{name}: {metric}, {more} - {less}", metric_values(records, more, metric), metric_values(records, less, metric))
 
 
 ROWS = {

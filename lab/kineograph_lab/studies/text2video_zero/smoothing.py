@@ -21,22 +21,22 @@ from kineograph.request import MOTION, NUM_FRAMES, Request
 from kineograph.samplers import ddim, final_latents, smooth_background
 from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
-from kineograph_lab.studies.report import Claim, at_least, better, unchanged
-from kineograph_lab.studies.study import SEEN, Study, column
+from kineograph_lab.studies.report import Claim, claim_at_least, claim_better, claim_unchanged
+from kineograph_lab.studies.study import COMMON_ROWS, Study, metric_values
 from kineograph_lab.world.painting import SIDE
 from kineograph_lab.world.truth import ground_truth
 from kineograph_lab.world.world import render
 
 STEPS, STRENGTH = 25, 0.6
 SCALE = Request(prompt="any").guidance_scale
-PANNED = np.rint(np.array(camera_offset(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(
+PAN_PIXELS = np.rint(np.array(camera_offset(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(
     int
 )  # the camera, in pixels a frame
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def smoothing_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """The same videos without and with smoothing."""
     steps = steps or STEPS
     return Study(
@@ -47,28 +47,28 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
             "num_frames": NUM_FRAMES,
         },
         cases=held_out_cases(count),
-        arms={"off": partial(filmed, model, 0.0, steps), "on": partial(filmed, model, STRENGTH, steps)},
-        measured=lambda frames, case: measured(frames, case, model, witnesses),
-        claims=claims,
+        arms={"off": partial(_generate, model, 0.0, steps), "on": partial(_generate, model, STRENGTH, steps)},
+        measure=lambda frames, case: _measure(frames, case, model, judges),
+        state_claims=_state_claims,
         rows=ROWS,
     )  # fmt: skip
 
 
-def filmed(model: Model, strength: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
+def _generate(model: Model, strength: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """The videos of some cases, as `kineograph generate --smooth-background` makes them."""
-    return [_filmed(model, strength, steps, case) for case in cases]
+    return [_generate_case(model, strength, steps, case) for case in cases]
 
 
-def _filmed(model: Model, strength: float, steps: int, case: Case) -> Frames:
+def _generate_case(model: Model, strength: float, steps: int, case: Case) -> Frames:
     shape = (1, *model.latent_shape(*model.default_size))
     sigmas = leading(model.schedule.sigmas, steps)
     warp = frame_warp(parse(MOTION), frames=NUM_FRAMES, seed=case.seed)
-    told, blank = (model.bind(model.prompt([text]), frame_attention=first) for text in (case.prompt, ""))
+    denoise_cond, denoise_uncond = (model.bind(model.prompt([text]), frame_attention=first) for text in (case.prompt, ""))
     renoise_to, warp_at = paper_sigmas(shape, highest=sigmas[0])
     noise = independent(case.seed, range(NUM_FRAMES), shape).to(model.device)
     sampler = smooth_background(ddim, warp, bind_foreground_mask(model, [case.prompt]), strength) if strength else ddim
-    walk = sample(
-        classifier_free_guidance(told, blank, SCALE),
+    steps_ = sample(
+        classifier_free_guidance(denoise_cond, denoise_uncond, SCALE),
         noise,
         sigmas,
         warp=warp,
@@ -76,42 +76,42 @@ def _filmed(model: Model, strength: float, steps: int, case: Case) -> Frames:
         renoise_to=renoise_to,
         sampler=sampler,
     )
-    return Video.from_tensor(model.decode(final_latents(walk))[0]).frames
+    return Video.from_tensor(model.decode(final_latents(steps_))[0]).frames
 
 
-def measured(frames: Frames, case: Case, model: Model, witnesses: Witnesses) -> Mapping[str, float]:
+def _measure(frames: Frames, case: Case, model: Model, judges: Judges) -> Mapping[str, float]:
     """The background is what neither frame's mask covers once the camera's way is undone; the masks are the model's."""
-    seen = witnesses.look(frames)
+    judged = judges.classify(frames)
     rendered, known = render(case.shot), ground_truth(case.shot).mask > 0
     return {
-        "background": frame_metrics.background_psnr(frames, masked(model, frames, case.prompt), PANNED),
-        "iou": frame_metrics.mask_iou(masked(model, rendered[None], case.prompt)[0], known),
-        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity_consistency(seen)),
-        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
+        "background": frame_metrics.background_psnr(frames, foreground_masks(model, frames, case.prompt), PAN_PIXELS),
+        "iou": frame_metrics.mask_iou(foreground_masks(model, rendered[None], case.prompt)[0], known),
+        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.identity_consistency(judged)),
+        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
     }
 
 
-def masked(model: Model, frames: Frames, prompt: str) -> np.ndarray:
+def foreground_masks(model: Model, frames: Frames, prompt: str) -> np.ndarray:
     """Where the foreground of each frame is, as the model's attention has it: bool [f h w]."""
-    pictures = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
-    mask = bind_foreground_mask(model, [prompt])(model.encode(pictures), 0.0)[0, :, 0].cpu().numpy() > 0
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
+    mask = bind_foreground_mask(model, [prompt])(model.encode(images), 0.0)[0, :, 0].cpu().numpy() > 0
     return mask.repeat(frames.shape[1] // mask.shape[1], 1).repeat(frames.shape[2] // mask.shape[2], 2)
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """What the issue claims."""
-    on, off = (lambda metric, arm=arm: column(made, arm, metric) for arm in ("on", "off"))
+    on, off = (lambda metric, arm=arm: metric_values(records, arm, metric) for arm in ("on", "off"))
     return [
-        better("background PSNR between frames, on - off", on("background"), off("background")),
-        unchanged("foreground: frames with the thing, on - off", on("thing"), off("thing")),
-        unchanged("foreground: frames with its colour, on - off", on("colour"), off("colour")),
-        unchanged("foreground: likeness of the individual, on - off", on("individual"), off("individual")),
-        at_least("masks by attention, of renderings: IoU with the world's", off("iou"), 0.6),
+        claim_better("background PSNR between frames, on - off", on("background"), off("background")),
+        claim_unchanged("foreground: frames with the thing, on - off", on("thing"), off("thing")),
+        claim_unchanged("foreground: frames with its colour, on - off", on("colour"), off("colour")),
+        claim_unchanged("foreground: likeness of the individual, on - off", on("individual"), off("individual")),
+        claim_at_least("masks by attention, of renderings: IoU with the world's", off("iou"), 0.6),
     ]
 
 
 ROWS = {
     "background": "background PSNR between neighbouring frames (dB)",
-    **SEEN,
+    **COMMON_ROWS,
 }

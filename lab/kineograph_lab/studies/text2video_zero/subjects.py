@@ -28,10 +28,10 @@ from kineograph_lab.studies.protocol import Case
 from kineograph_lab.world.captions import SCENES as WHERE
 from kineograph_lab.world.world import SCENES, Shot, render, sample_shots
 
-SEED, COUNT, PICTURES = 60_007, 4, 5
+SEED, COUNT, IMAGES = 60_007, 4, 5
 WORD = "sks"
-RANK, RATE, STEPS, BATCH = 8, 1e-3, 250, 10
-UNTOLD = 0.1
+RANK, LEARNING_RATE, STEPS, BATCH = 8, 1e-3, 250, 10
+UNCOND_PROBABILITY = 0.1
 
 
 class DreamBoothSubject(NamedTuple):
@@ -40,7 +40,7 @@ class DreamBoothSubject(NamedTuple):
     number: int
     kind: str
     shots: tuple[Shot, ...]
-    pictures: Frames
+    images: Frames
 
     def prompt(self, scene: str) -> str:
         """What asks for it in a scene."""
@@ -48,7 +48,7 @@ class DreamBoothSubject(NamedTuple):
 
 
 @cache
-def subjects() -> tuple[DreamBoothSubject, ...]:
+def dreambooth_subjects() -> tuple[DreamBoothSubject, ...]:
     """Individuals of as many kinds, each in pictures of several scenes and sizes, all in one drawing style."""
     chosen: dict[str, Shot] = {}
     for shot in sample_shots(SEED, split="held_out"):
@@ -61,21 +61,21 @@ def subjects() -> tuple[DreamBoothSubject, ...]:
 
 def subject_of(case: Case) -> DreamBoothSubject:
     """The subject that a case is drawn of: they take turns."""
-    return subjects()[case.number % COUNT]
+    return dreambooth_subjects()[case.number % COUNT]
 
 
 def _subject(number: int, shot: Shot) -> DreamBoothSubject:
     rng = np.random.default_rng((SEED, number))
-    scenes = [str(scene) for scene in rng.choice(SCENES, PICTURES, replace=False)]
-    taken = []
+    scenes = [str(scene) for scene in rng.choice(SCENES, IMAGES, replace=False)]
+    shots = []
     for scene in scenes:
         facing, size = int(rng.choice((-1, 1))), float(rng.uniform(0.26, 0.36))
         thing = replace(shot.things[0], facing=facing, size=size, x=float(rng.uniform(0.42, 0.58)))
-        taken.append(replace(shot, scene=scene, things=(thing,), camera="still"))
-    return DreamBoothSubject(number, shot.things[0].kind, tuple(taken), np.stack([render(each) for each in taken]))
+        shots.append(replace(shot, scene=scene, things=(thing,), camera="still"))
+    return DreamBoothSubject(number, shot.things[0].kind, tuple(shots), np.stack([render(each) for each in shots]))
 
 
-def learnt(subject: DreamBoothSubject, folder: Path, steps: int) -> Path:
+def train_lora_once(subject: DreamBoothSubject, folder: Path, steps: int) -> Path:
     """The LoRA of this subject: trained on its pictures unless the file is there."""
     file = folder / f"{subject.number}-{subject.kind}-{steps}" / "pytorch_lora_weights.safetensors"
     if file.exists():
@@ -95,30 +95,30 @@ def learnt(subject: DreamBoothSubject, folder: Path, steps: int) -> Path:
 
 def _train(model: Model, subject: DreamBoothSubject, steps: int) -> None:
     torch.manual_seed(subject.number)
-    x0 = model.encode(torch.from_numpy(subject.pictures).permute(0, 3, 1, 2)[:, None].float() / 255)[:, 0]
-    said = model.prompt([subject.prompt(shot.scene) for shot in subject.shots]).tokens
-    nothing = model.prompt([""]).tokens
+    x0 = model.encode(torch.from_numpy(subject.images).permute(0, 3, 1, 2)[:, None].float() / 255)[:, 0]
+    cond = model.prompt([subject.prompt(shot.scene) for shot in subject.shots]).tokens
+    uncond = model.prompt([""]).tokens
     learning = [weight for weight in model.net.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(learning, lr=RATE)
-    draws = torch.Generator().manual_seed(subject.number)
+    optimiser = torch.optim.AdamW(learning, lr=LEARNING_RATE)
+    generator = torch.Generator().manual_seed(subject.number)
     for step in range(steps):
         for group in optimiser.param_groups:
-            group["lr"] = RATE * min(1, (step + 1) / 20) * (1 - step / steps)
-        chosen = torch.randint(len(x0), (BATCH,), generator=draws)
-        told = torch.where((torch.rand(BATCH, generator=draws) < UNTOLD)[:, None, None], nothing, said[chosen])
+            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / steps)
+        chosen = torch.randint(len(x0), (BATCH,), generator=generator)
+        tokens = torch.where((torch.rand(BATCH, generator=generator) < UNCOND_PROBABILITY)[:, None, None], uncond, cond[chosen])
         optimiser.zero_grad()
-        _loss(model, x0[chosen], told, draws).backward()
+        _loss(model, x0[chosen], tokens, generator).backward()
         optimiser.step()
 
 
-def _loss(model: Model, x0: Tensor, told: Tensor, draws: torch.Generator) -> Tensor:
+def _loss(model: Model, x0: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
     """The plain diffusion loss, as in DreamBooth, at levels drawn evenly in the logarithm."""
     table = torch.tensor(model.schedule.sigmas)
-    wanted = torch.exp(0.7 + 1.1 * torch.randn(len(x0), generator=draws))
+    wanted = torch.exp(0.7 + 1.1 * torch.randn(len(x0), generator=generator))
     t = torch.searchsorted(table, wanted).clamp(0, len(table) - 1)
     sigma = table[t][:, None, None, None]
-    noise = torch.randn(x0.shape, generator=draws)
+    noise = torch.randn(x0.shape, generator=generator)
     z = ((x0 + sigma * noise) / (1 + sigma**2).sqrt()).to(memory_format=torch.channels_last)
     with bf16_autocast(z.device):
-        found = model.net.image_unet(z, t, told).sample
+        found = model.net.image_unet(z, t, tokens).sample
     return ((1 + sigma**2).clamp(max=25) * (found.float() - noise).square()).mean()

@@ -14,80 +14,80 @@ from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, at_least_a_share, better, not_below
+from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
 from kineograph_lab.studies.still_moving.items import caption
-from kineograph_lab.studies.study import Study, column
-from kineograph_lab.studies.text2video_zero.dreambooth import with_lora
-from kineograph_lab.studies.text2video_zero.subjects import STEPS as TRAINED
+from kineograph_lab.studies.study import Study, metric_values
+from kineograph_lab.studies.text2video_zero.dreambooth import load_with_lora
+from kineograph_lab.studies.text2video_zero.subjects import STEPS as LORA_STEPS
 from kineograph_lab.studies.text2video_zero.subjects import subject_of
 from kineograph_lab.studies.video_elevator.two_models import (
-    APART,
+    INDEPENDENT,
     OURS,
     PER_FRAME,
     STEPS,
     TOGETHER,
     VIDEO,
-    drawn,
-    filmed,
-    settings,
-    slowly,
+    generate_with_both,
+    generate_with_video_model,
+    elevator_settings,
+    repeat_frames,
 )
 from kineograph_lab.world.captions import MOTIONS
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def personalised_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """The pocket model with the LoRA of a subject, and the video model of bad films."""
-    video, ways = load("pocket-video-degraded"), {TOGETHER: OURS, PER_FRAME: APART}
-    draw = partial(drawn, with_lora, video, steps or STEPS, _asked_for)
+    video, options = load("pocket-video-degraded"), {TOGETHER: OURS, PER_FRAME: INDEPENDENT}
+    generate_with_both_ = partial(generate_with_both, load_with_lora, video, steps or STEPS, _image_prompt)
     return Study(
         name="video-elevator-personalised", title="A personalised image model and the same video model",
-        cases=[_of_a_subject(case) for case in moving_cases(count)],
-        settings={**settings(video, steps, ways), "lora_steps": TRAINED},
+        cases=[_with_subject(case) for case in moving_cases(count)],
+        elevator_settings={**elevator_settings(video, steps, options), "lora_steps": LORA_STEPS},
         arms={
-            **{name: partial(draw, way) for name, way in ways.items()}, VIDEO: partial(filmed, video, steps or STEPS),
+            **{name: partial(generate_with_both_, way) for name, way in options.items()}, VIDEO: partial(generate_with_video_model, video, steps or STEPS),
         },
-        measured=lambda frames, case: measured(frames, case, witnesses), claims=claims, rows=ROWS,
+        measure=lambda frames, case: _measure(frames, case, judges), state_claims=_state_claims, rows=ROWS,
     )  # fmt: skip
 
 
-def _asked_for(case: Case) -> str:
+def _image_prompt(case: Case) -> str:
     return subject_of(case).prompt(case.scene)
 
 
-def _of_a_subject(case: Case) -> Case:
+def _with_subject(case: Case) -> Case:
     """The case with a thing of its subject's kind, of which the prompt says no colour: the subject has its own."""
     thing = replace(case.shot.things[0], kind=subject_of(case).kind)
     shot = replace(case.shot, things=(thing,))
     return replace(case, prompt=caption("subject", shot, MOTIONS[case.motion][0]), shot=shot)
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses) -> Mapping[str, float]:
-    """All that is measured of one video."""
-    seen, theirs = witnesses.look(frames), subject_of(case).pictures
+def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
+    """Return all metrics of one video."""
+    judged, theirs = judges.classify(frames), subject_of(case).images
     return {
-        "CLIP-I": float((witnesses.embed(frames) @ witnesses.embed(theirs).T).mean()),
-        "subject": float((seen.individuals @ witnesses.look(theirs).individuals.T).mean()),
-        "thing": frame_metrics.share_equal(seen.things, case.thing),
-        "scene": frame_metrics.share_equal(seen.scenes, case.scene),
-        **dict(frame_metrics.clip_score(witnesses.alike(frames, caption("subject", case.shot)))),
-        "motion": float(witnesses.move(slowly(frames)) == case.motion),
-        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
+        "CLIP-I": float((judges.embed(frames) @ judges.embed(theirs).T).mean()),
+        "subject": float((judged.identities @ judges.classify(theirs).identities.T).mean()),
+        "thing": frame_metrics.share_equal(judged.things, case.subject),
+        "scene": frame_metrics.share_equal(judged.scenes, case.scene),
+        **dict(frame_metrics.clip_score(judges.text_similarity(frames, caption("subject", case.shot)))),
+        "motion": float(judges.classify_motion(repeat_frames(frames)) == case.motion),
+        "steady": video_metrics.frame_consistency(judges.embed(frames)),
     }
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """What the paper claims: looks as the image model's, motion as the video model's."""
-    of, apart, video = (partial(column, made, arm) for arm in (TOGETHER, PER_FRAME, VIDEO))
+    of, apart, video = (partial(metric_values, records, arm) for arm in (TOGETHER, PER_FRAME, VIDEO))
     return [
-        better("CLIP-I to the subject, together - video model", of("CLIP-I"), video("CLIP-I")),
-        better("likeness of the individual, together - video model", of("subject"), video("subject")),
-        not_below("CLIP score, together - image model per frame", of("text"), apart("text")),
-        better("frames agree, together - image model per frame", of("steady"), apart("steady")),
-        not_below("frames agree, together - video model", of("steady"), video("steady")),
-        better("motion as asked, together - image model per frame", of("motion"), apart("motion")),
-        at_least_a_share("motion as asked, of the video model's", of("motion"), video("motion"), 0.8),
+        claim_better("CLIP-I to the subject, together - video model", of("CLIP-I"), video("CLIP-I")),
+        claim_better("likeness of the individual, together - video model", of("subject"), video("subject")),
+        claim_not_below("CLIP score, together - image model per frame", of("text"), apart("text")),
+        claim_better("frames agree, together - image model per frame", of("steady"), apart("steady")),
+        claim_not_below("frames agree, together - video model", of("steady"), video("steady")),
+        claim_better("motion as asked, together - image model per frame", of("motion"), apart("motion")),
+        claim_at_least_share("motion as asked, of the video model's", of("motion"), video("motion"), 0.8),
     ]
 
 

@@ -26,11 +26,11 @@ from kineograph.models.model import Model
 from kineograph.request import ElevatorOptions
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics, set_distances
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.quality import marked, sharpness
-from kineograph_lab.studies.report import Claim, at_least_a_share, better, not_below
-from kineograph_lab.studies.study import Study, column
+from kineograph_lab.studies.quality import watermark_correlation, sharpness
+from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
+from kineograph_lab.studies.study import Study, metric_values
 from kineograph_lab.world.captions import caption_image
 from kineograph_lab.world.world import render_clip
 
@@ -40,7 +40,7 @@ TRUTH = "rendering"
 RELEASED = "released code's evaluations"
 
 OURS = ElevatorOptions(video_steps=3, inversion_steps=5)  # of 20 steps: as much of the way as 8 and 12 of 50
-APART = replace(OURS, refine_at=(), shared_noise=0.0)
+INDEPENDENT = replace(OURS, refine_at=(), shared_noise=0.0)
 ABLATIONS: Mapping[str, ElevatorOptions] = {
     "no low pass": replace(OURS, low_pass=None),
     "low pass in space too": replace(OURS, low_pass_space=1.0),
@@ -53,50 +53,50 @@ ABLATIONS: Mapping[str, ElevatorOptions] = {
 }
 """The paper's, and what the released code evaluates: inversions of all steps, whose drift is made up for."""
 
-Said = Callable[[Case], str]  # what the image model is told of a case
+ImagePrompt = Callable[[Case], str]  # what the image model is told of a case
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def two_models_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """The pocket model with the video model of bad films, and the paper's ablations."""
     video = load("pocket-video-degraded")
-    draw = partial(drawn, lambda case: model, video, steps or STEPS, _pictured)
-    ways = {TOGETHER: OURS, PER_FRAME: APART, **ABLATIONS}
+    draw = partial(generate_with_both, lambda case: model, video, steps or STEPS, _image_caption)
+    options = {TOGETHER: OURS, PER_FRAME: INDEPENDENT, **ABLATIONS}
     return Study(
         name="video-elevator", title="An image model and a video model of bad films", cases=moving_cases(count),
-        settings=settings(video, steps, ways),
+        elevator_settings=elevator_settings(video, steps, options),
         arms={
-            **{name: partial(draw, way) for name, way in ways.items()}, VIDEO: partial(filmed, video, steps or STEPS),
-            TRUTH: rendered,
+            **{name: partial(draw, elevation) for name, elevation in options.items()}, VIDEO: partial(generate_with_video_model, video, steps or STEPS),
+            TRUTH: _render,
         },
-        measured=lambda frames, case: measured(frames, case, witnesses), claims=claims_of_all, rows=ROWS,
-        sets=_distances,
+        measure=lambda frames, case: _measure(frames, case, judges), state_claims=_state_all_claims, rows=ROWS,
+        set_metrics=_distances,
     )  # fmt: skip
 
 
-def settings(video: Model, steps: int | None, ways: Mapping[str, ElevatorOptions]) -> dict[str, object]:
+def elevator_settings(video: Model, steps: int | None, options: Mapping[str, ElevatorOptions]) -> dict[str, object]:
     return {
         "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
-        "ways": {name: asdict(way) for name, way in ways.items()},
+        "ways": {name: asdict(elevation) for name, elevation in options.items()},
         "video model": fingerprint(video.net), "motion eye": fingerprint(load_judge().motion_eye),
         "extractor": _extractor().protocol(),
     }  # fmt: skip
 
 
-def drawn(
-    image: Callable[[Case], Model], video: Model, steps: int, said: Said, way: ElevatorOptions, cases: Sequence[Case],
+def generate_with_both(
+    image_model_for: Callable[[Case], Model], video: Model, steps: int, image_prompt: ImagePrompt, elevation: ElevatorOptions, cases: Sequence[Case],
 ) -> list[Frames]:  # fmt: skip
     """The videos of some cases by both models; the video model is told the case's own prompt."""
     return [
         generate(
-            image(case), said(case), video_model=video, method="video-elevator",
-            elevation=replace(way, video_prompt=case.prompt), num_frames=FRAMES, fps=FPS, num_inference_steps=steps,
+            image_model_for(case), image_prompt(case), video_model=video, method="video-elevator",
+            elevation=replace(elevation, video_prompt=case.prompt), num_frames=FRAMES, fps=FPS, num_inference_steps=steps,
             guidance_scale=SCALE, seed=case.seed,
         ).frames
         for case in cases
     ]  # fmt: skip
 
 
-def filmed(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
+def generate_with_video_model(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """Those of the video model alone."""
     return [
         generate(
@@ -107,12 +107,12 @@ def filmed(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     ]  # fmt: skip
 
 
-def rendered(cases: Sequence[Case]) -> list[Frames]:
+def _render(cases: Sequence[Case]) -> list[Frames]:
     """Those of the world."""
     return [render_clip(case.shot, FRAMES, FPS) for case in cases]
 
 
-def _pictured(case: Case) -> str:
+def _image_caption(case: Case) -> str:
     """The image model knows no words for motion."""
     return caption_image(case.shot, np.random.default_rng(case.number))
 
@@ -122,58 +122,58 @@ def _extractor() -> Extractor:
     return load_extractor(POCKET)
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, Any]:
-    """All that is measured of one video, and its features."""
-    seen = witnesses.look(frames)
+def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, Any]:
+    """Return all metrics of one video, and its features."""
+    judged = judges.classify(frames)
     return {
-        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.clip_score(witnesses.alike(frames, _pictured(case)))),
-        "style": float(np.mean([each == case.shot.style for each in seen.styles])),
+        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
+        **dict(frame_metrics.clip_score(judges.text_similarity(frames, _image_caption(case)))),
+        "style": float(np.mean([each == case.shot.style for each in judged.styles])),
         "sharp": sharpness(frames) / sharpness(render_clip(case.shot, FRAMES, FPS)),
-        "marked": marked(frames),
-        "motion": float(witnesses.move(slowly(frames)) == case.motion),
-        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
-        "individual": dict(frame_metrics.identity_consistency(seen))["individual"],
-        **set_distances.read(_extractor(), frames),
+        "marked": watermark_correlation(frames),
+        "motion": float(judges.classify_motion(repeat_frames(frames)) == case.motion),
+        "steady": video_metrics.frame_consistency(judges.embed(frames)),
+        "individual": dict(frame_metrics.identity_consistency(judged))["individual"],
+        **set_distances.extract_set_features(_extractor(), frames),
     }
 
 
-def slowly(frames: Frames) -> UInt8[np.ndarray, "2*f h w 3"]:
+def repeat_frames(frames: Frames) -> UInt8[np.ndarray, "2*f h w 3"]:
     """As many frames as the motion eye was taught to see, each shown twice."""
     return np.repeat(frames, 2, axis=0)
 
 
-def _distances(made: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
-    arms = dict.fromkeys(each["arm"] for each in made)
-    return {f"FVD against {TRUTH}": {arm: set_distances.fvd(made, arm, TRUTH) for arm in arms}}
+def _distances(records: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
+    arms = dict.fromkeys(each["arm"] for each in records)
+    return {f"FVD against {TRUTH}": {arm: set_distances.fvd_between_arms(records, arm, TRUTH) for arm in arms}}
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """What the paper claims: frames as the image model's, motion as the video model's."""
-    of = partial(column, made, TOGETHER)
-    by = {name: partial(column, made, name) for name in (PER_FRAME, VIDEO)}
+    of = partial(metric_values, records, TOGETHER)
+    by = {name: partial(metric_values, records, name) for name in (PER_FRAME, VIDEO)}
     rising = ("thing", "text", "style", "sharp")
     return [
-        set_distances.nearer("FVD to the world's own, video model - together", made, TOGETHER, VIDEO, TRUTH),
-        *(better(f"{ROWS[each]}, together - video model", of(each), by[VIDEO](each)) for each in rising),
-        better("watermark, video model - together", by[VIDEO]("marked"), of("marked")),
-        better("frames agree, together - image model per frame", of("steady"), by[PER_FRAME]("steady")),
-        better("motion as asked, together - image model per frame", of("motion"), by[PER_FRAME]("motion")),
-        not_below("frames agree, together - video model", of("steady"), by[VIDEO]("steady")),
-        at_least_a_share("motion as asked, of the video model's", of("motion"), by[VIDEO]("motion"), 0.8),
+        set_distances.claim_lower_fvd("FVD to the world's own, video model - together", records, TOGETHER, VIDEO, TRUTH),
+        *(claim_better(f"{ROWS[each]}, together - video model", of(each), by[VIDEO](each)) for each in rising),
+        claim_better("watermark, video model - together", by[VIDEO]("marked"), of("marked")),
+        claim_better("frames agree, together - image model per frame", of("steady"), by[PER_FRAME]("steady")),
+        claim_better("motion as asked, together - image model per frame", of("motion"), by[PER_FRAME]("motion")),
+        claim_not_below("frames agree, together - video model", of("steady"), by[VIDEO]("steady")),
+        claim_at_least_share("motion as asked, of the video model's", of("motion"), by[VIDEO]("motion"), 0.8),
     ]
 
 
-def claims_of_all(made: Sequence[Record]) -> list[Claim]:
+def _state_all_claims(records: Sequence[Record]) -> list[Claim]:
     """The same, what each part is there for, and that the released code's evaluations bring no more."""
-    of = partial(column, made, TOGETHER)
+    of = partial(metric_values, records, TOGETHER)
     same = ("thing", "text", "sharp", "motion", "steady")
     parts = ("no low pass", "same noise", "fresh noise")
     return [
-        *claims(made),
-        *(better(f"frames agree, together - {name}", of("steady"), column(made, name, "steady")) for name in parts),
-        better("motion as asked, together - refined late", of("motion"), column(made, "refined late", "motion")),
-        *(not_below(f"{ROWS[each]}, together - {RELEASED}", of(each), column(made, RELEASED, each)) for each in same),
+        *_state_claims(records),
+        *(claim_better(f"frames agree, together - {name}", of("steady"), metric_values(records, name, "steady")) for name in parts),
+        claim_better("motion as asked, together - refined late", of("motion"), metric_values(records, "refined late", "motion")),
+        *(claim_not_below(f"{ROWS[each]}, together - {RELEASED}", of(each), metric_values(records, RELEASED, each)) for each in same),
     ]
 
 

@@ -21,18 +21,18 @@ from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, at_least, better
-from kineograph_lab.studies.sample import FPS, FRAMES, STEPS, Picture, film, pinned_to
-from kineograph_lab.studies.study import Study, column
+from kineograph_lab.studies.report import Claim, claim_at_least, claim_better
+from kineograph_lab.studies.sample import FPS, FRAMES, STEPS, ImageArray, sample_frames, pin_first_frame
+from kineograph_lab.studies.study import Study, metric_values
 from kineograph_lab.world.world import frame_times, render
 
 SCALE = 3.0  # at text-to-video's 5 words and picture together draw things garish
 CLASS_TOKEN, ONE_TOKEN = Path("runs/pocket/class_token.safetensors"), "class token alone"
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def image_to_video_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """Text alone, the picture shown, and the first frame pinned to it besides."""
     steps, animator = steps or STEPS, load("pocket-animate")
     alone = one_token(animator)
@@ -46,13 +46,13 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
         },
         cases=moving_cases(count),
         arms={
-            "text alone": partial(filmed, partial(told, model, steps)),
+            "text alone": partial(filmed, partial(denoise_cond, model, steps)),
             "picture shown": partial(filmed, partial(shown, animator, steps)),
             **{name: partial(filmed, partial(shown, each, steps)) for name, each in alone.items()},
             "first frame pinned": partial(filmed, partial(pinned, animator, steps)),
         },
-        measured=lambda frames, case: measured(frames, case, witnesses),
-        claims=claims,
+        measure=lambda frames, case: _measure(frames, case, judges),
+        state_claims=_state_claims,
         rows=ROWS,
     )  # fmt: skip
 
@@ -69,20 +69,20 @@ def one_token(animator: Model) -> dict[str, Model]:
     return {ONE_TOKEN: replace(other, image_encoder=replace(other.image_encoder, states=1))}
 
 
-def told(model: Model, steps: int, case: Case) -> Frames:
-    return film(model, case.prompt, case.seed, steps=steps, scale=SCALE)
+def denoise_cond(model: Model, steps: int, case: Case) -> Frames:
+    return sample_frames(model, case.prompt, case.seed, steps=steps, scale=SCALE)
 
 
 def shown(model: Model, steps: int, case: Case) -> Frames:
-    return film(model, case.prompt, case.seed, steps=steps, scale=SCALE, picture=picture_of(case))
+    return sample_frames(model, case.prompt, case.seed, steps=steps, scale=SCALE, image=picture_of(case))
 
 
 def pinned(model: Model, steps: int, case: Case) -> Frames:
-    picture = picture_of(case)
-    return film(model, case.prompt, case.seed, steps=steps, scale=SCALE, picture=picture, begun=pinned_to(picture))
+    image = picture_of(case)
+    return sample_frames(model, case.prompt, case.seed, steps=steps, scale=SCALE, image=image, begun=pin_first_frame(image))
 
 
-def picture_of(case: Case) -> Picture:
+def picture_of(case: Case) -> ImageArray:
     """The first frame of the world's own clip, uint8 [1 h w 3]."""
     return render(case.shot, frame_times(FRAMES, FPS)[0])[None]
 
@@ -92,31 +92,31 @@ def filmed(way: Callable[[Case], Frames], cases: Sequence[Case]) -> list[Frames]
     return [way(case) for case in cases]
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
-    """All that is measured of one video."""
-    picture = picture_of(case)
-    seen, theirs = witnesses.look(frames), witnesses.look(picture)
+def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
+    """Return all metrics of one video."""
+    image = picture_of(case)
+    judged, theirs = judges.classify(frames), judges.classify(image)
     return {
-        "CLIP-I": float((witnesses.embed(frames) @ witnesses.embed(picture).T).mean()),
-        "thing": float(np.mean([each == case.thing for each in seen.things])),
-        "colour": float(np.mean([each == case.colour for each in seen.colours])),
-        "individual": float((seen.individuals @ theirs.individuals.T).mean()),
-        "first frame": frame_metrics.psnr(frames[0], picture[0], np.ones(frames.shape[1:3], bool)),
-        "motion": float(witnesses.move(frames) == case.motion),
-        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
+        "CLIP-I": float((judges.embed(frames) @ judges.embed(image).T).mean()),
+        "thing": float(np.mean([each == case.subject for each in judged.things])),
+        "colour": float(np.mean([each == case.colour for each in judged.colours])),
+        "individual": float((judged.identities @ theirs.identities.T).mean()),
+        "first frame": frame_metrics.psnr(frames[0], image[0], np.ones(frames.shape[1:3], bool)),
+        "motion": float(judges.classify_motion(frames) == case.motion),
+        "steady": video_metrics.frame_consistency(judges.embed(frames)),
     }
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """What the issue claims."""
-    of, without = (partial(column, made, arm) for arm in ("picture shown", "text alone"))
-    ablated = any(record["arm"] == ONE_TOKEN for record in made)
+    of, without = (partial(metric_values, records, arm) for arm in ("picture shown", "text alone"))
+    ablated = any(record["arm"] == ONE_TOKEN for record in records)
     return [
-        better("CLIP-I with the picture, shown - text alone", of("CLIP-I"), without("CLIP-I"), errors=3),
-        *([better(f"CLIP-I, all patches - {ONE_TOKEN}", of("CLIP-I"), column(made, ONE_TOKEN, "CLIP-I"))] * ablated),
-        at_least("frames keep the picture's thing", of("thing"), 0.85),
-        at_least("frames keep its colour", of("colour"), 0.85),
-        at_least("the thing moves as the prompt says", of("motion"), 0.75),
+        claim_better("CLIP-I with the picture, shown - text alone", of("CLIP-I"), without("CLIP-I"), errors=3),
+        *([claim_better(f"CLIP-I, all patches - {ONE_TOKEN}", of("CLIP-I"), metric_values(records, ONE_TOKEN, "CLIP-I"))] * ablated),
+        claim_at_least("frames keep the picture's thing", of("thing"), 0.85),
+        claim_at_least("frames keep its colour", of("colour"), 0.85),
+        claim_at_least("the thing moves as the prompt says", of("motion"), 0.75),
     ]
 
 

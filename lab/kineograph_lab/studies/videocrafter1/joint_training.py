@@ -26,20 +26,20 @@ from kineograph.models.pocket.networks import restore_video_unet
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
-from kineograph_lab.studies.report import Claim, better
+from kineograph_lab.studies.report import Claim, claim_better
 from kineograph_lab.studies.sample import SCALE, STEPS
-from kineograph_lab.studies.study import Study, column, untrained
+from kineograph_lab.studies.study import Study, metric_values, not_trained_error
 
 FOLDER = Path("runs/pocket")
-TRAINED = {"films and pictures": "joint", "films alone": "films_only"}
+STAGES = {"films and pictures": "joint", "films alone": "films_only"}
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def joint_training_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """Single pictures by both networks and by the image model."""
     steps = steps or STEPS
-    models = {name: trained(model, FOLDER / f"{stage}.safetensors") for name, stage in TRAINED.items()}
+    models = {name: load_jointly_trained(model, FOLDER / f"{stage}.safetensors") for name, stage in STAGES.items()}
     models["image model"] = load("pocket")
     return Study(
         name="joint-training",
@@ -49,55 +49,55 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
             "networks": {name: fingerprint(each.net) for name, each in models.items()},
         },
         cases=held_out_cases(count),
-        arms={name: partial(drawn, each, steps) for name, each in models.items()},
-        measured=lambda frames, case: measured(frames, case, witnesses),
-        claims=claims,
+        arms={name: partial(_generate, each, steps) for name, each in models.items()},
+        measure=lambda frames, case: _measure(frames, case, judges),
+        state_claims=_state_claims,
         rows=ROWS,
     )  # fmt: skip
 
 
-def trained(model: Model, file: Path) -> Model:
+def load_jointly_trained(model: Model, file: Path) -> Model:
     """The video model with the weights that a stage of the recipe left. Raises Untrained when they are not there."""
     if not file.exists():
-        raise untrained(file, "joint", "films_only")
+        raise not_trained_error(file, "joint", "films_only")
     assert model.temporal is not None, "the pocket video model"
-    begun = load("pocket", dtype="float32").net.image_unet
+    image_unet = load("pocket", dtype="float32").net.image_unet
     return replace(
-        model, net=restore_video_unet(begun, model.temporal, load_file(file)).eval().to(model.device, model.dtype)
+        model, net=restore_video_unet(image_unet, model.temporal, load_file(file)).eval().to(model.device, model.dtype)
     )
 
 
-def drawn(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
+def _generate(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """A picture of each case, as a video of one frame."""
-    return [_drawn(model, steps, case) for case in cases]
+    return [_generate_image(model, steps, case) for case in cases]
 
 
-def _drawn(model: Model, steps: int, case: Case) -> Frames:
+def _generate_image(model: Model, steps: int, case: Case) -> Frames:
     sigmas = leading(model.schedule.sigmas, steps)
-    told, blank = (model.bind(model.prompt([text])) for text in (case.prompt, ""))
+    denoise_cond, denoise_uncond = (model.bind(model.prompt([text])) for text in (case.prompt, ""))
     shape = (1, *model.latent_shape(*model.default_size))
     x0 = final_latents(
-        ddim(classifier_free_guidance(told, blank, SCALE), sigmas[0] * noise.independent(case.seed, [0], shape), sigmas)
+        ddim(classifier_free_guidance(denoise_cond, denoise_uncond, SCALE), sigmas[0] * noise.independent(case.seed, [0], shape), sigmas)
     )
     return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses) -> dict[str, float]:
+def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
     """All that is measured of one picture."""
-    seen = witnesses.look(frames)
-    right = dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene))
+    judged = judges.classify(frames)
+    right = dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene))
     return {
         **right,
         "all": float(np.mean([right[name] for name in ("thing", "colour", "scene")])),
-        **dict(frame_metrics.clip_score(witnesses.alike(frames, case.prompt))),
+        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
     }
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """What the paper claims: pictures beside the films keep the image model's quality."""
-    both, alone = (partial(column, made, name) for name in TRAINED)
+    both, alone = (partial(metric_values, records, name) for name in STAGES)
     return [
-        better(f"{name}, films and pictures - films alone", both(metric), alone(metric))
+        claim_better(f"{name}, films and pictures - films alone", both(metric), alone(metric))
         for metric, name in (("all", "thing, colour and scene as the prompt says"), ("text", "CLIP score"))
     ]
 

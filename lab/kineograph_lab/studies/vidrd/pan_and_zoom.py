@@ -24,23 +24,23 @@ from kineograph.models.model import Model
 from kineograph.models.pocket.networks import restore_vidrd_unet
 from kineograph_lab.recipe.video import temporal_layers
 from kineograph_lab.studies import frame_metrics, set_distances
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, better
+from kineograph_lab.studies.report import Claim, claim_better
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS
-from kineograph_lab.studies.study import Study, column, untrained
-from kineograph_lab.studies.videocrafter1.text_to_video import filmed
-from kineograph_lab.studies.vidrd.temporal_decoder import TRUTH, rendered
+from kineograph_lab.studies.study import Study, metric_values, not_trained_error
+from kineograph_lab.studies.videocrafter1.text_to_video import generate_cases
+from kineograph_lab.studies.vidrd.temporal_decoder import TRUTH, render_cases
 
 FOLDER = Path("runs/pocket")
 PANNED, PLAIN = "films and panned pictures", "films alone"
-TRAINED = {PANNED: "vidrd_panned", PLAIN: "vidrd_unpanned"}
+STAGES = {PANNED: "vidrd_panned", PLAIN: "vidrd_unpanned"}
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def pan_and_zoom_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """Videos by both networks, and the world's own."""
     steps, extractor = steps or STEPS, load_extractor(POCKET)
-    models = {name: trained(model, FOLDER / f"{stage}.safetensors") for name, stage in TRAINED.items()}
+    models = {name: load_pan_and_zoom_model(model, FOLDER / f"{stage}.safetensors") for name, stage in STAGES.items()}
     return Study(
         name="pan-and-zoom",
         title="Training on pictures that are panned and zoomed",
@@ -50,43 +50,43 @@ def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -
             "extractor": extractor.protocol(),
         },
         cases=moving_cases(count),
-        arms={**{name: partial(filmed, each, FPS, steps) for name, each in models.items()}, TRUTH: rendered},
-        measured=lambda frames, case: measured(frames, case, witnesses, extractor),
-        claims=claims,
+        arms={**{name: partial(generate_cases, each, FPS, steps) for name, each in models.items()}, TRUTH: render_cases},
+        measure=lambda frames, case: _measure(frames, case, judges, extractor),
+        state_claims=_state_claims,
         rows=ROWS,
-        sets=lambda made: set_distances.table(made, (PANNED, PLAIN, TRUTH), TRUTH),
+        set_metrics=lambda records: set_distances.tabulate_set_distances(records, (PANNED, PLAIN, TRUTH), TRUTH),
     )  # fmt: skip
 
 
-def trained(model: Model, file: Path) -> Model:
+def load_pan_and_zoom_model(model: Model, file: Path) -> Model:
     """The video model with VidRD's layers, as a stage of the recipe left them. Raises Untrained without them."""
     if not file.exists():
-        raise untrained(file, *TRAINED.values())
-    begun = load("pocket-video", dtype="float32").net
-    net = restore_vidrd_unet(begun, temporal_layers.VIDRD_CONFIG, load_file(file)).eval()
+        raise not_trained_error(file, *STAGES.values())
+    initial = load("pocket-video", dtype="float32").net
+    net = restore_vidrd_unet(initial, temporal_layers.VIDRD_CONFIG, load_file(file)).eval()
     return replace(model, net=net.to(model.device, model.dtype))
 
 
-def measured(frames: Frames, case: Case, witnesses: Witnesses, extractor: Extractor) -> dict[str, Any]:
+def _measure(frames: Frames, case: Case, judges: Judges, extractor: Extractor) -> dict[str, Any]:
     """What a video shows and how it moves, and its features."""
-    seen = witnesses.look(frames)
-    right = dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene))
+    judged = judges.classify(frames)
+    right = dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene))
     return {
         **right,
         "all": float(np.mean([right[name] for name in ("thing", "colour", "scene")])),
-        "motion": float(witnesses.move(frames) == case.motion),
-        "steady": video_metrics.frame_consistency(witnesses.embed(frames)),
-        **set_distances.read(extractor, frames),
+        "motion": float(judges.classify_motion(frames) == case.motion),
+        "steady": video_metrics.frame_consistency(judges.embed(frames)),
+        **set_distances.extract_set_features(extractor, frames),
     }
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """What the paper adds them for."""
-    both, alone = (partial(column, made, arm) for arm in (PANNED, PLAIN))
+    both, alone = (partial(metric_values, records, arm) for arm in (PANNED, PLAIN))
     return [
-        better("thing, colour and scene as the prompt says, with - without", both("all"), alone("all")),
-        better("motion as the prompt says, with - without", both("motion"), alone("motion")),
-        set_distances.nearer("FVD, without - with", made, PANNED, PLAIN, TRUTH),
+        claim_better("thing, colour and scene as the prompt says, with - without", both("all"), alone("all")),
+        claim_better("motion as the prompt says, with - without", both("motion"), alone("motion")),
+        set_distances.claim_lower_fvd("FVD, without - with", records, PANNED, PLAIN, TRUTH),
     ]
 
 

@@ -22,18 +22,18 @@ from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
 from kineograph_lab.studies import frame_metrics, set_distances
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, better
-from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, developed, latents
-from kineograph_lab.studies.study import Film, Study, column
+from kineograph_lab.studies.report import Claim, claim_better
+from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, decode_frames, sample_latents
+from kineograph_lab.studies.study import GenerateClips, Study, metric_values
 from kineograph_lab.world.world import render_clip
 
 VIDRD = "pocket-vidrd"
-PER_FRAME, ALONG_TIME, TRUTH = "image decoder", "temporal decoder", "rendering"
+PER_FRAME, TEMPORAL, TRUTH = "image decoder", "temporal decoder", "rendering"
 
 
-def filmed(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def reconstruction_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """Held-out films, encoded, and decoded in both ways; no steps count."""
     video, extractor = load(VIDRD), load_extractor(EXTRACTOR)
     return Study(
@@ -41,15 +41,15 @@ def filmed(model: Model, witnesses: Witnesses, count: int, steps: int | None) ->
         title="Held-out films that went through the VAE",
         settings=_settings(video, extractor),
         cases=moving_cases(count),
-        arms=_arms(video, partial(encoded, video)),
-        measured=lambda frames, case: measured(frames, case, extractor),
-        claims=claims_of_films,
-        rows=FILM_ROWS,
-        sets=tabled,
+        arms=_arms(video, partial(_encode_case, video)),
+        measure=lambda frames, case: _measure(frames, case, extractor),
+        state_claims=_state_reconstruction_claims,
+        rows=RECONSTRUCTION_ROWS,
+        set_metrics=_set_metrics,
     )
 
 
-def drawn(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
+def decoder_generation_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """Videos that the model drew, decoded in both ways."""
     video, extractor, steps = load(VIDRD), load_extractor(EXTRACTOR), steps or STEPS
     return Study(
@@ -57,11 +57,11 @@ def drawn(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> 
         title="Videos that VidRD's model drew, decoded in both ways",
         settings={**_settings(video, extractor), "num_inference_steps": steps, "guidance_scale": SCALE},
         cases=moving_cases(count),
-        arms=_arms(video, lambda case: latents(video, case.prompt, case.seed, steps=steps)),
-        measured=lambda frames, case: measured_of_drawn(frames, case, witnesses, extractor),
-        claims=claims_of_drawn,
-        rows=DRAWN_ROWS,
-        sets=tabled,
+        arms=_arms(video, lambda case: sample_latents(video, case.prompt, case.seed, steps=steps)),
+        measure=lambda frames, case: _measure_generated(frames, case, judges, extractor),
+        state_claims=_state_generation_claims,
+        rows=GENERATION_ROWS,
+        set_metrics=_set_metrics,
     )
 
 
@@ -72,84 +72,84 @@ def _settings(video: Model, extractor: Extractor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _arms(video: Model, known: Callable[[Case], Latents]) -> dict[str, Film]:
+def _arms(video: Model, latents_of: Callable[[Case], Latents]) -> dict[str, GenerateClips]:
     """What both decoders make of a case's latents, the last of which are kept; and the world's own film."""
-    known = lru_cache(maxsize=1)(known)
-    ways = {PER_FRAME: replace(video, temporal_decoder=None), ALONG_TIME: video}
-    return {name: partial(decoded, by, known) for name, by in ways.items()} | {TRUTH: rendered}
+    latents_of = lru_cache(maxsize=1)(latents_of)
+    decoders = {PER_FRAME: replace(video, temporal_decoder=None), TEMPORAL: video}
+    return {name: partial(_decode_cases, decoder, latents_of) for name, decoder in decoders.items()} | {TRUTH: render_cases}
 
 
-def decoded(by: Model, known: Callable[[Case], Latents], cases: Sequence[Case]) -> list[Frames]:
+def _decode_cases(decoder: Model, latents_of: Callable[[Case], Latents], cases: Sequence[Case]) -> list[Frames]:
     """The films of some cases' latents."""
-    return [developed(by, known(case)) for case in cases]
+    return [decode_frames(decoder, latents_of(case)) for case in cases]
 
 
-def rendered(cases: Sequence[Case]) -> list[Frames]:
+def render_cases(cases: Sequence[Case]) -> list[Frames]:
     """The world's own films of some cases."""
     return [render_clip(case.shot, FRAMES, FPS) for case in cases]
 
 
-def encoded(model: Model, case: Case) -> Latents:
+def _encode_case(model: Model, case: Case) -> Latents:
     """The latents of the world's own film."""
-    (film,) = rendered([case])
-    return model.encode(torch.from_numpy(film).permute(0, 3, 1, 2)[None].float() / 255)
+    (clip,) = render_cases([case])
+    return model.encode(torch.from_numpy(clip).permute(0, 3, 1, 2)[None].float() / 255)
 
 
-def measured(frames: Frames, case: Case, extractor: Extractor) -> dict[str, Any]:
+def _measure(frames: Frames, case: Case, extractor: Extractor) -> dict[str, Any]:
     """How far a film is from the world's own, in its pixels and in how they change, and its features."""
-    (film,) = rendered([case])
+    (clip,) = render_cases([case])
     return {
-        "psnr": frame_metrics.psnr(frames, film, np.ones(frames.shape[:3], bool)),
-        "flicker": flicker(frames, film),
-        **set_distances.read(extractor, frames),
+        "psnr": frame_metrics.psnr(frames, clip, np.ones(frames.shape[:3], bool)),
+        "flicker": flicker(frames, clip),
+        **set_distances.extract_set_features(extractor, frames),
     }
 
 
-def flicker(frames: Frames, film: Frames) -> float:
+def flicker(frames: Frames, clip: Frames) -> float:
     """How far the change from frame to frame is from a film's, in grey levels of 255."""
-    ours, theirs = (np.diff(each.astype(np.int16), axis=0) for each in (frames, film))
+    ours, theirs = (np.diff(each.astype(np.int16), axis=0) for each in (frames, clip))
     return float(np.abs(ours - theirs).mean())
 
 
-def measured_of_drawn(frames: Frames, case: Case, witnesses: Witnesses, extractor: Extractor) -> dict[str, Any]:
+def _measure_generated(frames: Frames, case: Case, judges: Judges, extractor: Extractor) -> dict[str, Any]:
     """What a video shows, how steady it is, and its features."""
-    seen = witnesses.look(frames)
+    judged = judges.classify(frames)
     return {
-        **dict(frame_metrics.prompt_agreement(seen, thing=case.thing, colour=case.colour, scene=case.scene)),
-        "motion": float(witnesses.move(frames) == case.motion),
+        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
+        "motion": float(judges.classify_motion(frames) == case.motion),
         **{name: value for name, value in optical_flow.measure_flow(frames, FPS) if name == "warp error"},
-        **set_distances.read(extractor, frames),
+        **set_distances.extract_set_features(extractor, frames),
     }
 
 
-def tabled(made: Sequence[Record]) -> dict[str, Any]:
-    return set_distances.table(made, (PER_FRAME, ALONG_TIME, TRUTH), TRUTH)
+def _set_metrics(records: Sequence[Record]) -> dict[str, Any]:
+    return set_distances.tabulate_set_distances(records, (PER_FRAME, TEMPORAL, TRUTH), TRUTH)
 
 
-def claims_of_films(made: Sequence[Record]) -> list[Claim]:
+def _state_reconstruction_claims(records: Sequence[Record]) -> list[Claim]:
     """What the layers along time are for: films come back as they were, and as steady."""
-    along, alone = (partial(column, made, arm) for arm in (ALONG_TIME, PER_FRAME))
+    along, alone = (partial(metric_values, records, arm) for arm in (TEMPORAL, PER_FRAME))
     return [
-        better("PSNR, temporal decoder - image decoder", along("psnr"), alone("psnr")),
-        better("flicker, image decoder - temporal decoder", alone("flicker"), along("flicker")),
-        _nearer(made),
+        claim_better("PSNR, temporal decoder - image decoder", along("psnr"), alone("psnr")),
+        claim_better("flicker, image decoder - temporal decoder", alone("flicker"), along("flicker")),
+        _claim_lower_fvd(records),
     ]
 
 
-def claims_of_drawn(made: Sequence[Record]) -> list[Claim]:
+def _state_generation_claims(records: Sequence[Record]) -> list[Claim]:
     """The paper's table: FVD with and without."""
-    return [_nearer(made)]
+    return [_claim_lower_fvd(records)]
 
 
-def _nearer(made: Sequence[Record]) -> Claim:
-    return set_distances.nearer("FVD, image decoder - temporal decoder", made, ALONG_TIME, PER_FRAME, TRUTH)
+def _claim_lower_fvd(records: Sequence[Record]) -> Claim:
+    return set_distances.claim_lower_fvd("FVD, image decoder - temporal decoder", records, TEMPORAL, PER_FRAME, TRUTH)
 
 
-FILM_ROWS: Mapping[str, str] = {
+RECONSTRUCTION_ROWS: Mapping[str, str] = {
     "psnr": "PSNR with the film (dB)",
     "flicker": "flicker: difference of the change from frame to frame (grey levels, less is better)",
 }
-DRAWN_ROWS: Mapping[str, str] = {
+GENERATION_ROWS: Mapping[str, str] = {
     "thing": "frames with the prompt's thing",
     "colour": "frames with its colour",
     "scene": "frames with its scene",
