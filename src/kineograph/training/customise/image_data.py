@@ -15,7 +15,7 @@ from PIL import Image
 from kineograph import noise
 from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.errors import InputError
-from kineograph.media.dataset_layouts import IMAGE_SUFFIXES as IMAGES
+from kineograph.media.dataset_layouts import IMAGE_SUFFIXES
 from kineograph.media.files import replace_atomically, slug
 from kineograph.media.images import read_image
 from kineograph.media.shards import is_hidden
@@ -32,7 +32,7 @@ Images = str | Path | Sequence[str | Path | np.ndarray]
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 # Formats that cameras and phones write too: never ignored silently, and read where Pillow can.
-IMAGE_SUFFIXES = IMAGES | {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
+PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 
 
 class Photo(NamedTuple):
@@ -115,7 +115,7 @@ def list_image_files(images: Images) -> list[str | Path | np.ndarray]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {images}: expected one with images, or a list of files")
     files = sorted(file for file in folder.iterdir() if file.is_file() and not is_hidden(file.name))
-    return [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    return [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
 
 
 def load_photo(image: str | Path | np.ndarray, name: str = "the image") -> Photo:
