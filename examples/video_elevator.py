@@ -1,6 +1,7 @@
-"""VideoElevator with its loop in view: one model draws, another moves what it draws. Writes elevated.gif.
+"""VideoElevator with its sampling loop spelled out: an image model samples, and a video model refines its latents.
 
-`python examples/video_elevator.py`. Any image model goes with any video model: they meet at noise levels.
+`python examples/video_elevator.py` writes elevated.gif. Any image model goes with any video model, since they exchange
+latents at a sigma, not at a step index.
 """
 
 from functools import partial
@@ -14,30 +15,46 @@ from kineograph.samplers import dpmpp_2m
 from kineograph.sigmas import leading
 
 
-def draw(image: kg.Model, video: kg.Model, prompt: str, film: str, *, frames: int = 16, steps: int = 50) -> kg.Video:
-    told, blank = (image.bind(image.prompt([text]), frame_attention=kg.frame_attention.first) for text in (prompt, ""))
-    moving, still = (video.bind(video.prompt([text], fps=8.0)) for text in (film, ""))
-    shape, seed = (1, *image.latent_shape(*image.default_size)), 7
-    sigmas, lowest = leading(image.schedule.sigmas, steps), image.schedule.sigmas[0]
-    walk = sample(
-        kg.classifier_free_guidance(told, blank, scale=3.0),
-        partly_shared(1.0, seed, range(frames), shape).to(image.device),
+def generate(
+    image_model: kg.Model,
+    video_model: kg.Model,
+    image_prompt: str,
+    video_prompt: str,
+    *,
+    num_frames: int = 16,
+    steps: int = 50,
+) -> kg.Video:
+    image_cond, image_uncond = (
+        image_model.bind(image_model.prompt([text]), frame_attention=kg.frame_attention.first)
+        for text in (image_prompt, "")
+    )
+    video_cond, video_uncond = (video_model.bind(video_model.prompt([text], fps=8.0)) for text in (video_prompt, ""))
+    shape, seed = (1, *image_model.latent_shape(*image_model.default_size)), 7
+    sigmas, lowest = leading(image_model.schedule.sigmas, steps), image_model.schedule.sigmas[0]
+    run = sample(
+        kg.classifier_free_guidance(image_cond, image_uncond, scale=3.0),
+        partly_shared(1.0, seed, range(num_frames), shape).to(image_model.device),
         sigmas,
         refine_at=[sigmas[round(part * steps)] for part in (0.1, 0.3, 0.5, 0.7)],
         refine=refine_with_video_model(
-            kg.classifier_free_guidance(moving, still, scale=3.0),
-            leading(video.schedule.sigmas, steps),
+            kg.classifier_free_guidance(video_cond, video_uncond, scale=3.0),
+            leading(video_model.schedule.sigmas, steps),
             steps=max(1, steps // 6),
-            noise_at=per_sigma(seed, range(frames), shape),
+            noise_at=per_sigma(seed, range(num_frames), shape),
             low_pass=partial(low_pass, spatial=inf, temporal=0.5),
         ),
-        renoise=invert(told, [*(rung for rung in sigmas if rung > lowest), lowest], 12, dpmpp_2m),
+        renoise=invert(image_cond, [*(sigma for sigma in sigmas if sigma > lowest), lowest], 12, dpmpp_2m),
     )
-    for step in walk:
-        print(f"{step.x.shape[1]} frames at noise level {step.sigma:.2f}", end="\r")
-    return kg.Video.from_tensor(image.decode(step.x)[0])
+    for step in run:
+        print(f"{step.x.shape[1]} frames at sigma {step.sigma:.2f}", end="\r")
+    return kg.Video.from_tensor(image_model.decode(step.x)[0])
 
 
 if __name__ == "__main__":
-    film = "a red fish swimming to the right over the sea"
-    draw(kg.load(), kg.load("pocket-video"), "a red fish over the sea", film).overwrite("elevated.gif")
+    video = generate(
+        kg.load(),
+        kg.load("pocket-video"),
+        "a red fish over the sea",
+        "a red fish swimming to the right over the sea",
+    )
+    video.overwrite("elevated.gif")

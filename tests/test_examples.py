@@ -1,4 +1,4 @@
-"""The examples run."""
+"""Every example runs, on small models and with few steps."""
 
 import runpy
 from dataclasses import replace
@@ -12,6 +12,7 @@ from kineograph.models.loading.load import load
 from kineograph.models.temporal.adapters import MOTION_ADAPTER
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
 from kineograph_lab.bench.text2video_zero import save_stand_in
+from kineograph_lab.world.world import render_clip
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -34,31 +35,31 @@ def video_model(model):
 
 def test_text2video_zero(model, capsys):
     example = runpy.run_path(str(EXAMPLES / "text2video_zero.py"))
-    video = example["draw"](model, "a red fish", frames=3, steps=4)
+    video = example["generate"](model, "a red fish", num_frames=3, steps=4)
     assert video.frames.shape == (3, 64, 64, 3)
-    assert "3 frames at noise level 0.00" in capsys.readouterr().out
+    assert "3 frames at sigma 0.00" in capsys.readouterr().out
 
 
-def test_guided(capsys):
-    example = runpy.run_path(str(EXAMPLES / "guided.py"))
-    film = example["clip"](example["FILMED"], 3, 4.0)
-    video = example["draw"](load(), "a purple fish in a city", film, steps=2)
+def test_controlnet(capsys):
+    example = runpy.run_path(str(EXAMPLES / "controlnet.py"))
+    clip = render_clip(example["SHOT"], 3, 4.0)
+    video = example["generate"](load(), "a purple fish in a city", clip, steps=2)
     assert video.frames.shape == (3, 128, 128, 3)
-    assert "noise level 0.00" in capsys.readouterr().out
+    assert "sigma 0.00" in capsys.readouterr().out
 
 
 def test_videocrafter(video_model, capsys):
     example = runpy.run_path(str(EXAMPLES / "videocrafter.py"))
-    video = example["draw"](video_model, "a red fish", frames=3, steps=2)
+    video = example["generate"](video_model, "a red fish", num_frames=3, steps=2)
     assert video.frames.shape == (3, 64, 64, 3) and video.fps == 8.0
-    assert "3 frames at noise level 0.00" in capsys.readouterr().out
+    assert "3 frames at sigma 0.00" in capsys.readouterr().out
 
 
 def test_video_elevator(model, video_model, capsys):
     example = runpy.run_path(str(EXAMPLES / "video_elevator.py"))
-    video = example["draw"](model, video_model, "a red fish", "a red fish swims", frames=3, steps=8)
+    video = example["generate"](model, video_model, "a red fish", "a red fish swims", num_frames=3, steps=8)
     assert video.frames.shape == (3, 64, 64, 3)
-    assert "3 frames at noise level 0.00" in capsys.readouterr().out
+    assert "3 frames at sigma 0.00" in capsys.readouterr().out
 
 
 def test_still_moving(video_model):
@@ -66,5 +67,5 @@ def test_still_moving(video_model):
     adapted = replace(video_model, net=still_moving.attach(video_model.net, motion=MOTION_ADAPTER).eval())
     for weight in adapted.net.motion_adapter.parameters():
         torch.nn.init.normal_(weight)
-    videos = [example["draw"](adapted, "a red fish", scale, frames=3, steps=2) for scale in (0.0, 1.0)]
+    videos = [example["generate"](adapted, "a red fish", scale, num_frames=3, steps=2) for scale in (0.0, 1.0)]
     assert example["side_by_side"](videos).frames.shape == (3, 64, 128, 3)

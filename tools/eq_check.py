@@ -14,19 +14,13 @@ import torch
 os.cpu_count = lambda: 1
 from kineograph_lab.judge import geometry, metrics, training
 from kineograph_lab.judge.networks import load_judge
-from kineograph_lab.recipe import (
-    pool,
-    run,
-)
+from kineograph_lab.recipe import pool, run
 from kineograph_lab.recipe.export import export_image_models, export_video_models
 from kineograph_lab.recipe.image import unet
 from kineograph_lab.recipe.long import growing_pool, text_encoder
 from kineograph_lab.recipe.loop import StagePlan
 from kineograph_lab.recipe.settings import RecipeSettings
-from kineograph_lab.recipe.video import (
-    degraded,
-    samples,
-)
+from kineograph_lab.recipe.video import degraded, samples
 from kineograph_lab.world import captions, edits, truth, unseen, unseen_subjects, wide, world
 from kineograph_lab.world import unseen as unseen_styles
 
