@@ -1,4 +1,4 @@
-"""Files that live on the Hugging Face Hub, or beside us: found, fetched, or a clear word about why not."""
+"""Files and folders on disk or on the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 
 
 class HubOptions(NamedTuple):
-    """How to ask the Hub; the names are those of `from_pretrained`."""
+    """Options of downloads, named as in `from_pretrained`."""
 
     revision: str | None = None
     variant: str | None = None
@@ -39,9 +39,9 @@ class HubOptions(NamedTuple):
 
 
 def local_path(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
-    """The path, if something is there; None if it can only be the name of a repository.
+    """Return the path if it exists, or None if it can only be the name of a repository.
 
-    Raises InputError for a path with nothing there, with a hint when something similar is, or is built in.
+    Raises InputError for a path that does not exist, with a hint when a similar path or built-in name does.
     """
     path = Path(source).expanduser()
     if path.exists():
@@ -51,12 +51,12 @@ def local_path(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
     raise InputError(f"there is no {source}: expected a file, a folder or a hub id, owner/name{_hint(path, built_in)}")
 
 
-def find_file(source: str | Path, names: list[str], ask: HubOptions) -> Path:
-    """A file of a known name in a folder or repository, or the only safetensors file there; or the file itself.
+def find_file(source: str | Path, names: list[str], options: HubOptions) -> Path:
+    """Return the file of a known name in a folder or repository, or its only safetensors file; or the file itself.
 
-    Raises InputError when there is none, or no telling which.
+    Raises InputError when there is none, or more than one.
     """
-    elsewhere = ask._replace(revision=None, variant=None)  # those are the model's, not this file's
+    elsewhere = options._replace(revision=None, variant=None)  # those belong to the model, not to this file
     path = local_path(source) or fetch_folder(str(source), [*names, "adapter_config.json"], elsewhere)
     if path.is_file():
         return path
@@ -67,50 +67,52 @@ def find_file(source: str | Path, names: list[str], ask: HubOptions) -> Path:
     return files[0]
 
 
-def fetch_pipeline(name: str, ask: HubOptions) -> Path:
-    """The folder of a repository that holds a diffusers pipeline: settings, and weights in one format."""
-    folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS, ask, "safetensors")], ask)
+def fetch_pipeline(name: str, options: HubOptions) -> Path:
+    """Download a repository's diffusers pipeline: settings, and weights in one format. Returns the folder."""
+    folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS, options, "safetensors")], options)
     if not any((folder / "unet").glob("*.safetensors")):  # ZeroScope's has none
-        folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS | OLD_WEIGHTS, ask, "bin")], ask)
+        folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS | OLD_WEIGHTS, options, "bin")], options)
     if (folder / "image_adapter").is_dir():
-        folder = fetch_folder(name, [*CONFIGS, *_weights({"image_encoder": "model"}, ask, "safetensors")], ask)
+        folder = fetch_folder(name, [*CONFIGS, *_weights({"image_encoder": "model"}, options, "safetensors")], options)
     return folder
 
 
-def _weights(stems: Mapping[str, str], ask: HubOptions, ending: str) -> list[str]:
-    variant = f".{ask.variant}" if ask.variant else ""
+def _weights(stems: Mapping[str, str], options: HubOptions, ending: str) -> list[str]:
+    variant = f".{options.variant}" if options.variant else ""
     return [f"{part}/{stem}{variant}{rest}.{ending}" for part, stem in stems.items() for rest in ("", "-*-of-*")]
 
 
-def fetch_folder(name: str, patterns: list[str], ask: HubOptions) -> Path:
-    """The folder of a repository with those of its files that match."""
-    options = ask._asdict() | {"allow_patterns": patterns}
-    del options["variant"]  # the Hub knows files, not which of them are variants
-    return _fetched(name, lambda: hf.snapshot_download(name, **options))
+def fetch_folder(name: str, patterns: list[str], options: HubOptions) -> Path:
+    """Download the files of a repository that match the patterns. Returns the folder."""
+    arguments = options._asdict() | {"allow_patterns": patterns}
+    del arguments["variant"]  # the Hub has files, and does not know which of them are variants
+    return _fetch(name, lambda: hf.snapshot_download(name, **arguments))
 
 
-def _fetched(name: str, fetch: Callable[[], str | Path]) -> Path:
+def _fetch(name: str, fetch: Callable[[], str | Path]) -> Path:
     try:
         return Path(fetch())
     except errors.GatedRepoError as error:
         raise InputError(f"{name} is gated: accept its terms on https://hf.co/{name} and pass token=...") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise InputError(f"the Hub has no {name} that you may see: check the name, or pass token=...") from error
+        raise InputError(
+            f"the Hub has no {name} that is accessible to you: check the name, or pass token=..."
+        ) from error
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{name} has no such revision: look at https://hf.co/{name}/commits/main") from error
     except errors.EntryNotFoundError as error:
-        raise InputError(_absent(name, error)) from error
+        raise InputError(_not_found_message(name, error)) from error
     except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
-        raise InputError(_unreachable(name, error)) from error
+        raise InputError(_offline_message(name, error)) from error
 
 
-def _absent(name: str, error: Exception) -> str:
+def _not_found_message(name: str, error: Exception) -> str:
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return _unreachable(name, error)
+        return _offline_message(name, error)
     return f"{name} on the Hub is not laid out as expected ({error})"
 
 
-def _unreachable(name: str, error: Exception) -> str:
+def _offline_message(name: str, error: Exception) -> str:
     return (
         f"{name} is neither a path here nor in the cache of the Hub, and the Hub is not reached "
         f"({type(error).__name__}): go online (HF_HUB_OFFLINE unset, local_files_only not given) or pass a folder"

@@ -27,6 +27,7 @@ from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import ConvConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
+from kineograph.models.unet.forward import CallStage, call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.plan import Plan, SamplingRun, guide, spaced_sigmas
 from kineograph.request import Request
@@ -61,9 +62,13 @@ def image_model_error(model: Model) -> InputError:
     )
 
 
-def attach(image_unet: UNet2DConditionModel, config: TemporalConfig = TEXT_TO_VIDEO_1024) -> VideoUNet:
+def attach(
+    image_unet: UNet2DConditionModel,
+    config: TemporalConfig = TEXT_TO_VIDEO_1024,
+    call_stage: CallStage = call_directly,
+) -> VideoUNet:
     """Return the video network with this image network and new temporal layers, all initialised to the identity."""
-    return VideoUNet(image_unet, TemporalLayers(image_unet, config))
+    return VideoUNet(image_unet, TemporalLayers(image_unet, config), call_stage)
 
 
 def loss(

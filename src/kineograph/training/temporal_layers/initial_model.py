@@ -12,10 +12,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from kineograph.errors import InputError
+from kineograph.methods import videocrafter
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig, split_heads
-from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.forward import CallStage, call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.gradients import DTYPES
@@ -79,10 +79,10 @@ def _network(net: VideoUNet, config: TemporalConfig, seed: int, call_stage: Call
     """Return the network with temporal layers of this configuration: its own, or new ones initialised from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        layers = TemporalLayers(net.image_unet, config)
-    if net.temporal is not None:
-        layers.load_state_dict(net.temporal.state_dict())
-    return VideoUNet(net.image_unet, layers, call_stage)
+        attached = videocrafter.attach(net.image_unet, config, call_stage)
+    if net.temporal is not None and attached.temporal is not None:
+        attached.temporal.load_state_dict(net.temporal.state_dict())
+    return attached
 
 
 def set_trained(net: VideoUNet, trained: Iterable[str], frozen: Iterable[str]) -> None:
