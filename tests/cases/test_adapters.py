@@ -301,7 +301,7 @@ def test_ip_adapter_plus_gives_the_tokens_that_diffusers_gives(ip_adapters, sd_f
     """Case 29 (IP-Adapter#470, diffusers#6162): the plus variant's Resampler."""
     name = "ip-adapter-plus_sd15.safetensors"
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
-    ours = load(sd_folder, ip_adapter=ip_adapters / "ip" / name).shown(image)
+    ours = load(sd_folder, ip_adapter=ip_adapters / "ip" / name).image_tokens(image)
     pipeline, encoder = tiny_models.sd(), ip_adapters / "ip" / "image_encoder"
     pipeline.load_ip_adapter(
         str(ip_adapters / "ip"), subfolder=None, weight_name=name, image_encoder_folder=str(encoder)

@@ -252,10 +252,12 @@ def test_replay_needs_settings(run: Run, tmp_path: Path) -> None:
 
 def test_models_and_doctor_print_json(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    assert isinstance(json.loads(run("models", "--json").out)["models"], list)
+    listed = {each["name"]: each["family"] for each in json.loads(run("models", "--json").out)["models"]}
+    assert listed["pocket-edit"] == "InstructPix2Pix, small" and "pocket" in listed and "pocket-fox" in listed
+    assert listed["pocket-space-time"] == "Lumiere's space-time U-Net, small"  # the laboratory's, by an entry point
     told = run("doctor", "--json")
     found = {each["what"]: each for each in json.loads(told.out)["findings"]}
-    assert {"torch", "device", "mp4", "pocket model", "output"} <= set(found)
+    assert {"torch", "device", "mp4", "pocket model", "laboratory", "output"} <= set(found)
     assert found["mp4"]["to_do"] == ""
     assert told.status == (0 if json.loads(told.out)["well"] else 1)
     for verb in ("models", "doctor"):

@@ -1,4 +1,4 @@
-"""Video models on the command line: drawn with, animated by, converted."""
+"""Video models on the command line: generate, animate, convert."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> 
     assert longer.status == 0, longer.err
 
 
-def test_animate_takes_a_picture(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_animate_takes_an_image(run: Run, folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "fish.png")
     pinned = ["--first-frame", "pinned", "--model", folder, *FEW]
     said = run("animate", "fish.png", "swimming to the right", *pinned, "-o", "fish.gif")
@@ -54,11 +54,11 @@ def test_animate_takes_a_picture(run: Run, folder: Path, tmp_path: Path) -> None
     assert run("replay", "fish.gif").status == 0
     unseen = run("animate", "fish.png", "swimming", "--model", folder, *FEW)
     assert unseen.status == 2 and "takes no images" in unseen.err
-    assert "there is no picture nowhere.png" in run("animate", "nowhere.png", "swimming", *pinned).err
+    assert "there is no image nowhere.png" in run("animate", "nowhere.png", "swimming", *pinned).err
     assert "only 'fish.png'" in run("animate", "fish.png").err
 
 
-def test_convert_writes_a_folder_that_draws_the_same(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_a_converted_folder_generates_the_same_frames(run: Run, folder: Path, tmp_path: Path) -> None:
     said = run("convert", folder, "copy")
     assert (said.status, said.out) == (0, "copy\n"), said.err
     frames = [kg.generate(kg.load(each), "a fish", num_inference_steps=2, seed=1).frames for each in (folder, "copy")]
@@ -66,13 +66,13 @@ def test_convert_writes_a_folder_that_draws_the_same(run: Run, folder: Path, tmp
     assert "is there already" in run("convert", folder, "copy").err
 
 
-def test_a_motion_module_goes_around_an_image_model(run: Run, folder: Path, sd_folder: Path) -> None:  # noqa: F811
+def test_a_motion_module_is_converted_with_an_image_model(run: Run, folder: Path, sd_folder: Path) -> None:  # noqa: F811
     said = run("convert", sd_folder, "moved", "--motion-module", folder)
     assert said.status == 0, said.err
     assert kg.load("moved").temporal == CONFIG
 
 
-def test_what_belongs_to_a_video_model_that_is_not_there_is_refused(run: Run) -> None:
+def test_options_of_a_missing_video_model_are_refused(run: Run) -> None:
     said = run("generate", "a fish", "--video-lora", "dog.safetensors", "--video-motion-adapter", "calm.safetensors")
     assert said.status == 2
     assert "--video-motion-adapter and --video-lora: expected the video model" in " ".join(said.err.split())

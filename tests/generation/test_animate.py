@@ -1,4 +1,4 @@
-"""Video models through the front doors: what they settle, what they are shown, and what is refused."""
+"""`generate` and `animate` with video models: their defaults, image conditions and errors."""
 
 from dataclasses import replace
 
@@ -34,7 +34,7 @@ CONFIG = TemporalConfig(
 )
 
 
-def stirred(layers: nn.Module) -> nn.Module:
+def randomised(layers: nn.Module) -> nn.Module:
     torch.manual_seed(2)
     for weight in layers.parameters():
         nn.init.normal_(weight, std=0.05)
@@ -46,12 +46,12 @@ def model() -> Model:
     """A video model."""
     image = kg.load(sd())
     unet = image.net.image_unet
-    return replace(image, name="tiny", net=VideoUNet(unet, stirred(TemporalLayers(unet, CONFIG))))
+    return replace(image, name="tiny", net=VideoUNet(unet, randomised(TemporalLayers(unet, CONFIG))))
 
 
 @pytest.fixture(scope="module")
 def animator() -> Model:
-    """A video model that is shown pictures."""
+    """A video model that takes images."""
     image = kg.load(sd())
     unet, width = image.net.image_unet, image.net.image_unet.config.cross_attention_dim
     sizes = ResamplerConfig(reads=16, width=16, gives=width, tokens=4, depth=1, heads=2, head_width=8)
@@ -59,7 +59,7 @@ def animator() -> Model:
     resampler.add_resampler(unet, sizes)
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     encoder = CLIPVisionModel(CLIPVisionConfig(**small, image_size=16, patch_size=8)).eval()
-    net = VideoUNet(unet, stirred(TemporalLayers(unet, CONFIG)))
+    net = VideoUNet(unet, randomised(TemporalLayers(unet, CONFIG)))
     return replace(
         image, name="animator", net=net, image_encoder=ImageEncoder(encoder, LAST, stretch_to_square, empty_color=GREY)
     )
@@ -73,18 +73,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(folder / "one.png"), str(folder / "other.png")
 
 
-def test_a_video_model_settles_method_length_and_rate(model: Model):
+def test_a_video_model_decides_method_length_and_frame_rate(model: Model):
     video = kg.generate(model, "a fish", **FEW)
     assert (len(video.frames), video.fps, video.settings["method"]) == (6, 8.0, "videocrafter")
     assert video.settings["sampler"] == "ddim"
 
 
-def test_the_frame_rate_is_told(model: Model):
+def test_the_frame_rate_is_a_condition(model: Model):
     slow, fast = (kg.generate(model, "a fish", fps=fps, **FEW).frames for fps in (4, 16))
     assert not np.array_equal(slow, fast)
 
 
-def test_more_frames_than_it_was_trained_on_are_drawn_through_windows(model: Model):
+def test_more_frames_than_it_was_trained_on_are_sampled_in_windows(model: Model):
     long = kg.generate(model, "a fish", num_frames=11, **FEW)
     assert len(long.frames) == 11
     with pytest.warns(InputWarning, match="trained on 6 frames at once, and a window of 11") as told:
@@ -96,7 +96,7 @@ def test_more_frames_than_it_was_trained_on_are_drawn_through_windows(model: Mod
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "euler-ancestral", "lcm"])
-def test_every_solver_draws_and_draws_the_same_again(model: Model, sampler: str):
+def test_every_sampler_is_deterministic(model: Model, sampler: str):
     one, again = (kg.generate(model, "a fish", num_frames=3, sampler=sampler, **FEW).frames for _ in range(2))
     assert np.array_equal(one, again)
 
@@ -106,34 +106,34 @@ def test_a_list_of_prompts_is_a_list_of_videos(model: Model):
     assert [video.settings["seed"] for video in videos] == [3, 4]
 
 
-def test_one_frame_is_the_image_models_picture(model: Model):
+def test_one_frame_is_the_image_models_image(model: Model):
     image = replace(model, net=VideoUNet(model.net.image_unet))
     alone = kg.generate(model, "a fish", num_frames=1, **FEW).frames
     as_image = kg.generate(image, "a fish", num_frames=1, motion="none", **FEW)
     assert alone.shape == as_image.frames.shape
 
 
-def test_what_is_shown_counts_and_as_much_as_asked(animator: Model, pictures: tuple[str, str]):
+def test_the_image_and_its_scale_change_the_video(animator: Model, pictures: tuple[str, str]):
     one, other = (kg.animate(animator, each, "a fish", num_frames=2, **FEW).frames for each in pictures)
     assert not np.array_equal(one, other)
     unseen = [kg.animate(animator, each, "a fish", num_frames=2, image_scale=0.0, **FEW).frames for each in pictures]
     assert np.array_equal(*unseen)
 
 
-def test_a_pinned_first_frame_is_the_picture_as_the_vae_has_it(model: Model, pictures: tuple[str, str]):
+def test_a_pinned_first_frame_is_the_image_as_the_vae_decodes_it(model: Model, pictures: tuple[str, str]):
     video = kg.animate(model, pictures[0], "a fish", first_frame="pinned", num_frames=3, **FEW)
     picture = torch.from_numpy(np.array(Image.open(pictures[0]))).permute(2, 0, 1)[None].float() / 255
     known = model.decode(model.encode(crop_to_size(picture, *model.default_size)[:, None]))[0, 0]
     assert np.abs(video.frames[0] - 255 * known.permute(1, 2, 0).numpy()).max() <= 1
 
 
-def test_a_video_says_which_picture_made_it(animator: Model, pictures: tuple[str, str]):
+def test_a_video_records_its_image(animator: Model, pictures: tuple[str, str]):
     video = kg.animate(animator, pictures[0], "a fish", num_frames=2, **FEW)
     assert video.settings["image"] == pictures[0]
     assert len(video.settings["read"][pictures[0]]) == 64
 
 
-def test_what_does_not_go_together_is_refused(model: Model, pictures: tuple[str, str]):
+def test_options_that_exclude_each_other_are_refused(model: Model, pictures: tuple[str, str]):
     image = kg.load(sd())
     with pytest.raises(InputError, match="image model without temporal layers"):
         kg.generate(image, "a fish", method="videocrafter", **FEW)
@@ -143,19 +143,19 @@ def test_what_does_not_go_together_is_refused(model: Model, pictures: tuple[str,
         kg.generate(model, "a fish", motion="pan:12,12", **FEW)
     with pytest.raises(InputError, match="takes no images"):
         kg.animate(model, pictures[0], "a fish", **FEW)
-    with pytest.raises(InputError, match="there is no picture"):
+    with pytest.raises(InputError, match="there is no image"):
         kg.animate(model, "nowhere.png", "a fish", first_frame="pinned", **FEW)
     with pytest.raises(InputError, match="share 0 to 3"):
         kg.generate(model, "a fish", window=4, overlap=4, num_frames=9, **FEW)
 
 
-def test_a_file_that_is_no_picture_is_named(model: Model, tmp_path):
+def test_a_file_that_is_no_image_is_named(model: Model, tmp_path):
     (tmp_path / "fish.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"fish\.png is no picture"):
         kg.animate(model, tmp_path / "fish.png", "a fish", first_frame="pinned", **FEW)
 
 
-def test_pictures_of_any_shape_are_made_to_fit():
+def test_images_of_any_shape_are_cropped_or_resized():
     wide = torch.zeros(1, 3, 20, 60)
     wide[..., 20:40] = 1
     assert crop_to_size(wide, 10, 10).shape == (1, 3, 10, 10) and crop_to_size(wide, 10, 10).mean() > 0.9

@@ -1,4 +1,4 @@
-"""Videos drawn from control videos, and edits, through the front door on tiny networks."""
+"""`generate` with control videos, and `edit`, on tiny networks."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_video_is_as_long_and_as_fast_as_its_control(model, maps):
     assert (len(fewer), fewer.fps) == (2, 5)
 
 
-def test_the_control_counts_as_much_as_it_is_told_to(model, maps):
+def test_the_control_scale_and_range_have_effect(model, maps):
     def drawn(**how: float) -> np.ndarray:
         return kg.generate(model, "a fish", control={"seg-map": maps}, **FEW, **how).frames
 
@@ -69,7 +69,7 @@ def test_the_control_counts_as_much_as_it_is_told_to(model, maps):
     assert np.array_equal(early, none)  # the first timestep of three is past it already
 
 
-def test_edges_are_found_in_the_control_video(model, tmp_path):
+def test_edges_of_the_control_video_are_its_maps(model, tmp_path):
     pytest.importorskip("cv2")
     from kineograph.media.annotators import canny
 
@@ -126,14 +126,14 @@ def test_a_guided_video_is_replayed_and_a_changed_control_is_named(model, maps, 
     [
         ({"seg-map": "maps"}, {"num_frames": 9}, "has 5 frames, and 9 are asked for"),
         ({"seg-map": "nowhere"}, {}, "there is no file"),
-        ({"seg": "maps"}, {}, "makes maps of the kind 'seg'.*seg-map=VIDEO"),
+        ({"seg": "maps"}, {}, "maps of the kind 'seg'.*seg-map=VIDEO"),
         ({"depth-map": "maps"}, {}, "no ControlNet for 'depth', only for canny, seg"),
         ({"seg-map": "maps"}, {"annotators": {"depth": "net"}}, "an annotator for depth, and no control video"),
         ({"seg-map": "maps"}, {"height": 16, "width": 48}, "another shape"),
         ({"seg-map": "maps"}, {"control_guidance_start": 0.9, "control_guidance_end": 0.2}, "the start before"),
     ],
 )
-def test_what_cannot_be_guided_is_said(model, maps, control, how, said):
+def test_errors_of_controls(model, maps, control, how, said):
     named = {kind: maps if video == "maps" else maps.parent / video for kind, video in control.items()}
     with pytest.raises(InputError, match=said):
         kg.generate(model, "a fish", control=named, **FEW, **how)
@@ -157,7 +157,7 @@ def test_an_edit_in_chunks_is_the_edit_at_once(editor, tmp_path):
     assert np.abs(whole.astype(int) - parts).max() <= 1
 
 
-def test_a_model_that_does_not_edit_says_so(model, maps):
+def test_a_model_that_does_not_edit_is_refused(model, maps):
     with pytest.raises(InputError, match="generates from text alone: .* pocket-edit"):
         kg.edit(model, maps, "make it snow", **FEW)
 
@@ -168,7 +168,7 @@ def test_smoothing_changes_the_frames_after_the_first(model):
     assert (off[1:] != on[1:]).any()
 
 
-def test_masks_may_come_from_rembg_and_its_absence_is_said(model, monkeypatch):
+def test_masks_may_come_from_rembg_and_its_absence_is_an_error(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "rembg", None)
     with pytest.raises(InputError, match=r"pip install 'kineograph\[saliency\]'"):
         kg.generate(model, "a fish", num_frames=2, smooth_background=0.6, masks="rembg", **FEW)
@@ -206,7 +206,7 @@ def test_a_hundred_frames_take_hardly_more_memory_than_sixteen(tmp_path):
     assert (few, many) == (16, 100) and more < 1.25 * less
 
 
-def test_controlnets_of_sdxl_are_told_the_size_too(maps):
+def test_controlnets_of_sdxl_are_conditioned_on_the_size_too(maps):
     base = sdxl()
     torch.manual_seed(4)
     net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
@@ -221,7 +221,7 @@ def test_controlnets_of_sdxl_are_told_the_size_too(maps):
     assert (some != none).any()
 
 
-def test_a_lora_goes_with_a_stock_controlnet(model, maps, tmp_path):
+def test_a_lora_works_with_a_stock_controlnet(model, maps, tmp_path):
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict

@@ -1,4 +1,4 @@
-"""The front doors: every argument is checked, and a video carries all that makes it again."""
+"""`generate` and `replay`: every argument is checked, and a video records all that reproduces it."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def test_the_defaults_of_the_front_doors_are_those_of_a_request() -> None:
     assert set(animated) - set(fixed) == {"model", "prompt", "on_step"}
 
 
-def test_every_choice_is_there() -> None:
+def test_the_tables_have_every_choice() -> None:
     assert tuple(BY_NAME) == SAMPLERS
     assert tuple(RUN_METHODS) == METHODS
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"prompt": ""}, "prompt is empty"),
         ({"prompt": " \n"}, "prompt is empty"),
@@ -89,13 +89,13 @@ def test_every_choice_is_there() -> None:
         ({"smooth_background": 0.6, "control": make_controls({"canny": "a.mp4"})}, "leave one of them out"),
     ],
 )
-def test_a_request_refuses_what_cannot_be(arguments: dict, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_errors_of_a_request(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Request(**{"prompt": "a fish", **arguments})
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"height": 17}, "multiples of 2"),  # the tiny VAE halves
         ({"motion": "sideways"}, "pan:X,Y"),
@@ -104,27 +104,27 @@ def test_a_request_refuses_what_cannot_be(arguments: dict, said: str) -> None:
         ({"sampler": "lcm", "num_inference_steps": 60}, "between 1 and 50"),
     ],
 )
-def test_what_only_the_model_can_refuse(model: Model, arguments: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_errors_that_depend_on_the_model(model: Model, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         kg.generate(model, **{"prompt": "a fish", **FEW, **arguments})
 
 
-def test_progress_ends_at_the_total_and_shows_the_picture(model: Model) -> None:
-    told: list = []
-    video = kg.generate(model, "a fish", **FEW, seed=3, on_step=told.append)
-    assert [each.done for each in told] == list(range(1, told[-1].total + 1))
-    assert told[0].step.x0.shape == (1, 1, 4, 8, 8)  # frame 0 alone
-    assert np.array_equal(kg.Video.from_tensor(model.decode(told[-1].step.x)[0]).frames, video.frames)
+def test_progress_ends_at_the_total_and_holds_the_latents(model: Model) -> None:
+    progress: list = []
+    video = kg.generate(model, "a fish", **FEW, seed=3, on_step=progress.append)
+    assert [each.done for each in progress] == list(range(1, progress[-1].total + 1))
+    assert progress[0].step.x0.shape == (1, 1, 4, 8, 8)  # frame 0 alone
+    assert np.array_equal(kg.Video.from_tensor(model.decode(progress[-1].step.x)[0]).frames, video.frames)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("num_frames", [1, 3])
-def test_every_solver_counts_its_steps(model: Model, sampler: str, num_frames: int) -> None:
-    told: list = []
+def test_every_sampler_counts_its_steps(model: Model, sampler: str, num_frames: int) -> None:
+    progress: list = []
     video = kg.generate(
-        model, "a fish", num_inference_steps=2, num_frames=num_frames, sampler=sampler, on_step=told.append
+        model, "a fish", num_inference_steps=2, num_frames=num_frames, sampler=sampler, on_step=progress.append
     )
-    assert told[-1].done == told[-1].total
+    assert progress[-1].done == progress[-1].total
     assert video.frames.shape == (num_frames, 16, 16, 3)
 
 
@@ -147,21 +147,21 @@ def test_the_settings_are_json_and_complete(model: Model) -> None:
     assert settings["frames_sha256"] == video.digest
 
 
-def test_the_seed_decides_and_one_is_drawn_when_none_is_given(model: Model) -> None:
+def test_the_seed_determines_the_video_and_is_random_if_none_is_given(model: Model) -> None:
     one, same, other = (kg.generate(model, "a fish", **FEW, seed=seed) for seed in (5, 5, 6))
     assert one.digest == same.digest != other.digest
     drawn = kg.generate(model, "a fish", **FEW)
     assert kg.generate(model, "a fish", **FEW, seed=drawn.settings["seed"]).digest == drawn.digest
 
 
-def test_a_list_of_prompts_gives_what_each_gives_alone(model: Model) -> None:
+def test_a_list_of_prompts_gives_the_video_of_each(model: Model) -> None:
     both = kg.generate(model, ["a fish", "a dog"], **FEW, seed=5)
     assert [video.settings["seed"] for video in both] == [5, 6]
     assert both[1].digest == kg.generate(model, "a dog", **FEW, seed=6).digest
 
 
 @pytest.mark.parametrize("scale", [1, 0])
-def test_no_guidance_never_asks_the_negative_prompt(model: Model, scale: float) -> None:
+def test_without_guidance_the_negative_prompt_has_no_effect(model: Model, scale: float) -> None:
     plain, negative = (
         kg.generate(model, "a fish", negative_prompt=text, guidance_scale=scale, **FEW, seed=1)
         for text in ("", "a dog")
@@ -170,12 +170,12 @@ def test_no_guidance_never_asks_the_negative_prompt(model: Model, scale: float) 
     assert plain.digest != kg.generate(model, "a fish", **FEW, seed=1).digest
 
 
-def test_lcm_takes_the_model_for_a_consistency_model(model: Model) -> None:
+def test_lcm_uses_the_model_as_a_consistency_model(model: Model) -> None:
     request, x = Request(prompt="a fish", sampler="lcm", guidance_scale=1), torch.ones(1, 1, 4, 2, 2)
     plan = Plan(seed=0, height=8, width=8, latent_shape=(1, 4, 2, 2), inputs=open_inputs(request), sampler="lcm")
-    bent = guide(request, plan, model.schedule, torch.mul, torch.mul)(x, 0.03)
-    torch.testing.assert_close(bent, model.schedule.consistency_denoise(torch.mul)(x, 0.03))
-    assert not torch.allclose(bent, x * 0.03, rtol=1e-3)
+    wrapped = guide(request, plan, model.schedule, torch.mul, torch.mul)(x, 0.03)
+    torch.testing.assert_close(wrapped, model.schedule.consistency_denoise(torch.mul)(x, 0.03))
+    assert not torch.allclose(wrapped, x * 0.03, rtol=1e-3)
 
 
 def test_unknown_words_are_warned_of(model: Model) -> None:
@@ -196,14 +196,14 @@ def test_nan_is_an_error_that_names_the_frame() -> None:
 
 
 @pytest.mark.parametrize("name", ["fish.mp4", "fish.gif", "fish.webp", "fish"])
-def test_replay_makes_every_pixel_again(tmp_path: Path, sd_folder: Path, name: str) -> None:  # noqa: F811
+def test_replay_generates_every_pixel_again(tmp_path: Path, sd_folder: Path, name: str) -> None:  # noqa: F811
     video = kg.generate(kg.load(sd_folder), "a fish", **FEW, motion="pan:70,0+zoom:1.1", sampler="euler-ancestral")
     again = kg.replay(video.save(tmp_path / name))
     assert np.array_equal(again.frames, video.frames)
     assert again.settings == video.settings
 
 
-def test_replay_says_what_has_changed(tmp_path: Path, model: Model) -> None:
+def test_replay_names_the_differences(tmp_path: Path, model: Model) -> None:
     path = kg.generate(model, "a fish", **FEW).save(tmp_path / "fish.mp4")
     other = kg.load(sd())
     with torch.no_grad():
@@ -215,13 +215,13 @@ def test_replay_says_what_has_changed(tmp_path: Path, model: Model) -> None:
         kg.replay(path, model=model)
 
 
-def test_replay_of_a_live_pipeline_asks_for_it(tmp_path: Path, model: Model) -> None:
+def test_replay_of_a_live_pipeline_needs_the_pipeline(tmp_path: Path, model: Model) -> None:
     path = kg.generate(model, "a fish", **FEW).save(tmp_path / "fish.mp4")
     with pytest.raises(InputError, match="model=kineograph.load"):
         kg.replay(path)
 
 
-def test_replay_refuses_what_is_no_recipe(tmp_path: Path, model: Model) -> None:
+def test_replay_refuses_incomplete_settings_and_unknown_load_arguments(tmp_path: Path, model: Model) -> None:
     video = kg.generate(model, "a fish", **FEW)
     bare = replace(video, settings={"prompt": "a fish"})
     with pytest.raises(InputError, match="not of a video"):

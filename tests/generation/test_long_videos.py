@@ -1,4 +1,4 @@
-"""Clip after clip through the front doors, with every method that draws from a prompt."""
+"""Videos of several clips, with every method that generates from a prompt."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_clips_follow_each_other_with_every_method(method, models):
     assert not np.array_equal(loose.frames[3], loose.frames[4])
 
 
-def test_every_choice_counts_and_a_clip_has_its_own_prompt(models):
+def test_every_option_has_an_effect_and_a_clip_has_its_own_prompt(models):
     model, _ = models["videocrafter"]
     asked = {"clips": 3, **FEW}
     usual = kg.generate(model, "a fish", **asked)
@@ -71,7 +71,7 @@ def test_every_choice_counts_and_a_clip_has_its_own_prompt(models):
 
 
 @pytest.mark.parametrize("choice", [{}, {"smooth_background": 0.6}, {"sampler": "euler-ancestral"}])
-def test_text2video_zero_leaves_out_what_is_overwritten_anyway(choice, models, monkeypatch):
+def test_text2video_zero_skips_frames_that_are_overwritten(choice, models, monkeypatch):
     model, asked = models["text2video-zero"][0], {"clips": 2, **FEW, "num_inference_steps": 12, **choice}
     seen = []
 
@@ -81,12 +81,12 @@ def test_text2video_zero_leaves_out_what_is_overwritten_anyway(choice, models, m
 
     monkeypatch.setattr(text2video_zero, "guide", counted)
     reuse = kg.ClipOptions(keep=3, guidance=1.0)
-    spared = kg.generate(model, "a fish", reuse=reuse, **asked)
+    skipping = kg.generate(model, "a fish", reuse=reuse, **asked)
     count = sum(seen)
     monkeypatch.setattr(vidrd, "skip_overwritten", lambda denoise, *_: denoise)
     seen.clear()
     whole = kg.generate(model, "a fish", reuse=reuse, **asked)
-    assert np.abs(spared.frames.astype(int) - whole.frames).max() <= 1
+    assert np.abs(skipping.frames.astype(int) - whole.frames).max() <= 1
     assert count < sum(seen)
 
 
@@ -97,7 +97,7 @@ def test_progress_counts_the_steps_of_all_clips(models):
     assert [step.done for step in seen] == list(range(1, 11)) and {step.total for step in seen} == {10}
 
 
-def test_interrupted_it_goes_on_from_the_last_clip_to_the_same_result(models, tmp_path: Path):
+def test_an_interrupted_video_continues_to_the_same_result(models, tmp_path: Path):
     model, _ = models["videocrafter"]
     request = Request(prompt="a fish", clips=3, reuse=kg.ClipOptions(anchor=0.3), **FEW)
     whole = run_request(model, request)
@@ -125,14 +125,14 @@ def test_interrupted_it_goes_on_from_the_last_clip_to_the_same_result(models, tm
         ({"then": ["a car"]}, "there are prompts for 1 clips after the first, and 1 clips"),
     ],
 )
-def test_what_cannot_be_is_said(asked, said, models):
+def test_errors_of_clip_options(asked, said, models):
     with pytest.raises(InputError, match=said):
         kg.generate(models["videocrafter"][0], "a fish", **FEW, **asked)
     with pytest.raises(InputError, match="guidance is a share from 0 to 1"):
         kg.ClipOptions(guidance=1.5)
 
 
-def test_the_command_makes_and_replays_clips(run: Run, video: Model, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_generates_and_replays_clips(run: Run, video: Model, tmp_path: Path) -> None:  # noqa: F811
     folder = kg.save(video, tmp_path / "video")
     few = ["--steps", 2, "--device", "cpu", "--seed", 3, "-n", 3, "--clips", 2, "--then", "a car", "--keep", 1]
     said = run("generate", "a fish", "--model", folder, *few, "--keep-clips", "kept", "-o", "long.gif")

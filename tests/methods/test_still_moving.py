@@ -48,7 +48,7 @@ def test_a_frozen_video_is_one_frame_repeated():
     assert torch.equal(still[0, 2], Z[0, 1]) and torch.equal(still[1, 0], Z[1, 3])
 
 
-def test_only_what_a_step_adds_learns_and_a_batch_is_its_samples():
+def test_only_the_new_adapter_is_trained_and_each_sample_has_its_scale():
     plain = randomised(with_temporal_layers(CONFIGS["videocrafter t2v"])).requires_grad_(False)
     schedule = Schedule.from_config(BETAS)
     begun = method.attach(plain, motion=MOTION_ADAPTER)
@@ -93,7 +93,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory: pytest.TempPathFactory, video: Path) -> Path:
-    """Another of the same shapes, whose layers along time have other weights."""
+    """A second folder of the same shapes, whose temporal layers have other weights."""
     model = kg.load(video)
     nn.init.normal_(model.net.temporal.after.conv_in.proj_in.weight)
     return kg.save(model, tmp_path_factory.mktemp("models") / "ripples")
@@ -115,14 +115,14 @@ def lora(video: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def dog(tmp_path_factory: pytest.TempPathFactory, video: Path, lora: dict[str, Tensor]) -> Path:
-    """What a customised model left."""
+    """An adapter file of a customised model."""
     net = method.attach(kg.load(video).net, spatial=AdapterConfig(rank=2, layers=("conv_in", "attentions")))
     trained(net.spatial_adapter)
     file = tmp_path_factory.mktemp("adapters") / "dog.safetensors"
     return adapter_files.save_customised_adapter(net, lora, file, subject=SUBJECT, image="sea", video="waves")
 
 
-def test_a_motion_adapter_file_is_small_says_what_it_is_and_comes_back(video: Path, still: Path):
+def test_a_motion_adapter_file_is_small_and_round_trips_with_its_description(video: Path, still: Path):
     with safe_open(still, "pt") as file:
         about = json.loads(file.metadata()[adapter_files.HEADER])
     assert (about["kind"], about["branches"]["rank"], about["temporal"]["name"]) == ("motion", 2, "waves")
@@ -141,14 +141,14 @@ def test_a_motion_adapter_file_is_small_says_what_it_is_and_comes_back(video: Pa
     ].dtype == (torch.bfloat16)
 
 
-def test_a_folder_keeps_a_motion_adapter(video: Path, still: Path, tmp_path: Path):
+def test_a_saved_model_keeps_its_motion_adapter(video: Path, still: Path, tmp_path: Path):
     model = kg.load(video, motion_adapter=still)
     again = kg.load(kg.save(model, tmp_path / "copy"))
     for name, weight in model.net.motion_adapter.state_dict().items():
         assert torch.equal(weight, again.net.motion_adapter.state_dict()[name])
 
 
-def test_an_adapter_of_another_model_is_refused_by_both_names(video: Path, other: Path, still: Path, dog: Path):
+def test_an_adapter_of_another_model_is_refused_with_both_names(video: Path, other: Path, still: Path, dog: Path):
     with pytest.raises(InputError, match=r"for the temporal layers of waves, and ripples has layers with other wei"):
         kg.load(other, motion_adapter=still)
     with pytest.raises(InputError, match=r"waves, and ripples has .* can be loaded as lora="):
@@ -168,7 +168,7 @@ def test_an_image_network_with_other_weights_is_warned_of(video: Path, dog: Path
         kg.load(shape, adapter=dog)
 
 
-def test_files_that_are_no_such_adapter_are_told_apart(video: Path, still: Path, dog: Path, tmp_path: Path):
+def test_files_of_other_kinds_are_refused(video: Path, still: Path, dog: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"holds a customised subject or style: pass it as adapter="):
         kg.load(video, motion_adapter=dog)
     with pytest.raises(InputError, match=r"holds a motion adapter: pass it as motion_adapter="):
@@ -191,7 +191,7 @@ def test_files_that_are_no_such_adapter_are_told_apart(video: Path, still: Path,
         kg.load(video, motion_adapter=bad)
 
 
-def test_likeness_is_of_the_weights_whatever_their_format():
+def test_the_weight_signature_does_not_depend_on_the_dtype():
     net = shaken(sd().unet)
     was = weight_signature(net, "one")
     assert weight_signature(net.bfloat16(), "two").same_weights(was)
@@ -200,7 +200,7 @@ def test_likeness_is_of_the_weights_whatever_their_format():
     assert now.same_shapes(was) and not now.same_weights(was)
 
 
-def test_a_customised_model_is_its_lora_under_the_layers_along_time(
+def test_a_customised_model_is_its_lora_under_the_temporal_layers(
     video: Path, dog: Path, lora: dict[str, Tensor], tmp_path: Path
 ):
     save_file(lora, tmp_path / "lora.safetensors")
@@ -215,7 +215,7 @@ def test_a_customised_model_is_its_lora_under_the_layers_along_time(
         kg.save(model, tmp_path / "folder")
 
 
-def test_diffusers_opens_the_lora_in_it_and_an_image_model_takes_only_that(dog: Path, video: Path):
+def test_diffusers_loads_the_lora_in_it_and_an_image_model_takes_only_that(dog: Path, video: Path):
     pipeline: StableDiffusionPipeline = sd()
     pipeline.load_lora_weights(dog)
     ours = kg.load(sd(), adapter=dog)
@@ -226,7 +226,7 @@ def test_diffusers_opens_the_lora_in_it_and_an_image_model_takes_only_that(dog: 
     assert torch.equal(got, wanted) and not torch.equal(got, sd().unet(z, 9, told).sample)
 
 
-def test_a_spatial_adapter_alone_is_for_a_model_customised_as_a_whole(video: Path, tmp_path: Path):
+def test_a_spatial_adapter_without_lora_is_for_a_fully_fine_tuned_model(video: Path, tmp_path: Path):
     net = method.attach(kg.load(video).net, spatial=SPATIAL_ADAPTER)
     file = tmp_path / "toy.safetensors"
     adapter_files.save_customised_adapter(net, {}, file, subject="toy", image="toys", video="waves")
@@ -244,7 +244,7 @@ def test_a_spatial_adapter_alone_is_for_a_model_customised_as_a_whole(video: Pat
         adapter_files.save_customised_adapter(kg.load(video).net, {}, file, subject="toy", image="toys", video="waves")
 
 
-def test_a_motion_scale_is_drawn_with_recorded_and_replayed(video: Path, still: Path, tmp_path: Path):
+def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Path, tmp_path: Path):
     model = kg.load(video, motion_adapter=still)
     usual, calm = (kg.generate(model, "a fish", motion_scale=scale, **FEW) for scale in (0.0, 0.5))
     assert np.array_equal(usual.frames, kg.generate(kg.load(video), "a fish", **FEW).frames)
@@ -255,7 +255,7 @@ def test_a_motion_scale_is_drawn_with_recorded_and_replayed(video: Path, still: 
     assert np.array_equal(kg.replay(path).frames, calm.frames)
 
 
-def test_a_motion_scale_without_an_adapter_says_how_to_get_one(video: Path):
+def test_a_motion_scale_without_an_adapter_is_an_error_with_a_hint(video: Path):
     with pytest.raises(InputError, match=r"waves has no motion adapter, .* pocket-video, .*--motion-adapter"):
         kg.generate(kg.load(video), "a fish", motion_scale=1.0, **FEW)
     with pytest.raises(InputError, match="no temporal layers, and so no motion adapter"):
@@ -264,7 +264,7 @@ def test_a_motion_scale_without_an_adapter_says_how_to_get_one(video: Path):
         kg.generate(kg.load(video), "a fish", motion_scale=float("nan"), **FEW)
 
 
-def test_a_subject_that_the_prompt_never_names_is_warned_of(video: Path, dog: Path):
+def test_a_subject_that_the_prompt_does_not_name_is_warned_of(video: Path, dog: Path):
     model = kg.load(video, adapter=dog)
     with pytest.warns(InputWarning, match="customised to 'sks dog', and the prompt does not say"):
         kg.generate(model, "a dog surfing", **FEW)
@@ -281,7 +281,7 @@ def controlled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_subject_goes_with_clips_controls_and_both_sides_of_video_elevator(
+def test_a_subject_works_with_clips_controls_and_both_models_of_video_elevator(
     video: Path, dog: Path, still: Path, controlled: Path, tmp_path: Path
 ):
     model = kg.load(video, adapter=dog, motion_adapter=still, controlnet={"seg": controlled})

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_metrics import folder_of, noise
 
+from kineograph import plugins
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.video import Video
 from kineograph.metrics.collection import collect_videos, decode_video
@@ -234,5 +235,11 @@ def test_evaluate_command(tmp_path, monkeypatch, capsys):
         csv.writer(file).writerows([["file", "prompt"], ["0.mp4", "a blue cat"]])
     status, out, err = run("made", "--prompts", "prompts.csv", "--compare-with", "report/made.json", "--device", "cpu")
     assert status == 2 and "CLIP-T was measured by protocol" in err and "sample.prompts" in err
+    with monkeypatch.context() as laboratory:
+        laboratory.setattr(plugins, "entry_points", lambda group: ())
+        status, out, err = run("made", "--extractor", "pocket", "--device", "cpu")
+        assert status == 2 and err.splitlines()[-1].endswith("not installed: pip install kineograph-lab")
+        status, out, err = run("made", "--device", "cpu", "-o", "alone")
+        assert status == 0 and "motion: " in err and "CLIP-T: " in err and "seen" not in err
     status, out, err = run("gone")
     assert status == 2 and "there is no folder gone" in err

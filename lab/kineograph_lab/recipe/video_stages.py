@@ -101,7 +101,7 @@ def degraded_stage(settings: RecipeSettings, out: Path) -> None:
         settings.num_degraded_clips,
         seed=settings.seed + 2,
         split="train",
-        seen=degraded.degrade_frames,
+        transform=degraded.degrade_frames,
     )
     _, stills = outputs.video_pools(settings, out)
     torch.manual_seed(settings.seed)

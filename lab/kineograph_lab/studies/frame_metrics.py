@@ -12,12 +12,14 @@ import numpy as np
 from jaxtyping import Float
 
 from kineograph.metrics.features import Frames, NamedValues
+from kineograph_lab.recipe.video.degraded import watermark_mask
 
 Shifts = Float[np.ndarray, "others 2"]
 
 MAX_SHIFT = 1 / 3  # of the frame's width and height; a larger shift leaves less than half of the frame to compare
 BLUR = 8  # pixels; smoother content does not localise a shift
 MIN_ENERGY = 0.02  # of a frame's energy; an overlap with less shows too little to compare
+HANN = np.hanning(9)[1:-1] / np.hanning(9)[1:-1].sum()  # a blur over about the width of a letter
 
 
 class JudgedFrames(NamedTuple):
@@ -203,3 +205,30 @@ def warp_error(frames: Frames, flows: Sequence[np.ndarray]) -> float:
         moved = after[to_y.clip(0, height - 1), to_x.clip(0, width - 1)]
         found.append(np.abs(moved.astype(float) - before)[there].mean())
     return float(np.mean(found))
+
+
+def sharpness(frames: Frames) -> float:
+    """Return the mean magnitude of the second differences of the grey levels, horizontal and vertical."""
+    grey = frames.astype(float).mean(-1)
+    second = [np.diff(grey, 2, axis=axis) for axis in (1, 2)]
+    return float(np.mean([np.abs(each).mean() for each in second]))
+
+
+def watermark_correlation(frames: Frames) -> float:
+    """Return the correlation of the mean frame's detail with the watermark; near 0 without a watermark."""
+    cover = np.array(watermark_mask(frames.shape[2], frames.shape[1]), float)
+    rows = np.flatnonzero(cover.any(1))
+    detail, wanted = (
+        _subtract_blur(each)[rows[0] : rows[-1] + 1] for each in (frames.astype(float).mean((0, 3)), cover)
+    )
+    return float((detail * wanted).sum() / np.sqrt((detail**2).sum() * (wanted**2).sum() + 1e-9))
+
+
+def _subtract_blur(image: np.ndarray) -> np.ndarray:
+    """Subtract a Hann blur from an image [h w]."""
+    blurred = image
+    for axis in (0, 1):
+        blurred = np.apply_along_axis(
+            lambda line: np.convolve(np.pad(line, 3, mode="edge"), HANN, "valid"), axis, blurred
+        )
+    return image - blurred

@@ -114,9 +114,14 @@ def _to_json(report: Report) -> str:
 
 
 def _study_to_json(study: StudyReport) -> dict[str, Any]:
-    claims = [{**asdict(each), "value": _nan_to_none(each.value), "error": _nan_to_none(each.error)} for each in study.claims]
+    claims = [
+        {**asdict(each), "value": _nan_to_none(each.value), "error": _nan_to_none(each.error)} for each in study.claims
+    ]
     table = {
-        row: {column: {"value": _nan_to_none(each.value), "error": _nan_to_none(each.error)} for column, each in cells.items()}
+        row: {
+            column: {"value": _nan_to_none(each.value), "error": _nan_to_none(each.error)}
+            for column, each in cells.items()
+        }
         for row, cells in study.table.items()
     }
     return {"title": study.title, "claims": claims, "table": table}

@@ -59,7 +59,9 @@ def claim_lower_fvd(name: str, records: Sequence[Record], ours: str, theirs: str
     reference_moments, width = moments(reference), our_features.shape[1]
 
     def difference(both: Features) -> float:
-        return frechet_distance(moments(both[:, width:]), reference_moments) - frechet_distance(moments(both[:, :width]), reference_moments)
+        return frechet_distance(moments(both[:, width:]), reference_moments) - frechet_distance(
+            moments(both[:, :width]), reference_moments
+        )
 
     value, error = jackknife(difference, np.concatenate([our_features, their_features], axis=1))
     return Claim(name, value, error, len(our_features), bar, value > STANDARD_ERRORS * error)

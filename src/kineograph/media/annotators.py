@@ -1,6 +1,7 @@
-"""Control pictures from the frames of a video: edges, depth, poses. Frames and maps are uint8 [h w 3].
+"""Annotators: control maps (edges, depth, poses) and masks of salient objects from frames.
 
-Edges are found by OpenCV, depth and poses by networks of `transformers`, which the user has or can fetch.
+Frames and maps are uint8 [h w 3]. Edges come from OpenCV, depth and poses from networks of `transformers`, masks from
+rembg.
 """
 
 from __future__ import annotations
@@ -17,64 +18,73 @@ from torch import Tensor
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
+from kineograph.media.images import import_opencv
 
 Annotator = Callable[[np.ndarray], np.ndarray]
 
-LOW, HIGH = 100, 200  # thresholds of the gradient that ControlNets for edges were trained with
-DEPTH = "depth-anything/Depth-Anything-V2-Small-hf"
-POSE = "usyd-community/vitpose-base-simple"
-PERSONS = "PekingU/rtdetr_r50vd_coco_o365"
-PERSON, PERSON_THRESHOLD = 0, 0.5  # COCO's number of a person, and how sure of one to be
-FILES = ["*.json", "*.safetensors"]
-ABSENT = (OSError, ValueError, ImportError)  # what `from_pretrained` raises for what is not there
+CANNY_LOW, CANNY_HIGH = 100, 200  # thresholds of the gradient that ControlNets for edges were trained with
+DEPTH_MODEL = "depth-anything/Depth-Anything-V2-Small-hf"
+POSE_MODEL = "usyd-community/vitpose-base-simple"
+PERSON_DETECTOR = "PekingU/rtdetr_r50vd_coco_o365"
+SALIENCY_MODEL = "birefnet-general-lite"
+MODEL_FILES = ["*.json", "*.safetensors"]
+LOAD_ERRORS = (OSError, ValueError, ImportError)  # raised by `from_pretrained` for a model that cannot be loaded
+
+COCO_PERSON, PERSON_THRESHOLD = 0, 0.5  # class of a person, and the least score of a detection
+JOINT_THRESHOLD = 0.3  # least score of a joint
+SHOULDERS = (5, 6)
+# COCO's 17 joints in the order of OpenPose's, where a neck comes second: half way between the shoulders
+JOINT_ORDER = (0, 17, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
+# OpenPose's bones, as pairs of its own joints
+BONES = (
+    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0),
+    (0, 14), (14, 16), (0, 15), (15, 17),
+)  # fmt: skip
+BONE_BRIGHTNESS = 0.6  # bones are darker than joints
+
+Joints = tuple[np.ndarray, np.ndarray]  # positions [17, 2] in pixels, x then y, and scores [17]
 
 
 def load_annotator(kind: str, model: str | None = None, device: torch.device | str = "cpu") -> Annotator:
-    """What makes the maps of this kind: "canny", "depth" or "pose".
+    """Return the function that turns a frame into a control map of a kind: "canny", "depth" or "pose".
 
-    model: the folder or repository of another network for depth or poses than the usual one.
+    model: folder or repository of a network for depth or poses, in place of the default one.
 
-    Raises InputError for another kind, and when what it takes is not installed or not in reach.
+    Raises InputError for another kind, and when a package or a network cannot be loaded.
     """
-    makers: Mapping[str, Callable[[], Annotator]] = {
+    loaders: Mapping[str, Callable[[], Annotator]] = {
         "canny": lambda: canny,
-        "depth": lambda: load_depth_annotator(model or DEPTH, device),
-        "pose": lambda: load_pose_annotator(model or POSE, PERSONS, device),
+        "depth": lambda: load_depth_annotator(model or DEPTH_MODEL, device),
+        "pose": lambda: load_pose_annotator(model or POSE_MODEL, PERSON_DETECTOR, device),
     }
-    if kind not in makers:
+    if kind not in loaders:
         raise InputError(
-            f"nothing here makes maps of the kind {kind!r}, only of {', '.join(makers)}: give a video of ready maps, "
-            f"--control {kind}-map=VIDEO"
+            f"there is no annotator for maps of the kind {kind!r}, only for {', '.join(loaders)}: give a video of "
+            f"finished maps, --control {kind}-map=VIDEO"
         )
-    return makers[kind]()
+    return loaders[kind]()
 
 
-def canny(frame: np.ndarray, low: int = LOW, high: int = HIGH) -> np.ndarray:
-    """White edges on black (Canny 1986), by OpenCV."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(
-            "edges are found by OpenCV, which is not installed: pip install 'kineograph[control]'"
-        ) from error
-    found = cv2.Canny(np.ascontiguousarray(frame), low, high)
-    return np.repeat(found[..., None], 3, axis=2)
+def canny(frame: np.ndarray, low: int = CANNY_LOW, high: int = CANNY_HIGH) -> np.ndarray:
+    """Return white edges on black (Canny 1986)."""
+    edges = import_opencv("edge detection").Canny(np.ascontiguousarray(frame), low, high)
+    return np.repeat(edges[..., None], 3, axis=2)
 
 
 def load_depth_annotator(model: str, device: torch.device | str = "cpu") -> Annotator:
-    """Depth as a network of `transformers` estimates it: what is near is bright, stretched from black to white.
+    """Load a depth estimator; its maps are bright where it is near, stretched from black to white.
 
-    model: a folder or repository of one for depth estimation (Depth-Anything, DPT, ZoeDepth).
+    model: folder or repository of a network for depth estimation (Depth-Anything, DPT, ZoeDepth).
     """
     from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
-    processor, network = _pair(AutoImageProcessor, AutoModelForDepthEstimation, model, "depth", device)
+    processor, network = _load_pair(AutoImageProcessor, AutoModelForDepthEstimation, model, "depth", device)
 
     @torch.no_grad()
     def depth(frame: np.ndarray) -> np.ndarray:
         inputs = processor(images=Image.fromarray(frame), return_tensors="pt").to(device)
-        (found,) = processor.post_process_depth_estimation(network(**inputs), target_sizes=[frame.shape[:2]])
-        near: Tensor = found["predicted_depth"].float()
+        (result,) = processor.post_process_depth_estimation(network(**inputs), target_sizes=[frame.shape[:2]])
+        near: Tensor = result["predicted_depth"].float()
         span = (near.max() - near.min()).clamp(min=1e-12)
         grey = (255 * (near - near.min()) / span).round().byte().cpu().numpy()
         return np.repeat(grey[..., None], 3, axis=2)
@@ -82,106 +92,93 @@ def load_depth_annotator(model: str, device: torch.device | str = "cpu") -> Anno
     return depth
 
 
-def load_pose_annotator(model: str, persons: str, device: torch.device | str = "cpu") -> Annotator:
-    """The skeletons of all persons, in the colours of OpenPose that ControlNets for poses were trained with.
+def load_pose_annotator(model: str, detector: str, device: torch.device | str = "cpu") -> Annotator:
+    """Load a pose estimator; its maps are skeletons in OpenPose's colours, as ControlNets were trained with.
 
-    model: a folder or repository of a ViTPose. persons: one of a detector that knows COCO's classes, such as RT-DETR.
+    Args:
+        model: folder or repository of a ViTPose.
+        detector: folder or repository of a detector of COCO's classes, such as RT-DETR, which finds the persons.
     """
     from transformers import AutoImageProcessor, AutoModelForObjectDetection, VitPoseForPoseEstimation
 
-    finder, detector = _pair(AutoImageProcessor, AutoModelForObjectDetection, persons, "pose", device)
-    processor, network = _pair(AutoImageProcessor, VitPoseForPoseEstimation, model, "pose", device)
+    box_processor, detect = _load_pair(AutoImageProcessor, AutoModelForObjectDetection, detector, "pose", device)
+    processor, network = _load_pair(AutoImageProcessor, VitPoseForPoseEstimation, model, "pose", device)
 
     @torch.no_grad()
     def pose(frame: np.ndarray) -> np.ndarray:
-        picture, size = Image.fromarray(frame), frame.shape[:2]
-        seen = detector(**finder(images=picture, return_tensors="pt").to(device))
-        (found,) = finder.post_process_object_detection(seen, threshold=PERSON_THRESHOLD, target_sizes=[size])
-        corners = found["boxes"][found["labels"] == PERSON].cpu().numpy()
+        image, size = Image.fromarray(frame), frame.shape[:2]
+        outputs = detect(**box_processor(images=image, return_tensors="pt").to(device))
+        (objects,) = box_processor.post_process_object_detection(
+            outputs, threshold=PERSON_THRESHOLD, target_sizes=[size]
+        )
+        corners = objects["boxes"][objects["labels"] == COCO_PERSON].cpu().numpy()
         if not len(corners):
             return np.zeros_like(frame)
         boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)  # x, y, width, height
-        inputs = processor(picture, boxes=[boxes], return_tensors="pt").to(device)
+        inputs = processor(image, boxes=[boxes], return_tensors="pt").to(device)
         (people,) = processor.post_process_pose_estimation(network(**inputs), boxes=[boxes])
-        return draw_skeletons(
-            size, [(each["keypoints"].cpu().numpy(), each["scores"].cpu().numpy()) for each in people]
-        )
+        joints = [(each["keypoints"].cpu().numpy(), each["scores"].cpu().numpy()) for each in people]
+        return draw_skeletons(size, joints)
 
     return pose
 
 
-def _pair(processors: Any, networks: Any, model: str, kind: str, device: torch.device | str) -> tuple[Any, Any]:
+def _load_pair(processors: Any, networks: Any, model: str, kind: str, device: torch.device | str) -> tuple[Any, Any]:
+    """Load the preprocessor and the network of a folder or repository."""
     try:
-        folder = hub.local_path(model) or hub.fetch_folder(model, FILES, HubOptions())
+        folder = hub.local_path(model) or hub.fetch_folder(model, MODEL_FILES, HubOptions())
         return processors.from_pretrained(folder), networks.from_pretrained(folder).eval().to(device)
-    except ABSENT as error:
+    except LOAD_ERRORS as error:
         raise InputError(
-            f"the {kind} of a picture is estimated by {model}, which is not to be had ({error}); or give a video of "
-            f"ready maps, --control {kind}-map=VIDEO"
+            f"the {kind} of an image is estimated by {model}, which cannot be loaded ({error}); or give a video of "
+            f"finished maps, --control {kind}-map=VIDEO"
         ) from error
 
 
-JOINT_THRESHOLD = 0.3  # how sure of a joint to be
-SHOULDERS = (5, 6)
-# COCO's 17 joints in the order of OpenPose's, where a neck comes second: half way between the shoulders
-ORDER = (0, 17, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)
-# OpenPose's bones, as pairs of its own joints
-BONES = (
-    (1, 2), (1, 5), (2, 3), (3, 4), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (1, 11), (11, 12), (12, 13), (1, 0),
-    (0, 14), (14, 16), (0, 15), (15, 17),
-)  # fmt: skip
-DIM = 0.6  # bones are darker than joints
-
-Joints = tuple[np.ndarray, np.ndarray]  # places [17, 2] in pixels, x then y, and how sure each is, [17]
-
-
 def draw_skeletons(size: Sequence[int], people: Sequence[Joints]) -> np.ndarray:
-    """The skeletons of people on black: uint8 [h w 3]. size: height and width in pixels."""
+    """Draw the skeletons of people on black: uint8 [h w 3]. size: height and width in pixels."""
     height, width = size
     image = Image.new("RGB", (width, height))
     draw = ImageDraw.Draw(image)
-    thick = max(1, round(min(size) / 128))
-    for places, sure in people:
-        joints = _with_neck(places, sure)
-        for (start, end), paint in zip(BONES, _rainbow(len(BONES)), strict=True):
-            ends = joints[start], joints[end]
-            if all(each is not None for each in ends):
-                draw.line([each for each in ends if each is not None], tuple(int(DIM * c) for c in paint), 2 * thick)
-        for joint, paint in zip(joints, _rainbow(len(joints)), strict=True):
+    radius = max(1, round(min(size) / 128))
+    for positions, scores in people:
+        joints = _openpose_joints(positions, scores)
+        for (start, end), colour in zip(BONES, _rainbow(len(BONES)), strict=True):
+            ends = [each for each in (joints[start], joints[end]) if each is not None]
+            if len(ends) == 2:
+                draw.line(ends, tuple(int(BONE_BRIGHTNESS * c) for c in colour), 2 * radius)
+        for joint, colour in zip(joints, _rainbow(len(joints)), strict=True):
             if joint is not None:
                 x, y = joint
-                draw.ellipse((x - thick, y - thick, x + thick, y + thick), paint)
+                draw.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
     return np.asarray(image)
 
 
-def _with_neck(places: np.ndarray, sure: np.ndarray) -> list[tuple[float, float] | None]:
-    """The joints in OpenPose's order, None where nobody is sure."""
-    neck = places[list(SHOULDERS)].mean(0)
-    there = np.append(sure, sure[list(SHOULDERS)].min()) >= JOINT_THRESHOLD
-    every = np.concatenate([places, neck[None]])
-    return [(float(every[k][0]), float(every[k][1])) if there[k] else None for k in ORDER]
+def _openpose_joints(positions: np.ndarray, scores: np.ndarray) -> list[tuple[float, float] | None]:
+    """Return the joints in OpenPose's order, with a neck; None for those with a low score."""
+    neck = positions[list(SHOULDERS)].mean(0)
+    found = np.append(scores, scores[list(SHOULDERS)].min()) >= JOINT_THRESHOLD
+    joints = np.concatenate([positions, neck[None]])
+    return [(float(joints[k][0]), float(joints[k][1])) if found[k] else None for k in JOINT_ORDER]
 
 
 def _rainbow(count: int) -> list[tuple[int, int, int]]:
-    """Colours around the wheel, from red on."""
-    paints = [colorsys.hsv_to_rgb(k / len(ORDER), 1, 1) for k in range(count)]
-    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in paints]
+    """Return colours around the wheel, from red on."""
+    colours = [colorsys.hsv_to_rgb(k / len(JOINT_ORDER), 1, 1) for k in range(count)]
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours]
 
 
-NETWORK = "birefnet-general-lite"
+def load_saliency_annotator() -> Annotator:
+    """Return the function that masks the salient object of a frame: uint8 [h w 3] -> uint8 [h w], 255 on the object.
 
-
-def load_saliency_annotator() -> Callable[[np.ndarray], np.ndarray]:
-    """What gives the mask of a frame: uint8 [h w 3] -> uint8 [h w], 255 on the object. Fetches its weights once.
-
-    Raises InputError when rembg is not installed.
+    Downloads the weights once. Raises InputError when rembg is not installed.
     """
     try:
         from rembg import new_session, remove  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
         raise InputError(
             "masks of salient objects are made by rembg, which is not installed: pip install 'kineograph[saliency]', "
-            "or take the model's own attention (--masks attention)"
+            "or use the model's own attention (--masks attention)"
         ) from error
-    session = new_session(NETWORK)
+    session = new_session(SALIENCY_MODEL)
     return lambda frame: np.asarray(remove(Image.fromarray(frame), session=session, only_mask=True))

@@ -1,7 +1,7 @@
-"""Frames of a video by the time they are shown: sought near, decoded one after another, and no more than needed.
+"""Frames of a video at given times, found by seeking: no more is decoded than needed.
 
-A container's seek is a hint: some land behind the time asked for, some cannot seek at all. What counts is the time
-that each decoded frame carries.
+A container's seek is a hint: some land behind the requested time, some containers cannot seek at all. What counts is
+the timestamp of each decoded frame.
 """
 
 from __future__ import annotations
@@ -20,79 +20,85 @@ from av.video import VideoStream
 from kineograph.errors import InputError
 from kineograph.media.shards import FileSlice
 
-HEAD = 32  # packets that the first frame is among: frames are stored in another order than they are shown
-FAR = 1 << 50  # ticks, beyond the end of any video
-LEADS = (0.0, 2.0, 10.0)  # seconds before the window to seek to, one tried after another
-SLOWEST, FASTEST = 1, 120  # frames a second: whoever states others is not believed without counting
-HALF_FRAME = 0.501  # of a frame: a little more, so that halves are rounded alike
-LEAST_LOST = 0.1  # of a video: what says that it was cut short
+HEAD_PACKETS = 32  # the first frame is among so many packets: frames are stored in another order than they are shown
+END_TICKS = 1 << 50  # beyond the end of any video
+SEEK_LEADS = (0.0, 2.0, 10.0)  # seconds before the first time to seek to, tried one after another
+MIN_FPS, MAX_FPS = 1, 120  # a file that states another frame rate is not believed; its frames are counted
+HALF_FRAME = 0.501  # of a frame: a little more, so that ties are rounded alike
+MIN_MISSING = 0.1  # share of a video whose absence shows that the file was truncated
 
 
 class VideoTiming(NamedTuple):
-    """When a video is shown, from its first frame to the end of its last, in seconds, and its frames a second.
+    """Timing of a video. start: of its first frame; end: of its last; both in seconds.
 
-    pixel: how much wider than high a pixel is shown.
+    pixel_aspect: width over height of its pixels.
     """
 
-    first: float
+    start: float
     end: float
-    rate: float
-    pixel: float
+    fps: float
+    pixel_aspect: float
 
 
-class _Stamp(NamedTuple):
-    shown: float
-    until: float
+class _Timestamp(NamedTuple):
+    start: float
+    end: float
 
 
 class BrokenFile(InputError):
-    """A file that cannot be decoded, or does not hold what was asked of it; the text names it and says why."""
+    """A file that cannot be decoded, or does not hold what was asked of it. The message begins with its name."""
 
 
-def read_timing(part: FileSlice) -> VideoTiming:
-    """When a video is shown, without decoding it: its beginning and its end are read, and little between them.
+def read_timing(file: FileSlice) -> VideoTiming:
+    """Return the timing of a video without decoding it: its beginning and its end are read, and little between them.
 
-    Raises BrokenFile when it holds no frames or is cut short, and what PyAV raises.
+    Raises BrokenFile when it holds no frames or is truncated, and what PyAV raises.
     """
-    with open_video_stream(part) as (container, stream):
-        head = [*islice(_stamps(container, stream), HEAD)]
-        rate = float(stream.average_rate or stream.guessed_rate or 0)
-        stated, pixel = _stated_seconds(container, stream), float(stream.sample_aspect_ratio or 1)
+    with open_video_stream(file) as (container, stream):
+        head = [*islice(_timestamps(container, stream), HEAD_PACKETS)]
+        fps = float(stream.average_rate or stream.guessed_rate or 0)
+        stated, pixel_aspect = _stated_seconds(container, stream), float(stream.sample_aspect_ratio or 1)
         tail = _tail(container, stream)
     if not head:
         raise BrokenFile("holds no frames")
-    if not tail or not SLOWEST <= rate <= FASTEST:
-        with open_video_stream(part) as (container, stream):
-            tail = [*_stamps(container, stream)]
-    first, last = min(stamp.shown for stamp in head), max(stamp.shown for stamp in tail)
-    if not SLOWEST <= rate <= FASTEST:
-        rate = (len(tail) - 1) / (last - first) if last > first else 1.0
-    _check_whole(stated + min(first, 0), max(last + 1 / rate, *(stamp.until for stamp in tail)), 2 / rate)
-    return VideoTiming(first, last + 1 / rate, rate, pixel)
+    if not tail or not MIN_FPS <= fps <= MAX_FPS:
+        with open_video_stream(file) as (container, stream):
+            tail = [*_timestamps(container, stream)]
+    first, last = min(stamp.start for stamp in head), max(stamp.start for stamp in tail)
+    if not MIN_FPS <= fps <= MAX_FPS:
+        fps = (len(tail) - 1) / (last - first) if last > first else 1.0
+    found = max(last + 1 / fps, *(stamp.end for stamp in tail))
+    _check_complete(stated + min(first, 0), found, 2 / fps)
+    return VideoTiming(first, last + 1 / fps, fps, pixel_aspect)
 
 
 def decode_frames_at(
-    part: FileSlice, times: Sequence[float], film: VideoTiming, develop: Callable[[av.VideoFrame], np.ndarray]
+    file: FileSlice, times: Sequence[float], timing: VideoTiming, convert: Callable[[av.VideoFrame], np.ndarray]
 ) -> list[np.ndarray]:
-    """What `develop` makes of the frame on show at each of these rising times, in seconds.
+    """Decode the frames that are shown at given times, and convert each.
 
-    A time counts half a frame later, so that times rounded by a container do not show a frame twice.
+    Half a frame is added to each time, so that times rounded by a container do not repeat a frame.
+
+    Args:
+        times: in seconds, ascending.
+        convert: turns a decoded frame into pixels.
+
     Raises BrokenFile where the video breaks off, and what PyAV raises.
     """
-    start = times[0] + HALF_FRAME / film.rate
-    for lead in LEADS:
-        with open_video_stream(part) as (container, stream):
-            first, others = _sought(container, stream, start - lead)
+    start = times[0] + HALF_FRAME / timing.fps
+    for lead in SEEK_LEADS:
+        with open_video_stream(file) as (container, stream):
+            first, others = _seek(container, stream, start - lead)
             if first is not None and frame_time(first) <= start:
-                return _shown(chain([first], others), times, film.rate, develop)
-    with open_video_stream(part) as (container, stream):
-        return _shown(container.decode(stream), times, film.rate, develop)
+                return _select(chain([first], others), times, timing.fps, convert)
+    with open_video_stream(file) as (container, stream):
+        return _select(container.decode(stream), times, timing.fps, convert)
 
 
-def _sought(
+def _seek(
     container: InputContainer, stream: VideoStream, start: float
 ) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
-    """The frame that a container finds near `start`, and those after it; None where it finds none."""
+    """Return the frame that a container finds near `start`, and an iterator over those after it."""
     try:
         container.seek(to_ticks(stream, start), stream=stream)
         frames = container.decode(stream)
@@ -101,83 +107,86 @@ def _sought(
         return None, iter(())
 
 
-def _shown(
-    frames: Iterator[av.VideoFrame], times: Sequence[float], rate: float, develop: Callable[[av.VideoFrame], np.ndarray]
+def _select(
+    frames: Iterator[av.VideoFrame], times: Sequence[float], fps: float, convert: Callable[[av.VideoFrame], np.ndarray]
 ) -> list[np.ndarray]:
-    shown: list[np.ndarray] = []
-    before: av.VideoFrame | None = None
+    """Convert, for each time, the last frame that begins at it or before."""
+    selected: list[np.ndarray] = []
+    previous: av.VideoFrame | None = None
     for frame in frames:
-        over = sum(time < frame_time(frame) - HALF_FRAME / rate for time in times[len(shown) :])
-        if over:
-            shown += [develop(_whole(before, times[len(shown)]))] * over
-        if len(shown) == len(times):
-            return shown
-        before = frame
-    last = _whole(before, times[len(shown)])
-    if times[-1] > frame_time(last) + 1.5 / rate:
+        due = sum(time < frame_time(frame) - HALF_FRAME / fps for time in times[len(selected) :])
+        if due:
+            selected += [convert(_check_frame(previous, times[len(selected)]))] * due
+        if len(selected) == len(times):
+            return selected
+        previous = frame
+    last = _check_frame(previous, times[len(selected)])
+    if times[-1] > frame_time(last) + 1.5 / fps:
         raise BrokenFile(f"cannot be decoded beyond {frame_time(last):.2f} s")
-    return shown + [develop(last)] * (len(times) - len(shown))
+    return selected + [convert(last)] * (len(times) - len(selected))
 
 
-def _whole(frame: av.VideoFrame | None, time: float) -> av.VideoFrame:
+def _check_frame(frame: av.VideoFrame | None, time: float) -> av.VideoFrame:
     if frame is None or frame.is_corrupt:
-        raise BrokenFile(f"has no whole frame to show at {time:.2f} s")
+        raise BrokenFile(f"has no intact frame at {time:.2f} s")
     return frame
 
 
 @contextmanager
-def open_video_stream(part: FileSlice) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The video's main stream: not the cover picture of its sound."""
-    part.seek(0)
-    with av.open(part, "r", metadata_errors="replace") as container:
+def open_video_stream(file: FileSlice) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a container and its main video stream, which is not the cover image of an audio file."""
+    file.seek(0)
+    with av.open(file, "r", metadata_errors="replace") as container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream):
-            raise BrokenFile("holds no picture, only sound or data")
-        stream.codec_context.thread_count = 1  # clips are cut side by side; threads within one would only wait
+            raise BrokenFile("holds no video stream, only audio or data")
+        stream.codec_context.thread_count = 1  # clips are decoded in parallel; threads within one would only wait
         yield container, stream
 
 
-def _stamps(container: InputContainer, stream: VideoStream) -> Iterator[_Stamp]:
-    """When each frame from here on is shown, in seconds, in the order of the file."""
+def _timestamps(container: InputContainer, stream: VideoStream) -> Iterator[_Timestamp]:
+    """Yield the times, in seconds, of each frame from here on, in the order of the file."""
     unit = float(stream.time_base or 1)
     for packet in container.demux(stream):
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is not None and not packet.is_corrupt:
-            yield _Stamp(stamp * unit, (stamp + (packet.duration or 0)) * unit)
+            yield _Timestamp(stamp * unit, (stamp + (packet.duration or 0)) * unit)
 
 
-def _tail(container: InputContainer, stream: VideoStream) -> list[_Stamp]:
-    """The last second and what a container adds before it; nothing where it cannot be sought in.
+def _tail(container: InputContainer, stream: VideoStream) -> list[_Timestamp]:
+    """Return the times of the last second and what a container adds before it; nothing if it cannot seek.
 
     The last frame of a file is not the last that is shown, and some seeks end up at it.
     """
     try:
-        container.seek(FAR, stream=stream)
-        rough = max((stamp.shown for stamp in _stamps(container, stream)), default=0.0)
+        container.seek(END_TICKS, stream=stream)
+        rough = max((stamp.start for stamp in _timestamps(container, stream)), default=0.0)
         container.seek(to_ticks(stream, rough - 1), stream=stream)
-        return [*_stamps(container, stream)]
+        return [*_timestamps(container, stream)]
     except av.FFmpegError:
         return []
 
 
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """How long a file says its video is; 0 where it only speaks of the longest of its streams."""
+    """Return the duration that a file states for its video; 0 if it states only that of its longest stream."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
 
 
-def _check_whole(stated: float, until: float, some: float) -> None:
-    if stated - until > max(some, LEAST_LOST * stated):
-        raise BrokenFile(f"is cut short: {until:.1f} of its {stated:.1f} seconds are left")
+def _check_complete(stated: float, found: float, tolerance: float) -> None:
+    if stated - found > max(tolerance, MIN_MISSING * stated):
+        raise BrokenFile(f"is cut short: {found:.1f} of its {stated:.1f} seconds are left")
 
 
 def to_ticks(stream: VideoStream, seconds: float) -> int:
+    """Return a time in the stream's time base, rounded down."""
     return math.floor(seconds / float(stream.time_base or 1))
 
 
 def frame_time(frame: av.VideoFrame) -> float:
+    """Return when a frame is shown, in seconds. Raises BrokenFile when it has no timestamp."""
     stamp = frame.dts if frame.pts is None else frame.pts
     if stamp is None or frame.time_base is None:
-        raise BrokenFile("does not say when its frames are shown")
+        raise BrokenFile("has frames without timestamps")
     return stamp * float(frame.time_base)

@@ -1,4 +1,4 @@
-"""Where the bytes of a picture, a video or a caption lie: in a file of their own, or in the middle of a tar."""
+"""Byte ranges of files: an image, a video or a caption in a file of its own, or within a webdataset tar."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from io import SEEK_CUR, SEEK_END, SEEK_SET
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+BRACES = re.compile(r"\{([^{}]+)\}")
+NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
 
 class FileRange(NamedTuple):
-    """A file, or `size` bytes of it from byte `start` on. size: None is up to the file's end."""
+    """`size` bytes of a file from byte `start` on. size: None for all up to the file's end."""
 
     path: Path
     start: int = 0
@@ -21,14 +24,14 @@ class FileRange(NamedTuple):
 
 
 class DatasetFile(NamedTuple):
-    """Something that may belong to a dataset. name: with folders and, in a tar, the tar's name first."""
+    """A file that may belong to a data set. name: with folders and, within a tar, the tar's name first."""
 
     name: str
-    place: FileRange
+    file_range: FileRange
 
 
 class Problem(NamedTuple):
-    """What is wrong with something in a dataset, as the rest of a sentence that begins with the name."""
+    """A defect of a file in a data set. reason: the rest of a sentence that begins with the name."""
 
     name: str
     reason: str
@@ -36,55 +39,52 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class FileSlice:
-    """A part of an open file that reads like a file of its own, as PyAV and Pillow want one."""
+    """A byte range of an open file that reads like a file of its own, for PyAV and Pillow."""
 
     file: BinaryIO
     start: int
     size: int
 
     def read(self, count: int = -1) -> bytes:
-        """The next `count` bytes, or all that are left; nothing beyond the end."""
+        """Return the next `count` bytes, or all that are left; nothing beyond the end."""
         left = max(0, self.size - self.tell())
         return self.file.read(left if count < 0 else min(count, left))
 
     def seek(self, offset: int, whence: int = SEEK_SET) -> int:
-        """Go to a byte and say which, counted from the part's own start."""
+        """Move to a byte, and return its position within the slice."""
         origin = {SEEK_SET: 0, SEEK_CUR: self.tell(), SEEK_END: self.size}[whence]
         return self.file.seek(self.start + max(0, origin + offset)) - self.start
 
     def tell(self) -> int:
-        """Which byte is next."""
+        """Return the position of the next byte within the slice."""
         return self.file.tell() - self.start
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is not meant for users: it, or a folder of its name, begins with a dot or is macOS's own."""
+    """Return True if a file, or a folder in its name, begins with a dot or is macOS's own."""
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
 @contextmanager
-def open_range(place: FileRange) -> Iterator[FileSlice]:
-    """The bytes of a place, to read from their beginning. Raises OSError when the file is not there any more."""
-    with place.path.open("rb") as file:
-        part = FileSlice(file, place.start, file.seek(0, SEEK_END) if place.size is None else place.size)
-        part.seek(0)
-        yield part
+def open_range(file_range: FileRange) -> Iterator[FileSlice]:
+    """Open a byte range at its beginning. Raises OSError when the file does not exist any more."""
+    with file_range.path.open("rb") as file:
+        size = file.seek(0, SEEK_END) if file_range.size is None else file_range.size
+        opened = FileSlice(file, file_range.start, size)
+        opened.seek(0)
+        yield opened
 
 
-def read_text(place: FileRange) -> str:
-    """The text at a place. Raises OSError, and ValueError when it is not UTF-8."""
-    with open_range(place) as part:
-        return part.read().decode("utf-8-sig")
-
-
-BRACES = re.compile(r"\{([^{}]+)\}")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")
+def read_text(file_range: FileRange) -> str:
+    """Return a byte range as text. Raises OSError, and ValueError when it is not UTF-8."""
+    with open_range(file_range) as opened:
+        return opened.read().decode("utf-8-sig")
 
 
 def list_tar_members(path: Path, name: str) -> tuple[list[DatasetFile], list[Problem]]:
-    """The files in a tar, and what is wrong with the tar: of one that breaks off, what is whole is used.
+    """Return the files in a tar, and its problems. The intact files of a truncated tar are used.
 
-    name: what the tar is called in the names of what it holds.
+    name: of the tar, as a prefix of the names of its files.
     """
     found: list[DatasetFile] = []
     try:
@@ -92,34 +92,35 @@ def list_tar_members(path: Path, name: str) -> tuple[list[DatasetFile], list[Pro
         with tarfile.open(path, "r:") as tar:
             for member in tar:
                 inner = PurePosixPath(member.name)  # without the "./" that some writers begin with
-                whole = member.isreg() and not member.issparse() and member.offset_data + member.size <= length
-                if whole and not is_hidden(str(inner)):
+                intact = member.isreg() and not member.issparse() and member.offset_data + member.size <= length
+                if intact and not is_hidden(str(inner)):
                     found.append(DatasetFile(f"{name}/{inner}", FileRange(path, member.offset_data, member.size)))
-        reason = None if _is_end(path, tar.offset) else "it has no end mark"  # tarfile stops there, and says nothing
+        # tarfile takes anything that is no header for the end
+        reason = None if _has_end_mark(path, tar.offset) else "it has no end mark"
     except FileNotFoundError:
         return [], [Problem(name, "is not there")]
     except (tarfile.TarError, OSError) as error:
         reason = str(error)
-    wrong = f"is no tar, is compressed, or breaks off after {len(found)} files ({reason})"
-    return found, [] if reason is None else [Problem(name, wrong)]
+    problem = f"is not a tar, is compressed, or breaks off after {len(found)} files ({reason})"
+    return found, [] if reason is None else [Problem(name, problem)]
 
 
-def _is_end(path: Path, offset: int) -> bool:
-    with open_range(FileRange(path, offset, tarfile.BLOCKSIZE)) as part:
-        return part.read() == bytes(tarfile.BLOCKSIZE)
+def _has_end_mark(path: Path, offset: int) -> bool:
+    with open_range(FileRange(path, offset, tarfile.BLOCKSIZE)) as block:
+        return block.read() == bytes(tarfile.BLOCKSIZE)
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """What a pattern with braces names, as a shell has it: a-{08..10}.tar are three, {a,b}/c.tar two."""
+    """Expand braces as a shell does: a-{08..10}.tar names three files, {a,b}/c.tar two."""
     braces = BRACES.search(pattern)
     if braces is None:
         return [pattern]
     before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [rest for choice in _choices(braces[1]) for rest in expand_braces(f"{before}{choice}{after}")]
+    return [path for choice in _choices(braces[1]) for path in expand_braces(f"{before}{choice}{after}")]
 
 
 def _choices(inner: str) -> list[str]:
-    numbers = RANGE.fullmatch(inner)
+    numbers = NUMBER_RANGE.fullmatch(inner)
     if numbers is None:
         return inner.split(",")
     first, last = numbers.groups()

@@ -1,4 +1,4 @@
-"""A video with the settings that made it."""
+"""The class Video: frames, their rate, and the settings that generated them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ import PIL.Image
 from kineograph.errors import InputError
 from kineograph.media import codecs
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
-from kineograph.media.metadata import VideoMetadata, existing_path, read_video_metadata, unreadable_file
+from kineograph.media.metadata import (
+    PILLOW_SUFFIXES,
+    VideoMetadata,
+    existing_path,
+    read_video_metadata,
+    unreadable_file,
+)
 
-if TYPE_CHECKING:  # whoever only looks into a file does not wait for torch
+if TYPE_CHECKING:  # reading a file does not import torch
     import torch
 
 WRITERS: Mapping[str, Callable[[Path, np.ndarray, VideoMetadata], None]] = {
@@ -36,15 +42,15 @@ SHEET_FRAMES = 16
 
 @dataclass(frozen=True, eq=False)
 class Video:
-    """Frames, their rate, and the settings that made them.
+    """Frames, their rate, and the settings that generated them.
 
     Attributes:
         frames: uint8 array [f h w 3], RGB.
         fps: frames per second.
-        settings: what made it, as JSON values; every file carries them.
+        settings: of its generation, as JSON values; every saved file records them.
 
     Raises:
-        InputError: frames of another type or shape, none at all, or a rate that is not above 0.
+        InputError: frames of another type or shape, no frames, or a rate that is not above 0.
     """
 
     frames: np.ndarray
@@ -52,9 +58,9 @@ class Video:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shape, kind = self.frames.shape, self.frames.dtype
-        if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
-            raise InputError(f"frames are a uint8 array [f h w 3] of at least one frame, not {kind} {list(shape)}")
+        shape, dtype = self.frames.shape, self.frames.dtype
+        if dtype != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+            raise InputError(f"frames are a uint8 array [f h w 3] of at least one frame, not {dtype} {list(shape)}")
         if not 0 < self.fps < math.inf:
             raise InputError(f"fps is above 0, not {self.fps}")
 
@@ -63,12 +69,12 @@ class Video:
 
     @classmethod
     def from_tensor(cls, frames: torch.Tensor, fps: float = 4) -> Video:
-        """The video of a tensor [f 3 h w] with values in 0..1."""
+        """Return the video of a tensor [f 3 h w] with values in 0..1."""
         return cls((frames.permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy(), fps)
 
     @property
     def pil(self) -> list[PIL.Image.Image]:
-        """The frames as Pillow pictures."""
+        """The frames as Pillow images."""
         return [PIL.Image.fromarray(frame) for frame in self.frames]
 
     @property
@@ -84,13 +90,13 @@ class Video:
         return hashlib.sha256(f"{self.frames.shape}".encode() + self.frames.tobytes()).hexdigest()
 
     def save(self, path: str | Path) -> Path:
-        """Writes a new file: .mp4, .gif, .webp, .png (one frame) or, without an ending, a folder of pngs.
+        """Write a new file: .mp4, .gif, .webp, .png (one frame) or, without a suffix, a folder of pngs.
 
-        The file is there whole or not at all, and carries the settings (`kineograph.media.metadata`).
+        The write is atomic. The file records the settings (`kineograph.media.metadata`).
 
         Raises:
-            FileExistsError: something has that name already; see `overwrite`.
-            InputError: an ending that is not in the list.
+            FileExistsError: the path exists; see `overwrite`.
+            InputError: another suffix.
             OSError: the folder cannot be written, or the disk is full.
         """
         path = Path(path).expanduser()
@@ -98,13 +104,13 @@ class Video:
         return self._write(path, write_new(path))
 
     def overwrite(self, path: str | Path) -> Path:
-        """Like `save`, in place of what has that name, which stays as it was until the new file is whole."""
+        """Like `save`, but replace an existing file, which stays as it was until the new one is complete."""
         path = Path(path).expanduser()
         check_replaceable(path, len(self))
         return self._write(path, replace_atomically(path))
 
     def contact_sheet(self, *, columns: int | None = None) -> PIL.Image.Image:
-        """One picture of up to 16 frames, evenly spread over the video, row by row."""
+        """Return an image of up to 16 frames, evenly spread over the video, row by row."""
         count = min(len(self), SHEET_FRAMES)
         chosen = self.frames[np.linspace(0, len(self) - 1, count).round().astype(int)]
         columns = columns or math.ceil(math.sqrt(count))
@@ -118,75 +124,75 @@ class Video:
         return sheet
 
     def _write(self, path: Path, opened: AbstractContextManager[Path]) -> Path:
-        with opened as part:
-            WRITERS[path.suffix.lower()](part, self.frames, self._label())
+        with opened as temporary:
+            WRITERS[path.suffix.lower()](temporary, self.frames, self._metadata())
         return path
 
-    def _label(self) -> VideoMetadata:
+    def _metadata(self) -> VideoMetadata:
         count, height, width, _ = self.frames.shape
         return VideoMetadata(count, height, width, self.fps, dict(self.settings))
 
     def _repr_html_(self) -> str:
         with tempfile.TemporaryDirectory() as folder:
-            movie = base64.b64encode(self.save(Path(folder) / "video.mp4").read_bytes()).decode()
+            encoded = base64.b64encode(self.save(Path(folder) / "video.mp4").read_bytes()).decode()
         caption = html.escape(str(self.settings.get("prompt", "")))
         return (
             f'<figure><video controls loop autoplay muted playsinline width="{max(256, self.frames.shape[2])}" '
-            f'src="data:video/mp4;base64,{movie}"></video><figcaption>{caption}</figcaption></figure>'
+            f'src="data:video/mp4;base64,{encoded}"></video><figcaption>{caption}</figcaption></figure>'
         )
 
 
 def check_new(path: Path, num_frames: int) -> None:
-    """Raises what `Video.save` would for a video of so many frames, without writing one."""
-    _check_ending(path, num_frames)
+    """Raise what `Video.save` would for a video of so many frames, without writing one."""
+    _check_suffix(path, num_frames)
     refuse_existing(path)
 
 
 def check_replaceable(path: Path, num_frames: int) -> None:
-    """Raises what `Video.overwrite` would for a video of so many frames, without writing one."""
-    _check_ending(path, num_frames)
+    """Raise what `Video.overwrite` would for a video of so many frames, without writing one."""
+    _check_suffix(path, num_frames)
     if path.is_dir() and not all(file.match("frame_*.png") for file in path.iterdir()):
         raise FileExistsError(
             f"{path} is a folder with other files in it, which are not overwritten: name a new folder"
         )
 
 
-def _check_ending(path: Path, num_frames: int) -> None:
+def _check_suffix(path: Path, num_frames: int) -> None:
     if path.suffix.lower() not in WRITERS:
         raise InputError(
-            f"{path.name}: files end in .mp4, .gif or .webp; a name without an ending makes a folder of pngs"
+            f"{path.name}: files end in .mp4, .gif or .webp; a name without a suffix makes a folder of pngs"
         )
     if path.suffix.lower() == ".png" and num_frames > 1:
         raise InputError(
-            f"{path.name}: a png holds one picture and this video has {num_frames}; "
+            f"{path.name}: a png holds one image and this video has {num_frames}; "
             f"'{path.with_suffix('')}' makes a folder of pngs, '{path.with_suffix('.mp4')}' a video"
         )
 
 
 def open_video(path: str | Path) -> Video:
-    """The video in a file or in a folder of pngs, with its settings if it carries any.
+    """Open the video in a file or in a folder of pngs, with its settings if it records any.
 
     Raises:
-        InputError: there is no such file, or it is damaged, cut short, or no video.
+        InputError: there is no such file, or it is damaged, truncated, or not a video.
     """
-    label = read_video_metadata(path)
+    metadata = read_video_metadata(path)
     path = existing_path(path)
     try:
-        frames, fps = _read(path, label)
+        frames, fps = _read(path, metadata)
     except InputError:
         raise
-    except (OSError, SyntaxError, EOFError, ValueError, LookupError) as error:  # what Pillow and PyAV raise
+    except codecs.DECODE_ERRORS as error:
         raise unreadable_file(path, error) from error
-    if label is None:
+    if metadata is None:
         return Video(frames, fps)
-    if len(frames) < label.frames and not path.suffix.lower() == ".png":
-        raise InputError(f"{path} is cut short: {len(frames)} of its {label.frames} frames are left")
-    return Video(frames[:, : label.height, : label.width], label.fps, label.settings)
+    if len(frames) < metadata.frames and not path.suffix.lower() == ".png":
+        raise InputError(f"{path} is cut short: {len(frames)} of its {metadata.frames} frames are left")
+    return Video(frames[:, : metadata.height, : metadata.width], metadata.fps, metadata.settings)
 
 
-def _read(path: Path, label: VideoMetadata | None) -> tuple[np.ndarray, float]:
+def _read(path: Path, metadata: VideoMetadata | None) -> tuple[np.ndarray, float]:
     if path.is_dir():
-        return codecs.read_pngs(path, label)
-    if path.suffix.lower() in (".gif", ".webp", ".png", ".jpg", ".jpeg"):
-        return codecs.read_animation(path, label)
+        return codecs.read_pngs(path, metadata)
+    if path.suffix.lower() in PILLOW_SUFFIXES:
+        return codecs.read_animation(path, metadata)
     return codecs.decode_all_frames(path)

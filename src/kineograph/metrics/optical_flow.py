@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from kineograph.errors import InputError
-from kineograph.media.footage import center_crop_resize
+from kineograph.media.images import center_crop_resize, import_opencv
 from kineograph.metrics.features import Frames, NamedValues
 
 FLOW_SIDE = 256  # pixels of the shorter side: flow and grey levels depend on the size
@@ -24,15 +23,9 @@ Mask = Bool[np.ndarray, "h w"]
 PROTOCOL: dict[str, Any] = {"flow": "DIS, medium", "resize": f"Lanczos, the shorter side to {FLOW_SIDE}"}
 
 
-def import_opencv() -> Any:
+def import_flow_library() -> Any:
     """Return the module `cv2`. Raises InputError when OpenCV is not installed."""
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(
-            "motion and warp error are measured by OpenCV, which is not installed: pip install 'kineograph[control]'"
-        ) from error
-    return cv2
+    return import_opencv("measuring motion and warp error")
 
 
 def measure_flow(frames: Frames, fps: float) -> NamedValues:
@@ -75,14 +68,14 @@ def _mean_length(flow: Flow) -> float:
 
 def estimate_flow(before: np.ndarray, after: np.ndarray) -> Flow:
     """Return the displacement (right, down) in pixels of each pixel from one image, uint8 [h w 3], to another."""
-    cv2 = import_opencv()
+    cv2 = import_flow_library()
     grey = [cv2.cvtColor(np.ascontiguousarray(each), cv2.COLOR_RGB2GRAY) for each in (before, after)]
     return np.asarray(cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None))
 
 
 def warp_image(image: np.ndarray, flow: Flow) -> Float[np.ndarray, "h w c"]:
     """Sample an image [h w c] at the target of each pixel's flow, bilinearly; the edge is repeated beyond it."""
-    cv2 = import_opencv()
+    cv2 = import_flow_library()
     right, down = _targets(flow)
     sampled = cv2.remap(image.astype(np.float32), right, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(sampled)

@@ -76,6 +76,6 @@ def flow_metric() -> VideoMetric:
     Raises:
         InputError: OpenCV is not installed.
     """
-    optical_flow.import_opencv()
+    optical_flow.import_flow_library()
     aspects = {"motion": MOTION, "followed": CONSISTENCY, "warp error": CONSISTENCY}
     return VideoMetric(aspects, optical_flow.PROTOCOL, lambda video: optical_flow.measure_flow(video.frames, video.fps))

@@ -33,7 +33,7 @@ from kineograph_lab.recipe.video import (
     text_encoder,
     text_to_video,
 )
-from kineograph_lab.studies.quality import marked, sharpness
+from kineograph_lab.studies.frame_metrics import sharpness, watermark_correlation
 from kineograph_lab.world import world
 
 SMALL = RecipeSettings(
@@ -198,7 +198,7 @@ def test_a_degraded_clip_is_blurred_and_watermarked():
     bad = degraded.degrade_frames(clean)
     assert bad.shape == clean.shape and bad.dtype == clean.dtype
     assert sharpness(bad) < 0.7 * sharpness(clean)
-    assert abs(marked(clean)) < 0.2 and marked(bad) > 0.5
+    assert abs(watermark_correlation(clean)) < 0.2 and watermark_correlation(bad) > 0.5
 
 
 def test_image_layers_by_name():

@@ -171,10 +171,10 @@ def test_the_shipped_model_decodes_clips_with_its_temporal_decoder():
     model = kg.load("pocket-vidrd", device="cpu")
     assert model.temporal == temporal_layers.VIDRD_CONFIG and model.temporal_decoder is not None
     assert sum(file.stat().st_size for file in (POCKET / "vidrd").rglob("*.safetensors")) <= 8e6
-    two = kg.generate(model, "a red fish", num_frames=4, num_inference_steps=2, clips_of_batch=2, seed=1)
+    two = kg.generate(model, "a red fish", num_frames=4, num_inference_steps=2, clips=2, seed=1)
     assert two.frames.shape == (8, 128, 128, 3)
     alone = replace(model, temporal_decoder=None)
-    plain = kg.generate(alone, "a red fish", num_frames=4, num_inference_steps=2, clips_of_batch=2, seed=1)
+    plain = kg.generate(alone, "a red fish", num_frames=4, num_inference_steps=2, clips=2, seed=1)
     assert (two.frames != plain.frames).any(), "the layers along time take part"
 
 

@@ -1,6 +1,6 @@
-"""Still-Moving on the pocket world: subjects and styles that it never showed, by the method and its baselines.
+"""Still-Moving on the pocket world: unseen subjects and styles, by the method, its baselines and its ablations.
 
-The paper's Table 1 in small, and its ablations. Beside them stand the video model that was not customised, told the
+This is the paper's Table 1, small. Two more arms are the video model without customisation, whose prompt has the
 subject's class or the content alone, and the world's own rendering.
 """
 
@@ -24,35 +24,43 @@ from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record
 from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
 from kineograph_lab.studies.sample import FPS, FRAMES, STEPS
-from kineograph_lab.studies.still_moving import customised_models as customised_models
+from kineograph_lab.studies.still_moving import customised_models
 from kineograph_lab.studies.still_moving.customised_models import Customise
-from kineograph_lab.studies.still_moving.items import PROMPTS, Kind, customisation_cases, item_of, items, content_and_motion, content
-from kineograph_lab.studies.study import Study, NotTrainedError, metric_values, every_third_frame
+from kineograph_lab.studies.still_moving.items import (
+    PROMPTS,
+    Kind,
+    content,
+    content_and_motion,
+    customisation_cases,
+    item_of,
+    items,
+)
+from kineograph_lab.studies.study import NotTrainedError, Study, every_third_frame, metric_values
 from kineograph_lab.world import unseen
 
 OURS, VIDEO, RENDERING = "ours", "video model", "rendering"
 INJECTION, INTERPOLATION, INTERLEAVED = BASELINES = ("injection", "interpolation", "interleaved training")
-ABLATED_CASES = PROMPTS  # a subject's: each part costs a training of its own
-SCALE = 3.0  # of guidance, less than elsewhere: it keeps more of a subject (docs/customising.md)
+ABLATED_CASES = PROMPTS  # one subject's; each ablation is trained by itself
+SCALE = 3.0  # of guidance; lower than elsewhere, it preserves more of a subject (docs/customising.md)
 MIN_SHARE = 0.8  # of the motion
 KINDS: tuple[Kind, ...] = ("subject", "style")
 
 
 def customisation_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """The method, the three baselines, the model as it was, and the truth: ten videos an item."""
+    """Return the study of the method, three baselines, the original model and the rendering: ten videos per item."""
     check_motion_adapter(model)
-    draw = partial(_generate_case, steps or STEPS)
+    generate_case = partial(_generate_case, steps or STEPS)
     methods: Mapping[str, Customise] = {
-        OURS: customised_models.ours,
-        INJECTION: customised_models.injection,
-        INTERPOLATION: partial(customised_models.interpolation, draw, judges),
-        INTERLEAVED: customised_models.interleaved,
+        OURS: customised_models.customise_with_still_moving,
+        INJECTION: customised_models.customise_by_injection,
+        INTERPOLATION: partial(customised_models.customise_by_interpolation, generate_case, judges),
+        INTERLEAVED: customised_models.customise_by_interleaved_training,
     }
     return Study(
         name=_name(model, "still-moving"),
         title=f"Unseen subjects and styles in motion, {model.name} (Table 1)",
         settings=_settings(model, steps) | {"shares": list(customised_models.SHARES)},
-        customisation_cases=customisation_cases(count),
+        cases=customisation_cases(count),
         arms={
             **{name: partial(_generate, customise, model, steps or STEPS) for name, customise in methods.items()},
             VIDEO: partial(_generate_uncustomised, model, steps or STEPS),
@@ -68,12 +76,12 @@ def customisation_study(model: Model, judges: Judges, count: int, steps: int | N
 
 
 def customisation_ablation(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """The method without each of its parts, of one subject."""
+    """Return the study of the method without each of its parts, of one subject."""
     table = customisation_study(model, judges, min(count, ABLATED_CASES), steps)
-    parts = {name: partial(customised_models.customisation_ablation, name) for name in customised_models.ABLATIONS}
+    parts = {name: partial(customised_models.customise_without, name) for name in customised_models.ABLATIONS}
     return table._replace(
         name=_name(model, "still-moving-ablation"),
-        title=f"Still-Moving without each of its parts, {model.name} ({len(table.customisation_cases)} of the prompts)",
+        title=f"Still-Moving without each of its parts, {model.name} ({len(table.cases)} of the prompts)",
         settings=_settings(model, steps) | {"ablations": customised_models.ABLATIONS},
         arms={
             OURS: table.arms[OURS],
@@ -86,13 +94,13 @@ def customisation_ablation(model: Model, judges: Judges, count: int, steps: int 
 
 
 def check_motion_adapter(model: Model) -> None:
-    """Raises Untrained for a video model without a motion adapter, of which the method is made."""
+    """Raise NotTrainedError for a video model without a motion adapter, which the method needs."""
     if model.net.motion_adapter is None:
         raise NotTrainedError(f"{model.name} has no motion adapter: load it with motion_adapter=, or take pocket-video")
 
 
 def _name(model: Model, what: str) -> str:
-    """Of a study's files: the first family is named after the paper alone."""
+    """Return a study's name, with the video model unless it is the default one."""
     return what if model.name == "pocket-video" else f"{what}-{model.name}"
 
 
@@ -101,37 +109,37 @@ def _settings(model: Model, steps: int | None) -> dict[str, Any]:
         "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
         "items": [item.name for item in items()], "motion": optical_flow.PROTOCOL,
         "video model": fingerprint(model.net), "motion eye": fingerprint(load_judge().motion_eye),
-        "customising": {kind: _customising(model, kind) for kind in KINDS},
+        "customising": {kind: _recorded_settings(model, kind) for kind in KINDS},
     }  # fmt: skip
 
 
-def _customising(model: Model, kind: Kind) -> dict[str, Any]:
-    """But for the number format that its loops compute in, which is the machine's."""
+def _recorded_settings(model: Model, kind: Kind) -> dict[str, Any]:
+    """Return the customisation settings without mixed precision, which depends on the machine."""
     loop = {"mixed_precision"}
     without: dict[str, Any] = {"image": {"training": loop}, "training": loop, "motion_training": loop}
     return default_video_settings(model, kind).model_dump(mode="json", exclude=without)
 
 
 def _generate_case(steps: int, model: Model, case: Case, prompt: str | None = None) -> Frames:
-    """The video of a case by the front door; of another prompt, if there is one."""
-    denoise_cond = case.prompt if prompt is None else prompt
+    """Generate the video of a case, with its own prompt unless another one is given."""
     return generate(
-        model, denoise_cond, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed
-    ).frames
+        model, case.prompt if prompt is None else prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps,
+        guidance_scale=SCALE, seed=case.seed,
+    ).frames  # fmt: skip
 
 
 def _generate(customise: Customise, video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases by what the way made of the model for their items."""
+    """Generate the videos of some cases, each with the model customised to its item."""
     return [_generate_case(steps, _customise_once(customise, video, item_of(case).number), case) for case in cases]
 
 
-@lru_cache(maxsize=8)  # as many ways as take turns with the prompts of an item
+@lru_cache(maxsize=8)  # as many as the arms, which take turns with the prompts of an item
 def _customise_once(customise: Customise, video: Model, number: int) -> Model:
     return customise(video, items()[number])
 
 
 def _generate_uncustomised(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """The same by the model itself, told the class or the content."""
+    """Generate the videos of some cases with the original model, with prompts of the class or the content."""
     return [_generate_case(steps, video, case, content_and_motion(case)) for case in cases]
 
 
@@ -140,12 +148,12 @@ def _render(cases: Sequence[Case]) -> list[Frames]:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
-    """All that is measured of one video, of which each number stands there for subjects and for styles too."""
+    """Return all metrics of one video, the main ones also under a name of its kind of item."""
     item = item_of(case)
     (truth,) = _render([case])
-    own, stills, truth_embedding = (judges.embed(each) for each in (frames, item.images, truth))
+    own, references, truth_embedding = (judges.embed(each) for each in (frames, item.images, truth))
     metrics = {
-        "CLIP-I": float(100 * (own @ stills.T).mean()),
+        "CLIP-I": float(100 * (own @ references.T).mean()),
         "CLIP-T": dict(frame_metrics.clip_score(judges.text_similarity(frames, content(case))))["text"],
         "truth": float(100 * (own @ truth_embedding.T).mean()),
         "motion": float(judges.classify_motion(frames) == case.motion),
@@ -160,39 +168,52 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
 
 
 def _interpolation_shares(model: Model, records: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
-    """How much of the customised weights interpolation was given, on average over the items that were trained here."""
+    """Return the mean share of the customised weights that interpolation chose, over the items trained here."""
     numbers = sorted({record["case"] // PROMPTS for record in records if record["arm"] == INTERPOLATION})
-    cases = [*filter(math.isfinite, (customised_models.share_of(model, items()[number]) for number in numbers))]
-    nothing = {arm: mean([]) for arm in (OURS, *BASELINES, VIDEO, RENDERING)}
-    return {"share of the customised weights": nothing | {INTERPOLATION: mean(cases)}}
+    shares = [
+        *filter(math.isfinite, (customised_models.interpolation_share(model, items()[number]) for number in numbers))
+    ]
+    empty = {arm: mean([]) for arm in (OURS, *BASELINES, VIDEO, RENDERING)}
+    return {"share of the customised weights": empty | {INTERPOLATION: mean(shares)}}
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the paper claims, of subjects and styles together."""
-    of = partial(metric_values, records, OURS)
+    """State the paper's claims, of subjects and styles together."""
+    ours = partial(metric_values, records, OURS)
     return [
-        *(claim_better(f"CLIP-I, {OURS} - {arm}", of("CLIP-I"), metric_values(records, arm, "CLIP-I")) for arm in BASELINES),
-        *(claim_not_below(f"CLIP-T, {OURS} - {arm}", of("CLIP-T"), metric_values(records, arm, "CLIP-T")) for arm in BASELINES),
-        *_moves(records),
+        *(
+            claim_better(f"CLIP-I, {OURS} - {arm}", ours("CLIP-I"), metric_values(records, arm, "CLIP-I"))
+            for arm in BASELINES
+        ),
+        *(
+            claim_not_below(f"CLIP-T, {OURS} - {arm}", ours("CLIP-T"), metric_values(records, arm, "CLIP-T"))
+            for arm in BASELINES
+        ),
+        *_claim_motion(records),
     ]
 
 
 def _state_ablation_claims(records: Sequence[Record]) -> list[Claim]:
-    """What its ablations show: less motion without each part, and less of the prompt without natural videos."""
-    of = partial(metric_values, records, OURS)
-    least = "no natural videos"
+    """State the claims of the ablations: less motion without each part, a lower CLIP-T without natural videos."""
+    ours = partial(metric_values, records, OURS)
+    without = "no natural videos"
     return [
-        *_moves(records),
-        *(claim_better(f"motion, {OURS} - {arm}", of("moved"), metric_values(records, arm, "moved")) for arm in customised_models.ABLATIONS),
-        claim_better(f"CLIP-T, {OURS} - {least}", of("CLIP-T"), metric_values(records, least, "CLIP-T")),
+        *_claim_motion(records),
+        *(
+            claim_better(f"motion, {OURS} - {arm}", ours("moved"), metric_values(records, arm, "moved"))
+            for arm in customised_models.ABLATIONS
+        ),
+        claim_better(f"CLIP-T, {OURS} - {without}", ours("CLIP-T"), metric_values(records, without, "CLIP-T")),
     ]
 
 
-def _moves(records: Sequence[Record]) -> list[Claim]:
-    of, was = (partial(metric_values, records, arm) for arm in (OURS, VIDEO))
+def _claim_motion(records: Sequence[Record]) -> list[Claim]:
+    ours, original = (partial(metric_values, records, arm) for arm in (OURS, VIDEO))
     return [
-        claim_at_least_share("moves as the prompt says, over the video model's", of("motion"), was("motion"), MIN_SHARE),
-        claim_at_least_share("motion, over the video model's", of("moved"), was("moved"), MIN_SHARE),
+        claim_at_least_share(
+            "moves as the prompt says, over the video model's", ours("motion"), original("motion"), MIN_SHARE
+        ),
+        claim_at_least_share("motion, over the video model's", ours("moved"), original("moved"), MIN_SHARE),
     ]
 
 

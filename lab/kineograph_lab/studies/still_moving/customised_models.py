@@ -1,7 +1,7 @@
-"""The ways of bringing a subject or style into a video model, each trained by the front door that users have.
+"""Methods that customise a video model to a subject or style: Still-Moving, its ablations and the baselines.
 
-All that is trained is kept in a folder of the video model and the item, and goes on from there when it was stopped.
-What ways have in common is made once: the customised image network, the stills that it draws, and the natural videos.
+Each is trained by the library's own functions, in a folder of the video model and the item, and resumes there if it was
+stopped. The methods share the customised image network, the still videos that it generates, and the natural videos.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from kineograph.training.customise import (
     VideoCustomisationSettings,
     customise_video,
     default_video_settings,
-    inject_customised,
     load_customised_video,
     train_interleaved,
     with_changes,
@@ -33,14 +32,14 @@ from kineograph.training.customise import (
 from kineograph.training.customise.adapters import merge_loras
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case
-from kineograph_lab.studies.still_moving.items import Item, held_out_case, write_reference_images, content
+from kineograph_lab.studies.still_moving.items import Item, content, held_out_case, write_reference_images
 
 FOLDER = Path("runs/still_moving")
 OURS, IMAGE = "ours", "image"
-SHARED = (IMAGE, "stills", "latents")  # what Still-Moving and its ablations have alike
+SHARED = (IMAGE, "stills", "latents")  # folders that Still-Moving and its ablations share
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9)
 
-Customise = Callable[[Model, Item], Model]  # a video model and an item -> the model that knows the item
+Customise = Callable[[Model, Item], Model]  # (video model, item) -> customised video model
 GenerateCase = Callable[[Model, Case], Frames]
 
 ABLATIONS: Mapping[str, Mapping[str, Any]] = {
@@ -51,38 +50,40 @@ ABLATIONS: Mapping[str, Mapping[str, Any]] = {
 
 
 def customisation_settings(video: Model, item: Item, changes: Mapping[str, Any]) -> VideoCustomisationSettings:
-    """What a user has without saying any, with some changed, and with natural videos that all items share."""
+    """Return the default settings with these changes, and with natural videos that all items share."""
     return with_changes(
         default_video_settings(video, item.kind), {"natural_folder": FOLDER / video.name / "natural", **changes}
     )
 
 
 def item_folder(video: Model, item: Item) -> Path:
+    """Return the folder of everything trained for an item."""
     return FOLDER / video.name / _folder_name(item.name)
 
 
 def customise_with_still_moving(video: Model, item: Item) -> Model:
-    """Still-Moving."""
-    return load_customised_video(video, _customised(video, item, OURS))
+    """Customise by Still-Moving."""
+    return load_customised_video(video, _run_customisation(video, item, OURS))
 
 
 def customise_without(name: str, video: Model, item: Item) -> Model:
-    """Still-Moving without a part of it, on the same image network and stills."""
-    customised, folder = _customised(video, item, OURS), item_folder(video, item) / _folder_name(name)
+    """Customise by Still-Moving without one of its parts, with the same image network and still videos."""
+    customised, folder = _run_customisation(video, item, OURS), item_folder(video, item) / _folder_name(name)
     for each in SHARED:
         if not (folder / each).exists():
             with replace_atomically(folder / each) as part:
                 shutil.copytree(customised / each, part)
-    return load_customised_video(video, _customised(video, item, name))
+    return load_customised_video(video, _run_customisation(video, item, name))
 
 
 @cache
-def _customised(video: Model, item: Item, name: str) -> Path:
-    """The folder of a customising that is done: gone through once in a process, since that alone takes seconds."""
-    folder, images = item_folder(video, item) / _folder_name(name), write_reference_images(item, item_folder(video, item) / "photos")
+def _run_customisation(video: Model, item: Item, name: str) -> Path:
+    """Run or resume a customisation and return its folder; cached, since checking a finished one takes seconds."""
+    folder = item_folder(video, item) / _folder_name(name)
+    images = write_reference_images(item, item_folder(video, item) / "photos")
     settings = customisation_settings(video, item, ABLATIONS.get(name, {}))
     subject, style = _subject_and_style(item)
-    _run_to_end(customise_video(video, images, folder, subject=subject, style=style, customisation_settings=settings))
+    _run_to_end(customise_video(video, images, folder, subject=subject, style=style, settings=settings))
     return folder
 
 
@@ -91,12 +92,12 @@ def _folder_name(name: str) -> str:
 
 
 def customise_by_injection(video: Model, item: Item) -> Model:
-    """The customised image network under the layers along time, and nothing between."""
-    return inject_customised(video, _customised(video, item, OURS) / IMAGE / FINAL)
+    """Put the customised image network under the temporal layers, without adapters."""
+    return inject_customised(video, _run_customisation(video, item, OURS) / IMAGE / FINAL)
 
 
 def customise_by_interpolation(generate_case: GenerateCase, judges: Judges, video: Model, item: Item) -> Model:
-    """The same, between the two image networks: the share of the customised one's weights is chosen for the item."""
+    """Interpolate the weights of both image networks, with the share of the customised one chosen for the item."""
     customised = customise_by_injection(video, item)
     file = item_folder(video, item) / "interpolation.json"
     if not file.exists():
@@ -108,7 +109,7 @@ def customise_by_interpolation(generate_case: GenerateCase, judges: Judges, vide
 
 
 def interpolation_share(video: Model, item: Item) -> float:
-    """The share that was chosen, if that was here."""
+    """Return the share chosen for an item; NaN if it was not chosen on this machine."""
     file = item_folder(video, item) / "interpolation.json"
     return float(json.loads(file.read_text())["share"]) if file.exists() else math.nan
 
@@ -121,26 +122,26 @@ def _interpolate(video: Model, customised: Model, share: float) -> Model:
 
 
 def _score(frames: Frames, item: Item, judges: Judges) -> float:
-    """CLIP-I and CLIP-T of a video of the held-out prompt, which count alike."""
-    cond = judges.text_similarity(frames, content(held_out_case(item))).mean()
-    return float(cond + (judges.embed(frames) @ judges.embed(item.images).T).mean())
+    """Return the sum of CLIP-I and CLIP-T of a video of the held-out prompt."""
+    text_similarity = judges.text_similarity(frames, content(held_out_case(item))).mean()
+    return float(text_similarity + (judges.embed(frames) @ judges.embed(item.images).T).mean())
 
 
 def customise_by_interleaved_training(video: Model, item: Item) -> Model:
-    """Pictures and natural videos in turn."""
-    folder, images = item_folder(video, item) / "interleaved", write_reference_images(item, item_folder(video, item) / "photos")
+    """Customise by training on images and natural videos in turn."""
+    folder = item_folder(video, item) / "interleaved"
+    images = write_reference_images(item, item_folder(video, item) / "photos")
     subject, style = _subject_and_style(item)
-    _run_to_end(
-        train_interleaved(video, images, folder, subject=subject, style=style, customisation_settings=customisation_settings(video, item, {}))
-    )
+    settings = customisation_settings(video, item, {})
+    _run_to_end(train_interleaved(video, images, folder, subject=subject, style=style, settings=settings))
     return inject_customised(video, folder / FINAL)
 
 
 def _subject_and_style(item: Item) -> tuple[str | None, str | None]:
-    return (item.called, None) if item.kind == "subject" else (None, item.called)
+    return (item.phrase, None) if item.kind == "subject" else (None, item.phrase)
 
 
 def _run_to_end(steps: Iterable[object]) -> None:
-    """Goes through all steps of a training."""
+    """Exhaust the steps of a training."""
     for _ in steps:
         pass

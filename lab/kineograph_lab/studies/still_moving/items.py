@@ -1,12 +1,11 @@
-"""Subjects and styles to customise to, that no model of the pocket world was shown: their stills, prompts and truth.
+"""Subjects and styles for customisation that no model of the pocket world was trained on.
 
-Of each there are a few rendered stills and ten prompts, in other scenes and of other things, each with another motion.
-Everything is decided by the item's number and the prompt's.
+Each has a few rendered reference images and ten prompts, in other scenes or of other subjects, each with another
+motion. Everything follows from the item's number and the prompt's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -21,15 +20,14 @@ from kineograph.metrics.features import Frames
 from kineograph.training.customise import styled_caption
 from kineograph_lab.studies.protocol import Case
 from kineograph_lab.world import unseen, unseen_subjects
-from kineograph_lab.world import unseen as unseen_styles
 from kineograph_lab.world.captions import KINDS, MOTIONS, with_article
 from kineograph_lab.world.captions import SCENES as WHERE
 from kineograph_lab.world.unseen import Renderer
 from kineograph_lab.world.world import COLOURS, MOTION_FACINGS, SCENES, SUBJECTS, Shot, Subject, is_held_out
 
-SEED, RARE_TOKEN, STYLE = 61_007, "sks", "flat"  # all subjects in one of the world's drawing styles
+SEED, RARE_TOKEN, STYLE = 61_007, "sks", "flat"  # of all subjects: one of the world's drawing styles
 PROMPTS = 10  # of each item
-HELD_OUT = 10_000  # numbers of the cases by which a baseline's setting is chosen, from here on
+HELD_OUT = 10_000  # first number of the cases that choose a baseline's setting
 NUM_REFERENCES = {"subject": 5, "style": 4}
 MOVING = tuple(motion for motion in MOTIONS if motion != "still")
 
@@ -37,18 +35,19 @@ Kind = Literal["subject", "style"]
 
 
 class Reference(NamedTuple):
-    """What a reference picture shows, and its caption, of which the item's name is not a part."""
+    """Shot of a reference image, and its caption without the item's name."""
 
     shot: Shot
-    item_caption: str
+    caption: str
 
 
 class Item(NamedTuple):
-    """A subject, "sks bird", or a style, "neon".
+    """A subject or a style to customise to.
 
-    called  what customising is told
-    render  how a shot of it is rendered
-    stills  its reference pictures
+    name        of the subject or style in the pocket world: "owl", "neon"
+    phrase      its name in prompts, an argument of customising: "sks bird", "neon"
+    render      renders a shot with it
+    references  its reference images
     """
 
     number: int
@@ -60,11 +59,11 @@ class Item(NamedTuple):
 
     @property
     def images(self) -> Frames:
-        """The reference pictures, uint8 [n h w 3]."""
-        return np.stack([self.render(still.shot, 0.0) for still in self.references])
+        """Reference images, uint8 [n h w 3]."""
+        return np.stack([self.render(reference.shot, 0.0) for reference in self.references])
 
     def prompt(self, content: str) -> str:
-        """What asks for it: content is of a thing of its kind, "a bird at sea"."""
+        """Return the prompt for content of its kind: "a bird at sea" becomes "a sks bird at sea"."""
         if self.kind == "style":
             return styled_caption(content, self.phrase)
         kind = self.phrase.removeprefix(f"{RARE_TOKEN} ")
@@ -73,30 +72,31 @@ class Item(NamedTuple):
 
 @cache
 def items() -> tuple[Item, ...]:
-    """A subject, a style, a subject, and so on, so that the first few are of both kinds."""
-    both = zip(unseen_subjects.UNSEEN_SUBJECTS.items(), unseen_styles.UNSEEN_STYLES, strict=True)
-    found = list[Item]()
+    """Return subjects and styles in turn, so that the first few are of both kinds."""
+    both = zip(unseen_subjects.UNSEEN_SUBJECTS.items(), unseen.UNSEEN_STYLES, strict=True)
+    all_items = list[Item]()
     for (subject, (kind, _)), style in both:
-        found.append(_item(len(found), "subject", subject, f"{RARE_TOKEN} {kind}", unseen.unseen_subject_renderer(subject)))
-        found.append(_item(len(found), "style", style, style, unseen.unseen_style_renderer(style)))
-    return tuple(found)
+        renderer = unseen.unseen_subject_renderer(subject)
+        all_items.append(_item(len(all_items), "subject", subject, f"{RARE_TOKEN} {kind}", renderer))
+        all_items.append(_item(len(all_items), "style", style, style, unseen.unseen_style_renderer(style)))
+    return tuple(all_items)
 
 
 def _item(number: int, kind: Kind, name: str, phrase: str, render: Renderer) -> Item:
     rng = np.random.default_rng((SEED, number))
     count = NUM_REFERENCES[kind]
     scenes = rng.permutation(SCENES)[:count]
-    shown = rng.permutation(SUBJECTS)[:count] if kind == "style" else [phrase.split()[1]] * count
+    subjects = rng.permutation(SUBJECTS)[:count] if kind == "style" else [phrase.split()[1]] * count
     shots = [
         _reference_shot(rng, str(scene), _subject(kind, str(subject), place, COLOURS[(3 * place + 1) % len(COLOURS)]))
-        for place, (scene, subject) in enumerate(zip(scenes, shown, strict=True))
+        for place, (scene, subject) in enumerate(zip(scenes, subjects, strict=True))
     ]
     return Item(number, kind, name, phrase, render, tuple(Reference(shot, item_caption(kind, shot)) for shot in shots))
 
 
-def _subject(kind: Kind, subject: str, number: int, colour: str) -> Subject:
-    """The thing of a shot: always the same individual of a subject, another one each time in a style."""
-    return Subject(subject, colour, number if kind == "style" else 0, y=0.54)
+def _subject(kind: Kind, name: str, number: int, colour: str) -> Subject:
+    """Return the subject of a shot: for a subject always the same individual, for a style another one each time."""
+    return Subject(name, colour, number if kind == "style" else 0, y=0.54)
 
 
 def _reference_shot(rng: np.random.Generator, scene: str, subject: Subject) -> Shot:
@@ -105,65 +105,68 @@ def _reference_shot(rng: np.random.Generator, scene: str, subject: Subject) -> S
 
 
 def item_caption(kind: Kind, shot: Shot, motion: str = "") -> str:
-    """What is seen in a shot, in words that the pocket world's models know: of a subject its kind alone."""
+    """Return the caption of a shot in the pocket vocabulary; a customised subject is named by its kind alone."""
     subject = shot.things[0]
     what = f"{subject.colour} {KINDS[subject.kind][0]}" if kind == "style" else KINDS[subject.kind][0]
     return " ".join(filter(None, (with_article(what), motion, WHERE[shot.scene][0])))
 
 
 def customisation_cases(count: int) -> list[Case]:
-    """The first `count` cases: all prompts of the first item, then of the second. No more than there are."""
+    """Return the first `count` cases: all prompts of the first item, then of the second, and so on; fewer if there are."""
     return [_case(item, prompt) for item in items() for prompt in range(PROMPTS)][:count]
 
 
 def held_out_case(item: Item) -> Case:
-    """One more prompt of an item."""
+    """Return a case of one more prompt of an item."""
     case = _case(item, PROMPTS)
     return Case(HELD_OUT + item.number, case.prompt, case.shot)
 
 
 def item_of(case: Case) -> Item:
+    """Return the item of a case."""
     return items()[case.number - HELD_OUT if case.number >= HELD_OUT else case.number // PROMPTS]
 
 
 def _case(item: Item, prompt: int) -> Case:
     motion, scene = MOVING[prompt % len(MOVING)], SCENES[(3 * prompt + item.number) % len(SCENES)]
-    subject = item.phrase.split()[1] if item.kind == "subject" else _unused_subjects(item)[prompt]
-    subject = _subject(item.kind, subject, prompt, _pick_colour(subject, scene, prompt))
-    shot = Shot(scene, STYLE, (replace(subject, facing=MOTION_FACINGS.get(motion, (-1, 1)[prompt % 2]), motion=motion),))
+    name = item.phrase.split()[1] if item.kind == "subject" else _unused_subjects(item)[prompt]
+    subject = _subject(item.kind, name, prompt, _pick_colour(name, scene, prompt))
+    shot = Shot(
+        scene, STYLE, (replace(subject, facing=MOTION_FACINGS.get(motion, (-1, 1)[prompt % 2]), motion=motion),)
+    )
     return Case(PROMPTS * item.number + prompt, item.prompt(item_caption(item.kind, shot, MOTIONS[motion][0])), shot)
 
 
 def _unused_subjects(item: Item) -> list[str]:
-    """Things that are on none of a style's reference pictures."""
-    shown = {still.shot.things[0].kind for still in item.references}
+    """Return the subjects that are on none of a style's reference images."""
+    used = {reference.shot.things[0].kind for reference in item.references}
     return [
-        str(each) for each in np.random.default_rng((SEED, item.number, 1)).permutation(SUBJECTS) if each not in shown
+        str(each) for each in np.random.default_rng((SEED, item.number, 1)).permutation(SUBJECTS) if each not in used
     ]
 
 
 def _pick_colour(kind: str, scene: str, prompt: int) -> str:
-    """One in which the world shows this thing."""
-    turned = [COLOURS[(prompt + k) % len(COLOURS)] for k in range(len(COLOURS))]
-    return next((each for each in turned if not is_held_out(kind, colour=each, scene=scene)), turned[0])
+    """Return a colour that the training set has for this subject and scene."""
+    rotated = [COLOURS[(prompt + k) % len(COLOURS)] for k in range(len(COLOURS))]
+    return next((each for each in rotated if not is_held_out(kind, colour=each, scene=scene)), rotated[0])
 
 
-def content(case: Case, motion: Callable[[str], str] = lambda motion: "") -> str:
-    """What a case shows, without what was learnt; motion: what is said of how it moves."""
-    return item_caption(item_of(case).kind, case.shot, motion(case.motion))
+def content(case: Case) -> str:
+    """Return a case's caption without the customised subject or style, and without motion."""
+    return item_caption(item_of(case).kind, case.shot)
 
 
 def content_and_motion(case: Case) -> str:
-    """The same and how it moves: what a model that was not customised is told."""
-    return content(case, lambda motion: MOTIONS[motion][0])
+    """Return the same caption with the motion: the prompt for a model that was not customised."""
+    return item_caption(item_of(case).kind, case.shot, MOTIONS[case.motion][0])
 
 
 def write_reference_images(item: Item, folder: Path) -> Path:
-    """The reference pictures as files, a style's with captions beside them, as a user has them. The folder."""
-    for number, (still, pixels) in enumerate(zip(item.references, item.images, strict=True)):
+    """Write the reference images to a folder, a style's with caption files beside them, and return the folder."""
+    for number, (reference, pixels) in enumerate(zip(item.references, item.images, strict=True)):
         with replace_atomically(folder / f"{number}.png") as part:
             Image.fromarray(pixels).save(part, "PNG")
         if item.kind == "style":
             with replace_atomically(folder / f"{number}.txt") as part:
-                part.write_text(still.item_caption)
+                part.write_text(reference.caption)
     return folder

@@ -1,4 +1,4 @@
-"""Still-Moving's motion adapter at several scales, on a model that was not customised: from more motion to none."""
+"""Still-Moving's motion adapter at several scales, without customisation: from more motion to none."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from itertools import pairwise
 from kineograph.generation import generate
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
+from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, claim_better
+from kineograph_lab.studies.report import Claim, claim_better, claim_ratio_within
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS
 from kineograph_lab.studies.still_moving.baselines import check_motion_adapter
-from kineograph_lab.studies.study import Study, metric_values, every_third_frame
-from kineograph_lab.studies.videocrafter1.text_to_video import claim_ratio_within
+from kineograph_lab.studies.study import Study, every_third_frame, metric_values
 
+SPACE_TIME = "pocket-space-time"
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0)
-MAX_CASES = 40  # cases
-STILL_SHARE = 0.1  # of the motion at scale 0, and less: near zero
+MAX_CASES, MAX_SPACE_TIME_CASES = 40, 20
+STILL_SHARE = 0.1  # of the motion at scale 0; at most this counts as still
 
 
 def motion_scale_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """The same prompts and seeds at all scales."""
+    """Return the study of the same prompts and seeds at all scales."""
     check_motion_adapter(model)
     few = min(count, MAX_CASES)
     return Study(
@@ -48,12 +49,18 @@ def motion_scale_study(model: Model, judges: Judges, count: int, steps: int | No
     )  # fmt: skip
 
 
+def space_time_motion_scale_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
+    """Return the same study of `pocket-space-time`, a space-time U-Net after Lumiere, in place of the given model."""
+    space_time = load(SPACE_TIME, device=model.device, dtype=model.dtype)
+    return motion_scale_study(space_time, judges, min(count, MAX_SPACE_TIME_CASES), steps)
+
+
 def _arm(scale: float) -> str:
     return f"scale {scale:g}"
 
 
 def _generate(model: Model, scale: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases."""
+    """Generate the videos of some cases."""
     return [
         generate(
             model, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
@@ -75,11 +82,14 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """That motion falls from each scale to the next, to nearly none at 1."""
+    """Claim that motion falls from each scale to the next, to nearly none at 1."""
     motion = {scale: metric_values(records, _arm(scale), "moved") for scale in SCALES}
-    falls = [claim_better(f"motion, at {less:g} - at {more:g}", motion[less], motion[more]) for less, more in pairwise(SCALES)]
-    stands = claim_ratio_within("motion at 1, over that at 0", motion[1.0], motion[0.0], 0, STILL_SHARE)
-    return [*falls, replace(stands, bar=f"<= {STILL_SHARE:g}")]
+    falls = [
+        claim_better(f"motion, at {less:g} - at {more:g}", motion[less], motion[more])
+        for less, more in pairwise(SCALES)
+    ]
+    still = claim_ratio_within("motion at 1, over that at 0", motion[1.0], motion[0.0], 0, STILL_SHARE)
+    return [*falls, replace(still, bar=f"<= {STILL_SHARE:g}")]
 
 
 ROWS: Mapping[str, str] = {

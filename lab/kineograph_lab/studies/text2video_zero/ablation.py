@@ -1,8 +1,7 @@
-"""Text2Video-Zero on the pocket world: the paper's ablation, and what this library claims.
+"""Text2Video-Zero's ablation on the pocket world: motion in the latents, and attention to the first frame.
 
-The paper takes its two inventions away one by one and shows, in pictures, what is left: motion in the latents, and
-attention to the first frame. Here the same is measured, on prompts that the pocket model was not trained on, with
-what `kineograph generate` does by default.
+The paper removes each of the two and shows the frames. This study measures the effect, on prompts that the pocket
+model was not trained on, with the defaults of `kineograph generate`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, claim_at_least, claim_better, claim_within
 from kineograph_lab.studies.study import Study, metric_values
 
-SampleLatents = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
+SampleSteps = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
 
 DEFAULT_REQUEST = Request(prompt="any", num_frames=NUM_FRAMES, motion=MOTION)
 RECORDED_OPTIONS = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "motion")
@@ -40,19 +39,19 @@ BATCH_SIZE = 4  # videos
 
 
 class Arm(NamedTuple):
-    """One way to draw the frames: which frames they see, and how they walk."""
+    """Frame attention and sampling of one arm."""
 
     frame_attention: FrameAttention
-    sample: SampleLatents
+    sample: SampleSteps
 
 
 def sample_independently(denoise: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
-    """Every frame from its own noise."""
+    """Sample every frame from noise of its own."""
     return ddim(denoise, sigmas[0] * noise, sigmas)
 
 
 def sample_warped(denoise: Denoise, noise: Latents, sigmas: Sequence[float], warp: Warp) -> Iterator[Step]:
-    """Every frame from the first, as the camera sees it."""
+    """Sample every frame from the first frame's latents, warped by the camera motion."""
     renoise_to, warp_at = paper_sigmas(noise.shape, highest=sigmas[0])
     return sample(denoise, noise, sigmas, warp=warp, warp_at=warp_at, renoise_to=renoise_to)
 
@@ -66,7 +65,7 @@ ARMS = {
 
 
 def ablation_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """The paper's ablation."""
+    """Return the study of neither, either and both of the two parts."""
     request = replace(DEFAULT_REQUEST, num_inference_steps=steps or DEFAULT_REQUEST.num_inference_steps)
     return Study(
         name="cases",
@@ -82,7 +81,10 @@ def ablation_study(model: Model, judges: Judges, count: int, steps: int | None) 
 
 
 def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], request: Request) -> list[Frames]:
-    """The videos of consecutive cases, drawn in one of the ways and else as asked."""
+    """Generate the videos of consecutive cases, as one batch with one seed, in one of the arms.
+
+    The arm "both" equals `generate` for the first case of the batch.
+    """
     arm = ARMS[name]
     count = request.num_frames or NUM_FRAMES
     seed, shape = cases[0].seed, (len(cases), *model.latent_shape(*model.default_size))
@@ -90,8 +92,11 @@ def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], reques
     noise = independent(seed, range(count), shape).to(model.device)
     warp = frame_warp(parse(request.motion or MOTION), frames=count, seed=seed)
     texts = [case.prompt for case in cases], [request.negative_prompt] * len(cases)
-    denoise_cond, denoise_uncond = (model.bind(model.prompt(each), frame_attention=arm.frame_attention) for each in texts)
-    x0 = final_latents(arm.sample(classifier_free_guidance(denoise_cond, denoise_uncond, request.guidance_scale), noise, sigmas, warp))
+    denoise_cond, denoise_uncond = (
+        model.bind(model.prompt(each), frame_attention=arm.frame_attention) for each in texts
+    )
+    denoise = classifier_free_guidance(denoise_cond, denoise_uncond, request.guidance_scale)
+    x0 = final_latents(arm.sample(denoise, noise, sigmas, warp))
     return list((model.decode(x0) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy())
 
 
@@ -105,9 +110,8 @@ def _measure(frames: Frames, case: Case, judges: Judges, request: Request) -> di
         **dict(frame_metrics.global_motion(frames, shifts)),
         **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
     }
-    wanted: np.ndarray = -np.array(
-        camera_offset(parse(request.motion or MOTION), 1, len(frames))
-    )  # the content goes against the camera
+    # the content moves against the camera
+    wanted: np.ndarray = -np.array(camera_offset(parse(request.motion or MOTION), 1, len(frames)))
     got = np.array([metrics["right"], metrics["down"]])
     metrics["motion"] = float(got @ wanted / (wanted @ wanted))
     metrics["off course"] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
@@ -115,14 +119,16 @@ def _measure(frames: Frames, case: Case, judges: Judges, request: Request) -> di
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the issue and the paper claim, each with its bar."""
+    """State what this library and the paper claim, each with its bar."""
     right = [each for each in records if each["first right"]]
     return [
         claim_at_least("pictures show the thing", metric_values(records, "neither", "thing"), 0.90),
         claim_at_least("pictures show the colour", metric_values(records, "neither", "colour"), 0.95),
         claim_at_least("pictures show the scene", metric_values(records, "neither", "scene"), 0.97),
         claim_at_least(
-            "same thing and colour in every frame, first frame right", metric_values(right, "both", "always the same"), 0.95
+            "same thing and colour in every frame, first frame right",
+            metric_values(right, "both", "always the same"),
+            0.95,
         ),
         claim_within("measured motion over the one asked for", metric_values(records, "both", "motion"), 0.85, 1.15),
         _claim_part_helps("individual", "attention keeps the individual", records, "attention", "neither"),
@@ -137,7 +143,9 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 
 
 def _claim_part_helps(metric: str, name: str, records: Sequence[Record], more: str, less: str) -> Claim:
-    return claim_better(f"{name}: {metric}, {more} - {less}", metric_values(records, more, metric), metric_values(records, less, metric))
+    return claim_better(
+        f"{name}: {metric}, {more} - {less}", metric_values(records, more, metric), metric_values(records, less, metric)
+    )
 
 
 ROWS = {

@@ -1,22 +1,20 @@
-"""Text2Video-Zero guided by ControlNets, on the pocket world: the frames follow the edges, depths and poses that they
-are shown, and the prompt too."""
+"""Text2Video-Zero with ControlNets on the pocket world: agreement with edge, depth and pose maps, and the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 
-from kineograph.condition import Residuals
 from kineograph.denoise import classifier_free_guidance
+from kineograph.generation import generate
 from kineograph.media.annotators import canny
 from kineograph.media.video import Video
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
-from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.models.unet.frame_attention import first
 from kineograph.noise import shared
 from kineograph.samplers import ddim, final_latents
@@ -32,12 +30,12 @@ from kineograph_lab.world.world import Shot, frame_times, render_clip
 
 FRAMES, FPS = 8, 4.0
 STEPS, SCALE = 20, 3.0  # the released code's steps
-CONTROL_METRICS = {"canny": "edges", "depth": "depth", "pose": "points"}  # by which metric a kind of map is followed
+CONTROL_METRICS = {"canny": "edges", "depth": "depth", "pose": "points"}  # control -> the metric that shows it
 BARS = {"thing": 0.90, "colour": 0.95, "scene": 0.97}
 
 
 def controlnet_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Unguided, guided by each kind of map, and the world's own rendering."""
+    """Return the study of no control, each kind of control map, and the world's own rendering."""
     steps = steps or STEPS
     return Study(
         name="guided",
@@ -45,7 +43,7 @@ def controlnet_study(model: Model, judges: Judges, count: int, steps: int | None
         settings={"num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS},
         cases=held_out_cases(count),
         arms={
-            "unguided": partial(_generate, model, None, steps),
+            "unguided": partial(_generate_unguided, model, steps),
             **{kind: partial(_generate, model, kind, steps) for kind in CONTROL_MAPS},
             "rendering": lambda cases: [render_shot(case.shot) for case in cases],
         },
@@ -55,54 +53,55 @@ def controlnet_study(model: Model, judges: Judges, count: int, steps: int | None
     )
 
 
-def _generate(model: Model, kind: str | None, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases, guided by maps of this kind of their shots in motion, or not at all."""
-    return [_generate_case(model, kind, steps, case) for case in cases]
+def _generate(model: Model, kind: str, steps: int, cases: Sequence[Case]) -> list[Frames]:
+    return [generate_with_control(model, case, kind, steps=steps, scale=SCALE) for case in cases]
 
 
-def _generate_case(model: Model, kind: str | None, steps: int, case: Case) -> Frames:
-    maps = None if kind is None else render_control_maps(kind, case.shot)
-    return generate_with_control(model, case.prompt, case.seed, steps=steps, scale=SCALE, kind=kind, maps=maps)
+def _generate_unguided(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
+    return [_sample_unguided(model, steps, case) for case in cases]
 
 
-def generate_with_control(
-    model: Model, prompt: str, seed: int, *, steps: int, scale: float, kind: str | None, maps: Frames | None
-) -> Frames:
-    """A video from one noise for all frames, which look at the first, as `kineograph generate --control` makes it."""
-    denoise_cond, denoise_uncond = (model.prompt([text]) for text in (prompt, ""))
-    if kind is not None and maps is not None:
-        net = model.control(kind)
-        cues = net.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
-        residuals: list[Residuals] = [bind_controlnet(net, each, cues, frame_attention=first) for each in (denoise_cond, denoise_uncond)]
-        denoise_cond, denoise_uncond = (replace(each, residuals=r) for each, r in zip((denoise_cond, denoise_uncond), residuals, strict=True))
-    sigmas = leading(model.schedule.sigmas, steps)
-    noise = shared(seed, range(FRAMES), (1, *model.latent_shape(*model.default_size)))
-    denoise = classifier_free_guidance(
-        model.bind(denoise_cond, frame_attention=first), model.bind(denoise_uncond, frame_attention=first), scale
+def generate_with_control(model: Model, case: Case, kind: str, *, steps: int, scale: float) -> Frames:
+    """Generate the video of a case, with control maps of this kind rendered from its shot."""
+    with TemporaryDirectory() as folder:
+        maps = Video(render_control_maps(kind, case.shot), FPS).save(Path(folder) / "maps")
+        return generate(
+            model, case.prompt, control={f"{kind}-map": maps}, num_inference_steps=steps, guidance_scale=scale,
+            seed=case.seed,
+        ).frames  # fmt: skip
+
+
+def _sample_unguided(model: Model, steps: int, case: Case) -> Frames:
+    """Sample a video as with control, from one noise for all frames and with first-frame attention, but without maps."""
+    denoise_cond, denoise_uncond = (
+        model.bind(model.prompt([text]), frame_attention=first) for text in (case.prompt, "")
     )
+    sigmas = leading(model.schedule.sigmas, steps)
+    noise = shared(case.seed, range(FRAMES), (1, *model.latent_shape(*model.default_size)))
+    denoise = classifier_free_guidance(denoise_cond, denoise_uncond, SCALE)
     x0 = final_latents(ddim(denoise, sigmas[0] * noise.to(model.device), sigmas))
     return Video.from_tensor(model.decode(x0)[0]).frames
 
 
 def render_shot(shot: Shot) -> Frames:
-    """The shot in motion, as the world paints it."""
+    """Render the clip of a shot."""
     return render_clip(shot, FRAMES, FPS)
 
 
 def ground_truths(shot: Shot) -> list[GroundTruth]:
-    """What is known of each frame of `rendering`."""
+    """Return the ground truth of each frame of the rendered shot."""
     return [ground_truth(shot, time, fps=FPS) for time in frame_times(FRAMES, FPS)]
 
 
 def render_control_maps(kind: str, shot: Shot) -> Frames:
-    """The maps of the shot in motion."""
+    """Render the control maps of a shot's clip."""
     return np.stack([CONTROL_MAPS[kind](*pair) for pair in zip(render_shot(shot), ground_truths(shot), strict=True)])
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
     """Return all metrics of one video."""
-    known, found = ground_truths(case.shot), judges.predict_geometry(frames)
-    cells = found.depth.shape[-1]
+    known, predicted = ground_truths(case.shot), judges.predict_geometry(frames)
+    cells = predicted.depth.shape[-1]
     depth = np.stack([each.depth.reshape(cells, SIDE // cells, cells, SIDE // cells).mean((1, 3)) for each in known])
     points = np.array([[each.keypoints[0][name] for name in KEYPOINTS] for each in known]) / SIDE
     judged = judges.classify(frames)
@@ -110,8 +109,8 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
         "edges": frame_metrics.edge_f1(
             *(np.stack([canny(f)[..., 0] > 0 for f in each]) for each in (frames, render_shot(case.shot)))
         ),
-        "depth": float(np.abs(found.depth - depth).mean()),
-        "points": float(np.linalg.norm(found.points - points, axis=-1).mean()),
+        "depth": float(np.abs(predicted.depth - depth).mean()),
+        "points": float(np.linalg.norm(predicted.points - points, axis=-1).mean()),
         **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
         **dict(frame_metrics.identity_consistency(judged)),
         **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
@@ -119,7 +118,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """Each kind is followed at least half the way from no guidance to the rendering itself, and the prompt as well."""
+    """Claim that each control goes at least half way from no control to the rendering, and that the prompt is kept."""
     return [
         *(_claim_half_way(records, kind, metric) for kind, metric in CONTROL_METRICS.items()),
         *(
@@ -131,19 +130,19 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 
 
 def _claim_half_way(records: Sequence[Record], kind: str, metric: str) -> Claim:
-    """How much of the way from unguided to rendering is gone, as a ratio of means with a jackknifed error."""
-    ways = (np.array(metric_values(records, arm, metric)) for arm in ("unguided", kind, "rendering"))
-    none, got, whole = ways
-    return claim_at_least(f"{kind}: {metric}, share of the way from unguided to the rendering", jackknife_ratios(none, got, whole), 0.5)
+    """Claim a ratio of means, (controlled - unguided) / (rendering - unguided), with a jackknife error."""
+    none, controlled, whole = (np.array(metric_values(records, arm, metric)) for arm in ("unguided", kind, "rendering"))
+    name = f"{kind}: {metric}, share of the way from unguided to the rendering"
+    return claim_at_least(name, jackknife_ratios(none, controlled, whole), 0.5)
 
 
-def jackknife_ratios(none: np.ndarray, got: np.ndarray, whole: np.ndarray) -> list[float]:
-    """Pseudo-values whose mean is the ratio of sums (got - none) / (whole - none) (jackknife, Tukey 1958)."""
-    gone, way, count = got - none, whole - none, len(got)
+def jackknife_ratios(none: np.ndarray, controlled: np.ndarray, whole: np.ndarray) -> list[float]:
+    """Return pseudo-values whose mean is the ratio of sums (controlled - none) / (whole - none) (jackknife, Tukey 1958)."""
+    top, bottom, count = controlled - none, whole - none, len(controlled)
     if count < 2:
-        return (gone / way).tolist()
-    left_out = (gone.sum() - gone) / (way.sum() - way)
-    return (count * gone.sum() / way.sum() - (count - 1) * left_out).tolist()
+        return (top / bottom).tolist()
+    without_each = (top.sum() - top) / (bottom.sum() - bottom)
+    return (count * top.sum() / bottom.sum() - (count - 1) * without_each).tolist()
 
 
 ROWS = {

@@ -1,4 +1,4 @@
-"""A DreamBooth subject as a LoRA, with a stock ControlNet, on the pocket world: it keeps who it is."""
+"""DreamBooth LoRAs with a stock ControlNet on the pocket world: similarity to the subject."""
 
 from __future__ import annotations
 
@@ -17,9 +17,19 @@ from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, claim_better
 from kineograph_lab.studies.study import Study, metric_values
-from kineograph_lab.studies.text2video_zero.controlled import FPS, FRAMES, generate_with_control, render_control_maps, ground_truths
-from kineograph_lab.studies.text2video_zero.dreambooth_subjects import STEPS as LORA_STEPS
-from kineograph_lab.studies.text2video_zero.dreambooth_subjects import DreamBoothSubject, train_lora_once, subject_of, dreambooth_subjects
+from kineograph_lab.studies.text2video_zero.controlnet import (
+    FPS,
+    FRAMES,
+    generate_with_control,
+    ground_truths,
+)
+from kineograph_lab.studies.text2video_zero.subjects import STEPS as LORA_STEPS
+from kineograph_lab.studies.text2video_zero.subjects import (
+    DreamBoothSubject,
+    dreambooth_subjects,
+    subject_of,
+    train_lora_once,
+)
 from kineograph_lab.world.painting import SIDE
 from kineograph_lab.world.truth import KEYPOINTS
 
@@ -28,7 +38,7 @@ FOLDER = Path("runs/subjects")
 
 
 def dreambooth_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """The base model and the subject's LoRA, both told the subject's prompt and shown the same poses."""
+    """Return the study of the base model and the subject's LoRA, with the same prompts and pose maps."""
     steps = steps or STEPS
     cases = [_with_subject(case, subject_of(case)) for case in held_out_cases(count)]
     return Study(
@@ -47,30 +57,25 @@ def dreambooth_study(model: Model, judges: Judges, count: int, steps: int | None
 
 
 def _with_subject(case: Case, subject: DreamBoothSubject) -> Case:
-    """The case with another individual of the subject's kind in its shot, whose poses guide, and its prompt."""
-    thing = replace(case.shot.things[0], kind=subject.kind)
-    shot = replace(case.shot, things=(thing,))
+    """Return the case with the subject's prompt, and a shot of another individual of its kind, for the pose maps."""
+    main = replace(case.shot.things[0], kind=subject.kind)
+    shot = replace(case.shot, things=(main,))
     return replace(case, prompt=subject.prompt(shot.scene), shot=shot)
 
 
 def _generate(model_for: Callable[[Case], Model], steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases, each by the model that is chosen for it."""
-    return [_generate_case(model_for(case), steps, case) for case in cases]
+    """Generate the videos of some cases, each with its own model."""
+    return [generate_with_control(model_for(case), case, KIND, steps=steps, scale=SCALE) for case in cases]
 
 
 def load_with_lora(case: Case) -> Model:
-    """The pocket model with the LoRA of the case's subject, trained unless it is there."""
+    """Load the pocket model with the LoRA of the case's subject, trained if there is none yet."""
     return _load_with_lora(subject_of(case).number)
 
 
 @cache
 def _load_with_lora(number: int) -> Model:
     return load(lora=str(train_lora_once(dreambooth_subjects()[number], FOLDER, LORA_STEPS)))
-
-
-def _generate_case(model: Model, steps: int, case: Case) -> Frames:
-    maps = render_control_maps(KIND, case.shot)
-    return generate_with_control(model, case.prompt, case.seed, steps=steps, scale=SCALE, kind=KIND, maps=maps)
 
 
 def _measure(frames: Frames, case: Case, subject: DreamBoothSubject, judges: Judges) -> Mapping[str, float]:
@@ -80,14 +85,14 @@ def _measure(frames: Frames, case: Case, subject: DreamBoothSubject, judges: Jud
     return {
         "CLIP-I": float((judges.embed(frames) @ judges.embed(subject.images).T).mean()),
         "individual": float((judged.identities @ theirs.identities.T).mean()),
-        "thing": share_equal(judged.things, subject.kind),
+        "thing": share_equal(judged.subjects, subject.kind),
         "scene": share_equal(judged.scenes, case.scene),
         "points": float(np.linalg.norm(judges.predict_geometry(frames).points - points, axis=-1).mean()),
     }
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the issue claims."""
+    """State the study's claims."""
     ours, base = (partial(metric_values, records, arm) for arm in ("LoRA", "base"))
     return [
         claim_better("CLIP-I with the subject's pictures, LoRA - base", ours("CLIP-I"), base("CLIP-I"), errors=3),

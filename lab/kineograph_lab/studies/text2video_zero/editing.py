@@ -1,4 +1,4 @@
-"""Video Instruct-Pix2Pix on the pocket world: what is asked changes, what is not asked stays, and the frames agree."""
+"""Video Instruct-Pix2Pix on the pocket world: edits as instructed, the rest unchanged, consistent frames."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, claim_at_least, claim_better
 from kineograph_lab.studies.study import Study, metric_values
-from kineograph_lab.studies.text2video_zero.controlled import FPS, FRAMES, render_shot, ground_truths
+from kineograph_lab.studies.text2video_zero.controlnet import FPS, FRAMES, ground_truths, render_shot
 from kineograph_lab.world.edits import ASPECTS, Edit, edit_instruction, sample_edit
 
 STEPS = 20
@@ -37,7 +37,7 @@ SUBJECT_EDITS = ("colour", "thing")  # edits that leave the background as it is
 
 
 def editing_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Edited with first-frame attention, frame by frame, and as the world paints what was asked."""
+    """Return the study of edits with first-frame attention, frame by frame, and the rendering of the edited shot."""
     editor, steps = load(POCKET_EDIT, device=model.device, dtype=model.dtype), steps or STEPS
     return Study(
         name="editing",
@@ -59,7 +59,7 @@ def editing_study(model: Model, judges: Judges, count: int, steps: int | None) -
 
 
 def edit_of(case: Case) -> Edit:
-    """What is changed in a case: colours, scenes, styles and things in turn."""
+    """Return the edit of a case: of colour, scene, style and subject in turn."""
     aspect = ASPECTS[case.number % len(ASPECTS)]
     return sample_edit(np.random.default_rng((case.number, 0)), aspect, case.shot, split="held_out")
 
@@ -69,22 +69,22 @@ def _instruction(case: Case) -> str:
 
 
 def _generate(editor: Model, frame_attention: FrameAttention, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases, as `kineograph edit` makes them."""
+    """Edit the renderings of some cases; with first-frame attention the frames equal those of `kineograph edit`."""
     return [_edit_case(editor, frame_attention, steps, case) for case in cases]
 
 
 def _edit_case(editor: Model, frame_attention: FrameAttention, steps: int, case: Case) -> Frames:
     images = torch.from_numpy(render_shot(case.shot)).permute(0, 3, 1, 2)[None].float() / 255
-    shown = editor.encode(images) / editor.vae.config.scaling_factor
-    cond, nothing = (editor.prompt([text]) for text in (case.prompt, ""))
+    channels = editor.encode(images) / editor.vae.config.scaling_factor
+    cond, uncond = (editor.prompt([text]) for text in (case.prompt, ""))
 
-    def bound(condition: Condition, channels: Latents) -> Denoise:
+    def bind(condition: Condition, channels: Latents) -> Denoise:
         return editor.bind(replace(condition, channels=channels), frame_attention=frame_attention)
 
     denoise = text_and_image_guidance(
-        bound(cond, shown), bound(nothing, shown), bound(nothing, torch.zeros_like(shown)), SCALE, IMAGE_SCALE
+        bind(cond, channels), bind(uncond, channels), bind(uncond, torch.zeros_like(channels)), SCALE, IMAGE_SCALE
     )
-    sigmas, shape = leading(editor.schedule.sigmas, steps), (1, *shown.shape[2:])
+    sigmas, shape = leading(editor.schedule.sigmas, steps), (1, *channels.shape[2:])
     noise = shared(case.seed, range(FRAMES), shape).to(editor.device)
     sampler = euler_ancestral(per_sigma(case.seed, [0] * FRAMES, shape))
     x0 = final_latents(sampler(denoise, sigmas[0] * noise, sigmas))
@@ -96,7 +96,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
     edit, judged = edit_of(case), judges.classify(frames)
     main, scene, style = edit.after.things[0], edit.after.scene, edit.after.style
     right = {
-        "thing": np.mean([each == main.kind for each in judged.things]),
+        "thing": np.mean([each == main.kind for each in judged.subjects]),
         "colour": np.mean([each == main.colour for each in judged.colours]),
         "scene": np.mean([each == scene for each in judged.scenes]),
         "style": np.mean([each == style for each in judged.styles]),
@@ -107,20 +107,20 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
         f"asked {edit.aspect}": float(right[edit.aspect]),
         "kept": float(np.mean([share for aspect, share in right.items() if aspect != edit.aspect])),
         "steady": video_metrics.frame_consistency(judges.embed(frames)),
-        "warp error": frame_metrics.warp_error(frames, [each.flow for each in ground_truths(edit.after)]),
+        "warp error": frame_metrics.warp_error(frames, [each.flow for each in known]),
     }
     if edit.aspect in SUBJECT_EDITS:
-        things = [(one.mask > 0) | (other.mask > 0) for one, other in zip(ground_truths(edit.before), known, strict=True)]
-        masks = [
-            ~frame_metrics.dilate(frame_metrics.dilate(thing)) for thing in things
-        ]  # outlines and shadows lie outside of them
+        before = ground_truths(edit.before)
+        subjects = [(one.mask > 0) | (other.mask > 0) for one, other in zip(before, known, strict=True)]
+        # outlines and shadows lie outside of the masks
+        masks = [~frame_metrics.dilate(frame_metrics.dilate(subject)) for subject in subjects]
         pairs = zip(render_shot(edit.before), frames, masks, strict=True)
         metrics["background"] = float(np.mean([frame_metrics.psnr(*each) for each in pairs]))
     return metrics
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the issue claims, with bars set before anything was measured."""
+    """State the study's claims, with bars set before anything was measured."""
     ours, theirs = "first-frame attention", "per frame"
     return [
         claim_at_least("frames show what was asked", metric_values(records, ours, "asked"), 0.80),

@@ -1,4 +1,4 @@
-"""Text2Video-Zero's background smoothing, on the pocket world: a steadier background, and the same foreground."""
+"""Text2Video-Zero's background smoothing on the pocket world: a steadier background, the same foreground."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from functools import partial
 import numpy as np
 import torch
 
-from kineograph.denoise import classifier_free_guidance
-from kineograph.media.video import Video
-from kineograph.methods.text2video_zero import paper_sigmas, sample
+from kineograph.generation import generate
 from kineograph.metrics.features import Frames
 from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
-from kineograph.models.unet.frame_attention import first
-from kineograph.motion import camera_offset, frame_warp, parse
-from kineograph.noise import independent
+from kineograph.motion import camera_offset, parse
 from kineograph.request import MOTION, NUM_FRAMES, Request
-from kineograph.samplers import ddim, final_latents, smooth_background
-from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -31,13 +25,12 @@ from kineograph_lab.world.world import render
 
 STEPS, STRENGTH = 25, 0.6
 SCALE = Request(prompt="any").guidance_scale
-PAN_PIXELS = np.rint(np.array(camera_offset(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(
-    int
-)  # the camera, in pixels a frame
+# the camera's motion in pixels per frame
+PAN_PIXELS = np.rint(np.array(camera_offset(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(int)
 
 
 def smoothing_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """The same videos without and with smoothing."""
+    """Return the study of the same videos without and with smoothing."""
     steps = steps or STEPS
     return Study(
         name="smoothing",
@@ -55,32 +48,17 @@ def smoothing_study(model: Model, judges: Judges, count: int, steps: int | None)
 
 
 def _generate(model: Model, strength: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases, as `kineograph generate --smooth-background` makes them."""
-    return [_generate_case(model, strength, steps, case) for case in cases]
-
-
-def _generate_case(model: Model, strength: float, steps: int, case: Case) -> Frames:
-    shape = (1, *model.latent_shape(*model.default_size))
-    sigmas = leading(model.schedule.sigmas, steps)
-    warp = frame_warp(parse(MOTION), frames=NUM_FRAMES, seed=case.seed)
-    denoise_cond, denoise_uncond = (model.bind(model.prompt([text]), frame_attention=first) for text in (case.prompt, ""))
-    renoise_to, warp_at = paper_sigmas(shape, highest=sigmas[0])
-    noise = independent(case.seed, range(NUM_FRAMES), shape).to(model.device)
-    sampler = smooth_background(ddim, warp, bind_foreground_mask(model, [case.prompt]), strength) if strength else ddim
-    steps_ = sample(
-        classifier_free_guidance(denoise_cond, denoise_uncond, SCALE),
-        noise,
-        sigmas,
-        warp=warp,
-        warp_at=warp_at,
-        renoise_to=renoise_to,
-        sampler=sampler,
-    )
-    return Video.from_tensor(model.decode(final_latents(steps_))[0]).frames
+    return [
+        generate(
+            model, case.prompt, num_frames=NUM_FRAMES, motion=MOTION, num_inference_steps=steps, guidance_scale=SCALE,
+            smooth_background=strength, seed=case.seed,
+        ).frames
+        for case in cases
+    ]  # fmt: skip
 
 
 def _measure(frames: Frames, case: Case, model: Model, judges: Judges) -> Mapping[str, float]:
-    """The background is what neither frame's mask covers once the camera's way is undone; the masks are the model's."""
+    """Return all metrics of one video; the background is outside of the model's foreground masks of both frames."""
     judged = judges.classify(frames)
     rendered, known = render(case.shot), ground_truth(case.shot).mask > 0
     return {
@@ -93,14 +71,14 @@ def _measure(frames: Frames, case: Case, model: Model, judges: Judges) -> Mappin
 
 
 def foreground_masks(model: Model, frames: Frames, prompt: str) -> np.ndarray:
-    """Where the foreground of each frame is, as the model's attention has it: bool [f h w]."""
+    """Return the foreground masks of the model's cross attention, bool [f h w]."""
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
     mask = bind_foreground_mask(model, [prompt])(model.encode(images), 0.0)[0, :, 0].cpu().numpy() > 0
     return mask.repeat(frames.shape[1] // mask.shape[1], 1).repeat(frames.shape[2] // mask.shape[2], 2)
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the issue claims."""
+    """State the study's claims."""
     on, off = (lambda metric, arm=arm: metric_values(records, arm, metric) for arm in ("on", "off"))
     return [
         claim_better("background PSNR between frames, on - off", on("background"), off("background")),

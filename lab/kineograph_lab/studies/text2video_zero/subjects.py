@@ -1,7 +1,8 @@
-"""Subjects of the pocket world that no model has seen, and LoRAs of them: DreamBooth in its low-rank form.
+"""DreamBooth LoRAs of subjects of the pocket world that no model was trained on.
 
-Source: DreamBooth (Ruiz et al. 2023): a rare word and the kind's name stand for the subject in the captions of a few
-pictures. The network is the image model's; the file is diffusers' own LoRA layout.
+Source: DreamBooth (Ruiz et al. 2023): a rare token and the class name stand for the subject in the captions of a few
+images. The LoRA is of the image U-Net, in diffusers' layout. It is trained here, not by `kineograph customise`, because
+records carry its numbers (docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ UNCOND_PROBABILITY = 0.1
 
 
 class DreamBoothSubject(NamedTuple):
-    """One individual: its kind, the shots of its pictures, and those pictures."""
+    """An individual: its kind, the shots of its training images, and those images, uint8 [n h w 3]."""
 
     number: int
     kind: str
@@ -43,13 +44,13 @@ class DreamBoothSubject(NamedTuple):
     images: Frames
 
     def prompt(self, scene: str) -> str:
-        """What asks for it in a scene."""
+        """Return the prompt for the subject in a scene."""
         return f"a {WORD} {self.kind} {WHERE[scene][0]}"
 
 
 @cache
 def dreambooth_subjects() -> tuple[DreamBoothSubject, ...]:
-    """Individuals of as many kinds, each in pictures of several scenes and sizes, all in one drawing style."""
+    """Return individuals of COUNT kinds, each with images in several scenes and sizes, in one drawing style."""
     chosen: dict[str, Shot] = {}
     for shot in sample_shots(SEED, split="held_out"):
         if len(shot.things) == 1:
@@ -60,7 +61,7 @@ def dreambooth_subjects() -> tuple[DreamBoothSubject, ...]:
 
 
 def subject_of(case: Case) -> DreamBoothSubject:
-    """The subject that a case is drawn of: they take turns."""
+    """Return the subject of a case; subjects take turns."""
     return dreambooth_subjects()[case.number % COUNT]
 
 
@@ -70,13 +71,13 @@ def _subject(number: int, shot: Shot) -> DreamBoothSubject:
     shots = []
     for scene in scenes:
         facing, size = int(rng.choice((-1, 1))), float(rng.uniform(0.26, 0.36))
-        thing = replace(shot.things[0], facing=facing, size=size, x=float(rng.uniform(0.42, 0.58)))
-        shots.append(replace(shot, scene=scene, things=(thing,), camera="still"))
+        main = replace(shot.things[0], facing=facing, size=size, x=float(rng.uniform(0.42, 0.58)))
+        shots.append(replace(shot, scene=scene, things=(main,), camera="still"))
     return DreamBoothSubject(number, shot.things[0].kind, tuple(shots), np.stack([render(each) for each in shots]))
 
 
 def train_lora_once(subject: DreamBoothSubject, folder: Path, steps: int) -> Path:
-    """The LoRA of this subject: trained on its pictures unless the file is there."""
+    """Train the LoRA of a subject unless its file exists, and return the file."""
     file = folder / f"{subject.number}-{subject.kind}-{steps}" / "pytorch_lora_weights.safetensors"
     if file.exists():
         return file
@@ -98,21 +99,23 @@ def _train(model: Model, subject: DreamBoothSubject, steps: int) -> None:
     x0 = model.encode(torch.from_numpy(subject.images).permute(0, 3, 1, 2)[:, None].float() / 255)[:, 0]
     cond = model.prompt([subject.prompt(shot.scene) for shot in subject.shots]).tokens
     uncond = model.prompt([""]).tokens
-    learning = [weight for weight in model.net.parameters() if weight.requires_grad]
-    optimiser = torch.optim.AdamW(learning, lr=LEARNING_RATE)
+    trained = [weight for weight in model.net.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=LEARNING_RATE)
     generator = torch.Generator().manual_seed(subject.number)
     for step in range(steps):
         for group in optimiser.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 20) * (1 - step / steps)
         chosen = torch.randint(len(x0), (BATCH,), generator=generator)
-        tokens = torch.where((torch.rand(BATCH, generator=generator) < UNCOND_PROBABILITY)[:, None, None], uncond, cond[chosen])
+        tokens = torch.where(
+            (torch.rand(BATCH, generator=generator) < UNCOND_PROBABILITY)[:, None, None], uncond, cond[chosen]
+        )
         optimiser.zero_grad()
         _loss(model, x0[chosen], tokens, generator).backward()
         optimiser.step()
 
 
 def _loss(model: Model, x0: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """The plain diffusion loss, as in DreamBooth, at levels drawn evenly in the logarithm."""
+    """Return the diffusion loss of DreamBooth, at log-normal sigmas, with capped SNR weights."""
     table = torch.tensor(model.schedule.sigmas)
     wanted = torch.exp(0.7 + 1.1 * torch.randn(len(x0), generator=generator))
     t = torch.searchsorted(table, wanted).clamp(0, len(table) - 1)
@@ -120,5 +123,5 @@ def _loss(model: Model, x0: Tensor, tokens: Tensor, generator: torch.Generator) 
     noise = torch.randn(x0.shape, generator=generator)
     z = ((x0 + sigma * noise) / (1 + sigma**2).sqrt()).to(memory_format=torch.channels_last)
     with bf16_autocast(z.device):
-        found = model.net.image_unet(z, t, tokens).sample
-    return ((1 + sigma**2).clamp(max=25) * (found.float() - noise).square()).mean()
+        predicted = model.net.image_unet(z, t, tokens).sample
+    return ((1 + sigma**2).clamp(max=25) * (predicted.float() - noise).square()).mean()

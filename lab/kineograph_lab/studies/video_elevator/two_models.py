@@ -1,8 +1,8 @@
-"""VideoElevator on the pocket world: an image model of clean pictures and a video model of bad films draw together.
+"""VideoElevator on the pocket world: an image model of clean images with a video model of degraded clips.
 
-The video model saw few films, blurred and watermarked (`pocket/degraded.py`), as public video data are. Beside
-what both draw stand the video model alone, and the image model alone: each frame from noise of its own, and looking
-at the first.
+The video model was trained on few, blurred and watermarked clips (`recipe/video/degraded.py`), as public video data
+are. The arms are both models together, the video model alone, and the image model alone, frame by frame, with noise
+of its own for each frame and first-frame attention.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from kineograph.models.model import Model
 from kineograph.request import ElevatorOptions
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics, set_distances
+from kineograph_lab.studies.frame_metrics import sharpness, watermark_correlation
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.quality import watermark_correlation, sharpness
 from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
 from kineograph_lab.studies.study import Study, metric_values
 from kineograph_lab.world.captions import caption_image
@@ -39,7 +39,7 @@ TOGETHER, PER_FRAME, VIDEO = "together", "image model per frame", "video model a
 TRUTH = "rendering"
 RELEASED = "released code's evaluations"
 
-OURS = ElevatorOptions(video_steps=3, inversion_steps=5)  # of 20 steps: as much of the way as 8 and 12 of 50
+OURS = ElevatorOptions(video_steps=3, inversion_steps=5)  # of 20 steps; in proportion to 8 and 12 of 50
 INDEPENDENT = replace(OURS, refine_at=(), shared_noise=0.0)
 ABLATIONS: Mapping[str, ElevatorOptions] = {
     "no low pass": replace(OURS, low_pass=None),
@@ -51,21 +51,22 @@ ABLATIONS: Mapping[str, ElevatorOptions] = {
     "1 video step": replace(OURS, video_steps=1),
     RELEASED: replace(OURS, inversion_steps=None, drift_correction=True),
 }
-"""The paper's, and what the released code evaluates: inversions of all steps, whose drift is made up for."""
+"""The paper's ablations, and the released code's evaluations: inversion by all steps, with drift correction."""
 
-ImagePrompt = Callable[[Case], str]  # what the image model is told of a case
+ImagePrompt = Callable[[Case], str]  # case -> prompt of the image model
 
 
 def two_models_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """The pocket model with the video model of bad films, and the paper's ablations."""
+    """Return the study of the pocket model with the video model of degraded clips, and the paper's ablations."""
     video = load("pocket-video-degraded")
-    draw = partial(generate_with_both, lambda case: model, video, steps or STEPS, _image_caption)
+    generate_arm = partial(generate_with_both, lambda case: model, video, steps or STEPS, _image_caption)
     options = {TOGETHER: OURS, PER_FRAME: INDEPENDENT, **ABLATIONS}
     return Study(
         name="video-elevator", title="An image model and a video model of bad films", cases=moving_cases(count),
-        elevator_settings=elevator_settings(video, steps, options),
+        settings=elevator_settings(video, steps, options),
         arms={
-            **{name: partial(draw, elevation) for name, elevation in options.items()}, VIDEO: partial(generate_with_video_model, video, steps or STEPS),
+            **{name: partial(generate_arm, elevation) for name, elevation in options.items()},
+            VIDEO: partial(generate_with_video_model, video, steps or STEPS),
             TRUTH: _render,
         },
         measure=lambda frames, case: _measure(frames, case, judges), state_claims=_state_all_claims, rows=ROWS,
@@ -74,6 +75,7 @@ def two_models_study(model: Model, judges: Judges, count: int, steps: int | None
 
 
 def elevator_settings(video: Model, steps: int | None, options: Mapping[str, ElevatorOptions]) -> dict[str, object]:
+    """Return the recorded settings of VideoElevator's studies."""
     return {
         "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
         "ways": {name: asdict(elevation) for name, elevation in options.items()},
@@ -83,21 +85,22 @@ def elevator_settings(video: Model, steps: int | None, options: Mapping[str, Ele
 
 
 def generate_with_both(
-    image_model_for: Callable[[Case], Model], video: Model, steps: int, image_prompt: ImagePrompt, elevation: ElevatorOptions, cases: Sequence[Case],
+    image_model_for: Callable[[Case], Model], video: Model, steps: int, image_prompt: ImagePrompt,
+    elevation: ElevatorOptions, cases: Sequence[Case],
 ) -> list[Frames]:  # fmt: skip
-    """The videos of some cases by both models; the video model is told the case's own prompt."""
+    """Generate the videos of some cases with both models; the video model gets the case's own prompt."""
     return [
         generate(
             image_model_for(case), image_prompt(case), video_model=video, method="video-elevator",
-            elevation=replace(elevation, video_prompt=case.prompt), num_frames=FRAMES, fps=FPS, num_inference_steps=steps,
-            guidance_scale=SCALE, seed=case.seed,
+            elevation=replace(elevation, video_prompt=case.prompt), num_frames=FRAMES, fps=FPS,
+            num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed,
         ).frames
         for case in cases
     ]  # fmt: skip
 
 
 def generate_with_video_model(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """Those of the video model alone."""
+    """Generate the videos of some cases with the video model alone."""
     return [
         generate(
             video, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
@@ -108,12 +111,12 @@ def generate_with_video_model(video: Model, steps: int, cases: Sequence[Case]) -
 
 
 def _render(cases: Sequence[Case]) -> list[Frames]:
-    """Those of the world."""
+    """Render the clips of some cases."""
     return [render_clip(case.shot, FRAMES, FPS) for case in cases]
 
 
 def _image_caption(case: Case) -> str:
-    """The image model knows no words for motion."""
+    """Return a caption without motion, for which the image model has no words."""
     return caption_image(case.shot, np.random.default_rng(case.number))
 
 
@@ -139,7 +142,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, Any]:
 
 
 def repeat_frames(frames: Frames) -> UInt8[np.ndarray, "2*f h w 3"]:
-    """As many frames as the motion eye was taught to see, each shown twice."""
+    """Repeat each frame, to the number of frames that the motion classifier was trained on."""
     return np.repeat(frames, 2, axis=0)
 
 
@@ -149,31 +152,41 @@ def _distances(records: Sequence[Record]) -> Mapping[str, Mapping[str, Mean]]:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the paper claims: frames as the image model's, motion as the video model's."""
-    of = partial(metric_values, records, TOGETHER)
+    """State the paper's claims: frames as good as the image model's, motion as the video model's."""
+    ours = partial(metric_values, records, TOGETHER)
     by = {name: partial(metric_values, records, name) for name in (PER_FRAME, VIDEO)}
     rising = ("thing", "text", "style", "sharp")
     return [
-        set_distances.claim_lower_fvd("FVD to the world's own, video model - together", records, TOGETHER, VIDEO, TRUTH),
-        *(claim_better(f"{ROWS[each]}, together - video model", of(each), by[VIDEO](each)) for each in rising),
-        claim_better("watermark, video model - together", by[VIDEO]("marked"), of("marked")),
-        claim_better("frames agree, together - image model per frame", of("steady"), by[PER_FRAME]("steady")),
-        claim_better("motion as asked, together - image model per frame", of("motion"), by[PER_FRAME]("motion")),
-        claim_not_below("frames agree, together - video model", of("steady"), by[VIDEO]("steady")),
-        claim_at_least_share("motion as asked, of the video model's", of("motion"), by[VIDEO]("motion"), 0.8),
+        set_distances.claim_lower_fvd(
+            "FVD to the world's own, video model - together", records, TOGETHER, VIDEO, TRUTH
+        ),
+        *(claim_better(f"{ROWS[each]}, together - video model", ours(each), by[VIDEO](each)) for each in rising),
+        claim_better("watermark, video model - together", by[VIDEO]("marked"), ours("marked")),
+        claim_better("frames agree, together - image model per frame", ours("steady"), by[PER_FRAME]("steady")),
+        claim_better("motion as asked, together - image model per frame", ours("motion"), by[PER_FRAME]("motion")),
+        claim_not_below("frames agree, together - video model", ours("steady"), by[VIDEO]("steady")),
+        claim_at_least_share("motion as asked, of the video model's", ours("motion"), by[VIDEO]("motion"), 0.8),
     ]
 
 
 def _state_all_claims(records: Sequence[Record]) -> list[Claim]:
-    """The same, what each part is there for, and that the released code's evaluations bring no more."""
-    of = partial(metric_values, records, TOGETHER)
+    """State the same, the use of each part, and that the released code's evaluations gain nothing."""
+    ours = partial(metric_values, records, TOGETHER)
     same = ("thing", "text", "sharp", "motion", "steady")
-    parts = ("no low pass", "same noise", "fresh noise")
+    without = ("no low pass", "same noise", "fresh noise")
     return [
         *_state_claims(records),
-        *(claim_better(f"frames agree, together - {name}", of("steady"), metric_values(records, name, "steady")) for name in parts),
-        claim_better("motion as asked, together - refined late", of("motion"), metric_values(records, "refined late", "motion")),
-        *(claim_not_below(f"{ROWS[each]}, together - {RELEASED}", of(each), metric_values(records, RELEASED, each)) for each in same),
+        *(
+            claim_better(f"frames agree, together - {name}", ours("steady"), metric_values(records, name, "steady"))
+            for name in without
+        ),
+        claim_better(
+            "motion as asked, together - refined late", ours("motion"), metric_values(records, "refined late", "motion")
+        ),
+        *(
+            claim_not_below(f"{ROWS[each]}, together - {RELEASED}", ours(each), metric_values(records, RELEASED, each))
+            for each in same
+        ),
     ]
 
 

@@ -1,15 +1,16 @@
-"""VideoCrafter1's image-to-video on the pocket world: what the picture shows, moving as the text says.
+"""VideoCrafter1's image-to-video on the pocket world: the image's content, with the motion of the prompt.
 
-The paper's ablation reads the class token alone in place of all patches. It is measured too where it was trained for
-as long, by `python -m kineograph_lab.recipe.run --from-shipped --stages class_reading,class_token`.
+The paper's ablation uses the class token alone in place of all patch tokens. It is one more arm if it was trained on
+this machine, for as many steps, by `python -m kineograph_lab.recipe.run --from-shipped --stages class_reading,class_token`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from safetensors.torch import load_file
@@ -24,32 +25,32 @@ from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, claim_at_least, claim_better
-from kineograph_lab.studies.sample import FPS, FRAMES, STEPS, ImageArray, sample_frames, pin_first_frame
+from kineograph_lab.studies.sample import FPS, FRAMES, STEPS, animate_frames, generate_frames
 from kineograph_lab.studies.study import Study, metric_values
 from kineograph_lab.world.world import frame_times, render
 
-SCALE = 3.0  # at text-to-video's 5 words and picture together draw things garish
+SCALE = 3.0  # at text-to-video's 5, text and image together oversaturate
 CLASS_TOKEN, ONE_TOKEN = Path("runs/pocket/class_token.safetensors"), "class token alone"
 
 
 def image_to_video_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Text alone, the picture shown, and the first frame pinned to it besides."""
+    """Return the study of text alone, text and image tokens, and these with the first frame pinned to the image."""
     steps, animator = steps or STEPS, load("pocket-animate")
-    alone = one_token(animator)
+    class_token_models = load_class_token_model(animator)
     return Study(
         name="image-to-video",
         title="Image to video",
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
             "animator": fingerprint(animator.net), "motion eye": fingerprint(load_judge().motion_eye),
-            **{name: fingerprint(each.net) for name, each in alone.items()},
+            **{name: fingerprint(each.net) for name, each in class_token_models.items()},
         },
         cases=moving_cases(count),
         arms={
-            "text alone": partial(filmed, partial(denoise_cond, model, steps)),
-            "picture shown": partial(filmed, partial(shown, animator, steps)),
-            **{name: partial(filmed, partial(shown, each, steps)) for name, each in alone.items()},
-            "first frame pinned": partial(filmed, partial(pinned, animator, steps)),
+            "text alone": partial(_generate, model, steps),
+            "picture shown": partial(_animate, animator, "shown", steps),
+            **{name: partial(_animate, each, "shown", steps) for name, each in class_token_models.items()},
+            "first frame pinned": partial(_animate, animator, "pinned", steps),
         },
         measure=lambda frames, case: _measure(frames, case, judges),
         state_claims=_state_claims,
@@ -57,8 +58,8 @@ def image_to_video_study(model: Model, judges: Judges, count: int, steps: int | 
     )  # fmt: skip
 
 
-def one_token(animator: Model) -> dict[str, Model]:
-    """For the ablation, where it was trained here: the animator reading the class token alone."""
+def load_class_token_model(animator: Model) -> dict[str, Model]:
+    """Return the ablation's model, conditioned on the class token alone, by its arm; empty if it was not trained here."""
     if not CLASS_TOKEN.exists():
         return {}
     other = load("pocket-animate", device=animator.device, dtype=animator.dtype)
@@ -69,36 +70,29 @@ def one_token(animator: Model) -> dict[str, Model]:
     return {ONE_TOKEN: replace(other, image_encoder=replace(other.image_encoder, states=1))}
 
 
-def denoise_cond(model: Model, steps: int, case: Case) -> Frames:
-    return sample_frames(model, case.prompt, case.seed, steps=steps, scale=SCALE)
+def _generate(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
+    return [generate_frames(model, case, steps=steps, scale=SCALE) for case in cases]
 
 
-def shown(model: Model, steps: int, case: Case) -> Frames:
-    return sample_frames(model, case.prompt, case.seed, steps=steps, scale=SCALE, image=picture_of(case))
+def _animate(model: Model, first_frame: Literal["shown", "pinned"], steps: int, cases: Sequence[Case]) -> list[Frames]:
+    return [
+        animate_frames(model, case, first_image(case), first_frame=first_frame, steps=steps, scale=SCALE)
+        for case in cases
+    ]
 
 
-def pinned(model: Model, steps: int, case: Case) -> Frames:
-    image = picture_of(case)
-    return sample_frames(model, case.prompt, case.seed, steps=steps, scale=SCALE, image=image, begun=pin_first_frame(image))
-
-
-def picture_of(case: Case) -> ImageArray:
-    """The first frame of the world's own clip, uint8 [1 h w 3]."""
+def first_image(case: Case) -> Frames:
+    """Render the first frame of the world's own clip, uint8 [1 h w 3]."""
     return render(case.shot, frame_times(FRAMES, FPS)[0])[None]
-
-
-def filmed(way: Callable[[Case], Frames], cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases."""
-    return [way(case) for case in cases]
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
     """Return all metrics of one video."""
-    image = picture_of(case)
+    image = first_image(case)
     judged, theirs = judges.classify(frames), judges.classify(image)
     return {
         "CLIP-I": float((judges.embed(frames) @ judges.embed(image).T).mean()),
-        "thing": float(np.mean([each == case.subject for each in judged.things])),
+        "thing": float(np.mean([each == case.subject for each in judged.subjects])),
         "colour": float(np.mean([each == case.colour for each in judged.colours])),
         "individual": float((judged.identities @ theirs.identities.T).mean()),
         "first frame": frame_metrics.psnr(frames[0], image[0], np.ones(frames.shape[1:3], bool)),
@@ -108,15 +102,22 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the issue claims."""
-    of, without = (partial(metric_values, records, arm) for arm in ("picture shown", "text alone"))
+    """State the study's claims."""
+    shown, without = (partial(metric_values, records, arm) for arm in ("picture shown", "text alone"))
     ablated = any(record["arm"] == ONE_TOKEN for record in records)
     return [
-        claim_better("CLIP-I with the picture, shown - text alone", of("CLIP-I"), without("CLIP-I"), errors=3),
-        *([claim_better(f"CLIP-I, all patches - {ONE_TOKEN}", of("CLIP-I"), metric_values(records, ONE_TOKEN, "CLIP-I"))] * ablated),
-        claim_at_least("frames keep the picture's thing", of("thing"), 0.85),
-        claim_at_least("frames keep its colour", of("colour"), 0.85),
-        claim_at_least("the thing moves as the prompt says", of("motion"), 0.75),
+        claim_better("CLIP-I with the picture, shown - text alone", shown("CLIP-I"), without("CLIP-I"), errors=3),
+        *(
+            [
+                claim_better(
+                    f"CLIP-I, all patches - {ONE_TOKEN}", shown("CLIP-I"), metric_values(records, ONE_TOKEN, "CLIP-I")
+                )
+            ]
+            * ablated
+        ),
+        claim_at_least("frames keep the picture's thing", shown("thing"), 0.85),
+        claim_at_least("frames keep its colour", shown("colour"), 0.85),
+        claim_at_least("the thing moves as the prompt says", shown("motion"), 0.75),
     ]
 
 

@@ -1,8 +1,8 @@
-"""VideoCrafter1's joint training on the pocket world: what is left of the image model's quality.
+"""VideoCrafter1's joint training on images and videos, on the pocket world: image quality after training.
 
-Two networks are trained for as many steps on the same films, one with single pictures beside them, by
-`python -m kineograph_lab.recipe.run --from-shipped --stages joint,films_only`; both then draw single pictures, beside
-the image model that they began as.
+Two networks are trained for the same number of steps on the same clips, one of them on images as well, by
+`python -m kineograph_lab.recipe.run --from-shipped --stages joint,films_only`. The study compares images of both and of
+the image model that they started from.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file
 
-from kineograph import noise
 from kineograph.denoise import classifier_free_guidance
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph.models.pocket.networks import restore_video_unet
+from kineograph.noise import independent
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, claim_better
-from kineograph_lab.studies.sample import SCALE, STEPS
+from kineograph_lab.studies.sample import SCALE, STEPS, decode_frames
 from kineograph_lab.studies.study import Study, metric_values, not_trained_error
 
 FOLDER = Path("runs/pocket")
@@ -37,7 +36,7 @@ STAGES = {"films and pictures": "joint", "films alone": "films_only"}
 
 
 def joint_training_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Single pictures by both networks and by the image model."""
+    """Return the study of single images by both networks and by the image model."""
     steps = steps or STEPS
     models = {name: load_jointly_trained(model, FOLDER / f"{stage}.safetensors") for name, stage in STAGES.items()}
     models["image model"] = load("pocket")
@@ -57,7 +56,10 @@ def joint_training_study(model: Model, judges: Judges, count: int, steps: int | 
 
 
 def load_jointly_trained(model: Model, file: Path) -> Model:
-    """The video model with the weights that a stage of the recipe left. Raises Untrained when they are not there."""
+    """Load the video model with the weights of a stage of the recipe.
+
+    Raises NotTrainedError if the file does not exist.
+    """
     if not file.exists():
         raise not_trained_error(file, "joint", "films_only")
     assert model.temporal is not None, "the pocket video model"
@@ -68,22 +70,20 @@ def load_jointly_trained(model: Model, file: Path) -> Model:
 
 
 def _generate(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """A picture of each case, as a video of one frame."""
     return [_generate_image(model, steps, case) for case in cases]
 
 
 def _generate_image(model: Model, steps: int, case: Case) -> Frames:
+    """Generate an image, as a video of one frame."""
     sigmas = leading(model.schedule.sigmas, steps)
     denoise_cond, denoise_uncond = (model.bind(model.prompt([text])) for text in (case.prompt, ""))
     shape = (1, *model.latent_shape(*model.default_size))
-    x0 = final_latents(
-        ddim(classifier_free_guidance(denoise_cond, denoise_uncond, SCALE), sigmas[0] * noise.independent(case.seed, [0], shape), sigmas)
-    )
-    return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    denoise = classifier_free_guidance(denoise_cond, denoise_uncond, SCALE)
+    return decode_frames(model, final_latents(ddim(denoise, sigmas[0] * independent(case.seed, [0], shape), sigmas)))
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
-    """All that is measured of one picture."""
+    """Return all metrics of one image."""
     judged = judges.classify(frames)
     right = dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene))
     return {
@@ -94,7 +94,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the paper claims: pictures beside the films keep the image model's quality."""
+    """State the paper's claim: images beside the clips preserve the image model's quality."""
     both, alone = (partial(metric_values, records, name) for name in STAGES)
     return [
         claim_better(f"{name}, films and pictures - films alone", both(metric), alone(metric))

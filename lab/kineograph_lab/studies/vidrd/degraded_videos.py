@@ -1,46 +1,85 @@
-"""FVD on the pocket world: whether it rises with damage that is known, as what is worse should be further away.
+"""FVD on the pocket world: it must rise with known degradations, from slight to severe.
 
-A case is a set of clips here, drawn anew for each, and another set that they are compared with. No model draws.
+A case is a set of rendered clips, and another set that they are compared with. No model generates anything. Frames are
+uint8 [f h w 3]; degree 0 of a degradation is the video itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 
 import numpy as np
+from PIL import Image, ImageFilter
 
 from kineograph.metrics.distances import frechet_distance, moments
 from kineograph.metrics.extractors import POCKET, load_extractor
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.model import Model
-from kineograph_lab.studies.judges import Witnesses
+from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record
-from kineograph_lab.studies.report import Claim, better
-from kineograph_lab.studies.study import Study, column
-from kineograph_lab.studies.vidrd.degradations import DAMAGES
+from kineograph_lab.studies.report import Claim, claim_better
+from kineograph_lab.studies.study import Study, metric_values
 from kineograph_lab.world.world import render_clip, sample_shots
 
 SEED = 50_021  # of the shots of the first set
-VIDEOS = 256  # on either side: more than there are features, so that no covariance is singular
-PROMPTS, LEAST = 20, 2  # of other studies to one set here; sets, so that there is a spread
+VIDEOS = 256  # on either side: more than features, so that no covariance is singular
+CASES_PER_SET, MIN_SETS = 20, 2  # cases of other studies for one set here; sets needed for a standard error
 ARM = "FVD"
+
+Degradation = Callable[[Frames, float, int], Frames]
+
+
+def blur(frames: Frames, degree: float, seed: int) -> Frames:
+    """Blur with a Gaussian of `degree` pixels."""
+    gaussian = ImageFilter.GaussianBlur(degree)
+    return np.stack([np.asarray(Image.fromarray(frame).filter(gaussian)) for frame in frames])
+
+
+def add_noise(frames: Frames, degree: float, seed: int) -> Frames:
+    """Add Gaussian noise of `degree` grey levels to each frame."""
+    noise = np.random.default_rng(seed).normal(0, degree, frames.shape)
+    return (frames + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def freeze_frames(frames: Frames, degree: float, seed: int) -> Frames:
+    """Replace this share of the frames, from the start, by frame 0."""
+    frozen = round(degree * len(frames))
+    return frames[np.where(np.arange(len(frames)) < frozen, 0, np.arange(len(frames)))]
+
+
+def shuffle_frames(frames: Frames, degree: float, seed: int) -> Frames:
+    """Exchange this share of the frames with one another."""
+    rng, order = np.random.default_rng(seed), np.arange(len(frames))
+    chosen = np.sort(rng.permutation(len(frames))[: round(degree * len(frames))])
+    order[chosen] = np.roll(chosen, max(1, len(chosen) // 2))
+    return frames[order]
+
+
+DEGRADATIONS: Mapping[str, tuple[Degradation, tuple[float, ...]]] = {
+    "blur": (blur, (0, 2, 4, 8)),
+    "noise": (add_noise, (0, 16, 32, 64)),
+    "frozen frames": (freeze_frames, (0, 0.25, 0.5, 1)),
+    "shuffled frames": (shuffle_frames, (0, 0.25, 0.5, 1)),
+}
+"""Degradation -> function and degrees that are visible."""
+
 DEGREES: Mapping[str, tuple[str, float]] = {
-    f"{name} {degree:g}": (name, degree) for name, (_, degrees) in DAMAGES.items() for degree in degrees
+    f"{name} {degree:g}": (name, degree) for name, (_, degrees) in DEGRADATIONS.items() for degree in degrees
 }
 
 
-def studied(model: Model, witnesses: Witnesses, count: int, steps: int | None) -> Study:
-    """A set of clips for every twenty cases; neither the model nor steps count."""
+def fvd_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
+    """Return the study of a set of clips for every 20 cases; neither the model nor `steps` is used."""
     extractor = load_extractor(POCKET)
     return Study(
         name="fvd",
         title=f"FVD of {VIDEOS} clips with known damage, against as many others",
         settings={"videos": VIDEOS, "extractor": extractor.protocol(), "damage": list(DEGREES)},
-        cases=[_case(number) for number in range(max(LEAST, count // PROMPTS))],
-        arms={ARM: lambda cases: [shown(case) for case in cases]},
-        measured=lambda frames, case: measured(extractor, case.number),
-        claims=claims,
+        cases=[_case(number) for number in range(max(MIN_SETS, count // CASES_PER_SET))],
+        arms={ARM: lambda cases: [_show_degradations(case) for case in cases]},
+        measure=lambda frames, case: _measure(extractor, case.number),
+        state_claims=_state_claims,
         rows={name: name for name in DEGREES},
     )
 
@@ -49,42 +88,60 @@ def _case(number: int) -> Case:
     return Case(number, f"set {number + 1}", next(sample_shots(SEED + number, split="held_out")))
 
 
-def drawn(number: int) -> Iterator[Frames]:
-    """The clips of a set: first those that are damaged, then the others."""
+def _render_set(number: int) -> Iterator[Frames]:
+    """Yield the clips of a set: first those to degrade, then the reference clips."""
     return (render_clip(shot) for shot in islice(sample_shots(SEED + number, split="held_out"), 2 * VIDEOS))
 
 
-def shown(case: Case) -> Frames:
-    """The middle frame of the first clip of a set, in every damage."""
+def _show_degradations(case: Case) -> Frames:
+    """Return the middle frame of the first clip of a set, with every degradation."""
     first = render_clip(case.shot)
-    return np.stack([damaged(first, name, 0)[len(first) // 2] for name in DEGREES])
+    return np.stack([_degrade(first, name, 0)[len(first) // 2] for name in DEGREES])
 
 
-def damaged(frames: Frames, name: str, seed: int) -> Frames:
+def _degrade(frames: Frames, name: str, seed: int) -> Frames:
     kind, degree = DEGREES[name]
-    damage, _ = DAMAGES[kind]
-    return damage(frames, degree, seed)
+    degradation, _ = DEGRADATIONS[kind]
+    return degradation(frames, degree, seed)
 
 
-def measured(extractor: Extractor, number: int) -> dict[str, float]:
-    """FVD of a set with each damage against the other set."""
-    hurt: dict[str, list[np.ndarray]] = {name: [] for name in DEGREES}
+def _measure(extractor: Extractor, number: int) -> dict[str, float]:
+    """Return FVD of a set with each degradation against its reference set."""
+    degraded: dict[str, list[np.ndarray]] = {name: [] for name in DEGREES}
     real = []
-    for place, frames in enumerate(drawn(number)):
-        if place >= VIDEOS:
+    for position, frames in enumerate(_render_set(number)):
+        if position >= VIDEOS:
             real.append(extractor.extract(frames).features)
             continue
-        whole = extractor.extract(frames).features
+        features = extractor.extract(frames).features
         for name, (_, degree) in DEGREES.items():
-            hurt[name].append(extractor.extract(damaged(frames, name, place)).features if degree else whole)
-    known = moments(np.stack(real))
-    return {name: frechet_distance(moments(np.stack(each)), known) for name, each in hurt.items()}
+            degraded[name].append(extractor.extract(_degrade(frames, name, position)).features if degree else features)
+    reference = moments(np.stack(real))
+    return {name: frechet_distance(moments(np.stack(each)), reference) for name, each in degraded.items()}
 
 
-def claims(made: Sequence[Record]) -> list[Claim]:
-    """From each degree of a damage to the next, FVD rises."""
+def _state_claims(records: Sequence[Record]) -> list[Claim]:
+    """Claim that FVD rises from each degree of a degradation to the next."""
     steps = [(one, other) for one, other in pairwise(DEGREES) if DEGREES[one][0] == DEGREES[other][0]]
     return [
-        better(f"FVD rises: {worse} - {less}", column(made, ARM, worse), column(made, ARM, less))
+        claim_better(f"FVD rises: {worse} - {less}", metric_values(records, ARM, worse), metric_values(records, ARM, less))
         for less, worse in steps
     ]  # fmt: skip
+
+
+def fvd_of_degraded(
+    extractor: Extractor,
+    real: Sequence[Frames],
+    others: Sequence[Frames],
+    degradation: Degradation,
+    degrees: Sequence[float],
+) -> list[float]:
+    """Return FVD of the others, degraded by each degree, against real videos."""
+    reference = moments(np.stack([extractor.extract(video).features for video in real]))
+    values = []
+    for degree in degrees:
+        degraded = [
+            extractor.extract(degradation(video, degree, number)).features for number, video in enumerate(others)
+        ]
+        values.append(frechet_distance(moments(np.stack(degraded)), reference))
+    return values

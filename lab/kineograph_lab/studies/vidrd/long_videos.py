@@ -1,7 +1,7 @@
-"""VidRD's long videos on the pocket world: clips on end that stay what they are, without a jump where they meet.
+"""VidRD's long videos on the pocket world: constant content over many clips, and no jump at the seams.
 
-Beside them stand clips that know nothing of one another, and, over two clips of fewer prompts, the paper's own numbers
-and the method without each of its three parts.
+They are compared with independent clips joined and, over two clips of fewer prompts, with the paper's own numbers and
+the method without each of its three parts.
 """
 
 from __future__ import annotations
@@ -22,13 +22,12 @@ from kineograph.request import ClipOptions
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
-from kineograph_lab.studies.report import Claim, claim_better, claim_within
+from kineograph_lab.studies.report import Claim, claim_better, claim_ratio_within, claim_within
 from kineograph_lab.studies.sample import SCALE
 from kineograph_lab.studies.study import GenerateClips, Study, metric_values
-from kineograph_lab.studies.videocrafter1.text_to_video import claim_ratio_within
 
-FRAMES, FPS = 8, 8.0  # of a clip: the paper's length
-STEPS = 15  # of each clip: a case has sixteen of them
+FRAMES, FPS = 8, 8.0  # of a clip, as in the paper
+STEPS = 15  # of each clip; a case has sixteen clips
 CLIPS, ABLATED_CLIPS, ABLATED_CASES = 8, 2, 40
 WHOLE, JOINED, PAPER = "reuse and diffuse", "clips joined", "as published"
 BOTH: Mapping[str, ClipOptions] = {WHOLE: ClipOptions(), JOINED: ClipOptions(keep=0, noise_ratio=0.0, guidance=0.0)}
@@ -43,7 +42,7 @@ CHANGES = {"flow": "way of a pixel in thousandths of the picture", "pixels": "ch
 
 
 def long_videos_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Eight clips on end, and as many that are joined."""
+    """Return the study of eight clips by VidRD, and of as many independent clips joined."""
     steps = steps or STEPS
     return Study(
         name="long-videos",
@@ -62,7 +61,7 @@ def long_videos_study(model: Model, judges: Judges, count: int, steps: int | Non
 
 
 def long_videos_ablation(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Two clips on end, whole, by the paper's numbers, and without each of the parts, of at most 40 cases."""
+    """Return the study of two clips: the whole method, the paper's numbers, and without each part; at most 40 cases."""
     few = min(count, ABLATED_CASES)
     long = long_videos_study(model, judges, few, steps)
     return long._replace(
@@ -78,8 +77,10 @@ def _arms(model: Model, steps: int, clips: int, options: Mapping[str, ClipOption
     return {name: partial(generate_long_videos, model, steps, clips, reuse) for name, reuse in options.items()}
 
 
-def generate_long_videos(model: Model, steps: int, clips: int, reuse: ClipOptions, cases: Sequence[Case]) -> list[Frames]:
-    """The videos of some cases, of so many clips."""
+def generate_long_videos(
+    model: Model, steps: int, clips: int, reuse: ClipOptions, cases: Sequence[Case]
+) -> list[Frames]:
+    """Generate the videos of some cases, of `clips` clips each."""
     return [
         generate(
             model, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
@@ -90,7 +91,7 @@ def generate_long_videos(model: Model, steps: int, clips: int, reuse: ClipOption
 
 
 def seam_frames(frames: Frames) -> UInt8[np.ndarray, "edges h w 3"]:
-    """The first and the last frame of each clip: what stands side by side at a seam."""
+    """Return the first and the last frame of each clip, which are neighbours at a seam."""
     return frames[np.arange(len(frames)) % FRAMES % (FRAMES - 1) == 0]
 
 
@@ -110,47 +111,59 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
 
 
 def frame_changes(frames: Frames) -> dict[str, float]:
-    """How much changes from frame to frame, on average: at the seams of clips, and inside of clips."""
+    """Return the mean change from frame to frame, at the seams and inside of clips."""
     at_seam = np.arange(1, len(frames)) % FRAMES == 0
-    steps = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
-    metrics = {"flow": 1000 * optical_flow.motion_per_frame(frames), "pixels": steps}
+    differences = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
+    changes = {"flow": 1000 * optical_flow.motion_per_frame(frames), "pixels": differences}
     return {
         f"{name}, {where}": float(values[chosen].mean())
-        for (name, values), (where, chosen) in product(metrics.items(), zip(WHERE, (at_seam, ~at_seam), strict=True))
+        for (name, values), (where, chosen) in product(changes.items(), zip(WHERE, (at_seam, ~at_seam), strict=True))
     }
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the issue claims of many clips."""
-    of, joined = (partial(metric_values, records, arm) for arm in (WHOLE, JOINED))
-    lost = {name: np.subtract(of(f"{name}, last clip"), of(f"{name}, first clip")).tolist() for name in PROMPT_METRICS}
+    """State the claims about many clips."""
+    whole, joined = (partial(metric_values, records, arm) for arm in (WHOLE, JOINED))
+    lost = {
+        name: np.subtract(whole(f"{name}, last clip"), whole(f"{name}, first clip")).tolist() for name in PROMPT_METRICS
+    }
     return [
         *(claim_within(f"{name} at the last clip - at the first", values, -0.1, 0.1) for name, values in lost.items()),
-        *_claims_of_smooth_seams(records, WHOLE),
+        *_claim_smooth_seams(records, WHOLE),
         *(
-            claim_better(f"jump at a seam, {JOINED} - {WHOLE}: {name}", joined(f"{name}, seam"), of(f"{name}, seam"))
+            claim_better(f"jump at a seam, {JOINED} - {WHOLE}: {name}", joined(f"{name}, seam"), whole(f"{name}, seam"))
             for name in CHANGES
         ),
     ]
 
 
 def _state_ablation_claims(records: Sequence[Record]) -> list[Claim]:
-    """That each part is needed, as in the paper's ablation, and how its own numbers do."""
-    of = partial(metric_values, records, WHOLE)
+    """State that each part is needed, as in the paper's ablation, and the claims about the paper's own numbers."""
+    whole = partial(metric_values, records, WHOLE)
     return [
-        *_claims_of_smooth_seams(records, WHOLE),
-        *_claims_of_smooth_seams(records, PAPER),
+        *_claim_smooth_seams(records, WHOLE),
+        *_claim_smooth_seams(records, PAPER),
         *(
-            claim_better(f"jump at a seam, {arm} - whole: {name}", metric_values(records, arm, f"{name}, seam"), of(f"{name}, seam"))
+            claim_better(
+                f"jump at a seam, {arm} - whole: {name}",
+                metric_values(records, arm, f"{name}, seam"),
+                whole(f"{name}, seam"),
+            )
             for arm, name in product(WITHOUT, CHANGES)
         ),
     ]
 
 
-def _claims_of_smooth_seams(records: Sequence[Record], arm: str) -> list[Claim]:
-    of = partial(metric_values, records, arm)
+def _claim_smooth_seams(records: Sequence[Record], arm: str) -> list[Claim]:
+    values = partial(metric_values, records, arm)
     return [
-        claim_ratio_within(f"jump at a seam over change inside, {arm}: {name}", of(f"{name}, seam"), of(f"{name}, inside"), 0, 1.2)
+        claim_ratio_within(
+            f"jump at a seam over change inside, {arm}: {name}",
+            values(f"{name}, seam"),
+            values(f"{name}, inside"),
+            0,
+            1.2,
+        )
         for name in CHANGES
     ]
 
@@ -163,5 +176,5 @@ ROWS: Mapping[str, str] = {
     },
     **{f"motion, {where} clip": f"videos whose {where} clip moves as the prompt says" for where in ("first", "last")},
     "individual": "likeness of the last clip's individual to the first's",
-    **{f"{name}, {where}": f"{CHANGES[name]}, {denoise_cond}" for name, (where, denoise_cond) in product(CHANGES, WHERE.items())},
+    **{f"{name}, {where}": f"{CHANGES[name]}, {place}" for name, (where, place) in product(CHANGES, WHERE.items())},
 }

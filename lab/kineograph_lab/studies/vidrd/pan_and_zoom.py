@@ -1,6 +1,6 @@
-"""VidRD's training on pictures that are panned and zoomed, on the pocket world: with them and without.
+"""VidRD's training on panned and zoomed images, on the pocket world: with them and without.
 
-Two networks learn for as many steps from few films, one of them from pictures in motion besides, by
+Two networks are trained for the same number of steps on few clips, one of them on panned and zoomed images as well, by
 `python -m kineograph_lab.recipe.run --from-shipped --stages vidrd_panned,vidrd_unpanned`.
 """
 
@@ -38,7 +38,7 @@ STAGES = {PANNED: "vidrd_panned", PLAIN: "vidrd_unpanned"}
 
 
 def pan_and_zoom_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Videos by both networks, and the world's own."""
+    """Return the study of videos by both networks, and of the world's own."""
     steps, extractor = steps or STEPS, load_extractor(POCKET)
     models = {name: load_pan_and_zoom_model(model, FOLDER / f"{stage}.safetensors") for name, stage in STAGES.items()}
     return Study(
@@ -59,7 +59,10 @@ def pan_and_zoom_study(model: Model, judges: Judges, count: int, steps: int | No
 
 
 def load_pan_and_zoom_model(model: Model, file: Path) -> Model:
-    """The video model with VidRD's layers, as a stage of the recipe left them. Raises Untrained without them."""
+    """Load the video model with VidRD's temporal layers from a stage of the recipe.
+
+    Raises NotTrainedError if the file does not exist.
+    """
     if not file.exists():
         raise not_trained_error(file, *STAGES.values())
     initial = load("pocket-video", dtype="float32").net
@@ -68,7 +71,7 @@ def load_pan_and_zoom_model(model: Model, file: Path) -> Model:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges, extractor: Extractor) -> dict[str, Any]:
-    """What a video shows and how it moves, and its features."""
+    """Return agreement with the prompt and its motion, frame consistency, and features for FVD."""
     judged = judges.classify(frames)
     right = dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene))
     return {
@@ -81,11 +84,11 @@ def _measure(frames: Frames, case: Case, judges: Judges, extractor: Extractor) -
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the paper adds them for."""
-    both, alone = (partial(metric_values, records, arm) for arm in (PANNED, PLAIN))
+    """Claim that the panned and zoomed images help, as in the paper."""
+    panned, plain = (partial(metric_values, records, arm) for arm in (PANNED, PLAIN))
     return [
-        claim_better("thing, colour and scene as the prompt says, with - without", both("all"), alone("all")),
-        claim_better("motion as the prompt says, with - without", both("motion"), alone("motion")),
+        claim_better("thing, colour and scene as the prompt says, with - without", panned("all"), plain("all")),
+        claim_better("motion as the prompt says, with - without", panned("motion"), plain("motion")),
         set_distances.claim_lower_fvd("FVD, without - with", records, PANNED, PLAIN, TRUTH),
     ]
 

@@ -1,6 +1,6 @@
-"""VidRD's temporal decoder on the pocket world: films that went through the VAE, and videos that the model drew.
+"""VidRD's temporal decoder on the pocket world: reconstruction of clips, and decoding of generated latents.
 
-Both decoders get the same latents: the VAE, frame by frame, and the same with layers along time between its own.
+Both decoders get the same latents: the VAE's, frame by frame, and the same with temporal layers between its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PER_FRAME, TEMPORAL, TRUTH = "image decoder", "temporal decoder", "rendering"
 
 
 def reconstruction_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Held-out films, encoded, and decoded in both ways; no steps count."""
+    """Return the study of held-out clips, encoded, and decoded by both decoders; `steps` is not used."""
     video, extractor = load(VIDRD), load_extractor(EXTRACTOR)
     return Study(
         name="temporal-decoder-films",
@@ -50,14 +50,14 @@ def reconstruction_study(model: Model, judges: Judges, count: int, steps: int | 
 
 
 def decoder_generation_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Videos that the model drew, decoded in both ways."""
+    """Return the study of generated latents, decoded by both decoders."""
     video, extractor, steps = load(VIDRD), load_extractor(EXTRACTOR), steps or STEPS
     return Study(
         name="temporal-decoder",
         title="Videos that VidRD's model drew, decoded in both ways",
         settings={**_settings(video, extractor), "num_inference_steps": steps, "guidance_scale": SCALE},
         cases=moving_cases(count),
-        arms=_arms(video, lambda case: sample_latents(video, case.prompt, case.seed, steps=steps)),
+        arms=_arms(video, lambda case: sample_latents(video, case, steps=steps)),
         measure=lambda frames, case: _measure_generated(frames, case, judges, extractor),
         state_claims=_state_generation_claims,
         rows=GENERATION_ROWS,
@@ -73,30 +73,32 @@ def _settings(video: Model, extractor: Extractor) -> dict[str, Any]:
 
 
 def _arms(video: Model, latents_of: Callable[[Case], Latents]) -> dict[str, GenerateClips]:
-    """What both decoders make of a case's latents, the last of which are kept; and the world's own film."""
+    """Return both decoders, on the same latents of a case (the last are cached), and the world's own clips."""
     latents_of = lru_cache(maxsize=1)(latents_of)
     decoders = {PER_FRAME: replace(video, temporal_decoder=None), TEMPORAL: video}
-    return {name: partial(_decode_cases, decoder, latents_of) for name, decoder in decoders.items()} | {TRUTH: render_cases}
+    return {name: partial(_decode_cases, decoder, latents_of) for name, decoder in decoders.items()} | {
+        TRUTH: render_cases
+    }
 
 
 def _decode_cases(decoder: Model, latents_of: Callable[[Case], Latents], cases: Sequence[Case]) -> list[Frames]:
-    """The films of some cases' latents."""
+    """Decode the latents of some cases."""
     return [decode_frames(decoder, latents_of(case)) for case in cases]
 
 
 def render_cases(cases: Sequence[Case]) -> list[Frames]:
-    """The world's own films of some cases."""
+    """Render the world's own clips of some cases."""
     return [render_clip(case.shot, FRAMES, FPS) for case in cases]
 
 
 def _encode_case(model: Model, case: Case) -> Latents:
-    """The latents of the world's own film."""
+    """Encode the world's own clip of a case."""
     (clip,) = render_cases([case])
     return model.encode(torch.from_numpy(clip).permute(0, 3, 1, 2)[None].float() / 255)
 
 
 def _measure(frames: Frames, case: Case, extractor: Extractor) -> dict[str, Any]:
-    """How far a film is from the world's own, in its pixels and in how they change, and its features."""
+    """Return PSNR and flicker against the world's own clip, and features for FVD."""
     (clip,) = render_cases([case])
     return {
         "psnr": frame_metrics.psnr(frames, clip, np.ones(frames.shape[:3], bool)),
@@ -106,13 +108,13 @@ def _measure(frames: Frames, case: Case, extractor: Extractor) -> dict[str, Any]
 
 
 def flicker(frames: Frames, clip: Frames) -> float:
-    """How far the change from frame to frame is from a film's, in grey levels of 255."""
+    """Return the mean difference between the frame-to-frame changes of two clips, in grey levels of 255."""
     ours, theirs = (np.diff(each.astype(np.int16), axis=0) for each in (frames, clip))
     return float(np.abs(ours - theirs).mean())
 
 
 def _measure_generated(frames: Frames, case: Case, judges: Judges, extractor: Extractor) -> dict[str, Any]:
-    """What a video shows, how steady it is, and its features."""
+    """Return agreement with the prompt, warp error, and features for FVD."""
     judged = judges.classify(frames)
     return {
         **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
@@ -127,17 +129,17 @@ def _set_metrics(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def _state_reconstruction_claims(records: Sequence[Record]) -> list[Claim]:
-    """What the layers along time are for: films come back as they were, and as steady."""
-    along, alone = (partial(metric_values, records, arm) for arm in (TEMPORAL, PER_FRAME))
+    """Claim that temporal layers in the decoder reconstruct clips better, and with less flicker."""
+    temporal, per_frame = (partial(metric_values, records, arm) for arm in (TEMPORAL, PER_FRAME))
     return [
-        claim_better("PSNR, temporal decoder - image decoder", along("psnr"), alone("psnr")),
-        claim_better("flicker, image decoder - temporal decoder", alone("flicker"), along("flicker")),
+        claim_better("PSNR, temporal decoder - image decoder", temporal("psnr"), per_frame("psnr")),
+        claim_better("flicker, image decoder - temporal decoder", per_frame("flicker"), temporal("flicker")),
         _claim_lower_fvd(records),
     ]
 
 
 def _state_generation_claims(records: Sequence[Record]) -> list[Claim]:
-    """The paper's table: FVD with and without."""
+    """Claim a lower FVD with temporal layers, as in the paper's table."""
     return [_claim_lower_fvd(records)]
 
 

@@ -1,8 +1,8 @@
-"""UCF-101 without training on it, as VidRD's table has it: which videos to make, and how they are scored.
+"""UCF-101 zero-shot protocol of VidRD's table: the videos to generate, and their metrics.
 
-One prompt, written by hand, for each of the 101 classes; 10,000 videos of 16 frames, as many of a class as the training
-set has in proportion; FVD against the real videos and IS, the one customarily by an I3D trained on Kinetics, the other
-by a C3D trained on UCF-101 (the paper names neither file). The prompts are not published: they come from a user's file.
+One prompt, written by hand, for each of the 101 classes; 10,000 videos of 16 frames, with classes as frequent as in the
+training set; FVD against the real videos, customarily by an I3D trained on Kinetics, and IS, by a C3D trained on
+UCF-101 (the paper names neither file). The prompts are not published; they come from a user's file.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ LABELS, PROMPTS, COUNTS = ("class", "label"), ("prompt", "caption", "text"), ("c
 
 
 class Action(NamedTuple):
-    """A class: its name, the prompt that describes it, and how many videos the training set has of it."""
+    """A class: its name, its prompt, and the number of its videos in the training set."""
 
     label: str
     prompt: str
     videos: int
 
 
-class Asked(NamedTuple):
-    """A video to make. number: from 0 on, in the order of the classes; the seed is the first one and the number."""
+class BenchmarkVideo(NamedTuple):
+    """A video to generate. `number` counts from 0 in the order of the classes; the seed is the first seed + number."""
 
     number: int
     label: str
@@ -39,29 +39,29 @@ class Asked(NamedTuple):
 
 
 def read_actions(path: str | Path) -> list[Action]:
-    """The classes of a .csv or .jsonl with the columns class, prompt and count.
+    """Read the classes from a .csv or .jsonl with the columns class, prompt and count.
 
-    Warns (InputWarning) when they are not 101. Raises InputError that names the line with something missing, a count
-    that is no whole number above 0, or a class that was there before.
+    Warns (InputWarning) if there are not 101. Raises InputError, with the line, for a missing value, a count that is not
+    a positive integer, or a repeated class.
     """
-    path, found = Path(path).expanduser(), dict[str, Action]()
+    path, actions_by_label = Path(path).expanduser(), dict[str, Action]()
     for where, row in read_rows(path):
         label, prompt, count = (first_value(row, columns) for columns in (LABELS, PROMPTS, COUNTS))
         if not label or not prompt or not count.isdecimal() or int(count) < 1:
             raise InputError(f"{where}: expected a class, its prompt and a count of videos above 0, got {row}")
-        if label in found:
+        if label in actions_by_label:
             raise InputError(f"{where}: the class {label} was there before")
-        found[label] = Action(label, prompt, int(count))
-    if not found:
+        actions_by_label[label] = Action(label, prompt, int(count))
+    if not actions_by_label:
         raise InputError(f"{path} holds no classes: expected rows of a class, its prompt and a count")
-    if len(found) != CLASSES:
-        text = f"{path} has {len(found)} classes and UCF-101 has {CLASSES}: the scores are not those of its protocol"
+    if len(actions_by_label) != CLASSES:
+        text = f"{path} has {len(actions_by_label)} classes and UCF-101 has {CLASSES}: the scores are not those of its protocol"
         warnings.warn(text, InputWarning, stacklevel=2)
-    return list(found.values())
+    return list(actions_by_label.values())
 
 
-def shares(counts: Sequence[int], total: int = VIDEOS) -> list[int]:
-    """So many in all, in proportion to the counts: rounded down, the largest remainders up (the first of equals)."""
+def allocate_videos(counts: Sequence[int], total: int = VIDEOS) -> list[int]:
+    """Split `total` in proportion to the counts, by largest remainders (the first of equals)."""
     exact = np.array(counts, dtype=np.float64) * total / sum(counts)
     whole = np.floor(exact).astype(int)
     most = np.argsort(-(exact - whole), kind="stable")[: total - whole.sum()]
@@ -69,10 +69,10 @@ def shares(counts: Sequence[int], total: int = VIDEOS) -> list[int]:
     return whole.tolist()
 
 
-def asked(actions: Sequence[Action], videos: int = VIDEOS, first_seed: int = 0) -> Iterator[Asked]:
-    """The videos to make, class after class, each with a seed of its own."""
+def benchmark_videos(actions: Sequence[Action], videos: int = VIDEOS, first_seed: int = 0) -> Iterator[BenchmarkVideo]:
+    """Yield the videos to generate, class by class, each with its own seed."""
     number = 0
-    for action, count in zip(actions, shares([each.videos for each in actions], videos), strict=True):
+    for action, count in zip(actions, allocate_videos([each.videos for each in actions], videos), strict=True):
         for _ in range(count):
-            yield Asked(number, action.label, action.prompt, first_seed + number)
+            yield BenchmarkVideo(number, action.label, action.prompt, first_seed + number)
             number += 1

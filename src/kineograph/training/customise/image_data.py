@@ -17,9 +17,9 @@ from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.errors import InputError
 from kineograph.media.dataset_layouts import IMAGE_SUFFIXES
 from kineograph.media.files import replace_atomically, slug
-from kineograph.media.images import read_image
+from kineograph.media.images import crop_resize, read_image
 from kineograph.media.shards import is_hidden
-from kineograph.media.training_clips import IMAGE_FPS, Clip, crop_resize
+from kineograph.media.training_clips import IMAGE_FPS, Clip
 from kineograph.media.video import Video
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model

@@ -13,9 +13,10 @@ from PIL import Image
 from kineograph.errors import InputError
 from kineograph.media.dataset import Dataset, open_dataset
 from kineograph.media.dataset_layouts import DatasetItem, MediaKind
-from kineograph.media.sampling_order import sample_item
+from kineograph.media.images import crop_resize
 from kineograph.media.seek import BrokenFile
-from kineograph.media.training_clips import Clip, crop_resize, load_clip
+from kineograph.media.shuffling import sample_item
+from kineograph.media.training_clips import Clip, load_clip
 from kineograph.plugins import load_plugin
 from kineograph.training.temporal_layers.latent_cache import ClipRequest, EncodeClip, EncodedClip
 from kineograph.training.temporal_layers.settings import POCKET, DataSource, Stage
@@ -23,7 +24,7 @@ from kineograph.training.temporal_layers.settings import POCKET, DataSource, Sta
 # (number of the batch of its kind, position in the batch, size of the batch) -> clip
 ClipLoader = Callable[[int, int, int], EncodedClip]
 
-# Streams of random numbers of one seed, beside those of media.sampling_order.
+# Streams of random numbers of one seed, beside those of media.shuffling.
 SOURCE_STREAM, WINDOW_STREAM, RENDER_STREAM = 11, 12, 13
 
 
@@ -105,7 +106,7 @@ def _loader(opened: OpenSource, shape: ClipShape, options: LoadOptions) -> ClipL
 
     def load(batch: int, position: int, size: int) -> EncodedClip:
         return sample_item(
-            dataset, batch, position, batch=size, seed=options.seed, cut=load_item, skipped=options.skipped
+            dataset, batch, position, batch_size=size, seed=options.seed, load=load_item, skipped=options.skipped
         )
 
     return load
@@ -130,11 +131,11 @@ def cut_clip(item: DatasetItem, rng: np.random.Generator, shape: ClipShape) -> C
 def _identity(item: DatasetItem) -> tuple[object, ...]:
     """Return what distinguishes a file from a later one of the same name. Raises BrokenFile when it is gone."""
     try:
-        file = item.place.path.stat()
+        file = item.file_range.path.stat()
     except OSError as error:
         raise BrokenFile(f"{item.name} cannot be read ({error.strerror})") from error
-    start, size = item.place.start, item.place.size
-    return item.name, str(item.place.path.resolve()), start, size, file.st_size, file.st_mtime_ns
+    start, size = item.file_range.start, item.file_range.size
+    return item.name, str(item.file_range.path.resolve()), start, size, file.st_size, file.st_mtime_ns
 
 
 def _load_rendering(

@@ -1,4 +1,4 @@
-"""Clips to train on: which frames they hold, at which rate, in which size, and what is said of files that have none."""
+"""Training clips: frames, rate and size of random windows, and errors of broken files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from kineograph.errors import InputError
 from kineograph.media.dataset_layouts import DatasetItem, media_kind
-from kineograph.media.footage import center_crop_resize
+from kineograph.media.images import center_crop_resize
 from kineograph.media.seek import BrokenFile, decode_frames_at, read_timing
 from kineograph.media.shards import FileRange, FileSlice, list_tar_members, open_range
 from kineograph.media.training_clips import Clip, load_clip, random_crop
@@ -55,7 +55,7 @@ def starts(path: Path, num_frames: int, rates=None, seeds: int = 60) -> set[int]
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_window_holds_the_frames_that_follow_one_another_wherever_it_begins(tmp_path, name):
+def test_a_window_holds_consecutive_frames(tmp_path, name):
     codec, options = FILES[name]
     path = movie(tmp_path / name, numbered(30), codec=codec, options=options)
     for seed in range(8):
@@ -67,7 +67,7 @@ def test_a_window_holds_the_frames_that_follow_one_another_wherever_it_begins(tm
     assert numbers(cut(path, num_frames=30).frames) == list(range(30))
 
 
-def test_every_window_of_a_video_is_drawn_and_none_beyond_it(tmp_path):
+def test_every_window_within_a_video_is_sampled(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(8), options=B_FRAMES)
     assert starts(path, 5) == {0, 1, 2, 3}
     assert starts(path, 8, seeds=3) == {0}
@@ -76,7 +76,7 @@ def test_every_window_of_a_video_is_drawn_and_none_beyond_it(tmp_path):
     assert starts(path, 3, rates=[4]) == {0, 1, 2}
 
 
-def test_frames_are_those_on_show_at_the_rate_asked_for(tmp_path):
+def test_frames_are_those_shown_at_the_requested_rate(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(24), options=B_FRAMES)
     for rate, steps in ((5, [0, 2, 4, 6]), (2.5, [0, 4, 8, 12]), (4, [0, 3, 5, 8]), (10, [0, 1, 2, 3])):
         found = cut(path, rates=[rate])
@@ -84,21 +84,21 @@ def test_frames_are_those_on_show_at_the_rate_asked_for(tmp_path):
         assert [number - numbers(found.frames)[0] for number in numbers(found.frames)] == steps
 
 
-def test_rates_above_the_videos_own_are_never_drawn(tmp_path):
+def test_rates_above_the_videos_own_are_not_sampled(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(24))
     assert {cut(path, seed, rates=[2, 5, 10, 24]).fps for seed in range(30)} == {2, 5, 10}
     with pytest.raises(BrokenFile, match=r"a\.mp4 has 10 frames a second, and at least 24 are asked for"):
         cut(path, rates=[30, 24])
 
 
-def test_a_short_video_is_taken_at_the_rates_that_it_has_frames_for(tmp_path):
+def test_a_short_video_is_sampled_at_rates_it_is_long_enough_for(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(9))
     assert {cut(path, seed, num_frames=5, rates=[2, 4, 5, 10]).fps for seed in range(30)} == {5, 10}
     with pytest.raises(BrokenFile, match=r"a\.mp4 is too short: it has 9 frames at 10 a second, and 5 are asked for"):
         cut(path, num_frames=5, rates=[2, 4])
 
 
-def test_film_and_television_rates_count_as_the_whole_numbers_they_are_called_by(tmp_path):
+def test_a_rate_of_23_976_counts_as_24(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(24000, 1001), options={"g": "12"})
@@ -120,16 +120,16 @@ def test_a_variable_rate_is_read_in_real_time(tmp_path, name):
     path = movie(tmp_path / name, numbered(10), times=times, codec=codec)
     with open_range(FileRange(path)) as part:
         whole = read_timing(part)
-        assert (whole.first, round(whole.end - 1 / whole.rate, 3)) == (0, 5.2)
+        assert (whole.start, round(whole.end - 1 / whole.fps, 3)) == (0, 5.2)
         shown = decode_frames_at(
             part, [0.0, 1.0, 1.9, 2.1, 4.5, 5.2], whole, lambda frame: frame.to_ndarray(format="rgb24")
         )
-    half = 0.5 / whole.rate
+    half = 0.5 / whole.fps
     due = [max(n for n, time in enumerate(times) if time / 10 <= t + half) for t in (0.0, 1.0, 1.9, 2.1, 4.5, 5.2)]
     assert numbers(np.stack(shown)) == due
 
 
-def test_the_same_generator_draws_the_same_clip(tmp_path):
+def test_the_same_generator_gives_the_same_clip(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(30))
     for seed in range(3):
         one, same = (cut(path, seed, rates=[5, 10], height=24, width=24, crop=random_crop) for _ in range(2))
@@ -143,22 +143,22 @@ def test_a_clip_from_a_tar_is_the_clip_from_the_file(tmp_path):
     for seed in range(4):
         one, other = (
             load_clip(each, np.random.default_rng(seed), num_frames=4, height=32, width=48)
-            for each in (item(path), DatasetItem(video.name, "", "video", video.place))
+            for each in (item(path), DatasetItem(video.name, "", "video", video.file_range))
         )
         assert (one.frames == other.frames).all()
 
 
-def test_a_window_in_a_long_video_is_sought_and_not_read_up_to(tmp_path):
+def test_a_window_in_a_long_video_is_reached_by_seeking(tmp_path):
     grain = np.random.default_rng(0).integers(0, 255, (400, 64, 64, 3), dtype=np.uint8)
     path = movie(tmp_path / "a.mp4", grain, options={"g": "10"})
     asked = []
 
-    class Told(io.FileIO):
+    class Recorded(io.FileIO):
         def read(self, size=-1):
             asked.append(size)
             return super().read(size)
 
-    with Told(path) as file:
+    with Recorded(path) as file:
         part = FileSlice(file, 0, path.stat().st_size)
         whole = read_timing(part)
         decode_frames_at(part, [31.0, 31.1], whole, lambda frame: frame.to_ndarray(format="rgb24"))
@@ -166,7 +166,7 @@ def test_a_window_in_a_long_video_is_sought_and_not_read_up_to(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(33, 47), (31, 80), (90, 50)])
-def test_any_size_is_scaled_to_cover_and_cut(tmp_path, size):
+def test_any_size_is_scaled_to_cover_and_cropped(tmp_path, size):
     frames = numbered(6, *size)
     path = movie(tmp_path / "a.mkv", frames, codec="ffv1")
     found = cut(path, num_frames=6, height=24, width=40)
@@ -174,7 +174,7 @@ def test_any_size_is_scaled_to_cover_and_cut(tmp_path, size):
     assert np.ptp(found.frames.reshape(6, -1).astype(int), axis=1).max() <= 2  # no border
 
 
-def test_the_centre_is_kept_unless_another_crop_is_passed(tmp_path):
+def test_the_crop_is_centered_by_default(tmp_path):
     picture = np.zeros((20, 60, 3), np.uint8)
     picture[:, 20:40] = 200
     Image.fromarray(picture).save(tmp_path / "a.png")
@@ -187,7 +187,7 @@ def test_the_centre_is_kept_unless_another_crop_is_passed(tmp_path):
     assert len(means) > 5
 
 
-def test_pictures_are_scaled_like_footage_and_antialiased(tmp_path):
+def test_images_are_scaled_like_footage_and_antialiased(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     found = cut(tmp_path / "a.png", num_frames=1, height=40, width=60).frames[0]
@@ -198,7 +198,7 @@ def test_pictures_are_scaled_like_footage_and_antialiased(tmp_path):
     assert abs(grey[0, 2:-2, 2:-2].astype(int) - 127).max() < 8
 
 
-def test_a_turned_video_is_turned_back_and_its_pixels_keep_their_shape(tmp_path):
+def test_rotation_and_pixel_aspect_ratio_are_applied(tmp_path):
     wide = numbered(4, 32, 64)
     wide[:, :, 32:] = 250  # at the right
     turned = movie(tmp_path / "a.mp4", wide, quarters=1)
@@ -209,7 +209,7 @@ def test_a_turned_video_is_turned_back_and_its_pixels_keep_their_shape(tmp_path)
     assert abs(found.astype(int) - np.rot90(wide, quarters, axes=(1, 2)))[:, 8:24, 4:-4].mean() < 3
     narrow = movie(tmp_path / "b.mp4", numbered(4, 32, 32), pixel=Fraction(2))
     with open_range(FileRange(narrow)) as part:
-        assert read_timing(part).pixel == 2
+        assert read_timing(part).pixel_aspect == 2
     ring = np.zeros((4, 32, 32, 3), np.uint8)
     ring[:, 8:24, 12:20] = 255  # a square, once its pixels are shown twice as wide
     found = cut(movie(tmp_path / "c.mp4", ring, pixel=Fraction(2)), height=32, width=32).frames[0, :, :, 0] > 127
@@ -217,15 +217,15 @@ def test_a_turned_video_is_turned_back_and_its_pixels_keep_their_shape(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
-def test_a_picture_is_a_video_of_one_frame(tmp_path, name):
+def test_an_image_is_a_clip_of_one_frame(tmp_path, name):
     Image.fromarray(numbered(8)[7]).save(tmp_path / name)
     found = cut(tmp_path / name, num_frames=1, rates=[8])
     assert found.frames.shape == (1, 32, 48, 3) and numbers(found.frames) == [7]
-    with pytest.raises(BrokenFile, match=f"{name} is a picture, which has one frame, and 4 are asked for"):
+    with pytest.raises(BrokenFile, match=f"{name} is an image, which has one frame, and 4 are asked for"):
         cut(tmp_path / name)
 
 
-def test_pictures_of_every_kind_look_as_a_viewer_shows_them(tmp_path):
+def test_images_of_every_mode_look_as_in_a_viewer(tmp_path):
     def seen(image: Image.Image, name: str = "a.png", **more) -> list[int]:
         image.save(tmp_path / name, **more)
         return cut(tmp_path / name, num_frames=1, height=8, width=8).frames[0, 4, 4].tolist()
@@ -246,7 +246,7 @@ def test_pictures_of_every_kind_look_as_a_viewer_shows_them(tmp_path):
     assert (found[:4] == 0).all() and (found[4:] == 255).all()
 
 
-def test_a_transparent_animation_is_on_white(tmp_path):
+def test_a_transparent_animation_is_blended_with_white(tmp_path):
     frames = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(3)]
     for number, frame in enumerate(frames):
         frame.paste((200, 0, 0, 255), (4 * number, 0, 4 * number + 4, 16))
@@ -256,7 +256,7 @@ def test_a_transparent_animation_is_on_white(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")])
-def test_a_video_of_one_frame_serves_where_one_is_asked_for(tmp_path, name, codec):
+def test_a_video_of_one_frame_gives_one_frame(tmp_path, name, codec):
     path = movie(tmp_path / name, numbered(1), codec=codec)
     assert numbers(cut(path, num_frames=1, rates=[4, 8]).frames) == [0]
     with pytest.raises(BrokenFile, match="is too short: it has 1 frames"):
@@ -264,7 +264,7 @@ def test_a_video_of_one_frame_serves_where_one_is_asked_for(tmp_path, name, code
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.flv"])
-def test_a_file_that_was_cut_short_is_said_to_be(tmp_path, name):
+def test_a_truncated_file_is_reported(tmp_path, name):
     grain = np.random.default_rng(0).integers(0, 255, (40, 48, 48, 3), dtype=np.uint8)
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     path = movie(tmp_path / name, grain, codec=codec, container={"movflags": "+faststart"})
@@ -275,23 +275,23 @@ def test_a_file_that_was_cut_short_is_said_to_be(tmp_path, name):
             cut(path, seed)
 
 
-def test_damage_within_a_file_is_met_in_the_windows_that_show_it(tmp_path):
+def test_damage_within_a_file_affects_only_its_windows(tmp_path):
     grain = np.random.default_rng(0).integers(0, 255, (60, 48, 48, 3), dtype=np.uint8)
     path = movie(tmp_path / "a.mp4", grain, container={"movflags": "+faststart"})
     whole = path.read_bytes()
     quarter = len(whole) // 4
     path.write_bytes(whole[: 2 * quarter] + np.random.default_rng(1).bytes(quarter) + whole[3 * quarter :])
-    told = []
+    messages = []
     for seed in range(12):
         try:
             cut(path, seed)
         except BrokenFile as error:
-            told.append(str(error))
-    assert 0 < len(told) < 12
-    assert all(text.startswith("a.mp4 ") for text in told)
+            messages.append(str(error))
+    assert 0 < len(messages) < 12
+    assert all(text.startswith("a.mp4 ") for text in messages)
 
 
-def test_what_is_no_video_is_named_with_the_reason(tmp_path):
+def test_files_that_are_not_videos_are_reported_with_the_reason(tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.mp4").write_text("no video at all")
@@ -315,7 +315,7 @@ def test_what_is_no_video_is_named_with_the_reason(tmp_path):
         "half.mp4": "cannot be decoded",
         "half.jpg": "cannot be decoded .*truncated",
         "moving.webp": "is an animated WEBP",
-        "sound.mp4": "holds no picture",
+        "sound.mp4": "holds no video stream",
         "gone.mp4": "cannot be decoded .*No such file",
     }
     for name, reason in reasons.items():

@@ -21,8 +21,8 @@ import typer
 import yaml
 from numbered import movie, numbered, numbers, tar
 from PIL import Image
-from raw_footage import footage, lettered, scene, told
-from test_captioning import Serve, said, serve  # noqa: F401
+from curation.raw_footage import footage, lettered, scene, told
+from curation.conftest import Serve, said
 from typer.testing import CliRunner
 
 from kineograph.cli.curate import curate
@@ -319,7 +319,7 @@ def captions(settings: object) -> Captions:
     return Captions(asked=settings, merged_by=settings, questions=("about {label}?", "who?"))
 
 
-def test_captions_that_fail_are_counted_and_asked_for_again(raw, begun, serve: Serve):  # noqa: F811
+def test_captions_that_fail_are_counted_and_asked_for_again(raw, begun, serve: Serve):
     asked: list[dict] = []
 
     def reply(body: dict) -> tuple[int, bytes]:
@@ -345,7 +345,7 @@ def test_captions_that_fail_are_counted_and_asked_for_again(raw, begun, serve: S
     assert [*curate_dataset(settings)] == [] and len(asked) == 14
 
 
-def test_an_endpoint_that_refuses_ends_the_run(raw, begun, serve: Serve):  # noqa: F811
+def test_an_endpoint_that_refuses_ends_the_run(raw, begun, serve: Serve):
     settings = told(raw, begun, captions=captions(serve(lambda body: (401, b""))))
     with pytest.raises(InputError, match="the key is not accepted"):
         made(settings)

@@ -1,4 +1,4 @@
-"""Video: what goes into a file comes out again, whole or not at all."""
+"""Saving and opening videos: frames and settings survive, and writes are atomic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS = ["fish.mp4", "fish.gif", "fish.webp", "fish"]
 
 
 def clip(count: int = 5, height: int = 48, width: int = 64) -> Video:
-    """A red square on a slope of colours, moving to the right."""
+    """Return a red square on a colour gradient, moving to the right."""
     frames = np.zeros((count, height, width, 3), np.uint8)
     frames[..., 1] = np.linspace(0, 255, width)
     frames[..., 2] = np.linspace(0, 255, height)[:, None]
@@ -43,29 +43,27 @@ def left_behind(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_frames_rate_and_settings_come_back(tmp_path: Path, name: str) -> None:
-    made = clip()
-    path = made.save(tmp_path / name)
+def test_frames_rate_and_settings_survive(tmp_path: Path, name: str) -> None:
+    video = clip()
+    path = video.save(tmp_path / name)
     back = open_video(path)
-    assert (back.frames.shape, back.fps, back.settings) == (made.frames.shape, 4, SETTINGS)
+    assert (back.frames.shape, back.fps, back.settings) == (video.frames.shape, 4, SETTINGS)
     assert read_settings(str(path)) == SETTINGS
-    assert psnr(made.frames, back.frames) > 30
-    assert back.digest == made.digest or name != "fish"  # pngs lose nothing
+    assert psnr(video.frames, back.frames) > 30
+    assert back.digest == video.digest or name != "fish"  # pngs lose nothing
 
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(("height", "width", "count"), [(33, 47, 3), (16, 18, 1), (8, 8, 40)])
-def test_odd_sizes_short_and_long_keep_their_shape(
-    tmp_path: Path, name: str, height: int, width: int, count: int
-) -> None:
-    made = Video(np.full((count, height, width, 3), (200, 60, 20), np.uint8), fps=8)
-    back = open_video(made.save(tmp_path / name))
-    assert back.frames.shape == made.frames.shape
-    assert psnr(made.frames, back.frames) > 30
+def test_odd_sizes_and_lengths_survive(tmp_path: Path, name: str, height: int, width: int, count: int) -> None:
+    video = Video(np.full((count, height, width, 3), (200, 60, 20), np.uint8), fps=8)
+    back = open_video(video.save(tmp_path / name))
+    assert back.frames.shape == video.frames.shape
+    assert psnr(video.frames, back.frames) > 30
 
 
 @pytest.mark.parametrize("name", ["fish.gif", "fish.webp"])
-def test_equal_neighbours_stay_frames(tmp_path: Path, name: str) -> None:
+def test_equal_neighbouring_frames_survive(tmp_path: Path, name: str) -> None:
     frames = clip(4).frames[[0, 0, 1, 1, 1, 2, 3, 3]]
     back = open_video(Video(frames, fps=7).save(tmp_path / name))
     assert back.frames.shape == frames.shape
@@ -86,24 +84,24 @@ def test_mp4_plays_everywhere(tmp_path: Path) -> None:
 def test_the_same_frames_give_the_same_mp4(tmp_path: Path, width: int) -> None:
     noise = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
     wide = np.asarray(noise.resize((50, 33)).resize((300, 200)))
-    made = Video(np.stack([wide[number : number + 96, number : number + width] for number in range(40)]))
-    assert len({made.save(tmp_path / f"{number}.mp4").read_bytes() for number in range(5)}) == 1
+    video = Video(np.stack([wide[number : number + 96, number : number + width] for number in range(40)]))
+    assert len({video.save(tmp_path / f"{number}.mp4").read_bytes() for number in range(5)}) == 1
 
 
-def test_frames_as_pictures_and_tensor() -> None:
-    made = clip()
-    assert [picture.size for picture in made.pil] == [(64, 48)] * 5
-    assert made.tensor.shape == (5, 3, 48, 64)
-    assert float(made.tensor.max()) == 1.0
-    assert np.array_equal((made.tensor * 255).round().byte().permute(0, 2, 3, 1).numpy(), made.frames)
+def test_frames_as_pillow_images_and_tensor() -> None:
+    video = clip()
+    assert [image.size for image in video.pil] == [(64, 48)] * 5
+    assert video.tensor.shape == (5, 3, 48, 64)
+    assert float(video.tensor.max()) == 1.0
+    assert np.array_equal((video.tensor * 255).round().byte().permute(0, 2, 3, 1).numpy(), video.frames)
 
 
 def test_contact_sheet_shows_first_and_last() -> None:
-    made = clip(40)
-    sheet = np.asarray(made.contact_sheet())
-    assert np.array_equal(sheet[:48, :64], made.frames[0])
-    assert np.array_equal(sheet[-48:, -64:], made.frames[-1])
-    assert made.contact_sheet(columns=8).size == (8 * 65 - 1, 2 * 49 - 1)
+    video = clip(40)
+    sheet = np.asarray(video.contact_sheet())
+    assert np.array_equal(sheet[:48, :64], video.frames[0])
+    assert np.array_equal(sheet[-48:, -64:], video.frames[-1])
+    assert video.contact_sheet(columns=8).size == (8 * 65 - 1, 2 * 49 - 1)
 
 
 def test_notebook_shows_a_movie_and_escapes_the_prompt() -> None:
@@ -116,13 +114,13 @@ def test_notebook_shows_a_movie_and_escapes_the_prompt() -> None:
     "frames",
     [np.zeros((0, 8, 8, 3), np.uint8), np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8)],
 )
-def test_other_arrays_are_refused(frames: np.ndarray) -> None:
+def test_arrays_of_another_type_or_shape_are_refused(frames: np.ndarray) -> None:
     with pytest.raises(InputError, match="uint8 array"):
         Video(frames)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_nothing_is_overwritten_unasked(tmp_path: Path, name: str) -> None:
+def test_save_overwrites_nothing(tmp_path: Path, name: str) -> None:
     first, second = clip(3), clip(6)
     path = first.save(tmp_path / name)
     with pytest.raises(FileExistsError, match=name):
@@ -135,10 +133,10 @@ def test_nothing_is_overwritten_unasked(tmp_path: Path, name: str) -> None:
     assert not [file for file in left_behind(tmp_path) if file.startswith(".")]
 
 
-def test_what_was_written_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+def test_a_file_that_appears_while_writing_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "fish.mp4"
-    with pytest.raises(FileExistsError, match="fish"), write_new(path) as part:  # noqa: PT012
-        part.write_text("mine")
+    with pytest.raises(FileExistsError, match="fish"), write_new(path) as temporary:  # noqa: PT012
+        temporary.write_text("mine")
         path.write_text("theirs")
     assert path.read_text() == "theirs"
     assert left_behind(tmp_path) == ["fish.mp4"]
@@ -153,10 +151,10 @@ def test_a_folder_of_other_files_is_never_overwritten(tmp_path: Path) -> None:
     assert left_behind(tmp_path) == ["home/letter.txt"]
 
 
-def test_endings(tmp_path: Path) -> None:
+def test_suffixes(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\.mp4, \.gif or \.webp"):
         clip().save(tmp_path / "fish.avi")
-    with pytest.raises(InputError, match="one picture"):
+    with pytest.raises(InputError, match="one image"):
         clip().save(tmp_path / "fish.png")
     still = clip(1)
     assert open_video(still.save(tmp_path / "fish.PNG")).digest == still.digest
@@ -164,7 +162,7 @@ def test_endings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(28, "No space left on device"), MemoryError()])
-def test_what_ends_early_leaves_nothing(
+def test_an_interrupted_write_leaves_nothing(
     tmp_path: Path, name: str, end: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = clip(3).save(tmp_path / name)
@@ -184,7 +182,7 @@ def test_what_ends_early_leaves_nothing(
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_disk_that_refuses_more_leaves_nothing(tmp_path: Path, name: str) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path: Path, name: str) -> None:
     """The kernel itself stops the file at one kilobyte, as a full disk would."""
     program = f"""
 import resource
@@ -218,7 +216,7 @@ def test_damaged_files_are_named(tmp_path: Path, name: str) -> None:
         open_video(path)
 
 
-def test_foreign_files(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file"):
         open_video(tmp_path / "nothing.mp4")
     (tmp_path / "words.mp4").write_text("words")
@@ -231,14 +229,14 @@ def test_foreign_files(tmp_path: Path) -> None:
         open_video(tmp_path / "empty")
 
 
-def test_a_video_without_settings_opens_but_says_so(tmp_path: Path) -> None:
+def test_a_file_without_settings_opens_but_has_no_settings_to_read(tmp_path: Path) -> None:
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     assert len(open_video(tmp_path / "plain.png")) == 1
     with pytest.raises(InputError, match="carries no settings"):
         read_settings(tmp_path / "plain.png")
 
 
-def test_fresh_names_are_new_and_short(tmp_path: Path) -> None:
+def test_unused_paths_are_new_and_short(tmp_path: Path) -> None:
     first = unused_path(tmp_path, "A red fish, over the sea!", 7, ".mp4")
     assert first.name == "a-red-fish-over-the-sea_7.mp4"
     first.touch()

@@ -1,4 +1,4 @@
-"""Control pictures from frames, by networks with random weights in the shape of those that users have."""
+"""Control maps from frames, by networks with random weights and the architectures that users have."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,6 @@ from transformers.models.vitpose.image_processing_pil_vitpose import VitPoseImag
 
 from kineograph.errors import InputError
 from kineograph.media import annotators
-from kineograph.media import annotators as skeleton
 
 FRAME = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 
@@ -81,29 +80,29 @@ def pose_folders(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("sure", [0.0, 1.0])
-def test_poses_of_all_persons_or_nothing(pose_folders, monkeypatch, sure):
-    monkeypatch.setattr(annotators, "SURE", sure)
-    monkeypatch.setattr(skeleton, "SURE", -1.0)
+@pytest.mark.parametrize("threshold", [0.0, 1.0])
+def test_poses_of_all_detected_persons(pose_folders, monkeypatch, threshold):
+    monkeypatch.setattr(annotators, "PERSON_THRESHOLD", threshold)
+    monkeypatch.setattr(annotators, "JOINT_THRESHOLD", -1.0)
     found = annotators.load_pose_annotator(str(pose_folders / "pose"), str(pose_folders / "persons"))(FRAME)
     assert found.shape == FRAME.shape
-    assert found.any() == (sure == 0)
+    assert found.any() == (threshold == 0)
 
 
-def test_a_skeleton_has_openposes_colours_and_a_neck():
-    places = np.zeros((17, 2))
-    places[0], places[5], places[6] = (32, 8), (40, 20), (24, 20)
-    sure = np.zeros(17)
-    sure[[0, 5, 6]] = 1
-    found = skeleton.draw_skeletons((64, 64), [(places, sure)])
+def test_skeletons_have_openposes_colours_and_a_neck():
+    positions = np.zeros((17, 2))
+    positions[0], positions[5], positions[6] = (32, 8), (40, 20), (24, 20)
+    scores = np.zeros(17)
+    scores[[0, 5, 6]] = 1
+    found = annotators.draw_skeletons((64, 64), [(positions, scores)])
     assert tuple(found[8, 32]) == (255, 0, 0)  # the nose
     assert tuple(found[20, 32]) == (255, 85, 0)  # the neck, half way between the shoulders
     assert tuple(found[20, 24]) == (255, 170, 0) and tuple(found[20, 40]) == (85, 255, 0)
     assert not found[40:].any()
 
 
-def test_what_is_not_there_is_said(tmp_path):
-    with pytest.raises(InputError, match="maps of the kind 'seg', only of canny, depth, pose: .*seg-map=VIDEO"):
+def test_unknown_kinds_and_missing_networks_are_refused(tmp_path):
+    with pytest.raises(InputError, match="maps of the kind 'seg', only for canny, depth, pose: .*seg-map=VIDEO"):
         annotators.load_annotator("seg")
-    with pytest.raises(InputError, match="depth of a picture is estimated by .*nowhere.*--control depth-map=VIDEO"):
+    with pytest.raises(InputError, match="depth of an image is estimated by .*nowhere.*--control depth-map=VIDEO"):
         annotators.load_depth_annotator(str(tmp_path / "nowhere"))

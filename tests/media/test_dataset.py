@@ -1,4 +1,4 @@
-"""Datasets of every layout: what they hold, in which order, and what is said of what is missing."""
+"""Data sets of every layout: contents, order, and messages about what is missing."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def problems(dataset: Dataset) -> dict[str, str]:
 
 
 def with_problems(source: str | Path, match: str = "") -> Dataset:
-    with pytest.warns(InputWarning, match=match) as told:
+    with pytest.warns(InputWarning, match=match) as warned:
         dataset = open_dataset(source)
-    assert len(told) == 1
+    assert len(warned) == 1
     return dataset
 
 
@@ -50,18 +50,18 @@ def rows(*each: Mapping[str, object]) -> str:
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
 def test_a_folder_with_metadata(tmp_path, name, file_column, caption_column):
     files(tmp_path, {"videos/b.mp4": b"bb", "a.png": b"a", "unlisted.mp4": b"u"})
-    told = [("videos/b.mp4", 'a dog, that says "wuff"'), ("a.png", "ein Bär")]
+    expected = [("videos/b.mp4", 'a dog, that says "wuff"'), ("a.png", "ein Bär")]
     with (tmp_path / name).open("w", encoding="utf-8-sig", newline="") as file:
         if name.endswith("csv"):
-            csv.writer(file).writerows([[file_column, "seconds", caption_column], *[(f, 3, c) for f, c in told]])
+            csv.writer(file).writerows([[file_column, "seconds", caption_column], *[(f, 3, c) for f, c in expected]])
         else:
-            file.write(rows(*({file_column: f, "seconds": 3, caption_column: c} for f, c in told)))
+            file.write(rows(*({file_column: f, "seconds": 3, caption_column: c} for f, c in expected)))
     for source in (tmp_path, str(tmp_path), tmp_path / name):
         dataset = open_dataset(source)
         assert captions(dataset) == {"a.png": "ein Bär", "videos/b.mp4": 'a dog, that says "wuff"'}
         assert [item.kind for item in dataset] == ["image", "video"] and dataset.problems == ()
         assert dataset.layout == name and len(dataset) == 2 and dataset[1].name == "videos/b.mp4"
-    with open_range(dataset[1].place) as part:
+    with open_range(dataset[1].file_range) as part:
         assert part.read() == b"bb"
 
 
@@ -73,32 +73,32 @@ def test_each_split_has_metadata_of_its_own(tmp_path):
     assert captions(open_dataset(tmp_path / "train")) == {"a.mp4": "one"}
 
 
-def test_rows_that_cannot_be_used_are_named_with_their_lines(tmp_path):
+def test_unusable_rows_are_named_with_their_lines(tmp_path):
     good = [{"file_name": f"{name}.mp4", "caption": name} for name in "ab"]
     bad = [{"file_name": "gone.mp4", "caption": "x"}, {"caption": "nothing"}, {"file_name": "c.mp4", "caption": " "}]
     bad += [{"file_name": "notes.pdf", "caption": "x"}, {"file_name": "x" * 5000 + ".mp4", "caption": "x"}]
     text = rows(good[0], *bad) + "{half a line\n\n[1]\n" + rows(good[1], {"file_name": "d.mp4", "caption": ["p", "q"]})
     contents = dict.fromkeys(("a.mp4", "b.mp4", "c.mp4", "d.mp4", "notes.pdf"), b"")
     files(tmp_path, {**contents, "metadata.jsonl": text})
-    dataset = with_problems(tmp_path, r"4 pictures .* 7 times .* and 2 more")
+    dataset = with_problems(tmp_path, r"4 images .* 7 times .* and 2 more")
     assert captions(dataset) == {"a.mp4": "a", "b.mp4": "b", "c.mp4": "", "d.mp4": "p"}
-    told = problems(dataset)
-    assert told["gone.mp4"] == "is not there (metadata.jsonl, line 2)"
-    assert told["metadata.jsonl, line 3,"].startswith("has none of the columns file_name, video")
-    assert told["c.mp4"] == "has no caption (metadata.jsonl, line 4)"
-    assert told["notes.pdf"].startswith("is neither a picture nor a video")
-    assert told["metadata.jsonl, line 7,"] == told["metadata.jsonl, line 9,"] == "is not a JSON object"
-    assert len(told) == 7
+    reasons = problems(dataset)
+    assert reasons["gone.mp4"] == "is not there (metadata.jsonl, line 2)"
+    assert reasons["metadata.jsonl, line 3,"].startswith("has none of the columns file_name, video")
+    assert reasons["c.mp4"] == "has no caption (metadata.jsonl, line 4)"
+    assert reasons["notes.pdf"].startswith("is neither an image nor a video")
+    assert reasons["metadata.jsonl, line 7,"] == reasons["metadata.jsonl, line 9,"] == "is not a JSON object"
+    assert len(reasons) == 7
 
 
-def test_metadata_that_breaks_off_in_the_middle_keeps_what_was_read(tmp_path):
+def test_rows_before_an_unreadable_line_are_kept(tmp_path):
     text = b"file_name,caption\na.mp4,one\n" + b"x" * 10000 + b"\nb.mp4,B\xe4r\n"
     dataset = with_problems(files(tmp_path, {"a.mp4": b"", "b.mp4": b"", "metadata.csv": text}), "cannot be read")
     assert captions(dataset) == {"a.mp4": "one"}
     assert any("can't decode byte 0xe4" in reason for reason in problems(dataset).values())
 
 
-def test_captions_beside_videos_and_pictures(tmp_path):
+def test_caption_files_beside_videos_and_images(tmp_path):
     contents = {"b.mp4": b"", "b.txt": "\ufeff a dog\n", "a.JPG": b"", "a.txt": "a cat", "deep/c.webm": b""}
     contents |= {"deep/c.json": '{"text": "a cow", "fps": 8}', "d.v2.webp": b"", "d.v2.caption": "a hen"}
     contents |= {"e.gif": b"", "e.txt": "by text", "e.json": '{"caption": "by json"}', "README.md": "#", ".x.mp4": b""}
@@ -119,13 +119,13 @@ def test_captions_beside_videos_and_pictures(tmp_path):
 def test_missing_captions_are_empty_and_named(tmp_path):
     contents = {"a.mp4": b"", "b.mp4": b"", "b.txt": "  ", "c.mp4": b"", "c.txt": b"\xff\xfe\x00", "d.mp4": b""}
     contents |= {"d.json": '{"fps": 8}', "e.mp4": b"", "e.txt": "fine", "e.jpg": b""}
-    dataset = with_problems(files(tmp_path, contents), "5 pictures and videos can be used; 5 times")
+    dataset = with_problems(files(tmp_path, contents), "5 images and videos can be used; 5 times")
     assert captions(dataset) == {"a.mp4": "", "b.mp4": "", "c.mp4": "", "d.mp4": "", "e.mp4": "fine"}
-    told = problems(dataset)
-    assert told["a.mp4"] == "has no caption" and told["b.mp4"] == "has an empty caption"
-    assert told["c.mp4"].startswith("has a caption that cannot be read")
-    assert told["d.mp4"] == "has a .json without any of caption, text, prompt"
-    assert told["e.jpg"] == "is left out, as the preview of the video of this name"
+    reasons = problems(dataset)
+    assert reasons["a.mp4"] == "has no caption" and reasons["b.mp4"] == "has an empty caption"
+    assert reasons["c.mp4"].startswith("has a caption that cannot be read")
+    assert reasons["d.mp4"] == "has a .json without any of caption, text, prompt"
+    assert reasons["e.jpg"] == "is left out, as the preview of the video of this name"
 
 
 def test_one_file_is_a_dataset_of_one(tmp_path):
@@ -154,19 +154,19 @@ def test_shards_hold_what_the_folder_holds_in_the_same_order(tmp_path, shards):
         assert dataset.layout == "webdataset shards" and dataset.problems == ()
         assert [item.name.rsplit("/", 1)[1] for item in dataset] == [item.name for item in folder]
         assert [item.caption for item in dataset] == [item.caption for item in folder]
-        assert [read_text(item.place) for item in dataset] == [read_text(item.place) for item in folder]
+        assert [read_text(item.file_range) for item in dataset] == [read_text(item.file_range) for item in folder]
     assert captions(open_dataset(shards / "s-001.tar")) == {"s-001.tar/002.mp4": "2 txt", "s-001.tar/003.mp4": "3 txt"}
 
 
 def test_a_part_of_a_tar_reads_like_a_file(shards):
-    with open_range(open_dataset(shards / "s-001.tar")[0].place) as part:
+    with open_range(open_dataset(shards / "s-001.tar")[0].file_range) as part:
         assert (part.read(2), part.tell(), part.read(), part.read(), part.size) == (b"2 ", 2, b"mp4", b"", 5)
         assert (part.seek(-3, os.SEEK_END), part.read(99)) == (2, b"mp4")
         assert (part.seek(1), part.seek(1, os.SEEK_CUR), part.read(1)) == (1, 2, b"m")
         assert part.seek(-9, os.SEEK_CUR) == 0 and part.seek(50) == 50 and part.read(1) == b""
 
 
-def test_members_are_found_however_tar_wrote_them(tmp_path):
+def test_members_of_tars_of_several_writers_are_found(tmp_path):
     name = "deep/" + "long" * 40 + ".mp4"
     contents = {
         "./a.mp4": b"1",
@@ -179,30 +179,30 @@ def test_members_are_found_however_tar_wrote_them(tmp_path):
     assert captions(dataset) == {"s.tar/a.mp4": "a", f"s.tar/{name}": "b"}
 
 
-def test_shards_that_are_missing_broken_or_compressed_are_named(shards):
+def test_missing_truncated_and_compressed_shards_are_named(shards):
     whole = (shards / "s-001.tar").read_bytes()
     (shards / "s-001.tar").write_bytes(whole[:1030])  # the first file and a bit of the next one's header
     (shards / "s-002.tar").write_bytes(gzip.compress((shards / "s-002.tar").read_bytes()))
-    dataset = with_problems(str(shards / "s-{000..003}.tar"), r"3 pictures")
+    dataset = with_problems(str(shards / "s-{000..003}.tar"), r"3 images")
     assert [item.caption for item in dataset] == ["0 txt", "1 txt", ""]
-    told = {Path(name).name: reason for name, reason in dataset.problems}
-    assert "breaks off after 1 files" in told["s-001.tar"] and "breaks off after 0 files" in told["s-002.tar"]
-    assert (told["s-003.tar"], told["002.mp4"]) == ("is not there", "has no caption")
+    reasons = {Path(name).name: reason for name, reason in dataset.problems}
+    assert "breaks off after 1 files" in reasons["s-001.tar"] and "breaks off after 0 files" in reasons["s-002.tar"]
+    assert (reasons["s-003.tar"], reasons["002.mp4"]) == ("is not there", "has no caption")
 
 
-def test_a_member_that_is_cut_off_is_left_out(tmp_path):
+def test_a_truncated_member_is_left_out(tmp_path):
     path = tar(tmp_path / "s.tar", {"a.mp4": b"1", "a.txt": b"a", "b.mp4": b"2" * 5000})
     path.write_bytes(path.read_bytes()[:4000])
     assert captions(with_problems(path, "unexpected end of data")) == {"s.tar/a.mp4": "a"}
 
 
-def test_braces_name_what_a_shell_says_they_name():
+def test_braces_expand_as_in_a_shell():
     assert expand_braces("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert expand_braces("{x,y}/{0..1}.tar") == ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]
     assert expand_braces("plain.tar") == ["plain.tar"]
 
 
-def test_the_order_does_not_depend_on_how_files_came(tmp_path):
+def test_the_order_does_not_depend_on_the_order_of_creation(tmp_path):
     names = ["b.mp4", "a/z.mp4", "a.mp4", "B.mp4", "é.mp4"]
     for number, order in enumerate((names, names[::-1])):
         contents = {file: b"" for name in order for file in (name, name.replace("mp4", "txt"))}
@@ -211,7 +211,7 @@ def test_the_order_does_not_depend_on_how_files_came(tmp_path):
         assert [item.name for item in found] == ["B.mp4", "a.mp4", "a/z.mp4", "b.mp4", "é.mp4"]
 
 
-def test_nothing_to_train_on_says_what_was_looked_for_and_found(tmp_path):
+def test_an_empty_dataset_is_refused_with_what_was_looked_for_and_found(tmp_path):
     with pytest.raises(InputError, match="there is no file or folder"):
         open_dataset(tmp_path / "gone")
     with pytest.raises(InputError, match=r"Looked for: metadata\.jsonl or .*\.mp4.*Found: no files"):
