@@ -145,8 +145,8 @@ def test_the_number_of_evaluations():
     image, plain, video = CountedDenoise(nonlinear), CountedDenoise(nonlinear), CountedDenoise(consistent)
     elevate(
         image, frame_noise(), refine_at=[FIFTY[k] for k in (5, 15, 25, 35)],
-        refine=refine_with_video_model(video, FIFTY, 8, noise_at, low_pass=lambda x: x), renoise=invert(plain, TO_LOWEST, 12),
-        correct=None,
+        refine=refine_with_video_model(video, FIFTY, 8, noise_at, low_pass=lambda x: x),
+        renoise=invert(plain, TO_LOWEST, 12), correct=None,
     )  # fmt: skip
     assert [each.frames / 8 for each in (image, plain, video)] == [50, 48, 32]  # guided: 2 * 50 + 48 + 2 * 32 = 212
 

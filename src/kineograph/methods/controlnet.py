@@ -39,11 +39,17 @@ def bind_controls(model: Model, request: Request, plan: Plan) -> Callable[[Condi
     def add_control(condition: Condition) -> Condition:
         residuals = [
             bind_controlnet(
-                net, model.net.image_condition(condition), embedding, frame_attention=frame_attention, scale=control.scale,
-                start=control.start, end=control.end, timesteps=len(model.schedule.sigmas),
+                net,
+                model.net.image_condition(condition),
+                embedding,
+                frame_attention=frame_attention,
+                scale=control.scale,
+                start=control.start,
+                end=control.end,
+                timesteps=len(model.schedule.sigmas),
             )
             for net, embedding, control in zip(nets, embeddings, request.control, strict=True)
-        ]  # fmt: skip
+        ]
         return replace(condition, residuals=sum_residuals(*residuals))
 
     return add_control
