@@ -87,8 +87,8 @@ def video_size(request: Request, inputs: Inputs, default: tuple[int, int], facto
 class Plan:
     """A request's open choices, decided, and the functions that a method calls on the way.
 
+    method, sampler     names in `generation.run.METHODS` and `samplers.BY_NAME`
     latent_shape        (1, c, h, w): one video, without its frames
-    sampler             a name in `samplers.BY_NAME`
     video_model         the second model of VideoElevator
     clip                number of the clip of a long video
     add_control         adds ControlNet residuals to a condition
@@ -98,12 +98,13 @@ class Plan:
                         whose frames attend to the first frame alone
     """
 
+    method: str
+    sampler: str
     seed: int
     height: int
     width: int
     latent_shape: noise.Shape
     inputs: Inputs
-    sampler: str
     video_model: Model | None = None
     clip: int = 0
     add_control: Callable[[Condition], Condition] = lambda condition: condition

@@ -172,7 +172,15 @@ def test_without_guidance_the_negative_prompt_has_no_effect(model: Model, scale:
 
 def test_lcm_uses_the_model_as_a_consistency_model(model: Model) -> None:
     request, x = Request(prompt="a fish", sampler="lcm", guidance_scale=1), torch.ones(1, 1, 4, 2, 2)
-    plan = Plan(seed=0, height=8, width=8, latent_shape=(1, 4, 2, 2), inputs=open_inputs(request), sampler="lcm")
+    plan = Plan(
+        seed=0,
+        height=8,
+        width=8,
+        latent_shape=(1, 4, 2, 2),
+        inputs=open_inputs(request),
+        method="text2video-zero",
+        sampler="lcm",
+    )
     wrapped = guide(request, plan, model.schedule, torch.mul, torch.mul)(x, 0.03)
     torch.testing.assert_close(wrapped, model.schedule.consistency_denoise(torch.mul)(x, 0.03))
     assert not torch.allclose(wrapped, x * 0.03, rtol=1e-3)

@@ -59,7 +59,8 @@ def test_every_option_has_an_effect_and_a_clip_has_its_own_prompt(models):
     others = [
         kg.generate(model, "a fish", **asked, **choice)
         for choice in (
-            {"reuse": kg.ClipOptions(keep=1)}, {"reuse": kg.ClipOptions(noise_ratio=1.0)}, {"reuse": kg.ClipOptions(guidance=0.3)},
+            {"reuse": kg.ClipOptions(keep=1)}, {"reuse": kg.ClipOptions(noise_ratio=1.0)},
+            {"reuse": kg.ClipOptions(guidance=0.3)},
             {"reuse": kg.ClipOptions(anchor=0.5)}, {"reuse": kg.ClipOptions(order="kept")}, {"then": ["a car"]},
             {"then": ["a fish", "a car"]},
         )

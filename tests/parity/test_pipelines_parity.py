@@ -94,7 +94,15 @@ def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_pa
 
     model = kg.load(sd(in_channels=8))
     request = kg_request(path)
-    plan = Plan(seed=0, height=16, width=16, latent_shape=(1, 4, 8, 8), inputs=open_inputs(request), sampler="ddim")
+    plan = Plan(
+        seed=0,
+        height=16,
+        width=16,
+        latent_shape=(1, 4, 8, 8),
+        inputs=open_inputs(request),
+        sampler="ddim",
+        method="text2video-zero",
+    )
     shown = encode_input(model, plan, 8)
     sigmas = leading(model.schedule.sigmas, STEPS)
     said, nothing = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
@@ -122,7 +130,15 @@ def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
     frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()
     path = Video(frames).save(tmp_path / "maps")
     request = Request(prompt=PROMPT, control=make_controls({"seg-map": path}, scale=0.5))
-    plan = Plan(seed=0, height=16, width=16, latent_shape=(1, 4, 8, 8), inputs=open_inputs(request), sampler="ddim")
+    plan = Plan(
+        seed=0,
+        height=16,
+        width=16,
+        latent_shape=(1, 4, 8, 8),
+        inputs=open_inputs(request),
+        sampler="ddim",
+        method="text2video-zero",
+    )
     told = bind_controls(model, request, plan)(model.prompt([PROMPT]))
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")

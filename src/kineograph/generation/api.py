@@ -119,37 +119,36 @@ def generate(
 ) -> Video | list[Video]:
     """Generate a video from a prompt; for a list of prompts, a list of videos.
 
-    num_frames, fps: how many frames, and how many are shown a second; 8 and 4 unless given, for a video model as many
-        as it was trained on and 8, and with a control video all its frames at its own rate. A video model that is told
-        the frame rate moves things accordingly.
-    num_inference_steps: how finely the noise is taken away; more is slower.
-    guidance_scale: how much the prompt counts; 1 and less turn guidance off, at half the cost.
-    height, width: in pixels, multiples of 8; the model's own unless given, in the shape of the control video.
-    seed: the same seed gives the same video; prompt j of a list has `seed + j`. Drawn and recorded when None.
-    motion: how the camera moves, see `kineograph.motion.parse`: "zoom:1.02", "rotate:3", "none"; "pan:12,12" unless
-        given, and with a control video nothing but that.
+    num_frames, fps: number of frames, and frames per second; 8 and 4 unless given, for a video model the number that it
+        was trained on and 8, and with a control video all its frames at its own rate. A video model with a frame-rate
+        condition adapts the motion.
+    num_inference_steps: number of denoising steps; more are slower.
+    guidance_scale: weight of the prompt; 1 and less turn guidance off, at half the cost.
+    height, width: in pixels, multiples of 8; the model's own unless given, with a control video's aspect ratio.
+    seed: the same seed gives the same video; prompt j of a list has `seed + j`. Random, and recorded, when None.
+    motion: camera motion, see `kineograph.motion.parse`: "zoom:1.02", "rotate:3", "none"; "pan:12,12" unless given, and
+        "none" with a control video.
     sampler: "ddim", "dpmpp-2m", "euler-ancestral" (which is DDIM with eta 1) or "lcm"; the model's own unless given.
     chunk_size: frames computed at once; memory grows with it.
-    control: {kind: path of a video}: what ControlNets are shown, each a kind that the model was loaded with. Of the
-        video's frames maps are made; the kind with "-map" behind it, as "depth-map", says that it shows maps already.
-    annotators: {kind: folder or repository} of the network that makes the maps of "depth" or "pose", if not the usual.
-    controlnet_conditioning_scale: how strongly the controls count.
-    control_guidance_start, control_guidance_end: from where to where on the way from noise (0) to video (1).
-    smooth_background: how strongly the background is held to the first frame's as the camera passes; the paper's 0.6,
-        or 0 for not at all.
-    masks: what tells the foreground then: the model's own "attention", or "rembg", a network that the user installs.
-    window, overlap: how many frames a video model sees together, as many as it was trained on unless given, and how
-        many of them at least the next window sees too; a quarter unless given.
-    motion_scale: how a video model with a motion adapter (Still-Moving) moves things: 0 as it does without, 1 not at
-        all, below 0 more than that.
-    video_model: a second model that moves what the first draws (VideoElevator); elevation: how the two take turns.
-    clips: how many clips of `num_frames` follow each other (VidRD); then: the prompts of the second and later ones, the
-        last of which stays; reuse: how a clip follows from the one before.
-    keep_clips: a folder where finished clips are kept: the same call goes on from the last of them.
+    control: {kind: path of a video}: inputs of ControlNets, each of a kind that the model was loaded with. Maps are made
+        from the video's frames; a kind with "-map" behind it, as "depth-map", has a video of maps.
+    annotators: {kind: folder or repository} of the network that makes the maps of "depth" or "pose", if not the default.
+    controlnet_conditioning_scale: weight of the controls.
+    control_guidance_start, control_guidance_end: range of the controls, in parts of the timesteps: 0 is noise, 1 clean.
+    smooth_background: strength of background smoothing while the camera moves; the paper's is 0.6, 0 turns it off.
+    masks: source of the foreground masks for that: the model's own "attention", or "rembg", which the user installs.
+    window, overlap: number of frames that a video model samples together, and of those that the next window shares at
+        least; the number it was trained on and a quarter of it unless given.
+    motion_scale: scale of a video model's motion adapter (Still-Moving): 0 for the model's motion, 1 for none, below 0
+        for more.
+    video_model: a second model, which adds motion to the first model's estimates (VideoElevator); elevation: its options.
+    clips: number of clips of `num_frames` each (VidRD); then: prompts of the second and later clips, the last of which
+        stays; reuse: options for how a clip continues the previous one.
+    keep_clips: a folder for finished clips: the same call continues from the last of them.
     on_step: called with a `Progress` after every step; an exception from it ends the work.
 
-    Raises ValueError (InputError is one) for arguments that cannot be and for a frame that holds NaN, and warns
-    (InputWarning) of words that the model has never seen.
+    Raises ValueError (InputError is one) for invalid arguments and for a frame that holds NaN, and warns (InputWarning)
+    of words that the model does not know.
 
     >>> import kineograph as kg
     >>> video = kg.generate(kg.load(), "a red fish swimming over the sea", num_frames=8, seed=7)
@@ -218,15 +217,14 @@ def animate(
 ) -> Video:
     """Generate a video that starts from an image and moves as the prompt says.
 
-    model: one that is shown pictures: `kineograph.load("pocket-animate")`, VideoCrafter1's image-to-video model, or any
-        video model with an IP-Adapter. Any video model will do where the first frame is pinned.
-    image: the path of a picture of any size; for the first frame its middle is cut to the video's shape.
-    image_scale: how much the picture counts beside the text.
-    first_frame: "shown", the picture is shown to the model, which draws its like, as in the paper; or "pinned", the
-        first frame is that picture besides.
+    model: an image-to-video model: `kineograph.load("pocket-animate")`, VideoCrafter1's, or any video model with an
+        IP-Adapter. Any video model can be used when the first frame is pinned.
+    image: path of an image of any size; for the first frame it is center-cropped to the video's aspect ratio.
+    image_scale: weight of the image beside the text.
+    first_frame: "shown", the image is a condition of the model, as in the paper; or "pinned", it is the first frame too.
     All else is as for `generate`.
 
-    Raises ValueError (InputError is one) for arguments or a picture that cannot be, or a model that sees no pictures.
+    Raises ValueError (InputError is one) for invalid arguments, an unreadable image, or a model that takes no images.
 
     >>> import kineograph as kg
     >>> kg.animate(kg.load("pocket-animate"), "fish.png", "a fish swimming to the right")  # doctest: +SKIP
@@ -274,13 +272,13 @@ def edit(
 ) -> Video:
     """Edit a video file as the prompt says.
 
-    model: one that edits: `kineograph.load("pocket-edit")`, or InstructPix2Pix and what was made of it.
-    num_frames, fps: how many frames from the start, and how many a second of the input's time; all, at its own rate.
-    image_guidance_scale: how much the input counts; 1 is a third faster.
+    model: an editing model: `kineograph.load("pocket-edit")`, or InstructPix2Pix or its fine-tunes.
+    num_frames, fps: number of frames from the start, and frames per second of the input; all, at its own rate.
+    image_guidance_scale: weight of the input; 1 is a third faster.
     noise: "shared" by all frames, or "independent".
     All else is as for `generate`.
 
-    Raises ValueError (InputError is one) for arguments or a video that cannot be, or a model that does not edit.
+    Raises ValueError (InputError is one) for invalid arguments, an unreadable video, or a model that does not edit.
 
     >>> import kineograph as kg
     >>> kg.edit(kg.load("pocket-edit"), "fish.mp4", "make it snow").save("snow.mp4")  # doctest: +SKIP

@@ -21,36 +21,28 @@ def resolve(model: Model, request: Request, video_model: Model | None = None) ->
 
     Raises InputError when the method and the model do not fit, and for inputs that cannot be used.
     """
-    request = _choose(model, request, video_model)
+    method = request.method or _default_method(model, video_model)
+    _check_method(model, video_model, method, request)
+    (video_model or model).net.check_motion_scale(request.motion_scale, (video_model or model).name)
+    sampler = request.sampler or (model.temporal.sampler if model.temporal else "ddim")
+    request = replace(request, method=method, sampler=sampler)
+    temporal = (video_model or model).temporal
+    if temporal is not None and not request.control:
+        num_frames, fps = request.num_frames or temporal.num_frames, request.fps or VIDEO_MODEL_FPS
+        request = replace(request, num_frames=num_frames, fps=fps)
     inputs = open_inputs(request)
     height, width = video_size(request, inputs, model.default_size, model.vae_scale_factor)
     plan = Plan(
+        method=method,
+        sampler=sampler,
         seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
         height=height,
         width=width,
         latent_shape=(1, *model.latent_shape(height, width)),
         inputs=inputs,
-        sampler=str(request.sampler),
         video_model=video_model,
     )
     return request, plan
-
-
-def _choose(model: Model, request: Request, video_model: Model | None) -> Request:
-    method = request.method or _default_method(model, video_model)
-    _check_method(model, video_model, replace(request, method=method))
-    (video_model or model).net.check_motion_scale(request.motion_scale, (video_model or model).name)
-    temporal = (video_model or model).temporal
-    sampler = request.sampler or (model.temporal.sampler if model.temporal else "ddim")
-    if temporal is None:
-        return replace(request, method=method, sampler=sampler)
-    return replace(
-        request,
-        method=method,
-        sampler=sampler,
-        num_frames=request.num_frames or (None if request.control else temporal.num_frames),
-        fps=request.fps or (None if request.control else VIDEO_MODEL_FPS),
-    )
 
 
 def _default_method(model: Model, video_model: Model | None) -> str:
@@ -59,22 +51,22 @@ def _default_method(model: Model, video_model: Model | None) -> str:
     return IMAGE_METHOD if model.temporal is None else VIDEO_METHOD
 
 
-def _check_method(model: Model, video_model: Model | None, request: Request) -> None:
-    if request.method == TWO_MODEL_METHOD:
+def _check_method(model: Model, video_model: Model | None, method: str, request: Request) -> None:
+    if method == TWO_MODEL_METHOD:
         video_elevator.check_models(model, video_model)
     elif video_model is not None:
         raise InputError(
-            f"{request.method} has no use for a second model, {video_model.name}: leave it out, or choose the method "
+            f"{method} has no use for a second model, {video_model.name}: leave it out, or choose the method "
             f"{TWO_MODEL_METHOD}"
         )
-    if request.method == VIDEO_METHOD and model.temporal is None:
+    if method == VIDEO_METHOD and model.temporal is None:
         raise videocrafter.image_model_error(model)
-    if request.method != VIDEO_METHOD and model.temporal is not None:
+    if method != VIDEO_METHOD and model.temporal is not None:
         raise InputError(
-            f"{model.name} is a video model, and {request.method} is for image models: leave the method out, or use "
+            f"{model.name} is a video model, and {method} is for image models: leave the method out, or use "
             "the image model"
         )
-    if request.method != IMAGE_METHOD and (request.motion is not None or request.smooth_background):
+    if method != IMAGE_METHOD and (request.motion is not None or request.smooth_background):
         raise InputError(
             f"{(video_model or model).name} is a video model: describe the motion in the prompt. A camera motion and "
             "smooth_background are for image models (text2video-zero)"

@@ -48,7 +48,7 @@ def run_request(
     plan = replace(plan, add_control=controlnet.bind_controls(model, request, plan))
     files = None if keep_clips is None else ClipFiles.for_settings(keep_clips, settings)
     frames, state = ([], ClipState()) if files is None else files.load()
-    clips = generate_clips(METHODS[str(request.method)], model, request, plan, on_step, state)
+    clips = generate_clips(METHODS[plan.method], model, request, plan, on_step, state)
     frames += [clip.frames for clip in (clips if files is None else files.save(clips))]
     video = Video(np.concatenate(frames), plan.inputs.fps)
     return replace(video, settings={**settings, "frames_sha256": video.digest})
