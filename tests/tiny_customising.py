@@ -1,4 +1,4 @@
-"""A customising of milliseconds a step: what it is told, and a way to run it in another process."""
+"""A customisation of milliseconds a step: its settings, and a function that runs it in another process."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TINY = {
 
 
 def settings(**given: object) -> ImageCustomisationSettings:
-    """Of a tiny customising, with these in place of some."""
+    """Return the settings of a tiny customisation, with these changes."""
     return with_changes(ImageCustomisationSettings.model_validate(TINY), given)
 
 
 def customise_until_killed(folder: Path, pictures: Path, output: Path, step: int) -> None:
-    """For a process of its own, that is killed at this step."""
+    """Customise, and kill this process at a step."""
     torch.set_num_threads(1)
     model = load(folder, device="cpu", dtype="float32")
     for each in customise_image(model, pictures, output, subject=SUBJECT, settings=settings()):

@@ -1,4 +1,4 @@
-"""A customising of a video model in milliseconds a step: the model, what it is told, and a way to run it elsewhere."""
+"""A customisation of a video model of milliseconds a step: model, settings, and running it in another process."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ OF_VIDEO = {
 
 
 def settings(**given: object) -> VideoCustomisationSettings:
-    """Of a tiny customising, with these in place of some."""
+    """Return the settings of a tiny customisation, with these changes."""
     return with_changes(VideoCustomisationSettings.model_validate(OF_VIDEO), given)
 
 
 def pictures(folder: Path) -> Path:
-    """Three pictures that show nothing."""
+    """Write three images of noise."""
     folder.mkdir(exist_ok=True)
     for number in range(3):
         pixels = np.random.default_rng(number).integers(255, size=(16, 16, 3), dtype=np.uint8)
@@ -54,7 +54,7 @@ def pictures(folder: Path) -> Path:
 
 
 def save_waves(image: Model, folder: Path) -> Path:
-    """The folder of a video model around an image model."""
+    """Save a video model made of an image model and random temporal layers."""
     unet = image.net.image_unet
     return kg.save(replace(image, net=VideoUNet(unet, shaken(TemporalLayers(unet, CONFIG)))), folder)
 
@@ -64,7 +64,7 @@ def opened(folder: Path, **given: object) -> Model:
 
 
 def customise_until_killed(folder: Path, photos: Path, output: Path, phase: str, done: int) -> None:
-    """For a process of its own, that is killed when so much of a phase is done."""
+    """Customise, and kill this process when so much of a phase is done."""
     torch.set_num_threads(1)
     for each in customise_video(opened(folder), photos, output, subject=SUBJECT, settings=settings()):
         if (each.phase, each.done) == (phase, done):

@@ -1,4 +1,4 @@
-"""A video training of milliseconds a step: what it is told, what it sees, and a way to run it in another process."""
+"""A video training of milliseconds a step: settings, data, and a function that runs it in another process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ LOOP = {"train_batch_size": 2, "learning_rate": 0.01, "checkpointing_steps": 100
 
 
 def films(folder: Path, count: int = 3, frames: int = 14) -> Path:
-    """Videos with captions; each pixel moves, and no two videos are alike."""
+    """Write different videos with captions, in which every pixel changes."""
     for number in range(count):
         rng = np.random.default_rng(number)
         pixels = np.stack([rng.integers(255, size=(20, 28, 3))] * frames) + 9 * np.arange(frames)[:, None, None, None]
@@ -38,7 +38,7 @@ def films(folder: Path, count: int = 3, frames: int = 14) -> Path:
 
 
 def pictures(folder: Path, count: int = 4) -> Path:
-    """Pictures with captions."""
+    """Write images with captions."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         pixels = np.random.default_rng(100 + number).integers(255, size=(21, 33, 3), dtype=np.uint8)
@@ -48,14 +48,14 @@ def pictures(folder: Path, count: int = 4) -> Path:
 
 
 def both(folder: Path) -> Path:
-    """Films and pictures, to train on."""
+    """Write videos and images to train on."""
     films(folder / "films")
     pictures(folder / "pictures")
     return folder
 
 
 def told(model: Path, data: Path, output: Path, **given: object) -> VideoTrainingSettings:
-    """Settings of a training on the films and pictures in a folder, with these in place of some."""
+    """Return the settings of a training on a folder of `both`, with these changes."""
     usual = {
         "model": str(model),
         "layers": LAYERS,
@@ -74,13 +74,13 @@ def told(model: Path, data: Path, output: Path, **given: object) -> VideoTrainin
 
 
 def trained(settings: VideoTrainingSettings) -> list[StageProgress]:
-    """All of a training, on one thread."""
+    """Run a training on one thread."""
     torch.set_num_threads(1)
     return list(train(prepare_training(settings)))
 
 
 def train_until_killed(settings: dict[str, object]) -> None:
-    """The same, for a process of its own that is killed a moment after the first step of the second stage."""
+    """Run a training, and kill this process a moment after the first step of the second stage."""
     torch.set_num_threads(1)
     for each in train(prepare_training(VideoTrainingSettings.model_validate(settings))):
         if each.stage == 2:

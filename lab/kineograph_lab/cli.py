@@ -37,15 +37,15 @@ def reproduce(
     terminal.print_message("loading the pocket model and its judge")
     from kineograph.models.loading.load import load
     from kineograph_lab.studies import reproduce as study
-    from kineograph_lab.studies.judges import pocket_witnesses
+    from kineograph_lab.studies.judges import load_pocket_judges
 
     count = cases if cases is not None else study.QUICK_CASES if quick else study.CASES
-    study.check(paper, count)
+    study.check_reproducible(paper, count)
     terminal.hide_loading_bars()
-    model, witnesses = load(study.MODELS[paper]), pocket_witnesses()
+    model, judges = load(study.MODELS[paper]), load_pocket_judges()
     with terminal.progress_bar("measuring") as on_video:
         report = study.reproduce(
-            paper, model, witnesses, cases=count, steps=num_inference_steps, out=out, on_video=on_video
+            paper, model, judges, cases=count, steps=num_inference_steps, out=out, on_video=on_video
         )
     for claim in report.claims:
         mark = "holds" if claim.holds else "FAILS"

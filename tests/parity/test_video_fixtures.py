@@ -40,8 +40,8 @@ def read_fixture(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     return tensors, recorded
 
 
-def relative_difference(got: Tensor, wanted: Tensor) -> float:
-    return ((got - wanted).abs().max() / wanted.abs().max()).item()
+def relative_difference(got: Tensor, expected: Tensor) -> float:
+    return ((got - expected).abs().max() / expected.abs().max()).item()
 
 
 def same(exported: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
@@ -55,7 +55,7 @@ def output(net: VideoUNet, recorded: dict[str, Tensor], image_tokens: Tensor | N
 
 
 @pytest.mark.parametrize("name", VIDEOCRAFTERS)
-def test_videocrafter(name: str):
+def test_videocrafter_fixture(name: str):
     tensors, recorded = read_fixture(name)
     net = videocrafter.video_unet_from_videocrafter(tensors, name, TINY)
     tokens = None
@@ -66,7 +66,7 @@ def test_videocrafter(name: str):
     assert same(videocrafter.to_videocrafter(net), tensors)
 
 
-def test_vidrd():
+def test_vidrd_fixture():
     tensors, recorded = read_fixture("vidrd_unet")
     net = vidrd.video_unet_from_vidrd(tensors, "vidrd", AssumedSettings(head_width=16, groups=8))
     assert relative_difference(output(net, recorded), recorded["out.eps"]) < TOLERANCE

@@ -129,8 +129,11 @@ class Judge(nn.Module):
     def classify(self, frames: UInt8[np.ndarray, "n h w 3"]) -> ImageLabels:
         """Return the labels of each image; other sizes than 128 x 128 are resampled."""
         logits, identity = self.eye(resize_images(to_tensor(frames), SIDE))
-        subject, *others = ([words[k] for k in logits[name].argmax(1).tolist()] for name, words in LABELS.items())
-        return ImageLabels(subject, *others, identity.numpy())
+        labels = {name: [words[k] for k in logits[name].argmax(1).tolist()] for name, words in LABELS.items()}
+        return ImageLabels(
+            labels["thing"], labels["colour"], labels["scene"], labels["style"], labels["second"],
+            labels["second_colour"], identity.numpy(),
+        )  # fmt: skip
 
     @torch.no_grad()
     def classify_motion(self, video: UInt8[np.ndarray, "f h w 3"]) -> str:

@@ -9,7 +9,7 @@ from kineograph.errors import InputError
 from kineograph.models.loading.load import load
 
 
-def concept(rows: int, width: int = 32) -> Tensor:
+def embeddings(rows: int, width: int = 32) -> Tensor:
     return torch.arange(rows * width, dtype=torch.float32).reshape(rows, width)
 
 
@@ -17,12 +17,12 @@ def embedded(encoder, word: str) -> Tensor:
     return encoder.network.get_input_embeddings().weight[encoder.tokenizer.convert_tokens_to_ids(word)]
 
 
-def test_a_concept_is_a_word_in_every_layout(make_sd, tmp_path):
-    save_file({"<dog>": concept(1)[0]}, tmp_path / "learned_embeds.safetensors")
-    save_file({"emb_params": concept(2)}, tmp_path / "style.safetensors")
+def test_textual_inversion_in_every_layout(make_sd, tmp_path):
+    save_file({"<dog>": embeddings(1)[0]}, tmp_path / "learned_embeds.safetensors")
+    save_file({"emb_params": embeddings(2)}, tmp_path / "style.safetensors")
     a1111 = {
         "string_to_token": {"*": torch.tensor(265)},
-        "string_to_param": {"*": nn.Parameter(concept(3))},
+        "string_to_param": {"*": nn.Parameter(embeddings(3))},
         "name": "<cat>",
     }
     torch.save(a1111, tmp_path / "cat.pt")
@@ -31,7 +31,7 @@ def test_a_concept_is_a_word_in_every_layout(make_sd, tmp_path):
     for word, rows in (("<dog>", 1), ("style", 2), ("<cat>", 3)):
         for number in range(rows):
             named = word if number == 0 else f"{word}_{number}"
-            assert torch.equal(embedded(encoder, named), concept(rows)[number])
+            assert torch.equal(embedded(encoder, named), embeddings(rows)[number])
     plain, told = model.prompt(["a b", "a b b b"]).tokens, model.prompt(["a <dog>", "a <cat>"]).tokens
     assert plain.shape == told.shape
     assert not torch.allclose(plain, told)
@@ -41,25 +41,25 @@ def test_a_concept_is_a_word_in_every_layout(make_sd, tmp_path):
     assert torch.equal(model.prompt(["a <cat>"]).tokens, expected)
 
 
-def test_words_can_be_chosen(make_sd, tmp_path):
-    save_file({"<dog>": concept(1)}, tmp_path / "dog.safetensors")
+def test_word_can_be_chosen(make_sd, tmp_path):
+    save_file({"<dog>": embeddings(1)}, tmp_path / "dog.safetensors")
     model = load(make_sd(), textual_inversion={"<mine>": tmp_path / "dog.safetensors"})
-    assert torch.equal(embedded(model.text_encoders[0], "<mine>"), concept(1)[0])
+    assert torch.equal(embedded(model.text_encoders[0], "<mine>"), embeddings(1)[0])
     assert model.settings == {}
     with pytest.raises(InputError, match="already knows the word 'a</w>': choose another"):
         load(make_sd(), textual_inversion={"a</w>": tmp_path / "dog.safetensors"})
 
 
-def test_sdxl_learns_a_word_twice(sdxl_pipeline, tmp_path):
-    save_file({"clip_l": concept(1, 16), "clip_g": concept(1, 32)}, tmp_path / "xl.safetensors")
+def test_sdxl_has_embeddings_for_both_text_encoders(sdxl_pipeline, tmp_path):
+    save_file({"clip_l": embeddings(1, 16), "clip_g": embeddings(1, 32)}, tmp_path / "xl.safetensors")
     model = load(sdxl_pipeline, textual_inversion=tmp_path / "xl.safetensors")
     assert [embedded(each, "xl").shape for each in model.text_encoders] == [(16,), (32,)]
-    assert torch.equal(embedded(model.text_encoders[1], "xl"), concept(1)[0])
+    assert torch.equal(embedded(model.text_encoders[1], "xl"), embeddings(1)[0])
 
 
-def test_a_concept_that_does_not_fit_is_refused(sd_pipeline, tmp_path):
+def test_textual_inversion_that_does_not_fit_is_refused(sd_pipeline, tmp_path):
     before = len(sd_pipeline.tokenizer)
-    save_file({"<dog>": concept(1, 48)}, tmp_path / "wide.safetensors")
+    save_file({"<dog>": embeddings(1, 48)}, tmp_path / "wide.safetensors")
     with pytest.raises(InputError, match=r"another architecture: its embeddings are 48 wide, .* read 32"):
         load(sd_pipeline, textual_inversion=tmp_path / "wide.safetensors")
     save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "other.safetensors")

@@ -19,7 +19,7 @@ def assert_same(model, other) -> None:
 
 
 def in_ldm(pipeline) -> dict[str, Tensor]:
-    """The U-Net and VAE of a pipeline under the names of Stable Diffusion's own code, written here a second time."""
+    """The U-Net and VAE of a pipeline under the names of Stable Diffusion's own code, written independently."""
     tensors = {f"model.diffusion_model.{unet_in_ldm(name)}": v for name, v in pipeline.unet.state_dict().items()}
     tensors |= {f"first_stage_model.{vae_in_ldm(name)}": v for name, v in pipeline.vae.state_dict().items()}
     return {name: value.clone() for name, value in tensors.items()}

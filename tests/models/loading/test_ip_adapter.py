@@ -1,4 +1,4 @@
-"""IP-Adapters from files: what a model is shown through one, and what is refused."""
+"""IP-Adapters from files, and errors for those that do not fit."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ TOKENS, EMBEDDED = 4, 12
 
 
 def tensors(width: int) -> dict[str, dict[str, Tensor]]:
-    """A plain IP-Adapter for the tiny image model, whose tokens are so wide."""
+    """Return a plain IP-Adapter for the tiny image model, with tokens of this width."""
     unet = sd().unet
     readers = [unet.get_submodule(name.removesuffix(".processor")) for name in unet.attn_processors if "attn2" in name]
     torch.manual_seed(1)
@@ -43,17 +43,17 @@ def saved(folder: Path, width: int) -> Path:
 
 
 @pytest.mark.parametrize("name", ["ip-adapter.safetensors", "ip-adapter.bin"])
-def test_a_model_with_one_is_shown_pictures(name: str, tmp_path: Path):
+def test_model_with_an_ip_adapter_encodes_images(name: str, tmp_path: Path):
     pipe = sd()
     width = pipe.unet.config.cross_attention_dim
     model = kg.load(pipe, ip_adapter=saved(tmp_path, width) / name)
-    pictures = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
-    seen, nothing = model.image_tokens(pictures), model.image_tokens(None, 2)
+    images = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
+    seen, nothing = model.image_tokens(images), model.image_tokens(None, 2)
     assert seen.shape == nothing.shape == (2, TOKENS, width)
     assert not torch.equal(seen[0], seen[1]) and torch.equal(nothing[0], nothing[1])
 
 
-def test_what_does_not_fit_or_is_none_is_refused(tmp_path: Path):
+def test_files_that_are_no_ip_adapter_or_do_not_fit_are_refused(tmp_path: Path):
     width = sd().unet.config.cross_attention_dim
     folder = saved(tmp_path, width + 8)
     with pytest.raises(InputError, match=f"whose tokens are {width} wide"):
@@ -65,7 +65,7 @@ def test_what_does_not_fit_or_is_none_is_refused(tmp_path: Path):
         kg.load(sd(), ip_adapter=folder)
 
 
-def test_a_missing_encoder_is_said(tmp_path: Path):
+def test_missing_image_encoder_is_named(tmp_path: Path):
     folder = saved(tmp_path / "deep" / "down", sd().unet.config.cross_attention_dim)
     (folder / "image_encoder").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="no folder image_encoder beside"):

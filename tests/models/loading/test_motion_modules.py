@@ -1,4 +1,4 @@
-"""Layers along time put around image networks that they were not trained with, and LoRAs for them."""
+"""Motion modules on image networks that they were not trained with, and LoRAs for them."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.errors import InputError, InputWarning
-from kineograph.models.formats import videocrafter as videocrafter_layout
+from kineograph.models.formats import videocrafter as videocrafter_format
 from kineograph.models.loading import components
 from kineograph.models.loading.load import load
 from kineograph.models.loading.save import save
@@ -25,13 +25,13 @@ def _inference():
         yield
 
 
-def look(model) -> Tensor:
+def denoise(model) -> Tensor:
     z = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return model.bind(model.prompt(["a fish"]))(z, 3.0)
 
 
 def released(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Motion modules by the names of AnimateDiff's own code, written here a second time."""
+    """Motion modules by the names of AnimateDiff's own code, written independently."""
     renamed = {}
     for name, each in tensors.items():
         for ours, theirs in {
@@ -59,15 +59,15 @@ def adapter_folder(tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_a_diffusers_folder(sd_folder, adapter_folder):
+def test_motion_module_from_a_diffusers_folder(sd_folder, adapter_folder):
     model = load(sd_folder, motion=adapter_folder, dtype="float32")
     [(site, _)] = model.temporal.layers
     assert (site.after, site.mid_block, model.temporal.max_frames) == ("stage", True, 24)
     assert model.settings["motion"] == str(adapter_folder)
-    assert off(look(model), look(load(sd_folder, dtype="float32"))) > 1e-2
+    assert off(denoise(model), denoise(load(sd_folder, dtype="float32"))) > 1e-2
 
 
-def test_the_noise_they_were_trained_on_comes_with_them(sd_folder, adapter_folder):
+def test_motion_module_brings_its_noise_schedule(sd_folder, adapter_folder):
     stock = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012)
     level = load(sd_folder, motion=adapter_folder).schedule.sigmas[500]
     signal = stock.alphas_cumprod[500].item()
@@ -82,16 +82,16 @@ VERSIONS = {"v1": ({"use_motion_mid_block": False}, dict), "v2": ({}, dict), "v3
 
 
 @pytest.mark.parametrize(("settings", "wrap"), VERSIONS.values(), ids=VERSIONS.keys())
-def test_a_released_file_is_the_same_as_the_folder(sd_folder, tmp_path, settings: dict, wrap):
+def test_released_motion_module_equals_the_diffusers_folder(sd_folder, tmp_path, settings: dict, wrap):
     motion = adapter(**settings)
     motion.save_pretrained(tmp_path / "adapter")
     torch.save(wrap(released(motion.state_dict())), tmp_path / "mm.ckpt")
-    got, wanted = (load(sd_folder, motion=tmp_path / name, dtype="float32") for name in ("mm.ckpt", "adapter"))
-    assert got.temporal == wanted.temporal.model_copy(update={"groups": None})
-    assert off(look(got), look(wanted)) < 1e-5
+    got, expected = (load(sd_folder, motion=tmp_path / name, dtype="float32") for name in ("mm.ckpt", "adapter"))
+    assert got.temporal == expected.temporal.model_copy(update={"groups": None})
+    assert off(denoise(got), denoise(expected)) < 1e-5
 
 
-def test_a_repository(sd_folder, adapter_folder, monkeypatch):
+def test_motion_module_from_a_repository(sd_folder, adapter_folder, monkeypatch):
     asked = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
@@ -102,36 +102,36 @@ def test_a_repository(sd_folder, adapter_folder, monkeypatch):
     assert asked[-1][0] == "someone/motion-adapter" and "diffusion_pytorch_model.safetensors" in asked[-1][1]
 
 
-def test_an_open_adapter(sd_folder, adapter_folder):
+def test_motion_module_from_a_live_motion_adapter(sd_folder, adapter_folder):
     model = load(sd_folder, motion=adapter(), dtype="float32")
-    assert off(look(model), look(load(sd_folder, motion=adapter_folder, dtype="float32"))) < 1e-5
-    assert model.settings == {}, "nobody can load that again"
+    assert off(denoise(model), denoise(load(sd_folder, motion=adapter_folder, dtype="float32"))) < 1e-5
+    assert model.settings == {}, "a live object cannot be recorded"
 
 
-def test_an_open_animatediff_pipeline(sd_folder):
-    """What diffusers calls AnimateDiffPipeline, as far as this library looks at one."""
+def test_live_animatediff_pipeline(sd_folder):
+    """The components that this library reads are those of diffusers' AnimateDiffPipeline."""
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     net = animatediff(**WIDE)
     pipeline.register_modules(unet=net)
     model = load(pipeline)
     z, tokens = torch.randn(1, 4, 4, 8, 8), torch.randn(1, 7, 32)
-    wanted = net(z.transpose(1, 2), 7, tokens.repeat_interleave(4, 0)).sample.transpose(1, 2)
-    assert off(model.net(z, 7, Condition(tokens)), wanted) < 1e-4
+    expected = net(z.transpose(1, 2), 7, tokens.repeat_interleave(4, 0)).sample.transpose(1, 2)
+    assert off(model.net(z, 7, Condition(tokens)), expected) < 1e-4
 
 
-# --- other video models' layers
+# --- temporal layers of other video models
 
 
-def test_the_layers_of_a_saved_video_model(sd_folder, adapter_folder, tmp_path):
+def test_temporal_layers_of_a_saved_video_model(sd_folder, adapter_folder, tmp_path):
     moving = load(sd_folder, motion=adapter_folder, dtype="float32")
     folder = save(moving, tmp_path / "saved")
     for source in (folder, folder / "temporal"):
         again = load(sd_folder, motion=source, dtype="float32")
-        assert off(look(again), look(moving)) < 1e-5
+        assert off(denoise(again), denoise(moving)) < 1e-5
         assert again.schedule == moving.schedule
 
 
-def test_the_layers_of_a_modelscope_folder(sd_folder, tmp_path):
+def test_temporal_layers_of_a_modelscope_folder(sd_folder, tmp_path):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     blocks = {
         "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
@@ -143,10 +143,10 @@ def test_the_layers_of_a_modelscope_folder(sd_folder, tmp_path):
     assert {site.after for site, _ in model.temporal.layers} == {"conv_in", "resnet", "transformer"}
 
 
-def test_the_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp_path):
+def test_temporal_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp_path):
     shape = {"block_out_channels": (64, 64), "attention_head_dim": (1, 1), "norm_num_groups": 32}  # as files have it
     net = videocrafter(shaken(two_levels(**shape)), head_width=64, frame_rate=True)
-    save_file(videocrafter_layout.to_videocrafter(net), tmp_path / "videocrafter.safetensors")
+    save_file(videocrafter_format.to_videocrafter(net), tmp_path / "videocrafter.safetensors")
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=two_levels(**shape))
     pipeline.save_pretrained(tmp_path / "wide")
@@ -154,35 +154,35 @@ def test_the_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp
     assert model.temporal.frame_rate and model.schedule.settings["signal_scale"] == 0.3
 
 
-# --- what does not fit
+# --- layers that do not fit
 
 
-def test_layers_for_a_network_of_other_widths(sd_folder, tmp_path):
+def test_temporal_layers_for_other_widths_are_refused(sd_folder, tmp_path):
     adapter(block_out_channels=(8, 16, 16)).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"blocks 8, 16, 16 wide, and this is an image network with blocks 8, 16 wide"):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
-def test_layers_for_a_network_of_other_depth(sd_folder, tmp_path):
+def test_temporal_layers_of_another_depth_are_refused(sd_folder, tmp_path):
     adapter(motion_layers_per_block=2).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"do not fit this image network.*are not known"):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
-def test_layers_for_a_network_that_reads_other_tokens(make_sd, sd_folder, adapter_folder, tmp_path):
+def test_temporal_layers_for_tokens_of_another_width_load_with_a_warning(make_sd, sd_folder, adapter_folder, tmp_path):
     folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
     make_sd(reads=48).save_pretrained(tmp_path / "other")
     with pytest.warns(InputWarning, match="they fit, but may not move it well"):
         load(tmp_path / "other", motion=folder)
 
 
-def test_layers_for_a_network_with_transformers_elsewhere(sdxl_folder, sd_folder, adapter_folder, tmp_path):
+def test_temporal_layers_for_other_transformers_are_refused(sdxl_folder, sd_folder, adapter_folder, tmp_path):
     folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
     with pytest.raises(InputError, match=r"do not fit this image network.*are missing"):
         load(sdxl_folder, motion=folder)
 
 
-def test_a_pipelines_own_scheduler_that_says_otherwise(sd_folder, adapter_folder):
+def test_replaced_noise_schedule_of_a_pipeline_is_warned_of(sd_folder, adapter_folder):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     with pytest.warns(InputWarning, match="beta_schedule=scaled_linear.*trained with beta_schedule=linear"):
         load(pipeline, motion=adapter_folder)
@@ -190,13 +190,13 @@ def test_a_pipelines_own_scheduler_that_says_otherwise(sd_folder, adapter_folder
     load(pipeline, motion=adapter_folder)
 
 
-def test_pias_layers_are_refused(sd_folder, tmp_path):
+def test_motion_modules_of_pia_are_refused(sd_folder, tmp_path):
     adapter(conv_in_channels=9).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match="^these are PIA"):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
-def test_what_has_no_layers_along_time(sd_folder, tmp_path):
+def test_sources_without_temporal_layers_are_refused(sd_folder, tmp_path):
     with pytest.raises(InputError, match="has no temporal layers: expected the folder of a motion adapter"):
         load(sd_folder, motion=sd_folder)
     save_file({"decoder.weight": torch.ones(2)}, tmp_path / "vae.safetensors")
@@ -204,7 +204,7 @@ def test_what_has_no_layers_along_time(sd_folder, tmp_path):
         load(sd_folder, motion=tmp_path / "vae.safetensors")
 
 
-def test_motion_modules_are_no_model(tmp_path):
+def test_motion_modules_alone_are_no_model(tmp_path):
     save_file(released(adapter().state_dict()), tmp_path / "mm.safetensors")
     with pytest.raises(InputError, match="pass this as motion="):
         load(tmp_path / "mm.safetensors")
@@ -222,7 +222,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
-def test_a_motion_lora(sd_folder, adapter_folder, tmp_path, name: str):
+def test_motion_lora_equals_merged_weights(sd_folder, adapter_folder, tmp_path, name: str):
     down, up = torch.randn(2, 8), torch.randn(8, 2)
     ends = ("A", "B") if "lora_" in name else ("down", "up")
     save_file(
@@ -232,27 +232,27 @@ def test_a_motion_lora(sd_folder, adapter_folder, tmp_path, name: str):
     by_hand = load(sd_folder, motion=adapter_folder, dtype="float32")
     layer = by_hand.net.temporal.get_submodule("after.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
     layer.weight += 0.5 * up @ down
-    assert off(look(model), look(by_hand)) < 1e-5
+    assert off(denoise(model), denoise(by_hand)) < 1e-5
     with pytest.raises(InputError, match="temporal has LoRAs on it"):
         save(model, tmp_path / "saved")
 
 
-def test_a_motion_lora_without_layers_along_time(sd_folder, tmp_path):
+def test_motion_lora_without_a_motion_module_is_refused(sd_folder, tmp_path):
     save_file({NAMES["diffusers"].format(end): torch.ones(2, 2) for end in "AB"}, tmp_path / "pan.safetensors")
     with pytest.raises(InputError, match="It is for a motion module: load the model with that motion module"):
         load(sd_folder, lora=tmp_path / "pan.safetensors")
 
 
-def test_a_lora_for_pictures_beside_layers_along_time(sd_folder, adapter_folder, tmp_path):
+def test_domain_lora_with_a_motion_module(sd_folder, adapter_folder, tmp_path):
     """As AnimateDiff's domain adapter: a LoRA of the image network, by the names of its first release."""
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{}.weight"
     weights = {name.format("down"): torch.randn(2, 8), name.format("up"): torch.randn(8, 2)}
     torch.save({"state_dict": weights}, tmp_path / "domain.ckpt")
     model = load(sd_folder, motion=adapter_folder, lora=tmp_path / "domain.ckpt", dtype="float32")
-    assert off(look(model), look(load(sd_folder, motion=adapter_folder, dtype="float32"))) > 1e-3
+    assert off(denoise(model), denoise(load(sd_folder, motion=adapter_folder, dtype="float32"))) > 1e-3
 
 
-def test_parts_of_a_live_modelscope_pipeline_share_their_weights(sd_folder):
+def test_components_of_a_live_modelscope_pipeline_share_its_weights(sd_folder):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=modelscope())
     opened = components.components_from_pipeline(pipeline)

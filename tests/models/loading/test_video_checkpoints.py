@@ -1,4 +1,4 @@
-"""Whole video models from released files and from folders, and back."""
+"""Video models from released files and folders, and their conversion back."""
 
 import json
 from collections.abc import Callable
@@ -18,12 +18,11 @@ from kineograph.models.conditioning import image_encoder, resampler
 from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import vidrd as vidrd_layout
-from kineograph.models.loading import save as conversion
+from kineograph.models.formats import vidrd as vidrd_format
 from kineograph.models.loading import video_checkpoints
 from kineograph.models.loading.components import Components
 from kineograph.models.loading.load import load
-from kineograph.models.loading.save import save
+from kineograph.models.loading.save import checkpoint_to_folder, folder_to_videocrafter, save
 from kineograph.models.schedule import Schedule
 
 RESAMPLER = ResamplerConfig(reads=24, width=32, gives=32, tokens=16, depth=2, heads=2, head_width=8)
@@ -39,19 +38,21 @@ def vision() -> CLIPVisionModelWithProjection:
     ).eval()  # fmt: skip
 
 
-def parts(folder: Path, *, shown: bool = False, **temporal) -> Components:
+def components(folder: Path, *, images: bool = False, **temporal) -> Components:
     """A tiny VideoCrafter with the VAE and text encoder of a folder."""
-    around, unet = StableDiffusionPipeline.from_pretrained(folder), two_levels()
+    pipeline, unet = StableDiffusionPipeline.from_pretrained(folder), two_levels()
     reader = None
-    if shown:
+    if images:
         resampler.add_resampler(unet, RESAMPLER)
         reader = ImageEncoder(
             shaken(vision()), image_encoder.LAST, image_encoder.stretch_to_square, empty_color=image_encoder.GREY
         )
-    around.text_encoder.config.hidden_act = "gelu"
-    text = TextEncoder(around.tokenizer, CLIPTextModel(around.text_encoder.config).eval())
+    pipeline.text_encoder.config.hidden_act = "gelu"
+    text = TextEncoder(pipeline.tokenizer, CLIPTextModel(pipeline.text_encoder.config).eval())
     net = videocrafter(shaken(unet), **temporal)
-    return Components(unet, around.vae, (text,), video_checkpoints.VIDEOCRAFTER_SCHEDULER, False, reader, net.temporal)
+    return Components(
+        unet, pipeline.vae, (text,), video_checkpoints.VIDEOCRAFTER_SCHEDULER, False, reader, net.temporal
+    )
 
 
 @dataclass
@@ -82,18 +83,18 @@ def release(folder: Path, made: Components, **more: Tensor) -> Release:
 
 @pytest.fixture(scope="module")
 def text_to_video(tmp_path_factory, sd_folder) -> Release:
-    return release(tmp_path_factory.mktemp("t2v"), parts(sd_folder, frame_rate=True))
+    return release(tmp_path_factory.mktemp("t2v"), components(sd_folder, frame_rate=True))
 
 
 @pytest.fixture(scope="module")
 def image_to_video(tmp_path_factory, sd_folder) -> Release:
     return release(
-        tmp_path_factory.mktemp("i2v"), parts(sd_folder, shown=True, frame_rate=True, convolution=True),
+        tmp_path_factory.mktemp("i2v"), components(sd_folder, images=True, frame_rate=True, convolution=True),
         scale_arr=torch.linspace(1, 0.7, 1400), **{"embedder.mean": torch.zeros(3)},
     )  # fmt: skip
 
 
-def look(model, **told) -> Tensor:
+def denoise(model, **told) -> Tensor:
     z = torch.randn(1, 4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     return model.bind(model.prompt(["a fish"], fps=8), **told)(z, 3.0)
 
@@ -101,14 +102,14 @@ def look(model, **told) -> Tensor:
 # --- released files
 
 
-def test_a_file_is_a_video_model(text_to_video):
+def test_released_file_is_a_video_model(text_to_video):
     model = load(text_to_video.file, config=text_to_video.config, dtype="float32")
     assert model.temporal.frame_rate and model.temporal.num_frames == 8
     assert model.temporal.layer_after("conv_in").heads == 2 and model.temporal.sampler == "euler-ancestral"
     assert model.schedule.settings["signal_scale"] == 0.3, "as the model of this kind was trained"
 
 
-def test_the_networks_beside_it_are_read_as_diffusers_and_openclip_write_them(text_to_video, tmp_path):
+def test_vae_and_text_encoder_equal_those_of_diffusers_and_openclip(text_to_video, tmp_path):
     """diffusers' converter is the oracle for the VAE."""
     model = load(text_to_video.file, config=text_to_video.config, dtype="float32")
     beside = {name: each for name, each in text_to_video.tensors.items() if name.startswith("first_stage_model.")}
@@ -119,7 +120,7 @@ def test_the_networks_beside_it_are_read_as_diffusers_and_openclip_write_them(te
     assert torch.allclose(model.text_encoders[0].network(ids).last_hidden_state, open_clip.text(ids, 2), atol=1e-5)
 
 
-def test_an_image_to_video_file_reads_pictures(image_to_video):
+def test_image_encoder_of_an_image_to_video_file(image_to_video):
     model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
     assert model.schedule.settings["signal_scale"] == 0.7, "as the file says"
     reader = model.image_encoder
@@ -136,7 +137,7 @@ def test_an_image_to_video_file_reads_pictures(image_to_video):
 
 
 class OpenCLIP:
-    """Both towers, written here a second time from the released code's layer names."""
+    """Both encoders, written independently from the released code's layer names."""
 
     def __init__(self, weights: dict[str, Tensor], heads: int) -> None:
         self.weights, self.heads = weights, heads
@@ -178,7 +179,7 @@ def test_lightning_and_deepspeed_checkpoints(text_to_video, tmp_path, wrapped: s
     tensors = {prefix + name: each for name, each in text_to_video.tensors.items()}
     torch.save({wrapped: tensors, "epoch": 3}, tmp_path / "model.ckpt")
     model = load(tmp_path / "model.ckpt", config=text_to_video.config, dtype="float32")
-    assert off(look(model), look(load(text_to_video.file, config=text_to_video.config, dtype="float32"))) < 1e-5
+    assert off(denoise(model), denoise(load(text_to_video.file, config=text_to_video.config, dtype="float32"))) < 1e-5
 
 
 TABLE = "model.diffusion_model.input_blocks.1.2.transformer_blocks.0.attn1.relative_position_k.embeddings_table"
@@ -207,13 +208,13 @@ WRONG: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG.keys())
-def test_what_is_wrong_with_a_file_is_named(text_to_video, change: Change, said: str):
+def test_error_names_what_is_wrong_with_a_file(text_to_video, change: Change, said: str):
     with pytest.raises(InputError, match=said):
         load(text_to_video.changed(change), config=text_to_video.config, dtype="float32")
 
 
 @pytest.mark.parametrize(("scale", "terminal"), [(None, 4.7e-3), (0.3, 4.2e-4), (0.7, 2.3e-3)])
-def test_the_signal_falls_to_its_scale_and_stays(scale: float | None, terminal: float):
+def test_signal_scale_falls_over_400_steps_and_stays(scale: float | None, terminal: float):
     """papers.md, 4a, the signal-to-noise ratios of the last timestep."""
     stock = Schedule.from_config(video_checkpoints.VIDEOCRAFTER_SCHEDULER)
     scaled = Schedule.from_config(video_checkpoints.VIDEOCRAFTER_SCHEDULER | {"signal_scale": scale})
@@ -226,14 +227,14 @@ def test_the_signal_falls_to_its_scale_and_stays(scale: float | None, terminal: 
 # --- VidRD
 
 
-def test_a_vidrd_file_takes_the_rest_from_its_image_model(sd_folder, tmp_path):
+def test_vidrd_file_is_completed_from_its_image_model(sd_folder, tmp_path):
     shape = {"block_out_channels": (32, 64), "norm_num_groups": 8}
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=two_levels(**shape))
     pipeline.save_pretrained(tmp_path / "sd")
     net = vidrd(shaken(two_levels(**shape)))
     text = {f"text_encoder.text_model.{name}": each + 1 for name, each in pipeline.text_encoder.state_dict().items()}
-    torch.save({"state_dict": vidrd_layout.to_vidrd(net) | text}, tmp_path / "vidrd.ckpt")
+    torch.save({"state_dict": vidrd_format.to_vidrd(net) | text}, tmp_path / "vidrd.ckpt")
     model = load(tmp_path / "vidrd.ckpt", config=tmp_path / "sd", dtype="float32")
     weights = model.net.state_dict()
     assert all(torch.equal(weights[name], each) for name, each in net.state_dict().items())
@@ -249,40 +250,38 @@ def test_a_vidrd_file_takes_the_rest_from_its_image_model(sd_folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["text_to_video", "image_to_video"])
-def test_a_released_file_through_a_folder_is_the_same_file(kind: str, request, tmp_path):
+def test_released_file_converts_to_a_folder_and_back_bit_for_bit(kind: str, request, tmp_path):
     made: Release = request.getfixturevalue(kind)
-    folder = conversion.checkpoint_to_folder(made.file, tmp_path / "folder", config=made.config)
-    back = load_file(conversion.folder_to_videocrafter(folder, tmp_path / "back.safetensors"))
+    folder = checkpoint_to_folder(made.file, tmp_path / "folder", config=made.config)
+    back = load_file(folder_to_videocrafter(folder, tmp_path / "back.safetensors"))
     assert back.keys() == made.tensors.keys()
     assert all(torch.equal(back[name], each) and back[name].dtype == each.dtype for name, each in made.tensors.items())
-    again = torch.load(conversion.folder_to_videocrafter(folder, tmp_path / "back.ckpt"), weights_only=True)[
-        "state_dict"
-    ]
+    again = torch.load(folder_to_videocrafter(folder, tmp_path / "back.ckpt"), weights_only=True)["state_dict"]
     assert again.keys() == back.keys()
 
 
-def test_a_saved_model_is_the_same_model(image_to_video, tmp_path):
+def test_saved_model_loads_unchanged(image_to_video, tmp_path):
     model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
     again = load(save(model, tmp_path / "saved"), dtype="float32")
     adapter = json.loads((tmp_path / "saved" / "image_adapter" / "config.json").read_text())
     assert (adapter["fit"], adapter["blank"]) == ("squashed", [0.5, 0.5, 0.5]), "as in folders saved before"
     weights = again.net.state_dict()
     assert all(torch.equal(weights[name], each) for name, each in model.net.state_dict().items())
-    picture = torch.rand(1, 3, 20, 30)
-    assert off(look(again), look(model)) < 1e-5
-    assert off(again.image_tokens(picture), model.image_tokens(picture)) < 1e-5
+    image = torch.rand(1, 3, 20, 30)
+    assert off(denoise(again), denoise(model)) < 1e-5
+    assert off(again.image_tokens(image), model.image_tokens(image)) < 1e-5
     assert off(again.image_tokens(None), model.image_tokens(None)) < 1e-5
     assert again.schedule == model.schedule and again.temporal == model.temporal
 
 
-def test_diffusers_opens_the_image_model_of_a_folder(text_to_video):
+def test_diffusers_loads_the_image_model_of_a_saved_folder(text_to_video):
     pipeline = StableDiffusionPipeline.from_pretrained(text_to_video.config)
     assert torch.equal(
         pipeline.unet.conv_in.weight, text_to_video.tensors["model.diffusion_model.input_blocks.0.0.weight"]
     )
 
 
-def test_saving_leaves_nothing_half_written(text_to_video, tmp_path, monkeypatch):
+def test_failed_save_leaves_no_files(text_to_video, tmp_path, monkeypatch):
     model = load(text_to_video.config, dtype="float32")
     monkeypatch.setattr("kineograph.models.loading.video_folder.write_temporal_layers", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -292,7 +291,7 @@ def test_saving_leaves_nothing_half_written(text_to_video, tmp_path, monkeypatch
         save(model, tmp_path)
 
 
-def test_a_folder_with_damaged_layers_along_time(text_to_video, tmp_path):
+def test_saved_folder_with_damaged_temporal_layers_is_refused(text_to_video, tmp_path):
     folder = save(load(text_to_video.config, dtype="float32"), tmp_path / "saved")
     weights = folder / "temporal" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
@@ -306,7 +305,7 @@ def test_a_folder_with_damaged_layers_along_time(text_to_video, tmp_path):
         load(folder)
 
 
-def test_a_folder_with_modelscopes_network(sd_folder, tmp_path, monkeypatch):
+def test_folder_with_the_network_of_modelscope(sd_folder, tmp_path, monkeypatch):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     net = modelscope(cross_attention_dim=32)
     pipeline.save_pretrained(tmp_path / "zeroscope")
@@ -318,7 +317,7 @@ def test_a_folder_with_modelscopes_network(sd_folder, tmp_path, monkeypatch):
     net.save_pretrained(tmp_path / "zeroscope" / "unet", safe_serialization=False)  # as ZeroScope's is
     model = load(tmp_path / "zeroscope", dtype="float32")
     assert model.temporal.layer_after("resnet") and not model.temporal.frame_rate
-    assert off(look(load(save(model, tmp_path / "saved"), dtype="float32")), look(model)) < 1e-5
+    assert off(denoise(load(save(model, tmp_path / "saved"), dtype="float32")), denoise(model)) < 1e-5
 
     asked = []
     monkeypatch.setattr(

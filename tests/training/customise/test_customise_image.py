@@ -1,4 +1,5 @@
-"""An image model learns from a few pictures: the loss, the files it leaves, going on to the bit, what it refuses."""
+# ruff: noqa: F811 (a fixture that comes from another file)
+"""Customisation of an image model: its loss, its files, resuming, photos, words and errors."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ Learn = Callable[..., list[PhaseProgress]]
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures of different shapes."""
+    """Return a folder of three images of different shapes."""
     folder = tmp_path_factory.mktemp("photos")
     for number, size in enumerate([(20, 16), (16, 25), (31, 31)]):
         pixels = np.random.default_rng(number).integers(255, size=(*size, 3), dtype=np.uint8)
@@ -64,13 +65,13 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(sd_folder: Path) -> Model:  # noqa: F811
+def tiny(sd_folder: Path) -> Model:
     return load(sd_folder, device="cpu", dtype="float32")
 
 
 @pytest.fixture
 def learn(tiny: Model, few: Path, tmp_path: Path) -> Learn:
-    """All of a customising of the tiny model, in a folder of this name."""
+    """Return the function that customises the tiny model in a folder of a given name."""
 
     def learn(name: str = "out", **given: object) -> list[PhaseProgress]:
         torch.set_num_threads(1)
@@ -102,7 +103,7 @@ def estimate(model: Model, prompt: str = "a sks dog") -> Tensor:
 
 
 def by_hand(model: Model, batch: batches.CustomisationBatch, seed: int, alphas: Tensor, target: str) -> list[float]:
-    """Each picture's error, by diffusers' own network and the formulas with alpha-bar."""
+    """Return each image's error, by diffusers' own network and the formulas with alpha-bar."""
     errors, count = [], len(batch.x0) // 2
     for number, (x0, t, text) in enumerate(zip(batch.x0[:, 0], batch.timesteps, batch.texts, strict=True)):
         part, sample = divmod(number, count)
@@ -116,7 +117,7 @@ def by_hand(model: Model, batch: batches.CustomisationBatch, seed: int, alphas: 
 
 
 @pytest.mark.parametrize("target", ["epsilon", "v_prediction"])
-def test_the_loss_is_the_papers(sd_folder: Path, few: Path, tmp_path: Path, target: str) -> None:  # noqa: F811
+def test_the_loss_is_dreambooths(sd_folder: Path, few: Path, tmp_path: Path, target: str) -> None:
     model = load(sd_folder, device="cpu", dtype="float32", prediction_type=target)
     chosen = settings(prior_weight=0.7)
     start = prepare_image_customisation(model, few, tmp_path / "out", subject=SUBJECT, settings=chosen)
@@ -147,7 +148,7 @@ def test_without_a_prior_it_is_plain_fine_tuning() -> None:
 def test_without_a_prior_it_trains_as_plain_fine_tuning_does(
     learn: Learn, tiny: Model, few: Path, tmp_path: Path
 ) -> None:
-    """Against ten lines: AdamW on the mean error of the subject's pictures."""
+    """Compare with ten lines: AdamW on the mean error of the subject's images."""
     plain = {"prior_weight": 0.0, "caption_dropout": 0.0}
     assert {each.phase for each in learn(**plain)} == {"encoding", "training"}
     assert not (tmp_path / "out" / "prior").exists()
@@ -168,7 +169,7 @@ def test_without_a_prior_it_trains_as_plain_fine_tuning_does(
         torch.testing.assert_close(value, learns[name].detach(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_loss_does_not_depend_on_how_the_batch_is_shared_out(tiny: Model, few: Path, tmp_path: Path) -> None:
+def test_the_loss_does_not_depend_on_how_the_batch_is_divided(tiny: Model, few: Path, tmp_path: Path) -> None:
     start = prepare_image_customisation(tiny, few, tmp_path / "out", subject=SUBJECT, settings=settings())
     shown = [
         [batches.TrainingSample((torch.randn(1, *tiny.latent_shape(SIDE, SIDE)),), text) for _ in range(3)]
@@ -185,7 +186,7 @@ def test_a_loss_does_not_depend_on_how_the_batch_is_shared_out(tiny: Model, few:
         assert value.item() == pytest.approx(np.mean([part[name].item() for part in parts]), rel=1e-5)
 
 
-def test_every_picture_comes_equally_often() -> None:
+def test_every_image_is_used_equally_often() -> None:
     shown = [[batches.TrainingSample((torch.full((1, 1, 1, 1), float(number)),), str(number)) for number in range(3)]]
     draw = batches.sample_batch_loader(shown, 7, 0.0, lambda rng, count: rng.integers(9, size=count))
     texts = [text for step in range(6) for text in draw(step, range(2 * step, 2 * step + 2)).texts]
@@ -193,18 +194,18 @@ def test_every_picture_comes_equally_often() -> None:
     assert texts != sorted(texts) and len({tuple(texts[first : first + 3]) for first in range(0, 12, 3)}) > 1
 
 
-# -- what it leaves
+# -- results
 
 
-def test_a_lora_is_opened_by_kineograph_and_diffusers(
+def test_a_lora_is_loaded_by_kineograph_and_diffusers(
     learn: Learn,
     tiny: Model,
-    sd_folder: Path,  # noqa: F811
+    sd_folder: Path,
     tmp_path: Path,
 ) -> None:
     before = {name: value.clone() for name, value in tiny.net.state_dict().items()}
     steps = learn(lora={"alpha": 3.0, "layers": "all"}, previews=["a sks dog at sea"])
-    assert equal(before, tiny.net.state_dict()), "the model that was passed stays as it is"
+    assert equal(before, tiny.net.state_dict()), "the given model is not changed"
     assert [(each.phase, each.done, each.total) for each in steps[:2]] == [("prior", 2, 3), ("prior", 3, 3)]
     assert [each.done for each in steps if each.phase == "training"] == [1, 2, 3, 4]
     (file,) = steps[-1].previews
@@ -224,8 +225,8 @@ def test_a_lora_is_opened_by_kineograph_and_diffusers(
     assert (card["name"], card["words"], card["model"]["name"]) == (SUBJECT, ["sks"], tiny.name)
 
 
-def test_what_is_written_is_what_was_trained(learn: Learn, tiny: Model, few: Path, tmp_path: Path) -> None:
-    """Up to half precision, alpha over rank multiplied in."""
+def test_the_file_has_the_trained_weights(learn: Learn, tiny: Model, few: Path, tmp_path: Path) -> None:
+    """They are in half precision, with alpha over rank multiplied in."""
     learn(lora={"alpha": 3.0, "rank": 2})
     start = prepare_image_customisation(
         tiny, few, tmp_path / "x", subject=SUBJECT, settings=settings(lora={"alpha": 3.0, "rank": 2})
@@ -237,7 +238,7 @@ def test_what_is_written_is_what_was_trained(learn: Learn, tiny: Model, few: Pat
     )
 
 
-def test_a_whole_network_is_a_diffusers_folder(learn: Learn, tiny: Model, tmp_path: Path) -> None:
+def test_a_whole_network_is_saved_as_a_diffusers_folder(learn: Learn, tiny: Model, tmp_path: Path) -> None:
     learn(**WHOLE)
     final = tmp_path / "out" / "final"
     ours = load(final, device="cpu", dtype="float32")
@@ -249,7 +250,7 @@ def test_a_whole_network_is_a_diffusers_folder(learn: Learn, tiny: Model, tmp_pa
     assert torch.equal(estimate(load_customised(tiny, final)), estimate(ours))
 
 
-def test_the_text_encoder_learns_too(learn: Learn, tiny: Model, sd_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_text_encoder_is_trained_too(learn: Learn, tiny: Model, sd_folder: Path, tmp_path: Path) -> None:
     learn(**TEXTS)
     final = tmp_path / "out" / "final"
     names = set(load_file(final / "pytorch_lora_weights.safetensors"))
@@ -263,7 +264,7 @@ def test_the_text_encoder_learns_too(learn: Learn, tiny: Model, sd_folder: Path,
     torch.testing.assert_close(estimate(load(theirs)), estimate(now))
 
 
-def test_sdxl_learns_by_a_lora(sdxl_folder: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_sdxl_is_customised_by_a_lora(sdxl_folder: Path, few: Path, tmp_path: Path) -> None:
     model = load(sdxl_folder, device="cpu", dtype="float32")
     list(customise_image(model, few, tmp_path / "out", subject=SUBJECT, settings=settings()))
     theirs = StableDiffusionXLPipeline.from_pretrained(sdxl_folder)
@@ -273,12 +274,12 @@ def test_sdxl_learns_by_a_lora(sdxl_folder: Path, few: Path, tmp_path: Path) -> 
         prepare_image_customisation(model, few, tmp_path / "x", subject=SUBJECT, settings=settings(**TEXTS))
 
 
-# -- going on
+# -- resuming
 
 
 @pytest.mark.parametrize("given", [WHOLE, TEXTS], ids=["whole", "lora"])
-def test_it_goes_on_to_the_bit(learn: Learn, tiny: Model, few: Path, tmp_path: Path, given: dict[str, object]) -> None:
-    """Left in each phase, and with what a kill leaves: no checkpoint of the last step, and a picture too few."""
+def test_resuming_is_bit_exact(learn: Learn, tiny: Model, few: Path, tmp_path: Path, given: dict[str, object]) -> None:
+    """Stop in each phase, and remove what a kill would lose: the last checkpoint, and an image of the prior."""
     learn("whole", **given)
     phases = []
     for leave_at in (1, 3, 10, 9):
@@ -293,7 +294,9 @@ def test_it_goes_on_to_the_bit(learn: Learn, tiny: Model, few: Path, tmp_path: P
     assert equal(one, other)
 
 
-def test_a_kill_changes_nothing(learn: Learn, sd_folder: Path, few: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_killed_customisation_resumes_to_the_same_weights(
+    learn: Learn, sd_folder: Path, few: Path, tmp_path: Path
+) -> None:
     learn("whole")
     process = begin(customise_until_killed, sd_folder, few, tmp_path / "killed", 3)
     process.join()
@@ -304,14 +307,14 @@ def test_a_kill_changes_nothing(learn: Learn, sd_folder: Path, few: Path, tmp_pa
     assert equal(ended(tmp_path / "whole"), ended(tmp_path / "killed"))
 
 
-def test_what_is_finished_is_not_done_again(learn: Learn, tmp_path: Path) -> None:
+def test_finished_steps_are_not_repeated(learn: Learn, tmp_path: Path) -> None:
     learn()
     stamp = (tmp_path / "out" / "final").stat().st_mtime_ns
     assert {each.phase for each in learn()} == {"prior", "encoding"}
     assert (tmp_path / "out" / "final").stat().st_mtime_ns == stamp
 
 
-def test_another_customising_needs_another_folder(learn: Learn, tiny: Model, few: Path, tmp_path: Path) -> None:
+def test_another_customisation_needs_another_folder(learn: Learn, tiny: Model, few: Path, tmp_path: Path) -> None:
     steps = customise_image(tiny, few, tmp_path / "out", subject=SUBJECT, settings=settings())
     next(steps)
     with pytest.raises(InputError, match="is in use by another run"):
@@ -323,11 +326,11 @@ def test_another_customising_needs_another_folder(learn: Learn, tiny: Model, few
     with pytest.raises(InputError, match="prior_weight was 1.0 and is 0.5"):
         learn(prior_weight=0.5)
     more = [*sorted(few.glob("*.png")), np.random.default_rng(9).integers(255, size=(16, 16, 3), dtype=np.uint8)]
-    with pytest.raises(InputError, match="pictures was"):
+    with pytest.raises(InputError, match="images was"):
         list(customise_image(tiny, more, tmp_path / "out", subject=SUBJECT, settings=settings()))
 
 
-def test_the_prior_is_shared_and_depends_on_all_that_draws_it(learn: Learn, tiny: Model, tmp_path: Path) -> None:
+def test_the_prior_is_shared_by_equal_model_and_sampling(learn: Learn, tiny: Model, tmp_path: Path) -> None:
     shared = {"prior_folder": tmp_path / "prior"}
     learn("one", **shared)
     files = sorted((tmp_path / "prior").rglob("*.png"))
@@ -343,10 +346,10 @@ def test_the_prior_is_shared_and_depends_on_all_that_draws_it(learn: Learn, tiny
     assert np.array_equal(seen, again[0]) and not np.array_equal(again[0], again[1])
 
 
-# -- pictures
+# -- photos
 
 
-def test_pictures_are_upright_on_white_and_cut_in_the_middle(tmp_path: Path) -> None:
+def test_photos_are_rotated_put_on_white_and_centre_cropped(tmp_path: Path) -> None:
     turned = Image.fromarray(np.tile(np.arange(40, dtype=np.uint8)[None, :, None], (20, 1, 3)))
     exif = turned.getexif()
     exif[0x0112] = 6  # turned a quarter
@@ -368,7 +371,7 @@ def test_pictures_are_upright_on_white_and_cut_in_the_middle(tmp_path: Path) -> 
     assert np.array_equal(corner, first.pixels[30:40, :10])
 
 
-def test_crops_and_mirror_images_are_views(tiny: Model, few: Path, tmp_path: Path) -> None:
+def test_crops_and_mirror_images(tiny: Model, few: Path, tmp_path: Path) -> None:
     given = settings(crops=3, flips=True)
     start = prepare_image_customisation(tiny, few, tmp_path / "out", subject=SUBJECT, settings=given)
     see = running.kept(tiny, tmp_path / "latents")
@@ -389,19 +392,19 @@ def refused(pictures: object, least: int = 3) -> str:
     return str(raised.value)
 
 
-def test_pictures_that_cannot_teach_are_named(few: Path, tmp_path: Path) -> None:
+def test_unusable_photos_are_named(few: Path, tmp_path: Path) -> None:
     files = sorted(few.glob("*.png"))
-    assert f"{tmp_path} holds no picture, and 3 at least are needed" in refused(tmp_path)
+    assert f"{tmp_path} holds no image, and 3 at least are needed" in refused(tmp_path)
     assert "there is no folder" in refused(tmp_path / "none")
-    assert "there is one picture, and 3 at least are needed" in refused(files[:1])
-    assert "there are 2 different pictures" in refused([*files[:2], files[0]])
+    assert "there is one image, and 3 at least are needed" in refused(files[:1])
+    assert "there are 2 different images" in refused([*files[:2], files[0]])
     assert len(load_photos(files[:1], least=1, side=8)) == 1 and len(load_photos(files[0], least=1, side=8)) == 1
     (tmp_path / "broken.jpg").write_bytes(b"nonsense")
     (tmp_path / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic")
     Image.new("RGB", (30, 7)).save(tmp_path / "tiny.png")
     Image.new("RGB", (30, 30)).save(tmp_path / "black.png")
     said = refused(tmp_path)
-    assert said.startswith("4 of 4 pictures cannot be used. ")
+    assert said.startswith("4 of 4 images cannot be used. ")
     for told in (
         "broken.jpg is no picture",
         "phone.heic is no picture",
@@ -409,7 +412,7 @@ def test_pictures_that_cannot_teach_are_named(few: Path, tmp_path: Path) -> None
         "black.png is all one colour",
     ):
         assert told in said
-    assert "picture 1 is float32 [4, 4, 3]: expected uint8 [h w 3]" in refused([np.zeros((4, 4, 3), np.float32)])
+    assert "image 1 is float32 [4, 4, 3]: expected uint8 [h w 3]" in refused([np.zeros((4, 4, 3), np.float32)])
     (tmp_path / "odd.png").write_bytes(files[0].read_bytes())
     (tmp_path / "odd.txt").write_bytes(b"\xff\xfe\xff")
     assert "odd.txt, the caption of odd.png, cannot be read" in refused(tmp_path)
@@ -428,25 +431,25 @@ def test_a_rare_word_is_chosen() -> None:
     assert subject_words(pocket, "airplane", [one]).prior == ("an airplane",)
     with pytest.warns(InputWarning, match="pocket knows the word 'red' already.* such as 'sks'"):
         subject_words(pocket, "red cat", [one])
-    with pytest.warns(InputWarning, match="pocket has never seen the words dog"):
+    with pytest.warns(InputWarning, match="pocket does not know the words dog"):
         subject_words(pocket, "sks dog", [one])
 
 
-def test_words_that_cannot_be(tiny: Model) -> None:
+def test_invalid_words(tiny: Model) -> None:
     one = load_photo(np.zeros((9, 9, 3), np.uint8))
     for subject, said in ((" ", "the subject is empty"), ("sks", "without its class: say what it is, 'sks dog'")):
         with pytest.raises(InputError, match=said):
             subject_words(tiny, subject, [one])
-    with pytest.raises(InputError, match="the caption of the picture never says 'sks dog'"):
+    with pytest.raises(InputError, match="the caption of the image does not contain 'sks dog'"):
         subject_words(tiny, SUBJECT, [one._replace(caption="a dog")])
     with pytest.raises(InputError, match="the style is called ' style'"):
         style_words(tiny, " style", [one])
-    with pytest.raises(InputError, match="the prompt never says 'sks dog'"):
+    with pytest.raises(InputError, match="the prompt does not contain 'sks dog'"):
         check_prompt_contains(SUBJECT, "a dog surfing")
     check_prompt_contains(SUBJECT, "A  SKS dog surfing")
 
 
-def test_a_style_learns_from_one_picture(tiny: Model, few: Path, tmp_path: Path) -> None:
+def test_a_style_is_learnt_from_one_image(tiny: Model, few: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes((few / "0.png").read_bytes())
     (tmp_path / "photos" / "a.txt").write_text("a fish")
@@ -462,19 +465,17 @@ def test_a_style_learns_from_one_picture(tiny: Model, few: Path, tmp_path: Path)
     named = prepare_image_customisation(
         tiny, tmp_path / "photos", tmp_path / "no", style="ink style", settings=settings()
     )
-    assert named.prior_prompts == [] and named.settings.prior_weight == 0, (
-        "what a caption is without the style, nobody knows"
-    )
+    assert named.prior_prompts == [] and named.settings.prior_weight == 0, "the caption without the style is not known"
     steps = list(running.run_image_customisation(start))
     assert len(steps[-1].previews) == 1 and read_description(tmp_path / "out" / "final")["name"] == "ink style"
     with pytest.warns(InputWarning, match="have no caption beside"):
         assert style_words(tiny, "ink", [load_photo(few / "1.png")]).captions == ("a picture in ink style",)
 
 
-# -- what cannot be
+# -- errors
 
 
-def test_what_cannot_be_customised(tiny: Model, few: Path, learn: Learn, tmp_path: Path) -> None:
+def test_models_that_cannot_be_customised(tiny: Model, few: Path, learn: Learn, tmp_path: Path) -> None:
     def said(model: Model = tiny, **given: object) -> str:
         asked = {"subject": SUBJECT, "settings": settings()} | given
         with pytest.raises(InputError) as raised:
@@ -484,12 +485,12 @@ def test_what_cannot_be_customised(tiny: Model, few: Path, learn: Learn, tmp_pat
 
     assert "expected a subject or a style, got neither" in said(subject=None)
     assert "got both" in said(style="ink")
-    assert "the preview never says 'sks dog'" in said(settings=settings(previews=["a dog"]))
+    assert "the preview does not contain 'sks dog'" in said(settings=settings(previews=["a dog"]))
     assert "multiples of 2 above 0, got 15 x 16" in said(settings=settings(height=15))
     assert "no layer of UNet2DConditionModel has a name that ends in to_nothing" in said(
         settings=settings(lora={"layers": ["to_q", "to_nothing"]})
     )
-    assert "reads 4 channels beside the latents" in said(load(sd(in_channels=8)))
+    assert "has 4 input channels beside the latents" in said(load(sd(in_channels=8)))
     learn()
     assert "has LoRAs on it" in said(load_customised(tiny, tmp_path / "out" / "final"))
     moves = replace(tiny, net=videocrafter_net(two_levels()))
@@ -498,7 +499,7 @@ def test_what_cannot_be_customised(tiny: Model, few: Path, learn: Learn, tmp_pat
         load_customised(tiny, tmp_path)
 
 
-def test_settings_that_suit_the_model(tiny: Model) -> None:
+def test_default_settings(tiny: Model) -> None:
     subject, style = default_settings(tiny, "subject"), default_settings(tiny, "style")
     assert subject.lora is not None and subject.lora.layers == "all" and subject.prior_weight == 1
     assert style.lora is not None and style.lora.layers == "transformers" and style.prior_weight == 1
@@ -514,7 +515,7 @@ def test_settings_that_suit_the_model(tiny: Model) -> None:
         with_changes(subject, {"rank": 2})
 
 
-def test_the_pocket_model_learns(few: Path, tmp_path: Path) -> None:
+def test_the_pocket_model_is_customised(few: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     pocket = load(device="cpu", dtype="float32")
     pictures = [np.random.default_rng(number).integers(255, size=(150, 128, 3), dtype=np.uint8) for number in range(3)]

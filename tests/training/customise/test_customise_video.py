@@ -1,4 +1,4 @@
-"""Still-Moving from pictures to a file: what it leaves, going on to the bit from every phase, what it refuses."""
+"""Still-Moving from images to an adapter file: the result, resuming in every phase, natural videos, and errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from kineograph.training.customise import (
     batches,
     customise_video,
     default_video_settings,
-    inject,
+    inject_customised,
     load_customised_video,
     natural_videos,
     prepare_video_customisation,
@@ -103,10 +103,10 @@ def estimate(model: Model, prompt: str = "a sks dog", frames: int = 3, scale: fl
         return model.bind(model.prompt([prompt]), motion_scale=scale)(x, 5.0)
 
 
-# -- what it leaves
+# -- results
 
 
-def test_one_file_is_left_that_puts_the_subject_into_the_video_model(
+def test_one_file_adds_the_subject_to_the_video_model(
     done: tuple[Path, list[PhaseProgress]], video: Model, waves: Path
 ) -> None:
     output, reached = done
@@ -116,7 +116,7 @@ def test_one_file_is_left_that_puts_the_subject_into_the_video_model(
     assert [file.name for file in drawn] == ["stills.png", "natural.png"] and all(file.is_file() for file in drawn)
     ours = load_customised_video(video, output)
     theirs = opened(waves, adapter=output, motion_adapter=output)
-    plain = inject(video, output / "image" / "final")
+    plain = inject_customised(video, output / "image" / "final")
     assert ours.subject == theirs.subject == SUBJECT and video.subject is None
     torch.testing.assert_close(estimate(ours), estimate(theirs))
     assert (estimate(ours) - estimate(plain)).abs().max() > 1e-3
@@ -126,15 +126,13 @@ def test_one_file_is_left_that_puts_the_subject_into_the_video_model(
     assert {name.partition(".")[0] for name in one} == {"unet", "spatial_adapter"}
 
 
-def test_the_model_that_was_passed_stays_as_it_is(
-    done: tuple[Path, list[PhaseProgress]], video: Model, waves: Path
-) -> None:
+def test_the_given_model_is_not_changed(done: tuple[Path, list[PhaseProgress]], video: Model, waves: Path) -> None:
     assert equal(video.net.state_dict(), opened(waves).net.state_dict())
     assert video.net.spatial_adapter is None and video.net.motion_adapter is None
 
 
-def test_only_adapters_learn(done: tuple[Path, list[PhaseProgress]], video: Model) -> None:
-    """And a model that has a motion adapter keeps it."""
+def test_only_adapters_are_trained(done: tuple[Path, list[PhaseProgress]], video: Model) -> None:
+    """A model that has a motion adapter keeps it."""
     output, reached = done
     kinds = {each.phase: set(each.progress.losses) for each in reached if each.progress}
     assert kinds == {
@@ -145,8 +143,8 @@ def test_only_adapters_learn(done: tuple[Path, list[PhaseProgress]], video: Mode
     assert learns == {"spatial_adapter"}
 
 
-def test_a_motion_adapter_that_is_there_is_used(waves: Path, few: Path, done: tuple[Path, list[PhaseProgress]]) -> None:
-    """And with it comes the same as with one that was trained on the way."""
+def test_an_existing_motion_adapter_is_used(waves: Path, few: Path, done: tuple[Path, list[PhaseProgress]]) -> None:
+    """The result is that of a motion adapter trained in the same run."""
     output, _ = done
     model = opened(waves, motion_adapter=output)
     again = output.parent / "again"
@@ -171,7 +169,7 @@ def test_a_motion_adapter_alone(
 # -- the loss
 
 
-def test_the_loss_is_that_of_stills_at_scale_1_and_natural_videos_at_0(
+def test_the_loss_has_frozen_videos_at_scale_1_and_natural_videos_at_0(
     done: tuple[Path, list[PhaseProgress]], waves: Path
 ) -> None:
     output, _ = done
@@ -194,15 +192,15 @@ def test_the_loss_is_that_of_stills_at_scale_1_and_natural_videos_at_0(
     assert losses["natural"].item() == pytest.approx(0.5 * np.mean(errors[2:]), rel=1e-4)
 
 
-def test_a_frozen_video_is_any_one_frame() -> None:
+def test_every_frame_becomes_a_frozen_video() -> None:
     one = TrainingSample((torch.arange(6.0).view(3, 2, 1, 1),), "a fish")
     views = adapting.freeze_sample(one, 4).views
     assert [view.shape for view in views] == [(4, 2, 1, 1)] * 3
     assert all(torch.equal(view, one.views[0][[k] * 4]) for k, view in enumerate(views))
 
 
-def test_loras_are_added_to_the_weights(video: Model, done: tuple[Path, list[PhaseProgress]]) -> None:
-    plain = inject(video, done[0] / "image" / "final")
+def test_loras_are_merged_into_the_weights(video: Model, done: tuple[Path, list[PhaseProgress]]) -> None:
+    plain = inject_customised(video, done[0] / "image" / "final")
     was = estimate(plain)
     adapting.merge_loras(plain.net.image_unet)
     assert not any(".lora_" in name for name in plain.net.state_dict())
@@ -220,14 +218,14 @@ def test_without_a_motion_adapter_and_without_natural_videos(learn: Learn, tmp_p
     assert not (tmp_path / "out" / "natural").exists()
 
 
-def test_all_weights_trained_leave_a_whole_model(learn: Learn, video: Model, tmp_path: Path) -> None:
+def test_training_all_weights_saves_a_whole_model(learn: Learn, video: Model, tmp_path: Path) -> None:
     reached = learn(spatial=None, natural_weight=0.0)
     assert phases(reached) == PHASES, "natural videos teach the motion adapter"
     model = load_customised_video(video, tmp_path / "out")
     assert model.subject == SUBJECT and model.net.spatial_adapter is None
     again = kg.load(tmp_path / "out" / "whole", device="cpu", dtype="float32")
     assert torch.equal(estimate(model), estimate(again))
-    plain = inject(video, tmp_path / "out" / "image" / "final")
+    plain = inject_customised(video, tmp_path / "out" / "image" / "final")
     moved = [
         name
         for name, weight in plain.net.temporal.state_dict().items()
@@ -237,7 +235,7 @@ def test_all_weights_trained_leave_a_whole_model(learn: Learn, video: Model, tmp
     assert not (tmp_path / "out" / "adapter.safetensors").exists()
 
 
-def test_interleaved_training_is_of_pictures_and_videos_in_turn(video: Model, few: Path, tmp_path: Path) -> None:
+def test_interleaved_training_alternates_images_and_videos(video: Model, few: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     of_image = {"training": {"max_train_steps": 6}, "lora": {"text_rank": 2}}  # of 2 pictures: 2 steps of 2 x 3
     told = with_changes(settings(), {"image": of_image})
@@ -248,19 +246,19 @@ def test_interleaved_training_is_of_pictures_and_videos_in_turn(video: Model, fe
     assert phases(reached) == ["encoding", "natural", "training"]
     seen = {each.done: {*each.progress.losses} for each in reached if each.progress}
     assert seen == {1: {"subject"}, 2: {"natural"}, 3: {"subject"}, 4: {"natural"}}
-    learnt = inject(video, tmp_path / "out" / "final")
+    learnt = inject_customised(video, tmp_path / "out" / "final")
     assert learnt.subject == SUBJECT and learnt.net.spatial_adapter is None
     assert all(each.startswith("unet.") for each in load_file(tmp_path / "out" / "final" / lora.LORA_FILES[0]))
     assert (estimate(learnt) - estimate(video)).abs().max() > 1e-3
 
 
-# -- going on
+# -- resuming
 
 
-def test_it_goes_on_to_the_bit_from_every_phase(
+def test_resuming_in_any_phase_is_bit_exact(
     done: tuple[Path, list[PhaseProgress]], video: Model, few: Path, tmp_path: Path
 ) -> None:
-    """Left in each phase once, after its first yield."""
+    """Stop in each phase once, after its first yield."""
     torch.set_num_threads(1)
     for phase in PHASES:
         steps = customise_video(video, few, tmp_path / "parts", subject=SUBJECT, settings=settings())
@@ -273,7 +271,7 @@ def test_it_goes_on_to_the_bit_from_every_phase(
 
 
 @pytest.mark.parametrize(("phase", "at"), [("natural", 1), ("spatial_adapter", 2)])
-def test_a_kill_changes_nothing(
+def test_a_killed_customisation_resumes_to_the_same_result(
     done: tuple[Path, list[PhaseProgress]], waves: Path, learn: Learn, few: Path, tmp_path: Path, phase: str, at: int
 ) -> None:
     process = begin(customise_until_killed, waves, few, tmp_path / "killed", phase, at)
@@ -284,7 +282,7 @@ def test_a_kill_changes_nothing(
     assert equal(load_file(done[0] / "adapter.safetensors"), load_file(tmp_path / "killed" / "adapter.safetensors"))
 
 
-def test_what_is_finished_is_not_done_again(
+def test_finished_phases_are_not_repeated(
     done: tuple[Path, list[PhaseProgress]], video: Model, few: Path, tmp_path: Path
 ) -> None:
     output, _ = done
@@ -299,7 +297,7 @@ def test_what_is_finished_is_not_done_again(
 # -- natural videos
 
 
-def test_natural_videos_may_be_given(learn: Learn, video: Model, few: Path, tmp_path: Path) -> None:
+def test_natural_videos_from_a_folder(learn: Learn, video: Model, few: Path, tmp_path: Path) -> None:
     films = tmp_path / "films"
     for number in range(2):
         frames = np.random.default_rng(number).integers(255, size=(6, 24, 32, 3), dtype=np.uint8)
@@ -309,7 +307,7 @@ def test_natural_videos_may_be_given(learn: Learn, video: Model, few: Path, tmp_
     (films / "broken.txt").write_text("nothing")
     given = settings(natural_videos=4)
     wanted = natural_videos.prepare_natural_videos(video, given, films)
-    with pytest.warns(InputWarning, match="passed over 1 natural videos: .*broken.mp4"):
+    with pytest.warns(InputWarning, match="skipped 1 natural videos: .*broken.mp4"):
         seen = [*natural_videos.natural_samples(wanted, tmp_path / "natural")]
     assert {each.caption for each in seen} == {"film 0", "film 1"} and len(seen) == 4
     assert all(each.views[0].shape == (3, *video.latent_shape(16, 16)) for each in seen)
@@ -323,7 +321,7 @@ def test_natural_videos_may_be_given(learn: Learn, video: Model, few: Path, tmp_
         natural_videos.prepare_natural_videos(video, given, few)
 
 
-def test_drawn_ones_are_kept_and_shared(video: Model, tmp_path: Path) -> None:
+def test_generated_natural_videos_are_saved_and_shared(video: Model, tmp_path: Path) -> None:
     wanted = natural_videos.prepare_natural_videos(video, settings(natural_folder=tmp_path / "shared"), None)
     first = [*natural_videos.natural_samples(wanted, tmp_path / "one")]
     files = sorted((tmp_path / "shared").rglob("*.safetensors"))
@@ -340,7 +338,7 @@ def test_drawn_ones_are_kept_and_shared(video: Model, tmp_path: Path) -> None:
     assert len(list((tmp_path / "shared").iterdir())) == 2
 
 
-def test_prompts_are_in_words_that_the_model_knows() -> None:
+def test_default_prompts_use_words_that_the_model_knows() -> None:
     pocket = kg.load("pocket-video", device="cpu")
     for said in (
         prompts.natural_video_prompts(pocket, 40),
@@ -354,7 +352,7 @@ def test_prompts_are_in_words_that_the_model_knows() -> None:
     assert prompts.still_prompts(kg.load(sd()), style, 2) == ["a cat in sea style", "a house in the snow in sea style"]
 
 
-def test_a_styles_pictures_and_prior_are_told_words_for_motion(video: Model, few: Path, tmp_path: Path) -> None:
+def test_a_styles_images_and_prior_have_captions_with_motions(video: Model, few: Path, tmp_path: Path) -> None:
     shown = shutil.copytree(few, tmp_path / "photos")
     for file in sorted(shown.iterdir()):
         file.with_suffix(".txt").write_text("a fish in the sea")
@@ -374,7 +372,7 @@ def test_a_styles_pictures_and_prior_are_told_words_for_motion(video: Model, few
     assert [caption for _, caption in subject.image.captioned] == ["a sks cat"] * len(subject.image.photos)
 
 
-# -- what it refuses
+# -- errors
 
 
 def refused(video: Model, few: Path, **given: object) -> str:
@@ -385,30 +383,32 @@ def refused(video: Model, few: Path, **given: object) -> str:
     return str(raised.value)
 
 
-def test_what_cannot_be_customised_is_said_before_anything_is_written(
+def test_errors_come_before_anything_is_written(
     video: Model, waves: Path, few: Path, done: tuple[Path, list[PhaseProgress]], tmp_path: Path
 ) -> None:
     assert "is an image model without temporal layers" in refused(kg.load(sd()), few)
-    assert "there is one picture, and 3 at least" in refused(video, [few / "0.png"])  # type: ignore[arg-type]
-    assert "holds no picture" in refused(video, tmp_path)
+    assert "there is one image, and 3 at least" in refused(video, [few / "0.png"])  # type: ignore[arg-type]
+    assert "holds no image" in refused(video, tmp_path)
     assert "expected a subject or a style, got both" in refused(video, few, style="sea")
     assert "is customised already, to 'sks dog'" in refused(load_customised_video(video, done[0]), few)
-    assert "the prompt of a still never says 'sks dog'" in refused(video, few, settings=settings(prompts=["a dog"]))
-    assert "the preview never says 'sks dog'" in refused(video, few, settings=settings(previews=["a dog"]))
-    assert "waves is a video model: image is for" in refused(video, few, image=video)
+    assert "the prompt of a still does not contain 'sks dog'" in refused(
+        video, few, settings=settings(prompts=["a dog"])
+    )
+    assert "the preview does not contain 'sks dog'" in refused(video, few, settings=settings(previews=["a dog"]))
+    assert "waves is a video model: image_model is for" in refused(video, few, image_model=video)
     other = kg.load(sd(), device="cpu", dtype="float32")
     torch.nn.init.normal_(other.net.image_unet.conv_in.weight)
-    assert "is not that of" in refused(video, few, image=other)
+    assert "is not that of" in refused(video, few, image_model=other)
 
 
-def test_the_image_model_brings_its_noise_schedule(video: Model) -> None:
+def test_the_image_model_keeps_its_noise_schedule(video: Model) -> None:
     image = kg.load(sd(), device="cpu", dtype="float32", prediction_type="v_prediction")
     found = video_model.underlying_image_model(video, image)
     assert found.schedule is image.schedule and found.temporal is None
     assert found.net.image_unet is video.net.image_unet
 
 
-def test_settings_suit_the_model() -> None:
+def test_default_video_settings() -> None:
     pocket = kg.load("pocket-video", device="cpu")
     subject, style = default_video_settings(pocket, "subject"), default_video_settings(pocket, "style")
     assert subject.image.prior_weight == style.image.prior_weight == 1.0

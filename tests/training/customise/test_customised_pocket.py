@@ -1,4 +1,4 @@
-"""A customised subject goes with all else: the pocket video model, with what a customising may have left."""
+"""A customised pocket video model together with LoRAs, control maps, clips and VideoElevator."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FEW = {"num_inference_steps": 2, "seed": 3, "num_frames": 2, "guidance_scale": 3
 
 
 def random_lora(video: Model, seed: int) -> dict[str, torch.Tensor]:
-    """As if something had been learnt, with the ranks and layers that are usual."""
+    """Return a LoRA of random weights with the default ranks and layers."""
     chosen = with_changes(default_video_settings(video, "subject").image, {"training": {"seed": seed}})
     begun = networks.trainable_copy(underlying_image_model(video), chosen)
     torch.manual_seed(seed)

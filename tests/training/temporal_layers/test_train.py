@@ -1,3 +1,4 @@
+# ruff: noqa: F811 (a fixture that comes from another file)
 """`kineograph train`: videos and images in stages, resumed after a kill, its data, its estimate and its errors."""
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tell(sd_folder: Path, data: Path, tmp_path: Path) -> Tell:  # noqa: F811
+def tell(sd_folder: Path, data: Path, tmp_path: Path) -> Tell:
     """Settings of a tiny training in an empty folder; the first argument names it."""
 
     def tell(name: str = "out", **given: object) -> VideoTrainingSettings:

@@ -1,3 +1,4 @@
+# ruff: noqa: F811 (a fixture that comes from another file)
 """Models that can be trained: video models, image-to-video models and SDXL."""
 
 from __future__ import annotations
@@ -90,9 +91,7 @@ def test_a_video_model_keeps_its_temporal_layers(video_folder: Path, data: Path,
         prepare_training(told(video_folder, data, tmp_path / "out"))
 
 
-def test_an_image_to_video_model_gets_the_first_frame(
-    animator_folder: Path, data: Path, tmp_path: Path
-) -> None:
+def test_an_image_to_video_model_gets_the_first_frame(animator_folder: Path, data: Path, tmp_path: Path) -> None:
     trains = {"layers": None, "trained": ["*_ip.*", "temporal.*"], "caption_dropout": 0.5, "stages": ONE}
     start, batch = first_batch(told(animator_folder, data, tmp_path / "out", **trains))
     assert batch.first is not None and batch.first.shape == (2, 3, 16, 16) and batch.first.dtype == torch.uint8
@@ -132,7 +131,7 @@ def test_the_image_projection_can_be_trained(animator_folder: Path, data: Path, 
     assert any("encoder_hid_proj" in name for name in touched(start, shown))
 
 
-def test_sdxl_is_conditioned_on_size_and_frame_rate(sdxl_folder: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_sdxl_is_conditioned_on_size_and_frame_rate(sdxl_folder: Path, data: Path, tmp_path: Path) -> None:
     settings = told(sdxl_folder, data, tmp_path / "out", stages=ONE, caption_dropout=0.0)
     start, batch = first_batch(settings)
     said = start.model.prompt(["film 0"], size=(16, 16), fps=5.0)

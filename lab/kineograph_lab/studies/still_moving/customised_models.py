@@ -25,6 +25,7 @@ from kineograph.training.customise import (
     VideoCustomisationSettings,
     customise_video,
     default_video_settings,
+    inject_customised,
     load_customised_video,
     train_interleaved,
     with_changes,

@@ -64,7 +64,7 @@ def _generate_unguided(model: Model, steps: int, cases: Sequence[Case]) -> list[
 def generate_with_control(model: Model, case: Case, kind: str, *, steps: int, scale: float) -> Frames:
     """Generate the video of a case, with control maps of this kind rendered from its shot."""
     with TemporaryDirectory() as folder:
-        maps = Video(render_control_maps(kind, case.shot), FPS).save(Path(folder) / "maps")
+        maps = Video(render_shot_maps(kind, case.shot), FPS).save(Path(folder) / "maps")
         return generate(
             model, case.prompt, control={f"{kind}-map": maps}, num_inference_steps=steps, guidance_scale=scale,
             seed=case.seed,
@@ -93,7 +93,7 @@ def ground_truths(shot: Shot) -> list[GroundTruth]:
     return [ground_truth(shot, time, fps=FPS) for time in frame_times(FRAMES, FPS)]
 
 
-def render_control_maps(kind: str, shot: Shot) -> Frames:
+def render_shot_maps(kind: str, shot: Shot) -> Frames:
     """Render the control maps of a shot's clip."""
     return np.stack([CONTROL_MAPS[kind](*pair) for pair in zip(render_shot(shot), ground_truths(shot), strict=True)])
 

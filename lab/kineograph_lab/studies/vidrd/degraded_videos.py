@@ -36,7 +36,7 @@ def blur(frames: Frames, degree: float, seed: int) -> Frames:
     return np.stack([np.asarray(Image.fromarray(frame).filter(gaussian)) for frame in frames])
 
 
-def add_noise(frames: Frames, degree: float, seed: int) -> Frames:
+def add_pixel_noise(frames: Frames, degree: float, seed: int) -> Frames:
     """Add Gaussian noise of `degree` grey levels to each frame."""
     noise = np.random.default_rng(seed).normal(0, degree, frames.shape)
     return (frames + noise).round().clip(0, 255).astype(np.uint8)
@@ -58,7 +58,7 @@ def shuffle_frames(frames: Frames, degree: float, seed: int) -> Frames:
 
 DEGRADATIONS: Mapping[str, tuple[Degradation, tuple[float, ...]]] = {
     "blur": (blur, (0, 2, 4, 8)),
-    "noise": (add_noise, (0, 16, 32, 64)),
+    "noise": (add_pixel_noise, (0, 16, 32, 64)),
     "frozen frames": (freeze_frames, (0, 0.25, 0.5, 1)),
     "shuffled frames": (shuffle_frames, (0, 0.25, 0.5, 1)),
 }
