@@ -47,6 +47,9 @@ from kineograph.training.customise import image_model as running
 from kineograph.training.customise.image_data import Crop, crop_photo, load_photo, random_crops
 from kineograph.training.customise.prompts import knows_word, style_words, subject_words
 from kineograph.training.gradients import sample_seed
+from kineograph.training.optimisers import copy_weights
+from kineograph.training.temporal_layers.batches import timestep_sampler
+from kineograph.training.temporal_layers.latent_cache import cached_latent_encoder
 
 WHOLE: dict[str, object] = {"lora": None}
 TEXTS: dict[str, object] = {"lora": {"text_rank": 2}}
@@ -105,7 +108,7 @@ def estimate(model: Model, prompt: str = "a sks dog") -> Tensor:
 def by_hand(model: Model, batch: batches.CustomisationBatch, seed: int, alphas: Tensor, target: str) -> list[float]:
     """Return each image's error, by diffusers' own network and the formulas with alpha-bar."""
     errors, count = [], len(batch.x0) // 2
-    for number, (x0, t, text) in enumerate(zip(batch.x0[:, 0], batch.timesteps, batch.texts, strict=True)):
+    for number, (x0, t, text) in enumerate(zip(batch.x0[:, 0], batch.timesteps, batch.prompts, strict=True)):
         part, sample = divmod(number, count)
         eps = noise.independent(seed + sample, [part], (1, *x0.shape))[0, 0]
         a, b = alphas[t].sqrt(), (1 - alphas[t]).sqrt()
@@ -153,18 +156,20 @@ def test_without_a_prior_it_trains_as_plain_fine_tuning_does(
     assert {each.phase for each in learn(**plain)} == {"encoding", "training"}
     assert not (tmp_path / "out" / "prior").exists()
     start = prepare_image_customisation(tiny, few, tmp_path / "by-hand", subject=SUBJECT, settings=settings(**plain))
-    see = running.kept(tiny, tmp_path / "out" / "latents")
+    see = cached_latent_encoder(tiny, tmp_path / "out" / "latents")
     shown = [running.encode_photo(start, see, each, "a sks dog") for each in start.photos]
-    draw = batches.sample_batch_loader([shown], 0, 0.0, running.leveller("uniform", tiny.schedule))
+    draw = batches.sample_batch_loader([shown], 0, 0.0, timestep_sampler("uniform", tiny.schedule))
     learns = {name: weight for name, weight in start.networks.named_parameters() if weight.requires_grad}
-    way, told = torch.optim.AdamW(learns.values(), lr=0.01), tiny.prompt(["a sks dog"])
+    optimiser, condition = torch.optim.AdamW(learns.values(), lr=0.01), tiny.prompt(["a sks dog"])
     for step in range(4):
         batch = draw(step, range(2 * step, 2 * step + 2))
         eps = noise.independent(sample_seed(0, 2 * step), [0], (2, *batch.x0.shape[2:]))
-        videocrafter.loss(start.networks.unet, tiny.schedule, told, batch.x0, eps, batch.timesteps).mean().backward()
+        videocrafter.loss(
+            start.networks.unet, tiny.schedule, condition, batch.x0, eps, batch.timesteps
+        ).mean().backward()
         torch.nn.utils.clip_grad_norm_(learns.values(), 1.0)
-        way.step()
-        way.zero_grad()
+        optimiser.step()
+        optimiser.zero_grad()
     for name, value in ended(tmp_path / "out").items():
         torch.testing.assert_close(value, learns[name].detach(), rtol=1e-3, atol=1e-4)
 
@@ -175,7 +180,7 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_divided(tiny: Model, few: 
         [batches.TrainingSample((torch.randn(1, *tiny.latent_shape(SIDE, SIDE)),), text) for _ in range(3)]
         for text in ("a sks dog", "a dog")
     ]
-    levels = running.leveller("uniform", tiny.schedule)
+    levels = timestep_sampler("uniform", tiny.schedule)
     draw = batches.sample_batch_loader(shown, 0, 0.3, levels)
     loss = batches.dreambooth_loss(
         tiny, start.settings, batches.precomputed_conditions(tiny, ["", "a sks dog", "a dog"], (SIDE, SIDE))
@@ -189,7 +194,7 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_divided(tiny: Model, few: 
 def test_every_image_is_used_equally_often() -> None:
     shown = [[batches.TrainingSample((torch.full((1, 1, 1, 1), float(number)),), str(number)) for number in range(3)]]
     draw = batches.sample_batch_loader(shown, 7, 0.0, lambda rng, count: rng.integers(9, size=count))
-    texts = [text for step in range(6) for text in draw(step, range(2 * step, 2 * step + 2)).texts]
+    texts = [text for step in range(6) for text in draw(step, range(2 * step, 2 * step + 2)).prompts]
     assert all(sorted(texts[first : first + 3]) == ["0", "1", "2"] for first in range(0, 12, 3))
     assert texts != sorted(texts) and len({tuple(texts[first : first + 3]) for first in range(0, 12, 3)}) > 1
 
@@ -231,7 +236,7 @@ def test_the_file_has_the_trained_weights(learn: Learn, tiny: Model, few: Path, 
     start = prepare_image_customisation(
         tiny, few, tmp_path / "x", subject=SUBJECT, settings=settings(lora={"alpha": 3.0, "rank": 2})
     )
-    running.take(start.networks, ended(tmp_path / "out"))
+    copy_weights(start.networks, ended(tmp_path / "out"))
     trained = estimate(networks.model_with(tiny, start.networks))
     torch.testing.assert_close(
         estimate(load_customised(tiny, tmp_path / "out" / "final")), trained, rtol=1e-2, atol=1e-2
@@ -374,7 +379,7 @@ def test_photos_are_rotated_put_on_white_and_centre_cropped(tmp_path: Path) -> N
 def test_crops_and_mirror_images(tiny: Model, few: Path, tmp_path: Path) -> None:
     given = settings(crops=3, flips=True)
     start = prepare_image_customisation(tiny, few, tmp_path / "out", subject=SUBJECT, settings=given)
-    see = running.kept(tiny, tmp_path / "latents")
+    see = cached_latent_encoder(tiny, tmp_path / "latents")
     shown = running.encode_photo(start, see, start.photos[1], "a sks dog")
     assert len(shown.views) == 6 and not any(torch.equal(shown.views[0], each) for each in shown.views[1:])
     assert len(list((tmp_path / "latents").rglob("*.safetensors"))) == 6
@@ -405,13 +410,13 @@ def test_unusable_photos_are_named(few: Path, tmp_path: Path) -> None:
     Image.new("RGB", (30, 30)).save(tmp_path / "black.png")
     said = refused(tmp_path)
     assert said.startswith("4 of 4 images cannot be used. ")
-    for told in (
+    for message in (
         "broken.jpg is no picture",
         "phone.heic is no picture",
         "tiny.png is 30 x 7 pixels, too small: expected 8 x 8 at least",
         "black.png is all one colour",
     ):
-        assert told in said
+        assert message in said
     assert "image 1 is float32 [4, 4, 3]: expected uint8 [h w 3]" in refused([np.zeros((4, 4, 3), np.float32)])
     (tmp_path / "odd.png").write_bytes(files[0].read_bytes())
     (tmp_path / "odd.txt").write_bytes(b"\xff\xfe\xff")

@@ -19,8 +19,7 @@ from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.methods import dreambooth, still_moving, videocrafter
 from kineograph.models import schedule
-from kineograph.models.conditioning import text_encoder
-from kineograph.models.conditioning.text_encoder import TextEncoder
+from kineograph.models.conditioning.text_encoder import TextEncoder, encode_text
 from kineograph.models.model import VIDEO_MODEL_FPS, Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet.video_unet import VideoUNet
@@ -106,7 +105,7 @@ def trained_conditions(model: Model) -> EncodePrompts:
     def encode(net: nn.Module, prompts: Sequence[str]) -> Condition:
         assert isinstance(net, TrainedNetworks) and net.text is not None, "it is trained"
         with lock:
-            return Condition(text_encoder.encode(TextEncoder(model.text_encoders[0].tokenizer, net.text), prompts))
+            return Condition(encode_text(TextEncoder(model.text_encoders[0].tokenizer, net.text), prompts))
 
     return encode
 
@@ -122,8 +121,8 @@ def dreambooth_loss(
         x0 = batch.x0
         fresh = noise.independent(seed, range(parts), (len(x0) // parts, *x0.shape[2:]))
 
-        def errors(condition: Condition, x0: Latents, noise: Latents, timesteps: Tensor) -> Float[Tensor, " n"]:
-            error = videocrafter.loss(networks.unet, model.schedule, condition, x0, noise, timesteps)
+        def errors(condition: Condition, x0: Latents, eps: Latents, timesteps: Tensor) -> Float[Tensor, " n"]:
+            error = videocrafter.loss(networks.unet, model.schedule, condition, x0, eps, timesteps)
             return weights_of(model.schedule, timesteps) * error
 
         return dreambooth.loss(
