@@ -130,9 +130,9 @@ def generate(
         "none" with a control video.
     sampler: "ddim", "dpmpp-2m", "euler-ancestral" (which is DDIM with eta 1) or "lcm"; the model's own unless given.
     chunk_size: frames computed at once; memory grows with it.
-    control: {kind: path of a video}: inputs of ControlNets, each of a kind that the model was loaded with. Maps are made
-        from the video's frames; a kind with "-map" behind it, as "depth-map", has a video of maps.
-    annotators: {kind: folder or repository} of the network that makes the maps of "depth" or "pose", if not the default.
+    control: {kind: path of a video}: inputs of ControlNets, each of a kind that the model was loaded with. Maps are
+        made from the video's frames; a kind with "-map" behind it, as "depth-map", has a video of maps.
+    annotators: {kind: folder or repository} of the network that makes the maps of "depth" or "pose", if not the usual.
     controlnet_conditioning_scale: weight of the controls.
     control_guidance_start, control_guidance_end: range of the controls, in parts of the timesteps: 0 is noise, 1 clean.
     smooth_background: strength of background smoothing while the camera moves; the paper's is 0.6, 0 turns it off.
@@ -141,7 +141,8 @@ def generate(
         least; the number it was trained on and a quarter of it unless given.
     motion_scale: scale of a video model's motion adapter (Still-Moving): 0 for the model's motion, 1 for none, below 0
         for more.
-    video_model: a second model, which adds motion to the first model's estimates (VideoElevator); elevation: its options.
+    video_model: a second model, which adds motion to the first model's estimates (VideoElevator).
+    elevation: options of VideoElevator.
     clips: number of clips of `num_frames` each (VidRD); then: prompts of the second and later clips, the last of which
         stays; reuse: options for how a clip continues the previous one.
     keep_clips: a folder for finished clips: the same call continues from the last of them.
@@ -221,7 +222,8 @@ def animate(
         IP-Adapter. Any video model can be used when the first frame is pinned.
     image: path of an image of any size; for the first frame it is center-cropped to the video's aspect ratio.
     image_scale: weight of the image beside the text.
-    first_frame: "shown", the image is a condition of the model, as in the paper; or "pinned", it is the first frame too.
+    first_frame: "shown", the image is a condition of the model, as in the paper; or "pinned", it is the first
+        frame as well.
     All else is as for `generate`.
 
     Raises ValueError (InputError is one) for invalid arguments, an unreadable image, or a model that takes no images.
