@@ -11,7 +11,7 @@ from kineograph.methods import still_moving, videocrafter
 from kineograph.models.loading.load import load
 from kineograph.models.temporal.adapters import MOTION_ADAPTER
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
-from kineograph_lab.bench.text2video_zero import save_stand_in
+from kineograph_lab.bench.text2video_zero import save_random_pipeline
 from kineograph_lab.world.world import render_clip
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -20,7 +20,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stand-in")
-    save_stand_in(folder, channels=32, side=8, text_layers=1)
+    save_random_pipeline(folder, channels=32, side=8, text_layers=1)
     return load(folder, dtype="float32")
 
 

@@ -190,11 +190,11 @@ def test_masks_may_come_from_rembg_and_its_absence_is_an_error(model, monkeypatc
 ALONE = """
 import json, sys
 import kineograph as kg
-from kineograph_lab.bench.memory import peak
+from kineograph_lab.bench.memory import peak_memory
 model = kg.load(device="cpu")
 for path in sys.argv[1:]:  # the shorter one first: a process never forgets its peak
     video = kg.generate(model, "a red fish", control={"pose-map": path}, num_inference_steps=1, seed=1)
-    print(json.dumps([len(video), peak()]))
+    print(json.dumps([len(video), peak_memory()]))
 """
 
 

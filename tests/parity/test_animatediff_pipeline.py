@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from kineograph_lab.bench import animatediff, training
-from kineograph_lab.bench.text2video_zero import save_stand_in
+from kineograph_lab.bench.text2video_zero import save_random_pipeline
 
 pytestmark = pytest.mark.parity
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs warns of what it will change
 def test_the_same_video_comes_out(tmp_path: Path):
-    save_stand_in(tmp_path, channels=32, side=8, text_layers=1)
+    save_random_pipeline(tmp_path, channels=32, side=8, text_layers=1)
     ours, theirs = (side(tmp_path, "float32")(5, 4) for side in animatediff.SIDES.values())
     assert ours.shape == theirs.shape == (5, 64, 64, 3)
     assert np.abs(ours.astype(int) - theirs).max() <= 1
@@ -21,8 +21,8 @@ def test_the_same_video_comes_out(tmp_path: Path):
 
 
 def test_training_comes_to_the_same(tmp_path: Path):
-    save_stand_in(tmp_path, channels=32, side=8, text_layers=1)
+    save_random_pipeline(tmp_path, channels=32, side=8, text_layers=1)
     ours, theirs = (side(tmp_path, "float32")(3, 4) for side in training.SIDES.values())
-    untrained = training.ours(tmp_path, "float32")
+    untrained = training.SIDES["ours"](tmp_path, "float32")
     assert np.abs(ours.astype(int) - theirs).max() <= 1
     assert np.abs(untrained(3, 1).astype(int) - ours).mean() > 0.01

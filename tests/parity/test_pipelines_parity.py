@@ -1,4 +1,4 @@
-"""Guided and editing modes with one frame, against diffusers' own pipelines for one picture."""
+"""ControlNet and InstructPix2Pix with one frame equal diffusers' image pipelines."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ from kineograph.request import Request, make_controls
 from kineograph.samplers import ddim, euler_ancestral, final_latents
 from kineograph.sigmas import leading
 
-pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]  # the peers' own, about safety checkers
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore")]  # diffusers' warnings about safety checkers
 PROMPT, NEGATIVE, STEPS, SCALE, IMAGE_SCALE = "a red fish", "blurry", 5, 7.5, 1.5
 
 
@@ -30,8 +30,8 @@ def noise() -> torch.Tensor:
     return torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
 
 
-def start_of(z: torch.Tensor, sigma: float) -> torch.Tensor:
-    """The pipelines take pure noise for z at their first timestep."""
+def initial_latents(z: torch.Tensor, sigma: float) -> torch.Tensor:
+    """Return the latents for noise that the pipelines take as scaled latents of their first timestep."""
     return (z * (1 + sigma**2) ** 0.5)[:, None]
 
 
@@ -40,20 +40,20 @@ def controlnet(pipe) -> ControlNetModel:
     net = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(4, 8)).eval()
     for name, weight in net.named_parameters():
         if name.startswith("controlnet_"):
-            torch.nn.init.normal_(weight, std=0.1)  # they begin at zero, and would change nothing
+            torch.nn.init.normal_(weight, std=0.1)  # which are zero before training
     return net
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @torch.no_grad()
-def test_the_guided_mode_with_one_frame_is_the_controlnet_pipeline(count):
+def test_controlnet_with_one_frame_equals_the_controlnet_pipeline(count):
     base = sd()
     nets = [controlnet(base) for _ in range(count)]
-    pictures = [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(k)) for k in range(count)]
+    images = [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(k)) for k in range(count)]
     pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=nets if count > 1 else nets[0])
     window = {"control_guidance_start": 0.2, "control_guidance_end": 0.9}
     theirs = pipe(
-        PROMPT, image=pictures if count > 1 else pictures[0], negative_prompt=NEGATIVE, num_inference_steps=STEPS,
+        PROMPT, image=images if count > 1 else images[0], negative_prompt=NEGATIVE, num_inference_steps=STEPS,
         guidance_scale=SCALE, latents=noise(), output_type="latent", controlnet_conditioning_scale=[0.7] * count
         if count > 1 else 0.7, **{k: [v] * count if count > 1 else v for k, v in window.items()},
     ).images  # fmt: skip
@@ -61,17 +61,17 @@ def test_the_guided_mode_with_one_frame_is_the_controlnet_pipeline(count):
     model = kg.load(base, controlnet={str(k): net for k, net in enumerate(nets)})
     sigmas = leading(model.schedule.sigmas, STEPS, last=model.schedule.sigmas[0])
 
-    def bound(text):
-        told = model.prompt([text])
+    def bind(text):
+        cond = model.prompt([text])
         ours = [model.control(str(k)) for k in range(count)]
-        added = [
-            bind_controlnet(net, told, net.embed(picture), frame_attention=first, scale=0.7, start=0.2, end=0.9)
-            for net, picture in zip(ours, pictures, strict=True)
+        residuals = [
+            bind_controlnet(net, cond, net.embed(image), frame_attention=first, scale=0.7, start=0.2, end=0.9)
+            for net, image in zip(ours, images, strict=True)
         ]
-        return model.bind(kg.Condition(told.tokens, residuals=sum_residuals(*added)), frame_attention=first)
+        return model.bind(kg.Condition(cond.tokens, residuals=sum_residuals(*residuals)), frame_attention=first)
 
     x = final_latents(
-        ddim(classifier_free_guidance(bound(PROMPT), bound(NEGATIVE), SCALE), start_of(noise(), sigmas[0]), sigmas)
+        ddim(classifier_free_guidance(bind(PROMPT), bind(NEGATIVE), SCALE), initial_latents(noise(), sigmas[0]), sigmas)
     )
     z = x[:, 0] / (1 + sigmas[-1] ** 2) ** 0.5
     assert theirs.std() > 0.1
@@ -80,14 +80,14 @@ def test_the_guided_mode_with_one_frame_is_the_controlnet_pipeline(count):
 
 @pytest.mark.parametrize("image_scale", [IMAGE_SCALE, 1.0])
 @torch.no_grad()
-def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_path, image_scale):
+def test_editing_with_one_frame_equals_the_instruct_pix2pix_pipeline(tmp_path, image_scale):
     base = sd(in_channels=8)
     base.scheduler = EulerAncestralDiscreteScheduler.from_config(base.scheduler.config, timestep_spacing="leading")
     pipe = StableDiffusionInstructPix2PixPipeline(**base.components, requires_safety_checker=False)
-    picture = (torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(5)) * 255).byte().numpy()
-    path = Video(picture[None]).save(tmp_path / "in.png")
+    image = (torch.rand(16, 16, 3, generator=torch.Generator().manual_seed(5)) * 255).byte().numpy()
+    path = Video(image[None]).save(tmp_path / "in.png")
     theirs = pipe(
-        PROMPT, image=Video(picture[None]).pil[0], negative_prompt=NEGATIVE, num_inference_steps=STEPS,
+        PROMPT, image=Video(image[None]).pil[0], negative_prompt=NEGATIVE, num_inference_steps=STEPS,
         guidance_scale=SCALE, image_guidance_scale=image_scale, latents=noise(), output_type="latent",
         generator=torch.Generator().manual_seed(6),
     ).images  # fmt: skip
@@ -103,17 +103,17 @@ def test_the_editing_mode_with_one_frame_is_the_instruct_pix2pix_pipeline(tmp_pa
         sampler="ddim",
         method="text2video-zero",
     )
-    shown = encode_input(model, plan, 8)
+    image_latents = encode_input(model, plan, 8)
     sigmas = leading(model.schedule.sigmas, STEPS)
-    said, nothing = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
-    looks = [
-        model.bind(kg.Condition(told, channels=channels), frame_attention=first)
-        for told, channels in ((said, shown), (nothing, shown), (nothing, 0 * shown))
+    cond, uncond = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
+    denoisers = [
+        model.bind(kg.Condition(tokens, channels=channels), frame_attention=first)
+        for tokens, channels in ((cond, image_latents), (uncond, image_latents), (uncond, 0 * image_latents))
     ]
-    draws = torch.Generator().manual_seed(6)
-    sampler = euler_ancestral(lambda level: torch.randn(1, 1, 4, 8, 8, generator=draws))
+    generator = torch.Generator().manual_seed(6)
+    sampler = euler_ancestral(lambda sigma: torch.randn(1, 1, 4, 8, 8, generator=generator))
     x = final_latents(
-        sampler(text_and_image_guidance(*looks, SCALE, image_scale), start_of(noise(), sigmas[0]), sigmas)
+        sampler(text_and_image_guidance(*denoisers, SCALE, image_scale), initial_latents(noise(), sigmas[0]), sigmas)
     )
     assert theirs.std() > 0.1
     torch.testing.assert_close(x[:, 0], theirs, rtol=1e-3, atol=1e-3)
@@ -124,7 +124,7 @@ def kg_request(path):
 
 
 @torch.no_grad()
-def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
+def test_bind_controls_equals_the_controlnet_times_its_scale(tmp_path):
     base = sd()
     model = kg.load(base, controlnet=controlnet(base))
     frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()
@@ -139,11 +139,11 @@ def test_the_front_door_binds_what_the_walk_above_binds(tmp_path):
         sampler="ddim",
         method="text2video-zero",
     )
-    told = bind_controls(model, request, plan)(model.prompt([PROMPT]))
+    cond = bind_controls(model, request, plan)(model.prompt([PROMPT]))
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")
-    cues = net.embed(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
-    skips, middle = net(z, t, told, cues, frame_attention=first)
-    got_skips, got_middle = told.residuals(z, t, range(3), None)
+    maps = net.embed(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
+    skips, middle = net(z, t, cond, maps, frame_attention=first)
+    got_skips, got_middle = cond.residuals(z, t, range(3), None)
     torch.testing.assert_close(got_middle, 0.5 * middle)
     torch.testing.assert_close(got_skips, [0.5 * skip for skip in skips])

@@ -9,7 +9,7 @@ from tiny_metrics import decoded, noise
 from kineograph.metrics.extractors import load_extractor
 from kineograph_lab.judge.metrics import judge_metric, parse_prompt
 from kineograph_lab.judge.networks import load_judge
-from kineograph_lab.studies.vidrd.degradations import DAMAGES, distances, frozen, shuffled
+from kineograph_lab.studies.vidrd.degraded_videos import DEGRADATIONS, freeze_frames, fvd_of_degraded, shuffle_frames
 from kineograph_lab.world.captions import caption_clip
 from kineograph_lab.world.world import Shot, Subject, render_clip, sample_shots
 
@@ -26,8 +26,8 @@ def test_judge_features_and_classes():
 def test_distances_rise_with_damage_on_a_few_clips():
     extractor, films = load_extractor("pocket"), [render_clip(shot) for shot in islice(sample_shots(7), 4)]
     for name in ("blur", "frozen frames"):
-        damage, degrees = DAMAGES[name]
-        found = distances(extractor, films, films, damage, (degrees[0], degrees[-2], degrees[-1]))
+        degrade, degrees = DEGRADATIONS[name]
+        found = fvd_of_degraded(extractor, films, films, degrade, (degrees[0], degrees[-2], degrees[-1]))
         assert found[0] == pytest.approx(0, abs=1e-6 * found[-1])
         assert found[0] < found[1] < found[2], name
 
@@ -41,22 +41,22 @@ def world():
 
 @pytest.mark.claims
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", DAMAGES)
+@pytest.mark.parametrize("name", DEGRADATIONS)
 def test_fvd_rises_with_damage(world, name):
     extractor, (real, others) = load_extractor("pocket"), world
-    damage, degrees = DAMAGES[name]
-    found = distances(extractor, real, others, damage, degrees)
+    degrade, degrees = DEGRADATIONS[name]
+    found = fvd_of_degraded(extractor, real, others, degrade, degrees)
     print(name, dict(zip(degrees, found, strict=True)))
     assert found == sorted(found) and found[-1] > 1.3 * found[0]
 
 
 def test_damage_at_degrees_0_and_1():
     frames = noise(0, 8)
-    for damage, degrees in DAMAGES.values():
-        assert np.array_equal(damage(frames, degrees[0], 3), frames)
-        assert damage(frames, degrees[-1], 3).shape == frames.shape
-    assert np.array_equal(frozen(frames, 1, 0), np.repeat(frames[:1], 8, axis=0))
-    whole = shuffled(frames, 1, 0)
+    for degrade, degrees in DEGRADATIONS.values():
+        assert np.array_equal(degrade(frames, degrees[0], 3), frames)
+        assert degrade(frames, degrees[-1], 3).shape == frames.shape
+    assert np.array_equal(freeze_frames(frames, 1, 0), np.repeat(frames[:1], 8, axis=0))
+    whole = shuffle_frames(frames, 1, 0)
     assert sorted(frame.tobytes() for frame in whole) == sorted(frame.tobytes() for frame in frames)
     assert not any(np.array_equal(*pair) for pair in zip(whole, frames, strict=True))
 

@@ -9,9 +9,11 @@ from kineograph_lab.studies.frame_metrics import JudgedFrames
 from kineograph_lab.world.world import render, sample_shots
 
 
-def judged(things, colours=None, scenes=None):
-    count = len(things)
-    return JudgedFrames(things, colours or ["red"] * count, scenes or ["sea"] * count, ["flat"] * count, np.eye(count))
+def judged(subjects, colours=None, scenes=None):
+    count = len(subjects)
+    return JudgedFrames(
+        subjects, colours or ["red"] * count, scenes or ["sea"] * count, ["flat"] * count, np.eye(count)
+    )
 
 
 def panned(speed: float, frames: int = 5, noise: float = 6.0):
@@ -46,9 +48,11 @@ def test_background_difference_ignores_motion():
 
 
 def test_prompt_agreement_and_identity_are_shares_of_frames():
-    asked = dict(frame_metrics.prompt_agreement(judged(["cat", "cat", "dog"]), thing="cat", colour="red", scene="snow"))
-    assert asked == {"thing": pytest.approx(2 / 3), "colour": 1, "scene": 0, "first right": 1}
-    kept_up = dict(frame_metrics.identity_consistency(judged(["cat", "cat", "dog"])))
-    assert kept_up == {"same thing": 0.5, "same colour": 1, "always the same": 0, "individual": 0}
+    agreement = dict(
+        frame_metrics.prompt_agreement(judged(["cat", "cat", "dog"]), subject="cat", colour="red", scene="snow")
+    )
+    assert agreement == {"thing": pytest.approx(2 / 3), "colour": 1, "scene": 0, "first right": 1}
+    consistency = dict(frame_metrics.identity_consistency(judged(["cat", "cat", "dog"])))
+    assert consistency == {"same thing": 0.5, "same colour": 1, "always the same": 0, "individual": 0}
     assert dict(frame_metrics.identity_consistency(judged(["cat"] * 3)))["always the same"] == 1
     assert dict(frame_metrics.clip_score(np.array([0.2, 0.4]))) == {"text": pytest.approx(30)}

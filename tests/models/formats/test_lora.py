@@ -29,14 +29,14 @@ Deltas = dict[str, tuple[Tensor, Tensor]]
 
 
 def deltas(network: nn.Module, paths: list[str], rank: int = RANK) -> Deltas:
-    """Random down and up matrices for these layers."""
-    draw = torch.Generator().manual_seed(len(paths))
-    made = {}
+    """Return random down and up matrices for these layers."""
+    generator = torch.Generator().manual_seed(len(paths))
+    random = {}
     for path in paths:
         out, *rest = network.get_submodule(path).weight.shape
-        down = torch.randn(rank, *rest, generator=draw)
-        made[path] = down, torch.randn(out, rank, *[1] * (len(rest) - 1), generator=draw)
-    return made
+        down = torch.randn(rank, *rest, generator=generator)
+        random[path] = down, torch.randn(out, rank, *[1] * (len(rest) - 1), generator=generator)
+    return random
 
 
 def kohya(prefix: str, layers: Deltas, alpha: float) -> dict[str, Tensor]:
@@ -53,7 +53,7 @@ def spelled(prefix: str, layers: Deltas, down_name: str, up_name: str) -> dict[s
 
 
 def merged(network: nn.Module, layers: Deltas, scale: float) -> dict[str, Tensor]:
-    """The weights with the LoRA added to them: W + scale * up @ down, of convolutions seen as matrices."""
+    """Return the weights merged with the LoRA: W + scale * up @ down, convolutions as matrices."""
     state = {name: value.clone() for name, value in network.state_dict().items()}
     for path, (down, up) in layers.items():
         state[f"{path}.weight"] += scale * (up.flatten(1) @ down.flatten(1)).view_as(state[f"{path}.weight"])
@@ -61,7 +61,7 @@ def merged(network: nn.Module, layers: Deltas, scale: float) -> dict[str, Tensor
 
 
 def estimate(pipeline) -> Tensor:
-    """What the network draws when the text encoder reads a prompt: all that a LoRA can change."""
+    """Return the denoised output for a prompt, which every layer that a LoRA can change contributes to."""
     model = load(pipeline)
     with torch.no_grad():
         x = torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -69,7 +69,7 @@ def estimate(pipeline) -> Tensor:
 
 
 def check(make: Callable, path, scale: float, parts: dict[str, Deltas], factor: float) -> None:
-    """The LoRA in the file, at this scale, is the merged network."""
+    """Assert that the LoRA in the file, at this scale, equals the merged network."""
     expected, adapted = make(), make()
     for part, layers in parts.items():
         network = getattr(expected, part)
@@ -120,7 +120,7 @@ def test_layouts_of_diffusers_before_peft(make_sd, parts, tmp_path):
 
 
 def test_file_saved_by_diffusers(make_sd, tmp_path):
-    """With its settings in the header: one alpha for all but one layer, and the square root of the rank."""
+    """The settings are in the header: one alpha for all but one layer, rank-stabilised."""
     trained = make_sd()
     paths = UNET[:3]
     config = LoraConfig(
@@ -158,7 +158,7 @@ def test_ranks_that_differ_between_layers(make_sd, sd_pipeline, tmp_path):
 
 
 def test_sdxl_by_the_names_of_the_original_code(sdxl_pipeline, tmp_path):
-    """kohya's scripts train SDXL on its own code; the names here are those of two levels with one resnet each."""
+    """kohya's scripts use these names for SDXL; here for two blocks with one ResNet block each."""
     names = {
         "input_blocks_3_1_transformer_blocks_0_attn2_to_k": IN_SDXL,
         "input_blocks_1_0_in_layers_2": "down_blocks.0.resnets.0.conv1",

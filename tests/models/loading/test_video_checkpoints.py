@@ -41,17 +41,17 @@ def vision() -> CLIPVisionModelWithProjection:
 def components(folder: Path, *, images: bool = False, **temporal) -> Components:
     """A tiny VideoCrafter with the VAE and text encoder of a folder."""
     pipeline, unet = StableDiffusionPipeline.from_pretrained(folder), two_levels()
-    reader = None
+    encoder = None
     if images:
         resampler.add_resampler(unet, RESAMPLER)
-        reader = ImageEncoder(
+        encoder = ImageEncoder(
             shaken(vision()), image_encoder.LAST, image_encoder.stretch_to_square, empty_color=image_encoder.GREY
         )
     pipeline.text_encoder.config.hidden_act = "gelu"
     text = TextEncoder(pipeline.tokenizer, CLIPTextModel(pipeline.text_encoder.config).eval())
     net = videocrafter(shaken(unet), **temporal)
     return Components(
-        unet, pipeline.vae, (text,), video_checkpoints.VIDEOCRAFTER_SCHEDULER, False, reader, net.temporal
+        unet, pipeline.vae, (text,), video_checkpoints.VIDEOCRAFTER_SCHEDULER, False, encoder, net.temporal
     )
 
 

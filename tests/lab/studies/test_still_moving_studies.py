@@ -1,4 +1,4 @@
-"""The studies of Still-Moving: unseen items are what they say, and a whole study runs by the front doors."""
+"""Still-Moving's studies: unseen items, and whole studies by the library's own functions."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ from kineograph.methods.still_moving import attach
 from kineograph.metrics import optical_flow
 from kineograph.metrics.distances import mean
 from kineograph.models.loading.load import load
-from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.temporal.adapters import MOTION_ADAPTER
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import default_video_settings, inject, with_changes
+from kineograph_lab.models import SPACE_TIME
 from kineograph_lab.recipe.video.temporal_layers import SPACE_TIME_CONFIG as LUMIERE
 from kineograph_lab.studies import report, reproduce
-from kineograph_lab.studies.judges import pocket_witnesses
+from kineograph_lab.studies.judges import load_pocket_judges
 from kineograph_lab.studies.protocol import FIRST_SEED, moving_cases
-from kineograph_lab.studies.still_moving import baselines, customised_models, motion_scales, space_time
+from kineograph_lab.studies.still_moving import baselines, customised_models, motion_scales
 from kineograph_lab.studies.still_moving.items import (
     MOVING,
-    cases,
+    content,
+    content_and_motion,
+    customisation_cases,
     held_out_case,
     item_of,
     items,
-    moving,
-    photos,
-    plain,
+    write_reference_images,
 )
-from kineograph_lab.studies.study import part, records
+from kineograph_lab.studies.study import run_study, summarise_study
 from kineograph_lab.world import unseen, world
 from kineograph_lab.world.unseen import UNSEEN_STYLES
 from kineograph_lab.world.unseen_subjects import UNSEEN_SUBJECTS
@@ -63,7 +63,7 @@ def plain_video():
 
 @pytest.fixture(scope="module")
 def video():
-    """A tiny video model of the witnesses' size, with a motion adapter that knows nothing yet."""
+    """A tiny video model of the judges' image size, with an untrained motion adapter."""
     torch.manual_seed(0)
     levels = {"block_out_channels": (4,) * 4, "layers_per_block": 1, "norm_num_groups": 2, "latent_channels": 4}
     pipeline = sd()
@@ -78,8 +78,8 @@ def video():
 
 
 @pytest.fixture(scope="module")
-def witnesses():
-    return pocket_witnesses()
+def judges():
+    return load_pocket_judges()
 
 
 @pytest.fixture(autouse=True)
@@ -90,36 +90,39 @@ def _short_videos_and_trainings(monkeypatch, tmp_path):
     monkeypatch.setattr(customised_models, "SHARES", (0.5, 0.9))
     monkeypatch.setattr(
         customised_models,
-        "usual_video",
+        "default_video_settings",
         lambda video, kind: with_changes(default_video_settings(video, kind), ONE_STEP),
     )
 
 
-def test_there_are_five_of_each_kind_with_ten_prompts_of_all_motions(plain_video):
+def test_items_are_five_of_each_kind_with_ten_prompts_of_all_motions(plain_video):
     assert [item.kind for item in items()] == ["subject", "style"] * 5
-    every = cases(1000)
-    assert len(every) == 100 == len({case.prompt for case in every}) and cases(12) == every[:12]
+    every = customisation_cases(1000)
+    assert len(every) == 100 == len({case.prompt for case in every}) and customisation_cases(12) == every[:12]
     for item in items():
         own = [case for case in every if item_of(case) is item]
         assert [case.motion for case in own] == list(MOVING) and len({case.scene for case in own}) == len(world.SCENES)
-        assert all(item.called in case.prompt for case in own) and item_of(held_out_case(item)) is item
+        assert all(item.phrase in case.prompt for case in own) and item_of(held_out_case(item)) is item
         assert held_out_case(item).prompt not in {case.prompt for case in own}
         if item.kind == "style":
-            assert not {case.thing for case in own} & {still.shot.things[0].kind for still in item.stills}
+            assert not {case.subject for case in own} & {reference.shot.things[0].kind for reference in item.references}
     assert [case.seed for case in every] == [FIRST_SEED + number for number in range(100)]
     plain_video.prompt([case.prompt for case in every])
-    assert not {word for case in every for word in plain_video.unknown_words(moving(case))}
+    assert not {word for case in every for word in plain_video.unknown_words(content_and_motion(case))}
 
 
-def test_a_case_is_told_with_and_without_what_is_new():
-    subject, style = cases(1000)[20], cases(1000)[10]
-    assert subject.prompt.replace("sks ", "") == moving(subject)
-    assert style.prompt == f"{moving(style)} in neon style"
-    assert moving(subject).startswith("a fish moving to the left ") and plain(subject) == "a fish in the desert"
+def test_case_captions_with_and_without_the_customised_word():
+    subject, style = customisation_cases(1000)[20], customisation_cases(1000)[10]
+    assert subject.prompt.replace("sks ", "") == content_and_motion(subject)
+    assert style.prompt == f"{content_and_motion(style)} in neon style"
+    assert (
+        content_and_motion(subject).startswith("a fish moving to the left ")
+        and content(subject) == "a fish in the desert"
+    )
 
 
-def test_unseen_things_and_styles_are_unlike_the_worlds_and_move_as_its_things_do():
-    shot = cases(1)[0].shot
+def test_unseen_subjects_and_styles_differ_from_the_worlds_and_move_alike():
+    shot = customisation_cases(1)[0].shot
     seen = [world.render(shot), *(unseen.unseen_subject_renderer(name)(shot, 0.0) for name in UNSEEN_SUBJECTS)]
     seen += [unseen.unseen_style_renderer(name)(shot, 0.0) for name in UNSEEN_STYLES]
     assert all(each.shape == (128, 128, 3) and each.dtype == np.uint8 for each in seen)
@@ -135,102 +138,105 @@ def test_unseen_things_and_styles_are_unlike_the_worlds_and_move_as_its_things_d
     )
 
 
-def test_the_judge_sees_how_unseen_things_move(witnesses):
-    turned = [cases(1000)[10 * k + 3 * k % 10] for k in range(0, 10, 2)]
+def test_judge_classifies_the_motion_of_unseen_subjects(judges):
+    turned = [customisation_cases(1000)[10 * k + 3 * k % 10] for k in range(0, 10, 2)]
     right = [
-        witnesses.move(unseen.render_unseen_clip(item_of(case).render, case.shot)) == case.motion for case in turned
+        judges.classify_motion(unseen.render_unseen_clip(item_of(case).render, case.shot)) == case.motion
+        for case in turned
     ]
     assert np.mean(right) > 0.7
 
 
-def test_photos_are_what_a_user_would_have(tmp_path):
+def test_reference_images_are_written_with_a_styles_captions(tmp_path):
     subject, style = items()[:2]
-    assert sorted(each.name for each in photos(subject, tmp_path / "a").iterdir()) == [f"{k}.png" for k in range(5)]
-    texts = sorted(photos(style, tmp_path / "b").glob("*.txt"))
-    assert [each.read_text() for each in texts] == [still.caption for still in style.stills]
+    assert sorted(each.name for each in write_reference_images(subject, tmp_path / "a").iterdir()) == [
+        f"{k}.png" for k in range(5)
+    ]
+    texts = sorted(write_reference_images(style, tmp_path / "b").glob("*.txt"))
+    assert [each.read_text() for each in texts] == [reference.caption for reference in style.references]
 
 
-def test_the_table_by_the_front_doors(video, witnesses, tmp_path):
-    study = baselines.studied(video, witnesses, 1, 1)
-    made = {record["arm"]: record for record in records(study, tmp_path, STAMP)}
-    assert list(made) == list(study.arms)
+def test_customisation_study(video, judges, tmp_path):
+    study = baselines.customisation_study(video, judges, 1, 1)
+    records = {record["arm"]: record for record in run_study(study, tmp_path, STAMP)}
+    assert list(records) == list(study.arms)
     home = tmp_path / "runs" / "tiny" / "owl"
     assert {each.name for each in home.iterdir()} == {"photos", "ours", "interleaved", "interpolation.json"}
     assert (home / "ours" / "adapter.safetensors").is_file() and study.name == "still-moving-tiny"
     assert json.loads((home / "interpolation.json").read_text())["share"] in (0.5, 0.9)
-    true = made[baselines.RENDERING]
-    assert all(true["CLIP-I"] > record["CLIP-I"] + 10 for arm, record in made.items() if arm != baselines.RENDERING)
+    true = records[baselines.RENDERING]
+    assert all(true["CLIP-I"] > record["CLIP-I"] + 10 for arm, record in records.items() if arm != baselines.RENDERING)
     assert true["individual"] > 0.5 and "CLIP-I, styles" not in true and true["CLIP-I, subjects"] == true["CLIP-I"]
-    told = part(study, [*made.values()], tmp_path)
-    assert {tuple(cells) for cells in told.table.values()} == {tuple(study.arms)}
-    assert len(told.claims) == 8 and math.isnan(told.table["share of the customised weights"]["ours"].value)
+    summary = summarise_study(study, [*records.values()], tmp_path)
+    assert {tuple(cells) for cells in summary.table.values()} == {tuple(study.arms)}
+    assert len(summary.claims) == 8 and math.isnan(summary.table["share of the customised weights"]["ours"].value)
 
 
-def test_the_ablations_share_the_image_network_of_a_style(video, witnesses, tmp_path):
-    study = baselines.ablated(video, witnesses, 1, 1)
+def test_customisation_ablation_shares_the_image_network(video, judges, tmp_path):
+    study = baselines.customisation_ablation(video, judges, 1, 1)
     assert list(study.arms) == ["ours", "no motion adapter", "all weights learn", "no natural videos", "video model"]
     few = {name: study.arms[name] for name in ("no motion adapter", "all weights learn")}
-    made = list(records(study._replace(cases=cases(11)[10:], arms=few), tmp_path, STAMP))
-    assert all({"CLIP-I, styles", "moved, styles"} <= set(record) for record in made)
+    records = list(run_study(study._replace(cases=customisation_cases(11)[10:], arms=few), tmp_path, STAMP))
+    assert all({"CLIP-I, styles", "moved, styles"} <= set(record) for record in records)
     home = tmp_path / "runs" / "tiny" / "neon"
     ours, other = (home / name / "image" / "final" for name in ("ours", "no-motion-adapter"))
     assert all(file.read_bytes() == (other / file.name).read_bytes() for file in ours.iterdir())
     whole = load(home / "all-weights-learn" / "whole", dtype="float32")
     assert whole.net.motion_adapter is None
-    read = [model.prompt([cases(11)[10].prompt]).tokens for model in (whole, inject(video, ours), video)]
+    read = [model.prompt([customisation_cases(11)[10].prompt]).tokens for model in (whole, inject(video, ours), video)]
     assert torch.allclose(read[0], read[1], atol=1e-5) and not torch.equal(read[0], read[2])
 
 
-def test_the_scale_of_motion(video, witnesses, tmp_path):
-    study = motion_scales.studied(video, witnesses, 2, 1)
+def test_motion_scale_study(video, judges, tmp_path):
+    study = motion_scales.motion_scale_study(video, judges, 2, 1)
     assert [case.prompt for case in study.cases] == [case.prompt for case in moving_cases(2)]
-    made = list(records(study, tmp_path, STAMP))
-    moved = {record["arm"]: record["moved"] for record in made}
+    records = list(run_study(study, tmp_path, STAMP))
+    moved = {record["arm"]: record["moved"] for record in records}
     assert list(moved) == [f"scale {scale:g}" for scale in motion_scales.SCALES]
-    assert len(set(moved.values())) == 1, "an adapter that knows nothing changes nothing"
-    assert not any(claim.holds for claim in motion_scales.claims(made))
+    assert len(set(moved.values())) == 1, "an untrained adapter changes nothing"
+    assert not any(claim.holds for claim in motion_scales._state_claims(records))
 
 
-def test_motion_that_falls_to_nothing_is_claimed():
-    made = [
+def test_motion_scale_claims_hold_for_falling_motion():
+    records = [
         {"arm": f"scale {scale:g}", "case": case, "moved": (1.02 - scale) * (1 + 0.1 * case)}
         for scale in motion_scales.SCALES
         for case in range(3)
     ]
-    assert all(claim.holds for claim in motion_scales.claims(made))
+    assert all(claim.holds for claim in motion_scales._state_claims(records))
 
 
-def test_without_a_motion_adapter_the_studies_are_left_out(plain_video, witnesses, tmp_path, monkeypatch):
+def test_studies_are_left_out_without_a_motion_adapter(plain_video, judges, tmp_path, monkeypatch):
     first = {"still-moving": reproduce.PAPERS["still-moving"][:3]}
     monkeypatch.setattr(reproduce, "PAPERS", first)
     model = replace(plain_video, net=VideoUNet(plain_video.net.image_unet, plain_video.net.temporal))
-    with pytest.warns(InputWarning, match="left out") as told:
-        made = reproduce.reproduce("still-moving", model, witnesses, cases=1, out=tmp_path)
-    assert not made.parts and (tmp_path / "still-moving.md").exists()
-    assert len(told) == 3 and all("has no motion adapter" in str(each.message) for each in told)
+    with pytest.warns(InputWarning, match="left out") as summary:
+        records = reproduce.reproduce("still-moving", model, judges, cases=1, out=tmp_path)
+    assert not records.studies and (tmp_path / "still-moving.md").exists()
+    assert len(summary) == 3 and all("has no motion adapter" in str(each.message) for each in summary)
 
 
-def test_the_scale_of_motion_of_the_second_family(plain_video, witnesses):
-    study = space_time.studied(plain_video, witnesses, 100, 1)
-    assert study.name == "motion-scale-pocket-space-time" and len(study.cases) == space_time.CASES
+def test_motion_scale_study_of_the_space_time_model(plain_video, judges):
+    study = motion_scales.space_time_motion_scale_study(plain_video, judges, 100, 1)
+    assert study.name == "motion-scale-pocket-space-time" and len(study.cases) == motion_scales.MAX_SPACE_TIME_CASES
 
 
-def test_the_second_family_ships_with_its_motion_adapter(plain_video):
+def test_space_time_model_has_a_motion_adapter(plain_video):
     model = load("pocket-space-time", dtype="float32")
     assert model.temporal == LUMIERE and model.net.motion_adapter is not None
-    assert sum(file.stat().st_size for file in (POCKET / "space-time").rglob("*.safetensors")) <= 8e6
-    still, moving = (
+    assert sum(file.stat().st_size for file in (SPACE_TIME).rglob("*.safetensors")) <= 8e6
+    still, in_motion = (
         generate(model, "a red fish swimming to the right", num_frames=8, num_inference_steps=8, seed=1, motion_scale=k)
         for k in (1.0, 0.0)
     )
-    went = [optical_flow.motion_per_frame(each.frames).mean() for each in (still, moving)]
-    assert went[0] < 0.75 * went[1]
+    motion = [optical_flow.motion_per_frame(each.frames).mean() for each in (still, in_motion)]
+    assert motion[0] < 0.75 * motion[1]
 
 
-def test_claims_of_shares_and_of_what_is_not_below():
-    claim = report.at_least_a_share("x", [0.8, 0.9, 1.0], [1.0, 1.0, 1.0], 0.8)
+def test_share_and_not_below_claims():
+    claim = report.claim_at_least_share("x", [0.8, 0.9, 1.0], [1.0, 1.0, 1.0], 0.8)
     assert claim.holds and claim.value == pytest.approx(0.9) and claim.error == pytest.approx(0.1 / math.sqrt(3))
-    assert not report.at_least_a_share("x", [1.0], [0.0], 0.8).holds
-    assert report.not_below("x", [1.0, 0.0, 1.1], [1.0, 0.3, 1.0]).holds
-    assert not report.not_below("x", [1.0, 1.1, 0.9], [2.0, 2.0, 2.0]).holds
+    assert not report.claim_at_least_share("x", [1.0], [0.0], 0.8).holds
+    assert report.claim_not_below("x", [1.0, 0.0, 1.1], [1.0, 0.3, 1.0]).holds
+    assert not report.claim_not_below("x", [1.0, 1.1, 0.9], [2.0, 2.0, 2.0]).holds
     assert str(mean([])) == "-"
