@@ -1,4 +1,4 @@
-"""Video networks with random weights, small enough to run in milliseconds."""
+"""Small video networks of diffusers and of this library, with random weights."""
 
 import torch
 from diffusers import MotionAdapter, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
@@ -16,7 +16,7 @@ Z, TOKENS = (
 
 
 def shaken(net: nn.Module) -> nn.Module:
-    """With no weight left at zero, where many layers begin."""
+    """Give all parameters random values: many layers start at zero."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -45,7 +45,7 @@ def animatediff(**settings) -> UNetMotionModel:
 
 
 def adapter(**settings) -> MotionAdapter:
-    """Motion modules for `two_levels`."""
+    """Return motion modules for `two_levels`."""
     shape = {
         "block_out_channels": (8, 16), "motion_layers_per_block": 1, "motion_num_attention_heads": 8,
         "motion_norm_num_groups": 4, "motion_max_seq_length": 24,
@@ -54,7 +54,7 @@ def adapter(**settings) -> MotionAdapter:
 
 
 def two_levels(**settings) -> UNet2DConditionModel:
-    """Shaped like Stable Diffusion 2.x, with heads four wide, for a VideoCrafter."""
+    """Return a U-Net of Stable Diffusion 2.x's architecture, with heads four wide, as VideoCrafter1 uses."""
     torch.manual_seed(0)
     shape = {
         "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
@@ -64,15 +64,14 @@ def two_levels(**settings) -> UNet2DConditionModel:
     return UNet2DConditionModel(**shape).eval()
 
 
-def videocrafter(unet: UNet2DConditionModel, *, head_width: int = 4, more: tuple = (), **settings) -> VideoUNet:
-    """With layers along time like VideoCrafter1's: a transformer everywhere, with relative positions."""
+def videocrafter(unet: UNet2DConditionModel, *, head_width: int = 4, **settings) -> VideoUNet:
+    """Return a video U-Net with VideoCrafter1's temporal layers: transformers with relative positions."""
     transformer = TransformerConfig(head_width=head_width, relative=8)
     config = TemporalConfig(
         num_frames=8,
         layers=(
             (Site("conv_in"), transformer.model_copy(update={"heads": 2})),
             (Site("transformer"), transformer),
-            *more,
         ),
         sampler="euler-ancestral",
         **settings,
@@ -81,7 +80,7 @@ def videocrafter(unet: UNet2DConditionModel, *, head_width: int = 4, more: tuple
 
 
 def vidrd(unet: UNet2DConditionModel) -> VideoUNet:
-    """With layers along time like VidRD's, for image networks whose heads are 16 wide."""
+    """Return a video U-Net with VidRD's temporal layers, for image U-Nets whose heads are 16 wide."""
     config = TemporalConfig(
         num_frames=8,
         layers=(

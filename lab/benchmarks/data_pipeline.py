@@ -1,8 +1,8 @@
-"""The data pipeline's speed: `python benchmarks/data_pipeline.py [--videos 24] [--nodes 2] [--repeats 3]`.
+"""Speed of the data pipeline: `python lab/benchmarks/data_pipeline.py [--videos 24] [--nodes 2] [--repeats 3]`.
 
-Clips a second of the same steps on the same videos: in a plain loop in one process, on Ray Data on this machine, and
-on a Ray cluster of several local nodes. Times of Ray are with and without what it takes to begin it. Rows go to
-benchmarks/data_pipeline.json.
+Clips per second of the same steps on the same videos: in a plain loop in one process, on Ray Data on this machine, and
+on a Ray cluster of several local nodes. Ray's times are given with and without its start. Rows are written to
+lab/benchmarks/data_pipeline.json.
 """
 
 import argparse
@@ -29,54 +29,55 @@ from kineograph.media.metadata import VideoMetadata
 FPS, SECONDS, HEIGHT, WIDTH = 24, 2, 360, 640
 
 
-def film(path: Path, shots: int, seed: int) -> None:
-    """A video of several shots of two seconds, each of which slides over a picture of its own."""
+def write_video(path: Path, shots: int, seed: int) -> None:
+    """Write a video of several shots of two seconds, each a pan over an image of its own."""
     rng, count = np.random.default_rng(seed), FPS * SECONDS
     frames = []
     for _ in range(shots):
-        small = Image.fromarray(rng.integers(20, 256, (5, 12, 3), dtype=np.uint8))
-        wide = np.asarray(small.resize((WIDTH + 2 * count, HEIGHT), Image.Resampling.BICUBIC))
+        low_resolution = Image.fromarray(rng.integers(20, 256, (5, 12, 3), dtype=np.uint8))
+        wide = np.asarray(low_resolution.resize((WIDTH + 2 * count, HEIGHT), Image.Resampling.BICUBIC))
         frames += [wide[:, 2 * number : 2 * number + WIDTH] for number in range(count)]
     write_mp4(path, np.stack(frames), VideoMetadata(len(frames), HEIGHT, WIDTH, FPS, {}))
 
 
-def measured(name: str, folder: Path, output: Path, run: str) -> dict[str, object]:
-    """One run from the start: its clips, and how many are made a second, with what it takes to begin and without."""
-    begun = time.perf_counter()
+def measure_run(name: str, folder: Path, output: Path, run: str) -> dict[str, object]:
+    """Run the pipeline once and return its clips and clips per second, with and without Ray's start."""
+    start = time.perf_counter()
     times = [
         time.perf_counter() for _ in curate_dataset(CurationSettings(sources=[str(folder)], output=output, run=run))
     ]
-    ended, clips = time.perf_counter(), read_manifest(output)["clips"]
-    before = times[0] - begun if run == "ray" else 0.0  # Ray's processes begin; one task is in it too
-    row = {"how": name, "clips": clips, "seconds": round(ended - begun, 2), "begin": round(before, 2)}
+    end, clips = time.perf_counter(), read_manifest(output)["clips"]
+    startup = times[0] - start if run == "ray" else 0.0  # start of Ray's processes, and one task
+    row = {"how": name, "clips": clips, "seconds": round(end - start, 2), "begin": round(startup, 2)}
     return row | {
-        "clips_per_second": round(clips / (ended - begun), 3),
-        "once_begun": round(clips / (ended - begun - before), 3),
+        "clips_per_second": round(clips / (end - start), 3),
+        "once_begun": round(clips / (end - start - startup), 3),
     }
 
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[None]:
-    """A Ray cluster of so many nodes on this machine, a core each; the pipeline is told where, and nothing else."""
-    held = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    """Start a Ray cluster of `nodes` nodes on this machine, one core each, and set its address in the environment."""
+    ray_cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     try:
         for _ in range(nodes - 1):
-            held.add_node(num_cpus=1)
-        held.wait_for_nodes()
-        os.environ["RAY_ADDRESS"] = held.address
+            ray_cluster.add_node(num_cpus=1)
+        ray_cluster.wait_for_nodes()
+        os.environ["RAY_ADDRESS"] = ray_cluster.address
         yield
     finally:
         os.environ.pop("RAY_ADDRESS", None)
         ray.shutdown()
-        held.shutdown()
+        ray_cluster.shutdown()
 
 
-def rows(folder: Path, work: Path, nodes: int, repeats: int) -> Iterator[dict[str, object]]:
+def measure_rows(folder: Path, work: Path, nodes: int, repeats: int) -> Iterator[dict[str, object]]:
+    """Yield the rows of all repeats."""
     for number in range(repeats):
-        yield measured("plain loop", folder, work / f"loop-{number}", "alone")
-        yield measured(f"Ray Data, {os.cpu_count()} cores", folder, work / f"ray-{number}", "ray")
+        yield measure_run("plain loop", folder, work / f"loop-{number}", "alone")
+        yield measure_run(f"Ray Data, {os.cpu_count()} cores", folder, work / f"ray-{number}", "ray")
         with cluster(nodes):
-            yield measured(f"Ray Data, {nodes} local nodes of one core", folder, work / f"nodes-{number}", "ray")
+            yield measure_run(f"Ray Data, {nodes} local nodes of one core", folder, work / f"nodes-{number}", "ray")
 
 
 if __name__ == "__main__":
@@ -86,17 +87,17 @@ if __name__ == "__main__":
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        films, found = Path(place) / "films", []
-        films.mkdir()
-        for number in range(asked.videos):
-            film(films / f"{number:03d}.mp4", asked.shots, number)
-        for row in rows(films, Path(place), asked.nodes, asked.repeats):
-            found.append(row)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        videos, rows = Path(folder) / "films", []
+        videos.mkdir()
+        for number in range(arguments.videos):
+            write_video(videos / f"{number:03d}.mp4", arguments.shots, number)
+        for row in measure_rows(videos, Path(folder), arguments.nodes, arguments.repeats):
+            rows.append(row)
             print(json.dumps(row), flush=True, file=sys.stderr)
-    asked.out.write_text(json.dumps(found, indent=1))
-    for how in dict.fromkeys(row["how"] for row in found):
-        of = [row for row in found if row["how"] == how]
-        whole, once = (np.median([row[name] for row in of]) for name in ("clips_per_second", "once_begun"))
-        print(f"{how}: {whole:.2f} clips a second, {once:.2f} once begun")
+    arguments.out.write_text(json.dumps(rows, indent=1))
+    for name in dict.fromkeys(row["how"] for row in rows):
+        runs = [row for row in rows if row["how"] == name]
+        rate, once_started = (np.median([row[name] for row in runs]) for name in ("clips_per_second", "once_begun"))
+        print(f"{name}: {rate:.2f} clips a second, {once_started:.2f} once started")

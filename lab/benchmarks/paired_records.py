@@ -1,7 +1,7 @@
-"""What a change did to a study: `python benchmarks/paired_records.py BEFORE PROTOCOL NOW PROTOCOL ARM`.
+"""Paired comparison of a study's records: `python lab/benchmarks/paired_records.py BEFORE PROTOCOL AFTER PROTOCOL ARM`.
 
-BEFORE and NOW are files of records that `kineograph reproduce` left. Of an arm's videos that both have: each number
-before and now, and the mean difference with its standard error over the videos.
+BEFORE and AFTER are record files of `kineograph reproduce`. For the videos of an arm that are in both, it prints each
+metric before and after, and the mean difference with its standard error over the videos.
 """
 
 import sys
@@ -10,24 +10,24 @@ from pathlib import Path
 import numpy as np
 
 from kineograph.metrics.distances import mean
-from kineograph_lab.studies.protocol import Record, kept
-from kineograph_lab.studies.study import column
+from kineograph_lab.studies.protocol import Record, load_records
+from kineograph_lab.studies.study import metric_values
 
 
-def main(before: str, old: str, now: str, new: str, arm: str) -> None:
-    pair = kept(Path(before), old), kept(Path(now), new)
-    cases = set.intersection(*({record["case"] for record in made if record["arm"] == arm} for made in pair))
+def main(before_file: str, before_protocol: str, after_file: str, after_protocol: str, arm: str) -> None:
+    both = load_records(Path(before_file), before_protocol), load_records(Path(after_file), after_protocol)
+    cases = set.intersection(*({record["case"] for record in records if record["arm"] == arm} for records in both))
     if not cases:
         sys.exit(f"no video of {arm!r} is in both: check the files, the protocols and the arm's name")
-    one, other = ([record for record in made if record["case"] in cases] for made in pair)
+    before, after = ([record for record in records if record["case"] in cases] for records in both)
     print(f"{len(cases)} videos of {arm!r}")
-    for name in _numbers(one[0]):
-        values = column(one, arm, name), column(other, arm, name)
+    for name in _metric_names(before[0]):
+        values = metric_values(before, arm, name), metric_values(after, arm, name)
         if len(values[0]) == len(values[1]) == len(cases):
             print(f"{name}: {mean(values[0])}, now {mean(values[1])}, by {mean(np.subtract(*values[::-1]).tolist())}")
 
 
-def _numbers(record: Record) -> list[str]:
+def _metric_names(record: Record) -> list[str]:
     return [name for name, value in record.items() if isinstance(value, float)]
 
 

@@ -80,9 +80,9 @@ def bench(
 
     terminal.hide_loading_bars()
     rows = side_by_side.bench(
-        network, mode, frames=frames, steps=steps, repeats=repeats, out=out, say=terminal.print_message
+        network, mode, frames=frames, steps=steps, repeats=repeats, out=out, log=terminal.print_message
     )
     if json:
         terminal.print_json({"rows": [{**row._asdict(), "setting": row.setting._asdict()} for row in rows]})
     else:
-        print(side_by_side.table(rows))
+        print(side_by_side.format_rows(rows))

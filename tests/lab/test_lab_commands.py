@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from command import Run
 
-from kineograph_lab.studies.report import Claim, Part, Report
+from kineograph_lab.studies.report import Claim, Report, StudyReport
 
 
 def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,10 +21,10 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
     ) -> Report:
         asked.update(paper=paper, cases=cases, out=out)
         on_video(4, 4)
-        return Report(paper, {}, [Part("all", claims, {}, {})])
+        return Report(paper, {}, [StudyReport("all", claims, {}, {})])
 
     monkeypatch.setattr("kineograph.models.loading.load.load", lambda model: None)
-    monkeypatch.setattr("kineograph_lab.studies.judges.pocket_witnesses", lambda: None)
+    monkeypatch.setattr("kineograph_lab.studies.judges.load_pocket_judges", lambda: None)
     monkeypatch.setattr("kineograph_lab.studies.reproduce.reproduce", measured)
     said = run("reproduce", "text2video-zero", "--quick", "--out", "results")
     assert (said.status, said.out) == (0, "results/text2video-zero.md\n")

@@ -103,7 +103,7 @@ def test_latents_are_float32_with_weights_in_half_precision(sd_folder):
 
 def test_a_network_with_image_channels_needs_them(make_sd):
     model = load(make_sd(in_channels=9))
-    with pytest.raises(InputError, match="reads 5 channels beside the latents, and the condition has 0"):
+    with pytest.raises(InputError, match="reads 5 channels besides the latents', and the condition has 0"):
         model.bind(model.prompt(["a fish"]))
     cond = Condition(model.prompt(["a fish"]).tokens, channels=torch.zeros(1, 1, 5, 8, 8))
     assert model.bind(cond)(noisy_latents(), 3.0).shape == (1, 5, 4, 8, 8)

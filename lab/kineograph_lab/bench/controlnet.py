@@ -1,5 +1,8 @@
-"""The same guided video drawn by us and by diffusers' documented recipe: its ControlNet pipeline, with cross-frame
-attention put on both networks, one noise for all frames and a control picture for each."""
+"""Text2Video-Zero with a ControlNet, by this library and by diffusers' documented recipe.
+
+The recipe is diffusers' ControlNet pipeline with cross-frame attention in both networks, one noise for all frames and a
+control image for each.
+"""
 
 from __future__ import annotations
 
@@ -25,44 +28,45 @@ from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.models.unet.frame_attention import first
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
-from kineograph_lab.bench.text2video_zero import PROMPT, SCALE, SEED, Draw
+from kineograph_lab.bench.text2video_zero import PROMPT, SCALE, SEED, GenerateFrames
 
 KIND = "canny"
 
 
-def ours(folder: Path, dtype: str) -> Draw:
-    """This library, as `kineograph.load` sets it up."""
-    plain = load(folder, dtype=dtype)
-    net = load(folder, controlnet=controlnet(folder, plain), dtype=dtype)
-    height, width = net.default_size
+def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
+    """Load this library's side, as `kineograph.load` sets it up."""
+    image_model = load(folder, dtype=dtype)
+    model = load(folder, controlnet=load_controlnet(folder, image_model), dtype=dtype)
+    height, width = model.default_size
 
-    def draw(frames: int, steps: int) -> Frames:
-        sigmas = leading(net.schedule.sigmas, steps)
-        control = net.control(KIND)
-        maps = np.stack([np.asarray(each) for each in pictures(frames, height, width)])
-        cues = control.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
-        said = [net.prompt([text]) for text in (PROMPT, "")]
-        told, blank = (
-            net.bind(
-                replace(each, residuals=bind_controlnet(control, each, cues, frame_attention=first)),
+    def generate(frames: int, steps: int) -> Frames:
+        sigmas = leading(model.schedule.sigmas, steps)
+        control = model.control(KIND)
+        maps = np.stack([np.asarray(each) for each in control_images(frames, height, width)])
+        embedding = control.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
+        conditions = [model.prompt([text]) for text in (PROMPT, "")]
+        denoise_cond, denoise_uncond = (
+            model.bind(
+                replace(each, residuals=bind_controlnet(control, each, embedding, frame_attention=first)),
                 frame_attention=first,
             )
-            for each in said
+            for each in conditions
         )
-        start = _noise(net.latent_shape(height, width), net.dtype).float().to(net.device)
-        x = (start * (1 + sigmas[0] ** 2) ** 0.5).expand(frames, -1, -1, -1)[None]
-        x0 = final_latents(ddim(classifier_free_guidance(told, blank, SCALE), x, sigmas))
-        return (net.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
+        noise = _initial_noise(model.latent_shape(height, width), model.dtype).float().to(model.device)
+        x = (noise * (1 + sigmas[0] ** 2) ** 0.5).expand(frames, -1, -1, -1)[None]
+        x0 = final_latents(ddim(classifier_free_guidance(denoise_cond, denoise_uncond, SCALE), x, sigmas))
+        return (model.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
-    return draw
+    return generate
 
 
-def theirs(folder: Path, dtype: str) -> Draw:
-    """diffusers, as its guide for Text2Video-Zero with ControlNet has it, on the same device."""
-    net = controlnet(folder, load(folder, dtype=dtype))
-    net = net.to(dtype=parse_dtype(dtype), memory_format=torch.contiguous_format)  # as it comes from `from_pretrained`
+def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
+    """Load diffusers' side, as in its guide for Text2Video-Zero with ControlNet, on the same device."""
+    controlnet = load_controlnet(folder, load(folder, dtype=dtype))
+    # as `from_pretrained` loads it
+    controlnet = controlnet.to(dtype=parse_dtype(dtype), memory_format=torch.contiguous_format)
     pipe = StableDiffusionControlNetPipeline.from_pretrained(
-        folder, controlnet=net, dtype=parse_dtype(dtype), safety_checker=None, feature_extractor=None,
+        folder, controlnet=controlnet, dtype=parse_dtype(dtype), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     ).to(choose_placement().device)  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
@@ -72,37 +76,37 @@ def theirs(folder: Path, dtype: str) -> Draw:
     shape = (pipe.unet.config.in_channels, side, side)
     size = side * pipe.vae_scale_factor
 
-    def draw(frames: int, steps: int) -> Frames:
+    def generate(frames: int, steps: int) -> Frames:
         images = pipe(
             [PROMPT] * frames,
-            image=pictures(frames, size, size),
+            image=control_images(frames, size, size),
             num_inference_steps=steps,
             guidance_scale=SCALE,
-            latents=_noise(shape, pipe.unet.dtype).repeat(frames, 1, 1, 1),
+            latents=_initial_noise(shape, pipe.unet.dtype).repeat(frames, 1, 1, 1),
             output_type="np",
         ).images
         return (np.asarray(images) * 255).round().astype(np.uint8)
 
-    return draw
+    return generate
 
 
-SIDES: Mapping[str, Callable[[Path, str], Draw]] = {"ours": ours, "theirs": theirs}
+SIDES: Mapping[str, Callable[[Path, str], GenerateFrames]] = {"ours": _load_ours, "theirs": _load_theirs}
 
 
-def controlnet(folder: Path, model: Model) -> ControlNetModel:
-    """The pocket model's own for edges; beside a stand-in, one with random weights."""
+def load_controlnet(folder: Path, model: Model) -> ControlNetModel:
+    """Return the pocket model's ControlNet for edges; for another folder, one with random weights."""
     if folder == POCKET:
         return load(dtype=model.dtype).control(KIND).controlnet
     torch.manual_seed(SEED)
-    net = ControlNetModel.from_unet(model.net.image_unet)
-    for name, weight in net.named_parameters():
+    controlnet = ControlNetModel.from_unet(model.net.image_unet)
+    for name, weight in controlnet.named_parameters():
         if name.startswith("controlnet_"):
             torch.nn.init.normal_(weight, std=0.02)
-    return net.eval()
+    return controlnet.eval()
 
 
-def pictures(frames: int, height: int, width: int) -> list[Image.Image]:
-    """Edges of a box that moves to the right."""
+def control_images(frames: int, height: int, width: int) -> list[Image.Image]:
+    """Return edge maps of a box that moves to the right."""
     maps = np.zeros((frames, height, width, 3), np.uint8)
     for number, each in enumerate(maps):
         left = width // 4 + number % (width // 4)
@@ -111,5 +115,5 @@ def pictures(frames: int, height: int, width: int) -> list[Image.Image]:
     return [Image.fromarray(each) for each in maps]
 
 
-def _noise(shape: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
+def _initial_noise(shape: tuple[int, int, int], dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(1, *shape, generator=torch.Generator().manual_seed(SEED), dtype=dtype)

@@ -1,4 +1,4 @@
-"""Draws one video in a process of its own and prints the memory that this took.
+"""Peak memory of one side of a benchmark; its own process, since a process never releases its peak.
 
 python -m kineograph_lab.bench.memory MODE SIDE FOLDER DTYPE FRAMES STEPS
 """
@@ -21,21 +21,21 @@ MODES = {
 }
 
 
-def main(mode: str, side: str, folder: str, dtype: str, frames: str, steps: str) -> None:
-    """Prints {"peak_gb": ...}: of the GPU where there is one, else of the whole process."""
+def print_peak_memory(mode: str, side: str, folder: str, dtype: str, frames: str, steps: str) -> None:
+    """Generate one video and print {"peak_gb": ...}: of the GPU if there is one, else of the process."""
     MODES[mode][side](Path(folder), dtype)(int(frames), int(steps))
-    sys.stdout.write(json.dumps({"peak_gb": peak() / 1e9}) + "\n")
+    sys.stdout.write(json.dumps({"peak_gb": peak_memory() / 1e9}) + "\n")
 
 
-def peak() -> int:
-    """The most bytes that were in use at once so far."""
+def peak_memory() -> int:
+    """Return the peak memory so far, in bytes."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     import resource  # not on every system
 
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    print_peak_memory(*sys.argv[1:])

@@ -1,7 +1,7 @@
-"""The same video drawn by us and by diffusers' TextToVideoZeroPipeline: same folder of weights, noise and levels.
+"""Text2Video-Zero by this library and by diffusers' TextToVideoZeroPipeline, with equal weights, noise and sigmas.
 
-The motion is by whole latent cells, where both are defined alike, and our levels are set to theirs. What still differs
-(`tests/parity` has it all) is a factor of 1.003 on the first noise and of 1.0005 on the moved latents.
+The motion is by whole latent cells, where both agree, and our sigmas are set to theirs. The remaining difference
+(see `tests/parity`) is a factor of 1.003 on the first noise and of 1.0005 on the moved latents.
 """
 
 from __future__ import annotations
@@ -28,35 +28,37 @@ from kineograph.sigmas import leading
 from kineograph_lab.recipe.networks import build_tokenizer
 
 PROMPT, SCALE, SEED = "a red fish over the sea", 7.5, 0
-SPREAD_AFTER, MOVE_AFTER = 2, 5  # steps of frame 0 alone: T and T' of the paper when there are 50
-Draw = Callable[[int, int], Frames]  # (frames, steps) -> a video
+RENOISE_AFTER, WARP_AFTER = 2, 5  # steps of frame 0 alone: to T and T' of the paper if there are 50
+GenerateFrames = Callable[[int, int], Frames]  # (number of frames, steps) -> frames
 
 
-def ours(folder: Path, dtype: str) -> Draw:
-    """This library, as `kineograph.load` sets it up."""
+def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
+    """Load this library's side, as `kineograph.load` sets it up."""
     model = load(folder, dtype=dtype)
     shape = model.latent_shape(*model.default_size)
 
-    def draw(frames: int, steps: int) -> Frames:
+    def generate(frames: int, steps: int) -> Frames:
         sigmas = leading(model.schedule.sigmas, steps)
-        told, blank = (model.bind(model.prompt([text]), frame_attention=first) for text in (PROMPT, ""))
+        denoise_cond, denoise_uncond = (
+            model.bind(model.prompt([text]), frame_attention=first) for text in (PROMPT, "")
+        )
         x0 = final_latents(
             sample(
-                classifier_free_guidance(told, blank, SCALE),
-                _noise(frames, shape, model.dtype).float().to(model.device),
+                classifier_free_guidance(denoise_cond, denoise_uncond, SCALE),
+                _initial_noise(frames, shape, model.dtype).float().to(model.device),
                 sigmas,
-                warp=frame_warp(_by_a_cell(shape), frames=frames, seed=SEED),
-                renoise_to=sigmas[SPREAD_AFTER],
-                warp_at=sigmas[MOVE_AFTER],
+                warp=frame_warp(_motion_of_a_cell(shape), frames=frames, seed=SEED),
+                renoise_to=sigmas[RENOISE_AFTER],
+                warp_at=sigmas[WARP_AFTER],
             )
         )
         return (model.decode(x0)[0] * 255).round().byte().permute(0, 2, 3, 1).numpy()
 
-    return draw
+    return generate
 
 
-def theirs(folder: Path, dtype: str) -> Draw:
-    """diffusers, as `from_pretrained` sets it up, on the same device."""
+def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
+    """Load diffusers' side, as `from_pretrained` sets it up, on the same device."""
     pipe = TextToVideoZeroPipeline.from_pretrained(
         folder, dtype=parse_dtype(dtype), safety_checker=None, feature_extractor=None, requires_safety_checker=False
     ).to(choose_placement().device)
@@ -64,64 +66,68 @@ def theirs(folder: Path, dtype: str) -> Draw:
     side = pipe.unet.config.sample_size
     shape = (pipe.unet.config.in_channels, side, side)
 
-    def draw(frames: int, steps: int) -> Frames:
-        x, y = _by_a_cell(shape).pan
+    def generate(frames: int, steps: int) -> Frames:
+        x, y = _motion_of_a_cell(shape).pan
         images = pipe(
             PROMPT,
             video_length=frames,
             num_inference_steps=steps,
             guidance_scale=SCALE,
-            latents=_noise(frames, shape, pipe.unet.dtype)[:, 0],
+            latents=_initial_noise(frames, shape, pipe.unet.dtype)[:, 0],
             generator=torch.Generator().manual_seed(SEED),
             motion_field_strength_x=x,
             motion_field_strength_y=y,
-            t0=steps - 1 - MOVE_AFTER,
-            t1=steps - 1 - SPREAD_AFTER,
+            t0=steps - 1 - WARP_AFTER,
+            t1=steps - 1 - RENOISE_AFTER,
         ).images
         return (np.asarray(images) * 255).round().astype(np.uint8)
 
-    return draw
+    return generate
 
 
-SIDES: Mapping[str, Callable[[Path, str], Draw]] = {"ours": ours, "theirs": theirs}
+SIDES: Mapping[str, Callable[[Path, str], GenerateFrames]] = {"ours": _load_ours, "theirs": _load_theirs}
 
 
-def _noise(frames: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Latents:
-    """The noise of frame 0, and what their pipeline draws for the others, in one call and in its own dtype."""
-    start = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(SEED + 1), dtype=dtype)
+def _initial_noise(frames: int, shape: tuple[int, int, int], dtype: torch.dtype) -> Latents:
+    """Return the noise of frame 0, and the noise that diffusers' pipeline samples for the others, in its dtype."""
+    first_noise = torch.randn(1, 1, *shape, generator=torch.Generator().manual_seed(SEED + 1), dtype=dtype)
     others = torch.randn(frames - 1, *shape, generator=torch.Generator().manual_seed(SEED), dtype=dtype)
-    return torch.cat([start, others[None]], dim=1)
+    return torch.cat([first_noise, others[None]], dim=1)
 
 
-def _by_a_cell(shape: tuple[int, int, int]) -> Motion:
+def _motion_of_a_cell(shape: tuple[int, int, int]) -> Motion:
     return Motion(pan=(REFERENCE_SIZE / shape[2], REFERENCE_SIZE / shape[1]))
 
 
-def save_stand_in(folder: Path, *, channels: int, side: int, text_layers: int) -> None:
-    """A pipeline in the shape of Stable Diffusion 1.5, with random weights, in a folder.
+def save_random_pipeline(folder: Path, *, channels: int, side: int, text_layers: int) -> None:
+    """Save a pipeline with the architecture of Stable Diffusion 1.5 and random weights to a folder.
 
-    channels, side, text_layers: 320, 64 and 12 in the original. The U-Net's other widths and the VAE's follow from
+    channels, side, text_layers: 320, 64 and 12 in the original. The other widths of the U-Net and the VAE follow from
     `channels`, a multiple of 32.
     """
     torch.manual_seed(SEED)
-    words = build_tokenizer([PROMPT])
-    ends = {"bos_token_id": words.bos_token_id, "eos_token_id": words.eos_token_id, "pad_token_id": words.pad_token_id}
+    tokenizer = build_tokenizer([PROMPT])
+    token_ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     text = CLIPTextConfig(
-        vocab_size=len(words),
+        vocab_size=len(tokenizer),
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=text_layers,
         num_attention_heads=12,
-        **ends,
+        **token_ids,
     )
     unet = UNet2DConditionModel(
         sample_size=side,
         cross_attention_dim=768,
         block_out_channels=(channels, 2 * channels, 4 * channels, 4 * channels),
     )
-    narrow = max(32, 2 * channels // 5 // 32 * 32)
+    vae_channels = max(32, 2 * channels // 5 // 32 * 32)
     vae = AutoencoderKL(
-        block_out_channels=[narrow, 2 * narrow, 4 * narrow, 4 * narrow],
+        block_out_channels=[vae_channels, 2 * vae_channels, 4 * vae_channels, 4 * vae_channels],
         layers_per_block=2,
         sample_size=8 * side,
         down_block_types=["DownEncoderBlock2D"] * 4,
@@ -138,7 +144,7 @@ def save_stand_in(folder: Path, *, channels: int, side: int, text_layers: int) -
     StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel(text),
-        tokenizer=words,
+        tokenizer=tokenizer,
         unet=unet,
         scheduler=scheduler,
         safety_checker=None,
