@@ -183,7 +183,8 @@ def format_rows(rows: Sequence[Row]) -> str:
         f"  time     {row.seconds:.2f} s, theirs {row.their_seconds:.2f} s: {row.speedup:.2f} times as fast "
         f"({row.slowest:.2f} to {row.fastest:.2f} over {row.setting.repeats} repeats)\n"
         f"  memory   {row.peak_gb:.2f} GB, theirs {row.their_peak_gb:.2f} GB; "
-        f"{_long_video_factor(row.mode) * row.setting.frames} frames take {row.longer_peak_gb / row.peak_gb:.2f} times ours\n"
+        f"{_long_video_factor(row.mode) * row.setting.frames} frames take "
+        f"{row.longer_peak_gb / row.peak_gb:.2f} times ours\n"
         f"  machine  {row.teraflops:.3f} TFLOP/s, {row.share_of_peak:.0%} of what a matrix product reaches\n"
         f"  frames   differ by {row.difference:.2f} of 255 on average"
         for row in rows

@@ -36,7 +36,7 @@ KIND = "canny"
 def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
     """Load this library's side, as `kineograph.load` sets it up."""
     image_model = load(folder, dtype=dtype)
-    model = load(folder, controlnet=load_controlnet(folder, image_model), dtype=dtype)
+    model = load(folder, controlnet=select_controlnet(folder, image_model), dtype=dtype)
     height, width = model.default_size
 
     def generate(frames: int, steps: int) -> Frames:
@@ -62,7 +62,7 @@ def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
 
 def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
     """Load diffusers' side, as in its guide for Text2Video-Zero with ControlNet, on the same device."""
-    controlnet = load_controlnet(folder, load(folder, dtype=dtype))
+    controlnet = select_controlnet(folder, load(folder, dtype=dtype))
     # as `from_pretrained` loads it
     controlnet = controlnet.to(dtype=parse_dtype(dtype), memory_format=torch.contiguous_format)
     pipe = StableDiffusionControlNetPipeline.from_pretrained(
@@ -93,7 +93,7 @@ def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
 SIDES: Mapping[str, Callable[[Path, str], GenerateFrames]] = {"ours": _load_ours, "theirs": _load_theirs}
 
 
-def load_controlnet(folder: Path, model: Model) -> ControlNetModel:
+def select_controlnet(folder: Path, model: Model) -> ControlNetModel:
     """Return the pocket model's ControlNet for edges; for another folder, one with random weights."""
     if folder == POCKET:
         return load(dtype=model.dtype).control(KIND).controlnet

@@ -52,7 +52,7 @@ def identity_consistency(judged: JudgedFrames) -> NamedValues:
 
 
 def clip_score(cosines: Float[np.ndarray, " f"]) -> NamedValues:
-    """Yield the CLIP score (Hessel et al. 2021, without its rescaling): 100 times the mean cosine of text and frames."""
+    """Yield the CLIP score, 100 times the mean cosine of text and frames (Hessel et al. 2021, without rescaling)."""
     yield "text", float(100 * np.mean(cosines))
 
 

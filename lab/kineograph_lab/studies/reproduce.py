@@ -102,7 +102,7 @@ def reproduce(
 
 
 def _available_studies(paper: str, model: Model, judges: Judges, cases: int, steps: int | None) -> Iterator[Study]:
-    """Yield the paper's studies; warn about those whose networks have not been trained on this machine, and skip them."""
+    """Yield the paper's studies; skip, with a warning, those whose networks were not trained on this machine."""
     for make_study in PAPERS[paper]:
         try:
             yield make_study(model, judges, cases, steps)

@@ -112,7 +112,7 @@ def item_caption(kind: Kind, shot: Shot, motion: str = "") -> str:
 
 
 def customisation_cases(count: int) -> list[Case]:
-    """Return the first `count` cases: all prompts of the first item, then of the second, and so on; fewer if there are."""
+    """Return up to `count` cases: all prompts of the first item, then of the second, and so on."""
     return [_case(item, prompt) for item in items() for prompt in range(PROMPTS)][:count]
 
 

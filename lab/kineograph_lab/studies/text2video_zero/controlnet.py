@@ -72,7 +72,7 @@ def generate_with_control(model: Model, case: Case, kind: str, *, steps: int, sc
 
 
 def _sample_unguided(model: Model, steps: int, case: Case) -> Frames:
-    """Sample a video as with control, from one noise for all frames and with first-frame attention, but without maps."""
+    """Sample a video as with control, from one noise for all frames with first-frame attention, but without maps."""
     denoise_cond, denoise_uncond = (
         model.bind(model.prompt([text]), frame_attention=first) for text in (case.prompt, "")
     )
@@ -137,7 +137,7 @@ def _claim_half_way(records: Sequence[Record], kind: str, metric: str) -> Claim:
 
 
 def jackknife_ratios(none: np.ndarray, controlled: np.ndarray, whole: np.ndarray) -> list[float]:
-    """Return pseudo-values whose mean is the ratio of sums (controlled - none) / (whole - none) (jackknife, Tukey 1958)."""
+    """Return jackknife pseudo-values (Tukey 1958) of the ratio of sums (controlled - none) / (whole - none)."""
     top, bottom, count = controlled - none, whole - none, len(controlled)
     if count < 2:
         return (top / bottom).tolist()

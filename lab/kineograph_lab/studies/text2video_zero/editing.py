@@ -128,16 +128,24 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     return [
         claim_at_least("frames show what was asked", metric_values(records, ours, "asked"), 0.80),
         claim_at_least("frames keep the other attributes", metric_values(records, ours, "kept"), 0.90),
-        claim_at_least("background's PSNR with the input's (colour and thing edits)", metric_values(records, ours, "background"), 20.0),
+        claim_at_least(
+            "background's PSNR with the input's (colour and thing edits)",
+            metric_values(records, ours, "background"),
+            20.0,
+        ),
         claim_better(
             "temporal consistency (CLIP), first-frame attention - per frame",
-            metric_values(records, ours, "steady"), metric_values(records, theirs, "steady"), errors=3,
+            metric_values(records, ours, "steady"),
+            metric_values(records, theirs, "steady"),
+            errors=3,
         ),
         claim_better(
             "warp error, per frame - first-frame attention",
-            metric_values(records, theirs, "warp error"), metric_values(records, ours, "warp error"), errors=3,
+            metric_values(records, theirs, "warp error"),
+            metric_values(records, ours, "warp error"),
+            errors=3,
         ),
-    ]  # fmt: skip
+    ]
 
 
 ROWS = {

@@ -59,7 +59,7 @@ def _image_prompt(case: Case) -> str:
 
 
 def _with_subject(case: Case) -> Case:
-    """Return the case with a subject of the LoRA's kind, and a prompt without colour: the LoRA's subject has its own."""
+    """Return the case with a subject of the LoRA's kind, and a prompt without the colour, which is the LoRA's."""
     main = replace(case.shot.things[0], kind=subject_of(case).kind)
     shot = replace(case.shot, things=(main,))
     return replace(case, prompt=item_caption("subject", shot, MOTIONS[case.motion][0]), shot=shot)

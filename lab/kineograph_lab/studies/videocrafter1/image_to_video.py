@@ -1,7 +1,8 @@
 """VideoCrafter1's image-to-video on the pocket world: the image's content, with the motion of the prompt.
 
 The paper's ablation uses the class token alone in place of all patch tokens. It is one more arm if it was trained on
-this machine, for as many steps, by `python -m kineograph_lab.recipe.run --from-shipped --stages class_reading,class_token`.
+this machine, for as many steps, by
+`python -m kineograph_lab.recipe.run --from-shipped --stages class_reading,class_token`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def image_to_video_study(model: Model, judges: Judges, count: int, steps: int | 
 
 
 def load_class_token_model(animator: Model) -> dict[str, Model]:
-    """Return the ablation's model, conditioned on the class token alone, by its arm; empty if it was not trained here."""
+    """Return arm -> the model conditioned on the class token alone; empty if it was not trained here."""
     if not CLASS_TOKEN.exists():
         return {}
     other = load("pocket-animate", device=animator.device, dtype=animator.dtype)

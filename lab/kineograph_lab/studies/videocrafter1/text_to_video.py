@@ -83,10 +83,13 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
         claim_at_least("same thing as in the first frame", values("same thing"), 0.90),
         claim_at_least("same colour as in the first frame", values("same colour"), 0.90),
         claim_ratio_within(
-            "speed a frame at twice the frame rate, over that at the usual", metric_values(records, f"{FASTER:g} fps", "speed"),
-            values("speed"), 0.4, 0.6,
+            "speed a frame at twice the frame rate, over that at the usual",
+            metric_values(records, f"{FASTER:g} fps", "speed"),
+            values("speed"),
+            0.4,
+            0.6,
         ),
-    ]  # fmt: skip
+    ]
 
 
 ROWS: Mapping[str, str] = {

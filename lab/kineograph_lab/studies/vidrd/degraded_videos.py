@@ -124,9 +124,11 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """Claim that FVD rises from each degree of a degradation to the next."""
     steps = [(one, other) for one, other in pairwise(DEGREES) if DEGREES[one][0] == DEGREES[other][0]]
     return [
-        claim_better(f"FVD rises: {worse} - {less}", metric_values(records, ARM, worse), metric_values(records, ARM, less))
+        claim_better(
+            f"FVD rises: {worse} - {less}", metric_values(records, ARM, worse), metric_values(records, ARM, less)
+        )
         for less, worse in steps
-    ]  # fmt: skip
+    ]
 
 
 def fvd_of_degraded(

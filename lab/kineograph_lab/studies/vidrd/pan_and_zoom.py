@@ -50,7 +50,9 @@ def pan_and_zoom_study(model: Model, judges: Judges, count: int, steps: int | No
             "extractor": extractor.protocol(),
         },
         cases=moving_cases(count),
-        arms={**{name: partial(generate_cases, each, FPS, steps) for name, each in models.items()}, TRUTH: render_cases},
+        arms={
+            **{name: partial(generate_cases, each, FPS, steps) for name, each in models.items()}, TRUTH: render_cases,
+        },
         measure=lambda frames, case: _measure(frames, case, judges, extractor),
         state_claims=_state_claims,
         rows=ROWS,

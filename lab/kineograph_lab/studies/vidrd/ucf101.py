@@ -41,23 +41,23 @@ class BenchmarkVideo(NamedTuple):
 def read_actions(path: str | Path) -> list[Action]:
     """Read the classes from a .csv or .jsonl with the columns class, prompt and count.
 
-    Warns (InputWarning) if there are not 101. Raises InputError, with the line, for a missing value, a count that is not
-    a positive integer, or a repeated class.
+    Warns (InputWarning) if there are not 101. Raises InputError, with the line, for a missing value, a count that is
+    not a positive integer, or a repeated class.
     """
-    path, actions_by_label = Path(path).expanduser(), dict[str, Action]()
+    path, actions = Path(path).expanduser(), dict[str, Action]()
     for where, row in read_rows(path):
         label, prompt, count = (first_value(row, columns) for columns in (LABELS, PROMPTS, COUNTS))
         if not label or not prompt or not count.isdecimal() or int(count) < 1:
             raise InputError(f"{where}: expected a class, its prompt and a count of videos above 0, got {row}")
-        if label in actions_by_label:
+        if label in actions:
             raise InputError(f"{where}: the class {label} was there before")
-        actions_by_label[label] = Action(label, prompt, int(count))
-    if not actions_by_label:
+        actions[label] = Action(label, prompt, int(count))
+    if not actions:
         raise InputError(f"{path} holds no classes: expected rows of a class, its prompt and a count")
-    if len(actions_by_label) != CLASSES:
-        text = f"{path} has {len(actions_by_label)} classes and UCF-101 has {CLASSES}: the scores are not those of its protocol"
+    if len(actions) != CLASSES:
+        text = f"{path} has {len(actions)} classes and UCF-101 has {CLASSES}: the scores are not those of its protocol"
         warnings.warn(text, InputWarning, stacklevel=2)
-    return list(actions_by_label.values())
+    return list(actions.values())
 
 
 def allocate_videos(counts: Sequence[int], total: int = VIDEOS) -> list[int]:
