@@ -1,4 +1,4 @@
-"""A clip on its way: a list of steps, each of which passes it on or drops it and says why."""
+"""Processing steps of a clip: each returns the clip, or a rejection with its reason."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from kineograph.errors import InputError
+from kineograph.media.images import import_opencv
 
 ClipKind = Literal["filmed", "panned", "frozen"]
 
 
 class CandidateClip(NamedTuple):
-    """Frames that belong together. start: seconds into the file they come from; kind: how they move."""
+    """Frames of a clip that is not accepted yet.
+
+    start: seconds into the source file. kind: cut from a video, or made from an image by pan and zoom or freezing.
+    """
 
     frames: UInt8[np.ndarray, "f h w 3"]
     fps: float
@@ -23,42 +26,37 @@ class CandidateClip(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """Why there is no clip: the name of the step, and what it found."""
+    """The reason why a clip was dropped: the name of the step, and its finding as the rest of a sentence."""
 
-    why: str
-    told: str
+    reason: str
+    detail: str
 
 
 ClipStep = Callable[[CandidateClip], CandidateClip | Rejection]
 
 
-def apply_steps(shot: CandidateClip, steps: Sequence[tuple[str, ClipStep]]) -> CandidateClip | Rejection:
-    """What the steps make of a shot, one after another, up to the first that drops it."""
-    passed: CandidateClip | Rejection = shot
+def apply_steps(clip: CandidateClip, steps: Sequence[tuple[str, ClipStep]]) -> CandidateClip | Rejection:
+    """Apply named steps one after another, up to the first that rejects the clip."""
+    result: CandidateClip | Rejection = clip
     for _, step in steps:
-        if isinstance(passed, Rejection):
+        if isinstance(result, Rejection):
             break
-        passed = step(passed)
-    return passed
+        result = step(result)
+    return result
 
 
 def select_key_frames(frames: UInt8[np.ndarray, "f h w 3"], count: int) -> UInt8[np.ndarray, "n h w 3"]:
-    """So many frames, or all there are, in the middles of parts of equal length."""
+    """Return up to `count` frames, from the middles of parts of equal length."""
     count = min(count, len(frames))
     return frames[((np.arange(count) + 0.5) * len(frames) / count).astype(int)]
 
 
-def opencv() -> Any:
-    """The module `cv2`, on one thread: files are worked on side by side, and threads within one would only wait.
+def single_threaded_opencv() -> Any:
+    """Return the module `cv2`, limited to one thread: files are processed in parallel, and more threads would wait.
 
     Raises InputError when it is not installed.
     """
-    try:
-        import cv2
-    except ImportError as error:
-        raise InputError(
-            "clips are sifted by OpenCV, which is not installed: pip install 'kineograph[data]'"
-        ) from error
+    cv2 = import_opencv("curation", extra="data")
     if cv2.getNumThreads() != 1:
         cv2.setNumThreads(1)
     return cv2

@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins, by PySceneDetect: while frames come, with one shot in memory."""
+"""Decoding at a constant frame rate, and shot detection by PySceneDetect, with one shot in memory at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from kineograph.curation.settings import Cuts
 from kineograph.errors import InputError
-from kineograph.media.footage import DECODE_ERRORS
+from kineograph.media.codecs import DECODE_ERRORS
 from kineograph.media.seek import (
     HALF_FRAME,
     BrokenFile,
@@ -27,46 +27,50 @@ from kineograph.media.seek import (
 )
 from kineograph.media.shards import FileSlice
 
-LOOKED_AT = 128  # pixels of the shorter side that are compared: a cut is seen in a small picture too
+DETECTION_SIDE = 128  # pixels of the shorter side of the frames that are compared: enough to find a cut
 
 Frame = UInt8[np.ndarray, "h w 3"]
 
 
 class Shot(NamedTuple):
-    """Frames without a cut. start: the number of the first one."""
+    """Frames without a cut. start: index of the first one."""
 
     start: int
     frames: UInt8[np.ndarray, "f h w 3"]
 
 
 class ShotDetector(NamedTuple):
-    """Numbers of the frames that begin a shot, as far as they are known after a frame; `late` frames later at most."""
+    """A streaming shot detector.
 
-    after: Callable[[int, Frame], list[int]]
-    late: int
+    process: takes a frame with its index, and returns the indices of the first frames of shots that it found.
+    delay: number of frames by which it reports them late, at most.
+    """
+
+    process: Callable[[int, Frame], list[int]]
+    delay: int
 
 
 def split_shots(frames: Iterator[Frame], fps: float, cuts: Cuts) -> Iterator[Shot]:
-    """All frames, in pieces without a cut, none longer than `cuts.longest`. Raises InputError without PySceneDetect."""
-    cutter, most = _cutter(fps, cuts), max(1, round(cuts.longest * fps))
-    held: list[Frame] = []
+    """Split frames into shots, none longer than `cuts.longest`. Raises InputError without PySceneDetect."""
+    detector, max_frames = _shot_detector(fps, cuts), max(1, round(cuts.longest * fps))
+    pending: list[Frame] = []
     start = 0
-    for number, frame in enumerate(frames):
-        held.append(frame)
-        full = [start + most] if len(held) >= most + cutter.late else []
-        for end in sorted({*cutter.after(number, frame), *full}):
+    for index, frame in enumerate(frames):
+        pending.append(frame)
+        full = [start + max_frames] if len(pending) >= max_frames + detector.delay else []
+        for end in sorted({*detector.process(index, frame), *full}):
             if end > start:
-                yield from _parts(start, held[: end - start], most)
-                held, start = held[end - start :], end
-    yield from _parts(start, held, most)
+                yield from _split_length(start, pending[: end - start], max_frames)
+                pending, start = pending[end - start :], end
+    yield from _split_length(start, pending, max_frames)
 
 
-def _parts(start: int, frames: list[Frame], most: int) -> Iterator[Shot]:
-    for first, last in pairwise([*range(0, len(frames), most), len(frames)]):
+def _split_length(start: int, frames: list[Frame], max_frames: int) -> Iterator[Shot]:
+    for first, last in pairwise([*range(0, len(frames), max_frames), len(frames)]):
         yield Shot(start + first, np.stack(frames[first:last]))
 
 
-def _cutter(fps: float, cuts: Cuts) -> ShotDetector:
+def _shot_detector(fps: float, cuts: Cuts) -> ShotDetector:
     try:
         from scenedetect import AdaptiveDetector, ContentDetector, FrameTimecode
     except ImportError as error:
@@ -75,90 +79,97 @@ def _cutter(fps: float, cuts: Cuts) -> ShotDetector:
         ) from error
     if cuts.detector == "adaptive":
         detector = AdaptiveDetector(adaptive_threshold=cuts.threshold or 3.0, min_scene_len=1)
-    else:  # every cut counts, however short the shots become: the short ones are dropped later
+    else:  # every cut counts, however short the shots become: short ones are dropped later
         detector = ContentDetector(threshold=cuts.threshold or 27.0, min_scene_len=0)
 
-    def after(number: int, frame: Frame) -> list[int]:
-        step = max(1, min(frame.shape[:2]) // LOOKED_AT)
-        small = np.ascontiguousarray(frame[::step, ::step, ::-1])  # it expects blue first
-        return [time.frame_num for time in detector.process_frame(FrameTimecode(number, fps), small)]
+    def process(index: int, frame: Frame) -> list[int]:
+        step = max(1, min(frame.shape[:2]) // DETECTION_SIDE)
+        small = np.ascontiguousarray(frame[::step, ::step, ::-1])  # it expects BGR
+        return [time.frame_num for time in detector.process_frame(FrameTimecode(index, fps), small)]
 
-    return ShotDetector(after, detector.event_buffer_length)
-
-
-Develop = Callable[[av.VideoFrame], Frame]
+    return ShotDetector(process, detector.event_buffer_length)
 
 
 class DecodableVideo(NamedTuple):
-    """A video that can be read: when it is shown, its frames a second as they are kept, and how they are scaled."""
+    """A video that is opened but not decoded yet. fps: of its clips; convert: turns a decoded frame into pixels."""
 
-    part: FileSlice
-    film: VideoTiming
+    file: FileSlice
+    timing: VideoTiming
     fps: float
-    develop: Develop
+    convert: Callable[[av.VideoFrame], Frame]
 
 
-def open_decodable(part: FileSlice, *, fps: float | None, shorter_side: int | None) -> DecodableVideo:
-    """A video, looked into but not decoded yet. fps: at most; shorter_side: at most, in pixels; None: as it is.
+def open_decodable(file: FileSlice, *, fps: float | None, shorter_side: int | None) -> DecodableVideo:
+    """Open a video without decoding it.
 
-    Raises BrokenFile when it is empty, no video, or cut short.
+    Args:
+        fps: highest frame rate; None for the video's own.
+        shorter_side: largest shorter side in pixels; None for the video's own.
+
+    Raises BrokenFile when it is empty, not a video, or truncated.
     """
-    if part.size == 0:
+    if file.size == 0:
         raise BrokenFile("is empty")
     try:
-        shown = read_timing(part)
+        timing = read_timing(file)
+    except BrokenFile:
+        raise
     except DECODE_ERRORS as error:
-        raise _broken(error) from error
-    rate = min(fps or shown.rate, shown.rate)
-    return DecodableVideo(part, shown, rate, lambda frame: _scaled(frame, shown.pixel, shorter_side))
+        detail = f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}"
+        raise BrokenFile(f"cannot be decoded ({detail})") from error
+    rate = min(fps or timing.fps, timing.fps)
+    return DecodableVideo(file, timing, rate, lambda frame: _scale_down(frame, timing.pixel_aspect, shorter_side))
 
 
-def frames_at_rate(reel: DecodableVideo) -> Iterator[Frame]:
-    """What is on show at each 1 / fps seconds. Raises BrokenFile where the file cannot be decoded any further."""
-    before: av.VideoFrame | None = None
-    shown, count = None, 0
-    due = _slots(reel)
-    for frame in _decoded(reel):
+def frames_at_rate(video: DecodableVideo) -> Iterator[Frame]:
+    """Yield the frame that is shown at every multiple of 1 / fps seconds.
+
+    Raises BrokenFile where the file cannot be decoded any further.
+    """
+    previous: av.VideoFrame | None = None
+    pixels, count = None, 0
+    total = _frame_count(video)
+    for frame in _decode(video):
         time = frame_time(frame)
-        while before is not None and count < due and _tick(reel, count) < time - HALF_FRAME / reel.film.rate:
-            shown = reel.develop(before) if shown is None else shown
-            yield shown
+        while previous is not None and count < total and _time_of(video, count) < time - HALF_FRAME / video.timing.fps:
+            pixels = video.convert(previous) if pixels is None else pixels
+            yield pixels
             count += 1
-        before, shown = frame, None
-    if before is None or _tick(reel, due - 1) > frame_time(before) + 1.5 / reel.film.rate:
-        raise BrokenFile(f"cannot be decoded beyond {0 if before is None else frame_time(before):.2f} s")
-    last = reel.develop(before)
-    yield from (last for _ in range(due - count))
+        previous, pixels = frame, None
+    if previous is None or _time_of(video, total - 1) > frame_time(previous) + 1.5 / video.timing.fps:
+        raise BrokenFile(f"cannot be decoded beyond {0 if previous is None else frame_time(previous):.2f} s")
+    last = video.convert(previous)
+    yield from (last for _ in range(total - count))
 
 
-def sample_frames(reel: DecodableVideo, count: int) -> list[Frame]:
-    """About so many frames from all over a video: key frames, which are quick to reach, or any where those are few."""
+def sample_frames(video: DecodableVideo, count: int) -> list[Frame]:
+    """Return about `count` frames from all over a video: key frames, which are quick to reach, or any if too few."""
     try:
-        found = _sought(reel, count)
+        found = _seek_key_frames(video, count)
     except DECODE_ERRORS:
         found = []
     if len(found) >= count // 2:
         return found
-    wanted = set(np.linspace(0, _slots(reel) - 1, count).astype(int).tolist())
-    return [frame for number, frame in enumerate(frames_at_rate(reel)) if number in wanted]
+    indices = set(np.linspace(0, _frame_count(video) - 1, count).astype(int).tolist())
+    return [frame for index, frame in enumerate(frames_at_rate(video)) if index in indices]
 
 
-def _sought(reel: DecodableVideo, count: int) -> list[Frame]:
+def _seek_key_frames(video: DecodableVideo, count: int) -> list[Frame]:
     found: dict[float, Frame] = {}
-    with open_video_stream(reel.part) as (container, stream):
-        for time in np.linspace(reel.film.first, reel.film.end, count, endpoint=False):
+    with open_video_stream(video.file) as (container, stream):
+        for time in np.linspace(video.timing.start, video.timing.end, count, endpoint=False):
             container.seek(to_ticks(stream, float(time)), stream=stream)
             frame = next(container.decode(stream), None)
             if frame is not None and not frame.is_corrupt and frame_time(frame) not in found:
-                found[frame_time(frame)] = reel.develop(frame)
+                found[frame_time(frame)] = video.convert(frame)
     return [*found.values()]
 
 
-def _decoded(reel: DecodableVideo) -> Iterator[av.VideoFrame]:
-    reached = reel.film.first
+def _decode(video: DecodableVideo) -> Iterator[av.VideoFrame]:
+    reached = video.timing.start
     try:
-        with open_video_stream(reel.part) as (container, stream):
-            for frame in _whole(container, stream):
+        with open_video_stream(video.file) as (container, stream):
+            for frame in _intact_frames(container, stream):
                 reached = frame_time(frame)
                 yield frame
     except BrokenFile:
@@ -167,33 +178,27 @@ def _decoded(reel: DecodableVideo) -> Iterator[av.VideoFrame]:
         raise BrokenFile(f"cannot be decoded beyond {reached:.2f} s ({error})") from error
 
 
-def _whole(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+def _intact_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
     for frame in container.decode(stream):
         if frame.is_corrupt:
-            raise BrokenFile(f"has no whole frame to show at {frame_time(frame):.2f} s")
+            raise BrokenFile(f"has no intact frame at {frame_time(frame):.2f} s")
         yield frame
 
 
-def _slots(reel: DecodableVideo) -> int:
-    """How many frames there are at the rate that is kept."""
-    return max(1, round((reel.film.end - reel.film.first) * reel.fps))
+def _frame_count(video: DecodableVideo) -> int:
+    """Return the number of frames at the frame rate of the clips."""
+    return max(1, round((video.timing.end - video.timing.start) * video.fps))
 
 
-def _tick(reel: DecodableVideo, number: int) -> float:
-    return reel.film.first + number / reel.fps
+def _time_of(video: DecodableVideo, index: int) -> float:
+    return video.timing.start + index / video.fps
 
 
-def _scaled(frame: av.VideoFrame, pixel: float, shorter_side: int | None) -> Frame:
-    """A frame upright, with square pixels and even sides, averaged down where it is too large; never enlarged."""
+def _scale_down(frame: av.VideoFrame, pixel_aspect: float, shorter_side: int | None) -> Frame:
+    """Return a frame upright, with square pixels and even sides, averaged down if it is too large; never enlarged."""
     quarters = round(frame.rotation / 90)
-    wide, tall = max(frame.width * pixel, frame.width), max(frame.height / pixel, frame.height)
-    scale = min(1.0, (shorter_side or min(wide, tall)) / min(wide, tall))
-    width, height = (max(2, 2 * round(side * scale / 2)) for side in (wide, tall))
+    full_width, full_height = max(frame.width * pixel_aspect, frame.width), max(frame.height / pixel_aspect, frame.height)
+    scale = min(1.0, (shorter_side or min(full_width, full_height)) / min(full_width, full_height))
+    width, height = (max(2, 2 * round(side * scale / 2)) for side in (full_width, full_height))
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=Interpolation.AREA)
     return np.ascontiguousarray(np.rot90(pixels, quarters))
-
-
-def _broken(error: Exception) -> BrokenFile:
-    if isinstance(error, BrokenFile):
-        return error
-    return BrokenFile(f"cannot be decoded ({type(error).__name__}: {getattr(error, 'strerror', None) or error})")

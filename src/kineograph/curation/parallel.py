@@ -1,6 +1,6 @@
-"""Work on many things: one after another here, or side by side on Ray Data, on this machine or on a cluster.
+"""Parallel maps: one task after another in this process, or on Ray Data, on this machine or on a cluster.
 
-Tasks and results are texts, so that nothing but they and the work itself travels.
+Tasks and results are texts, so that only they and the work itself travel between processes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from kineograph.errors import InputError
 
 Work = Callable[[str], str]
 
-BLOCKS = 10_000  # at most so many parts that tasks are handed out in
+MAX_BLOCKS = 10_000  # of Ray Data
 
 
 class Workers(NamedTuple):
-    """How many processes work side by side, None for as many as fit, and how many cores and GPUs each holds.
+    """Number of parallel workers, None for as many as fit, and the cores and GPUs of each.
 
-    With a number, processes stay: what they have loaded is loaded once.
+    With a number, workers are long-lived: models are loaded once in each.
     """
 
     processes: int | None = None
@@ -37,12 +37,12 @@ ParallelMap = Callable[[Work, Sequence[str], Workers], Iterator[str]]
 
 @dataclass(frozen=True)
 class RayTask:
-    """What Ray calls with a row."""
+    """A callable for Ray Data that applies the work to a row."""
 
     work: Work
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, str]:
-        """The row with the work's result, or with what it says to people: Ray keeps no more than the text of errors."""
+        """Return the result as a row, or the message of an error: Ray keeps no more than the text of exceptions."""
         try:
             return {"done": self.work(row["task"]), "refused": "", "failed": ""}
         except InputError as error:
@@ -53,27 +53,32 @@ class RayTask:
 
 @contextmanager
 def sequential_map() -> Iterator[ParallelMap]:
-    """Work in this process, one task after another."""
-    yield lambda work, tasks, crew: map(work, tasks)
+    """Yield a map that works in this process, one task after another."""
+    yield lambda work, tasks, workers: map(work, tasks)
 
 
 @contextmanager
 def ray_map() -> Iterator[ParallelMap]:
-    """Work on Ray Data, where RAY_ADDRESS says as everywhere in Ray, without it on this machine; results as they come.
+    """Yield a map on Ray Data, on the cluster of RAY_ADDRESS or on this machine; results come in any order.
 
-    Ray is begun with the first task, and ended here unless it ran before. Spreading raises InputError when Ray is not
-    installed, and what the work raises of InputError and OSError.
+    Ray starts with the first task, and is shut down here unless it ran before. The map raises InputError when Ray is
+    not installed, and the InputErrors and OSErrors of the work.
     """
-    with ExitStack() as held:
-        yield partial(_spread, held)
+    with ExitStack() as stack:
+        yield partial(_map_on_ray, stack)
 
 
-def _spread(held: ExitStack, work: Work, tasks: Sequence[str], crew: Workers) -> Iterator[str]:
+def _map_on_ray(stack: ExitStack, work: Work, tasks: Sequence[str], workers: Workers) -> Iterator[str]:
     if not tasks:
         return
-    ray = _begun(held)
-    rows = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=min(len(tasks), BLOCKS))
-    for row in _mapped(rows, RayTask(work), crew).iter_rows():
+    ray = _start_ray(stack)
+    rows = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=min(len(tasks), MAX_BLOCKS))
+    task, resources = RayTask(work), {"num_cpus": workers.cpus, "num_gpus": workers.gpus}
+    if workers.processes is None:
+        results = rows.map(task.__call__, **resources)
+    else:
+        results = rows.map(RayTask, fn_constructor_args=(work,), concurrency=workers.processes, **resources)
+    for row in results.iter_rows():
         if row["refused"]:
             raise InputError(row["refused"])
         if row["failed"]:
@@ -81,29 +86,22 @@ def _spread(held: ExitStack, work: Work, tasks: Sequence[str], crew: Workers) ->
         yield row["done"]
 
 
-def _mapped(rows: Any, worker: RayTask, crew: Workers) -> Any:
-    held = {"num_cpus": crew.cpus, "num_gpus": crew.gpus}
-    if crew.processes is None:
-        return rows.map(worker.__call__, **held)
-    return rows.map(RayTask, fn_constructor_args=(worker.work,), concurrency=crew.processes, **held)
-
-
-def _begun(held: ExitStack) -> Any:
+def _start_ray(stack: ExitStack) -> Any:
     try:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report home
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to its makers
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine takes longer than its 30 s
         import ray
         import ray.data
     except ImportError as error:
         raise InputError(
-            "work is spread by Ray Data, which is not installed: pip install 'kineograph[data]', or set run: alone"
+            "parallel work needs Ray Data, which is not installed: pip install 'kineograph[data]', or set run: alone"
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own settings
         if not ray.is_initialized():
             elsewhere = os.environ.get("RAY_ADDRESS")
             ray.init(logging_level="ERROR", log_to_driver=False, include_dashboard=None if elsewhere else False)
-            held.callback(ray.shutdown)
+            stack.callback(ray.shutdown)
         ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     return ray

@@ -1,6 +1,6 @@
-"""What became of each file, written once it is done: a record and, beside it, a tar with its clips.
+"""Results of each source file: a record, written last, and beside it a tar with its clips.
 
-All lie in `.work` below the output, named by the unit's key, so that what is done is known by what is there.
+Both lie in `.work` below the output, under the file's key, so that finished files are known by their records.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 from kineograph.curation.sources import SourceFile
 from kineograph.media.files import replace_atomically
 
-WORK = ".work"  # a dot: whoever reads the output as a dataset does not see it
+WORK = ".work"  # hidden from readers of the output as a data set
 
 
 class ClipRecord(NamedTuple):
-    """A clip that got through. print: its fingerprint, as hexadecimal digits."""
+    """An accepted clip. start: seconds into the source file; perceptual_hash: as hexadecimal digits."""
 
     name: str
     kind: str
@@ -28,59 +28,61 @@ class ClipRecord(NamedTuple):
     fps: float
     height: int
     width: int
-    print: str
+    perceptual_hash: str
 
 
 class DropRecord(NamedTuple):
-    """A clip, or a whole file, that did not; start: in seconds."""
+    """A dropped clip, or a file that cannot be used. start: seconds into the source file."""
 
     start: float
-    why: str
-    told: str
+    reason: str
+    detail: str
 
 
 class FileRecord(NamedTuple):
-    """What a file became."""
+    """The accepted and dropped clips of a file."""
 
-    kept: list[ClipRecord]
-    lost: list[DropRecord]
-
-
-def record_path(output: Path, unit: SourceFile) -> Path:
-    """Where a file's record is, once it is done. 256 folders: there may be millions of files."""
-    return output / WORK / "units" / unit.key[:2] / f"{unit.key}.json"
+    clips: list[ClipRecord]
+    dropped: list[DropRecord]
 
 
-def clips_path(output: Path, unit: SourceFile) -> Path:
-    """Where a file's clips are, if it has any."""
-    return record_path(output, unit).with_suffix(".tar")
+def record_path(output: Path, file: SourceFile) -> Path:
+    """Return the path of a file's record. It lies in one of 256 folders: there may be millions of files."""
+    return output / WORK / "units" / file.key[:2] / f"{file.key}.json"
+
+
+def clips_path(output: Path, file: SourceFile) -> Path:
+    """Return the path of the tar with a file's clips, which exists only if there are any."""
+    return record_path(output, file).with_suffix(".tar")
 
 
 def write_record(path: Path, record: FileRecord) -> None:
-    """A record, whole or not at all."""
-    told = {"kept": [kept._asdict() for kept in record.kept], "lost": [lost._asdict() for lost in record.lost]}
-    write_text(path, json.dumps(told))
+    """Write a record atomically."""
+    content = {name: [each._asdict() for each in rows] for name, rows in record._asdict().items()}
+    write_text(path, json.dumps(content))
 
 
 def read_record(path: Path) -> FileRecord:
-    """A record that is there."""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    return FileRecord([ClipRecord(**kept) for kept in told["kept"]], [DropRecord(**lost) for lost in told["lost"]])
+    """Read a record."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return FileRecord(
+        [ClipRecord(**each) for each in content["clips"]], [DropRecord(**each) for each in content["dropped"]]
+    )
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file, whole or not at all."""
-    with replace_atomically(path) as part:
-        part.write_text(text, encoding="utf-8")
+    """Write a text file atomically."""
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json_file(path: Path) -> Mapping[str, Any]:
-    """The object in a file; an empty one where there is no file."""
+    """Return the object in a JSON file; an empty one where there is no file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    """A file into a tar, without a time or an owner: the same clips make the same bytes."""
+    """Add a file to a tar, without a time or an owner: the same clips make the same bytes."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = len(content), 0o644
     tar.addfile(member, io.BytesIO(content))

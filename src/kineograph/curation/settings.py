@@ -1,4 +1,4 @@
-"""What `kineograph curate` can be told: from what, how clips are cut, what is dropped, who captions, and where to."""
+"""Settings of `kineograph curate`: sources, cuts, filters, captions and output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 STRICT = ConfigDict(frozen=True, extra="forbid")
-# What may change between a run and the next without changing what a file becomes before it is captioned.
+# Fields that may change from run to run in one output: they do not affect the clips of a file before captioning.
 RESUMABLE_FIELDS = {"sources", "output", "captions", "clips_per_shard", "run"}
 
 QUESTIONS = (
@@ -24,7 +24,7 @@ MERGE = (
 class FootageSource(BaseModel):
     """A folder, a list or shards, as `open_dataset` reads them.
 
-    labels: whether the label (a class, or a caption) is the text beside the file, or the name of the file's folder.
+    labels: the label (a class, or a caption) is the text beside the file, or the name of the file's folder.
     """
 
     model_config = STRICT
@@ -34,14 +34,14 @@ class FootageSource(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _alone(cls, given: Any) -> Any:
-        return {"source": given} if isinstance(given, str) else given
+    def _from_text(cls, value: Any) -> Any:
+        return {"source": value} if isinstance(value, str) else value
 
 
 class Cuts(BaseModel):
-    """Where a video is cut into clips, by PySceneDetect, and how long they may be, in seconds.
+    """Scene detection by PySceneDetect, and the length of clips in seconds.
 
-    threshold: of the detector, in its own units; None for its own.
+    threshold: of the detector, in its own units; None for its default.
     """
 
     model_config = STRICT
@@ -60,11 +60,12 @@ class Cuts(BaseModel):
 
 
 class Filters(BaseModel):
-    """Limits beyond which a clip is dropped; None lets everything through.
+    """Limits beyond which a clip is dropped; None switches a filter off.
 
-    least_brightness: mean grey, 0 to 255. least_movement: the share of the picture that changes within the clip.
-    most_lettering: the share of the picture that lines of letters cover. duplicate_bits: in how many of the 288 bits
-    of their fingerprints two clips may differ and still be one.
+    least_brightness: mean grey, 0 to 255.
+    least_movement: share of the pixels that change within the clip.
+    most_lettering: share of the frame that lines of text cover.
+    duplicate_bits: number of differing bits, of the 288 of a perceptual hash, up to which two clips are duplicates.
     """
 
     model_config = STRICT
@@ -76,10 +77,13 @@ class Filters(BaseModel):
 
 
 class Watermarks(BaseModel):
-    """What is done with watermarks, and over what they are looked for: frames of one file, or files of a source.
+    """Detection and removal of watermarks.
 
-    samples: how many pictures are compared. edge: how strong an edge all of them share, in grey levels a pixel.
-    most: the largest share of the picture that is taken for a watermark and not for a scene that stays the same.
+    then: what is done with a watermark.
+    across: the images that are compared are frames of one file, or a frame of each of several files of a source.
+    samples: number of images that are compared.
+    edge: gradient that all of them share at a watermark, in grey levels per pixel.
+    most: largest share of the frame that is taken for a watermark and not for a static scene.
     """
 
     model_config = STRICT
@@ -92,12 +96,16 @@ class Watermarks(BaseModel):
 
 
 class Stills(BaseModel):
-    """What becomes of pictures. smallest: the least share of its length that a side of the window has."""
+    """Clips from images, by pan and zoom (`panned`) or of equal frames (`frozen`).
+
+    versions: number of panned clips of each image, with different windows.
+    smallest: least side of the window, as a share of the largest window's.
+    """
 
     model_config = STRICT
 
     motions: tuple[Literal["panned", "frozen"], ...] = ("panned",)
-    versions: int = Field(default=1, ge=1, le=64)  # of panned ones, each with windows of its own
+    versions: int = Field(default=1, ge=1, le=64)
     num_frames: int = Field(default=16, ge=1, le=4096)
     fps: float = Field(default=8.0, gt=0, le=120)
     smallest: float = Field(default=0.6, gt=0, lt=1)
@@ -135,10 +143,11 @@ CaptionModel = TransformersModel | Endpoint
 
 
 class Captions(BaseModel):
-    """Who is asked what about each clip's key frames, and how the answers become one caption.
+    """Captioning by a multimodal model: questions about key frames, whose answers become one caption.
 
-    Questions that name {label} are left out where there is none. merged_by: who makes one of the answers; None joins
-    them. processes, cpus, gpus: how many ask side by side, and what each holds.
+    asked: the model that answers the questions. Questions that name {label} are left out for clips without a label.
+    merged_by: the model that merges the answers into a caption; None concatenates them.
+    processes, cpus, gpus: number of parallel processes on Ray, and the resources of each.
     """
 
     model_config = STRICT
@@ -154,17 +163,18 @@ class Captions(BaseModel):
 
     @field_validator("merge")
     @classmethod
-    def _mergeable(cls, merge: str) -> str:
+    def _has_answers(cls, merge: str) -> str:
         if "{answers}" not in merge:
             raise ValueError("expected a text with {answers} in it")
         return merge
 
 
 class CurationSettings(BaseModel):
-    """One settings file of `kineograph curate`.
+    """A settings file of `kineograph curate`.
 
-    shorter_side: what clips are scaled down to, in pixels; None as they are. fps: at most so many frames a second.
-    run: on Ray Data, here or on the cluster that RAY_ADDRESS names; or in one process, one file after another.
+    shorter_side: largest shorter side of clips, in pixels; None for no limit.
+    fps: highest frame rate of clips; None for no limit.
+    run: on Ray Data, on this machine or on the cluster of RAY_ADDRESS; or "alone", in one process without Ray.
     """
 
     model_config = STRICT
@@ -184,10 +194,10 @@ class CurationSettings(BaseModel):
 
     @field_validator("sources", mode="before")
     @classmethod
-    def _one_or_several(cls, given: Any) -> Any:
-        return [given] if isinstance(given, str | dict) else given
+    def _one_or_several(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | dict) else value
 
 
 def content_settings(settings: CurationSettings) -> dict[str, Any]:
-    """The settings that decide what a file becomes before it is captioned."""
+    """Return the settings that determine the clips of a file before captioning."""
     return settings.model_dump(mode="json", exclude=RESUMABLE_FIELDS)

@@ -1,4 +1,4 @@
-"""Images: reading, decoding, cropping and resizing. Pixels are uint8 [h w 3], RGB."""
+"""Images: reading, decoding, cropping, resizing, pan and zoom. Pixels are uint8 [h w 3], RGB."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.D
 TRAINING_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ANIMATED_FORMATS = frozenset({"WEBP", "PNG"})  # formats whose further images are further frames
 REDUCING_GAP = 3.0  # larger images are averaged to this multiple of the size first; the difference is not visible
+MIN_SHIFT = 0.1  # share of the image that some edge of the window covers in a pan or zoom: less is hardly visible
+MAX_TRIES = 100
 
 
 class InputImage(NamedTuple):
@@ -93,6 +95,70 @@ def crop_resize(
     left, top = int((image.width - crop_width) * position[0]), int((image.height - crop_height) * position[1])
     box = (left, top, min(left + crop_width, image.width), min(top + crop_height, image.height))
     return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=REDUCING_GAP))
+
+
+class Window(NamedTuple):
+    """A rectangle of an image, in its pixels; edges may lie between two."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def pan_and_zoom(
+    image: Image.Image, first: Window, last: Window, num_frames: int, height: int, width: int
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """Return frames of a window whose edges move evenly from `first` to `last`; antialiased, at subpixel precision."""
+    progress = np.linspace(0.0, 1.0, num_frames)[:, None]
+    windows = (1 - progress) * np.array(first) + progress * np.array(last)
+    return np.stack([_resize_window(image, window, height, width) for window in windows])
+
+
+def freeze_frame(
+    image: Image.Image, window: Window, num_frames: int, height: int, width: int
+) -> UInt8[np.ndarray, "f h w 3"]:
+    """Return equal frames of a window."""
+    return np.repeat(_resize_window(image, window, height, width)[None], num_frames, axis=0)
+
+
+def random_windows(
+    rng: np.random.Generator, image: Image.Image, aspect: float, min_scale: float
+) -> tuple[Window, Window]:
+    """Return random first and last windows of a pan and zoom. Pairs that hardly differ are rejected.
+
+    Args:
+        aspect: width over height of both windows.
+        min_scale: least size, as a share of the largest window.
+    """
+    for _ in range(MAX_TRIES):
+        first, last = (random_window(rng, image, aspect, min_scale) for _ in range(2))
+        if np.abs(np.subtract(first, last)).max() >= MIN_SHIFT * max(image.size):
+            break
+    return first, last
+
+
+def random_window(rng: np.random.Generator, image: Image.Image, aspect: float, min_scale: float) -> Window:
+    """Return a window of random size and position."""
+    largest = largest_window(image, aspect)
+    scale = rng.uniform(min_scale, 1.0)
+    width, height = scale * (largest.right - largest.left), scale * (largest.bottom - largest.top)
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    return Window(left, top, left + width, top + height)
+
+
+def largest_window(image: Image.Image, aspect: float) -> Window:
+    """Return the largest window of an aspect ratio, at the center."""
+    width, height = min(image.width, image.height * aspect), min(image.height, image.width / aspect)
+    left, top = (image.width - width) / 2, (image.height - height) / 2
+    return Window(left, top, left + width, top + height)
+
+
+def _resize_window(
+    image: Image.Image, window: np.ndarray | Window, height: int, width: int
+) -> UInt8[np.ndarray, "h w 3"]:
+    left, top, right, bottom = map(float, np.clip(window, 0, [image.width, image.height] * 2))  # rounding errors
+    return np.asarray(image.resize((width, height), Image.Resampling.LANCZOS, box=(left, top, right, bottom)))
 
 
 def import_opencv(purpose: str, extra: str = "control") -> Any:

@@ -221,7 +221,7 @@ class Model:
         given = 0 if condition.channels is None else condition.channels.shape[2]
         if given != wanted:
             raise InputError(
-                f"{self.name} reads {wanted} channels beside the latents, and the condition has {given}: "
+                f"{self.name} reads {wanted} channels besides the latents', and the condition has {given}: "
                 "a text-to-image model reads none, one for inpainting or editing reads an image there"
             )
 

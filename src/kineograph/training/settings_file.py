@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from kineograph.errors import InputError
 
-SettingsT = TypeVar("Settings", bound=BaseModel)
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
 def load_settings(path: Path, model: type[SettingsT], overrides: Iterable[str] = ()) -> SettingsT:

@@ -81,12 +81,20 @@ def image_unet() -> UNet2DConditionModel:
     return UNet2DConditionModel.from_pretrained(POCKET / "unet", dtype=torch.float32)
 
 
+def text_net() -> nn.Module:
+    return text_encoder.TextFactsNet(CLIPTextModel.from_pretrained(POCKET / "text_encoder"))
+
+
+def control_net() -> nn.Module:
+    return UNetWithControlNet(image_unet(), make_trainable(initial_controlnet(image_unet())))
+
+
 @pytest.mark.parametrize(
     ("build", "count", "digest"),
     [
-        (lambda: text_encoder.TextFactsNet(CLIPTextModel.from_pretrained(POCKET / "text_encoder")), 88, "ca9c44169ba999a7"),
+        (text_net, 88, "ca9c44169ba999a7"),
         (image_unet, 326, "b494d5f275f463fa"),
-        (lambda: UNetWithControlNet(image_unet(), make_trainable(initial_controlnet(image_unet()))), 608, "6f3a836ab5e4d349"),
+        (control_net, 608, "6f3a836ab5e4d349"),
         (lambda: EditingUNet(make_trainable(initial_editing_unet(image_unet()))), 584, "454f700af44537dd"),
         (lambda: TextToVideoUNet(image_unet(), TEXT_TO_VIDEO), 700, "d39b747ee590a70f"),
         (lambda: ImageToVideoUNet(add_image_attention(video_unet())), 611, "cc1ee0f225e1d45e"),
@@ -95,8 +103,19 @@ def image_unet() -> UNet2DConditionModel:
         (lambda: TemporalLayersUNet(video_unet(), SPACE_TIME_CONFIG), 638, "d6081c061639b86a"),
         (lambda: DegradedVideoUNet(video_unet()), 762, "a99045f482ab5c55"),
     ],
-    ids=("text", "unet", "control", "edit", "text_to_video", "image_to_video", "motion_adapter", "vidrd", "space_time", "degraded"),
-)  # fmt: skip
+    ids=(
+        "text",
+        "unet",
+        "control",
+        "edit",
+        "text_to_video",
+        "image_to_video",
+        "motion_adapter",
+        "vidrd",
+        "space_time",
+        "degraded",
+    ),
+)
 def test_names_of_the_trained_weights(build: Callable[[], nn.Module], count: int, digest: str) -> None:
     names = sorted(build().state_dict())
     assert (len(names), hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]) == (count, digest)

@@ -71,7 +71,7 @@ class VideoUNet(nn.Module):
         return rest if rest.shape[1] else None, embedding[:, -1]
 
     def image_condition(self, condition: Condition) -> Condition:
-        """Return the condition for the image network, and for a ControlNet beside it: without a frame rate."""
+        """Return the condition for the image network, and for its ControlNets: without a frame rate."""
         return replace(condition, embedding=self._split_embedding(condition.embedding)[0])
 
     def project_tokens(self, condition: Condition) -> TokenKeyValues:
@@ -153,7 +153,7 @@ class VideoUNet(nn.Module):
             if fps is None:
                 raise InputError(
                     "this video network takes a frame rate, and the condition has none: "
-                    "bind Model.prompt(..., fps=8), or put frames per second behind the condition's embedding"
+                    "bind Model.prompt(..., fps=8), or append frames per second to the condition's embedding"
                 )
             added = temporal.fps(fps.to(inputs.temb.device)).to(inputs.temb)
             temb = inputs.temb + added.repeat_interleave(len(inputs.temb) // len(added), dim=0)

@@ -194,7 +194,13 @@ def inject_customised(video: Model, final: str | Path) -> Model:
     """
     customised = load_customised(replace(video, net=VideoUNet(video.net.image_unet)), final)
     net = inject(customised.net.image_unet, video.net)
-    return replace(video, net=net, text=customised.text, vocabulary=customised.vocabulary, subject=customised.subject)
+    return replace(
+        video,
+        net=net,
+        text_encoders=customised.text_encoders,
+        vocabulary=customised.vocabulary,
+        subject=customised.subject,
+    )
 
 
 def load_customised_video(video: Model, output: str | Path) -> Model:

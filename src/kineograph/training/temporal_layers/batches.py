@@ -166,8 +166,8 @@ def truncate_caption(model: Model, caption: str) -> str:
 def batch_noise(ratio: float, seed: int, num_frames: int, x0: Latents) -> Latents:
     """Return the noise of a batch: that which sampling would start from with each sample's seed.
 
-    Frames of a video share `ratio` parts of it (see `noise.partly_shared`). The images of one sample have the noises of its
-    `num_frames` frames, with nothing shared.
+    Frames of a video share `ratio` parts of it (see `noise.partly_shared`). The images of one sample have the noises of
+    its `num_frames` frames, with nothing shared.
     """
     is_image = x0.shape[1] == 1
     count = len(x0) * x0.shape[1] // num_frames
