@@ -13,8 +13,7 @@ from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 
 from kineograph.errors import InputError
-from kineograph.models.conditioning import resampler as image_adapter
-from kineograph.models.conditioning.resampler import ResamplerConfig
+from kineograph.models.conditioning.resampler import ResamplerConfig, add_resampler
 from kineograph.models.formats.tensor_files import Tensors, preview_names
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
@@ -61,7 +60,7 @@ def empty_video_unet(
     with init_empty_weights(include_buffers=False):
         unet = UNet2DConditionModel(**image)
         if resampler is not None:
-            image_adapter.add_resampler(unet, resampler)
+            add_resampler(unet, resampler)
         return VideoUNet(unet, TemporalLayers(unet, temporal)).eval()
 
 

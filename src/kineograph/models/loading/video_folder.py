@@ -27,10 +27,13 @@ from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.models.conditioning import image_encoder
-from kineograph.models.conditioning import resampler as image_adapter
-from kineograph.models.conditioning.image_encoder import ImageEncoder
-from kineograph.models.conditioning.resampler import ResamplerConfig
+from kineograph.models.conditioning.image_encoder import ImageEncoder, crop_to_square, stretch_to_square
+from kineograph.models.conditioning.resampler import (
+    ResamplerConfig,
+    add_resampler,
+    ip_adapter_key_map,
+    resampler_config,
+)
 from kineograph.models.formats import key_map, tensor_files
 from kineograph.models.loading import adapter_files
 from kineograph.models.temporal.adapters import MotionAdapter
@@ -45,7 +48,7 @@ TEMPORAL_DECODER = "temporal_decoder"
 MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS = "motion_adapter", "motion_adapter.safetensors"
 IMAGE_ADAPTER, IMAGE_ADAPTER_WEIGHTS = "image_adapter", "ip_adapter.safetensors"
 IMAGE_ENCODER = "image_encoder"
-FITS = {"squashed": image_encoder.stretch_to_square, "cropped": image_encoder.crop_to_square}
+FITS = {"squashed": stretch_to_square, "cropped": crop_to_square}
 
 
 class ImageAdapterConfig(BaseModel):
@@ -128,10 +131,10 @@ def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dt
     if config.fit not in FITS:
         raise InputError(f"{folder / IMAGE_ADAPTER / CONFIG} has fit {config.fit!r}: expected {' or '.join(FITS)}")
     with init_empty_weights(include_buffers=False):
-        image_adapter.add_resampler(unet, config.resampler)
+        add_resampler(unet, config.resampler)
     tensors = tensor_files.read_tensors(_file(folder / IMAGE_ADAPTER, IMAGE_ADAPTER_WEIGHTS))
     what = f"{folder / IMAGE_ADAPTER} does not fit the image network beside it"
-    key_map.load_tensors(unet, tensors, image_adapter.ip_adapter_key_map(unet), what)
+    key_map.load_tensors(unet, tensors, ip_adapter_key_map(unet), what)
     unet.eval()
     encoder = _read_clip_vision(folder / IMAGE_ENCODER, dtype)
     return ImageEncoder(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
@@ -145,7 +148,7 @@ def _read_clip_vision(folder: Path, dtype: torch.dtype) -> CLIPVisionModel | CLI
 
 def write_image_adapter(unet: UNet2DConditionModel, encoder: ImageEncoder | None, folder: Path) -> None:
     """Write a U-Net's image adapter, if it has one, and the image encoder into a pipeline's folder."""
-    resampler = image_adapter.resampler_config(unet)
+    resampler = resampler_config(unet)
     if resampler is None or encoder is None:
         return
     config = ImageAdapterConfig(
@@ -158,14 +161,14 @@ def write_image_adapter(unet: UNet2DConditionModel, encoder: ImageEncoder | None
     )
     (folder / IMAGE_ADAPTER).mkdir()
     (folder / IMAGE_ADAPTER / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2))
-    tensors = key_map.export_tensors(unet.state_dict(), image_adapter.ip_adapter_key_map(unet))
+    tensors = key_map.export_tensors(unet.state_dict(), ip_adapter_key_map(unet))
     _save(tensors, folder / IMAGE_ADAPTER / IMAGE_ADAPTER_WEIGHTS)
     encoder.network.save_pretrained(folder / IMAGE_ENCODER)
 
 
 def write_unet(unet: UNet2DConditionModel, folder: Path) -> None:
     """Write a U-Net without its image adapter into a new folder, which diffusers can load."""
-    adapter = image_adapter.ip_adapter_key_map(unet)
+    adapter = ip_adapter_key_map(unet)
     settings = json.loads(unet.to_json_string()) | {"encoder_hid_dim_type": None}
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(settings, indent=2))
