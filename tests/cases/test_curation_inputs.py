@@ -18,7 +18,7 @@ from cases.program import Said, run
 from cases.small_media import movie, moving_square
 from numbered import tar
 
-from kineograph.curation.caption_models import connect_endpoint
+from kineograph.curation.captions import connect_endpoint
 from kineograph.curation.settings import Endpoint
 from kineograph.errors import InputError
 from kineograph.media.dataset import open_dataset

@@ -52,7 +52,7 @@ def asked(model: Path, photos: Path, *more: object) -> list[object]:
     return ["customise", photos, "--model", model, "--device", "cpu", "--dtype", "float32", *SET, *more]
 
 
-def test_one_command_leaves_one_file_and_says_how_to_use_it(
+def test_one_file_is_written_and_its_use_is_printed(
     run: Run, waves: Path, photos: Path, tmp_path: Path
 ) -> None:
     said = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
@@ -72,7 +72,7 @@ def test_one_command_leaves_one_file_and_says_how_to_use_it(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+def test_a_dry_run_prints_the_phases_and_writes_nothing(
     run: Run,
     image: Path,
     waves: Path,
@@ -82,11 +82,11 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     more = ["--motion-module", waves, "--style", "ripples", "--dry-run"]
     said = run(*asked(image, photos, *more))
     assert said.status == 0, said.err
-    assert "the image network learns 'ripples style' from 3 pictures, 2 steps of 2" in said.err
-    assert "draws 2 videos of 3 frames" in said.err and "learns to stand still, 2 steps of 1 videos" in said.err
+    assert "the image network learns 'ripples style' from 3 images, 2 steps of 2" in said.err
+    assert "generates 2 videos of 3 frames" in said.err and ", 2 steps of 1 videos" in said.err
     assert (
         "in all, on this machine" in said.err
-        and "prior: draws 2 pictures such as 'a picture moving to the left'" in said.err
+        and "prior: generates 2 images such as 'a picture moving to the left'" in said.err
     )
     told = json.loads(run(*asked(image, photos, *more, "--json")).out)
     phases = ["prior", "training", "stills", "natural", "motion_adapter", "spatial_adapter"]
@@ -94,7 +94,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_motion_adapter_alone(run: Run, waves: Path, tmp_path: Path) -> None:
+def test_motion_adapter_only(run: Run, waves: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     few = ["customise", "--motion-adapter-only", "--model", waves, "--device", "cpu", *SET, "-o", "still.safetensors"]
     told = run(*few, "--dry-run")
@@ -122,7 +122,7 @@ def test_ctrl_c_stops_after_a_step_and_leaves_no_file(
     assert latest_checkpoint(tmp_path / "dog" / "image" / "training") is not None
 
 
-def test_what_cannot_be_done_is_refused_in_one_line(
+def test_invalid_options_are_refused_in_one_line(
     run: Run, waves: Path, image: Path, photos: Path, tmp_path: Path
 ) -> None:
     def refused(*words: object) -> str:
@@ -137,12 +137,12 @@ def test_what_cannot_be_done_is_refused_in_one_line(
         *asked(waves, photos, *subject, "-o", "dog.pt")
     )
     assert "there is no folder" in refused("customise", tmp_path / "nowhere", "--model", "no model either", *subject)
-    assert "none holds no picture, and 3 at least" in refused(*asked(waves, tmp_path / "none", *subject))
+    assert ", and 3 at least are needed" in refused(*asked(waves, tmp_path / "none", *subject))
     assert "expected a subject or a style, got neither" in refused(*asked(waves, photos))
     assert "load it with motion= (--motion-module)" in refused(*asked(image, photos, *subject))
     assert "spatial: without it" in refused(*asked(waves, photos, *subject, "--set", "spatial=null"))
     assert "did you mean stills?" in refused(*asked(waves, photos, *subject, "--set", "still=3"))
-    assert "the preview never says 'sks dog'" in refused(*asked(waves, photos, *subject, "--preview", "a dog"))
+    assert "the preview does not contain 'sks dog'" in refused(*asked(waves, photos, *subject, "--preview", "a dog"))
     (tmp_path / "mine.safetensors").write_bytes(b"precious")
     assert "exists already" in refused(*asked(waves, photos, *subject, "-o", "mine.safetensors"))
     assert sorted(file.name for file in tmp_path.iterdir()) == ["mine.safetensors", "none"]

@@ -1,4 +1,4 @@
-"""A folder of raw footage as people have it: several codecs, sizes and rates, and much that is no use."""
+"""A folder of raw footage: several codecs, sizes and rates, and files that cannot be used."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from kineograph.curation.settings import CurationSettings
 
 
 def scene(seed: int, count: int, *, height: int = 96, width: int = 128, step: int = 1) -> np.ndarray:
-    """Frames of a smooth random picture, unlike that of any other seed, that slides by. uint8 [f h w 3]."""
+    """Return frames of a smooth random image, different for every seed, that moves sideways. uint8 [f h w 3]."""
     small = np.random.default_rng(seed).integers(20, 256, (5, 12, 3), dtype=np.uint8)
     wide = np.asarray(Image.fromarray(small).resize((width + step * count, height), Image.Resampling.BICUBIC))
     return np.stack([wide[:, step * number : step * number + width] for number in range(count)])
 
 
 def lettered(frames: np.ndarray, text: str, size: int, at: tuple[int, int]) -> np.ndarray:
-    pictures = [Image.fromarray(frame) for frame in frames]
-    for picture in pictures:
-        ImageDraw.Draw(picture).multiline_text(at, text, font=ImageFont.load_default(size), fill="white")
-    return np.stack([np.asarray(picture) for picture in pictures])
+    images = [Image.fromarray(frame) for frame in frames]
+    for image in images:
+        ImageDraw.Draw(image).multiline_text(at, text, font=ImageFont.load_default(size), fill="white")
+    return np.stack([np.asarray(image) for image in images])
 
 
 def footage(folder: Path) -> Path:
-    """Eight clips to keep, from four videos and two pictures, and one of everything that is dropped."""
+    """Write videos and images of eight clips to keep, and one file of each kind that is dropped."""
     movie(folder / "riding_a_bike" / "three.mp4", np.concatenate([scene(n, 20) for n in (1, 2, 3)]), rate=10)
     (folder / "riding_a_bike" / "three.txt").write_text("a person riding a bike")
     movie(folder / "surf" / "large.webm", scene(4, 24, height=240, width=320), rate=12, codec="libvpx-vp9")
@@ -43,7 +43,7 @@ def footage(folder: Path) -> Path:
     movie(folder / "text.mp4", page, rate=10)
     whole = movie(folder / "cut.mp4", scene(10, 60), rate=10, container={"movflags": "+faststart"})
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    (folder / "no.mp4").write_bytes(b"this is no video")
+    (folder / "no.mp4").write_bytes(b"this is not a video")
     (folder / "empty.mov").write_bytes(b"")
     (folder / "lone.txt").write_text("a label without a video")
     for number in (1, 2):
@@ -51,5 +51,5 @@ def footage(folder: Path) -> Path:
     return folder
 
 
-def told(source: Path | str, output: Path, **given: Any) -> CurationSettings:
-    return CurationSettings(**{"sources": [str(source)], "output": output, "run": "alone", **given})
+def settings_for(source: Path | str, output: Path, **fields: Any) -> CurationSettings:
+    return CurationSettings(**{"sources": [str(source)], "output": output, "run": "alone", **fields})

@@ -1,19 +1,16 @@
-"""Captions: what a model is asked, what counts as an answer, an endpoint that fails, and a model of transformers."""
+"""Captions: questions, answers, endpoints that fail, and models of transformers."""
 
 from __future__ import annotations
 
 import base64
 import io
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from curation.conftest import chat_completion
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -30,7 +27,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from kineograph.curation.caption_models import (
+from kineograph.curation.captions import (
     NoAnswer,
     ask_for_caption,
     check_answer,
@@ -42,100 +39,76 @@ from kineograph.curation.caption_models import (
 from kineograph.curation.settings import Captions, Endpoint, TransformersModel
 from kineograph.errors import InputError
 
-PICTURES = [np.full((16, 24, 3), shade, np.uint8) for shade in (30, 120, 220)]
-Reply = tuple[int, bytes]
-Serve = Callable[[Callable[[dict[str, Any]], Reply]], Endpoint]
+IMAGES = [np.full((16, 24, 3), shade, np.uint8) for shade in (30, 120, 220)]
 
 
-def said(text: object) -> Reply:
-    return 200, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-
-
-@pytest.fixture
-def serve() -> Iterator[Serve]:
-    """Starts a server whose replies a function makes of the requests; lends settings that speak to it."""
-    servers: list[ThreadingHTTPServer] = []
-
-    def start(reply: Callable[[dict[str, Any]], Reply]) -> Endpoint:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, content = reply({**body, "path": self.path, "key": self.headers.get("Authorization")})
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *words: object) -> None:
-                """Says nothing."""
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return Endpoint(url=f"http://127.0.0.1:{server.server_port}/v1", model="m", tries=3, pause=0, timeout=5)
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def test_questions_name_the_label_where_there_is_one():
+def test_questions_are_filled_with_the_label():
     templates = ("What is {label} here?", "Who is there?")
     assert fill_questions(templates, "surfing {fast}") == ["What is surfing {fast} here?", "Who is there?"]
     assert fill_questions(templates, "") == ["Who is there?"]
     assert fill_questions(templates[:1], "") == ["What is something here?"]
 
 
-def test_answers_are_joined_or_merged_by_a_question_without_pictures():
+def test_answers_are_concatenated_or_merged_by_a_question_without_images():
     asked: list[tuple[int, str]] = []
 
-    def ask(pictures: Any, question: str) -> str:
-        asked.append((len(pictures), question))
+    def ask(images: Any, question: str) -> str:
+        asked.append((len(images), question))
         return f"answer\n {len(asked)}"
 
-    told = Captions(
+    settings = Captions(
         asked=TransformersModel(model="x"), questions=("about {label}?", "who?"), merge="{label}: {answers}!"
     )
-    assert ask_for_caption(PICTURES, "a dog", ask, None, told) == "answer 1. answer 2."
-    assert ask_for_caption(PICTURES, "a dog", ask, ask, told) == "answer 5"
+    assert ask_for_caption(IMAGES, "a dog", ask, None, settings) == "answer 1. answer 2."
+    assert ask_for_caption(IMAGES, "a dog", ask, ask, settings) == "answer 5"
     assert asked[2:] == [(3, "about a dog?"), (3, "who?"), (0, "a dog: - answer 3\n- answer 4!")]
     assert join_answers(["A dog.", "a dog", "A dog.", "It runs!"]) == "A dog. a dog. It runs!"
 
 
-@pytest.mark.parametrize("nonsense", ["", " \n", "42 !!", "x" * 3000, "the the a the the the the a the the the the"])
-def test_nonsense_is_no_answer(nonsense):
+@pytest.mark.parametrize("invalid", ["", " \n", "42 !!", "x" * 3000, "the the a the the the the a the the the the"])
+def test_invalid_answers_are_refused(invalid):
     with pytest.raises(NoAnswer):
-        check_answer(nonsense)
+        check_answer(invalid)
     assert check_answer(" A dog\nruns. ") == "A dog runs."
 
 
-def test_an_endpoint_is_shown_the_pictures_and_asked(serve, monkeypatch):
+def test_an_endpoint_receives_images_and_question(serve, monkeypatch):
     seen: list[dict[str, Any]] = []
     monkeypatch.setenv("THE_KEY", "secret")
-    settings = serve(lambda body: (seen.append(body), said(" a dog\n runs "))[1]).model_copy(update={"key": "THE_KEY"})
+    settings = serve(lambda body: (seen.append(body), chat_completion(" a dog\n runs "))[1]).model_copy(
+        update={"key": "THE_KEY"}
+    )
     ask = connect_endpoint(settings)
-    assert ask(PICTURES, "what?") == "a dog runs" and ask([], "merge?") == "a dog runs"
+    assert ask(IMAGES, "what?") == "a dog runs" and ask([], "merge?") == "a dog runs"
     assert seen[0]["path"] == "/v1/chat/completions" and seen[0]["key"] == "Bearer secret" and seen[0]["model"] == "m"
-    *shown, text = seen[0]["messages"][0]["content"]
+    *parts, text = seen[0]["messages"][0]["content"]
     assert text == {"type": "text", "text": "what?"} and seen[1]["messages"][0]["content"] == "merge?"
-    for each, picture in zip(shown, PICTURES, strict=True):
+    for each, image in zip(parts, IMAGES, strict=True):
         data = each["image_url"]["url"].removeprefix("data:image/jpeg;base64,")
         decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
-        assert decoded.shape == picture.shape and np.abs(decoded.astype(int) - picture).max() <= 3
+        assert decoded.shape == image.shape and np.abs(decoded.astype(int) - image).max() <= 3
 
 
 @pytest.mark.parametrize(
-    "bad", [(500, b"down"), (429, b"slow"), (200, b"<html>"), (200, b'{"error": 1}'), said(None), said("..."), said("")]
+    "bad",
+    [
+        (500, b"down"),
+        (429, b"slow"),
+        (200, b"<html>"),
+        (200, b'{"error": 1}'),
+        chat_completion(None),
+        chat_completion("..."),
+        chat_completion(""),
+    ],
 )
-def test_an_endpoint_that_fails_or_answers_nonsense_is_asked_again(serve, bad):
-    replies = iter([bad, bad, said("a cat")])
-    assert connect_endpoint(serve(lambda body: next(replies)))(PICTURES, "what?") == "a cat"
+def test_an_endpoint_that_fails_or_gives_an_invalid_answer_is_asked_again(serve, bad):
+    replies = iter([bad, bad, chat_completion("a cat")])
+    assert connect_endpoint(serve(lambda body: next(replies)))(IMAGES, "what?") == "a cat"
     with pytest.raises(NoAnswer, match="gave no answer in 3 tries"):
-        connect_endpoint(serve(lambda body: bad))(PICTURES, "what?")
+        connect_endpoint(serve(lambda body: bad))(IMAGES, "what?")
 
 
-def test_an_endpoint_that_is_not_there_or_refuses_says_so(serve, monkeypatch):
+def test_an_unreachable_or_refusing_endpoint_is_reported(serve, monkeypatch):
     with pytest.raises(NoAnswer, match="cannot be reached"):
         connect_endpoint(Endpoint(url="http://127.0.0.1:9/v1", model="m", tries=2, pause=0))([], "what?")
     asked = []
@@ -150,39 +123,18 @@ def test_an_endpoint_that_is_not_there_or_refuses_says_so(serve, monkeypatch):
         connect_endpoint(Endpoint(url="http://x", model="m", key="NO_KEY"))
 
 
-WORDS = [
-    "a",
-    "the",
-    "dog",
-    "cat",
-    "runs",
-    "sits",
-    "on",
-    "grass",
-    "sea",
-    "red",
-    "what",
-    "is",
-    "it",
-    "Question",
-    ":",
-    "Answer",
-    "?",
-    ".",
-    "USER",
-    "ASSISTANT",
-]
+WORDS = "a the dog cat runs sits on grass sea red what is it Question : Answer ? . USER ASSISTANT".split()
 
 
 def tokenizer(*special: str) -> PreTrainedTokenizerFast:
     vocabulary = ["<unk>", "<s>", "</s>", "<pad>", *special, *WORDS]
     rules = Tokenizer(models.WordLevel({word: number for number, word in enumerate(vocabulary)}, unk_token="<unk>"))
     rules.pre_tokenizer = pre_tokenizers.Whitespace()
-    made = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(
         tokenizer_object=rules, unk_token="<unk>", bos_token="<s>", eos_token="</s>", pad_token="<pad>"
     )
-    made.add_special_tokens({"additional_special_tokens": list(special)})
-    return made
+    fast.add_special_tokens({"additional_special_tokens": list(special)})
+    return fast
 
 
 VISION = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
@@ -191,7 +143,7 @@ TEXT = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num
 
 @pytest.fixture(scope="module")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that converses, tiny and untrained, in a folder like any other."""
+    """Return the folder of a tiny untrained model with a chat template."""
     words, folder = tokenizer("<image>"), tmp_path_factory.mktemp("llava")
     template = (
         "USER {% for part in messages[0]['content'] %}{% if part['type'] == 'image' %}<image> {% else %}"
@@ -216,18 +168,18 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_of_transformers_answers_about_several_pictures_and_about_none(llava):
+def test_a_chat_model_answers_about_several_images_and_about_none(llava):
     ask = load_transformers_model(TransformersModel(model=str(llava), device="cpu", max_new_tokens=4))
-    answer = ask(PICTURES, "what is it ?")
+    answer = ask(IMAGES, "what is it ?")
     assert len(answer.split()) <= 4 and {*answer.split()} <= {*WORDS, "<unk>"}
     assert "USER" not in answer or answer != ask([], "what is it ?")  # only what is new
-    assert ask(PICTURES, "what is it ?") == answer
+    assert ask(IMAGES, "what is it ?") == answer
     assert isinstance(ask([], "a b c ?"), str)
 
 
 @pytest.fixture(scope="module")
 def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows no conversation, as BLIP-2 is."""
+    """Return the folder of a tiny untrained BLIP-2, which has no chat template."""
     words, folder = tokenizer("<image>"), tmp_path_factory.mktemp("blip")
     Blip2Processor(BlipImageProcessor(size={"height": 16, "width": 16}), words, num_query_tokens=2).save_pretrained(
         folder
@@ -252,14 +204,14 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_without_conversation_is_shown_the_middle_picture(blip):
+def test_a_model_without_a_chat_template_sees_the_middle_image(blip):
     ask = load_transformers_model(TransformersModel(model=str(blip), device="cpu", max_new_tokens=4))
-    answer = ask(PICTURES, "what is it ?")
-    assert answer == ask(PICTURES[1:2], "what is it ?") and len(answer.split()) <= 4
-    with pytest.raises(InputError, match="answers about pictures only"):
+    answer = ask(IMAGES, "what is it ?")
+    assert answer == ask(IMAGES[1:2], "what is it ?") and len(answer.split()) <= 4
+    with pytest.raises(InputError, match="answers about images only"):
         ask([], "what is it ?")
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(InputError, match="is no image-text model"):
+def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(InputError, match="is not an image-text model"):
         load_transformers_model(TransformersModel(model=str(tmp_path)))

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import typer
 import yaml
+from curation.conftest import Serve, chat_completion
+from curation.raw_footage import footage, lettered, scene, settings_for
 from numbered import movie, numbered, numbers, tar
 from PIL import Image
-from curation.raw_footage import footage, lettered, scene, told
-from curation.conftest import Serve, said
 from typer.testing import CliRunner
 
 from kineograph.cli.curate import curate
@@ -42,14 +42,14 @@ from kineograph.media.training_clips import load_clip
 KEPT = {"three": 3, "copy": 1, "turned": 1, "wide": 1, "photo1": 1, "photo2": 1}
 
 
-def made(settings: CurationSettings) -> Path:
+def curate_all(settings: CurationSettings) -> Path:
     for _ in curate_dataset(settings):
         pass
     return settings.output
 
 
 def contents(output: Path) -> dict[str, object]:
-    """What users see of an output, to the bit; of a shard, what is in it."""
+    """Return the content of an output's visible files, and of the members of its shards."""
     files = {file.name: file for file in output.iterdir() if not file.name.startswith(".")}
     shards = {name: members(file) for name, file in files.items() if name.endswith(".tar")}
     return {name: file.read_text() for name, file in files.items() if name not in shards} | shards
@@ -67,21 +67,21 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def output(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made(told(raw, tmp_path_factory.mktemp("made") / "out", clips_per_shard=3))
+    return curate_all(settings_for(raw, tmp_path_factory.mktemp("made") / "out", clips_per_shard=3))
 
 
 @pytest.fixture
-def begun(output: Path, tmp_path: Path) -> Path:
-    """The same in a folder to go on in: its files are cut."""
+def copied_output(output: Path, tmp_path: Path) -> Path:
+    """Return a copy of the output, whose files are cut, to resume in."""
     return shutil.copytree(output, tmp_path / "out")
 
 
-def test_what_is_kept_is_counted_and_what_is_dropped_is_named(output):
+def test_clips_are_counted_and_dropped_files_are_named(output):
     manifest = read_manifest(output)
     assert manifest["files"] == {"videos": 12, "pictures": 2, "broken": 3, "left_out": 1}
     assert manifest["clips"] == 8 and [shard["clips"] for shard in manifest["shards"]] == [3, 3, 2]
     assert manifest["seconds"] == pytest.approx(3 * 2 + 2 + 30 / 25 + 20 / 15 + 2 * 2, abs=0.01)
-    dropped = {drop.file: (drop.why, drop.told) for drop in read_dropped(output)}
+    dropped = {drop.file: (drop.reason, drop.detail) for drop in read_dropped(output)}
     reasons = {Path(file).stem: why for file, (why, _) in dropped.items()}
     assert reasons == {
         "large": "duplicate", "dark": "dark", "still": "still", "short": "short", "text": "text",
@@ -89,11 +89,11 @@ def test_what_is_kept_is_counted_and_what_is_dropped_is_named(output):
     }  # fmt: skip
     assert manifest["dropped"] == {why: [*reasons.values()].count(why) for why in reasons.values()}
     assert dropped["cut.mp4"][1].startswith("is cut short") and dropped["empty.mov"][1] == "is empty"
-    assert dropped["lone.txt"][1] == "is a label without a video or picture of its name"
+    assert dropped["lone.txt"][1] == "is a label without a video or image of its name"
 
 
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")  # five have no caption
-def test_the_shards_are_a_dataset_to_train_on(output):
+def test_the_shards_are_a_training_dataset(output):
     dataset = open_dataset(output)
     assert dataset.layout == "webdataset shards"
     rows = [json.loads(line) for line in (output / "clips.jsonl").read_text().splitlines()]
@@ -110,17 +110,17 @@ def test_the_shards_are_a_dataset_to_train_on(output):
         assert seen.caption == "a person riding a bike"
 
 
-def test_a_second_run_finds_all_done(output, raw):
+def test_a_second_run_has_nothing_to_do(output, raw):
     before = contents(output)
-    assert [*curate_dataset(told(raw, output, clips_per_shard=3))] == []
+    assert [*curate_dataset(settings_for(raw, output, clips_per_shard=3))] == []
     assert contents(output) == before
 
 
-def test_the_order_of_work_and_the_size_of_shards_do_not_matter(raw, output, tmp_path):
-    def backwards(work: Work, tasks: list[str], crew: Workers) -> Iterator[str]:
+def test_the_order_of_tasks_and_the_size_of_shards_have_no_effect_on_clips(raw, output, tmp_path):
+    def backwards(work: Work, tasks: list[str], workers: Workers) -> Iterator[str]:
         return map(work, tasks[::-1])
 
-    settings = told(raw, tmp_path / "out", clips_per_shard=3)
+    settings = settings_for(raw, tmp_path / "out", clips_per_shard=3)
     assert len([*run_stages(settings, backwards)]) == 14 + 3
     assert contents(settings.output) == contents(output)
     [*curate_dataset(settings.model_copy(update={"clips_per_shard": 100}))]  # packed anew, not cut anew
@@ -128,22 +128,22 @@ def test_the_order_of_work_and_the_size_of_shards_do_not_matter(raw, output, tmp
     assert read_manifest(settings.output)["clips"] == 8
 
 
-def test_new_files_are_added_and_removed_ones_go(tmp_path):
+def test_new_files_are_added_and_deleted_ones_removed(tmp_path):
     for number in range(3):
         movie(tmp_path / "in" / f"{number}.mp4", scene(number, 12), rate=10)
-    settings = told(tmp_path / "in", tmp_path / "out")
-    made(settings)
+    settings = settings_for(tmp_path / "in", tmp_path / "out")
+    curate_all(settings)
     (tmp_path / "in" / "0.mp4").unlink()
     movie(tmp_path / "in" / "1.mp4", scene(31, 12), rate=10)
     movie(tmp_path / "in" / "3.mp4", scene(3, 12), rate=10)
     assert [reached.total for reached in curate_dataset(settings) if reached.stage == "cutting"] == [2, 2]
-    again = made(told(tmp_path / "in", tmp_path / "again"))
+    again = curate_all(settings_for(tmp_path / "in", tmp_path / "again"))
     assert contents(again) == contents(settings.output) and read_manifest(again)["clips"] == 3
 
 
 @contextmanager
 def process(settings: CurationSettings) -> Iterator[subprocess.Popen[bytes]]:
-    """A run without the lock that `prepare` holds, and without the seconds in which torch is imported with it."""
+    """Start a run in a process without the lock that `curate_dataset` holds, so that it starts quickly."""
     file = settings.output.parent / "settings.yaml"
     file.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     code = (
@@ -158,7 +158,7 @@ def process(settings: CurationSettings) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def kill_within(settings: CurationSettings, lines: int, seconds: float) -> None:
-    """Runs until so many things are done and so much time is gone, and is killed there."""
+    """Start a run, and kill it after a number of finished tasks and some seconds."""
     with process(settings) as running:
         assert running.stdout is not None
         for _ in range(lines):
@@ -166,8 +166,8 @@ def kill_within(settings: CurationSettings, lines: int, seconds: float) -> None:
         time.sleep(seconds)
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_shards(raw, output, tmp_path):
-    settings = told(raw, tmp_path / "out", clips_per_shard=3)
+def test_a_killed_run_resumes_to_the_same_shards(raw, output, tmp_path):
+    settings = settings_for(raw, tmp_path / "out", clips_per_shard=3)
     kill_within(settings, 5, 0.05)
     assert not (settings.output / "manifest.json").exists()
     left = [reached for reached in curate_dataset(settings) if reached.stage == "cutting"]
@@ -181,99 +181,99 @@ def test_a_run_that_was_killed_goes_on_to_the_same_shards(raw, output, tmp_path)
 def test_killed_at_ten_random_moments_the_output_is_the_same(raw, output, tmp_path):
     rng = random.Random(0)
     for number in range(10):
-        settings = told(raw, tmp_path / str(number) / "out", clips_per_shard=3)
+        settings = settings_for(raw, tmp_path / str(number) / "out", clips_per_shard=3)
         settings.output.parent.mkdir()
         for _ in range(rng.randint(1, 3)):
             kill_within(settings, rng.randint(0, 16), rng.uniform(0, 0.3))
-        assert contents(made(settings)) == contents(output)
+        assert contents(curate_all(settings)) == contents(output)
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")
-def test_on_ray_the_same_comes_out(raw, output, tmp_path):
+def test_ray_gives_the_same_output(raw, output, tmp_path):
     ray = pytest.importorskip("ray")
-    settings = told(raw, tmp_path / "out", clips_per_shard=3, run="ray")
+    settings = settings_for(raw, tmp_path / "out", clips_per_shard=3, run="ray")
     with ray_map() as spread:
         assert [*spread(str.upper, [], Workers())] == [] and not ray.is_initialized()  # nothing to do takes no time
         assert sorted(spread(str.upper, ["a", "b", "c"], Workers(processes=1))) == ["A", "B", "C"]
-        assert contents(made(settings)) == contents(output) and ray.is_initialized()  # it was there before
+        assert contents(curate_all(settings)) == contents(output) and ray.is_initialized()  # it was there before
         with pytest.raises(InputError, match=r"there is no .*gone"):
             [*spread(existing_path, ["gone"], Workers())]
     assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("detector", ["adaptive", "content"])
-def test_cuts_are_found_to_the_frame_and_long_shots_are_parted(detector):
+def test_cuts_are_found_to_the_frame_and_long_shots_are_split(detector):
     lengths = [30, 12, 45]
-    film = np.concatenate([scene(seed, count) for seed, count in enumerate(lengths)])
-    found = [*split_shots(iter(film), 10.0, Cuts(detector=detector, longest=100))]
+    video = np.concatenate([scene(seed, count) for seed, count in enumerate(lengths)])
+    found = [*split_shots(iter(video), 10.0, Cuts(detector=detector, longest=100))]
     assert [(start, len(part)) for start, part in found] == [(0, 30), (30, 12), (42, 45)]
-    assert (np.concatenate([part for _, part in found]) == film).all()
-    parted = [*split_shots(iter(film), 10.0, Cuts(detector=detector, longest=2))]
+    assert (np.concatenate([part for _, part in found]) == video).all()
+    parted = [*split_shots(iter(video), 10.0, Cuts(detector=detector, longest=2))]
     assert [(start, len(part)) for start, part in parted] == [(0, 20), (20, 10), (30, 12), (42, 20), (62, 20), (82, 5)]
-    assert (np.concatenate([part for _, part in parted]) == film).all()
+    assert (np.concatenate([part for _, part in parted]) == video).all()
 
 
 @contextmanager
-def reeled(path: Path, fps: float | None = None, side: int | None = None):
+def opened_video(path: Path, fps: float | None = None, side: int | None = None):
     with open_range(FileRange(path)) as part:
         yield open_decodable(part, fps=fps, shorter_side=side)
 
 
-def test_frames_come_at_a_constant_rate_whatever_the_file_has(tmp_path):
+def test_frames_are_resampled_to_a_constant_rate(tmp_path):
     plain = movie(tmp_path / "a.mp4", numbered(24), rate=24)
-    with reeled(plain) as film:
-        assert numbers([*frames_at_rate(film)]) == [*range(24)]
-    with reeled(plain, fps=8) as film:
-        assert numbers([*frames_at_rate(film)]) == [*range(0, 24, 3)]
+    with opened_video(plain) as video:
+        assert numbers([*frames_at_rate(video)]) == [*range(24)]
+    with opened_video(plain, fps=8) as video:
+        assert numbers([*frames_at_rate(video)]) == [*range(0, 24, 3)]
     times = [0, 1, 2, 6, 7, 8, 9, 10]  # the third frame is shown four times as long
-    with reeled(movie(tmp_path / "b.mkv", numbered(8), rate=10, times=times), fps=10) as film:
-        shown = numbers([*frames_at_rate(film)])
+    with opened_video(movie(tmp_path / "b.mkv", numbered(8), rate=10, times=times), fps=10) as video:
+        shown = numbers([*frames_at_rate(video)])
         assert set(shown) == {*range(8)} and shown == sorted(shown) and shown.count(2) >= 2
 
 
 def test_frames_are_scaled_down_but_never_up(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(3, 48, 96))
     for side, size in ((24, (24, 48)), (100, (48, 96)), (None, (48, 96))):
-        with reeled(path, side=side) as film:
-            assert next(frames_at_rate(film)).shape == (*size, 3)
+        with opened_video(path, side=side) as video:
+            assert next(frames_at_rate(video)).shape == (*size, 3)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_glimpses_are_of_the_whole_video(tmp_path, name):
+def test_sampled_frames_cover_the_whole_video(tmp_path, name):
     path = movie(tmp_path / name, numbered(40), rate=10, codec="libx264")
-    with reeled(path) as film:
+    with opened_video(path) as video:
         for count, options in ((3, 3), (16, 16)):
-            seen = numbers(sample_frames(film, count))
+            seen = numbers(sample_frames(video, count))
             assert len(seen) >= options // 2 and seen == sorted({*seen})
         assert max(seen) >= 30 and min(seen) <= 3
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
-def test_what_breaks_off_is_broken(tmp_path, name):
+def test_a_truncated_file_is_broken(tmp_path, name):
     path = movie(
         tmp_path / name, scene(0, 60), rate=10, container={"movflags": "+faststart"} if "mp4" in name else None
     )
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(BrokenFile), reeled(path) as film:
-        [*frames_at_rate(film)]
+    with pytest.raises(BrokenFile), reeled(path) as video:
+        [*frames_at_rate(video)]
 
 
-def test_a_mark_on_all_clips_of_a_file_is_painted_over(tmp_path):
+def test_a_watermark_on_all_clips_of_a_file_is_inpainted(tmp_path):
     shots = [scene(seed, 12, height=128, width=192) for seed in range(8)]
-    film = lettered(np.concatenate(shots), "STOCK", 20, (110, 96))
-    movie(tmp_path / "in" / "film.mp4", film, rate=10, options={"crf": "12"})
-    kept = made(told(tmp_path / "in", tmp_path / "kept", watermarks={"then": "keep"}))
-    clean = made(told(tmp_path / "in", tmp_path / "clean"))
+    frames = lettered(np.concatenate(shots), "STOCK", 20, (110, 96))
+    movie(tmp_path / "in" / "video.mp4", frames, rate=10, options={"crf": "12"})
+    kept = curate_all(settings_for(tmp_path / "in", tmp_path / "kept", watermarks={"then": "keep"}))
+    clean = curate_all(settings_for(tmp_path / "in", tmp_path / "clean"))
     letters = lettered(np.zeros((1, 128, 192, 3), np.uint8), "STOCK", 20, (110, 96))[0].max(-1) > 128
-    assert off(clean, shots, letters) < 0.4 * off(kept, shots, letters)
-    assert off(clean, shots, ~letters) < 8
-    dropped = made(told(tmp_path / "in", tmp_path / "dropped", watermarks={"then": "drop"}))
+    assert difference(clean, shots, letters) < 0.4 * difference(kept, shots, letters)
+    assert difference(clean, shots, ~letters) < 8
+    dropped = curate_all(settings_for(tmp_path / "in", tmp_path / "dropped", watermarks={"then": "drop"}))
     assert read_manifest(dropped)["dropped"] == {"watermark": 8} and read_manifest(dropped)["clips"] == 0
 
 
-def off(output: Path, shots: list[np.ndarray], where: np.ndarray) -> float:
-    """How far the clips' frames are from those before the mark, in grey levels, in a part of the picture."""
+def difference(output: Path, shots: list[np.ndarray], where: np.ndarray) -> float:
+    """Return the mean difference, in grey levels, of the clips from those before the watermark, in a part of the frame."""
     with warnings.catch_warnings(action="ignore"):  # they have no captions
         dataset = open_dataset(output)
     seen = [load_clip(item, np.random.default_rng(0), num_frames=12, height=128, width=192).frames for item in dataset]
@@ -282,105 +282,107 @@ def off(output: Path, shots: list[np.ndarray], where: np.ndarray) -> float:
     )
 
 
-def test_a_mark_on_all_files_of_a_source_is_found_too(tmp_path):
+def test_a_watermark_on_all_files_of_a_source_is_found(tmp_path):
     for seed in range(8):
         shot = lettered(scene(seed, 12, height=128, width=192), "STOCK", 20, (110, 96))
         movie(tmp_path / "in" / f"{seed}.mp4", shot, rate=10)
-    alone = made(told(tmp_path / "in", tmp_path / "alone", watermarks={"then": "drop"}))
-    together = made(told(tmp_path / "in", tmp_path / "out", watermarks={"then": "drop", "across": "source"}))
-    assert read_manifest(alone)["clips"] == 8  # one scene each: there is no telling
+    alone = curate_all(settings_for(tmp_path / "in", tmp_path / "alone", watermarks={"then": "drop"}))
+    together = curate_all(
+        settings_for(tmp_path / "in", tmp_path / "out", watermarks={"then": "drop", "across": "source"})
+    )
+    assert read_manifest(alone)["clips"] == 8  # one scene each: no watermark can be inferred
     assert read_manifest(together)["dropped"] == {"watermark": 8}
 
 
 def test_labels_come_from_folders_and_files_from_tars(raw, tmp_path):
     folders = [{"source": str(raw), "labels": "folder"}]
-    labels = {unit.name: unit.label for unit in list_sources(told(raw, tmp_path, sources=folders)).units}
+    labels = {file.name: file.label for file in list_sources(settings_for(raw, tmp_path, sources=folders)).files}
     assert labels["riding_a_bike/three.mp4"] == "riding a bike" and labels["photo1.png"] == ""
     inside = {
         name: (raw / name).read_bytes() for name in ("photo1.png", "riding_a_bike/three.mp4", "riding_a_bike/three.txt")
     }
     tar(tmp_path / "s-0.tar", {**inside, "lone.txt": b"alone"})
-    output = made(told(str(tmp_path / "s-{0..0}.tar"), tmp_path / "out"))
+    output = curate_all(settings_for(str(tmp_path / "s-{0..0}.tar"), tmp_path / "out"))
     assert read_manifest(output)["clips"] == 4
-    assert [(Path(drop.file).name, drop.why) for drop in read_dropped(output)] == [("lone.txt", "left out")]
+    assert [(Path(drop.file).name, drop.reason) for drop in read_dropped(output)] == [("lone.txt", "left out")]
 
 
-def test_pictures_pan_and_rest(tmp_path):
+def test_images_become_panned_and_frozen_clips(tmp_path):
     (tmp_path / "in").mkdir()
     Image.fromarray(scene(0, 1, height=200, width=300)[0]).save(tmp_path / "in" / "a.png")
     stills = {"motions": ["panned", "frozen"], "versions": 2, "num_frames": 6, "fps": 4}
-    output = made(told(tmp_path / "in", tmp_path / "out", stills=stills))
+    output = curate_all(settings_for(tmp_path / "in", tmp_path / "out", stills=stills))
     rows = [json.loads(line) for line in (output / "clips.jsonl").read_text().splitlines()]
     assert [(row["kind"], row["frames"], row["fps"]) for row in rows] == [("panned", 6, 4)] * 2 + [("frozen", 6, 4)]
-    assert rows[0]["print"] != rows[1]["print"]
+    assert rows[0]["perceptual_hash"] != rows[1]["perceptual_hash"]
 
 
 def captions(settings: object) -> Captions:
     return Captions(asked=settings, merged_by=settings, questions=("about {label}?", "who?"))
 
 
-def test_captions_that_fail_are_counted_and_asked_for_again(raw, begun, serve: Serve):
+def test_failed_captions_are_counted_and_requested_again(raw, copied_output, serve: Serve):
     asked: list[dict] = []
 
     def reply(body: dict) -> tuple[int, bytes]:
         asked.append(body)
         if isinstance(body["messages"][0]["content"], str):
-            return said("a person rides a bike")
+            return chat_completion("a person rides a bike")
         question = body["messages"][0]["content"][-1]["text"]
-        return said("...") if question == "who?" and down else said(f"said of {question}")
+        return chat_completion("...") if question == "who?" and down else chat_completion(f"said of {question}")
 
-    settings, down = told(raw, begun, captions=captions(serve(reply))), True
-    manifest = read_manifest(made(settings))
+    settings, down = settings_for(raw, copied_output, captions=captions(serve(reply))), True
+    manifest = read_manifest(curate_all(settings))
     assert manifest["dropped"]["caption"] == 8 and manifest["clips"] == 0
     assert "gave no answer in 3 tries" in next(
-        drop.told for drop in read_dropped(settings.output) if drop.why == "caption"
+        drop.detail for drop in read_dropped(settings.output) if drop.reason == "caption"
     )
     assert "a person riding a bike" in str(asked) and len(asked) == 3 * (1 + 3) + 5 * 3  # "who?" three times each
     down, asked[:] = False, []
-    manifest = read_manifest(made(settings))
+    manifest = read_manifest(curate_all(settings))
     assert manifest["clips"] == 8 and "caption" not in manifest["dropped"] and manifest["without_caption"] == 0
     assert len(asked) == 3 * 3 + 5  # with a label two questions and the merge, else one question
-    told_of = {item.caption for item in open_dataset(settings.output)}
-    assert told_of == {"a person rides a bike", "said of who?"}
+    texts = {item.caption for item in open_dataset(settings.output)}
+    assert texts == {"a person rides a bike", "said of who?"}
     assert [*curate_dataset(settings)] == [] and len(asked) == 14
 
 
-def test_an_endpoint_that_refuses_ends_the_run(raw, begun, serve: Serve):
-    settings = told(raw, begun, captions=captions(serve(lambda body: (401, b""))))
+def test_an_endpoint_that_refuses_ends_the_run(raw, copied_output, serve: Serve):
+    settings = settings_for(raw, copied_output, captions=captions(serve(lambda body: (401, b""))))
     with pytest.raises(InputError, match="the key is not accepted"):
-        made(settings)
+        curate_all(settings)
     assert [reached.stage for reached in curate_dataset(settings.model_copy(update={"captions": None}))] == ["packing"]
 
 
-def test_bad_input_is_refused_before_anything_is_made(raw, output, tmp_path):
+def test_bad_input_is_refused_before_anything_is_curate_all(raw, output, tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.txt").write_text("a label")
     for source in (tmp_path / "none", tmp_path / "gone"):
         with pytest.raises(
             InputError, match=r"there is nothing to make clips of.*(Found: 1 of \.txt|no file or folder)"
         ):
-            made(told(source, tmp_path / "out"))
+            curate_all(settings_for(source, tmp_path / "out"))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "clips-000000.tar").write_bytes(b"someone's")
     with pytest.raises(InputError, match=r"did not make, such as clips-000000\.tar"):
-        made(told(raw, tmp_path / "taken"))
+        curate_all(settings_for(raw, tmp_path / "taken"))
     assert (tmp_path / "taken" / "clips-000000.tar").read_bytes() == b"someone's"
     with pytest.raises(InputError, match=r"other settings \(cuts, fps\)"):
-        made(told(raw, output, fps=4, cuts={"longest": 3}))
+        curate_all(settings_for(raw, output, fps=4, cuts={"longest": 3}))
 
 
-def test_the_command_says_what_it_does(raw, output, tmp_path, monkeypatch):
+def test_the_command_reports_its_results(raw, output, tmp_path, monkeypatch):
     app, file = typer.Typer(), tmp_path / "data.yaml"
     app.command()(curate)
     file.write_text(yaml.safe_dump({"sources": str(raw), "output": str(tmp_path / "out"), "run": "alone"}))
     monkeypatch.setenv("COLUMNS", "200")
     dry = CliRunner().invoke(app, [str(file), "--dry-run"])
-    assert dry.exit_code == 0 and "12 videos and 2 pictures" in dry.stderr and not (tmp_path / "out").exists()
+    assert dry.exit_code == 0 and "12 videos and 2 images" in dry.stderr and not (tmp_path / "out").exists()
     assert json.loads(CliRunner().invoke(app, [str(file), "--dry-run", "--json"]).stdout)["labelled"] == 1
     shutil.copytree(output, tmp_path / "out")
     done = CliRunner().invoke(app, [str(file), "clips_per_shard=4"])
     assert done.exit_code == 0 and done.stdout == f"{tmp_path / 'out'}\n"
-    assert "8 clips of" in done.stderr and "in 2 shards" in done.stderr and "3 of which are broken" in done.stderr
+    assert "8 clips of" in done.stderr and "in 2 shards" in done.stderr and "of which 3 are broken" in done.stderr
     assert "1 dark, 1 duplicate, 1 left out" in done.stderr and "cut.mp4 (is cut short" in done.stderr
     assert json.loads(CliRunner().invoke(app, [str(file), "clips_per_shard=4", "--json"]).stdout)["clips"] == 8
     refused = CliRunner().invoke(app, [str(file), "filters.most_lettering=null"])

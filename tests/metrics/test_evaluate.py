@@ -18,7 +18,7 @@ from kineograph.metrics.extractors import load_extractor, load_extractors
 from kineograph.metrics.report import compare_reports
 from kineograph.metrics.scores import compute_scores, measure_videos
 from kineograph.metrics.video_metrics import flow_metric
-from kineograph_lab.world.world import Shot, Subject, render_clip
+from kineograph_lab.world.world import ShotSpec, Subject, render_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still what released extractors are
 FISH = "a red fish over the sea moving to the right"
@@ -217,7 +217,7 @@ def test_evaluate_command(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    film = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
+    film = render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
     for number in range(2):
         Video(np.roll(film, number, axis=2), 8, {"prompt": FISH}).save(tmp_path / "made" / f"{number}.mp4")
     status, out, err = run("made", "--against", "made", "--device", "cpu")

@@ -18,7 +18,7 @@ from kineograph.metrics.features import EVENLY_SPACED, check_video_lengths
 from kineograph.metrics.torchscript import ClipFormat, format_clip
 from kineograph.metrics.video_metrics import clip_metric
 from kineograph.models.pocket import WEIGHTS as POCKET
-from kineograph_lab.world.world import Shot, Subject, render_clip
+from kineograph_lab.world.world import ShotSpec, Subject, render_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still what released extractors are
 
@@ -133,7 +133,7 @@ def test_metrics_follow_from_the_extractors(tmp_path, clip_folder, network):
 
 
 def test_clip_i_is_highest_for_the_subject(tmp_path):
-    fish, cat = (Shot("sea", "flat", (Subject(kind, "red", 1),)) for kind in ("fish", "cat"))
+    fish, cat = (ShotSpec("sea", "flat", (Subject(kind, "red", 1),)) for kind in ("fish", "cat"))
     Image.fromarray(render_clip(fish, 1)[0]).save(tmp_path / "fish.png")
     _, metrics = load_metrics(["pocket"], images=tmp_path)
     (metric,) = [each for each in metrics if "CLIP-I" in each.aspects]

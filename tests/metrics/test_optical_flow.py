@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from kineograph.metrics.optical_flow import consistent_pixels, estimate_flow, measure_flow, warp_image
-from kineograph_lab.world.world import Shot, Subject, render_clip
+from kineograph_lab.world.world import ShotSpec, Subject, render_clip
 
 
 def panned(speed: float, count: int = 4, scale: int = 1) -> np.ndarray:
@@ -32,7 +32,7 @@ def test_a_frozen_video_has_neither_motion_nor_error():
 
 
 def test_flicker_has_a_larger_warp_error_than_motion():
-    still = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
+    still = render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
     flicker = still.copy()
     flicker[1::2] = np.clip(flicker[1::2].astype(int) + 40, 0, 255).astype(np.uint8)
     assert dict(measure_flow(flicker, 8))["warp error"] > 5 * dict(measure_flow(still, 8))["warp error"]

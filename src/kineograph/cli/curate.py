@@ -33,7 +33,7 @@ def curate(
     """Make training data from videos and images: cut, filter, clean and caption clips; pan and zoom over images.
 
     Prints the folder of the shards on stdout, messages on stderr. The same command resumes a run that was stopped.
-    On a Ray cluster: RAY_ADDRESS=auto kineograph curate SETTINGS. See docs/data.md.
+    On a Ray cluster: RAY_ADDRESS=auto kineograph curate SETTINGS. See docs/curation.md.
     """
     from kineograph.curation.packing import read_dropped, read_manifest
     from kineograph.curation.run import curate_dataset
@@ -57,7 +57,7 @@ def curate(
         terminal.print_json({"path": str(chosen.output), **manifest})
     else:
         drops = read_dropped(chosen.output.expanduser())
-        _print_summary(manifest, [f"{drop.file} ({drop.told})" for drop in drops if drop.why in LISTED_REASONS])
+        _print_summary(manifest, [f"{drop.file} ({drop.detail})" for drop in drops if drop.reason in LISTED_REASONS])
         print(chosen.output)
     if not manifest["clips"]:
         raise SystemExit(NO_CLIPS)
@@ -87,15 +87,15 @@ def _print_plan(settings: CurationSettings, json: bool) -> None:
 
     resolved = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
     check_output(resolved)
-    found = list_sources(resolved)
-    videos = sum(unit.kind == "video" for unit in found.units)
+    listing = list_sources(resolved)
+    videos = sum(file.kind == "video" for file in listing.files)
     counts: dict[str, Any] = {
         "videos": videos,
-        "pictures": len(found.units) - videos,
-        "labelled": sum(bool(unit.label) for unit in found.units),
-        "bytes": sum(unit.size for unit in found.units),
-        "done": count_finished(found, resolved),
-        "problems": [f"{name} {reason}" for name, reason in found.problems],
+        "pictures": len(listing.files) - videos,
+        "labelled": sum(bool(file.label) for file in listing.files),
+        "bytes": sum(file.size for file in listing.files),
+        "done": count_finished(listing, resolved),
+        "problems": [f"{name} {reason}" for name, reason in listing.problems],
     }
     if json:
         terminal.print_json(counts)
@@ -104,5 +104,5 @@ def _print_plan(settings: CurationSettings, json: bool) -> None:
         f"{counts['videos']} videos and {counts['pictures']} images, {counts['bytes'] / 1e6:.1f} MB; "
         f"{counts['labelled']} have a label, {counts['done']} are cut already"
     )
-    if found.problems:
-        terminal.print_message(f"{len(found.problems)} are left out: {terminal.preview(counts['problems'])}")
+    if listing.problems:
+        terminal.print_message(f"{len(listing.problems)} are left out: {terminal.preview(counts['problems'])}")

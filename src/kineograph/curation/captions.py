@@ -1,100 +1,268 @@
-"""Captions for the clips of a file, asked for once each: what fails is written down, and asked for in the next run."""
+"""Captions of clips, by a multimodal model behind an HTTP endpoint or of `transformers`.
+
+As in VidRD (arXiv 2309.03549): a video that has only a label gets its caption from a multimodal model, which is asked
+several questions about its key frames, some of which name the label; the answers are merged.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import http.client
+import io
 import json
+import os
 import tarfile
-from collections.abc import Sequence
-from functools import lru_cache
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
-from kineograph.curation.caption_models import AskModel, NoAnswer, ask_for_caption
 from kineograph.curation.records import WORK, clips_path, read_json_file, write_text
-from kineograph.curation.settings import CaptionModel, Captions, CurationSettings, Endpoint
+from kineograph.curation.settings import CaptionModel, Captions, CurationSettings, Endpoint, TransformersModel
 from kineograph.curation.sources import SourceFile
+from kineograph.errors import InputError
 from kineograph.media.seek import decode_frames_at, read_timing
-from kineograph.media.shards import FileRange, FileSlice, open_range
+from kineograph.media.shards import FileRange, open_range
 
-PLACED = {"device", "timeout", "tries", "pause", "key"}  # where and how patiently a model is asked, not what
-FREE: Any = {"processes": True, "cpus": True, "gpus": True, "asked": PLACED, "merged_by": PLACED}
+Images = Sequence[UInt8[np.ndarray, "h w 3"]]
+AskModel = Callable[[Images, str], str]
+"""(images, a question about them) -> answer. There may be no images. Raises NoAnswer."""
+
+# Fields of how a model is run, which do not affect what it answers
+EXECUTION_FIELDS = {"device", "timeout", "tries", "pause", "key"}
+UNRECORDED_FIELDS: Any = {
+    "processes": True, "cpus": True, "gpus": True, "asked": EXECUTION_FIELDS, "merged_by": EXECUTION_FIELDS,
+}  # fmt: skip
+
+MAX_LENGTH = 2000  # characters of an answer
+MIN_WORDS, MAX_REPETITION = 12, 0.5  # an answer of at least so many words repeats itself if one has a larger share
+REFUSALS = {401: "the key is not accepted", 403: "it is forbidden", 404: "there is no such address or model"}
+CONNECTION_ERRORS = (OSError, http.client.HTTPException)  # urllib's errors are OSErrors
+JPEG_QUALITY = 90
+MODEL_ERRORS = (OSError, ValueError, ImportError)  # raised by `from_pretrained` for a model that cannot be loaded
+PROMPT_WITHOUT_CHAT = "Question: {question} Answer:"  # for models without a chat template, such as BLIP-2
+
+
+class NoAnswer(InputError):
+    """A model that could not be reached or gave an invalid answer; the message says which."""
 
 
 class CaptionRecord(NamedTuple):
-    """Captions by the clips' names, and why there is none for others."""
+    """Captions by the clips' names, and for other clips the reason why there is none."""
 
     captions: dict[str, str]
     failed: dict[str, str]
 
 
-def captions_path(output: Path, captions: Captions, unit: SourceFile) -> Path:
-    """Where the captions of a file's clips are; other models and questions make others, side by side."""
-    told = captions.model_dump_json(exclude=FREE)
-    digest = hashlib.sha256(told.encode()).hexdigest()[:12]
-    return output / WORK / "captions" / digest / unit.key[:2] / f"{unit.key}.json"
+def captions_path(output: Path, captions: Captions, file: SourceFile) -> Path:
+    """Return the path of the captions of a file's clips, which depends on models and questions."""
+    settings = captions.model_dump_json(exclude=UNRECORDED_FIELDS)
+    digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    return output / WORK / "captions" / digest / file.key[:2] / f"{file.key}.json"
 
 
 def read_captions(path: Path) -> CaptionRecord:
-    """What was answered so far; nothing where there is no file."""
-    told = read_json_file(path)
-    return CaptionRecord(dict(told.get("captions", {})), dict(told.get("failed", {})))
+    """Read captions; an empty record where there is no file."""
+    content = read_json_file(path)
+    return CaptionRecord(dict(content.get("captions", {})), dict(content.get("failed", {})))
 
 
-def caption_file(told: str, settings: CurationSettings) -> str:
-    """Asks about the clips of one unit that have no caption; told: the unit and their names, as JSON.
+def caption_clips(task: str, settings: CurationSettings) -> str:
+    """Caption those clips of a file that have no caption; return the file's key.
 
-    Raises InputError when the model is not there or refuses whoever asks.
+    task: the file and the names of its clips, as JSON.
+
+    Raises InputError when the model cannot be loaded, or its endpoint refuses the request.
     """
-    work = json.loads(told)
-    unit, names, captions = SourceFile(**work["unit"]), work["clips"], settings.captions
+    work = json.loads(task)
+    file, names, captions = SourceFile(**work["file"]), work["clips"], settings.captions
     assert captions is not None
-    path = captions_path(settings.output, captions, unit)
+    path = captions_path(settings.output, captions, file)
     known, failed = read_captions(path).captions, dict[str, str]()
     ask = load_caption_model(captions.asked)
     merge = load_caption_model(captions.merged_by) if captions.merged_by else None
     for name in names:
         if name not in known:
             try:
-                pictures = read_key_frames(clips_path(settings.output, unit), name, captions.key_frames)
-                known[name] = ask_for_caption(pictures, unit.label, ask, merge, captions)
+                images = read_key_frames(clips_path(settings.output, file), name, captions.key_frames)
+                known[name] = ask_for_caption(images, file.label, ask, merge, captions)
             except NoAnswer as error:
                 failed[name] = str(error)
     write_text(path, json.dumps({"captions": known, "failed": failed}))
-    return unit.key
+    return file.key
+
+
+def read_key_frames(tar: Path, name: str, count: int) -> Images:
+    """Decode up to `count` frames of a clip in a tar, from the middles of parts of equal length."""
+    with tarfile.open(tar, "r:") as opened_tar:
+        member = opened_tar.getmember(f"{name}.mp4")
+    with open_range(FileRange(tar, member.offset_data, member.size)) as file:
+        timing = read_timing(file)
+        total = round((timing.end - timing.start) * timing.fps)
+        count = min(count, total)
+        indices = ((np.arange(count) + 0.5) * total / count).astype(int)
+        times = [timing.start + index / timing.fps for index in indices]
+        return decode_frames_at(file, times, timing, lambda frame: frame.to_ndarray(format="rgb24"))
+
+
+def ask_for_caption(images: Images, label: str, ask: AskModel, merge: AskModel | None, settings: Captions) -> str:
+    """Return a caption for the key frames of a clip. Raises NoAnswer when one of the questions gets none."""
+    answers = [check_answer(ask(images, question)) for question in fill_questions(settings.questions, label)]
+    if merge is None or len(answers) == 1:
+        return join_answers(answers)
+    listed = "\n".join(f"- {answer}" for answer in answers)
+    question = settings.merge.replace("{label}", label or "something").replace("{answers}", listed)
+    return check_answer(merge([], question))
+
+
+def fill_questions(templates: Sequence[str], label: str) -> list[str]:
+    """Return the questions with the label filled in; without a label, those that name none."""
+    questions = [text.replace("{label}", label) for text in templates if label or "{label}" not in text]
+    return questions or [text.replace("{label}", "something") for text in templates]
+
+
+def check_answer(answer: str) -> str:
+    """Return an answer on one line. Raises NoAnswer when it has no words, is too long, or repeats one word."""
+    text = " ".join(answer.split())
+    words = text.lower().split()
+    if not any(character.isalpha() for character in text):
+        raise NoAnswer(f"the answer {text[:40]!r} has no words")
+    if len(text) > MAX_LENGTH:
+        raise NoAnswer(f"the answer has {len(text)} characters, more than {MAX_LENGTH}: {text[:40]!r}...")
+    if len(words) >= MIN_WORDS and Counter(words).most_common(1)[0][1] > MAX_REPETITION * len(words):
+        raise NoAnswer(f"the answer repeats one word: {text[:40]!r}...")
+    return text
+
+
+def join_answers(answers: Sequence[str]) -> str:
+    """Concatenate answers as sentences, without repetitions."""
+    sentences = dict.fromkeys(answer if answer[-1] in ".!?" else f"{answer}." for answer in answers)
+    return " ".join(sentences)
 
 
 @lru_cache(maxsize=2)
 def load_caption_model(model: CaptionModel) -> AskModel:
-    """Who is asked; loaded once in a process."""
-    if isinstance(model, Endpoint):
-        from kineograph.curation.caption_models import connect_endpoint
-
-        return connect_endpoint(model)
-    from kineograph.curation.caption_models import load_transformers_model
-
-    return load_transformers_model(model)
+    """Return the function that asks a model; it is loaded once in a process."""
+    return connect_endpoint(model) if isinstance(model, Endpoint) else load_transformers_model(model)
 
 
-def read_key_frames(tar: Path, name: str, count: int) -> Sequence[UInt8[np.ndarray, "h w 3"]]:
-    """Key frames of a clip in a tar."""
-    with open_range(_place(tar, f"{name}.mp4")) as part:
-        return _key_frames(part, count)
+def connect_endpoint(settings: Endpoint) -> AskModel:
+    """Return the function that asks an endpoint, again after growing pauses when it fails or its answer is invalid.
+
+    The function raises NoAnswer after the last try, and InputError when the endpoint refuses the request.
+    Raises InputError when the environment variable for the key is not set.
+    """
+    key = os.environ.get(settings.key) if settings.key else None
+    if settings.key and not key:
+        raise InputError(f"the key of {settings.url} should be in the environment variable {settings.key}: set it")
+    return partial(_ask_endpoint, settings, key)
 
 
-def _key_frames(part: FileSlice, count: int) -> Sequence[UInt8[np.ndarray, "h w 3"]]:
-    seen = read_timing(part)
-    slots = round((seen.end - seen.first) * seen.rate)
-    count = min(count, slots)
-    numbers = ((np.arange(count) + 0.5) * slots / count).astype(int)
-    times = [seen.first + number / seen.rate for number in numbers]
-    return decode_frames_at(part, times, seen, lambda frame: frame.to_ndarray(format="rgb24"))
+def _ask_endpoint(settings: Endpoint, key: str | None, images: Images, question: str) -> str:
+    request = _chat_request(settings, key, images, question)
+    reason = ""
+    for number in range(settings.tries):
+        if number:
+            time.sleep(settings.pause * 2 ** (number - 1))
+        try:
+            return check_answer(_send(request, settings.timeout))
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code in REFUSALS:
+                    raise InputError(f"{settings.url} says {error.code}: {REFUSALS[error.code]}") from error
+                reason = f"it says {error.code} {error.reason}"
+        except NoAnswer as error:
+            reason = str(error)
+        except CONNECTION_ERRORS as error:
+            reason = f"it cannot be reached ({getattr(error, 'reason', None) or error or type(error).__name__})"
+    raise NoAnswer(f"{settings.url} gave no answer in {settings.tries} tries: {reason}")
 
 
-def _place(tar: Path, name: str) -> FileRange:
-    with tarfile.open(tar, "r:") as opened_tar:
-        member = opened_tar.getmember(name)
-        return FileRange(tar, member.offset_data, member.size)
+def _send(request: urllib.request.Request, timeout: float) -> str:
+    with urllib.request.urlopen(request, timeout=timeout) as response:
+        body = response.read()
+    try:
+        content = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise NoAnswer(f"its response is not a chat completion: {body[:60]!r}") from error
+    if not isinstance(content, str):
+        raise NoAnswer(f"its answer is not text but {content!r:.60}")
+    return content
+
+
+def _chat_request(settings: Endpoint, key: str | None, images: Images, question: str) -> urllib.request.Request:
+    parts = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images]
+    content: Any = [*parts, {"type": "text", "text": question}] if parts else question
+    body = {
+        "model": settings.model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": settings.max_tokens,
+        "temperature": 0,
+    }
+    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
+    address = f"{settings.url.rstrip('/')}/chat/completions"
+    return urllib.request.Request(address, json.dumps(body).encode(), headers, method="POST")
+
+
+def _data_url(image: UInt8[np.ndarray, "h w 3"]) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def load_transformers_model(settings: TransformersModel) -> AskModel:
+    """Return the function that asks a model, with greedy decoding. A model without a chat template sees one image.
+
+    Raises InputError when the model cannot be loaded, or is of another kind.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        processor = AutoProcessor.from_pretrained(settings.model)
+        model = AutoModelForImageTextToText.from_pretrained(settings.model, dtype=getattr(torch, settings.dtype))
+    except MODEL_ERRORS as error:
+        raise InputError(
+            f"{settings.model} is not an image-text model in a folder or on the Hub, or cannot be reached: {error}"
+        ) from error
+    return partial(_ask_transformers, processor, model.to(device).eval(), settings.max_new_tokens)
+
+
+def _ask_transformers(processor: Any, model: Any, max_new_tokens: int, images: Images, question: str) -> str:
+    import torch
+
+    inputs = _model_inputs(processor, [Image.fromarray(image) for image in images], question)
+    inputs = inputs.to(model.device, model.dtype)
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    prompt = inputs["input_ids"]
+    repeats_prompt = torch.equal(tokens[:, : prompt.shape[1]], prompt)  # as most models do
+    new = tokens[:, prompt.shape[1] if repeats_prompt else 0 :]
+    return processor.batch_decode(new, skip_special_tokens=True)[0]
+
+
+def _model_inputs(processor: Any, images: list[Image.Image], question: str) -> Any:
+    """Return the inputs of a model. Raises InputError for a question without images to a model that needs one."""
+    if getattr(processor, "chat_template", None):
+        content = [*({"type": "image", "image": image} for image in images), {"type": "text", "text": question}]
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+    if not images:
+        raise InputError("this model answers about images only: leave merged_by out, or name another model there")
+    text = PROMPT_WITHOUT_CHAT.format(question=question)
+    return processor(images=images[len(images) // 2], text=text, return_tensors="pt")

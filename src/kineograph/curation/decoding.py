@@ -197,7 +197,10 @@ def _time_of(video: DecodableVideo, index: int) -> float:
 def _scale_down(frame: av.VideoFrame, pixel_aspect: float, shorter_side: int | None) -> Frame:
     """Return a frame upright, with square pixels and even sides, averaged down if it is too large; never enlarged."""
     quarters = round(frame.rotation / 90)
-    full_width, full_height = max(frame.width * pixel_aspect, frame.width), max(frame.height / pixel_aspect, frame.height)
+    full_width, full_height = (
+        max(frame.width * pixel_aspect, frame.width),
+        max(frame.height / pixel_aspect, frame.height),
+    )
     scale = min(1.0, (shorter_side or min(full_width, full_height)) / min(full_width, full_height))
     width, height = (max(2, 2 * round(side * scale / 2)) for side in (full_width, full_height))
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=Interpolation.AREA)

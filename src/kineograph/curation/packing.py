@@ -1,4 +1,4 @@
-"""What a run came to: counts, each clip, and each thing that was dropped and why. Written last, when all is done."""
+"""Selection of clips, their captions, shards and the manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from kineograph.curation.filters import HashedClip, find_duplicates
 from kineograph.curation.records import (
     WORK,
     ClipRecord,
-    DropRecord,
     add_to_tar,
     clips_path,
     read_json_file,
@@ -31,145 +30,112 @@ from kineograph.media.files import replace_atomically
 MANIFEST, CLIPS, DROPPED = "manifest.json", "clips.jsonl", "dropped.jsonl"
 
 
-def write_manifest(settings: CurationSettings, found: SourceListing, choice: Choice, plan: Mapping[str, str]) -> None:
-    """manifest.json with the counts, clips.jsonl, and dropped.jsonl, which names each file and says why."""
-    output, drops = settings.output, [*_left_out(found), *choice.drops]
-    shards = {name: json.loads(told) for name, told in plan.items()}
-    rows = [{"shard": name, **_public(row)} for name, part in shards.items() for row in part]
-    write_text(output / CLIPS, _lines(rows))
-    write_text(output / DROPPED, _lines(drop._asdict() for drop in sorted(drops)))
-    told = {
-        "made_with": f"kineograph {version('kineograph')}",
-        "files": _files(found, drops),
-        "clips": len(choice.rows),
-        "seconds": round(sum(clip.frames / clip.fps for _, clip in choice.rows), 3),
-        "without_caption": sum(not row["caption"] for row in rows),
-        "dropped": dict(sorted(Counter(drop.why for drop in drops).items())),
-        "shards": [{"name": name, "clips": len(part)} for name, part in shards.items()],
-        "settings": settings.model_dump(mode="json", exclude={"output", "run"}),
-    }
-    write_text(output / MANIFEST, json.dumps(told, indent=1))
-
-
-def read_manifest(output: Path) -> Mapping[str, Any]:
-    """The manifest of a run that is done; an empty one before."""
-    return read_json_file(output / MANIFEST)
-
-
-def read_dropped(output: Path) -> list[Drop]:
-    """What a run that is done has dropped."""
-    lines = (output / DROPPED).read_text(encoding="utf-8").splitlines()
-    return [DroppedClip(**json.loads(line)) for line in lines]
-
-
-def _files(found: SourceListing, drops: Sequence[Drop]) -> dict[str, int]:
-    kinds = Counter(unit.kind for unit in found.units)
-    broken = sum(drop.why == "broken" for drop in drops)
-    return {"videos": kinds["video"], "pictures": kinds["image"], "broken": broken, "left_out": len(found.problems)}
-
-
-def _left_out(found: SourceListing) -> list[Drop]:
-    return [DroppedClip(name, 0.0, "left out", reason) for name, reason in found.problems]
-
-
-def _public(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name != "tar"}
-
-
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(f"{json.dumps(row)}\n" for row in rows)
-
-
 class SelectedClip(NamedTuple):
-    """A clip that is kept, and the file it comes from."""
+    """An accepted clip, and the file it comes from."""
 
-    unit: SourceFile
+    file: SourceFile
     clip: ClipRecord
 
 
 class DroppedClip(NamedTuple):
-    """What was dropped, from which file, and why."""
+    """A dropped clip or file, with the reason. start: seconds into the file."""
 
     file: str
     start: float
-    why: str
-    told: str
+    reason: str
+    detail: str
 
 
 class Selection(NamedTuple):
-    """The clips that are kept, by name, and what was dropped."""
+    """The clips for the shards, by name, and all that was dropped."""
 
-    rows: list[SelectedClip]
-    drops: list[DroppedClip]
+    clips: list[SelectedClip]
+    dropped: list[DroppedClip]
 
 
-def select_clips(units: Sequence[SourceFile], settings: CurationSettings) -> Selection:
-    """What is kept of all that was cut: of duplicates one with a label, and the first by name."""
-    records = [(unit, read_record(record_path(settings.output, unit))) for unit in units]
-    rows = [SelectedClip(unit, clip) for unit, record in records for clip in record.kept]
-    drops = [_drop(unit, lost) for unit, record in records for lost in record.lost]
+def select_clips(files: Sequence[SourceFile], settings: CurationSettings) -> Selection:
+    """Select the accepted clips without duplicates. Of duplicates one with a label stays, and the first by name."""
+    records = [(file, read_record(record_path(settings.output, file))) for file in files]
+    clips = [SelectedClip(file, clip) for file, record in records for clip in record.clips]
+    dropped = [DroppedClip(file.name, *drop) for file, record in records for drop in record.dropped]
     bits = settings.filters.duplicate_bits
-    prints = [HashedClip(int(not unit.label), clip.name, clip.kind, int(clip.print, 16)) for unit, clip in rows]
-    same = {} if bits is None else find_duplicates(prints, bits)
-    drops += [
-        DroppedClip(unit.name, clip.start, "duplicate", f"looks like {same[clip.name]}")
-        for unit, clip in rows
-        if clip.name in same
+    hashed = [
+        HashedClip(int(not file.label), clip.name, clip.kind, int(clip.perceptual_hash, 16)) for file, clip in clips
     ]
-    return Selection(sorted((row for row in rows if row.clip.name not in same), key=lambda row: row.clip.name), drops)
+    originals = {} if bits is None else find_duplicates(hashed, bits)
+    dropped += [
+        DroppedClip(file.name, clip.start, "duplicate", f"looks like {originals[clip.name]}")
+        for file, clip in clips
+        if clip.name in originals
+    ]
+    unique = (each for each in clips if each.clip.name not in originals)
+    return Selection(sorted(unique, key=lambda each: each.clip.name), dropped)
 
 
-def attach_captions(choice: Selection, settings: CurationSettings) -> tuple[Selection, dict[str, str]]:
-    """The clips that have a caption, if captions are asked for, and the captions, else labels, by the clips' names."""
+def attach_captions(selection: Selection, settings: CurationSettings) -> tuple[Selection, dict[str, str]]:
+    """Return the clips that have a caption, and the captions by the clips' names.
+
+    Without caption settings, return all clips, and their labels as captions.
+    """
     if settings.captions is None:
-        return choice, {clip.name: unit.label for unit, clip in choice.rows}
-    paths = {unit: captions_path(settings.output, settings.captions, unit) for unit, _ in choice.rows}
-    answers = {unit: read_captions(path) for unit, path in paths.items()}
-    captions = {name: text for each in answers.values() for name, text in each.captions.items()}
-    rows = [row for row in choice.rows if row.clip.name in captions]
-    mute = [row for row in choice.rows if row.clip.name not in captions]
-    drops = [
-        DroppedClip(unit.name, clip.start, "caption", answers[unit].failed.get(clip.name, "was not asked for"))
-        for unit, clip in mute
+        return selection, {clip.name: file.label for file, clip in selection.clips}
+    paths = {file: captions_path(settings.output, settings.captions, file) for file, _ in selection.clips}
+    records = {file: read_captions(path) for file, path in paths.items()}
+    captions = {name: text for record in records.values() for name, text in record.captions.items()}
+    captioned = [each for each in selection.clips if each.clip.name in captions]
+    dropped = [
+        DroppedClip(file.name, clip.start, "caption", records[file].failed.get(clip.name, "was not asked for"))
+        for file, clip in selection.clips
+        if clip.name not in captions
     ]
-    return Selection(rows, [*choice.drops, *drops]), captions
+    return Selection(captioned, [*selection.dropped, *dropped]), captions
 
 
-def plan_shards(choice: Selection, captions: dict[str, str], settings: CurationSettings) -> dict[str, str]:
-    """What goes into each shard, as JSON by the shards' names."""
-    size, rows = settings.clips_per_shard, [_told(row, captions[row.clip.name], settings) for row in choice.rows]
+def plan_shards(selection: Selection, captions: dict[str, str], settings: CurationSettings) -> dict[str, str]:
+    """Return the rows of each shard, as JSON by the shards' names."""
+    size = settings.clips_per_shard
+    rows = [_shard_row(each, captions[each.clip.name], settings) for each in selection.clips]
     parts = [rows[first : first + size] for first in range(0, len(rows), size)]
     return {f"clips-{number:06d}.tar": json.dumps(part) for number, part in enumerate(parts)}
 
 
-def is_shard_current(output: Path, name: str, told: str) -> bool:
-    """Whether a shard is there and holds just that."""
-    done = _done(output, name)
-    return (output / name).exists() and done.exists() and done.read_text() == _digest(told)
+def _shard_row(selected: SelectedClip, caption: str, settings: CurationSettings) -> dict[str, object]:
+    """Return what is known of a clip, and in `tar` the path of its file's clips."""
+    file, clip = selected
+    row: dict[str, object] = {"name": clip.name, "caption": caption, "label": file.label, "file": file.name}
+    row |= {"source": settings.sources[file.source].source}
+    row |= {name: value for name, value in clip._asdict().items() if name != "name"}
+    return row | {"tar": clips_path(settings.output, file).relative_to(settings.output).as_posix()}
+
+
+def is_shard_current(output: Path, name: str, plan: str) -> bool:
+    """Return True if a shard exists and was written by this plan."""
+    digest = _digest_path(output, name)
+    return (output / name).exists() and digest.exists() and digest.read_text() == _digest(plan)
 
 
 def write_shard(name: str, settings: CurationSettings) -> str:
-    """Writes a shard as planned: for each clip its .mp4, its caption in .txt, and what is known of it in .json."""
-    told = shard_plan_path(settings.output, name).read_text(encoding="utf-8")
-    with replace_atomically(settings.output / name) as part, tarfile.open(part, "w") as tar:
-        for row in json.loads(told):
+    """Write a shard by its plan: for each clip its .mp4, its caption in .txt, and its row in .json. Return the name."""
+    plan = shard_plan_path(settings.output, name).read_text(encoding="utf-8")
+    with replace_atomically(settings.output / name) as temporary, tarfile.open(temporary, "w") as tar:
+        for row in json.loads(plan):
             clips = settings.output / row.pop("tar")
-            with tarfile.open(clips, "r:") as cut:
-                movie = cut.extractfile(f"{row['name']}.mp4")
-                assert movie is not None
-                add_to_tar(tar, f"{row['name']}.mp4", movie.read())
+            with tarfile.open(clips, "r:") as source:
+                video = source.extractfile(f"{row['name']}.mp4")
+                assert video is not None
+                add_to_tar(tar, f"{row['name']}.mp4", video.read())
             add_to_tar(tar, f"{row['name']}.txt", row["caption"].encode())
             add_to_tar(tar, f"{row['name']}.json", json.dumps(row).encode())
-    write_text(_done(settings.output, name), _digest(told))
+    write_text(_digest_path(settings.output, name), _digest(plan))
     return name
 
 
 def shard_plan_path(output: Path, name: str) -> Path:
-    """Where the plan of a shard is."""
+    """Return the path of a shard's plan."""
     return output / WORK / "shards" / f"{name}.json"
 
 
-def _done(output: Path, name: str) -> Path:
+def _digest_path(output: Path, name: str) -> Path:
     return shard_plan_path(output, name).with_suffix(".done")
 
 
@@ -177,13 +143,50 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _drop(unit: SourceFile, lost: DropRecord) -> DroppedClip:
-    return DroppedClip(unit.name, lost.start, lost.why, lost.told)
+def write_manifest(
+    settings: CurationSettings, listing: SourceListing, selection: Selection, plans: Mapping[str, str]
+) -> None:
+    """Write clips.jsonl, dropped.jsonl, and manifest.json with the counts.
+
+    plans: of the shards, by their names.
+    """
+    output = settings.output
+    dropped = [DroppedClip(name, 0.0, "left out", reason) for name, reason in listing.problems] + selection.dropped
+    shards = {name: json.loads(plan) for name, plan in plans.items()}
+    rows = [{"shard": name, **row} for name, part in shards.items() for row in part]
+    for row in rows:
+        del row["tar"]
+    write_text(output / CLIPS, _json_lines(rows))
+    write_text(output / DROPPED, _json_lines(drop._asdict() for drop in sorted(dropped)))
+    manifest = {
+        "made_with": f"kineograph {version('kineograph')}",
+        "files": _count_files(listing, dropped),
+        "clips": len(selection.clips),
+        "seconds": round(sum(clip.frames / clip.fps for _, clip in selection.clips), 3),
+        "without_caption": sum(not row["caption"] for row in rows),
+        "dropped": dict(sorted(Counter(drop.reason for drop in dropped).items())),
+        "shards": [{"name": name, "clips": len(part)} for name, part in shards.items()],
+        "settings": settings.model_dump(mode="json", exclude={"output", "run"}),
+    }
+    write_text(output / MANIFEST, json.dumps(manifest, indent=1))
 
 
-def _told(row: SelectedClip, caption: str, settings: CurationSettings) -> dict[str, object]:
-    unit, clip = row
-    known: dict[str, object] = {"name": clip.name, "caption": caption, "label": unit.label, "file": unit.name}
-    known |= {"source": settings.sources[unit.source].source}
-    known |= {name: value for name, value in clip._asdict().items() if name != "name"}
-    return known | {"tar": clips_path(settings.output, unit).relative_to(settings.output).as_posix()}
+def _count_files(listing: SourceListing, dropped: Sequence[DroppedClip]) -> dict[str, int]:
+    kinds = Counter(file.kind for file in listing.files)
+    broken = sum(drop.reason == "broken" for drop in dropped)
+    return {"videos": kinds["video"], "pictures": kinds["image"], "broken": broken, "left_out": len(listing.problems)}
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(f"{json.dumps(row)}\n" for row in rows)
+
+
+def read_manifest(output: Path) -> Mapping[str, Any]:
+    """Return the manifest of a finished run; an empty one before."""
+    return read_json_file(output / MANIFEST)
+
+
+def read_dropped(output: Path) -> list[DroppedClip]:
+    """Return all that a finished run dropped."""
+    lines = (output / DROPPED).read_text(encoding="utf-8").splitlines()
+    return [DroppedClip(**json.loads(line)) for line in lines]

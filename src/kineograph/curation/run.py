@@ -1,4 +1,4 @@
-"""A run from sources to shards. What is done is never done again: a run that was killed goes on where it was."""
+"""Stages of a curation run, from sources to shards. Finished work is never repeated: a killed run resumes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from kineograph.curation.captions import caption_file, captions_path, load_caption_model, read_captions
+from kineograph.curation.captions import caption_clips, captions_path, load_caption_model, read_captions
 from kineograph.curation.clips import make_clips
 from kineograph.curation.packing import (
     MANIFEST,
@@ -32,26 +32,42 @@ from kineograph.curation.watermarks import find_source_watermarks
 from kineograph.errors import InputError
 from kineograph.training.lock import lock_folder
 
-MADE_OF = "settings.json"
+SETTINGS_FILE = "settings.json"
+PARALLEL_MAPS: Mapping[str, Callable[[], AbstractContextManager[ParallelMap]]] = MappingProxyType(
+    {"ray": ray_map, "alone": sequential_map}
+)
 
 
 class CurationProgress(NamedTuple):
-    """How far a run is: so many of all files cut, clips' files captioned, or shards packed."""
+    """Progress of a stage: number of files cut, of files whose clips have captions, or of shards packed."""
 
     stage: str
     done: int
     total: int
 
 
+def curate_dataset(settings: CurationSettings) -> Generator[CurationProgress, None, None]:
+    """Run all stages, skipping finished work; the manifest in `settings.output` exists once the generator ends.
+
+    One run at a time in a folder. Whatever interrupts it, the same settings resume it and give the same shards.
+    Raises InputError for invalid input: sources, settings, a folder with other files in it.
+    """
+    resolved = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
+    check_output(resolved)
+    with lock_folder(resolved.output / WORK), PARALLEL_MAPS[resolved.run]() as parallel_map:
+        yield from run_stages(resolved, parallel_map)
+
+
 def check_output(settings: CurationSettings) -> None:
-    """Raises InputError when the output holds what is not of this run, or was made with other settings."""
-    made_of = settings.output / WORK / MADE_OF
-    if made_of.exists():
-        other = _differing(dict(read_json_file(made_of)), content_settings(settings))
-        if other:
+    """Raise InputError when the output has files of another program, or clips made with other settings."""
+    recorded = settings.output / WORK / SETTINGS_FILE
+    if recorded.exists():
+        before, now = dict(read_json_file(recorded)), content_settings(settings)
+        different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        if different:
             raise InputError(
-                f"{settings.output} holds clips that were made with other settings ({', '.join(other)}): name another "
-                f"folder, or remove this one"
+                f"{settings.output} holds clips that were made with other settings ({', '.join(different)}): name "
+                f"another folder, or remove this one"
             )
     elif settings.output.exists() and any(file.name != WORK for file in settings.output.iterdir()):
         raise InputError(
@@ -61,96 +77,74 @@ def check_output(settings: CurationSettings) -> None:
     models = [settings.captions.asked, settings.captions.merged_by] if settings.captions else []
     for model in models:
         if isinstance(model, Endpoint):
-            load_caption_model(model)  # whether there is a key
+            load_caption_model(model)  # raises when its key is missing
 
 
-def run_stages(settings: CurationSettings, spread: ParallelMap) -> Iterator[CurationProgress]:
-    """Cuts, captions and packs what is not yet cut, captioned and packed; ends with the manifest.
+def run_stages(settings: CurationSettings, parallel_map: ParallelMap) -> Iterator[CurationProgress]:
+    """Cut, caption and pack what is not yet cut, captioned and packed; write the manifest at the end.
 
-    Raises InputError for sources without pictures and videos, and for a model that is not there.
+    Raises InputError for sources without images and videos, and for a model that cannot be loaded.
     """
     check_output(settings)
-    found = list_sources(settings)
-    _clear(settings.output)
-    write_text(settings.output / WORK / MADE_OF, json.dumps(content_settings(settings)))
-    find_source_watermarks(found.units, settings)
-    yield from _spread(
-        "cutting", partial(make_clips, settings=settings), _uncut(found.units, settings), Workers(), spread
-    )
-    choice = select_clips(found.units, settings)
+    listing = list_sources(settings)
+    _remove_temporary_files(settings.output)
+    write_text(settings.output / WORK / SETTINGS_FILE, json.dumps(content_settings(settings)))
+    find_source_watermarks(listing.files, settings)
+    cut = partial(make_clips, settings=settings)
+    yield from _run_stage("cutting", cut, _cutting_tasks(listing.files, settings), Workers(), parallel_map)
+    selection = select_clips(listing.files, settings)
     if settings.captions is not None:
-        tasks, crew = _uncaptioned(choice, settings.captions, settings.output), _crew(settings.captions)
-        yield from _spread("captioning", partial(caption_file, settings=settings), tasks, crew, spread)
-    yield from _packed(found, *attach_captions(choice, settings), settings, spread)
+        captions = settings.captions
+        workers = Workers(captions.processes, captions.cpus, captions.gpus)
+        caption = partial(caption_clips, settings=settings)
+        tasks = _captioning_tasks(selection, captions, settings.output)
+        yield from _run_stage("captioning", caption, tasks, workers, parallel_map)
+    selection, texts = attach_captions(selection, settings)
+    plans = plan_shards(selection, texts, settings)
+    pack = partial(write_shard, settings=settings)
+    yield from _run_stage("packing", pack, _packing_tasks(plans, settings.output), Workers(), parallel_map)
+    write_manifest(settings, listing, selection, plans)
 
 
-def count_finished(found: SourceListing, settings: CurationSettings) -> int:
-    """How many files are cut already."""
-    return len(found.units) - len(_uncut(found.units, settings))
+def count_finished(listing: SourceListing, settings: CurationSettings) -> int:
+    """Return the number of files that are cut already."""
+    return len(listing.files) - len(_cutting_tasks(listing.files, settings))
 
 
-def _packed(
-    found: SourceListing, choice: Selection, captions: dict[str, str], settings: CurationSettings, spread: ParallelMap
+def _run_stage(
+    stage: str, work: Work, tasks: Sequence[str], workers: Workers, parallel_map: ParallelMap
 ) -> Iterator[CurationProgress]:
-    planned = plan_shards(choice, captions, settings)
-    due = [name for name, told in planned.items() if not is_shard_current(settings.output, name, told)]
-    stale = [file for file in settings.output.glob("clips-*.tar") if file.name not in planned]
-    if due or stale:
-        (settings.output / MANIFEST).unlink(missing_ok=True)  # it would speak of other shards
-    for file in stale:
-        file.unlink()
-    for name in due:
-        write_text(shard_plan_path(settings.output, name), planned[name])
-    yield from _spread("packing", partial(write_shard, settings=settings), due, Workers(), spread)
-    write_manifest(settings, found, choice, planned)
-
-
-def _spread(
-    stage: str, work: Work, tasks: Sequence[str], crew: Workers, spread: ParallelMap
-) -> Iterator[CurationProgress]:
-    for number, _ in enumerate(spread(work, tasks, crew), 1):
+    for number, _ in enumerate(parallel_map(work, tasks, workers), 1):
         yield CurationProgress(stage, number, len(tasks))
 
 
-def _uncut(units: Sequence[SourceFile], settings: CurationSettings) -> list[str]:
-    return [json.dumps(unit._asdict()) for unit in units if not record_path(settings.output, unit).exists()]
+def _cutting_tasks(files: Sequence[SourceFile], settings: CurationSettings) -> list[str]:
+    return [json.dumps(file._asdict()) for file in files if not record_path(settings.output, file).exists()]
 
 
-def _uncaptioned(choice: Selection, captions: Captions, output: Path) -> list[str]:
+def _captioning_tasks(selection: Selection, captions: Captions, output: Path) -> list[str]:
     tasks = []
-    for unit, rows in groupby(sorted(choice.rows), key=lambda row: row.unit):
-        names = [row.clip.name for row in rows]
-        if not read_captions(captions_path(output, captions, unit)).captions.keys() >= set(names):
-            tasks.append(json.dumps({"unit": unit._asdict(), "clips": names}))
+    for file, clips in groupby(sorted(selection.clips), key=lambda each: each.file):
+        names = [each.clip.name for each in clips]
+        if not read_captions(captions_path(output, captions, file)).captions.keys() >= set(names):
+            tasks.append(json.dumps({"file": file._asdict(), "clips": names}))
     return tasks
 
 
-def _crew(captions: Captions) -> Workers:
-    return Workers(captions.processes, captions.cpus, captions.gpus)
+def _packing_tasks(plans: Mapping[str, str], output: Path) -> list[str]:
+    """Return the shards to write. Removes those that are in no plan, and writes the plans of the others."""
+    due = [name for name, plan in plans.items() if not is_shard_current(output, name, plan)]
+    stale = [file for file in output.glob("clips-*.tar") if file.name not in plans]
+    if due or stale:
+        (output / MANIFEST).unlink(missing_ok=True)  # it describes other shards
+    for file in stale:
+        file.unlink()
+    for name in due:
+        write_text(shard_plan_path(output, name), plans[name])
+    return due
 
 
-def _clear(output: Path) -> None:
-    """Takes away what a run that was killed had begun to write."""
-    for part in [*output.glob(".*.part"), *(output / WORK).glob("**/.*.part")]:
-        part.unlink(missing_ok=True)
-
-
-def _differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    return sorted(name for name in {*one, *other} if one.get(name) != other.get(name))
-
-
-SPREADS: Mapping[str, Callable[[], AbstractContextManager[ParallelMap]]] = MappingProxyType(
-    {"ray": ray_map, "alone": sequential_map}
-)
-
-
-def curate_dataset(settings: CurationSettings) -> Generator[CurationProgress, None, None]:
-    """Makes what is not yet made; the manifest in `settings.output` is there once it ends.
-
-    One run at a time in a folder. Whatever ends it, the same settings go on from there to the same shards.
-    Raises InputError for what cannot be used: sources, settings, a folder with other things in it.
-    """
-    placed = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
-    check_output(placed)
-    with lock_folder(placed.output / WORK), SPREADS[placed.run]() as spread:
-        yield from run_stages(placed, spread)
+def _remove_temporary_files(output: Path) -> None:
+    """Remove what a killed run had begun to write."""
+    for file in [*output.glob(".*.part"), *(output / WORK).glob("**/.*.part")]:
+        file.unlink(missing_ok=True)

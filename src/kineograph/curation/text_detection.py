@@ -88,7 +88,7 @@ def _find_letters(grey: Grey, foreground: UInt8[np.ndarray, "h w"]) -> list[Lett
 def _measure_letter(
     labels: Int32[np.ndarray, "h w"], distance: Float32[np.ndarray, "h w"], grey: Grey, stat: np.ndarray, number: int
 ) -> Letter | None:
-    """Return a component as a letter if its strokes have one width: its ridge is equally far from the edge all along."""
+    """Return a component as a letter if its strokes have one width: the ridge is equally far from the edge."""
     left, top, width, height = map(int, stat[:4])
     window = np.s_[top : top + height, left : left + width]
     inside = labels[window] == number

@@ -11,14 +11,14 @@ from kineograph_lab.judge.metrics import judge_metric, parse_prompt
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies.vidrd.degraded_videos import DEGRADATIONS, freeze_frames, fvd_of_degraded, shuffle_frames
 from kineograph_lab.world.captions import caption_clip
-from kineograph_lab.world.world import Shot, Subject, render_clip, sample_shots
+from kineograph_lab.world.world import ShotSpec, Subject, render_clip, sample_shots
 
 FISH = "a red fish over the sea moving to the right"
 
 
 def test_judge_features_and_classes():
     extractor = load_extractor("pocket")
-    reading = extractor.extract(render_clip(Shot("sea", "flat", (Subject("fish", "red", 1),)), 4))
+    reading = extractor.extract(render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1),)), 4))
     assert reading.features.shape == (224,) and reading.features.dtype == np.float64
     assert reading.probabilities.sum() == pytest.approx(1) and reading.probabilities.max() > 0.5
 
@@ -63,7 +63,7 @@ def test_damage_at_degrees_0_and_1():
 
 def test_judge_metric_compares_frames_with_the_prompt():
     metric = judge_metric(load_judge())
-    film = render_clip(Shot("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
+    film = render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
     found = dict(metric.measure(decoded(film, FISH)))
     assert found == {"subject accuracy": 1, "colour accuracy": 1, "scene accuracy": 1, "motion accuracy": 1}
     wrong = dict(metric.measure(decoded(film, "a blue cat in the snow")))
@@ -73,7 +73,7 @@ def test_judge_metric_compares_frames_with_the_prompt():
 
 def test_each_part_of_a_video_is_compared_with_its_own_prompt():
     fish, cat = (
-        render_clip(Shot(place, "flat", (Subject(kind, colour, 1, motion="right"),)))
+        render_clip(ShotSpec(place, "flat", (Subject(kind, colour, 1, motion="right"),)))
         for place, kind, colour in (("sea", "fish", "red"), ("snow", "cat", "blue"))
     )
     both = decoded(np.concatenate([fish, cat]), FISH)._replace(later_prompts=("a blue cat moving to the left",))

@@ -28,7 +28,7 @@ from kineograph_lab.recipe.loop import StagePlan
 from kineograph_lab.recipe.networks import build_tokenizer
 from kineograph_lab.recipe.settings import RecipeSettings
 from kineograph_lab.world.edits import ASPECTS, edit_family, instruction_words
-from kineograph_lab.world.world import Shot, Subject
+from kineograph_lab.world.world import ShotSpec, Subject
 
 
 def test_the_tokenizer_encodes_any_text():
@@ -44,15 +44,15 @@ def test_the_tokenizer_encodes_any_text():
 
 def test_a_wrong_caption_swaps_the_colours_of_two_subjects():
     rng = np.random.default_rng(0)
-    two = Shot("sea", "flat", (Subject("cat", "red", 1), Subject("car", "blue", 2)))
+    two = ShotSpec("sea", "flat", (Subject("cat", "red", 1), Subject("car", "blue", 2)))
     assert [t.colour for t in clip.change_colours(two, rng).things] == ["blue", "red"]
-    one = Shot("sea", "flat", (Subject("cat", "red", 1),))
+    one = ShotSpec("sea", "flat", (Subject("cat", "red", 1),))
     assert clip.change_colours(one, rng).things[0].colour != "red"
 
 
 def test_every_second_wrong_caption_has_another_kind_of_subject():
     rng = np.random.default_rng(0)
-    shot = Shot("sea", "flat", (Subject("fish", "red", 1), Subject("bird", "blue", 2)))
+    shot = ShotSpec("sea", "flat", (Subject("fish", "red", 1), Subject("bird", "blue", 2)))
     assert all(clip.change_kind(shot, rng).things[0].kind != shot.things[0].kind for _ in range(20))
     assert clip.change_kind(shot, rng).things[1:] == shot.things[1:]
 
@@ -168,8 +168,8 @@ def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, m
     stages = [
         name for name, (train, _) in run.STAGES.items() if train.__module__ == "kineograph_lab.recipe.image_stages"
     ]
-    run.run_stages(stages, settings, tmp_path / "out")
-    run.run_stages(stages, settings, tmp_path / "out")  # ended stages are left alone
+    run.train_stages(stages, settings, tmp_path / "out")
+    run.train_stages(stages, settings, tmp_path / "out")  # ended stages are left alone
     export_image_models(settings, tmp_path / "out", tmp_path / "weights", laboratory=tmp_path / "weights")
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "weights", safety_checker=None)
     assert pipeline.unet.config["in_channels"] == pipeline.vae.config["latent_channels"]
@@ -196,4 +196,4 @@ def size(folder):
 
 def test_unknown_stages_are_refused(tmp_path):
     with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, .* temporal_decoder, not vea"):
-        run.run_stages(["vea"], RecipeSettings(), tmp_path)
+        run.train_stages(["vea"], RecipeSettings(), tmp_path)

@@ -96,7 +96,7 @@ def test_short_clips_have_as_many_frames_a_step_as_whole_ones(out: Path):
 
 def test_the_motion_truth_of_a_clip():
     subject = world.Subject("fish", "red", individual=1, motion="right")
-    fact = {**asdict(world.Shot("sea", "flat", (subject,))), "fps": 8.0, "time": 0.0, "captions": []}
+    fact = {**asdict(world.ShotSpec("sea", "flat", (subject,))), "fps": 8.0, "time": 0.0, "captions": []}
     motion, is_subject = motion_readout.motion_truth(fact, world.frame_times(4, 8.0), 16)
     assert motion[:, 0] == pytest.approx(np.array([-1.5, -0.5, 0.5, 1.5]) * 0.2 / 8 / motion_readout.UNITS[0], abs=1e-5)
     assert not motion[:, 1:].any()
@@ -136,8 +136,8 @@ def test_the_text_encoder_is_trained_on_clip_and_image_captions(out: Path):
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # eleven stages, a step and a report each
 def test_the_video_stages_train_and_export_models_that_load(out: Path, tmp_path: Path):
-    run.run_stages(STAGES, SMALL, out)
-    run.run_stages(STAGES, SMALL, out)  # ended stages are left alone
+    run.train_stages(STAGES, SMALL, out)
+    run.train_stages(STAGES, SMALL, out)  # ended stages are left alone
     weights = shutil.copytree(POCKET, tmp_path / "weights")
     for part in ("video", "animate", "video-degraded", "vidrd", "space-time"):
         shutil.rmtree(weights / part, ignore_errors=True)
@@ -182,7 +182,7 @@ def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path):
 
 def test_results_of_chosen_stages_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     chosen_stages: list[list[str]] = []
-    monkeypatch.setattr(run, "run_stages", lambda chosen, settings, out: chosen_stages.append(chosen))
+    monkeypatch.setattr(run, "train_stages", lambda chosen, settings, out: chosen_stages.append(chosen))
     (tmp_path / "motion_adapter.safetensors").write_text("trained here")
     run.recipe_main(["--from-shipped", "--stages", "vidrd,control", "--out", str(tmp_path)])
     assert chosen_stages == [["vidrd", "control"]]
@@ -193,7 +193,7 @@ def test_results_of_chosen_stages_are_not_unpacked(tmp_path: Path, monkeypatch: 
 
 
 def test_a_degraded_clip_is_blurred_and_watermarked():
-    shot = world.Shot("sea", "flat", (world.Subject("fish", "red", individual=1),))
+    shot = world.ShotSpec("sea", "flat", (world.Subject("fish", "red", individual=1),))
     clean = world.render_clip(shot, 2)
     bad = degraded.degrade_frames(clean)
     assert bad.shape == clean.shape and bad.dtype == clean.dtype

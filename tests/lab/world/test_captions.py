@@ -10,7 +10,7 @@ import pytest
 from kineograph_lab.world import captions, wide, world
 from kineograph_lab.world.captions import COLOURS, KINDS
 from kineograph_lab.world.edits import ASPECTS, edit_instruction, sample_edit
-from kineograph_lab.world.world import Shot, Subject, is_held_out, sample_shot
+from kineograph_lab.world.world import ShotSpec, Subject, is_held_out, sample_shot
 
 
 def test_captions_name_subject_colour_and_scene():
@@ -26,7 +26,7 @@ def test_captions_name_subject_colour_and_scene():
 def test_captions_of_clips_name_motion_and_camera():
     rng = np.random.default_rng(0)
     text = captions.caption_clip(
-        Shot("desert", "flat", (Subject("ball", "red", 3, motion="spinning"),), "pan left"), rng
+        ShotSpec("desert", "flat", (Subject("ball", "red", 3, motion="spinning"),), "pan left"), rng
     )
     assert any(word in text for word in captions.MOTIONS["spinning"])
     assert any(word in text for word in captions.CAMERAS["pan left"])

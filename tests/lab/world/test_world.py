@@ -9,11 +9,13 @@ import pytest
 
 from kineograph_lab.world import wide, world
 from kineograph_lab.world.truth import CONTROL_MAPS, KEYPOINT_COLOURS, KEYPOINTS, ground_truth
-from kineograph_lab.world.world import Shot, Subject
+from kineograph_lab.world.world import ShotSpec, Subject
 
 
-def shot(motion: str = "still", camera: str = "still", style: str = "flat", kind: str = "ball", x: float = 0.5) -> Shot:
-    return Shot("desert", style, (Subject(kind, "red", 3, x, 0.55, 0.25, 1, motion),), camera, 5)
+def shot(
+    motion: str = "still", camera: str = "still", style: str = "flat", kind: str = "ball", x: float = 0.5
+) -> ShotSpec:
+    return ShotSpec("desert", style, (Subject(kind, "red", 3, x, 0.55, 0.25, 1, motion),), camera, 5)
 
 
 def test_the_world_is_as_large_as_promised():
@@ -48,7 +50,7 @@ def test_an_unknown_split_is_refused():
 
 def test_the_mask_covers_the_pixels_that_differ_from_the_empty_scene():
     full = shot()
-    empty = Shot(full.scene, full.style, (), full.camera, full.backdrop)
+    empty = ShotSpec(full.scene, full.style, (), full.camera, full.backdrop)
     differs = (world.render(full).astype(int) != world.render(empty)).any(-1)
     mask = ground_truth(full).mask > 0
     assert (differs & mask).sum() / (differs | mask).sum() > 0.93  # they part on the blended rim alone
@@ -86,7 +88,7 @@ def test_scenery_is_behind_subjects_and_edges_follow_the_mask():
 
 @pytest.mark.parametrize("facing", [-1, 1])
 def test_keypoints_lie_on_the_subject_and_front_is_where_it_faces(facing):
-    s = Shot("sea", "flat", (Subject("fish", "blue", 1, 0.5, 0.5, 0.3, facing),))
+    s = ShotSpec("sea", "flat", (Subject("fish", "blue", 1, 0.5, 0.5, 0.3, facing),))
     points = ground_truth(s).keypoints[0]
     assert tuple(points) == KEYPOINTS
     assert (points["front"][0] - points["back"][0]) * facing > 20
@@ -107,7 +109,7 @@ def test_a_clip_moves_less_than_a_latent_cell_between_frames():
 
 
 def test_individuals_of_one_kind_and_colour_differ():
-    images = [world.render(Shot("sea", "flat", (Subject("cat", "red", seed),))) for seed in range(4)]
+    images = [world.render(ShotSpec("sea", "flat", (Subject("cat", "red", seed),))) for seed in range(4)]
     assert all(not np.array_equal(images[0], p) for p in images[1:])
 
 
@@ -127,7 +129,7 @@ def test_shots_without_a_tilt_render_as_before(seed):
 
 
 def test_a_tilt_turns_the_subject():
-    upright, tilted = (Shot("sea", "flat", (Subject("car", "red", 1, tilt=tilt),)) for tilt in (0.0, np.pi / 4))
+    upright, tilted = (ShotSpec("sea", "flat", (Subject("car", "red", 1, tilt=tilt),)) for tilt in (0.0, np.pi / 4))
     front, back = (ground_truth(tilted).keypoints[0][name] for name in ("front", "back"))
     assert front[1] - back[1] > 10  # clockwise: its front is down
     assert not np.array_equal(world.render(upright), world.render(tilted))
@@ -156,7 +158,7 @@ def test_a_clips_subject_stays_in_the_frame():
 
 
 def test_control_maps_agree_with_the_ground_truth():
-    fish = Shot("sea", "flat", (Subject("fish", "red", 1),))
+    fish = ShotSpec("sea", "flat", (Subject("fish", "red", 1),))
     image, truth = world.render(fish), ground_truth(fish)
     maps = {kind: render_map(image, truth) for kind, render_map in CONTROL_MAPS.items()}
     assert {each.shape for each in maps.values()} == {(128, 128, 3)}

@@ -63,6 +63,12 @@ def read_metadata(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
+def read_dtype(path: Path) -> torch.dtype:
+    """Return the dtype of the first tensor of a safetensors file, without reading the others."""
+    with _opened(path) as file:
+        return file.get_tensor(next(iter(file.keys()))).dtype
+
+
 def preview_names(names: Iterable[str], count: int = 3) -> str:
     """Return the first `count` names and the number of the others, for error messages."""
     names = list(names)

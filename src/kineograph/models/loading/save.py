@@ -178,4 +178,4 @@ def _unet_dtype(folder: Path) -> torch.dtype:
     weights = sorted((folder / "unet").glob("*.safetensors"))
     if not weights:
         raise InputError(f"{folder} has no unet/*.safetensors: expected a folder that Kineograph saved")
-    return next(iter(tensor_files.read_tensors(weights[0]).values())).dtype
+    return tensor_files.read_dtype(weights[0])
