@@ -52,9 +52,7 @@ def asked(model: Path, photos: Path, *more: object) -> list[object]:
     return ["customise", photos, "--model", model, "--device", "cpu", "--dtype", "float32", *SET, *more]
 
 
-def test_one_file_is_written_and_its_use_is_printed(
-    run: Run, waves: Path, photos: Path, tmp_path: Path
-) -> None:
+def test_one_file_is_written_and_its_use_is_printed(run: Run, waves: Path, photos: Path, tmp_path: Path) -> None:
     said = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
     assert (said.status, said.out) == (0, "dog.safetensors\n"), said.err
     lines = [line for line in said.err.splitlines() if line.startswith("kineograph generate")]
