@@ -191,5 +191,5 @@ def _image_tokens(model: Model, net: VideoUNet, batch: VideoBatch) -> Tensor | N
     """Return the image tokens of the first frames, and those of no image for dropped samples."""
     if model.image_encoder is None or batch.first is None:
         return None
-    tokens = model.image_encoder.tokens(net.image_unet, batch.first.float() / 255)
-    return torch.where(batch.dropped[:, None, None], model.image_encoder.no_tokens(net.image_unet, 1), tokens)
+    tokens = model.image_encoder.image_tokens(net.image_unet, batch.first.float() / 255)
+    return torch.where(batch.dropped[:, None, None], model.image_encoder.empty_tokens(net.image_unet, 1), tokens)
