@@ -12,9 +12,9 @@ from kineograph.models.unet.controlnet import bind_controlnet
 from kineograph.noise import shared
 from kineograph.samplers import ddim
 from kineograph.sigmas import leading
-from kineograph_lab.world.world import Shot, Subject, render_clip
+from kineograph_lab.world.world import ShotSpec, Subject, render_clip
 
-SHOT = Shot("sea", "flat", (Subject("fish", "red", individual=5, motion="right"),))
+SHOT = ShotSpec("sea", "flat", (Subject("fish", "red", individual=5, motion="right"),))
 
 
 def generate(model: kg.Model, prompt: str, clip: np.ndarray, *, steps: int = 20, seed: int = 7) -> kg.Video:

@@ -123,7 +123,7 @@ def test_an_unreachable_or_refusing_endpoint_is_reported(serve, monkeypatch):
         connect_endpoint(Endpoint(url="http://x", model="m", key="NO_KEY"))
 
 
-WORDS = "a the dog cat runs sits on grass sea red what is it Question : Answer ? . USER ASSISTANT".split()
+WORDS = "a the dog cat runs sits on grass sea red what is it Question : Answer ? . USER ASSISTANT".split()  # noqa: SIM905
 
 
 def tokenizer(*special: str) -> PreTrainedTokenizerFast:

@@ -27,7 +27,7 @@ from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, b
 from kineograph_lab.recipe.pool import Pool, shot_from_facts
 from kineograph_lab.world import world
 from kineograph_lab.world.individuals import sample_individual
-from kineograph_lab.world.world import MOTIONS, Shot
+from kineograph_lab.world.world import MOTIONS, ShotSpec
 
 FAMILY_SIZE, RENDERINGS = 4, 2  # individuals of one kind, colour and style; renderings of each
 FAMILY_IMAGES = FAMILY_SIZE * RENDERINGS
@@ -57,7 +57,7 @@ def individual_family(rng: Rng, split: str) -> tuple[np.ndarray, list[dict[str, 
     return np.stack([world.render(shot, time) for shot, time in settings]), [labels_of(shot) for shot, _ in settings]
 
 
-def _render_setting(rng: Rng, split: str, template: Shot, individual: int) -> tuple[Shot, float]:
+def _render_setting(rng: Rng, split: str, template: ShotSpec, individual: int) -> tuple[ShotSpec, float]:
     """Return another shot with this individual as main subject, and a time at which it is well inside the frame."""
     shot = world.sample_shot(rng, split=split)
     main = replace(
@@ -68,12 +68,12 @@ def _render_setting(rng: Rng, split: str, template: Shot, individual: int) -> tu
     return shot, time if all(_subject_is_inside(shot, k, time) for k in range(len(shot.things))) else 0.0
 
 
-def _subject_is_inside(shot: Shot, number: int, time: float) -> bool:
+def _subject_is_inside(shot: ShotSpec, number: int, time: float) -> bool:
     _, centre = world.placement(shot.things[number], time, world.camera_shift(shot, time))
     return bool(min(centre) > MARGIN and max(centre) < 1 - MARGIN)
 
 
-def labels_of(shot: Shot) -> dict[str, str]:
+def labels_of(shot: ShotSpec) -> dict[str, str]:
     """Return the labels that the judge should give."""
     main, second = shot.things[0], shot.things[-1] if len(shot.things) > 1 else None
     return {

@@ -90,10 +90,10 @@ def join_pools(first: Pool, second: Pool) -> Pool:
     return Pool(np.concatenate([first.items, second.items]), first.facts + second.facts)
 
 
-def shot_from_facts(fact: dict[str, Any]) -> world.Shot:
+def shot_from_facts(fact: dict[str, Any]) -> world.ShotSpec:
     """Return the shot of an item's facts."""
     subjects = tuple(world.Subject(**fields) for fields in fact["things"])
-    return world.Shot(fact["scene"], fact["style"], subjects, fact["camera"], fact["backdrop"])
+    return world.ShotSpec(fact["scene"], fact["style"], subjects, fact["camera"], fact["backdrop"])
 
 
 def subject_cells(fact: dict[str, Any], cells: int) -> np.ndarray:

@@ -49,7 +49,7 @@ STAGES: dict[str, tuple[Stage, str]] = {
 }
 
 
-def run_stages(chosen: list[str], settings: RecipeSettings, out: Path) -> None:
+def train_stages(chosen: list[str], settings: RecipeSettings, out: Path) -> None:
     """Train these stages in the recipe's order, except those whose result exists."""
     unknown = sorted(set(chosen) - set(STAGES))
     if unknown:
@@ -83,7 +83,7 @@ def recipe_main(arguments: list[str] | None = None) -> None:
     if options.from_shipped:
         unpack_shipped(options.out, [result for name, (_, result) in STAGES.items() if name in chosen])
     torch.set_num_threads(1)  # the training loop has a thread a core, each of which computes alone
-    run_stages(chosen, settings, options.out)
+    train_stages(chosen, settings, options.out)
     if options.export:
         export_image_models(settings, options.out)
         export_video_models(settings, options.out)

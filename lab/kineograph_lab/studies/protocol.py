@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from kineograph_lab.world.captions import caption_clip, caption_image
-from kineograph_lab.world.world import Shot, sample_shots
+from kineograph_lab.world.world import ShotSpec, sample_shots
 
 SHOT_SEED = 20231  # of the shots that prompts are taken from
 FIRST_SEED = 70_000  # of the noise of case 0; case n has n more
@@ -25,7 +25,7 @@ class Case:
 
     number: int
     prompt: str
-    shot: Shot
+    shot: ShotSpec
 
     @property
     def subject(self) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kineograph_lab.world.world import Shot, Subject
+from kineograph_lab.world.world import ShotSpec, Subject
 
 Rng = np.random.Generator
 
@@ -64,7 +64,7 @@ def describe_subject(subject: Subject, rng: Rng) -> str:
     return with_article(size + pick_word(rng, COLOURS[subject.colour]) + " " + pick_word(rng, KINDS[subject.kind]))
 
 
-def caption_image(shot: Shot, rng: Rng) -> str:
+def caption_image(shot: ShotSpec, rng: Rng) -> str:
     """Return a caption of one frame: subjects, colours, scene, sometimes style and the main subject's facing.
 
     Examples:
@@ -78,7 +78,7 @@ def caption_image(shot: Shot, rng: Rng) -> str:
     return _compose(shot, first, rng)
 
 
-def caption_clip(shot: Shot, rng: Rng) -> str:
+def caption_clip(shot: ShotSpec, rng: Rng) -> str:
     """Return a caption of a clip: that of an image with the main subject's motion and the camera's."""
     first = describe_subject(shot.things[0], rng)
     motion = pick_word(rng, MOTIONS[shot.things[0].motion])
@@ -89,7 +89,7 @@ def caption_clip(shot: Shot, rng: Rng) -> str:
     return caption if shot.camera == "still" else f"{caption}, {pick_word(rng, CAMERAS[shot.camera])}"
 
 
-def _compose(shot: Shot, first: str, rng: Rng) -> str:
+def _compose(shot: ShotSpec, first: str, rng: Rng) -> str:
     subjects = " and ".join([first, *(describe_subject(subject, rng) for subject in shot.things[1:])])
     scene = pick_word(rng, SCENES[shot.scene])
     style = pick_word(rng, STYLES[shot.style]) if rng.uniform() < 0.7 else "{}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from kineograph_lab.world import wide, world
 from kineograph_lab.world.captions import COLOURS, KINDS, SCENES, pick_word, with_article
-from kineograph_lab.world.world import Shot, Subject, is_held_out
+from kineograph_lab.world.world import ShotSpec, Subject, is_held_out
 
 ASPECTS = ("colour", "scene", "style", "thing")
 INSTRUCTIONS_PER_EDIT = 6  # different instructions of an edit
@@ -35,11 +35,11 @@ class Edit(NamedTuple):
     """The changed aspect (one of ASPECTS) and the shots before and after."""
 
     aspect: str
-    before: Shot
-    after: Shot
+    before: ShotSpec
+    after: ShotSpec
 
 
-def sample_edit(rng: Rng, aspect: str, before: Shot, *, split: str) -> Edit:
+def sample_edit(rng: Rng, aspect: str, before: ShotSpec, *, split: str) -> Edit:
     """Return the shot with another colour, scene, style or kind of its main subject, all else unchanged.
 
     split: "train" never makes a held-out pair of subject and colour, or of subject and scene; "held_out" changes to any
@@ -56,11 +56,11 @@ def sample_edit(rng: Rng, aspect: str, before: Shot, *, split: str) -> Edit:
     return Edit(aspect, before, allowed[int(rng.integers(len(allowed)))])
 
 
-def _with_main(shot: Shot, main: Subject) -> Shot:
+def _with_main(shot: ShotSpec, main: Subject) -> ShotSpec:
     return replace(shot, things=(main, *shot.things[1:]))
 
 
-def _held_out(shot: Shot) -> bool:
+def _held_out(shot: ShotSpec) -> bool:
     return is_held_out(shot.things[0].kind, colour=shot.things[0].colour, scene=shot.scene)
 
 
@@ -98,7 +98,7 @@ def wide_edit_family(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     return render_edit_family(wide.sample_wide_shot(rng, split), rng, split)
 
 
-def render_edit_family(before: Shot, rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+def render_edit_family(before: ShotSpec, rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
     """Return the family of this shot."""
     time = 0.0 if rng.uniform() < 0.5 else rng.uniform(-0.9, 0.9)
     edits = [sample_edit(rng, aspect, before, split=split) for aspect in ASPECTS]

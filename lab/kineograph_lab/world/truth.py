@@ -13,7 +13,7 @@ from kineograph_lab.world.individuals import sample_individual
 from kineograph_lab.world.painting import RGB, SIDE
 from kineograph_lab.world.shapes import Outline
 from kineograph_lab.world.subjects import SUBJECT_PARTS
-from kineograph_lab.world.world import Shot, Subject, camera_shift, placement, scenery_layers
+from kineograph_lab.world.world import ShotSpec, Subject, camera_shift, placement, scenery_layers
 
 MAIN_SUBJECT_DEPTH = 0.3  # depth of the main subject
 KEYPOINTS = ("front", "back", "top", "bottom", "centre")
@@ -36,7 +36,7 @@ class GroundTruth(NamedTuple):
     flow: np.ndarray
 
 
-def ground_truth(shot: Shot, time: float = 0.0, *, fps: float = 8.0) -> GroundTruth:
+def ground_truth(shot: ShotSpec, time: float = 0.0, *, fps: float = 8.0) -> GroundTruth:
     """Return the ground truth of `render(shot, time)`; the flow is to the frame 1 / fps seconds later."""
     shift = camera_shift(shot, time)
     shapes = _scenery_shapes(shot, shift) + _subject_shapes(shot, time, shift)
@@ -53,12 +53,12 @@ class _Shape(NamedTuple):
     depth: float
 
 
-def _scenery_shapes(shot: Shot, shift: float) -> list[_Shape]:
+def _scenery_shapes(shot: ShotSpec, shift: float) -> list[_Shape]:
     layers = scenery_layers(shot.scene, shot.backdrop)
     return [_Shape(part.outline - (shift, 0), 0, layer.depth) for layer in layers for part in layer.parts]
 
 
-def _subject_shapes(shot: Shot, time: float, shift: float) -> list[_Shape]:
+def _subject_shapes(shot: ShotSpec, time: float, shift: float) -> list[_Shape]:
     """Return the subjects' shapes; a later subject is drawn over an earlier one, so it is nearer."""
     shapes = [
         (k, outline) for k, subject in enumerate(shot.things) for outline in subject_outlines(subject, time, shift)
@@ -100,7 +100,7 @@ def _part_edges(numbers: np.ndarray) -> np.ndarray:
     return edges
 
 
-def _optical_flow(shot: Shot, mask: np.ndarray, now: float, later: float) -> np.ndarray:
+def _optical_flow(shot: ShotSpec, mask: np.ndarray, now: float, later: float) -> np.ndarray:
     """Return the flow: subjects' points keep their place in the subject's frame, scenery moves against the camera."""
     before, after = camera_shift(shot, now), camera_shift(shot, later)
     grid = (np.arange(SIDE) + 0.5) / SIDE

@@ -20,7 +20,7 @@ from kineograph_lab.world.painting import RGB, SIDE, SUPERSAMPLING, mix_colours
 from kineograph_lab.world.shapes import Outline, Part
 from kineograph_lab.world.subjects import SUBJECT_PARTS
 from kineograph_lab.world.unseen_subjects import UNSEEN_SUBJECTS
-from kineograph_lab.world.world import Shot, camera_shift, frame_times, placement, scenery_layers
+from kineograph_lab.world.world import ShotSpec, camera_shift, frame_times, placement, scenery_layers
 
 ColouredOutlines = Sequence[tuple[Outline, RGB]]
 ShapePainter = Callable[[ImageDraw.ImageDraw, ColouredOutlines], None]
@@ -181,7 +181,7 @@ UNSEEN_STYLES: Mapping[str, DrawingStyle] = {
     ),
 }
 
-Renderer = Callable[[Shot, float], np.ndarray]  # a shot at a time in seconds: uint8 [128, 128, 3]
+Renderer = Callable[[ShotSpec, float], np.ndarray]  # a shot at a time in seconds: uint8 [128, 128, 3]
 
 
 def unseen_subject_renderer(name: str) -> Renderer:
@@ -194,25 +194,25 @@ def unseen_style_renderer(name: str) -> Renderer:
     return partial(_render_in_unseen_style, name)
 
 
-def render_unseen_clip(render: Renderer, shot: Shot, num_frames: int = 16, fps: float = 8.0) -> np.ndarray:
+def render_unseen_clip(render: Renderer, shot: ShotSpec, num_frames: int = 16, fps: float = 8.0) -> np.ndarray:
     """Return the frames of a clip, uint8 [num_frames, 128, 128, 3]."""
     return np.stack([render(shot, time) for time in frame_times(num_frames, fps)])
 
 
-def _render_unseen_subject(name: str, shot: Shot, time: float = 0.0) -> np.ndarray:
+def _render_unseen_subject(name: str, shot: ShotSpec, time: float = 0.0) -> np.ndarray:
     image, draw = painting.new_canvas()
     painting.BACKDROP_PAINTERS[shot.style](draw, list(_scenery_outlines(shot, time)))
     painting.STYLE_PAINTERS[shot.style](draw, list(_subject_outlines_of(UNSEEN_SUBJECTS[name][1](), shot, time)))
     return painting.downsample_canvas(image)
 
 
-def _render_in_unseen_style(name: str, shot: Shot, time: float = 0.0) -> np.ndarray:
+def _render_in_unseen_style(name: str, shot: ShotSpec, time: float = 0.0) -> np.ndarray:
     subject = shot.things[0]
     parts = SUBJECT_PARTS[subject.kind](sample_individual(subject.individual))
     return render_style(UNSEEN_STYLES[name], _scenery_outlines(shot, time), _subject_outlines_of(parts, shot, time))
 
 
-def _scenery_outlines(shot: Shot, time: float) -> ColouredOutlines:
+def _scenery_outlines(shot: ShotSpec, time: float) -> ColouredOutlines:
     parts = [part for layer in scenery_layers(shot.scene, shot.backdrop) for part in layer.parts]
     shift = (camera_shift(shot, time), 0)
     colours = painting.part_colours(parts, painting.PAINTS)
@@ -221,7 +221,7 @@ def _scenery_outlines(shot: Shot, time: float) -> ColouredOutlines:
     ]
 
 
-def _subject_outlines_of(parts: list[Part], shot: Shot, time: float) -> ColouredOutlines:
+def _subject_outlines_of(parts: list[Part], shot: ShotSpec, time: float) -> ColouredOutlines:
     subject = shot.things[0]
     axes, centre = placement(subject, time, camera_shift(shot, time))
     colours = painting.part_colours(parts, painting.subject_paints(subject.colour, subject.individual))

@@ -14,7 +14,7 @@ import numpy as np
 
 from kineograph_lab.world import captions, world
 from kineograph_lab.world.captions import COLOURS, FACINGS, KINDS, Rng, pick_word, with_article
-from kineograph_lab.world.world import Shot, Subject
+from kineograph_lab.world.world import ShotSpec, Subject
 
 FLAT_SHARE = 0.4  # share of the flat style, which prompts without a style word mean
 TILTED_SHARE = 0.25  # share of subjects with a tilt, up to 45 degrees either way
@@ -27,7 +27,7 @@ MAX_SIZE = 0.75  # half-size, in units of the frame, of a subject in a clip
 BACKDROPS = 8 * world.BACKDROPS
 
 
-def sample_wide_shot(rng: Rng, split: str = "train") -> Shot:
+def sample_wide_shot(rng: Rng, split: str = "train") -> ShotSpec:
     """Return a random shot of the wider distribution; "train" never holds a held-out pair."""
     shot = world.sample_shot(rng, split=split)
     style = "flat" if rng.uniform() < FLAT_SHARE else str(rng.choice([each for each in world.STYLES if each != "flat"]))
@@ -56,7 +56,7 @@ def _move_to_border(x: float, y: float, size: float, rng: Rng) -> tuple[float, f
     return ((distance, y), (1 - distance, y), (x, distance), (x, 1 - distance))[side]
 
 
-def sample_wide_clip_shot(rng: Rng, split: str = "train", *, reach: float = 1.4) -> Shot:
+def sample_wide_clip_shot(rng: Rng, split: str = "train", *, reach: float = 1.4) -> ShotSpec:
     """Return a shot for a clip, in which the main subject is always in the frame and not larger than it.
 
     reach: seconds before and after the middle that a clip can cover.
@@ -70,7 +70,7 @@ def sample_wide_clip_shot(rng: Rng, split: str = "train", *, reach: float = 1.4)
         return replace(shot, things=(main, *(replace(other, motion="still") for other in others)))
 
 
-def _is_in_view(shot: Shot, time: float) -> bool:
+def _is_in_view(shot: ShotSpec, time: float) -> bool:
     """Return True if the main subject's centre is in the frame and the subject not larger than it."""
     axes, centre = world.placement(shot.things[0], time, world.camera_shift(shot, time))
     return bool(min(centre) > 0 and max(centre) < 1 and np.hypot(*axes[0]) < MAX_SIZE)
@@ -124,17 +124,17 @@ class Caption(NamedTuple):
     named: dict[str, str]
 
 
-def caption_wide_image(shot: Shot, rng: Rng) -> Caption:
+def caption_wide_image(shot: ShotSpec, rng: Rng) -> Caption:
     """Return a caption of one frame, sometimes with words for the motion."""
     return _caption(shot, rng, motion=rng.uniform() < MOTION_SHARE, camera=rng.uniform() < 0.3)
 
 
-def caption_wide_clip(shot: Shot, rng: Rng) -> Caption:
+def caption_wide_clip(shot: ShotSpec, rng: Rng) -> Caption:
     """Return a caption of a clip: it names the motion in 95 of 100 cases, and the camera's always."""
     return _caption(shot, rng, motion=rng.uniform() < 0.95, camera=True)
 
 
-def _caption(shot: Shot, rng: Rng, *, motion: bool, camera: bool) -> Caption:
+def _caption(shot: ShotSpec, rng: Rng, *, motion: bool, camera: bool) -> Caption:
     main = shot.things[0]
     named = {"thing": main.kind}
     if len(shot.things) == 1 and shot.style == "flat" and rng.uniform() < NOUN_ALONE_SHARE:
@@ -226,17 +226,17 @@ def wide_vocabulary() -> list[str]:
     return sorted({word for text in texts for word in text.replace("{}", "").replace(",", "").lower().split()})
 
 
-def wide_image_text(shot: Shot, rng: Rng) -> str:
+def wide_image_text(shot: ShotSpec, rng: Rng) -> str:
     """Return the text of a caption of one frame."""
     return caption_wide_image(shot, rng).text
 
 
-def wide_clip_text(shot: Shot, rng: Rng) -> str:
+def wide_clip_text(shot: ShotSpec, rng: Rng) -> str:
     """Return the text of a caption of a clip."""
     return caption_wide_clip(shot, rng).text
 
 
-def wide_image_texts(shot: Shot, rng: Rng, count: int) -> list[str]:
+def wide_image_texts(shot: ShotSpec, rng: Rng, count: int) -> list[str]:
     """Return the texts of several captions of one frame."""
     return [caption_wide_image(shot, rng).text for _ in range(count)]
 

@@ -82,7 +82,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Shot:
+class ShotSpec:
     """Description of an image: scene, style, one or two subjects (the first is the main one), camera, scenery seed."""
 
     scene: str
@@ -98,7 +98,7 @@ def is_held_out(kind: str, *, colour: str, scene: str) -> bool:
     return COLOURS.index(colour) == (3 * k + 1) % len(COLOURS) or SCENES.index(scene) == (5 * k + 2) % len(SCENES)
 
 
-def sample_shot(rng: np.random.Generator, *, split: str = "train") -> Shot:
+def sample_shot(rng: np.random.Generator, *, split: str = "train") -> ShotSpec:
     """Return a random shot.
 
     split: "train" never holds a held-out pair; in "held_out" the main subject's pair is one.
@@ -117,7 +117,7 @@ def sample_shot(rng: np.random.Generator, *, split: str = "train") -> Shot:
     first = _sample_subject(rng, pairs[rng.integers(len(pairs))], slot=0, count=count)
     rest = tuple(_sample_subject(rng, usual[rng.integers(len(usual))], slot=1, count=2) for _ in range(count - 1))
     camera = "still" if rng.uniform() < 0.7 else str(rng.choice(CAMERA_MOTIONS[1:]))
-    return Shot(scene, str(rng.choice(STYLES)), (first, *rest), camera, int(rng.integers(BACKDROPS)))
+    return ShotSpec(scene, str(rng.choice(STYLES)), (first, *rest), camera, int(rng.integers(BACKDROPS)))
 
 
 def _sample_subject(rng: np.random.Generator, pair: tuple[str, str], *, slot: int, count: int) -> Subject:
@@ -145,12 +145,12 @@ def scenery_layers(scene: str, seed: int) -> list[SceneryLayer]:
     return SCENERY[scene](np.random.default_rng(seed))
 
 
-def camera_shift(shot: Shot, time: float) -> float:
+def camera_shift(shot: ShotSpec, time: float) -> float:
     """Return the camera's pan to the right, in units of the frame."""
     return CAMERA_SPEEDS[shot.camera] * time
 
 
-def render(shot: Shot, time: float = 0.0) -> np.ndarray:
+def render(shot: ShotSpec, time: float = 0.0) -> np.ndarray:
     """Return the frame at a time in seconds, uint8 [128, 128, 3]."""
     image, draw = painting.new_canvas()
     shift, scale = camera_shift(shot, time), SIDE * SUPERSAMPLING
@@ -170,7 +170,7 @@ def render(shot: Shot, time: float = 0.0) -> np.ndarray:
     return _shade_subjects(frame, shot, covers, time) if shot.style == "clay" else frame
 
 
-def _shade_subjects(frame: np.ndarray, shot: Shot, covers: list[list[Outline]], time: float) -> np.ndarray:
+def _shade_subjects(frame: np.ndarray, shot: ShotSpec, covers: list[list[Outline]], time: float) -> np.ndarray:
     lit = frame.astype(np.float32) * np.linspace(1.06, 0.9, SIDE, dtype=np.float32)[:, None, None]
     for subject, outlines in zip(shot.things, covers, strict=True):
         pose = POSES[subject.motion](time)
@@ -179,7 +179,7 @@ def _shade_subjects(frame: np.ndarray, shot: Shot, covers: list[list[Outline]], 
     return lit.clip(0, 255).astype(np.uint8)
 
 
-def render_clip(shot: Shot, num_frames: int = 16, fps: float = 8.0) -> np.ndarray:
+def render_clip(shot: ShotSpec, num_frames: int = 16, fps: float = 8.0) -> np.ndarray:
     """Return the frames of a clip, uint8 [num_frames, 128, 128, 3]."""
     return np.stack([render(shot, time) for time in frame_times(num_frames, fps)])
 
@@ -189,7 +189,7 @@ def frame_times(num_frames: int, fps: float) -> list[float]:
     return [(k - (num_frames - 1) / 2) / fps for k in range(num_frames)]
 
 
-def sample_shots(seed: int, *, split: str = "train") -> Iterator[Shot]:
+def sample_shots(seed: int, *, split: str = "train") -> Iterator[ShotSpec]:
     """Yield shots without end, a function of the seed."""
     rng = np.random.default_rng(seed)
     while True:

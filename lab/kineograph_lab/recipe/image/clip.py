@@ -20,7 +20,7 @@ from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, b
 from kineograph_lab.recipe.networks import PATCH, SIDE, WIDTH, tokenize
 from kineograph_lab.recipe.pool import Pool, shot_from_facts, subject_cells
 from kineograph_lab.world import captions
-from kineograph_lab.world.world import COLOURS, SUBJECTS, Shot
+from kineograph_lab.world.world import COLOURS, SUBJECTS, ShotSpec
 
 NUM_TESTED = 256
 PATCHES = SIDE // PATCH
@@ -98,14 +98,14 @@ def _wrong_captions(fact: dict[str, Any], number: int, count: int) -> list[str]:
     return [captions.caption_image(wrong_shot, rng) for wrong_shot in changed]
 
 
-def change_kind(shot: Shot, rng: np.random.Generator) -> Shot:
+def change_kind(shot: ShotSpec, rng: np.random.Generator) -> ShotSpec:
     """Return the shot with another kind of main subject."""
     main, *others = shot.things
     kind = str(rng.choice([k for k in SUBJECTS if k != main.kind]))
     return replace(shot, things=(replace(main, kind=kind), *others))
 
 
-def change_colours(shot: Shot, rng: np.random.Generator) -> Shot:
+def change_colours(shot: ShotSpec, rng: np.random.Generator) -> ShotSpec:
     """Return the shot with its two colours swapped, or with another colour if they are the same or one."""
     colours = [thing.colour for thing in shot.things][::-1]
     if len(set(colours)) < 2:

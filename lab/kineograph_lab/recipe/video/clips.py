@@ -38,7 +38,7 @@ def same_frames(frames: np.ndarray) -> np.ndarray:
     return frames
 
 
-def sample_clip_shot(rng: Rng, split: str) -> world.Shot:
+def sample_clip_shot(rng: Rng, split: str) -> world.ShotSpec:
     """Return a shot for a clip. A second subject stands still, since no caption names its motion."""
     shot = world.sample_shot(rng, split=split)
     if len(shot.things) > 1 and rng.uniform() < ONE_SUBJECT_SHARE:
@@ -47,11 +47,11 @@ def sample_clip_shot(rng: Rng, split: str) -> world.Shot:
     return replace(shot, things=(main, *(replace(other, motion="still") for other in others)))
 
 
-CaptionShot = Callable[[world.Shot, Rng], str]
+CaptionShot = Callable[[world.ShotSpec, Rng], str]
 
 
 def clip_facts(
-    shot: world.Shot, fps: float, rng: Rng, caption_shot: CaptionShot = captions.caption_clip
+    shot: world.ShotSpec, fps: float, rng: Rng, caption_shot: CaptionShot = captions.caption_clip
 ) -> dict[str, Any]:
     """Return the facts of a clip: the shot, the frame rate, and captions."""
     texts = [caption_shot(shot, rng) for _ in range(CAPTIONS)]

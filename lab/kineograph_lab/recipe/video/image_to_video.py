@@ -74,7 +74,7 @@ def is_image_layer(name: str) -> bool:
     return "_ip." in name or "encoder_hid_proj" in name
 
 
-def load_image_states(encoder: CLIPVisionModel, path: Path, shots: list[tuple[world.Shot, float]]) -> ImageStates:
+def load_image_states(encoder: CLIPVisionModel, path: Path, shots: list[tuple[world.ShotSpec, float]]) -> ImageStates:
     """Return the encoder's states of each shot at its time, computed once."""
     if not path.exists():
         states = [
@@ -97,12 +97,12 @@ def grey_image_states(encoder: CLIPVisionModel) -> ImageStates:
     return _encode_images(encoder, np.full((1, SIDE, SIDE, 3), GREY, np.uint8))[0]
 
 
-def image_times(pool: Pool) -> list[tuple[world.Shot, float]]:
+def image_times(pool: Pool) -> list[tuple[world.ShotSpec, float]]:
     """Return the shots and times of a pool of images."""
     return [(shot_from_facts(fact), fact["time"]) for fact in pool.facts]
 
 
-def first_frame_times(pool: Pool) -> list[tuple[world.Shot, float]]:
+def first_frame_times(pool: Pool) -> list[tuple[world.ShotSpec, float]]:
     """Return the shots of a pool of clips and the times of their first frames."""
     return [(shot_from_facts(fact), world.frame_times(FRAMES, fact["fps"])[0]) for fact in pool.facts]
 

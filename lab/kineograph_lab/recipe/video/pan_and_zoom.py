@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from kineograph.curation.clips import Window, pan_and_zoom, random_windows
+from kineograph.media.images import Window, pan_and_zoom, random_windows
 from kineograph_lab.recipe import pool
 from kineograph_lab.recipe.image.text_encoder import tokenize_captions
 from kineograph_lab.recipe.image.unet import CELLS, SUBJECT_WEIGHT
@@ -47,7 +47,7 @@ def wide_panned_clip(
 
 
 def pan_over_image(
-    encode: Callable[[np.ndarray], torch.Tensor], shot: world.Shot, caption_shot: clips.CaptionShot, rng: Rng
+    encode: Callable[[np.ndarray], torch.Tensor], shot: world.ShotSpec, caption_shot: clips.CaptionShot, rng: Rng
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Return such a clip of this shot."""
     image = Image.fromarray(world.render(shot))

@@ -25,7 +25,7 @@ from kineograph_lab.recipe.loop import Batch, Metrics, SampleBatch, StagePlan, b
 from kineograph_lab.recipe.networks import WIDTH, tokenize
 from kineograph_lab.recipe.video import clips
 from kineograph_lab.world import captions
-from kineograph_lab.world.world import CAMERA_MOTIONS, MOTIONS, Shot
+from kineograph_lab.world.world import CAMERA_MOTIONS, MOTIONS, ShotSpec
 
 CLIP_FACTS = {**{name: choices for name, choices in FACTS.items() if name != "facing"},
         "motion": MOTIONS, "camera": CAMERA_MOTIONS}  # fmt: skip
@@ -76,7 +76,7 @@ def sample_clip_captions(
     )
 
 
-def _clip_fact_indices(shot: Shot) -> Iterator[int]:
+def _clip_fact_indices(shot: ShotSpec) -> Iterator[int]:
     facts: dict[str, Any] = {**labels_of(shot), "motion": shot.things[0].motion, "camera": shot.camera}
     return (choices.index(facts[name]) for name, choices in CLIP_FACTS.items())
 

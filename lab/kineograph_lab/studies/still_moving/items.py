@@ -23,7 +23,7 @@ from kineograph_lab.world import unseen, unseen_subjects
 from kineograph_lab.world.captions import KINDS, MOTIONS, with_article
 from kineograph_lab.world.captions import SCENES as WHERE
 from kineograph_lab.world.unseen import Renderer
-from kineograph_lab.world.world import COLOURS, MOTION_FACINGS, SCENES, SUBJECTS, Shot, Subject, is_held_out
+from kineograph_lab.world.world import COLOURS, MOTION_FACINGS, SCENES, SUBJECTS, ShotSpec, Subject, is_held_out
 
 SEED, RARE_TOKEN, STYLE = 61_007, "sks", "flat"  # of all subjects: one of the world's drawing styles
 PROMPTS = 10  # of each item
@@ -37,7 +37,7 @@ Kind = Literal["subject", "style"]
 class Reference(NamedTuple):
     """Shot of a reference image, and its caption without the item's name."""
 
-    shot: Shot
+    shot: ShotSpec
     caption: str
 
 
@@ -99,12 +99,12 @@ def _subject(kind: Kind, name: str, number: int, colour: str) -> Subject:
     return Subject(name, colour, number if kind == "style" else 0, y=0.54)
 
 
-def _reference_shot(rng: np.random.Generator, scene: str, subject: Subject) -> Shot:
+def _reference_shot(rng: np.random.Generator, scene: str, subject: Subject) -> ShotSpec:
     x, size, facing = rng.uniform(0.42, 0.58), rng.uniform(0.27, 0.36), int(rng.choice((-1, 1)))
-    return Shot(scene, STYLE, (replace(subject, x=x, size=size, facing=facing),), backdrop=int(rng.integers(512)))
+    return ShotSpec(scene, STYLE, (replace(subject, x=x, size=size, facing=facing),), backdrop=int(rng.integers(512)))
 
 
-def item_caption(kind: Kind, shot: Shot, motion: str = "") -> str:
+def item_caption(kind: Kind, shot: ShotSpec, motion: str = "") -> str:
     """Return the caption of a shot in the pocket vocabulary; a customised subject is named by its kind alone."""
     subject = shot.things[0]
     what = f"{subject.colour} {KINDS[subject.kind][0]}" if kind == "style" else KINDS[subject.kind][0]
@@ -131,7 +131,7 @@ def _case(item: Item, prompt: int) -> Case:
     motion, scene = MOVING[prompt % len(MOVING)], SCENES[(3 * prompt + item.number) % len(SCENES)]
     name = item.phrase.split()[1] if item.kind == "subject" else _unused_subjects(item)[prompt]
     subject = _subject(item.kind, name, prompt, _pick_colour(name, scene, prompt))
-    shot = Shot(
+    shot = ShotSpec(
         scene, STYLE, (replace(subject, facing=MOTION_FACINGS.get(motion, (-1, 1)[prompt % 2]), motion=motion),)
     )
     return Case(PROMPTS * item.number + prompt, item.prompt(item_caption(item.kind, shot, MOTIONS[motion][0])), shot)

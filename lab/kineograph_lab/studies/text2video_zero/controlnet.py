@@ -26,7 +26,7 @@ from kineograph_lab.studies.report import Claim, claim_at_least
 from kineograph_lab.studies.study import COMMON_ROWS, Study, metric_values
 from kineograph_lab.world.painting import SIDE
 from kineograph_lab.world.truth import CONTROL_MAPS, KEYPOINTS, GroundTruth, ground_truth
-from kineograph_lab.world.world import Shot, frame_times, render_clip
+from kineograph_lab.world.world import ShotSpec, frame_times, render_clip
 
 FRAMES, FPS = 8, 4.0
 STEPS, SCALE = 20, 3.0  # the released code's steps
@@ -83,17 +83,17 @@ def _sample_unguided(model: Model, steps: int, case: Case) -> Frames:
     return Video.from_tensor(model.decode(x0)[0]).frames
 
 
-def render_shot(shot: Shot) -> Frames:
+def render_shot(shot: ShotSpec) -> Frames:
     """Render the clip of a shot."""
     return render_clip(shot, FRAMES, FPS)
 
 
-def ground_truths(shot: Shot) -> list[GroundTruth]:
+def ground_truths(shot: ShotSpec) -> list[GroundTruth]:
     """Return the ground truth of each frame of the rendered shot."""
     return [ground_truth(shot, time, fps=FPS) for time in frame_times(FRAMES, FPS)]
 
 
-def render_shot_maps(kind: str, shot: Shot) -> Frames:
+def render_shot_maps(kind: str, shot: ShotSpec) -> Frames:
     """Render the control maps of a shot's clip."""
     return np.stack([CONTROL_MAPS[kind](*pair) for pair in zip(render_shot(shot), ground_truths(shot), strict=True)])
 

@@ -27,7 +27,7 @@ from kineograph.models.model import Model
 from kineograph_lab.recipe.loop import bf16_autocast
 from kineograph_lab.studies.protocol import Case
 from kineograph_lab.world.captions import SCENES as WHERE
-from kineograph_lab.world.world import SCENES, Shot, render, sample_shots
+from kineograph_lab.world.world import SCENES, ShotSpec, render, sample_shots
 
 SEED, COUNT, IMAGES = 60_007, 4, 5
 WORD = "sks"
@@ -40,7 +40,7 @@ class DreamBoothSubject(NamedTuple):
 
     number: int
     kind: str
-    shots: tuple[Shot, ...]
+    shots: tuple[ShotSpec, ...]
     images: Frames
 
     def prompt(self, scene: str) -> str:
@@ -51,7 +51,7 @@ class DreamBoothSubject(NamedTuple):
 @cache
 def dreambooth_subjects() -> tuple[DreamBoothSubject, ...]:
     """Return individuals of COUNT kinds, each with images in several scenes and sizes, in one drawing style."""
-    chosen: dict[str, Shot] = {}
+    chosen: dict[str, ShotSpec] = {}
     for shot in sample_shots(SEED, split="held_out"):
         if len(shot.things) == 1:
             chosen.setdefault(shot.things[0].kind, shot)
@@ -65,7 +65,7 @@ def subject_of(case: Case) -> DreamBoothSubject:
     return dreambooth_subjects()[case.number % COUNT]
 
 
-def _subject(number: int, shot: Shot) -> DreamBoothSubject:
+def _subject(number: int, shot: ShotSpec) -> DreamBoothSubject:
     rng = np.random.default_rng((SEED, number))
     scenes = [str(scene) for scene in rng.choice(SCENES, IMAGES, replace=False)]
     shots = []
@@ -115,7 +115,7 @@ def _train(model: Model, subject: DreamBoothSubject, steps: int) -> None:
 
 
 def _loss(model: Model, x0: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the diffusion loss of DreamBooth, at log-normal sigmas, with capped SNR weights."""
+    """Return the diffusion loss of DreamBooth, at log-normal sigmas, weighted by min(1 + sigma^2, 25)."""
     table = torch.tensor(model.schedule.sigmas)
     wanted = torch.exp(0.7 + 1.1 * torch.randn(len(x0), generator=generator))
     t = torch.searchsorted(table, wanted).clamp(0, len(table) - 1)

@@ -68,7 +68,7 @@ def load_class_token_model(animator: Model) -> dict[str, Model]:
     other.net.load_state_dict(
         {name: each.to(other.dtype) for name, each in load_file(CLASS_TOKEN).items()}, strict=False
     )
-    return {ONE_TOKEN: replace(other, image_encoder=replace(other.image_encoder, states=1))}
+    return {ONE_TOKEN: replace(other, image_encoder=replace(other.image_encoder, num_states=1))}
 
 
 def _generate(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
