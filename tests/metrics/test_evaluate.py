@@ -240,6 +240,6 @@ def test_evaluate_command(tmp_path, monkeypatch, capsys):
         status, out, err = run("made", "--extractor", "pocket", "--device", "cpu")
         assert status == 2 and err.splitlines()[-1].endswith("not installed: pip install kineograph-lab")
         status, out, err = run("made", "--device", "cpu", "-o", "alone")
-        assert status == 0 and "motion: " in err and "CLIP-T: " in err and "seen" not in err
+        assert status == 0 and "motion: " in err and "CLIP-T: " in err and "accuracy" not in err
     status, out, err = run("gone")
     assert status == 2 and "there is no folder gone" in err
