@@ -1,10 +1,10 @@
 """The pocket world: procedural images and clips whose every pixel is known.
 
-A `Shot` is the full description of an image; `render` draws it at a time in seconds and `render_clip` draws its frames.
+A `ShotSpec` is the full description of an image; `render` draws it at a time in seconds and `render_clip` draws its frames.
 Time 0 is the middle of a clip, where subjects have the position that the shot gives. `truth.py` computes the exact mask,
 depth, edges, keypoints and optical flow.
 
-Names of fields (`Shot.things`) are keys of cached data and of training pools: they stay as they are.
+Names of fields (`ShotSpec.things`) are keys of cached data and of training pools: they stay as they are.
 """
 
 from __future__ import annotations

@@ -80,7 +80,10 @@ def adamw_and_muon(net: nn.Module, names: set[str], numbers: Hyperparameters, co
     }
     matrices = [each for name, each in parameters.items() if name in names]
     others = [each for name, each in parameters.items() if name not in names]
-    adamw = [AdamW(others, numbers.learning_rate, numbers.betas, numbers.epsilon, numbers.adamw_decay, fused=True)]
+    adamw = [
+        AdamW(part, numbers.learning_rate, numbers.betas, numbers.epsilon, numbers.adamw_decay, fused=True)
+        for part in ([others] if others else [])
+    ]
     muon = [
         torch.optim.Muon(
             part,
@@ -91,7 +94,7 @@ def adamw_and_muon(net: nn.Module, names: set[str], numbers: Hyperparameters, co
         )
         for part in _divide(matrices, cores)
     ]
-    return Optimisers((*(adamw if others else []), *muon), parameters)
+    return Optimisers((*adamw, *muon), parameters)
 
 
 def _divide(matrices: list[nn.Parameter], cores: int) -> list[list[nn.Parameter]]:
