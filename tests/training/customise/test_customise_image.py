@@ -411,8 +411,8 @@ def test_unusable_photos_are_named(few: Path, tmp_path: Path) -> None:
     said = refused(tmp_path)
     assert said.startswith("4 of 4 images cannot be used. ")
     for message in (
-        "broken.jpg is no picture",
-        "phone.heic is no picture",
+        "broken.jpg is not an image",
+        "phone.heic is not an image",
         "tiny.png is 30 x 7 pixels, too small: expected 8 x 8 at least",
         "black.png is all one colour",
     ):
