@@ -15,7 +15,7 @@ from kineograph.cli import main
 FEW = ["--steps", "2", "--device", "cpu"]
 
 
-class Said(NamedTuple):
+class Result(NamedTuple):
     """Exit status, stdout and stderr of a command."""
 
     status: int
@@ -23,7 +23,7 @@ class Said(NamedTuple):
     err: str
 
 
-Run = Callable[..., Said]
+Run = Callable[..., Result]
 
 
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
@@ -31,11 +31,11 @@ def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: object) -> Said:
+    def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["kineograph", *map(str, arguments)])
         with pytest.raises(SystemExit) as end:
             main()
-        return Said(int(end.value.code or 0), *capsys.readouterr())
+        return Result(int(end.value.code or 0), *capsys.readouterr())
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite in the background ignores Ctrl-C

@@ -65,14 +65,14 @@ def run_alone(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def test_first_video_without_laboratory_and_opencv(tmp_path: Path) -> None:
-    said = run_alone(tmp_path, "generate", "a red fish swimming over the sea", "-n", "2", *FEW, "-o", "fish.mp4")
-    assert (said.returncode, said.stdout) == (0, "fish.mp4\n"), said.stderr
+    result = run_alone(tmp_path, "generate", "a red fish swimming over the sea", "-n", "2", *FEW, "-o", "fish.mp4")
+    assert (result.returncode, result.stdout) == (0, "fish.mp4\n"), result.stderr
     assert len(open_video(tmp_path / "fish.mp4")) == 2
 
 
 def test_commands_of_the_laboratory_say_what_to_install(tmp_path: Path) -> None:
-    said = run_alone(tmp_path, "reproduce", "vidrd")
-    assert said.returncode == 2 and said.stderr == (
+    result = run_alone(tmp_path, "reproduce", "vidrd")
+    assert result.returncode == 2 and result.stderr == (
         "error: 'reproduce' comes with Kineograph's laboratory, which is not installed: pip install kineograph-lab\n"
     )
 
@@ -87,26 +87,26 @@ def clip(path: Path) -> Path:
 
 
 def test_generate_prints_the_path_and_the_seed(run: Run, model: list, tmp_path: Path) -> None:
-    said = run("generate", "a red fish", *model, "--fps", "3")
-    assert said.status == 0, said.err
+    result = run("generate", "a red fish", *model, "--fps", "3")
+    assert result.status == 0, result.err
     (path,) = files(tmp_path)
-    assert said.out == f"{path}\n"
+    assert result.out == f"{path}\n"
     settings = read_settings(tmp_path / path)
     assert path == f"outputs/a-red-fish_{settings['seed']}.mp4"
-    assert f"seed {settings['seed']}\n" in said.err
-    assert "2 frames of 16 x 16" in said.err
-    assert said.err.count("\n") == 3  # and nothing from the libraries
+    assert f"seed {settings['seed']}\n" in result.err
+    assert "2 frames of 16 x 16" in result.err
+    assert result.err.count("\n") == 3  # and nothing from the libraries
     assert settings["fps"] == 3
 
 
 def test_json_output_and_identical_replay(run: Run, model: list, tmp_path: Path) -> None:
     first = run("generate", "a red fish", *model, "-o", "fish.gif", "--seed", 7, "--json")
-    told = json.loads(first.out)
-    assert (first.status, told["path"], told["seed"]) == (0, "fish.gif", 7)
+    settings = json.loads(first.out)
+    assert (first.status, settings["path"], settings["seed"]) == (0, "fish.gif", 7)
     again = run("replay", "fish.gif", "--json")
     assert again.status == 0, again.err
     assert json.loads(again.out)["identical"] is True
-    assert json.loads(again.out)["frames_sha256"] == told["frames_sha256"]
+    assert json.loads(again.out)["frames_sha256"] == settings["frames_sha256"]
     assert files(tmp_path) == ["fish.gif", "outputs/a-red-fish_7.mp4"]
 
 
@@ -119,14 +119,14 @@ def test_replay_with_another_model_names_the_differences(run: Run, model: list, 
     with torch.no_grad():
         other.unet.conv_in.weight.mul_(1.1)
     other.save_pretrained("other")
-    said = run("replay", "fish.webp", "--model", "other", "--device", "cpu")
-    assert said.status == 1
-    assert "not identical" in said.err
-    assert "the hash of unet was" in said.err
+    result = run("replay", "fish.webp", "--model", "other", "--device", "cpu")
+    assert result.status == 1
+    assert "not identical" in result.err
+    assert "the hash of unet was" in result.err
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([""], "prompt is empty"),
         (["a fish", "--num-frames", "0"], "num_frames"),
@@ -146,14 +146,16 @@ def test_replay_with_another_model_names_the_differences(run: Run, model: list, 
         (["a fish", "-o", "/proc/fish.mp4"], "/proc/fish.mp4"),
     ],
 )
-def test_invalid_options_are_one_clear_line(run: Run, model: list, tmp_path: Path, arguments: list, said: str) -> None:
+def test_invalid_options_are_one_clear_line(
+    run: Run, model: list, tmp_path: Path, arguments: list, message: str
+) -> None:
     kept = clip(tmp_path / "taken.mp4").read_bytes()
-    told = run("generate", *model, *arguments)
-    assert (told.status, told.out) == (2, "")
-    *_, line = told.err.strip().splitlines()
+    result = run("generate", *model, *arguments)
+    assert (result.status, result.out) == (2, "")
+    *_, line = result.err.strip().splitlines()
     assert line.startswith("error: ")
-    assert said in line
-    assert "Traceback" not in told.err
+    assert message in line
+    assert "Traceback" not in result.err
     assert (tmp_path / "taken.mp4").read_bytes() == kept
     assert files(tmp_path) == ["taken.mp4"]
 
@@ -161,9 +163,9 @@ def test_invalid_options_are_one_clear_line(run: Run, model: list, tmp_path: Pat
 def test_missing_or_damaged_models_are_one_clear_line(run: Run, tmp_path: Path) -> None:
     (tmp_path / "foreign.safetensors").write_bytes(b"not a checkpoint")
     for name in ("nowhere/model.safetensors", "foreign.safetensors", "."):
-        told = run("generate", "a fish", "--model", name)
-        assert told.status == 2
-        assert told.err.strip().splitlines()[-1].startswith("error: ")
+        result = run("generate", "a fish", "--model", name)
+        assert result.status == 2
+        assert result.err.strip().splitlines()[-1].startswith("error: ")
 
 
 def test_overwrite_replaces_a_file(run: Run, model: list, tmp_path: Path) -> None:
@@ -182,9 +184,9 @@ def test_a_signal_during_sampling_leaves_no_file(
         yield lambda done, total: os.kill(os.getpid(), number) if done == total // 2 else None
 
     monkeypatch.setattr(terminal, "progress_bar", progress_bar)
-    said = run("generate", "a fish", *model, "-o", "fish.mp4")
-    assert (said.status, said.out) == (status, "")
-    assert "no half-written file is left" in said.err
+    result = run("generate", "a fish", *model, "-o", "fish.mp4")
+    assert (result.status, result.out) == (status, "")
+    assert "no half-written file is left" in result.err
     assert files(tmp_path) == []
 
 
@@ -208,18 +210,18 @@ def test_a_full_disk_is_one_clear_line(run: Run, model: list, tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    told = run("generate", "a fish", *model, "-o", "fish.gif")
-    assert (told.status, told.out) == (2, "")
-    assert "error: fish.gif: No space left on device" in told.err
+    result = run("generate", "a fish", *model, "-o", "fish.gif")
+    assert (result.status, result.out) == (2, "")
+    assert "error: fish.gif: No space left on device" in result.err
     assert files(tmp_path) == []
 
 
 def test_inspect_shows_settings_and_writes_a_sheet(run: Run, tmp_path: Path) -> None:
     clip(tmp_path / "fish.mp4")
-    said = run("inspect", "fish.mp4", "--sheet", "sheet.png")
-    assert said.status == 0
-    assert "3 frames of 16 x 16, 4 a second" in said.err
-    assert "a fish" in said.err
+    result = run("inspect", "fish.mp4", "--sheet", "sheet.png")
+    assert result.status == 0
+    assert "3 frames of 16 x 16, 4 a second" in result.err
+    assert "a fish" in result.err
     assert read_settings(tmp_path / "sheet.png") == {"prompt": "a fish", "seed": 1}
     assert json.loads(run("inspect", "fish.mp4", "--json").out)["settings"]["prompt"] == "a fish"
     assert run("inspect", "fish.mp4", "--sheet", "sheet.png").status == 2
@@ -230,19 +232,19 @@ def test_inspect_escapes_control_characters(run: Run, tmp_path: Path) -> None:
     Video(frames).save(tmp_path / "plain.mp4")
     assert "no settings" in run("inspect", "plain.mp4").err
     Video(frames, settings={"prompt": "\x1b[2J[red]"}).save(tmp_path / "sly.mp4")
-    said = run("inspect", "sly.mp4")
-    assert "\x1b" not in said.err
-    assert "[red]" in said.err
+    result = run("inspect", "sly.mp4")
+    assert "\x1b" not in result.err
+    assert "[red]" in result.err
 
 
 @pytest.mark.parametrize("verb", ["inspect", "replay"])
 def test_unreadable_files_are_one_clear_line(run: Run, tmp_path: Path, verb: str) -> None:
     (tmp_path / "words.mp4").write_text("words")
     for name, word in (("nothing.mp4", "no file"), ("words.mp4", "damaged")):
-        told = run(verb, name)
-        assert told.status == 2
-        assert word in told.err
-        assert told.err.startswith("error: ")
+        result = run(verb, name)
+        assert result.status == 2
+        assert word in result.err
+        assert result.err.startswith("error: ")
 
 
 def test_replay_needs_settings(run: Run, tmp_path: Path) -> None:
@@ -255,11 +257,11 @@ def test_models_and_doctor_print_json(run: Run, monkeypatch: pytest.MonkeyPatch,
     listed = {each["name"]: each["family"] for each in json.loads(run("models", "--json").out)["models"]}
     assert listed["pocket-edit"] == "InstructPix2Pix, small" and "pocket" in listed and "pocket-fox" in listed
     assert listed["pocket-space-time"] == "Lumiere's space-time U-Net, small"  # the laboratory's, by an entry point
-    told = run("doctor", "--json")
-    found = {each["what"]: each for each in json.loads(told.out)["findings"]}
+    result = run("doctor", "--json")
+    found = {each["what"]: each for each in json.loads(result.out)["findings"]}
     assert {"torch", "device", "mp4", "pocket model", "laboratory", "output"} <= set(found)
     assert found["mp4"]["to_do"] == ""
-    assert told.status == (0 if json.loads(told.out)["well"] else 1)
+    assert result.status == (0 if json.loads(result.out)["well"] else 1)
     for verb in ("models", "doctor"):
         assert run(verb).out == ""
 
@@ -275,7 +277,7 @@ def test_a_bug_keeps_its_traceback(run: Run, model: list, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--control", "canny"], "a control is given as KIND=VIDEO"),
         (["--control", "canny=a.mp4", "--control", "canny=b.mp4"], "a control is given twice for canny"),
@@ -287,11 +289,13 @@ def test_a_bug_keeps_its_traceback(run: Run, model: list, monkeypatch: pytest.Mo
         (["--controlnet", "folder"], "a ControlNet is given as KIND=FOLDER"),
     ],
 )
-def test_invalid_controls_are_one_clear_line(run: Run, model: list, tmp_path: Path, arguments: list, said: str) -> None:
+def test_invalid_controls_are_one_clear_line(
+    run: Run, model: list, tmp_path: Path, arguments: list, message: str
+) -> None:
     clip(tmp_path / "film")
-    got = run("generate", "a fish", "--model", model[1], "--steps", "2", *arguments)
-    assert got.status == 2
-    assert said in got.err and "Traceback" not in got.err
+    result = run("generate", "a fish", "--model", model[1], "--steps", "2", *arguments)
+    assert result.status == 2
+    assert message in result.err and "Traceback" not in result.err
     assert not [file for file in files(tmp_path) if file.startswith("outputs")]
 
 
@@ -300,8 +304,8 @@ def test_edit_needs_a_video_and_an_editing_model(run: Run, model: list, tmp_path
 
     clip(tmp_path / "film")
     sd(in_channels=8).save_pretrained(tmp_path / "editor")
-    said = run("edit", "film", "make it snow", "--model", "editor", "--steps", "2", "-o", "snow.gif")
-    assert (said.status, said.out) == (0, "snow.gif\n"), said.err
+    result = run("edit", "film", "make it snow", "--model", "editor", "--steps", "2", "-o", "snow.gif")
+    assert (result.status, result.out) == (0, "snow.gif\n"), result.err
     assert read_settings(tmp_path / "snow.gif")["video"] == "film"
     assert run("replay", "snow.gif").status == 0
     wrong = run("edit", "film", "make it snow", "--model", model[1], "--steps", "2")

@@ -53,19 +53,19 @@ def asked(model: Path, photos: Path, *more: object) -> list[object]:
 
 
 def test_one_file_is_written_and_its_use_is_printed(run: Run, waves: Path, photos: Path, tmp_path: Path) -> None:
-    said = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
-    assert (said.status, said.out) == (0, "dog.safetensors\n"), said.err
-    lines = [line for line in said.err.splitlines() if line.startswith("kineograph generate")]
+    result = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
+    assert (result.status, result.out) == (0, "dog.safetensors\n"), result.err
+    lines = [line for line in result.err.splitlines() if line.startswith("kineograph generate")]
     assert len(lines) == 1 and lines[0].endswith(f"--model {waves} --adapter dog.safetensors")
-    assert "--motion-adapter dog/motion_adapter.safetensors" in said.err
+    assert "--motion-adapter dog/motion_adapter.safetensors" in result.err
     for what in command.PHASES.values():
-        assert what in said.err
+        assert what in result.err
     assert {file.suffix for file in (tmp_path / "dog" / "previews").iterdir()} == {".png", ".mp4"}
     drawn = run(*shlex.split(lines[0])[1:], "--steps", 2, "-n", 2, "--device", "cpu", "-o", "dog.gif")
     assert (drawn.status, drawn.out) == (0, "dog.gif\n"), drawn.err
     again = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors", "--json"))
-    told = json.loads(again.out)
-    assert told["path"] == "dog.safetensors" and told["bytes"] == (tmp_path / "dog.safetensors").stat().st_size
+    summary = json.loads(again.out)
+    assert summary["path"] == "dog.safetensors" and summary["bytes"] == (tmp_path / "dog.safetensors").stat().st_size
     assert "step" not in again.err, "nothing is done twice"
     assert not list(tmp_path.glob(".*"))
 
@@ -78,28 +78,28 @@ def test_a_dry_run_prints_the_phases_and_writes_nothing(
     tmp_path: Path,
 ) -> None:
     more = ["--motion-module", waves, "--style", "ripples", "--dry-run"]
-    said = run(*asked(image, photos, *more))
-    assert said.status == 0, said.err
-    assert "the image network learns 'ripples style' from 3 images, 2 steps of 2" in said.err
-    assert "generates 2 videos of 3 frames" in said.err and ", 2 steps of 1 videos" in said.err
+    result = run(*asked(image, photos, *more))
+    assert result.status == 0, result.err
+    assert "the image network learns 'ripples style' from 3 images, 2 steps of 2" in result.err
+    assert "generates 2 videos of 3 frames" in result.err and ", 2 steps of 1 videos" in result.err
     assert (
-        "in all, on this machine" in said.err
-        and "prior: generates 2 images such as 'a picture moving to the left'" in said.err
+        "in all, on this machine" in result.err
+        and "prior: generates 2 images such as 'a picture moving to the left'" in result.err
     )
-    told = json.loads(run(*asked(image, photos, *more, "--json")).out)
+    summary = json.loads(run(*asked(image, photos, *more, "--json")).out)
     phases = ["prior", "training", "stills", "natural", "motion_adapter", "spatial_adapter"]
-    assert [each["phase"] for each in told["phases"]] == phases
+    assert [each["phase"] for each in summary["phases"]] == phases
     assert not list(tmp_path.iterdir())
 
 
 def test_motion_adapter_only(run: Run, waves: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     few = ["customise", "--motion-adapter-only", "--model", waves, "--device", "cpu", *SET, "-o", "still.safetensors"]
-    told = run(*few, "--dry-run")
-    assert told.status == 0 and "spatial_adapter" not in told.err and not list(tmp_path.iterdir())
-    said = run(*few)
-    assert (said.status, said.out) == (0, "still.safetensors\n"), said.err
-    assert f"use it by --model {waves} --motion-adapter still.safetensors" in said.err
+    summary = run(*few, "--dry-run")
+    assert summary.status == 0 and "spatial_adapter" not in summary.err and not list(tmp_path.iterdir())
+    result = run(*few)
+    assert (result.status, result.out) == (0, "still.safetensors\n"), result.err
+    assert f"use it by --model {waves} --motion-adapter still.safetensors" in result.err
     assert kg.load(waves, motion_adapter=tmp_path / "still.safetensors").net.motion_adapter is not None
 
 
@@ -114,8 +114,8 @@ def test_ctrl_c_stops_after_a_step_and_leaves_no_file(
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(command, "_print_progress", interrupted)
-    said = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
-    assert said.status == 130 and "the same command resumes from here" in said.err
+    result = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
+    assert result.status == 130 and "the same command resumes from here" in result.err
     assert not (tmp_path / "dog.safetensors").exists()
     assert latest_checkpoint(tmp_path / "dog" / "image" / "training") is not None
 
@@ -124,9 +124,9 @@ def test_invalid_options_are_refused_in_one_line(
     run: Run, waves: Path, image: Path, photos: Path, tmp_path: Path
 ) -> None:
     def refused(*words: object) -> str:
-        said = run(*words)
-        assert said.status == 2 and said.out == ""
-        return said.err
+        result = run(*words)
+        assert result.status == 2 and result.out == ""
+        return result.err
 
     (tmp_path / "none").mkdir()
     subject = ["--subject", "sks dog"]

@@ -34,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> None:
-    said = run("generate", "a fish", "--model", folder, *FEW, "--seed", 3, "-o", "fish.gif")
-    assert (said.status, said.out) == (0, "fish.gif\n"), said.err
+    result = run("generate", "a fish", "--model", folder, *FEW, "--seed", 3, "-o", "fish.gif")
+    assert (result.status, result.out) == (0, "fish.gif\n"), result.err
     settings = read_settings(tmp_path / "fish.gif")
     assert (settings["method"], settings["num_frames"], settings["fps"]) == ("videocrafter", 4, 8.0)
     assert run("replay", "fish.gif").status == 0
@@ -48,8 +48,8 @@ def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> 
 def test_animate_takes_an_image(run: Run, folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "fish.png")
     pinned = ["--first-frame", "pinned", "--model", folder, *FEW]
-    said = run("animate", "fish.png", "swimming to the right", *pinned, "-o", "fish.gif")
-    assert (said.status, said.out) == (0, "fish.gif\n"), said.err
+    result = run("animate", "fish.png", "swimming to the right", *pinned, "-o", "fish.gif")
+    assert (result.status, result.out) == (0, "fish.gif\n"), result.err
     assert read_settings(tmp_path / "fish.gif")["image"] == "fish.png"
     assert run("replay", "fish.gif").status == 0
     unseen = run("animate", "fish.png", "swimming", "--model", folder, *FEW)
@@ -59,20 +59,20 @@ def test_animate_takes_an_image(run: Run, folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_converted_folder_generates_the_same_frames(run: Run, folder: Path, tmp_path: Path) -> None:
-    said = run("convert", folder, "copy")
-    assert (said.status, said.out) == (0, "copy\n"), said.err
+    result = run("convert", folder, "copy")
+    assert (result.status, result.out) == (0, "copy\n"), result.err
     frames = [kg.generate(kg.load(each), "a fish", num_inference_steps=2, seed=1).frames for each in (folder, "copy")]
     assert np.array_equal(*frames)
     assert "is there already" in run("convert", folder, "copy").err
 
 
 def test_a_motion_module_is_converted_with_an_image_model(run: Run, folder: Path, sd_folder: Path) -> None:  # noqa: F811
-    said = run("convert", sd_folder, "moved", "--motion-module", folder)
-    assert said.status == 0, said.err
+    result = run("convert", sd_folder, "moved", "--motion-module", folder)
+    assert result.status == 0, result.err
     assert kg.load("moved").temporal == CONFIG
 
 
 def test_options_of_a_missing_video_model_are_refused(run: Run) -> None:
-    said = run("generate", "a fish", "--video-lora", "dog.safetensors", "--video-motion-adapter", "calm.safetensors")
-    assert said.status == 2
-    assert "--video-motion-adapter and --video-lora: expected the video model" in " ".join(said.err.split())
+    result = run("generate", "a fish", "--video-lora", "dog.safetensors", "--video-motion-adapter", "calm.safetensors")
+    assert result.status == 2
+    assert "--video-motion-adapter and --video-lora: expected the video model" in " ".join(result.err.split())

@@ -151,7 +151,7 @@ def test_options_that_exclude_each_other_are_refused(model: Model, pictures: tup
 
 def test_a_file_that_is_no_image_is_named(model: Model, tmp_path):
     (tmp_path / "fish.png").write_bytes(b"not a picture")
-    with pytest.raises(InputError, match=r"fish\.png is no picture"):
+    with pytest.raises(InputError, match=r"fish\.png is not an image"):
         kg.animate(model, tmp_path / "fish.png", "a fish", first_frame="pinned", **FEW)
 
 

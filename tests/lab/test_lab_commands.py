@@ -26,11 +26,11 @@ def test_reproduce_states_each_claim(run: Run, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("kineograph.models.loading.load.load", lambda model: None)
     monkeypatch.setattr("kineograph_lab.studies.judges.load_pocket_judges", lambda: None)
     monkeypatch.setattr("kineograph_lab.studies.reproduce.reproduce", measured)
-    said = run("reproduce", "text2video-zero", "--quick", "--out", "results")
-    assert (said.status, said.out) == (0, "results/text2video-zero.md\n")
+    result = run("reproduce", "text2video-zero", "--quick", "--out", "results")
+    assert (result.status, result.out) == (0, "results/text2video-zero.md\n")
     assert asked == {"paper": "text2video-zero", "cases": 10, "out": Path("results")}
-    assert "holds  identity: 0.970 ± 0.010 (n = 10, >= 0.95)" in said.err
-    assert "FAILS  motion" in said.err
+    assert "holds  identity: 0.970 ± 0.010 (n = 10, >= 0.95)" in result.err
+    assert "FAILS  motion" in result.err
     assert json.loads(run("reproduce", "text2video-zero", "--json").out)["claims"][0]["holds"] is True
 
 

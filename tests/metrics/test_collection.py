@@ -20,15 +20,15 @@ def test_files_and_frame_folders_are_found_with_their_prompts(tmp_path):
         ("0.mp4", "prompt 0"), ("below/frames", "as pictures"), ("plain.webp", None),
     ]  # fmt: skip
     assert np.array_equal(decode_video(found.entries[1]).frames, noise(5))
-    listed = collect_videos(folder, {"plain": "told", "0.mp4": "another"})
-    assert [entry.prompt for entry in listed.entries] == ["another", "as pictures", "told"]
+    listed = collect_videos(folder, {"plain": "a fish", "0.mp4": "another"})
+    assert [entry.prompt for entry in listed.entries] == ["another", "as pictures", "a fish"]
     assert len(decode_video(collect_videos(folder, fps=4).entries[0]).frames) == 2
 
 
 def test_each_clip_of_a_long_video_has_its_prompt(tmp_path):
-    told = {"prompt": "a fish", "then": ["a cat", "a dog"], "clips": 4}
-    Video(noise(0, 8), 8, told).save(tmp_path / "whole.mp4")
-    Video(noise(0, 7), 8, told).save(tmp_path / "cut.mp4")
+    settings = {"prompt": "a fish", "then": ["a cat", "a dog"], "clips": 4}
+    Video(noise(0, 8), 8, settings).save(tmp_path / "whole.mp4")
+    Video(noise(0, 7), 8, settings).save(tmp_path / "cut.mp4")
     with pytest.warns(InputWarning, match=r"cut\.mp4 has 3 prompts and does not say where its clips begin"):
         cut, whole = (decode_video(entry) for entry in collect_videos(tmp_path).entries)
     assert [(len(frames), prompt) for frames, prompt in whole.prompted_parts] == [
@@ -73,14 +73,14 @@ def test_prompts_are_read_from_csv_and_jsonl(tmp_path):
     lines = tmp_path / "prompts.jsonl"
     lines.write_text('{"video": "a.mp4", "caption": "a fish"}\n\n')
     assert read_prompts(lines) == {"a.mp4": "a fish"}
-    for text, said in (
+    for text, message in (
         ("file,prompt\na.mp4,\n", "line 2: expected a prompt"),
         ("name,prompt\na.mp4,b\n", "line 2: expected a file"),
         ("file,prompt\n", "holds no prompts"),
         ("file,prompt\na,b\na,c\n", "line 3: a has another prompt"),
     ):
         table.write_text(text)
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             read_prompts(table)
     lines.write_text("nonsense\n")
     with pytest.raises(InputError, match="line 1: expected a JSON object, got 'nonsense'"):

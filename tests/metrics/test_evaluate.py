@@ -64,9 +64,9 @@ def test_fvd_of_a_set_against_itself_is_0(sets):
 
 def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network):
     ours, theirs, extractors = sets
-    kept, real = (measure_videos(collect_videos(folder), extractors) for folder in (ours, theirs))
+    measured, real = (measure_videos(collect_videos(folder), extractors) for folder in (ours, theirs))
 
-    def fvd(ours=kept, against=real, extractor=extractors[0]):
+    def fvd(ours=measured, against=real, extractor=extractors[0]):
         (found,) = [s for s in compute_scores(ours, [extractor], [], against) if s.name.startswith("FVD")]
         return found.protocol
 
@@ -79,7 +79,7 @@ def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network):
         fvd(extractor=extractors[0]._replace(num_frames=1)),
         fvd(ours=measure_videos(collect_videos(ours, prompts), extractors)),
         fvd(ours=measure_videos(collect_videos(ours, fps=8.5), extractors)),
-        fvd(against=kept),
+        fvd(against=measured),
     ]
     assert fvd() == fvd(ours=fewer) == ids[0] and len({*ids}) == len(ids)
     with pytest.warns(InputWarning, match=r"FVD \(c3d\) is of 20 videos against 19"):
@@ -158,15 +158,15 @@ def test_prompts_are_escaped_in_the_page(tmp_path, network):
 def test_scores_of_different_protocols_are_not_compared(reported, tmp_path):
     path, _ = reported
     ours, theirs = path.parent / "ours.json", tmp_path / "other.json"
-    told = json.loads(ours.read_text())
+    content = json.loads(ours.read_text())
     same = {row.name: row for row in compare_reports(ours, ours)}
     assert same["motion"].difference.value == 0
     assert same["motion"].difference.error == pytest.approx(same["motion"].ours.error * 2**0.5)
-    for score in told["scores"]:
+    for score in content["scores"]:
         if score["name"] == "FVD (c3d)":
             score["settings"]["extractor"]["resize"] = "to 8 x 8"
             score["protocol"] = "another"
-    theirs.write_text(json.dumps(told))
+    theirs.write_text(json.dumps(content))
     with pytest.raises(
         InputError, match=r"FVD \(c3d\) was measured by protocol .* extractor.resize is bicubic.* to 8 x 8"
     ):
@@ -217,9 +217,9 @@ def test_evaluate_command(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
-    film = render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
+    moving = render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1, motion="right"),)), 4)
     for number in range(2):
-        Video(np.roll(film, number, axis=2), 8, {"prompt": FISH}).save(tmp_path / "made" / f"{number}.mp4")
+        Video(np.roll(moving, number, axis=2), 8, {"prompt": FISH}).save(tmp_path / "made" / f"{number}.mp4")
     status, out, err = run("made", "--against", "made", "--device", "cpu")
     assert status == 0 and out.strip() == "report/index.html"
     assert "FVD (pocket): 0.000" in err and "protocol" in err and "singular" in err

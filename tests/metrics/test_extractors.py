@@ -79,7 +79,7 @@ def test_clip_formats():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("i3d", "there is no extractor 'i3d': expected pocket, clip, clip:PATH"),
         ("clip:", "there is no extractor"),
@@ -89,8 +89,8 @@ def test_clip_formats():
         (f"torchscript:{__file__}", "is no TorchScript file"),
     ],
 )
-def test_unknown_extractors_are_refused(text, said):
-    with pytest.raises(InputError, match=said):
+def test_unknown_extractors_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
         load_extractor(text)
 
 

@@ -198,7 +198,16 @@ class Model:
             self.net, condition=condition, frame_attention=frame_attention, key_values=key_values,
             motion_scale=motion_scale, spatial_scale=spatial_scale,
         )  # fmt: skip
-        temporal = self.temporal
+        if self.temporal is not None:
+            ranges = partial(window_ranges, self.temporal, window, overlap)
+
+            def video_network(z: Latents, t: Tensor) -> Latents:
+                def network(part: Latents, numbers: Sequence[int]) -> Latents:
+                    return net(part, t, frames=numbers)
+
+                return average_windows(network, z.to(self.device), ranges(z.shape[1])).to(z.device)
+
+            return self.schedule.denoise(video_network)
 
         def image_network(z: Latents, t: Tensor) -> Latents:
             cache: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
@@ -208,13 +217,7 @@ class Model:
             ]
             return torch.cat(outputs, dim=1).to(z.device)
 
-        def video_network(z: Latents, t: Tensor) -> Latents:
-            assert temporal is not None
-            ranges = window_ranges(temporal, window, overlap, z.shape[1])
-            output = average_windows(lambda part, numbers: net(part, t, frames=numbers), z.to(self.device), ranges)
-            return output.to(z.device)
-
-        return self.schedule.denoise(image_network if temporal is None else video_network)
+        return self.schedule.denoise(image_network)
 
     def _check_channels(self, condition: Condition) -> None:
         wanted = self.net.image_unet.config.in_channels - self.vae.config.latent_channels

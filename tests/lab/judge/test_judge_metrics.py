@@ -24,10 +24,10 @@ def test_judge_features_and_classes():
 
 
 def test_distances_rise_with_damage_on_a_few_clips():
-    extractor, films = load_extractor("pocket"), [render_clip(shot) for shot in islice(sample_shots(7), 4)]
+    extractor, clips = load_extractor("pocket"), [render_clip(shot) for shot in islice(sample_shots(7), 4)]
     for name in ("blur", "frozen frames"):
         degrade, degrees = DEGRADATIONS[name]
-        found = fvd_of_degraded(extractor, films, films, degrade, (degrees[0], degrees[-2], degrees[-1]))
+        found = fvd_of_degraded(extractor, clips, clips, degrade, (degrees[0], degrees[-2], degrees[-1]))
         assert found[0] == pytest.approx(0, abs=1e-6 * found[-1])
         assert found[0] < found[1] < found[2], name
 
@@ -63,12 +63,12 @@ def test_damage_at_degrees_0_and_1():
 
 def test_judge_metric_compares_frames_with_the_prompt():
     metric = judge_metric(load_judge())
-    film = render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
-    found = dict(metric.measure(decoded(film, FISH)))
+    moving = render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
+    found = dict(metric.measure(decoded(moving, FISH)))
     assert found == {"subject accuracy": 1, "colour accuracy": 1, "scene accuracy": 1, "motion accuracy": 1}
-    wrong = dict(metric.measure(decoded(film, "a blue cat in the snow")))
+    wrong = dict(metric.measure(decoded(moving, "a blue cat in the snow")))
     assert wrong == {"subject accuracy": 0, "colour accuracy": 0, "scene accuracy": 0}
-    assert dict(metric.measure(decoded(film))) == {}
+    assert dict(metric.measure(decoded(moving))) == {}
 
 
 def test_each_part_of_a_video_is_compared_with_its_own_prompt():

@@ -19,10 +19,10 @@ def actions(path, counts):
 def test_classes_are_as_frequent_as_in_the_training_set(tmp_path):
     counts = np.random.default_rng(0).integers(70, 125, 101).tolist()
     found = ucf101.read_actions(actions(tmp_path / "classes.csv", counts))
-    made = list(ucf101.benchmark_videos(found, first_seed=5))
-    assert len(made) == 10_000 and [each.seed for each in made[:2]] == [5, 6]
-    assert len({each.seed for each in made}) == 10_000
-    of_class = [sum(each.label == action.label for each in made) for action in found]
+    videos = list(ucf101.benchmark_videos(found, first_seed=5))
+    assert len(videos) == 10_000 and [each.seed for each in videos[:2]] == [5, 6]
+    assert len({each.seed for each in videos}) == 10_000
+    of_class = [sum(each.label == action.label for each in videos) for action in found]
     exact = np.array(counts) * 10_000 / sum(counts)
     assert np.abs(np.array(of_class) - exact).max() < 1
     assert ucf101.allocate_videos([1, 1, 1], 2) == [1, 1, 0] and sum(ucf101.allocate_videos([3, 5, 9], 1)) == 1

@@ -58,7 +58,7 @@ Learn = Callable[..., list[PhaseProgress]]
 
 @pytest.fixture(scope="module")
 def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a video model without a motion adapter."""
+    """Return the folder of a video model without a motion adapter."""
     return save_waves(kg.load(sd(), device="cpu", dtype="float32"), tmp_path_factory.mktemp("models") / "waves")
 
 
@@ -74,7 +74,7 @@ def video(waves: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def done(video: Model, few: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[PhaseProgress]]:
-    """The folder of a whole customising, and all that it reached."""
+    """Return the folder of a finished customisation, and all its progress."""
     torch.set_num_threads(1)
     output = tmp_path_factory.mktemp("done") / "out"
     return output, [*customise_video(video, few, output, subject=SUBJECT, settings=settings())]

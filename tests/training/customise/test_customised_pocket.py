@@ -63,7 +63,7 @@ def mine(cat: Path) -> Model:
 
 
 def test_the_file_is_at_most_a_twentieth_of_the_network(cat: Path, pocket: Model) -> None:
-    """In float16 both."""
+    """Both are counted in float16."""
     whole = 2 * sum(
         weight.numel() for part in (pocket.net.image_unet, pocket.net.temporal) for weight in part.parameters()
     )

@@ -39,6 +39,7 @@ from kineograph.training.temporal_layers import StageProgress, VideoTrainingSett
 from kineograph.training.temporal_layers import run as running
 from kineograph.training.temporal_layers.batches import (
     StepKind,
+    VideoBatch,
     denoising_loss,
     step_kind,
     timestep_sampler,
@@ -83,7 +84,7 @@ Whole = tuple[VideoTrainingSettings, list[StageProgress]]
 
 
 def ended(settings: VideoTrainingSettings) -> dict[str, Tensor]:
-    """The weights that a training came to, of all its stages."""
+    """Return the final weights of all stages of a training."""
     stages = sorted(settings.output.glob("stage-*"))
     assert len(stages) == len(settings.stages)
     return {f"{stage.name} {name}": value for stage in stages for name, value in load_weights(stage).items()}
@@ -188,25 +189,18 @@ def test_steps_of_images_are_spread_evenly(share: float) -> None:
     assert share in (0, 1) or {step_kind(seed, share, 0).kind for seed in range(30)} == {"video", "image"}
 
 
-def draws(settings: VideoTrainingSettings, steps: range, batch: range | None = None) -> list:
-    """What a training draws of its first stage, the samples of these steps, or some of them."""
+def load_steps(settings: VideoTrainingSettings, steps: range, part: range | None = None) -> list[VideoBatch]:
+    """Load the batches of steps of the first stage, or of each step the samples with these numbers."""
     start = prepare_training(settings)
-    leg = start.stages[0]
-    draw = running.stage_batch_loader(leg, latent_encoder(start.model), {})
-    return [
-        draw(
-            step,
-            range(
-                step * leg.batch_size + (batch or range(leg.batch_size)).start,
-                step * leg.batch_size + (batch or range(leg.batch_size)).stop,
-            ),
-        )
-        for step in steps
-    ]
+    stage = start.stages[0]
+    load = running.stage_batch_loader(stage, latent_encoder(start.model), {})
+    part = part or range(stage.batch_size)
+    firsts = [step * stage.batch_size for step in steps]
+    return [load(step, range(first + part.start, first + part.stop)) for step, first in zip(steps, firsts, strict=True)]
 
 
 def test_a_step_has_as_many_images_as_frames(tell: Tell) -> None:
-    drawn = draws(tell(), range(4))
+    drawn = load_steps(tell(), range(4))
     shapes = sorted(each.x0.shape for each in drawn)
     assert shapes == [(2, 3, 4, 8, 8), (2, 3, 4, 8, 8), (6, 1, 4, 8, 8), (6, 1, 4, 8, 8)]
     for each in drawn:
@@ -216,7 +210,7 @@ def test_a_step_has_as_many_images_as_frames(tell: Tell) -> None:
 
 def test_batches_do_not_depend_on_how_a_step_is_divided(tell: Tell) -> None:
     settings, steps = tell(training=LOOP | {"train_batch_size": 4}), range(2)
-    shares = [draws(settings, steps, part) for part in (range(4), range(1), range(1, 4))]
+    shares = [load_steps(settings, steps, part) for part in (range(4), range(1), range(1, 4))]
     for whole, first, rest in zip(*shares, strict=True):
         for name in ("x0", "embedding", "timesteps", "dropped"):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(first, name), getattr(rest, name)]))
@@ -224,7 +218,7 @@ def test_batches_do_not_depend_on_how_a_step_is_divided(tell: Tell) -> None:
 
 
 def test_captions_are_left_out_as_often_as_set(tell: Tell) -> None:
-    drawn = draws(tell(caption_dropout=0.25, image_share=1.0, videos=[]), range(12))
+    drawn = load_steps(tell(caption_dropout=0.25, image_share=1.0, videos=[]), range(12))
     blank = prepare_training(tell()).model.prompt([""]).tokens[0]
     left_out = torch.cat([(each.tokens - blank).abs().amax((1, 2)) < 1e-5 for each in drawn])
     assert torch.equal(left_out, torch.cat([each.dropped for each in drawn]))
@@ -247,7 +241,7 @@ def test_the_loss_is_videocrafters_with_shared_noise(tell: Tell) -> None:
     settings = tell()
     start = prepare_training(settings)
     loss = denoising_loss(start.model, 3, 1.0)
-    for batch in draws(settings, range(2)):
+    for batch in load_steps(settings, range(2)):
         (kind,) = came = loss(start.model.net, batch, 40)
         ratio = 1.0 if kind == "video" else 0.0
         own = torch.cat([noise.partly_shared(ratio, 40 + sample, range(3), (1, 4, 8, 8)) for sample in range(2)])
@@ -260,7 +254,7 @@ def test_the_loss_is_videocrafters_with_shared_noise(tell: Tell) -> None:
 def test_images_give_temporal_layers_no_gradient(tell: Tell) -> None:
     start = prepare_training(tell(layers=LAYERS))
     gradients = {}
-    for batch in draws(tell(), range(2)):
+    for batch in load_steps(tell(), range(2)):
         ((kind, loss),) = denoising_loss(start.model, 3, 1.0)(start.model.net, batch, 0).items()
         names, kept = zip(*((n, w) for n, w in start.model.net.named_parameters() if w.requires_grad), strict=True)
         found = torch.autograd.grad(loss, kept, allow_unused=True)
@@ -306,9 +300,9 @@ def test_the_pocket_world_is_rendered_on_demand(tell: Tell) -> None:
 
 
 def gradients(settings: VideoTrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """The loss and the gradients of a step of videos, and how many bytes were kept for them."""
+    """Return the loss and gradients of a step of videos, and the bytes saved for the backward pass."""
     start = prepare_training(settings)
-    batch = next(each for each in draws(settings, range(2)) if each.x0.shape[1] > 1)
+    batch = next(each for each in load_steps(settings, range(2)) if each.x0.shape[1] > 1)
     kept = {name: weight for name, weight in start.model.net.named_parameters() if weight.requires_grad}
     torch.manual_seed(3)
     for weight in kept.values():

@@ -57,7 +57,7 @@ def animator_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def first_batch(settings: VideoTrainingSettings) -> tuple[running.PreparedTraining, VideoBatch]:
-    """The first samples of a training, of videos."""
+    """Return a prepared training and its first batch of videos."""
     start = prepare_training(settings)
     draw = running.stage_batch_loader(start.stages[0], latent_encoder(start.model), {})
     return start, next(
@@ -66,7 +66,7 @@ def first_batch(settings: VideoTrainingSettings) -> tuple[running.PreparedTraini
 
 
 def touched(start: running.PreparedTraining, batch: VideoBatch) -> dict[str, Tensor]:
-    """The gradients of what is trained, by name."""
+    """Return the gradients that are not 0, by the names of the trained weights."""
     named = {name: weight for name, weight in start.model.net.named_parameters() if weight.requires_grad}
     loss = denoising_loss(start.model, 3, 1.0)(start.model.net, batch, 0)["video"]
     found = torch.autograd.grad(loss, [*named.values()], allow_unused=True)
