@@ -565,9 +565,9 @@ def test_ctrl_c_saves_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None
     helper.join()
     signal.signal(signal.SIGINT, before)
     assert status == 130 and "is saved: the same command resumes from there" in err
-    (kept,) = (tmp_path / "out" / "stage-1" / "checkpoints").iterdir()
-    step = int(kept.name.removeprefix("step-"))
-    assert f"step {step} of stage 1 is kept" in err and 0 < step < 500
+    (saved,) = (tmp_path / "out" / "stage-1" / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert f"step {step} of stage 1 is saved" in err and 0 < step < 500
     assert next(train(prepare_training(long))).progress.step == step + 1
 
 
