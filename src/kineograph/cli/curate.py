@@ -20,7 +20,7 @@ NO_CLIPS = 1  # exit status
 
 
 def curate(
-    settings: Annotated[Path, typer.Argument(help="A YAML file, such as examples/data.yaml.")],
+    settings: Annotated[Path, typer.Argument(help="A YAML file, such as examples/curate.yaml.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(show_default=False, help="Settings that replace those of the file: cuts.longest=4."),
