@@ -10,14 +10,14 @@ from tempfile import TemporaryDirectory
 from pictures import cell, write
 
 import kineograph as kg
-from kineograph_lab.world.world import Shot, Thing, clip
+from kineograph_lab.world.world import ShotSpec, Subject, render_clip
 
-FILMED = Shot("sea", "flat", (Thing("fish", "red", individual=5, motion="bouncing"),), backdrop=3)
+FILMED = ShotSpec("sea", "flat", (Subject("fish", "red", individual=5, motion="bouncing"),), backdrop=3)
 FOLLOWING = ("a purple fish in a city", "a green fish in space, pencil sketch")
 EDITS = ("paint it yellow", "make it snow", "turn the fish into a rocket")
 
 if __name__ == "__main__":
-    film = clip(FILMED, 8, 4.0)
+    film = render_clip(FILMED, 8, 4.0)
     how = {"guidance_scale": 3.0, "seed": 1}
     with TemporaryDirectory() as folder:
         path = kg.Video(film).save(Path(folder) / "clip")

@@ -44,9 +44,8 @@ def judge_extractor(judge: Judge) -> Extractor:
     def extract(frames: Frames) -> VideoFeatures:
         images = to_tensor(frames)
         clip = resize_images(images, CLIP_SIDE).transpose(0, 1)[None]
-        motion_features = judge.motion_eye.layers[:-2](clip).mean((2, 3, 4))[
-            0
-        ]  # without the flatten layer and the head
+        trunk = judge.motion_eye.layers[:-2]  # without the flatten layer and the head
+        motion_features = trunk(clip).mean((2, 3, 4))[0]
         image_features = judge.eye.stages(resize_images(images, SIDE))
         subjects = functional.softmax(judge.eye.answers["thing"](image_features), dim=1).mean(0)
         features = torch.cat([MOTION_WEIGHT * motion_features, image_features.mean(0)])

@@ -129,10 +129,8 @@ def label_indices(facts: list[list[dict[str, str]]]) -> np.ndarray:
 
 def image_classifier_batches(families: Pool, images: Pool, batch: int) -> SampleBatch:
     """Return a sampler of augmented (images of whole families, labels, as many unrelated images, labels)."""
-    family_labels, usable_images = (
-        label_indices(families.facts),
-        [k for k, fact in enumerate(images.facts) if is_inside_frame(fact)],
-    )
+    family_labels = label_indices(families.facts)
+    usable_images = [k for k, fact in enumerate(images.facts) if is_inside_frame(fact)]
     single_labels = label_indices([[labels_of(shot_from_facts(images.facts[k])) for k in usable_images]])[0]
 
     def sample_batch(rng: Rng, progress: float) -> Batch:

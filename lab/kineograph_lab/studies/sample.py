@@ -22,6 +22,7 @@ from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies.protocol import Case
 
+ImageArray = UInt8[np.ndarray, "1 H W 3"]  # of another size than the video
 DecodedFrames = UInt8[np.ndarray, "f H W 3"]  # of latents of another height and width
 FPS, FRAMES, SCALE, STEPS = 8.0, 16, 5.0, 25
 
@@ -34,7 +35,7 @@ def generate_frames(model: Model, case: Case, *, steps: int = STEPS, fps: float 
 
 
 def animate_frames(
-    model: Model, case: Case, image: Frames, *, steps: int, scale: float,
+    model: Model, case: Case, image: ImageArray, *, steps: int, scale: float,
     first_frame: Literal["shown", "pinned"] = "shown",
 ) -> Frames:  # fmt: skip
     """Return the video of a case and an image, uint8 [1 h w 3], by `animate`: uint8 [f h w 3]."""

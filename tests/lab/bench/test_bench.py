@@ -28,7 +28,7 @@ def test_unknown_networks_and_modes_are_refused():
 )
 def test_bench_compares_equal_videos(monkeypatch, tmp_path, mode, dtype):
     monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: memory.peak_memory() / 1e9)
-    monkeypatch.setattr(bench, "MATRIX", 64)
+    monkeypatch.setattr(bench, "MATRIX_SIZE", 64)
     monkeypatch.setattr(bench, "choose_placement", lambda: choose_placement()._replace(dtype=dtype))
     if mode != "motion":  # seconds each time, of the same counter
         monkeypatch.setattr(bench, "_count_flops", lambda generate, frames, steps: 1e9)

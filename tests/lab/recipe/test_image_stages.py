@@ -67,8 +67,8 @@ def test_the_pool_is_a_function_of_its_seed(tmp_path):
 
 def test_edit_pairs_lead_to_the_edits_and_back(tmp_path):
     families = pool.load_pool(tmp_path, 3, seed=0, split="train", render=edit_family)
-    said = [text for fact in families.facts for way in ("there", "back") for each in fact[way] for text in each]
-    tokens = build_tokenizer(said)
+    texts = [text for fact in families.facts for way in ("there", "back") for each in fact[way] for text in each]
+    tokens = build_tokenizer(texts)
     found, flat = edit.edit_pairs(families, tokens), edit.flatten_families(families)
     assert flat.items.shape == (15, 128, 128, 3) and len(flat.facts) == 15
     assert len(found.before) == len(found.after) == len(found.words) == 2 * 3 * len(ASPECTS)
@@ -102,24 +102,27 @@ def test_a_new_controlnet_changes_nothing(small_unet, inputs):
 
 
 @torch.no_grad()
-def test_a_new_editing_unet_ignores_its_image_and_its_trained_trainedrestore_it(small_unet, inputs):
+def test_a_new_editing_unet_ignores_its_image_and_its_trained_weights_restore_it(small_unet, inputs):
     z, t, text_states, _ = inputs
-    net, shown = make_trainable(initial_editing_unet(small_unet)).eval(), torch.randn_like(z)
+    net, image_latents = make_trainable(initial_editing_unet(small_unet)).eval(), torch.randn_like(z)
     torch.testing.assert_close(
-        EditingUNet(net)(z, t, text_states, shown).sample, small_unet(z, t, text_states).sample, rtol=1e-4, atol=1e-5
+        EditingUNet(net)(z, t, text_states, image_latents).sample,
+        small_unet(z, t, text_states).sample,
+        rtol=1e-4,
+        atol=1e-5,
     )
     for weight in net.parameters():
         if weight.requires_grad:
             weight.add_(0.05 * torch.randn_like(weight))
     again = restore_network(initial_editing_unet(small_unet), trained_weights(net)).eval()
     assert not any("lora" in name for name in again.state_dict())
-    wanted, got = (EditingUNet(each)(z, t, text_states, shown).sample for each in (net, again))
-    assert (wanted - EditingUNet(net)(z, t, text_states, 0 * shown).sample).abs().max() > 1e-3
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    expected, got = (EditingUNet(each)(z, t, text_states, image_latents).sample for each in (net, again))
+    assert (expected - EditingUNet(net)(z, t, text_states, 0 * image_latents).sample).abs().max() > 1e-3
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_trained_trainedrestore_a_controlnet(small_unet, inputs):
+def test_trained_weights_restore_a_controlnet(small_unet, inputs):
     net = make_trainable(initial_controlnet(small_unet)).eval()
     for weight in net.parameters():
         if weight.requires_grad:
@@ -128,9 +131,9 @@ def test_trained_trainedrestore_a_controlnet(small_unet, inputs):
     again = restore_network(initial_controlnet(small_unet), trained).eval()
     assert not any("lora" in name for name in again.state_dict())
     assert again(*inputs[:3], controlnet_cond=torch.zeros(2, 3, 32, 32)).mid_block_res_sample.abs().sum() > 0
-    wanted, got = (UNetWithControlNet(small_unet, each)(*inputs).sample for each in (net, again))
-    assert (wanted - small_unet(*inputs[:3]).sample).abs().max() > 1e-3
-    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    expected, got = (UNetWithControlNet(small_unet, each)(*inputs).sample for each in (net, again))
+    assert (expected - small_unet(*inputs[:3]).sample).abs().max() > 1e-3
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_other_trainedare_refused(small_unet):

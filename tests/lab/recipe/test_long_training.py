@@ -17,8 +17,7 @@ from kineograph_lab.recipe.image import unet
 from kineograph_lab.recipe.long import growing_pool, text_encoder, training
 from kineograph_lab.recipe.loop import StagePlan
 from kineograph_lab.recipe.video import batches
-from kineograph_lab.world import wide as wide_captions
-from kineograph_lab.world import world
+from kineograph_lab.world import wide, world
 from kineograph_lab.world.captions import COLOURS, KINDS
 
 
@@ -29,7 +28,7 @@ def test_development_prompts_hold_no_pair_of_the_test_prompts():
         == len(training.DEVELOPMENT_SEEDS)
         == 48
     )
-    scenes = {words: scene for scene, forms in wide_captions.SCENES.items() for words in forms}
+    scenes = {words: scene for scene, forms in wide.SCENES.items() for words in forms}
     for prompt in training.DEVELOPMENT_PROMPTS:
         kinds = [kind for kind in KINDS if f" {kind}" in prompt]
         colours = [colour for colour in COLOURS if f" {colour} " in prompt]
@@ -44,7 +43,7 @@ def test_an_instruction_names_the_changed_fact():
         text, named = text_encoder.sample_instruction(rng, "train")
         new = {"thing": "second"}.get(named["edit"], named["edit"])
         assert text and new in named
-        assert len(wide_captions.encode_facts(named, text_encoder.CHOICES)) == len(text_encoder.CHOICES)
+        assert len(wide.encode_facts(named, text_encoder.CHOICES)) == len(text_encoder.CHOICES)
 
 
 def test_the_ledger_keeps_the_number_of_shards(tmp_path, monkeypatch):
@@ -118,7 +117,7 @@ def test_a_resumed_training_has_the_same_next_loss(shards, tmp_path, monkeypatch
     def train(folder, stop=None):
         folder.mkdir(exist_ok=True)
         count = growing_pool.image_count_ledger(shards, folder / "ledger.jsonl", plan.steps)
-        draw = unet.unet_batches_from(
+        sample_batch = unet.unet_batches_from(
             growing_pool.ImageShards(shards).fetch,
             count,
             Schedule.from_config(unet.SCHEDULER),
@@ -126,20 +125,20 @@ def test_a_resumed_training_has_the_same_next_loss(shards, tmp_path, monkeypatch
             np.zeros(48, np.int16),
         )
 
-        def drawn(rng, progress):
+        def interruptible(rng, progress):
             if stop is not None and round(progress * plan.steps) == stop:
                 raise KeyboardInterrupt
-            return draw(rng, progress)
+            return sample_batch(rng, progress)
 
         torch.manual_seed(0)
-        loop.train_loop(ToyUNet(), plan, folder, sample_batch=drawn, loss=toy_loss, report=lambda net: {})
+        loop.train_loop(ToyUNet(), plan, folder, sample_batch=interruptible, loss=toy_loss, report=lambda net: {})
         lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         return {line["step"]: line["noise"] for line in lines if "noise" in line}
 
     whole = train(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "killed", stop=3)
-    checkpoint = torch.load(tmp_path / "killed" / "checkpoint.pt", weights_only=True)  # refuses classes of ours
+        train(tmp_path / "interrupted", stop=3)
+    checkpoint = torch.load(tmp_path / "interrupted" / "checkpoint.pt", weights_only=True)  # refuses classes of ours
     assert checkpoint["step"] == 3
-    resumed = train(tmp_path / "killed")
+    resumed = train(tmp_path / "interrupted")
     assert resumed == pytest.approx(whole, rel=1e-4)

@@ -175,7 +175,7 @@ def test_the_shipped_model_decodes_clips_with_its_temporal_decoder():
     assert two.frames.shape == (8, 128, 128, 3)
     alone = replace(model, temporal_decoder=None)
     plain = kg.generate(alone, "a red fish", num_frames=4, num_inference_steps=2, clips=2, seed=1)
-    assert (two.frames != plain.frames).any(), "the layers along time take part"
+    assert (two.frames != plain.frames).any(), "the temporal layers take part"
 
 
 def test_the_temporal_decoder_loads_with_the_image_model():

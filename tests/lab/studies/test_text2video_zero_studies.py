@@ -82,6 +82,7 @@ def test_smoothing_study(model, judges, tmp_path):
     assert np.isfinite(records["on"]["background"])
 
 
+@pytest.mark.filterwarnings("ignore:pocket has never seen the words sks")
 def test_dreambooth_study(model, judges, tmp_path, monkeypatch):
     monkeypatch.setattr(dreambooth, "FOLDER", tmp_path / "subjects")
     monkeypatch.setattr(dreambooth, "LORA_STEPS", 2)

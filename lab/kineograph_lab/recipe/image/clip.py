@@ -68,9 +68,8 @@ def image_caption_batches(pool: Pool, tokenizer: CLIPTokenizer, batch: int) -> S
 def patch_kinds(fact: dict[str, Any]) -> np.ndarray:
     """Return the index of the kind of subject in each patch, the index after the last for none, int8 [patches]."""
     kinds = [SUBJECTS.index(thing["kind"]) for thing in fact["things"]]
-    return np.array([*kinds, len(SUBJECTS)], np.int8)[
-        subject_cells(fact, PATCHES).ravel()
-    ]  # -1 is the index of the last
+    kinds_or_none = np.array([*kinds, len(SUBJECTS)], np.int8)  # no subject is index -1, the last
+    return kinds_or_none[subject_cells(fact, PATCHES).ravel()]
 
 
 def to_long(words: np.ndarray) -> Tensor:

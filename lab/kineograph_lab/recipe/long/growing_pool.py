@@ -40,9 +40,8 @@ KeepGoing = Callable[[], bool]  # False: stop rendering
 def wide_image(rng: Rng, split: str = "train") -> tuple[np.ndarray, dict[str, Any]]:
     """Return an image of the wider distribution and its facts."""
     shot = wide.sample_wide_shot(rng, split)
-    moves = rng.uniform() < MOVING_SHARE and not any(
-        wide.is_cut_off(thing) for thing in shot.things
-    )  # else the subject may have left the frame
+    moves = rng.uniform() < MOVING_SHARE
+    moves = moves and not any(wide.is_cut_off(subject) for subject in shot.things)  # it may have left the frame
     time = rng.uniform(-MAX_TIME, MAX_TIME) if moves else 0.0
     texts = wide.wide_image_texts(shot, rng, CAPTIONS)
     return world.render(shot, time), {**asdict(shot), "time": time, "captions": texts}

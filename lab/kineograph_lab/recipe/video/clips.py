@@ -21,13 +21,9 @@ from kineograph_lab.recipe.pool import CAPTIONS, Pool
 from kineograph_lab.world import captions, world
 
 FRAMES = 16
-FRAME_RATES, FRAME_RATE_SHARES = (
-    (6.0, 8.0, 12.0, 16.0),
-    (0.15, 0.45, 0.2, 0.2),
-)  # frames a second, and the share of each
-ONE_SUBJECT_SHARE = (
-    0.5  # share of two-subject shots that are sampled again: captions name the main subject's motion only
-)
+FRAME_RATES, FRAME_RATE_SHARES = (6.0, 8.0, 12.0, 16.0), (0.15, 0.45, 0.2, 0.2)
+# Share of two-subject shots that are sampled again: captions name the main subject's motion only.
+ONE_SUBJECT_SHARE = 0.5
 
 Rng = np.random.Generator
 FrameTransform = Callable[[np.ndarray], np.ndarray]

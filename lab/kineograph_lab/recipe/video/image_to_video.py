@@ -39,10 +39,8 @@ from kineograph_lab.world import world
 
 RESAMPLER = ResamplerConfig(reads=WIDTH, width=WIDTH, gives=WIDTH, tokens=16, depth=1, heads=5, head_width=32)
 IMAGE_DROPOUT = 0.1  # share of images dropped, for guidance
-CAPTION_DROPOUTS = (
-    0.6,
-    0.25,
-)  # share of images and of clips without a caption: else what image and caption share is read from the caption
+# Shares of images and of clips without a caption: else what image and caption have in common is read from the caption.
+CAPTION_DROPOUTS = (0.6, 0.25)
 GREY = 127
 
 Rng = np.random.Generator

@@ -34,9 +34,8 @@ class MotionReadout(nn.Module):
     def __init__(self, temporal: TemporalLayers) -> None:
         super().__init__()
         self.answers = nn.ModuleList()
-        self.outputs: dict[
-            int, list[tuple[int, Tensor]]
-        ] = {}  # by thread: the training loop runs the network in several
+        # By thread: the training loop runs the network in several at once.
+        self.outputs: dict[int, list[tuple[int, Tensor]]] = {}
         for layer in temporal.modules():
             if isinstance(layer, TemporalTransformer | AttentionInBlock):
                 layer.register_forward_hook(partial(self._record_output, len(self.answers)))

@@ -87,9 +87,10 @@ def decoder_batches(clip_pool: Pool, batch: int, channels: int) -> SampleBatch:
             [_random_clip_crop(clip_pool.items[i], side, rng) for i in rng.integers(len(clip_pool.items), size=count)]
         )
         latent_noise = rng.standard_normal((count, FRAMES, channels, side // FACTOR, side // FACTOR), np.float32)
-        latent_noise *= (
-            rng.uniform(-MAX_LATENT_NOISE, MAX_LATENT_NOISE, size=(count, 1, 1, 1, 1)).clip(0).astype(np.float32)
-        )  # half of the clips have none
+        amount = rng.uniform(-MAX_LATENT_NOISE, MAX_LATENT_NOISE, size=(count, 1, 1, 1, 1)).clip(
+            0
+        )  # 0 for half of them
+        latent_noise *= amount.astype(np.float32)
         return to_tensor(crops.reshape(-1, *crops.shape[2:])).unflatten(0, (count, FRAMES)), torch.from_numpy(
             latent_noise
         )

@@ -36,9 +36,8 @@ from kineograph_lab.recipe.video.motion_readout import MotionReadout
 
 MAX_WEIGHT = 24.0**2  # largest weight of a sigma: an error of the image counts alike up to a sigma of 24
 NOISE_RATIO = 0.0  # parts of noise shared by all frames to one of a frame's own
-FRAME_DIFFERENCE_WEIGHT = (
-    4.0  # weight of the error in which frames differ, relative to the error common to all frames (the image network's)
-)
+# Weight of the error in which frames differ, relative to the error common to all frames (the image network's).
+FRAME_DIFFERENCE_WEIGHT = 4.0
 READOUT_WEIGHT = 0.3  # weight of the motion readout's error relative to the noise's
 # Sixteen frames together reveal what one does not: at the image network's highest sigma, 15, the direction of motion can
 # still be read from them, and words for it are worth little. So the schedule continues to a sigma of 59, timestep 1199, and
@@ -46,10 +45,8 @@ READOUT_WEIGHT = 0.3  # weight of the motion readout's error relative to the noi
 TIMESTEPS = 1200
 SCHEDULER = {**unet.SCHEDULER, "num_train_timesteps": TIMESTEPS, "beta_end": unet.beta_at(TIMESTEPS - 1)}
 SCHEDULE = Schedule.from_config(SCHEDULER)
-USUAL_FPS, FPS_GAIN = (
-    8.0,
-    1.25,
-)  # frames a second; gain of the embeddings of other rates after training
+USUAL_FPS = 8.0
+FPS_GAIN = 1.25  # gain of the embeddings of other frame rates after training
 TRANSFORMER = TransformerConfig(head_width=32, relative=FRAMES, positions=4 * FRAMES, ff_mult=2)
 TEXT_TO_VIDEO = TemporalConfig(
     num_frames=FRAMES,
