@@ -200,7 +200,8 @@ class AttentionInBlock(nn.Module):
 class TemporalDownsample(nn.Module):
     """Temporal convolution, then means of `factor` successive frames: `(b f) c h w` -> `(b ceil(f / factor)) c h w`.
 
-    The convolution has a residual connection and starts at zero. An incomplete last group is padded with the last frame.
+    The convolution has a residual connection and starts at zero. An incomplete last group is padded with the last
+    frame.
 
     Source: the space-time U-Net of Lumiere (Bar-Tal et al. 2024, section 3). It changes the number of frames where the
     image U-Net changes the resolution, so that temporal attention at the lowest resolution reads the whole video.
