@@ -22,7 +22,7 @@ from kineograph.models.loading.load import load
 from kineograph.models.temporal.adapters import MOTION_ADAPTER
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.customise import default_video_settings, inject, with_changes
+from kineograph.training.customise import default_video_settings, inject_customised, with_changes
 from kineograph_lab.models import SPACE_TIME
 from kineograph_lab.recipe.video.temporal_layers import SPACE_TIME_CONFIG as LUMIERE
 from kineograph_lab.studies import report, reproduce
@@ -183,7 +183,7 @@ def test_customisation_ablation_shares_the_image_network(video, judges, tmp_path
     assert all(file.read_bytes() == (other / file.name).read_bytes() for file in ours.iterdir())
     whole = load(home / "all-weights-learn" / "whole", dtype="float32")
     assert whole.net.motion_adapter is None
-    read = [model.prompt([customisation_cases(11)[10].prompt]).tokens for model in (whole, inject(video, ours), video)]
+    read = [model.prompt([customisation_cases(11)[10].prompt]).tokens for model in (whole, inject_customised(video, ours), video)]
     assert torch.allclose(read[0], read[1], atol=1e-5) and not torch.equal(read[0], read[2])
 
 
