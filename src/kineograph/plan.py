@@ -85,7 +85,7 @@ def video_size(request: Request, inputs: Inputs, default: tuple[int, int], facto
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A request's open choices, decided, and the functions that a method calls on the way.
+    """Values for all that a request leaves open, and the functions that methods call.
 
     method, sampler     names in `generation.run.METHODS` and `samplers.BY_NAME`
     latent_shape        (1, c, h, w): one video, without its frames

@@ -92,7 +92,7 @@ def euler_ancestral(noise_at: NoiseAt) -> Sampler:
 def lcm(noise_at: NoiseAt) -> Sampler:
     """Return multistep consistency sampling (Luo et al. 2023, algorithm 3): each step adds fresh noise to x0.
 
-    The boundary weights of a distilled network belong to the network: see `Schedule.consistent`.
+    The boundary weights of a distilled network belong to the network: see `Schedule.consistency_denoise`.
     """
 
     def rule(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
