@@ -12,7 +12,7 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from kineograph.models.loading.save import VOCABULARY
-from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, write_temporal_decoder
+from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, write_layers
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
@@ -133,7 +133,7 @@ def export_vidrd(out: Path, weights: Path) -> None:
     shutil.rmtree(folder / TEMPORAL_DECODER, ignore_errors=True)
     layers = TemporalDecoder(temporal_decoder.decoder_config(AutoencoderKL.from_pretrained(out / "vae" / "final")))
     layers.load_state_dict(load_file(out / DECODER))
-    write_temporal_decoder(layers.half(), folder / TEMPORAL_DECODER)
+    write_layers(layers.half(), folder / TEMPORAL_DECODER)
 
 
 def export_space_time(out: Path, weights: Path, laboratory: Path) -> None:

@@ -48,6 +48,7 @@ def animate_frames(
         ).frames  # fmt: skip
 
 
+@torch.no_grad()
 def sample_latents(model: Model, case: Case, *, steps: int = STEPS) -> Latents:
     """Return the latents [1 f c h w] of the video that `generate_frames` returns, to decode them in several ways."""
     assert model.temporal is not None, "an image model has no videos of its own"
@@ -59,6 +60,7 @@ def sample_latents(model: Model, case: Case, *, steps: int = STEPS) -> Latents:
     return final_latents(sample(denoise, initial_noise, sigmas, sampler=ddim))
 
 
+@torch.no_grad()
 def decode_frames(model: Model, x0: Latents) -> DecodedFrames:
     """Decode the latents [1 f c h w] of a video."""
     return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()

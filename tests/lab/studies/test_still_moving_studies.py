@@ -183,7 +183,8 @@ def test_customisation_ablation_shares_the_image_network(video, judges, tmp_path
     assert all(file.read_bytes() == (other / file.name).read_bytes() for file in ours.iterdir())
     whole = load(home / "all-weights-learn" / "whole", dtype="float32")
     assert whole.net.motion_adapter is None
-    read = [model.prompt([customisation_cases(11)[10].prompt]).tokens for model in (whole, inject_customised(video, ours), video)]
+    prompt = customisation_cases(11)[10].prompt
+    read = [model.prompt([prompt]).tokens for model in (whole, inject_customised(video, ours), video)]
     assert torch.allclose(read[0], read[1], atol=1e-5) and not torch.equal(read[0], read[2])
 
 

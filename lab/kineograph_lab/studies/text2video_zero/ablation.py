@@ -80,6 +80,7 @@ def ablation_study(model: Model, judges: Judges, count: int, steps: int | None) 
     )
 
 
+@torch.no_grad()
 def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], request: Request) -> list[Frames]:
     """Generate the videos of consecutive cases, as one batch with one seed, in one of the arms.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 
 from kineograph.denoise import classifier_free_guidance
 from kineograph.generation import generate
@@ -71,6 +72,7 @@ def generate_with_control(model: Model, case: Case, kind: str, *, steps: int, sc
         ).frames  # fmt: skip
 
 
+@torch.no_grad()
 def _sample_unguided(model: Model, steps: int, case: Case) -> Frames:
     """Sample a video as with control, from one noise for all frames with first-frame attention, but without maps."""
     denoise_cond, denoise_uncond = (

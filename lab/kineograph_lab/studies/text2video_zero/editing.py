@@ -76,6 +76,7 @@ def _generate(editor: Model, frame_attention: FrameAttention, steps: int, cases:
     return [_edit_case(editor, frame_attention, steps, case) for case in cases]
 
 
+@torch.no_grad()
 def _edit_case(editor: Model, frame_attention: FrameAttention, steps: int, case: Case) -> Frames:
     images = torch.from_numpy(render_shot(case.shot)).permute(0, 3, 1, 2)[None].float() / 255
     channels = editor.encode(images) / editor.vae.config.scaling_factor

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
 from kineograph.denoise import classifier_free_guidance
@@ -73,6 +74,7 @@ def _generate(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     return [_generate_image(model, steps, case) for case in cases]
 
 
+@torch.no_grad()
 def _generate_image(model: Model, steps: int, case: Case) -> Frames:
     """Generate an image, as a video of one frame."""
     sigmas = leading(model.schedule.sigmas, steps)
