@@ -95,9 +95,7 @@ def _fetch(name: str, fetch: Callable[[], str | Path]) -> Path:
     except errors.GatedRepoError as error:
         raise InputError(f"{name} is gated: accept its terms on https://hf.co/{name} and pass token=...") from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise InputError(
-            f"the Hub has no {name} that you can access: check the name, or pass token=..."
-        ) from error
+        raise InputError(f"the Hub has no {name} that you can access: check the name, or pass token=...") from error
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{name} has no such revision: look at https://hf.co/{name}/commits/main") from error
     except errors.EntryNotFoundError as error:
