@@ -283,7 +283,7 @@ def test_diffusers_loads_the_image_model_of_a_saved_folder(text_to_video):
 
 def test_failed_save_leaves_no_files(text_to_video, tmp_path, monkeypatch):
     model = load(text_to_video.config, dtype="float32")
-    monkeypatch.setattr("kineograph.models.loading.video_folder.write_temporal_layers", lambda *_: 1 / 0)
+    monkeypatch.setattr("kineograph.models.loading.video_folder.write_layers", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save(model, tmp_path / "saved")
     assert list(tmp_path.iterdir()) == []

@@ -439,7 +439,7 @@ def test_no_data(tell: Tell, tmp_path: Path) -> None:
     assert "holds nothing to train on" in refused(tell(videos=[str(folder)]))
     (folder / "a.mp4").write_bytes(b"")
     (folder / "a.txt").write_text("a")
-    assert "nothing can be drawn from the dataset: 1 of 1 were tried. a.mp4 is empty" in refused(
+    assert "nothing can be loaded from the dataset: 1 of 1 were tried. a.mp4 is empty" in refused(
         tell(videos=[str(folder)])
     )
     said = refused(tell(videos=tell().images))
