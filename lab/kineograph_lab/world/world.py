@@ -98,6 +98,14 @@ def is_held_out(kind: str, *, colour: str, scene: str) -> bool:
     return COLOURS.index(colour) == (3 * k + 1) % len(COLOURS) or SCENES.index(scene) == (5 * k + 2) % len(SCENES)
 
 
+@lru_cache(maxsize=len(SCENES))
+def _pairs(scene: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Return the pairs of kind and colour that training shows in a scene, and those that are held out."""
+    pairs = [(kind, colour) for kind in SUBJECTS for colour in COLOURS]
+    held_out = [(kind, colour) for kind, colour in pairs if is_held_out(kind, colour=colour, scene=scene)]
+    return [pair for pair in pairs if pair not in held_out], held_out
+
+
 def sample_shot(rng: np.random.Generator, *, split: str = "train") -> ShotSpec:
     """Return a random shot.
 
@@ -109,10 +117,8 @@ def sample_shot(rng: np.random.Generator, *, split: str = "train") -> ShotSpec:
     if split not in ("train", "held_out"):
         raise InputError(f"split is 'train' or 'held_out', not {split!r}")
     scene = str(rng.choice(SCENES))
-    pairs = [
-        (k, c) for k in SUBJECTS for c in COLOURS if is_held_out(k, colour=c, scene=scene) == (split == "held_out")
-    ]
-    usual = [(k, c) for k in SUBJECTS for c in COLOURS if not is_held_out(k, colour=c, scene=scene)]
+    usual, held_out = _pairs(scene)
+    pairs = held_out if split == "held_out" else usual
     count = 1 if rng.uniform() < 0.7 else 2
     first = _sample_subject(rng, pairs[rng.integers(len(pairs))], slot=0, count=count)
     rest = tuple(_sample_subject(rng, usual[rng.integers(len(usual))], slot=1, count=2) for _ in range(count - 1))
