@@ -1,4 +1,4 @@
-"""Videos of other programs, each frame of which says by its grey which one it is."""
+"""Videos in the formats of other programs, whose frames can be identified by their grey."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STEP = 6  # grey levels between frames: more than a codec loses
 
 
 def numbered(count: int, height: int = 32, width: int = 48) -> np.ndarray:
-    """Up to 40 frames [f h w 3]; codecs keep such greys to a level or two."""
+    """Return up to 40 frames [f h w 3], each of its own grey; codecs change it by a level or two."""
     greys = (10 + STEP * np.arange(count)).astype(np.uint8)
     return np.broadcast_to(greys[:, None, None, None], (count, height, width, 3)).copy()
 
 
 def numbers(frames: np.ndarray) -> list[int]:
-    """Which frames these are."""
+    """Return the numbers of frames made by `numbered`."""
     return [round((float(frame.mean()) - 10) / STEP) for frame in frames]
 
 
@@ -39,7 +39,7 @@ def movie(
     quarters: int = 0,
     pixel: Fraction | None = None,
 ) -> Path:
-    """A file with key frames far apart. times: in ticks of 1 / rate, a variable rate."""
+    """Write a video with key frames far apart. times: of the frames, in ticks of 1 / rate, for a variable rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(path, "w", options=dict(container or {})) as opened:
         stream = opened.add_stream(codec, rate=rate, options={"g": "12", **QUICK.get(codec, {}), **(options or {})})
@@ -60,7 +60,7 @@ def movie(
 
 
 def tar(path: Path, files: Mapping[str, bytes]) -> Path:
-    """A shard of these files."""
+    """Write a tar of files."""
     with tarfile.open(path, "w") as opened:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
