@@ -197,7 +197,7 @@ def test_the_weight_signature_does_not_depend_on_the_dtype():
     assert weight_signature(net.bfloat16(), "two").same_weights(was)
     nn.init.normal_(net.conv_in.weight)
     now = weight_signature(net, "two")
-    assert now.same_shapes(was) and not now.same_weights(was)
+    assert now.shapes == was.shapes and not now.same_weights(was)
 
 
 def test_a_customised_model_is_its_lora_under_the_temporal_layers(

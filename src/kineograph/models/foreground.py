@@ -36,10 +36,8 @@ def bind_foreground_mask(
 ) -> Callable[[Latents, float], Mask]:
     """Return a function (x0, sigma) -> mask of a video's foreground, 1 inside and 0 outside, `[b f 1 h w]`.
 
-    x0 is an estimate of the clean video at this sigma. Each call is one evaluation of the network, with frame
-    attention `own`.
-
-    prompts: of the videos of a batch.
+    x0 is an estimate of the clean video at this sigma. Each call evaluates the network once, with frame attention
+    `own`. prompts: of the videos of a batch.
     """
     denoise = model.bind(model.prompt(prompts), frame_attention=own, chunk_size=chunk_size)
     layers = [
@@ -104,8 +102,8 @@ def _normalised_cut(affinity: Float[Tensor, "b f n n"], size: Sequence[int]) -> 
     border = torch.ones(field.shape[-2:], device=field.device)
     border[1:-1, 1:-1] = 0
     above = _threshold(field)
-    touching = [((side * border).sum((-2, -1)) / side.sum((-2, -1)).clamp(min=1)) for side in (above, 1 - above)]
-    inverted = touching[0] > touching[1]
+    on_border = [((side * border).sum((-2, -1)) / side.sum((-2, -1)).clamp(min=1)) for side in (above, 1 - above)]
+    inverted = on_border[0] > on_border[1]
     return F.interpolate(torch.where(inverted[..., None, None], -field, field), tuple(size), mode="bilinear")
 
 

@@ -129,8 +129,7 @@ class Model:
             clip_skip: number of the text encoder's last layers to skip.
             fps: frames per second, for a video model with a frame-rate condition.
 
-        Raises:
-            InputError: a prompt is longer than the text encoder's limit.
+        Raises InputError if a prompt is longer than the text encoder's limit.
         """
         condition = self._encode_text(texts, size, clip_skip)
         if not self.net.has_frame_rate:
@@ -155,7 +154,7 @@ class Model:
         return Condition(tokens, embedding=embedding)
 
     def image_tokens(self, images: Images | None, count: int = 1) -> Float[Tensor, "b m d"]:
-        """Encode images, values from 0 to 1, as image tokens of a condition; None for `count` videos without one.
+        """Encode images, values from 0 to 1, as image tokens of a condition; without images, those of `count` videos.
 
         Raises InputError if the model has no image encoder.
         """
@@ -164,10 +163,9 @@ class Model:
                 f"{self.name} takes no images: take an image-to-video model, such as pocket-animate, or load the "
                 "model with an IP-Adapter and its image encoder"
             )
-        unet = self.net.image_unet
         if images is None:
-            return self.image_encoder.empty_tokens(unet, count)
-        return self.image_encoder.image_tokens(unet, images)
+            return self.image_encoder.empty_tokens(self.net.image_unet, count)
+        return self.image_encoder.image_tokens(self.net.image_unet, images)
 
     def bind(
         self,
@@ -183,14 +181,19 @@ class Model:
         """Return the model as a function `(x, sigma) -> x0` for this condition.
 
         Args:
-            frame_attention: which frames each frame reads in self-attention.
             chunk_size: number of frames that an image model processes at once; memory grows with it, the result does
                 not change.
             window: number of frames that a video model processes together; that of its training by default.
             overlap: least number of frames that successive windows share; a quarter of the window by default.
-            motion_scale, spatial_scale: of the network's adapters, see `VideoUNet.forward`.
+            frame_attention, motion_scale, spatial_scale: as in `VideoUNet.forward`.
         """
-        self._check_channels(condition)
+        expected = self.net.image_unet.config.in_channels - self.vae.config.latent_channels
+        given = 0 if condition.channels is None else condition.channels.shape[2]
+        if given != expected:
+            raise InputError(
+                f"{self.name} reads {expected} channels besides the latents', and the condition has {given}: "
+                "a text-to-image model reads none, one for inpainting or editing reads an image there"
+            )
         self.net.check_motion_scale(motion_scale, self.name)
         with torch.no_grad():
             key_values = self.net.project_tokens(condition)
@@ -198,42 +201,24 @@ class Model:
             self.net, condition=condition, frame_attention=frame_attention, key_values=key_values,
             motion_scale=motion_scale, spatial_scale=spatial_scale,
         )  # fmt: skip
-        if self.temporal is not None:
-            ranges = partial(window_ranges, self.temporal, window, overlap)
 
-            def video_network(z: Latents, t: Tensor) -> Latents:
-                def network(part: Latents, numbers: Sequence[int]) -> Latents:
-                    return net(part, t, frames=numbers)
-
-                return average_windows(network, z.to(self.device), ranges(z.shape[1])).to(z.device)
-
-            return self.schedule.denoise(video_network)
+        def video_network(z: Latents, t: Tensor) -> Latents:
+            assert self.temporal is not None
+            windows = window_ranges(self.temporal, window, overlap, z.shape[1])
+            output = average_windows(lambda part, numbers: net(part, t, frames=numbers), z.to(self.device), windows)
+            return output.to(z.device)
 
         def image_network(z: Latents, t: Tensor) -> Latents:
             cache: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
-            outputs = [
-                net(part, t, frames=numbers, cache=cache)
-                for numbers, part in split_frames(z.to(self.device), chunk_size)
-            ]
+            chunks = split_frames(z.to(self.device), chunk_size)
+            outputs = [net(part, t, frames=numbers, cache=cache) for numbers, part in chunks]
             return torch.cat(outputs, dim=1).to(z.device)
 
-        return self.schedule.denoise(image_network)
-
-    def _check_channels(self, condition: Condition) -> None:
-        wanted = self.net.image_unet.config.in_channels - self.vae.config.latent_channels
-        given = 0 if condition.channels is None else condition.channels.shape[2]
-        if given != wanted:
-            raise InputError(
-                f"{self.name} reads {wanted} channels besides the latents', and the condition has {given}: "
-                "a text-to-image model reads none, one for inpainting or editing reads an image there"
-            )
+        return self.schedule.denoise(image_network if self.temporal is None else video_network)
 
     @torch.no_grad()
     def encode(self, frames: PixelFrames, chunk_size: int | None = None) -> Latents:
-        """Encode frames, values from 0 to 1, as clean latents: float32, on the frames' device.
-
-        chunk_size: number of frames that the VAE encodes at once; by default as many as have 512 x 512 pixels together.
-        """
+        """Encode frames, values from 0 to 1, as clean latents: float32, on their device. chunk_size: as in `decode`."""
         self.latent_shape(*frames.shape[-2:])
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         size = chunk_size or frames_per_chunk(frames.shape[-2] * frames.shape[-1])
@@ -243,7 +228,7 @@ class Model:
     def decode(self, latents: Latents, chunk_size: int | None = None) -> PixelFrames:
         """Decode clean latents as frames with values from 0 to 1: float32, on the CPU.
 
-        chunk_size: number of frames that the VAE decodes at once; by default as many as have 512 x 512 pixels together.
+        chunk_size: number of frames in the VAE at once; by default as many as have 512 x 512 pixels together.
         Raises InputError if a frame contains NaN or infinity, naming it.
         """
         return torch.cat(list(self.decode_chunks(latents, chunk_size)), dim=1)

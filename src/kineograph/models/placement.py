@@ -42,19 +42,15 @@ def fastest_memory_format(device: torch.device, dtype: torch.dtype) -> torch.mem
 def choose_placement(device: str | torch.device | None = None, dtype: str | torch.dtype | None = None) -> Placement:
     """Return the device and dtype to use: those given, and the best for what is not given.
 
-    Args:
-        device: as torch writes it, such as "cuda:1".
-        dtype: a torch dtype or one of `DTYPES`.
-
-    Raises:
-        InputError: the device is not available, or networks do not run in the dtype.
+    Raises InputError if the device is not available, or networks do not run in the dtype.
     """
-    chosen_device = _best_device() if device is None else _available_device(device)
-    best, reason = _best_dtype(chosen_device)
+    place = torch.device(next(iter(_device_counts()))) if device is None else _available_device(device)
+    best, reason = {"cuda": _cuda_dtype, "mps": _mps_dtype, "cpu": _cpu_dtype}[place.type](place)
     if dtype is None:
-        return Placement(chosen_device, best, reason)
+        return Placement(place, best, reason)
     chosen = parse_dtype(dtype)
-    return Placement(chosen_device, chosen, f"{_name(chosen)} as asked; {_name(best)} would be chosen: {reason}")
+    names = [str(each).removeprefix("torch.") for each in (chosen, best)]
+    return Placement(place, chosen, f"{names[0]} as asked; {names[1]} would be chosen: {reason}")
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -65,28 +61,20 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return DTYPES[name]
 
 
-def _best_device() -> torch.device:
-    return torch.device(next(kind for kind in _devices() if _count(kind)))
-
-
-def _devices() -> tuple[str, ...]:
-    return ("cuda", "mps", "cpu")
-
-
-def _count(kind: str) -> int:
-    """Return the number of available devices of a kind."""
-    if kind == "cuda":
-        return torch.cuda.device_count()
-    return int(kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
+def _device_counts() -> dict[str, int]:
+    """Return the number of devices of each kind that is available, the fastest first."""
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def _available_device(device: str | torch.device) -> torch.device:
-    available = ", ".join(kind for kind in _devices() if _count(kind))
+    counts = _device_counts()
+    available = ", ".join(counts)
     try:
         asked = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"there is no device {device!r}; available are: {available}") from error
-    if (asked.index or 0) >= _count(asked.type):
+    if (asked.index or 0) >= counts.get(asked.type, 0):
         raise InputError(
             f"device {asked} is not available; available are: {available}. "
             "If the machine has such a card, check its driver and that this torch build is made for it"
@@ -94,11 +82,7 @@ def _available_device(device: str | torch.device) -> torch.device:
     return asked
 
 
-def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
-    return {"cuda": _on_cuda, "mps": _on_mps, "cpu": _on_cpu}[device.type](device)
-
-
-def _on_cuda(device: torch.device) -> tuple[torch.dtype, str]:
+def _cuda_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     name = torch.cuda.get_device_name(device)
     major, minor = torch.cuda.get_device_capability(device)
     if torch.version.hip or major >= 8:
@@ -106,11 +90,11 @@ def _on_cuda(device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float16, f"{name} is older than Ampere ({major}.{minor}) and has matrix units for float16 only"
 
 
-def _on_mps(device: torch.device) -> tuple[torch.dtype, str]:
+def _mps_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float16, "Apple's GPUs compute float16 at full speed, and older ones have no bfloat16"
 
 
-def _on_cpu(device: torch.device) -> tuple[torch.dtype, str]:
+def _cpu_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if not hasattr(torch.cpu, "get_capabilities"):
         return torch.float32, f"torch {torch.__version__} cannot report what this CPU computes fast; 2.11 and newer can"
     has = torch.cpu.get_capabilities()
@@ -119,7 +103,3 @@ def _on_cpu(device: torch.device) -> tuple[torch.dtype, str]:
     if units:
         return torch.bfloat16, f"{name} multiplies bfloat16 matrices ({units[0]})"
     return torch.float32, f"{name} has no bfloat16 matrix units ({' or '.join(BF16_INSTRUCTIONS)})"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

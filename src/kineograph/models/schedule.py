@@ -11,10 +11,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -30,14 +31,6 @@ Choice = TypeVar("Choice")
 # Without any signal sigma is infinite, where nothing can be computed. Such a timestep gets this signal instead
 # (sigma = 4096): far above any data, and the same that diffusers' Euler and DPM-Solver schedulers use.
 MIN_SIGNAL = 2.0**-12
-
-
-@runtime_checkable
-class HasConfig(Protocol):
-    """A diffusers scheduler."""
-
-    @property
-    def config(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -56,20 +49,23 @@ class Schedule:
     settings: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | HasConfig) -> Schedule:
+    def from_config(cls, config: Mapping[str, Any] | SchedulerMixin) -> Schedule:
         """Return the schedule of a diffusers scheduler, from its configuration (a mapping) or the scheduler itself.
 
         With `rescale_betas_zero_snr` the last timestep has no signal; its sigma becomes 4096. `signal_scale`, which
         diffusers does not have, is the factor by which VideoCrafter1's models reduce the signal sqrt(alpha-bar_t).
 
-        Raises:
-            InputError: an unknown beta schedule or prediction type, a missing key, or a network that predicts noise
-                at a timestep without signal, where the noise determines nothing about the image.
+        Raises InputError for an unknown beta schedule or prediction type, a missing key, or a network that predicts
+        noise at a timestep without signal, where the noise determines nothing about the image.
         """
         settings = config if isinstance(config, Mapping) else config.config
-        parameterisation = _parameterisation(settings)
-        if parameterisation is flow_prediction:
-            return replace(cls.from_tables(*_flow(settings), parameterisation), settings=dict(settings))
+        # older files leave prediction_type out, and flow-matching schedulers, which have a shift, always do
+        name = settings.get("prediction_type", "flow_prediction" if "shift" in settings else "epsilon")
+        parameterisation = _known(PARAMETERISATIONS, name, "prediction_type")
+        if parameterisation is flow_prediction:  # a_t = 1 - t and b_t = t; log(0) has no value, so b_0 is just above 0
+            steps = _setting(settings, "num_train_timesteps")
+            noise = np.clip(np.linspace(0, 1, steps + 1), 1e-8, 1 - MIN_SIGNAL)
+            return replace(cls.from_tables(1 - noise, noise, parameterisation), settings=dict(settings))
         signal = _signal(settings)
         if signal[-1] == 0 and parameterisation is epsilon:
             raise InputError(
@@ -153,18 +149,16 @@ class Schedule:
         return denoise
 
     def consistency_denoise(self, denoise: Denoise, timestep_scaling: float = 10.0) -> Denoise:
-        """Return a latent consistency model's `Denoise`: a weighted sum of x and x0, which is x at timestep 0.
+        """Return a latent consistency model's `Denoise`: c_skip z_t + c_out x0, which is x at timestep 0.
 
-        These weights belong to the model, not to its sampler: they are functions of the timestep, act on z_t, and
-        apply to every evaluation of a distilled network.
-
-        Source: Luo et al. 2023, c_skip and c_out of the epsilon form.
+        The two weights belong to the model, not to its sampler: they are functions of the timestep, and apply to every
+        evaluation of a distilled network. Source: Luo et al. 2023, the epsilon form.
         """
 
         def consistency(x: Latents, sigma: float) -> Latents:
             t = timestep_scaling * self.timestep(sigma)
-            skip, out = 0.25 / (t * t + 0.25), t / math.hypot(t, 0.5)
-            return skip * self.scale(sigma) * x + out * denoise(x, sigma)
+            c_skip, c_out = 0.25 / (t * t + 0.25), t / math.hypot(t, 0.5)
+            return c_skip * self.scale(sigma) * x + c_out * denoise(x, sigma)
 
         return consistency
 
@@ -205,23 +199,18 @@ PARAMETERISATIONS: Mapping[str, Parameterisation] = {
 }
 
 
-def _parameterisation(settings: Mapping[str, Any]) -> Parameterisation:
-    """Look up diffusers' prediction_type; older files leave it out, and flow-matching schedulers always do."""
-    name = settings.get("prediction_type", "flow_prediction" if "shift" in settings else "epsilon")
-    return _known(PARAMETERISATIONS, name, "prediction_type")
-
-
-def _flow(settings: Mapping[str, Any]) -> tuple[Table, Table]:
-    """Return a_t = 1 - t and b_t = t of rectified flow. The first b_t is just above 0, which has no logarithm."""
-    steps = _setting(settings, "num_train_timesteps")
-    noise = np.clip(np.linspace(0, 1, steps + 1), 1e-8, 1 - MIN_SIGNAL)
-    return 1 - noise, noise
-
-
 def _signal(settings: Mapping[str, Any]) -> Table:
     """Return a_t = sqrt(alpha-bar_t) of a variance-preserving model."""
-    signal = np.sqrt(np.cumprod(1 - _betas(settings)))
-    return _rescale_zero_terminal_snr(signal) if settings.get("rescale_betas_zero_snr") else signal
+    if (trained := settings.get("trained_betas")) is not None:
+        betas = np.asarray(trained, dtype=np.float64)
+    else:
+        beta_schedule = _known(BETAS, _setting(settings, "beta_schedule"), "beta_schedule")
+        betas = beta_schedule(*(_setting(settings, name) for name in ("beta_start", "beta_end", "num_train_timesteps")))
+    signal = np.sqrt(np.cumprod(1 - betas))
+    if settings.get("rescale_betas_zero_snr"):
+        # shifted to 0 at the last timestep and scaled to stay the same at the first (Lin et al. 2023, algorithm 1)
+        return (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    return signal
 
 
 def _signal_scale(settings: Mapping[str, Any], steps: int) -> Table:
@@ -229,13 +218,6 @@ def _signal_scale(settings: Mapping[str, Any], steps: int) -> Table:
     last = settings.get("signal_scale") or 1.0
     falling = np.linspace(1, last, settings.get("signal_scale_steps") or 400)
     return np.append(falling, np.full(steps, last))[:steps]
-
-
-def _betas(settings: Mapping[str, Any]) -> Table:
-    if (trained := settings.get("trained_betas")) is not None:
-        return np.asarray(trained, dtype=np.float64)
-    betas = _known(BETAS, _setting(settings, "beta_schedule"), "beta_schedule")
-    return betas(*(_setting(settings, name) for name in ("beta_start", "beta_end", "num_train_timesteps")))
 
 
 def _scaled_linear(start: float, end: float, steps: int) -> Table:
@@ -254,11 +236,6 @@ BETAS: Mapping[str, Callable[[float, float, int], Table]] = {
     "scaled_linear": _scaled_linear,
     "squaredcos_cap_v2": _cosine,
 }
-
-
-def _rescale_zero_terminal_snr(signal: Table) -> Table:
-    """Shift a_t to 0 at the last timestep and scale it to stay the same at the first (Lin et al. 2023, algorithm 1)."""
-    return (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
 
 
 def _setting(settings: Mapping[str, Any], name: str) -> Any:

@@ -83,11 +83,10 @@ class ImageEncoder:
     def empty_tokens(self, unet: UNet2DConditionModel, count: int) -> ImageTokens:
         """Return a U-Net's image tokens for no image, for `count` videos."""
         pixels = self._normalize(torch.tensor(self.empty_color).view(1, 3, 1, 1).expand(count, 3, self.side, self.side))
-        projections = image_projections(unet)
-        states = [self._states(pixels, projection)[:, None] for projection in projections]
-        for number, projection in enumerate(projections):
-            if isinstance(projection, ImageProjection):
-                states[number] = torch.zeros_like(states[number])
+        states = []
+        for projection in image_projections(unet):
+            state = self._states(pixels, projection)[:, None]
+            states.append(torch.zeros_like(state) if isinstance(projection, ImageProjection) else state)
         return cross_attention.project_image_tokens(unet, states)
 
     def _normalize(self, images: ResizedImages) -> Tensor:
@@ -106,8 +105,7 @@ class ImageEncoder:
 def image_projections(unet: UNet2DConditionModel) -> list[nn.Module]:
     """Return the layers that project an encoder's states to image tokens, one for each IP-Adapter.
 
-    Raises:
-        InputError: the U-Net has no IP-Adapter.
+    Raises InputError if the U-Net has no IP-Adapter.
     """
     if not isinstance(getattr(unet, "encoder_hid_proj", None), MultiIPAdapterImageProjection):
         raise InputError(

@@ -1,6 +1,5 @@
-"""IP-Adapter with a resampler, of the layout of IP-Adapter's "plus" files.
+"""IP-Adapter with a resampler, as in IP-Adapter's "plus" files; VideoCrafter1's image branch is one.
 
-VideoCrafter1's image branch is one.
 Source: IP-Adapter (arXiv 2308.06721); VideoCrafter1 (Chen et al. 2023), section 3.2.
 """
 
@@ -13,7 +12,7 @@ from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.embeddings import IPAdapterPlusImageProjection, MultiIPAdapterImageProjection
 from pydantic import BaseModel, ConfigDict
 
-from kineograph.models.formats.key_map import Entry
+from kineograph.models.formats.key_map import Entry, export_tensors
 from kineograph.models.formats.tensor_files import Tensors
 
 PROJECTION = "encoder_hid_proj.image_projection_layers.0."
@@ -58,8 +57,7 @@ class ResamplerConfig(BaseModel):
 def infer_resampler_config(resampler: Tensors, head_width: int) -> ResamplerConfig:
     """Return a resampler's sizes from its tensors by IP-Adapter's names, which do not determine the head width.
 
-    Raises:
-        KeyError: a tensor is missing.
+    Raises KeyError if a tensor is missing.
     """
     inner = len(resampler["layers.0.0.to_q.weight"])
     width, reads = resampler["proj_in.weight"].shape
@@ -106,18 +104,9 @@ def resampler_config(unet: UNet2DConditionModel) -> ResamplerConfig | None:
     layers = getattr(unet.encoder_hid_proj, "image_projection_layers", [])
     if len(layers) != 1 or not isinstance(layers[0], IPAdapterPlusImageProjection):
         return None
-    resampler = layers[0]
-    attention = resampler.layers[0].attn
-    return ResamplerConfig(
-        reads=resampler.proj_in.in_features,
-        width=resampler.proj_in.out_features,
-        gives=resampler.proj_out.out_features,
-        tokens=resampler.latents.shape[1],
-        depth=len(resampler.layers),
-        heads=attention.heads,
-        head_width=attention.inner_dim // attention.heads,
-        widening=resampler.layers[0].ff[1].net[0].proj.out_features // resampler.proj_in.out_features,
-    )
+    state, attention = layers[0].state_dict(), layers[0].layers[0].attn
+    tensors = export_tensors(state, {name: resampler_entry(name) for name in state})
+    return infer_resampler_config(tensors, attention.inner_dim // attention.heads)
 
 
 def ip_adapter_key_map(unet: UNet2DConditionModel) -> dict[str, Entry]:

@@ -35,8 +35,7 @@ class TextEncoder:
 def encode_text(encoder: TextEncoder, texts: Sequence[str], clip_skip: int = 0) -> TextTokens:
     """Encode prompts for SD 1.x and 2.x: the normalised output of the last layer but `clip_skip`.
 
-    Raises:
-        InputError: a prompt has more tokens than the encoder reads.
+    Raises InputError if a prompt has more tokens than the encoder reads.
     """
     states = _run(encoder, texts, clip_skip + 1).hidden_states
     network = getattr(encoder.network, "text_model", encoder.network)
@@ -51,8 +50,7 @@ def encode_text_sdxl(
     The tokens are the output of the last layer but one, or `clip_skip` layers before that, not normalised
     (Podell et al. 2023, section 2.1).
 
-    Raises:
-        InputError: a prompt has more tokens than an encoder reads.
+    Raises InputError if a prompt has more tokens than an encoder reads.
     """
     outputs = [_run(encoder, texts, clip_skip + 2) for encoder in encoders]
     tokens = torch.cat([each.hidden_states[-2 - clip_skip] for each in outputs], dim=-1)

@@ -37,14 +37,19 @@ def load_textual_inversion(
 
     Several embeddings become the tokens `word`, `word_1` and so on, which replace the word in prompts.
 
-    Raises:
-        InputError: the file holds no embeddings or those of another architecture, or the word is taken; nothing is
-            changed then.
+    Raises InputError if the file holds no embeddings or those of another architecture, or the word is taken; nothing is
+    changed then.
     """
     file = hub.find_file(source, FILES, hub_options)
     default_word, embeddings = _read_embeddings(file)
     word = word or default_word
-    _refuse_misfit(file, embeddings, [each.network.get_input_embeddings().embedding_dim for each in encoders])
+    given = " and ".join(str(each.shape[-1]) for each in embeddings)
+    expected = " and ".join(str(each.network.get_input_embeddings().embedding_dim) for each in encoders)
+    if given != expected:
+        raise InputError(
+            f"{file} is a textual inversion for another architecture: its embeddings are {given} wide, where this "
+            f"model's text encoders read {expected}"
+        )
     if any(word in each.tokenizer.get_vocab() for each in encoders):
         raise InputError(f"the model already knows the word {word!r}: choose another, as {{'<mine>': {file.name!r}}}")
     for encoder, rows in zip(encoders, embeddings, strict=True):
@@ -53,15 +58,6 @@ def load_textual_inversion(
         encoder.network.resize_token_embeddings(len(encoder.tokenizer), mean_resizing=False)
         table = encoder.network.get_input_embeddings().weight.data
         table[encoder.tokenizer.convert_tokens_to_ids(tokens)] = rows.to(table)
-
-
-def _refuse_misfit(file: Path, embeddings: list[Tensor], widths: list[int]) -> None:
-    if [each.shape[-1] for each in embeddings] != widths:
-        raise InputError(
-            f"{file} is a textual inversion for another architecture: its embeddings are "
-            f"{' and '.join(str(each.shape[-1]) for each in embeddings)} wide, where this model's text encoders read "
-            f"{' and '.join(map(str, widths))}"
-        )
 
 
 def _read_embeddings(file: Path) -> tuple[str, list[Tensor]]:

@@ -78,9 +78,7 @@ def animatediff_config(tensors: Tensors, config: Mapping[str, Any]) -> TemporalC
         tensors: the motion modules, by diffusers' names.
         config: configuration of diffusers' MotionAdapter; empty for a released file.
 
-    Raises:
-        InputError: they are PIA's, which change the image network too.
-        KeyError: a tensor is missing.
+    Raises InputError if they are PIA's, which change the image network too; KeyError if a tensor is missing.
     """
     if "conv_in.weight" in tensors:
         raise InputError("these are PIA's motion modules, with an input layer of their own, which is not supported")

@@ -43,11 +43,8 @@ def select_prefix(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
 def load_tensors(network: nn.Module, tensors: Tensors, key_map: KeyMap, what: str) -> None:
     """Replace the tensors of a network, which may be on the meta device, by those of a file.
 
-    Args:
-        what: the file and the kind of its content, for the error.
-
-    Raises:
-        InputError: tensors are missing, left over or have another shape; it names them.
+    what: the file and the kind of its content, for the error. Raises InputError if tensors are missing, left over or
+    have another shape; it names them.
     """
     shapes = {name: each.shape for name, each in network.state_dict().items()}
     network.load_state_dict(_network_tensors(tensors, key_map, shapes, what), strict=False, assign=True)
@@ -71,7 +68,12 @@ def _network_tensors(
     if any(wrong.values()):
         problems = [f"{len(names)} are {how} ({preview_names(names)})" for how, names in wrong.items() if names]
         raise InputError(f"{what}: of its {len(tensors)} tensors, or of those expected, {'; '.join(problems)}")
-    return {name: _part(tensors[entry.name], entry).reshape(shapes[name]) for name, entry in found.items()}
+    chosen = {}
+    for name, entry in found.items():
+        tensor = tensors[entry.name]
+        part = tensor.chunk(entry.num_parts)[entry.part].clone() if entry.num_parts > 1 else tensor
+        chosen[name] = part.reshape(shapes[name])
+    return chosen
 
 
 def export_tensors(state: Tensors, key_map: KeyMap) -> dict[str, Tensor]:
@@ -86,10 +88,6 @@ def export_tensors(state: Tensors, key_map: KeyMap) -> dict[str, Tensor]:
         ordered = [tensor for _, tensor in sorted(numbered, key=lambda pair: pair[0])]
         exported[name] = (ordered[0] if len(ordered) == 1 else torch.cat(ordered)).contiguous()
     return exported
-
-
-def _part(tensor: Tensor, entry: Entry) -> Tensor:
-    return tensor.chunk(entry.num_parts)[entry.part].clone() if entry.num_parts > 1 else tensor
 
 
 def _file_shape(shape: torch.Size, entry: Entry) -> torch.Size:

@@ -55,7 +55,7 @@ ENDING = re.compile(
 
 
 class LowRankUpdate(NamedTuple):
-    """A LoRA's update of one layer: `weight + alpha / rank * up @ down` (Hu et al. 2021, section 4.1)."""
+    """A LoRA's update of one layer to `weight + alpha / rank * up @ down` (Hu et al. 2021, section 4.1)."""
 
     down: Tensor
     up: Tensor
@@ -82,13 +82,8 @@ def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
 def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, hub_options: HubOptions) -> None:
     """Add a LoRA from a file, folder or repository to networks; LoRAs that they have already stay active.
 
-    Args:
-        networks: networks by their names in a pipeline.
-
-    Raises:
-        InputError: it is no LoRA, or one for another architecture; nothing is changed then.
-
-    Warns of tensors that belong to no layer of the networks.
+    networks: by their names in a pipeline. Raises InputError if it is no LoRA, or one for another architecture; nothing
+    is changed then. Warns of tensors that belong to no layer of the networks.
     """
     file = hub.find_file(lora, LORA_FILES, hub_options)
     add_lora(file, tensor_files.read_tensors(file), networks, scale)
@@ -98,12 +93,17 @@ def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, n
     """Add the LoRA that a file holds in these tensors to networks, see `load_lora`."""
     matched, unmatched = _match_tensors(tensors, networks)
     settings = _peft_settings(file)
-    updates = {part: _updates(file, networks[part], of, settings.get(part, {})) for part, of in matched.items()}
+    updates: dict[str, dict[str, LowRankUpdate]] = {}
+    for part, found in matched.items():
+        layers, config = target_layers(networks[part]), settings.get(part, {})
+        updates[part] = {path: _update(file, path, layers[path], each, config) for path, each in found.items()}
     if not any(updates.values()):
-        names = tensor_files.preview_names(unmatched)
+        names, is_motion_lora = tensor_files.preview_names(unmatched), any(MOTION in name for name in unmatched)
+        advice = ". It is for a motion module: load the model with that motion module, motion=..."
         raise InputError(
             f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(unmatched)} tensors belongs to "
-            f"a layer of this model. They are called {names}{_hint(unmatched, networks)}"
+            f"a layer of this model. They are called {names}"
+            f"{advice if is_motion_lora and 'temporal' not in networks else ''}"
         )
     if unmatched:
         warnings.warn(
@@ -114,7 +114,8 @@ def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, n
         )
     name = _new_name(file, networks)
     for part, of in updates.items():
-        active = _active_adapters(networks[part])
+        loras = (layer for layer in networks[part].modules() if isinstance(layer, LoraLayer))
+        active = dict.fromkeys(adapter for layer in loras for adapter in layer.active_adapters)
         _add_adapter(networks[part], of, name)
         _activate(networks[part], [*active, name], scale)
 
@@ -128,11 +129,6 @@ def read_learned_words(lora: str | Path, hub_options: HubOptions) -> list[str]:
 def unmatched_names(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> list[str]:
     """Return the names of a LoRA's tensors that belong to no layer of these networks."""
     return _match_tensors(tensors, networks)[1]
-
-
-def _hint(unmatched: list[str], networks: Mapping[str, nn.Module]) -> str:
-    is_motion_lora = "temporal" not in networks and any(MOTION in name for name in unmatched)
-    return ". It is for a motion module: load the model with that motion module, motion=..." if is_motion_lora else ""
 
 
 def _match_tensors(
@@ -154,13 +150,6 @@ def _match_tensors(
     complete = {(part, path) for part, of in found.items() for path, each in of.items() if {"down", "up"} <= set(each)}
     found = {part: {path: of[path] for path in of if (part, path) in complete} for part, of in found.items()}
     return found, [key for key in tensors if owners.get(key) not in complete]
-
-
-def _updates(
-    file: Path, network: nn.Module, found: Mapping[str, Mapping[str, Tensor]], settings: Mapping[str, Any]
-) -> dict[str, LowRankUpdate]:
-    layers = target_layers(network)
-    return {path: _update(file, path, layers[path], tensors, settings) for path, tensors in found.items()}
 
 
 def _update(
@@ -229,7 +218,7 @@ def _config(updates: Mapping[str, LowRankUpdate]) -> dict[str, Any]:
     """Return peft's settings: the most common rank and alpha; patterns, which are slow, for the other layers alone."""
     ranks = {path: len(update.down) for path, update in updates.items()}
     alphas = {path: update.alpha for path, update in updates.items()}
-    rank, alpha = _most_common(ranks), _most_common(alphas)
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     return {
         "r": rank,
         "lora_alpha": alpha,
@@ -237,16 +226,6 @@ def _config(updates: Mapping[str, LowRankUpdate]) -> dict[str, Any]:
         "rank_pattern": {f"^{re.escape(path)}": each for path, each in ranks.items() if each != rank},
         "alpha_pattern": {f"^{re.escape(path)}": each for path, each in alphas.items() if each != alpha},
     }
-
-
-def _most_common(values: Mapping[str, Any]) -> Any:
-    return Counter(values.values()).most_common(1)[0][0]
-
-
-def _active_adapters(network: nn.Module) -> list[str]:
-    """Return the names of a network's active adapters."""
-    names = [name for layer in network.modules() if isinstance(layer, LoraLayer) for name in layer.active_adapters]
-    return list(dict.fromkeys(names))
 
 
 def _activate(network: nn.Module, names: list[str], scale: float) -> None:

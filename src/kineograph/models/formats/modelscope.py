@@ -26,8 +26,7 @@ SHARED_SETTINGS = (
 def video_unet_from_modelscope(unet: UNet3DConditionModel) -> VideoUNet:
     """Return a video U-Net that shares the weights of ModelScope's network.
 
-    Raises:
-        InputError: the network has another structure.
+    Raises InputError if the network has another structure.
     """
     net = shapes.empty_video_unet(_image_config(unet.config), _temporal_config(unet.config))
     names = {name: _entry(name) for name in net.state_dict()}

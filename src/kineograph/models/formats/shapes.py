@@ -74,8 +74,7 @@ def unet_config(
         attends: True for each down block with transformers.
         spatial: tensors of the first spatial transformer.
 
-    Raises:
-        KeyError: a tensor of it is missing.
+    Raises KeyError if a tensor of it is missing.
     """
     return {
         "block_out_channels": list(widths),
@@ -92,8 +91,7 @@ def unet_config(
 def block_indices(names: Iterable[str], pattern: str) -> list[int]:
     """Return the numbers that the group of a pattern matches in tensor names, ascending.
 
-    Raises:
-        KeyError: no name matches.
+    Raises KeyError if no name matches.
     """
     found = {int(match[1]) for match in map(re.compile(pattern).fullmatch, names) if match}
     if not found:
@@ -105,8 +103,7 @@ def block_indices(names: Iterable[str], pattern: str) -> list[int]:
 def report_missing_tensors(tensors: Tensors, what: str) -> Iterator[None]:
     """Turn errors of the code inside, which infers an architecture from `tensors`, into an InputError.
 
-    Args:
-        what: the file and the kind of its content, for the error.
+    what: the file and the kind of its content, for the error.
     """
     try:
         yield

@@ -31,8 +31,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     The state dict of a training checkpoint is unwrapped: keys and name prefixes of training frameworks are removed.
 
-    Raises:
-        InputError: the file is damaged, holds code, or holds no tensors.
+    Raises InputError if the file is damaged, holds code, or holds no tensors.
     """
     content = read_content(path)
     while isinstance(content, dict) and (keys := [key for key in WRAPPERS if isinstance(content.get(key), dict)]):
@@ -78,8 +77,7 @@ def preview_names(names: Iterable[str], count: int = 3) -> str:
 def _is_safetensors(path: Path) -> bool:
     """Return True for a safetensors file, False for a torch file, judged by content and not by file name.
 
-    Raises:
-        InputError: the file is neither.
+    Raises InputError if the file is neither.
     """
     with path.open("rb") as file:
         start = file.read(64)

@@ -39,11 +39,7 @@ def video_unet_from_videocrafter(
 ) -> VideoUNet:
     """Return the video U-Net of a released checkpoint, with its image adapter; its other tensors are ignored.
 
-    Args:
-        what: the file, for errors.
-
-    Raises:
-        InputError: tensors of the U-Net are missing, left over or have another shape.
+    what: the file, for errors. Raises InputError if tensors of the U-Net are missing, left over or have another shape.
     """
     selected = {name: each for name, each in tensors.items() if name.startswith((UNET, RESAMPLER))}
     unet, resampler = key_map.select_prefix(UNET, selected), key_map.select_prefix(RESAMPLER, selected)

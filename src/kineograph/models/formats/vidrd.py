@@ -42,11 +42,7 @@ def is_vidrd(tensors: Tensors) -> bool:
 def video_unet_from_vidrd(tensors: Tensors, what: str, settings: AssumedSettings = RELEASED_SETTINGS) -> VideoUNet:
     """Return the video U-Net of a released checkpoint; its other tensors are ignored.
 
-    Args:
-        what: the file, for errors.
-
-    Raises:
-        InputError: tensors of the U-Net are missing, left over or have another shape.
+    what: the file, for errors. Raises InputError if tensors of the U-Net are missing, left over or have another shape.
     """
     unet = key_map.select_prefix(UNET, tensors)
     kind = f"{what} looks like a VidRD checkpoint"
@@ -73,12 +69,18 @@ def _entry(name: str) -> Entry:
     path = rest.removeprefix("after.")
     if path.startswith("conv_in."):
         return Entry(FIRST_TRANSFORMER + path.removeprefix("conv_in."))
-    if found := CONVOLUTION.fullmatch(path):
-        block, resnet, number, kind, leaf = found.groups()
-        index = 4 * (int(number) - 1) + (3 if kind == "conv" else 0)  # norm, SiLU, dropout, convolution
-        trailing_ones = 1 if (kind, leaf) == ("conv", "weight") else 0
-        return Entry(f"{block}{MARK}{resnet}.convs.{index}.{leaf}", trailing_ones=trailing_ones)
-    return Entry(path.replace(".attn2.temp_", ".temp_"))
+    return temporal_conv_entry(path) or Entry(path.replace(".attn2.temp_", ".temp_"))
+
+
+def temporal_conv_entry(path: str) -> Entry | None:
+    """Return the tensor of the temporal convolution after a ResNet block; None for another layer's path."""
+    found = CONVOLUTION.fullmatch(path)
+    if found is None:
+        return None
+    block, resnet, number, kind, leaf = found.groups()
+    index = 4 * (int(number) - 1) + (3 if kind == "conv" else 0)  # norm, SiLU, dropout, convolution
+    trailing_ones = 1 if (kind, leaf) == ("conv", "weight") else 0
+    return Entry(f"{block}{MARK}{resnet}.convs.{index}.{leaf}", trailing_ones=trailing_ones)
 
 
 def _image_config(unet: Tensors, settings: AssumedSettings) -> dict[str, Any]:

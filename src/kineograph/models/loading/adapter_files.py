@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from kineograph import hub
 from kineograph.errors import InputError
@@ -64,13 +64,9 @@ class WeightSignature(BaseModel):
     shapes: str
     norms: tuple[float, ...]
 
-    def same_shapes(self, other: WeightSignature) -> bool:
-        """Return True if the networks have the same layers."""
-        return self.shapes == other.shapes
-
     def same_weights(self, other: WeightSignature) -> bool:
-        """Return True if the networks have the same weights, whatever the models are called."""
-        return self.same_shapes(other) and all(
+        """Return True if the networks have the same layers and weights, whatever the models are called."""
+        return self.shapes == other.shapes and all(
             isclose(norm, its, rel_tol=NORM_TOLERANCE) for norm, its in zip(self.norms, other.norms, strict=True)
         )
 
@@ -126,13 +122,12 @@ class AdapterFile(NamedTuple):
 def save_motion_adapter(adapter: MotionAdapter, temporal: TemporalLayers, file: Path, *, name: str) -> Path:
     """Write a motion adapter for these temporal layers, in place of an older file, and return the file's path.
 
-    Args:
-        name: the model that has the temporal layers.
+    name: the model that has the temporal layers.
     """
     header = AdapterHeader(
         kind="motion", branches=adapter.config, temporal=weight_signature(temporal, name), library=version("kineograph")
     )
-    return _write(file, header, _export(adapter, header.kind))
+    return _write(file, header, adapter, {})
 
 
 def save_customised_adapter(net: VideoUNet, lora: Tensors, file: Path, *, subject: str, image: str, video: str) -> Path:
@@ -143,8 +138,7 @@ def save_customised_adapter(net: VideoUNet, lora: Tensors, file: Path, *, subjec
         subject: the prompt's words for the subject or style.
         image, video: names of the image model and of the model that has the temporal layers.
 
-    Raises:
-        InputError: the network has no spatial adapter, or the LoRA other names.
+    Raises InputError if the network has no spatial adapter, or the LoRA other names.
     """
     if net.temporal is None or net.spatial_adapter is None:
         raise InputError("expected a video network with a spatial adapter, see methods.still_moving.attach")
@@ -159,11 +153,7 @@ def save_customised_adapter(net: VideoUNet, lora: Tensors, file: Path, *, subjec
         subject=subject,
         library=version("kineograph"),
     )
-    return _write(file, header, _export(net.spatial_adapter, header.kind) | dict(lora))
-
-
-def _export(adapter: MotionAdapter | SpatialAdapter, kind: Kind) -> dict[str, Tensor]:
-    return key_map.export_tensors(adapter.state_dict(), _key_map(adapter, kind))
+    return _write(file, header, net.spatial_adapter, lora)
 
 
 def _key_map(adapter: MotionAdapter | SpatialAdapter, kind: Kind) -> dict[str, Entry]:
@@ -171,7 +161,8 @@ def _key_map(adapter: MotionAdapter | SpatialAdapter, kind: Kind) -> dict[str, E
     return {name: Entry(f"{PREFIXES[kind]}.{name.partition('.')[2]}") for name in adapter.state_dict()}
 
 
-def _write(file: Path, header: AdapterHeader, tensors: Tensors) -> Path:
+def _write(file: Path, header: AdapterHeader, adapter: MotionAdapter | SpatialAdapter, lora: Tensors) -> Path:
+    tensors = key_map.export_tensors(adapter.state_dict(), _key_map(adapter, header.kind)) | dict(lora)
     halved = {name: each.detach().half().cpu().contiguous() for name, each in tensors.items()}
     with replace_atomically(file) as part:
         save_file(halved, part, metadata={"format": "pt", HEADER: header.model_dump_json(exclude_none=True)})
@@ -181,8 +172,7 @@ def _write(file: Path, header: AdapterHeader, tensors: Tensors) -> Path:
 def read_adapter_file(source: str | Path, kind: Kind, hub_options: HubOptions) -> AdapterFile:
     """Read an adapter file, or the one in a folder or repository.
 
-    Raises:
-        InputError: it is no adapter file, damaged, or of the other kind.
+    Raises InputError if it is no adapter file, damaged, or of the other kind.
     """
     path = hub.find_file(source, [f"{PREFIXES[kind]}.safetensors", "adapter.safetensors"], hub_options)
     tensors, metadata = tensor_files.read_tensors(path), tensor_files.read_metadata(path).get(HEADER)
@@ -201,28 +191,25 @@ def read_adapter_file(source: str | Path, kind: Kind, hub_options: HubOptions) -
 
 def build_motion_adapter(file: AdapterFile, temporal: TemporalLayers, name: str) -> MotionAdapter:
     """Return the motion adapter in a file, for these temporal layers. Raises InputError if it is for others."""
-    _refuse_other_layers(file, temporal, name)
-    return _fill(MotionAdapter(temporal, file.header.branches), file)
+    return _build(MotionAdapter, file, temporal, name)
 
 
 def build_spatial_adapter(file: AdapterFile, temporal: TemporalLayers, name: str) -> SpatialAdapter:
     """Return the spatial adapter in a file, for these temporal layers. Raises InputError if it is for others."""
-    _refuse_other_layers(file, temporal, name)
-    return _fill(SpatialAdapter(temporal, file.header.branches), file)
+    return _build(SpatialAdapter, file, temporal, name)
 
 
-def _refuse_other_layers(file: AdapterFile, temporal: TemporalLayers, name: str) -> None:
+def _build(kind: type[Adapter], file: AdapterFile, temporal: TemporalLayers, name: str) -> Adapter:
     expected, found = file.header.temporal, weight_signature(temporal, name)
     if not found.same_weights(expected):
-        difference = "with other weights" if found.same_shapes(expected) else "of other shapes"
+        difference = "with other weights" if found.shapes == expected.shapes else "of other shapes"
         advice = "; its LoRA, for the image network alone, can be loaded as lora=" if file.lora else ""
         raise InputError(
             f"{file.path} was made for the temporal layers of {expected.name}, and {name} has layers {difference}: "
             f"take {expected.name}, or an adapter made for {name}{advice}"
         )
 
-
-def _fill(adapter: Adapter, file: AdapterFile) -> Adapter:
+    adapter = kind(temporal, file.header.branches)
     what = f"{file.path} does not hold the adapter that its metadata describes"
     key_map.load_tensors(adapter, file.tensors, _key_map(adapter, file.header.kind), what)
     return adapter.requires_grad_(requires_grad=False).eval()

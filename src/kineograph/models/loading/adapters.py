@@ -23,11 +23,8 @@ from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 def load_motion_adapter(opened: Components, source: str | Path, video: str, hub_options: HubOptions) -> Components:
     """Return a video model's components with the motion adapter of a file, instead of its own.
 
-    Args:
-        video: name of the model that has the temporal layers.
-
-    Raises:
-        InputError: the model has no temporal layers, or the file no motion adapter for them.
+    video: name of the model that has the temporal layers. Raises InputError if the model has no temporal layers, or the
+    file no motion adapter for them.
     """
     file = read_adapter_file(source, "motion", hub_options)
     if opened.temporal is None:
@@ -40,15 +37,10 @@ def load_customised_adapter(
 ) -> Components:
     """Return a model's components customised to the subject or style of a file.
 
-    The file's LoRA is added to the networks, and for a video model its spatial adapter too.
-
-    Args:
-        image, video: names of the image model and of the model that has the temporal layers.
-
-    Raises:
-        InputError: the file is none of this kind, or for image networks of other shapes or other temporal layers.
-
-    Warns of an image network with other weights.
+    The file's LoRA is added to the networks, and for a video model its spatial adapter too. `image` and `video` are the
+    names of the image model and of the model that has the temporal layers. Raises InputError if the file is none of
+    this kind, or for image networks of other shapes or other temporal layers. Warns of an image network with other
+    weights.
     """
     file = read_adapter_file(source, "customised", hub_options)
     _check_image_network(file, opened, image)
@@ -64,7 +56,7 @@ def load_customised_adapter(
 
 def _check_image_network(file: AdapterFile, opened: Components, name: str) -> None:
     expected, found = file.header.image, weight_signature(opened.unet, name)
-    if expected is None or not found.same_shapes(expected):
+    if expected is None or found.shapes != expected.shapes:
         other = "an unnamed model" if expected is None else expected.name
         raise InputError(
             f"{file.path} was made for {other}, and {name} has an image network of other shapes: take {other}, or "

@@ -97,8 +97,7 @@ class Components(NamedTuple):
 def components_from_pipeline(pipeline: Pipeline) -> Components:
     """Return the components of a live pipeline, which shares its networks; of a video network, its weights.
 
-    Raises:
-        InputError: the pipeline is of another model family.
+    Raises InputError if the pipeline is of another model family.
     """
     parts = pipeline.components
     refuse_other_families({part: (None, type(parts.get(part)).__name__) for part in EXPECTED_CLASSES}, "this pipeline")
@@ -118,11 +117,7 @@ def components_from_pipeline(pipeline: Pipeline) -> Components:
 
 
 def components_from_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Components:
-    """Return the components of a pipeline in diffusers layout.
-
-    Raises:
-        InputError: something is missing or damaged.
-    """
+    """Return the components of a pipeline in diffusers layout. Raises InputError if something is missing or damaged."""
     index = read_index(folder)
     refuse_other_families(index, str(folder))
     options: dict[str, Any] = {"dtype": dtype, "variant": variant, "local_files_only": True}
@@ -154,7 +149,10 @@ def components_from_folder(folder: Path, dtype: torch.dtype, variant: str | None
 def read_unet(
     folder: Path, index: Config, options: Mapping[str, Any]
 ) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
-    """Return the image network of a pipeline in diffusers layout, and its temporal layers, if it has any."""
+    """Return the image network of a pipeline in diffusers layout, and its temporal layers, if it has any.
+
+    options: of `from_pretrained`.
+    """
     unet, temporal = _split_unet(UNETS[index["unet"][1]].from_pretrained(folder, subfolder="unet", **options))
     own = folder / video_folder.TEMPORAL
     return unet, video_folder.read_temporal_layers(own, unet) if own.is_dir() else temporal
@@ -162,10 +160,10 @@ def read_unet(
 
 def _split_unet(unet: nn.Module) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
     """Split a pipeline's network into an image network and temporal layers, if it has any."""
-    split = VIDEO_UNETS.get(type(unet).__name__)
-    if split is None:
+    convert = VIDEO_UNETS.get(type(unet).__name__)
+    if convert is None:
         return unet, None
-    net = split(unet)
+    net = convert(unet)
     return net.image_unet, net.temporal
 
 
@@ -189,8 +187,7 @@ def text_encoder_classes(index: Config) -> list[tuple[str, type[CLIPTextModel] |
 def read_tokenizer(folder: Path, end: str) -> CLIPTokenizer:
     """Return the tokenizer of a pipeline in diffusers layout, the first ("") or the second ("_2").
 
-    Raises:
-        InputError: it is missing; transformers would return a tokenizer with an empty vocabulary.
+    Raises InputError if it is missing; transformers would return a tokenizer with an empty vocabulary.
     """
     if not any((folder / f"tokenizer{end}" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise InputError(f"{folder} has no tokenizer{end}/tokenizer.json or vocab.json: fetch it again")

@@ -45,14 +45,14 @@ def load_controlnet(
     hub_options: HubOptions,
 ) -> OpenControlNet:
     """Return a ControlNet for this U-Net. Raises InputError if it is none, or one for another architecture."""
-    net = source if isinstance(source, ControlNetModel) else _read(source, unet, place, hub_options)
-    name = "this network" if isinstance(source, ControlNetModel) else str(source)
+    is_live = isinstance(source, ControlNetModel)
+    net, name = (source, "this network") if is_live else (_read(source, unet, place, hub_options), str(source))
     for setting in SHARED_SETTINGS:
-        found, expected = _as_list(net.config[setting]), _as_list(unet.config[setting])
+        found, expected = (_setting_text(each.config[setting]) for each in (net, unet))
         if found != expected:
             raise InputError(
-                f"{name} is a ControlNet for another architecture: its {setting} is {_text(found)}, the model's "
-                f"{_text(expected)}. Take one made for the model's family (SD 1.x, SD 2.x or SDXL)"
+                f"{name} is a ControlNet for another architecture: its {setting} is {found}, the model's "
+                f"{expected}. Take one made for the model's family (SD 1.x, SD 2.x or SDXL)"
             )
     if net.config.in_channels != latent_channels:
         raise InputError(
@@ -95,9 +95,5 @@ def _place(net: ControlNetModel, place: Placement) -> ControlNetModel:
     return net.eval().to(place.device, place.dtype, memory_format=place.memory_format)
 
 
-def _as_list(value: object) -> object:
-    return list(value) if isinstance(value, list | tuple) else value
-
-
-def _text(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _setting_text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

@@ -12,6 +12,7 @@ from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.formats import tensor_files
+from kineograph.models.formats.key_map import select_prefix
 from kineograph.models.loading.components import READ_ERRORS, Components
 
 SECTIONS = ("image_proj", "ip_adapter")  # of a file: nested dictionaries or prefixes of names
@@ -22,12 +23,9 @@ HUB_FILES = ["models/ip-adapter_sd15.safetensors", f"models/{ENCODER}/*"]  # in 
 def load_ip_adapter(opened: Components, source: str | Path, hub_options: HubOptions) -> Components:
     """Add an IP-Adapter to a model's U-Net and return the components with its image encoder.
 
-    Args:
-        source: a file in the layout of IP-Adapter's authors, with the encoder in a folder `image_encoder` beside it or
-            beside its folder; or a repository in the layout of h94/IP-Adapter.
-
-    Raises:
-        InputError: it is no IP-Adapter, or one for another architecture, or has no encoder beside it.
+    source: a file in the layout of IP-Adapter's authors, with the encoder in a folder `image_encoder` beside it or
+    beside its folder; or a repository in the layout of h94/IP-Adapter. Raises InputError if it is no IP-Adapter, or one
+    for another architecture, or has no encoder beside it.
     """
     file = hub.local_path(source)
     if file is None:
@@ -49,13 +47,10 @@ def load_ip_adapter(opened: Components, source: str | Path, hub_options: HubOpti
 
 def _read_sections(file: Path) -> dict[str, dict[str, Any]]:
     content = tensor_files.read_content(file)
+    nested = {section: content.get(section) for section in SECTIONS}
     sections = {
-        section: content[section]
-        if isinstance(content.get(section), dict)
-        else {
-            name.removeprefix(f"{section}."): each for name, each in content.items() if name.startswith(f"{section}.")
-        }
-        for section in SECTIONS
+        section: each if isinstance(each, dict) else select_prefix(f"{section}.", content)
+        for section, each in nested.items()
     }
     if missing := [section for section in SECTIONS if not sections[section]]:
         raise InputError(

@@ -42,6 +42,15 @@ FILE_KINDS = {
     "decoder.": "a VAE: load a model, and pass this as vae=",
     UNET: "a U-Net alone",
 }
+SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
 CLIP_H_VISION = CLIP_H | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "image_size": 224}
@@ -49,10 +58,7 @@ CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 3
 
 
 class Family(NamedTuple):
-    """Models of one architecture.
-
-    cross_attention  channels of the text tokens that the U-Net reads
-    """
+    """Configuration of the models of one architecture; `cross_attention` is the width of the tokens the U-Net reads."""
 
     name: str
     cross_attention: int
@@ -106,36 +112,31 @@ FAMILIES = (
 
 def refuse_partial_checkpoint(path: Path, checkpoint: Tensors) -> None:
     """Raise InputError unless a file has all parts of a checkpoint in the layout of Stable Diffusion's code."""
-    missing = [
-        part for part, prefixes in CHECKPOINT_PARTS.items() if not any(name.startswith(prefixes) for name in checkpoint)
-    ]
+    parts = CHECKPOINT_PARTS.items()
+    missing = [part for part, prefixes in parts if not any(name.startswith(prefixes) for name in checkpoint)]
     if missing:
-        lacks = " and no ".join(missing)
-        raise InputError(
-            f"{path} is not a checkpoint of Stable Diffusion: it has no {lacks}. {describe_tensors(checkpoint)}"
-        )
+        lacks, found = " and no ".join(missing), describe_tensors(checkpoint)
+        raise InputError(f"{path} is not a checkpoint of Stable Diffusion: it has no {lacks}. {found}")
 
 
 def describe_tensors(tensors: Tensors) -> str:
     """Return the probable kind of a file, inferred from tensor names, and some of the names, for error messages."""
     kind = next((kind for part, kind in FILE_KINDS.items() if any(part in name for name in tensors)), "")
-    return (
-        f"It looks like {kind}. " if kind else ""
-    ) + f"Its {len(tensors)} tensors are called {preview_names(tensors)}"
+    looks = f"It looks like {kind}. " if kind else ""
+    return f"{looks}Its {len(tensors)} tensors are called {preview_names(tensors)}"
 
 
 def match_family(path: Path, checkpoint: Tensors) -> Family:
     """Return the family of a checkpoint, inferred from the channels of its U-Net and of the tokens that it reads.
 
-    Raises:
-        InputError: the family is not built in.
+    Raises InputError if the family is not built in.
     """
     width = len(checkpoint.get(FIRST_LAYER, ()))
     reads = {each.shape[-1] for name, each in checkpoint.items() if name.startswith(UNET) and "attn2.to_k." in name}
-    for known in FAMILIES:
-        if width == WIDTH and reads == {known.cross_attention}:
-            return known
-    names = ", ".join(f"{known.name} ({WIDTH}, {known.cross_attention})" for known in FAMILIES)
+    for family in FAMILIES:
+        if width == WIDTH and reads == {family.cross_attention}:
+            return family
+    names = ", ".join(f"{family.name} ({WIDTH}, {family.cross_attention})" for family in FAMILIES)
     token_widths = preview_names(map(str, reads)) or "of no"
     raise InputError(
         f"{path} has a U-Net {width} wide that reads tokens {token_widths} wide; built in are {names}. For another, "
@@ -143,19 +144,19 @@ def match_family(path: Path, checkpoint: Tensors) -> Family:
     )
 
 
-def write_configuration(known: Family, checkpoint: Tensors, prediction_type: str | None, folder: Path) -> None:
+def write_configuration(family: Family, checkpoint: Tensors, prediction_type: str | None, folder: Path) -> None:
     """Write the configuration of every component of a checkpoint as a folder in diffusers layout."""
-    scheduler = _scheduler(known, checkpoint, prediction_type)
+    scheduler = _scheduler(family, checkpoint, prediction_type)
     in_channels = checkpoint[FIRST_LAYER].shape[1]
-    _write(folder / "unet", known.unet | {"cross_attention_dim": known.cross_attention, "in_channels": in_channels})
-    _write(folder / "vae", _vae(known))
+    _write(folder / "unet", family.unet | {"cross_attention_dim": family.cross_attention, "in_channels": in_channels})
+    _write(folder / "vae", _vae(family))
     _write(folder / "scheduler", scheduler, "scheduler_config.json")
     index: Config = {
-        "force_zeros_for_empty_prompt": len(known.text_encoders) > 1,
+        "force_zeros_for_empty_prompt": len(family.text_encoders) > 1,
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    for end, text_encoder in zip(("", "_2"), known.text_encoders, strict=False):
+    for end, text_encoder in zip(("", "_2"), family.text_encoders, strict=False):
         _write(folder / f"text_encoder{end}", text_encoder | {"model_type": "clip_text_model"})
         index[f"text_encoder{end}"] = ["transformers", "CLIPTextModelWithProjection" if end else "CLIPTextModel"]
     _write(folder, index, "model_index.json")
@@ -163,9 +164,9 @@ def write_configuration(known: Family, checkpoint: Tensors, prediction_type: str
 
 def write_videocrafter_configuration(folder: Path) -> None:
     """Write the configuration of VideoCrafter's VAE, text and image encoders: those of Stable Diffusion 2.x."""
-    known = next(each for each in FAMILIES if each.cross_attention == CLIP_H["hidden_size"])
-    _write(folder / "vae", _vae(known))
-    _write(folder / "text_encoder", known.text_encoders[0] | {"model_type": "clip_text_model"})
+    family = next(each for each in FAMILIES if each.cross_attention == CLIP_H["hidden_size"])
+    _write(folder / "vae", _vae(family))
+    _write(folder / "text_encoder", family.text_encoders[0] | {"model_type": "clip_text_model"})
     vision = {"patch_size": 14, "projection_dim": 1024, "hidden_act": "gelu", "model_type": "clip_vision_model"}
     _write(folder / "image_encoder", CLIP_H_VISION | vision)
 
@@ -175,35 +176,28 @@ def _write(folder: Path, config: Config, name: str = "config.json") -> None:
     (folder / name).write_text(json.dumps(config))
 
 
-def _vae(known: Family) -> Config:
+def _vae(family: Family) -> Config:
     return {
-        "sample_size": 8 * known.unet["sample_size"],
+        "sample_size": 8 * family.unet["sample_size"],
         "block_out_channels": [128, 256, 512, 512],
         "layers_per_block": 2,
         "down_block_types": ["DownEncoderBlock2D"] * 4,
         "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "scaling_factor": known.scaling_factor,
+        "scaling_factor": family.scaling_factor,
     }
 
 
-def _scheduler(known: Family, checkpoint: Tensors, prediction_type: str | None) -> Config:
+def _scheduler(family: Family, checkpoint: Tensors, prediction_type: str | None) -> Config:
     # trainers of SDXL with v-prediction mark their files with empty tensors, `v_pred` and `ztsnr`
     marked = "v_prediction" if "v_pred" in checkpoint else None
-    if known.prediction_type == "v_prediction" and prediction_type is None:
+    if family.prediction_type == "v_prediction" and prediction_type is None:
         warnings.warn(
-            f"a file of {known.name} does not state its prediction type: assuming v_prediction, that of the models "
+            f"a file of {family.name} does not state its prediction type: assuming v_prediction, that of the models "
             "for 768 x 768; pass prediction_type='epsilon' for those for 512 x 512",
             InputWarning,
             stacklevel=2,
         )
-    return {
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
-        "prediction_type": prediction_type or marked or known.prediction_type,
+    return SCHEDULER | {
+        "prediction_type": prediction_type or marked or family.prediction_type,
         "rescale_betas_zero_snr": "ztsnr" in checkpoint,
     }

@@ -57,13 +57,7 @@ POCKETS = (None, "pocket", *built_in_names())
 
 ModelSource = str | Path | Pipeline
 Part = TypeVar("Part")
-LIVE_OBJECTS = (
-    Pipeline,
-    diffusers.MotionAdapter,
-    AutoencoderKL,
-    ControlNetModel,
-    TemporalDecoder,
-)  # cannot be recorded
+LIVE_OBJECTS = (Pipeline, diffusers.MotionAdapter, AutoencoderKL, ControlNetModel, TemporalDecoder)  # not recorded
 
 
 def load(
@@ -126,7 +120,9 @@ def load(
     dtype = torch_dtype if dtype is None else dtype
     if isinstance(source, Pipeline):
         opened = components_from_pipeline(source)
-        place = _pipeline_placement(opened, device, dtype)
+        place = Placement(opened.unet.device, opened.unet.dtype, "as the pipeline is")
+        if device is not None or dtype is not None:
+            place = choose_placement(device or place.device, dtype or place.dtype)
     else:
         place = choose_placement(device, dtype)
         opened = _open_source(source or "pocket", config, prediction_type, place, hub_options)
@@ -150,10 +146,9 @@ def load(
         file = _built_in_part(adapter, ADAPTERS)
         opened = load_customised_adapter(opened, file, image_name, video_name, hub_options)
 
-    latent_channels = opened.vae.config.latent_channels
     nets = pocket_controlnets(POCKET, place) if source in POCKETS else {}
     for kind, each in list_controlnets(controlnet).items():
-        nets[kind] = load_controlnet(opened.unet, each, latent_channels, place, hub_options)
+        nets[kind] = load_controlnet(opened.unet, each, opened.vae.config.latent_channels, place, hub_options)
     if vae is not None:
         opened = opened._replace(vae=open_vae(vae, opened.vae, hub_options))
     if decoder is not None:
@@ -182,14 +177,6 @@ def load(
     return _build_model(opened, nets, place, arguments)
 
 
-def _pipeline_placement(
-    opened: Components, device: str | torch.device | None, dtype: str | torch.dtype | None
-) -> Placement:
-    """Return a live pipeline's own device and dtype, unless others are given."""
-    own = Placement(opened.unet.device, opened.unet.dtype, "as the pipeline is")
-    return own if device is None and dtype is None else choose_placement(device or own.device, dtype or own.dtype)
-
-
 def _open_source(
     source: str | Path,
     config: str | Path | None,
@@ -201,10 +188,8 @@ def _open_source(
     if source in built_in_names():
         opened = built_in_model(str(source)).open(_pocket())
     elif path is not None and path.is_file():
-        tensors = read_tensors(path)
-        opened = components_from_checkpoint(
-            Checkpoint(path, tensors, config, prediction_type, place.dtype, hub_options)
-        )
+        file = Checkpoint(path, read_tensors(path), config, prediction_type, place.dtype, hub_options)
+        opened = components_from_checkpoint(file)
     else:
         folder = path or hub.fetch_pipeline(str(source), hub_options)
         opened = components_from_folder(folder, place.dtype, hub_options.variant)
@@ -227,6 +212,7 @@ def _pocket() -> Path:
 def _build_model(
     opened: Components, nets: Mapping[str, OpenControlNet], place: Placement, arguments: Mapping[str, Any]
 ) -> Model:
+    """Place the components and return them as a model. arguments: of `load`, recorded unless one is a live object."""
     for network in (*opened.networks.values(), opened.vae, *opened.other_networks):
         network.to(place.device)
         if getattr(network, "dtype", None) != place.dtype:

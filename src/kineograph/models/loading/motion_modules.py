@@ -31,8 +31,7 @@ MotionSource = Union[str, Path, diffusers.MotionAdapter]  # noqa: UP007 (| fails
 ADAPTER_WEIGHTS = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
 # block channels -> token channels of the image networks that AnimateDiff was trained with
 ANIMATEDIFF_TOKENS = {(320, 640, 1280, 1280): 768, (320, 640, 1280): 2048}
-# token channels -> models
-FAMILIES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL"}
+
 SCHEDULE_SETTINGS = (
     "beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr", "signal_scale",
 )  # fmt: skip
@@ -60,10 +59,8 @@ class TemporalWeights(NamedTuple):
 def add_motion_module(opened: Components, source: MotionSource, hub_options: HubOptions) -> Components:
     """Return a model's components with other temporal layers and the noise schedule that those were trained with.
 
-    Raises:
-        InputError: the source has no temporal layers, or they are for an image network of other widths.
-
-    Warns if they were trained with tokens of another width.
+    Raises InputError if the source has no temporal layers, or they are for an image network of other widths. Warns if
+    they were trained with tokens of another width.
     """
     motion, unet = read_temporal_weights(source, hub_options), opened.unet
     widths, token_width = tuple(unet.config.block_out_channels), unet.config.cross_attention_dim
@@ -89,7 +86,7 @@ def add_motion_module(opened: Components, source: MotionSource, hub_options: Hub
 
 
 def warn_of_changed_schedule(before: Mapping[str, Any], after: Mapping[str, Any], whose: str) -> None:
-    """Warn if the noise schedule of temporal layers replaces another one."""
+    """Warn if the noise schedule of temporal layers replaces another one. whose: owner of the schedule before."""
     changed = [name for name in SCHEDULE_SETTINGS if before.get(name) != after.get(name)]
     if changed:
         was, now = (", ".join(f"{name}={of.get(name)}" for name in changed) for of in (before, after))
@@ -104,16 +101,14 @@ def read_temporal_weights(source: MotionSource, hub_options: HubOptions) -> Temp
     """Return the temporal layers of a source. Raises InputError if it has none."""
     if isinstance(source, diffusers.MotionAdapter):
         return _from_adapter("the motion adapter", source.state_dict(), source.config)
-    path = hub.local_path(source) or _fetch(str(source), hub_options._replace(revision=None, variant=None))
+    path, hub_options = hub.local_path(source), hub_options._replace(revision=None, variant=None)
+    if path is None:
+        path = hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
+        if (path / components.INDEX).is_file():
+            path = hub.fetch_pipeline(str(source), hub_options)
+        else:
+            path = hub.fetch_folder(str(source), [*hub.CONFIGS, *ADAPTER_WEIGHTS], hub_options)
     return _from_file(path) if path.is_file() else _from_folder(path)
-
-
-def _fetch(name: str, hub_options: HubOptions) -> Path:
-    """Return the folder of a repository: a whole pipeline, or diffusers' motion modules."""
-    folder = hub.fetch_folder(name, hub.CONFIGS, hub_options)
-    if (folder / components.INDEX).is_file():
-        return hub.fetch_pipeline(name, hub_options)
-    return hub.fetch_folder(name, [*hub.CONFIGS, *ADAPTER_WEIGHTS], hub_options)
 
 
 def _from_file(path: Path) -> TemporalWeights:
@@ -139,7 +134,7 @@ def _from_folder(folder: Path) -> TemporalWeights:
             noise = components.read_json(folder / "scheduler" / "scheduler_config.json")
             return _from_network(str(folder), unet, temporal, noise)
     elif (folder / "config.json").is_file():
-        return _from_weights(folder, components.read_json(folder / "config.json"))
+        return _from_network_folder(folder, components.read_json(folder / "config.json"))
     there = tensor_files.preview_names(sorted(each.name for each in folder.iterdir()))
     raise InputError(
         f"{folder} has no temporal layers: expected the folder of a motion adapter (config.json and "
@@ -148,7 +143,7 @@ def _from_folder(folder: Path) -> TemporalWeights:
     )
 
 
-def _from_weights(folder: Path, config: Mapping[str, Any]) -> TemporalWeights:
+def _from_network_folder(folder: Path, config: Mapping[str, Any]) -> TemporalWeights:
     """Return the temporal layers in a folder with one network: diffusers' motion modules or our own `temporal`."""
     if config.get("_class_name") != "MotionAdapter" and (folder.parent / components.INDEX).is_file():
         return _from_folder(folder.parent)
@@ -162,15 +157,8 @@ def _from_weights(folder: Path, config: Mapping[str, Any]) -> TemporalWeights:
 def _from_adapter(name: str, tensors: Tensors, config: Mapping[str, Any]) -> TemporalWeights:
     with shapes.report_missing_tensors(tensors, f"{name} looks like AnimateDiff's motion modules"):
         temporal, widths = animatediff.animatediff_config(tensors, config), animatediff.block_widths(tensors)
-    return TemporalWeights(
-        name,
-        temporal,
-        widths,
-        ANIMATEDIFF_TOKENS.get(widths),
-        tensors,
-        animatediff.animatediff_key_map,
-        animatediff.ANIMATEDIFF_SCHEDULER,
-    )
+    names, schedule = animatediff.animatediff_key_map, animatediff.ANIMATEDIFF_SCHEDULER
+    return TemporalWeights(name, temporal, widths, ANIMATEDIFF_TOKENS.get(widths), tensors, names, schedule)
 
 
 def _from_network(
@@ -189,5 +177,6 @@ def _identity_key_map(layers: nn.Module, _: Tensors) -> KeyMap:
 
 def _network(widths: tuple[int, ...], token_width: int | None) -> str:
     tokens = f" that reads tokens {token_width} wide" if token_width else ""
-    family = f" ({FAMILIES[token_width]})" if token_width in FAMILIES else ""
+    families = {family.cross_attention: f" ({family.name})" for family in known_configurations.FAMILIES}
+    family = "" if token_width is None else families.get(token_width, "")
     return f"an image network with blocks {', '.join(map(str, widths))} wide{tokens}{family}"

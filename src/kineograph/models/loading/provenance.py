@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from kineograph.models.model import Model
+
+LIBRARIES = ("kineograph", "torch", "diffusers", "transformers", "peft", "numpy")
 
 
 def source_name(source: Any) -> str:
@@ -34,15 +36,13 @@ def json_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-LIBRARIES = ("kineograph", "torch", "diffusers", "transformers", "peft", "numpy")
-
-
 def collect_provenance(model: Model, controls: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Return everything that frames depend on beside the request, as JSON values.
 
-    Args:
-        controls: kinds of the ControlNets that were used.
+    controls: kinds of the ControlNets that were used.
     """
+    cuda = model.device.type == "cuda"
+    processor = torch.cuda.get_device_name(model.device) if cuda else platform.processor() or platform.machine()
     nets = {f"controlnet {kind}": fingerprint(model.control(kind)) for kind in controls}
     return {
         "model": {
@@ -53,13 +53,24 @@ def collect_provenance(model: Model, controls: Sequence[str] = ()) -> dict[str, 
             "weights": fingerprints(model) | nets,
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
-        "machine": {"processor": _processor(model.device), "threads": torch.get_num_threads()},
+        "machine": {"processor": processor, "threads": torch.get_num_threads()},
     }
 
 
 def provenance_differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each difference between the provenance of two videos."""
-    return [f"{name} was {old}, is {new}" for name, old, new in _compared(before, after) if old != new]
+    """Return a clause, "torch was 2.4, is 2.5", for each difference between the provenance of two videos."""
+    compared = [
+        (name, before[part].get(name), new) for part in ("versions", "machine") for name, new in after[part].items()
+    ]
+    for path, new in after.get("read", {}).items():
+        compared.append((f"the hash of {path}", before.get("read", {}).get(path, "none")[:12], new[:12]))
+    for model, owner in (("model", ""), ("video_model", "the video model's ")):
+        if model in before and model in after:
+            old = before[model]
+            compared += [(owner + name, old[name], after[model][name]) for name in ("device", "dtype")]
+            for name, new in after[model]["weights"].items():
+                compared.append((f"the hash of {owner}{name}", old["weights"].get(name, "none")[:12], new[:12]))
+    return [f"{name} was {old}, is {new}" for name, old, new in compared if old != new]
 
 
 def fingerprints(model: Model) -> dict[str, str]:
@@ -88,24 +99,3 @@ def fingerprint(network: nn.Module) -> str:
 def _digest(value: Tensor) -> str:
     plain = value.detach().cpu().contiguous().flatten()
     return f"{value.dtype} {list(value.shape)} {hashlib.sha256(plain.view(torch.uint8).numpy().data).hexdigest()}"
-
-
-def _processor(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
-
-
-def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name and both values of everything that is recorded."""
-    for part in ("versions", "machine"):
-        for name, value in after[part].items():
-            yield name, before[part].get(name), value
-    for path, value in after.get("read", {}).items():
-        yield f"the hash of {path}", before.get("read", {}).get(path, "none")[:12], value[:12]
-    for model, owner in (("model", ""), ("video_model", "the video model's ")):
-        if model in before and model in after:
-            for name in ("device", "dtype"):
-                yield f"{owner}{name}", before[model][name], after[model][name]
-            for name, value in after[model]["weights"].items():
-                yield f"the hash of {owner}{name}", before[model]["weights"].get(name, "none")[:12], value[:12]

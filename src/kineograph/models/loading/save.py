@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import diffusers
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.media.files import replace_atomically, write_new
+from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import adapter_files, components, video_checkpoints, video_folder
@@ -32,12 +34,9 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
 
     `load` opens the folder, and diffusers opens its image model. An error leaves no folder behind.
 
-    Args:
-        unused: tensors of the converted checkpoint that no network here has, kept so that it can be restored.
-
-    Raises:
-        InputError: the folder exists; the model has LoRAs or a spatial adapter, which the layout cannot hold; or no
-            configuration describes its noise schedule.
+    unused: tensors of the converted checkpoint that no network here has, kept so that it can be restored. Raises
+    InputError if the folder exists; the model has LoRAs or a spatial adapter, which the layout cannot hold; or no
+    configuration describes its noise schedule.
     """
     folder, parts = Path(folder).expanduser(), model_components(model) if isinstance(model, Model) else model
     if folder.exists():
@@ -84,26 +83,28 @@ def _write_components(parts: Components, folder: Path, name: str) -> None:
     video_folder.write_unet(parts.unet, folder / "unet")
     video_folder.write_image_adapter(parts.unet, parts.image_encoder, folder)
     if parts.temporal is not None:
-        video_folder.write_temporal_layers(parts.temporal, folder / video_folder.TEMPORAL)
+        video_folder.write_layers(parts.temporal, folder / video_folder.TEMPORAL)
     if parts.temporal is not None and parts.motion_adapter is not None:
         file = folder / video_folder.MOTION_ADAPTER / video_folder.MOTION_ADAPTER_WEIGHTS
         adapter_files.save_motion_adapter(parts.motion_adapter, parts.temporal, file, name=name)
     if parts.temporal_decoder is not None:
-        video_folder.write_temporal_decoder(parts.temporal_decoder, folder / video_folder.TEMPORAL_DECODER)
+        video_folder.write_layers(parts.temporal_decoder, folder / video_folder.TEMPORAL_DECODER)
     (folder / "scheduler").mkdir()
     scheduler = {"_class_name": SCHEDULER, **parts.scheduler}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
-    (folder / INDEX).write_text(json.dumps(_index(parts, suffixes), indent=2))
+    (folder / INDEX).write_text(
+        json.dumps(_index(parts, dict(zip(suffixes, parts.text_encoders, strict=True))), indent=2)
+    )
 
 
-def _index(parts: Components, suffixes: list[str]) -> dict[str, object]:
-    encoders = dict(zip(suffixes, parts.text_encoders, strict=True))
+def _index(parts: Components, encoders: Mapping[str, TextEncoder]) -> dict[str, object]:
+    """Return the content of model_index.json. encoders: text encoders by the suffix of their names, "" and "_2"."""
     image_encoder = parts.image_encoder and type(parts.image_encoder.network).__name__
     settings: dict[str, dict[str, object]] = {
         "StableDiffusionXLPipeline": {"force_zeros_for_empty_prompt": parts.force_zeros_for_empty_prompt},
         "StableDiffusionPipeline": {"safety_checker": [None, None], "requires_safety_checker": False},
     }
-    pipeline = "StableDiffusionXLPipeline" if len(suffixes) > 1 else "StableDiffusionPipeline"
+    pipeline = "StableDiffusionXLPipeline" if len(encoders) > 1 else "StableDiffusionPipeline"
     return {
         "_class_name": pipeline,
         "_diffusers_version": diffusers.__version__,
@@ -124,21 +125,15 @@ def checkpoint_to_folder(file: str | Path, folder: str | Path, *, config: str | 
     A VideoCrafter checkpoint keeps all its tensors and their dtype, so that `folder_to_videocrafter` restores it; other
     checkpoints are converted to the dtype that models have on this machine's CPU.
 
-    Args:
-        config: as for `load`.
-
-    Raises:
-        InputError: the file has another layout, or tensors are missing, left over or have another shape.
+    config: as for `load`. Raises InputError if the file has another layout, or tensors are missing, left over or have
+    another shape.
     """
     path = Path(file).expanduser()
-    tensors = tensor_files.read_tensors(path)
+    tensors, dtype = tensor_files.read_tensors(path), choose_placement("cpu").dtype
+    parts = video_checkpoints.components_from_checkpoint(Checkpoint(path, tensors, config, None, dtype, HubOptions()))
     if videocrafter.is_videocrafter(tensors):
-        checkpoint = Checkpoint(path, tensors, config, None, torch.float32, HubOptions())
-        parts = video_checkpoints.components_from_checkpoint(checkpoint)
         exported = video_checkpoints.components_to_videocrafter(parts)
         return save(parts, folder, unused={name: each for name, each in tensors.items() if name not in exported})
-    dtype = choose_placement("cpu").dtype
-    parts = video_checkpoints.components_from_checkpoint(Checkpoint(path, tensors, config, None, dtype, HubOptions()))
     if parts.temporal_decoder is not None:
         check_decoder_fits(parts.temporal_decoder, parts.vae, str(path))
         parts.temporal_decoder.to(dtype)
@@ -154,11 +149,13 @@ def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
     restored bit for bit; another model's file lacks tensors that no network here has, such as the text encoder's last
     layer.
 
-    Raises:
-        InputError: the folder has no temporal layers of VideoCrafter's kind.
+    Raises InputError if the folder has no temporal layers of VideoCrafter's kind.
     """
     folder, path = Path(folder).expanduser(), Path(file).expanduser()
-    parts = components.components_from_folder(folder, _unet_dtype(folder))
+    weights = sorted((folder / "unet").glob("*.safetensors"))
+    if not weights:
+        raise InputError(f"{folder} has no unet/*.safetensors: expected a folder that Kineograph saved")
+    parts = components.components_from_folder(folder, tensor_files.read_dtype(weights[0]))
     config = parts.temporal and parts.temporal.config
     layers = {site.after for site, _ in config.layers} if config else set()
     if not {"conv_in", "transformer"} <= layers or "cross_attention" in layers:
@@ -172,10 +169,3 @@ def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
         else:
             save_file(tensors, part)
     return path
-
-
-def _unet_dtype(folder: Path) -> torch.dtype:
-    weights = sorted((folder / "unet").glob("*.safetensors"))
-    if not weights:
-        raise InputError(f"{folder} has no unet/*.safetensors: expected a folder that Kineograph saved")
-    return tensor_files.read_dtype(weights[0])

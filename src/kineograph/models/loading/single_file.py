@@ -48,40 +48,34 @@ class Checkpoint(NamedTuple):
 def components_from_file(file: Checkpoint) -> Components:
     """Return the components of an SD 1.x, 2.x or SDXL checkpoint.
 
-    Raises:
-        InputError: the file is no such checkpoint or does not fit its configuration.
+    Raises InputError if the file is no such checkpoint or does not fit its configuration.
     """
     known_configurations.refuse_partial_checkpoint(file.path, file.tensors)
     with _configuration(file) as folder:
-        ends = [end for end, _ in components.text_encoder_classes(components.read_index(folder))]
-        tokenizers = [tokenizer_for_file(file, folder, end) for end in ends]
-        return _convert(file, folder, tokenizers)
+        return _convert(file, folder)
 
 
 def vae_from_file(path: Path, like: AutoencoderKL) -> AutoencoderKL:
     """Return the VAE in a single file, of the same architecture as `like`."""
-    tensors = tensor_files.read_tensors(path)
-    with TemporaryDirectory() as folder:
-        like.save_config(folder)
-        try:
-            return AutoencoderKL.from_single_file(tensors, config=folder, dtype=like.dtype)
-        except CONVERSION_ERRORS as error:
-            raise InputError(
-                f"{path} is not a VAE like the model's own: {_first_line(error)}. "
-                f"Its {len(tensors)} tensors are called {tensor_files.preview_names(tensors)}"
-            ) from error
+    return _network_from_file(path, like, like.dtype, "a VAE like the model's own")
 
 
 def controlnet_from_file(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
     """Return the ControlNet in a single file, for this U-Net."""
+    like = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
+    return _network_from_file(path, like, dtype, "a ControlNet for the model's architecture")
+
+
+def _network_from_file(path: Path, like: Any, dtype: torch.dtype, kind: str) -> Any:
+    """Return a network of the class and configuration of `like` with the weights in a file."""
     tensors = tensor_files.read_tensors(path)
     with TemporaryDirectory() as folder:
-        ControlNetModel.from_unet(unet, load_weights_from_unet=False).save_config(folder)
+        like.save_config(folder)
         try:
-            return ControlNetModel.from_single_file(tensors, config=folder, dtype=dtype)
+            return type(like).from_single_file(tensors, config=folder, dtype=dtype)
         except (*CONVERSION_ERRORS, TypeError) as error:  # diffusers does not check the names
             raise InputError(
-                f"{path} is not a ControlNet for the model's architecture: {_first_line(error)}. "
+                f"{path} is not {kind}: {_first_line(error)}. "
                 f"Its {len(tensors)} tensors are called {tensor_files.preview_names(tensors)}"
             ) from error
 
@@ -98,15 +92,18 @@ def _configuration(file: Checkpoint) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _convert(file: Checkpoint, folder: Path, tokenizers: list[CLIPTokenizer]) -> Components:
+def _convert(file: Checkpoint, folder: Path) -> Components:
+    """Return the components of a checkpoint whose configuration is in a folder."""
     index = components.read_index(folder)
+    encoder_classes = components.text_encoder_classes(index)
+    tokenizers = [tokenizer_for_file(file, folder, end) for end, _ in encoder_classes]
     options: dict[str, Any] = {"config": str(folder), "local_files_only": True}
     try:
         networks = [
             create_diffusers_clip_model_from_ldm(
                 kind, checkpoint=file.tensors, subfolder=f"text_encoder{end}", torch_dtype=file.dtype, **options
             )
-            for end, kind in components.text_encoder_classes(index)
+            for end, kind in encoder_classes
         ]
         converted = Components(
             unet=UNet2DConditionModel.from_single_file(file.tensors, subfolder="unet", dtype=file.dtype, **options),
@@ -128,11 +125,7 @@ def _convert(file: Checkpoint, folder: Path, tokenizers: list[CLIPTokenizer]) ->
 def tokenizer_for_file(file: Checkpoint, folder: Path, end: str) -> CLIPTokenizer:
     """Return the tokenizer in a configuration's folder, or else CLIP's from the Hub.
 
-    Args:
-        end: "" for the first text encoder, "_2" for the second.
-
-    Raises:
-        InputError: it is in neither.
+    end: "" for the first text encoder, "_2" for the second. Raises InputError if it is in neither.
     """
     if (folder / f"tokenizer{end}").is_dir():
         return components.read_tokenizer(folder, end)

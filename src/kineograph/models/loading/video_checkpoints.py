@@ -21,8 +21,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVi
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
-from kineograph.models.conditioning import image_encoder
-from kineograph.models.conditioning.image_encoder import ImageEncoder
+from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncoder, stretch_to_square
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import key_map, ldm, shapes, videocrafter, vidrd
 from kineograph.models.formats.tensor_files import Tensors, preview_names
@@ -40,24 +39,14 @@ TRAINING_TENSORS = re.compile(
     r"model_ema\..*|embedder\.(?!model\.visual\.).*|cond_stage_model\.model\.(?:text_projection|logit_scale|attn_mask)|"
     r"betas|logvar|scale_arr\w*|lvlb_weights|ddim_\w+|alphas_cumprod\w*|(?:sqrt|log|posterior)_\w+"
 )
-VIDEOCRAFTER_SCHEDULER = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-    "prediction_type": "epsilon",
-}
+VIDEOCRAFTER_SCHEDULER = known_configurations.SCHEDULER | {"prediction_type": "epsilon"}  # and VidRD's
 VIDRD_TEXT_ENCODER = "text_encoder."
 
 
 def components_from_checkpoint(file: Checkpoint) -> Components:
     """Return the components of a checkpoint in a single file: VideoCrafter's, VidRD's or Stable Diffusion's layout.
 
-    Raises:
-        InputError: the file has another layout, or does not fit its configuration.
+    Raises InputError if the file has another layout, or does not fit its configuration.
     """
     if videocrafter.is_videocrafter(file.tensors):
         return components_from_videocrafter(file)
@@ -69,26 +58,24 @@ def components_from_checkpoint(file: Checkpoint) -> Components:
 def components_from_videocrafter(file: Checkpoint) -> Components:
     """Return the components of a VideoCrafter checkpoint, in the file's dtype; its prediction type is known.
 
-    Raises:
-        InputError: tensors are missing, left over or have another shape.
+    Raises InputError if tensors are missing, left over or have another shape.
     """
     path, tensors = file.path, file.tensors
     _refuse_other_tensors(path, tensors)
     with _configuration(file.config, file.hub_options) as folder_of:
         settings = shapes.read_assumed_settings(folder_of("unet").parent)
         net = videocrafter.video_unet_from_videocrafter(tensors, str(path), settings)
-        tokenizer = tokenizer_for_file(file, folder_of("tokenizer").parent, "")
+        tokenizer, reads_images = (
+            tokenizer_for_file(file, folder_of("tokenizer").parent, ""),
+            net.image_unet.encoder_hid_proj,
+        )
         return Components(
             unet=net.image_unet,
             vae=_read_vae(path, tensors, folder_of("vae")),
             text_encoders=(TextEncoder(tokenizer, _read_text_encoder(path, tensors, folder_of("text_encoder"))),),
             scheduler=videocrafter_scheduler(tensors, net.temporal),
             force_zeros_for_empty_prompt=False,
-            image_encoder=(
-                _read_image_encoder(path, tensors, folder_of("image_encoder"))
-                if net.image_unet.encoder_hid_proj
-                else None
-            ),
+            image_encoder=_read_image_encoder(path, tensors, folder_of("image_encoder")) if reads_images else None,
             temporal=net.temporal,
         )
 
@@ -149,8 +136,8 @@ def _configuration(config: str | Path | None, hub_options: HubOptions) -> Iterat
 def _read_vae(path: Path, tensors: Tensors, folder: Path) -> AutoencoderKL:
     with init_empty_weights(include_buffers=False):
         vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, local_files_only=True))
-    what = f"the VAE in {path} is not as expected"
-    key_map.load_tensors(vae, key_map.select_prefix(VAE, tensors), ldm.vae_key_map(vae), what)
+    own, entries = key_map.select_prefix(VAE, tensors), ldm.vae_key_map(vae)
+    key_map.load_tensors(vae, own, entries, f"the VAE in {path} is not as expected")
     return vae.eval()
 
 
@@ -163,8 +150,8 @@ def _read_text_encoder(path: Path, tensors: Tensors, folder: Path) -> CLIPTextMo
         for name, each in key_map.select_prefix(TEXT_ENCODER, tensors).items()
         if not TRAINING_TENSORS.fullmatch(TEXT_ENCODER + name) and not name.startswith(last_layer)
     }
-    what = f"the text encoder in {path} is not as expected"
-    key_map.load_tensors(encoder, own, ldm.text_encoder_key_map(encoder), what)
+    entries = ldm.text_encoder_key_map(encoder)
+    key_map.load_tensors(encoder, own, entries, f"the text encoder in {path} is not as expected")
     return encoder.eval()
 
 
@@ -172,14 +159,9 @@ def _read_image_encoder(path: Path, tensors: Tensors, folder: Path) -> ImageEnco
     with init_empty_weights(include_buffers=False):
         encoder = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder))
     own = ldm.transpose_projection(key_map.select_prefix(IMAGE_ENCODER, tensors))
-    what = f"the image encoder in {path} is not as expected"
-    key_map.load_tensors(encoder, own, ldm.vision_encoder_key_map(encoder), what)
-    return ImageEncoder(
-        encoder.eval(),
-        layer=image_encoder.LAST,
-        resize=image_encoder.stretch_to_square,
-        empty_color=image_encoder.GREY,
-    )
+    entries = ldm.vision_encoder_key_map(encoder)
+    key_map.load_tensors(encoder, own, entries, f"the image encoder in {path} is not as expected")
+    return ImageEncoder(encoder.eval(), layer=LAST, resize=stretch_to_square, empty_color=GREY)
 
 
 def components_from_vidrd(file: Checkpoint) -> Components:
@@ -187,8 +169,7 @@ def components_from_vidrd(file: Checkpoint) -> Components:
 
     The VAE and, if the file has none, the text encoder are that model's. Some files have a temporal decoder.
 
-    Raises:
-        InputError: config is missing, or tensors of the file are missing, left over or have another shape.
+    Raises InputError if config is missing, or tensors of the file are missing, left over or have another shape.
     """
     path, tensors = file.path, file.tensors
     if file.config is None:
@@ -200,24 +181,18 @@ def components_from_vidrd(file: Checkpoint) -> Components:
     net = vidrd.video_unet_from_vidrd(tensors, str(path), shapes.read_assumed_settings(folder))
     base = components.components_from_folder(folder, file.dtype)
     if unknown := [n for n in tensors if not n.startswith((vidrd.UNET, VIDRD_TEXT_ENCODER, files.VAE_PREFIX))]:
-        names = preview_names(unknown)
-        warnings.warn(
-            f"{path}: {len(unknown)} tensors are of neither U-Net, VAE nor text encoder and are left out: {names}",
-            InputWarning,
-            stacklevel=2,
-        )
+        count, names = len(unknown), preview_names(unknown)
+        left_out = f"{count} tensors are of neither U-Net, VAE nor text encoder and are left out: {names}"
+        warnings.warn(f"{path}: {left_out}", InputWarning, stacklevel=2)
     files.fill_vae(base.vae, tensors, str(path))
     if files.has_temporal_decoder(tensors):
         base = base._replace(temporal_decoder=files.read_vidrd_decoder(tensors, str(path)))
     if own := key_map.select_prefix(VIDRD_TEXT_ENCODER, tensors):
-        _fill_text_encoder(base.text_encoders[0], own, path)
+        # newer versions of transformers have neither the prefix `text_model.` nor the buffer of positions
+        own = {
+            name.removeprefix("text_model."): each for name, each in own.items() if not name.endswith("position_ids")
+        }
+        encoder = base.text_encoders[0].network
+        entries = {name: key_map.Entry(name.removeprefix("text_model.")) for name in encoder.state_dict()}
+        key_map.load_tensors(encoder, own, entries, f"the text encoder in {path} is not like the one in config")
     return base._replace(unet=net.image_unet, temporal=net.temporal)
-
-
-def _fill_text_encoder(encoder: TextEncoder, tensors: Tensors, path: Path) -> None:
-    renamed = {
-        name.removeprefix("text_model."): each for name, each in tensors.items() if not name.endswith("position_ids")
-    }
-    entries = {name: key_map.Entry(name.removeprefix("text_model.")) for name in encoder.network.state_dict()}
-    what = f"the text encoder in {path} is not like the one in config"
-    key_map.load_tensors(encoder.network, renamed, entries, what)

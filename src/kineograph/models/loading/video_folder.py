@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import init_empty_weights
@@ -48,15 +48,13 @@ TEMPORAL_DECODER = "temporal_decoder"
 MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS = "motion_adapter", "motion_adapter.safetensors"
 IMAGE_ADAPTER, IMAGE_ADAPTER_WEIGHTS = "image_adapter", "ip_adapter.safetensors"
 IMAGE_ENCODER = "image_encoder"
+Layers = TypeVar("Layers", TemporalLayers, TemporalDecoder)
+# names in `ImageAdapterConfig.fit`: the first changes the aspect ratio
 FITS = {"squashed": stretch_to_square, "cropped": crop_to_square}
 
 
 class ImageAdapterConfig(BaseModel):
-    """The resampler's sizes and the preprocessing of its images.
-
-    fit    resizing of images: a key of `FITS`
-    blank  color of the image that stands for no image, see `ImageEncoder.empty_color`
-    """
+    """The resampler's sizes and the fields of `ImageEncoder`: `fit` names its resize, `blank` is its empty_color."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,16 +69,11 @@ class ImageAdapterConfig(BaseModel):
 def read_temporal_layers(folder: Path, unet: UNet2DConditionModel) -> TemporalLayers:
     """Return the temporal layers in a folder `temporal`, for this image network.
 
-    Raises:
-        InputError: the folder is incomplete or damaged, or the layers are for another network.
+    Raises InputError if the folder is incomplete or damaged, or the layers are for another network.
     """
-    config = read_temporal_config(folder)
     with init_empty_weights(include_buffers=False):
-        layers = TemporalLayers(unet, config)
-    tensors = tensor_files.read_tensors(_file(folder, NETWORK_WEIGHTS))
-    what = f"{folder} does not fit the image network beside it"
-    key_map.load_tensors(layers, tensors, key_map.identity_key_map(layers.state_dict()), what)
-    return layers.eval()
+        layers = TemporalLayers(unet, read_temporal_config(folder))
+    return _load_weights(layers, folder, f"{folder} does not fit the image network beside it")
 
 
 def read_temporal_config(folder: Path) -> TemporalConfig:
@@ -88,26 +81,21 @@ def read_temporal_config(folder: Path) -> TemporalConfig:
     return _validated(TemporalConfig, _file(folder, CONFIG))
 
 
-def write_temporal_layers(layers: TemporalLayers, folder: Path) -> None:
-    """Write temporal layers into a new folder `temporal`."""
-    folder.mkdir()
-    (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2))
-    _save(layers.state_dict(), folder / NETWORK_WEIGHTS)
-
-
 def read_temporal_decoder(folder: Path) -> TemporalDecoder:
     """Return the layers in a folder `temporal_decoder`. Raises InputError if it is incomplete or damaged."""
     with init_empty_weights(include_buffers=False):
         layers = TemporalDecoder(_validated(TemporalDecoderConfig, _file(folder, CONFIG)))
+    return _load_weights(layers, folder, f"{folder} does not fit its configuration")
+
+
+def _load_weights(layers: Layers, folder: Path, what: str) -> Layers:
     tensors = tensor_files.read_tensors(_file(folder, NETWORK_WEIGHTS))
-    key_map.load_tensors(
-        layers, tensors, key_map.identity_key_map(layers.state_dict()), f"{folder} does not fit its configuration"
-    )
+    key_map.load_tensors(layers, tensors, key_map.identity_key_map(layers.state_dict()), what)
     return layers.eval()
 
 
-def write_temporal_decoder(layers: TemporalDecoder, folder: Path) -> None:
-    """Write a temporal decoder's layers into a new folder."""
+def write_layers(layers: TemporalLayers | TemporalDecoder, folder: Path) -> None:
+    """Write temporal layers or a temporal decoder into a new folder, which the functions above read."""
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2) + "\n")
     _save(layers.state_dict(), folder / NETWORK_WEIGHTS)
@@ -117,10 +105,9 @@ def read_motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionAdapter
     """Return a pipeline's motion adapter for its temporal layers, None if it has none."""
     if not (folder / MOTION_ADAPTER).is_dir():
         return None
-    adapter = adapter_files.read_adapter_file(
-        _file(folder / MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS), "motion", HubOptions()
-    )
-    return adapter_files.build_motion_adapter(adapter, temporal, folder.name)
+    path = _file(folder / MOTION_ADAPTER, MOTION_ADAPTER_WEIGHTS)
+    file = adapter_files.read_adapter_file(path, "motion", HubOptions())
+    return adapter_files.build_motion_adapter(file, temporal, folder.name)
 
 
 def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ImageEncoder | None:
@@ -136,14 +123,12 @@ def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dt
     what = f"{folder / IMAGE_ADAPTER} does not fit the image network beside it"
     key_map.load_tensors(unet, tensors, ip_adapter_key_map(unet), what)
     unet.eval()
-    encoder = _read_clip_vision(folder / IMAGE_ENCODER, dtype)
+    classes = json.loads(_file(folder / IMAGE_ENCODER, CONFIG).read_text()).get("architectures", [])
+    projects = "CLIPVisionModelWithProjection" in classes
+    encoder = (CLIPVisionModelWithProjection if projects else CLIPVisionModel).from_pretrained(
+        folder / IMAGE_ENCODER, dtype=dtype, local_files_only=True
+    )
     return ImageEncoder(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
-
-
-def _read_clip_vision(folder: Path, dtype: torch.dtype) -> CLIPVisionModel | CLIPVisionModelWithProjection:
-    projects = "CLIPVisionModelWithProjection" in json.loads(_file(folder, CONFIG).read_text()).get("architectures", [])
-    kind = CLIPVisionModelWithProjection if projects else CLIPVisionModel
-    return kind.from_pretrained(folder, dtype=dtype, local_files_only=True)
 
 
 def write_image_adapter(unet: UNet2DConditionModel, encoder: ImageEncoder | None, folder: Path) -> None:

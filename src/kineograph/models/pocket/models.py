@@ -76,11 +76,7 @@ def open_pocket_vidrd(folder: Path) -> Components:
 
 
 def open_with_temporal_layers(folder: Path, part: str | Path) -> Components:
-    """Return the components of the video model with the temporal layers, and motion adapter if any, of another folder.
-
-    Args:
-        part: folder of the temporal layers, relative to the pocket model's.
-    """
+    """Return the components of the video model with the temporal layers and motion adapter in the folder `part`."""
     opened, own = open_pocket_video(folder), _folder(folder, part)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     weights = load_file(own / f"{own.name}.safetensors")

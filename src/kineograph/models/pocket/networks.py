@@ -40,8 +40,7 @@ Net = TypeVar("Net", ControlNetModel, UNet2DConditionModel)
 def add_low_rank(net: nn.Module, layers: list[str] | str, rank: int) -> None:
     """Add trainable low-rank updates, which are zero at first, to layers, and freeze everything else.
 
-    Args:
-        layers: endings of the layers' names, or a regular expression for whole names.
+    layers: endings of the layers' names, or a regular expression for whole names.
     """
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), net)
 
@@ -108,8 +107,7 @@ def restore_network(net: Net, weights: dict[str, Tensor]) -> Net:
         net: the result of `initial_controlnet` or `initial_editing_unet`, which is changed.
         weights: the `trained_weights`.
 
-    Raises:
-        InputError: the weights are another network's.
+    Raises InputError if the weights are another network's.
     """
     trainable = make_trainable(net)
     if difference := set(trained_weights(trainable)) ^ set(weights):

@@ -22,7 +22,6 @@ from kineograph.models.temporal.temporal_layers import AfterLayer, TemporalLayer
 AdapterScale = float | Float[Tensor, " b"]  # of all samples, or one each
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v")
-IMAGE_LAYERS = ("conv_in", "resnets", "attentions")
 NO_TEMPORAL_LAYERS = (
     "is an image model without temporal layers: load it with motion= (--motion-module), or take a video model, such "
     "as pocket-video"
@@ -43,14 +42,11 @@ class AdapterConfig(BaseModel):
 
 
 MOTION_ADAPTER = AdapterConfig(rank=16, layers=ATTENTION_PROJECTIONS)  # the paper does not state its ranks
-SPATIAL_ADAPTER = AdapterConfig(rank=16, layers=IMAGE_LAYERS)
+SPATIAL_ADAPTER = AdapterConfig(rank=16, layers=("conv_in", "resnets", "attentions"))
 
 
 class LowRankBranch(nn.Module):
-    """`scale * A_up A_down x` of the channels of x; A_up starts at zero.
-
-    The two matrices have LoRA's names, because that is what they are (Hu et al. 2021).
-    """
+    """`scale * A_up A_down x` of the channels of x, in LoRA's names (Hu et al. 2021); A_up, lora_B, starts at zero."""
 
     def __init__(self, in_features: int, out_features: int, rank: int) -> None:
         super().__init__()
@@ -120,9 +116,8 @@ class SpatialAdapter(nn.Module):
 def _select(names: list[str], config: AdapterConfig) -> list[str]:
     chosen = [name for name in names if not set(config.layers).isdisjoint(name.split("."))]
     if not chosen:
-        raise InputError(
-            f"no layer here is one of {', '.join(config.layers)}: {preview_names(names)} can have branches"
-        )
+        wanted = ", ".join(config.layers)
+        raise InputError(f"no layer here is one of {wanted}: {preview_names(names)} can have branches")
     return chosen
 
 

@@ -63,10 +63,10 @@ class ConvConfig(BaseModel):
 
 
 class ResamplingConfig(BaseModel):
-    """Temporal down- and upsampling.
+    """Temporal down- and upsampling: `factors` divide the number of frames.
 
-    factors  number by which each downsampler of the image U-Net, from the highest resolution on, divides the number
-             of frames, and by which the upsampler of the same level multiplies it
+    There is one for each downsampler of the image U-Net, from the highest resolution on; the upsampler of the same
+    level multiplies by it.
     """
 
     model_config = STRICT

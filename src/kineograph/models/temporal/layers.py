@@ -34,7 +34,7 @@ def tokens_to_frames(tokens: Tensor, size: torch.Size) -> Tensor:
 
 
 def transposed_tokens_to_frames(tokens: Tensor, size: torch.Size) -> Tensor:
-    """Return the same with tokens `f c` read as `c f`: VidRD's released weights were trained with this."""
+    """Return the frames of tokens whose `f c` numbers are read as `c f`: VidRD's weights were trained with this."""
     pixels, frames, channels = tokens.shape
     return tokens_to_frames(tokens.reshape(pixels, channels, frames).transpose(1, 2), size)
 
@@ -56,10 +56,7 @@ class RelativePositions(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Self-attention over the frames of one pixel: `n f c` -> `n f c`.
-
-    Args:
-        relative: largest distance between frames with a relative position of its own; None for no relative positions.
+    """Self-attention over the frames of one pixel: `n f c` -> `n f c`; `relative` as in `TransformerConfig`.
 
     Source: VideoCrafter1's temporal attention; without `relative`, that of ModelScope, AnimateDiff and VidRD.
     """
@@ -132,20 +129,17 @@ class TemporalTransformer(nn.Module):
         self.proj_out = _zero_init(nn.Linear(width, channels))
 
     def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
-        size = x.shape[2:]
         plane = ensure_gradient(frames_to_plane(x, frames))
         tokens = self.proj_in(self.norm(plane).permute(0, 3, 2, 1).flatten(0, 1))
         for block in self.transformer_blocks:
             tokens = block(tokens, project)
-        return (x.unflatten(0, (-1, frames)) + self.to_frames(self.proj_out(tokens), size)).flatten(0, 1)
+        return (x.unflatten(0, (-1, frames)) + self.to_frames(self.proj_out(tokens), x.shape[2:])).flatten(0, 1)
 
 
 class TemporalConv(nn.Module):
     """Temporal convolutions over three frames, with one residual connection: `(b f) c h w` -> the same.
 
     Frames become the rows of an image whose columns are all pixels, so that a 3 x 1 kernel runs over time.
-    Dropout applies in training.
-
     Source: ModelScope's temporal convolution, which VideoCrafter1 (I2V) and VidRD have after every ResNet block.
     """
 
@@ -176,9 +170,7 @@ class AttentionInBlock(nn.Module):
     """Temporal attention between the layers of a spatial transformer block: tokens `(b f) n c` -> the same.
 
     Sinusoidal positions are added to the tokens themselves and stay there, so with them the layer does not start as
-    the identity.
-
-    Source: VidRD's Temp-Attn (its released code; the paper's figure shows no positions, and neither has `relative`).
+    the identity. Source: VidRD's released code (Temp-Attn); the paper's figure has no positions, and neither relative.
     """
 
     def __init__(self, channels: int, config: AttentionConfig) -> None:
@@ -270,7 +262,7 @@ def _zero_init(layer: nn.Module) -> nn.Module:
 
 
 def ensure_gradient(x: Tensor) -> Tensor:
-    """Return the same numbers as a leaf that requires a gradient, where x has none and gradients are enabled.
+    """Return x as a leaf that requires a gradient, if it has none and gradients are enabled.
 
     On a CPU torch (2.13) crashes in a group norm's backward pass if its input is `channels_last` and has no gradient.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from diffusers import UNet2DConditionModel
@@ -49,10 +49,8 @@ class TemporalLayers(nn.Module):
     def bind(self, unet: nn.Module, project: ApplyProjection = apply_projection) -> AfterLayer:
         """Return the function to call after each layer of this image U-Net.
 
-        The layers are looked up anew for every forward pass: an adapter may have replaced one.
-
-        Args:
-            project: computes the queries, keys and values of the temporal attentions.
+        The layers are looked up anew for every forward pass: an adapter may have replaced one. `project` computes the
+        queries, keys and values of the temporal attentions.
         """
         temporal = {unet.get_submodule(name): self.after.get_submodule(name) for name in self.names}
 
@@ -65,9 +63,9 @@ class TemporalLayers(nn.Module):
 class ImageLayer(NamedTuple):
     """A layer of an image U-Net that temporal layers can follow.
 
-    kinds   the values of `Site.after` that mean it
+    kinds   the values of `Site.after` that include it
     lowest  True in the blocks of the lowest resolution
-    level   number of the down- or upsampler, from the highest resolution on
+    level   index of the down- or upsampler, from the highest resolution on
     """
 
     name: str
@@ -115,12 +113,11 @@ def _image_layers(unet: Any) -> Iterator[ImageLayer]:
     """Yield the layers of a U-Net that temporal layers can follow, in the order of the forward pass, samplers last."""
     yield ImageLayer("conv_in", ("conv_in",), unet.config.block_out_channels[0])
     levels = len(unet.down_blocks) - 1
-    blocks: Mapping[str, Any] = {
-        **{f"down_blocks.{k}": block for k, block in enumerate(unet.down_blocks)},
-        **({} if unet.mid_block is None else {"mid_block": unet.mid_block}),
-        **{f"up_blocks.{k}": block for k, block in enumerate(unet.up_blocks)},
-    }
-    for block_name, block in blocks.items():
+    names = [f"down_blocks.{k}" for k in range(levels + 1)]
+    names += [] if unet.mid_block is None else ["mid_block"]
+    names += [f"up_blocks.{k}" for k in range(levels + 1)]
+    for block_name in names:
+        block = unet.get_submodule(block_name)
         mid, lowest = block_name == "mid_block", block_name in (f"down_blocks.{levels}", "mid_block", "up_blocks.0")
         transformers = getattr(block, "attentions", ())
         for k, resnet in enumerate(block.resnets):
@@ -135,11 +132,9 @@ def _image_layers(unet: Any) -> Iterator[ImageLayer]:
                 yield ImageLayer(inside, ("cross_attention",), resnet.out_channels, mid, lowest)
             yield ImageLayer(name, ("transformer", "stage"), resnet.out_channels, mid, lowest)
     for k in range(levels):
-        for name, block in (
-            (f"down_blocks.{k}.down", unet.down_blocks[k]),
-            (f"up_blocks.{levels - 1 - k}.up", unet.up_blocks[levels - 1 - k]),
-        ):
-            yield ImageLayer(f"{name}samplers.0", ("resampler",), block.resnets[-1].out_channels, level=k)
+        for name in (f"down_blocks.{k}.downsamplers.0", f"up_blocks.{levels - 1 - k}.upsamplers.0"):
+            block = unet.get_submodule(name.rpartition(".")[0].rpartition(".")[0])
+            yield ImageLayer(name, ("resampler",), block.resnets[-1].out_channels, level=k)
 
 
 def add_submodule(root: nn.Module, name: str, layer: nn.Module) -> None:

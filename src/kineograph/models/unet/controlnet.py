@@ -7,7 +7,6 @@ attention: with first-frame attention in the U-Net alone, the two networks would
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 
 import torch
 from diffusers import ControlNetModel
@@ -30,8 +29,7 @@ ControlResiduals = tuple[list[Tensor], Tensor]  # of each skip connection, and o
 class VideoControlNet(nn.Module):
     """A `ControlNetModel` on all frames of a video together.
 
-    Raises:
-        InputError: a network of another kind, naming what is not supported.
+    Raises InputError for a network of another kind, naming what is not supported.
     """
 
     def __init__(self, controlnet: ControlNetModel) -> None:
@@ -62,10 +60,8 @@ class VideoControlNet(nn.Module):
     ) -> ControlResiduals:
         """Return the residuals of each skip connection and of the mid block, frames folded into the batch.
 
-        Args:
-            control: embedded control maps of the frames in z.
-            frame_attention, frames, key_values: as in `VideoUNet.forward`.
-            cache: as in `VideoUNet.forward`; it may be the U-Net's, which then drops what no frame reads any more.
+        control: embedded control maps of the frames in z. The other arguments are those of `VideoUNet.forward`; the
+        cache may be the U-Net's, which then drops what no frame reads any more.
         """
         net, numbers = self.controlnet, list(range(z.shape[1]) if frames is None else frames)
         key_values = project_tokens(net, condition) if key_values is None else key_values
@@ -124,10 +120,9 @@ def sum_residuals(*controls: Residuals) -> Residuals:
         z: Latents, timestep: Tensor, frames: Sequence[int], cache: KeyValueCache | None
     ) -> ControlResiduals | None:
         active = [each for control in controls if (each := control(z, timestep, frames, cache)) is not None]
-        return reduce(_add, active) if active else None
+        if not active:
+            return None
+        skips, mids = zip(*active, strict=True)
+        return [sum(each[1:], each[0]) for each in zip(*skips, strict=True)], sum(mids[1:], mids[0])
 
     return residuals
-
-
-def _add(one: ControlResiduals, other: ControlResiduals) -> ControlResiduals:
-    return [a + b for a, b in zip(one[0], other[0], strict=True)], one[1] + other[1]

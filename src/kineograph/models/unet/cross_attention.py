@@ -58,21 +58,16 @@ def project_tokens(net: Any, condition: Condition) -> TokenKeyValues:
     check_attention_processors(net)
     tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
     images = None if images is None else images.to(net.device, net.dtype)
-    return {layer: _project(layer, tokens, images, condition.image_scale) for layer in cross_attentions(net)}
+    key_values: TokenKeyValues = {}
+    for layer in cross_attentions(net):
+        key_values[layer] = [KeysAndValues(layer.to_k(tokens), layer.to_v(tokens), 1.0)]
+        if images is not None:
+            key_values[layer] += _project_images(layer.processor, images, condition.image_scale)
+    return key_values
 
 
-def _project(
-    attn: Attention, tokens: Float[Tensor, "b n d"], image_tokens: ImageTokens | None, image_scale: float
-) -> list[KeysAndValues]:
-    text = KeysAndValues(attn.to_k(tokens), attn.to_v(tokens), 1.0)
-    if image_tokens is None:
-        return [text]
-    images = _project_images(attn.processor, image_tokens)
-    return [text, *(image._replace(scale=image_scale * image.scale) for image in images)]
-
-
-def _project_images(adapter: object, image_tokens: ImageTokens) -> Iterator[KeysAndValues]:
-    """Yield keys and values for each IP-Adapter on the layer, with its scale there."""
+def _project_images(adapter: object, image_tokens: ImageTokens, image_scale: float) -> Iterator[KeysAndValues]:
+    """Yield keys and values for each IP-Adapter on the layer; `image_scale` multiplies its scale there."""
     if not isinstance(adapter, IP_ADAPTER_PROCESSORS):
         raise InputError(
             "the condition has image tokens, but nothing on this U-Net reads them: "
@@ -83,7 +78,7 @@ def _project_images(adapter: object, image_tokens: ImageTokens) -> Iterator[Keys
         if isinstance(scale, list):
             raise InputError(f"an IP-Adapter has a scale for each image ({scale}), which needs masks: give it one")
         if scale != 0:
-            yield KeysAndValues(to_k(part), to_v(part), float(scale))
+            yield KeysAndValues(to_k(part), to_v(part), image_scale * float(scale))
 
 
 def _split_tokens(image_tokens: ImageTokens, sizes: list[int]) -> tuple[Tensor, ...]:
@@ -101,12 +96,8 @@ def _split_tokens(image_tokens: ImageTokens, sizes: list[int]) -> tuple[Tensor, 
 def cross_attend(
     attn: Attention, x: Float[Tensor, "bf n c"], key_values: list[KeysAndValues], frames: list[int]
 ) -> Tensor:
-    """Return a layer's cross-attention of these frames, folded into the batch.
-
-    key_values: of text, then of image tokens, whose attention is added with their scale.
-    """
-    query = attn.to_q(x)
-    text, *images = key_values
+    """Return a layer's cross-attention of frames folded into the batch. key_values: of text, then of image tokens."""
+    query, (text, *images) = attn.to_q(x), key_values
     output = _attend(query, text, frames, attn.heads)
     for image in images:
         output = output + image.scale * _attend(query, image, frames, attn.heads)

@@ -126,7 +126,7 @@ def down_block(block: Block, x: Tensor, skips: list[Tensor], inputs: LayerInputs
 
 
 def mid_block(block: Block, x: Tensor, inputs: LayerInputs) -> Tensor:
-    """Apply the mid block."""
+    """Apply a mid block."""
     for resnet, transformer in _stages(block):
         x = inputs.call_stage(_stage, resnet, transformer, x, inputs)
     return x
@@ -164,8 +164,7 @@ def _apply_freeu(block: Block, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _transformer(transformer: Transformer2DModel, x: Tensor, inputs: LayerInputs) -> Tensor:
-    normed = transformer.norm(x)
-    linear = transformer.use_linear_projection  # SD 2.x and SDXL; a 1x1 convolution in SD 1.x
+    normed, linear = transformer.norm(x), transformer.use_linear_projection  # SD 2.x, SDXL; 1x1 convolution in SD 1.x
     tokens = transformer.proj_in(_as_tokens(normed)) if linear else _as_tokens(transformer.proj_in(normed))
     for block in transformer.transformer_blocks:
         tokens = _transformer_block(block, tokens, inputs)

@@ -73,8 +73,7 @@ def group_frames(frame_attention: FrameAttention, frames: Sequence[int], cache: 
     The frames that the next frame would read are put into the cache. That is enough for any policy by which frame
     k + 1 reads nothing but itself, frame k and what frame k reads, like those above or a sliding window.
 
-    Raises:
-        InputError: a frame reads one that is neither among them nor in the cache.
+    Raises InputError if a frame reads one that is neither among them nor in the cache.
     """
     frames, last = list(frames), max(frames)
     keep = [] if cache is None else [k for k in frame_attention(last + 1) if k <= last]
@@ -122,8 +121,7 @@ def attend_frames(
     outputs = []
     for count, queries, reads in groups.calls:
         q, k, v = _group(query, queries, count), _group(key, reads, count), _group(value, reads, count)
-        output = multi_head_attention(q, k, v, attn.heads)
-        outputs.append(output.reshape(len(query), len(queries), *query.shape[2:]))
+        outputs.append(multi_head_attention(q, k, v, attn.heads).reshape(len(query), len(queries), *query.shape[2:]))
     return project_output(attn, _select(_concatenate(outputs), groups.order).flatten(0, 1))
 
 

@@ -63,18 +63,15 @@ def check_resnet_config(unet: UNet2DConditionModel) -> None:
 
 
 def _check(unet: UNet2DConditionModel | ControlNetModel, settings: dict[str, set]) -> None:
-    for name, known in ((name, known) for name, known in settings.items() if name in unet.config):
-        values = unet.config[name]
+    kind = "ControlNet" if isinstance(unet, ControlNetModel) else "U-Net"
+    for name, known in settings.items():
+        values = unet.config.get(name, [])
         for value in values if isinstance(values, (list, tuple)) else [values]:
             if value not in known:
                 raise InputError(
-                    f"this {_kind(unet)} has {name}={value!r}, which is not supported: expected {_either(known)}, "
+                    f"this {kind} has {name}={value!r}, which is not supported: expected {_either(known)}, "
                     "as in Stable Diffusion 1.x, 2.x and SDXL. Load a network of one of these kinds"
                 )
-
-
-def _kind(net: nn.Module) -> str:
-    return "ControlNet" if isinstance(net, ControlNetModel) else "U-Net"
 
 
 def check_attention_processors(unet: nn.Module) -> None:

@@ -31,12 +31,11 @@ class VideoUNet(nn.Module):
     for a video of one frame in any case: temporal layers, and the frame rate, apply to more than one.
 
     Args:
-        call_stage: calls each stage of the forward pass, such as with gradient checkpointing.
+        call_stage: calls each stage of the forward pass, for gradient checkpointing.
         motion_adapter: low-rank branches in the temporal attentions.
         spatial_adapter: low-rank branches before the temporal layers.
 
-    Raises:
-        InputError: a network of another kind, naming what is not supported.
+    Raises InputError for a network of another kind, naming what is not supported.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class VideoUNet(nn.Module):
         return self.temporal is not None and self.temporal.fps is not None
 
     def _split_embedding(self, embedding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the image network's part of a condition's embedding, and frames per second `[b]`."""
+        """Return the image network's part of a condition's embedding, and frames per second `[b]`, if it has each."""
         if embedding is None or not self.has_frame_rate:
             return embedding, None
         rest = embedding[:, :-1]
@@ -75,11 +74,7 @@ class VideoUNet(nn.Module):
         return replace(condition, embedding=self._split_embedding(condition.embedding)[0])
 
     def project_tokens(self, condition: Condition) -> TokenKeyValues:
-        """Return keys and values of the condition's tokens, for `key_values` of `forward`.
-
-        They hold for all frames and noise levels, and for the weights and adapters that are on the network now.
-        Raises InputError for image tokens that no IP-Adapter reads, and for unsupported attention processors.
-        """
+        """Return the `key_values` of `forward` for a condition, see `cross_attention.project_tokens`."""
         return cross_attention.project_tokens(self.image_unet, condition)
 
     def check_motion_scale(self, scale: AdapterScale, name: str = "this network") -> None:
@@ -116,12 +111,16 @@ class VideoUNet(nn.Module):
             motion_scale, spatial_scale: of the adapters, for all samples or one each, `[b]`; at 0 the result is that
                 without the adapter, to the bit. At motion_scale 1 a video is frozen; below 0 it moves more.
 
-        Raises:
-            InputError: a frame reads one that is neither in `frames` nor in the cache, or the condition is not for
-                this network or this batch.
+        Raises InputError if a frame reads one that is neither in `frames` nor in the cache, or the condition is not for
+        this network or this batch.
         """
         unet, numbers = self.image_unet, list(range(z.shape[1]) if frames is None else frames)
-        _check_counts(z, numbers, condition)
+        if len(numbers) != z.shape[1]:
+            raise InputError(f"got {z.shape[1]} frames with {len(numbers)} numbers: give each frame one")
+        if len(condition.tokens) not in (1, len(z)):
+            raise InputError(
+                f"got {len(z)} videos and a condition for {len(condition.tokens)}: give each its own, or one for all"
+            )
         groups = group_frames(frame_attention, numbers, cache)
         self.check_motion_scale(motion_scale)
         key_values = self.project_tokens(condition) if key_values is None else key_values
@@ -169,22 +168,10 @@ class VideoUNet(nn.Module):
         return inputs._replace(after=after)
 
 
-def _check_counts(z: Latents, frames: list[int], condition: Condition) -> None:
-    if len(frames) != z.shape[1]:
-        raise InputError(f"got {z.shape[1]} frames with {len(frames)} numbers: give each frame one")
-    if len(condition.tokens) not in (1, len(z)):
-        raise InputError(
-            f"got {len(z)} videos and a condition for {len(condition.tokens)}: give each its own, or one for all"
-        )
-
-
 def _check_resampling(
     condition: Condition, frames: list[int], frame_attention: FrameAttention, cache: KeyValueCache | None
 ) -> None:
-    """Raise InputError for conditions of single frames, or for frames that read others.
-
-    Where the number of frames changes inside the network there is no place for these.
-    """
+    """Raise InputError for inputs of single frames, which a network that changes the number of frames cannot have."""
     images = condition.image_tokens
     if condition.residuals is not None or (images is not None and images.ndim == 4):
         raise InputError("a space-time network takes no ControlNet and no image for each frame: use another one")

@@ -33,12 +33,8 @@ def overlapping_windows(frames: int, size: int, overlap: int) -> list[range]:
 def window_ranges(config: TemporalConfig, window: int | None, overlap: int | None, frames: int) -> list[range]:
     """Return the windows in which a network with these temporal layers processes so many frames.
 
-    Args:
-        window: size in frames; the number that the network was trained on by default.
-        overlap: least number of frames that neighbours share; a quarter of the window by default.
-
-    Raises:
-        InputError: a window longer than the network's positions.
+    `window`, by default the number of frames it was trained on, and `overlap` are those of `Model.bind`. Raises
+    InputError for a window longer than the network's positions.
     """
     size = window or config.num_frames
     if config.max_frames is not None and size > config.max_frames:

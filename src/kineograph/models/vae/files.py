@@ -11,6 +11,7 @@ from pathlib import Path
 
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
+from torch import Tensor
 
 from kineograph import hub
 from kineograph.errors import InputError
@@ -18,16 +19,18 @@ from kineograph.hub import HubOptions
 from kineograph.models.formats import key_map, shapes, tensor_files
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
+from kineograph.models.formats.vidrd import temporal_conv_entry
 from kineograph.models.loading import known_configurations, single_file, video_folder
 from kineograph.models.loading.components import READ_ERRORS
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
 VAE_PREFIX = "vae."
 TEMPORAL_CONV = re.compile(r"decoder\.up_blocks\.(\d+)\.temp_convs\.(\d+)\.")
-CONVOLUTION = re.compile(r"up_blocks\.(\d+)\.(\d+)\.conv(\d)\.(norm|conv)\.(\w+)")
+
 STEM = "diffusion_pytorch_model"
 FILES = [f"{at}{name}" for at in ("", "temporal_decoder/") for name in ("config.json", f"{STEM}.safetensors")]
-OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers' earlier names
+NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers' old -> new name
+OLD_ATTENTION = re.compile(r"\.(query|key|value|proj_attn)\.(?=\w+$)")
 
 
 def open_temporal_decoder(source: str | Path | TemporalDecoder, hub_options: HubOptions) -> TemporalDecoder:
@@ -41,7 +44,8 @@ def open_temporal_decoder(source: str | Path | TemporalDecoder, hub_options: Hub
     if path.is_file():
         return read_vidrd_decoder(tensor_files.read_tensors(path), str(path))
     for folder in (path / video_folder.TEMPORAL_DECODER, path):
-        if (folder / video_folder.CONFIG).is_file() and not _is_saved_by_diffusers(folder):
+        config = folder / video_folder.CONFIG
+        if config.is_file() and '"_class_name"' not in config.read_text():  # which networks saved by diffusers have
             return video_folder.read_temporal_decoder(folder)
     weights = [each for each in (path / f"{STEM}.safetensors", path / f"{STEM}.bin") if each.is_file()]
     if not weights:
@@ -51,11 +55,6 @@ def open_temporal_decoder(source: str | Path | TemporalDecoder, hub_options: Hub
             f"diffusers layout; it holds {present or 'nothing'}"
         )
     return read_vidrd_decoder(tensor_files.read_tensors(weights[0]), str(weights[0]))
-
-
-def _is_saved_by_diffusers(folder: Path) -> bool:
-    """Return True for a network saved by diffusers, False for temporal layers saved by this library."""
-    return '"_class_name"' in (folder / video_folder.CONFIG).read_text()
 
 
 def has_temporal_decoder(tensors: Tensors) -> bool:
@@ -84,33 +83,19 @@ def read_vidrd_decoder(tensors: Tensors, source: str) -> TemporalDecoder:
 
 def vidrd_key_map(layers: TemporalDecoder) -> dict[str, Entry]:
     """Return the name of each tensor in VidRD's VAE."""
-    return {name: _entry(name) for name in layers.state_dict()}
-
-
-def _entry(name: str) -> Entry:
-    found = CONVOLUTION.fullmatch(name)
-    assert found is not None, name
-    block, resnet, number, kind, leaf = found.groups()
-    at = 4 * (int(number) - 1) + (3 if kind == "conv" else 0)  # norm, SiLU, dropout, convolution
-    ones = 1 if (kind, leaf) == ("conv", "weight") else 0
-    return Entry(f"decoder.up_blocks.{block}.temp_convs.{resnet}.convs.{at}.{leaf}", trailing_ones=ones)
+    blocks = {name: re.sub(r"^(up_blocks\.\d+)\.", r"decoder.\1.resnets.", name) for name in layers.state_dict()}
+    entries = {name: temporal_conv_entry(path) for name, path in blocks.items()}
+    return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def _config(convs: Tensors) -> TemporalDecoderConfig:
     """Return the configuration that follows from shapes. Raises KeyError for a missing tensor."""
-    first = r"decoder\.up_blocks\.0\.temp_convs\.0\.convs\.(\d+)\.weight"
-    blocks = shapes.block_indices(convs, r"decoder\.up_blocks\.(\d+)\.temp_convs\.0\.convs\.0\.weight")
-    return TemporalDecoderConfig(
-        blocks=tuple(
-            (
-                len(convs[f"decoder.up_blocks.{block}.temp_convs.0.convs.0.weight"]),
-                len(shapes.block_indices(convs, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight")),
-            )
-            for block in blocks
-        ),
-        convolutions=len(shapes.block_indices(convs, first)) // 2,
-        joint_norms=True,
-    )
+    blocks = []
+    for block in shapes.block_indices(convs, r"decoder\.up_blocks\.(\d+)\.temp_convs\.0\.convs\.0\.weight"):
+        resnets = shapes.block_indices(convs, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight")
+        blocks.append((len(convs[f"decoder.up_blocks.{block}.temp_convs.0.convs.0.weight"]), len(resnets)))
+    layers = shapes.block_indices(convs, r"decoder\.up_blocks\.0\.temp_convs\.0\.convs\.(\d+)\.weight")
+    return TemporalDecoderConfig(blocks=tuple(blocks), convolutions=len(layers) // 2, joint_norms=True)
 
 
 def fill_vae(vae: AutoencoderKL, tensors: Tensors, what: str) -> None:
@@ -118,23 +103,15 @@ def fill_vae(vae: AutoencoderKL, tensors: Tensors, what: str) -> None:
 
     Raises InputError if tensors are missing, left over or of another shape.
     """
-    own = {
-        _current_name(name): each
-        for name, each in key_map.select_prefix(VAE_PREFIX, tensors).items()
-        if not TEMPORAL_CONV.match(name)
-    }
+    expected = {name: each.shape for name, each in vae.state_dict().items()}
+    own: dict[str, Tensor] = {}
+    for name, each in key_map.select_prefix(VAE_PREFIX, tensors).items():
+        if not TEMPORAL_CONV.match(name):
+            name = OLD_ATTENTION.sub(lambda found: f".{NEW_ATTENTION[found[1]]}.", name)
+            own[name] = each.reshape(expected.get(name, each.shape))
     if own:
-        expected = {name: each.shape for name, each in vae.state_dict().items()}
-        own = {name: each.reshape(expected.get(name, each.shape)) for name, each in own.items()}
-        key_map.load_tensors(
-            vae, own, key_map.identity_key_map(expected), f"the VAE in {what} is not like the one in config"
-        )
-
-
-def _current_name(name: str) -> str:
-    path, _, last = name.rpartition(".")
-    before, _, inner = path.rpartition(".")
-    return f"{before}.{OLD_ATTENTION[inner]}.{last}" if inner in OLD_ATTENTION else name
+        kind = f"the VAE in {what} is not like the one in config"
+        key_map.load_tensors(vae, own, key_map.identity_key_map(expected), kind)
 
 
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
@@ -142,14 +119,14 @@ VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "d
 
 def open_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, hub_options: HubOptions) -> AutoencoderKL:
     """Open a VAE to use instead of a model's own. Raises InputError if its latents have other channels."""
-    opened = vae if isinstance(vae, AutoencoderKL) else _opened(vae, own, hub_options)
+    opened = vae if isinstance(vae, AutoencoderKL) else _read_vae(vae, own, hub_options)
     here, expected = opened.config.latent_channels, own.config.latent_channels
     if here != expected:
         raise InputError(f"the VAE has latents of {here} channels, and the model {expected}: pass another")
     return opened
 
 
-def _opened(vae: str | Path, own: AutoencoderKL, hub_options: HubOptions) -> AutoencoderKL:
+def _read_vae(vae: str | Path, own: AutoencoderKL, hub_options: HubOptions) -> AutoencoderKL:
     path = hub.local_path(vae) or hub.fetch_folder(str(vae), VAE_FILES, hub_options._replace(revision=None))
     if path.is_file():
         return single_file.vae_from_file(path, own)

@@ -39,7 +39,7 @@ class TemporalDecoderConfig(BaseModel):
     convolutions  number of temporal convolutions after each ResNet block
     groups        number of groups of their norms
     num_frames    number of frames that it was trained on
-    joint_norms   norms span the frames: then so many are decoded together, in overlapping windows
+    joint_norms   norms span the frames: then `num_frames` are decoded together, in overlapping windows
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,9 +54,9 @@ class TemporalDecoderConfig(BaseModel):
     @classmethod
     def _migrate(cls, given: Any) -> Any:
         """Rename `in_a_row`, the first version's name of `convolutions`."""
-        if not isinstance(given, Mapping):
-            return given
-        return {"convolutions" if name == "in_a_row" else name: value for name, value in given.items()}
+        if isinstance(given, Mapping) and "in_a_row" in given:
+            return {"convolutions" if name == "in_a_row" else name: value for name, value in given.items()}
+        return given
 
 
 class TemporalDecoder(nn.Module):
@@ -75,8 +75,8 @@ class TemporalDecoder(nn.Module):
 
         Args:
             vae: the VAE whose decoder this is for, on the device and in the dtype of z.
-            size: number of frames that each layer processes at once; the result does not depend on it, unless norms
-                span frames.
+            size: number of frames that each layer processes at once, unless norms span frames; it does not change the
+                result.
         """
         if z.shape[1] == 1:
             return decode_per_frame(vae, z, size)
@@ -93,13 +93,16 @@ class TemporalDecoder(nn.Module):
             yield frames[:, first - window.start : end - window.start]
 
     def _decode(self, vae: AutoencoderKL, chunks: Iterator[Latents], apply_conv: ApplyConv) -> Iterator[FrameFeatures]:
-        x, up_blocks = _per_frame(partial(_first_layers, vae), chunks), cast(Any, self.up_blocks)
-        for block, convs in zip(vae.decoder.up_blocks, up_blocks, strict=True):
+        decoder: Any = vae.decoder
+        if vae.post_quant_conv is not None:
+            chunks = _per_frame(vae.post_quant_conv, chunks)
+        x = _per_frame(lambda z: decoder.mid_block(decoder.conv_in(z), None), chunks)
+        for block, convs in zip(decoder.up_blocks, cast(Any, self.up_blocks), strict=True):
             for resnet, conv in zip(block.resnets, convs, strict=True):
                 x = apply_conv(conv, _per_frame(partial(resnet, temb=None), x))
             for upsample in block.upsamplers or ():
                 x = _per_frame(upsample, x)
-        return _per_frame(partial(_last_layers, vae.decoder), x)
+        return _per_frame(lambda x: decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x))), x)
 
 
 def apply_to_window(layer: TemporalConv, chunks: Iterator[FrameFeatures]) -> Iterator[FrameFeatures]:
@@ -145,16 +148,6 @@ def _per_frame(layer: Callable[[Tensor], Tensor], chunks: Iterable[FrameFeatures
     """Apply a layer of the image VAE to the frames of each chunk."""
     for chunk in chunks:
         yield layer(chunk.flatten(0, 1)).unflatten(0, chunk.shape[:2])
-
-
-def _first_layers(vae: AutoencoderKL, z: Tensor) -> Tensor:
-    decoder = vae.decoder
-    z = z if vae.post_quant_conv is None else vae.post_quant_conv(z)
-    return decoder.mid_block(decoder.conv_in(z), None)
-
-
-def _last_layers(decoder: Any, x: Tensor) -> Tensor:
-    return decoder.conv_out(decoder.conv_act(decoder.conv_norm_out(x)))
 
 
 def reconstruction_errors(
