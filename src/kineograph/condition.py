@@ -1,8 +1,7 @@
 """Conditioning inputs of a network, grouped by where they enter.
 
-The set of entries is closed; what can be put there is not. Text is `tokens`; an image for image-to-video or an
-IP-Adapter is `image_tokens`; a frame rate and SDXL's sizes are `embedding`; ControlNet is `residuals`;
-InstructPix2Pix's image is `channels`.
+Text is `tokens`; an image for image-to-video or an IP-Adapter is `image_tokens`; a frame rate and SDXL's sizes are
+`embedding`; ControlNet is `residuals`; InstructPix2Pix's image is `channels`. A new kind of input takes one of these.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class Condition:
 
     tokens        [b n d]: read by cross-attention
     image_tokens  [b m d], or [b f m d] when every frame has its own: read by cross-attention, beside the text
-    image_scale   weight of the attention to image tokens, a factor on the scale of the layers that read them
+    image_scale   factor on the attention to image tokens, beside the IP-Adapter's own scale
     embedding     [b e]: added to the embedding of the timestep; for a video model with a frame-rate condition, its last
                   number is frames per second
     residuals     called with the network's own inputs; added to its skip connections

@@ -19,8 +19,8 @@ def classifier_free_guidance(denoise_cond: Denoise, denoise_uncond: Denoise, sca
     """Extrapolate from the unconditional estimate through the conditional one: `uncond + scale * (cond - uncond)`.
 
     With `scale == 1` this is `denoise_cond` itself: the unconditional model is never evaluated. On a CPU both are
-    evaluated in parallel, each by half of the cores: two evaluations wait for each other less than the parts of one
-    layer. Source: Ho & Salimans 2022, eq. 6, whose `w` is `scale - 1`; estimates of x0 mix exactly as those of noise.
+    evaluated in parallel, each on half of the cores, which is faster than one after the other on all cores.
+    Source: Ho & Salimans 2022, eq. 6, whose `w` is `scale - 1`, for x0 in place of eps.
     """
     if scale == 1:
         return denoise_cond
@@ -82,11 +82,11 @@ def _set_threads(cores: int) -> None:
 
 
 def replace_known_frames(denoise: Denoise, known: Latents, noise: Latents) -> Denoise:
-    """Wrap a model for a video whose first frames are known, so that the others are sampled to fit them.
+    """Wrap a model for a video whose first p frames are known, so that the others are sampled to fit them.
 
-    known, noise: [b p c h w], the clean latents of the first p frames, and their noise.
-    At every sigma the noised known frames replace the sampler's. With all frames known the model has no influence; with
-    none this is `denoise`. Source: the replacement of Lugmayr et al. 2022 (RePaint), without resampling.
+    known, noise: [b p c h w], clean latents of these frames, and their noise; at every sigma their sum replaces the
+        sampler's frames. With no frame known this is `denoise`.
+    Source: Lugmayr et al. 2022 (RePaint), without resampling.
     """
     count = known.shape[1]
 

@@ -56,8 +56,8 @@ def find_file(source: str | Path, names: list[str], options: HubOptions) -> Path
 
     Raises InputError when there is none, or more than one.
     """
-    elsewhere = options._replace(revision=None, variant=None)  # those belong to the model, not to this file
-    path = local_path(source) or fetch_folder(str(source), [*names, "adapter_config.json"], elsewhere)
+    options = options._replace(revision=None, variant=None)  # these are the model's, not this file's
+    path = local_path(source) or fetch_folder(str(source), [*names, "adapter_config.json"], options)
     if path.is_file():
         return path
     files = [path / name for name in names if (path / name).exists()] or sorted(path.glob("*.safetensors"))
@@ -85,7 +85,7 @@ def _weights(stems: Mapping[str, str], options: HubOptions, ending: str) -> list
 def fetch_folder(name: str, patterns: list[str], options: HubOptions) -> Path:
     """Download the files of a repository that match the patterns. Returns the folder."""
     arguments = options._asdict() | {"allow_patterns": patterns}
-    del arguments["variant"]  # the Hub has files, and does not know which of them are variants
+    del arguments["variant"]  # already in the patterns
     return _fetch(name, lambda: hf.snapshot_download(name, **arguments))
 
 

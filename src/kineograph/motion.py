@@ -1,8 +1,7 @@
 """Camera motion: its description, and the warps of latents and noise that it causes.
 
-A `Motion` gives the camera's position in each frame. Frame 0 is warped to it in two ways: the clean estimate is
-interpolated, and the noise is transported so that it stays white noise of unit variance, which interpolated noise would
-not be.
+A `Motion` gives the camera's position in each frame. To warp frame 0 to another frame's view, its clean estimate is
+interpolated, and its noise is transported so that it stays white with unit variance, as interpolated noise would not.
 """
 
 from __future__ import annotations
@@ -23,15 +22,12 @@ from kineograph.noise import shared
 
 FirstFrame = Float[Tensor, "b 1 c h w"]
 OtherFrames = Float[Tensor, "b n c h w"]
-Warp = Callable[[FirstFrame, FirstFrame], tuple[OtherFrames, OtherFrames]]
-"""(clean estimate, noise) of frame 0 -> both warped to each later frame"""
-
-View = Float[Tensor, "2 3"]
-"""(x, y, 1) in a frame -> (x, y) in frame 0, in latent cells from the top left corner"""
+Warp = Callable[[FirstFrame, FirstFrame], tuple[OtherFrames, OtherFrames]]  # (x0, noise) of frame 0 -> of later frames
+View = Float[Tensor, "2 3"]  # (x, y, 1) in a frame -> (x, y) in frame 0, in latent cells from the top left corner
 
 REFERENCE_SIZE = 512  # pixels: distances are relative to a frame of this width and height, whatever its real size
-SUBCELLS = 8  # a cell of noise is moved in 8 x 8 parts: the finest step is one pixel of an 8-fold VAE
-MAX_ZOOM = 4  # beyond it, in or out, a frame shows too little of frame 0 to be warped from it
+SUBCELLS = 8  # a latent cell's noise is moved in 8 x 8 parts, each one pixel of a VAE with scale factor 8
+MAX_ZOOM = 4  # total magnification in or out; beyond it a frame shares too little with frame 0
 
 
 @dataclass(frozen=True)
@@ -52,9 +48,8 @@ class Motion:
 
 
 def parse(text: str) -> Motion:
-    """Parse a motion such as "pan:12,12".
+    """Parse "pan:12,12", "zoom:1.02", "rotate:3", "path:0,0;40,0;40,40", "none", or several: "pan:12,0+zoom:1.02".
 
-    Also "zoom:1.02", "rotate:3", "path:0,0;40,0;40,40", "none", and several at once: "pan:12,0+zoom:1.02".
     Raises InputError for anything else.
     """
     motion = Motion()
@@ -109,7 +104,7 @@ _READ: dict[str, Callable[[str], dict]] = {
 
 
 def camera_offset(motion: Motion, frame: int, frames: int) -> tuple[float, float]:
-    """Return the camera's displacement in this frame of a video of `frames`, in parts of width and height."""
+    """Return the camera's displacement in a frame of a video of `frames`, as fractions of width and height."""
     x, y = motion.pan[0] * frame, motion.pan[1] * frame
     if motion.path:
         positions = np.array(motion.path)
@@ -132,10 +127,10 @@ def view_matrix(motion: Motion, frame: int, frames: int, size: Sequence[int]) ->
 
 
 def frame_warp(motion: Motion, *, frames: int, seed: int) -> Warp:
-    """Return the warp from frame 0 to frames 1 to `frames - 1` of a video, as Text2Video-Zero needs it.
+    """Return the function that warps frame 0 to frames 1, ..., `frames - 1`, for Text2Video-Zero.
 
-    `seed` is the video's own (of its first sample, where there are several).
-    Raises InputError when the zoom leaves too little of frame 0.
+    `seed` is the seed of the video, or of a batch's first video.
+    Raises InputError when the total zoom is above `MAX_ZOOM`, in or out.
     """
     total_zoom = motion.zoom ** (frames - 1)
     if not 1 / MAX_ZOOM <= total_zoom <= MAX_ZOOM:
@@ -152,7 +147,7 @@ def frame_warp(motion: Motion, *, frames: int, seed: int) -> Warp:
 
 
 def warp_latents(x0: FirstFrame, views: Sequence[View]) -> OtherFrames:
-    """Warp frame 0 to each view: bicubic, mirrored at the edges; for whole cells exactly a shift."""
+    """Warp frame 0 to each view: bicubic, mirrored at the edges; a pan by whole cells is an exact shift."""
     frame = x0[:, 0].cpu().double()  # in double precision a shift by whole cells is exact
     return torch.stack([_sample(frame, view) for view in views], dim=1).to(x0)
 
@@ -167,11 +162,11 @@ def _sample(frame: Float[Tensor, "b c h w"], view: View) -> Float[Tensor, "b c h
 
 
 def warp_noise(noise: FirstFrame, views: Sequence[View], seed: int) -> OtherFrames:
-    """Warp the noise of frame 0 to each view: white, of unit variance; for whole cells exactly a shift.
+    """Warp the noise of frame 0 to each view as white noise of unit variance; a pan by whole cells is an exact shift.
 
-    Each cell is split into 8 x 8 parts, white noise whose sum is the cell; each part moves as a whole to the one cell
-    where the view shows it; and each cell is the sum of its parts over their norm. So no two cells share a part, except
-    where the edge mirrors frame 0.
+    Each cell is split into 8 x 8 parts of white noise. Each part moves to the cell of the new frame that contains its
+    centre, and a cell's noise is the sum of its parts, scaled to unit variance. So cells share no part and are
+    independent, except where frame 0 is mirrored at its edges.
     Source: the noise transport of Chang et al. 2024, "How I Warped Your Noise", for affine maps.
     """
     b, _, c, h, w = noise.shape
@@ -187,7 +182,7 @@ def _split(noise: Float[Tensor, "b c h w"], detail: Float[Tensor, "b c H W"]) ->
 
 
 def _gather(parts: Float[Tensor, "b c H W"], view: View, size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
-    """Sum the parts that land in each cell, at unit variance: a part that lands m times has weight m."""
+    """Sum the parts that move to each cell, at unit variance; a part that moves to a cell m times counts m times."""
     cells, count = size[0] * size[1], parts[0, 0].numel()
     cell, part = _landings(view, size)
     pairs, times = torch.unique(cell * count + part, return_counts=True)
@@ -198,7 +193,7 @@ def _gather(parts: Float[Tensor, "b c H W"], view: View, size: tuple[int, int]) 
 
 
 def _landings(view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return, for each part of the mirrored plane in view, the index of the cell it lands in and of the part."""
+    """Return (cell indices, part indices): each visible part of frame 0, mirrored at its edges, and its new cell."""
     height, width = size
     corners = SUBCELLS * _apply(view, torch.tensor([0, width, 0, width]), torch.tensor([0, 0, height, height]))
     left, top = corners.amin(0).floor().int().tolist()

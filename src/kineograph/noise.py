@@ -20,7 +20,7 @@ from kineograph.latents import Latents
 
 Shape = tuple[int, int, int, int]  # (b, c, h, w): of the videos in a batch, without their frames
 
-# Purposes of noise: the first word of the seed, so that no two purposes share a stream.
+# First word of the seed, so that no two kinds of noise share a random stream.
 FRAME, VIDEO, SIGMA, CLIP = range(4)
 ALL_FRAMES = 2**32 - 1  # the frame number of sampler noise that all frames share: no video has so many
 
@@ -34,9 +34,9 @@ def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
 
 
 def shared(seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
-    """Return one noise for all frames, the same for any choice of them. Returns [b f c h w], float32, on the CPU.
+    """Return the same noise for all frames: [b f c h w], float32, on the CPU.
 
-    clip: the number of a clip of a long video; each has its own noise.
+    clip: the number of a clip of a long video; each clip has its own noise.
     """
     one = _noise_of(seed, [(CLIP, clip) if clip else (VIDEO,)], shape)
     return one.repeat(1, len(list(frames)), 1, 1, 1)
@@ -45,9 +45,8 @@ def shared(seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Lat
 def per_sigma(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
     """Return noise as a function of sigma, for ancestral samplers.
 
-    It depends on the seed, the frame and sigma only, so a sampler needs no generator, and a video computed in chunks
-    gets the same noise as the whole. Only the 24 bits of a float32 sigma count: the last bits of a double differ
-    between machines.
+    It depends on the seed, the frame and sigma only, so a video computed in chunks gets the same noise as the whole.
+    Sigma is rounded to float32, since the last bits of a double differ between machines.
     """
     numbers = list(frames)
 
@@ -59,9 +58,9 @@ def per_sigma(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float
 
 
 def partly_shared(ratio: float, seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
-    """Return noise with `ratio` parts that all frames of a clip share to one part of each frame's own; see `mix`.
+    """Return a mixture of noise that a clip's frames share and each frame's own noise, `ratio` to one; see `mix`.
 
-    With a ratio of 0 this is `independent`, with `math.inf` it is `shared`. Returns [b f c h w], float32, on the CPU.
+    Ratio 0 is `independent`, `math.inf` is `shared`. Returns [b f c h w], float32, on the CPU.
     """
     numbers = list(frames)
     return mix(shared(seed, numbers, shape, clip), independent(seed, numbers, shape), ratio)
@@ -75,12 +74,12 @@ def partly_shared_per_sigma(ratio: float, seed: int, frames: Iterable[int], shap
 
 
 def mix(shared: Latents, own: Latents, ratio: float) -> Latents:
-    """Mix `ratio` parts of one noise with one part of the other, at unit variance.
+    """Mix two independent noises at unit variance: `(ratio * shared + own) / sqrt(1 + ratio^2)`.
 
-    Variance 1 holds for independent noises of variance 1; `ratio` 0 is all `own`, `math.inf` all `shared`.
+    `ratio` 0 is all `own`, `math.inf` all `shared`.
     Source: the mixed noise model of PYoCo (Ge et al. 2023), where the ratio is alpha; VideoElevator starts from it.
     """
-    angle = math.atan(ratio)  # sin and cos of it are ratio / sqrt(1 + ratio^2) and 1 / sqrt(1 + ratio^2)
+    angle = math.atan(ratio)  # also right for infinity
     return math.sin(angle) * shared + math.cos(angle) * own
 
 
@@ -93,6 +92,6 @@ def _noise_of(seed: int, keys: list[tuple[int, ...]], shape: Shape) -> Latents:
 
 
 def _normal(words: tuple[int, ...], shape: list[int]) -> Float[Tensor, "c h w"]:
-    """Return standard normal numbers that depend on these words only."""
+    """Return standard normal numbers that depend on these words of the seed only."""
     (state,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
     return torch.randn(shape, generator=torch.Generator().manual_seed(int(state)))

@@ -23,9 +23,9 @@ from kineograph.samplers import BY_NAME, Sampler, Step
 class Inputs(NamedTuple):
     """Opened inputs of a request, and the settings that follow from them.
 
-    motion: the camera motion; None where all frames start from the same noise and the footage moves them.
-    footage: of each control, or of the video that is edited.
-    image: the image that is animated.
+    motion: the camera motion; None when the frames follow footage: then all start from the same noise.
+    footage: each control's video, or the video to edit.
+    image: the image to animate.
     """
 
     num_frames: int
@@ -48,7 +48,7 @@ def open_inputs(request: Request) -> Inputs:
     if footage and motion is not None and parse(motion) == parse("none"):
         motion = None
     if motion is not None:
-        frame_warp(parse(motion), frames=num_frames, seed=0)
+        frame_warp(parse(motion), frames=num_frames, seed=0)  # raises for a motion that cannot be used
     return Inputs(num_frames, request.fps or (footage[0].fps if footage else IMAGE_MODEL_FPS), motion, footage, image)
 
 
@@ -85,7 +85,7 @@ def video_size(request: Request, inputs: Inputs, default: tuple[int, int], facto
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Values for all that a request leaves open, and the functions that methods call.
+    """A resolved request: values for what it left open, and functions that adapt a method to controls and clips.
 
     method, sampler     names in `generation.run.METHODS` and `samplers.BY_NAME`
     latent_shape        (1, c, h, w): one video, without its frames
@@ -131,7 +131,7 @@ RunMethod = Callable[[Model, Request, Plan], SamplingRun]
 
 
 def spaced_sigmas(request: Request, plan: Plan, schedule: Schedule) -> list[float]:
-    """Return the sigmas that the request's sampler takes for its number of steps."""
+    """Return the request's number of sigmas, in the spacing of the plan's sampler."""
     return BY_NAME[plan.sampler].spacing(schedule.sigmas, request.num_inference_steps)
 
 
@@ -146,11 +146,11 @@ def build_sampler(plan: Plan, noise_frames: Sequence[int]) -> Sampler:
 
 
 def guide(request: Request, plan: Plan, schedule: Schedule, denoise_cond: Denoise, denoise_uncond: Denoise) -> Denoise:
-    """Bind the request's guidance, and what its sampler needs of the model. A scale below 1 is no guidance."""
+    """Apply the request's guidance, none for a scale of 1 or less, and the wrappers of `fit_to_sampler`."""
     scale = max(1.0, request.guidance_scale)
     return fit_to_sampler(classifier_free_guidance(denoise_cond, denoise_uncond, scale), plan.sampler, schedule)
 
 
 def fit_to_sampler(denoise: Denoise, sampler: str, schedule: Schedule) -> Denoise:
-    """Wrap the model as a consistency model for "lcm", and with a check for NaN for all samplers."""
+    """Wrap the model: as a consistency model for "lcm", and with a check for NaN for every sampler."""
     return refuse_nan(schedule.consistency_denoise(denoise) if sampler == "lcm" else denoise)

@@ -16,7 +16,7 @@ def find_plugins(group: str) -> dict[str, EntryPoint]:
 
 
 def load_plugin(group: str, name: str) -> Any:
-    """Load the object that a package registered under this name. Raises InputError when none did."""
+    """Load the object registered under this name by a package. Raises InputError if there is none."""
     found = find_plugins(group).get(name)
     if found is None:
         raise InputError(f"{name!r} comes with Kineograph's laboratory, which is not installed: {INSTALL_LABORATORY}")

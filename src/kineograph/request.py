@@ -27,19 +27,19 @@ NOISE_ORDERS = ("reversed", "kept")
 class ElevatorOptions:
     """Options of VideoElevator; the defaults are its authors' unless stated.
 
-    refine_at: steps at which the video model refines the image model's estimate, as parts of the steps that remain: 1
-        is the first step. Without any, this is an image model whose frames attend to the first.
+    refine_at: steps at which the video model refines the image model's estimate, each as the fraction of the steps that
+        remain: 1 is the first step. Empty: the image model alone, with attention to the first frame.
     video_steps: steps of the video model per refinement.
     low_pass: width of the filter over frames, in units of the Nyquist frequency; None for no filter.
     low_pass_space: the same over rows and columns; the paper's has none, its released code 1.0.
-    shared_noise: parts of the noise that all frames share to one part of a frame's own.
+    shared_noise: ratio of the noise that all frames share to a frame's own; see `noise.mix`.
     back: return to the image model's noise level: by "inversion", with the initial noise ("same-noise"), or with
         "fresh-noise".
-    inversion_steps: most steps of an inversion; None for all that lie below, as the authors take.
-    drift_correction: correct what an inversion loses in later steps, as in the released code; the inversion then takes
+    inversion_steps: maximum number of steps of an inversion; None for all sigmas below the current one, as the authors.
+    drift_correction: correct later steps by the inversion's error, as in the released code; the inversion then takes
         all steps.
     video_guidance_scale: guidance scale of the video model; the image model's unless given.
-    video_prompt: prompt of the video model, if it does not know the image model's words; the same unless given.
+    video_prompt: prompt of the video model, for words that only the image model knows; the same unless given.
     """
 
     refine_at: tuple[float, ...] = (0.9, 0.7, 0.5, 0.3)
@@ -85,19 +85,19 @@ class ElevatorOptions:
 
 @dataclass(frozen=True)
 class ClipOptions:
-    """Options of VidRD, for how a clip continues the previous one. The anchor is not in the paper.
+    """Options of VidRD, for how a clip continues the previous one.
 
     The defaults are the paper's, except keep and guidance, which are 4 and 0.4 there
     (docs/decisions/0011-seams-that-do-not-jump.md).
 
-    keep: number of frames that continue the previous clip, at most all but one.
-    noise_ratio: parts of the previous clip's noise to one part of fresh noise in the other frames.
-    guidance: share of the steps for which the first of the kept frames follows the previous clip, and the others less;
-        1 gives an exact seam.
-    anchor: how strongly the mean over a clip's frames moves towards the first clip's, from 0 (not) to 1, while the kept
-        frames are guided: against drift over many clips.
-    order: of the previous clip's noise: "reversed", so that a clip starts where the last one ended, or "kept" as it
-        was, which is the paper's ablation.
+    keep: number of frames that continue the previous clip, less than all.
+    noise_ratio: ratio of the previous clip's noise to fresh noise in the other frames.
+    guidance: fraction of the steps for which the first kept frame follows the previous clip's latents; later ones
+        follow for fewer steps. 1: the first frame equals the previous clip's last.
+    anchor: strength, from 0 (off) to 1, that pulls the mean over a clip's frames to the first clip's while the kept
+        frames are guided, against drift over many clips; not in the paper.
+    order: order of the previous clip's noise: "reversed", so that a clip starts where the previous one ended, or
+        "kept", the paper's ablation.
     """
 
     keep: int = 2
@@ -129,15 +129,14 @@ CLIP_DEFAULTS = ClipOptions()
 
 @dataclass(frozen=True)
 class Request:
-    """Settings of one video. The model, the control videos and the method decide what is None.
+    """Settings of one video. Fields that are None are decided by the model, the control videos and the method.
 
-    control: inputs of ControlNets. video: the video to edit, for "instruct-pix2pix" alone. image: path of the image
-    that a video model animates; first_frame: "shown" for a condition of the model, "pinned" to be the first frame too.
+    control: inputs of ControlNets. video: path of the video to edit, for "instruct-pix2pix" alone. image: path of the
+    image that a video model animates; first_frame: "shown", it is a condition only; "pinned", also the first frame.
     window, overlap: number of frames that a video model samples together, and of those that the next window shares.
-    motion_scale: of a video model's motion adapter: 0 for its own motion, 1 for none, below 0 for more.
-    clips: number of clips, each of num_frames; then: prompts of the second and later clips, the last of which stays;
-    reuse: options of VidRD, for how a clip continues the previous one.
-    elevation: options of VideoElevator, for how an image model and a video model sample together.
+    motion_scale: scale of a video model's motion adapter: 0 for its own motion, 1 for none, below 0 for more.
+    clips: number of clips, each of num_frames; then: prompts of the second and later clips, the last of them for all
+    further ones; reuse: options of VidRD. elevation: options of VideoElevator.
 
     Raises:
         InputError: something is missing, of the wrong type or out of range; the message says what is expected.
@@ -284,7 +283,7 @@ class Control:
     kind: the ControlNet's name in the model, such as "canny".
     video: path of the video that the maps are made from, or, when `ready`, of a video of maps.
     annotator: folder or repository of a network that makes such maps, in place of the default one.
-    scale: factor on the residuals. start, end: range in parts of the timesteps, 0 at pure noise, 1 at the clean video.
+    scale: factor on the residuals. start, end: range, as fractions of the timesteps: 0 is noise, 1 is clean.
     """
 
     kind: str
@@ -323,7 +322,7 @@ def make_controls(
 ) -> tuple[Control, ...]:
     """Return controls from {kind: video}; a kind that ends in "-map", as "depth-map", has a video of ready maps.
 
-    Raises InputError for an annotator of a kind that no control needs one for.
+    Raises InputError for an annotator whose kind has no control.
     """
     chosen = {kind: str(model) for kind, model in (annotators or {}).items()}
     if idle := set(chosen) - set(videos):

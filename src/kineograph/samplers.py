@@ -1,7 +1,6 @@
 """Samplers as generators of steps along a list of sigmas, and the table of samplers by name.
 
-In `x = x0 + sigma * noise` every sampler here is one line between two evaluations. Progress bars, previews, cancelling
-and recording are a `for` over the steps.
+Latents are `x = x0 + sigma * noise`. Progress bars, previews, cancelling and recording are a `for` over the steps.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from kineograph.sigmas import lcm_spacing, leading
 
 
 class Step(NamedTuple):
-    """A latent `x` at `sigma`, and the estimate `x0` of the clean video made from it.
+    """Latents `x` at `sigma`, and the model's estimate `x0` of the clean latents.
 
-    The last step of a sampler is at the last sigma, where nothing was evaluated: there `x0` is `x`.
+    The last step of a sampler is at the last sigma, where the model is not evaluated: there `x0` is `x`.
     """
 
     sigma: float
@@ -43,8 +42,8 @@ NoiseAt = Callable[[float], Latents]  # sigma -> fresh noise for it, see noise.p
 def single_step_sampler(denoise: Denoise, x: Latents, sigmas: Sequence[float], rule: StepRule) -> Iterator[Step]:
     """Sample by a single-step rule: one evaluation per sigma, from `x` at `sigmas[0]` to `sigmas[-1]`.
 
-    Yields `len(sigmas)` steps. Slices of the sigmas that share their ends, sampled one after the other, give the same
-    result as the whole list.
+    Yields `len(sigmas)` steps. Sampling along two slices of the sigmas, one after the other, gives the same result as
+    along the whole list.
     """
     for sigma, to in pairwise(sigmas):
         x0 = denoise(x, sigma)
@@ -56,8 +55,7 @@ def single_step_sampler(denoise: Denoise, x: Latents, sigmas: Sequence[float], r
 def ddim(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
     """Sample by DDIM without noise (Song et al. 2020, eq. 13): Euler's method for the probability-flow ODE.
 
-    Along rising sigmas it is DDIM inversion. Inversion starts above 0: take a clean latent to be at the lowest sigma
-    that the network knows.
+    Along rising sigmas it is DDIM inversion; clean latents then count as latents at the lowest sigma of the schedule.
     """
     return single_step_sampler(denoise, x, sigmas, step_to)
 
@@ -105,8 +103,8 @@ def lcm(noise_at: NoiseAt) -> Sampler:
 def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): DDIM with x0 extrapolated to the middle of the step.
 
-    Second order in the steps of log(sigma). The first step, and a step to 0, are plain DDIM. The previous estimate is
-    kept in the generator, so slices of the sigmas do not give exactly the result of the whole list.
+    Second order in the steps of log(sigma). The first step, and a step to 0, are plain DDIM. A slice of the sigmas
+    starts without a previous estimate, so slices do not give exactly the result of the whole list.
     """
     before = None
     for sigma, to in pairwise(sigmas):
@@ -125,7 +123,7 @@ def smooth_background(sampler: Sampler, warp: Warp, masks: ForegroundMasks, stre
     """Wrap a sampler: after every step each frame's background is blended with frame 0's, warped to that frame.
 
     `x <- M x + (1 - M) (strength W(x_first) + (1 - strength) x)`, with W the camera's `warp` and M the `masks`: the
-    union of the frame's own foreground and frame 0's warped to it, which else would leave a trail in the background.
+    union of the frame's foreground and frame 0's, warped, which would otherwise leave a trail in the background.
     A multistep sampler takes single steps here. Source: Text2Video-Zero, section 3.3.3, where `strength` is 0.6.
     """
 
@@ -170,10 +168,7 @@ def final_latents(steps: Iterable[Step]) -> Latents:
 
 
 def _add_sampler_noise(x: Latents, amount: float, noise_at: NoiseAt, sigma: float) -> Latents:
-    """Add `amount` times the noise for this sigma; none is generated where the amount is 0.
-
-    `x` may hold the first frames only of those that noise is generated for: Text2Video-Zero starts with frame 0 alone.
-    """
+    """Add `amount` times the noise for this sigma, to the frames in `x`: Text2Video-Zero starts with frame 0 alone."""
     return x + amount * noise_at(sigma)[:, : x.shape[1]].to(x) if amount > 0 else x
 
 
@@ -181,7 +176,7 @@ class NamedSampler(NamedTuple):
     """A sampler that users choose by name.
 
     spacing  (the model's table of sigmas, steps) -> the sigmas to sample along
-    sampler  builds the sampler from the noise that it may add
+    sampler  noise for ancestral steps, as a function of sigma -> the sampler
     """
 
     spacing: Callable[[Sequence[float], int], list[float]]

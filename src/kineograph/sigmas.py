@@ -46,7 +46,7 @@ def trailing(table: Sequence[float], steps: int, last: float = 0.0) -> list[floa
 
 
 def linspace(table: Sequence[float], steps: int, last: float = 0.0) -> list[float]:
-    """Return evenly spaced timesteps' sigmas with both ends: 999, 979, 958, ..., 0 for 50. One step is the highest."""
+    """Return evenly spaced timesteps' sigmas with both ends: 999, 979, 958, ..., 0 for 50; 999 for one step."""
     _check_steps(steps, len(table))
     top = len(table) - 1
     timesteps = np.linspace(0, top, steps).round().astype(int)[::-1].tolist()
@@ -77,7 +77,7 @@ def subsample(sigmas: Sequence[float], steps: int) -> list[float]:
 
 
 def insert_sigmas(sigmas: Sequence[float], *added: float) -> list[float]:
-    """Return the list with these sigmas inserted; one within 1e-4 (relative) of the list's own adds none.
+    """Return the list with these sigmas inserted, except those within 1e-4 (relative) of a listed one.
 
     Raises InputError for a sigma outside of the list's range.
     """
@@ -118,7 +118,7 @@ def _close(sigma: float, other: float) -> bool:
 
 
 def _sigmas_at(table: Sequence[float], timesteps: Iterable[int], last: float) -> list[float]:
-    """Return the sigmas of falling timesteps, and the last one. A sigma equal to the last would be a step to itself."""
+    """Return the sigmas of falling timesteps above `last`, and `last` itself."""
     return [*(table[t] for t in timesteps if table[t] > last), last]
 
 

@@ -1,7 +1,7 @@
 """The functions that generate videos: `generate`, `animate`, `edit`, `replay`. Only here models and methods meet.
 
-api.py: the functions; resolve.py: a request and a model become a plan; run.py: a plan becomes a video;
-clips.py: long videos clip after clip, also kept on disk; recorded.py: a saved video is generated again.
+api.py: arguments to a request; resolve.py: request and model to a plan; run.py: plan to a video; clips.py: long videos
+clip after clip, and finished clips on disk; recorded.py: a saved video is generated again.
 """
 
 from kineograph.generation.api import animate, edit, generate

@@ -72,6 +72,7 @@ def _continue(request: Request, plan: Plan, state: ClipState) -> Plan:
     if state.past is None:
         return plan
     past, keep = state.past, min(options.keep, len(plan.frames) - 1)
+    # `initial_noise` reverses the order of frames: a second reversal keeps it
     past_noise = past._replace(noise=past.noise.flip(1)) if options.order == "kept" else past
 
     def guided_frames(sigmas: Sequence[float]) -> dict[float, int]:
@@ -98,7 +99,7 @@ def _continue(request: Request, plan: Plan, state: ClipState) -> Plan:
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """A folder of finished clips, so that a video that was interrupted continues to the same result."""
+    """A folder of finished clips, from which an interrupted video continues to the same result."""
 
     folder: Path
 

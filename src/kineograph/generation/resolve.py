@@ -17,19 +17,19 @@ IMAGE_METHOD, VIDEO_METHOD, TWO_MODEL_METHOD = "text2video-zero", "videocrafter"
 
 
 def resolve(model: Model, request: Request, video_model: Model | None = None) -> tuple[Request, Plan]:
-    """Return the request with method and sampler, and for a video model its length and frame rate; and the plan.
+    """Return the request with its method and sampler (for a video model also number of frames and fps), and the plan.
 
     Raises InputError when the method and the model do not fit, and for inputs that cannot be used.
     """
     method = request.method or _default_method(model, video_model)
     _check_method(model, video_model, method, request)
-    (video_model or model).net.check_motion_scale(request.motion_scale, (video_model or model).name)
+    with_motion = video_model or model
+    with_motion.net.check_motion_scale(request.motion_scale, with_motion.name)
     sampler = request.sampler or (model.temporal.sampler if model.temporal else "ddim")
     request = replace(request, method=method, sampler=sampler)
-    temporal = (video_model or model).temporal
-    if temporal is not None and not request.control:
-        num_frames, fps = request.num_frames or temporal.num_frames, request.fps or VIDEO_MODEL_FPS
-        request = replace(request, num_frames=num_frames, fps=fps)
+    if with_motion.temporal is not None and not request.control:
+        num_frames = request.num_frames or with_motion.temporal.num_frames
+        request = replace(request, num_frames=num_frames, fps=request.fps or VIDEO_MODEL_FPS)
     inputs = open_inputs(request)
     height, width = video_size(request, inputs, model.default_size, model.vae_scale_factor)
     plan = Plan(
@@ -74,7 +74,7 @@ def _check_method(model: Model, video_model: Model | None, method: str, request:
 
 
 def warn_about(model: Model, request: Request, plan: Plan) -> None:
-    """Warn of unknown words, of a subject that no prompt names, and of a window that is too long."""
+    """Warn of words that the model does not know, a customised subject that no prompt names, and too long a window."""
     text = " ".join([request.prompt, *request.then, request.negative_prompt])
     subject = (model.subject or "").lower().split()
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:

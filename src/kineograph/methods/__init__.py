@@ -1,1 +1,1 @@
-"""Methods, one file per paper; open one beside its PDF. Methods never import one another: `generate/` composes them."""
+"""Methods, one file per paper; they never import one another: `generation/` composes them."""

@@ -25,7 +25,7 @@ from kineograph.request import Control, Request
 def bind_controls(model: Model, request: Request, plan: Plan) -> Callable[[Condition], Condition]:
     """Read the control videos, once, and return the function that adds their residuals to a condition.
 
-    A ControlNet's frames attend as the model's own do: to the first frame, or, under temporal layers, to themselves.
+    A ControlNet has the model's frame attention: the first frame's, or each frame's own in a video model.
     """
     if not request.control:
         return plan.add_control
@@ -59,13 +59,10 @@ def _embed_maps(
     net: VideoControlNet, control: Control, footage: Footage, plan: Plan, chunk_size: int, model: Model
 ) -> ControlEmbedding:
     """Embed the control's maps, a few frames in memory at a time."""
-    annotate = _identity if control.ready else load_annotator(control.kind, control.annotator, model.device)
-    maps = (annotate(frame) for frame in footage.frames(plan.height, plan.width))
+    maps = footage.frames(plan.height, plan.width)
+    if not control.ready:
+        maps = map(load_annotator(control.kind, control.annotator, model.device), maps)
     return torch.cat([net.embed(_to_tensor(chunk)) for chunk in stack_in_chunks(maps, chunk_size)])
-
-
-def _identity(frame: np.ndarray) -> np.ndarray:
-    return frame
 
 
 def _to_tensor(frames: np.ndarray) -> Tensor:

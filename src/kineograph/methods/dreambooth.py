@@ -1,8 +1,8 @@
 """DreamBooth: an image model learns a subject from a few images and keeps its prior (Ruiz et al. 2022).
 
-A rare word and the name of the subject's class are the caption of its images. Half of each batch are images of the
-class that the model generated itself, captioned with the class alone: prior preservation, so that not every dog becomes
-this one.
+The caption of the subject's images is a rare word and the name of its class. The other half of each batch are images of
+the class that the model generated itself, captioned with the class alone: prior preservation, so that the class keeps
+its variety.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def refuse_text_to_image_model(model: Model) -> None:
 
 
 def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
-    """Edit a video: sample its frames with initial noise, and noise of the sampler, that they share or not."""
+    """Edit a video; `request.noise` says if its frames share their initial noise and the sampler's noise."""
     sigmas = spaced_sigmas(request, plan, model.schedule)
     generate_noise, noise_frames = {
         "shared": (noise.shared, [0] * len(plan.frames)),

@@ -1,9 +1,9 @@
 """Still-Moving: a customised image model inside a video model (Chefer et al. 2024, section 4).
 
 The features of a customised image network are out of distribution for temporal layers that were not trained with it. A
-spatial adapter before each temporal layer corrects them. It can only be trained on still images, so motion must be
-switched off during training: that is what a motion adapter has learnt, once per video model, for all customisations.
-Sampling is then that of the video model, with the motion adapter at scale 0 and the spatial adapter at 1.
+spatial adapter before each temporal layer corrects them. It is trained on frozen videos (repeated images), while a
+motion adapter, trained once per video model for all customisations, switches motion off. Sampling is that of the video
+model, with the motion adapter at scale 0 and the spatial adapter at 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STILL, MOVING = 1.0, 0.0  # the motion adapter's scales in training
 
 
 def attach(net: VideoUNet, *, motion: AdapterConfig | None = None, spatial: AdapterConfig | None = None) -> VideoUNet:
-    """Return the video network with new adapters, initialised to zero. One that is not given stays as it is.
+    """Return the video network with new adapters, initialised to zero; for None it keeps the adapter that it has.
 
     Step I trains a motion adapter (`adapters.MOTION_ADAPTER`), step II a spatial one (`adapters.SPATIAL_ADAPTER`);
     nothing else is trained. Raises InputError for a network without temporal layers.
@@ -60,9 +60,9 @@ def inject(customised: UNet2DConditionModel, net: VideoUNet) -> VideoUNet:
 def interpolate_weights(
     customised: UNet2DConditionModel, image: UNet2DConditionModel, share: float
 ) -> UNet2DConditionModel:
-    """Return the baseline of interpolated weights: `share` times the customised network's, and the rest the other's.
+    """Return `share * customised + (1 - share) * image`, weight by weight: the paper's interpolation baseline.
 
-    For a LoRA this is the LoRA at that scale. Raises InputError for networks that differ in more than their weights.
+    For a merged LoRA this is the LoRA at that scale. Raises InputError for networks of different layers.
     """
     ours, theirs = customised.state_dict(), image.state_dict()
     if {name: each.shape for name, each in ours.items()} != {name: each.shape for name, each in theirs.items()}:
@@ -88,8 +88,8 @@ def loss(
 ) -> Float[Tensor, " b"]:
     """Return the squared error of the network's prediction for each video.
 
-    motion_scale  `STILL` for frozen videos, `MOVING` for natural ones. Step I is of frozen videos; step II of frozen
-                  videos of the customised model's images, and of natural videos, which preserve the prior.
+    motion_scale  `STILL` for frozen videos, `MOVING` for natural ones. Step I trains on frozen videos; step II on
+                  frozen videos of the customised model's images, and on natural videos, which preserve the prior.
 
     Each frame has its own noise, in frozen videos too.
     """

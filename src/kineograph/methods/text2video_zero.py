@@ -1,8 +1,8 @@
 """Text2Video-Zero: a text-to-image model generates a video (Khachatryan et al. 2023, section 3.3).
 
-Frame 0 is sampled alone down to T', where its layout is fixed. There the camera moves: every other frame is frame 0
-warped to its view and noised up to T with its own noise, and from T all frames are sampled together. What keeps them
-consistent is attention to frame 0, which is bound to the model (`frame_attention=first`).
+Frame 0 is sampled alone down to T', where its layout is fixed. Every other frame is then frame 0, warped by the camera
+motion and noised up to T with its own noise; from T all frames are sampled together. Attention to frame 0, bound to the
+model (`frame_attention=first`), keeps them consistent.
 """
 
 from __future__ import annotations
@@ -31,15 +31,14 @@ from kineograph.sigmas import insert_sigmas, starting_at, until
 # The paper's T and T', timesteps 941 and 881 of Stable Diffusion, as sigmas; and the side of its latents.
 RENOISE_TO, WARP_AT = 10.42504, 7.562388
 SIDE = 64
-MASK_THRESHOLD = 0.5  # of a latent cell
+MASK_THRESHOLD = 0.5  # a latent cell is foreground if more than this fraction of its pixels is
 
 
 def paper_sigmas(latent_shape: Sequence[int], highest: float = math.inf) -> tuple[float, float]:
     """Return the noise levels T and T' as sigmas, for latents of this shape (..., h, w).
 
-    The paper's at 64x64. Elsewhere times sqrt(h w) / 64: averaged over a part of the image, noise has less weight the
-    more cells there are in it, so this is where the same layout is fixed. Both are scaled down in proportion where T
-    would exceed `highest`, the first of the sigmas.
+    At 64x64 the paper's; at other sizes times sqrt(h w) / 64, where the same layout is fixed, since noise averages out
+    over the cells of an image region. Both are scaled down in proportion if T would exceed `highest`, the first sigma.
     """
     scale = min(math.sqrt(latent_shape[-2] * latent_shape[-1]) / SIDE, highest / RENOISE_TO)
     return RENOISE_TO * scale, WARP_AT * scale
@@ -58,7 +57,7 @@ def sample(
 ) -> Iterator[Step]:
     """Sample a video: first the steps of frame 0 alone, down to T' (`warp_at`), then from T those of all frames.
 
-    noise       frame 0 starts from its noise, every other frame is noised with its own
+    noise       frame 0's is its initial noise; each other frame's takes it from T' to T
     sigmas      falling; T' and T (`renoise_to`) are inserted where they are missing
     warp        warps frame 0 to the other frames, see `motion.frame_warp`
     One frame is sampled as a plain image. Raises InputError unless T' <= T, both in range, T' below the first sigma.
@@ -89,7 +88,7 @@ def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) ->
 
 
 def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
-    """Sample a clip moved by a camera, or by control videos: then all frames start from the same noise."""
+    """Sample a clip with a camera motion; or, with control videos and no motion, from one noise for all frames."""
     sigmas = spaced_sigmas(request, plan, model.schedule)
     denoise = _bind(model, request, plan)
     if plan.inputs.motion is None:
@@ -131,7 +130,7 @@ def _bind(model: Model, request: Request, plan: Plan) -> Denoise:
 
 
 def _foreground_masks(model: Model, request: Request) -> ForegroundMasks:
-    """Return masks of the foreground by the model's own attention, or by a network for salient objects."""
+    """Return the function that finds the foreground, in the model's attention maps or by a saliency network."""
     if request.masks != "rembg":
         return bind_foreground_mask(model, [request.prompt], chunk_size=request.chunk_size)
     find = load_saliency_annotator()

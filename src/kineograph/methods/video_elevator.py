@@ -1,9 +1,9 @@
 """VideoElevator: an image model samples, and a video model makes its estimates move (Zhang et al. 2024, section 3).
 
 The two share no network, no schedule and no text encoder, only the space of clean latents. At some steps the image
-model's clean estimate is passed on: a temporal low-pass filter keeps its slow motion, the video model resamples it from
-the same noise level (SDEdit), and inversion finds the image model's noisy latents of the result. What lets the image
-model treat frames as one video, attention to the first frame, is bound to it.
+model's clean estimate is refined: a temporal low-pass filter keeps its slow motion, the video model resamples it from
+the same noise level (SDEdit), and inversion finds the image model's noisy latents of the result. The image model's
+frames attend to the first frame, which is bound to it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ from kineograph.sigmas import insert_sigmas, starting_at, until
 
 log = logging.getLogger(__name__)
 
-Refine = Callable[[Latents, float], Latents]  # (clean estimate, its sigma) -> clean estimate that moves
-Renoise = Callable[
-    [Latents, float], list[Step]
-]  # (clean latents, sigma) -> steps that end with noisy ones at that sigma
+Refine = Callable[[Latents, float], Latents]  # (clean estimate, its sigma) -> clean estimate with better motion
+Renoise = Callable[[Latents, float], list[Step]]  # (clean latents, sigma) -> rising steps, the last one at that sigma
 Correct = Callable[[Sequence[Step], float, float], Latents | float]  # (steps of Renoise, sigma, next sigma) -> addend
 LowPass = Callable[[Latents], Latents]
 
@@ -61,7 +59,7 @@ def check_models(model: Model, video: Model | None) -> tuple[Model, TemporalConf
 
 
 def refinement_sigmas(sigmas: Sequence[float], parts: Iterable[float]) -> set[float]:
-    """Return the sigmas at which these parts of the steps remain, for `refine_at`."""
+    """Return the sigmas at which these fractions of the steps remain, for `refine_at`."""
     steps = len(sigmas) - 1
     return {sigmas[steps - max(1, round(part * steps))] for part in parts}
 
@@ -80,11 +78,11 @@ def sample(
 ) -> Iterator[Step]:
     """Sample a video along the image model's sigmas.
 
-    refine_at  sigmas whose estimate is refined; with none, this is `sampler` itself where that takes single steps
-    refine     makes the estimate move, see `refine_with_video_model`
-    renoise    takes it to the next sigma, see `invert`, `noise_again`
-    correct    what is added after steps that are not refined, see `correct_drift`
-    Raises InputError for a sigma that is not listed, and for the last one, where nothing is estimated.
+    refine_at  sigmas whose estimate is refined; with none this is plain sampling by single steps of `sampler`
+    refine     see `refine_with_video_model`
+    renoise    takes the refined estimate to the next sigma, see `invert`, `noise_again`
+    correct    returns what is added after a step that is not refined, see `correct_drift`
+    Raises InputError for a sigma that is not listed, and for the last one, where the model is not evaluated.
     """
     refined = _listed(sigmas, refine_at)
     x, inversion = sigmas[0] * noise, list[Step]()
@@ -110,9 +108,9 @@ def refine_with_video_model(
 ) -> Refine:
     """Refine by a video model: filter the estimate, add noise up to its sigma, and sample a few steps.
 
-    sigmas    the video model's; sampling starts at the image model's sigma, wherever that lies between them, or at the
-              first of them where the image model's is higher
-    steps     evaluations of the video model; the last of its estimates is the result
+    sigmas    the video model's; the image model's current sigma is inserted and sampling starts there, or at the first
+              of the list if that is lower
+    steps     evaluations of the video model; its last estimate is the result
     low_pass  `latents.low_pass` over frames in the paper
     """
     if steps < 1:
@@ -131,8 +129,8 @@ def invert(denoise: Denoise, sigmas: Sequence[float], max_steps: int | None = No
     """Renoise by inversion: find the noisy latents from which the image model would sample these clean ones.
 
     denoise    the image model with the prompt, without guidance, which would make the inversion diverge
-    sigmas     falling, down to the lowest sigma that the image model knows
-    max_steps  evaluations, at evenly picked sigmas; at all of them unless given
+    sigmas     falling, down to the lowest sigma of the image model's schedule
+    max_steps  maximum number of evaluations, at evenly picked sigmas; None for all sigmas
     """
 
     def renoise(clean: Latents, sigma: float) -> list[Step]:
@@ -145,7 +143,7 @@ def invert(denoise: Denoise, sigmas: Sequence[float], max_steps: int | None = No
 
 
 def noise_again(noise_at: NoiseAt) -> Renoise:
-    """Renoise by adding noise: the initial noise again, or fresh noise (the paper's ablation)."""
+    """Renoise by adding noise: the initial noise or fresh noise (the paper's ablation)."""
 
     def renoise(clean: Latents, sigma: float) -> list[Step]:
         return [Step(sigma, add_noise(clean, noise_at(sigma).to(clean), sigma), clean)]
@@ -154,10 +152,11 @@ def noise_again(noise_at: NoiseAt) -> Renoise:
 
 
 def correct_drift(denoise: Denoise) -> Correct:
-    """Add what a step from the inverted latents misses of the inversion's own, as the released code (not the paper).
+    """Correct a sampling step by the inversion's error there, as in the released code (not in the paper).
 
-    The inversion must have passed all sigmas: `invert` with `max_steps=None`, along the sampler's own sigmas. Of the
-    inversion's predictions only the highest is missing, so `denoise` is called once per refined step.
+    The error is the inverted latents at the next sigma minus a DDIM step to it from the inverted latents at this sigma.
+    The inversion must have passed all of the sampler's sigmas: `invert` with `max_steps=None`. It has no estimate at
+    its highest sigma, so `denoise` is called there, once per refined step.
     """
 
     def correct(inversion: Sequence[Step], sigma: float, to: float) -> Latents | float:
@@ -186,7 +185,7 @@ def _listed(sigmas: Sequence[float], refine_at: Iterable[float]) -> set[float]:
 
 
 def _pick_evenly(sigmas: list[float], max_steps: int | None) -> list[float]:
-    """Return at most `max_steps` steps of the sigmas, evenly picked, both ends among them."""
+    """Return sigmas for at most `max_steps` steps, evenly picked by position, with both ends."""
     steps = len(sigmas) - 1
     if max_steps is None or steps <= max_steps:
         return sigmas
@@ -194,7 +193,7 @@ def _pick_evenly(sigmas: list[float], max_steps: int | None) -> list[float]:
 
 
 def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
-    """Sample a clip, in steps of the image model."""
+    """Sample a clip; the run's steps are the image model's."""
     options, sigmas = request.elevation, spaced_sigmas(request, plan, model.schedule)
     denoise_cond, denoise_uncond = (
         model.bind(

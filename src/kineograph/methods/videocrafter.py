@@ -1,7 +1,7 @@
 """VideoCrafter1: temporal layers are trained on top of a text-to-image model (Chen et al. 2023, section 3).
 
-The network sees all frames of a video together, at one noise level, conditioned on the text and the frame rate; for
-image-to-video also on an image. So sampling is plain, and what is particular to the paper is in the network.
+The network denoises all frames of a video together, at one noise level, conditioned on the text and the frame rate, for
+image-to-video also on an image. Sampling is plain; the paper's contribution is the network.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ IMAGE_TO_VIDEO_512 = TemporalConfig(
 
 
 def image_model_error(model: Model) -> InputError:
-    """Return the error for a model without temporal layers."""
+    """Return the error to raise for a model without temporal layers."""
     return InputError(
         f"{model.name} is an image model without temporal layers: leave the method out, or load it with motion="
         "(--motion-module) or use a video model, such as pocket-video"
@@ -79,9 +79,9 @@ def loss(
     noise: Latents,
     timesteps: Int[Tensor, " b"],
 ) -> Float[Tensor, " b"]:
-    """Return the squared error of the network's prediction for each video, or, for videos of one frame, each image.
+    """Return the squared error of the network's prediction for each video; an image is a video of one frame.
 
-    Temporal layers do not act on one frame, so joint training on images and videos is the mean over both (section 4.1).
+    Temporal layers do not act on one frame. Joint training takes the mean over images and videos (section 4.1).
     """
     return schedule.training_losses(lambda z, t: net(z, t, cond), x0, noise, timesteps)
 
@@ -126,7 +126,7 @@ def _bind(model: Model, request: Request, plan: Plan) -> Denoise:
 def _add_image(
     model: Model, request: Request, plan: Plan, cond: Condition, uncond: Condition
 ) -> tuple[Condition, Condition]:
-    """Add image tokens to both conditions, for models that read them: of the image, and of no image."""
+    """Add image tokens for models that read them: the image's to `cond`, those of no image to `uncond`."""
     if model.image_encoder is None:
         if request.image is not None and request.first_frame == "shown":
             raise InputError(

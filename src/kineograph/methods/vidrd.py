@@ -1,8 +1,8 @@
 """VidRD, Reuse and Diffuse: more frames than a model holds, clip after clip (Gu et al. 2023, section 3).
 
-Each clip reuses the initial noise and the latents of the previous one, both with their frames in reversed order: the
-next clip then begins where the last one ended. Any sampler and any of the other methods can sample the clips. The
-paper's network and temporal decoder are in `models/temporal` and `models/vae`.
+Each clip reuses the initial noise and the latents of the previous one, with the frames in reversed order, and so begins
+where the previous one ended. Any other method can sample the clips, with any sampler. The paper's network and temporal
+decoder are in `models/temporal` and `models/vae`.
 """
 
 from __future__ import annotations
@@ -33,26 +33,24 @@ class Past(NamedTuple):
 
 
 class ClipState(NamedTuple):
-    """Number of the next clip, what it reuses of the previous clip, and the first clip's mean estimates by sigma."""
+    """Number of the next clip, what it reuses of the previous one, and the first clip's mean over frames of x0."""
 
     number: int = 0
     past: Past | None = None
-    first: Mapping[float, Latents] | None = None
+    first: Mapping[float, Latents] | None = None  # by sigma
 
 
 def sample_clips(
     run_clip: Callable[[ClipState], SamplingRun], num_clips: int, state: ClipState
 ) -> Iterator[tuple[Latents, ClipState]]:
-    """Sample the clips of a video one after the other; yield each clip's latents, and the state of the next.
+    """Sample the clips of a video one after the other; yield each clip's latents, and the state for the next clip.
 
-    run_clip  samples a clip from the state: its noise by `initial_noise`, its sampler by `overwrite_guided`
+    run_clip  starts a clip from the state: its noise by `initial_noise`, its sampler by `overwrite_guided`
     state     the state to continue from
-
-    The steps of the last clip are not kept, since no clip reuses them.
     """
     for number in range(state.number, num_clips):
-        run = run_clip(state)
-        steps = list(deque(run.steps, maxlen=1)) if number + 1 == num_clips else list(run.steps)
+        run, last = run_clip(state), number + 1 == num_clips
+        steps = list(deque(run.steps, maxlen=1 if last else None))  # no clip reuses those of the last
         first = state.first or {step.sigma: step.x0.mean(1, keepdim=True) for step in steps}
         state = ClipState(number + 1, record_past(run.initial_noise, steps), first)
         yield steps[-1].x, state
@@ -62,8 +60,8 @@ def initial_noise(fresh: Latents, past: Past | None, keep: int, ratio: float) ->
     """Return a clip's initial noise: frame-level noise reversion and past-dependent noise sampling.
 
     fresh  the clip's own noise, [b n c h w]
-    keep   M, the number of frames that take the past's noise, in reversed order; less than n
-    ratio  beta: parts of the past's noise to one part of fresh noise in the other frames; the paper's is 4
+    keep   M, the number of frames that take the previous clip's noise, in reversed order; less than n
+    ratio  beta, the ratio of the previous clip's noise to fresh noise in the other frames; the paper's is 4
     """
     if not 0 <= keep < fresh.shape[1]:
         raise InputError(f"A clip of {fresh.shape[1]} frames keeps fewer of them from the last clip, got {keep}.")
@@ -76,8 +74,8 @@ def initial_noise(fresh: Latents, past: Past | None, keep: int, ratio: float) ->
 def guided_frames(sigmas: Sequence[float], keep: int, share: float) -> dict[float, int]:
     """Return the number of guided frames at each sigma: denoising with staged guidance.
 
-    Frame j of `keep` follows the past for the first (keep - j) S / keep * share of S steps; the paper's share is gamma,
-    0.4. With 1 the first frame follows it to the end.
+    Of S steps, frame j of `keep` is guided in the first `ceil(share * (1 - j / keep) * S)`. `share` is the paper's
+    gamma, 0.4 there; with 1 the first frame is guided to the end.
 
     >>> list(guided_frames([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], keep=2, share=0.8).values())
     [2, 2, 1, 1]
@@ -90,7 +88,7 @@ def guided_frames(sigmas: Sequence[float], keep: int, share: float) -> dict[floa
 
 
 def overwrite_guided(sampler: Sampler, past: Past, guided: GuidedFrames) -> Sampler:
-    """Wrap a sampler: before each step the past's latents, in reversed order, overwrite the guided frames.
+    """Wrap a sampler: before each step the previous clip's latents, in reversed order, overwrite the guided frames.
 
     A multistep sampler takes single steps here.
     """
@@ -117,8 +115,8 @@ def _overwrite(x: Latents, past: Past, guided: GuidedFrames, sigma: float) -> La
 def skip_overwritten(denoise: Denoise, past: Past, guided: GuidedFrames, sigmas: Sequence[float]) -> Denoise:
     """Wrap a model whose frames attend to the first frame alone: skip the frames that are overwritten anyway.
 
-    Of the frames that follow the past at the next sigma too, only the first is evaluated, since the others read it. The
-    final latents of the past stand for the skipped estimates.
+    Of the frames that are still guided at the next sigma, only the first is evaluated, since the others attend to it.
+    The previous clip's final latents take the place of the skipped estimates.
     """
     final = past.latents[min(past.latents)].flip(1)
     known = {sigma: guided.get(sigma, 0) for sigma in sigmas if sigma in past.latents}
@@ -135,7 +133,7 @@ def skip_overwritten(denoise: Denoise, past: Past, guided: GuidedFrames, sigmas:
 
 
 def anchor_to_first(denoise: Denoise, first: Mapping[float, Latents], strength: float) -> Denoise:
-    """Wrap a model: the mean of its estimate over the frames moves towards the first clip's, at the sigmas in `first`.
+    """Wrap a model: pull the mean of its estimate over the frames to the first clip's, at the sigmas in `first`.
 
     Not in the paper, where a clip depends on its predecessor alone and drifts over many clips.
     """
@@ -150,5 +148,5 @@ def anchor_to_first(denoise: Denoise, first: Mapping[float, Latents], strength: 
 
 
 def record_past(noise: Latents, steps: Sequence[Step]) -> Past:
-    """Return what the next clip reuses: the initial noise, and the latents of the steps that hold all frames."""
+    """Return what the next clip reuses: the initial noise, and the latents of those steps that have all frames."""
     return Past(noise, {step.sigma: step.x for step in steps if step.x.shape[1] == noise.shape[1]})
