@@ -1,26 +1,27 @@
-"""Puts together the README's picture of VideoElevator: `python docs/images/elevated.py`.
+"""Write elevated.gif of the README, of VideoElevator: `python docs/images/elevated.py`.
 
-The videos are those of `kineograph reproduce video-elevator`, frames side by side in docs/results/video-elevator.
+The videos are those of `kineograph reproduce video-elevator`, whose frames are side by side in
+docs/results/video-elevator.
 """
 
 from pathlib import Path
 
 import numpy as np
-from pictures import cell, grid
+from layout import captioned, grid
 from PIL import Image
 
 import kineograph as kg
 
 RESULTS = Path(__file__).parents[1] / "results" / "video-elevator"
 CASES = (1, 2)
-WAYS = {"video-model-alone": "video model", "image-model-per-frame": "image model", "together": "both together"}
+MODELS = {"video-model-alone": "video model", "image-model-per-frame": "image model", "together": "both together"}
 
 
-def frames(case: int, way: str) -> np.ndarray:
-    strip = np.asarray(Image.open(RESULTS / f"video-elevator-{case}-{way}.png"))
+def frames(case: int, stem: str) -> np.ndarray:
+    strip = np.asarray(Image.open(RESULTS / f"video-elevator-{case}-{stem}.png"))
     return np.stack(np.split(strip, strip.shape[1] // strip.shape[0], axis=1))
 
 
 if __name__ == "__main__":
-    cells = [cell(frames(case, way), name) for case in CASES for way, name in WAYS.items()]
+    cells = [captioned(frames(case, stem), name) for case in CASES for stem, name in MODELS.items()]
     kg.Video(grid(cells), fps=4).overwrite(Path(__file__).with_suffix(".gif"))

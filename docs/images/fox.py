@@ -1,14 +1,14 @@
-"""Draws the README's picture of a customised subject: `python docs/images/fox.py`.
+"""Generate fox.gif of the README, of a customised subject: `python docs/images/fox.py`.
 
-Every video is what `kineograph generate PROMPT --model pocket-video --adapter pocket-fox --guidance-scale 3 --steps 20
---num-frames 16 --seed SEED` makes. The five pictures in docs/images/fox are all that the adapter learnt the fox from.
-These came out best of nine.
+Each video is that of `kineograph generate PROMPT --model pocket-video --adapter pocket-fox --guidance-scale 3
+--steps 20 --num-frames 16 --seed SEED`. The adapter was trained on the five images in docs/images/fox alone. These
+videos are the best of nine.
 """
 
 from pathlib import Path
 
 import numpy as np
-from pictures import cell, grid
+from layout import captioned, grid
 from PIL import Image
 
 import kineograph as kg
@@ -24,15 +24,15 @@ CHOSEN = (
 
 
 def stills(count: int) -> np.ndarray:
-    """The pictures, one after the other, as a video of so many frames."""
-    pictures = [np.asarray(Image.open(file)) for file in sorted(STILLS.glob("*.png"))]
-    return np.stack([pictures[k * len(pictures) // count] for k in range(count)])
+    """Return the five images, one after the other, as a video of `count` frames."""
+    images = [np.asarray(Image.open(file)) for file in sorted(STILLS.glob("*.png"))]
+    return np.stack([images[k * len(images) // count] for k in range(count)])
 
 
 if __name__ == "__main__":
     model = kg.load("pocket-video", adapter="pocket-fox")
-    how = {"guidance_scale": 3.0, "num_inference_steps": 20, "num_frames": 16}
-    drawn = [(kg.generate(model, prompt, seed=seed, **how), prompt) for prompt, seed in CHOSEN]
-    learnt = cell(stills(len(drawn[0][0].frames)), "five pictures of a fox")
-    frames = grid([learnt, *(cell(video.frames, prompt) for video, prompt in drawn)])
+    options = {"guidance_scale": 3.0, "num_inference_steps": 20, "num_frames": 16}
+    videos = [(kg.generate(model, prompt, seed=seed, **options), prompt) for prompt, seed in CHOSEN]
+    learnt = captioned(stills(len(videos[0][0].frames)), "five pictures of a fox")
+    frames = grid([learnt, *(captioned(video.frames, prompt) for video, prompt in videos)])
     kg.Video(frames, fps=8).overwrite(Path(__file__).with_suffix(".gif"))

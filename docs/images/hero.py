@@ -1,11 +1,11 @@
-"""Draws the README's moving picture with the pocket model: `python docs/images/hero.py`.
+"""Generate hero.gif of the README with the pocket model: `python docs/images/hero.py`.
 
-Every video is what `kineograph generate PROMPT --seed SEED --motion MOTION` makes.
+Each video is that of `kineograph generate PROMPT --seed SEED --motion MOTION`.
 """
 
 from pathlib import Path
 
-from pictures import cell, write
+from layout import captioned, write
 
 import kineograph as kg
 
@@ -20,5 +20,5 @@ CHOSEN = (
 
 if __name__ == "__main__":
     model = kg.load()
-    drawn = [(kg.generate(model, prompt, seed=seed, motion=motion), prompt) for prompt, seed, motion in CHOSEN]
-    write([cell(video.frames, prompt) for video, prompt in drawn], Path(__file__).with_suffix(".gif"))
+    videos = [(kg.generate(model, prompt, seed=seed, motion=motion), prompt) for prompt, seed, motion in CHOSEN]
+    write([captioned(video.frames, prompt) for video, prompt in videos], Path(__file__).with_suffix(".gif"))

@@ -1,11 +1,11 @@
-"""Draws the README's picture of the pocket video model: `python docs/images/moving.py`.
+"""Generate moving.gif of the README with the pocket video model: `python docs/images/moving.py`.
 
-Every video is what `kineograph generate PROMPT --model pocket-video --guidance-scale 5 --steps 20 --seed SEED` makes.
+Each video is that of `kineograph generate PROMPT --model pocket-video --guidance-scale 5 --steps 20 --seed SEED`.
 """
 
 from pathlib import Path
 
-from pictures import cell, grid
+from layout import captioned, grid
 
 import kineograph as kg
 
@@ -20,7 +20,7 @@ CHOSEN = (
 
 if __name__ == "__main__":
     model = kg.load("pocket-video")
-    how = {"guidance_scale": 5.0, "num_inference_steps": 20}
-    drawn = [(kg.generate(model, prompt, seed=seed, **how), prompt) for prompt, seed in CHOSEN]
-    frames = grid([cell(video.frames, prompt) for video, prompt in drawn])
+    options = {"guidance_scale": 5.0, "num_inference_steps": 20}
+    videos = [(kg.generate(model, prompt, seed=seed, **options), prompt) for prompt, seed in CHOSEN]
+    frames = grid([captioned(video.frames, prompt) for video, prompt in videos])
     kg.Video(frames, fps=8).overwrite(Path(__file__).with_suffix(".gif"))
