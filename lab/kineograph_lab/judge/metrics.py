@@ -84,7 +84,7 @@ def judge_metric(judge: Judge) -> VideoMetric:
 
 
 def parse_prompt(prompt: str) -> dict[str, str]:
-    """Return the subject, colour, scene and motion that the prompt names in the world's words, of its first subject."""
+    """Return what a prompt names of "subject", "colour" (of the first subject), "scene" and "motion", as classes."""
     hues, kinds = _choice_of_words(captions.COLOURS), _choice_of_words(captions.KINDS)
     pair = re.search(rf"\b({_alternatives(hues)}) ({_alternatives(kinds)})\b", prompt.lower())
     named = {"subject": kinds[pair[2]], "colour": hues[pair[1]]} if pair else {}

@@ -59,7 +59,7 @@ def _scenery_shapes(shot: ShotSpec, shift: float) -> list[_Shape]:
 
 
 def _subject_shapes(shot: ShotSpec, time: float, shift: float) -> list[_Shape]:
-    """Return the subjects' shapes; a later subject is drawn over an earlier one, so it is nearer."""
+    """Return the outlines of all subjects, with number and depth; a later subject occludes an earlier one."""
     shapes = [
         (k, outline) for k, subject in enumerate(shot.things) for outline in subject_outlines(subject, time, shift)
     ]

@@ -49,8 +49,8 @@ def sample_clips(
     state     the state to continue from
     """
     for number in range(state.number, num_clips):
-        run, last = run_clip(state), number + 1 == num_clips
-        steps = list(deque(run.steps, maxlen=1 if last else None))  # no clip reuses those of the last
+        run, is_last = run_clip(state), number + 1 == num_clips
+        steps = list(deque(run.steps, maxlen=1 if is_last else None))  # no clip reuses the last clip's
         first = state.first or {step.sigma: step.x0.mean(1, keepdim=True) for step in steps}
         state = ClipState(number + 1, record_past(run.initial_noise, steps), first)
         yield steps[-1].x, state

@@ -60,7 +60,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _override(content: Any, text: str) -> dict[str, Any]:
-    """Return the settings with the field in "some.field=value" set to the value, which is read as YAML."""
+    """Apply "some.field=value", the value in YAML, to nested settings."""
     name, sign, value = text.partition("=")
     first, _, rest = name.strip().partition(".")
     if not sign or not first:

@@ -50,7 +50,7 @@ def train_clip(
 
 
 def image_caption_batches(pool: Pool, tokenizer: CLIPTokenizer, batch: int) -> SampleBatch:
-    """Return a sampler of (images, tokens of their captions, tokens of wrong captions, facts, kinds in patches)."""
+    """Return a sampler of (images, caption tokens, wrong captions' tokens, fact classes, subject kind per patch)."""
     tokens_right, tokens_wrong = tokenize_captions(pool, tokenizer), tokenize_wrong_captions(pool, tokenizer)
     facts, kinds = fact_indices(pool), np.stack([patch_kinds(fact) for fact in pool.facts])
 

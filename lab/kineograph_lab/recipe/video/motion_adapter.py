@@ -27,7 +27,7 @@ Rng = np.random.Generator
 
 
 class FrozenClipUNet(nn.Module):
-    """The video network in training: frozen but for a motion adapter."""
+    """A video network with a new, trainable motion adapter; all other weights are fixed."""
 
     def __init__(self, net: VideoUNet) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class FrozenClipUNet(nn.Module):
 def train_pocket_motion_adapter(
     net: VideoUNet, plan: StagePlan, folder: Path, clip_pool: Pool, *, text: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> VideoUNet:
-    """Return the network with the averaged adapter."""
+    """Train the motion adapter on frozen clips, the rest fixed; return the network with the adapter's mean weights."""
     prepared = use_fast_group_norm(FrozenClipUNet(net)).to(best_device()).eval()
     prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")

@@ -139,7 +139,7 @@ def _customise_once(customise: Customise, video: Model, number: int) -> Model:
 
 
 def _generate_uncustomised(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """Generate the videos of some cases with the original model, with prompts of the class or the content."""
+    """Generate the videos of some cases with the original model; the prompts leave out the customised words."""
     return [_generate_case(steps, video, case, content_and_motion(case)) for case in cases]
 
 

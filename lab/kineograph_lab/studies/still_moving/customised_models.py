@@ -21,7 +21,6 @@ from kineograph.methods import still_moving
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.training.customise import (
-    FINAL,
     VideoCustomisationSettings,
     customise_video,
     default_video_settings,
@@ -31,6 +30,7 @@ from kineograph.training.customise import (
     with_changes,
 )
 from kineograph.training.customise.adapters import merge_loras
+from kineograph.training.temporal_layers.run import FINAL
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case
 from kineograph_lab.studies.still_moving.items import Item, content, held_out_case, write_reference_images
@@ -98,7 +98,7 @@ def customise_by_injection(video: Model, item: Item) -> Model:
 
 
 def customise_by_interpolation(generate_case: GenerateCase, judges: Judges, video: Model, item: Item) -> Model:
-    """Interpolate the weights of both image networks, with the share of the customised one chosen for the item."""
+    """Customise by weight interpolation; the customised network's share is the one that scores best on the item."""
     customised = customise_by_injection(video, item)
     file = item_folder(video, item) / "interpolation.json"
     if not file.exists():

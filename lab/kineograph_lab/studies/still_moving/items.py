@@ -17,7 +17,7 @@ from PIL import Image
 from kineograph.media.files import replace_atomically
 from kineograph.methods import dreambooth
 from kineograph.metrics.features import Frames
-from kineograph.training.customise import styled_caption
+from kineograph.training.customise.prompts import styled_caption
 from kineograph_lab.studies.protocol import Case
 from kineograph_lab.world import unseen, unseen_subjects
 from kineograph_lab.world.captions import KINDS, MOTIONS, with_article
@@ -157,7 +157,7 @@ def content(case: Case) -> str:
 
 
 def content_and_motion(case: Case) -> str:
-    """Return the same caption with the motion: the prompt for a model that was not customised."""
+    """Return a case's caption with motion, without the customised words: the prompt for the original model."""
     return item_caption(item_of(case).kind, case.shot, MOTIONS[case.motion][0])
 
 

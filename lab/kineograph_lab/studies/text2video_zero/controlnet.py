@@ -36,7 +36,7 @@ BARS = {"thing": 0.90, "colour": 0.95, "scene": 0.97}
 
 
 def controlnet_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
-    """Return the study of no control, each kind of control map, and the world's own rendering."""
+    """Return the study of videos without control, with each kind of control map, and rendered by the world itself."""
     steps = steps or STEPS
     return Study(
         name="guided",

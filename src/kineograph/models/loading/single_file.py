@@ -61,7 +61,7 @@ def vae_from_file(path: Path, like: AutoencoderKL) -> AutoencoderKL:
 
 
 def controlnet_from_file(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
-    """Return the ControlNet in a single file, for this U-Net."""
+    """Load a ControlNet, with the configuration of one for this U-Net, from a single file."""
     like = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
     return _network_from_file(path, like, dtype, "a ControlNet for the model's architecture")
 

@@ -33,7 +33,7 @@ def frames_per_chunk(pixels: int) -> int:
 
 
 def encode_frames(vae: AutoencoderKL, frames: PixelFrames, device: torch.device, size: int) -> Latents:
-    """Return the unscaled latents of frames with values from 0 to 1, encoded `size` frames at a time: float32."""
+    """Encode frames, values from 0 to 1, `size` at a time: float32 latents before the scaling factor and shift."""
     encoded = [
         vae.encode((2 * part.flatten(0, 1) - 1).to(device, vae.dtype)).latent_dist.mode().float()
         for _, part in split_frames(frames, size)

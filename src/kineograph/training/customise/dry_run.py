@@ -30,7 +30,7 @@ class PhaseEstimate(NamedTuple):
 
 
 def estimate_video_customisation(prepared: VideoCustomisation) -> list[PhaseEstimate]:
-    """Return the phases of a customisation that starts now; one that is resumed has less to do."""
+    """Estimate the time of each phase of a whole customisation; finished work of a resumed one is not subtracted."""
     image, settings = prepared.image, prepared.settings
     batch = settings.image.drawing.at_once
     image_seconds = _time_forward(model_with(image.model, image.networks), image.size, batch) / batch

@@ -128,7 +128,7 @@ def prepare_video_customisation(
     natural_videos: str | Path | None = None,
     settings: VideoCustomisationSettings | None = None,
 ) -> VideoCustomisation:
-    """Check everything that `customise_video` needs; its arguments."""
+    """Check the arguments of `customise_video`, and return them with everything opened that training needs."""
     settings = settings or default_video_settings(video, "style" if subject is None else "subject")
     natural = prepare_natural_videos(video, settings, natural_videos)
     below = underlying_image_model(video, image_model)
