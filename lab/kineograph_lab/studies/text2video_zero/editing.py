@@ -69,10 +69,7 @@ def _instruction(case: Case) -> str:
 
 
 def _generate(editor: Model, frame_attention: FrameAttention, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """Edit the renderings of some cases; with first-frame attention, as `kineograph edit` does.
-
-    It repeats the front door because records carry its numbers (docs/decisions/0010), and for the other arm.
-    """
+    """Edit the renderings of some cases; with first-frame attention, the frames equal those of `kineograph edit`."""
     return [_edit_case(editor, frame_attention, steps, case) for case in cases]
 
 
