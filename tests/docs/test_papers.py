@@ -8,6 +8,7 @@ import re
 import shlex
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -95,7 +96,7 @@ PAPERS = [span for row in rows(DOCS / "papers.md", "| paper | here |") for span 
 
 
 @pytest.mark.parametrize("span", sorted({span for span in PAPERS if not span.startswith(("-", "kineograph "))}))
-def test_each_name_in_papers_exists(span: str):
+def test_each_name_in_papers_exists(span: str) -> None:
     if file := FILE.fullmatch(span):
         path, names = resolve(file[1]), file[2]
         assert path.is_file(), f"there is no {file[1]}"
@@ -105,12 +106,12 @@ def test_each_name_in_papers_exists(span: str):
         check_name(name[0])
 
 
-def test_papers_names_enough_to_be_checked():
+def test_papers_names_enough_to_be_checked() -> None:
     assert len([span for span in PAPERS if FILE.fullmatch(span)]) > 30
 
 
 @pytest.mark.parametrize("row", rows(DOCS / "notation.md", "| diffusers |"), ids=lambda row: row[1])
-def test_each_function_of_sigmas_in_notation_exists(row: list[str]):
+def test_each_function_of_sigmas_in_notation_exists(row: list[str]) -> None:
     (call,) = spans(row[1])
     name = re.match(r"\w+", call)
     assert name and (name[0] in members()["sigmas"] if "(" in call else name[0] in identifiers())
@@ -120,13 +121,13 @@ METHODS_OF_NOTATION = ["schedule.scale", "schedule.timestep", "classifier_free_g
 
 
 @pytest.mark.parametrize("call", METHODS_OF_NOTATION)
-def test_notation_uses_functions_that_exist(call: str):
+def test_notation_uses_functions_that_exist(call: str) -> None:
     assert f"`{call}" in (DOCS / "notation.md").read_text()
     check_name(call.replace("schedule.", "Schedule."))
 
 
 @pytest.mark.parametrize("document", ["training.md", "customising.md", "curation.md"])
-def test_each_setting_in_the_guides_exists(document: str):
+def test_each_setting_in_the_guides_exists(document: str) -> None:
     names = [span for row in rows(DOCS / document, "| setting |") for span in spans(row[0])]
     assert names
     for name in names:
@@ -135,7 +136,7 @@ def test_each_setting_in_the_guides_exists(document: str):
 
 
 @pytest.mark.parametrize("document", GUIDES, ids=lambda path: path.name)
-def test_each_file_and_module_in_the_guides_exists(document: Path):
+def test_each_file_and_module_in_the_guides_exists(document: Path) -> None:
     text = document.read_text()
     for path in re.findall(r"(?:src|lab|tests|tools|examples)/[\w/]+\.(?:py|yaml|json|sh)\b", text):
         assert (ROOT / path).exists(), f"there is no {path}"
@@ -145,7 +146,7 @@ def test_each_file_and_module_in_the_guides_exists(document: Path):
 
 
 @pytest.mark.parametrize("document", LINKED, ids=lambda path: str(path.relative_to(ROOT)))
-def test_each_link_exists(document: Path):
+def test_each_link_exists(document: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", document.read_text()):
         path, _, anchor = target.partition("#")
         linked = document.parent / path if path else document
@@ -170,8 +171,12 @@ COMMANDS = sorted(
 )
 
 
+@pytest.fixture(scope="module")
+def commands() -> dict[str, Any]:
+    return typer.main.get_command(app).commands
+
+
 @pytest.mark.parametrize("line", COMMANDS)
-def test_each_command_in_the_guides_parses(line: str):
+def test_each_command_in_the_guides_parses(line: str, commands: dict[str, Any]) -> None:
     _, verb, *arguments = shlex.split(line)
-    command = typer.main.get_command(app).commands[verb]
-    command.make_context(verb, arguments)
+    commands[verb].make_context(verb, arguments)
