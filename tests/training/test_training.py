@@ -11,11 +11,12 @@ from tiny_training import WIDTH, load_batch, loss, numbers, tiny_net
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.training import TrainingSettings, fit, load_weights, training_cost, use_averages
+from kineograph.training import TrainingSettings, fit, load_weights, use_averages
 from kineograph.training.gradients import sample_seed
 from kineograph.training.optimisers import build_optimisers, load_optimiser_state, optimiser_state
 from kineograph.training.processes import start_workers
 from kineograph.training.settings import learning_rate_at
+from kineograph.training.temporal_layers.dry_run import loop_memory
 
 BASE = {"max_train_steps": 6, "train_batch_size": 4, "learning_rate": 0.01, "log_every": 2}
 
@@ -215,16 +216,15 @@ def test_learning_rates():
     assert learning_rate_at(settings(), 5) == 0.01
 
 
-def test_training_cost():
+def test_loop_memory():
     net = tiny_net()
-    cost = training_cost(settings(optimizer="muon", gradient_accumulation_steps=3), net, processes=2)
-    frozen = sum(weight.numel() for weight in net[0].parameters())
+    memory = loop_memory(settings(optimizer="muon", gradient_accumulation_steps=3), net)
     every = sum(weight.numel() for weight in net.parameters())
-    assert (cost.trained, cost.frozen) == (every - frozen, frozen)
-    assert (cost.samples_per_step, cost.samples) == (24, 144)
+    trained = every - sum(weight.numel() for weight in net[0].parameters())
     biases = sum(layer.bias.numel() for layer in (net[2], net[4], net[6]))
-    assert cost.optimiser == 4 * (cost.trained + biases)  # a momentum of all, and a second moment of the biases
-    assert cost.memory == cost.weights + cost.optimiser + 4 * 3 * cost.trained
+    assert memory.weights == 4 * every
+    assert memory.optimiser == 4 * (trained + biases)  # a momentum of all, and a second moment of the biases
+    assert memory.held == memory.weights + memory.optimiser + 4 * 3 * trained
 
 
 def refused(folder: Path, net: nn.Module, chosen: TrainingSettings, **given: object) -> str:

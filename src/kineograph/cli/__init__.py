@@ -63,7 +63,7 @@ def _print_version(requested: bool) -> bool:
 
 
 @app.callback()
-def options(
+def callback(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,

@@ -6,38 +6,11 @@ from typing import Annotated
 
 import typer
 
-from kineograph.cli.options import (
-    MODEL,
-    VIDEO,
-    Adapter,
-    Decoder,
-    Device,
-    Dtype,
-    GuidanceScale,
-    Height,
-    Json,
-    Lora,
-    MotionAdapter,
-    MotionModule,
-    MotionScale,
-    NegativePrompt,
-    Output,
-    Overlap,
-    Overwrite,
-    Sampler,
-    Seed,
-    Steps,
-    TextualInversion,
-    Vae,
-    Width,
-    Window,
-)
+from kineograph.cli import options
+from kineograph.cli.options import DEFAULT, model_option, video_option
 from kineograph.cli.output import parse_lora, run_and_save
 from kineograph.errors import InputError
 from kineograph.request import FIRST_FRAMES, Request
-
-DEFAULT = Request(prompt="any")
-ANIMATOR = "pocket-animate"
 
 
 def animate(
@@ -46,62 +19,49 @@ def animate(
         str | None, typer.Argument(help='How it moves, such as "a fish swimming to the right".', show_default=False)
     ] = None,
     num_frames: Annotated[
-        int | None,
-        typer.Option("--num-frames", "-n", rich_help_panel=VIDEO, show_default="the model's", help="How many frames."),
+        int | None, video_option("--num-frames", "-n", show_default="the model's", help="How many frames.")
     ] = DEFAULT.num_frames,
     first_frame: Annotated[
         str,
-        typer.Option(
-            rich_help_panel=VIDEO,
-            help=f"{' or '.join(FIRST_FRAMES)}: the image conditions the model, or is the first frame too.",
-        ),
+        video_option(help=f"{' or '.join(FIRST_FRAMES)}: the image conditions the model, or is the first frame too."),
     ] = DEFAULT.first_frame,
     image_scale: Annotated[
-        float, typer.Option(rich_help_panel=VIDEO, help="Scale of the image tokens beside the text tokens.")
+        float, video_option(help="Scale of the image tokens beside the text tokens.")
     ] = DEFAULT.image_scale,
-    seed: Seed = DEFAULT.seed,
+    seed: options.Seed = DEFAULT.seed,
     fps: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=VIDEO, show_default="8", help="Frames per second; the model gets it as a condition."
-        ),
+        float | None, video_option(show_default="8", help="Frames per second; the model gets it as a condition.")
     ] = DEFAULT.fps,
-    height: Height = DEFAULT.height,
-    width: Width = DEFAULT.width,
-    negative_prompt: NegativePrompt = DEFAULT.negative_prompt,
-    guidance_scale: GuidanceScale = DEFAULT.guidance_scale,
-    num_inference_steps: Steps = DEFAULT.num_inference_steps,
-    sampler: Sampler = DEFAULT.sampler,
-    window: Window = DEFAULT.window,
-    overlap: Overlap = DEFAULT.overlap,
-    motion_scale: MotionScale = DEFAULT.motion_scale,
+    height: options.Height = DEFAULT.height,
+    width: options.Width = DEFAULT.width,
+    negative_prompt: options.NegativePrompt = DEFAULT.negative_prompt,
+    guidance_scale: options.GuidanceScale = DEFAULT.guidance_scale,
+    num_inference_steps: options.Steps = DEFAULT.num_inference_steps,
+    sampler: options.Sampler = DEFAULT.sampler,
+    window: options.Window = DEFAULT.window,
+    overlap: options.Overlap = DEFAULT.overlap,
+    motion_scale: options.MotionScale = DEFAULT.motion_scale,
     model: Annotated[
         str,
-        typer.Option(
-            "--model",
-            "-m",
-            rich_help_panel=MODEL,
-            help="An image-to-video model: a folder, a file such as VideoCrafter1's, a hub id.",
+        model_option(
+            "--model", "-m", help="An image-to-video model: a folder, a file such as VideoCrafter1's, a hub id."
         ),
-    ] = ANIMATOR,
-    motion_module: MotionModule = None,
-    motion_adapter: MotionAdapter = None,
-    adapter: Adapter = None,
+    ] = "pocket-animate",
+    motion_module: options.MotionModule = None,
+    motion_adapter: options.MotionAdapter = None,
+    adapter: options.Adapter = None,
     ip_adapter: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=MODEL, show_default=False, help="An IP-Adapter, for a model without image tokens."
-        ),
+        str | None, model_option(show_default=False, help="An IP-Adapter, for a model without image tokens.")
     ] = None,
-    lora: Lora = None,
-    textual_inversion: TextualInversion = None,
-    vae: Vae = None,
-    decoder: Decoder = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    output: Output = None,
-    overwrite: Overwrite = False,
-    json: Json = False,
+    lora: options.Lora = None,
+    textual_inversion: options.TextualInversion = None,
+    vae: options.Vae = None,
+    decoder: options.Decoder = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
 ) -> None:
     """Animate an image as the prompt says.
 
@@ -113,34 +73,14 @@ def animate(
             f"only {image!r}"
         )
     request = Request(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
-        num_frames=num_frames,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        height=height,
-        width=width,
-        seed=seed,
-        fps=fps,
-        sampler=sampler,
-        window=window,
-        overlap=overlap,
-        motion_scale=motion_scale,
-        method="videocrafter",
-        image=image,
-        image_scale=image_scale,
-        first_frame=first_frame,
-    )
-    options = {
-        "motion": motion_module,
-        "motion_adapter": motion_adapter,
-        "adapter": adapter,
-        "ip_adapter": ip_adapter,
-        "lora": [parse_lora(each) for each in lora or []],
-        "textual_inversion": textual_inversion or [],
-        "vae": vae,
-        "decoder": decoder,
-        "device": device,
-        "dtype": dtype,
-    }
-    run_and_save(request, model, options, output, overwrite, json)
+        method="videocrafter", prompt=prompt, negative_prompt=negative_prompt, num_frames=num_frames,
+        num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, height=height, width=width, seed=seed,
+        fps=fps, sampler=sampler, window=window, overlap=overlap, motion_scale=motion_scale, image=image,
+        image_scale=image_scale, first_frame=first_frame,
+    )  # fmt: skip
+    load_options = {
+        "motion": motion_module, "motion_adapter": motion_adapter, "adapter": adapter, "ip_adapter": ip_adapter,
+        "lora": [parse_lora(each) for each in lora or []], "textual_inversion": textual_inversion or [], "vae": vae,
+        "decoder": decoder, "device": device, "dtype": dtype,
+    }  # fmt: skip
+    run_and_save(request, model, load_options, output, overwrite, json)

@@ -42,7 +42,7 @@ def curate(
 
     chosen = load_settings(settings, CurationSettings, overrides or [])
     if dry_run:
-        _print_plan(chosen, json)
+        _print_sources(chosen, json)
         return
     terminal.hide_loading_bars()
     stage = ""
@@ -81,7 +81,7 @@ def _print_summary(manifest: Mapping[str, Any], bad: list[str]) -> None:
         terminal.print_message("no clip passed the filters: dropped.jsonl gives the reason for each")
 
 
-def _print_plan(settings: CurationSettings, json: bool) -> None:
+def _print_sources(settings: CurationSettings, json: bool) -> None:
     from kineograph.curation.run import check_output, count_finished
     from kineograph.curation.sources import list_sources
 

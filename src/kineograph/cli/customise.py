@@ -5,33 +5,29 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from kineograph.cli import terminal
-from kineograph.cli.options import MODEL, Device, Dtype, Json, MotionAdapter, MotionModule
+from kineograph.cli.options import Device, Dtype, Json, MotionAdapter, MotionModule, model_option
 from kineograph.cli.output import OUTPUT_FOLDER
 from kineograph.cli.terminal import format_duration, stop_signals
 from kineograph.errors import InputError
 from kineograph.media.files import check_writable, refuse_existing, replace_atomically, slug
 
 if TYPE_CHECKING:  # `--help` does not wait for torch
-    from kineograph.models.model import Model
-    from kineograph.training.customise import (
-        PhaseEstimate,
-        PhaseProgress,
-        VideoCustomisation,
-        VideoCustomisationSettings,
-    )
+    from kineograph.training.customise import PhaseProgress, VideoCustomisationSettings
+    from kineograph.training.customise.dry_run import PhaseEstimate
+    from kineograph.training.customise.video_model import VideoCustomisation
 
-SUBJECT, TRAINING = "Subject or style", "Training"
-PREVIEWS = "previews"  # folder in the work folder
-DEFAULT = "pocket-video"
+subject_option = partial(typer.Option, rich_help_panel="Subject or style")
+training_option = partial(typer.Option, rich_help_panel="Training")
 EXTENSION = ".safetensors"
 LOG_EVERY = 50  # steps
 PHASES = {
@@ -53,68 +49,49 @@ def customise(
         ),
     ] = None,
     subject: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=SUBJECT, show_default=False, help='A rare word and the class, such as "sks dog".'),
+        str | None, subject_option(show_default=False, help='A rare word and the class, such as "sks dog".')
     ] = None,
     style: Annotated[
-        str | None,
-        typer.Option(rich_help_panel=SUBJECT, show_default=False, help='A style, such as "watercolour painting".'),
+        str | None, subject_option(show_default=False, help='A style, such as "watercolour painting".')
     ] = None,
     natural_videos: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=SUBJECT,
+        subject_option(
             show_default="videos that the model generates",
             help="A folder of other videos with captions, which keep the model from forgetting.",
         ),
     ] = None,
     motion_adapter_only: Annotated[
-        bool,
-        typer.Option(
-            "--motion-adapter-only", rich_help_panel=SUBJECT, help="Train a motion adapter alone, without images."
-        ),
+        bool, subject_option("--motion-adapter-only", help="Train a motion adapter alone, without images.")
     ] = False,
     model: Annotated[
-        str,
-        typer.Option(
-            "--model", "-m", rich_help_panel=MODEL, help="A video model, or an image model with --motion-module."
-        ),
-    ] = DEFAULT,
+        str, model_option("--model", "-m", help="A video model, or an image model with --motion-module.")
+    ] = "pocket-video",
     motion_module: MotionModule = None,
     motion_adapter: MotionAdapter = None,
     device: Device = None,
     dtype: Dtype = None,
     preview: Annotated[
         list[str] | None,
-        typer.Option(
-            rich_help_panel=TRAINING,
-            show_default="the subject alone",
-            help="Prompt of a video generated during training; may be repeated.",
+        training_option(
+            show_default="the subject alone", help="Prompt of a video generated during training; may be repeated."
         ),
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option(
+        training_option(
             "--set",
-            rich_help_panel=TRAINING,
             show_default=False,
             help="A setting of docs/customising.md: training.max_train_steps=200; may be repeated.",
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            rich_help_panel=TRAINING,
-            show_default="outputs/NAME.safetensors",
-            help="The file to write.",
-        ),
+        training_option("--output", "-o", show_default="outputs/NAME.safetensors", help="The file to write."),
     ] = None,
     work: Annotated[
         Path | None,
-        typer.Option(
-            rich_help_panel=TRAINING,
+        training_option(
             show_default="the file's name without extension",
             help="The folder for previews and checkpoints, from which the same command resumes.",
         ),
@@ -133,39 +110,37 @@ def customise(
         raise InputError("give either a folder of images or --motion-adapter-only")
     paths = _output_paths(output, work, subject or style or "motion adapter")
     terminal.hide_loading_bars()
-    from kineograph.training import customise as recipe
+    from kineograph.models.loading.load import load
     from kineograph.training import override_settings
+    from kineograph.training.customise import adapters, default_video_settings, image_data, video_model
+    from kineograph.training.customise.dry_run import estimate_natural_videos, estimate_video_customisation
+    from kineograph.training.customise.natural_videos import prepare_natural_videos
+    from kineograph.training.customise.phases import MOTION_ADAPTER_FILE
 
     if images is not None:
-        recipe.list_image_files(images)  # refuse a missing folder before a model is loaded
+        image_data.list_image_files(images)  # refuse a missing folder before a model is loaded
     terminal.print_message(f"loading {model}")
-    shared = {"device": device, "dtype": dtype}
-    video = _load(model, {"motion": motion_module, "motion_adapter": motion_adapter, **shared})
-    settings = override_settings(
-        recipe.default_video_settings(video, "subject" if style is None else "style"), setting or []
-    )
+    video = load(model, motion=motion_module, motion_adapter=motion_adapter, device=device, dtype=dtype)
+    settings = override_settings(default_video_settings(video, "subject" if style is None else "style"), setting or [])
     model_options = shlex.join(["--model", model, *(["--motion-module", motion_module] if motion_module else [])])
     if images is None:
-        natural = recipe.prepare_natural_videos(video, settings, natural_videos)
+        natural = prepare_natural_videos(video, settings, natural_videos)
         if dry_run:
-            _print_plan(recipe.estimate_natural_videos(natural, "motion_adapter", "natural"), json)
+            _print_estimates(estimate_natural_videos(natural, "motion_adapter", "natural"), json)
             return
-        _run(
-            recipe.run_motion_adapter_training(natural, paths.work),
-            paths.work / recipe.MOTION_ADAPTER_FILE,
-            paths.file,
-            json,
-        )
+        phases = adapters.run_motion_adapter_training(natural, paths.work)
+        _run_phases(phases, paths.work / MOTION_ADAPTER_FILE, paths.file, json)
         terminal.print_message(f"use it by {model_options} --motion-adapter {paths.file}")
         return
-    prepared = recipe.prepare_video_customisation(
-        video, images, paths.work, image_model=_load(model, shared) if motion_module else None, subject=subject,
-        style=style, natural_videos=natural_videos, settings=_with_previews(settings, preview),
+    image_model = load(model, device=device, dtype=dtype) if motion_module else None
+    prepared = video_model.prepare_video_customisation(
+        video, images, paths.work, image_model=image_model, subject=subject, style=style,
+        natural_videos=natural_videos, settings=_with_previews(settings, preview),
     )  # fmt: skip
     if dry_run:
-        _print_plan(recipe.estimate_video_customisation(prepared), json)
+        _print_estimates(estimate_video_customisation(prepared), json)
         return
-    _customise(prepared, paths, model_options, json)
+    _run_customisation(prepared, paths, model_options, json)
 
 
 class OutputPaths(NamedTuple):
@@ -187,13 +162,8 @@ def _output_paths(output: Path | None, work: Path | None, name: str) -> OutputPa
     return OutputPaths(file, folder)
 
 
-def _load(model: str, options: Mapping[str, Any]) -> Model:
-    from kineograph.models.loading.load import load
-
-    return load(model, **options)
-
-
 def _with_previews(settings: VideoCustomisationSettings, previews: Sequence[str] | None) -> VideoCustomisationSettings:
+    """Set the prompts of the previews. Raises InputError for settings whose result is no adapter file."""
     from kineograph.training.customise import with_changes
 
     for what, part in (("spatial", settings.spatial), ("image.lora", settings.image.lora)):
@@ -205,25 +175,28 @@ def _with_previews(settings: VideoCustomisationSettings, previews: Sequence[str]
     return with_changes(settings, {"previews": tuple(previews)}) if previews else settings
 
 
-def _customise(prepared: VideoCustomisation, paths: OutputPaths, model_options: str, json: bool) -> None:
-    from kineograph.training import customise as recipe
+def _run_customisation(prepared: VideoCustomisation, paths: OutputPaths, model_options: str, json: bool) -> None:
+    """Write the adapter file, and print the commands that use the result."""
+    from kineograph.training.customise import video_model, with_changes
+    from kineograph.training.customise.phases import ADAPTER_FILE, MOTION_ADAPTER_FILE
 
     if not prepared.settings.previews:
-        own = recipe.with_changes(prepared.settings, {"previews": tuple(prepared.prompts[:1])})
-        prepared = prepared._replace(settings=own)
-    _run(recipe.run_video_customisation(prepared), paths.work / recipe.ADAPTER_FILE, paths.file, json)
-    if recipe.needs_motion_adapter(prepared.video, prepared.settings):
-        own_adapter = paths.work / recipe.MOTION_ADAPTER_FILE
-        terminal.print_message(
-            f"to reuse its motion adapter for the next subject: --motion-adapter {shlex.quote(str(own_adapter))}"
-        )
+        settings = with_changes(prepared.settings, {"previews": tuple(prepared.prompts[:1])})
+        prepared = prepared._replace(settings=settings)
+    phases = video_model.run_video_customisation(prepared)
+    _run_phases(phases, paths.work / ADAPTER_FILE, paths.file, json)
+    if video_model.needs_motion_adapter(prepared.video, prepared.settings):
+        motion_adapter = shlex.quote(str(paths.work / MOTION_ADAPTER_FILE))
+        terminal.print_message(f"to reuse its motion adapter for the next subject: --motion-adapter {motion_adapter}")
     prompt, file = shlex.quote(prepared.prompts[-1]), shlex.quote(str(paths.file))
     terminal.print_message(f"kineograph generate {prompt} {model_options} --adapter {file}")
 
 
-def _run(steps: Generator[PhaseProgress, None, None], result: Path, file: Path, json: bool) -> None:
+def _run_phases(steps: Generator[PhaseProgress, None, None], result: Path, file: Path, json: bool) -> None:
     """Run all phases with a progress bar for each, and copy the result to `file`."""
-    began, status = time.monotonic(), 0
+    from kineograph.training.customise.phases import PREVIEWS
+
+    started, status = time.monotonic(), 0
     with stop_signals() as stop_status, closing(steps):
         for phase, reports in groupby(steps, lambda each: each.phase):
             with terminal.progress_bar(PHASES[phase]) as show:
@@ -239,10 +212,9 @@ def _run(steps: Generator[PhaseProgress, None, None], result: Path, file: Path, 
         raise SystemExit(status)
     with replace_atomically(file) as part:
         shutil.copyfile(result, part)
-    seconds, size = time.monotonic() - began, file.stat().st_size
-    terminal.print_message(
-        f"{size / 1e6:.2f} MB in {format_duration(seconds)}; previews are in {result.parent / PREVIEWS}"
-    )
+    seconds, size = time.monotonic() - started, file.stat().st_size
+    previews = result.parent / PREVIEWS
+    terminal.print_message(f"{size / 1e6:.2f} MB in {format_duration(seconds)}; previews are in {previews}")
     if json:
         terminal.print_json({"path": str(file), "bytes": size, "seconds": round(seconds, 1)})
     else:
@@ -264,16 +236,13 @@ def _print_progress(reached: PhaseProgress) -> None:
         terminal.print_message(f"wrote {each}")
 
 
-def _print_plan(estimates: Iterable[PhaseEstimate], json: bool) -> None:
+def _print_estimates(estimates: Iterable[PhaseEstimate], json: bool) -> None:
     phases = [*estimates]
+    seconds = sum(each.seconds for each in phases)
     if json:
-        terminal.print_json(
-            {"phases": [each._asdict() for each in phases], "seconds": sum(each.seconds for each in phases)}
-        )
+        terminal.print_json({"phases": [each._asdict() for each in phases], "seconds": seconds})
         return
     for each in phases:
         about = f", about {format_duration(each.seconds)}" if each.seconds else ""
         terminal.print_message(f"{each.phase}: {each.what}{about}")
-    terminal.print_message(
-        f"about {format_duration(sum(each.seconds for each in phases))} in all, on this machine at its present load"
-    )
+    terminal.print_message(f"about {format_duration(seconds)} in all, on this machine at its present load")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from kineograph.cli import terminal
-from kineograph.cli.options import FILE, Device, Json
+from kineograph.cli.options import Device, Json, file_option
 
-METRICS = "Metrics"
+metric_option = partial(typer.Option, rich_help_panel="Metrics")
 
 
 def evaluate(
@@ -27,44 +28,28 @@ def evaluate(
     ] = None,
     extractor: Annotated[
         list[str] | None,
-        typer.Option(
-            rich_help_panel=METRICS,
+        metric_option(
             show_default="pocket with the laboratory, else clip",
             help="pocket, clip (both for the pocket world), clip:PATH, videomae:PATH (folders or hub ids) or "
             "torchscript:FILE; may be repeated.",
         ),
     ] = None,
     images: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=METRICS, show_default=False, help="A folder of images of a subject or a style, for CLIP-I."
-        ),
+        Path | None, metric_option(show_default=False, help="A folder of images of a subject or a style, for CLIP-I.")
     ] = None,
     fps: Annotated[
         float | None,
-        typer.Option(
-            rich_help_panel=METRICS,
-            min=0.1,
-            show_default="each video's own",
-            help="Frames per second at which the videos are read.",
-        ),
+        metric_option(min=0.1, show_default="each video's own", help="Frames per second at which the videos are read."),
     ] = None,
     device: Device = None,
     compare_with: Annotated[
-        Path | None,
-        typer.Option(rich_help_panel=FILE, show_default=False, help="A .json report of an earlier run."),
+        Path | None, file_option(show_default=False, help="A .json report of an earlier run.")
     ] = None,
     ignore_protocol: Annotated[
         list[str] | None,
-        typer.Option(
-            rich_help_panel=FILE,
-            show_default=False,
-            help="A score to compare although its protocols differ; may be repeated.",
-        ),
+        file_option(show_default=False, help="A score to compare although its protocols differ; may be repeated."),
     ] = None,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", rich_help_panel=FILE, help="The folder for the report.")
-    ] = Path("report"),
+    output: Annotated[Path, file_option("--output", "-o", help="The folder for the report.")] = Path("report"),
     json: Json = False,
 ) -> None:
     """Measure videos: FVD, IS, CLIP-T, CLIP-I, frame consistency, warp error, motion.

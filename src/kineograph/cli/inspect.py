@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kineograph.cli import terminal
-from kineograph.cli.options import MODEL, Device, Json, Output, Overwrite
+from kineograph.cli.options import Device, Json, Output, Overwrite, model_option
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.request import Request
 
@@ -52,9 +52,7 @@ def inspect(
 def replay(
     file: File,
     output: Output = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", rich_help_panel=MODEL, show_default="the one recorded")
-    ] = None,
+    model: Annotated[str | None, model_option("--model", "-m", show_default="the one recorded")] = None,
     device: Device = None,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -67,7 +65,7 @@ def replay(
 
     settings = read_settings(file)
     write = choose_writer(output, Request.from_settings(settings), overwrite)
-    began = time.monotonic()
+    started = time.monotonic()
     from kineograph import generation
     from kineograph.models.loading.load import load
 
@@ -77,7 +75,7 @@ def replay(
         video = generation.replay(file, model=loaded, on_step=lambda step: show(step.done, step.total))
     identical = video.settings["frames_sha256"] == settings["frames_sha256"]
     terminal.print_message("identical: every pixel is the same" if identical else "not identical")
-    report_video(video, write(video), json, {"identical": identical, "seconds": round(time.monotonic() - began, 1)})
+    report_video(video, write(video), json, {"identical": identical, "seconds": round(time.monotonic() - started, 1)})
     if not identical:
         raise typer.Exit(1)
 
@@ -96,7 +94,5 @@ def _flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator
         if isinstance(value, Mapping):
             yield from _flatten_settings(value, f"{prefix}{name}.")
         elif value not in (None, "", []):
-            yield (
-                f"{prefix}{name}",
-                str(value) if str(value).isprintable() else repr(value),
-            )  # no file drives a terminal
+            # escape control characters, so that no file controls the terminal
+            yield f"{prefix}{name}", str(value) if str(value).isprintable() else repr(value)

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from kineograph.cli import terminal
-from kineograph.cli.options import MODEL, Json, MotionModule
+from kineograph.cli.options import Json, MotionModule, model_option
 from kineograph.models.pocket import WEIGHTS
 
 PIPELINES = {
@@ -104,11 +104,7 @@ def convert(
     motion_module: MotionModule = None,
     config: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=MODEL,
-            show_default=False,
-            help="A diffusers folder with the tokenizer, which a single file lacks.",
-        ),
+        model_option(show_default=False, help="A diffusers folder with the tokenizer, which a single file lacks."),
     ] = None,
 ) -> None:
     """Convert a model to a folder in diffusers layout (temporal layers in temporal/), or such a folder to one file.

@@ -2,259 +2,162 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kineograph.request import SAMPLERS
+from kineograph.request import SAMPLERS, Request
 
-VIDEO, CONTROL, SECOND_MODEL, LONG_VIDEOS, MODEL, FILE = (
-    "Video",
-    "Control videos",
-    "Second model",
-    "Long videos",
-    "Model",
-    "File",
-)
+DEFAULT = Request(prompt="any")
+
+# An option in a panel of --help.
+video_option = partial(typer.Option, rich_help_panel="Video")
+control_option = partial(typer.Option, rich_help_panel="Control videos")
+second_model_option = partial(typer.Option, rich_help_panel="Second model")
+long_video_option = partial(typer.Option, rich_help_panel="Long videos")
+model_option = partial(typer.Option, rich_help_panel="Model")
+file_option = partial(typer.Option, rich_help_panel="File")
 
 Seed = Annotated[
-    int | None,
-    typer.Option(rich_help_panel=VIDEO, show_default="random, and printed", help="The same seed gives the same video."),
+    int | None, video_option(show_default="random, and printed", help="The same seed gives the same video.")
 ]
-Height = Annotated[
-    int | None,
-    typer.Option(rich_help_panel=VIDEO, show_default="the model's", help="In pixels, a multiple of 8."),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(rich_help_panel=VIDEO, show_default="the model's", help="In pixels, a multiple of 8."),
-]
-NegativePrompt = Annotated[
-    str, typer.Option(rich_help_panel=VIDEO, show_default=False, help="What the video should not show.")
-]
-GuidanceScale = Annotated[
-    float, typer.Option(rich_help_panel=VIDEO, help="How much the prompt counts; 1 halves the time.")
-]
+Height = Annotated[int | None, video_option(show_default="the model's", help="In pixels, a multiple of 8.")]
+Width = Annotated[int | None, video_option(show_default="the model's", help="In pixels, a multiple of 8.")]
+NegativePrompt = Annotated[str, video_option(show_default=False, help="What the video should not show.")]
+GuidanceScale = Annotated[float, video_option(help="How much the prompt counts; 1 halves the time.")]
 Steps = Annotated[
-    int,
-    typer.Option(
-        "--num-inference-steps",
-        "--steps",
-        rich_help_panel=VIDEO,
-        help="Number of sampling steps; more is slower.",
-    ),
+    int, video_option("--num-inference-steps", "--steps", help="Number of sampling steps; more is slower.")
 ]
-Sampler = Annotated[
-    str | None,
-    typer.Option(rich_help_panel=VIDEO, show_default="the model's", help=f"Sampler: {', '.join(SAMPLERS)}."),
-]
+Sampler = Annotated[str | None, video_option(show_default="the model's", help=f"Sampler: {', '.join(SAMPLERS)}.")]
 Window = Annotated[
-    int | None,
-    typer.Option(
-        rich_help_panel=VIDEO, show_default="as it was trained", help="Frames that a video model processes together."
-    ),
+    int | None, video_option(show_default="as it was trained", help="Frames that a video model processes together.")
 ]
 Overlap = Annotated[
-    int | None,
-    typer.Option(rich_help_panel=VIDEO, show_default="a quarter", help="Frames that one window shares with the next."),
+    int | None, video_option(show_default="a quarter", help="Frames that one window shares with the next.")
 ]
 MotionModule = Annotated[
     str | None,
-    typer.Option(
+    model_option(
         "--motion-module",
-        rich_help_panel=MODEL,
         show_default=False,
         help="Temporal layers for an image model: an AnimateDiff file, folder or hub id, or a video model's.",
     ),
 ]
 MotionAdapter = Annotated[
     str | None,
-    typer.Option(
+    model_option(
         "--motion-adapter",
-        rich_help_panel=MODEL,
         show_default="the model's own",
         help="A Still-Moving motion adapter for the temporal layers: a file, folder or hub id.",
     ),
 ]
 Adapter = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=MODEL, show_default=False, help="Your subject or style, of kineograph customise; or pocket-fox."
-    ),
+    str | None, model_option(show_default=False, help="Your subject or style, of kineograph customise; or pocket-fox.")
 ]
 MotionScale = Annotated[
-    float,
-    typer.Option(
-        rich_help_panel=VIDEO,
-        help="Scale of the motion adapter: 0 as the model moves, 1 still, below 0 more motion.",
-    ),
+    float, video_option(help="Scale of the motion adapter: 0 as the model moves, 1 still, below 0 more motion.")
 ]
 Lora = Annotated[
-    list[str] | None,
-    typer.Option(rich_help_panel=MODEL, show_default=False, help="A LoRA, as FILE or FILE=SCALE; may be repeated."),
+    list[str] | None, model_option(show_default=False, help="A LoRA, as FILE or FILE=SCALE; may be repeated.")
 ]
 TextualInversion = Annotated[
-    list[str] | None,
-    typer.Option(rich_help_panel=MODEL, show_default=False, help="A textual inversion embedding; may be repeated."),
+    list[str] | None, model_option(show_default=False, help="A textual inversion embedding; may be repeated.")
 ]
-Vae = Annotated[str | None, typer.Option(rich_help_panel=MODEL, show_default="the model's", help="Another VAE.")]
+Vae = Annotated[str | None, model_option(show_default="the model's", help="Another VAE.")]
 Decoder = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=MODEL,
+    model_option(
         show_default="the model's",
         help="A temporal decoder, against flicker: a model's folder or hub id, VidRD's file, or pocket-vidrd.",
     ),
 ]
-Dtype = Annotated[
-    str | None,
-    typer.Option(rich_help_panel=MODEL, show_default="the fastest here", help="float32, bfloat16 or float16."),
-]
-ChunkSize = Annotated[int, typer.Option(rich_help_panel=MODEL, help="Frames computed at once; fewer need less memory.")]
+Dtype = Annotated[str | None, model_option(show_default="the fastest here", help="float32, bfloat16 or float16.")]
+ChunkSize = Annotated[int, model_option(help="Frames computed at once; fewer need less memory.")]
 Device = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=MODEL, show_default="the fastest here", help="cpu, cuda, cuda:1, mps; see kineograph doctor."
-    ),
+    str | None, model_option(show_default="the fastest here", help="cpu, cuda, cuda:1, mps; see kineograph doctor.")
 ]
 VideoModel = Annotated[
     str | None,
-    typer.Option(
+    second_model_option(
         "--video-model",
-        rich_help_panel=SECOND_MODEL,
         show_default=False,
         help="A video model that samples together with the image model (VideoElevator): pocket-video, or another.",
     ),
 ]
 VideoPrompt = Annotated[
     str | None,
-    typer.Option(
-        rich_help_panel=SECOND_MODEL,
-        show_default="the same",
-        help="The video model's prompt, if it does not know the words of the first.",
+    second_model_option(
+        show_default="the same", help="The video model's prompt, if it does not know the words of the first."
     ),
 ]
 VideoLora = Annotated[
-    list[str] | None,
-    typer.Option(
-        rich_help_panel=SECOND_MODEL, show_default=False, help="A LoRA of the video model, as FILE or FILE=SCALE."
-    ),
+    list[str] | None, second_model_option(show_default=False, help="A LoRA of the video model, as FILE or FILE=SCALE.")
 ]
 VideoAdapter = Annotated[
-    str | None,
-    typer.Option(rich_help_panel=SECOND_MODEL, show_default=False, help="A subject or style of the video model's."),
+    str | None, second_model_option(show_default=False, help="A subject or style of the video model's.")
 ]
 VideoMotionAdapter = Annotated[
-    str | None,
-    typer.Option(rich_help_panel=SECOND_MODEL, show_default="its own", help="A motion adapter of the video model."),
+    str | None, second_model_option(show_default="its own", help="A motion adapter of the video model.")
 ]
 RefineAt = Annotated[
     str,
-    typer.Option(
-        rich_help_panel=SECOND_MODEL,
-        help="Points where the video model refines the latents, as remaining share of the steps: 1 is the first step.",
+    second_model_option(
+        help="Points where the video model refines the latents, as remaining share of the steps: 1 is the first step."
     ),
 ]
-VideoSteps = Annotated[int, typer.Option(rich_help_panel=SECOND_MODEL, help="Steps of the video model at each point.")]
+VideoSteps = Annotated[int, second_model_option(help="Steps of the video model at each point.")]
 LowPass = Annotated[
     float,
-    typer.Option(
-        rich_help_panel=SECOND_MODEL,
-        help="Highest temporal frequency passed to the video model, as share of the maximum; 0 for no filter.",
+    second_model_option(
+        help="Highest temporal frequency passed to the video model, as share of the maximum; 0 for no filter."
     ),
 ]
-Back = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=SECOND_MODEL, help="Return to the image model by inversion, same-noise or fresh-noise."
-    ),
-]
-InversionSteps = Annotated[
-    int,
-    typer.Option(rich_help_panel=SECOND_MODEL, help="Maximum number of inversion steps; 0 for all."),
-]
+Back = Annotated[str, second_model_option(help="Return to the image model by inversion, same-noise or fresh-noise.")]
+InversionSteps = Annotated[int, second_model_option(help="Maximum number of inversion steps; 0 for all.")]
 DriftCorrection = Annotated[
     bool,
-    typer.Option(
-        "--drift-correction",
-        rich_help_panel=SECOND_MODEL,
-        help="Correct the error of the inversion; takes all inversion steps.",
-    ),
+    second_model_option("--drift-correction", help="Correct the error of the inversion; takes all inversion steps."),
 ]
 VideoGuidanceScale = Annotated[
-    float | None,
-    typer.Option(
-        rich_help_panel=SECOND_MODEL,
-        show_default="as for the first",
-        help="Guidance scale of the video model.",
-    ),
+    float | None, second_model_option(show_default="as for the first", help="Guidance scale of the video model.")
 ]
 Annotator = Annotated[
     list[str] | None,
-    typer.Option(
-        rich_help_panel=CONTROL,
+    control_option(
         show_default="Depth-Anything, ViTPose",
         help="Model that estimates depth or poses, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
     ),
 ]
-ControlScale = Annotated[float, typer.Option(rich_help_panel=CONTROL, help="How strongly the controls count.")]
-ControlStart = Annotated[
-    float, typer.Option(rich_help_panel=CONTROL, help="Start of control, as share of sampling: 0 noise, 1 video.")
-]
-ControlEnd = Annotated[float, typer.Option(rich_help_panel=CONTROL, help="End of control, as share of sampling.")]
-Clips = Annotated[
-    int, typer.Option(rich_help_panel=LONG_VIDEOS, help="How many clips of --num-frames follow each other (VidRD).")
-]
+ControlScale = Annotated[float, control_option(help="How strongly the controls count.")]
+ControlStart = Annotated[float, control_option(help="Start of control, as share of sampling: 0 noise, 1 video.")]
+ControlEnd = Annotated[float, control_option(help="End of control, as share of sampling.")]
+Clips = Annotated[int, long_video_option(help="How many clips of --num-frames follow each other (VidRD).")]
 Then = Annotated[
     list[str] | None,
-    typer.Option(
-        rich_help_panel=LONG_VIDEOS,
-        show_default=False,
-        help="The prompt of the next clip and those after; may be repeated.",
-    ),
+    long_video_option(show_default=False, help="The prompt of the next clip and those after; may be repeated."),
 ]
-Keep = Annotated[
-    int, typer.Option(rich_help_panel=LONG_VIDEOS, help="Frames that a clip shares with the previous one.")
-]
+Keep = Annotated[int, long_video_option(help="Frames that a clip shares with the previous one.")]
 ClipNoise = Annotated[
-    float,
-    typer.Option(
-        "--clip-noise", rich_help_panel=LONG_VIDEOS, help="Ratio of the previous clip's noise to fresh noise."
-    ),
+    float, long_video_option("--clip-noise", help="Ratio of the previous clip's noise to fresh noise.")
 ]
 ClipGuidance = Annotated[
-    float,
-    typer.Option(
-        rich_help_panel=LONG_VIDEOS,
-        help="Share of the steps in which a clip follows the previous one; 1 is an exact seam.",
-    ),
+    float, long_video_option(help="Share of the steps in which a clip follows the previous one; 1 is an exact seam.")
 ]
-Anchor = Annotated[
-    float,
-    typer.Option(
-        rich_help_panel=LONG_VIDEOS, help="Strength with which clips keep the appearance of the first, 0 to 1."
-    ),
-]
+Anchor = Annotated[float, long_video_option(help="Strength with which clips keep the appearance of the first, 0 to 1.")]
 KeepClips = Annotated[
     Path | None,
-    typer.Option(
-        rich_help_panel=LONG_VIDEOS,
-        show_default=False,
-        help="A folder for finished clips, from which the same command resumes.",
-    ),
+    long_video_option(show_default=False, help="A folder for finished clips, from which the same command resumes."),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option(
+    file_option(
         "--output",
         "-o",
-        rich_help_panel=FILE,
         show_default="a new name in outputs/",
         help="Where to write: .mp4, .gif, .webp, or a name without an ending for a folder of pngs.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=FILE, help="Replace an existing file.")]
-Json = Annotated[
-    bool, typer.Option("--json", rich_help_panel=FILE, help="Print one JSON object on stdout, for programs.")
-]
+Overwrite = Annotated[bool, file_option("--overwrite", help="Replace an existing file.")]
+Json = Annotated[bool, file_option("--json", help="Print one JSON object on stdout, for programs.")]

@@ -89,7 +89,7 @@ def run_and_save(
     request = request.with_seed()
     write = choose_writer(output, request, overwrite)
     terminal.print_message(f"seed {request.seed}")
-    began = time.monotonic()
+    started = time.monotonic()
     terminal.print_message(f"loading {model or 'the pocket model'}")
     from kineograph import generation
     from kineograph.models.loading.load import load
@@ -105,13 +105,9 @@ def run_and_save(
     loaded = load(model, **options)
     with terminal.progress_bar("generating") as show:
         video = generation.run_request(
-            loaded,
-            request,
-            lambda step: show(step.done, step.total),
-            video_model=video_model,
-            keep_clips=keep_clips,
+            loaded, request, lambda step: show(step.done, step.total), video_model=video_model, keep_clips=keep_clips
         )
-    report_video(video, write(video), json, {"seconds": round(time.monotonic() - began, 1)})
+    report_video(video, write(video), json, {"seconds": round(time.monotonic() - started, 1)})
 
 
 # Options are parsed here and not by typer's `parser=`, which replaces the message of an error by the bare value.

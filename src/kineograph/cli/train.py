@@ -47,7 +47,7 @@ def train(
     if not current_process().is_main_process:
         warnings.simplefilter("ignore", InputWarning)
     if dry_run:
-        _print_plan(temporal_layers.prepare_training(chosen, "cpu"), json)
+        _print_estimate(temporal_layers.prepare_training(chosen, "cpu"), json)
         return
     prepared = temporal_layers.prepare_training(chosen)
     with (
@@ -106,7 +106,7 @@ def _print_result(prepared: PreparedTraining, last: StageProgress | None, status
         print(final)
 
 
-def _print_plan(prepared: PreparedTraining, json: bool) -> None:
+def _print_estimate(prepared: PreparedTraining, json: bool) -> None:
     from kineograph.training.temporal_layers import estimate_training
 
     estimate = estimate_training(prepared)

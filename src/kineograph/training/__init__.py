@@ -4,7 +4,6 @@
 """
 
 from kineograph.training.checkpoints import latest_checkpoint, load_weights
-from kineograph.training.cost import TrainingCost, training_cost
 from kineograph.training.logs import Log
 from kineograph.training.loop import TrainingProgress, fit
 from kineograph.training.optimisers import use_averages
@@ -14,7 +13,6 @@ from kineograph.training.settings_file import load_settings, override_settings
 
 __all__ = [
     "Log",
-    "TrainingCost",
     "TrainingProgress",
     "TrainingSettings",
     "current_process",
@@ -23,6 +21,5 @@ __all__ = [
     "load_settings",
     "load_weights",
     "override_settings",
-    "training_cost",
     "use_averages",
 ]

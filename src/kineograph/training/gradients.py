@@ -118,12 +118,12 @@ def gradient_function(
     """Return the function that computes the gradients of a share."""
     trained = [*state.trained.values()]
     device = trained[0].device
-    seeded = _seeded if uses_dropout(net) else _unseeded
+    draws = uses_dropout(net)
 
     def compute(loaded: LoadedShare) -> ShareGradients:
         weight = len(loaded.share.samples) / samples_per_step(settings, 1)
         batch = send_to_device(loaded.batch, device)
-        with seeded(loaded.seed, device), torch.enable_grad():
+        with _seeded(loaded.seed, device) if draws else nullcontext(), torch.enable_grad():
             with autocast(device, settings.mixed_precision):
                 losses = {name: value * weight for name, value in loss(net, batch, loaded.seed).items()}
             total = state.scaler.scale(torch.stack([*losses.values()]).sum())
@@ -149,10 +149,6 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _unseeded(seed: int, device: torch.device) -> AbstractContextManager[None]:
-    return nullcontext()
 
 
 @torch.no_grad()

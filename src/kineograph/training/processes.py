@@ -46,7 +46,8 @@ def current_process() -> PartialState:
 def start_workers(net: nn.Module, settings: TrainingSettings) -> Iterator[Processes]:
     """Start the threads that train a network, for as long as the block lasts."""
     process = current_process()
-    count = _num_threads(net, settings)
+    on_cpu = next(net.parameters()).device.type == "cpu"
+    count = min(torch.get_num_threads(), settings.train_batch_size) if on_cpu and not uses_dropout(net) else 1
     single = partial(torch.set_num_threads, 1)
     with ThreadPoolExecutor(count, "gradients", single) as workers:
         loaders = ThreadPoolExecutor(settings.dataloader_num_workers, "loader", single)
@@ -54,11 +55,6 @@ def start_workers(net: nn.Module, settings: TrainingSettings) -> Iterator[Proces
             yield Processes(process, count, workers.map if count > 1 else map, loaders)
         finally:
             loaders.shutdown(cancel_futures=True)
-
-
-def _num_threads(net: nn.Module, settings: TrainingSettings) -> int:
-    on_cpu = next(net.parameters()).device.type == "cpu"
-    return min(torch.get_num_threads(), settings.train_batch_size) if on_cpu and not uses_dropout(net) else 1
 
 
 def uses_dropout(net: nn.Module) -> bool:

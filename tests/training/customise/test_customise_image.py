@@ -31,21 +31,30 @@ from kineograph.training import load_weights
 from kineograph.training.customise import (
     PhaseProgress,
     batches,
-    check_prompt_contains,
     customise_image,
     default_settings,
-    generate_images,
     load_customised,
-    load_photos,
     networks,
-    prepare_image_customisation,
-    rare_word,
-    read_description,
     with_changes,
 )
 from kineograph.training.customise import image_model as running
-from kineograph.training.customise.image_data import Crop, crop_photo, load_photo, random_crops
-from kineograph.training.customise.prompts import knows_word, style_words, subject_words
+from kineograph.training.customise.image_data import (
+    Crop,
+    crop_photo,
+    generate_images,
+    load_photo,
+    load_photos,
+    random_crops,
+)
+from kineograph.training.customise.image_model import prepare_image_customisation
+from kineograph.training.customise.networks import read_description
+from kineograph.training.customise.prompts import (
+    check_prompt_contains,
+    knows_word,
+    rare_word,
+    style_words,
+    subject_words,
+)
 from kineograph.training.gradients import sample_seed
 from kineograph.training.optimisers import copy_weights
 from kineograph.training.temporal_layers.batches import timestep_sampler

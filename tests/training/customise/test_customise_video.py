@@ -40,7 +40,6 @@ from kineograph.training.customise import (
     inject_customised,
     load_customised_video,
     natural_videos,
-    prepare_video_customisation,
     prompts,
     train_interleaved,
     train_motion_adapter,
@@ -50,6 +49,7 @@ from kineograph.training.customise import (
 from kineograph.training.customise import adapters as adapting
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.prompts import CustomisationWords
+from kineograph.training.customise.video_model import prepare_video_customisation
 
 PHASES = ["prior", "encoding", "training", "stills", "natural", "motion_adapter", "spatial_adapter"]
 

@@ -21,7 +21,8 @@ from kineograph.models.loading import adapter_files
 from kineograph.models.model import Model
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.customise import default_video_settings, lora_state_dict, networks, with_changes
+from kineograph.training.customise import default_video_settings, networks, with_changes
+from kineograph.training.customise.networks import lora_state_dict
 from kineograph.training.customise.video_model import underlying_image_model
 
 SUBJECT = "sks cat"

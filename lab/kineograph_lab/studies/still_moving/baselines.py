@@ -154,7 +154,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
     own, references, truth_embedding = (judges.embed(each) for each in (frames, item.images, truth))
     metrics = {
         "CLIP-I": float(100 * (own @ references.T).mean()),
-        "CLIP-T": dict(frame_metrics.clip_score(judges.text_similarity(frames, content(case))))["text"],
+        "CLIP-T": frame_metrics.clip_score(judges.text_similarity(frames, content(case))),
         "truth": float(100 * (own @ truth_embedding.T).mean()),
         "motion": float(judges.classify_motion(frames) == case.motion),
         "moved": float(FPS * optical_flow.motion_per_frame(frames).mean()),

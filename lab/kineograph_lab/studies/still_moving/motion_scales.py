@@ -76,8 +76,8 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
     return {
         "moved": float(FPS * optical_flow.motion_per_frame(frames).mean()),
         "motion": float(judges.classify_motion(frames) == case.motion),
-        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
+        **frame_metrics.prompt_agreement(judged, case),
+        "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
     }
 
 

@@ -36,11 +36,6 @@ class PhaseProgress(NamedTuple):
     previews: Sequence[Path] = ()
 
 
-def no_previews(progress: TrainingProgress) -> list[Path]:
-    """Return no files, for phases without previews."""
-    return []
-
-
 def train_phase(
     phase: Phase,
     net: NetT,
@@ -52,7 +47,7 @@ def train_phase(
     facts: Mapping[str, Any],
     result: Path,
     write_result: Callable[[], None],
-    save_previews: Callable[[TrainingProgress], list[Path]] = no_previews,
+    save_previews: Callable[[TrainingProgress], list[Path]] = lambda progress: [],
 ) -> Generator[PhaseProgress, None, None]:
     """Train a network from the folder's last checkpoint on, and write the result when all steps are done.
 

@@ -19,7 +19,8 @@ from kineograph.media.seek import BrokenFile
 from kineograph.models.model import Model
 from kineograph.models.unet.forward import CallStage, call_directly
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training import training_cost
+from kineograph.training.optimisers import muon_names
+from kineograph.training.settings import TrainingSettings
 from kineograph.training.temporal_layers.batches import step_kind
 from kineograph.training.temporal_layers.run import PreparedTraining, StageRun
 from kineograph.training.temporal_layers.settings import Stage
@@ -116,7 +117,7 @@ def _count(name: str, network: nn.Module) -> ParameterCount:
 
 def _estimate_stage(run: StageRun) -> StageEstimate:
     training, stage, loop = run.training, run.stage, run.loop
-    cost = training_cost(loop, training.model.net, training.process.num_processes)
+    memory = loop_memory(loop, training.model.net)
     after = step_kind(loop.seed, training.settings.image_share, stage.steps)
     image_steps = after.number if after.kind == "image" else stage.steps - after.number
     beside = [training.model.vae, *(each.network for each in training.model.text_encoders)]
@@ -129,11 +130,44 @@ def _estimate_stage(run: StageRun) -> StageEstimate:
         fps=stage.fps,
         videos=(stage.steps - image_steps) * run.batch_size,
         images=image_steps * run.batch_size * stage.num_frames,
-        held=cost.memory + sum(weight.nbytes for each in beside for weight in each.parameters()),
+        held=memory.held + sum(weight.nbytes for each in beside for weight in each.parameters()),
         activations=activation_bytes(training.model, stage, loop.train_batch_size, loop.mixed_precision),
         batch=loop.train_batch_size,
-        checkpoint=cost.checkpoint,
+        checkpoint=memory.checkpoint,
     )
+
+
+class LoopMemory(NamedTuple):
+    """Bytes that a training loop holds in one process, without activations.
+
+    gradients: the step's sum and one share's gradients. average: the averaged weights, 0 without averages.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    average: int
+
+    @property
+    def held(self) -> int:
+        """Bytes held while gradients are summed."""
+        return self.weights + self.gradients + self.optimiser + self.average
+
+    @property
+    def checkpoint(self) -> int:
+        """Approximate bytes of one checkpoint on disk."""
+        return self.gradients // 2 + self.optimiser + self.average
+
+
+def loop_memory(settings: TrainingSettings, net: nn.Module) -> LoopMemory:
+    """Return the memory to train the parameters of `net` that require gradients; they may be on the meta device."""
+    trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+    matrices = muon_names(net) if settings.optimizer == "muon" else set[str]()
+    size = sum(weight.nbytes for weight in trained.values())
+    # AdamW keeps two moments of a weight, Muon one
+    optimiser = sum(weight.nbytes * (1 if name in matrices else 2) for name, weight in trained.items())
+    weights = sum(weight.nbytes for weight in net.parameters())
+    return LoopMemory(weights, 2 * size, optimiser, size if settings.ema_decay else 0)
 
 
 def _report(opened: OpenSource, shape: ClipShape) -> SourceReport:
