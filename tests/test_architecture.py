@@ -1,49 +1,36 @@
-"""The design's budgets (docs/decisions, CONTRIBUTING.md): what a reader of the code may rely on.
-
-Which module may import which is import-linter's job (`lint-imports`, contracts in pyproject.toml).
-"""
+"""Rules of the design that can be checked on the source text; `tools/shape.py` checks layers, names and sizes."""
 
 import ast
 import re
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-PACKAGE = Path(__file__).parents[1] / "src" / "kineograph"
-FILES = sorted(PACKAGE.rglob("*.py"))
+ROOT = Path(__file__).parents[1]
+FILES = sorted([*(ROOT / "src" / "kineograph").rglob("*.py"), *(ROOT / "lab" / "kineograph_lab").rglob("*.py")])
+TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in FILES}
 NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
-KINDS_OF_CLASS = {"Function", "NamedTuple", "Protocol", "BaseModel", "TypedDict"}
-WORDS_OF_THE_ECOSYSTEM = {"local_files_only"}  # flags that users know from diffusers, passed on as they are
+KINDS_OF_CLASS = {"NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function"}  # Function: torch.autograd's
+FLAGS_OF_DIFFUSERS = {"local_files_only"}
 
 
-def name(file: Path) -> str:
-    return str(file.relative_to(PACKAGE))
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
 
 
-each_file = pytest.mark.parametrize("file", FILES, ids=name)
-
-
-def functions(file: Path) -> Iterator[ast.FunctionDef]:
-    return (node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.FunctionDef))
-
-
-def length(function: ast.FunctionDef) -> int:
-    return (function.end_lineno or 0) - function.lineno + 1
-
-
-def defaults(arguments: ast.arguments) -> Iterator[tuple[str, ast.expr]]:
+def flags(function: ast.FunctionDef) -> list[str]:
+    """Return the parameters with a boolean default."""
+    arguments = function.args
     positional = [*arguments.posonlyargs, *arguments.args]
-    first = len(positional) - len(arguments.defaults)
-    pairs = [*zip(positional[first:], arguments.defaults, strict=True)]
+    pairs = [*zip(positional[len(positional) - len(arguments.defaults) :], arguments.defaults, strict=True)]
     pairs += [(a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d]
-    return ((argument.arg, default) for argument, default in pairs)
+    booleans = [a.arg for a, d in pairs if isinstance(d, ast.Constant) and isinstance(d.value, bool)]
+    return [name for name in booleans if name not in FLAGS_OF_DIFFUSERS]
 
 
-def is_an_allowed_kind(node: ast.ClassDef) -> bool:
+def is_allowed_class(node: ast.ClassDef) -> bool:
+    """Return True for nn.Modules, frozen dataclasses, records, interfaces and errors."""
     frozen = any("dataclass" in ast.unparse(d) and "frozen=True" in ast.unparse(d) for d in node.decorator_list)
     bases = [ast.unparse(base).split("[")[0] for base in node.bases]
     return frozen or any(
@@ -52,48 +39,51 @@ def is_an_allowed_kind(node: ast.ClassDef) -> bool:
     )
 
 
-@each_file
-def test_a_file_fits_in_250_lines_or_says_why(file: Path):
-    text = file.read_text()
-    assert text.count("\n") <= 250 or "Longer than 250 lines because" in text
+def test_layers_names_and_sizes_are_within_the_limits():
+    done = subprocess.run([sys.executable, ROOT / "tools" / "shape.py"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
-@each_file
-def test_a_file_is_named_after_what_it_holds(file: Path):
-    assert file.stem not in NAMELESS
+def test_files_are_named_after_what_they_hold():
+    assert [name for name in TREES if Path(name).stem in NAMELESS] == []
 
 
-@each_file
-def test_no_signature_swallows_arguments(file: Path):
-    assert [f"{f.name}:{f.lineno}" for f in functions(file) if f.args.kwarg and f.args.kwarg.arg.strip("_")] == []
-
-
-@pytest.mark.parametrize("file", [file for file in FILES if "cli" not in file.parts], ids=name)  # there it is an option
-def test_no_parameter_is_a_flag(file: Path):
-    flags = [
-        f"{f.name}({word}), line {f.lineno}"
-        for f in functions(file)
-        for word, default in defaults(f.args)
-        if isinstance(default, ast.Constant) and isinstance(default.value, bool) and word not in WORDS_OF_THE_ECOSYSTEM
+def test_no_signature_swallows_arguments():
+    found = [
+        f"{name}:{f.lineno} {f.name}"
+        for name, tree in TREES.items()
+        for f in functions(tree)
+        if f.args.kwarg
+        and f.args.kwarg.arg.strip("_")
+        and "Unpack" not in ast.unparse(f.args.kwarg.annotation or ast.Constant(0))
     ]
-    assert flags == [], "two behaviours are two functions: pass the function"
+    assert found == []
 
 
-@each_file
-def test_classes_are_modules_records_or_interfaces(file: Path):
-    classes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ClassDef)]
-    assert [node.name for node in classes if not is_an_allowed_kind(node)] == []
+def test_no_parameter_is_a_flag():
+    found = [
+        f"{name}:{f.lineno} {f.name}({flag})"
+        for name, tree in TREES.items()
+        if "/cli" not in name  # there it is an option
+        for f in functions(tree)
+        for flag in flags(f)
+    ]
+    assert found == [], "two behaviours are two functions: pass the function"
 
 
-@each_file
-def test_nothing_is_left_for_later(file: Path):
-    assert re.findall(r"\b(?:TODO|FIXME|XXX|HACK)\b|raise NotImplementedError", file.read_text()) == []
+def test_classes_are_modules_records_or_interfaces():
+    found = [
+        f"{name}:{node.lineno} {node.name}"
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and not is_allowed_class(node)
+    ]
+    assert found == []
 
 
-def test_half_of_the_functions_are_under_ten_lines_and_nine_in_ten_under_forty():
-    lengths = sorted(length(function) for file in FILES for function in functions(file))
-    assert statistics.median(lengths) <= 10
-    assert statistics.quantiles(lengths, n=10)[-1] <= 40
+def test_nothing_is_left_for_later():
+    marks = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b|raise NotImplementedError")
+    assert [str(file) for file in FILES if marks.search(file.read_text())] == []
 
 
 def test_importing_the_package_does_no_work():

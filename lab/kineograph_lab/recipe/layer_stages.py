@@ -85,8 +85,9 @@ def _train_temporal_layers(
     sample_batch = batches.video_batches(clip_pool, stills, plan.batch, tokenizer)
     if share:
         folder_of_clips, encoder = out / "panned", out / "vae" / "final"
+        render = pan_and_zoom.wide_panned_clip if settings.wide else pan_and_zoom.random_panned_clip
         panned_pool = pan_and_zoom.load_panned_pool(
-            folder_of_clips, encoder, settings.num_panned_clips, seed=settings.seed, split="train", wider=settings.wide
+            folder_of_clips, encoder, settings.num_panned_clips, seed=settings.seed, split="train", render=render
         )
         sample_batch = temporal_layers.mix_batches(
             sample_batch, pan_and_zoom.panned_batches(panned_pool, plan.batch, tokenizer), share

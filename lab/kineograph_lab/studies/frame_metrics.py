@@ -1,6 +1,6 @@
-"""Measures of a video's frames for the studies: agreement with the prompt, motion, background, edges, PSNR.
+"""Metrics of a video's frames for the studies: agreement with the prompt, motion, background, edges, PSNR.
 
-Frames are uint8 [f h w 3]. Most measures compare the other frames with frame 0, which the methods derive them from.
+Frames are uint8 [f h w 3]. Most metrics compare the other frames with frame 0, from which the methods derive them.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from kineograph.metrics.features import Frames, NamedValues
+from kineograph.metrics.features import Frames
 from kineograph_lab.recipe.video.degraded import watermark_mask
+from kineograph_lab.studies.protocol import Case
 
 Shifts = Float[np.ndarray, "others 2"]
 
 MAX_SHIFT = 1 / 3  # of the frame's width and height; a larger shift leaves less than half of the frame to compare
-BLUR = 8  # pixels; smoother content does not localise a shift
-MIN_ENERGY = 0.02  # of a frame's energy; an overlap with less shows too little to compare
-HANN = np.hanning(9)[1:-1] / np.hanning(9)[1:-1].sum()  # a blur over about the width of a letter
+BLUR = 8  # radius of the box blur in pixels; smoother content does not localise a shift
+MIN_ENERGY = 0.02  # of a frame's energy; an overlap with less has too little detail to compare
+HANN = np.hanning(9)[1:-1] / np.hanning(9)[1:-1].sum()  # blur about as wide as a letter of the watermark
 
 
 class JudgedFrames(NamedTuple):
@@ -32,60 +33,64 @@ class JudgedFrames(NamedTuple):
     identities: Float[np.ndarray, "f d"]
 
 
-def prompt_agreement(judged: JudgedFrames, *, subject: str, colour: str, scene: str) -> NamedValues:
-    """Yield the share of frames that show the prompt's subject, colour and scene, and if the first frame does."""
-    yield "thing", share_equal(judged.subjects, subject)
-    yield "colour", share_equal(judged.colours, colour)
-    yield "scene", share_equal(judged.scenes, scene)
-    yield "first right", float(judged.subjects[0] == subject and judged.colours[0] == colour)
+def prompt_agreement(judged: JudgedFrames, case: Case) -> dict[str, float]:
+    """Return the shares of frames with the case's subject, colour and scene; 1 if subject and colour of frame 0 are."""
+    return {
+        "thing": share_equal(judged.subjects, case.subject),
+        "colour": share_equal(judged.colours, case.colour),
+        "scene": share_equal(judged.scenes, case.scene),
+        "first right": float(judged.subjects[0] == case.subject and judged.colours[0] == case.colour),
+    }
 
 
-def identity_consistency(judged: JudgedFrames) -> NamedValues:
-    """Yield the share of frames with the first frame's subject and colour, and the similarity of the individual.
+def identity_consistency(judged: JudgedFrames) -> dict[str, float]:
+    """Return the shares of frames with the first frame's subject and colour, and the similarity of the individual.
 
-    `individual` is the mean cosine of the embeddings of the other frames with that of the first.
+    "always the same" is 1 if all frames have one subject and colour. "individual" is the mean cosine of the embeddings
+    of the other frames with that of the first.
     """
-    yield "same thing", share_equal(judged.subjects[1:], judged.subjects[0])
-    yield "same colour", share_equal(judged.colours[1:], judged.colours[0])
-    yield "always the same", float(len({*judged.subjects}) == len({*judged.colours}) == 1)
-    yield "individual", float((judged.identities[1:] @ judged.identities[0]).mean())
+    return {
+        "same thing": share_equal(judged.subjects[1:], judged.subjects[0]),
+        "same colour": share_equal(judged.colours[1:], judged.colours[0]),
+        "always the same": float(len({*judged.subjects}) == len({*judged.colours}) == 1),
+        "individual": float((judged.identities[1:] @ judged.identities[0]).mean()),
+    }
 
 
-def clip_score(cosines: Float[np.ndarray, " f"]) -> NamedValues:
-    """Yield the CLIP score, 100 times the mean cosine of text and frames (Hessel et al. 2021, without rescaling)."""
-    yield "text", float(100 * np.mean(cosines))
+def clip_score(cosines: Float[np.ndarray, " f"]) -> float:
+    """Return 100 times the mean cosine of text and frames (Hessel et al. 2021, without rescaling)."""
+    return float(100 * np.mean(cosines))
 
 
-def global_motion(frames: Frames, shifts: Shifts) -> NamedValues:
-    """Yield the motion of the whole frame from one frame to the next, right and down, in frame widths and heights.
+def global_motion(frames: Frames, shifts: Shifts) -> dict[str, float]:
+    """Return the motion of the whole frame per frame, "right" in frame widths and "down" in frame heights.
 
-    It is the slope through all frames' shifts against frame 0, so that later frames, with larger shifts, weigh more.
+    It is the slope of the shifts against frame 0, fitted through 0, so later frames weigh more.
     """
     number = np.arange(1, len(frames))
     height, width = frames.shape[1:3]
     right, down = number @ shifts / (number @ number)
-    yield "right", float(right / width)
-    yield "down", float(down / height)
+    return {"right": float(right / width), "down": float(down / height)}
 
 
-def background_difference(frames: Frames, shifts: Shifts) -> NamedValues:
-    """Yield the difference from the first frame after undoing the shift, in grey levels of 255: less is better.
+def background_difference(frames: Frames, shifts: Shifts) -> float:
+    """Return the difference from frame 0, with the shifts undone, in grey levels of 255: less is better.
 
-    It is the median over pixels and colours. A subject covers less than half of the frame, so the median is that of
-    the background.
+    It is the mean over frames of the median over pixels and colours: the background's, since a subject covers less than
+    half of the frame.
     """
     differences = [
         np.median(np.abs(np.subtract(*overlapping_parts(frames[0], frame, shift), dtype=float)))
         for frame, shift in zip(frames[1:], shifts.round().astype(int), strict=True)
     ]
-    yield "background", float(np.mean(differences))
+    return float(np.mean(differences))
 
 
 def frame_shifts(frames: Frames) -> Shifts:
-    """Return the shift (right, down) of each frame's content against frame 0, in pixels with subpixel precision.
+    """Return the shift (right, down) of each other frame's content against frame 0, in pixels with subpixel precision.
 
-    It maximises the normalised correlation of the high-pass filtered frames over their overlap, among all shifts of up
-    to a third of the frame.
+    It maximises the normalised cross-correlation of the high-pass filtered frames over their overlap, among shifts of
+    at most a third of the frame.
     """
     sharp = _high_pass(frames)
     size = (2 * frames.shape[1], 2 * frames.shape[2])
@@ -100,7 +105,7 @@ def frame_shifts(frames: Frames) -> Shifts:
 
 
 def overlapping_parts(first: np.ndarray, other: np.ndarray, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the parts of two images that show the same content if the second is shifted by `shift` (right, down)."""
+    """Return the overlapping parts of two images if the second one's content is shifted by `shift` (right, down)."""
     right, down = (int(each) for each in shift)
     height, width = first.shape[:2]
     ours = first[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
@@ -195,7 +200,7 @@ def mask_iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def warp_error(frames: Frames, flows: Sequence[np.ndarray]) -> float:
-    """Return the mean difference, in grey levels, between pixels and the ones the flows [h w 2] map them to."""
+    """Return the mean difference, in grey levels, of each pixel from the next frame's where the flow [h w 2] takes it."""
     height, width = frames.shape[1:3]
     y, x = np.mgrid[:height, :width]
     found = []

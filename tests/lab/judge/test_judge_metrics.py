@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from tiny_metrics import decoded, noise
 
+from kineograph.metrics.distances import frechet_distance, moments
 from kineograph.metrics.extractors import load_extractor
 from kineograph_lab.judge.metrics import judge_metric, parse_prompt
 from kineograph_lab.judge.networks import load_judge
-from kineograph_lab.studies.vidrd.degraded_videos import DEGRADATIONS, freeze_frames, fvd_of_degraded, shuffle_frames
+from kineograph_lab.studies.vidrd.degraded_videos import DEGRADATIONS, freeze_frames, shuffle_frames
 from kineograph_lab.world.captions import caption_clip
 from kineograph_lab.world.world import ShotSpec, Subject, render_clip, sample_shots
 
@@ -21,6 +22,21 @@ def test_judge_features_and_classes():
     reading = extractor.extract(render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1),)), 4))
     assert reading.features.shape == (224,) and reading.features.dtype == np.float64
     assert reading.probabilities.sum() == pytest.approx(1) and reading.probabilities.max() > 0.5
+
+
+def fvd_of_degraded(extractor, real, others, degrade, degrees):
+    """Return FVD of the others, degraded by each degree, against real videos."""
+
+    def feature_moments(videos):
+        return moments(np.stack([extractor.extract(video).features for video in videos]))
+
+    reference = feature_moments(real)
+    return [
+        frechet_distance(
+            feature_moments([degrade(video, degree, number) for number, video in enumerate(others)]), reference
+        )
+        for degree in degrees
+    ]
 
 
 def test_distances_rise_with_damage_on_a_few_clips():

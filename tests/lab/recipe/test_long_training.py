@@ -76,7 +76,7 @@ def shards(tmp_path_factory):
 
 def test_a_shard_has_arrays_of_images_with_their_captions(shards):
     assert growing_pool.count_shards(shards) == 2
-    latents, words, weights = growing_pool.ImageShards(shards).fetch(np.array([1, 9, 15]))
+    latents, words, weights = growing_pool.shard_fetcher(shards)(np.array([1, 9, 15]))
     assert latents.shape == (3, 8, 16, 16) and latents.dtype == np.float16
     assert weights.mean((1, 2)) == pytest.approx(1)
     fact = json.loads((shards / "00001-facts.jsonl").read_text().splitlines()[1])
@@ -118,7 +118,7 @@ def test_a_resumed_training_has_the_same_next_loss(shards, tmp_path, monkeypatch
         folder.mkdir(exist_ok=True)
         count = growing_pool.image_count_ledger(shards, folder / "ledger.jsonl", plan.steps)
         sample_batch = unet.unet_batches_from(
-            growing_pool.ImageShards(shards).fetch,
+            growing_pool.shard_fetcher(shards),
             count,
             Schedule.from_config(unet.SCHEDULER),
             4,

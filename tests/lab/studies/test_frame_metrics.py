@@ -6,7 +6,8 @@ from PIL import Image
 
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.frame_metrics import JudgedFrames
-from kineograph_lab.world.world import render, sample_shots
+from kineograph_lab.studies.protocol import Case
+from kineograph_lab.world.world import ShotSpec, Subject, render, sample_shots
 
 
 def judged(subjects, colours=None, scenes=None):
@@ -32,27 +33,26 @@ def panned(speed: float, frames: int = 5, noise: float = 6.0):
 @pytest.mark.parametrize("speed", [-4.0, 0.0, 3.4])
 def test_global_motion_is_exact_to_a_fraction_of_a_pixel(speed):
     frames = panned(speed)
-    found = dict(frame_metrics.global_motion(frames, frame_metrics.frame_shifts(frames)))
+    found = frame_metrics.global_motion(frames, frame_metrics.frame_shifts(frames))
     assert found["right"] * 128 == pytest.approx(speed, abs=0.05)
     assert found["down"] * 128 == pytest.approx(-speed / 2, abs=0.05)
 
 
 def test_background_difference_ignores_motion():
     frames = panned(5.0, noise=0.0)
-    (same,) = frame_metrics.background_difference(frames, frame_metrics.frame_shifts(frames))
+    same = frame_metrics.background_difference(frames, frame_metrics.frame_shifts(frames))
     others = frames.copy()
     others[1:] = 255 - others[1:]
-    (different,) = frame_metrics.background_difference(others, frame_metrics.frame_shifts(frames))
-    assert same == ("background", pytest.approx(0, abs=2))
-    assert different[1] > 20
+    different = frame_metrics.background_difference(others, frame_metrics.frame_shifts(frames))
+    assert same == pytest.approx(0, abs=2)
+    assert different > 20
 
 
 def test_prompt_agreement_and_identity_are_shares_of_frames():
-    agreement = dict(
-        frame_metrics.prompt_agreement(judged(["cat", "cat", "dog"]), subject="cat", colour="red", scene="snow")
-    )
+    case = Case(0, "a red cat in the snow", ShotSpec("snow", "flat", (Subject("cat", "red", 0),)))
+    agreement = frame_metrics.prompt_agreement(judged(["cat", "cat", "dog"]), case)
     assert agreement == {"thing": pytest.approx(2 / 3), "colour": 1, "scene": 0, "first right": 1}
-    consistency = dict(frame_metrics.identity_consistency(judged(["cat", "cat", "dog"])))
+    consistency = frame_metrics.identity_consistency(judged(["cat", "cat", "dog"]))
     assert consistency == {"same thing": 0.5, "same colour": 1, "always the same": 0, "individual": 0}
-    assert dict(frame_metrics.identity_consistency(judged(["cat"] * 3)))["always the same"] == 1
-    assert dict(frame_metrics.clip_score(np.array([0.2, 0.4]))) == {"text": pytest.approx(30)}
+    assert frame_metrics.identity_consistency(judged(["cat"] * 3))["always the same"] == 1
+    assert frame_metrics.clip_score(np.array([0.2, 0.4])) == pytest.approx(30)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,21 +144,24 @@ def count_shards(folder: Path) -> int:
     return number
 
 
-class ImageShards:
-    """The shards of a folder, memory-mapped at first use."""
+def shard_fetcher(folder: Path) -> Callable[[np.ndarray], tuple[np.ndarray, ...]]:
+    """Return the function from indices of images to (latents, captions as tokens, weights of cells).
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.opened: list[tuple[np.ndarray, ...]] = []
+    Shards are memory-mapped when they are first read.
+    """
 
-    def fetch(self, chosen: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return (latents, captions as tokens, weights of cells) of the images of these indices."""
-        while len(self.opened) <= chosen.max() // SHARD:
-            parts = (_shard_file(self.folder, len(self.opened), part) for part in (LATENTS, "words", "subjects"))
-            self.opened.append(tuple(np.load(part, mmap_mode="r") for part in parts))
-        rows = [[part[k % SHARD] for part in self.opened[k // SHARD]] for k in chosen.tolist()]
+    @cache
+    def open_shard(number: int) -> tuple[np.ndarray, ...]:
+        return tuple(
+            np.load(_shard_file(folder, number, part), mmap_mode="r") for part in (LATENTS, "words", "subjects")
+        )
+
+    def fetch(chosen: np.ndarray) -> tuple[np.ndarray, ...]:
+        rows = [[part[k % SHARD] for part in open_shard(k // SHARD)] for k in chosen.tolist()]
         latents, words, subjects = (np.stack(part) for part in zip(*rows, strict=True))
         return latents, words, weights_from_cells(subjects)
+
+    return fetch
 
 
 def image_count_ledger(folder: Path, path: Path, steps: int) -> Callable[[float], int]:

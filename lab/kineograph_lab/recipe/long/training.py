@@ -77,19 +77,19 @@ def long_unet_stage(plans: RecipeSettings, out: Path) -> None:
     images, folder, plan = out / outputs.IMAGE_POOL, out / "unet", plans.unet
     folder.mkdir(parents=True, exist_ok=True)
     if growing_pool.count_shards(images) < growing_pool.MIN_SHARDS:
-        raise TooFewShards
+        raise TooFewShardsError
     assert plan.steps is not None
     text, tokenizer = CLIPTextModel.from_pretrained(out / "text" / "final"), outputs.load_tokenizer(out)
-    shards, schedule = growing_pool.ImageShards(images), Schedule.from_config(unet.SCHEDULER)
+    fetch, schedule = growing_pool.shard_fetcher(images), Schedule.from_config(unet.SCHEDULER)
     count = growing_pool.image_count_ledger(images, folder / "ledger.jsonl", plan.steps)
-    sample_batch = unet.unet_batches_from(shards.fetch, count, schedule, plan.batch, tokenize(tokenizer, [""])[0])
+    sample_batch = unet.unet_batches_from(fetch, count, schedule, plan.batch, tokenize(tokenizer, [""])[0])
     torch.manual_seed(plans.seed)
     net = UNet2DConditionModel.from_pretrained(out / SHIPPED / "unet" / "final")
     report = development_report(folder, schedule, outputs.load_vae(out), text, tokenizer)
     unet.train_unet_on(net, plan, folder, sample_batch, report, text=text).save_pretrained(folder / "final")
 
 
-class TooFewShards(Exception):
+class TooFewShardsError(RuntimeError):
     """The pool holds too few images or clips to start."""
 
 
@@ -98,7 +98,7 @@ def require_clips(train: Stage) -> Stage:
 
     def stage(plans: RecipeSettings, out: Path) -> None:
         if growing_pool.count_shards(out / outputs.CLIP_POOL) < CLIP_SHARDS:
-            raise TooFewShards
+            raise TooFewShardsError
         train(plans, out)
 
     return stage
@@ -202,7 +202,7 @@ def _wait_for_shards(train: Callable[[], None], renderer: subprocess.Popen[bytes
     while True:
         try:
             return train()
-        except TooFewShards:
+        except TooFewShardsError:
             try:
                 renderer.wait(timeout=20)
             except subprocess.TimeoutExpired:

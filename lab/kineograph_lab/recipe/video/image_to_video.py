@@ -79,6 +79,7 @@ def load_image_states(encoder: CLIPVisionModel, path: Path, shots: list[tuple[wo
             _encode_images(encoder, np.stack([world.render(shot, time) for shot, time in shots[k : k + 64]]))
             for k in range(0, len(shots), 64)
         ]
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".part").open("wb") as file:
             np.save(file, np.concatenate(states))
         path.with_suffix(".part").replace(path)

@@ -30,6 +30,7 @@ from kineograph_lab.world import captions, wide, world
 MIN_WINDOW = 0.7  # least side of a window, of the image's side: a smaller one would be blurred
 
 Rng = np.random.Generator
+RenderClip = Callable[[Callable[[np.ndarray], torch.Tensor], Rng, str], tuple[np.ndarray, dict[str, Any]]]
 
 
 def random_panned_clip(
@@ -61,12 +62,15 @@ def pan_over_image(
     }  # fmt: skip
 
 
-def load_panned_pool(folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, wider: bool = False) -> Pool:
-    """Return the pool of this many clips, made into `folder` if missing."""
+def load_panned_pool(
+    folder: Path, vae_folder: Path, count: int, *, seed: int, split: str, render: RenderClip | None = None
+) -> Pool:
+    """Return the pool of this many clips, made into `folder` if missing.
+
+    render: `random_panned_clip` (if not given) or `wide_panned_clip`.
+    """
     encode = partial(clips.encode_clip_frames, vae_folder, clips.same_frames)
-    return pool.load_pool(
-        folder, count, seed=seed, split=split, render=partial(wide_panned_clip if wider else random_panned_clip, encode)
-    )
+    return pool.load_pool(folder, count, seed=seed, split=split, render=partial(render or random_panned_clip, encode))
 
 
 def frame_windows(fact: dict[str, Any]) -> list[Window]:

@@ -105,11 +105,11 @@ def _measure(frames: Frames, case: Case, judges: Judges, request: Request) -> di
     """Return all metrics of one video."""
     judged, shifts = judges.classify(frames), frame_metrics.frame_shifts(frames)
     metrics = {
-        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity_consistency(judged)),
-        **dict(frame_metrics.background_difference(frames, shifts)),
-        **dict(frame_metrics.global_motion(frames, shifts)),
-        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
+        **frame_metrics.prompt_agreement(judged, case),
+        **frame_metrics.identity_consistency(judged),
+        "background": frame_metrics.background_difference(frames, shifts),
+        **frame_metrics.global_motion(frames, shifts),
+        "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
     }
     # the content moves against the camera
     wanted: np.ndarray = -np.array(camera_offset(parse(request.motion or MOTION), 1, len(frames)))

@@ -113,9 +113,9 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
         ),
         "depth": float(np.abs(predicted.depth - depth).mean()),
         "points": float(np.linalg.norm(predicted.points - points, axis=-1).mean()),
-        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity_consistency(judged)),
-        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
+        **frame_metrics.prompt_agreement(judged, case),
+        **frame_metrics.identity_consistency(judged),
+        "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
     }
 
 

@@ -64,9 +64,9 @@ def _measure(frames: Frames, case: Case, model: Model, judges: Judges) -> Mappin
     return {
         "background": frame_metrics.background_psnr(frames, foreground_masks(model, frames, case.prompt), PAN_PIXELS),
         "iou": frame_metrics.mask_iou(foreground_masks(model, rendered[None], case.prompt)[0], known),
-        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity_consistency(judged)),
-        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
+        **frame_metrics.prompt_agreement(judged, case),
+        **frame_metrics.identity_consistency(judged),
+        "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
     }
 
 

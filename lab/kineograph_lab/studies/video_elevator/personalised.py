@@ -73,7 +73,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
         "subject": float((judged.identities @ judges.classify(theirs).identities.T).mean()),
         "thing": frame_metrics.share_equal(judged.subjects, case.subject),
         "scene": frame_metrics.share_equal(judged.scenes, case.scene),
-        **dict(frame_metrics.clip_score(judges.text_similarity(frames, item_caption("subject", case.shot)))),
+        "text": frame_metrics.clip_score(judges.text_similarity(frames, item_caption("subject", case.shot))),
         "motion": float(judges.classify_motion(repeat_frames(frames)) == case.motion),
         "steady": video_metrics.frame_consistency(judges.embed(frames)),
     }

@@ -129,14 +129,14 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, Any]:
     """Return all metrics of one video, and its features."""
     judged = judges.classify(frames)
     return {
-        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.clip_score(judges.text_similarity(frames, _image_caption(case)))),
+        **frame_metrics.prompt_agreement(judged, case),
+        "text": frame_metrics.clip_score(judges.text_similarity(frames, _image_caption(case))),
         "style": float(np.mean([each == case.shot.style for each in judged.styles])),
         "sharp": sharpness(frames) / sharpness(render_clip(case.shot, FRAMES, FPS)),
         "marked": watermark_correlation(frames),
         "motion": float(judges.classify_motion(repeat_frames(frames)) == case.motion),
         "steady": video_metrics.frame_consistency(judges.embed(frames)),
-        "individual": dict(frame_metrics.identity_consistency(judged))["individual"],
+        "individual": frame_metrics.identity_consistency(judged)["individual"],
         **set_distances.extract_set_features(_extractor(), frames),
     }
 

@@ -87,11 +87,11 @@ def _generate_image(model: Model, steps: int, case: Case) -> Frames:
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
     """Return all metrics of one image."""
     judged = judges.classify(frames)
-    right = dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene))
+    right = frame_metrics.prompt_agreement(judged, case)
     return {
         **right,
         "all": float(np.mean([right[name] for name in ("thing", "colour", "scene")])),
-        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
+        "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
     }
 
 

@@ -55,9 +55,9 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
     """Return all metrics of one video."""
     judged = judges.classify(frames)
     metrics = {
-        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
-        **dict(frame_metrics.identity_consistency(judged)),
-        **dict(frame_metrics.clip_score(judges.text_similarity(frames, case.prompt))),
+        **frame_metrics.prompt_agreement(judged, case),
+        **frame_metrics.identity_consistency(judged),
+        "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
         "motion": float(judges.classify_motion(frames) == case.motion),
         "steady": video_metrics.frame_consistency(judges.embed(frames)),
     }

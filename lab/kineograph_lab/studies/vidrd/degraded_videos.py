@@ -129,21 +129,3 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
         )
         for less, worse in steps
     ]
-
-
-def fvd_of_degraded(
-    extractor: Extractor,
-    real: Sequence[Frames],
-    others: Sequence[Frames],
-    degradation: Degradation,
-    degrees: Sequence[float],
-) -> list[float]:
-    """Return FVD of the others, degraded by each degree, against real videos."""
-    reference = moments(np.stack([extractor.extract(video).features for video in real]))
-    values = []
-    for degree in degrees:
-        degraded = [
-            extractor.extract(degradation(video, degree, number)).features for number, video in enumerate(others)
-        ]
-        values.append(frechet_distance(moments(np.stack(degraded)), reference))
-    return values

@@ -101,9 +101,7 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
     judged = {where: judges.classify(clip) for where, clip in ends.items()}
     metrics: dict[str, float] = {}
     for where, clip in ends.items():
-        right = dict(
-            frame_metrics.prompt_agreement(judged[where], subject=case.subject, colour=case.colour, scene=case.scene)
-        )
+        right = frame_metrics.prompt_agreement(judged[where], case)
         metrics |= {f"{name}, {where} clip": right[name] for name in PROMPT_METRICS}
         metrics[f"motion, {where} clip"] = float(judges.classify_motion(clip) == case.motion)
     metrics["individual"] = float((judged["last"].identities @ judged["first"].identities.T).mean())

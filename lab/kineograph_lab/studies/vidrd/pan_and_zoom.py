@@ -75,7 +75,7 @@ def load_pan_and_zoom_model(model: Model, file: Path) -> Model:
 def _measure(frames: Frames, case: Case, judges: Judges, extractor: Extractor) -> dict[str, Any]:
     """Return agreement with the prompt and its motion, frame consistency, and features for FVD."""
     judged = judges.classify(frames)
-    right = dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene))
+    right = frame_metrics.prompt_agreement(judged, case)
     return {
         **right,
         "all": float(np.mean([right[name] for name in ("thing", "colour", "scene")])),

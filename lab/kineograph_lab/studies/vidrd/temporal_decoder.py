@@ -117,7 +117,7 @@ def _measure_generated(frames: Frames, case: Case, judges: Judges, extractor: Ex
     """Return agreement with the prompt, warp error, and features for FVD."""
     judged = judges.classify(frames)
     return {
-        **dict(frame_metrics.prompt_agreement(judged, subject=case.subject, colour=case.colour, scene=case.scene)),
+        **frame_metrics.prompt_agreement(judged, case),
         "motion": float(judges.classify_motion(frames) == case.motion),
         **{name: value for name, value in optical_flow.measure_flow(frames, FPS) if name == "warp error"},
         **set_distances.extract_set_features(extractor, frames),
