@@ -37,7 +37,7 @@ def tabulate_set_distances(records: Sequence[Record], arms: Sequence[str], real:
     """Return FVD of every arm against the arm of real videos, and IS: row -> arm -> value."""
     return {
         f"FVD against {real}": {arm: fvd_between_arms(records, arm, real) for arm in arms},
-        "IS (the judge's things)": {arm: _inception_score(_stack(records, arm, "classes")) for arm in arms},
+        "IS (the judge's subjects)": {arm: _inception_score(_stack(records, arm, "classes")) for arm in arms},
     }
 
 

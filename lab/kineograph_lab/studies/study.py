@@ -19,11 +19,11 @@ from kineograph_lab.studies.report import Claim, StudyReport
 CASES_WITH_IMAGES = range(3)  # numbers of the cases whose frames go into the report
 
 COMMON_ROWS = {
-    "thing": "frames with the prompt's thing",
+    "thing": "frames with the prompt's subject",
     "colour": "frames with its colour",
     "scene": "frames with its scene",
-    "always the same": "videos with one thing and colour throughout",
-    "individual": "likeness of the individual to the first frame's",
+    "always the same": "videos with one subject and colour throughout",
+    "individual": "similarity of the individual to the first frame's",
     "text": "CLIP score (100 cos)",
 }
 """Metrics that most studies report, with their names in the table."""

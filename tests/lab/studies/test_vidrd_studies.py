@@ -125,7 +125,7 @@ def test_set_distances_equal_those_of_the_features(extractor: Extractor):
     assert table["FVD against real"]["same"].value == pytest.approx(0, abs=1e-4 * wanted)
     assert set_distances.claim_lower_fvd("x", records, "same", "blank", "real").holds
     assert not set_distances.claim_lower_fvd("x", records, "blank", "same", "real").holds
-    assert np.isnan(table["IS (the judge's things)"]["same"].value)
+    assert np.isnan(table["IS (the judge's subjects)"]["same"].value)
     assert not set_distances.claim_lower_fvd(
         "x", records[:1] + records[4:5] + records[8:9], "same", "blank", "real"
     ).holds
@@ -180,8 +180,8 @@ def test_studies_of_untrained_networks_are_left_out_of_the_report(model: Model, 
         summary = reproduce.reproduce("vidrd", model, judges, cases=1, steps=1, out=tmp_path)
     assert len(warned) == 1
     assert [each.title.partition(",")[0] for each in summary.studies] == [
-        "Eight clips on end", "Two clips on end", "FVD of 2 clips with known damage",
-        "Held-out films that went through the VAE", "Videos that VidRD's model drew",
+        "Eight clips in sequence", "Two clips on end", "FVD of 2 clips with known damage",
+        "Held-out clips, reconstructed by the VAE", "Videos that VidRD's model drew",
     ]  # fmt: skip
     monkeypatch.setattr(long_videos, "generate", lambda *arguments: pytest.fail("a recorded video is generated again"))
     with pytest.warns(InputWarning):

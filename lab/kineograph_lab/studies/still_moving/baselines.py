@@ -211,9 +211,9 @@ def _claim_motion(records: Sequence[Record]) -> list[Claim]:
     ours, original = (partial(metric_values, records, arm) for arm in (OURS, VIDEO))
     return [
         claim_at_least_share(
-            "moves as the prompt says, over the video model's", ours("motion"), original("motion"), MIN_SHARE
+            "moves as the prompt says, relative to the video model", ours("motion"), original("motion"), MIN_SHARE
         ),
-        claim_at_least_share("motion, over the video model's", ours("moved"), original("moved"), MIN_SHARE),
+        claim_at_least_share("motion, relative to the video model", ours("moved"), original("moved"), MIN_SHARE),
     ]
 
 
@@ -223,11 +223,11 @@ MAIN_ROWS = {
     "CLIP-T": "CLIP-T: 100 cos with the prompt (without the new word)",
     "truth": "truth: 100 cos with the world's own rendering of the prompt (CLIP)",
     "motion": "videos that move as the prompt says",
-    "moved": "motion: way of a pixel a second (widths and heights)",
+    "moved": "motion: mean optical flow per second (widths and heights)",
 }
 ROWS: Mapping[str, str] = {
     **MAIN_ROWS,
-    "individual": "likeness of the individual to the stills', by the judge (subjects)",
+    "individual": "similarity of the individual to the stills', by the judge (subjects)",
     "scene": "frames with the prompt's scene, by the judge (subjects)",
     "steady": "mean cosine of neighbouring frames (CLIP)",
     **{f"{name}, {kind}s": f"{MAIN_ROWS[name].split(':')[0]}, {kind}s" for kind in KINDS for name in PER_KIND},

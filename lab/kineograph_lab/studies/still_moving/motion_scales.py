@@ -93,9 +93,9 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 
 
 ROWS: Mapping[str, str] = {
-    "moved": "motion: way of a pixel a second (widths and heights)",
+    "moved": "motion: mean optical flow per second (widths and heights)",
     "motion": "videos that move as the prompt says",
-    "thing": "frames with the prompt's thing",
+    "thing": "frames with the prompt's subject",
     "colour": "frames with its colour",
     "scene": "frames with its scene",
     "text": "CLIP score (100 cos)",

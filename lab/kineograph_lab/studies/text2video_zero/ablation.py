@@ -69,7 +69,7 @@ def ablation_study(model: Model, judges: Judges, count: int, steps: int | None) 
     request = replace(DEFAULT_REQUEST, num_inference_steps=steps or DEFAULT_REQUEST.num_inference_steps)
     return Study(
         name="cases",
-        title="Moved by a camera: what each of the two inventions does",
+        title="Camera motion: ablation of motion in the latents and first-frame attention",
         settings={name: getattr(request, name) for name in RECORDED_OPTIONS},
         cases=held_out_cases(count),
         arms={name: partial(generate_ablation_arm, model, name, request=request) for name in ARMS},
@@ -123,22 +123,28 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """State what this library and the paper claim, each with its bar."""
     right = [each for each in records if each["first right"]]
     return [
-        claim_at_least("pictures show the thing", metric_values(records, "neither", "thing"), 0.90),
-        claim_at_least("pictures show the colour", metric_values(records, "neither", "colour"), 0.95),
-        claim_at_least("pictures show the scene", metric_values(records, "neither", "scene"), 0.97),
+        claim_at_least("images show the subject", metric_values(records, "neither", "thing"), 0.90),
+        claim_at_least("images show the colour", metric_values(records, "neither", "colour"), 0.95),
+        claim_at_least("images show the scene", metric_values(records, "neither", "scene"), 0.97),
         claim_at_least(
-            "same thing and colour in every frame, first frame right",
+            "same subject and colour in every frame, if right in the first",
             metric_values(right, "both", "always the same"),
             0.95,
         ),
-        claim_within("measured motion over the one asked for", metric_values(records, "both", "motion"), 0.85, 1.15),
+        claim_within(
+            "measured motion, relative to the requested one", metric_values(records, "both", "motion"), 0.85, 1.15
+        ),
         _claim_part_helps("individual", "attention keeps the individual", records, "attention", "neither"),
         _claim_part_helps("individual", "attention keeps the individual, with motion", records, "both", "motion"),
         _claim_part_helps(
             "background", "motion in the latents steadies the background, with attention", records, "attention", "both"
         ),
         _claim_part_helps(
-            "off course", "motion in the latents makes the asked motion, with attention", records, "attention", "both"
+            "off course",
+            "motion in the latents makes the requested motion, with attention",
+            records,
+            "attention",
+            "both",
         ),
     ]
 
@@ -150,15 +156,15 @@ def _claim_part_helps(metric: str, name: str, records: Sequence[Record], more: s
 
 
 ROWS = {
-    "thing": "frames with the prompt's thing",
+    "thing": "frames with the prompt's subject",
     "colour": "frames with its colour",
     "scene": "frames with its scene",
-    "same thing": "frames with the first frame's thing",
+    "same thing": "frames with the first frame's subject",
     "same colour": "frames with the first frame's colour",
-    "always the same": "videos with one thing and colour throughout",
-    "individual": "likeness of the individual to the first frame's",
+    "always the same": "videos with one subject and colour throughout",
+    "individual": "similarity of the individual to the first frame's",
     "background": "background's difference from the first frame's (of 255, less is better)",
     "text": "CLIP score (100 cos)",
-    "motion": "motion over the one asked for",
-    "off course": "motion's distance from the one asked for (0 is as asked)",
+    "motion": "motion, relative to the requested one",
+    "off course": "error of the motion, relative to the requested one",
 }

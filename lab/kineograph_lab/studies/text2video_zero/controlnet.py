@@ -124,9 +124,9 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     return [
         *(_claim_half_way(records, kind, metric) for kind, metric in CONTROL_METRICS.items()),
         *(
-            claim_at_least(f"{kind}: frames show the {fact}", metric_values(records, kind, fact), bar)
+            claim_at_least(f"{kind}: {COMMON_ROWS[metric]}", metric_values(records, kind, metric), bar)
             for kind in CONTROL_METRICS
-            for fact, bar in BARS.items()
+            for metric, bar in BARS.items()
         ),
     ]
 
@@ -150,6 +150,6 @@ def jackknife_ratios(none: np.ndarray, controlled: np.ndarray, whole: np.ndarray
 ROWS = {
     "edges": "edges: F1 with the control video's, to a pixel",
     "depth": "depth: mean error (0 to 1)",
-    "points": "points: mean distance (parts of the picture)",
+    "points": "points: mean distance (fractions of the image)",
     **COMMON_ROWS,
 }

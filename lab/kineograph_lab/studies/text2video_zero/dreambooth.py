@@ -95,15 +95,15 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """State the study's claims."""
     ours, base = (partial(metric_values, records, arm) for arm in ("LoRA", "base"))
     return [
-        claim_better("CLIP-I with the subject's pictures, LoRA - base", ours("CLIP-I"), base("CLIP-I"), errors=3),
-        claim_better("likeness of the individual, LoRA - base", ours("individual"), base("individual"), errors=3),
+        claim_better("CLIP-I with the subject's images, LoRA - base", ours("CLIP-I"), base("CLIP-I"), errors=3),
+        claim_better("similarity of the individual, LoRA - base", ours("individual"), base("individual"), errors=3),
     ]
 
 
 ROWS = {
-    "CLIP-I": "CLIP-I: mean cosine with the subject's pictures",
-    "individual": "likeness of the individual to the subject's, by the judge",
+    "CLIP-I": "CLIP-I: mean cosine with the subject's images",
+    "individual": "similarity of the individual to the subject's, by the judge",
     "thing": "frames with the subject's kind",
     "scene": "frames with the prompt's scene",
-    "points": "points: mean distance from the control's (parts of the picture)",
+    "points": "points: mean distance from the control's (fractions of the image)",
 }

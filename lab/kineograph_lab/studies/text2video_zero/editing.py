@@ -124,10 +124,10 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """State the study's claims, with bars set before anything was measured."""
     ours, theirs = "first-frame attention", "per frame"
     return [
-        claim_at_least("frames show what was asked", metric_values(records, ours, "asked"), 0.80),
+        claim_at_least("frames show the requested edit", metric_values(records, ours, "asked"), 0.80),
         claim_at_least("frames keep the other attributes", metric_values(records, ours, "kept"), 0.90),
         claim_at_least(
-            "background's PSNR with the input's (colour and thing edits)",
+            "background's PSNR with the input's (colour and subject edits)",
             metric_values(records, ours, "background"),
             20.0,
         ),
@@ -147,10 +147,10 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 
 
 ROWS = {
-    "asked": "frames that show what was asked",
-    **{f"asked {aspect}": f"of {aspect} edits" for aspect in ASPECTS},
+    "asked": "frames with the requested edit",
+    **{f"asked {aspect}": f"of {'subject' if aspect == 'thing' else aspect} edits" for aspect in ASPECTS},
     "kept": "other attributes kept",
-    "background": "background's PSNR with the input's (dB; colour and thing edits)",
+    "background": "background's PSNR with the input's (dB; colour and subject edits)",
     "steady": "cosine of neighbouring frames' CLIP embeddings",
     "warp error": "change along the true flow (of 255, less is better)",
 }

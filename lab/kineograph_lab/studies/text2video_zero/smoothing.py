@@ -82,9 +82,9 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     on, off = (lambda metric, arm=arm: metric_values(records, arm, metric) for arm in ("on", "off"))
     return [
         claim_better("background PSNR between frames, on - off", on("background"), off("background")),
-        claim_unchanged("foreground: frames with the thing, on - off", on("thing"), off("thing")),
+        claim_unchanged("foreground: frames with the subject, on - off", on("thing"), off("thing")),
         claim_unchanged("foreground: frames with its colour, on - off", on("colour"), off("colour")),
-        claim_unchanged("foreground: likeness of the individual, on - off", on("individual"), off("individual")),
+        claim_unchanged("foreground: similarity of the individual, on - off", on("individual"), off("individual")),
         claim_at_least("masks by attention, of renderings: IoU with the world's", off("iou"), 0.6),
     ]
 

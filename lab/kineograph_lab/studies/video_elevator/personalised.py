@@ -84,18 +84,18 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     ours, per_frame, video = (partial(metric_values, records, arm) for arm in (TOGETHER, PER_FRAME, VIDEO))
     return [
         claim_better("CLIP-I to the subject, together - video model", ours("CLIP-I"), video("CLIP-I")),
-        claim_better("likeness of the individual, together - video model", ours("subject"), video("subject")),
+        claim_better("similarity of the individual, together - video model", ours("subject"), video("subject")),
         claim_not_below("CLIP score, together - image model per frame", ours("text"), per_frame("text")),
         claim_better("frames agree, together - image model per frame", ours("steady"), per_frame("steady")),
         claim_not_below("frames agree, together - video model", ours("steady"), video("steady")),
-        claim_better("motion as asked, together - image model per frame", ours("motion"), per_frame("motion")),
-        claim_at_least_share("motion as asked, of the video model's", ours("motion"), video("motion"), 0.8),
+        claim_better("motion as prompted, together - image model per frame", ours("motion"), per_frame("motion")),
+        claim_at_least_share("motion as prompted, of the video model's", ours("motion"), video("motion"), 0.8),
     ]
 
 
 ROWS: Mapping[str, str] = {
-    "CLIP-I": "CLIP-I to the subject's pictures",
-    "subject": "likeness of the individual to the subject's",
+    "CLIP-I": "CLIP-I to the subject's images",
+    "subject": "similarity of the individual to the subject's",
     "thing": "frames with the subject's kind",
     "scene": "frames with the prompt's scene",
     "text": "CLIP score (100 cos), of the kind in the scene",

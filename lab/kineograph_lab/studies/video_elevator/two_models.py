@@ -62,7 +62,7 @@ def two_models_study(model: Model, judges: Judges, count: int, steps: int | None
     generate_arm = partial(generate_with_both, lambda case: model, video, steps or STEPS, _image_caption)
     options = {TOGETHER: OURS, PER_FRAME: INDEPENDENT, **ABLATIONS}
     return Study(
-        name="video-elevator", title="An image model and a video model of bad films", cases=moving_cases(count),
+        name="video-elevator", title="An image model with a video model trained on degraded clips", cases=moving_cases(count),
         settings=elevator_settings(video, steps, options),
         arms={
             **{name: partial(generate_arm, elevation) for name, elevation in options.items()},
@@ -163,9 +163,9 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
         *(claim_better(f"{ROWS[each]}, together - video model", ours(each), by[VIDEO](each)) for each in rising),
         claim_better("watermark, video model - together", by[VIDEO]("marked"), ours("marked")),
         claim_better("frames agree, together - image model per frame", ours("steady"), by[PER_FRAME]("steady")),
-        claim_better("motion as asked, together - image model per frame", ours("motion"), by[PER_FRAME]("motion")),
+        claim_better("motion as prompted, together - image model per frame", ours("motion"), by[PER_FRAME]("motion")),
         claim_not_below("frames agree, together - video model", ours("steady"), by[VIDEO]("steady")),
-        claim_at_least_share("motion as asked, of the video model's", ours("motion"), by[VIDEO]("motion"), 0.8),
+        claim_at_least_share("motion as prompted, of the video model's", ours("motion"), by[VIDEO]("motion"), 0.8),
     ]
 
 
@@ -181,7 +181,9 @@ def _state_all_claims(records: Sequence[Record]) -> list[Claim]:
             for name in without
         ),
         claim_better(
-            "motion as asked, together - refined late", ours("motion"), metric_values(records, "refined late", "motion")
+            "motion as prompted, together - refined late",
+            ours("motion"),
+            metric_values(records, "refined late", "motion"),
         ),
         *(
             claim_not_below(f"{ROWS[each]}, together - {RELEASED}", ours(each), metric_values(records, RELEASED, each))
@@ -191,7 +193,7 @@ def _state_all_claims(records: Sequence[Record]) -> list[Claim]:
 
 
 ROWS: Mapping[str, str] = {
-    "thing": "frames with the prompt's thing",
+    "thing": "frames with the prompt's subject",
     "colour": "frames with its colour",
     "scene": "frames with its scene",
     "text": "CLIP score (100 cos)",
@@ -200,5 +202,5 @@ ROWS: Mapping[str, str] = {
     "marked": "watermark (correlation)",
     "motion": "videos that move as the prompt says",
     "steady": "mean cosine of neighbouring frames (CLIP)",
-    "individual": "likeness of the individual to the first frame's",
+    "individual": "similarity of the individual to the first frame's",
 }

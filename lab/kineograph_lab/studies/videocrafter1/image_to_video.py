@@ -107,7 +107,7 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     shown, without = (partial(metric_values, records, arm) for arm in ("picture shown", "text alone"))
     ablated = any(record["arm"] == ONE_TOKEN for record in records)
     return [
-        claim_better("CLIP-I with the picture, shown - text alone", shown("CLIP-I"), without("CLIP-I"), errors=3),
+        claim_better("CLIP-I with the image, shown - text alone", shown("CLIP-I"), without("CLIP-I"), errors=3),
         *(
             [
                 claim_better(
@@ -116,18 +116,18 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
             ]
             * ablated
         ),
-        claim_at_least("frames keep the picture's thing", shown("thing"), 0.85),
+        claim_at_least("frames keep the image's subject", shown("thing"), 0.85),
         claim_at_least("frames keep its colour", shown("colour"), 0.85),
-        claim_at_least("the thing moves as the prompt says", shown("motion"), 0.75),
+        claim_at_least("the subject moves as the prompt says", shown("motion"), 0.75),
     ]
 
 
 ROWS = {
-    "CLIP-I": "CLIP-I: mean cosine with the picture",
-    "thing": "frames with the picture's thing",
+    "CLIP-I": "CLIP-I: mean cosine with the image",
+    "thing": "frames with the image's subject",
     "colour": "frames with its colour",
-    "individual": "likeness of the individual to the picture's, by the judge",
-    "first frame": "PSNR of the first frame with the picture (dB)",
+    "individual": "similarity of the individual to the image's, by the judge",
+    "first frame": "PSNR of the first frame with the image (dB)",
     "motion": "videos that move as the prompt says",
     "steady": "mean cosine of neighbouring frames (CLIP)",
 }

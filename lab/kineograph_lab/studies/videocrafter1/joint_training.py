@@ -43,7 +43,7 @@ def joint_training_study(model: Model, judges: Judges, count: int, steps: int | 
     models["image model"] = load("pocket")
     return Study(
         name="joint-training",
-        title="Joint training on films and pictures: single pictures drawn afterwards",
+        title="Joint training on clips and images: single images generated afterwards",
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE,
             "networks": {name: fingerprint(each.net) for name, each in models.items()},
@@ -100,14 +100,14 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     both, alone = (partial(metric_values, records, name) for name in STAGES)
     return [
         claim_better(f"{name}, films and pictures - films alone", both(metric), alone(metric))
-        for metric, name in (("all", "thing, colour and scene as the prompt says"), ("text", "CLIP score"))
+        for metric, name in (("all", "subject, colour and scene as the prompt says"), ("text", "CLIP score"))
     ]
 
 
 ROWS = {
-    "thing": "pictures with the prompt's thing",
-    "colour": "pictures with its colour",
-    "scene": "pictures with its scene",
+    "thing": "images with the prompt's subject",
+    "colour": "images with its colour",
+    "scene": "images with its scene",
     "all": "share of the three that are right",
     "text": "CLIP score (100 cos)",
 }

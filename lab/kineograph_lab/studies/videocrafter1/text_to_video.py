@@ -76,11 +76,11 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """State the study's claims."""
     values = partial(metric_values, records, f"{FPS:g} fps")
     return [
-        claim_at_least("frames show the thing", values("thing"), 0.85),
+        claim_at_least("frames show the subject", values("thing"), 0.85),
         claim_at_least("frames show the colour", values("colour"), 0.90),
         claim_at_least("frames show the scene", values("scene"), 0.95),
-        claim_at_least("the thing moves as the prompt says", values("motion"), 0.85),
-        claim_at_least("same thing as in the first frame", values("same thing"), 0.90),
+        claim_at_least("the subject moves as the prompt says", values("motion"), 0.85),
+        claim_at_least("same subject as in the first frame", values("same thing"), 0.90),
         claim_at_least("same colour as in the first frame", values("same colour"), 0.90),
         claim_ratio_within(
             "speed a frame at twice the frame rate, over that at the usual",
@@ -94,9 +94,9 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 
 ROWS: Mapping[str, str] = {
     **COMMON_ROWS,
-    "same thing": "frames with the first frame's thing",
+    "same thing": "frames with the first frame's subject",
     "same colour": "frames with the first frame's colour",
     "motion": "videos that move as the prompt says",
-    "speed": "way of the thing from frame to frame (parts of the picture; straight motions)",
+    "speed": "displacement of the subject per frame (image widths; straight motions)",
     "steady": "mean cosine of neighbouring frames (CLIP)",
 }

@@ -74,7 +74,7 @@ def fvd_study(model: Model, judges: Judges, count: int, steps: int | None) -> St
     extractor = load_extractor(POCKET)
     return Study(
         name="fvd",
-        title=f"FVD of {VIDEOS} clips with known damage, against as many others",
+        title=f"FVD of {VIDEOS} clips with known degradations, against as many others",
         settings={"videos": VIDEOS, "extractor": extractor.protocol(), "damage": list(DEGREES)},
         cases=[_case(number) for number in range(max(MIN_SETS, count // CASES_PER_SET))],
         arms={ARM: lambda cases: [_show_degradations(case) for case in cases]},

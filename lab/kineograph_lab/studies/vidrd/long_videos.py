@@ -37,8 +37,8 @@ WITHOUT: Mapping[str, ClipOptions] = {
     "no past-dependent noise": ClipOptions(noise_ratio=0.0),
     "no staged guidance": ClipOptions(guidance=0.0),
 }
-PROMPT_METRICS = ("thing", "colour", "scene")
-CHANGES = {"flow": "way of a pixel in thousandths of the picture", "pixels": "change of a pixel in grey levels"}
+PROMPT_METRICS = {"thing": "subject", "colour": "colour", "scene": "scene"}  # metric -> its name in the report
+CHANGES = {"flow": "optical flow per frame in thousandths of the image", "pixels": "change of a pixel in grey levels"}
 
 
 def long_videos_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
@@ -46,7 +46,7 @@ def long_videos_study(model: Model, judges: Judges, count: int, steps: int | Non
     steps = steps or STEPS
     return Study(
         name="long-videos",
-        title="Eight clips on end",
+        title="Eight clips in sequence",
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS, "clips": CLIPS,
             "reuse": asdict(ClipOptions()), "motion": optical_flow.PROTOCOL,
@@ -66,7 +66,7 @@ def long_videos_ablation(model: Model, judges: Judges, count: int, steps: int | 
     long = long_videos_study(model, judges, few, steps)
     return long._replace(
         name="long-videos-ablation",
-        title=f"Two clips on end, without each part of the method ({few} of the prompts)",
+        title=f"Two clips in sequence, without each part of the method ({few} of the prompts)",
         settings={**long.settings, "clips": ABLATED_CLIPS},
         arms=_arms(model, steps or STEPS, ABLATED_CLIPS, {**BOTH, **THEIRS, **WITHOUT}),
         state_claims=_state_ablation_claims,
@@ -126,7 +126,10 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
         name: np.subtract(whole(f"{name}, last clip"), whole(f"{name}, first clip")).tolist() for name in PROMPT_METRICS
     }
     return [
-        *(claim_within(f"{name} at the last clip - at the first", values, -0.1, 0.1) for name, values in lost.items()),
+        *(
+            claim_within(f"{PROMPT_METRICS[metric]} at the last clip - at the first", values, -0.1, 0.1)
+            for metric, values in lost.items()
+        ),
         *_claim_smooth_seams(records, WHOLE),
         *(
             claim_better(f"jump at a seam, {JOINED} - {WHOLE}: {name}", joined(f"{name}, seam"), whole(f"{name}, seam"))
@@ -169,10 +172,10 @@ def _claim_smooth_seams(records: Sequence[Record], arm: str) -> list[Claim]:
 WHERE = {"seam": "at a seam", "inside": "inside a clip"}
 ROWS: Mapping[str, str] = {
     **{
-        f"{name}, {where} clip": f"frames of the {where} clip with the prompt's {name}"
-        for where, name in product(("first", "last"), PROMPT_METRICS)
+        f"{metric}, {where} clip": f"frames of the {where} clip with the prompt's {name}"
+        for where, (metric, name) in product(("first", "last"), PROMPT_METRICS.items())
     },
     **{f"motion, {where} clip": f"videos whose {where} clip moves as the prompt says" for where in ("first", "last")},
-    "individual": "likeness of the last clip's individual to the first's",
+    "individual": "similarity of the last clip's individual to the first's",
     **{f"{name}, {where}": f"{CHANGES[name]}, {place}" for name, (where, place) in product(CHANGES, WHERE.items())},
 }

@@ -43,7 +43,7 @@ def pan_and_zoom_study(model: Model, judges: Judges, count: int, steps: int | No
     models = {name: load_pan_and_zoom_model(model, FOLDER / f"{stage}.safetensors") for name, stage in STAGES.items()}
     return Study(
         name="pan-and-zoom",
-        title="Training on pictures that are panned and zoomed",
+        title="Training on panned and zoomed images",
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
             "networks": {name: fingerprint(each.net) for name, each in models.items()},
@@ -89,14 +89,14 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
     """Claim that the panned and zoomed images help, as in the paper."""
     panned, plain = (partial(metric_values, records, arm) for arm in (PANNED, PLAIN))
     return [
-        claim_better("thing, colour and scene as the prompt says, with - without", panned("all"), plain("all")),
+        claim_better("subject, colour and scene as the prompt says, with - without", panned("all"), plain("all")),
         claim_better("motion as the prompt says, with - without", panned("motion"), plain("motion")),
         set_distances.claim_lower_fvd("FVD, without - with", records, PANNED, PLAIN, TRUTH),
     ]
 
 
 ROWS: Mapping[str, str] = {
-    "thing": "frames with the prompt's thing",
+    "thing": "frames with the prompt's subject",
     "colour": "frames with its colour",
     "scene": "frames with its scene",
     "all": "share of the three that are right",
