@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kineograph.condition import Condition
 from kineograph.models.formats import videocrafter, vidrd
-from kineograph.models.formats.shapes import AssumedSettings
+from kineograph.models.formats.architecture import AssumedSettings
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.video_unet import VideoUNet
 

@@ -27,14 +27,8 @@ from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.unet.windows import average_windows, window_ranges
-from kineograph.models.vae.autoencoder import (
-    PixelFrames,
-    check_finite,
-    decode_per_frame,
-    encode_frames,
-    frames_per_chunk,
-    split_frames,
-)
+from kineograph.models.vae import autoencoder
+from kineograph.models.vae.autoencoder import PixelFrames
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
 
 VIDEO_MODEL_FPS = 8.0
@@ -44,15 +38,15 @@ VIDEO_MODEL_FPS = 8.0
 class Model:
     """Networks that belong together. It encodes prompts and images, denoises and decodes; it never samples or trains.
 
-    net               the U-Net, on all frames of a video together
-    text_encoders     one, or SDXL's two
+    net               the U-Net on all frames of a video, with temporal layers if it is a video model's
+    text_encoders     one, or the two of SDXL
     schedule          the noise levels and parameterisation that the network was trained with
     dtype             of the network's weights; latents between evaluations are float32
     force_zeros_for_empty_prompt  zeros instead of the encoding of an empty prompt (SDXL)
     settings          the arguments of `load` that return this model again; empty for one made from a live pipeline
     vocabulary        the words that the model was trained on, if it comes with a list of them
     image_encoder     makes the image tokens of an image-to-video model or an IP-Adapter
-    controls          what opens each ControlNet that the model was loaded with, by its name
+    controls          function that returns each ControlNet, by kind of control; the pocket model's open at first use
     temporal_decoder  temporal layers of the VAE's decoder
     subject           the prompt's words for the subject or style that the model was customised to
     """
@@ -73,7 +67,7 @@ class Model:
     subject: str | None = None
 
     def control(self, kind: str) -> VideoControlNet:
-        """Return the ControlNet of this name. Raises InputError if the model has none."""
+        """Return the ControlNet for a kind of control. Raises InputError if the model has none."""
         found = self.controls.get(kind) or self.controls.get(ANY_CONTROL)
         if found is None:
             others = ", ".join(self.controls)
@@ -154,7 +148,7 @@ class Model:
         return Condition(tokens, embedding=embedding)
 
     def image_tokens(self, images: Images | None, count: int = 1) -> Float[Tensor, "b m d"]:
-        """Encode images, values from 0 to 1, as image tokens of a condition; without images, those of `count` videos.
+        """Encode images, values from 0 to 1, as image tokens; None for the tokens of `count` videos without an image.
 
         Raises InputError if the model has no image encoder.
         """
@@ -210,7 +204,7 @@ class Model:
 
         def image_network(z: Latents, t: Tensor) -> Latents:
             cache: KeyValueCache | None = {} if z.shape[1] > chunk_size else None
-            chunks = split_frames(z.to(self.device), chunk_size)
+            chunks = autoencoder.split_frames(z.to(self.device), chunk_size)
             outputs = [net(part, t, frames=numbers, cache=cache) for numbers, part in chunks]
             return torch.cat(outputs, dim=1).to(z.device)
 
@@ -221,8 +215,8 @@ class Model:
         """Encode frames, values from 0 to 1, as clean latents: float32, on their device. chunk_size: as in `decode`."""
         self.latent_shape(*frames.shape[-2:])
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
-        size = chunk_size or frames_per_chunk(frames.shape[-2] * frames.shape[-1])
-        return (scale * (encode_frames(self.vae, frames, self.device, size) - shift)).to(frames.device)
+        size = chunk_size or autoencoder.frames_per_chunk(frames.shape[-2] * frames.shape[-1])
+        return (scale * (autoencoder.encode_frames(self.vae, frames, self.device, size) - shift)).to(frames.device)
 
     @torch.no_grad()
     def decode(self, latents: Latents, chunk_size: int | None = None) -> PixelFrames:
@@ -238,11 +232,11 @@ class Model:
         """Yield the result of `decode` a few frames at a time, for videos that would not fit into memory as floats."""
         shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         pixels = latents.shape[-2] * latents.shape[-1] * self.vae_scale_factor**2
-        decode, number = self.temporal_decoder or decode_per_frame, 0
+        decode, number = self.temporal_decoder or autoencoder.decode_per_frame, 0
         z = (latents / scale + shift).to(self.device, self.vae.dtype)
-        for part in decode(self.vae, z, chunk_size or frames_per_chunk(pixels)):
+        for part in decode(self.vae, z, chunk_size or autoencoder.frames_per_chunk(pixels)):
             frames = part.float().cpu()
-            check_finite(frames, range(number, number := number + frames.shape[1]))
+            autoencoder.check_finite(frames, range(number, number := number + frames.shape[1]))
             yield (frames / 2 + 0.5).clamp(0, 1)
 
     def unknown_words(self, text: str) -> list[str]:

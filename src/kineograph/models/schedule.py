@@ -54,7 +54,6 @@ class Schedule:
 
         With `rescale_betas_zero_snr` the last timestep has no signal; its sigma becomes 4096. `signal_scale`, which
         diffusers does not have, is the factor by which VideoCrafter1's models reduce the signal sqrt(alpha-bar_t).
-
         Raises InputError for an unknown beta schedule or prediction type, a missing key, or a network that predicts
         noise at a timestep without signal, where the noise determines nothing about the image.
         """

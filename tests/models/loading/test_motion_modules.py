@@ -172,7 +172,7 @@ def test_temporal_layers_of_another_depth_are_refused(sd_folder, tmp_path):
 def test_temporal_layers_for_tokens_of_another_width_load_with_a_warning(make_sd, sd_folder, adapter_folder, tmp_path):
     folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
     make_sd(reads=48).save_pretrained(tmp_path / "other")
-    with pytest.warns(InputWarning, match="they fit, but may not move it well"):
+    with pytest.warns(InputWarning, match="they fit, but the motion may be poor"):
         load(tmp_path / "other", motion=folder)
 
 

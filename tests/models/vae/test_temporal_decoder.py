@@ -17,7 +17,7 @@ from kineograph.models.formats.key_map import export_tensors
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
-from kineograph.models.vae import files
+from kineograph.models.vae import vae_files
 from kineograph.models.vae.autoencoder import decode_per_frame
 from kineograph.models.vae.temporal_decoder import (
     TemporalDecoder,
@@ -231,7 +231,8 @@ def released(sd_folder, tmp_path):
     decoder = shaken(decoder_for(pipeline.vae, groups=32, joint_norms=True))
     tensors = vidrd_layout.to_vidrd(vidrd(shaken(two_levels(**wide))))
     tensors |= {
-        f"vae.{name}": each for name, each in export_tensors(decoder.state_dict(), files.vidrd_key_map(decoder)).items()
+        f"vae.{name}": each
+        for name, each in export_tensors(decoder.state_dict(), vae_files.vidrd_key_map(decoder)).items()
     }
     return tensors, tmp_path / "sd", decoder
 

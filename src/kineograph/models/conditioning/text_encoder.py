@@ -47,10 +47,8 @@ def encode_text_sdxl(
 ) -> tuple[TextTokens, PooledText]:
     """Encode prompts for SDXL: the concatenated tokens of several encoders, and the pooled embedding of the last.
 
-    The tokens are the output of the last layer but one, or `clip_skip` layers before that, not normalised
-    (Podell et al. 2023, section 2.1).
-
-    Raises InputError if a prompt has more tokens than an encoder reads.
+    The tokens are the output of the last layer but one, or `clip_skip` layers before that, not normalised (Podell et
+    al. 2023, section 2.1). Raises InputError if a prompt has more tokens than an encoder reads.
     """
     outputs = [_run(encoder, texts, clip_skip + 2) for encoder in encoders]
     tokens = torch.cat([each.hidden_states[-2 - clip_skip] for each in outputs], dim=-1)
@@ -60,7 +58,9 @@ def encode_text_sdxl(
 def _run(encoder: TextEncoder, texts: Sequence[str], depth: int) -> ModelOutput:
     layers = encoder.network.config.num_hidden_layers
     if not 0 < depth <= layers + 1:
-        raise InputError(f"clip_skip leaves layers of the text encoder out, and it has {layers}: expected fewer")
+        raise InputError(
+            f"clip_skip skips the text encoder's last layers, of {layers}: expected a smaller number, at least 0"
+        )
     batch = _tokenize(encoder, texts).to(encoder.network.device)
     # models of this family were trained on padded prompts without a mask, unless their configuration has one
     mask = batch.attention_mask if getattr(encoder.network.config, "use_attention_mask", False) else None

@@ -35,9 +35,8 @@ def load_textual_inversion(
 ) -> None:
     """Add a textual inversion to text encoders.
 
-    Several embeddings become the tokens `word`, `word_1` and so on, which replace the word in prompts.
-
-    Raises InputError if the file holds no embeddings or those of another architecture, or the word is taken; nothing is
+    Several embeddings become the tokens `word`, `word_1` and so on, which replace the word in prompts. Raises
+    InputError if the file holds no embeddings or those of another architecture, or the word is taken; nothing is
     changed then.
     """
     file = hub.find_file(source, FILES, hub_options)

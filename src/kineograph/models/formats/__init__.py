@@ -1,5 +1,5 @@
 """Released file formats: reading tensor files, and key maps from tensor names in files to those of our networks.
 
-`tensor_files` reads files, `key_map` moves tensors between names; `ldm` (Stable Diffusion's VAE, OpenCLIP), `lora`,
-`animatediff`, `modelscope`, `videocrafter` and `vidrd` hold one format each; `shapes` infers architectures.
+`tensor_files` reads files, `key_map` moves tensors between names, `architecture` infers a U-Net's sizes from shapes;
+`ldm` (Stable Diffusion's VAE, OpenCLIP), `lora`, `animatediff`, `modelscope`, `videocrafter`, `vidrd`: a format each.
 """

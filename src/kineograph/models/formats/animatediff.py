@@ -16,7 +16,7 @@ from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
-from kineograph.models.formats import key_map, shapes
+from kineograph.models.formats import architecture, key_map
 from kineograph.models.formats.key_map import Entry, KeyMap
 from kineograph.models.formats.layer_names import motion_module_name
 from kineograph.models.formats.tensor_files import Tensors
@@ -68,17 +68,16 @@ def to_diffusers_names(tensors: Tensors) -> dict[str, Tensor]:
 def block_widths(tensors: Tensors) -> tuple[int, ...]:
     """Return the block channels of the image network that these motion modules are for, highest resolution first."""
     first = rf"down_blocks\.(\d+)\.{MARK}0\.norm\.weight"
-    return tuple(len(tensors[f"down_blocks.{n}.{MARK}0.norm.weight"]) for n in shapes.block_indices(tensors, first))
+    return tuple(
+        len(tensors[f"down_blocks.{n}.{MARK}0.norm.weight"]) for n in architecture.block_indices(tensors, first)
+    )
 
 
 def animatediff_config(tensors: Tensors, config: Mapping[str, Any]) -> TemporalConfig:
     """Return the configuration of motion modules.
 
-    Args:
-        tensors: the motion modules, by diffusers' names.
-        config: configuration of diffusers' MotionAdapter; empty for a released file.
-
-    Raises InputError if they are PIA's, which change the image network too; KeyError if a tensor is missing.
+    The tensors have diffusers' names; `config` is that of diffusers' MotionAdapter, empty for a released file. Raises
+    InputError if they are PIA's, which change the image network too; KeyError if a tensor is missing.
     """
     if "conv_in.weight" in tensors:
         raise InputError("these are PIA's motion modules, with an input layer of their own, which is not supported")
@@ -89,7 +88,7 @@ def animatediff_config(tensors: Tensors, config: Mapping[str, Any]) -> TemporalC
         raise InputError(f"expected motion modules with the same number of attention heads everywhere, got {heads}")
     transformer = TransformerConfig(
         heads=heads,
-        depth=len(shapes.block_indices(tensors, block)),
+        depth=len(architecture.block_indices(tensors, block)),
         positions=config.get("motion_max_seq_length", 32) if positions is None else positions.shape[1],
     )
     mid_block = any(name.startswith("mid_block.") for name in tensors)
@@ -109,7 +108,7 @@ def video_unet_from_animatediff(unet: UNetMotionModel) -> VideoUNet:
     """Return a video U-Net that shares the weights of diffusers' AnimateDiff network."""
     tensors = unet.state_dict()
     motion = {name: each for name, each in tensors.items() if MARK in name}
-    net = shapes.empty_video_unet(_image_config(unet.config), animatediff_config(motion, unet.config))
+    net = architecture.empty_video_unet(_image_config(unet.config), animatediff_config(motion, unet.config))
     entries = {f"temporal.{name}": entry for name, entry in animatediff_key_map(net.temporal, motion).items()}
     entries |= {f"image_unet.{name}": Entry(name) for name in net.image_unet.state_dict()}
     what = "this UNetMotionModel is not like AnimateDiff's, or has adapters on it"

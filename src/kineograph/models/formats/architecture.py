@@ -44,10 +44,8 @@ def read_assumed_settings(folder: Path) -> AssumedSettings:
         config = json.loads(unet.read_text())
         heads, widths = config.get("attention_head_dim"), config.get("block_out_channels", [0])
         heads = heads[0] if isinstance(heads, list) else heads or 0
-        settings = settings._replace(
-            head_width=widths[0] // heads if heads else settings.head_width,
-            groups=config.get("norm_num_groups", settings.groups),
-        )
+        head_width = widths[0] // heads if heads else settings.head_width
+        settings = settings._replace(head_width=head_width, groups=config.get("norm_num_groups", settings.groups))
     if adapter.is_file():
         settings = settings._replace(resampler_head_width=json.loads(adapter.read_text())["resampler"]["head_width"])
     return settings
@@ -69,12 +67,8 @@ def unet_config(
 ) -> dict[str, Any]:
     """Return the arguments of `UNet2DConditionModel` that describe its blocks.
 
-    Args:
-        widths: channels of the down blocks.
-        attends: True for each down block with transformers.
-        spatial: tensors of the first spatial transformer.
-
-    Raises KeyError if a tensor of it is missing.
+    widths, attends: channels of each down block, and True if it has transformers. spatial: tensors of the first spatial
+    transformer. Raises KeyError if one is missing.
     """
     return {
         "block_out_channels": list(widths),

@@ -47,12 +47,6 @@ def load_tensors(network: nn.Module, tensors: Tensors, key_map: KeyMap, what: st
     have another shape; it names them.
     """
     shapes = {name: each.shape for name, each in network.state_dict().items()}
-    network.load_state_dict(_network_tensors(tensors, key_map, shapes, what), strict=False, assign=True)
-
-
-def _network_tensors(
-    tensors: Tensors, key_map: KeyMap, shapes: Mapping[str, torch.Size], what: str
-) -> dict[str, Tensor]:
     expected = {entry.name for entry in key_map.values()}
     found = {name: entry for name, entry in key_map.items() if entry.name in tensors}
     misshapen = [
@@ -73,7 +67,7 @@ def _network_tensors(
         tensor = tensors[entry.name]
         part = tensor.chunk(entry.num_parts)[entry.part].clone() if entry.num_parts > 1 else tensor
         chosen[name] = part.reshape(shapes[name])
-    return chosen
+    network.load_state_dict(chosen, strict=False, assign=True)
 
 
 def export_tensors(state: Tensors, key_map: KeyMap) -> dict[str, Tensor]:

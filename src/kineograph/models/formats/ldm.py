@@ -89,14 +89,14 @@ def _vae_entry(name: str, num_blocks: int) -> Entry:
         linear = inner in VAE_ATTENTION_NAMES and inner != "group_norm" and leaf == "weight"
         inner = VAE_ATTENTION_NAMES.get(inner, inner.replace("conv_shortcut", "nin_shortcut"))
         return Entry(f"{side}.mid.{VAE_MIDDLE_NAMES[layer]}.{inner}.{leaf}", trailing_ones=2 if linear else 0)
-    if found := VAE_BLOCK.fullmatch(path):
-        return Entry(f"{_vae_block_layer(num_blocks, *found.groups())}.{leaf}")
-    return Entry(f"{path.replace('conv_norm_out', 'norm_out')}.{leaf}")
-
-
-def _vae_block_layer(num_blocks: int, side: str, block: str, kind: str, number: str, inner: str) -> str:
-    """Return a layer's name in a file, where the decoder's blocks are numbered from the image to the latents."""
+    found = VAE_BLOCK.fullmatch(path)
+    if found is None:
+        return Entry(f"{path.replace('conv_norm_out', 'norm_out')}.{leaf}")
+    side, block, kind, number, inner = found.groups()
+    # files number the decoder's blocks from the image to the latents
     direction, index = ("down", int(block)) if side == "encoder" else ("up", num_blocks - 1 - int(block))
     if kind == "resnets":
-        return f"{side}.{direction}.{index}.block.{number}.{inner.replace('conv_shortcut', 'nin_shortcut')}"
-    return f"{side}.{direction}.{index}.{kind.removesuffix('rs')}.{inner}"
+        layer = f"block.{number}.{inner.replace('conv_shortcut', 'nin_shortcut')}"
+    else:
+        layer = f"{kind.removesuffix('rs')}.{inner}"
+    return Entry(f"{side}.{direction}.{index}.{layer}.{leaf}")

@@ -64,8 +64,7 @@ class LowRankUpdate(NamedTuple):
 
 MOTION = "motion_modules"  # in the names of AnimateDiff's motion LoRAs, which change temporal layers
 
-MatchedTensors = dict[str, dict[str, dict[str, Tensor]]]
-"""network -> path of the layer -> "down", "up", "alpha" -> tensor"""
+MatchedTensors = dict[str, dict[str, dict[str, Tensor]]]  # network -> path of the layer -> role in ENDING -> tensor
 
 
 def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
@@ -113,10 +112,10 @@ def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, n
             stacklevel=4,
         )
     name = _new_name(file, networks)
-    for part, of in updates.items():
+    for part, changes in updates.items():
         loras = (layer for layer in networks[part].modules() if isinstance(layer, LoraLayer))
         active = dict.fromkeys(adapter for layer in loras for adapter in layer.active_adapters)
-        _add_adapter(networks[part], of, name)
+        _add_adapter(networks[part], changes, name)
         _activate(networks[part], [*active, name], scale)
 
 
@@ -144,12 +143,15 @@ def _match_tensors(
         part = "temporal" if MOTION in key else NETWORK_PREFIXES[prefix]
         path = names.get(part, {}).get(flatten_name(ending["layer"])) if ending else None
         if ending and path:
-            kind = next(kind for kind in ("down", "up", "alpha") if ending[kind])
-            found.setdefault(part, {}).setdefault(path, {})[kind] = tensor
+            role = next(role for role in ("down", "up", "alpha") if ending[role])
+            found.setdefault(part, {}).setdefault(path, {})[role] = tensor
             owners[key] = part, path
-    complete = {(part, path) for part, of in found.items() for path, each in of.items() if {"down", "up"} <= set(each)}
-    found = {part: {path: of[path] for path in of if (part, path) in complete} for part, of in found.items()}
-    return found, [key for key in tensors if owners.get(key) not in complete]
+    matched = {
+        part: {path: roles for path, roles in layers.items() if {"down", "up"} <= set(roles)}
+        for part, layers in found.items()
+    }
+    complete = {(part, path) for part, layers in matched.items() for path in layers}
+    return matched, [key for key in tensors if owners.get(key) not in complete]
 
 
 def _update(

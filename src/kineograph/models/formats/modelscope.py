@@ -11,7 +11,7 @@ from typing import Any
 from diffusers import UNet3DConditionModel
 
 from kineograph.errors import InputError
-from kineograph.models.formats import key_map, shapes
+from kineograph.models.formats import architecture, key_map
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.temporal.config import ConvConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
@@ -28,7 +28,7 @@ def video_unet_from_modelscope(unet: UNet3DConditionModel) -> VideoUNet:
 
     Raises InputError if the network has another structure.
     """
-    net = shapes.empty_video_unet(_image_config(unet.config), _temporal_config(unet.config))
+    net = architecture.empty_video_unet(_image_config(unet.config), _temporal_config(unet.config))
     names = {name: _entry(name) for name in net.state_dict()}
     key_map.load_tensors(net, unet.state_dict(), names, "this UNet3DConditionModel is not like ModelScope's")
     return net

@@ -30,7 +30,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU.
 
     The state dict of a training checkpoint is unwrapped: keys and name prefixes of training frameworks are removed.
-
     Raises InputError if the file is damaged, holds code, or holds no tensors.
     """
     content = read_content(path)

@@ -14,10 +14,10 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from kineograph.models.conditioning.resampler import PROJECTION, infer_resampler_config, resampler_entry
-from kineograph.models.formats import key_map, shapes
+from kineograph.models.formats import architecture, key_map
+from kineograph.models.formats.architecture import RELEASED_SETTINGS, AssumedSettings
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.layer_names import ldm_layer_name
-from kineograph.models.formats.shapes import RELEASED_SETTINGS, AssumedSettings
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.temporal.config import ConvConfig, LayerConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
@@ -44,9 +44,9 @@ def video_unet_from_videocrafter(
     selected = {name: each for name, each in tensors.items() if name.startswith((UNET, RESAMPLER))}
     unet, resampler = key_map.select_prefix(UNET, selected), key_map.select_prefix(RESAMPLER, selected)
     kind = f"{what} looks like a VideoCrafter checkpoint"
-    with shapes.report_missing_tensors(selected, kind):
+    with architecture.report_missing_tensors(selected, kind):
         config = infer_resampler_config(resampler, settings.resampler_head_width) if resampler else None
-        net = shapes.empty_video_unet(_image_config(unet, settings), _temporal_config(unet, settings), config)
+        net = architecture.empty_video_unet(_image_config(unet, settings), _temporal_config(unet, settings), config)
     key_map.load_tensors(net, selected, videocrafter_key_map(net), f"{kind}, but does not fit one")
     return net
 
@@ -98,12 +98,12 @@ def _renumber(name: str) -> str:
 
 
 def _image_config(unet: Tensors, settings: AssumedSettings) -> dict[str, Any]:
-    downsamplers = shapes.block_indices(unet, r"input_blocks\.(\d+)\.0\.op\.weight")
+    downsamplers = architecture.block_indices(unet, r"input_blocks\.(\d+)\.0\.op\.weight")
     first_layers = [1, *(index + 1 for index in downsamplers)]  # of each down block
     attends = [f"input_blocks.{first}.1.norm.weight" in unet for first in first_layers]
     spatial = key_map.select_prefix(f"input_blocks.{first_layers[attends.index(True)]}.1.", unet)
     widths = [len(unet[f"input_blocks.{first}.0.out_layers.3.weight"]) for first in first_layers]
-    return shapes.unet_config(widths, attends, spatial, settings) | {
+    return architecture.unet_config(widths, attends, spatial, settings) | {
         "sample_size": (72, 128) if _has_frame_rate(unet) and not _has_convolutions(unet) else (40, 64),
         "in_channels": unet["input_blocks.0.0.weight"].shape[1],
         "out_channels": len(unet["out.2.weight"]),

@@ -12,18 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from kineograph.models.formats import key_map, shapes
+from kineograph.models.formats import architecture, key_map
+from kineograph.models.formats.architecture import RELEASED_SETTINGS, AssumedSettings
 from kineograph.models.formats.key_map import Entry
-from kineograph.models.formats.shapes import RELEASED_SETTINGS, AssumedSettings
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.temporal.config import (
-    AttentionConfig,
-    ConvConfig,
-    LayerConfig,
-    Site,
-    TemporalConfig,
-    TransformerConfig,
-)
+from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.unet.video_unet import VideoUNet
 
 UNET = "unet."
@@ -46,8 +39,8 @@ def video_unet_from_vidrd(tensors: Tensors, what: str, settings: AssumedSettings
     """
     unet = key_map.select_prefix(UNET, tensors)
     kind = f"{what} looks like a VidRD checkpoint"
-    with shapes.report_missing_tensors(unet, kind):
-        net = shapes.empty_video_unet(_image_config(unet, settings), _temporal_config(unet, settings))
+    with architecture.report_missing_tensors(unet, kind):
+        net = architecture.empty_video_unet(_image_config(unet, settings), _temporal_config(unet, settings))
     key_map.load_tensors(net, unet, _key_map(net), f"{kind}, but does not fit one")
     return net
 
@@ -84,25 +77,23 @@ def temporal_conv_entry(path: str) -> Entry | None:
 
 
 def _image_config(unet: Tensors, settings: AssumedSettings) -> dict[str, Any]:
-    blocks = shapes.block_indices(unet, r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight")
+    blocks = architecture.block_indices(unet, r"down_blocks\.(\d+)\.resnets\.0\.conv1\.weight")
     attends = [f"down_blocks.{block}.attentions.0.norm.weight" in unet for block in blocks]
     spatial = key_map.select_prefix(f"down_blocks.{attends.index(True)}.attentions.0.", unet)
     widths = [len(unet[f"down_blocks.{block}.resnets.0.conv1.weight"]) for block in blocks]
-    return shapes.unet_config(widths, attends, spatial, settings) | {
+    return architecture.unet_config(widths, attends, spatial, settings) | {
         "sample_size": 32,
         "in_channels": unet["conv_in.weight"].shape[1],
         "out_channels": len(unet["conv_out.weight"]),
-        "layers_per_block": len(shapes.block_indices(unet, r"down_blocks\.0\.resnets\.(\d+)\.conv1\.weight")),
+        "layers_per_block": len(architecture.block_indices(unet, r"down_blocks\.0\.resnets\.(\d+)\.conv1\.weight")),
     }
 
 
 def _temporal_config(unet: Tensors, settings: AssumedSettings) -> TemporalConfig:
-    layers: list[tuple[Site, LayerConfig]] = [
-        (Site(after="resnet"), ConvConfig()),
-        (Site(after="cross_attention"), AttentionConfig(head_width=settings.head_width, positions=POSITIONS)),
-    ]
+    attention = AttentionConfig(head_width=settings.head_width, positions=POSITIONS)
+    layers: tuple = ((Site(after="resnet"), ConvConfig()), (Site(after="cross_attention"), attention))
     first = unet.get(f"{FIRST_TRANSFORMER}proj_in.weight")
     if first is not None:
         transformer = TransformerConfig(heads=8, head_width=len(first) // 8, attentions=1, transposed=True)
-        layers.insert(0, (Site(after="conv_in"), transformer))
-    return TemporalConfig(num_frames=8, layers=tuple(layers), joint_norms=True, groups=GROUPS)
+        layers = ((Site(after="conv_in"), transformer), *layers)
+    return TemporalConfig(num_frames=8, layers=layers, joint_norms=True, groups=GROUPS)

@@ -73,13 +73,10 @@ class WeightSignature(BaseModel):
 
 def weight_signature(network: nn.Module, name: str) -> WeightSignature:
     """Return the weight signature of an image network or of temporal layers."""
-    found = {
-        path: layer
-        for path, layer in sorted(target_layers(network).items())
-        if not any(mark in path for mark in IMAGE_ADAPTER_MARKS)
-    }
-    shapes = "\n".join(f"{path} {_shape(layer)}" for path, layer in found.items())
-    norms = (float(f"{layer.weight.detach().half().float().norm().item():.5g}") for layer in found.values())
+    paths = sorted(target_layers(network).items())
+    layers = [(path, layer) for path, layer in paths if not any(mark in path for mark in IMAGE_ADAPTER_MARKS)]
+    shapes = "\n".join(f"{path} {_shape(layer)}" for path, layer in layers)
+    norms = (float(f"{layer.weight.detach().half().float().norm().item():.5g}") for _, layer in layers)
     return WeightSignature(name=name, shapes=hashlib.sha256(shapes.encode()).hexdigest(), norms=tuple(norms))
 
 

@@ -9,31 +9,25 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.formats import lora
 from kineograph.models.formats.tensor_files import preview_names
-from kineograph.models.loading.adapter_files import (
-    AdapterFile,
-    build_motion_adapter,
-    build_spatial_adapter,
-    read_adapter_file,
-    weight_signature,
-)
+from kineograph.models.loading import adapter_files
 from kineograph.models.loading.components import Components
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 
 
-def load_motion_adapter(opened: Components, source: str | Path, video: str, hub_options: HubOptions) -> Components:
+def load_motion_adapter(components: Components, source: str | Path, video: str, hub_options: HubOptions) -> Components:
     """Return a video model's components with the motion adapter of a file, instead of its own.
 
     video: name of the model that has the temporal layers. Raises InputError if the model has no temporal layers, or the
     file no motion adapter for them.
     """
-    file = read_adapter_file(source, "motion", hub_options)
-    if opened.temporal is None:
+    file = adapter_files.read_adapter_file(source, "motion", hub_options)
+    if components.temporal is None:
         raise InputError(f"{file.path} is a motion adapter, and {video} {NO_TEMPORAL_LAYERS}")
-    return opened._replace(motion_adapter=build_motion_adapter(file, opened.temporal, video))
+    return components._replace(motion_adapter=adapter_files.build_motion_adapter(file, components.temporal, video))
 
 
 def load_customised_adapter(
-    opened: Components, source: str | Path, image: str, video: str, hub_options: HubOptions
+    components: Components, source: str | Path, image: str, video: str, hub_options: HubOptions
 ) -> Components:
     """Return a model's components customised to the subject or style of a file.
 
@@ -42,27 +36,27 @@ def load_customised_adapter(
     this kind, or for image networks of other shapes or other temporal layers. Warns of an image network with other
     weights.
     """
-    file = read_adapter_file(source, "customised", hub_options)
-    _check_image_network(file, opened, image)
+    file = adapter_files.read_adapter_file(source, "customised", hub_options)
+    _check_image_network(file, components, image)
     spatial = None
-    if opened.temporal is not None:
-        spatial = build_spatial_adapter(file, opened.temporal, video)
+    if components.temporal is not None:
+        spatial = adapter_files.build_spatial_adapter(file, components.temporal, video)
     elif not file.lora:
         raise InputError(f"{file.path} holds a spatial adapter alone, and {image} {NO_TEMPORAL_LAYERS}")
     if file.lora:
-        lora.add_lora(file.path, file.lora, opened.networks, 1.0)
-    return opened._replace(spatial_adapter=spatial, subject=file.header.subject)
+        lora.add_lora(file.path, file.lora, components.networks, 1.0)
+    return components._replace(spatial_adapter=spatial, subject=file.header.subject)
 
 
-def _check_image_network(file: AdapterFile, opened: Components, name: str) -> None:
-    expected, found = file.header.image, weight_signature(opened.unet, name)
+def _check_image_network(file: adapter_files.AdapterFile, components: Components, name: str) -> None:
+    expected, found = file.header.image, adapter_files.weight_signature(components.unet, name)
     if expected is None or found.shapes != expected.shapes:
         other = "an unnamed model" if expected is None else expected.name
         raise InputError(
             f"{file.path} was made for {other}, and {name} has an image network of other shapes: take {other}, or "
             f"customise {name}"
         )
-    if unmatched := lora.unmatched_names(file.lora, opened.networks):
+    if unmatched := lora.unmatched_names(file.lora, components.networks):
         names = preview_names(unmatched)
         raise InputError(f"{file.path} was made for {expected.name}, and {name} has no layers for {names}")
     if not found.same_weights(expected):

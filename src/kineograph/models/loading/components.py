@@ -44,7 +44,7 @@ Config = Mapping[str, Any]
 
 @runtime_checkable
 class Pipeline(Protocol):
-    """The interface of a live diffusers pipeline, which can be checked without importing its class."""
+    """Interface of a live diffusers pipeline, which can be checked without importing its class."""
 
     @property
     def components(self) -> dict[str, Any]: ...
@@ -101,14 +101,13 @@ def components_from_pipeline(pipeline: Pipeline) -> Components:
     """
     parts = pipeline.components
     refuse_other_families({part: (None, type(parts.get(part)).__name__) for part in EXPECTED_CLASSES}, "this pipeline")
-    pairs = [
-        (parts[f"tokenizer{end}"], parts[f"text_encoder{end}"]) for end in ("", "_2") if f"tokenizer{end}" in parts
-    ]
+    suffixes = [suffix for suffix in ("", "_2") if f"tokenizer{suffix}" in parts]
+    encoders = [TextEncoder(parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"]) for suffix in suffixes]
     unet, temporal = _split_unet(parts["unet"])
     return Components(
         unet=unet,
         vae=parts["vae"],
-        text_encoders=tuple(TextEncoder(*pair) for pair in pairs),
+        text_encoders=tuple(encoders),
         scheduler=dict(parts["scheduler"].config),
         force_zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
         image_encoder=ImageEncoder(parts["image_encoder"]) if parts.get("image_encoder") else None,
@@ -124,15 +123,15 @@ def components_from_folder(folder: Path, dtype: torch.dtype, variant: str | None
     try:
         unet, temporal = read_unet(folder, index, options)
         decoder = folder / video_folder.TEMPORAL_DECODER
+        classes = text_encoder_classes(index)
+        tokenizers = [read_tokenizer(folder, suffix) for suffix, _ in classes]
+        encoders = [
+            each.from_pretrained(folder, subfolder=f"text_encoder{suffix}", **options) for suffix, each in classes
+        ]
         return Components(
             unet=unet,
             vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", **options),
-            text_encoders=tuple(
-                TextEncoder(
-                    read_tokenizer(folder, end), kind.from_pretrained(folder, subfolder=f"text_encoder{end}", **options)
-                )
-                for end, kind in text_encoder_classes(index)
-            ),
+            text_encoders=tuple(map(TextEncoder, tokenizers, encoders)),
             scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
             image_encoder=video_folder.read_image_adapter(folder, unet, dtype),
@@ -180,18 +179,18 @@ def read_index(folder: Path) -> Config:
 
 def text_encoder_classes(index: Config) -> list[tuple[str, type[CLIPTextModel] | type[CLIPTextModelWithProjection]]]:
     """Return the suffix of each text encoder's name, "" and "_2", with its class."""
-    ends = [end for end in ("", "_2") if f"text_encoder{end}" in index]
-    return [(end, TEXT_ENCODERS[index[f"text_encoder{end}"][1]]) for end in ends]
+    suffixes = [suffix for suffix in ("", "_2") if f"text_encoder{suffix}" in index]
+    return [(suffix, TEXT_ENCODERS[index[f"text_encoder{suffix}"][1]]) for suffix in suffixes]
 
 
-def read_tokenizer(folder: Path, end: str) -> CLIPTokenizer:
+def read_tokenizer(folder: Path, suffix: str) -> CLIPTokenizer:
     """Return the tokenizer of a pipeline in diffusers layout, the first ("") or the second ("_2").
 
     Raises InputError if it is missing; transformers would return a tokenizer with an empty vocabulary.
     """
-    if not any((folder / f"tokenizer{end}" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise InputError(f"{folder} has no tokenizer{end}/tokenizer.json or vocab.json: fetch it again")
-    return CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{end}", local_files_only=True)
+    if not any((folder / f"tokenizer{suffix}" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        raise InputError(f"{folder} has no tokenizer{suffix}/tokenizer.json or vocab.json: fetch it again")
+    return CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{suffix}", local_files_only=True)
 
 
 def read_json(file: Path) -> Config:

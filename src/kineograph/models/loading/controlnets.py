@@ -15,7 +15,7 @@ from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.loading import single_file
-from kineograph.models.loading.components import READ_ERRORS, read_json
+from kineograph.models.loading.components import READ_ERRORS, Components, read_json
 from kineograph.models.placement import Placement
 from kineograph.models.unet.controlnet import VideoControlNet
 
@@ -38,15 +38,12 @@ def list_controlnets(
 
 
 def load_controlnet(
-    unet: UNet2DConditionModel,
-    source: ControlNetSource,
-    latent_channels: int,
-    place: Placement,
-    hub_options: HubOptions,
+    components: Components, source: ControlNetSource, placement: Placement, hub_options: HubOptions
 ) -> OpenControlNet:
-    """Return a ControlNet for this U-Net. Raises InputError if it is none, or one for another architecture."""
-    is_live = isinstance(source, ControlNetModel)
-    net, name = (source, "this network") if is_live else (_read(source, unet, place, hub_options), str(source))
+    """Return a ControlNet for a model's U-Net. Raises InputError if it is none, or one for another architecture."""
+    unet, latent_channels = components.unet, components.vae.config.latent_channels
+    net = source if isinstance(source, ControlNetModel) else _read(source, unet, placement.dtype, hub_options)
+    name = "this network" if net is source else str(source)
     for setting in SHARED_SETTINGS:
         found, expected = (_setting_text(each.config[setting]) for each in (net, unet))
         if found != expected:
@@ -59,14 +56,16 @@ def load_controlnet(
             f"{name} reads latents of {net.config.in_channels} channels, and the model's have "
             f"{latent_channels}: take a ControlNet made for the model's family"
         )
-    controlnet = VideoControlNet(_place(net, place))
+    controlnet = VideoControlNet(_place(net, placement))
     return lambda: controlnet
 
 
-def _read(source: str | Path, unet: UNet2DConditionModel, place: Placement, hub_options: HubOptions) -> ControlNetModel:
+def _read(
+    source: str | Path, unet: UNet2DConditionModel, dtype: torch.dtype, hub_options: HubOptions
+) -> ControlNetModel:
     path = hub.local_path(source) or hub.fetch_folder(str(source), FILES, hub_options._replace(revision=None))
     if path.is_file():
-        return single_file.controlnet_from_file(path, unet, place.dtype)
+        return single_file.controlnet_from_file(path, unet, dtype)
     kind = read_json(path / "config.json").get("_class_name") if (path / "config.json").is_file() else "nothing"
     if kind != "ControlNetModel":
         raise InputError(
@@ -74,25 +73,26 @@ def _read(source: str | Path, unet: UNet2DConditionModel, place: Placement, hub_
             f"diffusion_pytorch_model.safetensors, or a single file; found {kind}"
         )
     try:
-        return ControlNetModel.from_pretrained(path, dtype=place.dtype, local_files_only=True)
+        return ControlNetModel.from_pretrained(path, dtype=dtype, local_files_only=True)
     except READ_ERRORS as error:
         raise InputError(f"{source} is no ControlNet in diffusers layout, or damaged: {error}") from error
 
 
-def pocket_controlnets(folder: Path, place: Placement) -> dict[str, OpenControlNet]:
+def pocket_controlnets(folder: Path, placement: Placement) -> dict[str, OpenControlNet]:
     """Return the pocket model's ControlNets by kind; each is restored when it is first used, see `pocket.networks`."""
-    return {file.stem: cache(partial(_restore, file, folder, place)) for file in sorted((folder / "control").glob("*"))}
+    files = sorted((folder / "control").glob("*"))
+    return {file.stem: cache(partial(_restore, file, folder, placement)) for file in files}
 
 
-def _restore(file: Path, folder: Path, place: Placement) -> VideoControlNet:
+def _restore(file: Path, folder: Path, placement: Placement) -> VideoControlNet:
     from kineograph.models.pocket.networks import initial_controlnet, restore_network
 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32, local_files_only=True)
-    return VideoControlNet(_place(restore_network(initial_controlnet(unet), load_file(file)), place))
+    return VideoControlNet(_place(restore_network(initial_controlnet(unet), load_file(file)), placement))
 
 
-def _place(net: ControlNetModel, place: Placement) -> ControlNetModel:
-    return net.eval().to(place.device, place.dtype, memory_format=place.memory_format)
+def _place(net: ControlNetModel, placement: Placement) -> ControlNetModel:
+    return net.eval().to(placement.device, placement.dtype, memory_format=placement.memory_format)
 
 
 def _setting_text(value: object) -> str:

@@ -20,7 +20,7 @@ ENCODER = "image_encoder"
 HUB_FILES = ["models/ip-adapter_sd15.safetensors", f"models/{ENCODER}/*"]  # in the layout of h94/IP-Adapter
 
 
-def load_ip_adapter(opened: Components, source: str | Path, hub_options: HubOptions) -> Components:
+def load_ip_adapter(components: Components, source: str | Path, hub_options: HubOptions) -> Components:
     """Add an IP-Adapter to a model's U-Net and return the components with its image encoder.
 
     source: a file in the layout of IP-Adapter's authors, with the encoder in a folder `image_encoder` beside it or
@@ -35,14 +35,14 @@ def load_ip_adapter(opened: Components, source: str | Path, hub_options: HubOpti
     state = _read_sections(file)
     encoder = _read_encoder(file)
     try:
-        opened.unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
+        components.unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
     except (RuntimeError, KeyError, ValueError, IndexError) as error:
-        width = opened.unet.config.cross_attention_dim
+        width = components.unet.config.cross_attention_dim
         raise InputError(
             f"{file} does not fit the image network, whose tokens are {width} wide: take an IP-Adapter made for the "
             f"model's family ({str(error).splitlines()[0]})"
         ) from error
-    return opened._replace(unet=opened.unet.eval(), image_encoder=ImageEncoder(encoder))
+    return components._replace(unet=components.unet.eval(), image_encoder=ImageEncoder(encoder))
 
 
 def _read_sections(file: Path) -> dict[str, dict[str, Any]]:

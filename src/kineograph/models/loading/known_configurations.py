@@ -156,9 +156,9 @@ def write_configuration(family: Family, checkpoint: Tensors, prediction_type: st
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    for end, text_encoder in zip(("", "_2"), family.text_encoders, strict=False):
-        _write(folder / f"text_encoder{end}", text_encoder | {"model_type": "clip_text_model"})
-        index[f"text_encoder{end}"] = ["transformers", "CLIPTextModelWithProjection" if end else "CLIPTextModel"]
+    for suffix, text_encoder in zip(("", "_2"), family.text_encoders, strict=False):
+        _write(folder / f"text_encoder{suffix}", text_encoder | {"model_type": "clip_text_model"})
+        index[f"text_encoder{suffix}"] = ["transformers", "CLIPTextModelWithProjection" if suffix else "CLIPTextModel"]
     _write(folder, index, "model_index.json")
 
 

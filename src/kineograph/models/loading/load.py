@@ -21,6 +21,7 @@ from kineograph.models.conditioning.textual_inversion import (
 )
 from kineograph.models.formats.lora import LoraSources, list_loras, load_lora, read_learned_words
 from kineograph.models.formats.tensor_files import read_tensors
+from kineograph.models.loading import controlnets
 from kineograph.models.loading.adapters import load_customised_adapter, load_motion_adapter
 from kineograph.models.loading.components import (
     INDEX,
@@ -28,13 +29,6 @@ from kineograph.models.loading.components import (
     Pipeline,
     components_from_folder,
     components_from_pipeline,
-)
-from kineograph.models.loading.controlnets import (
-    ControlNetSource,
-    OpenControlNet,
-    list_controlnets,
-    load_controlnet,
-    pocket_controlnets,
 )
 from kineograph.models.loading.ip_adapter import load_ip_adapter
 from kineograph.models.loading.motion_modules import MotionSource, add_motion_module, warn_of_changed_schedule
@@ -48,8 +42,8 @@ from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import ADAPTERS, DECODERS, built_in_model, built_in_names, part_folder
 from kineograph.models.schedule import Schedule
 from kineograph.models.vae.autoencoder import prevent_overflow
-from kineograph.models.vae.files import open_temporal_decoder, open_vae
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, check_decoder_fits
+from kineograph.models.vae.vae_files import open_temporal_decoder, open_vae
 
 POCKET = WEIGHTS
 POCKET_EDIT = "pocket-edit"
@@ -69,7 +63,7 @@ def load(
     lora: LoraSources | None = None,
     textual_inversion: TextualInversions | None = None,
     ip_adapter: str | Path | None = None,
-    controlnet: ControlNetSource | Mapping[str, ControlNetSource] | None = None,
+    controlnet: controlnets.ControlNetSource | Mapping[str, controlnets.ControlNetSource] | None = None,
     vae: str | Path | AutoencoderKL | None = None,
     decoder: str | Path | TemporalDecoder | None = None,
     config: str | Path | None = None,
@@ -119,44 +113,46 @@ def load(
     hub_options = HubOptions(revision, variant, token, cache_dir, local_files_only)
     dtype = torch_dtype if dtype is None else dtype
     if isinstance(source, Pipeline):
-        opened = components_from_pipeline(source)
-        place = Placement(opened.unet.device, opened.unet.dtype, "as the pipeline is")
+        components = components_from_pipeline(source)
+        placement = Placement(components.unet.device, components.unet.dtype, "as the pipeline is")
         if device is not None or dtype is not None:
-            place = choose_placement(device or place.device, dtype or place.dtype)
+            placement = choose_placement(device or placement.device, dtype or placement.dtype)
     else:
-        place = choose_placement(device, dtype)
-        opened = _open_source(source or "pocket", config, prediction_type, place, hub_options)
+        placement = choose_placement(device, dtype)
+        components = _open_source(source or "pocket", config, prediction_type, placement, hub_options)
 
     if motion is not None:
-        schedule = opened.scheduler
-        opened = add_motion_module(opened, motion, hub_options)
+        schedule = components.scheduler
+        components = add_motion_module(components, motion, hub_options)
         if isinstance(source, Pipeline):
-            warn_of_changed_schedule(schedule, opened.scheduler, "the pipeline")
+            warn_of_changed_schedule(schedule, components.scheduler, "the pipeline")
     if ip_adapter is not None:
-        opened = load_ip_adapter(opened, ip_adapter, hub_options)
+        components = load_ip_adapter(components, ip_adapter, hub_options)
     for each, scale in list_loras(lora):
-        load_lora(opened.networks, each, scale, hub_options)
-        opened = opened._replace(learned_words=(*opened.learned_words, *read_learned_words(each, hub_options)))
+        load_lora(components.networks, each, scale, hub_options)
+        words = (*components.learned_words, *read_learned_words(each, hub_options))
+        components = components._replace(learned_words=words)
     for word, each in list_textual_inversions(textual_inversion):
-        load_textual_inversion(opened.text_encoders, word, each, hub_options)
+        load_textual_inversion(components.text_encoders, word, each, hub_options)
     image_name, video_name = source_name(source or "pocket"), source_name(motion or source or "pocket")
     if motion_adapter is not None:
-        opened = load_motion_adapter(opened, motion_adapter, video_name, hub_options)
+        components = load_motion_adapter(components, motion_adapter, video_name, hub_options)
     if adapter is not None:
         file = _built_in_part(adapter, ADAPTERS)
-        opened = load_customised_adapter(opened, file, image_name, video_name, hub_options)
+        components = load_customised_adapter(components, file, image_name, video_name, hub_options)
 
-    nets = pocket_controlnets(POCKET, place) if source in POCKETS else {}
-    for kind, each in list_controlnets(controlnet).items():
-        nets[kind] = load_controlnet(opened.unet, each, opened.vae.config.latent_channels, place, hub_options)
+    controls = controlnets.pocket_controlnets(POCKET, placement) if source in POCKETS else {}
+    for kind, each in controlnets.list_controlnets(controlnet).items():
+        controls[kind] = controlnets.load_controlnet(components, each, placement, hub_options)
     if vae is not None:
-        opened = opened._replace(vae=open_vae(vae, opened.vae, hub_options))
+        components = components._replace(vae=open_vae(vae, components.vae, hub_options))
     if decoder is not None:
-        opened = opened._replace(temporal_decoder=open_temporal_decoder(_built_in_part(decoder, DECODERS), hub_options))
-    if opened.temporal_decoder is not None:
-        check_decoder_fits(opened.temporal_decoder, opened.vae, str(decoder or source))
+        opened = open_temporal_decoder(_built_in_part(decoder, DECODERS), hub_options)
+        components = components._replace(temporal_decoder=opened)
+    if components.temporal_decoder is not None:
+        check_decoder_fits(components.temporal_decoder, components.vae, str(decoder or source))
     if prediction_type is not None:
-        opened = opened._replace(scheduler={**opened.scheduler, "prediction_type": prediction_type})
+        components = components._replace(scheduler={**components.scheduler, "prediction_type": prediction_type})
 
     arguments = {
         "source": source or "pocket",
@@ -174,73 +170,79 @@ def load(
         "revision": revision,
         "variant": variant,
     }
-    return _build_model(opened, nets, place, arguments)
+    return _build_model(components, controls, placement, arguments)
 
 
 def _open_source(
     source: str | Path,
     config: str | Path | None,
     prediction_type: str | None,
-    place: Placement,
+    placement: Placement,
     hub_options: HubOptions,
 ) -> Components:
-    path = _pocket() if source in POCKETS else hub.local_path(source, ["pocket", *built_in_names()])
+    path = _pocket_folder() if source in POCKETS else hub.local_path(source, ["pocket", *built_in_names()])
     if source in built_in_names():
-        opened = built_in_model(str(source)).open(_pocket())
+        components = built_in_model(str(source)).open(_pocket_folder())
     elif path is not None and path.is_file():
-        file = Checkpoint(path, read_tensors(path), config, prediction_type, place.dtype, hub_options)
-        opened = components_from_checkpoint(file)
+        file = Checkpoint(path, read_tensors(path), config, prediction_type, placement.dtype, hub_options)
+        components = components_from_checkpoint(file)
     else:
         folder = path or hub.fetch_pipeline(str(source), hub_options)
-        opened = components_from_folder(folder, place.dtype, hub_options.variant)
-    for network in (opened.unet, opened.vae, *([opened.temporal] if opened.temporal else [])):
-        network.to(memory_format=place.memory_format)
-    return opened
+        components = components_from_folder(folder, placement.dtype, hub_options.variant)
+    networks: list[Any] = [components.unet, components.vae, components.temporal]
+    for network in networks:
+        if network is not None:
+            network.to(memory_format=placement.memory_format)
+    return components
 
 
 def _built_in_part(part: Part, names: Iterable[str]) -> Part | Path:
     """Return the folder of a part that comes with Kineograph, if this is one of their names; else the argument."""
-    return part_folder(part, _pocket()) if isinstance(part, str) and part in names else part
+    return part_folder(part, _pocket_folder()) if isinstance(part, str) and part in names else part
 
 
-def _pocket() -> Path:
+def _pocket_folder() -> Path:
+    """Return the pocket model's folder. Raises InputError if it is not in this installation."""
     if not (POCKET / INDEX).is_file():
         raise InputError(f"the pocket model is not in this installation ({POCKET} has no {INDEX}): install it again")
     return POCKET
 
 
 def _build_model(
-    opened: Components, nets: Mapping[str, OpenControlNet], place: Placement, arguments: Mapping[str, Any]
+    components: Components,
+    controls: Mapping[str, controlnets.OpenControlNet],
+    placement: Placement,
+    arguments: Mapping[str, Any],
 ) -> Model:
     """Place the components and return them as a model. arguments: of `load`, recorded unless one is a live object."""
-    for network in (*opened.networks.values(), opened.vae, *opened.other_networks):
-        network.to(place.device)
-        if getattr(network, "dtype", None) != place.dtype:
-            network.to(place.dtype)
+    for network in (*components.networks.values(), components.vae, *components.other_networks):
+        network.to(placement.device)
+        if getattr(network, "dtype", None) != placement.dtype:
+            network.to(placement.dtype)
     sources = [arguments[name] for name in ("source", "motion", "vae", "decoder")]
-    sources += list_controlnets(arguments["controlnet"]).values()
+    sources += controlnets.list_controlnets(arguments["controlnet"]).values()
     reloadable = not any(isinstance(each, LIVE_OBJECTS) for each in sources)
-    vae = prevent_overflow(opened.vae)
+    vae = prevent_overflow(components.vae)
     return Model(
-        net=opened.net,
+        net=components.net,
         vae=vae,
-        text_encoders=opened.text_encoders,
-        schedule=Schedule.from_config(opened.scheduler),
+        text_encoders=components.text_encoders,
+        schedule=Schedule.from_config(components.scheduler),
         name=source_name(arguments["source"]),
-        device=place.device,
-        dtype=place.dtype,
-        force_zeros_for_empty_prompt=opened.force_zeros_for_empty_prompt,
+        device=placement.device,
+        dtype=placement.dtype,
+        force_zeros_for_empty_prompt=components.force_zeros_for_empty_prompt,
         settings={name: json_value(value) for name, value in arguments.items() if value} if reloadable else {},
-        vocabulary=_vocabulary(arguments["source"], opened),
-        image_encoder=opened.image_encoder,
-        controls=nets,
-        temporal_decoder=opened.temporal_decoder and opened.temporal_decoder.to(vae.device, vae.dtype),
-        subject=opened.subject,
+        vocabulary=_vocabulary(arguments["source"], components),
+        image_encoder=components.image_encoder,
+        controls=controls,
+        temporal_decoder=components.temporal_decoder and components.temporal_decoder.to(vae.device, vae.dtype),
+        subject=components.subject,
     )
 
 
-def _vocabulary(source: ModelSource, opened: Components) -> frozenset[str] | None:
-    """Return the words in a model's vocabulary files and those that it learned since; None without such a file."""
+def _vocabulary(source: ModelSource, components: Components) -> frozenset[str] | None:
+    """Return the words in a model's vocabulary files and those that were added to them; None without such a file."""
     if isinstance(source, Pipeline):
         return None
     folder = POCKET if source in POCKETS else Path(source).expanduser()
@@ -248,4 +250,6 @@ def _vocabulary(source: ModelSource, opened: Components) -> frozenset[str] | Non
     if source in built_in_names():
         files.append(folder / built_in_model(str(source)).folder / VOCABULARY)
     words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
-    return frozenset([*words, *opened.learned_words, *(opened.subject or "").lower().split()]) if words else None
+    return (
+        frozenset([*words, *components.learned_words, *(components.subject or "").lower().split()]) if words else None
+    )

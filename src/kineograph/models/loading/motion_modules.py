@@ -19,11 +19,11 @@ from torch import nn
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
-from kineograph.models.formats import animatediff, key_map, shapes, tensor_files, videocrafter, vidrd
+from kineograph.models.formats import animatediff, architecture, key_map, tensor_files, videocrafter, vidrd
 from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.loading import components, known_configurations, video_checkpoints, video_folder
-from kineograph.models.loading.components import Components
+from kineograph.models.loading import known_configurations, video_checkpoints, video_folder
+from kineograph.models.loading.components import INDEX, Components, read_index, read_json, read_unet
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 
@@ -56,13 +56,13 @@ class TemporalWeights(NamedTuple):
     scheduler: Mapping[str, Any]
 
 
-def add_motion_module(opened: Components, source: MotionSource, hub_options: HubOptions) -> Components:
+def add_motion_module(components: Components, source: MotionSource, hub_options: HubOptions) -> Components:
     """Return a model's components with other temporal layers and the noise schedule that those were trained with.
 
     Raises InputError if the source has no temporal layers, or they are for an image network of other widths. Warns if
     they were trained with tokens of another width.
     """
-    motion, unet = read_temporal_weights(source, hub_options), opened.unet
+    motion, unet = read_temporal_weights(source, hub_options), components.unet
     widths, token_width = tuple(unet.config.block_out_channels), unet.config.cross_attention_dim
     if motion.block_widths and motion.block_widths != widths:
         raise InputError(
@@ -77,12 +77,12 @@ def add_motion_module(opened: Components, source: MotionSource, hub_options: Hub
         warnings.warn(
             f"the temporal layers of {motion.name} were trained with "
             f"{_network(motion.block_widths, motion.token_width)}, and this is "
-            f"{_network(motion.block_widths, token_width)}: they fit, but may not move it well",
+            f"{_network(motion.block_widths, token_width)}: they fit, but the motion may be poor",
             InputWarning,
             stacklevel=3,
         )
-    scheduler = {**opened.scheduler, **motion.scheduler}
-    return opened._replace(temporal=layers.eval(), motion_adapter=None, scheduler=scheduler)
+    scheduler = {**components.scheduler, **motion.scheduler}
+    return components._replace(temporal=layers.eval(), motion_adapter=None, scheduler=scheduler)
 
 
 def warn_of_changed_schedule(before: Mapping[str, Any], after: Mapping[str, Any], whose: str) -> None:
@@ -104,7 +104,7 @@ def read_temporal_weights(source: MotionSource, hub_options: HubOptions) -> Temp
     path, hub_options = hub.local_path(source), hub_options._replace(revision=None, variant=None)
     if path is None:
         path = hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
-        if (path / components.INDEX).is_file():
+        if (path / INDEX).is_file():
             path = hub.fetch_pipeline(str(source), hub_options)
         else:
             path = hub.fetch_folder(str(source), [*hub.CONFIGS, *ADAPTER_WEIGHTS], hub_options)
@@ -128,34 +128,32 @@ def _from_file(path: Path) -> TemporalWeights:
 
 
 def _from_folder(folder: Path) -> TemporalWeights:
-    if (folder / components.INDEX).is_file():
-        unet, temporal = components.read_unet(folder, components.read_index(folder), {"local_files_only": True})
+    """Return the temporal layers of a pipeline, or of a folder with one network: motion modules or our `temporal`."""
+    if not (folder / INDEX).is_file() and (folder / "config.json").is_file():
+        config = read_json(folder / "config.json")
+        is_motion_adapter = config.get("_class_name") == "MotionAdapter"
+        if is_motion_adapter or not (folder.parent / INDEX).is_file():
+            tensors = tensor_files.read_tensors(hub.find_file(folder, ADAPTER_WEIGHTS, HubOptions()))
+            if is_motion_adapter:
+                return _from_adapter(str(folder), tensors, config)
+            own = video_folder.read_temporal_config(folder)
+            return TemporalWeights(str(folder), own, (), None, tensors, _identity_key_map, {})
+        folder = folder.parent
+    if (folder / INDEX).is_file():
+        unet, temporal = read_unet(folder, read_index(folder), {"local_files_only": True})
         if temporal is not None:
-            noise = components.read_json(folder / "scheduler" / "scheduler_config.json")
+            noise = read_json(folder / "scheduler" / "scheduler_config.json")
             return _from_network(str(folder), unet, temporal, noise)
-    elif (folder / "config.json").is_file():
-        return _from_network_folder(folder, components.read_json(folder / "config.json"))
     there = tensor_files.preview_names(sorted(each.name for each in folder.iterdir()))
     raise InputError(
         f"{folder} has no temporal layers: expected the folder of a motion adapter (config.json and "
-        f"{ADAPTER_WEIGHTS[0]}) or of a video model ({components.INDEX}); it holds {there}. To choose one of several "
+        f"{ADAPTER_WEIGHTS[0]}) or of a video model ({INDEX}); it holds {there}. To choose one of several "
         "files, pass its own path"
     )
 
 
-def _from_network_folder(folder: Path, config: Mapping[str, Any]) -> TemporalWeights:
-    """Return the temporal layers in a folder with one network: diffusers' motion modules or our own `temporal`."""
-    if config.get("_class_name") != "MotionAdapter" and (folder.parent / components.INDEX).is_file():
-        return _from_folder(folder.parent)
-    tensors = tensor_files.read_tensors(hub.find_file(folder, ADAPTER_WEIGHTS, HubOptions()))
-    if config.get("_class_name") == "MotionAdapter":
-        return _from_adapter(str(folder), tensors, config)
-    own = video_folder.read_temporal_config(folder)
-    return TemporalWeights(str(folder), own, (), None, tensors, _identity_key_map, {})
-
-
 def _from_adapter(name: str, tensors: Tensors, config: Mapping[str, Any]) -> TemporalWeights:
-    with shapes.report_missing_tensors(tensors, f"{name} looks like AnimateDiff's motion modules"):
+    with architecture.report_missing_tensors(tensors, f"{name} looks like AnimateDiff's motion modules"):
         temporal, widths = animatediff.animatediff_config(tensors, config), animatediff.block_widths(tensors)
     names, schedule = animatediff.animatediff_key_map, animatediff.ANIMATEDIFF_SCHEDULER
     return TemporalWeights(name, temporal, widths, ANIMATEDIFF_TOKENS.get(widths), tensors, names, schedule)

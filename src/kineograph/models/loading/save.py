@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import diffusers
@@ -14,11 +13,10 @@ from safetensors.torch import save_file
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.media.files import replace_atomically, write_new
-from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.loading import adapter_files, components, video_checkpoints, video_folder
-from kineograph.models.loading.components import INDEX, Components
+from kineograph.models.loading import adapter_files, video_checkpoints, video_folder
+from kineograph.models.loading.components import INDEX, Components, components_from_folder
 from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement
@@ -38,21 +36,21 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
     InputError if the folder exists; the model has LoRAs or a spatial adapter, which the layout cannot hold; or no
     configuration describes its noise schedule.
     """
-    folder, parts = Path(folder).expanduser(), model_components(model) if isinstance(model, Model) else model
+    folder, components = Path(folder).expanduser(), model_components(model) if isinstance(model, Model) else model
     if folder.exists():
         raise InputError(f"{folder} is there already: choose another folder, or remove it")
-    for name, network in parts.networks.items():
+    for name, network in components.networks.items():
         if any(isinstance(layer, LoraLayer) for layer in network.modules()):
             raise InputError(f"{name} has LoRAs on it, which a folder has no place for: load the model without them")
-    if parts.spatial_adapter is not None:
+    if components.spatial_adapter is not None:
         raise InputError("the model has a spatial adapter, which a folder has no place for: load it without adapter=")
-    with write_new(folder) as part:
-        part.mkdir()
-        _write_components(parts, part, folder.name)
+    with write_new(folder) as temporary:
+        temporary.mkdir()
+        _write_components(components, temporary, folder.name)
         if isinstance(model, Model) and model.vocabulary is not None:
-            (part / VOCABULARY).write_text(json.dumps(sorted(model.vocabulary)))
+            (temporary / VOCABULARY).write_text(json.dumps(sorted(model.vocabulary)))
         if unused:
-            save_file(dict(unused), part / UNUSED)
+            save_file(dict(unused), temporary / UNUSED)
     return folder
 
 
@@ -74,34 +72,32 @@ def model_components(model: Model) -> Components:
     )
 
 
-def _write_components(parts: Components, folder: Path, name: str) -> None:
-    suffixes = ["", "_2"][: len(parts.text_encoders)]
-    for suffix, encoder in zip(suffixes, parts.text_encoders, strict=True):
+def _write_components(components: Components, folder: Path, name: str) -> None:
+    for suffix, encoder in zip(("", "_2"), components.text_encoders, strict=False):
         encoder.tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
         encoder.network.save_pretrained(folder / f"text_encoder{suffix}")
-    parts.vae.save_pretrained(folder / "vae")
-    video_folder.write_unet(parts.unet, folder / "unet")
-    video_folder.write_image_adapter(parts.unet, parts.image_encoder, folder)
-    if parts.temporal is not None:
-        video_folder.write_layers(parts.temporal, folder / video_folder.TEMPORAL)
-    if parts.temporal is not None and parts.motion_adapter is not None:
+    components.vae.save_pretrained(folder / "vae")
+    video_folder.write_unet(components.unet, folder / "unet")
+    video_folder.write_image_adapter(components.unet, components.image_encoder, folder)
+    if components.temporal is not None:
+        video_folder.write_layers(components.temporal, folder / video_folder.TEMPORAL)
+    if components.temporal is not None and components.motion_adapter is not None:
         file = folder / video_folder.MOTION_ADAPTER / video_folder.MOTION_ADAPTER_WEIGHTS
-        adapter_files.save_motion_adapter(parts.motion_adapter, parts.temporal, file, name=name)
-    if parts.temporal_decoder is not None:
-        video_folder.write_layers(parts.temporal_decoder, folder / video_folder.TEMPORAL_DECODER)
+        adapter_files.save_motion_adapter(components.motion_adapter, components.temporal, file, name=name)
+    if components.temporal_decoder is not None:
+        video_folder.write_layers(components.temporal_decoder, folder / video_folder.TEMPORAL_DECODER)
     (folder / "scheduler").mkdir()
-    scheduler = {"_class_name": SCHEDULER, **parts.scheduler}
+    scheduler = {"_class_name": SCHEDULER, **components.scheduler}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler, indent=2))
-    (folder / INDEX).write_text(
-        json.dumps(_index(parts, dict(zip(suffixes, parts.text_encoders, strict=True))), indent=2)
-    )
+    (folder / INDEX).write_text(json.dumps(_index(components), indent=2))
 
 
-def _index(parts: Components, encoders: Mapping[str, TextEncoder]) -> dict[str, object]:
-    """Return the content of model_index.json. encoders: text encoders by the suffix of their names, "" and "_2"."""
-    image_encoder = parts.image_encoder and type(parts.image_encoder.network).__name__
+def _index(components: Components) -> dict[str, object]:
+    """Return the content of model_index.json."""
+    encoders = dict(zip(("", "_2"), components.text_encoders, strict=False))
+    image_encoder = components.image_encoder and type(components.image_encoder.network).__name__
     settings: dict[str, dict[str, object]] = {
-        "StableDiffusionXLPipeline": {"force_zeros_for_empty_prompt": parts.force_zeros_for_empty_prompt},
+        "StableDiffusionXLPipeline": {"force_zeros_for_empty_prompt": components.force_zeros_for_empty_prompt},
         "StableDiffusionPipeline": {"safety_checker": [None, None], "requires_safety_checker": False},
     }
     pipeline = "StableDiffusionXLPipeline" if len(encoders) > 1 else "StableDiffusionPipeline"
@@ -109,7 +105,7 @@ def _index(parts: Components, encoders: Mapping[str, TextEncoder]) -> dict[str, 
         "_class_name": pipeline,
         "_diffusers_version": diffusers.__version__,
         **settings[pipeline],
-        "scheduler": ["diffusers", parts.scheduler.get("_class_name", SCHEDULER)],
+        "scheduler": ["diffusers", components.scheduler.get("_class_name", SCHEDULER)],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         **{f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"] for suffix in encoders},
@@ -130,16 +126,18 @@ def checkpoint_to_folder(file: str | Path, folder: str | Path, *, config: str | 
     """
     path = Path(file).expanduser()
     tensors, dtype = tensor_files.read_tensors(path), choose_placement("cpu").dtype
-    parts = video_checkpoints.components_from_checkpoint(Checkpoint(path, tensors, config, None, dtype, HubOptions()))
+    components = video_checkpoints.components_from_checkpoint(
+        Checkpoint(path, tensors, config, None, dtype, HubOptions())
+    )
     if videocrafter.is_videocrafter(tensors):
-        exported = video_checkpoints.components_to_videocrafter(parts)
-        return save(parts, folder, unused={name: each for name, each in tensors.items() if name not in exported})
-    if parts.temporal_decoder is not None:
-        check_decoder_fits(parts.temporal_decoder, parts.vae, str(path))
-        parts.temporal_decoder.to(dtype)
-    for network in (*parts.networks.values(), parts.vae):
+        exported = video_checkpoints.components_to_videocrafter(components)
+        return save(components, folder, unused={name: each for name, each in tensors.items() if name not in exported})
+    if components.temporal_decoder is not None:
+        check_decoder_fits(components.temporal_decoder, components.vae, str(path))
+        components.temporal_decoder.to(dtype)
+    for network in (*components.networks.values(), components.vae):
         network.to(dtype)
-    return save(parts, folder)
+    return save(components, folder)
 
 
 def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
@@ -147,25 +145,23 @@ def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
 
     The format is torch's if the name ends in .ckpt, else safetensors. A file that `checkpoint_to_folder` converted is
     restored bit for bit; another model's file lacks tensors that no network here has, such as the text encoder's last
-    layer.
-
-    Raises InputError if the folder has no temporal layers of VideoCrafter's kind.
+    layer. Raises InputError if the folder has no temporal layers of VideoCrafter's kind.
     """
     folder, path = Path(folder).expanduser(), Path(file).expanduser()
     weights = sorted((folder / "unet").glob("*.safetensors"))
     if not weights:
         raise InputError(f"{folder} has no unet/*.safetensors: expected a folder that Kineograph saved")
-    parts = components.components_from_folder(folder, tensor_files.read_dtype(weights[0]))
-    config = parts.temporal and parts.temporal.config
+    components = components_from_folder(folder, tensor_files.read_dtype(weights[0]))
+    config = components.temporal and components.temporal.config
     layers = {site.after for site, _ in config.layers} if config else set()
     if not {"conv_in", "transformer"} <= layers or "cross_attention" in layers:
         raise InputError(f"{folder} has other temporal layers than VideoCrafter's, or none: its layout has no place")
-    tensors = video_checkpoints.components_to_videocrafter(parts)
+    tensors = video_checkpoints.components_to_videocrafter(components)
     if (folder / UNUSED).is_file():
         tensors |= tensor_files.read_tensors(folder / UNUSED)
-    with replace_atomically(path) as part:
+    with replace_atomically(path) as temporary:
         if path.suffix == ".ckpt":
-            torch.save({"state_dict": tensors}, part)
+            torch.save({"state_dict": tensors}, temporary)
         else:
-            save_file(tensors, part)
+            save_file(tensors, temporary)
     return path

@@ -96,14 +96,14 @@ def _convert(file: Checkpoint, folder: Path) -> Components:
     """Return the components of a checkpoint whose configuration is in a folder."""
     index = components.read_index(folder)
     encoder_classes = components.text_encoder_classes(index)
-    tokenizers = [tokenizer_for_file(file, folder, end) for end, _ in encoder_classes]
+    tokenizers = [tokenizer_for_file(file, folder, suffix) for suffix, _ in encoder_classes]
     options: dict[str, Any] = {"config": str(folder), "local_files_only": True}
     try:
         networks = [
             create_diffusers_clip_model_from_ldm(
-                kind, checkpoint=file.tensors, subfolder=f"text_encoder{end}", torch_dtype=file.dtype, **options
+                kind, checkpoint=file.tensors, subfolder=f"text_encoder{suffix}", torch_dtype=file.dtype, **options
             )
-            for end, kind in encoder_classes
+            for suffix, kind in encoder_classes
         ]
         converted = Components(
             unet=UNet2DConditionModel.from_single_file(file.tensors, subfolder="unet", dtype=file.dtype, **options),
@@ -122,14 +122,14 @@ def _convert(file: Checkpoint, folder: Path) -> Components:
     return converted
 
 
-def tokenizer_for_file(file: Checkpoint, folder: Path, end: str) -> CLIPTokenizer:
+def tokenizer_for_file(file: Checkpoint, folder: Path, suffix: str) -> CLIPTokenizer:
     """Return the tokenizer in a configuration's folder, or else CLIP's from the Hub.
 
-    end: "" for the first text encoder, "_2" for the second. Raises InputError if it is in neither.
+    suffix: "" for the first text encoder, "_2" for the second. Raises InputError if it is in neither.
     """
-    if (folder / f"tokenizer{end}").is_dir():
-        return components.read_tokenizer(folder, end)
-    is_openclip = components.read_json(folder / f"text_encoder{end}" / "config.json").get("hidden_act") == "gelu"
+    if (folder / f"tokenizer{suffix}").is_dir():
+        return components.read_tokenizer(folder, suffix)
+    is_openclip = components.read_json(folder / f"text_encoder{suffix}" / "config.json").get("hidden_act") == "gelu"
     try:
         fetched = hub.fetch_folder(TOKENIZER, hub.CONFIGS, file.hub_options._replace(revision=None))
     except InputError as error:

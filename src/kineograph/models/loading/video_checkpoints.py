@@ -23,14 +23,14 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncoder, stretch_to_square
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import key_map, ldm, shapes, videocrafter, vidrd
+from kineograph.models.formats import architecture, key_map, ldm, videocrafter, vidrd
 from kineograph.models.formats.tensor_files import Tensors, preview_names
-from kineograph.models.loading import components, known_configurations
-from kineograph.models.loading.components import Components
+from kineograph.models.loading import known_configurations
+from kineograph.models.loading.components import Components, components_from_folder
 from kineograph.models.loading.single_file import Checkpoint, components_from_file, tokenizer_for_file
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.models.vae import files
+from kineograph.models.vae import vae_files
 
 VAE, TEXT_ENCODER, EMBEDDER = "first_stage_model.", "cond_stage_model.model.", "embedder."
 IMAGE_ENCODER = f"{EMBEDDER}model.visual."
@@ -63,7 +63,7 @@ def components_from_videocrafter(file: Checkpoint) -> Components:
     path, tensors = file.path, file.tensors
     _refuse_other_tensors(path, tensors)
     with _configuration(file.config, file.hub_options) as folder_of:
-        settings = shapes.read_assumed_settings(folder_of("unet").parent)
+        settings = architecture.read_assumed_settings(folder_of("unet").parent)
         net = videocrafter.video_unet_from_videocrafter(tensors, str(path), settings)
         tokenizer, reads_images = (
             tokenizer_for_file(file, folder_of("tokenizer").parent, ""),
@@ -167,9 +167,8 @@ def _read_image_encoder(path: Path, tensors: Tensors, folder: Path) -> ImageEnco
 def components_from_vidrd(file: Checkpoint) -> Components:
     """Return the components of a VidRD checkpoint, completed from `config`, the model that it was trained from.
 
-    The VAE and, if the file has none, the text encoder are that model's. Some files have a temporal decoder.
-
-    Raises InputError if config is missing, or tensors of the file are missing, left over or have another shape.
+    The VAE and, if the file has none, the text encoder are that model's. Some files have a temporal decoder. Raises
+    InputError if config is missing, or tensors of the file are missing, left over or have another shape.
     """
     path, tensors = file.path, file.tensors
     if file.config is None:
@@ -178,15 +177,15 @@ def components_from_vidrd(file: Checkpoint) -> Components:
             "repository of Stable Diffusion 2.1 base in diffusers layout, from which it was trained"
         )
     folder = hub.local_path(file.config) or hub.fetch_pipeline(str(file.config), file.hub_options)
-    net = vidrd.video_unet_from_vidrd(tensors, str(path), shapes.read_assumed_settings(folder))
-    base = components.components_from_folder(folder, file.dtype)
-    if unknown := [n for n in tensors if not n.startswith((vidrd.UNET, VIDRD_TEXT_ENCODER, files.VAE_PREFIX))]:
+    net = vidrd.video_unet_from_vidrd(tensors, str(path), architecture.read_assumed_settings(folder))
+    base = components_from_folder(folder, file.dtype)
+    if unknown := [n for n in tensors if not n.startswith((vidrd.UNET, VIDRD_TEXT_ENCODER, vae_files.VAE_PREFIX))]:
         count, names = len(unknown), preview_names(unknown)
         left_out = f"{count} tensors are of neither U-Net, VAE nor text encoder and are left out: {names}"
         warnings.warn(f"{path}: {left_out}", InputWarning, stacklevel=2)
-    files.fill_vae(base.vae, tensors, str(path))
-    if files.has_temporal_decoder(tensors):
-        base = base._replace(temporal_decoder=files.read_vidrd_decoder(tensors, str(path)))
+    vae_files.fill_vae(base.vae, tensors, str(path))
+    if vae_files.has_temporal_decoder(tensors):
+        base = base._replace(temporal_decoder=vae_files.read_vidrd_decoder(tensors, str(path)))
     if own := key_map.select_prefix(VIDRD_TEXT_ENCODER, tensors):
         # newer versions of transformers have neither the prefix `text_model.` nor the buffer of positions
         own = {

@@ -19,44 +19,40 @@ from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.loading.adapter_files import build_motion_adapter, read_adapter_file
 from kineograph.models.loading.components import Components, components_from_folder
 from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, read_temporal_decoder
-from kineograph.models.pocket.networks import (
-    initial_editing_unet,
-    load_float32,
-    restore_network,
-    restore_video_unet,
-    restore_vidrd_unet,
-)
+from kineograph.models.pocket import networks
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.plugins import find_plugins, load_plugin
 
-# folders in the pocket model's folder
+# folders in the pocket model's folder, which is the argument `folder` of all functions here
 VIDEO, ANIMATE, EDIT, VIDRD, FOX = "video", "animate", "edit", "vidrd", "fox"
 HALF = (0.5, 0.5, 0.5)
 
 
 def open_pocket_edit(folder: Path) -> Components:
-    """Return the components of the editing model. `folder`, here and below: the pocket model's folder."""
-    opened = components_from_folder(folder, torch.float32)
+    """Return the components of the editing model."""
+    components = components_from_folder(folder, torch.float32)
     weights = load_file(folder / EDIT / "edit.safetensors")
-    return opened._replace(unet=restore_network(initial_editing_unet(opened.unet), weights).eval())
+    return components._replace(
+        unet=networks.restore_network(networks.initial_editing_unet(components.unet), weights).eval()
+    )
 
 
 def open_pocket_video(folder: Path) -> Components:
     """Return the components of the video model, with a text encoder whose vocabulary includes motion."""
-    opened = components_from_folder(folder, torch.float32)
-    own = _folder(folder, VIDEO)
+    components = components_from_folder(folder, torch.float32)
+    own = _subfolder(folder, VIDEO)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
-    net = restore_video_unet(opened.unet, config, load_file(own / "video.safetensors"))
+    net = networks.restore_video_unet(components.unet, config, load_file(own / "video.safetensors"))
     encoder = CLIPTextModel.from_pretrained(own / "text_encoder", dtype=torch.float32, local_files_only=True)
     temporal = net.temporal
     assert temporal is not None
-    return opened._replace(
+    return components._replace(
         unet=net.image_unet.eval(),
         temporal=temporal.eval(),
-        text_encoders=(TextEncoder(opened.text_encoders[0].tokenizer, encoder.eval()),),
+        text_encoders=(TextEncoder(components.text_encoders[0].tokenizer, encoder.eval()),),
         scheduler=json.loads((own / "scheduler" / "scheduler_config.json").read_text()),
         motion_adapter=_motion_adapter(folder, VIDEO, temporal),
     )
@@ -71,32 +67,32 @@ def _motion_adapter(folder: Path, part: str | Path, temporal: TemporalLayers) ->
 
 def open_pocket_vidrd(folder: Path) -> Components:
     """Return the components of the video model with VidRD's temporal layers and temporal decoder."""
-    decoder = read_temporal_decoder(_folder(folder, VIDRD) / TEMPORAL_DECODER).float()
+    decoder = read_temporal_decoder(_subfolder(folder, VIDRD) / TEMPORAL_DECODER).float()
     return open_with_temporal_layers(folder, VIDRD)._replace(temporal_decoder=decoder)
 
 
 def open_with_temporal_layers(folder: Path, part: str | Path) -> Components:
     """Return the components of the video model with the temporal layers and motion adapter in the folder `part`."""
-    opened, own = open_pocket_video(folder), _folder(folder, part)
+    components, own = open_pocket_video(folder), _subfolder(folder, part)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     weights = load_file(own / f"{own.name}.safetensors")
-    net = restore_vidrd_unet(VideoUNet(opened.unet, opened.temporal), config, weights)
+    net = networks.restore_vidrd_unet(VideoUNet(components.unet, components.temporal), config, weights)
     temporal = net.temporal
     assert temporal is not None
-    return opened._replace(
+    return components._replace(
         unet=net.image_unet.eval(), temporal=temporal.eval(), motion_adapter=_motion_adapter(folder, part, temporal)
     )
 
 
 def open_pocket_animate(folder: Path) -> Components:
     """Return the components of the image-to-video model: the video model with an image adapter."""
-    opened = open_pocket_video(folder)
-    own = _folder(folder, ANIMATE)
-    add_resampler(opened.unet, ResamplerConfig.model_validate_json((own / "resampler.json").read_text()))
-    load_float32(VideoUNet(opened.unet, opened.temporal), load_file(own / "animate.safetensors"))
+    components = open_pocket_video(folder)
+    own = _subfolder(folder, ANIMATE)
+    add_resampler(components.unet, ResamplerConfig.model_validate_json((own / "resampler.json").read_text()))
+    networks.load_float32(VideoUNet(components.unet, components.temporal), load_file(own / "animate.safetensors"))
     network = CLIPVisionModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True).eval()
     encoder = ImageEncoder(network, LAST, stretch_to_square, mean=HALF, std=HALF, empty_color=GREY)
-    return opened._replace(unet=opened.unet.eval(), image_encoder=encoder)
+    return components._replace(unet=components.unet.eval(), image_encoder=encoder)
 
 
 class BuiltInModel(NamedTuple):
@@ -113,7 +109,7 @@ class BuiltInModel(NamedTuple):
 
 
 class BuiltInPart(NamedTuple):
-    """A part of a built-in model that other models can be loaded with; the fields are those of `BuiltInModel`."""
+    """An adapter or decoder that other models can be loaded with; the fields are those of `BuiltInModel`."""
 
     description: str
     folder: Path
@@ -144,10 +140,10 @@ def built_in_names() -> tuple[str, ...]:
 
 def part_folder(name: str, folder: Path) -> Path:
     """Return the folder of a built-in adapter or decoder. Raises InputError if it is not in this installation."""
-    return _folder(folder, (ADAPTERS.get(name) or DECODERS[name]).folder)
+    return _subfolder(folder, (ADAPTERS.get(name) or DECODERS[name]).folder)
 
 
-def _folder(folder: Path, part: str | Path) -> Path:
+def _subfolder(folder: Path, part: str | Path) -> Path:
     if not (folder / part).is_dir():
         raise InputError(
             f"pocket-{Path(part).name} is not in this installation ({folder} has no {part}): install it again"

@@ -1,9 +1,9 @@
 """Networks stored as changes of the pocket U-Net: low-rank updates of its layers, and a few layers of their own.
 
 A ControlNet is a copy of half of a U-Net (Zhang et al. 2023), an editing U-Net is one that reads an image too (Brooks
-et al. 2023); four of them would weigh three times as much as the U-Net. Instead, the copy is made at loading, and its
-training is stored as updates of rank 32 (Hu et al. 2021). The functions that make a network trainable are shared by the
-recipe and the functions that restore the trained network.
+et al. 2023): the three ControlNets and the editing U-Net would weigh three times as much as the U-Net. Instead, the
+copy is made at loading, and its training is stored as updates of rank 32 (Hu et al. 2021). The functions that make a
+network trainable are those by which the recipe trained it.
 """
 
 from __future__ import annotations
@@ -103,11 +103,8 @@ def _is_trained(net: nn.Module, name: str) -> bool:
 def restore_network(net: Net, weights: dict[str, Tensor]) -> Net:
     """Return a trained ControlNet or editing U-Net, as a plain network of diffusers.
 
-    Args:
-        net: the result of `initial_controlnet` or `initial_editing_unet`, which is changed.
-        weights: the `trained_weights`.
-
-    Raises InputError if the weights are another network's.
+    net: the result of `initial_controlnet` or `initial_editing_unet`, which is changed. weights: the `trained_weights`.
+    Raises InputError if they are another network's.
     """
     trainable = make_trainable(net)
     if difference := set(trained_weights(trainable)) ^ set(weights):
@@ -142,7 +139,7 @@ def restore_video_unet(
 def trainable_vidrd_unet(video_unet: VideoUNet, config: TemporalConfig) -> VideoUNet:
     """Return VidRD's U-Net on the image network and frame-rate embedding of a video U-Net.
 
-    New temporal layers and updates of the spatial attention are trainable.
+    Its new temporal layers and updates of the spatial attention are trainable.
     """
     unet = video_unet.image_unet
     add_low_rank(unet, ATTENTION, ATTENTION_RANK)

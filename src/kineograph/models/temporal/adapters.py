@@ -72,7 +72,7 @@ class MotionAdapter(nn.Module):
         self.config = config
         attentions = [name for name, layer in temporal.named_modules() if isinstance(layer, TemporalAttention)]
         self.names = _select([f"{name}.{part}" for name in attentions for part in ATTENTION_PROJECTIONS], config)
-        self.beside = nn.Module()
+        self.beside = nn.Module()  # the branch beside each projection, under the projection's name
         for name in self.names:
             layer: Any = temporal.get_submodule(name)
             add_submodule(self.beside, name, LowRankBranch(layer.in_features, layer.out_features, config.rank))
@@ -94,7 +94,7 @@ class SpatialAdapter(nn.Module):
         super().__init__()
         self.config = config
         self.names = _select(temporal.names, config)
-        self.behind = nn.Module()
+        self.behind = nn.Module()  # the branch behind each image layer, under the layer's name
         for name in self.names:
             layer: Any = temporal.after.get_submodule(name)
             add_submodule(self.behind, name, LowRankBranch(layer.channels, layer.channels, config.rank))

@@ -17,9 +17,7 @@ STRICT = ConfigDict(frozen=True, extra="forbid")
 class TransformerConfig(BaseModel):
     """A temporal transformer.
 
-    Heads or head_width may be left open: as many heads, or as wide ones, as fit the channels.
-
-    heads, head_width  number of attention heads, and channels of each
+    heads, head_width  number of attention heads, and channels of each; if one is None it follows from the channels
     depth              number of transformer blocks
     attentions         number of self-attentions in a block, 1 or 2
     positions          number of frames with a sinusoidal position; None for no absolute positions

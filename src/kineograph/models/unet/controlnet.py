@@ -92,8 +92,8 @@ def bind_controlnet(
     Args:
         control: embedded control maps of frame 0 and up, see `VideoControlNet.embed`.
         scale: factor on the residuals.
-        start, end: the part of sampling with control, as fractions of the timesteps from the noisiest, 0, to the
-            clean one, 1. They stand for noise levels, so they mean the same for any list of sigmas.
+        start, end: the timesteps with control, as fractions from the noisiest, 0, to the clean one, 1. They are of
+            noise levels and not of steps, so they mean the same for any list of sigmas.
         timesteps: number of timesteps that the model was trained on.
     """
     with torch.no_grad():

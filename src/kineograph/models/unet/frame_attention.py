@@ -62,7 +62,7 @@ class FrameGroups(NamedTuple):
     frames: list[int]  # their numbers in the video
     cached: list[int]  # numbers of the frames read from the cache
     projected: list[int]  # indices into `frames`
-    kept: dict[int, int]  # number of a frame to put into the cache -> its index into the frames that are read
+    to_cache: dict[int, int]  # number of a frame to put into the cache -> its index into the frames that are read
     calls: list[AttentionCall]
     order: list[int]  # for each of `frames`, its index into the concatenated outputs of the calls
 
@@ -70,10 +70,9 @@ class FrameGroups(NamedTuple):
 def group_frames(frame_attention: FrameAttention, frames: Sequence[int], cache: KeyValueCache | None) -> FrameGroups:
     """Return the attention calls for these frames, which may read frames of earlier calls through the cache.
 
-    The frames that the next frame would read are put into the cache. That is enough for any policy by which frame
-    k + 1 reads nothing but itself, frame k and what frame k reads, like those above or a sliding window.
-
-    Raises InputError if a frame reads one that is neither among them nor in the cache.
+    The frames that the next frame would read are put into the cache. That is enough for any policy by which frame k + 1
+    reads nothing but itself, frame k and what frame k reads, like those above or a sliding window. Raises InputError if
+    a frame reads one that is neither among them nor in the cache.
     """
     frames, last = list(frames), max(frames)
     keep = [] if cache is None else [k for k in frame_attention(last + 1) if k <= last]
@@ -108,7 +107,7 @@ def _group_calls(reads: list[tuple[int, ...]]) -> list[AttentionCall]:
 
 def drop_unread(cache: KeyValueCache, groups: FrameGroups) -> None:
     """Drop from the cache what no later frame reads, so that it does not grow with the number of frames."""
-    for frame in cache.keys() - groups.kept.keys():
+    for frame in cache.keys() - groups.to_cache.keys():
         del cache[frame]
 
 
@@ -135,7 +134,7 @@ def _keys_and_values(
         read = _select(x, groups.projected)
         pairs.append((attn.to_k(read), attn.to_v(read)))
     key, value = (_concatenate(parts) for parts in zip(*pairs, strict=True))
-    for frame, at in groups.kept.items():
+    for frame, at in groups.to_cache.items():
         cache.setdefault(frame, {})[attn] = (key[:, at : at + 1].clone(), value[:, at : at + 1].clone())
     return key, value
 

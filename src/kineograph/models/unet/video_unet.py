@@ -171,7 +171,7 @@ class VideoUNet(nn.Module):
 def _check_resampling(
     condition: Condition, frames: list[int], frame_attention: FrameAttention, cache: KeyValueCache | None
 ) -> None:
-    """Raise InputError for inputs of single frames, which a network that changes the number of frames cannot have."""
+    """Raise InputError for inputs of single frames and for frames that read others: their number changes inside."""
     images = condition.image_tokens
     if condition.residuals is not None or (images is not None and images.ndim == 4):
         raise InputError("a space-time network takes no ControlNet and no image for each frame: use another one")

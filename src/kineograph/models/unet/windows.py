@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
@@ -55,13 +54,8 @@ def average_windows(
         return network(z, windows[0])
     total, weight = torch.zeros_like(z), z.new_zeros(z.shape[1], 1, 1, 1)
     for window in windows:
-        weights = _frame_weights(window, z.device)
+        index = torch.arange(len(window), device=z.device)
+        weights = (1 + torch.minimum(index, index.flip(0))).float()[:, None, None, None]  # 1 at the ends of the window
         total[:, window.start : window.stop] += weights * network(z[:, window.start : window.stop], window)
         weight[window.start : window.stop] += weights
     return total / weight
-
-
-def _frame_weights(window: range, device: torch.device) -> Tensor:
-    """Return the weight of each frame of a window: 1 at its ends, rising to its middle. [f 1 1 1]"""
-    index = torch.arange(len(window), device=device)
-    return (1 + torch.minimum(index, index.flip(0))).float()[:, None, None, None]

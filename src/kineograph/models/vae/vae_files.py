@@ -16,7 +16,7 @@ from torch import Tensor
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.models.formats import key_map, shapes, tensor_files
+from kineograph.models.formats import architecture, key_map, tensor_files
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.formats.vidrd import temporal_conv_entry
@@ -75,7 +75,7 @@ def read_vidrd_decoder(tensors: Tensors, source: str) -> TemporalDecoder:
             f"{known_configurations.describe_tensors(tensors)}"
         )
     description = f"{source} looks like VidRD's temporal decoder"
-    with shapes.report_missing_tensors(convs, description), init_empty_weights(include_buffers=False):
+    with architecture.report_missing_tensors(convs, description), init_empty_weights(include_buffers=False):
         layers = TemporalDecoder(_config(convs))
     key_map.load_tensors(layers, convs, vidrd_key_map(layers), f"{description}, but does not fit one")
     return layers.eval()
@@ -91,10 +91,12 @@ def vidrd_key_map(layers: TemporalDecoder) -> dict[str, Entry]:
 def _config(convs: Tensors) -> TemporalDecoderConfig:
     """Return the configuration that follows from shapes. Raises KeyError for a missing tensor."""
     blocks = []
-    for block in shapes.block_indices(convs, r"decoder\.up_blocks\.(\d+)\.temp_convs\.0\.convs\.0\.weight"):
-        resnets = shapes.block_indices(convs, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight")
+    for block in architecture.block_indices(convs, r"decoder\.up_blocks\.(\d+)\.temp_convs\.0\.convs\.0\.weight"):
+        resnets = architecture.block_indices(
+            convs, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight"
+        )
         blocks.append((len(convs[f"decoder.up_blocks.{block}.temp_convs.0.convs.0.weight"]), len(resnets)))
-    layers = shapes.block_indices(convs, r"decoder\.up_blocks\.0\.temp_convs\.0\.convs\.(\d+)\.weight")
+    layers = architecture.block_indices(convs, r"decoder\.up_blocks\.0\.temp_convs\.0\.convs\.(\d+)\.weight")
     return TemporalDecoderConfig(blocks=tuple(blocks), convolutions=len(layers) // 2, joint_norms=True)
 
 
