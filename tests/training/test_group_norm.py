@@ -47,11 +47,11 @@ def test_muon_steps_views_of_the_weights():
     assert names == {"0.weight", "1.weight"}
     for name in names:
         assert optimisers.parameters[name].data_ptr() == net.get_parameter(name).data_ptr()
-    assert len(optimisers.each) == 3
+    assert len(optimisers.members) == 3
 
 
 def test_a_network_of_matrices_alone_has_no_adamw():
     net = nn.Linear(20, 20, bias=False)
     numbers = Hyperparameters(0.1, (0.9, 0.99), 1e-8, adamw_decay=0.0, muon_decay=0.0)
     optimisers = adamw_and_muon(net, muon_names(net), numbers, cores=2)
-    assert [type(each).__name__ for each in optimisers.each] == ["Muon"]
+    assert [type(each).__name__ for each in optimisers.members] == ["Muon"]

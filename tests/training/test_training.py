@@ -168,7 +168,7 @@ def test_muon_state_does_not_depend_on_the_number_of_cores():
     def step(number: int) -> None:
         for parameter in both[number].parameters.values():
             parameter.grad = numbers(parameter.numel(), *parameter.shape)
-        for optimiser in both[number].each:
+        for optimiser in both[number].members:
             optimiser.step()
 
     step(0)
@@ -176,7 +176,7 @@ def test_muon_state_does_not_depend_on_the_number_of_cores():
     load_optimiser_state(both[1], optimiser_state(both[0]))
     step(0)
     step(1)
-    assert [len(each.each) for each in both] == [3, 2]
+    assert [len(each.members) for each in both] == [3, 2]
     assert equal(optimiser_state(both[0]), optimiser_state(both[1])) and equal(trained(nets[0]), trained(nets[1]))
 
 

@@ -175,10 +175,10 @@ def _step_optimisers(
     trained = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
     gradients = {name: weight.grad for name, weight in trained.items() if weight.grad is not None}
     assign_gradients(optimisers, gradients, trained)
-    for optimiser in optimisers.each:
+    for optimiser in optimisers.members:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate
-    list(workers.map(lambda optimiser: optimiser.step(), optimisers.each))
+    list(workers.map(lambda optimiser: optimiser.step(), optimisers.members))
     net.zero_grad()
 
 
@@ -200,7 +200,7 @@ def log_metrics(folder: Path, metrics: Metrics) -> None:
 def _save_checkpoint(
     folder: Path, net: nn.Module, average: nn.Module, optimisers: Optimisers, step: int, seconds: float
 ) -> None:
-    states = [optimiser.state_dict() for optimiser in optimisers.each]
+    states = [optimiser.state_dict() for optimiser in optimisers.members]
     checkpoint = {"net": net.state_dict(), "average": average.state_dict(), "ways": states}
     torch.save({**checkpoint, "step": step, "seconds": seconds}, folder / "checkpoint.part")
     (folder / "checkpoint.part").replace(folder / "checkpoint.pt")
@@ -214,6 +214,6 @@ def _resume(folder: Path, net: nn.Module, average: nn.Module, optimisers: Optimi
     checkpoint = torch.load(folder / "checkpoint.pt", map_location="cpu", weights_only=True)
     net.load_state_dict(checkpoint["net"])
     average.load_state_dict(checkpoint["average"])
-    for optimiser, state in zip(optimisers.each, checkpoint["ways"], strict=True):
+    for optimiser, state in zip(optimisers.members, checkpoint["ways"], strict=True):
         optimiser.load_state_dict(state)
     return checkpoint["step"], checkpoint["seconds"]

@@ -1,4 +1,4 @@
-"""Videos of a case by the front doors, with the settings that the studies of video models share; and its latents."""
+"""Generated videos of a case, with the settings that the studies of video models share, and their latents."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from kineograph import noise
 from kineograph.denoise import classifier_free_guidance
 from kineograph.generation import animate, generate
 from kineograph.latents import Latents
+from kineograph.media.video import Video
 from kineograph.methods.videocrafter import sample
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
@@ -27,11 +28,15 @@ DecodedFrames = UInt8[np.ndarray, "f H W 3"]  # of latents of another height and
 FPS, FRAMES, SCALE, STEPS = 8.0, 16, 5.0, 25
 
 
-def generate_frames(model: Model, case: Case, *, steps: int = STEPS, fps: float = FPS, scale: float = SCALE) -> Frames:
+def generate_frames(
+    model: Model, case: Case, *, steps: int = STEPS, num_frames: int = FRAMES, fps: float = FPS, scale: float = SCALE,
+    motion_scale: float = 0.0,
+) -> Frames:  # fmt: skip
     """Return the video of a case by `generate`, uint8 [f h w 3]."""
     return generate(
-        model, case.prompt, num_frames=FRAMES, fps=fps, num_inference_steps=steps, guidance_scale=scale, seed=case.seed
-    ).frames
+        model, case.prompt, num_frames=num_frames, fps=fps, num_inference_steps=steps, guidance_scale=scale,
+        seed=case.seed, motion_scale=motion_scale,
+    ).frames  # fmt: skip
 
 
 def animate_frames(
@@ -63,4 +68,4 @@ def sample_latents(model: Model, case: Case, *, steps: int = STEPS) -> Latents:
 @torch.no_grad()
 def decode_frames(model: Model, x0: Latents) -> DecodedFrames:
     """Decode the latents [1 f c h w] of a video."""
-    return (model.decode(x0)[0] * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return Video.from_tensor(model.decode(x0)[0]).frames

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
-from kineograph.generation import generate
 from kineograph.metrics import optical_flow, video_metrics
 from kineograph.metrics.distances import Mean, mean
 from kineograph.metrics.features import Frames
@@ -23,7 +23,7 @@ from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record
 from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
-from kineograph_lab.studies.sample import FPS, FRAMES, STEPS
+from kineograph_lab.studies.sample import FPS, FRAMES, STEPS, generate_frames
 from kineograph_lab.studies.still_moving import customised_models
 from kineograph_lab.studies.still_moving.customised_models import Customise
 from kineograph_lab.studies.still_moving.items import (
@@ -49,7 +49,7 @@ KINDS: tuple[Kind, ...] = ("subject", "style")
 def customisation_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """Return the study of the method, three baselines, the original model and the rendering: ten videos per item."""
     check_motion_adapter(model)
-    generate_case = partial(_generate_case, steps or STEPS)
+    generate_case = partial(generate_frames, steps=steps or STEPS, scale=SCALE)
     methods: Mapping[str, Customise] = {
         OURS: customised_models.customise_with_still_moving,
         INJECTION: customised_models.customise_by_injection,
@@ -120,17 +120,12 @@ def _recorded_settings(model: Model, kind: Kind) -> dict[str, Any]:
     return default_video_settings(model, kind).model_dump(mode="json", exclude=without)
 
 
-def _generate_case(steps: int, model: Model, case: Case, prompt: str | None = None) -> Frames:
-    """Generate the video of a case, with its own prompt unless another one is given."""
-    return generate(
-        model, case.prompt if prompt is None else prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps,
-        guidance_scale=SCALE, seed=case.seed,
-    ).frames  # fmt: skip
-
-
 def _generate(customise: Customise, video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """Generate the videos of some cases, each with the model customised to its item."""
-    return [_generate_case(steps, _customise_once(customise, video, item_of(case).number), case) for case in cases]
+    return [
+        generate_frames(_customise_once(customise, video, item_of(case).number), case, steps=steps, scale=SCALE)
+        for case in cases
+    ]
 
 
 @lru_cache(maxsize=8)  # as many as the arms, which take turns with the prompts of an item
@@ -140,7 +135,8 @@ def _customise_once(customise: Customise, video: Model, number: int) -> Model:
 
 def _generate_uncustomised(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """Generate the videos of some cases with the original model; the prompts leave out the customised words."""
-    return [_generate_case(steps, video, case, content_and_motion(case)) for case in cases]
+    uncustomised = [replace(case, prompt=content_and_motion(case)) for case in cases]
+    return [generate_frames(video, case, steps=steps, scale=SCALE) for case in uncustomised]
 
 
 def _render(cases: Sequence[Case]) -> list[Frames]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
-from kineograph.generation import generate
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import load
@@ -18,7 +17,7 @@ from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, claim_better, claim_ratio_within
-from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS
+from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, generate_frames
 from kineograph_lab.studies.still_moving.baselines import check_motion_adapter
 from kineograph_lab.studies.study import Study, every_third_frame, metric_values
 
@@ -60,14 +59,7 @@ def _arm(scale: float) -> str:
 
 
 def _generate(model: Model, scale: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
-    """Generate the videos of some cases."""
-    return [
-        generate(
-            model, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
-            seed=case.seed, motion_scale=scale,
-        ).frames
-        for case in cases
-    ]  # fmt: skip
+    return [generate_frames(model, case, steps=steps, motion_scale=scale) for case in cases]
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:

@@ -16,6 +16,7 @@ import torch
 
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.latents import Latents
+from kineograph.media.video import Video
 from kineograph.methods.text2video_zero import paper_sigmas, sample
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
@@ -98,7 +99,7 @@ def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], reques
     )
     denoise = classifier_free_guidance(denoise_cond, denoise_uncond, request.guidance_scale)
     x0 = final_latents(arm.sample(denoise, noise, sigmas, warp))
-    return list((model.decode(x0) * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).numpy())
+    return [Video.from_tensor(frames).frames for frames in model.decode(x0)]
 
 
 def _measure(frames: Frames, case: Case, judges: Judges, request: Request) -> dict[str, float]:

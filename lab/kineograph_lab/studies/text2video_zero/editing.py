@@ -95,17 +95,17 @@ def _edit_case(editor: Model, frame_attention: FrameAttention, steps: int, case:
 def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
     """Return all metrics of one video."""
     edit, judged = edit_of(case), judges.classify(frames)
-    main, scene, style = edit.after.things[0], edit.after.scene, edit.after.style
+    main = edit.after.things[0]
     right = {
-        "thing": np.mean([each == main.kind for each in judged.subjects]),
-        "colour": np.mean([each == main.colour for each in judged.colours]),
-        "scene": np.mean([each == scene for each in judged.scenes]),
-        "style": np.mean([each == style for each in judged.styles]),
+        "thing": frame_metrics.share_equal(judged.subjects, main.kind),
+        "colour": frame_metrics.share_equal(judged.colours, main.colour),
+        "scene": frame_metrics.share_equal(judged.scenes, edit.after.scene),
+        "style": frame_metrics.share_equal(judged.styles, edit.after.style),
     }
     known = ground_truths(edit.after)
     metrics = {
-        "asked": float(right[edit.aspect]),
-        f"asked {edit.aspect}": float(right[edit.aspect]),
+        "asked": right[edit.aspect],
+        f"asked {edit.aspect}": right[edit.aspect],
         "kept": float(np.mean([share for aspect, share in right.items() if aspect != edit.aspect])),
         "steady": video_metrics.frame_consistency(judges.embed(frames)),
         "warp error": frame_metrics.warp_error(frames, [each.flow for each in known]),

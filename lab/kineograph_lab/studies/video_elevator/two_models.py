@@ -30,6 +30,7 @@ from kineograph_lab.studies.frame_metrics import sharpness, watermark_correlatio
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
+from kineograph_lab.studies.sample import generate_frames
 from kineograph_lab.studies.study import Study, metric_values
 from kineograph_lab.world.captions import caption_image
 from kineograph_lab.world.world import render_clip
@@ -101,13 +102,7 @@ def generate_with_both(
 
 def generate_with_video_model(video: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
     """Generate the videos of some cases with the video model alone."""
-    return [
-        generate(
-            video, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
-            seed=case.seed,
-        ).frames
-        for case in cases
-    ]  # fmt: skip
+    return [generate_frames(video, case, steps=steps, num_frames=FRAMES, fps=FPS, scale=SCALE) for case in cases]
 
 
 def _render(cases: Sequence[Case]) -> list[Frames]:

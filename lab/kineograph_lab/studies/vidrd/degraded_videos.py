@@ -110,10 +110,10 @@ def _measure(extractor: Extractor, number: int) -> dict[str, float]:
     degraded: dict[str, list[np.ndarray]] = {name: [] for name in DEGREES}
     real = []
     for position, frames in enumerate(_render_set(number)):
-        if position >= VIDEOS:
-            real.append(extractor.extract(frames).features)
-            continue
         features = extractor.extract(frames).features
+        if position >= VIDEOS:
+            real.append(features)
+            continue
         for name, (_, degree) in DEGREES.items():
             degraded[name].append(extractor.extract(_degrade(frames, name, position)).features if degree else features)
     reference = moments(np.stack(real))

@@ -41,9 +41,13 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
         raise InputError(f"{folder} is there already: choose another folder, or remove it")
     for name, network in components.networks.items():
         if any(isinstance(layer, LoraLayer) for layer in network.modules()):
-            raise InputError(f"{name} has LoRAs on it, which a folder has no place for: load the model without them")
+            raise InputError(
+                f"{name} has LoRAs on it, which the folder layout cannot hold: load the model without them"
+            )
     if components.spatial_adapter is not None:
-        raise InputError("the model has a spatial adapter, which a folder has no place for: load it without adapter=")
+        raise InputError(
+            "the model has a spatial adapter, which the folder layout cannot hold: load it without adapter="
+        )
     with write_new(folder) as temporary:
         temporary.mkdir()
         _write_components(components, temporary, folder.name)
@@ -155,7 +159,9 @@ def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
     config = components.temporal and components.temporal.config
     layers = {site.after for site, _ in config.layers} if config else set()
     if not {"conv_in", "transformer"} <= layers or "cross_attention" in layers:
-        raise InputError(f"{folder} has other temporal layers than VideoCrafter's, or none: its layout has no place")
+        raise InputError(
+            f"{folder} has other temporal layers than VideoCrafter's, or none: its layout cannot hold them"
+        )
     tensors = video_checkpoints.components_to_videocrafter(components)
     if (folder / UNUSED).is_file():
         tensors |= tensor_files.read_tensors(folder / UNUSED)

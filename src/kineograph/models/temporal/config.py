@@ -105,7 +105,7 @@ class TemporalConfig(BaseModel):
     frame_rate   frames per second are embedded and added to the timestep's embedding
     joint_norms  the group norms of ResNet blocks, and the last one, span all frames
     groups       number of groups of the temporal layers' group norms; None for the image U-Net's number
-    noise_ratio  variance of the noise that all frames share over the variance of a frame's own noise (`noise.mix`)
+    noise_ratio  standard deviation of the noise that all frames share over that of a frame's own noise (`noise.mix`)
     sampler      the sampler that its authors use
     """
 

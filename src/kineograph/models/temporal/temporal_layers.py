@@ -110,7 +110,7 @@ def _temporal_layer(config: LayerConfig, after: ImageLayer, groups: int) -> nn.M
 
 
 def _image_layers(unet: Any) -> Iterator[ImageLayer]:
-    """Yield the layers of a U-Net that temporal layers can follow, in the order of the forward pass, samplers last."""
+    """Yield the layers of a U-Net that temporal layers can follow, in the forward pass's order, resamplers last."""
     yield ImageLayer("conv_in", ("conv_in",), unet.config.block_out_channels[0])
     levels = len(unet.down_blocks) - 1
     names = [f"down_blocks.{k}" for k in range(levels + 1)]

@@ -75,9 +75,9 @@ def same_latent_space(one: AutoencoderKL, other: AutoencoderKL) -> bool:
     scales = [(vae.config.scaling_factor, vae.config.shift_factor) for vae in (one, other)]
     if scales[0] != scales[1]:
         return False
-    here, there = one.state_dict(), other.state_dict()
-    return here.keys() == there.keys() and all(
-        weight.shape == there[name].shape
-        and torch.allclose(weight.float().cpu(), there[name].float().cpu(), rtol=TOLERANCE, atol=TOLERANCE / 10)
-        for name, weight in here.items()
+    weights, others = one.state_dict(), other.state_dict()
+    return weights.keys() == others.keys() and all(
+        weight.shape == others[name].shape
+        and torch.allclose(weight.float().cpu(), others[name].float().cpu(), rtol=TOLERANCE, atol=TOLERANCE / 10)
+        for name, weight in weights.items()
     )

@@ -26,11 +26,11 @@ from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDeco
 
 VAE_PREFIX = "vae."
 TEMPORAL_CONV = re.compile(r"decoder\.up_blocks\.(\d+)\.temp_convs\.(\d+)\.")
-
 STEM = "diffusion_pytorch_model"
 FILES = [f"{at}{name}" for at in ("", "temporal_decoder/") for name in ("config.json", f"{STEM}.safetensors")]
-NEW_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # diffusers' old -> new name
-OLD_ATTENTION = re.compile(r"\.(query|key|value|proj_attn)\.(?=\w+$)")
+# names of attention layers in early versions of diffusers -> their names today
+CURRENT_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+OLD_NAME = re.compile(r"\.(query|key|value|proj_attn)\.(?=\w+$)")
 
 
 def open_temporal_decoder(source: str | Path | TemporalDecoder, hub_options: HubOptions) -> TemporalDecoder:
@@ -82,19 +82,18 @@ def read_vidrd_decoder(tensors: Tensors, source: str) -> TemporalDecoder:
 
 
 def vidrd_key_map(layers: TemporalDecoder) -> dict[str, Entry]:
-    """Return the name of each tensor in VidRD's VAE."""
+    """Return the key map of the temporal convolutions in VidRD's VAE."""
     blocks = {name: re.sub(r"^(up_blocks\.\d+)\.", r"decoder.\1.resnets.", name) for name in layers.state_dict()}
     entries = {name: temporal_conv_entry(path) for name, path in blocks.items()}
     return {name: entry for name, entry in entries.items() if entry is not None}
 
 
 def _config(convs: Tensors) -> TemporalDecoderConfig:
-    """Return the configuration that follows from shapes. Raises KeyError for a missing tensor."""
+    """Return the configuration inferred from tensor shapes. Raises KeyError for a missing tensor."""
     blocks = []
     for block in architecture.block_indices(convs, r"decoder\.up_blocks\.(\d+)\.temp_convs\.0\.convs\.0\.weight"):
-        resnets = architecture.block_indices(
-            convs, rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight"
-        )
+        pattern = rf"decoder\.up_blocks\.{block}\.temp_convs\.(\d+)\.convs\.0\.weight"
+        resnets = architecture.block_indices(convs, pattern)
         blocks.append((len(convs[f"decoder.up_blocks.{block}.temp_convs.0.convs.0.weight"]), len(resnets)))
     layers = architecture.block_indices(convs, r"decoder\.up_blocks\.0\.temp_convs\.0\.convs\.(\d+)\.weight")
     return TemporalDecoderConfig(blocks=tuple(blocks), convolutions=len(layers) // 2, joint_norms=True)
@@ -109,7 +108,7 @@ def fill_vae(vae: AutoencoderKL, tensors: Tensors, what: str) -> None:
     own: dict[str, Tensor] = {}
     for name, each in key_map.select_prefix(VAE_PREFIX, tensors).items():
         if not TEMPORAL_CONV.match(name):
-            name = OLD_ATTENTION.sub(lambda found: f".{NEW_ATTENTION[found[1]]}.", name)
+            name = OLD_NAME.sub(lambda found: f".{CURRENT_NAMES[found[1]]}.", name)
             own[name] = each.reshape(expected.get(name, each.shape))
     if own:
         kind = f"the VAE in {what} is not like the one in config"
@@ -122,9 +121,9 @@ VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "d
 def open_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, hub_options: HubOptions) -> AutoencoderKL:
     """Open a VAE to use instead of a model's own. Raises InputError if its latents have other channels."""
     opened = vae if isinstance(vae, AutoencoderKL) else _read_vae(vae, own, hub_options)
-    here, expected = opened.config.latent_channels, own.config.latent_channels
-    if here != expected:
-        raise InputError(f"the VAE has latents of {here} channels, and the model {expected}: pass another")
+    channels, expected = opened.config.latent_channels, own.config.latent_channels
+    if channels != expected:
+        raise InputError(f"the VAE has latents of {channels} channels, and the model {expected}: pass another")
     return opened
 
 
