@@ -94,7 +94,7 @@ def ground_truth_geometry(pool: Pool) -> Geometry:
 
 
 def train_geometry(plan: StagePlan, folder: Path, pool: Pool, held_out: Pool) -> GeometryNetwork:
-    """Return the network with averaged weights."""
+    """Train the network; return it with averaged weights."""
     ready = use_fast_group_norm(GeometryNetwork()).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     return train_loop(
         ready,

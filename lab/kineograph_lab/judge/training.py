@@ -93,7 +93,7 @@ def motion_clip(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]:
 def train_image_classifier(
     net: ImageClassifier, plan: StagePlan, folder: Path, families: Pool, images: Pool, held_out: Pool
 ) -> nn.Module:
-    """Return the averaged image classifier, trained on families of individuals and on unrelated images."""
+    """Train the image classifier on families of individuals and unrelated images; return its average."""
     prepared = use_fast_group_norm(net).to(best_device(), memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     sample_batch = image_classifier_batches(families, images, plan.batch)
     return train_loop(
@@ -109,7 +109,7 @@ def train_image_classifier(
 def train_motion_classifier(
     net: MotionClassifier, plan: StagePlan, folder: Path, clip_pool: Pool, held_out: Pool
 ) -> MotionClassifier:
-    """Return the averaged motion classifier."""
+    """Train the motion classifier; return it with averaged weights."""
     return train_loop(
         net.to(best_device()),
         plan,

@@ -154,9 +154,9 @@ def _timestamps(container: InputContainer, stream: VideoStream) -> Iterator[_Tim
 
 
 def _tail(container: InputContainer, stream: VideoStream) -> list[_Timestamp]:
-    """Return the times of the last second and what a container adds before it; nothing if it cannot seek.
+    """Return the timestamps of the last second, and of a few frames before it; none if the container cannot seek.
 
-    The last frame of a file is not the last that is shown, and some seeks end up at it.
+    The last frame in a file need not be the last one shown, and a seek to the end may find only that frame.
     """
     try:
         container.seek(END_TICKS, stream=stream)

@@ -27,7 +27,7 @@ PATCHES = SIDE // PATCH
 
 
 class CLIPWithHeads(nn.Module):
-    """A CLIP, and heads of its image tower: the facts, and the kind of subject in each patch."""
+    """A CLIP, and heads on its image encoder: the facts, and the kind of subject in each patch."""
 
     def __init__(self, clip: CLIPModel) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class CLIPWithHeads(nn.Module):
 def train_clip(
     net: CLIPModel, plan: StagePlan, folder: Path, pool: Pool, held_out: Pool, *, tokenizer: CLIPTokenizer
 ) -> CLIPModel:
-    """Return the averaged CLIP (Radford et al. 2021, figure 3), its text tower frozen (Zhai et al. 2022, "LiT").
+    """Train CLIP (Radford et al. 2021, figure 3), text encoder frozen (Zhai et al. 2022, "LiT"); return its average.
 
-    There are too few images for the image tower to learn subjects by contrast alone, so it also predicts the facts, and the
+    There are too few images for the image encoder to learn subjects by contrast alone, so it also predicts the facts, and the
     kind of subject in each patch.
     """
     net.set_attn_implementation("eager")  # torch's fused attention takes longer over so few tokens, half of the step

@@ -53,7 +53,7 @@ def train_controlnet(
     kind: str, net: UNet2DConditionModel, plan: StagePlan, folder: Path, pool: Pool, held_out: Pool,
     *, latents: np.ndarray, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
 ) -> ControlNetModel:  # fmt: skip
-    """Return the averaged ControlNet for one kind of map, its low-rank changes not merged."""
+    """Train the ControlNet for one kind of map; return it with averaged, unmerged low-rank weights."""
     net.set_attn_processor(AttnProcessor())
     net.requires_grad_(requires_grad=False)
     pair = use_fast_group_norm(UNetWithControlNet(net, make_trainable(initial_controlnet(net)))).to(best_device())

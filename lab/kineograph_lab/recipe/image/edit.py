@@ -78,7 +78,7 @@ def train_editing_unet(
     net: UNet2DConditionModel, plan: StagePlan, folder: Path, families: Pool, held_out: Pool,
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
 ) -> UNet2DConditionModel:  # fmt: skip
-    """Return the averaged editing U-Net, its low-rank changes not merged."""
+    """Train the editing U-Net; return it with averaged, unmerged low-rank weights."""
     editing = use_fast_group_norm(EditingUNet(make_trainable(initial_editing_unet(net)))).to(best_device())
     editing.unet.set_attn_processor(AttnProcessor())
     editing.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it

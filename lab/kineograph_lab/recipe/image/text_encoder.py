@@ -45,7 +45,7 @@ class CaptionFactsNet(nn.Module):
 
 
 def train_image_text_encoder(text: CLIPTextModel, plan: StagePlan, folder: Path, pool: Pool, held_out: Pool, *, tokenizer: CLIPTokenizer) -> CLIPTextModel:  # fmt: skip
-    """Return the averaged text encoder."""
+    """Train the text encoder; return it with averaged weights."""
     text.set_attn_implementation("eager")
     net = CaptionFactsNet(text).to(best_device())
     sample_batch, report = caption_batches(pool, tokenizer, plan.batch), caption_report(held_out, tokenizer)

@@ -58,7 +58,7 @@ def train_unet(
     net: UNet2DConditionModel, plan: StagePlan, folder: Path, pool: Pool,
     *, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: CLIPTokenizer,
 ) -> UNet2DConditionModel:  # fmt: skip
-    """Return the averaged U-Net."""
+    """Train the U-Net on the pool; return it with averaged weights."""
     schedule = Schedule.from_config(SCHEDULER)
     latents = load_latents(folder, vae, pool)
     sample_batch = unet_batches(
@@ -78,7 +78,7 @@ def train_unet_on(
     net: UNet2DConditionModel, plan: StagePlan, folder: Path, sample_batch: SampleBatch,
     report: Callable[[UNet2DConditionModel], Metrics], *, text: CLIPTextModel,
 ) -> UNet2DConditionModel:  # fmt: skip
-    """Return the averaged U-Net, trained on these batches."""
+    """Train the U-Net on these batches; return it with averaged weights."""
     net.set_attn_processor(AttnProcessor())  # with torch's fused attention a step takes half as long again on a CPU
     text.set_attn_implementation("eager")
     device = best_device()

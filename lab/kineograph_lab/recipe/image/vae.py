@@ -26,7 +26,7 @@ FULL_SIZE_FROM = 0.75  # from this progress on whole images, so that the norms a
 
 
 def train_vae(net: AutoencoderKL, plan: StagePlan, folder: Path, pool: Pool, held_out: Pool) -> AutoencoderKL:
-    """Return the averaged VAE, its scaling factor measured on the pool."""
+    """Train the VAE; return it with averaged weights, and with the scaling factor measured on the pool."""
     prepared = use_fast_group_norm(net).to(best_device(), memory_format=torch.channels_last)
     sample_batch = vae_batches(pool, plan.batch, net.config["latent_channels"])
     trained: AutoencoderKL = train_loop(

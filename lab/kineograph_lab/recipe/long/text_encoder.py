@@ -45,7 +45,7 @@ class TextFactsNet(nn.Module):
 def train_text_encoder(
     text: CLIPTextModel, plan: StagePlan, folder: Path, count: int, *, tokenizer: CLIPTokenizer
 ) -> CLIPTextModel:
-    """Return the averaged text encoder, trained on this many texts."""
+    """Train the text encoder on `count` texts; return it with averaged weights."""
     text.set_attn_implementation("eager")
     sample_batch, report = (
         text_batches(load_texts(folder / "texts.npz", plan.seed, count, tokenizer), tokenizer, plan),

@@ -73,7 +73,7 @@ def train_degraded(
     text: CLIPTextModel,
     tokenizer: CLIPTokenizer,
 ) -> dict[str, Tensor]:
-    """Return the averaged matrices, by name."""
+    """Train low-rank changes on degraded clips; return their averaged matrices by name."""
     prepared = use_fast_group_norm(DegradedVideoUNet(net)).to(best_device()).eval()
     prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")

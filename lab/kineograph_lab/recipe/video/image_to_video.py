@@ -189,7 +189,7 @@ def train_image_to_video(
     net_with_image: ImageToVideoUNet, plan: StagePlan, folder: Path, sample_batch: SampleBatch,
     report: Report, *, text: CLIPTextModel,
 ) -> VideoUNet:  # fmt: skip
-    """Return the averaged network."""
+    """Train the layers that read image tokens; return the network with averaged weights."""
     prepared = use_fast_group_norm(net_with_image).to(best_device()).eval()
     prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")

@@ -67,7 +67,7 @@ def random_pixel_clip(rng: Rng, split: str) -> tuple[np.ndarray, dict[str, Any]]
 def train_temporal_decoder(
     vae: AutoencoderKL, plan: StagePlan, folder: Path, clip_pool: Pool, held_out: Pool
 ) -> TemporalDecoder:
-    """Return the averaged layers."""
+    """Train the temporal layers of the decoder; return them with averaged weights."""
     prepared = use_fast_group_norm(VAEWithTemporalDecoder(vae)).to(best_device()).eval()
     prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     sample_batch, report = (

@@ -68,7 +68,7 @@ def train_temporal_layers(
     *,
     text: CLIPTextModel,
 ) -> TemporalLayersUNet:
-    """Return the averaged network."""
+    """Train the network on these batches; return it with averaged weights."""
     prepared = use_fast_group_norm(net).to(best_device()).eval()
     prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")

@@ -45,7 +45,7 @@ class ClipFactsNet(nn.Module):
 def train_video_text_encoder(
     text: CLIPTextModel, plan: StagePlan, folder: Path, shots: int, *, tokenizer: CLIPTokenizer
 ) -> CLIPTextModel:
-    """Return the averaged text encoder, trained on captions of this many shots."""
+    """Train the text encoder on captions of `shots` shots; return it with averaged weights."""
     text.set_attn_implementation("eager")
     frozen = copy.deepcopy(text).requires_grad_(requires_grad=False).to(best_device())
     net = ClipFactsNet(text).to(best_device())

@@ -75,7 +75,7 @@ def train_text_to_video(
     *,
     text: CLIPTextModel,
 ) -> TextToVideoUNet:
-    """Return the averaged network, trained on batches of `video_batches`."""
+    """Train the network on batches of `video_batches`; return it with averaged weights."""
     prepared = use_fast_group_norm(net).to(best_device()).eval()
     prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch forgot it
     text.set_attn_implementation("eager")

@@ -22,7 +22,7 @@ CONTENTS = (
     "a cat", "a house", "a tree", "a car", "a fish", "a boat", "a bird", "a woman", "a mushroom", "a robot", "a flower",
     "a dog", "a rabbit", "a man", "a mountain", "a rocket", "a bicycle", "a butterfly", "a castle", "a turtle",
 )  # fmt: skip
-MOVING = (
+MOVING_CONTENTS = (
     "a fish swimming", "a dog running", "a bird flying", "a car driving", "a tree swaying", "a boat sailing",
     "a woman walking", "a ball bouncing", "a butterfly flying", "a horse galloping", "a flower swaying",
     "a cat moving to the left", "a man dancing", "a rabbit hopping up and down", "a truck driving", "a robot spinning",
@@ -33,7 +33,7 @@ MOTIONS = (
     "moving to the left", "moving to the right", "rising", "sinking", "growing", "shrinking", "spinning",
     "moving in a circle",
 )  # fmt: skip
-PLACE = re.compile(r" (?=(?:in|on|over|under|at|among) )")
+BEFORE_PLACE = re.compile(r" (?=(?:in|on|over|under|at|among) )")
 
 
 def known_motions(model: Model) -> list[str]:
@@ -41,13 +41,13 @@ def known_motions(model: Model) -> list[str]:
     return _known(model, MOTIONS)
 
 
-def with_motions(caption: str, moving: Sequence[str]) -> list[str]:
-    """Return an image's caption alternating with captions of videos of the same content; without motions it alone.
+def with_motions(caption: str, motions: Sequence[str]) -> list[str]:
+    """Return an image's caption, then the same with a motion, for each motion; the caption alone if there are none.
 
     For example "a fish in the sea", "a fish rising in the sea".
     """
-    content, *where = PLACE.split(caption, maxsplit=1)
-    return [each for motion in moving for each in (caption, " ".join([content, motion, *where]))] or [caption]
+    content, *where = BEFORE_PLACE.split(caption, maxsplit=1)
+    return [each for motion in motions for each in (caption, " ".join([content, motion, *where]))] or [caption]
 
 
 def still_prompts(model: Model, words: CustomisationWords, count: int) -> list[str]:
@@ -61,7 +61,7 @@ def still_prompts(model: Model, words: CustomisationWords, count: int) -> list[s
 
 def natural_video_prompts(model: Model, count: int) -> list[str]:
     """Return `count` prompts of natural videos: many contents in many motions and places."""
-    return repeat_to([*_combine(_known(model, MOVING), _known(model, PLACES))], count)
+    return repeat_to([*_combine(_known(model, MOVING_CONTENTS), _known(model, PLACES))], count)
 
 
 def _combine(contents: Sequence[str], places: Sequence[str]) -> Iterator[str]:
@@ -82,8 +82,8 @@ def repeat_to(texts: Sequence[str], count: int) -> list[str]:
 
 # Words without a meaning, the usual one first. CLIP reads "sks" as one token, of the rarest; the pocket model's
 # tokenizer as three, of letters that no caption of its world had in a row.
-RARE = ("sks", "zwx", "xjy", "ohwx", "qvz")
-NO_CONTENT = "a picture"  # caption of a style's image without one
+RARE_WORDS = ("sks", "zwx", "xjy", "ohwx", "qvz")
+DEFAULT_CAPTION = "a picture"  # of a style's image without a caption
 
 
 class CustomisationWords(NamedTuple):
@@ -133,7 +133,7 @@ def style_words(model: Model, style: str, photos: Sequence[Photo]) -> Customisat
     if uncaptioned:
         named = f"{', '.join(uncaptioned[:3])}{' and others' if len(uncaptioned) > 3 else ''}"
         _warn(f"{named} have no caption beside (a.txt for a.jpg): their contents may be learnt as a part of the style")
-    given = [photo.caption or NO_CONTENT for photo in photos]
+    given = [photo.caption or DEFAULT_CAPTION for photo in photos]
     bare = [each for each in given if name.lower() not in each.lower()]
     captions = tuple(styled_caption(each, name) if each in bare else each for each in given)
     return CustomisationWords(f"{name} style", captions, tuple(dict.fromkeys(bare)), tuple(model.unknown_words(name)))
@@ -152,9 +152,11 @@ def check_prompt_contains(name: str, prompt: str, what: str = "the prompt") -> N
 
 def rare_word(model: Model) -> str:
     """Return a word without meaning to the model: of those with the fewest tokens, the most usual one."""
-    free = [word for word in RARE if not knows_word(model, word)]
+    free = [word for word in RARE_WORDS if not knows_word(model, word)]
     if not free:
-        raise InputError(f"{model.name} knows {', '.join(RARE)}: put a word that it does not know before the class")
+        raise InputError(
+            f"{model.name} knows {', '.join(RARE_WORDS)}: put a word that it does not know before the class"
+        )
     return min(free, key=lambda word: len(_tokens(model, word)))
 
 
@@ -178,7 +180,7 @@ def _split_subject(model: Model, subject: str) -> tuple[str, str]:
     words = subject.split()
     if not words:
         raise InputError("the subject is empty: name a rare word and the class, such as 'sks dog', or the class alone")
-    if len(words) == 1 and words[0].lower() in RARE:
+    if len(words) == 1 and words[0].lower() in RARE_WORDS:
         raise InputError(f"the subject is called {subject!r}, without its class: say what it is, '{words[0]} dog'")
     return (rare_word(model), words[0]) if len(words) == 1 else (words[0], " ".join(words[1:]))
 
