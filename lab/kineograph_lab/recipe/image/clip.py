@@ -39,8 +39,8 @@ def train_clip(
 ) -> CLIPModel:
     """Train CLIP (Radford et al. 2021, figure 3), text encoder frozen (Zhai et al. 2022, "LiT"); return its average.
 
-    There are too few images for the image encoder to learn subjects by contrast alone, so it also predicts the facts, and the
-    kind of subject in each patch.
+    There are too few images for the image encoder to learn subjects by contrast alone, so it also predicts the facts,
+    and the kind of subject in each patch.
     """
     net.set_attn_implementation("eager")  # torch's fused attention takes longer over so few tokens, half of the step
     net.text_model.requires_grad_(requires_grad=False)
