@@ -74,7 +74,7 @@ def _print_summary(manifest: Mapping[str, Any], bad: list[str]) -> None:
             f"dropped: {', '.join(f'{count} {why}' for why, count in dropped.items())}; see dropped.jsonl"
         )
     if bad:
-        terminal.print_message(f"cannot be used: {terminal.preview(bad)}")
+        terminal.print_message(f"cannot be used: {terminal.join_first(bad)}")
     if manifest["without_caption"]:
         terminal.print_message(f"{manifest['without_caption']} clips have no caption: set `captions`, or give labels")
     if not manifest["clips"]:
@@ -105,4 +105,4 @@ def _print_sources(settings: CurationSettings, json: bool) -> None:
         f"{counts['labelled']} have a label, {counts['done']} are cut already"
     )
     if listing.problems:
-        terminal.print_message(f"{len(listing.problems)} are left out: {terminal.preview(counts['problems'])}")
+        terminal.print_message(f"{len(listing.problems)} are left out: {terminal.join_first(counts['problems'])}")

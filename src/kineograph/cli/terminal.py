@@ -147,7 +147,7 @@ def stop_signals() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def preview(texts: Iterable[str]) -> str:
+def join_first(texts: Iterable[str]) -> str:
     """Join the first few texts, and say how many more there are."""
     listed = list(texts)
     more = f"; and {len(listed) - MAX_NAMES} more" if len(listed) > MAX_NAMES else ""

@@ -92,7 +92,7 @@ def _print_result(prepared: PreparedTraining, last: StageProgress | None, status
     skipped: Mapping[str, str] = last.skipped if last else {}
     if skipped:
         terminal.print_message(
-            f"skipped {len(skipped)} files, all listed in {output / SKIPPED}: {terminal.preview(skipped.values())}"
+            f"skipped {len(skipped)} files, all listed in {output / SKIPPED}: {terminal.join_first(skipped.values())}"
         )
     if status and last:
         terminal.print_message(
@@ -132,10 +132,10 @@ def _describe_source(found: Mapping[str, Any]) -> str:
     count = "unlimited" if found["items"] is None else f"{found['items']:,}"
     parts = [f"{found['source']}: {count} {found['kind']}s, read as {found['layout']}"]
     if found["problems"]:
-        parts.append(f"{len(found['problems'])} problems: {terminal.preview(found['problems'])}")
+        parts.append(f"{len(found['problems'])} problems: {terminal.join_first(found['problems'])}")
     if found["refused"]:
         parts.append(
-            f"{len(found['refused'])} of {found['tried']} tried cannot be used: {terminal.preview(found['refused'])}"
+            f"{len(found['refused'])} of {found['tried']} tried cannot be used: {terminal.join_first(found['refused'])}"
         )
     return "; ".join(parts)
 

@@ -132,10 +132,10 @@ def _find_names(folder: Path) -> list[str]:
     if any(folder.glob(FRAME)):
         raise InputError(f"{folder} is one video, as a folder of its frames: give the folder that contains it")
     found = []
-    for place, inner, files in os.walk(folder):
-        inside = Path(place)
-        frames = [name for name in inner if any((inside / name).glob(FRAME))]
-        inner[:] = [name for name in inner if name not in frames]
+    for parent, subfolders, files in os.walk(folder):
+        inside = Path(parent)
+        frames = [name for name in subfolders if any((inside / name).glob(FRAME))]
+        subfolders[:] = [name for name in subfolders if name not in frames]
         videos = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
         found += [(inside / name).relative_to(folder).as_posix() for name in (*frames, *videos)]
     names = sorted(name for name in found if not is_hidden(name))
@@ -152,19 +152,19 @@ def _find_prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> t
     for alias in _aliases(name):
         if prompts and alias in prompts:
             return prompts[alias], ()
-    label = read_video_metadata(path)
-    prompt = label.settings.get("prompt") if label else None
-    if label is None or not isinstance(prompt, str) or not prompt:
+    metadata = read_video_metadata(path)
+    prompt = metadata.settings.get("prompt") if metadata else None
+    if metadata is None or not isinstance(prompt, str) or not prompt:
         return None, ()
-    return prompt, _later_prompts(label, name)
+    return prompt, _later_prompts(metadata, name)
 
 
-def _later_prompts(label: VideoMetadata, name: str) -> tuple[str, ...]:
+def _later_prompts(metadata: VideoMetadata, name: str) -> tuple[str, ...]:
     """Return the prompts of the clips after the first; the last prompt goes on to the end of the video."""
-    then, clips = label.settings.get("then") or (), label.settings.get("clips")
+    then, clips = metadata.settings.get("then") or (), metadata.settings.get("clips")
     if not then:
         return ()
-    if not isinstance(clips, int) or clips <= len(then) or label.frames % clips:
+    if not isinstance(clips, int) or clips <= len(then) or metadata.frames % clips:
         text = f"{name} has {1 + len(then)} prompts and does not say where its clips begin: the first is used for all"
         warnings.warn(text, InputWarning, stacklevel=4)
         return ()

@@ -118,12 +118,8 @@ def _model_folder(source: str | Path, model_type: str) -> Path:
 
 def _load_complete(network: Any, folder: Path, device: Device) -> Any:
     """Load a network and refuse missing weights, which `from_pretrained` would initialise at random."""
-    loaded, info = _load_or_refuse(
-        lambda: network.from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        ),
-        folder,
-    )  # fmt: skip
+    options = {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True}
+    loaded, info = _load_or_refuse(lambda: network.from_pretrained(folder, **options), folder)
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InputError(f"{folder} lacks {len(missing)} weights of {network.__name__}, such as {missing[0]}")

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,12 +104,15 @@ def compare_scores(ours: Scores, theirs: Scores, ignore_protocol: Collection[str
     ]  # fmt: skip
     if different:
         raise InputError("\n".join(_protocol_differences(name, ours[name], theirs[name]) for name in different))
-    return [_compare_score(name, ours[name], theirs[name]) for name in shared]
+    pairs = [(name, _recorded_mean(ours[name]), _recorded_mean(theirs[name])) for name in shared]
+    return [
+        ScoreComparison(name, one, other, Mean(one.value - other.value, math.hypot(one.error, other.error)))
+        for name, one, other in pairs
+    ]
 
 
-def _compare_score(name: str, ours: ScoreRecord, theirs: ScoreRecord) -> ScoreComparison:
-    one, other = (Mean(_none_to_nan(each["value"]), _none_to_nan(each["error"])) for each in (ours, theirs))
-    return ScoreComparison(name, one, other, Mean(one.value - other.value, math.hypot(one.error, other.error)))
+def _recorded_mean(score: ScoreRecord) -> Mean:
+    return Mean(*(math.nan if score[name] is None else score[name] for name in ("value", "error")))
 
 
 def _protocol_differences(name: str, ours: ScoreRecord, theirs: ScoreRecord) -> str:
@@ -125,7 +129,7 @@ def _protocol_differences(name: str, ours: ScoreRecord, theirs: ScoreRecord) -> 
     )
 
 
-def _flatten(settings: ScoreRecord, prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{name}.")
@@ -146,10 +150,6 @@ def read_scores(path: str | Path) -> dict[str, ScoreRecord]:
 def scores_by_name(report: ScoreRecord) -> dict[str, ScoreRecord]:
     """Return the scores of a report, given as JSON values, by name."""
     return {each["name"]: each for each in report["scores"] if {"value", "error", "protocol", "settings"} <= {*each}}
-
-
-def _none_to_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _nan_to_none(value: float) -> float | None:
@@ -195,21 +195,13 @@ def markdown_table(evaluations: Sequence[Evaluation]) -> str:
     head = ["aspect", "score", *names, "protocol"]
     body = [[row.aspect, row.name, *_cell_texts(row, names), f"`{row.protocol}`"] for row in table_rows(evaluations)]
     rows = [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)]
-    skipped = [
-        f"- {each.name}: {len(each.measurements.problems)} videos could not be read"
-        for each in evaluations
-        if each.measurements.problems
-    ]
-    return "\n".join(
-        [
-            "# Evaluation\n",
-            "Means ± standard errors. Only numbers in one row can be compared: a score of another protocol has a row "
-            "of its own, and the .json files say how protocols differ.\n",
-            *rows,
-            "",
-            *skipped,
-        ]
+    counts = [(each.name, len(each.measurements.problems)) for each in evaluations]
+    skipped = [f"- {name}: {count} videos could not be read" for name, count in counts if count]
+    introduction = (
+        "Means ± standard errors. Only numbers in one row can be compared: a score of another protocol has a row of "
+        "its own, and the .json files say how protocols differ.\n"
     )
+    return "\n".join(["# Evaluation\n", introduction, *rows, "", *skipped])
 
 
 def html_page(evaluations: Sequence[Evaluation]) -> str:
@@ -241,11 +233,8 @@ def _score_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def _cell_texts(row: TableRow, names: Sequence[str]) -> list[str]:
-    return [_format_mean(row.cells[name]) if name in row.cells else "-" for name in names]
-
-
-def _format_mean(value: Mean) -> str:
-    return f"{value.value:.3f}" if math.isnan(value.error) else str(value)
+    means = [row.cells.get(name) for name in names]
+    return ["-" if each is None else f"{each.value:.3f}" if math.isnan(each.error) else str(each) for each in means]
 
 
 def _problem_list(each: Evaluation) -> str:
@@ -258,9 +247,7 @@ def _video_table(evaluations: Sequence[Evaluation]) -> str:
     if evaluations[0].against is not None:
         columns.append(("against", dict(_figures(evaluations[0].against))))
     parts = [_table_row("th", ["", *(name for name, _ in columns)])]
-    for number, keys in enumerate(_match_videos([[*videos] for _, videos in columns])):
-        if number == MAX_VIDEO_ROWS:
-            break
+    for keys in islice(_match_videos([[*videos] for _, videos in columns]), MAX_VIDEO_ROWS):
         cells = [videos[key]() if key else "" for key, (_, videos) in zip(keys, columns, strict=True)]
         heading = html.escape(next(key for key in keys if key))
         parts.append(f"<tr><th>{heading}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
@@ -275,8 +262,7 @@ def _match_videos(names: Sequence[Sequence[str]]) -> Iterator[tuple[str | None, 
         shared = sorted(known, key=lambda stem: -sum(stem in each for each in stems))
         yield from (tuple(each.get(stem) for each in stems) for stem in shared)
         return
-    for place in range(max(map(len, names))):
-        yield tuple(each[place] if place < len(each) else None for each in names)
+    yield from zip_longest(*names)
 
 
 def _figures(measurements: Measurements) -> Iterator[tuple[str, Callable[[], str]]]:

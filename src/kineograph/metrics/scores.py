@@ -15,17 +15,9 @@ import numpy as np
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.metadata import settings_id
 from kineograph.media.shards import Problem
+from kineograph.metrics import distances
 from kineograph.metrics.collection import DecodedVideo, VideoCollection, VideoEntry, decode_video
-from kineograph.metrics.distances import (
-    SPLITS,
-    Mean,
-    frechet_distance,
-    inception_score,
-    jackknife,
-    kernel_distance,
-    mean,
-    moments,
-)
+from kineograph.metrics.distances import SPLITS, Mean, jackknife, moments
 from kineograph.metrics.features import Extractor, VideoFeatures, check_video_lengths
 from kineograph.metrics.video_metrics import QUALITY, VideoMetric
 
@@ -162,7 +154,7 @@ def _metric_scores(ours: Measurements, metrics: Sequence[VideoMetric]) -> Iterat
             values = [video.values[name] for video in ours.videos if name in video.values]
             settings = {"score": name, **metric.protocol, "sample": ours.sample()}
             if values:
-                yield Score(name, aspect, mean(values), len(values), settings | {"counted": len(values)})
+                yield Score(name, aspect, distances.mean(values), len(values), settings | {"counted": len(values)})
 
 
 def _inception_scores(ours: Measurements, number: int, extractor: Extractor) -> Iterator[Score]:
@@ -172,14 +164,18 @@ def _inception_scores(ours: Measurements, number: int, extractor: Extractor) -> 
     if not probabilities:
         return
     if len(probabilities) < 2 * SPLITS:
-        text = (
-            f"the Inception Score is left out: its {SPLITS} splits need {2 * SPLITS} videos, got {len(probabilities)}"
-        )
+        needed = f"its {SPLITS} splits need {2 * SPLITS} videos"
+        text = f"the Inception Score is left out: {needed}, got {len(probabilities)}"
         warnings.warn(text, InputWarning, stacklevel=4)
         return
-    name = f"IS ({extractor.name})"
     settings = {"score": "IS", "splits": SPLITS, "extractor": extractor.protocol(), "sample": ours.sample()}
-    yield Score(name, QUALITY, inception_score(np.stack(probabilities)), len(probabilities), settings)
+    yield Score(
+        f"IS ({extractor.name})",
+        QUALITY,
+        distances.inception_score(np.stack(probabilities)),
+        len(probabilities),
+        settings,
+    )
 
 
 def _distance_scores(ours: Measurements, against: Measurements, number: int, extractor: Extractor) -> Iterator[Score]:
@@ -191,15 +187,14 @@ def _distance_scores(ours: Measurements, against: Measurements, number: int, ext
     _warn_of_bias(len(mine), len(theirs), mine.shape[1], extractor.name)
     reference_moments = moments(theirs)
     statistics: dict[str, Callable[[np.ndarray], float]] = {
-        "FVD": lambda features: frechet_distance(moments(features), reference_moments),
-        "KVD": lambda features: kernel_distance(features, theirs),
+        "FVD": lambda features: distances.frechet_distance(moments(features), reference_moments),
+        "KVD": lambda features: distances.kernel_distance(features, theirs),
     }
-    reference = {**against.sample(), "files": against.digest}
+    settings = {"extractor": extractor.protocol(), "sample": ours.sample()}
+    settings["against"] = {**against.sample(), "files": against.digest}
     for name, statistic in statistics.items():
-        settings = {
-            "score": name, "extractor": extractor.protocol(), "sample": ours.sample(), "against": reference,
-        }  # fmt: skip
-        yield Score(f"{name} ({extractor.name})", QUALITY, jackknife(statistic, mine), len(mine), settings)
+        score = f"{name} ({extractor.name})"
+        yield Score(score, QUALITY, jackknife(statistic, mine), len(mine), {"score": name, **settings})
 
 
 def _warn_of_bias(ours: int, theirs: int, width: int, name: str) -> None:

@@ -88,14 +88,11 @@ def format_clip(frames: Frames, clip_format: ClipFormat) -> Float[Tensor, "1 _ _
     """Convert frames, uint8 [t h w 3], to a network's input format."""
     images = torch.from_numpy(np.array(frames)).permute(0, 3, 1, 2).float() / 255
     if clip_format.height and clip_format.width:
-        resize = crop_to_size if clip_format.fit == "cover" else _squash
-        images = resize(images, clip_format.height, clip_format.width)
+        size = clip_format.height, clip_format.width
+        squash = clip_format.fit == "squash"
+        images = interpolate(images, size, mode="bilinear", antialias=True) if squash else crop_to_size(images, *size)
     values = clip_format.black + (clip_format.white - clip_format.black) * images
     return (values.transpose(0, 1) if clip_format.layout == "bcthw" else values)[None]
-
-
-def _squash(images: Tensor, height: int, width: int) -> Tensor:
-    return interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
 def _load_network(path: Path, device: torch.device | str) -> Any:
