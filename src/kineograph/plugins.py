@@ -7,7 +7,7 @@ from typing import Any
 
 from kineograph.errors import InputError
 
-INSTALL_LABORATORY = "pip install kineograph-lab"
+INSTALL_LABORATORY = "pip install kineograph-lab (in a clone: pip install -e lab)"
 
 
 def find_plugins(group: str) -> dict[str, EntryPoint]:
