@@ -34,7 +34,6 @@ KIND = "canny"
 
 
 def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
-    """Load this library's side, as `kineograph.load` sets it up."""
     image_model = load(folder, dtype=dtype)
     model = load(folder, controlnet=select_controlnet(folder, image_model), dtype=dtype)
     height, width = model.default_size

@@ -33,7 +33,6 @@ GenerateFrames = Callable[[int, int], Frames]  # (number of frames, steps) -> fr
 
 
 def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
-    """Load this library's side, as `kineograph.load` sets it up."""
     model = load(folder, dtype=dtype)
     shape = model.latent_shape(*model.default_size)
 

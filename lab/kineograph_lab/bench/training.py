@@ -126,7 +126,6 @@ SIDES: Mapping[str, Callable[[Path, str], GenerateFrames]] = {"ours": _load_ours
 
 
 def _settings(dtype: str, steps: int) -> dict[str, object]:
-    """Return the loop's settings."""
     return {
         "max_train_steps": steps, "train_batch_size": VIDEOS, "learning_rate": LEARNING_RATE, "ema_decay": 0.0,
         "mixed_precision": "bf16" if parse_dtype(dtype) == torch.bfloat16 else "no", "seed": SEED,

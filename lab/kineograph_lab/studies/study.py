@@ -18,19 +18,22 @@ from kineograph_lab.studies.report import Claim, StudyReport
 
 CASES_WITH_IMAGES = range(3)  # numbers of the cases whose frames go into the report
 
-COMMON_ROWS = {
+# Metrics of many studies, with their names in the report's table.
+PROMPT_ROWS = {
     "thing": "frames with the prompt's subject",
     "colour": "frames with its colour",
     "scene": "frames with its scene",
+}
+COMMON_ROWS = {
+    **PROMPT_ROWS,
     "always the same": "videos with one subject and colour throughout",
     "individual": "similarity of the individual to the first frame's",
     "text": "CLIP score (100 cos)",
 }
-"""Metrics that most studies report, with their names in the table."""
 
 GenerateClips = Callable[[Sequence[Case]], Sequence[Frames]]
+# Metrics of all videos of an arm together: records -> row of the table -> arm -> value
 SetMetrics = Callable[[Sequence[Record]], Mapping[str, Mapping[str, Mean]]]
-"""Metrics of all videos of an arm together: records -> row -> arm -> value."""
 
 
 def all_frames(frames: Frames) -> Frames:

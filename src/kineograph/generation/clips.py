@@ -51,22 +51,22 @@ def generate_clips(
 
     def run_clip(state: ClipState) -> SamplingRun:
         prompt = prompts[min(state.number, len(prompts) - 1)]
-        run = run_method(model, replace(request, prompt=prompt), _continue(request, plan, state))
-        return run._replace(steps=_report(run, state.number, request.clips, on_step))
+        run = run_method(model, replace(request, prompt=prompt), _plan_clip(request, plan, state))
+        return run._replace(steps=_report_progress(run, state.number, request.clips, on_step))
 
     for latents, after in vidrd.sample_clips(run_clip, request.clips, state):
         frames = np.concatenate([Video.from_tensor(part[0]).frames for part in model.decode_chunks(latents)])
         yield GeneratedClip(frames, after)
 
 
-def _report(run: SamplingRun, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:
+def _report_progress(run: SamplingRun, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:
     for done, step in enumerate(run.steps, number * run.num_steps + 1):
         if on_step:
             on_step(Progress(done, clips * run.num_steps, step))
         yield step
 
 
-def _continue(request: Request, plan: Plan, state: ClipState) -> Plan:
+def _plan_clip(request: Request, plan: Plan, state: ClipState) -> Plan:
     """Return the plan of the next clip: its noise and its sampler continue the previous clip's, if there is one."""
     plan, options = replace(plan, clip=state.number), request.reuse
     if state.past is None:

@@ -19,7 +19,7 @@ from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, claim_better, claim_ratio_within
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, generate_frames
 from kineograph_lab.studies.still_moving.baselines import check_motion_adapter
-from kineograph_lab.studies.study import Study, every_third_frame, metric_values
+from kineograph_lab.studies.study import PROMPT_ROWS, Study, every_third_frame, metric_values
 
 SPACE_TIME = "pocket-space-time"
 SCALES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -63,7 +63,6 @@ def _generate(model: Model, scale: float, steps: int, cases: Sequence[Case]) -> 
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
-    """Return all metrics of one video."""
     judged = judges.classify(frames)
     return {
         "moved": float(FPS * optical_flow.motion_per_frame(frames).mean()),
@@ -87,8 +86,6 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 ROWS: Mapping[str, str] = {
     "moved": "motion: mean optical flow per second (widths and heights)",
     "motion": "videos that move as the prompt says",
-    "thing": "frames with the prompt's subject",
-    "colour": "frames with its colour",
-    "scene": "frames with its scene",
+    **PROMPT_ROWS,
     "text": "CLIP score (100 cos)",
 }

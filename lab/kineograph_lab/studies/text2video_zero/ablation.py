@@ -30,7 +30,7 @@ from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
 from kineograph_lab.studies.report import Claim, claim_at_least, claim_better, claim_within
-from kineograph_lab.studies.study import Study, metric_values
+from kineograph_lab.studies.study import PROMPT_ROWS, Study, metric_values
 
 SampleSteps = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
 
@@ -103,7 +103,6 @@ def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], reques
 
 
 def _measure(frames: Frames, case: Case, judges: Judges, request: Request) -> dict[str, float]:
-    """Return all metrics of one video."""
     judged, shifts = judges.classify(frames), frame_metrics.frame_shifts(frames)
     metrics = {
         **frame_metrics.prompt_agreement(judged, case),
@@ -157,9 +156,7 @@ def _claim_part_helps(metric: str, name: str, records: Sequence[Record], more: s
 
 
 ROWS = {
-    "thing": "frames with the prompt's subject",
-    "colour": "frames with its colour",
-    "scene": "frames with its scene",
+    **PROMPT_ROWS,
     "same thing": "frames with the first frame's subject",
     "same colour": "frames with the first frame's colour",
     "always the same": "videos with one subject and colour throughout",

@@ -101,7 +101,6 @@ def render_shot_maps(kind: str, shot: ShotSpec) -> Frames:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
-    """Return all metrics of one video."""
     known, predicted = ground_truths(case.shot), judges.predict_geometry(frames)
     cells = predicted.depth.shape[-1]
     depth = np.stack([each.depth.reshape(cells, SIDE // cells, cells, SIDE // cells).mean((1, 3)) for each in known])

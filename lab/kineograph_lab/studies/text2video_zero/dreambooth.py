@@ -79,7 +79,6 @@ def _load_with_lora(number: int) -> Model:
 
 
 def _measure(frames: Frames, case: Case, subject: DreamBoothSubject, judges: Judges) -> Mapping[str, float]:
-    """Return all metrics of one video."""
     judged, theirs = judges.classify(frames), judges.classify(subject.images)
     points = np.array([[each.keypoints[0][name] for name in KEYPOINTS] for each in ground_truths(case.shot)]) / SIDE
     return {
@@ -92,7 +91,6 @@ def _measure(frames: Frames, case: Case, subject: DreamBoothSubject, judges: Jud
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """State the study's claims."""
     ours, base = (partial(metric_values, records, arm) for arm in ("LoRA", "base"))
     return [
         claim_better("CLIP-I with the subject's images, LoRA - base", ours("CLIP-I"), base("CLIP-I"), errors=3),

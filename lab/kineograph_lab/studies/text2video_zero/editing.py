@@ -93,7 +93,6 @@ def _edit_case(editor: Model, frame_attention: FrameAttention, steps: int, case:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
-    """Return all metrics of one video."""
     edit, judged = edit_of(case), judges.classify(frames)
     main = edit.after.things[0]
     right = {

@@ -78,7 +78,6 @@ def foreground_masks(model: Model, frames: Frames, prompt: str) -> np.ndarray:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """State the study's claims."""
     on, off = (lambda metric, arm=arm: metric_values(records, arm, metric) for arm in ("on", "off"))
     return [
         claim_better("background PSNR between frames, on - off", on("background"), off("background")),

@@ -66,7 +66,6 @@ def _with_subject(case: Case) -> Case:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> Mapping[str, float]:
-    """Return all metrics of one video."""
     judged, theirs = judges.classify(frames), subject_of(case).images
     return {
         "CLIP-I": float((judges.embed(frames) @ judges.embed(theirs).T).mean()),

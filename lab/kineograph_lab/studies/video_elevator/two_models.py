@@ -31,7 +31,7 @@ from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, claim_at_least_share, claim_better, claim_not_below
 from kineograph_lab.studies.sample import generate_frames
-from kineograph_lab.studies.study import Study, metric_values
+from kineograph_lab.studies.study import PROMPT_ROWS, Study, metric_values
 from kineograph_lab.world.captions import caption_image
 from kineograph_lab.world.world import render_clip
 
@@ -106,7 +106,6 @@ def generate_with_video_model(video: Model, steps: int, cases: Sequence[Case]) -
 
 
 def _render(cases: Sequence[Case]) -> list[Frames]:
-    """Render the clips of some cases."""
     return [render_clip(case.shot, FRAMES, FPS) for case in cases]
 
 
@@ -188,9 +187,7 @@ def _state_all_claims(records: Sequence[Record]) -> list[Claim]:
 
 
 ROWS: Mapping[str, str] = {
-    "thing": "frames with the prompt's subject",
-    "colour": "frames with its colour",
-    "scene": "frames with its scene",
+    **PROMPT_ROWS,
     "text": "CLIP score (100 cos)",
     "style": "frames with its drawing style",
     "sharp": "sharpness, over that of the world's own rendering",

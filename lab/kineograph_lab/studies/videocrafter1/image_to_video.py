@@ -88,7 +88,6 @@ def first_image(case: Case) -> Frames:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
-    """Return all metrics of one video."""
     image = first_image(case)
     judged, theirs = judges.classify(frames), judges.classify(image)
     return {
@@ -103,7 +102,6 @@ def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """State the study's claims."""
     shown, without = (partial(metric_values, records, arm) for arm in ("picture shown", "text alone"))
     one_token = metric_values(records, ONE_TOKEN, "CLIP-I")
     ablation = [claim_better(f"CLIP-I, all patches - {ONE_TOKEN}", shown("CLIP-I"), one_token)] if one_token else []

@@ -85,7 +85,6 @@ def _generate_image(model: Model, steps: int, case: Case) -> Frames:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
-    """Return all metrics of one image."""
     judged = judges.classify(frames)
     right = frame_metrics.prompt_agreement(judged, case)
     return {

@@ -52,7 +52,6 @@ def generate_cases(model: Model, fps: float, steps: int, cases: Sequence[Case]) 
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
-    """Return all metrics of one video."""
     judged = judges.classify(frames)
     metrics = {
         **frame_metrics.prompt_agreement(judged, case),
@@ -73,7 +72,6 @@ def subject_speed(points: np.ndarray) -> float:
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
-    """State the study's claims."""
     values = partial(metric_values, records, f"{FPS:g} fps")
     return [
         claim_at_least("frames show the subject", values("thing"), 0.85),

@@ -96,7 +96,6 @@ def seam_frames(frames: Frames) -> UInt8[np.ndarray, "edges h w 3"]:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
-    """Return all metrics of one video."""
     ends = {"first": frames[:FRAMES], "last": frames[-FRAMES:]}
     judged = {where: judges.classify(clip) for where, clip in ends.items()}
     metrics: dict[str, float] = {}

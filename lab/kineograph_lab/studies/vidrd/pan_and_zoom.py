@@ -28,7 +28,7 @@ from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, claim_better
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS
-from kineograph_lab.studies.study import Study, metric_values, not_trained_error
+from kineograph_lab.studies.study import PROMPT_ROWS, Study, metric_values, not_trained_error
 from kineograph_lab.studies.videocrafter1.text_to_video import generate_cases
 from kineograph_lab.studies.vidrd.temporal_decoder import TRUTH, render_cases
 
@@ -96,9 +96,7 @@ def _state_claims(records: Sequence[Record]) -> list[Claim]:
 
 
 ROWS: Mapping[str, str] = {
-    "thing": "frames with the prompt's subject",
-    "colour": "frames with its colour",
-    "scene": "frames with its scene",
+    **PROMPT_ROWS,
     "all": "share of the three that are right",
     "motion": "videos that move as the prompt says",
     "steady": "mean cosine of neighbouring frames (CLIP)",

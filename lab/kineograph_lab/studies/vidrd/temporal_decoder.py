@@ -26,7 +26,7 @@ from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
 from kineograph_lab.studies.report import Claim, claim_better
 from kineograph_lab.studies.sample import FPS, FRAMES, SCALE, STEPS, decode_frames, sample_latents
-from kineograph_lab.studies.study import GenerateClips, Study, metric_values
+from kineograph_lab.studies.study import PROMPT_ROWS, GenerateClips, Study, metric_values
 from kineograph_lab.world.world import render_clip
 
 VIDRD = "pocket-vidrd"
@@ -82,7 +82,6 @@ def _arms(video: Model, latents_of: Callable[[Case], Latents]) -> dict[str, Gene
 
 
 def _decode_cases(decoder: Model, latents_of: Callable[[Case], Latents], cases: Sequence[Case]) -> list[Frames]:
-    """Decode the latents of some cases."""
     return [decode_frames(decoder, latents_of(case)) for case in cases]
 
 
@@ -152,9 +151,7 @@ RECONSTRUCTION_ROWS: Mapping[str, str] = {
     "flicker": "flicker: difference of the change from frame to frame (grey levels, less is better)",
 }
 GENERATION_ROWS: Mapping[str, str] = {
-    "thing": "frames with the prompt's subject",
-    "colour": "frames with its colour",
-    "scene": "frames with its scene",
+    **PROMPT_ROWS,
     "motion": "videos that move as the prompt says",
     "warp error": "change of a pixel where the flow takes it (grey levels, less is better)",
 }
