@@ -89,9 +89,6 @@ def _cached_models() -> Iterator[ListedModel]:
                 yield ListedModel(repository.repo_id, PIPELINES[kind], str(revision.snapshot_path), size)
 
 
-FILE_EXTENSIONS = (".ckpt", ".safetensors")
-
-
 def convert(
     source: Annotated[str, typer.Argument(help="A model: a file, a folder or a hub id.", show_default=False)],
     target: Annotated[
@@ -112,15 +109,12 @@ def convert(
     A VideoCrafter checkpoint that is converted to a folder and back has the same tensors, bit for bit.
     """
     terminal.hide_loading_bars()
-    print(_convert(source, target, motion_module, config))
-
-
-def _convert(source: str, target: Path, motion: str | None, config: str | None) -> Path:
     from kineograph.models.loading.load import load
     from kineograph.models.loading.save import checkpoint_to_folder, folder_to_videocrafter, save
 
-    if target.suffix in FILE_EXTENSIONS:
-        return folder_to_videocrafter(source, target)
-    if motion is None and Path(source).expanduser().is_file():
-        return checkpoint_to_folder(source, target, config=config)
-    return save(load(source, motion=motion, config=config, device="cpu"), target)
+    if target.suffix in (".ckpt", ".safetensors"):
+        print(folder_to_videocrafter(source, target))
+    elif motion_module is None and Path(source).expanduser().is_file():
+        print(checkpoint_to_folder(source, target, config=config))
+    else:
+        print(save(load(source, motion=motion_module, config=config, device="cpu"), target))

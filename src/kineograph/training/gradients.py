@@ -1,7 +1,8 @@
-"""Gradients of a training step: its samples are split into shares, each share is computed alone, and they are summed.
+"""Gradients of a training step, summed over micro-batches.
 
-On a CPU each core computes a share of its own in one thread: threads inside an operation would wait for one another at
-every layer. The sums are taken in a fixed order, whichever share is ready first, so a run repeats bit for bit.
+On a CPU each core computes a micro-batch of its own in one thread: threads inside an operation would wait for one
+another at every layer. The sums are taken in a fixed order, whichever micro-batch is ready first, so a run repeats bit
+for bit.
 """
 
 from __future__ import annotations
@@ -26,26 +27,27 @@ BatchT = TypeVar("BatchT")
 NetT = TypeVar("NetT", bound=nn.Module)
 LoadBatch = Callable[[int, range], BatchT]  # (step, numbers of its samples) -> batch
 LossFunction = Callable[[NetT, BatchT, int], Mapping[str, Tensor]]  # (net, batch, seed of its first sample) -> losses
+CPU = torch.device("cpu")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class BatchShare(NamedTuple):
+class MicroBatch(NamedTuple):
     """Samples that go through the network together; their numbers are counted over the whole training."""
 
     step: int
     samples: range
 
 
-class LoadedShare(NamedTuple):
-    """A share's batch, and the seed of its first sample; sample j has `seed + j`, as in `kineograph.noise`."""
+class LoadedMicroBatch(NamedTuple):
+    """Data of a micro-batch, and the seed of its first sample; sample j has `seed + j`, as in `kineograph.noise`."""
 
-    share: BatchShare
+    samples: range
     batch: Any
     seed: int
 
 
-class ShareGradients(NamedTuple):
-    """A share's part of the step's mean losses and gradients; None for a weight that its loss does not depend on."""
+class MicroBatchGradients(NamedTuple):
+    """Part of the step's mean losses and gradients; None for a weight that the loss does not depend on."""
 
     losses: dict[str, Tensor]
     gradients: Sequence[Tensor | None]
@@ -69,9 +71,9 @@ def step_gradients(
 ) -> Iterator[StepGradients]:
     """Yield the gradients of each step from `start` on, computed with the weights as they are when it is asked for."""
     steps = range(start, settings.max_train_steps)
-    shares = (share for step in steps for share in batch_shares(settings, step, processes))
+    numbered = (each for step in steps for each in micro_batches(settings, step, processes))
     ahead = processes.threads + settings.dataloader_num_workers
-    loaded = prefetch(load_batch, shares, settings.seed, processes.loaders, ahead)
+    loaded = prefetch(load_batch, numbered, settings.seed, processes.loaders, ahead)
     compute = gradient_function(net, state, settings, loss)
     for _ in steps:
         together = (list(islice(loaded, processes.threads)) for _ in range(settings.gradient_accumulation_steps))
@@ -79,14 +81,14 @@ def step_gradients(
         yield sum_gradients(results, state.trained, processes)
 
 
-def batch_shares(settings: TrainingSettings, step: int, processes: Processes) -> Iterator[BatchShare]:
-    """Yield this process's shares of a step, in order: one for every thread, of sizes that differ by one at most."""
+def micro_batches(settings: TrainingSettings, step: int, processes: Processes) -> Iterator[MicroBatch]:
+    """Yield this process's micro-batches of a step in order: one a thread, of sizes that differ by one at most."""
     batch = settings.train_batch_size
     count = samples_per_step(settings, 1)
     first = (step * processes.process.num_processes + processes.process.process_index) * count
     for start in range(first, first + count, batch):
         edges = (start + batch * number // processes.threads for number in range(processes.threads + 1))
-        yield from (BatchShare(step, range(begin, end)) for begin, end in pairwise(edges))
+        yield from (MicroBatch(step, range(begin, end)) for begin, end in pairwise(edges))
 
 
 def sample_seed(seed: int, sample: int) -> int:
@@ -98,38 +100,38 @@ def sample_seed(seed: int, sample: int) -> int:
 # Ours, not torch's DataLoader: that one wants a data set and a sampler object for what is a function of (step, samples)
 # here, and loads in processes, which cannot share the VAE that encodes clips.
 def prefetch(
-    load_batch: LoadBatch[BatchT], shares: Iterator[BatchShare], seed: int, loaders: ThreadPoolExecutor, ahead: int
-) -> Iterator[LoadedShare]:
-    """Yield the shares' batches in order, while threads load up to `ahead` more."""
+    load_batch: LoadBatch[BatchT], numbered: Iterator[MicroBatch], seed: int, loaders: ThreadPoolExecutor, ahead: int
+) -> Iterator[LoadedMicroBatch]:
+    """Yield the micro-batches in order, while threads load up to `ahead` more."""
 
-    def load(share: BatchShare) -> LoadedShare:
-        return LoadedShare(share, load_batch(share.step, share.samples), sample_seed(seed, share.samples.start))
+    def load(each: MicroBatch) -> LoadedMicroBatch:
+        return LoadedMicroBatch(each.samples, load_batch(*each), sample_seed(seed, each.samples.start))
 
-    queue = deque(loaders.submit(load, share) for share in islice(shares, ahead))
+    queue = deque(loaders.submit(load, each) for each in islice(numbered, ahead))
     while queue:
         ready = queue.popleft().result()
-        queue.extend(loaders.submit(load, share) for share in islice(shares, 1))
+        queue.extend(loaders.submit(load, each) for each in islice(numbered, 1))
         yield ready
 
 
 def gradient_function(
     net: NetT, state: TrainState, settings: TrainingSettings, loss: LossFunction[NetT, BatchT]
-) -> Callable[[LoadedShare], ShareGradients]:
-    """Return the function that computes the gradients of a share."""
+) -> Callable[[LoadedMicroBatch], MicroBatchGradients]:
+    """Return the function that computes the gradients of a micro-batch."""
     trained = [*state.trained.values()]
     device = trained[0].device
-    draws = uses_dropout(net)
+    has_dropout = uses_dropout(net)
 
-    def compute(loaded: LoadedShare) -> ShareGradients:
-        weight = len(loaded.share.samples) / samples_per_step(settings, 1)
+    def compute(loaded: LoadedMicroBatch) -> MicroBatchGradients:
+        weight = len(loaded.samples) / samples_per_step(settings, 1)
         batch = send_to_device(loaded.batch, device)
-        with _seeded(loaded.seed, device) if draws else nullcontext(), torch.enable_grad():
+        with seeded(loaded.seed, device) if has_dropout else nullcontext(), torch.enable_grad():
             with autocast(device, settings.mixed_precision):
                 losses = {name: value * weight for name, value in loss(net, batch, loaded.seed).items()}
             total = state.scaler.scale(torch.stack([*losses.values()]).sum())
             depends = total.requires_grad
             gradients = torch.autograd.grad(total, trained, allow_unused=True) if depends else [None] * len(trained)
-        return ShareGradients({name: value.detach() for name, value in losses.items()}, gradients)
+        return MicroBatchGradients({name: value.detach() for name, value in losses.items()}, gradients)
 
     return compute
 
@@ -145,7 +147,8 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
+    """Seed torch's global generators, the CPU's and the device's, within the block."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
@@ -153,13 +156,13 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def sum_gradients(
-    shares: Iterable[ShareGradients], trained: Mapping[str, nn.Parameter], processes: Processes
+    parts: Iterable[MicroBatchGradients], trained: Mapping[str, nn.Parameter], processes: Processes
 ) -> StepGradients:
-    """Sum the shares of all processes, always in the same order."""
+    """Sum the gradients of all micro-batches and processes, always in the same order."""
     losses: dict[str, Tensor] = {}
     sums = {name: torch.zeros_like(weight) for name, weight in trained.items()}  # in the order of the weight's memory
     touched = dict.fromkeys(trained, 0.0)
-    for each in shares:
+    for each in parts:
         for name, value in each.losses.items():
             losses[name] = losses[name] + value if name in losses else value
         found = {name: value for name, value in zip(trained, each.gradients, strict=True) if value is not None}

@@ -33,7 +33,7 @@ class Log:
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Add a line of figures. Names of a kind share a prefix: "loss/image", "validation/psnr"."""
         if self.path:
-            line = {"step": step, **{name: _short(value) for name, value in figures.items()}}
+            line = {"step": step, **{name: _round(value) for name, value in figures.items()}}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         if self.board:
@@ -46,7 +46,7 @@ class Log:
             self.board.add_image(name, image, step, dataformats="HWC")
 
 
-def _short(value: float) -> float | None:
+def _round(value: float) -> float | None:
     """Return a number rounded to six digits; None for infinity and NaN, which JSON does not have."""
     if isinstance(value, int):
         return value
@@ -57,7 +57,11 @@ def _short(value: float) -> float | None:
 def open_log(folder: Path, step: int) -> Iterator[Log]:
     """Open the log of a run that continues after a step; lines of later steps are dropped."""
     path = folder / "log.jsonl"
-    _cut_back(path, step)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    past = [line for line in lines if _step_of(line) <= step]
+    if past != lines:
+        with replace_atomically(path) as part:
+            part.write_text("".join(past), encoding="utf-8")
     board = _open_board(folder / "tensorboard", step)
     try:
         yield Log(path, board)
@@ -72,14 +76,6 @@ def _open_board(folder: Path, step: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(str(folder), purge_step=step + 1)
-
-
-def _cut_back(path: Path, step: int) -> None:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    past = [line for line in lines if _step_of(line) <= step]
-    if past != lines:
-        with replace_atomically(path) as part:
-            part.write_text("".join(past), encoding="utf-8")
 
 
 def _step_of(line: str) -> float:

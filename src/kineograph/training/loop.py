@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -64,11 +64,12 @@ def fit(
     load_batch: LoadBatch[BatchT],
     loss: LossFunction[NetT, BatchT],
     facts: Mapping[str, Any] = NO_FACTS,
-) -> Iterator[TrainingProgress]:
+) -> Generator[TrainingProgress, None, None]:
     """Train the parameters of `net` that require gradients, in place, from the folder's last checkpoint on.
 
-    A checkpoint is written when the consumer asks for the next step, or leaves: what the consumer did at a step is
-    repeated if it was killed there. At the end `net` has the last weights; `load_weights(folder)` are the averages.
+    A checkpoint that is due is written when the consumer asks for the next step; one is also written when it leaves. So
+    the consumer's work at a step is repeated if it was killed there. At the end `net` has the last weights;
+    `load_weights(folder)` are the averages.
 
     Args:
         net: on `current_process().device`, in the mode, train or eval, that it is trained in. Its buffers are neither
@@ -77,7 +78,7 @@ def fit(
         load_batch: returns a batch from the step, counted from 0, and the numbers of its samples, counted over the
             training, and depends on nothing else; called by several threads. Its tensors are moved to the network's
             device for `loss`.
-        loss: returns named losses of a share of the batch, each a mean over it; their sum is minimised. All processes
+        loss: returns named losses of a micro-batch, each a mean over it; their sum is minimised. All processes
             return the same names at a step. The last argument is the seed of the first sample, the next sample has the
             next seed, as in `kineograph.noise`; random numbers of a sample depend on its seed alone. Called by several
             threads on a CPU.
@@ -105,24 +106,24 @@ def fit(
                 save_checkpoint(state, position, folder, terms, settings.checkpoints_total_limit)
 
         started = time.monotonic()
-        for found in step_gradients(net, state, settings, processes, position.step, load_batch, loss):
+        for computed in step_gradients(net, state, settings, processes, position.step, load_batch, loss):
             rate = learning_rate_at(settings, position.step)
-            norm = _step(state, position.step, found, settings, processes)
+            norm = _step(state, position.step, computed, settings, processes)
             seconds = position.seconds + time.monotonic() - started
-            position = LoopPosition(position.step + 1, seconds, add_losses(position.losses, found.losses))
+            position = LoopPosition(position.step + 1, seconds, add_losses(position.losses, computed.losses))
             seen = position.step * samples_per_step(settings, num_processes)
-            progress = TrainingProgress(
-                position.step, found.losses, norm, rate, seconds, seen, average=state.average, log=log
-            )
-            if _is_due(position, settings, settings.log_every):
-                _write_log(progress, mean_losses(position.losses))
+            progress = TrainingProgress(position.step, computed.losses, norm, rate, seconds, seen, state.average, log)
+            if is_due(settings, position.step, settings.log_every):
+                logged = ("gradient_norm", "learning_rate", "seconds", "samples_seen")
+                figures = {name: getattr(progress, name) for name in logged}
+                log.write(position.step, {**mean_losses(position.losses), **figures})
                 position = position._replace(losses={})
             try:
                 yield progress
             except GeneratorExit:
                 save()
                 raise
-            if _is_due(position, settings, settings.checkpointing_steps):
+            if is_due(settings, position.step, settings.checkpointing_steps):
                 save()
             started = time.monotonic()
 
@@ -139,30 +140,26 @@ def _initial_state(net: nn.Module, settings: TrainingSettings, processes: Proces
 
 
 def _step(
-    state: TrainState, step: int, found: StepGradients, settings: TrainingSettings, processes: Processes
+    state: TrainState, step: int, computed: StepGradients, settings: TrainingSettings, processes: Processes
 ) -> float:
     """Update weights and averages, and return the norm of the gradients.
 
     Raises InputError when there are no gradients, or they are not finite.
     """
-    if not found.gradients:
+    if not computed.gradients:
         raise InputError(f"the loss of step {step} depends on no weight that is trained: check what is frozen")
     rate = learning_rate_at(settings, step)
     norm = step_optimisers(
-        state.optimisers, found.gradients, state.trained, settings, rate, state.scaler, processes.map
+        state.optimisers, computed.gradients, state.trained, settings, rate, state.scaler, processes.map
     )
-    _check_finite(step, found.losses, norm, settings)
+    _check_finite(step, computed.losses, norm, settings)
     update_averages(state.average, state.trained, settings.ema_decay, step)
     return norm
 
 
-def _is_due(position: LoopPosition, settings: TrainingSettings, every: int) -> bool:
-    return position.step % every == 0 or position.step == settings.max_train_steps
-
-
-def _write_log(progress: TrainingProgress, losses: Mapping[str, float]) -> None:
-    figures = {name: getattr(progress, name) for name in ("gradient_norm", "learning_rate", "seconds", "samples_seen")}
-    progress.log.write(progress.step, {**losses, **figures})
+def is_due(settings: TrainingSettings, step: int, every: int) -> bool:
+    """Return True for each step that is a multiple of `every`, and for the last one."""
+    return step % every == 0 or step == settings.max_train_steps
 
 
 def _check(net: nn.Module, settings: TrainingSettings) -> None:

@@ -33,7 +33,7 @@ class Optimisers(NamedTuple):
         memory.
     """
 
-    each: tuple[Optimizer, ...]
+    members: tuple[Optimizer, ...]
     parameters: Mapping[str, nn.Parameter]
 
 
@@ -57,8 +57,8 @@ def build_optimisers(net: nn.Module, settings: TrainingSettings, cores: int) -> 
         raise InputError(f"the optimizer muon needs torch 2.9 or later, and this is {torch.__version__}: choose adamw")
     decay = settings.adam_weight_decay
     betas = (settings.adam_beta1, settings.adam_beta2)
-    numbers = Hyperparameters(settings.learning_rate, betas, settings.adam_epsilon, decay, decay)
-    return adamw_and_muon(net, names, numbers, cores)
+    hyperparameters = Hyperparameters(settings.learning_rate, betas, settings.adam_epsilon, decay, decay)
+    return adamw_and_muon(net, names, hyperparameters, cores)
 
 
 def muon_names(net: nn.Module, layers: tuple[type[nn.Module], ...] = MATRIX_LAYERS) -> set[str]:
@@ -71,7 +71,7 @@ def muon_names(net: nn.Module, layers: tuple[type[nn.Module], ...] = MATRIX_LAYE
     }
 
 
-def adamw_and_muon(net: nn.Module, names: set[str], numbers: Hyperparameters, cores: int) -> Optimisers:
+def adamw_and_muon(net: nn.Module, names: set[str], hyperparameters: Hyperparameters, cores: int) -> Optimisers:
     """Return AdamW for the trained weights, and for those of these names Muon, as many optimisers as cores."""
     parameters = {
         name: nn.Parameter(_as_matrix(weight.detach(), weight)) if name in names else weight
@@ -80,18 +80,10 @@ def adamw_and_muon(net: nn.Module, names: set[str], numbers: Hyperparameters, co
     }
     matrices = [each for name, each in parameters.items() if name in names]
     others = [each for name, each in parameters.items() if name not in names]
-    adamw = [
-        AdamW(part, numbers.learning_rate, numbers.betas, numbers.epsilon, numbers.adamw_decay, fused=True)
-        for part in ([others] if others else [])
-    ]
+    rate, betas, epsilon, adamw_decay, muon_decay = hyperparameters
+    adamw = [AdamW(others, rate, betas, epsilon, adamw_decay, fused=True)] if others else []
     muon = [
-        torch.optim.Muon(
-            part,
-            numbers.learning_rate,
-            weight_decay=numbers.muon_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        torch.optim.Muon(part, rate, weight_decay=muon_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw")
         for part in _divide(matrices, cores)
     ]
     return Optimisers((*adamw, *muon), parameters)
@@ -135,7 +127,7 @@ def step_optimisers(
         map_: `map`, or a thread pool's, that runs the optimisers' steps in parallel.
     """
     assign_gradients(optimisers, gradients, trained)
-    active = [each for each in optimisers.each if any(one.grad is not None for one in _stepped(each))]
+    active = [each for each in optimisers.members if any(one.grad is not None for one in _stepped(each))]
     for each in active:
         scaler.unscale_(each)
         for group in each.param_groups:
@@ -158,7 +150,7 @@ def optimiser_state(optimisers: Optimisers) -> dict[str, Tensor]:
     states = {
         name: each.state[parameter]
         for name, parameter in optimisers.parameters.items()
-        for each in optimisers.each
+        for each in optimisers.members
         if parameter in each.state
     }
     return {f"{name}/{quantity}": value for name, state in states.items() for quantity, value in state.items()}
@@ -173,7 +165,7 @@ def load_optimiser_state(optimisers: Optimisers, tensors: Mapping[str, Tensor]) 
         alike = value.shape == optimisers.parameters[name].shape
         states[name][quantity] = torch.empty_like(optimisers.parameters[name] if alike else value).copy_(value)
     names = {parameter: name for name, parameter in optimisers.parameters.items()}
-    for each in optimisers.each:
+    for each in optimisers.members:
         numbered = [(number, names[parameter]) for number, parameter in enumerate(_stepped(each))]
         state = {number: states[name] for number, name in numbered if name in states}
         each.load_state_dict({"state": state, "param_groups": each.state_dict()["param_groups"]})

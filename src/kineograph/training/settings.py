@@ -30,7 +30,7 @@ MAY_CHANGE = {
 
 
 class TrainingSettings(BaseModel):
-    """Settings of one run. `train_batch_size` counts one process and one of its `gradient_accumulation_steps`."""
+    """Settings of one run. `train_batch_size` is that of one process and one of its `gradient_accumulation_steps`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

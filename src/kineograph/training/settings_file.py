@@ -24,13 +24,7 @@ def load_settings(path: Path, model: type[SettingsT], overrides: Iterable[str] =
 
     Raises InputError for a file that is missing or not YAML, and for every field that is unknown, missing or invalid.
     """
-    content = _read(path)
-    for text in overrides:
-        content = _override(content, text)
-    try:
-        return model.model_validate(content)
-    except ValidationError as error:
-        raise InputError("\n".join(f"{path}: {_message(model, each)}" for each in error.errors())) from error
+    return _validate(model, _read(path), overrides, f"{path}: ")
 
 
 def override_settings(settings: SettingsT, overrides: Iterable[str]) -> SettingsT:
@@ -38,13 +32,16 @@ def override_settings(settings: SettingsT, overrides: Iterable[str]) -> Settings
 
     Raises InputError for every field that is unknown or invalid.
     """
-    content: dict[str, Any] = settings.model_dump()
+    return _validate(type(settings), settings.model_dump(), overrides, "")
+
+
+def _validate(model: type[SettingsT], content: Any, overrides: Iterable[str], prefix: str) -> SettingsT:
     for text in overrides:
         content = _override(content, text)
     try:
-        return type(settings).model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        raise InputError("\n".join(_message(type(settings), each) for each in error.errors())) from error
+        raise InputError("\n".join(f"{prefix}{_message(model, each)}" for each in error.errors())) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

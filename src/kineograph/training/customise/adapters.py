@@ -1,7 +1,7 @@
 """Motion and spatial adapters in training: steps I and II of Still-Moving.
 
-Step I is of frozen videos only. Step II is of frozen videos and as many natural ones, for which the motion adapter is
-off.
+Step I trains on frozen videos only; step II on frozen videos and as many natural ones, with the motion adapter off for
+the latter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.loading import adapter_files
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
-from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter
+from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise import batches
@@ -38,32 +38,34 @@ from kineograph.training.customise.natural_videos import (
 from kineograph.training.customise.networks import temporal_layers_name
 from kineograph.training.customise.phases import MOTION_ADAPTER_FILE, PhaseProgress, train_phase
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
-from kineograph.training.gradients import LossFunction
+from kineograph.training.gradients import LossFunction, seeded
 from kineograph.training.group_norm import prepare_for_device
 from kineograph.training.lock import lock_folder
 from kineograph.training.settings import TrainingSettings
 from kineograph.training.temporal_layers.batches import timestep_sampler
 from kineograph.training.temporal_layers.initial_model import call_checkpointed
 
-FROZEN = {"still": (still_moving.STILL, 1.0)}  # the one part of a batch of step I: motion scale, weight
+STEP_I_PARTS = {"still": (still_moving.STILL, 1.0)}  # parts of a batch: scale of the motion adapter, weight of the loss
 
 
 def motion_adapter_network(video: Model, settings: VideoCustomisationSettings) -> VideoUNet:
-    """Return a copy of the network with a new motion adapter, which alone is trained."""
+    """Return a copy of the network with a new motion adapter in float32, which alone is trained."""
     net = _copy(video, settings, settings.motion_training)
-    net = _attach(net, settings, motion=settings.motion)
+    with seeded(settings.training.seed):
+        net = still_moving.attach(net, motion=settings.motion)
     return prepare_for_device(net, video.device, video.dtype).eval()
 
 
 def spatial_adapter_network(video: Model, settings: VideoCustomisationSettings) -> VideoUNet:
-    """Return a copy of the network with a new spatial adapter, which alone is trained.
+    """Return a copy of the network with a new spatial adapter in float32, which alone is trained.
 
     video: a model whose image network is customised.
     Without a spatial adapter in the settings all weights are trained but those of the motion adapter.
     """
     net = _copy(video, settings, settings.training)
     if settings.spatial is not None:
-        net = _attach(net, settings, spatial=settings.spatial)
+        with seeded(settings.training.seed):
+            net = still_moving.attach(net, spatial=settings.spatial)
     else:
         merge_loras(net.image_unet)
         for part in (net.image_unet, net.temporal):
@@ -78,19 +80,6 @@ def _copy(video: Model, settings: VideoCustomisationSettings, loop: TrainingSett
     image, temporal, motion = deepcopy((video.net.image_unet, video.net.temporal, video.net.motion_adapter))
     net = VideoUNet(image, temporal, call_stage, motion_adapter=motion).requires_grad_(requires_grad=False)
     return net.float() if loop.mixed_precision == "no" else net
-
-
-def _attach(
-    net: VideoUNet,
-    settings: VideoCustomisationSettings,
-    *,
-    motion: AdapterConfig | None = None,
-    spatial: AdapterConfig | None = None,
-) -> VideoUNet:
-    """Add new adapters in float32, initialised from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.training.seed)
-        return still_moving.attach(net, motion=motion, spatial=spatial)
 
 
 @torch.no_grad()
@@ -210,10 +199,9 @@ def motion_adapter_phase(
     sample_timesteps = timestep_sampler(settings.levels, video.schedule)
 
     def write() -> None:
-        assert net.motion_adapter is not None and video.net.temporal is not None
-        adapter_files.save_motion_adapter(
-            net.motion_adapter, video.net.temporal, file, name=temporal_layers_name(video)
-        )
+        temporal = video.net.temporal
+        assert net.motion_adapter is not None and temporal is not None
+        adapter_files.save_motion_adapter(net.motion_adapter, temporal, file, name=temporal_layers_name(video))
 
     yield from train_phase(
         "motion_adapter",
@@ -221,7 +209,7 @@ def motion_adapter_phase(
         loop,
         output / "motion_adapter",
         load_batch=batches.sample_batch_loader(parts, loop.seed, settings.caption_dropout, sample_timesteps),
-        loss=adapter_loss(video, settings, encode_prompts, FROZEN),
+        loss=adapter_loss(video, settings, encode_prompts, STEP_I_PARTS),
         facts={
             "motion": settings.motion.model_dump(mode="json"),
             **{name: settings.resume_settings()[name] for name in ("caption_dropout", "levels", "error", "fps")},

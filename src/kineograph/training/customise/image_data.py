@@ -60,7 +60,7 @@ def load_photos(images: Images, *, least: int, side: int) -> list[Photo]:
     read, problems = list[Photo](), list[str]()
     for number, each in enumerate(given, 1):
         try:
-            read.append(_checked(load_photo(each, f"image {number}"), side))
+            read.append(_check_usable(load_photo(each, f"image {number}"), side))
         except InputError as error:
             problems.append(str(error))
     if problems:
@@ -68,8 +68,8 @@ def load_photos(images: Images, *, least: int, side: int) -> list[Photo]:
     different = len({each.digest for each in read})
     if different < least:
         raise InputError(
-            f"{_count(images, different)}, and {least} at least are needed, better five to ten, that show the same "
-            "from several sides and before several backgrounds"
+            f"{_describe_count(images, different)}, and {least} at least are needed, better five to ten, that show the "
+            "same from several sides and before several backgrounds"
         )
     return read
 
@@ -142,7 +142,7 @@ def _read_caption(image: Path) -> str | None:
     return None
 
 
-def _checked(photo: Photo, side: int) -> Photo:
+def _check_usable(photo: Photo, side: int) -> Photo:
     height, width = photo.pixels.shape[:2]
     if min(height, width) < side:
         raise InputError(f"{photo.name} is {width} x {height} pixels, too small: expected {side} x {side} at least")
@@ -151,7 +151,7 @@ def _checked(photo: Photo, side: int) -> Photo:
     return photo
 
 
-def _count(images: Images, number: int) -> str:
+def _describe_count(images: Images, number: int) -> str:
     what = ("no image", "one image")[number] if number < 2 else f"{number} different images"
     if isinstance(images, str | Path):
         return f"{images} holds {what}"
@@ -169,7 +169,7 @@ class GeneratedImages(NamedTuple):
 def generate_images(
     model: Model, prompts: Sequence[str], sampling: SamplingSettings, *, size: tuple[int, int], seed: int
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """Generate an image of each prompt in one batch. Image j depends on `seed + j` only, up to the last bit.
+    """Generate an image of each prompt in one batch. Image j depends on `seed + j` only, apart from rounding.
 
     size: height and width in pixels. Raises ValueError for an image that holds NaN.
     """
@@ -190,8 +190,8 @@ def generate_missing_images(
     generated again if one of its files is missing, so that a kill has no effect on the result. Raises OSError when a
     file cannot be written.
     """
-    home = folder / _folder_name(model, prompts, sampling, size, seed)
-    files = [home / f"{number:05d}.png" for number in range(len(prompts))]
+    subfolder = folder / _folder_name(model, prompts, sampling, size, seed)
+    files = [subfolder / f"{number:05d}.png" for number in range(len(prompts))]
     for start in range(0, len(files), sampling.at_once):
         batch = files[start : start + sampling.at_once]
         if not all(file.is_file() for file in batch):

@@ -5,7 +5,7 @@ The prior is generated, all images are encoded once, and one resumable loop trai
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,8 +41,8 @@ MIN_IMAGES = {"subject": 3, "style": 1}
 class ImageCustomisation(NamedTuple):
     """A customisation with everything opened and checked; nothing is written yet.
 
-    networks: the trainable copies. photos: the images. captioned: the images with captions, an image again for each of
-    several captions. prior_prompts: prompts of the prior's images.
+    networks: the trainable copies. captioned: pairs of an image and a caption; an image occurs once for each of its
+    captions. prior_prompts: prompts of the prior's images.
     """
 
     model: Model
@@ -103,10 +103,10 @@ def prepare_image_customisation(
     settings: ImageCustomisationSettings | None = None,
     motions: Sequence[str] = (),
 ) -> ImageCustomisation:
-    """Check everything that `customise_image` needs; its arguments.
+    """Check the arguments of `customise_image`, and return them with everything opened that training needs.
 
-    motions: words for motion that are added to captions of the images and of the prior, so that these words do not come
-        to mean that what is learnt is absent, or present.
+    motions: words for motion that are added to captions of both the images and the prior, so that the model does not
+        learn to associate these words with either.
     """
     if (subject is None) == (style is None):
         raise InputError(f"expected a subject or a style, got {'neither' if subject is None else 'both'}")
@@ -138,14 +138,17 @@ def prepare_image_customisation(
 
 def run_image_customisation(prepared: ImageCustomisation) -> Generator[PhaseProgress, None, None]:
     """Run `customise_image` after its checks."""
+    settings, parts = prepared.settings, [prepared.captioned]
     with lock_folder(prepared.output):
-        files: list[Path] = []
-        for generated in _generate_prior(prepared):
-            files = generated.files
-            yield PhaseProgress("prior", generated.done, generated.total)
-        parts = [prepared.captioned]
-        if prepared.prior_prompts:
-            parts.append([*zip(map(image_data.load_photo, files), prepared.prior_prompts, strict=True)])
+        if prompts := prepared.prior_prompts:
+            files: list[Path] = []
+            folder = settings.prior_folder or prepared.output / PRIOR
+            for generated in image_data.generate_missing_images(
+                prepared.model, prompts, folder, settings.drawing, size=prepared.size, seed=settings.training.seed
+            ):
+                files = generated.files
+                yield PhaseProgress("prior", generated.done, generated.total)
+            parts.append([*zip(map(image_data.load_photo, files), prompts, strict=True)])
         total, samples = sum(map(len, parts)), list[list[TrainingSample]]()
         encode = cached_latent_encoder(prepared.model, prepared.output / LATENTS)
         for part in parts:
@@ -154,20 +157,6 @@ def run_image_customisation(prepared: ImageCustomisation) -> Generator[PhaseProg
                 samples[-1].append(encode_photo(prepared, encode, photo, caption))
                 yield PhaseProgress("encoding", sum(map(len, samples)), total)
         yield from _train(prepared, samples)
-
-
-def _generate_prior(prepared: ImageCustomisation) -> Iterator[image_data.GeneratedImages]:
-    settings = prepared.settings
-    if not prepared.prior_prompts:
-        return iter(())
-    return image_data.generate_missing_images(
-        prepared.model,
-        prepared.prior_prompts,
-        settings.prior_folder or prepared.output / PRIOR,
-        settings.drawing,
-        size=prepared.size,
-        seed=settings.training.seed,
-    )
 
 
 def encode_photo(prepared: ImageCustomisation, encode: EncodeClip, photo: Photo, caption: str) -> TrainingSample:

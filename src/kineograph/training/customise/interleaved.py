@@ -68,9 +68,9 @@ def train_interleaved(
     changes = {"prior_weight": 0.0} | ({"lora": {"text_rank": None}} if settings.image.lora else {})
     settings = with_changes(settings, {"image": changes})
     natural = prepare_natural_videos(video, settings, natural_videos)
-    below = underlying_image_model(video)
+    underlying = underlying_image_model(video)
     image = prepare_image_customisation(
-        below, images, Path(output), subject=subject, style=style, settings=settings.image
+        underlying, images, Path(output), subject=subject, style=style, settings=settings.image
     )
     check_natural_prompts(natural)
     return _run(VideoCustomisation(video, image, natural, [], settings, Path(output)))
@@ -108,12 +108,8 @@ def _train(
         prepared.output / TRAINING,
         load_batch=alternating_batch_loader(prepared, loop, samples, natural),
         loss=interleaved_loss(prepared, encode_prompts),
-        facts={
-            **image_facts(image),
-            "natural": prepared.natural.facts(),
-            "fps": settings.fps,
-            "model": fingerprints(prepared.video),
-        },
+        facts=image_facts(image)
+        | {"natural": prepared.natural.facts(), "fps": settings.fps, "model": fingerprints(prepared.video)},
         result=final,
         write_result=write,
     )

@@ -141,15 +141,14 @@ def _read(natural: NaturalVideos, given: OpenSource, folder: Path) -> Generator[
         clip = load(number, 0, 1)
         yield TrainingSample((clip.latents,), truncate_caption(natural.video, clip.caption))
     if skipped:
-        warnings.warn(
-            f"skipped {len(skipped)} natural videos: {'; '.join([*skipped.values()][:3])}", InputWarning, stacklevel=2
-        )
+        text = f"skipped {len(skipped)} natural videos: {'; '.join([*skipped.values()][:3])}"
+        warnings.warn(text, InputWarning, stacklevel=2)
 
 
 def _generate(natural: NaturalVideos, folder: Path) -> Generator[TrainingSample, None, None]:
-    home = (natural.settings.natural_folder or folder) / _digest(natural)
+    subfolder = (natural.settings.natural_folder or folder) / _digest(natural)
     for number, prompt in enumerate(natural_prompts(natural)):
-        file = home / f"{number:05d}.safetensors"
+        file = subfolder / f"{number:05d}.safetensors"
         if not file.is_file():
             latents = generate_latents(natural, prompt, natural.settings.training.seed + number)
             with replace_atomically(file) as part:
@@ -192,13 +191,7 @@ def _digest(natural: NaturalVideos) -> str:
     """Return a hash of everything that decides the generated videos; the name of their folder."""
     model, settings = _without_adapters(natural.video), natural.settings
     values: list[Any] = [
-        fingerprints(model),
-        str(model.dtype),
-        natural_prompts(natural),
-        settings.drawing.model_dump(),
-        list(natural.size),
-        natural.num_frames,
-        settings.fps,
-        settings.training.seed,
-    ]
+        fingerprints(model), str(model.dtype), natural_prompts(natural), settings.drawing.model_dump(),
+        list(natural.size), natural.num_frames, settings.fps, settings.training.seed,
+    ]  # fmt: skip
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
@@ -30,6 +29,7 @@ from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.training.customise.phases import IMAGE, WHOLE
 from kineograph.training.customise.settings import ImageCustomisationSettings, LoraSettings
+from kineograph.training.gradients import seeded
 from kineograph.training.group_norm import prepare_for_device
 from kineograph.training.temporal_layers.initial_model import call_checkpointed
 from kineograph.training.temporal_layers.run import FINAL
@@ -48,7 +48,7 @@ class TrainedNetworks(nn.Module):
 
 
 def trainable_copy(model: Model, settings: ImageCustomisationSettings) -> TrainedNetworks:
-    """Copy the model's networks for training: with a new LoRA, which changes nothing yet, or with all weights trained.
+    """Copy the model's networks for training: with a LoRA initialised to no effect, or with all weights trained.
 
     Trained weights are float32. Raises InputError for a model that cannot be customised with these settings.
     """
@@ -57,8 +57,7 @@ def trainable_copy(model: Model, settings: ImageCustomisationSettings) -> Traine
     if settings.lora is None:
         image = image.float().requires_grad_(requires_grad=True)
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.training.seed)
+        with seeded(settings.training.seed):
             _add_lora(image, settings.lora.targets, settings.lora.rank, settings.lora)
             if settings.lora.text_rank:
                 text = deepcopy(model.text_encoders[0].network).requires_grad_(requires_grad=False).eval()
@@ -92,11 +91,8 @@ def _check(model: Model, settings: ImageCustomisationSettings) -> None:
 def _add_lora(network: nn.Module, targets: tuple[str, ...], rank: int, lora: LoraSettings) -> None:
     """Add LoRA matrices to the layers whose names end in one of `targets`."""
     suffixes = tuple(f".{target}" for target in targets)
-    layers = [
-        name
-        for name, layer in network.named_modules()
-        if name.endswith(suffixes) and isinstance(layer, nn.Linear | nn.Conv2d)
-    ]
+    fitting = (name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
+    layers = [name for name in fitting if name.endswith(suffixes)]
     if missing := [suffix[1:] for suffix in suffixes if not any(name.endswith(suffix) for name in layers)]:
         raise InputError(f"no layer of {type(network).__name__} has a name that ends in {', '.join(missing)}")
     alpha = rank * (1.0 if lora.alpha is None else lora.alpha / lora.rank)
@@ -193,14 +189,10 @@ def inject_customised(video: Model, final: str | Path) -> Model:
     a model of another architecture.
     """
     customised = load_customised(replace(video, net=VideoUNet(video.net.image_unet)), final)
-    net = inject(customised.net.image_unet, video.net)
     return replace(
-        video,
-        net=net,
-        text_encoders=customised.text_encoders,
-        vocabulary=customised.vocabulary,
-        subject=customised.subject,
-    )
+        video, net=inject(customised.net.image_unet, video.net), text_encoders=customised.text_encoders,
+        vocabulary=customised.vocabulary, subject=customised.subject,
+    )  # fmt: skip
 
 
 def load_customised_video(video: Model, output: str | Path) -> Model:
@@ -217,10 +209,6 @@ def load_customised_video(video: Model, output: str | Path) -> Model:
     adapter = adapter_files.read_adapter_file(output, "customised", HubOptions())
     spatial = adapter_files.build_spatial_adapter(adapter, video.net.temporal, temporal_layers_name(video))
     model = inject_customised(video, output / IMAGE / FINAL)
-    net = VideoUNet(
-        model.net.image_unet,
-        model.net.temporal,
-        motion_adapter=model.net.motion_adapter,
-        spatial_adapter=deepcopy(spatial).to(video.device, video.dtype),
-    )
-    return replace(model, net=net)
+    spatial, net = deepcopy(spatial).to(video.device, video.dtype), model.net
+    adapted = VideoUNet(net.image_unet, net.temporal, motion_adapter=net.motion_adapter, spatial_adapter=spatial)
+    return replace(model, net=adapted)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 from kineograph.training import TrainingProgress, TrainingSettings, fit, load_weights
 from kineograph.training.gradients import BatchT, LoadBatch, LossFunction, NetT
+from kineograph.training.loop import is_due
 from kineograph.training.optimisers import copy_weights
-from kineograph.training.temporal_layers.run import is_validation_due
 
 # Folders and files in the output folder of an image model's customisation, then of a video model's.
 PRIOR, LATENTS, PREVIEWS, TRAINING = "prior", "latents", "previews", "training"
@@ -59,10 +59,10 @@ def train_phase(
     """
     changed = False
     steps = fit(net, loop, folder, load_batch=load_batch, loss=loss, facts=facts)
-    with closing(cast(Generator[TrainingProgress, None, None], steps)):
+    with closing(steps):
         for progress in steps:
             changed = True
-            previews = save_previews(progress) if is_validation_due(loop, progress) else []
+            previews = save_previews(progress) if is_due(loop, progress.step, loop.validation_steps) else []
             yield PhaseProgress(phase, progress.step, loop.max_train_steps, progress, previews)
     if changed or not result.exists():
         copy_weights(net, load_weights(folder))

@@ -28,9 +28,8 @@ LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-MAX_SMALL = (
-    50_000_000  # parameters of an image network: the pocket model has 10 million, Stable Diffusion 860 million and more
-)
+# Parameters of an image network: the pocket model has 10 million, Stable Diffusion 860 million and more.
+MAX_SMALL = 50_000_000
 # Fields that may change when a training is resumed, without an effect on the resulting weights.
 IMAGE_MAY_CHANGE = {"training", "previews", "prior_folder", "gradient_checkpointing"}
 
@@ -189,10 +188,10 @@ def with_changes(settings: SettingsT, changes: Mapping[str, Any]) -> SettingsT:
     return type(settings).model_validate(merge_mappings(settings.model_dump(), changes))
 
 
-def merge_mappings(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` updated with `above`; values that are mappings in both are merged in the same way."""
-    both = {name for name in above if isinstance(above[name], Mapping) and isinstance(below.get(name), Mapping)}
-    return {**below, **above, **{name: merge_mappings(below[name], above[name]) for name in both}}
+def merge_mappings(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` updated with `changes`; values that are mappings in both are merged in the same way."""
+    both = {name for name in changes if isinstance(changes[name], Mapping) and isinstance(base.get(name), Mapping)}
+    return {**base, **changes, **{name: merge_mappings(base[name], changes[name]) for name in both}}
 
 
 # Fields that may change when a training is resumed, without an effect on the resulting weights; a change of the images
@@ -276,7 +275,7 @@ def default_video_settings(
 ) -> VideoCustomisationSettings:
     """Return the default settings for a subject or a style, by the video model's size.
 
-    how: what is trained of the image network; in both cases a spatial adapter is trained before the temporal layers.
+    how: a LoRA on the image network is trained, or the whole of it; then in both cases the spatial adapter.
     """
     loop = {**VIDEO_SHARED, "mixed_precision": training_precision(video.device)}
     values: dict[str, Any] = {

@@ -56,7 +56,7 @@ from kineograph.training.customise.prompts import check_prompt_contains, known_m
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
 from kineograph.training.lock import lock_folder
 from kineograph.training.temporal_layers.batches import timestep_sampler
-from kineograph.training.temporal_layers.latent_cache import EncodeClip, cached_latent_encoder
+from kineograph.training.temporal_layers.latent_cache import cached_latent_encoder
 from kineograph.training.temporal_layers.run import FINAL
 from kineograph.training.temporal_layers.validation import ValidationVideos, save_validation_videos
 
@@ -90,7 +90,7 @@ def customise_video(
 ) -> Generator[PhaseProgress, None, None]:
     """Teach a video model a subject or a style from a few images, resuming in the same folder.
 
-    The given model is not changed. If it has no motion adapter, one is trained first, and left in
+    The given model is not changed. If it has no motion adapter, one is trained first, and written to
     `output/motion_adapter.safetensors`: load the model with that for the next subject.
 
     Args:
@@ -131,10 +131,10 @@ def prepare_video_customisation(
     """Check the arguments of `customise_video`, and return them with everything opened that training needs."""
     settings = settings or default_video_settings(video, "style" if subject is None else "subject")
     natural = prepare_natural_videos(video, settings, natural_videos)
-    below = underlying_image_model(video, image_model)
-    motions = known_motions(below) if subject is None else ()
+    underlying = underlying_image_model(video, image_model)
+    motions = known_motions(underlying) if subject is None else ()
     image = prepare_image_customisation(
-        below, images, Path(output) / IMAGE, subject=subject, style=style, settings=settings.image, motions=motions
+        underlying, images, Path(output) / IMAGE, subject=subject, style=style, settings=settings.image, motions=motions
     )
     prompts = repeat_to(settings.prompts, settings.stills) or still_prompts(image.model, image.words, settings.stills)
     for what, texts in (("the prompt of a still", prompts), ("the preview", settings.previews)):
@@ -189,7 +189,7 @@ def run_video_customisation(prepared: VideoCustomisation) -> Generator[PhaseProg
 
 
 def _stills_phase(prepared: VideoCustomisation, samples: list[TrainingSample]) -> Iterator[PhaseProgress]:
-    """Generate images with the customised image model, append them to `samples`, and save a contact sheet of some."""
+    """Append images of the customised image model to `samples` as frozen videos, and save a contact sheet of some."""
     image, settings = prepared.image, prepared.settings
     model = load_customised(image.model, image.output / FINAL)
     folder, sampling, seed = prepared.output / STILLS, settings.image.drawing, settings.training.seed
@@ -199,17 +199,11 @@ def _stills_phase(prepared: VideoCustomisation, samples: list[TrainingSample]) -
     ):
         new = slice(len(samples), done)
         for file, prompt in zip(files[new], prepared.prompts[new], strict=True):
-            samples.append(_encode_still(encode, file, prompt, image.size, prepared.natural.num_frames))
+            clip = encode(photo_request(load_photo(file), prompt, Crop(), 1, image.size))
+            sample = TrainingSample((clip.latents,), prompt)
+            samples.append(adapters.freeze_sample(sample, prepared.natural.num_frames))
         sheets = [_save_sheet(files, prepared.output / PREVIEWS / "stills.png")] if done == total else []
         yield PhaseProgress("stills", done, total, previews=sheets)
-
-
-def _encode_still(
-    encode: EncodeClip, file: Path, prompt: str, size: tuple[int, int], num_frames: int
-) -> TrainingSample:
-    """Return an image as a frozen video."""
-    clip = encode(photo_request(load_photo(file), prompt, Crop(), 1, size))
-    return adapters.freeze_sample(TrainingSample((clip.latents,), prompt), num_frames)
 
 
 def _save_sheet(files: list[Path], file: Path) -> Path:
@@ -276,10 +270,6 @@ def _write(prepared: VideoCustomisation, model: Model) -> None:
     image_unet = video.net.image_unet if lora else model.net.image_unet
     net = VideoUNet(image_unet, video.net.temporal, spatial_adapter=model.net.spatial_adapter)
     adapter_files.save_customised_adapter(
-        net,
-        lora,
-        output / ADAPTER_FILE,
-        subject=prepared.image.words.name,
-        image=prepared.image.model.name,
-        video=temporal_layers_name(video),
-    )
+        net, lora, output / ADAPTER_FILE,
+        subject=prepared.image.words.name, image=prepared.image.model.name, video=temporal_layers_name(video),
+    )  # fmt: skip

@@ -41,8 +41,7 @@ class ParameterCount(NamedTuple):
 class StageEstimate(NamedTuple):
     """Size of a stage, its numbers of videos and images, and bytes of memory in one process.
 
-    held: weights, gradients, averages and optimiser state. activations: about what the backward pass of `batch`
-    samples needs besides.
+    held: weights, gradients, averages and optimiser state. activations: approximately, of `batch` samples.
     """
 
     steps: int
@@ -140,7 +139,7 @@ def _estimate_stage(run: StageRun) -> StageEstimate:
 class LoopMemory(NamedTuple):
     """Bytes that a training loop holds in one process, without activations.
 
-    gradients: the step's sum and one share's gradients. average: the averaged weights, 0 without averages.
+    gradients: the step's sum and one micro-batch's gradients. average: the averaged weights, 0 without averages.
     """
 
     weights: int
@@ -196,7 +195,7 @@ class StageMemory(NamedTuple):
 
 
 def activation_bytes(model: Model, stage: Stage, batch: int, precision: str) -> int:
-    """Return about how many bytes the network saves for the backward pass of so many videos of a stage.
+    """Return the approximate bytes that the network saves for the backward pass of `batch` videos of a stage.
 
     The forward pass is on torch's meta device, which allocates no memory; fused kernels may save less.
     """

@@ -18,9 +18,9 @@ from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig, split_heads
 from kineograph.models.unet.forward import CallStage, call_directly
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.gradients import DTYPES
+from kineograph.training.gradients import DTYPES, seeded
 from kineograph.training.group_norm import prepare_for_device
-from kineograph.training.temporal_layers.settings import FAMILIES, VideoTrainingSettings
+from kineograph.training.temporal_layers.settings import LAYER_PRESETS, VideoTrainingSettings
 
 
 def open_model(settings: VideoTrainingSettings, device: torch.device) -> Model:
@@ -31,13 +31,13 @@ def open_model(settings: VideoTrainingSettings, device: torch.device) -> Model:
     """
     model = load(settings.model, motion=settings.motion, device=device, dtype="float32")
     config = _config(settings, model)
-    _check(settings, model, config)
+    _check_layers(settings, model, config)
     call_stage = call_checkpointed if settings.gradient_checkpointing else call_directly
     net = _network(model.net, config, settings.training.seed, call_stage)
     set_trained(net, settings.trained, settings.frozen)
     _check_trained(settings, net)
-    computes = DTYPES.get(settings.training.mixed_precision, torch.float32)
-    net = prepare_for_device(net, device, computes).eval()
+    compute_dtype = DTYPES.get(settings.training.mixed_precision, torch.float32)
+    net = prepare_for_device(net, device, compute_dtype).eval()
     return replace(model, net=net, vocabulary=None)  # its list of known words will not hold any more
 
 
@@ -52,13 +52,13 @@ def _config(settings: VideoTrainingSettings, model: Model) -> TemporalConfig:
     """Return the temporal layers' configuration, the model's or the settings', with the training's frames and noise."""
     if model.temporal is not None and settings.layers is not None:
         raise InputError(f"{model.name} has temporal layers of its own: leave layers out")
-    chosen = FAMILIES[settings.layers] if isinstance(settings.layers, str) else settings.layers
-    config = model.temporal or chosen or FAMILIES["videocrafter"]
+    chosen = LAYER_PRESETS[settings.layers] if isinstance(settings.layers, str) else settings.layers
+    config = model.temporal or chosen or LAYER_PRESETS["videocrafter"]
     ratio = config.noise_ratio if settings.noise_ratio is None else settings.noise_ratio
     return config.model_copy(update={"num_frames": settings.stages[-1].num_frames, "noise_ratio": ratio})
 
 
-def _check(settings: VideoTrainingSettings, model: Model, config: TemporalConfig) -> None:
+def _check_layers(settings: VideoTrainingSettings, model: Model, config: TemporalConfig) -> None:
     narrowest = min(model.net.image_unet.config.block_out_channels)
     for each in config.attentions:
         if split_heads(each, narrowest)[0] == 0:
@@ -77,8 +77,7 @@ def _check(settings: VideoTrainingSettings, model: Model, config: TemporalConfig
 
 def _network(net: VideoUNet, config: TemporalConfig, seed: int, call_stage: CallStage) -> VideoUNet:
     """Return the network with temporal layers of this configuration: its own, or new ones initialised from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         attached = videocrafter.attach(net.image_unet, config, call_stage)
     if net.temporal is not None and attached.temporal is not None:
         attached.temporal.load_state_dict(net.temporal.state_dict())

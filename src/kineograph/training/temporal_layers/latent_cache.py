@@ -45,7 +45,7 @@ EncodeClip = Callable[[ClipRequest], EncodedClip]
 
 
 def latent_encoder(model: Model) -> EncodeClip:
-    """Return the function that cuts and encodes every clip anew."""
+    """Return the function that cuts and encodes a clip, without a cache."""
 
     def encode(request: ClipRequest) -> EncodedClip:
         found = _encode(model, request.cut())

@@ -6,7 +6,7 @@ import json
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -21,6 +21,7 @@ from kineograph.models.temporal.config import TemporalConfig
 from kineograph.training import TrainingProgress, TrainingSettings, current_process, fit, load_weights
 from kineograph.training.gradients import LoadBatch
 from kineograph.training.lock import lock_folder
+from kineograph.training.loop import is_due
 from kineograph.training.optimisers import copy_weights
 from kineograph.training.settings import samples_per_step
 from kineograph.training.temporal_layers import batches, latent_cache, sources, validation
@@ -73,7 +74,7 @@ class StageRun(NamedTuple):
     @property
     def loop(self) -> TrainingSettings:
         """Settings of the stage's loop."""
-        return self.training.settings.of_stage(self.number)
+        return self.training.settings.loop_settings(self.number)
 
     @property
     def batch_size(self) -> int:
@@ -124,41 +125,32 @@ def train(training: PreparedTraining) -> Generator[StageProgress, None, None]:
         if process.is_main_process:
             stack.enter_context(lock_folder(folder))
         skipped, changed = _read_skipped(folder / SKIPPED), False
-        cache = settings.latent_cache
-        encode = (
-            latent_cache.cached_latent_encoder(training.model, cache)
-            if cache
-            else latent_cache.latent_encoder(training.model)
-        )
+        model, cache = training.model, settings.latent_cache
+        encode = latent_cache.cached_latent_encoder(model, cache) if cache else latent_cache.latent_encoder(model)
         for run in training.stages:
             for progress in _train_stage(run, encode, skipped):
                 changed = True
                 yield progress
             process.wait_for_everyone()
-            copy_weights(training.model.net, load_weights(run.folder))
+            copy_weights(model.net, load_weights(run.folder))
         if process.is_main_process and (changed or not (folder / FINAL).exists()):
             with replace_atomically(folder / FINAL) as part:
-                save(training.model, part)
+                save(model, part)
 
 
 def _train_stage(run: StageRun, encode: latent_cache.EncodeClip, skipped: Skipped) -> Iterator[StageProgress]:
     """Train a stage from its last checkpoint on; yields nothing if it is finished."""
-    model, settings, noted = run.training.model, run.training.settings, len(skipped)
+    model, settings, num_written = run.training.model, run.training.settings, len(skipped)
     loss = batches.denoising_loss(model, run.stage.num_frames, run.training.temporal.noise_ratio)
     load_batch = stage_batch_loader(run, encode, skipped)
     steps = fit(model.net, run.loop, run.folder, load_batch=load_batch, loss=loss, facts=_facts(run))
     videos = _validation_videos(run)
-    with closing(cast(Generator[TrainingProgress, None, None], steps)):
+    with closing(steps):
         for progress in steps:
-            noted = _write_skipped(skipped, noted, settings.output / SKIPPED, progress)
-            due = is_validation_due(run.loop, progress)
+            num_written = _write_skipped(skipped, num_written, settings.output / SKIPPED, progress)
+            due = is_due(run.loop, progress.step, run.loop.validation_steps)
             files = validation.save_validation_videos(videos, progress) if videos and due else []
             yield StageProgress(run.number + 1, len(settings.stages), progress, files, skipped)
-
-
-def is_validation_due(loop: TrainingSettings, progress: TrainingProgress) -> bool:
-    """Return True if validation samples are generated at this step."""
-    return progress.step % loop.validation_steps == 0 or progress.step == loop.max_train_steps
 
 
 def _validation_videos(run: StageRun) -> validation.ValidationVideos | None:
@@ -219,14 +211,14 @@ def _read_skipped(file: Path) -> Skipped:
     return {row["name"]: row["reason"] for row in rows}
 
 
-def _write_skipped(skipped: Skipped, noted: int, file: Path, progress: TrainingProgress) -> int:
-    """Append the skipped files after the first `noted`, and return their new number."""
-    new = list(skipped.items())[noted:]
+def _write_skipped(skipped: Skipped, num_written: int, file: Path, progress: TrainingProgress) -> int:
+    """Append the skipped files after the first `num_written`, and return their new number."""
+    new = list(skipped.items())[num_written:]
     if new:
         with file.open("a", encoding="utf-8") as opened:
             opened.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new)
-        progress.log.write(progress.step, {"skipped": noted + len(new)})
-    return noted + len(new)
+        progress.log.write(progress.step, {"skipped": num_written + len(new)})
+    return num_written + len(new)
 
 
 def any_process_stops(training: PreparedTraining, stop: bool) -> bool:  # noqa: FBT001 (a fact that is passed on)

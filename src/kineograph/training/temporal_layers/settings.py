@@ -14,7 +14,7 @@ from kineograph.models.temporal.config import TemporalConfig
 from kineograph.training import TrainingSettings
 
 POCKET = "pocket"
-FAMILIES: Mapping[str, TemporalConfig] = MappingProxyType(
+LAYER_PRESETS: Mapping[str, TemporalConfig] = MappingProxyType(
     {
         "videocrafter": videocrafter.TEXT_TO_VIDEO_1024,
         "videocrafter-512": videocrafter.TEXT_TO_VIDEO_512,
@@ -139,8 +139,10 @@ class VideoTrainingSettings(BaseModel):
     @field_validator("layers")
     @classmethod
     def _check_layers(cls, layers: str | TemporalConfig | None, others: Any) -> str | TemporalConfig | None:
-        if isinstance(layers, str) and layers not in FAMILIES:
-            raise ValueError(f"expected {', '.join(FAMILIES)}, or a mapping with an entry, a transformer and so on")
+        if isinstance(layers, str) and layers not in LAYER_PRESETS:
+            raise ValueError(
+                f"expected {', '.join(LAYER_PRESETS)}, or a mapping with an entry, a transformer and so on"
+            )
         if layers is not None and others.data.get("motion") is not None:
             raise ValueError("expected none where motion names the temporal layers")
         return layers
@@ -171,7 +173,7 @@ class VideoTrainingSettings(BaseModel):
             raise ValueError("expected no max_train_steps: each stage has its steps")
         return training
 
-    def of_stage(self, number: int) -> TrainingSettings:
+    def loop_settings(self, number: int) -> TrainingSettings:
         """Return the settings of a stage's loop; stages are counted from 0, and each has a seed of its own."""
         stage = self.stages[number]
         changes = {
