@@ -19,7 +19,7 @@ PIPELINES = {
     "StableDiffusionXLPipeline": "SD XL",
     "StableDiffusionInstructPix2PixPipeline": "InstructPix2Pix",
 }
-POCKET = "SD 1.x, small; with ControlNets canny, depth, pose"
+POCKET_FAMILY = "SD 1.x, small; with ControlNets canny, depth, pose"
 HUB_EXAMPLES = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0")
 
 
@@ -59,7 +59,7 @@ def built_in_models() -> Iterator[ListedModel]:
 
     if not (WEIGHTS / "model_index.json").exists():
         return
-    yield ListedModel("pocket", POCKET, "built in", _megabytes(WEIGHTS))
+    yield ListedModel("pocket", POCKET_FAMILY, "built in", _megabytes(WEIGHTS))
     for name in (*MODELS, *find_plugins("models")):
         model = built_in_model(name)
         if (WEIGHTS / model.folder).is_dir():

@@ -133,11 +133,8 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
 def parse_named(texts: Sequence[str] | None, what: str, form: str) -> dict[str, str]:
     """Parse NAME=VALUE options into values by name.
 
-    Args:
-        what, form: the option and its form, for messages.
-
-    Raises:
-        InputError: a name or a value is missing, or a name is given twice.
+    what, form: the option and its form, for messages. Raises InputError when a name or a value is missing, or a
+    name is given twice.
     """
     values: dict[str, str] = {}
     for text in texts or ():

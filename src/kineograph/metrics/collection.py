@@ -77,12 +77,11 @@ def collect_videos(
     whose clips are not known.
 
     Args:
-        prompts: by name, with or without folders and extension; by default those that Kineograph wrote into the
-            videos, one for each clip of a long video.
+        prompts: by the video's name, with or without folders and extension; by default those that Kineograph wrote into
+            the videos, one for each clip of a long video.
         fps: frame rate at which videos are read; by default each video's own.
 
-    Raises:
-        InputError: the folder is missing, holds no video, or none that can be read.
+    Raises InputError when the folder is missing, holds no video, or none that can be read.
     """
     folder = Path(folder).expanduser()
     names = _find_names(folder)
@@ -110,8 +109,7 @@ def decode_video(entry: VideoEntry) -> DecodedVideo:
 def read_prompts(path: str | Path) -> dict[str, str]:
     """Read prompts by video from a .csv or .jsonl file with a column for the file name and one for the prompt.
 
-    Raises:
-        InputError: a row lacks one of them, or gives a video another prompt; the message names the line.
+    Raises InputError when a row lacks one of them or gives a video another prompt; the message names the line.
     """
     path, prompts = Path(path).expanduser(), dict[str, str]()
     for where, row in read_rows(path):
@@ -199,11 +197,7 @@ Row = dict[str, str]
 def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """Read the rows of a .csv or .jsonl file, column names in lower case.
 
-    Yields:
-        (place of the row for messages, the row).
-
-    Raises:
-        InputError: the file cannot be read.
+    Yields pairs of the row's place, for messages, and the row. Raises InputError when the file cannot be read.
     """
     if path.suffix.lower() not in (".csv", ".jsonl"):
         raise InputError(f"{path} is neither a .csv nor a .jsonl")

@@ -111,11 +111,7 @@ def inception_score(probabilities: Probabilities, splits: int = SPLITS) -> Mean:
     The result is the mean over the splits and its standard error; papers print the standard deviation, which is
     sqrt(splits) times as large. Split k holds videos k, k + splits, ..., since folders are often sorted by class.
 
-    Args:
-        probabilities: class probabilities of each video, [n k].
-
-    Raises:
-        InputError: fewer than two videos per split.
+    probabilities: class probabilities of each video, [n k]. Raises InputError for fewer than two videos per split.
     """
     if len(probabilities) < 2 * splits:
         raise InputError(f"{splits} splits need at least {2 * splits} videos, got {len(probabilities)}")

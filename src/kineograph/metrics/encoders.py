@@ -83,8 +83,7 @@ def load_videomae(source: str | Path, device: Device = "cpu") -> Extractor:
 
     Features are the mean of its last hidden state; a model for video classification gives class probabilities too.
 
-    Raises:
-        InputError: it is not a VideoMAE, incomplete or unreachable.
+    Raises InputError when it is not a VideoMAE, incomplete or unreachable.
     """
     folder = _model_folder(source, "videomae")
     architectures = _read_json(folder / "config.json").get("architectures") or []

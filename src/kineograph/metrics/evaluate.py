@@ -37,8 +37,7 @@ def evaluate(
         prompts, fps: see `collect_videos`.
         on_video: called with (videos measured, all videos) of a folder.
 
-    Raises:
-        InputError: a folder holds no videos, two folders have one name, or a video is too short for an extractor.
+    Raises InputError when a folder holds no videos, two have one name, or a video is too short for an extractor.
     """
     names = _evaluation_names(folders)
     collections = [collect_videos(folder, prompts, fps) for folder in folders]

@@ -51,9 +51,8 @@ def load_metrics(
         names: names as `load_extractor` takes them; by default `default_extractor`.
         images: a folder with images of a subject or style, for CLIP-I.
 
-    Raises:
-        InputError: an extractor cannot be loaded, two have one name, `images` is given without a CLIP or holds no
-            images, or OpenCV is not installed.
+    Raises InputError when an extractor cannot be loaded, two have one name, `images` is given without a CLIP or holds
+    no images, or OpenCV is not installed.
     """
     names = names or [default_extractor()]
     extractors, metrics = load_extractors(names, device), [flow_metric()]
@@ -80,13 +79,9 @@ def load_extractors(names: Sequence[str], device: torch.device | str = "cpu") ->
 
 
 def load_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
-    """Load an extractor.
+    """Load an extractor: pocket, clip, clip:PATH, videomae:PATH (folders or hub ids) or torchscript:FILE.
 
-    Args:
-        name: pocket, clip, clip:PATH, videomae:PATH (folders or hub ids) or torchscript:FILE.
-
-    Raises:
-        InputError: there is no such extractor, or it cannot be loaded.
+    Raises InputError when there is no such extractor, or it cannot be loaded.
     """
     if name == POCKET:
         return load_plugin("extractors", POCKET)()

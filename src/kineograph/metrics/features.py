@@ -71,11 +71,8 @@ class Extractor(NamedTuple):
 def check_video_lengths(lengths: Mapping[str, int], extractor: Extractor) -> None:
     """Check that every video has enough frames for an extractor.
 
-    Args:
-        lengths: number of frames of each video, by name.
-
-    Raises:
-        InputError: some are too short; the message names the first few.
+    lengths: number of frames of each video, by name. Raises InputError when some are too short, and
+    names the first few.
     """
     short = [f"{name} has {length}" for name, length in lengths.items() if length < extractor.min_frames]
     if short:

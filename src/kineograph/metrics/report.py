@@ -82,9 +82,8 @@ def compare_reports(
     Args:
         ignore_protocol: names of scores to compare although they were measured by different protocols.
 
-    Raises:
-        InputError: a file is no report; another score was measured by different protocols (the message names the
-            differences); a name is in neither report; or the reports share no score.
+    Raises InputError when a file is no report, another score was measured by different protocols (the message names
+    the differences), a name is in neither report, or the reports share no score.
     """
     return compare_scores(read_scores(ours), read_scores(theirs), ignore_protocol)
 

@@ -94,8 +94,7 @@ def measure_videos(
     Args:
         on_video: called with (videos done, all videos).
 
-    Raises:
-        InputError: a video is too short for an extractor (before any is measured), or none can be decoded.
+    Raises InputError when a video is too short for an extractor (before any is measured), or none can be decoded.
     """
     for extractor in extractors:
         check_video_lengths(collection.lengths, extractor)

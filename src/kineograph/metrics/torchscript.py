@@ -66,8 +66,7 @@ def load_torchscript(file: str | Path, device: torch.device | str = "cpu") -> Ex
     The input format is read from FILE.json, a `ClipFormat`. Without that file, StyleGAN-V's I3D is recognised by its
     arguments, and another network gets 16 frames of 224 x 224 with values from -1 to 1.
 
-    Raises:
-        InputError: the file or FILE.json cannot be read.
+    Raises InputError when the file or FILE.json cannot be read.
     """
     path = Path(file).expanduser()
     network = _load_network(path, device)

@@ -73,8 +73,7 @@ def image_similarity_metric(encoder: ClipEncoder, images: Sequence[Frames], dige
 def flow_metric() -> VideoMetric:
     """Return motion magnitude, share of followed pixels and warp error, as `optical_flow.measure_flow` defines them.
 
-    Raises:
-        InputError: OpenCV is not installed.
+    Raises InputError when OpenCV is not installed.
     """
     optical_flow.import_flow_library()
     aspects = {"motion": MOTION, "followed": CONSISTENCY, "warp error": CONSISTENCY}
