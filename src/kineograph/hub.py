@@ -98,23 +98,13 @@ def _fetch(name: str, fetch: Callable[[], str | Path]) -> Path:
         raise InputError(f"the Hub has no {name} that you can access: check the name, or pass token=...") from error
     except errors.RevisionNotFoundError as error:
         raise InputError(f"{name} has no such revision: look at https://hf.co/{name}/commits/main") from error
-    except errors.EntryNotFoundError as error:
-        raise InputError(_not_found_message(name, error)) from error
-    except (errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
-        raise InputError(_offline_message(name, error)) from error
-
-
-def _not_found_message(name: str, error: Exception) -> str:
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return _offline_message(name, error)
-    return f"{name} on the Hub is not laid out as expected ({error})"
-
-
-def _offline_message(name: str, error: Exception) -> str:
-    return (
-        f"{name} is neither a path here nor in the cache of the Hub, and the Hub is not reached "
-        f"({type(error).__name__}): go online (HF_HUB_OFFLINE unset, local_files_only not given) or pass a folder"
-    )
+    except (errors.EntryNotFoundError, errors.OfflineModeIsEnabled, errors.HfHubHTTPError, OSError) as error:
+        if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
+            raise InputError(f"{name} on the Hub is not laid out as expected ({error})") from error
+        raise InputError(
+            f"{name} is neither a path here nor in the cache of the Hub, and the Hub is not reached "
+            f"({type(error).__name__}): go online (HF_HUB_OFFLINE unset, local_files_only not given) or pass a folder"
+        ) from error
 
 
 def _is_repository(source: str) -> bool:

@@ -15,6 +15,7 @@ from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
+from kineograph.models.unet.frame_attention import FrameAttention
 from kineograph.motion import frame_warp, parse
 from kineograph.request import IMAGE_MODEL_FPS, MOTION, NUM_FRAMES, Request
 from kineograph.samplers import BY_NAME, Sampler, Step
@@ -143,6 +144,21 @@ def build_sampler(plan: Plan, noise_frames: Sequence[int]) -> Sampler:
         return BY_NAME[plan.sampler].sampler(noise_at)(denoise, x, sigmas)
 
     return sampler
+
+
+def bind_prompts(
+    model: Model, request: Request, plan: Plan, frame_attention: FrameAttention
+) -> tuple[Denoise, Denoise]:
+    """Bind an image model to the prompt and to the negative prompt, with the plan's controls."""
+    denoise_cond, denoise_uncond = (
+        model.bind(
+            plan.add_control(model.prompt([text], size=(plan.height, plan.width))),
+            frame_attention=frame_attention,
+            chunk_size=request.chunk_size,
+        )
+        for text in (request.prompt, request.negative_prompt)
+    )
+    return denoise_cond, denoise_uncond
 
 
 def guide(request: Request, plan: Plan, schedule: Schedule, denoise_cond: Denoise, denoise_uncond: Denoise) -> Denoise:

@@ -238,7 +238,9 @@ def test_evaluate_command(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as laboratory:
         laboratory.setattr(plugins, "entry_points", lambda group: ())
         status, out, err = run("made", "--extractor", "pocket", "--device", "cpu")
-        assert status == 2 and err.splitlines()[-1].endswith("not installed: pip install kineograph-lab")
+        assert status == 2 and err.splitlines()[-1].endswith(
+            "not installed: pip install kineograph-lab (in a clone: pip install -e lab)"
+        )
         status, out, err = run("made", "--device", "cpu", "-o", "alone")
         assert status == 0 and "motion: " in err and "CLIP-T: " in err and "accuracy" not in err
     status, out, err = run("gone")

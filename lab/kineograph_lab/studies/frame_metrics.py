@@ -34,7 +34,10 @@ class JudgedFrames(NamedTuple):
 
 
 def prompt_agreement(judged: JudgedFrames, case: Case) -> dict[str, float]:
-    """Return the shares of frames with the case's subject, colour and scene; 1 if subject and colour of frame 0 are."""
+    """Return the shares of frames with the case's subject, colour and scene.
+
+    "first right" is 1 if frame 0 has its subject and colour.
+    """
     return {
         "thing": share_equal(judged.subjects, case.subject),
         "colour": share_equal(judged.colours, case.colour),

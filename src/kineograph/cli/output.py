@@ -21,7 +21,7 @@ WriteVideo = Callable[["Video"], Path]
 
 
 def choose_writer(output: Path | None, request: Request, overwrite: bool) -> WriteVideo:
-    """Return the function that will write the video. Raises now whatever is known to make it fail later.
+    """Return the function that will write the video. Raises now if writing is known to fail later.
 
     Args:
         output: by default a new file in `outputs/`.

@@ -16,12 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from kineograph.errors import InputError, InputWarning
 
-INVALID_INPUT, STOPPED, TERMINATED = 2, 130, 143
+INVALID_INPUT, STOPPED, TERMINATED = 2, 130, 143  # exit statuses
 FINAL_MESSAGES = {
     STOPPED: "stopped: no half-written file is left",
     TERMINATED: "terminated: no half-written file is left",
 }
-MAX_NAMES = 5  # in a message
 OUT_OF_MEMORY = "out of memory: compute fewer frames at once (--chunk-size 2), fewer in all, or a smaller size"
 
 
@@ -149,9 +148,8 @@ def stop_signals() -> Iterator[Callable[[], int]]:
 
 def join_first(texts: Iterable[str]) -> str:
     """Join the first few texts, and say how many more there are."""
-    listed = list(texts)
-    more = f"; and {len(listed) - MAX_NAMES} more" if len(listed) > MAX_NAMES else ""
-    return "; ".join(listed[:MAX_NAMES]) + more
+    listed, count = list(texts), 5
+    return "; ".join(listed[:count]) + (f"; and {len(listed) - count} more" if len(listed) > count else "")
 
 
 def format_duration(seconds: float) -> str:

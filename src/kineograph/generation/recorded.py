@@ -18,21 +18,9 @@ from kineograph.models.model import Model
 from kineograph.request import Request
 
 LOAD_ARGUMENTS = {
-    "source",
-    "motion",
-    "motion_adapter",
-    "adapter",
-    "ip_adapter",
-    "lora",
-    "controlnet",
-    "textual_inversion",
-    "vae",
-    "decoder",
-    "config",
-    "prediction_type",
-    "revision",
-    "variant",
-}
+    "source", "motion", "motion_adapter", "adapter", "ip_adapter", "lora", "controlnet", "textual_inversion", "vae",
+    "decoder", "config", "prediction_type", "revision", "variant",
+}  # fmt: skip
 
 
 def replay(
@@ -66,13 +54,14 @@ def load_recorded_model(settings: Mapping[str, Any], *, device: str | None = Non
 
     Raises InputError when it was a live pipeline, or no longer exists.
     """
-    was = settings["model"]
-    if not was["load"]:
+    recorded = settings["model"]
+    arguments = recorded["load"]
+    if not arguments:
         raise InputError(
-            f"this video was generated with {was['name']}, a live pipeline whose source is not recorded: open it again "
-            "and call kineograph.replay(path, model=kineograph.load(pipeline))"
+            f"this video was generated with {recorded['name']}, a live pipeline whose source is not recorded: open it "
+            "again and call kineograph.replay(path, model=kineograph.load(pipeline))"
         )
-    if strange := set(was["load"]) - LOAD_ARGUMENTS:  # a file may come from anyone
-        raise InputError(f"these settings would load a model with unknown arguments: {', '.join(sorted(strange))}")
-    lora = [tuple(pair) for pair in was["load"].get("lora", [])]  # JSON makes lists of pairs
-    return load(**{**was["load"], "lora": lora, "device": device or was["device"], "dtype": was["dtype"]})
+    if unknown := set(arguments) - LOAD_ARGUMENTS:  # a file may come from anyone
+        raise InputError(f"these settings would load a model with unknown arguments: {', '.join(sorted(unknown))}")
+    lora = [tuple(pair) for pair in arguments.get("lora", [])]  # JSON turns pairs into lists
+    return load(**{**arguments, "lora": lora, "device": device or recorded["device"], "dtype": recorded["dtype"]})

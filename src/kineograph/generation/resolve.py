@@ -23,7 +23,7 @@ def resolve(model: Model, request: Request, video_model: Model | None = None) ->
     """
     method = request.method or _default_method(model, video_model)
     _check_method(model, video_model, method, request)
-    with_motion = video_model or model
+    with_motion = video_model or model  # the model that may have temporal layers
     with_motion.net.check_motion_scale(request.motion_scale, with_motion.name)
     sampler = request.sampler or (model.temporal.sampler if model.temporal else "ddim")
     request = replace(request, method=method, sampler=sampler)

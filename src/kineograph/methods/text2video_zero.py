@@ -23,7 +23,7 @@ from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import first
 from kineograph.motion import Warp, frame_warp, parse
-from kineograph.plan import Plan, SamplingRun, build_sampler, guide, spaced_sigmas
+from kineograph.plan import Plan, SamplingRun, bind_prompts, build_sampler, guide, spaced_sigmas
 from kineograph.request import Request
 from kineograph.samplers import ForegroundMasks, Sampler, Step, ddim, smooth_background
 from kineograph.sigmas import insert_sigmas, starting_at, until
@@ -90,7 +90,7 @@ def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) ->
 def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
     """Sample a clip with a camera motion; or, with control videos and no motion, from one noise for all frames."""
     sigmas = spaced_sigmas(request, plan, model.schedule)
-    denoise = _bind(model, request, plan)
+    denoise = guide(request, plan, model.schedule, *bind_prompts(model, request, plan, first))
     if plan.inputs.motion is None:
         initial = noise.shared(plan.seed, plan.frames, plan.latent_shape).to(model.device)
         steps = build_sampler(plan, [0] * len(plan.frames))(denoise, sigmas[0] * initial, sigmas)
@@ -114,19 +114,6 @@ def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
     )
     alone, together = until(sigmas, warp_at)[:-1], starting_at(sigmas, renoise_to)
     return SamplingRun(len(alone) + len(together) if len(plan.frames) > 1 else len(sigmas), initial, steps)
-
-
-def _bind(model: Model, request: Request, plan: Plan) -> Denoise:
-    """Bind prompts, controls and guidance, with attention of every frame to the first."""
-    denoise_cond, denoise_uncond = (
-        model.bind(
-            plan.add_control(model.prompt([text], size=(plan.height, plan.width))),
-            frame_attention=first,
-            chunk_size=request.chunk_size,
-        )
-        for text in (request.prompt, request.negative_prompt)
-    )
-    return guide(request, plan, model.schedule, denoise_cond, denoise_uncond)
 
 
 def _foreground_masks(model: Model, request: Request) -> ForegroundMasks:

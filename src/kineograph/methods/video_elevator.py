@@ -25,7 +25,7 @@ from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.frame_attention import first
 from kineograph.models.vae.autoencoder import same_latent_space
-from kineograph.plan import Plan, SamplingRun, build_sampler, fit_to_sampler, guide, spaced_sigmas
+from kineograph.plan import Plan, SamplingRun, bind_prompts, build_sampler, fit_to_sampler, guide, spaced_sigmas
 from kineograph.request import Request
 from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to
 from kineograph.sigmas import insert_sigmas, starting_at, until
@@ -195,14 +195,7 @@ def _pick_evenly(sigmas: list[float], max_steps: int | None) -> list[float]:
 def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
     """Sample a clip; the run's steps are the image model's."""
     options, sigmas = request.elevation, spaced_sigmas(request, plan, model.schedule)
-    denoise_cond, denoise_uncond = (
-        model.bind(
-            plan.add_control(model.prompt([text], size=(plan.height, plan.width))),
-            frame_attention=first,
-            chunk_size=request.chunk_size,
-        )
-        for text in (request.prompt, request.negative_prompt)
-    )
+    denoise_cond, denoise_uncond = bind_prompts(model, request, plan, first)
     ratio = options.shared_noise
     own_noise = noise.partly_shared(ratio, plan.seed, plan.frames, plan.latent_shape, plan.clip).to(model.device)
     initial = plan.continue_noise(own_noise)
@@ -226,7 +219,7 @@ def bind_video_model(model: Model, request: Request, plan: Plan) -> Refine:
     name = "lcm" if config.sampler == "lcm" else "ddim"
     noise_at = noise.per_sigma(plan.seed, plan.frames, shape)
     refine = refine_with_video_model(
-        _bind_prompts(video, request, plan, name),
+        _bind_video_prompts(video, request, plan, name),
         BY_NAME[name].spacing(video.schedule.sigmas, request.num_inference_steps),
         options.video_steps,
         noise_at,
@@ -248,7 +241,7 @@ def bind_video_model(model: Model, request: Request, plan: Plan) -> Refine:
     return refine_frames
 
 
-def _bind_prompts(video: Model, request: Request, plan: Plan, sampler: str) -> Denoise:
+def _bind_video_prompts(video: Model, request: Request, plan: Plan, sampler: str) -> Denoise:
     """Bind the video model's prompts and guidance."""
     options = request.elevation
     scale = request.guidance_scale if options.video_guidance_scale is None else options.video_guidance_scale

@@ -22,7 +22,7 @@ from kineograph.metrics.features import Frames
 from kineograph.models.formats.tensor_files import preview_names
 
 EXTENSIONS = VIDEO_SUFFIXES | {".webp"}  # animated, as Kineograph writes them
-FRAME = "frame_*.png"
+FRAME_PATTERN = "frame_*.png"
 
 
 class VideoEntry(NamedTuple):
@@ -127,12 +127,12 @@ def read_prompts(path: str | Path) -> dict[str, str]:
 def _find_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise InputError(f"there is no folder {folder}: expected one with videos in it")
-    if any(folder.glob(FRAME)):
+    if any(folder.glob(FRAME_PATTERN)):
         raise InputError(f"{folder} is one video, as a folder of its frames: give the folder that contains it")
     found = []
     for parent, subfolders, files in os.walk(folder):
         inside = Path(parent)
-        frames = [name for name in subfolders if any((inside / name).glob(FRAME))]
+        frames = [name for name in subfolders if any((inside / name).glob(FRAME_PATTERN))]
         subfolders[:] = [name for name in subfolders if name not in frames]
         videos = [name for name in files if Path(name).suffix.lower() in EXTENSIONS]
         found += [(inside / name).relative_to(folder).as_posix() for name in (*frames, *videos)]

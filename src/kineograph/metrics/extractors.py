@@ -86,7 +86,7 @@ def load_extractor(name: str, device: torch.device | str = "cpu") -> Extractor:
     if name == POCKET:
         return load_plugin("extractors", POCKET)()
     if name == CLIP:
-        return clip_extractor(load_clip_encoder(POCKET_CLIP, device))._replace(name=BUILT_IN[1])
+        return clip_extractor(load_clip_encoder(POCKET_CLIP, device))._replace(name="pocket-clip")
     kind, _, source = name.partition(":")
     if kind not in LOADERS or not source:
         raise InputError(f"there is no extractor {name!r}: expected {POCKET}, {CLIP}, {':PATH, '.join(LOADERS)}:PATH")

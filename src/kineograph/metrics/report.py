@@ -146,7 +146,7 @@ def read_scores(path: str | Path) -> dict[str, ScoreRecord]:
         raise InputError(f"{path} is no report of `kineograph evaluate`: expected its JSON with scores") from error
 
 
-def scores_by_name(report: ScoreRecord) -> dict[str, ScoreRecord]:
+def scores_by_name(report: Mapping[str, Any]) -> dict[str, ScoreRecord]:
     """Return the scores of a report, given as JSON values, by name."""
     return {each["name"]: each for each in report["scores"] if {"value", "error", "protocol", "settings"} <= {*each}}
 

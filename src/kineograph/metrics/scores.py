@@ -69,7 +69,7 @@ class Measurements:
         """Return the features [n d] by the extractor of this number."""
         return np.stack([video.features[number].features for video in self.videos])
 
-    def sample(self) -> dict[str, Any]:
+    def describe_sample(self) -> dict[str, Any]:
         """Return what scores depend on besides extractor and metric: count, lengths, rates, prompts."""
         lengths, rates = ([getattr(video, name) for video in self.videos] for name in ("frames", "fps"))
         prompts = sorted(video.prompt for video in self.videos if video.prompt is not None)
@@ -151,7 +151,7 @@ def _metric_scores(ours: Measurements, metrics: Sequence[VideoMetric]) -> Iterat
     for metric in metrics:
         for name, aspect in metric.aspects.items():
             values = [video.values[name] for video in ours.videos if name in video.values]
-            settings = {"score": name, **metric.protocol, "sample": ours.sample()}
+            settings = {"score": name, **metric.protocol, "sample": ours.describe_sample()}
             if values:
                 yield Score(name, aspect, distances.mean(values), len(values), settings | {"counted": len(values)})
 
@@ -167,7 +167,7 @@ def _inception_scores(ours: Measurements, number: int, extractor: Extractor) -> 
         text = f"the Inception Score is left out: {needed}, got {len(probabilities)}"
         warnings.warn(text, InputWarning, stacklevel=4)
         return
-    settings = {"score": "IS", "splits": SPLITS, "extractor": extractor.protocol(), "sample": ours.sample()}
+    settings = {"score": "IS", "splits": SPLITS, "extractor": extractor.protocol(), "sample": ours.describe_sample()}
     yield Score(
         f"IS ({extractor.name})",
         QUALITY,
@@ -189,8 +189,8 @@ def _distance_scores(ours: Measurements, against: Measurements, number: int, ext
         "FVD": lambda features: distances.frechet_distance(moments(features), reference_moments),
         "KVD": lambda features: distances.kernel_distance(features, theirs),
     }
-    settings = {"extractor": extractor.protocol(), "sample": ours.sample()}
-    settings["against"] = {**against.sample(), "files": against.digest}
+    settings = {"extractor": extractor.protocol(), "sample": ours.describe_sample()}
+    settings["against"] = {**against.describe_sample(), "files": against.digest}
     for name, statistic in statistics.items():
         score = f"{name} ({extractor.name})"
         yield Score(score, QUALITY, jackknife(statistic, mine), len(mine), {"score": name, **settings})

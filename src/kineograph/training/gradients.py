@@ -28,7 +28,7 @@ NetT = TypeVar("NetT", bound=nn.Module)
 LoadBatch = Callable[[int, range], BatchT]  # (step, numbers of its samples) -> batch
 LossFunction = Callable[[NetT, BatchT, int], Mapping[str, Tensor]]  # (net, batch, seed of its first sample) -> losses
 CPU = torch.device("cpu")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class MicroBatch(NamedTuple):
@@ -142,7 +142,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     Cast weights are not cached: threads share that cache, and would find weights in it that another step has changed.
     """
     return torch.autocast(
-        device.type, DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES, cache_enabled=False
+        device.type, AMP_DTYPES.get(precision, torch.bfloat16), enabled=precision in AMP_DTYPES, cache_enabled=False
     )
 
 

@@ -30,7 +30,6 @@ from kineograph.training.customise.settings import SamplingSettings
 Pixels = UInt8[np.ndarray, "h w 3"]
 Images = str | Path | Sequence[str | Path | np.ndarray]
 
-CAPTION_SUFFIXES = (".txt", ".caption")
 # Formats that cameras and phones write too: never ignored silently, and read where Pillow can.
 PHOTO_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 
@@ -133,7 +132,7 @@ def _digest(pixels: Pixels) -> str:
 
 
 def _read_caption(image: Path) -> str | None:
-    for file in (image.with_suffix(suffix) for suffix in CAPTION_SUFFIXES):
+    for file in (image.with_suffix(suffix) for suffix in (".txt", ".caption")):
         if file.is_file():
             try:
                 return file.read_text(encoding="utf-8-sig").strip() or None

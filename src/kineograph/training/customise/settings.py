@@ -14,17 +14,18 @@ from kineograph.methods.still_moving import STILL
 from kineograph.models.model import VIDEO_MODEL_FPS, Model
 from kineograph.models.placement import choose_placement
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
+from kineograph.models.temporal.config import STRICT
 from kineograph.training import TrainingSettings
 from kineograph.training.settings_file import SettingsT
-from kineograph.training.temporal_layers.settings import STRICT, LogNormalSigmas
+from kineograph.training.temporal_layers.settings import LogNormalSigmas
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-TRANSFORMERS = (*ATTENTION, "net.0.proj", "net.2")
+TRANSFORMER_BLOCKS = (*ATTENTION, "net.0.proj", "net.2")
 LAYERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "attention": ATTENTION,
-        "transformers": TRANSFORMERS,  # and feed-forward
-        "all": (*TRANSFORMERS, "conv1", "conv2"),  # and the convolutions of the ResNet blocks
+        "transformers": TRANSFORMER_BLOCKS,  # and feed-forward
+        "all": (*TRANSFORMER_BLOCKS, "conv1", "conv2"),  # and the convolutions of the ResNet blocks
     }
 )
 PRECISIONS = {torch.bfloat16: "bf16", torch.float16: "fp16"}

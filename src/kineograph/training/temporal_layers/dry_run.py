@@ -27,7 +27,7 @@ from kineograph.training.temporal_layers.settings import Stage
 from kineograph.training.temporal_layers.sources import ClipShape, OpenSource, clip_shape, cut_clip
 
 NUM_TRIED = 20  # items of each source that are opened, to see whether they can be
-HALF = 0.55  # memory of mixed precision relative to float32: some activations stay float32
+MIXED_PRECISION_MEMORY = 0.55  # memory of mixed precision relative to float32: some activations stay float32
 
 
 class ParameterCount(NamedTuple):
@@ -215,7 +215,7 @@ def activation_bytes(model: Model, stage: Stage, batch: int, precision: str) -> 
         inside = sum(each.saved for each in parts)
     else:  # gradient checkpointing: all inputs, and the activations of one stage at a time
         inside = sum(each.inputs for each in parts) + max(each.saved for each in parts)
-    return round((sum(outside.values()) + inside) * (1 if precision == "no" else HALF))
+    return round((sum(outside.values()) + inside) * (1 if precision == "no" else MIXED_PRECISION_MEMORY))
 
 
 def _on_meta(weight: Tensor) -> Tensor:

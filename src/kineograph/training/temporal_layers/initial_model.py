@@ -18,7 +18,7 @@ from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig, split_heads
 from kineograph.models.unet.forward import CallStage, call_directly
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.training.gradients import DTYPES, seeded
+from kineograph.training.gradients import AMP_DTYPES, seeded
 from kineograph.training.group_norm import prepare_for_device
 from kineograph.training.temporal_layers.settings import LAYER_PRESETS, VideoTrainingSettings
 
@@ -36,7 +36,7 @@ def open_model(settings: VideoTrainingSettings, device: torch.device) -> Model:
     net = _network(model.net, config, settings.training.seed, call_stage)
     set_trained(net, settings.trained, settings.frozen)
     _check_trained(settings, net)
-    compute_dtype = DTYPES.get(settings.training.mixed_precision, torch.float32)
+    compute_dtype = AMP_DTYPES.get(settings.training.mixed_precision, torch.float32)
     net = prepare_for_device(net, device, compute_dtype).eval()
     return replace(model, net=net, vocabulary=None)  # its list of known words will not hold any more
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from kineograph.methods import videocrafter
-from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.temporal.config import STRICT, TemporalConfig
 from kineograph.training import TrainingSettings
 
 POCKET = "pocket"
@@ -23,7 +23,6 @@ LAYER_PRESETS: Mapping[str, TemporalConfig] = MappingProxyType(
 )
 # Fields that may change when a training is resumed, without an effect on the resulting weights.
 STAGES_MAY_CHANGE = {"training", "validation", "output", "latent_cache", "gradient_checkpointing", "stages"}
-STRICT = ConfigDict(frozen=True, extra="forbid")
 
 
 class DataSource(BaseModel):
