@@ -26,7 +26,7 @@ def animate(
         video_option(help=f"{' or '.join(FIRST_FRAMES)}: the image conditions the model, or is the first frame too."),
     ] = DEFAULT.first_frame,
     image_scale: Annotated[
-        float, video_option(help="Scale of the image tokens beside the text tokens.")
+        float, video_option(help="Scale of the image tokens relative to the text tokens.")
     ] = DEFAULT.image_scale,
     seed: options.Seed = DEFAULT.seed,
     fps: Annotated[

@@ -37,10 +37,7 @@ def default_extractor() -> str:
 
 
 def load_metrics(
-    names: Sequence[str] | None = None,
-    *,
-    images: str | Path | None = None,
-    device: torch.device | str = "cpu",
+    names: Sequence[str] | None = None, *, images: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> tuple[list[Extractor], list[VideoMetric]]:
     """Load the named extractors, and the video metrics that go with them.
 

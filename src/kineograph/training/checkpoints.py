@@ -69,7 +69,9 @@ def save_checkpoint(state: TrainState, position: LoopPosition, folder: Path, ter
     except (OSError, SafetensorError) as error:
         raise _write_error(path, needed, str(error)) from error
     for old in _list(folder)[limit:] if limit else []:
-        hidden = old.replace(old.with_name(f".{old.name}.part"))  # a kill leaves no half of it under its name
+        hidden = old.replace(
+            old.with_name(f".{old.name}.part")
+        )  # first, so that a kill leaves no half-removed checkpoint
         remove_path(hidden)
 
 

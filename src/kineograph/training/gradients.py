@@ -69,15 +69,15 @@ def step_gradients(
     load_batch: LoadBatch[BatchT],
     loss: LossFunction[NetT, BatchT],
 ) -> Iterator[StepGradients]:
-    """Yield the gradients of each step from `start` on, computed with the weights as they are when it is asked for."""
+    """Yield the gradients of each step from `start` on, computed with the weights at the time of the request."""
     steps = range(start, settings.max_train_steps)
     numbered = (each for step in steps for each in micro_batches(settings, step, processes))
     ahead = processes.threads + settings.dataloader_num_workers
     loaded = prefetch(load_batch, numbered, settings.seed, processes.loaders, ahead)
     compute = gradient_function(net, state, settings, loss)
     for _ in steps:
-        together = (list(islice(loaded, processes.threads)) for _ in range(settings.gradient_accumulation_steps))
-        results = chain.from_iterable(processes.map(compute, each) for each in together)
+        rounds = (list(islice(loaded, processes.threads)) for _ in range(settings.gradient_accumulation_steps))
+        results = chain.from_iterable(processes.map(compute, each) for each in rounds)
         yield sum_gradients(results, state.trained, processes)
 
 

@@ -82,7 +82,7 @@ def fit(
             return the same names at a step. The last argument is the seed of the first sample, the next sample has the
             next seed, as in `kineograph.noise`; random numbers of a sample depend on its seed alone. Called by several
             threads on a CPU.
-        facts: JSON values that must be the same when the run is resumed, beside the settings: names of data, of models.
+        facts: JSON values that must be equal when a run is resumed, besides the settings: names of data and models.
 
     Raises:
         InputError: the folder is in use or holds a run with other settings; there is nothing to train; a loss is not

@@ -162,8 +162,8 @@ def load_optimiser_state(optimisers: Optimisers, tensors: Mapping[str, Tensor]) 
     for key, value in tensors.items():
         name, _, quantity = key.rpartition("/")
         # in the order of the weight's memory: AdamW's fused step reads the two side by side
-        alike = value.shape == optimisers.parameters[name].shape
-        states[name][quantity] = torch.empty_like(optimisers.parameters[name] if alike else value).copy_(value)
+        same_shape = value.shape == optimisers.parameters[name].shape
+        states[name][quantity] = torch.empty_like(optimisers.parameters[name] if same_shape else value).copy_(value)
     names = {parameter: name for name, parameter in optimisers.parameters.items()}
     for each in optimisers.members:
         numbered = [(number, names[parameter]) for number, parameter in enumerate(_stepped(each))]

@@ -36,7 +36,7 @@ class Processes(NamedTuple):
 def current_process() -> PartialState:
     """Return this process among those that `accelerate launch` or torchrun started, with the device it trains on.
 
-    Call it before anything else asks accelerate, which takes processes on a CPU for unrelated ones unless told.
+    Call it before any other use of accelerate, which otherwise treats processes on a CPU as unrelated.
     """
     use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return PartialState(cpu=use_cpu or not torch.accelerator.is_available())

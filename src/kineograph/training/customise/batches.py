@@ -28,7 +28,7 @@ from kineograph.training.customise.settings import ErrorKind, ImageCustomisation
 from kineograph.training.gradients import LoadBatch, LossFunction
 from kineograph.training.temporal_layers.batches import SampleTimesteps
 
-# Streams of random numbers of one seed, beside those of other trainings.
+# Streams of random numbers of one seed, different from those of other trainings.
 ORDER_STREAM, SAMPLE_STREAM = 31, 32
 MAX_WEIGHT = 25.0  # of any sigma: near pure noise there is nothing to learn
 

@@ -18,7 +18,7 @@ from kineograph.training.customise.video_model import VideoCustomisation, needs_
 STEP_COST = 3.0
 NUM_TIMED = 2  # forward passes, of which the faster one counts: the first is slow
 
-Use = Literal["motion_adapter", "natural"]  # natural videos train a motion adapter, or keep what the model has learnt
+Use = Literal["motion_adapter", "natural"]  # natural videos train a motion adapter, or preserve the prior
 
 
 class PhaseEstimate(NamedTuple):

@@ -15,19 +15,11 @@ from kineograph.media.files import replace_atomically, slug
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
 from kineograph.training import TrainingProgress, current_process, use_averages
-from kineograph.training.customise import batches, image_data, networks
+from kineograph.training.customise import batches, image_data, networks, prompts
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.image_data import Crop, Images, Photo
 from kineograph.training.customise.networks import TrainedNetworks
 from kineograph.training.customise.phases import LATENTS, PREVIEWS, PRIOR, TRAINING, PhaseProgress, train_phase
-from kineograph.training.customise.prompts import (
-    CustomisationWords,
-    check_prompt_contains,
-    repeat_to,
-    style_words,
-    subject_words,
-    with_motions,
-)
 from kineograph.training.customise.settings import ImageCustomisationSettings, default_settings, with_changes
 from kineograph.training.gradients import autocast
 from kineograph.training.lock import lock_folder
@@ -48,7 +40,7 @@ class ImageCustomisation(NamedTuple):
     model: Model
     networks: TrainedNetworks
     photos: list[Photo]
-    words: CustomisationWords
+    words: prompts.CustomisationWords
     captioned: list[tuple[Photo, str]]
     prior_prompts: list[str]
     settings: ImageCustomisationSettings
@@ -117,18 +109,21 @@ def prepare_image_customisation(
     height, width = settings.height or model.default_size[0], settings.width or model.default_size[1]
     model.latent_shape(height, width)
     photos = image_data.load_photos(images, least=MIN_IMAGES[what], side=min(height, width) // 2)
-    words = style_words(model, style or "", photos) if subject is None else subject_words(model, subject, photos)
+    if subject is None:
+        words = prompts.style_words(model, style or "", photos)
+    else:
+        words = prompts.subject_words(model, subject, photos)
     if not words.prior:
         settings = with_changes(settings, {"prior_weight": 0.0})
     captioned = [
         (photo, each)
         for photo, caption in zip(photos, words.captions, strict=True)
-        for each in with_motions(caption, motions)
+        for each in prompts.with_motions(caption, motions)
     ]
-    prior = [each for caption in words.prior for each in with_motions(caption, motions)]
-    prior_prompts = repeat_to(prior, settings.prior_pictures) if settings.prior_weight else []
+    prior = [each for caption in words.prior for each in prompts.with_motions(caption, motions)]
+    prior_prompts = prompts.repeat_to(prior, settings.prior_pictures) if settings.prior_weight else []
     for each in settings.previews:
-        check_prompt_contains(words.name, each, "the preview")
+        prompts.check_prompt_contains(words.name, each, "the preview")
     model.prompt([*(caption for _, caption in captioned), *settings.previews])
     copies = networks.trainable_copy(model, settings)
     return ImageCustomisation(
@@ -140,15 +135,16 @@ def run_image_customisation(prepared: ImageCustomisation) -> Generator[PhaseProg
     """Run `customise_image` after its checks."""
     settings, parts = prepared.settings, [prepared.captioned]
     with lock_folder(prepared.output):
-        if prompts := prepared.prior_prompts:
+        if prepared.prior_prompts:
             files: list[Path] = []
             folder = settings.prior_folder or prepared.output / PRIOR
+            seed, size = settings.training.seed, prepared.size
             for generated in image_data.generate_missing_images(
-                prepared.model, prompts, folder, settings.drawing, size=prepared.size, seed=settings.training.seed
+                prepared.model, prepared.prior_prompts, folder, settings.drawing, size=size, seed=seed
             ):
                 files = generated.files
                 yield PhaseProgress("prior", generated.done, generated.total)
-            parts.append([*zip(map(image_data.load_photo, files), prompts, strict=True)])
+            parts.append([*zip(map(image_data.load_photo, files), prepared.prior_prompts, strict=True)])
         total, samples = sum(map(len, parts)), list[list[TrainingSample]]()
         encode = cached_latent_encoder(prepared.model, prepared.output / LATENTS)
         for part in parts:
@@ -204,7 +200,7 @@ def _train(prepared: ImageCustomisation, samples: list[list[TrainingSample]]) ->
 
 
 def image_facts(prepared: ImageCustomisation) -> dict[str, Any]:
-    """Return what must be the same when the training is resumed, beside the settings of its loop."""
+    """Return what must be the same when the training is resumed, besides the settings of its loop."""
     return {
         **prepared.settings.resume_settings(),
         "images": [[photo.digest[:16], caption] for photo, caption in prepared.captioned],
@@ -218,10 +214,7 @@ def _save_previews(prepared: ImageCustomisation, progress: TrainingProgress) -> 
     settings, model = prepared.settings, networks.model_with(prepared.model, prepared.networks)
     if not settings.previews:
         return []
-    with (
-        use_averages(prepared.networks, progress.average),
-        autocast(model.device, settings.training.mixed_precision),
-    ):
+    with use_averages(prepared.networks, progress.average), autocast(model.device, settings.training.mixed_precision):
         images = image_data.generate_images(
             model, settings.previews, settings.drawing, size=prepared.size, seed=settings.training.seed
         )

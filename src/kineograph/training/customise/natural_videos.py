@@ -1,6 +1,6 @@
-"""Natural videos, on which a video model keeps what it has learnt: the user's, or videos that it generates itself.
+"""Natural videos for prior preservation: the user's, or videos that the video model generates itself.
 
-Generated ones are to a video model what DreamBooth's prior is to an image model.
+Generated ones correspond to the images of DreamBooth's prior.
 """
 
 from __future__ import annotations

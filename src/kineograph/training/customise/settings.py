@@ -115,7 +115,7 @@ class ImageCustomisationSettings(BaseModel):
     training: TrainingSettings
 
     def resume_settings(self) -> dict[str, Any]:
-        """Return what decides the resulting weights, beside the settings of the loop, as JSON values."""
+        """Return what decides the resulting weights, besides the settings of the loop, as JSON values."""
         return self.model_dump(mode="json", exclude=IMAGE_MAY_CHANGE)
 
 
@@ -243,7 +243,7 @@ class VideoCustomisationSettings(BaseModel):
     motion_training: TrainingSettings
 
     def resume_settings(self) -> dict[str, Any]:
-        """Return what decides the resulting weights, beside the settings of the loops, as JSON values."""
+        """Return what decides the resulting weights, besides the settings of the loops, as JSON values."""
         return self.model_dump(mode="json", exclude=VIDEO_MAY_CHANGE)
 
 

@@ -25,7 +25,7 @@ from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.request import Request
-from kineograph.training.customise import adapters, batches
+from kineograph.training.customise import adapters, batches, phases
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.image_data import Crop, Images, generate_missing_images, load_photo, save_png
 from kineograph.training.customise.image_model import (
@@ -41,17 +41,7 @@ from kineograph.training.customise.natural_videos import (
     prepare_natural_videos,
 )
 from kineograph.training.customise.networks import inject_customised, load_customised, temporal_layers_name
-from kineograph.training.customise.phases import (
-    ADAPTER_FILE,
-    IMAGE,
-    LATENTS,
-    MOTION_ADAPTER_FILE,
-    PREVIEWS,
-    STILLS,
-    WHOLE,
-    PhaseProgress,
-    train_phase,
-)
+from kineograph.training.customise.phases import PhaseProgress, train_phase
 from kineograph.training.customise.prompts import check_prompt_contains, known_motions, repeat_to, still_prompts
 from kineograph.training.customise.settings import VideoCustomisationSettings, default_video_settings
 from kineograph.training.lock import lock_folder
@@ -99,9 +89,9 @@ def customise_video(
         output: a folder of this customisation alone, at the end with `adapter.safetensors`, for
             `kineograph.load(adapter=output)`; or, if all weights are trained (settings.spatial is None), with the whole
             video model in `whole`. The same call continues one that was stopped or killed.
-        image_model: the image model whose network has the temporal layers, if its noise schedule is another one, as
-            Stable Diffusion's beside AnimateDiff's motion modules.
-        natural_videos: a folder of videos with captions, on which the model keeps what it has learnt, or "pocket" for
+        image_model: the image model under the temporal layers, if its noise schedule differs from the video model's, as
+            with Stable Diffusion and AnimateDiff's motion modules.
+        natural_videos: a folder of videos with captions, so that the model does not forget others, or "pocket" for
             the pocket world's; unless given, the model generates them.
         settings: `default_video_settings(video, "subject")` or `default_video_settings(video, "style")` unless given.
 
@@ -133,8 +123,9 @@ def prepare_video_customisation(
     natural = prepare_natural_videos(video, settings, natural_videos)
     underlying = underlying_image_model(video, image_model)
     motions = known_motions(underlying) if subject is None else ()
+    folder = Path(output) / phases.IMAGE
     image = prepare_image_customisation(
-        underlying, images, Path(output) / IMAGE, subject=subject, style=style, settings=settings.image, motions=motions
+        underlying, images, folder, subject=subject, style=style, settings=settings.image, motions=motions
     )
     prompts = repeat_to(settings.prompts, settings.stills) or still_prompts(image.model, image.words, settings.stills)
     for what, texts in (("the prompt of a still", prompts), ("the preview", settings.previews)):
@@ -181,7 +172,7 @@ def run_video_customisation(prepared: VideoCustomisation) -> Generator[PhaseProg
             yield from natural_videos_phase(prepared.natural, output, natural)
         if lacks_motion_adapter:
             yield from adapters.motion_adapter_phase(prepared.natural, output, natural)
-            motion = adapters.read_trained_motion_adapter(video, output / MOTION_ADAPTER_FILE)
+            motion = adapters.read_trained_motion_adapter(video, output / phases.MOTION_ADAPTER_FILE)
             video = replace(video, net=adapters.with_motion_adapter(video, motion))
         customised = inject_customised(video, prepared.image.output / FINAL)
         parts = [stills, natural] if settings.natural_weight else [stills]
@@ -192,8 +183,8 @@ def _stills_phase(prepared: VideoCustomisation, samples: list[TrainingSample]) -
     """Append images of the customised image model to `samples` as frozen videos, and save a contact sheet of some."""
     image, settings = prepared.image, prepared.settings
     model = load_customised(image.model, image.output / FINAL)
-    folder, sampling, seed = prepared.output / STILLS, settings.image.drawing, settings.training.seed
-    encode = cached_latent_encoder(prepared.video, prepared.output / LATENTS)
+    folder, sampling, seed = prepared.output / phases.STILLS, settings.image.drawing, settings.training.seed
+    encode = cached_latent_encoder(prepared.video, prepared.output / phases.LATENTS)
     for done, total, files in generate_missing_images(
         model, prepared.prompts, folder, sampling, size=image.size, seed=seed
     ):
@@ -202,7 +193,7 @@ def _stills_phase(prepared: VideoCustomisation, samples: list[TrainingSample]) -
             clip = encode(photo_request(load_photo(file), prompt, Crop(), 1, image.size))
             sample = TrainingSample((clip.latents,), prompt)
             samples.append(adapters.freeze_sample(sample, prepared.natural.num_frames))
-        sheets = [_save_sheet(files, prepared.output / PREVIEWS / "stills.png")] if done == total else []
+        sheets = [_save_sheet(files, prepared.output / phases.PREVIEWS / "stills.png")] if done == total else []
         yield PhaseProgress("stills", done, total, previews=sheets)
 
 
@@ -237,7 +228,7 @@ def _spatial_adapter_phase(
             "natural": prepared.natural.facts() if settings.natural_weight else None,
             "model": fingerprints(model),
         },
-        result=output / (WHOLE if settings.spatial is None else ADAPTER_FILE),
+        result=output / (phases.WHOLE if settings.spatial is None else phases.ADAPTER_FILE),
         write_result=partial(_write, prepared, trained),
         save_previews=partial(save_validation_videos, _preview_videos(prepared, trained)),
     )
@@ -253,7 +244,7 @@ def _preview_videos(prepared: VideoCustomisation, model: Model) -> ValidationVid
         )
         for number, prompt in enumerate(settings.previews)
     ]  # fmt: skip
-    folder = prepared.output / PREVIEWS
+    folder = prepared.output / phases.PREVIEWS
     return ValidationVideos(model, requests, settings.training.mixed_precision, folder, SPATIAL_ADAPTER_TRAINING)
 
 
@@ -261,7 +252,7 @@ def _write(prepared: VideoCustomisation, model: Model) -> None:
     """Write the adapter file, or the whole video model if all weights were trained."""
     video, output = prepared.video, prepared.output
     if prepared.settings.spatial is None:
-        with replace_atomically(output / WHOLE) as part:
+        with replace_atomically(output / phases.WHOLE) as part:
             save(adapters.without_adapters(model), part)
         return
     file = prepared.image.output / FINAL / lora_files.LORA_FILES[0]
@@ -270,6 +261,6 @@ def _write(prepared: VideoCustomisation, model: Model) -> None:
     image_unet = video.net.image_unet if lora else model.net.image_unet
     net = VideoUNet(image_unet, video.net.temporal, spatial_adapter=model.net.spatial_adapter)
     adapter_files.save_customised_adapter(
-        net, lora, output / ADAPTER_FILE,
+        net, lora, output / phases.ADAPTER_FILE,
         subject=prepared.image.words.name, image=prepared.image.model.name, video=temporal_layers_name(video),
     )  # fmt: skip

@@ -34,7 +34,7 @@ from kineograph.training.temporal_layers.sources import ClipLoader
 SampleTimesteps = Callable[[np.random.Generator, int], Int[np.ndarray, " n"]]
 EncodeCaptions = Callable[[Sequence[str], Sequence[float]], Condition]  # (captions, frame rates) -> condition
 
-KIND_STREAM, SAMPLE_STREAM = 14, 15  # streams of random numbers of one seed, beside those of `sources`
+KIND_STREAM, SAMPLE_STREAM = 14, 15  # streams of random numbers of one seed, different from those of `sources`
 
 
 class VideoBatch(NamedTuple):

@@ -119,7 +119,7 @@ def _estimate_stage(run: StageRun) -> StageEstimate:
     memory = loop_memory(loop, training.model.net)
     after = step_kind(loop.seed, training.settings.image_share, stage.steps)
     image_steps = after.number if after.kind == "image" else stage.steps - after.number
-    beside = [training.model.vae, *(each.network for each in training.model.text_encoders)]
+    frozen = [training.model.vae, *(each.network for each in training.model.text_encoders)]
     return StageEstimate(
         steps=stage.steps,
         samples_per_step=run.batch_size,
@@ -129,7 +129,7 @@ def _estimate_stage(run: StageRun) -> StageEstimate:
         fps=stage.fps,
         videos=(stage.steps - image_steps) * run.batch_size,
         images=image_steps * run.batch_size * stage.num_frames,
-        held=memory.held + sum(weight.nbytes for each in beside for weight in each.parameters()),
+        held=memory.held + sum(weight.nbytes for each in frozen for weight in each.parameters()),
         activations=activation_bytes(training.model, stage, loop.train_batch_size, loop.mixed_precision),
         batch=loop.train_batch_size,
         checkpoint=memory.checkpoint,

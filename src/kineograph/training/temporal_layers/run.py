@@ -193,7 +193,7 @@ def clip_loaders(run: StageRun, encode: latent_cache.EncodeClip, skipped: Skippe
 
 
 def _facts(run: StageRun) -> dict[str, Any]:
-    """Return what must be the same when the stage is resumed, beside the settings of its loop."""
+    """Return what must be the same when the stage is resumed, besides the settings of its loop."""
     counts = {
         kind: [None if each.dataset is None else len(each.dataset) for each in opened]
         for kind, opened in run.training.sources.items()

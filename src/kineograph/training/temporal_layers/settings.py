@@ -183,7 +183,7 @@ class VideoTrainingSettings(BaseModel):
         return self.training.model_copy(update=changes)
 
     def resume_settings(self, number: int) -> dict[str, Any]:
-        """Return what decides the weights after a stage, beside the settings of its loop, as JSON values."""
+        """Return what decides the weights after a stage, besides the settings of its loop, as JSON values."""
         chosen = self.model_dump(mode="json", exclude=STAGES_MAY_CHANGE) | {"cached": self.latent_cache is not None}
         stages = [stage.model_dump(mode="json", exclude={"train_batch_size"}) for stage in self.stages[: number + 1]]
         del stages[-1]["steps"]  # its loop knows whether more steps may be added

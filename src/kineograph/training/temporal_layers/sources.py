@@ -24,7 +24,7 @@ from kineograph.training.temporal_layers.settings import POCKET, DataSource, Sta
 # (number of the batch of its kind, position in the batch, size of the batch) -> clip
 ClipLoader = Callable[[int, int, int], EncodedClip]
 
-# Streams of random numbers of one seed, beside those of media.shuffling.
+# Streams of random numbers of one seed, different from those of media.shuffling.
 SOURCE_STREAM, WINDOW_STREAM, RENDER_STREAM = 11, 12, 13
 
 

@@ -1,4 +1,4 @@
-"""Validation videos: generated during training, for people to look at."""
+"""Validation videos, generated during training for visual inspection."""
 
 from __future__ import annotations
 
