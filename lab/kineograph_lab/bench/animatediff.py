@@ -58,16 +58,11 @@ def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
     shape = (pipe.vae.config.latent_channels, side, side)
 
     def generate(frames: int, steps: int) -> Frames:
+        size = side * pipe.vae_scale_factor
         images = pipe(
-            PROMPT,
-            num_frames=frames,
-            height=side * pipe.vae_scale_factor,
-            width=side * pipe.vae_scale_factor,
-            num_inference_steps=steps,
-            guidance_scale=SCALE,
-            latents=_initial_noise(frames, shape).transpose(1, 2).to(pipe.unet.dtype),
-            output_type="np",
-        ).frames[0]
+            PROMPT, num_frames=frames, height=size, width=size, num_inference_steps=steps, guidance_scale=SCALE,
+            latents=_initial_noise(frames, shape).transpose(1, 2).to(pipe.unet.dtype), output_type="np",
+        ).frames[0]  # fmt: skip
         return (np.asarray(images) * 255).round().astype(np.uint8)
 
     return generate

@@ -77,13 +77,10 @@ def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
 
     def generate(frames: int, steps: int) -> Frames:
         images = pipe(
-            [PROMPT] * frames,
-            image=control_images(frames, size, size),
-            num_inference_steps=steps,
-            guidance_scale=SCALE,
-            latents=_initial_noise(shape, pipe.unet.dtype).repeat(frames, 1, 1, 1),
+            [PROMPT] * frames, image=control_images(frames, size, size), num_inference_steps=steps,
+            guidance_scale=SCALE, latents=_initial_noise(shape, pipe.unet.dtype).repeat(frames, 1, 1, 1),
             output_type="np",
-        ).images
+        ).images  # fmt: skip
         return (np.asarray(images) * 255).round().astype(np.uint8)
 
     return generate

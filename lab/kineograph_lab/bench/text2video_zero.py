@@ -68,17 +68,11 @@ def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
     def generate(frames: int, steps: int) -> Frames:
         x, y = _motion_of_a_cell(shape).pan
         images = pipe(
-            PROMPT,
-            video_length=frames,
-            num_inference_steps=steps,
-            guidance_scale=SCALE,
-            latents=_initial_noise(frames, shape, pipe.unet.dtype)[:, 0],
-            generator=torch.Generator().manual_seed(SEED),
-            motion_field_strength_x=x,
-            motion_field_strength_y=y,
-            t0=steps - 1 - WARP_AFTER,
-            t1=steps - 1 - RENOISE_AFTER,
-        ).images
+            PROMPT, video_length=frames, num_inference_steps=steps, guidance_scale=SCALE,
+            latents=_initial_noise(frames, shape, pipe.unet.dtype)[:, 0], generator=torch.Generator().manual_seed(SEED),
+            motion_field_strength_x=x, motion_field_strength_y=y,
+            t0=steps - 1 - WARP_AFTER, t1=steps - 1 - RENOISE_AFTER,
+        ).images  # fmt: skip
         return (np.asarray(images) * 255).round().astype(np.uint8)
 
     return generate
@@ -106,47 +100,23 @@ def save_random_pipeline(folder: Path, *, channels: int, side: int, text_layers:
     """
     torch.manual_seed(SEED)
     tokenizer = build_tokenizer([PROMPT])
-    token_ids = {
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
     text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=text_layers,
-        num_attention_heads=12,
-        **token_ids,
-    )
-    unet = UNet2DConditionModel(
-        sample_size=side,
-        cross_attention_dim=768,
-        block_out_channels=(channels, 2 * channels, 4 * channels, 4 * channels),
-    )
+        vocab_size=len(tokenizer), hidden_size=768, intermediate_size=3072, num_hidden_layers=text_layers,
+        num_attention_heads=12, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    widths = [channels, 2 * channels, 4 * channels, 4 * channels]
+    unet = UNet2DConditionModel(sample_size=side, cross_attention_dim=768, block_out_channels=tuple(widths))
     vae_channels = max(32, 2 * channels // 5 // 32 * 32)
     vae = AutoencoderKL(
-        block_out_channels=[vae_channels, 2 * vae_channels, 4 * vae_channels, 4 * vae_channels],
-        layers_per_block=2,
-        sample_size=8 * side,
-        down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4,
-    )
+        block_out_channels=[vae_channels, 2 * vae_channels, 4 * vae_channels, 4 * vae_channels], layers_per_block=2,
+        sample_size=8 * side, down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+    )  # fmt: skip
     scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
         steps_offset=1,
-    )
+    )  # fmt: skip
     StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+        vae=vae, text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet, scheduler=scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
