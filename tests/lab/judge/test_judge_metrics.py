@@ -1,4 +1,4 @@
-"""The judge as extractor and metric of `kineograph evaluate`, and its distances under known damage."""
+"""The judge as extractor and metric of `kineograph evaluate`, and its distances under known degradations."""
 
 from itertools import islice
 
