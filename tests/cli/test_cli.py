@@ -73,7 +73,8 @@ def test_first_video_without_laboratory_and_opencv(tmp_path: Path) -> None:
 def test_commands_of_the_laboratory_say_what_to_install(tmp_path: Path) -> None:
     result = run_alone(tmp_path, "reproduce", "vidrd")
     assert result.returncode == 2 and result.stderr == (
-        "error: 'reproduce' comes with Kineograph's laboratory, which is not installed: pip install kineograph-lab (in a clone: pip install -e lab)\n"
+        "error: 'reproduce' comes with Kineograph's laboratory, which is not installed: "
+        "pip install kineograph-lab (in a clone: pip install -e lab)\n"
     )
 
 
