@@ -4,6 +4,7 @@ Shapes are checked in tests only, by pytest's option `--jaxtyping-packages` (pyp
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,14 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def default_dtype() -> Iterator[None]:
+    """Restore torch's default dtype: transformers leaves bfloat16 behind when it runs out of memory while it loads."""
+    yield
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
