@@ -55,6 +55,7 @@ def test_videocrafter(video_model, capsys):
     assert "3 frames at sigma 0.00" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_video_elevator(model, video_model, capsys):
     example = runpy.run_path(str(EXAMPLES / "video_elevator.py"))
     video = example["generate"](model, video_model, "a red fish", "a red fish swims", num_frames=3, steps=8)

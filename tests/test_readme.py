@@ -17,6 +17,7 @@ COMMANDS = [line.split("  #")[0].strip() for line in LINES]
 FASTER = {"num_frames=8": "num_frames=8, num_inference_steps=4", "steps=20": "steps=4"}  # CI generates a whole video
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
 def test_each_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)

@@ -194,6 +194,7 @@ def everywhere(x0, sigma):
     return torch.ones_like(x0[:, :, :1])
 
 
+@pytest.mark.slow
 @single_step
 def test_smoothing_without_strength_or_without_background_changes_nothing(sampler):
     plain = list(sampler(gaussian, START, SIGMAS))

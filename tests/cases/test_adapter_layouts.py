@@ -114,6 +114,7 @@ NO_SDXL = pytest.mark.xfail(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_safetensors, write_pth])
 @pytest.mark.parametrize(
     ("make", "prefix"),
@@ -292,6 +293,7 @@ def pipeline_with_ip_adapter(folder: Path, kind: str) -> StableDiffusionPipeline
     return pipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["ip.safetensors", "ip.bin"])
 @pytest.mark.parametrize("kind", ["plain", "plus"])
 def test_ip_adapter_computes_what_diffusers_does(ip_folder: Path, kind: str, file: str) -> None:

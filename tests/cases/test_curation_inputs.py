@@ -116,6 +116,7 @@ def test_rows_that_name_files_outside_the_dataset_are_refused_or_named(work):
 
 
 # case 53
+@pytest.mark.slow
 def test_curation_of_odd_footage_ends_well(work):
     random = np.random.default_rng(0)
 
@@ -248,6 +249,7 @@ def test_api_key_is_not_sent_to_a_redirect_target(serve, monkeypatch):
 
 
 # case 102
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="the timeout is of each read, not of the answer")
 def test_endpoint_that_sends_a_byte_now_and_then_is_given_up_after_the_timeout(serve):
     class Slow(Quiet):

@@ -39,6 +39,7 @@ def plain(generate: Callable[..., tuple[Said, str]]) -> str:
     return frames
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="accepted in silence, and the frames are the same")
 @pytest.mark.parametrize(("option", "value"), OPTIONS.items(), ids=OPTIONS)
 def test_option_that_is_not_used_is_refused_or_warned_of(

@@ -61,6 +61,7 @@ def test_full_disk_ends_without_a_traceback(work, monkeypatch, clips, size, argu
 
 
 # case 117
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of the address space is read from /proc")
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="torch's error of a CPU without memory is not handled")
 def test_cpu_without_memory_ends_without_a_traceback(work):
@@ -187,6 +188,7 @@ def test_truncated_record_of_curation_ends_without_a_traceback(work):
 
 
 # case 121
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a checkpoint damaged at equal size ends in a traceback")
 def test_damaged_checkpoint_of_equal_size_ends_without_a_traceback(work, sd_folder):
     stage = {"height": 16, "width": 16, "num_frames": 3, "fps": [5]}

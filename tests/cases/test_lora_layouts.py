@@ -224,6 +224,7 @@ SILENT = pytest.mark.xfail(
 )
 
 
+@pytest.mark.slow
 @LEFT_OUT
 @pytest.mark.parametrize(
     "kinds",

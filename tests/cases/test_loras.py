@@ -77,6 +77,7 @@ def test_ldm_names_of_all_layers(work, sd_folder, sdxl_folder, generator, family
     assert warned == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_sdxl_kohya_lora_loads_as_in_diffusers(work, sdxl_folder, generator):
     """Case 25 (diffusers#4287, #4133): ldm names, both text encoders (te1, te2)."""

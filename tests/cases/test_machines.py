@@ -34,6 +34,7 @@ def generation(output: str) -> list[object]:
 # --- paths and widths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["my folder/a b ü.mp4", r"C:\videos\x.mp4"])
 def test_output_path_may_have_spaces_and_backslashes(desk, output):
     """Case 54."""

@@ -126,6 +126,7 @@ def write_diffusers_folder(folder: Path, motion: MotionAdapter) -> Path:
 Write = Callable[[Path, MotionAdapter], Path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [write_ckpt, write_training_checkpoint, write_safetensors, write_diffusers_folder])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_motion_module_computes_what_diffusers_does(work: Path, version: str, write: Write) -> None:
@@ -202,6 +203,7 @@ def motion_lora(tmp_path_factory: pytest.TempPathFactory) -> MotionLora:
     return MotionLora(write_ckpt(tmp_path_factory.mktemp("motion"), motion), matrices, merged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "ending", "scale"),
     [

@@ -75,6 +75,7 @@ def test_eight_videos_at_once_get_eight_default_names(work):
 
 
 # case 113
+@pytest.mark.slow
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="layers that the file's layout has no place for are written"
 )

@@ -26,6 +26,7 @@ def model(sd_folder) -> kg.Model:
 # --- the syntax of other programs
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="A1111 prompt syntax: taken as plain text without a message"
 )
@@ -98,6 +99,7 @@ ODD = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
 @pytest.mark.parametrize("name", ODD)
 def test_video_keeps_an_odd_prompt_or_refuses_it(model, work, name):
@@ -111,6 +113,7 @@ def test_video_keeps_an_odd_prompt_or_refuses_it(model, work, name):
             assert kg.open_video(video.save(work / f"x{ending}")).settings["prompt"] == ODD[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["emoji", "newline", "10kB"])
 def test_odd_prompt_may_name_the_file(sd_folder, work, monkeypatch, name):
     """Case 32: no output path given, so that the prompt names the file."""

@@ -114,6 +114,7 @@ def write_ckpt_with_ema(folder: Path, weights: Weights) -> Path:
 each_family = pytest.mark.parametrize("checkpoint", [sd15, sd2, sdxl], ids=["sd15", "sd2", "sdxl"], indirect=True)
 
 
+@pytest.mark.slow
 @each_family
 @pytest.mark.parametrize(
     ("write", "bar"),

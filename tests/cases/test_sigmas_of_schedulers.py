@@ -88,6 +88,7 @@ def network() -> UNet2DConditionModel:
 # --- formats/11-levels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "steps"),
     [
@@ -136,6 +137,7 @@ class FirstEvaluationError(Exception):
 FEW_STEPS = [("sdxl-turbo-euler-ancestral", steps) for steps in (1, 2, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "euler-ancestral"])
 @pytest.mark.parametrize(
     ("case", "steps"),

@@ -64,6 +64,7 @@ def run_alone(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[st
     )
 
 
+@pytest.mark.slow
 def test_first_video_without_laboratory_and_opencv(tmp_path: Path) -> None:
     result = run_alone(tmp_path, "generate", "a red fish swimming over the sea", "-n", "2", *FEW, "-o", "fish.mp4")
     assert (result.returncode, result.stdout) == (0, "fish.mp4\n"), result.stderr

@@ -52,6 +52,7 @@ def asked(model: Path, photos: Path, *more: object) -> list[object]:
     return ["customise", photos, "--model", model, "--device", "cpu", "--dtype", "float32", *SET, *more]
 
 
+@pytest.mark.slow
 def test_one_file_is_written_and_its_use_is_printed(run: Run, waves: Path, photos: Path, tmp_path: Path) -> None:
     result = run(*asked(waves, photos, "--subject", "sks dog", "-o", "dog.safetensors"))
     assert (result.status, result.out) == (0, "dog.safetensors\n"), result.err
@@ -70,6 +71,7 @@ def test_one_file_is_written_and_its_use_is_printed(run: Run, waves: Path, photo
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_the_phases_and_writes_nothing(
     run: Run,
     image: Path,

@@ -45,6 +45,7 @@ def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> 
     assert longer.status == 0, longer.err
 
 
+@pytest.mark.slow
 def test_animate_takes_an_image(run: Run, folder: Path, tmp_path: Path) -> None:
     Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(tmp_path / "fish.png")
     pinned = ["--first-frame", "pinned", "--model", folder, *FEW]

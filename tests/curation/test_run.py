@@ -113,6 +113,7 @@ def test_a_second_run_has_nothing_to_do(output, raw):
     assert contents(output) == before
 
 
+@pytest.mark.slow
 def test_the_order_of_tasks_and_the_size_of_shards_have_no_effect_on_clips(raw, output, tmp_path):
     def backwards(work: Work, tasks: list[str], workers: Workers) -> Iterator[str]:
         return map(work, tasks[::-1])
@@ -163,6 +164,7 @@ def kill_within(settings: CurationSettings, lines: int, seconds: float) -> None:
         time.sleep(seconds)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_shards(raw, output, tmp_path):
     settings = settings_for(raw, tmp_path / "out", clips_per_shard=3)
     kill_within(settings, 5, 0.05)
@@ -185,6 +187,7 @@ def test_killed_at_ten_random_moments_the_output_is_the_same(raw, output, tmp_pa
         assert contents(curate_all(settings)) == contents(output)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")
 def test_ray_gives_the_same_output(raw, output, tmp_path):
@@ -199,6 +202,7 @@ def test_ray_gives_the_same_output(raw, output, tmp_path):
     assert not ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_a_watermark_on_all_clips_of_a_file_is_inpainted(tmp_path):
     shots = [scene(seed, 12, height=128, width=192) for seed in range(8)]
     frames = lettered(np.concatenate(shots), "STOCK", 20, (110, 96))

@@ -95,6 +95,7 @@ def check_name(name: str) -> None:
 PAPERS = [span for row in rows(DOCS / "papers.md", "| paper | here |") for span in spans(row[1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("span", sorted({span for span in PAPERS if not span.startswith(("-", "kineograph "))}))
 def test_each_name_in_papers_exists(span: str) -> None:
     if file := FILE.fullmatch(span):

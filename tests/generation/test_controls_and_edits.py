@@ -82,6 +82,7 @@ def test_edges_of_the_control_video_are_its_maps(model, tmp_path):
     assert np.array_equal(found.frames, ready.frames)
 
 
+@pytest.mark.slow
 def test_frames_in_chunks_are_the_frames_at_once(model, maps):
     whole, parts = (
         kg.generate(model, "a fish", control={"seg-map": maps}, chunk_size=size, **FEW).frames for size in (8, 2)
@@ -198,6 +199,7 @@ for path in sys.argv[1:]:  # the shorter one first: a process never forgets its 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_hundred_frames_take_hardly_more_memory_than_sixteen(tmp_path):
     paths = [str(Video(frames(count, height=128, width=128), 10).save(tmp_path / str(count))) for count in (16, 100)]

@@ -117,6 +117,7 @@ def test_progress_ends_at_the_total_and_holds_the_latents(model: Model) -> None:
     assert np.array_equal(kg.Video.from_tensor(model.decode(progress[-1].step.x)[0]).frames, video.frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("num_frames", [1, 3])
 def test_every_sampler_counts_its_steps(model: Model, sampler: str, num_frames: int) -> None:
@@ -203,6 +204,7 @@ def test_nan_is_an_error_that_names_the_frame() -> None:
         kg.generate(broken, "a fish", **FEW)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["fish.mp4", "fish.gif", "fish.webp", "fish"])
 def test_replay_generates_every_pixel_again(tmp_path: Path, sd_folder: Path, name: str) -> None:  # noqa: F811
     video = kg.generate(kg.load(sd_folder), "a fish", **FEW, motion="pan:70,0+zoom:1.1", sampler="euler-ancestral")

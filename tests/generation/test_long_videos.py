@@ -38,6 +38,7 @@ def models(image: Model, video: Model) -> dict[str, tuple[Model, dict]]:  # noqa
 METHODS = ("videocrafter", "text2video-zero", "video-elevator")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_clips_follow_each_other_with_every_method(method, models):
     model, more = models[method]
@@ -52,6 +53,7 @@ def test_clips_follow_each_other_with_every_method(method, models):
     assert not np.array_equal(loose.frames[3], loose.frames[4])
 
 
+@pytest.mark.slow
 def test_every_option_has_an_effect_and_a_clip_has_its_own_prompt(models):
     model, _ = models["videocrafter"]
     asked = {"clips": 3, **FEW}
@@ -71,6 +73,7 @@ def test_every_option_has_an_effect_and_a_clip_has_its_own_prompt(models):
     assert others[-1].settings["then"] == ["a fish", "a car"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("choice", [{}, {"smooth_background": 0.6}, {"sampler": "euler-ancestral"}])
 def test_text2video_zero_skips_frames_that_are_overwritten(choice, models, monkeypatch):
     model, asked = models["text2video-zero"][0], {"clips": 2, **FEW, "num_inference_steps": 12, **choice}
@@ -98,6 +101,7 @@ def test_progress_counts_the_steps_of_all_clips(models):
     assert [step.done for step in seen] == list(range(1, 11)) and {step.total for step in seen} == {10}
 
 
+@pytest.mark.slow
 def test_an_interrupted_video_continues_to_the_same_result(models, tmp_path: Path):
     model, _ = models["videocrafter"]
     request = Request(prompt="a fish", clips=3, reuse=kg.ClipOptions(anchor=0.3), **FEW)

@@ -30,6 +30,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("name", "sampler"), [("text2video_zero", "euler-ancestral"), ("elevated", "ddim")])
 def test_a_video_of_the_first_version_is_replayed(name: str, sampler: str) -> None:

@@ -81,6 +81,7 @@ def test_without_refinement_it_is_the_image_model_with_first_frame_attention(ima
     assert np.array_equal(made.frames, kg.Video.from_tensor(image.decode(x0)[0]).frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [
@@ -179,6 +180,7 @@ def folders(image: Model, video: Model, tmp_path_factory: pytest.TempPathFactory
     return kg.save(image, at / "image"), kg.save(video, at / "video")
 
 
+@pytest.mark.slow
 def test_the_command_takes_two_models_and_replays(run: Run, folders: tuple[Path, Path], tmp_path: Path) -> None:
     first, second = folders
     few = ["--steps", "6", "--device", "cpu", "--seed", 3, "--refine-at", "0.9,0.4", "--video-steps", 2]

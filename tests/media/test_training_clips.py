@@ -67,6 +67,7 @@ def test_a_window_holds_consecutive_frames(tmp_path, name):
     assert numbers(cut(path, num_frames=30).frames) == list(range(30))
 
 
+@pytest.mark.slow
 def test_every_window_within_a_video_is_sampled(tmp_path):
     path = movie(tmp_path / "a.mp4", numbered(8), options=B_FRAMES)
     assert starts(path, 5) == {0, 1, 2, 3}

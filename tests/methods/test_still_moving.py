@@ -68,6 +68,7 @@ def test_only_the_new_adapter_is_trained_and_each_sample_has_its_scale():
         method.attach(VideoUNet(plain.image_unet), motion=MOTION_ADAPTER)
 
 
+@pytest.mark.slow
 def test_the_baselines_are_injected_and_interpolated_weights():
     net = method.attach(randomised(with_temporal_layers(CONFIGS["videocrafter t2v"])), motion=MOTION_ADAPTER)
     other = shaken(with_temporal_layers(CONFIGS["videocrafter t2v"]).image_unet)
@@ -281,6 +282,7 @@ def controlled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_subject_works_with_clips_controls_and_both_models_of_video_elevator(
     video: Path, dog: Path, still: Path, controlled: Path, tmp_path: Path
 ):

@@ -147,6 +147,7 @@ def samplers(shape):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "lcm", "2m"])
 @pytest.mark.parametrize(("steps", "size"), [(4, (16, 16)), (20, (96, 64)), (47, (8, 160))])
 def test_any_sampler_step_count_and_size_can_be_used(sampler, steps, size):

@@ -62,6 +62,7 @@ def test_fvd_of_a_set_against_itself_is_0(sets):
     assert {s.name: s.value.value for s in found.scores}["FVD (c3d)"] == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network):
     ours, theirs, extractors = sets
     measured, real = (measure_videos(collect_videos(folder), extractors) for folder in (ours, theirs))
@@ -200,6 +201,7 @@ def test_built_in_extractors_warn_of_other_videos(tmp_path):
         evaluate([folder], extractors=[load_extractor("pocket")], metrics=[])
 
 
+@pytest.mark.slow
 def test_evaluate_command(tmp_path, monkeypatch, capsys):
     import typer
 

@@ -11,6 +11,7 @@ from kineograph_lab.bench.text2video_zero import save_random_pipeline
 pytestmark = pytest.mark.parity
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # theirs warns of what it will change
 def test_the_same_video_comes_out(tmp_path: Path):
     save_random_pipeline(tmp_path, channels=32, side=8, text_layers=1)
@@ -20,6 +21,7 @@ def test_the_same_video_comes_out(tmp_path: Path):
     assert np.abs(np.diff(ours.astype(int), axis=0)).mean() > 1
 
 
+@pytest.mark.slow
 def test_training_comes_to_the_same(tmp_path: Path):
     save_random_pipeline(tmp_path, channels=32, side=8, text_layers=1)
     ours, theirs = (side(tmp_path, "float32")(3, 4) for side in training.SIDES.values())

@@ -143,6 +143,7 @@ def ours(denoise, schedule, noise, motion):
     return schedule.scale(sigmas[-1]) * x[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cells", [(1, 1), (-2, 3), (0, 0)])
 def test_the_algebra_of_the_latents_is_theirs(cells):
     toy, (noise, generator) = Toy(), noises(frames=8)
@@ -163,6 +164,7 @@ def test_the_algebra_of_the_latents_is_theirs(cells):
     torch.testing.assert_close(ours(denoise, schedule, noise, motion), expected, atol=1e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_latents_of_a_whole_model_are_theirs():
     network, (noise, generator) = unet(), noises(frames=3)
     motion = Motion(pan=(float(CELL), float(2 * CELL)))

@@ -22,6 +22,7 @@ def test_unknown_networks_and_modes_are_refused():
         bench.bench("sd15", steps=3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of diffusers' deprecated pipeline
 @pytest.mark.parametrize(
     ("mode", "dtype"), [("motion", torch.bfloat16), ("control", torch.float32), ("video", torch.float32)]
@@ -52,6 +53,7 @@ def test_sides_alternate():
     assert {side: len(each) for side, each in times.items()} == {"ours": 3, "theirs": 3}
 
 
+@pytest.mark.slow
 def test_peak_memory_of_a_process(tmp_path, capsys):
     save_random_pipeline(tmp_path, **TINY)
     memory.print_peak_memory("motion", "ours", str(tmp_path), "float32", "2", "7")

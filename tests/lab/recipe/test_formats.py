@@ -89,6 +89,7 @@ def control_net() -> nn.Module:
     return UNetWithControlNet(image_unet(), make_trainable(initial_controlnet(image_unet())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "count", "digest"),
     [

@@ -93,6 +93,7 @@ def test_a_share_of_the_steps_has_panned_clips(share: float, expected: int):
     assert found == pytest.approx(expected, abs=50)
 
 
+@pytest.mark.slow
 def test_training_starts_as_the_video_model_without_its_temporal_layers():
     z, condition = (
         torch.randn(1, 3, 8, 16, 16),
@@ -115,6 +116,7 @@ def test_training_starts_as_the_video_model_without_its_temporal_layers():
     )
 
 
+@pytest.mark.slow
 def test_trained_layers_restore_the_network():
     torch.manual_seed(0)
     net = trainable_vidrd_unet(video_network(), temporal_layers.VIDRD_CONFIG).eval()
@@ -154,6 +156,7 @@ def test_the_decoder_is_trained_on_crops_then_on_whole_clips(tmp_path: Path):
     assert levels.max() < temporal_decoder.MAX_LATENT_NOISE + 0.01 and (levels == 0).any()
 
 
+@pytest.mark.slow
 def test_an_interrupted_decoder_stage_resumes(tmp_path: Path):
     clip_pool = temporal_decoder.load_pixel_clips(tmp_path, 2, seed=0, split="train")
     one, three = (StagePlan(minutes=1, steps=steps, lr=1e-3, batch=2) for steps in (1, 2))
@@ -167,6 +170,7 @@ def test_an_interrupted_decoder_stage_resumes(tmp_path: Path):
     assert RecipeSettings().vidrd_ablation.steps, "both trainings of the ablation are as long"
 
 
+@pytest.mark.slow
 def test_the_shipped_model_decodes_clips_with_its_temporal_decoder():
     model = kg.load("pocket-vidrd", device="cpu")
     assert model.temporal == temporal_layers.VIDRD_CONFIG and model.temporal_decoder is not None

@@ -76,6 +76,7 @@ def fake_judges():
     )
 
 
+@pytest.mark.slow
 def test_reproduction_writes_its_report_and_resumes(model, tmp_path, monkeypatch):
     monkeypatch.setitem(PAPERS, "text2video-zero", (ablation.ablation_study,))
     calls = []
@@ -107,6 +108,7 @@ def test_unknown_papers_and_no_cases_are_refused(model, tmp_path):
         reproduce("text2video-zero", model, fake_judges(), cases=0, out=tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
 def test_whole_method_equals_generate(model):
     request = Request(prompt="any", num_frames=3, num_inference_steps=4)

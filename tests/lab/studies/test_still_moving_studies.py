@@ -156,6 +156,7 @@ def test_reference_images_are_written_with_a_styles_captions(tmp_path):
     assert [each.read_text() for each in texts] == [reference.caption for reference in style.references]
 
 
+@pytest.mark.slow
 def test_customisation_study(video, judges, tmp_path):
     study = baselines.customisation_study(video, judges, 1, 1)
     records = {record["arm"]: record for record in run_study(study, tmp_path, STAMP)}
@@ -172,6 +173,7 @@ def test_customisation_study(video, judges, tmp_path):
     assert len(summary.claims) == 8 and math.isnan(summary.table["share of the customised weights"]["ours"].value)
 
 
+@pytest.mark.slow
 def test_customisation_ablation_shares_the_image_network(video, judges, tmp_path):
     study = baselines.customisation_ablation(video, judges, 1, 1)
     assert list(study.arms) == ["ours", "no motion adapter", "all weights learn", "no natural videos", "video model"]
@@ -188,6 +190,7 @@ def test_customisation_ablation_shares_the_image_network(video, judges, tmp_path
     assert torch.allclose(read[0], read[1], atol=1e-5) and not torch.equal(read[0], read[2])
 
 
+@pytest.mark.slow
 def test_motion_scale_study(video, judges, tmp_path):
     study = motion_scales.motion_scale_study(video, judges, 2, 1)
     assert [case.prompt for case in study.cases] == [case.prompt for case in moving_cases(2)]
@@ -222,6 +225,7 @@ def test_motion_scale_study_of_the_space_time_model(plain_video, judges):
     assert study.name == "motion-scale-pocket-space-time" and len(study.cases) == motion_scales.MAX_SPACE_TIME_CASES
 
 
+@pytest.mark.slow
 def test_space_time_model_has_a_motion_adapter(plain_video):
     model = load("pocket-space-time", dtype="float32")
     assert model.temporal == LUMIERE and model.net.motion_adapter is not None

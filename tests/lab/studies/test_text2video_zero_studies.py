@@ -47,6 +47,7 @@ def run_and_check(study: Study, folder) -> list[dict]:
     return records
 
 
+@pytest.mark.slow
 def test_controlnet_study(model, judges, tmp_path):
     records = {each["arm"]: each for each in run_and_check(controlnet.controlnet_study(model, judges, 1, 2), tmp_path)}
     assert (
@@ -57,6 +58,7 @@ def test_controlnet_study(model, judges, tmp_path):
     assert set(records) == {"unguided", "canny", "depth", "pose", "rendering"}
 
 
+@pytest.mark.slow
 def test_first_frame_attention_edits_equal_the_front_door(tmp_path):
     (case,) = held_out_cases(1)
     editor = load("pocket-edit", dtype="float32")
@@ -65,6 +67,7 @@ def test_first_frame_attention_edits_equal_the_front_door(tmp_path):
     assert np.array_equal(editing._edit_case(editor, first, 2, case), video.frames)
 
 
+@pytest.mark.slow
 def test_editing_study(model, judges, tmp_path):
     records = run_and_check(editing.editing_study(model, judges, 4, 2), tmp_path)
     rendered = [each for each in records if each["arm"] == "rendering"]
@@ -75,12 +78,14 @@ def test_editing_study(model, judges, tmp_path):
     assert len(editing._state_claims(records)) == 5
 
 
+@pytest.mark.slow
 def test_smoothing_study(model, judges, tmp_path):
     records = {each["arm"]: each for each in run_and_check(smoothing.smoothing_study(model, judges, 1, 3), tmp_path)}
     assert records["on"]["iou"] == records["off"]["iou"] > 0
     assert np.isfinite(records["on"]["background"])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pocket has never seen the words sks")
 def test_dreambooth_study(model, judges, tmp_path, monkeypatch):
     monkeypatch.setattr(dreambooth, "FOLDER", tmp_path / "subjects")

@@ -74,6 +74,7 @@ def test_image_models_have_no_video_latents():
         sample.sample_latents(image, *moving_cases(1), steps=2)
 
 
+@pytest.mark.slow
 def test_two_models_study(tmp_path):
     judges = load_pocket_judges()
     study = two_models.two_models_study(kg.load(), judges, 1, 4)
@@ -97,6 +98,7 @@ def test_two_models_claims_hold_for_better_frames_and_equal_motion():
     assert all(claimed(better, worse)) and not any(claimed(worse, better))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pocket has never seen the words sks")
 def test_personalised_study_prompts_have_no_colour(tmp_path, monkeypatch):
     monkeypatch.setattr(personalised, "load_with_lora", lambda case: kg.load())

@@ -49,6 +49,7 @@ def run_and_check(study: Study, folder) -> list[dict]:
     return records
 
 
+@pytest.mark.slow
 def test_arms_share_the_first_clip_alone(model: Model):  # noqa: F811
     cases, options = moving_cases(2), {**long_videos.BOTH, **long_videos.THEIRS, **long_videos.WITHOUT}
     records = {name: long_videos.generate_long_videos(model, 4, 2, reuse, cases) for name, reuse in options.items()}
@@ -77,6 +78,7 @@ def test_motion_per_frame_of_a_panned_image():
     assert optical_flow.motion_per_frame(frames) == pytest.approx([8 / 256] * 2, rel=0.2)
 
 
+@pytest.mark.slow
 def test_long_videos_study_and_ablation(model: Model, judges: Judges, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(long_videos, "CLIPS", 3)
     monkeypatch.setattr(long_videos, "ABLATED_CASES", 1)
@@ -141,6 +143,7 @@ def with_decoder(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_decoder")
 def test_temporal_decoder_studies(model: Model, judges: Judges, tmp_path):  # noqa: F811
     by_arm = {
@@ -171,6 +174,7 @@ def test_pan_and_zoom_study(model: Model, judges: Judges, tmp_path, monkeypatch)
     assert len(pan_and_zoom._state_claims(records)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("with_decoder")
 def test_studies_of_untrained_networks_are_left_out_of_the_report(model: Model, judges: Judges, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(pan_and_zoom, "FOLDER", tmp_path / "nothing")

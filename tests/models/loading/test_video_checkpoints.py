@@ -305,6 +305,7 @@ def test_saved_folder_with_damaged_temporal_layers_is_refused(text_to_video, tmp
         load(folder)
 
 
+@pytest.mark.slow
 def test_folder_with_the_network_of_modelscope(sd_folder, tmp_path, monkeypatch):
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     net = modelscope(cross_attention_dim=32)

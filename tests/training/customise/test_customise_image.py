@@ -211,6 +211,7 @@ def test_every_image_is_used_equally_often() -> None:
 # -- results
 
 
+@pytest.mark.slow
 def test_a_lora_is_loaded_by_kineograph_and_diffusers(
     learn: Learn,
     tiny: Model,
@@ -291,6 +292,7 @@ def test_sdxl_is_customised_by_a_lora(sdxl_folder: Path, few: Path, tmp_path: Pa
 # -- resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [WHOLE, TEXTS], ids=["whole", "lora"])
 def test_resuming_is_bit_exact(learn: Learn, tiny: Model, few: Path, tmp_path: Path, given: dict[str, object]) -> None:
     """Stop in each phase, and remove what a kill would lose: the last checkpoint, and an image of the prior."""
@@ -308,6 +310,7 @@ def test_resuming_is_bit_exact(learn: Learn, tiny: Model, few: Path, tmp_path: P
     assert equal(one, other)
 
 
+@pytest.mark.slow
 def test_a_killed_customisation_resumes_to_the_same_weights(
     learn: Learn, sd_folder: Path, few: Path, tmp_path: Path
 ) -> None:
@@ -328,6 +331,7 @@ def test_finished_steps_are_not_repeated(learn: Learn, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "final").stat().st_mtime_ns == stamp
 
 
+@pytest.mark.slow
 def test_another_customisation_needs_another_folder(learn: Learn, tiny: Model, few: Path, tmp_path: Path) -> None:
     steps = customise_image(tiny, few, tmp_path / "out", subject=SUBJECT, settings=settings())
     next(steps)
@@ -344,6 +348,7 @@ def test_another_customisation_needs_another_folder(learn: Learn, tiny: Model, f
         list(customise_image(tiny, more, tmp_path / "out", subject=SUBJECT, settings=settings()))
 
 
+@pytest.mark.slow
 def test_the_prior_is_shared_by_equal_model_and_sampling(learn: Learn, tiny: Model, tmp_path: Path) -> None:
     shared = {"prior_folder": tmp_path / "prior"}
     learn("one", **shared)
@@ -529,6 +534,7 @@ def test_default_settings(tiny: Model) -> None:
         with_changes(subject, {"rank": 2})
 
 
+@pytest.mark.slow
 def test_the_pocket_model_is_customised(few: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     pocket = load(device="cpu", dtype="float32")

@@ -143,6 +143,7 @@ def test_only_adapters_are_trained(done: tuple[Path, list[PhaseProgress]], video
     assert learns == {"spatial_adapter"}
 
 
+@pytest.mark.slow
 def test_an_existing_motion_adapter_is_used(waves: Path, few: Path, done: tuple[Path, list[PhaseProgress]]) -> None:
     """The result is that of a motion adapter trained in the same run."""
     output, _ = done
@@ -218,6 +219,7 @@ def test_without_a_motion_adapter_and_without_natural_videos(learn: Learn, tmp_p
     assert not (tmp_path / "out" / "natural").exists()
 
 
+@pytest.mark.slow
 def test_training_all_weights_saves_a_whole_model(learn: Learn, video: Model, tmp_path: Path) -> None:
     reached = learn(spatial=None, natural_weight=0.0)
     assert phases(reached) == PHASES, "natural videos teach the motion adapter"
@@ -235,6 +237,7 @@ def test_training_all_weights_saves_a_whole_model(learn: Learn, video: Model, tm
     assert not (tmp_path / "out" / "adapter.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_interleaved_training_alternates_images_and_videos(video: Model, few: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     of_image = {"training": {"max_train_steps": 6}, "lora": {"text_rank": 2}}  # of 2 pictures: 2 steps of 2 x 3
@@ -255,6 +258,7 @@ def test_interleaved_training_alternates_images_and_videos(video: Model, few: Pa
 # -- resuming
 
 
+@pytest.mark.slow
 def test_resuming_in_any_phase_is_bit_exact(
     done: tuple[Path, list[PhaseProgress]], video: Model, few: Path, tmp_path: Path
 ) -> None:
@@ -270,6 +274,7 @@ def test_resuming_in_any_phase_is_bit_exact(
         assert equal(load_file(done[0] / name), load_file(tmp_path / "parts" / name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "at"), [("natural", 1), ("spatial_adapter", 2)])
 def test_a_killed_customisation_resumes_to_the_same_result(
     done: tuple[Path, list[PhaseProgress]], waves: Path, learn: Learn, few: Path, tmp_path: Path, phase: str, at: int
@@ -282,6 +287,7 @@ def test_a_killed_customisation_resumes_to_the_same_result(
     assert equal(load_file(done[0] / "adapter.safetensors"), load_file(tmp_path / "killed" / "adapter.safetensors"))
 
 
+@pytest.mark.slow
 def test_finished_phases_are_not_repeated(
     done: tuple[Path, list[PhaseProgress]], video: Model, few: Path, tmp_path: Path
 ) -> None:

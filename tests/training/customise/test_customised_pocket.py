@@ -73,6 +73,7 @@ def test_the_file_is_at_most_a_twentieth_of_the_network(cat: Path, pocket: Model
         assert json.loads(file.metadata()[adapter_files.HEADER])["subject"] == SUBJECT
 
 
+@pytest.mark.slow
 def test_with_a_lora_beside(cat: Path, mine: Model, pocket: Model, tmp_path: Path) -> None:
     save_file(random_lora(pocket, 2), tmp_path / "style.safetensors")
     both = kg.load("pocket-video", adapter=cat, lora=tmp_path / "style.safetensors", device="cpu", dtype="float32")
@@ -90,6 +91,7 @@ def test_a_model_knows_the_words_that_its_lora_taught(pocket: Model, tmp_path: P
     assert taught.unknown_words("a sks cat on Mars") == ["mars"]
 
 
+@pytest.mark.slow
 def test_clip_after_clip_and_along_a_control_map(mine: Model, tmp_path: Path) -> None:
     plain = kg.generate(mine, SAY, **FEW)
     assert len(kg.generate(mine, SAY, clips=2, **FEW).frames) == 4
@@ -98,6 +100,7 @@ def test_clip_after_clip_and_along_a_control_map(mine: Model, tmp_path: Path) ->
     assert not np.array_equal(steered.frames, plain.frames)
 
 
+@pytest.mark.slow
 def test_under_video_elevator(mine: Model, pocket: Model) -> None:
     image = kg.load("pocket", device="cpu", dtype="float32")
     few = {"elevation": kg.ElevatorOptions(refine_at=(0.5,), video_steps=1, video_prompt=SAY), **FEW}
@@ -106,6 +109,7 @@ def test_under_video_elevator(mine: Model, pocket: Model) -> None:
     assert not np.array_equal(*drawn)
 
 
+@pytest.mark.slow
 def test_the_example_that_ships():
     fox, without = (kg.load("pocket-video", adapter=each, device="cpu") for each in ("pocket-fox", None))
     assert fox.subject == SUBJECT and fox.settings["adapter"] == "pocket-fox"

@@ -141,6 +141,7 @@ def test_only_the_named_parameters_are_trained(tell: Tell) -> None:
     assert any("attn2.to_v" in name for name in changed) and any("proj_out" in name for name in changed)
 
 
+@pytest.mark.slow
 def test_a_stage_may_be_added(whole: Whole, tell: Tell) -> None:
     """The weights are those of a training that had it from the start; finished stages are not repeated."""
     trained(tell(stages=STAGES[:1]))
@@ -156,6 +157,7 @@ def test_a_stage_starts_from_the_averages_of_the_one_before(whole: Whole) -> Non
     assert 0 < far <= 2 * LOOP["learning_rate"]  # of two steps of AdamW
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_weights(whole: Whole, tell: Tell) -> None:
     often = LOOP | {"checkpointing_steps": 1}
     process = begin(train_until_killed, tell(training=often).model_dump(mode="json"))
@@ -333,6 +335,7 @@ def test_training_with_gradient_checkpointing_is_the_same(whole: Whole, tell: Te
     assert equal(ended(whole[0]), ended(again))
 
 
+@pytest.mark.slow
 def test_estimated_activations_are_those_that_are_saved(tell: Tell) -> None:
     settings = tell()
     start = prepare_training(settings)
@@ -347,6 +350,7 @@ def test_estimated_activations_are_those_that_are_saved(tell: Tell) -> None:
 # -- the latent cache
 
 
+@pytest.mark.slow
 def test_cached_clips_are_not_read_again(tell: Tell, tmp_path: Path) -> None:
     pictures(tmp_path / "pictures")
     sources = {"videos": [str(films(tmp_path / "films"))], "images": [str(tmp_path / "pictures")]}
@@ -548,6 +552,7 @@ def test_a_dry_run_estimates_and_writes_nothing(run: Run, tell: Tell, tmp_path: 
     assert f"{trained_now - said['parts'][1]['trained']:,} parameters trained" in err and "films: 3 videos" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None:
     long = tell(stages=[STAGES[0] | {"steps": 500}], training=LOOP | {"checkpointing_steps": 1000, "log_every": 1})
     file, log = written(long, tmp_path / "settings.yaml"), tmp_path / "out" / "stage-1" / "log.jsonl"
