@@ -39,7 +39,6 @@ def is_allowed_class(node: ast.ClassDef) -> bool:
     )
 
 
-@pytest.mark.slow
 def test_layers_names_and_sizes_are_within_the_limits():
     done = subprocess.run([sys.executable, ROOT / "tools" / "shape.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout

@@ -40,6 +40,7 @@ def test_text2video_zero(model, capsys):
     assert "3 frames at sigma 0.00" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_controlnet(capsys):
     example = runpy.run_path(str(EXAMPLES / "controlnet.py"))
     clip = render_clip(example["SHOT"], 3, 4.0)
@@ -63,6 +64,7 @@ def test_video_elevator(model, video_model, capsys):
     assert "3 frames at sigma 0.00" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_still_moving(video_model):
     example = runpy.run_path(str(EXAMPLES / "still_moving.py"))
     adapted = replace(video_model, net=still_moving.attach(video_model.net, motion=MOTION_ADAPTER).eval())

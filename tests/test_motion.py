@@ -105,6 +105,7 @@ MOVES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", MOVES)
 def test_warped_noise_is_white_and_of_unit_variance(text):
     size = (32, 32)

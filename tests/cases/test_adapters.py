@@ -183,6 +183,7 @@ def original(network: ControlNetModel) -> Weights:
     return prefixed("control_model.", renamed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["folder", "diffusers", "original"])
 def test_controlnet_loads_from_a_folder_and_from_one_file(work, sd_folder, controlnet, layout):
     """Case 27 (diffusers#9976, #9208): diffusers' layout as one file, the original layout in fp16."""
@@ -313,6 +314,7 @@ def test_ip_adapter_plus_gives_the_tokens_that_diffusers_gives(ip_adapters, sd_f
     assert far(ours.flatten(), theirs.flatten()) < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,

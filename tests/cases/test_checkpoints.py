@@ -165,6 +165,7 @@ def test_folder_of_fp16_files_alone_loads_or_names_the_variant(work):
     assert said.status == 0 or "variant" in said.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "file", "gone"),
     [

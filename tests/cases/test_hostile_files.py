@@ -236,6 +236,7 @@ def generated(model: Path, output: Path) -> Said:
 
 
 # case 109
+@pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a damaged settings file of a model ends in a traceback")
 @pytest.mark.parametrize(
     ("file", "damage"),

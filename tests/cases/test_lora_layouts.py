@@ -87,6 +87,7 @@ def assert_lora_gives(pipeline: StableDiffusionPipeline, file: Path, scale: floa
 # --- formats/14-lora: (a) kohya
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "scale"),
     [(["unet"], 1.0), (["unet", "text_encoder"], 1.0), (["unet", "text_encoder"], 0.5)],
@@ -136,6 +137,7 @@ def kohya_dora(folder: Path, generator: Generator) -> StableDiffusionPipeline:
     return pipeline
 
 
+@pytest.mark.slow
 @NO_DORA
 @LEFT_OUT
 @pytest.mark.parametrize("write", [peft_dora, kohya_dora])
@@ -297,6 +299,7 @@ def test_unet_and_text_encoder_have_their_own_alphas_in_the_header(work: Path) -
 # --- formats/33-adapters: LCM-LoRA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [sd, sdxl])
 def test_lcm_lora_of_all_layers_equals_merged_weights(
     work: Path, generator: Generator, make: Callable[[], StableDiffusionPipeline]

@@ -43,6 +43,7 @@ def generator() -> torch.Generator:
 # --- names
 
 
+@pytest.mark.slow
 def test_kohya_names_of_all_layers_and_their_alphas(work, sd_folder, generator):
     """Case 15 (diffusers#14005): conv_in, conv_out and the time embedding too, the text encoder's as well."""
     pipeline, weights = tiny_models.sd(), {}
@@ -61,6 +62,7 @@ def test_kohya_names_of_all_layers_and_their_alphas(work, sd_folder, generator):
     assert warned == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_ldm_names_of_all_layers(work, sd_folder, sdxl_folder, generator, family):
     """Case 38 (LyCORIS#22, diffusers#4133): names such as lora_unet_input_blocks_3_0_op."""
@@ -168,6 +170,7 @@ def test_ranks_that_differ_without_alpha_are_all_at_scale_one(work, sd_folder, g
     assert warned == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rslora", [False, True])
 def test_alpha_of_the_header_counts(work, sd_folder, generator, rslora):
     """Case 17 (peft#2733, diffusers#6087, ComfyUI#15830): alpha / rank, and alpha / sqrt(rank) in rsLoRA."""

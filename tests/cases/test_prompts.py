@@ -133,6 +133,7 @@ def test_prompt_that_is_no_utf8_ends_without_a_traceback(work):
 # --- consoles
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,

@@ -278,6 +278,7 @@ def test_a_bug_keeps_its_traceback(run: Run, model: list, monkeypatch: pytest.Mo
         run("generate", "a fish", *model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -94,6 +94,7 @@ def test_a_dry_run_prints_the_phases_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_motion_adapter_only(run: Run, waves: Path, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     few = ["customise", "--motion-adapter-only", "--model", waves, "--device", "cpu", *SET, "-o", "still.safetensors"]
@@ -122,6 +123,7 @@ def test_ctrl_c_stops_after_a_step_and_leaves_no_file(
     assert latest_checkpoint(tmp_path / "dog" / "image" / "training") is not None
 
 
+@pytest.mark.slow
 def test_invalid_options_are_refused_in_one_line(
     run: Run, waves: Path, image: Path, photos: Path, tmp_path: Path
 ) -> None:

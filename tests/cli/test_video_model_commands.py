@@ -33,6 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return kg.save(model, tmp_path_factory.mktemp("models") / "video")
 
 
+@pytest.mark.slow
 def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> None:
     result = run("generate", "a fish", "--model", folder, *FEW, "--seed", 3, "-o", "fish.gif")
     assert (result.status, result.out) == (0, "fish.gif\n"), result.err

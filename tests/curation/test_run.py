@@ -226,6 +226,7 @@ def difference(output: Path, shots: list[np.ndarray], where: np.ndarray) -> floa
     )
 
 
+@pytest.mark.slow
 def test_a_watermark_on_all_files_of_a_source_is_found(tmp_path):
     for seed in range(8):
         shot = lettered(scene(seed, 12, height=128, width=192), "STOCK", 20, (110, 96))

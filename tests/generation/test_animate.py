@@ -95,6 +95,7 @@ def test_more_frames_than_it_was_trained_on_are_sampled_in_windows(model: Model)
     assert np.array_equal(fits.frames, kg.generate(model, "a fish", num_frames=5, **FEW).frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "euler-ancestral", "lcm"])
 def test_every_sampler_is_deterministic(model: Model, sampler: str):
     one, again = (kg.generate(model, "a fish", num_frames=3, sampler=sampler, **FEW).frames for _ in range(2))

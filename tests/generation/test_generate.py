@@ -148,6 +148,7 @@ def test_the_settings_are_json_and_complete(model: Model) -> None:
     assert settings["frames_sha256"] == video.digest
 
 
+@pytest.mark.slow
 def test_the_seed_determines_the_video_and_is_random_if_none_is_given(model: Model) -> None:
     one, same, other = (kg.generate(model, "a fish", **FEW, seed=seed) for seed in (5, 5, 6))
     assert one.digest == same.digest != other.digest

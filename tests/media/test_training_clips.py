@@ -54,6 +54,7 @@ def starts(path: Path, num_frames: int, rates=None, seeds: int = 60) -> set[int]
     return {numbers(cut(path, seed, num_frames, rates).frames)[0] for seed in range(seeds)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_window_holds_consecutive_frames(tmp_path, name):
     codec, options = FILES[name]

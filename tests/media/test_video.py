@@ -80,6 +80,7 @@ def test_mp4_plays_everywhere(tmp_path: Path) -> None:
         assert json.loads(container.metadata["comment"])["settings"] == SETTINGS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [128, 130, 200])
 def test_the_same_frames_give_the_same_mp4(tmp_path: Path, width: int) -> None:
     noise = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))

@@ -245,6 +245,7 @@ def test_a_spatial_adapter_without_lora_is_for_a_fully_fine_tuned_model(video: P
         adapter_files.save_customised_adapter(kg.load(video).net, {}, file, subject="toy", image="toys", video="waves")
 
 
+@pytest.mark.slow
 def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Path, tmp_path: Path):
     model = kg.load(video, motion_adapter=still)
     usual, calm = (kg.generate(model, "a fish", motion_scale=scale, **FEW) for scale in (0.0, 0.5))

@@ -94,6 +94,7 @@ def test_one_frame_is_a_plain_image(sampler):
     assert len(counted.seen) == 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigmas", [FIFTY, FIFTY[::7], FIFTY[:1] + FIFTY[-1:]])
 def test_frame_0_is_the_plain_image_and_does_not_depend_on_the_others(sigmas):
     (*_, end) = run(nonlinear, frame_noise(), sigmas, Motion(pan=(12.0, 12.0)))

@@ -80,6 +80,7 @@ def test_a_clip_is_a_function_of_its_seed(tmp_path: Path):
     assert all(subject["motion"] == "still" for subject in facts["things"][1:])
 
 
+@pytest.mark.slow
 def test_short_clips_have_as_many_frames_a_step_as_whole_ones(out: Path):
     pool = clips.load_clip_pool(out / "films", out / "vae" / "final", 2, seed=0, split="train")
     stills = clips.load_still_pool(out / "films" / "stills", out / "vae" / "final", 2, seed=0, split="train")
@@ -167,6 +168,7 @@ def test_the_video_stages_train_and_export_models_that_load(out: Path, tmp_path:
     assert all(torch.equal(weight, animated_weights[name]) for name, weight in video_model.unet.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path):
     unpack.unpack_shipped(tmp_path)
     opened = models.open_pocket_video(POCKET)

@@ -129,6 +129,7 @@ def test_missing_path_is_refused_with_a_suggestion(sd_folder):
         load("pocket-vido")
 
 
+@pytest.mark.slow
 def test_built_in_parts_are_known_to_their_own_argument_alone():
     with pytest.raises(InputError, match="there is no pocket-vidrd"):
         load("pocket-video", adapter="pocket-vidrd")

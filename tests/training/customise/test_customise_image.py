@@ -279,6 +279,7 @@ def test_the_text_encoder_is_trained_too(learn: Learn, tiny: Model, sd_folder: P
     torch.testing.assert_close(estimate(load(theirs)), estimate(now))
 
 
+@pytest.mark.slow
 def test_sdxl_is_customised_by_a_lora(sdxl_folder: Path, few: Path, tmp_path: Path) -> None:
     model = load(sdxl_folder, device="cpu", dtype="float32")
     list(customise_image(model, few, tmp_path / "out", subject=SUBJECT, settings=settings()))
@@ -494,6 +495,7 @@ def test_a_style_is_learnt_from_one_image(tiny: Model, few: Path, tmp_path: Path
 # -- errors
 
 
+@pytest.mark.slow
 def test_models_that_cannot_be_customised(tiny: Model, few: Path, learn: Learn, tmp_path: Path) -> None:
     def said(model: Model = tiny, **given: object) -> str:
         asked = {"subject": SUBJECT, "settings": settings()} | given

@@ -211,6 +211,7 @@ def test_loras_are_merged_into_the_weights(video: Model, done: tuple[Path, list[
 # -- the ablations and a baseline
 
 
+@pytest.mark.slow
 def test_without_a_motion_adapter_and_without_natural_videos(learn: Learn, tmp_path: Path) -> None:
     reached = learn(still_scale=0.0, natural_weight=0.0)
     assert phases(reached) == ["prior", "encoding", "training", "stills", "spatial_adapter"]

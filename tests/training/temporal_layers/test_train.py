@@ -532,6 +532,7 @@ def test_the_command_reports_its_progress(run: Run, tell: Tell, tmp_path: Path) 
     assert json.loads(out) == {"path": str(tmp_path / "out" / "final"), "stopped": False, "skipped": {}}
 
 
+@pytest.mark.slow
 def test_a_dry_run_estimates_and_writes_nothing(run: Run, tell: Tell, tmp_path: Path) -> None:
     settings = tell()
     file = written(settings, tmp_path / "settings.yaml")
@@ -576,6 +577,7 @@ def test_ctrl_c_saves_a_checkpoint(run: Run, tell: Tell, tmp_path: Path) -> None
     assert next(train(prepare_training(long))).progress.step == step + 1
 
 
+@pytest.mark.slow
 def test_the_example_runs_on_the_pocket_world(run: Run, tmp_path: Path) -> None:
     few = [
         "stages=[{steps: 2, height: 128, width: 128, num_frames: 2, fps: [8], train_batch_size: 1}]",
