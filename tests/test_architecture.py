@@ -39,16 +39,16 @@ def is_allowed_class(node: ast.ClassDef) -> bool:
     )
 
 
-def test_layers_names_and_sizes_are_within_the_limits():
+def test_layers_names_and_sizes_are_within_the_limits() -> None:
     done = subprocess.run([sys.executable, ROOT / "tools" / "shape.py"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 
 
-def test_files_are_named_after_what_they_hold():
+def test_files_are_named_after_what_they_hold() -> None:
     assert [name for name in TREES if Path(name).stem in NAMELESS] == []
 
 
-def test_no_signature_swallows_arguments():
+def test_no_signature_swallows_arguments() -> None:
     found = [
         f"{name}:{f.lineno} {f.name}"
         for name, tree in TREES.items()
@@ -60,7 +60,7 @@ def test_no_signature_swallows_arguments():
     assert found == []
 
 
-def test_no_parameter_is_a_flag():
+def test_no_parameter_is_a_flag() -> None:
     found = [
         f"{name}:{f.lineno} {f.name}({flag})"
         for name, tree in TREES.items()
@@ -71,7 +71,7 @@ def test_no_parameter_is_a_flag():
     assert found == [], "two behaviours are two functions: pass the function"
 
 
-def test_classes_are_modules_records_or_interfaces():
+def test_classes_are_modules_records_or_interfaces() -> None:
     found = [
         f"{name}:{node.lineno} {node.name}"
         for name, tree in TREES.items()
@@ -81,11 +81,11 @@ def test_classes_are_modules_records_or_interfaces():
     assert found == []
 
 
-def test_nothing_is_left_for_later():
+def test_nothing_is_left_for_later() -> None:
     marks = re.compile(r"\b(?:TODO|FIXME|XXX|HACK)\b|raise NotImplementedError")
     assert [str(file) for file in FILES if marks.search(file.read_text())] == []
 
 
-def test_importing_the_package_does_no_work():
+def test_importing_the_package_does_no_work() -> None:
     code = "import sys, kineograph; print(sorted({'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"

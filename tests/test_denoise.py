@@ -21,15 +21,15 @@ def never(x, sigma):
     raise AssertionError("evaluated")
 
 
-def test_guidance_goes_from_the_unconditional_estimate_through_the_conditional():
+def test_guidance_goes_from_the_unconditional_estimate_through_the_conditional() -> None:
     torch.testing.assert_close(classifier_free_guidance(half, third, 7.5)(X, 1.0), X / 3 + 7.5 * (X / 2 - X / 3))
 
 
-def test_guidance_scale_1_is_the_conditional_itself():
+def test_guidance_scale_1_is_the_conditional_itself() -> None:
     assert classifier_free_guidance(half, never, 1.0) is half
 
 
-def test_guidance_scale_0_is_the_unconditional():
+def test_guidance_scale_0_is_the_unconditional() -> None:
     assert torch.equal(classifier_free_guidance(half, third, 0.0)(X, 1.0), third(X, 1.0))
 
 
@@ -41,7 +41,7 @@ def four_cores():
     torch.set_num_threads(before)
 
 
-def test_both_estimates_are_evaluated_in_parallel_by_half_of_the_cores_each(four_cores):
+def test_both_estimates_are_evaluated_in_parallel_by_half_of_the_cores_each(four_cores) -> None:
     threads, met = [], Barrier(2, timeout=10)
 
     def counted(denoise):
@@ -58,7 +58,7 @@ def test_both_estimates_are_evaluated_in_parallel_by_half_of_the_cores_each(four
     assert threads == [(2, False), (2, False)]
 
 
-def test_an_error_of_either_reaches_the_caller(four_cores):
+def test_an_error_of_either_reaches_the_caller(four_cores) -> None:
     with torch.no_grad(), pytest.raises(AssertionError, match="evaluated"):
         classifier_free_guidance(half, never, 3.0)(X, 1.0)
 
@@ -67,39 +67,39 @@ def quarter(x, sigma):
     return x / 4
 
 
-def test_guidance_by_an_image_goes_from_unconditional_through_the_image_to_both(four_cores):
+def test_guidance_by_an_image_goes_from_unconditional_through_the_image_to_both(four_cores) -> None:
     with torch.no_grad():
         got = text_and_image_guidance(half, third, quarter, scale=5.0, image_scale=2.0)(X, 1.0)
     torch.testing.assert_close(got, X / 4 + 2 * (X / 3 - X / 4) + 5 * (X / 2 - X / 3))
 
 
 @pytest.mark.parametrize("scale", [1.0, 7.5])
-def test_with_equal_image_and_unconditional_estimates_it_is_guidance_by_text(scale):
+def test_with_equal_image_and_unconditional_estimates_it_is_guidance_by_text(scale) -> None:
     torch.testing.assert_close(
         text_and_image_guidance(half, third, third, scale, 3.0)(X, 1.0),
         classifier_free_guidance(half, third, scale)(X, 1.0),
     )
 
 
-def test_gradients_reach_both():
+def test_gradients_reach_both() -> None:
     x = X.clone().requires_grad_()
     classifier_free_guidance(half, third, 3.0)(x, 1.0).sum().backward()
     torch.testing.assert_close(x.grad, torch.full_like(X, 1 / 3 + 3 * (1 / 2 - 1 / 3)))
 
 
-def test_guiding_clean_estimates_is_guiding_noise_estimates():
+def test_guiding_clean_estimates_is_guiding_noise_estimates() -> None:
     sigma, scale = 3.0, 5.0
     guided_noise = (X - third(X, sigma)) / sigma
     guided_noise = guided_noise + scale * ((X - half(X, sigma)) / sigma - guided_noise)
     torch.testing.assert_close(classifier_free_guidance(half, third, scale)(X, sigma), X - sigma * guided_noise)
 
 
-def test_finite_estimates_pass_unchanged():
+def test_finite_estimates_pass_unchanged() -> None:
     assert torch.equal(refuse_nan(half)(X, 1.0), half(X, 1.0))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-def test_an_estimate_with_nan_is_an_error_that_names_the_frame(poison):
+def test_an_estimate_with_nan_is_an_error_that_names_the_frame(poison) -> None:
     def broken(x, sigma):
         return x.index_fill(1, torch.tensor([1, 2]), poison)
 
@@ -107,18 +107,18 @@ def test_an_estimate_with_nan_is_an_error_that_names_the_frame(poison):
         refuse_nan(broken)(X, 2.5)
 
 
-def test_with_all_frames_known_the_model_has_no_influence():
+def test_with_all_frames_known_the_model_has_no_influence() -> None:
     known, noise = X, torch.randn(X.shape, generator=torch.Generator().manual_seed(1))
     assert torch.equal(
         final_latents(ddim(replace_known_frames(lambda x, s: 0 * x, known, noise), 9 * noise, [9.0, 2.0, 0.0])), known
     )
 
 
-def test_with_no_known_frame_it_is_the_model_itself():
+def test_with_no_known_frame_it_is_the_model_itself() -> None:
     assert torch.equal(replace_known_frames(half, X[:, :0], X[:, :0])(X, 3.0), half(X, 3.0))
 
 
-def test_the_model_gets_known_frames_with_their_noise_at_every_sigma():
+def test_the_model_gets_known_frames_with_their_noise_at_every_sigma() -> None:
     seen = []
 
     def watch(x, sigma):

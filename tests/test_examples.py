@@ -33,7 +33,7 @@ def video_model(model):
     return replace(model, net=videocrafter.attach(model.net.image_unet, config).eval())
 
 
-def test_text2video_zero(model, capsys):
+def test_text2video_zero(model, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLES / "text2video_zero.py"))
     video = example["generate"](model, "a red fish", num_frames=3, steps=4)
     assert video.frames.shape == (3, 64, 64, 3)
@@ -41,7 +41,7 @@ def test_text2video_zero(model, capsys):
 
 
 @pytest.mark.slow
-def test_controlnet(capsys):
+def test_controlnet(capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLES / "controlnet.py"))
     clip = render_clip(example["SHOT"], 3, 4.0)
     video = example["generate"](load(), "a purple fish in a city", clip, steps=2)
@@ -49,7 +49,7 @@ def test_controlnet(capsys):
     assert "sigma 0.00" in capsys.readouterr().out
 
 
-def test_videocrafter(video_model, capsys):
+def test_videocrafter(video_model, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLES / "videocrafter.py"))
     video = example["generate"](video_model, "a red fish", num_frames=3, steps=2)
     assert video.frames.shape == (3, 64, 64, 3) and video.fps == 8.0
@@ -57,7 +57,7 @@ def test_videocrafter(video_model, capsys):
 
 
 @pytest.mark.slow
-def test_video_elevator(model, video_model, capsys):
+def test_video_elevator(model, video_model, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLES / "video_elevator.py"))
     video = example["generate"](model, video_model, "a red fish", "a red fish swims", num_frames=3, steps=8)
     assert video.frames.shape == (3, 64, 64, 3)
@@ -65,7 +65,7 @@ def test_video_elevator(model, video_model, capsys):
 
 
 @pytest.mark.slow
-def test_still_moving(video_model):
+def test_still_moving(video_model) -> None:
     example = runpy.run_path(str(EXAMPLES / "still_moving.py"))
     adapted = replace(video_model, net=still_moving.attach(video_model.net, motion=MOTION_ADAPTER).eval())
     for weight in adapted.net.motion_adapter.parameters():

@@ -41,44 +41,44 @@ def shifted(x, rows: int, columns: int):
         (" Pan:+12,-0.5+zoom:1.02 ", Motion(pan=(12.0, -0.5), zoom=1.02)),
     ],
 )
-def test_a_motion_is_parsed_from_text(text, motion):
+def test_a_motion_is_parsed_from_text(text, motion) -> None:
     assert parse(text) == motion
 
 
 @pytest.mark.parametrize(
     "text", ["", "pan", "pan:12", "pan:1,2,3", "pan:nan,0", "zoom:0", "zoom:-1", "path:0,0", "none:1", "fly:1"]
 )
-def test_text_that_is_no_motion_is_an_error_with_the_syntax(text):
+def test_text_that_is_no_motion_is_an_error_with_the_syntax(text) -> None:
     with pytest.raises(ValueError, match=r"expected pan:X,Y, zoom:FACTOR"):
         parse(text)
 
 
-def test_a_pan_adds_up_and_a_path_has_constant_speed():
+def test_a_pan_adds_up_and_a_path_has_constant_speed() -> None:
     assert camera_offset(parse("pan:12,-6"), 4, 8) == pytest.approx((48 / 512, -24 / 512))
     way = [camera_offset(parse("path:8,0;40,0;40,32"), k, 5) for k in range(5)]
     assert [(512 * x, 512 * y) for x, y in way] == [(0, 0), (16, 0), (32, 0), (32, 16), (32, 32)]
 
 
-def test_speed_does_not_depend_on_the_size_of_the_latents():
+def test_speed_does_not_depend_on_the_size_of_the_latents() -> None:
     small, large = (view_matrix(parse("pan:12,12"), 3, 8, size) for size in ((16, 16), (64, 64)))
     assert torch.allclose(small[:, 2] / 16, large[:, 2] / 64)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 0), (1, 2), (-3, 0), (5, -7), (40, 33)])
-def test_by_whole_cells_both_warps_are_exactly_a_mirrored_shift(noise, rows, columns):
+def test_by_whole_cells_both_warps_are_exactly_a_mirrored_shift(noise, rows, columns) -> None:
     at = [view_matrix(Motion(pan=(columns * 512 / 24, rows * CELL)), 1, 2, SIZE)]
     assert torch.equal(warp_latents(noise, at), shifted(noise, rows, columns))
     assert torch.equal(warp_noise(noise, at, seed=0), shifted(noise, rows, columns))
 
 
-def test_content_moves_against_the_camera():
+def test_content_moves_against_the_camera() -> None:
     spot = torch.zeros(1, 1, 1, 16, 16)
     spot[..., 8, 8] = 1
     (seen,) = warp_latents(spot, [view_matrix(parse("pan:32,64"), 1, 2, (16, 16))]).unbind(1)
     assert seen[0, 0].flatten().argmax() == 6 * 16 + 7
 
 
-def test_a_smooth_image_is_shifted_by_parts_of_a_cell():
+def test_a_smooth_image_is_shifted_by_parts_of_a_cell() -> None:
     y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
     wave = torch.sin(0.4 * x + 0.2 * y)[None, None, None]
     seen = warp_latents(wave, [view_matrix(Motion(pan=(0.3 * 16, 0.6 * 16)), 1, 2, (32, 32))])
@@ -86,7 +86,7 @@ def test_a_smooth_image_is_shifted_by_parts_of_a_cell():
     assert (seen[0, 0, 0] - expected)[3:-3, 3:-3].abs().max() < 0.02
 
 
-def test_zoom_magnifies_and_rotation_turns_the_content_the_other_way():
+def test_zoom_magnifies_and_rotation_turns_the_content_the_other_way() -> None:
     (nearer,) = views("zoom:2", frames=2, size=(16, 16))
     assert nearer @ torch.tensor([16.0, 8.0, 1.0]).double() == pytest.approx(torch.tensor([12.0, 8.0]).double())
     (turned,) = views("rotate:90", frames=2, size=(16, 16))
@@ -107,7 +107,7 @@ MOVES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", MOVES)
-def test_warped_noise_is_white_and_of_unit_variance(text):
+def test_warped_noise_is_white_and_of_unit_variance(text) -> None:
     size = (32, 32)
     noise = independent(11, [0], (8, 12, *size))
     seen = warp_noise(noise, views(text, frames=3, size=size), seed=11)
@@ -129,13 +129,13 @@ def neighbours(x):
     yield x[..., 1:, :-1], x[..., :-1, 1:]
 
 
-def test_interpolated_noise_would_fail_the_same_test():
+def test_interpolated_noise_would_fail_the_same_test() -> None:
     noise = independent(11, [0], (4, 4, 32, 32))
     seen = warp_latents(noise, [view_matrix(Motion(pan=(8.0, 8.0)), 1, 2, (32, 32))])
     assert seen.var() < 0.7
 
 
-def test_warped_noise_follows_the_view():
+def test_warped_noise_follows_the_view() -> None:
     """Its covariance with a cell of frame 0 is the part of that cell that it covers."""
     noise = independent(3, [0], (16, 16, 16, 16))
     seen = warp_noise(noise, [view_matrix(Motion(pan=(0.25 * CELL, 0.0)), 1, 2, (16, 16))], seed=3)[:, 0]
@@ -144,7 +144,7 @@ def test_warped_noise_follows_the_view():
     assert beside == pytest.approx(0.25, abs=0.02)
 
 
-def test_a_frame_and_a_sample_are_warped_the_same_in_any_batch(noise):
+def test_a_frame_and_a_sample_are_warped_the_same_in_any_batch(noise) -> None:
     warp = frame_warp(parse("pan:5,3+rotate:2"), frames=6, seed=9)
     both = warp(noise, noise)
     second = frame_warp(parse("pan:5,3+rotate:2"), frames=6, seed=10)(noise[1:], noise[1:])
@@ -154,6 +154,6 @@ def test_a_frame_and_a_sample_are_warped_the_same_in_any_batch(noise):
         assert torch.equal(whole[:, :2], early)
 
 
-def test_zooming_past_what_frame_0_holds_is_an_error():
+def test_zooming_past_what_frame_0_holds_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"magnifies 10\.7 times over 6 frames; expected at most 4"):
         frame_warp(parse("zoom:1.606"), frames=6, seed=0)

@@ -19,24 +19,24 @@ FASTER = {"num_frames=8": "num_frames=8, num_inference_steps=4", "steps=20": "st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=range(len(SNIPPETS)))
-def test_each_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_each_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (slow,) = (each for each in FASTER if each in snippet)
     exec(compile(snippet.replace(slow, FASTER[slow]), "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("kineograph ")])
-def test_each_command_parses(line: str):
+def test_each_command_parses(line: str) -> None:
     _, verb, *arguments = shlex.split(line)
     command = typer.main.get_command(app).commands[verb]
     command.make_context(verb, arguments)
 
 
 @pytest.mark.parametrize("line", COMMANDS[:2])
-def test_ci_runs_the_first_two_commands(line: str):
+def test_ci_runs_the_first_two_commands(line: str) -> None:
     assert line.removeprefix("pip install ") in (ROOT / ".ci/run").read_text()
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:\]\(|src=\")(?!https?:|#)([^)\"#]+)", README))))
-def test_each_link_exists(target: str):
+def test_each_link_exists(target: str) -> None:
     assert (ROOT / target).exists()

@@ -55,37 +55,37 @@ def error(sampler, steps: int) -> float:
 
 
 @pytest.mark.parametrize(("sampler", "order"), [(ddim, 1), (dpmpp_2m, 2)])
-def test_the_order_of_convergence_is_the_papers(sampler, order):
+def test_the_order_of_convergence_is_the_papers(sampler, order) -> None:
     rates = [math.log2(error(sampler, steps) / error(sampler, 2 * steps)) for steps in (40, 80, 160)]
     assert rates == pytest.approx([order] * 3, abs=0.15)
 
 
 @every_sampler
-def test_data_of_a_single_video_are_sampled_exactly(sampler):
+def test_data_of_a_single_video_are_sampled_exactly(sampler) -> None:
     torch.testing.assert_close(final_latents(sampler(point, START, SIGMAS)), torch.full_like(START, MEAN))
 
 
 @every_sampler
-def test_noisy_videos_have_the_variance_of_their_sigma(sampler):
+def test_noisy_videos_have_the_variance_of_their_sigma(sampler) -> None:
     for step in sampler(point, START, SIGMAS[:-1]):
         assert (step.x - MEAN).std().item() == pytest.approx(step.sigma, rel=0.03)
 
 
-def test_consistency_sampling_keeps_both_moments_of_the_data():
+def test_consistency_sampling_keeps_both_moments_of_the_data() -> None:
     final = final_latents(lcm(NOISE_AT)(consistent, START, SIGMAS))
     assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
 
 
 @pytest.mark.parametrize("sampler", [ddim, ddim_eta(0.5, NOISE_AT), euler_ancestral(NOISE_AT), dpmpp_2m])
-def test_many_steps_sample_both_moments_of_the_data(sampler):
+def test_many_steps_sample_both_moments_of_the_data(sampler) -> None:
     final = final_latents(sampler(gaussian, START, sigmas.karras(14.0, 0.03, 200)))
     assert final.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert final.std().item() == pytest.approx(SPREAD, rel=0.03)
 
 
 @every_sampler
-def test_a_sampler_yields_every_sigma_and_ends_with_the_latent_itself(sampler):
+def test_a_sampler_yields_every_sigma_and_ends_with_the_latent_itself(sampler) -> None:
     steps = list(sampler(gaussian, START, SIGMAS))
     assert [step.sigma for step in steps] == SIGMAS
     assert torch.equal(steps[0].x, START)
@@ -95,21 +95,21 @@ def test_a_sampler_yields_every_sigma_and_ends_with_the_latent_itself(sampler):
 
 
 @every_sampler
-def test_a_single_sigma_takes_no_step(sampler):
+def test_a_single_sigma_takes_no_step(sampler) -> None:
     (step,) = sampler(gaussian, START, [3.0])
     assert step.sigma == 3.0
     assert step.x is step.x0 is START
 
 
 @single_step
-def test_slices_sampled_one_after_the_other_are_the_whole(sampler):
+def test_slices_sampled_one_after_the_other_are_the_whole(sampler) -> None:
     whole = final_latents(sampler(gaussian, START, SIGMAS))
     upper = final_latents(sampler(gaussian, START, sigmas.until(SIGMAS, SIGMAS[5])))
     assert torch.equal(final_latents(sampler(gaussian, upper, sigmas.starting_at(SIGMAS, SIGMAS[5]))), whole)
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
-def test_no_gradients_are_kept_and_the_consumers_gradient_mode_is_its_own(name):
+def test_no_gradients_are_kept_and_the_consumers_gradient_mode_is_its_own(name) -> None:
     # The module as users import it: the shape checker of the tests hides generators from torch.no_grad.
     sampler = runpy.run_path(samplers.__file__)[name]
     steps = sampler(gaussian, START.clone().requires_grad_(), SIGMAS[:3])
@@ -117,7 +117,7 @@ def test_no_gradients_are_kept_and_the_consumers_gradient_mode_is_its_own(name):
     assert [torch.is_grad_enabled() and not step.x.requires_grad for step in steps] == [True, True]
 
 
-def test_no_eta_is_ddim():
+def test_no_eta_is_ddim() -> None:
     def never(sigma):
         raise AssertionError("noise was generated")
 
@@ -126,20 +126,20 @@ def test_no_eta_is_ddim():
     )
 
 
-def test_one_step_of_the_multistep_sampler_is_ddim():
+def test_one_step_of_the_multistep_sampler_is_ddim() -> None:
     assert torch.equal(
         final_latents(dpmpp_2m(gaussian, START, [5.0, 2.0])), final_latents(ddim(gaussian, START, [5.0, 2.0]))
     )
 
 
-def test_ancestral_sampling_in_chunks_is_the_whole():
+def test_ancestral_sampling_in_chunks_is_the_whole() -> None:
     chunk = euler_ancestral(noise.per_sigma(1, [1], SHAPE))
     whole = final_latents(euler_ancestral(NOISE_AT)(gaussian, START, SIGMAS))
     assert torch.equal(final_latents(chunk(gaussian, START[:, 1:], SIGMAS)), whole[:, 1:])
 
 
 @deterministic
-def test_inversion_then_sampling_comes_back(sampler):
+def test_inversion_then_sampling_comes_back(sampler) -> None:
     """With noise that does not depend on x, inversion and sampling go along one line."""
     direction = torch.ones_like(START)
     clean = noise.independent(3, range(2), SHAPE)
@@ -151,7 +151,7 @@ def test_inversion_then_sampling_comes_back(sampler):
 
 
 @deterministic
-def test_inverting_data_gives_noise_and_more_steps_come_back_closer(sampler):
+def test_inverting_data_gives_noise_and_more_steps_come_back_closer(sampler) -> None:
     clean = MEAN + SPREAD * noise.independent(3, range(1), (1, 1, 64, 64)).double()
 
     def round_trip(steps: int) -> float:
@@ -162,23 +162,23 @@ def test_inverting_data_gives_noise_and_more_steps_come_back_closer(sampler):
     assert round_trip(160) < 0.55 * round_trip(80) < 0.1
 
 
-def test_sampling_from_sigma_0_is_refused():
+def test_sampling_from_sigma_0_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot leave noise level 0"):
         final_latents(ddim(gaussian, START, [0.0, 1.0]))
 
 
-def test_noise_along_rising_sigmas_is_refused():
+def test_noise_along_rising_sigmas_is_refused() -> None:
     with pytest.raises(ValueError, match="needs falling sigmas, got a step from 1 up to 2"):
         final_latents(euler_ancestral(NOISE_AT)(gaussian, START, [1.0, 2.0]))
 
 
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
-def test_more_noise_than_ddpms_is_refused(eta):
+def test_more_noise_than_ddpms_is_refused(eta) -> None:
     with pytest.raises(ValueError, match=rf"from 0 \(none\) to 1 \(all of it\); got {eta}"):
         ddim_eta(eta, NOISE_AT)
 
 
-def test_the_first_frame_alone_gets_its_own_sampler_noise():
+def test_the_first_frame_alone_gets_its_own_sampler_noise() -> None:
     alone = final_latents(euler_ancestral(NOISE_AT)(gaussian, START[:, :1], SIGMAS))
     assert torch.equal(alone, final_latents(euler_ancestral(NOISE_AT)(gaussian, START, SIGMAS))[:, :1])
 
@@ -196,7 +196,7 @@ def everywhere(x0, sigma):
 
 @pytest.mark.slow
 @single_step
-def test_smoothing_without_strength_or_without_background_changes_nothing(sampler):
+def test_smoothing_without_strength_or_without_background_changes_nothing(sampler) -> None:
     plain = list(sampler(gaussian, START, SIGMAS))
     for masks, strength in ((nowhere, 0.0), (everywhere, 1.0)):
         smoothed = list(samplers.smooth_background(sampler, CAMERA, masks, strength)(gaussian, START, SIGMAS))
@@ -204,14 +204,14 @@ def test_smoothing_without_strength_or_without_background_changes_nothing(sample
         torch.testing.assert_close(smoothed[-1].x, plain[-1].x)
 
 
-def test_smoothing_at_full_strength_makes_every_background_the_first_frames_warped():
+def test_smoothing_at_full_strength_makes_every_background_the_first_frames_warped() -> None:
     steps = list(samplers.smooth_background(ddim, CAMERA, nowhere, 1.0)(gaussian, START, SIGMAS))
     plain = final_latents(ddim(gaussian, START, SIGMAS))
     torch.testing.assert_close(steps[-1].x[:, :1], plain[:, :1])
     torch.testing.assert_close(steps[-1].x[:, 1, ..., :-1], plain[:, 0, ..., 1:])
 
 
-def test_smoothing_blends_backgrounds_and_leaves_both_foregrounds():
+def test_smoothing_blends_backgrounds_and_leaves_both_foregrounds() -> None:
     def left(x0, sigma):
         mask = torch.zeros_like(x0[:, :, :1])
         mask[:, 1, ..., :8] = 1  # of frame 1
@@ -226,7 +226,7 @@ def test_smoothing_blends_backgrounds_and_leaves_both_foregrounds():
     assert on < 1e-3 * off
 
 
-def test_smoothing_leaves_a_single_frame():
+def test_smoothing_leaves_a_single_frame() -> None:
     plain, smoothed = (
         final_latents(sampler(gaussian, START[:, :1], SIGMAS))
         for sampler in (ddim, samplers.smooth_background(ddim, CAMERA, nowhere, 0.6))

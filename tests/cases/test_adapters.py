@@ -37,7 +37,7 @@ def black(work) -> Path:
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="A1111 embedding: its word is the inner name, which nothing says"
 )
-def test_word_of_an_embedding_is_its_file_name_or_is_told(work, sd_folder):
+def test_word_of_an_embedding_is_its_file_name_or_is_told(work: Path, sd_folder: Path) -> None:
     """Case 19 (InvokeAI#3438, diffusers#3097): an A1111 .pt whose inner name differs; the file's name is published."""
     file, prompt = work / "charturnerv2.pt", "a charturnerv2 cat"
     about = {"name": "charturner-14000", "step": 14000, "sd_checkpoint": "x", "sd_checkpoint_name": "y"}
@@ -53,7 +53,7 @@ def changes_the_encoding(folder: Path, file: Path, word: str) -> bool:
     return far(learnt, tokens_of(load(folder), prompt)) > 0
 
 
-def test_sdxl_embedding_of_several_vectors_is_learnt(work, sdxl_folder):
+def test_sdxl_embedding_of_several_vectors_is_learnt(work: Path, sdxl_folder: Path) -> None:
     """Case 20 (diffusers#8854): clip_l and clip_g."""
     file = work / "unaestheticXL.safetensors"
     save_file({"clip_l": torch.randn(4, 16), "clip_g": torch.randn(4, 24)}, file)
@@ -61,7 +61,7 @@ def test_sdxl_embedding_of_several_vectors_is_learnt(work, sdxl_folder):
 
 
 @pytest.mark.parametrize("kind", ["pivotal tuning", "several words"])
-def test_embedding_of_several_words_is_learnt_or_refused(work, sd_folder, sdxl_folder, kind):
+def test_embedding_of_several_words_is_learnt_or_refused(work: Path, sd_folder: Path, sdxl_folder: Path, kind) -> None:
     """Case 20 (diffusers#4903): <s0> and <s1> of pivotal tuning, a .bin of several words."""
     if kind == "pivotal tuning":
         folder, file, word = sdxl_folder, work / "pivotal.safetensors", "<s0><s1>"
@@ -129,7 +129,9 @@ def save_motion_module(path: Path) -> None:
     ],
     ids=["HotShot-XL", "SparseCtrl", "domain adapter", "of SD 1.5"],
 )  # fmt: skip
-def test_motion_module_of_another_kind_is_refused_by_its_kind(work, sd_folder, sdxl_folder, model, save, name, kind):
+def test_motion_module_of_another_kind_is_refused_by_its_kind(
+    work: Path, sd_folder: Path, sdxl_folder: Path, model, save, name, kind
+) -> None:
     """Case 21 (ADE#182, #76, sd-webui-animatediff#405): HotShot-XL, SparseCtrl, domain adapter, SD 1.5's on SDXL."""
     save(work / name)
     folder = sd_folder if model == "sd" else sdxl_folder
@@ -139,7 +141,7 @@ def test_motion_module_of_another_kind_is_refused_by_its_kind(work, sd_folder, s
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="SparseCtrl as a ControlNet: refused without its name")
-def test_sparse_control_as_a_controlnet_is_refused_by_its_kind(work, sd_folder, black):
+def test_sparse_control_as_a_controlnet_is_refused_by_its_kind(work: Path, sd_folder: Path, black) -> None:
     """Case 21 (sd-webui-animatediff#405)."""
     file = work / "v3_sd15_sparsectrl_rgb.ckpt"
     save_sparse_control(file)
@@ -185,7 +187,7 @@ def original(network: ControlNetModel) -> Weights:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["folder", "diffusers", "original"])
-def test_controlnet_loads_from_a_folder_and_from_one_file(work, sd_folder, controlnet, layout):
+def test_controlnet_loads_from_a_folder_and_from_one_file(work: Path, sd_folder: Path, controlnet, layout) -> None:
     """Case 27 (diffusers#9976, #9208): diffusers' layout as one file, the original layout in fp16."""
     controlnet.save_pretrained(work / "canny")
     source = work / "canny"
@@ -219,7 +221,7 @@ NOT_CONTROLNETS = {
     strict=True, raises=AssertionError, reason="not a ControlNet: refused by an internal error's text (NoneType)"
 )
 @pytest.mark.parametrize("name", NOT_CONTROLNETS)
-def test_file_of_another_kind_as_a_controlnet_is_refused(work, sd_folder, black, name):
+def test_file_of_another_kind_as_a_controlnet_is_refused(work: Path, sd_folder: Path, black, name) -> None:
     """Case 28 (sd-webui-controlnet#427, diffusers#9208, #4679): T2I-Adapter, ControlLLLite, Control-LoRA."""
     file = work / f"{name}.safetensors"
     save_file({weight: torch.ones(shape) for weight, shape in NOT_CONTROLNETS[name].items()}, file)
@@ -298,7 +300,7 @@ def ip_adapters(tmp_path_factory) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_ip_adapter_plus_gives_the_tokens_that_diffusers_gives(ip_adapters, sd_folder):
+def test_ip_adapter_plus_gives_the_tokens_that_diffusers_gives(ip_adapters, sd_folder: Path) -> None:
     """Case 29 (IP-Adapter#470, diffusers#6162): the plus variant's Resampler."""
     name = "ip-adapter-plus_sd15.safetensors"
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(4))
@@ -321,7 +323,7 @@ def test_ip_adapter_plus_gives_the_tokens_that_diffusers_gives(ip_adapters, sd_f
     reason="IP-Adapter that does not fit: RuntimeError (matrix shapes) with a traceback",
 )
 @pytest.mark.parametrize("name", ["other/ip-adapter-plus_sd15.safetensors", "ip/ip-adapter-faceid_sd15.safetensors"])
-def test_ip_adapter_that_does_not_fit_is_refused(work, ip_adapters, sd_folder, name):
+def test_ip_adapter_that_does_not_fit_is_refused(work: Path, ip_adapters, sd_folder: Path, name) -> None:
     """Case 29 (diffusers#7766): an image encoder of another width, FaceID."""
     Image.new("RGB", (32, 32), "grey").save(work / "a.png")
     tiny_models.motion_module().save_pretrained(work / "mm")

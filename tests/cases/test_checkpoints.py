@@ -31,7 +31,7 @@ def saved(weights: tiny_models.Weights, path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
-def test_ema_weights_are_chosen_as_diffusers_does(work, sd_folder):
+def test_ema_weights_are_chosen_as_diffusers_does(work: Path, sd_folder: Path) -> None:
     """Case 1 (diffusers#1818): a full checkpoint holds trained and averaged weights."""
     trained = ldm(tiny_models.sd())
     averaged = {
@@ -48,7 +48,7 @@ def test_ema_weights_are_chosen_as_diffusers_does(work, sd_folder):
 
 
 @pytest.mark.parametrize("position_ids", [False, True])
-def test_text_encoder_loads_with_and_without_position_ids(work, sd_folder, position_ids):
+def test_text_encoder_loads_with_and_without_position_ids(work: Path, sd_folder: Path, position_ids) -> None:
     """Case 2 (diffusers#8228): OneTrainer and EveryDream2 leave the position ids out."""
     pipeline = tiny_models.sd()
     weights = ldm(pipeline)
@@ -63,7 +63,7 @@ def test_text_encoder_loads_with_and_without_position_ids(work, sd_folder, posit
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="v_pred mark: ignored where config= is given, without a warning"
 )
-def test_v_pred_mark_counts_with_a_configuration_given(work, sdxl_folder):
+def test_v_pred_mark_counts_with_a_configuration_given(work: Path, sdxl_folder: Path) -> None:
     """Case 3 (InvokeAI#7495, diffusers#9171): the error message advises config= for the tokenizer."""
     marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
     file = saved(ldm(tiny_models.sdxl()) | marks, work / "noob.safetensors")
@@ -74,7 +74,7 @@ def test_v_pred_mark_counts_with_a_configuration_given(work, sdxl_folder):
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="generate: neither --prediction-type nor --config")
-def test_command_line_takes_what_a_single_file_does_not_say():
+def test_command_line_takes_what_a_single_file_does_not_say() -> None:
     """Case 4 (diffusers#9171): SD 1.5 with v-prediction, and where a file's tokenizer is."""
     assert re.search("--prediction-type|--config", run("generate", "--help").text, re.IGNORECASE)
 
@@ -93,7 +93,7 @@ CHANNELS = re.compile(r"\b9\b|inpaint|channels", re.IGNORECASE)
 
 
 @pytest.mark.parametrize("config", ["its own", "of four channels"])
-def test_inpainting_file_is_refused_by_its_channels(inpainting, sd_folder, config):
+def test_inpainting_file_is_refused_by_its_channels(inpainting, sd_folder: Path, config) -> None:
     """Case 5 (diffusers#6964, sd-scripts#2309): nine channels in where a text-to-image model is wanted."""
     folder = inpainting / "model" if config == "its own" else sd_folder
 
@@ -106,14 +106,14 @@ def test_inpainting_file_is_refused_by_its_channels(inpainting, sd_folder, confi
     assert CHANNELS.search(str(error.value).replace(str(inpainting), ""))
 
 
-def test_command_line_refuses_an_inpainting_model_by_its_channels(inpainting, work):
+def test_command_line_refuses_an_inpainting_model_by_its_channels(inpainting, work: Path) -> None:
     """Case 5 (diffusers#6964, sd-scripts#2309)."""
     said = run("generate", "a cat", "--model", inpainting / "model", *SMALL, "-o", work / "x.mp4")
     assert CHANNELS.search(said.text.replace(str(inpainting), "")) and not said.crashed
 
 
 @pytest.mark.parametrize("source", ["refiner.safetensors", "refiner"])
-def test_sdxl_refiner_is_refused(work, source):
+def test_sdxl_refiner_is_refused(work: Path, source) -> None:
     """Case 6: an SDXL refiner has the second text encoder alone."""
     if source == "refiner":
         tiny_models.sdxl().save_pretrained(work / source)
@@ -130,7 +130,7 @@ def test_sdxl_refiner_is_refused(work, source):
     assert "error" in said.text and not said.crashed
 
 
-def test_sd2_file_gives_the_numbers_of_its_pipeline(work):
+def test_sd2_file_gives_the_numbers_of_its_pipeline(work: Path) -> None:
     """Case 57: an OpenCLIP text encoder in ldm layout, linear projections, v-prediction."""
     noise = tiny_models.scheduler(prediction_type="v_prediction")
     pipeline = tiny_models.sd(act="gelu", use_linear_projection=True, noise=noise)
@@ -142,7 +142,7 @@ def test_sd2_file_gives_the_numbers_of_its_pipeline(work):
     assert parameterisation(model) == "v_prediction"
 
 
-def test_fp8_file_keeps_its_numbers_in_the_dtype_asked_for(work, sd_folder):
+def test_fp8_file_keeps_its_numbers_in_the_dtype_asked_for(work: Path, sd_folder: Path) -> None:
     """Case 58: a single file in float8_e4m3fn, as ComfyUI writes it."""
     pipeline = tiny_models.sd()
     weights = {name: weight.to(torch.float8_e4m3fn) for name, weight in ldm(pipeline).items()}
@@ -158,7 +158,7 @@ def test_fp8_file_keeps_its_numbers_in_the_dtype_asked_for(work, sd_folder):
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="a folder with fp16 files alone: refused without a word of variants"
 )
-def test_folder_of_fp16_files_alone_loads_or_names_the_variant(work):
+def test_folder_of_fp16_files_alone_loads_or_names_the_variant(work: Path) -> None:
     """Case 8 (diffusers#10928)."""
     tiny_models.sd().to(torch.float16).save_pretrained(work / "m", variant="fp16")
     said = run("generate", "a cat", "--model", work / "m", *SMALL, "-o", work / "x.mp4")
@@ -184,7 +184,7 @@ def test_folder_of_fp16_files_alone_loads_or_names_the_variant(work):
     ],
     ids=["text_encoder", "unet", "vae"],
 )  # fmt: skip
-def test_folder_that_lacks_tensors_is_refused(work, sd_folder, part, file, gone):
+def test_folder_that_lacks_tensors_is_refused(work: Path, sd_folder: Path, part, file, gone) -> None:
     """Case 59 (diffusers#7506, #8228): a tensor that is missing must not become random numbers."""
     folder = shutil.copytree(sd_folder, work / "m")
     path = folder / part / f"{file}.safetensors"
@@ -202,7 +202,7 @@ def test_folder_that_lacks_tensors_is_refused(work, sd_folder, part, file, gone)
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="timestep_spacing='trailing': ignored, one step starts at timestep 1"
 )
-def test_one_step_of_a_turbo_model_starts_at_the_last_timestep(work):
+def test_one_step_of_a_turbo_model_starts_at_the_last_timestep(work: Path) -> None:
     """Case 10 (diffusers#6112): SD-Turbo and SDXL-Turbo ship timestep_spacing="trailing"."""
     pipeline = tiny_models.sd()
     pipeline.scheduler = EulerAncestralDiscreteScheduler(
@@ -218,7 +218,7 @@ def test_one_step_of_a_turbo_model_starts_at_the_last_timestep(work):
     assert timesteps[0] > 990
 
 
-def test_network_that_reads_the_guidance_scale_is_refused_by_name(work):
+def test_network_that_reads_the_guidance_scale_is_refused_by_name(work: Path) -> None:
     """Case 11 (latent-consistency-model#58, #81): LCM networks with time_cond_proj_dim."""
     tiny_models.sd(time_cond_proj_dim=16).save_pretrained(work / "lcm")
     said = run("generate", "a cat", "--model", work / "lcm", *SMALL, "--sampler", "lcm", "-o", work / "x.mp4")

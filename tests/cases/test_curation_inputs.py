@@ -64,7 +64,7 @@ def read(source: Path) -> tuple[list[tuple[str, str]], str]:
 
 
 # case 52
-def test_dots_in_names_do_not_part_a_video_from_its_caption(work, video):
+def test_dots_in_names_do_not_part_a_video_from_its_caption(work: Path, video) -> None:
     names = {"235342 Track 2.0 (Clean)": "two", "v1.5": "one"}
     endings = [(".mp4", ".txt"), (".MP4", ".TXT")]
     files = {}
@@ -74,7 +74,7 @@ def test_dots_in_names_do_not_part_a_video_from_its_caption(work, video):
 
 
 # case 52
-def test_dots_in_names_of_a_shard_do_not_part_a_video_from_its_caption(work, video):
+def test_dots_in_names_of_a_shard_do_not_part_a_video_from_its_caption(work: Path, video) -> None:
     inner = {"0001.a.mp4": video, "0001.a.txt": b"cap", "0002.json": b'{"caption": "x"}', "0002.mp4": video}
     tar(work / "s.tar", {f"./train.v1/{name}": content for name, content in inner.items()})
     assert read(work / "s.tar") == ([("0001.a.mp4", "cap"), ("0002.mp4", "x")], "")
@@ -90,13 +90,13 @@ def test_dots_in_names_of_a_shard_do_not_part_a_video_from_its_caption(work, vid
         pytest.param({"metadata.csv": b"file_name;text\r\na.mp4;a dog\r\n"}, "a dog", id="semicolons"),
     ],
 )
-def test_captions_in_other_encodings_are_read_or_named(work, video, files, caption):
+def test_captions_in_other_encodings_are_read_or_named(work: Path, video, files, caption) -> None:
     got, told = read(put(work, {"a.mp4": video, **files}))
     assert got == [("a.mp4", caption)] or "cannot be read" in told or "has none of the columns" in told, (got, told)
 
 
 # case 52
-def test_backslashes_in_metadata_are_read_as_folders_or_named(work, video):
+def test_backslashes_in_metadata_are_read_as_folders_or_named(work: Path, video) -> None:
     rows = b"file_name,text\nsub\\a.mp4,a dog\n"
     got, told = read(put(work, {"sub/a.mp4": video, "metadata.csv": rows}))
     assert got == [("a.mp4", "a dog")] or "is not there" in told, (got, told)
@@ -104,7 +104,7 @@ def test_backslashes_in_metadata_are_read_as_folders_or_named(work, video):
 
 # case 116
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="rows may name any file of the machine, without a word")
-def test_rows_that_name_files_outside_the_dataset_are_refused_or_named(work):
+def test_rows_that_name_files_outside_the_dataset_are_refused_or_named(work: Path) -> None:
     outside = put(work, {"private/a.mp4": b"x"}) / "private" / "a.mp4"
     rows = [{"file_name": "../private/a.mp4", "caption": "x"}, {"file_name": str(outside), "caption": "y"}]
     put(work, {"set/metadata.jsonl": "\n".join(map(json.dumps, rows)).encode()})
@@ -117,7 +117,7 @@ def test_rows_that_name_files_outside_the_dataset_are_refused_or_named(work):
 
 # case 53
 @pytest.mark.slow
-def test_curation_of_odd_footage_ends_well(work):
+def test_curation_of_odd_footage_ends_well(work: Path) -> None:
     random = np.random.default_rng(0)
 
     def shot(colour: tuple[int, int, int]) -> list[np.ndarray]:
@@ -151,7 +151,7 @@ def test_curation_of_odd_footage_ends_well(work):
 
 # case 104
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a lone surrogate ends the run and names no file")
-def test_caption_with_a_lone_surrogate_does_not_end_the_run(work):
+def test_caption_with_a_lone_surrogate_does_not_end_the_run(work: Path) -> None:
     put(work, {"s/a.json": rb'{"caption":"fish \ud800"}', "s/b.txt": b"good"})
     movie(work / "s" / "a.mp4", moving_square(60))
     movie(work / "s" / "b.mp4", moving_square(130))
@@ -161,7 +161,7 @@ def test_caption_with_a_lone_surrogate_does_not_end_the_run(work):
 
 # case 123
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a stream without a codec ends the run with a traceback")
-def test_damaged_video_without_a_codec_does_not_end_the_run(work):
+def test_damaged_video_without_a_codec_does_not_end_the_run(work: Path) -> None:
     put(work, {"s/good.txt": b"good"})
     movie(work / "s" / "good.mp4", moving_square(130))
     raw = movie(work / "s" / "damaged.mp4", moving_square(60)).read_bytes()
@@ -172,7 +172,7 @@ def test_damaged_video_without_a_codec_does_not_end_the_run(work):
 
 
 # case 123. The same run without the damaged file
-def test_good_video_alone_ends_the_run_well(work):
+def test_good_video_alone_ends_the_run_well(work: Path) -> None:
     put(work, {"s/good.txt": b"good"})
     movie(work / "s" / "good.mp4", moving_square(130))
     assert curated(work, SHORT).status == 0
@@ -226,7 +226,7 @@ def ask(port: int, **settings: object) -> str | None:
 
 # case 101
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="urllib hands the header on to the redirect's target")
-def test_api_key_is_not_sent_to_a_redirect_target(serve, monkeypatch):
+def test_api_key_is_not_sent_to_a_redirect_target(serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("K", "sk-SECRET")
     keys = []
 
@@ -251,7 +251,7 @@ def test_api_key_is_not_sent_to_a_redirect_target(serve, monkeypatch):
 # case 102
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="the timeout is of each read, not of the answer")
-def test_endpoint_that_sends_a_byte_now_and_then_is_given_up_after_the_timeout(serve):
+def test_endpoint_that_sends_a_byte_now_and_then_is_given_up_after_the_timeout(serve) -> None:
     class Slow(Quiet):
         def do_POST(self) -> None:
             self.begin(200)
@@ -269,7 +269,7 @@ def test_endpoint_that_sends_a_byte_now_and_then_is_given_up_after_the_timeout(s
 
 # case 102
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="the body is read without a limit")
-def test_endpoint_that_sends_without_end_is_given_up_before_100_mb(serve):
+def test_endpoint_that_sends_without_end_is_given_up_before_100_mb(serve) -> None:
     sent = []
 
     class Endless(Quiet):

@@ -62,7 +62,7 @@ READERS = pytest.mark.parametrize(
 @pytest.mark.parametrize(
     ("matrix", "axis"), [((-1, 0, 0, 0, 1, 0, 64, 0, 1), 1), ((1, 0, 0, 0, -1, 0, 0, 32, 1), 0)], ids=["across", "down"]
 )
-def test_mirrored_video_is_mirrored_as_in_a_player(tmp_path, read, matrix, axis):
+def test_mirrored_video_is_mirrored_as_in_a_player(tmp_path: Path, read, matrix, axis) -> None:
     assert alike(read(phone_video(tmp_path / "mirrored.mp4", matrix)), np.flip(corners(), axis))
 
 
@@ -77,14 +77,16 @@ def test_mirrored_video_is_mirrored_as_in_a_player(tmp_path, read, matrix, axis)
     ],
     ids=["90", "180", "270"],
 )
-def test_rotated_video_is_upright(tmp_path, read, matrix, quarters):
+def test_rotated_video_is_upright(tmp_path: Path, read, matrix, quarters) -> None:
     assert alike(read(phone_video(tmp_path / "rotated.mp4", matrix)), np.rot90(corners(), quarters))
 
 
 # case 42. BT.2408 puts white of 203 nits at 58 % of PQ and 75 % of HLG
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="HDR is read as SDR without a word")
 @pytest.mark.parametrize(("signal", "transfer"), [(0.58, 16), (0.75, 18)], ids=["pq", "hlg"])
-def test_white_of_hdr_video_is_white_or_hdr_is_named(tmp_path, monkeypatch, signal, transfer):
+def test_white_of_hdr_video_is_white_or_hdr_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal, transfer
+) -> None:
     monkeypatch.chdir(tmp_path)  # no name of a folder in what `inspect` prints
     frame = np.full((64, 64, 3), round(255 * signal), np.uint8)
     frame[:32] = 0
@@ -123,7 +125,7 @@ def trimmed(folder: Path) -> Path:
 @pytest.mark.xfail(
     strict=True, raises=(AssertionError, InputError), reason="frames that the edit list cuts off are counted"
 )
-def test_trimmed_video_has_the_frames_that_a_player_shows(tmp_path):
+def test_trimmed_video_has_the_frames_that_a_player_shows(tmp_path: Path) -> None:
     path = trimmed(tmp_path)
     with av.open(path) as container:
         shown = [int(frame.to_ndarray(format="gray").mean()) for frame in container.decode(video=0)]
@@ -163,7 +165,7 @@ def recording(tmp_path_factory) -> tuple[Path, float]:
         pytest.param(lambda path: open_footage(path, fps=10), id="open_footage-10-fps"),
     ],
 )
-def test_recording_of_a_browser_keeps_its_length(recording, opened):
+def test_recording_of_a_browser_keeps_its_length(recording, opened) -> None:
     path, seconds = recording
     video = opened(path)
     assert len(video) / video.fps == pytest.approx(seconds, abs=0.2)
@@ -201,7 +203,7 @@ def transparent(path: Path) -> Path:
 # case 46
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="transparent footage is laid on black")
 @pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.png", "a.mov", "a.webm", "frames"])
-def test_transparent_footage_is_laid_on_white(tmp_path, name):
+def test_transparent_footage_is_laid_on_white(tmp_path: Path, name) -> None:
     footage = open_footage(transparent(tmp_path / name))
     assert len(footage) == 2
     assert next(footage.frames(32, 32))[2, 2].min() > 200
@@ -210,7 +212,7 @@ def test_transparent_footage_is_laid_on_white(tmp_path, name):
 # case 47
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="16-bit grey is cut off at 255")
 @pytest.mark.parametrize("name", ["maps", "one.png"])
-def test_depth_maps_of_16_bits_are_scaled_to_8(tmp_path, name):
+def test_depth_maps_of_16_bits_are_scaled_to_8(tmp_path: Path, name) -> None:
     ramp = Image.fromarray(np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1)))
     (tmp_path / "maps").mkdir()
     for file in ("maps/frame_0000.png", "maps/frame_0001.png", "one.png"):
@@ -220,20 +222,20 @@ def test_depth_maps_of_16_bits_are_scaled_to_8(tmp_path, name):
 
 # case 47
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="16-bit grey is cut off at 255")
-def test_image_to_animate_of_16_bits_is_scaled_to_8(tmp_path):
+def test_image_to_animate_of_16_bits_is_scaled_to_8(tmp_path: Path) -> None:
     Image.fromarray(np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))).save(tmp_path / "one.png")
     assert abs(int(read_image(tmp_path / "one.png").pixels[0, 32, 0]) - 128) < 8
 
 
 # case 47
-def test_red_of_a_cmyk_image_is_red(tmp_path):
+def test_red_of_a_cmyk_image_is_red(tmp_path: Path) -> None:
     Image.new("CMYK", (64, 64), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
     assert first_frame(tmp_path / "cmyk.jpg")[5, 5, 0] > 200
 
 
 # case 48
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="the frames come in the order of their names")
-def test_frames_with_unpadded_numbers_come_in_numerical_order_or_are_refused(tmp_path):
+def test_frames_with_unpadded_numbers_come_in_numerical_order_or_are_refused(tmp_path: Path) -> None:
     for number in range(1, 13):
         Image.new("RGB", (16, 16), (20 * number,) * 3).save(tmp_path / f"frame_{number}.png")
     try:
@@ -245,7 +247,7 @@ def test_frames_with_unpadded_numbers_come_in_numerical_order_or_are_refused(tmp
 
 # case 49
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="footage ignores the EXIF orientation")
-def test_photo_is_upright_as_footage_as_it_is_to_animate(tmp_path):
+def test_photo_is_upright_as_footage_as_it_is_to_animate(tmp_path: Path) -> None:
     image = Image.new("RGB", (64, 32))
     image.paste((255, 0, 0), (32, 0, 64, 32))
     exif = Image.Exif()
@@ -256,7 +258,7 @@ def test_photo_is_upright_as_footage_as_it_is_to_animate(tmp_path):
 
 # case 51
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="interlaced frames keep their combing, without a word")
-def test_interlaced_footage_is_not_combed_or_is_named(tmp_path, monkeypatch):
+def test_interlaced_footage_is_not_combed_or_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     frames = []
     for number in range(8):

@@ -62,14 +62,14 @@ def label(**changes: Any) -> str:
 
 # case 103
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="names of settings are printed with escape sequences")
-def test_inspect_prints_no_escape_sequence_from_the_names_of_settings(work):
+def test_inspect_prints_no_escape_sequence_from_the_names_of_settings(work: Path) -> None:
     text = label(settings={"prompt": "x", "a\x1b]0;pwned\x07": 1})
     assert "\x1b]0;pwned" not in run("inspect", labelled(work / "x.png", text)).text
 
 
 # case 103
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="errors print paths with escape sequences")
-def test_errors_print_no_escape_sequence_from_paths():
+def test_errors_print_no_escape_sequence_from_paths() -> None:
     assert "\x1b[2J" not in run("inspect", "\x1b[2Jnot-there.mp4").text
 
 
@@ -109,7 +109,7 @@ TRACEBACK = pytest.mark.xfail(strict=True, raises=AssertionError, reason="edited
         pytest.param(set_to(versions=[1]), id="versions", marks=TRACEBACK),
     ],
 )
-def test_replay_of_edited_settings_ends_without_a_traceback(work, recorded, edited):
+def test_replay_of_edited_settings_ends_without_a_traceback(work: Path, recorded, edited) -> None:
     text = label(settings=edited(copy.deepcopy(recorded)))
     ended = run("replay", labelled(work / "edited.png", text), "-o", work / "again.png")
     assert not ended.crashed, ended.text[-300:]
@@ -117,20 +117,20 @@ def test_replay_of_edited_settings_ends_without_a_traceback(work, recorded, edit
 
 # case 105
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a deeply nested label ends replay with a traceback")
-def test_replay_of_a_deeply_nested_label_ends_without_a_traceback(work):
+def test_replay_of_a_deeply_nested_label_ends_without_a_traceback(work: Path) -> None:
     ended = run("replay", labelled(work / "deep.png", "[" * 100_000), "-o", work / "again.png")
     assert not ended.crashed, ended.text[-300:]
 
 
 # case 105
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a frame rate that is text ends inspect with a traceback")
-def test_inspect_of_a_frame_rate_that_is_no_number_ends_without_a_traceback(work):
+def test_inspect_of_a_frame_rate_that_is_no_number_ends_without_a_traceback(work: Path) -> None:
     ended = run("inspect", labelled(work / "fps.png", label(fps="x")))
     assert not ended.crashed, ended.text[-300:]
 
 
 # case 105. Without an edit there is no traceback
-def test_unedited_settings_can_be_replayed(work, recorded):
+def test_unedited_settings_can_be_replayed(work: Path, recorded) -> None:
     ended = run("replay", labelled(work / "same.png", label(settings=recorded)), "-o", work / "again.png")
     assert ended.status == 1 and "not identical" in ended.text
     assert np.asarray(Image.open(work / "again.png")).shape == (64, 64, 3)
@@ -155,7 +155,7 @@ def gif(path: Path, side: int, frames: int) -> Path:
         pytest.param(lambda folder: gif(folder / "many.gif", 1, 1_000_000), id="gif-of-many-frames"),
     ],
 )
-def test_inspect_of_a_small_file_takes_less_than_1_gb(work, write):
+def test_inspect_of_a_small_file_takes_less_than_1_gb(work: Path, write) -> None:
     ended = limited("inspect", "--json", write(work), memory=2 * GB, seconds=20)
     assert ended is not None, "no answer in 20 s"
     assert int(ended.stderr.splitlines()[-1]) <= 1000
@@ -178,7 +178,7 @@ def png(path: Path, side: int, extra: bytes = b"") -> Path:
 # case 107
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="Pillow's error for too many pixels is not handled")
 @pytest.mark.parametrize("arguments", [("inspect",), ("edit", "make it snow")], ids=["inspect", "edit"])
-def test_png_of_2_500_megapixels_ends_without_a_traceback(work, arguments):
+def test_png_of_2_500_megapixels_ends_without_a_traceback(work: Path, arguments) -> None:
     command, *prompt = arguments
     ended = run(command, png(work / "bomb.png", 50_000), *prompt)
     assert not ended.crashed, ended.text[-300:]
@@ -186,7 +186,7 @@ def test_png_of_2_500_megapixels_ends_without_a_traceback(work, arguments):
 
 # case 107
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="Pillow's error for a too long text is not handled")
-def test_png_whose_text_unpacks_to_200_mb_ends_without_a_traceback(work):
+def test_png_whose_text_unpacks_to_200_mb_ends_without_a_traceback(work: Path) -> None:
     text = b"Comment\0\0" + zlib.compress(b"A" * (200 << 20), 9)
     ended = run("inspect", png(work / "text.png", 64, text))
     assert not ended.crashed, ended.text[-300:]
@@ -194,7 +194,7 @@ def test_png_whose_text_unpacks_to_200_mb_ends_without_a_traceback(work):
 
 # case 108
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="PyYAML's RecursionError is not handled")
-def test_deeply_nested_settings_end_without_a_traceback(work):
+def test_deeply_nested_settings_end_without_a_traceback(work: Path) -> None:
     (work / "deep.yaml").write_text("[" * 20_000)
     ended = run("curate", work / "deep.yaml")
     assert not ended.crashed, ended.text[-300:]
@@ -217,7 +217,7 @@ def anchors() -> str:
         pytest.param("sources: ['x-{0..99999999}.tar']\noutput: o\nrun: alone\n", id="braces"),
     ],
 )
-def test_settings_that_unfold_without_end_are_refused_soon(work, settings):
+def test_settings_that_unfold_without_end_are_refused_soon(work: Path, settings) -> None:
     (work / "wide.yaml").write_text(settings)
     ended = limited("curate", work / "wide.yaml", "--dry-run", memory=12 * GB, seconds=12)
     assert ended is not None, "no answer in 12 s"
@@ -250,7 +250,9 @@ def generated(model: Path, output: Path) -> Said:
         pytest.param("scheduler/scheduler_config.json", lambda old: {**old, "beta_start": {}}, id="scheduler"),
     ],
 )
-def test_model_folder_with_a_damaged_settings_file_ends_without_a_traceback(work, model_folder, file, damage):
+def test_model_folder_with_a_damaged_settings_file_ends_without_a_traceback(
+    work: Path, model_folder, file, damage
+) -> None:
     shutil.copytree(model_folder, work / "model", copy_function=os.link)
     damaged = damage(json.loads((model_folder / file).read_text()))
     (work / "model" / file).unlink()  # a hard link: the fixture's own file stays as it is
@@ -260,5 +262,5 @@ def test_model_folder_with_a_damaged_settings_file_ends_without_a_traceback(work
 
 
 # case 109. Without damage there is no traceback
-def test_undamaged_model_folder_generates(work, model_folder):
+def test_undamaged_model_folder_generates(work: Path, model_folder) -> None:
     assert generated(model_folder, work / "fish.mp4").status == 0

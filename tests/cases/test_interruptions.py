@@ -53,7 +53,9 @@ def limited(kind: int, limit: int) -> Iterator[None]:
         pytest.param(3_000_000, ("convert", "pocket", "out"), id="convert"),
     ],
 )
-def test_full_disk_ends_without_a_traceback(work, monkeypatch, clips, size, arguments):
+def test_full_disk_ends_without_a_traceback(
+    work: Path, monkeypatch: pytest.MonkeyPatch, clips, size, arguments
+) -> None:
     monkeypatch.chdir(work)
     with limited(resource.RLIMIT_FSIZE, size):
         ended = run(*arguments)
@@ -64,7 +66,7 @@ def test_full_disk_ends_without_a_traceback(work, monkeypatch, clips, size, argu
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the size of the address space is read from /proc")
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="torch's error of a CPU without memory is not handled")
-def test_cpu_without_memory_ends_without_a_traceback(work):
+def test_cpu_without_memory_ends_without_a_traceback(work: Path) -> None:
     succeed("generate", "a red fish", *FEW, "-o", work / "small.mp4")  # all is imported and loaded by now
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     large = ("-n", 64, "--chunk-size", 64, "--height", 1024, "--width", 1024, "--steps", 1, "--guidance-scale", 1)
@@ -103,7 +105,7 @@ STARTING = pytest.mark.xfail(strict=True, raises=AssertionError, reason="Ctrl-C 
         "diffusers",
     ],
 )
-def test_ctrl_c_while_starting_ends_without_a_traceback(work, module):
+def test_ctrl_c_while_starting_ends_without_a_traceback(work: Path, module) -> None:
     script = shutil.which("kineograph", path=Path(sys.executable).parent)
     arguments = [module, script, "generate", "a red fish", "-n", "1", "--steps", "1", "-o", "o.mp4"]
     command = [sys.executable, "-c", INTERRUPTED, *arguments]
@@ -147,7 +149,7 @@ def kept(folder: Path, number: int) -> Path:
 
 # case 120
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a kept clip that is gone is left out of the video")
-def test_video_is_the_same_after_a_kept_clip_was_removed(work, clips):
+def test_video_is_the_same_after_a_kept_clip_was_removed(work: Path, clips) -> None:
     shutil.copytree(clips, work, dirs_exist_ok=True)
     kept(work, 1).unlink()
     succeed(*four_clips(work, "b.mp4"))
@@ -156,7 +158,7 @@ def test_video_is_the_same_after_a_kept_clip_was_removed(work, clips):
 
 # case 120
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a damaged kept clip ends in a traceback")
-def test_damaged_kept_clip_ends_without_a_traceback(work, clips):
+def test_damaged_kept_clip_ends_without_a_traceback(work: Path, clips) -> None:
     shutil.copytree(clips, work, dirs_exist_ok=True)
     file = kept(work, 0)
     file.write_bytes(file.read_bytes()[:500])
@@ -166,7 +168,7 @@ def test_damaged_kept_clip_ends_without_a_traceback(work, clips):
 
 # case 121
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a truncated record of curation ends in a traceback")
-def test_truncated_record_of_curation_ends_without_a_traceback(work):
+def test_truncated_record_of_curation_ends_without_a_traceback(work: Path) -> None:
     (work / "s").mkdir()
     movie(work / "s" / "a.mp4", moving_square(60))
     movie(work / "s" / "b.mp4", moving_square(130))
@@ -190,7 +192,7 @@ def test_truncated_record_of_curation_ends_without_a_traceback(work):
 # case 121
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a checkpoint damaged at equal size ends in a traceback")
-def test_damaged_checkpoint_of_equal_size_ends_without_a_traceback(work, sd_folder):
+def test_damaged_checkpoint_of_equal_size_ends_without_a_traceback(work: Path, sd_folder: Path) -> None:
     stage = {"height": 16, "width": 16, "num_frames": 3, "fps": [5]}
     stages = [{**stage, "steps": 2}, {**stage, "steps": 1}]
     settings = told(sd_folder, both(work), work / "t", stages=stages).model_dump(mode="json")

@@ -44,7 +44,7 @@ def generator() -> torch.Generator:
 
 
 @pytest.mark.slow
-def test_kohya_names_of_all_layers_and_their_alphas(work, sd_folder, generator):
+def test_kohya_names_of_all_layers_and_their_alphas(work, sd_folder, generator) -> None:
     """Case 15 (diffusers#14005): conv_in, conv_out and the time embedding too, the text encoder's as well."""
     pipeline, weights = tiny_models.sd(), {}
     for prefix, network in (("lora_unet_", pipeline.unet), ("lora_te_text_model_", pipeline.text_encoder)):
@@ -64,7 +64,7 @@ def test_kohya_names_of_all_layers_and_their_alphas(work, sd_folder, generator):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_ldm_names_of_all_layers(work, sd_folder, sdxl_folder, generator, family):
+def test_ldm_names_of_all_layers(work, sd_folder, sdxl_folder, generator, family) -> None:
     """Case 38 (LyCORIS#22, diffusers#4133): names such as lora_unet_input_blocks_3_0_op."""
     pipeline, folder = (tiny_models.sd(), sd_folder) if family == "sd" else (tiny_models.sdxl(), sdxl_folder)
     weights, deltas = {}, {}
@@ -81,7 +81,7 @@ def test_ldm_names_of_all_layers(work, sd_folder, sdxl_folder, generator, family
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_sdxl_kohya_lora_loads_as_in_diffusers(work, sdxl_folder, generator):
+def test_sdxl_kohya_lora_loads_as_in_diffusers(work, sdxl_folder, generator) -> None:
     """Case 25 (diffusers#4287, #4133): ldm names, both text encoders (te1, te2)."""
     pipeline, weights = tiny_models.sdxl(), {}
     for name, layer in layers(pipeline.unet, nn.Linear):
@@ -120,7 +120,7 @@ def test_sdxl_kohya_lora_loads_as_in_diffusers(work, sdxl_folder, generator):
         ),
     ],
 )
-def test_names_of_comfyui_and_lycoris(work, sd_folder, generator, trainer):
+def test_names_of_comfyui_and_lycoris(work, sd_folder, generator, trainer) -> None:
     """Case 26 (ComfyUI#9753, #1144): diffusion_model.* as ComfyUI saves, lycoris_* as LyCORIS does."""
     network, weights, deltas = tiny_models.sd().unet, {}, {}
     for name, layer in layers(network, nn.Linear):
@@ -135,7 +135,7 @@ def test_names_of_comfyui_and_lycoris(work, sd_folder, generator, trainer):
     assert far(unet_output(image_unet(model)), unet_output(network)) < 1e-3
 
 
-def test_domain_adapter_of_animatediff_loads_as_a_lora(work, sd_folder, generator):
+def test_domain_adapter_of_animatediff_loads_as_a_lora(work, sd_folder, generator) -> None:
     """Case 22 (AnimateDiff#257, sd-webui-animatediff#494): a pickled state_dict with "module." names."""
     network, weights, deltas = tiny_models.sd().unet, {}, {}
     for name, layer in layers(network, nn.Linear):
@@ -155,7 +155,7 @@ def test_domain_adapter_of_animatediff_loads_as_a_lora(work, sd_folder, generato
 # --- ranks and scales
 
 
-def test_ranks_that_differ_without_alpha_are_all_at_scale_one(work, sd_folder, generator):
+def test_ranks_that_differ_without_alpha_are_all_at_scale_one(work, sd_folder, generator) -> None:
     """Case 16 (diffusers#14409)."""
     network, weights, deltas = tiny_models.sd().unet, {}, {}
     for number, (name, layer) in enumerate(layers(network, nn.Linear)):
@@ -172,7 +172,7 @@ def test_ranks_that_differ_without_alpha_are_all_at_scale_one(work, sd_folder, g
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rslora", [False, True])
-def test_alpha_of_the_header_counts(work, sd_folder, generator, rslora):
+def test_alpha_of_the_header_counts(work, sd_folder, generator, rslora) -> None:
     """Case 17 (peft#2733, diffusers#6087, ComfyUI#15830): alpha / rank, and alpha / sqrt(rank) in rsLoRA."""
     network, weights, deltas = tiny_models.sd().unet, {}, {}
     for name, layer in layers(network, nn.Linear):
@@ -194,7 +194,7 @@ def test_alpha_of_the_header_counts(work, sd_folder, generator, rslora):
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="DoRA: the magnitudes (dora_scale) are left out, with a warning"
 )
-def test_dora_magnitudes_are_applied(work, sd_folder, generator):
+def test_dora_magnitudes_are_applied(work, sd_folder, generator) -> None:
     """Case 12 (diffusers#7592, #7366): W' = m (W + up down) / |W + up down| by rows (Liu et al. 2024)."""
     network, weights = tiny_models.sd().unet, {}
     with torch.no_grad():
@@ -225,7 +225,7 @@ LYCORIS = {
     strict=True, raises=AssertionError, reason="LoHa, LoKr, whole weights: refused without a word of their kind"
 )
 @pytest.mark.parametrize("kind", LYCORIS)
-def test_lycoris_file_works_or_is_called_by_its_kind(work, sd_folder, kind):
+def test_lycoris_file_works_or_is_called_by_its_kind(work, sd_folder, kind) -> None:
     """Case 13 (diffusers#3087): LoHa, LoKr and whole weights given as a LoRA."""
     save_file(prefixed(f"lora_unet_{flat(ATTENTION)}.", LYCORIS[kind]), work / "x.safetensors")
     said = run(
@@ -237,7 +237,7 @@ def test_lycoris_file_works_or_is_called_by_its_kind(work, sd_folder, kind):
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="Tucker-decomposed LoCon: refused as a LoRA for another architecture"
 )
-def test_tucker_decomposed_convolution_is_applied_or_refused_by_name(work, sd_folder, generator):
+def test_tucker_decomposed_convolution_is_applied_or_refused_by_name(work, sd_folder, generator) -> None:
     """Case 14 (LyCORIS#22, stable-diffusion.cpp#577): a LoCon with lora_mid between up and down."""
     network, name, rank = tiny_models.sd().unet, "down_blocks.0.resnets.0.conv1", 4
     down, up = (torch.randn(*shape, 1, 1, generator=generator) for shape in ((rank, 8), (8, rank)))
@@ -259,7 +259,7 @@ def test_tucker_decomposed_convolution_is_applied_or_refused_by_name(work, sd_fo
 
 
 @pytest.mark.parametrize("trained_on", ["sd", "sdxl"])
-def test_lora_of_another_architecture_is_refused(work, sd_folder, sdxl_folder, generator, trained_on):
+def test_lora_of_another_architecture_is_refused(work, sd_folder, sdxl_folder, generator, trained_on) -> None:
     """Case 24 (sdnext#3378): SD 1.5's on SDXL, and SDXL's on SD 1.5."""
     other = trained_on == "sdxl"
     pipeline = tiny_models.sdxl() if other else tiny_models.sd(cross_attention_dim=24)
@@ -274,7 +274,7 @@ def test_lora_of_another_architecture_is_refused(work, sd_folder, sdxl_folder, g
 
 
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="--lora FILE=SCALE: split at the first '=' of the path")
-def test_lora_path_may_have_an_equals_sign(work, sd_folder, generator, monkeypatch):
+def test_lora_path_may_have_an_equals_sign(work, sd_folder, generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 35: civitai's style_v=2.safetensors, folders such as rank=8."""
     monkeypatch.chdir(work)
     down, up = low_rank(tiny_models.sd().unet.get_submodule(ATTENTION), 2, generator)

@@ -36,33 +36,33 @@ def generation(output: str) -> list[object]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["my folder/a b ü.mp4", r"C:\videos\x.mp4"])
-def test_output_path_may_have_spaces_and_backslashes(desk, output):
+def test_output_path_may_have_spaces_and_backslashes(desk, output) -> None:
     """Case 54."""
     said = run(*generation(output))
     assert said.status == 0 and not said.crashed
 
 
-def test_lora_that_is_not_there_is_refused_though_its_name_has_an_equals_sign(desk):
+def test_lora_that_is_not_there_is_refused_though_its_name_has_an_equals_sign(desk) -> None:
     """Case 54."""
     said = run(*generation("x.mp4"), "--lora", "my=lora.safetensors")
     assert said.status == 2 and not said.crashed
 
 
-def test_output_that_is_a_dangling_symlink_is_refused(desk):
+def test_output_that_is_a_dangling_symlink_is_refused(desk) -> None:
     """Case 54."""
     (desk / "x.mp4").symlink_to("nowhere.mp4")
     said = run(*generation("x.mp4"))
     assert said.status == 2 and not said.crashed
 
 
-def test_model_may_be_a_symlink(desk):
+def test_model_may_be_a_symlink(desk) -> None:
     """Case 54."""
     assert (desk / "m").is_symlink()
     assert run(*generation("x.mp4")).status == 0
 
 
 @pytest.mark.parametrize(("command", "columns"), [(["inspect", CHINESE], "20"), (["generate", "--help"], "1")])
-def test_terminal_may_be_narrow(desk, command, columns):
+def test_terminal_may_be_narrow(desk, command, columns) -> None:
     """Case 54 (rich#3400)."""
     said = run(*command, env={"COLUMNS": columns})
     assert said.status == 0 and not said.crashed
@@ -92,14 +92,14 @@ ASCII_FILE_NAMES = C_LOCALE | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
         pytest.param(generation("x.mp4"), {}, "HOME", id="no HOME"),
     ],
 )
-def test_environment_may_be_odd(desk, command, env, without):
+def test_environment_may_be_odd(desk, command, env, without) -> None:
     """Case 54 (rich#212, B2#1071, rich#3400)."""
     said = spawn(*command, cwd=desk, env=env, without=without)
     assert said.status == 0 and not said.crashed
 
 
 @pytest.mark.slow
-def test_vae_file_loads_without_a_temporary_folder(desk):
+def test_vae_file_loads_without_a_temporary_folder(desk) -> None:
     """Case 55: TMPDIR on a full or read-only disk, where a VAE's configuration was written."""
     save_file(ldm_vae(tiny_models.sd().vae), desk / "vae.safetensors")
     said = spawn(*generation("x.mp4"), "--vae", "vae.safetensors", cwd=desk, env={"TMPDIR": "/proc"})
@@ -114,7 +114,7 @@ def test_vae_file_loads_without_a_temporary_folder(desk):
 @pytest.mark.parametrize(
     "command", [["models", "--json"], ["inspect", CHINESE], ["generate", "--help"], ["doctor"]], ids=" ".join
 )
-def test_reader_of_a_pipe_may_leave(desk, command, read):
+def test_reader_of_a_pipe_may_leave(desk, command, read) -> None:
     """Case 54 (B2#1071): `kineograph models --json | head -c 1`."""
     with subprocess.Popen([*SPAWN, *command], cwd=desk, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
         program.stdout.read(read)
@@ -124,7 +124,7 @@ def test_reader_of_a_pipe_may_leave(desk, command, read):
 
 
 @pytest.mark.slow
-def test_stdout_may_be_closed(desk):
+def test_stdout_may_be_closed(desk) -> None:
     """Case 54: a service that starts the program without one."""
     closed = ["sh", "-c", 'exec "$@" 2>&1 >&-', "sh", *SPAWN, *map(str, generation("x.mp4"))]
     ended = subprocess.run(closed, cwd=desk, capture_output=True, check=False)

@@ -26,7 +26,7 @@ def succeed(*arguments: object) -> None:
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="an empty folder of the output's name is found at the end"
 )
-def test_empty_folder_of_the_output_name_is_replaced_or_refused_before_loading(work):
+def test_empty_folder_of_the_output_name_is_replaced_or_refused_before_loading(work) -> None:
     succeed("generate", "a red fish", *FEW, "-o", work / "new.mp4")
     (work / "o.mp4").mkdir()
     ended = run("generate", "a red fish", *FEW, "-o", work / "o.mp4")
@@ -66,7 +66,7 @@ sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child i
 # case 112
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="a default name is chosen before it is taken")
-def test_eight_videos_at_once_get_eight_default_names(work):
+def test_eight_videos_at_once_get_eight_default_names(work) -> None:
     command = [sys.executable, "-c", EIGHT, "generate", "fish", *map(str, FEW), "--seed", "1"]
     ended = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=110, check=False)
     if ended.returncode == 8:
@@ -79,7 +79,7 @@ def test_eight_videos_at_once_get_eight_default_names(work):
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="layers that the file's layout has no place for are written"
 )
-def test_converted_file_can_be_opened_or_is_refused(work):
+def test_converted_file_can_be_opened_or_is_refused(work) -> None:
     if run("convert", "pocket-video", work / "folder").status:
         return
     if run("convert", work / "folder", work / "file.safetensors").status:
@@ -92,7 +92,7 @@ def test_converted_file_can_be_opened_or_is_refused(work):
 
 # case 118
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="safetensors writes the header's entries in any order")
-def test_motion_adapter_is_written_with_the_same_bytes_each_time(work):
+def test_motion_adapter_is_written_with_the_same_bytes_each_time(work) -> None:
     net = kg.load("pocket-video").net
     digests = set()
     for _ in range(24):

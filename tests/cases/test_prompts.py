@@ -40,7 +40,7 @@ def model(sd_folder) -> kg.Model:
     ],
     ids=["weight", "brackets", "lora", "BREAK"],
 )
-def test_a1111_syntax_is_applied_or_told_not_to_be(model, sd_folder, work, prompt, same, other):
+def test_a1111_syntax_is_applied_or_told_not_to_be(model, sd_folder, work, prompt, same, other) -> None:
     """Case 30 (diffusers#2136, heurist#11): (word:1.3), [word], <lora:name:1>, BREAK.
 
     same: two prompts with one encoding, and other: a prompt with another encoding, where the syntax is applied.
@@ -74,7 +74,7 @@ def diffusers_encoding(pipeline: StableDiffusionPipeline | StableDiffusionXLPipe
 
 @pytest.mark.parametrize("clip_skip", [0, 1])
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_clip_skip_of_a_prompt_is_that_of_diffusers(sd_folder, sdxl_folder, family, clip_skip):
+def test_clip_skip_of_a_prompt_is_that_of_diffusers(sd_folder, sdxl_folder, family, clip_skip) -> None:
     """Case 31 (animatediff-cli#14, diffusers#3212)."""
     sdxl = family == "sdxl"
     pipeline, folder = (tiny_models.sdxl(), sdxl_folder) if sdxl else (tiny_models.sd(), sd_folder)
@@ -85,7 +85,7 @@ def test_clip_skip_of_a_prompt_is_that_of_diffusers(sd_folder, sdxl_folder, fami
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="clip_skip: Model.prompt has it, generate and the command line do not"
 )
-def test_clip_skip_can_be_asked_for():
+def test_clip_skip_can_be_asked_for() -> None:
     """Case 31 (animatediff-cli#14, diffusers#3212): anime models want CLIP skip 2."""
     in_python = "clip_skip" in inspect.signature(kg.generate).parameters
     assert in_python or "clip-skip" in run("generate", "--help").text
@@ -102,7 +102,7 @@ ODD = {
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
 @pytest.mark.parametrize("name", ODD)
-def test_video_keeps_an_odd_prompt_or_refuses_it(model, work, name):
+def test_video_keeps_an_odd_prompt_or_refuses_it(model, work, name) -> None:
     """Case 32: emoji, Chinese, a newline, NUL, a quote, ten kilobytes; in every kind of file."""
     try:
         video = kg.generate(model, ODD[name], num_frames=2, num_inference_steps=2, height=16, width=16, seed=1)
@@ -115,7 +115,7 @@ def test_video_keeps_an_odd_prompt_or_refuses_it(model, work, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["emoji", "newline", "10kB"])
-def test_odd_prompt_may_name_the_file(sd_folder, work, monkeypatch, name):
+def test_odd_prompt_may_name_the_file(sd_folder, work, monkeypatch: pytest.MonkeyPatch, name) -> None:
     """Case 32: no output path given, so that the prompt names the file."""
     monkeypatch.chdir(work)
     assert not run("generate", ODD[name], "--model", sd_folder, *SMALL).crashed
@@ -124,7 +124,7 @@ def test_odd_prompt_may_name_the_file(sd_folder, work, monkeypatch, name):
 @pytest.mark.xfail(
     strict=True, raises=AssertionError, reason="undecodable prompt: TypeError in the tokenizer with a traceback"
 )
-def test_prompt_that_is_no_utf8_ends_without_a_traceback(work):
+def test_prompt_that_is_no_utf8_ends_without_a_traceback(work) -> None:
     """Case 33 (sd-scripts#513): a Latin-1 byte on the command line, which Python makes a surrogate."""
     said = run("generate", "a caf\udce9 on a street", *POCKET, "-o", work / "x.mp4")
     assert not said.crashed
@@ -140,7 +140,7 @@ def test_prompt_that_is_no_utf8_ends_without_a_traceback(work):
     reason="path not in the console's encoding: UnicodeEncodeError after the work is done",
 )
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
-def test_path_is_told_on_a_console_that_is_not_utf8(work, monkeypatch, encoding):
+def test_path_is_told_on_a_console_that_is_not_utf8(work, monkeypatch: pytest.MonkeyPatch, encoding) -> None:
     """Case 34 (sd-scripts#513, rich#212): Windows' cp1252, and PYTHONIOENCODING."""
     monkeypatch.chdir(work)
     said = run("generate", "a fish 一条鱼", *POCKET, "--seed", 1, encoding=encoding)

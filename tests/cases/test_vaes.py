@@ -15,7 +15,7 @@ import kineograph as kg
 
 
 @pytest.mark.xfail(strict=True, raises=kg.InputError, reason="a checkpoint without a VAE: refused though vae= is given")
-def test_checkpoint_without_a_vae_loads_with_a_vae_beside(work, sd_folder):
+def test_checkpoint_without_a_vae_loads_with_a_vae_beside(work: Path, sd_folder: Path) -> None:
     """Case 7 (stable-diffusion-webui-forge#512): a pruned checkpoint."""
     weights = ldm(tiny_models.sd())
     pruned = {name: weight for name, weight in weights.items() if not name.startswith("first_stage_model.")}
@@ -44,14 +44,14 @@ TAESD = pytest.param(
 
 
 @pytest.mark.parametrize("name", [TAESD, "asymmetric", "taesd_decoder.safetensors"])
-def test_other_kind_of_autoencoder_is_refused(other_vaes, sd_folder, name):
+def test_other_kind_of_autoencoder_is_refused(other_vaes, sd_folder: Path, name) -> None:
     """Case 37 (diffusers#4233, InvokeAI#4316): TAESD and others must not become a VAE with random weights."""
     with pytest.raises(kg.InputError):
         load(sd_folder, vae=other_vaes / name)
 
 
 @pytest.mark.parametrize("layout", ["vae-ft-mse.ckpt", "bare.safetensors", "prefixed.safetensors", "diffusers"])
-def test_vae_file_loads_in_every_layout(work, sd_folder, layout):
+def test_vae_file_loads_in_every_layout(work: Path, sd_folder: Path, layout) -> None:
     """Case 56 (diffusers#4898, #6950)."""
     torch.manual_seed(9)
     vae = tiny_models.vae()

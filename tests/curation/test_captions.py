@@ -42,14 +42,14 @@ from kineograph.errors import InputError
 IMAGES = [np.full((16, 24, 3), shade, np.uint8) for shade in (30, 120, 220)]
 
 
-def test_questions_are_filled_with_the_label():
+def test_questions_are_filled_with_the_label() -> None:
     templates = ("What is {label} here?", "Who is there?")
     assert fill_questions(templates, "surfing {fast}") == ["What is surfing {fast} here?", "Who is there?"]
     assert fill_questions(templates, "") == ["Who is there?"]
     assert fill_questions(templates[:1], "") == ["What is something here?"]
 
 
-def test_answers_are_concatenated_or_merged_by_a_question_without_images():
+def test_answers_are_concatenated_or_merged_by_a_question_without_images() -> None:
     asked: list[tuple[int, str]] = []
 
     def ask(images: Any, question: str) -> str:
@@ -66,13 +66,13 @@ def test_answers_are_concatenated_or_merged_by_a_question_without_images():
 
 
 @pytest.mark.parametrize("invalid", ["", " \n", "42 !!", "x" * 3000, "the the a the the the the a the the the the"])
-def test_invalid_answers_are_refused(invalid):
+def test_invalid_answers_are_refused(invalid) -> None:
     with pytest.raises(NoAnswer):
         check_answer(invalid)
     assert check_answer(" A dog\nruns. ") == "A dog runs."
 
 
-def test_an_endpoint_receives_images_and_question(serve, monkeypatch):
+def test_an_endpoint_receives_images_and_question(serve, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
     monkeypatch.setenv("THE_KEY", "secret")
     settings = serve(lambda body: (seen.append(body), chat_completion(" a dog\n runs "))[1]).model_copy(
@@ -101,14 +101,14 @@ def test_an_endpoint_receives_images_and_question(serve, monkeypatch):
         chat_completion(""),
     ],
 )
-def test_an_endpoint_that_fails_or_gives_an_invalid_answer_is_asked_again(serve, bad):
+def test_an_endpoint_that_fails_or_gives_an_invalid_answer_is_asked_again(serve, bad) -> None:
     replies = iter([bad, bad, chat_completion("a cat")])
     assert connect_endpoint(serve(lambda body: next(replies)))(IMAGES, "what?") == "a cat"
     with pytest.raises(NoAnswer, match="gave no answer in 3 tries"):
         connect_endpoint(serve(lambda body: bad))(IMAGES, "what?")
 
 
-def test_an_unreachable_or_refusing_endpoint_is_reported(serve, monkeypatch):
+def test_an_unreachable_or_refusing_endpoint_is_reported(serve, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NoAnswer, match="cannot be reached"):
         connect_endpoint(Endpoint(url="http://127.0.0.1:9/v1", model="m", tries=2, pause=0))([], "what?")
     asked = []
@@ -168,7 +168,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_chat_model_answers_about_several_images_and_about_none(llava):
+def test_a_chat_model_answers_about_several_images_and_about_none(llava) -> None:
     ask = load_transformers_model(TransformersModel(model=str(llava), device="cpu", max_new_tokens=4))
     answer = ask(IMAGES, "what is it ?")
     assert len(answer.split()) <= 4 and {*answer.split()} <= {*WORDS, "<unk>"}
@@ -204,7 +204,7 @@ def blip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_without_a_chat_template_sees_the_middle_image(blip):
+def test_a_model_without_a_chat_template_sees_the_middle_image(blip) -> None:
     ask = load_transformers_model(TransformersModel(model=str(blip), device="cpu", max_new_tokens=4))
     answer = ask(IMAGES, "what is it ?")
     assert answer == ask(IMAGES[1:2], "what is it ?") and len(answer.split()) <= 4
@@ -212,6 +212,6 @@ def test_a_model_without_a_chat_template_sees_the_middle_image(blip):
         ask([], "what is it ?")
 
 
-def test_a_missing_model_is_named(tmp_path):
+def test_a_missing_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not an image-text model"):
         load_transformers_model(TransformersModel(model=str(tmp_path)))

@@ -17,7 +17,7 @@ from kineograph.media.shards import FileRange, open_range
 
 
 @pytest.mark.parametrize("detector", ["adaptive", "content"])
-def test_cuts_are_found_to_the_frame_and_long_shots_are_split(detector):
+def test_cuts_are_found_to_the_frame_and_long_shots_are_split(detector) -> None:
     lengths = [30, 12, 45]
     video = np.concatenate([scene(seed, count) for seed, count in enumerate(lengths)])
     found = [*split_shots(iter(video), 10.0, Cuts(detector=detector, longest=100))]
@@ -34,7 +34,7 @@ def opened_video(path: Path, fps: float | None = None, side: int | None = None):
         yield open_decodable(part, fps=fps, shorter_side=side)
 
 
-def test_frames_are_resampled_to_a_constant_rate(tmp_path):
+def test_frames_are_resampled_to_a_constant_rate(tmp_path: Path) -> None:
     plain = movie(tmp_path / "a.mp4", numbered(24), rate=24)
     with opened_video(plain) as video:
         assert numbers([*frames_at_rate(video)]) == [*range(24)]
@@ -46,7 +46,7 @@ def test_frames_are_resampled_to_a_constant_rate(tmp_path):
         assert set(shown) == {*range(8)} and shown == sorted(shown) and shown.count(2) >= 2
 
 
-def test_frames_are_scaled_down_but_never_up(tmp_path):
+def test_frames_are_scaled_down_but_never_up(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(3, 48, 96))
     for side, size in ((24, (24, 48)), (100, (48, 96)), (None, (48, 96))):
         with opened_video(path, side=side) as video:
@@ -54,7 +54,7 @@ def test_frames_are_scaled_down_but_never_up(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts"])
-def test_sampled_frames_cover_the_whole_video(tmp_path, name):
+def test_sampled_frames_cover_the_whole_video(tmp_path: Path, name) -> None:
     path = movie(tmp_path / name, numbered(40), rate=10, codec="libx264")
     with opened_video(path) as video:
         for count, options in ((3, 3), (16, 16)):
@@ -64,7 +64,7 @@ def test_sampled_frames_cover_the_whole_video(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi"])
-def test_a_truncated_file_is_broken(tmp_path, name):
+def test_a_truncated_file_is_broken(tmp_path: Path, name) -> None:
     path = movie(
         tmp_path / name, scene(0, 60), rate=10, container={"movflags": "+faststart"} if "mp4" in name else None
     )

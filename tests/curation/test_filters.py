@@ -26,14 +26,14 @@ def rejection(frames: np.ndarray, kind: ClipKind = "filmed", **filters: float | 
     return result.reason if isinstance(result, Rejection) else None
 
 
-def test_brightness_is_the_mean_grey():
+def test_brightness_is_the_mean_grey() -> None:
     frames = np.zeros((4, 8, 8, 3), np.uint8)
     frames[:, :4] = 200
     assert mean_brightness(frames) == pytest.approx(100, abs=0.1)
     assert mean_brightness(np.full((1, 4, 4, 3), (255, 0, 0), np.uint8)) == pytest.approx(0.299 * 255, abs=0.1)
 
 
-def test_motion_is_the_share_of_changed_pixels():
+def test_motion_is_the_share_of_changed_pixels() -> None:
     still = np.repeat(scene(0)[None], 16, axis=0)
     grainy = np.clip(still + np.random.default_rng(0).normal(0, 4, still.shape), 0, 255).astype(np.uint8)
     assert motion_fraction(still) == 0 and motion_fraction(grainy) == 0
@@ -44,7 +44,7 @@ def test_motion_is_the_share_of_changed_pixels():
     assert motion_fraction(sliding(1)) > 0.5
 
 
-def test_each_filter_drops_clips_with_its_reason():
+def test_each_filter_drops_clips_with_its_reason() -> None:
     good = sliding(1)
     assert rejection(good) is None
     assert rejection(good[:7]) == "short" and rejection(good[:8]) is None
@@ -55,7 +55,7 @@ def test_each_filter_drops_clips_with_its_reason():
     assert dropped == Rejection("short", "lasts 0.50 s, less than 1")
 
 
-def test_text_is_found_in_pages_and_not_in_textures():
+def test_text_is_found_in_pages_and_not_in_textures() -> None:
     lines = ["The quick brown fox", "jumps over the lazy", "dog and runs away", "into the forest"]
     for ink in ((255, 255, 255, 255), (0, 0, 0, 255)):
         page = np.full((256, 384, 3), 255 - ink[0], np.uint8)
@@ -71,13 +71,13 @@ def test_text_is_found_in_pages_and_not_in_textures():
     assert rejection(np.repeat(page[None], 16, axis=0), least_movement=None) == "text"
 
 
-def test_key_frames_are_the_middles_of_equal_parts():
+def test_key_frames_are_the_middles_of_equal_parts() -> None:
     frames = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1).repeat(3, axis=-1)
     assert select_key_frames(frames, 3)[:, 0, 0, 0].tolist() == [2, 6, 10]
     assert len(select_key_frames(frames, 99)) == 12
 
 
-def test_hashes_are_invariant_to_scaling_brightness_and_noise():
+def test_hashes_are_invariant_to_scaling_brightness_and_noise() -> None:
     rng = np.random.default_rng(0)
     for seed in range(8):
         clip = sliding(seed)
@@ -90,7 +90,7 @@ def test_hashes_are_invariant_to_scaling_brightness_and_noise():
         assert (known ^ perceptual_hash(sliding(seed + 100))).bit_count() > 60
 
 
-def test_duplicates_are_those_of_a_comparison_of_all_pairs():
+def test_duplicates_are_those_of_a_comparison_of_all_pairs() -> None:
     rng = np.random.default_rng(0)
     seeds = [int.from_bytes(rng.bytes(HASH_BITS // 8), "big") for _ in range(20)]
     clips = [
@@ -111,6 +111,6 @@ def test_duplicates_are_those_of_a_comparison_of_all_pairs():
     assert find_duplicates(clips[::-1], 6) == found
 
 
-def test_the_first_duplicate_by_rank_and_name_stays_and_groups_are_separate():
+def test_the_first_duplicate_by_rank_and_name_stays_and_groups_are_separate() -> None:
     clips = [HashedClip(1, "a", "filmed", 7), HashedClip(0, "b", "filmed", 7), HashedClip(1, "c", "panned", 7)]
     assert find_duplicates(clips, 0) == {"a": "b"}

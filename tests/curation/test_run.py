@@ -73,7 +73,7 @@ def copied_output(output: Path, tmp_path: Path) -> Path:
     return shutil.copytree(output, tmp_path / "out")
 
 
-def test_clips_are_counted_and_dropped_files_are_named(output):
+def test_clips_are_counted_and_dropped_files_are_named(output) -> None:
     manifest = read_manifest(output)
     assert manifest["files"] == {"videos": 12, "pictures": 2, "broken": 3, "left_out": 1}
     assert manifest["clips"] == 8 and [shard["clips"] for shard in manifest["shards"]] == [3, 3, 2]
@@ -90,7 +90,7 @@ def test_clips_are_counted_and_dropped_files_are_named(output):
 
 
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")  # five have no caption
-def test_the_shards_are_a_training_dataset(output):
+def test_the_shards_are_a_training_dataset(output) -> None:
     dataset = open_dataset(output)
     assert dataset.layout == "webdataset shards"
     rows = [json.loads(line) for line in (output / "clips.jsonl").read_text().splitlines()]
@@ -107,14 +107,14 @@ def test_the_shards_are_a_training_dataset(output):
         assert seen.caption == "a person riding a bike"
 
 
-def test_a_second_run_has_nothing_to_do(output, raw):
+def test_a_second_run_has_nothing_to_do(output, raw) -> None:
     before = contents(output)
     assert [*curate_dataset(settings_for(raw, output, clips_per_shard=3))] == []
     assert contents(output) == before
 
 
 @pytest.mark.slow
-def test_the_order_of_tasks_and_the_size_of_shards_have_no_effect_on_clips(raw, output, tmp_path):
+def test_the_order_of_tasks_and_the_size_of_shards_have_no_effect_on_clips(raw, output, tmp_path: Path) -> None:
     def backwards(work: Work, tasks: list[str], workers: Workers) -> Iterator[str]:
         return map(work, tasks[::-1])
 
@@ -126,7 +126,7 @@ def test_the_order_of_tasks_and_the_size_of_shards_have_no_effect_on_clips(raw, 
     assert read_manifest(settings.output)["clips"] == 8
 
 
-def test_new_files_are_added_and_deleted_ones_removed(tmp_path):
+def test_new_files_are_added_and_deleted_ones_removed(tmp_path: Path) -> None:
     for number in range(3):
         movie(tmp_path / "in" / f"{number}.mp4", scene(number, 12), rate=10)
     settings = settings_for(tmp_path / "in", tmp_path / "out")
@@ -165,7 +165,7 @@ def kill_within(settings: CurationSettings, lines: int, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_same_shards(raw, output, tmp_path):
+def test_a_killed_run_resumes_to_the_same_shards(raw, output, tmp_path: Path) -> None:
     settings = settings_for(raw, tmp_path / "out", clips_per_shard=3)
     kill_within(settings, 5, 0.05)
     assert not (settings.output / "manifest.json").exists()
@@ -177,7 +177,7 @@ def test_a_killed_run_resumes_to_the_same_shards(raw, output, tmp_path):
 
 @pytest.mark.claims
 @pytest.mark.timeout(1800)
-def test_killed_at_ten_random_moments_the_output_is_the_same(raw, output, tmp_path):
+def test_killed_at_ten_random_moments_the_output_is_the_same(raw, output, tmp_path: Path) -> None:
     rng = random.Random(0)
     for number in range(10):
         settings = settings_for(raw, tmp_path / str(number) / "out", clips_per_shard=3)
@@ -190,7 +190,7 @@ def test_killed_at_ten_random_moments_the_output_is_the_same(raw, output, tmp_pa
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("default")
-def test_ray_gives_the_same_output(raw, output, tmp_path):
+def test_ray_gives_the_same_output(raw, output, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     settings = settings_for(raw, tmp_path / "out", clips_per_shard=3, run="ray")
     with ray_map() as spread:
@@ -203,7 +203,7 @@ def test_ray_gives_the_same_output(raw, output, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_watermark_on_all_clips_of_a_file_is_inpainted(tmp_path):
+def test_a_watermark_on_all_clips_of_a_file_is_inpainted(tmp_path: Path) -> None:
     shots = [scene(seed, 12, height=128, width=192) for seed in range(8)]
     frames = lettered(np.concatenate(shots), "STOCK", 20, (110, 96))
     movie(tmp_path / "in" / "video.mp4", frames, rate=10, options={"crf": "12"})
@@ -227,7 +227,7 @@ def difference(output: Path, shots: list[np.ndarray], where: np.ndarray) -> floa
 
 
 @pytest.mark.slow
-def test_a_watermark_on_all_files_of_a_source_is_found(tmp_path):
+def test_a_watermark_on_all_files_of_a_source_is_found(tmp_path: Path) -> None:
     for seed in range(8):
         shot = lettered(scene(seed, 12, height=128, width=192), "STOCK", 20, (110, 96))
         movie(tmp_path / "in" / f"{seed}.mp4", shot, rate=10)
@@ -239,7 +239,7 @@ def test_a_watermark_on_all_files_of_a_source_is_found(tmp_path):
     assert read_manifest(together)["dropped"] == {"watermark": 8}
 
 
-def test_labels_come_from_folders_and_files_from_tars(raw, tmp_path):
+def test_labels_come_from_folders_and_files_from_tars(raw, tmp_path: Path) -> None:
     folders = [{"source": str(raw), "labels": "folder"}]
     labels = {file.name: file.label for file in list_sources(settings_for(raw, tmp_path, sources=folders)).files}
     assert labels["riding_a_bike/three.mp4"] == "riding a bike" and labels["photo1.png"] == ""
@@ -252,7 +252,7 @@ def test_labels_come_from_folders_and_files_from_tars(raw, tmp_path):
     assert [(Path(drop.file).name, drop.reason) for drop in read_dropped(output)] == [("lone.txt", "left out")]
 
 
-def test_images_become_panned_and_frozen_clips(tmp_path):
+def test_images_become_panned_and_frozen_clips(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     Image.fromarray(scene(0, 1, height=200, width=300)[0]).save(tmp_path / "in" / "a.png")
     stills = {"motions": ["panned", "frozen"], "versions": 2, "num_frames": 6, "fps": 4}
@@ -266,7 +266,7 @@ def captions(settings: object) -> Captions:
     return Captions(asked=settings, merged_by=settings, questions=("about {label}?", "who?"))
 
 
-def test_failed_captions_are_counted_and_requested_again(raw, copied_output, serve: Serve):
+def test_failed_captions_are_counted_and_requested_again(raw, copied_output, serve: Serve) -> None:
     asked: list[dict] = []
 
     def reply(body: dict) -> tuple[int, bytes]:
@@ -292,14 +292,14 @@ def test_failed_captions_are_counted_and_requested_again(raw, copied_output, ser
     assert [*curate_dataset(settings)] == [] and len(asked) == 14
 
 
-def test_an_endpoint_that_refuses_ends_the_run(raw, copied_output, serve: Serve):
+def test_an_endpoint_that_refuses_ends_the_run(raw, copied_output, serve: Serve) -> None:
     settings = settings_for(raw, copied_output, captions=captions(serve(lambda body: (401, b""))))
     with pytest.raises(InputError, match="the key is not accepted"):
         curate_all(settings)
     assert [reached.stage for reached in curate_dataset(settings.model_copy(update={"captions": None}))] == ["packing"]
 
 
-def test_invalid_input_is_refused_before_anything_is_written(raw, output, tmp_path):
+def test_invalid_input_is_refused_before_anything_is_written(raw, output, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.txt").write_text("a label")
     for source in (tmp_path / "none", tmp_path / "gone"):
@@ -316,7 +316,7 @@ def test_invalid_input_is_refused_before_anything_is_written(raw, output, tmp_pa
         curate_all(settings_for(raw, output, fps=4, cuts={"longest": 3}))
 
 
-def test_the_command_reports_its_results(raw, output, tmp_path, monkeypatch):
+def test_the_command_reports_its_results(raw, output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     app, file = typer.Typer(), tmp_path / "data.yaml"
     app.command()(curate)
     file.write_text(yaml.safe_dump({"sources": str(raw), "output": str(tmp_path / "out"), "run": "alone"}))

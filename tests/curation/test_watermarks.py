@@ -14,7 +14,7 @@ SETTINGS = Watermarks()
 
 
 @pytest.mark.parametrize("strength", [60, 128, 255])
-def test_a_watermark_over_changing_scenes_is_found(strength):
+def test_a_watermark_over_changing_scenes_is_found(strength) -> None:
     ink = (255, 255, 255, strength)
     images = [with_text(scene(seed, *LARGE), "STOCK", 30, ink, (20, 50)) for seed in range(16)]
     mask = detect_watermark(images, SETTINGS)
@@ -25,7 +25,7 @@ def test_a_watermark_over_changing_scenes_is_found(strength):
     assert rows.min() > 50 and columns.max() < 140 and mask.sum() < 4 * truth.sum()
 
 
-def test_other_images_have_no_watermark():
+def test_other_images_have_no_watermark() -> None:
     scenes = [scene(seed, *LARGE) for seed in range(16)]
     assert detect_watermark(scenes, SETTINGS) is None
     assert (
@@ -39,7 +39,7 @@ def test_other_images_have_no_watermark():
     assert detect_watermark([], SETTINGS) is None
 
 
-def test_a_watermark_is_inpainted_dropped_or_kept():
+def test_a_watermark_is_inpainted_dropped_or_kept() -> None:
     plain = np.full((2, *SIZE, 3), (90, 140, 60), np.uint8)
     marked = np.stack([with_text(frame, "STOCK", 30, (255,) * 4, (20, 50)) for frame in plain])
     mask = (marked[0] != plain[0]).any(-1)
@@ -51,7 +51,7 @@ def test_a_watermark_is_inpainted_dropped_or_kept():
         assert step(candidate(marked)) == candidate(marked)
 
 
-def test_only_masked_pixels_are_inpainted():
+def test_only_masked_pixels_are_inpainted() -> None:
     mask = np.zeros(SIZE, bool)
     mask[40:50, 30:60] = True
     image = scene(3)
@@ -59,7 +59,7 @@ def test_only_masked_pixels_are_inpainted():
     assert (painted[~mask] == image[~mask]).all() and (painted[mask] != image[mask]).any()
 
 
-def test_a_mask_fits_other_sizes_of_its_aspect_ratio_only():
+def test_a_mask_fits_other_sizes_of_its_aspect_ratio_only() -> None:
     mask = np.zeros(SIZE, bool)
     mask[:48] = True
     half = resize_mask(mask, 48, 72)

@@ -73,18 +73,18 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(folder / "one.png"), str(folder / "other.png")
 
 
-def test_a_video_model_decides_method_length_and_frame_rate(model: Model):
+def test_a_video_model_decides_method_length_and_frame_rate(model: Model) -> None:
     video = kg.generate(model, "a fish", **FEW)
     assert (len(video.frames), video.fps, video.settings["method"]) == (6, 8.0, "videocrafter")
     assert video.settings["sampler"] == "ddim"
 
 
-def test_the_frame_rate_is_a_condition(model: Model):
+def test_the_frame_rate_is_a_condition(model: Model) -> None:
     slow, fast = (kg.generate(model, "a fish", fps=fps, **FEW).frames for fps in (4, 16))
     assert not np.array_equal(slow, fast)
 
 
-def test_more_frames_than_it_was_trained_on_are_sampled_in_windows(model: Model):
+def test_more_frames_than_it_was_trained_on_are_sampled_in_windows(model: Model) -> None:
     long = kg.generate(model, "a fish", num_frames=11, **FEW)
     assert len(long.frames) == 11
     with pytest.warns(InputWarning, match="trained on 6 frames at once, and a window of 11") as told:
@@ -97,44 +97,44 @@ def test_more_frames_than_it_was_trained_on_are_sampled_in_windows(model: Model)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "dpmpp-2m", "euler-ancestral", "lcm"])
-def test_every_sampler_is_deterministic(model: Model, sampler: str):
+def test_every_sampler_is_deterministic(model: Model, sampler: str) -> None:
     one, again = (kg.generate(model, "a fish", num_frames=3, sampler=sampler, **FEW).frames for _ in range(2))
     assert np.array_equal(one, again)
 
 
-def test_a_list_of_prompts_is_a_list_of_videos(model: Model):
+def test_a_list_of_prompts_is_a_list_of_videos(model: Model) -> None:
     videos = kg.generate(model, ["a fish", "a cat"], num_frames=2, **FEW)
     assert [video.settings["seed"] for video in videos] == [3, 4]
 
 
-def test_one_frame_is_the_image_models_image(model: Model):
+def test_one_frame_is_the_image_models_image(model: Model) -> None:
     image = replace(model, net=VideoUNet(model.net.image_unet))
     alone = kg.generate(model, "a fish", num_frames=1, **FEW).frames
     as_image = kg.generate(image, "a fish", num_frames=1, motion="none", **FEW)
     assert alone.shape == as_image.frames.shape
 
 
-def test_the_image_and_its_scale_change_the_video(animator: Model, pictures: tuple[str, str]):
+def test_the_image_and_its_scale_change_the_video(animator: Model, pictures: tuple[str, str]) -> None:
     one, other = (kg.animate(animator, each, "a fish", num_frames=2, **FEW).frames for each in pictures)
     assert not np.array_equal(one, other)
     unseen = [kg.animate(animator, each, "a fish", num_frames=2, image_scale=0.0, **FEW).frames for each in pictures]
     assert np.array_equal(*unseen)
 
 
-def test_a_pinned_first_frame_is_the_image_as_the_vae_decodes_it(model: Model, pictures: tuple[str, str]):
+def test_a_pinned_first_frame_is_the_image_as_the_vae_decodes_it(model: Model, pictures: tuple[str, str]) -> None:
     video = kg.animate(model, pictures[0], "a fish", first_frame="pinned", num_frames=3, **FEW)
     picture = torch.from_numpy(np.array(Image.open(pictures[0]))).permute(2, 0, 1)[None].float() / 255
     known = model.decode(model.encode(crop_to_size(picture, *model.default_size)[:, None]))[0, 0]
     assert np.abs(video.frames[0] - 255 * known.permute(1, 2, 0).numpy()).max() <= 1
 
 
-def test_a_video_records_its_image(animator: Model, pictures: tuple[str, str]):
+def test_a_video_records_its_image(animator: Model, pictures: tuple[str, str]) -> None:
     video = kg.animate(animator, pictures[0], "a fish", num_frames=2, **FEW)
     assert video.settings["image"] == pictures[0]
     assert len(video.settings["read"][pictures[0]]) == 64
 
 
-def test_options_that_exclude_each_other_are_refused(model: Model, pictures: tuple[str, str]):
+def test_options_that_exclude_each_other_are_refused(model: Model, pictures: tuple[str, str]) -> None:
     image = kg.load(sd())
     with pytest.raises(InputError, match="image model without temporal layers"):
         kg.generate(image, "a fish", method="videocrafter", **FEW)
@@ -150,13 +150,13 @@ def test_options_that_exclude_each_other_are_refused(model: Model, pictures: tup
         kg.generate(model, "a fish", window=4, overlap=4, num_frames=9, **FEW)
 
 
-def test_a_file_that_is_no_image_is_named(model: Model, tmp_path):
+def test_a_file_that_is_no_image_is_named(model: Model, tmp_path) -> None:
     (tmp_path / "fish.png").write_bytes(b"not a picture")
     with pytest.raises(InputError, match=r"fish\.png is not an image"):
         kg.animate(model, tmp_path / "fish.png", "a fish", first_frame="pinned", **FEW)
 
 
-def test_images_of_any_shape_are_cropped_or_resized():
+def test_images_of_any_shape_are_cropped_or_resized() -> None:
     wide = torch.zeros(1, 3, 20, 60)
     wide[..., 20:40] = 1
     assert crop_to_size(wide, 10, 10).shape == (1, 3, 10, 10) and crop_to_size(wide, 10, 10).mean() > 0.9

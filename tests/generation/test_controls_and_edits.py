@@ -51,14 +51,14 @@ def maps(tmp_path: Path) -> Path:
     return Video(frames(5), 10).save(tmp_path / "maps")
 
 
-def test_a_video_is_as_long_and_as_fast_as_its_control(model, maps):
+def test_a_video_is_as_long_and_as_fast_as_its_control(model, maps) -> None:
     video = kg.generate(model, "a fish", control={"seg-map": maps}, **FEW)
     assert (len(video), video.fps) == (5, 10)
     fewer = kg.generate(model, "a fish", control={"seg-map": maps}, fps=5, num_frames=2, **FEW)
     assert (len(fewer), fewer.fps) == (2, 5)
 
 
-def test_the_control_scale_and_range_have_effect(model, maps):
+def test_the_control_scale_and_range_have_effect(model, maps) -> None:
     def drawn(**how: float) -> np.ndarray:
         return kg.generate(model, "a fish", control={"seg-map": maps}, **FEW, **how).frames
 
@@ -69,7 +69,7 @@ def test_the_control_scale_and_range_have_effect(model, maps):
     assert np.array_equal(early, none)  # the first timestep of three is past it already
 
 
-def test_edges_of_the_control_video_are_its_maps(model, tmp_path):
+def test_edges_of_the_control_video_are_its_maps(model, tmp_path: Path) -> None:
     pytest.importorskip("cv2")
     from kineograph.media.annotators import canny
 
@@ -83,7 +83,7 @@ def test_edges_of_the_control_video_are_its_maps(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_frames_in_chunks_are_the_frames_at_once(model, maps):
+def test_frames_in_chunks_are_the_frames_at_once(model, maps) -> None:
     whole, parts = (
         kg.generate(model, "a fish", control={"seg-map": maps}, chunk_size=size, **FEW).frames for size in (8, 2)
     )
@@ -96,7 +96,7 @@ def test_frames_in_chunks_are_the_frames_at_once(model, maps):
     assert (with_motion[0] != whole).any()
 
 
-def test_several_controls_add_up(model, maps, tmp_path):
+def test_several_controls_add_up(model, maps, tmp_path: Path) -> None:
     other = Video(frames(5, seed=9), 10).save(tmp_path / "other")
     both = kg.generate(model, "a fish", control={"seg-map": maps, "canny-map": other}, **FEW)
     one = kg.generate(model, "a fish", control={"seg-map": maps}, **FEW)
@@ -109,7 +109,7 @@ def test_several_controls_add_up(model, maps, tmp_path):
         kg.generate(model, "a fish", control={"seg-map": maps, "canny-map": wide}, **FEW)
 
 
-def test_a_guided_video_is_replayed_and_a_changed_control_is_named(model, maps, tmp_path):
+def test_a_guided_video_is_replayed_and_a_changed_control_is_named(model, maps, tmp_path: Path) -> None:
     video = kg.generate(model, "a fish", control={"seg-map": maps}, **FEW)
     assert json.loads(json.dumps(video.settings)) == video.settings
     assert "controlnet seg" in video.settings["model"]["weights"]
@@ -134,13 +134,13 @@ def test_a_guided_video_is_replayed_and_a_changed_control_is_named(model, maps, 
         ({"seg-map": "maps"}, {"control_guidance_start": 0.9, "control_guidance_end": 0.2}, "the start before"),
     ],
 )
-def test_errors_of_controls(model, maps, control, how, said):
+def test_errors_of_controls(model, maps, control, how, said) -> None:
     named = {kind: maps if video == "maps" else maps.parent / video for kind, video in control.items()}
     with pytest.raises(InputError, match=said):
         kg.generate(model, "a fish", control=named, **FEW, **how)
 
 
-def test_an_edit_keeps_length_rate_and_shape_and_follows_its_input(editor, tmp_path):
+def test_an_edit_keeps_length_rate_and_shape_and_follows_its_input(editor, tmp_path: Path) -> None:
     one, other = (Video(frames(3, seed, width=32), 5).save(tmp_path / str(seed)) for seed in (0, 1))
     edited = kg.edit(editor, one, "make it snow", **FEW)
     assert (len(edited), edited.fps, edited.frames.shape[1:3]) == (3, 5, (8, 16))
@@ -152,24 +152,24 @@ def test_an_edit_keeps_length_rate_and_shape_and_follows_its_input(editor, tmp_p
     assert (same == same[:1]).all()  # shared noise and the same picture: the same frame
 
 
-def test_an_edit_in_chunks_is_the_edit_at_once(editor, tmp_path):
+def test_an_edit_in_chunks_is_the_edit_at_once(editor, tmp_path: Path) -> None:
     path = Video(frames(5), 5).save(tmp_path / "in")
     whole, parts = (kg.edit(editor, path, "make it snow", chunk_size=size, **FEW).frames for size in (8, 2))
     assert np.abs(whole.astype(int) - parts).max() <= 1
 
 
-def test_a_model_that_does_not_edit_is_refused(model, maps):
+def test_a_model_that_does_not_edit_is_refused(model, maps) -> None:
     with pytest.raises(InputError, match="generates from text alone: .* pocket-edit"):
         kg.edit(model, maps, "make it snow", **FEW)
 
 
-def test_smoothing_changes_the_frames_after_the_first(model):
+def test_smoothing_changes_the_frames_after_the_first(model) -> None:
     off, on = (kg.generate(model, "a fish", num_frames=3, smooth_background=s, **FEW).frames for s in (0.0, 0.6))
     assert np.array_equal(off[0], on[0])
     assert (off[1:] != on[1:]).any()
 
 
-def test_masks_may_come_from_rembg_and_its_absence_is_an_error(model, monkeypatch):
+def test_masks_may_come_from_rembg_and_its_absence_is_an_error(model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rembg", None)
     with pytest.raises(InputError, match=r"pip install 'kineograph\[saliency\]'"):
         kg.generate(model, "a fish", num_frames=2, smooth_background=0.6, masks="rembg", **FEW)
@@ -201,14 +201,14 @@ for path in sys.argv[1:]:  # the shorter one first: a process never forgets its 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_a_hundred_frames_take_hardly_more_memory_than_sixteen(tmp_path):
+def test_a_hundred_frames_take_hardly_more_memory_than_sixteen(tmp_path: Path) -> None:
     paths = [str(Video(frames(count, height=128, width=128), 10).save(tmp_path / str(count))) for count in (16, 100)]
     told = subprocess.run([sys.executable, "-c", ALONE, *paths], stdout=subprocess.PIPE, check=True).stdout
     (few, less), (many, more) = map(json.loads, told.splitlines())
     assert (few, many) == (16, 100) and more < 1.25 * less
 
 
-def test_controlnets_of_sdxl_are_conditioned_on_the_size_too(maps):
+def test_controlnets_of_sdxl_are_conditioned_on_the_size_too(maps) -> None:
     base = sdxl()
     torch.manual_seed(4)
     net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
@@ -223,7 +223,7 @@ def test_controlnets_of_sdxl_are_conditioned_on_the_size_too(maps):
     assert (some != none).any()
 
 
-def test_a_lora_works_with_a_stock_controlnet(model, maps, tmp_path):
+def test_a_lora_works_with_a_stock_controlnet(model, maps, tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
     from peft import LoraConfig
     from peft.utils import get_peft_model_state_dict

@@ -40,7 +40,7 @@ METHODS = ("videocrafter", "text2video-zero", "video-elevator")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_clips_follow_each_other_with_every_method(method, models):
+def test_clips_follow_each_other_with_every_method(method, models) -> None:
     model, more = models[method]
     one = kg.generate(model, "a fish", **FEW, **more)
     two = kg.generate(model, "a fish", clips=2, reuse=EXACT, **FEW, **more)
@@ -54,7 +54,7 @@ def test_clips_follow_each_other_with_every_method(method, models):
 
 
 @pytest.mark.slow
-def test_every_option_has_an_effect_and_a_clip_has_its_own_prompt(models):
+def test_every_option_has_an_effect_and_a_clip_has_its_own_prompt(models) -> None:
     model, _ = models["videocrafter"]
     asked = {"clips": 3, **FEW}
     usual = kg.generate(model, "a fish", **asked)
@@ -75,7 +75,7 @@ def test_every_option_has_an_effect_and_a_clip_has_its_own_prompt(models):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", [{}, {"smooth_background": 0.6}, {"sampler": "euler-ancestral"}])
-def test_text2video_zero_skips_frames_that_are_overwritten(choice, models, monkeypatch):
+def test_text2video_zero_skips_frames_that_are_overwritten(choice, models, monkeypatch: pytest.MonkeyPatch) -> None:
     model, asked = models["text2video-zero"][0], {"clips": 2, **FEW, "num_inference_steps": 12, **choice}
     seen = []
 
@@ -94,7 +94,7 @@ def test_text2video_zero_skips_frames_that_are_overwritten(choice, models, monke
     assert count < sum(seen)
 
 
-def test_progress_counts_the_steps_of_all_clips(models):
+def test_progress_counts_the_steps_of_all_clips(models) -> None:
     model, _ = models["videocrafter"]
     seen = []
     kg.generate(model, "a fish", clips=2, on_step=seen.append, **FEW)
@@ -102,7 +102,7 @@ def test_progress_counts_the_steps_of_all_clips(models):
 
 
 @pytest.mark.slow
-def test_an_interrupted_video_continues_to_the_same_result(models, tmp_path: Path):
+def test_an_interrupted_video_continues_to_the_same_result(models, tmp_path: Path) -> None:
     model, _ = models["videocrafter"]
     request = Request(prompt="a fish", clips=3, reuse=kg.ClipOptions(anchor=0.3), **FEW)
     whole = run_request(model, request)
@@ -130,7 +130,7 @@ def test_an_interrupted_video_continues_to_the_same_result(models, tmp_path: Pat
         ({"then": ["a car"]}, "there are prompts for 1 clips after the first, and 1 clips"),
     ],
 )
-def test_errors_of_clip_options(asked, said, models):
+def test_errors_of_clip_options(asked, said, models) -> None:
     with pytest.raises(InputError, match=said):
         kg.generate(models["videocrafter"][0], "a fish", **FEW, **asked)
     with pytest.raises(InputError, match="guidance is a share from 0 to 1"):

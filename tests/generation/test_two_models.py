@@ -54,7 +54,7 @@ def usual(image: Model, video: Model) -> np.ndarray:
     return kg.generate(image, "a fish", video_model=video, **FEW).frames
 
 
-def test_the_video_has_the_video_models_length_and_frame_rate(image: Model, video: Model):
+def test_the_video_has_the_video_models_length_and_frame_rate(image: Model, video: Model) -> None:
     made = kg.generate(image, "a fish", video_model=video, elevation=TWICE, **FEW)
     assert (len(made.frames), made.fps) == (4, 8.0)
     assert made.settings["video_model"]["name"] == "video"
@@ -63,12 +63,12 @@ def test_the_video_has_the_video_models_length_and_frame_rate(image: Model, vide
     assert not np.array_equal(made.frames, plain.frames)
 
 
-def test_a_second_model_selects_the_method(image: Model, video: Model):
+def test_a_second_model_selects_the_method(image: Model, video: Model) -> None:
     made = kg.generate(image, "a fish", video_model=video, elevation=TWICE, num_inference_steps=6, seed=3)
     assert made.settings["method"] == "video-elevator"
 
 
-def test_without_refinement_it_is_the_image_model_with_first_frame_attention(image: Model, video: Model):
+def test_without_refinement_it_is_the_image_model_with_first_frame_attention(image: Model, video: Model) -> None:
     asked = {**FEW, "num_frames": 3}
     made = kg.generate(image, "a fish", video_model=video, elevation=ElevatorOptions(refine_at=()), **asked)
     told, blank = (
@@ -95,12 +95,14 @@ def test_without_refinement_it_is_the_image_model_with_first_frame_attention(ima
         ElevatorOptions(video_steps=1),
     ],
 )
-def test_every_option_has_an_effect(choice: ElevatorOptions, usual: np.ndarray, image: Model, video: Model):
+def test_every_option_has_an_effect(choice: ElevatorOptions, usual: np.ndarray, image: Model, video: Model) -> None:
     chosen = kg.generate(image, "a fish", video_model=video, elevation=choice, **FEW)
     assert not np.array_equal(usual, chosen.frames)
 
 
-def test_models_with_different_vaes_exchange_frames(image: Model, video: Model, caplog: pytest.LogCaptureFixture):
+def test_models_with_different_vaes_exchange_frames(
+    image: Model, video: Model, caplog: pytest.LogCaptureFixture
+) -> None:
     other = sd().vae
     with torch.no_grad():
         for weight in other.parameters():
@@ -113,7 +115,7 @@ def test_models_with_different_vaes_exchange_frames(image: Model, video: Model, 
     assert len(made.frames) == 4
 
 
-def test_a_lora_a_control_and_a_consistency_model_can_be_combined(image: Model, video: Model):
+def test_a_lora_a_control_and_a_consistency_model_can_be_combined(image: Model, video: Model) -> None:
     """Each model has its own adapters and controls: both are bound before sampling."""
     quick = replace(video, net=VideoUNet(video.net.image_unet, _solved_by("lcm", video)))
     made = kg.generate(image, "a fish", video_model=quick, elevation=TWICE, **FEW)
@@ -138,13 +140,13 @@ def _solved_by(sampler: str, video: Model) -> TemporalLayers:
         (("video", "video"), "samples with an image model, and video is a video model"),
     ],
 )
-def test_errors_of_pairs_of_models(models, said, image: Model, video: Model):
+def test_errors_of_pairs_of_models(models, said, image: Model, video: Model) -> None:
     first, second = ({"image": image, "video": video, None: None}[name] for name in models)
     with pytest.raises(InputError, match=said):
         kg.generate(first, "a fish", video_model=second, **FEW)
 
 
-def test_other_methods_have_no_use_for_a_second_model(image: Model, video: Model):
+def test_other_methods_have_no_use_for_a_second_model(image: Model, video: Model) -> None:
     with pytest.raises(InputError, match="text2video-zero has no use for a second model"):
         kg.generate(image, "a fish", video_model=video, method="text2video-zero")
     with pytest.raises(InputError, match="describe the motion in the prompt"):
@@ -163,12 +165,12 @@ def test_other_methods_have_no_use_for_a_second_model(image: Model, video: Model
         ({"back": "same-noise", "drift_correction": True}, "corrects an inversion"),
     ],
 )
-def test_errors_of_options(settings, said):
+def test_errors_of_options(settings, said) -> None:
     with pytest.raises(InputError, match=said):
         ElevatorOptions(**settings)
 
 
-def test_initial_noise_of_frame_k_depends_on_the_seed_and_k_only():
+def test_initial_noise_of_frame_k_depends_on_the_seed_and_k_only() -> None:
     shape = (1, 4, 8, 8)
     assert torch.equal(partly_shared(1.0, 3, range(2), shape), partly_shared(1.0, 3, range(5), shape)[:, :2])
     assert torch.equal(partly_shared(0.0, 3, range(2), shape), independent(3, range(2), shape))

@@ -23,7 +23,7 @@ from kineograph.media import annotators
 FRAME = np.random.default_rng(0).integers(0, 255, (40, 56, 3), dtype=np.uint8)
 
 
-def test_edges_of_a_square():
+def test_edges_of_a_square() -> None:
     frame = np.zeros((32, 32, 3), np.uint8)
     frame[8:24, 8:24] = 255
     edges = annotators.load_annotator("canny")(frame)
@@ -50,7 +50,7 @@ def depth_folder(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries, about torchvision
-def test_depth_is_stretched_from_black_to_white(depth_folder):
+def test_depth_is_stretched_from_black_to_white(depth_folder) -> None:
     found = annotators.load_annotator("depth", str(depth_folder))(FRAME)
     assert found.shape == FRAME.shape and found.dtype == np.uint8
     assert (found.min(), found.max()) == (0, 255)
@@ -81,7 +81,7 @@ def pose_folders(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("threshold", [0.0, 1.0])
-def test_poses_of_all_detected_persons(pose_folders, monkeypatch, threshold):
+def test_poses_of_all_detected_persons(pose_folders, monkeypatch: pytest.MonkeyPatch, threshold) -> None:
     monkeypatch.setattr(annotators, "PERSON_THRESHOLD", threshold)
     monkeypatch.setattr(annotators, "JOINT_THRESHOLD", -1.0)
     found = annotators.load_pose_annotator(str(pose_folders / "pose"), str(pose_folders / "persons"))(FRAME)
@@ -89,7 +89,7 @@ def test_poses_of_all_detected_persons(pose_folders, monkeypatch, threshold):
     assert found.any() == (threshold == 0)
 
 
-def test_skeletons_have_openposes_colours_and_a_neck():
+def test_skeletons_have_openposes_colours_and_a_neck() -> None:
     positions = np.zeros((17, 2))
     positions[0], positions[5], positions[6] = (32, 8), (40, 20), (24, 20)
     scores = np.zeros(17)
@@ -101,7 +101,7 @@ def test_skeletons_have_openposes_colours_and_a_neck():
     assert not found[40:].any()
 
 
-def test_unknown_kinds_and_missing_networks_are_refused(tmp_path):
+def test_unknown_kinds_and_missing_networks_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="maps of the kind 'seg', only for canny, depth, pose: .*seg-map=VIDEO"):
         annotators.load_annotator("seg")
     with pytest.raises(InputError, match="depth of an image is estimated by .*nowhere.*--control depth-map=VIDEO"):

@@ -48,7 +48,7 @@ def rows(*each: Mapping[str, object]) -> str:
 @pytest.mark.parametrize("file_column", ["file_name", "video", "path"])
 @pytest.mark.parametrize("caption_column", ["caption", "text", "prompt"])
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
-def test_a_folder_with_metadata(tmp_path, name, file_column, caption_column):
+def test_a_folder_with_metadata(tmp_path: Path, name, file_column, caption_column) -> None:
     files(tmp_path, {"videos/b.mp4": b"bb", "a.png": b"a", "unlisted.mp4": b"u"})
     expected = [("videos/b.mp4", 'a dog, that says "wuff"'), ("a.png", "ein Bär")]
     with (tmp_path / name).open("w", encoding="utf-8-sig", newline="") as file:
@@ -65,7 +65,7 @@ def test_a_folder_with_metadata(tmp_path, name, file_column, caption_column):
         assert part.read() == b"bb"
 
 
-def test_each_split_has_metadata_of_its_own(tmp_path):
+def test_each_split_has_metadata_of_its_own(tmp_path: Path) -> None:
     one = rows({"file_name": "a.mp4", "text": "one"})
     other = rows({"file_name": "a.mp4", "text": "other"})
     files(tmp_path, {"train/a.mp4": b"", "train/metadata.jsonl": one, "test/a.mp4": b"", "test/metadata.jsonl": other})
@@ -73,7 +73,7 @@ def test_each_split_has_metadata_of_its_own(tmp_path):
     assert captions(open_dataset(tmp_path / "train")) == {"a.mp4": "one"}
 
 
-def test_unusable_rows_are_named_with_their_lines(tmp_path):
+def test_unusable_rows_are_named_with_their_lines(tmp_path: Path) -> None:
     good = [{"file_name": f"{name}.mp4", "caption": name} for name in "ab"]
     bad = [{"file_name": "gone.mp4", "caption": "x"}, {"caption": "nothing"}, {"file_name": "c.mp4", "caption": " "}]
     bad += [{"file_name": "notes.pdf", "caption": "x"}, {"file_name": "x" * 5000 + ".mp4", "caption": "x"}]
@@ -91,14 +91,14 @@ def test_unusable_rows_are_named_with_their_lines(tmp_path):
     assert len(reasons) == 7
 
 
-def test_rows_before_an_unreadable_line_are_kept(tmp_path):
+def test_rows_before_an_unreadable_line_are_kept(tmp_path: Path) -> None:
     text = b"file_name,caption\na.mp4,one\n" + b"x" * 10000 + b"\nb.mp4,B\xe4r\n"
     dataset = with_problems(files(tmp_path, {"a.mp4": b"", "b.mp4": b"", "metadata.csv": text}), "cannot be read")
     assert captions(dataset) == {"a.mp4": "one"}
     assert any("can't decode byte 0xe4" in reason for reason in problems(dataset).values())
 
 
-def test_caption_files_beside_videos_and_images(tmp_path):
+def test_caption_files_beside_videos_and_images(tmp_path: Path) -> None:
     contents = {"b.mp4": b"", "b.txt": "\ufeff a dog\n", "a.JPG": b"", "a.txt": "a cat", "deep/c.webm": b""}
     contents |= {"deep/c.json": '{"text": "a cow", "fps": 8}', "d.v2.webp": b"", "d.v2.caption": "a hen"}
     contents |= {"e.gif": b"", "e.txt": "by text", "e.json": '{"caption": "by json"}', "README.md": "#", ".x.mp4": b""}
@@ -116,7 +116,7 @@ def test_caption_files_beside_videos_and_images(tmp_path):
     assert dataset.layout == "files with captions beside them"
 
 
-def test_missing_captions_are_empty_and_named(tmp_path):
+def test_missing_captions_are_empty_and_named(tmp_path: Path) -> None:
     contents = {"a.mp4": b"", "b.mp4": b"", "b.txt": "  ", "c.mp4": b"", "c.txt": b"\xff\xfe\x00", "d.mp4": b""}
     contents |= {"d.json": '{"fps": 8}', "e.mp4": b"", "e.txt": "fine", "e.jpg": b""}
     dataset = with_problems(files(tmp_path, contents), "5 images and videos can be used; 5 times")
@@ -128,7 +128,7 @@ def test_missing_captions_are_empty_and_named(tmp_path):
     assert reasons["e.jpg"] == "is left out, as the preview of the video of this name"
 
 
-def test_one_file_is_a_dataset_of_one(tmp_path):
+def test_one_file_is_a_dataset_of_one(tmp_path: Path) -> None:
     files(tmp_path, {"a.mp4": b"", "a.txt": "alone", "b.mp4": b""})
     assert captions(open_dataset(tmp_path / "a.mp4")) == {"a.mp4": "alone"}
 
@@ -146,7 +146,7 @@ def shards(tmp_path: Path) -> Path:
     return folder
 
 
-def test_shards_hold_what_the_folder_holds_in_the_same_order(tmp_path, shards):
+def test_shards_hold_what_the_folder_holds_in_the_same_order(tmp_path: Path, shards) -> None:
     folder = open_dataset(files(tmp_path / "folder", CONTENTS))
     assert [item.caption for item in folder] == [f"{n} txt" for n in range(6)]
     for source in (shards, str(shards / "s-{000..002}.tar"), str(shards / "s-00{0,1,2}.tar")):
@@ -158,7 +158,7 @@ def test_shards_hold_what_the_folder_holds_in_the_same_order(tmp_path, shards):
     assert captions(open_dataset(shards / "s-001.tar")) == {"s-001.tar/002.mp4": "2 txt", "s-001.tar/003.mp4": "3 txt"}
 
 
-def test_a_part_of_a_tar_reads_like_a_file(shards):
+def test_a_part_of_a_tar_reads_like_a_file(shards) -> None:
     with open_range(open_dataset(shards / "s-001.tar")[0].file_range) as part:
         assert (part.read(2), part.tell(), part.read(), part.read(), part.size) == (b"2 ", 2, b"mp4", b"", 5)
         assert (part.seek(-3, os.SEEK_END), part.read(99)) == (2, b"mp4")
@@ -166,7 +166,7 @@ def test_a_part_of_a_tar_reads_like_a_file(shards):
         assert part.seek(-9, os.SEEK_CUR) == 0 and part.seek(50) == 50 and part.read(1) == b""
 
 
-def test_members_of_tars_of_several_writers_are_found(tmp_path):
+def test_members_of_tars_of_several_writers_are_found(tmp_path: Path) -> None:
     name = "deep/" + "long" * 40 + ".mp4"
     contents = {
         "./a.mp4": b"1",
@@ -179,7 +179,7 @@ def test_members_of_tars_of_several_writers_are_found(tmp_path):
     assert captions(dataset) == {"s.tar/a.mp4": "a", f"s.tar/{name}": "b"}
 
 
-def test_missing_truncated_and_compressed_shards_are_named(shards):
+def test_missing_truncated_and_compressed_shards_are_named(shards) -> None:
     whole = (shards / "s-001.tar").read_bytes()
     (shards / "s-001.tar").write_bytes(whole[:1030])  # the first file and a bit of the next one's header
     (shards / "s-002.tar").write_bytes(gzip.compress((shards / "s-002.tar").read_bytes()))
@@ -190,19 +190,19 @@ def test_missing_truncated_and_compressed_shards_are_named(shards):
     assert (reasons["s-003.tar"], reasons["002.mp4"]) == ("is not there", "has no caption")
 
 
-def test_a_truncated_member_is_left_out(tmp_path):
+def test_a_truncated_member_is_left_out(tmp_path: Path) -> None:
     path = tar(tmp_path / "s.tar", {"a.mp4": b"1", "a.txt": b"a", "b.mp4": b"2" * 5000})
     path.write_bytes(path.read_bytes()[:4000])
     assert captions(with_problems(path, "unexpected end of data")) == {"s.tar/a.mp4": "a"}
 
 
-def test_braces_expand_as_in_a_shell():
+def test_braces_expand_as_in_a_shell() -> None:
     assert expand_braces("a-{08..10}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar"]
     assert expand_braces("{x,y}/{0..1}.tar") == ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]
     assert expand_braces("plain.tar") == ["plain.tar"]
 
 
-def test_the_order_does_not_depend_on_the_order_of_creation(tmp_path):
+def test_the_order_does_not_depend_on_the_order_of_creation(tmp_path: Path) -> None:
     names = ["b.mp4", "a/z.mp4", "a.mp4", "B.mp4", "é.mp4"]
     for number, order in enumerate((names, names[::-1])):
         contents = {file: b"" for name in order for file in (name, name.replace("mp4", "txt"))}
@@ -211,7 +211,7 @@ def test_the_order_does_not_depend_on_the_order_of_creation(tmp_path):
         assert [item.name for item in found] == ["B.mp4", "a.mp4", "a/z.mp4", "b.mp4", "é.mp4"]
 
 
-def test_an_empty_dataset_is_refused_with_what_was_looked_for_and_found(tmp_path):
+def test_an_empty_dataset_is_refused_with_what_was_looked_for_and_found(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no file or folder"):
         open_dataset(tmp_path / "gone")
     with pytest.raises(InputError, match=r"Looked for: metadata\.jsonl or .*\.mp4.*Found: no files"):

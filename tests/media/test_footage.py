@@ -21,7 +21,7 @@ def shown(footage: Footage) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webp", "a.gif", "folder"])
-def test_by_default_all_frames_are_read_at_the_files_rate(tmp_path, name):
+def test_by_default_all_frames_are_read_at_the_files_rate(tmp_path: Path, name) -> None:
     frames = numbered(6)
     path = movie(tmp_path / name, frames) if name.endswith("mkv") else Video(frames, 10).save(tmp_path / name)
     footage = open_footage(path)
@@ -30,7 +30,7 @@ def test_by_default_all_frames_are_read_at_the_files_rate(tmp_path, name):
     assert shown(open_footage(path, num_frames=2)) == [0, 1]
 
 
-def test_resampling_takes_the_frame_shown_at_each_time(tmp_path):
+def test_resampling_takes_the_frame_shown_at_each_time(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(10))
     assert shown(open_footage(path, fps=5)) == [0, 2, 4, 6, 8]
     assert shown(open_footage(path, fps=4)) == [0, 2, 5, 7]
@@ -39,7 +39,7 @@ def test_resampling_takes_the_frame_shown_at_each_time(tmp_path):
     assert shown(open_footage(uneven, fps=5)) == [0, 1, 1, 2, 3]
 
 
-def test_frames_are_scaled_to_cover_and_cropped_at_the_center():
+def test_frames_are_scaled_to_cover_and_cropped_at_the_center() -> None:
     frame = np.zeros((10, 30, 3), np.uint8)
     frame[:, 10:20] = 200
     assert (center_crop_resize(frame, 10, 10) == 200).all()
@@ -51,16 +51,16 @@ def test_frames_are_scaled_to_cover_and_cropped_at_the_center():
     ("asked", "got"),
     [((None, None), (288, 512)), ((None, 256), (144, 256)), ((144, None), (144, 256)), ((152, 256), (152, 256))],
 )
-def test_output_size_follows_the_footages_aspect_ratio(asked, got):
+def test_output_size_follows_the_footages_aspect_ratio(asked, got) -> None:
     assert output_size(Footage(Path("a"), (0,), 1, 1080, 1920), *asked, side=512, factor=8) == got
 
 
-def test_another_aspect_ratio_is_refused():
+def test_another_aspect_ratio_is_refused() -> None:
     with pytest.raises(InputError, match=r"1920 x 1080, and a video of 512 x 512 .* another shape"):
         output_size(Footage(Path("a.mp4"), (0,), 1, 1080, 1920), 512, 512, side=512, factor=8)
 
 
-def test_unsuitable_files_are_refused_with_the_reason(tmp_path):
+def test_unsuitable_files_are_refused_with_the_reason(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(5))
     with pytest.raises(InputError, match="has 5 frames, and 8 are asked for: ask for 5 or fewer"):
         open_footage(path, num_frames=8)
@@ -76,7 +76,7 @@ def test_unsuitable_files_are_refused_with_the_reason(tmp_path):
         open_footage(tmp_path / "empty")
 
 
-def test_a_file_without_a_video_stream_is_refused(tmp_path):
+def test_a_file_without_a_video_stream_is_refused(tmp_path: Path) -> None:
     with av.open(tmp_path / "silent.mp4", "w") as container:
         stream = container.add_stream("aac", rate=8000)
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -87,7 +87,7 @@ def test_a_file_without_a_video_stream_is_refused(tmp_path):
         open_footage(tmp_path / "silent.mp4")
 
 
-def test_a_truncated_file_names_the_frame(tmp_path):
+def test_a_truncated_file_names_the_frame(tmp_path: Path) -> None:
     grain = np.random.default_rng(0).integers(0, 255, (30, 64, 64, 3), dtype=np.uint8)
     path = movie(tmp_path / "a.mkv", grain)
     whole = path.read_bytes()
@@ -101,7 +101,7 @@ def test_a_truncated_file_names_the_frame(tmp_path):
         list(open_footage(ours).frames(64, 64))
 
 
-def test_chunks_are_read_lazily(tmp_path):
+def test_chunks_are_read_lazily(tmp_path: Path) -> None:
     read = []
 
     def frames():
@@ -114,12 +114,12 @@ def test_chunks_are_read_lazily(tmp_path):
     assert [len(chunk) for chunk in chunks] == [2, 1]
 
 
-def test_the_digest_depends_on_the_content(tmp_path):
+def test_the_digest_depends_on_the_content(tmp_path: Path) -> None:
     one, same, other = (Video(numbered(n)).save(tmp_path / f"{k}.mp4") for k, n in enumerate((3, 3, 4)))
     assert open_footage(one).digest == open_footage(same).digest != open_footage(other).digest
 
 
-def test_resampling_a_matroska_file_to_its_own_rate_repeats_no_frame(tmp_path):
+def test_resampling_a_matroska_file_to_its_own_rate_repeats_no_frame(tmp_path: Path) -> None:
     frames = np.stack([np.full((16, 16, 3), 8 * number, np.uint8) for number in range(20)])
     path = tmp_path / "video.mkv"
     with av.open(str(path), "w") as container:

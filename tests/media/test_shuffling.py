@@ -42,7 +42,7 @@ def flat(nested: list[list]) -> list:
     return [*chain.from_iterable(nested)]
 
 
-def test_every_epoch_is_another_permutation_of_all_items():
+def test_every_epoch_is_another_permutation_of_all_items() -> None:
     shown = flat(batches(range(23)))  # four epochs of 23
     epochs = [shown[23 * number :][:23] for number in range(4)]
     assert all(sorted(epoch) == sorted(item.name for item in ITEMS) for epoch in epochs)
@@ -50,7 +50,7 @@ def test_every_epoch_is_another_permutation_of_all_items():
     assert batches(range(3)) != batches(range(3), seed=8)
 
 
-def test_a_resumed_run_loads_the_same_batches():
+def test_a_resumed_run_loads_the_same_batches() -> None:
     def load(item, rng):
         return item.name, rng.integers(1 << 30)
 
@@ -58,14 +58,14 @@ def test_a_resumed_run_loads_the_same_batches():
     assert len({rng for _, rng in flat(batches(range(9), load))}) == 36
 
 
-def test_the_order_of_loading_has_no_effect():
+def test_the_order_of_loading_has_no_effect() -> None:
     options = {"batch_size": BATCH, "seed": 7, "load": name, "skipped": {}}
     for step, batch in enumerate(batches(range(6))):
         backwards = [sample_item(DATASET, step, position, **options) for position in reversed(range(BATCH))]
         assert backwards[::-1] == batch
 
 
-def test_a_broken_item_is_replaced_by_the_next_that_the_batch_does_not_hold():
+def test_a_broken_item_is_replaced_by_the_next_that_the_batch_does_not_hold() -> None:
     whole, skipped = batches(range(30)), {}
     broken = {whole[2][1], whole[5][3], "3"}
     found = batches(range(30), partial(load_intact, broken=broken), skipped)
@@ -78,7 +78,7 @@ def test_a_broken_item_is_replaced_by_the_next_that_the_batch_does_not_hold():
     assert all(len(set(batch)) == BATCH for batch in inside)
 
 
-def test_items_skipped_before_have_no_effect():
+def test_items_skipped_before_have_no_effect() -> None:
     broken = {"3", "5", "8"}
     load = partial(load_intact, broken=broken)
     known = {"3": "known", "9": "intact by now"}
@@ -86,7 +86,7 @@ def test_items_skipped_before_have_no_effect():
     assert known["3"] == "known"  # counted once
 
 
-def test_the_error_without_intact_items_gives_a_reason():
+def test_the_error_without_intact_items_gives_a_reason() -> None:
     everything = {item.name for item in ITEMS}
     skipped: dict[str, str] = {}
     with pytest.raises(InputError, match=r"23 of 23 were tried\. \d+ is broken"):
@@ -97,7 +97,7 @@ def test_the_error_without_intact_items_gives_a_reason():
         batches(range(1), dataset=Dataset("memory", "items", ()))
 
 
-def test_other_errors_propagate():
+def test_other_errors_propagate() -> None:
     def load(item, rng):
         raise ZeroDivisionError
 
@@ -121,7 +121,7 @@ def folder(tmp_path: Path) -> Path:
     return videos
 
 
-def test_broken_files_of_a_folder_are_named_and_replaced(folder):
+def test_broken_files_of_a_folder_are_named_and_replaced(folder) -> None:
     load = partial(load_clip, num_frames=4, height=24, width=24, rates=(5, 10), crop=random_crop)
     skipped: dict[str, str] = {}
     clips: list[Clip] = flat(batches(range(4), load, skipped, open_dataset(folder)))
@@ -134,7 +134,7 @@ def test_broken_files_of_a_folder_are_named_and_replaced(folder):
     assert {seen.caption for seen in clips} == {f"of {n}" for n in ("0.mp4", "1.mkv", "2.webm", "3.avi", "odd.mkv")}
 
 
-def test_shards_give_the_same_clips_as_the_folder_they_were_made_of(folder, tmp_path):
+def test_shards_give_the_same_clips_as_the_folder_they_were_made_of(folder, tmp_path: Path) -> None:
     contents = {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
     shard = tar(tmp_path / "s.tar", contents)
     load = partial(load_clip, num_frames=4, height=24, width=24, rates=(5, 10), crop=random_crop)

@@ -56,7 +56,7 @@ def starts(path: Path, num_frames: int, rates=None, seeds: int = 60) -> set[int]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_a_window_holds_consecutive_frames(tmp_path, name):
+def test_a_window_holds_consecutive_frames(tmp_path: Path, name) -> None:
     codec, options = FILES[name]
     path = movie(tmp_path / name, numbered(30), codec=codec, options=options)
     for seed in range(8):
@@ -69,7 +69,7 @@ def test_a_window_holds_consecutive_frames(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_every_window_within_a_video_is_sampled(tmp_path):
+def test_every_window_within_a_video_is_sampled(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(8), options=B_FRAMES)
     assert starts(path, 5) == {0, 1, 2, 3}
     assert starts(path, 8, seeds=3) == {0}
@@ -78,7 +78,7 @@ def test_every_window_within_a_video_is_sampled(tmp_path):
     assert starts(path, 3, rates=[4]) == {0, 1, 2}
 
 
-def test_frames_are_those_shown_at_the_requested_rate(tmp_path):
+def test_frames_are_those_shown_at_the_requested_rate(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(24), options=B_FRAMES)
     for rate, steps in ((5, [0, 2, 4, 6]), (2.5, [0, 4, 8, 12]), (4, [0, 3, 5, 8]), (10, [0, 1, 2, 3])):
         found = cut(path, rates=[rate])
@@ -86,21 +86,21 @@ def test_frames_are_those_shown_at_the_requested_rate(tmp_path):
         assert [number - numbers(found.frames)[0] for number in numbers(found.frames)] == steps
 
 
-def test_rates_above_the_videos_own_are_not_sampled(tmp_path):
+def test_rates_above_the_videos_own_are_not_sampled(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(24))
     assert {cut(path, seed, rates=[2, 5, 10, 24]).fps for seed in range(30)} == {2, 5, 10}
     with pytest.raises(BrokenFile, match=r"a\.mp4 has 10 frames a second, and at least 24 are asked for"):
         cut(path, rates=[30, 24])
 
 
-def test_a_short_video_is_sampled_at_rates_it_is_long_enough_for(tmp_path):
+def test_a_short_video_is_sampled_at_rates_it_is_long_enough_for(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(9))
     assert {cut(path, seed, num_frames=5, rates=[2, 4, 5, 10]).fps for seed in range(30)} == {5, 10}
     with pytest.raises(BrokenFile, match=r"a\.mp4 is too short: it has 9 frames at 10 a second, and 5 are asked for"):
         cut(path, num_frames=5, rates=[2, 4])
 
 
-def test_a_rate_of_23_976_counts_as_24(tmp_path):
+def test_a_rate_of_23_976_counts_as_24(tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(24000, 1001), options={"g": "12"})
@@ -116,7 +116,7 @@ def test_a_rate_of_23_976_counts_as_24(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
-def test_a_variable_rate_is_read_in_real_time(tmp_path, name):
+def test_a_variable_rate_is_read_in_real_time(tmp_path: Path, name) -> None:
     times = [0, 1, 2, 3, 20, 21, 22, 50, 51, 52]  # tenths of a second
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     path = movie(tmp_path / name, numbered(10), times=times, codec=codec)
@@ -131,14 +131,14 @@ def test_a_variable_rate_is_read_in_real_time(tmp_path, name):
     assert numbers(np.stack(shown)) == due
 
 
-def test_the_same_generator_gives_the_same_clip(tmp_path):
+def test_the_same_generator_gives_the_same_clip(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(30))
     for seed in range(3):
         one, same = (cut(path, seed, rates=[5, 10], height=24, width=24, crop=random_crop) for _ in range(2))
         assert (one.frames == same.frames).all() and one.fps == same.fps
 
 
-def test_a_clip_from_a_tar_is_the_clip_from_the_file(tmp_path):
+def test_a_clip_from_a_tar_is_the_clip_from_the_file(tmp_path: Path) -> None:
     path = movie(tmp_path / "a.mp4", numbered(30), options=B_FRAMES)
     shard = tar(tmp_path / "s.tar", {"z.txt": b"x" * 700, "a.mp4": path.read_bytes(), "b.txt": b"y"})
     video = next(found for found in list_tar_members(shard, "s.tar")[0] if found.name == "s.tar/a.mp4")
@@ -150,7 +150,7 @@ def test_a_clip_from_a_tar_is_the_clip_from_the_file(tmp_path):
         assert (one.frames == other.frames).all()
 
 
-def test_a_window_in_a_long_video_is_reached_by_seeking(tmp_path):
+def test_a_window_in_a_long_video_is_reached_by_seeking(tmp_path: Path) -> None:
     grain = np.random.default_rng(0).integers(0, 255, (400, 64, 64, 3), dtype=np.uint8)
     path = movie(tmp_path / "a.mp4", grain, options={"g": "10"})
     asked = []
@@ -168,7 +168,7 @@ def test_a_window_in_a_long_video_is_reached_by_seeking(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(33, 47), (31, 80), (90, 50)])
-def test_any_size_is_scaled_to_cover_and_cropped(tmp_path, size):
+def test_any_size_is_scaled_to_cover_and_cropped(tmp_path: Path, size) -> None:
     frames = numbered(6, *size)
     path = movie(tmp_path / "a.mkv", frames, codec="ffv1")
     found = cut(path, num_frames=6, height=24, width=40)
@@ -176,7 +176,7 @@ def test_any_size_is_scaled_to_cover_and_cropped(tmp_path, size):
     assert np.ptp(found.frames.reshape(6, -1).astype(int), axis=1).max() <= 2  # no border
 
 
-def test_the_crop_is_centered_by_default(tmp_path):
+def test_the_crop_is_centered_by_default(tmp_path: Path) -> None:
     picture = np.zeros((20, 60, 3), np.uint8)
     picture[:, 20:40] = 200
     Image.fromarray(picture).save(tmp_path / "a.png")
@@ -189,7 +189,7 @@ def test_the_crop_is_centered_by_default(tmp_path):
     assert len(means) > 5
 
 
-def test_images_are_scaled_like_footage_and_antialiased(tmp_path):
+def test_images_are_scaled_like_footage_and_antialiased(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     found = cut(tmp_path / "a.png", num_frames=1, height=40, width=60).frames[0]
@@ -200,7 +200,7 @@ def test_images_are_scaled_like_footage_and_antialiased(tmp_path):
     assert abs(grey[0, 2:-2, 2:-2].astype(int) - 127).max() < 8
 
 
-def test_rotation_and_pixel_aspect_ratio_are_applied(tmp_path):
+def test_rotation_and_pixel_aspect_ratio_are_applied(tmp_path: Path) -> None:
     wide = numbered(4, 32, 64)
     wide[:, :, 32:] = 250  # at the right
     turned = movie(tmp_path / "a.mp4", wide, quarters=1)
@@ -219,7 +219,7 @@ def test_rotation_and_pixel_aspect_ratio_are_applied(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp"])
-def test_an_image_is_a_clip_of_one_frame(tmp_path, name):
+def test_an_image_is_a_clip_of_one_frame(tmp_path: Path, name) -> None:
     Image.fromarray(numbered(8)[7]).save(tmp_path / name)
     found = cut(tmp_path / name, num_frames=1, rates=[8])
     assert found.frames.shape == (1, 32, 48, 3) and numbers(found.frames) == [7]
@@ -227,7 +227,7 @@ def test_an_image_is_a_clip_of_one_frame(tmp_path, name):
         cut(tmp_path / name)
 
 
-def test_images_of_every_mode_look_as_in_a_viewer(tmp_path):
+def test_images_of_every_mode_look_as_in_a_viewer(tmp_path: Path) -> None:
     def seen(image: Image.Image, name: str = "a.png", **more) -> list[int]:
         image.save(tmp_path / name, **more)
         return cut(tmp_path / name, num_frames=1, height=8, width=8).frames[0, 4, 4].tolist()
@@ -248,7 +248,7 @@ def test_images_of_every_mode_look_as_in_a_viewer(tmp_path):
     assert (found[:4] == 0).all() and (found[4:] == 255).all()
 
 
-def test_a_transparent_animation_is_blended_with_white(tmp_path):
+def test_a_transparent_animation_is_blended_with_white(tmp_path: Path) -> None:
     frames = [Image.new("RGBA", (16, 16), (0, 0, 0, 0)) for _ in range(3)]
     for number, frame in enumerate(frames):
         frame.paste((200, 0, 0, 255), (4 * number, 0, 4 * number + 4, 16))
@@ -258,7 +258,7 @@ def test_a_transparent_animation_is_blended_with_white(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4")])
-def test_a_video_of_one_frame_gives_one_frame(tmp_path, name, codec):
+def test_a_video_of_one_frame_gives_one_frame(tmp_path: Path, name, codec) -> None:
     path = movie(tmp_path / name, numbered(1), codec=codec)
     assert numbers(cut(path, num_frames=1, rates=[4, 8]).frames) == [0]
     with pytest.raises(BrokenFile, match="is too short: it has 1 frames"):
@@ -266,7 +266,7 @@ def test_a_video_of_one_frame_gives_one_frame(tmp_path, name, codec):
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.flv"])
-def test_a_truncated_file_is_reported(tmp_path, name):
+def test_a_truncated_file_is_reported(tmp_path: Path, name) -> None:
     grain = np.random.default_rng(0).integers(0, 255, (40, 48, 48, 3), dtype=np.uint8)
     codec = "libvpx-vp9" if name.endswith("webm") else "libx264"
     path = movie(tmp_path / name, grain, codec=codec, container={"movflags": "+faststart"})
@@ -277,7 +277,7 @@ def test_a_truncated_file_is_reported(tmp_path, name):
             cut(path, seed)
 
 
-def test_damage_within_a_file_affects_only_its_windows(tmp_path):
+def test_damage_within_a_file_affects_only_its_windows(tmp_path: Path) -> None:
     grain = np.random.default_rng(0).integers(0, 255, (60, 48, 48, 3), dtype=np.uint8)
     path = movie(tmp_path / "a.mp4", grain, container={"movflags": "+faststart"})
     whole = path.read_bytes()
@@ -293,7 +293,7 @@ def test_damage_within_a_file_affects_only_its_windows(tmp_path):
     assert all(text.startswith("a.mp4 ") for text in messages)
 
 
-def test_files_that_are_not_videos_are_reported_with_the_reason(tmp_path):
+def test_files_that_are_not_videos_are_reported_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.mp4").write_text("no video at all")

@@ -42,13 +42,13 @@ FEW = {"num_inference_steps": 2, "seed": 3, "num_frames": 3}
 SUBJECT = "sks dog"
 
 
-def test_a_frozen_video_is_one_frame_repeated():
+def test_a_frozen_video_is_one_frame_repeated() -> None:
     still = method.repeat_frame(Z, torch.tensor([1, 3]), 4)
     assert still.shape == (B, 4, *Z.shape[2:])
     assert torch.equal(still[0, 2], Z[0, 1]) and torch.equal(still[1, 0], Z[1, 3])
 
 
-def test_only_the_new_adapter_is_trained_and_each_sample_has_its_scale():
+def test_only_the_new_adapter_is_trained_and_each_sample_has_its_scale() -> None:
     plain = randomised(with_temporal_layers(CONFIGS["videocrafter t2v"])).requires_grad_(False)
     schedule = Schedule.from_config(BETAS)
     begun = method.attach(plain, motion=MOTION_ADAPTER)
@@ -69,7 +69,7 @@ def test_only_the_new_adapter_is_trained_and_each_sample_has_its_scale():
 
 
 @pytest.mark.slow
-def test_the_baselines_are_injected_and_interpolated_weights():
+def test_the_baselines_are_injected_and_interpolated_weights() -> None:
     net = method.attach(randomised(with_temporal_layers(CONFIGS["videocrafter t2v"])), motion=MOTION_ADAPTER)
     other = shaken(with_temporal_layers(CONFIGS["videocrafter t2v"]).image_unet)
     injected = method.inject(other, net)
@@ -123,7 +123,7 @@ def dog(tmp_path_factory: pytest.TempPathFactory, video: Path, lora: dict[str, T
     return adapter_files.save_customised_adapter(net, lora, file, subject=SUBJECT, image="sea", video="waves")
 
 
-def test_a_motion_adapter_file_is_small_and_round_trips_with_its_description(video: Path, still: Path):
+def test_a_motion_adapter_file_is_small_and_round_trips_with_its_description(video: Path, still: Path) -> None:
     with safe_open(still, "pt") as file:
         about = json.loads(file.metadata()[adapter_files.HEADER])
     assert (about["kind"], about["branches"]["rank"], about["temporal"]["name"]) == ("motion", 2, "waves")
@@ -142,14 +142,16 @@ def test_a_motion_adapter_file_is_small_and_round_trips_with_its_description(vid
     ].dtype == (torch.bfloat16)
 
 
-def test_a_saved_model_keeps_its_motion_adapter(video: Path, still: Path, tmp_path: Path):
+def test_a_saved_model_keeps_its_motion_adapter(video: Path, still: Path, tmp_path: Path) -> None:
     model = kg.load(video, motion_adapter=still)
     again = kg.load(kg.save(model, tmp_path / "copy"))
     for name, weight in model.net.motion_adapter.state_dict().items():
         assert torch.equal(weight, again.net.motion_adapter.state_dict()[name])
 
 
-def test_an_adapter_of_another_model_is_refused_with_both_names(video: Path, other: Path, still: Path, dog: Path):
+def test_an_adapter_of_another_model_is_refused_with_both_names(
+    video: Path, other: Path, still: Path, dog: Path
+) -> None:
     with pytest.raises(InputError, match=r"for the temporal layers of waves, and ripples has layers with other wei"):
         kg.load(other, motion_adapter=still)
     with pytest.raises(InputError, match=r"waves, and ripples has .* can be loaded as lora="):
@@ -162,14 +164,14 @@ def test_an_adapter_of_another_model_is_refused_with_both_names(video: Path, oth
         kg.load(sd(), motion_adapter=still)
 
 
-def test_an_image_network_with_other_weights_is_warned_of(video: Path, dog: Path):
+def test_an_image_network_with_other_weights_is_warned_of(video: Path, dog: Path) -> None:
     shape = sd()
     shaken(shape.unet)
     with pytest.warns(InputWarning, match="made for sea, and the image network .* other weights: sks dog may not"):
         kg.load(shape, adapter=dog)
 
 
-def test_files_of_other_kinds_are_refused(video: Path, still: Path, dog: Path, tmp_path: Path):
+def test_files_of_other_kinds_are_refused(video: Path, still: Path, dog: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds a customised subject or style: pass it as adapter="):
         kg.load(video, motion_adapter=dog)
     with pytest.raises(InputError, match=r"holds a motion adapter: pass it as motion_adapter="):
@@ -192,7 +194,7 @@ def test_files_of_other_kinds_are_refused(video: Path, still: Path, dog: Path, t
         kg.load(video, motion_adapter=bad)
 
 
-def test_the_weight_signature_does_not_depend_on_the_dtype():
+def test_the_weight_signature_does_not_depend_on_the_dtype() -> None:
     net = shaken(sd().unet)
     was = weight_signature(net, "one")
     assert weight_signature(net.bfloat16(), "two").same_weights(was)
@@ -203,7 +205,7 @@ def test_the_weight_signature_does_not_depend_on_the_dtype():
 
 def test_a_customised_model_is_its_lora_under_the_temporal_layers(
     video: Path, dog: Path, lora: dict[str, Tensor], tmp_path: Path
-):
+) -> None:
     save_file(lora, tmp_path / "lora.safetensors")
     exact = {"dtype": "float32"}
     plain, model = kg.load(video, lora=tmp_path / "lora.safetensors", **exact), kg.load(video, adapter=dog, **exact)
@@ -216,7 +218,7 @@ def test_a_customised_model_is_its_lora_under_the_temporal_layers(
         kg.save(model, tmp_path / "folder")
 
 
-def test_diffusers_loads_the_lora_in_it_and_an_image_model_takes_only_that(dog: Path, video: Path):
+def test_diffusers_loads_the_lora_in_it_and_an_image_model_takes_only_that(dog: Path, video: Path) -> None:
     pipeline: StableDiffusionPipeline = sd()
     pipeline.load_lora_weights(dog)
     ours = kg.load(sd(), adapter=dog)
@@ -227,7 +229,7 @@ def test_diffusers_loads_the_lora_in_it_and_an_image_model_takes_only_that(dog: 
     assert torch.equal(got, wanted) and not torch.equal(got, sd().unet(z, 9, told).sample)
 
 
-def test_a_spatial_adapter_without_lora_is_for_a_fully_fine_tuned_model(video: Path, tmp_path: Path):
+def test_a_spatial_adapter_without_lora_is_for_a_fully_fine_tuned_model(video: Path, tmp_path: Path) -> None:
     net = method.attach(kg.load(video).net, spatial=SPATIAL_ADAPTER)
     file = tmp_path / "toy.safetensors"
     adapter_files.save_customised_adapter(net, {}, file, subject="toy", image="toys", video="waves")
@@ -246,7 +248,7 @@ def test_a_spatial_adapter_without_lora_is_for_a_fully_fine_tuned_model(video: P
 
 
 @pytest.mark.slow
-def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Path, tmp_path: Path):
+def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Path, tmp_path: Path) -> None:
     model = kg.load(video, motion_adapter=still)
     usual, calm = (kg.generate(model, "a fish", motion_scale=scale, **FEW) for scale in (0.0, 0.5))
     assert np.array_equal(usual.frames, kg.generate(kg.load(video), "a fish", **FEW).frames)
@@ -257,7 +259,7 @@ def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Pat
     assert np.array_equal(kg.replay(path).frames, calm.frames)
 
 
-def test_a_motion_scale_without_an_adapter_is_an_error_with_a_hint(video: Path):
+def test_a_motion_scale_without_an_adapter_is_an_error_with_a_hint(video: Path) -> None:
     with pytest.raises(InputError, match=r"waves has no motion adapter, .* pocket-video, .*--motion-adapter"):
         kg.generate(kg.load(video), "a fish", motion_scale=1.0, **FEW)
     with pytest.raises(InputError, match="no temporal layers, and so no motion adapter"):
@@ -266,7 +268,7 @@ def test_a_motion_scale_without_an_adapter_is_an_error_with_a_hint(video: Path):
         kg.generate(kg.load(video), "a fish", motion_scale=float("nan"), **FEW)
 
 
-def test_a_subject_that_the_prompt_does_not_name_is_warned_of(video: Path, dog: Path):
+def test_a_subject_that_the_prompt_does_not_name_is_warned_of(video: Path, dog: Path) -> None:
     model = kg.load(video, adapter=dog)
     with pytest.warns(InputWarning, match="customised to 'sks dog', and the prompt does not say"):
         kg.generate(model, "a dog surfing", **FEW)
@@ -286,7 +288,7 @@ def controlled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_a_subject_works_with_clips_controls_and_both_models_of_video_elevator(
     video: Path, dog: Path, still: Path, controlled: Path, tmp_path: Path
-):
+) -> None:
     model = kg.load(video, adapter=dog, motion_adapter=still, controlnet={"seg": controlled})
     image, plain = kg.load(sd(), adapter=dog, controlnet={"seg": controlled}), kg.load(video)
     maps = Video(np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8), 8).save(tmp_path / "maps")

@@ -49,20 +49,20 @@ def run(denoise, noise, sigmas=FIFTY, motion=NO_MOTION, sampler=ddim, seed=0, at
     return list(sample(denoise, noise, sigmas, warp=warp, warp_at=warp_at, renoise_to=renoise_to, sampler=sampler))
 
 
-def test_sigmas_are_the_papers_timesteps_at_its_size_and_scale_with_the_side():
+def test_sigmas_are_the_papers_timesteps_at_its_size_and_scale_with_the_side() -> None:
     assert paper_sigmas((4, 64, 64)) == pytest.approx((TABLE[941], TABLE[881]), rel=1e-6)
     assert paper_sigmas((4, 16, 16)) == pytest.approx((TABLE[941] / 4, TABLE[881] / 4), rel=1e-6)
     assert paper_sigmas((4, 32, 128)) == pytest.approx(paper_sigmas((4, 64, 64)))
     assert paper_sigmas((4, 16, 16)) == pytest.approx((TABLE[636], TABLE[546]), rel=0.01)
 
 
-def test_sigmas_stay_in_range_and_in_proportion():
+def test_sigmas_stay_in_range_and_in_proportion() -> None:
     renoise_to, warp_at = paper_sigmas((4, 128, 128), highest=FIFTY[0])
     assert renoise_to == pytest.approx(FIFTY[0])
     assert renoise_to / warp_at == pytest.approx(TABLE[941] / TABLE[881])
 
 
-def test_the_default_setting_evaluates_one_frame_five_times_and_eight_frames_48_times():
+def test_the_default_setting_evaluates_one_frame_five_times_and_eight_frames_48_times() -> None:
     cond, uncond = CountedDenoise(nonlinear), CountedDenoise(gaussian(0, 1))
     run(classifier_free_guidance(cond, uncond, 7.5), frame_noise())
     assert [sigma for sigma, images in cond.seen if images == 1] == FIFTY[:5]
@@ -70,7 +70,7 @@ def test_the_default_setting_evaluates_one_frame_five_times_and_eight_frames_48_
     assert sum(images for _, images in cond.seen + uncond.seen) == 778
 
 
-def test_steps_are_those_of_frame_0_down_to_the_motion_and_then_those_of_all():
+def test_steps_are_those_of_frame_0_down_to_the_motion_and_then_those_of_all() -> None:
     steps = run(nonlinear, frame_noise())
     assert [(step.sigma, step.x.shape[1]) for step in steps] == [(s, 1) for s in FIFTY[:5]] + [
         (s, 8) for s in FIFTY[2:]
@@ -78,7 +78,7 @@ def test_steps_are_those_of_frame_0_down_to_the_motion_and_then_those_of_all():
     assert steps[-1].x0 is steps[-1].x
 
 
-def test_without_motion_and_renoising_all_frames_are_the_same_plain_image():
+def test_without_motion_and_renoising_all_frames_are_the_same_plain_image() -> None:
     noise = frame_noise()
     (*_, end) = run(nonlinear, noise, at=(TABLE[881], TABLE[881]))
     plain = final_latents(ddim(nonlinear, FIFTY[0] * noise[:, :1], FIFTY))
@@ -86,7 +86,7 @@ def test_without_motion_and_renoising_all_frames_are_the_same_plain_image():
 
 
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
-def test_one_frame_is_a_plain_image(sampler):
+def test_one_frame_is_a_plain_image(sampler) -> None:
     noise = frame_noise(frames=1)
     counted = CountedDenoise(nonlinear)
     (*_, end) = run(counted, noise, sampler=sampler)
@@ -96,7 +96,7 @@ def test_one_frame_is_a_plain_image(sampler):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sigmas", [FIFTY, FIFTY[::7], FIFTY[:1] + FIFTY[-1:]])
-def test_frame_0_is_the_plain_image_and_does_not_depend_on_the_others(sigmas):
+def test_frame_0_is_the_plain_image_and_does_not_depend_on_the_others(sigmas) -> None:
     (*_, end) = run(nonlinear, frame_noise(), sigmas, Motion(pan=(12.0, 12.0)))
     (*_, other) = run(nonlinear, frame_noise(frames=3), sigmas, Motion(pan=(-20.0, 5.0)))
     (*_, alone) = run(nonlinear, frame_noise(frames=1), sorted({*sigmas, TABLE[941], TABLE[881]}, reverse=True))
@@ -104,7 +104,7 @@ def test_frame_0_is_the_plain_image_and_does_not_depend_on_the_others(sigmas):
     assert torch.allclose(end.x[:, :1], alone.x, atol=1e-4)
 
 
-def test_frame_k_depends_on_the_seed_and_k_only():
+def test_frame_k_depends_on_the_seed_and_k_only() -> None:
     pan = Motion(pan=(5.0, 0.0))
     (*_, long), (*_, short) = (
         run(nonlinear, frame_noise(7), motion=pan, seed=7),
@@ -113,14 +113,14 @@ def test_frame_k_depends_on_the_seed_and_k_only():
     assert torch.equal(long.x[:, :4], short.x)
 
 
-def test_a_batch_is_its_samples_one_by_one():
+def test_a_batch_is_its_samples_one_by_one() -> None:
     pan, shape = Motion(pan=(5.0, 3.0)), (1, 4, 16, 16)
     (*_, both) = run(nonlinear, frame_noise(3, 4, (2, 4, 16, 16)), motion=pan, seed=3)
     alone = [run(nonlinear, frame_noise(seed, 4, shape), motion=pan, seed=seed)[-1].x for seed in (3, 4)]
     assert torch.allclose(both.x, torch.cat(alone), atol=1e-6)
 
 
-def test_gaussian_data_are_sampled_as_gaussian_data():
+def test_gaussian_data_are_sampled_as_gaussian_data() -> None:
     """Every frame has the data's mean and variance, and the others correlate with frame 0 as renoising leaves it."""
     noise, deviation = frame_noise(1, 4, (4, 8, 24, 24)), 0.7
     sigmas = [200 ** (1 - k / 150) * 0.05 ** (k / 150) for k in range(151)] + [0.0]
@@ -151,7 +151,7 @@ def samplers(shape):
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["ddim", "eta", "ancestral", "lcm", "2m"])
 @pytest.mark.parametrize(("steps", "size"), [(4, (16, 16)), (20, (96, 64)), (47, (8, 160))])
-def test_any_sampler_step_count_and_size_can_be_used(sampler, steps, size):
+def test_any_sampler_step_count_and_size_can_be_used(sampler, steps, size) -> None:
     shape = (1, 4, *size)
     sigmas = [TABLE[999 - 999 * k // steps] for k in range(steps)] + [0.0]
     (*_, end) = run(gaussian(0, 1), frame_noise(shape=shape), sigmas, Motion(rotation=2.0), samplers(shape)[sampler])
@@ -159,7 +159,7 @@ def test_any_sampler_step_count_and_size_can_be_used(sampler, steps, size):
     assert torch.isfinite(end.x).all()
 
 
-def test_sigmas_out_of_order_are_an_error():
+def test_sigmas_out_of_order_are_an_error() -> None:
     for at in ((14.0, 7.0), (5.0, 7.0), (FIFTY[0], FIFTY[0]), (1.0, 0.0)):
         with pytest.raises(ValueError, match=r"Text2Video-Zero warps frame 0 at a sigma|outside of the sigmas"):
             run(nonlinear, frame_noise(frames=2), at=at)

@@ -63,7 +63,7 @@ def elevate(denoise, noise, *, refine_at=(), refine=identity, renoise=None, corr
 
 
 @pytest.mark.parametrize("sampler", [ddim, ddim_eta(0.5, per_sigma(3, range(8), SHAPE))])
-def test_without_a_refined_step_it_is_the_image_models_sampling(sampler):
+def test_without_a_refined_step_it_is_the_image_models_sampling(sampler) -> None:
     noise = frame_noise()
     assert torch.equal(
         elevate(nonlinear, noise, sampler=sampler)[-1].x, final_latents(sampler(nonlinear, FIFTY[0] * noise, FIFTY))
@@ -71,7 +71,7 @@ def test_without_a_refined_step_it_is_the_image_models_sampling(sampler):
 
 
 @pytest.mark.parametrize("frames", [1, 7, 8])
-def test_a_refinement_to_the_final_video_changes_only_what_inversion_loses(frames):
+def test_a_refinement_to_the_final_video_changes_only_what_inversion_loses(frames) -> None:
     noise = frame_noise(frames)
     plain = final_latents(ddim(gaussian, FIFTY[0] * noise, FIFTY))
     found = elevate(gaussian, noise, refine_at=[FIFTY[10]], refine=lambda x0, sigma: plain)
@@ -79,7 +79,7 @@ def test_a_refinement_to_the_final_video_changes_only_what_inversion_loses(frame
     assert (found[-1].x - plain).abs().mean() < 0.05
 
 
-def test_frames_agree_more_after_refinement_by_a_consistent_video_model():
+def test_frames_agree_more_after_refinement_by_a_consistent_video_model() -> None:
     noise = frame_noise()
     refine = refine_with_video_model(
         consistent, FIFTY, 8, per_sigma(1, range(8), SHAPE), low_pass=partial(low_pass, spatial=math.inf, temporal=0.5)
@@ -92,7 +92,7 @@ def test_frames_agree_more_after_refinement_by_a_consistent_video_model():
 
 
 @pytest.mark.parametrize("frames", [7, 8])
-def test_an_infinitely_wide_filter_changes_nothing_and_every_filter_keeps_still_videos(frames):
+def test_an_infinitely_wide_filter_changes_nothing_and_every_filter_keeps_still_videos(frames) -> None:
     noise = frame_noise(frames)
     noise_at = per_sigma(1, range(frames), SHAPE)
     plain, passed = (
@@ -111,7 +111,7 @@ def test_an_infinitely_wide_filter_changes_nothing_and_every_filter_keeps_still_
 
 @pytest.mark.parametrize("denoise", [gaussian, nonlinear])
 @pytest.mark.parametrize(("sampler", "max_steps", "within"), [(ddim, None, 0.05), (dpmpp_2m, 12, 0.05)])
-def test_sampling_from_inverted_latents_gives_the_video_again(denoise, sampler, max_steps, within):
+def test_sampling_from_inverted_latents_gives_the_video_again(denoise, sampler, max_steps, within) -> None:
     noise = frame_noise()
     whole = list(ddim(denoise, FIFTY[0] * noise, FIFTY))
     there = invert(denoise, TO_LOWEST, max_steps, sampler)(whole[-1].x, FIFTY[20])[-1]
@@ -120,13 +120,13 @@ def test_sampling_from_inverted_latents_gives_the_video_again(denoise, sampler, 
     assert (down - whole[-1].x).abs().mean() < within
 
 
-def test_inversion_to_sigma_0_is_the_identity():
+def test_inversion_to_sigma_0_is_the_identity() -> None:
     clean = frame_noise()
     (step,) = invert(nonlinear, TO_LOWEST)(clean, 0.0)
     assert torch.equal(step.x, clean)
 
 
-def test_with_drift_correction_sampling_ends_at_the_inverted_video():
+def test_with_drift_correction_sampling_ends_at_the_inverted_video() -> None:
     """Along the same sigmas each step then ends on the inversion's own latents, for any network."""
     noise = frame_noise()
     clean = torch.tanh(frame_noise(seed=5))
@@ -139,7 +139,7 @@ def test_with_drift_correction_sampling_ends_at_the_inverted_video():
     assert off[1] < 0.01 < off[0]
 
 
-def test_the_number_of_evaluations():
+def test_the_number_of_evaluations() -> None:
     """Released code: 366 evaluations of each frame, 100 of them the plain sampling."""
     noise_at = per_sigma(1, range(8), SHAPE)
     image, plain, video = CountedDenoise(nonlinear), CountedDenoise(nonlinear), CountedDenoise(consistent)
@@ -151,13 +151,13 @@ def test_the_number_of_evaluations():
     assert [each.frames / 8 for each in (image, plain, video)] == [50, 48, 32]  # guided: 2 * 50 + 48 + 2 * 32 = 212
 
 
-def test_drift_correction_costs_one_evaluation_per_refinement():
+def test_drift_correction_costs_one_evaluation_per_refinement() -> None:
     known = CountedDenoise(nonlinear)
     elevate(nonlinear, frame_noise(), refine_at=[FIFTY[5], FIFTY[25]], correct=correct_drift(known))
     assert known.frames == 2 * 8
 
 
-def test_the_video_model_starts_at_the_image_models_sigma():
+def test_the_video_model_starts_at_the_image_models_sigma() -> None:
     seen = list[float]()
 
     def denoise(x: Latents, sigma: float) -> Latents:
@@ -171,7 +171,7 @@ def test_the_video_model_starts_at_the_image_models_sigma():
     assert seen == [5.0, 3.0, 1.0, 40.0, 9.0, 3.0]
 
 
-def test_near_the_end_the_video_model_takes_the_remaining_steps():
+def test_near_the_end_the_video_model_takes_the_remaining_steps() -> None:
     denoise = CountedDenoise(consistent)
     refine_with_video_model(denoise, FIFTY, 8, per_sigma(1, range(8), SHAPE), low_pass=lambda x: x)(
         frame_noise(), FIFTY[-3]
@@ -200,6 +200,6 @@ def test_near_the_end_the_video_model_takes_the_remaining_steps():
         ),
     ],
 )
-def test_errors(make, message):
+def test_errors(make, message) -> None:
     with pytest.raises(ValueError, match=message):
         make()

@@ -41,13 +41,13 @@ def generate(clips: int, *, keep=4, ratio=4.0, share=0.4, sampler=ddim) -> list[
     return [latents for latents, _ in sample_clips(run_clip, clips, ClipState())]
 
 
-def test_one_clip_is_plain_sampling():
+def test_one_clip_is_plain_sampling() -> None:
     (latents,) = generate(1)
     plain = list(ddim(mixing, FIFTY[0] * independent(0, range(FRAMES), SHAPE), FIFTY))
     assert torch.equal(latents, plain[-1].x)
 
 
-def test_noise_reversed_twice_is_the_noise():
+def test_noise_reversed_twice_is_the_noise() -> None:
     first = independent(0, range(FRAMES), SHAPE)
     fresh = independent(1, range(FRAMES), SHAPE)
     once = initial_noise(fresh, Past(first, {}), keep=7, ratio=math.inf)
@@ -55,7 +55,7 @@ def test_noise_reversed_twice_is_the_noise():
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 4.0, math.inf])
-def test_noise_that_depends_on_the_past_has_unit_variance(ratio):
+def test_noise_that_depends_on_the_past_has_unit_variance(ratio) -> None:
     shape = (1, 4, 64, 64)
     past, fresh = (independent(seed, range(FRAMES), shape) for seed in (0, 1))
     mixed = initial_noise(fresh, Past(past, {}), keep=0, ratio=ratio)
@@ -64,20 +64,20 @@ def test_noise_that_depends_on_the_past_has_unit_variance(ratio):
     assert (mixed * reversed_past).mean().item() == pytest.approx(math.sin(math.atan(ratio)), abs=0.01)
 
 
-def test_the_papers_guided_steps():
+def test_the_papers_guided_steps() -> None:
     counts = guided_frames(FIFTY, keep=4, share=0.4)
     assert [sum(count > j for count in counts.values()) for j in range(4)] == [20, 15, 10, 5]
     assert list(counts) == FIFTY[:20]
 
 
-def test_guidance_at_every_sigma_gives_an_exact_seam():
+def test_guidance_at_every_sigma_gives_an_exact_seam() -> None:
     first, second = generate(2, share=1.0)
     assert torch.equal(first[:, -1], second[:, 0])
     assert not torch.equal(first[:, -2], second[:, 1])
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, math.inf])
-def test_noise_that_a_clips_frames_share_does_not_add_up_over_clips(share):
+def test_noise_that_a_clips_frames_share_does_not_add_up_over_clips(share) -> None:
     shape, past = (1, 4, 64, 64), None
     for number in range(8):
         fresh = partly_shared(share, 0, range(number * FRAMES, (number + 1) * FRAMES), shape, number)
@@ -94,7 +94,7 @@ def attending_to_the_first(x: Latents, sigma: float) -> Latents:
     return known * x + (1 - known) * torch.tanh(0.5 * x + 0.5 * x[:, :1])
 
 
-def test_skipping_frames_that_are_overwritten_changes_nothing():
+def test_skipping_frames_that_are_overwritten_changes_nothing() -> None:
     fresh, evaluated = independent(1, range(FRAMES), SHAPE), []
     past = record_past(fresh, list(ddim(attending_to_the_first, FIFTY[0] * fresh, FIFTY)))
     guided = guided_frames(FIFTY, keep=4, share=0.4)
@@ -113,7 +113,7 @@ def test_skipping_frames_that_are_overwritten_changes_nothing():
 
 
 @pytest.mark.parametrize("sampler", [ddim, dpmpp_2m])
-def test_each_part_brings_the_seam_closer(sampler):
+def test_each_part_brings_the_seam_closer(sampler) -> None:
     def seam(**settings) -> float:
         first, second = generate(2, sampler=sampler, **settings)
         return (first[:, -1] - second[:, 0]).abs().mean().item()
@@ -123,26 +123,26 @@ def test_each_part_brings_the_seam_closer(sampler):
     assert seam() < none
 
 
-def test_frames_that_are_not_guided_are_the_samplers():
+def test_frames_that_are_not_guided_are_the_samplers() -> None:
     past = Past(torch.zeros(1, FRAMES, *SHAPE[1:]), {FIFTY[0]: torch.full((1, FRAMES, *SHAPE[1:]), 7.0)})
     x = FIFTY[0] * independent(0, range(FRAMES), SHAPE)
     (step, _) = overwrite_guided(ddim, past, {FIFTY[0]: 2})(mixing, x, FIFTY[:2])
     assert (step.x[:, :2] == 7).all() and torch.equal(step.x[:, 2:], x[:, 2:])
 
 
-def test_the_first_frame_alone_is_guided_too():
+def test_the_first_frame_alone_is_guided_too() -> None:
     past = Past(torch.zeros(1, FRAMES, *SHAPE[1:]), {FIFTY[0]: torch.full((1, FRAMES, *SHAPE[1:]), 7.0)})
     (step, _) = overwrite_guided(ddim, past, {FIFTY[0]: 4})(mixing, torch.zeros(1, 1, *SHAPE[1:]), FIFTY[:2])
     assert step.x.shape[1] == 1 and (step.x == 7).all()
 
 
-def test_more_frames_kept_than_there_are_is_refused():
+def test_more_frames_kept_than_there_are_is_refused() -> None:
     with pytest.raises(ValueError, match="keeps fewer of them"):
         initial_noise(independent(0, range(4), SHAPE), None, keep=4, ratio=4.0)
     assert guided_frames(FIFTY, 4, 0.0) == {}
 
 
-def test_the_steps_of_the_last_clip_are_not_kept_and_sampling_continues_from_any_state():
+def test_the_steps_of_the_last_clip_are_not_kept_and_sampling_continues_from_any_state() -> None:
     noise = independent(0, range(FRAMES), SHAPE)
 
     def run_clip(state: ClipState) -> SamplingRun:

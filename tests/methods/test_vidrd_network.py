@@ -28,7 +28,7 @@ SCHEDULE = Schedule.from_config({"beta_start": 0.00085, "beta_end": 0.012, "beta
 COND = Condition(torch.ones(2, 7, 32).cumsum(1))
 
 
-def test_there_are_22_layers_of_convolutions_and_16_of_attention():
+def test_there_are_22_layers_of_convolutions_and_16_of_attention() -> None:
     """The paper's figure, for a network of SD 2.1's shape."""
     with init_empty_weights():
         widths = (320, 640, 1280, 1280)
@@ -37,7 +37,7 @@ def test_there_are_22_layers_of_convolutions_and_16_of_attention():
     assert [sum(isinstance(each, kind) for each in layers) for kind in (TemporalConv, AttentionInBlock)] == [22, 16]
 
 
-def test_untrained_it_is_the_image_network_for_equal_frames():
+def test_untrained_it_is_the_image_network_for_equal_frames() -> None:
     net = videocrafter.attach(shaken(two_levels()), SMALL)
     still = Z[:, :1].expand(-1, 4, -1, -1, -1)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_untrained_it_is_the_image_network_for_equal_frames():
     assert torch.allclose(video, image.expand_as(video), atol=1e-5)
 
 
-def test_attention_and_temporal_layers_are_trained_and_all_else_is_frozen():
+def test_attention_and_temporal_layers_are_trained_and_all_else_is_frozen() -> None:
     torch.manual_seed(0)
     net = videocrafter.attach(two_levels().to(memory_format=torch.channels_last), SMALL)
     set_trained(net, ["temporal.*", "image_unet.*attn1*", "image_unet.*attn2*"], [])
@@ -60,7 +60,7 @@ def test_attention_and_temporal_layers_are_trained_and_all_else_is_frozen():
     assert not any("resnets" in name for name in trained if name.startswith("image_unet"))
 
 
-def test_the_loss_is_the_squared_error_of_the_predicted_noise():
+def test_the_loss_is_the_squared_error_of_the_predicted_noise() -> None:
     net, noise, timesteps = (
         videocrafter.attach(shaken(two_levels()), SMALL),
         torch.ones_like(Z),

@@ -9,7 +9,7 @@ from kineograph.media.video import Video
 from kineograph.metrics.collection import collect_videos, decode_video, read_prompts
 
 
-def test_files_and_frame_folders_are_found_with_their_prompts(tmp_path):
+def test_files_and_frame_folders_are_found_with_their_prompts(tmp_path) -> None:
     folder = folder_of(tmp_path / "set", 1)
     Video(noise(5), 8, {"prompt": "as pictures"}).save(folder / "below" / "frames")
     Video(noise(6), 8).save(folder / "plain.webp")
@@ -25,7 +25,7 @@ def test_files_and_frame_folders_are_found_with_their_prompts(tmp_path):
     assert len(decode_video(collect_videos(folder, fps=4).entries[0]).frames) == 2
 
 
-def test_each_clip_of_a_long_video_has_its_prompt(tmp_path):
+def test_each_clip_of_a_long_video_has_its_prompt(tmp_path) -> None:
     settings = {"prompt": "a fish", "then": ["a cat", "a dog"], "clips": 4}
     Video(noise(0, 8), 8, settings).save(tmp_path / "whole.mp4")
     Video(noise(0, 7), 8, settings).save(tmp_path / "cut.mp4")
@@ -38,7 +38,7 @@ def test_each_clip_of_a_long_video_has_its_prompt(tmp_path):
     assert [*collect_videos(tmp_path, {"whole": "a bird", "cut": "a bird"}).entries][1].later_prompts == ()
 
 
-def test_unreadable_videos_are_counted_and_named(tmp_path, network):
+def test_unreadable_videos_are_counted_and_named(tmp_path, network) -> None:
     folder = folder_of(tmp_path / "set", 2)
     (folder / "broken.mp4").write_bytes((folder / "0.mp4").read_bytes()[:500])
     with pytest.warns(InputWarning, match=r"1 of 3 videos in .* cannot be read and are left out: broken.mp4"):
@@ -55,7 +55,7 @@ def test_unreadable_videos_are_counted_and_named(tmp_path, network):
         collect_videos(folder)
 
 
-def test_folders_without_videos_are_refused(tmp_path):
+def test_folders_without_videos_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="there is no folder"):
         collect_videos(tmp_path / "gone")
     (tmp_path / "a.txt").write_text("no video")
@@ -66,7 +66,7 @@ def test_folders_without_videos_are_refused(tmp_path):
         collect_videos(tmp_path / "frames")
 
 
-def test_prompts_are_read_from_csv_and_jsonl(tmp_path):
+def test_prompts_are_read_from_csv_and_jsonl(tmp_path) -> None:
     table = tmp_path / "prompts.csv"
     table.write_text('File_name,Prompt\na.mp4,"a fish, red"\nb.mp4,a cat\n')
     assert read_prompts(table) == {"a.mp4": "a fish, red", "b.mp4": "a cat"}

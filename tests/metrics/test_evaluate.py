@@ -40,7 +40,7 @@ def reported(sets, tmp_path_factory):
     return write_reports(found, out), found
 
 
-def test_scores_have_values_errors_counts_and_protocols(sets, reported):
+def test_scores_have_values_errors_counts_and_protocols(sets, reported) -> None:
     (ours, theirs, extractors), (_, (found, _)) = sets, reported
     named = {score.name: score for score in found.scores}
     assert set(named) == {"motion", "followed", "warp error", "IS (c3d)", "FVD (c3d)", "KVD (c3d)"}
@@ -56,14 +56,14 @@ def test_scores_have_values_errors_counts_and_protocols(sets, reported):
     assert (sample["videos"], sample["frames"], sample["fps"]) == (20, [2, 2], [8, 8])
 
 
-def test_fvd_of_a_set_against_itself_is_0(sets):
+def test_fvd_of_a_set_against_itself_is_0(sets) -> None:
     ours, _, extractors = sets
     (found,) = evaluate([ours], extractors=extractors, metrics=[], against=ours)
     assert {s.name: s.value.value for s in found.scores}["FVD (c3d)"] == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.slow
-def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network):
+def test_every_part_of_a_protocol_changes_its_id(sets, tmp_path, network) -> None:
     ours, theirs, extractors = sets
     measured, real = (measure_videos(collect_videos(folder), extractors) for folder in (ours, theirs))
 
@@ -95,7 +95,7 @@ def collect_some(folder, count):
     return replace(found, entries=found.entries[:count])
 
 
-def test_few_videos_cause_warnings(sets):
+def test_few_videos_cause_warnings(sets) -> None:
     ours, theirs, extractors = sets
     few, one = (measure_videos(collect_some(ours, count), extractors) for count in (4, 1))
     real = measure_videos(collect_videos(theirs), extractors)
@@ -107,7 +107,7 @@ def test_few_videos_cause_warnings(sets):
         assert compute_scores(one, extractors, [], real) == []
 
 
-def test_truncated_videos_are_left_out(tmp_path, network):
+def test_truncated_videos_are_left_out(tmp_path, network) -> None:
     folder = folder_of(tmp_path / "set", 3, frames=30)
     found, extractors = collect_videos(folder), load_extractors([f"torchscript:{network}"])
     whole = (folder / "1.mp4").read_bytes()
@@ -118,7 +118,7 @@ def test_truncated_videos_are_left_out(tmp_path, network):
     assert [problem.name for problem in seen.problems] == ["1.mp4"]
 
 
-def test_equal_videos_give_equal_reports(reported, sets):
+def test_equal_videos_give_equal_reports(reported, sets) -> None:
     path, _ = reported
     ours, theirs, extractors = sets
     (again,) = evaluate([ours], extractors=extractors, metrics=[flow_metric()], against=theirs)
@@ -131,7 +131,7 @@ def test_equal_videos_give_equal_reports(reported, sets):
     ]
 
 
-def test_table_has_a_row_per_score_and_protocol(reported):
+def test_table_has_a_row_per_score_and_protocol(reported) -> None:
     path, found = reported
     text = (path.parent / "report.md").read_text()
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
@@ -139,7 +139,7 @@ def test_table_has_a_row_per_score_and_protocol(reported):
     assert "motion quality" in text and "±" in text
 
 
-def test_page_is_self_contained(reported):
+def test_page_is_self_contained(reported) -> None:
     path, _ = reported
     text = path.read_text()
     assert text.count("<video") == 12 * 3 and text.count("data:video/mp4;base64,") == 12 * 3
@@ -147,7 +147,7 @@ def test_page_is_self_contained(reported):
     assert "prompt 1<" in text and "<th>against</th>" in text
 
 
-def test_prompts_are_escaped_in_the_page(tmp_path, network):
+def test_prompts_are_escaped_in_the_page(tmp_path, network) -> None:
     folder = tmp_path / "set"
     Video(noise(0), 8, {"prompt": "<script>alert(1)</script>"}).save(folder / "a<b>.mp4")
     extractors = load_extractors([f"torchscript:{network}"])
@@ -156,7 +156,7 @@ def test_prompts_are_escaped_in_the_page(tmp_path, network):
     assert "<script" not in write_reports(found, tmp_path / "out").read_text()
 
 
-def test_scores_of_different_protocols_are_not_compared(reported, tmp_path):
+def test_scores_of_different_protocols_are_not_compared(reported, tmp_path) -> None:
     path, _ = reported
     ours, theirs = path.parent / "ours.json", tmp_path / "other.json"
     content = json.loads(ours.read_text())
@@ -182,7 +182,7 @@ def test_scores_of_different_protocols_are_not_compared(reported, tmp_path):
         compare_reports(ours, tmp_path / "gone.json")
 
 
-def test_folders_of_one_name_are_numbered(tmp_path, sets, network):
+def test_folders_of_one_name_are_numbered(tmp_path, sets, network) -> None:
     extractors = sets[2]
     with pytest.raises(InputError, match="give each once"):
         evaluate([sets[0], sets[0]], extractors=extractors, metrics=[])
@@ -195,14 +195,14 @@ def test_folders_of_one_name_are_numbered(tmp_path, sets, network):
     assert names == ["set", "set-2"]
 
 
-def test_built_in_extractors_warn_of_other_videos(tmp_path):
+def test_built_in_extractors_warn_of_other_videos(tmp_path) -> None:
     folder = folder_of(tmp_path / "set", 1)
     with pytest.warns(InputWarning, match="1 of 1 videos are not 128 x 128"), pytest.warns(InputWarning, match="Incep"):
         evaluate([folder], extractors=[load_extractor("pocket")], metrics=[])
 
 
 @pytest.mark.slow
-def test_evaluate_command(tmp_path, monkeypatch, capsys):
+def test_evaluate_command(tmp_path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import typer
 
     from kineograph.cli import terminal

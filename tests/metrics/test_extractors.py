@@ -23,7 +23,7 @@ from kineograph_lab.world.world import ShotSpec, Subject, render_clip
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit")  # deprecated, and still what released extractors are
 
 
-def test_clip_encoder_equals_transformers(clip_folder):
+def test_clip_encoder_equals_transformers(clip_folder) -> None:
     encoder, frames = load_clip_encoder(clip_folder), noise(0, 3, 32, 32)
     network = CLIPModel.from_pretrained(clip_folder)
     mean, std = (torch.tensor(each).view(3, 1, 1) for each in (
@@ -40,7 +40,7 @@ def test_clip_encoder_equals_transformers(clip_folder):
     )
 
 
-def test_videomae_returns_last_hidden_state_and_classes(tmp_path):
+def test_videomae_returns_last_hidden_state_and_classes(tmp_path) -> None:
     frames = noise(1, 6, 32, 32)
     plain = load_extractor(f"videomae:{save_videomae(tmp_path / 'pretrained', VideoMAEForPreTraining)}")
     network = VideoMAEModel.from_pretrained(tmp_path / "pretrained")
@@ -56,7 +56,7 @@ def test_videomae_returns_last_hidden_state_and_classes(tmp_path):
     assert classes.shape == (5,) and classes.sum() == pytest.approx(1)
 
 
-def test_torchscript_gets_the_format_of_its_file(network, tmp_path):
+def test_torchscript_gets_the_format_of_its_file(network, tmp_path) -> None:
     extractor = load_extractor(f"torchscript:{network}")
     reading = extractor.extract(noise(0))
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_torchscript_gets_the_format_of_its_file(network, tmp_path):
     assert i3d.extract(frames).probabilities is None
 
 
-def test_clip_formats():
+def test_clip_formats() -> None:
     frames = noise(0, 2, 4, 8)
     plain = format_clip(frames, ClipFormat(height=None, width=None, black=0, white=255, layout="btchw"))
     assert np.array_equal(plain[0].permute(0, 2, 3, 1).round().numpy(), frames)
@@ -89,12 +89,12 @@ def test_clip_formats():
         (f"torchscript:{__file__}", "is no TorchScript file"),
     ],
 )
-def test_unknown_extractors_are_refused(text, message):
+def test_unknown_extractors_are_refused(text, message) -> None:
     with pytest.raises(InputError, match=message):
         load_extractor(text)
 
 
-def test_broken_extractors_are_refused(network, tmp_path, clip_folder):
+def test_broken_extractors_are_refused(network, tmp_path, clip_folder) -> None:
     with pytest.raises(InputError, match="have the same name"):
         load_extractors(["pocket", "pocket"])
     path = scripted(tmp_path / "net.pt", Network(4))
@@ -111,13 +111,13 @@ def test_broken_extractors_are_refused(network, tmp_path, clip_folder):
         load_clip_encoder(weights)
 
 
-def test_too_short_videos_are_counted_and_named():
+def test_too_short_videos_are_counted_and_named() -> None:
     extractor = load_extractor("pocket")._replace(min_frames=3, selection=EVENLY_SPACED)
     with pytest.raises(InputError, match=r"at least 3, and 2 of 3 videos are shorter \(a has 1, c has 2\)"):
         check_video_lengths({"a": 1, "b": 3, "c": 2}, extractor)
 
 
-def test_metrics_follow_from_the_extractors(tmp_path, clip_folder, network):
+def test_metrics_follow_from_the_extractors(tmp_path, clip_folder, network) -> None:
     Image.fromarray(noise(0)[0]).save(tmp_path / "me.png")
     _, metrics = load_metrics(["pocket"], images=tmp_path)
     assert {name for metric in metrics for name in metric.aspects} >= {"CLIP-T", "CLIP-I", "motion", "subject accuracy"}
@@ -132,7 +132,7 @@ def test_metrics_follow_from_the_extractors(tmp_path, clip_folder, network):
         load_metrics(["pocket"], images=tmp_path)
 
 
-def test_clip_i_is_highest_for_the_subject(tmp_path):
+def test_clip_i_is_highest_for_the_subject(tmp_path) -> None:
     fish, cat = (ShotSpec("sea", "flat", (Subject(kind, "red", 1),)) for kind in ("fish", "cat"))
     Image.fromarray(render_clip(fish, 1)[0]).save(tmp_path / "fish.png")
     _, metrics = load_metrics(["pocket"], images=tmp_path)
@@ -141,7 +141,7 @@ def test_clip_i_is_highest_for_the_subject(tmp_path):
     assert same > other and same > 90 and "pictures" in metric.protocol
 
 
-def test_clip_metric_values(clip_folder):
+def test_clip_metric_values(clip_folder) -> None:
     metric = clip_metric(load_clip_encoder(clip_folder))
     frames = np.repeat(noise(0, 1, 32, 32), 3, axis=0)
     one = decoded(frames, "a red fish")
@@ -151,7 +151,7 @@ def test_clip_metric_values(clip_folder):
     assert dict(metric.measure(one._replace(frames=frames[:1], prompt=None))) == {}
 
 
-def test_clip_t_compares_each_part_with_its_own_prompt(clip_folder):
+def test_clip_t_compares_each_part_with_its_own_prompt(clip_folder) -> None:
     metric = clip_metric(load_clip_encoder(clip_folder))
     parts = [(noise(seed, 4, 32, 32), prompt) for seed, prompt in enumerate(("a red fish", "a blue cat"))]
     both = decoded(np.concatenate([frames for frames, _ in parts]), "a red fish")._replace(
@@ -161,7 +161,7 @@ def test_clip_t_compares_each_part_with_its_own_prompt(clip_folder):
     assert dict(metric.measure(both))["CLIP-T"] == pytest.approx((one + other) / 2, rel=1e-4) and one != other
 
 
-def test_the_default_extractor_needs_no_laboratory(monkeypatch):
+def test_the_default_extractor_needs_no_laboratory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_extractor() == "pocket"
     monkeypatch.setattr(plugins, "entry_points", lambda group: ())
     assert default_extractor() == "clip"
@@ -174,7 +174,7 @@ def test_the_default_extractor_needs_no_laboratory(monkeypatch):
         load_metrics(["pocket"])
 
 
-def test_missing_opencv_is_one_clear_line(monkeypatch):
+def test_missing_opencv_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(InputError, match=r"^measuring .* OpenCV, which is not installed: pip .*\[control\]'$"):
         load_metrics(["clip"])

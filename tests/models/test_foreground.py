@@ -17,7 +17,7 @@ def model() -> kg.Model:
     return kg.load(dtype="float32")
 
 
-def test_masks_overlap_the_exact_masks(model):
+def test_masks_overlap_the_exact_masks(model) -> None:
     shots = [shot for shot, _ in zip(sample_shots(11, split="held_out"), range(8), strict=False)]
     images = torch.stack([torch.from_numpy(render(shot)).permute(2, 0, 1).float() / 255 for shot in shots])
     captions = [caption_image(shot, np.random.default_rng(0)) for shot in shots]
@@ -29,7 +29,7 @@ def test_masks_overlap_the_exact_masks(model):
     assert np.mean(overlaps) > 0.6
 
 
-def test_masks_do_not_depend_on_chunks_and_batches_and_no_hook_remains(model):
+def test_masks_do_not_depend_on_chunks_and_batches_and_no_hook_remains(model) -> None:
     x0 = torch.randn(2, 3, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     whole, parts = (bind_foreground_mask(model, ["a red fish", "a cat"], chunk_size=size)(x0, 2.0) for size in (8, 2))
     assert (whole != parts).float().mean() < 0.01
@@ -38,7 +38,7 @@ def test_masks_do_not_depend_on_chunks_and_batches_and_no_hook_remains(model):
     assert not any(layer._forward_hooks for layer in model.net.modules())
 
 
-def test_grids_of_odd_sizes():
+def test_grids_of_odd_sizes() -> None:
     assert foreground._grid(256, (64, 64)) == (16, 16)
     assert foreground._grid(15, (10, 6)) == (5, 3)
     assert foreground._grid(6, (9, 5)) == (3, 2)

@@ -17,7 +17,7 @@ from kineograph.models import placement
         ({"architecture": "x86_64", "avx2": True}, torch.float32, "x86_64 has no bfloat16 matrix units"),
     ],
 )
-def test_dtype_on_a_cpu_follows_its_matrix_units(monkeypatch, capabilities, dtype, reason):
+def test_dtype_on_a_cpu_follows_its_matrix_units(monkeypatch: pytest.MonkeyPatch, capabilities, dtype, reason) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     place = placement.choose_placement("cpu")
     assert place.dtype == dtype
@@ -26,7 +26,7 @@ def test_dtype_on_a_cpu_follows_its_matrix_units(monkeypatch, capabilities, dtyp
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((9, 0), torch.bfloat16), ((7, 5), torch.float16)])
-def test_dtype_on_a_gpu_follows_its_matrix_units(monkeypatch, capability, dtype):
+def test_dtype_on_a_gpu_follows_its_matrix_units(monkeypatch: pytest.MonkeyPatch, capability, dtype) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -35,7 +35,7 @@ def test_dtype_on_a_gpu_follows_its_matrix_units(monkeypatch, capability, dtype)
     assert "Some GPU" in place.reason
 
 
-def test_given_device_and_dtype_are_used_or_refused():
+def test_given_device_and_dtype_are_used_or_refused() -> None:
     place = placement.choose_placement("cpu", "bf16")
     assert place.dtype == placement.choose_placement("cpu", torch.bfloat16).dtype == torch.bfloat16
     assert "as asked" in place.reason

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.parity
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # theirs warns of what it will change
-def test_the_same_video_comes_out(tmp_path: Path):
+def test_the_same_video_comes_out(tmp_path: Path) -> None:
     save_random_pipeline(tmp_path, channels=32, side=8, text_layers=1)
     ours, theirs = (side(tmp_path, "float32")(5, 4) for side in animatediff.SIDES.values())
     assert ours.shape == theirs.shape == (5, 64, 64, 3)
@@ -22,7 +22,7 @@ def test_the_same_video_comes_out(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_training_comes_to_the_same(tmp_path: Path):
+def test_training_comes_to_the_same(tmp_path: Path) -> None:
     save_random_pipeline(tmp_path, channels=32, side=8, text_layers=1)
     ours, theirs = (side(tmp_path, "float32")(3, 4) for side in training.SIDES.values())
     untrained = training.SIDES["ours"](tmp_path, "float32")

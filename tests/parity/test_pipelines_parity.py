@@ -46,7 +46,7 @@ def controlnet(pipe) -> ControlNetModel:
 
 @pytest.mark.parametrize("count", [1, 2])
 @torch.no_grad()
-def test_controlnet_with_one_frame_equals_the_controlnet_pipeline(count):
+def test_controlnet_with_one_frame_equals_the_controlnet_pipeline(count) -> None:
     base = sd()
     nets = [controlnet(base) for _ in range(count)]
     images = [torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(k)) for k in range(count)]
@@ -80,7 +80,7 @@ def test_controlnet_with_one_frame_equals_the_controlnet_pipeline(count):
 
 @pytest.mark.parametrize("image_scale", [IMAGE_SCALE, 1.0])
 @torch.no_grad()
-def test_editing_with_one_frame_equals_the_instruct_pix2pix_pipeline(tmp_path, image_scale):
+def test_editing_with_one_frame_equals_the_instruct_pix2pix_pipeline(tmp_path, image_scale) -> None:
     base = sd(in_channels=8)
     base.scheduler = EulerAncestralDiscreteScheduler.from_config(base.scheduler.config, timestep_spacing="leading")
     pipe = StableDiffusionInstructPix2PixPipeline(**base.components, requires_safety_checker=False)
@@ -124,7 +124,7 @@ def kg_request(path):
 
 
 @torch.no_grad()
-def test_bind_controls_equals_the_controlnet_times_its_scale(tmp_path):
+def test_bind_controls_equals_the_controlnet_times_its_scale(tmp_path) -> None:
     base = sd()
     model = kg.load(base, controlnet=controlnet(base))
     frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()

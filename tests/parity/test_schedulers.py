@@ -82,7 +82,7 @@ DDIM_SIGMAS = {
 @each_prediction
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("spacing", "steps", "sigmas"), DDIM_SIGMAS.values(), ids=DDIM_SIGMAS)
-def test_ddim(spacing, steps, sigmas, eta, prediction):
+def test_ddim(spacing, steps, sigmas, eta, prediction) -> None:
     scheduler = diffusers.DDIMScheduler(
         **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1, clip_sample=False
     )
@@ -92,7 +92,7 @@ def test_ddim(spacing, steps, sigmas, eta, prediction):
 
 
 @each_prediction
-def test_ddim_at_every_timestep(prediction):
+def test_ddim_at_every_timestep(prediction) -> None:
     """Its linspace of fewer steps evaluates at timesteps that its own steps do not land on."""
     betas = BETAS | {"num_train_timesteps": 50}
     scheduler = diffusers.DDIMScheduler(
@@ -104,7 +104,7 @@ def test_ddim_at_every_timestep(prediction):
 
 @each_prediction
 @pytest.mark.parametrize("betas", [BETAS, LINEAR], ids=["scaled linear", "linear"])
-def test_ddim_that_ends_at_its_first_timestep(betas, prediction):
+def test_ddim_that_ends_at_its_first_timestep(betas, prediction) -> None:
     scheduler = diffusers.DDIMScheduler(
         **betas, prediction_type=prediction, steps_offset=1, set_alpha_to_one=False, clip_sample=False
     )
@@ -122,7 +122,7 @@ EULER_SIGMAS = {
 
 @each_prediction
 @pytest.mark.parametrize(("spacing", "case"), EULER_SIGMAS.items(), ids=EULER_SIGMAS)
-def test_euler_ancestral(spacing, case, prediction):
+def test_euler_ancestral(spacing, case, prediction) -> None:
     steps, sigmas = case
     scheduler = diffusers.EulerAncestralDiscreteScheduler(
         **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
@@ -131,7 +131,7 @@ def test_euler_ancestral(spacing, case, prediction):
     assert_same_samples(scheduler, euler_ancestral(sampler_noise()), sigmas, generator=torch.Generator().manual_seed(2))
 
 
-def test_euler_ancestral_from_zero_terminal_snr():
+def test_euler_ancestral_from_zero_terminal_snr() -> None:
     config = BETAS | {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
     scheduler = diffusers.EulerAncestralDiscreteScheduler(**config, timestep_spacing="trailing")
     scheduler.set_timesteps(30)
@@ -141,7 +141,7 @@ def test_euler_ancestral_from_zero_terminal_snr():
 
 @each_prediction
 @pytest.mark.parametrize("steps", [1, 4, 8, 50])
-def test_lcm(steps, prediction):
+def test_lcm(steps, prediction) -> None:
     scheduler = diffusers.LCMScheduler(**BETAS, prediction_type=prediction)
     scheduler.set_timesteps(steps)
     schedule = Schedule.from_config(scheduler)
@@ -163,7 +163,7 @@ DPM_SIGMAS = {
 @each_prediction
 @pytest.mark.parametrize("steps", [8, 25])
 @pytest.mark.parametrize(("spacing", "case"), DPM_SIGMAS.items(), ids=DPM_SIGMAS)
-def test_dpmpp_2m(spacing, case, steps, prediction):
+def test_dpmpp_2m(spacing, case, steps, prediction) -> None:
     spacing_of, trimmed, more = case
     scheduler = diffusers.DPMSolverMultistepScheduler(
         **BETAS, prediction_type=prediction, timestep_spacing=spacing, steps_offset=1
@@ -173,7 +173,7 @@ def test_dpmpp_2m(spacing, case, steps, prediction):
 
 
 @each_prediction
-def test_dpmpp_2m_that_ends_at_its_lowest_sigma(prediction):
+def test_dpmpp_2m_that_ends_at_its_lowest_sigma(prediction) -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(
         **BETAS, prediction_type=prediction, timestep_spacing="trailing", final_sigmas_type="sigma_min"
     )
@@ -183,7 +183,7 @@ def test_dpmpp_2m_that_ends_at_its_lowest_sigma(prediction):
 
 @each_prediction
 @pytest.mark.parametrize("steps", [8, 25])
-def test_dpmpp_2m_on_karras_sigmas(steps, prediction):
+def test_dpmpp_2m_on_karras_sigmas(steps, prediction) -> None:
     scheduler = diffusers.DPMSolverMultistepScheduler(**BETAS, prediction_type=prediction, use_karras_sigmas=True)
     scheduler.set_timesteps(steps)
     sigmas = karras(table()[-1], table()[0], steps)
@@ -192,7 +192,7 @@ def test_dpmpp_2m_on_karras_sigmas(steps, prediction):
     )  # it rounds timesteps, we do not
 
 
-def test_flow_matching_is_ddim():
+def test_flow_matching_is_ddim() -> None:
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     times = [0.95, 0.8, 0.6, 0.4, 0.2, 0.05]
     scheduler.set_timesteps(sigmas=times)
@@ -201,7 +201,7 @@ def test_flow_matching_is_ddim():
 
 @pytest.mark.parametrize("spacing", [leading, trailing, linspace])
 @pytest.mark.parametrize("steps", [2, 7, 48, 50, 61, 375, 998])
-def test_the_timesteps_are_diffusers(spacing, steps):
+def test_the_timesteps_are_diffusers(spacing, steps) -> None:
     scheduler = diffusers.DDIMScheduler(**BETAS, timestep_spacing=spacing.__name__, steps_offset=1)
     scheduler.set_timesteps(steps)
     schedule = Schedule.from_config(scheduler)

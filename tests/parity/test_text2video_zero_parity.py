@@ -145,7 +145,7 @@ def ours(denoise, schedule, noise, motion):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cells", [(1, 1), (-2, 3), (0, 0)])
-def test_the_algebra_of_the_latents_is_theirs(cells):
+def test_the_algebra_of_the_latents_is_theirs(cells) -> None:
     toy, (noise, generator) = Toy(), noises(frames=8)
     motion = Motion(pan=(float(CELL * cells[0]), float(CELL * cells[1])))
     pipe = pipeline(toy)
@@ -165,7 +165,7 @@ def test_the_algebra_of_the_latents_is_theirs(cells):
 
 
 @pytest.mark.slow
-def test_the_latents_of_a_whole_model_are_theirs():
+def test_the_latents_of_a_whole_model_are_theirs() -> None:
     network, (noise, generator) = unet(), noises(frames=3)
     motion = Motion(pan=(float(CELL), float(2 * CELL)))
     pipe = pipeline(network)
@@ -188,7 +188,7 @@ def test_the_latents_of_a_whole_model_are_theirs():
 
 
 @pytest.mark.parametrize("cells", [(1, 0), (3, -5), (0, 70)])
-def test_whole_cells_are_moved_as_they_move_them(cells):
+def test_whole_cells_are_moved_as_they_move_them(cells) -> None:
     latents = torch.randn(1, 1, 4, 64, 64, generator=torch.Generator().manual_seed(5))
     motion = Motion(pan=(float(CELL * cells[0]), float(CELL * cells[1])))
     expected = create_motion_field_and_warp_latents(*motion.pan, [2], latents[0])

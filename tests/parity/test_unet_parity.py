@@ -55,33 +55,33 @@ SHAPED_LIKE_SD1 = {
 
 
 @pytest.mark.parametrize("settings", SHAPED_LIKE_SD1.values(), ids=SHAPED_LIKE_SD1.keys())
-def test_bit_for_bit_on_sd1(settings: dict):
+def test_bit_for_bit_on_sd1(settings: dict) -> None:
     net = unet(**settings)
     assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net))
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 8), (6, 10), (12, 7)])
-def test_bit_for_bit_at_sizes_with_odd_halves(size: tuple[int, int]):
+def test_bit_for_bit_at_sizes_with_odd_halves(size: tuple[int, int]) -> None:
     net, z = unet(), random_tensor(B, F, 4, *size)
     assert torch.equal(VideoUNet(net)(z, T, Condition(TOKENS)), images(net, z))
 
 
-def test_bit_for_bit_in_channels_last():
+def test_bit_for_bit_in_channels_last() -> None:
     net = unet().to(memory_format=torch.channels_last)
     assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net))
 
 
-def test_bit_for_bit_with_fractional_timesteps_of_each_sample():
+def test_bit_for_bit_with_fractional_timesteps_of_each_sample() -> None:
     net, t = unet(), torch.tensor([7.25, 903.5])
     assert torch.equal(VideoUNet(net)(Z, t, Condition(TOKENS)), images(net, t=t.repeat_interleave(F)))
 
 
-def test_sd2():
+def test_sd2() -> None:
     net = sd2()
     assert relative_difference(VideoUNet(net)(Z, T, Condition(TOKENS)), images(net)) <= TOLERANCE
 
 
-def test_sdxl_with_its_embedding():
+def test_sdxl_with_its_embedding() -> None:
     net, pooled, sizes = sdxl(), random_tensor(B, 10), torch.tensor([[64, 64, 0, 0, 64, 64], [64, 48, 8, 0, 64, 64]])
     embedding = torch.cat([pooled, net.add_time_proj(sizes.flatten()).view(B, -1)], dim=1)
     cond = {"text_embeds": pooled.repeat_interleave(F, 0), "time_ids": sizes.repeat_interleave(F, 0)}
@@ -101,7 +101,7 @@ MAPS = torch.rand(F, 3, 16, 16, generator=torch.Generator().manual_seed(2))
 
 
 @pytest.mark.parametrize("make_unet", [unet, sd2])
-def test_controlnet_residuals_equal_those_of_images(make_unet: Callable[[], UNet2DConditionModel]):
+def test_controlnet_residuals_equal_those_of_images(make_unet: Callable[[], UNet2DConditionModel]) -> None:
     net = make_unet()
     control = controlnet(net)
     cond = Condition(TOKENS)
@@ -119,7 +119,7 @@ def test_controlnet_residuals_equal_those_of_images(make_unet: Callable[[], UNet
 
 
 @pytest.mark.parametrize("policy", [own, first, previous, first_and_previous])
-def test_chunks_with_a_controlnet_equal_one_call(policy: FrameAttention):
+def test_chunks_with_a_controlnet_equal_one_call(policy: FrameAttention) -> None:
     net = unet()
     ours = VideoControlNet(controlnet(net))
     cond = Condition(
@@ -133,7 +133,7 @@ def test_chunks_with_a_controlnet_equal_one_call(policy: FrameAttention):
     assert relative_difference(torch.cat(parts, dim=1), VideoUNet(net)(Z, T, cond, frame_attention=policy)) <= TOLERANCE
 
 
-def test_control_has_a_scale_a_start_and_an_end():
+def test_control_has_a_scale_a_start_and_an_end() -> None:
     net = unet()
     ours = VideoControlNet(controlnet(net))
     control, bare = ours.embed(MAPS), Condition(TOKENS)
@@ -151,7 +151,7 @@ def test_control_has_a_scale_a_start_and_an_end():
     assert torch.equal(controlled(early, whole), controlled(whole))
 
 
-def test_peft_lora_on_linear_layers_and_convolutions():
+def test_peft_lora_on_linear_layers_and_convolutions() -> None:
     net, before = unet(), images(unet())
     layers = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "conv1", "time_emb_proj"]
     net.add_adapter(LoraConfig(r=2, target_modules=layers, init_lora_weights=False))
@@ -163,7 +163,7 @@ def test_peft_lora_on_linear_layers_and_convolutions():
 
 
 @pytest.mark.parametrize("scales", [[1.0], [0.4], [0.0], [0.7, 0.3]], ids=str)
-def test_ip_adapters(scales: list[float]):
+def test_ip_adapters(scales: list[float]) -> None:
     net = with_ip_adapters(unet(), scales)
     embeddings = [random_tensor(B, 1, 6) for _ in scales]
     wanted = images(net, added_cond_kwargs={"image_embeds": [each.repeat_interleave(F, 0) for each in embeddings]})
@@ -172,7 +172,7 @@ def test_ip_adapters(scales: list[float]):
     assert relative_difference(VideoUNet(net)(Z, T, cond), wanted) <= TOLERANCE
 
 
-def test_ip_adapter_with_several_images_and_with_an_image_for_each_frame():
+def test_ip_adapter_with_several_images_and_with_an_image_for_each_frame() -> None:
     net = with_ip_adapters(unet(), [0.6])
     several, each = random_tensor(B, 3, 6), random_tensor(B * F, 1, 6)
     wanted = images(net, added_cond_kwargs={"image_embeds": [several.repeat_interleave(F, 0)]})
@@ -185,13 +185,13 @@ def test_ip_adapter_with_several_images_and_with_an_image_for_each_frame():
     assert relative_difference(VideoUNet(net)(Z, T, Condition(TOKENS, tokens)), wanted) <= TOLERANCE
 
 
-def test_channels_concatenated_to_the_latents():
+def test_channels_concatenated_to_the_latents() -> None:
     net, channels = unet(in_channels=8), random_tensor(B, F, 4, 8, 8)
     wanted = images(net, torch.cat([Z, channels], dim=2))
     assert torch.equal(VideoUNet(net)(Z, T, Condition(TOKENS, channels=channels)), wanted)
 
 
-def test_freeu():
+def test_freeu() -> None:
     net = unet()
     net.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6)
     wanted = images(net)

@@ -55,7 +55,7 @@ def output(net: VideoUNet, recorded: dict[str, Tensor], image_tokens: Tensor | N
 
 
 @pytest.mark.parametrize("name", VIDEOCRAFTERS)
-def test_videocrafter_fixture(name: str):
+def test_videocrafter_fixture(name: str) -> None:
     tensors, recorded = read_fixture(name)
     net = videocrafter.video_unet_from_videocrafter(tensors, name, TINY)
     tokens = None
@@ -66,7 +66,7 @@ def test_videocrafter_fixture(name: str):
     assert same(videocrafter.to_videocrafter(net), tensors)
 
 
-def test_vidrd_fixture():
+def test_vidrd_fixture() -> None:
     tensors, recorded = read_fixture("vidrd_unet")
     net = vidrd.video_unet_from_vidrd(tensors, "vidrd", AssumedSettings(head_width=16, groups=8))
     assert relative_difference(output(net, recorded), recorded["out.eps"]) < TOLERANCE
@@ -74,7 +74,7 @@ def test_vidrd_fixture():
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_every_key_of_a_full_size_videocrafter_is_mapped(name: str):
+def test_every_key_of_a_full_size_videocrafter_is_mapped(name: str) -> None:
     shapes = json.loads(gzip.decompress((FIXTURES / "videocrafter_full_size_shapes.json.gz").read_bytes()))[name]
     net = videocrafter.video_unet_from_videocrafter(
         {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}, name

@@ -37,7 +37,7 @@ def diffusers_output(net: UNetMotionModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("settings", VERSIONS.values(), ids=VERSIONS.keys())
-def test_animatediff(settings: dict):
+def test_animatediff(settings: dict) -> None:
     net = animatediff(**settings)
     assert (
         off(animatediff_layout.video_unet_from_animatediff(net)(Z, T, Condition(TOKENS)), diffusers_output(net))
@@ -45,7 +45,7 @@ def test_animatediff(settings: dict):
     )
 
 
-def test_animatediff_around_another_image_unet():
+def test_animatediff_around_another_image_unet() -> None:
     unet = tiny_unets.unet(block_out_channels=(8, 16, 32), layers_per_block=2)
     motion = adapter(block_out_channels=(8, 16, 32), motion_layers_per_block=2)
     whole = UNetMotionModel.from_unet2d(unet, motion).eval()
@@ -55,7 +55,7 @@ def test_animatediff_around_another_image_unet():
     assert off(VideoUNet(unet, layers.eval())(Z, T, Condition(TOKENS)), diffusers_output(whole)) < TOLERANCE
 
 
-def test_modelscope():
+def test_modelscope() -> None:
     net = modelscope()
     wanted = net(Z.transpose(1, 2), T, TOKENS).sample.transpose(1, 2)
     split = modelscope_layout.video_unet_from_modelscope(net)
@@ -63,7 +63,7 @@ def test_modelscope():
     assert split.image_unet.conv_in.weight.data_ptr() == net.conv_in.weight.data_ptr(), "the weights are shared"
 
 
-def test_a_video_of_one_frame_is_an_image():
+def test_a_video_of_one_frame_is_an_image() -> None:
     """Temporal layers do not apply to a single frame; diffusers applies them."""
     split = modelscope_layout.video_unet_from_modelscope(modelscope())
     image = VideoUNet(split.image_unet)(Z[:, :1], T, Condition(TOKENS))

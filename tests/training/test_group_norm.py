@@ -11,7 +11,7 @@ from kineograph.training.optimisers import Hyperparameters, adamw_and_muon, muon
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fast_group_norms_equal_group_norms(dtype):
+def test_fast_group_norms_equal_group_norms(dtype) -> None:
     torch.manual_seed(0)
     usual = nn.GroupNorm(4, 16)
     nn.init.normal_(usual.weight)
@@ -31,7 +31,7 @@ def test_fast_group_norms_equal_group_norms(dtype):
         assert (fast_gradient.double() - usual_gradient).norm() < tolerance * usual_gradient.norm()
 
 
-def test_fast_group_norms_keep_parameters_and_names():
+def test_fast_group_norms_keep_parameters_and_names() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8))
     before = dict(net.named_parameters())
     after = dict(use_fast_group_norm(net).named_parameters())
@@ -39,7 +39,7 @@ def test_fast_group_norms_keep_parameters_and_names():
     assert all(after[name] is weight for name, weight in before.items())
 
 
-def test_muon_steps_views_of_the_weights():
+def test_muon_steps_views_of_the_weights() -> None:
     net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Linear(32, 20)).to(memory_format=torch.channels_last)
     numbers = Hyperparameters(0.1, (0.9, 0.99), 1e-8, adamw_decay=0.0, muon_decay=0.0)
     names = muon_names(net)
@@ -50,7 +50,7 @@ def test_muon_steps_views_of_the_weights():
     assert len(optimisers.members) == 3
 
 
-def test_a_network_of_matrices_alone_has_no_adamw():
+def test_a_network_of_matrices_alone_has_no_adamw() -> None:
     net = nn.Linear(20, 20, bias=False)
     numbers = Hyperparameters(0.1, (0.9, 0.99), 1e-8, adamw_decay=0.0, muon_decay=0.0)
     optimisers = adamw_and_muon(net, muon_names(net), numbers, cores=2)

@@ -56,7 +56,7 @@ def kill_when(condition: Callable[[], bool], folder: Path, delay: float) -> None
     process.join()
 
 
-def test_a_killed_run_resumes_to_the_same_weights_and_log(tmp_path: Path):
+def test_a_killed_run_resumes_to_the_same_weights_and_log(tmp_path: Path) -> None:
     begin(train, tmp_path / "whole", LONG, 2).join()
     folder, dice = tmp_path / "killed", random.Random(0)
     for number in range(KILLS):
@@ -76,7 +76,7 @@ def test_a_killed_run_resumes_to_the_same_weights_and_log(tmp_path: Path):
     assert not any(part.exists() for part in partial)
 
 
-def test_two_processes_equal_one(tmp_path: Path):
+def test_two_processes_equal_one(tmp_path: Path) -> None:
     two, port = changed(train_batch_size=2, optimizer="adamw"), free_port()
     both = [begin(train_as_one_of, rank, 2, port, tmp_path / "two", two) for rank in range(2)]
     run(tmp_path / "one", changed(optimizer="adamw"))
@@ -88,7 +88,7 @@ def test_two_processes_equal_one(tmp_path: Path):
     assert logs[0] == pytest.approx(logs[1], rel=1e-4)
 
 
-def test_a_full_disk_leaves_earlier_checkpoints(tmp_path: Path):
+def test_a_full_disk_leaves_earlier_checkpoints(tmp_path: Path) -> None:
     run(tmp_path, changed(max_train_steps=3))
     before = content(tmp_path)
     begin(train_with_small_files, tmp_path, changed(max_train_steps=5), 20_000).join()
@@ -99,14 +99,14 @@ def test_a_full_disk_leaves_earlier_checkpoints(tmp_path: Path):
     assert run(tmp_path, changed(max_train_steps=5)) == [4, 5]
 
 
-def test_a_disk_without_room_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_without_room_is_found_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=9_000))
     with pytest.raises(InputError, match=r"it takes 0.1 MB, and 0.0 MB are free. Nothing is left of it"):
         run(tmp_path, CHOSEN)
     assert [*(tmp_path / "checkpoints").iterdir()] == []
 
 
-def test_a_second_run_in_the_folder_is_refused(tmp_path: Path):
+def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:
     first = fit(tiny_net(), CHOSEN, tmp_path, load_batch=load_batch, loss=loss)
     next(first)
     with pytest.raises(InputError, match=rf"in use by another run \(process {os.getpid()} on "):
@@ -115,7 +115,7 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path: Path):
     assert run(tmp_path, CHOSEN)[0] == 2
 
 
-def test_leaving_the_loop_saves_a_checkpoint(tmp_path: Path):
+def test_leaving_the_loop_saves_a_checkpoint(tmp_path: Path) -> None:
     for progress in fit(tiny_net(), changed(checkpointing_steps=100), tmp_path, load_batch=load_batch, loss=loss):
         if progress.step == 5:
             break
@@ -123,7 +123,7 @@ def test_leaving_the_loop_saves_a_checkpoint(tmp_path: Path):
     assert run(tmp_path, changed(checkpointing_steps=100)) == list(range(6, 13))
 
 
-def test_changed_settings_are_refused_by_name(tmp_path: Path):
+def test_changed_settings_are_refused_by_name(tmp_path: Path) -> None:
     run(tmp_path, changed(max_train_steps=2))
     with pytest.raises(
         InputError, match=r"seed was 0 and is 1; learning_rate was 0.01 and is 0.02\. Use the same settings"
@@ -141,13 +141,13 @@ def test_changed_settings_are_refused_by_name(tmp_path: Path):
     assert run(tmp_path, changed(**free)) == [3]
 
 
-def test_facts_may_be_any_json(tmp_path: Path):
+def test_facts_may_be_any_json(tmp_path: Path) -> None:
     facts = {"sizes": (1, 2), "data": {"folder": "films"}}
     run(tmp_path, changed(max_train_steps=1), facts=facts)
     assert run(tmp_path, changed(max_train_steps=2), facts=facts) == [2]
 
 
-def test_a_damaged_checkpoint_is_skipped(tmp_path: Path):
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
     run(tmp_path, changed(max_train_steps=3))
     whole = content(tmp_path)
     file = latest_checkpoint(tmp_path) / "weights.safetensors"
@@ -157,24 +157,24 @@ def test_a_damaged_checkpoint_is_skipped(tmp_path: Path):
     assert content(tmp_path) == whole
 
 
-def test_the_oldest_checkpoints_are_removed(tmp_path: Path):
+def test_the_oldest_checkpoints_are_removed(tmp_path: Path) -> None:
     run(tmp_path, changed(checkpoints_total_limit=2, checkpointing_steps=5))
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-000010", "step-000012"]
 
 
-def test_a_folder_without_a_checkpoint(tmp_path: Path):
+def test_a_folder_without_a_checkpoint(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path / "nowhere") is None
     with pytest.raises(InputError, match="holds no checkpoint"):
         load_weights(tmp_path)
 
 
-def test_a_finished_run_does_no_more_steps(tmp_path: Path):
+def test_a_finished_run_does_no_more_steps(tmp_path: Path) -> None:
     run(tmp_path, CHOSEN)
     net = tiny_net()
     assert run(tmp_path, CHOSEN, net) == []
     assert not torch.equal(net[2].weight, tiny_net()[2].weight), "its weights are the trained ones"
 
 
-def test_a_log_without_files_writes_nothing():
+def test_a_log_without_files_writes_nothing() -> None:
     Log().write(1, {"loss": 1.0})
     Log().write_image(1, "a fish", np.zeros((2, 2, 3), np.uint8))

@@ -72,7 +72,7 @@ def by_hand(chosen: TrainingSettings) -> tuple[dict[str, Tensor], dict[str, Tens
     return trained(net), average
 
 
-def test_training_equals_steps_written_out(tmp_path: Path):
+def test_training_equals_steps_written_out(tmp_path: Path) -> None:
     chosen = settings(lr_scheduler="cosine", lr_warmup_steps=2, max_grad_norm=0.5)
     net = tiny_net()
     frozen = net[0].weight.clone()
@@ -84,7 +84,7 @@ def test_training_equals_steps_written_out(tmp_path: Path):
     assert torch.equal(net[0].weight, frozen)
 
 
-def test_loss_falls(tmp_path: Path):
+def test_loss_falls(tmp_path: Path) -> None:
     losses = [
         p.losses["near"]
         for p in fit(tiny_net(), settings(max_train_steps=60), tmp_path, load_batch=load_batch, loss=loss)
@@ -92,7 +92,7 @@ def test_loss_falls(tmp_path: Path):
     assert sum(losses[-10:]) < sum(losses[:10]) / 3
 
 
-def test_gradient_accumulation_changes_nothing(tmp_path: Path):
+def test_gradient_accumulation_changes_nothing(tmp_path: Path) -> None:
     whole = after(tmp_path / "whole", settings())
     halves = after(tmp_path / "halves", settings(train_batch_size=2, gradient_accumulation_steps=2))
     assert close(whole, halves)
@@ -100,7 +100,7 @@ def test_gradient_accumulation_changes_nothing(tmp_path: Path):
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_threads_change_nothing_and_repeat_bit_for_bit(tmp_path: Path, precision: str):
+def test_threads_change_nothing_and_repeat_bit_for_bit(tmp_path: Path, precision: str) -> None:
     chosen = settings(train_batch_size=5, mixed_precision=precision, max_train_steps=10)
     threads = after(tmp_path / "one", chosen)
     assert equal(threads, after(tmp_path / "again", chosen))
@@ -110,7 +110,7 @@ def test_threads_change_nothing_and_repeat_bit_for_bit(tmp_path: Path, precision
         assert close(threads, alone)
 
 
-def test_dropout_repeats_bit_for_bit(tmp_path: Path):
+def test_dropout_repeats_bit_for_bit(tmp_path: Path) -> None:
     nets = [nn.Sequential(nn.Dropout(0.5), tiny_net()) for _ in range(2)]
     state = torch.get_rng_state()
     one, other = (after(tmp_path / str(number), settings(), net) for number, net in enumerate(nets))
@@ -119,7 +119,7 @@ def test_dropout_repeats_bit_for_bit(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_a_network_with_dropout_uses_one_thread():
+def test_a_network_with_dropout_uses_one_thread() -> None:
     threads = {}
     for name, net in {"plain": tiny_net(), "dropout": nn.Sequential(nn.Dropout(0.5), tiny_net())}.items():
         with start_workers(net, settings()) as processes:
@@ -127,7 +127,7 @@ def test_a_network_with_dropout_uses_one_thread():
     assert threads == {"plain": 2, "dropout": 1}
 
 
-def test_weights_outside_the_loss_do_not_change(tmp_path: Path):
+def test_weights_outside_the_loss_do_not_change(tmp_path: Path) -> None:
     net = nn.ModuleDict({"used": nn.Linear(4, WIDTH), "idle": nn.Linear(4, WIDTH)})
     before = trained(net)
 
@@ -142,7 +142,7 @@ def test_weights_outside_the_loss_do_not_change(tmp_path: Path):
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resuming_is_bit_exact(tmp_path: Path, optimizer: str, memory: torch.memory_format):
+def test_resuming_is_bit_exact(tmp_path: Path, optimizer: str, memory: torch.memory_format) -> None:
     chosen = settings(optimizer=optimizer)
     whole = after(tmp_path / "whole", chosen, tiny_net().to(memory_format=memory))
     for progress in fit(
@@ -153,7 +153,7 @@ def test_resuming_is_bit_exact(tmp_path: Path, optimizer: str, memory: torch.mem
     assert equal(whole, after(tmp_path / "cut", chosen, tiny_net().to(memory_format=memory)))
 
 
-def test_memory_format_changes_nothing(tmp_path: Path):
+def test_memory_format_changes_nothing(tmp_path: Path) -> None:
     # Muon works in bfloat16, where the order of a matrix' columns has an effect: of 0.0023 where weights move by 0.04
     for optimizer, off in {"adamw": 1e-5, "muon": 5e-3}.items():
         nets = tiny_net(), tiny_net().to(memory_format=torch.channels_last)
@@ -161,7 +161,7 @@ def test_memory_format_changes_nothing(tmp_path: Path):
         assert all(torch.allclose(ends[0][name], ends[1][name], atol=off) for name in ends[0])
 
 
-def test_muon_state_does_not_depend_on_the_number_of_cores():
+def test_muon_state_does_not_depend_on_the_number_of_cores() -> None:
     nets = tiny_net(), tiny_net()
     both = [build_optimisers(net, settings(optimizer="muon"), cores) for net, cores in zip(nets, (2, 1), strict=True)]
 
@@ -180,7 +180,7 @@ def test_muon_state_does_not_depend_on_the_number_of_cores():
     assert equal(optimiser_state(both[0]), optimiser_state(both[1])) and equal(trained(nets[0]), trained(nets[1]))
 
 
-def test_averaged_weights_are_put_in_and_taken_out(tmp_path: Path):
+def test_averaged_weights_are_put_in_and_taken_out(tmp_path: Path) -> None:
     net = tiny_net()
     for progress in fit(net, settings(), tmp_path, load_batch=load_batch, loss=loss):
         own = trained(net)
@@ -189,11 +189,11 @@ def test_averaged_weights_are_put_in_and_taken_out(tmp_path: Path):
         assert equal(trained(net), own) and not equal(own, dict(progress.average))
 
 
-def test_without_averages_the_last_weights_are_loaded(tmp_path: Path):
+def test_without_averages_the_last_weights_are_loaded(tmp_path: Path) -> None:
     assert equal(after(tmp_path, settings(ema_decay=0)), load_weights(tmp_path))
 
 
-def test_progress_and_log(tmp_path: Path):
+def test_progress_and_log(tmp_path: Path) -> None:
     seen = []
     for progress in fit(tiny_net(), settings(), tmp_path, load_batch=load_batch, loss=loss):
         seen.append((progress.step, progress.samples_seen, progress.learning_rate))
@@ -207,7 +207,7 @@ def test_progress_and_log(tmp_path: Path):
     assert lines[-1]["gradient_norm"] == pytest.approx(last.gradient_norm, rel=1e-4)
 
 
-def test_learning_rates():
+def test_learning_rates() -> None:
     chosen = settings(max_train_steps=10, lr_warmup_steps=4, lr_scheduler="linear", learning_rate=1.0)
     expected = [0.25, 0.5, 0.75, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     assert [learning_rate_at(chosen, step) for step in range(10)] == pytest.approx(expected)
@@ -216,7 +216,7 @@ def test_learning_rates():
     assert learning_rate_at(settings(), 5) == 0.01
 
 
-def test_loop_memory():
+def test_loop_memory() -> None:
     net = tiny_net()
     memory = loop_memory(settings(optimizer="muon", gradient_accumulation_steps=3), net)
     every = sum(weight.numel() for weight in net.parameters())
@@ -233,7 +233,7 @@ def refused(folder: Path, net: nn.Module, chosen: TrainingSettings, **given: obj
     return str(raised.value)
 
 
-def test_untrainable_networks_are_refused(tmp_path: Path):
+def test_untrainable_networks_are_refused(tmp_path: Path) -> None:
     assert "nothing to train" in refused(tmp_path, tiny_net().requires_grad_(requires_grad=False), settings())
     assert "2.weight (torch.bfloat16)" in refused(tmp_path, tiny_net().bfloat16(), settings())
     assert "fp16 needs a GPU" in refused(tmp_path, tiny_net(), settings(mixed_precision="fp16"))
@@ -245,7 +245,7 @@ def test_untrainable_networks_are_refused(tmp_path: Path):
     )
 
 
-def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path):
+def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path) -> None:
     def breaking(net: nn.Module, batch: tuple[Tensor], seed: int) -> dict[str, Tensor]:
         broken = seed - sample_seed(0, 0) >= 16
         return {"near": loss(net, batch, seed)["near"] * (math.nan if broken else 1)}
@@ -256,7 +256,7 @@ def test_a_diverged_run_stops_and_keeps_its_checkpoints(tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[-1] == "step-000004"
 
 
-def test_an_error_while_loading_reaches_the_consumer(tmp_path: Path):
+def test_an_error_while_loading_reaches_the_consumer(tmp_path: Path) -> None:
     def broken(step: int, samples: range) -> tuple[Tensor]:
         if step == 2:
             raise OSError("the disk is gone")

@@ -31,7 +31,7 @@ def load(file: Path, text: str, *overrides: str) -> Whole:
     return load_settings(file, Whole, overrides)
 
 
-def test_a_file_with_overrides(file: Path):
+def test_a_file_with_overrides(file: Path) -> None:
     text = "data: [{folder: films}]\ntraining:\n  learning_rate: 1e-4\n  mixed_precision: no\n  max_grad_norm: .inf\n"
     whole = load(file, text, "training.learning_rate=3e-4", "training.optimizer=muon", "training.lr_warmup_steps = 5")
     assert whole.data == [Data(folder="films")]
@@ -58,13 +58,13 @@ def test_a_file_with_overrides(file: Path):
         ("training: {", "is not YAML"),
     ],
 )
-def test_messages_name_file_field_and_expectation(file: Path, text: str, message: str):
+def test_messages_name_file_field_and_expectation(file: Path, text: str, message: str) -> None:
     with pytest.raises(InputError) as raised:
         load(file, text)
     assert str(raised.value).startswith(str(file)) and message in str(raised.value)
 
 
-def test_all_errors_are_in_one_message(file: Path):
+def test_all_errors_are_in_one_message(file: Path) -> None:
     with pytest.raises(InputError) as raised:
         load(file, "training: {learning_rate: fast, seeed: 1}")
     assert len(str(raised.value).splitlines()) == 2
@@ -79,12 +79,12 @@ def test_all_errors_are_in_one_message(file: Path):
         ("training.sed=1", "training.sed (here 1) is not a setting: did you mean seed?"),
     ],
 )
-def test_invalid_overrides(file: Path, override: str, message: str):
+def test_invalid_overrides(file: Path, override: str, message: str) -> None:
     with pytest.raises(InputError) as raised:
         load(file, "training: {seed: 3}", override)
     assert message in str(raised.value)
 
 
-def test_a_missing_file(file: Path):
+def test_a_missing_file(file: Path) -> None:
     with pytest.raises(InputError, match="settings.yaml cannot be read"):
         load_settings(file, Whole)

@@ -13,7 +13,7 @@ from kineograph_lab.bench.text2video_zero import save_random_pipeline
 TINY = {"channels": 32, "side": 8, "text_layers": 1}
 
 
-def test_unknown_networks_and_modes_are_refused():
+def test_unknown_networks_and_modes_are_refused() -> None:
     with pytest.raises(InputError, match="expected pocket or sd15"):
         bench.bench("sdxl")
     with pytest.raises(InputError, match="expected motion or control"):
@@ -27,7 +27,7 @@ def test_unknown_networks_and_modes_are_refused():
 @pytest.mark.parametrize(
     ("mode", "dtype"), [("motion", torch.bfloat16), ("control", torch.float32), ("video", torch.float32)]
 )
-def test_bench_compares_equal_videos(monkeypatch, tmp_path, mode, dtype):
+def test_bench_compares_equal_videos(monkeypatch: pytest.MonkeyPatch, tmp_path, mode, dtype) -> None:
     monkeypatch.setattr(bench, "_peak_gb", lambda mode, side, folder, dtype, frames: memory.peak_memory() / 1e9)
     monkeypatch.setattr(bench, "MATRIX_SIZE", 64)
     monkeypatch.setattr(bench, "choose_placement", lambda: choose_placement()._replace(dtype=dtype))
@@ -44,7 +44,7 @@ def test_bench_compares_equal_videos(monkeypatch, tmp_path, mode, dtype):
         assert row.difference < 2  # the same video: random weights and bfloat16 allow no more
 
 
-def test_sides_alternate():
+def test_sides_alternate() -> None:
     calls, setting = [], bench.Setting(2, 7, 3, "float32", "float32")
     sides = {side: lambda *arguments, side=side: calls.append((side, *arguments)) for side in ("ours", "theirs")}
     times = bench._time_alternating(sides, setting, lambda side, seconds: None)
@@ -54,7 +54,7 @@ def test_sides_alternate():
 
 
 @pytest.mark.slow
-def test_peak_memory_of_a_process(tmp_path, capsys):
+def test_peak_memory_of_a_process(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     save_random_pipeline(tmp_path, **TINY)
     memory.print_peak_memory("motion", "ours", str(tmp_path), "float32", "2", "7")
     assert json.loads(capsys.readouterr().out)["peak_gb"] > 0.1

@@ -42,7 +42,7 @@ def families() -> list[ImageLabels]:
 @pytest.mark.parametrize(
     ("name", "threshold", "threshold_for_all"), [("subject", 0.99, 0.95), ("colour", 0.99, 0.99), ("scene", 0.99, 0.99)]
 )
-def test_labels_of_images(recognised, name, threshold, threshold_for_all):
+def test_labels_of_images(recognised, name, threshold, threshold_for_all) -> None:
     correct = np.array(
         [getattr(labels, name)[0] == truth["thing" if name == "subject" else name] for labels, truth, _ in recognised]
     )
@@ -52,7 +52,7 @@ def test_labels_of_images(recognised, name, threshold, threshold_for_all):
     assert correct.mean() >= threshold_for_all  # with two subjects, or one that is leaving the frame
 
 
-def test_labels_are_constant_while_the_camera_pans():
+def test_labels_are_constant_while_the_camera_pans() -> None:
     judge, constant = load_judge(), []
     shots = (shot for shot in world.sample_shots(555, split="held_out") if len(shot.things) == 1)
     for shot in islice(shots, 150):
@@ -62,12 +62,12 @@ def test_labels_are_constant_while_the_camera_pans():
     assert np.mean(constant) >= 0.95
 
 
-def test_individuals_of_one_kind_and_colour_are_identified(families):
+def test_individuals_of_one_kind_and_colour_are_identified(families) -> None:
     embeddings = torch.from_numpy(np.concatenate([labels.identity for labels in families]))
     assert training.identification_rate(embeddings) >= 0.4  # by chance 0.14
 
 
-def test_motion_of_clips():
+def test_motion_of_clips() -> None:
     judge = load_judge()
     clips = [training.motion_clip(np.random.default_rng((99, k)), "held_out") for k in range(200)]
     correct = [judge.classify_motion(frames) == shot["things"][0]["motion"] for frames, shot in clips]

@@ -17,7 +17,7 @@ from kineograph_lab.world.world import ShotSpec, Subject, render_clip, sample_sh
 FISH = "a red fish over the sea moving to the right"
 
 
-def test_judge_features_and_classes():
+def test_judge_features_and_classes() -> None:
     extractor = load_extractor("pocket")
     reading = extractor.extract(render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1),)), 4))
     assert reading.features.shape == (224,) and reading.features.dtype == np.float64
@@ -39,7 +39,7 @@ def fvd_of_degraded(extractor, real, others, degrade, degrees):
     ]
 
 
-def test_distances_rise_with_damage_on_a_few_clips():
+def test_distances_rise_with_damage_on_a_few_clips() -> None:
     extractor, clips = load_extractor("pocket"), [render_clip(shot) for shot in islice(sample_shots(7), 4)]
     for name in ("blur", "frozen frames"):
         degrade, degrees = DEGRADATIONS[name]
@@ -58,7 +58,7 @@ def world():
 @pytest.mark.claims
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", DEGRADATIONS)
-def test_fvd_rises_with_damage(world, name):
+def test_fvd_rises_with_damage(world, name) -> None:
     extractor, (real, others) = load_extractor("pocket"), world
     degrade, degrees = DEGRADATIONS[name]
     found = fvd_of_degraded(extractor, real, others, degrade, degrees)
@@ -66,7 +66,7 @@ def test_fvd_rises_with_damage(world, name):
     assert found == sorted(found) and found[-1] > 1.3 * found[0]
 
 
-def test_damage_at_degrees_0_and_1():
+def test_damage_at_degrees_0_and_1() -> None:
     frames = noise(0, 8)
     for degrade, degrees in DEGRADATIONS.values():
         assert np.array_equal(degrade(frames, degrees[0], 3), frames)
@@ -77,7 +77,7 @@ def test_damage_at_degrees_0_and_1():
     assert not any(np.array_equal(*pair) for pair in zip(whole, frames, strict=True))
 
 
-def test_judge_metric_compares_frames_with_the_prompt():
+def test_judge_metric_compares_frames_with_the_prompt() -> None:
     metric = judge_metric(load_judge())
     moving = render_clip(ShotSpec("sea", "flat", (Subject("fish", "red", 1, motion="right"),)))
     found = dict(metric.measure(decoded(moving, FISH)))
@@ -87,7 +87,7 @@ def test_judge_metric_compares_frames_with_the_prompt():
     assert dict(metric.measure(decoded(moving))) == {}
 
 
-def test_each_part_of_a_video_is_compared_with_its_own_prompt():
+def test_each_part_of_a_video_is_compared_with_its_own_prompt() -> None:
     fish, cat = (
         render_clip(ShotSpec(place, "flat", (Subject(kind, colour, 1, motion="right"),)))
         for place, kind, colour in (("sea", "fish", "red"), ("snow", "cat", "blue"))
@@ -97,7 +97,7 @@ def test_each_part_of_a_video_is_compared_with_its_own_prompt():
     assert dict(judge_metric(load_judge()).measure(both)) == seen
 
 
-def test_prompts_of_the_world_are_parsed():
+def test_prompts_of_the_world_are_parsed() -> None:
     rng = np.random.default_rng(0)
     for shot in islice(sample_shots(3), 200):
         main = shot.things[0]

@@ -31,7 +31,7 @@ from kineograph_lab.world.edits import ASPECTS, edit_family, instruction_words
 from kineograph_lab.world.world import ShotSpec, Subject
 
 
-def test_the_tokenizer_encodes_any_text():
+def test_the_tokenizer_encodes_any_text() -> None:
     tokens = networks.build_tokenizer(["a red fish over the sea", "a blue car in a city"])
     for text in ("a red fish", "naïve zebra, 日本!", "x"):
         token_ids = tokens(text).input_ids
@@ -42,7 +42,7 @@ def test_the_tokenizer_encodes_any_text():
     assert networks.tokenize(tokens, ["a red fish", ""]).shape == (2, 48)
 
 
-def test_a_wrong_caption_swaps_the_colours_of_two_subjects():
+def test_a_wrong_caption_swaps_the_colours_of_two_subjects() -> None:
     rng = np.random.default_rng(0)
     two = ShotSpec("sea", "flat", (Subject("cat", "red", 1), Subject("car", "blue", 2)))
     assert [t.colour for t in clip.change_colours(two, rng).things] == ["blue", "red"]
@@ -50,14 +50,14 @@ def test_a_wrong_caption_swaps_the_colours_of_two_subjects():
     assert clip.change_colours(one, rng).things[0].colour != "red"
 
 
-def test_every_second_wrong_caption_has_another_kind_of_subject():
+def test_every_second_wrong_caption_has_another_kind_of_subject() -> None:
     rng = np.random.default_rng(0)
     shot = ShotSpec("sea", "flat", (Subject("fish", "red", 1), Subject("bird", "blue", 2)))
     assert all(clip.change_kind(shot, rng).things[0].kind != shot.things[0].kind for _ in range(20))
     assert clip.change_kind(shot, rng).things[1:] == shot.things[1:]
 
 
-def test_the_pool_is_a_function_of_its_seed(tmp_path):
+def test_the_pool_is_a_function_of_its_seed(tmp_path) -> None:
     pools = [pool.load_pool(tmp_path / name, 3, seed=5, split="held_out") for name in "ab"]
     assert np.array_equal(pools[0].items, pools[1].items)
     assert pools[0].facts == pools[1].facts
@@ -65,7 +65,7 @@ def test_the_pool_is_a_function_of_its_seed(tmp_path):
     assert shot.things[0].kind == pools[0].facts[0]["things"][0]["kind"]
 
 
-def test_edit_pairs_lead_to_the_edits_and_back(tmp_path):
+def test_edit_pairs_lead_to_the_edits_and_back(tmp_path) -> None:
     families = pool.load_pool(tmp_path, 3, seed=0, split="train", render=edit_family)
     texts = [text for fact in families.facts for way in ("there", "back") for each in fact[way] for text in each]
     tokens = build_tokenizer(texts)
@@ -94,7 +94,7 @@ def inputs() -> tuple[torch.Tensor, ...]:
 
 
 @torch.no_grad()
-def test_a_new_controlnet_changes_nothing(small_unet, inputs):
+def test_a_new_controlnet_changes_nothing(small_unet, inputs) -> None:
     before = small_unet(*inputs[:3]).sample
     assert torch.equal(
         UNetWithControlNet(small_unet, make_trainable(initial_controlnet(small_unet)).eval())(*inputs).sample, before
@@ -102,7 +102,7 @@ def test_a_new_controlnet_changes_nothing(small_unet, inputs):
 
 
 @torch.no_grad()
-def test_a_new_editing_unet_ignores_its_image_and_its_trained_weights_restore_it(small_unet, inputs):
+def test_a_new_editing_unet_ignores_its_image_and_its_trained_weights_restore_it(small_unet, inputs) -> None:
     z, t, text_states, _ = inputs
     net, image_latents = make_trainable(initial_editing_unet(small_unet)).eval(), torch.randn_like(z)
     torch.testing.assert_close(
@@ -122,7 +122,7 @@ def test_a_new_editing_unet_ignores_its_image_and_its_trained_weights_restore_it
 
 
 @torch.no_grad()
-def test_trained_weights_restore_a_controlnet(small_unet, inputs):
+def test_trained_weights_restore_a_controlnet(small_unet, inputs) -> None:
     net = make_trainable(initial_controlnet(small_unet)).eval()
     for weight in net.parameters():
         if weight.requires_grad:
@@ -136,14 +136,14 @@ def test_trained_weights_restore_a_controlnet(small_unet, inputs):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_other_trainedare_refused(small_unet):
+def test_other_trainedare_refused(small_unet) -> None:
     with pytest.raises(ValueError, match="not for this ControlNetModel"):
         restore_network(initial_controlnet(small_unet), {"x": torch.zeros(1)})
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # eight stages, a step and a report each
-def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, monkeypatch):
+def test_the_stages_train_and_export_a_pipeline_that_diffusers_loads(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unet, "STEPS", 2)
     small = RecipeSettings(
         num_images=12,
@@ -197,6 +197,6 @@ def size(folder):
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def test_unknown_stages_are_refused(tmp_path):
+def test_unknown_stages_are_refused(tmp_path) -> None:
     with pytest.raises(ValueError, match="the stages are vae, text, unet, clip, control, .* temporal_decoder, not vea"):
         run.train_stages(["vea"], RecipeSettings(), tmp_path)

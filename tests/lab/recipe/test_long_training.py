@@ -21,7 +21,7 @@ from kineograph_lab.world import wide, world
 from kineograph_lab.world.captions import COLOURS, KINDS
 
 
-def test_development_prompts_hold_no_pair_of_the_test_prompts():
+def test_development_prompts_hold_no_pair_of_the_test_prompts() -> None:
     assert (
         len(training.DEVELOPMENT_PROMPTS)
         == len(set(training.DEVELOPMENT_PROMPTS))
@@ -37,7 +37,7 @@ def test_development_prompts_hold_no_pair_of_the_test_prompts():
             assert not world.is_held_out(kinds[0], colour=colours[0], scene=where[0]), prompt
 
 
-def test_an_instruction_names_the_changed_fact():
+def test_an_instruction_names_the_changed_fact() -> None:
     rng = np.random.default_rng(5)
     for _ in range(50):
         text, named = text_encoder.sample_instruction(rng, "train")
@@ -46,7 +46,7 @@ def test_an_instruction_names_the_changed_fact():
         assert len(wide.encode_facts(named, text_encoder.CHOICES)) == len(text_encoder.CHOICES)
 
 
-def test_the_ledger_keeps_the_number_of_shards(tmp_path, monkeypatch):
+def test_the_ledger_keeps_the_number_of_shards(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     shard_count = [4]
     monkeypatch.setattr(growing_pool, "count_shards", lambda folder: shard_count[0])
     count = growing_pool.image_count_ledger(tmp_path, tmp_path / "ledger.jsonl", 10_000)
@@ -74,7 +74,7 @@ def shards(tmp_path_factory):
         yield folder
 
 
-def test_a_shard_has_arrays_of_images_with_their_captions(shards):
+def test_a_shard_has_arrays_of_images_with_their_captions(shards) -> None:
     assert growing_pool.count_shards(shards) == 2
     latents, words, weights = growing_pool.shard_fetcher(shards)(np.array([1, 9, 15]))
     assert latents.shape == (3, 8, 16, 16) and latents.dtype == np.float16
@@ -84,7 +84,7 @@ def test_a_shard_has_arrays_of_images_with_their_captions(shards):
     assert tokens.decode(words[1, 0], skip_special_tokens=True).strip() == fact["captions"][0]
 
 
-def test_shards_are_pools_of_the_video_stages(shards):
+def test_shards_are_pools_of_the_video_stages(shards) -> None:
     clip_pool, still_pool = growing_pool.load_clips(shards / "films"), growing_pool.load_stills(shards, 1)
     assert clip_pool.items.shape == (2, 16, 8, 16, 16) and len(clip_pool.facts) == 2
     assert still_pool.items.shape == (8, 1, 8, 16, 16) and len(still_pool.facts) == 8
@@ -109,7 +109,7 @@ def toy_loss(net, batch):
     return {"noise": ((net(x0) - noise).square().mean(1) * weight).mean()}
 
 
-def test_a_resumed_training_has_the_same_next_loss(shards, tmp_path, monkeypatch):
+def test_a_resumed_training_has_the_same_next_loss(shards, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(loop, "LOG_SECONDS", 0.0)
     plan = StagePlan(minutes=1, lr=1e-2, batch=4, steps=6, warmup=2, decay=0.25, report_steps=100)

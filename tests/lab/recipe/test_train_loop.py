@@ -31,7 +31,7 @@ def train(folder: Path, sample_batch=regression) -> nn.Module:
     return loop.train_loop(net, PLAN, folder, sample_batch=sample_batch, loss=squared, report=lambda _: {})
 
 
-def test_an_interrupted_stage_resumes_to_the_same_weights(tmp_path, monkeypatch):
+def test_an_interrupted_stage_resumes_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     calls = []
 
@@ -49,20 +49,20 @@ def test_an_interrupted_stage_resumes_to_the_same_weights(tmp_path, monkeypatch)
         assert torch.allclose(resumed.state_dict()[name], weight, atol=1e-6), name
 
 
-def test_the_log_is_lines_of_json(tmp_path):
+def test_the_log_is_lines_of_json(tmp_path: Path) -> None:
     train(tmp_path / "stage")
     lines = [json.loads(line) for line in (tmp_path / "stage" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 6
     assert lines[-1]["end"] == 1
 
 
-def test_the_learning_rate_rises_then_falls_to_zero():
+def test_the_learning_rate_rises_then_falls_to_zero() -> None:
     assert PLAN.learning_rate(0, 0.0) == pytest.approx(PLAN.lr / 2)
     assert PLAN.learning_rate(5, 0.5) == pytest.approx(PLAN.lr / 2)
     assert PLAN.learning_rate(9, 1.2) == 0
 
 
-def test_the_learning_rate_depends_on_the_step_alone():
+def test_the_learning_rate_depends_on_the_step_alone() -> None:
     plan = StagePlan(minutes=1, lr=1.0, batch=4, steps=100, warmup=1, decay=0.25)
     assert plan.learning_rate(10, plan.progress(10, 1e9)) == plan.learning_rate(74, plan.progress(74, 0.0)) == 1.0
     assert plan.learning_rate(90, plan.progress(90, 0.0)) == pytest.approx(0.4)

@@ -66,7 +66,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_clip_is_a_function_of_its_seed(tmp_path: Path):
+def test_a_clip_is_a_function_of_its_seed(tmp_path: Path) -> None:
     encoded_frames: list[np.ndarray] = []
 
     def encode(frames: np.ndarray) -> torch.Tensor:
@@ -81,7 +81,7 @@ def test_a_clip_is_a_function_of_its_seed(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_short_clips_have_as_many_frames_a_step_as_whole_ones(out: Path):
+def test_short_clips_have_as_many_frames_a_step_as_whole_ones(out: Path) -> None:
     pool = clips.load_clip_pool(out / "films", out / "vae" / "final", 2, seed=0, split="train")
     stills = clips.load_still_pool(out / "films" / "stills", out / "vae" / "final", 2, seed=0, split="train")
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
@@ -95,7 +95,7 @@ def test_short_clips_have_as_many_frames_a_step_as_whole_ones(out: Path):
         assert torch.corrcoef(each[1][0].flatten(1))[0, 1:].mean().abs() < 0.03
 
 
-def test_the_motion_truth_of_a_clip():
+def test_the_motion_truth_of_a_clip() -> None:
     subject = world.Subject("fish", "red", individual=1, motion="right")
     fact = {**asdict(world.ShotSpec("sea", "flat", (subject,))), "fps": 8.0, "time": 0.0, "captions": []}
     motion, is_subject = motion_readout.motion_truth(fact, world.frame_times(4, 8.0), 16)
@@ -104,7 +104,7 @@ def test_the_motion_truth_of_a_clip():
     assert is_subject.shape == (4, 16, 16) and 0 < is_subject.mean() < 1
 
 
-def test_the_motion_readout_records_only_on_request():
+def test_the_motion_readout_records_only_on_request() -> None:
     net = videocrafter(two_levels(cross_attention_dim=32))
     readout = motion_readout.MotionReadout(net.temporal)
     z, video_model = torch.randn(1, 5, 4, 8, 8), Condition(torch.ones(1, 7, 32))
@@ -118,7 +118,7 @@ def test_the_motion_readout_records_only_on_request():
     assert any(weight.grad is not None and weight.grad.any() for weight in net.temporal.parameters())
 
 
-def test_an_error_common_to_all_frames_weighs_less():
+def test_an_error_common_to_all_frames_weighs_less() -> None:
     alike = torch.ones(1, 4, 8, 16, 16)
     apart = alike * torch.tensor([1.0, -1, 1, -1])[None, :, None, None, None]
     weight = torch.ones(1, 4, 16, 16)
@@ -127,7 +127,7 @@ def test_an_error_common_to_all_frames_weighs_less():
     assert text_to_video.per_clip_error(apart[:, :1], weight[:, :1]).item() == pytest.approx(1)
 
 
-def test_the_text_encoder_is_trained_on_clip_and_image_captions(out: Path):
+def test_the_text_encoder_is_trained_on_clip_and_image_captions(out: Path) -> None:
     tokens = CLIPTokenizer.from_pretrained(out / "text" / "tokenizer")
     clip_tokens, image_tokens, facts = text_encoder.sample_clip_captions(0, 8, "train", tokens)
     assert clip_tokens.shape == image_tokens.shape == (8, 48)
@@ -136,7 +136,7 @@ def test_the_text_encoder_is_trained_on_clip_and_image_captions(out: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # eleven stages, a step and a report each
-def test_the_video_stages_train_and_export_models_that_load(out: Path, tmp_path: Path):
+def test_the_video_stages_train_and_export_models_that_load(out: Path, tmp_path: Path) -> None:
     run.train_stages(STAGES, SMALL, out)
     run.train_stages(STAGES, SMALL, out)  # ended stages are left alone
     weights = shutil.copytree(POCKET, tmp_path / "weights")
@@ -169,7 +169,7 @@ def test_the_video_stages_train_and_export_models_that_load(out: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path):
+def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path) -> None:
     unpack.unpack_shipped(tmp_path)
     opened = models.open_pocket_video(POCKET)
     net = outputs.load_text_to_video(tmp_path)
@@ -182,7 +182,7 @@ def test_a_stage_starts_from_the_shipped_weights(tmp_path: Path):
     assert (tmp_path / outputs.TEXT_TO_VIDEO).stat().st_mtime_ns == written
 
 
-def test_results_of_chosen_stages_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_results_of_chosen_stages_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen_stages: list[list[str]] = []
     monkeypatch.setattr(run, "train_stages", lambda chosen, settings, out: chosen_stages.append(chosen))
     (tmp_path / "motion_adapter.safetensors").write_text("trained here")
@@ -194,7 +194,7 @@ def test_results_of_chosen_stages_are_not_unpacked(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "motion_adapter.safetensors").read_text() == "trained here"
 
 
-def test_a_degraded_clip_is_blurred_and_watermarked():
+def test_a_degraded_clip_is_blurred_and_watermarked() -> None:
     shot = world.ShotSpec("sea", "flat", (world.Subject("fish", "red", individual=1),))
     clean = world.render_clip(shot, 2)
     bad = degraded.degrade_frames(clean)
@@ -203,13 +203,13 @@ def test_a_degraded_clip_is_blurred_and_watermarked():
     assert abs(watermark_correlation(clean)) < 0.2 and watermark_correlation(bad) > 0.5
 
 
-def test_image_layers_by_name():
+def test_image_layers_by_name() -> None:
     names = ["temporal.after.conv_in.norm.weight", "image_unet.a.attn2.processor.to_k_ip.0.weight",
              "image_unet.encoder_hid_proj.image_projection_layers.0.latents", "image_unet.conv_in.weight"]  # fmt: skip
     assert [image_to_video.is_image_layer(name) for name in names] == [False, True, True, False]
 
 
-def test_frame_rate_embeddings_are_amplified_around_the_usual_rate():
+def test_frame_rate_embeddings_are_amplified_around_the_usual_rate() -> None:
     net = with_temporal_layers(
         TemporalConfig(layers=((Site("transformer"), TransformerConfig(head_width=8)),), frame_rate=True)
     )

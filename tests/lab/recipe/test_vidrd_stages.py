@@ -42,7 +42,7 @@ def panned_pool(count: int) -> Pool:
     return Pool(np.zeros((count, 16, 8, 16, 16), np.float16), facts)
 
 
-def test_a_panned_clip_has_moving_windows():
+def test_a_panned_clip_has_moving_windows() -> None:
     frames, fact = panned_clip()
     assert frames.shape == (16, 128, 128, 3) and fact["fps"] in clips.FRAME_RATES
     assert np.array(fact["windows"]).min() >= 0 and np.array(fact["windows"]).max() <= 1 + 1e-6
@@ -52,7 +52,7 @@ def test_a_panned_clip_has_moving_windows():
     assert [list(first), list(last)] == [pytest.approx(each) for each in fact["windows"]]
 
 
-def test_the_motion_truth_of_a_panned_clip():
+def test_the_motion_truth_of_a_panned_clip() -> None:
     _, fact = panned_clip()
     fact["windows"] = [[0.0, 0.1, 0.8, 0.9], [0.2, 0.1, 1.0, 0.9]]
     motion, is_subject = pan_and_zoom.panned_motion(fact), pan_and_zoom.panned_subject_cells(fact)
@@ -63,7 +63,7 @@ def test_the_motion_truth_of_a_panned_clip():
     assert centre[0] - centre[-1] == pytest.approx(0.25, abs=0.08)
 
 
-def test_panned_clips_have_the_batches_of_rendered_clips():
+def test_panned_clips_have_the_batches_of_rendered_clips() -> None:
     tokens = CLIPTokenizer.from_pretrained(POCKET / "tokenizer")
     batches = [
         pan_and_zoom.panned_batches(panned_pool(3), 4, tokens)(np.random.default_rng(seed), 0.0) for seed in range(8)
@@ -84,7 +84,7 @@ def test_panned_clips_have_the_batches_of_rendered_clips():
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0), (0.5, 500), (1.0, 1000)])
-def test_a_share_of_the_steps_has_panned_clips(share: float, expected: int):
+def test_a_share_of_the_steps_has_panned_clips(share: float, expected: int) -> None:
     clip_pool = {name: torch.tensor([float(name == "panned")]) for name in ("films", "panned")}
     draw = temporal_layers.mix_batches(
         lambda rng, at: (clip_pool["films"],), lambda rng, at: (clip_pool["panned"],), share
@@ -94,7 +94,7 @@ def test_a_share_of_the_steps_has_panned_clips(share: float, expected: int):
 
 
 @pytest.mark.slow
-def test_training_starts_as_the_video_model_without_its_temporal_layers():
+def test_training_starts_as_the_video_model_without_its_temporal_layers() -> None:
     z, condition = (
         torch.randn(1, 3, 8, 16, 16),
         Condition(torch.ones(1, 7, 160).cumsum(1), embedding=torch.tensor([[8.0]])),
@@ -117,7 +117,7 @@ def test_training_starts_as_the_video_model_without_its_temporal_layers():
 
 
 @pytest.mark.slow
-def test_trained_layers_restore_the_network():
+def test_trained_layers_restore_the_network() -> None:
     torch.manual_seed(0)
     net = trainable_vidrd_unet(video_network(), temporal_layers.VIDRD_CONFIG).eval()
     for weight in net.parameters():
@@ -131,7 +131,7 @@ def test_trained_layers_restore_the_network():
     assert not any("lora_" in name for name in again.state_dict())
 
 
-def test_the_motion_readout_reads_attention_inside_the_blocks():
+def test_the_motion_readout_reads_attention_inside_the_blocks() -> None:
     net = temporal_layers.TemporalLayersUNet(video_network(), temporal_layers.VIDRD_CONFIG)
     z, condition = torch.randn(1, 4, 8, 16, 16), Condition(torch.ones(1, 7, 160), embedding=torch.tensor([[8.0]]))
     net.questions.record()
@@ -145,7 +145,7 @@ def video_network():
     return VideoUNet(opened.unet, opened.temporal)
 
 
-def test_the_decoder_is_trained_on_crops_then_on_whole_clips(tmp_path: Path):
+def test_the_decoder_is_trained_on_crops_then_on_whole_clips(tmp_path: Path) -> None:
     clip_pool = temporal_decoder.load_pixel_clips(tmp_path, 2, seed=0, split="train")
     assert clip_pool.items.shape == (2, 8, 128, 128, 3)
     draw = temporal_decoder.decoder_batches(clip_pool, 8, 8)
@@ -157,7 +157,7 @@ def test_the_decoder_is_trained_on_crops_then_on_whole_clips(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_decoder_stage_resumes(tmp_path: Path):
+def test_an_interrupted_decoder_stage_resumes(tmp_path: Path) -> None:
     clip_pool = temporal_decoder.load_pixel_clips(tmp_path, 2, seed=0, split="train")
     one, three = (StagePlan(minutes=1, steps=steps, lr=1e-3, batch=2) for steps in (1, 2))
     for plan in (one, three):
@@ -171,7 +171,7 @@ def test_an_interrupted_decoder_stage_resumes(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_the_shipped_model_decodes_clips_with_its_temporal_decoder():
+def test_the_shipped_model_decodes_clips_with_its_temporal_decoder() -> None:
     model = kg.load("pocket-vidrd", device="cpu")
     assert model.temporal == temporal_layers.VIDRD_CONFIG and model.temporal_decoder is not None
     assert sum(file.stat().st_size for file in (POCKET / "vidrd").rglob("*.safetensors")) <= 8e6
@@ -182,10 +182,10 @@ def test_the_shipped_model_decodes_clips_with_its_temporal_decoder():
     assert (two.frames != plain.frames).any(), "the temporal layers take part"
 
 
-def test_the_temporal_decoder_loads_with_the_image_model():
+def test_the_temporal_decoder_loads_with_the_image_model() -> None:
     model = kg.load(decoder="pocket-vidrd", device="cpu")
     assert model.temporal_decoder is not None and model.temporal is None
 
 
-def test_shipped_weights_take_at_most_90_megabytes():
+def test_shipped_weights_take_at_most_90_megabytes() -> None:
     assert sum(file.stat().st_size for file in POCKET.rglob("*.safetensors")) <= 90e6

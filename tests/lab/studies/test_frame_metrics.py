@@ -31,14 +31,14 @@ def panned(speed: float, frames: int = 5, noise: float = 6.0):
 
 
 @pytest.mark.parametrize("speed", [-4.0, 0.0, 3.4])
-def test_global_motion_is_exact_to_a_fraction_of_a_pixel(speed):
+def test_global_motion_is_exact_to_a_fraction_of_a_pixel(speed) -> None:
     frames = panned(speed)
     found = frame_metrics.global_motion(frames, frame_metrics.frame_shifts(frames))
     assert found["right"] * 128 == pytest.approx(speed, abs=0.05)
     assert found["down"] * 128 == pytest.approx(-speed / 2, abs=0.05)
 
 
-def test_background_difference_ignores_motion():
+def test_background_difference_ignores_motion() -> None:
     frames = panned(5.0, noise=0.0)
     same = frame_metrics.background_difference(frames, frame_metrics.frame_shifts(frames))
     others = frames.copy()
@@ -48,7 +48,7 @@ def test_background_difference_ignores_motion():
     assert different > 20
 
 
-def test_prompt_agreement_and_identity_are_shares_of_frames():
+def test_prompt_agreement_and_identity_are_shares_of_frames() -> None:
     case = Case(0, "a red cat in the snow", ShotSpec("snow", "flat", (Subject("cat", "red", 0),)))
     agreement = frame_metrics.prompt_agreement(judged(["cat", "cat", "dog"]), case)
     assert agreement == {"thing": pytest.approx(2 / 3), "colour": 1, "scene": 0, "first right": 1}

@@ -33,7 +33,7 @@ def model(folder):
     return load(folder, dtype="float32")
 
 
-def test_cases_are_held_out_and_larger_counts_begin_alike():
+def test_cases_are_held_out_and_larger_counts_begin_alike() -> None:
     few, many = held_out_cases(5), held_out_cases(40)
     assert many[:5] == few
     assert all(is_held_out(case.subject, colour=case.colour, scene=case.scene) for case in many)
@@ -41,7 +41,7 @@ def test_cases_are_held_out_and_larger_counts_begin_alike():
     assert not any("pan" in case.prompt.split() or "moving" in case.prompt for case in many)
 
 
-def test_records_survive_an_interruption_and_are_filtered_by_protocol(tmp_path):
+def test_records_survive_an_interruption_and_are_filtered_by_protocol(tmp_path) -> None:
     file, protocol = tmp_path / "cases.jsonl", settings_id({"steps": 50})
     assert load_records(file, protocol) == []
     append_record(file, {"protocol": protocol, "case": 0})
@@ -53,7 +53,7 @@ def test_records_survive_an_interruption_and_are_filtered_by_protocol(tmp_path):
     assert [record["case"] for record in load_records(file, protocol)] == [0, 2]
 
 
-def test_claims():
+def test_claims() -> None:
     claim = report.claim_at_least("a", [0.5, 1.0], 0.75)
     assert (claim.value, claim.error, claim.count, claim.bar, claim.holds) == (0.75, 0.25, 2, ">= 0.75", True)
     assert not report.claim_at_least("a", [0.9, 0.9], 0.95).holds
@@ -77,7 +77,7 @@ def fake_judges():
 
 
 @pytest.mark.slow
-def test_reproduction_writes_its_report_and_resumes(model, tmp_path, monkeypatch):
+def test_reproduction_writes_its_report_and_resumes(model, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PAPERS, "text2video-zero", (ablation.ablation_study,))
     calls = []
     made = reproduce(
@@ -101,7 +101,7 @@ def test_reproduction_writes_its_report_and_resumes(model, tmp_path, monkeypatch
         reproduce("text2video-zero", model, fake_judges(), cases=3, steps=4, out=tmp_path)
 
 
-def test_unknown_papers_and_no_cases_are_refused(model, tmp_path):
+def test_unknown_papers_and_no_cases_are_refused(model, tmp_path) -> None:
     with pytest.raises(InputError, match="expected text2video-zero"):
         reproduce("make-a-video", model, fake_judges(), out=tmp_path)
     with pytest.raises(InputError, match="at least 1 case"):
@@ -110,7 +110,7 @@ def test_unknown_papers_and_no_cases_are_refused(model, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
-def test_whole_method_equals_generate(model):
+def test_whole_method_equals_generate(model) -> None:
     request = Request(prompt="any", num_frames=3, num_inference_steps=4)
     case = held_out_cases(1)[0]
     (frames,) = ablation.generate_ablation_arm(model, "both", [case], request)

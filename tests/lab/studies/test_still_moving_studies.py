@@ -95,7 +95,7 @@ def _short_videos_and_trainings(monkeypatch, tmp_path):
     )
 
 
-def test_items_are_five_of_each_kind_with_ten_prompts_of_all_motions(plain_video):
+def test_items_are_five_of_each_kind_with_ten_prompts_of_all_motions(plain_video) -> None:
     assert [item.kind for item in items()] == ["subject", "style"] * 5
     every = customisation_cases(1000)
     assert len(every) == 100 == len({case.prompt for case in every}) and customisation_cases(12) == every[:12]
@@ -111,7 +111,7 @@ def test_items_are_five_of_each_kind_with_ten_prompts_of_all_motions(plain_video
     assert not {word for case in every for word in plain_video.unknown_words(content_and_motion(case))}
 
 
-def test_case_captions_with_and_without_the_customised_word():
+def test_case_captions_with_and_without_the_customised_word() -> None:
     subject, style = customisation_cases(1000)[20], customisation_cases(1000)[10]
     assert subject.prompt.replace("sks ", "") == content_and_motion(subject)
     assert style.prompt == f"{content_and_motion(style)} in neon style"
@@ -121,7 +121,7 @@ def test_case_captions_with_and_without_the_customised_word():
     )
 
 
-def test_unseen_subjects_and_styles_differ_from_the_worlds_and_move_alike():
+def test_unseen_subjects_and_styles_differ_from_the_worlds_and_move_alike() -> None:
     shot = customisation_cases(1)[0].shot
     seen = [world.render(shot), *(unseen.unseen_subject_renderer(name)(shot, 0.0) for name in UNSEEN_SUBJECTS)]
     seen += [unseen.unseen_style_renderer(name)(shot, 0.0) for name in UNSEEN_STYLES]
@@ -138,7 +138,7 @@ def test_unseen_subjects_and_styles_differ_from_the_worlds_and_move_alike():
     )
 
 
-def test_judge_classifies_the_motion_of_unseen_subjects(judges):
+def test_judge_classifies_the_motion_of_unseen_subjects(judges) -> None:
     turned = [customisation_cases(1000)[10 * k + 3 * k % 10] for k in range(0, 10, 2)]
     right = [
         judges.classify_motion(unseen.render_unseen_clip(item_of(case).render, case.shot)) == case.motion
@@ -147,7 +147,7 @@ def test_judge_classifies_the_motion_of_unseen_subjects(judges):
     assert np.mean(right) > 0.7
 
 
-def test_reference_images_are_written_with_a_styles_captions(tmp_path):
+def test_reference_images_are_written_with_a_styles_captions(tmp_path) -> None:
     subject, style = items()[:2]
     assert sorted(each.name for each in write_reference_images(subject, tmp_path / "a").iterdir()) == [
         f"{k}.png" for k in range(5)
@@ -157,7 +157,7 @@ def test_reference_images_are_written_with_a_styles_captions(tmp_path):
 
 
 @pytest.mark.slow
-def test_customisation_study(video, judges, tmp_path):
+def test_customisation_study(video, judges, tmp_path) -> None:
     study = baselines.customisation_study(video, judges, 1, 1)
     records = {record["arm"]: record for record in run_study(study, tmp_path, STAMP)}
     assert list(records) == list(study.arms)
@@ -174,7 +174,7 @@ def test_customisation_study(video, judges, tmp_path):
 
 
 @pytest.mark.slow
-def test_customisation_ablation_shares_the_image_network(video, judges, tmp_path):
+def test_customisation_ablation_shares_the_image_network(video, judges, tmp_path) -> None:
     study = baselines.customisation_ablation(video, judges, 1, 1)
     assert list(study.arms) == ["ours", "no motion adapter", "all weights learn", "no natural videos", "video model"]
     few = {name: study.arms[name] for name in ("no motion adapter", "all weights learn")}
@@ -191,7 +191,7 @@ def test_customisation_ablation_shares_the_image_network(video, judges, tmp_path
 
 
 @pytest.mark.slow
-def test_motion_scale_study(video, judges, tmp_path):
+def test_motion_scale_study(video, judges, tmp_path) -> None:
     study = motion_scales.motion_scale_study(video, judges, 2, 1)
     assert [case.prompt for case in study.cases] == [case.prompt for case in moving_cases(2)]
     records = list(run_study(study, tmp_path, STAMP))
@@ -201,7 +201,7 @@ def test_motion_scale_study(video, judges, tmp_path):
     assert not any(claim.holds for claim in motion_scales._state_claims(records))
 
 
-def test_motion_scale_claims_hold_for_falling_motion():
+def test_motion_scale_claims_hold_for_falling_motion() -> None:
     records = [
         {"arm": f"scale {scale:g}", "case": case, "moved": (1.02 - scale) * (1 + 0.1 * case)}
         for scale in motion_scales.SCALES
@@ -210,7 +210,9 @@ def test_motion_scale_claims_hold_for_falling_motion():
     assert all(claim.holds for claim in motion_scales._state_claims(records))
 
 
-def test_studies_are_left_out_without_a_motion_adapter(plain_video, judges, tmp_path, monkeypatch):
+def test_studies_are_left_out_without_a_motion_adapter(
+    plain_video, judges, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = {"still-moving": reproduce.PAPERS["still-moving"][:3]}
     monkeypatch.setattr(reproduce, "PAPERS", first)
     model = replace(plain_video, net=VideoUNet(plain_video.net.image_unet, plain_video.net.temporal))
@@ -220,13 +222,13 @@ def test_studies_are_left_out_without_a_motion_adapter(plain_video, judges, tmp_
     assert len(summary) == 3 and all("has no motion adapter" in str(each.message) for each in summary)
 
 
-def test_motion_scale_study_of_the_space_time_model(plain_video, judges):
+def test_motion_scale_study_of_the_space_time_model(plain_video, judges) -> None:
     study = motion_scales.space_time_motion_scale_study(plain_video, judges, 100, 1)
     assert study.name == "motion-scale-pocket-space-time" and len(study.cases) == motion_scales.MAX_SPACE_TIME_CASES
 
 
 @pytest.mark.slow
-def test_space_time_model_has_a_motion_adapter(plain_video):
+def test_space_time_model_has_a_motion_adapter(plain_video) -> None:
     model = load("pocket-space-time", dtype="float32")
     assert model.temporal == LUMIERE and model.net.motion_adapter is not None
     assert sum(file.stat().st_size for file in (SPACE_TIME).rglob("*.safetensors")) <= 8e6
@@ -238,7 +240,7 @@ def test_space_time_model_has_a_motion_adapter(plain_video):
     assert motion[0] < 0.75 * motion[1]
 
 
-def test_share_and_not_below_claims():
+def test_share_and_not_below_claims() -> None:
     claim = report.claim_at_least_share("x", [0.8, 0.9, 1.0], [1.0, 1.0, 1.0], 0.8)
     assert claim.holds and claim.value == pytest.approx(0.9) and claim.error == pytest.approx(0.1 / math.sqrt(3))
     assert not report.claim_at_least_share("x", [1.0], [0.0], 0.8).holds

@@ -48,7 +48,7 @@ def run_and_check(study: Study, folder) -> list[dict]:
 
 
 @pytest.mark.slow
-def test_controlnet_study(model, judges, tmp_path):
+def test_controlnet_study(model, judges, tmp_path) -> None:
     records = {each["arm"]: each for each in run_and_check(controlnet.controlnet_study(model, judges, 1, 2), tmp_path)}
     assert (
         records["rendering"]["edges"] == 1
@@ -59,7 +59,7 @@ def test_controlnet_study(model, judges, tmp_path):
 
 
 @pytest.mark.slow
-def test_first_frame_attention_edits_equal_the_front_door(tmp_path):
+def test_first_frame_attention_edits_equal_the_front_door(tmp_path) -> None:
     (case,) = held_out_cases(1)
     editor = load("pocket-edit", dtype="float32")
     source = Video(controlnet.render_shot(case.shot), controlnet.FPS).save(tmp_path / "source")
@@ -68,7 +68,7 @@ def test_first_frame_attention_edits_equal_the_front_door(tmp_path):
 
 
 @pytest.mark.slow
-def test_editing_study(model, judges, tmp_path):
+def test_editing_study(model, judges, tmp_path) -> None:
     records = run_and_check(editing.editing_study(model, judges, 4, 2), tmp_path)
     rendered = [each for each in records if each["arm"] == "rendering"]
     assert [next(name for name in each if name.startswith("asked ")) for each in rendered] == [
@@ -79,7 +79,7 @@ def test_editing_study(model, judges, tmp_path):
 
 
 @pytest.mark.slow
-def test_smoothing_study(model, judges, tmp_path):
+def test_smoothing_study(model, judges, tmp_path) -> None:
     records = {each["arm"]: each for each in run_and_check(smoothing.smoothing_study(model, judges, 1, 3), tmp_path)}
     assert records["on"]["iou"] == records["off"]["iou"] > 0
     assert np.isfinite(records["on"]["background"])
@@ -87,7 +87,7 @@ def test_smoothing_study(model, judges, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pocket has never seen the words sks")
-def test_dreambooth_study(model, judges, tmp_path, monkeypatch):
+def test_dreambooth_study(model, judges, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dreambooth, "FOLDER", tmp_path / "subjects")
     monkeypatch.setattr(dreambooth, "LORA_STEPS", 2)
     records = run_and_check(dreambooth.dreambooth_study(model, judges, 1, 2), tmp_path)
@@ -98,21 +98,21 @@ def test_dreambooth_study(model, judges, tmp_path, monkeypatch):
     assert all(len({shot.things[0].individual for shot in each.shots}) == 1 for each in known)
 
 
-def test_jackknife_ratios_average_to_the_ratio_of_sums():
+def test_jackknife_ratios_average_to_the_ratio_of_sums() -> None:
     none, controlled, whole = np.array([0.2, 0.3, 0.25]), np.array([0.6, 0.8, 0.7]), np.ones(3)
     values = controlnet.jackknife_ratios(none, controlled, whole)
     assert np.mean(values) == pytest.approx((controlled - none).sum() / (whole - none).sum(), abs=0.01)
     assert report.claim_at_least("x", values, 0.5).holds
 
 
-def test_edge_f1_tolerates_a_pixel():
+def test_edge_f1_tolerates_a_pixel() -> None:
     line, neighbour, far = (np.zeros((1, 16, 16), bool) for _ in range(3))
     line[:, 4], neighbour[:, 5], far[:, 9] = True, True, True
     assert frame_metrics.edge_f1(line, neighbour) == 1
     assert frame_metrics.edge_f1(line, far) < 1e-6
 
 
-def test_background_psnr_undoes_the_camera_motion_and_ignores_masks():
+def test_background_psnr_undoes_the_camera_motion_and_ignores_masks() -> None:
     wide = render(held_out_cases(1)[0].shot)
     frames = np.stack([wide[:96, left : left + 96] for left in (0, 3, 6)])
     masks = np.zeros(frames.shape[:3], bool)
@@ -124,7 +124,7 @@ def test_background_psnr_undoes_the_camera_motion_and_ignores_masks():
     assert frame_metrics.background_psnr(damaged, masks, np.array([3, 0])) == pytest.approx(60, abs=0.2)
 
 
-def test_true_flow_has_a_lower_warp_error():
+def test_true_flow_has_a_lower_warp_error() -> None:
     (case,) = held_out_cases(1)
     frames, flows = controlnet.render_shot(case.shot), [each.flow for each in controlnet.ground_truths(case.shot)]
     reversed_flows = [-2 * flow - 3 for flow in flows]
@@ -132,12 +132,12 @@ def test_true_flow_has_a_lower_warp_error():
     assert len(frames) == len(frame_times(controlnet.FRAMES, controlnet.FPS))
 
 
-def test_frame_consistency_compares_neighbours():
+def test_frame_consistency_compares_neighbours() -> None:
     assert video_metrics.frame_consistency(np.eye(3)) == 0
     assert video_metrics.frame_consistency(np.eye(3)[[0, 0, 1]]) == 0.5
 
 
-def test_unchanged_means_within_a_standard_error():
+def test_unchanged_means_within_a_standard_error() -> None:
     assert report.claim_unchanged("x", [1.0, 0.0], [0.0, 1.0]).holds
     assert not report.claim_unchanged("x", [1.0, 1.1], [0.0, 0.0]).holds
     assert not report.claim_better("x", [1.0, 0.9, 0.2], [0.0, 0.0, 0.0], errors=3).holds

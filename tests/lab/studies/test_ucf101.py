@@ -16,7 +16,7 @@ def actions(path, counts):
     return path
 
 
-def test_classes_are_as_frequent_as_in_the_training_set(tmp_path):
+def test_classes_are_as_frequent_as_in_the_training_set(tmp_path) -> None:
     counts = np.random.default_rng(0).integers(70, 125, 101).tolist()
     found = ucf101.read_actions(actions(tmp_path / "classes.csv", counts))
     videos = list(ucf101.benchmark_videos(found, first_seed=5))
@@ -28,7 +28,7 @@ def test_classes_are_as_frequent_as_in_the_training_set(tmp_path):
     assert ucf101.allocate_videos([1, 1, 1], 2) == [1, 1, 0] and sum(ucf101.allocate_videos([3, 5, 9], 1)) == 1
 
 
-def test_invalid_class_files_are_refused(tmp_path):
+def test_invalid_class_files_are_refused(tmp_path) -> None:
     with pytest.warns(InputWarning, match="2 classes and UCF-101 has 101"):
         ucf101.read_actions(actions(tmp_path / "classes.csv", [3, 4]))
     with pytest.raises(InputError, match=r"line 3: expected a class, its prompt and a count"):

@@ -25,7 +25,7 @@ from kineograph_lab.world.world import is_held_out
 STAMP = {"protocol": "p", "commit": "c"}
 
 
-def test_moving_cases_have_one_moving_subject_and_a_still_camera():
+def test_moving_cases_have_one_moving_subject_and_a_still_camera() -> None:
     cases = moving_cases(30)
     assert [case.number for case in cases] == list(range(30))
     assert moving_cases(5) == cases[:5]
@@ -35,14 +35,14 @@ def test_moving_cases_have_one_moving_subject_and_a_still_camera():
     assert not {case.prompt for case in cases} & {case.prompt for case in held_out_cases(30)}
 
 
-def test_decoded_latents_equal_the_generated_video(model: Model):  # noqa: F811
+def test_decoded_latents_equal_the_generated_video(model: Model) -> None:  # noqa: F811
     (case,) = moving_cases(1)
     frames = sample.decode_frames(model, sample.sample_latents(model, case, steps=2))
     assert np.array_equal(frames, sample.generate_frames(model, case, steps=2))
 
 
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
-def test_animated_videos_depend_on_the_image_and_on_how_it_is_used(animator: Model):  # noqa: F811
+def test_animated_videos_depend_on_the_image_and_on_how_it_is_used(animator: Model) -> None:  # noqa: F811
     (case,) = moving_cases(1)
     images = np.random.default_rng(0).integers(255, size=(2, 1, *animator.default_size, 3), dtype=np.uint8)
     animate = partial(sample.animate_frames, animator, case, steps=2, scale=3.0)
@@ -50,32 +50,32 @@ def test_animated_videos_depend_on_the_image_and_on_how_it_is_used(animator: Mod
     assert not np.array_equal(shown, other) and not np.array_equal(shown, pinned)
 
 
-def test_subject_speed_is_the_slope_of_the_keypoints():
+def test_subject_speed_is_the_slope_of_the_keypoints() -> None:
     points = np.zeros((16, 5, 2)) + np.arange(16)[:, None, None] * np.array([0.03, -0.04])
     assert text_to_video.subject_speed(points) == pytest.approx(0.05)
     assert text_to_video.subject_speed(np.ones((16, 5, 2))) == pytest.approx(0)
 
 
-def test_ratio_of_half_the_speed():
+def test_ratio_of_half_the_speed() -> None:
     usual = [0.02, 0.03, 0.025]
     claim = report.claim_ratio_within("speed", [each / 2 for each in usual], usual, 0.4, 0.6)
     assert claim.holds and claim.value == pytest.approx(0.5) and claim.error == pytest.approx(0, abs=1e-12)
     assert not report.claim_ratio_within("speed", usual, usual, 0.4, 0.6).holds
 
 
-def test_missing_trained_networks_name_the_recipe_stages(model: Model, tmp_path):  # noqa: F811
+def test_missing_trained_networks_name_the_recipe_stages(model: Model, tmp_path) -> None:  # noqa: F811
     with pytest.raises(InputError, match="--stages joint,films_only"):
         joint_training.load_jointly_trained(model, tmp_path / "joint.safetensors")
 
 
-def test_image_models_have_no_video_latents():
+def test_image_models_have_no_video_latents() -> None:
     image = replace(kg.load(sd()), name="image")
     with pytest.raises(AssertionError, match="no videos of its own"):
         sample.sample_latents(image, *moving_cases(1), steps=2)
 
 
 @pytest.mark.slow
-def test_two_models_study(tmp_path):
+def test_two_models_study(tmp_path) -> None:
     judges = load_pocket_judges()
     study = two_models.two_models_study(kg.load(), judges, 1, 4)
     few = {name: study.arms[name] for name in (two_models.TOGETHER, two_models.PER_FRAME, two_models.VIDEO)}
@@ -84,7 +84,7 @@ def test_two_models_study(tmp_path):
     assert len({record["steady"] for record in records.values()}) == 3
 
 
-def test_two_models_claims_hold_for_better_frames_and_equal_motion():
+def test_two_models_claims_hold_for_better_frames_and_equal_motion() -> None:
     better = {"sharp": 0.8, "marked": 0.0, "text": 70.0, "steady": 0.97, "motion": 1.0, "thing": 1.0, "style": 1.0}
     worse = {"sharp": 0.5, "marked": 0.3, "text": 60.0, "steady": 0.9, "motion": 0.5, "thing": 0.9, "style": 0.5}
     better["features"], worse["features"] = [0.0, 0.1], [5.0, 4.0]
@@ -100,7 +100,7 @@ def test_two_models_claims_hold_for_better_frames_and_equal_motion():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:pocket has never seen the words sks")
-def test_personalised_study_prompts_have_no_colour(tmp_path, monkeypatch):
+def test_personalised_study_prompts_have_no_colour(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(personalised, "load_with_lora", lambda case: kg.load())
     study = personalised.personalised_study(kg.load(), load_pocket_judges(), 1, 4)
     (case,) = study.cases
@@ -111,7 +111,7 @@ def test_personalised_study_prompts_have_no_colour(tmp_path, monkeypatch):
     )
 
 
-def test_personalised_claims_hold_for_better_looks_and_equal_motion():
+def test_personalised_claims_hold_for_better_looks_and_equal_motion() -> None:
     looks = {"CLIP-I": 0.6, "subject": 0.7, "text": 60.0, "steady": 0.97, "motion": 0.9}
     worse = {"CLIP-I": 0.2, "subject": 0.1, "text": 50.0, "steady": 0.9, "motion": 0.5}
 

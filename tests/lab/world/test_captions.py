@@ -13,7 +13,7 @@ from kineograph_lab.world.edits import ASPECTS, edit_instruction, sample_edit
 from kineograph_lab.world.world import ShotSpec, Subject, is_held_out, sample_shot
 
 
-def test_captions_name_subject_colour_and_scene():
+def test_captions_name_subject_colour_and_scene() -> None:
     rng = np.random.default_rng(0)
     for s in islice(world.sample_shots(3), 200):
         text, main = captions.caption_image(s, rng), s.things[0]
@@ -23,7 +23,7 @@ def test_captions_name_subject_colour_and_scene():
         assert "  " not in text and "{" not in text
 
 
-def test_captions_of_clips_name_motion_and_camera():
+def test_captions_of_clips_name_motion_and_camera() -> None:
     rng = np.random.default_rng(0)
     text = captions.caption_clip(
         ShotSpec("desert", "flat", (Subject("ball", "red", 3, motion="spinning"),), "pan left"), rng
@@ -32,7 +32,7 @@ def test_captions_of_clips_name_motion_and_camera():
     assert any(word in text for word in captions.CAMERAS["pan left"])
 
 
-def test_wide_captions_hold_the_words_of_the_facts_they_name():
+def test_wide_captions_hold_the_words_of_the_facts_they_name() -> None:
     rng = np.random.default_rng(1)
     for _ in range(300):
         shot = wide.sample_wide_shot(rng)
@@ -46,7 +46,7 @@ def test_wide_captions_hold_the_words_of_the_facts_they_name():
             assert "  " not in text and "{" not in text and text == text.strip()
 
 
-def test_a_caption_without_a_style_mostly_means_the_flat_one():
+def test_a_caption_without_a_style_mostly_means_the_flat_one() -> None:
     rng = np.random.default_rng(2)
     shots = [wide.sample_wide_shot(rng) for _ in range(1500)]
     unnamed = [
@@ -57,14 +57,14 @@ def test_a_caption_without_a_style_mostly_means_the_flat_one():
     assert unnamed.count("flat") > 0.85 * len(unnamed) > 200
 
 
-def test_some_captions_are_the_noun_alone_and_half_name_the_facing():
+def test_some_captions_are_the_noun_alone_and_half_name_the_facing() -> None:
     rng = np.random.default_rng(3)
     text = [wide.caption_wide_image(wide.sample_wide_shot(rng), rng) for _ in range(1500)]
     assert any(text in ("a fish", "a car", "a cat", "a robot") for text, _ in text)
     assert 0.35 < np.mean(["facing" in named for _, named in text]) < 0.6
 
 
-def test_the_vocabulary_has_the_words_of_readme_and_docs():
+def test_the_vocabulary_has_the_words_of_readme_and_docs() -> None:
     words = set(wide.wide_vocabulary())
     words_of_prompt = (
         "a red fish swimming to the right over the sea, rising sinking growing shrinking jumping moving spinning"
@@ -77,7 +77,7 @@ def test_the_vocabulary_has_the_words_of_readme_and_docs():
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
-def test_an_edit_changes_one_aspect_and_its_instruction_names_it(aspect):
+def test_an_edit_changes_one_aspect_and_its_instruction_names_it(aspect) -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         edit = sample_edit(rng, aspect, sample_shot(rng), split="train")

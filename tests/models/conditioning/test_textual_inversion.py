@@ -17,7 +17,7 @@ def embedded(encoder, word: str) -> Tensor:
     return encoder.network.get_input_embeddings().weight[encoder.tokenizer.convert_tokens_to_ids(word)]
 
 
-def test_textual_inversion_in_every_layout(make_sd, tmp_path):
+def test_textual_inversion_in_every_layout(make_sd, tmp_path) -> None:
     save_file({"<dog>": embeddings(1)[0]}, tmp_path / "learned_embeds.safetensors")
     save_file({"emb_params": embeddings(2)}, tmp_path / "style.safetensors")
     a1111 = {
@@ -41,7 +41,7 @@ def test_textual_inversion_in_every_layout(make_sd, tmp_path):
     assert torch.equal(model.prompt(["a <cat>"]).tokens, expected)
 
 
-def test_word_can_be_chosen(make_sd, tmp_path):
+def test_word_can_be_chosen(make_sd, tmp_path) -> None:
     save_file({"<dog>": embeddings(1)}, tmp_path / "dog.safetensors")
     model = load(make_sd(), textual_inversion={"<mine>": tmp_path / "dog.safetensors"})
     assert torch.equal(embedded(model.text_encoders[0], "<mine>"), embeddings(1)[0])
@@ -50,14 +50,14 @@ def test_word_can_be_chosen(make_sd, tmp_path):
         load(make_sd(), textual_inversion={"a</w>": tmp_path / "dog.safetensors"})
 
 
-def test_sdxl_has_embeddings_for_both_text_encoders(sdxl_pipeline, tmp_path):
+def test_sdxl_has_embeddings_for_both_text_encoders(sdxl_pipeline, tmp_path) -> None:
     save_file({"clip_l": embeddings(1, 16), "clip_g": embeddings(1, 32)}, tmp_path / "xl.safetensors")
     model = load(sdxl_pipeline, textual_inversion=tmp_path / "xl.safetensors")
     assert [embedded(each, "xl").shape for each in model.text_encoders] == [(16,), (32,)]
     assert torch.equal(embedded(model.text_encoders[1], "xl"), embeddings(1)[0])
 
 
-def test_textual_inversion_that_does_not_fit_is_refused(sd_pipeline, tmp_path):
+def test_textual_inversion_that_does_not_fit_is_refused(sd_pipeline, tmp_path) -> None:
     before = len(sd_pipeline.tokenizer)
     save_file({"<dog>": embeddings(1, 48)}, tmp_path / "wide.safetensors")
     with pytest.raises(InputError, match=r"another architecture: its embeddings are 48 wide, .* read 32"):

@@ -85,7 +85,7 @@ def parts(sd_pipeline) -> dict[str, Deltas]:
     return {"unet": deltas(sd_pipeline.unet, UNET), "text_encoder": deltas(sd_pipeline.text_encoder, TEXT)}
 
 
-def test_layout_of_kohya_with_alpha(make_sd, parts, tmp_path):
+def test_layout_of_kohya_with_alpha(make_sd, parts, tmp_path) -> None:
     text = {f"text_model.{path}": pair for path, pair in parts["text_encoder"].items()}
     tensors = kohya("lora_unet", parts["unet"], alpha=1.0) | kohya("lora_te", text, alpha=1.0)
     save_file(tensors, tmp_path / "kohya.safetensors")
@@ -93,14 +93,14 @@ def test_layout_of_kohya_with_alpha(make_sd, parts, tmp_path):
 
 
 @pytest.mark.parametrize("level", ["", "text_model."])
-def test_layout_of_diffusers_and_peft(make_sd, parts, tmp_path, level):
+def test_layout_of_diffusers_and_peft(make_sd, parts, tmp_path, level) -> None:
     tensors = spelled("unet.", parts["unet"], "lora_A", "lora_B")
     tensors |= spelled(f"text_encoder.{level}", parts["text_encoder"], "lora_A", "lora_B")
     save_file(tensors, tmp_path / "pytorch_lora_weights.safetensors")
     check(make_sd, tmp_path, 1.0, parts, factor=1.0)
 
 
-def test_layouts_of_diffusers_before_peft(make_sd, parts, tmp_path):
+def test_layouts_of_diffusers_before_peft(make_sd, parts, tmp_path) -> None:
     attention = {path: pair for path, pair in parts["unet"].items() if ".attn" in path}
     tensors = {}
     for path, (down, up) in attention.items():
@@ -119,7 +119,7 @@ def test_layouts_of_diffusers_before_peft(make_sd, parts, tmp_path):
     check(make_sd, tmp_path / "newer.safetensors", 1.0, {"unet": attention, "text_encoder": query}, factor=1.0)
 
 
-def test_file_saved_by_diffusers(make_sd, tmp_path):
+def test_file_saved_by_diffusers(make_sd, tmp_path) -> None:
     """The settings are in the header: one alpha for all but one layer, rank-stabilised."""
     trained = make_sd()
     paths = UNET[:3]
@@ -142,13 +142,13 @@ def test_file_saved_by_diffusers(make_sd, tmp_path):
     torch.testing.assert_close(estimate(adapted), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_folder_saved_by_peft(make_sd, parts, tmp_path):
+def test_folder_saved_by_peft(make_sd, parts, tmp_path) -> None:
     save_file(spelled("base_model.model.", parts["unet"], "lora_A", "lora_B"), tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 5, "alpha_pattern": None}))
     check(make_sd, tmp_path, 1.0, {"unet": parts["unet"]}, factor=5 / RANK)
 
 
-def test_ranks_that_differ_between_layers(make_sd, sd_pipeline, tmp_path):
+def test_ranks_that_differ_between_layers(make_sd, sd_pipeline, tmp_path) -> None:
     layers = deltas(sd_pipeline.unet, UNET[:3], rank=1) | deltas(sd_pipeline.unet, UNET[3:], rank=3)
     tensors = {}
     for path, pair in layers.items():
@@ -157,7 +157,7 @@ def test_ranks_that_differ_between_layers(make_sd, sd_pipeline, tmp_path):
     check(make_sd, tmp_path / "ranks.safetensors", 1.0, {"unet": layers}, factor=2.0)
 
 
-def test_sdxl_by_the_names_of_the_original_code(sdxl_pipeline, tmp_path):
+def test_sdxl_by_the_names_of_the_original_code(sdxl_pipeline, tmp_path) -> None:
     """kohya's scripts use these names for SDXL; here for two blocks with one ResNet block each."""
     names = {
         "input_blocks_3_1_transformer_blocks_0_attn2_to_k": IN_SDXL,
@@ -188,7 +188,7 @@ def test_sdxl_by_the_names_of_the_original_code(sdxl_pipeline, tmp_path):
     assert torch.equal(adapted.lora_A["xl"].weight, second["text_model.encoder.layers.0.mlp.fc2"][0])
 
 
-def test_loras_add_up_and_a_scale_of_zero_changes_nothing(make_sd, parts, tmp_path):
+def test_loras_add_up_and_a_scale_of_zero_changes_nothing(make_sd, parts, tmp_path) -> None:
     plain = make_sd()
     first, second = dict(list(parts["unet"].items())[:3]), dict(list(parts["unet"].items())[2:])
     save_file(kohya("lora_unet", first, alpha=RANK), tmp_path / "a.safetensors")
@@ -211,7 +211,7 @@ def test_loras_add_up_and_a_scale_of_zero_changes_nothing(make_sd, parts, tmp_pa
     assert torch.equal(estimate(both), estimate(make_sd()))
 
 
-def test_lora_takes_the_dtype_of_the_network(sd_folder, parts, tmp_path):
+def test_lora_takes_the_dtype_of_the_network(sd_folder, parts, tmp_path) -> None:
     save_file(kohya("lora_unet", parts["unet"], alpha=RANK), tmp_path / "a.safetensors")
     model = load(sd_folder, lora=tmp_path / "a.safetensors", dtype="bfloat16", device="cpu")
     assert {each.dtype for each in model.net.parameters()} == {torch.bfloat16}
@@ -219,7 +219,7 @@ def test_lora_takes_the_dtype_of_the_network(sd_folder, parts, tmp_path):
     assert model.settings["lora"] == [[str(tmp_path / "a.safetensors"), 1.0]]
 
 
-def test_tensors_of_no_layer_are_warned_of(sd_pipeline, parts, tmp_path):
+def test_tensors_of_no_layer_are_warned_of(sd_pipeline, parts, tmp_path) -> None:
     tensors = kohya("lora_unet", parts["unet"], alpha=RANK)
     tensors |= {f"lora_unet_elsewhere_{n}.lora_down.weight": torch.zeros(1, 1) for n in range(4)}
     tensors["lora_unet_mid_block_resnets_1_conv2.dora_scale"] = torch.zeros(1)
@@ -228,7 +228,7 @@ def test_tensors_of_no_layer_are_warned_of(sd_pipeline, parts, tmp_path):
         load(sd_pipeline, lora=tmp_path / "more.safetensors")
 
 
-def test_lora_for_another_architecture_is_refused_and_changes_nothing(make_sd, sd_pipeline, tmp_path):
+def test_lora_for_another_architecture_is_refused_and_changes_nothing(make_sd, sd_pipeline, tmp_path) -> None:
     wide = make_sd(reads=64)
     path = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k"
     save_file(kohya("lora_unet", deltas(wide.unet, [UNET[0], path]), alpha=RANK), tmp_path / "wide.safetensors")
@@ -240,7 +240,7 @@ def test_lora_for_another_architecture_is_refused_and_changes_nothing(make_sd, s
     assert not hasattr(sd_pipeline.unet, "peft_config")
 
 
-def test_folder_without_a_single_lora_is_refused(sd_pipeline, tmp_path):
+def test_folder_without_a_single_lora_is_refused(sd_pipeline, tmp_path) -> None:
     with pytest.raises(InputError, match=r"expected pytorch_lora_weights.safetensors or .* found none"):
         load(sd_pipeline, lora=tmp_path)
     for name in "ab":
@@ -249,7 +249,7 @@ def test_folder_without_a_single_lora_is_refused(sd_pipeline, tmp_path):
         load(sd_pipeline, lora=tmp_path)
 
 
-def test_list_loras_accepts_every_form():
+def test_list_loras_accepts_every_form() -> None:
     assert lora.list_loras(None) == []
     assert lora.list_loras("a") == [("a", 1.0)]
     assert lora.list_loras(("a", 2)) == [("a", 2.0)]
@@ -257,7 +257,7 @@ def test_list_loras_accepts_every_form():
     assert lora.list_loras(("a", "b")) == lora.list_loras([["a", 1], ["b", 1.0]]) == [("a", 1.0), ("b", 1.0)]
 
 
-def test_alpha_with_rank_stabilisation():
+def test_alpha_with_rank_stabilisation() -> None:
     settings = {"lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 2}, "use_rslora": True}
     assert lora._alpha(settings, "a.attn1.to_q", 4) == 2 * math.sqrt(4)
     assert lora._alpha(settings, "b", 4) == 12

@@ -16,7 +16,7 @@ def folder(tmp_path):
     return tmp_path / "canny"
 
 
-def test_controlnet_from_a_folder_or_network_with_or_without_a_kind(folder):
+def test_controlnet_from_a_folder_or_network_with_or_without_a_kind(folder) -> None:
     model = kg.load(sd(), controlnet={"canny": folder})
     assert model.control("canny") is model.control("canny")
     with pytest.raises(InputError, match="no ControlNet for 'depth', only for canny: .*--controlnet depth=FOLDER"):
@@ -27,7 +27,7 @@ def test_controlnet_from_a_folder_or_network_with_or_without_a_kind(folder):
         kg.load(sd()).control("canny")
 
 
-def test_controlnet_from_a_single_file(tmp_path):
+def test_controlnet_from_a_single_file(tmp_path) -> None:
     base = sd()
     net = ControlNetModel.from_unet(base.unet)
     save_file(net.state_dict(), tmp_path / "canny.safetensors")
@@ -38,7 +38,7 @@ def test_controlnet_from_a_single_file(tmp_path):
         kg.load(base, controlnet=tmp_path / "other.safetensors")
 
 
-def test_controlnet_of_another_architecture_is_refused(tmp_path):
+def test_controlnet_of_another_architecture_is_refused(tmp_path) -> None:
     other = sd(reads=16).unet
     ControlNetModel.from_unet(other, conditioning_embedding_out_channels=(4, 8)).save_pretrained(tmp_path / "foreign")
     with pytest.raises(InputError, match="another architecture: its cross_attention_dim is 16, the model's 32"):
@@ -49,7 +49,7 @@ def test_controlnet_of_another_architecture_is_refused(tmp_path):
         kg.load(sd(), controlnet=wide)
 
 
-def test_folders_that_are_no_controlnet_are_refused(tmp_path, folder):
+def test_folders_that_are_no_controlnet_are_refused(tmp_path, folder) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="is no ControlNet: expected a folder .* found nothing"):
         kg.load(sd(), controlnet=tmp_path / "empty")
@@ -64,7 +64,7 @@ def test_folders_that_are_no_controlnet_are_refused(tmp_path, folder):
         kg.load(sd(), controlnet=tmp_path / "nowhere" / "canny")
 
 
-def test_pocket_model_has_three_controlnets():
+def test_pocket_model_has_three_controlnets() -> None:
     model = kg.load(dtype=torch.float32)
     assert set(model.controls) == {"canny", "depth", "pose"}
     net = model.control("canny").controlnet

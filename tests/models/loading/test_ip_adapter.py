@@ -43,7 +43,7 @@ def saved(folder: Path, width: int) -> Path:
 
 
 @pytest.mark.parametrize("name", ["ip-adapter.safetensors", "ip-adapter.bin"])
-def test_model_with_an_ip_adapter_encodes_images(name: str, tmp_path: Path):
+def test_model_with_an_ip_adapter_encodes_images(name: str, tmp_path: Path) -> None:
     pipe = sd()
     width = pipe.unet.config.cross_attention_dim
     model = kg.load(pipe, ip_adapter=saved(tmp_path, width) / name)
@@ -53,7 +53,7 @@ def test_model_with_an_ip_adapter_encodes_images(name: str, tmp_path: Path):
     assert not torch.equal(seen[0], seen[1]) and torch.equal(nothing[0], nothing[1])
 
 
-def test_files_that_are_no_ip_adapter_or_do_not_fit_are_refused(tmp_path: Path):
+def test_files_that_are_no_ip_adapter_or_do_not_fit_are_refused(tmp_path: Path) -> None:
     width = sd().unet.config.cross_attention_dim
     folder = saved(tmp_path, width + 8)
     with pytest.raises(InputError, match=f"whose tokens are {width} wide"):
@@ -65,7 +65,7 @@ def test_files_that_are_no_ip_adapter_or_do_not_fit_are_refused(tmp_path: Path):
         kg.load(sd(), ip_adapter=folder)
 
 
-def test_missing_image_encoder_is_named(tmp_path: Path):
+def test_missing_image_encoder_is_named(tmp_path: Path) -> None:
     folder = saved(tmp_path / "deep" / "down", sd().unet.config.cross_attention_dim)
     (folder / "image_encoder").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="no folder image_encoder beside"):

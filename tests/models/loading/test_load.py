@@ -18,7 +18,7 @@ from kineograph.models.loading.load import load
 # --- folders, the Hub, live pipelines
 
 
-def test_folder_loads(sd_folder, sd_pipeline):
+def test_folder_loads(sd_folder: Path, sd_pipeline) -> None:
     model = load(sd_folder, device="cpu", dtype="float32")
     assert_same(model, load(sd_pipeline))
     assert (model.name, model.device, model.dtype) == ("tiny-sd", torch.device("cpu"), torch.float32)
@@ -27,7 +27,7 @@ def test_folder_loads(sd_folder, sd_pipeline):
     assert len(load(sd_folder, dtype="fp32", prediction_type="v_prediction").schedule.sigmas) == 1000
 
 
-def test_settings_of_a_model_load_it_again(sd_folder):
+def test_settings_of_a_model_load_it_again(sd_folder: Path) -> None:
     model = load(sd_folder, vae=sd_folder / "vae", prediction_type="v_prediction", dtype="float32")
     again = load(**json.loads(json.dumps(model.settings)), dtype="float32")
     assert again.settings == model.settings
@@ -35,7 +35,7 @@ def test_settings_of_a_model_load_it_again(sd_folder):
     assert_same(again, model)
 
 
-def test_default_is_the_pocket_model(sd_folder, tmp_path, monkeypatch):
+def test_default_is_the_pocket_model(sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load_module, "POCKET", tmp_path / "weights")
     with pytest.raises(InputError, match="pocket model is not in this installation"):
         load()
@@ -47,7 +47,7 @@ def test_default_is_the_pocket_model(sd_folder, tmp_path, monkeypatch):
     assert model.unknown_words("a red fish") == ["a"]
 
 
-def test_live_pipeline_is_shared_and_unchanged(sdxl_pipeline):
+def test_live_pipeline_is_shared_and_unchanged(sdxl_pipeline) -> None:
     model = load(sdxl_pipeline)
     assert model.net.image_unet is sdxl_pipeline.unet
     assert model.vae is sdxl_pipeline.vae
@@ -57,7 +57,7 @@ def test_live_pipeline_is_shared_and_unchanged(sdxl_pipeline):
     assert (half.vae.dtype, sdxl_pipeline.vae.dtype) == (torch.float32, torch.float16)  # it would overflow
 
 
-def test_repository_is_downloaded_by_name(sd_folder, monkeypatch, tmp_path):
+def test_repository_is_downloaded_by_name(sd_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = {}
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
@@ -73,7 +73,7 @@ def test_repository_is_downloaded_by_name(sd_folder, monkeypatch, tmp_path):
     assert not any(pattern.endswith((".bin", ".ckpt", ".py")) for pattern in asked["allow_patterns"])
 
 
-def test_unreachable_repository_is_named(tmp_path):
+def test_unreachable_repository_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"neither a path here nor in the cache of the Hub, and the Hub is not reached"
     ):
@@ -83,7 +83,9 @@ def test_unreachable_repository_is_named(tmp_path):
 # --- another VAE
 
 
-def test_other_vae_from_a_folder_a_pipeline_a_file_or_memory(sd_folder, make_sd, checkpoint, tmp_path):
+def test_other_vae_from_a_folder_a_pipeline_a_file_or_memory(
+    sd_folder: Path, make_sd, checkpoint, tmp_path: Path
+) -> None:
     model = load(sd_folder, dtype="float32")
     other = make_sd().vae
     torch.nn.init.zeros_(other.decoder.conv_out.bias)
@@ -98,7 +100,7 @@ def test_other_vae_from_a_folder_a_pipeline_a_file_or_memory(sd_folder, make_sd,
         assert bool(opened.settings) == (vae is not other)
 
 
-def test_vae_that_does_not_fit_is_refused(sd_folder, tmp_path):
+def test_vae_that_does_not_fit_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="latents of 8 channels, and the model 4"):
         load(sd_folder, vae=AutoencoderKL(latent_channels=8, block_out_channels=(4,), norm_num_groups=4))
     save_file({"something.else": torch.zeros(2)}, tmp_path / "vae.safetensors")
@@ -108,7 +110,7 @@ def test_vae_that_does_not_fit_is_refused(sd_folder, tmp_path):
         load(sd_folder, vae=tmp_path)
 
 
-def test_float16_vae_of_sdxl_is_converted_to_float32(sdxl_folder):
+def test_float16_vae_of_sdxl_is_converted_to_float32(sdxl_folder: Path) -> None:
     model = load(sdxl_folder, device="cpu", dtype="float16")
     assert (model.dtype, model.vae.dtype) == (torch.float16, torch.float32)
 
@@ -116,7 +118,7 @@ def test_float16_vae_of_sdxl_is_converted_to_float32(sdxl_folder):
 # --- bad sources
 
 
-def test_missing_path_is_refused_with_a_suggestion(sd_folder):
+def test_missing_path_is_refused_with_a_suggestion(sd_folder: Path) -> None:
     with pytest.raises(InputError, match=r"there is no .*tiny-sq: expected a .*hub id.*; did you mean .*tiny-sd\?"):
         load(sd_folder.with_name("tiny-sq"))
     with pytest.raises(
@@ -130,20 +132,20 @@ def test_missing_path_is_refused_with_a_suggestion(sd_folder):
 
 
 @pytest.mark.slow
-def test_built_in_parts_are_known_to_their_own_argument_alone():
+def test_built_in_parts_are_known_to_their_own_argument_alone() -> None:
     with pytest.raises(InputError, match="there is no pocket-vidrd"):
         load("pocket-video", adapter="pocket-vidrd")
     with pytest.raises(InputError, match="there is no pocket-fox"):
         load("pocket-video", decoder="pocket-fox")
 
 
-def test_folder_without_an_index_is_refused(tmp_path):
+def test_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     (tmp_path / "weights.safetensors").touch()
     with pytest.raises(InputError, match=r"has no model_index.json.*It holds weights.safetensors"):
         load(tmp_path)
 
 
-def test_pipeline_of_another_family_is_refused(sd_folder, tmp_path):
+def test_pipeline_of_another_family_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(sd_folder, tmp_path / "other")
     index = json.loads((sd_folder / "model_index.json").read_text())
     del index["unet"]
@@ -155,7 +157,7 @@ def test_pipeline_of_another_family_is_refused(sd_folder, tmp_path):
         load(tmp_path / "other")
 
 
-def test_damaged_folder_is_refused(sd_folder, tmp_path):
+def test_damaged_folder_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(sd_folder, tmp_path / "cut")
     file = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
@@ -175,7 +177,7 @@ def written(path: Path, content: bytes) -> Path:
     return path
 
 
-def test_damaged_file_is_refused(checkpoint, tmp_path):
+def test_damaged_file_is_refused(checkpoint, tmp_path: Path) -> None:
     save_file(checkpoint, tmp_path / "whole.safetensors")
     whole = (tmp_path / "whole.safetensors").read_bytes()
     torch.save(checkpoint, tmp_path / "whole.ckpt")
@@ -191,7 +193,7 @@ def test_damaged_file_is_refused(checkpoint, tmp_path):
             load(written(tmp_path / "bad.safetensors", content))
 
 
-def test_other_kind_of_file_is_refused_with_its_probable_kind(checkpoint, tmp_path):
+def test_other_kind_of_file_is_refused_with_its_probable_kind(checkpoint, tmp_path: Path) -> None:
     for tensors, said in (
         ({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, "It looks like a LoRA.*pass this as lora="),
         ({"double_blocks.0.img_attn": torch.zeros(1)}, "a transformer"),
@@ -212,14 +214,14 @@ class Bomb:
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_pickled_code_is_refused_and_named(tmp_path, new):
+def test_pickled_code_is_refused_and_named(tmp_path: Path, new) -> None:
     torch.save({"state_dict": Bomb()}, tmp_path / "bad.ckpt", _use_new_zipfile_serialization=new)
     with pytest.raises(InputError, match=r"wants to run code \((posix|os)\.system\)"):
         load(tmp_path / "bad.ckpt")
     assert not Path("/tmp/kineograph-was-here").exists()
 
 
-def test_torch_file_without_tensors_is_refused(tmp_path):
+def test_torch_file_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "empty.ckpt")
     with pytest.raises(InputError, match="holds no named tensors"):
         load(tmp_path / "empty.ckpt")

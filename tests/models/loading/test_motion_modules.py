@@ -59,7 +59,7 @@ def adapter_folder(tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-def test_motion_module_from_a_diffusers_folder(sd_folder, adapter_folder):
+def test_motion_module_from_a_diffusers_folder(sd_folder: Path, adapter_folder) -> None:
     model = load(sd_folder, motion=adapter_folder, dtype="float32")
     [(site, _)] = model.temporal.layers
     assert (site.after, site.mid_block, model.temporal.max_frames) == ("stage", True, 24)
@@ -67,7 +67,7 @@ def test_motion_module_from_a_diffusers_folder(sd_folder, adapter_folder):
     assert off(denoise(model), denoise(load(sd_folder, dtype="float32"))) > 1e-2
 
 
-def test_motion_module_brings_its_noise_schedule(sd_folder, adapter_folder):
+def test_motion_module_brings_its_noise_schedule(sd_folder: Path, adapter_folder) -> None:
     stock = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012)
     level = load(sd_folder, motion=adapter_folder).schedule.sigmas[500]
     signal = stock.alphas_cumprod[500].item()
@@ -82,7 +82,9 @@ VERSIONS = {"v1": ({"use_motion_mid_block": False}, dict), "v2": ({}, dict), "v3
 
 
 @pytest.mark.parametrize(("settings", "wrap"), VERSIONS.values(), ids=VERSIONS.keys())
-def test_released_motion_module_equals_the_diffusers_folder(sd_folder, tmp_path, settings: dict, wrap):
+def test_released_motion_module_equals_the_diffusers_folder(
+    sd_folder: Path, tmp_path: Path, settings: dict, wrap
+) -> None:
     motion = adapter(**settings)
     motion.save_pretrained(tmp_path / "adapter")
     torch.save(wrap(released(motion.state_dict())), tmp_path / "mm.ckpt")
@@ -91,7 +93,7 @@ def test_released_motion_module_equals_the_diffusers_folder(sd_folder, tmp_path,
     assert off(denoise(got), denoise(expected)) < 1e-5
 
 
-def test_motion_module_from_a_repository(sd_folder, adapter_folder, monkeypatch):
+def test_motion_module_from_a_repository(sd_folder: Path, adapter_folder, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
@@ -102,13 +104,13 @@ def test_motion_module_from_a_repository(sd_folder, adapter_folder, monkeypatch)
     assert asked[-1][0] == "someone/motion-adapter" and "diffusion_pytorch_model.safetensors" in asked[-1][1]
 
 
-def test_motion_module_from_a_live_motion_adapter(sd_folder, adapter_folder):
+def test_motion_module_from_a_live_motion_adapter(sd_folder: Path, adapter_folder) -> None:
     model = load(sd_folder, motion=adapter(), dtype="float32")
     assert off(denoise(model), denoise(load(sd_folder, motion=adapter_folder, dtype="float32"))) < 1e-5
     assert model.settings == {}, "a live object cannot be recorded"
 
 
-def test_live_animatediff_pipeline(sd_folder):
+def test_live_animatediff_pipeline(sd_folder: Path) -> None:
     """The components that this library reads are those of diffusers' AnimateDiffPipeline."""
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     net = animatediff(**WIDE)
@@ -122,7 +124,7 @@ def test_live_animatediff_pipeline(sd_folder):
 # --- temporal layers of other video models
 
 
-def test_temporal_layers_of_a_saved_video_model(sd_folder, adapter_folder, tmp_path):
+def test_temporal_layers_of_a_saved_video_model(sd_folder: Path, adapter_folder, tmp_path: Path) -> None:
     moving = load(sd_folder, motion=adapter_folder, dtype="float32")
     folder = save(moving, tmp_path / "saved")
     for source in (folder, folder / "temporal"):
@@ -131,7 +133,7 @@ def test_temporal_layers_of_a_saved_video_model(sd_folder, adapter_folder, tmp_p
         assert again.schedule == moving.schedule
 
 
-def test_temporal_layers_of_a_modelscope_folder(sd_folder, tmp_path):
+def test_temporal_layers_of_a_modelscope_folder(sd_folder: Path, tmp_path: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     blocks = {
         "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
@@ -143,7 +145,7 @@ def test_temporal_layers_of_a_modelscope_folder(sd_folder, tmp_path):
     assert {site.after for site, _ in model.temporal.layers} == {"conv_in", "resnet", "transformer"}
 
 
-def test_temporal_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder, tmp_path):
+def test_temporal_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder: Path, tmp_path: Path) -> None:
     shape = {"block_out_channels": (64, 64), "attention_head_dim": (1, 1), "norm_num_groups": 32}  # as files have it
     net = videocrafter(shaken(two_levels(**shape)), head_width=64, frame_rate=True)
     save_file(videocrafter_format.to_videocrafter(net), tmp_path / "videocrafter.safetensors")
@@ -157,32 +159,36 @@ def test_temporal_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder
 # --- layers that do not fit
 
 
-def test_temporal_layers_for_other_widths_are_refused(sd_folder, tmp_path):
+def test_temporal_layers_for_other_widths_are_refused(sd_folder: Path, tmp_path: Path) -> None:
     adapter(block_out_channels=(8, 16, 16)).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"blocks 8, 16, 16 wide, and this is an image network with blocks 8, 16 wide"):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
-def test_temporal_layers_of_another_depth_are_refused(sd_folder, tmp_path):
+def test_temporal_layers_of_another_depth_are_refused(sd_folder: Path, tmp_path: Path) -> None:
     adapter(motion_layers_per_block=2).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"do not fit this image network.*are not known"):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
-def test_temporal_layers_for_tokens_of_another_width_load_with_a_warning(make_sd, sd_folder, adapter_folder, tmp_path):
+def test_temporal_layers_for_tokens_of_another_width_load_with_a_warning(
+    make_sd, sd_folder: Path, adapter_folder, tmp_path: Path
+) -> None:
     folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
     make_sd(reads=48).save_pretrained(tmp_path / "other")
     with pytest.warns(InputWarning, match="they fit, but the motion may be poor"):
         load(tmp_path / "other", motion=folder)
 
 
-def test_temporal_layers_for_other_transformers_are_refused(sdxl_folder, sd_folder, adapter_folder, tmp_path):
+def test_temporal_layers_for_other_transformers_are_refused(
+    sdxl_folder: Path, sd_folder: Path, adapter_folder, tmp_path: Path
+) -> None:
     folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
     with pytest.raises(InputError, match=r"do not fit this image network.*are missing"):
         load(sdxl_folder, motion=folder)
 
 
-def test_replaced_noise_schedule_of_a_pipeline_is_warned_of(sd_folder, adapter_folder):
+def test_replaced_noise_schedule_of_a_pipeline_is_warned_of(sd_folder: Path, adapter_folder) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     with pytest.warns(InputWarning, match="beta_schedule=scaled_linear.*trained with beta_schedule=linear"):
         load(pipeline, motion=adapter_folder)
@@ -190,13 +196,13 @@ def test_replaced_noise_schedule_of_a_pipeline_is_warned_of(sd_folder, adapter_f
     load(pipeline, motion=adapter_folder)
 
 
-def test_motion_modules_of_pia_are_refused(sd_folder, tmp_path):
+def test_motion_modules_of_pia_are_refused(sd_folder: Path, tmp_path: Path) -> None:
     adapter(conv_in_channels=9).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match="^these are PIA"):
         load(sd_folder, motion=tmp_path / "adapter")
 
 
-def test_sources_without_temporal_layers_are_refused(sd_folder, tmp_path):
+def test_sources_without_temporal_layers_are_refused(sd_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no temporal layers: expected the folder of a motion adapter"):
         load(sd_folder, motion=sd_folder)
     save_file({"decoder.weight": torch.ones(2)}, tmp_path / "vae.safetensors")
@@ -204,7 +210,7 @@ def test_sources_without_temporal_layers_are_refused(sd_folder, tmp_path):
         load(sd_folder, motion=tmp_path / "vae.safetensors")
 
 
-def test_motion_modules_alone_are_no_model(tmp_path):
+def test_motion_modules_alone_are_no_model(tmp_path: Path) -> None:
     save_file(released(adapter().state_dict()), tmp_path / "mm.safetensors")
     with pytest.raises(InputError, match="pass this as motion="):
         load(tmp_path / "mm.safetensors")
@@ -222,7 +228,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
-def test_motion_lora_equals_merged_weights(sd_folder, adapter_folder, tmp_path, name: str):
+def test_motion_lora_equals_merged_weights(sd_folder: Path, adapter_folder, tmp_path: Path, name: str) -> None:
     down, up = torch.randn(2, 8), torch.randn(8, 2)
     ends = ("A", "B") if "lora_" in name else ("down", "up")
     save_file(
@@ -237,13 +243,13 @@ def test_motion_lora_equals_merged_weights(sd_folder, adapter_folder, tmp_path, 
         save(model, tmp_path / "saved")
 
 
-def test_motion_lora_without_a_motion_module_is_refused(sd_folder, tmp_path):
+def test_motion_lora_without_a_motion_module_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     save_file({NAMES["diffusers"].format(end): torch.ones(2, 2) for end in "AB"}, tmp_path / "pan.safetensors")
     with pytest.raises(InputError, match="It is for a motion module: load the model with that motion module"):
         load(sd_folder, lora=tmp_path / "pan.safetensors")
 
 
-def test_domain_lora_with_a_motion_module(sd_folder, adapter_folder, tmp_path):
+def test_domain_lora_with_a_motion_module(sd_folder: Path, adapter_folder, tmp_path: Path) -> None:
     """As AnimateDiff's domain adapter: a LoRA of the image network, by the names of its first release."""
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{}.weight"
     weights = {name.format("down"): torch.randn(2, 8), name.format("up"): torch.randn(8, 2)}
@@ -252,7 +258,7 @@ def test_domain_lora_with_a_motion_module(sd_folder, adapter_folder, tmp_path):
     assert off(denoise(model), denoise(load(sd_folder, motion=adapter_folder, dtype="float32"))) > 1e-3
 
 
-def test_components_of_a_live_modelscope_pipeline_share_its_weights(sd_folder):
+def test_components_of_a_live_modelscope_pipeline_share_its_weights(sd_folder: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=modelscope())
     opened = components.components_from_pipeline(pipeline)

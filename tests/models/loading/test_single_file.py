@@ -15,7 +15,7 @@ from kineograph.models.loading.save import checkpoint_to_folder
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
-def test_single_file_loads(checkpoint, sd_folder, sd_pipeline, tmp_path, ending):
+def test_single_file_loads(checkpoint, sd_folder, sd_pipeline, tmp_path, ending) -> None:
     path = tmp_path / f"merged.{ending}"
     if ending == "safetensors":
         save_file(checkpoint, path)
@@ -27,7 +27,7 @@ def test_single_file_loads(checkpoint, sd_folder, sd_pipeline, tmp_path, ending)
     assert model.prompt(["a fish"]).tokens.shape == (1, 77, 32)
 
 
-def test_single_file_of_sdxl_loads(sdxl_folder, sdxl_pipeline, tmp_path):
+def test_single_file_of_sdxl_loads(sdxl_folder, sdxl_pipeline, tmp_path) -> None:
     upsampler = "model.diffusion_model.output_blocks.1."  # is behind the attention
     tensors = {
         name.replace(f"{upsampler}1.conv.", f"{upsampler}2.conv."): v for name, v in in_ldm(sdxl_pipeline).items()
@@ -41,13 +41,13 @@ def test_single_file_of_sdxl_loads(sdxl_folder, sdxl_pipeline, tmp_path):
     assert torch.equal(model.prompt(["a fish"]).embedding, expected.prompt(["a fish"]).embedding)
 
 
-def test_single_file_of_another_size_requires_a_configuration(checkpoint, tmp_path):
+def test_single_file_of_another_size_requires_a_configuration(checkpoint, tmp_path) -> None:
     save_file(checkpoint, tmp_path / "tiny.safetensors")
     with pytest.raises(InputError, match=r"U-Net 8 wide that reads tokens 32 wide; built in are .*pass config="):
         load(tmp_path / "tiny.safetensors")
 
 
-def test_single_file_that_does_not_fit_its_configuration_is_refused(checkpoint, make_sd, sdxl_folder, tmp_path):
+def test_single_file_that_does_not_fit_its_configuration_is_refused(checkpoint, make_sd, sdxl_folder, tmp_path) -> None:
     save_file(checkpoint, tmp_path / "tiny.safetensors")
     with pytest.raises(InputError, match=r"tiny.safetensors does not fit its configuration"):
         load(tmp_path / "tiny.safetensors", config=sdxl_folder)
@@ -72,7 +72,7 @@ PARAMETERS = {  # published sizes of the U-Net and of each text encoder
 
 @pytest.mark.parametrize("known", known_configurations.FAMILIES, ids=lambda known: known.name)
 @pytest.mark.filterwarnings("ignore:a file of Stable Diffusion 2.x does not state")
-def test_built_in_configurations_have_the_published_numbers_of_parameters(known, tmp_path):
+def test_built_in_configurations_have_the_published_numbers_of_parameters(known, tmp_path) -> None:
     cross_attention = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
     tensors = {
         known_configurations.FIRST_LAYER: torch.empty(320, 4, 3, 3, device="meta"),
@@ -89,7 +89,7 @@ def test_built_in_configurations_have_the_published_numbers_of_parameters(known,
     assert sum(each.numel() for each in vae.parameters()) == 83_653_863
 
 
-def test_marks_in_a_file_set_its_configuration(tmp_path):
+def test_marks_in_a_file_set_its_configuration(tmp_path) -> None:
     tensors = {known_configurations.FIRST_LAYER: torch.empty(320, 9, 3, 3, device="meta")}
     marks = {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
     known_configurations.write_configuration(known_configurations.FAMILIES[2], tensors | marks, None, tmp_path)
@@ -100,7 +100,7 @@ def test_marks_in_a_file_set_its_configuration(tmp_path):
         known_configurations.write_configuration(known_configurations.FAMILIES[1], tensors, None, tmp_path)
 
 
-def test_missing_tokenizer_is_named(checkpoint, tmp_path, monkeypatch):
+def test_missing_tokenizer_is_named(checkpoint, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = known_configurations.FAMILIES[0]
     monkeypatch.setattr(known_configurations, "match_family", lambda path, tensors: known)
     save_file(checkpoint, tmp_path / "offline.safetensors")
@@ -108,7 +108,7 @@ def test_missing_tokenizer_is_named(checkpoint, tmp_path, monkeypatch):
         load(tmp_path / "offline.safetensors", cache_dir=tmp_path)
 
 
-def test_single_file_converts_to_a_folder(checkpoint, sd_folder, tmp_path):
+def test_single_file_converts_to_a_folder(checkpoint, sd_folder, tmp_path) -> None:
     save_file(checkpoint, tmp_path / "merged.safetensors")
     folder = checkpoint_to_folder(tmp_path / "merged.safetensors", tmp_path / "folder", config=sd_folder)
     assert_same(load(folder), load(tmp_path / "merged.safetensors", config=sd_folder))

@@ -102,14 +102,14 @@ def denoise(model, **told) -> Tensor:
 # --- released files
 
 
-def test_released_file_is_a_video_model(text_to_video):
+def test_released_file_is_a_video_model(text_to_video) -> None:
     model = load(text_to_video.file, config=text_to_video.config, dtype="float32")
     assert model.temporal.frame_rate and model.temporal.num_frames == 8
     assert model.temporal.layer_after("conv_in").heads == 2 and model.temporal.sampler == "euler-ancestral"
     assert model.schedule.settings["signal_scale"] == 0.3, "as the model of this kind was trained"
 
 
-def test_vae_and_text_encoder_equal_those_of_diffusers_and_openclip(text_to_video, tmp_path):
+def test_vae_and_text_encoder_equal_those_of_diffusers_and_openclip(text_to_video, tmp_path: Path) -> None:
     """diffusers' converter is the oracle for the VAE."""
     model = load(text_to_video.file, config=text_to_video.config, dtype="float32")
     beside = {name: each for name, each in text_to_video.tensors.items() if name.startswith("first_stage_model.")}
@@ -120,7 +120,7 @@ def test_vae_and_text_encoder_equal_those_of_diffusers_and_openclip(text_to_vide
     assert torch.allclose(model.text_encoders[0].network(ids).last_hidden_state, open_clip.text(ids, 2), atol=1e-5)
 
 
-def test_image_encoder_of_an_image_to_video_file(image_to_video):
+def test_image_encoder_of_an_image_to_video_file(image_to_video) -> None:
     model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
     assert model.schedule.settings["signal_scale"] == 0.7, "as the file says"
     reader = model.image_encoder
@@ -174,7 +174,7 @@ class OpenCLIP:
 
 
 @pytest.mark.parametrize("wrapped", ["state_dict", "module"])
-def test_lightning_and_deepspeed_checkpoints(text_to_video, tmp_path, wrapped: str):
+def test_lightning_and_deepspeed_checkpoints(text_to_video, tmp_path: Path, wrapped: str) -> None:
     prefix = {"state_dict": "", "module": "_forward_module."}[wrapped]
     tensors = {prefix + name: each for name, each in text_to_video.tensors.items()}
     torch.save({wrapped: tensors, "epoch": 3}, tmp_path / "model.ckpt")
@@ -208,13 +208,13 @@ WRONG: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize(("change", "said"), WRONG.values(), ids=WRONG.keys())
-def test_error_names_what_is_wrong_with_a_file(text_to_video, change: Change, said: str):
+def test_error_names_what_is_wrong_with_a_file(text_to_video, change: Change, said: str) -> None:
     with pytest.raises(InputError, match=said):
         load(text_to_video.changed(change), config=text_to_video.config, dtype="float32")
 
 
 @pytest.mark.parametrize(("scale", "terminal"), [(None, 4.7e-3), (0.3, 4.2e-4), (0.7, 2.3e-3)])
-def test_signal_scale_falls_over_400_steps_and_stays(scale: float | None, terminal: float):
+def test_signal_scale_falls_over_400_steps_and_stays(scale: float | None, terminal: float) -> None:
     """papers.md, 4a, the signal-to-noise ratios of the last timestep."""
     stock = Schedule.from_config(video_checkpoints.VIDEOCRAFTER_SCHEDULER)
     scaled = Schedule.from_config(video_checkpoints.VIDEOCRAFTER_SCHEDULER | {"signal_scale": scale})
@@ -227,7 +227,7 @@ def test_signal_scale_falls_over_400_steps_and_stays(scale: float | None, termin
 # --- VidRD
 
 
-def test_vidrd_file_is_completed_from_its_image_model(sd_folder, tmp_path):
+def test_vidrd_file_is_completed_from_its_image_model(sd_folder: Path, tmp_path: Path) -> None:
     shape = {"block_out_channels": (32, 64), "norm_num_groups": 8}
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=two_levels(**shape))
@@ -250,7 +250,9 @@ def test_vidrd_file_is_completed_from_its_image_model(sd_folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["text_to_video", "image_to_video"])
-def test_released_file_converts_to_a_folder_and_back_bit_for_bit(kind: str, request, tmp_path):
+def test_released_file_converts_to_a_folder_and_back_bit_for_bit(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     made: Release = request.getfixturevalue(kind)
     folder = checkpoint_to_folder(made.file, tmp_path / "folder", config=made.config)
     back = load_file(folder_to_videocrafter(folder, tmp_path / "back.safetensors"))
@@ -260,7 +262,7 @@ def test_released_file_converts_to_a_folder_and_back_bit_for_bit(kind: str, requ
     assert again.keys() == back.keys()
 
 
-def test_saved_model_loads_unchanged(image_to_video, tmp_path):
+def test_saved_model_loads_unchanged(image_to_video, tmp_path: Path) -> None:
     model = load(image_to_video.file, config=image_to_video.config, dtype="float32")
     again = load(save(model, tmp_path / "saved"), dtype="float32")
     adapter = json.loads((tmp_path / "saved" / "image_adapter" / "config.json").read_text())
@@ -274,14 +276,14 @@ def test_saved_model_loads_unchanged(image_to_video, tmp_path):
     assert again.schedule == model.schedule and again.temporal == model.temporal
 
 
-def test_diffusers_loads_the_image_model_of_a_saved_folder(text_to_video):
+def test_diffusers_loads_the_image_model_of_a_saved_folder(text_to_video) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(text_to_video.config)
     assert torch.equal(
         pipeline.unet.conv_in.weight, text_to_video.tensors["model.diffusion_model.input_blocks.0.0.weight"]
     )
 
 
-def test_failed_save_leaves_no_files(text_to_video, tmp_path, monkeypatch):
+def test_failed_save_leaves_no_files(text_to_video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(text_to_video.config, dtype="float32")
     monkeypatch.setattr("kineograph.models.loading.video_folder.write_layers", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -291,7 +293,7 @@ def test_failed_save_leaves_no_files(text_to_video, tmp_path, monkeypatch):
         save(model, tmp_path)
 
 
-def test_saved_folder_with_damaged_temporal_layers_is_refused(text_to_video, tmp_path):
+def test_saved_folder_with_damaged_temporal_layers_is_refused(text_to_video, tmp_path: Path) -> None:
     folder = save(load(text_to_video.config, dtype="float32"), tmp_path / "saved")
     weights = folder / "temporal" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
@@ -306,7 +308,9 @@ def test_saved_folder_with_damaged_temporal_layers_is_refused(text_to_video, tmp
 
 
 @pytest.mark.slow
-def test_folder_with_the_network_of_modelscope(sd_folder, tmp_path, monkeypatch):
+def test_folder_with_the_network_of_modelscope(
+    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     net = modelscope(cross_attention_dim=32)
     pipeline.save_pretrained(tmp_path / "zeroscope")

@@ -39,7 +39,7 @@ def adapted(net: VideoUNet) -> VideoUNet:
 
 @torch.no_grad()
 @each_family
-def test_untrained_adapters_and_adapters_at_scale_0_change_no_bit(config: TemporalConfig):
+def test_untrained_adapters_and_adapters_at_scale_0_change_no_bit(config: TemporalConfig) -> None:
     net, cond = randomised(with_temporal_layers(config)), condition_for(config)
     plain = net(Z, T, cond)
     new = VideoUNet(
@@ -56,7 +56,7 @@ def test_untrained_adapters_and_adapters_at_scale_0_change_no_bit(config: Tempor
 
 @torch.no_grad()
 @each_family
-def test_a_motion_adapter_equals_a_change_of_the_projection_weights(config: TemporalConfig):
+def test_a_motion_adapter_equals_a_change_of_the_projection_weights(config: TemporalConfig) -> None:
     net, scale = adapted(randomised(with_temporal_layers(config))), -0.7
     merged = deepcopy(net.temporal)
     for name in net.motion_adapter.names:
@@ -73,7 +73,7 @@ def test_a_motion_adapter_equals_a_change_of_the_projection_weights(config: Temp
 
 @torch.no_grad()
 @each_family
-def test_scales_of_single_videos_equal_those_videos_alone(config: TemporalConfig):
+def test_scales_of_single_videos_equal_those_videos_alone(config: TemporalConfig) -> None:
     net, motion, spatial = (
         adapted(randomised(with_temporal_layers(config))),
         torch.tensor([1.0, -0.5]),
@@ -91,7 +91,7 @@ def test_scales_of_single_videos_equal_those_videos_alone(config: TemporalConfig
 
 
 @torch.no_grad()
-def test_a_spatial_adapter_after_a_linear_layer_equals_a_change_of_its_weights():
+def test_a_spatial_adapter_after_a_linear_layer_equals_a_change_of_its_weights() -> None:
     net = randomised(with_temporal_layers(FAMILIES["videocrafter t2v"]))
     spatial = trained(SpatialAdapter(net.temporal, AdapterConfig(rank=3, layers=("conv_in",))))
     got = VideoUNet(net.image_unet, net.temporal, spatial_adapter=spatial)(Z, T, COND, spatial_scale=0.8)
@@ -104,7 +104,7 @@ def test_a_spatial_adapter_after_a_linear_layer_equals_a_change_of_its_weights()
 
 
 @each_family
-def test_a_spatial_adapter_has_a_branch_before_every_temporal_layer(config: TemporalConfig):
+def test_a_spatial_adapter_has_a_branch_before_every_temporal_layer(config: TemporalConfig) -> None:
     net = with_temporal_layers(config)
     assert SpatialAdapter(net.temporal).names == net.temporal.names
     some = SpatialAdapter(net.temporal, AdapterConfig(rank=1, layers=("attentions",))).names
@@ -112,14 +112,14 @@ def test_a_spatial_adapter_has_a_branch_before_every_temporal_layer(config: Temp
 
 
 @torch.no_grad()
-def test_adapters_do_not_apply_to_a_single_frame():
+def test_adapters_do_not_apply_to_a_single_frame() -> None:
     net = adapted(randomised(with_temporal_layers(FAMILIES["modelscope"])))
     cond = condition_for(FAMILIES["modelscope"])
     assert torch.equal(net(Z[:, :1], T, cond, motion_scale=1.0), VideoUNet(net.image_unet)(Z[:, :1], T, cond))
 
 
 @torch.no_grad()
-def test_neither_the_memory_format_nor_an_untrained_lora_changes_the_result():
+def test_neither_the_memory_format_nor_an_untrained_lora_changes_the_result() -> None:
     net = adapted(randomised(with_temporal_layers(FAMILIES["videocrafter t2v"])))
     before = net(Z, T, COND, motion_scale=0.5)
     torch.testing.assert_close(
@@ -133,7 +133,7 @@ def test_neither_the_memory_format_nor_an_untrained_lora_changes_the_result():
     }
 
 
-def test_gradients_of_adapters_are_the_same_with_gradient_checkpointing():
+def test_gradients_of_adapters_are_the_same_with_gradient_checkpointing() -> None:
     def call_checkpointed(stage, *arguments):
         return checkpoint(stage, *arguments, use_reentrant=False)
 
@@ -152,14 +152,14 @@ def test_gradients_of_adapters_are_the_same_with_gradient_checkpointing():
 
 
 @torch.no_grad()
-def test_a_scale_for_each_sample_multiplies_its_rows():
+def test_a_scale_for_each_sample_multiplies_its_rows() -> None:
     branch = trained(LowRankBranch(4, 6, 2))
     x, scale = torch.randn(6, 3, 4), torch.tensor([2.0, -1.0, 0.0])
     one = branch(x, 1.0)
     assert torch.equal(branch(x, scale), torch.cat([2 * one[:2], -one[2:4], 0 * one[4:]]))
 
 
-def test_invalid_scales_and_layers_are_refused():
+def test_invalid_scales_and_layers_are_refused() -> None:
     net = with_temporal_layers(FAMILIES["videocrafter t2v"])
     with pytest.raises(InputError, match="no motion adapter, .*--motion-adapter"):
         net(Z, T, COND, motion_scale=1.0)

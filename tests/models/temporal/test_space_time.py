@@ -31,14 +31,14 @@ def random_tensor(*shape: int) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [2, 7, 8, 16])
-def test_untrained_it_equals_the_image_unet_on_equal_frames(frames: int):
+def test_untrained_it_equals_the_image_unet_on_equal_frames(frames: int) -> None:
     net, z = with_temporal_layers(LUMIERE), random_tensor(2, 1, 4, 8, 8).expand(-1, frames, -1, -1, -1)
     torch.testing.assert_close(net(z, T, COND), VideoUNet(net.image_unet)(z, T, COND))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("frames", [1, 2, 5, 16])
-def test_the_number_of_frames_is_unchanged(frames: int):
+def test_the_number_of_frames_is_unchanged(frames: int) -> None:
     assert randomised(with_temporal_layers(LUMIERE))(random_tensor(2, frames, 4, 8, 8), T, COND).shape == (
         2,
         frames,
@@ -49,13 +49,13 @@ def test_the_number_of_frames_is_unchanged(frames: int):
 
 
 @torch.no_grad()
-def test_a_single_frame_is_not_resampled():
+def test_a_single_frame_is_not_resampled() -> None:
     net, z = randomised(with_temporal_layers(LUMIERE)), random_tensor(2, 1, 4, 8, 8)
     assert torch.equal(net(z, T, COND), VideoUNet(net.image_unet)(z, T, COND))
 
 
 @torch.no_grad()
-def test_frames_of_a_video_interact_and_videos_of_a_batch_do_not():
+def test_frames_of_a_video_interact_and_videos_of_a_batch_do_not() -> None:
     net, z = randomised(with_temporal_layers(LUMIERE)), random_tensor(2, 8, 4, 8, 8)
     changed = z.clone()
     changed[0, 0] += 1
@@ -65,14 +65,14 @@ def test_frames_of_a_video_interact_and_videos_of_a_batch_do_not():
 
 
 @torch.no_grad()
-def test_a_batch_equals_its_videos_alone():
+def test_a_batch_equals_its_videos_alone() -> None:
     net, z = randomised(with_temporal_layers(LUMIERE)), random_tensor(2, 8, 4, 8, 8)
     alone = [net(z[k : k + 1], T, replace(COND, tokens=COND.tokens[k : k + 1])) for k in range(2)]
     torch.testing.assert_close(net(z, T, COND), torch.cat(alone), rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_untrained_resampling_averages_and_repeats_frames():
+def test_untrained_resampling_averages_and_repeats_frames() -> None:
     x = random_tensor(1, 6, 8, 3, 3)[0]
     fewer = TemporalDownsample(8, 4)(x, 6)
     torch.testing.assert_close(fewer[0], x[:4].mean(0))
@@ -80,7 +80,7 @@ def test_untrained_resampling_averages_and_repeats_frames():
     torch.testing.assert_close(TemporalUpsample(8, 4)(fewer, 2), fewer.repeat_interleave(4, dim=0))
 
 
-def test_attention_is_at_the_lowest_resolution_and_convolutions_elsewhere():
+def test_attention_is_at_the_lowest_resolution_and_convolutions_elsewhere() -> None:
     after = dict(with_temporal_layers(LUMIERE).temporal.after.named_modules())
     attention = {name for name, layer in after.items() if isinstance(layer, TemporalTransformer)}
     convolution = {name for name, layer in after.items() if isinstance(layer, TemporalConv)}
@@ -92,7 +92,7 @@ def test_attention_is_at_the_lowest_resolution_and_convolutions_elsewhere():
     }  # fmt: skip
 
 
-def test_gradients_reach_the_resampling_layers():
+def test_gradients_reach_the_resampling_layers() -> None:
     net = with_temporal_layers(LUMIERE)
     net(random_tensor(2, 8, 4, 8, 8), T, COND).square().mean().backward()
     layers = [layer for layer in net.temporal.modules() if isinstance(layer, TemporalDownsample | TemporalUpsample)]
@@ -100,7 +100,7 @@ def test_gradients_reach_the_resampling_layers():
     assert all(layer.filter.weight.grad.abs().sum() > 0 for layer in layers)
 
 
-def test_a_factor_for_every_downsampler_is_required():
+def test_a_factor_for_every_downsampler_is_required() -> None:
     with pytest.raises(InputError, match="2 downsamplers"):
         with_temporal_layers(
             TemporalConfig(layers=(*LUMIERE.layers[:2], (Site("resampler"), ResamplingConfig(factors=(2,)))))
@@ -108,7 +108,7 @@ def test_a_factor_for_every_downsampler_is_required():
 
 
 @torch.no_grad()
-def test_conditions_of_single_frames_are_refused():
+def test_conditions_of_single_frames_are_refused() -> None:
     net, z = with_temporal_layers(LUMIERE), random_tensor(2, 8, 4, 8, 8)
     with pytest.raises(InputError, match="ControlNet"):
         net(z, T, replace(COND, residuals=lambda *arguments: None))

@@ -73,17 +73,17 @@ NEW = {
 
 
 @pytest.mark.parametrize("name", OLD)
-def test_configurations_of_the_first_version_are_migrated(name: str):
+def test_configurations_of_the_first_version_are_migrated(name: str) -> None:
     assert TemporalConfig.model_validate_json(json.dumps(OLD[name])) == NEW[name]
 
 
 @pytest.mark.parametrize("config", [*CONFIGS.values(), VIDRD, *NEW.values()])
-def test_json_round_trip(config: TemporalConfig):
+def test_json_round_trip(config: TemporalConfig) -> None:
     assert TemporalConfig.model_validate_json(config.model_dump_json()) == config
     assert TemporalConfig.model_validate(config.model_dump(mode="json")) == config
 
 
-def test_max_frames_is_the_least_number_of_positions():
+def test_max_frames_is_the_least_number_of_positions() -> None:
     assert NEW["videocrafter"].max_frames == 32
     assert NEW["animatediff"].max_frames is None
 
@@ -97,12 +97,12 @@ def test_max_frames_is_the_least_number_of_positions():
         (((Site("cross_attention"), ConvConfig()),), "'convolution' cannot follow 'cross_attention'"),
     ],
 )
-def test_layers_that_do_not_fit_their_site_are_refused(layers: tuple, message: str):
+def test_layers_that_do_not_fit_their_site_are_refused(layers: tuple, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         TemporalConfig(layers=layers)
 
 
-def test_one_layer_of_the_unet_has_one_temporal_layer():
+def test_one_layer_of_the_unet_has_one_temporal_layer() -> None:
     config = TemporalConfig(layers=((Site("resnet"), ConvConfig()), (Site("stage"), TransformerConfig(heads=2))))
     with pytest.raises(InputError, match=r"one temporal layer after down_blocks\.2\.resnets\.0, got 2"):
         TemporalLayers(unet(), config)

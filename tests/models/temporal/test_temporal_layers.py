@@ -35,21 +35,21 @@ each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.ke
 
 @torch.no_grad()
 @each_config
-def test_an_untrained_video_unet_equals_the_image_unet(config: TemporalConfig):
+def test_an_untrained_video_unet_equals_the_image_unet(config: TemporalConfig) -> None:
     net, plain = with_temporal_layers(config), COND_WITHOUT_RATE
     assert torch.equal(net(Z, T, condition_for(config)), VideoUNet(net.image_unet)(Z, T, plain))
 
 
 @torch.no_grad()
 @each_config
-def test_temporal_layers_do_not_apply_to_a_single_frame(config: TemporalConfig):
+def test_temporal_layers_do_not_apply_to_a_single_frame(config: TemporalConfig) -> None:
     net, plain = randomised(with_temporal_layers(config)), COND_WITHOUT_RATE
     assert torch.equal(net(Z[:, :1], T, condition_for(config)), VideoUNet(net.image_unet)(Z[:, :1], T, plain))
 
 
 @torch.no_grad()
 @each_config
-def test_frames_of_a_video_interact_and_videos_of_a_batch_do_not(config: TemporalConfig):
+def test_frames_of_a_video_interact_and_videos_of_a_batch_do_not(config: TemporalConfig) -> None:
     net = randomised(with_temporal_layers(config))
     before = net(Z, T, condition_for(config))
     changed = Z.clone()
@@ -60,7 +60,7 @@ def test_frames_of_a_video_interact_and_videos_of_a_batch_do_not(config: Tempora
 
 
 @torch.no_grad()
-def test_without_positions_the_result_is_equivariant_to_the_order_of_frames():
+def test_without_positions_the_result_is_equivariant_to_the_order_of_frames() -> None:
     net, order = randomised(with_temporal_layers(TemporalConfig(layers=PLAIN_LAYERS))), [3, 0, 4, 1, 2]
     plain = COND_WITHOUT_RATE
     torch.testing.assert_close(net(Z[:, order], T, plain), net(Z, T, plain)[:, order], atol=1e-4, rtol=1e-4)
@@ -68,13 +68,13 @@ def test_without_positions_the_result_is_equivariant_to_the_order_of_frames():
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["videocrafter t2v", "videocrafter i2v", "animatediff"])
-def test_with_relative_positions_convolutions_or_positions_the_order_matters(name: str):
+def test_with_relative_positions_convolutions_or_positions_the_order_matters(name: str) -> None:
     net, order = randomised(with_temporal_layers(CONFIGS[name])), [3, 0, 4, 1, 2]
     difference = net(Z[:, order], T, condition_for(CONFIGS[name])) - net(Z, T, condition_for(CONFIGS[name]))[:, order]
     assert difference.abs().max() > 1e-4
 
 
-def test_larger_distances_are_clipped():
+def test_larger_distances_are_clipped() -> None:
     table = RelativePositions(4, 2)
     seen = table(6)
     assert torch.equal(seen[0, 2], seen[0, 5])
@@ -83,7 +83,7 @@ def test_larger_distances_are_clipped():
 
 
 @torch.no_grad()
-def test_relative_attention_equals_its_formula():
+def test_relative_attention_equals_its_formula() -> None:
     attention = TemporalAttention(8, 2, 4, relative=2)
     x = random_tensor(1, 4, 8)
     q, k, v = (project(x)[0].view(4, 2, 4) for project in (attention.to_q, attention.to_k, attention.to_v))
@@ -97,7 +97,7 @@ def test_relative_attention_equals_its_formula():
 
 
 @torch.no_grad()
-def test_the_memory_format_does_not_change_the_result():
+def test_the_memory_format_does_not_change_the_result() -> None:
     layer, x = (
         TemporalTransformer(32, TransformerConfig(heads=2, head_width=16), groups=8).eval(),
         random_tensor(6, 32, 4, 4),
@@ -106,7 +106,7 @@ def test_the_memory_format_does_not_change_the_result():
     torch.testing.assert_close(layer(x.to(memory_format=torch.channels_last), 3), layer(x, 3), atol=1e-4, rtol=1e-4)
 
 
-def test_sites_of_each_family():
+def test_sites_of_each_family() -> None:
     names = {name: TemporalLayers(unet(layers_per_block=1), config).names for name, config in CONFIGS.items()}
     down = [f"down_blocks.{k}.attentions.0" for k in range(2)]
     up = [f"up_blocks.{k}.attentions.{n}" for k in (1, 2) for n in range(2)]
@@ -117,7 +117,7 @@ def test_sites_of_each_family():
 
 
 @torch.no_grad()
-def test_the_frame_rate_changes_the_result_and_follows_sdxls_embedding():
+def test_the_frame_rate_changes_the_result_and_follows_sdxls_embedding() -> None:
     net = randomised(with_temporal_layers(CONFIGS["videocrafter t2v"]))
     slower = replace(COND, embedding=torch.tensor([[4.0], [16.0]]))
     difference = (net(Z, T, COND) - net(Z, T, slower)).abs().amax((1, 2, 3, 4))
@@ -130,20 +130,20 @@ def test_the_frame_rate_changes_the_result_and_follows_sdxls_embedding():
     assert torch.equal(large(Z[:1], T, rated), VideoUNet(image)(Z[:1], T, Condition(tokens, embedding=own)))
 
 
-def test_a_missing_frame_rate_is_an_error():
+def test_a_missing_frame_rate_is_an_error() -> None:
     with pytest.raises(InputError, match="fps"):
         with_temporal_layers(CONFIGS["videocrafter t2v"])(Z, T, COND_WITHOUT_RATE)
 
 
 @torch.no_grad()
-def test_a_replaced_image_layer_is_still_followed_by_its_temporal_layer():
+def test_a_replaced_image_layer_is_still_followed_by_its_temporal_layer() -> None:
     net = randomised(with_temporal_layers(CONFIGS["videocrafter t2v"]))
     before, was = net(Z, T, COND), net.image_unet.conv_in
     net.image_unet.conv_in = nn.Sequential(was)
     assert torch.equal(net(Z, T, COND), before)
 
 
-def test_videos_train_the_temporal_layers_and_images_only_the_image_unet():
+def test_videos_train_the_temporal_layers_and_images_only_the_image_unet() -> None:
     net, schedule = randomised(with_temporal_layers(CONFIGS["videocrafter i2v"])), Schedule.from_config(BETAS)
     t = torch.tensor([300, 700])
     losses = loss(net, schedule, COND, Z, random_tensor(*Z.shape[:2], 4, 8, 8), t)
@@ -157,7 +157,7 @@ def test_videos_train_the_temporal_layers_and_images_only_the_image_unet():
 
 
 @pytest.mark.parametrize("name", PARAMETERISATIONS)
-def test_the_training_target_as_prediction_returns_the_clean_video(name: str):
+def test_the_training_target_as_prediction_returns_the_clean_video(name: str) -> None:
     schedule = replace(Schedule.from_config(BETAS), parameterisation=PARAMETERISATIONS[name])
     noise, t = random_tensor(B, F, 4, 8, 8), torch.tensor([20, 900])
     z, sigma = schedule.add_noise(Z, noise, t)
@@ -168,7 +168,7 @@ def test_the_training_target_as_prediction_returns_the_clean_video(name: str):
         torch.testing.assert_close(denoise(x, float(sigma[k])), Z[k : k + 1], atol=2e-4, rtol=2e-4)
 
 
-def test_sampling_equals_the_sampler():
+def test_sampling_equals_the_sampler() -> None:
     def denoise(x: Tensor, sigma: float) -> Tensor:
         return x / (1 + sigma**2)  # the perfect denoiser of unit Gaussian data
 

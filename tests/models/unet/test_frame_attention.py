@@ -71,14 +71,14 @@ def one_by_one(attn: Attention, x: Tensor, policy: FrameAttention) -> Tensor:
     return project_output(attn, torch.stack(outputs, dim=1))
 
 
-def test_policies():
+def test_policies() -> None:
     assert [own(k) for k in range(3)] == [(0,), (1,), (2,)]
     assert [first(k) for k in range(3)] == [(0,), (0,), (0,)]
     assert [previous(k) for k in range(3)] == [(0,), (0,), (1,)]
     assert [first_and_previous(k) for k in range(4)] == [(0,), (0,), (0, 1), (0, 2)]
 
 
-def test_multi_head_attention_equals_its_formula():
+def test_multi_head_attention_equals_its_formula() -> None:
     query, key, value = torch.randn(3, 2, 5, 8).unbind()
     heads = [x.unflatten(-1, (2, 4)).transpose(1, 2) for x in (query, key, value)]
     scores = heads[0] @ heads[1].mT / 4**0.5
@@ -87,12 +87,12 @@ def test_multi_head_attention_equals_its_formula():
 
 
 @pytest.mark.parametrize("policy", [*POLICIES, everything], ids=lambda policy: policy.__name__)
-def test_frames_read_the_frames_of_their_policy(attn: Attention, policy: FrameAttention):
+def test_frames_read_the_frames_of_their_policy(attn: Attention, policy: FrameAttention) -> None:
     x = frames(5)
     torch.testing.assert_close(attend(attn, x, policy, range(5)), one_by_one(attn, x, policy))
 
 
-def test_outputs_are_in_the_order_of_frames(attn: Attention):
+def test_outputs_are_in_the_order_of_frames(attn: Attention) -> None:
     def policy(frame: int) -> tuple[int, ...]:
         return ((4, 1), (3,), (1, 4), (3,), (0,))[frame]
 
@@ -102,7 +102,7 @@ def test_outputs_are_in_the_order_of_frames(attn: Attention):
 
 @each_policy
 @pytest.mark.parametrize("cuts", [(0, 4, 8, 9), (0, 1, 2, 9), (0, 6, 7, 9)], ids=str)
-def test_chunks_with_a_cache_equal_one_call(attn: Attention, policy: FrameAttention, cuts: tuple[int, ...]):
+def test_chunks_with_a_cache_equal_one_call(attn: Attention, policy: FrameAttention, cuts: tuple[int, ...]) -> None:
     x, cache = frames(9), {}
     ranges = [range(a, b) for a, b in pairwise(cuts)]
     parts = [attend(attn, x[:, [*part]], policy, part, cache) for part in ranges]
@@ -112,7 +112,7 @@ def test_chunks_with_a_cache_equal_one_call(attn: Attention, policy: FrameAttent
 @pytest.mark.parametrize(
     ("policy", "kept"), [(own, []), (first, [0]), (previous, [7]), (first_and_previous, [0, 7]), (window, [6, 7])]
 )
-def test_the_cache_has_what_the_next_frame_reads(attn: Attention, policy: FrameAttention, kept: list[int]):
+def test_the_cache_has_what_the_next_frame_reads(attn: Attention, policy: FrameAttention, kept: list[int]) -> None:
     x, cache = frames(8), {}
     for start in (0, 2, 4, 6):
         attend(attn, x[:, start : start + 2], policy, range(start, start + 2), cache)
@@ -120,7 +120,7 @@ def test_the_cache_has_what_the_next_frame_reads(attn: Attention, policy: FrameA
     assert all(part.untyped_storage().nbytes() == x[:, :1].nbytes for kv in cache.values() for part in kv[attn])
 
 
-def test_the_cache_of_an_earlier_clip_anchors_a_later_one(attn: Attention):
+def test_the_cache_of_an_earlier_clip_anchors_a_later_one(attn: Attention) -> None:
     earlier, later, cache = frames(3), frames(4), {}
     attend(attn, earlier, first, range(3), cache)
     got = attend(attn, later, first, range(1, 5), cache)
@@ -128,7 +128,7 @@ def test_the_cache_of_an_earlier_clip_anchors_a_later_one(attn: Attention):
     torch.testing.assert_close(got, expected)
 
 
-def test_a_frame_that_is_neither_given_nor_in_the_cache_is_an_error():
+def test_a_frame_that_is_neither_given_nor_in_the_cache_is_an_error() -> None:
     with pytest.raises(InputError, match=r"frames 4 to 7 read frames \[0, 3\].*same cache"):
         group_frames(first_and_previous, range(4, 8), None)
     with pytest.raises(InputError, match=r"read frames \[3\]"):
@@ -139,8 +139,8 @@ def test_a_frame_that_is_neither_given_nor_in_the_cache_is_an_error():
     ("policy", "calls", "projected"), [(own, 1, 8), (first, 1, 1), (previous, 2, 7), (first_and_previous, 2, 7)]
 )
 def test_only_frames_that_are_read_are_projected(
-    attn: Attention, monkeypatch, policy: FrameAttention, calls: int, projected: int
-):
+    attn: Attention, monkeypatch: pytest.MonkeyPatch, policy: FrameAttention, calls: int, projected: int
+) -> None:
     """Text2Video-Zero's attention is one call, on keys and values of one frame."""
     calls_made, rows = [], []
     real = F.scaled_dot_product_attention
@@ -151,14 +151,14 @@ def test_only_frames_that_are_read_are_projected(
     assert len(calls_made) == calls and rows == [projected]
 
 
-def test_the_result_is_the_same_with_gradients(attn: Attention):
+def test_the_result_is_the_same_with_gradients(attn: Attention) -> None:
     x = frames(4)
     with torch.no_grad():
         fused = attend(attn, x, first_and_previous, range(4))
     torch.testing.assert_close(attend(attn, x, first_and_previous, range(4)), fused, atol=1e-6, rtol=1e-5)
 
 
-def test_nothing_is_projected_if_all_that_is_read_is_in_the_cache(attn: Attention):
+def test_nothing_is_projected_if_all_that_is_read_is_in_the_cache(attn: Attention) -> None:
     cache, rows = {}, []
     attend(attn, frames(3), first, range(3), cache)
     attn.to_v.register_forward_hook(lambda *_: rows.append(1))

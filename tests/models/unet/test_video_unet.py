@@ -48,7 +48,7 @@ def net() -> VideoUNet:
 
 @each_policy
 @pytest.mark.parametrize("cuts", [(0, 4, 7), (0, 1, 2, 7)], ids=str)
-def test_chunks_with_a_cache_equal_one_call(net: VideoUNet, policy: FrameAttention, cuts: tuple[int, ...]):
+def test_chunks_with_a_cache_equal_one_call(net: VideoUNet, policy: FrameAttention, cuts: tuple[int, ...]) -> None:
     cache, whole = {}, net(Z, T, COND, frame_attention=policy)
     parts = [
         net(Z[:, a:b], T, COND, frame_attention=policy, frames=range(a, b), cache=cache) for a, b in pairwise(cuts)
@@ -57,7 +57,7 @@ def test_chunks_with_a_cache_equal_one_call(net: VideoUNet, policy: FrameAttenti
 
 
 @each_policy
-def test_the_cache_does_not_grow_with_the_number_of_frames(net: VideoUNet, policy: FrameAttention):
+def test_the_cache_does_not_grow_with_the_number_of_frames(net: VideoUNet, policy: FrameAttention) -> None:
     def cache_bytes(frames: int) -> int:
         cache = {}
         for start in range(0, frames, 2):
@@ -68,7 +68,7 @@ def test_the_cache_does_not_grow_with_the_number_of_frames(net: VideoUNet, polic
     assert cache_bytes(20) == cache_bytes(4)
 
 
-def test_the_cache_of_an_earlier_clip_anchors_a_later_one(net: VideoUNet):
+def test_the_cache_of_an_earlier_clip_anchors_a_later_one(net: VideoUNet) -> None:
     earlier, later, cache = Z[:, :3], Z[:, 3:], {}
     net(earlier, T, COND, frame_attention=first, cache=cache)
     anchored = net(later, T, COND, frame_attention=first, frames=range(1, 5), cache=cache)
@@ -78,23 +78,23 @@ def test_the_cache_of_an_earlier_clip_anchors_a_later_one(net: VideoUNet):
 
 
 @each_policy
-def test_equal_frames_stay_equal(net: VideoUNet, policy: FrameAttention):
+def test_equal_frames_stay_equal(net: VideoUNet, policy: FrameAttention) -> None:
     """Reduction: equal frames have equal keys and values, whichever are read."""
     still = Z[:, :1].expand(-1, 4, -1, -1, -1)
     assert max_difference(net(still, T, COND, frame_attention=policy), net(still, T, COND)) <= 1e-5
 
 
-def test_samples_of_a_batch_do_not_mix(net: VideoUNet):
+def test_samples_of_a_batch_do_not_mix(net: VideoUNet) -> None:
     alone = [net(Z[j : j + 1], T, Condition(COND.tokens[j : j + 1]), frame_attention=first) for j in range(B)]
     assert max_difference(net(Z, T, COND, frame_attention=first), torch.cat(alone)) <= 1e-5
 
 
-def test_one_condition_can_be_for_all_samples(net: VideoUNet):
+def test_one_condition_can_be_for_all_samples(net: VideoUNet) -> None:
     cond = Condition(COND.tokens[:1])
     assert max_difference(net(Z, T, cond), net(Z, T, Condition(cond.tokens.expand(B, -1, -1)))) <= 1e-5
 
 
-def test_tokens_are_projected_once_for_a_condition():
+def test_tokens_are_projected_once_for_a_condition() -> None:
     net, calls = VideoUNet(unet()), []
     expected = net(Z, T, COND)
     for layer in cross_attentions(net.image_unet):
@@ -104,7 +104,7 @@ def test_tokens_are_projected_once_for_a_condition():
     assert torch.equal(net(Z, T, COND, key_values=key_values), expected) and len(calls) == len(key_values)
 
 
-def test_conditions_of_single_frames_are_indexed_by_frame_number():
+def test_conditions_of_single_frames_are_indexed_by_frame_number() -> None:
     net = VideoUNet(with_ip_adapters(unet(in_channels=6), [0.8]))
     tokens = project_image_tokens(net.image_unet, [random_tensor(B * F, 1, 6)]).unflatten(0, (B, F))
     cond = Condition(COND.tokens, tokens, channels=random_tensor(B, F, 2, 8, 8))
@@ -112,13 +112,13 @@ def test_conditions_of_single_frames_are_indexed_by_frame_number():
     assert max_difference(torch.cat(parts, dim=1), net(Z, T, cond)) <= 1e-5
 
 
-def test_channels_of_one_image_are_for_every_frame():
+def test_channels_of_one_image_are_for_every_frame() -> None:
     net, image = VideoUNet(unet(in_channels=6)), random_tensor(B, 1, 2, 8, 8)
     repeated = net(Z, T, Condition(COND.tokens, channels=image.expand(-1, F, -1, -1, -1)))
     assert torch.equal(net(Z, T, Condition(COND.tokens, channels=image)), repeated)
 
 
-def test_a_network_in_half_precision_takes_and_returns_float32():
+def test_a_network_in_half_precision_takes_and_returns_float32() -> None:
     net = unet()
     wanted = VideoUNet(net)(Z, T, COND)
     got = VideoUNet(unet().to(torch.bfloat16))(Z, T, COND)
@@ -126,7 +126,7 @@ def test_a_network_in_half_precision_takes_and_returns_float32():
     assert 1e-6 < max_difference(got, wanted) < 0.2 * wanted.std()
 
 
-def test_gradients_reach_the_network():
+def test_gradients_reach_the_network() -> None:
     net = VideoUNet(unet())
     with torch.enable_grad():
         net(Z, T, COND, frame_attention=first).square().mean().backward()
@@ -149,13 +149,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("setting", "settings"), REFUSED.items(), ids=REFUSED)
-def test_other_networks_are_refused_by_name(setting: str, settings: dict):
+def test_other_networks_are_refused_by_name(setting: str, settings: dict) -> None:
     with pytest.raises(InputError, match=f"has {setting}, which is not supported: expected .* Stable Diffusion"):
         VideoUNet(unet(**settings))
 
 
 @pytest.mark.parametrize(("name", "kind"), [("resnet_time_scale_shift", "scale_shift"), ("resnet_skip_time_act", True)])
-def test_joint_norms_need_known_resnets(name: str, kind: object):
+def test_joint_norms_need_known_resnets(name: str, kind: object) -> None:
     other, config = (
         unet(**{name: kind}),
         TemporalConfig(layers=((Site("transformer"), TransformerConfig(head_width=8)),)),
@@ -166,7 +166,7 @@ def test_joint_norms_need_known_resnets(name: str, kind: object):
         VideoUNet(other, TemporalLayers(other, joint))
 
 
-def test_attention_that_computes_something_else_is_refused():
+def test_attention_that_computes_something_else_is_refused() -> None:
     """Such as the processors that diffusers' Text2Video-Zero pipeline leaves on a network when it fails."""
     net = VideoUNet(unet())
     net.image_unet.set_attn_processor(CrossFrameAttnProcessor())
@@ -180,7 +180,7 @@ def error_of(net: UNet2DConditionModel, cond: Condition, z: Tensor = Z, frames: 
     return str(error.value)
 
 
-def test_a_condition_for_another_network_is_an_error():
+def test_a_condition_for_another_network_is_an_error() -> None:
     tokens = COND.tokens
     assert "no embedding" in error_of(sdxl(), COND)
     assert "takes none" in error_of(unet(), Condition(tokens, embedding=random_tensor(B, 34)))
@@ -193,6 +193,6 @@ def test_a_condition_for_another_network_is_an_error():
         project_image_tokens(unet(), [random_tensor(B, 1, 6)])
 
 
-def test_counts_that_do_not_match_are_an_error():
+def test_counts_that_do_not_match_are_an_error() -> None:
     assert "got 7 frames with 3 numbers" in error_of(unet(), COND, frames=range(3))
     assert "got 3 videos and a condition for 2" in error_of(unet(), COND, random_tensor(3, 2, 4, 8, 8))

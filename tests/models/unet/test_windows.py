@@ -14,7 +14,7 @@ Z = torch.randn(1, 23, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
 @pytest.mark.parametrize("overlap", [0, 1, 4, 7])
 @pytest.mark.parametrize("frames", [1, 8, 9, 16, 23, 100])
-def test_windows_cover_every_frame_with_the_least_overlap(frames: int, overlap: int):
+def test_windows_cover_every_frame_with_the_least_overlap(frames: int, overlap: int) -> None:
     found = overlapping_windows(frames, 8, overlap)
     assert sorted({k for window in found for k in window}) == list(range(frames))
     assert all(len(window) == min(8, frames) for window in found)
@@ -22,7 +22,7 @@ def test_windows_cover_every_frame_with_the_least_overlap(frames: int, overlap: 
     assert len(found) == 1 or len(found) == -(-(frames - 8) // (8 - overlap)) + 1
 
 
-def test_windows_do_not_change_a_network_that_processes_frames_separately():
+def test_windows_do_not_change_a_network_that_processes_frames_separately() -> None:
     def network(part, numbers):
         return part * torch.tensor([*numbers], dtype=torch.float32)[None, :, None, None, None]
 
@@ -30,11 +30,11 @@ def test_windows_do_not_change_a_network_that_processes_frames_separately():
     torch.testing.assert_close(average_windows(network, Z, overlapping_windows(23, 8, 3)), expected)
 
 
-def test_one_window_returns_the_output_of_the_network():
+def test_one_window_returns_the_output_of_the_network() -> None:
     assert average_windows(lambda part, numbers: part, Z, overlapping_windows(23, 23, 0)) is Z
 
 
-def test_the_average_changes_gradually_from_window_to_window():
+def test_the_average_changes_gradually_from_window_to_window() -> None:
     def network(part, numbers):
         return torch.full_like(part, numbers[0])
 
@@ -43,7 +43,7 @@ def test_the_average_changes_gradually_from_window_to_window():
     assert 0 < output[4] < output[7] < 4
 
 
-def test_impossible_windows_are_refused():
+def test_impossible_windows_are_refused() -> None:
     with pytest.raises(InputError, match="share 0 to 7"):
         overlapping_windows(20, 8, 8)
     config = TemporalConfig(num_frames=16, layers=((Site("transformer"), TransformerConfig(heads=8, positions=24)),))

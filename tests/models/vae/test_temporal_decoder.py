@@ -55,26 +55,26 @@ def decode(decoder, vae: AutoencoderKL = VAE, z: Tensor = Z, size: int = 3) -> T
 
 @pytest.mark.parametrize("size", [1, 3, 7, 20])
 @pytest.mark.parametrize("joint", [False, True])
-def test_untrained_it_equals_the_plain_decoder(size: int, joint):
+def test_untrained_it_equals_the_plain_decoder(size: int, joint) -> None:
     decoder = decoder_for(VAE, joint_norms=joint, num_frames=4)
     plain = decode(decode_per_frame, size=size)
     assert torch.equal(decode(decoder, size=size), plain) if not joint else torch.allclose(decode(decoder), plain)
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_one_frame_passes_it_by_bit_for_bit(joint):
+def test_one_frame_passes_it_by_bit_for_bit(joint) -> None:
     decoder = shaken(decoder_for(VAE, joint_norms=joint))
     assert torch.equal(decode(decoder, z=Z[:, :1]), decode(decode_per_frame, z=Z[:, :1]))
     assert not torch.allclose(decode(decoder, z=Z[:, :2]), decode(decode_per_frame, z=Z[:, :2]), atol=0.01)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_the_chunk_size_does_not_change_the_result(size: int):
+def test_the_chunk_size_does_not_change_the_result(size: int) -> None:
     decoder = shaken(decoder_for(VAE))
     assert torch.allclose(decode(decoder, size=size), decode(decoder, size=7), atol=1e-6)
 
 
-def test_the_number_of_frames_held_back_does_not_grow_with_the_video():
+def test_the_number_of_frames_held_back_does_not_grow_with_the_video() -> None:
     decoder, ahead = shaken(decoder_for(VAE)), []
     for frames in (20, 40):
         taken, most = 0, 0
@@ -92,21 +92,21 @@ def test_the_number_of_frames_held_back_does_not_grow_with_the_video():
     assert ahead[0] == ahead[1] == 3 * sum(resnets for _, resnets in decoder_blocks(VAE))
 
 
-def test_a_frame_depends_on_its_neighbours():
+def test_a_frame_depends_on_its_neighbours() -> None:
     decoder, other = shaken(decoder_for(VAE)), Z.clone()
     other[:, 3] += 1
     changed = (decode(decoder, z=other) - decode(decoder)).abs().amax((0, 2, 3, 4))
     assert changed[3] == changed.max() and (changed > 0).all()
 
 
-def test_the_vae_is_unchanged():
+def test_the_vae_is_unchanged() -> None:
     before = {name: id(each) for name, each in VAE.named_modules()}, decode(decode_per_frame)
     decode(shaken(decoder_for(VAE)))
     assert before[0] == {name: id(each) for name, each in VAE.named_modules()}
     assert torch.equal(before[1], decode(decode_per_frame))
 
 
-def test_a_layer_equals_its_formula():
+def test_a_layer_equals_its_formula() -> None:
     """Three times group norm, SiLU and a 3 x 1 x 1 convolution, with one residual connection (VidRD)."""
     decoder = shaken(decoder_for(VAE, joint_norms=True))
     layer, x = decoder.up_blocks[0][0], torch.randn(2, 5, 16, 3, 3)
@@ -117,7 +117,7 @@ def test_a_layer_equals_its_formula():
     assert torch.allclose(layer(x.flatten(0, 1), 5), (x + inside.transpose(1, 2)).flatten(0, 1), atol=1e-6)
 
 
-def test_with_joint_norms_each_frame_is_from_the_window_around_it():
+def test_with_joint_norms_each_frame_is_from_the_window_around_it() -> None:
     decoder = shaken(decoder_for(VAE, joint_norms=True, num_frames=4))
     first, last = (decode(decoder, z=Z[:, part]) for part in (slice(0, 4), slice(3, 7)))
     assert torch.allclose(decode(decoder), torch.cat([first[:, :3], last[:, 0:]], dim=1), atol=1e-6)
@@ -130,7 +130,7 @@ def decoder_loss(decoder: TemporalDecoder, vae: AutoencoderKL, z: Tensor, frames
     return sum(reconstruction_errors(decoder, vae, z, frames))
 
 
-def test_reconstruction_errors_are_those_of_pixels_and_of_their_changes():
+def test_reconstruction_errors_are_those_of_pixels_and_of_their_changes() -> None:
     decoder = decoder_for(VAE)
     frames = decode(decode_per_frame, size=7)
     assert not decoder_loss(decoder, VAE, Z, frames).any()
@@ -139,7 +139,7 @@ def test_reconstruction_errors_are_those_of_pixels_and_of_their_changes():
     assert alike.tolist() == pytest.approx([0.5, 0.5]) and flickering.tolist() == pytest.approx([1.5, 1.5])
 
 
-def test_training_reduces_flicker():
+def test_training_reduces_flicker() -> None:
     torch.manual_seed(0)
     vae, decoder = autoencoder(8, 16).requires_grad_(requires_grad=False), decoder_for(VAE).train()
     still = Z[:, :1].expand(-1, 6, -1, -1, -1)
@@ -170,7 +170,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(each, weights[name]) for name, each in one.state_dict().items())
 
 
-def test_a_model_decodes_with_it_and_saves_it(sd_folder, trained, tmp_path):
+def test_a_model_decodes_with_it_and_saves_it(sd_folder, trained, tmp_path) -> None:
     plain, model = load(sd_folder, dtype="float32"), load(sd_folder, decoder=trained, dtype="float32")
     latents = 0.2 * torch.randn(1, 5, 4, 8, 8)
     frames = model.decode(latents)
@@ -183,14 +183,14 @@ def test_a_model_decodes_with_it_and_saves_it(sd_folder, trained, tmp_path):
     assert fingerprints(again)["temporal_decoder"] == fingerprints(model)["temporal_decoder"]
 
 
-def test_it_is_loaded_onto_another_model_from_a_folder(sd_folder, trained, tmp_path):
+def test_it_is_loaded_onto_another_model_from_a_folder(sd_folder, trained, tmp_path) -> None:
     folder = save(load(sd_folder, decoder=trained, dtype="float32"), tmp_path / "saved")
     for source in (folder, folder / "temporal_decoder"):
         model = load(sd_folder, decoder=source, dtype="float32")
         assert same(model.temporal_decoder, trained) and model.settings["decoder"] == str(source)
 
 
-def test_a_temporal_decoder_of_another_vae_is_refused(sd_folder, trained, tmp_path):
+def test_a_temporal_decoder_of_another_vae_is_refused(sd_folder, trained, tmp_path) -> None:
     other = decoder_for(autoencoder(8, 8, 16))
     with pytest.raises(
         InputError,
@@ -205,7 +205,7 @@ def test_a_temporal_decoder_of_another_vae_is_refused(sd_folder, trained, tmp_pa
         load(sd_folder, decoder=tmp_path / "nothing")
 
 
-def test_a_damaged_folder_is_named(sd_folder, trained, tmp_path):
+def test_a_damaged_folder_is_named(sd_folder, trained, tmp_path) -> None:
     folder = save(load(sd_folder, decoder=trained, dtype="float32"), tmp_path / "saved")
     file = folder / "temporal_decoder" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
@@ -242,7 +242,7 @@ def written(tensors, folder):
     return folder.parent / "vidrd.safetensors"
 
 
-def test_a_released_checkpoint_has_its_decoder(released):
+def test_a_released_checkpoint_has_its_decoder(released) -> None:
     tensors, folder, decoder = released
     model = load(written(tensors, folder), config=folder, dtype="float32")
     assert same(model.temporal_decoder, decoder)
@@ -253,7 +253,7 @@ def test_a_released_checkpoint_has_its_decoder(released):
     assert torch.equal(alone.decode(latents), model.decode(latents))
 
 
-def test_the_vae_of_a_released_checkpoint_is_read_by_its_old_names(released):
+def test_the_vae_of_a_released_checkpoint_is_read_by_its_old_names(released) -> None:
     tensors, folder, _ = released
     vae = load(folder, dtype="float32").vae
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -268,7 +268,7 @@ def test_the_vae_of_a_released_checkpoint_is_read_by_its_old_names(released):
         load(written(tensors, folder), config=folder)
 
 
-def test_an_incomplete_decoder_is_refused(released, sd_folder):
+def test_an_incomplete_decoder_is_refused(released, sd_folder) -> None:
     tensors, folder, _ = released
     with pytest.raises(InputError, match="the temporal decoder of .* is for a VAE whose decoder has blocks of 64, 32"):
         load(sd_folder, decoder=written(tensors, folder))
@@ -279,7 +279,7 @@ def test_an_incomplete_decoder_is_refused(released, sd_folder):
         load(folder, decoder=folder / "unet" / "diffusion_pytorch_model.safetensors")
 
 
-def test_a_configuration_of_the_first_version_is_read():
+def test_a_configuration_of_the_first_version_is_read() -> None:
     old = {"blocks": [[16, 2]], "in_a_row": 2, "groups": 4, "num_frames": 8, "joint_norms": False}
     expected = TemporalDecoderConfig(blocks=((16, 2),), convolutions=2, groups=4)
     assert TemporalDecoderConfig.model_validate_json(json.dumps(old)) == expected

@@ -110,7 +110,7 @@ def test_under_video_elevator(mine: Model, pocket: Model) -> None:
 
 
 @pytest.mark.slow
-def test_the_example_that_ships():
+def test_the_example_that_ships() -> None:
     fox, without = (kg.load("pocket-video", adapter=each, device="cpu") for each in ("pocket-fox", None))
     assert fox.subject == SUBJECT and fox.settings["adapter"] == "pocket-fox"
     drawn, cat = (
