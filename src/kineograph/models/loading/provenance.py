@@ -9,13 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from kineograph.models.model import Model
 
 LIBRARIES = ("kineograph", "torch", "diffusers", "transformers", "peft", "numpy")
+
+_hashed: WeakKeyDictionary[nn.Module, tuple[list[Any], str]] = WeakKeyDictionary()  # network -> state, fingerprint
 
 
 def source_name(source: Any) -> str:
@@ -87,8 +91,33 @@ def fingerprints(model: Model) -> dict[str, str]:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Return the SHA-256 of the names, dtypes, shapes and values of a network's weights."""
-    weights = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
+    """Return the SHA-256 of the names, dtypes, shapes and values of a network's weights.
+
+    It is computed again only after a change: torch counts those in place, and a few values of every weight are compared
+    for those that it does not count, peft's merges and fused optimisers' steps. Not seen is an edit of single values
+    through `weight.data`; call `torch.autograd.graph.increment_version(weight)` after it. Inference tensors, which have
+    no count, are hashed every time.
+    """
+    weights = {name: each for name, each in network.state_dict(keep_vars=True).items() if isinstance(each, Tensor)}
+    if any(each.is_inference() for each in weights.values()):
+        return _hash_weights(weights)
+    state = [(name, *_state(each)) for name, each in weights.items()]
+    before, digest = _hashed.get(network, (None, ""))
+    if state != before:
+        digest = _hash_weights(weights)
+        _hashed[network] = state, digest
+    return digest
+
+
+def _state(weight: Tensor) -> tuple[Any, ...]:
+    """Return what changes with a weight: identity, memory, count of changes, two or three values a dimension."""
+    sample = weight.detach()[tuple(slice(None, None, max(1, size // 2)) for size in weight.shape)]
+    # a weak reference, because freed memory may be allocated again at the same address
+    memory = StorageWeakRef(weight.untyped_storage()), weight.data_ptr(), weight.device
+    return id(weight), memory, weight.dtype, weight.shape, weight._version, sample.tolist()
+
+
+def _hash_weights(weights: Mapping[str, Tensor]) -> str:
     whole = hashlib.sha256()
     with ThreadPoolExecutor() as threads:  # hashlib releases the GIL
         for name, digest in zip(weights, threads.map(_digest, weights.values()), strict=True):
