@@ -32,7 +32,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     The state dict of a training checkpoint is unwrapped: keys and name prefixes of training frameworks are removed.
     Raises InputError if the file is damaged, holds code, or holds no tensors.
     """
-    content = read_content(path)
+    return _named_tensors(read_content(path), path)
+
+
+def read_header(path: Path) -> dict[str, Tensor] | None:
+    """Return the tensors of a file by name as `read_tensors` does, on the meta device: shapes without values.
+
+    None for a torch file that is no zip archive, that is named .safetensors, or that `read_tensors` refuses. Raises
+    InputError for a damaged safetensors file, and for a file without named tensors.
+    """
+    if _is_safetensors(path):
+        with _opened(path) as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return _named_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, path)
+    try:
+        content = torch.load(str(path), map_location="meta", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+        return None
+    return _named_tensors(content, path)
+
+
+def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
     while isinstance(content, dict) and (keys := [key for key in WRAPPERS if isinstance(content.get(key), dict)]):
         content = content[keys[0]]
     named = isinstance(content, dict) and all(isinstance(name, str) for name in content)

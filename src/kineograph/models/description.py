@@ -1,0 +1,133 @@
+"""Description of a model, known from configurations and headers before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+
+    from kineograph.models.conditioning.textual_inversion import TextualInversions
+    from kineograph.models.formats.lora import LoraSources
+    from kineograph.models.loading.controlnets import ControlNetSource
+    from kineograph.models.loading.motion_modules import MotionSource
+    from kineograph.models.model import Model
+    from kineograph.models.temporal.config import TemporalConfig
+    from kineograph.models.vae.temporal_decoder import TemporalDecoder
+
+# defaults of diffusers' networks, which files may leave out
+UNET_IN_CHANNELS, LATENT_CHANNELS, VAE_BLOCK_CHANNELS = 4, 4, (64,)
+
+
+class LoadArguments(TypedDict, total=False):
+    """Arguments of `load` beside the source."""
+
+    motion: MotionSource | None
+    motion_adapter: str | Path | None
+    adapter: str | Path | None
+    lora: LoraSources | None
+    textual_inversion: TextualInversions | None
+    ip_adapter: str | Path | None
+    controlnet: ControlNetSource | Mapping[str, ControlNetSource] | None
+    vae: str | Path | AutoencoderKL | None
+    decoder: str | Path | TemporalDecoder | None
+    config: str | Path | None
+    prediction_type: str | None
+    device: str | torch.device | None
+    dtype: str | torch.dtype | None
+    torch_dtype: str | torch.dtype | None
+    revision: str | None
+    variant: str | None
+    token: str | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+
+
+@dataclass(frozen=True)
+class Description:
+    """Properties of a model that decide which options it accepts.
+
+    temporal            configuration of the temporal layers; None for an image model
+    in_channels         channels that the U-Net reads: the latents', and others for inpainting or editing
+    latent_channels     channels of the VAE's latents
+    takes_images        True for an image-to-video model, or one with an IP-Adapter
+    has_motion_adapter  True if a motion scale can be given
+    controls            kinds of control that it has a ControlNet for; `controlnets.ANY_CONTROL` stands for every kind
+    default_size        height and width, in pixels, that the model was trained on
+    vae_scale_factor    height and width of a latent pixel, in pixels
+    """
+
+    name: str
+    temporal: TemporalConfig | None
+    in_channels: int
+    latent_channels: int
+    takes_images: bool
+    has_motion_adapter: bool
+    controls: tuple[str, ...]
+    default_size: tuple[int, int]
+    vae_scale_factor: int
+
+    @property
+    def is_video(self) -> bool:
+        """True for a model with temporal layers."""
+        return self.temporal is not None
+
+    @property
+    def edits(self) -> bool:
+        """True for an editing model such as InstructPix2Pix, which reads the latents of an image too."""
+        return self.in_channels == 2 * self.latent_channels
+
+
+def describe_model(model: Model) -> Description:
+    """Return the description of a loaded model."""
+    return Description(
+        name=model.name,
+        temporal=model.temporal,
+        in_channels=model.net.image_unet.config.in_channels,
+        latent_channels=model.vae.config.latent_channels,
+        takes_images=model.image_encoder is not None,
+        has_motion_adapter=model.net.motion_adapter is not None,
+        controls=tuple(model.controls),
+        default_size=model.default_size,
+        vae_scale_factor=model.vae_scale_factor,
+    )
+
+
+def describe_configurations(
+    name: str,
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    temporal: TemporalConfig | None,
+    *,
+    takes_images: bool = False,
+    has_motion_adapter: bool = False,
+) -> Description | None:
+    """Return the description of a model without ControlNets; None if its U-Net's configuration has no sample size.
+
+    unet, vae: configurations of diffusers' networks.
+    """
+    size = unet.get("sample_size")
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    factor = vae_scale_factor(vae)
+    return Description(
+        name=name,
+        temporal=temporal,
+        in_channels=unet.get("in_channels", UNET_IN_CHANNELS),
+        latent_channels=vae.get("latent_channels", LATENT_CHANNELS),
+        takes_images=takes_images,
+        has_motion_adapter=has_motion_adapter,
+        controls=(),
+        default_size=(factor * height, factor * width),
+        vae_scale_factor=factor,
+    )
+
+
+def vae_scale_factor(vae: Mapping[str, Any]) -> int:
+    """Return the height and width of a latent pixel, in pixels. vae: its configuration."""
+    return 2 ** (len(vae.get("block_out_channels", VAE_BLOCK_CHANNELS)) - 1)

@@ -1,0 +1,249 @@
+"""Descriptions of models that are not loaded, from configurations and the headers of files.
+
+The networks are built on the meta device, which takes no memory, by the functions that load them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Unpack
+
+import diffusers
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL
+
+from kineograph import hub
+from kineograph.errors import InputError
+from kineograph.hub import HubOptions
+from kineograph.models.description import Description, LoadArguments, describe_configurations, vae_scale_factor
+from kineograph.models.formats import animatediff, architecture, tensor_files, videocrafter, vidrd
+from kineograph.models.formats.tensor_files import Tensors
+from kineograph.models.loading import components, controlnets, known_configurations, video_folder
+from kineograph.models.loading.components import INDEX, READ_ERRORS, Config, Pipeline, read_index, read_json
+from kineograph.models.loading.motion_modules import MotionSource
+from kineograph.models.loading.provenance import source_name
+from kineograph.models.pocket import WEIGHTS
+from kineograph.models.pocket import models as pocket
+from kineograph.models.temporal.config import TemporalConfig
+from kineograph.models.unet.video_unet import VideoUNet
+
+POCKET = "pocket"
+CONFIG = video_folder.CONFIG
+
+
+def describe(source: str | Path | Pipeline | None = None, **load_options: Unpack[LoadArguments]) -> Description | None:
+    """Return the description of the model that `load` returns for the same arguments, without reading weights.
+
+    None if only the weights determine it, or `load` refuses the model. Of a repository, configurations are downloaded.
+    Raises the InputError of `load` if a source does not exist.
+    """
+    hub_options = HubOptions(
+        revision=load_options.get("revision"),
+        variant=load_options.get("variant"),
+        token=load_options.get("token"),
+        cache_dir=load_options.get("cache_dir"),
+        local_files_only=load_options.get("local_files_only", False),
+    )
+    found = _describe_source(source or POCKET, load_options.get("config"), hub_options)
+    of_parts = hub_options._replace(revision=None, variant=None)  # these are the model's
+    if found is not None and (motion := load_options.get("motion")) is not None:
+        temporal = _motion_config(motion, of_parts)
+        found = None if temporal is None else replace(found, temporal=temporal, has_motion_adapter=False)
+    if found is None:
+        return None
+    kinds = controlnets.list_controlnets(load_options.get("controlnet"))
+    adapter, ip_adapter, motion_adapter = (
+        load_options.get("adapter"),
+        load_options.get("ip_adapter"),
+        load_options.get("motion_adapter"),
+    )
+    for part in (ip_adapter, motion_adapter, None if adapter in pocket.ADAPTERS else adapter, *kinds.values()):
+        if isinstance(part, str | Path):
+            _existing_path(part, of_parts)
+    if motion_adapter is not None and not found.is_video:
+        return None
+    found = replace(
+        found,
+        takes_images=found.takes_images or ip_adapter is not None,
+        has_motion_adapter=found.has_motion_adapter or motion_adapter is not None,
+        controls=tuple(dict.fromkeys((*found.controls, *kinds))),
+    )
+    return found if (vae := load_options.get("vae")) is None else _with_other_vae(found, vae, of_parts)
+
+
+def _describe_source(
+    source: str | Path | Pipeline, config: str | Path | None, hub_options: HubOptions
+) -> Description | None:
+    name = source_name(source)
+    if isinstance(source, Pipeline):
+        parts = components.components_from_pipeline(source)
+        temporal = None if parts.temporal is None else parts.temporal.config
+        images = parts.image_encoder is not None
+        return describe_configurations(name, parts.unet.config, parts.vae.config, temporal, takes_images=images)
+    if source in (POCKET, *pocket.built_in_names()):
+        return _describe_built_in(name) if (WEIGHTS / INDEX).is_file() else None
+    path = hub.local_path(source, [POCKET, *pocket.built_in_names()])
+    if path is not None:
+        return _describe_file(path, name, config, hub_options) if path.is_file() else _describe_folder(path, name)
+    folder = hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
+    temporal_layers = folder / video_folder.TEMPORAL
+    if temporal_layers.is_dir() and not (temporal_layers / video_folder.NETWORK_WEIGHTS).is_file():
+        return None  # the repository may have a motion adapter, which has no configuration
+    return _describe_folder(folder, name)
+
+
+def _describe_built_in(name: str) -> Description | None:
+    found = _describe_folder(WEIGHTS, name)
+    if found is None or name not in (POCKET, *pocket.MODELS, *pocket.LABORATORY_MODELS):
+        return None  # another package's model, which only its own function opens
+    found = replace(found, controls=tuple(sorted(file.stem for file in (WEIGHTS / "control").glob("*"))))
+    if name == POCKET:
+        return found
+    own = WEIGHTS / pocket.built_in_model(name).folder
+    if not own.is_dir():
+        return None
+    if own == WEIGHTS / pocket.EDIT:
+        return replace(found, in_channels=2 * found.in_channels)  # as in `initial_editing_unet`
+    moving = own if (own / CONFIG).is_file() else WEIGHTS / pocket.VIDEO
+    return replace(
+        found,
+        temporal=video_folder.read_temporal_config(moving),
+        has_motion_adapter=(moving / video_folder.MOTION_ADAPTER_WEIGHTS).is_file(),
+        takes_images=(own / "resampler.json").is_file(),
+    )
+
+
+def _describe_folder(folder: Path, name: str) -> Description | None:
+    """Return the description of a pipeline in diffusers layout."""
+    index = read_index(folder)
+    components.refuse_other_families(index, str(folder))
+    temporal = _folder_temporal(folder, index)
+    return describe_configurations(
+        name,
+        read_json(folder / "unet" / CONFIG),
+        read_json(folder / "vae" / CONFIG),
+        temporal,
+        takes_images=(folder / video_folder.IMAGE_ADAPTER).is_dir(),
+        has_motion_adapter=temporal is not None and (folder / video_folder.MOTION_ADAPTER).is_dir(),
+    )
+
+
+def _folder_temporal(folder: Path, index: Config) -> TemporalConfig | None:
+    """Return the configuration of a pipeline's temporal layers, None if it has none."""
+    if (folder / video_folder.TEMPORAL).is_dir():
+        return video_folder.read_temporal_config(folder / video_folder.TEMPORAL)
+    kind = index["unet"][1]
+    if kind not in components.VIDEO_UNETS:
+        return None
+    config = read_json(folder / "unet" / CONFIG)
+    try:
+        with init_empty_weights(include_buffers=False):
+            unet = components.UNETS[kind].from_config(config)
+        return _temporal_config(components.VIDEO_UNETS[kind](unet))
+    except InputError:
+        raise
+    except READ_ERRORS as error:
+        raise InputError(f"{folder} is incomplete or damaged: {error}") from error
+
+
+def _describe_file(path: Path, name: str, config: str | Path | None, hub_options: HubOptions) -> Description | None:
+    """Return the description of a checkpoint in a single file. config: as in `load`."""
+    tensors = tensor_files.read_header(path)
+    if tensors is None:
+        return None
+    given = None if config is None else _existing_path(config, hub_options)
+    if vidrd.is_vidrd(tensors) and not videocrafter.is_videocrafter(tensors):
+        return None if given is None else _describe_vidrd(path, name, tensors, given)
+    with TemporaryDirectory() as folder:
+        written = Path(folder)
+        if videocrafter.is_videocrafter(tensors):
+            known_configurations.write_videocrafter_configuration(written)
+            unet_folder, vae_folder = (
+                given if given is not None and (given / part).is_dir() else written for part in ("unet", "vae")
+            )
+            settings = architecture.read_assumed_settings(unet_folder)
+            net = videocrafter.video_unet_from_videocrafter(tensors, str(path), settings)
+            return describe_configurations(
+                name,
+                net.image_unet.config,
+                read_json(vae_folder / "vae" / CONFIG),
+                _temporal_config(net),
+                takes_images=bool(net.image_unet.encoder_hid_proj),
+            )
+        known_configurations.refuse_partial_checkpoint(path, tensors)
+        if given is None:
+            family = known_configurations.match_family(path, tensors)
+            # a prediction type, which is no part of a description, prevents the warning that `load` gives
+            known_configurations.write_configuration(family, tensors, family.prediction_type, written)
+        unet, vae = (read_json((given or written) / part / CONFIG) for part in ("unet", "vae"))
+    return describe_configurations(name, unet, vae, None)
+
+
+def _describe_vidrd(path: Path, name: str, tensors: Tensors, folder: Path) -> Description | None:
+    """Return the description of a VidRD checkpoint. folder: the model that it was trained from."""
+    net = vidrd.video_unet_from_vidrd(tensors, str(path), architecture.read_assumed_settings(folder))
+    base = _describe_folder(folder, name)
+    return base and describe_configurations(
+        name,
+        net.image_unet.config,
+        read_json(folder / "vae" / CONFIG),
+        _temporal_config(net),
+        takes_images=base.takes_images,
+        has_motion_adapter=base.has_motion_adapter,
+    )
+
+
+def _motion_config(source: MotionSource, hub_options: HubOptions) -> TemporalConfig | None:
+    """Return the configuration of the temporal layers of a source, None if it cannot be told."""
+    if isinstance(source, diffusers.MotionAdapter):
+        return animatediff.animatediff_config(source.state_dict(), source.config)
+    path = _existing_path(source, hub_options)
+    if path.is_file():
+        return _motion_file_config(path)
+    if not (path / INDEX).is_file() and (path / CONFIG).is_file():
+        config = read_json(path / CONFIG)
+        if config.get("_class_name") == "MotionAdapter":
+            with init_empty_weights(include_buffers=False):
+                adapter = diffusers.MotionAdapter.from_config(config)
+            return animatediff.animatediff_config(adapter.state_dict(), config)
+        if not (path.parent / INDEX).is_file():
+            return video_folder.read_temporal_config(path)
+        path = path.parent
+    return _folder_temporal(path, read_index(path)) if (path / INDEX).is_file() else None
+
+
+def _motion_file_config(path: Path) -> TemporalConfig | None:
+    tensors = tensor_files.read_header(path)
+    if tensors is None:
+        return None
+    if animatediff.is_animatediff(tensors):
+        with architecture.report_missing_tensors(tensors, f"{path} looks like AnimateDiff's motion modules"):
+            return animatediff.animatediff_config(animatediff.to_diffusers_names(tensors), {})
+    if videocrafter.is_videocrafter(tensors):
+        return _temporal_config(videocrafter.video_unet_from_videocrafter(tensors, str(path)))
+    return _temporal_config(vidrd.video_unet_from_vidrd(tensors, str(path))) if vidrd.is_vidrd(tensors) else None
+
+
+def _temporal_config(net: VideoUNet) -> TemporalConfig | None:
+    return None if net.temporal is None else net.temporal.config
+
+
+def _with_other_vae(found: Description, vae: str | Path | AutoencoderKL, hub_options: HubOptions) -> Description:
+    """Return the description of a model with another VAE; a single file has the architecture of the model's own."""
+    if isinstance(vae, AutoencoderKL):
+        config: Config = vae.config
+    else:
+        path = _existing_path(vae, hub_options)
+        if path.is_file():
+            return found
+        config = read_json((path if (path / CONFIG).is_file() else path / "vae") / CONFIG)
+    factor = vae_scale_factor(config)
+    height, width = (factor * length // found.vae_scale_factor for length in found.default_size)
+    return replace(found, vae_scale_factor=factor, default_size=(height, width))
+
+
+def _existing_path(source: str | Path, hub_options: HubOptions) -> Path:
+    """Return the path of a file or folder, or a folder with the configurations of a repository."""
+    return hub.local_path(source) or hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
