@@ -29,18 +29,19 @@ LAYERS = (
     "kineograph.metrics",
     "kineograph.generation",
     "kineograph.methods",
+    "kineograph.binding",
     "kineograph.plan",
     "kineograph.models",
     "kineograph.media",
+    "kineograph.request",
     "kineograph.samplers",
     "kineograph.denoise kineograph.condition",
-    "kineograph.request",
     "kineograph.latents kineograph.noise kineograph.motion kineograph.sigmas",
-    "kineograph.hub kineograph.plugins",
+    "kineograph.hub kineograph.plugins kineograph.options",
     "kineograph.errors",
 )
 OPENING = re.compile(r"(What|How|Which|Whether|Where|Who|When|By|Of|As|From|In)\b")
-TWICE = {"attach", "loss", "sample", "run"}  # every method file has its own
+TWICE = {"attach", "check", "loss", "sample", "run"}  # every method file has its own
 MOST_FILES, FULL, FULLER = 190, 14, 16
 SHORT, MOST_SHORT = 60, 12
 MOST_PARAMETERS = 12

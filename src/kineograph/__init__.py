@@ -14,20 +14,22 @@ if TYPE_CHECKING:
     from kineograph.condition import Condition
     from kineograph.denoise import classifier_free_guidance
     from kineograph.errors import InputError
-    from kineograph.generation import animate, edit, generate, replay
+    from kineograph.generation.api import animate, edit, generate
+    from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions
+    from kineograph.generation.recorded import replay
     from kineograph.media.video import Video, open_video
     from kineograph.models.loading.load import load
     from kineograph.models.loading.save import save
     from kineograph.models.model import Model
     from kineograph.models.unet import frame_attention
-    from kineograph.request import ClipOptions, ElevatorOptions
 
     __version__: str
 
 __all__ = [
-    "ClipOptions",
+    "AnimateOptions",
     "Condition",
-    "ElevatorOptions",
+    "EditOptions",
+    "GenerateOptions",
     "InputError",
     "Model",
     "Video",
@@ -53,19 +55,20 @@ __all__ = [
 # Public name -> its module, imported when the name is first used (PEP 562): `import kineograph` alone must not take the
 # seconds that torch needs.
 _HOMES = {
-    "ClipOptions": "request",
+    "AnimateOptions": "generation.options",
     "Condition": "condition",
-    "ElevatorOptions": "request",
+    "EditOptions": "generation.options",
+    "GenerateOptions": "generation.options",
     "InputError": "errors",
     "Model": "models.model",
     "Video": "media.video",
-    "animate": "generation",
+    "animate": "generation.api",
     "classifier_free_guidance": "denoise",
-    "edit": "generation",
-    "generate": "generation",
+    "edit": "generation.api",
+    "generate": "generation.api",
     "load": "models.loading.load",
     "open_video": "media.video",
-    "replay": "generation",
+    "replay": "generation.recorded",
     "save": "models.loading.save",
 }
 _MODULES = {"frame_attention": "models.unet.frame_attention"} | {

@@ -1,123 +1,148 @@
-"""Plan: a request resolved against its models, and the sampling run that a method builds from it."""
+"""Plan: a request resolved against its models; and the interface of methods, which run plans."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from kineograph import noise
-from kineograph.condition import Condition
-from kineograph.denoise import Denoise, classifier_free_guidance, refuse_nan
-from kineograph.errors import MAX_FRAMES, InputError
+from kineograph import noise, options
 from kineograph.latents import Latents
-from kineograph.media.footage import Footage, open_footage, output_size
-from kineograph.media.images import InputImage, read_image
-from kineograph.models.model import Model
-from kineograph.models.schedule import Schedule
-from kineograph.models.unet.frame_attention import FrameAttention
-from kineograph.motion import frame_warp, parse
-from kineograph.request import IMAGE_MODEL_FPS, MOTION, NUM_FRAMES, Request
 from kineograph.samplers import BY_NAME, Sampler, Step
 
+if TYPE_CHECKING:  # the declarations of a method's options are read without diffusers
+    from kineograph.condition import Condition
+    from kineograph.denoise import Denoise
+    from kineograph.media.footage import Footage
+    from kineograph.media.images import InputImage
+    from kineograph.models.description import Description
+    from kineograph.models.model import Model
+    from kineograph.models.schedule import Schedule
 
-class Inputs(NamedTuple):
-    """Opened inputs of a request, and the settings that follow from them.
+Kind = TypeVar("Kind")
+BindCondition = Callable[["Condition"], "Denoise"]
 
-    motion: the camera motion; None when the frames follow footage: then all start from the same noise.
-    footage: each control's video, or the video to edit.
-    image: the image to animate.
+
+class Combination(NamedTuple):
+    """Options to check, all with a value, and descriptions of the models. No weights are needed.
+
+    video_model: the second model, of VideoElevator.
     """
 
-    num_frames: int
-    fps: float
-    motion: str | None
-    footage: tuple[Footage, ...]
-    image: InputImage | None = None
+    model: Description
+    video_model: Description | None
+    method: str
+    options: Mapping[str, Any]
+
+    @property
+    def with_motion(self) -> Description:
+        """The model that may have temporal layers."""
+        return self.video_model or self.model
 
 
-def open_inputs(request: Request) -> Inputs:
-    """Open the videos and the image of a request.
+class Method(NamedTuple):
+    """A method, registered in `generation.options.METHODS` or by the entry point `kineograph.methods`.
 
-    Raises InputError for a video, an image or a motion that cannot be used.
+    run      samples a plan's clip
+    options  TypedDicts of the options that it reads, besides `SharedOptions`
+    check    raises InputError for a combination that cannot work
     """
-    paths = [request.video] if request.video else [control.video for control in request.control]
-    footage = tuple(open_footage(path, num_frames=request.num_frames, fps=request.fps) for path in paths)
-    image = None if request.image is None else read_image(request.image)
-    num_frames = request.num_frames or _length(footage)
-    motion = request.motion or (None if footage else MOTION)
-    if footage and motion is not None and parse(motion) == parse("none"):
-        motion = None
-    if motion is not None:
-        frame_warp(parse(motion), frames=num_frames, seed=0)  # raises for a motion that cannot be used
-    return Inputs(num_frames, request.fps or (footage[0].fps if footage else IMAGE_MODEL_FPS), motion, footage, image)
+
+    run: Callable[[Plan], SamplingRun]
+    options: tuple[type, ...]
+    check: Callable[[Combination], None]
 
 
-def _length(footage: Sequence[Footage]) -> int:
-    if not footage:
-        return NUM_FRAMES
-    lengths = {len(each) for each in footage}
-    if len(lengths) > 1:
-        listed = ", ".join(f"{each.path} has {len(each)}" for each in footage)
-        raise InputError(f"the videos are not equally long ({listed} frames): give the number of frames (--num-frames)")
-    if (length := lengths.pop()) > MAX_FRAMES:
-        raise InputError(
-            f"{footage[0].path} has {length} frames, and a video has at most {MAX_FRAMES}: use the first of them "
-            "(--num-frames), or fewer per second (--fps)"
-        )
-    return length
+class AddOn(NamedTuple):
+    """Options that change how any method samples: controls, clips, smoothing, an input video or image.
 
-
-def video_size(request: Request, inputs: Inputs, default: tuple[int, int], factor: int) -> tuple[int, int]:
-    """Return height and width in pixels: as requested, else with the footage's aspect ratio, else the model's own.
-
-    Raises InputError when the videos have different aspect ratios.
+    options  TypedDicts of its options, which are read if it is used
+    used     True for options that ask for it
+    when     the same in words, for messages: "with `control`"
+    check    as in `Method`
     """
-    if not inputs.footage:
-        return request.height or default[0], request.width or default[1]
-    sizes = [
-        output_size(each, request.height, request.width, side=max(default), factor=factor) for each in inputs.footage
-    ]
-    if len(set(sizes)) > 1:
-        listed = ", ".join(f"{each.path} is {each.width} x {each.height}" for each in inputs.footage)
-        raise InputError(f"the videos are of different shapes ({listed}): crop them to one, or give height and width")
-    return sizes[0]
+
+    options: tuple[type, ...]
+    used: Callable[[Mapping[str, Any]], bool]
+    when: str
+    check: Callable[[Combination], None] = lambda combination: None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A resolved request: values for what it left open, and functions that adapt a method to controls and clips.
+    """A resolved request: every value is decided, every input is open.
 
-    method, sampler     names in `generation.run.METHODS` and `samplers.BY_NAME`
-    latent_shape        (1, c, h, w): one video, without its frames
-    video_model         the second model of VideoElevator
+    prompts             one for each video of the batch
+    seed                of the first video of the batch; the next has seed + 1
+    sampler             name in `samplers.BY_NAME`
+    latent_shape        (b, c, h, w): of the batch, without frames
+    window, overlap     0 without a video model
+    motion              of the camera, see `motion.parse`
+    control_footage     the control videos
+    edit_footage        the video to edit: one, or none
+    image               the image that the video starts from: one, or none
+    options             all options, with defaults; see `read`
     clip                number of the clip of a long video
-    add_control         adds ControlNet residuals to a condition
+    first_attention     frames attend to frame 0 in the image model
+    add_conditions      adds ControlNet residuals and the frames to edit to a condition
+    guide               (bind, cond, uncond) -> the guided model
     continue_noise      (the clip's own noise) -> its initial noise, which may continue the previous clip's
-    continue_sampler    (sampler, sigmas) -> the sampler, which may follow the previous clip
-    skip_overwritten    (denoise, sigmas) -> the model without the frames that `continue_sampler` overwrites; for models
+    adapt_sampler       (sampler, sigmas) -> the sampler, which may follow the previous clip, or smooth the background
+    skip_overwritten    (denoise, sigmas) -> the model without the frames that `adapt_sampler` overwrites; for models
                         whose frames attend to the first frame alone
     """
 
+    model: Model
+    video_model: Model | None
     method: str
-    sampler: str
+    prompts: tuple[str, ...]
+    negative_prompt: str
     seed: int
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    num_frames: int
+    fps: float
     height: int
     width: int
     latent_shape: noise.Shape
-    inputs: Inputs
-    video_model: Model | None = None
+    chunk_size: int
+    window: int
+    overlap: int
+    motion_scale: float
+    motion: str
+    control_footage: tuple[Footage, ...]
+    edit_footage: tuple[Footage, ...]
+    image: tuple[InputImage, ...]
+    options: Mapping[str, Any]
+    guide: Callable[[BindCondition, Condition, Condition], Denoise]
     clip: int = 0
-    add_control: Callable[[Condition], Condition] = lambda condition: condition
+    add_conditions: Callable[[Condition], Condition] = lambda condition: condition
     continue_noise: Callable[[Latents], Latents] = lambda own: own
-    continue_sampler: Callable[[Sampler, Sequence[float]], Sampler] = lambda sampler, sigmas: sampler
+    adapt_sampler: Callable[[Sampler, Sequence[float]], Sampler] = lambda sampler, sigmas: sampler
     skip_overwritten: Callable[[Denoise, Sequence[float]], Denoise] = lambda denoise, sigmas: denoise
 
     @property
     def frames(self) -> range:
         """The numbers of the clip's frames."""
-        count = self.inputs.num_frames
-        return range(self.clip * count, (self.clip + 1) * count)
+        return range(self.clip * self.num_frames, (self.clip + 1) * self.num_frames)
+
+    @property
+    def negative_prompts(self) -> list[str]:
+        """The negative prompt, for each video of the batch."""
+        return [self.negative_prompt] * len(self.prompts)
+
+    def read(self, kind: type[Kind]) -> Kind:
+        """Return the options that a TypedDict declares."""
+        return options.select(self.options, kind)
+
+    def sigmas(self, schedule: Schedule) -> list[float]:
+        """Return sigmas of the requested number of steps, in the spacing of the plan's sampler."""
+        return BY_NAME[self.sampler].spacing(schedule.sigmas, self.num_inference_steps)
+
+    def with_clip(self, clip: int, **changes: Any) -> Plan:
+        """Return the plan of another clip."""
+        return replace(self, clip=clip, **changes)
 
 
 class SamplingRun(NamedTuple):
@@ -128,14 +153,6 @@ class SamplingRun(NamedTuple):
     steps: Iterator[Step]
 
 
-RunMethod = Callable[[Model, Request, Plan], SamplingRun]
-
-
-def spaced_sigmas(request: Request, plan: Plan, schedule: Schedule) -> list[float]:
-    """Return the request's number of sigmas, in the spacing of the plan's sampler."""
-    return BY_NAME[plan.sampler].spacing(schedule.sigmas, request.num_inference_steps)
-
-
 def build_sampler(plan: Plan, noise_frames: Sequence[int]) -> Sampler:
     """Build the plan's sampler; frame i gets the noise of the frame number `noise_frames[i]`."""
 
@@ -144,29 +161,3 @@ def build_sampler(plan: Plan, noise_frames: Sequence[int]) -> Sampler:
         return BY_NAME[plan.sampler].sampler(noise_at)(denoise, x, sigmas)
 
     return sampler
-
-
-def bind_prompts(
-    model: Model, request: Request, plan: Plan, frame_attention: FrameAttention
-) -> tuple[Denoise, Denoise]:
-    """Bind an image model to the prompt and to the negative prompt, with the plan's controls."""
-    denoise_cond, denoise_uncond = (
-        model.bind(
-            plan.add_control(model.prompt([text], size=(plan.height, plan.width))),
-            frame_attention=frame_attention,
-            chunk_size=request.chunk_size,
-        )
-        for text in (request.prompt, request.negative_prompt)
-    )
-    return denoise_cond, denoise_uncond
-
-
-def guide(request: Request, plan: Plan, schedule: Schedule, denoise_cond: Denoise, denoise_uncond: Denoise) -> Denoise:
-    """Apply the request's guidance, none for a scale of 1 or less, and the wrappers of `fit_to_sampler`."""
-    scale = max(1.0, request.guidance_scale)
-    return fit_to_sampler(classifier_free_guidance(denoise_cond, denoise_uncond, scale), plan.sampler, schedule)
-
-
-def fit_to_sampler(denoise: Denoise, sampler: str, schedule: Schedule) -> Denoise:
-    """Wrap the model: as a consistency model for "lcm", and with a check for NaN for every sampler."""
-    return refuse_nan(schedule.consistency_denoise(denoise) if sampler == "lcm" else denoise)

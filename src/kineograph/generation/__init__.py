@@ -1,23 +1,6 @@
-"""The functions that generate videos: `generate`, `animate`, `edit`, `replay`. Only here models and methods meet.
+"""Generation of videos: `generate`, `animate`, `edit` and `replay`. Only here models and methods meet.
 
-api.py: arguments to a request; resolve.py: request and model to a plan; run.py: plan to a video; clips.py: long videos
-clip after clip, and finished clips on disk; recorded.py: a saved video is generated again.
+options.py: the options of each function, and the table of methods; check.py: options against descriptions of the
+models; resolve.py: options and models to a plan; run.py: plan to a video; clip_files.py: finished clips on disk; api.py:
+the functions; recorded.py: a saved video is generated again.
 """
-
-from kineograph.generation.api import animate, edit, generate
-from kineograph.generation.clips import OnStep, Progress
-from kineograph.generation.recorded import load_recorded_model, replay
-from kineograph.generation.run import run_request
-from kineograph.plan import open_inputs
-
-__all__ = [
-    "OnStep",
-    "Progress",
-    "animate",
-    "edit",
-    "generate",
-    "load_recorded_model",
-    "open_inputs",
-    "replay",
-    "run_request",
-]

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.generation.clips import OnStep
-from kineograph.generation.run import run_request
+from kineograph.generation.check import check_prompts, complete, without_unused
+from kineograph.generation.options import GenerateOptions, with_plugins
+from kineograph.generation.run import OnStep, run_all
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
+from kineograph.models.description import describe_model
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import provenance_differences
 from kineograph.models.model import Model
-from kineograph.request import Request
+from kineograph.options import declared
+from kineograph.request import migrate_settings
 
 LOAD_ARGUMENTS = {
     "source", "motion", "motion_adapter", "adapter", "ip_adapter", "lora", "controlnet", "textual_inversion", "vae",
@@ -39,14 +42,30 @@ def replay(
     >>> again = kg.replay("fish.mp4")  # doctest: +SKIP
     """
     before = read_settings(path)
-    request = Request.from_settings(before)
+    prompt, options = recorded_request(before)
     if video_model is None and "video_model" in before:
         video_model = load_recorded_model({"model": before["video_model"]})
-    video = run_request(model or load_recorded_model(before), request, on_step, video_model=video_model)
+    model = model or load_recorded_model(before)
+    second = None if video_model is None else describe_model(video_model)
+    options = complete(without_unused(describe_model(model), second, options))
+    (video,) = run_all(model, [prompt], options, on_step, video_model=video_model)
     if before["frames_sha256"] != video.settings["frames_sha256"]:
         causes = provenance_differences(before, video.settings) or ["although nothing that is recorded has changed"]
         warnings.warn(f"the frames differ from those of {path}: {'; '.join(causes)}", InputWarning, stacklevel=2)
     return video
+
+
+def recorded_request(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the prompt and the complete options of a video, from its settings, of this version or an older one.
+
+    Raises InputError for settings that no video has, or with an invalid value.
+    """
+    settings = migrate_settings(settings)
+    if missing := {"prompt", "seed", "frames_sha256", "model"} - set(settings):
+        raise InputError(f"these settings are not of a video that kineograph.generate made: missing {sorted(missing)}")
+    known = declared(*with_plugins(GenerateOptions))
+    (prompt,) = check_prompts([settings["prompt"]])
+    return prompt, complete({name: value for name, value in settings.items() if name in known})
 
 
 def load_recorded_model(settings: Mapping[str, Any], *, device: str | None = None) -> Model:

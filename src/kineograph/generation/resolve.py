@@ -1,88 +1,215 @@
-"""Resolution of a request: the model decides what the request leaves open, and both become a plan."""
+"""Resolution of a request: checked options and loaded models become a plan."""
 
 from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from kineograph.errors import InputError, InputWarning
-from kineograph.methods import video_elevator, videocrafter
-from kineograph.models.model import VIDEO_MODEL_FPS, Model
-from kineograph.plan import Plan, open_inputs, video_size
-from kineograph.request import Request
+from kineograph.binding import guide_by_text
+from kineograph.errors import MAX_FRAMES, InputError, InputWarning
+from kineograph.generation.check import check
+from kineograph.media.footage import Footage, open_footage, output_size
+from kineograph.media.images import InputImage, read_image
+from kineograph.methods import instruct_pix2pix, text2video_zero
+from kineograph.methods.controlnet import list_controls
+from kineograph.models.description import describe_model
+from kineograph.models.model import Model
+from kineograph.motion import frame_warp, parse
+from kineograph.options import declared
+from kineograph.plan import Combination, Plan
+from kineograph.request import IMAGE_MODEL_FPS, NUM_FRAMES, VIDEO_MODEL_FPS
 
-IMAGE_METHOD, VIDEO_METHOD, TWO_MODEL_METHOD = "text2video-zero", "videocrafter", "video-elevator"
+IMAGE_MODEL_SAMPLER = "ddim"
+MEMORY = 8 * 64 * 64  # latent pixels evaluated together by default: 8 frames of 512 x 512
 
 
-def resolve(model: Model, request: Request, video_model: Model | None = None) -> tuple[Request, Plan]:
-    """Return the request with its method and sampler (for a video model also number of frames and fps), and the plan.
+class Inputs(NamedTuple):
+    """The opened inputs of a request. image: the image to start from, or none; edit: the video to edit, or none."""
 
-    Raises InputError when the method and the model do not fit, and for inputs that cannot be used.
+    controls: tuple[Footage, ...] = ()
+    edit: tuple[Footage, ...] = ()
+    image: tuple[InputImage, ...] = ()
+
+    @property
+    def footage(self) -> tuple[Footage, ...]:
+        """All input videos."""
+        return self.controls + self.edit
+
+
+def open_inputs(options: Mapping[str, Any]) -> Inputs:
+    """Open the videos and the image of a request.
+
+    Raises InputError for a video, an image or a motion that cannot be used.
     """
-    method = request.method or _default_method(model, video_model)
-    _check_method(model, video_model, method, request)
-    with_motion = video_model or model  # the model that may have temporal layers
-    with_motion.net.check_motion_scale(request.motion_scale, with_motion.name)
-    sampler = request.sampler or (model.temporal.sampler if model.temporal else "ddim")
-    request = replace(request, method=method, sampler=sampler)
-    if with_motion.temporal is not None and not request.control:
-        num_frames = request.num_frames or with_motion.temporal.num_frames
-        request = replace(request, num_frames=num_frames, fps=request.fps or VIDEO_MODEL_FPS)
-    inputs = open_inputs(request)
-    height, width = video_size(request, inputs, model.default_size, model.vae_scale_factor)
-    plan = Plan(
-        method=method,
-        sampler=sampler,
-        seed=secrets.randbelow(2**31) if request.seed is None else request.seed,
+    total = None if options["num_frames"] is None else options["num_frames"] * options["clips"]
+    if total is not None and total > MAX_FRAMES and (options["control"] or options["video"]):
+        raise InputError(f"`num_frames` times `clips` is at most {MAX_FRAMES}, not {total}: ask for fewer")
+    read = partial(open_footage, num_frames=total, fps=options["fps"])
+    controls: Any = options
+    inputs = Inputs(
+        tuple(read(each.video) for each in list_controls(controls)),
+        () if options["video"] is None else (read(options["video"]),),
+        () if options["image"] is None else (read_image(options["image"]),),
+    )
+    if options["motion"] is not None:
+        parse(options["motion"])
+    _common_length(inputs.footage)
+    return inputs
+
+
+def _common_length(footage: Sequence[Footage]) -> int:
+    """Return the number of frames of the input videos, 0 without any."""
+    lengths = {len(each) for each in footage}
+    if len(lengths) > 1:
+        listed = ", ".join(f"{each.path} has {len(each)}" for each in footage)
+        raise InputError(f"the videos are not equally long ({listed} frames): give `num_frames`")
+    length = max(lengths, default=0)
+    if length > MAX_FRAMES:
+        raise InputError(
+            f"{footage[0].path} has {length} frames, and a video has at most {MAX_FRAMES}: use the first of them "
+            "(`num_frames`), or fewer per second (`fps`)"
+        )
+    return length
+
+
+def resolve(
+    model: Model, prompts: tuple[str, ...], options: Mapping[str, Any], inputs: Inputs, video_model: Model | None = None
+) -> Plan:
+    """Return the plan of a batch of prompts.
+
+    Raises InputError for options and models that do not fit, see `check`, and for inputs that cannot be used.
+    """
+    second = None if video_model is None else describe_model(video_model)
+    combination = check(describe_model(model), second, options)
+    height, width = _video_size(combination, inputs)
+    footage, temporal = inputs.footage, combination.with_motion.temporal
+    num_frames = _num_frames(combination, footage)
+    fps = options["fps"] or (footage[0].fps if footage else IMAGE_MODEL_FPS if temporal is None else VIDEO_MODEL_FPS)
+    window = 0 if temporal is None else options["window"] or temporal.num_frames
+    overlap = window // 4 if options["overlap"] is None else options["overlap"]
+    motion = options["motion"] or _default_motion(combination, footage)
+    frame_warp(parse(motion), frames=num_frames, seed=0)  # raises for a motion that cannot be used
+    if footage and len(footage[0]) < num_frames * options["clips"]:
+        raise InputError(f"{footage[0].path} has {len(footage[0])} frames, fewer than the {options['clips']} `clips`")
+    guide = partial(guide_by_text, options["guidance_scale"])
+    if inputs.edit:
+        guide = partial(instruct_pix2pix.guide, options["guidance_scale"], options["image_guidance_scale"])
+    return Plan(
+        model=model,
+        video_model=video_model,
+        method=combination.method,
+        prompts=prompts,
+        negative_prompt=options["negative_prompt"],
+        seed=secrets.randbelow(2**31) if options["seed"] is None else options["seed"],
+        sampler=options["sampler"] or _default_sampler(combination),
+        num_inference_steps=options["num_inference_steps"],
+        guidance_scale=options["guidance_scale"],
+        num_frames=num_frames,
+        fps=fps,
         height=height,
         width=width,
-        latent_shape=(1, *model.latent_shape(height, width)),
-        inputs=inputs,
-        video_model=video_model,
+        latent_shape=(len(prompts), *model.latent_shape(height, width)),
+        chunk_size=options["chunk_size"],
+        window=window,
+        overlap=overlap if window else 0,
+        motion_scale=options["motion_scale"],
+        motion=motion,
+        control_footage=inputs.controls,
+        edit_footage=inputs.edit,
+        image=inputs.image,
+        options=options,
+        guide=guide,
     )
-    return request, plan
 
 
-def _default_method(model: Model, video_model: Model | None) -> str:
-    if video_model is not None:
-        return TWO_MODEL_METHOD
-    return IMAGE_METHOD if model.temporal is None else VIDEO_METHOD
+def _num_frames(combination: Combination, footage: Sequence[Footage]) -> int:
+    options, temporal = combination.options, combination.with_motion.temporal
+    if options["num_frames"] is not None:
+        return int(options["num_frames"])
+    if footage:
+        return max(1, len(footage[0]) // options["clips"])
+    return NUM_FRAMES if temporal is None else temporal.num_frames
 
 
-def _check_method(model: Model, video_model: Model | None, method: str, request: Request) -> None:
-    if method == TWO_MODEL_METHOD:
-        video_elevator.check_models(model, video_model)
-    elif video_model is not None:
+def _default_motion(combination: Combination, footage: Sequence[Footage]) -> str:
+    if footage or combination.method != "text2video-zero":
+        return "none"
+    return text2video_zero.DEFAULT_MOTION
+
+
+def _default_sampler(combination: Combination) -> str:
+    if combination.options["video"] is not None:
+        return instruct_pix2pix.DEFAULT_SAMPLER
+    temporal = combination.model.temporal
+    return IMAGE_MODEL_SAMPLER if temporal is None else temporal.sampler
+
+
+def _video_size(combination: Combination, inputs: Inputs) -> tuple[int, int]:
+    """Return height and width in pixels: as requested, else with the footage's aspect ratio, else the model's own.
+
+    Raises InputError when the videos have different aspect ratios.
+    """
+    options, model = combination.options, combination.model
+    if not inputs.footage:
+        return options["height"] or model.default_size[0], options["width"] or model.default_size[1]
+    side, factor = max(model.default_size), model.vae_scale_factor
+    sizes = [
+        output_size(each, options["height"], options["width"], side=side, factor=factor) for each in inputs.footage
+    ]
+    if len(set(sizes)) > 1:
+        listed = ", ".join(f"{each.path} is {each.width} x {each.height}" for each in inputs.footage)
         raise InputError(
-            f"{method} has no use for a second model, {video_model.name}: leave it out, or choose the method "
-            f"{TWO_MODEL_METHOD}"
+            f"the videos are of different shapes ({listed}): crop them to one, or give `height` and `width`"
         )
-    if method == VIDEO_METHOD and model.temporal is None:
-        raise videocrafter.image_model_error(model)
-    if method != VIDEO_METHOD and model.temporal is not None:
-        raise InputError(
-            f"{model.name} is a video model, and {method} is for image models: leave the method out, or use "
-            "the image model"
-        )
-    if method != IMAGE_METHOD and (request.motion is not None or request.smooth_background):
-        raise InputError(
-            f"{(video_model or model).name} is a video model: describe the motion in the prompt. A camera motion and "
-            "smooth_background are for image models (text2video-zero)"
-        )
+    return sizes[0]
 
 
-def warn_about(model: Model, request: Request, plan: Plan) -> None:
+def default_batch_size(plan: Plan) -> int:
+    """Return the number of prompts to generate together: those whose evaluation needs the memory of `MEMORY`."""
+    frames = min(plan.chunk_size if plan.model.temporal is None else plan.window, plan.num_frames)
+    *_, height, width = plan.latent_shape
+    return max(1, MEMORY // (frames * height * width))
+
+
+def recorded_options(plan: Plan, kinds: Sequence[type]) -> dict[str, Any]:
+    """Return the options of these TypedDicts that change the frames, with the plan's values, as JSON values."""
+    resolved = {
+        name: getattr(plan, name) for name in ("method", "sampler", "seed", "num_frames", "fps", "height", "width")
+    }
+    if plan.window:
+        resolved |= {"window": plan.window, "overlap": plan.overlap}
+    values = {**plan.options, **resolved, "motion": plan.motion}
+    unset: tuple[object, ...] = (None, "", (), {})
+    return {
+        name: _json_value(values[name])
+        for name, each in declared(*kinds).items()
+        if each.recorded and values[name] not in unset
+    }
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _json_value(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def warn_about(plan: Plan) -> None:
     """Warn of words that the model does not know, a customised subject that no prompt names, and too long a window."""
-    text = " ".join([request.prompt, *request.then, request.negative_prompt])
+    model, prompts = plan.model, [*plan.prompts, *plan.options["then"]]
+    text = " ".join([*prompts, plan.negative_prompt])
     subject = (model.subject or "").lower().split()
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:
         _warn(f"{model.name} has never seen the words {', '.join(unknown)}")
-    _warn_of_unnamed_subject(model, [request.prompt, *request.then])
+    _warn_of_unnamed_subject(model, prompts)
     if plan.video_model is not None:
-        _warn_of_unnamed_subject(plan.video_model, [request.elevation.video_prompt or request.prompt])
-    _warn_of_long_window(plan.video_model or model, request.window, len(plan.frames))
+        _warn_of_unnamed_subject(plan.video_model, [plan.options["video_prompt"] or plan.prompts[0]])
+    _warn_of_long_window(plan.video_model or model, plan.window, len(plan.frames))
 
 
 def _warn_of_unnamed_subject(model: Model, prompts: Sequence[str]) -> None:
@@ -94,12 +221,12 @@ def _warn_of_unnamed_subject(model: Model, prompts: Sequence[str]) -> None:
         )
 
 
-def _warn_of_long_window(model: Model, window: int | None, frames: int) -> None:
+def _warn_of_long_window(model: Model, window: int, frames: int) -> None:
     trained = model.temporal.num_frames if model.temporal else frames
-    if window is not None and min(window, frames) > trained:
+    if min(window, frames) > trained:
         _warn(
             f"{model.name} was trained on {trained} frames at once, and a window of {window} shows it more: the "
-            "quality may be lower. Leave the window out, or make it shorter"
+            "quality may be lower. Leave `window` out, or make it shorter"
         )
 
 

@@ -1,73 +1,153 @@
-"""Execution of a request: its clips are sampled and decoded, and the video gets its settings."""
+"""Execution of a plan: its clips are sampled and decoded, and each video gets its settings."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from kineograph.generation.clips import ClipFiles, OnStep, generate_clips
-from kineograph.generation.resolve import resolve, warn_about
+from kineograph.generation.clip_files import ClipFiles, GeneratedClip
+from kineograph.generation.options import find_method, used_kinds
+from kineograph.generation.resolve import (
+    default_batch_size,
+    open_inputs,
+    recorded_options,
+    resolve,
+    warn_about,
+)
 from kineograph.media.video import Video
-from kineograph.methods import controlnet, instruct_pix2pix, text2video_zero, video_elevator, videocrafter
+from kineograph.methods import controlnet, instruct_pix2pix, text2video_zero, vidrd
+from kineograph.methods.controlnet import list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.loading.provenance import collect_provenance
 from kineograph.models.model import Model
-from kineograph.plan import Plan, RunMethod
-from kineograph.request import SETTINGS_VERSION, Request
-
-METHODS: Mapping[str, RunMethod] = {
-    "text2video-zero": text2video_zero.run,
-    "instruct-pix2pix": instruct_pix2pix.run,
-    "videocrafter": videocrafter.run,
-    "video-elevator": video_elevator.run,
-}
+from kineograph.plan import Plan, SamplingRun
+from kineograph.request import SETTINGS_VERSION
+from kineograph.samplers import Step
 
 
-@torch.no_grad()
-def run_request(
+class Progress(NamedTuple):
+    """Progress of a video, or of a batch: `done` of `total` steps; `step.x0` is the current estimate, as latents."""
+
+    done: int
+    total: int
+    step: Step
+
+
+OnStep = Callable[[Progress], None]
+
+
+def run_all(
     model: Model,
-    request: Request,
+    prompts: Sequence[str],
+    options: Mapping[str, Any],
     on_step: OnStep | None = None,
     *,
     video_model: Model | None = None,
-    keep_clips: Path | None = None,
-) -> Video:
-    """Generate the video of a request, with the settings that reproduce it.
-
-    video_model: the second model of "video-elevator".
-    keep_clips: a folder for finished clips; a request that was interrupted continues from the last of them.
-    """
-    request, plan = resolve(model, request, video_model)
-    warn_about(model, request, plan)
-    settings = _settings(model, request, plan)
-    plan = replace(plan, add_control=controlnet.bind_controls(model, request, plan))
-    files = None if keep_clips is None else ClipFiles.for_settings(keep_clips, settings)
-    frames, state = ([], ClipState()) if files is None else files.load()
-    clips = generate_clips(METHODS[plan.method], model, request, plan, on_step, state)
-    frames += [clip.frames for clip in (clips if files is None else files.save(clips))]
-    video = Video(np.concatenate(frames), plan.inputs.fps)
-    return replace(video, settings={**settings, "frames_sha256": video.digest})
+) -> list[Video]:
+    """Generate a video for each prompt, in batches. options: complete, see `check.complete`."""
+    plan = resolve(model, tuple(prompts), options, open_inputs(options), video_model)
+    warn_about(plan)
+    size = options["batch_size"] or default_batch_size(plan)
+    if options["keep_clips"] is not None:
+        size = 1
+    videos = list[Video]()
+    for number in range(0, len(prompts), size):
+        batch = replace(plan, prompts=plan.prompts[number : number + size], seed=plan.seed + number)
+        batch = replace(batch, latent_shape=(len(batch.prompts), *plan.latent_shape[1:]))
+        videos += run(batch, on_step) if options["keep_clips"] is None else [run_with_files(batch, on_step)]
+    return videos
 
 
-def _settings(model: Model, request: Request, plan: Plan) -> dict[str, Any]:
-    """Return all settings that reproduce the video, as JSON would return them."""
-    options = asdict(replace(request, seed=plan.seed, height=plan.height, width=plan.width))
-    read = {str(each.path): each.digest for each in plan.inputs.footage}
-    if plan.inputs.image:
-        read[plan.inputs.image.path] = plan.inputs.image.digest
-    options["control"], options["then"] = list(options["control"]), list(options["then"])
-    options["elevation"]["refine_at"] = list(request.elevation.refine_at)
-    kinds = [control.kind for control in request.control]
+@torch.no_grad()
+def run(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
+    """Run a plan; return the videos of its batch, with the settings that generate each again."""
+    settings = _settings(plan)
+    return _videos(plan, settings, list(generate_clips(plan, on_step, ClipState())))
+
+
+@torch.no_grad()
+def run_with_files(plan: Plan, on_step: OnStep | None = None) -> Video:
+    """Run the plan of one video, going on from its finished clips in `keep_clips`, where new ones are written too."""
+    settings, (prompt,), then = _settings(plan), plan.prompts, plan.options["then"]
+    free = {"clips", "then"} | ({"seed"} if plan.options["seed"] is None else set())
+    key = {name: value for name, value in settings.items() if name not in free}
+    files = ClipFiles.for_settings(plan.options["keep_clips"], {**key, "prompt": prompt})
+    prompts = [vidrd.clip_prompts(plan.prompts, then, number)[0] for number in range(plan.options["clips"])]
+    with files.lock() as locked:
+        if plan.options["seed"] is None and (seed := files.recorded_seed()) is not None:
+            plan, settings = replace(plan, seed=seed), {**settings, "seed": seed}
+        clips = files.load(prompts, plan.options["clips"])
+        state = clips[-1].state if clips else ClipState()
+        for clip in generate_clips(plan, on_step, state, record_last=True):
+            if locked:
+                files.save(clip, prompts[clip.state.number - 1], plan.seed)
+            clips.append(clip)
+    return _videos(plan, settings, clips)[0]
+
+
+def _videos(plan: Plan, settings: Mapping[str, Any], clips: Sequence[GeneratedClip]) -> list[Video]:
+    frames = np.concatenate([clip.frames for clip in clips], axis=1)
+    videos = [Video(each, plan.fps) for each in frames]
+    return [
+        replace(video, settings={**settings, "prompt": prompt, "seed": plan.seed + k, "frames_sha256": video.digest})
+        for k, (prompt, video) in enumerate(zip(plan.prompts, videos, strict=True))
+    ]
+
+
+def generate_clips(
+    plan: Plan, on_step: OnStep | None, state: ClipState, *, record_last: bool = False
+) -> Iterator[GeneratedClip]:
+    """Generate the clips of a plan, starting from this state."""
+    run_method, clips = find_method(plan.method).run, plan.options["clips"]
+
+    def run_clip(state: ClipState) -> SamplingRun:
+        run = run_method(_bind_inputs(vidrd.continue_clip(plan, state)))
+        return run._replace(steps=_report_progress(run, state.number, clips, on_step))
+
+    for latents, after in vidrd.sample_clips(run_clip, clips, state, record_last=record_last):
+        chunks = [
+            np.stack([Video.from_tensor(video).frames for video in chunk])
+            for chunk in plan.model.decode_chunks(latents)
+        ]
+        yield GeneratedClip(np.concatenate(chunks, axis=1), after)
+
+
+def _bind_inputs(plan: Plan) -> Plan:
+    """Bind the clip's part of the control videos and of the video to edit, and the background smoothing."""
+    add_control = controlnet.bind_controls(plan)
+    add_frames = instruct_pix2pix.bind_frames(plan) if plan.edit_footage else lambda condition: condition
+    return replace(
+        plan,
+        add_conditions=lambda condition: add_frames(add_control(condition)),
+        adapt_sampler=lambda sampler, sigmas: text2video_zero.smooth_sampler(plan, plan.adapt_sampler(sampler, sigmas)),
+    )
+
+
+def _report_progress(run: SamplingRun, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:
+    for done, step in enumerate(run.steps, number * run.num_steps + 1):
+        if on_step:
+            on_step(Progress(done, clips * run.num_steps, step))
+        yield step
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """Return the settings that the batch's videos have in common, as JSON values."""
+    options: Any = plan.options
+    read = {str(each.path): each.digest for each in (*plan.control_footage, *plan.edit_footage)}
+    read |= {each.path: each.digest for each in plan.image}
+    kinds = [each.kind for each in list_controls(options)]
     second = {"video_model": collect_provenance(plan.video_model)["model"]} if plan.video_model else {}
+    batch = {"batch": len(plan.prompts)} if len(plan.prompts) > 1 else {}
     return {
         "settings_version": SETTINGS_VERSION,
-        **options,
+        "prompt": "",
+        **recorded_options(plan, used_kinds(find_method(plan.method), options)),
+        **batch,
         "read": read,
-        **collect_provenance(model, kinds),
+        **collect_provenance(plan.model, kinds),
         **second,
     }

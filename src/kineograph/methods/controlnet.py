@@ -5,36 +5,101 @@ The residuals enter through the condition, so any method that binds conditions o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict
 
-from kineograph.condition import Condition
-from kineograph.media.annotators import load_annotator
-from kineograph.media.footage import Footage, stack_in_chunks
-from kineograph.models.model import Model
-from kineograph.models.unet.controlnet import ControlEmbedding, VideoControlNet, bind_controlnet, sum_residuals
-from kineograph.models.unet.frame_attention import first, own
-from kineograph.plan import Plan
-from kineograph.request import Control, Request
+from kineograph.errors import InputError
+from kineograph.models.description import ANY_CONTROL
+from kineograph.options import File, Number, option
+from kineograph.plan import AddOn, Combination, Plan
+
+if TYPE_CHECKING:
+    from kineograph.condition import Condition
+    from kineograph.media.footage import Footage
+    from kineograph.models.unet.controlnet import ControlEmbedding, VideoControlNet
 
 
-def bind_controls(model: Model, request: Request, plan: Plan) -> Callable[[Condition], Condition]:
-    """Read the control videos, once, and return the function that adds their residuals to a condition.
+MAP_SUFFIX = "-map"
+GROUP = "Control videos"
+
+
+class ControlOptions(TypedDict, total=False):
+    """Options of control videos."""
+
+    control: Annotated[
+        Mapping[str, File],
+        option(
+            {},
+            "Control videos, one of each kind: canny, depth or pose, found in the video; KIND-map for a video of maps.",
+            group=GROUP,
+        ),
+    ]
+    annotators: Annotated[
+        Mapping[str, File],
+        option(
+            {},
+            "Folder or hub id of the network that finds depth or pose.",
+            group=GROUP,
+            flags=("--annotator",),
+            shown_default="Depth-Anything, ViTPose",
+        ),
+    ]
+    controlnet_conditioning_scale: Annotated[Number, option(1.0, "Weight of the controls.", group=GROUP)]
+    control_guidance_start: Annotated[
+        Number,
+        option(
+            0.0, "Start of the control, as fraction of the timesteps: 0 is noise, 1 is clean.", group=GROUP, ge=0, le=1
+        ),
+    ]
+    control_guidance_end: Annotated[
+        Number, option(1.0, "End of the control, as fraction of the timesteps.", group=GROUP, ge=0, le=1)
+    ]
+
+
+class Control(NamedTuple):
+    """Input of one ControlNet. kind: its name in the model; ready: the video shows maps; annotator: "" for the usual."""
+
+    kind: str
+    video: str
+    ready: bool
+    annotator: str
+
+
+def list_controls(options: ControlOptions) -> list[Control]:
+    """Return the controls of a request, one for each control video."""
+    return [
+        Control(
+            kind=name.removesuffix(MAP_SUFFIX),
+            video=str(video),
+            ready=name.endswith(MAP_SUFFIX),
+            annotator=str(options["annotators"].get(name.removesuffix(MAP_SUFFIX), "")),
+        )
+        for name, video in options["control"].items()
+    ]
+
+
+def bind_controls(plan: Plan) -> Callable[[Condition], Condition]:
+    """Read the clip's part of the control videos, and return the function that adds their residuals to a condition.
 
     A ControlNet has the model's frame attention: the first frame's, or each frame's own in a video model.
     """
-    if not request.control:
-        return plan.add_control
-    nets = [model.control(control.kind) for control in request.control]
+    from kineograph.models.unet.controlnet import bind_controlnet, sum_residuals
+    from kineograph.models.unet.frame_attention import first, own
+
+    options, model = plan.read(ControlOptions), plan.model
+    controls = list_controls(options)
+    nets = [model.control(control.kind) for control in controls]
     embeddings = [
-        _embed_maps(net, control, footage, plan, request.chunk_size, model)
-        for net, control, footage in zip(nets, request.control, plan.inputs.footage, strict=True)
+        _embed_maps(net, control, footage, plan)
+        for net, control, footage in zip(nets, controls, plan.control_footage, strict=True)
     ]
-    frame_attention = first if model.temporal is None else own
 
     def add_control(condition: Condition) -> Condition:
         residuals = [
@@ -42,28 +107,50 @@ def bind_controls(model: Model, request: Request, plan: Plan) -> Callable[[Condi
                 net,
                 model.net.image_condition(condition),
                 embedding,
-                frame_attention=frame_attention,
-                scale=control.scale,
-                start=control.start,
-                end=control.end,
+                frame_attention=first if model.temporal is None else own,
+                scale=options["controlnet_conditioning_scale"],
+                start=options["control_guidance_start"],
+                end=options["control_guidance_end"],
                 timesteps=len(model.schedule.sigmas),
             )
-            for net, embedding, control in zip(nets, embeddings, request.control, strict=True)
+            for net, embedding in zip(nets, embeddings, strict=True)
         ]
         return replace(condition, residuals=sum_residuals(*residuals))
 
-    return add_control
+    return add_control if controls else lambda condition: condition
 
 
-def _embed_maps(
-    net: VideoControlNet, control: Control, footage: Footage, plan: Plan, chunk_size: int, model: Model
-) -> ControlEmbedding:
-    """Embed the control's maps, a few frames in memory at a time."""
-    maps = footage.frames(plan.height, plan.width)
+def _embed_maps(net: VideoControlNet, control: Control, footage: Footage, plan: Plan) -> ControlEmbedding:
+    """Embed the maps of the clip's frames, a few frames in memory at a time."""
+    from kineograph.media.annotators import load_annotator
+    from kineograph.media.footage import stack_in_chunks
+
+    maps: Iterator[np.ndarray] = islice(footage.frames(plan.height, plan.width), plan.frames.start, plan.frames.stop)
     if not control.ready:
-        maps = map(load_annotator(control.kind, control.annotator, model.device), maps)
-    return torch.cat([net.embed(_to_tensor(chunk)) for chunk in stack_in_chunks(maps, chunk_size)])
+        maps = map(load_annotator(control.kind, control.annotator or None, plan.model.device), maps)
+    return torch.cat([net.embed(_to_tensor(chunk)) for chunk in stack_in_chunks(maps, plan.chunk_size)])
 
 
 def _to_tensor(frames: np.ndarray) -> Tensor:
     return torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
+
+
+def check(combination: Combination) -> None:
+    """Raise InputError for a kind without a ControlNet, an annotator without its control, and an empty range."""
+    options, model = combination.options, combination.model
+    for control in list_controls(combination.options):  # type: ignore[arg-type]
+        if not {control.kind, ANY_CONTROL} & {*model.controls}:
+            others = f", only for {', '.join(model.controls)}" if model.controls else ""
+            raise InputError(
+                f"{model.name} has no ControlNet for {control.kind!r}{others}: load it with one, "
+                f"`controlnet` {control.kind}=FOLDER"
+            )
+    kinds = {name.removesuffix(MAP_SUFFIX) for name in options["control"]}
+    if idle := set(options["annotators"]) - kinds:
+        raise InputError(f"there is one of `annotators` for {', '.join(sorted(idle))}, and no `control` of that kind")
+    start, end = options["control_guidance_start"], options["control_guidance_end"]
+    if start >= end:
+        raise InputError(f"`control_guidance_start` is below `control_guidance_end`; got {start:g} and {end:g}")
+
+
+CONTROLS = AddOn((ControlOptions,), used=lambda options: bool(options["control"]), when="with `control`", check=check)

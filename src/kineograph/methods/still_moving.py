@@ -9,18 +9,22 @@ model, with the motion adapter at scale 0 and the spatial adapter at 1.
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.models.schedule import Schedule
-from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter, SpatialAdapter
-from kineograph.models.unet.video_unet import VideoUNet
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+    from kineograph.condition import Condition
+    from kineograph.models.schedule import Schedule
+    from kineograph.models.temporal.adapters import AdapterConfig
+    from kineograph.models.unet.video_unet import VideoUNet
 
 STILL, MOVING = 1.0, 0.0  # the motion adapter's scales in training
 
@@ -33,6 +37,9 @@ def attach(net: VideoUNet, *, motion: AdapterConfig | None = None, spatial: Adap
     """
     if net.temporal is None:
         raise InputError("Still-Moving's adapters belong to temporal layers: this network has none.")
+    from kineograph.models.temporal.adapters import MotionAdapter, SpatialAdapter
+    from kineograph.models.unet.video_unet import VideoUNet
+
     return VideoUNet(
         net.image_unet,
         net.temporal,
@@ -47,6 +54,8 @@ def inject(customised: UNet2DConditionModel, net: VideoUNet) -> VideoUNet:
 
     Without a spatial adapter this is the paper's baseline of plain injection.
     """
+    from kineograph.models.unet.video_unet import VideoUNet
+
     return VideoUNet(
         customised,
         net.temporal,

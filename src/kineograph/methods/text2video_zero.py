@@ -2,36 +2,76 @@
 
 Frame 0 is sampled alone down to T', where its layout is fixed. Every other frame is then frame 0, warped by the camera
 motion and noised up to T with its own noise; from T all frames are sampled together. Attention to frame 0, bound to the
-model (`frame_attention=first`), keeps them consistent.
+model (`frame_attention=first`), keeps them consistent. Frames that follow a control video or a video to edit start from
+one noise instead (section 3.5).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from typing_extensions import TypedDict
 
 from kineograph import noise
+from kineograph.binding import bind_model, pin_first_frame
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, renoise
-from kineograph.media.annotators import load_saliency_annotator
-from kineograph.models.foreground import bind_foreground_mask
-from kineograph.models.model import Model
-from kineograph.models.unet.frame_attention import first
-from kineograph.motion import Warp, frame_warp, parse
-from kineograph.plan import Plan, SamplingRun, bind_prompts, build_sampler, guide, spaced_sigmas
-from kineograph.request import Request
+from kineograph.motion import Motion, Warp, frame_warp, parse
+from kineograph.options import Number, Text, option, refuse_unused
+from kineograph.plan import AddOn, Combination, Method, Plan, SamplingRun, build_sampler
+from kineograph.request import ImageModelOptions
 from kineograph.samplers import ForegroundMasks, Sampler, Step, ddim, smooth_background
 from kineograph.sigmas import insert_sigmas, starting_at, until
 
+DEFAULT_MOTION = "pan:12,12"
 # The paper's T and T', timesteps 941 and 881 of Stable Diffusion, as sigmas; and the side of its latents.
 RENOISE_TO, WARP_AT = 10.42504, 7.562388
 SIDE = 64
 MASK_THRESHOLD = 0.5  # a latent cell is foreground if more than this fraction of its pixels is
+
+
+class CameraOptions(TypedDict, total=False):
+    """The camera motion of Text2Video-Zero, which background smoothing reads too."""
+
+    motion: Annotated[
+        Text | None,
+        option(
+            None,
+            "Camera motion: pan:X,Y or zoom:FACTOR or rotate:DEGREES for each frame, path:X,Y;X,Y;..., or none; several "
+            "are joined by +. X and Y are pixels of a frame 512 wide.",
+            shown_default=f"{DEFAULT_MOTION} for an image model, none with an input video",
+        ),
+    ]
+
+
+class SmoothingOptions(TypedDict, total=False):
+    """Options of background smoothing (section 3.3.3), with which any method can sample."""
+
+    smooth_background: Annotated[
+        Number,
+        option(
+            0.0, "Strength of background smoothing while the camera moves; the paper's is 0.6, 0 is off.", ge=0, le=1
+        ),
+    ]
+    foreground_masks: Annotated[
+        Literal["attention", "rembg"],
+        option("attention", "Source of the masks for smooth_background: the model's attention, or the package rembg."),
+    ]
+
+
+class Text2VideoZeroOptions(TypedDict, total=False):
+    """Options of Text2Video-Zero alone."""
+
+    noise: Annotated[
+        Literal["shared", "independent"],
+        option("shared", "Initial noise of frames that follow an input video.", group="Edits"),
+    ]
 
 
 def paper_sigmas(latent_shape: Sequence[int], highest: float = math.inf) -> tuple[float, float]:
@@ -87,45 +127,96 @@ def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) ->
         )
 
 
-def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
-    """Sample a clip with a camera motion; or, with control videos and no motion, from one noise for all frames."""
-    sigmas = spaced_sigmas(request, plan, model.schedule)
-    denoise = guide(request, plan, model.schedule, *bind_prompts(model, request, plan, first))
-    if plan.inputs.motion is None:
-        initial = noise.shared(plan.seed, plan.frames, plan.latent_shape).to(model.device)
-        steps = build_sampler(plan, [0] * len(plan.frames))(denoise, sigmas[0] * initial, sigmas)
-        return SamplingRun(len(sigmas), initial, steps)
+def follows_footage(plan: Plan) -> bool:
+    """Return True if the frames follow an input video, without a camera motion of their own."""
+    return bool(plan.control_footage or plan.edit_footage) and parse(plan.motion) == Motion()
+
+
+def run(plan: Plan) -> SamplingRun:
+    """Sample a clip with a camera motion, or one that follows an input video."""
+    from kineograph.models.unet.frame_attention import first
+
+    model, device = plan.model, plan.model.device
+    sigmas = plan.sigmas(model.schedule)
+    denoise = bind_model(plan, frame_attention=first).guided
+    if follows_footage(plan):
+        initial, noise_frames = _noise_of_followers(plan)
+        initial = plan.continue_noise(initial.to(device))
+        denoise = plan.skip_overwritten(pin_first_frame(plan, denoise, initial), sigmas)
+        sampler = plan.adapt_sampler(build_sampler(plan, noise_frames), sigmas)
+        return SamplingRun(len(sigmas), initial, sampler(denoise, sigmas[0] * initial, sigmas))
     renoise_to, warp_at = paper_sigmas(plan.latent_shape, highest=sigmas[0])
     sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
-    warp = frame_warp(parse(plan.inputs.motion), frames=len(plan.frames), seed=plan.seed)
-    initial = plan.continue_noise(noise.independent(plan.seed, plan.frames, plan.latent_shape).to(model.device))
-    sampler = plan.continue_sampler(build_sampler(plan, plan.frames), sigmas)
-    if request.smooth_background:
-        masks = _foreground_masks(model, request)
-        sampler = smooth_background(sampler, warp, masks, request.smooth_background)
+    initial = plan.continue_noise(noise.independent(plan.seed, plan.frames, plan.latent_shape).to(device))
+    denoise = pin_first_frame(plan, denoise, initial)
     steps = sample(
         plan.skip_overwritten(denoise, sigmas),
         initial,
         sigmas,
-        warp=warp,
+        warp=_camera_warp(plan),
         warp_at=warp_at,
         renoise_to=renoise_to,
-        sampler=sampler,
+        sampler=plan.adapt_sampler(build_sampler(plan, plan.frames), sigmas),
     )
     alone, together = until(sigmas, warp_at)[:-1], starting_at(sigmas, renoise_to)
     return SamplingRun(len(alone) + len(together) if len(plan.frames) > 1 else len(sigmas), initial, steps)
 
 
-def _foreground_masks(model: Model, request: Request) -> ForegroundMasks:
+def _noise_of_followers(plan: Plan) -> tuple[Latents, Sequence[int]]:
+    """Return the initial noise, and the frame number whose sampler noise each frame gets."""
+    if plan.read(Text2VideoZeroOptions)["noise"] == "independent":
+        return noise.independent(plan.seed, plan.frames, plan.latent_shape), plan.frames
+    frames = [plan.frames.start] * len(plan.frames)
+    return noise.shared(plan.seed, plan.frames, plan.latent_shape, plan.clip), frames
+
+
+def _camera_warp(plan: Plan) -> Warp:
+    return frame_warp(parse(plan.motion), frames=len(plan.frames), seed=plan.seed)
+
+
+def check(combination: Combination) -> None:
+    """Raise InputError for a video model, which has its own motion, and for options without an effect."""
+    if combination.model.temporal is not None:
+        raise InputError(
+            f"{combination.model.name} is a video model, and text2video-zero is for image models: leave `method` out, "
+            "or use the image model"
+        )
+    if not (combination.options["control"] or combination.options["video"]):
+        refuse_unused(combination.options, ["noise"], [Text2VideoZeroOptions], "it is read with an input video")
+
+
+METHOD = Method(run, (ImageModelOptions, CameraOptions, Text2VideoZeroOptions), check)
+
+
+# --- background smoothing, around any method's sampler
+
+
+def smooth_sampler(plan: Plan, sampler: Sampler) -> Sampler:
+    """Wrap a sampler by background smoothing, as the plan says."""
+    strength = plan.read(SmoothingOptions)["smooth_background"]
+    return smooth_background(sampler, _camera_warp(plan), _foreground_masks(plan), strength) if strength else sampler
+
+
+def _foreground_masks(plan: Plan) -> ForegroundMasks:
     """Return the function that finds the foreground, in the model's attention maps or by a saliency network."""
-    if request.masks != "rembg":
-        return bind_foreground_mask(model, [request.prompt], chunk_size=request.chunk_size)
+    from kineograph.media.annotators import load_saliency_annotator
+    from kineograph.models.foreground import bind_foreground_mask
+
+    if plan.read(SmoothingOptions)["foreground_masks"] == "attention":
+        return bind_foreground_mask(plan.model, plan.prompts, chunk_size=plan.chunk_size)
     find = load_saliency_annotator()
 
     def masks(x0: Latents, sigma: float) -> Mask:
-        frames = (255 * model.decode(x0)[0]).byte().permute(0, 2, 3, 1).numpy()
-        pixels = torch.from_numpy(np.stack([find(frame) for frame in frames])).float() / 255
-        cells = F.interpolate(pixels[None], x0.shape[-2:], mode="area")
+        videos = (255 * plan.model.decode(x0)).byte().permute(0, 1, 3, 4, 2).numpy()
+        pixels = torch.from_numpy(np.stack([[find(frame) for frame in video] for video in videos])).float() / 255
+        cells = F.interpolate(pixels, x0.shape[-2:], mode="area")
         return (cells > MASK_THRESHOLD).float()[:, :, None].to(x0)
 
     return masks
+
+
+SMOOTHING = AddOn(
+    (SmoothingOptions, CameraOptions),
+    used=lambda options: options["smooth_background"] > 0,
+    when="with `smooth_background` above 0",
+)

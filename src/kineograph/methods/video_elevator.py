@@ -10,25 +10,28 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from annotated_types import Gt, Le
+from typing_extensions import TypedDict
 
 from kineograph import latents, noise
+from kineograph.binding import add_image, bind_model, fit_to_sampler, pin_first_frame
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.errors import InputError
 from kineograph.latents import Latents, add_noise
-from kineograph.models.model import Model
-from kineograph.models.temporal.config import TemporalConfig
-from kineograph.models.unet.frame_attention import first
-from kineograph.models.vae.autoencoder import same_latent_space
-from kineograph.plan import Plan, SamplingRun, bind_prompts, build_sampler, fit_to_sampler, guide, spaced_sigmas
-from kineograph.request import Request
+from kineograph.options import Integer, Number, Text, option, refuse_unused
+from kineograph.plan import Combination, Method, Plan, SamplingRun, build_sampler
+from kineograph.request import MAX_STEPS, ImageModelOptions, VideoModelOptions
 from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to
 from kineograph.sigmas import insert_sigmas, starting_at, until
+
+if TYPE_CHECKING:
+    from kineograph.models.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +41,116 @@ Correct = Callable[[Sequence[Step], float, float], Latents | float]  # (steps of
 LowPass = Callable[[Latents], Latents]
 
 
-def check_models(model: Model, video: Model | None) -> tuple[Model, TemporalConfig]:
-    """Return the video model and its configuration. Raises InputError unless these are an image and a video model."""
-    if model.temporal is not None:
+GROUP = "Second model"
+
+
+class VideoElevatorOptions(TypedDict, total=False):
+    """Options of VideoElevator; the defaults are its authors' unless stated."""
+
+    video_prompt: Annotated[
+        Text,
+        option("", "Prompt of the video model, for words that only the image model knows.", group=GROUP,
+               shown_default="the same"),
+    ]  # fmt: skip
+    refine_at: Annotated[
+        tuple[Annotated[Number, Gt(0), Le(1)], ...],
+        option(
+            (0.9, 0.7, 0.5, 0.3),
+            "Steps at which the video model refines the image model's estimate, each as the fraction of the steps that "
+            "remain: 1 is the first step. Without any, the image model samples alone.",
+            group=GROUP,
+        ),
+    ]
+    video_steps: Annotated[
+        Integer, option(8, "Number of steps of the video model in each refinement.", group=GROUP, ge=1, le=MAX_STEPS)
+    ]
+    low_pass: Annotated[
+        Number,
+        option(
+            0.5,
+            "Width of the low-pass filter over the frames before a refinement, in units of the Nyquist frequency; 0 is "
+            "no filter.",
+            group=GROUP,
+            ge=0,
+        ),
+    ]
+    low_pass_space: Annotated[
+        Number,
+        option(
+            0.0,
+            "The same over rows and columns; the paper has none, its released code 1.",
+            group=GROUP,
+            ge=0,
+        ),
+    ]
+    shared_noise: Annotated[
+        Number, option(1.0, "Ratio of the noise that all frames share to a frame's own.", group=GROUP, ge=0)
+    ]
+    renoise: Annotated[
+        Literal["inversion", "same-noise", "fresh-noise"],
+        option(
+            "inversion",
+            "Return to the image model's noise level by inversion, with the initial noise, or with fresh noise.",
+            group=GROUP,
+        ),
+    ]
+    inversion_steps: Annotated[
+        Integer,
+        option(
+            12,
+            "Largest number of steps of an inversion; 0 for all sigmas below the current one, as the authors.",
+            group=GROUP,
+            ge=0,
+            le=MAX_STEPS,
+        ),
+    ]
+    drift_correction: Annotated[
+        bool,
+        option(
+            False,
+            "Correct later steps by the inversion's error, as in the released code; the inversion then takes all steps.",
+            group=GROUP,
+        ),
+    ]
+    video_guidance_scale: Annotated[
+        Number | None,
+        option(None, "Guidance scale of the video model.", group=GROUP, shown_default="the image model's"),
+    ]
+
+
+def check(combination: Combination) -> None:
+    """Raise InputError unless there are an image and a video model, and for options that exclude each other."""
+    image, video, options = combination.model, combination.video_model, combination.options
+    if image.temporal is not None:
         raise InputError(
-            f"video-elevator samples with an image model, and {model.name} is a video model: pass it as the video "
-            "model (video_model=, --video-model), and an image model as the model"
+            f"video-elevator samples with an image model, and {image.name} is a video model: pass it as `video_model`, "
+            "and an image model as `model`"
         )
     if video is None:
         raise InputError(
-            "video-elevator needs a second model, that knows motion: pass one as video_model= (--video-model), such as "
-            "pocket-video or zeroscope's folder"
+            "video-elevator needs a second model, that knows motion: pass one as `video_model`, such as pocket-video "
+            "or zeroscope's folder"
         )
     if video.temporal is None:
         raise InputError(
-            f"{video.name} is an image model, and video-elevator needs one with temporal layers: load it with motion=, "
-            "or use a video model"
+            f"{video.name} is an image model, and video-elevator needs a `video_model` with temporal layers: load it "
+            "with a motion module, or use a video model"
         )
-    return video, video.temporal
+    if video.edits:
+        raise InputError(f"{video.name} is an editing model, and the `video_model` has nothing to edit: use another")
+    _check_options(options)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    kinds = [VideoElevatorOptions]
+    if options["drift_correction"] and options["renoise"] != "inversion":
+        raise InputError(f"`drift_correction` corrects an inversion, and `renoise` is {options['renoise']}")
+    if not options["refine_at"]:
+        others = ("video_prompt", "video_steps", "low_pass", "low_pass_space", "renoise", "video_guidance_scale")
+        refuse_unused(options, others, kinds, "`refine_at` is empty, so the image model samples alone")
+    if options["renoise"] != "inversion" or options["drift_correction"]:
+        reason = "it is read for `renoise` inversion without `drift_correction`"
+        refuse_unused(options, ["inversion_steps"], kinds, reason)
 
 
 def refinement_sigmas(sigmas: Sequence[float], parts: Iterable[float]) -> set[float]:
@@ -192,39 +287,44 @@ def _pick_evenly(sigmas: list[float], max_steps: int | None) -> list[float]:
     return [sigmas[round(k * steps / max_steps)] for k in range(max_steps + 1)]
 
 
-def run(model: Model, request: Request, plan: Plan) -> SamplingRun:
+def run(plan: Plan) -> SamplingRun:
     """Sample a clip; the run's steps are the image model's."""
-    options, sigmas = request.elevation, spaced_sigmas(request, plan, model.schedule)
-    denoise_cond, denoise_uncond = bind_prompts(model, request, plan, first)
-    ratio = options.shared_noise
+    from kineograph.models.unet.frame_attention import first
+
+    options, model = plan.read(VideoElevatorOptions), plan.model
+    sigmas, bound = plan.sigmas(model.schedule), bind_model(plan, frame_attention=first)
+    denoise_cond = bound.bind_cond()
+    ratio = options["shared_noise"]
     own_noise = noise.partly_shared(ratio, plan.seed, plan.frames, plan.latent_shape, plan.clip).to(model.device)
     initial = plan.continue_noise(own_noise)
     steps = sample(
-        guide(request, plan, model.schedule, denoise_cond, denoise_uncond),
+        pin_first_frame(plan, bound.guided, initial),
         initial,
         sigmas,
-        refine_at=refinement_sigmas(sigmas, options.refine_at),
-        refine=bind_video_model(model, request, plan),
-        renoise=_bind_renoise(model, request, plan, denoise_cond, initial),
-        correct=correct_drift(denoise_cond) if options.drift_correction else None,
-        sampler=plan.continue_sampler(build_sampler(plan, plan.frames), sigmas),
+        refine_at=refinement_sigmas(sigmas, options["refine_at"]),
+        refine=bind_video_model(plan),
+        renoise=_bind_renoise(plan, denoise_cond, initial),
+        correct=correct_drift(denoise_cond) if options["drift_correction"] else None,
+        sampler=plan.adapt_sampler(build_sampler(plan, plan.frames), sigmas),
     )
     return SamplingRun(len(sigmas), initial, steps)
 
 
-def bind_video_model(model: Model, request: Request, plan: Plan) -> Refine:
+def bind_video_model(plan: Plan) -> Refine:
     """Bind the video model as `Refine`: the two exchange latents, or decoded frames where their VAEs differ."""
-    (video, config), options = check_models(model, plan.video_model), request.elevation
-    shape = (1, *video.latent_shape(plan.height, plan.width))
-    name = "lcm" if config.sampler == "lcm" else "ddim"
+    from kineograph.models.vae.autoencoder import same_latent_space
+
+    model, video, options = plan.model, _video_model(plan), plan.read(VideoElevatorOptions)
+    shape = (len(plan.prompts), *video.latent_shape(plan.height, plan.width))
+    name = "lcm" if video.temporal is not None and video.temporal.sampler == "lcm" else "ddim"
     noise_at = noise.per_sigma(plan.seed, plan.frames, shape)
     refine = refine_with_video_model(
-        _bind_video_prompts(video, request, plan, name),
-        BY_NAME[name].spacing(video.schedule.sigmas, request.num_inference_steps),
-        options.video_steps,
+        _bind_video_prompts(video, plan, name),
+        BY_NAME[name].spacing(video.schedule.sigmas, plan.num_inference_steps),
+        options["video_steps"],
         noise_at,
         low_pass=partial(
-            latents.low_pass, spatial=options.low_pass_space or math.inf, temporal=options.low_pass or math.inf
+            latents.low_pass, spatial=options["low_pass_space"] or math.inf, temporal=options["low_pass"] or math.inf
         ),
         sampler=BY_NAME[name].sampler(noise_at),
     )
@@ -241,32 +341,39 @@ def bind_video_model(model: Model, request: Request, plan: Plan) -> Refine:
     return refine_frames
 
 
-def _bind_video_prompts(video: Model, request: Request, plan: Plan, sampler: str) -> Denoise:
-    """Bind the video model's prompts and guidance."""
-    options = request.elevation
-    scale = request.guidance_scale if options.video_guidance_scale is None else options.video_guidance_scale
-    no_image = None if video.image_encoder is None else video.image_tokens(None)
+def _video_model(plan: Plan) -> Model:
+    if plan.video_model is None:
+        raise InputError("video-elevator needs a second model: pass one as `video_model`")
+    return plan.video_model
+
+
+def _bind_video_prompts(video: Model, plan: Plan, sampler: str) -> Denoise:
+    """Bind the video model's prompts, image and guidance."""
+    options = plan.read(VideoElevatorOptions)
+    scale = plan.guidance_scale if options["video_guidance_scale"] is None else options["video_guidance_scale"]
+    prompts = [options["video_prompt"]] * len(plan.prompts) if options["video_prompt"] else plan.prompts
+    cond, uncond = (
+        video.prompt(texts, size=(plan.height, plan.width), fps=plan.fps) for texts in (prompts, plan.negative_prompts)
+    )
     denoise_cond, denoise_uncond = (
-        video.bind(
-            replace(video.prompt([text], size=(plan.height, plan.width), fps=plan.inputs.fps), image_tokens=no_image),
-            window=request.window,
-            overlap=request.overlap,
-            motion_scale=request.motion_scale,
-        )
-        for text in (options.video_prompt or request.prompt, request.negative_prompt)
+        video.bind(condition, window=plan.window, overlap=plan.overlap, motion_scale=plan.motion_scale)
+        for condition in add_image(video, plan, cond, uncond)
     )
     guided = classifier_free_guidance(denoise_cond, denoise_uncond, max(1.0, scale))
     return fit_to_sampler(guided, sampler, video.schedule)
 
 
-def _bind_renoise(model: Model, request: Request, plan: Plan, denoise_cond: Denoise, initial: Latents) -> Renoise:
-    options, table = request.elevation, model.schedule.sigmas
-    if options.back == "same-noise":
+def _bind_renoise(plan: Plan, denoise_cond: Denoise, initial: Latents) -> Renoise:
+    options, schedule = plan.read(VideoElevatorOptions), plan.model.schedule
+    lowest = schedule.sigmas[0]
+    if options["renoise"] == "same-noise":
         return noise_again(lambda sigma: initial)
-    if options.back == "fresh-noise":
+    if options["renoise"] == "fresh-noise":
         return noise_again(noise.per_sigma(plan.seed, plan.frames, plan.latent_shape))
-    sigmas = spaced_sigmas(request, plan, model.schedule)
-    to_lowest = [*(sigma for sigma in sigmas if sigma > table[0]), table[0]]
-    if options.drift_correction:
+    to_lowest = [*(sigma for sigma in plan.sigmas(schedule) if sigma > lowest), lowest]
+    if options["drift_correction"]:
         return invert(denoise_cond, to_lowest)
-    return invert(denoise_cond, to_lowest, options.inversion_steps, dpmpp_2m)
+    return invert(denoise_cond, to_lowest, options["inversion_steps"] or None, dpmpp_2m)
+
+
+METHOD = Method(run, (ImageModelOptions, VideoModelOptions, VideoElevatorOptions), check)

@@ -7,20 +7,92 @@ decoder are in `models/temporal` and `models/vae`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
+from typing_extensions import TypedDict
 
 from kineograph.denoise import Denoise
-from kineograph.errors import InputError
+from kineograph.errors import MAX_FRAMES, InputError
 from kineograph.latents import Latents
 from kineograph.noise import mix
-from kineograph.plan import SamplingRun
+from kineograph.options import File, Integer, Number, Text, option
+from kineograph.plan import AddOn, Combination, Plan, SamplingRun
 from kineograph.samplers import Sampler, Step
+
+MAX_CLIPS = 1024
+GROUP = "Long videos"
+
+
+class ClipOptions(TypedDict, total=False):
+    """Options of a long video: how a clip continues the previous one.
+
+    The defaults are the paper's, except clip_overlap and clip_guidance, which are 4 and 0.4 there
+    (docs/decisions/0011-seams-that-do-not-jump.md).
+    """
+
+    clips: Annotated[
+        Integer,
+        option(
+            1, "Number of clips that follow one another, each of num_frames (VidRD).", group=GROUP, ge=1, le=MAX_CLIPS
+        ),
+    ]
+    then: Annotated[
+        tuple[Text, ...],
+        option((), "Prompts of the second and later clips; the last one is for all further clips.", group=GROUP),
+    ]
+    clip_overlap: Annotated[
+        Integer,
+        option(2, "Number of frames that continue the previous clip, less than all.", group=GROUP, ge=0, le=MAX_FRAMES),
+    ]
+    clip_noise_ratio: Annotated[
+        Number,
+        option(4.0, "Ratio of the previous clip's noise to fresh noise in the other frames.", group=GROUP, ge=0),
+    ]
+    clip_guidance: Annotated[
+        Number,
+        option(
+            0.7,
+            "Fraction of the steps in which the first frame follows the previous clip's latents, later frames for fewer; "
+            "with 1 it equals the previous clip's last frame.",
+            group=GROUP,
+            ge=0,
+            le=1,
+        ),
+    ]
+    clip_anchor: Annotated[
+        Number,
+        option(
+            0.0,
+            "Strength that pulls each clip's mean over the frames to the first clip's, against drift; not in the paper.",
+            group=GROUP,
+            ge=0,
+            le=1,
+        ),
+    ]
+    clip_noise_order: Annotated[
+        Literal["reversed", "kept"],
+        option(
+            "reversed",
+            "Order of the previous clip's noise: reversed, so that a clip starts where the previous one ended, or kept, "
+            "the paper's ablation.",
+            group=GROUP,
+        ),
+    ]
+    keep_clips: Annotated[
+        File | None,
+        option(
+            None,
+            "Folder for finished clips: the same call continues from the last of them, also with more `clips`.",
+            group=GROUP,
+            recorded=False,
+        ),
+    ]
+
 
 GuidedFrames = Mapping[float, int]  # sigma -> number of frames, from the first, that follow the previous clip there
 
@@ -41,19 +113,65 @@ class ClipState(NamedTuple):
 
 
 def sample_clips(
-    run_clip: Callable[[ClipState], SamplingRun], num_clips: int, state: ClipState
+    run_clip: Callable[[ClipState], SamplingRun], num_clips: int, state: ClipState, *, record_last: bool = False
 ) -> Iterator[tuple[Latents, ClipState]]:
     """Sample the clips of a video one after the other; yield each clip's latents, and the state for the next clip.
 
-    run_clip  starts a clip from the state: its noise by `initial_noise`, its sampler by `overwrite_guided`
-    state     the state to continue from
+    run_clip     starts a clip from the state: its noise by `initial_noise`, its sampler by `overwrite_guided`
+    state        the state to continue from
+    record_last  record the last clip too, so that a further clip can continue it
     """
     for number in range(state.number, num_clips):
-        run, is_last = run_clip(state), number + 1 == num_clips
-        steps = list(deque(run.steps, maxlen=1 if is_last else None))  # no clip reuses the last clip's
-        first = state.first or {step.sigma: step.x0.mean(1, keepdim=True) for step in steps}
-        state = ClipState(number + 1, record_past(run.initial_noise, steps), first)
-        yield steps[-1].x, state
+        run, recorded = run_clip(state), list[Step]()
+        for step in run.steps:
+            if number + 1 < num_clips or record_last:
+                recorded.append(step)
+            else:
+                recorded = [step]
+        first = state.first or {each.sigma: each.x0.mean(1, keepdim=True) for each in recorded}
+        state = ClipState(number + 1, record_past(run.initial_noise, recorded), first)
+        yield recorded[-1].x, state
+
+
+def continue_clip(plan: Plan, state: ClipState) -> Plan:
+    """Return the plan of the next clip: its prompt, noise and sampler, which continue the previous clip's."""
+    options = plan.read(ClipOptions)
+    plan = replace(plan, clip=state.number, prompts=clip_prompts(plan.prompts, options["then"], state.number))
+    if state.past is None:
+        return plan
+    past, overlap = state.past, min(options["clip_overlap"], len(plan.frames) - 1)
+    # `initial_noise` reverses the order of frames: a second reversal keeps it
+    past_noise = past._replace(noise=past.noise.flip(1)) if options["clip_noise_order"] == "kept" else past
+
+    def guided(sigmas: Sequence[float]) -> dict[float, int]:
+        return guided_frames(sigmas, overlap, options["clip_guidance"])
+
+    def continue_noise(fresh: Latents) -> Latents:
+        return initial_noise(fresh, past_noise, overlap, options["clip_noise_ratio"])
+
+    def continue_sampler(sampler: Sampler, sigmas: Sequence[float]) -> Sampler:
+        counts, strength = guided(sigmas), options["clip_anchor"]
+        anchor = {sigma: mean for sigma, mean in (state.first or {}).items() if sigma in counts}
+        following = overwrite_guided(sampler, past, counts)
+        adapted: Sampler = lambda denoise, x, along: following(anchor_to_first(denoise, anchor, strength), x, along)
+        return plan.adapt_sampler(adapted, sigmas)
+
+    def skip(denoise: Denoise, sigmas: Sequence[float]) -> Denoise:
+        return skip_overwritten(denoise, past, guided(sigmas), sigmas)
+
+    # An anchor reads the estimates of all frames, and the frames of an input video belong to frame numbers.
+    needs_all = options["clip_anchor"] or plan.control_footage or plan.edit_footage
+    return replace(
+        plan,
+        continue_noise=continue_noise,
+        adapt_sampler=continue_sampler,
+        skip_overwritten=plan.skip_overwritten if needs_all else skip,
+    )
+
+
+def clip_prompts(prompts: tuple[str, ...], then: Sequence[str], clip: int) -> tuple[str, ...]:
+    """Return the prompts of a clip, one for each video: their own in the first clip, those of `then` afterwards."""
+    return (then[min(clip, len(then)) - 1],) * len(prompts) if clip and then else prompts
 
 
 def initial_noise(fresh: Latents, past: Past | None, keep: int, ratio: float) -> Latents:
@@ -150,3 +268,20 @@ def anchor_to_first(denoise: Denoise, first: Mapping[float, Latents], strength: 
 def record_past(noise: Latents, steps: Sequence[Step]) -> Past:
     """Return what the next clip reuses: the initial noise, and the latents of those steps that have all frames."""
     return Past(noise, {step.sigma: step.x for step in steps if step.x.shape[1] == noise.shape[1]})
+
+
+def check(combination: Combination) -> None:
+    """Raise InputError for more prompts than clips."""
+    then, clips = combination.options["then"], combination.options["clips"]
+    if clips <= len(then):
+        raise InputError(
+            f"there are prompts for {len(then)} clips after the first (`then`), and {clips} `clips`: ask for more"
+        )
+
+
+CLIPS = AddOn(
+    (ClipOptions,),
+    used=lambda options: options["clips"] > 1 or options["keep_clips"] is not None,
+    when="with `clips` above 1",
+    check=check,
+)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kineograph.models.temporal.config import TemporalConfig
     from kineograph.models.vae.temporal_decoder import TemporalDecoder
 
+ANY_CONTROL = ""  # kind of a ControlNet that was given without a kind of control: used for every kind
 # defaults of diffusers' networks, which files may leave out
 UNET_IN_CHANNELS, LATENT_CHANNELS, VAE_BLOCK_CHANNELS = 4, 4, (64,)
 
@@ -56,7 +57,7 @@ class Description:
     latent_channels     channels of the VAE's latents
     takes_images        True for an image-to-video model, or one with an IP-Adapter
     has_motion_adapter  True if a motion scale can be given
-    controls            kinds of control that it has a ControlNet for; `controlnets.ANY_CONTROL` stands for every kind
+    controls            kinds of control that it has a ControlNet for; `ANY_CONTROL` stands for every kind
     default_size        height and width, in pixels, that the model was trained on
     vae_scale_factor    height and width of a latent pixel, in pixels
     """

@@ -19,7 +19,8 @@ from kineograph.latents import Latents
 from kineograph.models.conditioning import text_encoder
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.loading.controlnets import ANY_CONTROL, OpenControlNet
+from kineograph.models.description import ANY_CONTROL
+from kineograph.models.loading.controlnets import OpenControlNet
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
 from kineograph.models.temporal.config import TemporalConfig

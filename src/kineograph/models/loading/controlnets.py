@@ -16,13 +16,13 @@ from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.loading import single_file
 from kineograph.models.loading.components import READ_ERRORS, Components, read_json
+from kineograph.models.description import ANY_CONTROL
 from kineograph.models.placement import Placement
 from kineograph.models.unet.controlnet import VideoControlNet
 
 ControlNetSource = Union[str, Path, ControlNetModel]  # noqa: UP007 (| fails on diffusers' untyped class)
 OpenControlNet = Callable[[], VideoControlNet]
 
-ANY_CONTROL = ""  # name of a ControlNet that was given without a kind of control: used for every kind
 FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 # settings that a ControlNet and its U-Net have in common
 SHARED_SETTINGS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "transformer_layers_per_block")

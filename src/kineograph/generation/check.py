@@ -1,0 +1,124 @@
+"""Checks of options against descriptions of the models, before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kineograph.errors import InputError
+from kineograph.generation.options import (
+    ADD_ONS,
+    GenerateOptions,
+    find_method,
+    readers,
+    unused,
+    used_kinds,
+    with_plugins,
+)
+from kineograph.models.description import Description
+from kineograph.options import declared, validate
+from kineograph.plan import Combination
+
+IMAGE_METHOD, VIDEO_METHOD, TWO_MODEL_METHOD = "text2video-zero", "videocrafter", "video-elevator"
+
+
+def complete(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all options, with defaults for those that are not given. Raises InputError for invalid ones."""
+    return validate(given, *with_plugins(GenerateOptions))
+
+
+def check_prompts(prompts: Sequence[object]) -> tuple[str, ...]:
+    """Return the prompts. Raises InputError if there are none, or one is no text or empty."""
+    if not prompts:
+        raise InputError("the list of prompts is empty: give at least one")
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            raise InputError(f"`prompt` is a text or a list of texts, not {prompt!r}")
+        if not prompt.strip():
+            raise InputError("the prompt is empty: describe the video in a few words")
+    return tuple(map(str, prompts))
+
+
+def check(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> Combination:
+    """Check complete options against the models, and return them with the method that is used.
+
+    Raises InputError for models that do not fit the method, options that exclude each other, and options that nothing
+    reads in this combination.
+    """
+    combination = Combination(model, video_model, _choose_method(model, video_model, options), options)
+    method = find_method(combination.method)
+    _check_models(combination)
+    method.check(combination)
+    for add_on in ADD_ONS:
+        if add_on.used(options):
+            add_on.check(combination)
+    _check_image(combination)
+    if names := unused(method, options, with_plugins(GenerateOptions)):
+        raise InputError(_explain_unused(names[0], combination.method))
+    return combination
+
+
+def without_unused(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return recorded options without those that nothing reads, which older versions recorded too."""
+    method = find_method(_choose_method(model, video_model, options))
+    read = declared(*used_kinds(method, options))
+    return {name: value for name, value in options.items() if name in read}
+
+
+def _choose_method(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> str:
+    if options["method"] is not None:
+        return str(options["method"])
+    if video_model is not None:
+        return TWO_MODEL_METHOD
+    return IMAGE_METHOD if model.temporal is None else VIDEO_METHOD
+
+
+def _check_models(combination: Combination) -> None:
+    model, second, method = combination.model, combination.video_model, combination.method
+    if second is not None and method in (IMAGE_METHOD, VIDEO_METHOD):
+        raise InputError(
+            f"{method} has no use for a second model, {second.name}: leave it out, or choose the `method` "
+            f"{TWO_MODEL_METHOD}"
+        )
+    if model.edits and combination.options["video"] is None:
+        raise InputError(
+            f"{model.name} is an editing model, and there is no video to edit: give one, as in kineograph edit in.mp4 "
+            "'make it snow', or use a text-to-image model"
+        )
+    scale, moving = combination.options["motion_scale"], combination.with_motion
+    if scale and not moving.has_motion_adapter:
+        what = "no motion adapter" if moving.is_video else "no temporal layers, and so no motion adapter"
+        raise InputError(
+            f"{moving.name} has {what}, and a `motion_scale` other than 0 needs one: load it with `motion_adapter`"
+        )
+
+
+def _check_image(combination: Combination) -> None:
+    options, models = combination.options, [combination.model, combination.video_model]
+    if options["image"] is None:
+        if options["first_frame"] == "pinned":
+            raise InputError(
+                "there is no image to pin the first frame to: give one, as in kineograph animate fish.png 'a fish'"
+            )
+        return
+    if options["first_frame"] == "shown" and not any(each is not None and each.takes_images for each in models):
+        raise InputError(
+            f"{combination.model.name} takes no images: use an image-to-video model such as pocket-animate, load the "
+            "model with `ip_adapter`, or pin the first frame to the image (`first_frame` pinned)"
+        )
+
+
+def _explain_unused(name: str, method: str) -> str:
+    others = readers(name)
+    methods = [each for each in others if each != method]
+    if name == "motion":
+        return (
+            f"`motion` does nothing here: with {method} the motion is that of the prompt. A camera motion is read by "
+            "text2video-zero, and with `smooth_background` above 0"
+        )
+    return f"`{name}` does nothing here, with {method}: it is read {_join(methods)}"
+
+
+def _join(others: Sequence[str]) -> str:
+    words = [each if each.startswith("with ") else f"by {each}" for each in others]
+    return " and ".join(words)
