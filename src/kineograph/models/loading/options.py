@@ -1,0 +1,183 @@
+"""Options of `load`. This module imports neither torch nor diffusers, which a command line's help does not need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, runtime_checkable
+
+from typing_extensions import TypedDict
+
+from kineograph.options import File, Integer, Text, option
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter
+    from torch import device as Device
+    from torch import dtype as DType
+
+    from kineograph.models.conditioning.textual_inversion import TextualInversions
+    from kineograph.models.formats.lora import LoraSources
+    from kineograph.models.vae.temporal_decoder import TemporalDecoder
+else:
+    # what the types above are at run time, as far as it can be checked without importing them
+    @runtime_checkable
+    class Network(Protocol):
+        """A live network."""
+
+        def state_dict(self, *arguments: Any, **options: Any) -> Any:
+            """Return the weights."""
+
+    AutoencoderKL = ControlNetModel = MotionAdapter = TemporalDecoder = Network
+    Device = DType = Any
+    LoraSources = File | Sequence[File | float | Sequence[File | float]]
+    TextualInversions = File | Sequence[File] | Mapping[str, File]
+
+DOWNLOAD = "Download"
+
+
+class LoadOptions(TypedDict, total=False):
+    """Options of `load`, beside the source."""
+
+    motion: Annotated[
+        str | Path | MotionAdapter | None,
+        option(
+            None,
+            "Temporal layers for an image model, with the noise schedule that they were trained on: AnimateDiff's "
+            "motion modules (a folder, repository or released file), or a video model, without its image network.",
+            group="Model",
+            flags=("--motion-module",),
+        ),
+    ]
+    motion_adapter: Annotated[
+        File | None,
+        option(
+            None,
+            "A Still-Moving motion adapter (a file, folder or repository) that was trained for the temporal layers; "
+            "`motion_scale` then has an effect. pocket-video comes with one.",
+            group="Model",
+        ),
+    ]
+    adapter: Annotated[
+        File | None,
+        option(
+            None,
+            "A file of `kineograph customise`, your own subject or style; or pocket-fox, an example for pocket-video, "
+            'a fox that prompts call "a sks cat".',
+            group="Model",
+        ),
+    ]
+    lora: Annotated[
+        LoraSources | None,
+        option(
+            None,
+            "A LoRA (a file, folder or repository), with a scale or without; or several. AnimateDiff's motion LoRAs "
+            "too.",
+            group="Model",
+        ),
+    ]
+    textual_inversion: Annotated[
+        TextualInversions | None,
+        option(
+            None,
+            "A textual inversion (a file, folder or repository); or several, with words of your choice or without.",
+            group="Model",
+        ),
+    ]
+    ip_adapter: Annotated[
+        File | None,
+        option(
+            None,
+            "An IP-Adapter, with which the model takes images: a file, with its encoder in a folder `image_encoder` "
+            "beside it, or a repository laid out like h94/IP-Adapter.",
+            group="Model",
+        ),
+    ]
+    controlnet: Annotated[
+        str | Path | ControlNetModel | Mapping[str, str | Path | ControlNetModel] | None,
+        option(
+            None,
+            "ControlNets (folders, repositories or files) by kind, which is any name, such as canny; or one for every "
+            "kind. The pocket model comes with canny, depth and pose.",
+            group="Model",
+        ),
+    ]
+    vae: Annotated[
+        str | Path | AutoencoderKL | None,
+        option(None, "A VAE in place of the model's own: a file, folder or repository.", group="Model"),
+    ]
+    decoder: Annotated[
+        str | Path | TemporalDecoder | None,
+        option(
+            None,
+            "A temporal decoder for the VAE, of the same widths: the folder or repository of a model that has one, "
+            "VidRD's file or folder, or pocket-vidrd.",
+            group="Model",
+        ),
+    ]
+    config: Annotated[
+        File | None,
+        option(
+            None,
+            "A folder or repository in diffusers layout with the configuration that a single file lacks.",
+            group="Model",
+        ),
+    ]
+    prediction_type: Annotated[
+        Literal["epsilon", "v_prediction", "sample"] | None,
+        option(None, "Prediction type of a model that does not state it.", group="Model", shown_default="the model's"),
+    ]
+    clip_skip: Annotated[
+        Integer,
+        option(
+            0,
+            "Number of the text encoder's last layers to skip: 1 is the last layer but one.",
+            group="Model",
+            ge=0,
+        ),
+    ]
+    device: Annotated[
+        str | Device | None,
+        option(
+            None,
+            "Device, such as cpu or cuda:1.",
+            group="Model",
+            shown_default="the fastest",
+            recorded=False,
+        ),
+    ]
+    dtype: Annotated[
+        str | DType | None,
+        option(
+            None,
+            "Type of the weights: float32, bfloat16 or float16.",
+            group="Model",
+            shown_default="the fastest on the device",
+            recorded=False,
+        ),
+    ]
+    torch_dtype: Annotated[
+        str | DType | None, option(None, "The older name of `dtype`.", group="Model", recorded=False)
+    ]
+    revision: Annotated[Text | None, option(None, "Branch, tag or commit of the model's repository.", group=DOWNLOAD)]
+    variant: Annotated[Text | None, option(None, "Variant of the model's files, such as fp16.", group=DOWNLOAD)]
+    token: Annotated[
+        Text | None,
+        option(
+            None,
+            "Access token of the Hugging Face Hub.",
+            group=DOWNLOAD,
+            shown_default="the one you logged in with",
+            recorded=False,
+        ),
+    ]
+    cache_dir: Annotated[
+        File | None,
+        option(
+            None,
+            "Folder of downloaded files.",
+            group=DOWNLOAD,
+            shown_default="the cache of the Hugging Face Hub",
+            recorded=False,
+        ),
+    ]
+    local_files_only: Annotated[bool, option(False, "Use downloaded files only.", group=DOWNLOAD, recorded=False)]
