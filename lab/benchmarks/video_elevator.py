@@ -25,7 +25,6 @@ from kineograph.media.files import replace_atomically
 from kineograph.methods import video_elevator
 from kineograph.methods.video_elevator import Correct, correct_drift
 from kineograph.models.model import Model
-from kineograph.request import ElevatorOptions
 from kineograph.samplers import Step
 
 RELEASED = "released code's evaluations"
@@ -49,12 +48,12 @@ def correct_drift_as_released(denoise: Denoise) -> Correct:
 def variants(image: Model, video: Model) -> dict[str, GenerateVideo]:
     """Return the functions that generate a video, by name."""
     both = partial(generate, image, "a red fish", video_model=video, method="video-elevator", **REQUEST)
-    corrected = partial(both, elevation=ElevatorOptions(drift_correction=True))
+    corrected = partial(both, drift_correction=True)
     return {
-        "image model alone": partial(both, elevation=ElevatorOptions(refine_at=())),
+        "image model alone": partial(both, refine_at=()),
         "video model alone": partial(generate, video, "a red fish", **REQUEST),
         "here": both,
-        "here, inversion by all steps": partial(both, elevation=ElevatorOptions(inversion_steps=None)),
+        "here, inversion by all steps": partial(both, inversion_steps=0),
         "here, drift made up for": corrected,
         RELEASED: mock.patch.object(video_elevator, "correct_drift", correct_drift_as_released)(corrected),
     }

@@ -13,7 +13,7 @@ from PIL import Image
 
 from kineograph import noise
 from kineograph.denoise import classifier_free_guidance
-from kineograph.generation import animate, generate
+from kineograph.generation.api import animate, generate
 from kineograph.latents import Latents
 from kineograph.media.video import Video
 from kineograph.methods.videocrafter import sample

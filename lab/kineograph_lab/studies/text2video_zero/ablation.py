@@ -6,10 +6,9 @@ model was not trained on, with the defaults of `kineograph generate`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,13 +16,14 @@ import torch
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.media.video import Video
-from kineograph.methods.text2video_zero import paper_sigmas, sample
+from kineograph.methods.text2video_zero import DEFAULT_MOTION, paper_sigmas, sample
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import FrameAttention, first, own
 from kineograph.motion import Warp, camera_offset, frame_warp, parse
 from kineograph.noise import independent
-from kineograph.request import MOTION, NUM_FRAMES, Request
+from kineograph.options import defaults
+from kineograph.request import NUM_FRAMES, SharedOptions
 from kineograph.samplers import Step, ddim, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
@@ -34,7 +34,7 @@ from kineograph_lab.studies.study import PROMPT_ROWS, Study, metric_values
 
 SampleSteps = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
 
-DEFAULT_REQUEST = Request(prompt="any", num_frames=NUM_FRAMES, motion=MOTION)
+DEFAULTS = {**defaults(SharedOptions), "num_frames": NUM_FRAMES, "motion": DEFAULT_MOTION}
 RECORDED_OPTIONS = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "motion")
 BATCH_SIZE = 4  # videos
 
@@ -67,14 +67,14 @@ ARMS = {
 
 def ablation_study(model: Model, judges: Judges, count: int, steps: int | None) -> Study:
     """Return the study of neither, either and both of the two parts."""
-    request = replace(DEFAULT_REQUEST, num_inference_steps=steps or DEFAULT_REQUEST.num_inference_steps)
+    options = {**DEFAULTS, "num_inference_steps": steps or DEFAULTS["num_inference_steps"]}
     return Study(
         name="cases",
         title="Camera motion: ablation of motion in the latents and first-frame attention",
-        settings={name: getattr(request, name) for name in RECORDED_OPTIONS},
+        settings={name: options[name] for name in RECORDED_OPTIONS},
         cases=held_out_cases(count),
-        arms={name: partial(generate_ablation_arm, model, name, request=request) for name in ARMS},
-        measure=lambda frames, case: _measure(frames, case, judges, request),
+        arms={name: partial(generate_ablation_arm, model, name, options=options) for name in ARMS},
+        measure=lambda frames, case: _measure(frames, case, judges, options),
         state_claims=_state_claims,
         rows=ROWS,
         batch_size=BATCH_SIZE,
@@ -82,27 +82,26 @@ def ablation_study(model: Model, judges: Judges, count: int, steps: int | None) 
 
 
 @torch.no_grad()
-def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], request: Request) -> list[Frames]:
+def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], options: Mapping[str, Any]) -> list[Frames]:
     """Generate the videos of consecutive cases, as one batch with one seed, in one of the arms.
 
-    The arm "both" equals `generate` for the first case of the batch.
+    options: the RECORDED_OPTIONS. The arm "both" equals `generate` for the first case of the batch.
     """
     arm = ARMS[name]
-    count = request.num_frames or NUM_FRAMES
     seed, shape = cases[0].seed, (len(cases), *model.latent_shape(*model.default_size))
-    sigmas = leading(model.schedule.sigmas, request.num_inference_steps)
-    noise = independent(seed, range(count), shape).to(model.device)
-    warp = frame_warp(parse(request.motion or MOTION), frames=count, seed=seed)
-    texts = [case.prompt for case in cases], [request.negative_prompt] * len(cases)
+    sigmas = leading(model.schedule.sigmas, options["num_inference_steps"])
+    noise = independent(seed, range(options["num_frames"]), shape).to(model.device)
+    warp = frame_warp(parse(options["motion"]), frames=options["num_frames"], seed=seed)
+    texts = [case.prompt for case in cases], [options["negative_prompt"]] * len(cases)
     denoise_cond, denoise_uncond = (
         model.bind(model.prompt(each), frame_attention=arm.frame_attention) for each in texts
     )
-    denoise = classifier_free_guidance(denoise_cond, denoise_uncond, request.guidance_scale)
+    denoise = classifier_free_guidance(denoise_cond, denoise_uncond, options["guidance_scale"])
     x0 = final_latents(arm.sample(denoise, noise, sigmas, warp))
     return [Video.from_tensor(frames).frames for frames in model.decode(x0)]
 
 
-def _measure(frames: Frames, case: Case, judges: Judges, request: Request) -> dict[str, float]:
+def _measure(frames: Frames, case: Case, judges: Judges, options: Mapping[str, Any]) -> dict[str, float]:
     judged, shifts = judges.classify(frames), frame_metrics.frame_shifts(frames)
     metrics = {
         **frame_metrics.prompt_agreement(judged, case),
@@ -112,7 +111,7 @@ def _measure(frames: Frames, case: Case, judges: Judges, request: Request) -> di
         "text": frame_metrics.clip_score(judges.text_similarity(frames, case.prompt)),
     }
     # the content moves against the camera
-    wanted: np.ndarray = -np.array(camera_offset(parse(request.motion or MOTION), 1, len(frames)))
+    wanted: np.ndarray = -np.array(camera_offset(parse(options["motion"]), 1, len(frames)))
     got = np.array([metrics["right"], metrics["down"]])
     metrics["motion"] = float(got @ wanted / (wanted @ wanted))
     metrics["off course"] = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from kineograph.denoise import classifier_free_guidance
-from kineograph.generation import generate
+from kineograph.generation.api import generate
 from kineograph.media.annotators import canny
 from kineograph.media.video import Video
 from kineograph.metrics.features import Frames

@@ -13,6 +13,7 @@ from kineograph.condition import Condition
 from kineograph.denoise import Denoise, text_and_image_guidance
 from kineograph.latents import Latents
 from kineograph.media.video import Video
+from kineograph.methods.instruct_pix2pix import InstructPix2PixOptions
 from kineograph.metrics import video_metrics
 from kineograph.metrics.features import Frames
 from kineograph.models.loading.load import POCKET_EDIT, load
@@ -20,7 +21,7 @@ from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import FrameAttention, first, own
 from kineograph.noise import per_sigma, shared
-from kineograph.request import Request
+from kineograph.options import defaults
 from kineograph.samplers import euler_ancestral, final_latents
 from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
@@ -32,7 +33,7 @@ from kineograph_lab.studies.text2video_zero.controlnet import FPS, FRAMES, groun
 from kineograph_lab.world.edits import ASPECTS, Edit, edit_instruction, sample_edit
 
 STEPS = 20
-SCALE, IMAGE_SCALE = 3.0, Request(prompt="any").image_guidance_scale
+SCALE, IMAGE_SCALE = 3.0, defaults(InstructPix2PixOptions)["image_guidance_scale"]
 SUBJECT_EDITS = ("colour", "thing")  # edits that leave the background as it is
 
 

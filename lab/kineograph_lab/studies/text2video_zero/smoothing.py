@@ -8,12 +8,14 @@ from functools import partial
 import numpy as np
 import torch
 
-from kineograph.generation import generate
+from kineograph.generation.api import generate
+from kineograph.methods.text2video_zero import DEFAULT_MOTION as MOTION
 from kineograph.metrics.features import Frames
 from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
 from kineograph.motion import camera_offset, parse
-from kineograph.request import MOTION, NUM_FRAMES, Request
+from kineograph.options import defaults
+from kineograph.request import NUM_FRAMES, SharedOptions
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -24,7 +26,7 @@ from kineograph_lab.world.truth import ground_truth
 from kineograph_lab.world.world import render
 
 STEPS, STRENGTH = 25, 0.6
-SCALE = Request(prompt="any").guidance_scale
+SCALE = defaults(SharedOptions)["guidance_scale"]
 # the camera's motion in pixels per frame
 PAN_PIXELS = np.rint(np.array(camera_offset(parse(MOTION), 1, NUM_FRAMES)) * SIDE).astype(int)
 
@@ -73,7 +75,7 @@ def _measure(frames: Frames, case: Case, model: Model, judges: Judges) -> Mappin
 def foreground_masks(model: Model, frames: Frames, prompt: str) -> np.ndarray:
     """Return the foreground masks of the model's cross attention, bool [f h w]."""
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
-    mask = bind_foreground_mask(model, [prompt])(model.encode(images), 0.0)[0, :, 0].cpu().numpy() > 0
+    mask = bind_foreground_mask(model, model.prompt([prompt]))(model.encode(images), 0.0)[0, :, 0].cpu().numpy() > 0
     return mask.repeat(frames.shape[1] // mask.shape[1], 1).repeat(frames.shape[2] // mask.shape[2], 2)
 
 

@@ -47,7 +47,7 @@ def personalised_study(model: Model, judges: Judges, count: int, steps: int | No
         cases=[_with_subject(case) for case in moving_cases(count)],
         settings={**elevator_settings(video, steps, options), "lora_steps": LORA_STEPS},
         arms={
-            **{name: partial(generate_arm, elevation) for name, elevation in options.items()},
+            **{name: partial(generate_arm, each) for name, each in options.items()},
             VIDEO: partial(generate_with_video_model, video, steps or STEPS),
         },
         measure=lambda frames, case: _measure(frames, case, judges), state_claims=_state_claims, rows=ROWS,

@@ -8,14 +8,14 @@ of its own for each frame and first-frame attention.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
 from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from kineograph.generation import generate
+from kineograph.generation.api import generate
+from kineograph.methods.video_elevator import VideoElevatorOptions
 from kineograph.metrics import video_metrics
 from kineograph.metrics.distances import Mean
 from kineograph.metrics.extractors import POCKET, load_extractor
@@ -23,7 +23,7 @@ from kineograph.metrics.features import Extractor, Frames
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
-from kineograph.request import ElevatorOptions
+from kineograph.options import defaults
 from kineograph_lab.judge.networks import load_judge
 from kineograph_lab.studies import frame_metrics, set_distances
 from kineograph_lab.studies.frame_metrics import sharpness, watermark_correlation
@@ -40,17 +40,17 @@ TOGETHER, PER_FRAME, VIDEO = "together", "image model per frame", "video model a
 TRUTH = "rendering"
 RELEASED = "released code's evaluations"
 
-OURS = ElevatorOptions(video_steps=3, inversion_steps=5)  # of 20 steps; in proportion to 8 and 12 of 50
-INDEPENDENT = replace(OURS, refine_at=(), shared_noise=0.0)
-ABLATIONS: Mapping[str, ElevatorOptions] = {
-    "no low pass": replace(OURS, low_pass=None),
-    "low pass in space too": replace(OURS, low_pass_space=1.0),
-    "same noise": replace(OURS, back="same-noise"),
-    "fresh noise": replace(OURS, back="fresh-noise"),
-    "refined once": replace(OURS, refine_at=(0.9,)),
-    "refined late": replace(OURS, refine_at=(0.5, 0.3)),
-    "1 video step": replace(OURS, video_steps=1),
-    RELEASED: replace(OURS, inversion_steps=None, drift_correction=True),
+OURS: VideoElevatorOptions = {"video_steps": 3, "inversion_steps": 5}  # of 20 steps; in proportion to 8 and 12 of 50
+INDEPENDENT: VideoElevatorOptions = {"refine_at": (), "shared_noise": 0.0}
+ABLATIONS: Mapping[str, VideoElevatorOptions] = {
+    "no low pass": {**OURS, "low_pass": 0.0},
+    "low pass in space too": {**OURS, "low_pass_space": 1.0},
+    "same noise": {"video_steps": 3, "renoise": "same-noise"},
+    "fresh noise": {"video_steps": 3, "renoise": "fresh-noise"},
+    "refined once": {**OURS, "refine_at": (0.9,)},
+    "refined late": {**OURS, "refine_at": (0.5, 0.3)},
+    "1 video step": {**OURS, "video_steps": 1},
+    RELEASED: {"video_steps": 3, "drift_correction": True},
 }
 """The paper's ablations, and the released code's evaluations: inversion by all steps, with drift correction."""
 
@@ -66,7 +66,7 @@ def two_models_study(model: Model, judges: Judges, count: int, steps: int | None
         name="video-elevator", title="An image model with a video model trained on degraded clips", cases=moving_cases(count),
         settings=elevator_settings(video, steps, options),
         arms={
-            **{name: partial(generate_arm, elevation) for name, elevation in options.items()},
+            **{name: partial(generate_arm, each) for name, each in options.items()},
             VIDEO: partial(generate_with_video_model, video, steps or STEPS),
             TRUTH: _render,
         },
@@ -75,26 +75,48 @@ def two_models_study(model: Model, judges: Judges, count: int, steps: int | None
     )  # fmt: skip
 
 
-def elevator_settings(video: Model, steps: int | None, options: Mapping[str, ElevatorOptions]) -> dict[str, object]:
+def elevator_settings(
+    video: Model, steps: int | None, options: Mapping[str, VideoElevatorOptions]
+) -> dict[str, object]:
     """Return the recorded settings of VideoElevator's studies."""
     return {
         "num_inference_steps": steps or STEPS, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS,
-        "ways": {name: asdict(elevation) for name, elevation in options.items()},
+        "ways": {name: _recorded_options(each) for name, each in options.items()},
         "video model": fingerprint(video.net), "motion eye": fingerprint(load_judge().motion_eye),
         "extractor": _extractor().protocol(),
     }  # fmt: skip
 
 
+def _recorded_options(options: VideoElevatorOptions) -> dict[str, object]:
+    """Return all options of an arm by the names and values by which earlier records are found."""
+    values = {**defaults(VideoElevatorOptions), **OURS, **options}
+    return {
+        "refine_at": values["refine_at"],
+        "video_steps": values["video_steps"],
+        "low_pass": values["low_pass"] or None,
+        "low_pass_space": values["low_pass_space"] or None,
+        "shared_noise": values["shared_noise"],
+        "back": values["renoise"],
+        "inversion_steps": None if values["drift_correction"] else values["inversion_steps"],
+        "drift_correction": values["drift_correction"],
+        "video_guidance_scale": values["video_guidance_scale"],
+        "video_prompt": None,  # that of the case
+    }
+
+
 def generate_with_both(
     image_model_for: Callable[[Case], Model], video: Model, steps: int, image_prompt: ImagePrompt,
-    elevation: ElevatorOptions, cases: Sequence[Case],
+    options: VideoElevatorOptions, cases: Sequence[Case],
 ) -> list[Frames]:  # fmt: skip
     """Generate the videos of some cases with both models; the video model gets the case's own prompt."""
+
+    def named(case: Case) -> VideoElevatorOptions:
+        return options if options.get("refine_at") == () else {**options, "video_prompt": case.prompt}
+
     return [
         generate(
-            image_model_for(case), image_prompt(case), video_model=video, method="video-elevator",
-            elevation=replace(elevation, video_prompt=case.prompt), num_frames=FRAMES, fps=FPS,
-            num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed,
+            image_model_for(case), image_prompt(case), video_model=video, method="video-elevator", num_frames=FRAMES,
+            fps=FPS, num_inference_steps=steps, guidance_scale=SCALE, seed=case.seed, **named(case),
         ).frames
         for case in cases
     ]  # fmt: skip

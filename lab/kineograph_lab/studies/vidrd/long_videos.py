@@ -7,18 +7,18 @@ the method without each of its three parts.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from itertools import product
 
 import numpy as np
 from jaxtyping import UInt8
 
-from kineograph.generation import generate
+from kineograph.generation.api import generate
+from kineograph.methods.vidrd import ClipOptions
 from kineograph.metrics import optical_flow
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
-from kineograph.request import ClipOptions
+from kineograph.options import defaults
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, moving_cases
@@ -30,13 +30,21 @@ FRAMES, FPS = 8, 8.0  # of a clip, as in the paper
 STEPS = 15  # of each clip; a case has sixteen clips
 CLIPS, ABLATED_CLIPS, ABLATED_CASES = 8, 2, 40
 WHOLE, JOINED, PAPER = "reuse and diffuse", "clips joined", "as published"
-BOTH: Mapping[str, ClipOptions] = {WHOLE: ClipOptions(), JOINED: ClipOptions(keep=0, noise_ratio=0.0, guidance=0.0)}
-THEIRS: Mapping[str, ClipOptions] = {PAPER: ClipOptions(keep=4, guidance=0.4)}
-WITHOUT: Mapping[str, ClipOptions] = {
-    "no noise reversion": ClipOptions(order="kept"),
-    "no past-dependent noise": ClipOptions(noise_ratio=0.0),
-    "no staged guidance": ClipOptions(guidance=0.0),
+BOTH: Mapping[str, ClipOptions] = {
+    WHOLE: {},
+    JOINED: {"clip_overlap": 0, "clip_noise_ratio": 0.0, "clip_guidance": 0.0},
 }
+THEIRS: Mapping[str, ClipOptions] = {PAPER: {"clip_overlap": 4, "clip_guidance": 0.4}}
+WITHOUT: Mapping[str, ClipOptions] = {
+    "no noise reversion": {"clip_noise_order": "kept"},
+    "no past-dependent noise": {"clip_noise_ratio": 0.0},
+    "no staged guidance": {"clip_guidance": 0.0},
+}
+# option -> its name in the recorded settings, by which earlier records are found
+RECORDED_NAMES = {
+    "clip_overlap": "keep", "clip_noise_ratio": "noise_ratio", "clip_guidance": "guidance", "clip_anchor": "anchor",
+    "clip_noise_order": "order",
+}  # fmt: skip
 PROMPT_METRICS = {"thing": "subject", "colour": "colour", "scene": "scene"}  # metric -> its name in the report
 CHANGES = {"flow": "optical flow per frame in thousandths of the image", "pixels": "change of a pixel in grey levels"}
 
@@ -49,7 +57,7 @@ def long_videos_study(model: Model, judges: Judges, count: int, steps: int | Non
         title="Eight clips in sequence",
         settings={
             "num_inference_steps": steps, "guidance_scale": SCALE, "num_frames": FRAMES, "fps": FPS, "clips": CLIPS,
-            "reuse": asdict(ClipOptions()), "motion": optical_flow.PROTOCOL,
+            "reuse": _recorded_defaults(), "motion": optical_flow.PROTOCOL,
         },
         cases=moving_cases(count),
         arms=_arms(model, steps, CLIPS, BOTH),
@@ -73,18 +81,23 @@ def long_videos_ablation(model: Model, judges: Judges, count: int, steps: int | 
     )
 
 
+def _recorded_defaults() -> dict[str, object]:
+    return {recorded: defaults(ClipOptions)[name] for name, recorded in RECORDED_NAMES.items()}
+
+
 def _arms(model: Model, steps: int, clips: int, options: Mapping[str, ClipOptions]) -> dict[str, GenerateClips]:
-    return {name: partial(generate_long_videos, model, steps, clips, reuse) for name, reuse in options.items()}
+    return {name: partial(generate_long_videos, model, steps, clips, each) for name, each in options.items()}
 
 
 def generate_long_videos(
-    model: Model, steps: int, clips: int, reuse: ClipOptions, cases: Sequence[Case]
+    model: Model, steps: int, clips: int, options: ClipOptions, cases: Sequence[Case]
 ) -> list[Frames]:
     """Generate the videos of some cases, of `clips` clips each."""
+    with_clips: ClipOptions = {**options, "clips": clips}
     return [
         generate(
             model, case.prompt, num_frames=FRAMES, fps=FPS, num_inference_steps=steps, guidance_scale=SCALE,
-            seed=case.seed, clips=clips, reuse=reuse,
+            seed=case.seed, **with_clips,
         ).frames
         for case in cases
     ]  # fmt: skip

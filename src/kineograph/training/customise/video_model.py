@@ -16,6 +16,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from kineograph.errors import InputError
+from kineograph.generation.check import complete
 from kineograph.media.files import replace_atomically
 from kineograph.media.video import Video
 from kineograph.models.formats import lora as lora_files
@@ -24,7 +25,6 @@ from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.request import Request
 from kineograph.training.customise import adapters, batches, phases
 from kineograph.training.customise.batches import TrainingSample
 from kineograph.training.customise.image_data import Crop, Images, generate_missing_images, load_photo, save_png
@@ -48,7 +48,11 @@ from kineograph.training.lock import lock_folder
 from kineograph.training.temporal_layers.batches import timestep_sampler
 from kineograph.training.temporal_layers.latent_cache import cached_latent_encoder
 from kineograph.training.temporal_layers.run import FINAL
-from kineograph.training.temporal_layers.validation import ValidationVideos, save_validation_videos
+from kineograph.training.temporal_layers.validation import (
+    ValidationRequest,
+    ValidationVideos,
+    save_validation_videos,
+)
 
 SPATIAL_ADAPTER_TRAINING = "spatial_adapter"  # folder of checkpoints
 
@@ -236,14 +240,18 @@ def _spatial_adapter_phase(
 
 def _preview_videos(prepared: VideoCustomisation, model: Model) -> ValidationVideos:
     settings, (height, width) = prepared.settings, prepared.image.size
+    shared = {
+        "num_frames": prepared.natural.num_frames,
+        "height": height,
+        "width": width,
+        "fps": settings.fps,
+        "num_inference_steps": settings.drawing.num_inference_steps,
+        "guidance_scale": settings.drawing.guidance_scale,
+    }
     requests = [
-        Request(
-            prompt=prompt, num_frames=prepared.natural.num_frames, height=height, width=width, fps=settings.fps,
-            num_inference_steps=settings.drawing.num_inference_steps, guidance_scale=settings.drawing.guidance_scale,
-            seed=settings.training.seed + number,
-        )
+        ValidationRequest(prompt, complete({**shared, "seed": settings.training.seed + number}))
         for number, prompt in enumerate(settings.previews)
-    ]  # fmt: skip
+    ]
     folder = prepared.output / phases.PREVIEWS
     return ValidationVideos(model, requests, settings.training.mixed_precision, folder, SPATIAL_ADAPTER_TRAINING)
 

@@ -12,7 +12,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 
-from kineograph import plan
 from kineograph.media.dataset_layouts import MediaKind
 from kineograph.media.files import replace_atomically
 from kineograph.models.loading.save import save
@@ -106,7 +105,7 @@ def prepare_training(settings: VideoTrainingSettings, device: str | torch.device
     if settings.validation is not None:
         model.prompt(settings.validation.prompts)
         for request in validation.validation_requests(settings.validation, settings.stages[0]):
-            plan.open_inputs(request)
+            validation.check_request(model, request)
     opened: dict[MediaKind, tuple[OpenSource, ...]] = {
         "video": sources.open_sources(settings.videos, "video"),
         "image": sources.open_sources(settings.images, "image"),
