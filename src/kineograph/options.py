@@ -151,7 +151,7 @@ def validate(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
 
 
 @lru_cache
-def _adapter(kind: type) -> TypeAdapter[Any]:
+def _adapter(kind: type) -> Any:  # a TypeAdapter, which beartype does not know
     kind.__pydantic_config__ = CONFIG  # type: ignore[attr-defined]
     return TypeAdapter(kind)
 

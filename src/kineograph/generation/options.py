@@ -20,11 +20,11 @@ from kineograph.options import changed, declared
 from kineograph.plan import AddOn, Method
 from kineograph.plugins import find_plugins
 from kineograph.request import (
+    ImageInput,
     ImageModelOptions,
     ImageOptions,
-    ImageInput,
-    VideoInput,
     SharedOptions,
+    VideoInput,
     VideoModelOptions,
 )
 

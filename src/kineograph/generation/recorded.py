@@ -14,16 +14,11 @@ from kineograph.generation.run import OnStep, run_all
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.models.description import describe_model
-from kineograph.models.loading.load import load
+from kineograph.models.loading.load import RECORDED, load
 from kineograph.models.loading.provenance import provenance_differences
 from kineograph.models.model import Model
 from kineograph.options import declared
 from kineograph.request import migrate_settings
-
-LOAD_ARGUMENTS = {
-    "source", "motion", "motion_adapter", "adapter", "ip_adapter", "lora", "controlnet", "textual_inversion", "vae",
-    "decoder", "config", "prediction_type", "revision", "variant",
-}  # fmt: skip
 
 
 def replay(
@@ -80,7 +75,7 @@ def load_recorded_model(settings: Mapping[str, Any], *, device: str | None = Non
             f"this video was generated with {recorded['name']}, a live pipeline whose source is not recorded: open it "
             "again and call kineograph.replay(path, model=kineograph.load(pipeline))"
         )
-    if unknown := set(arguments) - LOAD_ARGUMENTS:  # a file may come from anyone
+    if unknown := set(arguments) - set(RECORDED):  # a file may come from anyone
         raise InputError(f"these settings would load a model with unknown arguments: {', '.join(sorted(unknown))}")
     lora = [tuple(pair) for pair in arguments.get("lora", [])]  # JSON turns pairs into lists
     return load(**{**arguments, "lora": lora, "device": device or recorded["device"], "dtype": recorded["dtype"]})

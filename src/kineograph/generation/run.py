@@ -26,7 +26,7 @@ from kineograph.models.loading.provenance import collect_provenance
 from kineograph.models.model import Model
 from kineograph.plan import Plan, SamplingRun
 from kineograph.request import SETTINGS_VERSION
-from kineograph.samplers import Step
+from kineograph.samplers import Sampler, Step
 
 
 class Progress(NamedTuple):
@@ -120,11 +120,12 @@ def _bind_inputs(plan: Plan) -> Plan:
     """Bind the clip's part of the control videos and of the video to edit, and the background smoothing."""
     add_control = controlnet.bind_controls(plan)
     add_frames = instruct_pix2pix.bind_frames(plan) if plan.edit_footage else lambda condition: condition
-    return replace(
-        plan,
-        add_conditions=lambda condition: add_frames(add_control(condition)),
-        adapt_sampler=lambda sampler, sigmas: text2video_zero.smooth_sampler(plan, plan.adapt_sampler(sampler, sigmas)),
-    )
+    bound = replace(plan, add_conditions=lambda condition: add_frames(add_control(condition)))
+
+    def adapt_sampler(sampler: Sampler, sigmas: Sequence[float]) -> Sampler:
+        return text2video_zero.smooth_sampler(bound, plan.adapt_sampler(sampler, sigmas))
+
+    return replace(bound, adapt_sampler=adapt_sampler)
 
 
 def _report_progress(run: SamplingRun, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:

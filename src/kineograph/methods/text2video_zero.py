@@ -203,7 +203,8 @@ def _foreground_masks(plan: Plan) -> ForegroundMasks:
     from kineograph.models.foreground import bind_foreground_mask
 
     if plan.read(SmoothingOptions)["foreground_masks"] == "attention":
-        return bind_foreground_mask(plan.model, plan.prompts, chunk_size=plan.chunk_size)
+        prompts = plan.model.prompt(plan.prompts, size=(plan.height, plan.width), fps=plan.fps)
+        return bind_foreground_mask(plan.model, plan.add_conditions(prompts), chunk_size=plan.chunk_size)
     find = load_saliency_annotator()
 
     def masks(x0: Latents, sigma: float) -> Mask:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,11 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kineograph.condition import Condition
 from kineograph.latents import Latents, Mask, add_noise
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import own
+from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.noise import shared
 
 MIN_SIGMA = 1.0  # where attention separates objects best; noisier frames are evaluated at their own sigma
@@ -32,14 +35,16 @@ Field = Float[Tensor, "b f h w"]
 
 
 def bind_foreground_mask(
-    model: Model, prompts: Sequence[str], *, chunk_size: int = 8
+    model: Model, condition: Condition, *, chunk_size: int = 8
 ) -> Callable[[Latents, float], Mask]:
     """Return a function (x0, sigma) -> mask of a video's foreground, 1 inside and 0 outside, `[b f 1 h w]`.
 
-    x0 is an estimate of the clean video at this sigma. Each call evaluates the network once, with frame attention
-    `own`. prompts: of the videos of a batch.
+    x0 is an estimate of the clean video at this sigma. Each call evaluates the image network once, with frame attention
+    `own` and without temporal layers. condition: prompts and inputs of the videos of a batch.
     """
-    denoise = model.bind(model.prompt(prompts), frame_attention=own, chunk_size=chunk_size)
+    image_model = replace(model, net=VideoUNet(model.net.image_unet))
+    condition = model.net.image_condition(condition)
+    denoise = image_model.bind(condition, frame_attention=own, chunk_size=chunk_size)
     layers = [
         block.attn1
         for up in model.net.image_unet.up_blocks

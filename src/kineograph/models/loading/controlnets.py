@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
+from kineograph.models.description import ANY_CONTROL
 from kineograph.models.loading import single_file
 from kineograph.models.loading.components import READ_ERRORS, Components, read_json
-from kineograph.models.description import ANY_CONTROL
 from kineograph.models.placement import Placement
 from kineograph.models.unet.controlnet import VideoControlNet
 

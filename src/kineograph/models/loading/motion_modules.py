@@ -24,6 +24,9 @@ from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import known_configurations, video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components, read_index, read_json, read_unet
+from kineograph.models.pocket import WEIGHTS
+from kineograph.models.pocket.models import built_in_model, built_in_names
+from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 
@@ -40,11 +43,12 @@ SCHEDULE_SETTINGS = (
 class TemporalWeights(NamedTuple):
     """Weights of temporal layers without an image network.
 
-    block_widths  channels of the blocks of the image network that they were trained with, highest resolution first;
-                  empty if unknown
-    token_width   channels of the tokens of that network; None if unknown
-    key_map       function of the temporal layers and these tensors that returns their key map
-    scheduler     settings of the noise schedule that they were trained with
+    block_widths    channels of the blocks of the image network that they were trained with, highest resolution first;
+                    empty if unknown
+    token_width     channels of the tokens of that network; None if unknown
+    key_map         function of the temporal layers and these tensors that returns their key map
+    scheduler       settings of the noise schedule that they were trained with
+    motion_adapter  trained for these layers; None if the video model has none
     """
 
     name: str
@@ -54,6 +58,7 @@ class TemporalWeights(NamedTuple):
     tensors: Tensors
     key_map: Callable[[nn.Module, Tensors], KeyMap]
     scheduler: Mapping[str, Any]
+    motion_adapter: MotionAdapter | None = None
 
 
 def add_motion_module(components: Components, source: MotionSource, hub_options: HubOptions) -> Components:
@@ -79,10 +84,10 @@ def add_motion_module(components: Components, source: MotionSource, hub_options:
             f"{_network(motion.block_widths, motion.token_width)}, and this is "
             f"{_network(motion.block_widths, token_width)}: they fit, but the motion may be poor",
             InputWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     scheduler = {**components.scheduler, **motion.scheduler}
-    return components._replace(temporal=layers.eval(), motion_adapter=None, scheduler=scheduler)
+    return components._replace(temporal=layers.eval(), motion_adapter=motion.motion_adapter, scheduler=scheduler)
 
 
 def warn_of_changed_schedule(before: Mapping[str, Any], after: Mapping[str, Any], whose: str) -> None:
@@ -93,7 +98,7 @@ def warn_of_changed_schedule(before: Mapping[str, Any], after: Mapping[str, Any]
         warnings.warn(
             f"{whose} has a scheduler with {was}, and the temporal layers were trained with {now}, which is used",
             InputWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -101,7 +106,9 @@ def read_temporal_weights(source: MotionSource, hub_options: HubOptions) -> Temp
     """Return the temporal layers of a source. Raises InputError if it has none."""
     if isinstance(source, diffusers.MotionAdapter):
         return _from_adapter("the motion adapter", source.state_dict(), source.config)
-    path, hub_options = hub.local_path(source), hub_options._replace(revision=None, variant=None)
+    if source in built_in_names():
+        return _from_built_in_model(str(source))
+    path, hub_options = hub.local_path(source, built_in_names()), hub_options._replace(revision=None, variant=None)
     if path is None:
         path = hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
         if (path / INDEX).is_file():
@@ -109,6 +116,13 @@ def read_temporal_weights(source: MotionSource, hub_options: HubOptions) -> Temp
         else:
             path = hub.fetch_folder(str(source), [*hub.CONFIGS, *ADAPTER_WEIGHTS], hub_options)
     return _from_file(path) if path.is_file() else _from_folder(path)
+
+
+def _from_built_in_model(name: str) -> TemporalWeights:
+    model = built_in_model(name).open(WEIGHTS)
+    if model.temporal is None:
+        raise InputError(f"{name} has no temporal layers: take a video model, such as pocket-video")
+    return _from_network(name, model.unet, model.temporal, model.scheduler, model.motion_adapter)
 
 
 def _from_file(path: Path) -> TemporalWeights:
@@ -143,7 +157,8 @@ def _from_folder(folder: Path) -> TemporalWeights:
         unet, temporal = read_unet(folder, read_index(folder), {"local_files_only": True})
         if temporal is not None:
             noise = read_json(folder / "scheduler" / "scheduler_config.json")
-            return _from_network(str(folder), unet, temporal, noise)
+            adapter = video_folder.read_motion_adapter(folder, temporal)
+            return _from_network(str(folder), unet, temporal, noise, adapter)
     there = tensor_files.preview_names(sorted(each.name for each in folder.iterdir()))
     raise InputError(
         f"{folder} has no temporal layers: expected the folder of a motion adapter (config.json and "
@@ -160,13 +175,19 @@ def _from_adapter(name: str, tensors: Tensors, config: Mapping[str, Any]) -> Tem
 
 
 def _from_network(
-    name: str, unet: UNet2DConditionModel, temporal: TemporalLayers | None, scheduler: Mapping[str, Any]
+    name: str,
+    unet: UNet2DConditionModel,
+    temporal: TemporalLayers | None,
+    scheduler: Mapping[str, Any],
+    motion_adapter: MotionAdapter | None = None,
 ) -> TemporalWeights:
     assert temporal is not None
     schedule = {name: scheduler.get(name) for name in SCHEDULE_SETTINGS}
     widths, token_width = tuple(unet.config.block_out_channels), unet.config.cross_attention_dim
     weights = temporal.state_dict()
-    return TemporalWeights(name, temporal.config, widths, token_width, weights, _identity_key_map, schedule)
+    return TemporalWeights(
+        name, temporal.config, widths, token_width, weights, _identity_key_map, schedule, motion_adapter
+    )
 
 
 def _identity_key_map(layers: nn.Module, _: Tensors) -> KeyMap:
