@@ -298,7 +298,7 @@ def test_a_subject_works_with_clips_controls_and_both_models_of_video_elevator(
     assert not np.array_equal(two.frames[:3], kg.generate(model, say, **FEW).frames)
     steered = kg.generate(model, say, control={"seg-map": maps}, motion_scale=1.0, **FEW)
     assert not np.array_equal(steered.frames, kg.generate(model, say, motion_scale=1.0, **FEW).frames)
-    asked = {"elevation": kg.ElevatorOptions(refine_at=(0.5,), video_steps=1), **FEW}
+    asked = {"refine_at": (0.5,), "video_steps": 1, **FEW}
     elevated = [
         kg.generate(first, say, video_model=second, **asked).frames
         for first, second in ((image, plain), (image, model), (kg.load(sd()), model))

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from kineograph.errors import InputError
-from kineograph.generation import generate
+from kineograph.generation.api import generate
 from kineograph.media.metadata import settings_id
 from kineograph.models.loading.load import load
-from kineograph.request import Request
 from kineograph_lab.bench.text2video_zero import save_random_pipeline
 from kineograph_lab.judge.geometry import Geometry
 from kineograph_lab.studies import report
@@ -111,8 +110,8 @@ def test_unknown_papers_and_no_cases_are_refused(model, tmp_path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
 def test_whole_method_equals_generate(model) -> None:
-    request = Request(prompt="any", num_frames=3, num_inference_steps=4)
+    options = {**ablation.DEFAULTS, "num_frames": 3, "num_inference_steps": 4}
     case = held_out_cases(1)[0]
-    (frames,) = ablation.generate_ablation_arm(model, "both", [case], request)
+    (frames,) = ablation.generate_ablation_arm(model, "both", [case], options)
     video = generate(model, case.prompt, num_frames=3, num_inference_steps=4, seed=case.seed)
     assert np.array_equal(frames, video.frames)

@@ -14,7 +14,7 @@ from generation.test_animate import CONFIG
 from models.conftest import sd
 
 from kineograph.errors import InputWarning
-from kineograph.generation import generate
+from kineograph.generation.api import generate
 from kineograph.methods.still_moving import attach
 from kineograph.metrics import optical_flow
 from kineograph.metrics.distances import mean

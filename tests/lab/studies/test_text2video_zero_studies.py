@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kineograph.generation import edit
+from kineograph.generation.api import edit
 from kineograph.media.video import Video
 from kineograph.metrics import video_metrics
 from kineograph.models.loading.load import load

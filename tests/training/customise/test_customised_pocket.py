@@ -103,7 +103,7 @@ def test_clip_after_clip_and_along_a_control_map(mine: Model, tmp_path: Path) ->
 @pytest.mark.slow
 def test_under_video_elevator(mine: Model, pocket: Model) -> None:
     image = kg.load("pocket", device="cpu", dtype="float32")
-    few = {"elevation": kg.ElevatorOptions(refine_at=(0.5,), video_steps=1, video_prompt=SAY), **FEW}
+    few = {"refine_at": (0.5,), "video_steps": 1, "video_prompt": SAY, **FEW}
     say = "a cat in the snow"
     drawn = [kg.generate(image, say, video_model=second, **few).frames for second in (mine, pocket)]
     assert not np.array_equal(*drawn)
