@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kineograph.generation.recorded import replay
     from kineograph.media.video import Video, open_video
     from kineograph.models.loading.load import load
+    from kineograph.models.loading.options import LoadOptions
     from kineograph.models.loading.save import save
     from kineograph.models.model import Model
     from kineograph.models.unet import frame_attention
@@ -31,6 +32,7 @@ __all__ = [
     "EditOptions",
     "GenerateOptions",
     "InputError",
+    "LoadOptions",
     "Model",
     "Video",
     "__version__",
@@ -60,6 +62,7 @@ _HOMES = {
     "EditOptions": "generation.options",
     "GenerateOptions": "generation.options",
     "InputError": "errors",
+    "LoadOptions": "models.loading.options",
     "Model": "models.model",
     "Video": "media.video",
     "animate": "generation.api",

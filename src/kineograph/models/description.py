@@ -4,48 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
-    from diffusers import AutoencoderKL
-
-    from kineograph.models.conditioning.textual_inversion import TextualInversions
-    from kineograph.models.formats.lora import LoraSources
-    from kineograph.models.loading.controlnets import ControlNetSource
-    from kineograph.models.loading.motion_modules import MotionSource
     from kineograph.models.model import Model
     from kineograph.models.temporal.config import TemporalConfig
-    from kineograph.models.vae.temporal_decoder import TemporalDecoder
 
 ANY_CONTROL = ""  # kind of a ControlNet that was given without a kind of control: used for every kind
 # defaults of diffusers' networks, which files may leave out
 UNET_IN_CHANNELS, LATENT_CHANNELS, VAE_BLOCK_CHANNELS = 4, 4, (64,)
-
-
-class LoadArguments(TypedDict, total=False):
-    """Arguments of `load` beside the source."""
-
-    motion: MotionSource | None
-    motion_adapter: str | Path | None
-    adapter: str | Path | None
-    lora: LoraSources | None
-    textual_inversion: TextualInversions | None
-    ip_adapter: str | Path | None
-    controlnet: ControlNetSource | Mapping[str, ControlNetSource] | None
-    vae: str | Path | AutoencoderKL | None
-    decoder: str | Path | TemporalDecoder | None
-    config: str | Path | None
-    prediction_type: str | None
-    device: str | torch.device | None
-    dtype: str | torch.dtype | None
-    torch_dtype: str | torch.dtype | None
-    revision: str | None
-    variant: str | None
-    token: str | None
-    cache_dir: str | Path | None
-    local_files_only: bool
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Model:
     text_encoders     one, or the two of SDXL
     schedule          the noise levels and parameterisation that the network was trained with
     dtype             of the network's weights; latents between evaluations are float32
+    clip_skip         number of the text encoder's last layers that encoded prompts skip
     force_zeros_for_empty_prompt  zeros instead of the encoding of an empty prompt (SDXL)
     settings          the arguments of `load` that return this model again; empty for one made from a live pipeline
     vocabulary        the words that the model was trained on, if it comes with a list of them
@@ -59,6 +60,7 @@ class Model:
     name: str
     device: torch.device
     dtype: torch.dtype
+    clip_skip: int = 0
     force_zeros_for_empty_prompt: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: frozenset[str] | None = None
@@ -114,19 +116,19 @@ class Model:
         texts: Sequence[str],
         *,
         size: tuple[int, int] | None = None,
-        clip_skip: int = 0,
+        clip_skip: int | None = None,
         fps: float = VIDEO_MODEL_FPS,
     ) -> Condition:
         """Encode prompts, one for each video of the batch.
 
         Args:
             size: height and width of the image, a condition of SDXL; the model's default size by default.
-            clip_skip: number of the text encoder's last layers to skip.
+            clip_skip: number of the text encoder's last layers to skip; the model's own by default.
             fps: frames per second, for a video model with a frame-rate condition.
 
         Raises InputError if a prompt is longer than the text encoder's limit.
         """
-        condition = self._encode_text(texts, size, clip_skip)
+        condition = self._encode_text(texts, size, self.clip_skip if clip_skip is None else clip_skip)
         if not self.net.has_frame_rate:
             return condition
         rate = torch.full((len(texts), 1), float(fps), device=condition.tokens.device)

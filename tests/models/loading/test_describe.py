@@ -1,6 +1,5 @@
 """Descriptions from configurations and headers, compared with those of the models that they load."""
 
-import inspect
 import json
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from tiny_videos import adapter, animatediff, modelscope, shaken, two_levels, videocrafter, vidrd
 
 from kineograph.errors import InputError
-from kineograph.models.description import Description, LoadArguments, describe_model
+from kineograph.models.description import Description, describe_model
 from kineograph.models.formats import tensor_files
 from kineograph.models.formats import videocrafter as videocrafter_format
 from kineograph.models.formats import vidrd as vidrd_format
@@ -74,11 +73,6 @@ def test_built_in_models(name: str | None) -> None:
     assert found.edits == (name == "pocket-edit")
     assert found.is_video == (name not in (None, "pocket", "pocket-edit"))
     assert found.takes_images == (name == "pocket-animate")
-
-
-def test_options_are_those_of_load() -> None:
-    parameters = inspect.signature(load).parameters
-    assert set(LoadArguments.__annotations__) == set(parameters) - {"source"}
 
 
 def test_module_of_descriptions_imports_no_networks() -> None:

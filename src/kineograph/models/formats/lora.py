@@ -109,7 +109,7 @@ def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, n
             f"{file}: {len(unmatched)} tensors belong to no layer of this model and are left out: "
             f"{tensor_files.preview_names(unmatched)}",
             InputWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     name = _new_name(file, networks)
     for part, changes in updates.items():

@@ -64,5 +64,5 @@ def _check_image_network(file: adapter_files.AdapterFile, components: Components
             f"{file.path} was made for {expected.name}, and the image network of {name} has the same shapes and "
             f"other weights: {file.header.subject or 'its subject or style'} may not come out well",
             InputWarning,
-            stacklevel=4,
+            stacklevel=5,
         )

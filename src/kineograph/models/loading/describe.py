@@ -5,6 +5,7 @@ The networks are built on the meta device, which takes no memory, by the functio
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,60 +18,52 @@ from diffusers import AutoencoderKL
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.models.description import Description, LoadArguments, describe_configurations, vae_scale_factor
+from kineograph.models.description import Description, describe_configurations, vae_scale_factor
 from kineograph.models.formats import animatediff, architecture, tensor_files, videocrafter, vidrd
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import components, controlnets, known_configurations, video_folder
 from kineograph.models.loading.components import INDEX, READ_ERRORS, Config, Pipeline, read_index, read_json
 from kineograph.models.loading.motion_modules import MotionSource
+from kineograph.models.loading.options import LoadOptions
 from kineograph.models.loading.provenance import source_name
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket import models as pocket
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.options import validate
 
 POCKET = "pocket"
 CONFIG = video_folder.CONFIG
 
 
-def describe(source: str | Path | Pipeline | None = None, **load_options: Unpack[LoadArguments]) -> Description | None:
+def describe(source: str | Path | Pipeline | None = None, **options: Unpack[LoadOptions]) -> Description | None:
     """Return the description of the model that `load` returns for the same arguments, without reading weights.
 
     None if only the weights determine it, or `load` refuses the model. Of a repository, configurations are downloaded.
-    Raises the InputError of `load` if a source does not exist.
+    Raises the InputError of `load` for an invalid option, or if a source does not exist.
     """
-    hub_options = HubOptions(
-        revision=load_options.get("revision"),
-        variant=load_options.get("variant"),
-        token=load_options.get("token"),
-        cache_dir=load_options.get("cache_dir"),
-        local_files_only=load_options.get("local_files_only", False),
-    )
-    found = _describe_source(source or POCKET, load_options.get("config"), hub_options)
+    given = validate(options, LoadOptions)
+    hub_options = HubOptions(**{name: given[name] for name in HubOptions._fields})
+    found = _describe_source(source or POCKET, given["config"], hub_options)
     of_parts = hub_options._replace(revision=None, variant=None)  # these are the model's
-    if found is not None and (motion := load_options.get("motion")) is not None:
-        temporal = _motion_config(motion, of_parts)
-        found = None if temporal is None else replace(found, temporal=temporal, has_motion_adapter=False)
+    if found is not None and given["motion"] is not None:
+        found = _with_motion_module(found, given["motion"], of_parts)
     if found is None:
         return None
-    kinds = controlnets.list_controlnets(load_options.get("controlnet"))
-    adapter, ip_adapter, motion_adapter = (
-        load_options.get("adapter"),
-        load_options.get("ip_adapter"),
-        load_options.get("motion_adapter"),
-    )
-    for part in (ip_adapter, motion_adapter, None if adapter in pocket.ADAPTERS else adapter, *kinds.values()):
-        if isinstance(part, str | Path):
+    kinds = controlnets.list_controlnets(given["controlnet"])
+    adapters = [given[name] for name in ("ip_adapter", "motion_adapter", "adapter")]
+    for part in (*adapters, *kinds.values()):
+        if isinstance(part, str | Path) and part not in pocket.ADAPTERS:
             _existing_path(part, of_parts)
-    if motion_adapter is not None and not found.is_video:
+    if given["motion_adapter"] is not None and not found.is_video:
         return None
     found = replace(
         found,
-        takes_images=found.takes_images or ip_adapter is not None,
-        has_motion_adapter=found.has_motion_adapter or motion_adapter is not None,
+        takes_images=found.takes_images or given["ip_adapter"] is not None,
+        has_motion_adapter=found.has_motion_adapter or given["motion_adapter"] is not None,
         controls=tuple(dict.fromkeys((*found.controls, *kinds))),
     )
-    return found if (vae := load_options.get("vae")) is None else _with_other_vae(found, vae, of_parts)
+    return found if given["vae"] is None else _with_other_vae(found, given["vae"], of_parts)
 
 
 def _describe_source(
@@ -195,11 +188,22 @@ def _describe_vidrd(path: Path, name: str, tensors: Tensors, folder: Path) -> De
     )
 
 
+def _with_motion_module(found: Description, source: MotionSource, hub_options: HubOptions) -> Description | None:
+    if isinstance(source, str) and source in pocket.built_in_names():
+        own = _describe_built_in(source)
+        temporal, has_motion_adapter = (own.temporal, own.has_motion_adapter) if own else (None, False)
+    else:
+        temporal, has_motion_adapter = _motion_config(source, hub_options), False
+    if temporal is None:
+        return None
+    return replace(found, temporal=temporal, has_motion_adapter=has_motion_adapter)
+
+
 def _motion_config(source: MotionSource, hub_options: HubOptions) -> TemporalConfig | None:
     """Return the configuration of the temporal layers of a source, None if it cannot be told."""
     if isinstance(source, diffusers.MotionAdapter):
         return animatediff.animatediff_config(source.state_dict(), source.config)
-    path = _existing_path(source, hub_options)
+    path = _existing_path(source, hub_options, pocket.built_in_names())
     if path.is_file():
         return _motion_file_config(path)
     if not (path / INDEX).is_file() and (path / CONFIG).is_file():
@@ -244,6 +248,6 @@ def _with_other_vae(found: Description, vae: str | Path | AutoencoderKL, hub_opt
     return replace(found, vae_scale_factor=factor, default_size=(height, width))
 
 
-def _existing_path(source: str | Path, hub_options: HubOptions) -> Path:
+def _existing_path(source: str | Path, hub_options: HubOptions, built_in: Iterable[str] = ()) -> Path:
     """Return the path of a file or folder, or a folder with the configurations of a repository."""
-    return hub.local_path(source) or hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
+    return hub.local_path(source, built_in) or hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
