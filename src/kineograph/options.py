@@ -30,6 +30,8 @@ Integer = Annotated[int, Strict()]
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Text = Annotated[str, Strict()]
 File = str | Path
+Limits = tuple[float | None, float | None, float | None]  # ge, gt, le
+NO_LIMITS: Limits = (None, None, None)
 
 CONFIG = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 Kind = TypeVar("Kind")
@@ -77,7 +79,7 @@ class Option(NamedTuple):
     default: Any
     help: str
     group: str
-    range: tuple[float | None, float | None, float | None]
+    range: Limits
     shown_default: str
     choices: tuple[str, ...]
     flags: tuple[str, ...]
@@ -104,7 +106,6 @@ def _read_declaration(name: str, hint: Any) -> Option:
     kind, *metadata = get_args(hint)
     (field,) = (each for each in metadata if isinstance(each, FieldInfo) and each.json_schema_extra)
     extra: Any = field.json_schema_extra
-    limits = {key: getattr(each, key) for each in field.metadata for key in ("ge", "gt", "le") if hasattr(each, key)}
     literals = tuple(each for each in (kind, *get_args(kind)) if get_origin(each) is Literal)
     choices = tuple(extra.get("enum", ())) or tuple(value for each in literals for value in get_args(each))
     return Option(
@@ -113,7 +114,7 @@ def _read_declaration(name: str, hint: Any) -> Option:
         default=field.default,
         help=field.description or "",
         group=extra["group"],
-        range=(limits.get("ge"), limits.get("gt"), limits.get("le")),
+        range=_limits(field.metadata),
         shown_default=extra["shown_default"],
         choices=choices,
         flags=tuple(extra["flags"]),
@@ -216,10 +217,16 @@ def describe_option(option: Option) -> str:
 # --- types in words
 
 
-def _expected(kind: Any, limits: tuple[float | None, float | None, float | None]) -> str:
+def _limits(metadata: Iterable[Any]) -> Limits:
+    found = {key: getattr(each, key) for each in metadata for key in ("ge", "gt", "le") if hasattr(each, key)}
+    return found.get("ge"), found.get("gt"), found.get("le")
+
+
+def _expected(kind: Any, limits: Limits) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return _expected(arguments[0], limits)
+        own = _limits(arguments[1:])
+        return _expected(arguments[0], limits if own == NO_LIMITS else own)
     if origin in (Union, types.UnionType):
         parts = [_expected(each, limits) for each in arguments if each is not type(None)]
         return " or ".join(dict.fromkeys(parts))
@@ -233,7 +240,7 @@ def _expected(kind: Any, limits: tuple[float | None, float | None, float | None]
     return words.get(kind, getattr(kind, "__name__", str(kind))) + _range_in_words(limits)
 
 
-def _range_in_words(limits: tuple[float | None, float | None, float | None]) -> str:
+def _range_in_words(limits: Limits) -> str:
     ge, gt, le = (str(each) if isinstance(each, int) else f"{each:g}" if each is not None else None for each in limits)
     if ge is not None and le is not None:
         return f" from {ge} to {le}"
