@@ -135,7 +135,7 @@ def _read(natural: NaturalVideos, given: OpenSource, folder: Path) -> Generator[
     shape = sources.ClipShape(natural.num_frames, *natural.size, (settings.fps,))
     windows = -(-count // len(given.dataset)) if given.dataset else None
     encode = cached_latent_encoder(natural.video, folder)
-    load = sources.combined_loader([given], shape, sources.LoadOptions(seed, seed, windows, encode, skipped))
+    load = sources.combined_loader([given], shape, sources.ClipLoaderOptions(seed, seed, windows, encode, skipped))
     for number in range(count):
         # Each is a batch of its own, so that a folder may hold fewer videos than `count`
         clip = load(number, 0, 1)

@@ -26,7 +26,7 @@ from kineograph.training.settings import samples_per_step
 from kineograph.training.temporal_layers import batches, latent_cache, sources, validation
 from kineograph.training.temporal_layers.initial_model import open_model
 from kineograph.training.temporal_layers.settings import Stage, VideoTrainingSettings
-from kineograph.training.temporal_layers.sources import ClipLoader, LoadOptions, OpenSource, clip_shape
+from kineograph.training.temporal_layers.sources import ClipLoader, ClipLoaderOptions, OpenSource, clip_shape
 
 FINAL, SAMPLES, SKIPPED = "final", "samples", "skipped.jsonl"
 
@@ -183,7 +183,7 @@ def clip_loaders(run: StageRun, encode: latent_cache.EncodeClip, skipped: Skippe
     """Return the functions that load a stage's videos and images."""
     settings = run.training.settings
     windows = None if settings.latent_cache is None else settings.clips_per_video
-    options = LoadOptions(run.loop.seed, settings.training.seed, windows, encode, skipped)
+    options = ClipLoaderOptions(run.loop.seed, settings.training.seed, windows, encode, skipped)
     return {
         kind: sources.combined_loader(opened, clip_shape(run.stage, kind), options)
         for kind, opened in run.training.sources.items()

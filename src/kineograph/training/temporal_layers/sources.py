@@ -45,7 +45,7 @@ class ClipShape(NamedTuple):
     rates: tuple[float, ...] | None
 
 
-class LoadOptions(NamedTuple):
+class ClipLoaderOptions(NamedTuple):
     """Options of loading clips.
 
     seed: of the order of items.
@@ -85,7 +85,7 @@ def _open(source: DataSource, kind: MediaKind) -> Dataset:
     return chosen
 
 
-def combined_loader(sources: Sequence[OpenSource], shape: ClipShape, options: LoadOptions) -> ClipLoader:
+def combined_loader(sources: Sequence[OpenSource], shape: ClipShape, options: ClipLoaderOptions) -> ClipLoader:
     """Return the function that loads clips from all sources, each chosen by its weight."""
     loaders = [_loader(each, shape, options) for each in sources]
     if len(loaders) == 1:
@@ -99,7 +99,7 @@ def combined_loader(sources: Sequence[OpenSource], shape: ClipShape, options: Lo
     return load
 
 
-def _loader(opened: OpenSource, shape: ClipShape, options: LoadOptions) -> ClipLoader:
+def _loader(opened: OpenSource, shape: ClipShape, options: ClipLoaderOptions) -> ClipLoader:
     if opened.dataset is None:
         return partial(_load_rendering, opened, shape, options)
     dataset, load_item = opened.dataset, partial(_load_item, shape, options)
@@ -112,7 +112,9 @@ def _loader(opened: OpenSource, shape: ClipShape, options: LoadOptions) -> ClipL
     return load
 
 
-def _load_item(shape: ClipShape, options: LoadOptions, item: DatasetItem, rng: np.random.Generator) -> EncodedClip:
+def _load_item(
+    shape: ClipShape, options: ClipLoaderOptions, item: DatasetItem, rng: np.random.Generator
+) -> EncodedClip:
     """Load a random window of an item: any, or one of `options.windows`."""
     key: tuple[object, ...] = ()
     if options.windows is not None:
@@ -139,7 +141,7 @@ def _identity(item: DatasetItem) -> tuple[object, ...]:
 
 
 def _load_rendering(
-    opened: OpenSource, shape: ClipShape, options: LoadOptions, batch: int, position: int, size: int
+    opened: OpenSource, shape: ClipShape, options: ClipLoaderOptions, batch: int, position: int, size: int
 ) -> EncodedClip:
     """Render an image or clip of the pocket world."""
     number = batch * size + position
