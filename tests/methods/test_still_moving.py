@@ -154,7 +154,7 @@ def test_an_adapter_of_another_model_is_refused_with_both_names(
 ) -> None:
     with pytest.raises(InputError, match=r"for the temporal layers of waves, and ripples has layers with other wei"):
         kg.load(other, motion_adapter=still)
-    with pytest.raises(InputError, match=r"waves, and ripples has .* can be loaded as lora="):
+    with pytest.raises(InputError, match=r"waves, and ripples has .* can be loaded as `lora`"):
         kg.load(other, adapter=dog)
     with pytest.raises(InputError, match="waves, and pocket-video has layers of other shapes"):
         kg.load("pocket-video", motion_adapter=still)
@@ -172,9 +172,9 @@ def test_an_image_network_with_other_weights_is_warned_of(video: Path, dog: Path
 
 
 def test_files_of_other_kinds_are_refused(video: Path, still: Path, dog: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds a customised subject or style: pass it as adapter="):
+    with pytest.raises(InputError, match=r"holds a customised subject or style: pass it as `adapter`"):
         kg.load(video, motion_adapter=dog)
-    with pytest.raises(InputError, match=r"holds a motion adapter: pass it as motion_adapter="):
+    with pytest.raises(InputError, match=r"holds a motion adapter: pass it as `motion_adapter`"):
         kg.load(video, adapter=still)
     with pytest.raises(InputError, match="no such file|there is no"):
         kg.load(video, adapter=tmp_path / "cat.safetensors")
@@ -260,11 +260,11 @@ def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Pat
 
 
 def test_a_motion_scale_without_an_adapter_is_an_error_with_a_hint(video: Path) -> None:
-    with pytest.raises(InputError, match=r"waves has no motion adapter, .* pocket-video, .*--motion-adapter"):
+    with pytest.raises(InputError, match=r"waves has no motion adapter, .*`motion_adapter`"):
         kg.generate(kg.load(video), "a fish", motion_scale=1.0, **FEW)
     with pytest.raises(InputError, match="no temporal layers, and so no motion adapter"):
         kg.generate(kg.load(sd()), "a fish", motion_scale=1.0, **FEW)
-    with pytest.raises(InputError, match="motion_scale is a number"):
+    with pytest.raises(InputError, match="`motion_scale` is a number"):
         kg.generate(kg.load(video), "a fish", motion_scale=float("nan"), **FEW)
 
 

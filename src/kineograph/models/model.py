@@ -76,7 +76,7 @@ class Model:
             others = ", ".join(self.controls)
             raise InputError(
                 f"{self.name} has no ControlNet for {kind!r}{f', only for {others}' if others else ''}: load it with "
-                f"one, controlnet={{{kind!r}: FOLDER}} or --controlnet {kind}=FOLDER"
+                "one, `controlnet`"
             )
         return found()
 

@@ -80,6 +80,13 @@ def test_module_of_descriptions_imports_no_networks() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
+def test_built_in_motion_modules() -> None:
+    assert described(motion="pocket-video") == replace(describe("pocket-video"), name="pocket")
+    assert describe(motion="pocket-edit") is None, "an image model has no temporal layers"
+    with pytest.raises(InputError, match="did you mean pocket-video"):
+        describe(motion="pocket-vido")
+
+
 # --- folders and pipelines
 
 

@@ -1,19 +1,26 @@
 """Loading from folders, the Hub, live pipelines and files, and the errors for what cannot be loaded."""
 
+import inspect
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from models.formats.test_lora import TEXT, UNET, deltas, kohya
 from models.loading.conftest import assert_same
 from safetensors.torch import save_file
 
+import kineograph as kg
 from kineograph.errors import InputError
 from kineograph.models.loading import load as load_module
 from kineograph.models.loading.load import load
+from kineograph.models.loading.options import LoadOptions
+from kineograph.options import declared, validate
 
 # --- folders, the Hub, live pipelines
 
@@ -33,6 +40,90 @@ def test_settings_of_a_model_load_it_again(sd_folder: Path) -> None:
     assert again.settings == model.settings
     assert again.schedule == model.schedule
     assert_same(again, model)
+
+
+def test_settings_with_a_lora_and_a_textual_inversion_load_the_model_again(sd_folder: Path, tmp_path: Path) -> None:
+    plain = load(sd_folder, dtype="float32")
+    text = deltas(plain.text_encoders[0].network, TEXT)
+    tensors = kohya("lora_unet", deltas(plain.net.image_unet, UNET), alpha=1.0)
+    tensors |= kohya("lora_te", {f"text_model.{path}": pair for path, pair in text.items()}, alpha=1.0)
+    save_file(tensors, tmp_path / "style.safetensors")
+    save_file({"emb_params": torch.ones(2, 32)}, tmp_path / "dog.safetensors")
+    model = load(
+        sd_folder,
+        lora=(tmp_path / "style.safetensors", 0.5),
+        textual_inversion={"<dog>": tmp_path / "dog.safetensors"},
+        dtype="float32",
+    )
+    again = load(**json.loads(json.dumps(model.settings)), dtype="float32")
+    assert model.settings == {
+        "source": str(sd_folder),
+        "lora": [[str(tmp_path / "style.safetensors"), 0.5]],
+        "textual_inversion": {"<dog>": str(tmp_path / "dog.safetensors")},
+    }
+    assert again.settings == model.settings
+    assert_same(again, model)
+    told, expected = (each.prompt(["a <dog>"]).tokens for each in (again, model))
+    assert torch.equal(told, expected)
+    assert not torch.equal(told, plain.prompt(["a <dog>"]).tokens)
+
+
+RECORDED_BEFORE = {
+    "source", "motion", "motion_adapter", "adapter", "ip_adapter", "lora", "controlnet", "textual_inversion", "vae",
+    "decoder", "config", "prediction_type", "revision", "variant",
+}  # fmt: skip
+
+
+def test_every_recorded_option_is_in_the_settings() -> None:
+    values = {"prediction_type": "sample", "clip_skip": 1, "lora": [["there", 1.0]]}
+    given = {name: values.get(name, "there") for name, each in declared(LoadOptions).items() if each.recorded}
+    others = {"device": "cpu", "dtype": "float32", "token": "t", "cache_dir": "there", "local_files_only": True}
+    request = load_module.Request("there", validate({**given, **others}, LoadOptions))
+    assert request.settings == {"source": "there", **given}
+    assert set(load_module.RECORDED) >= RECORDED_BEFORE
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loras": "a"}, "there is no option `loras`; did you mean `lora`"),
+        ({"motion_module": "a"}, "there is no option `motion_module`; did you mean `motion_adapter`"),
+        ({"motion": 3}, "`motion` is .*, not 3"),
+        ({"lora": 0.5}, "`lora` is .*, not 0.5"),
+        ({"controlnet": {"canny": 1}}, "`controlnet` is .*, not {'canny': 1}"),
+        ({"prediction_type": "v"}, "`prediction_type` is epsilon or v_prediction or sample, not 'v'"),
+        ({"clip_skip": -1}, "`clip_skip` is a whole number at least 0, not -1"),
+        ({"variant": 16}, "`variant` is a text, not 16"),
+        ({"dtype": "int8"}, "dtype .* 'int8'"),
+    ],
+)
+def test_invalid_option_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load("nowhere/nothing", **options)
+
+
+def test_options_are_in_the_signature_and_the_documentation() -> None:
+    assert {*inspect.signature(load).parameters} == {"source", *declared(kg.LoadOptions)}
+    assert "clip_skip: Number of the text encoder's last layers" in (load.__doc__ or "")
+
+
+def test_options_import_no_networks() -> None:
+    code = "import sys, kineograph; kineograph.LoadOptions; print({'torch', 'diffusers'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def test_clip_skip_changes_prompts_and_is_replayed(sd_folder: Path, tmp_path: Path) -> None:
+    plain, model = (load(sd_folder, clip_skip=skipped, dtype="float32") for skipped in (0, 1))
+    assert model.settings == {"source": str(sd_folder), "clip_skip": 1}
+    tokens = model.prompt(["a fish"]).tokens
+    assert torch.equal(tokens, plain.prompt(["a fish"], clip_skip=1).tokens)
+    assert torch.equal(plain.prompt(["a fish"]).tokens, model.prompt(["a fish"], clip_skip=0).tokens)
+    assert not torch.equal(tokens, plain.prompt(["a fish"]).tokens)
+    video, other = (kg.generate(each, "a fish", num_frames=1, num_inference_steps=1, seed=1) for each in (model, plain))
+    again = kg.replay(video.save(tmp_path / "fish.mp4"))
+    assert (again.frames == video.frames).all()
+    assert (again.frames != other.frames).any()
+    assert again.settings == video.settings
 
 
 def test_default_is_the_pocket_model(sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,7 +286,7 @@ def test_damaged_file_is_refused(checkpoint, tmp_path: Path) -> None:
 
 def test_other_kind_of_file_is_refused_with_its_probable_kind(checkpoint, tmp_path: Path) -> None:
     for tensors, said in (
-        ({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, "It looks like a LoRA.*pass this as lora="),
+        ({"lora_unet_mid_block.lora_down.weight": torch.zeros(1)}, "It looks like a LoRA.*pass this as `lora`"),
         ({"double_blocks.0.img_attn": torch.zeros(1)}, "a transformer"),
         ({"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, "Its 2 tensors are called fc.*bias, fc.weight"),
         (

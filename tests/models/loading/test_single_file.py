@@ -43,7 +43,7 @@ def test_single_file_of_sdxl_loads(sdxl_folder, sdxl_pipeline, tmp_path) -> None
 
 def test_single_file_of_another_size_requires_a_configuration(checkpoint, tmp_path) -> None:
     save_file(checkpoint, tmp_path / "tiny.safetensors")
-    with pytest.raises(InputError, match=r"U-Net 8 wide that reads tokens 32 wide; built in are .*pass config="):
+    with pytest.raises(InputError, match=r"U-Net 8 wide that reads tokens 32 wide; built in are .*in `config`"):
         load(tmp_path / "tiny.safetensors")
 
 
@@ -104,7 +104,7 @@ def test_missing_tokenizer_is_named(checkpoint, tmp_path, monkeypatch: pytest.Mo
     known = known_configurations.FAMILIES[0]
     monkeypatch.setattr(known_configurations, "match_family", lambda path, tensors: known)
     save_file(checkpoint, tmp_path / "offline.safetensors")
-    with pytest.raises(InputError, match=r"holds no tokenizer.*pass config=.*the Hub is not reached"):
+    with pytest.raises(InputError, match=r"holds no tokenizer.*in `config` the folder.*the Hub is not reached"):
         load(tmp_path / "offline.safetensors", cache_dir=tmp_path)
 
 

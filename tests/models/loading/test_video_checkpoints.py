@@ -242,7 +242,7 @@ def test_vidrd_file_is_completed_from_its_image_model(sd_folder: Path, tmp_path:
         model.text_encoders[0].network.final_layer_norm.bias, pipeline.text_encoder.final_layer_norm.bias + 1
     )
     assert model.temporal.layer_after("cross_attention").positions == 128 and model.temporal.joint_norms
-    with pytest.raises(InputError, match="pass config= the folder or repository of Stable Diffusion 2.1 base"):
+    with pytest.raises(InputError, match="name in `config` the folder or repository of Stable Diffusion 2.1 base"):
         load(tmp_path / "vidrd.ckpt")
 
 

@@ -161,7 +161,7 @@ def test_a_scale_for_each_sample_multiplies_its_rows() -> None:
 
 def test_invalid_scales_and_layers_are_refused() -> None:
     net = with_temporal_layers(FAMILIES["videocrafter t2v"])
-    with pytest.raises(InputError, match="no motion adapter, .*--motion-adapter"):
+    with pytest.raises(InputError, match="no motion adapter, .*its own, `motion_adapter`"):
         net(Z, T, COND, motion_scale=1.0)
     with pytest.raises(InputError, match="no temporal layers"):
         VideoUNet(unet())(Z, T, COND_WITHOUT_RATE, motion_scale=1.0)

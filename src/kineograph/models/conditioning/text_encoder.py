@@ -59,7 +59,7 @@ def _run(encoder: TextEncoder, texts: Sequence[str], depth: int) -> ModelOutput:
     layers = encoder.network.config.num_hidden_layers
     if not 0 < depth <= layers + 1:
         raise InputError(
-            f"clip_skip skips last layers of the text encoder, and it has {layers}: expected fewer, at least 0"
+            f"`clip_skip` skips last layers of the text encoder, and it has {layers}: expected fewer, at least 0"
         )
     batch = _tokenize(encoder, texts).to(encoder.network.device)
     # models of this family were trained on padded prompts without a mask, unless their configuration has one

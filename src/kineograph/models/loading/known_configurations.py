@@ -27,19 +27,19 @@ CHECKPOINT_PARTS = {
 }
 # part of a tensor's name -> the kind of file that it is found in, with advice
 FILE_KINDS = {
-    "lora_": "a LoRA: load the model it was made for, and pass this as lora=",
-    "_lora.": "a LoRA: load the model it was made for, and pass this as lora=",
+    "lora_": "a LoRA: load the model it was made for, and pass this as `lora`",
+    "_lora.": "a LoRA: load the model it was made for, and pass this as `lora`",
     "hada_": "a LoHa, which is not supported: a LoRA is",
     "lokr_": "a LoKr, which is not supported: a LoRA is",
-    "control_model.": "a ControlNet: load a model, and pass this as controlnet=",
-    "string_to_param": "a textual inversion: load the model it was made for, and pass this as textual_inversion=",
-    "emb_params": "a textual inversion: load the model it was made for, and pass this as textual_inversion=",
+    "control_model.": "a ControlNet: load a model, and pass this as `controlnet`",
+    "string_to_param": "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
+    "emb_params": "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
     "double_blocks.": "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
     "joint_blocks.": "a transformer (SD3 or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
-    "motion_modules.": "motion modules without an image model: load an image model, and pass this as motion=",
-    "image_proj.": "an IP-Adapter: load the model it was made for, and pass this as ip_adapter=",
+    "motion_modules.": "motion modules without an image model: load an image model, and pass this as `motion`",
+    "image_proj.": "an IP-Adapter: load the model it was made for, and pass this as `ip_adapter`",
     "down_blocks.": "one network in diffusers' layout: pass the folder of the whole pipeline",
-    "decoder.": "a VAE: load a model, and pass this as vae=",
+    "decoder.": "a VAE: load a model, and pass this as `vae`",
     UNET: "a U-Net alone",
 }
 SCHEDULER = {
@@ -140,7 +140,7 @@ def match_family(path: Path, checkpoint: Tensors) -> Family:
     token_widths = preview_names(map(str, reads)) or "of no"
     raise InputError(
         f"{path} has a U-Net {width} wide that reads tokens {token_widths} wide; built in are {names}. For another, "
-        "pass config= a folder in diffusers layout with the same architecture"
+        "name a folder in diffusers layout with the same architecture in `config`"
     )
 
 
@@ -193,7 +193,7 @@ def _scheduler(family: Family, checkpoint: Tensors, prediction_type: str | None)
     if family.prediction_type == "v_prediction" and prediction_type is None:
         warnings.warn(
             f"a file of {family.name} does not state its prediction type: assuming v_prediction, that of the models "
-            "for 768 x 768; pass prediction_type='epsilon' for those for 512 x 512",
+            "for 768 x 768; `prediction_type` epsilon is that of those for 512 x 512",
             InputWarning,
             stacklevel=2,
         )

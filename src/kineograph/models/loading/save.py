@@ -46,7 +46,7 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
             )
     if components.spatial_adapter is not None:
         raise InputError(
-            "the model has a spatial adapter, which the folder layout cannot hold: load it without adapter="
+            "the model has a spatial adapter, which the folder layout cannot hold: load it without `adapter`"
         )
     with write_new(folder) as temporary:
         temporary.mkdir()

@@ -134,8 +134,8 @@ def tokenizer_for_file(file: Checkpoint, folder: Path, suffix: str) -> CLIPToken
         fetched = hub.fetch_folder(TOKENIZER, hub.CONFIGS, file.hub_options._replace(revision=None))
     except InputError as error:
         raise InputError(
-            f"{file.path} holds no tokenizer, as no single file does: pass config= the folder of any model of this "
-            f"family in diffusers layout, of which the weights are not read, or go online once, since {error}"
+            f"{file.path} holds no tokenizer, as no single file does: name in `config` the folder of any model of "
+            f"this family in diffusers layout, of which the weights are not read, or go online once, since {error}"
         ) from error
     return CLIPTokenizer.from_pretrained(fetched, pad_token="!" if is_openclip else "<|endoftext|>")
 

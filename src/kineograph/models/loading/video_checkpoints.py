@@ -173,8 +173,8 @@ def components_from_vidrd(file: Checkpoint) -> Components:
     path, tensors = file.path, file.tensors
     if file.config is None:
         raise InputError(
-            f"{path} is a VidRD checkpoint, which holds a video network without a VAE: pass config= the folder or "
-            "repository of Stable Diffusion 2.1 base in diffusers layout, from which it was trained"
+            f"{path} is a VidRD checkpoint, which holds a video network without a VAE: name in `config` the folder "
+            "or repository of Stable Diffusion 2.1 base in diffusers layout, from which it was trained"
         )
     folder = hub.local_path(file.config) or hub.fetch_pipeline(str(file.config), file.hub_options)
     net = vidrd.video_unet_from_vidrd(tensors, str(path), architecture.read_assumed_settings(folder))
