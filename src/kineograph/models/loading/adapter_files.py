@@ -38,8 +38,8 @@ HEADER = "kineograph_adapter"
 LORA_PREFIXES = ("unet.", "text_encoder.", "text_encoder_2.")
 PREFIXES = {"motion": "motion_adapter", "customised": "spatial_adapter"}  # kind -> first part of tensor names
 ARGUMENTS = {
-    "motion": "a motion adapter: pass it as motion_adapter= (--motion-adapter)",
-    "customised": "a customised subject or style: pass it as adapter= (--adapter)",
+    "motion": "a motion adapter: pass it as `motion_adapter`",
+    "customised": "a customised subject or style: pass it as `adapter`",
 }
 
 Kind = Literal["motion", "customised"]
@@ -200,7 +200,7 @@ def _build(kind: type[Adapter], file: AdapterFile, temporal: TemporalLayers, nam
     expected, found = file.header.temporal, weight_signature(temporal, name)
     if not found.same_weights(expected):
         difference = "with other weights" if found.shapes == expected.shapes else "of other shapes"
-        advice = "; its LoRA, for the image network alone, can be loaded as lora=" if file.lora else ""
+        advice = "; its LoRA, for the image network alone, can be loaded as `lora`" if file.lora else ""
         raise InputError(
             f"{file.path} was made for the temporal layers of {expected.name}, and {name} has layers {difference}: "
             f"take {expected.name}, or an adapter made for {name}{advice}"
