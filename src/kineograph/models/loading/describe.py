@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Unpack
 
 import diffusers
+import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 
@@ -21,11 +21,19 @@ from kineograph.hub import HubOptions
 from kineograph.models.description import Description, describe_configurations, vae_scale_factor
 from kineograph.models.formats import animatediff, architecture, tensor_files, videocrafter, vidrd
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.loading import components, controlnets, known_configurations, video_folder
+from kineograph.models.loading import (
+    components,
+    controlnets,
+    known_configurations,
+    single_file,
+    video_checkpoints,
+    video_folder,
+)
 from kineograph.models.loading.components import INDEX, READ_ERRORS, Config, Pipeline, read_index, read_json
 from kineograph.models.loading.motion_modules import MotionSource
 from kineograph.models.loading.options import LoadOptions
 from kineograph.models.loading.provenance import source_name
+from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket import models as pocket
 from kineograph.models.temporal.config import TemporalConfig
@@ -146,31 +154,20 @@ def _describe_file(path: Path, name: str, config: str | Path | None, hub_options
     tensors = tensor_files.read_header(path)
     if tensors is None:
         return None
-    given = None if config is None else _existing_path(config, hub_options)
-    if vidrd.is_vidrd(tensors) and not videocrafter.is_videocrafter(tensors):
-        return None if given is None else _describe_vidrd(path, name, tensors, given)
-    with TemporaryDirectory() as folder:
-        written = Path(folder)
-        if videocrafter.is_videocrafter(tensors):
-            known_configurations.write_videocrafter_configuration(written)
-            unet_folder, vae_folder = (
-                given if given is not None and (given / part).is_dir() else written for part in ("unet", "vae")
-            )
-            settings = architecture.read_assumed_settings(unet_folder)
+    if videocrafter.is_videocrafter(tensors):
+        with video_checkpoints.open_configuration(config, hub_options) as folder_of:
+            settings = architecture.read_assumed_settings(folder_of("unet").parent)
             net = videocrafter.video_unet_from_videocrafter(tensors, str(path), settings)
-            return describe_configurations(
-                name,
-                net.image_unet.config,
-                read_json(vae_folder / "vae" / CONFIG),
-                _temporal_config(net),
-                takes_images=bool(net.image_unet.encoder_hid_proj),
-            )
-        known_configurations.refuse_partial_checkpoint(path, tensors)
-        if given is None:
-            family = known_configurations.match_family(path, tensors)
-            # a prediction type, which is no part of a description, prevents the warning that `load` gives
-            known_configurations.write_configuration(family, tensors, family.prediction_type, written)
-        unet, vae = (read_json((given or written) / part / CONFIG) for part in ("unet", "vae"))
+            unet, vae = net.image_unet.config, read_json(folder_of("vae") / CONFIG)
+        images = bool(net.image_unet.encoder_hid_proj)
+        return describe_configurations(name, unet, vae, _temporal_config(net), takes_images=images)
+    if vidrd.is_vidrd(tensors):
+        return None if config is None else _describe_vidrd(path, name, tensors, _existing_path(config, hub_options))
+    known_configurations.refuse_partial_checkpoint(path, tensors)
+    # a prediction type, which is no part of a description, prevents the warning that `load` gives
+    file = Checkpoint(path, tensors, config, "epsilon", torch.float32, hub_options)
+    with single_file.open_configuration(file) as folder:
+        unet, vae = (read_json(folder / part / CONFIG) for part in ("unet", "vae"))
     return describe_configurations(name, unet, vae, None)
 
 

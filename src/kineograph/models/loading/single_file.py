@@ -51,7 +51,7 @@ def components_from_file(file: Checkpoint) -> Components:
     Raises InputError if the file is no such checkpoint or does not fit its configuration.
     """
     known_configurations.refuse_partial_checkpoint(file.path, file.tensors)
-    with _configuration(file) as folder:
+    with open_configuration(file) as folder:
         return _convert(file, folder)
 
 
@@ -81,7 +81,7 @@ def _network_from_file(path: Path, like: Any, dtype: torch.dtype, kind: str) -> 
 
 
 @contextmanager
-def _configuration(file: Checkpoint) -> Iterator[Path]:
+def open_configuration(file: Checkpoint) -> Iterator[Path]:
     """Provide a folder with the configuration of every component, which diffusers reads."""
     if file.config is not None:
         yield hub.local_path(file.config) or hub.fetch_folder(str(file.config), hub.CONFIGS, file.hub_options)
