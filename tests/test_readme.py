@@ -5,9 +5,8 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 
-from kineograph.cli import app
+from kineograph.cli import build_command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,7 +27,7 @@ def test_each_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("kineograph ")])
 def test_each_command_parses(line: str) -> None:
     _, verb, *arguments = shlex.split(line)
-    command = typer.main.get_command(app).commands[verb]
+    command = build_command(verb)
     command.make_context(verb, arguments)
 
 

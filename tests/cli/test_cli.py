@@ -28,20 +28,29 @@ from kineograph.cli import main
 try:
     main()
 except SystemExit as end:
-    heavy = {"torch", "numpy", "av", "PIL", "diffusers", "transformers", "huggingface_hub", "cv2"} & set(sys.modules)
-    print(end.code, sorted(heavy), file=sys.stderr)
+    print(end.code, *sorted(sys.modules), file=sys.stderr)
 """
+LIBRARIES = {"diffusers", "transformers", "huggingface_hub", "peft", "accelerate", "cv2", "av"}
+DECLARATIONS = {"torch", "numpy", "PIL", "pydantic", "kineograph.request", "kineograph.options", "kineograph.methods"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["generate", "--help"], ["--version"]], ids=" ".join)
-def test_help_and_version_are_fast(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "absent", "limit"),
+    [
+        (["--help"], LIBRARIES | DECLARATIONS, 1.5),  # seconds of CPU; 0.3 on an idle machine
+        (["--version"], LIBRARIES | DECLARATIONS, 1.5),
+        (["generate", "--help"], LIBRARIES, 6),  # 1.9, of which torch takes 1.5
+    ],
+    ids=["help", "version", "generate"],
+)
+def test_help_and_version_are_fast(arguments: list[str], absent: set[str], limit: float) -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.stderr.strip() == "0 []"
+    status, *modules = done.stderr.split()
+    assert (status, absent & set(modules)) == ("0", set())
     assert "kineograph" in done.stdout
-    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert seconds < 1.5  # of CPU; 0.35 on an idle machine
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < limit
 
 
 # The library alone: no laboratory, no OpenCV, no scipy.
@@ -132,8 +141,8 @@ def test_replay_with_another_model_names_the_differences(run: Run, model: list, 
     ("arguments", "message"),
     [
         ([""], "prompt is empty"),
-        (["a fish", "--num-frames", "0"], "num_frames"),
-        (["a fish", "--num-frames", "1000000"], "786 GB"),
+        (["a fish", "--num-frames", "0"], "--num-frames is"),
+        (["a fish", "--num-frames", "1000000"], "--num-frames is a whole number from 1 to 4096, not 1000000"),
         (["a fish", "--height", "9"], "multiples of 2"),
         (["a fish", "--sampler", "heun"], "ddim or"),
         (["a fish", "--motion", "up"], "pan:X,Y"),
@@ -283,14 +292,13 @@ def test_a_bug_keeps_its_traceback(run: Run, model: list, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--control", "canny"], "a control is given as KIND=VIDEO"),
-        (["--control", "canny=a.mp4", "--control", "canny=b.mp4"], "a control is given twice for canny"),
+        (["--control", "canny"], "--control is given as KIND=VALUE"),
+        (["--control", "canny=a.mp4", "--control", "canny=b.mp4"], "--control is given twice for canny"),
         (["--control", "canny=nowhere.mp4"], "there is no file nowhere.mp4"),
         (["--control", "canny=film", "--num-frames", "9"], "film has 3 frames, and 9 are asked for"),
-        (["--control", "canny=film", "--smooth-background", "0.6"], "leave one of them out"),
         (["--control", "canny-map=film"], "no ControlNet for 'canny': load it with one"),
         (["--control", "canny-map=film", "--controlnet", "canny=nowhere/net"], "nowhere/net is neither a path here"),
-        (["--controlnet", "folder"], "a ControlNet is given as KIND=FOLDER"),
+        (["--controlnet", "folder"], "--controlnet is given as KIND=VALUE"),
     ],
 )
 def test_invalid_controls_are_one_clear_line(

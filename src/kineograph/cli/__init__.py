@@ -1,31 +1,109 @@
-"""Command line of Kineograph, one module per command; commands of other packages come by entry points.
+"""Command line of Kineograph; commands of other packages come by entry points.
 
-`options.py` has the shared options, `output.py` the shared steps of commands that generate a video, `terminal.py`
-messages, progress and errors. No module here imports torch at its top, so that `--help` is fast.
+`options.py` makes parameters from the declared options, `run.py` has the steps of commands that generate a video,
+`output.py` those of its file, `terminal.py` messages, progress and errors. Nothing here imports torch or declarations
+at its top, so that `--help` is fast: a command is built when it is invoked.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
 
 from kineograph.cli import terminal
-from kineograph.cli.animate import animate
 from kineograph.cli.curate import curate
 from kineograph.cli.customise import customise
 from kineograph.cli.doctor import doctor
-from kineograph.cli.edit import edit
 from kineograph.cli.evaluate import evaluate
-from kineograph.cli.generate import generate
-from kineograph.cli.inspect import inspect, replay
+from kineograph.cli.generate import animate, edit, generate
+from kineograph.cli.inspect import inspect, replay, schema
 from kineograph.cli.models import convert, models
+from kineograph.cli.options import load_options, with_options
 from kineograph.cli.train import train
 from kineograph.plugins import find_plugins, load_plugin
 
+if TYPE_CHECKING:
+    from kineograph.options import Option
+
+
+class Command(NamedTuple):
+    """A command. options: returns the declared options that it takes as `**given`, by parameter."""
+
+    run: Callable[..., None]
+    options: Callable[[], Mapping[str, Option]] = dict
+
+
+def _run_options(command: str) -> Callable[[], Mapping[str, Option]]:
+    def options() -> Mapping[str, Option]:
+        from kineograph.cli.run import run_options
+
+        return run_options(command)
+
+    return options
+
+
+CUSTOMISED = (
+    "motion", "motion_adapter", "config", "prediction_type", "clip_skip", "device", "dtype", "revision", "variant",
+)  # fmt: skip
+CONVERTED = ("motion", "motion_adapter", "vae", "decoder", "config", "prediction_type", "revision", "variant")
+COMMANDS: Mapping[str, Command] = {
+    "generate": Command(generate, _run_options("generate")),
+    "animate": Command(animate, _run_options("animate")),
+    "edit": Command(edit, _run_options("edit")),
+    "replay": Command(replay, load_options),
+    "customise": Command(customise, lambda: load_options(*CUSTOMISED)),
+    "curate": Command(curate),
+    "train": Command(train),
+    "convert": Command(convert, lambda: load_options(*CONVERTED)),
+    "inspect": Command(inspect),
+    "schema": Command(schema),
+    "models": Command(models),
+    "doctor": Command(doctor),
+    "evaluate": Command(evaluate),
+    **{name: Command(point.load()) for name, point in find_plugins("commands").items()},
+}
+LABORATORY_COMMANDS = ("reproduce", "bench")
+
+
+def build_command(name: str) -> TyperCommand:
+    """Build a command with all its options, and with flags in its messages and help texts."""
+    run, options = COMMANDS[name]
+    single = typer.Typer(add_completion=False)
+    single.command(name)(with_options(run, options()) if options is not dict else run)
+    command: Any = typer.main.get_command(single)
+    flags = {each.name: max(each.opts, key=len) for each in command.params if each.param_type_name == "option"}
+    for each in command.params:
+        each.help = terminal.without_backticks(terminal.with_flags(each.help or "", flags))
+        if isinstance(each.show_default, str):  # without typer's parentheses
+            each.help += f" [dim]\\[default: {escape(each.show_default)}][/]"
+            each.show_default = False
+    callback = command.callback
+
+    def call(**values: Any) -> None:
+        with terminal.flags_in_messages(flags):
+            callback(**values)
+
+    command.callback = call
+    return command
+
+
+class CommandGroup(TyperGroup):
+    """The commands: help lists names and first lines of docstrings, and a command is built when it is invoked."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """Return the name of the command, the command, and its arguments."""
+        name, listed, rest = super().resolve_command(ctx, args)
+        return name, build_command(str(name)) if name in COMMANDS else listed, rest
+
+
 app = typer.Typer(
     name="kineograph",
+    cls=CommandGroup,
     help="Text-to-image diffusion models become video models.",
     epilog='Start with: kineograph generate "a red fish swimming over the sea" -o fish.mp4',
     no_args_is_help=True,
@@ -33,14 +111,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-COMMANDS = (
-    generate, animate, edit, replay, customise, curate, train, convert, inspect, models, doctor, evaluate,
-)  # fmt: skip
-LABORATORY_COMMANDS = ("reproduce", "bench")
-for command in COMMANDS:
-    app.command()(command)
-for name, point in find_plugins("commands").items():
-    app.command(name)(point.load())
+for name, command in COMMANDS.items():
+    app.command(name, help=command.run.__doc__)(lambda: None)
 
 
 def _add_missing_command(name: str) -> None:
@@ -51,7 +123,7 @@ def _add_missing_command(name: str) -> None:
         load_plugin("commands", name)
 
 
-for name in {*LABORATORY_COMMANDS} - {*find_plugins("commands")}:
+for name in {*LABORATORY_COMMANDS} - {*COMMANDS}:
     _add_missing_command(name)
 
 

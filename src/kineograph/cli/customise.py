@@ -10,12 +10,12 @@ from contextlib import closing
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from kineograph.cli import terminal
-from kineograph.cli.options import Device, Dtype, Json, MotionAdapter, MotionModule, model_option
+from kineograph.cli.options import Json, load_arguments, load_flags
 from kineograph.cli.output import OUTPUT_FOLDER
 from kineograph.cli.terminal import format_duration, stop_signals
 from kineograph.errors import InputError
@@ -65,12 +65,9 @@ def customise(
         bool, subject_option("--motion-adapter-only", help="Train a motion adapter alone, without images.")
     ] = False,
     model: Annotated[
-        str, model_option("--model", "-m", help="A video model, or an image model with --motion-module.")
+        str,
+        typer.Option("--model", "-m", rich_help_panel="Model", help="A video model, or an image model with `motion`."),
     ] = "pocket-video",
-    motion_module: MotionModule = None,
-    motion_adapter: MotionAdapter = None,
-    device: Device = None,
-    dtype: Dtype = None,
     preview: Annotated[
         list[str] | None,
         training_option(
@@ -100,6 +97,7 @@ def customise(
         bool, typer.Option("--dry-run", help="Print the phases and their estimated times; write nothing.")
     ] = False,
     json: Json = False,
+    **given: Any,
 ) -> None:
     """Teach a video model a subject or a style from a few images (Still-Moving), and write one small adapter file.
 
@@ -120,9 +118,13 @@ def customise(
     if images is not None:
         image_data.list_image_files(images)  # refuse a missing folder before a model is loaded
     terminal.print_message(f"loading {model}")
-    video = load(model, motion=motion_module, motion_adapter=motion_adapter, device=device, dtype=dtype)
+    arguments, module = load_arguments(given), ("motion", "motion_adapter")
+    with terminal.flags_in_messages(load_flags()):
+        video = load(model, **arguments)
     settings = override_settings(default_video_settings(video, "subject" if style is None else "style"), setting or [])
-    model_options = shlex.join(["--model", model, *(["--motion-module", motion_module] if motion_module else [])])
+    flags, unnamed = load_flags(), ("motion_adapter", "device", "dtype")
+    words = [word for name, value in arguments.items() if name not in unnamed for word in (flags[name], str(value))]
+    model_options = shlex.join(["--model", model, *words])
     if images is None:
         natural = prepare_natural_videos(video, settings, natural_videos)
         if dry_run:
@@ -132,7 +134,8 @@ def customise(
         _run_phases(phases, paths.work / MOTION_ADAPTER_FILE, paths.file, json)
         terminal.print_message(f"use it by {model_options} --motion-adapter {paths.file}")
         return
-    image_model = load(model, device=device, dtype=dtype) if motion_module else None
+    image_options = {name: value for name, value in arguments.items() if name not in module}
+    image_model = load(model, **image_options) if "motion" in arguments else None
     prepared = video_model.prepare_video_customisation(
         video, images, paths.work, image_model=image_model, subject=subject, style=style,
         natural_videos=natural_videos, settings=_with_previews(settings, preview),

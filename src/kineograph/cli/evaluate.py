@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kineograph.cli import terminal
-from kineograph.cli.options import Device, Json, file_option
+from kineograph.cli.options import Json, file_option
 
 metric_option = partial(typer.Option, rich_help_panel="Metrics")
 
@@ -41,7 +41,10 @@ def evaluate(
         float | None,
         metric_option(min=0.1, show_default="each video's own", help="Frames per second at which the videos are read."),
     ] = None,
-    device: Device = None,
+    device: Annotated[
+        str | None,
+        metric_option(show_default="the fastest here", help="cpu, cuda, cuda:1, mps; see kineograph doctor."),
+    ] = None,
     compare_with: Annotated[
         Path | None, file_option(show_default=False, help="A .json report of an earlier run.")
     ] = None,

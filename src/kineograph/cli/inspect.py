@@ -1,20 +1,24 @@
-"""`kineograph inspect` and `kineograph replay`: show the settings of a video, and generate it again from them."""
+"""`kineograph inspect`, `replay` and `schema`: settings of a video, the same video again, and all options."""
 
 from __future__ import annotations
 
+import json as parse
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from kineograph.cli import terminal
-from kineograph.cli.options import Device, Json, Output, Overwrite, model_option
+from kineograph.cli.options import Json, Output, Overwrite, load_arguments, load_flags
 from kineograph.cli.output import choose_writer, report_video
-from kineograph.request import Request
+from kineograph.errors import InputError
+
+if TYPE_CHECKING:  # `--help` does not wait for it
+    from kineograph.models.model import Model
 
 File = Annotated[Path, typer.Argument(help="A video that Kineograph wrote: a file, or a folder of pngs.")]
 
@@ -51,33 +55,57 @@ def inspect(
 
 def replay(
     file: File,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", "-m", show_default="the one recorded", rich_help_panel="Model", help="Another model to use."
+        ),
+    ] = None,
     output: Output = None,
-    model: Annotated[str | None, model_option("--model", "-m", show_default="the one recorded")] = None,
-    device: Device = None,
     overwrite: Overwrite = False,
     json: Json = False,
+    **given: Any,
 ) -> None:
     """Generate a video again from its settings, and compare every pixel.
 
     If they differ, the status is 1, and the differences in versions, machine and weights are printed.
     """
+    if not model and (others := [f"`{name}`" for name in given if name != "device"]):
+        raise InputError(f"{' and '.join(others)}: expected the model that they belong to, by `model`")
+    from kineograph.generation import recorded
     from kineograph.media.metadata import read_settings
 
     settings = read_settings(file)
-    write = choose_writer(output, Request.from_settings(settings), overwrite)
+    _, options = recorded.recorded_request(settings)
+    write = choose_writer(output, options["num_frames"], overwrite)
     started = time.monotonic()
-    from kineograph import generation
-    from kineograph.models.loading.load import load
-
     terminal.hide_loading_bars()
-    loaded = load(model, device=device) if model else generation.load_recorded_model(settings, device=device)
+    with terminal.flags_in_messages(load_flags()):
+        loaded = _load(model, given) if model else recorded.load_recorded_model(settings, **given)
     with terminal.progress_bar("generating") as show:
-        video = generation.replay(file, model=loaded, on_step=lambda step: show(step.done, step.total))
+        video = recorded.replay(file, model=loaded, on_step=lambda step: show(step.done, step.total))
     identical = video.settings["frames_sha256"] == settings["frames_sha256"]
     terminal.print_message("identical: every pixel is the same" if identical else "not identical")
     report_video(video, write(video), json, {"identical": identical, "seconds": round(time.monotonic() - started, 1)})
     if not identical:
         raise typer.Exit(1)
+
+
+def _load(model: str, given: Mapping[str, Any]) -> Model:
+    from kineograph.models.loading.load import load
+
+    return load(model, **load_arguments(given))
+
+
+def schema(
+    function: Annotated[str, typer.Argument(help="generate, animate, edit or load.")] = "generate",
+) -> None:
+    """Print the JSON schema of all options: types, defaults, ranges, descriptions, and the methods that read them."""
+    from kineograph.errors import check_choice
+    from kineograph.generation.schema import DECLARATIONS, options_schema
+
+    check_choice("the function", function, [*DECLARATIONS])
+    print(parse.dumps(options_schema(function), indent=2))
 
 
 def _settings_table(settings: Mapping[str, Any]) -> Table:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json as parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import typer
 from rich.table import Table
 
 from kineograph.cli import terminal
-from kineograph.cli.options import Json, MotionModule, model_option
+from kineograph.cli.options import Json, load_arguments, load_flags
+from kineograph.errors import InputError
 from kineograph.models.pocket import WEIGHTS
 
 PIPELINES = {
@@ -98,11 +99,7 @@ def convert(
             show_default=False,
         ),
     ],
-    motion_module: MotionModule = None,
-    config: Annotated[
-        str | None,
-        model_option(show_default=False, help="A diffusers folder with the tokenizer, which a single file lacks."),
-    ] = None,
+    **given: Any,
 ) -> None:
     """Convert a model to a folder in diffusers layout (temporal layers in temporal/), or such a folder to one file.
 
@@ -112,9 +109,13 @@ def convert(
     from kineograph.models.loading.load import load
     from kineograph.models.loading.save import checkpoint_to_folder, folder_to_videocrafter, save
 
-    if target.suffix in (".ckpt", ".safetensors"):
-        print(folder_to_videocrafter(source, target))
-    elif motion_module is None and Path(source).expanduser().is_file():
-        print(checkpoint_to_folder(source, target, config=config))
-    else:
-        print(save(load(source, motion=motion_module, config=config, device="cpu"), target))
+    arguments = load_arguments(given)
+    with terminal.flags_in_messages(load_flags()):
+        if target.suffix in (".ckpt", ".safetensors"):
+            if arguments:
+                raise InputError(f"{' and '.join(f'`{name}`' for name in arguments)}: expected a folder as target")
+            print(folder_to_videocrafter(source, target))
+        elif arguments.keys() <= {"config"} and Path(source).expanduser().is_file():
+            print(checkpoint_to_folder(source, target, **arguments))
+        else:
+            print(save(load(source, **arguments, device="cpu"), target))

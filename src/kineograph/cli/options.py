@@ -1,155 +1,31 @@
-"""Options that several commands share, each defined once."""
+"""Options of commands: those that several commands share, and those that follow from the declared options.
+
+A command that reads declared options takes them as `**given`, parsed, and only those that were given. Nothing here
+imports the declarations before such a command is invoked.
+"""
 
 from __future__ import annotations
 
+import inspect
+import types
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 import typer
+from rich.markup import escape
+from typing_extensions import get_type_hints
 
-from kineograph.request import SAMPLERS, Request
+from kineograph.errors import InputError
 
-DEFAULT = Request(prompt="any")
+if TYPE_CHECKING:  # `--help` of the program does not wait for it
+    from kineograph.options import Option
 
-# An option in a panel of --help.
-video_option = partial(typer.Option, rich_help_panel="Video")
-control_option = partial(typer.Option, rich_help_panel="Control videos")
-second_model_option = partial(typer.Option, rich_help_panel="Second model")
-long_video_option = partial(typer.Option, rich_help_panel="Long videos")
-model_option = partial(typer.Option, rich_help_panel="Model")
+PANELS = ("Video", "Input image", "Edits", "Control videos", "Long videos", "Second model", "Model", "Download", "File")
+
 file_option = partial(typer.Option, rich_help_panel="File")
 
-Seed = Annotated[
-    int | None, video_option(show_default="random, and printed", help="The same seed gives the same video.")
-]
-Height = Annotated[int | None, video_option(show_default="the model's", help="In pixels, a multiple of 8.")]
-Width = Annotated[int | None, video_option(show_default="the model's", help="In pixels, a multiple of 8.")]
-NegativePrompt = Annotated[str, video_option(show_default=False, help="What the video should not show.")]
-GuidanceScale = Annotated[float, video_option(help="How much the prompt counts; 1 halves the time.")]
-Steps = Annotated[
-    int, video_option("--num-inference-steps", "--steps", help="Number of sampling steps; more is slower.")
-]
-Sampler = Annotated[str | None, video_option(show_default="the model's", help=f"Sampler: {', '.join(SAMPLERS)}.")]
-Window = Annotated[
-    int | None, video_option(show_default="as it was trained", help="Frames that a video model processes together.")
-]
-Overlap = Annotated[
-    int | None, video_option(show_default="a quarter", help="Frames that one window shares with the next.")
-]
-MotionModule = Annotated[
-    str | None,
-    model_option(
-        "--motion-module",
-        show_default=False,
-        help="Temporal layers for an image model: an AnimateDiff file, folder or hub id, or a video model's.",
-    ),
-]
-MotionAdapter = Annotated[
-    str | None,
-    model_option(
-        "--motion-adapter",
-        show_default="the model's own",
-        help="A Still-Moving motion adapter for the temporal layers: a file, folder or hub id.",
-    ),
-]
-Adapter = Annotated[
-    str | None, model_option(show_default=False, help="Your subject or style, of kineograph customise; or pocket-fox.")
-]
-MotionScale = Annotated[
-    float, video_option(help="Scale of the motion adapter: 0 as the model moves, 1 still, below 0 more motion.")
-]
-Lora = Annotated[
-    list[str] | None, model_option(show_default=False, help="A LoRA, as FILE or FILE=SCALE; may be repeated.")
-]
-TextualInversion = Annotated[
-    list[str] | None, model_option(show_default=False, help="A textual inversion embedding; may be repeated.")
-]
-Vae = Annotated[str | None, model_option(show_default="the model's", help="Another VAE.")]
-Decoder = Annotated[
-    str | None,
-    model_option(
-        show_default="the model's",
-        help="A temporal decoder, against flicker: a model's folder or hub id, VidRD's file, or pocket-vidrd.",
-    ),
-]
-Dtype = Annotated[str | None, model_option(show_default="the fastest here", help="float32, bfloat16 or float16.")]
-ChunkSize = Annotated[int, model_option(help="Frames computed at once; fewer need less memory.")]
-Device = Annotated[
-    str | None, model_option(show_default="the fastest here", help="cpu, cuda, cuda:1, mps; see kineograph doctor.")
-]
-VideoModel = Annotated[
-    str | None,
-    second_model_option(
-        "--video-model",
-        show_default=False,
-        help="A video model that samples together with the image model (VideoElevator): pocket-video, or another.",
-    ),
-]
-VideoPrompt = Annotated[
-    str | None,
-    second_model_option(
-        show_default="the same", help="The video model's prompt, if it does not know the words of the first."
-    ),
-]
-VideoLora = Annotated[
-    list[str] | None, second_model_option(show_default=False, help="A LoRA of the video model, as FILE or FILE=SCALE.")
-]
-VideoAdapter = Annotated[
-    str | None, second_model_option(show_default=False, help="A subject or style of the video model's.")
-]
-VideoMotionAdapter = Annotated[
-    str | None, second_model_option(show_default="its own", help="A motion adapter of the video model.")
-]
-RefineAt = Annotated[
-    str,
-    second_model_option(
-        help="Points where the video model refines the latents, as remaining share of the steps: 1 is the first step."
-    ),
-]
-VideoSteps = Annotated[int, second_model_option(help="Steps of the video model at each point.")]
-LowPass = Annotated[
-    float,
-    second_model_option(
-        help="Highest temporal frequency passed to the video model, as share of the maximum; 0 for no filter."
-    ),
-]
-Back = Annotated[str, second_model_option(help="Return to the image model by inversion, same-noise or fresh-noise.")]
-InversionSteps = Annotated[int, second_model_option(help="Maximum number of inversion steps; 0 for all.")]
-DriftCorrection = Annotated[
-    bool,
-    second_model_option("--drift-correction", help="Correct the error of the inversion; takes all inversion steps."),
-]
-VideoGuidanceScale = Annotated[
-    float | None, second_model_option(show_default="as for the first", help="Guidance scale of the video model.")
-]
-Annotator = Annotated[
-    list[str] | None,
-    control_option(
-        show_default="Depth-Anything, ViTPose",
-        help="Model that estimates depth or poses, as KIND=FOLDER or KIND=HUB_ID; may be repeated.",
-    ),
-]
-ControlScale = Annotated[float, control_option(help="How strongly the controls count.")]
-ControlStart = Annotated[float, control_option(help="Start of control, as share of sampling: 0 noise, 1 video.")]
-ControlEnd = Annotated[float, control_option(help="End of control, as share of sampling.")]
-Clips = Annotated[int, long_video_option(help="How many clips of --num-frames follow each other (VidRD).")]
-Then = Annotated[
-    list[str] | None,
-    long_video_option(show_default=False, help="The prompt of the next clip and those after; may be repeated."),
-]
-Keep = Annotated[int, long_video_option(help="Frames that a clip shares with the previous one.")]
-ClipNoise = Annotated[
-    float, long_video_option("--clip-noise", help="Ratio of the previous clip's noise to fresh noise.")
-]
-ClipGuidance = Annotated[
-    float, long_video_option(help="Share of the steps in which a clip follows the previous one; 1 is an exact seam.")
-]
-Anchor = Annotated[float, long_video_option(help="Strength with which clips keep the appearance of the first, 0 to 1.")]
-KeepClips = Annotated[
-    Path | None,
-    long_video_option(show_default=False, help="A folder for finished clips, from which the same command resumes."),
-]
 Output = Annotated[
     Path | None,
     file_option(
@@ -159,5 +35,209 @@ Output = Annotated[
         help="Where to write: .mp4, .gif, .webp, or a name without an ending for a folder of pngs.",
     ),
 ]
-Overwrite = Annotated[bool, file_option("--overwrite", help="Replace an existing file.")]
-Json = Annotated[bool, file_option("--json", help="Print one JSON object on stdout, for programs.")]
+Overwrite = Annotated[bool, file_option("--overwrite", metavar="", help="Replace an existing file.")]
+Json = Annotated[bool, file_option("--json", metavar="", help="Print one JSON object on stdout, for programs.")]
+
+# --- the options of `load`, for one model or a second one
+
+WITHOUT_FLAG = ("token", "torch_dtype")
+OF_SECOND_MODEL = ("lora", "adapter", "motion_adapter", "motion")
+SECOND = "video_"  # prefix of the names of the second model's options
+
+
+def parameter_name(option: Option) -> str:
+    """Return the name of the parameter for an option of `load`: its flag's, since --motion is the camera's."""
+    return _flag(option)[2:].replace("-", "_")
+
+
+def load_options(*names: str) -> dict[str, Option]:
+    """Return the options of `load` that have a flag, or those of these names, by parameter."""
+    from kineograph.models.loading.options import LoadOptions
+    from kineograph.options import declared
+
+    return {
+        parameter_name(each): each
+        for each in declared(LoadOptions).values()
+        if (each.name in names if names else each.name not in WITHOUT_FLAG)
+    }
+
+
+def second_model_options() -> dict[str, Option]:
+    """Return the options of `load` for the second model, by parameter."""
+    return {
+        f"{SECOND}{name}": each._replace(
+            flags=(f"--video-{_flag(each)[2:]}",), help=f"As {_flag(each)}, for the video model.", group="Second model"
+        )
+        for name, each in load_options(*OF_SECOND_MODEL).items()
+    }
+
+
+def load_flags(prefix: str = "") -> dict[str, str]:
+    """Return the flags of the options of `load` by their names, for messages. prefix: of the second model."""
+    options = second_model_options() if prefix else load_options()
+    return {each.name: _flag(each) for each in options.values()}
+
+
+def load_arguments(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the arguments of `load` among the values of parameters; with the prefix, those of the second model."""
+    from kineograph.models.loading.options import LoadOptions
+    from kineograph.options import declared
+
+    names = {f"{prefix}{parameter_name(each)}": each.name for each in declared(LoadOptions).values()}
+    return {names[name]: value for name, value in given.items() if name in names}
+
+
+# --- declared options as parameters of a command
+
+
+def with_options(command: Callable[..., None], options: Mapping[str, Option]) -> Callable[..., None]:
+    """Return a command that takes `**given` with a parameter for each option, in the order of the panels."""
+    hints = get_type_hints(command, include_extras=True)
+    signature = inspect.signature(command)
+    own = [
+        each.replace(annotation=hints[each.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in signature.parameters.values()
+        if each.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    forms = {name: _form(each) for name, each in options.items()}
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(each, forms[name]))
+        for name, each in options.items()
+    ]
+
+    def run(**values: Any) -> None:
+        given = {name: values.pop(name) for name in forms}
+        parsed = {name: forms[name].parse(each, f"`{name}`") for name, each in given.items() if each is not None}
+        command(**values, **parsed)
+
+    run.__signature__ = inspect.Signature(sorted([*own, *added], key=_panel_number))  # type: ignore[attr-defined]
+    run.__doc__ = command.__doc__
+    return run
+
+
+def _panel_number(parameter: inspect.Parameter) -> int:
+    panel = parameter.annotation.__metadata__[0].rich_help_panel
+    return PANELS.index(panel) if panel in PANELS else -1 if panel is None else PANELS.index("Model")
+
+
+def _annotation(option: Option, form: Form) -> Any:
+    flags = option.flags or [_flag(option)]
+    return Annotated[
+        form.type | None,
+        typer.Option(
+            *flags,
+            help=_help(option, form),
+            show_default=_shown_default(option),
+            metavar=form.metavar,
+            rich_help_panel=option.group,
+        ),
+    ]
+
+
+def _flag(option: Option) -> str:
+    return option.flags[0] if option.flags else f"--{option.name.replace('_', '-')}"
+
+
+def _help(option: Option, form: Form) -> str:
+    text = option.help
+    if option.choices:
+        text += f" One of {', '.join(option.choices)}."
+    if form.type == list[str]:
+        text += " May be repeated."
+    return escape(text)
+
+
+def _shown_default(option: Option) -> str | bool:
+    value = option.default
+    if option.shown_default or value is None or value is False or value in ("", (), {}):
+        return option.shown_default or False
+    return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in _as_tuple(value))
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+# --- values
+
+
+class Form(NamedTuple):
+    """Form of an option on the command line. parse: (value, name for messages) -> the option's value."""
+
+    type: Any
+    metavar: str | None
+    parse: Callable[[Any, str], Any]
+
+
+def _form(option: Option) -> Form:
+    """Return the form that follows from the declared type."""
+    members = _members(option.type)
+    sequences = [each for each in members if _is(each, Sequence)]
+    items = [item for each in sequences for item in _members(get_args(each)[0])]
+    if float in items:
+        scaled = str in items  # a file with a scale, not numbers alone
+        return Form(list[str], "FILE[=SCALE]", _parse_scaled) if scaled else Form(str, "N,N,...", parse_numbers)
+    if sequences:
+        return Form(list[str], "<str>", _as_it_is)
+    if any(_is(each, Mapping) for each in members):
+        return Form(list[str], "KIND=VALUE", parse_named)
+    plain = next((each for each in (bool, int, float) if each in members), str)
+    return Form(plain, "" if plain is bool else None, _as_it_is)
+
+
+def _members(kind: Any) -> list[Any]:
+    """Return the types of a union, without metadata."""
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [member for each in get_args(kind) for member in _members(each)]
+    return [kind]
+
+
+def _is(kind: Any, base: type) -> bool:
+    origin = get_origin(kind)
+    return isinstance(origin, type) and issubclass(origin, base)
+
+
+def _as_it_is(value: Any, what: str) -> Any:
+    return value
+
+
+def _parse_scaled(texts: Sequence[str], what: str) -> list[tuple[str, float]]:
+    return [parse_lora(text) for text in texts]
+
+
+# Values are parsed here and not by typer's `parser=`, which replaces the message of an error by the bare value.
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """Parse FILE or FILE=SCALE into the file of a LoRA and its scale, 1 by default."""
+    file, equals, scale = text.rpartition("=")
+    try:
+        return (file, float(scale)) if equals else (text, 1.0)
+    except ValueError as error:
+        raise InputError(f"a LoRA is FILE or FILE=SCALE with a number for the scale, not {text!r}") from error
+
+
+def parse_numbers(text: str, what: str) -> tuple[float, ...]:
+    """Parse numbers separated by commas; an empty text gives none. what: the option, for messages."""
+    try:
+        return tuple(float(number) for number in text.split(",") if number.strip())
+    except ValueError as error:
+        raise InputError(f"{what} is a list of numbers such as 0.9,0.5, not {text!r}") from error
+
+
+def parse_named(texts: Sequence[str], what: str) -> dict[str, str]:
+    """Parse KIND=VALUE into values by kind. what: the option, for messages.
+
+    Raises InputError when a kind or a value is missing, or a kind is given twice.
+    """
+    values: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not name or not value:
+            raise InputError(f"{what} is given as KIND=VALUE, such as canny=..., not {text!r}")
+        if name in values:
+            raise InputError(f"{what} is given twice for {name}: one for each kind")
+        values[name] = value
+    return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -76,7 +77,7 @@ def errors_as_messages() -> Iterator[None]:
 
 def exit_with_error(text: str) -> NoReturn:
     """Print an error as one line and end the program with status 2."""
-    console().print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    console().print(f"[bold red]error:[/] {escape(without_backticks(text))}", soft_wrap=True)
     raise SystemExit(INVALID_INPUT)
 
 
@@ -120,7 +121,30 @@ def _show_own_warnings_only() -> Iterator[None]:
 def _show_warning(
     message: Warning | str, category: type, filename: str, lineno: int, file: object = None, line: object = None
 ) -> None:
-    console().print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+    console().print(f"[bold yellow]warning:[/] {escape(without_backticks(str(message)))}", soft_wrap=True)
+
+
+def with_flags(text: str, flags: Mapping[str, str]) -> str:
+    """Replace the names of options, which are in backticks, by their flags."""
+    return re.sub(r"`([^`]+)`", lambda found: flags.get(found[1], found[0]), text)
+
+
+def without_backticks(text: str) -> str:
+    """Remove the backticks around names that have no flag here."""
+    return re.sub(r"`([^`]+)`", r"\1", text)
+
+
+@contextmanager
+def flags_in_messages(flags: Mapping[str, str]) -> Iterator[None]:
+    """Put flags in the place of options' names in the errors and warnings of the `with` block."""
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, *place: show(with_flags(str(message), flags), *place)
+    try:
+        yield
+    except InputError as error:
+        raise InputError(with_flags(str(error), flags)) from error
+    finally:
+        warnings.showwarning = show
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Settings from a YAML file, with overrides; errors name the file, the field, the value and what was expected.
 
-Ours, not pydantic-settings or OmegaConf: those replace `_override`, fifteen lines, and none of the error messages.
+Ours, not pydantic-settings or OmegaConf: those replace `apply_override`, fifteen lines, and none of the error messages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def load_settings(path: Path, model: type[SettingsT], overrides: Iterable[str] =
 
     Raises InputError for a file that is missing or not YAML, and for every field that is unknown, missing or invalid.
     """
-    return _validate(model, _read(path), overrides, f"{path}: ")
+    return _validate(model, read_yaml(path), overrides, f"{path}: ")
 
 
 def override_settings(settings: SettingsT, overrides: Iterable[str]) -> SettingsT:
@@ -37,14 +37,15 @@ def override_settings(settings: SettingsT, overrides: Iterable[str]) -> Settings
 
 def _validate(model: type[SettingsT], content: Any, overrides: Iterable[str], prefix: str) -> SettingsT:
     for text in overrides:
-        content = _override(content, text)
+        content = apply_override(content, text)
     try:
         return model.model_validate(content)
     except ValidationError as error:
         raise InputError("\n".join(f"{prefix}{_message(model, each)}" for each in error.errors())) from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file. Raises InputError for a file that is missing, or holds something else."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -56,7 +57,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def _override(content: Any, text: str) -> dict[str, Any]:
+def apply_override(content: Any, text: str) -> dict[str, Any]:
     """Apply "some.field=value", the value in YAML, to nested settings."""
     name, sign, value = text.partition("=")
     first, _, rest = name.strip().partition(".")
@@ -65,7 +66,7 @@ def _override(content: Any, text: str) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise InputError(f"{text!r} overrides a field of {content!r}, which has no fields")
     try:
-        given = _override(content.get(first) or {}, f"{rest}={value}") if rest else yaml.safe_load(value)
+        given = apply_override(content.get(first) or {}, f"{rest}={value}") if rest else yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise InputError(f"{text!r} has a value that is not YAML: {error}") from error
     return {**content, first: given}

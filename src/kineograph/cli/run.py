@@ -1,0 +1,192 @@
+"""Runs of generate, animate and edit: options from a file and the command line, and the steps to saved videos."""
+
+from __future__ import annotations
+
+import difflib
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from typing_extensions import TypedDict
+
+from kineograph.cli import terminal
+from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, second_model_options
+from kineograph.cli.output import choose_writer, report_video
+from kineograph.errors import InputError
+from kineograph.generation.check import check, check_prompts, complete
+from kineograph.generation.schema import DECLARATIONS
+from kineograph.models.loading.options import LoadOptions
+from kineograph.options import Option, Text, declared, option
+from kineograph.request import NUM_FRAMES
+
+if TYPE_CHECKING:
+    from kineograph.models.model import Model
+
+MODELS = {"generate": "pocket", "animate": "pocket-animate", "edit": "pocket-edit"}  # defaults
+MODEL_CONFIG = declared(LoadOptions)["config"].help
+RUN_FILES = (".yaml", ".yml", ".json")
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of a run, beside those of its video and of `load`."""
+
+    model: Annotated[
+        Text,
+        option(
+            "",
+            "Model: a folder in diffusers layout, a hub id, a .safetensors or .ckpt file, or a name that kineograph "
+            "models lists.",
+            group="Model",
+            flags=("--model", "-m"),
+        ),
+    ]
+    video_model: Annotated[
+        Text | None,
+        option(
+            None,
+            "Second model: a video model that samples together with the first, an image model (VideoElevator).",
+            group="Second model",
+        ),
+    ]
+    config: Annotated[
+        tuple[Text, ...],
+        option(
+            (),
+            "A .yaml or .json file of options, which those on the command line replace; or, for the model, "
+            f"{MODEL_CONFIG[0].lower()}{MODEL_CONFIG[1:]}",
+            group="File",
+        ),
+    ]
+    set: Annotated[
+        tuple[Text, ...],
+        option((), "An option as NAME=VALUE, the value in YAML; also a part: control.canny=in.mp4.", group="File"),
+    ]
+
+
+def run_options(command: str) -> dict[str, Option]:
+    """Return the options of a command by parameter."""
+    run = dict(declared(RunOptions))
+    run["model"] = run["model"]._replace(shown_default=MODELS[command])
+    others = {**second_model_options(), **load_options(), **declared(*DECLARATIONS[command]())}
+    return {"model": run.pop("model"), "video_model": run.pop("video_model"), **others, **run}
+
+
+def run_and_save(
+    command: str,
+    arguments: Mapping[str, str | None],
+    given: Mapping[str, Any],
+    output: Path | None,
+    overwrite: bool,
+    json: bool,
+) -> None:
+    """Generate the requested videos, write them and report their paths. Invalid options fail before weights load.
+
+    arguments: of the command, None for one that is missing.
+    """
+    values = _read_values(command, {**arguments, "output": output}, given)
+    missing = [name for name in arguments if name not in values]
+    if missing:
+        raise InputError(_explain_missing(command, [str(values[name]) for name in arguments if name in values]))
+    prompt, output = values["prompt"], values.get("output")
+    prompts = check_prompts(prompt if isinstance(prompt, list) else [prompt])
+    if output is not None and len(prompts) > 1:
+        raise InputError(f"{len(prompts)} videos cannot be written to one file, {output}: give no `output`")
+    options = complete({name: values[name] for name in declared(*DECLARATIONS["generate"]()) if name in values})
+    sources = _model_sources(command, values)
+    write = choose_writer(output and Path(output), options["num_frames"] or NUM_FRAMES, overwrite)
+    if options["seed"] is None and options["keep_clips"] is None:  # finished clips have a seed
+        options["seed"] = secrets.randbelow(2**31)
+    if options["seed"] is not None:
+        terminal.print_message(f"seed {options['seed']}")
+    started = time.monotonic()
+    terminal.print_message(f"loading {' and '.join(each.model for each in sources)}")
+    model, video_model = _load_models(sources, options)
+    from kineograph.generation.run import run_all
+
+    with terminal.progress_bar("generating") as show:
+        videos = run_all(model, prompts, options, lambda step: show(step.done, step.total), video_model=video_model)
+    for video in videos:
+        report_video(video, write(video), json, {"seconds": round(time.monotonic() - started, 1)})
+
+
+def _read_values(command: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a run by parameter: those of its file, replaced by those of the command line."""
+    from kineograph.training.settings_file import apply_override, read_yaml  # imports torch and accelerate
+
+    typed = {name: value for name, value in {**own, **given}.items() if value is not None}
+    overrides, configs = typed.pop("set", ()), typed.pop("config", ())
+    files = [each for each in configs if Path(each).suffix in RUN_FILES]
+    values = read_yaml(Path(_only(files)).expanduser()) if files else {}
+    if others := [each for each in configs if each not in files]:
+        values["config"] = _only(others)
+    values |= typed
+    for text in overrides:
+        values = apply_override(values, text)
+    known = {*own, *run_options(command), *declared(LoadOptions)} - {"set"}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise InputError(f"there is no option {name!r}{f': did you mean {near[0]!r}?' if near else ''}")
+    return values
+
+
+def _only(configs: list[str]) -> str:
+    if len(configs) > 1:
+        raise InputError(f"`config` is one file of options, and one configuration of a model, not {configs}")
+    return configs[0]
+
+
+def _explain_missing(command: str, given: list[str]) -> str:
+    expected = {
+        "generate": "a prompt, as in kineograph generate 'a red fish swimming over the sea'",
+        "animate": "an image and how it moves, as in kineograph animate fish.png 'a fish swimming to the right'",
+        "edit": "a video and what to change in it, as in kineograph edit in.mp4 'make it snow'",
+    }
+    return f"give {expected[command]}{f'; got only {given[0]!r}' if given else ''}"
+
+
+class Source(NamedTuple):
+    """A model to load. prefix: of its options on the command line."""
+
+    model: str
+    options: Mapping[str, Any]
+    prefix: str = ""
+
+
+def _model_sources(command: str, values: Mapping[str, Any]) -> list[Source]:
+    """Return the model, and the second model if there is one. Raises InputError for options of a missing one."""
+    first = Source(values.get("model") or MODELS[command], load_arguments(values))
+    options, second = load_arguments(values, SECOND), values.get("video_model")
+    if second is not None:
+        for_both = {name for name, each in declared(LoadOptions).items() if not each.recorded}  # such as the device
+        shared = {name: value for name, value in first.options.items() if name in for_both}
+        return [first, Source(second, shared | options, SECOND)]
+    if options:
+        flags = " and ".join(load_flags(SECOND)[name] for name in options)
+        raise InputError(f"{flags}: expected the video model that they belong to, by `video_model`")
+    return [first]
+
+
+def _load_models(sources: Sequence[Source], options: Mapping[str, Any]) -> tuple[Model, Model | None]:
+    """Load the models, after all checks that need no weights."""
+    from kineograph.generation.resolve import open_inputs
+    from kineograph.models.loading.describe import describe
+    from kineograph.models.loading.load import load
+
+    open_inputs(options)
+    descriptions = [_call(describe, each) for each in sources]
+    if None not in descriptions:
+        check(*_pair(descriptions), options)
+    terminal.hide_loading_bars()
+    return _pair([_call(load, each) for each in sources])
+
+
+def _call(function: Callable[..., Any], source: Source) -> Any:
+    with terminal.flags_in_messages(load_flags(source.prefix)):
+        return function(source.model, **source.options)
+
+
+def _pair(items: Sequence[Any]) -> tuple[Any, Any]:
+    return items[0], items[1] if len(items) > 1 else None
