@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from models.conftest import sd
 
 import kineograph as kg
 from kineograph.errors import InputError
+from kineograph.generation.check import check, complete
+from kineograph.models.loading.describe import describe
 from kineograph.models.model import Model
 from kineograph_lab.studies import report, sample
 from kineograph_lab.studies.judges import load_pocket_judges
@@ -22,6 +26,7 @@ from kineograph_lab.studies.video_elevator import personalised, two_models
 from kineograph_lab.studies.videocrafter1 import joint_training, text_to_video
 from kineograph_lab.world.world import is_held_out
 
+RESULTS = Path(__file__).parents[3] / "docs" / "results"
 STAMP = {"protocol": "p", "commit": "c"}
 
 
@@ -82,6 +87,18 @@ def test_two_models_study(tmp_path) -> None:
     records = {each["arm"]: each for each in run_study(study._replace(arms=few), tmp_path, STAMP)}
     assert set(records) == set(few) and all(set(study.rows) <= set(record) for record in records.values())
     assert len({record["steady"] for record in records.values()}) == 3
+
+
+def test_two_models_options_are_used_and_recorded_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, video = describe("pocket"), describe("pocket-video")
+    assert image is not None and video is not None
+    arms = {two_models.TOGETHER: two_models.OURS, two_models.PER_FRAME: two_models.INDEPENDENT, **two_models.ABLATIONS}
+    for options in arms.values():
+        check(image, video, complete(options))
+    monkeypatch.setattr(two_models, "fingerprint", lambda network: "")
+    recorded = two_models.elevator_settings(replace(kg.load(sd()), name="video"), None, arms)
+    earlier = json.loads((RESULTS / "video-elevator.json").read_text())["settings"]["video-elevator"]
+    assert json.loads(json.dumps(recorded["ways"])) == earlier["ways"]
 
 
 def test_two_models_claims_hold_for_better_frames_and_equal_motion() -> None:

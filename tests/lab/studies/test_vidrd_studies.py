@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,13 +53,18 @@ def run_and_check(study: Study, folder) -> list[dict]:
 @pytest.mark.slow
 def test_arms_share_the_first_clip_alone(model: Model):  # noqa: F811
     cases, options = moving_cases(2), {**long_videos.BOTH, **long_videos.THEIRS, **long_videos.WITHOUT}
-    records = {name: long_videos.generate_long_videos(model, 4, 2, reuse, cases) for name, reuse in options.items()}
+    records = {name: long_videos.generate_long_videos(model, 4, 2, each, cases) for name, each in options.items()}
     for name in options.keys() - {long_videos.WHOLE}:
         for one, other in zip(records[name], records[long_videos.WHOLE], strict=True):
             assert np.array_equal(one[:FRAMES], other[:FRAMES])
             assert not np.array_equal(one[FRAMES:], other[FRAMES:])
     first, second = records[long_videos.JOINED]
     assert not np.array_equal(first[:FRAMES], second[:FRAMES])
+
+
+def test_options_are_recorded_as_before(model: Model, judges: Judges):  # noqa: F811
+    earlier = json.loads((Path(__file__).parents[3] / "docs" / "results" / "vidrd.json").read_text())["settings"]
+    assert long_videos.long_videos_study(model, judges, 1, None).settings == earlier["long-videos"]
 
 
 def test_frame_changes_at_seams_and_inside_clips():

@@ -124,6 +124,15 @@ def test_validation_videos_of_an_image_to_video_model(animator_folder: Path, dat
     assert open_video(sample).settings["image"] == drawn["images"][0]
 
 
+def test_invalid_validation_videos_are_refused_before_training(video_folder: Path, data: Path, tmp_path: Path) -> None:
+    image = {"prompts": ["a fish"], "images": [str(data / "pictures" / "0.png")]}
+    for drawn, message in (({"prompts": ["a fish"], "fps": 1000.0}, "`fps` is a number"), (image, "takes no images")):
+        settings = told(video_folder, data, tmp_path / "out", layers=None, stages=ONE, validation=drawn)
+        with pytest.raises(InputError, match=message):
+            prepare_training(settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_image_projection_can_be_trained(animator_folder: Path, data: Path, tmp_path: Path) -> None:
     learns = ["image_unet.*_ip.*", "image_unet.encoder_hid_proj*"]
     start, batch = first_batch(told(animator_folder, data, tmp_path / "out", layers=None, trained=learns))
