@@ -140,7 +140,7 @@ def test_options_that_exclude_each_other_are_refused(model: Model, pictures: tup
         kg.generate(image, "a fish", method="videocrafter", **FEW)
     with pytest.raises(InputError, match="is a video model"):
         kg.generate(model, "a fish", method="text2video-zero", **FEW)
-    with pytest.raises(InputError, match="describe the motion in the prompt"):
+    with pytest.raises(InputError, match="with videocrafter the motion is that of the prompt"):
         kg.generate(model, "a fish", motion="pan:12,12", **FEW)
     with pytest.raises(InputError, match="takes no images"):
         kg.animate(model, pictures[0], "a fish", **FEW)

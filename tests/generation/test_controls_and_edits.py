@@ -129,9 +129,17 @@ def test_a_guided_video_is_replayed_and_a_changed_control_is_named(model, maps, 
         ({"seg-map": "nowhere"}, {}, "there is no file"),
         ({"seg": "maps"}, {}, "maps of the kind 'seg'.*seg-map=VIDEO"),
         ({"depth-map": "maps"}, {}, "no ControlNet for 'depth', only for canny, seg"),
-        ({"seg-map": "maps"}, {"annotators": {"depth": "net"}}, "an annotator for depth, and no control video"),
+        (
+            {"seg-map": "maps"},
+            {"annotators": {"depth": "net"}},
+            "`annotators` for depth, and no `control`",
+        ),
         ({"seg-map": "maps"}, {"height": 16, "width": 48}, "another shape"),
-        ({"seg-map": "maps"}, {"control_guidance_start": 0.9, "control_guidance_end": 0.2}, "the start before"),
+        (
+            {"seg-map": "maps"},
+            {"control_guidance_start": 0.9, "control_guidance_end": 0.2},
+            "got 0.9 and 0.2",
+        ),
     ],
 )
 def test_errors_of_controls(model, maps, control, how, said) -> None:
@@ -172,7 +180,7 @@ def test_smoothing_changes_the_frames_after_the_first(model) -> None:
 def test_masks_may_come_from_rembg_and_its_absence_is_an_error(model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rembg", None)
     with pytest.raises(InputError, match=r"pip install 'kineograph\[saliency\]'"):
-        kg.generate(model, "a fish", num_frames=2, smooth_background=0.6, masks="rembg", **FEW)
+        kg.generate(model, "a fish", num_frames=2, smooth_background=0.6, foreground_masks="rembg", **FEW)
     seen = []
 
     def remove(picture: Image.Image, *, session: str, only_mask: bool) -> Image.Image:
@@ -180,10 +188,8 @@ def test_masks_may_come_from_rembg_and_its_absence_is_an_error(model, monkeypatc
         return Image.new("L", picture.size, 255)
 
     monkeypatch.setitem(sys.modules, "rembg", SimpleNamespace(new_session=str, remove=remove))
-    off, on = (
-        kg.generate(model, "a fish", num_frames=2, smooth_background=share, masks="rembg", **FEW).frames
-        for share in (0.0, 0.6)
-    )
+    off = kg.generate(model, "a fish", num_frames=2, **FEW).frames
+    on = kg.generate(model, "a fish", num_frames=2, smooth_background=0.6, foreground_masks="rembg", **FEW).frames
     assert seen and set(seen) == {((16, 16), "birefnet-general-lite", True)}
     assert np.array_equal(off, on)  # all is foreground, says this one
 

@@ -14,8 +14,9 @@ from command import Run
 
 import kineograph as kg
 from kineograph.errors import InputError
+from kineograph.generation.recorded import recorded_request
 from kineograph.media.metadata import read_settings
-from kineograph.request import SETTINGS_VERSION, Request, migrate_settings
+from kineograph.request import SETTINGS_VERSION, migrate_settings
 
 BEFORE = Path(__file__).parents[1] / "data" / "made_before"
 GREY_LEVELS = 1  # machines round differently; on the machine that generated the videos the frames are equal
@@ -55,8 +56,8 @@ def test_a_video_of_the_first_version_is_inspected(run: Run) -> None:
 
 def test_settings_are_migrated_once_and_those_of_a_later_version_are_refused() -> None:
     old = read_settings(BEFORE / "text2video_zero")
-    assert Request.from_settings(old).sampler == "euler-ancestral"
-    current = {**migrate_settings(old), "settings_version": SETTINGS_VERSION}
-    assert migrate_settings(current) == current
+    assert recorded_request(old)[1]["sampler"] == "euler-ancestral"
+    migrated = migrate_settings(old)
+    assert migrate_settings({**migrated, "settings_version": SETTINGS_VERSION}) == migrated
     with pytest.raises(InputError, match=f"settings_version is a whole number from 0 to {SETTINGS_VERSION}, not 99"):
-        Request.from_settings({**old, "settings_version": 99})
+        recorded_request({**old, "settings_version": 99})

@@ -12,13 +12,15 @@ from models.conftest import sd
 
 import kineograph as kg
 from kineograph.denoise import classifier_free_guidance, text_and_image_guidance
+from kineograph.generation.check import complete
+from kineograph.generation.resolve import open_inputs, resolve
 from kineograph.media.video import Video
 from kineograph.methods.controlnet import bind_controls
 from kineograph.methods.instruct_pix2pix import encode_input
+from kineograph.models.model import Model
 from kineograph.models.unet.controlnet import bind_controlnet, sum_residuals
 from kineograph.models.unet.frame_attention import first
-from kineograph.plan import Plan, open_inputs
-from kineograph.request import Request, make_controls
+from kineograph.plan import Plan
 from kineograph.samplers import ddim, euler_ancestral, final_latents
 from kineograph.sigmas import leading
 
@@ -93,17 +95,7 @@ def test_editing_with_one_frame_equals_the_instruct_pix2pix_pipeline(tmp_path, i
     ).images  # fmt: skip
 
     model = kg.load(sd(in_channels=8))
-    request = kg_request(path)
-    plan = Plan(
-        seed=0,
-        height=16,
-        width=16,
-        latent_shape=(1, 4, 8, 8),
-        inputs=open_inputs(request),
-        sampler="ddim",
-        method="text2video-zero",
-    )
-    image_latents = encode_input(model, plan, 8)
+    image_latents = encode_input(resolved(model, video=path, num_frames=1, height=16, width=16))
     sigmas = leading(model.schedule.sigmas, STEPS)
     cond, uncond = (model.prompt([text]).tokens for text in (PROMPT, NEGATIVE))
     denoisers = [
@@ -119,8 +111,9 @@ def test_editing_with_one_frame_equals_the_instruct_pix2pix_pipeline(tmp_path, i
     torch.testing.assert_close(x[:, 0], theirs, rtol=1e-3, atol=1e-3)
 
 
-def kg_request(path):
-    return Request(prompt=PROMPT, method="instruct-pix2pix", video=str(path), num_frames=1, height=16, width=16)
+def resolved(model: Model, **given: object) -> Plan:
+    options = complete({"seed": 0, **given})
+    return resolve(model, (PROMPT,), options, open_inputs(options))
 
 
 @torch.no_grad()
@@ -129,17 +122,8 @@ def test_bind_controls_equals_the_controlnet_times_its_scale(tmp_path) -> None:
     model = kg.load(base, controlnet=controlnet(base))
     frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()
     path = Video(frames).save(tmp_path / "maps")
-    request = Request(prompt=PROMPT, control=make_controls({"seg-map": path}, scale=0.5))
-    plan = Plan(
-        seed=0,
-        height=16,
-        width=16,
-        latent_shape=(1, 4, 8, 8),
-        inputs=open_inputs(request),
-        sampler="ddim",
-        method="text2video-zero",
-    )
-    cond = bind_controls(model, request, plan)(model.prompt([PROMPT]))
+    plan = resolved(model, control={"seg-map": path}, controlnet_conditioning_scale=0.5, height=16, width=16)
+    cond = bind_controls(plan)(model.prompt([PROMPT]))
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")
     maps = net.embed(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
