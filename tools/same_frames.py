@@ -37,7 +37,7 @@ COMMANDS: tuple[tuple[str, str, str | None], ...] = (
     (
         "same-noise.mp4",
         'generate "a blue cat rising over the sea" --video-model pocket-video --guidance-scale 3 --back same-noise',
-        None,
+        'generate "a blue cat rising over the sea" --video-model pocket-video --guidance-scale 3 --renoise same-noise',
     ),
     (
         "fox.mp4",
