@@ -141,7 +141,7 @@ def test_invalid_options_are_refused_in_one_line(
     assert "there is no folder" in refused("customise", tmp_path / "nowhere", "--model", "no model either", *subject)
     assert ", and 3 at least are needed" in refused(*asked(waves, tmp_path / "none", *subject))
     assert "expected a subject or a style, got neither" in refused(*asked(waves, photos))
-    assert "load it with motion= (--motion-module)" in refused(*asked(image, photos, *subject))
+    assert "load it with motion modules (--motion-module)" in refused(*asked(image, photos, *subject))
     assert "spatial: without it" in refused(*asked(waves, photos, *subject, "--set", "spatial=null"))
     assert "did you mean stills?" in refused(*asked(waves, photos, *subject, "--set", "still=3"))
     assert "the preview does not contain 'sks dog'" in refused(*asked(waves, photos, *subject, "--preview", "a dog"))

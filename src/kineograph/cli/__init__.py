@@ -23,7 +23,7 @@ from kineograph.cli.evaluate import evaluate
 from kineograph.cli.generate import animate, edit, generate
 from kineograph.cli.inspect import inspect, replay, schema
 from kineograph.cli.models import convert, models
-from kineograph.cli.options import load_options, with_options
+from kineograph.cli.options import flag, load_options, with_options
 from kineograph.cli.train import train
 from kineograph.plugins import find_plugins, load_plugin
 
@@ -72,11 +72,12 @@ LABORATORY_COMMANDS = ("reproduce", "bench")
 
 def build_command(name: str) -> TyperCommand:
     """Build a command with all its options, and with flags in its messages and help texts."""
-    run, options = COMMANDS[name]
+    run, options = COMMANDS[name].run, COMMANDS[name].options()
     single = typer.Typer(add_completion=False)
-    single.command(name)(with_options(run, options()) if options is not dict else run)
+    single.command(name)(with_options(run, options) if options else run)
     command: Any = typer.main.get_command(single)
-    flags = {each.name: max(each.opts, key=len) for each in command.params if each.param_type_name == "option"}
+    flags = {each.name: flag(each) for each in options.values()}
+    flags |= {each.name: max(each.opts, key=len) for each in command.params if each.param_type_name == "option"}
     for each in command.params:
         each.help = terminal.without_backticks(terminal.with_flags(each.help or "", flags))
         if isinstance(each.show_default, str):  # without typer's parentheses

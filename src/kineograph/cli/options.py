@@ -47,7 +47,7 @@ SECOND = "video_"  # prefix of the names of the second model's options
 
 def parameter_name(option: Option) -> str:
     """Return the name of the parameter for an option of `load`: its flag's, since --motion is the camera's."""
-    return _flag(option)[2:].replace("-", "_")
+    return flag(option)[2:].replace("-", "_")
 
 
 def load_options(*names: str) -> dict[str, Option]:
@@ -66,7 +66,7 @@ def second_model_options() -> dict[str, Option]:
     """Return the options of `load` for the second model, by parameter."""
     return {
         f"{SECOND}{name}": each._replace(
-            flags=(f"--video-{_flag(each)[2:]}",), help=f"As {_flag(each)}, for the video model.", group="Second model"
+            flags=(f"--video-{flag(each)[2:]}",), help=f"As {flag(each)}, for the video model.", group="Second model"
         )
         for name, each in load_options(*OF_SECOND_MODEL).items()
     }
@@ -75,7 +75,7 @@ def second_model_options() -> dict[str, Option]:
 def load_flags(prefix: str = "") -> dict[str, str]:
     """Return the flags of the options of `load` by their names, for messages. prefix: of the second model."""
     options = second_model_options() if prefix else load_options()
-    return {each.name: _flag(each) for each in options.values()}
+    return {each.name: flag(each) for each in options.values()}
 
 
 def load_arguments(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _panel_number(parameter: inspect.Parameter) -> int:
 
 
 def _annotation(option: Option, form: Form) -> Any:
-    flags = option.flags or [_flag(option)]
+    flags = option.flags or [flag(option)]
     return Annotated[
         form.type | None,
         typer.Option(
@@ -134,7 +134,8 @@ def _annotation(option: Option, form: Form) -> Any:
     ]
 
 
-def _flag(option: Option) -> str:
+def flag(option: Option) -> str:
+    """Return the option's flag."""
     return option.flags[0] if option.flags else f"--{option.name.replace('_', '-')}"
 
 

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from kineograph.cli import terminal
 from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, second_model_options
 from kineograph.cli.output import choose_writer, report_video
-from kineograph.errors import InputError
+from kineograph.errors import InputError, check_text
 from kineograph.generation.check import check, check_prompts, complete
 from kineograph.generation.schema import DECLARATIONS
 from kineograph.models.loading.options import LoadOptions
@@ -85,17 +85,19 @@ def run_and_save(
 
     arguments: of the command, None for one that is missing.
     """
-    values = _read_values(command, {**arguments, "output": output}, given)
+    values = _read_values(command, {**arguments, "output": output and str(output)}, given)
     missing = [name for name in arguments if name not in values]
     if missing:
         raise InputError(_explain_missing(command, [str(values[name]) for name in arguments if name in values]))
-    prompt, output = values["prompt"], values.get("output")
+    for name in ("model", "video_model", "output"):
+        check_text(name, values.get(name, ""))
+    prompt, file = values["prompt"], values.get("output")
     prompts = check_prompts(prompt if isinstance(prompt, list) else [prompt])
-    if output is not None and len(prompts) > 1:
-        raise InputError(f"{len(prompts)} videos cannot be written to one file, {output}: give no `output`")
+    if file and len(prompts) > 1:
+        raise InputError(f"{len(prompts)} videos cannot be written to one file, {file}: give no `output`")
     options = complete({name: values[name] for name in declared(*DECLARATIONS["generate"]()) if name in values})
     sources = _model_sources(command, values)
-    write = choose_writer(output and Path(output), options["num_frames"] or NUM_FRAMES, overwrite)
+    write = choose_writer(Path(file) if file else None, options["num_frames"] or NUM_FRAMES, overwrite)
     if options["seed"] is None and options["keep_clips"] is None:  # finished clips have a seed
         options["seed"] = secrets.randbelow(2**31)
     if options["seed"] is not None:
@@ -107,6 +109,8 @@ def run_and_save(
 
     with terminal.progress_bar("generating") as show:
         videos = run_all(model, prompts, options, lambda step: show(step.done, step.total), video_model=video_model)
+    if options["seed"] is None:
+        terminal.print_message(f"seed {videos[0].settings['seed']}")
     for video in videos:
         report_video(video, write(video), json, {"seconds": round(time.monotonic() - started, 1)})
 
@@ -129,7 +133,7 @@ def _read_values(command: str, own: Mapping[str, Any], given: Mapping[str, Any])
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1)
             raise InputError(f"there is no option {name!r}{f': did you mean {near[0]!r}?' if near else ''}")
-    return values
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _only(configs: list[str]) -> str:
