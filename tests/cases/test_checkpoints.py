@@ -73,7 +73,6 @@ def test_v_pred_mark_counts_with_a_configuration_given(work: Path, sdxl_folder: 
     assert parameterisation(model) == "v_prediction" or any("predict" in str(each.message) for each in caught)
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="generate: neither --prediction-type nor --config")
 def test_command_line_takes_what_a_single_file_does_not_say() -> None:
     """Case 4 (diffusers#9171): SD 1.5 with v-prediction, and where a file's tokenizer is."""
     assert re.search("--prediction-type|--config", run("generate", "--help").text, re.IGNORECASE)

@@ -66,7 +66,6 @@ def test_weights_that_were_changed_in_place_are_recorded_with_another_hash() -> 
 # --- formats/21-batching
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="one prompt after the other")
 def test_prompts_of_a_list_are_evaluated_in_one_batch() -> None:
     pipeline, batches = sd(), list[int]()
     pipeline.unet.conv_in.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
