@@ -210,7 +210,8 @@ def declares(kind: type, *, receives: str = "options") -> Callable[[Function], F
 def describe_option(option: Option) -> str:
     """Return the help text with the choices and the default."""
     choices = f" One of {', '.join(option.choices)}." if option.choices else ""
-    default = option.shown_default or ("" if option.default in (None, "", (), {}, False) else f"{option.default}")
+    unset = option.default is None or option.default is False or option.default in ("", (), {})
+    default = option.shown_default or ("" if unset else str(option.default))
     return f"{option.help}{choices}{f' Default: {default}.' if default else ''}"
 
 

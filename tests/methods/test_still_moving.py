@@ -159,7 +159,7 @@ def test_an_adapter_of_another_model_is_refused_with_both_names(
     with pytest.raises(InputError, match="waves, and pocket-video has layers of other shapes"):
         kg.load("pocket-video", motion_adapter=still)
     with pytest.raises(InputError, match=r"for sea, and .* has an image network of other shapes"):
-        kg.load(sd(in_channels=8), adapter=dog)
+        kg.load(sd(reads=48), adapter=dog)
     with pytest.raises(InputError, match="is an image model without temporal layers"):
         kg.load(sd(), motion_adapter=still)
 

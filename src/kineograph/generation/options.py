@@ -56,15 +56,15 @@ class CommonOptions(
     """Options that `generate`, `animate` and `edit` have in common."""
 
 
-class GenerateOptions(CommonOptions, ImageInput, VideoInput, total=False):
+class GenerateOptions(ImageInput, VideoInput, CommonOptions, total=False):
     """Options of `generate`."""
 
 
-class AnimateOptions(CommonOptions, VideoInput, total=False):
+class AnimateOptions(VideoInput, CommonOptions, total=False):
     """Options of `animate`, whose image is an argument."""
 
 
-class EditOptions(CommonOptions, ImageInput, total=False):
+class EditOptions(ImageInput, CommonOptions, total=False):
     """Options of `edit`, whose video is an argument."""
 
 

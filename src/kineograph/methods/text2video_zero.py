@@ -61,7 +61,7 @@ class SmoothingOptions(TypedDict, total=False):
     ]
     foreground_masks: Annotated[
         Literal["attention", "rembg"],
-        option("attention", "Source of the masks for smooth_background: the model's attention, or the package rembg."),
+        option("attention", "Source of the masks for `smooth_background`: the model's attention, or the package rembg."),
     ]
 
 
@@ -181,8 +181,11 @@ def check(combination: Combination) -> None:
             f"{combination.model.name} is a video model, and text2video-zero is for image models: leave `method` out, "
             "or use the image model"
         )
-    if not (combination.options["control"] or combination.options["video"]):
-        refuse_unused(combination.options, ["noise"], [Text2VideoZeroOptions], "it is read with an input video")
+    options, kinds = combination.options, [Text2VideoZeroOptions]
+    if not (options["control"] or options["video"]):
+        refuse_unused(options, ["noise"], kinds, "it is read with an input video")
+    elif parse(options["motion"] or "none") != Motion():
+        refuse_unused(options, ["noise"], kinds, "with a camera motion (`motion`) each frame has its own noise")
 
 
 METHOD = Method(run, (ImageModelOptions, CameraOptions, Text2VideoZeroOptions), check)

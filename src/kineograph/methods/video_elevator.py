@@ -24,7 +24,7 @@ from kineograph.binding import add_image, bind_model, fit_to_sampler, pin_first_
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.errors import InputError
 from kineograph.latents import Latents, add_noise
-from kineograph.options import Integer, Number, Text, option, refuse_unused
+from kineograph.options import Integer, Number, Text, declared, option, refuse_unused
 from kineograph.plan import Combination, Method, Plan, SamplingRun, build_sampler
 from kineograph.request import MAX_STEPS, ImageModelOptions, VideoModelOptions
 from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to
@@ -142,11 +142,11 @@ def check(combination: Combination) -> None:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    kinds = [VideoElevatorOptions]
+    kinds = [VideoElevatorOptions, VideoModelOptions]
     if options["drift_correction"] and options["renoise"] != "inversion":
         raise InputError(f"`drift_correction` corrects an inversion, and `renoise` is {options['renoise']}")
     if not options["refine_at"]:
-        others = ("video_prompt", "video_steps", "low_pass", "low_pass_space", "renoise", "video_guidance_scale")
+        others = set(declared(*kinds)) - {"refine_at", "shared_noise"}
         refuse_unused(options, others, kinds, "`refine_at` is empty, so the image model samples alone")
     if options["renoise"] != "inversion" or options["drift_correction"]:
         reason = "it is read for `renoise` inversion without `drift_correction`"
@@ -173,7 +173,7 @@ def sample(
 ) -> Iterator[Step]:
     """Sample a video along the image model's sigmas.
 
-    refine_at  sigmas whose estimate is refined; with none this is plain sampling by single steps of `sampler`
+    refine_at  sigmas whose estimate is refined; with none this is plain sampling by `sampler`, which starts anew after each
     refine     see `refine_with_video_model`
     renoise    takes the refined estimate to the next sigma, see `invert`, `noise_again`
     correct    returns what is added after a step that is not refined, see `correct_drift`
@@ -181,15 +181,27 @@ def sample(
     """
     refined = _listed(sigmas, refine_at)
     x, inversion = sigmas[0] * noise, list[Step]()
-    for sigma, to in pairwise(sigmas):
-        step, after = sampler(denoise, x, [sigma, to])
-        yield step
-        if sigma in refined:
-            inversion = renoise(refine(step.x0, sigma), to)
+    for part in _split(sigmas, sigmas if correct else refined):
+        step = Step(part[0], x, x)
+        for after in sampler(denoise, x, part):
+            if after.sigma == part[-1]:
+                break
+            yield (step := after)
+        if step.sigma in refined:
+            inversion = renoise(refine(step.x0, step.sigma), part[-1])
             x = inversion[-1].x
         else:
-            x = after.x + (correct(inversion, sigma, to) if correct else 0)
+            x = after.x + (correct(inversion, step.sigma, part[-1]) if correct else 0)
     yield Step(sigmas[-1], x, x)
+
+
+def _split(sigmas: Sequence[float], ends: Collection[float]) -> Iterator[Sequence[float]]:
+    """Split a list of sigmas after each step from one of `ends`; the parts share their ends."""
+    start = 0
+    for number, sigma in enumerate(sigmas[:-1], 1):
+        if sigma in ends or number + 1 == len(sigmas):
+            yield sigmas[start : number + 1]
+            start = number
 
 
 def refine_with_video_model(

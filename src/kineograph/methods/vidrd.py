@@ -20,7 +20,7 @@ from kineograph.denoise import Denoise
 from kineograph.errors import MAX_FRAMES, InputError
 from kineograph.latents import Latents
 from kineograph.noise import mix
-from kineograph.options import File, Integer, Number, Text, option
+from kineograph.options import File, Integer, Number, Text, option, refuse_unused
 from kineograph.plan import AddOn, Combination, Plan, SamplingRun
 from kineograph.samplers import Sampler, Step
 
@@ -38,7 +38,7 @@ class ClipOptions(TypedDict, total=False):
     clips: Annotated[
         Integer,
         option(
-            1, "Number of clips that follow one another, each of num_frames (VidRD).", group=GROUP, ge=1, le=MAX_CLIPS
+            1, "Number of clips that follow one another, each of `num_frames` (VidRD).", group=GROUP, ge=1, le=MAX_CLIPS
         ),
     ]
     then: Annotated[
@@ -271,12 +271,18 @@ def record_past(noise: Latents, steps: Sequence[Step]) -> Past:
 
 
 def check(combination: Combination) -> None:
-    """Raise InputError for more prompts than clips."""
-    then, clips = combination.options["then"], combination.options["clips"]
+    """Raise InputError for more prompts than clips, and for options without an effect."""
+    options, kinds = combination.options, [ClipOptions]
+    then, clips = options["then"], options["clips"]
     if clips <= len(then):
         raise InputError(
             f"there are prompts for {len(then)} clips after the first (`then`), and {clips} `clips`: ask for more"
         )
+    if not options["clip_guidance"]:
+        refuse_unused(options, ["clip_anchor"], kinds, "it is read while frames are guided, and `clip_guidance` is 0")
+    elif not options["clip_overlap"]:
+        reason = "no frames continue the previous clip, since `clip_overlap` is 0"
+        refuse_unused(options, ["clip_guidance", "clip_anchor"], kinds, reason)
 
 
 CLIPS = AddOn(

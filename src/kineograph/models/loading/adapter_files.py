@@ -17,6 +17,7 @@ from math import isclose
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
+from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
 from torch import nn
@@ -72,18 +73,26 @@ class WeightSignature(BaseModel):
 
 
 def weight_signature(network: nn.Module, name: str) -> WeightSignature:
-    """Return the weight signature of an image network or of temporal layers."""
+    """Return the weight signature of an image network or of temporal layers.
+
+    The channels that an editing network reads besides the latents' do not count: an adapter changes none of them.
+    """
     paths = sorted(target_layers(network).items())
     layers = [(path, layer) for path, layer in paths if not any(mark in path for mark in IMAGE_ADAPTER_MARKS)]
-    shapes = "\n".join(f"{path} {_shape(layer)}" for path, layer in layers)
+    shapes = "\n".join(f"{path} {_shape(layer, _latent_channels(network, path))}" for path, layer in layers)
     norms = (float(f"{layer.weight.detach().half().float().norm().item():.5g}") for _, layer in layers)
     return WeightSignature(name=name, shapes=hashlib.sha256(shapes.encode()).hexdigest(), norms=tuple(norms))
 
 
-def _shape(layer: TargetLayer) -> tuple[int, ...]:
+def _latent_channels(network: nn.Module, path: str) -> int | None:
+    """Return the channels of the latents for the first layer of an image network, None for other layers."""
+    return network.config.out_channels if path == "conv_in" and isinstance(network, UNet2DConditionModel) else None
+
+
+def _shape(layer: TargetLayer, in_channels: int | None) -> tuple[int, ...]:
     # from the layer's attributes: quantisation changes the shape of the stored weight
     if isinstance(layer, nn.Conv2d):
-        return (layer.out_channels, layer.in_channels, *layer.kernel_size)
+        return (layer.out_channels, in_channels or layer.in_channels, *layer.kernel_size)
     return (layer.out_features, layer.in_features)
 
 
