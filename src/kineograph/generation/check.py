@@ -16,8 +16,9 @@ from kineograph.generation.options import (
     with_plugins,
 )
 from kineograph.models.description import Description
-from kineograph.options import declared, validate
+from kineograph.options import declared, refuse_unused, validate
 from kineograph.plan import Combination
+from kineograph.request import ImageOptions
 
 IMAGE_METHOD, VIDEO_METHOD, TWO_MODEL_METHOD = "text2video-zero", "videocrafter", "video-elevator"
 
@@ -101,11 +102,14 @@ def _check_image(combination: Combination) -> None:
                 "there is no image to pin the first frame to: give one, as in kineograph animate fish.png 'a fish'"
             )
         return
-    if options["first_frame"] == "shown" and not any(each is not None and each.takes_images for each in models):
+    if any(each is not None and each.takes_images for each in models):
+        return
+    if options["first_frame"] == "shown":
         raise InputError(
             f"{combination.model.name} takes no images: use an image-to-video model such as pocket-animate, load the "
             "model with `ip_adapter`, or pin the first frame to the image (`first_frame` pinned)"
         )
+    refuse_unused(options, ["image_scale"], [ImageOptions], f"{combination.model.name} takes no images")
 
 
 def _explain_unused(name: str, method: str) -> str:
