@@ -217,7 +217,24 @@ def _migrate_from_1(settings: dict[str, Any]) -> dict[str, Any]:
         del settings["motion"]
     if controls := settings.pop("control", None):
         settings |= _flatten_controls(controls)
+    for name in _unread_in_1(settings):
+        settings.pop(name, None)
     return settings
+
+
+def _unread_in_1(settings: Mapping[str, Any]) -> list[str]:
+    """Return options that version 1 accepted where their values had no effect, and that are refused there now."""
+    unread = []
+    if settings.get("renoise", "inversion") != "inversion" or settings.get("drift_correction"):
+        unread.append("inversion_steps")
+    if not settings.get("refine_at", True):
+        unread += ["video_prompt", "video_steps", "low_pass", "low_pass_space", "renoise", "inversion_steps"]
+        unread += ["drift_correction", "video_guidance_scale", "window", "overlap", "motion_scale"]
+    if 0 in (settings.get("clip_overlap"), settings.get("clip_guidance")):
+        unread.append("clip_anchor")
+    if settings.get("clip_overlap") == 0:
+        unread.append("clip_guidance")
+    return unread
 
 
 def _flatten_controls(controls: list[dict[str, Any]]) -> dict[str, Any]:
