@@ -57,7 +57,7 @@ def model() -> Model:
         ({"noise": "pink"}, "shared or independent, not 'pink'"),
         ({"smooth_background": 2.0}, "a number from 0 to 1, not 2"),
         ({"control": {"canny": "a.mp4"}}, "there is no file a.mp4"),
-        ({"image": "a.png"}, "there is no image file a.png"),
+        ({"image": "a.png"}, "there is no image a.png"),
     ],
 )
 def test_errors_of_arguments(model: Model, arguments: dict, message: str) -> None:
