@@ -79,6 +79,8 @@ def build_command(name: str) -> TyperCommand:
     flags = {each.name: flag(each) for each in options.values()}
     flags |= {each.name: max(each.opts, key=len) for each in command.params if each.param_type_name == "option"}
     for each in command.params:
+        if each.param_type_name == "option" and (each.is_flag or (each.multiple and each.metavar is None)):
+            each.metavar = "" if each.is_flag else "<str>"
         each.help = terminal.without_backticks(terminal.with_flags(each.help or "", flags))
         if isinstance(each.show_default, str):  # without typer's parentheses
             each.help += f" [dim]\\[default: {escape(each.show_default)}][/]"

@@ -35,8 +35,8 @@ Output = Annotated[
         help="Where to write: .mp4, .gif, .webp, or a name without an ending for a folder of pngs.",
     ),
 ]
-Overwrite = Annotated[bool, file_option("--overwrite", metavar="", help="Replace an existing file.")]
-Json = Annotated[bool, file_option("--json", metavar="", help="Print one JSON object on stdout, for programs.")]
+Overwrite = Annotated[bool, file_option("--overwrite", help="Replace an existing file.")]
+Json = Annotated[bool, file_option("--json", help="Print one JSON object on stdout, for programs.")]
 
 # --- the options of `load`, for one model or a second one
 
@@ -152,11 +152,8 @@ def _shown_default(option: Option) -> str | bool:
     value = option.default
     if option.shown_default or value is None or value is False or value in ("", (), {}):
         return option.shown_default or False
-    return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in _as_tuple(value))
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
+    values = value if isinstance(value, tuple) else (value,)
+    return ",".join(f"{each:g}" if isinstance(each, float) else str(each) for each in values)
 
 
 # --- values
@@ -179,11 +176,10 @@ def _form(option: Option) -> Form:
         scaled = str in items  # a file with a scale, not numbers alone
         return Form(list[str], "FILE[=SCALE]", _parse_scaled) if scaled else Form(str, "N,N,...", parse_numbers)
     if sequences:
-        return Form(list[str], "<str>", _as_it_is)
+        return Form(list[str], None, _as_it_is)
     if any(_is(each, Mapping) for each in members):
         return Form(list[str], "KIND=VALUE", parse_named)
-    plain = next((each for each in (bool, int, float) if each in members), str)
-    return Form(plain, "" if plain is bool else None, _as_it_is)
+    return Form(next((each for each in (bool, int, float) if each in members), str), None, _as_it_is)
 
 
 def _members(kind: Any) -> list[Any]:
