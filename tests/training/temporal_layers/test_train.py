@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 import yaml
 from models.conftest import sd_folder  # noqa: F401
 from numbered import movie
@@ -27,7 +26,7 @@ from tiny_video_training import LAYERS, LOOP, ONE, STAGES, both, films, pictures
 from torch import Tensor
 
 from kineograph import noise
-from kineograph.cli import app, main
+from kineograph.cli import build_command, main
 from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.media.video import open_video
@@ -487,7 +486,7 @@ def test_the_guide_names_every_setting_and_its_commands_parse() -> None:
         assert missing - {"max_train_steps"} == set()
     for line in re.findall(r"^(?:.* -m )?kineograph (.*?)(?:  #.*)?$", guide, re.MULTILINE):
         verb, *arguments = shlex.split(line)
-        typer.main.get_command(app).commands[verb].make_context(verb, arguments)
+        build_command(verb).make_context(verb, arguments)
 
 
 # -- the command
