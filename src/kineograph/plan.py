@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from kineograph import noise, options
@@ -139,10 +139,6 @@ class Plan:
     def sigmas(self, schedule: Schedule) -> list[float]:
         """Return sigmas of the requested number of steps, in the spacing of the plan's sampler."""
         return BY_NAME[self.sampler].spacing(schedule.sigmas, self.num_inference_steps)
-
-    def with_clip(self, clip: int, **changes: Any) -> Plan:
-        """Return the plan of another clip."""
-        return replace(self, clip=clip, **changes)
 
 
 class SamplingRun(NamedTuple):

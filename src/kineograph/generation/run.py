@@ -82,7 +82,7 @@ def run_with_files(plan: Plan, on_step: OnStep | None = None) -> Video:
             plan, settings = replace(plan, seed=seed), {**settings, "seed": seed}
         clips = files.load(prompts, plan.options["clips"])
         state = clips[-1].state if clips else ClipState()
-        for clip in generate_clips(plan, on_step, state, record_last=True):
+        for clip in generate_clips(plan, on_step, state, may_continue=lambda clip, num_clips: True):
             if locked:
                 files.save(clip, prompts[clip.state.number - 1], plan.seed)
             clips.append(clip)
@@ -99,16 +99,19 @@ def _videos(plan: Plan, settings: Mapping[str, Any], clips: Sequence[GeneratedCl
 
 
 def generate_clips(
-    plan: Plan, on_step: OnStep | None, state: ClipState, *, record_last: bool = False
+    plan: Plan,
+    on_step: OnStep | None,
+    state: ClipState,
+    may_continue: Callable[[int, int], bool] = vidrd.before_last,
 ) -> Iterator[GeneratedClip]:
-    """Generate the clips of a plan, starting from this state."""
+    """Generate the clips of a plan, starting from this state. may_continue: as in `vidrd.sample_clips`."""
     run_method, clips = find_method(plan.method).run, plan.options["clips"]
 
     def run_clip(state: ClipState) -> SamplingRun:
         run = run_method(_bind_inputs(vidrd.continue_clip(plan, state)))
         return run._replace(steps=_report_progress(run, state.number, clips, on_step))
 
-    for latents, after in vidrd.sample_clips(run_clip, clips, state, record_last=record_last):
+    for latents, after in vidrd.sample_clips(run_clip, clips, state, may_continue):
         chunks = [
             np.stack([Video.from_tensor(video).frames for video in chunk])
             for chunk in plan.model.decode_chunks(latents)

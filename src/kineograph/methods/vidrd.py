@@ -112,19 +112,27 @@ class ClipState(NamedTuple):
     first: Mapping[float, Latents] | None = None  # by sigma
 
 
+def before_last(clip: int, num_clips: int) -> bool:
+    """Return True for a clip that another one follows."""
+    return clip + 1 < num_clips
+
+
 def sample_clips(
-    run_clip: Callable[[ClipState], SamplingRun], num_clips: int, state: ClipState, *, record_last: bool = False
+    run_clip: Callable[[ClipState], SamplingRun],
+    num_clips: int,
+    state: ClipState,
+    may_continue: Callable[[int, int], bool] = before_last,
 ) -> Iterator[tuple[Latents, ClipState]]:
     """Sample the clips of a video one after the other; yield each clip's latents, and the state for the next clip.
 
-    run_clip     starts a clip from the state: its noise by `initial_noise`, its sampler by `overwrite_guided`
-    state        the state to continue from
-    record_last  record the last clip too, so that a further clip can continue it
+    run_clip      starts a clip from the state: its noise by `initial_noise`, its sampler by `overwrite_guided`
+    state         the state to continue from
+    may_continue  (number of a clip, `num_clips`) -> True if another clip may continue it: its steps are recorded
     """
     for number in range(state.number, num_clips):
         run, recorded = run_clip(state), list[Step]()
         for step in run.steps:
-            if number + 1 < num_clips or record_last:
+            if may_continue(number, num_clips):
                 recorded.append(step)
             else:
                 recorded = [step]
