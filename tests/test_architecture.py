@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "src" / "kineograph").rglob("*.py"), *(ROOT / "lab" / "kineograph_lab").rglob("*.py")])
 TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in FILES}
 NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
-KINDS_OF_CLASS = {"NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function"}  # Function: torch.autograd's
-FLAGS_OF_DIFFUSERS = {"local_files_only"}
+KINDS_OF_CLASS = {"NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function", "TyperGroup"}  # Function: autograd's
+NO_FLAGS = {"local_files_only", "recorded"}  # diffusers' name; a property of a declared option
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
@@ -26,16 +26,21 @@ def flags(function: ast.FunctionDef) -> list[str]:
     pairs = [*zip(positional[len(positional) - len(arguments.defaults) :], arguments.defaults, strict=True)]
     pairs += [(a, d) for a, d in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if d]
     booleans = [a.arg for a, d in pairs if isinstance(d, ast.Constant) and isinstance(d.value, bool)]
-    return [name for name in booleans if name not in FLAGS_OF_DIFFUSERS]
+    return [name for name in booleans if name not in NO_FLAGS]
 
 
 def is_allowed_class(node: ast.ClassDef) -> bool:
-    """Return True for nn.Modules, frozen dataclasses, records, interfaces and errors."""
+    """Return True for nn.Modules, frozen dataclasses, records, interfaces, errors and groups of commands."""
     frozen = any("dataclass" in ast.unparse(d) and "frozen=True" in ast.unparse(d) for d in node.decorator_list)
     bases = [ast.unparse(base).split("[")[0] for base in node.bases]
-    return frozen or any(
-        base.startswith("nn.") or base.endswith(("Error", "Warning")) or base.rsplit(".", 1)[-1] in KINDS_OF_CLASS
-        for base in bases
+    typed_dict = any(each.arg == "total" for each in node.keywords)  # whose bases are TypedDicts too
+    return (
+        frozen
+        or typed_dict
+        or any(
+            base.startswith("nn.") or base.endswith(("Error", "Warning")) or base.rsplit(".", 1)[-1] in KINDS_OF_CLASS
+            for base in bases
+        )
     )
 
 
@@ -48,14 +53,21 @@ def test_files_are_named_after_what_they_hold() -> None:
     assert [name for name in TREES if Path(name).stem in NAMELESS] == []
 
 
+def declares_options(function: ast.FunctionDef, kwarg: ast.arg) -> bool:
+    """Return True if a TypedDict declares what `**kwarg` may hold."""
+    decorators = [ast.unparse(each) for each in function.decorator_list]
+    return "Unpack" in ast.unparse(kwarg.annotation or ast.Constant(0)) or any(
+        each.startswith("declares(") for each in decorators
+    )
+
+
 def test_no_signature_swallows_arguments() -> None:
     found = [
         f"{name}:{f.lineno} {f.name}"
         for name, tree in TREES.items()
+        if "/cli" not in name  # there parameters are built from declared options
         for f in functions(tree)
-        if f.args.kwarg
-        and f.args.kwarg.arg.strip("_")
-        and "Unpack" not in ast.unparse(f.args.kwarg.annotation or ast.Constant(0))
+        if f.args.kwarg and f.args.kwarg.arg.strip("_") and not declares_options(f, f.args.kwarg)
     ]
     assert found == []
 
