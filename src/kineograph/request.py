@@ -178,9 +178,8 @@ class VideoInput(TypedDict, total=False):
 
 SETTINGS_VERSION = 2
 RENAMED_IN_2 = {
-    "masks": "foreground_masks", "elevation.back": "renoise", "elevation.shared_noise": "shared_noise",
-    "reuse.keep": "clip_overlap", "reuse.noise_ratio": "clip_noise_ratio", "reuse.guidance": "clip_guidance",
-    "reuse.anchor": "clip_anchor", "reuse.order": "clip_noise_order",
+    "masks": "foreground_masks", "back": "renoise", "keep": "clip_overlap", "noise_ratio": "clip_noise_ratio",
+    "guidance": "clip_guidance", "anchor": "clip_anchor", "order": "clip_noise_order",
 }  # fmt: skip
 
 
@@ -201,11 +200,11 @@ def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _migrate_from_1(settings: dict[str, Any]) -> dict[str, Any]:
     for record in ("elevation", "reuse"):
-        for name, value in settings.pop(record, {}).items():
-            settings[RENAMED_IN_2.get(f"{record}.{name}", name)] = value
-    for old, new in RENAMED_IN_2.items():
-        if old in settings:
-            settings[new] = settings.pop(old)
+        inside = settings.pop(record, {})
+        if not isinstance(inside, Mapping):
+            raise InputError(f"{record} in these settings is a mapping of options, not {inside!r}")
+        settings |= inside
+    settings = {RENAMED_IN_2.get(name, name): value for name, value in settings.items()}
     for name in ("low_pass", "low_pass_space", "inversion_steps"):  # None was "no filter" and "all steps"
         if name in settings:
             settings[name] = settings[name] or 0
@@ -237,7 +236,11 @@ def _unread_in_1(settings: Mapping[str, Any]) -> list[str]:
     return unread
 
 
-def _flatten_controls(controls: list[dict[str, Any]]) -> dict[str, Any]:
+def _flatten_controls(controls: Any) -> dict[str, Any]:
+    if not isinstance(controls, list) or not all(
+        isinstance(each, Mapping) and isinstance(each.get("kind"), str) and "video" in each for each in controls
+    ):
+        raise InputError(f"control in these settings is a list of records with kind and video, not {controls!r}")
     names = [f"{each['kind']}-map" if each.get("ready") else each["kind"] for each in controls]
     shared = {
         option: {each.get(field, default) for each in controls}

@@ -178,7 +178,7 @@ def load_saliency_annotator() -> Annotator:
     except ImportError as error:
         raise InputError(
             "masks of salient objects are made by rembg, which is not installed: pip install 'kineograph[saliency]', "
-            "or use the model's own attention (--masks attention)"
+            "or use the model's own attention (`foreground_masks` attention)"
         ) from error
     session = new_session(SALIENCY_MODEL)
     return lambda frame: np.asarray(remove(Image.fromarray(frame), session=session, only_mask=True))

@@ -71,8 +71,8 @@ def describe_configurations(
     vae: Mapping[str, Any],
     temporal: TemporalConfig | None,
     *,
-    takes_images: bool = False,
-    has_motion_adapter: bool = False,
+    takes_images: bool,
+    has_motion_adapter: bool,
 ) -> Description | None:
     """Return the description of a model without ControlNets; None if its U-Net's configuration has no sample size.
 

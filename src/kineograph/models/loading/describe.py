@@ -82,7 +82,8 @@ def _describe_source(
         parts = components.components_from_pipeline(source)
         temporal = None if parts.temporal is None else parts.temporal.config
         images = parts.image_encoder is not None
-        return describe_configurations(name, parts.unet.config, parts.vae.config, temporal, takes_images=images)
+        unet, vae = parts.unet.config, parts.vae.config
+        return describe_configurations(name, unet, vae, temporal, takes_images=images, has_motion_adapter=False)
     if source in (POCKET, *pocket.built_in_names()):
         return _describe_built_in(name) if (WEIGHTS / INDEX).is_file() else None
     path = hub.local_path(source, [POCKET, *pocket.built_in_names()])
@@ -155,12 +156,13 @@ def _describe_file(path: Path, name: str, config: str | Path | None, hub_options
     if tensors is None:
         return None
     if videocrafter.is_videocrafter(tensors):
-        with video_checkpoints.open_configuration(config, hub_options) as folder_of:
+        with video_checkpoints.open_videocrafter_configuration(config, hub_options) as folder_of:
             settings = architecture.read_assumed_settings(folder_of("unet").parent)
             net = videocrafter.video_unet_from_videocrafter(tensors, str(path), settings)
             unet, vae = net.image_unet.config, read_json(folder_of("vae") / CONFIG)
         images = bool(net.image_unet.encoder_hid_proj)
-        return describe_configurations(name, unet, vae, _temporal_config(net), takes_images=images)
+        temporal = _temporal_config(net)
+        return describe_configurations(name, unet, vae, temporal, takes_images=images, has_motion_adapter=False)
     if vidrd.is_vidrd(tensors):
         return None if config is None else _describe_vidrd(path, name, tensors, _existing_path(config, hub_options))
     known_configurations.refuse_partial_checkpoint(path, tensors)
@@ -168,7 +170,7 @@ def _describe_file(path: Path, name: str, config: str | Path | None, hub_options
     file = Checkpoint(path, tensors, config, "epsilon", torch.float32, hub_options)
     with single_file.open_configuration(file) as folder:
         unet, vae = (read_json(folder / part / CONFIG) for part in ("unet", "vae"))
-    return describe_configurations(name, unet, vae, None)
+    return describe_configurations(name, unet, vae, None, takes_images=False, has_motion_adapter=False)
 
 
 def _describe_vidrd(path: Path, name: str, tensors: Tensors, folder: Path) -> Description | None:

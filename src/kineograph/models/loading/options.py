@@ -24,7 +24,7 @@ else:
     class Network(Protocol):
         """A live network."""
 
-        def state_dict(self, *arguments: Any, **options: Any) -> Any:
+        def state_dict(self) -> Any:
             """Return the weights."""
 
     AutoencoderKL = ControlNetModel = MotionAdapter = TemporalDecoder = Network

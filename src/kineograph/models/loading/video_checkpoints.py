@@ -62,7 +62,7 @@ def components_from_videocrafter(file: Checkpoint) -> Components:
     """
     path, tensors = file.path, file.tensors
     _refuse_other_tensors(path, tensors)
-    with open_configuration(file.config, file.hub_options) as folder_of:
+    with open_videocrafter_configuration(file.config, file.hub_options) as folder_of:
         settings = architecture.read_assumed_settings(folder_of("unet").parent)
         net = videocrafter.video_unet_from_videocrafter(tensors, str(path), settings)
         tokenizer, reads_images = (
@@ -123,7 +123,7 @@ def _refuse_other_tensors(path: Path, tensors: Tensors) -> None:
 
 
 @contextmanager
-def open_configuration(config: str | Path | None, hub_options: HubOptions) -> Iterator[Callable[[str], Path]]:
+def open_videocrafter_configuration(config: str | Path | None, hub_options: HubOptions) -> Iterator[Callable[[str], Path]]:
     """Provide the folder of each component's configuration: in `config`, or else the built-in one."""
     with TemporaryDirectory() as folder:
         built_in = given = Path(folder)
