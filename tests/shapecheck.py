@@ -3,6 +3,7 @@
 import ast
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from beartype import BeartypeConf, beartype
@@ -25,8 +26,7 @@ def checked(function: Any) -> Any:
 
 def _import_for_type_checkers(names: dict[str, Any]) -> None:
     """Make the imports of a module's `if TYPE_CHECKING:` block."""
-    with open(names["__file__"]) as file:
-        tree = ast.parse(file.read())
+    tree = ast.parse(Path(names["__file__"]).read_text())
     for node in tree.body:
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             code = compile(ast.Module(node.body, []), names["__file__"], "exec")

@@ -39,6 +39,10 @@ class Combination(NamedTuple):
         """The model that may have temporal layers."""
         return self.video_model or self.model
 
+    def read(self, kind: type[Kind]) -> Kind:
+        """Return the options that a TypedDict declares."""
+        return options.select(self.options, kind)
+
 
 class Method(NamedTuple):
     """A method, registered in `generation.options.METHODS` or by the entry point `kineograph.methods`.
@@ -72,6 +76,7 @@ class AddOn(NamedTuple):
 class Plan:
     """A resolved request: every value is decided, every input is open.
 
+    second_model        the video model of VideoElevator: one, or none
     prompts             one for each video of the batch
     seed                of the first video of the batch; the next has seed + 1
     sampler             name in `samplers.BY_NAME`
@@ -83,9 +88,8 @@ class Plan:
     image               the image that the video starts from: one, or none
     options             all options, with defaults; see `read`
     clip                number of the clip of a long video
-    first_attention     frames attend to frame 0 in the image model
-    add_conditions      adds ControlNet residuals and the frames to edit to a condition
     guide               (bind, cond, uncond) -> the guided model
+    add_conditions      adds ControlNet residuals and the frames to edit to a condition
     continue_noise      (the clip's own noise) -> its initial noise, which may continue the previous clip's
     adapt_sampler       (sampler, sigmas) -> the sampler, which may follow the previous clip, or smooth the background
     skip_overwritten    (denoise, sigmas) -> the model without the frames that `adapt_sampler` overwrites; for models
@@ -93,7 +97,7 @@ class Plan:
     """
 
     model: Model
-    video_model: Model | None
+    second_model: tuple[Model, ...]
     method: str
     prompts: tuple[str, ...]
     negative_prompt: str

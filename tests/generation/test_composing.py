@@ -1,4 +1,4 @@
-"""Every pair of what can be asked for: it works and changes the frames, or is refused with a reason (docs/composing.md).
+"""Every pair of what composes: it works and changes the frames, or is refused with a reason (docs/composing.md).
 
 The table in the document is read here, so that it stays true.
 """

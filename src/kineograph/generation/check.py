@@ -15,11 +15,13 @@ from kineograph.generation.options import (
     used_kinds,
     with_plugins,
 )
-from kineograph.models.description import Description
+from kineograph.models.description import Description, check_size
+from kineograph.models.unet.windows import window_ranges
 from kineograph.options import declared, refuse_unused, validate
 from kineograph.plan import Combination
 from kineograph.request import ImageOptions
 
+SIDES = ("height", "width")
 IMAGE_METHOD, VIDEO_METHOD, TWO_MODEL_METHOD = "text2video-zero", "videocrafter", "video-elevator"
 
 
@@ -76,7 +78,8 @@ def _choose_method(model: Description, video_model: Description | None, options:
 
 def _check_models(combination: Combination) -> None:
     model, second, method = combination.model, combination.video_model, combination.method
-    if second is not None and method in (IMAGE_METHOD, VIDEO_METHOD):
+    if second is not None and method in (SIDES = ("height", "width")
+IMAGE_METHOD, VIDEO_METHOD):
         raise InputError(
             f"{method} has no use for a second model, {second.name}: leave it out, or choose the `method` "
             f"{TWO_MODEL_METHOD}"
@@ -86,12 +89,28 @@ def _check_models(combination: Combination) -> None:
             f"{model.name} is an editing model, and there is no video to edit: give one, as in kineograph edit in.mp4 "
             "'make it snow', or use a text-to-image model"
         )
+    _check_network(combination)
     scale, moving = combination.options["motion_scale"], combination.with_motion
     if scale and not moving.has_motion_adapter:
         what = "no motion adapter" if moving.is_video else "no temporal layers, and so no motion adapter"
         raise InputError(
             f"{moving.name} has {what}, and a `motion_scale` other than 0 needs one: load it with `motion_adapter`"
         )
+
+
+def _check_network(combination: Combination) -> None:
+    """Check what the model's network fixes: its channels, its size's factor, its positions in time."""
+    model, options, temporal = combination.model, combination.options, combination.with_motion.temporal
+    if model.in_channels != model.latent_channels and not model.edits:
+        raise InputError(
+            f"{model.name} reads {model.in_channels - model.latent_channels} channels besides the latents', as models "
+            "for inpainting do: use a text-to-image or an editing model"
+        )
+    if not (options["control"] or options["video"]):
+        height, width = (options[name] or side for name, side in zip(SIDES, model.default_size, strict=True))
+        check_size(height, width, model.vae_scale_factor)
+    if temporal is not None:
+        window_ranges(temporal, options["window"], options["overlap"], frames=1)  # raises for an impossible window
 
 
 def _check_image(combination: Combination) -> None:

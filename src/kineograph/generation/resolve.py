@@ -15,11 +15,11 @@ from kineograph.generation.check import check
 from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
 from kineograph.methods import instruct_pix2pix, text2video_zero
-from kineograph.methods.controlnet import list_controls
+from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.models.description import describe_model
 from kineograph.models.model import Model
 from kineograph.motion import frame_warp, parse
-from kineograph.options import declared
+from kineograph.options import declared, select
 from kineograph.plan import Combination, Plan
 from kineograph.request import IMAGE_MODEL_FPS, NUM_FRAMES, VIDEO_MODEL_FPS
 
@@ -49,9 +49,8 @@ def open_inputs(options: Mapping[str, Any]) -> Inputs:
     if total is not None and total > MAX_FRAMES and (options["control"] or options["video"]):
         raise InputError(f"`num_frames` times `clips` is at most {MAX_FRAMES}, not {total}: ask for fewer")
     read = partial(open_footage, num_frames=total, fps=options["fps"])
-    controls: Any = options
     inputs = Inputs(
-        tuple(read(each.video) for each in list_controls(controls)),
+        tuple(read(each.video) for each in list_controls(select(options, ControlOptions))),
         () if options["video"] is None else (read(options["video"]),),
         () if options["image"] is None else (read_image(options["image"]),),
     )
@@ -95,12 +94,9 @@ def resolve(
     frame_warp(parse(motion), frames=num_frames, seed=0)  # raises for a motion that cannot be used
     if footage and len(footage[0]) < num_frames * options["clips"]:
         raise InputError(f"{footage[0].path} has {len(footage[0])} frames, fewer than the {options['clips']} `clips`")
-    guide = partial(guide_by_text, options["guidance_scale"])
-    if inputs.edit:
-        guide = partial(instruct_pix2pix.guide, options["guidance_scale"], options["image_guidance_scale"])
     return Plan(
         model=model,
-        video_model=video_model,
+        second_model=() if video_model is None else (video_model,),
         method=combination.method,
         prompts=prompts,
         negative_prompt=options["negative_prompt"],
@@ -122,7 +118,7 @@ def resolve(
         edit_footage=inputs.edit,
         image=inputs.image,
         options=options,
-        guide=guide,
+        guide=partial(guide_by_text, options["guidance_scale"]),
     )
 
 
@@ -207,9 +203,10 @@ def warn_about(plan: Plan) -> None:
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:
         _warn(f"{model.name} has never seen the words {', '.join(unknown)}")
     _warn_of_unnamed_subject(model, prompts)
-    if plan.video_model is not None:
-        _warn_of_unnamed_subject(plan.video_model, [plan.options["video_prompt"] or plan.prompts[0]])
-    _warn_of_long_window(plan.video_model or model, plan.window, len(plan.frames))
+    for video_model in plan.second_model:
+        _warn_of_unnamed_subject(video_model, [plan.options["video_prompt"] or plan.prompts[0]])
+    for each in plan.second_model or (model,):
+        _warn_of_long_window(each, plan.window, len(plan.frames))
 
 
 def _warn_of_unnamed_subject(model: Model, prompts: Sequence[str]) -> None:

@@ -20,13 +20,13 @@ from kineograph.generation.resolve import (
 )
 from kineograph.media.video import Video
 from kineograph.methods import controlnet, instruct_pix2pix, text2video_zero, vidrd
-from kineograph.methods.controlnet import list_controls
+from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.loading.provenance import collect_provenance
 from kineograph.models.model import Model
 from kineograph.plan import Plan, SamplingRun
 from kineograph.request import SETTINGS_VERSION
-from kineograph.samplers import Sampler, Step
+from kineograph.samplers import Step
 
 
 class Progress(NamedTuple):
@@ -121,14 +121,11 @@ def generate_clips(
 
 def _bind_inputs(plan: Plan) -> Plan:
     """Bind the clip's part of the control videos and of the video to edit, and the background smoothing."""
-    add_control = controlnet.bind_controls(plan)
-    add_frames = instruct_pix2pix.bind_frames(plan) if plan.edit_footage else lambda condition: condition
-    bound = replace(plan, add_conditions=lambda condition: add_frames(add_control(condition)))
-
-    def adapt_sampler(sampler: Sampler, sigmas: Sequence[float]) -> Sampler:
-        return text2video_zero.smooth_sampler(bound, plan.adapt_sampler(sampler, sigmas))
-
-    return replace(bound, adapt_sampler=adapt_sampler)
+    if plan.control_footage:
+        plan = controlnet.bind_controls(plan)
+    if plan.edit_footage:
+        plan = instruct_pix2pix.bind_input(plan)
+    return text2video_zero.bind_smoothing(plan)
 
 
 def _report_progress(run: SamplingRun, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:
@@ -140,11 +137,11 @@ def _report_progress(run: SamplingRun, number: int, clips: int, on_step: OnStep 
 
 def _settings(plan: Plan) -> dict[str, Any]:
     """Return the settings that the batch's videos have in common, as JSON values."""
-    options: Any = plan.options
+    options = plan.options
     read = {str(each.path): each.digest for each in (*plan.control_footage, *plan.edit_footage)}
     read |= {each.path: each.digest for each in plan.image}
-    kinds = [each.kind for each in list_controls(options)]
-    second = {"video_model": collect_provenance(plan.video_model)["model"]} if plan.video_model else {}
+    kinds = [each.kind for each in list_controls(plan.read(ControlOptions))]
+    second = [("video_model", collect_provenance(each)["model"]) for each in plan.second_model]
     batch = {"batch": len(plan.prompts)} if len(plan.prompts) > 1 else {}
     return {
         "settings_version": SETTINGS_VERSION,
@@ -153,5 +150,5 @@ def _settings(plan: Plan) -> dict[str, Any]:
         **batch,
         "read": read,
         **collect_provenance(plan.model, kinds),
-        **second,
+        **dict(second),
     }

@@ -5,7 +5,7 @@ The residuals enter through the condition, so any method that binds conditions o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -64,7 +64,7 @@ class ControlOptions(TypedDict, total=False):
 
 
 class Control(NamedTuple):
-    """Input of one ControlNet. kind: its name in the model; ready: the video shows maps; annotator: "" for the usual."""
+    """Input of a ControlNet. kind: its name in the model; ready: the video shows maps; annotator: "" if the usual."""
 
     kind: str
     video: str
@@ -85,8 +85,8 @@ def list_controls(options: ControlOptions) -> list[Control]:
     ]
 
 
-def bind_controls(plan: Plan) -> Callable[[Condition], Condition]:
-    """Read the clip's part of the control videos, and return the function that adds their residuals to a condition.
+def bind_controls(plan: Plan) -> Plan:
+    """Return the plan with the residuals of the clip's part of the control videos in its conditions.
 
     A ControlNet has the model's frame attention: the first frame's, or each frame's own in a video model.
     """
@@ -115,9 +115,9 @@ def bind_controls(plan: Plan) -> Callable[[Condition], Condition]:
             )
             for net, embedding in zip(nets, embeddings, strict=True)
         ]
-        return replace(condition, residuals=sum_residuals(*residuals))
+        return replace(plan.add_conditions(condition), residuals=sum_residuals(*residuals))
 
-    return add_control if controls else lambda condition: condition
+    return replace(plan, add_conditions=add_control)
 
 
 def _embed_maps(net: VideoControlNet, control: Control, footage: Footage, plan: Plan) -> ControlEmbedding:
@@ -137,8 +137,8 @@ def _to_tensor(frames: np.ndarray) -> Tensor:
 
 def check(combination: Combination) -> None:
     """Raise InputError for a kind without a ControlNet, an annotator without its control, and an empty range."""
-    options, model = combination.options, combination.model
-    for control in list_controls(combination.options):  # type: ignore[arg-type]
+    options, model = combination.read(ControlOptions), combination.model
+    for control in list_controls(options):
         if not {control.kind, ANY_CONTROL} & {*model.controls}:
             others = f", only for {', '.join(model.controls)}" if model.controls else ""
             raise InputError(

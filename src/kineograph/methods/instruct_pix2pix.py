@@ -7,7 +7,6 @@ samples an edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING, Annotated
@@ -35,17 +34,19 @@ class InstructPix2PixOptions(TypedDict, total=False):
     ]
 
 
-def bind_frames(plan: Plan) -> Callable[[Condition], Condition]:
-    """Encode the clip's frames to edit, and return the function that adds them to a condition."""
+def bind_input(plan: Plan) -> Plan:
+    """Return the plan of an edit with the clip's frames to edit in its conditions, and guidance by them."""
     frames = encode_input(plan).expand(len(plan.prompts), -1, -1, -1, -1)
-    return lambda condition: replace(condition, channels=frames)
+    scale, image_scale = plan.guidance_scale, plan.read(InstructPix2PixOptions)["image_guidance_scale"]
 
+    def add_frames(condition: Condition) -> Condition:
+        return replace(plan.add_conditions(condition), channels=frames)
 
-def guide(scale: float, image_scale: float, bind: BindCondition, cond: Condition, uncond: Condition) -> Denoise:
-    """Apply guidance by text and by the frames to edit."""
-    assert uncond.channels is not None
-    neither = replace(uncond, channels=torch.zeros_like(uncond.channels))
-    return text_and_image_guidance(bind(cond), bind(uncond), bind(neither), scale, image_scale)
+    def guide(bind: BindCondition, cond: Condition, uncond: Condition) -> Denoise:
+        neither = replace(uncond, channels=torch.zeros_like(frames))
+        return text_and_image_guidance(bind(cond), bind(uncond), bind(neither), scale, image_scale)
+
+    return replace(plan, add_conditions=add_frames, guide=guide)
 
 
 def encode_input(plan: Plan) -> Latents:

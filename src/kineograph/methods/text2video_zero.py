@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import numpy as np
@@ -43,8 +44,8 @@ class CameraOptions(TypedDict, total=False):
         Text | None,
         option(
             None,
-            "Camera motion: pan:X,Y or zoom:FACTOR or rotate:DEGREES for each frame, path:X,Y;X,Y;..., or none; several "
-            "are joined by +. X and Y are pixels of a frame 512 wide.",
+            "Camera motion: pan:X,Y or zoom:FACTOR or rotate:DEGREES for each frame, path:X,Y;X,Y;..., or none; "
+            "several are joined by +. X and Y are pixels of a frame 512 wide.",
             shown_default=f"{DEFAULT_MOTION} for an image model, none with an input video",
         ),
     ]
@@ -61,7 +62,7 @@ class SmoothingOptions(TypedDict, total=False):
     ]
     foreground_masks: Annotated[
         Literal["attention", "rembg"],
-        option("attention", "Source of the masks for `smooth_background`: the model's attention, or the package rembg."),
+        option("attention", "Masks for `smooth_background`: the model's attention, or rembg (a package)."),
     ]
 
 
@@ -194,10 +195,15 @@ METHOD = Method(run, (ImageModelOptions, CameraOptions, Text2VideoZeroOptions), 
 # --- background smoothing, around any method's sampler
 
 
-def smooth_sampler(plan: Plan, sampler: Sampler) -> Sampler:
-    """Wrap a sampler by background smoothing, as the plan says."""
+def bind_smoothing(plan: Plan) -> Plan:
+    """Return the plan with background smoothing around its sampler, if it asks for it."""
     strength = plan.read(SmoothingOptions)["smooth_background"]
-    return smooth_background(sampler, _camera_warp(plan), _foreground_masks(plan), strength) if strength else sampler
+
+    def adapt_sampler(sampler: Sampler, sigmas: Sequence[float]) -> Sampler:
+        adapted = plan.adapt_sampler(sampler, sigmas)
+        return smooth_background(adapted, _camera_warp(plan), _foreground_masks(plan), strength)
+
+    return replace(plan, adapt_sampler=adapt_sampler) if strength else plan
 
 
 def _foreground_masks(plan: Plan) -> ForegroundMasks:

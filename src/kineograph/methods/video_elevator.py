@@ -107,7 +107,7 @@ class VideoElevatorOptions(TypedDict, total=False):
         bool,
         option(
             False,
-            "Correct later steps by the inversion's error, as in the released code; the inversion then takes all steps.",
+            "Correct later steps by the inversion's error, as in the released code; it then takes all steps.",
             group=GROUP,
         ),
     ]
@@ -172,7 +172,7 @@ def sample(
 ) -> Iterator[Step]:
     """Sample a video along the image model's sigmas.
 
-    refine_at  sigmas whose estimate is refined; with none this is plain sampling by `sampler`, which starts anew after each
+    refine_at  sigmas whose estimate is refined; the sampler starts anew after each; with none it samples plainly
     refine     see `refine_with_video_model`
     renoise    takes the refined estimate to the next sigma, see `invert`, `noise_again`
     correct    returns what is added after a step that is not refined, see `correct_drift`
@@ -325,7 +325,7 @@ def bind_video_model(plan: Plan) -> Refine:
     """Bind the video model as `Refine`: the two exchange latents, or decoded frames where their VAEs differ."""
     from kineograph.models.vae.autoencoder import same_latent_space
 
-    model, video, options = plan.model, _video_model(plan), plan.read(VideoElevatorOptions)
+    model, (video,), options = plan.model, plan.second_model, plan.read(VideoElevatorOptions)
     shape = (len(plan.prompts), *video.latent_shape(plan.height, plan.width))
     name = "lcm" if video.temporal is not None and video.temporal.sampler == "lcm" else "ddim"
     noise_at = noise.per_sigma(plan.seed, plan.frames, shape)
@@ -350,12 +350,6 @@ def bind_video_model(plan: Plan) -> Refine:
         return model.encode(video.decode(refine(encoded, sigma))).to(x0)
 
     return refine_frames
-
-
-def _video_model(plan: Plan) -> Model:
-    if plan.video_model is None:
-        raise InputError("video-elevator needs a second model: pass one as `video_model`")
-    return plan.video_model
 
 
 def _bind_video_prompts(video: Model, plan: Plan, sampler: str) -> Denoise:

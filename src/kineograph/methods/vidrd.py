@@ -57,8 +57,8 @@ class ClipOptions(TypedDict, total=False):
         Number,
         option(
             0.7,
-            "Fraction of the steps in which the first frame follows the previous clip's latents, later frames for fewer; "
-            "with 1 it equals the previous clip's last frame.",
+            "Fraction of the steps in which the first frame follows the previous clip's latents, later frames for "
+            "fewer; with 1 it equals the previous clip's last frame.",
             group=GROUP,
             ge=0,
             le=1,
@@ -68,7 +68,7 @@ class ClipOptions(TypedDict, total=False):
         Number,
         option(
             0.0,
-            "Strength that pulls each clip's mean over the frames to the first clip's, against drift; not in the paper.",
+            "Strength that pulls each clip's mean over the frames to the first clip's, against drift (not of the paper).",
             group=GROUP,
             ge=0,
             le=1,
@@ -78,8 +78,8 @@ class ClipOptions(TypedDict, total=False):
         Literal["reversed", "kept"],
         option(
             "reversed",
-            "Order of the previous clip's noise: reversed, so that a clip starts where the previous one ended, or kept, "
-            "the paper's ablation.",
+            "Order of the previous clip's noise: reversed, so that a clip starts where the previous one ended, or kept, as "
+            "in the paper's ablation.",
             group=GROUP,
         ),
     ]
@@ -161,7 +161,10 @@ def continue_clip(plan: Plan, state: ClipState) -> Plan:
         counts, strength = guided(sigmas), options["clip_anchor"]
         anchor = {sigma: mean for sigma, mean in (state.first or {}).items() if sigma in counts}
         following = overwrite_guided(sampler, past, counts)
-        adapted: Sampler = lambda denoise, x, along: following(anchor_to_first(denoise, anchor, strength), x, along)
+
+        def adapted(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+            return following(anchor_to_first(denoise, anchor, strength), x, sigmas)
+
         return plan.adapt_sampler(adapted, sigmas)
 
     def skip(denoise: Denoise, sigmas: Sequence[float]) -> Denoise:

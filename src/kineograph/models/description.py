@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kineograph.errors import InputError
+
 if TYPE_CHECKING:
     from kineograph.models.model import Model
     from kineograph.models.temporal.config import TemporalConfig
@@ -99,3 +101,12 @@ def describe_configurations(
 def vae_scale_factor(vae: Mapping[str, Any]) -> int:
     """Return the height and width of a latent pixel, in pixels. vae: its configuration."""
     return 2 ** (len(vae.get("block_out_channels", VAE_BLOCK_CHANNELS)) - 1)
+
+
+def check_size(height: int, width: int, factor: int) -> None:
+    """Raise InputError unless height and width, in pixels, are multiples of the VAE's scale factor."""
+    near = " x ".join(str(max(1, round(length / factor)) * factor) for length in (height, width))
+    if height < 1 or width < 1 or height % factor or width % factor:
+        raise InputError(
+            f"expected `height` and `width` to be multiples of {factor} above 0, got {height} x {width}; {near} is near"
+        )

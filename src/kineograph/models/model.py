@@ -19,7 +19,7 @@ from kineograph.latents import Latents
 from kineograph.models.conditioning import text_encoder
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.description import ANY_CONTROL
+from kineograph.models.description import ANY_CONTROL, check_size
 from kineograph.models.loading.controlnets import OpenControlNet
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
@@ -103,11 +103,7 @@ class Model:
         Raises InputError unless both are multiples of the VAE's scale factor.
         """
         factor = self.vae_scale_factor
-        near = " x ".join(str(max(1, round(length / factor)) * factor) for length in (height, width))
-        if height < 1 or width < 1 or height % factor or width % factor:
-            raise InputError(
-                f"expected height and width to be multiples of {factor} above 0, got {height} x {width}; {near} is near"
-            )
+        check_size(height, width, factor)
         return self.vae.config.latent_channels, height // factor, width // factor
 
     @torch.no_grad()

@@ -123,7 +123,9 @@ def _refuse_other_tensors(path: Path, tensors: Tensors) -> None:
 
 
 @contextmanager
-def open_videocrafter_configuration(config: str | Path | None, hub_options: HubOptions) -> Iterator[Callable[[str], Path]]:
+def open_videocrafter_configuration(
+    config: str | Path | None, hub_options: HubOptions
+) -> Iterator[Callable[[str], Path]]:
     """Provide the folder of each component's configuration: in `config`, or else the built-in one."""
     with TemporaryDirectory() as folder:
         built_in = given = Path(folder)
