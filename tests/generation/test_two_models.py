@@ -197,5 +197,5 @@ def test_the_command_takes_two_models_and_replays(run: Run, folders: tuple[Path,
     again = run("replay", "fish.gif", "-o", "again.gif")
     assert again.status == 0 and "differ" not in again.err, again.err
     alone = run("generate", "a fish", "--model", first, "--method", "video-elevator")
-    assert alone.status == 2 and "--video-model pocket-video" in alone.err
+    assert alone.status == 2 and "pass one as --video-model, such as pocket-video" in alone.err
     assert "a list of numbers" in run("generate", "a fish", "--video-model", second, "--refine-at", "half").err
