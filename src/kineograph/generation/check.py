@@ -78,8 +78,7 @@ def _choose_method(model: Description, video_model: Description | None, options:
 
 def _check_models(combination: Combination) -> None:
     model, second, method = combination.model, combination.video_model, combination.method
-    if second is not None and method in (SIDES = ("height", "width")
-IMAGE_METHOD, VIDEO_METHOD):
+    if second is not None and method in (IMAGE_METHOD, VIDEO_METHOD):
         raise InputError(
             f"{method} has no use for a second model, {second.name}: leave it out, or choose the `method` "
             f"{TWO_MODEL_METHOD}"

@@ -68,7 +68,8 @@ class ClipOptions(TypedDict, total=False):
         Number,
         option(
             0.0,
-            "Strength that pulls each clip's mean over the frames to the first clip's, against drift (not of the paper).",
+            "Strength that pulls each clip's mean over its frames to the first clip's, against drift; not in the "
+            "paper.",
             group=GROUP,
             ge=0,
             le=1,
@@ -78,8 +79,8 @@ class ClipOptions(TypedDict, total=False):
         Literal["reversed", "kept"],
         option(
             "reversed",
-            "Order of the previous clip's noise: reversed, so that a clip starts where the previous one ended, or kept, as "
-            "in the paper's ablation.",
+            "Order of the previous clip's noise: reversed, so that a clip starts where the previous one ended, or "
+            "kept, as in the paper's ablation.",
             group=GROUP,
         ),
     ]
