@@ -11,7 +11,7 @@ from beartype import BeartypeConf, beartype
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 _completed: set[str] = set()
 # Modules whose imports for type checkers are made here, so that their annotations can be read.
-COMPLETED = ("kineograph.methods.", "kineograph.plan", "kineograph.binding", "kineograph.models.unet.frame_attention")
+COMPLETED = ("kineograph.methods.", "kineograph.plan", "kineograph.models.unet.frame_attention")
 
 
 def checked(function: Any) -> Any:

@@ -6,7 +6,7 @@ import torch
 from tiny_unets import TOKEN_WIDTH
 from torch import Tensor, nn
 
-from kineograph.condition import Condition
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig, TransformerConfig
 
 B, F, T = 2, 5, 481.0

@@ -29,13 +29,13 @@ LAYERS = (
     "kineograph.metrics",
     "kineograph.generation",
     "kineograph.methods",
-    "kineograph.binding",
+    "kineograph.plan",
     "kineograph.plan",
     "kineograph.models",
     "kineograph.media",
     "kineograph.request",
     "kineograph.samplers",
-    "kineograph.denoise kineograph.condition",
+    "kineograph.denoise",
     "kineograph.latents kineograph.noise kineograph.motion kineograph.sigmas",
     "kineograph.hub kineograph.plugins kineograph.options",
     "kineograph.errors",
@@ -45,8 +45,6 @@ TWICE = {"attach", "check", "loss", "sample", "run"}  # every method file has it
 MOST_FILES, FULL, FULLER = 190, 14, 16
 SHORT, MOST_SHORT = 60, 12
 MOST_PARAMETERS = 12
-# Functions that declare every option as a parameter; the declarations of options will replace them.
-FRONT_DOORS = {"load", "generate", "animate", "edit", "customise"}
 
 
 class Module(NamedTuple):
@@ -179,11 +177,7 @@ def main() -> int:
     full, count = folders.most_common(1)[0]
     over = [f"{folder.relative_to(ROOT)}: {number}" for folder, number in folders.items() if number > FULL]
     short = [m for m in modules if m.lines < SHORT and m.path.name != "__init__.py"]
-    many = [
-        (parameters(f), f"{m.path.relative_to(ROOT)}:{f.lineno} {f.name}")
-        for m, f in functions(modules)
-        if f.name not in FRONT_DOORS
-    ]
+    many = [(parameters(f), f"{m.path.relative_to(ROOT)}:{f.lineno} {f.name}") for m, f in functions(modules)]
     docs = list(docstrings(modules))
     riddles = [f"{place} {line[:90]}" for place, line in docs if OPENING.match(line)]
     twice, wrong = defined_twice(modules), upward(modules)
@@ -206,7 +200,7 @@ def main() -> int:
     figure(
         "most parameters",
         max(many)[0],
-        f"at most {MOST_PARAMETERS}; front doors not counted: {', '.join(sorted(FRONT_DOORS))}",
+        f"at most {MOST_PARAMETERS}",
         bad=[f"{place}: {number}" for number, place in many if number > MOST_PARAMETERS],
     )
     figure("public names defined twice", len(twice), "0", bad=twice)

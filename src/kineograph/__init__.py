@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kineograph import denoise, latents, methods, motion, noise, samplers, sigmas
-    from kineograph.condition import Condition
     from kineograph.denoise import classifier_free_guidance
     from kineograph.errors import InputError
     from kineograph.generation.api import animate, edit, generate
     from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions
     from kineograph.generation.recorded import replay
     from kineograph.media.video import Video, open_video
+    from kineograph.models.conditioning.condition import Condition
     from kineograph.models.loading.load import load
     from kineograph.models.loading.options import LoadOptions
     from kineograph.models.loading.save import save
@@ -58,7 +58,7 @@ __all__ = [
 # seconds that torch needs.
 _HOMES = {
     "AnimateOptions": "generation.options",
-    "Condition": "condition",
+    "Condition": "models.conditioning.condition",
     "EditOptions": "generation.options",
     "GenerateOptions": "generation.options",
     "InputError": "errors",

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import kineograph as kg
-from kineograph.condition import Condition
 from kineograph.errors import InputWarning
+from kineograph.models.conditioning.condition import Condition
 
 CLOSE = 1e-4
 LATENTS = normal(1, 4, 16, 16, seed=3)

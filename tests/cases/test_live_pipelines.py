@@ -20,7 +20,7 @@ from diffusers.hooks.group_offloading import GroupOffloadingHook
 from torch import Tensor, nn
 
 import kineograph as kg
-from kineograph.condition import Condition
+from kineograph.models.conditioning.condition import Condition
 
 CPU, CLOSE = torch.device("cpu"), 1e-5
 SMALL = {"num_inference_steps": 2, "height": 64, "width": 64}

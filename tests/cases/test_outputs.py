@@ -10,7 +10,7 @@ import pytest
 from cases.program import run
 
 import kineograph as kg
-from kineograph.models.loading import adapter_files
+from kineograph.models.formats import adapter_files
 
 FEW = ("-n", 1, "--steps", 1, "--guidance-scale", 1, "--height", 64, "--width", 64)
 

@@ -14,13 +14,12 @@ import torch
 from models.conftest import sd, sd_folder  # noqa: F401
 
 import kineograph as kg
-from kineograph.binding import bind_model
 from kineograph.errors import InputError, InputWarning
 from kineograph.generation.check import complete
 from kineograph.generation.resolve import Inputs, resolve
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import first
-from kineograph.plan import Plan
+from kineograph.plan import Plan, bind_model
 from kineograph.samplers import BY_NAME
 
 FEW = {"num_inference_steps": 2, "num_frames": 2}

@@ -26,8 +26,8 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.methods import still_moving as method
-from kineograph.models.loading import adapter_files
-from kineograph.models.loading.adapter_files import weight_signature
+from kineograph.models.formats import adapter_files
+from kineograph.models.formats.adapter_files import weight_signature
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig

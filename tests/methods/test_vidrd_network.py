@@ -5,8 +5,8 @@ from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from tiny_videos import Z, shaken, two_levels
 
-from kineograph.condition import Condition
 from kineograph.methods import videocrafter
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import AttentionConfig, ConvConfig, Site, TemporalConfig
 from kineograph.models.temporal.layers import AttentionInBlock, TemporalConv

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from kineograph.condition import Condition
 from kineograph.errors import InputError
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.conditioning.text_encoder import unknown_words
 from kineograph.models.loading.load import load
 from kineograph.models.unet import frame_attention

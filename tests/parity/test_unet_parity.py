@@ -9,7 +9,7 @@ from peft import LoraConfig
 from tiny_unets import TOKEN_WIDTH, sd2, sdxl, unet, with_ip_adapters
 from torch import Tensor
 
-from kineograph.condition import Condition, Residuals
+from kineograph.models.conditioning.condition import Condition, Residuals
 from kineograph.models.unet.controlnet import VideoControlNet, bind_controlnet, sum_residuals
 from kineograph.models.unet.cross_attention import project_image_tokens
 from kineograph.models.unet.frame_attention import FrameAttention, first, first_and_previous, own, previous

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kineograph.condition import Condition
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.formats import videocrafter, vidrd
 from kineograph.models.formats.architecture import AssumedSettings
 from kineograph.models.unet import cross_attention

@@ -6,8 +6,8 @@ import torch
 from diffusers import UNetMotionModel
 from tiny_videos import TOKENS, Z, adapter, animatediff, modelscope, off
 
-from kineograph.condition import Condition
 from kineograph.hub import HubOptions
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.formats import animatediff as animatediff_layout
 from kineograph.models.formats import key_map
 from kineograph.models.formats import modelscope as modelscope_layout

@@ -18,10 +18,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel, UNetMotionModel
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.methods import videocrafter
 from kineograph.metrics.features import Frames
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement, parse_dtype

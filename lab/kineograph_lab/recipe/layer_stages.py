@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from kineograph.models.loading.adapter_files import save_motion_adapter
+from kineograph.models.formats.adapter_files import save_motion_adapter
 from kineograph.models.pocket.networks import restore_vidrd_unet
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.video_unet import VideoUNet

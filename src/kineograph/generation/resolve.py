@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kineograph.binding import guide_by_text
 from kineograph.errors import MAX_FRAMES, InputError, InputWarning
 from kineograph.generation.check import check
 from kineograph.media.footage import Footage, open_footage, output_size
@@ -20,7 +19,7 @@ from kineograph.models.description import describe_model
 from kineograph.models.model import Model
 from kineograph.motion import frame_warp, parse
 from kineograph.options import declared, select
-from kineograph.plan import Combination, Plan
+from kineograph.plan import Combination, Plan, guide_by_text
 from kineograph.request import IMAGE_MODEL_FPS, NUM_FRAMES, VIDEO_MODEL_FPS
 
 IMAGE_MODEL_SAMPLER = "ddim"

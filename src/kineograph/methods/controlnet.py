@@ -21,8 +21,8 @@ from kineograph.options import File, Number, option
 from kineograph.plan import AddOn, Combination, Plan
 
 if TYPE_CHECKING:
-    from kineograph.condition import Condition
     from kineograph.media.footage import Footage
+    from kineograph.models.conditioning.condition import Condition
     from kineograph.models.unet.controlnet import ControlEmbedding, VideoControlNet
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kineograph.condition import Condition
 from kineograph.latents import Latents
+from kineograph.models.conditioning.condition import Condition
 
 # (condition, x0, noise, timesteps) -> the error of the network's prediction for each image
 ImageErrors = Callable[[Condition, Latents, Latents, Tensor], Float[Tensor, " n"]]

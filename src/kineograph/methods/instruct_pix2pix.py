@@ -21,7 +21,7 @@ from kineograph.options import Number, option
 from kineograph.plan import AddOn, BindCondition, Combination, Plan
 
 if TYPE_CHECKING:
-    from kineograph.condition import Condition
+    from kineograph.models.conditioning.condition import Condition
 
 DEFAULT_SAMPLER = "euler-ancestral"
 

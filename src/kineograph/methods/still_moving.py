@@ -21,7 +21,7 @@ from kineograph.latents import Latents
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-    from kineograph.condition import Condition
+    from kineograph.models.conditioning.condition import Condition
     from kineograph.models.schedule import Schedule
     from kineograph.models.temporal.adapters import AdapterConfig
     from kineograph.models.unet.video_unet import VideoUNet

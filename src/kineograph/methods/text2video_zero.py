@@ -19,13 +19,12 @@ import torch.nn.functional as F
 from typing_extensions import TypedDict
 
 from kineograph import noise
-from kineograph.binding import bind_model, pin_first_frame
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, renoise
 from kineograph.motion import Motion, Warp, frame_warp, parse
 from kineograph.options import Number, Text, option, refuse_unused
-from kineograph.plan import AddOn, Combination, Method, Plan, SamplingRun, build_sampler
+from kineograph.plan import AddOn, Combination, Method, Plan, SamplingRun, bind_model, build_sampler, pin_first_frame
 from kineograph.request import ImageModelOptions
 from kineograph.samplers import ForegroundMasks, Sampler, Step, ddim, smooth_background
 from kineograph.sigmas import insert_sigmas, starting_at, until

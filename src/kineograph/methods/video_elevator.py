@@ -19,12 +19,21 @@ from annotated_types import Gt, Le
 from typing_extensions import TypedDict
 
 from kineograph import latents, noise
-from kineograph.binding import add_image, bind_model, fit_to_sampler, pin_first_frame
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.errors import InputError
 from kineograph.latents import Latents, add_noise
 from kineograph.options import Integer, Number, Text, declared, option, refuse_unused
-from kineograph.plan import Combination, Method, Plan, SamplingRun, build_sampler
+from kineograph.plan import (
+    Combination,
+    Method,
+    Plan,
+    SamplingRun,
+    add_image,
+    bind_model,
+    build_sampler,
+    fit_to_sampler,
+    pin_first_frame,
+)
 from kineograph.request import MAX_STEPS, ImageModelOptions, VideoModelOptions
 from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to
 from kineograph.sigmas import insert_sigmas, starting_at, until

@@ -14,19 +14,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from kineograph import noise
-from kineograph.binding import bind_model, pin_first_frame
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.temporal.config import ConvConfig, Site, TemporalConfig, TransformerConfig
-from kineograph.plan import Combination, Method, Plan, SamplingRun
+from kineograph.plan import Combination, Method, Plan, SamplingRun, bind_model, pin_first_frame
 from kineograph.request import VideoModelOptions
 from kineograph.samplers import BY_NAME, Sampler, Step
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-    from kineograph.condition import Condition
+    from kineograph.models.conditioning.condition import Condition
     from kineograph.models.schedule import Schedule
     from kineograph.models.unet.forward import CallStage
     from kineograph.models.unet.video_unet import VideoUNet

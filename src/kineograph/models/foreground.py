@@ -19,8 +19,8 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kineograph.condition import Condition
 from kineograph.latents import Latents, Mask, add_noise
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import own
 from kineograph.models.unet.video_unet import VideoUNet

@@ -12,11 +12,11 @@ from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor
 
-from kineograph.condition import Condition
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.conditioning import text_encoder
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.description import ANY_CONTROL, check_size

@@ -14,7 +14,7 @@ from tiny_unets import with_temporal_layers
 from tiny_videos import two_levels, videocrafter
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from kineograph.condition import Condition
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.pocket import models
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTokenizer
 
 import kineograph as kg
-from kineograph.condition import Condition
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.pocket import models
 from kineograph.models.pocket.networks import restore_vidrd_unet, trainable_vidrd_unet

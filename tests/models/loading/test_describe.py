@@ -19,10 +19,10 @@ from tiny_videos import adapter, animatediff, modelscope, shaken, two_levels, vi
 
 from kineograph.errors import InputError
 from kineograph.models.description import Description, describe_model
-from kineograph.models.formats import tensor_files
+from kineograph.models.formats import known_configurations, tensor_files
 from kineograph.models.formats import videocrafter as videocrafter_format
 from kineograph.models.formats import vidrd as vidrd_format
-from kineograph.models.loading import controlnets, known_configurations
+from kineograph.models.loading import controlnets
 from kineograph.models.loading.describe import describe
 from kineograph.models.loading.load import load
 from kineograph.models.loading.save import save

@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from tiny_videos import adapter, animatediff, modelscope, off, shaken, two_levels, videocrafter
 from torch import Tensor
 
-from kineograph.condition import Condition
 from kineograph.errors import InputError, InputWarning
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.formats import videocrafter as videocrafter_format
 from kineograph.models.loading import components
 from kineograph.models.loading.load import load

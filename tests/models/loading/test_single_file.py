@@ -9,7 +9,8 @@ from models.loading.conftest import assert_same, in_ldm, in_openclip, prefixed
 from safetensors.torch import save_file
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.models.loading import components, known_configurations
+from kineograph.models.formats import known_configurations
+from kineograph.models.loading import components
 from kineograph.models.loading.load import load
 from kineograph.models.loading.save import checkpoint_to_folder
 

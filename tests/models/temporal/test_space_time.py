@@ -7,8 +7,8 @@ import torch
 from tiny_unets import TOKEN_WIDTH, randomised, with_temporal_layers
 from torch import Tensor
 
-from kineograph.condition import Condition
 from kineograph.errors import InputError
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.temporal.config import ConvConfig, ResamplingConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.models.temporal.layers import TemporalConv, TemporalDownsample, TemporalTransformer, TemporalUpsample
 from kineograph.models.unet.frame_attention import first

@@ -20,9 +20,9 @@ from tiny_temporal import (
 from tiny_unets import randomised, sdxl, unet, with_temporal_layers
 from torch import Tensor, nn
 
-from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.methods.videocrafter import loss, sample
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.schedule import PARAMETERISATIONS, Schedule
 from kineograph.models.temporal.config import TemporalConfig, TransformerConfig
 from kineograph.models.temporal.layers import RelativePositions, TemporalAttention, TemporalTransformer

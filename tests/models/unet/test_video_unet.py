@@ -9,8 +9,8 @@ from diffusers.pipelines.deprecated.text_to_video_synthesis.pipeline_text_to_vid
 from tiny_unets import TOKEN_WIDTH, sdxl, unet, with_ip_adapters
 from torch import Tensor
 
-from kineograph.condition import Condition
 from kineograph.errors import InputError
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.cross_attention import project_image_tokens

@@ -22,9 +22,9 @@ from tiny_videos import videocrafter as videocrafter_net
 from torch import Tensor
 
 from kineograph import noise
-from kineograph.condition import Condition
 from kineograph.errors import InputError, InputWarning
 from kineograph.methods import dreambooth, videocrafter
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.training import load_weights

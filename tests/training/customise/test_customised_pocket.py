@@ -16,8 +16,7 @@ import kineograph as kg
 from kineograph.errors import InputWarning
 from kineograph.media.video import Video
 from kineograph.methods import still_moving
-from kineograph.models.formats import lora
-from kineograph.models.loading import adapter_files
+from kineograph.models.formats import adapter_files, lora
 from kineograph.models.model import Model
 from kineograph.models.pocket import WEIGHTS as POCKET
 from kineograph.models.unet.video_unet import VideoUNet

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from kineograph import noise
 from kineograph.cli import build_command, main
-from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.media.video import open_video
 from kineograph.methods import videocrafter
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.loading.load import load
 from kineograph.models.unet.forward import call_directly
 from kineograph.training import TrainingSettings, load_settings, load_weights

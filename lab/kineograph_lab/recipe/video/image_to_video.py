@@ -18,8 +18,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 
-from kineograph.condition import Condition
 from kineograph.models.conditioning import resampler
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.conditioning.resampler import ResamplerConfig
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.video_unet import VideoUNet

@@ -11,9 +11,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from kineograph.condition import Condition
 from kineograph.denoise import classifier_free_guidance
 from kineograph.latents import Latents
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.noise import partly_shared
 from kineograph.samplers import dpmpp_2m, final_latents

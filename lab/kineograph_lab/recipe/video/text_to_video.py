@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from kineograph.condition import Condition
 from kineograph.latents import Latents
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.pocket.networks import trainable_video_unet
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig

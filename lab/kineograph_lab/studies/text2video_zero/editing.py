@@ -9,13 +9,13 @@ from functools import partial
 import numpy as np
 import torch
 
-from kineograph.condition import Condition
 from kineograph.denoise import Denoise, text_and_image_guidance
 from kineograph.latents import Latents
 from kineograph.media.video import Video
 from kineograph.methods.instruct_pix2pix import InstructPix2PixOptions
 from kineograph.metrics import video_metrics
 from kineograph.metrics.features import Frames
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.loading.load import POCKET_EDIT, load
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model

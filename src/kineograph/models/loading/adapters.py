@@ -7,9 +7,8 @@ from pathlib import Path
 
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
-from kineograph.models.formats import lora
+from kineograph.models.formats import adapter_files, lora
 from kineograph.models.formats.tensor_files import preview_names
-from kineograph.models.loading import adapter_files
 from kineograph.models.loading.components import Components
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 

@@ -19,12 +19,11 @@ from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.description import Description, describe_configurations, vae_scale_factor
-from kineograph.models.formats import animatediff, architecture, tensor_files, videocrafter, vidrd
+from kineograph.models.formats import animatediff, architecture, known_configurations, tensor_files, videocrafter, vidrd
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import (
     components,
     controlnets,
-    known_configurations,
     single_file,
     video_checkpoints,
     video_folder,

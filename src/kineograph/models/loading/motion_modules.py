@@ -19,10 +19,18 @@ from torch import nn
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
-from kineograph.models.formats import animatediff, architecture, key_map, tensor_files, videocrafter, vidrd
+from kineograph.models.formats import (
+    animatediff,
+    architecture,
+    key_map,
+    known_configurations,
+    tensor_files,
+    videocrafter,
+    vidrd,
+)
 from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.loading import known_configurations, video_checkpoints, video_folder
+from kineograph.models.loading import video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components, read_index, read_json, read_unet
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import built_in_model, built_in_names

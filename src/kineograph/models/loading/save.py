@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.media.files import replace_atomically, write_new
-from kineograph.models.formats import tensor_files, videocrafter
+from kineograph.models.formats import adapter_files, tensor_files, videocrafter
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.loading import adapter_files, video_checkpoints, video_folder
+from kineograph.models.loading import video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components, components_from_folder
 from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.model import Model

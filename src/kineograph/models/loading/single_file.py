@@ -17,9 +17,9 @@ from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import tensor_files
+from kineograph.models.formats import known_configurations, tensor_files
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.loading import components, known_configurations
+from kineograph.models.loading import components
 from kineograph.models.loading.components import Components
 
 # All models of the family use CLIP's vocabulary. OpenCLIP, the second encoder of SDXL and the only one of SD 2.x, pads

@@ -23,9 +23,8 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncoder, stretch_to_square
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import architecture, key_map, ldm, videocrafter, vidrd
+from kineograph.models.formats import architecture, key_map, known_configurations, ldm, videocrafter, vidrd
 from kineograph.models.formats.tensor_files import Tensors, preview_names
-from kineograph.models.loading import known_configurations
 from kineograph.models.loading.components import Components, components_from_folder
 from kineograph.models.loading.single_file import Checkpoint, components_from_file, tokenizer_for_file
 from kineograph.models.temporal.temporal_layers import TemporalLayers

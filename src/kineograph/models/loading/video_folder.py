@@ -34,8 +34,7 @@ from kineograph.models.conditioning.resampler import (
     ip_adapter_key_map,
     resampler_config,
 )
-from kineograph.models.formats import key_map, tensor_files
-from kineograph.models.loading import adapter_files
+from kineograph.models.formats import adapter_files, key_map, tensor_files
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers

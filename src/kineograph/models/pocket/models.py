@@ -16,7 +16,7 @@ from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import GREY, LAST, ImageEncoder, stretch_to_square
 from kineograph.models.conditioning.resampler import ResamplerConfig, add_resampler
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.loading.adapter_files import build_motion_adapter, read_adapter_file
+from kineograph.models.formats.adapter_files import build_motion_adapter, read_adapter_file
 from kineograph.models.loading.components import Components, components_from_folder
 from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, read_temporal_decoder
 from kineograph.models.pocket import networks

@@ -13,9 +13,9 @@ from diffusers import ControlNetModel
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kineograph.condition import Condition, Residuals
 from kineograph.errors import InputError
 from kineograph.latents import Latents
+from kineograph.models.conditioning.condition import Condition, Residuals
 from kineograph.models.unet.cross_attention import TokenKeyValues, project_tokens
 from kineograph.models.unet.forward import LayerInputs, down_block, embed_time, mid_block
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, group_frames, own

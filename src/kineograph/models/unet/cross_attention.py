@@ -16,8 +16,8 @@ from diffusers.models.attention_processor import Attention
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kineograph.condition import Condition
 from kineograph.errors import InputError
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.unet.frame_attention import multi_head_attention, project_output
 from kineograph.models.unet.supported_layers import IP_ADAPTER_PROCESSORS, check_attention_processors, cross_attentions
 

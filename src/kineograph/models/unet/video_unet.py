@@ -10,9 +10,9 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from kineograph.condition import Condition
 from kineograph.errors import InputError
 from kineograph.latents import Latents
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.temporal import adapters
 from kineograph.models.temporal.adapters import AdapterScale, MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.layers import ApplyProjection, apply_projection, frames_to_plane, plane_to_frames

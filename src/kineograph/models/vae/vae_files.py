@@ -16,11 +16,11 @@ from torch import Tensor
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.models.formats import architecture, key_map, tensor_files
+from kineograph.models.formats import architecture, key_map, known_configurations, tensor_files
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.formats.vidrd import temporal_conv_entry
-from kineograph.models.loading import known_configurations, single_file, video_folder
+from kineograph.models.loading import single_file, video_folder
 from kineograph.models.loading.components import READ_ERRORS
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 

@@ -21,7 +21,7 @@ from kineograph.hub import HubOptions
 from kineograph.latents import Latents
 from kineograph.methods import still_moving
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.loading import adapter_files
+from kineograph.models.formats import adapter_files
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
 from kineograph.models.temporal.adapters import MotionAdapter

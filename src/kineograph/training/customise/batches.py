@@ -15,10 +15,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from kineograph import noise
-from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.methods import dreambooth, still_moving, videocrafter
 from kineograph.models import schedule
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.conditioning.text_encoder import TextEncoder, encode_text
 from kineograph.models.model import VIDEO_MODEL_FPS, Model
 from kineograph.models.schedule import Schedule

@@ -19,8 +19,8 @@ from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.methods.still_moving import inject
 from kineograph.models.conditioning.text_encoder import TextEncoder
+from kineograph.models.formats import adapter_files
 from kineograph.models.formats import lora as lora_files
-from kineograph.models.loading import adapter_files
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import source_name
 from kineograph.models.loading.save import save

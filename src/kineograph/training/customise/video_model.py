@@ -19,8 +19,8 @@ from kineograph.errors import InputError
 from kineograph.generation.check import complete
 from kineograph.media.files import replace_atomically
 from kineograph.media.video import Video
+from kineograph.models.formats import adapter_files
 from kineograph.models.formats import lora as lora_files
-from kineograph.models.loading import adapter_files
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model

@@ -19,10 +19,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from kineograph import noise
-from kineograph.condition import Condition
 from kineograph.latents import Latents
 from kineograph.media.dataset_layouts import MediaKind
 from kineograph.methods import videocrafter
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet.video_unet import VideoUNet

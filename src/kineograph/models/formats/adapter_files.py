@@ -26,11 +26,10 @@ from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.media.files import replace_atomically
-from kineograph.models.formats import key_map, tensor_files
+from kineograph.models.formats import key_map, known_configurations, tensor_files
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.layer_names import TargetLayer, target_layers
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.loading import known_configurations
 from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
