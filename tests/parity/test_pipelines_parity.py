@@ -123,7 +123,7 @@ def test_bind_controls_equals_the_controlnet_times_its_scale(tmp_path) -> None:
     frames = (torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(7)) * 255).byte().numpy()
     path = Video(frames).save(tmp_path / "maps")
     plan = resolved(model, control={"seg-map": path}, controlnet_conditioning_scale=0.5, height=16, width=16)
-    cond = bind_controls(plan)(model.prompt([PROMPT]))
+    cond = bind_controls(plan).add_conditions(model.prompt([PROMPT]))
     z, t = torch.randn(1, 3, 4, 8, 8, generator=torch.Generator().manual_seed(8)), torch.tensor(500.0)
     net = model.control("seg")
     maps = net.embed(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
