@@ -212,6 +212,8 @@ def _migrate_from_1(settings: dict[str, Any]) -> dict[str, Any]:
         settings["video_prompt"] = ""
     if settings.get("method") == "instruct-pix2pix":
         settings["method"] = "text2video-zero"
+    if settings.get("method") == "video-elevator" and settings.get("sampler") == "dpmpp-2m":
+        settings["sampler"] = "ddim"  # single steps of the multistep sampler, which are DDIM's
     if settings.get("motion", "") is None:
         del settings["motion"]
     if controls := settings.pop("control", None):
