@@ -30,7 +30,6 @@ LAYERS = (
     "kineograph.generation",
     "kineograph.methods",
     "kineograph.plan",
-    "kineograph.plan",
     "kineograph.models",
     "kineograph.media",
     "kineograph.request",

@@ -68,6 +68,7 @@ def provenance_differences(before: Mapping[str, Any], after: Mapping[str, Any]) 
     ]
     for path, new in after.get("read", {}).items():
         compared.append((f"the hash of {path}", before.get("read", {}).get(path, "none")[:12], new[:12]))
+    compared.append(("the number of videos in its batch", before.get("batch", 1), after.get("batch", 1)))
     for model, owner in (("model", ""), ("video_model", "the video model's ")):
         if model in before and model in after:
             old = before[model]
