@@ -195,8 +195,9 @@ def declares(kind: type, *, receives: str = "options") -> Callable[[Function], F
     def decorate(function: Function) -> Function:
         plain = inspect.signature(function)
         own = [each for each in plain.parameters.values() if each.name != receives]
+        types = get_type_hints(kind)
         keywords = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=types[name])
             for name, each in declared(kind).items()
         ]
         function.__signature__ = plain.replace(parameters=[*own, *keywords])  # type: ignore[attr-defined]
@@ -234,7 +235,8 @@ def _expected(kind: Any, limits: Limits) -> str:
     if origin is Literal:
         return " or ".join(map(str, arguments))
     if origin is not None and issubclass(origin, Mapping):
-        return f"{{kind: {_expected(arguments[1], limits)}}}"
+        key = "kind" if arguments[0] is str else _expected(arguments[0], NO_LIMITS)
+        return f"{{{key}: {_expected(arguments[1], limits)}}}"
     if origin is not None and issubclass(origin, Sequence):
         return f"a list, of which each is {_expected(arguments[0], limits)}"
     words = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", Path: "a path"}

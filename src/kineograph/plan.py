@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from kineograph import noise, options
 from kineograph.denoise import Denoise, classifier_free_guidance, refuse_nan, replace_known_frames
 from kineograph.latents import Latents
-from kineograph.request import ImageOptions
+from kineograph.request import ImageOptions, SharedOptions
 from kineograph.samplers import BY_NAME, Sampler, Step
 
 if TYPE_CHECKING:  # the declarations of a method's options are read without diffusers
@@ -94,12 +95,15 @@ class Plan:
     window, overlap     0 without a video model
     motion              of the camera, see `motion.parse`
     control_footage     the control videos
-    edit_footage        the video to edit: one, or none
+    edit_footage        the video whose frames an editing model reads: one, or none
+    start_footage       the video whose frames sampling starts from: one, or none
+    strength            share of the steps that are sampled, see `methods.sdedit`
     image               the image that the video starts from: one, or none
     options             all options, with defaults; see `read`
     clip                number of the clip of a long video
     guide               (bind, cond, uncond) -> the guided model
     add_conditions      adds ControlNet residuals and the frames to edit to a condition
+    start_noise         (initial noise, first sigma) -> the noise with the frames that sampling starts from
     continue_noise      (the clip's own noise) -> its initial noise, which may continue the previous clip's
     adapt_sampler       (sampler, sigmas) -> the sampler, which may follow the previous clip, or smooth the background
     skip_overwritten    (denoise, sigmas) -> the model without the frames that `adapt_sampler` overwrites; for models
@@ -127,11 +131,14 @@ class Plan:
     motion: str
     control_footage: tuple[Footage, ...]
     edit_footage: tuple[Footage, ...]
+    start_footage: tuple[Footage, ...]
+    strength: float
     image: tuple[InputImage, ...]
     options: Mapping[str, Any]
     guide: Callable[[BindCondition, Condition, Condition], Denoise]
     clip: int = 0
     add_conditions: Callable[[Condition], Condition] = lambda condition: condition
+    start_noise: Callable[[Latents, float], Latents] = lambda noise, sigma: noise
     continue_noise: Callable[[Latents], Latents] = lambda own: own
     adapt_sampler: Callable[[Sampler, Sequence[float]], Sampler] = lambda sampler, sigmas: sampler
     skip_overwritten: Callable[[Denoise, Sequence[float]], Denoise] = lambda denoise, sigmas: denoise
@@ -140,6 +147,11 @@ class Plan:
     def frames(self) -> range:
         """The numbers of the clip's frames."""
         return range(self.clip * self.num_frames, (self.clip + 1) * self.num_frames)
+
+    @property
+    def footage(self) -> tuple[Footage, ...]:
+        """The input videos, which the frames follow."""
+        return self.control_footage + self.edit_footage + self.start_footage
 
     @property
     def negative_prompts(self) -> list[str]:
@@ -151,8 +163,9 @@ class Plan:
         return options.select(self.options, kind)
 
     def sigmas(self, schedule: Schedule) -> list[float]:
-        """Return sigmas of the requested number of steps, in the spacing of the plan's sampler."""
-        return BY_NAME[self.sampler].spacing(schedule.sigmas, self.num_inference_steps)
+        """Return the sigmas to sample along: of the requested number of steps, or of their last part by strength."""
+        sigmas = BY_NAME[self.sampler].spacing(schedule.sigmas, self.num_inference_steps)
+        return last_sigmas(sigmas, self.strength)
 
 
 class SamplingRun(NamedTuple):
@@ -161,6 +174,28 @@ class SamplingRun(NamedTuple):
     num_steps: int
     initial_noise: Latents
     steps: Iterator[Step]
+
+
+def last_sigmas(sigmas: Sequence[float], strength: float) -> list[float]:
+    """Return the last part of a list of sigmas: the integer part of `strength` times its steps, one at least.
+
+    >>> last_sigmas([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], 0.6)
+    [3.0, 2.0, 1.0, 0.0]
+    """
+    steps = len(sigmas) - 1
+    return list(sigmas[steps - max(1, int(steps * strength + 1e-9)) :])
+
+
+def encode_footage(plan: Plan, footage: Footage) -> Latents:
+    """Encode the clip's frames of an input video as clean latents: [1 f c h w]."""
+    from kineograph.media.footage import stack_in_chunks
+
+    frames = islice(footage.frames(plan.height, plan.width), plan.frames.start, plan.frames.stop)
+    encoded = [
+        plan.model.encode(torch.from_numpy(chunk).permute(0, 3, 1, 2)[None].float() / 255)
+        for chunk in stack_in_chunks(frames, plan.chunk_size)
+    ]
+    return torch.cat(encoded, dim=1)
 
 
 def build_sampler(plan: Plan, noise_frames: Sequence[int]) -> Sampler:
@@ -187,10 +222,8 @@ class BoundModel(NamedTuple):
 def bind_model(plan: Plan, frame_attention: FrameAttention) -> BoundModel:
     """Bind the plan's model to its conditions, with guidance."""
     model = plan.model
-    cond, uncond = (
-        plan.add_conditions(model.prompt(texts, size=(plan.height, plan.width), fps=plan.fps))
-        for texts in (plan.prompts, plan.negative_prompts)
-    )
+    cond = plan.add_conditions(encode_prompts(plan, model))
+    uncond = plan.add_conditions(encode_texts(plan, model, plan.negative_prompts))
     cond, uncond = add_image(model, plan, cond, uncond)
     bind = partial(
         model.bind,
@@ -202,6 +235,23 @@ def bind_model(plan: Plan, frame_attention: FrameAttention) -> BoundModel:
     )
     guided = fit_to_sampler(plan.guide(bind, cond, uncond), plan.sampler, model.schedule)
     return BoundModel(guided, lambda: bind(cond))
+
+
+def encode_texts(plan: Plan, model: Model, texts: Sequence[str]) -> Condition:
+    """Encode texts, one for each video of the batch, with the plan's size and frame rate."""
+    return model.prompt(texts, size=(plan.height, plan.width), fps=plan.fps)
+
+
+def encode_prompts(plan: Plan, model: Model) -> Condition:
+    """Encode the plan's prompts; with prompts at later frames (`prompt_at`), the text of each frame of the clip."""
+    first, later = encode_texts(plan, model, plan.prompts), plan.read(SharedOptions)["prompt_at"]
+    if not later:
+        return first
+    from kineograph.models.conditioning.condition import interpolate_conditions
+
+    count = len(plan.prompts)
+    keyframes = {frame: encode_texts(plan, model, [text] * count) for frame, text in later.items()}
+    return interpolate_conditions({0: first, **keyframes}, plan.frames)
 
 
 def add_image(model: Model, plan: Plan, cond: Condition, uncond: Condition) -> tuple[Condition, Condition]:

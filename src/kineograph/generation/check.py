@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kineograph.errors import InputError
@@ -30,8 +30,11 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     return validate(given, *with_plugins(GenerateOptions))
 
 
-def check_prompts(prompts: Sequence[object]) -> tuple[str, ...]:
+def check_prompts(prompts: object) -> tuple[str, ...]:
     """Return the prompts. Raises InputError if there are none, or one is no text or empty."""
+    if not isinstance(prompts, Iterable):
+        raise InputError(f"`prompt` is a text or a list of texts, not {prompts!r}")
+    prompts = tuple(prompts)
     if not prompts:
         raise InputError("the list of prompts is empty: give at least one")
     for prompt in prompts:
@@ -51,6 +54,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
     combination = Combination(model, video_model, _choose_method(model, video_model, options), options)
     method = find_method(combination.method)
     _check_models(combination)
+    _check_prompt_travel(combination)
     method.check(combination)
     for add_on in ADD_ONS:
         if add_on.used(options):
@@ -110,6 +114,20 @@ def _check_network(combination: Combination) -> None:
         check_size(height, width, model.vae_scale_factor)
     if temporal is not None:
         window_ranges(temporal, options["window"], options["overlap"], frames=1)  # raises for an impossible window
+
+
+def _check_prompt_travel(combination: Combination) -> None:
+    options, temporal = combination.options, combination.with_motion.temporal
+    if not options["prompt_at"]:
+        return
+    check_prompts([*options["prompt_at"].values()])
+    if options["then"]:
+        raise InputError("`then` and `prompt_at` both say what later frames show: give one of them")
+    if temporal is not None and temporal.resamples_frames and not options["video_prompt"]:
+        raise InputError(
+            f"{combination.with_motion.name} changes the number of frames inside (a space-time network), so no frame "
+            "has a text of its own: leave `prompt_at` out, or use another video model"
+        )
 
 
 def _check_image(combination: Combination) -> None:

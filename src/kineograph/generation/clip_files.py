@@ -14,6 +14,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,8 +96,9 @@ class ClipFiles:
         frames = torch.from_numpy(np.ascontiguousarray(clip.frames[0]))
         number = clip.state.number - 1
         self._write(number, {"frames": frames, **_state_tensors(clip.state)}, prompt, seed)
-        for later in self._files()[number + 1 :]:  # of other prompts
-            later.unlink()
+        for later in self.folder.glob("*.safetensors"):
+            if int(later.stem) > number:  # of other prompts
+                later.unlink()
         if number:
             facts, before = _read_facts(self._file(number - 1)), load_file(self._file(number - 1))
             self._write(number - 1, {"frames": before["frames"]}, facts["prompt"], facts["seed"])
@@ -109,7 +111,8 @@ class ClipFiles:
         return self.folder / f"{number:04}.safetensors"
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors"))
+        """Return the files of the first clips, up to the first that is missing."""
+        return list(takewhile(Path.exists, map(self._file, count())))
 
 
 def _read_facts(file: Path) -> dict[str, Any]:

@@ -10,9 +10,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from kineograph.errors import InputError
-from kineograph.methods import controlnet, instruct_pix2pix, text2video_zero, video_elevator, videocrafter, vidrd
+from kineograph.methods import (
+    controlnet,
+    instruct_pix2pix,
+    sdedit,
+    text2video_zero,
+    video_elevator,
+    videocrafter,
+    vidrd,
+)
 from kineograph.methods.controlnet import ControlOptions
 from kineograph.methods.instruct_pix2pix import InstructPix2PixOptions
+from kineograph.methods.sdedit import StrengthOptions
 from kineograph.methods.text2video_zero import CameraOptions, SmoothingOptions, Text2VideoZeroOptions
 from kineograph.methods.video_elevator import VideoElevatorOptions
 from kineograph.methods.vidrd import ClipOptions
@@ -36,7 +45,14 @@ METHODS: Mapping[str, Method] = {
 IMAGES = AddOn(
     (ImageOptions,), used=lambda options: options["image"] is not None, when="with `image`, an image to start from"
 )
-ADD_ONS = (controlnet.CONTROLS, text2video_zero.SMOOTHING, IMAGES, instruct_pix2pix.EDITS, vidrd.CLIPS)
+ADD_ONS = (
+    controlnet.CONTROLS,
+    text2video_zero.SMOOTHING,
+    IMAGES,
+    sdedit.VIDEO_TO_VIDEO,
+    instruct_pix2pix.EDITS,
+    vidrd.CLIPS,
+)
 
 
 class CommonOptions(
@@ -48,6 +64,7 @@ class CommonOptions(
     Text2VideoZeroOptions,
     ControlOptions,
     ImageOptions,
+    StrengthOptions,
     InstructPix2PixOptions,
     ClipOptions,
     VideoElevatorOptions,

@@ -13,7 +13,7 @@ from kineograph.errors import MAX_FRAMES, InputError, InputWarning
 from kineograph.generation.check import check
 from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
-from kineograph.methods import instruct_pix2pix, text2video_zero
+from kineograph.methods import instruct_pix2pix, sdedit, text2video_zero
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.models.description import describe_model
 from kineograph.models.model import Model
@@ -23,6 +23,7 @@ from kineograph.plan import Combination, Plan, guide_by_text
 from kineograph.request import IMAGE_MODEL_FPS, NUM_FRAMES, VIDEO_MODEL_FPS
 
 IMAGE_MODEL_SAMPLER = "ddim"
+RESOLVED = ("method", "sampler", "seed", "num_frames", "fps", "height", "width", "strength")  # fields of Plan
 MEMORY = 8 * 64 * 64  # latent pixels evaluated together by default: 8 frames of 512 x 512
 
 
@@ -86,10 +87,15 @@ def resolve(
     height, width = _video_size(combination, inputs)
     footage, temporal = inputs.footage, combination.with_motion.temporal
     num_frames = _num_frames(combination, footage)
+    _check_keyframes(options, num_frames * options["clips"])
     fps = options["fps"] or (footage[0].fps if footage else IMAGE_MODEL_FPS if temporal is None else VIDEO_MODEL_FPS)
     window = 0 if temporal is None else options["window"] or temporal.num_frames
     overlap = window // 4 if options["overlap"] is None else options["overlap"]
-    motion = options["motion"] or _default_motion(combination, footage)
+    strength = sdedit.chosen_strength(combination)
+    read_by_model = inputs.edit if combination.model.edits else ()
+    started_from = inputs.edit if strength < 1 else ()
+    followed = inputs.controls + read_by_model + started_from
+    motion = options["motion"] or _default_motion(combination, followed)
     frame_warp(parse(motion), frames=num_frames, seed=0)  # raises for a motion that cannot be used
     if footage and len(footage[0]) < num_frames * options["clips"]:
         raise InputError(f"{footage[0].path} has {len(footage[0])} frames, fewer than the {options['clips']} `clips`")
@@ -114,11 +120,21 @@ def resolve(
         motion_scale=options["motion_scale"],
         motion=motion,
         control_footage=inputs.controls,
-        edit_footage=inputs.edit,
+        edit_footage=read_by_model,
+        start_footage=started_from,
+        strength=strength,
         image=inputs.image,
         options=options,
         guide=partial(guide_by_text, options["guidance_scale"]),
     )
+
+
+def _check_keyframes(options: Mapping[str, Any], frames: int) -> None:
+    if beyond := [frame for frame in options["prompt_at"] if frame >= frames]:
+        raise InputError(
+            f"`prompt_at` has a prompt at frame {max(beyond)}, and the video has frames 0 to {frames - 1}: ask for "
+            "more frames, or for prompts at earlier ones"
+        )
 
 
 def _num_frames(combination: Combination, footage: Sequence[Footage]) -> int:
@@ -130,14 +146,14 @@ def _num_frames(combination: Combination, footage: Sequence[Footage]) -> int:
     return NUM_FRAMES if temporal is None else temporal.num_frames
 
 
-def _default_motion(combination: Combination, footage: Sequence[Footage]) -> str:
-    if footage or combination.method != "text2video-zero":
+def _default_motion(combination: Combination, followed: Sequence[Footage]) -> str:
+    if followed or combination.method != "text2video-zero":
         return "none"
     return text2video_zero.DEFAULT_MOTION
 
 
 def _default_sampler(combination: Combination) -> str:
-    if combination.options["video"] is not None:
+    if combination.model.edits:
         return instruct_pix2pix.DEFAULT_SAMPLER
     temporal = combination.model.temporal
     return IMAGE_MODEL_SAMPLER if temporal is None else temporal.sampler
@@ -173,7 +189,8 @@ def default_batch_size(plan: Plan) -> int:
 def recorded_options(plan: Plan, kinds: Sequence[type]) -> dict[str, Any]:
     """Return the options of these TypedDicts that change the frames, with the plan's values, as JSON values."""
     resolved = {
-        name: getattr(plan, name) for name in ("method", "sampler", "seed", "num_frames", "fps", "height", "width")
+        name: getattr(plan, name)
+        for name in ("method", "sampler", "seed", "num_frames", "fps", "height", "width", "strength")
     }
     if plan.window:
         resolved |= {"window": plan.window, "overlap": plan.overlap}
@@ -188,7 +205,7 @@ def recorded_options(plan: Plan, kinds: Sequence[type]) -> dict[str, Any]:
 
 def _json_value(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _json_value(each) for name, each in value.items()}
+        return {str(name): _json_value(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_json_value(each) for each in value]
     return str(value) if isinstance(value, Path) else value
@@ -196,14 +213,16 @@ def _json_value(value: Any) -> Any:
 
 def warn_about(plan: Plan) -> None:
     """Warn of words that the model does not know, a customised subject that no prompt names, and too long a window."""
-    model, prompts = plan.model, [*plan.prompts, *plan.options["then"]]
+    model, later = plan.model, [*plan.options["prompt_at"].values(), *plan.options["then"]]
+    prompts = [*plan.prompts, *later]
     text = " ".join([*prompts, plan.negative_prompt])
     subject = (model.subject or "").lower().split()
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:
         _warn(f"{model.name} has never seen the words {', '.join(unknown)}")
     _warn_of_unnamed_subject(model, prompts)
     for video_model in plan.second_model:
-        _warn_of_unnamed_subject(video_model, [plan.options["video_prompt"] or plan.prompts[0]])
+        of_video_model = [text] if (text := plan.options["video_prompt"]) else prompts
+        _warn_of_unnamed_subject(video_model, of_video_model)
     for each in plan.second_model or (model,):
         _warn_of_long_window(each, plan.window, len(plan.frames))
 

@@ -19,7 +19,7 @@ from kineograph.generation.resolve import (
     warn_about,
 )
 from kineograph.media.video import Video
-from kineograph.methods import controlnet, instruct_pix2pix, text2video_zero, vidrd
+from kineograph.methods import controlnet, instruct_pix2pix, sdedit, text2video_zero, vidrd
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.loading.provenance import collect_provenance
@@ -58,7 +58,7 @@ def run_all(
     for number in range(0, len(prompts), size):
         batch = replace(plan, prompts=plan.prompts[number : number + size], seed=plan.seed + number)
         batch = replace(batch, latent_shape=(len(batch.prompts), *plan.latent_shape[1:]))
-        videos += run(batch, on_step) if options["keep_clips"] is None else [run_with_files(batch, on_step)]
+        videos += run(batch, on_step) if options["keep_clips"] is None else [run_with_files(batch, number, on_step)]
     return videos
 
 
@@ -70,13 +70,17 @@ def run(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
 
 
 @torch.no_grad()
-def run_with_files(plan: Plan, on_step: OnStep | None = None) -> Video:
-    """Run the plan of one video, going on from its finished clips in `keep_clips`, where new ones are written too."""
+def run_with_files(plan: Plan, number: int, on_step: OnStep | None = None) -> Video:
+    """Run the plan of one video, going on from its finished clips in `keep_clips`, where new ones are written too.
+
+    number: position of its prompt in the list.
+    """
     settings, (prompt,), then = _settings(plan), plan.prompts, plan.options["then"]
     free = {"clips", "then"} | ({"seed"} if plan.options["seed"] is None else set())
     key = {name: value for name, value in settings.items() if name not in free}
-    files = ClipFiles.for_settings(plan.options["keep_clips"], {**key, "prompt": prompt})
-    prompts = [vidrd.clip_prompts(plan.prompts, then, number)[0] for number in range(plan.options["clips"])]
+    position = {"position": number} if number else {}  # so that equal prompts of a list are different videos
+    files = ClipFiles.for_settings(plan.options["keep_clips"], {**key, **position, "prompt": prompt})
+    prompts = [vidrd.clip_prompts(plan.prompts, then, clip)[0] for clip in range(plan.options["clips"])]
     with files.lock() as locked:
         if plan.options["seed"] is None and (seed := files.recorded_seed()) is not None:
             plan, settings = replace(plan, seed=seed), {**settings, "seed": seed}
@@ -108,7 +112,8 @@ def generate_clips(
     run_method, clips = find_method(plan.method).run, plan.options["clips"]
 
     def run_clip(state: ClipState) -> SamplingRun:
-        run = run_method(_bind_inputs(vidrd.continue_clip(plan, state)))
+        clip = vidrd.continue_clip(plan, state)
+        run = run_method(_bind_inputs(clip)) if plan.strength else sdedit.keep_frames(clip)
         return run._replace(steps=_report_progress(run, state.number, clips, on_step))
 
     for latents, after in vidrd.sample_clips(run_clip, clips, state, may_continue):
@@ -125,7 +130,7 @@ def _bind_inputs(plan: Plan) -> Plan:
         plan = controlnet.bind_controls(plan)
     if plan.edit_footage:
         plan = instruct_pix2pix.bind_input(plan)
-    return text2video_zero.bind_smoothing(plan)
+    return text2video_zero.bind_smoothing(sdedit.bind_start(plan))
 
 
 def _report_progress(run: SamplingRun, number: int, clips: int, on_step: OnStep | None) -> Iterator[Step]:
@@ -138,7 +143,7 @@ def _report_progress(run: SamplingRun, number: int, clips: int, on_step: OnStep 
 def _settings(plan: Plan) -> dict[str, Any]:
     """Return the settings that the batch's videos have in common, as JSON values."""
     options = plan.options
-    read = {str(each.path): each.digest for each in (*plan.control_footage, *plan.edit_footage)}
+    read = {str(each.path): each.digest for each in plan.footage}
     read |= {each.path: each.digest for each in plan.image}
     kinds = [each.kind for each in list_controls(plan.read(ControlOptions))]
     second = [("video_model", collect_provenance(each)["model"]) for each in plan.second_model]

@@ -8,17 +8,15 @@ samples an edit.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from typing_extensions import TypedDict
 
 from kineograph.denoise import Denoise, text_and_image_guidance
-from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.options import Number, option
-from kineograph.plan import AddOn, BindCondition, Combination, Plan
+from kineograph.options import Number, option, refuse_unused
+from kineograph.plan import AddOn, BindCondition, Combination, Plan, encode_footage
 
 if TYPE_CHECKING:
     from kineograph.models.conditioning.condition import Condition
@@ -51,25 +49,15 @@ def bind_input(plan: Plan) -> Plan:
 
 def encode_input(plan: Plan) -> Latents:
     """Encode the clip's frames to edit as the editing model reads them: without the latents' scaling factor."""
-    from kineograph.media.footage import stack_in_chunks
-
-    (footage,), model = plan.edit_footage, plan.model
-    frames = islice(footage.frames(plan.height, plan.width), plan.frames.start, plan.frames.stop)
-    encoded = [
-        model.encode(torch.from_numpy(chunk).permute(0, 3, 1, 2)[None].float() / 255)
-        for chunk in stack_in_chunks(frames, plan.chunk_size)
-    ]
-    shift, scale = model.vae.config.shift_factor or 0.0, model.vae.config.scaling_factor
-    return torch.cat(encoded, dim=1) / scale + shift
+    config = plan.model.vae.config
+    return encode_footage(plan, plan.edit_footage[0]) / config.scaling_factor + (config.shift_factor or 0.0)
 
 
 def check(combination: Combination) -> None:
-    """Raise InputError for a model that takes no input frames beside the latents."""
+    """Raise InputError for guidance by frames of a model that reads none."""
     if not combination.model.edits:
-        raise InputError(
-            f"{combination.model.name} generates from text alone: editing needs a model trained on instructions, such "
-            "as timbrooks/instruct-pix2pix, or the pocket model's own, pocket-edit"
-        )
+        reason = f"{combination.model.name} is not an editing model, which would read the frames"
+        refuse_unused(combination.options, ["image_guidance_scale"], [InstructPix2PixOptions], reason)
 
 
 EDITS = AddOn(

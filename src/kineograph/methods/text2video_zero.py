@@ -24,7 +24,17 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, renoise
 from kineograph.motion import Motion, Warp, frame_warp, parse
 from kineograph.options import Number, Text, option, refuse_unused
-from kineograph.plan import AddOn, Combination, Method, Plan, SamplingRun, bind_model, build_sampler, pin_first_frame
+from kineograph.plan import (
+    AddOn,
+    Combination,
+    Method,
+    Plan,
+    SamplingRun,
+    bind_model,
+    build_sampler,
+    encode_prompts,
+    pin_first_frame,
+)
 from kineograph.request import ImageModelOptions
 from kineograph.samplers import ForegroundMasks, Sampler, Step, ddim, smooth_background
 from kineograph.sigmas import insert_sigmas, starting_at, until
@@ -129,7 +139,7 @@ def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) ->
 
 def follows_footage(plan: Plan) -> bool:
     """Return True if the frames follow an input video, without a camera motion of their own."""
-    return bool(plan.control_footage or plan.edit_footage) and parse(plan.motion) == Motion()
+    return bool(plan.footage) and parse(plan.motion) == Motion()
 
 
 def run(plan: Plan) -> SamplingRun:
@@ -144,7 +154,8 @@ def run(plan: Plan) -> SamplingRun:
         initial = plan.continue_noise(initial.to(device))
         denoise = plan.skip_overwritten(pin_first_frame(plan, denoise, initial), sigmas)
         sampler = plan.adapt_sampler(build_sampler(plan, noise_frames), sigmas)
-        return SamplingRun(len(sigmas), initial, sampler(denoise, sigmas[0] * initial, sigmas))
+        x = sigmas[0] * plan.start_noise(initial, sigmas[0])
+        return SamplingRun(len(sigmas), initial, sampler(denoise, x, sigmas))
     renoise_to, warp_at = paper_sigmas(plan.latent_shape, highest=sigmas[0])
     sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
     initial = plan.continue_noise(noise.independent(plan.seed, plan.frames, plan.latent_shape).to(device))
@@ -211,8 +222,8 @@ def _foreground_masks(plan: Plan) -> ForegroundMasks:
     from kineograph.models.foreground import bind_foreground_mask
 
     if plan.read(SmoothingOptions)["foreground_masks"] == "attention":
-        prompts = plan.model.prompt(plan.prompts, size=(plan.height, plan.width), fps=plan.fps)
-        return bind_foreground_mask(plan.model, plan.add_conditions(prompts), chunk_size=plan.chunk_size)
+        condition = plan.add_conditions(encode_prompts(plan, plan.model))
+        return bind_foreground_mask(plan.model, condition, chunk_size=plan.chunk_size)
     find = load_saliency_annotator()
 
     def masks(x0: Latents, sigma: float) -> Mask:

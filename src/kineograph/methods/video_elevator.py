@@ -31,6 +31,8 @@ from kineograph.plan import (
     add_image,
     bind_model,
     build_sampler,
+    encode_prompts,
+    encode_texts,
     fit_to_sampler,
     pin_first_frame,
 )
@@ -319,7 +321,7 @@ def run(plan: Plan) -> SamplingRun:
     initial = plan.continue_noise(own_noise)
     steps = sample(
         pin_first_frame(plan, bound.guided, initial),
-        initial,
+        plan.start_noise(initial, sigmas[0]),
         sigmas,
         refine_at=refinement_sigmas(sigmas, options["refine_at"]),
         refine=bind_video_model(plan),
@@ -365,10 +367,11 @@ def _bind_video_prompts(video: Model, plan: Plan, sampler: str) -> Denoise:
     """Bind the video model's prompts, image and guidance."""
     options = plan.read(VideoElevatorOptions)
     scale = plan.guidance_scale if options["video_guidance_scale"] is None else options["video_guidance_scale"]
-    prompts = [options["video_prompt"]] * len(plan.prompts) if options["video_prompt"] else plan.prompts
-    cond, uncond = (
-        video.prompt(texts, size=(plan.height, plan.width), fps=plan.fps) for texts in (prompts, plan.negative_prompts)
-    )
+    if options["video_prompt"]:
+        cond = encode_texts(plan, video, [options["video_prompt"]] * len(plan.prompts))
+    else:
+        cond = encode_prompts(plan, video)
+    uncond = encode_texts(plan, video, plan.negative_prompts)
     denoise_cond, denoise_uncond = (
         video.bind(condition, window=plan.window, overlap=plan.overlap, motion_scale=plan.motion_scale)
         for condition in add_image(video, plan, cond, uncond)

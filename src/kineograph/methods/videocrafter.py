@@ -103,7 +103,8 @@ def run(plan: Plan) -> SamplingRun:
     denoise = pin_first_frame(plan, bind_model(plan, frame_attention=own).guided, initial)
     noise_at = noise.partly_shared_per_sigma(ratio, plan.seed, plan.frames, plan.latent_shape)
     sampler = plan.adapt_sampler(BY_NAME[plan.sampler].sampler(noise_at), sigmas)
-    return SamplingRun(len(sigmas), initial, sample(denoise, initial, sigmas, sampler=sampler))
+    start = plan.start_noise(initial, sigmas[0])
+    return SamplingRun(len(sigmas), initial, sample(denoise, start, sigmas, sampler=sampler))
 
 
 def check(combination: Combination) -> None:

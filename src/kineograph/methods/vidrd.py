@@ -171,13 +171,13 @@ def continue_clip(plan: Plan, state: ClipState) -> Plan:
     def skip(denoise: Denoise, sigmas: Sequence[float]) -> Denoise:
         return skip_overwritten(denoise, past, guided(sigmas), sigmas)
 
-    # An anchor reads the estimates of all frames, and the frames of an input video belong to frame numbers.
-    needs_all = options["clip_anchor"] or plan.control_footage or plan.edit_footage
+    # An anchor reads the estimates of all frames; frames of an input video and `prompt_at` belong to frame numbers.
+    needs_all = options["clip_anchor"] or plan.footage
     return replace(
         plan,
         continue_noise=continue_noise,
         adapt_sampler=continue_sampler,
-        skip_overwritten=plan.skip_overwritten if needs_all else skip,
+        skip_overwritten=plan.skip_overwritten if needs_all or plan.options["prompt_at"] else skip,
     )
 
 

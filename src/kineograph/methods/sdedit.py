@@ -1,0 +1,80 @@
+"""SDEdit: video to video by strength (Meng et al. 2022, section 3).
+
+The frames of a video are encoded, noised to the sigma that the strength names, and sampled down from there by any model
+and method. With strength 1 sampling starts from noise alone, as without a video; with 0 the frames only pass the VAE.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+from typing_extensions import TypedDict
+
+from kineograph.errors import InputError
+from kineograph.latents import Latents
+from kineograph.motion import Motion, parse
+from kineograph.options import Number, option
+from kineograph.plan import AddOn, Combination, Plan, SamplingRun, encode_footage
+from kineograph.samplers import Step
+
+DEFAULT_STRENGTH = 0.6  # of a model that is not for editing
+
+
+class StrengthOptions(TypedDict, total=False):
+    """Options of video to video."""
+
+    strength: Annotated[
+        Number | None,
+        option(
+            None,
+            "Share of the steps that are sampled, starting from the frames of `video` with noise: 1 starts from noise "
+            "alone, 0 keeps the frames.",
+            group="Edits",
+            ge=0,
+            le=1,
+            shown_default=f"1 for an editing model, {DEFAULT_STRENGTH:g} for others",
+        ),
+    ]
+
+
+def bind_start(plan: Plan) -> Plan:
+    """Return the plan whose sampling starts from the clip's frames of the video, noised to the first sigma."""
+    if not plan.start_footage or plan.strength == 1:
+        return plan
+    clean = encode_footage(plan, plan.start_footage[0]).expand(len(plan.prompts), -1, -1, -1, -1)
+
+    def start_noise(noise: Latents, sigma: float) -> Latents:
+        return noise + clean.to(noise) / sigma
+
+    return replace(plan, start_noise=start_noise)
+
+
+def keep_frames(plan: Plan) -> SamplingRun:
+    """Return the run of strength 0: the clip's frames, as the VAE encodes them."""
+    clean = encode_footage(plan, plan.start_footage[0]).expand(len(plan.prompts), -1, -1, -1, -1)
+    return SamplingRun(1, clean.new_zeros(clean.shape), iter([Step(0.0, clean, clean)]))
+
+
+def chosen_strength(combination: Combination) -> float:
+    """Return the strength, or its default for the model; 1 without a video."""
+    strength = combination.options["strength"]
+    if combination.options["video"] is None:
+        return 1.0
+    return float(strength if strength is not None else 1.0 if combination.model.edits else DEFAULT_STRENGTH)
+
+
+def check(combination: Combination) -> None:
+    """Raise InputError for a camera motion, which frames of a video do not take."""
+    options = combination.options
+    moves = options["motion"] is not None and parse(options["motion"]) != Motion()
+    if moves and chosen_strength(combination) < 1 and not options["smooth_background"]:
+        raise InputError("the frames of `video` have its camera's motion: leave `motion` out")
+
+
+VIDEO_TO_VIDEO = AddOn(
+    (StrengthOptions,),
+    used=lambda options: options["video"] is not None,
+    when="with `video`, a video to edit",
+    check=check,
+)
