@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+from annotated_types import Ge
+from pydantic import BeforeValidator, Strict
 from typing_extensions import TypedDict
 
 from kineograph import errors
@@ -16,10 +18,26 @@ NUM_FRAMES, IMAGE_MODEL_FPS, VIDEO_MODEL_FPS = 8, 4.0, 8.0  # defaults
 MAX_STEPS, MAX_SIDE, MAX_FPS, MAX_BATCH = 1000, 4096, 240, 1024
 
 
+def _read_number(key: object) -> object:
+    return int(key) if isinstance(key, str) and key.isdecimal() else key  # of the command line, or a recorded setting
+
+
+LaterFrame = Annotated[int, BeforeValidator(_read_number), Strict(), Ge(1)]
+
+
 class SharedOptions(TypedDict, total=False):
     """Options that every method reads."""
 
     negative_prompt: Annotated[Text, option("", "Text that the video should not show.")]
+    prompt_at: Annotated[
+        Mapping[LaterFrame, Text],
+        option(
+            {},
+            "Prompts at later frames, counted through all clips; the text of the frames between two prompts is "
+            "interpolated.",
+            hint="the prompt itself is that of frame 0",
+        ),
+    ]
     num_frames: Annotated[
         Integer | None,
         option(

@@ -177,7 +177,9 @@ def _form(option: Option) -> Form:
         return Form(list[str], "FILE[=SCALE]", _parse_scaled) if scaled else Form(str, "N,N,...", parse_numbers)
     if sequences:
         return Form(list[str], None, _as_it_is)
-    if any(_is(each, Mapping) for each in members):
+    if mappings := [each for each in members if _is(each, Mapping)]:
+        if int in _members(get_args(mappings[0])[0]):
+            return Form(list[str], "FRAME=TEXT", partial(parse_named, form="FRAME=TEXT", example="24='a blue fish'"))
         return Form(list[str], "KIND=VALUE", parse_named)
     return Form(next((each for each in (bool, int, float) if each in members), str), None, _as_it_is)
 
@@ -224,8 +226,10 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
         raise InputError(f"{what} is a list of numbers such as 0.9,0.5, not {text!r}") from error
 
 
-def parse_named(texts: Sequence[str], what: str) -> dict[str, str]:
-    """Parse KIND=VALUE into values by kind. what: the option, for messages.
+def parse_named(
+    texts: Sequence[str], what: str, *, form: str = "KIND=VALUE", example: str = "canny=..."
+) -> dict[str, str]:
+    """Parse KIND=VALUE into values by kind. what: the option, form and example: of a value, for messages.
 
     Raises InputError when a kind or a value is missing, or a kind is given twice.
     """
@@ -233,8 +237,8 @@ def parse_named(texts: Sequence[str], what: str) -> dict[str, str]:
     for text in texts:
         name, _, value = text.partition("=")
         if not name or not value:
-            raise InputError(f"{what} is given as KIND=VALUE, such as canny=..., not {text!r}")
+            raise InputError(f"{what} is given as {form}, such as {example}, not {text!r}")
         if name in values:
-            raise InputError(f"{what} is given twice for {name}: one for each kind")
+            raise InputError(f"{what} is given twice for {name}: one for each {form.partition('=')[0].lower()}")
         values[name] = value
     return values

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from typing_extensions import Unpack
 
+from kineograph.errors import InputError
 from kineograph.generation.check import check_prompts, complete
 from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions
 from kineograph.generation.run import OnStep, run_all
@@ -15,11 +16,13 @@ from kineograph.media.video import Video
 from kineograph.models.model import Model
 from kineograph.options import declares
 
+Prompt = str | Mapping[int, str]  # the text, or texts by frame: the option `prompt_at`
+
 
 @overload
 def generate(
     model: Model,
-    prompt: str,
+    prompt: Prompt,
     *,
     video_model: Model | None = None,
     on_step: OnStep | None = None,
@@ -37,7 +40,7 @@ def generate(
 @declares(GenerateOptions)
 def generate(
     model: Model,
-    prompt: str | list[str],
+    prompt: Prompt | list[str],
     *,
     video_model: Model | None = None,
     on_step: OnStep | None = None,
@@ -45,6 +48,7 @@ def generate(
 ) -> Video | list[Video]:
     """Generate a video from a prompt; for a list of prompts, a list of videos.
 
+    prompt: a text, or texts by frame, `{0: "a calm sea", 24: "a stormy sea"}`; see `prompt_at`.
     video_model: a second model, which adds motion to the first model's estimates (VideoElevator).
     on_step: called with a `Progress` after every step; an exception from it ends the work.
 
@@ -62,7 +66,7 @@ def generate(
 def animate(
     model: Model,
     image: str | Path,
-    prompt: str,
+    prompt: Prompt,
     *,
     video_model: Model | None = None,
     on_step: OnStep | None = None,
@@ -82,7 +86,7 @@ def animate(
 def animate(
     model: Model,
     image: str | Path,
-    prompt: str | list[str],
+    prompt: Prompt | list[str],
     *,
     video_model: Model | None = None,
     on_step: OnStep | None = None,
@@ -107,7 +111,7 @@ def animate(
 def edit(
     model: Model,
     video: str | Path,
-    prompt: str,
+    prompt: Prompt,
     *,
     video_model: Model | None = None,
     on_step: OnStep | None = None,
@@ -127,7 +131,7 @@ def edit(
 def edit(
     model: Model,
     video: str | Path,
-    prompt: str | list[str],
+    prompt: Prompt | list[str],
     *,
     video_model: Model | None = None,
     on_step: OnStep | None = None,
@@ -148,8 +152,24 @@ def edit(
 
 
 def _generate(
-    model: Model, prompt: str | Sequence[str], given: dict[str, Any], video_model: Model | None, on_step: OnStep | None
+    model: Model,
+    prompt: Prompt | Sequence[str],
+    given: dict[str, Any],
+    video_model: Model | None,
+    on_step: OnStep | None,
 ) -> Video | list[Video]:
+    if isinstance(prompt, Mapping):
+        prompt, given = _split_keyframes(prompt, given)
     prompts = check_prompts([prompt] if isinstance(prompt, str) else prompt)
     videos = run_all(model, prompts, complete(given), on_step, video_model=video_model)
     return videos[0] if isinstance(prompt, str) else videos
+
+
+def _split_keyframes(prompt: Mapping[int, str], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the prompt of frame 0, and the options with the others as `prompt_at`."""
+    if 0 not in prompt:
+        raise InputError(f"a `prompt` by frame has one of frame 0, where the video starts, not only of {[*prompt]}")
+    if given.get("prompt_at"):
+        raise InputError("a `prompt` by frame and `prompt_at` say the same: give one of them")
+    later = {frame: text for frame, text in prompt.items() if frame != 0}
+    return prompt[0], {**given, "prompt_at": later}

@@ -6,10 +6,12 @@ Text is `tokens`; an image for image-to-video or an IP-Adapter is `image_tokens`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,18 +26,41 @@ Residuals = Callable[[Latents, Tensor, Sequence[int], Any], tuple[list[Tensor], 
 class Condition:
     """Conditioning inputs for one batch of videos.
 
-    tokens        [b n d]: read by cross-attention
+    tokens        [b n d], or [b f n d] when every frame has its own: read by cross-attention
     image_tokens  [b m d], or [b f m d] when every frame has its own: read by cross-attention, beside the text
     image_scale   factor on the attention to image tokens, beside the IP-Adapter's own scale
-    embedding     [b e]: added to the embedding of the timestep; for a video model with a frame-rate condition, its last
-                  number is frames per second
+    embedding     [b e], or [b f e] when every frame has its own: added to the embedding of the timestep; for a video
+                  model with a frame-rate condition, its last number is frames per second
     residuals     called with the network's own inputs; added to its skip connections
     channels      [b f k h w]: concatenated to the latents' channels
     """
 
-    tokens: Float[Tensor, "b n d"]
+    tokens: Float[Tensor, "b n d"] | Float[Tensor, "b f n d"]
     image_tokens: Float[Tensor, "b m d"] | Float[Tensor, "b f m d"] | None = None
     image_scale: float = 1.0
-    embedding: Float[Tensor, "b e"] | None = None
+    embedding: Float[Tensor, "b e"] | Float[Tensor, "b f e"] | None = None
     residuals: Residuals | None = None
     channels: Float[Tensor, "b f k h w"] | None = None
+
+
+def interpolate_conditions(keyframes: Mapping[int, Condition], frames: Sequence[int]) -> Condition:
+    """Return the condition of these frames, whose text moves linearly from each keyframe's to the next one's.
+
+    keyframes: the conditions of encoded prompts by frame number. Frames before the first keyframe have its text, those
+    after the last one have the last one's.
+    """
+    numbers = sorted(keyframes)
+    after = [bisect_right(numbers, frame) for frame in frames]
+    pairs = [(numbers[max(k - 1, 0)], numbers[min(k, len(numbers) - 1)]) for k in after]
+    weights = [(frame - a) / (b - a) if b > a else 0.0 for frame, (a, b) in zip(frames, pairs, strict=True)]
+
+    def of_frames(values: Mapping[int, Tensor]) -> Tensor:
+        parts = [torch.lerp(values[a], values[b], weight) for (a, b), weight in zip(pairs, weights, strict=True)]
+        return torch.stack(parts, dim=1)
+
+    embeddings = {number: each.embedding for number, each in keyframes.items() if each.embedding is not None}
+    return replace(
+        keyframes[numbers[0]],
+        tokens=of_frames({number: each.tokens for number, each in keyframes.items()}),
+        embedding=of_frames(embeddings) if embeddings else None,
+    )

@@ -65,7 +65,7 @@ class VideoControlNet(nn.Module):
         """
         net, numbers = self.controlnet, list(range(z.shape[1]) if frames is None else frames)
         key_values = project_tokens(net, condition) if key_values is None else key_values
-        temb = embed_time(net, timestep, condition.embedding, z.shape[:2])
+        temb = embed_time(net, timestep, condition.embedding, len(z), numbers)
         inputs = LayerInputs(temb, key_values, group_frames(frame_attention, numbers, cache), cache)
         x = net.conv_in(z.flatten(0, 1).to(net.dtype)) + control.repeat(len(z), 1, 1, 1)
         skips = [x]

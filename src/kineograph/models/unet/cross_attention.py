@@ -1,7 +1,7 @@
 """Cross-attention to text tokens, and to image tokens as IP-Adapter adds them.
 
-Keys and values of the tokens depend on neither the noise level nor the frame, so they are computed once for a
-condition and read by all frames. Image tokens have a second attention with keys and values of its own,
+Keys and values of the tokens do not depend on the noise level, so they are computed once for a condition; all frames
+read them, or each frame its own. Image tokens have a second attention with keys and values of its own,
 `attention(text) + scale * attention(image)` (IP-Adapter, arXiv 2308.06721, eq. 5).
 """
 
@@ -106,7 +106,8 @@ def cross_attend(
 
 def _attend(query: Tensor, tokens: KeysAndValues, frames: list[int], heads: int) -> Tensor:
     if tokens.key.ndim == 4:
-        key, value = tokens.key[:, frames].flatten(0, 1), tokens.value[:, frames].flatten(0, 1)
+        videos = len(query) // len(frames)
+        key, value = (x[:, frames].expand(videos, -1, -1, -1).flatten(0, 1) for x in (tokens.key, tokens.value))
         return multi_head_attention(query, key, value, heads)
     by_video = query.reshape(len(tokens.key), -1, query.shape[-1])
     return multi_head_attention(by_video, tokens.key, tokens.value, heads).view_as(query)

@@ -7,7 +7,7 @@ distinguish them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -190,17 +190,21 @@ def _as_image(tokens: Tensor, like: Tensor) -> Tensor:
     return image.contiguous() if like.is_contiguous() else image
 
 
-def embed_time(net: Network, timestep: Tensor | float, embedding: Tensor | None, size: torch.Size) -> Tensor:
-    """Return the embedding of the timestep and of a condition's `embedding`, for each frame: `(b f) e`.
+def embed_time(
+    net: Network, timestep: Tensor | float, embedding: Tensor | None, videos: int, frames: Sequence[int]
+) -> Tensor:
+    """Return the embedding of the timestep and of a condition's `embedding`, for these frames: `(b f) e`.
 
-    size: b and f. Raises InputError if the network needs an embedding that the condition lacks, or takes none.
+    Raises InputError if the network needs an embedding that the condition lacks, or takes none.
     """
-    b, f = size
     if (embedding is None) != (net.config.addition_embed_type is None):
         has, wants = ("no", "one") if embedding is None else ("an", "none")
         raise InputError(f"the condition has {has} embedding, this network takes {wants}: SDXL takes one, SD does not")
-    timesteps = torch.as_tensor(timestep, device=net.device).expand(b).repeat_interleave(f)
+    timesteps = torch.as_tensor(timestep, device=net.device).expand(videos).repeat_interleave(len(frames))
     temb = net.time_embedding(net.time_proj(timesteps).to(net.dtype))
     if embedding is None:
         return temb
-    return temb + net.add_embedding(embedding.to(temb)).expand(b, -1).repeat_interleave(f, dim=0)
+    if embedding.ndim == 3:
+        own = net.add_embedding(embedding[:, list(frames)].to(temb))
+        return temb + own.expand(videos, -1, -1).flatten(0, 1)
+    return temb + net.add_embedding(embedding.to(temb)).expand(videos, -1).repeat_interleave(len(frames), dim=0)

@@ -66,8 +66,8 @@ class VideoUNet(nn.Module):
         """Return the image network's part of a condition's embedding, and frames per second `[b]`, if it has each."""
         if embedding is None or not self.has_frame_rate:
             return embedding, None
-        rest = embedding[:, :-1]
-        return rest if rest.shape[1] else None, embedding[:, -1]
+        rest, fps = embedding[..., :-1], embedding[..., -1]
+        return rest if rest.shape[-1] else None, fps[:, 0] if fps.ndim == 2 else fps
 
     def image_condition(self, condition: Condition) -> Condition:
         """Return the condition for the image network, and for its ControlNets: without a frame rate."""
@@ -125,7 +125,7 @@ class VideoUNet(nn.Module):
         self.check_motion_scale(motion_scale)
         key_values = self.project_tokens(condition) if key_values is None else key_values
         embedding, fps = self._split_embedding(condition.embedding)
-        temb = embed_time(unet, timestep, embedding, z.shape[:2])
+        temb = embed_time(unet, timestep, embedding, len(z), numbers)
         inputs = LayerInputs(temb, key_values, groups, cache, call_stage=self.call_stage)
         if self.temporal is not None and len(numbers) > 1:
             for name, scale in (("motion_scale", motion_scale), ("spatial_scale", spatial_scale)):
@@ -173,8 +173,10 @@ def _check_resampling(
 ) -> None:
     """Raise InputError for inputs of single frames and for frames that read others: their number changes inside."""
     images = condition.image_tokens
-    if condition.residuals is not None or (images is not None and images.ndim == 4):
-        raise InputError("a space-time network takes no ControlNet and no image for each frame: use another one")
+    if condition.residuals is not None or condition.tokens.ndim == 4 or (images is not None and images.ndim == 4):
+        raise InputError(
+            "a space-time network takes no ControlNet, and no text or image of single frames: use another one"
+        )
     if cache is not None or [frame_attention(frame) for frame in frames] != [(frame,) for frame in frames]:
         raise InputError(
             "in a space-time network every frame's self-attention reads that frame: frame_attention=own, no cache"
