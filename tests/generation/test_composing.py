@@ -24,7 +24,7 @@ import kineograph as kg
 DOCUMENT = Path(__file__).parents[2] / "docs" / "composing.md"
 FEATURES = (
     "clips", "control", "second model", "adapter", "LoRA", "edit", "animate", "smoothing", "camera motion", "window",
-    "temporal decoder", "motion scale", "sampler", "prompt list",
+    "temporal decoder", "motion scale", "sampler", "strength", "prompt list",
 )  # fmt: skip
 OF_VIDEO_MODELS = {"adapter", "window", "motion scale"}
 PROMPTS = ["a sks cat rising", "a blue boat"]
@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "camera motion": {"motion": "pan:60,0"},
     "window": {"window": 2},
     "motion scale": {"motion_scale": 0.5},
+    "strength": {"strength": 0.5},
     "second model": {"refine_at": (0.7,), "video_steps": 2},
 }
 GREY_LEVELS = 1  # a batch rounds differently
@@ -104,7 +105,7 @@ def generate(features: Features, pair: Features, folder: Path) -> list[np.ndarra
         given["sampler"] = "ddim" if "edit" in features else "euler-ancestral"
     if "control" in features:
         given["control"] = {"canny": folder / "in.mp4"}
-    if "edit" in features:
+    if {"edit", "strength"} & features:
         given |= video["edit"]
     if "animate" in features:
         given |= video["image"] | ({"first_frame": "pinned"} if pinned else {})
