@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
@@ -19,7 +20,8 @@ from kineograph.models.conditioning import text_encoder
 from kineograph.models.conditioning.condition import Condition
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.description import ANY_CONTROL, check_size
+from kineograph.models.description import ANY_CONTROL, check_size, describe_model
+from kineograph.models.formats.lora import lora_names
 from kineograph.models.loading.controlnets import OpenControlNet
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
@@ -51,6 +53,9 @@ class Model:
     controls          function that returns each ControlNet, by kind of control; the pocket model's open at first use
     temporal_decoder  temporal layers of the VAE's decoder
     subject           the prompt's words for the subject or style that the model was customised to
+    learned_words     the words that its LoRAs were trained for
+
+    `to`, `load_lora_weights` and `unload_lora_weights` return a new model that shares the weights with this one.
     """
 
     net: VideoUNet
@@ -68,6 +73,74 @@ class Model:
     controls: Mapping[str, OpenControlNet] = field(default_factory=dict)
     temporal_decoder: TemporalDecoder | None = None
     subject: str | None = None
+    learned_words: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        """Name, kind, size, placement and number of parameters; in a second line what was added to the networks."""
+        encoders = [each.network for each in self.text_encoders] + (
+            [] if self.image_encoder is None else [self.image_encoder.network]
+        )
+        networks = [self.net, self.vae, *encoders, *([] if self.temporal_decoder is None else [self.temporal_decoder])]
+        millions = sum(weight.numel() for network in networks for weight in network.parameters()) / 1e6
+        kind = "editing model" if describe_model(self).edits else "image model"
+        kind = kind if self.temporal is None else f"video model of {self.temporal.num_frames} frames"
+        height, width = self.default_size
+        parts = [
+            f"LoRA {name}" for name in dict.fromkeys(n for each in self.networks.values() for n in lora_names(each))
+        ]
+        parts += [] if self.subject is None else [f"customised to {self.subject!r}"]
+        parts += [] if self.net.motion_adapter is None else ["motion adapter"]
+        parts += [] if self.image_encoder is None else ["image encoder"]
+        parts += [] if self.temporal_decoder is None else ["temporal decoder"]
+        parts += [f"ControlNet {', '.join(self.controls)}"] if self.controls else []
+        where = f"{self.device}, {str(self.dtype).removeprefix('torch.')}"
+        first = f"Model {self.name}: {kind}, {width} x {height}, {millions:.1f} million parameters, {where}"
+        return first + (f"\n    with {', '.join(parts)}" if parts else "")
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that LoRAs can change, by their names in a pipeline, and the temporal layers."""
+        encoders = (each.network for each in self.text_encoders)
+        named = dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
+        temporal = {} if self.net.temporal is None else {"temporal": self.net.temporal}
+        return {"unet": self.net.image_unet, **named, **temporal}
+
+    def to(
+        self,
+        *place: str | torch.device | torch.dtype,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> Model:
+        """Move all networks to a device, a dtype or both, and return the model there.
+
+        The networks are moved, not copied, as in diffusers: this model, and others that share them, can then no longer
+        be used. A change of dtype and back loses what the smaller one cannot hold.
+
+        Raises InputError for a device that is not available or a dtype that networks do not run in.
+
+        >>> import kineograph as kg
+        >>> model = kg.load().to("cpu", torch.float32)
+        """
+        from kineograph.models.changes import move
+
+        return move(self, place, device, dtype)
+
+    def load_lora_weights(self, source: str | Path, scale: float = 1.0) -> Model:
+        """Return the model with a LoRA, or a motion LoRA, beside those that it has; as by `load` with `lora`.
+
+        The new model has the same weights, at no cost in memory; this one stays without the LoRA.
+
+        source: a file, folder or repository. Raises InputError if it is no LoRA, or one for another architecture.
+        """
+        from kineograph.models.changes import add_lora_to_model
+
+        return add_lora_to_model(self, source, scale)
+
+    def unload_lora_weights(self) -> Model:
+        """Return the model without its LoRAs, those of `load` too; a customised adapter stays. This one keeps them."""
+        from kineograph.models.changes import remove_loras_from_model
+
+        return remove_loras_from_model(self)
 
     def control(self, kind: str) -> VideoControlNet:
         """Return the ControlNet for a kind of control. Raises InputError if the model has none."""
@@ -187,6 +260,7 @@ class Model:
                 f"{self.name} reads {expected} channels besides the latents', and the condition has {given}: "
                 "a text-to-image model reads none, one for inpainting or editing reads an image there"
             )
+        self._refuse_moved()
         self.net.check_motion_scale(motion_scale, self.name)
         with torch.no_grad():
             key_values = self.net.project_tokens(condition)
@@ -208,6 +282,15 @@ class Model:
             return torch.cat(outputs, dim=1).to(z.device)
 
         return self.schedule.denoise(image_network if self.temporal is None else video_network)
+
+    def _refuse_moved(self) -> None:
+        """Raise InputError if the networks were moved for another model, see `to`."""
+        found = self.net.image_unet.device.type, self.net.image_unet.dtype
+        if found != (self.device.type, self.dtype):
+            raise InputError(
+                f"the networks of this model were moved to {found[0]}, {str(found[1]).removeprefix('torch.')}: use the "
+                "model that `to` returned, as in model = model.to('cuda')"
+            )
 
     @torch.no_grad()
     def encode(self, frames: PixelFrames, chunk_size: int | None = None) -> Latents:
@@ -240,4 +323,5 @@ class Model:
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of a text that the model was not trained on; none if it has no vocabulary."""
-        return [] if self.vocabulary is None else text_encoder.unknown_words(text, self.vocabulary)
+        known = None if self.vocabulary is None else self.vocabulary.union(self.learned_words)
+        return [] if known is None else text_encoder.unknown_words(text, known)

@@ -62,6 +62,7 @@ class LowRankUpdate(NamedTuple):
     alpha: float
 
 
+CUSTOMISED = "customised-"  # in front of the names of LoRAs that belong to a customised adapter; no file's name has -
 MOTION = "motion_modules"  # in the names of AnimateDiff's motion LoRAs, which change temporal layers
 
 MatchedTensors = dict[str, dict[str, dict[str, Tensor]]]  # network -> path of the layer -> role in ENDING -> tensor
@@ -88,8 +89,10 @@ def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float,
     add_lora(file, tensor_files.read_tensors(file), networks, scale)
 
 
-def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: float) -> None:
-    """Add the LoRA that a file holds in these tensors to networks, see `load_lora`."""
+def add_lora(
+    file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: float, *, prefix: str = ""
+) -> None:
+    """Add the LoRA that a file holds in these tensors to networks, see `load_lora`. prefix: of its name on them."""
     matched, unmatched = _match_tensors(tensors, networks)
     settings = _peft_settings(file)
     updates: dict[str, dict[str, LowRankUpdate]] = {}
@@ -111,12 +114,38 @@ def add_lora(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, n
             InputWarning,
             stacklevel=5,
         )
-    name = _new_name(file, networks)
+    name = prefix + _new_name(file, networks)
     for part, changes in updates.items():
         loras = (layer for layer in networks[part].modules() if isinstance(layer, LoraLayer))
         active = dict.fromkeys(adapter for layer in loras for adapter in layer.active_adapters)
         _add_adapter(networks[part], changes, name)
-        _activate(networks[part], [*active, name], scale)
+        _set_scale(networks[part], name, scale)
+        # a sum's rounding depends on the order: that of `load`, which adds a customised adapter last
+        _activate(networks[part], sorted([*active, name], key=lambda each: each.startswith(CUSTOMISED)))
+
+
+def remove_loras(networks: Mapping[str, nn.Module]) -> None:
+    """Remove all LoRAs from networks, except those of a customised adapter."""
+    for network in networks.values():
+        for path, layer in [each for each in network.named_modules() if isinstance(each[1], LoraLayer)]:
+            kept = [name for name in layer.active_adapters if name.startswith(CUSTOMISED)]
+            if not any(name.startswith(CUSTOMISED) for name in layer.scaling):
+                network.set_submodule(path, layer.get_base_layer())
+                continue
+            layer.set_adapter(kept, inference_mode=True)
+            for name in [name for name in layer.scaling if not name.startswith(CUSTOMISED)]:
+                layer.delete_adapter(name)
+        configs = getattr(network, "peft_config", {})
+        for name in [name for name in configs if not name.startswith(CUSTOMISED)]:
+            del configs[name]
+        if not configs and hasattr(network, "peft_config"):
+            del network.peft_config
+            network._hf_peft_config_loaded = False  # type: ignore[assignment]  # of libraries' networks
+
+
+def lora_names(network: nn.Module) -> list[str]:
+    """Return the names of a network's LoRAs, without that of a customised adapter."""
+    return [name for name in getattr(network, "peft_config", {}) if not name.startswith(CUSTOMISED)]
 
 
 def read_learned_words(lora: str | Path, hub_options: HubOptions) -> list[str]:
@@ -230,10 +259,14 @@ def _config(updates: Mapping[str, LowRankUpdate]) -> dict[str, Any]:
     }
 
 
-def _activate(network: nn.Module, names: list[str], scale: float) -> None:
-    """Activate these adapters, because adding one deactivates the others, and scale the last."""
+def _activate(network: nn.Module, names: list[str]) -> None:
+    """Activate these adapters, because adding one deactivates the others."""
     for layer in network.modules():
         if isinstance(layer, LoraLayer):
             layer.set_adapter(names, inference_mode=True)
-            if names[-1] in layer.scaling:
-                layer.set_scale(names[-1], scale)
+
+
+def _set_scale(network: nn.Module, name: str, scale: float) -> None:
+    for layer in network.modules():
+        if isinstance(layer, LoraLayer) and name in layer.scaling:
+            layer.set_scale(name, scale)

@@ -43,7 +43,7 @@ def load_customised_adapter(
     elif not file.lora:
         raise InputError(f"{file.path} holds a spatial adapter alone, and {image} {NO_TEMPORAL_LAYERS}")
     if file.lora:
-        lora.add_lora(file.path, file.lora, components.networks, 1.0)
+        lora.add_lora(file.path, file.lora, components.networks, 1.0, prefix=lora.CUSTOMISED)
     return components._replace(spatial_adapter=spatial, subject=file.header.subject)
 
 

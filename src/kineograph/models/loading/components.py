@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
+from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers.utils import logging as transformers_logging
 
 from kineograph.errors import InputError
 from kineograph.models.conditioning.image_encoder import ImageEncoder
@@ -40,6 +45,7 @@ TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWi
 READ_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 
 Config = Mapping[str, Any]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @runtime_checkable
@@ -125,12 +131,10 @@ def components_from_folder(folder: Path, dtype: torch.dtype, variant: str | None
         decoder = folder / video_folder.TEMPORAL_DECODER
         classes = text_encoder_classes(index)
         tokenizers = [read_tokenizer(folder, suffix) for suffix, _ in classes]
-        encoders = [
-            each.from_pretrained(folder, subfolder=f"text_encoder{suffix}", **options) for suffix, each in classes
-        ]
+        encoders = [read_network(each, folder, f"text_encoder{suffix}", options) for suffix, each in classes]
         return Components(
             unet=unet,
-            vae=AutoencoderKL.from_pretrained(folder, subfolder="vae", **options),
+            vae=read_network(AutoencoderKL, folder, "vae", options),
             text_encoders=tuple(map(TextEncoder, tokenizers, encoders)),
             scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
@@ -152,9 +156,63 @@ def read_unet(
 
     options: of `from_pretrained`.
     """
-    unet, temporal = _split_unet(UNETS[index["unet"][1]].from_pretrained(folder, subfolder="unet", **options))
+    unet, temporal = _split_unet(read_network(UNETS[index["unet"][1]], folder, "unet", options))
     own = folder / video_folder.TEMPORAL
     return unet, video_folder.read_temporal_layers(own, unet) if own.is_dir() else temporal
+
+
+def read_network(kind: type[Network], folder: Path, part: str, options: Mapping[str, Any]) -> Network:
+    """Return a network of a pipeline in diffusers layout. options: of `from_pretrained`.
+
+    Raises InputError if weights are missing, which the libraries would replace by random ones.
+    """
+    untyped: Any = kind
+    network, found = untyped.from_pretrained(folder, subfolder=part, output_loading_info=True, **options)
+    if missing := found["missing_keys"]:
+        raise InputError(
+            f"{folder / part} has no weights for {preview_names(sorted(missing))}: it is incomplete, or made for other "
+            "versions of diffusers and transformers. Fetch it again"
+        )
+    return network
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Silence diffusers' and transformers' progress bars and messages while weights are read, not those of downloads.
+
+    What the user had set is restored.
+    """
+    loggings = (transformers_logging, diffusers_logging)
+    levels = [each.get_verbosity() for each in loggings]
+    bars = [each for each in loggings if each.is_progress_bar_enabled()]
+    no_downloads = are_progress_bars_disabled()
+
+    def restore_downloads() -> None:  # transformers switches those of the Hub together with its own
+        (disable_progress_bars if no_downloads else enable_progress_bars)()
+
+    with _without_warnings():
+        for each in loggings:
+            each.set_verbosity_error()
+        for each in bars:
+            each.disable_progress_bar()
+        restore_downloads()
+    try:
+        yield
+    finally:
+        with _without_warnings():
+            for each, level in zip(loggings, levels, strict=True):
+                each.set_verbosity(level)
+            for each in bars:
+                each.enable_progress_bar()
+            restore_downloads()
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Ignore the Hub's warnings that an environment variable decides about its bars."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _split_unet(unet: nn.Module) -> tuple[UNet2DConditionModel, TemporalLayers | None]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar, Unpack
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
+from kineograph.models.changes import place, warn_of_slow_dtype
 from kineograph.models.conditioning.textual_inversion import list_textual_inversions, load_textual_inversion
 from kineograph.models.formats.lora import list_loras, load_lora, read_learned_words
 from kineograph.models.formats.tensor_files import read_tensors
@@ -20,6 +21,7 @@ from kineograph.models.loading.components import (
     Pipeline,
     components_from_folder,
     components_from_pipeline,
+    quiet_loading,
 )
 from kineograph.models.loading.controlnets import (
     OpenControlNet,
@@ -96,10 +98,12 @@ def load(source: ModelSource | None = None, **options: Unpack[LoadOptions]) -> M
     """
     request = Request(source or "pocket", validate(options, LoadOptions))
     placement = _choose_placement(request)
-    opened = _open_source(request, placement)
-    adapted = _add_adapters(_add_motion_module(opened, request), request)
-    controls = _open_controlnets(adapted, request, placement)
-    return _build_model(_replace_parts(adapted, request), controls, request, placement)
+    warn_of_slow_dtype(placement)
+    with quiet_loading():
+        opened = _open_source(request, placement)
+        adapted = _add_adapters(_add_motion_module(opened, request), request)
+        controls = _open_controlnets(adapted, request, placement)
+        return _build_model(_replace_parts(adapted, request), controls, request, placement)
 
 
 def _choose_placement(request: Request) -> Placement:
@@ -202,10 +206,7 @@ def _build_model(
     components: Components, controls: Mapping[str, OpenControlNet], request: Request, placement: Placement
 ) -> Model:
     """Place the components and return them as a model."""
-    for network in (*components.networks.values(), components.vae, *components.other_networks):
-        network.to(placement.device)
-        if getattr(network, "dtype", None) != placement.dtype:
-            network.to(placement.dtype)
+    place((*components.networks.values(), components.vae, *components.other_networks), placement)
     vae = prevent_overflow(components.vae)
     return Model(
         net=components.net,
@@ -223,11 +224,12 @@ def _build_model(
         controls=controls,
         temporal_decoder=components.temporal_decoder and components.temporal_decoder.to(vae.device, vae.dtype),
         subject=components.subject,
+        learned_words=components.learned_words,
     )
 
 
 def _vocabulary(source: ModelSource, components: Components) -> frozenset[str] | None:
-    """Return the words in a model's vocabulary files and those that were added to them; None without such a file."""
+    """Return the words in a model's vocabulary files and those of its subject; None without such a file."""
     if isinstance(source, Pipeline):
         return None
     folder = POCKET if source in POCKETS else Path(source).expanduser()
@@ -235,6 +237,4 @@ def _vocabulary(source: ModelSource, components: Components) -> frozenset[str] |
     if source in built_in_names():
         files.append(folder / built_in_model(str(source)).folder / VOCABULARY)
     words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
-    return (
-        frozenset([*words, *components.learned_words, *(components.subject or "").lower().split()]) if words else None
-    )
+    return frozenset([*words, *(components.subject or "").lower().split()]) if words else None
