@@ -66,6 +66,7 @@ class Forms(TypedDict, total=False):
         (GenerateOptions, ["--control", "canny=a=b.mp4"], {"control": {"canny": "a=b.mp4"}}),
         (GenerateOptions, ["--steps", "4", "-n", "2"], {"num_inference_steps": 4, "num_frames": 2}),
         (GenerateOptions, ["--keep-clips", "here", "--noise", "shared"], {"keep_clips": "here", "noise": "shared"}),
+        (GenerateOptions, ["--prompt-at", "24=a = b", "--prompt-at", "8=c"], {"prompt_at": {"24": "a = b", "8": "c"}}),
         (LoadOptions, ["--lora", "a=0.5", "--lora", "b"], {"lora": [("a", 0.5), ("b", 1.0)]}),
         (LoadOptions, ["--textual-inversion", "a"], {"textual_inversion": ["a"]}),
         (LoadOptions, ["--controlnet", "pose=x/y"], {"controlnet": {"pose": "x/y"}}),
@@ -74,6 +75,19 @@ class Forms(TypedDict, total=False):
 )
 def test_values_are_parsed_as_the_types_say(kind: type, words: list[str], expected: dict[str, Any]) -> None:
     assert given_to(kind, *words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--prompt-at", "a cat"], "given as FRAME=TEXT, such as 24='a blue fish', not 'a cat'"),
+        (["--prompt-at", "8=a", "--prompt-at", "8=b"], "given twice for 8: one for each frame"),
+        (["--control", "canny"], "given as KIND=VALUE, such as canny=..., not 'canny'"),
+    ],
+)
+def test_values_by_name_have_a_name_and_a_value(words: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        given_to(GenerateOptions, *words)
 
 
 @pytest.mark.parametrize("verb", FRONT_DOORS)

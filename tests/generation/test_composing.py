@@ -24,7 +24,7 @@ import kineograph as kg
 DOCUMENT = Path(__file__).parents[2] / "docs" / "composing.md"
 FEATURES = (
     "clips", "control", "second model", "adapter", "LoRA", "edit", "animate", "smoothing", "camera motion", "window",
-    "temporal decoder", "motion scale", "sampler", "strength", "prompt list",
+    "temporal decoder", "motion scale", "sampler", "strength", "prompt travel", "prompt list",
 )  # fmt: skip
 OF_VIDEO_MODELS = {"adapter", "window", "motion scale"}
 PROMPTS = ["a sks cat rising", "a blue boat"]
@@ -38,6 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"window": 2},
     "motion scale": {"motion_scale": 0.5},
     "strength": {"strength": 0.5},
+    "prompt travel": {"prompt_at": {2: PROMPTS[1]}},
     "second model": {"refine_at": (0.7,), "video_steps": 2},
 }
 GREY_LEVELS = 1  # a batch rounds differently

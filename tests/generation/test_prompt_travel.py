@@ -53,8 +53,6 @@ def video_model() -> Model:
 def latents(
     model: Model, prompts: tuple[str, ...] = (FISH,), *, second: Model | None = None, **options: Any
 ) -> torch.Tensor:
-    from kineograph.generation.options import find_method
-
     plan = resolve(model, prompts, complete({**FEW, **options}), Inputs(), second)
     return final_latents(find_method(plan.method).run(plan).steps)
 

@@ -29,6 +29,8 @@ customised = kg.load(
 assert_type(model, kg.Model)
 
 assert_type(kg.generate(model, "a red fish"), kg.Video)
+assert_type(kg.generate(model, {0: "a calm sea", 4: "a stormy sea"}), kg.Video)
+kg.generate(model, ["a red fish", "a blue cat"], prompt_at={4: "a sea"})
 assert_type(kg.generate(model, ["a red fish", "a blue cat"], batch_size=2, seed=7), list[kg.Video])
 kg.generate(model, "a red fish", num_frames=8, seed=None, motion="pan:12,0", smooth_background=0.6, noise="shared")
 kg.generate(model, "a red fish", num_inference_steps=20, guidance_scale=5, fps=8, sampler="lcm", on_step=show)
