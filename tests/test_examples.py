@@ -1,12 +1,16 @@
 """Every example runs, on small models and with few steps."""
 
+import os
 import runpy
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from kineograph.media.video import open_video
 from kineograph.methods import still_moving, videocrafter
 from kineograph.models.loading.load import load
 from kineograph.models.temporal.adapters import MOTION_ADAPTER
@@ -72,3 +76,16 @@ def test_still_moving(video_model) -> None:
         torch.nn.init.normal_(weight)
     videos = [example["generate"](adapted, "a red fish", scale, num_frames=3, steps=2) for scale in (0.0, 1.0)]
     assert example["side_by_side"](videos).frames.shape == (3, 64, 128, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_everything(tmp_path: Path) -> None:
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": programs, "STEPS": "2", "FRAMES": "3"}
+    subprocess.run(["bash", str(EXAMPLES / "everything.sh")], cwd=tmp_path, env=environment, check=True)
+    followed, video = (open_video(tmp_path / name) for name in ("in.mp4", "everything.mp4"))
+    assert followed.frames.shape == video.frames.shape == (9, 128, 128, 3)
+    used = [video.settings[name] for name in ("method", "control", "clips", "num_frames", "num_inference_steps")]
+    assert used == ["video-elevator", {"canny": "in.mp4"}, 3, 3, 2]
+    assert video.settings["video_model"]["load"] == {"source": "pocket-video", "adapter": "pocket-fox"}
