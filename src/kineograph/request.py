@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from annotated_types import Ge
-from pydantic import BeforeValidator, Strict
+from PIL import Image
+from pydantic import BeforeValidator, PlainValidator, Strict
 from typing_extensions import TypedDict
 
 from kineograph import errors
@@ -23,6 +28,49 @@ def _read_number(key: object) -> object:
 
 
 LaterFrame = Annotated[int, BeforeValidator(_read_number), Strict(), Ge(1)]
+
+
+@runtime_checkable
+class Images(Protocol):
+    """A list of PIL images, arrays or tensors."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Image.Image | np.ndarray | torch.Tensor]: ...
+
+
+@runtime_checkable
+class VideoLike(Protocol):
+    """A `kineograph.Video`: frames, uint8 [f h w 3], and their rate."""
+
+    @property
+    def frames(self) -> np.ndarray: ...
+
+    @property
+    def fps(self) -> float: ...
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class InMemory:
+    """An image or a video in memory, as an option's value; compared by identity, since arrays compare elements."""
+
+    value: Any
+
+
+def hold(value: Any) -> str | Path | InMemory:
+    """Return a path, or `InMemory` for another object."""
+    return value if isinstance(value, str | Path | InMemory) else InMemory(value)
+
+
+def release(value: Any) -> Any:
+    """Return the object that `hold` got."""
+    return value.value if isinstance(value, InMemory) else value
+
+
+# Any object is held; `media.images.read_image` and `media.footage.open_footage` refuse those of other types and shapes.
+HOLD = PlainValidator(hold, json_schema_input_type=File)
+ImageSource = Annotated[str | Path | Image.Image | np.ndarray | torch.Tensor, HOLD]
+VideoSource = Annotated[str | Path | VideoLike | Images | np.ndarray | torch.Tensor, HOLD]
 
 
 class SharedOptions(TypedDict, total=False):
@@ -180,8 +228,13 @@ class ImageInput(TypedDict, total=False):
     """The image that a video starts from, where it is an option."""
 
     image: Annotated[
-        File | None,
-        option(None, "An image that the video starts from, center-cropped to its shape.", group="Input image"),
+        ImageSource | None,
+        option(
+            None,
+            "An image that the video starts from, center-cropped to its shape: a file; in Python also a PIL image, an "
+            "array [h w 3] or a tensor [3 h w].",
+            group="Input image",
+        ),
     ]
 
 
@@ -189,8 +242,13 @@ class VideoInput(TypedDict, total=False):
     """The video to edit, where it is an option."""
 
     video: Annotated[
-        File | None,
-        option(None, "A video that an editing model, such as pocket-edit, changes by the prompt.", group="Edits"),
+        VideoSource | None,
+        option(
+            None,
+            "A video that an editing model, such as pocket-edit, changes by the prompt: a file; in Python also a "
+            "Video, a list of PIL images or of arrays, an array [f h w 3] or a tensor [f 3 h w].",
+            group="Edits",
+        ),
     ]
 
 

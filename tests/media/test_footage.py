@@ -7,11 +7,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from numbered import movie, numbered, numbers
+from PIL import Image
 
 from kineograph.errors import InputError
 from kineograph.media.footage import Footage, open_footage, output_size, stack_in_chunks
-from kineograph.media.images import center_crop_resize
+from kineograph.media.images import center_crop_resize, is_memory_label
 from kineograph.media.video import Video
 
 
@@ -20,7 +22,12 @@ def shown(footage: Footage) -> list[int]:
     return numbers(np.stack(list(footage.frames(footage.height, footage.width))))
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webp", "a.gif", "folder"])
+def wide(path: str) -> Footage:
+    """Return footage of one frame of 1920 x 1080, which cannot be read."""
+    return Footage(path, (0,), 1, 1080, 1920, lambda: iter(()), lambda: "")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm", "a.webp", "a.gif", "folder"])
 def test_by_default_all_frames_are_read_at_the_files_rate(tmp_path: Path, name) -> None:
     frames = numbered(6)
     path = movie(tmp_path / name, frames) if name.endswith("mkv") else Video(frames, 10).save(tmp_path / name)
@@ -52,12 +59,12 @@ def test_frames_are_scaled_to_cover_and_cropped_at_the_center() -> None:
     [((None, None), (288, 512)), ((None, 256), (144, 256)), ((144, None), (144, 256)), ((152, 256), (152, 256))],
 )
 def test_output_size_follows_the_footages_aspect_ratio(asked, got) -> None:
-    assert output_size(Footage(Path("a"), (0,), 1, 1080, 1920), *asked, side=512, factor=8) == got
+    assert output_size(wide("a"), *asked, side=512, factor=8) == got
 
 
 def test_another_aspect_ratio_is_refused() -> None:
     with pytest.raises(InputError, match=r"1920 x 1080, and a video of 512 x 512 .* another shape"):
-        output_size(Footage(Path("a.mp4"), (0,), 1, 1080, 1920), 512, 512, side=512, factor=8)
+        output_size(wide("a.mp4"), 512, 512, side=512, factor=8)
 
 
 def test_unsuitable_files_are_refused_with_the_reason(tmp_path: Path) -> None:
@@ -129,3 +136,77 @@ def test_resampling_a_matroska_file_to_its_own_rate_repeats_no_frame(tmp_path: P
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode(None))
     assert open_footage(path, fps=30).indices == tuple(range(20))
+
+
+# --- frames in memory
+
+
+def in_memory(frames: np.ndarray) -> dict[str, object]:
+    """Return the same frames as every object that is accepted."""
+    tensor = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    return {
+        "Video": Video(frames, 10),
+        "images": [Image.fromarray(frame) for frame in frames],
+        "arrays": list(frames),
+        "tuple": tuple(frames),
+        "array": frames,
+        "floats": frames / 255,
+        "half": (frames / 255).astype(np.float16),
+        "batch of arrays": frames[None],
+        "tensor": tensor / 255,
+        "bytes": tensor,
+        "batch of tensors": tensor[None] / 255,
+        "tensors": list(tensor / 255),
+    }
+
+
+@pytest.mark.parametrize("kind", in_memory(numbered(2)))
+def test_frames_in_memory_are_read_like_a_file(kind: str) -> None:
+    frames = numbered(6)
+    footage = open_footage(in_memory(frames)[kind])
+    rate = 10 if kind == "Video" else 8
+    assert (len(footage), footage.fps, footage.height, footage.width) == (6, rate, 32, 48)
+    assert np.array_equal(np.stack(list(footage.frames(32, 48))), frames)
+    assert np.array_equal(np.stack(list(footage.frames(32, 48))), frames)  # a second time too
+    assert next(footage.frames(16, 16)).shape == (16, 16, 3)
+    assert footage.digest == Video(frames).digest
+    assert footage.path == f"video in memory (6 frames of 48 x 32, sha256 {footage.digest[:16]})"
+    assert is_memory_label(footage.path)
+
+
+def test_a_rate_resamples_a_video_and_is_that_of_frames_without_one() -> None:
+    frames = numbered(10)
+    assert shown(open_footage(Video(frames, 10), fps=5)) == [0, 2, 4, 6, 8]
+    assert shown(open_footage(Video(frames, 10), fps=5, num_frames=2)) == [0, 2]
+    slow = open_footage(frames, fps=5, num_frames=4)
+    assert (shown(slow), slow.fps) == ([0, 1, 2, 3], 5)
+    with pytest.raises(InputError, match=r"video in memory \(.*\) has 10 frames, and 11 are asked for"):
+        open_footage(frames, num_frames=11)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "`video` holds no frames"),
+        (np.zeros((0, 8, 8, 3)), "`video` holds no frames"),
+        (5, "`video` is a path, a kineograph.Video, .*, not an object of type int"),
+        ({"a": 1}, "not an object of type dict"),
+        (Image.new("RGB", (8, 6)), "not one PIL image of 8 x 6"),
+        (np.zeros((6, 8, 3), np.uint8), r"not an array \[6 8 3\] of uint8"),
+        (np.zeros((2, 3, 6, 8)), r"not an array \[3 6 8\] of float64"),
+        (torch.zeros(3, 6, 8), r"not a tensor \[3 6 8\] of float32"),
+        (torch.zeros(2, 6, 8, 3), r"not a tensor \[6 8 3\] of float32"),
+        (np.zeros((2, 6, 8, 3), int), "the values of `video` are uint8 .* or floats from 0 to 1, not int64"),
+        (np.full((2, 6, 8, 3), 255.0), "these floats are from 255 to 255"),
+        (-torch.ones(2, 3, 6, 8), "these floats are from -1 to -1"),
+        (np.full((2, 6, 8, 3), np.nan), "these floats are from nan to nan"),
+        (["a.png"], "is a list, of which each is a PIL image, .*, not an object of type str"),
+        ([Image.new("RGB", (8, 6)), Image.new("RGB", (6, 8))], r"different sizes \(8 x 6, 6 x 8\): expected one size"),
+        ("make it snow", "there is no file make it snow"),
+        ("make it snow " * 500, "there is no file make it snow"),
+    ],
+)
+def test_other_objects_are_refused_in_one_line(given: object, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        open_footage(given)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300

@@ -21,7 +21,7 @@ from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
 
 SETTINGS = {"prompt": 'a red fish, «swimming» "over" the sea 🐟', "seed": 7, "weights": {"unet": "ab" * 32}}
-KINDS = ["fish.mp4", "fish.gif", "fish.webp", "fish"]
+KINDS = ["fish.mp4", "fish.webm", "fish.gif", "fish.webp", "fish"]
 
 
 def clip(count: int = 5, height: int = 48, width: int = 64) -> Video:
@@ -153,7 +153,7 @@ def test_a_folder_of_other_files_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_suffixes(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"\.mp4, \.gif or \.webp"):
+    with pytest.raises(InputError, match=r"\.mp4, \.webm, \.gif or \.webp"):
         clip().save(tmp_path / "fish.avi")
     with pytest.raises(InputError, match="one image"):
         clip().save(tmp_path / "fish.png")
@@ -252,3 +252,28 @@ def test_the_rate_is_kept(tmp_path: Path, fps: float) -> None:
     for name in KINDS:
         assert open_video(Video(clip().frames, fps=fps).save(tmp_path / f"{int(fps)}_{name}")).fps == fps
     assert float(codecs.frame_rate_fraction(23.976)) == pytest.approx(23.976, abs=1e-3)
+
+
+def test_save_and_overwrite_take_another_rate(tmp_path: Path) -> None:
+    video = clip()
+    for name in KINDS:
+        path = video.save(tmp_path / name, fps=12)
+        back = open_video(path)
+        assert (back.fps, len(back), back.settings) == (12, len(video), SETTINGS)
+        assert open_video(video.overwrite(path, fps=2.5)).fps == 2.5
+    with av.open(tmp_path / "fish.mp4") as container:
+        assert container.streams.video[0].average_rate == 2.5
+    assert video.fps == 4
+    for fps in (0, -1, float("inf")):
+        with pytest.raises(InputError, match="fps is above 0"):
+            video.save(tmp_path / "new.mp4", fps=fps)
+    assert "new.mp4" not in left_behind(tmp_path)
+
+
+def test_webm_is_vp9_and_its_encoder_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with av.open(clip().save(tmp_path / "fish.webm")) as container:
+        assert (container.streams.video[0].codec_context.name, container.format.name) == ("vp9", "matroska,webm")
+    monkeypatch.setattr(codecs.av, "codecs_available", {"libx264"})
+    with pytest.raises(InputError, match="needs the encoder libvpx-vp9"):
+        clip().save(tmp_path / "other.webm")
+    assert left_behind(tmp_path) == ["fish.webm"]

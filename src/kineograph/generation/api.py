@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, overload
 
 from typing_extensions import Unpack
@@ -15,6 +14,7 @@ from kineograph.generation.run import OnStep, run_all
 from kineograph.media.video import Video
 from kineograph.models.model import Model
 from kineograph.options import declares
+from kineograph.request import ImageSource, VideoSource
 
 Prompt = str | Mapping[int, str]  # the text, or texts by frame: the option `prompt_at`
 
@@ -65,7 +65,7 @@ def generate(
 @overload
 def animate(
     model: Model,
-    image: str | Path,
+    image: ImageSource,
     prompt: Prompt,
     *,
     video_model: Model | None = None,
@@ -75,7 +75,7 @@ def animate(
 @overload
 def animate(
     model: Model,
-    image: str | Path,
+    image: ImageSource,
     prompt: list[str],
     *,
     video_model: Model | None = None,
@@ -85,7 +85,7 @@ def animate(
 @declares(AnimateOptions)
 def animate(
     model: Model,
-    image: str | Path,
+    image: ImageSource,
     prompt: Prompt | list[str],
     *,
     video_model: Model | None = None,
@@ -96,7 +96,8 @@ def animate(
 
     model: an image-to-video model: `kineograph.load("pocket-animate")`, VideoCrafter1's, or any model with an
         IP-Adapter. Any model can be used when the first frame is pinned.
-    image: path of an image of any size; for the first frame it is center-cropped to the video's aspect ratio.
+    image: an image of any size: a path, a PIL image, an array [h w 3], [h w 4] or [h w], or a tensor [3 h w], of uint8
+        or of floats from 0 to 1; for the first frame it is center-cropped to the video's aspect ratio.
     video_model, on_step: as for `generate`.
 
     Raises ValueError (InputError is one) for invalid arguments, an unreadable image, or a model that takes no images.
@@ -110,7 +111,7 @@ def animate(
 @overload
 def edit(
     model: Model,
-    video: str | Path,
+    video: VideoSource,
     prompt: Prompt,
     *,
     video_model: Model | None = None,
@@ -120,7 +121,7 @@ def edit(
 @overload
 def edit(
     model: Model,
-    video: str | Path,
+    video: VideoSource,
     prompt: list[str],
     *,
     video_model: Model | None = None,
@@ -130,17 +131,19 @@ def edit(
 @declares(EditOptions)
 def edit(
     model: Model,
-    video: str | Path,
+    video: VideoSource,
     prompt: Prompt | list[str],
     *,
     video_model: Model | None = None,
     on_step: OnStep | None = None,
     **options: Any,
 ) -> Video | list[Video]:
-    """Edit a video file as the prompt says.
+    """Edit a video as the prompt says.
 
     model: an editing model: `kineograph.load("pocket-edit")`, or InstructPix2Pix or its fine-tunes.
-    video: path of the video; all its frames at its own rate, or the first `num_frames` of them at `fps`.
+    video: a path or a `Video`: all its frames at its own rate, or the first `num_frames` of them at `fps`. Or frames
+        without a rate, 8 a second unless `fps` is given: a list of PIL images or of arrays, an array [f h w 3] or a
+        tensor [f 3 h w], of uint8 or of floats from 0 to 1.
     video_model, on_step: as for `generate`.
 
     Raises ValueError (InputError is one) for invalid arguments, an unreadable video, or a model that does not edit.

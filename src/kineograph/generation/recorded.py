@@ -11,6 +11,7 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.generation.check import check_prompts, complete, without_unused
 from kineograph.generation.options import GenerateOptions, with_plugins
 from kineograph.generation.run import OnStep, run_all
+from kineograph.media.images import is_memory_label
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.models.description import describe_model
@@ -31,7 +32,7 @@ def replay(
 
     The frames are equal bit for bit on the machine that generated the video. Where they differ, an InputWarning names
     what else differs: versions, machine, weights.
-    Raises InputError when the file has no settings or its model cannot be loaded.
+    Raises InputError when the file has no settings, its model cannot be loaded, or an input was not a file.
 
     >>> import kineograph as kg
     >>> again = kg.replay("fish.mp4")  # doctest: +SKIP
@@ -53,14 +54,26 @@ def replay(
 def recorded_request(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Return the prompt and the complete options of a video, from its settings, of this version or an older one.
 
-    Raises InputError for settings that no video has, or with an invalid value.
+    Raises InputError for settings that no video has, with an invalid value, or of inputs that were in memory.
     """
     settings = migrate_settings(settings)
     if missing := {"prompt", "seed", "frames_sha256", "model"} - set(settings):
         raise InputError(f"these settings are not of a video that kineograph.generate made: missing {sorted(missing)}")
+    _refuse_inputs_in_memory(settings)
     known = declared(*with_plugins(GenerateOptions))
     (prompt,) = check_prompts([settings["prompt"]])
     return prompt, complete({name: value for name, value in settings.items() if name in known})
+
+
+def _refuse_inputs_in_memory(settings: Mapping[str, Any]) -> None:
+    controls = settings.get("control")
+    given = {"image": settings.get("image"), "video": settings.get("video")}
+    given |= {f"control {kind}": each for kind, each in controls.items()} if isinstance(controls, Mapping) else {}
+    if lost := [f"`{name}`, {label}" for name, label in given.items() if is_memory_label(label)]:
+        raise InputError(
+            f"this video was generated from {' and '.join(lost)}, which its settings do not hold: generate it again "
+            "from Python, with the same input and seed; inputs that are files can be replayed"
+        )
 
 
 def load_recorded_model(settings: Mapping[str, Any], *, device: str | None = None) -> Model:

@@ -20,7 +20,7 @@ from kineograph.models.model import Model
 from kineograph.motion import frame_warp, parse
 from kineograph.options import declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
-from kineograph.request import IMAGE_MODEL_FPS, NUM_FRAMES, VIDEO_MODEL_FPS
+from kineograph.request import IMAGE_MODEL_FPS, NUM_FRAMES, VIDEO_MODEL_FPS, InMemory, release
 
 IMAGE_MODEL_SAMPLER = "ddim"
 RESOLVED = ("method", "sampler", "seed", "num_frames", "fps", "height", "width", "strength")  # fields of Plan
@@ -45,14 +45,15 @@ def open_inputs(options: Mapping[str, Any]) -> Inputs:
 
     Raises InputError for a video, an image or a motion that cannot be used.
     """
+    controls = list_controls(select(options, ControlOptions))
     total = None if options["num_frames"] is None else options["num_frames"] * options["clips"]
     if total is not None and total > MAX_FRAMES and (options["control"] or options["video"]):
         raise InputError(f"`num_frames` times `clips` is at most {MAX_FRAMES}, not {total}: ask for fewer")
     read = partial(open_footage, num_frames=total, fps=options["fps"])
     inputs = Inputs(
-        tuple(read(each.video) for each in list_controls(select(options, ControlOptions))),
-        () if options["video"] is None else (read(options["video"]),),
-        () if options["image"] is None else (read_image(options["image"]),),
+        tuple(read(release(each.video), option="control") for each in controls),
+        () if options["video"] is None else (read(release(options["video"])),),
+        () if options["image"] is None else (read_image(release(options["image"])),),
     )
     if options["motion"] is not None:
         parse(options["motion"])
@@ -197,17 +198,20 @@ def recorded_options(plan: Plan, kinds: Sequence[type]) -> dict[str, Any]:
     values = {**plan.options, **resolved, "motion": plan.motion}
     unset: tuple[object, ...] = (None, "", (), {})
     return {
-        name: _json_value(values[name])
+        name: _json_value(values[name], name)
         for name, each in declared(*kinds).items()
         if each.recorded and values[name] not in unset
     }
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: Any, name: str) -> Any:
+    """Return a value of an option as a JSON value; for an object in memory, its label."""
     if isinstance(value, Mapping):
-        return {str(name): _json_value(each) for name, each in value.items()}
+        return {str(key): _json_value(each, name) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_value(each) for each in value]
+        return [_json_value(each, name) for each in value]
+    if isinstance(value, InMemory):
+        return read_image(value.value).path if name == "image" else open_footage(value.value).path
     return str(value) if isinstance(value, Path) else value
 
 

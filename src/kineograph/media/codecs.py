@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
-from av.container import InputContainer
+from av.container import InputContainer, OutputContainer
 from av.video import VideoStream
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
@@ -26,27 +27,44 @@ DECODE_ERRORS = (av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, Loo
 # crf 17: visually lossless. mbtree=0: with AVX-512, mbtree reads uninitialised memory at most widths, so that the same
 # frames gave different bytes each time; without it the pocket model's videos are some 10 % larger.
 X264_OPTIONS = {"crf": "17", "x264-params": "mbtree=0"}
+VP9_ENCODER = "libvpx-vp9"
+VP9_OPTIONS = {"crf": "20", "b": "0"}  # b 0: constant quality
 PALETTE_PIXELS = 1 << 21  # enough for a palette; more only takes time
 
 
 def write_mp4(path: Path, frames: np.ndarray, metadata: VideoMetadata) -> None:
-    """Write H.264 in yuv420p with BT.709 colours, which all players show alike; the index comes first.
+    """Write H.264, which all players show; the index comes first."""
+    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        _encode(container, "libx264", X264_OPTIONS, frames, metadata)
+
+
+def write_webm(path: Path, frames: np.ndarray, metadata: VideoMetadata) -> None:
+    """Write VP9, which browsers show. Raises InputError when FFmpeg was built without its encoder."""
+    if VP9_ENCODER not in av.codecs_available:
+        raise InputError(f"a .webm needs the encoder {VP9_ENCODER}, which this build of PyAV lacks: name an .mp4")
+    with av.open(path, "w", format="webm") as container:
+        _encode(container, VP9_ENCODER, VP9_OPTIONS, frames, metadata)
+
+
+def _encode(
+    container: OutputContainer, codec: str, options: dict[str, str], frames: np.ndarray, metadata: VideoMetadata
+) -> None:
+    """Encode in yuv420p with BT.709 colours, which all players show alike.
 
     yuv420p needs even sides: an odd one repeats its last row or column, and reading crops it again.
     """
     even = np.pad(frames, ((0, 0), (0, metadata.height % 2), (0, metadata.width % 2), (0, 0)), mode="edge")
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        container.metadata["comment"] = metadata.to_json()
-        stream = container.add_stream("libx264", rate=frame_rate_fraction(metadata.fps), options=X264_OPTIONS)
-        stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
-        stream.codec_context.colorspace = Colorspace.ITU709
-        stream.codec_context.color_primaries = ColorPrimaries.BT709
-        stream.codec_context.color_trc = ColorTrc.IEC61966_2_1
-        stream.codec_context.color_range = ColorRange.MPEG
-        for pixels in even:
-            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
-        container.mux(stream.encode(None))
+    container.metadata["comment"] = metadata.to_json()
+    stream: Any = container.add_stream(codec, rate=frame_rate_fraction(metadata.fps), options=options)  # a VideoStream
+    stream.height, stream.width, stream.pix_fmt = even.shape[1], even.shape[2], "yuv420p"
+    stream.codec_context.colorspace = Colorspace.ITU709
+    stream.codec_context.color_primaries = ColorPrimaries.BT709
+    stream.codec_context.color_trc = ColorTrc.IEC61966_2_1
+    stream.codec_context.color_range = ColorRange.MPEG
+    for pixels in even:
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
+    container.mux(stream.encode(None))
 
 
 def decode_all_frames(path: Path) -> tuple[np.ndarray, float]:

@@ -1,19 +1,29 @@
-"""Input videos, read frame by frame: a long video never has to be in memory."""
+"""Input videos: files, read frame by frame, so that a long video never has to be in memory, and frames in memory."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
 from kineograph.media.codecs import DECODE_ERRORS
-from kineograph.media.images import center_crop_resize
+from kineograph.media.images import (
+    center_crop_resize,
+    is_present,
+    is_tensor,
+    memory_label,
+    shorten,
+    to_pixels,
+    unexpected,
+)
 from kineograph.media.metadata import (
     PILLOW_SUFFIXES,
     existing_path,
@@ -21,23 +31,36 @@ from kineograph.media.metadata import (
     read_video_metadata,
     unreadable_file,
 )
+from kineograph.media.video import Video
 
+VIDEO_SOURCES = (
+    "a path, a kineograph.Video, a list of PIL images or of arrays, an array [f h w 3] or a tensor [f 3 h w]"
+)
+FRAME_LIST = "a list, of which each is a PIL image, an array [h w 3] or a tensor [3 h w]"
+MEMORY_FPS = 8.0  # of frames in memory, which have no rate
 TIME_TOLERANCE = 1e-3  # seconds: Matroska rounds timestamps to milliseconds
 MAX_DISTORTION = 1.1  # ratio of two aspect ratios, above which a video has another shape
 
 
 @dataclass(frozen=True)
 class Footage:
-    """Frames of a video file or of a folder of pngs, to be read in order.
+    """Frames of a video file, of a folder of pngs or in memory, to be read in order.
 
-    indices: of the frames in the file. fps: of these frames. height, width: in pixels.
+    path            of the file, or a label of frames in memory, see `images.memory_label`
+    indices         of the frames among those that `read` yields
+    fps             of these frames
+    height, width   in pixels
+    read            yields all frames: uint8 [h w 3]
+    compute_digest  see `digest`
     """
 
-    path: Path
+    path: str | Path
     indices: tuple[int, ...]
     fps: float
     height: int
     width: int
+    read: Callable[[], Iterator[np.ndarray]]
+    compute_digest: Callable[[], str]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -50,7 +73,7 @@ class Footage:
         remaining = iter(self.indices)
         wanted, read = next(remaining, None), 0
         try:
-            for read, frame in enumerate(_stream(self.path)):
+            for read, frame in enumerate(self.read()):
                 while wanted == read:
                     yield center_crop_resize(frame, height, width)
                     wanted = next(remaining, None)
@@ -64,19 +87,58 @@ class Footage:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the file, or of the files of the folder."""
-        combined = hashlib.sha256()
-        for file in frame_files(self.path) if self.path.is_dir() else [self.path]:
-            with file.open("rb") as opened:
-                combined.update(hashlib.file_digest(opened, "sha256").digest())
-        return combined.hexdigest()
+        """SHA-256 of the file or of the folder's files; in memory, of the pixels of all frames, as `Video.digest`."""
+        return self.compute_digest()
 
 
-def open_footage(path: str | Path, *, num_frames: int | None = None, fps: float | None = None) -> Footage:
+def open_footage(
+    source: object, *, num_frames: int | None = None, fps: float | None = None, option: str = "video"
+) -> Footage:
     """Open the first `num_frames` frames of a video, resampled to `fps`; by default all, at the video's own rate.
+
+    Args:
+        source: a path, a `Video`, or frames without a rate (8 a second unless `fps` is given): a list of PIL images or
+            of arrays [h w 3], an array [f h w 3] or a tensor [f 3 h w]; of uint8 or of floats from 0 to 1.
+        option: its name in messages.
 
     Raises InputError when it is not a video, holds no frames, is damaged, or is shorter than that.
     """
+    if isinstance(source, str | Path):
+        return _open_file(source, num_frames, fps)
+    if isinstance(source, Video):
+        return _open_memory(source, num_frames, fps)
+    return _open_memory(Video(_stack_frames(source, option), fps or MEMORY_FPS), num_frames, None)
+
+
+def _open_memory(video: Video, num_frames: int | None, fps: float | None) -> Footage:
+    count, height, width, _ = video.frames.shape
+    digest = video.digest
+    path = memory_label("video", f"{count} frames of {width} x {height}", digest)
+    indices = _select([number / video.fps for number in range(count)], video.fps, path, num_frames, fps)
+    return Footage(path, indices, fps or video.fps, height, width, lambda: iter(video.frames), lambda: digest)
+
+
+def _stack_frames(source: Any, option: str) -> np.ndarray:
+    """Return frames without a rate as an array: uint8 [f h w 3]."""
+    is_stack = isinstance(source, np.ndarray) or is_tensor(source)
+    if not is_stack and not isinstance(source, list | tuple):
+        raise unexpected(option, VIDEO_SOURCES, source)
+    if is_stack and source.ndim == 5 and len(source) == 1:  # a batch of one video
+        source = source[0]
+    if is_stack and source.ndim != 4:
+        raise unexpected(option, VIDEO_SOURCES, source)
+    if not len(source):
+        raise InputError(f"`{option}` holds no frames: expected at least one")
+    frames = [to_pixels(each, option, VIDEO_SOURCES if is_stack else FRAME_LIST) for each in source]
+    sizes = list(dict.fromkeys(f"{frame.shape[1]} x {frame.shape[0]}" for frame in frames))
+    if len(sizes) > 1:
+        raise InputError(f"the frames of `{option}` are of different sizes ({', '.join(sizes[:4])}): expected one size")
+    return np.stack(frames)
+
+
+def _open_file(path: str | Path, num_frames: int | None, fps: float | None) -> Footage:
+    if not is_present(Path(path).expanduser()):
+        raise InputError(f"there is no file {shorten(path)}")
     path = existing_path(path)
     try:
         rate, times = _frame_times(path)
@@ -87,16 +149,33 @@ def open_footage(path: str | Path, *, num_frames: int | None = None, fps: float 
         raise unreadable_file(path, error) from error
     if first is None or not times:
         raise InputError(f"{path} holds no frames: give a video with at least one")
+    indices = _select(times, rate, path, num_frames, fps)
+    height, width, _ = first.shape
+    return Footage(path, indices, fps or rate, height, width, partial(_stream, path), partial(_file_digest, path))
+
+
+def _file_digest(path: Path) -> str:
+    combined = hashlib.sha256()
+    for file in frame_files(path) if path.is_dir() else [path]:
+        with file.open("rb") as opened:
+            combined.update(hashlib.file_digest(opened, "sha256").digest())
+    return combined.hexdigest()
+
+
+def _select(
+    times: Sequence[float], rate: float, path: str | Path, num_frames: int | None, fps: float | None
+) -> tuple[int, ...]:
+    """Return the indices of the frames to read. times: when each frame is shown; rate: frames per second."""
     indices = list(range(len(times))) if fps is None else _resample(times, rate, fps)
     if num_frames is not None and num_frames > len(indices):
         raise InputError(
             f"{path} has {len(indices)} frames{f' at {fps:g} a second' if fps else ''}, and {num_frames} are asked "
             f"for: ask for {len(indices)} or fewer{', for more a second' if fps else ''}, or give a longer video"
         )
-    return Footage(path, tuple(indices[:num_frames]), fps or rate, *first.shape[:2])
+    return tuple(indices[:num_frames])
 
 
-def _resample(times: list[float], rate: float, fps: float) -> list[int]:
+def _resample(times: Sequence[float], rate: float, fps: float) -> list[int]:
     """Return the index of the frame that is shown at every multiple of 1 / fps seconds."""
     count = max(1, int((times[-1] + 1 / rate + TIME_TOLERANCE) * fps))
     return (np.searchsorted(times, np.arange(count) / fps + TIME_TOLERANCE, side="right") - 1).tolist()

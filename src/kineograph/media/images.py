@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import sys
+import textwrap
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +18,13 @@ from kineograph.errors import InputError
 from kineograph.media.seek import BrokenFile
 from kineograph.media.shards import FileSlice
 
+if TYPE_CHECKING:  # reading a file does not import torch
+    import torch
+
+IMAGE_SOURCES = "a path, a PIL image, an array [h w 3], [h w 4] or [h w], or a tensor [3 h w]"
+PIXEL_VALUES = "uint8 from 0 to 255, or floats from 0 to 1"
+ROUNDING = 1e-3  # floats from 0 to 1 may exceed them by this much
+MEMORY_LABEL = re.compile(r"(image|video) in memory \(.*, sha256 [0-9a-f]{16}\)")
 READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 TRAINING_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ANIMATED_FORMATS = frozenset({"WEBP", "PNG"})  # formats whose further images are further frames
@@ -24,27 +34,129 @@ MAX_TRIES = 100
 
 
 class InputImage(NamedTuple):
-    """An image that a request names, with the SHA-256 of its file."""
+    """The image of a request.
+
+    path: as it was given, or a label of an image in memory, see `memory_label`. digest: SHA-256 of the file, or of the
+    pixels of an image in memory.
+    """
 
     path: str
     pixels: UInt8[np.ndarray, "h w 3"]
     digest: str
 
 
-def read_image(path: str | Path) -> InputImage:
-    """Read an image, rotated as its EXIF orientation says, transparent pixels on white.
+def read_image(source: object) -> InputImage:
+    """Read an image file, or convert an image in memory, see `to_pixels`.
 
-    Raises InputError when the file is missing, damaged or not an image.
+    Raises InputError when the file is missing, damaged or not an image, and for another object.
     """
+    if isinstance(source, str | Path):
+        return _read_image_file(source)
+    pixels = to_pixels(source, "image", IMAGE_SOURCES)
+    height, width, _ = pixels.shape
+    digest = pixel_digest(pixels)
+    return InputImage(memory_label("image", f"{width} x {height}", digest), pixels, digest)
+
+
+def _read_image_file(path: str | Path) -> InputImage:
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise InputError(f"there is no image {path}: expected a file such as .png, .jpg or .webp")
+    if not is_present(file) or not file.is_file():
+        raise InputError(f"there is no image {shorten(path)}: expected a file such as .png, .jpg or .webp")
     try:
         with Image.open(file) as opened:
             image = flatten_alpha(ImageOps.exif_transpose(opened))
     except READ_ERRORS as error:
         raise InputError(f"{path} is not an image that can be read, or is damaged: {error}") from error
     return InputImage(str(path), np.asarray(image), hashlib.sha256(file.read_bytes()).hexdigest())
+
+
+def to_pixels(image: object, option: str, expected: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Convert an image in memory to RGB, rotated as its EXIF orientation says, transparent pixels on white.
+
+    Args:
+        image: a PIL image, an array [h w 3], [h w 4] or [h w] (grey), or a tensor [3 h w] or [1 3 h w]; of uint8 or of
+            floats from 0 to 1.
+        option, expected: for messages: its name, and the kinds of objects that it may be.
+
+    Raises InputError for other objects, shapes, types and values.
+    """
+    if isinstance(image, Image.Image):
+        return np.asarray(flatten_alpha(ImageOps.exif_transpose(image)))
+    array = image
+    if is_tensor(image):
+        single = image[0] if image.ndim == 4 and len(image) == 1 else image
+        array = tensor_to_array(single.movedim(0, -1)) if single.ndim == 3 and single.shape[0] == 3 else None
+    channels = array.shape[2:] if isinstance(array, np.ndarray) and array.ndim in (2, 3) and array.size else (0,)
+    if not isinstance(array, np.ndarray) or channels not in ((), (3,), (4,)):
+        raise unexpected(option, expected, image)
+    values = _to_uint8(array, option)
+    if channels == (3,):
+        return values
+    return np.asarray(flatten_alpha(Image.fromarray(values)))
+
+
+def _to_uint8(array: np.ndarray, option: str) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"the values of `{option}` are {PIXEL_VALUES}, not {array.dtype}")
+    least, most = float(array.min()), float(array.max())
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # NaN too
+        raise InputError(f"the values of `{option}` are {PIXEL_VALUES}; these floats are from {least:g} to {most:g}")
+    return (array.astype(np.float32).clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Return True for a tensor, without importing torch."""
+    module = sys.modules.get("torch")
+    return module is not None and isinstance(value, module.Tensor)
+
+
+def tensor_to_array(values: torch.Tensor) -> np.ndarray:
+    """Return the values of a tensor on any device, floats as float32, which NumPy has."""
+    values = values.detach().cpu()
+    array: np.ndarray = (values.float() if values.is_floating_point() else values).numpy()
+    return array
+
+
+def unexpected(option: str, expected: str, value: object) -> InputError:
+    """Return the error for an object in memory that is no image or no video, in one line."""
+    if isinstance(value, np.ndarray) or is_tensor(value):
+        kind = "an array" if isinstance(value, np.ndarray) else "a tensor"
+        came = f"{kind} [{' '.join(map(str, value.shape))}] of {str(value.dtype).removeprefix('torch.')}"
+    elif isinstance(value, Image.Image):
+        came = f"one PIL image of {value.width} x {value.height}"
+    else:
+        came = f"an object of type {type(value).__name__}"
+    return InputError(f"`{option}` is {expected}, not {came}")
+
+
+def memory_label(kind: str, size: str, digest: str) -> str:
+    """Return the name of an input in memory, for settings and messages. kind: "image" or "video"."""
+    return f"{kind} in memory ({size}, sha256 {digest[:16]})"
+
+
+def is_memory_label(text: object) -> bool:
+    """Return True for what `memory_label` returns."""
+    return isinstance(text, str) and MEMORY_LABEL.fullmatch(text) is not None
+
+
+def pixel_digest(pixels: np.ndarray) -> str:
+    """Return the SHA-256 of pixels: equal if and only if every pixel is."""
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+
+
+def is_present(path: Path) -> bool:
+    """Return True if something is at this path; False for a text that can be no path, such as too long a one."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def shorten(path: object) -> str:
+    """Return a path for a message of one line: texts that are no path may be long."""
+    return textwrap.shorten(str(path), 200, placeholder=" ...") or repr(path)
 
 
 def decode_image(file: FileSlice) -> Image.Image:

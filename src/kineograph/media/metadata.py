@@ -1,6 +1,6 @@
 """Metadata of generated videos: one line of JSON in a field that players ignore.
 
-mp4: the `comment` tag; gif: its comment; webp: EXIF ImageDescription; png: a text chunk `Comment`.
+mp4, webm: the `comment` tag; gif: its comment; webp: EXIF ImageDescription; png: a text chunk `Comment`.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ def _image_comment(path: Path) -> str:
 def _container_comment(path: Path) -> str:
     try:
         with av.open(path) as container:
-            return container.metadata.get("comment", "")
+            tags = {name.lower(): text for name, text in container.metadata.items()}  # Matroska writes COMMENT
+            return tags.get("comment", "")
     except av.FFmpegError as error:
         raise unreadable_file(path, error) from error

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
 import math
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import PIL.Image
 from kineograph.errors import InputError
 from kineograph.media import codecs
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
+from kineograph.media.images import pixel_digest
 from kineograph.media.metadata import (
     PILLOW_SUFFIXES,
     VideoMetadata,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # reading a file does not import torch
 
 WRITERS: Mapping[str, Callable[[Path, np.ndarray, VideoMetadata], None]] = {
     ".mp4": codecs.write_mp4,
+    ".webm": codecs.write_webm,
     ".gif": codecs.write_gif,
     ".webp": codecs.write_webp,
     ".png": codecs.write_png,
@@ -87,27 +88,29 @@ class Video:
     @property
     def digest(self) -> str:
         """SHA-256 of the frames: equal if and only if every pixel is."""
-        return hashlib.sha256(f"{self.frames.shape}".encode() + self.frames.tobytes()).hexdigest()
+        return pixel_digest(self.frames)
 
-    def save(self, path: str | Path) -> Path:
-        """Write a new file: .mp4, .gif, .webp, .png (one frame) or, without a suffix, a folder of pngs.
+    def save(self, path: str | Path, *, fps: float | None = None) -> Path:
+        """Write a new file: .mp4, .webm, .gif, .webp, .png (one frame) or, without a suffix, a folder of pngs.
+
+        fps: frames per second of the file, in place of the video's own; the frames are the same.
 
         The write is atomic. The file records the settings (`kineograph.media.metadata`).
 
         Raises:
             FileExistsError: the path exists; see `overwrite`.
-            InputError: another suffix.
+            InputError: another suffix, a rate that is not above 0, or no encoder for .webm.
             OSError: the folder cannot be written, or the disk is full.
         """
         path = Path(path).expanduser()
         check_new(path, len(self))
-        return self._write(path, write_new(path))
+        return self._at(fps)._write(path, write_new(path))
 
-    def overwrite(self, path: str | Path) -> Path:
+    def overwrite(self, path: str | Path, *, fps: float | None = None) -> Path:
         """Like `save`, but replace an existing file, which stays as it was until the new one is complete."""
         path = Path(path).expanduser()
         check_replaceable(path, len(self))
-        return self._write(path, replace_atomically(path))
+        return self._at(fps)._write(path, replace_atomically(path))
 
     def contact_sheet(self, *, columns: int | None = None) -> PIL.Image.Image:
         """Return an image of up to 16 frames, evenly spread over the video, row by row."""
@@ -122,6 +125,9 @@ class Video:
             row, column = divmod(number, columns)
             sheet.paste(PIL.Image.fromarray(frame), (column * (width + gap), row * (height + gap)))
         return sheet
+
+    def _at(self, fps: float | None) -> Video:
+        return self if fps is None else replace(self, fps=fps)
 
     def _write(self, path: Path, opened: AbstractContextManager[Path]) -> Path:
         with opened as temporary:
@@ -160,7 +166,7 @@ def check_replaceable(path: Path, num_frames: int) -> None:
 def _check_suffix(path: Path, num_frames: int) -> None:
     if path.suffix.lower() not in WRITERS:
         raise InputError(
-            f"{path.name}: files end in .mp4, .gif or .webp; a name without a suffix makes a folder of pngs"
+            f"{path.name}: files end in .mp4, .webm, .gif or .webp; a name without a suffix makes a folder of pngs"
         )
     if path.suffix.lower() == ".png" and num_frames > 1:
         raise InputError(

@@ -5,13 +5,14 @@ The residuals enter through the condition, so any method that binds conditions o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import WrapValidator
 from torch import Tensor
 from typing_extensions import TypedDict
 
@@ -19,6 +20,7 @@ from kineograph.errors import InputError
 from kineograph.models.description import ANY_CONTROL
 from kineograph.options import File, Number, option
 from kineograph.plan import AddOn, Combination, Plan
+from kineograph.request import InMemory, VideoSource, hold, release
 
 if TYPE_CHECKING:
     from kineograph.media.footage import Footage
@@ -30,16 +32,23 @@ MAP_SUFFIX = "-map"
 GROUP = "Control videos"
 
 
+def _hold_each(control: Any, validate: Callable[[Any], Any]) -> Any:
+    """Validate a mapping; hold another object, which `list_controls` refuses in clear words."""
+    return validate(control) if isinstance(control, Mapping) else hold(control)
+
+
 class ControlOptions(TypedDict, total=False):
     """Options of control videos."""
 
     control: Annotated[
-        Mapping[str, File],
+        Mapping[str, VideoSource],
         option(
             {},
-            "Control videos, one of each kind: canny, depth or pose, found in the video; KIND-map for a video of maps.",
+            "Control videos, one of each kind: canny, depth or pose, found in the video; KIND-map for a video of maps. "
+            "Each is a file; in Python also whatever `video` may be.",
             group=GROUP,
         ),
+        WrapValidator(_hold_each),
     ]
     annotators: Annotated[
         Mapping[str, File],
@@ -67,21 +76,28 @@ class Control(NamedTuple):
     """Input of a ControlNet. kind: its name in the model; ready: the video shows maps; annotator: "" if the usual."""
 
     kind: str
-    video: str
+    video: VideoSource | InMemory
     ready: bool
     annotator: str
 
 
 def list_controls(options: ControlOptions) -> list[Control]:
-    """Return the controls of a request, one for each control video."""
+    """Return the controls of a request, one for each control video.
+
+    Raises InputError where the option is no mapping.
+    """
+    given = release(options["control"])
+    if not isinstance(given, Mapping):
+        came = repr(given) if isinstance(given, str) else f"an object of type {type(given).__name__}"
+        raise InputError(f'`control` is {{kind: video}}, as in {{"canny": "in.mp4"}}, not {came}')
     return [
         Control(
             kind=name.removesuffix(MAP_SUFFIX),
-            video=str(video),
+            video=video,
             ready=name.endswith(MAP_SUFFIX),
             annotator=str(options["annotators"].get(name.removesuffix(MAP_SUFFIX), "")),
         )
-        for name, video in options["control"].items()
+        for name, video in given.items()
     ]
 
 
