@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import assert_type
 
+import torch
+
 import kineograph as kg
 from kineograph.generation.run import Progress
 
@@ -58,6 +60,15 @@ together = kg.generate(
     motion_scale=0.5,
 )
 assert_type(together, kg.Video)
+
+def watch(watched: kg.Model, number: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return tensors
+
+
+assert_type(kg.generate("pocket", "a red fish", video_model="pocket-video"), kg.Video)
+assert_type(kg.generate(model, "a red fish", num_videos_per_prompt=2, progress=False), list[kg.Video])
+kg.generate(model, "a red fish", output_type="np", callback_on_step_end=watch, generator=torch.Generator()).mean()
+assert_type(model.to("cuda", torch.float16).load_lora_weights("style.safetensors", 0.5).unload_lora_weights(), kg.Model)
 
 assert_type(kg.animate(model, "fish.png", "a fish swimming", first_frame="pinned"), kg.Video)
 assert_type(kg.animate(model, Path("fish.png"), ["a fish", "a cat"], video_model=fox), list[kg.Video])

@@ -27,11 +27,16 @@ kg.generate(model, "a red fish", control={"canny": 3})  # error
 kg.generate(model, "a red fish", drift_correction="often")  # error
 kg.generate(model, ["a red fish", "a cat"], batch_size="all")  # error
 kg.generate(model, "a red fish", on_step="step")  # error
-kg.generate(model, "a red fish", video_model="pocket-video")  # error
+kg.generate(model, "a red fish", video_model=3)  # error
+kg.generate(model, "a red fish", progress="yes")  # error
+kg.generate(model, "a red fish", generator=3)  # error
+kg.generate(model, "a red fish", num_videos_per_prompt="2")  # error
+model.to(3)  # error
 kg.load("pocket", clip_skip=1.5)  # error
 kg.load("pocket", adapter=3)  # error
 
 # a value that is none of the listed ones
+kg.generate(model, "a red fish", output_type="video")  # error
 kg.generate(model, "a red fish", noise="own")  # error
 kg.generate(model, "a red fish", first_frame="first")  # error
 kg.generate(model, "a red fish", foreground_masks="depth")  # error

@@ -8,11 +8,22 @@ from typing import Any, overload
 from typing_extensions import Unpack
 
 from kineograph.errors import InputError
+from kineograph.generation.call import (
+    AnimateCall,
+    EditCall,
+    GenerateCall,
+    ModelOrName,
+    OutputType,
+    as_model,
+    check_form,
+    draw_seed,
+    reported,
+    split_keywords,
+    to_output,
+)
 from kineograph.generation.check import check_prompts, complete
-from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions
-from kineograph.generation.run import OnStep, run_all
+from kineograph.generation.run import run_all
 from kineograph.media.video import Video
-from kineograph.models.model import Model
 from kineograph.options import declares
 from kineograph.request import ImageSource, VideoSource
 
@@ -20,37 +31,38 @@ Prompt = str | Mapping[int, str]  # the text, or texts by frame: the option `pro
 
 
 @overload
-def generate(
-    model: Model,
-    prompt: Prompt,
-    *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
-    **options: Unpack[GenerateOptions],
-) -> Video: ...
+def generate(model: ModelOrName, prompt: Prompt, **options: Unpack[GenerateCall]) -> Video: ...
+@overload
+def generate(model: ModelOrName, prompt: list[str], **options: Unpack[GenerateCall]) -> list[Video]: ...
 @overload
 def generate(
-    model: Model,
-    prompt: list[str],
-    *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
-    **options: Unpack[GenerateOptions],
+    model: ModelOrName, prompt: Prompt | list[str], *, num_videos_per_prompt: int, **options: Unpack[GenerateCall]
 ) -> list[Video]: ...
-@declares(GenerateOptions)
+@overload
 def generate(
-    model: Model,
+    model: ModelOrName,
     prompt: Prompt | list[str],
     *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
+    output_type: OutputType,
+    num_videos_per_prompt: int = 1,
+    **options: Unpack[GenerateCall],
+) -> Any: ...
+@declares(GenerateCall)
+def generate(
+    model: ModelOrName,
+    prompt: Prompt | list[str],
+    *,
+    num_videos_per_prompt: int = 1,
+    output_type: OutputType | None = None,
     **options: Any,
-) -> Video | list[Video]:
+) -> Any:
     """Generate a video from a prompt; for a list of prompts, a list of videos.
 
     prompt: a text, or texts by frame, `{0: "a calm sea", 24: "a stormy sea"}`; see `prompt_at`.
-    video_model: a second model, which adds motion to the first model's estimates (VideoElevator).
-    on_step: called with a `Progress` after every step; an exception from it ends the work.
+    model: a model of `load`, or what `load` would take.
+    num_videos_per_prompt: above 1 the result is a list of all videos, with seeds one after the other.
+    output_type: "np" (float32 [f h w 3] in 0..1), "pt" (float32 [f 3 h w] in 0..1) or "pil" for frames in place of a
+        `Video`, without settings; for a list with a dimension `b` in front, or as a list of lists.
 
     Raises ValueError (InputError is one) for invalid arguments and for a frame that holds NaN, and warns (InputWarning)
     of words that the model does not know.
@@ -59,113 +71,132 @@ def generate(
     >>> video = kg.generate(kg.load(), "a red fish swimming over the sea", num_frames=8, seed=7)
     >>> video.save("fish.mp4")  # doctest: +SKIP
     """
-    return _generate(model, prompt, options, video_model, on_step)
+    return _generate(model, prompt, options, num_videos_per_prompt, output_type)
 
 
 @overload
-def animate(
-    model: Model,
-    image: ImageSource,
-    prompt: Prompt,
-    *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
-    **options: Unpack[AnimateOptions],
-) -> Video: ...
+def animate(model: ModelOrName, image: ImageSource, prompt: Prompt, **options: Unpack[AnimateCall]) -> Video: ...
 @overload
 def animate(
-    model: Model,
-    image: ImageSource,
-    prompt: list[str],
-    *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
-    **options: Unpack[AnimateOptions],
+    model: ModelOrName, image: ImageSource, prompt: list[str], **options: Unpack[AnimateCall]
 ) -> list[Video]: ...
-@declares(AnimateOptions)
+@overload
 def animate(
-    model: Model,
+    model: ModelOrName,
     image: ImageSource,
     prompt: Prompt | list[str],
     *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
+    num_videos_per_prompt: int,
+    **options: Unpack[AnimateCall],
+) -> list[Video]: ...
+@overload
+def animate(
+    model: ModelOrName,
+    image: ImageSource,
+    prompt: Prompt | list[str],
+    *,
+    output_type: OutputType,
+    num_videos_per_prompt: int = 1,
+    **options: Unpack[AnimateCall],
+) -> Any: ...
+@declares(AnimateCall)
+def animate(
+    model: ModelOrName,
+    image: ImageSource,
+    prompt: Prompt | list[str],
+    *,
+    num_videos_per_prompt: int = 1,
+    output_type: OutputType | None = None,
     **options: Any,
-) -> Video | list[Video]:
+) -> Any:
     """Generate a video that starts from an image and moves as the prompt says.
 
     model: an image-to-video model: `kineograph.load("pocket-animate")`, VideoCrafter1's, or any model with an
         IP-Adapter. Any model can be used when the first frame is pinned.
     image: an image of any size: a path, a PIL image, an array [h w 3], [h w 4] or [h w], or a tensor [3 h w], of uint8
         or of floats from 0 to 1; for the first frame it is center-cropped to the video's aspect ratio.
-    video_model, on_step: as for `generate`.
+    num_videos_per_prompt, output_type: as for `generate`.
 
     Raises ValueError (InputError is one) for invalid arguments, an unreadable image, or a model that takes no images.
 
     >>> import kineograph as kg
     >>> kg.animate(kg.load("pocket-animate"), "fish.png", "a fish swimming to the right")  # doctest: +SKIP
     """
-    return _generate(model, prompt, {**options, "image": image}, video_model, on_step)
+    return _generate(model, prompt, {**options, "image": image}, num_videos_per_prompt, output_type)
 
 
 @overload
-def edit(
-    model: Model,
-    video: VideoSource,
-    prompt: Prompt,
-    *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
-    **options: Unpack[EditOptions],
-) -> Video: ...
+def edit(model: ModelOrName, video: VideoSource, prompt: Prompt, **options: Unpack[EditCall]) -> Video: ...
+@overload
+def edit(model: ModelOrName, video: VideoSource, prompt: list[str], **options: Unpack[EditCall]) -> list[Video]: ...
 @overload
 def edit(
-    model: Model,
-    video: VideoSource,
-    prompt: list[str],
-    *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
-    **options: Unpack[EditOptions],
-) -> list[Video]: ...
-@declares(EditOptions)
-def edit(
-    model: Model,
+    model: ModelOrName,
     video: VideoSource,
     prompt: Prompt | list[str],
     *,
-    video_model: Model | None = None,
-    on_step: OnStep | None = None,
+    num_videos_per_prompt: int,
+    **options: Unpack[EditCall],
+) -> list[Video]: ...
+@overload
+def edit(
+    model: ModelOrName,
+    video: VideoSource,
+    prompt: Prompt | list[str],
+    *,
+    output_type: OutputType,
+    num_videos_per_prompt: int = 1,
+    **options: Unpack[EditCall],
+) -> Any: ...
+@declares(EditCall)
+def edit(
+    model: ModelOrName,
+    video: VideoSource,
+    prompt: Prompt | list[str],
+    *,
+    num_videos_per_prompt: int = 1,
+    output_type: OutputType | None = None,
     **options: Any,
-) -> Video | list[Video]:
+) -> Any:
     """Edit a video as the prompt says.
 
     model: an editing model: `kineograph.load("pocket-edit")`, or InstructPix2Pix or its fine-tunes.
     video: a path or a `Video`: all its frames at its own rate, or the first `num_frames` of them at `fps`. Or frames
         without a rate, 8 a second unless `fps` is given: a list of PIL images or of arrays, an array [f h w 3] or a
         tensor [f 3 h w], of uint8 or of floats from 0 to 1.
-    video_model, on_step: as for `generate`.
+    num_videos_per_prompt, output_type: as for `generate`.
 
     Raises ValueError (InputError is one) for invalid arguments, an unreadable video, or a model that does not edit.
 
     >>> import kineograph as kg
     >>> kg.edit(kg.load("pocket-edit"), "fish.mp4", "make it snow").save("snow.mp4")  # doctest: +SKIP
     """
-    return _generate(model, prompt, {**options, "video": video}, video_model, on_step)
+    return _generate(model, prompt, {**options, "video": video}, num_videos_per_prompt, output_type)
 
 
 def _generate(
-    model: Model,
+    model: ModelOrName,
     prompt: Prompt | Sequence[str],
     given: dict[str, Any],
-    video_model: Model | None,
-    on_step: OnStep | None,
-) -> Video | list[Video]:
+    num_videos_per_prompt: int,
+    output_type: OutputType | None,
+) -> Any:
     if isinstance(prompt, Mapping):
         prompt, given = _split_keyframes(prompt, given)
-    prompts = check_prompts([prompt] if isinstance(prompt, str) else prompt)
-    videos = run_all(model, prompts, complete(given), on_step, video_model=video_model)
-    return videos[0] if isinstance(prompt, str) else videos
+    texts = check_prompts([prompt] if isinstance(prompt, str) else prompt)
+    check_form(num_videos_per_prompt, output_type)
+    prompts = [text for text in texts for _ in range(num_videos_per_prompt)]
+    call, options = split_keywords(given)
+    options = complete(options)
+    if call["generator"] is not None:
+        if options["seed"] is not None:
+            raise InputError("`seed` and `generator` both choose the noise: give one of them")
+        options["seed"] = draw_seed(call["generator"])
+    opened = as_model(model)
+    second = None if call["video_model"] is None else as_model(call["video_model"], beside=opened)
+    with reported(call, opened, len(prompts)) as on_step:
+        videos = run_all(opened, prompts, options, on_step, video_model=second)
+    return to_output(videos, output_type, single=isinstance(prompt, str) and num_videos_per_prompt == 1)
 
 
 def _split_keyframes(prompt: Mapping[int, str], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:

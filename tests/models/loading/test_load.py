@@ -16,7 +16,7 @@ from models.loading.conftest import assert_same
 from safetensors.torch import save_file
 
 import kineograph as kg
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.models.loading import load as load_module
 from kineograph.models.loading.load import load
 from kineograph.models.loading.options import LoadOptions
@@ -144,7 +144,8 @@ def test_live_pipeline_is_shared_and_unchanged(sdxl_pipeline) -> None:
     assert model.vae is sdxl_pipeline.vae
     assert model.settings == {}
     assert load(sdxl_pipeline.to(torch.bfloat16)).dtype == torch.bfloat16
-    half = load(sdxl_pipeline.to(torch.float16))
+    with pytest.warns(InputWarning, match="slow on a CPU"):
+        half = load(sdxl_pipeline.to(torch.float16))
     assert (half.vae.dtype, sdxl_pipeline.vae.dtype) == (torch.float32, torch.float16)  # it would overflow
 
 
@@ -202,7 +203,8 @@ def test_vae_that_does_not_fit_is_refused(sd_folder: Path, tmp_path: Path) -> No
 
 
 def test_float16_vae_of_sdxl_is_converted_to_float32(sdxl_folder: Path) -> None:
-    model = load(sdxl_folder, device="cpu", dtype="float16")
+    with pytest.warns(InputWarning, match="float16 is slow on a CPU.* bfloat16, or float32"):
+        model = load(sdxl_folder, device="cpu", dtype="float16")
     assert (model.dtype, model.vae.dtype) == (torch.float16, torch.float32)
 
 

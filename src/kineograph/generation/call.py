@@ -1,0 +1,208 @@
+"""Calls from Python: the keywords beside a video's options, models by name, progress, and the form of the result.
+
+The keywords are those that diffusers' users know. Nothing of them is recorded, except the seed that a generator gives.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import InstanceOf
+from typing_extensions import TypedDict
+
+from kineograph.errors import InputError, check_choice, check_integer
+from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions
+from kineograph.generation.run import OnStep, Progress
+from kineograph.media.video import Video
+from kineograph.models.loading.components import Pipeline
+from kineograph.models.loading.load import load
+from kineograph.models.model import Model
+from kineograph.options import declared, option, validate
+from kineograph.request import MAX_BATCH
+from kineograph.samplers import Step
+
+OutputType = Literal["np", "pt", "pil"]
+OUTPUT_TYPES = ("np", "pt", "pil")
+ModelOrName = Model | str | Path
+StepCallback = Callable[[Model, int, int, dict[str, torch.Tensor]], Mapping[str, Any] | None]
+GROUP = "Call"
+
+
+class CallOptions(TypedDict, total=False):
+    """Keywords of a call, beside the options of its video, which are recorded."""
+
+    video_model: Annotated[
+        InstanceOf[Model] | str | Path | None,
+        option(
+            None,
+            "A second model, or its name or path, which adds motion to the first model's estimates (VideoElevator).",
+            group=GROUP,
+            recorded=False,
+        ),
+    ]
+    generator: Annotated[
+        InstanceOf[torch.Generator] | None,
+        option(
+            None,
+            "Generator that the seed is drawn from, so that the next call with it gives another video.",
+            group=GROUP,
+            recorded=False,
+        ),
+    ]
+    on_step: Annotated[
+        Callable[[Progress], Any] | None,
+        option(
+            None,
+            "Function that is called with a `Progress` after every step; an exception from it ends the work.",
+            group=GROUP,
+            recorded=False,
+        ),
+    ]
+    callback_on_step_end: Annotated[
+        StepCallback | None,
+        option(
+            None,
+            "Function that is called after every step as diffusers does, (model, number of the step, its timestep, "
+            '{"latents": [b f c h w], scaled as the network reads them}); the latents can only be read.',
+            group=GROUP,
+            recorded=False,
+        ),
+    ]
+    progress: Annotated[
+        bool,
+        option(True, "Show a progress bar, in a terminal and in a notebook.", group=GROUP, recorded=False),
+    ]
+
+
+class GenerateCall(CallOptions, GenerateOptions, total=False):
+    """Keywords of `generate`."""
+
+
+class AnimateCall(CallOptions, AnimateOptions, total=False):
+    """Keywords of `animate`."""
+
+
+class EditCall(CallOptions, EditOptions, total=False):
+    """Keywords of `edit`."""
+
+
+def split_keywords(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keywords of the call, complete, and the others. Raises InputError for an invalid one."""
+    names = declared(CallOptions)
+    own = {name: value for name, value in given.items() if name in names}
+    return validate(own, CallOptions), {name: value for name, value in given.items() if name not in names}
+
+
+def as_model(source: object, beside: Model | None = None) -> Model:
+    """Return a model, or load the one of this name, path or pipeline; on the device and in the dtype of `beside`."""
+    if isinstance(source, Model):
+        return source
+    if not isinstance(source, str | Path | Pipeline):
+        raise InputError(
+            f"a model is one that kineograph.load returned, or a name or path to load, not {source!r}; as in "
+            "kineograph.generate('pocket', 'a red fish')"
+        )
+    return load(source) if beside is None else load(source, device=beside.device, dtype=beside.dtype)
+
+
+def draw_seed(generator: torch.Generator) -> int:
+    """Return a seed; the next one from this generator is another."""
+    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+
+
+def check_form(num_videos_per_prompt: object, output_type: object) -> None:
+    """Raise InputError unless these are a number of videos and a form of their frames, or None."""
+    check_integer("`num_videos_per_prompt`", num_videos_per_prompt, 1, MAX_BATCH)
+    if output_type is not None:
+        check_choice("`output_type`", output_type, OUTPUT_TYPES)
+
+
+def to_output(videos: Sequence[Video], output_type: OutputType | None, *, single: bool) -> Any:
+    """Return the videos, or their frames as diffusers' pipelines do.
+
+    "np": float32 [b f h w 3] in 0..1; "pt": float32 [b f 3 h w] in 0..1; "pil": a list of images for each video.
+    single: without `b`, for one video.
+    """
+    frames: Any = videos
+    if output_type == "np":
+        frames = np.stack([video.frames for video in videos]).astype(np.float32) / 255
+    elif output_type == "pt":
+        frames = torch.stack([video.tensor for video in videos])
+    elif output_type == "pil":
+        frames = [video.pil for video in videos]
+    return frames[0] if single else frames
+
+
+@contextmanager
+def reported(call: Mapping[str, Any], model: Model, num_videos: int) -> Iterator[OnStep]:
+    """Yield the function that reports each step to the callbacks of a call, and to a progress bar."""
+    reports: list[OnStep] = [] if call["on_step"] is None else [call["on_step"]]
+    if call["callback_on_step_end"] is not None:
+        reports.append(_call_after_steps(call["callback_on_step_end"], model))
+    if not call["progress"] or not (sys.stderr.isatty() or _in_notebook()):
+        yield lambda progress: _report(reports, progress)
+        return
+    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+    with tqdm(desc="generating", unit="step") as bar:
+        reports.append(_move_bar(bar, num_videos))
+        yield lambda progress: _report(reports, progress)
+
+
+def _report(reports: Sequence[OnStep], progress: Progress) -> None:
+    for each in reports:
+        each(progress)
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return "IPKernelApp" in getattr(shell, "config", {})
+
+
+def _move_bar(bar: Any, num_videos: int) -> OnStep:
+    """Return the function that moves a bar of tqdm, whose total is the steps of all batches."""
+    before = last = 0
+
+    def move(progress: Progress) -> None:
+        nonlocal before, last
+        if bar.total is None:
+            bar.total = progress.total * math.ceil(num_videos / len(progress.step.x))
+        if progress.done <= last:  # the next batch
+            before += progress.total
+        last = progress.done
+        bar.update(before + last - bar.n)
+
+    return move
+
+
+def _call_after_steps(callback: StepCallback, model: Model) -> OnStep:
+    """Return the function that calls a callback of diffusers' kind; diffusers' step ends where the next one begins."""
+    before: Step | None = None
+    count = 0
+
+    def call(progress: Progress) -> None:
+        nonlocal before, count
+        step, start = progress.step, before
+        before = step
+        if progress.done == 1 or start is None:
+            count = 0
+            return
+        latents = step.x * model.schedule.scale(step.sigma)
+        given = {"latents": latents.clone()}
+        returned = callback(model, count, round(model.schedule.timestep(start.sigma)), given)
+        count += 1
+        for name, value in (given if returned is None else returned).items():
+            if name != "latents" or not torch.equal(value, latents):
+                raise InputError(
+                    f"`callback_on_step_end` changed {name!r}, and the latents of a step can only be read here: "
+                    "return the dictionary as it came"
+                )
+
+    return call
