@@ -91,6 +91,24 @@ def test_the_default_strength_is_recorded_and_replayed(image_model: kg.Model, vi
     assert np.array_equal(again.frames, edited.frames)
 
 
+def test_second_pass_samples_the_video_again_at_its_size(image_model: kg.Model, tmp_path: Path) -> None:
+    options = {"num_frames": 3, **FEW, "refine_size": "64x64", "refine_strength": 0.5}
+    refined = kg.generate(image_model, ["a blue cat", "a red boat"], **options)
+    assert refined[0].frames.shape == (3, 64, 64, 3)
+    plain = kg.generate(image_model, "a blue cat", num_frames=3, **FEW)
+    source = plain.save(tmp_path / "first")
+    again = kg.edit(image_model, source, "a blue cat", strength=0.5, **{**FEW, "height": 64, "width": 64}, batch_size=1)
+    assert np.abs(refined[0].frames.astype(int) - again.frames).max() <= 1  # a batch rounds differently
+    replayed = kg.replay(refined[1].save(tmp_path / "second"), model=image_model)
+    assert replayed.frames.shape == refined[1].frames.shape
+
+
+@pytest.mark.parametrize("size", ["64", "64x", "65x64", "0x64", "axb"])
+def test_a_size_of_the_second_pass_that_cannot_be_is_refused(image_model: kg.Model, size: str) -> None:
+    with pytest.raises(kg.InputError, match="`refine_size`"):
+        kg.generate(image_model, "a cat", num_frames=2, **FEW, refine_size=size)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

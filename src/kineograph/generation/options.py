@@ -21,7 +21,7 @@ from kineograph.methods import (
 )
 from kineograph.methods.controlnet import ControlOptions
 from kineograph.methods.instruct_pix2pix import InstructPix2PixOptions
-from kineograph.methods.sdedit import StrengthOptions
+from kineograph.methods.sdedit import RefinementOptions, StrengthOptions
 from kineograph.methods.text2video_zero import CameraOptions, SmoothingOptions, Text2VideoZeroOptions
 from kineograph.methods.video_elevator import VideoElevatorOptions
 from kineograph.methods.vidrd import ClipOptions
@@ -50,6 +50,7 @@ ADD_ONS = (
     text2video_zero.SMOOTHING,
     IMAGES,
     sdedit.VIDEO_TO_VIDEO,
+    sdedit.SECOND_PASS,
     instruct_pix2pix.EDITS,
     vidrd.CLIPS,
 )
@@ -65,6 +66,7 @@ class CommonOptions(
     ControlOptions,
     ImageOptions,
     StrengthOptions,
+    RefinementOptions,
     InstructPix2PixOptions,
     ClipOptions,
     VideoElevatorOptions,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ def run_all(
 def run(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
     """Run a plan; return the videos of its batch, with the settings that generate each again."""
     settings = _settings(plan)
-    return _videos(plan, settings, list(generate_clips(plan, on_step, ClipState())))
+    return _videos(plan, settings, list(generate_clips(plan, on_step, ClipState())), on_step)
 
 
 @torch.no_grad()
@@ -90,16 +90,26 @@ def run_with_files(plan: Plan, number: int, on_step: OnStep | None = None) -> Vi
             if locked:
                 files.save(clip, prompts[clip.state.number - 1], plan.seed)
             clips.append(clip)
-    return _videos(plan, settings, clips)[0]
+    return _videos(plan, settings, clips, on_step)[0]
 
 
-def _videos(plan: Plan, settings: Mapping[str, Any], clips: Sequence[GeneratedClip]) -> list[Video]:
-    frames = np.concatenate([clip.frames for clip in clips], axis=1)
-    videos = [Video(each, plan.fps) for each in frames]
+def _videos(
+    plan: Plan, settings: Mapping[str, Any], clips: Sequence[GeneratedClip], on_step: OnStep | None
+) -> list[Video]:
+    """Return the videos of finished clips, after their second pass if the plan has one."""
+    videos = [Video(frames, plan.fps) for frames in _join(clips)]
+    if plan.options["refine_size"]:
+        passes = [sdedit.second_pass(plan, video, number) for number, video in enumerate(videos)]
+        videos = [Video(_join(generate_clips(each, on_step, ClipState()))[0], plan.fps) for each in passes]
     return [
         replace(video, settings={**settings, "prompt": prompt, "seed": plan.seed + k, "frames_sha256": video.digest})
         for k, (prompt, video) in enumerate(zip(plan.prompts, videos, strict=True))
     ]
+
+
+def _join(clips: Iterable[GeneratedClip]) -> np.ndarray:
+    """Return the frames of all clips: uint8 [b f h w 3]."""
+    return np.concatenate([clip.frames for clip in clips], axis=1)
 
 
 def generate_clips(

@@ -6,6 +6,7 @@ and method. With strength 1 sampling starts from noise alone, as without a video
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Annotated
 
@@ -13,8 +14,11 @@ from typing_extensions import TypedDict
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
+from kineograph.media.footage import open_footage
+from kineograph.media.video import Video
+from kineograph.models.description import check_size
 from kineograph.motion import Motion, parse
-from kineograph.options import Number, option
+from kineograph.options import Number, Text, option
 from kineograph.plan import AddOn, Combination, Plan, SamplingRun, encode_footage
 from kineograph.samplers import Step
 
@@ -38,6 +42,15 @@ class StrengthOptions(TypedDict, total=False):
     ]
 
 
+def check_refinement(combination: Combination) -> None:
+    """Raise InputError for a size of the second pass that the model cannot have."""
+    size = parse_size(combination.options["refine_size"])
+    try:
+        check_size(*size, combination.model.vae_scale_factor)
+    except InputError as error:
+        raise InputError(f"`refine_size`: {error}") from None
+
+
 def bind_start(plan: Plan) -> Plan:
     """Return the plan whose sampling starts from the clip's frames of the video, noised to the first sigma."""
     if not plan.start_footage or plan.strength == 1:
@@ -54,6 +67,54 @@ def keep_frames(plan: Plan) -> SamplingRun:
     """Return the run of strength 0: the clip's frames, as the VAE encodes them."""
     clean = encode_footage(plan, plan.start_footage[0]).expand(len(plan.prompts), -1, -1, -1, -1)
     return SamplingRun(1, clean.new_zeros(clean.shape), iter([Step(0.0, clean, clean)]))
+
+
+class RefinementOptions(TypedDict, total=False):
+    """Options of a second pass at a larger size."""
+
+    refine_size: Annotated[
+        Text,
+        option(
+            "",
+            "Width and height of a second pass, as 768x768: the video is scaled to them and sampled again from "
+            "`refine_strength`.",
+            group="Second pass",
+        ),
+    ]
+    refine_strength: Annotated[
+        Number,
+        option(
+            0.4,
+            "Share of the steps that the second pass samples; less keeps more of it.",
+            group="Second pass",
+            gt=0,
+            le=1,
+        ),
+    ]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) of a text WIDTHxHEIGHT. Raises InputError for another form."""
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip().lower())
+    if match is None:
+        raise InputError(f"`refine_size` is WIDTHxHEIGHT in pixels, such as 768x768, not {text!r}")
+    return int(match[2]), int(match[1])
+
+
+def second_pass(plan: Plan, video: Video, number: int) -> Plan:
+    """Return the plan of the second pass over one video of a plan's batch. number: of the video in the batch."""
+    options = plan.read(RefinementOptions)
+    height, width = parse_size(options["refine_size"])
+    return replace(
+        plan,
+        prompts=(plan.prompts[number],),
+        seed=plan.seed + number,
+        height=height,
+        width=width,
+        latent_shape=(1, *plan.model.latent_shape(height, width)),
+        start_footage=(open_footage(video),),
+        strength=options["refine_strength"],
+    )
 
 
 def chosen_strength(combination: Combination) -> float:
@@ -77,4 +138,10 @@ VIDEO_TO_VIDEO = AddOn(
     used=lambda options: options["video"] is not None,
     when="with `video`, a video to edit",
     check=check,
+)
+SECOND_PASS = AddOn(
+    (RefinementOptions,),
+    used=lambda options: bool(options["refine_size"]),
+    when="with `refine_size`",
+    check=check_refinement,
 )

@@ -139,7 +139,7 @@ def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) ->
 
 def follows_footage(plan: Plan) -> bool:
     """Return True if the frames follow an input video, without a camera motion of their own."""
-    return bool(plan.footage) and parse(plan.motion) == Motion()
+    return bool(plan.start_footage) or (bool(plan.footage) and parse(plan.motion) == Motion())
 
 
 def run(plan: Plan) -> SamplingRun:
