@@ -231,8 +231,8 @@ class ImageInput(TypedDict, total=False):
         ImageSource | None,
         option(
             None,
-            "An image that the video starts from, center-cropped to its shape: a file; in Python also a PIL image, an "
-            "array [h w 3] or a tensor [3 h w].",
+            "An image that the video starts from, center-cropped to its shape: a file, and in Python also a PIL image, "
+            "an array or a tensor.",
             group="Input image",
         ),
     ]
@@ -245,8 +245,8 @@ class VideoInput(TypedDict, total=False):
         VideoSource | None,
         option(
             None,
-            "A video that an editing model, such as pocket-edit, changes by the prompt: a file; in Python also a "
-            "Video, a list of PIL images or of arrays, an array [f h w 3] or a tensor [f 3 h w].",
+            "A video that an editing model, such as pocket-edit, changes by the prompt: a file, and in Python also a "
+            "Video, a list of PIL images or of arrays, an array or a tensor.",
             group="Edits",
         ),
     ]

@@ -45,7 +45,7 @@ class ControlOptions(TypedDict, total=False):
         option(
             {},
             "Control videos, one of each kind: canny, depth or pose, found in the video; KIND-map for a video of maps. "
-            "Each is a file; in Python also whatever `video` may be.",
+            "Each is a file, and in Python also what `video` may be.",
             group=GROUP,
         ),
         WrapValidator(_hold_each),
