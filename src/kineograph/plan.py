@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the declarations of a method's options are read without dif
     from kineograph.models.model import Model
     from kineograph.models.schedule import Schedule
     from kineograph.models.unet.frame_attention import FrameAttention
+    from kineograph.models.unet.windows import AttentionWindows
 
 Kind = TypeVar("Kind")
 BindCondition = Callable[["Condition"], Denoise]
@@ -219,8 +220,10 @@ class BoundModel(NamedTuple):
     bind_cond: Callable[[], Denoise]
 
 
-def bind_model(plan: Plan, frame_attention: FrameAttention) -> BoundModel:
-    """Bind the plan's model to its conditions, with guidance."""
+def bind_model(
+    plan: Plan, frame_attention: FrameAttention, attention_windows: AttentionWindows | None = None
+) -> BoundModel:
+    """Bind the plan's model to its conditions, with guidance. attention_windows: as in `Model.bind`."""
     model = plan.model
     cond = plan.add_conditions(encode_prompts(plan, model))
     uncond = plan.add_conditions(encode_texts(plan, model, plan.negative_prompts))
@@ -232,6 +235,7 @@ def bind_model(plan: Plan, frame_attention: FrameAttention) -> BoundModel:
         window=plan.window or None,
         overlap=plan.overlap if plan.window else None,
         motion_scale=0.0 if model.temporal is None else plan.motion_scale,
+        attention_windows=attention_windows,
     )
     guided = fit_to_sampler(plan.guide(bind, cond, uncond), plan.sampler, model.schedule)
     return BoundModel(guided, lambda: bind(cond))

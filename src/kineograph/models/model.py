@@ -29,7 +29,14 @@ from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
-from kineograph.models.unet.windows import average_windows, window_ranges
+from kineograph.models.unet.windows import (
+    AttentionWindows,
+    Window,
+    all_frames,
+    average_windows,
+    pyramid,
+    window_ranges,
+)
 from kineograph.models.vae import autoencoder
 from kineograph.models.vae.autoencoder import PixelFrames
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
@@ -243,6 +250,7 @@ class Model:
         overlap: int | None = None,
         motion_scale: AdapterScale = 0.0,
         spatial_scale: AdapterScale = 1.0,
+        attention_windows: AttentionWindows | None = None,
     ) -> Denoise:
         """Return the model as a function `(x, sigma) -> x0` for this condition.
 
@@ -251,6 +259,8 @@ class Model:
                 not change.
             window: number of frames that a video model processes together; that of its training by default.
             overlap: least number of frames that successive windows share; a quarter of the window by default.
+            attention_windows: windows of temporal attention alone, in which the network then processes all frames
+                together; `window` and `overlap` are those of the whole network.
             frame_attention, motion_scale, spatial_scale: as in `VideoUNet.forward`.
         """
         expected = self.net.image_unet.config.in_channels - self.vae.config.latent_channels
@@ -266,12 +276,15 @@ class Model:
             key_values = self.net.project_tokens(condition)
         net = partial(
             self.net, condition=condition, frame_attention=frame_attention, key_values=key_values,
-            motion_scale=motion_scale, spatial_scale=spatial_scale,
+            motion_scale=motion_scale, spatial_scale=spatial_scale, attention_windows=attention_windows or all_frames,
         )  # fmt: skip
 
         def video_network(z: Latents, t: Tensor) -> Latents:
             assert self.temporal is not None
-            windows = window_ranges(self.temporal, window, overlap, z.shape[1])
+            if attention_windows is not None:
+                return net(z.to(self.device), t).to(z.device)
+            ranges = window_ranges(self.temporal, window, overlap, z.shape[1])
+            windows = [Window(each, pyramid(len(each))) for each in ranges]
             output = average_windows(lambda part, numbers: net(part, t, frames=numbers), z.to(self.device), windows)
             return output.to(z.device)
 

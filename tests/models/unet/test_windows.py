@@ -7,9 +7,13 @@ import torch
 
 from kineograph.errors import InputError
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
-from kineograph.models.unet.windows import average_windows, overlapping_windows, window_ranges
+from kineograph.models.unet.windows import Window, average_windows, overlapping_windows, pyramid, window_ranges
 
 Z = torch.randn(1, 23, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def weighted(ranges: list[range]) -> list[Window]:
+    return [Window(each, pyramid(len(each))) for each in ranges]
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 4, 7])
@@ -27,18 +31,18 @@ def test_windows_do_not_change_a_network_that_processes_frames_separately() -> N
         return part * torch.tensor([*numbers], dtype=torch.float32)[None, :, None, None, None]
 
     expected = network(Z, range(23))
-    torch.testing.assert_close(average_windows(network, Z, overlapping_windows(23, 8, 3)), expected)
+    torch.testing.assert_close(average_windows(network, Z, weighted(overlapping_windows(23, 8, 3))), expected)
 
 
 def test_one_window_returns_the_output_of_the_network() -> None:
-    assert average_windows(lambda part, numbers: part, Z, overlapping_windows(23, 23, 0)) is Z
+    assert average_windows(lambda part, numbers: part, Z, weighted(overlapping_windows(23, 23, 0))) is Z
 
 
 def test_the_average_changes_gradually_from_window_to_window() -> None:
     def network(part, numbers):
         return torch.full_like(part, numbers[0])
 
-    output = average_windows(network, Z, [range(8), range(4, 12)])[0, :12, 0, 0, 0]
+    output = average_windows(network, Z, weighted([range(8), range(4, 12)]))[0, :12, 0, 0, 0]
     assert (output.diff() >= 0).all() and output[:4].eq(0).all() and output[8:].eq(4).all()
     assert 0 < output[4] < output[7] < 4
 

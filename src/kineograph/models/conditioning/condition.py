@@ -33,6 +33,7 @@ class Condition:
                   model with a frame-rate condition, its last number is frames per second
     residuals     called with the network's own inputs; added to its skip connections
     channels      [b f k h w]: concatenated to the latents' channels
+    down_tokens   [b n d]: read by the down and mid blocks in place of `tokens`
     """
 
     tokens: Float[Tensor, "b n d"] | Float[Tensor, "b f n d"]
@@ -41,6 +42,7 @@ class Condition:
     embedding: Float[Tensor, "b e"] | Float[Tensor, "b f e"] | None = None
     residuals: Residuals | None = None
     channels: Float[Tensor, "b f k h w"] | None = None
+    down_tokens: Float[Tensor, "b n d"] | None = None
 
 
 def interpolate_conditions(keyframes: Mapping[int, Condition], frames: Sequence[int]) -> Condition:

@@ -2,13 +2,14 @@
 
 Each takes frames folded into the batch, `(b f) c h w` or `(b f) n c`, and returns the same shape (resamplers: another
 number of frames). Each starts as the identity, since its last layer starts at zero. Their parameters have the names of
-the released checkpoints. The projections to queries, keys and values are computed by an argument, `project`, so that
-a motion adapter can add to them for one call (models/temporal/adapters.py).
+the released checkpoints. An argument, `policy`, says how attention is computed for one call: a motion adapter adds to
+its projections (models/temporal/adapters.py), and its windows of frames may overlap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from diffusers.models.attention import FeedForward
@@ -18,6 +19,7 @@ from torch.nn.functional import avg_pool2d, dropout, pad, silu
 
 from kineograph.models.temporal.config import AttentionConfig, TransformerConfig, split_heads
 from kineograph.models.unet.frame_attention import multi_head_attention
+from kineograph.models.unet.windows import AttentionWindows, all_frames, average_windows
 
 ApplyProjection = Callable[[nn.Module, Tensor], Tensor]  # (projection of an attention, tokens) -> projected tokens
 EPS = 1e-6  # of transformers' group norms, in Stable Diffusion and all that follow it
@@ -26,6 +28,20 @@ EPS = 1e-6  # of transformers' group norms, in Stable Diffusion and all that fol
 def apply_projection(layer: nn.Module, x: Tensor) -> Tensor:
     """Return the layer's output."""
     return layer(x)
+
+
+class AttentionPolicy(NamedTuple):
+    """Computation of temporal attention in one forward pass.
+
+    project  computes queries, keys and values
+    windows  the windows of frames in which a layer's attentions are computed; their outputs are averaged
+    """
+
+    project: ApplyProjection = apply_projection
+    windows: AttentionWindows = all_frames
+
+
+PLAIN = AttentionPolicy()
 
 
 def tokens_to_frames(tokens: Tensor, size: torch.Size) -> Tensor:
@@ -102,11 +118,15 @@ class TemporalBlock(nn.Module):
         self.ff = FeedForward(width, mult=config.ff_mult, activation_fn="geglu")
         self.pos_embed = _positions(width, config.positions)
 
-    def forward(self, x: Tensor, project: ApplyProjection = apply_projection) -> Tensor:
+    def forward(self, x: Tensor, policy: AttentionPolicy = PLAIN) -> Tensor:
+        x = average_windows(lambda part, _: self._attend(part, policy.project), x, policy.windows(x.shape[1]))
+        return self.ff(self.norm3(x)) + x
+
+    def _attend(self, x: Tensor, project: ApplyProjection) -> Tensor:
         x = self.attn1(self.pos_embed(self.norm1(x)).to(x.dtype), project) + x
         if hasattr(self, "attn2"):
             x = self.attn2(self.pos_embed(self.norm2(x)).to(x.dtype), project) + x
-        return self.ff(self.norm3(x)) + x
+        return x
 
 
 class TemporalTransformer(nn.Module):
@@ -128,11 +148,11 @@ class TemporalTransformer(nn.Module):
         )
         self.proj_out = _zero_init(nn.Linear(width, channels))
 
-    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
+    def forward(self, x: Tensor, frames: int, policy: AttentionPolicy = PLAIN) -> Tensor:
         plane = ensure_gradient(frames_to_plane(x, frames))
         tokens = self.proj_in(self.norm(plane).permute(0, 3, 2, 1).flatten(0, 1))
         for block in self.transformer_blocks:
-            tokens = block(tokens, project)
+            tokens = block(tokens, policy)
         return (x.unflatten(0, (-1, frames)) + self.to_frames(self.proj_out(tokens), x.shape[2:])).flatten(0, 1)
 
 
@@ -151,8 +171,8 @@ class TemporalConv(nn.Module):
             self.add_module(f"conv{number}", nn.ModuleDict({"norm": nn.GroupNorm(groups, channels), "conv": conv}))
         _zero_init(conv)
 
-    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
-        plane = ensure_gradient(frames_to_plane(x, frames))  # `project` is for attention: nothing here uses it
+    def forward(self, x: Tensor, frames: int, policy: AttentionPolicy = PLAIN) -> Tensor:
+        plane = ensure_gradient(frames_to_plane(x, frames))  # `policy` is for attention: nothing here uses it
         for norm, conv in self.norms_and_convs():
             plane = conv(self.activate(norm(plane)))
         return x + plane_to_frames(plane, x.shape[2:])
@@ -181,12 +201,15 @@ class AttentionInBlock(nn.Module):
         _zero_init(self.temp_attn.to_out)
         self.pos_embed = _positions(channels, config.positions)
 
-    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
+    def forward(self, x: Tensor, frames: int, policy: AttentionPolicy = PLAIN) -> Tensor:
         pixels = x.shape[1]
         tokens = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (b n) f c
-        tokens = self.pos_embed(tokens).to(x.dtype)
-        tokens = tokens + self.temp_attn(self.temp_norm(tokens), project)
+        tokens = average_windows(lambda part, _: self._attend(part, policy.project), tokens, policy.windows(frames))
         return tokens.unflatten(0, (-1, pixels)).transpose(1, 2).flatten(0, 1)
+
+    def _attend(self, tokens: Tensor, project: ApplyProjection) -> Tensor:
+        tokens = self.pos_embed(tokens).to(tokens.dtype)
+        return tokens + self.temp_attn(self.temp_norm(tokens), project)
 
 
 class TemporalDownsample(nn.Module):
@@ -204,7 +227,7 @@ class TemporalDownsample(nn.Module):
         self.channels, self.factor = channels, factor
         self.filter = _zero_init(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)))
 
-    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
+    def forward(self, x: Tensor, frames: int, policy: AttentionPolicy = PLAIN) -> Tensor:
         plane = frames_to_plane(x, frames)
         plane = plane + self.filter(plane)
         padded = pad(plane, (0, 0, 0, -frames % self.factor), mode="replicate")
@@ -222,7 +245,7 @@ class TemporalUpsample(nn.Module):
         self.channels, self.factor = channels, factor
         self.filter = _zero_init(nn.Conv2d(channels, channels, (3, 1), padding=(1, 0)))
 
-    def forward(self, x: Tensor, frames: int, project: ApplyProjection = apply_projection) -> Tensor:
+    def forward(self, x: Tensor, frames: int, policy: AttentionPolicy = PLAIN) -> Tensor:
         plane = frames_to_plane(x, frames).repeat_interleave(self.factor, dim=2)
         return plane_to_frames(plane + self.filter(plane), x.shape[2:])
 

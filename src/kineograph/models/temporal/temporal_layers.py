@@ -18,14 +18,14 @@ from kineograph.models.temporal.config import (
     TemporalConfig,
 )
 from kineograph.models.temporal.layers import (
-    ApplyProjection,
+    PLAIN,
     AttentionInBlock,
+    AttentionPolicy,
     FrameRateEmbedding,
     TemporalConv,
     TemporalDownsample,
     TemporalTransformer,
     TemporalUpsample,
-    apply_projection,
 )
 
 # (a layer of the image U-Net, its output, number of frames) -> the output of the temporal layer that follows it
@@ -46,16 +46,15 @@ class TemporalLayers(nn.Module):
         width, embedding = unet.config.block_out_channels[0], unet.time_embedding.linear_2.out_features
         self.fps = FrameRateEmbedding(width, embedding) if config.frame_rate else None
 
-    def bind(self, unet: nn.Module, project: ApplyProjection = apply_projection) -> AfterLayer:
+    def bind(self, unet: nn.Module, policy: AttentionPolicy = PLAIN) -> AfterLayer:
         """Return the function to call after each layer of this image U-Net.
 
-        The layers are looked up anew for every forward pass: an adapter may have replaced one. `project` computes the
-        queries, keys and values of the temporal attentions.
+        The layers are looked up anew for every forward pass: an adapter may have replaced one.
         """
         temporal = {unet.get_submodule(name): self.after.get_submodule(name) for name in self.names}
 
         def after(layer: nn.Module, x: Tensor, frames: int) -> Tensor:
-            return temporal[layer](x, frames, project) if layer in temporal else x
+            return temporal[layer](x, frames, policy) if layer in temporal else x
 
         return after
 

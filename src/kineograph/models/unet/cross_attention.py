@@ -19,7 +19,11 @@ from torch import Tensor, nn
 from kineograph.errors import InputError
 from kineograph.models.conditioning.condition import Condition
 from kineograph.models.unet.frame_attention import multi_head_attention, project_output
-from kineograph.models.unet.supported_layers import IP_ADAPTER_PROCESSORS, check_attention_processors, cross_attentions
+from kineograph.models.unet.supported_layers import (
+    IP_ADAPTER_PROCESSORS,
+    check_attention_processors,
+    transformer_blocks,
+)
 
 ImageTokens = Float[Tensor, "b m d"] | Float[Tensor, "b f m d"]
 
@@ -56,10 +60,12 @@ def project_tokens(net: Any, condition: Condition) -> TokenKeyValues:
     Raises InputError for image tokens that no IP-Adapter reads, and for unsupported attention processors.
     """
     check_attention_processors(net)
-    tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
+    up_tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
+    down_tokens = up_tokens if condition.down_tokens is None else condition.down_tokens.to(up_tokens)
     images = None if images is None else images.to(net.device, net.dtype)
     key_values: TokenKeyValues = {}
-    for layer in cross_attentions(net):
+    for name, block in transformer_blocks(net):
+        layer, tokens = block.attn2, up_tokens if name.startswith("up_blocks") else down_tokens
         key_values[layer] = [KeysAndValues(layer.to_k(tokens), layer.to_v(tokens), 1.0)]
         if images is not None:
             key_values[layer] += _project_images(layer.processor, images, condition.image_scale)

@@ -15,13 +15,14 @@ from kineograph.latents import Latents
 from kineograph.models.conditioning.condition import Condition
 from kineograph.models.temporal import adapters
 from kineograph.models.temporal.adapters import AdapterScale, MotionAdapter, SpatialAdapter
-from kineograph.models.temporal.layers import ApplyProjection, apply_projection, frames_to_plane, plane_to_frames
+from kineograph.models.temporal.layers import AttentionPolicy, frames_to_plane, plane_to_frames
 from kineograph.models.temporal.temporal_layers import AfterLayer, TemporalLayers
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.cross_attention import TokenKeyValues
 from kineograph.models.unet.forward import CallStage, LayerInputs, call_directly, embed_time, forward_unet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, drop_unread, group_frames, own
 from kineograph.models.unet.supported_layers import check_resnet_config, check_unet_config
+from kineograph.models.unet.windows import AttentionWindows, all_frames
 
 
 class VideoUNet(nn.Module):
@@ -97,6 +98,7 @@ class VideoUNet(nn.Module):
         key_values: TokenKeyValues | None = None,
         motion_scale: AdapterScale = 0.0,
         spatial_scale: AdapterScale = 1.0,
+        attention_windows: AttentionWindows = all_frames,
     ) -> Latents:
         """Return the network's raw output for frames `z` of a video, in the dtype of `z`.
 
@@ -110,6 +112,7 @@ class VideoUNet(nn.Module):
             key_values: what `project_tokens` returns for the condition.
             motion_scale, spatial_scale: of the adapters, for all samples or one each, `[b]`; at 0 the result is that
                 without the adapter, to the bit. At motion_scale 1 a video is frozen; below 0 it moves more.
+            attention_windows: the windows of frames in temporal attention, see `AttentionPolicy`.
 
         Raises InputError if a frame reads one that is neither in `frames` nor in the cache, or the condition is not for
         this network or this batch.
@@ -132,7 +135,10 @@ class VideoUNet(nn.Module):
                 adapters.check_scale_shape(name, scale, len(z))
             if self.temporal.config.resamples_frames:
                 _check_resampling(condition, numbers, frame_attention, cache)
-            inputs = self._temporal_inputs(self.temporal, fps, inputs, motion_scale, spatial_scale)
+            policy = AttentionPolicy(windows=attention_windows)
+            if self.motion_adapter is not None and not adapters.is_off(motion_scale):
+                policy = policy._replace(project=self.motion_adapter.bind(self.temporal, motion_scale))
+            inputs = self._temporal_inputs(self.temporal, fps, inputs, policy, spatial_scale)
         residuals = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, cache)
         x = forward_unet(unet, _add_channels(z, condition.channels, numbers).to(unet.dtype), residuals, inputs)
         if cache is not None:
@@ -144,10 +150,10 @@ class VideoUNet(nn.Module):
         temporal: TemporalLayers,
         fps: Tensor | None,
         inputs: LayerInputs,
-        motion_scale: AdapterScale,
+        policy: AttentionPolicy,
         spatial_scale: AdapterScale,
     ) -> LayerInputs:
-        """Return the inputs of a forward pass with temporal layers, and the adapters in and before them."""
+        """Return the inputs of a forward pass with temporal layers, and the adapter before them."""
         if temporal.fps is not None:
             if fps is None:
                 raise InputError(
@@ -159,10 +165,7 @@ class VideoUNet(nn.Module):
             inputs = inputs._replace(temb=temb)
         if temporal.config.joint_norms:
             inputs = inputs._replace(resnet=joint_resnet, norm=joint_norm)
-        project: ApplyProjection = apply_projection
-        if self.motion_adapter is not None and not adapters.is_off(motion_scale):
-            project = self.motion_adapter.bind(temporal, motion_scale)
-        after: AfterLayer = temporal.bind(self.image_unet, project)
+        after: AfterLayer = temporal.bind(self.image_unet, policy)
         if self.spatial_adapter is not None and not adapters.is_off(spatial_scale):
             after = self.spatial_adapter.bind(after, self.image_unet, spatial_scale)
         return inputs._replace(after=after)

@@ -1,18 +1,39 @@
 """Overlapping temporal windows for videos longer than a video network was trained on.
 
-Where windows overlap, the outputs are averaged with weights that fall towards each window's ends (as in
-MultiDiffusion, Bar-Tal et al. 2023, along time).
+Where windows overlap, the outputs are averaged with the windows' weights, as in MultiDiffusion (Bar-Tal et al. 2023),
+along time. The windows are either of the whole network, or of its temporal attention alone (FreeNoise).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from kineograph.errors import InputError
-from kineograph.latents import Latents
 from kineograph.models.temporal.config import TemporalConfig
+
+
+class Window(NamedTuple):
+    """Frames that are processed together, and the weight of each where windows overlap."""
+
+    frames: range
+    weights: Sequence[float]
+
+
+AttentionWindows = Callable[[int], Sequence[Window]]  # number of frames -> the windows of temporal attention
+
+
+def all_frames(frames: int) -> list[Window]:
+    """Return one window with all frames."""
+    return [Window(range(frames), pyramid(frames))]
+
+
+def pyramid(frames: int) -> list[float]:
+    """Return weights that fall from the middle of a window to 1 at its ends."""
+    return [1.0 + min(k, frames - 1 - k) for k in range(frames)]
 
 
 def overlapping_windows(frames: int, size: int, overlap: int) -> list[range]:
@@ -43,19 +64,17 @@ def window_ranges(config: TemporalConfig, window: int | None, overlap: int | Non
     return overlapping_windows(frames, size, size // 4 if overlap is None else overlap)
 
 
-def average_windows(
-    network: Callable[[Latents, Sequence[int]], Latents], z: Latents, windows: Sequence[range]
-) -> Latents:
-    """Return the weighted average of a network's outputs in these windows of the frames of `z`.
+def average_windows(network: Callable[[Tensor, Sequence[int]], Tensor], z: Tensor, windows: Sequence[Window]) -> Tensor:
+    """Return the weighted average of a network's outputs in these windows of the frames of `z`, `n f ...`.
 
     network: called with frames and their numbers. With one window the result is its output.
     """
     if len(windows) == 1:
-        return network(z, windows[0])
-    total, weight = torch.zeros_like(z), z.new_zeros(z.shape[1], 1, 1, 1)
-    for window in windows:
-        index = torch.arange(len(window), device=z.device)
-        weights = (1 + torch.minimum(index, index.flip(0))).float()[:, None, None, None]  # 1 at the ends of the window
-        total[:, window.start : window.stop] += weights * network(z[:, window.start : window.stop], window)
-        weight[window.start : window.stop] += weights
-    return total / weight
+        return network(z, windows[0].frames)
+    total = torch.zeros_like(z, dtype=torch.promote_types(z.dtype, torch.float32))
+    weight = total.new_zeros(z.shape[1], *[1] * (z.ndim - 2))
+    for frames, own in windows:
+        weights, part = total.new_tensor(own).view(-1, *weight.shape[1:]), slice(frames.start, frames.stop)
+        total[:, part] += weights * network(z[:, part], frames)
+        weight[part] += weights
+    return (total / weight).to(z.dtype)
