@@ -27,6 +27,7 @@ View = Float[Tensor, "2 3"]  # (x, y, 1) in a frame -> (x, y) in frame 0, in lat
 
 REFERENCE_SIZE = 512  # pixels: distances are relative to a frame of this width and height, whatever its real size
 SUBCELLS = 8  # a latent cell's noise is moved in 8 x 8 parts, each one pixel of a VAE with scale factor 8
+MAX_NUMBER = 1e4  # pixels, degrees or magnification for each frame
 MAX_ZOOM = 4  # total magnification in or out; beyond it a frame shares too little with frame 0
 
 
@@ -67,8 +68,8 @@ def parse(text: str) -> Motion:
 
 def _number(text: str) -> float:
     value = float(text)
-    if not math.isfinite(value):
-        raise InputError(f"expected a finite number, got {text}")
+    if not abs(value) <= MAX_NUMBER:
+        raise InputError(f"expected a number from -{MAX_NUMBER:g} to {MAX_NUMBER:g}, got {text}")
     return value
 
 
@@ -132,11 +133,10 @@ def frame_warp(motion: Motion, *, frames: int, seed: int) -> Warp:
     `seed` is the seed of the video, or of a batch's first video.
     Raises InputError when the total zoom is above `MAX_ZOOM`, in or out.
     """
-    total_zoom = motion.zoom ** (frames - 1)
-    if not 1 / MAX_ZOOM <= total_zoom <= MAX_ZOOM:
+    if abs(math.log(motion.zoom)) * (frames - 1) > math.log(MAX_ZOOM) + 1e-9:
         raise InputError(
-            f"A zoom of {motion.zoom:g} per frame magnifies {total_zoom:.3g} times over {frames} frames; expected at "
-            f"most {MAX_ZOOM} times, or 1/{MAX_ZOOM}. Choose a zoom nearer to 1, or fewer frames."
+            f"A zoom of {motion.zoom:g} per frame magnifies more than {MAX_ZOOM} times, or 1/{MAX_ZOOM}, over {frames} "
+            "frames. Choose a zoom nearer to 1, or fewer frames."
         )
 
     def warp(x0: FirstFrame, noise: FirstFrame) -> tuple[OtherFrames, OtherFrames]:

@@ -19,16 +19,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
+import numpy as np
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import get_type_hints
 
 from kineograph.errors import InputError
 
+
+def _plain_number(value: Any) -> Any:
+    """Return a number, also of a NumPy scalar. Raises ValueError for other types."""
+    if isinstance(value, np.number):
+        return value.item()
+    if not isinstance(value, int | float):
+        raise ValueError("not a number")
+    return value
+
+
 # Values that are not converted: True is no number, and "8" is a text.
-Integer = Annotated[int, Strict()]
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+Integer = Annotated[int, Strict(), BeforeValidator(_plain_number)]
+Number = Annotated[float, Strict(), BeforeValidator(_plain_number), Field(allow_inf_nan=False)]
 Text = Annotated[str, Strict()]
+Flag = Annotated[bool, Strict()]
 File = str | Path
 Limits = tuple[float | None, float | None, float | None]  # ge, gt, le
 NO_LIMITS: Limits = (None, None, None)

@@ -20,7 +20,8 @@ from kineograph.options import File, Integer, Number, Text, option
 from kineograph.samplers import BY_NAME
 
 NUM_FRAMES, IMAGE_MODEL_FPS, VIDEO_MODEL_FPS = 8, 4.0, 8.0  # defaults
-MAX_STEPS, MAX_SIDE, MAX_FPS, MAX_BATCH = 1000, 4096, 240, 1024
+# a schedule of 1,000 timesteps has 999 steps in leading spacing with offset 1
+MAX_STEPS, MAX_SIDE, MAX_FPS, MAX_BATCH, MAX_SEED = 999, 4096, 240, 1024, 2**63 - 1
 
 
 def _read_number(key: object) -> object:
@@ -125,7 +126,7 @@ class SharedOptions(TypedDict, total=False):
             None,
             "The same seed gives the same video; prompt j of a list has seed + j.",
             ge=0,
-            le=2**63 - 1,
+            le=MAX_SEED,
             shown_default="random, and recorded",
         ),
     ]
@@ -144,7 +145,8 @@ class SharedOptions(TypedDict, total=False):
         Text | None,
         option(
             None,
-            "Method: text2video-zero with an image model, videocrafter with a video model, video-elevator with both.",
+            "Method: text2video-zero with an image model, videocrafter with a video model, video-elevator with both; "
+            "freenoise with a video model, for more frames than it was trained on.",
             shown_default="the one that fits the models",
         ),
     ]
@@ -190,6 +192,19 @@ class VideoModelOptions(TypedDict, total=False):
             shown_default="as many as it was trained on",
         ),
     ]
+    motion_scale: Annotated[
+        Number,
+        option(
+            0.0,
+            "Scale of a video model's motion adapter (Still-Moving): 0 for the model's motion, 1 for none, below 0 for "
+            "more.",
+        ),
+    ]
+
+
+class OverlapOptions(TypedDict, total=False):
+    """Options of methods that evaluate a whole video model in windows."""
+
     overlap: Annotated[
         Integer | None,
         option(
@@ -198,14 +213,6 @@ class VideoModelOptions(TypedDict, total=False):
             ge=0,
             le=MAX_FRAMES,
             shown_default="a quarter of the window",
-        ),
-    ]
-    motion_scale: Annotated[
-        Number,
-        option(
-            0.0,
-            "Scale of a video model's motion adapter (Still-Moving): 0 for the model's motion, 1 for none, below 0 for "
-            "more.",
         ),
     ]
 

@@ -52,7 +52,7 @@ def test_each_default_is_valid_by_its_own_declaration(kind: type) -> None:
         ({"negative_prompt": None}, "`negative_prompt` is a text, not None"),
         ({"num_frames": "8"}, "`num_frames` is a whole number from 1 to 4096, not '8': frames stay in memory until"),
         ({"num_frames": 8.0}, "`num_frames` is a whole number from 1 to 4096, not 8.0: "),
-        ({"num_inference_steps": None}, "`num_inference_steps` is a whole number from 1 to 1000, not None"),
+        ({"num_inference_steps": None}, "`num_inference_steps` is a whole number from 1 to 999, not None"),
         ({"guidance_scale": "7"}, "`guidance_scale` is a number, not '7'"),
         ({"guidance_scale": True}, "`guidance_scale` is a number, not True"),
         ({"guidance_scale": math.inf}, "`guidance_scale` is a number, not inf"),

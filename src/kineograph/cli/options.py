@@ -22,7 +22,18 @@ from kineograph.errors import InputError
 if TYPE_CHECKING:  # `--help` of the program does not wait for it
     from kineograph.options import Option
 
-PANELS = ("Video", "Input image", "Edits", "Control videos", "Long videos", "Second model", "Model", "Download", "File")
+PANELS = (
+    "Video",
+    "Input image",
+    "Edits",
+    "Second pass",
+    "Control videos",
+    "Long videos",
+    "Second model",
+    "Model",
+    "Download",
+    "File",
+)
 
 file_option = partial(typer.Option, rich_help_panel="File")
 

@@ -121,7 +121,7 @@ def _read_values(command: str, own: Mapping[str, Any], given: Mapping[str, Any])
 
     typed = {name: value for name, value in {**own, **given}.items() if value is not None}
     overrides, configs = typed.pop("set", ()), typed.pop("config", ())
-    files = [each for each in configs if Path(each).suffix in RUN_FILES]
+    files = [each for each in configs if Path(each).suffix.lower() in RUN_FILES]
     values = read_yaml(Path(_only(files)).expanduser()) if files else {}
     if others := [each for each in configs if each not in files]:
         values["config"] = _only(others)
@@ -175,14 +175,14 @@ def _model_sources(command: str, values: Mapping[str, Any]) -> list[Source]:
 
 def _load_models(sources: Sequence[Source], options: Mapping[str, Any]) -> tuple[Model, Model | None]:
     """Load the models, after all checks that need no weights."""
-    from kineograph.generation.resolve import open_inputs
+    from kineograph.generation.resolve import decide, open_inputs
     from kineograph.models.loading.describe import describe
     from kineograph.models.loading.load import load
 
-    open_inputs(options)
+    inputs = open_inputs(options)
     descriptions = [_call(describe, each) for each in sources]
     if None not in descriptions:
-        check(*_pair(descriptions), options)
+        decide(check(*_pair(descriptions), options), inputs)
     terminal.hide_loading_bars()
     return _pair([_call(load, each) for each in sources])
 

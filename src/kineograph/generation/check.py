@@ -15,13 +15,12 @@ from kineograph.generation.options import (
     used_kinds,
     with_plugins,
 )
-from kineograph.models.description import Description, check_size
+from kineograph.models.description import Description
 from kineograph.models.unet.windows import window_ranges
 from kineograph.options import declared, refuse_unused, validate
 from kineograph.plan import Combination
 from kineograph.request import ImageOptions
 
-SIDES = ("height", "width")
 IMAGE_METHOD, VIDEO_METHOD, TWO_MODEL_METHOD = "text2video-zero", "videocrafter", "video-elevator"
 
 
@@ -60,6 +59,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
         if add_on.used(options):
             add_on.check(combination)
     _check_image(combination)
+    _check_negative_prompt(combination)
     if names := unused(method, options, with_plugins(GenerateOptions)):
         raise InputError(_explain_unused(names[0], combination.method))
     return combination
@@ -109,9 +109,6 @@ def _check_network(combination: Combination) -> None:
             f"{model.name} reads {model.in_channels - model.latent_channels} channels besides the latents', as models "
             "for inpainting do: use a text-to-image or an editing model"
         )
-    if not (options["control"] or options["video"]):
-        height, width = (options[name] or side for name, side in zip(SIDES, model.default_size, strict=True))
-        check_size(height, width, model.vae_scale_factor)
     if temporal is not None:
         window_ranges(temporal, options["window"], options["overlap"], frames=1)  # raises for an impossible window
 
@@ -139,6 +136,8 @@ def _check_image(combination: Combination) -> None:
             )
         return
     if any(each is not None and each.takes_images for each in models):
+        if not (combination.model.takes_images or options["refine_at"] or options["first_frame"] == "pinned"):
+            raise InputError("`image` does nothing here: `refine_at` is empty, so the image model samples alone")
         return
     if options["first_frame"] == "shown":
         raise InputError(
@@ -146,6 +145,13 @@ def _check_image(combination: Combination) -> None:
             "model with `ip_adapter`, or pin the first frame to the image (`first_frame` pinned)"
         )
     refuse_unused(options, ["image_scale"], [ImageOptions], f"{combination.model.name} takes no images")
+
+
+def _check_negative_prompt(combination: Combination) -> None:
+    options = combination.options
+    scales = [options["guidance_scale"], options["video_guidance_scale"] or 0]
+    if options["negative_prompt"] and max(scales) <= 1 and not combination.model.edits:
+        raise InputError("`negative_prompt` does nothing here: `guidance_scale` is 1 or less, which turns guidance off")
 
 
 def _explain_unused(name: str, method: str) -> str:

@@ -31,7 +31,7 @@ from kineograph.methods.vidrd import ClipState, Past
 
 log = logging.getLogger(__name__)
 
-FORMAT = "kineograph_clip"  # key of the files' metadata: JSON of {"prompt", "seed"}
+FORMAT = "kineograph_clip"  # key of the files' metadata: JSON of {"prompt", "seed", "clip"}
 
 
 class GeneratedClip(NamedTuple):
@@ -81,9 +81,9 @@ class ClipFiles:
         files = self._files()[:num_clips]
         if not files or [_read_facts(file)["prompt"] for file in files] != list(prompts[: len(files)]):
             return []
-        clips = [
-            GeneratedClip(load_file(file)["frames"].numpy()[None], ClipState(k)) for k, file in enumerate(files, 1)
-        ]
+        clips = [GeneratedClip(_read_frames(file)[None], ClipState(k)) for k, file in enumerate(files, 1)]
+        if len({clip.frames.shape for clip in clips}) > 1:
+            raise _damaged(files[-1])
         last = load_file(files[-1])
         if len(files) < num_clips:
             if "noise" not in last:  # its state was pruned: a longer video went on from a later clip
@@ -105,7 +105,7 @@ class ClipFiles:
 
     def _write(self, number: int, tensors: dict[str, torch.Tensor], prompt: str, seed: int) -> None:
         with replace_atomically(self._file(number)) as part:
-            save_file(tensors, part, metadata={FORMAT: json.dumps({"prompt": prompt, "seed": seed})})
+            save_file(tensors, part, metadata={FORMAT: json.dumps({"prompt": prompt, "seed": seed, "clip": number})})
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:04}.safetensors"
@@ -118,9 +118,23 @@ class ClipFiles:
 def _read_facts(file: Path) -> dict[str, Any]:
     try:
         with safe_open(file, "pt") as opened:
-            return dict(json.loads((opened.metadata() or {})[FORMAT]))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{file} is damaged, or of another version: delete {file.parent} to begin anew") from error
+            facts = json.loads((opened.metadata() or {})[FORMAT])
+            if {"prompt", "seed", "clip"} <= set(facts) and f"{facts['clip']:04}" == file.stem:
+                return dict(facts)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise _damaged(file) from error
+    raise _damaged(file)
+
+
+def _read_frames(file: Path) -> np.ndarray:
+    frames = load_file(file).get("frames", torch.empty(0)).numpy()
+    if frames.ndim != 4 or frames.dtype != np.uint8:
+        raise _damaged(file)
+    return frames
+
+
+def _damaged(file: Path) -> InputError:
+    return InputError(f"{file} is damaged, or of another version: delete {file.parent} to begin anew")
 
 
 def _state_tensors(state: ClipState) -> dict[str, torch.Tensor]:

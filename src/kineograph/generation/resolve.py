@@ -15,12 +15,13 @@ from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
 from kineograph.methods import instruct_pix2pix, sdedit, text2video_zero
 from kineograph.methods.controlnet import ControlOptions, list_controls
-from kineograph.models.description import describe_model
+from kineograph.methods.vidrd import ClipOptions
+from kineograph.models.description import check_size, describe_model
 from kineograph.models.model import Model
 from kineograph.motion import frame_warp, parse
-from kineograph.options import declared, select
+from kineograph.options import changed, declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
-from kineograph.request import IMAGE_MODEL_FPS, NUM_FRAMES, VIDEO_MODEL_FPS, InMemory, release
+from kineograph.request import IMAGE_MODEL_FPS, MAX_SEED, NUM_FRAMES, VIDEO_MODEL_FPS, InMemory, release
 
 IMAGE_MODEL_SAMPLER = "ddim"
 RESOLVED = ("method", "sampler", "seed", "num_frames", "fps", "height", "width", "strength")  # fields of Plan
@@ -76,6 +77,50 @@ def _common_length(footage: Sequence[Footage]) -> int:
     return length
 
 
+class Decided(NamedTuple):
+    """Values of a plan that follow from the options, the inputs and the descriptions of the models."""
+
+    num_frames: int
+    fps: float
+    height: int
+    width: int
+    window: int
+    overlap: int
+    motion: str
+    strength: float
+    edit_footage: tuple[Footage, ...]
+    start_footage: tuple[Footage, ...]
+
+
+def decide(combination: Combination, inputs: Inputs) -> Decided:
+    """Return what the options leave open. Raises InputError for inputs and options that do not fit."""
+    options, footage, temporal = combination.options, inputs.footage, combination.with_motion.temporal
+    height, width = _video_size(combination, inputs)
+    check_size(height, width, combination.model.vae_scale_factor)
+    num_frames = _num_frames(combination, footage)
+    _check_keyframes(options, num_frames * options["clips"])
+    _check_clips(options, num_frames, footage)
+    window = 0 if temporal is None else options["window"] or temporal.num_frames
+    overlap = window // 4 if options["overlap"] is None else options["overlap"]
+    strength = sdedit.chosen_strength(combination)
+    read_by_model = inputs.edit if combination.model.edits else ()
+    started_from = inputs.edit if strength < 1 else ()
+    motion = options["motion"] or _default_motion(combination, inputs.controls + read_by_model + started_from)
+    frame_warp(parse(motion), frames=num_frames, seed=0)  # raises for a motion that cannot be used
+    return Decided(
+        num_frames=num_frames,
+        fps=options["fps"] or _default_fps(combination, footage),
+        height=height,
+        width=width,
+        window=window,
+        overlap=overlap if window else 0,
+        motion=motion,
+        strength=strength,
+        edit_footage=read_by_model,
+        start_footage=started_from,
+    )
+
+
 def resolve(
     model: Model, prompts: tuple[str, ...], options: Mapping[str, Any], inputs: Inputs, video_model: Model | None = None
 ) -> Plan:
@@ -85,45 +130,25 @@ def resolve(
     """
     second = None if video_model is None else describe_model(video_model)
     combination = check(describe_model(model), second, options)
-    height, width = _video_size(combination, inputs)
-    footage, temporal = inputs.footage, combination.with_motion.temporal
-    num_frames = _num_frames(combination, footage)
-    _check_keyframes(options, num_frames * options["clips"])
-    fps = options["fps"] or (footage[0].fps if footage else IMAGE_MODEL_FPS if temporal is None else VIDEO_MODEL_FPS)
-    window = 0 if temporal is None else options["window"] or temporal.num_frames
-    overlap = window // 4 if options["overlap"] is None else options["overlap"]
-    strength = sdedit.chosen_strength(combination)
-    read_by_model = inputs.edit if combination.model.edits else ()
-    started_from = inputs.edit if strength < 1 else ()
-    followed = inputs.controls + read_by_model + started_from
-    motion = options["motion"] or _default_motion(combination, followed)
-    frame_warp(parse(motion), frames=num_frames, seed=0)  # raises for a motion that cannot be used
-    if footage and len(footage[0]) < num_frames * options["clips"]:
-        raise InputError(f"{footage[0].path} has {len(footage[0])} frames, fewer than the {options['clips']} `clips`")
+    decided = decide(combination, inputs)
+    seed = secrets.randbelow(2**31) if options["seed"] is None else options["seed"]
+    if seed + len(prompts) - 1 > MAX_SEED:
+        raise InputError(f"`seed` is at most {MAX_SEED - len(prompts) + 1} for {len(prompts)} prompts, not {seed}")
     return Plan(
         model=model,
         second_model=() if video_model is None else (video_model,),
         method=combination.method,
         prompts=prompts,
         negative_prompt=options["negative_prompt"],
-        seed=secrets.randbelow(2**31) if options["seed"] is None else options["seed"],
+        seed=seed,
         sampler=options["sampler"] or _default_sampler(combination),
         num_inference_steps=options["num_inference_steps"],
         guidance_scale=options["guidance_scale"],
-        num_frames=num_frames,
-        fps=fps,
-        height=height,
-        width=width,
-        latent_shape=(len(prompts), *model.latent_shape(height, width)),
+        latent_shape=(len(prompts), *model.latent_shape(decided.height, decided.width)),
+        **decided._asdict(),
         chunk_size=options["chunk_size"],
-        window=window,
-        overlap=overlap if window else 0,
         motion_scale=options["motion_scale"],
-        motion=motion,
         control_footage=inputs.controls,
-        edit_footage=read_by_model,
-        start_footage=started_from,
-        strength=strength,
         image=inputs.image,
         options=options,
         guide=partial(guide_by_text, options["guidance_scale"]),
@@ -136,6 +161,20 @@ def _check_keyframes(options: Mapping[str, Any], frames: int) -> None:
             f"`prompt_at` has a prompt at frame {max(beyond)}, and the video has frames 0 to {frames - 1}: ask for "
             "more frames, or for prompts at earlier ones"
         )
+
+
+def _check_clips(options: Mapping[str, Any], num_frames: int, footage: Sequence[Footage]) -> None:
+    clips, overlap = options["clips"], options["clip_overlap"]
+    if footage and len(footage[0]) < num_frames * clips:
+        raise InputError(f"{footage[0].path} has {len(footage[0])} frames, fewer than the {clips} `clips`")
+    if clips > 1 and overlap >= num_frames and changed(options, ClipOptions).count("clip_overlap"):
+        raise InputError(f"`clip_overlap` is less than the {num_frames} frames of a clip, not {overlap}")
+
+
+def _default_fps(combination: Combination, footage: Sequence[Footage]) -> float:
+    if footage:
+        return footage[0].fps
+    return IMAGE_MODEL_FPS if combination.with_motion.temporal is None else VIDEO_MODEL_FPS
 
 
 def _num_frames(combination: Combination, footage: Sequence[Footage]) -> int:

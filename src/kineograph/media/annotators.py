@@ -60,7 +60,7 @@ def load_annotator(kind: str, model: str | None = None, device: torch.device | s
     if kind not in loaders:
         raise InputError(
             f"there is no annotator for maps of the kind {kind!r}, only for {', '.join(loaders)}: give a video of "
-            f"finished maps, --control {kind}-map=VIDEO"
+            f"finished maps, `control` {kind}-map=VIDEO"
         )
     return loaders[kind]()
 
@@ -131,7 +131,7 @@ def _load_pair(processors: Any, networks: Any, model: str, kind: str, device: to
     except LOAD_ERRORS as error:
         raise InputError(
             f"the {kind} of an image is estimated by {model}, which cannot be loaded ({error}); or give a video of "
-            f"finished maps, --control {kind}-map=VIDEO"
+            f"finished maps, `control` {kind}-map=VIDEO"
         ) from error
 
 

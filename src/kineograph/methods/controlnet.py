@@ -164,6 +164,12 @@ def check(combination: Combination) -> None:
     kinds = {name.removesuffix(MAP_SUFFIX) for name in options["control"]}
     if idle := set(options["annotators"]) - kinds:
         raise InputError(f"there is one of `annotators` for {', '.join(sorted(idle))}, and no `control` of that kind")
+    if idle := {each.kind for each in list_controls(options) if each.ready and each.annotator}:
+        raise InputError(f"`annotators` does nothing for {', '.join(sorted(idle))}: its control video shows maps")
+    if "canny" in options["annotators"]:
+        raise InputError("`annotators` does nothing for canny: edges are found without a network")
+    if model.temporal is not None and model.temporal.resamples_frames:
+        raise InputError(f"{model.name} is a space-time network, which takes no ControlNet: use another model")
     start, end = options["control_guidance_start"], options["control_guidance_end"]
     if start >= end:
         raise InputError(f"`control_guidance_start` is below `control_guidance_end`; got {start:g} and {end:g}")

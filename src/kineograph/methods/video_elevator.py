@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt, Le
+from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from kineograph import latents, noise
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.errors import InputError
 from kineograph.latents import Latents, add_noise
-from kineograph.options import Integer, Number, Text, declared, option, refuse_unused
+from kineograph.options import Flag, Integer, Number, Text, declared, option, refuse_unused
 from kineograph.plan import (
     Combination,
     Method,
@@ -36,7 +37,7 @@ from kineograph.plan import (
     fit_to_sampler,
     pin_first_frame,
 )
-from kineograph.request import MAX_STEPS, ImageModelOptions, VideoModelOptions
+from kineograph.request import MAX_STEPS, ImageModelOptions, OverlapOptions, VideoModelOptions
 from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to
 from kineograph.sigmas import insert_sigmas, starting_at, until
 
@@ -63,7 +64,8 @@ class VideoElevatorOptions(TypedDict, total=False):
                shown_default="the same"),
     ]  # fmt: skip
     refine_at: Annotated[
-        tuple[Annotated[Number, Gt(0), Le(1)], ...],
+        Sequence[Annotated[Number, Gt(0), Le(1)]],
+        AfterValidator(tuple),
         option(
             (0.9, 0.7, 0.5, 0.3),
             "Steps at which the video model refines the image model's estimate, each as the fraction of the steps that "
@@ -115,7 +117,7 @@ class VideoElevatorOptions(TypedDict, total=False):
         ),
     ]
     drift_correction: Annotated[
-        bool,
+        Flag,
         option(
             False,
             "Correct later steps by the inversion's error, as in the released code; it then takes all steps.",
@@ -152,7 +154,7 @@ def check(combination: Combination) -> None:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    kinds = [VideoElevatorOptions, VideoModelOptions]
+    kinds = [VideoElevatorOptions, VideoModelOptions, OverlapOptions]
     if options["drift_correction"] and options["renoise"] != "inversion":
         raise InputError(f"`drift_correction` corrects an inversion, and `renoise` is {options['renoise']}")
     if not options["refine_at"]:
@@ -393,4 +395,4 @@ def _bind_renoise(plan: Plan, denoise_cond: Denoise, initial: Latents) -> Renois
     return invert(denoise_cond, to_lowest, options["inversion_steps"] or None, dpmpp_2m)
 
 
-METHOD = Method(run, (ImageModelOptions, VideoModelOptions, VideoElevatorOptions), check)
+METHOD = Method(run, (ImageModelOptions, VideoModelOptions, OverlapOptions, VideoElevatorOptions), check)

@@ -14,6 +14,7 @@ from math import ceil
 from typing import Annotated, Literal, NamedTuple
 
 import torch
+from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from kineograph.denoise import Denoise
@@ -42,7 +43,8 @@ class ClipOptions(TypedDict, total=False):
         ),
     ]
     then: Annotated[
-        tuple[Text, ...],
+        Sequence[Text],
+        AfterValidator(tuple),
         option((), "Prompts of the second and later clips; the last one is for all further clips.", group=GROUP),
     ]
     clip_overlap: Annotated[
@@ -286,6 +288,8 @@ def check(combination: Combination) -> None:
     """Raise InputError for more prompts than clips, and for options without an effect."""
     options, kinds = combination.options, [ClipOptions]
     then, clips = options["then"], options["clips"]
+    if not all(text.strip() for text in then):
+        raise InputError("a prompt of `then` is empty: describe the clip in a few words")
     if clips <= len(then):
         raise InputError(
             f"there are prompts for {len(then)} clips after the first (`then`), and {clips} `clips`: ask for more"
