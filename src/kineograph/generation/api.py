@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, overload
 
 from typing_extensions import Unpack
@@ -175,11 +175,7 @@ def edit(
 
 
 def _generate(
-    model: ModelOrName,
-    prompt: Prompt | Sequence[str],
-    given: dict[str, Any],
-    num_videos_per_prompt: int,
-    output_type: OutputType | None,
+    model: object, prompt: object, given: dict[str, Any], num_videos_per_prompt: int, output_type: Any
 ) -> Any:
     if isinstance(prompt, Mapping):
         prompt, given = _split_keyframes(prompt, given)

@@ -30,7 +30,7 @@ from kineograph.samplers import Step
 
 OutputType = Literal["np", "pt", "pil"]
 OUTPUT_TYPES = ("np", "pt", "pil")
-ModelOrName = Model | str | Path
+ModelOrName = Model | str | Path | Pipeline
 StepCallback = Callable[[Model, int, int, dict[str, torch.Tensor]], Mapping[str, Any] | None]
 GROUP = "Call"
 
