@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
+from safetensors.torch import load_file
 
 import kineograph as kg
 
@@ -101,3 +103,41 @@ def test_two_processes_in_one_folder_both_give_the_whole_video(model: kg.Model, 
     first = generate(model, keep_clips=work, on_step=act)
     assert np.array_equal(first.frames, whole)
     assert np.array_equal(second[0].frames, whole)
+
+
+def test_only_the_last_file_holds_a_state(model: kg.Model, work: Path) -> None:
+    generate(model, keep_clips=work)
+    assert [set(load_file(file)) == {"frames"} for file in files(work)] == [True, True, False]
+
+
+def test_clips_behind_a_missing_file_are_not_used(model: kg.Model, whole: np.ndarray, work: Path) -> None:
+    generate(model, keep_clips=work)
+    files(work)[0].unlink()
+    assert np.array_equal(generate(model, keep_clips=work).frames, whole)
+    assert len(files(work)) == CLIPS
+
+
+def test_a_file_in_the_place_of_another_is_refused(model: kg.Model, work: Path) -> None:
+    generate(model, keep_clips=work)
+    first, second, _ = files(work)
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(kg.InputError, match="0001.safetensors is damaged, or of another version: delete"):
+        generate(model, keep_clips=work)
+
+
+def test_a_locked_folder_is_left_as_it_is(
+    model: kg.Model, whole: np.ndarray, work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    generate(model, clips=1, keep_clips=work)
+    (folder,) = folders(work)
+    with FileLock(folder / ".lock"):
+        assert np.array_equal(generate(model, keep_clips=work).frames, whole)
+    assert len(files(work)) == 1 and "in use by another process" in caplog.text
+
+
+def test_equal_prompts_of_a_list_are_different_videos(model: kg.Model, work: Path) -> None:
+    few = {"num_frames": 3, "num_inference_steps": 2, "guidance_scale": 1, "height": 32, "width": 32, "clips": 2}
+    first, second = kg.generate(model, ["a red fish", "a red fish"], keep_clips=work, **few)
+    assert not np.array_equal(first.frames, second.frames)
+    again = kg.generate(model, ["a red fish", "a red fish"], keep_clips=work, **few)
+    assert [each.digest for each in again] == [first.digest, second.digest]

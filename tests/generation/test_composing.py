@@ -38,7 +38,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "window": {"window": 2},
     "motion scale": {"motion_scale": 0.5},
     "strength": {"strength": 0.5},
-    "prompt travel": {"prompt_at": {2: PROMPTS[1]}},
+    "prompt travel": {"prompt_at": {2: "a green fish"}},
     "second model": {"refine_at": (0.7,), "video_steps": 2},
 }
 GREY_LEVELS = 1  # a batch rounds differently
@@ -153,3 +153,25 @@ def test_pair_works_or_is_refused_as_the_document_says(pair: tuple[str, str], in
             assert not np.array_equal(frames[0], frames[1])
         else:
             assert not any(map(np.array_equal, frames, generate(others, both, inputs))), f"{name} changes nothing"
+
+
+@pytest.mark.slow
+def test_two_models_take_everything_at_once(inputs: Path) -> None:
+    """An image, clips, smoothing, a subject of the video model, a ControlNet of the image model, a list of prompts."""
+    model, second = load("pocket", decoder="pocket-vidrd"), load("pocket-animate", adapter="pocket-fox")
+    options: dict[str, Any] = {
+        **FEW, **OPTIONS["second model"], "clips": 2, "image": inputs / "in.png", "first_frame": "pinned",
+        "control": {"canny": inputs / "in.mp4"}, "smooth_background": 0.6, "motion": "pan:20,0", "window": 3,
+        "sampler": "euler-ancestral", "then": ["a green boat"],
+    }  # fmt: skip
+    whole = [each.frames for each in kg.generate(model, PROMPTS, video_model=second, **options)]
+    assert [len(frames) for frames in whole] == [8, 8]
+    (first,) = kg.generate(model, PROMPTS[:1], video_model=second, **{**options, "clips": 1, "then": ()})
+    assert np.abs(whole[0][:4].astype(int) - first.frames).max() <= GREY_LEVELS
+    unset: list[dict[str, Any]] = [
+        {"then": ()}, {"smooth_background": 0.0, "motion": None}, {"control": {}}, {"window": None},
+        {"first_frame": "shown"}, {"sampler": None},
+    ]  # fmt: skip
+    for without in unset:
+        (other,) = kg.generate(model, PROMPTS[:1], video_model=second, **{**options, **without})
+        assert not np.array_equal(other.frames, whole[0]), f"{[*without]} changes nothing"

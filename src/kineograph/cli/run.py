@@ -22,7 +22,7 @@ from kineograph.options import Option, Text, declared, option
 from kineograph.request import NUM_FRAMES
 
 if TYPE_CHECKING:
-    from kineograph.models.model import Model
+    from kineograph.plan import Plan
 
 MODELS = {"generate": "pocket", "animate": "pocket-animate", "edit": "pocket-edit"}  # defaults
 MODEL_CONFIG = declared(LoadOptions)["config"].help
@@ -104,11 +104,11 @@ def run_and_save(
         terminal.print_message(f"seed {options['seed']}")
     started = time.monotonic()
     terminal.print_message(f"loading {' and '.join(each.model for each in sources)}")
-    model, video_model = _load_models(sources, options)
+    plan = _resolve(sources, prompts, options)
     from kineograph.generation.run import run_all
 
     with terminal.progress_bar("generating") as show:
-        videos = run_all(model, prompts, options, lambda step: show(step.done, step.total), video_model=video_model)
+        videos = run_all(plan, lambda step: show(step.done, step.total))
     if options["seed"] is None:
         terminal.print_message(f"seed {videos[0].settings['seed']}")
     for video in videos:
@@ -173,9 +173,9 @@ def _model_sources(command: str, values: Mapping[str, Any]) -> list[Source]:
     return [first]
 
 
-def _load_models(sources: Sequence[Source], options: Mapping[str, Any]) -> tuple[Model, Model | None]:
-    """Load the models, after all checks that need no weights."""
-    from kineograph.generation.resolve import decide, open_inputs
+def _resolve(sources: Sequence[Source], prompts: Sequence[str], options: Mapping[str, Any]) -> Plan:
+    """Load the models, after all checks that need no weights, and return the plan."""
+    from kineograph.generation.resolve import decide, open_inputs, resolve
     from kineograph.models.loading.describe import describe
     from kineograph.models.loading.load import load
 
@@ -184,7 +184,8 @@ def _load_models(sources: Sequence[Source], options: Mapping[str, Any]) -> tuple
     if None not in descriptions:
         decide(check(*_pair(descriptions), options), inputs)
     terminal.hide_loading_bars()
-    return _pair([_call(load, each) for each in sources])
+    model, video_model = _pair([_call(load, each) for each in sources])
+    return resolve(model, prompts, options, inputs, video_model)
 
 
 def _call(function: Callable[..., Any], source: Source) -> Any:

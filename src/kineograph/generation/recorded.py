@@ -10,6 +10,7 @@ from typing import Any
 from kineograph.errors import InputError, InputWarning
 from kineograph.generation.check import check_prompts, complete, without_unused
 from kineograph.generation.options import GenerateOptions, with_plugins
+from kineograph.generation.resolve import open_inputs, resolve
 from kineograph.generation.run import OnStep, run_all
 from kineograph.media.images import is_memory_label
 from kineograph.media.metadata import read_settings
@@ -44,7 +45,7 @@ def replay(
     model = model or load_recorded_model(before)
     second = None if video_model is None else describe_model(video_model)
     options = complete(without_unused(describe_model(model), second, options))
-    (video,) = run_all(model, [prompt], options, on_step, video_model=video_model)
+    (video,) = run_all(resolve(model, [prompt], options, open_inputs(options), video_model), on_step)
     if before["frames_sha256"] != video.settings["frames_sha256"]:
         causes = provenance_differences(before, video.settings) or ["although nothing that is recorded has changed"]
         warnings.warn(f"the frames differ from those of {path}: {'; '.join(causes)}", InputWarning, stacklevel=2)

@@ -122,9 +122,9 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
 
 
 def resolve(
-    model: Model, prompts: tuple[str, ...], options: Mapping[str, Any], inputs: Inputs, video_model: Model | None = None
+    model: Model, prompts: Sequence[str], options: Mapping[str, Any], inputs: Inputs, video_model: Model | None = None
 ) -> Plan:
-    """Return the plan of a batch of prompts.
+    """Return the plan of one or several prompts.
 
     Raises InputError for options and models that do not fit, see `check`, and for inputs that cannot be used.
     """
@@ -138,7 +138,7 @@ def resolve(
         model=model,
         second_model=() if video_model is None else (video_model,),
         method=combination.method,
-        prompts=prompts,
+        prompts=tuple(prompts),
         negative_prompt=options["negative_prompt"],
         seed=seed,
         sampler=options["sampler"] or _default_sampler(combination),

@@ -13,9 +13,7 @@ from kineograph.generation.clip_files import ClipFiles, GeneratedClip
 from kineograph.generation.options import find_method, used_kinds
 from kineograph.generation.resolve import (
     default_batch_size,
-    open_inputs,
     recorded_options,
-    resolve,
     warn_about,
 )
 from kineograph.media.video import Video
@@ -23,7 +21,6 @@ from kineograph.methods import controlnet, instruct_pix2pix, sdedit, text2video_
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.loading.provenance import collect_provenance
-from kineograph.models.model import Model
 from kineograph.plan import Plan, SamplingRun
 from kineograph.request import SETTINGS_VERSION
 from kineograph.samplers import Step
@@ -40,25 +37,16 @@ class Progress(NamedTuple):
 OnStep = Callable[[Progress], None]
 
 
-def run_all(
-    model: Model,
-    prompts: Sequence[str],
-    options: Mapping[str, Any],
-    on_step: OnStep | None = None,
-    *,
-    video_model: Model | None = None,
-) -> list[Video]:
-    """Generate a video for each prompt, in batches. options: complete, see `check.complete`."""
-    plan = resolve(model, tuple(prompts), options, open_inputs(options), video_model)
+def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
+    """Run a plan of any number of prompts, in batches; one by one where clips are kept in files."""
     warn_about(plan)
-    size = options["batch_size"] or default_batch_size(plan)
-    if options["keep_clips"] is not None:
-        size = 1
+    keeps = plan.options["keep_clips"] is not None
+    size = 1 if keeps else plan.options["batch_size"] or default_batch_size(plan)
     videos = list[Video]()
-    for number in range(0, len(prompts), size):
+    for number in range(0, len(plan.prompts), size):
         batch = replace(plan, prompts=plan.prompts[number : number + size], seed=plan.seed + number)
         batch = replace(batch, latent_shape=(len(batch.prompts), *plan.latent_shape[1:]))
-        videos += run(batch, on_step) if options["keep_clips"] is None else [run_with_files(batch, number, on_step)]
+        videos += [run_with_files(batch, number, on_step)] if keeps else run(batch, on_step)
     return videos
 
 

@@ -68,7 +68,7 @@ def save_validation_videos(videos: ValidationVideos, progress: TrainingProgress)
 
 
 def _save(videos: ValidationVideos, progress: TrainingProgress, number: int, request: ValidationRequest) -> Path:
-    (video,) = run_all(videos.model, [request.prompt], request.options)
+    (video,) = run_all(resolve(videos.model, [request.prompt], request.options, open_inputs(request.options)))
     name = f"{videos.name}_step-{progress.step:06d}_{number}-{slug(request.prompt)}"
     path = video.overwrite(videos.folder / f"{name}.mp4")
     sheet = video.contact_sheet()
