@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 import kineograph as kg
 from kineograph.generation.check import complete
 from kineograph.generation.resolve import Inputs, resolve
-from kineograph.methods import videocrafter
+from kineograph.methods import freenoise, videocrafter
+from kineograph.methods.freenoise import noise_order
 from kineograph.models.unet.frame_attention import own
 from kineograph.plan import Plan, bind_model, encode_prompts
 from kineograph.samplers import ddim, final_latents
@@ -74,3 +76,37 @@ def test_prompt_travel() -> None:
     denoise = bind_model(plan, frame_attention=own).guided
     steps = videocrafter.sample(denoise, at_first_sigma(noise, sigmas[0]), sigmas, sampler=ddim)
     assert far(final_latents(steps), theirs(pipe, noise, PROMPTS)) <= CLOSE
+
+
+def test_noise_is_rescheduled_as_theirs_by_the_same_permutations() -> None:
+    pipe, frames, window, stride = pipeline(), 15, 8, 3
+    pipe.enable_free_noise(context_length=window, context_stride=stride)
+    their_noise = pipe._prepare_latents_free_noise(
+        1, 4, frames, 8, 8, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(0)
+    ).transpose(1, 2)
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, 4, frames, 8 // pipe.vae_scale_factor, 8 // pipe.vae_scale_factor)
+    drawn = torch.randn(shape, generator=generator).transpose(1, 2)
+    order = noise_order(range(frames), window, stride, lambda frame: torch.randperm(stride, generator=generator))
+    assert torch.equal(drawn[:, order], their_noise)
+    assert len({*order}) == window
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("frames", "weights"),
+    [(8, "pyramid"), (14, "pyramid"), (15, "pyramid"), (16, "flat")],
+    ids=["one window", "windows that end with the video", "one frame left", "two frames left"],
+)
+def test_freenoise(frames: int, weights: str) -> None:
+    """With two frames left theirs divides the weights of both by the first one's, which holds for flat weights."""
+    pipe, window, stride = pipeline(), 8, 3
+    plan = ours(
+        kg.load(pipe), frames, method="freenoise", window=window, window_stride=stride, window_weights=weights,
+        prompt_at={frame: text for frame, text in PROMPTS.items() if frame}, injection_start=0.0, injection_end=1.0,
+    )  # fmt: skip
+    pipe.enable_free_noise(context_length=window, context_stride=stride, weighting_scheme=weights)
+    noise = normal(1, frames, 4, 8, 8, seed=3)
+    sigma = plan.sigmas(plan.model.schedule)[0]
+    plan = replace(plan, continue_noise=lambda own: at_first_sigma(noise, sigma))
+    assert far(final_latents(freenoise.run(plan).steps), theirs(pipe, noise, PROMPTS)) <= CLOSE

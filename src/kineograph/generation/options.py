@@ -12,6 +12,7 @@ from typing import Any
 from kineograph.errors import InputError
 from kineograph.methods import (
     controlnet,
+    freenoise,
     instruct_pix2pix,
     sdedit,
     text2video_zero,
@@ -20,6 +21,7 @@ from kineograph.methods import (
     vidrd,
 )
 from kineograph.methods.controlnet import ControlOptions
+from kineograph.methods.freenoise import FreeNoiseOptions
 from kineograph.methods.instruct_pix2pix import InstructPix2PixOptions
 from kineograph.methods.sdedit import RefinementOptions, StrengthOptions
 from kineograph.methods.text2video_zero import CameraOptions, SmoothingOptions, Text2VideoZeroOptions
@@ -32,6 +34,7 @@ from kineograph.request import (
     ImageInput,
     ImageModelOptions,
     ImageOptions,
+    OverlapOptions,
     SharedOptions,
     VideoInput,
     VideoModelOptions,
@@ -41,6 +44,7 @@ METHODS: Mapping[str, Method] = {
     "text2video-zero": text2video_zero.METHOD,
     "videocrafter": videocrafter.METHOD,
     "video-elevator": video_elevator.METHOD,
+    "freenoise": freenoise.METHOD,
 }
 IMAGES = AddOn(
     (ImageOptions,), used=lambda options: options["image"] is not None, when="with `image`, an image to start from"
@@ -60,6 +64,7 @@ class CommonOptions(
     SharedOptions,
     ImageModelOptions,
     VideoModelOptions,
+    OverlapOptions,
     CameraOptions,
     SmoothingOptions,
     Text2VideoZeroOptions,
@@ -70,6 +75,7 @@ class CommonOptions(
     InstructPix2PixOptions,
     ClipOptions,
     VideoElevatorOptions,
+    FreeNoiseOptions,
     total=False,
 ):
     """Options that `generate`, `animate` and `edit` have in common."""

@@ -19,7 +19,7 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.temporal.config import ConvConfig, Site, TemporalConfig, TransformerConfig
 from kineograph.plan import Combination, Method, Plan, SamplingRun, bind_model, pin_first_frame
-from kineograph.request import VideoModelOptions
+from kineograph.request import OverlapOptions, VideoModelOptions
 from kineograph.samplers import BY_NAME, Sampler, Step
 
 if TYPE_CHECKING:
@@ -116,4 +116,4 @@ def check(combination: Combination) -> None:
         )
 
 
-METHOD = Method(run, (VideoModelOptions,), check)
+METHOD = Method(run, (VideoModelOptions, OverlapOptions), check)
