@@ -17,7 +17,7 @@ from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats.lora import load_lora, read_learned_words, remove_loras
 from kineograph.models.loading.components import quiet_loading
-from kineograph.models.loading.controlnets import PlacedControlNet
+from kineograph.models.loading.controlnets import move_controlnet
 from kineograph.models.model import Model
 from kineograph.models.placement import DTYPES, Placement, choose_placement
 from kineograph.models.vae.autoencoder import prevent_overflow
@@ -66,10 +66,8 @@ def move(
                 network.to(memory_format=placement.memory_format)  # type: ignore[call-overload]  # of torch's stub
         if model.temporal_decoder is not None:
             model.temporal_decoder.to(vae.device, vae.dtype)
-        for control in model.controls.values():
-            if isinstance(control, PlacedControlNet):
-                control.place(placement)
-    return replace(model, vae=vae, device=placement.device, dtype=placement.dtype)
+        controls = {kind: move_controlnet(each, placement) for kind, each in model.controls.items()}
+    return replace(model, vae=vae, controls=controls, device=placement.device, dtype=placement.dtype)
 
 
 def add_lora_to_model(model: Model, source: str | Path, scale: float) -> Model:

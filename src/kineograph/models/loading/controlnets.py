@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Union
 
@@ -16,36 +16,16 @@ from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.description import ANY_CONTROL
 from kineograph.models.loading import single_file
-from kineograph.models.loading.components import READ_ERRORS, Components, read_json
+from kineograph.models.loading.components import READ_ERRORS, Components, quiet_loading, read_json
 from kineograph.models.placement import Placement
 from kineograph.models.unet.controlnet import VideoControlNet
 
 ControlNetSource = Union[str, Path, ControlNetModel]  # noqa: UP007 (| fails on diffusers' untyped class)
-OpenControlNet = Callable[[], VideoControlNet]  # such as a PlacedControlNet
+OpenControlNet = Callable[[], VideoControlNet]
 
 FILES = ["config.json", "diffusion_pytorch_model*.safetensors"]
 # settings that a ControlNet and its U-Net have in common
 SHARED_SETTINGS = ("cross_attention_dim", "block_out_channels", "layers_per_block", "transformer_layers_per_block")
-
-
-class PlacedControlNet:
-    """A ControlNet that is read at its first use, and that moves with its model. `read` returns the network."""
-
-    def __init__(self, read: Callable[[], ControlNetModel], placement: Placement) -> None:
-        self._read, self._placement = read, placement
-        self._net: VideoControlNet | None = None
-
-    def __call__(self) -> VideoControlNet:
-        """Return the network."""
-        if self._net is None:
-            self._net = VideoControlNet(_place(self._read(), self._placement))
-        return self._net
-
-    def place(self, placement: Placement) -> None:
-        """Move the network, now or when it is read."""
-        self._placement = placement
-        if self._net is not None:
-            _place(self._net.controlnet, placement)
 
 
 def list_controlnets(
@@ -76,9 +56,8 @@ def load_controlnet(
             f"{name} reads latents of {net.config.in_channels} channels, and the model's have "
             f"{latent_channels}: take a ControlNet made for the model's family"
         )
-    placed = PlacedControlNet(lambda: net, placement)
-    placed()  # refuses an unsupported network at once
-    return placed
+    controlnet = VideoControlNet(_place(net, placement))
+    return lambda: controlnet
 
 
 def _read(
@@ -102,18 +81,34 @@ def _read(
 def pocket_controlnets(folder: Path, placement: Placement) -> dict[str, OpenControlNet]:
     """Return the pocket model's ControlNets by kind; each is restored when it is first used, see `pocket.networks`."""
     files = sorted((folder / "control").glob("*"))
-    return {file.stem: PlacedControlNet(partial(_restore, file, folder), placement) for file in files}
+    return {file.stem: cache(partial(_restore, file, folder, placement)) for file in files}
 
 
-def _restore(file: Path, folder: Path) -> ControlNetModel:
+def _restore(file: Path, folder: Path, placement: Placement) -> VideoControlNet:
     from kineograph.models.pocket.networks import initial_controlnet, restore_network
 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32, local_files_only=True)
-    return restore_network(initial_controlnet(unet), load_file(file))
+    return VideoControlNet(_place(restore_network(initial_controlnet(unet), load_file(file)), placement))
+
+
+def move_controlnet(control: OpenControlNet, placement: Placement) -> OpenControlNet:
+    """Move a ControlNet, at once or when it is first used; return the function that returns it there."""
+    moved = cache(partial(_open_and_place, control, placement))
+    is_restored_later = hasattr(control, "cache_info") and control.cache_info().currsize == 0
+    if not is_restored_later:
+        moved()
+    return moved
+
+
+def _open_and_place(control: OpenControlNet, placement: Placement) -> VideoControlNet:
+    net = control()
+    _place(net.controlnet, placement)
+    return net
 
 
 def _place(net: ControlNetModel, placement: Placement) -> ControlNetModel:
-    return net.eval().to(placement.device, placement.dtype, memory_format=placement.memory_format)
+    with quiet_loading():
+        return net.eval().to(placement.device, placement.dtype, memory_format=placement.memory_format)
 
 
 def _setting_text(value: object) -> str:
