@@ -22,6 +22,7 @@ from kineograph.generation.call import (
     to_output,
 )
 from kineograph.generation.check import check_prompts, complete
+from kineograph.generation.resolve import open_inputs, resolve
 from kineograph.generation.run import run_all
 from kineograph.media.video import Video
 from kineograph.options import declares
@@ -191,7 +192,7 @@ def _generate(
     opened = as_model(model)
     second = None if call["video_model"] is None else as_model(call["video_model"], beside=opened)
     with reported(call, opened, len(prompts)) as on_step:
-        videos = run_all(opened, prompts, options, on_step, video_model=second)
+        videos = run_all(resolve(opened, prompts, options, open_inputs(options), second), on_step)
     return to_output(videos, output_type, single=isinstance(prompt, str) and num_videos_per_prompt == 1)
 
 
