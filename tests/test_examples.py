@@ -53,6 +53,15 @@ def test_controlnet(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sigma 0.00" in capsys.readouterr().out
 
 
+def test_freenoise(video_model, capsys: pytest.CaptureFixture[str]) -> None:
+    example = runpy.run_path(str(EXAMPLES / "freenoise.py"))
+    video = example["generate"](
+        video_model, {0: "a red fish", 6: "a blue fish"}, num_frames=7, window=4, stride=2, steps=2
+    )
+    assert video.frames.shape == (7, 64, 64, 3)
+    assert "7 frames at sigma 0.00" in capsys.readouterr().out
+
+
 def test_videocrafter(video_model, capsys: pytest.CaptureFixture[str]) -> None:
     example = runpy.run_path(str(EXAMPLES / "videocrafter.py"))
     video = example["generate"](video_model, "a red fish", num_frames=3, steps=2)
