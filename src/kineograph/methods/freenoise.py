@@ -26,7 +26,7 @@ from kineograph.samplers import BY_NAME, Sampler, Step
 
 if TYPE_CHECKING:
     from kineograph.models.conditioning.condition import Condition
-    from kineograph.models.unet.windows import Window
+    from kineograph.models.unet.windows import FrameWindow
 
 GROUP = "Long videos"
 
@@ -66,19 +66,19 @@ def permute_by_seed(seed: int, stride: int, frame: int) -> list[int]:
     return sorted(range(stride), key=lambda _: random.random())
 
 
-def fused_windows(size: int, stride: int, weights: Literal["pyramid", "flat"], frames: int) -> list[Window]:
+def fused_windows(size: int, stride: int, weights: Literal["pyramid", "flat"], frames: int) -> list[FrameWindow]:
     """Return the windows of temporal attention: window-based attention fusion.
 
     If the last window ends before the last frame, one more is added, for the frames that no other holds.
     """
-    from kineograph.models.unet.windows import Window, all_frames, pyramid
+    from kineograph.models.unet.windows import FrameWindow, one_window, pyramid
 
     if frames <= size:
-        return all_frames(frames)
+        return one_window(frames)
     own = pyramid(size) if weights == "pyramid" else [1.0] * size
-    windows = [Window(range(start, start + size), own) for start in range(0, frames - size + 1, stride)]
+    windows = [FrameWindow(range(start, start + size), own) for start in range(0, frames - size + 1, stride)]
     left = frames - windows[-1].frames.stop
-    return windows + ([Window(range(frames - size, frames), [0.0] * (size - left) + [1.0] * left)] if left else [])
+    return windows + ([FrameWindow(range(frames - size, frames), [0.0] * (size - left) + [1.0] * left)] if left else [])
 
 
 @torch.no_grad()

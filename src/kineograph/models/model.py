@@ -31,9 +31,9 @@ from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.unet.windows import (
     AttentionWindows,
-    Window,
-    all_frames,
+    FrameWindow,
     average_windows,
+    one_window,
     pyramid,
     window_ranges,
 )
@@ -276,7 +276,7 @@ class Model:
             key_values = self.net.project_tokens(condition)
         net = partial(
             self.net, condition=condition, frame_attention=frame_attention, key_values=key_values,
-            motion_scale=motion_scale, spatial_scale=spatial_scale, attention_windows=attention_windows or all_frames,
+            motion_scale=motion_scale, spatial_scale=spatial_scale, attention_windows=attention_windows or one_window,
         )  # fmt: skip
 
         def video_network(z: Latents, t: Tensor) -> Latents:
@@ -284,7 +284,7 @@ class Model:
             if attention_windows is not None:
                 return net(z.to(self.device), t).to(z.device)
             ranges = window_ranges(self.temporal, window, overlap, z.shape[1])
-            windows = [Window(each, pyramid(len(each))) for each in ranges]
+            windows = [FrameWindow(each, pyramid(len(each))) for each in ranges]
             output = average_windows(lambda part, numbers: net(part, t, frames=numbers), z.to(self.device), windows)
             return output.to(z.device)
 

@@ -7,13 +7,13 @@ import torch
 
 from kineograph.errors import InputError
 from kineograph.models.temporal.config import Site, TemporalConfig, TransformerConfig
-from kineograph.models.unet.windows import Window, average_windows, overlapping_windows, pyramid, window_ranges
+from kineograph.models.unet.windows import FrameWindow, average_windows, overlapping_windows, pyramid, window_ranges
 
 Z = torch.randn(1, 23, 2, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
-def weighted(ranges: list[range]) -> list[Window]:
-    return [Window(each, pyramid(len(each))) for each in ranges]
+def weighted(ranges: list[range]) -> list[FrameWindow]:
+    return [FrameWindow(each, pyramid(len(each))) for each in ranges]
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 4, 7])

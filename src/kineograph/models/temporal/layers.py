@@ -19,7 +19,7 @@ from torch.nn.functional import avg_pool2d, dropout, pad, silu
 
 from kineograph.models.temporal.config import AttentionConfig, TransformerConfig, split_heads
 from kineograph.models.unet.frame_attention import multi_head_attention
-from kineograph.models.unet.windows import AttentionWindows, all_frames, average_windows
+from kineograph.models.unet.windows import AttentionWindows, average_windows, one_window
 
 ApplyProjection = Callable[[nn.Module, Tensor], Tensor]  # (projection of an attention, tokens) -> projected tokens
 EPS = 1e-6  # of transformers' group norms, in Stable Diffusion and all that follow it
@@ -38,7 +38,7 @@ class AttentionPolicy(NamedTuple):
     """
 
     project: ApplyProjection = apply_projection
-    windows: AttentionWindows = all_frames
+    windows: AttentionWindows = one_window
 
 
 PLAIN = AttentionPolicy()

@@ -22,7 +22,7 @@ from kineograph.models.unet.cross_attention import TokenKeyValues
 from kineograph.models.unet.forward import CallStage, LayerInputs, call_directly, embed_time, forward_unet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, drop_unread, group_frames, own
 from kineograph.models.unet.supported_layers import check_resnet_config, check_unet_config
-from kineograph.models.unet.windows import AttentionWindows, all_frames
+from kineograph.models.unet.windows import AttentionWindows, one_window
 
 
 class VideoUNet(nn.Module):
@@ -98,7 +98,7 @@ class VideoUNet(nn.Module):
         key_values: TokenKeyValues | None = None,
         motion_scale: AdapterScale = 0.0,
         spatial_scale: AdapterScale = 1.0,
-        attention_windows: AttentionWindows = all_frames,
+        attention_windows: AttentionWindows = one_window,
     ) -> Latents:
         """Return the network's raw output for frames `z` of a video, in the dtype of `z`.
 

@@ -16,19 +16,19 @@ from kineograph.errors import InputError
 from kineograph.models.temporal.config import TemporalConfig
 
 
-class Window(NamedTuple):
+class FrameWindow(NamedTuple):
     """Frames that are processed together, and the weight of each where windows overlap."""
 
     frames: range
     weights: Sequence[float]
 
 
-AttentionWindows = Callable[[int], Sequence[Window]]  # number of frames -> the windows of temporal attention
+AttentionWindows = Callable[[int], Sequence[FrameWindow]]  # number of frames -> the windows of temporal attention
 
 
-def all_frames(frames: int) -> list[Window]:
+def one_window(frames: int) -> list[FrameWindow]:
     """Return one window with all frames."""
-    return [Window(range(frames), pyramid(frames))]
+    return [FrameWindow(range(frames), pyramid(frames))]
 
 
 def pyramid(frames: int) -> list[float]:
@@ -64,7 +64,9 @@ def window_ranges(config: TemporalConfig, window: int | None, overlap: int | Non
     return overlapping_windows(frames, size, size // 4 if overlap is None else overlap)
 
 
-def average_windows(network: Callable[[Tensor, Sequence[int]], Tensor], z: Tensor, windows: Sequence[Window]) -> Tensor:
+def average_windows(
+    network: Callable[[Tensor, Sequence[int]], Tensor], z: Tensor, windows: Sequence[FrameWindow]
+) -> Tensor:
     """Return the weighted average of a network's outputs in these windows of the frames of `z`, `n f ...`.
 
     network: called with frames and their numbers. With one window the result is its output.
