@@ -20,25 +20,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 import numpy as np
-from pydantic import BeforeValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import get_type_hints
 
 from kineograph.errors import InputError
 
-
-def _plain_number(value: Any) -> Any:
-    """Return a number, also of a NumPy scalar. Raises ValueError for other types."""
-    if isinstance(value, np.number):
-        return value.item()
-    if not isinstance(value, int | float):
-        raise ValueError("not a number")
-    return value
-
-
 # Values that are not converted: True is no number, and "8" is a text.
-Integer = Annotated[int, Strict(), BeforeValidator(_plain_number)]
-Number = Annotated[float, Strict(), BeforeValidator(_plain_number), Field(allow_inf_nan=False)]
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Text = Annotated[str, Strict()]
 Flag = Annotated[bool, Strict()]
 File = str | Path
@@ -152,7 +142,7 @@ def validate(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
             raise InputError(f"there is no option `{name}`{f'; did you mean `{near[0]}`?' if near else ''}")
     valid: dict[str, Any] = {}
     for kind in kinds:
-        own = {name: given[name] for name in declared(kind) if name in given}
+        own = {name: _plain_number(given[name], each) for name, each in declared(kind).items() if name in given}
         try:
             valid |= _adapter(kind).validate_python(own)
         except ValidationError as error:
@@ -161,6 +151,24 @@ def validate(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
         if (choices := options[name].choices) and value is not None and value not in choices:
             raise invalid(options[name], value)
     return valid
+
+
+def _plain_number(value: Any, option: Option) -> Any:
+    """Return a number, also of a NumPy scalar; other values as they are. Raises InputError for a tensor or Decimal."""
+    if isinstance(value, np.number):
+        return value.item()
+    if {int, float} & set(_members(option.type)) and not isinstance(value, int | float) and hasattr(value, "__float__"):
+        raise invalid(option, value)
+    return value
+
+
+def _members(kind: Any) -> list[Any]:
+    """Return the types of a union, without their metadata."""
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) in (Union, types.UnionType):
+        return [member for each in get_args(kind) for member in _members(each)]
+    return [kind]
 
 
 @lru_cache

@@ -197,11 +197,11 @@ def test_invalid_files_are_one_clear_line(run: Run, tmp_path: Path, line: str, w
 def test_config_is_the_models_too(run: Run, settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
 
-    def load_models(sources: list[run_module.Source], options: dict[str, Any]) -> None:
+    def resolve(sources: list[run_module.Source], prompts: list[str], options: dict[str, Any]) -> None:
         seen.update(sources[0].options, second=sources[1].options, seed=options["seed"])
         raise InputError("enough")
 
-    monkeypatch.setattr(run_module, "_load_models", load_models)
+    monkeypatch.setattr(run_module, "_resolve", resolve)
     words = ("--video-model", "pocket-video", "--video-lora", "a=2", "--video-motion-module", "b")
     run("generate", "--config", settings, "--config", "some/folder", *words, "--motion-module", "c", "--clip-skip", 1)
     assert seen.pop("second") == {"device": "cpu", "lora": [("a", 2.0)], "motion": "b"}

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typing_extensions import TypedDict
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.media.footage import open_footage
-from kineograph.media.video import Video
 from kineograph.models.description import check_size
 from kineograph.motion import Motion, parse
 from kineograph.options import Number, Text, option
 from kineograph.plan import AddOn, Combination, Plan, SamplingRun, encode_footage
 from kineograph.samplers import Step
+
+if TYPE_CHECKING:
+    from kineograph.media.video import Video
 
 DEFAULT_STRENGTH = 0.6  # of a model that is not for editing
 
@@ -103,6 +104,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def second_pass(plan: Plan, video: Video, number: int) -> Plan:
     """Return the plan of the second pass over one video of a plan's batch. number: of the video in the batch."""
+    from kineograph.media.footage import open_footage
+
     options = plan.read(RefinementOptions)
     height, width = parse_size(options["refine_size"])
     return replace(

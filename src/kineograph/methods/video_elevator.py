@@ -64,7 +64,7 @@ class VideoElevatorOptions(TypedDict, total=False):
                shown_default="the same"),
     ]  # fmt: skip
     refine_at: Annotated[
-        Sequence[Annotated[Number, Gt(0), Le(1)]],
+        list[Annotated[Number, Gt(0), Le(1)]] | tuple[Annotated[Number, Gt(0), Le(1)], ...],
         AfterValidator(tuple),
         option(
             (0.9, 0.7, 0.5, 0.3),

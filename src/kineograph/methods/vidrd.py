@@ -43,7 +43,7 @@ class ClipOptions(TypedDict, total=False):
         ),
     ]
     then: Annotated[
-        Sequence[Text],
+        list[Text] | tuple[Text, ...],
         AfterValidator(tuple),
         option((), "Prompts of the second and later clips; the last one is for all further clips.", group=GROUP),
     ]
