@@ -54,3 +54,11 @@ def test_impossible_windows_are_refused() -> None:
     assert window_ranges(config, None, None, 40) == overlapping_windows(40, 16, 4)
     with pytest.raises(InputError, match="24 positions"):
         window_ranges(config, 32, None, 40)
+
+
+def test_the_average_is_taken_in_single_precision() -> None:
+    x = 1000 + 100 * torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(0))
+    windows = weighted(overlapping_windows(40, 16, 15))
+    half = average_windows(lambda part, numbers: part, x.half(), windows)
+    assert half.dtype == torch.float16
+    assert torch.equal(half, x.half())
