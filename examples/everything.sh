@@ -11,9 +11,9 @@ set -euo pipefail
 steps=${STEPS:-50} frames=${FRAMES:-8} clips=3
 
 # The video whose edges are followed, as long as all clips.
-kineograph generate "a orange cat in the desert" --motion pan:0,4 --fps 8 --num-frames $((clips * frames)) \
+kineograph generate "a orange cat in the desert" --camera pan:0,4 --fps 8 --num-frames $((clips * frames)) \
     --steps "$steps" --seed 1 --output in.mp4 --overwrite
 
 kineograph generate "a sks cat rising in the desert" --video-model pocket-video --video-adapter pocket-fox \
-    --control canny=in.mp4 --clips "$clips" --num-frames "$frames" \
+    --control canny=in.mp4 --clips "$clips" --num-frames "$frames" --guidance-scale 4 \
     --steps "$steps" --seed 1 --output everything.mp4 --overwrite

@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[1]
 # (name of the file, arguments before, arguments now if they differ); earlier files are inputs of later commands.
 COMMANDS: tuple[tuple[str, str, str | None], ...] = (
     ("fish.mp4", 'generate "a red fish swimming over the sea"', None),
-    ("car.gif", 'generate "a blue car in the desert" --motion zoom:1.02 --num-frames 16', None),
+    (
+        "car.gif",
+        'generate "a blue car in the desert" --motion zoom:1.02 --num-frames 16',
+        'generate "a blue car in the desert" --camera zoom:1.02 --num-frames 16',
+    ),
     ("follow.mp4", 'generate "a purple fish in a city" --control canny=fish.mp4 --guidance-scale 3', None),
     ("snow.mp4", 'edit fish.mp4 "make it snow" --guidance-scale 3', None),
     ("smooth.mp4", 'generate "a red fish over the sea" --smooth-background 0.6', None),
@@ -53,7 +57,7 @@ COMMANDS: tuple[tuple[str, str, str | None], ...] = (
     (
         "calm.mp4",
         'generate "a red fish swimming to the right over the sea" --model pocket-video --motion-scale 0.5',
-        None,
+        'generate "a red fish swimming to the right over the sea" --model pocket-video --motion-strength 0.5',
     ),
     (
         "windows.mp4",

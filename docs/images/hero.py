@@ -1,6 +1,6 @@
 """Generate hero.gif of the README with the pocket model: `python docs/images/hero.py`.
 
-Each video is that of `kineograph generate PROMPT --seed SEED --motion MOTION`.
+Each video is that of `kineograph generate PROMPT --seed SEED --camera MOTION`.
 """
 
 from pathlib import Path
@@ -20,5 +20,5 @@ CHOSEN = (
 
 if __name__ == "__main__":
     model = kg.load()
-    videos = [(kg.generate(model, prompt, seed=seed, motion=motion), prompt) for prompt, seed, motion in CHOSEN]
+    videos = [(kg.generate(model, prompt, seed=seed, camera=motion), prompt) for prompt, seed, motion in CHOSEN]
     write([captioned(video.frames, prompt) for video, prompt in videos], Path(__file__).with_suffix(".gif"))

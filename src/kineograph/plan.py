@@ -94,7 +94,7 @@ class Plan:
     sampler             name in `samplers.BY_NAME`
     latent_shape        (b, c, h, w): of the batch, without frames
     window, overlap     0 without a video model
-    motion              of the camera, see `motion.parse`
+    camera              its motion, see `motion.parse`
     control_footage     the control videos
     edit_footage        the video whose frames an editing model reads: one, or none
     start_footage       the video whose frames sampling starts from: one, or none
@@ -128,8 +128,8 @@ class Plan:
     chunk_size: int
     window: int
     overlap: int
-    motion_scale: float
-    motion: str
+    motion_strength: float
+    camera: str
     control_footage: tuple[Footage, ...]
     edit_footage: tuple[Footage, ...]
     start_footage: tuple[Footage, ...]
@@ -234,7 +234,7 @@ def bind_model(
         chunk_size=plan.chunk_size,
         window=plan.window or None,
         overlap=plan.overlap if plan.window else None,
-        motion_scale=0.0 if model.temporal is None else plan.motion_scale,
+        motion_scale=0.0 if model.temporal is None else 1 - plan.motion_strength,
         attention_windows=attention_windows,
     )
     guided = fit_to_sampler(plan.guide(bind, cond, uncond), plan.sampler, model.schedule)

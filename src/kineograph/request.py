@@ -192,12 +192,12 @@ class VideoModelOptions(TypedDict, total=False):
             shown_default="as many as it was trained on",
         ),
     ]
-    motion_scale: Annotated[
+    motion_strength: Annotated[
         Number,
         option(
-            0.0,
-            "Scale of a video model's motion adapter (Still-Moving): 0 for the model's motion, 1 for none, below 0 for "
-            "more.",
+            1.0,
+            "Strength of the motion of a video model with a motion adapter (Still-Moving): 1 is the model's own, 0 "
+            "stands still, above 1 moves more.",
         ),
     ]
 
@@ -297,8 +297,11 @@ def _migrate_from_1(settings: dict[str, Any]) -> dict[str, Any]:
         settings["method"] = "text2video-zero"
     if settings.get("method") == "video-elevator" and settings.get("sampler") == "dpmpp-2m":
         settings["sampler"] = "ddim"  # single steps of the multistep sampler, which are DDIM's
-    if settings.get("motion", "") is None:
-        del settings["motion"]
+    if (camera := settings.pop("motion", None)) is not None:
+        settings["camera"] = camera
+    if (scale := settings.pop("motion_scale", 0.0)) != 0:
+        errors.check_number("motion_scale", scale)
+        settings["motion_strength"] = 1 - scale
     if controls := settings.pop("control", None):
         settings |= _flatten_controls(controls)
     for name in _unread_in_1(settings):
@@ -313,7 +316,7 @@ def _unread_in_1(settings: Mapping[str, Any]) -> list[str]:
         unread.append("inversion_steps")
     if not settings.get("refine_at", True):
         unread += ["video_prompt", "video_steps", "low_pass", "low_pass_space", "renoise", "inversion_steps"]
-        unread += ["drift_correction", "video_guidance_scale", "window", "overlap", "motion_scale"]
+        unread += ["drift_correction", "video_guidance_scale", "window", "overlap", "motion_strength"]
     if 0 in (settings.get("clip_overlap"), settings.get("clip_guidance")):
         unread.append("clip_anchor")
     if settings.get("clip_overlap") == 0:

@@ -212,7 +212,7 @@ def test_one_step_of_a_turbo_model_starts_at_the_last_timestep(work: Path) -> No
     image_unet(model).time_proj.register_forward_pre_hook(lambda _, args: timesteps.append(float(args[0].flatten()[0])))
     kg.generate(
         model, "a cat", num_frames=2, num_inference_steps=1, guidance_scale=0, height=16, width=16, seed=1,
-        motion="none", sampler="euler-ancestral",
+        camera="none", sampler="euler-ancestral",
     )  # fmt: skip
     assert timesteps[0] > 990
 

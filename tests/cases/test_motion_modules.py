@@ -131,7 +131,7 @@ Write = Callable[[Path, MotionAdapter], Path]
 @pytest.mark.parametrize("version", VERSIONS)
 def test_motion_module_computes_what_diffusers_does(work: Path, version: str, write: Write) -> None:
     motion = adapter(positions=VERSIONS[version].positions, middle=VERSIONS[version].middle)
-    assert_output_is_that_of(load(base(), motion=write(work, motion)), motion)
+    assert_output_is_that_of(load(base(), motion_module=write(work, motion)), motion)
 
 
 def test_live_animatediff_pipeline_computes_what_diffusers_does() -> None:
@@ -143,7 +143,7 @@ def test_live_animatediff_pipeline_computes_what_diffusers_does() -> None:
 
 def test_motion_module_of_sdxl_computes_what_diffusers_does(work: Path) -> None:
     motion = adapter((32, 64, 64))
-    model = load(sdxl(norm_num_groups=32), motion=write_training_checkpoint(work, motion))
+    model = load(sdxl(norm_num_groups=32), motion_module=write_training_checkpoint(work, motion))
     pipeline = sdxl(norm_num_groups=32)
     tokens, _, pooled, _ = pipeline.encode_prompt(
         "a fish", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
@@ -224,5 +224,5 @@ def test_motion_lora_computes_what_the_merged_module_does(
         torch.save({"state_dict": lora}, file)
     else:
         save_file(lora, file)
-    model = load(base(), motion=motion_lora.file, lora=(file, scale))
+    model = load(base(), motion_module=motion_lora.file, lora=(file, scale))
     assert_output_is_that_of(model, motion_lora.merged(scale))

@@ -204,16 +204,16 @@ def test_config_is_the_models_too(run: Run, settings: Path, monkeypatch: pytest.
     monkeypatch.setattr(run_module, "_resolve", resolve)
     words = ("--video-model", "pocket-video", "--video-lora", "a=2", "--video-motion-module", "b")
     run("generate", "--config", settings, "--config", "some/folder", *words, "--motion-module", "c", "--clip-skip", 1)
-    assert seen.pop("second") == {"device": "cpu", "lora": [("a", 2.0)], "motion": "b"}
-    assert seen == {"device": "cpu", "config": "some/folder", "motion": "c", "clip_skip": 1, "seed": 3}
+    assert seen.pop("second") == {"device": "cpu", "lora": [("a", 2.0)], "motion_module": "b"}
+    assert seen == {"device": "cpu", "config": "some/folder", "motion_module": "c", "clip_skip": 1, "seed": 3}
 
 
 # --- names in messages
 
 
 def test_messages_name_flags(run: Run) -> None:
-    with pytest.raises(InputError) as error, terminal.flags_in_messages({"motion": "--motion-module"}):
-        raise InputError("`motion` and `prompt`")
+    with pytest.raises(InputError) as error, terminal.flags_in_messages({"motion_module": "--motion-module"}):
+        raise InputError("`motion_module` and `prompt`")
     assert str(error.value) == "--motion-module and `prompt`"
     assert terminal.without_backticks(str(error.value)) == "--motion-module and prompt"
     assert "`" not in "".join(run(verb, "--help").out for verb in COMMANDS)
@@ -225,7 +225,7 @@ def test_messages_name_flags(run: Run) -> None:
         (["--motion-module", "nowhere/at/all"], "there is no nowhere/at/all"),
         (["--dtype", "int3"], "int3"),
         (["--window", "9"], "--window does nothing here"),
-        (["--motion-scale", "1"], "a --motion-scale other than 0 needs one: load it with --motion-adapter"),
+        (["--motion-strength", "0"], "a --motion-strength other than 1 needs one: load it with --motion-adapter"),
         (["--method", "video-elevator"], "--video-model"),
     ],
 )

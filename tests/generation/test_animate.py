@@ -110,7 +110,7 @@ def test_a_list_of_prompts_is_a_list_of_videos(model: Model) -> None:
 def test_one_frame_is_the_image_models_image(model: Model) -> None:
     image = replace(model, net=VideoUNet(model.net.image_unet))
     alone = kg.generate(model, "a fish", num_frames=1, **FEW).frames
-    as_image = kg.generate(image, "a fish", num_frames=1, motion="none", **FEW)
+    as_image = kg.generate(image, "a fish", num_frames=1, camera="none", **FEW)
     assert alone.shape == as_image.frames.shape
 
 
@@ -141,7 +141,7 @@ def test_options_that_exclude_each_other_are_refused(model: Model, pictures: tup
     with pytest.raises(InputError, match="is a video model"):
         kg.generate(model, "a fish", method="text2video-zero", **FEW)
     with pytest.raises(InputError, match="with videocrafter the motion is that of the prompt"):
-        kg.generate(model, "a fish", motion="pan:12,12", **FEW)
+        kg.generate(model, "a fish", camera="pan:12,12", **FEW)
     with pytest.raises(InputError, match="takes no images"):
         kg.animate(model, pictures[0], "a fish", **FEW)
     with pytest.raises(InputError, match="there is no image"):

@@ -29,14 +29,14 @@ FEATURES = (
 OF_VIDEO_MODELS = {"adapter", "window", "motion scale"}
 PROMPTS = ["a sks cat rising", "a blue boat"]
 FEW: dict[str, Any] = {
-    "num_frames": 4, "num_inference_steps": 3, "seed": 3, "height": 64, "width": 64, "guidance_scale": 3.0,
+    "num_frames": 4, "num_inference_steps": 4, "seed": 3, "height": 64, "width": 64, "guidance_scale": 3.0,
 }  # fmt: skip
 OPTIONS: dict[str, dict[str, Any]] = {
     "clips": {"clips": 2},
     "smoothing": {"smooth_background": 0.6},
-    "camera motion": {"motion": "pan:60,0"},
+    "camera motion": {"camera": "pan:60,0"},
     "window": {"window": 2},
-    "motion scale": {"motion_scale": 0.5},
+    "motion scale": {"motion_strength": 0.5},
     "strength": {"strength": 0.5},
     "prompt travel": {"prompt_at": {2: "a green fish"}},
     "second model": {"refine_at": (0.7,), "video_steps": 2},
@@ -97,7 +97,7 @@ def generate(features: Features, pair: Features, folder: Path) -> list[np.ndarra
     pinned = "animate" in pair and bool({"camera motion", "edit"} & pair) and alone
     if "edit" in pair:
         name = "pocket-edit" if "edit" in features else "pocket"
-        models |= {"motion": "pocket-video"} if on_video_model or pinned else {}
+        models |= {"motion_module": "pocket-video"} if on_video_model or pinned else {}
     elif "animate" in pair and not pinned and alone:
         name = "pocket-animate"
     else:
@@ -161,7 +161,7 @@ def test_two_models_take_everything_at_once(inputs: Path) -> None:
     model, second = load("pocket", decoder="pocket-vidrd"), load("pocket-animate", adapter="pocket-fox")
     options: dict[str, Any] = {
         **FEW, **OPTIONS["second model"], "clips": 2, "image": inputs / "in.png", "first_frame": "pinned",
-        "control": {"canny": inputs / "in.mp4"}, "smooth_background": 0.6, "motion": "pan:20,0", "window": 3,
+        "control": {"canny": inputs / "in.mp4"}, "smooth_background": 0.6, "camera": "pan:20,0", "window": 3,
         "sampler": "euler-ancestral", "then": ["a green boat"],
     }  # fmt: skip
     whole = [each.frames for each in kg.generate(model, PROMPTS, video_model=second, **options)]
@@ -169,7 +169,7 @@ def test_two_models_take_everything_at_once(inputs: Path) -> None:
     (first,) = kg.generate(model, PROMPTS[:1], video_model=second, **{**options, "clips": 1, "then": ()})
     assert np.abs(whole[0][:4].astype(int) - first.frames).max() <= GREY_LEVELS
     unset: list[dict[str, Any]] = [
-        {"then": ()}, {"smooth_background": 0.0, "motion": None}, {"control": {}}, {"window": None},
+        {"then": ()}, {"smooth_background": 0.0, "camera": None}, {"control": {}}, {"window": None},
         {"first_frame": "shown"}, {"sampler": None},
     ]  # fmt: skip
     for without in unset:

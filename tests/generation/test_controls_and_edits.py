@@ -89,7 +89,7 @@ def test_frames_in_chunks_are_the_frames_at_once(model, maps) -> None:
     )
     assert np.abs(whole.astype(int) - parts).max() <= 1
     with_motion = [
-        kg.generate(model, "a fish", control={"seg-map": maps}, motion="pan:32,0", chunk_size=size, **FEW).frames
+        kg.generate(model, "a fish", control={"seg-map": maps}, camera="pan:32,0", chunk_size=size, **FEW).frames
         for size in (8, 2)
     ]
     assert np.abs(with_motion[0].astype(int) - with_motion[1]).max() <= 1
@@ -164,11 +164,6 @@ def test_an_edit_in_chunks_is_the_edit_at_once(editor, tmp_path: Path) -> None:
     path = Video(frames(5), 5).save(tmp_path / "in")
     whole, parts = (kg.edit(editor, path, "make it snow", chunk_size=size, **FEW).frames for size in (8, 2))
     assert np.abs(whole.astype(int) - parts).max() <= 1
-
-
-def test_a_model_that_does_not_edit_is_refused(model, maps) -> None:
-    with pytest.raises(InputError, match="generates from text alone: .* pocket-edit"):
-        kg.edit(model, maps, "make it snow", **FEW)
 
 
 def test_smoothing_changes_the_frames_after_the_first(model) -> None:

@@ -229,7 +229,7 @@ def test_the_callback_sees_the_numbers_and_timesteps_of_diffusers(model: Model) 
     """One frame, whose steps Text2Video-Zero does not repeat: the steps are DDIM's."""
     scheduler = sd().scheduler
     scheduler.set_timesteps(3)
-    seen, _ = calls(model, num_frames=1, motion="none")
+    seen, _ = calls(model, num_frames=1, camera="none")
     listed = [(number, timestep) for number, timestep, _ in seen]
     assert [timestep for _, timestep in listed if timestep in scheduler.timesteps] == scheduler.timesteps.tolist()
     assert [number for number, _ in listed] == list(range(len(listed)))

@@ -73,8 +73,8 @@ def test_an_editing_model_needs_a_video_to_edit() -> None:
     ("arguments", "message"),
     [
         ({"height": 17}, "multiples of 2"),  # the tiny VAE halves
-        ({"motion": "sideways"}, "pan:X,Y"),
-        ({"motion": "zoom:3", "num_frames": 8}, "zoom"),
+        ({"camera": "sideways"}, "pan:X,Y"),
+        ({"camera": "zoom:3", "num_frames": 8}, "zoom"),
         ({"prompt": "word " * 100}, "tokens"),
         ({"sampler": "lcm", "num_inference_steps": 60}, "between 1 and 50"),
     ],
@@ -116,7 +116,7 @@ def test_the_settings_are_json_and_complete(model: Model) -> None:
     video = kg.generate(model, "a fish", **FEW, height=24, fps=3)
     settings = video.settings
     assert json.loads(json.dumps(settings)) == settings
-    assert {"prompt", "seed", "motion", "frames_sha256", "model", "versions", "machine"} <= set(settings)
+    assert {"prompt", "seed", "camera", "frames_sha256", "model", "versions", "machine"} <= set(settings)
     assert (settings["height"], settings["width"], video.fps) == (24, 16, 3)
     assert isinstance(settings["seed"], int)
     assert set(settings["model"]["weights"]) == {"unet", "vae", "text_encoder"}
@@ -176,7 +176,7 @@ def test_nan_is_an_error_that_names_the_frame() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["fish.mp4", "fish.gif", "fish.webp", "fish"])
 def test_replay_generates_every_pixel_again(tmp_path: Path, sd_folder: Path, name: str) -> None:  # noqa: F811
-    video = kg.generate(kg.load(sd_folder), "a fish", **FEW, motion="pan:70,0+zoom:1.1", sampler="euler-ancestral")
+    video = kg.generate(kg.load(sd_folder), "a fish", **FEW, camera="pan:70,0+zoom:1.1", sampler="euler-ancestral")
     again = kg.replay(video.save(tmp_path / name))
     assert np.array_equal(again.frames, video.frames)
     assert again.settings == video.settings

@@ -129,7 +129,7 @@ def test_records_of_version_1_become_flat_options() -> None:
         "refine_at": (0.5,), "video_steps": 2, "low_pass": 0, "low_pass_space": 0, "shared_noise": 0.5,
         "renoise": "fresh-noise", "inversion_steps": 12, "drift_correction": False, "video_guidance_scale": 2.0,
         "video_prompt": "", "clip_overlap": 1, "clip_noise_ratio": 2.0, "clip_guidance": 0.5, "clip_anchor": 0.25,
-        "clip_noise_order": "kept", "foreground_masks": "rembg", "then": ("a car",), "clips": 2, "motion": None,
+        "clip_noise_order": "kept", "foreground_masks": "rembg", "then": ("a car",), "clips": 2, "camera": None,
         "control": {}, "method": "video-elevator",
     }  # fmt: skip
     assert {name: options[name] for name in expected} == expected
@@ -201,8 +201,8 @@ UNUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     # models, what is asked for, what does nothing, reason
     ("image", {}, {"window": 4}, "`window` does nothing here, with text2video-zero: it is read by videocrafter"),
     ("image", {}, {"overlap": 1}, "`overlap` does nothing here"),
-    ("image", {}, {"motion_scale": 1.0}, "has no temporal layers, and so no motion adapter"),
-    ("video", {}, {"motion_scale": 1.0}, "has no motion adapter"),
+    ("image", {}, {"motion_strength": 0.0}, "has no temporal layers, and so no motion adapter"),
+    ("video", {}, {"motion_strength": 0.0}, "has no motion adapter"),
     ("image", {}, {"then": ["a car"]}, "`then` does nothing here, .* it is read with `clips` above 1"),
     ("image", {}, {"clip_overlap": 1}, "`clip_overlap` .* with `clips` above 1"),
     ("video", {}, {"clip_noise_ratio": 1.0}, "`clip_noise_ratio` .* with `clips` above 1"),
@@ -217,7 +217,7 @@ UNUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("image", {}, {"control_guidance_start": 0.5}, "`control_guidance_start` .* with `control`"),
     ("image", {}, {"control_guidance_end": 0.5}, "`control_guidance_end` .* with `control`"),
     ("image", {}, {"annotators": {"depth": "net"}}, "`annotators` .* with `control`"),
-    ("guided", {"control": {"seg-map": "in.mp4"}, "motion": "pan:4,4"}, {"noise": "independent"}, "camera motion"),
+    ("guided", {"control": {"seg-map": "in.mp4"}, "camera": "pan:4,4"}, {"noise": "independent"}, "camera motion"),
     ("image", {}, {"noise": "independent"}, "`noise` does nothing here: it is read with an input video"),
     ("video", {}, {"noise": "independent"}, "`noise` does nothing here, .* by text2video-zero"),
     ("image", {}, {"video_prompt": "a car"}, "`video_prompt` .* by video-elevator"),
@@ -229,9 +229,9 @@ UNUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("animator", {}, {"first_frame": "pinned"}, "there is no image to pin the first frame to"),
     ("video", {"image": "in.png", "first_frame": "pinned"}, {"image_scale": 0.5}, "`image_scale` .* takes no images"),
     ("image", {}, {"image_guidance_scale": 2.0}, "`image_guidance_scale` .* with `video`, a video to edit"),
-    ("video", {}, {"motion": "pan:4,4"}, "with videocrafter the motion is that of the prompt"),
+    ("video", {}, {"camera": "pan:4,4"}, "with videocrafter the motion is that of the prompt"),
     ("video", {}, {"chunk_size": 4}, "`chunk_size` .* by text2video-zero and by video-elevator"),
-    ("image video", {}, {"motion": "pan:4,4"}, "with video-elevator the motion is that of the prompt"),
+    ("image video", {}, {"camera": "pan:4,4"}, "with video-elevator the motion is that of the prompt"),
     ("image video", {}, {"noise": "independent"}, "`noise` .* by text2video-zero"),
     ("image video", {"renoise": "same-noise"}, {"inversion_steps": 3}, "`inversion_steps` .* for `renoise` inversion"),
     ("image video", {"drift_correction": True}, {"inversion_steps": 3}, "`inversion_steps` .* without `drift_corr"),
@@ -259,7 +259,7 @@ def test_an_option_that_nothing_reads_is_refused_unless_it_is_the_default(
 FEW = {"num_inference_steps": 4, "seed": 3, "num_frames": 4}
 PROMPTS = ["a fish", "a dog", "a red car"]
 BATCHED: dict[str, tuple[str, dict[str, Any]]] = {
-    "image model": ("image", {"sampler": "euler-ancestral", "motion": "pan:12,5+rotate:2"}),
+    "image model": ("image", {"sampler": "euler-ancestral", "camera": "pan:12,5+rotate:2"}),
     "smoothing": ("image", {"smooth_background": 0.6}),
     "control": ("guided", {"control": {"seg-map": "maps"}}),
     "video model": ("video", {"sampler": "euler-ancestral", "window": 3}),

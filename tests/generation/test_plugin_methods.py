@@ -102,7 +102,7 @@ def test_its_option_is_in_the_help_and_in_the_schema(installed: Path, tmp_path: 
     [
         (["--method", "still-life", "--sameness", "-1"], "--sameness is a number from 0 to 100, not -1.0"),
         (["--sameness", "1"], "--sameness does nothing here, with text2video-zero: it is read by still-life"),
-        (["--method", "still-life", "--motion", "zoom:1.1"], "--motion does nothing here: with still-life the motion"),
+        (["--method", "still-life", "--camera", "zoom:1.1"], "--camera does nothing here: with still-life the motion"),
         (["--method", "still-life", "-m", "pocket-video"], "a still life needs an image model, and pocket-video is a"),
         (["--method", "still-lif"], "videocrafter or video-elevator or freenoise or still-life"),
     ],

@@ -149,7 +149,7 @@ def test_other_methods_have_no_use_for_a_second_model(image: Model, video: Model
     with pytest.raises(InputError, match="text2video-zero has no use for a second model"):
         kg.generate(image, "a fish", video_model=video, method="text2video-zero")
     with pytest.raises(InputError, match="with video-elevator the motion is that of the prompt"):
-        kg.generate(image, "a fish", video_model=video, motion="pan:4,4", **FEW)
+        kg.generate(image, "a fish", video_model=video, camera="pan:4,4", **FEW)
 
 
 @pytest.mark.parametrize(

@@ -250,10 +250,10 @@ def test_a_spatial_adapter_without_lora_is_for_a_fully_fine_tuned_model(video: P
 @pytest.mark.slow
 def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Path, tmp_path: Path) -> None:
     model = kg.load(video, motion_adapter=still)
-    usual, calm = (kg.generate(model, "a fish", motion_scale=scale, **FEW) for scale in (0.0, 0.5))
+    usual, calm = (kg.generate(model, "a fish", motion_strength=strength, **FEW) for strength in (1.0, 0.5))
     assert np.array_equal(usual.frames, kg.generate(kg.load(video), "a fish", **FEW).frames)
     assert not np.array_equal(calm.frames, usual.frames)
-    assert calm.settings["motion_scale"] == 0.5
+    assert calm.settings["motion_strength"] == 0.5
     assert calm.settings["model"]["load"]["motion_adapter"] == str(still)
     path = calm.save(tmp_path / "calm")
     assert np.array_equal(kg.replay(path).frames, calm.frames)
@@ -261,11 +261,11 @@ def test_a_motion_scale_is_applied_recorded_and_replayed(video: Path, still: Pat
 
 def test_a_motion_scale_without_an_adapter_is_an_error_with_a_hint(video: Path) -> None:
     with pytest.raises(InputError, match=r"waves has no motion adapter, .*`motion_adapter`"):
-        kg.generate(kg.load(video), "a fish", motion_scale=1.0, **FEW)
+        kg.generate(kg.load(video), "a fish", motion_strength=0.0, **FEW)
     with pytest.raises(InputError, match="no temporal layers, and so no motion adapter"):
-        kg.generate(kg.load(sd()), "a fish", motion_scale=1.0, **FEW)
-    with pytest.raises(InputError, match="`motion_scale` is a number"):
-        kg.generate(kg.load(video), "a fish", motion_scale=float("nan"), **FEW)
+        kg.generate(kg.load(sd()), "a fish", motion_strength=0.0, **FEW)
+    with pytest.raises(InputError, match="`motion_strength` is a number"):
+        kg.generate(kg.load(video), "a fish", motion_strength=float("nan"), **FEW)
 
 
 def test_a_subject_that_the_prompt_does_not_name_is_warned_of(video: Path, dog: Path) -> None:
@@ -293,17 +293,17 @@ def test_a_subject_works_with_clips_controls_and_both_models_of_video_elevator(
     image, plain = kg.load(sd(), adapter=dog, controlnet={"seg": controlled}), kg.load(video)
     maps = Video(np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8), 8).save(tmp_path / "maps")
     say = f"a {SUBJECT} surfing"
-    two = kg.generate(model, say, clips=2, motion_scale=-1.0, **FEW)
+    two = kg.generate(model, say, clips=2, motion_strength=2.0, **FEW)
     assert len(two.frames) == 6
     assert not np.array_equal(two.frames[:3], kg.generate(model, say, **FEW).frames)
-    steered = kg.generate(model, say, control={"seg-map": maps}, motion_scale=1.0, **FEW)
-    assert not np.array_equal(steered.frames, kg.generate(model, say, motion_scale=1.0, **FEW).frames)
+    steered = kg.generate(model, say, control={"seg-map": maps}, motion_strength=0.0, **FEW)
+    assert not np.array_equal(steered.frames, kg.generate(model, say, motion_strength=0.0, **FEW).frames)
     asked = {"refine_at": (0.5,), "video_steps": 1, **FEW}
     elevated = [
         kg.generate(first, say, video_model=second, **asked).frames
         for first, second in ((image, plain), (image, model), (kg.load(sd()), model))
     ]
-    elevated.append(kg.generate(image, say, video_model=model, motion_scale=1.0, **asked).frames)
+    elevated.append(kg.generate(image, say, video_model=model, motion_strength=0.0, **asked).frames)
     assert not any(np.array_equal(one, two) for k, one in enumerate(elevated) for two in elevated[:k])
     with pytest.warns(InputWarning, match="customised to"):
         kg.generate(kg.load(sd()), "a dog", video_model=model, **asked)
@@ -311,11 +311,11 @@ def test_a_subject_works_with_clips_controls_and_both_models_of_video_elevator(
 
 def test_the_command_line_takes_adapters(run: Run, video: Path, dog: Path, still: Path, tmp_path: Path) -> None:
     few = ["--model", video, "--steps", 2, "--device", "cpu", "-n", 2]
-    calm = ["--motion-adapter", still, "--motion-scale", "-0.5", "--adapter", dog]
+    calm = ["--motion-adapter", still, "--motion-strength", "1.5", "--adapter", dog]
     said = run("generate", "a sks dog surfing", *few, *calm, "-o", "dog.gif")
     assert (said.status, said.out) == (0, "dog.gif\n"), said.err
     settings = read_settings(tmp_path / "dog.gif")
-    assert settings["motion_scale"] == -0.5
+    assert settings["motion_strength"] == 1.5
     assert settings["model"]["load"]["adapter"] == str(dog)
-    refused = run("generate", "a dog", *few, "--motion-scale", 1)
+    refused = run("generate", "a dog", *few, "--motion-strength", 0)
     assert refused.status == 2 and "waves has no motion adapter" in refused.err

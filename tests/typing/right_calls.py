@@ -34,7 +34,7 @@ assert_type(kg.generate(model, "a red fish"), kg.Video)
 assert_type(kg.generate(model, {0: "a calm sea", 4: "a stormy sea"}), kg.Video)
 kg.generate(model, ["a red fish", "a blue cat"], prompt_at={4: "a sea"})
 assert_type(kg.generate(model, ["a red fish", "a blue cat"], batch_size=2, seed=7), list[kg.Video])
-kg.generate(model, "a red fish", num_frames=8, seed=None, motion="pan:12,0", smooth_background=0.6, noise="shared")
+kg.generate(model, "a red fish", num_frames=8, seed=None, camera="pan:12,0", smooth_background=0.6, noise="shared")
 kg.generate(model, "a red fish", num_inference_steps=20, guidance_scale=5, fps=8, sampler="lcm", on_step=show)
 kg.generate(model, "a red fish", image="fish.png", first_frame="pinned", image_scale=0.5)
 kg.generate(editor, "make it snow", video=Path("fish.mp4"), image_guidance_scale=1.2)
@@ -57,9 +57,10 @@ together = kg.generate(
     keep_clips="clips",
     window=16,
     overlap=4,
-    motion_scale=0.5,
+    motion_strength=0.5,
 )
 assert_type(together, kg.Video)
+
 
 def watch(watched: kg.Model, number: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return tensors

@@ -29,7 +29,7 @@ PROJ_OUT_STD = 0.02  # of the last layer of a motion module, which is initialise
 
 
 def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
-    model = load(folder, motion=random_motion_adapter(folder), dtype=dtype)
+    model = load(folder, motion_module=random_motion_adapter(folder), dtype=dtype)
     shape = model.latent_shape(*model.default_size)
 
     def generate(frames: int, steps: int) -> Frames:

@@ -55,7 +55,7 @@ def training_batch(model: Model, frames: int, samples: range) -> TrainingBatch:
 
 def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
     """Load this library's side: `kineograph.training`, as `kineograph train` runs it."""
-    model = load(folder, motion=random_motion_adapter(folder), dtype="float32")
+    model = load(folder, motion_module=random_motion_adapter(folder), dtype="float32")
     net = use_fast_group_norm(model.net) if model.device.type == "cpu" else model.net
     for name, weight in net.named_parameters():
         weight.requires_grad_(name.startswith("temporal."))
@@ -86,7 +86,7 @@ def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
 
 def _load_theirs(folder: Path, dtype: str) -> GenerateFrames:
     """Load diffusers' side: a plain loop, as in its training scripts."""
-    model = load(folder, motion=random_motion_adapter(folder), dtype="float32")
+    model = load(folder, motion_module=random_motion_adapter(folder), dtype="float32")
     device = choose_placement().device
     net = UNetMotionModel.from_unet2d(
         UNet2DConditionModel.from_pretrained(folder, subfolder="unet"), random_motion_adapter(folder)

@@ -48,9 +48,10 @@ def _run_options(command: str) -> Callable[[], Mapping[str, Option]]:
 
 
 CUSTOMISED = (
-    "motion", "motion_adapter", "config", "prediction_type", "clip_skip", "device", "dtype", "revision", "variant",
+    "motion_module", "motion_adapter", "config", "prediction_type", "clip_skip", "device", "dtype", "revision",
+    "variant",
 )  # fmt: skip
-CONVERTED = ("motion", "motion_adapter", "vae", "decoder", "config", "prediction_type", "revision", "variant")
+CONVERTED = ("motion_module", "motion_adapter", "vae", "decoder", "config", "prediction_type", "revision", "variant")
 COMMANDS: Mapping[str, Command] = {
     "generate": Command(generate, _run_options("generate")),
     "animate": Command(animate, _run_options("animate")),

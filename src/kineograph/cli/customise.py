@@ -66,7 +66,9 @@ def customise(
     ] = False,
     model: Annotated[
         str,
-        typer.Option("--model", "-m", rich_help_panel="Model", help="A video model, or an image model with `motion`."),
+        typer.Option(
+            "--model", "-m", rich_help_panel="Model", help="A video model, or an image model with `motion_module`."
+        ),
     ] = "pocket-video",
     preview: Annotated[
         list[str] | None,
@@ -118,7 +120,7 @@ def customise(
     if images is not None:
         image_data.list_image_files(images)  # refuse a missing folder before a model is loaded
     terminal.print_message(f"loading {model}")
-    arguments, module = load_arguments(given), ("motion", "motion_adapter")
+    arguments, module = load_arguments(given), ("motion_module", "motion_adapter")
     with terminal.flags_in_messages(load_flags()):
         video = load(model, **arguments)
     settings = override_settings(default_video_settings(video, "subject" if style is None else "style"), setting or [])
@@ -135,7 +137,7 @@ def customise(
         terminal.print_message(f"use it by {model_options} --motion-adapter {paths.file}")
         return
     image_options = {name: value for name, value in arguments.items() if name not in module}
-    image_model = load(model, **image_options) if "motion" in arguments else None
+    image_model = load(model, **image_options) if "motion_module" in arguments else None
     prepared = video_model.prepare_video_customisation(
         video, images, paths.work, image_model=image_model, subject=subject, style=style,
         natural_videos=natural_videos, settings=_with_previews(settings, preview),

@@ -52,13 +52,8 @@ Json = Annotated[bool, file_option("--json", help="Print one JSON object on stdo
 # --- the options of `load`, for one model or a second one
 
 WITHOUT_FLAG = ("token", "torch_dtype")
-OF_SECOND_MODEL = ("lora", "adapter", "motion_adapter", "motion")
+OF_SECOND_MODEL = ("lora", "adapter", "motion_adapter", "motion_module")
 SECOND = "video_"  # prefix of the names of the second model's options
-
-
-def parameter_name(option: Option) -> str:
-    """Return the name of the parameter for an option of `load`: its flag's, since --motion is the camera's."""
-    return flag(option)[2:].replace("-", "_")
 
 
 def load_options(*names: str) -> dict[str, Option]:
@@ -67,7 +62,7 @@ def load_options(*names: str) -> dict[str, Option]:
     from kineograph.options import declared
 
     return {
-        parameter_name(each): each
+        each.name: each
         for each in declared(LoadOptions).values()
         if (each.name in names if names else each.name not in WITHOUT_FLAG)
     }
@@ -94,7 +89,7 @@ def load_arguments(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
     from kineograph.models.loading.options import LoadOptions
     from kineograph.options import declared
 
-    names = {f"{prefix}{parameter_name(each)}": each.name for each in declared(LoadOptions).values()}
+    names = {f"{prefix}{name}": name for name in declared(LoadOptions)}
     return {names[name]: value for name, value in given.items() if name in names}
 
 

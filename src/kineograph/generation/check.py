@@ -93,11 +93,11 @@ def _check_models(combination: Combination) -> None:
             "'make it snow', or use a text-to-image model"
         )
     _check_network(combination)
-    scale, moving = combination.options["motion_scale"], combination.with_motion
-    if scale and not moving.has_motion_adapter:
+    strength, moving = combination.options["motion_strength"], combination.with_motion
+    if strength != 1 and not moving.has_motion_adapter:
         what = "no motion adapter" if moving.is_video else "no temporal layers, and so no motion adapter"
         raise InputError(
-            f"{moving.name} has {what}, and a `motion_scale` other than 0 needs one: load it with `motion_adapter`"
+            f"{moving.name} has {what}, and a `motion_strength` other than 1 needs one: load it with `motion_adapter`"
         )
 
 
@@ -157,9 +157,9 @@ def _check_negative_prompt(combination: Combination) -> None:
 def _explain_unused(name: str, method: str) -> str:
     others = readers(name)
     methods = [each for each in others if each != method]
-    if name == "motion":
+    if name == "camera":
         return (
-            f"`motion` does nothing here: with {method} the motion is that of the prompt. A camera motion is read by "
+            f"`camera` does nothing here: with {method} the motion is that of the prompt. A camera motion is read by "
             "text2video-zero, and with `smooth_background` above 0"
         )
     return f"`{name}` does nothing here, with {method}: it is read {_join(methods)}"

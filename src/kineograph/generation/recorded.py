@@ -22,6 +22,8 @@ from kineograph.models.model import Model
 from kineograph.options import declared
 from kineograph.request import migrate_settings
 
+RENAMED_LOAD_OPTIONS = {"motion": "motion_module"}  # of settings of version 0 and 1
+
 
 def replay(
     path: str | Path, *, model: Model | None = None, video_model: Model | None = None, on_step: OnStep | None = None
@@ -83,7 +85,7 @@ def load_recorded_model(settings: Mapping[str, Any], *, device: str | None = Non
     Raises InputError when it was a live pipeline, or no longer exists.
     """
     recorded = settings["model"]
-    arguments = recorded["load"]
+    arguments = {RENAMED_LOAD_OPTIONS.get(name, name): value for name, value in recorded["load"].items()}
     if not arguments:
         raise InputError(
             f"this video was generated with {recorded['name']}, a live pipeline whose source is not recorded: open it "

@@ -56,8 +56,8 @@ def open_inputs(options: Mapping[str, Any]) -> Inputs:
         () if options["video"] is None else (read(release(options["video"])),),
         () if options["image"] is None else (read_image(release(options["image"])),),
     )
-    if options["motion"] is not None:
-        parse(options["motion"])
+    if options["camera"] is not None:
+        parse(options["camera"])
     _common_length(inputs.footage)
     return inputs
 
@@ -86,7 +86,7 @@ class Decided(NamedTuple):
     width: int
     window: int
     overlap: int
-    motion: str
+    camera: str
     strength: float
     edit_footage: tuple[Footage, ...]
     start_footage: tuple[Footage, ...]
@@ -105,8 +105,8 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
     strength = sdedit.chosen_strength(combination)
     read_by_model = inputs.edit if combination.model.edits else ()
     started_from = inputs.edit if strength < 1 else ()
-    motion = options["motion"] or _default_motion(combination, inputs.controls + read_by_model + started_from)
-    frame_warp(parse(motion), frames=num_frames, seed=0)  # raises for a motion that cannot be used
+    camera = options["camera"] or _default_camera(combination, inputs.controls + read_by_model + started_from)
+    frame_warp(parse(camera), frames=num_frames, seed=0)  # raises for a motion that cannot be used
     return Decided(
         num_frames=num_frames,
         fps=options["fps"] or _default_fps(combination, footage),
@@ -114,7 +114,7 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
         width=width,
         window=window,
         overlap=overlap if window else 0,
-        motion=motion,
+        camera=camera,
         strength=strength,
         edit_footage=read_by_model,
         start_footage=started_from,
@@ -147,7 +147,7 @@ def resolve(
         latent_shape=(len(prompts), *model.latent_shape(decided.height, decided.width)),
         **decided._asdict(),
         chunk_size=options["chunk_size"],
-        motion_scale=options["motion_scale"],
+        motion_strength=options["motion_strength"],
         control_footage=inputs.controls,
         image=inputs.image,
         options=options,
@@ -186,10 +186,10 @@ def _num_frames(combination: Combination, footage: Sequence[Footage]) -> int:
     return NUM_FRAMES if temporal is None else temporal.num_frames
 
 
-def _default_motion(combination: Combination, followed: Sequence[Footage]) -> str:
+def _default_camera(combination: Combination, followed: Sequence[Footage]) -> str:
     if followed or combination.method != "text2video-zero":
         return "none"
-    return text2video_zero.DEFAULT_MOTION
+    return text2video_zero.DEFAULT_CAMERA
 
 
 def _default_sampler(combination: Combination) -> str:
@@ -221,7 +221,7 @@ def _video_size(combination: Combination, inputs: Inputs) -> tuple[int, int]:
 
 def default_batch_size(plan: Plan) -> int:
     """Return the number of prompts to generate together: those whose evaluation needs the memory of `MEMORY`."""
-    frames = min(plan.chunk_size if plan.model.temporal is None else plan.window, plan.num_frames)
+    frames = min(plan.chunk_size if plan.model.temporal is None else plan.num_frames, plan.num_frames)
     *_, height, width = plan.latent_shape
     return max(1, MEMORY // (frames * height * width))
 
@@ -234,7 +234,7 @@ def recorded_options(plan: Plan, kinds: Sequence[type]) -> dict[str, Any]:
     }
     if plan.window:
         resolved |= {"window": plan.window, "overlap": plan.overlap}
-    values = {**plan.options, **resolved, "motion": plan.motion}
+    values = {**plan.options, **resolved, "camera": plan.camera}
     unset: tuple[object, ...] = (None, "", (), {})
     return {
         name: _json_value(values[name], name)

@@ -131,9 +131,9 @@ def chosen_strength(combination: Combination) -> float:
 def check(combination: Combination) -> None:
     """Raise InputError for a camera motion, which frames of a video do not take."""
     options = combination.options
-    moves = options["motion"] is not None and parse(options["motion"]) != Motion()
+    moves = options["camera"] is not None and parse(options["camera"]) != Motion()
     if moves and chosen_strength(combination) < 1 and not options["smooth_background"]:
-        raise InputError("the frames of `video` have its camera's motion: leave `motion` out")
+        raise InputError("the frames of `video` have its camera's motion: leave `camera` out")
 
 
 VIDEO_TO_VIDEO = AddOn(

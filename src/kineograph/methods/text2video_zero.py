@@ -39,7 +39,7 @@ from kineograph.request import ImageModelOptions
 from kineograph.samplers import ForegroundMasks, Sampler, Step, ddim, smooth_background
 from kineograph.sigmas import insert_sigmas, starting_at, until
 
-DEFAULT_MOTION = "pan:12,12"
+DEFAULT_CAMERA = "pan:12,12"
 # The paper's T and T', timesteps 941 and 881 of Stable Diffusion, as sigmas; and the side of its latents.
 RENOISE_TO, WARP_AT = 10.42504, 7.562388
 SIDE = 64
@@ -49,13 +49,13 @@ MASK_THRESHOLD = 0.5  # a latent cell is foreground if more than this fraction o
 class CameraOptions(TypedDict, total=False):
     """The camera motion of Text2Video-Zero, which background smoothing reads too."""
 
-    motion: Annotated[
+    camera: Annotated[
         Text | None,
         option(
             None,
             "Camera motion: pan:X,Y or zoom:FACTOR or rotate:DEGREES for each frame, path:X,Y;X,Y;..., or none; "
             "several are joined by +. X and Y are pixels of a frame 512 wide.",
-            shown_default=f"{DEFAULT_MOTION} for an image model, none with an input video",
+            shown_default=f"{DEFAULT_CAMERA} for an image model, none with an input video",
         ),
     ]
 
@@ -139,7 +139,7 @@ def _check_sigmas(sigmas: Sequence[float], warp_at: float, renoise_to: float) ->
 
 def follows_footage(plan: Plan) -> bool:
     """Return True if the frames follow an input video, without a camera motion of their own."""
-    return bool(plan.start_footage) or (bool(plan.footage) and parse(plan.motion) == Motion())
+    return bool(plan.start_footage) or (bool(plan.footage) and parse(plan.camera) == Motion())
 
 
 def run(plan: Plan) -> SamplingRun:
@@ -182,7 +182,7 @@ def _noise_of_followers(plan: Plan) -> tuple[Latents, Sequence[int]]:
 
 
 def _camera_warp(plan: Plan) -> Warp:
-    return frame_warp(parse(plan.motion), frames=len(plan.frames), seed=plan.seed)
+    return frame_warp(parse(plan.camera), frames=len(plan.frames), seed=plan.seed)
 
 
 def check(combination: Combination) -> None:
@@ -195,7 +195,7 @@ def check(combination: Combination) -> None:
     options, kinds = combination.options, [Text2VideoZeroOptions]
     if not (options["control"] or options["video"]):
         refuse_unused(options, ["noise"], kinds, "it is read with an input video")
-    elif parse(options["motion"] or "none") != Motion():
+    elif parse(options["camera"] or "none") != Motion():
         refuse_unused(options, ["noise"], kinds, "with a camera motion (`motion`) each frame has its own noise")
 
 

@@ -375,7 +375,7 @@ def _bind_video_prompts(video: Model, plan: Plan, sampler: str) -> Denoise:
         cond = encode_prompts(plan, video)
     uncond = encode_texts(plan, video, plan.negative_prompts)
     denoise_cond, denoise_uncond = (
-        video.bind(condition, window=plan.window, overlap=plan.overlap, motion_scale=plan.motion_scale)
+        video.bind(condition, window=plan.window, overlap=plan.overlap, motion_scale=1 - plan.motion_strength)
         for condition in add_image(video, plan, cond, uncond)
     )
     guided = classifier_free_guidance(denoise_cond, denoise_uncond, max(1.0, scale))

@@ -233,8 +233,10 @@ def test_space_time_model_has_a_motion_adapter(plain_video) -> None:
     assert model.temporal == LUMIERE and model.net.motion_adapter is not None
     assert sum(file.stat().st_size for file in (SPACE_TIME).rglob("*.safetensors")) <= 8e6
     still, in_motion = (
-        generate(model, "a red fish swimming to the right", num_frames=8, num_inference_steps=8, seed=1, motion_scale=k)
-        for k in (1.0, 0.0)
+        generate(
+            model, "a red fish swimming to the right", num_frames=8, num_inference_steps=8, seed=1, motion_strength=k
+        )
+        for k in (0.0, 1.0)
     )
     motion = [optical_flow.motion_per_frame(each.frames).mean() for each in (still, in_motion)]
     assert motion[0] < 0.75 * motion[1]

@@ -81,10 +81,10 @@ def test_module_of_descriptions_imports_no_networks() -> None:
 
 
 def test_built_in_motion_modules() -> None:
-    assert described(motion="pocket-video") == replace(describe("pocket-video"), name="pocket")
-    assert describe(motion="pocket-edit") is None, "an image model has no temporal layers"
+    assert described(motion_module="pocket-video") == replace(describe("pocket-video"), name="pocket")
+    assert describe(motion_module="pocket-edit") is None, "an image model has no temporal layers"
     with pytest.raises(InputError, match="did you mean pocket-video"):
-        describe(motion="pocket-vido")
+        describe(motion_module="pocket-vido")
 
 
 # --- folders and pipelines
@@ -234,20 +234,20 @@ def test_motion_modules_from_everywhere(sd_folder: Path, tmp_path: Path, setting
     save_file(test_motion_modules.released(motion.state_dict()), tmp_path / "mm.safetensors")
     torch.save(test_motion_modules.wrapped(test_motion_modules.released(motion.state_dict())), tmp_path / "mm.ckpt")
     for source in (tmp_path / "adapter", tmp_path / "mm.safetensors", tmp_path / "mm.ckpt", motion):
-        assert described(sd_folder, motion=source).is_video
-    saved = save(load(sd_folder, motion=motion, dtype="float32"), tmp_path / "saved")
+        assert described(sd_folder, motion_module=source).is_video
+    saved = save(load(sd_folder, motion_module=motion, dtype="float32"), tmp_path / "saved")
     for source in (saved, saved / "temporal"):
-        assert described(sd_folder, motion=source) == replace(described(saved), name=sd_folder.name)
+        assert described(sd_folder, motion_module=source) == replace(described(saved), name=sd_folder.name)
     with weights_forbidden():
-        assert describe(sd_folder, motion=sd_folder) is None, "it has no temporal layers"
+        assert describe(sd_folder, motion_module=sd_folder) is None, "it has no temporal layers"
 
 
 def test_motion_module_from_a_repository(sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter().save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / "diffusion_pytorch_model.safetensors").unlink()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path / "adapter"))
-    found = describe(sd_folder, motion="someone/motion")
-    assert found == replace(described(sd_folder, motion=adapter()), controls=())
+    found = describe(sd_folder, motion_module="someone/motion")
+    assert found == replace(described(sd_folder, motion_module=adapter()), controls=())
 
 
 def test_temporal_layers_of_a_video_checkpoint(sd_folder: Path, tmp_path: Path) -> None:
@@ -255,16 +255,19 @@ def test_temporal_layers_of_a_video_checkpoint(sd_folder: Path, tmp_path: Path) 
     net = videocrafter(shaken(two_levels(**shape)), head_width=64, frame_rate=True)
     save_file(videocrafter_format.to_videocrafter(net), tmp_path / "videocrafter.safetensors")
     pipeline_with(two_levels(**shape), sd_folder).save_pretrained(tmp_path / "wide")
-    assert described(tmp_path / "wide", motion=tmp_path / "videocrafter.safetensors").temporal == net.temporal.config
+    assert (
+        described(tmp_path / "wide", motion_module=tmp_path / "videocrafter.safetensors").temporal
+        == net.temporal.config
+    )
 
 
 @pytest.mark.slow
 def test_motion_replaces_the_motion_adapter_of_a_video_model(tmp_path: Path) -> None:
     saved = save(load("pocket-video", dtype="float32"), tmp_path / "saved")
     assert described(saved).has_motion_adapter
-    assert not described(saved, motion=saved).has_motion_adapter
+    assert not described(saved, motion_module=saved).has_motion_adapter
     own = saved / "motion_adapter" / "motion_adapter.safetensors"
-    assert described(saved, motion=saved, motion_adapter=own).has_motion_adapter
+    assert described(saved, motion_module=saved, motion_adapter=own).has_motion_adapter
     assert describe(motion_adapter=own) is None, "an image model has no use for it"
 
 
@@ -294,7 +297,7 @@ def test_error_for_a_missing_source_is_that_of_load(sd_folder: Path, tmp_path: P
         assert_same_error(source)
     assert_same_error("someone/some-model", cache_dir=tmp_path)
     missing = tmp_path / "missing"
-    for option in ("motion", "ip_adapter", "controlnet", "vae"):
+    for option in ("motion_module", "ip_adapter", "controlnet", "vae"):
         assert_same_error(sd_folder, **{option: missing})
     for option in ("adapter", "motion_adapter"):
         assert_same_error("pocket-video", **{option: missing})

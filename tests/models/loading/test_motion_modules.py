@@ -60,16 +60,16 @@ def adapter_folder(tmp_path) -> Path:
 
 
 def test_motion_module_from_a_diffusers_folder(sd_folder: Path, adapter_folder) -> None:
-    model = load(sd_folder, motion=adapter_folder, dtype="float32")
+    model = load(sd_folder, motion_module=adapter_folder, dtype="float32")
     [(site, _)] = model.temporal.layers
     assert (site.after, site.mid_block, model.temporal.max_frames) == ("stage", True, 24)
-    assert model.settings["motion"] == str(adapter_folder)
+    assert model.settings["motion_module"] == str(adapter_folder)
     assert off(denoise(model), denoise(load(sd_folder, dtype="float32"))) > 1e-2
 
 
 def test_motion_module_brings_its_noise_schedule(sd_folder: Path, adapter_folder) -> None:
     stock = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012)
-    level = load(sd_folder, motion=adapter_folder).schedule.sigmas[500]
+    level = load(sd_folder, motion_module=adapter_folder).schedule.sigmas[500]
     signal = stock.alphas_cumprod[500].item()
     assert level == pytest.approx(((1 - signal) / signal) ** 0.5, rel=1e-4)
 
@@ -88,7 +88,7 @@ def test_released_motion_module_equals_the_diffusers_folder(
     motion = adapter(**settings)
     motion.save_pretrained(tmp_path / "adapter")
     torch.save(wrap(released(motion.state_dict())), tmp_path / "mm.ckpt")
-    got, expected = (load(sd_folder, motion=tmp_path / name, dtype="float32") for name in ("mm.ckpt", "adapter"))
+    got, expected = (load(sd_folder, motion_module=tmp_path / name, dtype="float32") for name in ("mm.ckpt", "adapter"))
     assert got.temporal == expected.temporal.model_copy(update={"groups": None})
     assert off(denoise(got), denoise(expected)) < 1e-5
 
@@ -99,14 +99,14 @@ def test_motion_module_from_a_repository(sd_folder: Path, adapter_folder, monkey
         "huggingface_hub.snapshot_download",
         lambda name, **options: asked.append((name, options["allow_patterns"])) or str(adapter_folder),
     )
-    model = load(sd_folder, motion="someone/motion-adapter", dtype="float32")
-    assert model.settings["motion"] == "someone/motion-adapter"
+    model = load(sd_folder, motion_module="someone/motion-adapter", dtype="float32")
+    assert model.settings["motion_module"] == "someone/motion-adapter"
     assert asked[-1][0] == "someone/motion-adapter" and "diffusion_pytorch_model.safetensors" in asked[-1][1]
 
 
 def test_motion_module_from_a_live_motion_adapter(sd_folder: Path, adapter_folder) -> None:
-    model = load(sd_folder, motion=adapter(), dtype="float32")
-    assert off(denoise(model), denoise(load(sd_folder, motion=adapter_folder, dtype="float32"))) < 1e-5
+    model = load(sd_folder, motion_module=adapter(), dtype="float32")
+    assert off(denoise(model), denoise(load(sd_folder, motion_module=adapter_folder, dtype="float32"))) < 1e-5
     assert model.settings == {}, "a live object cannot be recorded"
 
 
@@ -125,10 +125,10 @@ def test_live_animatediff_pipeline(sd_folder: Path) -> None:
 
 
 def test_temporal_layers_of_a_saved_video_model(sd_folder: Path, adapter_folder, tmp_path: Path) -> None:
-    moving = load(sd_folder, motion=adapter_folder, dtype="float32")
+    moving = load(sd_folder, motion_module=adapter_folder, dtype="float32")
     folder = save(moving, tmp_path / "saved")
     for source in (folder, folder / "temporal"):
-        again = load(sd_folder, motion=source, dtype="float32")
+        again = load(sd_folder, motion_module=source, dtype="float32")
         assert off(denoise(again), denoise(moving)) < 1e-5
         assert again.schedule == moving.schedule
 
@@ -141,7 +141,7 @@ def test_temporal_layers_of_a_modelscope_folder(sd_folder: Path, tmp_path: Path)
     }
     pipeline.register_modules(unet=modelscope(**WIDE, **blocks, attention_head_dim=4))
     pipeline.save_pretrained(tmp_path / "modelscope")
-    model = load(sd_folder, motion=tmp_path / "modelscope", dtype="float32")
+    model = load(sd_folder, motion_module=tmp_path / "modelscope", dtype="float32")
     assert {site.after for site, _ in model.temporal.layers} == {"conv_in", "resnet", "transformer"}
 
 
@@ -152,7 +152,7 @@ def test_temporal_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     pipeline.register_modules(unet=two_levels(**shape))
     pipeline.save_pretrained(tmp_path / "wide")
-    model = load(tmp_path / "wide", motion=tmp_path / "videocrafter.safetensors", dtype="float32")
+    model = load(tmp_path / "wide", motion_module=tmp_path / "videocrafter.safetensors", dtype="float32")
     assert model.temporal.frame_rate and model.schedule.settings["signal_scale"] == 0.3
 
 
@@ -162,52 +162,52 @@ def test_temporal_layers_of_a_videocrafter_file_bring_its_signal_scale(sd_folder
 def test_temporal_layers_for_other_widths_are_refused(sd_folder: Path, tmp_path: Path) -> None:
     adapter(block_out_channels=(8, 16, 16)).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"blocks 8, 16, 16 wide, and this is an image network with blocks 8, 16 wide"):
-        load(sd_folder, motion=tmp_path / "adapter")
+        load(sd_folder, motion_module=tmp_path / "adapter")
 
 
 def test_temporal_layers_of_another_depth_are_refused(sd_folder: Path, tmp_path: Path) -> None:
     adapter(motion_layers_per_block=2).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match=r"do not fit this image network.*are not known"):
-        load(sd_folder, motion=tmp_path / "adapter")
+        load(sd_folder, motion_module=tmp_path / "adapter")
 
 
 def test_temporal_layers_for_tokens_of_another_width_load_with_a_warning(
     make_sd, sd_folder: Path, adapter_folder, tmp_path: Path
 ) -> None:
-    folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
+    folder = save(load(sd_folder, motion_module=adapter_folder, dtype="float32"), tmp_path / "saved")
     make_sd(reads=48).save_pretrained(tmp_path / "other")
     with pytest.warns(InputWarning, match="they fit, but the motion may be poor"):
-        load(tmp_path / "other", motion=folder)
+        load(tmp_path / "other", motion_module=folder)
 
 
 def test_temporal_layers_for_other_transformers_are_refused(
     sdxl_folder: Path, sd_folder: Path, adapter_folder, tmp_path: Path
 ) -> None:
-    folder = save(load(sd_folder, motion=adapter_folder, dtype="float32"), tmp_path / "saved")
+    folder = save(load(sd_folder, motion_module=adapter_folder, dtype="float32"), tmp_path / "saved")
     with pytest.raises(InputError, match=r"do not fit this image network.*are missing"):
-        load(sdxl_folder, motion=folder)
+        load(sdxl_folder, motion_module=folder)
 
 
 def test_replaced_noise_schedule_of_a_pipeline_is_warned_of(sd_folder: Path, adapter_folder) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(sd_folder)
     with pytest.warns(InputWarning, match="beta_schedule=scaled_linear.*trained with beta_schedule=linear"):
-        load(pipeline, motion=adapter_folder)
+        load(pipeline, motion_module=adapter_folder)
     pipeline.scheduler = DDIMScheduler(beta_schedule="linear", beta_start=0.00085, beta_end=0.012)
-    load(pipeline, motion=adapter_folder)
+    load(pipeline, motion_module=adapter_folder)
 
 
 def test_motion_modules_of_pia_are_refused(sd_folder: Path, tmp_path: Path) -> None:
     adapter(conv_in_channels=9).save_pretrained(tmp_path / "adapter")
     with pytest.raises(InputError, match="^these are PIA"):
-        load(sd_folder, motion=tmp_path / "adapter")
+        load(sd_folder, motion_module=tmp_path / "adapter")
 
 
 def test_sources_without_temporal_layers_are_refused(sd_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no temporal layers: expected the folder of a motion adapter"):
-        load(sd_folder, motion=sd_folder)
+        load(sd_folder, motion_module=sd_folder)
     save_file({"decoder.weight": torch.ones(2)}, tmp_path / "vae.safetensors")
     with pytest.raises(InputError, match="no temporal layers of a supported kind. It looks like a VAE"):
-        load(sd_folder, motion=tmp_path / "vae.safetensors")
+        load(sd_folder, motion_module=tmp_path / "vae.safetensors")
 
 
 def test_motion_modules_alone_are_no_model(tmp_path: Path) -> None:
@@ -234,8 +234,8 @@ def test_motion_lora_equals_merged_weights(sd_folder: Path, adapter_folder, tmp_
     save_file(
         {name.format(end): each for end, each in zip(ends, (down, up), strict=True)}, tmp_path / "pan.safetensors"
     )
-    model = load(sd_folder, motion=adapter_folder, lora=(tmp_path / "pan.safetensors", 0.5), dtype="float32")
-    by_hand = load(sd_folder, motion=adapter_folder, dtype="float32")
+    model = load(sd_folder, motion_module=adapter_folder, lora=(tmp_path / "pan.safetensors", 0.5), dtype="float32")
+    by_hand = load(sd_folder, motion_module=adapter_folder, dtype="float32")
     layer = by_hand.net.temporal.get_submodule("after.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q")
     layer.weight += 0.5 * up @ down
     assert off(denoise(model), denoise(by_hand)) < 1e-5
@@ -254,8 +254,8 @@ def test_domain_lora_with_a_motion_module(sd_folder: Path, adapter_folder, tmp_p
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora.{}.weight"
     weights = {name.format("down"): torch.randn(2, 8), name.format("up"): torch.randn(8, 2)}
     torch.save({"state_dict": weights}, tmp_path / "domain.ckpt")
-    model = load(sd_folder, motion=adapter_folder, lora=tmp_path / "domain.ckpt", dtype="float32")
-    assert off(denoise(model), denoise(load(sd_folder, motion=adapter_folder, dtype="float32"))) > 1e-3
+    model = load(sd_folder, motion_module=adapter_folder, lora=tmp_path / "domain.ckpt", dtype="float32")
+    assert off(denoise(model), denoise(load(sd_folder, motion_module=adapter_folder, dtype="float32"))) > 1e-3
 
 
 def test_components_of_a_live_modelscope_pipeline_share_its_weights(sd_folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.latents import Latents
 from kineograph.media.video import Video
-from kineograph.methods.text2video_zero import DEFAULT_MOTION, paper_sigmas, sample
+from kineograph.methods.text2video_zero import DEFAULT_CAMERA, paper_sigmas, sample
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import FrameAttention, first, own
@@ -34,7 +34,7 @@ from kineograph_lab.studies.study import PROMPT_ROWS, Study, metric_values
 
 SampleSteps = Callable[[Denoise, Latents, Sequence[float], Warp], Iterator[Step]]
 
-DEFAULTS = {**defaults(SharedOptions), "num_frames": NUM_FRAMES, "motion": DEFAULT_MOTION}
+DEFAULTS = {**defaults(SharedOptions), "num_frames": NUM_FRAMES, "motion": DEFAULT_CAMERA}
 RECORDED_OPTIONS = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt", "motion")
 BATCH_SIZE = 4  # videos
 

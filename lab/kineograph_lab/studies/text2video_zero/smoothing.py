@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from kineograph.generation.api import generate
-from kineograph.methods.text2video_zero import DEFAULT_MOTION as MOTION
+from kineograph.methods.text2video_zero import DEFAULT_CAMERA as MOTION
 from kineograph.metrics.features import Frames
 from kineograph.models.foreground import bind_foreground_mask
 from kineograph.models.model import Model
@@ -52,7 +52,7 @@ def smoothing_study(model: Model, judges: Judges, count: int, steps: int | None)
 def _generate(model: Model, strength: float, steps: int, cases: Sequence[Case]) -> list[Frames]:
     return [
         generate(
-            model, case.prompt, num_frames=NUM_FRAMES, motion=MOTION, num_inference_steps=steps, guidance_scale=SCALE,
+            model, case.prompt, num_frames=NUM_FRAMES, camera=MOTION, num_inference_steps=steps, guidance_scale=SCALE,
             smooth_background=strength, seed=case.seed,
         ).frames
         for case in cases

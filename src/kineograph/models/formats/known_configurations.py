@@ -36,7 +36,7 @@ FILE_KINDS = {
     "emb_params": "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
     "double_blocks.": "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
     "joint_blocks.": "a transformer (SD3 or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
-    "motion_modules.": "motion modules without an image model: load an image model, and pass this as `motion`",
+    "motion_modules.": "motion modules without an image model: load an image model, and pass this as `motion_module`",
     "image_proj.": "an IP-Adapter: load the model it was made for, and pass this as `ip_adapter`",
     "down_blocks.": "one network in diffusers' layout: pass the folder of the whole pipeline",
     "decoder.": "a VAE: load a model, and pass this as `vae`",

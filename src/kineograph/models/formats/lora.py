@@ -101,7 +101,7 @@ def add_lora(
         updates[part] = {path: _update(file, path, layers[path], each, config) for path, each in found.items()}
     if not any(updates.values()):
         names, is_motion_lora = tensor_files.preview_names(unmatched), any(MOTION in name for name in unmatched)
-        advice = ". It is for a motion module: load the model with that motion module, `motion`"
+        advice = ". It is for a motion module: load the model with that motion module, `motion_module`"
         raise InputError(
             f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(unmatched)} tensors belongs to "
             f"a layer of this model. They are called {names}"

@@ -53,8 +53,8 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
     hub_options = HubOptions(**{name: given[name] for name in HubOptions._fields})
     found = _describe_source(source or POCKET, given["config"], hub_options)
     of_parts = hub_options._replace(revision=None, variant=None)  # these are the model's
-    if found is not None and given["motion"] is not None:
-        found = _with_motion_module(found, given["motion"], of_parts)
+    if found is not None and given["motion_module"] is not None:
+        found = _with_motion_module(found, given["motion_module"], of_parts)
     if found is None:
         return None
     kinds = controlnets.list_controlnets(given["controlnet"])

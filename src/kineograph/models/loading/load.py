@@ -70,7 +70,7 @@ class Request(NamedTuple):
     def settings(self) -> dict[str, Any]:
         """The arguments that return this model again, as JSON values; empty if one is a live object."""
         given = {"source": self.source, **self.options, "lora": list_loras(self.options["lora"])}
-        sources = [given[name] for name in ("source", "motion", "vae", "decoder")]
+        sources = [given[name] for name in ("source", "motion_module", "vae", "decoder")]
         sources += list_controlnets(given["controlnet"]).values()
         if not all(isinstance(each, str | Path | None) for each in sources):
             return {}
@@ -140,7 +140,7 @@ def _open_source(request: Request, placement: Placement) -> Components:
 
 
 def _add_motion_module(components: Components, request: Request) -> Components:
-    if (motion := request.options["motion"]) is None:
+    if (motion := request.options["motion_module"]) is None:
         return components
     moving = add_motion_module(components, motion, request.hub)
     if isinstance(request.source, Pipeline):
@@ -160,7 +160,7 @@ def _add_adapters(components: Components, request: Request) -> Components:
     components = components._replace(learned_words=(*components.learned_words, *words))
     for word, file in list_textual_inversions(options["textual_inversion"]):
         load_textual_inversion(components.text_encoders, word, file, hub_options)
-    image_name, video_name = source_name(source), source_name(options["motion"] or source)
+    image_name, video_name = source_name(source), source_name(options["motion_module"] or source)
     if options["motion_adapter"] is not None:
         components = load_motion_adapter(components, options["motion_adapter"], video_name, hub_options)
     if options["adapter"] is not None:

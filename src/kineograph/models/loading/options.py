@@ -38,14 +38,13 @@ DOWNLOAD = "Download"
 class LoadOptions(TypedDict, total=False):
     """Options of `load`, beside the source."""
 
-    motion: Annotated[
+    motion_module: Annotated[
         str | Path | MotionAdapter | None,
         option(
             None,
             "Temporal layers for an image model, with the noise schedule that they were trained on: AnimateDiff's "
             "motion modules (a folder, repository or released file), or a video model, without its image network.",
             group="Model",
-            flags=("--motion-module",),
         ),
     ]
     motion_adapter: Annotated[

@@ -23,8 +23,8 @@ AdapterScale = float | Float[Tensor, " b"]  # of all samples, or one each
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v")
 NO_TEMPORAL_LAYERS = (
-    "is an image model without temporal layers: load it with motion modules (`motion`), or take a video model, such as "
-    "pocket-video"
+    "is an image model without temporal layers: load it with motion modules (`motion_module`), or take a video model, "
+    "such as pocket-video"
 )
 MOTION_ADAPTER_HINT = (
     "take a video model that has one, such as pocket-video, or load this one with its own, `motion_adapter`"

@@ -154,7 +154,7 @@ def underlying_image_model(video: Model, image_model: Model | None = None) -> Mo
         if not other.same_weights(own):
             raise InputError(
                 f"the image network of {video.name} is not that of {image_model.name}: leave image_model out, or add "
-                f"the temporal layers to {image_model.name}, motion= (--motion-module)"
+                f"the temporal layers to {image_model.name}, `motion_module`"
             )
     return replace(image_model or video, net=VideoUNet(video.net.image_unet), temporal_decoder=None)
 

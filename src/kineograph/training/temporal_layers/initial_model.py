@@ -29,7 +29,7 @@ def open_model(settings: VideoTrainingSettings, device: torch.device) -> Model:
     Raises InputError for a model that cannot be opened, layers that do not fit it or the stages, and patterns that
     match nothing.
     """
-    model = load(settings.model, motion=settings.motion, device=device, dtype="float32")
+    model = load(settings.model, motion_module=settings.motion, device=device, dtype="float32")
     config = _config(settings, model)
     _check_layers(settings, model, config)
     call_stage = call_checkpointed if settings.gradient_checkpointing else call_directly
