@@ -103,7 +103,7 @@ TRACEBACK = pytest.mark.xfail(strict=True, raises=AssertionError, reason="edited
         pytest.param(without("device"), id="device", marks=TRACEBACK),
         pytest.param(lambda settings: {**settings, "model": {**settings["model"], "device": "x"}}, id="device-name"),
         pytest.param(set_to(control=3), id="control"),
-        pytest.param(set_to(settings_version=1, elevation=1.0), id="elevation", marks=TRACEBACK),
+        pytest.param(set_to(settings_version=1, elevation=1.0), id="elevation"),
         pytest.param(set_to(then=1.5), id="then"),
         pytest.param(set_to(machine=1), id="machine", marks=TRACEBACK),
         pytest.param(set_to(versions=[1]), id="versions", marks=TRACEBACK),

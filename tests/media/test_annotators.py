@@ -104,5 +104,5 @@ def test_skeletons_have_openposes_colours_and_a_neck() -> None:
 def test_unknown_kinds_and_missing_networks_are_refused(tmp_path) -> None:
     with pytest.raises(InputError, match="maps of the kind 'seg', only for canny, depth, pose: .*seg-map=VIDEO"):
         annotators.load_annotator("seg")
-    with pytest.raises(InputError, match="depth of an image is estimated by .*nowhere.*--control depth-map=VIDEO"):
+    with pytest.raises(InputError, match="depth of an image is estimated by .*nowhere.*`control` depth-map=VIDEO"):
         annotators.load_depth_annotator(str(tmp_path / "nowhere"))

@@ -114,7 +114,7 @@ def test_a_size_of_the_second_pass_that_cannot_be_is_refused(image_model: kg.Mod
     ("options", "said"),
     [
         ({"strength": 1.5}, r"`strength` is a number from 0 to 1, not 1.5"),
-        ({"strength": 0.5, "camera": "pan:12,0"}, "leave `motion` out"),
+        ({"strength": 0.5, "camera": "pan:12,0"}, "leave `camera` out"),
         ({"strength": 0.5, "image_guidance_scale": 2.0}, "is not an editing model"),
     ],
 )

@@ -69,8 +69,8 @@ def test_settings_with_a_lora_and_a_textual_inversion_load_the_model_again(sd_fo
 
 
 RECORDED_BEFORE = {
-    "source", "motion_module", "motion_adapter", "adapter", "ip_adapter", "lora", "controlnet", "textual_inversion", "vae",
-    "decoder", "config", "prediction_type", "revision", "variant",
+    "source", "motion_module", "motion_adapter", "adapter", "ip_adapter", "lora", "controlnet", "textual_inversion",
+    "vae", "decoder", "config", "prediction_type", "revision", "variant",
 }  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def test_every_recorded_option_is_in_the_settings() -> None:
     ("options", "message"),
     [
         ({"loras": "a"}, "there is no option `loras`; did you mean `lora`"),
-        ({"motion_module": "a"}, "there is no option `motion_module`; did you mean `motion_adapter`"),
+        ({"motion_modul": "a"}, "there is no option `motion_modul`; did you mean `motion_module`"),
         ({"motion_module": 3}, "`motion_module` is .*, not 3"),
         ({"lora": 0.5}, "`lora` is .*, not 0.5"),
         ({"controlnet": {"canny": 1}}, "`controlnet` is .*, not {'canny': 1}"),

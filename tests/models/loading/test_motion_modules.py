@@ -212,7 +212,7 @@ def test_sources_without_temporal_layers_are_refused(sd_folder: Path, tmp_path: 
 
 def test_motion_modules_alone_are_no_model(tmp_path: Path) -> None:
     save_file(released(adapter().state_dict()), tmp_path / "mm.safetensors")
-    with pytest.raises(InputError, match="pass this as `motion`"):
+    with pytest.raises(InputError, match="pass this as `motion_module`"):
         load(tmp_path / "mm.safetensors")
 
 
