@@ -191,6 +191,7 @@ def pocket(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusionPipeline:
     return pipeline
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "steps"),
     [

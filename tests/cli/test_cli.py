@@ -311,6 +311,7 @@ def test_invalid_controls_are_one_clear_line(
     assert not [file for file in files(tmp_path) if file.startswith("outputs")]
 
 
+@pytest.mark.slow
 def test_edit_takes_a_video_and_any_model(run: Run, model: list, tmp_path: Path) -> None:
     from models.conftest import sd
 

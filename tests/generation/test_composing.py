@@ -24,9 +24,9 @@ import kineograph as kg
 DOCUMENT = Path(__file__).parents[2] / "docs" / "composing.md"
 FEATURES = (
     "clips", "control", "second model", "adapter", "LoRA", "edit", "animate", "smoothing", "camera motion", "window",
-    "temporal decoder", "motion scale", "sampler", "strength", "prompt travel", "prompt list",
+    "temporal decoder", "motion strength", "sampler", "strength", "prompt travel", "prompt list",
 )  # fmt: skip
-OF_VIDEO_MODELS = {"adapter", "window", "motion scale"}
+OF_VIDEO_MODELS = {"adapter", "window", "motion strength"}
 PROMPTS = ["a sks cat rising", "a blue boat"]
 FEW: dict[str, Any] = {
     "num_frames": 4, "num_inference_steps": 4, "seed": 3, "height": 64, "width": 64, "guidance_scale": 3.0,
@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "smoothing": {"smooth_background": 0.6},
     "camera motion": {"camera": "pan:60,0"},
     "window": {"window": 2},
-    "motion scale": {"motion_strength": 0.5},
+    "motion strength": {"motion_strength": 0.5},
     "strength": {"strength": 0.5},
     "prompt travel": {"prompt_at": {2: "a green fish"}},
     "second model": {"refine_at": (0.7,), "video_steps": 2},

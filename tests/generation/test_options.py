@@ -273,6 +273,7 @@ BATCHED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BATCHED)
 def test_a_list_of_prompts_equals_one_by_one(
     case: str,

@@ -91,6 +91,7 @@ def test_the_default_strength_is_recorded_and_replayed(image_model: kg.Model, vi
     assert np.array_equal(again.frames, edited.frames)
 
 
+@pytest.mark.slow
 def test_second_pass_samples_the_video_again_at_its_size(image_model: kg.Model, tmp_path: Path) -> None:
     options = {"num_frames": 3, **FEW, "refine_size": "64x64", "refine_strength": 0.5}
     refined = kg.generate(image_model, ["a blue cat", "a red boat"], **options)

@@ -56,6 +56,7 @@ def kill_when(condition: Callable[[], bool], folder: Path, delay: float) -> None
     process.join()
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_weights_and_log(tmp_path: Path) -> None:
     begin(train, tmp_path / "whole", LONG, 2).join()
     folder, dice = tmp_path / "killed", random.Random(0)

@@ -262,10 +262,10 @@ def test_temporal_layers_of_a_video_checkpoint(sd_folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_motion_replaces_the_motion_adapter_of_a_video_model(tmp_path: Path) -> None:
+def test_a_motion_module_brings_its_motion_adapter(tmp_path: Path) -> None:
     saved = save(load("pocket-video", dtype="float32"), tmp_path / "saved")
     assert described(saved).has_motion_adapter
-    assert not described(saved, motion_module=saved).has_motion_adapter
+    assert described(saved, motion_module=saved).has_motion_adapter
     own = saved / "motion_adapter" / "motion_adapter.safetensors"
     assert described(saved, motion_module=saved, motion_adapter=own).has_motion_adapter
     assert describe(motion_adapter=own) is None, "an image model has no use for it"

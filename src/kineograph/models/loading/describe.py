@@ -191,10 +191,19 @@ def _with_motion_module(found: Description, source: MotionSource, hub_options: H
         own = _describe_built_in(source)
         temporal, has_motion_adapter = (own.temporal, own.has_motion_adapter) if own else (None, False)
     else:
-        temporal, has_motion_adapter = _motion_config(source, hub_options), False
+        temporal = _motion_config(source, hub_options)
+        has_motion_adapter = not isinstance(source, diffusers.MotionAdapter) and _has_motion_adapter(
+            _existing_path(source, hub_options, pocket.built_in_names())
+        )
     if temporal is None:
         return None
     return replace(found, temporal=temporal, has_motion_adapter=has_motion_adapter)
+
+
+def _has_motion_adapter(path: Path) -> bool:
+    """Return True for a video model with a motion adapter, or its folder of temporal layers."""
+    folder = path if (path / INDEX).is_file() else path.parent
+    return path.is_dir() and (folder / INDEX).is_file() and (folder / video_folder.MOTION_ADAPTER).is_dir()
 
 
 def _motion_config(source: MotionSource, hub_options: HubOptions) -> TemporalConfig | None:
