@@ -157,17 +157,21 @@ def _plain_number(value: Any, option: Option) -> Any:
     """Return a number, also of a NumPy scalar; other values as they are. Raises InputError for a tensor or Decimal."""
     if isinstance(value, np.number):
         return value.item()
-    if {int, float} & set(_members(option.type)) and not isinstance(value, int | float) and hasattr(value, "__float__"):
+    if (
+        {int, float} & set(union_members(option.type))
+        and not isinstance(value, int | float)
+        and hasattr(value, "__float__")
+    ):
         raise invalid(option, value)
     return value
 
 
-def _members(kind: Any) -> list[Any]:
+def union_members(kind: Any) -> list[Any]:
     """Return the types of a union, without their metadata."""
     if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
+        return union_members(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
-        return [member for each in get_args(kind) for member in _members(each)]
+        return [member for each in get_args(kind) for member in union_members(each)]
     return [kind]
 
 

@@ -7,11 +7,10 @@ imports the declarations before such a command is invoked.
 from __future__ import annotations
 
 import inspect
-import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_args, get_origin
 
 import typer
 from rich.markup import escape
@@ -175,28 +174,21 @@ class Form(NamedTuple):
 
 def _form(option: Option) -> Form:
     """Return the form that follows from the declared type."""
-    members = _members(option.type)
+    from kineograph.options import union_members
+
+    members = union_members(option.type)
     sequences = [each for each in members if _is(each, Sequence)]
-    items = [item for each in sequences for item in _members(get_args(each)[0])]
+    items = [item for each in sequences for item in union_members(get_args(each)[0])]
     if float in items:
         scaled = str in items  # a file with a scale, not numbers alone
         return Form(list[str], "FILE[=SCALE]", _parse_scaled) if scaled else Form(str, "N,N,...", parse_numbers)
     if sequences:
         return Form(list[str], None, _as_it_is)
     if mappings := [each for each in members if _is(each, Mapping)]:
-        if int in _members(get_args(mappings[0])[0]):
+        if int in union_members(get_args(mappings[0])[0]):
             return Form(list[str], "FRAME=TEXT", partial(parse_named, form="FRAME=TEXT", example="24='a blue fish'"))
         return Form(list[str], "KIND=VALUE", parse_named)
     return Form(next((each for each in (bool, int, float) if each in members), str), None, _as_it_is)
-
-
-def _members(kind: Any) -> list[Any]:
-    """Return the types of a union, without metadata."""
-    if get_origin(kind) is Annotated:
-        return _members(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):
-        return [member for each in get_args(kind) for member in _members(each)]
-    return [kind]
 
 
 def _is(kind: Any, base: type) -> bool:
