@@ -326,3 +326,10 @@ def test_edit_takes_a_video_and_any_model(run: Run, model: list, tmp_path: Path)
     assert run("edit", "nowhere.mp4", "make it snow").status == 2
     alone = run("edit", "make it snow")
     assert alone.status == 2 and "give a video and what to change in it" in alone.err
+
+
+def test_the_default_camera_motion_is_named(run: Run, model: list) -> None:
+    few = ("a fish", *model, "--steps", 2, "-n", 2)
+    named = run("generate", *few, "-o", "a.gif")
+    assert "camera motion pan:12,12" in named.err and "--camera none turns it off" in named.err
+    assert "turns it off" not in run("generate", *few, "--camera", "none", "-o", "b.gif").err

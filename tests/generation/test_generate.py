@@ -145,6 +145,11 @@ def test_without_guidance_the_negative_prompt_is_refused(model: Model, scale: fl
     assert plain.digest != kg.generate(model, "a fish", **FEW, seed=1).digest
 
 
+def test_guidance_below_0_is_warned_of(model: Model) -> None:
+    with pytest.warns(InputWarning, match="`guidance_scale` is -2: guidance is off"):
+        kg.generate(model, "a fish", guidance_scale=-2, **FEW)
+
+
 def test_lcm_uses_the_model_as_a_consistency_model(model: Model) -> None:
     x = torch.ones(1, 1, 4, 8, 8)
     wrapped, plain = (bind_model(_plan(model, sampler=name), frame_attention=first).guided for name in ("lcm", "ddim"))

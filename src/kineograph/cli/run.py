@@ -111,6 +111,8 @@ def run_and_save(
         videos = run_all(plan, lambda step: show(step.done, step.total))
     if options["seed"] is None:
         terminal.print_message(f"seed {videos[0].settings['seed']}")
+    if options["camera"] is None and (camera := videos[0].settings.get("camera", "none")) != "none":
+        terminal.print_message(f"camera motion {camera}, the default with an image model: --camera none turns it off")
     for video in videos:
         report_video(video, write(video), json, {"seconds": round(time.monotonic() - started, 1)})
 

@@ -262,6 +262,8 @@ def warn_about(plan: Plan) -> None:
     subject = (model.subject or "").lower().split()
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:
         _warn(f"{model.name} has never seen the words {', '.join(unknown)}")
+    if plan.guidance_scale < 0:
+        _warn(f"`guidance_scale` is {plan.guidance_scale:g}: guidance is off, as with every scale of 1 or less")
     _warn_of_unnamed_subject(model, prompts)
     for video_model in plan.second_model:
         of_video_model = [text] if (text := plan.options["video_prompt"]) else prompts
