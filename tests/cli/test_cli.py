@@ -107,7 +107,7 @@ def test_generate_prints_the_path_and_the_seed(run: Run, model: list, tmp_path: 
     assert path == f"outputs/a-red-fish_{settings['seed']}.mp4"
     assert f"seed {settings['seed']}\n" in result.err
     assert "2 frames of 16 x 16" in result.err
-    assert result.err.count("\n") == 3  # and nothing from the libraries
+    assert result.err.count("\n") == 4  # with the camera motion, and nothing from the libraries
     assert settings["fps"] == 3
 
 
