@@ -11,9 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
-from diffusers import ControlNetModel
-from models.conftest import sd, sdxl
+from models.conftest import sd, sdxl, seg_controlnet
 from PIL import Image
 
 import kineograph as kg
@@ -30,11 +28,7 @@ def frames(count: int, seed: int = 0, height: int = 16, width: int = 16) -> np.n
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> kg.Model:
     base = sd()
-    torch.manual_seed(4)
-    net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
-    for name, weight in net.named_parameters():
-        if name.startswith("controlnet_"):
-            torch.nn.init.normal_(weight, std=0.2)
+    net = seg_controlnet(base.unet)
     made = tmp_path_factory.mktemp("guided")
     base.save_pretrained(made / "sd")
     net.save_pretrained(made / "net")
@@ -211,12 +205,7 @@ def test_a_hundred_frames_take_hardly_more_memory_than_sixteen(tmp_path: Path) -
 
 def test_controlnets_of_sdxl_are_conditioned_on_the_size_too(maps) -> None:
     base = sdxl()
-    torch.manual_seed(4)
-    net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
-    for name, weight in net.named_parameters():
-        if name.startswith("controlnet_"):
-            torch.nn.init.normal_(weight, std=0.2)
-    model = kg.load(base, controlnet=net)
+    model = kg.load(base, controlnet=seg_controlnet(base.unet))
     some, none = (
         kg.generate(model, "a fish", control={"seg-map": maps}, controlnet_conditioning_scale=scale, **FEW).frames
         for scale in (1.0, 0.0)

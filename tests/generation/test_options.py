@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel
 from generation.test_animate import animator, pictures  # noqa: F401
 from generation.test_two_models import image, video  # noqa: F401
-from models.conftest import sd
+from models.conftest import sd, seg_controlnet
 
 import kineograph as kg
 from kineograph.errors import InputError
@@ -182,12 +181,7 @@ def test_options_of_older_settings_that_nothing_reads_are_left_out(models: dict[
 @pytest.fixture(scope="module")
 def models(image: Model, video: Model, animator: Model) -> dict[str, Model]:  # noqa: F811
     base = sd()
-    torch.manual_seed(4)
-    net = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(4, 8)).eval()
-    for name, weight in net.named_parameters():
-        if name.startswith("controlnet_"):
-            torch.nn.init.normal_(weight, std=0.2)
-    guided = kg.load(base, controlnet={"seg": net})
+    guided = kg.load(base, controlnet={"seg": seg_controlnet(base.unet)})
     return {
         "image": image,
         "video": video,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -54,6 +55,16 @@ def sd(reads: int = 32, in_channels: int = 4) -> StableDiffusionPipeline:
         vae=vae(), text_encoder=CLIPTextModel(text_config(reads)), tokenizer=tokenizer(), unet=unet,
         scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
+
+
+def seg_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
+    """Return a ControlNet for a U-Net whose residuals are not zero; the same at every call."""
+    torch.manual_seed(4)
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(4, 8)).eval()
+    for name, weight in net.named_parameters():
+        if name.startswith("controlnet_"):
+            torch.nn.init.normal_(weight, std=0.2)
+    return net
 
 
 def sdxl() -> StableDiffusionXLPipeline:

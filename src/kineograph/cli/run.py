@@ -103,7 +103,6 @@ def run_and_save(
     if options["seed"] is not None:
         terminal.print_message(f"seed {options['seed']}")
     started = time.monotonic()
-    terminal.print_message(f"loading {' and '.join(each.model for each in sources)}")
     plan = _resolve(sources, prompts, options)
     from kineograph.generation.run import run_all
 
@@ -119,12 +118,14 @@ def run_and_save(
 
 def _read_values(command: str, own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a run by parameter: those of its file, replaced by those of the command line."""
-    from kineograph.training.settings_file import apply_override, read_yaml  # imports torch and accelerate
-
     typed = {name: value for name, value in {**own, **given}.items() if value is not None}
     overrides, configs = typed.pop("set", ()), typed.pop("config", ())
     files = [each for each in configs if Path(each).suffix.lower() in RUN_FILES]
-    values = read_yaml(Path(_only(files)).expanduser()) if files else {}
+    values: dict[str, Any] = {}
+    if files or overrides:  # the import takes as long as torch's and accelerate's
+        from kineograph.training.settings_file import apply_override, read_yaml
+    if files:
+        values = read_yaml(Path(_only(files)).expanduser())
     if others := [each for each in configs if each not in files]:
         values["config"] = _only(others)
     values |= typed
@@ -185,6 +186,7 @@ def _resolve(sources: Sequence[Source], prompts: Sequence[str], options: Mapping
     descriptions = [_call(describe, each) for each in sources]
     if None not in descriptions:
         decide(check(*_pair(descriptions), options), inputs)
+    terminal.print_message(f"loading {' and '.join(each.model for each in sources)}")
     terminal.hide_loading_bars()
     model, video_model = _pair([_call(load, each) for each in sources])
     return resolve(model, prompts, options, inputs, video_model)

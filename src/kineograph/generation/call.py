@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +29,6 @@ from kineograph.request import MAX_BATCH
 from kineograph.samplers import Step
 
 OutputType = Literal["np", "pt", "pil"]
-OUTPUT_TYPES = ("np", "pt", "pil")
 ModelOrName = Model | str | Path | Pipeline
 StepCallback = Callable[[Model, int, int, dict[str, torch.Tensor]], Mapping[str, Any] | None]
 GROUP = "Call"
@@ -121,7 +120,7 @@ def check_form(num_videos_per_prompt: object, output_type: object) -> None:
     """Raise InputError unless these are a number of videos and a form of their frames, or None."""
     check_integer("`num_videos_per_prompt`", num_videos_per_prompt, 1, MAX_BATCH)
     if output_type is not None:
-        check_choice("`output_type`", output_type, OUTPUT_TYPES)
+        check_choice("`output_type`", output_type, get_args(OutputType))
 
 
 def to_output(videos: Sequence[Video], output_type: OutputType | None, *, single: bool) -> Any:

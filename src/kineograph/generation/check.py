@@ -33,15 +33,16 @@ def check_prompts(prompts: object) -> tuple[str, ...]:
     """Return the prompts. Raises InputError if there are none, or one is no text or empty."""
     if not isinstance(prompts, Iterable):
         raise InputError(f"`prompt` is a text or a list of texts, not {prompts!r}")
-    prompts = tuple(prompts)
-    if not prompts:
-        raise InputError("the list of prompts is empty: give at least one")
+    texts = list[str]()
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise InputError(f"`prompt` is a text or a list of texts, not {prompt!r}")
         if not prompt.strip():
             raise InputError("the prompt is empty: describe the video in a few words")
-    return tuple(map(str, prompts))
+        texts.append(prompt)
+    if not texts:
+        raise InputError("the list of prompts is empty: give at least one")
+    return tuple(texts)
 
 
 def check(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> Combination:
@@ -74,7 +75,7 @@ def without_unused(model: Description, video_model: Description | None, options:
 
 def _choose_method(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> str:
     if options["method"] is not None:
-        return str(options["method"])
+        return options["method"]
     if video_model is not None:
         return TWO_MODEL_METHOD
     return IMAGE_METHOD if model.temporal is None else VIDEO_METHOD
@@ -136,8 +137,6 @@ def _check_image(combination: Combination) -> None:
             )
         return
     if any(each is not None and each.takes_images for each in models):
-        if not (combination.model.takes_images or options["refine_at"] or options["first_frame"] == "pinned"):
-            raise InputError("`image` does nothing here: `refine_at` is empty, so the image model samples alone")
         return
     if options["first_frame"] == "shown":
         raise InputError(

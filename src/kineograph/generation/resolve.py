@@ -167,7 +167,7 @@ def _check_clips(options: Mapping[str, Any], num_frames: int, footage: Sequence[
     clips, overlap = options["clips"], options["clip_overlap"]
     if footage and len(footage[0]) < num_frames * clips:
         raise InputError(f"{footage[0].path} has {len(footage[0])} frames, fewer than the {clips} `clips`")
-    if clips > 1 and overlap >= num_frames and changed(options, ClipOptions).count("clip_overlap"):
+    if clips > 1 and overlap >= num_frames and "clip_overlap" in changed(options, ClipOptions):
         raise InputError(f"`clip_overlap` is less than the {num_frames} frames of a clip, not {overlap}")
 
 
@@ -180,7 +180,7 @@ def _default_fps(combination: Combination, footage: Sequence[Footage]) -> float:
 def _num_frames(combination: Combination, footage: Sequence[Footage]) -> int:
     options, temporal = combination.options, combination.with_motion.temporal
     if options["num_frames"] is not None:
-        return int(options["num_frames"])
+        return options["num_frames"]
     if footage:
         return max(1, len(footage[0]) // options["clips"])
     return NUM_FRAMES if temporal is None else temporal.num_frames
@@ -221,17 +221,14 @@ def _video_size(combination: Combination, inputs: Inputs) -> tuple[int, int]:
 
 def default_batch_size(plan: Plan) -> int:
     """Return the number of prompts to generate together: those whose evaluation needs the memory of `MEMORY`."""
-    frames = min(plan.chunk_size if plan.model.temporal is None else plan.num_frames, plan.num_frames)
+    frames = min(plan.chunk_size, plan.num_frames) if plan.model.temporal is None else plan.num_frames
     *_, height, width = plan.latent_shape
     return max(1, MEMORY // (frames * height * width))
 
 
 def recorded_options(plan: Plan, kinds: Sequence[type]) -> dict[str, Any]:
     """Return the options of these TypedDicts that change the frames, with the plan's values, as JSON values."""
-    resolved = {
-        name: getattr(plan, name)
-        for name in ("method", "sampler", "seed", "num_frames", "fps", "height", "width", "strength")
-    }
+    resolved = {name: getattr(plan, name) for name in RESOLVED}
     if plan.window:
         resolved |= {"window": plan.window, "overlap": plan.overlap}
     values = {**plan.options, **resolved, "camera": plan.camera}

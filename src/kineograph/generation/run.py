@@ -144,14 +144,15 @@ def _settings(plan: Plan) -> dict[str, Any]:
     read = {str(each.path): each.digest for each in plan.footage}
     read |= {each.path: each.digest for each in plan.image}
     kinds = [each.kind for each in list_controls(plan.read(ControlOptions))]
-    second = [("video_model", collect_provenance(each)["model"]) for each in plan.second_model]
-    batch = {"batch": len(plan.prompts)} if len(plan.prompts) > 1 else {}
-    return {
+    settings = {
         "settings_version": SETTINGS_VERSION,
         "prompt": "",
         **recorded_options(plan, used_kinds(find_method(plan.method), options)),
-        **batch,
         "read": read,
         **collect_provenance(plan.model, kinds),
-        **dict(second),
     }
+    for each in plan.second_model:
+        settings["video_model"] = collect_provenance(each)["model"]
+    if len(plan.prompts) > 1:
+        settings["batch"] = len(plan.prompts)
+    return settings

@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
+import torch
 from typing_extensions import TypedDict
 
 from kineograph.errors import InputError
@@ -43,20 +44,27 @@ class StrengthOptions(TypedDict, total=False):
     ]
 
 
-def check_refinement(combination: Combination) -> None:
-    """Raise InputError for a size of the second pass that the model cannot have."""
-    size = parse_size(combination.options["refine_size"])
-    try:
-        check_size(*size, combination.model.vae_scale_factor)
-    except InputError as error:
-        raise InputError(f"`refine_size`: {error}") from None
+def chosen_strength(combination: Combination) -> float:
+    """Return the strength, or its default for the model; 1 without a video."""
+    strength = combination.options["strength"]
+    if combination.options["video"] is None:
+        return 1.0
+    return float(strength if strength is not None else 1.0 if combination.model.edits else DEFAULT_STRENGTH)
+
+
+def check(combination: Combination) -> None:
+    """Raise InputError for a camera motion, which frames of a video do not take."""
+    options = combination.options
+    moves = options["camera"] is not None and parse(options["camera"]) != Motion()
+    if moves and chosen_strength(combination) < 1 and not options["smooth_background"]:
+        raise InputError("the frames of `video` have its camera's motion: leave `camera` out")
 
 
 def bind_start(plan: Plan) -> Plan:
     """Return the plan whose sampling starts from the clip's frames of the video, noised to the first sigma."""
-    if not plan.start_footage or plan.strength == 1:
+    if not plan.start_footage:
         return plan
-    clean = encode_footage(plan, plan.start_footage[0]).expand(len(plan.prompts), -1, -1, -1, -1)
+    clean = _encode_frames(plan)
 
     def start_noise(noise: Latents, sigma: float) -> Latents:
         return noise + clean.to(noise) / sigma
@@ -66,8 +74,23 @@ def bind_start(plan: Plan) -> Plan:
 
 def keep_frames(plan: Plan) -> SamplingRun:
     """Return the run of strength 0: the clip's frames, as the VAE encodes them."""
-    clean = encode_footage(plan, plan.start_footage[0]).expand(len(plan.prompts), -1, -1, -1, -1)
-    return SamplingRun(1, clean.new_zeros(clean.shape), iter([Step(0.0, clean, clean)]))
+    clean = _encode_frames(plan)
+    return SamplingRun(1, torch.zeros_like(clean), iter([Step(0.0, clean, clean)]))
+
+
+def _encode_frames(plan: Plan) -> Latents:
+    return encode_footage(plan, plan.start_footage[0]).expand(len(plan.prompts), -1, -1, -1, -1)
+
+
+VIDEO_TO_VIDEO = AddOn(
+    (StrengthOptions,),
+    used=lambda options: options["video"] is not None,
+    when="with `video`, a video to edit",
+    check=check,
+)
+
+
+# --- a second pass
 
 
 class RefinementOptions(TypedDict, total=False):
@@ -86,7 +109,7 @@ class RefinementOptions(TypedDict, total=False):
         Number,
         option(
             0.4,
-            "Share of the steps that the second pass samples; less keeps more of it.",
+            "Share of the steps that the second pass samples; less keeps more of the first.",
             group="Second pass",
             gt=0,
             le=1,
@@ -107,7 +130,7 @@ def second_pass(plan: Plan, video: Video, number: int) -> Plan:
     from kineograph.media.footage import open_footage
 
     options = plan.read(RefinementOptions)
-    height, width = parse_size(options["refine_size"])
+    (height, width), strength = parse_size(options["refine_size"]), options["refine_strength"]
     return replace(
         plan,
         prompts=(plan.prompts[number],),
@@ -115,33 +138,20 @@ def second_pass(plan: Plan, video: Video, number: int) -> Plan:
         height=height,
         width=width,
         latent_shape=(1, *plan.model.latent_shape(height, width)),
-        start_footage=(open_footage(video),),
-        strength=options["refine_strength"],
+        start_footage=(open_footage(video),) if strength < 1 else (),
+        strength=strength,
     )
 
 
-def chosen_strength(combination: Combination) -> float:
-    """Return the strength, or its default for the model; 1 without a video."""
-    strength = combination.options["strength"]
-    if combination.options["video"] is None:
-        return 1.0
-    return float(strength if strength is not None else 1.0 if combination.model.edits else DEFAULT_STRENGTH)
+def check_refinement(combination: Combination) -> None:
+    """Raise InputError for a size of the second pass that the model cannot have."""
+    size = parse_size(combination.options["refine_size"])
+    try:
+        check_size(*size, combination.model.vae_scale_factor)
+    except InputError as error:
+        raise InputError(f"`refine_size`: {error}") from None
 
 
-def check(combination: Combination) -> None:
-    """Raise InputError for a camera motion, which frames of a video do not take."""
-    options = combination.options
-    moves = options["camera"] is not None and parse(options["camera"]) != Motion()
-    if moves and chosen_strength(combination) < 1 and not options["smooth_background"]:
-        raise InputError("the frames of `video` have its camera's motion: leave `camera` out")
-
-
-VIDEO_TO_VIDEO = AddOn(
-    (StrengthOptions,),
-    used=lambda options: options["video"] is not None,
-    when="with `video`, a video to edit",
-    check=check,
-)
 SECOND_PASS = AddOn(
     (RefinementOptions,),
     used=lambda options: bool(options["refine_size"]),

@@ -151,6 +151,10 @@ def check(combination: Combination) -> None:
     if video.edits:
         raise InputError(f"{video.name} is an editing model, and the `video_model` has nothing to edit: use another")
     _check_options(options)
+    if options["image"] is not None and not (
+        image.takes_images or options["refine_at"] or options["first_frame"] == "pinned"
+    ):
+        raise InputError("`image` does nothing here: `refine_at` is empty, so the image model samples alone")
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from kineograph.models.conditioning.condition import Condition
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.description import ANY_CONTROL, check_size, describe_model
-from kineograph.models.formats.lora import lora_names
+from kineograph.models.formats.lora import lora_names, named_networks
 from kineograph.models.loading.controlnets import OpenControlNet
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
@@ -107,10 +107,7 @@ class Model:
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks that LoRAs can change, by their names in a pipeline, and the temporal layers."""
-        encoders = (each.network for each in self.text_encoders)
-        named = dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
-        temporal = {} if self.net.temporal is None else {"temporal": self.net.temporal}
-        return {"unet": self.net.image_unet, **named, **temporal}
+        return named_networks(self.net.image_unet, self.text_encoders, self.net.temporal)
 
     def to(
         self,

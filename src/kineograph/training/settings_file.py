@@ -62,7 +62,7 @@ def apply_override(content: Any, text: str) -> dict[str, Any]:
     name, sign, value = text.partition("=")
     first, _, rest = name.strip().partition(".")
     if not sign or not first:
-        raise InputError(f"{text!r} overrides nothing: expected field=value, as in training.learning_rate=1e-4")
+        raise InputError(f"{text!r} overrides nothing: expected field=value, or group.field=value")
     if not isinstance(content, Mapping):
         raise InputError(f"{text!r} overrides a field of {content!r}, which has no fields")
     try:

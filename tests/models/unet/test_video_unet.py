@@ -15,7 +15,7 @@ from kineograph.models.temporal.config import Site, TemporalConfig, TransformerC
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.cross_attention import project_image_tokens
 from kineograph.models.unet.frame_attention import FrameAttention, first, first_and_previous, own, previous
-from kineograph.models.unet.supported_layers import cross_attentions
+from kineograph.models.unet.supported_layers import transformer_blocks
 from kineograph.models.unet.video_unet import VideoUNet
 
 B, F, T = 2, 7, 481.0
@@ -97,8 +97,8 @@ def test_one_condition_can_be_for_all_samples(net: VideoUNet) -> None:
 def test_tokens_are_projected_once_for_a_condition() -> None:
     net, calls = VideoUNet(unet()), []
     expected = net(Z, T, COND)
-    for layer in cross_attentions(net.image_unet):
-        layer.to_k.register_forward_hook(lambda layer, inputs, _: calls.append(inputs[0].shape))
+    for _, block in transformer_blocks(net.image_unet):
+        block.attn2.to_k.register_forward_hook(lambda layer, inputs, _: calls.append(inputs[0].shape))
     key_values = net.project_tokens(COND)
     assert set(calls) == {COND.tokens.shape} and len(calls) == len(key_values)
     assert torch.equal(net(Z, T, COND, key_values=key_values), expected) and len(calls) == len(key_values)

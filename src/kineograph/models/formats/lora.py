@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
+from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import tensor_files
 from kineograph.models.formats.layer_names import TargetLayer, flatten_name, flattened_names, target_layers
 from kineograph.models.temporal.temporal_layers import TemporalLayers
@@ -141,6 +142,15 @@ def remove_loras(networks: Mapping[str, nn.Module]) -> None:
         if not configs and hasattr(network, "peft_config"):
             del network.peft_config
             network._hf_peft_config_loaded = False  # type: ignore[assignment]  # of libraries' networks
+
+
+def named_networks(
+    unet: nn.Module, text_encoders: Iterable[TextEncoder], temporal: nn.Module | None
+) -> dict[str, nn.Module]:
+    """Return the networks that LoRAs can change, by their names in a pipeline, and the temporal layers."""
+    encoders = (each.network for each in text_encoders)
+    named = dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
+    return {"unet": unet, **named, **({} if temporal is None else {"temporal": temporal})}
 
 
 def lora_names(network: nn.Module) -> list[str]:

@@ -22,6 +22,7 @@ from kineograph.errors import InputError
 from kineograph.models.conditioning.image_encoder import ImageEncoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import animatediff, modelscope
+from kineograph.models.formats.lora import named_networks
 from kineograph.models.formats.tensor_files import preview_names
 from kineograph.models.loading import video_folder
 from kineograph.models.temporal.adapters import MotionAdapter, SpatialAdapter
@@ -89,9 +90,7 @@ class Components(NamedTuple):
     @property
     def networks(self) -> dict[str, nn.Module]:
         """The networks that LoRAs can change, by their names in a pipeline, and the temporal layers."""
-        encoders = (encoder.network for encoder in self.text_encoders)
-        temporal = {} if self.temporal is None else {"temporal": self.temporal}
-        return {"unet": self.unet, **dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False)), **temporal}
+        return named_networks(self.unet, self.text_encoders, self.temporal)
 
     @property
     def other_networks(self) -> list[nn.Module]:

@@ -92,10 +92,5 @@ def transformer_blocks(unet: nn.Module) -> Iterator[tuple[str, BasicTransformerB
     return ((name, module) for name, module in unet.named_modules() if isinstance(module, BasicTransformerBlock))
 
 
-def cross_attentions(unet: nn.Module) -> Iterator[processors.Attention]:
-    """Return every cross-attention layer."""
-    return (block.attn2 for _, block in transformer_blocks(unet))
-
-
 def _either(known: set) -> str:
     return " or ".join(sorted(map(repr, known)))
