@@ -28,3 +28,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     from command import runner  # imports kineograph, whose shapes are checked only if that is after pytest's start
 
     yield from runner(tmp_path, monkeypatch, capsys)
+
+
+@pytest.fixture
+def within(request: pytest.FixtureRequest) -> float:
+    """The greatest difference that the test's row of docs/formats.md allows; see `format_rows.loads`."""
+    mark = request.node.get_closest_marker("format_row")
+    assert mark is not None and mark.args[0].within is not None, "the test has no row with `within`"
+    return mark.args[0].within
