@@ -28,7 +28,7 @@ INTRODUCTION = """\
 
 Layouts and features of files, with what the tests assert of each. Written by `tools/formats_table.py` from the rows of
 the tests, so a row stands here because its test passes. Figures are the greatest absolute difference of the networks'
-outputs or weights, in float32 on random weights of order 1; where diffusers or peft reads a file wrongly, or not at all,
+outputs or weights, in float32 on random weights; where diffusers or peft reads a file wrongly, or not at all,
 the reference is the definition. What is in no row is refused as unknown, or left out with a warning that counts it.
 """
 
