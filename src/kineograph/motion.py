@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kineograph.errors import InputError
-from kineograph.noise import shared
+from kineograph.noise import Seeds, shared
 
 FirstFrame = Float[Tensor, "b 1 c h w"]
 OtherFrames = Float[Tensor, "b n c h w"]
@@ -127,10 +127,9 @@ def view_matrix(motion: Motion, frame: int, frames: int, size: Sequence[int]) ->
     return torch.cat([linear, (centre - linear @ centre + moved)[:, None]], dim=1)
 
 
-def frame_warp(motion: Motion, *, frames: int, seed: int) -> Warp:
+def frame_warp(motion: Motion, *, frames: int, seed: Seeds) -> Warp:
     """Return the function that warps frame 0 to frames 1, ..., `frames - 1`, for Text2Video-Zero.
 
-    `seed` is the seed of the video, or of a batch's first video.
     Raises InputError when the total zoom is above `MAX_ZOOM`, in or out.
     """
     if abs(math.log(motion.zoom)) * (frames - 1) > math.log(MAX_ZOOM) + 1e-9:
@@ -161,7 +160,7 @@ def _sample(frame: Float[Tensor, "b c h w"], view: View) -> Float[Tensor, "b c h
     )
 
 
-def warp_noise(noise: FirstFrame, views: Sequence[View], seed: int) -> OtherFrames:
+def warp_noise(noise: FirstFrame, views: Sequence[View], seed: Seeds) -> OtherFrames:
     """Warp the noise of frame 0 to each view as white noise of unit variance; a pan by whole cells is an exact shift.
 
     Each cell is split into 8 x 8 parts of white noise. Each part moves to the cell of the new frame that contains its

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -19,21 +19,22 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 
 Shape = tuple[int, int, int, int]  # (b, c, h, w): of the videos in a batch, without their frames
+Seeds = int | Sequence[int]  # one for each video of a batch; a single one for the first, and the next has one more
 
 # First word of the seed, so that no two kinds of noise share a random stream.
 FRAME, VIDEO, SIGMA, CLIP = range(4)
 ALL_FRAMES = 2**32 - 1  # the frame number of sampler noise that all frames share: no video has so many
 
 
-def independent(seed: int, frames: Iterable[int], shape: Shape) -> Latents:
+def independent(seed: Seeds, frames: Iterable[int], shape: Shape) -> Latents:
     """Return independent noise for every frame; `frames` are numbers counted from the start of the video.
 
-    Sample j of a batch has the seed `seed + j`. Returns [b f c h w], float32, on the CPU.
+    Returns [b f c h w], float32, on the CPU.
     """
     return _noise_of(seed, [(FRAME, frame) for frame in frames], shape)
 
 
-def shared(seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
+def shared(seed: Seeds, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
     """Return the same noise for all frames: [b f c h w], float32, on the CPU.
 
     clip: the number of a clip of a long video; each clip has its own noise.
@@ -42,7 +43,7 @@ def shared(seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Lat
     return one.repeat(1, len(list(frames)), 1, 1, 1)
 
 
-def per_sigma(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
+def per_sigma(seed: Seeds, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
     """Return noise as a function of sigma, for ancestral samplers.
 
     It depends on the seed, the frame and sigma only, so a video computed in chunks gets the same noise as the whole.
@@ -57,7 +58,7 @@ def per_sigma(seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float
     return noise_at
 
 
-def partly_shared(ratio: float, seed: int, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
+def partly_shared(ratio: float, seed: Seeds, frames: Iterable[int], shape: Shape, clip: int = 0) -> Latents:
     """Return a mixture of noise that a clip's frames share and each frame's own noise, `ratio` to one; see `mix`.
 
     Ratio 0 is `independent`, `math.inf` is `shared`. Returns [b f c h w], float32, on the CPU.
@@ -66,7 +67,9 @@ def partly_shared(ratio: float, seed: int, frames: Iterable[int], shape: Shape, 
     return mix(shared(seed, numbers, shape, clip), independent(seed, numbers, shape), ratio)
 
 
-def partly_shared_per_sigma(ratio: float, seed: int, frames: Iterable[int], shape: Shape) -> Callable[[float], Latents]:
+def partly_shared_per_sigma(
+    ratio: float, seed: Seeds, frames: Iterable[int], shape: Shape
+) -> Callable[[float], Latents]:
     """Return `partly_shared` noise as a function of sigma, for ancestral samplers."""
     numbers = list(frames)
     one, own = per_sigma(seed, [ALL_FRAMES] * len(numbers), shape), per_sigma(seed, numbers, shape)
@@ -83,12 +86,13 @@ def mix(shared: Latents, own: Latents, ratio: float) -> Latents:
     return math.sin(angle) * shared + math.cos(angle) * own
 
 
-def _noise_of(seed: int, keys: list[tuple[int, ...]], shape: Shape) -> Latents:
+def _noise_of(seed: Seeds, keys: list[tuple[int, ...]], shape: Shape) -> Latents:
     """Return noise for every sample of the batch and every key."""
-    if seed < 0:
-        raise InputError(f"A seed is an integer >= 0, got {seed}.")
     samples, *cell = shape
-    return torch.stack([torch.stack([_normal((*key, seed + j), cell) for key in keys]) for j in range(samples)])
+    seeds = range(seed, seed + samples) if isinstance(seed, int) else seed
+    if len(seeds) != samples or min(seeds) < 0:
+        raise InputError(f"Seeds are integers >= 0, one for each of {samples} samples, got {seed}.")
+    return torch.stack([torch.stack([_normal((*key, each), cell) for key in keys]) for each in seeds])
 
 
 def _normal(words: tuple[int, ...], shape: list[int]) -> Float[Tensor, "c h w"]:

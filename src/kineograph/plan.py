@@ -18,7 +18,7 @@ import torch
 from kineograph import noise, options
 from kineograph.denoise import Denoise, classifier_free_guidance, refuse_nan, replace_known_frames
 from kineograph.latents import Latents
-from kineograph.request import ImageOptions, SharedOptions
+from kineograph.request import ImageOptions, Prompt, SharedOptions
 from kineograph.samplers import BY_NAME, Sampler, Step
 
 if TYPE_CHECKING:  # the declarations of a method's options are read without diffusers
@@ -89,10 +89,10 @@ class Plan:
     """A resolved request: every value is decided, every input is open.
 
     second_model        the video model of VideoElevator: one, or none
-    prompts             one for each video of the batch
-    seed                of the first video of the batch; the next has seed + 1
+    prompts             one for each video of the batch, as are `negative_prompts` and `seeds`
     sampler             name in `samplers.BY_NAME`
     latent_shape        (b, c, h, w): of the batch, without frames
+    initial_latents     the first clip's initial noise, [b 1 c h w] or [b f c h w]: one, or none
     window, overlap     0 without a video model
     camera              its motion, see `motion.parse`
     control_footage     the control videos
@@ -114,9 +114,9 @@ class Plan:
     model: Model
     second_model: tuple[Model, ...]
     method: str
-    prompts: tuple[str, ...]
-    negative_prompt: str
-    seed: int
+    prompts: tuple[Prompt, ...]
+    negative_prompts: tuple[Prompt, ...]
+    seeds: tuple[int, ...]
     sampler: str
     num_inference_steps: int
     guidance_scale: float
@@ -125,6 +125,7 @@ class Plan:
     height: int
     width: int
     latent_shape: noise.Shape
+    initial_latents: tuple[Latents, ...]
     chunk_size: int
     window: int
     overlap: int
@@ -154,10 +155,17 @@ class Plan:
         """The input videos, which the frames follow."""
         return self.control_footage + self.edit_footage + self.start_footage
 
-    @property
-    def negative_prompts(self) -> list[str]:
-        """The negative prompt, for each video of the batch."""
-        return [self.negative_prompt] * len(self.prompts)
+    def part(self, start: int, stop: int) -> Plan:
+        """Return the plan of these videos of the batch."""
+        part = slice(start, stop)
+        return replace(
+            self,
+            prompts=self.prompts[part],
+            negative_prompts=self.negative_prompts[part],
+            seeds=self.seeds[part],
+            latent_shape=(len(self.prompts[part]), *self.latent_shape[1:]),
+            initial_latents=tuple(each[part] for each in self.initial_latents),
+        )
 
     def read(self, kind: type[Kind]) -> Kind:
         """Return the options that a TypedDict declares."""
@@ -203,7 +211,7 @@ def build_sampler(plan: Plan, noise_frames: Sequence[int]) -> Sampler:
     """Build the plan's sampler; frame i gets the noise of the frame number `noise_frames[i]`."""
 
     def sampler(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
-        noise_at = noise.per_sigma(plan.seed, noise_frames[: x.shape[1]], plan.latent_shape)
+        noise_at = noise.per_sigma(plan.seeds, noise_frames[: x.shape[1]], plan.latent_shape)
         return BY_NAME[plan.sampler].sampler(noise_at)(denoise, x, sigmas)
 
     return sampler
@@ -241,7 +249,7 @@ def bind_model(
     return BoundModel(guided, lambda: bind(cond))
 
 
-def encode_texts(plan: Plan, model: Model, texts: Sequence[str]) -> Condition:
+def encode_texts(plan: Plan, model: Model, texts: Sequence[Prompt]) -> Condition:
     """Encode texts, one for each video of the batch, with the plan's size and frame rate."""
     return model.prompt(texts, size=(plan.height, plan.width), fps=plan.fps)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from PIL import Image
 from pydantic import BeforeValidator, PlainValidator, Strict
 from typing_extensions import TypedDict
 
 from kineograph import errors
 from kineograph.errors import MAX_FRAMES, InputError
+from kineograph.media.images import memory_label
 from kineograph.options import File, Integer, Number, Text, option
 from kineograph.samplers import BY_NAME
 
@@ -68,16 +70,46 @@ def release(value: Any) -> Any:
     return value.value if isinstance(value, InMemory) else value
 
 
+Seed = Annotated[int, Strict(), Ge(0), Le(MAX_SEED)]
+
 # Any object is held; `media.images.read_image` and `media.footage.open_footage` refuse those of other types and shapes.
 HOLD = PlainValidator(hold, json_schema_input_type=File)
 ImageSource = Annotated[str | Path | Image.Image | np.ndarray | torch.Tensor, HOLD]
 VideoSource = Annotated[str | Path | VideoLike | Images | np.ndarray | torch.Tensor, HOLD]
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt as tensors, in place of a text: `prompt_embeds`.
+
+    tokens  [n d], as the network's cross-attention reads them
+    pooled  [e], for SDXL
+    """
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor | None = None
+
+    def __str__(self) -> str:
+        """Label for settings and messages."""
+        return tensor_label(self.tokens if self.pooled is None else torch.cat([self.tokens.flatten(), self.pooled]))
+
+
+Prompt = str | EncodedPrompt
+
+
+def tensor_label(values: torch.Tensor) -> str:
+    """Return the name of a tensor in memory, for settings and messages."""
+    values = values.detach().float().cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes()).hexdigest()
+    return memory_label("tensor", " x ".join(map(str, values.shape)), digest)
+
+
 class SharedOptions(TypedDict, total=False):
     """Options that every method reads."""
 
-    negative_prompt: Annotated[Text, option("", "Text that the video should not show.")]
+    negative_prompt: Annotated[
+        Text | tuple[Text, ...], option("", "Text that the video should not show; or a list, with one for each prompt.")
+    ]
     prompt_at: Annotated[
         Mapping[LaterFrame, Text],
         option(
@@ -121,12 +153,10 @@ class SharedOptions(TypedDict, total=False):
         option(None, "Width in pixels, a multiple of 8.", ge=1, le=MAX_SIDE, shown_default="the model's"),
     ]
     seed: Annotated[
-        Integer | None,
+        Seed | tuple[Seed, ...] | None,
         option(
             None,
-            "The same seed gives the same video; prompt j of a list has seed + j.",
-            ge=0,
-            le=MAX_SEED,
+            "The same seed gives the same video; prompt j of a list has seed + j, or that of a list of seeds.",
             shown_default="random, and recorded",
         ),
     ]

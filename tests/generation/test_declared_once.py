@@ -20,7 +20,7 @@ OWNER = 'class Text2VideoZeroOptions(TypedDict, total=False):\n    """Options of
 DECLARATION = (
     '    noise_scale: Annotated[Number, option(1.0, "Scale of the noise, from `seed`.", group="Edits", ge=0, le=4)]\n'
 )
-BEFORE = "noise.independent(plan.seed, plan.frames, plan.latent_shape).to(device)"
+BEFORE = "noise.independent(plan.seeds, plan.frames, plan.latent_shape).to(device)"
 USE = f'plan.read(Text2VideoZeroOptions)["noise_scale"] * {BEFORE}'
 SMALL = ("-n", "2", "--steps", "2", "--height", "64", "--width", "64", "--seed", "1", "--device", "cpu")
 

@@ -19,7 +19,7 @@ from models.conftest import sd
 import kineograph as kg
 from kineograph.errors import InputError
 from kineograph.generation import call
-from kineograph.generation.call import StepCallback, as_model, draw_seed
+from kineograph.generation.call import StepCallback, as_model, draw_seeds
 from kineograph.generation.run import Progress
 from kineograph.models.model import Model
 
@@ -206,7 +206,7 @@ def test_a_generator_gives_another_video_at_each_call_and_the_same_again(model: 
     videos, again = three(), three()
     assert len({each.digest for each in videos}) == 3
     assert [each.digest for each in videos] == [each.digest for each in again]
-    seed = draw_seed(torch.Generator().manual_seed(5))
+    seed = draw_seeds(torch.Generator().manual_seed(5))
     assert videos[0].settings["seed"] == seed
     assert videos[0].digest == kg.generate(model, "a fish", seed=seed, **few).digest
 

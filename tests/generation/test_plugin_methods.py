@@ -41,7 +41,7 @@ def run(plan: Plan) -> SamplingRun:
     from kineograph.models.unet.frame_attention import first
 
     sigmas, ratio = plan.sigmas(plan.model.schedule), plan.read(StillLifeOptions)["sameness"]
-    own = noise.partly_shared(ratio, plan.seed, plan.frames, plan.latent_shape, plan.clip)
+    own = noise.partly_shared(ratio, plan.seeds, plan.frames, plan.latent_shape, plan.clip)
     initial = plan.continue_noise(own.to(plan.model.device))
     denoise = bind_model(plan, frame_attention=first).guided
     sampler = plan.adapt_sampler(build_sampler(plan, plan.frames), sigmas)

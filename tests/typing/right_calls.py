@@ -68,6 +68,8 @@ def watch(watched: kg.Model, number: int, timestep: int, tensors: dict[str, torc
 
 assert_type(kg.generate("pocket", "a red fish", video_model="pocket-video"), kg.Video)
 assert_type(kg.generate(model, "a red fish", num_videos_per_prompt=2, progress=False), list[kg.Video])
+kg.generate(model, ["a red fish", "a cat"], seed=(3, 9), negative_prompt=("blurry", ""), generator=None)
+kg.generate(model, prompt_embeds=torch.zeros(1, 77, 768), latents=torch.zeros(1, 8, 4, 64, 64)).save("fish.mp4")
 kg.generate(model, "a red fish", output_type="np", callback_on_step_end=watch, generator=torch.Generator()).mean()
 assert_type(model.to("cuda", torch.float16).load_lora_weights("style.safetensors", 0.5).unload_lora_weights(), kg.Model)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MODELS = {"generate": "pocket", "animate": "pocket-animate", "edit": "pocket-edit"}  # defaults
 MODEL_CONFIG = declared(LoadOptions)["config"].help
+OF_ONE_PROMPT = {"seed": int, "negative_prompt": str}  # options that are lists for several prompts, in a run file
 RUN_FILES = (".yaml", ".yml", ".json")
 
 
@@ -70,6 +71,7 @@ def run_options(command: str) -> dict[str, Option]:
     run = dict(declared(RunOptions))
     run["model"] = run["model"]._replace(shown_default=MODELS[command])
     others = {**second_model_options(), **load_options(), **declared(*DECLARATIONS[command]())}
+    others |= {name: others[name]._replace(type=kind) for name, kind in OF_ONE_PROMPT.items()}
     return {"model": run.pop("model"), "video_model": run.pop("video_model"), **others, **run}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from typing_extensions import Unpack
@@ -16,42 +16,51 @@ from kineograph.generation.call import (
     OutputType,
     as_model,
     check_form,
-    draw_seed,
+    draw_seeds,
+    encoded_prompts,
     reported,
     split_keywords,
     to_output,
 )
 from kineograph.generation.check import check_prompts, complete
-from kineograph.generation.resolve import open_inputs, resolve
+from kineograph.generation.resolve import one_for_each, open_inputs, resolve
 from kineograph.generation.run import run_all
 from kineograph.media.video import Video
 from kineograph.options import declares
-from kineograph.request import ImageSource, VideoSource
+from kineograph.request import ImageSource, Prompt, VideoSource
 
-Prompt = str | Mapping[int, str]  # the text, or texts by frame: the option `prompt_at`
+Text = str | Mapping[int, str]  # the text, or texts by frame: the option `prompt_at`
 
 
 @overload
-def generate(model: ModelOrName, prompt: Prompt, **options: Unpack[GenerateCall]) -> Video: ...
+def generate(model: ModelOrName, prompt: Text, **options: Unpack[GenerateCall]) -> Video: ...
 @overload
 def generate(model: ModelOrName, prompt: list[str], **options: Unpack[GenerateCall]) -> list[Video]: ...
 @overload
 def generate(
-    model: ModelOrName, prompt: Prompt | list[str], *, num_videos_per_prompt: int, **options: Unpack[GenerateCall]
+    model: ModelOrName, prompt: Text | list[str], *, num_videos_per_prompt: int, **options: Unpack[GenerateCall]
 ) -> list[Video]: ...
 @overload
 def generate(
     model: ModelOrName,
-    prompt: Prompt | list[str],
+    prompt: Text | list[str],
     *,
     output_type: OutputType,
     num_videos_per_prompt: int = 1,
     **options: Unpack[GenerateCall],
 ) -> Any: ...
+@overload
+def generate(
+    model: ModelOrName,
+    *,
+    num_videos_per_prompt: int = 1,
+    output_type: OutputType | None = None,
+    **options: Unpack[GenerateCall],
+) -> Any: ...
 @declares(GenerateCall)
 def generate(
     model: ModelOrName,
-    prompt: Prompt | list[str],
+    prompt: Text | list[str] | None = None,
     *,
     num_videos_per_prompt: int = 1,
     output_type: OutputType | None = None,
@@ -59,7 +68,7 @@ def generate(
 ) -> Any:
     """Generate a video from a prompt; for a list of prompts, a list of videos.
 
-    prompt: a text, or texts by frame, `{0: "a calm sea", 24: "a stormy sea"}`; see `prompt_at`.
+    prompt: a text, a list of texts, or texts by frame, `{0: "a calm sea", 24: "a stormy sea"}`; see `prompt_at`.
     model: a model of `load`, or what `load` would take.
     num_videos_per_prompt: above 1 the result is a list of all videos, with seeds one after the other.
     output_type: "np" (float32 [f h w 3] in 0..1), "pt" (float32 [f 3 h w] in 0..1) or "pil" for frames in place of a
@@ -76,7 +85,7 @@ def generate(
 
 
 @overload
-def animate(model: ModelOrName, image: ImageSource, prompt: Prompt, **options: Unpack[AnimateCall]) -> Video: ...
+def animate(model: ModelOrName, image: ImageSource, prompt: Text, **options: Unpack[AnimateCall]) -> Video: ...
 @overload
 def animate(
     model: ModelOrName, image: ImageSource, prompt: list[str], **options: Unpack[AnimateCall]
@@ -85,7 +94,7 @@ def animate(
 def animate(
     model: ModelOrName,
     image: ImageSource,
-    prompt: Prompt | list[str],
+    prompt: Text | list[str],
     *,
     num_videos_per_prompt: int,
     **options: Unpack[AnimateCall],
@@ -94,17 +103,26 @@ def animate(
 def animate(
     model: ModelOrName,
     image: ImageSource,
-    prompt: Prompt | list[str],
+    prompt: Text | list[str],
     *,
     output_type: OutputType,
     num_videos_per_prompt: int = 1,
+    **options: Unpack[AnimateCall],
+) -> Any: ...
+@overload
+def animate(
+    model: ModelOrName,
+    image: ImageSource,
+    *,
+    num_videos_per_prompt: int = 1,
+    output_type: OutputType | None = None,
     **options: Unpack[AnimateCall],
 ) -> Any: ...
 @declares(AnimateCall)
 def animate(
     model: ModelOrName,
     image: ImageSource,
-    prompt: Prompt | list[str],
+    prompt: Text | list[str] | None = None,
     *,
     num_videos_per_prompt: int = 1,
     output_type: OutputType | None = None,
@@ -127,14 +145,14 @@ def animate(
 
 
 @overload
-def edit(model: ModelOrName, video: VideoSource, prompt: Prompt, **options: Unpack[EditCall]) -> Video: ...
+def edit(model: ModelOrName, video: VideoSource, prompt: Text, **options: Unpack[EditCall]) -> Video: ...
 @overload
 def edit(model: ModelOrName, video: VideoSource, prompt: list[str], **options: Unpack[EditCall]) -> list[Video]: ...
 @overload
 def edit(
     model: ModelOrName,
     video: VideoSource,
-    prompt: Prompt | list[str],
+    prompt: Text | list[str],
     *,
     num_videos_per_prompt: int,
     **options: Unpack[EditCall],
@@ -143,17 +161,26 @@ def edit(
 def edit(
     model: ModelOrName,
     video: VideoSource,
-    prompt: Prompt | list[str],
+    prompt: Text | list[str],
     *,
     output_type: OutputType,
     num_videos_per_prompt: int = 1,
+    **options: Unpack[EditCall],
+) -> Any: ...
+@overload
+def edit(
+    model: ModelOrName,
+    video: VideoSource,
+    *,
+    num_videos_per_prompt: int = 1,
+    output_type: OutputType | None = None,
     **options: Unpack[EditCall],
 ) -> Any: ...
 @declares(EditCall)
 def edit(
     model: ModelOrName,
     video: VideoSource,
-    prompt: Prompt | list[str],
+    prompt: Text | list[str] | None = None,
     *,
     num_videos_per_prompt: int = 1,
     output_type: OutputType | None = None,
@@ -180,20 +207,47 @@ def _generate(
 ) -> Any:
     if isinstance(prompt, Mapping):
         prompt, given = _split_keyframes(prompt, given)
-    texts = check_prompts([prompt] if isinstance(prompt, str) else prompt)
     check_form(num_videos_per_prompt, output_type)
-    prompts = [text for text in texts for _ in range(num_videos_per_prompt)]
     call, options = split_keywords(given)
     options = complete(options)
+    texts = _read_prompts(prompt, call)
+    negative = _read_negative_prompts(call, options, len(texts))
+    prompts, negative_prompts = (
+        [each for each in some for _ in range(num_videos_per_prompt)] for some in (texts, negative)
+    )
     if call["generator"] is not None:
         if options["seed"] is not None:
             raise InputError("`seed` and `generator` both choose the noise: give one of them")
-        options["seed"] = draw_seed(call["generator"])
+        options["seed"] = draw_seeds(call["generator"])
     opened = as_model(model)
     second = None if call["video_model"] is None else as_model(call["video_model"], beside=opened)
     with reported(call, opened, len(prompts)) as on_step:
-        videos = run_all(resolve(opened, prompts, options, open_inputs(options), second), on_step)
-    return to_output(videos, output_type, single=isinstance(prompt, str) and num_videos_per_prompt == 1)
+        inputs = open_inputs(options)._replace(latents=() if call["latents"] is None else (call["latents"],))
+        plan = resolve(opened, prompts, options, inputs, second, negative_prompts)
+        videos = run_all(plan, on_step)
+    return to_output(videos, output_type, single=len(prompts) == 1 and (prompt is None or isinstance(prompt, str)))
+
+
+def _read_prompts(prompt: object, call: Mapping[str, Any]) -> Sequence[Prompt]:
+    """Return the texts, or the encoded prompts of `prompt_embeds`."""
+    encoded = encoded_prompts(call)
+    if prompt is None and encoded:
+        return encoded
+    if encoded:
+        raise InputError("`prompt` and `prompt_embeds` say the same: give one of them")
+    if prompt is None:
+        raise InputError("there is no `prompt`: describe the video in a few words, or give `prompt_embeds`")
+    return check_prompts([prompt] if isinstance(prompt, str) else prompt)
+
+
+def _read_negative_prompts(call: Mapping[str, Any], options: Mapping[str, Any], count: int) -> Sequence[Prompt]:
+    """Return the negative prompt of each of `count` prompts."""
+    encoded, texts = encoded_prompts(call, "negative_"), options["negative_prompt"]
+    if encoded and texts:
+        raise InputError("`negative_prompt` and `negative_prompt_embeds` say the same: give one of them")
+    if len(encoded) == 1:
+        return encoded * count
+    return one_for_each(encoded or texts, count, "negative_prompt_embeds" if encoded else "negative_prompt")
 
 
 def _split_keyframes(prompt: Mapping[int, str], given: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -25,12 +25,13 @@ from kineograph.models.loading.components import Pipeline
 from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.options import declared, option, validate
-from kineograph.request import MAX_BATCH
+from kineograph.request import MAX_BATCH, EncodedPrompt
 from kineograph.samplers import Step
 
 OutputType = Literal["np", "pt", "pil"]
 ModelOrName = Model | str | Path | Pipeline
 StepCallback = Callable[[Model, int, int, dict[str, torch.Tensor]], Mapping[str, Any] | None]
+Tensor = InstanceOf[torch.Tensor]
 GROUP = "Call"
 
 
@@ -47,12 +48,51 @@ class CallOptions(TypedDict, total=False):
         ),
     ]
     generator: Annotated[
-        InstanceOf[torch.Generator] | None,
+        InstanceOf[torch.Generator] | Sequence[InstanceOf[torch.Generator]] | None,
         option(
             None,
-            "Generator that the seed is drawn from, so that the next call with it gives another video.",
+            "Generator that the seed is drawn from, so that the next call with it gives another video; or a list, with "
+            "one for each video.",
             group=GROUP,
             recorded=False,
+        ),
+    ]
+    latents: Annotated[
+        Tensor | None,
+        option(
+            None,
+            "Initial noise, standard normal: [b f c h w], one for each video, with one frame, which all frames share, "
+            "or with all; of the first clip.",
+            group=GROUP,
+            recorded=False,
+        ),
+    ]
+    prompt_embeds: Annotated[
+        Tensor | None,
+        option(
+            None,
+            "Encoded prompts in place of `prompt`, [b n d]; a list of videos for more than one.",
+            group=GROUP,
+            recorded=False,
+        ),
+    ]
+    pooled_prompt_embeds: Annotated[
+        Tensor | None,
+        option(None, "Pooled embeddings of the encoded prompts, [b e], for SDXL.", group=GROUP, recorded=False),
+    ]
+    negative_prompt_embeds: Annotated[
+        Tensor | None,
+        option(
+            None,
+            "Encoded negative prompts in place of `negative_prompt`, [b n d], one for each prompt or one for all.",
+            group=GROUP,
+            recorded=False,
+        ),
+    ]
+    negative_pooled_prompt_embeds: Annotated[
+        Tensor | None,
+        option(
+            None, "Pooled embeddings of the encoded negative prompts, [b e], for SDXL.", group=GROUP, recorded=False
         ),
     ]
     on_step: Annotated[
@@ -111,9 +151,29 @@ def as_model(source: object, beside: Model | None = None) -> Model:
     return load(source) if beside is None else load(source, device=beside.device, dtype=beside.dtype)
 
 
-def draw_seed(generator: torch.Generator) -> int:
-    """Return a seed; the next one from this generator is another."""
-    return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+def draw_seeds(generator: torch.Generator | Sequence[torch.Generator]) -> int | tuple[int, ...]:
+    """Return a seed, or one from each generator of a list; the next ones from these generators are others."""
+    if isinstance(generator, torch.Generator):
+        return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
+    return tuple(int(torch.randint(2**31, (1,), generator=each, device=each.device)) for each in generator)
+
+
+def encoded_prompts(call: Mapping[str, Any], prefix: str = "") -> list[EncodedPrompt]:
+    """Return the encoded prompts of a call, none without any. prefix: "negative_" for the negative ones.
+
+    Raises InputError for tensors of other shapes.
+    """
+    names = f"{prefix}prompt_embeds", f"{prefix}pooled_prompt_embeds"
+    tokens, pooled = (call[name] for name in names)
+    if tokens is None:
+        if pooled is not None:
+            raise InputError(f"`{names[1]}` belongs to `{names[0]}`: give both")
+        return []
+    if tokens.ndim != 3 or len(tokens) == 0:
+        raise InputError(f"`{names[0]}` is [b n d], for b prompts, not {[*tokens.shape]}")
+    if pooled is not None and (pooled.ndim != 2 or len(pooled) != len(tokens)):
+        raise InputError(f"`{names[1]}` is [{len(tokens)} e], as many as `{names[0]}`, not {[*pooled.shape]}")
+    return [EncodedPrompt(each, None if pooled is None else pooled[k]) for k, each in enumerate(tokens)]
 
 
 def check_form(num_videos_per_prompt: object, output_type: object) -> None:

@@ -60,7 +60,8 @@ def check(model: Description, video_model: Description | None, options: Mapping[
         if add_on.used(options):
             add_on.check(combination)
     _check_image(combination)
-    _check_negative_prompt(combination)
+    if options["negative_prompt"]:
+        check_guidance(combination, "negative_prompt")
     if names := unused(method, options, with_plugins(GenerateOptions)):
         raise InputError(_explain_unused(names[0], combination.method))
     return combination
@@ -146,11 +147,12 @@ def _check_image(combination: Combination) -> None:
     refuse_unused(options, ["image_scale"], [ImageOptions], f"{combination.model.name} takes no images")
 
 
-def _check_negative_prompt(combination: Combination) -> None:
+def check_guidance(combination: Combination, name: str) -> None:
+    """Raise InputError where guidance is off, for this option, which it reads."""
     options = combination.options
     scales = [options["guidance_scale"], options["video_guidance_scale"] or 0]
-    if options["negative_prompt"] and max(scales) <= 1 and not combination.model.edits:
-        raise InputError("`negative_prompt` does nothing here: `guidance_scale` is 1 or less, which turns guidance off")
+    if max(scales) <= 1 and not combination.model.edits:
+        raise InputError(f"`{name}` does nothing here: `guidance_scale` is 1 or less, which turns guidance off")
 
 
 def _explain_unused(name: str, method: str) -> str:

@@ -70,7 +70,7 @@ def recorded_request(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 def _refuse_inputs_in_memory(settings: Mapping[str, Any]) -> None:
     controls = settings.get("control")
-    given = {"image": settings.get("image"), "video": settings.get("video")}
+    given = {name: settings.get(name) for name in ("prompt", "negative_prompt", "latents", "image", "video")}
     given |= {f"control {kind}": each for kind, each in controls.items()} if isinstance(controls, Mapping) else {}
     if lost := [f"`{name}`, {label}" for name, label in given.items() if is_memory_label(label)]:
         raise InputError(

@@ -9,8 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from kineograph.errors import MAX_FRAMES, InputError, InputWarning
-from kineograph.generation.check import check
+from kineograph.generation.check import check, check_guidance
+from kineograph.latents import Latents
 from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
 from kineograph.methods import instruct_pix2pix, sdedit, text2video_zero
@@ -21,19 +24,33 @@ from kineograph.models.model import Model
 from kineograph.motion import frame_warp, parse
 from kineograph.options import changed, declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
-from kineograph.request import IMAGE_MODEL_FPS, MAX_SEED, NUM_FRAMES, VIDEO_MODEL_FPS, InMemory, release
+from kineograph.request import (
+    IMAGE_MODEL_FPS,
+    MAX_SEED,
+    NUM_FRAMES,
+    VIDEO_MODEL_FPS,
+    EncodedPrompt,
+    InMemory,
+    Prompt,
+    release,
+)
 
 IMAGE_MODEL_SAMPLER = "ddim"
-RESOLVED = ("method", "sampler", "seed", "num_frames", "fps", "height", "width", "strength")  # fields of Plan
+RESOLVED = ("method", "sampler", "num_frames", "fps", "height", "width", "strength")  # fields of Plan
+OF_ONE_VIDEO = ("seed", "negative_prompt")  # options that may differ between the videos of a batch
 MEMORY = 8 * 64 * 64  # latent pixels evaluated together by default: 8 frames of 512 x 512
 
 
 class Inputs(NamedTuple):
-    """The opened inputs of a request. image: the image to start from, or none; edit: the video to edit, or none."""
+    """The opened inputs of a request.
+
+    edit: the video to edit, or none. image: the image to start from, or none. latents: the initial noise, or none.
+    """
 
     controls: tuple[Footage, ...] = ()
     edit: tuple[Footage, ...] = ()
     image: tuple[InputImage, ...] = ()
+    latents: tuple[Latents, ...] = ()
 
     @property
     def footage(self) -> tuple[Footage, ...]:
@@ -122,29 +139,38 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
 
 
 def resolve(
-    model: Model, prompts: Sequence[str], options: Mapping[str, Any], inputs: Inputs, video_model: Model | None = None
+    model: Model,
+    prompts: Sequence[Prompt],
+    options: Mapping[str, Any],
+    inputs: Inputs,
+    video_model: Model | None = None,
+    negative_prompts: Sequence[Prompt] = (),
 ) -> Plan:
-    """Return the plan of one or several prompts.
+    """Return the plan of one or several prompts. negative_prompts: in place of the option, one for each prompt.
 
     Raises InputError for options and models that do not fit, see `check`, and for inputs that cannot be used.
     """
     second = None if video_model is None else describe_model(video_model)
     combination = check(describe_model(model), second, options)
+    if any(isinstance(each, EncodedPrompt) for each in negative_prompts):
+        check_guidance(combination, "negative_prompt_embeds")
     decided = decide(combination, inputs)
-    seed = secrets.randbelow(2**31) if options["seed"] is None else options["seed"]
-    if seed + len(prompts) - 1 > MAX_SEED:
-        raise InputError(f"`seed` is at most {MAX_SEED - len(prompts) + 1} for {len(prompts)} prompts, not {seed}")
+    latent_shape = (len(prompts), *model.latent_shape(decided.height, decided.width))
+    for latents in inputs.latents:
+        _check_latents(latents, latent_shape, decided.num_frames)
     return Plan(
         model=model,
         second_model=() if video_model is None else (video_model,),
         method=combination.method,
         prompts=tuple(prompts),
-        negative_prompt=options["negative_prompt"],
-        seed=seed,
+        negative_prompts=tuple(negative_prompts)
+        or one_for_each(options["negative_prompt"], len(prompts), "negative_prompt"),
+        seeds=_seeds(options["seed"], len(prompts)),
         sampler=options["sampler"] or _default_sampler(combination),
         num_inference_steps=options["num_inference_steps"],
         guidance_scale=options["guidance_scale"],
-        latent_shape=(len(prompts), *model.latent_shape(decided.height, decided.width)),
+        latent_shape=latent_shape,
+        initial_latents=inputs.latents,
         **decided._asdict(),
         chunk_size=options["chunk_size"],
         motion_strength=options["motion_strength"],
@@ -153,6 +179,37 @@ def resolve(
         options=options,
         guide=partial(guide_by_text, options["guidance_scale"]),
     )
+
+
+def _seeds(seed: int | tuple[int, ...] | None, count: int) -> tuple[int, ...]:
+    """Return the seed of each video: consecutive ones after a single one, or a random one."""
+    if isinstance(seed, tuple):
+        return one_for_each(seed, count, "seed")
+    first = secrets.randbelow(2**31) if seed is None else seed
+    if first + count - 1 > MAX_SEED:
+        raise InputError(f"`seed` is at most {MAX_SEED - count + 1} for {count} prompts, not {seed}")
+    return tuple(range(first, first + count))
+
+
+def one_for_each(value: Any, count: int, name: str) -> tuple[Any, ...]:
+    """Return a list of values, one for each video; a single value is that of all."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,) * count
+    if len(values) != count:
+        raise InputError(
+            f"`{name}` has {len(values)} values, and {count} are needed: give one for each prompt or video"
+        )
+    return values
+
+
+def _check_latents(latents: torch.Tensor, shape: Sequence[int], num_frames: int) -> None:
+    """Raise InputError unless these can be the initial noise of a batch."""
+    videos, *cell = shape
+    allowed = [(videos, frames, *cell) for frames in (1, num_frames)]
+    if tuple(latents.shape) not in allowed:
+        raise InputError(
+            f"`latents` are [b f c h w]: {allowed[1]}, or {allowed[0]} for all frames, not {tuple(latents.shape)}; "
+            "those of AnimateDiff in diffusers, [b c f h w], are transposed by latents.transpose(1, 2)"
+        )
 
 
 def _check_keyframes(options: Mapping[str, Any], frames: int) -> None:
@@ -236,7 +293,7 @@ def recorded_options(plan: Plan, kinds: Sequence[type]) -> dict[str, Any]:
     return {
         name: _json_value(values[name], name)
         for name, each in declared(*kinds).items()
-        if each.recorded and values[name] not in unset
+        if each.recorded and name not in OF_ONE_VIDEO and values[name] not in unset
     }
 
 
@@ -254,8 +311,8 @@ def _json_value(value: Any, name: str) -> Any:
 def warn_about(plan: Plan) -> None:
     """Warn of words that the model does not know, a customised subject that no prompt names, and too long a window."""
     model, later = plan.model, [*plan.options["prompt_at"].values(), *plan.options["then"]]
-    prompts = [*plan.prompts, *later]
-    text = " ".join([*prompts, plan.negative_prompt])
+    prompts = [each for each in (*plan.prompts, *later) if isinstance(each, str)]
+    text = " ".join(each for each in (*prompts, *plan.negative_prompts) if isinstance(each, str))
     subject = (model.subject or "").lower().split()
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:
         _warn(f"{model.name} has never seen the words {', '.join(unknown)}")
@@ -271,7 +328,7 @@ def warn_about(plan: Plan) -> None:
 
 def _warn_of_unnamed_subject(model: Model, prompts: Sequence[str]) -> None:
     text = " ".join(" ".join(prompts).lower().split())
-    if model.subject is not None and model.subject.lower() not in text:
+    if model.subject is not None and prompts and model.subject.lower() not in text:
         _warn(
             f"{model.name} was customised to {model.subject!r}, and the prompt does not say that: name it, as in "
             f"'a {model.subject} ...', or leave the adapter out"

@@ -22,7 +22,7 @@ from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.loading.provenance import collect_provenance
 from kineograph.plan import Plan, SamplingRun
-from kineograph.request import SETTINGS_VERSION
+from kineograph.request import SETTINGS_VERSION, tensor_label
 from kineograph.samplers import Step
 
 
@@ -44,8 +44,7 @@ def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
     size = 1 if keeps else plan.options["batch_size"] or default_batch_size(plan)
     videos = list[Video]()
     for number in range(0, len(plan.prompts), size):
-        batch = replace(plan, prompts=plan.prompts[number : number + size], seed=plan.seed + number)
-        batch = replace(batch, latent_shape=(len(batch.prompts), *plan.latent_shape[1:]))
+        batch = plan.part(number, number + size)
         videos += [run_with_files(batch, number, on_step)] if keeps else run(batch, on_step)
     return videos
 
@@ -63,20 +62,20 @@ def run_with_files(plan: Plan, number: int, on_step: OnStep | None = None) -> Vi
 
     number: position of its prompt in the list.
     """
-    settings, (prompt,), then = _settings(plan), plan.prompts, plan.options["then"]
+    settings, then = _settings(plan) | _video_settings(plan, 0), plan.options["then"]
     free = {"clips", "then"} | ({"seed"} if plan.options["seed"] is None else set())
     key = {name: value for name, value in settings.items() if name not in free}
     position = {"position": number} if number else {}  # so that equal prompts of a list are different videos
-    files = ClipFiles.for_settings(plan.options["keep_clips"], {**key, **position, "prompt": prompt})
-    prompts = [vidrd.clip_prompts(plan.prompts, then, clip)[0] for clip in range(plan.options["clips"])]
+    files = ClipFiles.for_settings(plan.options["keep_clips"], {**key, **position})
+    prompts = [str(vidrd.clip_prompts(plan.prompts, then, clip)[0]) for clip in range(plan.options["clips"])]
     with files.lock() as locked:
         if plan.options["seed"] is None and (seed := files.recorded_seed()) is not None:
-            plan, settings = replace(plan, seed=seed), {**settings, "seed": seed}
+            plan = replace(plan, seeds=(seed,))
         clips = files.load(prompts, plan.options["clips"])
         state = clips[-1].state if clips else ClipState()
         for clip in generate_clips(plan, on_step, state, may_continue=lambda clip, num_clips: True):
             if locked:
-                files.save(clip, prompts[clip.state.number - 1], plan.seed)
+                files.save(clip, prompts[clip.state.number - 1], plan.seeds[0])
             clips.append(clip)
     return _videos(plan, settings, clips, on_step)[0]
 
@@ -90,9 +89,19 @@ def _videos(
         passes = [sdedit.second_pass(plan, video, number) for number, video in enumerate(videos)]
         videos = [Video(_join(generate_clips(each, on_step, ClipState()))[0], plan.fps) for each in passes]
     return [
-        replace(video, settings={**settings, "prompt": prompt, "seed": plan.seed + k, "frames_sha256": video.digest})
-        for k, (prompt, video) in enumerate(zip(plan.prompts, videos, strict=True))
+        replace(video, settings={**settings, **_video_settings(plan, k), "frames_sha256": video.digest})
+        for k, video in enumerate(videos)
     ]
+
+
+def _video_settings(plan: Plan, number: int) -> dict[str, Any]:
+    """Return the settings of one video of the batch, as JSON values."""
+    part = plan.part(number, number + 1)
+    (prompt,), (negative_prompt,), (seed,) = part.prompts, part.negative_prompts, part.seeds
+    settings = {"prompt": str(prompt), "negative_prompt": str(negative_prompt), "seed": seed}
+    if part.initial_latents:
+        settings["latents"] = tensor_label(*part.initial_latents)
+    return {name: value for name, value in settings.items() if value != ""}
 
 
 def _join(clips: Iterable[GeneratedClip]) -> np.ndarray:
@@ -123,7 +132,10 @@ def generate_clips(
 
 
 def _bind_inputs(plan: Plan) -> Plan:
-    """Bind the clip's part of the control videos and of the video to edit, and the background smoothing."""
+    """Bind the clip's part of the inputs, and the background smoothing."""
+    if plan.initial_latents and plan.clip == 0:
+        (latents,) = plan.initial_latents
+        plan = replace(plan, continue_noise=lambda own: latents.to(own).expand_as(own))
     if plan.control_footage:
         plan = controlnet.bind_controls(plan)
     if plan.edit_footage:
@@ -146,7 +158,6 @@ def _settings(plan: Plan) -> dict[str, Any]:
     kinds = [each.kind for each in list_controls(plan.read(ControlOptions))]
     settings = {
         "settings_version": SETTINGS_VERSION,
-        "prompt": "",
         **recorded_options(plan, used_kinds(find_method(plan.method), options)),
         "read": read,
         **collect_provenance(plan.model, kinds),

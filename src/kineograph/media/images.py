@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # reading a file does not import torch
 IMAGE_SOURCES = "a path, a PIL image, an array [h w 3], [h w 4] or [h w], or a tensor [3 h w]"
 PIXEL_VALUES = "uint8 from 0 to 255, or floats from 0 to 1"
 ROUNDING = 1e-3  # floats from 0 to 1 may exceed them by this much
-MEMORY_LABEL = re.compile(r"(image|video) in memory \(.*, sha256 [0-9a-f]{16}\)")
+MEMORY_LABEL = re.compile(r"(image|video|tensor) in memory \(.*, sha256 [0-9a-f]{16}\)")
 READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 TRAINING_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ANIMATED_FORMATS = frozenset({"WEBP", "PNG"})  # formats whose further images are further frames
@@ -132,7 +132,7 @@ def unexpected(option: str, expected: str, value: object) -> InputError:
 
 
 def memory_label(kind: str, size: str, digest: str) -> str:
-    """Return the name of an input in memory, for settings and messages. kind: "image" or "video"."""
+    """Return the name of an input in memory, for settings and messages. kind: "image", "video" or "tensor"."""
     return f"{kind} in memory ({size}, sha256 {digest[:16]})"
 
 

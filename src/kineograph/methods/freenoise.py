@@ -98,10 +98,10 @@ def run(plan: Plan) -> SamplingRun:
     from kineograph.models.unet.frame_attention import own
 
     options, model, schedule = plan.read(FreeNoiseOptions), plan.model, plan.model.schedule
-    sigmas, stride, (videos, c, h, w) = plan.sigmas(schedule), options["window_stride"], plan.latent_shape
+    sigmas, stride, (_, c, h, w) = plan.sigmas(schedule), options["window_stride"], plan.latent_shape
     ratio, shape = model.temporal.noise_ratio if model.temporal else 0.0, (1, c, h, w)
     reorder = partial(noise_order, plan.frames, plan.window, stride)
-    orders = [(plan.seed + j, reorder(partial(permute_by_seed, plan.seed + j, stride))) for j in range(videos)]
+    orders = [(seed, reorder(partial(permute_by_seed, seed, stride))) for seed in plan.seeds]
     own_noise = torch.cat([noise.partly_shared(ratio, *order, shape, plan.clip) for order in orders])
     noise_at = [noise.partly_shared_per_sigma(ratio, *order, shape) for order in orders]
     initial = plan.continue_noise(own_noise.to(model.device))

@@ -132,12 +132,11 @@ def second_pass(plan: Plan, video: Video, number: int) -> Plan:
     options = plan.read(RefinementOptions)
     (height, width), strength = parse_size(options["refine_size"]), options["refine_strength"]
     return replace(
-        plan,
-        prompts=(plan.prompts[number],),
-        seed=plan.seed + number,
+        plan.part(number, number + 1),
         height=height,
         width=width,
         latent_shape=(1, *plan.model.latent_shape(height, width)),
+        initial_latents=(),
         start_footage=(open_footage(video),) if strength < 1 else (),
         strength=strength,
     )

@@ -158,7 +158,7 @@ def run(plan: Plan) -> SamplingRun:
         return SamplingRun(len(sigmas), initial, sampler(denoise, x, sigmas))
     renoise_to, warp_at = paper_sigmas(plan.latent_shape, highest=sigmas[0])
     sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
-    initial = plan.continue_noise(noise.independent(plan.seed, plan.frames, plan.latent_shape).to(device))
+    initial = plan.continue_noise(noise.independent(plan.seeds, plan.frames, plan.latent_shape).to(device))
     denoise = pin_first_frame(plan, denoise, initial)
     steps = sample(
         plan.skip_overwritten(denoise, sigmas),
@@ -176,13 +176,13 @@ def run(plan: Plan) -> SamplingRun:
 def _noise_of_followers(plan: Plan) -> tuple[Latents, Sequence[int]]:
     """Return the initial noise, and the frame number whose sampler noise each frame gets."""
     if plan.read(Text2VideoZeroOptions)["noise"] == "independent":
-        return noise.independent(plan.seed, plan.frames, plan.latent_shape), plan.frames
+        return noise.independent(plan.seeds, plan.frames, plan.latent_shape), plan.frames
     frames = [plan.frames.start] * len(plan.frames)
-    return noise.shared(plan.seed, plan.frames, plan.latent_shape, plan.clip), frames
+    return noise.shared(plan.seeds, plan.frames, plan.latent_shape, plan.clip), frames
 
 
 def _camera_warp(plan: Plan) -> Warp:
-    return frame_warp(parse(plan.camera), frames=len(plan.frames), seed=plan.seed)
+    return frame_warp(parse(plan.camera), frames=len(plan.frames), seed=plan.seeds)
 
 
 def check(combination: Combination) -> None:

@@ -323,7 +323,7 @@ def run(plan: Plan) -> SamplingRun:
     sigmas, bound = plan.sigmas(model.schedule), bind_model(plan, frame_attention=first)
     denoise_cond = bound.bind_cond()
     ratio = options["shared_noise"]
-    own_noise = noise.partly_shared(ratio, plan.seed, plan.frames, plan.latent_shape, plan.clip).to(model.device)
+    own_noise = noise.partly_shared(ratio, plan.seeds, plan.frames, plan.latent_shape, plan.clip).to(model.device)
     initial = plan.continue_noise(own_noise)
     steps = sample(
         pin_first_frame(plan, bound.guided, initial),
@@ -345,7 +345,7 @@ def bind_video_model(plan: Plan) -> Refine:
     model, (video,), options = plan.model, plan.second_model, plan.read(VideoElevatorOptions)
     shape = (len(plan.prompts), *video.latent_shape(plan.height, plan.width))
     name = "lcm" if video.temporal is not None and video.temporal.sampler == "lcm" else "ddim"
-    noise_at = noise.per_sigma(plan.seed, plan.frames, shape)
+    noise_at = noise.per_sigma(plan.seeds, plan.frames, shape)
     refine = refine_with_video_model(
         _bind_video_prompts(video, plan, name),
         BY_NAME[name].spacing(video.schedule.sigmas, plan.num_inference_steps),
@@ -392,7 +392,7 @@ def _bind_renoise(plan: Plan, denoise_cond: Denoise, initial: Latents) -> Renois
     if options["renoise"] == "same-noise":
         return noise_again(lambda sigma: initial)
     if options["renoise"] == "fresh-noise":
-        return noise_again(noise.per_sigma(plan.seed, plan.frames, plan.latent_shape))
+        return noise_again(noise.per_sigma(plan.seeds, plan.frames, plan.latent_shape))
     to_lowest = [*(sigma for sigma in plan.sigmas(schedule) if sigma > lowest), lowest]
     if options["drift_correction"]:
         return invert(denoise_cond, to_lowest)

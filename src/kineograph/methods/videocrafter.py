@@ -98,10 +98,10 @@ def run(plan: Plan) -> SamplingRun:
     model = plan.model
     sigmas = plan.sigmas(model.schedule)
     ratio = 0.0 if model.temporal is None else model.temporal.noise_ratio
-    own_noise = noise.partly_shared(ratio, plan.seed, plan.frames, plan.latent_shape, plan.clip).to(model.device)
+    own_noise = noise.partly_shared(ratio, plan.seeds, plan.frames, plan.latent_shape, plan.clip).to(model.device)
     initial = plan.continue_noise(own_noise)
     denoise = pin_first_frame(plan, bind_model(plan, frame_attention=own).guided, initial)
-    noise_at = noise.partly_shared_per_sigma(ratio, plan.seed, plan.frames, plan.latent_shape)
+    noise_at = noise.partly_shared_per_sigma(ratio, plan.seeds, plan.frames, plan.latent_shape)
     sampler = plan.adapt_sampler(BY_NAME[plan.sampler].sampler(noise_at), sigmas)
     start = plan.start_noise(initial, sigmas[0])
     return SamplingRun(len(sigmas), initial, sample(denoise, start, sigmas, sampler=sampler))

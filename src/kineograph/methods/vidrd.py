@@ -23,6 +23,7 @@ from kineograph.latents import Latents
 from kineograph.noise import mix
 from kineograph.options import File, Integer, Number, Text, option, refuse_unused
 from kineograph.plan import AddOn, Combination, Plan, SamplingRun
+from kineograph.request import Prompt
 from kineograph.samplers import Sampler, Step
 
 MAX_CLIPS = 1024
@@ -183,7 +184,7 @@ def continue_clip(plan: Plan, state: ClipState) -> Plan:
     )
 
 
-def clip_prompts(prompts: tuple[str, ...], then: Sequence[str], clip: int) -> tuple[str, ...]:
+def clip_prompts(prompts: tuple[Prompt, ...], then: Sequence[str], clip: int) -> tuple[Prompt, ...]:
     """Return the prompts of a clip, one for each video: their own in the first clip, those of `then` afterwards."""
     return (then[min(clip, len(then)) - 1],) * len(prompts) if clip and then else prompts
 

@@ -17,11 +17,12 @@ from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.conditioning import text_encoder
-from kineograph.models.conditioning.condition import Condition
+from kineograph.models.conditioning.condition import Condition, stack_encoded
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.description import ANY_CONTROL, check_size, describe_model
 from kineograph.models.formats.lora import lora_names, named_networks
+from kineograph.models.hooks import execution_device
 from kineograph.models.loading.controlnets import OpenControlNet
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
@@ -40,6 +41,7 @@ from kineograph.models.unet.windows import (
 from kineograph.models.vae import autoencoder
 from kineograph.models.vae.autoencoder import PixelFrames
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
+from kineograph.request import Prompt
 
 VIDEO_MODEL_FPS = 8.0
 
@@ -186,7 +188,7 @@ class Model:
     @torch.no_grad()
     def prompt(
         self,
-        texts: Sequence[str],
+        texts: Sequence[Prompt],
         *,
         size: tuple[int, int] | None = None,
         clip_skip: int | None = None,
@@ -209,10 +211,17 @@ class Model:
             return replace(condition, embedding=rate)
         return replace(condition, embedding=torch.cat([condition.embedding, rate.to(condition.embedding)], dim=1))
 
-    def _encode_text(self, texts: Sequence[str], size: tuple[int, int] | None, clip_skip: int) -> Condition:
-        if self.net.image_unet.config.addition_embed_type is None:
-            return Condition(text_encoder.encode_text(self.text_encoders[0], texts, clip_skip))
-        tokens, pooled = text_encoder.encode_text_sdxl(self.text_encoders, texts, clip_skip)
+    def _encode_text(self, texts: Sequence[Prompt], size: tuple[int, int] | None, clip_skip: int) -> Condition:
+        is_sdxl = self.net.image_unet.config.addition_embed_type is not None
+        words = [text for text in texts if isinstance(text, str)]
+        if (encoded := stack_encoded(texts, self.net.image_unet)) is not None:
+            tokens, pooled = encoded
+        elif is_sdxl:
+            tokens, pooled = text_encoder.encode_text_sdxl(self.text_encoders, words, clip_skip)
+        else:
+            tokens, pooled = text_encoder.encode_text(self.text_encoders[0], words, clip_skip), None
+        if pooled is None:
+            return Condition(tokens)
         if self.force_zeros_for_empty_prompt:
             not_empty = torch.tensor([bool(text) for text in texts], device=tokens.device)
             tokens, pooled = tokens * not_empty[:, None, None], pooled * not_empty[:, None]
@@ -295,7 +304,7 @@ class Model:
 
     def _refuse_moved(self) -> None:
         """Raise InputError if the networks were moved for another model, see `to`."""
-        found = self.net.image_unet.device.type, self.net.image_unet.dtype
+        found = execution_device(self.net.image_unet).type, self.net.image_unet.dtype
         if found != (self.device.type, self.dtype):
             raise InputError(
                 f"the networks of this model were moved to {found[0]}, {str(found[1]).removeprefix('torch.')}: use the "

@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from jaxtyping import Float
 from torch import Tensor
 
+from kineograph.errors import InputError
 from kineograph.latents import Latents
+from kineograph.request import EncodedPrompt, Prompt
 
 # (scaled latents z, timestep, numbers of the frames in z, keys and values of earlier frames in this evaluation) ->
 # one residual for each skip connection, and one for the middle block, frames folded into the batch; or None for none
@@ -43,6 +46,30 @@ class Condition:
     residuals: Residuals | None = None
     channels: Float[Tensor, "b f k h w"] | None = None
     down_tokens: Float[Tensor, "b n d"] | None = None
+
+
+def stack_encoded(prompts: Sequence[Prompt], network: UNet2DConditionModel) -> tuple[Tensor, Tensor | None] | None:
+    """Return tokens [b n d] and SDXL's pooled embeddings [b e] of prompts that are encoded; None for texts.
+
+    Raises InputError for tensors that the network does not read.
+    """
+    encoded = [each for each in prompts if isinstance(each, EncodedPrompt)]
+    if not encoded:
+        return None
+    place = {"device": network.device, "dtype": network.dtype}
+    tokens = torch.stack([each.tokens for each in encoded]).to(**place)
+    if (width := network.config.cross_attention_dim) != tokens.shape[-1]:
+        raise InputError(
+            f"`prompt_embeds` are [b n {width}] for this model, not {[*tokens.shape]}: encode the prompt with the text "
+            "encoder of the model"
+        )
+    pooled = [each.pooled for each in encoded if each.pooled is not None]
+    if bool(pooled) != (network.config.addition_embed_type is not None):
+        raise InputError(
+            "`pooled_prompt_embeds` belong to `prompt_embeds` of SDXL models, and only to those; so do "
+            "`negative_pooled_prompt_embeds`"
+        )
+    return tokens, torch.stack(pooled).to(**place) if pooled else None
 
 
 def interpolate_conditions(keyframes: Mapping[int, Condition], frames: Sequence[int]) -> Condition:
