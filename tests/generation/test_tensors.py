@@ -86,9 +86,9 @@ def test_a_list_of_another_length_is_refused(model: Model, options: dict[str, An
 
 def test_an_encoded_prompt_gives_the_video_of_its_text(model: Model, usual: kg.Video) -> None:
     encoded = model.prompt(["a fish", "a dog"]).tokens
-    video = kg.generate(model, prompt_embeds=encoded[:1], seed=3, **FEW)
-    assert np.array_equal(video.frames, usual.frames)
-    assert "tensor in memory" in video.settings["prompt"]
+    made = kg.generate(model, prompt_embeds=encoded[:1], seed=3, **FEW)
+    assert np.array_equal(made.frames, usual.frames)
+    assert "tensor in memory" in made.settings["prompt"]
     two = kg.generate(model, prompt_embeds=encoded, seed=3, **FEW)
     assert len(two) == 2 and close(two[0], usual)
     without = kg.generate(model, "a fish", negative_prompt="a dog", seed=3, **FEW)
@@ -101,7 +101,7 @@ def test_sdxl_takes_the_pooled_embedding_too() -> None:
     model = kg.load(pipe)
     tokens, negative, pooled, negative_pooled = pipe.encode_prompt("a fish")
     usual = kg.generate(model, "a fish", seed=3, **FEW)
-    video = kg.generate(
+    made = kg.generate(
         model,
         prompt_embeds=tokens,
         pooled_prompt_embeds=pooled,
@@ -110,7 +110,7 @@ def test_sdxl_takes_the_pooled_embedding_too() -> None:
         seed=3,
         **FEW,
     )
-    assert close(video, usual)
+    assert close(made, usual)
     with pytest.raises(InputError, match="`pooled_prompt_embeds` belong to `prompt_embeds` of SDXL"):
         kg.generate(model, prompt_embeds=tokens, **FEW)
 
