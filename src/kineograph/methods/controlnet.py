@@ -1,4 +1,6 @@
-"""ControlNet: maps of a control video, such as edges or poses, guide the frames (Zhang et al. 2023).
+"""ControlNet and T2I-Adapter: maps of a control video, such as edges or poses, guide the frames.
+
+Source: ControlNet (Zhang et al. 2023); T2I-Adapter (Mou et al. 2023).
 
 The residuals enter through the condition, so any method that binds conditions of an image network takes them.
 """
@@ -24,8 +26,9 @@ from kineograph.request import InMemory, VideoSource, hold, release
 
 if TYPE_CHECKING:
     from kineograph.media.footage import Footage
-    from kineograph.models.conditioning.condition import Condition
+    from kineograph.models.conditioning.condition import Condition, Residuals
     from kineograph.models.unet.controlnet import ControlEmbedding, VideoControlNet
+    from kineograph.models.unet.t2i_adapter import VideoT2IAdapter
 
 
 MAP_SUFFIX = "-map"
@@ -108,6 +111,7 @@ def bind_controls(plan: Plan) -> Plan:
     """
     from kineograph.models.unet.controlnet import bind_controlnet, sum_residuals
     from kineograph.models.unet.frame_attention import first, own
+    from kineograph.models.unet.t2i_adapter import VideoT2IAdapter, bind_t2i_adapter
 
     options, model = plan.read(ControlOptions), plan.model
     controls = list_controls(options)
@@ -117,26 +121,29 @@ def bind_controls(plan: Plan) -> Plan:
         for net, control, footage in zip(nets, controls, plan.control_footage, strict=True)
     ]
 
+    scope: dict[str, Any] = {
+        "scale": options["controlnet_conditioning_scale"],
+        "start": options["control_guidance_start"],
+        "end": options["control_guidance_end"],
+        "timesteps": len(model.schedule.sigmas),
+    }
+
+    def bind(net: VideoControlNet | VideoT2IAdapter, condition: Condition, embedding: ControlEmbedding) -> Residuals:
+        if isinstance(net, VideoT2IAdapter):
+            return bind_t2i_adapter(embedding, **scope)
+        attention = first if model.temporal is None else own
+        return bind_controlnet(net, model.net.image_condition(condition), embedding, frame_attention=attention, **scope)
+
     def add_control(condition: Condition) -> Condition:
-        residuals = [
-            bind_controlnet(
-                net,
-                model.net.image_condition(condition),
-                embedding,
-                frame_attention=first if model.temporal is None else own,
-                scale=options["controlnet_conditioning_scale"],
-                start=options["control_guidance_start"],
-                end=options["control_guidance_end"],
-                timesteps=len(model.schedule.sigmas),
-            )
-            for net, embedding in zip(nets, embeddings, strict=True)
-        ]
+        residuals = [bind(net, condition, each) for net, each in zip(nets, embeddings, strict=True)]
         return replace(plan.add_conditions(condition), residuals=sum_residuals(*residuals))
 
     return replace(plan, add_conditions=add_control)
 
 
-def _embed_maps(net: VideoControlNet, control: Control, footage: Footage, plan: Plan) -> ControlEmbedding:
+def _embed_maps(
+    net: VideoControlNet | VideoT2IAdapter, control: Control, footage: Footage, plan: Plan
+) -> ControlEmbedding:
     """Embed the maps of the clip's frames, a few frames in memory at a time."""
     from kineograph.media.annotators import load_annotator
     from kineograph.media.footage import stack_in_chunks
@@ -144,7 +151,8 @@ def _embed_maps(net: VideoControlNet, control: Control, footage: Footage, plan: 
     maps: Iterator[np.ndarray] = islice(footage.frames(plan.height, plan.width), plan.frames.start, plan.frames.stop)
     if not control.ready:
         maps = map(load_annotator(control.kind, control.annotator or None, plan.model.device), maps)
-    return torch.cat([net.embed(_to_tensor(chunk)) for chunk in stack_in_chunks(maps, plan.chunk_size)])
+    embedded = [net.embed(_to_tensor(chunk)) for chunk in stack_in_chunks(maps, plan.chunk_size)]
+    return [torch.cat(parts) for parts in zip(*embedded, strict=True)]
 
 
 def _to_tensor(frames: np.ndarray) -> Tensor:

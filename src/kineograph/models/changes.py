@@ -16,6 +16,7 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats.lora import load_lora, read_learned_words, remove_loras
+from kineograph.models.hooks import is_offloaded, refuse_offloaded
 from kineograph.models.loading.components import quiet_loading
 from kineograph.models.loading.controlnets import move_controlnet
 from kineograph.models.model import Model
@@ -26,8 +27,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def place(networks: Iterable[nn.Module], placement: Placement) -> None:
-    """Move networks to a device and dtype, in place."""
+    """Move networks to a device and dtype, in place; those of a live pipeline whose hooks move them stay."""
     for network in networks:
+        if is_offloaded(network):
+            continue
         network.to(placement.device)
         if getattr(network, "dtype", None) != placement.dtype:
             network.to(placement.dtype)
@@ -54,6 +57,7 @@ def move(
             device = each
         else:
             raise InputError(f"a model moves to a device, a dtype or both, as in model.to('cuda'), not to {each!r}")
+    refuse_offloaded(model.networks, "a model whose networks are offloaded cannot move")
     placement = choose_placement(model.device if device is None else device, model.dtype if dtype is None else dtype)
     warn_of_slow_dtype(placement)
     image_encoder = None if model.image_encoder is None else model.image_encoder.network
@@ -93,6 +97,7 @@ def remove_loras_from_model(model: Model) -> Model:
 
 def _with_own_layers(model: Model) -> Model:
     """Return the model with layers of its own, which have the same weights: changes of layers leave the other as is."""
+    refuse_offloaded(model.networks, "LoRAs cannot change a model whose networks are offloaded")
     encoders = tuple(TextEncoder(each.tokenizer, _copy_layers(each.network)) for each in model.text_encoders)
     return replace(model, net=_copy_layers(model.net), text_encoders=encoders)
 

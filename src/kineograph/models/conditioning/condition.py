@@ -1,7 +1,8 @@
 """Conditioning inputs of a network, grouped by where they enter.
 
 Text is `tokens`; an image for image-to-video or an IP-Adapter is `image_tokens`; a frame rate and SDXL's sizes are
-`embedding`; ControlNet is `residuals`; InstructPix2Pix's image is `channels`. A new kind of input takes one of these.
+`embedding`; ControlNet and T2I-Adapter are `residuals`; InstructPix2Pix's image is `channels`. A new kind of input
+takes one of these.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from kineograph.latents import Latents
 from kineograph.request import EncodedPrompt, Prompt
 
 # (scaled latents z, timestep, numbers of the frames in z, keys and values of earlier frames in this evaluation) ->
-# one residual for each skip connection, and one for the middle block, frames folded into the batch; or None for none
-Residuals = Callable[[Latents, Tensor, Sequence[int], Any], tuple[list[Tensor], Tensor] | None]
+# what is added inside the network (`unet.forward.AddedResiduals`), frames folded into the batch; or None for nothing
+Residuals = Callable[
+    [Latents, Tensor, Sequence[int], Any], tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]] | None
+]
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value, so a Condition equals only itself
@@ -34,7 +37,7 @@ class Condition:
     image_scale   factor on the attention to image tokens, beside the IP-Adapter's own scale
     embedding     [b e], or [b f e] when every frame has its own: added to the embedding of the timestep; for a video
                   model with a frame-rate condition, its last number is frames per second
-    residuals     called with the network's own inputs; added to its skip connections
+    residuals     called with the network's own inputs; added to its skip connections and blocks
     channels      [b f k h w]: concatenated to the latents' channels
     down_tokens   [b n d]: read by the down and mid blocks in place of `tokens`
     """

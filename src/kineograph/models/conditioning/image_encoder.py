@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
+from diffusers.models.embeddings import (
+    ImageProjection,
+    IPAdapterFullImageProjection,
+    MultiIPAdapterImageProjection,
+)
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
+from kineograph.models.hooks import execution_device
 from kineograph.models.unet import cross_attention
 
 Images = Float[Tensor, "b 3 H W"]
@@ -28,6 +34,10 @@ Resize = Callable[[Images, int], ResizedImages]
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PENULTIMATE, LAST = -2, -1
 GREY = (0.5, 0.5, 0.5)
+FACE_ID = (
+    "an IP-Adapter FaceID, which reads the embedding of a face by insightface and is not supported: take "
+    "ip-adapter-plus-face, which reads an image"
+)
 
 
 def stretch_to_square(images: Images, side: int) -> ResizedImages:
@@ -91,8 +101,7 @@ class ImageEncoder:
 
     def _normalize(self, images: ResizedImages) -> Tensor:
         mean, std = (torch.tensor(each, device=images.device).view(3, 1, 1) for each in (self.mean, self.std))
-        weight = next(self.network.parameters())
-        return ((images - mean) / std).to(weight.device, weight.dtype)
+        return ((images - mean) / std).to(execution_device(self.network), self.network.dtype)
 
     @torch.no_grad()
     def _states(self, pixels: Tensor, projection: nn.Module) -> Tensor:
@@ -100,6 +109,36 @@ class ImageEncoder:
         if isinstance(projection, ImageProjection):
             return self.network(pixels).image_embeds
         return self.network(pixels, output_hidden_states=True).hidden_states[self.layer][:, : self.num_states]
+
+
+def check_image_encoder(unet: UNet2DConditionModel, encoder: ImageEncoder | None, name: str) -> None:
+    """Raise InputError unless an image encoder gives what the IP-Adapters on a U-Net read.
+
+    name: of the IP-Adapter, for the message.
+    """
+    if encoder is None:
+        raise InputError(f"{name} has no image encoder: load it with one, `image_encoder_folder` of load_ip_adapter")
+    config = encoder.network.config
+    for layer in image_projections(unet):
+        if "FaceID" in type(layer).__name__:
+            raise InputError(f"{name} is {FACE_ID}")
+        what, reads, gives = "hidden states", _read_width(layer), config.hidden_size
+        if isinstance(layer, ImageProjection):
+            what, gives = "embeddings", config.projection_dim
+        if reads != gives:
+            raise InputError(
+                f"{name} reads {what} {reads} wide, and its image encoder gives {gives}: put the encoder there that it "
+                "was made with (ViT-H, 1280 and 1024 wide, for most; ViT-bigG, 1664 and 1280, for ip-adapter_sdxl)"
+            )
+
+
+def _read_width(projection: Any) -> int:
+    """Return the channels of the states that an IP-Adapter's projection reads."""
+    if isinstance(projection, ImageProjection):
+        return int(projection.image_embeds.in_features)
+    if isinstance(projection, IPAdapterFullImageProjection):
+        return int(projection.ff.net[0].proj.in_features)
+    return int(projection.proj_in.in_features)
 
 
 def image_projections(unet: UNet2DConditionModel) -> list[nn.Module]:

@@ -19,14 +19,16 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from transformers.utils import logging as transformers_logging
 
 from kineograph.errors import InputError
-from kineograph.models.conditioning.image_encoder import ImageEncoder
+from kineograph.models.conditioning.image_encoder import ImageEncoder, check_image_encoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import animatediff, modelscope
 from kineograph.models.formats.lora import named_networks
 from kineograph.models.formats.tensor_files import preview_names
+from kineograph.models.hooks import refuse_any_hooks, refuse_unused_hooks
 from kineograph.models.loading import video_folder
 from kineograph.models.temporal.adapters import MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.temporal_layers import TemporalLayers
+from kineograph.models.unet.supported_layers import check_attention_processors
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
 
@@ -43,6 +45,16 @@ EXPECTED_CLASSES = {
     "text_encoder": ("CLIPTextModel",),
 }
 TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWithProjection)}
+PIPELINE_NETWORKS = (
+    "unet", "vae", "text_encoder", "text_encoder_2", "image_encoder", "controlnet", "adapter", "motion_adapter",
+    "safety_checker",
+)  # fmt: skip
+# switched on by enable_... on a pipeline -> what to do
+PIPELINE_FEATURES = {
+    "free_noise": "disable_free_noise(), and take `method` freenoise",
+    "free_init": "disable_free_init() first",
+}
+FREEU = ("s1", "s2", "b1", "b2")
 READ_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 
 Config = Mapping[str, Any]
@@ -106,18 +118,38 @@ def components_from_pipeline(pipeline: Pipeline) -> Components:
     """
     parts = pipeline.components
     refuse_other_families({part: (None, type(parts.get(part)).__name__) for part in EXPECTED_CLASSES}, "this pipeline")
+    _check_switched_on(pipeline)
     suffixes = [suffix for suffix in ("", "_2") if f"tokenizer{suffix}" in parts]
     encoders = [TextEncoder(parts[f"tokenizer{suffix}"], parts[f"text_encoder{suffix}"]) for suffix in suffixes]
     unet, temporal = _split_unet(parts["unet"])
+    image_encoder = ImageEncoder(parts["image_encoder"]) if parts.get("image_encoder") else None
+    if unet.config.encoder_hid_dim_type == "ip_image_proj":
+        check_image_encoder(unet, image_encoder, "the IP-Adapter of this pipeline")
     return Components(
         unet=unet,
         vae=parts["vae"],
         text_encoders=tuple(encoders),
         scheduler=dict(parts["scheduler"].config),
         force_zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
-        image_encoder=ImageEncoder(parts["image_encoder"]) if parts.get("image_encoder") else None,
+        image_encoder=image_encoder,
         temporal=temporal,
     )
+
+
+def _check_switched_on(pipeline: Pipeline) -> None:
+    """Raise InputError for what a live pipeline has or has switched on, and that would be left out here."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and name not in PIPELINE_NETWORKS:
+            raise InputError(f"this pipeline has a {name} of the kind {type(part).__name__}, which is not supported")
+    for feature, advice in PIPELINE_FEATURES.items():
+        if getattr(pipeline, f"{feature}_enabled", False):
+            raise InputError(f"{feature} of this pipeline does nothing here: {advice}")
+    unet = pipeline.components["unet"]
+    if type(unet).__name__ in VIDEO_UNETS:
+        refuse_any_hooks(unet, "the video network of this pipeline")
+    else:
+        refuse_unused_hooks(unet, "the U-Net of this pipeline")
+    check_attention_processors(unet)
 
 
 def components_from_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Components:
@@ -220,6 +252,9 @@ def _split_unet(unet: nn.Module) -> tuple[UNet2DConditionModel, TemporalLayers |
     if convert is None:
         return unet, None
     net = convert(unet)
+    for block, own in zip(net.image_unet.up_blocks, unet.up_blocks, strict=True):
+        for name in FREEU:
+            setattr(block, name, getattr(own, name, None))
     return net.image_unet, net.temporal
 
 

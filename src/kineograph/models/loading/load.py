@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
+from torch import nn
+
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
@@ -14,6 +16,7 @@ from kineograph.models.changes import place, warn_of_slow_dtype
 from kineograph.models.conditioning.textual_inversion import list_textual_inversions, load_textual_inversion
 from kineograph.models.formats.lora import list_loras, load_lora, read_learned_words
 from kineograph.models.formats.tensor_files import read_tensors
+from kineograph.models.hooks import execution_device, refuse_offloaded
 from kineograph.models.loading.adapters import load_customised_adapter, load_motion_adapter
 from kineograph.models.loading.components import (
     INDEX,
@@ -111,9 +114,11 @@ def _choose_placement(request: Request) -> Placement:
     dtype = request.options["torch_dtype"] if dtype is None else dtype
     if not isinstance(request.source, Pipeline):
         return choose_placement(device, dtype)
-    unet = request.source.components["unet"]
+    networks = {name: each for name, each in request.source.components.items() if isinstance(each, nn.Module)}
+    unet = networks["unet"]
     if device is None and dtype is None:
-        return Placement(unet.device, unet.dtype, "as the pipeline is")
+        return Placement(execution_device(unet), unet.dtype, "as the pipeline is")
+    refuse_offloaded(networks, "`device` and `dtype` do nothing for a pipeline whose networks are offloaded")
     return choose_placement(device or unet.device, dtype or unet.dtype)
 
 
@@ -151,6 +156,9 @@ def _add_motion_module(components: Components, request: Request) -> Components:
 def _add_adapters(components: Components, request: Request) -> Components:
     """Add the IP-Adapter, LoRAs, textual inversions and Still-Moving's adapters, in this order."""
     source, options, hub_options = request.source, request.options, request.hub
+    given = [name for name in ("ip_adapter", "lora", "textual_inversion", "adapter") if options[name]]
+    if given:
+        refuse_offloaded(components.networks, f"`{given[0]}` cannot change a pipeline whose networks are offloaded")
     if options["ip_adapter"] is not None:
         components = load_ip_adapter(components, options["ip_adapter"], hub_options)
     loras = list_loras(options["lora"])
@@ -206,8 +214,10 @@ def _build_model(
     components: Components, controls: Mapping[str, OpenControlNet], request: Request, placement: Placement
 ) -> Model:
     """Place the components and return them as a model."""
-    place((*components.networks.values(), components.vae, *components.other_networks), placement)
-    vae = prevent_overflow(components.vae)
+    place((*components.networks.values(), *components.other_networks), placement)
+    if not isinstance(request.source, Pipeline) or request.options["dtype"] is not None:
+        place([components.vae], placement)  # that of a live pipeline may have a dtype of its own
+    vae, decoder = prevent_overflow(components.vae), components.temporal_decoder
     return Model(
         net=components.net,
         vae=vae,
@@ -222,7 +232,8 @@ def _build_model(
         vocabulary=_vocabulary(request.source, components),
         image_encoder=components.image_encoder,
         controls=controls,
-        temporal_decoder=components.temporal_decoder and components.temporal_decoder.to(vae.device, vae.dtype),
+        temporal_decoder=components.temporal_decoder
+        and components.temporal_decoder.to(execution_device(vae), vae.dtype),
         subject=components.subject,
         learned_words=components.learned_words,
     )

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.conditioning.condition import Condition, Residuals
+from kineograph.models.hooks import execution_device, onload
 from kineograph.models.unet.cross_attention import TokenKeyValues, project_tokens
-from kineograph.models.unet.forward import LayerInputs, down_block, embed_time, mid_block
+from kineograph.models.unet.forward import AddedResiduals, LayerInputs, down_block, embed_time, mid_block
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, group_frames, own
 from kineograph.models.unet.supported_layers import check_unet_config
 
 ControlMaps = Float[Tensor, "f 3 H W"]
-ControlEmbedding = Float[Tensor, "f d h w"]
+ControlEmbedding = list[Float[Tensor, "f _ _ _"]]  # one tensor of a ControlNet, one a down block of a T2I-Adapter
 ControlResiduals = tuple[list[Tensor], Tensor]  # of each skip connection, and of the mid block's output
 
 
@@ -44,7 +45,7 @@ class VideoControlNet(nn.Module):
         """Embed control maps, values from 0 to 1, at the latents' size: the same for all noise levels."""
         net = self.controlnet
         ordered = maps.flip(1) if net.config.controlnet_conditioning_channel_order == "bgr" else maps
-        return net.controlnet_cond_embedding(ordered.to(net.device, net.dtype))
+        return [net.controlnet_cond_embedding(ordered.to(execution_device(net), net.dtype))]
 
     def forward(
         self,
@@ -64,10 +65,11 @@ class VideoControlNet(nn.Module):
         cache may be the U-Net's, which then drops what no frame reads any more.
         """
         net, numbers = self.controlnet, list(range(z.shape[1]) if frames is None else frames)
+        onload(net)
         key_values = project_tokens(net, condition) if key_values is None else key_values
         temb = embed_time(net, timestep, condition.embedding, len(z), numbers)
         inputs = LayerInputs(temb, key_values, group_frames(frame_attention, numbers, cache), cache)
-        x = net.conv_in(z.flatten(0, 1).to(net.dtype)) + control.repeat(len(z), 1, 1, 1)
+        x = net.conv_in(z.flatten(0, 1).to(net.dtype)) + control[0].repeat(len(z), 1, 1, 1)
         skips = [x]
         for block in net.down_blocks:
             x = down_block(block, x, skips, inputs)
@@ -101,28 +103,37 @@ def bind_controlnet(
 
     def residuals(
         z: Latents, timestep: Tensor, frames: Sequence[int], cache: KeyValueCache | None
-    ) -> ControlResiduals | None:
-        if not start <= 1 - float(timestep) / timesteps <= end:
+    ) -> AddedResiduals | None:
+        if not is_active(timestep, start, end, timesteps):
             return None
         skips, mid = net(
-            z, timestep, condition, control[list(frames)],
+            z, timestep, condition, [control[0][list(frames)]],
             frame_attention=frame_attention, frames=frames, cache=cache, key_values=key_values,
         )  # fmt: skip
-        return (skips, mid) if scale == 1 else ([scale * each for each in skips], scale * mid)
+        if scale != 1:
+            skips, mid = [scale * each for each in skips], scale * mid
+        return AddedResiduals(skips, [mid])
 
     return residuals
+
+
+def is_active(timestep: Tensor, start: float, end: float, timesteps: int) -> bool:
+    """Return True for a timestep with control; see `bind_controlnet`."""
+    return start <= 1 - float(timestep) / timesteps <= end
 
 
 def sum_residuals(*controls: Residuals) -> Residuals:
-    """Return the residuals of several ControlNets, summed."""
+    """Return the residuals of several ControlNets and T2I-Adapters, summed."""
 
     def residuals(
         z: Latents, timestep: Tensor, frames: Sequence[int], cache: KeyValueCache | None
-    ) -> ControlResiduals | None:
+    ) -> AddedResiduals | None:
         active = [each for control in controls if (each := control(z, timestep, frames, cache)) is not None]
-        if not active:
-            return None
-        skips, mids = zip(*active, strict=True)
-        return [sum(each[1:], each[0]) for each in zip(*skips, strict=True)], sum(mids[1:], mids[0])
+        return AddedResiduals(*(_sum_lists([each for each in place if each]) for place in zip(*active, strict=True)))
 
     return residuals
+
+
+def _sum_lists(lists: list[Sequence[Tensor]]) -> list[Tensor]:
+    """Return the sums of the first tensors of all lists, of the second, and so on."""
+    return [sum(each[1:], each[0]) for each in zip(*lists, strict=True)]

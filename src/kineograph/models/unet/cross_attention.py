@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 from kineograph.models.conditioning.condition import Condition
+from kineograph.models.hooks import execution_device, onload
 from kineograph.models.unet.frame_attention import multi_head_attention, project_output
 from kineograph.models.unet.supported_layers import (
     IP_ADAPTER_PROCESSORS,
@@ -49,7 +50,8 @@ def project_image_tokens(
     """
     if unet.config.encoder_hid_dim_type != "ip_image_proj":
         raise InputError("nothing on this U-Net reads images: load an IP-Adapter on it first")
-    tokens = unet.encoder_hid_proj([each.to(unet.device, unet.dtype) for each in embeddings])
+    onload(unet)
+    tokens = unet.encoder_hid_proj([each.to(execution_device(unet), unet.dtype) for each in embeddings])
     return torch.cat([each.flatten(1, 2) for each in tokens], dim=1)
 
 
@@ -60,9 +62,10 @@ def project_tokens(net: Any, condition: Condition) -> TokenKeyValues:
     Raises InputError for image tokens that no IP-Adapter reads, and for unsupported attention processors.
     """
     check_attention_processors(net)
-    up_tokens, images = condition.tokens.to(net.device, net.dtype), condition.image_tokens
+    onload(net)
+    up_tokens, images = condition.tokens.to(execution_device(net), net.dtype), condition.image_tokens
     down_tokens = up_tokens if condition.down_tokens is None else condition.down_tokens.to(up_tokens)
-    images = None if images is None else images.to(net.device, net.dtype)
+    images = None if images is None else images.to(up_tokens)
     key_values: TokenKeyValues = {}
     for name, block in transformer_blocks(net):
         layer, tokens = block.attn2, up_tokens if name.startswith("up_blocks") else down_tokens

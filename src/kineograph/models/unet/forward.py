@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention import BasicTransformerBlock, _chunked_feed_forward
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.utils.torch_utils import apply_freeu
 from torch import Tensor, nn
 
 from kineograph.errors import InputError
+from kineograph.models.hooks import execution_device
 from kineograph.models.temporal.temporal_layers import AfterLayer
 from kineograph.models.unet.cross_attention import TokenKeyValues, cross_attend
 from kineograph.models.unet.frame_attention import FrameGroups, KeyValueCache, attend_frames, group_frames, own
@@ -49,6 +50,19 @@ def apply_norm(norm: nn.Module, x: Tensor, frames: int) -> Tensor:
 def call_directly(stage: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Call a stage without gradient checkpointing."""
     return stage(*arguments)
+
+
+class AddedResiduals(NamedTuple):
+    """Tensors that are added inside a U-Net, frames folded into the batch; what is empty adds nothing.
+
+    skips   to each skip connection (ControlNet)
+    mid     to the output of the mid block: one, or none (ControlNet)
+    blocks  to each down block, and to the mid block if there is one more (T2I-Adapter)
+    """
+
+    skips: Sequence[Tensor] = ()
+    mid: Sequence[Tensor] = ()
+    blocks: Sequence[Tensor] = ()
 
 
 class LayerInputs(NamedTuple):
@@ -91,37 +105,43 @@ class LayerInputs(NamedTuple):
         return self._replace(temb=temb, groups=group_frames(own, range(frames), None))
 
 
-def forward_unet(
-    unet: UNet2DConditionModel, z: Tensor, residuals: tuple[list[Tensor], Tensor] | None, inputs: LayerInputs
-) -> Tensor:
-    """Return a U-Net's raw output for frames folded into the batch.
-
-    residuals: what ControlNets add to each skip connection, and to the output of the mid block.
-    """
+def forward_unet(unet: UNet2DConditionModel, z: Tensor, residuals: AddedResiduals, inputs: LayerInputs) -> Tensor:
+    """Return a U-Net's raw output for frames folded into the batch."""
     x = inputs.call_stage(inputs.after, unet.conv_in, unet.conv_in(z), inputs.frames)
-    skips = [x]
+    skips, to_blocks = [x], iter(residuals.blocks)
     for block in unet.down_blocks:
-        x = down_block(block, x, skips, inputs)
+        x = down_block(block, x, skips, inputs, next(to_blocks, None))
         inputs = inputs.match_frames(x)
     if unet.mid_block is not None:
         x = mid_block(unet.mid_block, x, inputs)
-    if residuals is not None:
-        skips = [skip + added.to(skip) for skip, added in zip(skips, residuals[0], strict=True)]
-        x = x + residuals[1].to(x)
+    for added in (*to_blocks, *residuals.mid):
+        x = x + added.to(x)
+    if residuals.skips:
+        skips = [skip + added.to(skip) for skip, added in zip(skips, residuals.skips, strict=True)]
     for block in unet.up_blocks:
         x = up_block(block, x, skips, inputs)
         inputs = inputs.match_frames(x)
     return unet.conv_out(unet.conv_act(inputs.norm(unet.conv_norm_out, x, inputs.frames)))
 
 
-def down_block(block: Block, x: Tensor, skips: list[Tensor], inputs: LayerInputs) -> Tensor:
-    """Apply a down block; append the skip connections to `skips`."""
+def down_block(
+    block: Block, x: Tensor, skips: list[Tensor], inputs: LayerInputs, added: Tensor | None = None
+) -> Tensor:
+    """Apply a down block; append the skip connections to `skips`.
+
+    added: added before downsampling in a block with transformers, after it in others, as diffusers adds the features of
+    a T2I-Adapter; the skip connection there has it too.
+    """
     for resnet, transformer in _stages(block):
         x = inputs.call_stage(_stage, resnet, transformer, x, inputs)
         skips.append(x)
+    if added is not None and hasattr(block, "attentions"):
+        x = skips[-1] = x + added.to(x)
     for downsample in block.downsamplers or ():
         x = inputs.after(downsample, downsample(x), inputs.frames)
         skips.append(x)
+    if added is not None and not hasattr(block, "attentions"):
+        x = skips[-1] = x + added.to(x)
     return x
 
 
@@ -176,7 +196,10 @@ def _transformer_block(block: BasicTransformerBlock, x: Tensor, inputs: LayerInp
     x = attend_frames(block.attn1, block.norm1(x), inputs.groups, inputs.cache) + x
     x = cross_attend(block.attn2, block.norm2(x), inputs.key_values[block.attn2], inputs.groups.frames) + x
     x = inputs.after(block.attn2, x, inputs.frames)
-    return block.ff(block.norm3(x)) + x
+    normed = block.norm3(x)
+    if block._chunk_size is not None:  # of `enable_forward_chunking`
+        return _chunked_feed_forward(block.ff, normed, block._chunk_dim, block._chunk_size) + x
+    return block.ff(normed) + x
 
 
 def _as_tokens(x: Tensor) -> Tensor:
@@ -200,7 +223,7 @@ def embed_time(
     if (embedding is None) != (net.config.addition_embed_type is None):
         has, wants = ("no", "one") if embedding is None else ("an", "none")
         raise InputError(f"the condition has {has} embedding, this network takes {wants}: SDXL takes one, SD does not")
-    timesteps = torch.as_tensor(timestep, device=net.device).expand(videos).repeat_interleave(len(frames))
+    timesteps = torch.as_tensor(timestep, device=execution_device(net)).expand(videos).repeat_interleave(len(frames))
     temb = net.time_embedding(net.time_proj(timesteps).to(net.dtype))
     if embedding is None:
         return temb

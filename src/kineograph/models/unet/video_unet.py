@@ -13,13 +13,21 @@ from torch import Tensor, nn
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.conditioning.condition import Condition
+from kineograph.models.hooks import onload
 from kineograph.models.temporal import adapters
 from kineograph.models.temporal.adapters import AdapterScale, MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.layers import AttentionPolicy, frames_to_plane, plane_to_frames
 from kineograph.models.temporal.temporal_layers import AfterLayer, TemporalLayers
 from kineograph.models.unet import cross_attention
 from kineograph.models.unet.cross_attention import TokenKeyValues
-from kineograph.models.unet.forward import CallStage, LayerInputs, call_directly, embed_time, forward_unet
+from kineograph.models.unet.forward import (
+    AddedResiduals,
+    CallStage,
+    LayerInputs,
+    call_directly,
+    embed_time,
+    forward_unet,
+)
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, drop_unread, group_frames, own
 from kineograph.models.unet.supported_layers import check_resnet_config, check_unet_config
 from kineograph.models.unet.windows import AttentionWindows, one_window
@@ -125,6 +133,7 @@ class VideoUNet(nn.Module):
                 f"got {len(z)} videos and a condition for {len(condition.tokens)}: give each its own, or one for all"
             )
         groups = group_frames(frame_attention, numbers, cache)
+        onload(unet)
         self.check_motion_scale(motion_scale)
         key_values = self.project_tokens(condition) if key_values is None else key_values
         embedding, fps = self._split_embedding(condition.embedding)
@@ -139,7 +148,8 @@ class VideoUNet(nn.Module):
             if self.motion_adapter is not None and not adapters.is_off(motion_scale):
                 policy = policy._replace(project=self.motion_adapter.bind(self.temporal, motion_scale))
             inputs = self._temporal_inputs(self.temporal, fps, inputs, policy, spatial_scale)
-        residuals = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, cache)
+        added = condition.residuals and condition.residuals(z, torch.as_tensor(timestep), numbers, cache)
+        residuals = AddedResiduals(*(added or ()))
         x = forward_unet(unet, _add_channels(z, condition.channels, numbers).to(unet.dtype), residuals, inputs)
         if cache is not None:
             drop_unread(cache, groups)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
+from kineograph.models.hooks import copy_network
 
 PixelFrames = Float[Tensor, "b f 3 H W"]
 PIXELS_PER_CHUNK = 512 * 512
@@ -62,10 +62,10 @@ def check_finite(frames: PixelFrames, numbers: range) -> None:
 def prevent_overflow(vae: AutoencoderKL) -> AutoencoderKL:
     """Return the VAE in float32 if it overflows in float16, as SDXL's does and any with force_upcast.
 
-    It is copied then, so that an open pipeline keeps its own.
+    It is copied then, so that an open pipeline keeps its own. Raises InputError for one that is offloaded in parts.
     """
     overflows = vae.dtype == torch.float16 and vae.config.force_upcast
-    return copy.deepcopy(vae).float() if overflows else vae
+    return copy_network(vae).float() if overflows else vae
 
 
 def same_latent_space(one: AutoencoderKL, other: AutoencoderKL) -> bool:

@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
+from kineograph.models.hooks import onload
 from kineograph.models.temporal.layers import TemporalConv, ensure_gradient
 from kineograph.models.unet.windows import overlapping_windows
 from kineograph.models.vae.autoencoder import decode_per_frame, split_frames
@@ -80,6 +81,7 @@ class TemporalDecoder(nn.Module):
         """
         if z.shape[1] == 1:
             return decode_per_frame(vae, z, size)
+        onload(vae)
         if self.config.joint_norms:
             return self._decode_windows(vae, z)
         return self._decode(vae, (part for _, part in split_frames(z, size)), apply_streaming)
