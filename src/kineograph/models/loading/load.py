@@ -232,8 +232,7 @@ def _build_model(
         vocabulary=_vocabulary(request.source, components),
         image_encoder=components.image_encoder,
         controls=controls,
-        temporal_decoder=components.temporal_decoder
-        and components.temporal_decoder.to(execution_device(vae), vae.dtype),
+        temporal_decoder=decoder and decoder.to(execution_device(vae), vae.dtype),
         subject=components.subject,
         learned_words=components.learned_words,
     )
