@@ -57,10 +57,12 @@ def test_an_empty_prompt_is_zeros_with_force_zeros_for_empty_prompt(sdxl_pipelin
     assert replace(model, force_zeros_for_empty_prompt=False).prompt([""]).tokens.any()
 
 
-def test_a_prompt_beyond_the_limit_is_refused_with_its_length(model) -> None:
-    model.prompt(["abc " * 25])  # a letter is a token here: exactly what fits
-    with pytest.raises(InputError, match="has 76 tokens and the model reads at most 75"):
-        model.prompt(["a fish", "abc " * 25 + "d"])
+def test_a_prompt_beyond_the_limit_has_another_chunk(model) -> None:
+    assert model.prompt(["abc " * 25]).tokens.shape[1] == 77  # a letter is a token here: exactly what fits
+    tokens = model.prompt(["a fish", "abc " * 25 + "d"]).tokens
+    assert tokens.shape[1] == 2 * 77
+    expected = model.prompt(["a fish", "abc " * 25, "d", ""]).tokens
+    torch.testing.assert_close(tokens, torch.stack([expected[[0, 3]].flatten(0, 1), expected[[1, 2]].flatten(0, 1)]))
 
 
 def test_a_clip_skip_beyond_the_number_of_layers_is_refused(model) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from torch import Tensor
 
 from kineograph import hub
@@ -53,10 +54,15 @@ def load_textual_inversion(
         raise InputError(f"the model already knows the word {word!r}: choose another, as {{'<mine>': {file.name!r}}}")
     for encoder, rows in zip(encoders, embeddings, strict=True):
         tokens = [word, *(f"{word}_{number}" for number in range(1, len(rows)))]
-        encoder.tokenizer.add_tokens(tokens)
+        encoder.tokenizer.add_tokens([AddedToken(each, single_word=_is_plain(each)) for each in tokens])
         encoder.network.resize_token_embeddings(len(encoder.tokenizer), mean_resizing=False)
         table = encoder.network.get_input_embeddings().weight.data
         table[encoder.tokenizer.convert_tokens_to_ids(tokens)] = rows.to(table)
+
+
+def _is_plain(word: str) -> bool:
+    """Return True for a word of letters at both ends, such as `style`, which is no part of other words: "lifestyle"."""
+    return word[0].isalnum() and word[-1].isalnum()
 
 
 def _read_embeddings(file: Path) -> tuple[str, list[Tensor]]:

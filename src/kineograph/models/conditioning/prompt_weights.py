@@ -1,0 +1,160 @@
+r"""Weights in prompts, as in A1111's web interface and ComfyUI: `(word:1.3)`, `(word)`, `[word]`, `\(`, BREAK.
+
+This module reads text alone; `text_encoder` applies the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from kineograph.errors import InputError
+
+PromptWeights = Literal["a1111", "comfyui", "off"]
+
+ROUND, SQUARE = 1.1, 1 / 1.1  # factors of (word) and [word]
+MAX_WEIGHT = 1000
+NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+MARKS = {
+    "a1111": re.compile(rf"(?P<escaped>\\[()\[\]\\])|:\s*(?P<weight>{NUMBER})\s*\)|[()\[\]]|(?P<break>\bBREAK\b)"),
+    "comfyui": re.compile(rf"(?P<escaped>\\[()])|:\s*(?P<weight>{NUMBER})\s*\)|[()]"),
+}
+NETWORK = re.compile(r"<(?P<kind>lora|lyco|hypernet):(?P<name>[^:<>]+)(?P<rest>(?::[^<>]*)?)>")
+SCHEDULED = re.compile(rf"(?<!\\)\[[^\[\]]*:\s*{NUMBER}\s*\]|(?<!\\)\[[^\[\]]*\|[^\[\]]*\]")
+OTHER_SYNTAX = {  # marks of other programs -> what they mean there
+    re.compile(r"\bAND\b(?=.*[a-z])", re.DOTALL): "AND, which combines prompts in A1111",
+    re.compile(r"\{[^{}]*\|[^{}]*\}"): "{a|b}, a random choice in other programs",
+    re.compile(r"\b__[\w/*-]+__\b"): "__name__, a wildcard of other programs",
+    re.compile(r"\bembedding:\w"): "embedding:name, a textual inversion in ComfyUI: write its word alone",
+    re.compile(r"(\w\w|\))(\+\++|--+)(?=[\s,.)]|$)"): "word++, a weight in compel: write (word:1.21)",
+}
+
+
+class WeightedText(NamedTuple):
+    """A part of a prompt, and the weight of its tokens."""
+
+    text: str
+    weight: float
+
+
+class _Part:
+    """A part of a prompt while it is read. fixed: its weight is a number that outer brackets do not change."""
+
+    def __init__(self, text: str) -> None:
+        self.text, self.weight, self.fixed = text, 1.0, False
+
+
+def parse(prompt: str, weights: PromptWeights = "a1111") -> list[list[WeightedText]]:
+    r"""Return the parts of a prompt with their weights, in one list for each section between BREAKs.
+
+    a1111: `(word)` is a factor of 1.1, `[word]` one of 1/1.1 and `(word:1.3)` one of 1.3; nested factors multiply, an
+    unclosed bracket lasts to the end, and `\` escapes a bracket. comfyui: `[`, `]` and BREAK are text, as is an
+    unclosed bracket, and the number of `(word:1.3)` is the weight itself, also inside other brackets. off: all is text.
+    Source: documentation of A1111's and ComfyUI's prompts. It never raises.
+
+    >>> parse("a ((big)) [red] (fish:1.5)")[0][1]
+    WeightedText(text='big', weight=1.2100000000000002)
+    """
+    if weights == "off":
+        return [[WeightedText(prompt, 1.0)]]
+    sections, parts, opened = [list[_Part]()], list[_Part](), {"(": list[int](), "[": list[int]()}
+
+    def add(text: str) -> None:
+        parts.append(_Part(text))
+        sections[-1].append(parts[-1])
+
+    def close(bracket: str, factor: float, *, fix: bool = False) -> None:
+        start = opened[bracket].pop()
+        parts[start].text = ""
+        for part in parts[start:]:
+            if not part.fixed:
+                part.weight, part.fixed = part.weight * factor, fix
+
+    end = 0
+    for mark in MARKS[weights].finditer(prompt):
+        add(prompt[end : mark.start()])
+        end, text, found = mark.end(), mark[0], mark.groupdict()
+        if found["escaped"]:
+            add(text[1:])
+        elif found.get("break"):
+            sections.append([])
+        elif text in opened:
+            opened[text].append(len(parts))
+            add(text)
+        elif found["weight"] and opened["("]:
+            close("(", float(found["weight"]), fix=weights == "comfyui")
+        elif text == ")" and opened["("]:
+            close("(", ROUND)
+        elif text == "]" and opened["["]:
+            close("[", SQUARE)
+        else:
+            add(text)
+    add(prompt[end:])
+    if weights == "a1111":
+        for bracket, factor in (("(", ROUND), ("[", SQUARE)):
+            while opened[bracket]:
+                close(bracket, factor)
+    return [list(_merge(section)) for section in sections]
+
+
+def _merge(parts: Sequence[_Part]) -> Iterator[WeightedText]:
+    """Join neighbours of equal weight."""
+    for weight, equal in groupby((each for each in parts if each.text), key=lambda each: each.weight):
+        yield WeightedText("".join(each.text for each in equal), weight)
+
+
+def plain_text(prompt: str, weights: PromptWeights) -> str:
+    """Return a prompt without brackets, weights and BREAK."""
+    return " ".join("".join(part.text for part in section) for section in parse(prompt, weights))
+
+
+def check_weights(prompt: str, weights: PromptWeights) -> None:
+    """Raise InputError for what A1111 reads in a prompt and Kineograph does not, and for too large a weight."""
+    if weights == "off":
+        return
+    as_text = "to have all of the prompt read as text, take `prompt_weights` off"
+    if loras := take_loras(prompt)[1]:
+        name, scale = loras[0]
+        raise InputError(
+            f"the prompt names the LoRA {name!r}, and a LoRA is loaded with the model: take it out of the prompt, and "
+            f"call load(..., lora=({name + '.safetensors'!r}, {scale:g})) or model.load_lora_weights(...); on the "
+            f"command line `lora_folder` says where it is; {as_text}"
+        )
+    if weights == "a1111" and (scheduled := SCHEDULED.search(prompt)):
+        raise InputError(
+            f"the prompt has {scheduled[0]!r}, which A1111 changes from step to step; that is not supported: write the "
+            f"words of one step, or `prompt_at` for later frames; {as_text}"
+        )
+    for text, weight in (part for section in parse(prompt, weights) for part in section):
+        if not abs(weight) <= MAX_WEIGHT:
+            raise InputError(
+                f"a weight in a prompt is at most {MAX_WEIGHT}, and that of {text.strip()!r} is {weight:g}"
+            )
+
+
+def take_loras(prompt: str) -> tuple[str, list[tuple[str, float]]]:
+    """Return a prompt without its `<lora:name:scale>` and `<lyco:name:scale>`, and their names and scales.
+
+    Raises InputError for hypernetworks, and for anything but one scale.
+
+    >>> take_loras("a cat <lora:style:0.8>")
+    ('a cat', [('style', 0.8)])
+    """
+    loras = [(each["name"].strip(), _scale(each)) for each in NETWORK.finditer(prompt)]
+    return NETWORK.sub("", prompt).strip() if loras else prompt, loras
+
+
+def _scale(network: re.Match[str]) -> float:
+    if network["kind"] == "hypernet":
+        raise InputError(f"the prompt names a hypernetwork, {network[0]}: they are not supported, leave it out")
+    numbers = {each.strip() for each in network["rest"].split(":")[1:]} or {"1"}
+    if len(numbers) > 1 or not re.fullmatch(NUMBER, number := numbers.pop()):
+        raise InputError(f"the prompt has {network[0]}: expected <{network['kind']}:NAME:SCALE>, with one number")
+    return float(number)
+
+
+def other_syntax(prompt: str, weights: PromptWeights) -> list[str]:
+    """Return the marks of other programs in a prompt that are read as text."""
+    return [] if weights == "off" else [meaning for mark, meaning in OTHER_SYNTAX.items() if mark.search(prompt)]
