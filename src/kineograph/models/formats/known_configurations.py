@@ -25,22 +25,37 @@ CHECKPOINT_PARTS = {
     "VAE": ("first_stage_model.",),
     "text encoder": ("cond_stage_model.", "conditioner."),
 }
-# part of a tensor's name -> the kind of file that it is found in, with advice
-FILE_KINDS = {
-    "lora_": "a LoRA: load the model it was made for, and pass this as `lora`",
-    "_lora.": "a LoRA: load the model it was made for, and pass this as `lora`",
-    "hada_": "a LoHa, which is not supported: a LoRA is",
-    "lokr_": "a LoKr, which is not supported: a LoRA is",
-    "control_model.": "a ControlNet: load a model, and pass this as `controlnet`",
-    "string_to_param": "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
-    "emb_params": "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
-    "double_blocks.": "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
-    "joint_blocks.": "a transformer (SD3 or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
-    "motion_modules.": "motion modules without an image model: load an image model, and pass this as `motion_module`",
-    "image_proj.": "an IP-Adapter: load the model it was made for, and pass this as `ip_adapter`",
-    "down_blocks.": "one network in diffusers' layout: pass the folder of the whole pipeline",
-    "decoder.": "a VAE: load a model, and pass this as `vae`",
-    UNET: "a U-Net alone",
+# parts of tensors' names that a kind of file has, all of them -> the kind, with advice; the first one that fits
+FILE_KINDS: dict[tuple[str, ...], str] = {
+    ("lora_controlnet",): "a Control-LoRA: load a model, and pass this as `controlnet`",
+    ("lllite_",): "a ControlLLLite, which is not supported: take a ControlNet or a T2I-Adapter",
+    ("motion_modules.", "controlnet_"): "a SparseCtrl, which is not supported: take a ControlNet",
+    ("temporal_attentions.",): "layers of HotShot-XL, which is not supported: take AnimateDiff's motion modules for SDXL",
+    ("control_add_embedding.",): "a ControlNet-Union, which is not supported: take a ControlNet for one kind of control",
+    ("base_to_ctrl",): "a ControlNet-XS, which is not supported: take a ControlNet",
+    ("enc_zero_convs",): "a ControlNet-XS, which is not supported: take a ControlNet",
+    ("controlnet_x_embedder.",): "a ControlNet for Flux: expected one for a model of the SD 1.x, 2.x or SDXL family",
+    ("controlnet_blocks.",): "a ControlNet for a transformer (SD3 or alike): expected one for SD 1.x, 2.x or SDXL",
+    ("style_embedding",): "a T2I style adapter, which is not supported: an IP-Adapter takes the style of an image",
+    ("spatial_feat_mapping",): "a fuser of CoAdapters, which is not supported: load the T2I-Adapters themselves",
+    ("body.", "block1."): "a T2I-Adapter: load a model, and pass this as `controlnet`",
+    ("lora_",): "a LoRA: load the model it was made for, and pass this as `lora`",
+    ("_lora.",): "a LoRA: load the model it was made for, and pass this as `lora`",
+    ("hada_",): "a LoHa: load the model it was made for, and pass this as `lora`",
+    ("lokr_",): "a LoKr: load the model it was made for, and pass this as `lora`",
+    ("control_model.",): "a ControlNet: load a model, and pass this as `controlnet`",
+    ("zero_convs.", "input_hint_block."): "a ControlNet: load a model, and pass this as `controlnet`",
+    ("controlnet_down_blocks.",): "a ControlNet: load a model, and pass this as `controlnet`",
+    ("string_to_param",): "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
+    ("emb_params",): "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
+    ("double_blocks.",): "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
+    ("joint_blocks.",): "a transformer (SD3 or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
+    ("motion_modules.",): "motion modules without an image model: load an image model, and pass this as "
+    "`motion_module`",
+    ("image_proj.",): "an IP-Adapter: load the model it was made for, and pass this as `ip_adapter`",
+    ("down_blocks.",): "one network in diffusers' layout: pass the folder of the whole pipeline",
+    ("decoder.",): "a VAE: load a model, and pass this as `vae`",
+    (UNET,): "a U-Net alone",
 }
 SCHEDULER = {
     "num_train_timesteps": 1000,
@@ -121,7 +136,8 @@ def refuse_partial_checkpoint(path: Path, checkpoint: Tensors) -> None:
 
 def describe_tensors(tensors: Tensors) -> str:
     """Return the probable kind of a file, inferred from tensor names, and some of the names, for error messages."""
-    kind = next((kind for part, kind in FILE_KINDS.items() if any(part in name for name in tensors)), "")
+    names = "\n".join(tensors)
+    kind = next((kind for parts, kind in FILE_KINDS.items() if all(part in names for part in parts)), "")
     looks = f"It looks like {kind}. " if kind else ""
     return f"{looks}Its {len(tensors)} tensors are called {preview_names(tensors)}"
 
