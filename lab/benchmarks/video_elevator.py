@@ -9,8 +9,7 @@ import argparse
 import json
 import statistics
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from unittest import mock
 
 import numpy as np
 
-from kineograph import Video, generate, load
+from kineograph import generate, load
 from kineograph.denoise import Denoise
 from kineograph.latents import Latents
 from kineograph.media.files import replace_atomically
@@ -26,10 +25,10 @@ from kineograph.methods import video_elevator
 from kineograph.methods.video_elevator import Correct, correct_drift
 from kineograph.models.model import Model
 from kineograph.samplers import Step
+from kineograph_lab.studies.sample import GenerateVideo, count_evaluations
 
 RELEASED = "released code's evaluations"
 REQUEST = {"num_frames": 8, "num_inference_steps": 50, "seed": 0}
-GenerateVideo = Callable[[], Video]
 
 
 def correct_drift_as_released(denoise: Denoise) -> Correct:
@@ -57,21 +56,6 @@ def variants(image: Model, video: Model) -> dict[str, GenerateVideo]:
         "here, drift made up for": corrected,
         RELEASED: mock.patch.object(video_elevator, "correct_drift", correct_drift_as_released)(corrected),
     }
-
-
-def count_evaluations(models: Sequence[Model], generate_video: GenerateVideo) -> tuple[float, np.ndarray]:
-    """Return the evaluations per frame by all models, where classifier-free guidance counts twice, and the frames."""
-    evaluated = Counter[str]()
-    hooks = [
-        model.net.image_unet.conv_in.register_forward_pre_hook(
-            lambda _, arguments: evaluated.update(frames=len(arguments[0]))
-        )
-        for model in models
-    ]
-    frames = generate_video().frames.astype(float)
-    for hook in hooks:
-        hook.remove()
-    return evaluated["frames"] / len(frames), frames
 
 
 def time_videos(videos: Mapping[str, GenerateVideo], repeats: int) -> dict[str, list[float]]:
@@ -108,7 +92,7 @@ def measure_rows(repeats: int) -> list[Row]:
             evaluations=evaluations,
             seconds=statistics.median(times[name]),
             share=statistics.median(a / b for a, b in zip(times[name], times[RELEASED], strict=True)),
-            difference=float(np.abs(frames - counts[RELEASED][1]).mean()),
+            difference=float(np.abs(np.subtract(frames, counts[RELEASED][1], dtype=float)).mean()),
         )
         for name, (evaluations, frames) in counts.items()
     ]

@@ -16,7 +16,8 @@ def reproduce(
     paper: Annotated[
         str,
         typer.Argument(
-            help="The paper: text2video-zero, videocrafter1, video-elevator, vidrd, still-moving.",
+            help="The paper: text2video-zero, videocrafter1, video-elevator, vidrd, still-moving; or long-videos: "
+            "FreeNoise, sliding windows and VidRD compared.",
             show_default=False,
         ),
     ],

@@ -11,6 +11,7 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.media.metadata import settings_id
 from kineograph.models.loading.provenance import collect_provenance
 from kineograph.models.model import Model
+from kineograph_lab.studies.freenoise import long_videos as freenoise_videos
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.report import Report, StudyReport, write_report
 from kineograph_lab.studies.still_moving import baselines, motion_scales
@@ -40,6 +41,7 @@ PAPERS: Mapping[str, Sequence[MakeStudy]] = {
         baselines.customisation_study, baselines.customisation_ablation, motion_scales.motion_scale_study,
         motion_scales.space_time_motion_scale_study,
     ),
+    "long-videos": (freenoise_videos.three_methods_study,),
 }  # fmt: skip
 MODELS = {
     "text2video-zero": "pocket",
@@ -47,6 +49,7 @@ MODELS = {
     "video-elevator": "pocket",
     "vidrd": "pocket-video",
     "still-moving": "pocket-video",
+    "long-videos": "pocket-video",
 }
 CASES, QUICK_CASES = 100, 10
 RESULTS = Path("docs/results")

@@ -1,7 +1,9 @@
-"""Generated videos of a case, with the settings that the studies of video models share, and their latents."""
+"""Generated videos of a case, with the settings that the studies of video models share, their latents and their cost."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -25,6 +27,7 @@ from kineograph_lab.studies.protocol import Case
 
 ImageArray = UInt8[np.ndarray, "1 H W 3"]  # of another size than the video
 DecodedFrames = UInt8[np.ndarray, "f H W 3"]  # of latents of another height and width
+GenerateVideo = Callable[[], Video]
 FPS, FRAMES, SCALE, STEPS = 8.0, 16, 5.0, 25
 
 
@@ -69,3 +72,18 @@ def sample_latents(model: Model, case: Case, *, steps: int = STEPS) -> Latents:
 def decode_frames(model: Model, x0: Latents) -> DecodedFrames:
     """Decode the latents [1 f c h w] of a video."""
     return Video.from_tensor(model.decode(x0)[0]).frames
+
+
+def count_evaluations(models: Sequence[Model], generate_video: GenerateVideo) -> tuple[float, Frames]:
+    """Return the evaluations per frame by all models, where classifier-free guidance counts twice, and the frames."""
+    evaluated = Counter[str]()
+    hooks = [
+        model.net.image_unet.conv_in.register_forward_pre_hook(
+            lambda _, arguments: evaluated.update(frames=len(arguments[0]))
+        )
+        for model in models
+    ]
+    frames = generate_video().frames
+    for hook in hooks:
+        hook.remove()
+    return evaluated["frames"] / len(frames), frames

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import product
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from kineograph.generation.api import generate
 from kineograph.methods.vidrd import ClipOptions
@@ -109,26 +109,36 @@ def seam_frames(frames: Frames) -> UInt8[np.ndarray, "edges h w 3"]:
 
 
 def _measure(frames: Frames, case: Case, judges: Judges) -> dict[str, float]:
-    ends = {"first": frames[:FRAMES], "last": frames[-FRAMES:]}
+    return measure_ends(frames, case, judges, FRAMES) | frame_changes(frames)
+
+
+def measure_ends(frames: Frames, case: Case, judges: Judges, length: int) -> dict[str, float]:
+    """Return agreement with the prompt in the first and in the last `length` frames, and their similarity."""
+    ends = {"first": frames[:length], "last": frames[-length:]}
     judged = {where: judges.classify(clip) for where, clip in ends.items()}
     metrics: dict[str, float] = {}
     for where, clip in ends.items():
         right = frame_metrics.prompt_agreement(judged[where], case)
         metrics |= {f"{name}, {where} clip": right[name] for name in PROMPT_METRICS}
         metrics[f"motion, {where} clip"] = float(judges.classify_motion(clip) == case.motion)
-    metrics["individual"] = float((judged["last"].identities @ judged["first"].identities.T).mean())
-    return metrics | frame_changes(frames)
+    return metrics | {"individual": float((judged["last"].identities @ judged["first"].identities.T).mean())}
 
 
 def frame_changes(frames: Frames) -> dict[str, float]:
     """Return the mean change from frame to frame, at the seams and inside of clips."""
     at_seam = np.arange(1, len(frames)) % FRAMES == 0
-    differences = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
-    changes = {"flow": 1000 * optical_flow.motion_per_frame(frames), "pixels": differences}
     return {
         f"{name}, {where}": float(values[chosen].mean())
-        for (name, values), (where, chosen) in product(changes.items(), zip(WHERE, (at_seam, ~at_seam), strict=True))
+        for (name, values), (where, chosen) in product(
+            changes_by_frame(frames).items(), zip(WHERE, (at_seam, ~at_seam), strict=True)
+        )
     }
+
+
+def changes_by_frame(frames: Frames) -> dict[str, Float[np.ndarray, " pairs"]]:
+    """Return the change from each frame to the next, as `CHANGES`."""
+    differences = np.abs(np.diff(frames.astype(np.int16), axis=0)).mean((1, 2, 3))
+    return {"flow": 1000 * optical_flow.motion_per_frame(frames), "pixels": differences}
 
 
 def _state_claims(records: Sequence[Record]) -> list[Claim]:
