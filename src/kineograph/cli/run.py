@@ -17,6 +17,7 @@ from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError, check_text
 from kineograph.generation.check import check, check_prompts, complete
 from kineograph.generation.schema import DECLARATIONS
+from kineograph.models.conditioning.prompt_weights import take_loras
 from kineograph.models.loading.options import LoadOptions
 from kineograph.options import Option, Text, declared, option
 from kineograph.request import NUM_FRAMES
@@ -49,6 +50,14 @@ class RunOptions(TypedDict, total=False):
             None,
             "Second model: a video model that samples together with the first, an image model (VideoElevator).",
             group="Second model",
+        ),
+    ]
+    lora_folder: Annotated[
+        Text | None,
+        option(
+            None,
+            "Folder of the LoRAs that the prompt names, as in <lora:style:0.8>, with all folders in it.",
+            group="Model",
         ),
     ]
     config: Annotated[
@@ -94,10 +103,14 @@ def run_and_save(
     for name in ("model", "video_model", "output"):
         check_text(name, values.get(name, ""))
     prompt, file = values["prompt"], values.get("output")
-    prompts = check_prompts(prompt if isinstance(prompt, list) else [prompt])
+    options = complete({name: values[name] for name in declared(*DECLARATIONS["generate"]()) if name in values})
+    texts = prompt if isinstance(prompt, list) else [prompt]
+    if options["prompt_weights"] != "off":
+        texts, loras = _take_loras(texts, values)
+        values |= loras
+    prompts = check_prompts(texts, options["prompt_weights"])
     if file and len(prompts) > 1:
         raise InputError(f"{len(prompts)} videos cannot be written to one file, {file}: give no `output`")
-    options = complete({name: values[name] for name in declared(*DECLARATIONS["generate"]()) if name in values})
     sources = _model_sources(command, values)
     write = choose_writer(Path(file) if file else None, options["num_frames"] or NUM_FRAMES, overwrite)
     if options["seed"] is None and options["keep_clips"] is None:  # finished clips have a seed
@@ -139,6 +152,47 @@ def _read_values(command: str, own: Mapping[str, Any], given: Mapping[str, Any])
             near = difflib.get_close_matches(str(name), known, n=1)
             raise InputError(f"there is no option {name!r}{f': did you mean {near[0]!r}?' if near else ''}")
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _take_loras(prompts: Sequence[Any], values: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """Return the prompts without the LoRAs that they name, and the option `lora` with them, if there are any."""
+    taken = [take_loras(each) if isinstance(each, str) else (each, []) for each in prompts]
+    texts, (first, *others) = [text for text, _ in taken], [loras for _, loras in taken] or [[]]
+    if any(each != first for each in others):
+        raise InputError("the prompts name different LoRAs, and one model makes all videos: generate them in turn")
+    folder = values.get("lora_folder")
+    if not first and folder is not None:
+        raise InputError("`lora_folder` does nothing here: no prompt names a LoRA, as in <lora:style:0.8>")
+    if not first:
+        return texts, {}
+    if folder is None:
+        raise InputError(
+            f"the prompt names the LoRA {first[0][0]!r}: say which folder it is in, `lora_folder`; or take it out of "
+            "the prompt and give its file, `lora`"
+        )
+    from kineograph.models.formats.lora import list_loras
+
+    named = [(_find_lora(Path(folder).expanduser(), name), scale) for name, scale in first]
+    return texts, {"lora": [*list_loras(values.get("lora")), *named]}
+
+
+def _find_lora(folder: Path, name: str) -> str:
+    """Return the LoRA in a folder whose file has this name, or whose header has it, as in A1111's web interface."""
+    from kineograph.hub import FILE_ENDINGS
+    from kineograph.models.formats.tensor_files import read_metadata
+
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {folder}, in which the prompt's LoRA {name!r} would be: `lora_folder`")
+    files = sorted(each for each in folder.rglob("*") if each.suffix in FILE_ENDINGS)
+    found = [each for each in files if name in (each.stem, each.relative_to(folder).with_suffix("").as_posix())]
+    found = found or [each for each in files if read_metadata(each).get("ss_output_name") == name]
+    if len(found) > 1:
+        raise InputError(f"{folder} has several LoRAs {name!r} ({', '.join(map(str, found))}): rename all but one")
+    if not found:
+        near = difflib.get_close_matches(name, [each.stem for each in files], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "expected a file of this name"
+        raise InputError(f"{folder} has no LoRA {name!r}, which the prompt names: {hint}")
+    return str(found[0])
 
 
 def _only(configs: list[str]) -> str:
