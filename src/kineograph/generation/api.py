@@ -188,13 +188,14 @@ def edit(
 ) -> Any:
     """Edit a video as the prompt says.
 
-    model: an editing model: `kineograph.load("pocket-edit")`, or InstructPix2Pix or its fine-tunes.
+    model: an editing model, which follows an instruction: `kineograph.load("pocket-edit")`, or InstructPix2Pix or its
+        fine-tunes. Or any other, which starts from the video's frames with noise, as much as `strength` says.
     video: a path or a `Video`: all its frames at its own rate, or the first `num_frames` of them at `fps`. Or frames
         without a rate, 8 a second unless `fps` is given: a list of PIL images or of arrays, an array [f h w 3] or a
         tensor [f 3 h w], of uint8 or of floats from 0 to 1.
     num_videos_per_prompt, output_type: as for `generate`.
 
-    Raises ValueError (InputError is one) for invalid arguments, an unreadable video, or a model that does not edit.
+    Raises ValueError (InputError is one) for invalid arguments, or an unreadable video.
 
     >>> import kineograph as kg
     >>> kg.edit(kg.load("pocket-edit"), "fish.mp4", "make it snow").save("snow.mp4")  # doctest: +SKIP
@@ -210,7 +211,7 @@ def _generate(
     check_form(num_videos_per_prompt, output_type)
     call, options = split_keywords(given)
     options = complete(options)
-    texts = _read_prompts(prompt, call)
+    texts = _read_prompts(prompt, call, options)
     negative = _read_negative_prompts(call, options, len(texts))
     prompts, negative_prompts = (
         [each for each in some for _ in range(num_videos_per_prompt)] for some in (texts, negative)
@@ -228,7 +229,7 @@ def _generate(
     return to_output(videos, output_type, single=len(prompts) == 1 and (prompt is None or isinstance(prompt, str)))
 
 
-def _read_prompts(prompt: object, call: Mapping[str, Any]) -> Sequence[Prompt]:
+def _read_prompts(prompt: object, call: Mapping[str, Any], options: Mapping[str, Any]) -> Sequence[Prompt]:
     """Return the texts, or the encoded prompts of `prompt_embeds`."""
     encoded = encoded_prompts(call)
     if prompt is None and encoded:
@@ -237,7 +238,7 @@ def _read_prompts(prompt: object, call: Mapping[str, Any]) -> Sequence[Prompt]:
         raise InputError("`prompt` and `prompt_embeds` say the same: give one of them")
     if prompt is None:
         raise InputError("there is no `prompt`: describe the video in a few words, or give `prompt_embeds`")
-    return check_prompts([prompt] if isinstance(prompt, str) else prompt)
+    return check_prompts([prompt] if isinstance(prompt, str) else prompt, options["prompt_weights"])
 
 
 def _read_negative_prompts(call: Mapping[str, Any], options: Mapping[str, Any], count: int) -> Sequence[Prompt]:

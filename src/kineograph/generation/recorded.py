@@ -64,8 +64,9 @@ def recorded_request(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         raise InputError(f"these settings are not of a video that kineograph.generate made: missing {sorted(missing)}")
     _refuse_inputs_in_memory(settings)
     known = declared(*with_plugins(GenerateOptions))
-    (prompt,) = check_prompts([settings["prompt"]])
-    return prompt, complete({name: value for name, value in settings.items() if name in known})
+    options = complete({name: value for name, value in settings.items() if name in known})
+    (prompt,) = check_prompts([settings["prompt"]], options["prompt_weights"])
+    return prompt, options
 
 
 def _refuse_inputs_in_memory(settings: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from kineograph.methods import controlnet, instruct_pix2pix, sdedit, text2video_
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.loading.provenance import collect_provenance
-from kineograph.plan import Plan, SamplingRun
+from kineograph.plan import Plan, SamplingRun, count_chunks
 from kineograph.request import SETTINGS_VERSION, tensor_label
 from kineograph.samplers import Step
 
@@ -43,10 +44,27 @@ def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
     keeps = plan.options["keep_clips"] is not None
     size = 1 if keeps else plan.options["batch_size"] or default_batch_size(plan)
     videos = list[Video]()
-    for number in range(0, len(plan.prompts), size):
-        batch = plan.part(number, number + size)
-        videos += [run_with_files(batch, number, on_step)] if keeps else run(batch, on_step)
+    for numbers in _batches(plan, size):
+        batch = plan.part(numbers.start, numbers.stop)
+        videos += [run_with_files(batch, numbers.start, on_step)] if keeps else run(batch, on_step)
     return videos
+
+
+def _batches(plan: Plan, size: int) -> Iterator[range]:
+    """Yield the numbers of the prompts of each batch.
+
+    Prompts of a batch have equally many chunks of tokens: those that others add to a prompt would change its video.
+    """
+
+    def chunks(number: int) -> list[int]:
+        part = plan.part(number, number + 1)
+        return [count_chunks(part, model) for model in (plan.model, *plan.second_model)]
+
+    for _, equal in groupby(range(len(plan.prompts)), key=chunks):
+        numbers = list(equal)
+        for start in range(0, len(numbers), size):
+            batch = numbers[start : start + size]
+            yield range(batch[0], batch[-1] + 1)
 
 
 @torch.no_grad()

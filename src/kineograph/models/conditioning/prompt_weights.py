@@ -8,11 +8,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from kineograph.errors import InputError
-
-PromptWeights = Literal["a1111", "comfyui", "off"]
+from kineograph.request import PromptWeights
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # factors of (word) and [word]
 MAX_WEIGHT = 1000

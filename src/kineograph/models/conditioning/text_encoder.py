@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from kineograph.errors import InputError
-from kineograph.models.conditioning.prompt_weights import PromptWeights, parse
+from kineograph.models.conditioning.prompt_weights import parse
 from kineograph.models.hooks import execution_device
+from kineograph.request import PromptWeights
 
 TextTokens = Float[Tensor, "b n d"]
 PooledText = Float[Tensor, "b e"]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken
 from torch import Tensor
+from transformers import AddedToken
 
 from kineograph import hub
 from kineograph.errors import InputError
