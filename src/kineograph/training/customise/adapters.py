@@ -31,7 +31,7 @@ from kineograph.training.customise import batches
 from kineograph.training.customise.batches import CustomisationBatch, EncodePrompts, TrainingSample
 from kineograph.training.customise.natural_videos import (
     NaturalVideos,
-    check_natural_prompts,
+    check_natural_videos,
     natural_videos_phase,
     prepare_natural_videos,
 )
@@ -175,7 +175,7 @@ def train_motion_adapter(
     """
     settings = settings or default_video_settings(video, "subject")
     natural = prepare_natural_videos(video, settings, natural_videos)
-    check_natural_prompts(natural)
+    check_natural_videos(natural)
     return run_motion_adapter_training(natural, Path(output))
 
 

@@ -88,7 +88,7 @@ def precomputed_conditions(
 ) -> EncodePrompts:
     """Return the function that looks up the conditions of these prompts, which are encoded once."""
     numbers = {each: number for number, each in enumerate(dict.fromkeys(prompts))}
-    encoded = model.prompt(list(numbers), size=size, fps=fps)
+    encoded = model.prompt(list(numbers), size=size, fps=fps, prompt_weights="off")
 
     def encode(net: nn.Module, prompts: Sequence[str]) -> Condition:
         chosen = [numbers[each] for each in prompts]

@@ -172,7 +172,7 @@ def generate_images(
 
     size: height and width in pixels. Raises ValueError for an image that holds NaN.
     """
-    cond, uncond = (model.bind(model.prompt(texts, size=size)) for texts in (list(prompts), [""]))
+    cond, uncond = (model.bind(model.prompt(texts, size=size, prompt_weights="off")) for texts in (list(prompts), [""]))
     denoise = refuse_nan(classifier_free_guidance(cond, uncond, max(1.0, sampling.guidance_scale)))
     sigmas = leading(model.schedule.sigmas, sampling.num_inference_steps)
     initial = noise.independent(seed, [0], (len(prompts), *model.latent_shape(*size))).to(model.device)

@@ -124,7 +124,6 @@ def prepare_image_customisation(
     prior_prompts = prompts.repeat_to(prior, settings.prior_pictures) if settings.prior_weight else []
     for each in settings.previews:
         prompts.check_prompt_contains(words.name, each, "the preview")
-    model.prompt([*(caption for _, caption in captioned), *settings.previews])
     copies = networks.trainable_copy(model, settings)
     return ImageCustomisation(
         model, copies, photos, words, captioned, prior_prompts, settings, (height, width), Path(output)

@@ -28,7 +28,7 @@ from kineograph.training.customise.image_model import (
     prepare_image_customisation,
 )
 from kineograph.training.customise.natural_videos import (
-    check_natural_prompts,
+    check_natural_videos,
     natural_videos_phase,
     prepare_natural_videos,
 )
@@ -72,7 +72,7 @@ def train_interleaved(
     image = prepare_image_customisation(
         underlying, images, Path(output), subject=subject, style=style, settings=settings.image
     )
-    check_natural_prompts(natural)
+    check_natural_videos(natural)
     return _run(VideoCustomisation(video, image, natural, [], settings, Path(output)))
 
 

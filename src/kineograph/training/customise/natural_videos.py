@@ -165,7 +165,7 @@ def natural_prompts(natural: NaturalVideos) -> list[str]:
 def generate_latents(natural: NaturalVideos, prompt: str, seed: int) -> Float[Tensor, "f c h w"]:
     """Generate a video of a prompt as latents, with the model without adapters."""
     model, sampling, frames = _without_adapters(natural.video), natural.settings.drawing, range(natural.num_frames)
-    encode = partial(model.prompt, size=natural.size, fps=natural.settings.fps)
+    encode = partial(model.prompt, size=natural.size, fps=natural.settings.fps, prompt_weights="off")
     cond, uncond = (model.bind(encode([text]), window=len(frames)) for text in (prompt, ""))
     denoise = refuse_nan(classifier_free_guidance(cond, uncond, max(1.0, sampling.guidance_scale)))
     sigmas = leading(model.schedule.sigmas, sampling.num_inference_steps)
@@ -175,11 +175,9 @@ def generate_latents(natural: NaturalVideos, prompt: str, seed: int) -> Float[Te
         return final_latents(dpmpp_2m(denoise, sigmas[0] * initial, sigmas))[0].cpu()
 
 
-def check_natural_prompts(natural: NaturalVideos) -> None:
-    """Raise InputError for prompts that are too long for the model, and for a folder without videos."""
-    if natural.given is None:
-        natural.video.prompt(natural_prompts(natural))
-    elif natural.given.dataset is not None and not len(natural.given.dataset):
+def check_natural_videos(natural: NaturalVideos) -> None:
+    """Raise InputError for a folder without videos."""
+    if natural.given is not None and natural.given.dataset is not None and not len(natural.given.dataset):
         raise InputError(f"{natural.given.source.source} holds no video: name a folder of videos, or leave it out")
 
 

@@ -36,7 +36,7 @@ from kineograph.training.customise.image_model import (
 )
 from kineograph.training.customise.natural_videos import (
     NaturalVideos,
-    check_natural_prompts,
+    check_natural_videos,
     natural_videos_phase,
     prepare_natural_videos,
 )
@@ -135,9 +135,8 @@ def prepare_video_customisation(
     for what, texts in (("the prompt of a still", prompts), ("the preview", settings.previews)):
         for each in texts:
             check_prompt_contains(image.words.name, each, what)
-    image.model.prompt([*dict.fromkeys(prompts)])
     if settings.natural_weight or needs_motion_adapter(video, settings):
-        check_natural_prompts(natural)
+        check_natural_videos(natural)
     return VideoCustomisation(video, image, natural, prompts, settings, Path(output))
 
 

@@ -136,7 +136,8 @@ def caption_encoder(model: Model, size: tuple[int, int]) -> EncodeCaptions:
 
     def encode(captions: Sequence[str], rates: Sequence[float]) -> Condition:
         with lock:
-            condition = model.prompt([truncate_caption(model, text) for text in captions], size=size)
+            texts = [truncate_caption(model, text) for text in captions]
+            condition = model.prompt(texts, size=size, prompt_weights="off")
         return with_frame_rates(model, replace(condition, tokens=condition.tokens.float().cpu()), rates)
 
     return encode

@@ -103,7 +103,6 @@ def prepare_training(settings: VideoTrainingSettings, device: str | torch.device
     process = current_process()
     model = open_model(settings, torch.device(device or process.device))
     if settings.validation is not None:
-        model.prompt(settings.validation.prompts)
         for request in validation.validation_requests(settings.validation, settings.stages[0]):
             validation.check_request(model, request)
     opened: dict[MediaKind, tuple[OpenSource, ...]] = {

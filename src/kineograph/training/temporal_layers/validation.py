@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kineograph.generation.check import complete
+from kineograph.generation.check import check_prompts, complete
 from kineograph.generation.resolve import open_inputs, resolve
 from kineograph.generation.run import run_all
 from kineograph.media.files import replace_atomically, slug
@@ -55,7 +55,8 @@ def validation_requests(validation: Validation, stage: Stage) -> list[Validation
 
 def check_request(model: Model, request: ValidationRequest) -> None:
     """Raise InputError for a request that the model cannot fulfil."""
-    resolve(model, (request.prompt,), request.options, open_inputs(request.options))
+    prompts = check_prompts([request.prompt], request.options["prompt_weights"])
+    resolve(model, prompts, request.options, open_inputs(request.options))
 
 
 def save_validation_videos(videos: ValidationVideos, progress: TrainingProgress) -> list[Path]:
