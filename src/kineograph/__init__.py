@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kineograph import denoise, latents, methods, motion, noise, samplers, sigmas
     from kineograph.denoise import classifier_free_guidance
-    from kineograph.errors import InputError
+    from kineograph.errors import InputError, InputWarning
     from kineograph.generation.api import animate, edit, generate
     from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions
     from kineograph.generation.recorded import replay
+    from kineograph.generation.run import Progress
     from kineograph.media.video import Video, open_video
     from kineograph.models.conditioning.condition import Condition
     from kineograph.models.loading.load import load
@@ -32,8 +33,10 @@ __all__ = [
     "EditOptions",
     "GenerateOptions",
     "InputError",
+    "InputWarning",
     "LoadOptions",
     "Model",
+    "Progress",
     "Video",
     "__version__",
     "animate",
@@ -62,8 +65,10 @@ _HOMES = {
     "EditOptions": "generation.options",
     "GenerateOptions": "generation.options",
     "InputError": "errors",
+    "InputWarning": "errors",
     "LoadOptions": "models.loading.options",
     "Model": "models.model",
+    "Progress": "generation.run",
     "Video": "media.video",
     "animate": "generation.api",
     "classifier_free_guidance": "denoise",

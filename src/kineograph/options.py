@@ -254,7 +254,7 @@ def _expected(kind: Any, limits: Limits) -> str:
         own = _limits(arguments[1:])
         return _expected(arguments[0], limits if own == NO_LIMITS else own)
     if origin in (Union, types.UnionType):
-        parts = [_expected(each, limits) for each in arguments if each is not type(None)]
+        parts = [_expected(each, limits) for each in arguments if each not in (type(None), Any)]
         return " or ".join(dict.fromkeys(parts))
     if origin is Literal:
         return " or ".join(map(str, arguments))

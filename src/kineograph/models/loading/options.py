@@ -52,7 +52,7 @@ class LoadOptions(TypedDict, total=False):
         option(
             None,
             "A Still-Moving motion adapter (a file, folder or repository) that was trained for the temporal layers; "
-            "`motion_scale` then has an effect. pocket-video comes with one.",
+            "`motion_strength` then has an effect. pocket-video comes with one.",
             group="Model",
         ),
     ]
