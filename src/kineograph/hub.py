@@ -48,7 +48,8 @@ def local_path(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
         return path
     if isinstance(source, str) and _is_repository(source) and not path.parent.is_dir():
         return None
-    raise InputError(f"there is no {source}: expected a file, a folder or a hub id, owner/name{_hint(path, built_in)}")
+    shown = repr(source) if " " in str(source) else source
+    raise InputError(f"there is no {shown}: expected a file, a folder or a hub id, owner/name{_hint(path, built_in)}")
 
 
 def find_file(source: str | Path, names: list[str], options: HubOptions) -> Path:

@@ -24,7 +24,7 @@ from pydantic import ConfigDict, Field, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from typing_extensions import get_type_hints
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 
 # Values that are not converted: True is no number, and "8" is a text.
 Integer = Annotated[int, Strict()]
@@ -189,7 +189,7 @@ def _explained(error: ValidationError, options: Mapping[str, Option], given: Map
 def invalid(option: Option, value: Any) -> InputError:
     """Return the error for an invalid value of this option."""
     hint = f": {option.hint}" if option.hint else ""
-    return InputError(f"`{option.name}` is {option.expected}, not {value!r}{hint}")
+    return InputError(f"`{option.name}` is {option.expected}, not {shown(value)}{hint}")
 
 
 def changed(options: Mapping[str, Any], *kinds: type) -> list[str]:

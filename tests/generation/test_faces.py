@@ -66,7 +66,7 @@ def test_a_live_pipeline_is_a_model_too(model: Model, usual: kg.Video) -> None:
 
 def test_what_is_no_model_is_refused_with_what_would_be(model: Model) -> None:
     unchecked = inspect.unwrap(kg.generate)  # without the types' check, which only tests have
-    with pytest.raises(InputError, match="`prompt` is a text or a list of texts, not Model StableDiffusionPipeline"):
+    with pytest.raises(InputError, match="`prompt` is .*, not an object of type Model: the order is"):
         unchecked("a fish", model)
     with pytest.raises(InputError, match="there is no pocket-vide.*did you mean pocket-video"):
         kg.generate("pocket-vide", "a fish")

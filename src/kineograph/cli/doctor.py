@@ -6,8 +6,8 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from typing import NamedTuple
 
 import typer
@@ -20,6 +20,14 @@ from kineograph.media.files import check_writable
 from kineograph.models.pocket import WEIGHTS
 from kineograph.plugins import INSTALL_LABORATORY, find_plugins
 
+# module -> its name, what needs it, and the extra that installs it
+OPTIONAL = {
+    "cv2": ("OpenCV", "--control canny; evaluate, for motion and warp error; curate", "control"),
+    "scipy": ("scipy", "--control pose", "control"),
+    "rembg": ("rembg", "--foreground-masks rembg", "saliency"),
+    "scenedetect": ("PySceneDetect", "curate, for cuts", "data"),
+    "ray": ("Ray", "curate with several processes", "data"),
+}
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "pillow", "numpy")
 
 
@@ -126,16 +134,14 @@ def _laboratory() -> Iterator[Finding]:
     )
 
 
-def _control() -> Iterator[Finding]:
-    missing = [name for name, module in (("OpenCV", "cv2"), ("scipy", "scipy")) if find_spec(module) is None]
-    yield Finding(
-        "control maps",
-        f"no edges, poses or optical flow without {' and '.join(missing)}"
-        if missing
-        else "edges, depth and poses; optical flow",
-        "pip install 'kineograph[control]'" if missing else "",
-        needed=False,
-    )
+def _optional() -> Iterator[Finding]:
+    """Yield what each optional package is needed for; imported, because one that is broken is refused later too."""
+    for module, (name, use, extra) in OPTIONAL.items():
+        try:
+            import_module(module)
+            yield Finding(name, f"for {use}")
+        except ImportError as error:
+            yield Finding(name, f"missing for {use} ({error})", f"pip install 'kineograph[{extra}]'", needed=False)
 
 
 def _output() -> Iterator[Finding]:
@@ -155,6 +161,6 @@ CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     _encoder,
     _pocket_model,
     _laboratory,
-    _control,
+    _optional,
     _output,
 )

@@ -24,7 +24,7 @@ def choose_writer(output: Path | None, num_frames: int, overwrite: bool) -> Writ
         output: by default a new file in `outputs/`.
         overwrite: replace the file that is there.
     """
-    from kineograph.media.video import Video, check_new, check_replaceable
+    from kineograph.media.video import check_new, check_replaceable
 
     if output is None:
         check_writable(OUTPUT_FOLDER / "video.mp4")
@@ -32,10 +32,10 @@ def choose_writer(output: Path | None, num_frames: int, overwrite: bool) -> Writ
             unused_path(OUTPUT_FOLDER, video.settings["prompt"], video.settings["seed"], ".mp4")
         )
     output = output.expanduser()
-    check, write = (check_replaceable, Video.overwrite) if overwrite else (check_new, Video.save)
+    check = check_replaceable if overwrite else check_new
     check(output, num_frames)
     check_writable(output)
-    return lambda video: write(video, output)
+    return lambda video: video.save(output, overwrite=overwrite)
 
 
 def report_video(video: Video, path: Path, json: bool, facts: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from kineograph.generation.call import (
     ModelOrName,
     OutputType,
     as_model,
+    check_arguments,
     check_form,
     draw_seeds,
     encoded_prompts,
@@ -206,6 +207,7 @@ def edit(
 def _generate(
     model: object, prompt: object, given: dict[str, Any], num_videos_per_prompt: int, output_type: Any
 ) -> Any:
+    check_arguments(model, prompt, given)
     if isinstance(prompt, Mapping):
         prompt, given = _split_keyframes(prompt, given)
     check_form(num_videos_per_prompt, output_type)

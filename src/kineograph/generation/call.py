@@ -14,18 +14,21 @@ from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from pydantic import InstanceOf
 from typing_extensions import TypedDict
 
-from kineograph.errors import InputError, check_choice, check_integer
+from kineograph.errors import InputError, check_choice, check_integer, shown
+from kineograph.generation.check import check_order
 from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions
 from kineograph.generation.run import OnStep, Progress
 from kineograph.media.video import Video
 from kineograph.models.loading.components import Pipeline
-from kineograph.models.loading.load import load
+from kineograph.models.loading.load import POCKETS, load
+from kineograph.models.loading.options import LoadOptions
 from kineograph.models.model import Model
 from kineograph.options import declared, option, validate
-from kineograph.request import MAX_BATCH, EncodedPrompt
+from kineograph.request import MAX_BATCH, EncodedPrompt, VideoLike
 from kineograph.samplers import Step
 
 OutputType = Literal["np", "pt", "pil"]
@@ -135,8 +138,29 @@ class EditCall(CallOptions, EditOptions, total=False):
 def split_keywords(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the keywords of the call, complete, and the others. Raises InputError for an invalid one."""
     names = declared(CallOptions)
+    for name in given:
+        if name in declared(LoadOptions) and name not in declared(GenerateOptions):
+            raise InputError(f"`{name}` is an option of `load`: model = kineograph.load(..., {name}=...)")
     own = {name: value for name, value in given.items() if name in names}
     return validate(own, CallOptions), {name: value for name, value in given.items() if name not in names}
+
+
+ORDERS = {
+    "video": "kineograph.edit(model, 'in.mp4', 'make it snow')",
+    "image": "kineograph.animate(model, 'fish.png', 'a fish swimming to the right')",
+    "": "kineograph.generate(model, 'a red fish')",
+}
+
+
+def check_arguments(model: object, prompt: object, given: Mapping[str, Any]) -> None:
+    """Raise InputError for a model, an image or a video in the place of the prompt, and the other way round."""
+    kind = next((name for name in ORDERS if name in given), "")
+    first, order = given.get(kind, model), ORDERS[kind]
+    if isinstance(prompt, Model | Pipeline | VideoLike | Path | np.ndarray | torch.Tensor | Image):
+        raise InputError(f"`prompt` is a text or a list of texts, not {shown(prompt)}: the order is {order}")
+    if kind and isinstance(first, str | Model) and (isinstance(first, Model) or first in POCKETS):
+        raise InputError(f"the {kind} is {first!r}, which is a model: the order is {order}")
+    check_order(first, prompt, order, POCKETS)
 
 
 def as_model(source: object, beside: Model | None = None) -> Model:
@@ -145,7 +169,7 @@ def as_model(source: object, beside: Model | None = None) -> Model:
         return source
     if not isinstance(source, str | Path | Pipeline):
         raise InputError(
-            f"a model is one that kineograph.load returned, or a name or path to load, not {source!r}; as in "
+            f"a model is one that kineograph.load returned, or a name or path to load, not {shown(source)}; as in "
             "kineograph.generate('pocket', 'a red fish')"
         )
     return load(source) if beside is None else load(source, device=beside.device, dtype=beside.dtype)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.generation.options import (
     ADD_ONS,
     GenerateOptions,
@@ -32,17 +33,36 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
 def check_prompts(prompts: object) -> tuple[str, ...]:
     """Return the prompts. Raises InputError if there are none, or one is no text or empty."""
     if not isinstance(prompts, Iterable):
-        raise InputError(f"`prompt` is a text or a list of texts, not {prompts!r}")
+        raise InputError(f"`prompt` is a text or a list of texts, not {shown(prompts)}")
     texts = list[str]()
     for prompt in prompts:
         if not isinstance(prompt, str):
-            raise InputError(f"`prompt` is a text or a list of texts, not {prompt!r}")
+            raise InputError(f"`prompt` is a text or a list of texts, not {shown(prompt)}")
         if not prompt.strip():
             raise InputError("the prompt is empty: describe the video in a few words")
         texts.append(prompt)
     if not texts:
         raise InputError("the list of prompts is empty: give at least one")
     return tuple(texts)
+
+
+def check_order(first: object, prompt: object, example: str, names: Collection[str] = ()) -> None:
+    """Raise InputError if a prompt was given where a model or a file belongs, and the other where the prompt belongs.
+
+    first: the model or the file. example: the right order. names: of built-in models.
+    """
+
+    def exists(name: str) -> bool:
+        try:
+            return name in names or Path(name).expanduser().exists()
+        except (OSError, ValueError, RuntimeError):  # a long text, or one with a null character or an unknown ~user
+            return False
+
+    if isinstance(first, str) and isinstance(prompt, str) and exists(prompt) and not exists(first):
+        raise InputError(
+            f"the prompt is {prompt!r}, which is {'a model' if prompt in names else 'a file'}, and there is no "
+            f"{first!r}: the order is {example}"
+        )
 
 
 def check(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> Combination:

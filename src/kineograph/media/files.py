@@ -69,14 +69,14 @@ def remove_path(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise FileExistsError when `path` exists; an empty folder does not count."""
+def refuse_existing(path: Path, otherwise: str = "delete it first") -> None:
+    """Raise FileExistsError when `path` exists; an empty folder does not count. otherwise: than another name."""
     if path.is_dir() and not any(path.iterdir()):
         return
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder with files in it: name a file in it, such as {path / 'video.mp4'}")
     if path.exists() or path.is_symlink():
-        raise FileExistsError(f"{path} exists already: choose another name, or ask to overwrite it")
+        raise FileExistsError(f"{path} exists already: choose another name, or {otherwise}")
 
 
 def check_writable(path: Path) -> None:

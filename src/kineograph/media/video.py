@@ -41,7 +41,7 @@ WRITERS: Mapping[str, Callable[[Path, np.ndarray, VideoMetadata], None]] = {
 SHEET_FRAMES = 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Video:
     """Frames, their rate, and the settings that generated them.
 
@@ -68,6 +68,11 @@ class Video:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __repr__(self) -> str:
+        count, height, width, _ = self.frames.shape
+        prompt = f": {self.settings['prompt']!r}" if self.settings.get("prompt") else ""
+        return f"Video of {count} frames, {width} x {height}, {self.fps:g} a second{prompt}"
+
     @classmethod
     def from_tensor(cls, frames: torch.Tensor, fps: float = 4) -> Video:
         """Return the video of a tensor [f 3 h w] with values in 0..1."""
@@ -90,27 +95,27 @@ class Video:
         """SHA-256 of the frames: equal if and only if every pixel is."""
         return pixel_digest(self.frames)
 
-    def save(self, path: str | Path, *, fps: float | None = None) -> Path:
+    def save(self, path: str | Path, *, fps: float | None = None, overwrite: bool = False) -> Path:
         """Write a new file: .mp4, .webm, .gif, .webp, .png (one frame) or, without a suffix, a folder of pngs.
 
         fps: frames per second of the file, in place of the video's own; the frames are the same.
+        overwrite: replace an existing file, which stays as it was until the new one is complete.
 
         The write is atomic. The file records the settings (`kineograph.media.metadata`).
 
         Raises:
-            FileExistsError: the path exists; see `overwrite`.
+            FileExistsError: the path exists, and is not to be overwritten.
             InputError: another suffix, a rate that is not above 0, or no encoder for .webm.
             OSError: the folder cannot be written, or the disk is full.
         """
         path = Path(path).expanduser()
-        check_new(path, len(self))
-        return self._at(fps)._write(path, write_new(path))
+        check, write = (check_replaceable, replace_atomically) if overwrite else (check_new, write_new)
+        check(path, len(self))
+        return self._at(fps)._write(path, write(path))
 
     def overwrite(self, path: str | Path, *, fps: float | None = None) -> Path:
-        """Like `save`, but replace an existing file, which stays as it was until the new one is complete."""
-        path = Path(path).expanduser()
-        check_replaceable(path, len(self))
-        return self._at(fps)._write(path, replace_atomically(path))
+        """Write a file as `save` does with `overwrite=True`."""
+        return self.save(path, fps=fps, overwrite=True)
 
     def contact_sheet(self, *, columns: int | None = None) -> PIL.Image.Image:
         """Return an image of up to 16 frames, evenly spread over the video, row by row."""
@@ -151,7 +156,7 @@ class Video:
 def check_new(path: Path, num_frames: int) -> None:
     """Raise what `Video.save` would for a video of so many frames, without writing one."""
     _check_suffix(path, num_frames)
-    refuse_existing(path)
+    refuse_existing(path, "replace it (--overwrite; in Python, overwrite=True)")
 
 
 def check_replaceable(path: Path, num_frames: int) -> None:

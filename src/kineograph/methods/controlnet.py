@@ -18,7 +18,7 @@ from pydantic import WrapValidator
 from torch import Tensor
 from typing_extensions import TypedDict
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.models.description import ANY_CONTROL
 from kineograph.options import File, Number, option
 from kineograph.plan import AddOn, Combination, Plan
@@ -91,8 +91,7 @@ def list_controls(options: ControlOptions) -> list[Control]:
     """
     given = release(options["control"])
     if not isinstance(given, Mapping):
-        came = repr(given) if isinstance(given, str) else f"an object of type {type(given).__name__}"
-        raise InputError(f'`control` is {{kind: video}}, as in {{"canny": "in.mp4"}}, not {came}')
+        raise InputError(f'`control` is {{kind: video}}, as in {{"canny": "in.mp4"}}, not {shown(given)}')
     return [
         Control(
             kind=name.removesuffix(MAP_SUFFIX),

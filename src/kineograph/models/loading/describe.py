@@ -50,6 +50,7 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
     Raises the InputError of `load` for an invalid option, or if a source does not exist.
     """
     given = validate(options, LoadOptions)
+    pocket.check_built_in(source, given)
     hub_options = HubOptions(**{name: given[name] for name in HubOptions._fields})
     found = _describe_source(source or POCKET, given["config"], hub_options)
     of_parts = hub_options._replace(revision=None, variant=None)  # these are the model's

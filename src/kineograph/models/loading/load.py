@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar, Unpack
 from torch import nn
 
 from kineograph import hub
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.hub import HubOptions
 from kineograph.models.changes import place, warn_of_slow_dtype
 from kineograph.models.conditioning.textual_inversion import list_textual_inversions, load_textual_inversion
@@ -42,7 +42,14 @@ from kineograph.models.loading.video_checkpoints import components_from_checkpoi
 from kineograph.models.model import Model
 from kineograph.models.placement import Placement, choose_placement
 from kineograph.models.pocket import WEIGHTS
-from kineograph.models.pocket.models import ADAPTERS, DECODERS, built_in_model, built_in_names, part_folder
+from kineograph.models.pocket.models import (
+    ADAPTERS,
+    DECODERS,
+    built_in_model,
+    built_in_names,
+    check_built_in,
+    part_folder,
+)
 from kineograph.models.schedule import Schedule
 from kineograph.models.vae.autoencoder import prevent_overflow
 from kineograph.models.vae.temporal_decoder import check_decoder_fits
@@ -99,7 +106,10 @@ def load(source: ModelSource | None = None, **options: Unpack[LoadOptions]) -> M
     >>> model = kg.load()
     >>> model = kg.load("path/to/checkpoint.safetensors", lora=("style.safetensors", 0.8))  # doctest: +SKIP
     """
+    if not isinstance(source, str | Path | Pipeline | None):
+        raise InputError(f"a model is a name, a path or a pipeline of diffusers, not {shown(source)}")
     request = Request(source or "pocket", validate(options, LoadOptions))
+    check_built_in(source, request.options)
     placement = _choose_placement(request)
     warn_of_slow_dtype(placement)
     with quiet_loading():
@@ -239,12 +249,12 @@ def _build_model(
 
 
 def _vocabulary(source: ModelSource, components: Components) -> frozenset[str] | None:
-    """Return the words in a model's vocabulary files and those of its subject; None without such a file."""
+    """Return the words in a model's vocabulary file and those of its subject; None without such a file.
+
+    The built-in models share theirs: a prompt that is meant for one of them makes sense to the others.
+    """
     if isinstance(source, Pipeline):
         return None
-    folder = POCKET if source in POCKETS else Path(source).expanduser()
-    files = [folder / VOCABULARY]
-    if source in built_in_names():
-        files.append(folder / built_in_model(str(source)).folder / VOCABULARY)
+    files = [*POCKET.rglob(VOCABULARY)] if source in POCKETS else [Path(source).expanduser() / VOCABULARY]
     words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
     return frozenset([*words, *(components.subject or "").lower().split()]) if words else None

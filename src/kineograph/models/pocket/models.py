@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -136,6 +136,30 @@ def built_in_model(name: str) -> BuiltInModel:
 def built_in_names() -> tuple[str, ...]:
     """Return the names of all built-in models but the pocket model itself, including the laboratory's."""
     return (*MODELS, *dict.fromkeys((*LABORATORY_MODELS, *find_plugins("models"))))
+
+
+def check_built_in(source: object, options: Mapping[str, Any]) -> None:
+    """Raise InputError for the name of something built in that was given as another option of `load`."""
+    kinds = {
+        "model": {"pocket", *built_in_names()},
+        "motion_module": {*built_in_names()},
+        "adapter": {*ADAPTERS},
+        "decoder": {*DECODERS},
+    }
+    for given_as, value in {"model": source, **options}.items():
+        for name in _texts(value):
+            uses = [f"`{option}`" for option, names in kinds.items() if name in names]
+            if uses and f"`{given_as}`" not in uses:
+                raise InputError(f"{name}, which is built in, is not for `{given_as}`: give it as {' or '.join(uses)}")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts of a value: itself, or those in its items."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Sequence | Mapping):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 def part_folder(name: str, folder: Path) -> Path:
