@@ -175,9 +175,11 @@ def _encode(
 
 def _learned_words(encoder: TextEncoder) -> dict[int, list[int]]:
     """Return all tokens of each learned word, `word`, `word_1` and so on, by the first one."""
-    added = encoder.tokenizer.get_added_vocab()
-    rest = {word: takewhile(added.__contains__, (f"{word}_{number}" for number in count(1))) for word in added}
-    return {added[word]: [added[word], *(added[each] for each in others)] for word, others in rest.items()}
+    added, words = encoder.tokenizer.get_added_vocab(), dict[int, list[int]]()
+    for word, first in added.items():
+        others = takewhile(added.__contains__, (f"{word}_{number}" for number in count(1)))
+        words[first] = [first, *(added[each] for each in others)]
+    return words
 
 
 def _at_most(size: int, word: list[int]) -> Iterator[list[int]]:
