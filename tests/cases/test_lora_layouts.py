@@ -108,9 +108,6 @@ def test_kohya_layers_have_their_own_ranks_and_alphas(
 
 # --- (b, c) DoRA
 
-NO_DORA = pytest.mark.xfail(strict=True, raises=AssertionError, reason="DoRA: the magnitudes are left out")
-LEFT_OUT = pytest.mark.filterwarnings("ignore::kineograph.errors.InputWarning")
-
 
 def peft_dora(folder: Path, generator: Generator) -> StableDiffusionPipeline:
     """Write a DoRA of peft's as diffusers saves it; return the pipeline that has it."""
@@ -138,8 +135,6 @@ def kohya_dora(folder: Path, generator: Generator) -> StableDiffusionPipeline:
 
 
 @pytest.mark.slow
-@NO_DORA
-@LEFT_OUT
 @pytest.mark.parametrize("write", [peft_dora, kohya_dora])
 def test_dora_magnitudes_are_applied(
     work: Path, generator: Generator, write: Callable[[Path, Generator], StableDiffusionPipeline]
@@ -221,13 +216,7 @@ def test_convolutions_of_a_locon_are_changed(work: Path, generator: Generator) -
     assert_lora_gives(pipeline, work / FILE)
 
 
-SILENT = pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="the tensors of another kind beside a LoRA's are left out with a warning"
-)
-
-
 @pytest.mark.slow
-@LEFT_OUT
 @pytest.mark.parametrize(
     "kinds",
     [
@@ -235,8 +224,8 @@ SILENT = pytest.mark.xfail(
         pytest.param([tucker, kohya_attention], id="tucker-beside-lora"),
         pytest.param([loha], id="loha"),
         pytest.param([lokr], id="lokr"),
-        pytest.param([loha, locon], id="loha-beside-lora", marks=SILENT),
-        pytest.param([whole_difference, kohya_attention], id="whole-difference-beside-lora", marks=SILENT),
+        pytest.param([loha, locon], id="loha-beside-lora"),
+        pytest.param([whole_difference, kohya_attention], id="whole-difference-beside-lora"),
     ],
 )
 def test_other_kinds_of_changes_are_applied_exactly_or_refused(

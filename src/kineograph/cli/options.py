@@ -7,6 +7,7 @@ imports the declarations before such a command is invoked.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -208,12 +209,17 @@ def _parse_scaled(texts: Sequence[str], what: str) -> list[tuple[str, float]]:
 
 
 def parse_lora(text: str) -> tuple[str, float]:
-    """Parse FILE or FILE=SCALE into the file of a LoRA and its scale, 1 by default."""
+    """Parse FILE or FILE=SCALE into the file of a LoRA and its scale, 1 by default; FILE may have an = too."""
     file, equals, scale = text.rpartition("=")
+    if not equals or Path(text).expanduser().exists():
+        return text, 1.0
     try:
-        return (file, float(scale)) if equals else (text, 1.0)
-    except ValueError as error:
-        raise InputError(f"a LoRA is FILE or FILE=SCALE with a number for the scale, not {text!r}") from error
+        number = float(scale)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{text} is no file, and no FILE=SCALE with a number for the scale: expected one of them")
+    return file, number
 
 
 def parse_numbers(text: str, what: str) -> tuple[float, ...]:

@@ -15,10 +15,11 @@ from torch import nn
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats.lora import load_lora, read_learned_words, remove_loras
+from kineograph.models.formats.lora import load_lora, read_learned_words
 from kineograph.models.hooks import is_offloaded, refuse_offloaded
 from kineograph.models.loading.components import quiet_loading
 from kineograph.models.loading.controlnets import move_controlnet
+from kineograph.models.lora_layers import remove_loras
 from kineograph.models.model import Model
 from kineograph.models.placement import DTYPES, Placement, choose_placement
 from kineograph.models.vae.autoencoder import prevent_overflow

@@ -21,9 +21,10 @@ from kineograph.models.conditioning.condition import Condition, stack_encoded
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.description import ANY_CONTROL, check_size, describe_model
-from kineograph.models.formats.lora import lora_names, named_networks
+from kineograph.models.formats.lora import named_networks
 from kineograph.models.hooks import execution_device
 from kineograph.models.loading.controlnets import OpenControlNet
+from kineograph.models.lora_layers import lora_names
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
 from kineograph.models.temporal.config import TemporalConfig

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.models.formats import layer_names, lora
+from kineograph.models.formats import layer_names, lora, lora_kinds
 from kineograph.models.loading.load import load
 
 UNET = [  # one layer of each kind: attention, its output, feed-forward, 1 x 1 and 3 x 3 convolutions, time
@@ -222,9 +222,9 @@ def test_lora_takes_the_dtype_of_the_network(sd_folder, parts, tmp_path) -> None
 def test_tensors_of_no_layer_are_warned_of(sd_pipeline, parts, tmp_path) -> None:
     tensors = kohya("lora_unet", parts["unet"], alpha=RANK)
     tensors |= {f"lora_unet_elsewhere_{n}.lora_down.weight": torch.zeros(1, 1) for n in range(4)}
-    tensors["lora_unet_mid_block_resnets_1_conv2.dora_scale"] = torch.zeros(1)
     save_file(tensors, tmp_path / "more.safetensors")
-    with pytest.warns(InputWarning, match=r"5 tensors belong to no layer .*elsewhere_0.* and 2 more"):
+    count = 3 * len(UNET) + 4
+    with pytest.warns(InputWarning, match=rf"4 of {count} tensors are left out: 4 belong to no layer .*elsewhere_0"):
         load(sd_pipeline, lora=tmp_path / "more.safetensors")
 
 
@@ -259,6 +259,6 @@ def test_list_loras_accepts_every_form() -> None:
 
 def test_alpha_with_rank_stabilisation() -> None:
     settings = {"lora_alpha": 6, "alpha_pattern": {"attn1.to_q": 2}, "use_rslora": True}
-    assert lora._alpha(settings, "a.attn1.to_q", 4) == 2 * math.sqrt(4)
-    assert lora._alpha(settings, "b", 4) == 12
-    assert lora._alpha({}, "b", 4) == 4
+    assert lora_kinds.scaling({}, settings, "a.attn1.to_q")(4) == 2 / math.sqrt(4)
+    assert lora_kinds.scaling({}, settings, "b")(4) == 3
+    assert lora_kinds.scaling({}, {}, "b")(4) == 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 
 TargetLayer = nn.Linear | nn.Conv2d
+WeightedLayer = TargetLayer | nn.GroupNorm | nn.LayerNorm | nn.Embedding
 
 LDM_NAMES = {
     "conv_in": "input_blocks.0.0",
@@ -35,19 +36,24 @@ BLOCK_LAYER = re.compile(
 
 
 def target_layers(network: nn.Module) -> dict[str, TargetLayer]:
-    """Return the layers that a LoRA can change, by their path in the network; a LoRA may be on them already."""
+    """Return the linear layers and convolutions, by their path in the network; a LoRA may be on them already."""
+    return {path: layer for path, layer in weighted_layers(network).items() if isinstance(layer, TargetLayer)}
+
+
+def weighted_layers(network: nn.Module) -> dict[str, WeightedLayer]:
+    """Return the layers that a file of LoRAs can change, by their path in the network."""
     return {
         path.removesuffix(".base_layer"): layer
         for path, layer in network.named_modules()
-        if isinstance(layer, TargetLayer) and ".lora_" not in path
+        if isinstance(layer, WeightedLayer) and ".lora_" not in path
     }
 
 
 def flattened_names(network: nn.Module) -> dict[str, str]:
-    """Return the path of every target layer of a U-Net, a text encoder or temporal layers, by each flattened name."""
+    """Return the path of every layer of a U-Net, a text encoder or temporal layers, by each of its flattened names."""
     kinds = {UNet2DConditionModel: _unet_names, TemporalLayers: _temporal_names}
     aliases = next((names for kind, names in kinds.items() if isinstance(network, kind)), _text_encoder_names)
-    return {flatten_name(name): path for path in target_layers(network) for name in aliases(network, path)}
+    return {flatten_name(name): path for path in weighted_layers(network) for name in aliases(network, path)}
 
 
 def flatten_name(name: str) -> str:
@@ -84,7 +90,7 @@ def motion_module_name(path: str) -> str:
     return re.sub(site, r"\1.motion_modules.\2.", path.removeprefix("after."))
 
 
-def ldm_layer_name(network: UNet2DConditionModel, path: str) -> str:
+def ldm_layer_name(network: UNet2DConditionModel | ControlNetModel, path: str) -> str:
     """Return a layer's name in Stable Diffusion's original code, which numbers the layers of each side in a row."""
     found = BLOCK_LAYER.fullmatch(path)
     if found is None:

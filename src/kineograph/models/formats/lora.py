@@ -1,72 +1,97 @@
-"""LoRA weights in the layouts of kohya's scripts, diffusers and peft, added to the networks of a model.
+"""LoRA files of all trainers, added to the networks of a model.
 
-Each tensor's name is looked up among all names of the network's layers, so that a tensor without a layer is known and
-reported.
+Each tensor's name is looked up among all names of the networks' layers, so that a tensor without a layer is known and
+reported. A file is applied whole, but for tensors of layers that the model has not, or it is refused.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from diffusers import UNet2DConditionModel
-from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
+from kineograph.models import lora_layers
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import tensor_files
-from kineograph.models.formats.layer_names import TargetLayer, flatten_name, flattened_names, target_layers
-from kineograph.models.temporal.temporal_layers import TemporalLayers
+from kineograph.models.formats import lora_kinds, modelscope, tensor_files, videocrafter
+from kineograph.models.formats.layer_names import (
+    TargetLayer,
+    WeightedLayer,
+    flatten_name,
+    flattened_names,
+    weighted_layers,
+)
+from kineograph.models.formats.lora_kinds import LowRankUpdate, Scaling
 
 LoraSource = str | Path | Sequence[str | Path | float | int]
 LoraSources = LoraSource | Sequence[LoraSource]
 
 CUSTOMISE_HEADER = "kineograph"  # metadata of LoRAs that `kineograph customise` trained
-LORA_FILES = ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"]
-# prefix of a tensor's name -> network, the first that fits: kohya's scripts, diffusers, peft
+LORA_FILES = [
+    "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "pytorch_lora_weights.bin", "adapter_model.bin"
+]  # fmt: skip
+WRAPPERS = ("base_model.model.", "_orig_mod.")  # parts of names that peft and torch.compile add
+IMAGE, TEXT, TEXT_2 = ("unet", "temporal"), ("text_encoder",), ("text_encoder_2",)
+# prefix of a tensor's name -> the networks that it can be of, the first prefix that fits
 NETWORK_PREFIXES = {
-    "lora_unet_": "unet",
-    "lora_te1_": "text_encoder",
-    "lora_te2_": "text_encoder_2",
-    "lora_te_": "text_encoder",
-    "unet.": "unet",
-    "text_encoder_2.": "text_encoder_2",
-    "text_encoder.": "text_encoder",
-    "base_model.model.": "unet",
-    "": "unet",
+    "lora_unet_": IMAGE,  # kohya's scripts
+    "lora_te1_": TEXT,
+    "lora_te2_": TEXT_2,
+    "lora_te_": TEXT,
+    "lora_unet.": IMAGE,  # OneTrainer
+    "lora_te1.": TEXT,
+    "lora_te2.": TEXT_2,
+    "lora_te.": TEXT,
+    "unet.": IMAGE,  # diffusers, OMI
+    "text_encoder_2.": TEXT_2,
+    "text_encoder.": TEXT,
+    "diffusion_model.": IMAGE,  # ComfyUI
+    "model.diffusion_model.": IMAGE,
+    "text_encoders.clip_l.transformer.": TEXT,
+    "text_encoders.clip_h.transformer.": TEXT,
+    "text_encoders.clip_g.transformer.": TEXT_2,
+    "clip_l.transformer.": TEXT,
+    "clip_h.transformer.": TEXT,
+    "clip_g.transformer.": TEXT_2,
+    "clip_l.": TEXT,
+    "clip_h.": TEXT,
+    "clip_g.": TEXT_2,
+    "cond_stage_model.transformer.": TEXT,  # single files
+    "conditioner.embedders.0.transformer.": TEXT,
+    "lycoris_": (*IMAGE, *TEXT, *TEXT_2),  # LyCORIS on one network, which is not named
+    "": (*IMAGE, *TEXT, *TEXT_2),  # peft, and diffusers' first layout
 }
-# ending of a tensor's name -> its role: kohya's scripts, peft, diffusers before peft
-ENDING = re.compile(
-    r"(?P<layer>.+?)[._](?:"
-    r"(?P<down>lora_down\.weight|lora_A(?:\.default)?\.weight|lora(?:_linear_layer)?\.down\.weight)|"
-    r"(?P<up>lora_up\.weight|lora_B(?:\.default)?\.weight|lora(?:_linear_layer)?\.up\.weight)|"
-    r"(?P<alpha>alpha))"
-)
-
-
-class LowRankUpdate(NamedTuple):
-    """A LoRA's update of one layer to `weight + alpha / rank * up @ down` (Hu et al. 2021, section 4.1)."""
-
-    down: Tensor
-    up: Tensor
-    alpha: float
-
-
-CUSTOMISED = "customised-"  # in front of the names of LoRAs that belong to a customised adapter; no file's name has -
 MOTION = "motion_modules"  # in the names of AnimateDiff's motion LoRAs, which change temporal layers
+EMBEDDINGS = "bundle_emb."  # in front of the names of textual inversions inside OneTrainer's LoRAs
+FAMILIES = ("base_model_version", "modelspec.architecture")  # metadata with the architecture that a LoRA is for
 
-MatchedTensors = dict[str, dict[str, dict[str, Tensor]]]  # network -> path of the layer -> role in ENDING -> tensor
+Layer = tuple[str, str]  # network, path of the layer in it
+Roles = dict[str, Tensor]  # tensors of one layer, by their roles in `lora_kinds.ROLES`
+
+
+class Matches(NamedTuple):
+    """Tensors of a file by layer and role; names of those that belong to none, and of those of an unknown kind."""
+
+    layers: dict[Layer, Roles]
+    elsewhere: list[str]
+    unknown: list[str]
+
+
+class LayerChange(NamedTuple):
+    """Change of a layer at scale 1. tensors: in float32, by role; update: if it is one of two matrices."""
+
+    tensors: Roles
+    scale: Scaling
+    update: LowRankUpdate | None
 
 
 def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
@@ -83,8 +108,8 @@ def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
 def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, hub_options: HubOptions) -> None:
     """Add a LoRA from a file, folder or repository to networks; LoRAs that they have already stay active.
 
-    networks: by their names in a pipeline. Raises InputError if it is no LoRA, or one for another architecture; nothing
-    is changed then. Warns of tensors that belong to no layer of the networks.
+    networks: by their names in a pipeline. Raises InputError if it is no LoRA, one for another architecture or of a
+    kind that is not supported; nothing is changed then. Warns of tensors that belong to no layer of the networks.
     """
     file = hub.find_file(lora, LORA_FILES, hub_options)
     add_lora(file, tensor_files.read_tensors(file), networks, scale)
@@ -94,54 +119,27 @@ def add_lora(
     file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: float, *, prefix: str = ""
 ) -> None:
     """Add the LoRA that a file holds in these tensors to networks, see `load_lora`. prefix: of its name on them."""
-    matched, unmatched = _match_tensors(tensors, networks)
-    settings = _peft_settings(file)
-    updates: dict[str, dict[str, LowRankUpdate]] = {}
-    for part, found in matched.items():
-        layers, config = target_layers(networks[part]), settings.get(part, {})
-        updates[part] = {path: _update(file, path, layers[path], each, config) for path, each in found.items()}
-    if not any(updates.values()):
-        names, is_motion_lora = tensor_files.preview_names(unmatched), any(MOTION in name for name in unmatched)
-        advice = ". It is for a motion module: load the model with that motion module, `motion_module`"
-        raise InputError(
-            f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(unmatched)} tensors belongs to "
-            f"a layer of this model. They are called {names}"
-            f"{advice if is_motion_lora and 'temporal' not in networks else ''}"
-        )
-    if unmatched:
-        warnings.warn(
-            f"{file}: {len(unmatched)} tensors belong to no layer of this model and are left out: "
-            f"{tensor_files.preview_names(unmatched)}",
-            InputWarning,
-            stacklevel=5,
-        )
+    settings = _peft_settings(file, tensors)
+    _refuse_unsupported(file, tensors, settings)
+    _check_architecture(file, networks)
+    matches = match_tensors(tensors, networks)
+    _refuse_unknown(file, matches.unknown)
+    layers = {part: weighted_layers(network) for part, network in networks.items()}
+    changes: dict[str, dict[str, LayerChange]] = {}
+    for (part, path), roles in matches.layers.items():
+        change = _layer_change(file, path, layers[part][path], roles, settings.get(part, {}))
+        if change.update is None:
+            lora_layers.check_changeable(networks[part], layers[part][path], path)
+        changes.setdefault(part, {})[path] = change
+    if not changes:
+        raise _error_of_no_layer(file, matches.elsewhere, networks)
+    _warn_of_left_out(file, matches.elsewhere, len(tensors))
     name = prefix + _new_name(file, networks)
-    for part, changes in updates.items():
-        loras = (layer for layer in networks[part].modules() if isinstance(layer, LoraLayer))
-        active = dict.fromkeys(adapter for layer in loras for adapter in layer.active_adapters)
-        _add_adapter(networks[part], changes, name)
-        _set_scale(networks[part], name, scale)
-        # a sum's rounding depends on the order: that of `load`, which adds a customised adapter last
-        _activate(networks[part], sorted([*active, name], key=lambda each: each.startswith(CUSTOMISED)))
-
-
-def remove_loras(networks: Mapping[str, nn.Module]) -> None:
-    """Remove all LoRAs from networks, except those of a customised adapter."""
-    for network in networks.values():
-        for path, layer in [each for each in network.named_modules() if isinstance(each[1], LoraLayer)]:
-            kept = [name for name in layer.active_adapters if name.startswith(CUSTOMISED)]
-            if not any(name.startswith(CUSTOMISED) for name in layer.scaling):
-                network.set_submodule(path, layer.get_base_layer())
-                continue
-            layer.set_adapter(kept, inference_mode=True)
-            for name in [name for name in layer.scaling if not name.startswith(CUSTOMISED)]:
-                layer.delete_adapter(name)
-        configs = getattr(network, "peft_config", {})
-        for name in [name for name in configs if not name.startswith(CUSTOMISED)]:
-            del configs[name]
-        if not configs and hasattr(network, "peft_config"):
-            del network.peft_config
-            network._hf_peft_config_loaded = False  # type: ignore[assignment]  # of libraries' networks
+    for part, of_network in changes.items():
+        _change_weights(networks[part], layers[part], of_network, name, scale)
+        updates = {path: change.update for path, change in of_network.items() if change.update is not None}
+        if updates:
+            lora_layers.add_low_rank_updates(networks[part], updates, name, scale)
 
 
 def named_networks(
@@ -153,130 +151,233 @@ def named_networks(
     return {"unet": unet, **named, **({} if temporal is None else {"temporal": temporal})}
 
 
-def lora_names(network: nn.Module) -> list[str]:
-    """Return the names of a network's LoRAs, without that of a customised adapter."""
-    return [name for name in getattr(network, "peft_config", {}) if not name.startswith(CUSTOMISED)]
-
-
 def read_learned_words(lora: str | Path, hub_options: HubOptions) -> list[str]:
     """Return the words that a LoRA of `kineograph customise` was trained for; none for another LoRA."""
     header = tensor_files.read_metadata(hub.find_file(lora, LORA_FILES, hub_options)).get(CUSTOMISE_HEADER)
     return [] if header is None else list(json.loads(header)["words"])
 
 
-def unmatched_names(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> list[str]:
-    """Return the names of a LoRA's tensors that belong to no layer of these networks."""
-    return _match_tensors(tensors, networks)[1]
-
-
-def _match_tensors(
-    tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]
-) -> tuple[MatchedTensors, list[str]]:
-    """Return the tensors by network and layer, and the names of those that belong to no layer."""
-    names = {part: flattened_names(network) for part, network in networks.items()}
-    found: MatchedTensors = {}
-    owners: dict[str, tuple[str, str]] = {}
+def match_tensors(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> Matches:
+    """Return a file's tensors by the layers of networks that they change."""
+    names = layer_paths(networks)
+    matches = Matches({}, [], [])
     for key, tensor in tensors.items():
-        prefix = next(each for each in NETWORK_PREFIXES if key.startswith(each))
-        ending = ENDING.fullmatch(key.removeprefix(prefix))
-        part = "temporal" if MOTION in key else NETWORK_PREFIXES[prefix]
-        path = names.get(part, {}).get(flatten_name(ending["layer"])) if ending else None
-        if ending and path:
-            role = next(role for role in ("down", "up", "alpha") if ending[role])
-            found.setdefault(part, {}).setdefault(path, {})[role] = tensor
-            owners[key] = part, path
-    matched = {
-        part: {path: roles for path, roles in layers.items() if {"down", "up"} <= set(roles)}
-        for part, layers in found.items()
-    }
-    complete = {(part, path) for part, layers in matched.items() for path in layers}
-    return matched, [key for key in tensors if owners.get(key) not in complete]
+        parts, rest = _split_prefix(key)
+        ending = lora_kinds.ENDING.fullmatch(rest)
+        if ending is None:
+            pieces = rest.split(".")
+            stems = (flatten_name(".".join(pieces[:count])) for count in range(len(pieces) - 1, 0, -1))
+            known = any(stem in names.get(part, {}) for stem in stems for part in parts)
+            (matches.unknown if known else matches.elsewhere).append(key)
+            continue
+        flat = flatten_name(ending["layer"])
+        part = next((each for each in parts if flat in names.get(each, {})), None)
+        if part is None:
+            matches.elsewhere.append(key)
+        else:
+            role = next(role for role in lora_kinds.ROLES if ending[role])
+            matches.layers.setdefault((part, names[part][flat]), {})[role] = tensor
+    return matches
 
 
-def _update(
-    file: Path, path: str, layer: TargetLayer, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]
-) -> LowRankUpdate:
-    down, up, weight = tensors["down"], tensors["up"], layer.weight
-    rank = len(down)
-    if down.numel() != rank * weight[0].numel() or up.numel() != rank * len(weight):
+def layer_paths(networks: Mapping[str, nn.Module]) -> dict[str, dict[str, str]]:
+    """Return the path of every layer that a LoRA can change, by network and by each of its flattened names."""
+    names = {part: flattened_names(network) for part, network in networks.items()}
+    unet = networks.get("unet")
+    if "temporal" in networks and isinstance(unet, UNet2DConditionModel):
+        # the names of ModelScope's and VideoCrafter's networks
+        for part, prefix in (("temporal", "temporal"), ("unet", "image_unet")):
+            for path in weighted_layers(networks[part]):
+                full = f"{prefix}.{path}.weight"
+                released = videocrafter.videocrafter_entry(unet, full).name.removeprefix(videocrafter.UNET)
+                for name in (released, modelscope.modelscope_entry(full).name):
+                    names[part].setdefault(flatten_name(name.removesuffix(".weight")), path)
+    return names
+
+
+def _split_prefix(key: str) -> tuple[tuple[str, ...], str]:
+    """Return the networks that a tensor can belong to by its name, and the rest of the name."""
+    for wrapper in WRAPPERS:
+        key = key.replace(wrapper, "")
+    prefix = next(each for each in NETWORK_PREFIXES if key.startswith(each))
+    return NETWORK_PREFIXES[prefix], key.removeprefix(prefix)
+
+
+def _refuse_unsupported(file: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Mapping[str, Any]]) -> None:
+    for name in tensors:
+        if kind := lora_kinds.unsupported_kind(name):
+            raise InputError(f"{file} holds {kind.name} ({name}), which is not supported: {kind.reason}")
+    for of_network in settings.values():
+        if reason := lora_kinds.unsupported_settings(of_network):
+            raise InputError(f"{file} is {reason}")
+    damaged = [name for name, each in tensors.items() if each.is_floating_point() and not each.isfinite().all()]
+    if damaged:
+        names = tensor_files.preview_names(damaged)
         raise InputError(
-            f"{file} is a LoRA for another architecture: it changes {path} from {tuple(down.shape)} to "
-            f"{tuple(up.shape)}, where this model has {tuple(weight.shape)}"
+            f"{file} holds values that are no numbers, in {names}: its training diverged, or it is damaged"
         )
-    alpha = tensors["alpha"].item() if "alpha" in tensors else _alpha(settings, path, rank)
-    # files mix up 1 x 1 convolutions and linear layers
-    return LowRankUpdate(
-        down.reshape(rank, *weight.shape[1:]), up.reshape(len(weight), rank, *[1] * (weight.ndim - 2)), alpha
+
+
+def _check_architecture(file: Path, networks: Mapping[str, nn.Module]) -> None:
+    """Raise InputError if the file's header names another family of models."""
+    unet, metadata = networks.get("unet"), tensor_files.read_metadata(file)
+    if not isinstance(unet, UNet2DConditionModel):
+        return
+    is_xl = unet.config.addition_embed_type == "text_time"
+    for name, value in metadata.items():
+        of_family = name.removeprefix("ss_") in FAMILIES and value.startswith(("sd", "stable-diffusion"))
+        if of_family and ("xl" in value) != is_xl:
+            ours = "of SDXL's" if is_xl else "of Stable Diffusion 1.x's or 2.x's"
+            raise InputError(f"{file} is a LoRA for another architecture: for {value}, and this model is {ours}")
+
+
+def _refuse_unknown(file: Path, names: Sequence[str]) -> None:
+    if not names:
+        return
+    preview = tensor_files.preview_names(names)
+    if all(name.endswith((".weight", ".bias")) for name in names):
+        raise InputError(
+            f"{file} holds whole weights of {len(names)} layers ({preview}), as a checkpoint does, or peft's "
+            "modules_to_save: a LoRA holds changes of weights. Load a checkpoint as the model"
+        )
+    raise InputError(
+        f"{file} is of a kind that is not known: {preview} would change layers of this model. Expected a LoRA, LoCon, "
+        "LoHa, LoKr, DoRA or differences of weights"
     )
 
 
-def _peft_settings(file: Path) -> dict[str, dict[str, Any]]:
+def _layer_change(
+    file: Path, path: str, layer: WeightedLayer, tensors: Roles, settings: Mapping[str, Any]
+) -> LayerChange:
+    """Return the change of a layer. Raises InputError if tensors of it are missing, or of another shape."""
+    tensors = {role: each.float() for role, each in tensors.items()}
+    scale = lora_kinds.scaling(tensors, settings, path)
+    empty = {role: each if role == "alpha" else each.to("meta") for role, each in tensors.items()}
+    weight = torch.empty(_shape(layer), device="meta")
+    try:
+        change = lora_kinds.weight_difference(empty, scale)
+        bias = lora_kinds.bias_difference(empty, scale)
+        if change is not None:
+            lora_kinds.decompose(weight + _fit(change, weight), empty)
+        elif {"dora_scale", "magnitude"} & tensors.keys():
+            raise KeyError("down")
+        if bias is not None:
+            bias.reshape(len(weight))
+        update = lora_kinds.low_rank_update(tensors, scale) if isinstance(layer, TargetLayer) else None
+    except KeyError as error:
+        raise InputError(
+            f"{file} is damaged: of {path} it has {', '.join(tensors)}, and no {error.args[0]}: fetch it again"
+        ) from error
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{file} is a LoRA for another architecture: it changes {path} {_shapes(tensors)}, where this model has "
+            f"{tuple(weight.shape)}"
+        ) from error
+    if update is not None:  # files mix up 1 x 1 convolutions and linear layers
+        rank = len(update.down)
+        update = LowRankUpdate(
+            update.down.reshape(rank, *weight.shape[1:]), update.up.reshape(-1, rank, *[1] * (weight.ndim - 2)),
+            update.alpha,
+        )  # fmt: skip
+    return LayerChange(tensors, scale, update)
+
+
+def _shape(layer: WeightedLayer) -> tuple[int, ...]:
+    """Return the shape of a layer's weight, which is stored in another one when it is quantised."""
+    return (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(layer.weight.shape)
+
+
+def _fit(change: Tensor, weight: Tensor) -> Tensor:
+    """Return a change in the shape of a weight with as many outputs."""
+    if len(change) != len(weight):
+        raise ValueError("another number of outputs")
+    return change.reshape(weight.shape)
+
+
+def _shapes(tensors: Roles) -> str:
+    if tensors.keys() >= {"down", "up"}:
+        return f"from {tuple(tensors['down'].shape)} to {tuple(tensors['up'].shape)}"
+    return "by " + ", ".join(f"{role} {tuple(each.shape)}" for role, each in tensors.items() if role != "alpha")
+
+
+def _error_of_no_layer(file: Path, names: Sequence[str], networks: Mapping[str, nn.Module]) -> InputError:
+    is_motion_lora = any(MOTION in name for name in names)
+    advice = ". It is for a motion module: load the model with that motion module, `motion_module`"
+    return InputError(
+        f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(names)} tensors belongs to "
+        f"a layer of this model. They are called {tensor_files.preview_names(names)}"
+        f"{advice if is_motion_lora and 'temporal' not in networks else ''}"
+    )
+
+
+def _warn_of_left_out(file: Path, names: Sequence[str], count: int) -> None:
+    embeddings = [name for name in names if name.startswith(EMBEDDINGS)]
+    others = [name for name in names if name not in embeddings]
+    reasons = []
+    if others:
+        reasons.append(f"{len(others)} belong to no layer of this model ({tensor_files.preview_names(others)})")
+    if embeddings:
+        words = tensor_files.preview_names(dict.fromkeys(name.split(".")[1] for name in embeddings))
+        reasons.append(f"{len(embeddings)} are textual inversions ({words}), which `textual_inversion` takes as files")
+    if reasons:
+        warnings.warn(
+            f"{file}: {len(names)} of {count} tensors are left out: {', and '.join(reasons)}",
+            InputWarning,
+            stacklevel=6,
+        )
+
+
+def _change_weights(
+    network: nn.Module,
+    layers: Mapping[str, WeightedLayer],
+    changes: Mapping[str, LayerChange],
+    name: str,
+    scale: float,
+) -> None:
+    """Change weights and biases of a network, but for products of two matrices."""
+    changed = False
+    for path, change in changes.items():
+        layer = layers[path]
+        tensors = {role: each.to(layer.weight.device) for role, each in change.tensors.items()}
+        if change.update is None and (difference := lora_kinds.weight_difference(tensors, change.scale)) is not None:
+            weight = lora_layers.original(layer, "weight").detach().float()
+            moved = lora_kinds.decompose(weight + scale * _fit(difference, weight), tensors)
+            lora_layers.change_parameter(layer, "weight", moved - weight)
+            changed = True
+        if (difference := lora_kinds.bias_difference(tensors, change.scale)) is not None:
+            lora_layers.change_parameter(layer, "bias", scale * difference.flatten())
+            changed = True
+    if changed:
+        lora_layers.note_changes(network, name)
+
+
+def _peft_settings(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """Return peft's settings of the training, by network: from the file's header or adapter_config.json beside it."""
-    beside = file.with_name("adapter_config.json")
-    header = tensor_files.read_metadata(file).get("lora_adapter_metadata")
-    if header is None:
-        return {"unet": json.loads(beside.read_text())} if beside.is_file() else {}
+    beside, header = (
+        file.with_name("adapter_config.json"),
+        tensor_files.read_metadata(file).get("lora_adapter_metadata"),
+    )
+    try:
+        if header is not None:
+            return _settings_by_network(json.loads(header))
+        if beside.is_file() and any(name.startswith(WRAPPERS[0]) for name in tensors):
+            return dict.fromkeys((*IMAGE, *TEXT, *TEXT_2), json.loads(beside.read_text()))
+    except (ValueError, AttributeError, StopIteration) as error:
+        raise InputError(f"the settings of {beside if header is None else file} are damaged: fetch it again") from error
+    return {}
+
+
+def _settings_by_network(header: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     settings: dict[str, dict[str, Any]] = {}
-    for name, value in json.loads(header).items():
-        prefix = next(each for each in NETWORK_PREFIXES if name.startswith(each))
-        settings.setdefault(NETWORK_PREFIXES[prefix], {})[name.removeprefix(prefix)] = value
+    for name, value in header.items():
+        parts, rest = _split_prefix(name)
+        for part in parts:
+            settings.setdefault(part, {})[rest] = value
     return settings
-
-
-def _alpha(settings: Mapping[str, Any], path: str, rank: int) -> float:
-    """Return the alpha that peft used for a layer; without settings the rank, which scales by 1."""
-    patterns: Mapping[str, float] = settings.get("alpha_pattern") or {}
-    matches = (alpha for pattern, alpha in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path))
-    alpha = next(matches, settings.get("lora_alpha", rank))
-    return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha
 
 
 def _new_name(file: Path, networks: Mapping[str, nn.Module]) -> str:
     """Return an adapter name that is not taken; torch allows no dots in it."""
-    taken = {name for network in networks.values() for name in getattr(network, "peft_config", {})}
+    taken = {name for network in networks.values() for name in lora_layers.lora_names(network)}
     name = re.sub(r"\W", "_", file.stem)
     return next(each for each in (name, *(f"{name}_{n}" for n in range(2, len(taken) + 3))) if each not in taken)
-
-
-def _add_adapter(
-    network: UNet2DConditionModel | TemporalLayers | PreTrainedModel, updates: Mapping[str, LowRankUpdate], name: str
-) -> None:
-    config = _config(updates)
-    state = {f"{path}.lora_A.weight": update.down for path, update in updates.items()}
-    state |= {f"{path}.lora_B.weight": update.up for path, update in updates.items()}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several LoRAs are intended
-        if isinstance(network, UNet2DConditionModel):
-            network.load_lora_adapter(state, prefix=None, adapter_name=name, metadata=config)
-        elif isinstance(network, TemporalLayers):
-            inject_adapter_in_model(LoraConfig(**config), network, adapter_name=name)
-            set_peft_model_state_dict(network, state, adapter_name=name)
-        else:
-            network.load_adapter(adapter_state_dict=state, peft_config=LoraConfig(**config), adapter_name=name)
-
-
-def _config(updates: Mapping[str, LowRankUpdate]) -> dict[str, Any]:
-    """Return peft's settings: the most common rank and alpha; patterns, which are slow, for the other layers alone."""
-    ranks = {path: len(update.down) for path, update in updates.items()}
-    alphas = {path: update.alpha for path, update in updates.items()}
-    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    return {
-        "r": rank,
-        "lora_alpha": alpha,
-        "target_modules": list(updates),
-        "rank_pattern": {f"^{re.escape(path)}": each for path, each in ranks.items() if each != rank},
-        "alpha_pattern": {f"^{re.escape(path)}": each for path, each in alphas.items() if each != alpha},
-    }
-
-
-def _activate(network: nn.Module, names: list[str]) -> None:
-    """Activate these adapters, because adding one deactivates the others."""
-    for layer in network.modules():
-        if isinstance(layer, LoraLayer):
-            layer.set_adapter(names, inference_mode=True)
-
-
-def _set_scale(network: nn.Module, name: str, scale: float) -> None:
-    for layer in network.modules():
-        if isinstance(layer, LoraLayer) and name in layer.scaling:
-            layer.set_scale(name, scale)

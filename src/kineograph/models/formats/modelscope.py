@@ -29,12 +29,13 @@ def video_unet_from_modelscope(unet: UNet3DConditionModel) -> VideoUNet:
     Raises InputError if the network has another structure.
     """
     net = architecture.empty_video_unet(_image_config(unet.config), _temporal_config(unet.config))
-    names = {name: _entry(name) for name in net.state_dict()}
+    names = {name: modelscope_entry(name) for name in net.state_dict()}
     key_map.load_tensors(net, unet.state_dict(), names, "this UNet3DConditionModel is not like ModelScope's")
     return net
 
 
-def _entry(name: str) -> Entry:
+def modelscope_entry(name: str) -> Entry:
+    """Return the entry, in the key map of diffusers' network, of a parameter of a video U-Net."""
     part, _, rest = name.partition(".")
     if part == "image_unet":
         return Entry(rest)

@@ -58,10 +58,11 @@ def to_videocrafter(net: VideoUNet) -> dict[str, Tensor]:
 
 def videocrafter_key_map(net: VideoUNet) -> dict[str, Entry]:
     """Return the key map of the released checkpoints for a network."""
-    return {name: _entry(net.image_unet, name) for name in net.state_dict()}
+    return {name: videocrafter_entry(net.image_unet, name) for name in net.state_dict()}
 
 
-def _entry(unet: UNet2DConditionModel, name: str) -> Entry:
+def videocrafter_entry(unet: UNet2DConditionModel, name: str) -> Entry:
+    """Return the entry, in the key map of the released checkpoints, of a parameter of a video U-Net."""
     part, _, rest = name.partition(".")
     if part == "temporal":
         return _temporal_entry(unet, rest)

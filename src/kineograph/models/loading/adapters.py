@@ -10,6 +10,7 @@ from kineograph.hub import HubOptions
 from kineograph.models.formats import adapter_files, lora
 from kineograph.models.formats.tensor_files import preview_names
 from kineograph.models.loading.components import Components
+from kineograph.models.lora_layers import CUSTOMISED
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 
 
@@ -43,7 +44,7 @@ def load_customised_adapter(
     elif not file.lora:
         raise InputError(f"{file.path} holds a spatial adapter alone, and {image} {NO_TEMPORAL_LAYERS}")
     if file.lora:
-        lora.add_lora(file.path, file.lora, components.networks, 1.0, prefix=lora.CUSTOMISED)
+        lora.add_lora(file.path, file.lora, components.networks, 1.0, prefix=CUSTOMISED)
     return components._replace(spatial_adapter=spatial, subject=file.header.subject)
 
 
@@ -55,7 +56,7 @@ def _check_image_network(file: adapter_files.AdapterFile, components: Components
             f"{file.path} was made for {other}, and {name} has an image network of other shapes: take {other}, or "
             f"customise {name}"
         )
-    if unmatched := lora.unmatched_names(file.lora, components.networks):
+    if unmatched := lora.match_tensors(file.lora, components.networks).elsewhere:
         names = preview_names(unmatched)
         raise InputError(f"{file.path} was made for {expected.name}, and {name} has no layers for {names}")
     if not found.same_weights(expected):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 
 from kineograph.errors import InputError
@@ -18,6 +17,7 @@ from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import video_checkpoints, video_folder
 from kineograph.models.loading.components import INDEX, Components, components_from_folder
 from kineograph.models.loading.single_file import Checkpoint
+from kineograph.models.lora_layers import has_loras
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement
 from kineograph.models.vae.temporal_decoder import check_decoder_fits
@@ -40,7 +40,7 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
     if folder.exists():
         raise InputError(f"{folder} is there already: choose another folder, or remove it")
     for name, network in components.networks.items():
-        if any(isinstance(layer, LoraLayer) for layer in network.modules()):
+        if has_loras(network):
             raise InputError(
                 f"{name} has LoRAs on it, which the folder layout cannot hold: load the model without them"
             )
@@ -111,7 +111,7 @@ def _index(components: Components) -> dict[str, object]:
         **settings[pipeline],
         "scheduler": ["diffusers", components.scheduler.get("_class_name", SCHEDULER)],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", type(components.vae).__name__],
         **{f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"] for suffix in encoders},
         **{f"text_encoder{suffix}": ["transformers", type(each.network).__name__] for suffix, each in encoders.items()},
         "feature_extractor": [None, None],

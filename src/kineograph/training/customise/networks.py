@@ -24,6 +24,7 @@ from kineograph.models.formats import lora as lora_files
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import source_name
 from kineograph.models.loading.save import save
+from kineograph.models.lora_layers import has_loras
 from kineograph.models.model import Model
 from kineograph.models.unet.forward import call_directly
 from kineograph.models.unet.video_unet import VideoUNet
@@ -80,7 +81,7 @@ def _check(model: Model, settings: ImageCustomisationSettings) -> None:
             "text-to-image model"
         )
     networks = (model.net, *(each.network for each in model.text_encoders))
-    if any(isinstance(layer, LoraLayer) for network in networks for layer in network.modules()):
+    if any(has_loras(network) for network in networks):
         raise InputError(f"{model.name} has LoRAs on it: customise it without, and load both together afterwards")
     if settings.lora and settings.lora.text_rank and len(model.text_encoders) > 1:
         raise InputError(

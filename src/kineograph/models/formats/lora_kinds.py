@@ -1,0 +1,232 @@
+"""Kinds of LoRA files: the roles of their tensors, and the change of a layer that they stand for.
+
+Sources: LoRA (Hu et al. 2021), rsLoRA (Kalajdzievski 2023), DoRA (Liu et al. 2024), and LyCORIS (Yeh et al. 2024) for
+LoCon, LoHa, LoKr and differences of whole weights.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ADAPTER_NAME = r"(?:\.\w+)?"  # peft's, in state dicts of networks
+# role of a tensor -> ending of its name: kohya's scripts, peft, diffusers before peft, LyCORIS
+ROLES = {
+    "down": rf"lora_down\.weight|lora_A{ADAPTER_NAME}\.weight|lora(?:_linear_layer)?\.down\.weight",
+    "up": rf"lora_up\.weight|lora_B{ADAPTER_NAME}\.weight|lora(?:_linear_layer)?\.up\.weight",
+    "mid": r"lora_mid\.weight",
+    "up_bias": rf"lora_up\.bias|lora_B{ADAPTER_NAME}\.bias",
+    "embedding_down": rf"lora_embedding_A{ADAPTER_NAME}",
+    "embedding_up": rf"lora_embedding_B{ADAPTER_NAME}",
+    "alpha": r"alpha",
+    "dora_scale": r"dora_scale",
+    "magnitude": rf"lora_magnitude_vector{ADAPTER_NAME}(?:\.weight)?",
+    **{
+        name: name + ADAPTER_NAME for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+    },
+    **{
+        f"lokr_{each}": f"lokr_{each}{ADAPTER_NAME}"
+        for each in ("w1", "w1_a", "w1_b", "t1", "w2", "w2_a", "w2_b", "t2")
+    },
+    "diff": r"diff",
+    "diff_b": r"diff_b",
+    "w_norm": r"w_norm",
+    "b_norm": r"b_norm",
+}
+ENDING = re.compile(rf"(?P<layer>.+?)[._](?:{'|'.join(f'(?P<{role}>{ending})' for role, ending in ROLES.items())})")
+
+
+class UnsupportedKind(NamedTuple):
+    """A kind of file that is refused. ending: of its tensors' names."""
+
+    name: str
+    ending: str
+    reason: str
+
+
+UNSUPPORTED = (
+    UnsupportedKind(
+        "OFT or BOFT", r"oft_blocks|oft_diag|oft_[rRs](\.\w+)?|boft_\w+(\.\w+)?",
+        "rotations of the weights, which kohya, LyCORIS and peft define differently under the same names",
+    ),
+    UnsupportedKind(
+        "GLoRA", r"[ab][12]\.weight|glora_\w+(\.\w+)*",
+        "its formula has changed, and files do not say which one they are for",
+    ),
+    UnsupportedKind("(IA)^3", r"on_input|ia3_l(\.\w+)?", "IA3 scales activations, and changes no weights by a sum"),
+    UnsupportedKind(
+        "DyLoRA in training", r"(up|down)_list\.\d+", "its ranks are still apart: export it as a LoRA with its trainer"
+    ),
+    UnsupportedKind(
+        "AdaLoRA", r"lora_E(\.\w+)?|ranknum(\.\w+)?",
+        "singular values beside the matrices, of other ranks in each layer: merge it with peft",
+    ),
+    UnsupportedKind(
+        "VeRA", r"vera_\w+(\.\w+)?", "the random matrices that it scales are not in the file: merge it with peft"
+    ),
+    UnsupportedKind(
+        "weights of ComfyUI", r"set_weight|reshape_weight", "they replace weights, and are no change that has a scale"
+    ),
+    UnsupportedKind(
+        "a sparse residual of LyCORIS", r"bias_(indices|values|size)",
+        "a remainder of an extraction, which current LyCORIS no longer reads",
+    ),
+    UnsupportedKind(
+        "a LoRA of cloneofsimo's scripts", r"(unet|text_encoder):\d+:(up|down)",
+        "it numbers the layers instead of naming them: convert it with its scripts",
+    ),
+)  # fmt: skip
+# peft's initialisations that change the network's own weights too
+CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+PEFT_TYPES = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
+
+Tensors = Mapping[str, Tensor]  # of one layer, by role
+Scaling = Callable[[int | None], float]  # rank of a product -> its factor, alpha / rank; None for whole matrices
+
+
+class LowRankUpdate(NamedTuple):
+    """A LoRA's update of one layer to `weight + alpha / rank * up @ down` (Hu et al. 2021, section 4.1)."""
+
+    down: Tensor
+    up: Tensor
+    alpha: float
+
+
+def unsupported_kind(name: str) -> UnsupportedKind | None:
+    """Return the kind of file that a tensor's name is of, if it is one that is refused."""
+    return next((kind for kind in UNSUPPORTED if re.search(rf"(?:^|[._])(?:{kind.ending})$", name)), None)
+
+
+def unsupported_settings(settings: Mapping[str, Any]) -> str | None:
+    """Return the name of, and reason against, a kind of adapter by peft's settings; None if it is supported."""
+    kind = str(settings.get("peft_type") or "LORA")
+    if kind not in PEFT_TYPES:
+        return f"{kind} of peft, and of its kinds LoRA, LoHa and LoKr are supported: merge it with peft"
+    start = str(settings.get("init_lora_weights"))
+    if start.startswith(CHANGED_BASE):
+        return f"{start}, which changed the network's own weights too: save it as a plain LoRA with peft"
+    others = [
+        name
+        for name in ("use_qalora", "alora_invocation_tokens", "arrow_config", "layer_replication")
+        if settings.get(name)
+    ]
+    return f"a LoRA with `{others[0]}`: merge it with peft" if others else None
+
+
+def scaling(tensors: Tensors, settings: Mapping[str, Any], path: str) -> Scaling:
+    """Return the factor of a layer's products: by the file's alpha, or else by peft's settings, or else 1."""
+
+    def scale(rank: int | None) -> float:
+        if "alpha" in tensors:
+            return 1.0 if rank is None else tensors["alpha"].item() / rank
+        rank = rank or _setting(settings, "rank_pattern", path, settings.get("r"))
+        alpha = _setting(settings, "alpha_pattern", path, settings.get("lora_alpha", settings.get("alpha")))
+        if rank is None or alpha is None:
+            return 1.0
+        return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+    return scale
+
+
+def _setting(settings: Mapping[str, Any], name: str, path: str, default: Any) -> Any:
+    """Return the value of the first pattern, as peft writes them, that fits a layer, or else the default."""
+    patterns: Mapping[str, Any] = settings.get(name) or {}
+    return next((value for pattern, value in patterns.items() if re.fullmatch(rf"(.*\.)?({pattern})", path)), default)
+
+
+def low_rank_update(tensors: Tensors, scale: Scaling) -> LowRankUpdate | None:
+    """Return the update by two matrices; None if the tensors stand for another change of the weight.
+
+    Raises KeyError, of a role, if a matrix is missing.
+    """
+    if not tensors.keys() & {"down", "up"} or tensors.keys() - {
+        "down",
+        "up",
+        "mid",
+        "alpha",
+        "up_bias",
+        "diff_b",
+        "b_norm",
+    }:
+        return None
+    down, up = _down(tensors), tensors["up"]
+    return LowRankUpdate(down, up, scale(len(down)) * len(down))
+
+
+def weight_difference(tensors: Tensors, scale: Scaling) -> Tensor | None:
+    """Return the sum of all differences of a layer's weight, rows of outputs; None if there are none.
+
+    Raises KeyError, of a role, if a tensor is missing, and RuntimeError if shapes do not fit one another.
+    """
+    given = tensors.keys()
+    changes: list[Tensor] = []
+    if given & {"down", "up", "mid"}:
+        down, up = _down(tensors).flatten(1), tensors["up"].flatten(1)
+        changes.append(scale(len(down)) * (up @ down))
+    if given & {"embedding_down", "embedding_up"}:
+        down, up = tensors["embedding_down"], tensors["embedding_up"]
+        changes.append(scale(len(down)) * (up @ down).T)
+    if any(role.startswith("hada") for role in given):
+        first, second = (_factor(tensors, f"hada_w{n}", f"hada_t{n}").flatten(1) for n in (1, 2))
+        changes.append(scale(len(tensors["hada_w1_b"])) * (first * second))
+    if any(role.startswith("lokr") for role in given):
+        changes.append(_kronecker(tensors, scale))
+    changes += [tensors[role] for role in ("diff", "w_norm") if role in given]
+    if not changes:
+        return None
+    total = changes[0]
+    for change in changes[1:]:
+        total = total + change.reshape(total.shape)
+    return total
+
+
+def bias_difference(tensors: Tensors, scale: Scaling) -> Tensor | None:
+    """Return the sum of all differences of a layer's bias; None if there are none."""
+    changes = [tensors[role] for role in ("diff_b", "b_norm") if role in tensors]
+    if "up_bias" in tensors:
+        changes.append(scale(len(tensors["down"])) * tensors["up_bias"])
+    return sum(changes[1:], changes[0]) if changes else None
+
+
+def decompose(weight: Tensor, tensors: Tensors) -> Tensor:
+    """Return a changed weight with DoRA's magnitudes: m W / |W| (Liu et al. 2024, eq. 5); without them, the weight.
+
+    The norm is over all but the outputs, or, if the magnitudes are those of the inputs, over all but these (LyCORIS's
+    `dora_scale` without `wd_on_output`). As in peft, the weight is that with the LoRA at its scale.
+    """
+    magnitude = tensors.get("magnitude", tensors.get("dora_scale"))
+    if magnitude is None:
+        return weight
+    by_output = "magnitude" in tensors or len(magnitude) == len(weight)
+    axis = 0 if by_output else 1
+    others = [each for each in range(weight.ndim) if each != axis]
+    norm = weight.norm(dim=others, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    return weight * (magnitude.reshape(norm.shape) / norm)
+
+
+def _down(tensors: Tensors) -> Tensor:
+    """Return a LoRA's first matrix or convolution, with the middle one of a Tucker decomposition multiplied in."""
+    if "mid" not in tensors:
+        return tensors["down"]
+    return torch.einsum("ij...,jk->ik...", tensors["mid"], tensors["down"].flatten(1))
+
+
+def _factor(tensors: Tensors, name: str, core: str) -> Tensor:
+    """Return a matrix or convolution that is whole, a product of two, or a Tucker decomposition."""
+    if name in tensors:
+        return tensors[name]
+    rows, columns = tensors[f"{name}_a"], tensors[f"{name}_b"]
+    return torch.einsum("ij...,ip,jq->pq...", tensors[core], rows, columns) if core in tensors else rows @ columns
+
+
+def _kronecker(tensors: Tensors, scale: Scaling) -> Tensor:
+    first, second = (_factor(tensors, f"lokr_w{n}", f"lokr_t{n}") for n in (1, 2))
+    dimensions = max(first.ndim, second.ndim)
+    first, second = (each.reshape(*each.shape, *[1] * (dimensions - each.ndim)) for each in (first, second))
+    products = [tensors[name] for name in ("lokr_w2_b", "lokr_w1_b") if name in tensors]
+    return scale(len(products[0]) if products else None) * torch.kron(first.contiguous(), second.contiguous())
