@@ -32,7 +32,7 @@ from kineograph_lab.studies.study import Study, metric_values
 from kineograph_lab.studies.vidrd.long_videos import CHANGES, PROMPT_METRICS, changes_by_frame, measure_ends
 
 CLIPS, STEPS, SHOWN = 4, 10, 8
-FREENOISE, WINDOWS, CONTINUED = "freenoise", "sliding windows", "vidrd clips"
+FREENOISE, WINDOWS, CONTINUED = "freenoise", "sliding windows", "vidrd's clips"
 OTHERS = (WINDOWS, CONTINUED)
 PLACES = {"seam": "where a window or clip begins or ends", "inside": "elsewhere"}
 
