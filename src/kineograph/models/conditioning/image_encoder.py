@@ -122,14 +122,18 @@ def check_image_encoder(unet: UNet2DConditionModel, encoder: ImageEncoder | None
     for layer in image_projections(unet):
         if "FaceID" in type(layer).__name__:
             raise InputError(f"{name} is {FACE_ID}")
-        what, reads, gives = "hidden states", _read_width(layer), config.hidden_size
-        if isinstance(layer, ImageProjection):
-            what, gives = "embeddings", config.projection_dim
-        if reads != gives:
-            raise InputError(
-                f"{name} reads {what} {reads} wide, and its image encoder gives {gives}: put the encoder there that it "
-                "was made with (ViT-H, 1280 and 1024 wide, for most; ViT-bigG, 1664 and 1280, for ip-adapter_sdxl)"
-            )
+        kind = "projection_dim" if isinstance(layer, ImageProjection) else "hidden_size"
+        if (reads := _read_width(layer)) != getattr(config, kind):
+            raise wrong_encoder_error(name, kind, reads, getattr(config, kind))
+
+
+def wrong_encoder_error(name: str, kind: str, reads: int, gives: int) -> InputError:
+    """Return the error for an image encoder whose `projection_dim` or `hidden_size` is not what an IP-Adapter reads."""
+    return InputError(
+        f"{name} reads an image encoder with {kind} {reads}, and the one beside it has {gives}: put the encoder there "
+        "that it was made with. It is ViT-H (hidden_size 1280, projection_dim 1024) for most, and ViT-bigG (1664, "
+        "1280) for ip-adapter_sdxl; 512 are the embeddings of a face by insightface, which are not supported"
+    )
 
 
 def _read_width(projection: Any) -> int:

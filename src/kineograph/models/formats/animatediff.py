@@ -50,7 +50,8 @@ ANIMATEDIFF_SCHEDULER = {
 
 def is_animatediff(tensors: Tensors) -> bool:
     """Return True for the tensors of motion modules; False for a LoRA for them, and for a SparseCtrl with its own."""
-    return any(MARK in name for name in tensors) and not any("lora" in each or "controlnet_" in each for each in tensors)
+    others = ("lora", "controlnet_")
+    return any(MARK in name for name in tensors) and not any(part in name for name in tensors for part in others)
 
 
 def to_diffusers_names(tensors: Tensors) -> dict[str, Tensor]:

@@ -13,7 +13,6 @@ from typing import Unpack
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL
 
 from kineograph import hub
 from kineograph.errors import InputError
@@ -37,6 +36,8 @@ from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket import models as pocket
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.models.vae import vae_files
+from kineograph.models.vae.autoencoder import VAE
 from kineograph.options import validate
 
 POCKET = "pocket"
@@ -52,13 +53,14 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
     given = validate(options, LoadOptions)
     pocket.check_built_in(source, given)
     hub_options = HubOptions(**{name: given[name] for name in HubOptions._fields})
-    found = _describe_source(source or POCKET, given["config"], hub_options)
+    reads_vae = given["vae"] is None
+    found = _describe_source(source or POCKET, given["config"], hub_options, reads_vae=reads_vae)
     of_parts = hub_options._replace(revision=None, variant=None)  # these are the model's
     if found is not None and given["motion_module"] is not None:
         found = _with_motion_module(found, given["motion_module"], of_parts)
     if found is None:
         return None
-    kinds = controlnets.list_controlnets(given["controlnet"])
+    kinds = controlnets.list_controlnets(given["controlnet"], source)
     adapters = [given[name] for name in ("ip_adapter", "motion_adapter", "adapter")]
     for part in (*adapters, *kinds.values()):
         if isinstance(part, str | Path) and part not in pocket.ADAPTERS:
@@ -75,8 +77,9 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
 
 
 def _describe_source(
-    source: str | Path | Pipeline, config: str | Path | None, hub_options: HubOptions
+    source: str | Path | Pipeline, config: str | Path | None, hub_options: HubOptions, *, reads_vae: bool
 ) -> Description | None:
+    """Return the description of a model without what is added. reads_vae: False if another VAE is given."""
     name = source_name(source)
     if isinstance(source, Pipeline):
         parts = components.components_from_pipeline(source)
@@ -88,12 +91,14 @@ def _describe_source(
         return _describe_built_in(name) if (WEIGHTS / INDEX).is_file() else None
     path = hub.local_path(source, [POCKET, *pocket.built_in_names()])
     if path is not None:
-        return _describe_file(path, name, config, hub_options) if path.is_file() else _describe_folder(path, name)
+        if path.is_file():
+            return _describe_file(path, name, config, hub_options, reads_vae=reads_vae)
+        return _describe_folder(path, name, reads_vae=reads_vae)
     folder = hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
     temporal_layers = folder / video_folder.TEMPORAL
     if temporal_layers.is_dir() and not (temporal_layers / video_folder.NETWORK_WEIGHTS).is_file():
         return None  # the repository may have a motion adapter, which has no configuration
-    return _describe_folder(folder, name)
+    return _describe_folder(folder, name, reads_vae=reads_vae)
 
 
 def _describe_built_in(name: str) -> Description | None:
@@ -117,15 +122,15 @@ def _describe_built_in(name: str) -> Description | None:
     )
 
 
-def _describe_folder(folder: Path, name: str) -> Description | None:
-    """Return the description of a pipeline in diffusers layout."""
+def _describe_folder(folder: Path, name: str, *, reads_vae: bool = True) -> Description | None:
+    """Return the description of a pipeline in diffusers layout. reads_vae: False if another VAE is given."""
     index = read_index(folder)
-    components.refuse_other_families(index, str(folder))
+    components.refuse_other_families(index, str(folder), reads_vae=reads_vae)
     temporal = _folder_temporal(folder, index)
     return describe_configurations(
         name,
         read_json(folder / "unet" / CONFIG),
-        read_json(folder / "vae" / CONFIG),
+        components.read_vae_config(folder),
         temporal,
         takes_images=(folder / video_folder.IMAGE_ADAPTER).is_dir(),
         has_motion_adapter=temporal is not None and (folder / video_folder.MOTION_ADAPTER).is_dir(),
@@ -150,7 +155,9 @@ def _folder_temporal(folder: Path, index: Config) -> TemporalConfig | None:
         raise InputError(f"{folder} is incomplete or damaged: {error}") from error
 
 
-def _describe_file(path: Path, name: str, config: str | Path | None, hub_options: HubOptions) -> Description | None:
+def _describe_file(
+    path: Path, name: str, config: str | Path | None, hub_options: HubOptions, *, reads_vae: bool
+) -> Description | None:
     """Return the description of a checkpoint in a single file. config: as in `load`."""
     tensors = tensor_files.read_header(path)
     if tensors is None:
@@ -165,11 +172,11 @@ def _describe_file(path: Path, name: str, config: str | Path | None, hub_options
         return describe_configurations(name, unet, vae, temporal, takes_images=images, has_motion_adapter=False)
     if vidrd.is_vidrd(tensors):
         return None if config is None else _describe_vidrd(path, name, tensors, _existing_path(config, hub_options))
-    known_configurations.refuse_partial_checkpoint(path, tensors)
+    known_configurations.refuse_partial_checkpoint(path, tensors, reads_vae=reads_vae)
     # a prediction type, which is no part of a description, prevents the warning that `load` gives
-    file = Checkpoint(path, tensors, config, "epsilon", torch.float32, hub_options)
+    file = Checkpoint(path, tensors, config, "epsilon", torch.float32, hub_options, reads_vae)
     with single_file.open_configuration(file) as folder:
-        unet, vae = (read_json(folder / part / CONFIG) for part in ("unet", "vae"))
+        unet, vae = read_json(folder / "unet" / CONFIG), components.read_vae_config(folder)
     return describe_configurations(name, unet, vae, None, takes_images=False, has_motion_adapter=False)
 
 
@@ -242,15 +249,14 @@ def _temporal_config(net: VideoUNet) -> TemporalConfig | None:
     return None if net.temporal is None else net.temporal.config
 
 
-def _with_other_vae(found: Description, vae: str | Path | AutoencoderKL, hub_options: HubOptions) -> Description:
-    """Return the description of a model with another VAE; a single file has the architecture of the model's own."""
-    if isinstance(vae, AutoencoderKL):
-        config: Config = vae.config
+def _with_other_vae(found: Description, vae: str | Path | VAE, hub_options: HubOptions) -> Description:
+    """Return the description of a model with another VAE."""
+    if isinstance(vae, str | Path):
+        config = vae_files.vae_configuration(vae_files.find_vae(vae, hub_options, hub.CONFIGS))
     else:
-        path = _existing_path(vae, hub_options)
-        if path.is_file():
-            return found
-        config = read_json((path if (path / CONFIG).is_file() else path / "vae") / CONFIG)
+        config = vae.config
+    if config is None:
+        return found
     factor = vae_scale_factor(config)
     height, width = (factor * length // found.vae_scale_factor for length in found.default_size)
     return replace(found, vae_scale_factor=factor, default_size=(height, width))
