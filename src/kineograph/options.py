@@ -204,12 +204,6 @@ def select(options: Mapping[str, Any], kind: type[Kind]) -> Kind:
     return chosen
 
 
-def refuse_unused(options: Mapping[str, Any], names: Iterable[str], kinds: Sequence[type], reason: str) -> None:
-    """Raise InputError if some of these options of the TypedDicts have another value than their default."""
-    if given := [f"`{name}`" for name in changed(options, *kinds) if name in set(names)]:
-        raise InputError(f"{' and '.join(given)} {'does' if len(given) == 1 else 'do'} nothing here: {reason}")
-
-
 # --- signatures
 
 

@@ -62,11 +62,14 @@ class Method(NamedTuple):
     run      samples a plan's clip
     options  TypedDicts of the options that it reads, besides `SharedOptions`
     check    raises InputError for a combination that cannot work
+    unread   options among `options` that it does not read in a combination, each with the reason: they are neither
+             accepted nor recorded there
     """
 
     run: Callable[[Plan], SamplingRun]
     options: tuple[type, ...]
     check: Callable[[Combination], None]
+    unread: Callable[[Combination], Mapping[str, str]] = lambda combination: {}
 
 
 class AddOn(NamedTuple):
@@ -76,12 +79,14 @@ class AddOn(NamedTuple):
     used     True for options that ask for it
     when     the same in words, for messages: "with `control`"
     check    as in `Method`
+    unread   as in `Method`
     """
 
     options: tuple[type, ...]
     used: Callable[[Mapping[str, Any]], bool]
     when: str
     check: Callable[[Combination], None] = lambda combination: None
+    unread: Callable[[Combination], Mapping[str, str]] = lambda combination: {}
 
 
 @dataclass(frozen=True, kw_only=True)

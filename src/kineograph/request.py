@@ -175,8 +175,9 @@ class SharedOptions(TypedDict, total=False):
         Text | None,
         option(
             None,
-            "Method: text2video-zero with an image model, videocrafter with a video model, video-elevator with both; "
-            "freenoise with a video model, for more frames than it was trained on.",
+            "How the video is sampled: text2video-zero with an image model; videocrafter with a video model, which is "
+            "called animatediff if its layers are a motion module of AnimateDiff; freenoise with either of these, for "
+            "more frames than it was trained on; video-elevator with an image model and a video model together.",
             shown_default="the one that fits the models",
         ),
     ]

@@ -33,7 +33,7 @@ def test_each_option_is_described(function: str) -> None:
         ("guidance_scale", {"type": "number", "default": 7.5, "readers": []}),
         ("first_frame", {"type": "string", "enum": ["shown", "pinned"]}),
         ("refine_at", {"type": "array", "readers": ["video-elevator"]}),
-        ("window", {"readers": ["videocrafter", "video-elevator", "freenoise"]}),
+        ("window", {"readers": ["videocrafter", "animatediff", "video-elevator", "freenoise"]}),
         ("prompt_at", {"type": "object", "default": {}, "readers": []}),
         ("keep_clips", {"recorded": False}),
         ("drift_correction", {"type": "boolean", "default": False}),

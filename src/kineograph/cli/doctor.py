@@ -22,11 +22,11 @@ from kineograph.plugins import INSTALL_LABORATORY, find_plugins
 
 # module -> its name, what needs it, and the extra that installs it
 OPTIONAL = {
-    "cv2": ("OpenCV", "--control canny; evaluate, for motion and warp error; curate", "control"),
+    "cv2": ("OpenCV", "--control canny, kineograph evaluate and kineograph curate", "control"),
     "scipy": ("scipy", "--control pose", "control"),
     "rembg": ("rembg", "--foreground-masks rembg", "saliency"),
-    "scenedetect": ("PySceneDetect", "curate, for cuts", "data"),
-    "ray": ("Ray", "curate with several processes", "data"),
+    "scenedetect": ("PySceneDetect", "kineograph curate", "data"),
+    "ray": ("Ray", "kineograph curate with several processes", "data"),
 }
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "pillow", "numpy")
 
@@ -141,7 +141,7 @@ def _optional() -> Iterator[Finding]:
             import_module(module)
             yield Finding(name, f"for {use}")
         except ImportError as error:
-            yield Finding(name, f"missing for {use} ({error})", f"pip install 'kineograph[{extra}]'", needed=False)
+            yield Finding(name, f"missing for {use}: {error}", f"pip install 'kineograph[{extra}]'", needed=False)
 
 
 def _output() -> Iterator[Finding]:

@@ -18,11 +18,11 @@ from kineograph.generation.options import (
 )
 from kineograph.models.description import Description
 from kineograph.models.unet.windows import window_ranges
-from kineograph.options import declared, refuse_unused, validate
+from kineograph.options import changed, declared, validate
 from kineograph.plan import Combination
-from kineograph.request import ImageOptions
 
-IMAGE_METHOD, VIDEO_METHOD, TWO_MODEL_METHOD = "text2video-zero", "videocrafter", "video-elevator"
+IMAGE_METHOD, TWO_MODEL_METHOD = "text2video-zero", "video-elevator"
+VIDEO_METHOD, MOTION_MODULE_METHOD = "videocrafter", "animatediff"
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,6 +82,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
     _check_image(combination)
     if options["negative_prompt"]:
         check_guidance(combination, "negative_prompt")
+    _refuse_unread(combination)
     if names := unused(method, options, with_plugins(GenerateOptions)):
         raise InputError(_explain_unused(names[0], combination.method))
     return combination
@@ -89,8 +90,8 @@ def check(model: Description, video_model: Description | None, options: Mapping[
 
 def without_unused(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return recorded options without those that nothing reads, which older versions recorded too."""
-    method = find_method(_choose_method(model, video_model, options))
-    read = declared(*used_kinds(method, options))
+    combination = Combination(model, video_model, _choose_method(model, video_model, options), options)
+    read = declared(*used_kinds(find_method(combination.method), options)).keys() - unread_options(combination)
     return {name: value for name, value in options.items() if name in read}
 
 
@@ -99,20 +100,22 @@ def _choose_method(model: Description, video_model: Description | None, options:
         return options["method"]
     if video_model is not None:
         return TWO_MODEL_METHOD
-    return IMAGE_METHOD if model.temporal is None else VIDEO_METHOD
+    if model.temporal is None:
+        return IMAGE_METHOD
+    return MOTION_MODULE_METHOD if model.temporal.is_motion_module else VIDEO_METHOD
 
 
 def _check_models(combination: Combination) -> None:
     model, second, method = combination.model, combination.video_model, combination.method
-    if second is not None and method in (IMAGE_METHOD, VIDEO_METHOD):
+    if second is not None and method in (IMAGE_METHOD, VIDEO_METHOD, MOTION_MODULE_METHOD):
         raise InputError(
             f"{method} has no use for a second model, {second.name}: leave it out, or choose the `method` "
             f"{TWO_MODEL_METHOD}"
         )
     if model.edits and combination.options["video"] is None:
         raise InputError(
-            f"{model.name} is an editing model, and there is no video to edit: give one, as in kineograph edit in.mp4 "
-            "'make it snow', or use a text-to-image model"
+            f"{model.name} is an editing model, and there is no video to edit: use kineograph edit in.mp4 'make it "
+            "snow', in Python kineograph.edit(model, 'in.mp4', 'make it snow'), or a text-to-image model"
         )
     _check_network(combination)
     strength, moving = combination.options["motion_strength"], combination.with_motion
@@ -164,7 +167,28 @@ def _check_image(combination: Combination) -> None:
             f"{combination.model.name} takes no images: use an image-to-video model such as pocket-animate, load the "
             "model with `ip_adapter`, or pin the first frame to the image (`first_frame` pinned)"
         )
-    refuse_unused(options, ["image_scale"], [ImageOptions], f"{combination.model.name} takes no images")
+
+
+def unread_options(combination: Combination) -> dict[str, str]:
+    """Return the options of the method and the add-ons in use that nothing reads here, each with the reason."""
+    models = [combination.model, combination.video_model]
+    unread = dict(find_method(combination.method).unread(combination))
+    for add_on in ADD_ONS:
+        if add_on.used(combination.options):
+            unread |= add_on.unread(combination)
+    if not any(each is not None and each.takes_images for each in models):
+        unread["image_scale"] = f"{combination.model.name} takes no images"
+    if not combination.with_motion.has_motion_adapter:
+        unread["motion_strength"] = f"{combination.with_motion.name} has no motion adapter"
+    return unread
+
+
+def _refuse_unread(combination: Combination) -> None:
+    unread, given = unread_options(combination), changed(combination.options, *with_plugins(GenerateOptions))
+    if names := [name for name in given if name in unread]:
+        reason = unread[names[0]]
+        same = [f"`{name}`" for name in names if unread[name] == reason]
+        raise InputError(f"{' and '.join(same)} {'does' if len(same) == 1 else 'do'} nothing here: {reason}")
 
 
 def check_guidance(combination: Combination, name: str) -> None:
@@ -183,6 +207,8 @@ def _explain_unused(name: str, method: str) -> str:
             f"`camera` does nothing here: with {method} the motion is that of the prompt. A camera motion is read by "
             "text2video-zero, and with `smooth_background` above 0"
         )
+    if all(each.startswith("with ") for each in methods):
+        return f"`{name}` does nothing here: it is read {_join(methods)}. Give that too, or leave `{name}` out"
     return f"`{name}` does nothing here, with {method}: it is read {_join(methods)}"
 
 

@@ -43,6 +43,7 @@ from kineograph.request import (
 METHODS: Mapping[str, Method] = {
     "text2video-zero": text2video_zero.METHOD,
     "videocrafter": videocrafter.METHOD,
+    "animatediff": videocrafter.METHOD._replace(check=videocrafter.check_motion_module),
     "video-elevator": video_elevator.METHOD,
     "freenoise": freenoise.METHOD,
 }

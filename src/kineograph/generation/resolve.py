@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 
 from kineograph.errors import MAX_FRAMES, InputError, InputWarning
-from kineograph.generation.check import check, check_guidance
+from kineograph.generation.check import check, check_guidance, unread_options
+from kineograph.generation.options import find_method, used_kinds
 from kineograph.latents import Latents
 from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
@@ -38,6 +39,7 @@ from kineograph.request import (
 IMAGE_MODEL_SAMPLER = "ddim"
 RESOLVED = ("method", "sampler", "num_frames", "fps", "height", "width", "strength")  # fields of Plan
 OF_ONE_VIDEO = ("seed", "negative_prompt")  # options that may differ between the videos of a batch
+FAR_SMALLER, FAR_LARGER = 1 / 4, 4  # areas of the frames, over that of the model's own size
 MEMORY = 8 * 64 * 64  # latent pixels evaluated together by default: 8 frames of 512 x 512
 
 
@@ -122,7 +124,9 @@ def decide(combination: Combination, inputs: Inputs) -> Decided:
     strength = sdedit.chosen_strength(combination)
     read_by_model = inputs.edit if combination.model.edits else ()
     started_from = inputs.edit if strength < 1 else ()
-    camera = options["camera"] or _default_camera(combination, inputs.controls + read_by_model + started_from)
+    camera = options["camera"] or _default_camera(
+        combination, inputs.controls + read_by_model + started_from, num_frames
+    )
     frame_warp(parse(camera), frames=num_frames, seed=0)  # raises for a motion that cannot be used
     return Decided(
         num_frames=num_frames,
@@ -243,8 +247,8 @@ def _num_frames(combination: Combination, footage: Sequence[Footage]) -> int:
     return NUM_FRAMES if temporal is None else temporal.num_frames
 
 
-def _default_camera(combination: Combination, followed: Sequence[Footage]) -> str:
-    if followed or combination.method != "text2video-zero":
+def _default_camera(combination: Combination, followed: Sequence[Footage], num_frames: int) -> str:
+    if followed or num_frames == 1 or combination.method != "text2video-zero":
         return "none"
     return text2video_zero.DEFAULT_CAMERA
 
@@ -283,17 +287,21 @@ def default_batch_size(plan: Plan) -> int:
     return max(1, MEMORY // (frames * height * width))
 
 
-def recorded_options(plan: Plan, kinds: Sequence[type]) -> dict[str, Any]:
-    """Return the options of these TypedDicts that change the frames, with the plan's values, as JSON values."""
+def recorded_options(plan: Plan) -> dict[str, Any]:
+    """Return the options that the plan reads and that change the frames, with its values, as JSON values."""
     resolved = {name: getattr(plan, name) for name in RESOLVED}
     if plan.window:
-        resolved |= {"window": plan.window, "overlap": plan.overlap}
+        resolved |= {"window": plan.window, "overlap": plan.overlap if len(plan.frames) > plan.window else None}
     values = {**plan.options, **resolved, "camera": plan.camera}
+    second = describe_model(plan.second_model[0]) if plan.second_model else None
+    unread = unread_options(Combination(describe_model(plan.model), second, plan.method, plan.options))
     unset: tuple[object, ...] = (None, "", (), {})
     return {
         name: _json_value(values[name], name)
-        for name, each in declared(*kinds).items()
-        if each.recorded and name not in OF_ONE_VIDEO and values[name] not in unset
+        for name, each in declared(*used_kinds(find_method(plan.method), plan.options)).items()
+        if each.recorded
+        and name not in (*OF_ONE_VIDEO, *unread)
+        and (values[name] not in unset or each.default not in unset)
     }
 
 
@@ -324,6 +332,8 @@ def warn_about(plan: Plan) -> None:
         _warn_of_unnamed_subject(video_model, of_video_model)
     for each in plan.second_model or (model,):
         _warn_of_long_window(each, plan.window, len(plan.frames))
+    for each in (model, *plan.second_model):
+        _warn_of_size(each, plan.height, plan.width)
 
 
 def _warn_of_unnamed_subject(model: Model, prompts: Sequence[str]) -> None:
@@ -332,6 +342,15 @@ def _warn_of_unnamed_subject(model: Model, prompts: Sequence[str]) -> None:
         _warn(
             f"{model.name} was customised to {model.subject!r}, and the prompt does not say that: name it, as in "
             f"'a {model.subject} ...', or leave the adapter out"
+        )
+
+
+def _warn_of_size(model: Model, height: int, width: int) -> None:
+    own_height, own_width = model.default_size
+    if not FAR_SMALLER <= height * width / (own_height * own_width) < FAR_LARGER:
+        _warn(
+            f"{model.name} was trained at {own_width} x {own_height} pixels, and {width} x {height} is far from that: "
+            "subjects come out repeated or unclear. Use its own size, and `refine_size` to enlarge the video"
         )
 
 

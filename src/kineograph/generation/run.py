@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -10,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from kineograph.errors import InputWarning
 from kineograph.generation.clip_files import ClipFiles, GeneratedClip
-from kineograph.generation.options import find_method, used_kinds
+from kineograph.generation.options import find_method
 from kineograph.generation.resolve import (
     default_batch_size,
     recorded_options,
@@ -25,6 +27,8 @@ from kineograph.models.loading.provenance import collect_provenance
 from kineograph.plan import Plan, SamplingRun, count_chunks
 from kineograph.request import SETTINGS_VERSION, tensor_label
 from kineograph.samplers import Step
+
+CELL, UNCHANGED = 8, 10  # pixels; grey levels of 255, of which VAEs change less
 
 
 class Progress(NamedTuple):
@@ -47,7 +51,33 @@ def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
     for numbers in _batches(plan, size):
         batch = plan.part(numbers.start, numbers.stop)
         videos += [run_with_files(batch, numbers.start, on_step)] if keeps else run(batch, on_step)
+    _warn_of_unchanged(plan, videos)
     return videos
+
+
+def _warn_of_unchanged(plan: Plan, videos: Sequence[Video]) -> None:
+    """Warn if an edit returned the video to edit, but for what the VAE changes."""
+    for footage in (plan.edit_footage or plan.start_footage) if plan.strength else ():
+        for video in videos:
+            frames = zip(video.frames, footage.frames(*video.frames.shape[1:3]), strict=False)  # it may be longer
+            difference = [np.abs(_cell_means(after) - _cell_means(before)) for after, before in frames]
+            if np.quantile(difference, 0.99) < UNCHANGED:
+                stronger = "higher `guidance_scale`, lower `image_guidance_scale`"
+                how = stronger if plan.edit_footage else "higher `strength`"
+                warnings.warn(
+                    f"the edit changed next to nothing of {footage.path}: try a {how}, or other words",
+                    InputWarning,
+                    stacklevel=4,
+                )
+                return
+
+
+def _cell_means(frame: np.ndarray) -> np.ndarray:
+    """Return the mean colours of cells of 8 x 8 pixels, in which details that a VAE changes average out."""
+    height, width, _ = frame.shape
+    cell = min(CELL, height, width)
+    cells = frame[: height // cell * cell, : width // cell * cell].astype(np.float32)
+    return cells.reshape(height // cell, cell, width // cell, cell, 3).mean((1, 3))
 
 
 def _batches(plan: Plan, size: int) -> Iterator[range]:
@@ -170,13 +200,12 @@ def _report_progress(run: SamplingRun, number: int, clips: int, on_step: OnStep 
 
 def _settings(plan: Plan) -> dict[str, Any]:
     """Return the settings that the batch's videos have in common, as JSON values."""
-    options = plan.options
     read = {str(each.path): each.digest for each in plan.footage}
     read |= {each.path: each.digest for each in plan.image}
     kinds = [each.kind for each in list_controls(plan.read(ControlOptions))]
     settings = {
         "settings_version": SETTINGS_VERSION,
-        **recorded_options(plan, used_kinds(find_method(plan.method), options)),
+        **recorded_options(plan),
         "read": read,
         **collect_provenance(plan.model, kinds),
     }

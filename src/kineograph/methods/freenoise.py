@@ -19,7 +19,7 @@ from kineograph import noise
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents
-from kineograph.options import Integer, Number, option, refuse_unused
+from kineograph.options import Integer, Number, option
 from kineograph.plan import Combination, Method, Plan, SamplingRun, bind_model, encode_texts, pin_first_frame
 from kineograph.request import VideoModelOptions
 from kineograph.samplers import BY_NAME, Sampler, Step
@@ -142,8 +142,12 @@ def check(combination: Combination) -> None:
         raise InputError(f"freenoise needs temporal attention over all frames: {model.name} has none, pocket-video has")
     if options["window_stride"] > (window := options["window"] or temporal.num_frames):
         raise InputError(f"`window_stride` is at most the window, {window} frames, not {options['window_stride']}")
-    if not options["prompt_at"]:
-        refuse_unused(options, {"injection_start", "injection_end"}, [FreeNoiseOptions], "it is read with `prompt_at`")
 
 
-METHOD = Method(run, (VideoModelOptions, FreeNoiseOptions), check)
+def unread(combination: Combination) -> dict[str, str]:
+    """Return the options without an effect: where prompts of later frames act, if there are none."""
+    names = () if combination.options["prompt_at"] else ("injection_start", "injection_end")
+    return dict.fromkeys(names, "it is read with `prompt_at`")
+
+
+METHOD = Method(run, (VideoModelOptions, FreeNoiseOptions), check, unread)

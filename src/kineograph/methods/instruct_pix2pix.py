@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from kineograph.denoise import Denoise, text_and_image_guidance
 from kineograph.latents import Latents
-from kineograph.options import Number, option, refuse_unused
+from kineograph.options import Number, option
 from kineograph.plan import AddOn, BindCondition, Combination, Plan, encode_footage
 
 if TYPE_CHECKING:
@@ -53,16 +53,16 @@ def encode_input(plan: Plan) -> Latents:
     return encode_footage(plan, plan.edit_footage[0]) / config.scaling_factor + (config.shift_factor or 0.0)
 
 
-def check(combination: Combination) -> None:
-    """Raise InputError for guidance by frames of a model that reads none."""
-    if not combination.model.edits:
-        reason = f"{combination.model.name} is not an editing model, which would read the frames"
-        refuse_unused(combination.options, ["image_guidance_scale"], [InstructPix2PixOptions], reason)
+def unread(combination: Combination) -> dict[str, str]:
+    """Return the options without an effect: guidance by frames of a model that reads none."""
+    if combination.model.edits:
+        return {}
+    return {"image_guidance_scale": f"{combination.model.name} is not an editing model, which would read the frames"}
 
 
 EDITS = AddOn(
     (InstructPix2PixOptions,),
     used=lambda options: options["video"] is not None,
     when="with `video`, a video to edit",
-    check=check,
+    unread=unread,
 )

@@ -23,7 +23,7 @@ from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, renoise
 from kineograph.motion import Motion, Warp, frame_warp, parse
-from kineograph.options import Number, Text, option, refuse_unused
+from kineograph.options import Number, Text, option
 from kineograph.plan import (
     AddOn,
     Combination,
@@ -192,14 +192,19 @@ def check(combination: Combination) -> None:
             f"{combination.model.name} is a video model, and text2video-zero is for image models: leave `method` out, "
             "or use the image model"
         )
-    options, kinds = combination.options, [Text2VideoZeroOptions]
+
+
+def unread(combination: Combination) -> dict[str, str]:
+    """Return the options without an effect: the noise of frames that follow no video."""
+    options = combination.options
     if not (options["control"] or options["video"]):
-        refuse_unused(options, ["noise"], kinds, "it is read with an input video")
-    elif parse(options["camera"] or "none") != Motion():
-        refuse_unused(options, ["noise"], kinds, "with a camera motion (`motion`) each frame has its own noise")
+        return {"noise": "it is read with an input video"}
+    if parse(options["camera"] or "none") != Motion():
+        return {"noise": "with a camera motion (`camera`) each frame has its own noise"}
+    return {}
 
 
-METHOD = Method(run, (ImageModelOptions, CameraOptions, Text2VideoZeroOptions), check)
+METHOD = Method(run, (ImageModelOptions, CameraOptions, Text2VideoZeroOptions), check, unread)
 
 
 # --- background smoothing, around any method's sampler

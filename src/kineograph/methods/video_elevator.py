@@ -23,7 +23,7 @@ from kineograph import latents, noise
 from kineograph.denoise import Denoise, classifier_free_guidance
 from kineograph.errors import InputError
 from kineograph.latents import Latents, add_noise
-from kineograph.options import Flag, Integer, Number, Text, declared, option, refuse_unused
+from kineograph.options import Flag, Integer, Number, Text, declared, option
 from kineograph.plan import (
     Combination,
     Method,
@@ -158,15 +158,20 @@ def check(combination: Combination) -> None:
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
-    kinds = [VideoElevatorOptions, VideoModelOptions, OverlapOptions]
     if options["drift_correction"] and options["renoise"] != "inversion":
         raise InputError(f"`drift_correction` corrects an inversion, and `renoise` is {options['renoise']}")
+
+
+def unread(combination: Combination) -> dict[str, str]:
+    """Return the options without an effect: those of refinements that there are none of."""
+    options = combination.options
     if not options["refine_at"]:
-        others = set(declared(*kinds)) - {"refine_at", "shared_noise"}
-        refuse_unused(options, others, kinds, "`refine_at` is empty, so the image model samples alone")
+        kinds = (VideoElevatorOptions, VideoModelOptions, OverlapOptions)
+        others = declared(*kinds).keys() - {"refine_at", "shared_noise"}
+        return dict.fromkeys(others, "`refine_at` is empty, so the image model samples alone")
     if options["renoise"] != "inversion" or options["drift_correction"]:
-        reason = "it is read for `renoise` inversion without `drift_correction`"
-        refuse_unused(options, ["inversion_steps"], kinds, reason)
+        return {"inversion_steps": "it is read for `renoise` inversion without `drift_correction`"}
+    return {}
 
 
 def refinement_sigmas(sigmas: Sequence[float], parts: Iterable[float]) -> set[float]:
@@ -399,4 +404,4 @@ def _bind_renoise(plan: Plan, denoise_cond: Denoise, initial: Latents) -> Renois
     return invert(denoise_cond, to_lowest, options["inversion_steps"] or None, dpmpp_2m)
 
 
-METHOD = Method(run, (ImageModelOptions, VideoModelOptions, OverlapOptions, VideoElevatorOptions), check)
+METHOD = Method(run, (ImageModelOptions, VideoModelOptions, OverlapOptions, VideoElevatorOptions), check, unread)

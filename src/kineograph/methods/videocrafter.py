@@ -116,4 +116,14 @@ def check(combination: Combination) -> None:
         )
 
 
+def check_motion_module(combination: Combination) -> None:
+    """Raise InputError for a model without AnimateDiff's motion module; one that has it is sampled in the same way."""
+    temporal = combination.model.temporal
+    if temporal is None or not temporal.is_motion_module:
+        raise InputError(
+            f"{combination.model.name} has no motion module of AnimateDiff: load an image model with one, "
+            "`motion_module`, or leave `method` out"
+        )
+
+
 METHOD = Method(run, (VideoModelOptions, OverlapOptions), check)

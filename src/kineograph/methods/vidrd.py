@@ -21,7 +21,7 @@ from kineograph.denoise import Denoise
 from kineograph.errors import MAX_FRAMES, InputError
 from kineograph.latents import Latents
 from kineograph.noise import mix
-from kineograph.options import File, Integer, Number, Text, option, refuse_unused
+from kineograph.options import File, Integer, Number, Text, option
 from kineograph.plan import AddOn, Combination, Plan, SamplingRun
 from kineograph.request import Prompt
 from kineograph.samplers import Sampler, Step
@@ -287,7 +287,7 @@ def record_past(noise: Latents, steps: Sequence[Step]) -> Past:
 
 def check(combination: Combination) -> None:
     """Raise InputError for more prompts than clips, and for options without an effect."""
-    options, kinds = combination.options, [ClipOptions]
+    options = combination.options
     then, clips = options["then"], options["clips"]
     if not all(text.strip() for text in then):
         raise InputError("a prompt of `then` is empty: describe the clip in a few words")
@@ -295,11 +295,16 @@ def check(combination: Combination) -> None:
         raise InputError(
             f"there are prompts for {len(then)} clips after the first (`then`), and {clips} `clips`: ask for more"
         )
-    if not options["clip_guidance"]:
-        refuse_unused(options, ["clip_anchor"], kinds, "it is read while frames are guided, and `clip_guidance` is 0")
-    elif not options["clip_overlap"]:
+
+
+def unread(combination: Combination) -> dict[str, str]:
+    """Return the options without an effect: guidance of frames where none is guided."""
+    if not combination.options["clip_guidance"]:
+        return {"clip_anchor": "it is read while frames are guided, and `clip_guidance` is 0"}
+    if not combination.options["clip_overlap"]:
         reason = "no frames continue the previous clip, since `clip_overlap` is 0"
-        refuse_unused(options, ["clip_guidance", "clip_anchor"], kinds, reason)
+        return {"clip_guidance": reason, "clip_anchor": reason}
+    return {}
 
 
 CLIPS = AddOn(
@@ -307,4 +312,5 @@ CLIPS = AddOn(
     used=lambda options: options["clips"] > 1 or options["keep_clips"] is not None,
     when="with `clips` above 1",
     check=check,
+    unread=unread,
 )

@@ -155,6 +155,11 @@ class TemporalConfig(BaseModel):
         return min((layer.positions for layer in self.attentions if layer.positions is not None), default=None)
 
     @property
+    def is_motion_module(self) -> bool:
+        """True for AnimateDiff's layers: one transformer behind every stage of the image U-Net."""
+        return [(site.after, layer.kind) for site, layer in self.layers] == [("stage", "transformer")]
+
+    @property
     def resamples_frames(self) -> bool:
         """True if the number of frames changes inside the network."""
         return self.layer_after("resampler") is not None
