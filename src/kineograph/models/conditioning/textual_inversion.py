@@ -21,7 +21,7 @@ FILES = ["learned_embeds.safetensors", "learned_embeds.bin"]
 
 
 def list_textual_inversions(sources: TextualInversions | None) -> list[tuple[str | None, str | Path]]:
-    """Return each textual inversion as (word, source); None stands for the word in the file or the file's name."""
+    """Return each textual inversion as (word, source); None stands for the word in the file and the file's name."""
     if sources is None:
         return []
     if isinstance(sources, str | Path):
@@ -36,13 +36,15 @@ def load_textual_inversion(
 ) -> None:
     """Add a textual inversion to text encoders.
 
+    word: None for the word in the file, as in diffusers, and the file's name, as in A1111, unless that is a word of
+        the vocabulary.
+
     Several embeddings become the tokens `word`, `word_1` and so on, which replace the word in prompts. Raises
     InputError if the file holds no embeddings or those of another architecture, or the word is taken; nothing is
     changed then.
     """
     file = hub.find_file(source, FILES, hub_options)
-    default_word, embeddings = _read_embeddings(file)
-    word = word or default_word
+    inner, embeddings = _read_embeddings(file)
     given = " and ".join(str(each.shape[-1]) for each in embeddings)
     expected = " and ".join(str(each.network.get_input_embeddings().embedding_dim) for each in encoders)
     if given != expected:
@@ -50,14 +52,27 @@ def load_textual_inversion(
             f"{file} is a textual inversion for another architecture: its embeddings are {given} wide, where this "
             f"model's text encoders read {expected}"
         )
-    if any(word in each.tokenizer.get_vocab() for each in encoders):
-        raise InputError(f"the model already knows the word {word!r}: choose another, as {{'<mine>': {file.name!r}}}")
+    words = [each for each in ([word] if word else [inner, *_file_name(file, encoders)]) if not _taken(each, encoders)]
+    if not words:
+        raise InputError(
+            f"the model already knows the word {word or inner!r}: choose another, as {{'<mine>': {file.name!r}}}"
+        )
     for encoder, rows in zip(encoders, embeddings, strict=True):
-        tokens = [word, *(f"{word}_{number}" for number in range(1, len(rows)))]
-        encoder.tokenizer.add_tokens([AddedToken(each, single_word=_is_plain(each)) for each in tokens])
-        encoder.network.resize_token_embeddings(len(encoder.tokenizer), mean_resizing=False)
-        table = encoder.network.get_input_embeddings().weight.data
-        table[encoder.tokenizer.convert_tokens_to_ids(tokens)] = rows.to(table)
+        for each in dict.fromkeys(words):
+            tokens = [each, *(f"{each}_{number}" for number in range(1, len(rows)))]
+            encoder.tokenizer.add_tokens([AddedToken(token, single_word=_is_plain(token)) for token in tokens])
+            encoder.network.resize_token_embeddings(len(encoder.tokenizer), mean_resizing=False)
+            table = encoder.network.get_input_embeddings().weight.data
+            table[encoder.tokenizer.convert_tokens_to_ids(tokens)] = rows.to(table)
+
+
+def _file_name(file: Path, encoders: Sequence[TextEncoder]) -> list[str]:
+    """Return the name of a file as a word, unless it says nothing, or is a word such as "cat", which prompts need."""
+    return [] if file.name in FILES or _taken(f"{file.stem}</w>", encoders) else [file.stem]
+
+
+def _taken(word: str, encoders: Sequence[TextEncoder]) -> bool:
+    return any(word in each.tokenizer.get_vocab() for each in encoders)
 
 
 def _is_plain(word: str) -> bool:
@@ -71,7 +86,10 @@ def _read_embeddings(file: Path) -> tuple[str, list[Tensor]]:
     if not isinstance(content, dict) or not content:
         raise _layout_error(file, content)
     if "string_to_param" in content:
-        return str(content.get("name", file.stem)), [_rows(file, *content["string_to_param"].values())]
+        rows = list(content["string_to_param"].values())
+        if len(rows) != 1:
+            raise _layout_error(file, list(content["string_to_param"]))
+        return str(content.get("name") or file.stem), [_rows(file, rows[0])]
     if {"clip_l", "clip_g"} <= set(content):
         return file.stem, [_rows(file, content["clip_l"]), _rows(file, content["clip_g"])]
     if len(content) != 1:
