@@ -6,14 +6,15 @@ This module reads text alone; `text_encoder` applies the weights.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
 from kineograph.errors import InputError
 from kineograph.request import PromptWeights
 
-ROUND, SQUARE = 1.1, 1 / 1.1  # factors of (word) and [word]
+FACTORS = {"(": 1.1, "[": 1 / 1.1}  # of (word) and [word]
 MAX_WEIGHT = 1000
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 MARKS = {
@@ -23,7 +24,7 @@ MARKS = {
 NETWORK = re.compile(r"<(?P<kind>lora|lyco|hypernet):(?P<name>[^:<>]+)(?P<rest>(?::[^<>]*)?)>")
 SCHEDULED = re.compile(rf"(?<!\\)\[[^\[\]]*:\s*{NUMBER}\s*\]|(?<!\\)\[[^\[\]]*\|[^\[\]]*\]")
 OTHER_SYNTAX = {  # marks of other programs -> what they mean there
-    re.compile(r"\bAND\b(?=.*[a-z])", re.DOTALL): "AND, which combines prompts in A1111",
+    re.compile(r"(?=.*\b[a-z]+\b).*\bAND\b", re.DOTALL): "AND, which combines prompts in A1111",
     re.compile(r"\{[^{}]*\|[^{}]*\}"): "{a|b}, a random choice in other programs",
     re.compile(r"\b__[\w/*-]+__\b"): "__name__, a wildcard of other programs",
     re.compile(r"\bembedding:\w"): "embedding:name, a textual inversion in ComfyUI: write its word alone",
@@ -38,11 +39,13 @@ class WeightedText(NamedTuple):
     weight: float
 
 
-class _Part:
-    """A part of a prompt while it is read. fixed: its weight is a number that outer brackets do not change."""
+@dataclass(eq=False)
+class _Bracket:
+    """A bracket, and the factor of the text inside. absolute: the factor is the weight, whatever is around it."""
 
-    def __init__(self, text: str) -> None:
-        self.text, self.weight, self.fixed = text, 1.0, False
+    text: str
+    factor: float | None = None  # None: never closed
+    absolute: bool = False
 
 
 def parse(prompt: str, weights: PromptWeights = "a1111") -> list[list[WeightedText]]:
@@ -58,47 +61,65 @@ def parse(prompt: str, weights: PromptWeights = "a1111") -> list[list[WeightedTe
     """
     if weights == "off":
         return [[WeightedText(prompt, 1.0)]]
-    sections, parts, opened = [list[_Part]()], list[_Part](), {"(": list[int](), "[": list[int]()}
-
-    def add(text: str) -> None:
-        parts.append(_Part(text))
-        sections[-1].append(parts[-1])
-
-    def close(bracket: str, factor: float, *, fix: bool = False) -> None:
-        start = opened[bracket].pop()
-        parts[start].text = ""
-        for part in parts[start:]:
-            if not part.fixed:
-                part.weight, part.fixed = part.weight * factor, fix
-
-    end = 0
-    for mark in MARKS[weights].finditer(prompt):
-        add(prompt[end : mark.start()])
-        end, text, found = mark.end(), mark[0], mark.groupdict()
-        if found["escaped"]:
-            add(text[1:])
-        elif found.get("break"):
+    tokens = _tokenize(prompt, weights)
+    sections: list[list[WeightedText]] = [[]]
+    inside = dict[_Bracket, float]()  # open bracket -> weight inside, innermost last
+    for token in tokens:
+        if token is None:
             sections.append([])
-        elif text in opened:
-            opened[text].append(len(parts))
-            add(text)
-        elif found["weight"] and opened["("]:
-            close("(", float(found["weight"]), fix=weights == "comfyui")
-        elif text == ")" and opened["("]:
-            close("(", ROUND)
-        elif text == "]" and opened["["]:
-            close("[", SQUARE)
-        else:
-            add(text)
-    add(prompt[end:])
-    if weights == "a1111":
-        for bracket, factor in (("(", ROUND), ("[", SQUARE)):
-            while opened[bracket]:
-                close(bracket, factor)
+        elif isinstance(token, str):
+            sections[-1].append(WeightedText(token, _innermost(inside)))
+        elif token.factor is None and weights == "comfyui":
+            sections[-1].append(WeightedText(token.text, _innermost(inside)))
+        elif token not in inside:
+            _open(inside, token)
+        elif token is next(reversed(inside)):
+            inside.popitem()
+        else:  # brackets that cross, as in (a [b) c]
+            still_open = [each for each in inside if each is not token]
+            inside.clear()
+            for each in still_open:
+                _open(inside, each)
     return [list(_merge(section)) for section in sections]
 
 
-def _merge(parts: Sequence[_Part]) -> Iterator[WeightedText]:
+def _tokenize(prompt: str, weights: PromptWeights) -> list[str | _Bracket | None]:
+    """Return a prompt as texts, brackets where they open and again where they close, and None for BREAK."""
+    tokens, opened, end = list[str | _Bracket | None](), {"(": list[_Bracket](), "[": list[_Bracket]()}, 0
+    for mark in MARKS[weights].finditer(prompt):
+        tokens.append(prompt[end : mark.start()])
+        end, text, found = mark.end(), mark[0], mark.groupdict()
+        kind = "[" if text == "]" else "("
+        if found["escaped"]:
+            tokens.append(text[1:])
+        elif found.get("break"):
+            tokens.append(None)
+        elif text in opened:
+            tokens.append(_Bracket(text))
+            opened[text].append(tokens[-1])
+        elif (found["weight"] or text in ")]") and opened[kind]:
+            bracket = opened[kind].pop()
+            bracket.factor = float(found["weight"] or FACTORS[kind])
+            bracket.absolute = weights == "comfyui" and found["weight"] is not None
+            tokens.append(bracket)
+        else:
+            tokens.append(text)
+    if weights == "a1111":
+        for bracket in (*opened["("], *opened["["]):
+            bracket.factor = FACTORS[bracket.text]
+    return [*tokens, prompt[end:]]
+
+
+def _innermost(inside: Mapping[_Bracket, float]) -> float:
+    return inside[next(reversed(inside))] if inside else 1.0
+
+
+def _open(inside: dict[_Bracket, float], bracket: _Bracket) -> None:
+    factor = bracket.factor or 0.0
+    inside[bracket] = factor if bracket.absolute else _innermost(inside) * factor
+
+
+def _merge(parts: Iterable[WeightedText]) -> Iterator[WeightedText]:
     """Join neighbours of equal weight."""
     for weight, equal in groupby((each for each in parts if each.text), key=lambda each: each.weight):
         yield WeightedText("".join(each.text for each in equal), weight)
