@@ -98,8 +98,9 @@ def network() -> UNet2DConditionModel:
     ],
 )
 def test_sigmas_equal_those_of_the_checkpoint_scheduler(network: UNet2DConditionModel, case: Case, steps: int) -> None:
-    model = load(sd(case.scheduler, network))
-    wanted, sampled = sigmas_of(case.scheduler, steps), []
+    pipeline = sd(case.scheduler, network)  # which sets steps_offset to 1 in its scheduler
+    model = load(pipeline)
+    wanted, sampled = sigmas_of(pipeline.scheduler, steps), []
     kg.generate(
         model, "a", num_frames=1, height=SIDE, width=SIDE, num_inference_steps=steps, guidance_scale=1, seed=0,
         sampler=case.sampler, on_step=lambda progress: sampled.append(progress.step.sigma),

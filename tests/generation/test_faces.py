@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
 import sys
 from dataclasses import replace
@@ -125,12 +126,41 @@ def test_a_notebook_shows_a_bar(
     model: Model, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell = SimpleNamespace(config={"IPKernelApp": {}})
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=None))
     kg.generate(model, "a fish", **FEW)
     assert "generating: 100%" in capfd.readouterr().err
     shell.config = {"TerminalIPythonApp": {}}
     kg.generate(model, "a fish", **FEW)
     assert capfd.readouterr().err == ""
+
+
+def test_a_notebook_shows_a_small_preview_once_a_second(
+    model: Model, usual: kg.Video, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, clock = list[Any](), iter(range(10_000))
+    shown = SimpleNamespace(update=images.append)
+    display = SimpleNamespace(display=lambda image, display_id: images.append(image) or shown, HTML=str)
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=display))
+    monkeypatch.setattr(call.time, "monotonic", lambda: 0.5 * next(clock))
+    made = kg.generate(model, "a fish", **FEW)
+    assert np.array_equal(made.frames, usual.frames)  # the preview changes nothing
+    *previews, last = images
+    assert 0 < len(previews) < 7 and last == ""  # not at each of the 7 steps, and gone at the end
+    assert {each.size for each in previews} == {(16, 16)}
+
+
+def test_a_preview_is_small_at_any_size(model: Model) -> None:
+    assert call.preview_frame(model, torch.randn(2, 5, 4, 8, 100)).size == (40, 2)  # in pixels: twice the latents
+
+
+def test_a_video_is_shown_inline(usual: kg.Video) -> None:
+    made = replace(usual, settings={"prompt": "<b>a & b</b>"})
+    page = made._repr_html_()
+    assert "&lt;b&gt;a &amp; b&lt;/b&gt;" in page and "<b>" not in page
+    video = page.partition('src="data:video/mp4;base64,')[2].partition('"')[0]
+    assert b"ftyp" in base64.b64decode(video)[:16]
+    assert repr(made) == "Video of 2 frames, 16 x 16, 4 a second: '<b>a & b</b>'"
 
 
 def test_an_exception_of_on_step_ends_the_work(model: Model) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image
 from pydantic import InstanceOf
 from typing_extensions import TypedDict
@@ -36,6 +38,8 @@ ModelOrName = Model | str | Path | Pipeline
 StepCallback = Callable[[Model, int, int, dict[str, torch.Tensor]], Mapping[str, Any] | None]
 Tensor = InstanceOf[torch.Tensor]
 GROUP = "Call"
+PREVIEW_SIDE = 24  # latent pixels
+PREVIEW_SECONDS, PREVIEW_SHARE = 1.0, 0.05  # least time between two previews, and their largest share of the time
 
 
 class CallOptions(TypedDict, total=False):
@@ -229,13 +233,14 @@ def reported(call: Mapping[str, Any], model: Model, num_videos: int) -> Iterator
     reports: list[OnStep] = [] if call["on_step"] is None else [call["on_step"]]
     if call["callback_on_step_end"] is not None:
         reports.append(_call_after_steps(call["callback_on_step_end"], model))
-    if not call["progress"] or not (sys.stderr.isatty() or _in_notebook()):
+    notebook = _in_notebook()
+    if not call["progress"] or not (sys.stderr.isatty() or notebook):
         yield lambda progress: _report(reports, progress)
         return
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-    with tqdm(desc="generating", unit="step") as bar:
-        reports.append(_move_bar(bar, num_videos))
+    with tqdm(desc="generating", unit="step") as bar, _preview(model) if notebook else nullcontext() as preview:
+        reports += [_move_bar(bar, num_videos), *([] if preview is None else [preview])]
         yield lambda progress: _report(reports, progress)
 
 
@@ -247,6 +252,39 @@ def _report(reports: Sequence[OnStep], progress: Progress) -> None:
 def _in_notebook() -> bool:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return "IPKernelApp" in getattr(shell, "config", {})
+
+
+@contextmanager
+def _preview(model: Model) -> Iterator[OnStep]:
+    """Yield the function that shows the middle frame of a step's estimate in a notebook, until the block ends."""
+    display: Any = sys.modules["IPython"].display
+    shown: Any = None
+    due = time.monotonic() + PREVIEW_SECONDS
+
+    def show(progress: Progress) -> None:
+        nonlocal shown, due
+        if (start := time.monotonic()) < due:
+            return
+        image = preview_frame(model, progress.step.x0)
+        if shown is None:
+            shown = display.display(image, display_id=True)
+        else:
+            shown.update(image)
+        now = time.monotonic()
+        due = now + max(PREVIEW_SECONDS, (now - start) / PREVIEW_SHARE)
+
+    try:
+        yield show
+    finally:
+        if shown is not None:
+            shown.update(display.HTML(""))
+
+
+def preview_frame(model: Model, x0: torch.Tensor) -> Image:
+    """Return a small image of the middle frame of the first video of latents [b f c h w]."""
+    frame = x0[0, [x0.shape[1] // 2]]
+    small = F.avg_pool2d(frame, max(1, math.ceil(max(frame.shape[-2:]) / PREVIEW_SIDE)))
+    return Video.from_tensor(model.decode(small[None])[0]).pil[0]
 
 
 def _move_bar(bar: Any, num_videos: int) -> OnStep:

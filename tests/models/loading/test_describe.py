@@ -155,7 +155,9 @@ def test_single_file_of_an_image_model(checkpoint, sd_folder: Path, tmp_path: Pa
     assert described(path, config=sd_folder).name == path.name
 
 
-@pytest.mark.parametrize(("family", "size"), list(zip(known_configurations.FAMILIES, (512, 768, 1024), strict=True)))
+@pytest.mark.parametrize(
+    ("family", "size"), list(zip(known_configurations.FAMILIES, (512, 768, 1024, 1024, 1024), strict=True))
+)
 @pytest.mark.parametrize("channels", [4, 8])
 def test_single_file_of_a_built_in_family(family, size: int, channels: int, tmp_path: Path) -> None:
     tensors = {
@@ -285,7 +287,10 @@ def test_ip_adapter_controlnets_and_vae(sd_folder: Path, make_sd, tmp_path: Path
     )  # fmt: skip
     coarse.save_pretrained(tmp_path / "vae")
     for vae in (coarse, tmp_path / "vae", tmp_path):
-        assert described(sd_folder, vae=vae).default_size == (32, 32)
+        assert_same_error(sd_folder, vae=vae)
+    shutil.copytree(sd_folder, tmp_path / "pruned", ignore=shutil.ignore_patterns("vae"))
+    for vae in (coarse, tmp_path / "vae"):
+        assert described(tmp_path / "pruned", vae=vae).default_size == (32, 32)
     assert described("pocket-video", adapter="pocket-fox") == describe("pocket-video")
 
 
