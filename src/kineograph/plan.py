@@ -178,7 +178,10 @@ class Plan:
 
     def sigmas(self, schedule: Schedule) -> list[float]:
         """Return the sigmas to sample along: of the requested number of steps, or of their last part by strength."""
-        sigmas = BY_NAME[self.sampler].spacing(schedule.sigmas, self.num_inference_steps)
+        shared = self.read(SharedOptions)
+        sigmas = schedule.sampling_sigmas(
+            self.num_inference_steps, self.sampler, shared["spacing"], shared["steps_offset"]
+        )
         return last_sigmas(sigmas, self.strength)
 
 
@@ -217,7 +220,7 @@ def build_sampler(plan: Plan, noise_frames: Sequence[int]) -> Sampler:
 
     def sampler(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
         noise_at = noise.per_sigma(plan.seeds, noise_frames[: x.shape[1]], plan.latent_shape)
-        return BY_NAME[plan.sampler].sampler(noise_at)(denoise, x, sigmas)
+        return BY_NAME[plan.sampler](noise_at, plan.model.schedule.scale_timestep)(denoise, x, sigmas)
 
     return sampler
 
@@ -255,8 +258,23 @@ def bind_model(
 
 
 def encode_texts(plan: Plan, model: Model, texts: Sequence[Prompt]) -> Condition:
-    """Encode texts, one for each video of the batch, with the plan's size and frame rate."""
-    return model.prompt(texts, size=(plan.height, plan.width), fps=plan.fps)
+    """Encode texts, one for each video of the batch, with the plan's size and frame rate.
+
+    All texts of a plan have equally many chunks of tokens, so that those of several frames can be interpolated.
+    """
+    return model.prompt(
+        texts,
+        size=(plan.height, plan.width),
+        fps=plan.fps,
+        prompt_weights=plan.read(SharedOptions)["prompt_weights"],
+        num_chunks=count_chunks(plan, model),
+    )
+
+
+def count_chunks(plan: Plan, model: Model) -> int:
+    """Return the number of chunks of tokens that the plan's longest text has."""
+    texts = [*plan.prompts, *plan.negative_prompts, *plan.options["prompt_at"].values(), plan.options["video_prompt"]]
+    return model.count_chunks(texts, plan.read(SharedOptions)["prompt_weights"])
 
 
 def encode_prompts(plan: Plan, model: Model) -> Condition:

@@ -20,6 +20,7 @@ from kineograph.errors import MAX_FRAMES, InputError
 from kineograph.media.images import memory_label
 from kineograph.options import File, Integer, Number, Text, option
 from kineograph.samplers import BY_NAME
+from kineograph.sigmas import SPACINGS
 
 NUM_FRAMES, IMAGE_MODEL_FPS, VIDEO_MODEL_FPS = 8, 4.0, 8.0  # defaults
 # a schedule of 1,000 timesteps has 999 steps in leading spacing with offset 1
@@ -95,6 +96,7 @@ class EncodedPrompt:
 
 
 Prompt = str | EncodedPrompt
+PromptWeights = Literal["a1111", "comfyui", "off"]
 
 
 def tensor_label(values: torch.Tensor) -> str:
@@ -117,6 +119,14 @@ class SharedOptions(TypedDict, total=False):
             "Prompts at later frames, counted through all clips; the text of the frames between two prompts is "
             "interpolated.",
             hint="the prompt itself is that of frame 0",
+        ),
+    ]
+    prompt_weights: Annotated[
+        PromptWeights,
+        option(
+            "a1111",
+            "Reading of weights in prompts, such as (word:1.3), (word) and [word]: as A1111's web interface or ComfyUI "
+            "read them, or off, as plain text.",
         ),
     ]
     num_frames: Annotated[
@@ -170,7 +180,28 @@ class SharedOptions(TypedDict, total=False):
             shown_default=f"{IMAGE_MODEL_FPS:g}, {VIDEO_MODEL_FPS:g} with a video model, or the input video's",
         ),
     ]
-    sampler: Annotated[Text | None, option(None, "Sampler.", choices=tuple(BY_NAME), shown_default="the model's")]
+    sampler: Annotated[
+        Text | None, option(None, "Sampler.", choices=tuple(BY_NAME), shown_default="that of the model's scheduler")
+    ]
+    spacing: Annotated[
+        Text | None,
+        option(
+            None,
+            "Spacing of the sigmas that are sampled along, down to 0; lcm is that of few-step models.",
+            choices=tuple(SPACINGS),
+            shown_default="that of the model's scheduler",
+        ),
+    ]
+    steps_offset: Annotated[
+        Integer | None,
+        option(
+            None,
+            "Lowest timestep of leading `spacing`.",
+            ge=0,
+            le=MAX_STEPS,
+            shown_default="that of the model's scheduler",
+        ),
+    ]
     method: Annotated[
         Text | None,
         option(
@@ -290,7 +321,7 @@ class VideoInput(TypedDict, total=False):
     ]
 
 
-SETTINGS_VERSION = 2
+SETTINGS_VERSION = 3
 RENAMED_IN_2 = {
     "masks": "foreground_masks", "back": "renoise", "keep": "clip_overlap", "noise_ratio": "clip_noise_ratio",
     "guidance": "clip_guidance", "anchor": "clip_anchor", "order": "clip_noise_order",
@@ -301,7 +332,8 @@ def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the recorded settings of a video in the options of this version.
 
     Version 0, which records no version, named the sampler `solver`. Version 1 had records inside: `elevation` of
-    VideoElevator, `reuse` of VidRD, a list of controls, each with its scale and range.
+    VideoElevator, `reuse` of VidRD, a list of controls, each with its scale and range. Version 2 did not read the
+    checkpoint's scheduler.
     Raises InputError for settings of a later version.
     """
     settings = dict(settings)
@@ -309,7 +341,16 @@ def migrate_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     errors.check_integer("settings_version", version, 0, SETTINGS_VERSION)
     if version == 0 and "solver" in settings:
         settings["sampler"] = settings.pop("solver")
-    return settings if version == SETTINGS_VERSION else _migrate_from_1(settings)
+    if version < 2:
+        settings = _migrate_from_1(settings)
+    return settings if version == SETTINGS_VERSION else _migrate_from_2(settings)
+
+
+def _migrate_from_2(settings: dict[str, Any]) -> dict[str, Any]:
+    """Name the sigmas that version 2 sampled along, whatever the checkpoint's scheduler; it read prompts as text."""
+    spacing = {"spacing": "lcm"} if settings.get("sampler") == "lcm" else {"spacing": "leading", "steps_offset": 1}
+    alone = {"insert_warp_sigmas": True} if settings.get("method") == "text2video-zero" else {}
+    return {"num_inference_steps": 50, "prompt_weights": "off", **settings, **spacing, **alone}
 
 
 def _migrate_from_1(settings: dict[str, Any]) -> dict[str, Any]:

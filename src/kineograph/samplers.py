@@ -13,12 +13,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
+from numpy.polynomial import Polynomial
 
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, blend
 from kineograph.motion import Warp
-from kineograph.sigmas import lcm_spacing, leading
 
 
 class Step(NamedTuple):
@@ -36,6 +36,7 @@ Sampler = Callable[[Denoise, Latents, Sequence[float]], Iterator[Step]]
 StepRule = Callable[[Latents, Latents, float, float], Latents]  # (x, x0, sigma, to) -> x at the sigma `to`
 ForegroundMasks = Callable[[Latents, float], Mask]  # (clean estimate, its sigma) -> [b f 1 h w], 1 in the foreground
 NoiseAt = Callable[[float], Latents]  # sigma -> fresh noise for it, see noise.per_sigma
+ScaleTimestep = Callable[[float, float], float]  # (sigma, factor) -> the sigma at `factor` times its timestep
 
 
 @torch.no_grad()
@@ -68,15 +69,14 @@ def ddim_eta(eta: float, noise_at: NoiseAt) -> Sampler:
     if not 0 <= eta <= 1:
         raise InputError(f"eta is a share of DDPM's noise, from 0 (none) to 1 (all of it); got {eta:g}.")
 
-    def rule(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
-        if to > sigma:
-            raise InputError(
-                f"ddim_eta needs falling sigmas, got a step from {sigma:g} up to {to:g}. To invert, use ddim."
-            )
-        up = eta * to * math.sqrt(1 - (to / sigma) ** 2)
-        return _add_sampler_noise(step_to(x, x0, sigma, math.sqrt(to**2 - up**2)), up, noise_at, to)
+    return partial(single_step_sampler, rule=partial(_ancestral_step, noise_at=noise_at, eta=eta))
 
-    return partial(single_step_sampler, rule=rule)
+
+def _ancestral_step(x: Latents, x0: Latents, sigma: float, to: float, noise_at: NoiseAt, eta: float = 1.0) -> Latents:
+    if to > sigma:
+        raise InputError(f"ddim_eta needs falling sigmas, got a step from {sigma:g} up to {to:g}. To invert, use ddim.")
+    up = eta * to * math.sqrt(1 - (to / sigma) ** 2)
+    return _add_sampler_noise(step_to(x, x0, sigma, math.sqrt(to**2 - up**2)), up, noise_at, to)
 
 
 def euler_ancestral(noise_at: NoiseAt) -> Sampler:
@@ -99,23 +99,219 @@ def lcm(noise_at: NoiseAt) -> Sampler:
     return partial(single_step_sampler, rule=rule)
 
 
+def tcd(noise_at: NoiseAt, scale_timestep: ScaleTimestep, gamma: float = 0.3) -> Sampler:
+    """Return strategic stochastic sampling of trajectory consistency models (Zheng et al. 2024, algorithm 4).
+
+    Each step follows the trajectory to `1 - gamma` of the next timestep, and noise returns from there. gamma is the
+    `eta` of diffusers, 0.3 there too.
+    """
+
+    def rule(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
+        lower = scale_timestep(to, 1 - gamma)
+        return _add_sampler_noise(step_to(x, x0, sigma, lower), math.sqrt(to**2 - lower**2), noise_at, to)
+
+    return partial(single_step_sampler, rule=rule)
+
+
 @torch.no_grad()
+def heun(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+    """Sample by Heun's method (Karras et al. 2022, algorithm 1): two evaluations a step, one in a step to 0."""
+    for sigma, to in pairwise(sigmas):
+        x0 = denoise(x, sigma)
+        yield Step(sigma, x, x0)
+        x = _heun_step(denoise, x, x0, sigma, to)
+    yield Step(sigmas[-1], x, x)
+
+
+@torch.no_grad()
+def lms(denoise: Denoise, x: Latents, sigmas: Sequence[float], order: int = 4) -> Iterator[Step]:
+    """Sample by a linear multistep method, the slopes interpolated by a polynomial (k-diffusion, diffusers' LMS)."""
+    past = deque[Step](maxlen=order)
+    for sigma, to in pairwise(sigmas):
+        x0 = denoise(x, sigma)
+        past.append(Step(sigma, x, x0))
+        yield past[-1]
+        x = x + sum(
+            _integrate([each.sigma for each in past], k, sigma, to) * _slope(each) for k, each in enumerate(past)
+        )
+    yield Step(sigmas[-1], x, x)
+
+
+def _integrate(nodes: Sequence[float], k: int, start: float, end: float) -> float:
+    """Integrate the polynomial that is 1 at node k and 0 at the others."""
+    others = [node for number, node in enumerate(nodes) if number != k]
+    integral = Polynomial.fromroots(others).integ() if others else Polynomial([0, 1])
+    return float(integral(end) - integral(start)) / math.prod(nodes[k] - other for other in others)
+
+
+# weights of the last slopes, newest first (Adams-Bashforth for equal steps)
+PLMS_WEIGHTS = ((1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@torch.no_grad()
+def plms(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+    """Sample by pseudo linear multistep (Liu et al. 2022, as Stable Diffusion): the first step is Heun's.
+
+    It takes one evaluation more than steps. diffusers' PNDMScheduler with `skip_prk_steps`.
+    """
+    past = deque[Step](maxlen=4)
+    for sigma, to in pairwise(sigmas):
+        x0 = denoise(x, sigma)
+        past.append(Step(sigma, x, x0))
+        yield past[-1]
+        if len(past) == 1:
+            x = _heun_step(denoise, x, x0, sigma, to)
+        else:
+            weights = PLMS_WEIGHTS[len(past) - 2]
+            slope = sum(weight * _slope(each) for weight, each in zip(weights, reversed(past), strict=True))
+            x = x + (to - sigma) * slope
+    yield Step(sigmas[-1], x, x)
+
+
+def _heun_step(denoise: Denoise, x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
+    after = step_to(x, x0, sigma, to)
+    if to == 0:
+        return after
+    return x + (to - sigma) / 2 * (_slope(Step(sigma, x, x0)) + _slope(Step(to, after, denoise(after, to))))
+
+
+def _slope(step: Step) -> Latents:
+    """Return dx/dsigma of the probability flow, which is the estimated noise."""
+    return (step.x - step.x0) / step.sigma
+
+
 def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): DDIM with x0 extrapolated to the middle of the step.
 
     Second order in the steps of log(sigma). The first step, and a step to 0, are plain DDIM. A slice of the sigmas
     starts without a previous estimate, so slices do not give exactly the result of the whole list.
     """
+    return _sample_2m(denoise, x, sigmas, step_to)
+
+
+def dpmpp_2m_sde(noise_at: NoiseAt) -> Sampler:
+    """Return the stochastic DPM-Solver++(2M), diffusers' `sde-dpmsolver++`."""
+
+    def rule(x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
+        share = (to / sigma) ** 2
+        return _add_sampler_noise(x0 + share * (x - x0), to * math.sqrt(1 - share), noise_at, to)
+
+    return partial(_sample_2m, rule=rule)
+
+
+@torch.no_grad()
+def _sample_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float], rule: StepRule) -> Iterator[Step]:
     before = None
     for sigma, to in pairwise(sigmas):
         x0 = denoise(x, sigma)
         yield Step(sigma, x, x0)
-        middle = x0
-        if before is not None and to > 0:
-            ratio = math.log(sigma / to) / math.log(before.sigma / sigma)
-            middle = x0 + 0.5 * ratio * (x0 - before.x0)
+        middle = x0 if before is None or to == 0 else _extrapolate(before, Step(sigma, x, x0), to)
         before = Step(sigma, x, x0)
+        x = rule(x, middle, sigma, to)
+    yield Step(sigmas[-1], x, x)
+
+
+def _extrapolate(before: Step, now: Step, to: float) -> Latents:
+    """Return x0 at the middle, in log(sigma), of the step to sigma `to`, on the line through two estimates."""
+    ratio = math.log(now.sigma / to) / math.log(before.sigma / now.sigma)
+    return now.x0 + 0.5 * ratio * (now.x0 - before.x0)
+
+
+def dpmpp_sde(noise_at: NoiseAt) -> Sampler:
+    """Return DPM-Solver++(SDE), an ancestral step by the estimate at its middle: two evaluations, one to 0.
+
+    The noise of both is that of one Brownian path, as in k-diffusion.
+    """
+
+    @torch.no_grad()
+    def sampler(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+        for sigma, to in pairwise(sigmas):
+            x0 = denoise(x, sigma)
+            yield Step(sigma, x, x0)
+            middle = math.sqrt(sigma * to)
+            if to > 0:
+                first, second = (noise_at(each)[:, : x.shape[1]].to(x) for each in (middle, to))
+                whole = (math.sqrt(sigma - middle) * first + math.sqrt(middle - to) * second) / math.sqrt(sigma - to)
+                half_way = _ancestral_step(x, x0, sigma, middle, lambda _, noise=first: noise)
+                x0 = denoise(half_way, middle)
+                x = _ancestral_step(x, x0, sigma, to, lambda _, noise=whole: noise)
+            else:
+                x = x0
+        yield Step(sigmas[-1], x, x)
+
+    return sampler
+
+
+@torch.no_grad()
+def dpmpp_2s(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+    """Sample by single-step DPM-Solver++ of order 2 (Lu et al. 2022, algorithm 1), as diffusers orders its steps.
+
+    Every second step starts again from the latents before the first, with the estimates of both. The last step is DDIM.
+    """
+    before = None
+    for number, (sigma, to) in enumerate(pairwise(sigmas), 1):
+        x0 = denoise(x, sigma)
+        yield Step(sigma, x, x0)
+        if before is not None and number + 1 < len(sigmas):
+            ratio = math.log(before.sigma / to) / math.log(before.sigma / sigma)
+            x = step_to(before.x, before.x0 + 0.5 * ratio * (x0 - before.x0), before.sigma, to)
+            before = None
+        else:
+            before = Step(sigma, x, x0)
+            x = step_to(x, x0, sigma, to)
+    yield Step(sigmas[-1], x, x)
+
+
+@torch.no_grad()
+def unipc(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+    """Sample by UniPC of order 2 (Zhao et al. 2023, B_2): DPM-Solver++(2M), each step corrected by the next estimate.
+
+    The last step is plain DDIM, and is not corrected.
+    """
+    past = list[Step]()
+    for number, (sigma, to) in enumerate(pairwise(sigmas), 1):
+        x0 = denoise(x, sigma)
+        if past:
+            x = _correct(past, x0, sigma)
+        past = [*past[-1:], Step(sigma, x, x0)]
+        yield past[-1]
+        middle = x0 if len(past) == 1 or number + 1 == len(sigmas) else _extrapolate(*past, to)
         x = step_to(x, middle, sigma, to)
+    yield Step(sigmas[-1], x, x)
+
+
+def _correct(past: Sequence[Step], x0: Latents, to: float) -> Latents:
+    """Return the step from the last of `past` to sigma `to` again, with the estimate `x0` there."""
+    last = past[-1]
+    if len(past) == 1:
+        return step_to(last.x, (last.x0 + x0) / 2, last.sigma, to)
+    h = math.log(to / last.sigma)
+    ratio = math.log(past[0].sigma / last.sigma) / h
+    phi = (math.expm1(h) / h - 1) / math.expm1(h), 2 * ((math.expm1(h) / h - 1) / h - 0.5) / math.expm1(h)
+    weight = (phi[0] - phi[1]) / (1 - ratio)  # solves weight + new = phi[0], ratio * weight + new = phi[1]
+    new = phi[0] - weight
+    middle = last.x0 + weight / ratio * (past[0].x0 - last.x0) + new * (x0 - last.x0)
+    return step_to(last.x, middle, last.sigma, to)
+
+
+@torch.no_grad()
+def deis(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+    """Sample by DEIS of order 2 in log(sigma) (Zhang & Chen 2022): slopes extrapolated on a line and integrated.
+
+    The first step, a step to 0 and the last of fewer than 15 are plain DDIM.
+    """
+    before = None
+    for number, (sigma, to) in enumerate(pairwise(sigmas), 1):
+        x0 = denoise(x, sigma)
+        now = Step(sigma, x, x0)
+        yield now
+        if before is None or to == 0 or number + 1 == len(sigmas) < 16:
+            x = step_to(x, x0, sigma, to)
+        else:
+            # the integral of log(s / sigma) / log(sigma / before) from sigma to `to`
+            weight = (to * (math.log(to / sigma) - 1) + sigma) / math.log(sigma / before.sigma)
+            x = x + (to - sigma) * _slope(now) + weight * (_slope(now) - _slope(before))
+        before = now
     yield Step(sigmas[-1], x, x)
 
 
@@ -172,20 +368,20 @@ def _add_sampler_noise(x: Latents, amount: float, noise_at: NoiseAt, sigma: floa
     return x + amount * noise_at(sigma)[:, : x.shape[1]].to(x) if amount > 0 else x
 
 
-class NamedSampler(NamedTuple):
-    """A sampler that users choose by name.
-
-    spacing  (the model's table of sigmas, steps) -> the sigmas to sample along
-    sampler  noise for ancestral steps, as a function of sigma -> the sampler
-    """
-
-    spacing: Callable[[Sequence[float], int], list[float]]
-    sampler: Callable[[NoiseAt], Sampler]
-
-
-BY_NAME: Mapping[str, NamedSampler] = {
-    "ddim": NamedSampler(leading, lambda noise_at: ddim),
-    "dpmpp-2m": NamedSampler(leading, lambda noise_at: dpmpp_2m),
-    "euler-ancestral": NamedSampler(leading, euler_ancestral),
-    "lcm": NamedSampler(lcm_spacing, lcm),
+# Samplers that users choose by name: functions of the noise of stochastic ones and of the model's timesteps.
+BY_NAME: Mapping[str, Callable[[NoiseAt, ScaleTimestep], Sampler]] = {
+    "ddim": lambda noise_at, scale_timestep: ddim,
+    "euler": lambda noise_at, scale_timestep: ddim,  # equal in these units
+    "euler-ancestral": lambda noise_at, scale_timestep: euler_ancestral(noise_at),
+    "heun": lambda noise_at, scale_timestep: heun,
+    "lms": lambda noise_at, scale_timestep: lms,
+    "plms": lambda noise_at, scale_timestep: plms,
+    "dpmpp-2m": lambda noise_at, scale_timestep: dpmpp_2m,
+    "dpmpp-2m-sde": lambda noise_at, scale_timestep: dpmpp_2m_sde(noise_at),
+    "dpmpp-2s": lambda noise_at, scale_timestep: dpmpp_2s,
+    "dpmpp-sde": lambda noise_at, scale_timestep: dpmpp_sde(noise_at),
+    "unipc": lambda noise_at, scale_timestep: unipc,
+    "deis": lambda noise_at, scale_timestep: deis,
+    "lcm": lambda noise_at, scale_timestep: lcm(noise_at),
+    "tcd": tcd,
 }

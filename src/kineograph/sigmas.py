@@ -8,7 +8,7 @@ A slice of the list samples from one sigma to another; a reversed slice is inver
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -64,8 +64,31 @@ def karras(sigma_max: float, sigma_min: float, steps: int, rho: float = 7.0, las
     return [*(roots**rho).tolist(), last]
 
 
+def exponential(sigma_max: float, sigma_min: float, steps: int) -> list[float]:
+    """Return sigmas evenly spaced in log(sigma) between two sigmas, and 0; diffusers' `use_lu_lambdas` has the same."""
+    return [*np.geomspace(sigma_max, sigma_min, steps).tolist(), 0.0]
+
+
+def beta(sigma_max: float, sigma_min: float, steps: int, shape: float = 0.6) -> list[float]:
+    """Return sigmas at quantiles of a beta distribution between two sigmas, dense at both ends, and 0.
+
+    Raises InputError without scipy. Source: Lee et al. 2024.
+    """
+    try:
+        from scipy.stats import beta as distribution
+    except ImportError:
+        raise InputError("beta spacing needs scipy: pip install scipy") from None
+    quantiles = distribution.ppf(1 - np.linspace(0, 1, steps), shape, shape)
+    return [*(sigma_min + quantiles * (sigma_max - sigma_min)).tolist(), 0.0]
+
+
 def lcm_spacing(table: Sequence[float], steps: int) -> list[float]:
-    """Return LCMScheduler's sigmas: a subset of the 50 sigmas that latent consistency models are distilled on."""
+    """Return a subset of the 50 sigmas that latent consistency models are distilled on, as LCMScheduler's."""
+    if steps > DISTILLED_STEPS:
+        raise InputError(
+            f"lcm and tcd sample along at most {DISTILLED_STEPS} sigmas, those that such models are distilled on, and "
+            f"`num_inference_steps` is {steps}: ask for fewer, or for another `spacing`"
+        )
     return subsample(trailing(table, DISTILLED_STEPS), steps)
 
 
@@ -124,4 +147,16 @@ def _sigmas_at(table: Sequence[float], timesteps: Iterable[int], last: float) ->
 
 def _check_steps(steps: int, most: int) -> None:
     if not 1 <= steps <= most:
-        raise InputError(f"Expected between 1 and {most} steps, got {steps}.")
+        raise InputError(f"Expected between 1 and {most} steps, got {steps} (`num_inference_steps`).")
+
+
+# Spacings that users choose by name: functions of the table and the number of steps.
+SPACINGS: Mapping[str, Callable[[Sequence[float], int], list[float]]] = {
+    "leading": leading,
+    "trailing": trailing,
+    "linspace": linspace,
+    "karras": lambda table, steps: karras(table[-1], table[0], steps),
+    "exponential": lambda table, steps: exponential(table[-1], table[0], steps),
+    "beta": lambda table, steps: beta(table[-1], table[0], steps),
+    "lcm": lcm_spacing,
+}

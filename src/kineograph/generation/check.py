@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,17 @@ from kineograph.generation.options import (
     used_kinds,
     with_plugins,
 )
+from kineograph.models.conditioning.prompt_weights import check_weights, plain_text
 from kineograph.models.description import Description
 from kineograph.models.unet.windows import window_ranges
 from kineograph.options import changed, declared, validate
 from kineograph.plan import Combination
+from kineograph.request import PromptWeights
 
 IMAGE_METHOD, TWO_MODEL_METHOD = "text2video-zero", "video-elevator"
 VIDEO_METHOD, MOTION_MODULE_METHOD = "videocrafter", "animatediff"
+MAX_CHARACTERS = 20_000  # of a prompt
+SURROGATE, INVISIBLE = "Cs", ("Zs", "Zl", "Zp", "Cc", "Cf")  # categories of characters
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,20 +35,43 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     return validate(given, *with_plugins(GenerateOptions))
 
 
-def check_prompts(prompts: object) -> tuple[str, ...]:
-    """Return the prompts. Raises InputError if there are none, or one is no text or empty."""
+def check_prompts(prompts: object, weights: PromptWeights) -> tuple[str, ...]:
+    """Return the prompts. Raises InputError if there are none, or one is no text, is empty or cannot be read.
+
+    weights: the option `prompt_weights`.
+    """
     if not isinstance(prompts, Iterable):
         raise InputError(f"`prompt` is a text or a list of texts, not {shown(prompts)}")
     texts = list[str]()
     for prompt in prompts:
         if not isinstance(prompt, str):
             raise InputError(f"`prompt` is a text or a list of texts, not {shown(prompt)}")
-        if not prompt.strip():
+        _check_text(prompt, weights)
+        if all(unicodedata.category(each) in INVISIBLE for each in plain_text(prompt, weights)):
             raise InputError("the prompt is empty: describe the video in a few words")
         texts.append(prompt)
     if not texts:
         raise InputError("the list of prompts is empty: give at least one")
     return tuple(texts)
+
+
+def _check_text(text: str, weights: PromptWeights) -> None:
+    """Raise InputError for a prompt or a negative prompt that cannot be read."""
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"a prompt has at most {MAX_CHARACTERS:,} characters, not {len(text):,}: shorten it")
+    if any(unicodedata.category(each) == SURROGATE for each in text):
+        raise InputError(
+            f"the prompt {text[:60]!r} has bytes that are no UTF-8: write it again, in a terminal or a file whose "
+            "encoding is UTF-8"
+        )
+    check_weights(text, weights)
+
+
+def _check_other_texts(options: Mapping[str, Any]) -> None:
+    negative = options["negative_prompt"]
+    negatives = (negative,) if isinstance(negative, str) else negative
+    for text in (*negatives, *options["prompt_at"].values(), *options["then"], options["video_prompt"]):
+        _check_text(text, options["prompt_weights"])
 
 
 def check_order(first: object, prompt: object, example: str, names: Collection[str] = ()) -> None:
@@ -73,6 +101,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
     """
     combination = Combination(model, video_model, _choose_method(model, video_model, options), options)
     method = find_method(combination.method)
+    _check_other_texts(options)
     _check_models(combination)
     _check_prompt_travel(combination)
     method.check(combination)
@@ -142,7 +171,7 @@ def _check_prompt_travel(combination: Combination) -> None:
     options, temporal = combination.options, combination.with_motion.temporal
     if not options["prompt_at"]:
         return
-    check_prompts([*options["prompt_at"].values()])
+    check_prompts(options["prompt_at"].values(), options["prompt_weights"])
     if options["then"]:
         raise InputError("`then` and `prompt_at` both say what later frames show: give one of them")
     if temporal is not None and temporal.resamples_frames and not options["video_prompt"]:
@@ -178,6 +207,8 @@ def unread_options(combination: Combination) -> dict[str, str]:
             unread |= add_on.unread(combination)
     if not any(each is not None and each.takes_images for each in models):
         unread["image_scale"] = f"{combination.model.name} takes no images"
+    if combination.options["spacing"] != "leading":
+        unread["steps_offset"] = "it is read with the `spacing` leading"
     if not combination.with_motion.has_motion_adapter:
         unread["motion_strength"] = f"{combination.with_motion.name} has no motion adapter"
     return unread

@@ -20,8 +20,11 @@ from kineograph.media.images import InputImage, read_image
 from kineograph.methods import instruct_pix2pix, sdedit, text2video_zero
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipOptions
+from kineograph.models.conditioning.prompt_weights import other_syntax, plain_text
 from kineograph.models.description import check_size, describe_model
 from kineograph.models.model import Model
+from kineograph.models.schedule import Schedule
+from kineograph.models.schedulers import departures
 from kineograph.motion import frame_warp, parse
 from kineograph.options import changed, declared, select
 from kineograph.plan import Combination, Plan, guide_by_text
@@ -36,7 +39,6 @@ from kineograph.request import (
     release,
 )
 
-IMAGE_MODEL_SAMPLER = "ddim"
 RESOLVED = ("method", "sampler", "num_frames", "fps", "height", "width", "strength")  # fields of Plan
 OF_ONE_VIDEO = ("seed", "negative_prompt")  # options that may differ between the videos of a batch
 FAR_SMALLER, FAR_LARGER = 1 / 4, 4  # areas of the frames, over that of the model's own size
@@ -170,7 +172,7 @@ def resolve(
         negative_prompts=tuple(negative_prompts)
         or one_for_each(options["negative_prompt"], len(prompts), "negative_prompt"),
         seeds=_seeds(options["seed"], len(prompts)),
-        sampler=options["sampler"] or _default_sampler(combination),
+        sampler=options["sampler"] or _default_sampler(combination, model.schedule),
         num_inference_steps=options["num_inference_steps"],
         guidance_scale=options["guidance_scale"],
         latent_shape=latent_shape,
@@ -253,11 +255,11 @@ def _default_camera(combination: Combination, followed: Sequence[Footage], num_f
     return text2video_zero.DEFAULT_CAMERA
 
 
-def _default_sampler(combination: Combination) -> str:
+def _default_sampler(combination: Combination, schedule: Schedule) -> str:
     if combination.model.edits:
         return instruct_pix2pix.DEFAULT_SAMPLER
     temporal = combination.model.temporal
-    return IMAGE_MODEL_SAMPLER if temporal is None else temporal.sampler
+    return schedule.sampler if temporal is None else temporal.sampler
 
 
 def _video_size(combination: Combination, inputs: Inputs) -> tuple[int, int]:
@@ -320,12 +322,18 @@ def warn_about(plan: Plan) -> None:
     """Warn of words that the model does not know, a customised subject that no prompt names, and too long a window."""
     model, later = plan.model, [*plan.options["prompt_at"].values(), *plan.options["then"]]
     prompts = [each for each in (*plan.prompts, *later) if isinstance(each, str)]
-    text = " ".join(each for each in (*prompts, *plan.negative_prompts) if isinstance(each, str))
+    texts = [*prompts, *(each for each in plan.negative_prompts if isinstance(each, str))]
+    weights = plan.options["prompt_weights"]
+    for each in dict.fromkeys(syntax for text in texts for syntax in other_syntax(text, weights)):
+        _warn(f"the prompt has {each}; it is read as text here")
+    prompts, texts = ([plain_text(each, weights) for each in some] for some in (prompts, texts))
+    text = " ".join(texts)
     subject = (model.subject or "").lower().split()
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:
         _warn(f"{model.name} has never seen the words {', '.join(unknown)}")
     if plan.guidance_scale < 0:
         _warn(f"`guidance_scale` is {plan.guidance_scale:g}: guidance is off, as with every scale of 1 or less")
+    _warn_of_scheduler(plan)
     _warn_of_unnamed_subject(model, prompts)
     for video_model in plan.second_model:
         of_video_model = [text] if (text := plan.options["video_prompt"]) else prompts
@@ -334,6 +342,15 @@ def warn_about(plan: Plan) -> None:
         _warn_of_long_window(each, plan.window, len(plan.frames))
     for each in (model, *plan.second_model):
         _warn_of_size(each, plan.height, plan.width)
+
+
+def _warn_of_scheduler(plan: Plan) -> None:
+    missing = departures(plan.model.schedule.settings)
+    if missing and plan.options["sampler"] is None and plan.sampler == plan.model.schedule.sampler:
+        _warn(
+            f"{plan.model.name} has a scheduler with {', '.join(missing)}, which is not offered: it is sampled by "
+            f"{plan.sampler}; `sampler` chooses another one"
+        )
 
 
 def _warn_of_unnamed_subject(model: Model, prompts: Sequence[str]) -> None:

@@ -117,7 +117,8 @@ def run(plan: Plan) -> SamplingRun:
         clean = 1 - schedule.timestep(sigma) / len(schedule.sigmas)
         return travelling if options["injection_start"] <= clean <= options["injection_end"] else basic
 
-    sampler = BY_NAME[plan.sampler].sampler(lambda sigma: torch.cat([each(sigma) for each in noise_at]))
+    make_sampler = BY_NAME[plan.sampler]
+    sampler = make_sampler(lambda sigma: torch.cat([each(sigma) for each in noise_at]), schedule.scale_timestep)
     start = plan.start_noise(initial, sigmas[0])
     return SamplingRun(len(sigmas), initial, sample(inject, start, sigmas, sampler=plan.adapt_sampler(sampler, sigmas)))
 

@@ -23,7 +23,7 @@ from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, renoise
 from kineograph.motion import Motion, Warp, frame_warp, parse
-from kineograph.options import Number, Text, option
+from kineograph.options import Flag, Number, Text, option
 from kineograph.plan import (
     AddOn,
     Combination,
@@ -81,6 +81,10 @@ class Text2VideoZeroOptions(TypedDict, total=False):
     noise: Annotated[
         Literal["shared", "independent"],
         option("shared", "Initial noise of frames that follow an input video.", group="Edits"),
+    ]
+    insert_warp_sigmas: Annotated[
+        Flag,
+        option(False, "Take steps to T and T' for a single frame too, as in videos recorded by earlier versions."),
     ]
 
 
@@ -157,7 +161,8 @@ def run(plan: Plan) -> SamplingRun:
         x = sigmas[0] * plan.start_noise(initial, sigmas[0])
         return SamplingRun(len(sigmas), initial, sampler(denoise, x, sigmas))
     renoise_to, warp_at = paper_sigmas(plan.latent_shape, highest=sigmas[0])
-    sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
+    if len(plan.frames) > 1 or plan.read(Text2VideoZeroOptions)["insert_warp_sigmas"]:
+        sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
     initial = plan.continue_noise(noise.independent(plan.seeds, plan.frames, plan.latent_shape).to(device))
     denoise = pin_first_frame(plan, denoise, initial)
     steps = sample(
@@ -169,8 +174,10 @@ def run(plan: Plan) -> SamplingRun:
         renoise_to=renoise_to,
         sampler=plan.adapt_sampler(build_sampler(plan, plan.frames), sigmas),
     )
+    if len(plan.frames) == 1:
+        return SamplingRun(len(sigmas), initial, steps)
     alone, together = until(sigmas, warp_at)[:-1], starting_at(sigmas, renoise_to)
-    return SamplingRun(len(alone) + len(together) if len(plan.frames) > 1 else len(sigmas), initial, steps)
+    return SamplingRun(len(alone) + len(together), initial, steps)
 
 
 def _noise_of_followers(plan: Plan) -> tuple[Latents, Sequence[int]]:

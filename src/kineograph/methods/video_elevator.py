@@ -37,12 +37,13 @@ from kineograph.plan import (
     fit_to_sampler,
     pin_first_frame,
 )
-from kineograph.request import MAX_STEPS, ImageModelOptions, OverlapOptions, VideoModelOptions
+from kineograph.request import MAX_STEPS, ImageModelOptions, OverlapOptions, SharedOptions, VideoModelOptions
 from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to
 from kineograph.sigmas import insert_sigmas, starting_at, until
 
 if TYPE_CHECKING:
     from kineograph.models.model import Model
+    from kineograph.models.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
@@ -353,13 +354,13 @@ def bind_video_model(plan: Plan) -> Refine:
     noise_at = noise.per_sigma(plan.seeds, plan.frames, shape)
     refine = refine_with_video_model(
         _bind_video_prompts(video, plan, name),
-        BY_NAME[name].spacing(video.schedule.sigmas, plan.num_inference_steps),
+        _sigmas_of_video_model(plan, video.schedule, name),
         options["video_steps"],
         noise_at,
         low_pass=partial(
             latents.low_pass, spatial=options["low_pass_space"] or math.inf, temporal=options["low_pass"] or math.inf
         ),
-        sampler=BY_NAME[name].sampler(noise_at),
+        sampler=BY_NAME[name](noise_at, video.schedule.scale_timestep),
     )
     if same_latent_space(model.vae, video.vae):
         return refine
@@ -372,6 +373,12 @@ def bind_video_model(plan: Plan) -> Refine:
         return model.encode(video.decode(refine(encoded, sigma))).to(x0)
 
     return refine_frames
+
+
+def _sigmas_of_video_model(plan: Plan, schedule: Schedule, sampler: str) -> list[float]:
+    shared = plan.read(SharedOptions)
+    spacing = "lcm" if sampler == "lcm" else shared["spacing"]
+    return schedule.sampling_sigmas(plan.num_inference_steps, sampler, spacing, shared["steps_offset"])
 
 
 def _bind_video_prompts(video: Model, plan: Plan, sampler: str) -> Denoise:

@@ -102,7 +102,7 @@ def run(plan: Plan) -> SamplingRun:
     initial = plan.continue_noise(own_noise)
     denoise = pin_first_frame(plan, bind_model(plan, frame_attention=own).guided, initial)
     noise_at = noise.partly_shared_per_sigma(ratio, plan.seeds, plan.frames, plan.latent_shape)
-    sampler = plan.adapt_sampler(BY_NAME[plan.sampler].sampler(noise_at), sigmas)
+    sampler = plan.adapt_sampler(BY_NAME[plan.sampler](noise_at, model.schedule.scale_timestep), sigmas)
     start = plan.start_noise(initial, sigmas[0])
     return SamplingRun(len(sigmas), initial, sample(denoise, start, sigmas, sampler=sampler))
 

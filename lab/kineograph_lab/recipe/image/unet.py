@@ -40,7 +40,7 @@ CAPTION_DROPOUT = 0.1  # share of captions dropped, for classifier-free guidance
 STEPS = 10  # sampling steps of contact sheets
 SCHEDULER: dict[str, Any] = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
-    "prediction_type": "epsilon", "steps_offset": 1, "set_alpha_to_one": False, "clip_sample": False,
+    "prediction_type": "epsilon", "steps_offset": 1, "set_alpha_to_one": True, "clip_sample": False,
 }  # fmt: skip
 
 
