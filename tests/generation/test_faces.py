@@ -126,7 +126,8 @@ def test_a_notebook_shows_a_bar(
     model: Model, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shell = SimpleNamespace(config={"IPKernelApp": {}})
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, display=None))
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setattr(call, "PREVIEW_SECONDS", 1000.0)
     kg.generate(model, "a fish", **FEW)
     assert "generating: 100%" in capfd.readouterr().err
     shell.config = {"TerminalIPythonApp": {}}

@@ -257,7 +257,7 @@ def _in_notebook() -> bool:
 @contextmanager
 def _preview(model: Model) -> Iterator[OnStep]:
     """Yield the function that shows the middle frame of a step's estimate in a notebook, until the block ends."""
-    display: Any = sys.modules["IPython"].display
+    ipython: Any = sys.modules["IPython"]
     shown: Any = None
     due = time.monotonic() + PREVIEW_SECONDS
 
@@ -267,7 +267,7 @@ def _preview(model: Model) -> Iterator[OnStep]:
             return
         image = preview_frame(model, progress.step.x0)
         if shown is None:
-            shown = display.display(image, display_id=True)
+            shown = ipython.display.display(image, display_id=True)
         else:
             shown.update(image)
         now = time.monotonic()
@@ -277,7 +277,7 @@ def _preview(model: Model) -> Iterator[OnStep]:
         yield show
     finally:
         if shown is not None:
-            shown.update(display.HTML(""))
+            shown.update(ipython.display.HTML(""))
 
 
 def preview_frame(model: Model, x0: torch.Tensor) -> Image:
