@@ -116,8 +116,7 @@ class SharedOptions(TypedDict, total=False):
         Mapping[LaterFrame, Text],
         option(
             {},
-            "Prompts at later frames, counted through all clips; the text of the frames between two prompts is "
-            "interpolated.",
+            "Prompts of later frames, counted over the whole video; the frames between two prompts get a mix of both.",
             hint="the prompt itself is that of frame 0",
         ),
     ]
@@ -133,7 +132,7 @@ class SharedOptions(TypedDict, total=False):
         Integer | None,
         option(
             None,
-            "Number of frames, of each clip.",
+            "Number of frames; with `clips` above 1, of each clip.",
             ge=1,
             le=MAX_FRAMES,
             flags=("--num-frames", "-n"),
@@ -166,7 +165,8 @@ class SharedOptions(TypedDict, total=False):
         Seed | tuple[Seed, ...] | None,
         option(
             None,
-            "The same seed gives the same video; prompt j of a list has seed + j, or that of a list of seeds.",
+            "The same seed gives the same video; each further prompt of a list has the next seed, or that of a list of "
+            "seeds.",
             shown_default="random, and recorded",
         ),
     ]
@@ -174,20 +174,28 @@ class SharedOptions(TypedDict, total=False):
         Number | None,
         option(
             None,
-            "Frames per second of the result, and taken from an input video; a condition of some video models.",
+            "Frames per second of the result, and of what is read of an input video; some video models are conditioned "
+            "on it.",
             gt=0,
             le=MAX_FPS,
             shown_default=f"{IMAGE_MODEL_FPS:g}, {VIDEO_MODEL_FPS:g} with a video model, or the input video's",
         ),
     ]
     sampler: Annotated[
-        Text | None, option(None, "Sampler.", choices=tuple(BY_NAME), shown_default="that of the model's scheduler")
+        Text | None,
+        option(
+            None,
+            "Sampler, a scheduler in diffusers.",
+            choices=tuple(BY_NAME),
+            shown_default="that of the model's scheduler",
+        ),
     ]
     spacing: Annotated[
         Text | None,
         option(
             None,
-            "Spacing of the sigmas that are sampled along, down to 0; lcm is that of few-step models.",
+            "Spacing of the timesteps (diffusers' timestep_spacing) or of the sigmas (karras, exponential, beta); lcm "
+            "is that of models for a few steps.",
             choices=tuple(SPACINGS),
             shown_default="that of the model's scheduler",
         ),
@@ -196,7 +204,7 @@ class SharedOptions(TypedDict, total=False):
         Integer | None,
         option(
             None,
-            "Lowest timestep of leading `spacing`.",
+            "Lowest timestep with the `spacing` leading, as in diffusers.",
             ge=0,
             le=MAX_STEPS,
             shown_default="that of the model's scheduler",
@@ -206,7 +214,7 @@ class SharedOptions(TypedDict, total=False):
         Text | None,
         option(
             None,
-            "How the video is sampled: text2video-zero with an image model; videocrafter with a video model, which is "
+            "Method of sampling: text2video-zero with an image model; videocrafter with a video model, which is "
             "called animatediff if its layers are a motion module of AnimateDiff; freenoise with either of these, for "
             "more frames than it was trained on; video-elevator with an image model and a video model together.",
             shown_default="the one that fits the models",
@@ -248,7 +256,7 @@ class VideoModelOptions(TypedDict, total=False):
         Integer | None,
         option(
             None,
-            "Number of frames that a video model evaluates together.",
+            "Number of frames that a video model evaluates together; a longer video is sampled in overlapping windows.",
             ge=2,
             le=MAX_FRAMES,
             shown_default="as many as it was trained on",
@@ -271,7 +279,7 @@ class OverlapOptions(TypedDict, total=False):
         Integer | None,
         option(
             None,
-            "Number of frames that a window shares with the next one at least.",
+            "Least number of frames that two neighbouring windows share.",
             ge=0,
             le=MAX_FRAMES,
             shown_default="a quarter of the window",
@@ -282,12 +290,15 @@ class OverlapOptions(TypedDict, total=False):
 class ImageOptions(TypedDict, total=False):
     """Options of a video that starts from an image."""
 
-    image_scale: Annotated[Number, option(1.0, "Weight of the image's tokens beside the text's.", group="Input image")]
+    image_scale: Annotated[
+        Number, option(1.0, "Weight of the image beside the text, the scale of an IP-Adapter.", group="Input image")
+    ]
     first_frame: Annotated[
         Literal["shown", "pinned"],
         option(
             "shown",
-            "With shown, the image is a condition of the model; with pinned, the first frame is the image.",
+            "With shown, the model reads the image as a condition; with pinned, the first frame is the image itself, "
+            "which any model can continue.",
             group="Input image",
         ),
     ]
@@ -314,8 +325,9 @@ class VideoInput(TypedDict, total=False):
         VideoSource | None,
         option(
             None,
-            "A video that an editing model, such as pocket-edit, changes by the prompt: a file, and in Python also a "
-            "Video, a list of PIL images or of arrays, an array or a tensor.",
+            "A video to change: an editing model (InstructPix2Pix, pocket-edit) follows the prompt's instruction, "
+            "another model starts from its frames with noise, see `strength`. A file, and in Python also a Video, a "
+            "list of PIL images or of arrays, an array or a tensor.",
             group="Edits",
         ),
     ]

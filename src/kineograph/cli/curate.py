@@ -32,7 +32,8 @@ def curate(
 ) -> None:
     """Make training data from videos and images: cut, filter, clean and caption clips; pan and zoom over images.
 
-    Prints the folder of the shards on stdout, messages on stderr. The same command resumes a run that was stopped.
+    Prints the folder of the result, tar files in webdataset's layout, on stdout, messages on stderr. The same command
+    resumes a run that was stopped.
     On a Ray cluster: RAY_ADDRESS=auto kineograph curate SETTINGS. See docs/curation.md.
     """
     from kineograph.curation.packing import read_dropped, read_manifest

@@ -96,7 +96,7 @@ def customise(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the phases and their estimated times; write nothing.")
+        bool, typer.Option("--dry-run", help="Print the steps of the work and their estimated times; write nothing.")
     ] = False,
     json: Json = False,
     **given: Any,

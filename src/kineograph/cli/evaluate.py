@@ -29,9 +29,9 @@ def evaluate(
     extractor: Annotated[
         list[str] | None,
         metric_option(
-            show_default="pocket with the laboratory, else clip",
-            help="pocket, clip (both for the pocket world), clip:PATH, videomae:PATH (folders or hub ids) or "
-            "torchscript:FILE; may be repeated.",
+            show_default="pocket if kineograph-lab is installed, else clip",
+            help="Network whose features are compared: clip:PATH or videomae:PATH (folders or hub ids), "
+            "torchscript:FILE; or, for videos of the built-in models alone, clip and pocket. May be repeated.",
         ),
     ] = None,
     images: Annotated[

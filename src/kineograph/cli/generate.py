@@ -52,14 +52,15 @@ def edit(
         str | None, typer.Argument(help="The video to change: a file or a folder of pngs.", show_default=False)
     ] = None,
     prompt: Annotated[
-        str | None, typer.Argument(help='What to change, such as "make it snow".', show_default=False)
+        str | None,
+        typer.Argument(help='What to change, such as "make it snow", or what the result shows.', show_default=False),
     ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
     json: Json = False,
     **given: Any,
 ) -> None:
-    """Edit a video by an instruction.
+    """Edit a video: an editing model follows an instruction, another model a description of the result.
 
     Prints the path on stdout, messages on stderr.
     """

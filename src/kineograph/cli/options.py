@@ -43,7 +43,7 @@ Output = Annotated[
         "--output",
         "-o",
         show_default="a new name in outputs/",
-        help="Where to write: .mp4, .gif, .webp, or a name without an ending for a folder of pngs.",
+        help="Where to write: .mp4, .webm, .gif, .webp, or a name without an ending for a folder of pngs.",
     ),
 ]
 Overwrite = Annotated[bool, file_option("--overwrite", help="Replace an existing file.")]

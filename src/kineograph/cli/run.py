@@ -38,8 +38,8 @@ class RunOptions(TypedDict, total=False):
         Text,
         option(
             "",
-            "Model: a folder in diffusers layout, a hub id, a .safetensors or .ckpt file, or a name that kineograph "
-            "models lists.",
+            "Model: a folder in diffusers layout, a hub id, a .safetensors or .ckpt file, or one of the small built-in "
+            "models, which kineograph models lists.",
             group="Model",
             flags=("--model", "-m"),
         ),

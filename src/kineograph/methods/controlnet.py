@@ -47,8 +47,8 @@ class ControlOptions(TypedDict, total=False):
         Mapping[str, VideoSource],
         option(
             {},
-            "Control videos, one of each kind: canny, depth or pose, found in the video; KIND-map for a video of maps. "
-            "Each is a file, and in Python also what `video` may be.",
+            "Control videos of ControlNets, by kind: the maps of canny, depth and pose are made from the video; with "
+            "KIND-map it shows maps of that kind already. Files, and in Python also what kineograph.edit takes.",
             group=GROUP,
         ),
         WrapValidator(_hold_each),
@@ -57,13 +57,13 @@ class ControlOptions(TypedDict, total=False):
         Mapping[str, File],
         option(
             {},
-            "Folder or hub id of the network that finds depth or pose.",
+            "Folder or hub id of the network that makes the maps of depth or pose.",
             group=GROUP,
             flags=("--annotator",),
             shown_default="Depth-Anything, ViTPose",
         ),
     ]
-    controlnet_conditioning_scale: Annotated[Number, option(1.0, "Weight of the controls.", group=GROUP)]
+    controlnet_conditioning_scale: Annotated[Number, option(1.0, "Weight of the ControlNets.", group=GROUP)]
     control_guidance_start: Annotated[
         Number,
         option(

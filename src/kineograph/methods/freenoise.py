@@ -34,10 +34,12 @@ GROUP = "Long videos"
 class FreeNoiseOptions(TypedDict, total=False):
     """Options of FreeNoise; the defaults are its authors'."""
 
-    window_stride: Annotated[Integer, option(4, "Number of frames from one window to the next.", group=GROUP, ge=1)]
+    window_stride: Annotated[
+        Integer, option(4, "Number of frames from one window to the next (FreeNoise).", group=GROUP, ge=1)
+    ]
     window_weights: Annotated[
         Literal["pyramid", "flat"],
-        option("pyramid", "Weights of a window's frames where windows overlap.", group=GROUP),
+        option("pyramid", "Weights of a window's frames where windows overlap (FreeNoise).", group=GROUP),
     ]
     injection_start: Annotated[
         Number,

@@ -28,7 +28,13 @@ class InstructPix2PixOptions(TypedDict, total=False):
     """Options of edits."""
 
     image_guidance_scale: Annotated[
-        Number, option(1.5, "Weight of the frames to edit; 1 is a third faster.", group="Edits")
+        Number,
+        option(
+            1.5,
+            "Weight of the video's own frames with an editing model: a higher one changes less; 1 turns this guidance "
+            "off, which is a third faster.",
+            group="Edits",
+        ),
     ]
 
 

@@ -34,8 +34,8 @@ class StrengthOptions(TypedDict, total=False):
         Number | None,
         option(
             None,
-            "Share of the steps that are sampled, starting from the frames of `video` with noise: 1 starts from noise "
-            "alone, 0 keeps the frames.",
+            "Share of the steps that are sampled, starting from the frames of the video to edit with noise, as in "
+            "diffusers' image to image: 1 starts from noise alone, 0 keeps the frames.",
             group="Edits",
             ge=0,
             le=1,

@@ -53,8 +53,8 @@ class CameraOptions(TypedDict, total=False):
         Text | None,
         option(
             None,
-            "Camera motion: pan:X,Y or zoom:FACTOR or rotate:DEGREES for each frame, path:X,Y;X,Y;..., or none; "
-            "several are joined by +. X and Y are pixels of a frame 512 wide.",
+            "Movement of the camera from frame to frame: pan:X,Y in pixels of a frame 512 wide, zoom:FACTOR or "
+            "rotate:DEGREES, as in pan:12,0+zoom:1.05; path:X,Y;X,Y;... for the position at each frame; or none.",
             shown_default=f"{DEFAULT_CAMERA} for an image model, none with an input video",
         ),
     ]
@@ -66,12 +66,20 @@ class SmoothingOptions(TypedDict, total=False):
     smooth_background: Annotated[
         Number,
         option(
-            0.0, "Strength of background smoothing while the camera moves; the paper's is 0.6, 0 is off.", ge=0, le=1
+            0.0,
+            "Strength that keeps the background the same while the camera moves (background smoothing of "
+            "Text2Video-Zero, whose authors take 0.6); 0 is off.",
+            ge=0,
+            le=1,
         ),
     ]
     foreground_masks: Annotated[
         Literal["attention", "rembg"],
-        option("attention", "Masks for `smooth_background`: the model's attention, or rembg (a package)."),
+        option(
+            "attention",
+            "Source of the masks of the foreground, which `smooth_background` leaves as it is: the model's attention "
+            "maps, or the package rembg.",
+        ),
     ]
 
 
@@ -80,7 +88,12 @@ class Text2VideoZeroOptions(TypedDict, total=False):
 
     noise: Annotated[
         Literal["shared", "independent"],
-        option("shared", "Initial noise of frames that follow an input video.", group="Edits"),
+        option(
+            "shared",
+            "Initial noise of an image model's frames that follow a control video or a video to edit: the same for "
+            "all, which keeps them alike, or independent.",
+            group="Edits",
+        ),
     ]
     insert_warp_sigmas: Annotated[
         Flag,

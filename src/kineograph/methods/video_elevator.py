@@ -91,7 +91,7 @@ class VideoElevatorOptions(TypedDict, total=False):
         Number,
         option(
             0.0,
-            "The same over rows and columns; the paper has none, its released code 1.",
+            "The same over rows and columns; VideoElevator's paper has none, its code 1.",
             group=GROUP,
             ge=0,
         ),
@@ -103,7 +103,8 @@ class VideoElevatorOptions(TypedDict, total=False):
         Literal["inversion", "same-noise", "fresh-noise"],
         option(
             "inversion",
-            "Return to the image model's noise level by inversion, with the initial noise, or with fresh noise.",
+            "Return from the video model's result to the image model's noise level: by DDIM inversion, with the "
+            "initial noise, or with fresh noise.",
             group=GROUP,
         ),
     ]
@@ -121,7 +122,7 @@ class VideoElevatorOptions(TypedDict, total=False):
         Flag,
         option(
             False,
-            "Correct later steps by the inversion's error, as in the released code; it then takes all steps.",
+            "Correct later steps by the inversion's error, as VideoElevator's code does; it then takes all steps.",
             group=GROUP,
         ),
     ]

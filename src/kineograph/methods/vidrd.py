@@ -40,7 +40,12 @@ class ClipOptions(TypedDict, total=False):
     clips: Annotated[
         Integer,
         option(
-            1, "Number of clips that follow one another, each of `num_frames` (VidRD).", group=GROUP, ge=1, le=MAX_CLIPS
+            1,
+            "Number of clips, of `num_frames` each, that continue one another (VidRD): for videos of more frames than "
+            "can be sampled together.",
+            group=GROUP,
+            ge=1,
+            le=MAX_CLIPS,
         ),
     ]
     then: Annotated[
@@ -50,7 +55,13 @@ class ClipOptions(TypedDict, total=False):
     ]
     clip_overlap: Annotated[
         Integer,
-        option(2, "Number of frames that continue the previous clip, less than all.", group=GROUP, ge=0, le=MAX_FRAMES),
+        option(
+            2,
+            "Number of a clip's first frames that are guided by the end of the previous clip, less than all.",
+            group=GROUP,
+            ge=0,
+            le=MAX_FRAMES,
+        ),
     ]
     clip_noise_ratio: Annotated[
         Number,
@@ -71,7 +82,7 @@ class ClipOptions(TypedDict, total=False):
         Number,
         option(
             0.0,
-            "Strength that pulls each clip's mean over its frames to the first clip's, against drift; not in the "
+            "Strength that pulls each clip's mean over its frames to the first clip's, against drift; not in VidRD's "
             "paper.",
             group=GROUP,
             ge=0,
@@ -91,7 +102,8 @@ class ClipOptions(TypedDict, total=False):
         File | None,
         option(
             None,
-            "Folder for finished clips: the same call continues from the last of them, also with more `clips`.",
+            "Folder in which finished clips are kept, so that the same call continues from the last of them, also with "
+            "more `clips`.",
             group=GROUP,
             recorded=False,
         ),

@@ -42,8 +42,9 @@ class LoadOptions(TypedDict, total=False):
         str | Path | MotionAdapter | None,
         option(
             None,
-            "Temporal layers for an image model, with the noise schedule that they were trained on: AnimateDiff's "
-            "motion modules (a folder, repository or released file), or a video model, without its image network.",
+            "Temporal layers for an image model, with the noise schedule that they were trained on: a motion module of "
+            "AnimateDiff (diffusers' MotionAdapter: a folder, repository or released file), or a video model, whose "
+            "image network is left out.",
             group="Model",
         ),
     ]
@@ -51,8 +52,8 @@ class LoadOptions(TypedDict, total=False):
         File | None,
         option(
             None,
-            "A Still-Moving motion adapter (a file, folder or repository) that was trained for the temporal layers; "
-            "`motion_strength` then has an effect. pocket-video comes with one.",
+            "Adapter of the temporal layers that sets the strength of the motion (Still-Moving; a file, folder or "
+            "repository, not diffusers' MotionAdapter, which is `motion_module`). pocket-video comes with one.",
             group="Model",
         ),
     ]
