@@ -151,5 +151,6 @@ def main() -> None:
     """Run the program `kineograph`."""
     terminal.exit_on_sigterm()
     terminal.quiet_libraries()
+    terminal.escape_unknown_characters()
     with terminal.errors_as_messages():
         app(prog_name="kineograph")

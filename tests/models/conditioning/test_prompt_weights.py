@@ -10,6 +10,7 @@ import pytest
 import torch
 from cases import tiny_models
 from cases.tiny_models import far, tokens_of
+from diffusers import StableDiffusionPipeline
 from format_rows import loads, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,9 +28,18 @@ MARKS = st.lists(st.sampled_from([*"()[]\\:.123 ab<>|", "BREAK", "(a:1.2)", "lor
 ANY = st.text(max_size=40) | MARKS
 
 
+def trained_norm(pipeline: StableDiffusionPipeline) -> StableDiffusionPipeline:
+    """Shift the last normalisation, without which the mean of the tokens is 0."""
+    network = pipeline.text_encoder
+    with torch.no_grad():
+        norm = getattr(network, "text_model", network).final_layer_norm
+        norm.bias += torch.randn(16, generator=torch.Generator().manual_seed(1)) + 0.3
+    return pipeline
+
+
 @pytest.fixture(scope="module")
 def model() -> kg.Model:
-    return kg.load(tiny_models.sd())
+    return kg.load(trained_norm(tiny_models.sd()))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +170,6 @@ def test_marks_of_other_programs_are_named() -> None:
         "AND", "{a|b}", "__name__", "embedding:name", "word++",
     ]  # fmt: skip
     assert other_syntax(prompt, "off") == other_syntax("A C++ BOOK AND A DOG", "a1111") == []
-    assert other_syntax("a well-known book and a __init__", "a1111") == []
 
 
 # --- their effect
@@ -251,6 +260,14 @@ def test_weights_of_a_prompt_do_not_change_others_of_the_batch(model) -> None:
     assert far(together, torch.stack(alone)) < 1e-5
 
 
+def test_a_mean_of_zero_is_not_restored() -> None:
+    """The last normalisation of an untrained text encoder makes it 0 but for rounding."""
+    model = kg.load(tiny_models.sd())
+    plain, factors = tokens_of(model, "a cat"), torch.ones(77, 1)
+    factors[2:5] = 1.3
+    assert far(tokens_of(model, "a (cat:1.3)"), plain * factors) < 1e-5
+
+
 def test_weights_apply_to_a_text_encoder_in_half_precision() -> None:
     model = kg.load(tiny_models.sd(), dtype="bfloat16")
     assert tokens_of(model, "a (cat:1.3)").dtype == torch.bfloat16
@@ -324,7 +341,8 @@ def test_clip_skip_with_weights_and_chunks(model, within: float) -> None:
 def test_word_of_several_tokens_is_in_one_chunk(tmp_path: Path, within: float) -> None:
     save_file({"<dog>": torch.randn(4, 16)}, tmp_path / "dog.safetensors")
     save_file({"<long>": torch.randn(80, 16)}, tmp_path / "long.safetensors")
-    model = kg.load(tiny_models.sd(), textual_inversion=[tmp_path / "dog.safetensors", tmp_path / "long.safetensors"])
+    pipeline = trained_norm(tiny_models.sd())
+    model = kg.load(pipeline, textual_inversion=[tmp_path / "dog.safetensors", tmp_path / "long.safetensors"])
     (encoder,) = model.text_encoders
     dog = [190, 191, 192, 193]
     plain = letters(encoder, "a " * 73)

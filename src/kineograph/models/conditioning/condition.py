@@ -19,6 +19,7 @@ from torch import Tensor
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
+from kineograph.models.hooks import execution_device
 from kineograph.request import EncodedPrompt, Prompt
 
 # (scaled latents z, timestep, numbers of the frames in z, keys and values of earlier frames in this evaluation) ->
@@ -59,7 +60,7 @@ def stack_encoded(prompts: Sequence[Prompt], network: UNet2DConditionModel) -> t
     encoded = [each for each in prompts if isinstance(each, EncodedPrompt)]
     if not encoded:
         return None
-    place = {"device": network.device, "dtype": network.dtype}
+    place = {"device": execution_device(network), "dtype": network.dtype}
     tokens = torch.stack([each.tokens for each in encoded]).to(**place)
     if (width := network.config.cross_attention_dim) != tokens.shape[-1]:
         raise InputError(

@@ -139,17 +139,23 @@ def split_prompt(encoder: TextEncoder, text: str, weights: PromptWeights) -> lis
 
 
 def multiply(tokens: Float[Tensor, "b k n d"], factors: Float[Tensor, "b k n 1"]) -> Float[Tensor, "b k n d"]:
-    """Multiply tokens by their weights, and restore the mean of each chunk, as A1111 does."""
-    weighted = tokens * factors
-    before, after = (each.mean((-2, -1), keepdim=True) for each in (tokens, weighted))
-    return weighted * torch.where(after == 0, 1, before / after)
+    """Multiply tokens by their weights, and restore the mean of each chunk, as A1111 does.
+
+    A mean within rounding errors of 0, as of an untrained text encoder, is left as it is.
+    """
+    weighted = tokens.float() * factors
+    before, after = (each.float().mean((-2, -1), keepdim=True) for each in (tokens, weighted))
+    error = torch.finfo(tokens.dtype).eps * tokens.float().abs().mean((-2, -1), keepdim=True)
+    scale = torch.where((before.abs() > error) & (after.abs() > error), before / after, 1)
+    return (weighted * scale).to(tokens)
 
 
 def extrapolate(
     tokens: Float[Tensor, "b k n d"], empty: Float[Tensor, "1 n d"], factors: Float[Tensor, "b k n 1"]
 ) -> Float[Tensor, "b k n d"]:
     """Return tokens between those of an empty prompt, at weight 0, and their own, at 1, or beyond, as ComfyUI does."""
-    return torch.where(factors == 1, tokens, empty + (tokens - empty) * factors)
+    moved = empty.float() + (tokens.float() - empty.float()) * factors
+    return torch.where(factors == 1, tokens, moved.to(tokens))
 
 
 def _encode(
@@ -167,9 +173,9 @@ def _encode(
         factors = chunks.weights[..., None].to(tokens.device)
         if weights == "comfyui":
             empty = states(_run(encoder, _fill(encoder, [[]], 1)))
-            tokens = extrapolate(tokens.float(), empty.float(), factors).to(tokens)
+            tokens = extrapolate(tokens, empty, factors)
         else:
-            tokens = multiply(tokens.float(), factors).to(tokens)
+            tokens = multiply(tokens, factors)
     return Encoded(tokens, chunks.ids, output)
 
 
