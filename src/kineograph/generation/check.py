@@ -238,9 +238,9 @@ def _explain_unused(name: str, method: str) -> str:
             f"`camera` does nothing here: with {method} the motion is that of the prompt. A camera motion is read by "
             "text2video-zero, and with `smooth_background` above 0"
         )
-    if all(each.startswith("with ") for each in methods):
-        return f"`{name}` does nothing here: it is read {_join(methods)}. Give that too, or leave `{name}` out"
-    return f"`{name}` does nothing here, with {method}: it is read {_join(methods)}"
+    add_ons_alone = all(each.startswith("with ") for each in methods)
+    advice = f". Give that too, or leave `{name}` out" if add_ons_alone else ""
+    return f"`{name}` does nothing here, with {method}: it is read {_join(methods)}{advice}"
 
 
 def _join(others: Sequence[str]) -> str:

@@ -55,8 +55,9 @@ def bind_input(plan: Plan) -> Plan:
 
 def encode_input(plan: Plan) -> Latents:
     """Encode the clip's frames to edit as the editing model reads them: without the latents' scaling factor."""
-    config = plan.model.vae.config
-    return encode_footage(plan, plan.edit_footage[0]) / config.scaling_factor + (config.shift_factor or 0.0)
+    from kineograph.models.vae.autoencoder import unscale_latents
+
+    return unscale_latents(plan.model.vae, encode_footage(plan, plan.edit_footage[0]))
 
 
 def unread(combination: Combination) -> dict[str, str]:

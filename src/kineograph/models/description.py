@@ -100,7 +100,8 @@ def describe_configurations(
 
 def vae_scale_factor(vae: Mapping[str, Any]) -> int:
     """Return the height and width of a latent pixel, in pixels. vae: its configuration."""
-    return 2 ** (len(vae.get("block_out_channels", VAE_BLOCK_CHANNELS)) - 1)
+    blocks = vae.get("block_out_channels") or vae.get("decoder_block_out_channels") or VAE_BLOCK_CHANNELS
+    return 2 ** (len(blocks) - 1)
 
 
 def check_size(height: int, width: int, factor: int) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -23,12 +22,11 @@ from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.description import ANY_CONTROL, check_size, describe_model
 from kineograph.models.formats.lora import named_networks
 from kineograph.models.hooks import execution_device
-from kineograph.models.loading.controlnets import OpenControlNet
+from kineograph.models.loading.controlnets import ControlNetwork, OpenControlNet
 from kineograph.models.lora_layers import lora_names
 from kineograph.models.schedule import Schedule
 from kineograph.models.temporal.adapters import AdapterScale
 from kineograph.models.temporal.config import TemporalConfig
-from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.frame_attention import FrameAttention, KeyValueCache, own
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.unet.windows import (
@@ -40,9 +38,9 @@ from kineograph.models.unet.windows import (
     window_ranges,
 )
 from kineograph.models.vae import autoencoder
-from kineograph.models.vae.autoencoder import PixelFrames
+from kineograph.models.vae.autoencoder import VAE, PixelFrames
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
-from kineograph.request import Prompt
+from kineograph.request import Prompt, PromptWeights
 
 VIDEO_MODEL_FPS = 8.0
 
@@ -69,7 +67,7 @@ class Model:
     """
 
     net: VideoUNet
-    vae: AutoencoderKL
+    vae: VAE
     text_encoders: tuple[TextEncoder, ...]
     schedule: Schedule
     name: str
@@ -149,8 +147,8 @@ class Model:
 
         return remove_loras_from_model(self)
 
-    def control(self, kind: str) -> VideoControlNet:
-        """Return the ControlNet for a kind of control. Raises InputError if the model has none."""
+    def control(self, kind: str) -> ControlNetwork:
+        """Return the ControlNet or T2I-Adapter for a kind of control. Raises InputError if the model has none."""
         found = self.controls.get(kind) or self.controls.get(ANY_CONTROL)
         if found is None:
             others = ", ".join(self.controls)
@@ -194,6 +192,8 @@ class Model:
         size: tuple[int, int] | None = None,
         clip_skip: int | None = None,
         fps: float = VIDEO_MODEL_FPS,
+        prompt_weights: PromptWeights = "a1111",
+        num_chunks: int = 1,
     ) -> Condition:
         """Encode prompts, one for each video of the batch.
 
@@ -201,10 +201,11 @@ class Model:
             size: height and width of the image, a condition of SDXL; the model's default size by default.
             clip_skip: number of the text encoder's last layers to skip; the model's own by default.
             fps: frames per second, for a video model with a frame-rate condition.
-
-        Raises InputError if a prompt is longer than the text encoder's limit.
+            prompt_weights: how weights such as (word:1.3) are read, see `prompt_weights.parse`.
+            num_chunks: the least number of chunks of tokens, see `count_chunks`; those beyond a prompt are empty.
         """
-        condition = self._encode_text(texts, size, self.clip_skip if clip_skip is None else clip_skip)
+        skip = self.clip_skip if clip_skip is None else clip_skip
+        condition = self._encode_text(texts, size, skip, prompt_weights, num_chunks)
         if not self.net.has_frame_rate:
             return condition
         rate = torch.full((len(texts), 1), float(fps), device=condition.tokens.device)
@@ -212,15 +213,30 @@ class Model:
             return replace(condition, embedding=rate)
         return replace(condition, embedding=torch.cat([condition.embedding, rate.to(condition.embedding)], dim=1))
 
-    def _encode_text(self, texts: Sequence[Prompt], size: tuple[int, int] | None, clip_skip: int) -> Condition:
+    def count_chunks(self, texts: Sequence[Prompt], prompt_weights: PromptWeights = "a1111") -> int:
+        """Return the number of chunks, of 75 tokens for most text encoders, that the longest of these prompts has."""
+        words = [text for text in texts if isinstance(text, str)]
+        return text_encoder.count_chunks(self.text_encoders, words, prompt_weights)
+
+    def _encode_text(
+        self,
+        texts: Sequence[Prompt],
+        size: tuple[int, int] | None,
+        clip_skip: int,
+        weights: PromptWeights,
+        num_chunks: int,
+    ) -> Condition:
         is_sdxl = self.net.image_unet.config.addition_embed_type is not None
         words = [text for text in texts if isinstance(text, str)]
         if (encoded := stack_encoded(texts, self.net.image_unet)) is not None:
             tokens, pooled = encoded
         elif is_sdxl:
-            tokens, pooled = text_encoder.encode_text_sdxl(self.text_encoders, words, clip_skip)
+            tokens, pooled = text_encoder.encode_text_sdxl(
+                self.text_encoders, words, clip_skip, weights=weights, num_chunks=num_chunks
+            )
         else:
-            tokens, pooled = text_encoder.encode_text(self.text_encoders[0], words, clip_skip), None
+            (encoder,), pooled = self.text_encoders[:1], None
+            tokens = text_encoder.encode_text(encoder, words, clip_skip, weights=weights, num_chunks=num_chunks)
         if pooled is None:
             return Condition(tokens)
         if self.force_zeros_for_empty_prompt:
@@ -316,9 +332,9 @@ class Model:
     def encode(self, frames: PixelFrames, chunk_size: int | None = None) -> Latents:
         """Encode frames, values from 0 to 1, as clean latents: float32, on their device. chunk_size: as in `decode`."""
         self.latent_shape(*frames.shape[-2:])
-        shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         size = chunk_size or autoencoder.frames_per_chunk(frames.shape[-2] * frames.shape[-1])
-        return (scale * (autoencoder.encode_frames(self.vae, frames, self.device, size) - shift)).to(frames.device)
+        encoded = autoencoder.encode_frames(self.vae, frames, self.device, size)
+        return autoencoder.scale_latents(self.vae, encoded).to(frames.device)
 
     @torch.no_grad()
     def decode(self, latents: Latents, chunk_size: int | None = None) -> PixelFrames:
@@ -332,10 +348,9 @@ class Model:
     @torch.no_grad()
     def decode_chunks(self, latents: Latents, chunk_size: int | None = None) -> Iterator[PixelFrames]:
         """Yield the result of `decode` a few frames at a time, for videos that would not fit into memory as floats."""
-        shift, scale = self.vae.config.shift_factor or 0.0, self.vae.config.scaling_factor
         pixels = latents.shape[-2] * latents.shape[-1] * self.vae_scale_factor**2
         decode, number = self.temporal_decoder or autoencoder.decode_per_frame, 0
-        z = (latents / scale + shift).to(self.device, self.vae.dtype)
+        z = autoencoder.unscale_latents(self.vae, latents).to(self.device, self.vae.dtype)
         for part in decode(self.vae, z, chunk_size or autoencoder.frames_per_chunk(pixels)):
             frames = part.float().cpu()
             autoencoder.check_finite(frames, range(number, number := number + frames.shape[1]))

@@ -1,6 +1,7 @@
 """Descriptions from configurations and headers, compared with those of the models that they load."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

@@ -52,7 +52,7 @@ def load_tensors(network: nn.Module, tensors: Tensors, key_map: KeyMap, what: st
     misshapen = [
         f"{entry.name} is {_shape(tensors[entry.name].shape)}, expected {_shape(_file_shape(shapes[name], entry))}"
         for name, entry in found.items()
-        if tensors[entry.name].shape != _file_shape(shapes[name], entry)
+        if _without_ones(tensors[entry.name].shape) != _without_ones(_file_shape(shapes[name], entry))
     ]
     wrong = {
         "missing": [name for name in sorted(expected) if name not in tensors],
@@ -86,6 +86,14 @@ def export_tensors(state: Tensors, key_map: KeyMap) -> dict[str, Tensor]:
 
 def _file_shape(shape: torch.Size, entry: Entry) -> torch.Size:
     return torch.Size([entry.num_parts * shape[0], *shape[1:], *[1] * entry.trailing_ones])
+
+
+def _without_ones(shape: torch.Size) -> tuple[int, ...]:
+    """Return a shape without its trailing ones: some files have linear layers as 1 x 1 convolutions, or inversely."""
+    sizes = list(shape)
+    while sizes and sizes[-1] == 1:
+        sizes.pop()
+    return tuple(sizes)
 
 
 def _shape(shape: torch.Size) -> str:

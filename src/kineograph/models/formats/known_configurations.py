@@ -1,14 +1,16 @@
 """Built-in configurations of models that come as a single file, so that none is downloaded.
 
 The family is inferred from the names and shapes of the tensors. The prediction type, which they do not determine, is
-that of the family's first release unless given.
-Source: the configurations released with Stable Diffusion 1.5, 2.1 and XL.
+that of the family's first release unless given or stated.
+Source: the configurations released with Stable Diffusion 1.5, 2.1 and XL, SSD-1B, Segmind-Vega and Playground v2.5.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,33 +21,37 @@ Config = dict[str, Any]
 
 UNET = "model.diffusion_model."
 FIRST_LAYER = UNET + "input_blocks.0.0.weight"
+DEEPEST = re.compile(re.escape(UNET) + r"input_blocks\.7\.1\.transformer_blocks\.\d+\.norm1\.weight")
 WIDTH = 320
 CHECKPOINT_PARTS = {
     "U-Net": (UNET,),
     "VAE": ("first_stage_model.",),
     "text encoder": ("cond_stage_model.", "conditioner."),
 }
+CONTROLNET = "a ControlNet: load a model, and pass this as `controlnet`"
+CONTROL_LORA = "a Control-LoRA: load a model, and pass this as `controlnet`"
+T2I_ADAPTER = "a T2I-Adapter: load a model, and pass this as `controlnet`"
 # parts of tensors' names that a kind of file has, all of them -> the kind, with advice; the first one that fits
 FILE_KINDS: dict[tuple[str, ...], str] = {
-    ("lora_controlnet",): "a Control-LoRA: load a model, and pass this as `controlnet`",
+    ("lora_controlnet",): CONTROL_LORA,
     ("lllite_",): "a ControlLLLite, which is not supported: take a ControlNet or a T2I-Adapter",
     ("motion_modules.", "controlnet_"): "a SparseCtrl, which is not supported: take a ControlNet",
-    ("temporal_attentions.",): "layers of HotShot-XL, which is not supported: take AnimateDiff's motion modules for SDXL",
-    ("control_add_embedding.",): "a ControlNet-Union, which is not supported: take a ControlNet for one kind of control",
+    ("temporal_attentions.",): "HotShot-XL, which is not supported: take AnimateDiff's motion modules for SDXL",
+    ("control_add_embedding.",): "a ControlNet-Union, which is not supported: take one for a single kind of control",
     ("base_to_ctrl",): "a ControlNet-XS, which is not supported: take a ControlNet",
     ("enc_zero_convs",): "a ControlNet-XS, which is not supported: take a ControlNet",
     ("controlnet_x_embedder.",): "a ControlNet for Flux: expected one for a model of the SD 1.x, 2.x or SDXL family",
     ("controlnet_blocks.",): "a ControlNet for a transformer (SD3 or alike): expected one for SD 1.x, 2.x or SDXL",
     ("style_embedding",): "a T2I style adapter, which is not supported: an IP-Adapter takes the style of an image",
     ("spatial_feat_mapping",): "a fuser of CoAdapters, which is not supported: load the T2I-Adapters themselves",
-    ("body.", "block1."): "a T2I-Adapter: load a model, and pass this as `controlnet`",
+    ("body.", "block1."): T2I_ADAPTER,
     ("lora_",): "a LoRA: load the model it was made for, and pass this as `lora`",
     ("_lora.",): "a LoRA: load the model it was made for, and pass this as `lora`",
     ("hada_",): "a LoHa: load the model it was made for, and pass this as `lora`",
     ("lokr_",): "a LoKr: load the model it was made for, and pass this as `lora`",
-    ("control_model.",): "a ControlNet: load a model, and pass this as `controlnet`",
-    ("zero_convs.", "input_hint_block."): "a ControlNet: load a model, and pass this as `controlnet`",
-    ("controlnet_down_blocks.",): "a ControlNet: load a model, and pass this as `controlnet`",
+    ("control_model.",): CONTROLNET,
+    ("zero_convs.", "input_hint_block."): CONTROLNET,
+    ("controlnet_down_blocks.",): CONTROLNET,
     ("string_to_param",): "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
     ("emb_params",): "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
     ("double_blocks.",): "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
@@ -66,6 +72,33 @@ SCHEDULER = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
+EDM = {
+    "num_train_timesteps": 1000,
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
+COSXL = {
+    "_class_name": "EDMEulerScheduler",
+    "sigma_data": 1.0,
+    "sigma_schedule": "exponential",
+    "prediction_type": "v_prediction",
+}
+STATED = {"v": "v_prediction", "epsilon": "epsilon"}  # prediction types in metadata -> in diffusers
+VAE = {
+    "sample_size": 512,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "scaling_factor": 0.18215,
+}
+REFINER_TEXT_ENCODER = "conditioner.embedders.0.model."
+REFINER = (
+    "is SDXL's refiner, which improves images of the base model and generates none from a prompt: load the base model"
+)
 CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
 CLIP_H_VISION = CLIP_H | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "image_size": 224}
@@ -73,7 +106,11 @@ CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 3
 
 
 class Family(NamedTuple):
-    """Configuration of the models of one architecture; `cross_attention` is the width of the tokens the U-Net reads."""
+    """Configuration of the models of one architecture.
+
+    cross_attention  width of the tokens that the U-Net reads
+    depth            number of transformer blocks at `DEEPEST`, by which families with the same width are told apart
+    """
 
     name: str
     cross_attention: int
@@ -81,7 +118,36 @@ class Family(NamedTuple):
     text_encoders: tuple[Config, ...]
     scaling_factor: float
     prediction_type: str
+    depth: int = 1
 
+
+SDXL_UNET = {
+    "sample_size": 128,
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SDXL_TEXT_ENCODERS = (
+    CLIP_L | {"hidden_act": "quick_gelu", "projection_dim": 768},
+    CLIP_G | {"hidden_act": "gelu", "projection_dim": 1280},
+)
+# U-Nets distilled from SDXL's (Gupta et al. 2024): fewer transformer blocks, a middle without a transformer
+SSD_1B = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, 2, 4],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+}
+VEGA = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, 1, 2],
+    "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 1],
+}
 
 FAMILIES = (
     Family(
@@ -100,69 +166,97 @@ FAMILIES = (
         scaling_factor=0.18215,
         prediction_type="v_prediction",
     ),
-    Family(
-        name="Stable Diffusion XL",
-        cross_attention=2048,
-        unet={
-            "sample_size": 128,
-            "block_out_channels": [320, 640, 1280],
-            "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-            "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-            "transformer_layers_per_block": [1, 2, 10],
-            "attention_head_dim": [5, 10, 20],
-            "use_linear_projection": True,
-            "addition_embed_type": "text_time",
-            "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        text_encoders=(
-            CLIP_L | {"hidden_act": "quick_gelu", "projection_dim": 768},
-            CLIP_G | {"hidden_act": "gelu", "projection_dim": 1280},
-        ),
-        scaling_factor=0.13025,
-        prediction_type="epsilon",
-    ),
+    Family("Stable Diffusion XL", 2048, SDXL_UNET, SDXL_TEXT_ENCODERS, 0.13025, "epsilon", depth=10),
+    Family("SSD-1B", 2048, SDXL_UNET | SSD_1B, SDXL_TEXT_ENCODERS, 0.13025, "epsilon", depth=4),
+    Family("Segmind-Vega", 2048, SDXL_UNET | VEGA, SDXL_TEXT_ENCODERS, 0.13025, "epsilon", depth=2),
 )
 
 
-def refuse_partial_checkpoint(path: Path, checkpoint: Tensors) -> None:
-    """Raise InputError unless a file has all parts of a checkpoint in the layout of Stable Diffusion's code."""
-    parts = CHECKPOINT_PARTS.items()
-    missing = [part for part, prefixes in parts if not any(name.startswith(prefixes) for name in checkpoint)]
+def refuse_partial_checkpoint(path: Path, checkpoint: Tensors, *, reads_vae: bool = True) -> None:
+    """Raise InputError unless a file has all parts of a checkpoint in the layout of Stable Diffusion's code.
+
+    reads_vae: False if another VAE is given. Names files of SDXL's refiner, and quantised ones.
+    """
+    parts = {part: prefixes for part, prefixes in CHECKPOINT_PARTS.items() if reads_vae or part != "VAE"}
+    missing = [part for part, prefixes in parts.items() if not any(n.startswith(prefixes) for n in checkpoint)]
     if missing:
         lacks, found = " and no ".join(missing), describe_tensors(checkpoint)
-        raise InputError(f"{path} is not a checkpoint of Stable Diffusion: it has no {lacks}. {found}")
+        advice = "load it with one, `vae`. " if missing == ["VAE"] else ""
+        raise InputError(f"{path} is not a checkpoint of Stable Diffusion: it has no {lacks}. {advice}{found}")
+    if any(name.startswith(REFINER_TEXT_ENCODER) for name in checkpoint):
+        raise InputError(f"{path} {REFINER}")
 
 
 def describe_tensors(tensors: Tensors) -> str:
     """Return the probable kind of a file, inferred from tensor names, and some of the names, for error messages."""
-    names = "\n".join(tensors)
-    kind = next((kind for parts, kind in FILE_KINDS.items() if all(part in names for part in parts)), "")
+    kind = file_kind(tensors)
     looks = f"It looks like {kind}. " if kind else ""
     return f"{looks}Its {len(tensors)} tensors are called {preview_names(tensors)}"
 
 
+def file_kind(tensors: Tensors) -> str:
+    """Return the probable kind of a file, inferred from tensor names, with advice; empty if it is not known."""
+    names = "\n".join(tensors)
+    return next((kind for parts, kind in FILE_KINDS.items() if all(part in names for part in parts)), "")
+
+
 def match_family(path: Path, checkpoint: Tensors) -> Family:
-    """Return the family of a checkpoint, inferred from the channels of its U-Net and of the tokens that it reads.
+    """Return the family of a checkpoint, inferred from its U-Net: channels, width of the tokens, and depth.
 
     Raises InputError if the family is not built in.
     """
     width = len(checkpoint.get(FIRST_LAYER, ()))
     reads = {each.shape[-1] for name, each in checkpoint.items() if name.startswith(UNET) and "attn2.to_k." in name}
-    for family in FAMILIES:
-        if width == WIDTH and reads == {family.cross_attention}:
-            return family
-    names = ", ".join(f"{family.name} ({WIDTH}, {family.cross_attention})" for family in FAMILIES)
+    found = [family for family in FAMILIES if width == WIDTH and reads == {family.cross_attention}]
+    if found:
+        depth = sum(DEEPEST.fullmatch(name) is not None for name in checkpoint)
+        return next((family for family in found if family.depth == depth), found[0])
+    known = dict.fromkeys(f"({WIDTH}, {family.cross_attention})" for family in FAMILIES)
+    names = {size: [family.name for family in FAMILIES if str(family.cross_attention) in size] for size in known}
+    built_in = ", ".join(f"{' and '.join(each)} {size}" for size, each in names.items())
     token_widths = preview_names(map(str, reads)) or "of no"
     raise InputError(
-        f"{path} has a U-Net {width} wide that reads tokens {token_widths} wide; built in are {names}. For another, "
+        f"{path} has a U-Net {width} wide that reads tokens {token_widths} wide; built in are {built_in}. For another, "
         "name a folder in diffusers layout with the same architecture in `config`"
     )
 
 
-def write_configuration(family: Family, checkpoint: Tensors, prediction_type: str | None, folder: Path) -> None:
-    """Write the configuration of every component of a checkpoint as a folder in diffusers layout."""
-    scheduler = _scheduler(family, checkpoint, prediction_type)
+def scheduler_marks(checkpoint: Tensors, metadata: Mapping[str, str]) -> Config:
+    """Return the settings of the scheduler that a checkpoint states itself.
+
+    Trainers mark networks with v-prediction and zero terminal SNR by empty tensors, `v_pred` and `ztsnr`; files in
+    Stability's format have the prediction type in their metadata. Playground's and CosXL's files hold numbers of EDM.
+    """
+    if {"edm_mean", "edm_std"} <= checkpoint.keys():
+        return EDM | {"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon"}
+    if "edm_vpred.sigma_max" in checkpoint:
+        numbers = {name: checkpoint.get(f"edm_vpred.{name}") for name in ("sigma_min", "sigma_max")}
+        own = {name: float(each) for name, each in numbers.items() if each is not None and not each.is_meta}
+        return EDM | COSXL | own
+    marks: Config = {}
+    if stated := STATED.get(metadata.get("modelspec.prediction_type", "")):
+        marks["prediction_type"] = stated
+    if "v_pred" in checkpoint:
+        marks["prediction_type"] = "v_prediction"
+    if "ztsnr" in checkpoint:
+        marks["rescale_betas_zero_snr"] = True
+    return marks
+
+
+def write_configuration(family: Family, checkpoint: Tensors, marks: Config, folder: Path) -> None:
+    """Write the configuration of every component of a checkpoint as a folder in diffusers layout.
+
+    marks: the settings of the scheduler that are known. Warns if the prediction type is not among them and the family
+    has models of two.
+    """
+    if family.prediction_type == "v_prediction" and "prediction_type" not in marks:
+        warnings.warn(
+            f"a file of {family.name} does not state its prediction type: assuming v_prediction, that of the models "
+            "for 768 x 768; `prediction_type` epsilon is that of those for 512 x 512",
+            InputWarning,
+            stacklevel=2,
+        )
+    scheduler = marks if "_class_name" in marks else SCHEDULER | {"prediction_type": family.prediction_type} | marks
     in_channels = checkpoint[FIRST_LAYER].shape[1]
     _write(folder / "unet", family.unet | {"cross_attention_dim": family.cross_attention, "in_channels": in_channels})
     _write(folder / "vae", _vae(family))
@@ -193,27 +287,11 @@ def _write(folder: Path, config: Config, name: str = "config.json") -> None:
 
 
 def _vae(family: Family) -> Config:
-    return {
-        "sample_size": 8 * family.unet["sample_size"],
-        "block_out_channels": [128, 256, 512, 512],
-        "layers_per_block": 2,
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "scaling_factor": family.scaling_factor,
-    }
+    return VAE | {"sample_size": 8 * family.unet["sample_size"], "scaling_factor": family.scaling_factor}
 
 
-def _scheduler(family: Family, checkpoint: Tensors, prediction_type: str | None) -> Config:
-    # trainers of SDXL with v-prediction mark their files with empty tensors, `v_pred` and `ztsnr`
-    marked = "v_prediction" if "v_pred" in checkpoint else None
-    if family.prediction_type == "v_prediction" and prediction_type is None:
-        warnings.warn(
-            f"a file of {family.name} does not state its prediction type: assuming v_prediction, that of the models "
-            "for 768 x 768; `prediction_type` epsilon is that of those for 512 x 512",
-            InputWarning,
-            stacklevel=2,
-        )
-    return SCHEDULER | {
-        "prediction_type": prediction_type or marked or family.prediction_type,
-        "rescale_betas_zero_snr": "ztsnr" in checkpoint,
-    }
+def vae_marks(checkpoint: Tensors) -> Config:
+    """Return the settings of the VAE that a checkpoint states itself: those of latents in Playground's files."""
+    numbers = {f"latents_{each}": checkpoint.get(f"edm_{each}") for each in ("mean", "std")}
+    found = {name: each.flatten().tolist() for name, each in numbers.items() if each is not None}
+    return found | ({"scaling_factor": EDM["sigma_data"]} if found else {})

@@ -1,4 +1,4 @@
-"""Key maps of single-file checkpoints: OpenCLIP's text and vision encoders, and Stable Diffusion's VAE.
+"""Key maps of files in the layouts of the original code: OpenCLIP's encoders, VAE, ControlNet and T2I-Adapter.
 
 Source: OpenCLIP (Ilharco et al. 2021), whose names Stable Diffusion 2.x's files use.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ControlNetModel, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 
 from kineograph.models.formats.key_map import Entry
+from kineograph.models.formats.layer_names import ldm_layer_name
 from kineograph.models.formats.tensor_files import Tensors
 
 BLOCK_NAMES = {
@@ -27,6 +28,7 @@ TEXT_NAMES = {
     "embeddings.position_embedding.weight": "positional_embedding",
     "final_layer_norm.weight": "ln_final.weight",
     "final_layer_norm.bias": "ln_final.bias",
+    "text_projection.weight": "text_projection",
 }
 VISION_NAMES = {
     "embeddings.class_embedding": "class_embedding",
@@ -40,8 +42,22 @@ VISION_NAMES = {
 }
 
 
+def unet_key_map(unet: UNet2DConditionModel) -> dict[str, Entry]:
+    """Return the key map of a U-Net, without the prefix that its tensors share in a single file."""
+    paths = {name: name.rpartition(".") for name in unet.state_dict()}
+    return {name: Entry(f"{ldm_layer_name(unet, path)}.{leaf}") for name, (path, _, leaf) in paths.items()}
+
+
+def clip_key_map(encoder: nn.Module) -> dict[str, Entry]:
+    """Return the key map of a text encoder of transformers, without the prefix that some versions add."""
+    return {name: Entry(name.removeprefix("text_model.")) for name in encoder.state_dict()}
+
+
 def text_encoder_key_map(encoder: nn.Module) -> dict[str, Entry]:
-    """Return the key map of OpenCLIP's text encoder, for transformers' CLIPTextModel."""
+    """Return the key map of OpenCLIP's text encoder, for transformers' CLIPTextModel with a projection or without.
+
+    The projection is transposed in files, see `transpose_projection`.
+    """
     return {name: _clip_entry(name.removeprefix("text_model."), TEXT_NAMES) for name in encoder.state_dict()}
 
 
@@ -53,9 +69,10 @@ def vision_encoder_key_map(encoder: nn.Module) -> dict[str, Entry]:
     return {name: _clip_entry(name.removeprefix("vision_model."), VISION_NAMES) for name in encoder.state_dict()}
 
 
-def transpose_projection(vision: Tensors) -> dict[str, Tensor]:
-    """Return a vision encoder's tensors with the projection transposed: from a file's layout to ours, or back."""
-    return {name: each.mT.contiguous() if name == "proj" else each for name, each in vision.items()}
+def transpose_projection(encoder: Tensors) -> dict[str, Tensor]:
+    """Return an encoder's tensors with the projection transposed: from a file's layout to ours, or back."""
+    names = ("proj", "text_projection")
+    return {name: each.mT.contiguous() if name in names else each for name, each in encoder.items()}
 
 
 def _clip_entry(name: str, known: Mapping[str, str]) -> Entry:
@@ -100,3 +117,39 @@ def _vae_entry(name: str, num_blocks: int) -> Entry:
     else:
         layer = f"{kind.removesuffix('rs')}.{inner}"
     return Entry(f"{side}.{direction}.{index}.{layer}.{leaf}")
+
+
+CONTROL_HINT = "controlnet_cond_embedding"
+CONTROL_OUTPUT = re.compile(r"controlnet_(down|mid)_blocks?(?:\.(\d+))?")
+
+
+def controlnet_key_map(net: ControlNetModel) -> dict[str, Entry]:
+    """Return the key map of a ControlNet in the original layout, without the prefix `control_model.`."""
+    return {name: Entry(_controlnet_name(net, name)) for name in net.state_dict()}
+
+
+def _controlnet_name(net: ControlNetModel, name: str) -> str:
+    path, _, leaf = name.rpartition(".")
+    if output := CONTROL_OUTPUT.fullmatch(path):
+        return f"zero_convs.{output[2]}.0.{leaf}" if output[1] == "down" else f"middle_block_out.0.{leaf}"
+    if not path.startswith(CONTROL_HINT):
+        return f"{ldm_layer_name(net, path)}.{leaf}"
+    layer, _, number = path.removeprefix(f"{CONTROL_HINT}.").partition(".")  # convolutions, activations between them
+    last = len(net.controlnet_cond_embedding.blocks) + 1
+    return f"input_hint_block.{2 * {'conv_in': 0, 'conv_out': last}.get(layer, int(number or 0) + 1)}.{leaf}"
+
+
+def t2i_adapter_key_map(net: T2IAdapter) -> dict[str, Entry]:
+    """Return the key map of a T2I-Adapter in the original layout, which numbers the ResNet blocks of all levels."""
+    is_light, count = net.config.adapter_type == "light_adapter", net.config.num_res_blocks
+
+    def in_file(name: str) -> str:
+        found = re.fullmatch(r"body\.(\d+)\.(?:resnets\.(\d+)\.)?(.+)", name.removeprefix("adapter."))
+        if found is None:
+            return name.removeprefix("adapter.")
+        level, resnet, rest = found.groups()
+        if is_light:
+            return f"body.{level}.{rest}" if resnet is None else f"body.{level}.body.{resnet}.{rest}"
+        return f"body.{int(level) * count + int(resnet or 0)}.{rest}"
+
+    return {name: Entry(in_file(name)) for name in net.state_dict()}

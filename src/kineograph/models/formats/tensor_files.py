@@ -11,18 +11,23 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import ParameterDict
 
 from kineograph.errors import InputError
 
 Tensors = Mapping[str, Tensor]
 PICKLED = (b"PK\x03\x04", b"\x80\x02")  # torch's zip archive, and its format before that
 WRAPPERS = ("state_dict", "module")  # keys of the weights in training checkpoints of Lightning and DeepSpeed
+INTEGERS = (torch.uint8, torch.int8)
+SCALES = (".scale_weight", ".weight_scale")  # of float8 weights, by the name of their layer
+UNUSED_BY_SCALED = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
 PREFIXES = ("_forward_module.", "module.")  # added to all names by those two and by torch's parallel training
 # beginnings of files that stand in for a file that was never downloaded
 SUBSTITUTES = {
     b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` to get the file itself",
     b"<!doctype": "a web page; the download needs a log-in or another address",
     b"<html": "a web page; the download needs a log-in or another address",
+    b"gguf": "a GGUF file, whose weights are quantised: take a .safetensors version in float16, bfloat16 or float8",
 }
 
 
@@ -46,7 +51,8 @@ def read_header(path: Path) -> dict[str, Tensor] | None:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
         return _named_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, path)
     try:
-        content = torch.load(str(path), map_location="meta", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals([ParameterDict]):
+            content = _as_dict(torch.load(str(path), map_location="meta", weights_only=True, mmap=True))
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError):
         return None
     return _named_tensors(content, path)
@@ -79,6 +85,26 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
     with _opened(path) as file:
         return file.metadata() or {}
+
+
+def restore_scaled_weights(tensors: Tensors, dtype: torch.dtype, what: str) -> dict[str, Tensor]:
+    """Return the tensors with weights in float8 multiplied by the scales that ComfyUI stores beside them.
+
+    dtype: of the products. what: the file, for the error. Raises InputError for quantised weights of other kinds.
+    """
+    if quantised := [name for name, each in tensors.items() if name.endswith("weight") and each.dtype in INTEGERS]:
+        raise InputError(
+            f"{what} has weights that are quantised to integers ({preview_names(quantised)}): take a version in "
+            "float16, bfloat16 or float8"
+        )
+    kept = {name: each for name, each in tensors.items() if not name.endswith((*SCALES, *UNUSED_BY_SCALED))}
+    for name, scale in tensors.items():
+        ending = next((each for each in SCALES if name.endswith(each)), None)
+        weight = ending and f"{name.removesuffix(ending)}.weight"
+        if weight in kept:
+            factor = scale.float().view(-1, *[1] * (kept[weight].ndim - 1)) if scale.ndim == 1 else scale.float()
+            kept[weight] = (kept[weight].float() * factor).to(dtype)
+    return kept
 
 
 def read_dtype(path: Path) -> torch.dtype:
@@ -123,12 +149,20 @@ def _opened(path: Path) -> safe_open:
 
 def _unpickled(path: Path) -> Any:
     try:
-        with path.open("rb") as file:  # a path would make torch judge the format by the file name
-            return torch.load(file, map_location="cpu", weights_only=True)
+        # a path would make torch judge the format by the file name
+        with path.open("rb") as file, torch.serialization.safe_globals([ParameterDict]):
+            return _as_dict(torch.load(file, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         raise _code_error(path, error) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is a damaged or truncated torch file: fetch it again") from error
+
+
+def _as_dict(content: Any) -> Any:
+    """Return plain dictionaries in place of torch's, which early textual inversions hold."""
+    if isinstance(content, dict | ParameterDict):
+        return {name: _as_dict(each) for name, each in content.items()}
+    return content
 
 
 def _code_error(path: Path, error: pickle.UnpicklingError) -> InputError:

@@ -7,9 +7,10 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -21,15 +22,17 @@ from transformers.utils import logging as transformers_logging
 from kineograph.errors import InputError
 from kineograph.models.conditioning.image_encoder import ImageEncoder, check_image_encoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import animatediff, modelscope
+from kineograph.models.formats import animatediff, known_configurations, modelscope
 from kineograph.models.formats.lora import named_networks
 from kineograph.models.formats.tensor_files import preview_names
 from kineograph.models.hooks import refuse_any_hooks, refuse_unused_hooks
 from kineograph.models.loading import video_folder
+from kineograph.models.network_folders import PLAIN, list_variants, read_network
 from kineograph.models.temporal.adapters import MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.supported_layers import check_attention_processors
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.models.vae.autoencoder import VAE, VAES
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
 
 INDEX = "model_index.json"
@@ -41,8 +44,8 @@ VIDEO_UNETS: Mapping[str, Callable[[Any], VideoUNet]] = {
 UNETS = {each.__name__: each for each in (UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel)}
 EXPECTED_CLASSES = {
     "unet": ("UNet2DConditionModel", *VIDEO_UNETS),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
+    "vae": tuple(VAES),
+    "text_encoder": ("CLIPTextModel", "CLIPTextModelWithProjection"),
 }
 TEXT_ENCODERS = {each.__name__: each for each in (CLIPTextModel, CLIPTextModelWithProjection)}
 PIPELINE_NETWORKS = (
@@ -58,7 +61,6 @@ FREEU = ("s1", "s2", "b1", "b2")
 READ_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 
 Config = Mapping[str, Any]
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @runtime_checkable
@@ -75,12 +77,13 @@ class Pipeline(Protocol):
 class Components(NamedTuple):
     """Networks and settings of a model before it is placed on a device; most fields are those of `Model`.
 
+    vae            None while another one is to be opened, of a model that has none
     scheduler      configuration of the noise schedule
     learned_words  words that its LoRAs were trained for
     """
 
     unet: UNet2DConditionModel
-    vae: AutoencoderKL
+    vae: VAE
     text_encoders: tuple[TextEncoder, ...]
     scheduler: Config
     force_zeros_for_empty_prompt: bool
@@ -129,7 +132,7 @@ def components_from_pipeline(pipeline: Pipeline) -> Components:
         unet=unet,
         vae=parts["vae"],
         text_encoders=tuple(encoders),
-        scheduler=dict(parts["scheduler"].config),
+        scheduler={**parts["scheduler"].config, "_class_name": type(parts["scheduler"]).__name__},
         force_zeros_for_empty_prompt=bool(pipeline.config.get("force_zeros_for_empty_prompt")),
         image_encoder=image_encoder,
         temporal=temporal,
@@ -152,20 +155,28 @@ def _check_switched_on(pipeline: Pipeline) -> None:
     check_attention_processors(unet)
 
 
-def components_from_folder(folder: Path, dtype: torch.dtype, variant: str | None = None) -> Components:
-    """Return the components of a pipeline in diffusers layout. Raises InputError if something is missing or damaged."""
+def components_from_folder(
+    folder: Path, dtype: torch.dtype, variant: str | None = None, *, reads_vae: bool = True
+) -> Components:
+    """Return the components of a pipeline in diffusers layout. Raises InputError if something is missing or damaged.
+
+    reads_vae: False for a VAE on the meta device, or None, to be replaced by another one.
+    """
     index = read_index(folder)
-    refuse_other_families(index, str(folder))
-    options: dict[str, Any] = {"dtype": dtype, "variant": variant, "local_files_only": True}
+    refuse_other_families(index, str(folder), reads_vae=reads_vae)
+    _check_variant(folder, index, variant)
     try:
-        unet, temporal = read_unet(folder, index, options)
+        unet, temporal = read_unet(folder, index, dtype, variant)
         decoder = folder / video_folder.TEMPORAL_DECODER
         classes = text_encoder_classes(index)
         tokenizers = [read_tokenizer(folder, suffix) for suffix, _ in classes]
-        encoders = [read_network(each, folder, f"text_encoder{suffix}", options) for suffix, each in classes]
+        encoders = [
+            read_network(each, folder / f"text_encoder{suffix}", dtype=dtype, variant=variant)
+            for suffix, each in classes
+        ]
         return Components(
             unet=unet,
-            vae=read_network(AutoencoderKL, folder, "vae", options),
+            vae=_read_vae(folder, index, dtype, variant) if reads_vae else empty_vae(folder, dtype),
             text_encoders=tuple(map(TextEncoder, tokenizers, encoders)),
             scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
@@ -180,31 +191,41 @@ def components_from_folder(folder: Path, dtype: torch.dtype, variant: str | None
         raise InputError(f"{folder} is incomplete or damaged: {error}") from error
 
 
-def read_unet(
-    folder: Path, index: Config, options: Mapping[str, Any]
-) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
-    """Return the image network of a pipeline in diffusers layout, and its temporal layers, if it has any.
+def _read_vae(folder: Path, index: Config, dtype: torch.dtype, variant: str | None) -> VAE:
+    return read_network(VAES[index["vae"][1]], folder / "vae", dtype=dtype, variant=variant)
 
-    options: of `from_pretrained`.
-    """
-    unet, temporal = _split_unet(read_network(UNETS[index["unet"][1]], folder, "unet", options))
+
+def empty_vae(folder: Path, dtype: torch.dtype) -> VAE | None:
+    """Return a VAE on the meta device with the configuration in a pipeline's folder, None if it has none."""
+    if (config := read_vae_config(folder)) is None:
+        return None
+    with init_empty_weights(include_buffers=False):
+        return VAES[config.get("_class_name", AutoencoderKL.__name__)].from_config(config).to(dtype)
+
+
+def read_vae_config(folder: Path) -> Config | None:
+    """Return the configuration of a pipeline's VAE, None if it has none, or one of another kind."""
+    file = folder / "vae" / "config.json"
+    config = read_json(file) if file.is_file() else {"_class_name": None}
+    return config if config.get("_class_name", AutoencoderKL.__name__) in VAES else None
+
+
+def _check_variant(folder: Path, index: Config, variant: str | None) -> None:
+    """Raise InputError if no network of a pipeline has weights of the variant."""
+    found = set().union(*(list_variants(folder / part) for part in index))
+    if variant and variant not in found:
+        names = " or ".join(sorted(found - {PLAIN})) or "none"
+        raise InputError(f"{folder} has no weights of the variant {variant}: expected {names} in `variant`")
+
+
+def read_unet(
+    folder: Path, index: Config, dtype: torch.dtype | None = None, variant: str | None = None
+) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
+    """Return the image network of a pipeline in diffusers layout, and its temporal layers, if it has any."""
+    kind: type[nn.Module] = UNETS[index["unet"][1]]
+    unet, temporal = _split_unet(read_network(kind, folder / "unet", dtype=dtype, variant=variant))
     own = folder / video_folder.TEMPORAL
     return unet, video_folder.read_temporal_layers(own, unet) if own.is_dir() else temporal
-
-
-def read_network(kind: type[Network], folder: Path, part: str, options: Mapping[str, Any]) -> Network:
-    """Return a network of a pipeline in diffusers layout. options: of `from_pretrained`.
-
-    Raises InputError if weights are missing, which the libraries would replace by random ones.
-    """
-    untyped: Any = kind
-    network, found = untyped.from_pretrained(folder, subfolder=part, output_loading_info=True, **options)
-    if missing := found["missing_keys"]:
-        raise InputError(
-            f"{folder / part} has no weights for {preview_names(sorted(missing))}: it is incomplete, or made for other "
-            "versions of diffusers and transformers. Fetch it again"
-        )
-    return network
 
 
 @contextmanager
@@ -293,12 +314,14 @@ def read_json(file: Path) -> Config:
         raise InputError(f"{file} is missing or damaged ({error}): fetch it again") from error
 
 
-def refuse_other_families(index: Config, what: str) -> None:
+def refuse_other_families(index: Config, what: str, *, reads_vae: bool = True) -> None:
     """Raise InputError unless the components are those of an SD 1.x, 2.x or SDXL model, or a video model of one."""
+    kinds = {part: str((index.get(part) or (None, None))[1]) for part in (*EXPECTED_CLASSES, "text_encoder_2")}
+    if kinds["text_encoder"] == "None" and kinds["text_encoder_2"] in TEXT_ENCODERS:
+        raise InputError(f"{what} {known_configurations.REFINER}")
     for part, expected in EXPECTED_CLASSES.items():
-        _, kind = index.get(part) or (None, None)
-        if not str(kind).startswith(expected):
+        if kinds[part] not in expected and (reads_vae or part != "vae"):
             raise InputError(
-                f"{what} has a {part} of the kind {kind}: expected {' or '.join(expected)}, "
+                f"{what} has a {part} of the kind {kinds[part]}: expected {' or '.join(expected)}, "
                 "as in models of the SD 1.x, 2.x and SDXL family"
             )

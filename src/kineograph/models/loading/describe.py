@@ -130,7 +130,7 @@ def _describe_folder(folder: Path, name: str, *, reads_vae: bool = True) -> Desc
     return describe_configurations(
         name,
         read_json(folder / "unet" / CONFIG),
-        components.read_vae_config(folder),
+        components.read_vae_config(folder) or {},
         temporal,
         takes_images=(folder / video_folder.IMAGE_ADAPTER).is_dir(),
         has_motion_adapter=temporal is not None and (folder / video_folder.MOTION_ADAPTER).is_dir(),
@@ -176,7 +176,7 @@ def _describe_file(
     # a prediction type, which is no part of a description, prevents the warning that `load` gives
     file = Checkpoint(path, tensors, config, "epsilon", torch.float32, hub_options, reads_vae)
     with single_file.open_configuration(file) as folder:
-        unet, vae = read_json(folder / "unet" / CONFIG), components.read_vae_config(folder)
+        unet, vae = read_json(folder / "unet" / CONFIG), components.read_vae_config(folder) or {}
     return describe_configurations(name, unet, vae, None, takes_images=False, has_motion_adapter=False)
 
 
@@ -250,15 +250,20 @@ def _temporal_config(net: VideoUNet) -> TemporalConfig | None:
 
 
 def _with_other_vae(found: Description, vae: str | Path | VAE, hub_options: HubOptions) -> Description:
-    """Return the description of a model with another VAE."""
+    """Return the description of a model with another VAE, whose latents must be like those of its own, if it has one.
+
+    Without one, the scale factor is that of `vae_scale_factor` for an empty configuration.
+    """
     if isinstance(vae, str | Path):
         config = vae_files.vae_configuration(vae_files.find_vae(vae, hub_options, hub.CONFIGS))
     else:
         config = vae.config
-    if config is None:
+    if found.vae_scale_factor > vae_scale_factor({}):
+        if config is not None:
+            vae_files.refuse_other_latents(config, found.latent_channels, found.vae_scale_factor)
         return found
-    factor = vae_scale_factor(config)
-    height, width = (factor * length // found.vae_scale_factor for length in found.default_size)
+    factor = vae_scale_factor(known_configurations.VAE if config is None else config)
+    height, width = (factor * length for length in found.default_size)
     return replace(found, vae_scale_factor=factor, default_size=(height, width))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
@@ -10,10 +11,12 @@ from typing import Any, NamedTuple, TypeVar, Unpack
 from torch import nn
 
 from kineograph import hub
-from kineograph.errors import InputError, shown
+from kineograph.errors import InputError, InputWarning, shown
 from kineograph.hub import HubOptions
 from kineograph.models.changes import place, warn_of_slow_dtype
+from kineograph.models.conditioning.text_encoder import check_depth
 from kineograph.models.conditioning.textual_inversion import list_textual_inversions, load_textual_inversion
+from kineograph.models.description import ANY_CONTROL
 from kineograph.models.formats.lora import list_loras, load_lora, read_learned_words
 from kineograph.models.formats.tensor_files import read_tensors
 from kineograph.models.hooks import execution_device, refuse_offloaded
@@ -36,7 +39,7 @@ from kineograph.models.loading.ip_adapter import load_ip_adapter
 from kineograph.models.loading.motion_modules import add_motion_module, warn_of_changed_schedule
 from kineograph.models.loading.options import LoadOptions
 from kineograph.models.loading.provenance import json_value, source_name
-from kineograph.models.loading.save import VOCABULARY
+from kineograph.models.loading.save import CLIP_SKIP, VOCABULARY
 from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.loading.video_checkpoints import components_from_checkpoint
 from kineograph.models.model import Model
@@ -84,7 +87,7 @@ class Request(NamedTuple):
         sources += list_controlnets(given["controlnet"]).values()
         if not all(isinstance(each, str | Path | None) for each in sources):
             return {}
-        return {name: json_value(given[name]) for name in RECORDED if given[name]}
+        return {name: json_value(given[name]) for name in RECORDED if given[name] or given[name] == 0}
 
 
 @declares(LoadOptions)
@@ -113,7 +116,7 @@ def load(source: ModelSource | None = None, **options: Unpack[LoadOptions]) -> M
     placement = _choose_placement(request)
     warn_of_slow_dtype(placement)
     with quiet_loading():
-        opened = _open_source(request, placement)
+        opened = _replace_vae(_open_source(request, placement), request, placement)
         adapted = _add_adapters(_add_motion_module(opened, request), request)
         controls = _open_controlnets(adapted, request, placement)
         return _build_model(_replace_parts(adapted, request), controls, request, placement)
@@ -134,6 +137,7 @@ def _choose_placement(request: Request) -> Placement:
 
 def _open_source(request: Request, placement: Placement) -> Components:
     source, options = request.source, request.options
+    reads_vae = options["vae"] is None
     if isinstance(source, Pipeline):
         return components_from_pipeline(source)
     path = _pocket_folder() if source in POCKETS else hub.local_path(source, POCKETS)
@@ -142,16 +146,22 @@ def _open_source(request: Request, placement: Placement) -> Components:
     elif path is not None and path.is_file():
         tensors, prediction_type = read_tensors(path), options["prediction_type"]
         components = components_from_checkpoint(
-            Checkpoint(path, tensors, options["config"], prediction_type, placement.dtype, request.hub)
+            Checkpoint(path, tensors, options["config"], prediction_type, placement.dtype, request.hub, reads_vae)
         )
     else:
         folder = path or hub.fetch_pipeline(str(source), request.hub)
-        components = components_from_folder(folder, placement.dtype, options["variant"])
+        components = components_from_folder(folder, placement.dtype, options["variant"], reads_vae=reads_vae)
     networks: list[Any] = [components.unet, components.vae, components.temporal]
     for network in networks:
         if network is not None:
             network.to(memory_format=placement.memory_format)
     return components
+
+
+def _replace_vae(components: Components, request: Request, placement: Placement) -> Components:
+    if (vae := request.options["vae"]) is None:
+        return components
+    return components._replace(vae=open_vae(vae, components.vae, placement.dtype, request.hub))
 
 
 def _add_motion_module(components: Components, request: Request) -> Components:
@@ -189,15 +199,20 @@ def _add_adapters(components: Components, request: Request) -> Components:
 
 def _open_controlnets(components: Components, request: Request, placement: Placement) -> dict[str, OpenControlNet]:
     own = pocket_controlnets(POCKET, placement) if request.source in POCKETS else {}
-    given = list_controlnets(request.options["controlnet"])
+    given = list_controlnets(request.options["controlnet"], request.source)
+    if given and request.options["controlnet"] is None:
+        kind = type(given[ANY_CONTROL]).__name__
+        warnings.warn(
+            f"the {kind} of this pipeline has an effect with `control` alone, a control video of any kind",
+            InputWarning,
+            stacklevel=4,
+        )
     return own | {kind: load_controlnet(components, each, placement, request.hub) for kind, each in given.items()}
 
 
 def _replace_parts(components: Components, request: Request) -> Components:
-    """Replace the VAE, its temporal decoder and the prediction type."""
-    vae, decoder, prediction_type = (request.options[name] for name in ("vae", "decoder", "prediction_type"))
-    if vae is not None:
-        components = components._replace(vae=open_vae(vae, components.vae, request.hub))
+    """Replace the temporal decoder and the prediction type."""
+    decoder, prediction_type = (request.options[name] for name in ("decoder", "prediction_type"))
     if decoder is not None:
         opened = open_temporal_decoder(_built_in_part(decoder, DECODERS), request.hub)
         components = components._replace(temporal_decoder=opened)
@@ -236,7 +251,7 @@ def _build_model(
         name=source_name(request.source),
         device=placement.device,
         dtype=placement.dtype,
-        clip_skip=request.options["clip_skip"],
+        clip_skip=_clip_skip(request.options["clip_skip"], components),
         force_zeros_for_empty_prompt=components.force_zeros_for_empty_prompt,
         settings=request.settings,
         vocabulary=_vocabulary(request.source, components),
@@ -246,6 +261,15 @@ def _build_model(
         subject=components.subject,
         learned_words=components.learned_words,
     )
+
+
+def _clip_skip(given: int | None, components: Components) -> int:
+    """Return the number of layers to skip: the given one, or that of a saved model, which is in its configuration."""
+    skip = getattr(components.text_encoders[0].network.config, CLIP_SKIP, 0) if given is None else given
+    last = 1 if components.unet.config.addition_embed_type is None else 2
+    for encoder in components.text_encoders:
+        check_depth(encoder, skip + last)
+    return skip
 
 
 def _vocabulary(source: ModelSource, components: Components) -> frozenset[str] | None:

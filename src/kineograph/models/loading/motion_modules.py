@@ -162,7 +162,7 @@ def _from_folder(folder: Path) -> TemporalWeights:
             return TemporalWeights(str(folder), own, (), None, tensors, _identity_key_map, {})
         folder = folder.parent
     if (folder / INDEX).is_file():
-        unet, temporal = read_unet(folder, read_index(folder), {"local_files_only": True})
+        unet, temporal = read_unet(folder, read_index(folder))
         if temporal is not None:
             noise = read_json(folder / "scheduler" / "scheduler_config.json")
             adapter = video_folder.read_motion_adapter(folder, temporal)

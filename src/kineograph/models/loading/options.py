@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from kineograph.options import File, Integer, Text, option
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, ControlNetModel, MotionAdapter
+    from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, MotionAdapter
     from torch import device as Device
     from torch import dtype as DType
 
@@ -27,7 +27,7 @@ else:
         def state_dict(self) -> Any:
             """Return the weights."""
 
-    AutoencoderKL = ControlNetModel = MotionAdapter = TemporalDecoder = Network
+    AutoencoderKL = AutoencoderTiny = ControlNetModel = MotionAdapter = TemporalDecoder = Network
     Device = DType = Any
     LoraSources = File | Sequence[File | float | Sequence[File | float]]
     TextualInversions = File | Sequence[File] | Mapping[str, File]
@@ -102,8 +102,8 @@ class LoadOptions(TypedDict, total=False):
         ),
     ]
     vae: Annotated[
-        str | Path | AutoencoderKL | None,
-        option(None, "A VAE in place of the model's own: a file, folder or repository.", group="Model"),
+        str | Path | AutoencoderKL | AutoencoderTiny | None,
+        option(None, "A VAE in place of the model's own, TAESD too: a file, folder or repository.", group="Model"),
     ]
     decoder: Annotated[
         str | Path | TemporalDecoder | None,
@@ -127,12 +127,13 @@ class LoadOptions(TypedDict, total=False):
         option(None, "Prediction type of a model that does not state it.", group="Model", shown_default="the model's"),
     ]
     clip_skip: Annotated[
-        Integer,
+        Integer | None,
         option(
-            0,
-            "Number of the text encoder's last layers to skip: 1 is the last layer but one.",
+            None,
+            "Number of the text encoder's last layers to skip: 1 is the last layer but one, CLIP skip 2 of A1111.",
             group="Model",
             ge=0,
+            shown_default="0, or that of a saved model",
         ),
     ]
     device: Annotated[

@@ -25,6 +25,7 @@ from kineograph.models.vae.temporal_decoder import check_decoder_fits
 SCHEDULER = "DDIMScheduler"  # its configuration has the settings of the other schedulers
 UNUSED = "unused.safetensors"
 VOCABULARY = "vocabulary.json"  # list of all words that a model was trained on
+CLIP_SKIP = "clip_skip"  # in the configuration of the text encoder; diffusers takes it as an argument of a call
 
 
 def save(model: Model | Components, folder: str | Path, *, unused: Tensors | None = None) -> Path:
@@ -53,6 +54,8 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
         _write_components(components, temporary, folder.name)
         if isinstance(model, Model) and model.vocabulary is not None:
             (temporary / VOCABULARY).write_text(json.dumps(sorted(model.vocabulary)))
+        if isinstance(model, Model) and model.clip_skip:
+            _write_clip_skip(model.clip_skip, temporary)
         if unused:
             save_file(dict(unused), temporary / UNUSED)
     return folder
@@ -74,6 +77,11 @@ def model_components(model: Model) -> Components:
         motion_adapter=model.net.motion_adapter,
         spatial_adapter=model.net.spatial_adapter,
     )
+
+
+def _write_clip_skip(clip_skip: int, folder: Path) -> None:
+    file = folder / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), CLIP_SKIP: clip_skip}, indent=2))
 
 
 def _write_components(components: Components, folder: Path, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,23 +11,34 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-from diffusers.loaders.single_file_utils import SingleFileComponentError, create_diffusers_clip_model_from_ldm
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTokenizer
 
 from kineograph import hub
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import known_configurations, tensor_files
+from kineograph.models.formats import key_map, known_configurations, ldm, tensor_files
+from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import components
-from kineograph.models.loading.components import Components
+from kineograph.models.loading.components import Components, Config
 
 # All models of the family use CLIP's vocabulary. OpenCLIP, the second encoder of SDXL and the only one of SD 2.x, pads
 # with "!", CLIP with the end token.
 TOKENIZER = "openai/clip-vit-large-patch14"
-CONVERSION_ERRORS = (SingleFileComponentError, RuntimeError, ValueError, KeyError, OSError)
+VAE_PREFIX = "first_stage_model."
+# prefixes of the tensors of each text encoder, with the names of transformers or of OpenCLIP
+CLIP_PREFIXES = {
+    "": ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer."),
+    "_2": ("conditioner.embedders.1.transformer.",),
+}
+OPENCLIP_PREFIXES = {"": ("cond_stage_model.model.",), "_2": ("conditioner.embedders.1.model.",)}
+# tensors of training, and of parts that no network here has
+UNUSED_OF_VAE = re.compile(r"(?:loss|model_ema)\..*")
+UNUSED_OF_TEXT_ENCODER = re.compile(r".*position_ids|logit_scale|attn_mask|text_projection(?:\.weight)?")
 
 
 class Checkpoint(NamedTuple):
@@ -35,6 +48,7 @@ class Checkpoint(NamedTuple):
                      tokenizer, if CLIP's is neither on the Hub nor in its cache
     prediction_type  the network's prediction type, if the file does not determine it
     dtype            dtype of the networks
+    reads_vae        False for a VAE on the meta device, or None, to be replaced by another one
     """
 
     path: Path
@@ -43,6 +57,7 @@ class Checkpoint(NamedTuple):
     prediction_type: str | None
     dtype: torch.dtype
     hub_options: HubOptions
+    reads_vae: bool = True
 
 
 def components_from_file(file: Checkpoint) -> Components:
@@ -50,76 +65,114 @@ def components_from_file(file: Checkpoint) -> Components:
 
     Raises InputError if the file is no such checkpoint or does not fit its configuration.
     """
-    known_configurations.refuse_partial_checkpoint(file.path, file.tensors)
+    known_configurations.refuse_partial_checkpoint(file.path, file.tensors, reads_vae=file.reads_vae)
+    file = file._replace(tensors=tensor_files.restore_scaled_weights(file.tensors, file.dtype, str(file.path)))
     with open_configuration(file) as folder:
-        return _convert(file, folder)
-
-
-def vae_from_file(path: Path, like: AutoencoderKL) -> AutoencoderKL:
-    """Return the VAE in a single file, of the same architecture as `like`."""
-    return _network_from_file(path, like, like.dtype, "a VAE like the model's own")
-
-
-def controlnet_from_file(path: Path, unet: UNet2DConditionModel, dtype: torch.dtype) -> ControlNetModel:
-    """Load a ControlNet, with the configuration of one for this U-Net, from a single file."""
-    like = ControlNetModel.from_unet(unet, load_weights_from_unet=False)
-    return _network_from_file(path, like, dtype, "a ControlNet for the model's architecture")
-
-
-def _network_from_file(path: Path, like: Any, dtype: torch.dtype, kind: str) -> Any:
-    """Return a network of the class and configuration of `like` with the weights in a file."""
-    tensors = tensor_files.read_tensors(path)
-    with TemporaryDirectory() as folder:
-        like.save_config(folder)
-        try:
-            return type(like).from_single_file(tensors, config=folder, dtype=dtype)
-        except (*CONVERSION_ERRORS, TypeError) as error:  # diffusers does not check the names
-            raise InputError(
-                f"{path} is not {kind}: {_first_line(error)}. "
-                f"Its {len(tensors)} tensors are called {tensor_files.preview_names(tensors)}"
-            ) from error
+        index = components.read_index(folder)
+        encoders = [
+            TextEncoder(tokenizer_for_file(file, folder, suffix), _read_text_encoder(file, folder, suffix, kind))
+            for suffix, kind in components.text_encoder_classes(index)
+        ]
+        return Components(
+            unet=_read_unet(file, folder),
+            vae=_read_vae(file, folder) if file.reads_vae else components.empty_vae(folder, file.dtype),
+            text_encoders=tuple(encoders),
+            scheduler=_read_scheduler(file, folder),
+            force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
+        )
 
 
 @contextmanager
 def open_configuration(file: Checkpoint) -> Iterator[Path]:
-    """Provide a folder with the configuration of every component, which diffusers reads."""
+    """Provide a folder with the configuration of every component."""
     if file.config is not None:
-        yield hub.local_path(file.config) or hub.fetch_folder(str(file.config), hub.CONFIGS, file.hub_options)
+        folder = hub.local_path(file.config) or hub.fetch_folder(str(file.config), hub.CONFIGS, file.hub_options)
+        components.refuse_other_families(components.read_index(folder), str(folder), reads_vae=file.reads_vae)
+        yield folder
         return
     family = known_configurations.match_family(file.path, file.tensors)
-    with TemporaryDirectory() as folder:
-        known_configurations.write_configuration(family, file.tensors, file.prediction_type, Path(folder))
-        yield Path(folder)
+    with TemporaryDirectory() as temporary:
+        known_configurations.write_configuration(family, file.tensors, _scheduler_marks(file), Path(temporary))
+        yield Path(temporary)
 
 
-def _convert(file: Checkpoint, folder: Path) -> Components:
-    """Return the components of a checkpoint whose configuration is in a folder."""
-    index = components.read_index(folder)
-    encoder_classes = components.text_encoder_classes(index)
-    tokenizers = [tokenizer_for_file(file, folder, suffix) for suffix, _ in encoder_classes]
-    options: dict[str, Any] = {"config": str(folder), "local_files_only": True}
-    try:
-        networks = [
-            create_diffusers_clip_model_from_ldm(
-                kind, checkpoint=file.tensors, subfolder=f"text_encoder{suffix}", torch_dtype=file.dtype, **options
-            )
-            for suffix, kind in encoder_classes
-        ]
-        converted = Components(
-            unet=UNet2DConditionModel.from_single_file(file.tensors, subfolder="unet", dtype=file.dtype, **options),
-            vae=AutoencoderKL.from_single_file(file.tensors, subfolder="vae", dtype=file.dtype, **options),
-            text_encoders=tuple(map(TextEncoder, tokenizers, networks)),
-            scheduler=components.read_json(folder / "scheduler" / "scheduler_config.json"),
-            force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
+def _read_unet(file: Checkpoint, folder: Path) -> UNet2DConditionModel:
+    with init_empty_weights(include_buffers=False):
+        unet = UNet2DConditionModel.from_config(components.read_json(folder / "unet" / "config.json"))
+    own = key_map.select_prefix(known_configurations.UNET, file.tensors)
+    return _fill(unet, own, ldm.unet_key_map(unet), file, "U-Net")
+
+
+def _read_vae(file: Checkpoint, folder: Path) -> AutoencoderKL:
+    with init_empty_weights(include_buffers=False):
+        config = components.read_json(folder / "vae" / "config.json")
+        vae = AutoencoderKL.from_config({**config, **known_configurations.vae_marks(file.tensors)})
+    own = {
+        name: each
+        for name, each in key_map.select_prefix(VAE_PREFIX, file.tensors).items()
+        if not UNUSED_OF_VAE.fullmatch(name)
+    }
+    return _fill(vae, own, ldm.vae_key_map(vae), file, "VAE")
+
+
+def _read_text_encoder(file: Checkpoint, folder: Path, suffix: str, kind: Any) -> Any:
+    with init_empty_weights(include_buffers=False):
+        encoder = kind(kind.config_class.from_pretrained(folder / f"text_encoder{suffix}"))
+    own, entries = text_encoder_tensors(file.tensors, suffix, encoder)
+    return _fill(encoder, own, entries, file, f"text encoder{suffix.replace('_', ' ')}")
+
+
+def text_encoder_tensors(tensors: Tensors, suffix: str, encoder: nn.Module) -> tuple[Tensors, KeyMap]:
+    """Return the tensors of a text encoder in a checkpoint, and the key map of their layout.
+
+    suffix: "" for the first text encoder, "_2" for the second.
+    """
+    if clip := _select_prefixes(CLIP_PREFIXES[suffix], tensors):
+        own: Tensors = {name.removeprefix("text_model."): each for name, each in clip.items()}
+        entries = ldm.clip_key_map(encoder)
+    else:
+        last = f"transformer.resblocks.{encoder.config.num_hidden_layers}."  # which SD 2.x does not use
+        openclip = _select_prefixes(OPENCLIP_PREFIXES[suffix], tensors)
+        own = {name: each for name, each in openclip.items() if not name.startswith(last)}
+        own, entries = ldm.transpose_projection(own), ldm.text_encoder_key_map(encoder)
+    names = {entry.name for entry in entries.values()}
+    return {
+        name: each for name, each in own.items() if name in names or not UNUSED_OF_TEXT_ENCODER.fullmatch(name)
+    }, entries
+
+
+def _select_prefixes(prefixes: tuple[str, ...], tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {name: each for prefix in prefixes for name, each in key_map.select_prefix(prefix, tensors).items()}
+
+
+def _fill(network: nn.Module, own: Tensors, entries: KeyMap, file: Checkpoint, part: str) -> Any:
+    """Load a network's tensors of a checkpoint, in the dtype of the models, for evaluation."""
+    key_map.load_tensors(network, own, entries, f"{file.path} does not fit its configuration, in its {part}")
+    return network.to(file.dtype).eval()
+
+
+def _read_scheduler(file: Checkpoint, folder: Path) -> Config:
+    """Return the scheduler of a configuration with the settings that the checkpoint states.
+
+    Warns of those that the configuration contradicts.
+    """
+    config, marks = components.read_json(folder / "scheduler" / "scheduler_config.json"), _scheduler_marks(file)
+    changed = {name: value for name, value in marks.items() if config.get(name) != value}
+    if changed and file.prediction_type is None:
+        stated, instead = (", ".join(f"{name}={of.get(name)}" for name in changed) for of in (changed, config))
+        warnings.warn(
+            f"{file.path} states {stated}, and the scheduler in its configuration {instead}: the file's own is used, "
+            "unless `prediction_type` is given",
+            InputWarning,
+            stacklevel=2,
         )
-    except CONVERSION_ERRORS as error:
-        raise InputError(f"{file.path} does not fit its configuration: {_first_line(error)}") from error
-    # diffusers leaves parameters that the file lacks on the meta device, unless it has to cast them
-    for part, network in converted.networks.items():
-        if missing := [name for name, parameter in network.named_parameters() if parameter.is_meta]:
-            names = tensor_files.preview_names(missing)
-            raise InputError(f"{file.path} lacks {len(missing)} tensors of the {part}: {names}")
-    return converted
+    return {**config, **changed}
+
+
+def _scheduler_marks(file: Checkpoint) -> Config:
+    """Return the settings of the scheduler that the option, tensors or metadata of a checkpoint state."""
+    marks = known_configurations.scheduler_marks(file.tensors, tensor_files.read_metadata(file.path))
+    return marks if file.prediction_type is None else {**marks, "prediction_type": file.prediction_type}
 
 
 def tokenizer_for_file(file: Checkpoint, folder: Path, suffix: str) -> CLIPTokenizer:
@@ -138,9 +191,3 @@ def tokenizer_for_file(file: Checkpoint, folder: Path, suffix: str) -> CLIPToken
             f"this family in diffusers layout, of which the weights are not read, or go online once, since {error}"
         ) from error
     return CLIPTokenizer.from_pretrained(fetched, pad_token="!" if is_openclip else "<|endoftext|>")
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, NotImplementedError):  # raised when a meta tensor is moved
-        return "it lacks tensors"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

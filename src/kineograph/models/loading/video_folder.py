@@ -22,7 +22,7 @@ from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
@@ -35,6 +35,7 @@ from kineograph.models.conditioning.resampler import (
     resampler_config,
 )
 from kineograph.models.formats import adapter_files, key_map, tensor_files
+from kineograph.models.network_folders import read_network
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
@@ -124,9 +125,8 @@ def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dt
     unet.eval()
     classes = json.loads(_file(folder / IMAGE_ENCODER, CONFIG).read_text()).get("architectures", [])
     projects = "CLIPVisionModelWithProjection" in classes
-    encoder = (CLIPVisionModelWithProjection if projects else CLIPVisionModel).from_pretrained(
-        folder / IMAGE_ENCODER, dtype=dtype, local_files_only=True
-    )
+    kind: type[nn.Module] = CLIPVisionModelWithProjection if projects else CLIPVisionModel
+    encoder = read_network(kind, folder / IMAGE_ENCODER, dtype=dtype)
     return ImageEncoder(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
 
 

@@ -19,6 +19,7 @@ from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats.adapter_files import build_motion_adapter, read_adapter_file
 from kineograph.models.loading.components import Components, components_from_folder
 from kineograph.models.loading.video_folder import MOTION_ADAPTER_WEIGHTS, TEMPORAL_DECODER, read_temporal_decoder
+from kineograph.models.network_folders import read_network
 from kineograph.models.pocket import networks
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
@@ -46,13 +47,13 @@ def open_pocket_video(folder: Path) -> Components:
     own = _subfolder(folder, VIDEO)
     config = TemporalConfig.model_validate_json((own / "config.json").read_text())
     net = networks.restore_video_unet(components.unet, config, load_file(own / "video.safetensors"))
-    encoder = CLIPTextModel.from_pretrained(own / "text_encoder", dtype=torch.float32, local_files_only=True)
+    encoder = read_network(CLIPTextModel, own / "text_encoder", dtype=torch.float32)
     temporal = net.temporal
     assert temporal is not None
     return components._replace(
         unet=net.image_unet.eval(),
         temporal=temporal.eval(),
-        text_encoders=(TextEncoder(components.text_encoders[0].tokenizer, encoder.eval()),),
+        text_encoders=(TextEncoder(components.text_encoders[0].tokenizer, encoder),),
         scheduler=json.loads((own / "scheduler" / "scheduler_config.json").read_text()),
         motion_adapter=_motion_adapter(folder, VIDEO, temporal),
     )
@@ -90,7 +91,7 @@ def open_pocket_animate(folder: Path) -> Components:
     own = _subfolder(folder, ANIMATE)
     add_resampler(components.unet, ResamplerConfig.model_validate_json((own / "resampler.json").read_text()))
     networks.load_float32(VideoUNet(components.unet, components.temporal), load_file(own / "animate.safetensors"))
-    network = CLIPVisionModel.from_pretrained(folder / "clip", dtype=torch.float32, local_files_only=True).eval()
+    network = read_network(CLIPVisionModel, folder / "clip", dtype=torch.float32)
     encoder = ImageEncoder(network, LAST, stretch_to_square, mean=HALF, std=HALF, empty_color=GREY)
     return components._replace(unet=components.unet.eval(), image_encoder=encoder)
 

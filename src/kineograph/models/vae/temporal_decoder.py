@@ -25,7 +25,7 @@ from kineograph.latents import Latents
 from kineograph.models.hooks import onload
 from kineograph.models.temporal.layers import TemporalConv, ensure_gradient
 from kineograph.models.unet.windows import overlapping_windows
-from kineograph.models.vae.autoencoder import decode_per_frame, split_frames
+from kineograph.models.vae.autoencoder import VAE, decode_per_frame, split_frames
 
 FrameFeatures = Float[Tensor, "b f c h w"]
 ApplyConv = Callable[[TemporalConv, Iterator[FrameFeatures]], Iterator[FrameFeatures]]
@@ -163,12 +163,12 @@ def reconstruction_errors(
     return difference.abs().flatten(1).mean(1), difference.diff(dim=1).abs().flatten(1).mean(1)
 
 
-def decoder_blocks(vae: AutoencoderKL) -> tuple[tuple[int, int], ...]:
+def decoder_blocks(vae: VAE) -> tuple[tuple[int, int], ...]:
     """Return channels and number of ResNet blocks of each block of a VAE's decoder, from the latents on.
 
     Raises InputError for blocks of other types than those of SD's VAEs.
     """
-    blocks = vae.decoder.up_blocks
+    blocks = getattr(vae.decoder, "up_blocks", [vae.decoder])
     if unknown := {type(block).__name__ for block in blocks} - {BLOCK_TYPE}:
         raise InputError(
             f"the VAE's decoder has {', '.join(sorted(unknown))}: a temporal decoder goes around blocks of "
@@ -177,7 +177,7 @@ def decoder_blocks(vae: AutoencoderKL) -> tuple[tuple[int, int], ...]:
     return tuple((block.resnets[0].out_channels, len(block.resnets)) for block in blocks)
 
 
-def check_decoder_fits(decoder: TemporalDecoder, vae: AutoencoderKL, name: str) -> None:
+def check_decoder_fits(decoder: TemporalDecoder, vae: VAE, name: str) -> None:
     """Raise InputError unless the temporal decoder is for a VAE of this architecture.
 
     name: source of the temporal decoder, for the message.

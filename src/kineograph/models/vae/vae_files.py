@@ -1,27 +1,33 @@
 """VAEs and temporal decoders from folders, files and repositories.
 
-In VidRD's own layout the VAE has diffusers' names, and every block a list `temp_convs` beside its ResNet blocks.
+A VAE is AutoencoderKL, or TAESD (AutoencoderTiny), which has other layers for the same latents. In VidRD's own layout the VAE has diffusers' names, and every block a list `temp_convs` beside its ResNet blocks.
 Source: the released code of "Reuse and Diffuse" (Gu et al. 2023).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL
-from torch import Tensor
+from diffusers import AutoencoderKL, AutoencoderTiny
+from torch import Tensor, nn
 
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
-from kineograph.models.formats import architecture, key_map, known_configurations, tensor_files
+from kineograph.models.description import LATENT_CHANNELS, vae_scale_factor
+from kineograph.models.formats import architecture, key_map, known_configurations, ldm, tensor_files
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.formats.vidrd import temporal_conv_entry
 from kineograph.models.loading import single_file, video_folder
-from kineograph.models.loading.components import READ_ERRORS
+from kineograph.models.loading.components import READ_ERRORS, read_json
+from kineograph.models.network_folders import read_network
+from kineograph.models.vae.autoencoder import VAE, VAES
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
 VAE_PREFIX = "vae."
@@ -116,23 +122,142 @@ def fill_vae(vae: AutoencoderKL, tensors: Tensors, what: str) -> None:
 
 
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
+VAE_PREFIXES = ("first_stage_model.", "vae.")
+# layers of TAESD in its authors' files; the decoder's are counted from a clamp, which diffusers does not count
+TAESD_LAYER = re.compile(r"(\d+)\.((?:conv\.\d+\.|skip\.)?(?:weight|bias))")
+TAESD_LATENTS = {"decoder.layers.0.weight": 1, "encoder.layers.14.weight": 0}  # -> dimension of the latents' channels
+TAESD_SIDES = ("encoder", "decoder")
 
 
-def open_vae(vae: str | Path | AutoencoderKL, own: AutoencoderKL, hub_options: HubOptions) -> AutoencoderKL:
-    """Open a VAE to use instead of a model's own. Raises InputError if its latents have other channels."""
-    opened = vae if isinstance(vae, AutoencoderKL) else _read_vae(vae, own, hub_options)
-    channels, expected = opened.config.latent_channels, own.config.latent_channels
-    if channels != expected:
-        raise InputError(f"the VAE has latents of {channels} channels, and the model {expected}: pass another")
+def open_vae(vae: str | Path | nn.Module, own: VAE | None, dtype: torch.dtype, hub_options: HubOptions) -> VAE:
+    """Open a VAE to use instead of a model's own.
+
+    own: None for a model without a VAE. Raises InputError if it is a network of another kind, tensors are missing, or
+    its latents have other channels or another size than those of the model's own VAE.
+    """
+    opened = _read_vae(vae, own, dtype, hub_options) if isinstance(vae, str | Path) else vae
+    _refuse_other_kind(type(opened).__name__, "the network given as `vae`")
+    if own is not None:
+        refuse_other_latents(opened.config, own.config.latent_channels, vae_scale_factor(own.config))
     return opened
 
 
-def _read_vae(vae: str | Path, own: AutoencoderKL, hub_options: HubOptions) -> AutoencoderKL:
-    path = hub.local_path(vae) or hub.fetch_folder(str(vae), VAE_FILES, hub_options._replace(revision=None))
+def refuse_other_latents(config: Mapping[str, Any], latent_channels: int, scale_factor: int) -> None:
+    """Raise InputError if the latents of a VAE have other channels or another size than a model's."""
+    channels, factor = config.get("latent_channels", LATENT_CHANNELS), vae_scale_factor(config)
+    if channels != latent_channels:
+        raise InputError(f"the VAE has latents of {channels} channels, and the model {latent_channels}: pass another")
+    if factor != scale_factor:
+        raise InputError(
+            f"the VAE makes latents {factor} times smaller than images, and the model's own {scale_factor} times: pass "
+            "one that was trained for the model's latents"
+        )
+
+
+def find_vae(vae: str | Path, hub_options: HubOptions, patterns: list[str] = VAE_FILES) -> Path:
+    """Return the file of a VAE, or its folder: a network's own, or `vae` in a pipeline's. patterns: of downloads."""
+    path = hub.local_path(vae) or hub.fetch_folder(str(vae), patterns, hub_options._replace(revision=None))
+    return path if path.is_file() or (path / "config.json").is_file() else path / "vae"
+
+
+def vae_configuration(path: Path) -> Mapping[str, Any] | None:
+    """Return the configuration of a VAE in a file or folder; None for a file of one like the model's own."""
+    if path.is_dir():
+        config = _read_config(path)
+        _refuse_other_kind(config["_class_name"], str(path))
+        return config
+    tensors = tensor_files.read_header(path)
+    return _empty_taesd(tensors).config if tensors and _is_taesd(tensors) else None
+
+
+def _read_vae(vae: str | Path, own: VAE | None, dtype: torch.dtype, hub_options: HubOptions) -> VAE:
+    path = find_vae(vae, hub_options)
     if path.is_file():
-        return single_file.vae_from_file(path, own)
-    folder = path if (path / "config.json").is_file() else path / "vae"
+        return _read_file(path, own).to(dtype).eval()
+    kind = _read_config(path)["_class_name"]
+    _refuse_other_kind(kind, str(vae))
     try:
-        return AutoencoderKL.from_pretrained(folder, dtype=own.dtype, local_files_only=True)
+        return read_network(VAES[kind], path, dtype=dtype)
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise InputError(f"{vae} is no VAE in diffusers layout, or damaged: {error}") from error
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} is no VAE in diffusers layout: it has no config.json")
+    return {"_class_name": AutoencoderKL.__name__, **read_json(folder / "config.json")}
+
+
+def _refuse_other_kind(kind: str, what: str) -> None:
+    if kind not in VAES:
+        raise InputError(
+            f"{what} is of the kind {kind}: expected {' or '.join(VAES)} (TAESD), as in models of the SD 1.x, 2.x and "
+            "SDXL family"
+        )
+
+
+def _read_file(path: Path, own: VAE | None) -> VAE:
+    """Return the VAE in a file: TAESD, or one like the model's own, alone or in a checkpoint."""
+    tensors = tensor_files.read_tensors(path)
+    if _is_taesd(tensors):
+        opened, what = _empty_taesd(tensors), f"{path} looks like TAESD, but does not fit it"
+        tensors = _with_other_side(tensors, path)
+        key_map.load_tensors(opened, tensors, key_map.identity_key_map(opened.state_dict()), what)
+        return opened
+    with init_empty_weights(include_buffers=False):
+        opened = AutoencoderKL.from_config(own.config if isinstance(own, AutoencoderKL) else known_configurations.VAE)
+    prefix = next((each for each in VAE_PREFIXES if any(name.startswith(each) for name in tensors)), "")
+    weights = {
+        OLD_NAME.sub(lambda found: f".{CURRENT_NAMES[found[1]]}.", name): each
+        for name, each in key_map.select_prefix(prefix, tensors).items()
+        if not single_file.UNUSED_OF_VAE.fullmatch(name)
+    }
+    in_diffusers = any("_blocks." in name for name in weights)
+    entries = key_map.identity_key_map(opened.state_dict()) if in_diffusers else ldm.vae_key_map(opened)
+    key_map.load_tensors(opened, weights, entries, f"{path} is not a VAE like the model's own")
+    return opened
+
+
+def _is_taesd(tensors: Tensors) -> bool:
+    """Return True for the tensors of TAESD, in diffusers' names or those of one side in its authors' files."""
+    return any(name.startswith(("encoder.layers.", "decoder.layers.")) for name in tensors) or all(
+        map(TAESD_LAYER.fullmatch, tensors)
+    )
+
+
+def _empty_taesd(tensors: Tensors) -> AutoencoderTiny:
+    """Return TAESD on the meta device, for latents of as many channels as the tensors of either side have."""
+    named = _to_diffusers(tensors)
+    channels = [named[name].shape[dimension] for name, dimension in TAESD_LATENTS.items() if name in named]
+    with init_empty_weights(include_buffers=False):
+        return AutoencoderTiny(**({"latent_channels": channels[0]} if channels else {}))
+
+
+def _to_diffusers(tensors: Tensors) -> dict[str, Tensor]:
+    """Return the tensors of TAESD with diffusers' names."""
+    if not all(map(TAESD_LAYER.fullmatch, tensors)):
+        return dict(tensors)
+    is_encoder = any(name.startswith("0.") for name in tensors)
+    side, first = ("encoder", 0) if is_encoder else ("decoder", 1)
+    found = {name: TAESD_LAYER.fullmatch(name) for name in tensors}
+    return {
+        f"{side}.layers.{int(match[1]) - first}.{match[2]}": tensors[name] for name, match in found.items() if match
+    }
+
+
+def _with_other_side(tensors: Tensors, path: Path) -> dict[str, Tensor]:
+    """Return TAESD's tensors with those of the file of its other side beside it, if they are in two files."""
+    both = _to_diffusers(tensors)
+    missing = [side for side in TAESD_SIDES if not any(name.startswith(side) for name in both)]
+    if not missing:
+        return both
+    (there,) = set(TAESD_SIDES) - set(missing)
+    other = path.with_name(path.name.replace(there, missing[0]))
+    if other == path or not other.is_file():
+        raise InputError(
+            f"{path} is the {there} of TAESD alone: put its {missing[0]} beside it as {other.name}, or pass the folder "
+            "of madebyollin/taesd (taesdxl) in diffusers layout"
+        )
+    return both | _to_diffusers(tensor_files.read_tensors(other))

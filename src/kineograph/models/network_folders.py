@@ -1,0 +1,78 @@
+"""Networks in folders of diffusers and transformers: variants, shards, and a check that every tensor is filled."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from kineograph.errors import InputError, InputWarning
+from kineograph.models.formats.tensor_files import preview_names
+
+# with the numbers of a shard before the variant, as older versions of diffusers wrote them, or after it
+WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?(?:\.([\w-]+?))?(?:-\d+-of-\d+)?"
+    r"\.(?:safetensors|bin)"
+)
+PLAIN = ""  # the variant of files without one in their names
+PREFERRED = "fp16"
+# tensors that files have beside those of a network: tables, and layers of the whole CLIP model
+UNUSED = re.compile(r".*position_ids|(?:.*\.)?logit_scale|\w+_projection\..*")
+OTHER_ENCODER = {"CLIPTextModel": "vision_model.", "CLIPVisionModel": "text_model."}
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def list_variants(folder: Path) -> set[str]:
+    """Return the variants of the weights in a network's folder, `PLAIN` for files that name none."""
+    names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    return {match[1] or PLAIN for match in map(WEIGHTS.fullmatch, names) if match}
+
+
+def choose_variant(folder: Path, variant: str | None) -> str | None:
+    """Return the variant to read of a network's folder: the given one or, if it has other files only, theirs.
+
+    Raises InputError if the files are of several variants and none of them was given.
+    """
+    found = list_variants(folder)
+    if not found or (variant or PLAIN) in found:
+        return variant
+    if PLAIN in found:
+        return None
+    if variant is None and (PREFERRED in found or len(found) == 1):
+        return PREFERRED if PREFERRED in found else next(iter(found))
+    names = " or ".join(sorted(found))
+    raise InputError(f"{folder} has weights of {names} only: expected `variant` to be one of them, got {variant}")
+
+
+def read_network(
+    kind: type[Network], folder: Path, *, dtype: torch.dtype | None = None, variant: str | None = None
+) -> Network:
+    """Return the network in a folder, for evaluation. dtype: the library's default unless given.
+
+    Warns of tensors that the network does not have. Raises InputError if tensors are missing, which the libraries would
+    replace by random ones.
+    """
+    untyped: Any = kind
+    options: dict[str, Any] = {"variant": choose_variant(folder, variant), "local_files_only": True}
+    options |= {} if dtype is None else {"dtype": dtype}
+    network, found = untyped.from_pretrained(folder, output_loading_info=True, **options)
+    if missing := found["missing_keys"]:
+        raise InputError(
+            f"{folder} has no weights for {preview_names(sorted(missing))}: it is incomplete, or made for other "
+            "versions of diffusers and transformers. Fetch it again"
+        )
+    other = next((prefix for name, prefix in OTHER_ENCODER.items() if kind.__name__.startswith(name)), " ")
+    unexpected = sorted(name for name in found["unexpected_keys"] if not name.startswith(other))
+    if unused := [name for name in unexpected if not UNUSED.fullmatch(name)]:
+        warnings.warn(
+            f"{folder} has {len(unused)} tensors that its configuration does not know and that are left out: "
+            f"{preview_names(unused)}",
+            InputWarning,
+            stacklevel=2,
+        )
+    return network.eval()
