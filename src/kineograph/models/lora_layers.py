@@ -39,9 +39,9 @@ def has_loras(network: nn.Module) -> bool:
     return any(isinstance(each, LoraLayer) or hasattr(each, CHANGES) for each in network.modules())
 
 
-def original(layer: nn.Module, name: str) -> Tensor | None:
-    """Return a layer's parameter without LoRAs."""
-    return getattr(layer, ORIGINAL + name, getattr(layer, name))
+def original_weight(layer: WeightedLayer) -> Tensor:
+    """Return a layer's weight without LoRAs."""
+    return getattr(layer, ORIGINAL + "weight", layer.weight)
 
 
 def check_changeable(network: nn.Module, layer: WeightedLayer, path: str) -> None:
@@ -60,14 +60,13 @@ def check_changeable(network: nn.Module, layer: WeightedLayer, path: str) -> Non
 
 
 @torch.no_grad()
-def change_parameter(layer: nn.Module, name: str, change: Tensor) -> None:
+def change_parameter(layer: WeightedLayer, name: str, change: Tensor) -> None:
     """Add to a layer's weight or bias, keeping the original; a layer without bias gets one."""
-    before = getattr(layer, name)
+    before: Tensor | None = getattr(layer, name)
     if not hasattr(layer, ORIGINAL + name):
         layer.register_buffer(ORIGINAL + name, before, persistent=False)
-    dtype = layer.weight.dtype if before is None else before.dtype
     changed = change if before is None else before.to(change.dtype) + change
-    setattr(layer, name, nn.Parameter(changed.to(layer.weight.device, dtype), requires_grad=False))
+    setattr(layer, name, nn.Parameter(changed.to(layer.weight), requires_grad=False))
 
 
 def note_changes(network: nn.Module, name: str) -> None:
@@ -83,9 +82,9 @@ def remove_loras(networks: Mapping[str, nn.Module]) -> None:
             for buffer in [each for each in layer._buffers if each.startswith(ORIGINAL)]:
                 before = layer._buffers.pop(buffer)
                 layer._non_persistent_buffers_set.discard(buffer)
-                is_parameter = before is None or isinstance(before, nn.Parameter)  # no longer, after a move
-                restored = before if is_parameter else nn.Parameter(before, requires_grad=False)
-                setattr(layer, buffer.removeprefix(ORIGINAL), restored)
+                if before is not None and not isinstance(before, nn.Parameter):  # after a move
+                    before = nn.Parameter(before, requires_grad=False)
+                setattr(layer, buffer.removeprefix(ORIGINAL), before)
         if hasattr(network, CHANGES):
             delattr(network, CHANGES)
 

@@ -30,7 +30,7 @@ from kineograph.models.formats import key_map, known_configurations, tensor_file
 from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.layer_names import TargetLayer, target_layers
 from kineograph.models.formats.tensor_files import Tensors
-from kineograph.models.lora_layers import original
+from kineograph.models.lora_layers import original_weight
 from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
@@ -80,8 +80,8 @@ def weight_signature(network: nn.Module, name: str) -> WeightSignature:
     paths = sorted(target_layers(network).items())
     layers = [(path, layer) for path, layer in paths if not any(mark in path for mark in IMAGE_ADAPTER_MARKS)]
     shapes = "\n".join(f"{path} {_shape(layer, _latent_channels(network, path))}" for path, layer in layers)
-    weights = (original(layer, "weight") for _, layer in layers)
-    norms = (float(f"{weight.detach().half().float().norm().item():.5g}") for weight in weights if weight is not None)
+    weights = (original_weight(layer).detach() for _, layer in layers)
+    norms = (float(f"{weight.half().float().norm().item():.5g}") for weight in weights)
     return WeightSignature(name=name, shapes=hashlib.sha256(shapes.encode()).hexdigest(), norms=tuple(norms))
 
 

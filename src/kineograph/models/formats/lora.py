@@ -87,11 +87,15 @@ class Matches(NamedTuple):
 
 
 class LayerChange(NamedTuple):
-    """Change of a layer at scale 1. tensors: in float32, by role; update: if it is one of two matrices."""
+    """Change of a layer at scale 1.
+
+    tensors: in float32, by role; update: that of the weight, if it is by two matrices; in_place: if there is another.
+    """
 
     tensors: Roles
     scale: Scaling
     update: LowRankUpdate | None
+    in_place: bool
 
 
 def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
@@ -128,7 +132,7 @@ def add_lora(
     changes: dict[str, dict[str, LayerChange]] = {}
     for (part, path), roles in matches.layers.items():
         change = _layer_change(file, path, layers[part][path], roles, settings.get(part, {}))
-        if change.update is None:
+        if change.in_place:
             lora_layers.check_changeable(networks[part], layers[part][path], path)
         changes.setdefault(part, {})[path] = change
     if not changes:
@@ -210,7 +214,7 @@ def _refuse_unsupported(file: Path, tensors: Mapping[str, Tensor], settings: Map
     for of_network in settings.values():
         if reason := lora_kinds.unsupported_settings(of_network):
             raise InputError(f"{file} is {reason}")
-    damaged = [name for name, each in tensors.items() if each.is_floating_point() and not each.isfinite().all()]
+    damaged = [name for name, each in tensors.items() if not each.float().isfinite().all()]
     if damaged:
         names = tensor_files.preview_names(damaged)
         raise InputError(
@@ -259,8 +263,8 @@ def _layer_change(
         bias = lora_kinds.bias_difference(empty, scale)
         if change is not None:
             lora_kinds.decompose(weight + _fit(change, weight), empty)
-        elif {"dora_scale", "magnitude"} & tensors.keys():
-            raise KeyError("down")
+        elif bias is None or {"dora_scale", "magnitude"} & tensors.keys():
+            raise KeyError("lora_down")
         if bias is not None:
             bias.reshape(len(weight))
         update = lora_kinds.low_rank_update(tensors, scale) if isinstance(layer, TargetLayer) else None
@@ -279,7 +283,7 @@ def _layer_change(
             update.down.reshape(rank, *weight.shape[1:]), update.up.reshape(-1, rank, *[1] * (weight.ndim - 2)),
             update.alpha,
         )  # fmt: skip
-    return LayerChange(tensors, scale, update)
+    return LayerChange(tensors, scale, update, update is None or bias is not None)
 
 
 def _shape(layer: WeightedLayer) -> tuple[int, ...]:
@@ -327,27 +331,22 @@ def _warn_of_left_out(file: Path, names: Sequence[str], count: int) -> None:
         )
 
 
+@torch.no_grad()
 def _change_weights(
-    network: nn.Module,
-    layers: Mapping[str, WeightedLayer],
-    changes: Mapping[str, LayerChange],
-    name: str,
-    scale: float,
+    network: nn.Module, layers: Mapping[str, WeightedLayer], changes: Mapping[str, LayerChange], name: str, scale: float
 ) -> None:
-    """Change weights and biases of a network, but for products of two matrices."""
-    changed = False
-    for path, change in changes.items():
+    """Change weights and biases of a network in place, but for updates by two matrices."""
+    in_place = {path: change for path, change in changes.items() if change.in_place}
+    for path, change in in_place.items():
         layer = layers[path]
         tensors = {role: each.to(layer.weight.device) for role, each in change.tensors.items()}
         if change.update is None and (difference := lora_kinds.weight_difference(tensors, change.scale)) is not None:
-            weight = lora_layers.original(layer, "weight").detach().float()
+            weight = lora_layers.original_weight(layer).float()
             moved = lora_kinds.decompose(weight + scale * _fit(difference, weight), tensors)
             lora_layers.change_parameter(layer, "weight", moved - weight)
-            changed = True
         if (difference := lora_kinds.bias_difference(tensors, change.scale)) is not None:
             lora_layers.change_parameter(layer, "bias", scale * difference.flatten())
-            changed = True
-    if changed:
+    if in_place:
         lora_layers.note_changes(network, name)
 
 

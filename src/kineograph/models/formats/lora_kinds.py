@@ -205,7 +205,7 @@ def decompose(weight: Tensor, tensors: Tensors) -> Tensor:
     by_output = "magnitude" in tensors or len(magnitude) == len(weight)
     axis = 0 if by_output else 1
     others = [each for each in range(weight.ndim) if each != axis]
-    norm = weight.norm(dim=others, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    norm = torch.linalg.vector_norm(weight, dim=others, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
     return weight * (magnitude.reshape(norm.shape) / norm)
 
 
