@@ -54,8 +54,8 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
         _write_components(components, temporary, folder.name)
         if isinstance(model, Model) and model.vocabulary is not None:
             (temporary / VOCABULARY).write_text(json.dumps(sorted(model.vocabulary)))
-        if isinstance(model, Model) and model.clip_skip:
-            _write_clip_skip(model.clip_skip, temporary)
+        if isinstance(model, Model):
+            _write_clip_skip(model.clip_skip, temporary / "text_encoder" / "config.json")
         if unused:
             save_file(dict(unused), temporary / UNUSED)
     return folder
@@ -79,9 +79,10 @@ def model_components(model: Model) -> Components:
     )
 
 
-def _write_clip_skip(clip_skip: int, folder: Path) -> None:
-    file = folder / "text_encoder" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), CLIP_SKIP: clip_skip}, indent=2))
+def _write_clip_skip(clip_skip: int, file: Path) -> None:
+    config = json.loads(file.read_text())
+    if clip_skip != config.get(CLIP_SKIP, 0):
+        file.write_text(json.dumps(config | {CLIP_SKIP: clip_skip}, indent=2))
 
 
 def _write_components(components: Components, folder: Path, name: str) -> None:
