@@ -1,6 +1,7 @@
 """VAEs and temporal decoders from folders, files and repositories.
 
-A VAE is AutoencoderKL, or TAESD (AutoencoderTiny), which has other layers for the same latents. In VidRD's own layout the VAE has diffusers' names, and every block a list `temp_convs` beside its ResNet blocks.
+A VAE is AutoencoderKL, or TAESD (AutoencoderTiny), which has other layers for the same latents. In VidRD's own layout
+the VAE has diffusers' names, and every block a list `temp_convs` beside its ResNet blocks.
 Source: the released code of "Reuse and Diffuse" (Gu et al. 2023).
 """
 
