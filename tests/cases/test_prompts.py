@@ -10,10 +10,13 @@ import torch
 from cases import tiny_models
 from cases.program import SMALL, run
 from cases.tiny_models import far, load, tokens_of
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from format_rows import loads
+from safetensors.torch import save_file
 from torch import Tensor
 
 import kineograph as kg
+from kineograph.models.loading.save import save
 
 POCKET = ("-n", 2, "--steps", 1, "--height", 64, "--width", 64)
 
@@ -83,6 +86,33 @@ def test_clip_skip_can_be_asked_for() -> None:
     """Case 31 (animatediff-cli#14, diffusers#3212): anime models want CLIP skip 2."""
     assert "clip_skip" in inspect.signature(kg.load).parameters
     assert "clip-skip" in run("generate", "--help").text
+
+
+@loads("Prompt", "`clip_skip` of a saved and of a converted model", within=0, reference="the model that was saved")
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_saved_model_keeps_its_clip_skip(sd_folder, sdxl_folder, work, family, within: float) -> None:
+    skipping = load(sd_folder if family == "sd" else sdxl_folder, clip_skip=1)
+    saved = save(skipping, work / "saved")
+    again, none = load(saved), load(saved, clip_skip=0)
+    assert again.clip_skip == 1 and far(tokens_of(again, "a cat"), tokens_of(skipping, "a cat")) <= within
+    assert none.clip_skip == 0 and none.settings == {"source": str(saved), "clip_skip": 0}
+    assert far(tokens_of(none, "a cat"), tokens_of(skipping, "a cat", clip_skip=0)) <= within
+    DiffusionPipeline.from_pretrained(saved)  # which ignores it
+    for clip_skip in (0, 1):
+        said = run("convert", saved, work / f"converted{clip_skip}", "--clip-skip", clip_skip)
+        assert said.status == 0 and load(work / f"converted{clip_skip}").clip_skip == clip_skip
+    with pytest.raises(kg.InputError, match="`clip_skip` skips last layers"):
+        load(saved, clip_skip=5)
+
+
+def test_saved_model_keeps_its_learned_words(sd_folder, work) -> None:
+    file = work / "dog.safetensors"
+    save_file({"<dog>": torch.randn(3, 16)}, file)
+    model = load(sd_folder, textual_inversion=file, clip_skip=1)
+    again = load(save(model, work / "learned"))
+    assert torch.equal(tokens_of(again, "a (<dog>:1.2) b"), tokens_of(model, "a (<dog>:1.2) b"))
+    assert not torch.equal(tokens_of(again, "a <dog> b"), tokens_of(load(sd_folder, clip_skip=1), "a <dog> b"))
 
 
 # --- characters

@@ -51,7 +51,10 @@ CUSTOMISED = (
     "motion_module", "motion_adapter", "config", "prediction_type", "clip_skip", "device", "dtype", "revision",
     "variant",
 )  # fmt: skip
-CONVERTED = ("motion_module", "motion_adapter", "vae", "decoder", "config", "prediction_type", "revision", "variant")
+CONVERTED = (
+    "motion_module", "motion_adapter", "vae", "decoder", "config", "prediction_type", "clip_skip", "revision",
+    "variant",
+)  # fmt: skip
 COMMANDS: Mapping[str, Command] = {
     "generate": Command(generate, _run_options("generate")),
     "animate": Command(animate, _run_options("animate")),

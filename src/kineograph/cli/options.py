@@ -52,7 +52,7 @@ Json = Annotated[bool, file_option("--json", help="Print one JSON object on stdo
 # --- the options of `load`, for one model or a second one
 
 WITHOUT_FLAG = ("token", "torch_dtype")
-OF_SECOND_MODEL = ("lora", "adapter", "motion_adapter", "motion_module")
+OF_SECOND_MODEL = ("lora", "adapter", "motion_adapter", "motion_module", "clip_skip")
 SECOND = "video_"  # prefix of the names of the second model's options
 
 

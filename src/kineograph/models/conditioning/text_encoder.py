@@ -81,7 +81,7 @@ def encode_text(
         network = getattr(encoder.network, "text_model", encoder.network)
         return network.final_layer_norm(output.hidden_states[-1 - clip_skip])
 
-    _check_depth(encoder, clip_skip + 1)
+    check_depth(encoder, clip_skip + 1)
     num_chunks = max(num_chunks, count_chunks([encoder], texts, weights))
     return _encode(encoder, texts, weights, num_chunks, states).tokens.flatten(1, 2)
 
@@ -106,7 +106,7 @@ def encode_text_sdxl(
         return output.hidden_states[-2 - clip_skip]
 
     for encoder in encoders:
-        _check_depth(encoder, clip_skip + 2)
+        check_depth(encoder, clip_skip + 2)
     num_chunks = max(num_chunks, count_chunks(encoders, texts, weights))
     encoded = [_encode(each, texts, weights, num_chunks, states) for each in encoders]
     return torch.cat([each.tokens for each in encoded], dim=-1).flatten(1, 2), _pool(encoders[-1], encoded[-1])
@@ -209,7 +209,8 @@ def _fill(encoder: TextEncoder, prompts: Sequence[Sequence[Chunk]], num_chunks: 
     )
 
 
-def _check_depth(encoder: TextEncoder, depth: int) -> None:
+def check_depth(encoder: TextEncoder, depth: int) -> None:
+    """Raise InputError unless the encoder has a layer, the last but `depth - 1`."""
     layers = encoder.network.config.num_hidden_layers
     if not 0 < depth <= layers + 1:
         raise InputError(

@@ -105,7 +105,8 @@ def trained_conditions(model: Model) -> EncodePrompts:
     def encode(net: nn.Module, prompts: Sequence[str]) -> Condition:
         assert isinstance(net, TrainedNetworks) and net.text is not None, "it is trained"
         with lock:
-            return Condition(encode_text(TextEncoder(model.text_encoders[0].tokenizer, net.text), prompts))
+            encoder = TextEncoder(model.text_encoders[0].tokenizer, net.text)
+            return Condition(encode_text(encoder, prompts, model.clip_skip))
 
     return encode
 
