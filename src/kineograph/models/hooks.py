@@ -36,6 +36,13 @@ def is_offloaded(network: nn.Module) -> bool:
     return any(_hook_device(module) is not None for module in network.modules())
 
 
+def has_weights(network: nn.Module) -> bool:
+    """Return True for a network whose weights are in memory between its calls, not on disk or in a hook's own map."""
+    groups = (_diffusers_hooks(module).get(GROUP_OFFLOAD) for module in network.modules())
+    on_disk = any(hook is not None and hook.group.offload_to_disk_path for hook in groups)
+    return not on_disk and not any(weight.is_meta for weight in network.parameters())
+
+
 def refuse_offloaded(networks: Mapping[str, nn.Module], reason: str) -> None:
     """Raise InputError if one of these networks is offloaded. reason: beginning of the message."""
     if offloaded := [name for name, network in networks.items() if is_offloaded(network)]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from kineograph.models.hooks import has_weights
 from kineograph.models.model import Model
 
 LIBRARIES = ("kineograph", "torch", "diffusers", "transformers", "peft", "numpy")
@@ -47,7 +48,8 @@ def collect_provenance(model: Model, controls: Sequence[str] = ()) -> dict[str, 
     """
     cuda = model.device.type == "cuda"
     processor = torch.cuda.get_device_name(model.device) if cuda else platform.processor() or platform.machine()
-    nets = {f"controlnet {kind}": fingerprint(model.control(kind)) for kind in controls}
+    networks = {f"controlnet {kind}": model.control(kind) for kind in controls}
+    nets = {name: fingerprint(each) for name, each in networks.items() if has_weights(each)}
     return {
         "model": {
             "name": model.name,
@@ -81,14 +83,15 @@ def provenance_differences(before: Mapping[str, Any], after: Mapping[str, Any]) 
 def fingerprints(model: Model) -> dict[str, str]:
     """Return the fingerprint of each network's weights, by the network's name in a diffusers folder.
 
-    The weights are hashed as they are in memory, with adapters: the same file in another dtype has another hash.
+    The weights are hashed as they are in memory, with adapters: the same file in another dtype has another hash. Those
+    of a network that a live pipeline offloads to elsewhere are left out.
     """
     encoders = {
         f"text_encoder{f'_{k}' if k > 1 else ''}": each.network for k, each in enumerate(model.text_encoders, 1)
     }
     decoder = {} if model.temporal_decoder is None else {"temporal_decoder": model.temporal_decoder}
     networks = {"unet": model.net, "vae": model.vae, **decoder, **encoders}
-    return {name: fingerprint(each) for name, each in networks.items()}
+    return {name: fingerprint(each) for name, each in networks.items() if has_weights(each)}
 
 
 def fingerprint(network: nn.Module) -> str:

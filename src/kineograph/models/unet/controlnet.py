@@ -44,6 +44,7 @@ class VideoControlNet(nn.Module):
     def embed(self, maps: ControlMaps) -> ControlEmbedding:
         """Embed control maps, values from 0 to 1, at the latents' size: the same for all noise levels."""
         net = self.controlnet
+        onload(net)
         ordered = maps.flip(1) if net.config.controlnet_conditioning_channel_order == "bgr" else maps
         return [net.controlnet_cond_embedding(ordered.to(execution_device(net), net.dtype))]
 

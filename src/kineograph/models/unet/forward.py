@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.attention import BasicTransformerBlock, _chunked_feed_forward
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.utils.torch_utils import apply_freeu
@@ -196,10 +196,7 @@ def _transformer_block(block: BasicTransformerBlock, x: Tensor, inputs: LayerInp
     x = attend_frames(block.attn1, block.norm1(x), inputs.groups, inputs.cache) + x
     x = cross_attend(block.attn2, block.norm2(x), inputs.key_values[block.attn2], inputs.groups.frames) + x
     x = inputs.after(block.attn2, x, inputs.frames)
-    normed = block.norm3(x)
-    if block._chunk_size is not None:  # of `enable_forward_chunking`
-        return _chunked_feed_forward(block.ff, normed, block._chunk_dim, block._chunk_size) + x
-    return block.ff(normed) + x
+    return block.ff(block.norm3(x)) + x
 
 
 def _as_tokens(x: Tensor) -> Tensor:
