@@ -24,7 +24,7 @@ from kineograph.curation.packing import read_manifest
 from kineograph.curation.run import curate_dataset
 from kineograph.curation.settings import CurationSettings
 from kineograph.media.codecs import write_mp4
-from kineograph.media.metadata import VideoMetadata
+from kineograph.media.metadata import FileTags
 
 FPS, SECONDS, HEIGHT, WIDTH = 24, 2, 360, 640
 
@@ -37,7 +37,7 @@ def write_video(path: Path, shots: int, seed: int) -> None:
         low_resolution = Image.fromarray(rng.integers(20, 256, (5, 12, 3), dtype=np.uint8))
         wide = np.asarray(low_resolution.resize((WIDTH + 2 * count, HEIGHT), Image.Resampling.BICUBIC))
         frames += [wide[:, 2 * number : 2 * number + WIDTH] for number in range(count)]
-    write_mp4(path, np.stack(frames), VideoMetadata(len(frames), HEIGHT, WIDTH, FPS, {}))
+    write_mp4(path, np.stack(frames), FPS, FileTags())
 
 
 def measure_run(name: str, folder: Path, output: Path, run: str) -> dict[str, object]:

@@ -12,7 +12,7 @@ from numbered import movie, numbered, numbers
 
 from kineograph.curation.decoding import frames_at_rate, open_decodable, sample_frames, split_shots
 from kineograph.curation.settings import Cuts
-from kineograph.media.seek import BrokenFile
+from kineograph.media.frames import BrokenFile
 from kineograph.media.shards import FileRange, open_range
 
 

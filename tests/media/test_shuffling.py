@@ -13,10 +13,10 @@ from numbered import movie, numbered, numbers, tar
 from kineograph.errors import InputError
 from kineograph.media.dataset import Dataset, open_dataset
 from kineograph.media.dataset_layouts import DatasetItem
-from kineograph.media.seek import BrokenFile
+from kineograph.media.frames import BrokenFile
 from kineograph.media.shards import FileRange
-from kineograph.media.shuffling import sample_item
 from kineograph.media.training_clips import Clip, load_clip, random_crop
+from kineograph.training.temporal_layers.shuffling import sample_item
 
 BATCH = 4
 ITEMS = tuple(DatasetItem(f"{number}", "", "video", FileRange(Path(f"{number}"))) for number in range(23))

@@ -14,8 +14,9 @@ from PIL import Image
 
 from kineograph.errors import InputError
 from kineograph.media.dataset_layouts import DatasetItem, media_kind
+from kineograph.media.frames import BrokenFile
 from kineograph.media.images import center_crop_resize
-from kineograph.media.seek import BrokenFile, decode_frames_at, read_timing
+from kineograph.media.seek import decode_frames_at, read_timing
 from kineograph.media.shards import FileRange, FileSlice, list_tar_members, open_range
 from kineograph.media.training_clips import Clip, load_clip, random_crop
 

@@ -30,6 +30,7 @@ from kineograph.curation.records import WORK, clips_path, read_json_file, write_
 from kineograph.curation.settings import CaptionModel, Captions, CurationSettings, Endpoint, TransformersModel
 from kineograph.curation.sources import SourceFile
 from kineograph.errors import InputError
+from kineograph.media.frames import to_rgb
 from kineograph.media.seek import decode_frames_at, read_timing
 from kineograph.media.shards import FileRange, open_range
 
@@ -111,7 +112,7 @@ def read_key_frames(tar: Path, name: str, count: int) -> Images:
         count = min(count, total)
         indices = ((np.arange(count) + 0.5) * total / count).astype(int)
         times = [timing.start + index / timing.fps for index in indices]
-        return decode_frames_at(file, times, timing, lambda frame: frame.to_ndarray(format="rgb24"))
+        return decode_frames_at(file, times, timing, lambda frame: to_rgb(frame, (frame.width, frame.height)))
 
 
 def ask_for_caption(images: Images, label: str, ask: AskModel, merge: AskModel | None, settings: Captions) -> str:

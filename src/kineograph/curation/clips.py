@@ -28,11 +28,11 @@ from kineograph.curation.records import (
 from kineograph.curation.settings import CurationSettings
 from kineograph.curation.sources import SourceFile, clip_name_prefix
 from kineograph.curation.watermarks import Mask, detect_watermark, read_source_watermark, watermark_step
-from kineograph.media.codecs import DECODE_ERRORS, write_mp4
+from kineograph.media.codecs import write_mp4
 from kineograph.media.files import replace_atomically
+from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import decode_image, freeze_frame, largest_window, pan_and_zoom, random_windows
-from kineograph.media.metadata import VideoMetadata
-from kineograph.media.seek import BrokenFile
+from kineograph.media.metadata import FileTags, VideoMetadata
 from kineograph.media.shards import FileSlice, open_range
 
 Candidates = Iterator[tuple[CandidateClip, Mask | None]]
@@ -95,7 +95,8 @@ def _encode_mp4(clip: CandidateClip, provenance: dict) -> bytes:
     count, height, width, _ = clip.frames.shape
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        write_mp4(path, clip.frames, VideoMetadata(count, height, width, clip.fps, provenance))
+        metadata = VideoMetadata(count, height, width, clip.fps, provenance)
+        write_mp4(path, clip.frames, clip.fps, FileTags(metadata.to_json()))
         return path.read_bytes()
 
 

@@ -8,23 +8,20 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.video import VideoStream
-from av.video.reformatter import Interpolation
 from jaxtyping import UInt8
 
 from kineograph.curation.settings import Cuts
 from kineograph.errors import InputError
-from kineograph.media.codecs import DECODE_ERRORS
-from kineograph.media.seek import (
-    HALF_FRAME,
+from kineograph.media.frames import (
+    DECODE_ERRORS,
     BrokenFile,
-    VideoTiming,
+    decode_stream,
     frame_time,
     open_video_stream,
-    read_timing,
-    to_ticks,
+    square_size,
+    to_rgb,
 )
+from kineograph.media.seek import HALF_FRAME, VideoTiming, read_timing, seek_frame
 from kineograph.media.shards import FileSlice
 
 DETECTION_SIDE = 128  # pixels of the shorter side of the frames that are compared: enough to find a cut
@@ -145,7 +142,7 @@ def frames_at_rate(video: DecodableVideo) -> Iterator[Frame]:
 def sample_frames(video: DecodableVideo, count: int) -> list[Frame]:
     """Return about `count` frames from all over a video: key frames, which are quick to reach, or any if too few."""
     try:
-        found = _seek_key_frames(video, count)
+        found = _seek_key_frames(video, count) if video.timing.has_timestamps else []
     except DECODE_ERRORS:
         found = []
     if len(found) >= count // 2:
@@ -158,9 +155,8 @@ def _seek_key_frames(video: DecodableVideo, count: int) -> list[Frame]:
     found: dict[float, Frame] = {}
     with open_video_stream(video.file) as (container, stream):
         for time in np.linspace(video.timing.start, video.timing.end, count, endpoint=False):
-            container.seek(to_ticks(stream, float(time)), stream=stream)
-            frame = next(container.decode(stream), None)
-            if frame is not None and not frame.is_corrupt and frame_time(frame) not in found:
+            frame, _ = seek_frame(container, stream, float(time))
+            if frame is not None and frame_time(frame) not in found:
                 found[frame_time(frame)] = video.convert(frame)
     return [*found.values()]
 
@@ -169,20 +165,13 @@ def _decode(video: DecodableVideo) -> Iterator[av.VideoFrame]:
     reached = video.timing.start
     try:
         with open_video_stream(video.file) as (container, stream):
-            for frame in _intact_frames(container, stream):
+            for frame in decode_stream(container, stream):
                 reached = frame_time(frame)
                 yield frame
     except BrokenFile:
         raise
     except DECODE_ERRORS as error:
         raise BrokenFile(f"cannot be decoded beyond {reached:.2f} s ({error})") from error
-
-
-def _intact_frames(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    for frame in container.decode(stream):
-        if frame.is_corrupt:
-            raise BrokenFile(f"has no intact frame at {frame_time(frame):.2f} s")
-        yield frame
 
 
 def _frame_count(video: DecodableVideo) -> int:
@@ -195,13 +184,8 @@ def _time_of(video: DecodableVideo, index: int) -> float:
 
 
 def _scale_down(frame: av.VideoFrame, pixel_aspect: float, shorter_side: int | None) -> Frame:
-    """Return a frame upright, with square pixels and even sides, averaged down if it is too large; never enlarged."""
-    quarters = round(frame.rotation / 90)
-    full_width, full_height = (
-        max(frame.width * pixel_aspect, frame.width),
-        max(frame.height / pixel_aspect, frame.height),
-    )
-    scale = min(1.0, (shorter_side or min(full_width, full_height)) / min(full_width, full_height))
-    width, height = (max(2, 2 * round(side * scale / 2)) for side in (full_width, full_height))
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation=Interpolation.AREA)
-    return np.ascontiguousarray(np.rot90(pixels, quarters))
+    """Return a frame as it is shown, with even sides, averaged down if it is too large; never enlarged."""
+    size = square_size(frame, pixel_aspect)
+    scale = min(1.0, (shorter_side or min(size)) / min(size))
+    width, height = (max(2, 2 * round(side * scale / 2)) for side in size)
+    return to_rgb(frame, (width, height))

@@ -17,7 +17,7 @@ from kineograph.curation.records import WORK, write_text
 from kineograph.curation.settings import CurationSettings, Watermarks
 from kineograph.curation.sources import SourceFile
 from kineograph.media.files import replace_atomically
-from kineograph.media.seek import BrokenFile
+from kineograph.media.frames import BrokenFile
 from kineograph.media.shards import open_range
 
 MIN_IMAGES = 6  # fewer have no meaningful median

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from kineograph.errors import InputError
-from kineograph.media import codecs
-from kineograph.media.codecs import DECODE_ERRORS
+from kineograph.media.codecs import FrameFile, Sound, open_frames, read_sound, select_frames
+from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import (
     center_crop_resize,
     is_present,
@@ -24,13 +24,7 @@ from kineograph.media.images import (
     to_pixels,
     unexpected,
 )
-from kineograph.media.metadata import (
-    PILLOW_SUFFIXES,
-    existing_path,
-    frame_files,
-    read_video_metadata,
-    unreadable_file,
-)
+from kineograph.media.metadata import existing_path, frame_files, read_video_metadata, unreadable_file
 from kineograph.media.video import Video
 
 VIDEO_SOURCES = (
@@ -38,7 +32,6 @@ VIDEO_SOURCES = (
 )
 FRAME_LIST = "a list, of which each is a PIL image, an array [h w 3] or a tensor [3 h w]"
 MEMORY_FPS = 8.0  # of frames in memory, which have no rate
-TIME_TOLERANCE = 1e-3  # seconds: Matroska rounds timestamps to milliseconds
 MAX_DISTORTION = 1.1  # ratio of two aspect ratios, above which a video has another shape
 
 
@@ -52,6 +45,7 @@ class Footage:
     height, width   in pixels
     read            yields all frames: uint8 [h w 3]
     compute_digest  see `digest`
+    load_sound      returns the sound, of so many seconds at most; None where there is none
     """
 
     path: str | Path
@@ -61,6 +55,7 @@ class Footage:
     width: int
     read: Callable[[], Iterator[np.ndarray]]
     compute_digest: Callable[[], str]
+    load_sound: Callable[[float], Sound | None] = lambda seconds: None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -79,11 +74,16 @@ class Footage:
                     wanted = next(remaining, None)
                 if wanted is None:
                     return
-        except InputError:
-            raise
-        except DECODE_ERRORS as error:
+        except (BrokenFile, *DECODE_ERRORS) as error:
             raise InputError(f"{self.path} cannot be read beyond frame {read}: {error}") from error
         raise InputError(f"{self.path} breaks off after frame {read}, and frame {wanted} is wanted")
+
+    def sound(self) -> Sound | None:
+        """Return the sound of these frames; None where there is none, or it cannot be read."""
+        try:
+            return self.load_sound(len(self) / self.fps)
+        except (BrokenFile, *DECODE_ERRORS):
+            return None
 
     @property
     def digest(self) -> str:
@@ -114,8 +114,12 @@ def _open_memory(video: Video, num_frames: int | None, fps: float | None) -> Foo
     count, height, width, _ = video.frames.shape
     digest = video.digest
     path = memory_label("video", f"{count} frames of {width} x {height}", digest)
-    indices = _select([number / video.fps for number in range(count)], video.fps, path, num_frames, fps)
-    return Footage(path, indices, fps or video.fps, height, width, lambda: iter(video.frames), lambda: digest)
+    times = [number / video.fps for number in range(count)]
+    file = FrameFile(times, video.fps, count / video.fps, lambda: iter(video.frames))
+    indices = _select(file, path, num_frames, fps)
+    return Footage(
+        path, indices, fps or video.fps, height, width, file.read, lambda: digest, lambda seconds: video.sound
+    )
 
 
 def _stack_frames(source: Any, option: str) -> np.ndarray:
@@ -141,17 +145,20 @@ def _open_file(path: str | Path, num_frames: int | None, fps: float | None) -> F
         raise InputError(f"there is no file {shorten(path)}")
     path = existing_path(path)
     try:
-        rate, times = _frame_times(path)
-        first = next(_stream(path), None)
+        file = open_frames(path, read_video_metadata(path))
+        first = next(file.read(), None)
+    except BrokenFile as error:
+        raise InputError(f"{path} {error}") from error
     except InputError:
         raise
     except DECODE_ERRORS as error:
         raise unreadable_file(path, error) from error
-    if first is None or not times:
+    if first is None:
         raise InputError(f"{path} holds no frames: give a video with at least one")
-    indices = _select(times, rate, path, num_frames, fps)
+    indices = _select(file, path, num_frames, fps)
     height, width, _ = first.shape
-    return Footage(path, indices, fps or rate, height, width, partial(_stream, path), partial(_file_digest, path))
+    digest, sound = partial(_file_digest, path), partial(read_sound, path)
+    return Footage(path, indices, fps or file.fps, height, width, file.read, digest, sound)
 
 
 def _file_digest(path: Path) -> str:
@@ -162,49 +169,15 @@ def _file_digest(path: Path) -> str:
     return combined.hexdigest()
 
 
-def _select(
-    times: Sequence[float], rate: float, path: str | Path, num_frames: int | None, fps: float | None
-) -> tuple[int, ...]:
-    """Return the indices of the frames to read. times: when each frame is shown; rate: frames per second."""
-    indices = list(range(len(times))) if fps is None else _resample(times, rate, fps)
+def _select(file: FrameFile, path: str | Path, num_frames: int | None, fps: float | None) -> tuple[int, ...]:
+    """Return the indices of the frames to read."""
+    indices = select_frames(file, fps)
     if num_frames is not None and num_frames > len(indices):
         raise InputError(
             f"{path} has {len(indices)} frames{f' at {fps:g} a second' if fps else ''}, and {num_frames} are asked "
             f"for: ask for {len(indices)} or fewer{', for more a second' if fps else ''}, or give a longer video"
         )
     return tuple(indices[:num_frames])
-
-
-def _resample(times: Sequence[float], rate: float, fps: float) -> list[int]:
-    """Return the index of the frame that is shown at every multiple of 1 / fps seconds."""
-    count = max(1, int((times[-1] + 1 / rate + TIME_TOLERANCE) * fps))
-    return (np.searchsorted(times, np.arange(count) / fps + TIME_TOLERANCE, side="right") - 1).tolist()
-
-
-def _frame_times(path: Path) -> tuple[float, list[float]]:
-    """Return the frame rate, and when each frame is shown, in seconds."""
-    metadata = read_video_metadata(path)
-    if path.is_dir():
-        fps = metadata.fps if metadata else 1.0
-        return fps, [number / fps for number in range(len(frame_files(path)))]
-    if path.suffix.lower() in PILLOW_SUFFIXES:
-        frames, fps = codecs.read_animation(path, metadata)
-        return fps, [number / fps for number in range(len(frames))]
-    fps, times = codecs.read_frame_times(path)
-    if metadata and len(times) < metadata.frames:
-        raise InputError(f"{path} is cut short: {len(times)} of its {metadata.frames} frames are left")
-    return (metadata.fps if metadata else fps), times
-
-
-def _stream(path: Path) -> Iterator[np.ndarray]:
-    metadata = read_video_metadata(path)
-    if path.is_dir():
-        yield from (codecs.read_animation(file, None)[0][0] for file in frame_files(path))
-    elif path.suffix.lower() in PILLOW_SUFFIXES:
-        yield from codecs.read_animation(path, metadata)[0]
-    else:
-        height, width = (metadata.height, metadata.width) if metadata else (None, None)  # ours may be padded
-        yield from (frame[:height, :width] for frame in codecs.stream_frames(path))
 
 
 def output_size(footage: Footage, height: int | None, width: int | None, *, side: int, factor: int) -> tuple[int, int]:

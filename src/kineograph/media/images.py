@@ -6,16 +6,17 @@ import hashlib
 import re
 import sys
 import textwrap
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from kineograph.errors import InputError
-from kineograph.media.seek import BrokenFile
+from kineograph.media.frames import BrokenFile
 from kineograph.media.shards import FileSlice
 
 if TYPE_CHECKING:  # reading a file does not import torch
@@ -28,6 +29,7 @@ MEMORY_LABEL = re.compile(r"(image|video|tensor) in memory \(.*, sha256 [0-9a-f]
 READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 TRAINING_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ANIMATED_FORMATS = frozenset({"WEBP", "PNG"})  # formats whose further images are further frames
+WEBP_ANIMATION, WEBP_ALPHA = 0x02, 0x10  # flags in byte 20
 REDUCING_GAP = 3.0  # larger images are averaged to this multiple of the size first; the difference is not visible
 MIN_SHIFT = 0.1  # share of the image that some edge of the window covers in a pan or zoom: less is hardly visible
 MAX_TRIES = 100
@@ -63,11 +65,12 @@ def _read_image_file(path: str | Path) -> InputImage:
     if not is_present(file) or not file.is_file():
         raise InputError(f"there is no image {shorten(path)}: expected a file such as .png, .jpg or .webp")
     try:
-        with Image.open(file) as opened:
-            image = flatten_alpha(ImageOps.exif_transpose(opened))
+        content = file.read_bytes()
+        with open_image(content) as opened:
+            image = to_rgb_image(opened)
     except READ_ERRORS as error:
         raise InputError(f"{path} is not an image that can be read, or is damaged: {error}") from error
-    return InputImage(str(path), np.asarray(image), hashlib.sha256(file.read_bytes()).hexdigest())
+    return InputImage(str(path), np.asarray(image), hashlib.sha256(content).hexdigest())
 
 
 def to_pixels(image: object, option: str, expected: str) -> UInt8[np.ndarray, "h w 3"]:
@@ -81,7 +84,7 @@ def to_pixels(image: object, option: str, expected: str) -> UInt8[np.ndarray, "h
     Raises InputError for other objects, shapes, types and values.
     """
     if isinstance(image, Image.Image):
-        return np.asarray(flatten_alpha(ImageOps.exif_transpose(image)))
+        return np.asarray(to_rgb_image(image))
     array = image
     if is_tensor(image):
         single = image[0] if image.ndim == 4 and len(image) == 1 else image
@@ -92,7 +95,7 @@ def to_pixels(image: object, option: str, expected: str) -> UInt8[np.ndarray, "h
     values = _to_uint8(array, option)
     if channels == (3,):
         return values
-    return np.asarray(flatten_alpha(Image.fromarray(values)))
+    return np.asarray(to_rgb_image(Image.fromarray(values)))
 
 
 def _to_uint8(array: np.ndarray, option: str) -> np.ndarray:
@@ -164,19 +167,54 @@ def decode_image(file: FileSlice) -> Image.Image:
 
     Raises BrokenFile for an animation, and what Pillow raises for a damaged file.
     """
-    with Image.open(BytesIO(file.read()), formats=TRAINING_FORMATS) as image:
+    with open_image(file.read(), TRAINING_FORMATS) as image:
         if getattr(image, "n_frames", 1) > 1 and image.format in ANIMATED_FORMATS:
             raise BrokenFile(f"is an animated {image.format}: make it a gif or an mp4")
-        upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        return Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    return flatten_alpha(upright) if upright.has_transparency_data else upright.convert("RGB")
+        return to_rgb_image(image)
 
 
-def flatten_alpha(image: Image.Image) -> Image.Image:
-    """Return an image as RGB, its transparent pixels on white."""
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+def open_image(content: bytes, formats: Sequence[str] | None = None) -> Image.Image:
+    """Open an image of these formats of Pillow. Raises what Pillow raises.
+
+    The canvas of an animated WebP is transparent where no frame lies, and its header may say that no frame has alpha:
+    then Pillow would show black.
+    """
+    if len(content) > 20 and content[8:16] == b"WEBPVP8X" and content[20] & WEBP_ANIMATION:
+        content = content[:20] + bytes([content[20] | WEBP_ALPHA]) + content[21:]
+    return Image.open(BytesIO(content), formats=formats)
+
+
+def to_rgb_image(image: Image.Image) -> Image.Image:
+    """Return an image as a viewer shows it: upright by its EXIF orientation, in sRGB, transparent pixels on white."""
+    profile = image.info.get("icc_profile")
+    image = _to_8_bits(ImageOps.exif_transpose(image))
+    if image.mode == "P":  # a profile is of colours, not of their numbers
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    colours = _to_srgb(image, profile) if profile else image
+    if not image.has_transparency_data:
+        return colours.convert("RGB")
+    alpha = image.convert("RGBA").getchannel("A")
+    return Image.composite(colours.convert("RGB"), Image.new("RGB", image.size, "white"), alpha)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale grey of 16 bits, and of floats from 0 to 1, both of which Pillow would clip at 255."""
+    if image.mode == "F":
+        values = np.asarray(image)
+        return Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
+    return image
+
+
+def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
+    """Convert an image by its ICC profile; a damaged one, or one of other channels, does not count."""
+    opaque = image.convert(image.mode.removesuffix("A")) if image.mode in ("RGBA", "LA") else image
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        return ImageCms.profileToProfile(opaque, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or opaque
+    except (ImageCms.PyCMSError, OSError):
+        return opaque
 
 
 def center_crop_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -187,21 +225,15 @@ def center_crop_resize(frame: np.ndarray, height: int, width: int) -> np.ndarray
 
 
 def crop_resize(
-    image: Image.Image,
-    height: int,
-    width: int,
-    position: tuple[float, float],
-    pixel_aspect: float = 1.0,
-    share: float = 1.0,
+    image: Image.Image, height: int, width: int, position: tuple[float, float], share: float = 1.0
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Crop an image to the aspect ratio of a size, and resize the crop to it (Lanczos, antialiased).
 
     Args:
         position: shares of what is cropped away that lie at the left and at the top: (0.5, 0.5) crops at the center.
-        pixel_aspect: width over height of the image's pixels.
         share: side of the crop, as a share of the largest crop.
     """
-    aspect = width / height / pixel_aspect
+    aspect = width / height
     crop_width = share * min(image.width, image.height * aspect)
     crop_height = share * min(image.height, image.width / aspect)
     left, top = int((image.width - crop_width) * position[0]), int((image.height - crop_height) * position[1])

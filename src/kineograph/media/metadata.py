@@ -1,12 +1,14 @@
 """Metadata of generated videos: one line of JSON in a field that players ignore.
 
-mp4, webm: the `comment` tag; gif: its comment; webp: EXIF ImageDescription; png: a text chunk `Comment`.
+mp4, webm: the `comment` tag; gif: its comment; webp: EXIF ImageDescription; png: a text chunk `Comment`. Beside it, but
+for webm, is XMP with IPTC's digital source type of generated media, which other programs show.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +20,19 @@ import PIL.Image
 from kineograph.errors import InputError
 
 IMAGE_DESCRIPTION = 0x010E
-PILLOW_SUFFIXES = frozenset({".gif", ".webp", ".png", ".jpg", ".jpeg"})  # files that Pillow reads, not FFmpeg
+# files that Pillow reads, not FFmpeg
+PILLOW_SUFFIXES = frozenset({".gif", ".webp", ".png", ".apng", ".jpg", ".jpeg", ".avif", ".bmp", ".tif", ".tiff"})
+
+DIGITAL_SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
+<x:xmpmeta xmlns:x="adobe:ns:meta/">
+ <rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+  <rdf:Description rdf:about=""
+    xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
+    Iptc4xmpExt:DigitalSourceType="{DIGITAL_SOURCE_TYPE}"/>
+ </rdf:RDF>
+</x:xmpmeta>
+<?xpacket end="w"?>"""
 
 
 class VideoMetadata(NamedTuple):
@@ -33,6 +47,21 @@ class VideoMetadata(NamedTuple):
     def to_json(self) -> str:
         """Return the metadata as ASCII JSON, which every container keeps intact."""
         return json.dumps({"made_with": f"kineograph {version('kineograph')}", **self._asdict()})
+
+
+class FileTags(NamedTuple):
+    """Texts that a file carries beside its frames, none where they are empty.
+
+    comment: metadata as JSON. xmp: XMP packet.
+    """
+
+    comment: str = ""
+    xmp: str = ""
+
+
+def tags_of_generated(metadata: VideoMetadata) -> FileTags:
+    """Return the tags of a video: with the digital source type if its settings say how it was generated."""
+    return FileTags(metadata.to_json(), XMP if metadata.settings else "")
 
 
 def read_video_metadata(path: str | Path) -> VideoMetadata | None:
@@ -76,11 +105,16 @@ def existing_path(path: str | Path) -> Path:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    """Return the frames of a folder written by `Video.save`, in order. Raises InputError when there are none."""
-    files = sorted(folder.glob("frame_*.png"))
+    """Return the frames of a folder, by their numbers. Raises InputError when there are none."""
+    files = sorted(folder.glob("frame_*.png"), key=_natural_order)
     if not files:
         raise InputError(f"{folder} is a folder without frames: frame_0000.png and so on were expected")
     return files
+
+
+def _natural_order(file: Path) -> tuple[list[int], str]:
+    """Return the key that sorts frame_2.png before frame_10.png."""
+    return [int(number) for number in re.findall(r"\d+", file.stem)], file.name
 
 
 def unreadable_file(path: Path, error: Exception) -> InputError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, islice
 from typing import NamedTuple
 
@@ -17,59 +16,114 @@ import numpy as np
 from av.container import InputContainer
 from av.video import VideoStream
 
-from kineograph.errors import InputError
+from kineograph.media.frames import (
+    BrokenFile,
+    decode_stream,
+    frame_time,
+    open_video_stream,
+    read_pixel_aspect,
+    untimed_rate,
+)
 from kineograph.media.shards import FileSlice
 
 HEAD_PACKETS = 32  # the first frame is among so many packets: frames are stored in another order than they are shown
 END_TICKS = 1 << 50  # beyond the end of any video
 SEEK_LEADS = (0.0, 2.0, 10.0)  # seconds before the first time to seek to, tried one after another
-MIN_FPS, MAX_FPS = 1, 120  # a file that states another frame rate is not believed; its frames are counted
+MIN_FPS, MAX_FPS = 1, 120  # a single frame of a file that states another frame rate has 1 a second
 HALF_FRAME = 0.501  # of a frame: a little more, so that ties are rounded alike
+USUAL_STEP = 1.5  # ratio to the median, of times between frames that count for the frame rate
 MIN_MISSING = 0.1  # share of a video whose absence shows that the file was truncated
 
 
 class VideoTiming(NamedTuple):
     """Timing of a video. start: of its first frame; end: of its last; both in seconds.
 
-    pixel_aspect: width over height of its pixels.
+    pixel_aspect: width over height of its pixels. has_timestamps: False for raw streams, which are decoded in order.
     """
 
     start: float
     end: float
     fps: float
     pixel_aspect: float
+    has_timestamps: bool = True
 
 
 class _Timestamp(NamedTuple):
+    """Times of a packet, in seconds; decoded: when it is decoded, if that is known."""
+
     start: float
     end: float
-
-
-class BrokenFile(InputError):
-    """A file that cannot be decoded, or does not hold what was asked of it. The message begins with its name."""
+    decoded: float | None
 
 
 def read_timing(file: FileSlice) -> VideoTiming:
     """Return the timing of a video without decoding it: its beginning and its end are read, and little between them.
 
+    All of it is read where the beginning shows that the stated frame rate is not that of most frames, and raw streams
+    are decoded.
+
     Raises BrokenFile when it holds no frames or is truncated, and what PyAV raises.
     """
     with open_video_stream(file) as (container, stream):
         head = [*islice(_timestamps(container, stream), HEAD_PACKETS)]
-        fps = float(stream.average_rate or stream.guessed_rate or 0)
-        stated, pixel_aspect = _stated_seconds(container, stream), float(stream.sample_aspect_ratio or 1)
+        fps = _stated_rate(stream)
+        stated, pixel_aspect = _stated_seconds(container, stream), read_pixel_aspect(stream)
         tail = _tail(container, stream)
     if not head:
-        raise BrokenFile("holds no frames")
-    if not tail or not MIN_FPS <= fps <= MAX_FPS:
+        fps, times = read_frame_times(file)
+        return VideoTiming(times[0], times[-1] + 1 / fps, fps, pixel_aspect, has_timestamps=False)
+    if not tail or _frame_rate(_without_gaps(head), fps) != fps:
         with open_video_stream(file) as (container, stream):
             tail = [*_timestamps(container, stream)]
+        fps = _frame_rate(sorted(stamp.start for stamp in tail), fps)
     first, last = min(stamp.start for stamp in head), max(stamp.start for stamp in tail)
-    if not MIN_FPS <= fps <= MAX_FPS:
-        fps = (len(tail) - 1) / (last - first) if last > first else 1.0
     found = max(last + 1 / fps, *(stamp.end for stamp in tail))
     _check_complete(stated + min(first, 0), found, 2 / fps)
     return VideoTiming(first, last + 1 / fps, fps, pixel_aspect)
+
+
+def read_frame_times(file: FileSlice | str) -> tuple[float, list[float]]:
+    """Return the frame rate, and when each frame is shown, in seconds. Raw streams are decoded, others only read.
+
+    Raises BrokenFile when it holds no frames, and what PyAV raises.
+    """
+    with open_video_stream(file) as (container, stream):
+        times = sorted({stamp.start for stamp in _timestamps(container, stream)})
+        fps = _stated_rate(stream)
+    if not times:
+        with open_video_stream(file) as (container, stream):
+            times = [frame_time(frame) for frame in decode_stream(container, stream)]
+            fps = float(untimed_rate(stream))
+    if not times:
+        raise BrokenFile("holds no frames")
+    return _frame_rate(times, fps), times
+
+
+def _stated_rate(stream: VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def _frame_rate(times: Sequence[float], stated: float) -> float:
+    """Return the rate at which most frames follow one another: the stated one if it leads to the same last frame.
+
+    times: in seconds, ascending.
+    """
+    steps = np.diff(times)
+    steps = steps[steps > 0]
+    if not len(steps):
+        return stated if MIN_FPS <= stated <= MAX_FPS else 1.0
+    median = np.median(steps)
+    usual = steps[(steps > median / USUAL_STEP) & (steps < median * USUAL_STEP)]
+    length = times[-1] - times[0]
+    if stated and abs(len(steps) / stated - length) < 0.5 / stated and abs(1 / usual.mean() - stated) < 0.1 * stated:
+        return stated
+    return float(1 / usual.mean())
+
+
+def _without_gaps(head: Sequence[_Timestamp]) -> list[float]:
+    """Return the times of frames up to which none is missing: those that are shown before others are decoded."""
+    decoded = max((stamp.decoded for stamp in head if stamp.decoded is not None), default=math.inf)
+    return sorted({stamp.start for stamp in head if stamp.start <= decoded})
 
 
 def decode_frames_at(
@@ -86,24 +140,24 @@ def decode_frames_at(
     Raises BrokenFile where the video breaks off, and what PyAV raises.
     """
     start = times[0] + HALF_FRAME / timing.fps
-    for lead in SEEK_LEADS:
+    for lead in SEEK_LEADS if timing.has_timestamps else ():
         with open_video_stream(file) as (container, stream):
-            first, others = _seek(container, stream, start - lead)
+            first, others = seek_frame(container, stream, start - lead)
             if first is not None and frame_time(first) <= start:
                 return _select(chain([first], others), times, timing.fps, convert)
     with open_video_stream(file) as (container, stream):
-        return _select(container.decode(stream), times, timing.fps, convert)
+        return _select(decode_stream(container, stream), times, timing.fps, convert)
 
 
-def _seek(
+def seek_frame(
     container: InputContainer, stream: VideoStream, start: float
 ) -> tuple[av.VideoFrame | None, Iterator[av.VideoFrame]]:
     """Return the frame that a container finds near `start`, and an iterator over those after it."""
     try:
         container.seek(to_ticks(stream, start), stream=stream)
-        frames = container.decode(stream)
+        frames = decode_stream(container, stream)
         return next(frames, None), frames
-    except av.FFmpegError:
+    except (av.FFmpegError, BrokenFile):
         return None, iter(())
 
 
@@ -127,21 +181,9 @@ def _select(
 
 
 def _check_frame(frame: av.VideoFrame | None, time: float) -> av.VideoFrame:
-    if frame is None or frame.is_corrupt:
+    if frame is None:
         raise BrokenFile(f"has no intact frame at {time:.2f} s")
     return frame
-
-
-@contextmanager
-def open_video_stream(file: FileSlice) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a container and its main video stream, which is not the cover image of an audio file."""
-    file.seek(0)
-    with av.open(file, "r", metadata_errors="replace") as container:
-        stream = container.streams.best("video")
-        if not isinstance(stream, VideoStream):
-            raise BrokenFile("holds no video stream, only audio or data")
-        stream.codec_context.thread_count = 1  # clips are decoded in parallel; threads within one would only wait
-        yield container, stream
 
 
 def _timestamps(container: InputContainer, stream: VideoStream) -> Iterator[_Timestamp]:
@@ -149,8 +191,9 @@ def _timestamps(container: InputContainer, stream: VideoStream) -> Iterator[_Tim
     unit = float(stream.time_base or 1)
     for packet in container.demux(stream):
         stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is not None and not packet.is_corrupt:
-            yield _Timestamp(stamp * unit, (stamp + (packet.duration or 0)) * unit)
+        if stamp is not None and not packet.is_corrupt and not packet.is_discard:  # what an edit list cuts off
+            decoded = None if packet.dts is None else packet.dts * unit
+            yield _Timestamp(stamp * unit, (stamp + (packet.duration or 0)) * unit, decoded)
 
 
 def _tail(container: InputContainer, stream: VideoStream) -> list[_Timestamp]:
@@ -182,11 +225,3 @@ def _check_complete(stated: float, found: float, tolerance: float) -> None:
 def to_ticks(stream: VideoStream, seconds: float) -> int:
     """Return a time in the stream's time base, rounded down."""
     return math.floor(seconds / float(stream.time_base or 1))
-
-
-def frame_time(frame: av.VideoFrame) -> float:
-    """Return when a frame is shown, in seconds. Raises BrokenFile when it has no timestamp."""
-    stamp = frame.dts if frame.pts is None else frame.pts
-    if stamp is None or frame.time_base is None:
-        raise BrokenFile("has frames without timestamps")
-    return stamp * float(frame.time_base)

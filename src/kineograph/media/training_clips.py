@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from kineograph.media.codecs import DECODE_ERRORS
 from kineograph.media.dataset_layouts import DatasetItem
-from kineograph.media.images import crop_resize, decode_image, flatten_alpha
-from kineograph.media.seek import BrokenFile, VideoTiming, decode_frames_at, read_timing
+from kineograph.media.frames import DECODE_ERRORS, BrokenFile, square_size, to_rgb
+from kineograph.media.images import crop_resize, decode_image
+from kineograph.media.seek import VideoTiming, decode_frames_at, read_timing
 from kineograph.media.shards import FileSlice, open_range
 
 Rng = np.random.Generator
@@ -110,17 +110,10 @@ def _random_window(
 def _converter(
     pixel_aspect: float, height: int, width: int, position: tuple[float, float]
 ) -> Callable[[av.VideoFrame], np.ndarray]:
-    """Return the function that rotates a decoded frame upright, crops and resizes it."""
+    """Return the function that crops and resizes a decoded frame."""
 
     def convert(frame: av.VideoFrame) -> np.ndarray:
-        quarters = round(frame.rotation / 90)
-        upright = Image.fromarray(np.rot90(_rgb(frame), quarters))
-        return crop_resize(upright, height, width, position, 1 / pixel_aspect if quarters % 2 else pixel_aspect)
+        shown = Image.fromarray(to_rgb(frame, square_size(frame, pixel_aspect)))
+        return crop_resize(shown, height, width, position)
 
     return convert
-
-
-def _rgb(frame: av.VideoFrame) -> np.ndarray:
-    if any(component.is_alpha for component in frame.format.components):
-        return np.asarray(flatten_alpha(Image.fromarray(frame.to_ndarray(format="rgba"))))
-    return frame.to_ndarray(format="rgb24")

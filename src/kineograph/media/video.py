@@ -7,30 +7,32 @@ import html
 import math
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import PIL.Image
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
+from kineograph.media.codecs import Sound, open_frames, read_sound, select_frames
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
-from kineograph.media.images import pixel_digest
+from kineograph.media.frames import DECODE_ERRORS, BrokenFile
+from kineograph.media.images import center_crop_resize, pixel_digest
 from kineograph.media.metadata import (
-    PILLOW_SUFFIXES,
+    FileTags,
     VideoMetadata,
     existing_path,
     read_video_metadata,
+    tags_of_generated,
     unreadable_file,
 )
 
 if TYPE_CHECKING:  # reading a file does not import torch
     import torch
 
-WRITERS: Mapping[str, Callable[[Path, np.ndarray, VideoMetadata], None]] = {
+WRITERS: Mapping[str, Callable[[Path, np.ndarray, float, FileTags, Sound | None], None]] = {
     ".mp4": codecs.write_mp4,
     ".webm": codecs.write_webm,
     ".gif": codecs.write_gif,
@@ -49,6 +51,7 @@ class Video:
         frames: uint8 array [f h w 3], RGB.
         fps: frames per second.
         settings: of its generation, as JSON values; every saved file records them.
+        sound: of the video that was edited or that guided it, which .mp4 and .webm keep.
 
     Raises:
         InputError: frames of another type or shape, no frames, or a rate that is not above 0.
@@ -57,6 +60,7 @@ class Video:
     frames: np.ndarray
     fps: float = 4
     settings: Mapping[str, Any] = field(default_factory=dict)
+    sound: Sound | None = None
 
     def __post_init__(self) -> None:
         shape, dtype = self.frames.shape, self.frames.dtype
@@ -95,13 +99,23 @@ class Video:
         """SHA-256 of the frames: equal if and only if every pixel is."""
         return pixel_digest(self.frames)
 
-    def save(self, path: str | Path, *, fps: float | None = None, overwrite: bool = False) -> Path:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        fps: float | None = None,
+        overwrite: bool = False,
+        audio: Literal["keep", "drop"] = "keep",
+        metadata: bool = True,
+    ) -> Path:
         """Write a new file: .mp4, .webm, .gif, .webp, .png (one frame) or, without a suffix, a folder of pngs.
 
-        fps: frames per second of the file, in place of the video's own; the frames are the same.
+        fps: frames per second of the file, in place of the video's own; the frames are the same, without sound.
         overwrite: replace an existing file, which stays as it was until the new one is complete.
+        audio: keep the video's sound, if it has any, in .mp4 and .webm; or drop it.
+        metadata: record the settings, and IPTC's digital source type of generated media (`kineograph.media.metadata`).
 
-        The write is atomic. The file records the settings (`kineograph.media.metadata`).
+        The write is atomic.
 
         Raises:
             FileExistsError: the path exists, and is not to be overwritten.
@@ -111,7 +125,12 @@ class Video:
         path = Path(path).expanduser()
         check, write = (check_replaceable, replace_atomically) if overwrite else (check_new, write_new)
         check(path, len(self))
-        return self._at(fps)._write(path, write(path))
+        video = self if fps is None else replace(self, fps=fps)
+        sound = self.sound if audio == "keep" and video.fps == self.fps else None
+        tags = tags_of_generated(video._metadata()) if metadata else FileTags()
+        with write(path) as temporary:
+            WRITERS[path.suffix.lower()](temporary, self.frames, video.fps, tags, sound)
+        return path
 
     def overwrite(self, path: str | Path, *, fps: float | None = None) -> Path:
         """Write a file as `save` does with `overwrite=True`."""
@@ -130,14 +149,6 @@ class Video:
             row, column = divmod(number, columns)
             sheet.paste(PIL.Image.fromarray(frame), (column * (width + gap), row * (height + gap)))
         return sheet
-
-    def _at(self, fps: float | None) -> Video:
-        return self if fps is None else replace(self, fps=fps)
-
-    def _write(self, path: Path, opened: AbstractContextManager[Path]) -> Path:
-        with opened as temporary:
-            WRITERS[path.suffix.lower()](temporary, self.frames, self._metadata())
-        return path
 
     def _metadata(self) -> VideoMetadata:
         count, height, width, _ = self.frames.shape
@@ -189,21 +200,18 @@ def open_video(path: str | Path) -> Video:
     metadata = read_video_metadata(path)
     path = existing_path(path)
     try:
-        frames, fps = _read(path, metadata)
+        file = open_frames(path, metadata)
+        frames = list(file.read())
+        indices = select_frames(file)
+        sound = read_sound(path, len(indices) / file.fps)
+    except BrokenFile as error:
+        raise InputError(f"{path} {error}") from error
     except InputError:
         raise
-    except codecs.DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise unreadable_file(path, error) from error
-    if metadata is None:
-        return Video(frames, fps)
-    if len(frames) < metadata.frames and not path.suffix.lower() == ".png":
-        raise InputError(f"{path} is cut short: {len(frames)} of its {metadata.frames} frames are left")
-    return Video(frames[:, : metadata.height, : metadata.width], metadata.fps, metadata.settings)
-
-
-def _read(path: Path, metadata: VideoMetadata | None) -> tuple[np.ndarray, float]:
-    if path.is_dir():
-        return codecs.read_pngs(path, metadata)
-    if path.suffix.lower() in PILLOW_SUFFIXES:
-        return codecs.read_animation(path, metadata)
-    return codecs.decode_all_frames(path)
+    if len(frames) <= indices[-1]:
+        raise InputError(f"{path} is cut short: {len(frames)} of its {len(file.times)} frames are left")
+    height, width, _ = frames[0].shape
+    shown = np.stack([center_crop_resize(frames[index], height, width) for index in indices])
+    return Video(shown, file.fps, metadata.settings if metadata else {}, sound)

@@ -6,12 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 
 from kineograph.errors import InputError
 from kineograph.media.dataset_layouts import IMAGE_SUFFIXES
+from kineograph.media.images import read_image
 from kineograph.metrics.encoders import clip_extractor, load_clip_encoder, load_videomae
 from kineograph.metrics.features import Extractor, Frames
 from kineograph.metrics.torchscript import load_torchscript
@@ -105,9 +104,7 @@ def _read_images(folder: Path) -> tuple[list[Frames], str]:
         raise InputError(f"{folder} holds no images: expected files that end in {' '.join(sorted(IMAGE_SUFFIXES))}")
     digest, images = hashlib.sha256(), []
     for file in files:
-        try:
-            images.append(np.asarray(Image.open(file).convert("RGB"))[None])
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"{file} is no image that can be read ({error})") from error
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+        image = read_image(file)
+        images.append(image.pixels[None])
+        digest.update(bytes.fromhex(image.digest))
     return images, digest.hexdigest()

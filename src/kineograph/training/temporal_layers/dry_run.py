@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
 from kineograph.media.dataset_layouts import DatasetItem
-from kineograph.media.seek import BrokenFile
+from kineograph.media.frames import BrokenFile
 from kineograph.models.conditioning.condition import Condition
 from kineograph.models.model import Model
 from kineograph.models.unet.forward import CallStage, call_directly

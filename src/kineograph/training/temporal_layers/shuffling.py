@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from kineograph.errors import InputError
 from kineograph.media.dataset import Dataset
 from kineograph.media.dataset_layouts import DatasetItem
-from kineograph.media.seek import BrokenFile
+from kineograph.media.frames import BrokenFile
 
 Sample = TypeVar("Sample")
 LoadSample = Callable[[DatasetItem, np.random.Generator], Sample]

@@ -13,18 +13,18 @@ from PIL import Image
 from kineograph.errors import InputError
 from kineograph.media.dataset import Dataset, open_dataset
 from kineograph.media.dataset_layouts import DatasetItem, MediaKind
+from kineograph.media.frames import BrokenFile
 from kineograph.media.images import crop_resize
-from kineograph.media.seek import BrokenFile
-from kineograph.media.shuffling import sample_item
 from kineograph.media.training_clips import Clip, load_clip
 from kineograph.plugins import load_plugin
 from kineograph.training.temporal_layers.latent_cache import ClipRequest, EncodeClip, EncodedClip
 from kineograph.training.temporal_layers.settings import POCKET, DataSource, Stage
+from kineograph.training.temporal_layers.shuffling import sample_item
 
 # (number of the batch of its kind, position in the batch, size of the batch) -> clip
 ClipLoader = Callable[[int, int, int], EncodedClip]
 
-# Streams of random numbers of one seed, different from those of media.shuffling.
+# Streams of random numbers of one seed, different from those of `shuffling`.
 SOURCE_STREAM, WINDOW_STREAM, RENDER_STREAM = 11, 12, 13
 
 
