@@ -24,6 +24,8 @@ WEIGHTS = {
     "image_adapter": "ip_adapter",
     "motion_adapter": "motion_adapter",
 }
+IMAGE_ENCODER = {"image_encoder": "model"}  # read of models with an image adapter
+FLOAT16 = ".fp16"
 OLD_WEIGHTS = {"text_encoder": "pytorch_model", "text_encoder_2": "pytorch_model"}
 FILE_ENDINGS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 
@@ -69,18 +71,35 @@ def find_file(source: str | Path, names: list[str], options: HubOptions) -> Path
 
 
 def fetch_pipeline(name: str, options: HubOptions) -> Path:
-    """Download a repository's diffusers pipeline: settings, and weights in one format. Returns the folder."""
-    folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS, options, "safetensors")], options)
-    if not any((folder / "unet").glob("*.safetensors")):  # ZeroScope's has none
-        folder = fetch_folder(name, [*CONFIGS, *_weights(WEIGHTS | OLD_WEIGHTS, options, "bin")], options)
-    if (folder / "image_adapter").is_dir():
-        folder = fetch_folder(name, [*CONFIGS, *_weights({"image_encoder": "model"}, options, "safetensors")], options)
+    """Download a repository's diffusers pipeline: settings, and each network's weights once. Returns the folder.
+
+    Of a network without weights of the given variant the plain ones are downloaded, as diffusers does; of one that has
+    neither, those in float16.
+    """
+    variants = [f".{options.variant}", ""] if options.variant else ["", FLOAT16]
+    missing: Mapping[str, str] = WEIGHTS
+    for ending in ("safetensors", "bin"):  # ZeroScope's networks have none of the first kind
+        for variant in variants:
+            stems = {part: OLD_WEIGHTS.get(part, stem) if ending == "bin" else stem for part, stem in missing.items()}
+            folder = fetch_folder(name, [*CONFIGS, *_weights(stems, variant, ending)], options)
+            parts = WEIGHTS | (IMAGE_ENCODER if (folder / "image_adapter").is_dir() else {})
+            missing = {part: stem for part, stem in parts.items() if _lacks_weights(folder / part)}
+            if not missing:
+                return folder
     return folder
 
 
-def _weights(stems: Mapping[str, str], options: HubOptions, ending: str) -> list[str]:
-    variant = f".{options.variant}" if options.variant else ""
-    return [f"{part}/{stem}{variant}{rest}.{ending}" for part, stem in stems.items() for rest in ("", "-*-of-*")]
+def _lacks_weights(folder: Path) -> bool:
+    return folder.is_dir() and not any(each.suffix in (".safetensors", ".bin") for each in folder.iterdir())
+
+
+def _weights(stems: Mapping[str, str], variant: str, ending: str) -> list[str]:
+    """Return the patterns of weights and of their shards, whose numbers stand before the variant or after it."""
+    names = ("{stem}{variant}", "{stem}{variant}-*-of-*", "{stem}-*-of-*{variant}")
+    patterns = [
+        f"{part}/{each.format(stem=stem, variant=variant)}.{ending}" for part, stem in stems.items() for each in names
+    ]
+    return list(dict.fromkeys(patterns))
 
 
 def fetch_folder(name: str, patterns: list[str], options: HubOptions) -> Path:

@@ -1,6 +1,9 @@
 """Weights of tiny models, and single files in the layout of Stable Diffusion's code."""
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +106,18 @@ def vae_in_ldm(name: str) -> str:
 @pytest.fixture
 def checkpoint(sd_pipeline) -> dict[str, Tensor]:
     return in_ldm(sd_pipeline) | prefixed("cond_stage_model.transformer.text_model.", sd_pipeline.text_encoder)
+
+
+def hub_of(repository: Path, cache: Path, asked: list[list[str]]) -> Callable[..., str]:
+    """Return a function like `snapshot_download` that copies matching files of a folder; it keeps the patterns."""
+
+    def download(name: str, *, allow_patterns: list[str], **options: object) -> str:
+        asked.append(allow_patterns)
+        for file in filter(Path.is_file, repository.rglob("*")):
+            relative = file.relative_to(repository)
+            if any(fnmatch(str(relative), pattern) for pattern in allow_patterns):
+                (cache / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, cache / relative)
+        return str(cache)
+
+    return download

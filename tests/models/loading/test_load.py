@@ -12,8 +12,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from models.formats.test_lora import TEXT, UNET, deltas, kohya
-from models.loading.conftest import assert_same
-from safetensors.torch import save_file
+from models.loading.conftest import assert_same, hub_of
+from safetensors.torch import load_file, save_file
 
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
@@ -163,6 +163,28 @@ def test_repository_is_downloaded_by_name(sd_folder: Path, monkeypatch: pytest.M
     )  # fmt: skip
     assert "unet/diffusion_pytorch_model.safetensors" in asked["allow_patterns"]
     assert not any(pattern.endswith((".bin", ".ckpt", ".py")) for pattern in asked["allow_patterns"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_repository_of_several_variants_is_downloaded_once(
+    sd_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variant: str | None
+) -> None:
+    """The U-Net has both files, the VAE one in float16, the text encoder one in float32."""
+    repository, cache = shutil.copytree(sd_folder, tmp_path / "repository"), tmp_path / "cache"
+    for part in ("unet", "vae"):
+        stem = repository / part / "diffusion_pytorch_model"
+        halved = {name: each.half() for name, each in load_file(f"{stem}.safetensors").items()}
+        save_file(halved, f"{stem}.fp16.safetensors", metadata={"format": "pt"})
+    (repository / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub_of(repository, cache, []))
+    load("someone/some-model", variant=variant, dtype="float32")
+    downloaded = {str(each.relative_to(cache)) for each in cache.rglob("*.safetensors")}
+    assert downloaded == {
+        "text_encoder/model.safetensors",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        f"unet/diffusion_pytorch_model.{'fp16.' if variant else ''}safetensors",
+    }
 
 
 def test_unreachable_repository_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from models.loading.conftest import hub_of
 from safetensors.torch import load_file, save_file
 from tiny_videos import modelscope, off, shaken, two_levels, videocrafter, vidrd
 from torch import Tensor, nn
@@ -324,10 +325,9 @@ def test_folder_with_the_network_of_modelscope(
     assert model.temporal.layer_after("resnet") and not model.temporal.frame_rate
     assert off(denoise(load(save(model, tmp_path / "saved"), dtype="float32")), denoise(model)) < 1e-5
 
-    asked = []
-    monkeypatch.setattr(
-        "huggingface_hub.snapshot_download",
-        lambda name, **options: asked.append(options["allow_patterns"]) or str(tmp_path / "zeroscope"),
-    )
+    asked: list[list[str]] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub_of(tmp_path / "zeroscope", tmp_path / "cache", asked))
     assert load("someone/zeroscope").temporal == model.temporal
-    assert [any(each.endswith(".bin") for each in patterns) for patterns in asked] == [False, True], "where it must"
+    pickled = [[each for each in patterns if each.endswith(".bin")] for patterns in asked]
+    assert [bool(each) for each in pickled] == [False, False, True], "where it must"
+    assert all(each.startswith("unet/") for each in pickled[-1]), "of networks without another file"
