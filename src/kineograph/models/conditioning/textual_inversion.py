@@ -13,7 +13,7 @@ from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import tensor_files
+from kineograph.models.formats import known_configurations, tensor_files
 
 TextualInversions = str | Path | Sequence[str | Path] | Mapping[str, str | Path]
 
@@ -92,6 +92,7 @@ def _read_embeddings(file: Path) -> tuple[str, list[Tensor]]:
         return str(content.get("name") or file.stem), [_rows(file, rows[0])]
     if {"clip_l", "clip_g"} <= set(content):
         return file.stem, [_rows(file, content["clip_l"]), _rows(file, content["clip_g"])]
+    known_configurations.refuse_other_kind(file, content, "textual_inversion")
     if len(content) != 1:
         raise _layout_error(file, list(content))
     word, embedding = next(iter(content.items()))

@@ -31,8 +31,11 @@ CHECKPOINT_PARTS = {
 CONTROLNET = "a ControlNet: load a model, and pass this as `controlnet`"
 CONTROL_LORA = "a Control-LoRA: load a model, and pass this as `controlnet`"
 T2I_ADAPTER = "a T2I-Adapter: load a model, and pass this as `controlnet`"
+TEXTUAL_INVERSION = "a textual inversion: load the model it was made for, and pass this as `textual_inversion`"
 # parts of tensors' names that a kind of file has, all of them -> the kind, with advice; the first one that fits
 FILE_KINDS: dict[tuple[str, ...], str] = {
+    ("spatial_adapter.",): "a subject or style of `kineograph customise`: load its model, and pass this as `adapter`",
+    ("motion_adapter.",): "a motion adapter of Still-Moving: load a video model, and pass this as `motion_adapter`",
     ("lora_controlnet",): CONTROL_LORA,
     ("lllite_",): "a ControlLLLite, which is not supported: take a ControlNet or a T2I-Adapter",
     ("motion_modules.", "controlnet_"): "a SparseCtrl, which is not supported: take a ControlNet",
@@ -52,13 +55,14 @@ FILE_KINDS: dict[tuple[str, ...], str] = {
     ("control_model.",): CONTROLNET,
     ("zero_convs.", "input_hint_block."): CONTROLNET,
     ("controlnet_down_blocks.",): CONTROLNET,
-    ("string_to_param",): "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
-    ("emb_params",): "a textual inversion: load the model it was made for, and pass this as `textual_inversion`",
+    ("string_to_param",): TEXTUAL_INVERSION,
+    ("emb_params",): TEXTUAL_INVERSION,
+    ("clip_l", "clip_g"): TEXTUAL_INVERSION,
     ("double_blocks.",): "a transformer (Flux or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
     ("joint_blocks.",): "a transformer (SD3 or alike): expected a U-Net of the SD 1.x, 2.x or SDXL family",
     ("motion_modules.",): "motion modules without an image model: load an image model, and pass this as "
     "`motion_module`",
-    ("image_proj.",): "an IP-Adapter: load the model it was made for, and pass this as `ip_adapter`",
+    ("image_proj", "ip_adapter"): "an IP-Adapter: load the model it was made for, and pass this as `ip_adapter`",
     ("down_blocks.",): "one network in diffusers' layout: pass the folder of the whole pipeline",
     ("decoder.",): "a VAE: load a model, and pass this as `vae`",
     (UNET,): "a U-Net alone",
@@ -187,17 +191,36 @@ def refuse_partial_checkpoint(path: Path, checkpoint: Tensors, *, reads_vae: boo
         raise InputError(f"{path} {REFINER}")
 
 
-def describe_tensors(tensors: Tensors) -> str:
-    """Return the probable kind of a file, inferred from tensor names, and some of the names, for error messages."""
+def describe_tensors(tensors: Mapping[str, Any], given_as: str = "") -> str:
+    """Return the probable kind of a file, inferred from tensor names, and some of the names, for error messages.
+
+    given_as: the option that the file was given as; a kind that belongs there is not named.
+    """
     kind = file_kind(tensors)
-    looks = f"It looks like {kind}. " if kind else ""
+    belongs_there = given_as != "" and option_of(kind) == given_as
+    looks = f"It looks like {kind}. " if kind and not belongs_there else ""
     return f"{looks}Its {len(tensors)} tensors are called {preview_names(tensors)}"
 
 
-def file_kind(tensors: Tensors) -> str:
+def file_kind(tensors: Mapping[str, Any]) -> str:
     """Return the probable kind of a file, inferred from tensor names, with advice; empty if it is not known."""
-    names = "\n".join(tensors)
-    return next((kind for parts, kind in FILE_KINDS.items() if all(part in names for part in parts)), "")
+    names, values = "\n".join(tensors), [*tensors.values()]
+    is_one_word = len(values) == 1 and "." not in names and getattr(values[0], "ndim", 0) in (1, 2)
+    kinds = (kind for parts, kind in FILE_KINDS.items() if all(part in names for part in parts))
+    return next(kinds, TEXTUAL_INVERSION if is_one_word else "")
+
+
+def option_of(kind: str) -> str | None:
+    """Return the option of `load` that takes files of a kind; None if none does."""
+    found = re.search(r"pass this\s+as `(\w+)`", kind)
+    return found and found[1]
+
+
+def refuse_other_kind(path: Path, tensors: Mapping[str, Any], given_as: str) -> None:
+    """Raise InputError for a file that another option takes than this one."""
+    kind = file_kind(tensors)
+    if option_of(kind) not in (None, given_as):
+        raise InputError(f"{path} is no file for `{given_as}`. It looks like {kind}")
 
 
 def match_family(path: Path, checkpoint: Tensors) -> Family:

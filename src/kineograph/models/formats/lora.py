@@ -22,7 +22,7 @@ from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models import lora_layers
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import lora_kinds, modelscope, tensor_files, videocrafter
+from kineograph.models.formats import known_configurations, lora_kinds, modelscope, tensor_files, videocrafter
 from kineograph.models.formats.layer_names import (
     TargetLayer,
     WeightedLayer,
@@ -136,7 +136,7 @@ def add_lora(
             lora_layers.check_changeable(networks[part], layers[part][path], path)
         changes.setdefault(part, {})[path] = change
     if not changes:
-        raise _error_of_no_layer(file, matches.elsewhere, networks)
+        raise _error_of_no_layer(file, tensors, networks)
     _warn_of_left_out(file, matches.elsewhere, len(tensors))
     name = prefix + _new_name(file, networks)
     for part, of_network in changes.items():
@@ -304,12 +304,12 @@ def _shapes(tensors: Roles) -> str:
     return "by " + ", ".join(f"{role} {tuple(each.shape)}" for role, each in tensors.items() if role != "alpha")
 
 
-def _error_of_no_layer(file: Path, names: Sequence[str], networks: Mapping[str, nn.Module]) -> InputError:
-    is_motion_lora = any(MOTION in name for name in names)
+def _error_of_no_layer(file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> InputError:
+    is_motion_lora = any(MOTION in name for name in tensors)
     advice = ". It is for a motion module: load the model with that motion module, `motion_module`"
     return InputError(
-        f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(names)} tensors belongs to "
-        f"a layer of this model. They are called {tensor_files.preview_names(names)}"
+        f"{file} is no LoRA, or a LoRA for another architecture: none of its {len(tensors)} tensors belongs to "
+        f"a layer of this model. {known_configurations.describe_tensors(tensors, 'lora')}"
         f"{advice if is_motion_lora and 'temporal' not in networks else ''}"
     )
 

@@ -63,6 +63,14 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
         content = content[keys[0]]
     named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     tensors = {name: each for name, each in content.items() if isinstance(each, Tensor)} if named else {}
+    if named and not tensors:  # files of textual inversions and of IP-Adapters have sections
+        tensors = {
+            f"{section}.{name}": each
+            for section, inside in content.items()
+            if isinstance(inside, dict)
+            for name, each in inside.items()
+            if isinstance(each, Tensor)
+        }
     if not tensors:
         raise InputError(f"{path} holds no named tensors: expected the weights of a network")
     for prefix in PREFIXES:

@@ -13,7 +13,7 @@ from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import FACE_ID, ImageEncoder, wrong_encoder_error
-from kineograph.models.formats import tensor_files
+from kineograph.models.formats import known_configurations, tensor_files
 from kineograph.models.formats.key_map import select_prefix
 from kineograph.models.formats.tensor_files import Tensors, preview_names
 from kineograph.models.loading.components import READ_ERRORS, Components, read_json
@@ -68,8 +68,8 @@ def _read_sections(file: Path) -> dict[str, dict[str, Any]]:
     }
     if missing := [section for section in SECTIONS if not sections[section]]:
         raise InputError(
-            f"{file} is no IP-Adapter: it has no tensors under {' and none under '.join(missing)}. Its tensors are "
-            f"called {preview_names(map(str, content))}"
+            f"{file} is no IP-Adapter: it has no tensors under {' and none under '.join(missing)}. "
+            f"{known_configurations.describe_tensors(content, 'ip_adapter')}"
         )
     return sections
 

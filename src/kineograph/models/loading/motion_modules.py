@@ -145,7 +145,8 @@ def _from_file(path: Path) -> TemporalWeights:
         net = vidrd.video_unet_from_vidrd(tensors, str(path))
         return _from_network(str(path), net.image_unet, net.temporal, video_checkpoints.VIDEOCRAFTER_SCHEDULER)
     raise InputError(
-        f"{path} has no temporal layers of a supported kind. {known_configurations.describe_tensors(tensors)}"
+        f"{path} has no temporal layers of a supported kind. "
+        f"{known_configurations.describe_tensors(tensors, 'motion_module')}"
     )
 
 

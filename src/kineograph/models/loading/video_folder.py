@@ -174,4 +174,15 @@ def _validated(kind: type[Any], file: Path) -> Any:
     try:
         return kind.model_validate_json(file.read_text())
     except (ValidationError, UnicodeDecodeError) as error:
+        if network := _network_class(file):
+            raise InputError(f"{file.parent} holds a {network}, where temporal layers are expected") from error
         raise InputError(f"{file} is damaged, or from a newer Kineograph: {error}") from error
+
+
+def _network_class(file: Path) -> str:
+    """Return the class of the network of diffusers or transformers that a configuration is for; empty if of none."""
+    try:
+        config = json.loads(file.read_text())
+        return str(config.get("_class_name") or " or ".join(config.get("architectures") or ()))
+    except (ValueError, AttributeError):
+        return ""

@@ -79,7 +79,7 @@ def read_vidrd_decoder(tensors: Tensors, source: str) -> TemporalDecoder:
     if not convs:
         raise InputError(
             f"{source} has no temporal decoder, which would have {TEMPORAL_CONV.pattern!r}. "
-            f"{known_configurations.describe_tensors(tensors)}"
+            f"{known_configurations.describe_tensors(tensors, 'decoder')}"
         )
     description = f"{source} looks like VidRD's temporal decoder"
     with architecture.report_missing_tensors(convs, description), init_empty_weights(include_buffers=False):
@@ -202,6 +202,7 @@ def _refuse_other_kind(kind: str, what: str) -> None:
 def _read_file(path: Path, own: VAE | None) -> VAE:
     """Return the VAE in a file: TAESD, or one like the model's own, alone or in a checkpoint."""
     tensors = tensor_files.read_tensors(path)
+    known_configurations.refuse_other_kind(path, tensors, "vae")
     if _is_taesd(tensors):
         opened, what = _empty_taesd(tensors), f"{path} looks like TAESD, but does not fit it"
         tensors = _with_other_side(tensors, path)
