@@ -23,7 +23,7 @@ from kineograph.cli.evaluate import evaluate
 from kineograph.cli.generate import animate, edit, generate
 from kineograph.cli.inspect import inspect, replay, schema
 from kineograph.cli.models import convert, models
-from kineograph.cli.options import flag, load_options, with_options
+from kineograph.cli.options import flag, load_options, save_options, with_options
 from kineograph.cli.train import train
 from kineograph.plugins import find_plugins, load_plugin
 
@@ -59,7 +59,7 @@ COMMANDS: Mapping[str, Command] = {
     "generate": Command(generate, _run_options("generate")),
     "animate": Command(animate, _run_options("animate")),
     "edit": Command(edit, _run_options("edit")),
-    "replay": Command(replay, load_options),
+    "replay": Command(replay, lambda: {**load_options(), **save_options()}),
     "customise": Command(customise, lambda: load_options(*CUSTOMISED)),
     "curate": Command(curate),
     "train": Command(train),

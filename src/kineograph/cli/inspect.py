@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kineograph.cli import terminal
-from kineograph.cli.options import Json, Output, Overwrite, load_arguments, load_flags
+from kineograph.cli.options import Json, Output, Overwrite, load_arguments, load_flags, save_options
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError
 
@@ -70,6 +70,7 @@ def replay(
 
     If they differ, the status is 1, and the differences in versions, machine and weights are printed.
     """
+    saved = {name: given.pop(name) for name in save_options() if name in given}
     if not model and (others := [f"`{name}`" for name in given if name != "device"]):
         raise InputError(f"{' and '.join(others)}: expected the model that they belong to, by `model`")
     from kineograph.generation import recorded
@@ -77,7 +78,7 @@ def replay(
 
     settings = read_settings(file)
     _, options = recorded.recorded_request(settings)
-    write = choose_writer(output, options["num_frames"], overwrite)
+    write = choose_writer(output, options["num_frames"], overwrite, saved)
     started = time.monotonic()
     terminal.hide_loading_bars()
     with terminal.flags_in_messages(load_flags()):

@@ -68,6 +68,14 @@ def load_options(*names: str) -> dict[str, Option]:
     }
 
 
+def save_options() -> dict[str, Option]:
+    """Return the options of `Video.save` that are declared, by parameter."""
+    from kineograph.media.video import SaveOptions
+    from kineograph.options import declared
+
+    return declared(SaveOptions)
+
+
 def second_model_options() -> dict[str, Option]:
     """Return the options of `load` for the second model, by parameter."""
     return {

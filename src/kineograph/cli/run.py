@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from typing_extensions import TypedDict
 
 from kineograph.cli import terminal
-from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, second_model_options
+from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, save_options, second_model_options
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError, check_text
 from kineograph.generation.check import check, check_prompts, complete
@@ -77,7 +77,7 @@ class RunOptions(TypedDict, total=False):
 
 def run_options(command: str) -> dict[str, Option]:
     """Return the options of a command by parameter."""
-    run = dict(declared(RunOptions))
+    run = {**declared(RunOptions), **save_options()}
     run["model"] = run["model"]._replace(shown_default=MODELS[command])
     others = {**second_model_options(), **load_options(), **declared(*DECLARATIONS[command]())}
     others |= {name: others[name]._replace(type=kind) for name, kind in OF_ONE_PROMPT.items()}
@@ -112,7 +112,8 @@ def run_and_save(
     if file and len(prompts) > 1:
         raise InputError(f"{len(prompts)} videos cannot be written to one file, {file}: give no `output`")
     sources = _model_sources(command, values)
-    write = choose_writer(Path(file) if file else None, options["num_frames"] or NUM_FRAMES, overwrite)
+    saved = {name: values[name] for name in save_options() if name in values}
+    write = choose_writer(Path(file) if file else None, options["num_frames"] or NUM_FRAMES, overwrite, saved)
     if options["seed"] is None and options["keep_clips"] is None:  # finished clips have a seed
         options["seed"] = secrets.randbelow(2**31)
     if options["seed"] is not None:

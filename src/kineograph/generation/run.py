@@ -136,8 +136,10 @@ def _videos(
     if plan.options["refine_size"]:
         passes = [sdedit.second_pass(plan, video, number) for number, video in enumerate(videos)]
         videos = [Video(_join(generate_clips(each, on_step, ClipState()))[0], plan.fps) for each in passes]
+    sources = [each for each in reversed(plan.footage) if each.fps == plan.fps]  # the edited video, then the controls
+    sound = next((sound for each in sources if (sound := each.sound()) is not None), None)
     return [
-        replace(video, settings={**settings, **_video_settings(plan, k), "frames_sha256": video.digest})
+        replace(video, settings={**settings, **_video_settings(plan, k), "frames_sha256": video.digest}, sound=sound)
         for k, video in enumerate(videos)
     ]
 

@@ -17,7 +17,8 @@ import av
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
-from av.container import OutputContainer
+from av.audio import AudioStream
+from av.container import InputContainer, OutputContainer
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from jaxtyping import Int16
 
@@ -295,6 +296,11 @@ def _read_container(path: Path, times: Sequence[float], height: int | None, widt
             yield to_rgb(previous, square_size(previous, aspect))[:height, :width]
 
 
+def _audio_frames(container: InputContainer, stream: AudioStream) -> Iterator[av.AudioFrame]:
+    for packet in container.demux(stream):
+        yield from stream.decode(packet)
+
+
 def read_sound(path: Path, seconds: float) -> Sound | None:
     """Return the sound of a video from its first frame on, of so many seconds at most; None where there is none.
 
@@ -307,12 +313,13 @@ def read_sound(path: Path, seconds: float) -> Sound | None:
             return None
         first = next(decode_stream(container, video), None)
     with av.open(str(path), metadata_errors="replace", options={"protocol_whitelist": "file,pipe"}) as container:
-        stream = container.streams.best("audio") or container.streams.audio[0]
-        layout = "mono" if stream.codec_context.layout.nb_channels == 1 else "stereo"
+        best = container.streams.best("audio")
+        stream = best if isinstance(best, AudioStream) else container.streams.audio[0]
+        layout = "mono" if stream.codec_context.channels == 1 else "stereo"
         resampler = av.AudioResampler(format="s16p", layout=layout, rate=SOUND_RATE)
         samples = np.zeros((1 if layout == "mono" else 2, round(seconds * SOUND_RATE)), np.int16)
         start, position = 0.0 if first is None else frame_time(first), None
-        for frame in container.decode(stream):
+        for frame in _audio_frames(container, stream):
             due = position if frame.time is None else round((frame.time - start) * SOUND_RATE)
             if position is None or (due is not None and abs(due - position) > MAX_SOUND_GAP * SOUND_RATE):
                 position = due or 0

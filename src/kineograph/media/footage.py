@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.media.codecs import FrameFile, Sound, open_frames, read_sound, select_frames
 from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import (
@@ -79,10 +80,12 @@ class Footage:
         raise InputError(f"{self.path} breaks off after frame {read}, and frame {wanted} is wanted")
 
     def sound(self) -> Sound | None:
-        """Return the sound of these frames; None where there is none, or it cannot be read."""
+        """Return the sound of these frames; None where there is none, or, with an InputWarning, it cannot be read."""
         try:
             return self.load_sound(len(self) / self.fps)
-        except (BrokenFile, *DECODE_ERRORS):
+        except (BrokenFile, *DECODE_ERRORS) as error:
+            text = f"the sound of {self.path} cannot be read, and the result has none: {error}"
+            warnings.warn(text, InputWarning, stacklevel=2)
             return None
 
     @property

@@ -15,7 +15,6 @@ import av
 import av.filter
 import numpy as np
 from av.container import InputContainer
-from av.sidedata.sidedata import Type as SideData
 from av.stream import Disposition
 from av.video import VideoStream
 from av.video.reformatter import ColorPrimaries, Colorspace, ColorTrc, Interpolation
@@ -102,7 +101,7 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[av.Video
     if stream.metadata.get("alpha_mode") != "1" or decoder not in av.codecs_available:
         yield from container.decode(stream)
         return
-    context = av.VideoCodecContext.create(decoder, "r")
+    context: Any = av.CodecContext.create(decoder, "r")  # a VideoCodecContext
     for packet in container.demux(stream):
         yield from context.decode(packet)
 
@@ -208,7 +207,7 @@ def to_rgb(frame: av.VideoFrame, size: tuple[float, float]) -> UInt8[np.ndarray,
 
 def _turn(pixels: np.ndarray, frame: av.VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
     """Turn and mirror pixels as the display matrix says, by the multiple of 90 degrees that is nearest to it."""
-    data = frame.side_data.get(SideData.DISPLAYMATRIX)
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is not None:
         a, b, _, c, d, *_ = np.frombuffer(bytes(data), np.int32).astype(float)  # x' = a x + c y, y' = b x + d y
         if abs(a) + abs(d) < abs(b) + abs(c):
@@ -232,7 +231,7 @@ def _colours(frame: av.VideoFrame, width: int, height: int) -> UInt8[np.ndarray,
     if name := UNSUPPORTED_COLOURS.get(int(frame.colorspace)):
         raise BrokenFile(f"has colours in {name}, which are not supported: convert it to BT.709 with FFmpeg first")
     transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
-    if transfer == UNSPECIFIED and frame.side_data.get(SideData.DOVI_METADATA) is not None:
+    if transfer == UNSPECIFIED and frame.side_data.get("DOVI_METADATA") is not None:
         raise BrokenFile("is Dolby Vision without an HDR10 or SDR layer: convert it to SDR first")
     is_hdr = transfer in HDR_TRANSFERS
     scaling = Interpolation.AREA if width * height < frame.width * frame.height else Interpolation.LANCZOS

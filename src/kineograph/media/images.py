@@ -6,7 +6,6 @@ import hashlib
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
@@ -173,7 +172,7 @@ def decode_image(file: FileSlice) -> Image.Image:
         return to_rgb_image(image)
 
 
-def open_image(content: bytes, formats: Sequence[str] | None = None) -> Image.Image:
+def open_image(content: bytes, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Open an image of these formats of Pillow. Raises what Pillow raises.
 
     The canvas of an animated WebP is transparent where no frame lies, and its header may say that no frame has alpha:

@@ -9,10 +9,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import PIL.Image
+from typing_extensions import TypedDict, Unpack
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
@@ -28,6 +29,7 @@ from kineograph.media.metadata import (
     tags_of_generated,
     unreadable_file,
 )
+from kineograph.options import Flag, option, validate
 
 if TYPE_CHECKING:  # reading a file does not import torch
     import torch
@@ -41,6 +43,30 @@ WRITERS: Mapping[str, Callable[[Path, np.ndarray, float, FileTags, Sound | None]
     "": codecs.write_pngs,
 }
 SHEET_FRAMES = 16
+
+
+class SaveOptions(TypedDict, total=False):
+    """Options of a video's file."""
+
+    audio: Annotated[
+        Literal["keep", "drop"],
+        option(
+            "keep",
+            "Sound of the video that is edited or guides the result, cut or padded to its length, in .mp4 and .webm.",
+            group="File",
+            recorded=False,
+        ),
+    ]
+    metadata: Annotated[
+        Flag,
+        option(
+            True,
+            "Record the settings in the file, and IPTC's mark of generated media.",
+            group="File",
+            flags=("--metadata/--no-metadata",),
+            recorded=False,
+        ),
+    ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -105,15 +131,14 @@ class Video:
         *,
         fps: float | None = None,
         overwrite: bool = False,
-        audio: Literal["keep", "drop"] = "keep",
-        metadata: bool = True,
+        **options: Unpack[SaveOptions],
     ) -> Path:
         """Write a new file: .mp4, .webm, .gif, .webp, .png (one frame) or, without a suffix, a folder of pngs.
 
         fps: frames per second of the file, in place of the video's own; the frames are the same, without sound.
         overwrite: replace an existing file, which stays as it was until the new one is complete.
         audio: keep the video's sound, if it has any, in .mp4 and .webm; or drop it.
-        metadata: record the settings, and IPTC's digital source type of generated media (`kineograph.media.metadata`).
+        metadata: record the settings, and that the video is generated (`kineograph.media.metadata`).
 
         The write is atomic.
 
@@ -122,12 +147,12 @@ class Video:
             InputError: another suffix, a rate that is not above 0, or no encoder for .webm.
             OSError: the folder cannot be written, or the disk is full.
         """
-        path = Path(path).expanduser()
+        path, chosen = Path(path).expanduser(), validate(options, SaveOptions)
         check, write = (check_replaceable, replace_atomically) if overwrite else (check_new, write_new)
         check(path, len(self))
         video = self if fps is None else replace(self, fps=fps)
-        sound = self.sound if audio == "keep" and video.fps == self.fps else None
-        tags = tags_of_generated(video._metadata()) if metadata else FileTags()
+        sound = self.sound if chosen["audio"] == "keep" and video.fps == self.fps else None
+        tags = tags_of_generated(video._metadata()) if chosen["metadata"] else FileTags()
         with write(path) as temporary:
             WRITERS[path.suffix.lower()](temporary, self.frames, video.fps, tags, sound)
         return path
