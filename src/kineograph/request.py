@@ -334,6 +334,7 @@ class VideoInput(TypedDict, total=False):
 
 
 SETTINGS_VERSION = 3
+ZERO_SCALE = 5e-324  # 0 in the dtypes of networks; 0 itself, which version 2 accepted, is refused
 RENAMED_IN_2 = {
     "masks": "foreground_masks", "back": "renoise", "keep": "clip_overlap", "noise_ratio": "clip_noise_ratio",
     "guidance": "clip_guidance", "anchor": "clip_anchor", "order": "clip_noise_order",
@@ -362,6 +363,8 @@ def _migrate_from_2(settings: dict[str, Any]) -> dict[str, Any]:
     """Name the sigmas that version 2 sampled along, whatever the checkpoint's scheduler; it read prompts as text."""
     spacing = {"spacing": "lcm"} if settings.get("sampler") == "lcm" else {"spacing": "leading", "steps_offset": 1}
     alone = {"insert_warp_sigmas": True} if settings.get("method") == "text2video-zero" else {}
+    if settings.get("controlnet_conditioning_scale") == 0:
+        settings = {**settings, "controlnet_conditioning_scale": ZERO_SCALE}
     return {"num_inference_steps": 50, "prompt_weights": "off", **settings, **spacing, **alone}
 
 

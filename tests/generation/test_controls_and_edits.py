@@ -17,6 +17,7 @@ from PIL import Image
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.video import Video
+from kineograph.request import ZERO_SCALE
 
 FEW = {"num_inference_steps": 3, "seed": 1}
 
@@ -56,10 +57,11 @@ def test_the_control_scale_and_range_have_effect(model, maps) -> None:
     def drawn(**how: float) -> np.ndarray:
         return kg.generate(model, "a fish", control={"seg-map": maps}, **FEW, **how).frames
 
-    full, none = drawn(), drawn(controlnet_conditioning_scale=0)
+    full, none = drawn(), drawn(controlnet_conditioning_scale=ZERO_SCALE)
     assert (full != none).any()
     assert (none == none[:1]).all()  # one noise, one prompt: nothing else moves the frames
-    early = drawn(control_guidance_end=0.01)
+    with pytest.warns(InputWarning, match="no effect: none of the 3 steps is between `control_guidance_start`"):
+        early = drawn(control_guidance_end=0.01)
     assert np.array_equal(early, none)  # the first timestep of three is past it already
 
 
@@ -208,7 +210,7 @@ def test_controlnets_of_sdxl_are_conditioned_on_the_size_too(maps) -> None:
     model = kg.load(base, controlnet=seg_controlnet(base.unet))
     some, none = (
         kg.generate(model, "a fish", control={"seg-map": maps}, controlnet_conditioning_scale=scale, **FEW).frames
-        for scale in (1.0, 0.0)
+        for scale in (1.0, ZERO_SCALE)
     )
     assert (some != none).any()
 

@@ -233,6 +233,20 @@ UNUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
     ("image video", {"refine_at": []}, {"inversion_steps": 3}, "`inversion_steps` .* `refine_at` is empty"),
     ("image video", {"refine_at": []}, {"drift_correction": True}, "`drift_correction` .* `refine_at` is empty"),
     ("image video", {"refine_at": []}, {"window": 3}, "`window` .* `refine_at` is empty"),
+    ("image", {"num_frames": 1}, {"camera": "pan:4,4"}, "`camera` does nothing here: a single frame does not move"),
+    ("image", {"num_frames": 1, "smooth_background": 0.5}, {"camera": "pan:4,4"}, "`camera` does nothing here"),
+    ("video", {"num_frames": 4}, {"overlap": 1}, "`overlap` does nothing here: all 4 frames are in one window"),
+    ("video", {}, {"overlap": 1}, "`overlap` does nothing here: all 4 frames are in one window"),
+    ("image video", {"num_frames": 3, "window": 3}, {"overlap": 1}, "`overlap` .* all 3 frames are in one window"),
+    ("guided", {"control": {"seg-map": "in.mp4"}, "clips": 2}, {"clip_noise_order": "kept"}, "frames have one noise"),
+    ("video", {"num_frames": 1, "clips": 2}, {"clip_noise_order": "kept"}, "each clip has one frame"),
+    (
+        "video",
+        {"clips": 2, "clip_overlap": 0, "clip_noise_ratio": 0.0},
+        {"clip_noise_order": "kept"},
+        "no clip takes noise of another",
+    ),
+    ("guided", {"control": {"seg-map": "in.mp4"}}, {"controlnet_conditioning_scale": 0.0}, "`control` has no effect"),
 ]
 
 

@@ -20,6 +20,7 @@ from kineograph.generation.options import (
 from kineograph.models.conditioning.prompt_weights import check_weights, plain_text
 from kineograph.models.description import Description
 from kineograph.models.unet.windows import window_ranges
+from kineograph.motion import Motion, parse
 from kineograph.options import changed, declared, validate
 from kineograph.plan import Combination
 from kineograph.request import PromptWeights
@@ -207,7 +208,15 @@ def unread_options(combination: Combination) -> dict[str, str]:
             unread |= add_on.unread(combination)
     if not any(each is not None and each.takes_images for each in models):
         unread["image_scale"] = f"{combination.model.name} takes no images"
-    if combination.options["spacing"] != "leading":
+    options, temporal = combination.options, combination.with_motion.temporal
+    follows_video = bool(options["control"] or options["video"])
+    if options["num_frames"] == 1 and not follows_video and parse(options["camera"] or "none") != Motion():
+        unread["camera"] = "a single frame does not move"
+    if temporal is not None and not (follows_video and options["num_frames"] is None):
+        frames, window = options["num_frames"] or temporal.num_frames, options["window"] or temporal.num_frames
+        if frames <= window:
+            unread["overlap"] = f"all {frames} frames are in one window"
+    if options["spacing"] != "leading":
         unread["steps_offset"] = "it is read with the `spacing` leading"
     if not combination.with_motion.has_motion_adapter:
         unread["motion_strength"] = f"{combination.with_motion.name} has no motion adapter"

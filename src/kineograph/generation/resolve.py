@@ -338,6 +338,7 @@ def warn_about(plan: Plan) -> None:
     for video_model in plan.second_model:
         of_video_model = [text] if (text := plan.options["video_prompt"]) else prompts
         _warn_of_unnamed_subject(video_model, of_video_model)
+    _warn_of_missed_ranges(plan)
     for each in plan.second_model or (model,):
         _warn_of_long_window(each, plan.window, len(plan.frames))
     for each in (model, *plan.second_model):
@@ -351,6 +352,23 @@ def _warn_of_scheduler(plan: Plan) -> None:
             f"{plan.model.name} has a scheduler with {', '.join(missing)}, which is not offered: it is sampled by "
             f"{plan.sampler}; `sampler` chooses another one"
         )
+
+
+def _warn_of_missed_ranges(plan: Plan) -> None:
+    """Warn of ranges of timesteps that contain none of those that are sampled."""
+    schedule, options, later = plan.model.schedule, plan.options, plan.options["prompt_at"]
+    clean = [1 - float(schedule.timestep(sigma)) / len(schedule.sigmas) for sigma in plan.sigmas(schedule)[:-1]]
+    ranges = {
+        "control_guidance": "`control` has no effect" if options["control"] else "",
+        "injection": "`prompt_at` acts in the up blocks alone" if plan.method == "freenoise" and later else "",
+    }
+    for name, effect in ranges.items():
+        start, end = options[f"{name}_start"], options[f"{name}_end"]
+        if effect and not any(start <= each <= end for each in clean):
+            _warn(
+                f"{effect}: none of the {len(clean)} steps is between `{name}_start`, {start:g}, and `{name}_end`, "
+                f"{end:g}. Take more steps, or a wider range"
+            )
 
 
 def _warn_of_unnamed_subject(model: Model, prompts: Sequence[str]) -> None:

@@ -177,6 +177,8 @@ def check(combination: Combination) -> None:
         raise InputError("`annotators` does nothing for canny: edges are found without a network")
     if model.temporal is not None and model.temporal.resamples_frames:
         raise InputError(f"{model.name} is a space-time network, which takes no ControlNet: use another model")
+    if options["controlnet_conditioning_scale"] == 0:
+        raise InputError("`control` has no effect with a `controlnet_conditioning_scale` of 0: leave `control` out")
     start, end = options["control_guidance_start"], options["control_guidance_end"]
     if start >= end:
         raise InputError(f"`control_guidance_start` is below `control_guidance_end`; got {start:g} and {end:g}")

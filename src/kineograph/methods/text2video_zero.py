@@ -221,6 +221,8 @@ def unread(combination: Combination) -> dict[str, str]:
         return {"noise": "it is read with an input video"}
     if parse(options["camera"] or "none") != Motion():
         return {"noise": "with a camera motion (`camera`) each frame has its own noise"}
+    if options["noise"] == "shared":
+        return {"clip_noise_order": "all frames have one noise (`noise` shared)"}
     return {}
 
 

@@ -310,13 +310,18 @@ def check(combination: Combination) -> None:
 
 
 def unread(combination: Combination) -> dict[str, str]:
-    """Return the options without an effect: guidance of frames where none is guided."""
-    if not combination.options["clip_guidance"]:
-        return {"clip_anchor": "it is read while frames are guided, and `clip_guidance` is 0"}
-    if not combination.options["clip_overlap"]:
+    """Return the options without an effect: guidance of frames where none is guided, and the order of no noise."""
+    options, unread = combination.options, dict[str, str]()
+    if options["num_frames"] == 1:
+        unread["clip_noise_order"] = "each clip has one frame"
+    elif options["clip_overlap"] == options["clip_noise_ratio"] == 0:
+        unread["clip_noise_order"] = "`clip_overlap` and `clip_noise_ratio` are 0, so no clip takes noise of another"
+    if not options["clip_guidance"]:
+        unread["clip_anchor"] = "it is read while frames are guided, and `clip_guidance` is 0"
+    elif not options["clip_overlap"]:
         reason = "no frames continue the previous clip, since `clip_overlap` is 0"
-        return {"clip_guidance": reason, "clip_anchor": reason}
-    return {}
+        unread |= {"clip_guidance": reason, "clip_anchor": reason}
+    return unread
 
 
 CLIPS = AddOn(
