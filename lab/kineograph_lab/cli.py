@@ -31,7 +31,7 @@ def reproduce(
     out: Annotated[Path, typer.Option(help="The folder for the report.")] = Path("docs/results"),
     json: Json = False,
 ) -> None:
-    """Measure a paper's claims on the pocket world, with standard errors.
+    """Measure a paper's claims on the built-in models, whose small rendered world is known, with standard errors.
 
     Writes PAPER.md, PAPER.json and images to the folder. The same command resumes a run that was stopped.
     """

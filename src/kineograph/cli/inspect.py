@@ -122,6 +122,7 @@ def _flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flatten_settings(value, f"{prefix}{name}.")
-        elif value not in (None, "", []):
+        elif value not in (None, ""):
+            text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
             # escape control characters, so that no file controls the terminal
-            yield f"{prefix}{name}", str(value) if str(value).isprintable() else repr(value)
+            yield f"{prefix}{name}", text if text.isprintable() else repr(text)

@@ -15,7 +15,7 @@ from kineograph.cli import terminal
 from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, save_options, second_model_options
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError, check_text
-from kineograph.generation.check import check, check_prompts, complete
+from kineograph.generation.check import check, check_order, check_prompts, complete
 from kineograph.generation.schema import DECLARATIONS
 from kineograph.models.conditioning.prompt_weights import take_loras
 from kineograph.models.loading.options import LoadOptions
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 MODELS = {"generate": "pocket", "animate": "pocket-animate", "edit": "pocket-edit"}  # defaults
 MODEL_CONFIG = declared(LoadOptions)["config"].help
 OF_ONE_PROMPT = {"seed": int, "negative_prompt": str}  # options that are lists for several prompts, in a run file
+EXAMPLES = {
+    "generate": "a prompt, as in kineograph generate 'a red fish swimming over the sea'",
+    "animate": "an image and how it moves, as in kineograph animate fish.png 'a fish swimming to the right'",
+    "edit": "a video and what to change in it, as in kineograph edit in.mp4 'make it snow'",
+}
 RUN_FILES = (".yaml", ".yml", ".json")
 
 
@@ -102,6 +107,7 @@ def run_and_save(
         raise InputError(_explain_missing(command, [str(values[name]) for name in arguments if name in values]))
     for name in ("model", "video_model", "output"):
         check_text(name, values.get(name, ""))
+    check_order(values[next(iter(arguments))], values["prompt"], EXAMPLES[command].partition(", as in ")[2])
     prompt, file = values["prompt"], values.get("output")
     options = complete({name: values[name] for name in declared(*DECLARATIONS["generate"]()) if name in values})
     texts = prompt if isinstance(prompt, list) else [prompt]
@@ -203,12 +209,7 @@ def _only(configs: list[str]) -> str:
 
 
 def _explain_missing(command: str, given: list[str]) -> str:
-    expected = {
-        "generate": "a prompt, as in kineograph generate 'a red fish swimming over the sea'",
-        "animate": "an image and how it moves, as in kineograph animate fish.png 'a fish swimming to the right'",
-        "edit": "a video and what to change in it, as in kineograph edit in.mp4 'make it snow'",
-    }
-    return f"give {expected[command]}{f'; got only {given[0]!r}' if given else ''}"
+    return f"give {EXAMPLES[command]}{f'; got only {given[0]!r}' if given else ''}"
 
 
 class Source(NamedTuple):

@@ -185,7 +185,7 @@ def read_adapter_file(source: str | Path, kind: Kind, hub_options: HubOptions) -
     tensors, metadata = tensor_files.read_tensors(path), tensor_files.read_metadata(path).get(HEADER)
     if metadata is None:
         found = known_configurations.describe_tensors(tensors)
-        raise InputError(f"{path} is no adapter of `kineograph customise`. {found}")
+        raise InputError(f"{path} is no adapter that Kineograph wrote. {found}")
     try:
         header = AdapterHeader.model_validate_json(metadata)
     except ValidationError as error:
