@@ -73,12 +73,19 @@ def table(rows: Rows) -> str:
     """Return the page."""
     page = [INTRODUCTION]
     for kind, about in KINDS.items():
-        of_kind = sorted(each for each in rows.rows.values() if each[0].kind == kind)
+        of_kind = [each for each in rows.rows.values() if each[0].kind == kind]
         if of_kind:
             page += [f"## {kind}s\n", f"{about}\n", "| layout or feature | result | test |", "|---|---|---|"]
-            page += [f"| {row.layout} | {row.result} | [{Path(file).stem}](../{file}) |" for row, file in of_kind]
+            page += [
+                f"| {row.layout} | {row.result} | [{Path(file).stem}](../{file}) |"
+                for row, file in sorted(of_kind, key=_layout)
+            ]
             page.append("")
     return "\n".join(page)
+
+
+def _layout(row: tuple[Row, str]) -> str:
+    return row[0].layout.lower().strip("`")
 
 
 def main() -> int:

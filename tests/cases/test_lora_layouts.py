@@ -10,11 +10,10 @@ import torch
 from cases.public_layouts import Weights, estimate, load, sd, sdxl
 from cases.tiny_models import far, kohya, layers, low_rank, product
 from diffusers import StableDiffusionPipeline
+from format_rows import loads
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
-
-import kineograph as kg
 
 CLOSE = 1e-4
 FILE = "pytorch_lora_weights.safetensors"
@@ -142,6 +141,7 @@ def test_dora_magnitudes_are_applied(
     assert_lora_gives(write(work, generator), work / FILE)
 
 
+@loads("LoRA", "a DoRA that diffusers put on a live pipeline", within=CLOSE)
 def test_dora_that_diffusers_put_on_a_live_pipeline_stays(work: Path, generator: Generator) -> None:
     saved, live = peft_dora(work, generator), sd()
     live.load_lora_weights(work, weight_name=FILE)
@@ -228,20 +228,14 @@ def test_convolutions_of_a_locon_are_changed(work: Path, generator: Generator) -
         pytest.param([whole_difference, kohya_attention], id="whole-difference-beside-lora"),
     ],
 )
-def test_other_kinds_of_changes_are_applied_exactly_or_refused(
-    work: Path, generator: Generator, kinds: list[Kind]
-) -> None:
+def test_other_kinds_of_changes_are_applied_exactly(work: Path, generator: Generator, kinds: list[Kind]) -> None:
     pipeline, weights = sd(), {}
     for kind in kinds:
         more, changes = kind(pipeline.unet, generator)
         add(pipeline.unet, changes)
         weights |= more
     save_file(weights, work / FILE)
-    try:
-        model = load(sd(), lora=work / FILE)
-    except kg.InputError:
-        return
-    assert far(estimate(model), estimate(load(pipeline))) < CLOSE
+    assert_lora_gives(pipeline, work / FILE)
 
 
 # --- (h, i) peft's settings in the header
@@ -264,6 +258,7 @@ def as_json(config: LoraConfig) -> dict[str, object]:
     return config.to_dict() | {"target_modules": list(config.target_modules)}
 
 
+@loads("LoRA", "diffusers: settings of peft in the header (alpha, rank and alpha patterns, `use_rslora`)", within=CLOSE)
 def test_peft_patterns_of_rank_and_alpha_with_rslora_are_applied(work: Path) -> None:
     pipeline = sd()
     config = LoraConfig(
@@ -275,6 +270,7 @@ def test_peft_patterns_of_rank_and_alpha_with_rslora_are_applied(work: Path) -> 
     assert_lora_gives(pipeline, work / FILE)
 
 
+@loads("LoRA", "diffusers: settings of each network in the header", within=CLOSE)
 def test_unet_and_text_encoder_have_their_own_alphas_in_the_header(work: Path) -> None:
     pipeline = sd()
     unet = LoraConfig(r=4, lora_alpha=8, target_modules=["to_q"], init_lora_weights=False)
@@ -289,6 +285,7 @@ def test_unet_and_text_encoder_have_their_own_alphas_in_the_header(work: Path) -
 
 
 @pytest.mark.slow
+@loads("LoRA", "LCM-LoRAs of SD 1.5 and SDXL", within=CLOSE, reference="merged weights")
 @pytest.mark.parametrize("make", [sd, sdxl])
 def test_lcm_lora_of_all_layers_equals_merged_weights(
     work: Path, generator: Generator, make: Callable[[], StableDiffusionPipeline]

@@ -45,6 +45,7 @@ def generator() -> torch.Generator:
 
 
 @pytest.mark.slow
+@loads("LoRA", "layers beside attention: conv_in, conv_out, ResNets, time embeddings, the text encoder's")
 def test_kohya_names_of_all_layers_and_their_alphas(work, sd_folder, generator) -> None:
     """Case 15 (diffusers#14005): conv_in, conv_out and the time embedding too, the text encoder's as well."""
     pipeline, weights = tiny_models.sd(), {}
@@ -123,7 +124,8 @@ def test_names_of_comfyui_and_lycoris(work, sd_folder, generator, trainer) -> No
     assert far(unet_output(image_unet(model)), unet_output(network)) < 1e-3
 
 
-def test_domain_adapter_of_animatediff_loads_as_a_lora(work, sd_folder, generator) -> None:
+@loads("LoRA", "domain adapter of AnimateDiff v3 (pickled, `module.`)", within=1e-4, reference="merged weights")
+def test_domain_adapter_of_animatediff_loads_as_a_lora(work, sd_folder, generator, within) -> None:
     """Case 22 (AnimateDiff#257, sd-webui-animatediff#494): a pickled state_dict with "module." names."""
     network, weights, deltas = tiny_models.sd().unet, {}, {}
     for name, layer in layers(network, nn.Linear):
@@ -136,14 +138,15 @@ def test_domain_adapter_of_animatediff_loads_as_a_lora(work, sd_folder, generato
     add(network, deltas)
     torch.save({"epoch": 1, "global_step": 2, "state_dict": weights}, work / "v3_sd15_adapter.ckpt")
     model, warned = load_lora(sd_folder, work / "v3_sd15_adapter.ckpt")
-    assert far(unet_output(image_unet(model)), unet_output(network)) < 1e-3
+    assert far(unet_output(image_unet(model)), unet_output(network)) < within
     assert warned == []
 
 
 # --- ranks and scales
 
 
-def test_ranks_that_differ_without_alpha_are_all_at_scale_one(work, sd_folder, generator) -> None:
+@loads("LoRA", "ranks that differ, without alpha: each at scale 1", within=1e-4, reference="merged weights")
+def test_ranks_that_differ_without_alpha_are_all_at_scale_one(work, sd_folder, generator, within) -> None:
     """Case 16 (diffusers#14409)."""
     network, weights, deltas = tiny_models.sd().unet, {}, {}
     for number, (name, layer) in enumerate(layers(network, nn.Linear)):
@@ -154,7 +157,7 @@ def test_ranks_that_differ_without_alpha_are_all_at_scale_one(work, sd_folder, g
     add(network, deltas)
     save_file(weights, work / "mixed.safetensors")
     model, warned = load_lora(sd_folder, work / "mixed.safetensors")
-    assert far(unet_output(image_unet(model)), unet_output(network)) < 1e-3
+    assert far(unet_output(image_unet(model)), unet_output(network)) < within
     assert warned == []
 
 
