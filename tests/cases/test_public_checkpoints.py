@@ -29,6 +29,7 @@ from cases.public_layouts import (
 )
 from cases.tiny_models import far, parameterisation
 from diffusers import DiffusionPipeline
+from format_rows import loads
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -115,6 +116,7 @@ each_family = pytest.mark.parametrize("checkpoint", [sd15, sd2, sdxl], ids=["sd1
 
 
 @pytest.mark.slow
+@loads("Checkpoint", "single file of SD 1.x, SD 2.x and SDXL (`.safetensors`, `.ckpt`)", within=CLOSE)
 @each_family
 @pytest.mark.parametrize(
     ("write", "bar"),
@@ -185,6 +187,7 @@ def shaken(request: pytest.FixtureRequest) -> DiffusionPipeline:
     return pipeline
 
 
+@loads("Checkpoint", "folder with names of old versions of diffusers and transformers", within=CLOSE)
 @pytest.mark.filterwarnings("ignore::FutureWarning:diffusers")
 def test_folder_with_the_names_of_old_versions_gives_the_same_model(work: Path, shaken: DiffusionPipeline) -> None:
     wanted = outputs(load(shaken))
