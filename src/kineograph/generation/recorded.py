@@ -16,6 +16,7 @@ from kineograph.media.images import is_memory_label
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.models.description import describe_model
+from kineograph.models.loading.describe import unread_options
 from kineograph.models.loading.load import RECORDED, load
 from kineograph.models.loading.provenance import provenance_differences
 from kineograph.models.model import Model
@@ -94,5 +95,7 @@ def load_recorded_model(settings: Mapping[str, Any], *, device: str | None = Non
         )
     if unknown := set(arguments) - set(RECORDED):  # a file may come from anyone
         raise InputError(f"these settings would load a model with unknown arguments: {', '.join(sorted(unknown))}")
+    for name in unread_options(arguments.get("source", "pocket")):  # which older versions accepted and recorded
+        arguments.pop(name, None)
     lora = [tuple(pair) for pair in arguments.get("lora", [])]  # JSON turns pairs into lists
     return load(**{**arguments, "lora": lora, "device": device or recorded["device"], "dtype": recorded["dtype"]})

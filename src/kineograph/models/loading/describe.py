@@ -5,10 +5,10 @@ The networks are built on the meta device, which takes no memory, by the functio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import diffusers
 import torch
@@ -17,8 +17,11 @@ from accelerate import init_empty_weights
 from kineograph import hub
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
+from kineograph.models.conditioning import textual_inversion
+from kineograph.models.conditioning.textual_inversion import list_textual_inversions
 from kineograph.models.description import Description, describe_configurations, vae_scale_factor
 from kineograph.models.formats import animatediff, architecture, known_configurations, tensor_files, videocrafter, vidrd
+from kineograph.models.formats.lora import LORA_FILES, list_loras
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import (
     components,
@@ -32,6 +35,7 @@ from kineograph.models.loading.motion_modules import MotionSource
 from kineograph.models.loading.options import LoadOptions
 from kineograph.models.loading.provenance import source_name
 from kineograph.models.loading.single_file import Checkpoint
+from kineograph.models.placement import choose_placement
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket import models as pocket
 from kineograph.models.temporal.config import TemporalConfig
@@ -44,6 +48,51 @@ POCKET = "pocket"
 CONFIG = video_folder.CONFIG
 
 
+def check_request(source: str | Path | Pipeline, given: Mapping[str, Any]) -> None:
+    """Raise InputError for options of `load` that nothing reads, and for files, a device or a dtype that are not there.
+
+    given: all options. No file is read, and nothing is downloaded.
+    """
+    pocket.check_built_in(source, given)
+    if unread := [name for name in unread_options(source) if given[name] is not None]:
+        raise InputError(f"`{unread[0]}` does nothing here: {unread_options(source)[unread[0]]}")
+    if given["dtype"] is not None and given["torch_dtype"] is not None:
+        raise InputError("`torch_dtype` is the older name of `dtype`: give one of them")
+    if not isinstance(source, Pipeline):
+        choose_placement(given["device"], given["torch_dtype"] if given["dtype"] is None else given["dtype"])
+    built_in = (*pocket.built_in_names(), *pocket.ADAPTERS, *pocket.DECODERS)
+    parts = [given[name] for name in ("motion_module", "motion_adapter", "adapter", "ip_adapter", "vae", "decoder")]
+    for part in (*parts, *controlnets.list_controlnets(given["controlnet"], source).values()):
+        if isinstance(part, str | Path) and part not in built_in:
+            hub.local_path(part, built_in)
+    for names, parts in (
+        (LORA_FILES, [lora for lora, _ in list_loras(given["lora"])]),
+        (textual_inversion.FILES, [file for _, file in list_textual_inversions(given["textual_inversion"])]),
+    ):
+        for part in parts:
+            if (path := hub.local_path(part)) is not None:
+                hub.find_file(path, names, HubOptions())
+
+
+def unread_options(source: str | Path | Pipeline) -> dict[str, str]:
+    """Return the options of `load` that a source of this kind does not read, each with the reason."""
+    name = source_name(source)
+    if isinstance(source, Pipeline):
+        kind, read = "a pipeline of diffusers", set[str]()
+    elif source in (POCKET, *pocket.built_in_names()):
+        kind, read = "built in", set()
+    elif (path := hub.local_path(source, [POCKET, *pocket.built_in_names()])) is None:
+        kind, read = "a repository", {"revision", "variant"}
+    else:
+        kind, read = ("a single file", {"config"}) if path.is_file() else ("a folder", {"variant"})
+    reasons = {
+        "config": f"it is the configuration of a single file, and {name} is {kind}",
+        "revision": f"it is that of a repository, and {name} is {kind}",
+        "variant": f"it is that of a repository or a folder, and {name} is {kind}",
+    }
+    return {option: reason for option, reason in reasons.items() if option not in read}
+
+
 def describe(source: str | Path | Pipeline | None = None, **options: Unpack[LoadOptions]) -> Description | None:
     """Return the description of the model that `load` returns for the same arguments, without reading weights.
 
@@ -51,7 +100,7 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
     Raises the InputError of `load` for an invalid option, or if a source does not exist.
     """
     given = validate(options, LoadOptions)
-    pocket.check_built_in(source, given)
+    check_request(source or POCKET, given)
     hub_options = HubOptions(**{name: given[name] for name in HubOptions._fields})
     reads_vae = given["vae"] is None
     found = _describe_source(source or POCKET, given["config"], hub_options, reads_vae=reads_vae)
