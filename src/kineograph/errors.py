@@ -1,8 +1,9 @@
-"""Errors and warnings for users, and checks of plain arguments that raise them."""
+"""Errors and warnings for users, checks of plain arguments that raise them, and names of inputs in memory."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 
@@ -15,6 +16,7 @@ class InputWarning(UserWarning):
 
 
 MAX_FRAMES = 4096
+MEMORY_LABEL = re.compile(r"(image|video|tensor) in memory \(.*, sha256 [0-9a-f]{16}\)")
 SHOWN_LENGTH = 100  # characters of a value in a message
 
 
@@ -51,3 +53,13 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise InputError unless the value is one of the choices."""
     if value not in choices:
         raise InputError(f"{name} is {' or '.join(choices)}, not {shown(value)}")
+
+
+def memory_label(kind: str, size: str, digest: str) -> str:
+    """Return the name of an input in memory, for settings and messages. kind: "image", "video" or "tensor"."""
+    return f"{kind} in memory ({size}, sha256 {digest[:16]})"
+
+
+def is_memory_label(text: object) -> bool:
+    """Return True for what `memory_label` returns."""
+    return isinstance(text, str) and MEMORY_LABEL.fullmatch(text) is not None

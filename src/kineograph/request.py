@@ -16,8 +16,7 @@ from pydantic import BeforeValidator, PlainValidator, Strict
 from typing_extensions import TypedDict
 
 from kineograph import errors
-from kineograph.errors import MAX_FRAMES, InputError
-from kineograph.media.images import memory_label
+from kineograph.errors import MAX_FRAMES, InputError, memory_label
 from kineograph.options import File, Integer, Number, Text, option
 from kineograph.samplers import BY_NAME
 from kineograph.sigmas import SPACINGS

@@ -11,9 +11,9 @@ import torch
 from numbered import movie, numbered, numbers
 from PIL import Image
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, is_memory_label
 from kineograph.media.footage import Footage, open_footage, output_size, stack_in_chunks
-from kineograph.media.images import center_crop_resize, is_memory_label
+from kineograph.media.images import center_crop_resize
 from kineograph.media.video import Video
 
 

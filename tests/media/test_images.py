@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from kineograph.errors import InputError
-from kineograph.media.images import is_memory_label, read_image
+from kineograph.errors import InputError, is_memory_label
+from kineograph.media.images import read_image
 from kineograph.media.video import Video
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)

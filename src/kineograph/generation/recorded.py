@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, is_memory_label
 from kineograph.generation.check import check_prompts, complete, without_unused
 from kineograph.generation.options import GenerateOptions, with_plugins
 from kineograph.generation.resolve import open_inputs, resolve
 from kineograph.generation.run import OnStep, run_all
-from kineograph.media.images import is_memory_label
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video
 from kineograph.models.description import describe_model

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, memory_label
 from kineograph.media.codecs import FrameFile, Sound, open_frames, read_sound, select_frames
 from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import (
     center_crop_resize,
     is_present,
     is_tensor,
-    memory_label,
     shorten,
     to_pixels,
     unexpected,
@@ -40,7 +39,7 @@ MAX_DISTORTION = 1.1  # ratio of two aspect ratios, above which a video has anot
 class Footage:
     """Frames of a video file, of a folder of pngs or in memory, to be read in order.
 
-    path            of the file, or a label of frames in memory, see `images.memory_label`
+    path            of the file, or a label of frames in memory, see `errors.memory_label`
     indices         of the frames among those that `read` yields
     fps             of these frames
     height, width   in pixels

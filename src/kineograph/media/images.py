@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 import textwrap
 from io import BytesIO
@@ -14,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, memory_label
 from kineograph.media.frames import BrokenFile
 from kineograph.media.shards import FileSlice
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:  # reading a file does not import torch
 IMAGE_SOURCES = "a path, a PIL image, an array [h w 3], [h w 4] or [h w], or a tensor [3 h w]"
 PIXEL_VALUES = "uint8 from 0 to 255, or floats from 0 to 1"
 ROUNDING = 1e-3  # floats from 0 to 1 may exceed them by this much
-MEMORY_LABEL = re.compile(r"(image|video|tensor) in memory \(.*, sha256 [0-9a-f]{16}\)")
 READ_ERRORS = (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 TRAINING_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ANIMATED_FORMATS = frozenset({"WEBP", "PNG"})  # formats whose further images are further frames
@@ -131,16 +129,6 @@ def unexpected(option: str, expected: str, value: object) -> InputError:
     else:
         came = f"an object of type {type(value).__name__}"
     return InputError(f"`{option}` is {expected}, not {came}")
-
-
-def memory_label(kind: str, size: str, digest: str) -> str:
-    """Return the name of an input in memory, for settings and messages. kind: "image", "video" or "tensor"."""
-    return f"{kind} in memory ({size}, sha256 {digest[:16]})"
-
-
-def is_memory_label(text: object) -> bool:
-    """Return True for what `memory_label` returns."""
-    return isinstance(text, str) and MEMORY_LABEL.fullmatch(text) is not None
 
 
 def pixel_digest(pixels: np.ndarray) -> str:
