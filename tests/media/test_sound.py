@@ -16,6 +16,8 @@ from kineograph.media.codecs import SOUND_RATE, Sound, read_sound
 from kineograph.media.footage import open_footage
 from kineograph.media.video import Video, open_video
 
+pytestmark = pytest.mark.slow
+
 
 def beeps(seconds: float, rate: int = 44100) -> np.ndarray:
     """Return a tone in every second half second: int16 [n]."""
@@ -102,7 +104,6 @@ def test_damaged_sound_is_left_out_with_a_warning(tmp_path: Path) -> None:
         assert footage.sound() is None
 
 
-@pytest.mark.slow
 def test_an_edited_video_keeps_the_sound_of_its_source(tmp_path: Path) -> None:
     path = talkie(tmp_path / "in.mp4")
     video = kg.edit(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import av
 import numpy as np
@@ -277,3 +278,51 @@ def test_webm_is_vp9_and_its_encoder_may_be_missing(tmp_path: Path, monkeypatch:
     with pytest.raises(InputError, match="needs the encoder libvpx-vp9"):
         clip().save(tmp_path / "other.webm")
     assert left_behind(tmp_path) == ["fish.webm"]
+
+
+# --- marks of generated media
+
+SOURCE_TYPE = b"http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of a file, or of a folder's files."""
+    return b"".join(file.read_bytes() for file in (sorted(path.iterdir()) if path.is_dir() else [path]))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_results_carry_the_digital_source_type_beside_the_settings(tmp_path: Path, name: str) -> None:
+    video = clip(3)
+    path = video.save(tmp_path / name)
+    opened = open_video(path)
+    assert opened.settings == video.settings and len(opened) == 3
+    assert content(path).count(SOURCE_TYPE) == {"fish.webm": 0, "fish": 3}.get(name, 1)
+    bare = video.save(tmp_path / f"bare-{name}", metadata=False)
+    assert SOURCE_TYPE not in content(bare) and b"prompt" not in content(bare)
+    assert not open_video(bare).settings and len(open_video(bare)) == 3
+    found = Video(clip(3).frames, 10).save(tmp_path / f"found-{name}")  # not generated, as far as one knows
+    assert SOURCE_TYPE not in content(found)
+
+
+def test_other_programs_find_the_digital_source_type(tmp_path: Path) -> None:
+    video = clip(2)
+    for name in ("a.webp", "a.png"):
+        saved = Video(video.frames[:1], 10, video.settings) if name == "a.png" else video
+        with PIL.Image.open(saved.save(tmp_path / name)) as image:
+            image.seek(image.n_frames - 1)
+            found = image.info["xmp"]
+        packet = ElementTree.fromstring(found if isinstance(found, str) else found.decode())
+        (description,) = packet.iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+        key = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
+        assert description.attrib[key].encode() == SOURCE_TYPE
+    extension = video.save(tmp_path / "a.gif").read_bytes().partition(b"\x21\xff\x0bXMP DataXMP")[2]
+    assert extension.startswith(b"<?xpacket") and extension.endswith(bytes([1, *range(255, -1, -1), 0]) + b";")
+    boxes, rest = [], video.save(tmp_path / "a.mp4").read_bytes()
+    while rest:
+        size = int.from_bytes(rest[:4], "big")
+        boxes.append((rest[4:8], rest[8:size]))
+        rest = rest[size:]
+    assert [kind for kind, _ in boxes] == [b"ftyp", b"moov", b"free", b"mdat", b"uuid"]
+    assert boxes[-1][1][:16].hex() == "be7acfcb97a942e89c71999491e3afac" and boxes[-1][1][16:].startswith(b"<?xpacket")
+    with av.open(tmp_path / "a.mp4", options={"export_xmp": "1"}) as container:
+        assert SOURCE_TYPE.decode() in container.metadata["xmp"]

@@ -88,7 +88,7 @@ def decode_stream(container: InputContainer, stream: VideoStream) -> Iterator[av
     Raises BrokenFile for a damaged frame, but for those before the first intact one, and what PyAV raises.
     """
     intact = False
-    for frame in _deinterlace(_with_timestamps(_decode(container, stream), stream)):
+    for frame in _deinterlace(_with_timestamps(_decode(container, stream), container, stream)):
         if frame.is_corrupt and intact:
             raise BrokenFile(f"has no intact frame at {frame_time(frame):.2f} s")
         intact = intact or not frame.is_corrupt
@@ -106,22 +106,35 @@ def _decode(container: InputContainer, stream: VideoStream) -> Iterator[av.Video
         yield from context.decode(packet)
 
 
-def _with_timestamps(frames: Iterator[av.VideoFrame], stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Number the frames of raw streams, which have no timestamps."""
+def _with_timestamps(
+    frames: Iterator[av.VideoFrame], container: InputContainer, stream: VideoStream
+) -> Iterator[av.VideoFrame]:
+    """Number the frames of streams without timestamps."""
+    numbered = lacks_timestamps(container, stream)
     previous: float | None = None
     for frame in frames:
         if frame.pts is None:
             frame.pts = frame.dts
-        if frame.pts is None or frame.time_base is None:
+        if numbered or frame.pts is None or frame.time_base is None:
             frame.time_base = Fraction(1, TICKS)
-            frame.pts = 0 if previous is None else round((previous + 1 / untimed_rate(stream)) * TICKS)
+            frame.pts = 0 if previous is None else round((previous + 1 / untimed_rate(container, stream)) * TICKS)
         previous = frame_time(frame)
         yield frame
 
 
-def untimed_rate(stream: VideoStream) -> Fraction:
+def lacks_timestamps(container: InputContainer, stream: VideoStream) -> bool:
+    """Return True for an AVI of codecs that store frames in another order: it states no order in which they are shown.
+
+    Raw streams are recognised by their packets.
+    """
+    return container.format.name == "avi" and stream.codec_context.name in ("h264", "hevc")
+
+
+def untimed_rate(container: InputContainer, stream: VideoStream) -> Fraction:
     """Return the frame rate that a stream without timestamps states, or that of raw streams in FFmpeg."""
-    return Fraction(stream.codec_context.framerate or stream.average_rate or RAW_RATE)
+    in_container, in_stream = stream.average_rate, stream.codec_context.framerate  # a raw stream's container has none
+    first, second = (in_container, in_stream) if container.format.name == "avi" else (in_stream, in_container)
+    return Fraction(first or second or RAW_RATE)
 
 
 def frame_time(frame: av.VideoFrame) -> float:

@@ -20,6 +20,7 @@ from kineograph.media.frames import (
     BrokenFile,
     decode_stream,
     frame_time,
+    lacks_timestamps,
     open_video_stream,
     read_pixel_aspect,
     untimed_rate,
@@ -93,7 +94,7 @@ def read_frame_times(file: FileSlice | str) -> tuple[float, list[float]]:
     if not times:
         with open_video_stream(file) as (container, stream):
             times = [frame_time(frame) for frame in decode_stream(container, stream)]
-            fps = float(untimed_rate(stream))
+            fps = float(untimed_rate(container, stream))
     if not times:
         raise BrokenFile("holds no frames")
     return _frame_rate(times, fps), times
@@ -187,9 +188,9 @@ def _check_frame(frame: av.VideoFrame | None, time: float) -> av.VideoFrame:
 
 
 def _timestamps(container: InputContainer, stream: VideoStream) -> Iterator[_Timestamp]:
-    """Yield the times, in seconds, of each frame from here on, in the order of the file."""
+    """Yield the times of each frame from here on, in the order of the file; nothing where it has none."""
     unit = float(stream.time_base or 1)
-    for packet in container.demux(stream):
+    for packet in () if lacks_timestamps(container, stream) else container.demux(stream):
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is not None and not packet.is_corrupt and not packet.is_discard:  # what an edit list cuts off
             decoded = None if packet.dts is None else packet.dts * unit
