@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 import kineograph as kg
 from kineograph.errors import InputError, InputWarning
 from kineograph.models.changes import move
+from kineograph.models.formats.adapter_files import weight_signature
 from kineograph.models.formats.layer_names import motion_module_name, target_layers
 from kineograph.models.loading.components import quiet_loading
 
@@ -206,6 +207,63 @@ def test_the_weights_are_shared(sd_folder: Path, tmp_path: Path) -> None:
         name: id(each) for name, each in plain.net.state_dict(keep_vars=True).items()
     }
     kg.save(without, tmp_path / "saved")  # which refuses a model with LoRAs
+
+
+def changes_file(path: Path, model: kg.Model) -> Path:
+    """Write a file whose changes are of all kinds but plain LoRA: a LoHa, DoRA, a difference with bias, and a norm."""
+    torch.manual_seed(4)
+    shapes = {name: model.net.image_unet.get_submodule(name).weight.shape for name in UNET[:4]}
+    one, other, third, fourth = (f"lora_unet_{name.replace('.', '_')}" for name in shapes)
+    rows, columns = shapes[UNET[0]]
+    tensors = {f"{one}.hada_w{n}_{side}": torch.randn(*size) / 2 for n in (1, 2) for side, size in (
+        ("a", (rows, 2)), ("b", (2, columns)))}  # fmt: skip
+    tensors |= kohya("lora_unet", deltas(model.net.image_unet, UNET[1:2]), 2.0)
+    tensors[f"{other}.dora_scale"] = torch.rand(shapes[UNET[1]][0], 1)
+    tensors |= {f"{third}.diff": 0.1 * torch.randn(shapes[UNET[2]]), f"{third}.diff_b": torch.randn(shapes[UNET[2]][0])}
+    tensors |= {"lora_unet_conv_norm_out.w_norm": torch.rand(len(model.net.image_unet.conv_norm_out.weight))}
+    tensors |= {f"{fourth}.diff_b": torch.randn(shapes[UNET[3]][0])}
+    save_file(tensors, path)
+    return path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_changes_of_weights_are_put_on_and_taken_off(tmp_path: Path, dtype: str) -> None:
+    plain = kg.load("pocket", dtype=dtype)
+    before, state = frames(plain), plain.net.state_dict(keep_vars=True)
+    signature = weight_signature(plain.net.image_unet, "pocket")
+    file = changes_file(tmp_path / "style.safetensors", plain)
+    changed, loaded = plain.load_lora_weights(file, 0.7), kg.load("pocket", dtype=dtype, lora=(file, 0.7))
+    after = frames(changed)
+    assert not np.array_equal(after, before) and np.array_equal(after, frames(loaded))
+    assert np.array_equal(frames(plain), before)
+    assert changed.settings == loaded.settings
+    assert "with LoRA style" in repr(changed)
+    assert changed.net.state_dict().keys() == state.keys()
+    assert weight_signature(changed.net.image_unet, "pocket") == signature
+    with pytest.raises(InputError, match="unet has LoRAs on it"):
+        kg.save(changed, tmp_path / "saved")
+    assert np.array_equal(frames(loaded.unload_lora_weights()), before)
+    without = changed.unload_lora_weights().net.state_dict(keep_vars=True)
+    assert {name: id(each) for name, each in without.items()} == {name: id(each) for name, each in state.items()}
+    moved = changed.to(torch.float32).unload_lora_weights()
+    assert all(isinstance(each, nn.Parameter) for each in moved.net.state_dict(keep_vars=True).values())
+    kg.save(moved, tmp_path / "saved")
+
+
+@pytest.mark.slow
+def test_changes_of_weights_beside_a_customised_adapter(tmp_path: Path) -> None:
+    options = {"dtype": "float32", "adapter": "pocket-fox"}
+    fox = kg.load("pocket-video", **options)
+    file = changes_file(tmp_path / "style.safetensors", fox)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)
+        changed, loaded = fox.load_lora_weights(file), kg.load("pocket-video", lora=file, **options)
+        plain = frames(fox, num_frames=4)
+        for each in (changed, loaded):
+            assert not np.array_equal(frames(each, num_frames=4), plain)
+            assert np.array_equal(frames(each.unload_lora_weights(), num_frames=4), plain)
+        assert np.array_equal(frames(changed, num_frames=4), frames(loaded, num_frames=4))
 
 
 @pytest.mark.slow
