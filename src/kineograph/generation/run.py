@@ -19,6 +19,7 @@ from kineograph.generation.resolve import (
     recorded_options,
     warn_about,
 )
+from kineograph.media.footage import Footage
 from kineograph.media.video import Video
 from kineograph.methods import controlnet, instruct_pix2pix, sdedit, text2video_zero, vidrd
 from kineograph.methods.controlnet import ControlOptions, list_controls
@@ -58,18 +59,21 @@ def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
 def _warn_of_unchanged(plan: Plan, videos: Sequence[Video]) -> None:
     """Warn if an edit returned the video to edit, but for what the VAE changes."""
     for footage in (plan.edit_footage or plan.start_footage) if plan.strength else ():
-        for video in videos:
-            frames = zip(video.frames, footage.frames(*video.frames.shape[1:3]), strict=False)  # it may be longer
-            difference = [np.abs(_cell_means(after) - _cell_means(before)) for after, before in frames]
-            if np.quantile(difference, 0.99) < UNCHANGED:
-                stronger = "higher `guidance_scale`, lower `image_guidance_scale`"
-                how = stronger if plan.edit_footage else "higher `strength`"
-                warnings.warn(
-                    f"the edit changed next to nothing of {footage.path}: try a {how}, or other words",
-                    InputWarning,
-                    stacklevel=4,
-                )
-                return
+        if any(is_unchanged(video, footage) for video in videos):
+            stronger = "higher `guidance_scale`, lower `image_guidance_scale`"
+            how = stronger if plan.edit_footage else "higher `strength`"
+            warnings.warn(
+                f"the edit changed next to nothing of {footage.path}: try a {how}, or other words",
+                InputWarning,
+                stacklevel=4,
+            )
+
+
+def is_unchanged(video: Video, footage: Footage) -> bool:
+    """Return True if a video has the frames of this one, but for about what a VAE changes."""
+    frames = zip(video.frames, footage.frames(*video.frames.shape[1:3]), strict=False)  # the footage may be longer
+    difference = [np.abs(_cell_means(after) - _cell_means(before)) for after, before in frames]
+    return bool(np.quantile(difference, 0.99) < UNCHANGED)
 
 
 def _cell_means(frame: np.ndarray) -> np.ndarray:
