@@ -4,17 +4,36 @@ Both get the same toy network and the same noise; latents agree to 3e-5 at every
 the toy network doubles rounding errors at every step; the tables of diffusers stay float32.
 """
 
+import sys
+import types
+
 import diffusers
 import pytest
 import torch
 
 from kineograph.models.schedule import Schedule
-from kineograph.samplers import ddim, ddim_eta, dpmpp_2m, euler_ancestral, lcm
+from kineograph.samplers import (
+    ddim,
+    ddim_eta,
+    deis,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_2s,
+    dpmpp_sde,
+    euler_ancestral,
+    heun,
+    lcm,
+    lms,
+    plms,
+    tcd,
+    unipc,
+)
 from kineograph.sigmas import karras, leading, linspace, subsample, trailing
 
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # diffusers with NumPy 2
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning"),
 ]
 
 BETAS = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -36,10 +55,10 @@ def at_whole_timesteps(z, t):
     return network(z, torch.as_tensor(t).round())
 
 
-def sampler_noise():
+def sampler_noise(dtype=torch.float64):
     """Return the noise that a diffusers scheduler takes from a generator with seed 2, in order."""
     generator = torch.Generator().manual_seed(2)
-    return lambda sigma: torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    return lambda sigma: torch.randn(SHAPE, generator=generator, dtype=dtype)
 
 
 def their_samples(scheduler, z, denoise_network, **options):
@@ -49,16 +68,19 @@ def their_samples(scheduler, z, denoise_network, **options):
         yield z
 
 
-def assert_same_samples(scheduler, sampler, sigmas, denoise_network=network, **options):
-    """Sample from the same noise and compare as z_t. Euler's samples are our x, those of all others are z_t."""
+def assert_same_samples(scheduler, sampler, sigmas, denoise_network=network, whole_steps=list, **options):
+    """Sample from the same noise and compare as z_t. Euler's samples and those of its kind are our x, others are z_t.
+
+    whole_steps: those of diffusers' samples that end a step of ours; the last ones are compared with as many of ours
+    """
     schedule = Schedule.from_config(scheduler)
     steps = list(sampler(schedule.denoise(denoise_network), sigmas[0] * NOISE, sigmas))
-    scales = [schedule.scale(step.sigma) for step in steps]
-    in_x = isinstance(scheduler, diffusers.EulerAncestralDiscreteScheduler)
+    scales = [schedule.scale(step.sigma) if step.sigma else 1.0 for step in steps]
+    in_x = float(getattr(scheduler, "init_noise_sigma", 1)) != 1
     units = [1.0 if in_x else scale for scale in scales]
-    theirs = list(their_samples(scheduler, units[0] * steps[0].x, denoise_network, **options))
-    assert len(theirs) == len(steps) - 1
-    for step, scale, unit, their in zip(steps[1:], scales[1:], units[1:], theirs, strict=True):
+    theirs = whole_steps(list(their_samples(scheduler, units[0] * steps[0].x, denoise_network, **options)))
+    assert len(theirs) in (len(steps) - 1, 1)
+    for step, scale, unit, their in zip(steps[::-1], scales[::-1], units[::-1], theirs[::-1], strict=False):
         torch.testing.assert_close(scale * step.x, scale / unit * their, atol=3e-5, rtol=3e-5)
 
 
@@ -190,6 +212,117 @@ def test_dpmpp_2m_on_karras_sigmas(steps, prediction) -> None:
     assert_same_samples(
         scheduler, dpmpp_2m, sigmas, denoise_network=at_whole_timesteps
     )  # it rounds timesteps, we do not
+
+
+def second_of_each(samples):
+    """Return the samples after the second evaluation of each step; the last step has one."""
+    return [*samples[1::2], samples[-1]]
+
+
+def last(samples):
+    """Return the last sample alone: UniPC corrects the others when it has the next estimate."""
+    return samples[-1:]
+
+
+OTHERS = {
+    "heun": (diffusers.HeunDiscreteScheduler, heun, second_of_each, {}),
+    "lms": (diffusers.LMSDiscreteScheduler, lms, list, {}),
+    "euler to its lowest sigma": (
+        diffusers.EulerDiscreteScheduler,
+        ddim,
+        list,
+        {"final_sigmas_type": "sigma_min", "timestep_spacing": "trailing"},
+    ),
+    "dpmpp-2s": (diffusers.DPMSolverSinglestepScheduler, dpmpp_2s, list, {"lower_order_final": True}),
+    "unipc": (diffusers.UniPCMultistepScheduler, unipc, last, {}),
+    "deis": (diffusers.DEISMultistepScheduler, deis, list, {}),
+}
+
+
+@pytest.mark.slow
+@each_prediction
+@pytest.mark.parametrize("steps", [1, 7, 24])
+@pytest.mark.parametrize(("kind", "sampler", "whole_steps", "more"), OTHERS.values(), ids=OTHERS)
+def test_other_samplers(kind, sampler, whole_steps, more, steps, prediction) -> None:
+    scheduler = kind(**BETAS, prediction_type=prediction, **more)
+    scheduler.set_timesteps(steps)
+    sigmas = Schedule.from_config(scheduler).sampling_sigmas(steps)
+    assert_same_samples(scheduler, sampler, sigmas, whole_steps=whole_steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 7, 24])
+def test_plms(steps) -> None:
+    scheduler = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
+    scheduler.set_timesteps(steps)
+    sigmas = Schedule.from_config(scheduler).sampling_sigmas(steps)
+    assert_same_samples(scheduler, plms, sigmas, whole_steps=lambda samples: samples[1:] if steps > 1 else samples)
+
+
+@pytest.mark.slow
+@each_prediction
+@pytest.mark.parametrize("steps", [1, 7, 24])
+def test_dpmpp_2m_sde(steps, prediction) -> None:
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        **BETAS, prediction_type=prediction, algorithm_type="sde-dpmsolver++"
+    )
+    scheduler.set_timesteps(steps)
+    sigmas = Schedule.from_config(scheduler).sampling_sigmas(steps)
+    sampler = dpmpp_2m_sde(sampler_noise(torch.float32))
+    assert_same_samples(scheduler, sampler, sigmas, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.slow
+@each_prediction
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_tcd(steps, prediction) -> None:
+    scheduler = diffusers.TCDScheduler(**BETAS, prediction_type=prediction)
+    scheduler.set_timesteps(steps)
+    schedule = Schedule.from_config(scheduler)
+    sampler = tcd(sampler_noise(), schedule.scale_timestep)
+    assert_same_samples(scheduler, sampler, schedule.sampling_sigmas(steps), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.slow
+@each_prediction
+@pytest.mark.parametrize("steps", [1, 7])
+def test_dpmpp_sde(steps, prediction, monkeypatch) -> None:
+    """Both take the increments of one Brownian path, which here is the sum of two given noises."""
+    monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))  # which only makes their noise
+    from diffusers.schedulers.scheduling_dpmsolver_sde import DPMSolverSDEScheduler
+
+    scheduler = DPMSolverSDEScheduler(**BETAS, prediction_type=prediction)
+    scheduler.set_timesteps(steps)
+    noise_at, halves = sampler_noise(), []
+
+    def increment(sigma, to):
+        halves.append(noise_at(to))
+        if len(halves) % 2:
+            return halves[-1]
+        middle = (sigma * to).sqrt()
+        parts = (sigma - middle).sqrt() * halves[-2], (middle - to).sqrt() * halves[-1]
+        return sum(parts) / (sigma - to).sqrt()
+
+    scheduler.noise_sampler = increment
+    sigmas = Schedule.from_config(scheduler).sampling_sigmas(steps)
+    assert_same_samples(scheduler, dpmpp_sde(sampler_noise()), sigmas, whole_steps=second_of_each)
+
+
+EDM = {
+    "euler": (diffusers.EDMEulerScheduler, ddim),
+    "dpmpp-2m": (diffusers.EDMDPMSolverMultistepScheduler, dpmpp_2m),
+}
+
+
+@pytest.mark.slow
+@each_prediction
+@pytest.mark.parametrize("schedule", ["karras", "exponential"])
+@pytest.mark.parametrize(("kind", "sampler"), EDM.values(), ids=EDM)
+def test_edm_preconditioning(kind, sampler, schedule, prediction) -> None:
+    scheduler = kind(sigma_data=0.7, prediction_type=prediction, sigma_schedule=schedule)
+    scheduler.set_timesteps(12)
+    sigmas = Schedule.from_config(scheduler).sampling_sigmas(12)
+    assert_same_samples(scheduler, sampler, sigmas)
 
 
 def test_flow_matching_is_ddim() -> None:
