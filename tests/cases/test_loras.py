@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import kineograph as kg
+from kineograph.models.loading.describe import describe
 
 ATTENTION = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -238,6 +240,22 @@ def test_tucker_decomposed_convolution_is_applied_or_refused_by_name(work, sd_fo
         refusal = ""
         assert far(unet_output(image_unet(model)), unet_output(network)) < 1e-3
     assert not refusal or "tucker" in refusal or "lora_mid" in refusal
+
+
+@pytest.mark.parametrize(("end", "name"), [("oft_blocks", "OFT"), ("a1.weight", "GLoRA"), ("on_input", "IA3")])
+def test_other_kind_is_refused_before_the_model_is_loaded(work, sd_folder, generator, end, name) -> None:
+    fitting = kohya(
+        "lora_unet_" + flat(ATTENTION), *low_rank(tiny_models.sd().unet.get_submodule(ATTENTION), 2, generator), 1.0
+    )
+    save_file(fitting | {f"lora_unet_{flat(ATTENTION)}.{end}": torch.ones(2, 2, 2)}, work / "x.safetensors")
+    with (
+        pytest.raises(kg.InputError, match=name),
+        mock.patch("kineograph.models.loading.load.components_from_folder") as read,
+    ):
+        describe(sd_folder, lora=work / "x.safetensors")
+    read.assert_not_called()
+    with pytest.raises(kg.InputError, match=name):
+        load_lora(sd_folder, work / "x.safetensors")
 
 
 @refused("LoRA", "a LoRA of another architecture", "none of its tensors, or their shapes, fit the model's layers")

@@ -125,6 +125,7 @@ def add_lora(
     """Add the LoRA that a file holds in these tensors to networks, see `load_lora`. prefix: of its name on them."""
     settings = _peft_settings(file, tensors)
     _refuse_unsupported(file, tensors, settings)
+    _refuse_numberless(file, tensors)
     _check_architecture(file, networks)
     matches = match_tensors(tensors, networks)
     _refuse_unknown(file, matches.unknown)
@@ -207,6 +208,13 @@ def _split_prefix(key: str) -> tuple[tuple[str, ...], str]:
     return NETWORK_PREFIXES[prefix], key.removeprefix(prefix)
 
 
+def check_kind(file: Path) -> None:
+    """Raise InputError for a file of a kind that is not supported, as far as its header tells; no weights are read."""
+    header = tensor_files.read_header(file)
+    if header is not None:
+        _refuse_unsupported(file, header, _peft_settings(file, header))
+
+
 def _refuse_unsupported(file: Path, tensors: Mapping[str, Tensor], settings: Mapping[str, Mapping[str, Any]]) -> None:
     for name in tensors:
         if kind := lora_kinds.unsupported_kind(name):
@@ -214,6 +222,9 @@ def _refuse_unsupported(file: Path, tensors: Mapping[str, Tensor], settings: Map
     for of_network in settings.values():
         if reason := lora_kinds.unsupported_settings(of_network):
             raise InputError(f"{file} is {reason}")
+
+
+def _refuse_numberless(file: Path, tensors: Mapping[str, Tensor]) -> None:
     damaged = [name for name, each in tensors.items() if not each.float().isfinite().all()]
     if damaged:
         names = tensor_files.preview_names(damaged)

@@ -21,7 +21,7 @@ from kineograph.models.conditioning import textual_inversion
 from kineograph.models.conditioning.textual_inversion import list_textual_inversions
 from kineograph.models.description import Description, describe_configurations, vae_scale_factor
 from kineograph.models.formats import animatediff, architecture, known_configurations, tensor_files, videocrafter, vidrd
-from kineograph.models.formats.lora import LORA_FILES, list_loras
+from kineograph.models.formats.lora import LORA_FILES, check_kind, list_loras
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import (
     components,
@@ -101,6 +101,9 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
     """
     given = validate(options, LoadOptions)
     check_request(source or POCKET, given)
+    for lora, _ in list_loras(given["lora"]):
+        if (path := hub.local_path(lora)) is not None:
+            check_kind(hub.find_file(path, LORA_FILES, HubOptions()))
     hub_options = HubOptions(**{name: given[name] for name in HubOptions._fields})
     reads_vae = given["vae"] is None
     found = _describe_source(source or POCKET, given["config"], hub_options, reads_vae=reads_vae)
