@@ -113,8 +113,8 @@ def video_unet_from_animatediff(unet: UNetMotionModel) -> VideoUNet:
     entries = {f"temporal.{name}": entry for name, entry in animatediff_key_map(net.temporal, motion).items()}
     entries |= {f"image_unet.{name}": Entry(name) for name in net.image_unet.state_dict()}
     what = (
-        "this UNetMotionModel is not like AnimateDiff's, or has LoRAs or other adapters, or fused projections: merge LoRAs "
-        "by fuse_lora() and unload_lora_weights(), or pass them as `lora`"
+        "this UNetMotionModel is not like AnimateDiff's, or has LoRAs or other adapters, or fused projections (merge "
+        "LoRAs by fuse_lora() and unload_lora_weights(), or pass them as `lora`)"
     )
     key_map.load_tensors(net, tensors, entries, what)
     return net

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import ControlNetModel, MultiAdapter, MultiControlNetModel, T2IAdapter, UNet2DConditionModel
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from kineograph import hub
 from kineograph.errors import InputError
@@ -31,7 +31,7 @@ from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.supported_layers import check_attention_processors
 from kineograph.models.unet.t2i_adapter import VideoT2IAdapter
 
-ControlNetSource = Union[str, Path, ControlNetModel, T2IAdapter]  # noqa: UP007 (| fails on diffusers' untyped class)
+ControlNetSource = str | Path | nn.Module
 ControlNetwork = VideoControlNet | VideoT2IAdapter
 OpenControlNet = Callable[[], ControlNetwork]
 
@@ -145,6 +145,7 @@ def _from_file(path: Path, unet: UNet2DConditionModel) -> ControlNetModel | T2IA
     if kind == CONTROLNET and "shuffle" in path.stem.lower():  # its tensors are those of any other
         raise InputError(f"{path} is by its name a ControlNet for shuffled images, which is not supported")
     tensors = select_prefix("control_model.", content) or content
+    tensors |= {mark: content[mark] for mark in (LORA_MARK, DIFFERENCE_MARK) if mark in content}
     convert = _t2i_adapter_from_tensors if kind == T2I_ADAPTER else _controlnet_from_tensors
     article = kind.partition(":")[0]
     with report_missing_tensors(content, f"{path} looks like {article}"):
@@ -156,11 +157,12 @@ def _controlnet_from_tensors(tensors: dict[str, Tensor], unet: UNet2DConditionMo
     added_to_unet = {name for name in (LORA_MARK, DIFFERENCE_MARK) if tensors.pop(name, None) is not None}
     is_original = "input_hint_block.0.weight" in tensors or LORA_MARK in added_to_unet
     hint = _hint_convolutions(tensors, "input_hint_block" if is_original else ldm.CONTROL_HINT)
+    first = tensors.get("input_blocks.0.0.weight" if is_original else "conv_in.weight")  # which a Control-LoRA may lack
     known = inspect.signature(ControlNetModel.__init__).parameters
     config = {name: value for name, value in unet.config.items() if name in known}
     config |= {
         "encoder_hid_dim_type": None,  # that of an IP-Adapter, which ControlNets do not read
-        "in_channels": tensors["input_blocks.0.0.weight" if is_original else "conv_in.weight"].shape[1],
+        "in_channels": unet.config.in_channels if first is None else first.shape[1],
         "conditioning_channels": hint[0].shape[1],
         "conditioning_embedding_out_channels": tuple(len(weight) for weight in hint[:-1:2]),
     }
