@@ -70,7 +70,7 @@ def load_options(*names: str) -> dict[str, Option]:
 
 def save_options() -> dict[str, Option]:
     """Return the options of `Video.save` that are declared, by parameter."""
-    from kineograph.media.video import SaveOptions
+    from kineograph.media.metadata import SaveOptions
     from kineograph.options import declared
 
     return declared(SaveOptions)

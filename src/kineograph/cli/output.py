@@ -27,7 +27,8 @@ def choose_writer(
         overwrite: replace the file that is there.
         options: those of `Video.save`.
     """
-    from kineograph.media.video import SaveOptions, check_new, check_replaceable
+    from kineograph.media.metadata import SaveOptions
+    from kineograph.media.video import check_new, check_replaceable
     from kineograph.options import validate
 
     chosen: Any = validate(options or {}, SaveOptions)

@@ -12,12 +12,12 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-import av
-import PIL.Image
+from typing_extensions import TypedDict
 
 from kineograph.errors import InputError
+from kineograph.options import Flag, option
 
 IMAGE_DESCRIPTION = 0x010E
 # files that Pillow reads, not FFmpeg
@@ -47,6 +47,30 @@ class VideoMetadata(NamedTuple):
     def to_json(self) -> str:
         """Return the metadata as ASCII JSON, which every container keeps intact."""
         return json.dumps({"made_with": f"kineograph {version('kineograph')}", **self._asdict()})
+
+
+class SaveOptions(TypedDict, total=False):
+    """Options of a video's file."""
+
+    audio: Annotated[
+        Literal["keep", "drop"],
+        option(
+            "keep",
+            "Sound of the video that is edited or guides the result, cut or padded to its length, in .mp4 and .webm.",
+            group="File",
+            recorded=False,
+        ),
+    ]
+    metadata: Annotated[
+        Flag,
+        option(
+            True,
+            "Record the settings in the file, and IPTC's mark of generated media.",
+            group="File",
+            flags=("--metadata/--no-metadata",),
+            recorded=False,
+        ),
+    ]
 
 
 class FileTags(NamedTuple):
@@ -123,6 +147,8 @@ def unreadable_file(path: Path, error: Exception) -> InputError:
 
 
 def _image_comment(path: Path) -> str:
+    import PIL.Image  # here, as help texts read the declarations above
+
     try:
         with PIL.Image.open(path) as image:
             text = image.info.get("Comment") or image.info.get("comment") or image.getexif().get(IMAGE_DESCRIPTION)
@@ -132,6 +158,8 @@ def _image_comment(path: Path) -> str:
 
 
 def _container_comment(path: Path) -> str:
+    import av
+
     try:
         with av.open(path) as container:
             tags = {name.lower(): text for name, text in container.metadata.items()}  # Matroska writes COMMENT

@@ -9,11 +9,11 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
-from typing_extensions import TypedDict, Unpack
+from typing_extensions import Unpack
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
@@ -23,13 +23,14 @@ from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import center_crop_resize, pixel_digest
 from kineograph.media.metadata import (
     FileTags,
+    SaveOptions,
     VideoMetadata,
     existing_path,
     read_video_metadata,
     tags_of_generated,
     unreadable_file,
 )
-from kineograph.options import Flag, option, validate
+from kineograph.options import validate
 
 if TYPE_CHECKING:  # reading a file does not import torch
     import torch
@@ -43,30 +44,6 @@ WRITERS: Mapping[str, Callable[[Path, np.ndarray, float, FileTags, Sound | None]
     "": codecs.write_pngs,
 }
 SHEET_FRAMES = 16
-
-
-class SaveOptions(TypedDict, total=False):
-    """Options of a video's file."""
-
-    audio: Annotated[
-        Literal["keep", "drop"],
-        option(
-            "keep",
-            "Sound of the video that is edited or guides the result, cut or padded to its length, in .mp4 and .webm.",
-            group="File",
-            recorded=False,
-        ),
-    ]
-    metadata: Annotated[
-        Flag,
-        option(
-            True,
-            "Record the settings in the file, and IPTC's mark of generated media.",
-            group="File",
-            flags=("--metadata/--no-metadata",),
-            recorded=False,
-        ),
-    ]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
