@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 from cases import tiny_models
-from cases.program import SMALL, run
+from cases.program import SMALL, Said, run
 from cases.tiny_models import far, load, tokens_of
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from format_rows import loads
@@ -16,7 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import kineograph as kg
+from kineograph.generation.recorded import recorded_request
 from kineograph.models.loading.save import save
+from kineograph.request import SETTINGS_VERSION
 
 POCKET = ("-n", 2, "--steps", 1, "--height", 64, "--width", 64)
 
@@ -51,6 +54,88 @@ def test_a1111_syntax_is_applied_or_told_not_to_be(model, sd_folder, work, promp
     if applied and same is not None:
         applied = far(*(tokens_of(model, each) for each in same)) < 1e-3
     assert told or applied
+
+
+FEW = {"num_frames": 3, "num_inference_steps": 2, "height": 16, "width": 16, "seed": 1}
+LONG = "a cat BREAK a dog on (grass:1.3)"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_video_of_weights_and_chunks_is_replayed(sd_folder, sdxl_folder, work, family) -> None:
+    model = load(sd_folder if family == "sd" else sdxl_folder)
+    for options in ({}, {"negative_prompt": LONG}, {"prompt_at": {2: "a"}}, {"prompt_weights": "comfyui"}):
+        video = kg.generate(model, LONG, **FEW, **options)
+        assert video.settings["prompt_weights"] == options.get("prompt_weights", "a1111")
+        assert (
+            kg.replay(video.save(work / f"{len(list(work.iterdir()))}.mp4"), model=model).frames == video.frames
+        ).all()
+    plain = kg.generate(model, LONG, **FEW, prompt_weights="off")
+    assert (plain.frames != kg.generate(model, LONG, **FEW).frames).any()
+
+
+@pytest.mark.slow
+def test_prompts_of_other_lengths_do_not_change_each_other(model) -> None:
+    """Cross-attention reads all chunks, so a prompt's video would change with those that others add."""
+    prompts = ["a cat", LONG, "a dog", "a " * 160]
+    together = kg.generate(model, prompts, **FEW)
+    for number, prompt in enumerate(prompts):
+        alone = kg.generate(model, prompt, **{**FEW, "seed": 1 + number})
+        assert abs(together[number].frames.astype(int) - alone.frames).max() <= 1
+    kg.generate(model, {0: "a cat", 1: "a " * 160, 2: "b"}, **FEW)
+    kg.generate(model, "a cat", clips=2, then=["a " * 160], **FEW)
+
+
+def test_videos_made_before_read_their_prompts_as_text(model) -> None:
+    settings = {"prompt": "a (cat:1.3) <lora:a:1>", "seed": 3, "frames_sha256": "", "model": {}, "settings_version": 2}
+    prompt, options = recorded_request(settings)
+    assert (prompt, options["prompt_weights"]) == (settings["prompt"], "off")
+    with pytest.raises(kg.InputError, match="names the LoRA 'a'"):
+        recorded_request({**settings, "settings_version": SETTINGS_VERSION})
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a LoRA in a folder, which has another name in its header."""
+    folder, network = tmp_path_factory.mktemp("loras"), tiny_models.sd().unet
+    generator, weights = torch.Generator().manual_seed(0), {}
+    for name, layer in tiny_models.layers(network, torch.nn.Linear):
+        if "attn" in name:
+            weights |= tiny_models.kohya(
+                f"lora_unet_{name.replace('.', '_')}", *tiny_models.low_rank(layer, 2, generator), 2
+            )
+    (folder / "styles").mkdir()
+    save_file(weights, folder / "styles" / "ink.v1.safetensors", metadata={"ss_output_name": "Ink Style"})
+    save_file(weights, folder / "other.safetensors")
+    return folder
+
+
+@loads("Prompt", "`<lora:name:0.8>` with `--lora-folder`", within=0, reference="`--lora FILE=0.8`")
+@pytest.mark.slow
+def test_lora_of_a_prompt_is_loaded_from_a_folder(sd_folder, work, loras: Path, within: float) -> None:
+    def generate(prompt: str, *options: object) -> tuple[Said, dict[str, object]]:
+        file = work / f"{len(list(work.iterdir()))}.mp4"
+        said = run("generate", prompt, "--model", sd_folder, *SMALL, "--seed", 1, "-o", file, *options)
+        return said, kg.open_video(file).settings if said.status == 0 else {}
+
+    _, expected = generate("a cat", "--lora", f"{loras}/styles/ink.v1.safetensors=0.8")
+    for name in ("ink.v1", "styles/ink.v1", "Ink Style"):
+        said, settings = generate(f"a cat <lora:{name}:0.8>", "--lora-folder", loras)
+        assert settings["prompt"] == "a cat" and settings["frames_sha256"] == expected["frames_sha256"], said.text
+        assert settings["model"]["load"]["lora"] == [[f"{loras}/styles/ink.v1.safetensors", 0.8]]
+    for prompt, options, message in (
+        ("a cat <lora:ink:1>", ("--lora-folder", loras), "has no LoRA 'ink'"),
+        ("a cat <lora:ink.v1:1>", (), "say which folder it is in, --lora-folder"),
+        ("a cat <lora:ink.v1:1>", ("--lora-folder", work / "no"), "there is no folder"),
+        ("a cat <lora:ink.v1:1:2>", ("--lora-folder", loras), "with one number"),
+        ("a cat", ("--lora-folder", loras), "--lora-folder does nothing here"),
+        ("<lora:ink.v1:1>", ("--lora-folder", loras), "the prompt is empty"),
+        ("a cat", ("--negative-prompt", "<lora:ink.v1:1>"), "names the LoRA 'ink.v1'"),
+    ):
+        said, _ = generate(prompt, *options)
+        assert said.status == 2 and message in said.text and "loading" not in said.text
+    said, settings = generate("a cat <lora:ink.v1:1>", "--prompt-weights", "off")
+    assert settings["prompt"] == "a cat <lora:ink.v1:1>"
 
 
 # --- CLIP skip
@@ -143,6 +228,23 @@ def test_odd_prompt_may_name_the_file(sd_folder, work, monkeypatch: pytest.Monke
     """Case 32: no output path given, so that the prompt names the file."""
     monkeypatch.chdir(work)
     assert not run("generate", ODD[name], "--model", sd_folder, *SMALL).crashed
+
+
+@pytest.mark.parametrize(
+    "prompt", ["", " \n", "\u200b \ufeff", "()", "BREAK", "\0", "( BREAK [", "a" * 20_001, "a\ud800"]
+)
+def test_prompt_without_a_word_is_refused(model, prompt: object) -> None:
+    with pytest.raises(kg.InputError, match=r"prompt|describe"):
+        kg.generate(model, prompt)
+    with pytest.raises(kg.InputError, match=r"prompt|describe"):
+        kg.generate(model, "a cat", prompt_at={2: prompt})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", [",,,", "(,:1.3)", "👩\u200d🚀", "a\u200bb", "-1", "<|endoftext|> a", r"\(", ")("])
+def test_odd_prompt_has_a_video(model, prompt: str) -> None:
+    video = kg.generate(model, prompt, **FEW)
+    assert video.settings["prompt"] == prompt
 
 
 def test_prompt_that_is_no_utf8_ends_without_a_traceback(work) -> None:
