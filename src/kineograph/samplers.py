@@ -119,7 +119,11 @@ def heun(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step
     for sigma, to in pairwise(sigmas):
         x0 = denoise(x, sigma)
         yield Step(sigma, x, x0)
-        x = _heun_step(denoise, x, x0, sigma, to)
+        after = step_to(x, x0, sigma, to)
+        if to > 0:
+            slopes = _slope(Step(sigma, x, x0)) + _slope(Step(to, after, denoise(after, to)))
+            after = x + (to - sigma) / 2 * slopes
+        x = after
     yield Step(sigmas[-1], x, x)
 
 
@@ -144,35 +148,52 @@ def _integrate(nodes: Sequence[float], k: int, start: float, end: float) -> floa
     return float(integral(end) - integral(start)) / math.prod(nodes[k] - other for other in others)
 
 
-# weights of the last slopes, newest first (Adams-Bashforth for equal steps)
-PLMS_WEIGHTS = ((1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+# weights of the last estimates, newest first (Adams-Bashforth for equal steps)
+PLMS_WEIGHTS = ((1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 
-@torch.no_grad()
 def plms(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
     """Sample by pseudo linear multistep (Liu et al. 2022, as Stable Diffusion): the first step is Heun's.
 
     It takes one evaluation more than steps. diffusers' PNDMScheduler with `skip_prk_steps`.
     """
-    past = deque[Step](maxlen=4)
+    return _sample_plms(denoise, x, sigmas, _slope, lambda slope, step: slope)
+
+
+def plms_v(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+    """Sample by PLMS that extrapolates v in place of the noise, as diffusers for networks with v-prediction."""
+
+    def v(step: Step) -> Latents:
+        return (_slope(step) - step.sigma * step.x0) / math.hypot(1, step.sigma)
+
+    def slope(v: Latents, step: Step) -> Latents:
+        norm = math.hypot(1, step.sigma)
+        return v / norm + step.sigma / norm**2 * step.x
+
+    return _sample_plms(denoise, x, sigmas, v, slope)
+
+
+@torch.no_grad()
+def _sample_plms(
+    denoise: Denoise,
+    x: Latents,
+    sigmas: Sequence[float],
+    estimate: Callable[[Step], Latents],
+    slope: Callable[[Latents, Step], Latents],
+) -> Iterator[Step]:
+    """Sample by PLMS. estimate: what is extrapolated; slope: function of the result and the step."""
+    past = deque[Latents](maxlen=4)
     for sigma, to in pairwise(sigmas):
-        x0 = denoise(x, sigma)
-        past.append(Step(sigma, x, x0))
-        yield past[-1]
-        if len(past) == 1:
-            x = _heun_step(denoise, x, x0, sigma, to)
+        now = Step(sigma, x, denoise(x, sigma))
+        yield now
+        past.appendleft(estimate(now))
+        if len(past) == 1 and to > 0:
+            after = step_to(x, now.x0, sigma, to)
+            combined = (past[0] + estimate(Step(to, after, denoise(after, to)))) / 2
         else:
-            weights = PLMS_WEIGHTS[len(past) - 2]
-            slope = sum(weight * _slope(each) for weight, each in zip(weights, reversed(past), strict=True))
-            x = x + (to - sigma) * slope
+            combined = sum(weight * each for weight, each in zip(PLMS_WEIGHTS[len(past) - 1], past, strict=True))
+        x = x + (to - sigma) * slope(combined, now)
     yield Step(sigmas[-1], x, x)
-
-
-def _heun_step(denoise: Denoise, x: Latents, x0: Latents, sigma: float, to: float) -> Latents:
-    after = step_to(x, x0, sigma, to)
-    if to == 0:
-        return after
-    return x + (to - sigma) / 2 * (_slope(Step(sigma, x, x0)) + _slope(Step(to, after, denoise(after, to))))
 
 
 def _slope(step: Step) -> Latents:
@@ -376,6 +397,7 @@ BY_NAME: Mapping[str, Callable[[NoiseAt, ScaleTimestep], Sampler]] = {
     "heun": lambda noise_at, scale_timestep: heun,
     "lms": lambda noise_at, scale_timestep: lms,
     "plms": lambda noise_at, scale_timestep: plms,
+    "plms-v": lambda noise_at, scale_timestep: plms_v,
     "dpmpp-2m": lambda noise_at, scale_timestep: dpmpp_2m,
     "dpmpp-2m-sde": lambda noise_at, scale_timestep: dpmpp_2m_sde(noise_at),
     "dpmpp-2s": lambda noise_at, scale_timestep: dpmpp_2s,

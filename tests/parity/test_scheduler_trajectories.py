@@ -58,6 +58,7 @@ def test_one_frame_equals_the_image_of_the_pipeline(
     if hasattr(module, "randn_tensor"):
         monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: next(fresh))
     latents = noise.independent(SEED, range(1), SHAPE)[:, 0]
-    image = pipeline("a fish", latents=latents, **asked).images[0]
+    gamma = {"eta": 0.3} if kind is diffusers.TCDScheduler else {}  # the scheduler's default; the pipeline's is 0
+    image = pipeline("a fish", latents=latents, **gamma, **asked).images[0]
     difference = np.abs(video.frames[0].astype(int) - np.asarray(image).astype(int)).mean()
     assert difference < 1

@@ -25,6 +25,7 @@ from kineograph.samplers import (
     lcm,
     lms,
     plms,
+    plms_v,
     tcd,
     unipc,
 )
@@ -251,12 +252,15 @@ def test_other_samplers(kind, sampler, whole_steps, more, steps, prediction) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 7, 24])
-def test_plms(steps) -> None:
-    scheduler = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False)
+@pytest.mark.parametrize("steps", [2, 7, 24])
+@pytest.mark.parametrize(("prediction", "sampler"), [("epsilon", plms), ("v_prediction", plms_v)])
+def test_plms(prediction, sampler, steps) -> None:
+    scheduler = diffusers.PNDMScheduler(
+        **BETAS, prediction_type=prediction, skip_prk_steps=True, steps_offset=1, set_alpha_to_one=False
+    )
     scheduler.set_timesteps(steps)
     sigmas = Schedule.from_config(scheduler).sampling_sigmas(steps)
-    assert_same_samples(scheduler, plms, sigmas, whole_steps=lambda samples: samples[1:] if steps > 1 else samples)
+    assert_same_samples(scheduler, sampler, sigmas, whole_steps=lambda samples: samples[1:])
 
 
 @pytest.mark.slow

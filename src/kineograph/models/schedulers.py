@@ -60,6 +60,8 @@ def class_name(settings: Mapping[str, Any]) -> str:
 def sampler_name(settings: Mapping[str, Any]) -> str:
     """Return the name in `samplers.BY_NAME` of a scheduler's sampler; the nearest one if it is not offered."""
     name = SAMPLERS.get(class_name(settings), SAMPLERS[FALLBACK])
+    if name == "plms" and settings.get("prediction_type") == "v_prediction":
+        return "plms-v"
     return SDE_SAMPLERS.get(name, name) if settings.get("algorithm_type") == SDE else name
 
 
