@@ -35,7 +35,11 @@ COMMANDS: tuple[tuple[str, str, str | None], ...] = (
         'generate "a red fish swimming to the right over the sea" --model pocket-video --guidance-scale 5',
         None,
     ),
-    ("fish.png", 'generate "a red fish over the sea" --num-frames 1', None),
+    (
+        "fish.png",
+        'generate "a red fish over the sea" --num-frames 1',
+        'generate "a red fish over the sea" --num-frames 1 --insert-warp-sigmas',
+    ),
     ("animate.mp4", 'animate fish.png "a red fish swimming to the right over the sea" --guidance-scale 3', None),
     ("elevated.mp4", 'generate "a blue cat rising over the sea" --video-model pocket-video --guidance-scale 3', None),
     (
