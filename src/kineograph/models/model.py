@@ -133,7 +133,7 @@ class Model:
     def load_lora_weights(self, source: str | Path, scale: float = 1.0) -> Model:
         """Return the model with a LoRA, or a motion LoRA, beside those that it has; as by `load` with `lora`.
 
-        The new model has the same weights, at no cost in memory; this one stays without the LoRA.
+        The new model shares all weights that the LoRA does not change; this one stays without the LoRA.
 
         source: a file, folder or repository. Raises InputError if it is no LoRA, or one for another architecture.
         """
