@@ -25,6 +25,8 @@ from kineograph.models.unet.video_unet import VideoUNet
 
 MARK = "motion_modules."
 HEADS = 8
+LATENT_CHANNELS = 4
+PREFIX = re.compile(r"(.*?)(?:down_blocks|mid_block|up_blocks)\.(?:\d+\.)?motion_modules\.")
 # parts of released names -> diffusers' names
 DIFFUSERS_NAMES = {
     "temporal_transformer.": "",
@@ -54,12 +56,24 @@ def is_animatediff(tensors: Tensors) -> bool:
     return any(MARK in name for name in tensors) and not any(part in name for name in tensors for part in others)
 
 
+def has_image_network(tensors: Tensors) -> bool:
+    """Return True for motion modules that training saved together with the image network around them."""
+    return any(".resnets." in name for name in tensors)
+
+
 def to_diffusers_names(tensors: Tensors) -> dict[str, Tensor]:
-    """Return the tensors of a released file by diffusers' names; names of diffusers do not change."""
+    """Return the tensors of a released file by diffusers' names; names of diffusers do not change.
+
+    A prefix that they share is removed, and so is an image network that training saved with them.
+    """
     copies = ".attention_blocks.1.pos_encoder."  # the same positions as in the first attention
+    prefix = next((found[1] for name in tensors if (found := PREFIX.match(name))), "")
+    in_network, first = has_image_network(tensors), tensors.get(f"{prefix}conv_in.weight")
+    is_pia = first is not None and first.shape[1] != LATENT_CHANNELS
     renamed = {}
     for name, tensor in tensors.items():
-        if copies not in name:
+        if copies not in name and (MARK in name or is_pia or not in_network):
+            name = name.removeprefix(prefix)
             for released, diffusers in DIFFUSERS_NAMES.items():
                 name = name.replace(released, diffusers)
             renamed[name] = tensor

@@ -39,6 +39,7 @@ FILE_KINDS: dict[tuple[str, ...], str] = {
     ("lora_controlnet",): CONTROL_LORA,
     ("lllite_",): "a ControlLLLite, which is not supported: take a ControlNet or a T2I-Adapter",
     ("motion_modules.", "controlnet_"): "a SparseCtrl, which is not supported: take a ControlNet",
+    ("motion_modules.", "lora"): "a motion LoRA: load an image model with `motion_module`, and pass this as `lora`",
     ("temporal_attentions.",): "HotShot-XL, which is not supported: take AnimateDiff's motion modules for SDXL",
     ("control_add_embedding.",): "a ControlNet-Union, which is not supported: take one for a single kind of control",
     ("base_to_ctrl",): "a ControlNet-XS, which is not supported: take a ControlNet",
@@ -262,7 +263,7 @@ def scheduler_marks(checkpoint: Tensors, metadata: Mapping[str, str]) -> Config:
     if "v_pred" in checkpoint:
         marks["prediction_type"] = "v_prediction"
     if "ztsnr" in checkpoint:
-        marks["rescale_betas_zero_snr"] = True
+        marks |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return marks
 
 

@@ -39,7 +39,9 @@ from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 
 MotionSource = Union[str, Path, diffusers.MotionAdapter]  # noqa: UP007 (| fails on diffusers' untyped class)
-ADAPTER_WEIGHTS = ["diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"]
+ADAPTER_WEIGHTS = [
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.bin",
+]  # fmt: skip
 # block channels -> token channels of the image networks that AnimateDiff was trained with
 ANIMATEDIFF_TOKENS = {(320, 640, 1280, 1280): 768, (320, 640, 1280): 2048}
 
@@ -136,6 +138,10 @@ def _from_built_in_model(name: str) -> TemporalWeights:
 def _from_file(path: Path) -> TemporalWeights:
     tensors = tensor_files.read_tensors(path)
     if animatediff.is_animatediff(tensors):
+        if animatediff.has_image_network(tensors):
+            warnings.warn(
+                f"{path} holds an image network with the temporal layers, and these alone are used", InputWarning, 4
+            )
         return _from_adapter(str(path), animatediff.to_diffusers_names(tensors), {})
     if videocrafter.is_videocrafter(tensors):
         net = videocrafter.video_unet_from_videocrafter(tensors, str(path))
