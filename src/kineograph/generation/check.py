@@ -19,6 +19,7 @@ from kineograph.generation.options import (
 )
 from kineograph.models.conditioning.prompt_weights import check_weights, plain_text
 from kineograph.models.description import Description
+from kineograph.models.loading.options import LoadOptions
 from kineograph.models.unet.windows import window_ranges
 from kineograph.motion import Motion, parse
 from kineograph.options import changed, declared, validate
@@ -33,6 +34,10 @@ SURROGATE, INVISIBLE = "Cs", ("Zs", "Zl", "Zp", "Cc", "Cf")  # categories of cha
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all options, with defaults for those that are not given. Raises InputError for invalid ones."""
+    own = declared(*with_plugins(GenerateOptions))
+    for name in given:
+        if name not in own and name in declared(LoadOptions):
+            raise InputError(f"`{name}` is an option of the model: give it to `load`, as in load(..., {name}=...)")
     return validate(given, *with_plugins(GenerateOptions))
 
 

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from kineograph.media.footage import Footage, open_footage
 from kineograph.media.metadata import VideoMetadata, read_video_metadata
 from kineograph.media.shards import Problem, is_hidden
 from kineograph.metrics.features import Frames
+from kineograph.models.conditioning.prompt_weights import plain_text
 from kineograph.models.formats.tensor_files import preview_names
 
 EXTENSIONS = VIDEO_SUFFIXES | {".webp"}  # animated, as Kineograph writes them
@@ -146,7 +148,7 @@ def _find_names(folder: Path) -> list[str]:
 
 
 def _find_prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> tuple[str | None, tuple[str, ...]]:
-    """Return the prompt of a video and those of its later clips."""
+    """Return the prompt of a video and those of its later clips, without the weights of words."""
     for alias in _aliases(name):
         if prompts and alias in prompts:
             return prompts[alias], ()
@@ -154,7 +156,9 @@ def _find_prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> t
     prompt = metadata.settings.get("prompt") if metadata else None
     if metadata is None or not isinstance(prompt, str) or not prompt:
         return None, ()
-    return prompt, _later_prompts(metadata, name)
+    weights = metadata.settings.get("prompt_weights")
+    read = partial(plain_text, weights=weights if weights in ("a1111", "comfyui") else "off")
+    return read(prompt), tuple(map(read, _later_prompts(metadata, name)))
 
 
 def _later_prompts(metadata: VideoMetadata, name: str) -> tuple[str, ...]:

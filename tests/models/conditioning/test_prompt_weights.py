@@ -187,17 +187,23 @@ def letters(encoder: TextEncoder, text: str) -> list[int]:
     return encoder.tokenizer(text, add_special_tokens=False).input_ids
 
 
+@pytest.fixture(scope="module", params=["quick_gelu", "gelu"], ids=["SD 1", "SD 2"])
+def either(request: pytest.FixtureRequest) -> kg.Model:
+    """Models of SD 1 and of SD 2, whose tokenizers pad with other tokens."""
+    return kg.load(trained_norm(tiny_models.sd(act=request.param)))
+
+
 def restore_mean(tokens: Tensor, factors: Tensor) -> Tensor:
     weighted = tokens * factors
     return weighted * (tokens.mean() / weighted.mean())
 
 
 @loads("Prompt", "`(word:1.3)`, `(word)`, `[word]`, `\\(`", within=1e-5, reference="A1111's definition")
-def test_weights_multiply_tokens_and_the_mean_is_restored(model, within: float) -> None:
-    (encoder,), factors = model.text_encoders, torch.ones(77, 1)
+def test_weights_multiply_tokens_and_the_mean_is_restored(either, within: float) -> None:
+    (encoder,), factors = either.text_encoders, torch.ones(77, 1)
     plain = encode(encoder, letters(encoder, "a cat on grass"))
     factors[2:5], factors[5:7] = 1.3, 1 / 1.1
-    weighted = tokens_of(model, "a (cat:1.3) [on] grass")
+    weighted = tokens_of(either, "a (cat:1.3) [on] grass")
     assert far(weighted[0], restore_mean(plain, factors)) < within
     assert far(weighted[0], plain) > 0.1
 
@@ -295,6 +301,19 @@ def test_long_prompts_have_chunks(model, prompt: str, chunks: list[str], within:
     expected = torch.cat([encode(encoder, letters(encoder, each)) for each in chunks])
     assert model.count_chunks([prompt]) == len(chunks)
     assert far(tokens_of(model, prompt)[0], expected) < within
+
+
+def test_chunks_have_their_own_mask(model) -> None:
+    """Text encoders whose configuration has a mask read no padding."""
+    pipeline = trained_norm(tiny_models.sd())
+    pipeline.text_encoder.config.use_attention_mask = True
+    masked, network = kg.load(pipeline), pipeline.text_encoder
+    row = pipeline.tokenizer(["b"], padding="max_length", max_length=77, return_tensors="pt")
+    with torch.no_grad():
+        expected = network(row.input_ids, attention_mask=row.attention_mask).last_hidden_state
+    tokens = tokens_of(masked, "a cat BREAK b")
+    assert far(tokens[:, 77:], expected) < 1e-5
+    assert far(tokens, tokens_of(model, "a cat BREAK b")) > 0.01
 
 
 def test_mean_of_each_chunk_is_restored(model) -> None:
