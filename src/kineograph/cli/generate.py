@@ -6,13 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
-from kineograph.cli.options import Json, Output, Overwrite
+from kineograph.cli.options import Json, Output
 
 
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What the video shows, in quotes.", show_default=False)] = None,
     output: Output = None,
-    overwrite: Overwrite = False,
     json: Json = False,
     **given: Any,
 ) -> None:
@@ -23,7 +22,7 @@ def generate(
     """
     from kineograph.cli.run import run_and_save
 
-    run_and_save("generate", {"prompt": prompt}, given, output, overwrite, json)
+    run_and_save("generate", {"prompt": prompt}, given, output, json)
 
 
 def animate(
@@ -34,7 +33,6 @@ def animate(
         str | None, typer.Argument(help='How it moves, such as "a fish swimming to the right".', show_default=False)
     ] = None,
     output: Output = None,
-    overwrite: Overwrite = False,
     json: Json = False,
     **given: Any,
 ) -> None:
@@ -44,7 +42,7 @@ def animate(
     """
     from kineograph.cli.run import run_and_save
 
-    run_and_save("animate", {"image": image, "prompt": prompt}, given, output, overwrite, json)
+    run_and_save("animate", {"image": image, "prompt": prompt}, given, output, json)
 
 
 def edit(
@@ -56,7 +54,6 @@ def edit(
         typer.Argument(help='What to change, such as "make it snow", or what the result shows.', show_default=False),
     ] = None,
     output: Output = None,
-    overwrite: Overwrite = False,
     json: Json = False,
     **given: Any,
 ) -> None:
@@ -66,4 +63,4 @@ def edit(
     """
     from kineograph.cli.run import run_and_save
 
-    run_and_save("edit", {"video": video, "prompt": prompt}, given, output, overwrite, json)
+    run_and_save("edit", {"video": video, "prompt": prompt}, given, output, json)

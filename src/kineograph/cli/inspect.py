@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from kineograph.cli import terminal
-from kineograph.cli.options import Json, Output, Overwrite, load_arguments, load_flags, save_options
+from kineograph.cli.options import Json, Output, load_arguments, load_flags, save_options
 from kineograph.cli.output import choose_writer, report_video
 from kineograph.errors import InputError
 
@@ -62,7 +62,6 @@ def replay(
         ),
     ] = None,
     output: Output = None,
-    overwrite: Overwrite = False,
     json: Json = False,
     **given: Any,
 ) -> None:
@@ -78,7 +77,7 @@ def replay(
 
     settings = read_settings(file)
     _, options = recorded.recorded_request(settings)
-    write = choose_writer(output, options["num_frames"], overwrite, saved)
+    write = choose_writer(output, options["num_frames"], saved)
     started = time.monotonic()
     terminal.hide_loading_bars()
     with terminal.flags_in_messages(load_flags()):

@@ -46,7 +46,6 @@ Output = Annotated[
         help="Where to write: .mp4, .webm, .gif, .webp, or a name without an ending for a folder of pngs.",
     ),
 ]
-Overwrite = Annotated[bool, file_option("--overwrite", help="Replace an existing file.")]
 Json = Annotated[bool, file_option("--json", help="Print one JSON object on stdout, for programs.")]
 
 # --- the options of `load`, for one model or a second one

@@ -17,31 +17,28 @@ OUTPUT_FOLDER = Path("outputs")
 WriteVideo = Callable[["Video"], Path]
 
 
-def choose_writer(
-    output: Path | None, num_frames: int, overwrite: bool, options: Mapping[str, Any] | None = None
-) -> WriteVideo:
+def choose_writer(output: Path | None, num_frames: int, options: Mapping[str, Any]) -> WriteVideo:
     """Return the function that will write a video. Raises now if writing is known to fail later.
 
     Args:
         output: by default a new file in `outputs/`.
-        overwrite: replace the file that is there.
         options: those of `Video.save`.
     """
     from kineograph.media.metadata import SaveOptions
     from kineograph.media.video import check_new, check_replaceable
     from kineograph.options import validate
 
-    chosen: Any = validate(options or {}, SaveOptions)
+    chosen: Any = validate(options, SaveOptions)
     if output is None:
         check_writable(OUTPUT_FOLDER / "video.mp4")
         return lambda video: video.save(
             unused_path(OUTPUT_FOLDER, video.settings["prompt"], video.settings["seed"], ".mp4"), **chosen
         )
     output = output.expanduser()
-    check = check_replaceable if overwrite else check_new
+    check = check_replaceable if chosen["overwrite"] else check_new
     check(output, num_frames)
     check_writable(output)
-    return lambda video: video.save(output, overwrite=overwrite, **chosen)
+    return lambda video: video.save(output, **chosen)
 
 
 def report_video(video: Video, path: Path, json: bool, facts: Mapping[str, Any]) -> None:

@@ -94,7 +94,6 @@ def run_and_save(
     arguments: Mapping[str, str | None],
     given: Mapping[str, Any],
     output: Path | None,
-    overwrite: bool,
     json: bool,
 ) -> None:
     """Generate the requested videos, write them and report their paths. Invalid options fail before weights load.
@@ -119,7 +118,7 @@ def run_and_save(
         raise InputError(f"{len(prompts)} videos cannot be written to one file, {file}: give no `output`")
     sources = _model_sources(command, values)
     saved = {name: values[name] for name in save_options() if name in values}
-    write = choose_writer(Path(file) if file else None, options["num_frames"] or NUM_FRAMES, overwrite, saved)
+    write = choose_writer(Path(file) if file else None, options["num_frames"] or NUM_FRAMES, saved)
     if options["seed"] is None and options["keep_clips"] is None:  # finished clips have a seed
         options["seed"] = secrets.randbelow(2**31)
     if options["seed"] is not None:

@@ -126,7 +126,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
 def without_unused(model: Description, video_model: Description | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return recorded options without those that nothing reads, which older versions recorded too."""
     combination = Combination(model, video_model, _choose_method(model, video_model, options), options)
-    read = declared(*used_kinds(find_method(combination.method), options)).keys() - unread_options(combination)
+    read = declared(*used_kinds(find_method(combination.method), options)).keys() - options_without_effect(combination)
     return {name: value for name, value in options.items() if name in read}
 
 
@@ -204,7 +204,7 @@ def _check_image(combination: Combination) -> None:
         )
 
 
-def unread_options(combination: Combination) -> dict[str, str]:
+def options_without_effect(combination: Combination) -> dict[str, str]:
     """Return the options of the method and the add-ons in use that nothing reads here, each with the reason."""
     models = [combination.model, combination.video_model]
     unread = dict(find_method(combination.method).unread(combination))
@@ -229,7 +229,7 @@ def unread_options(combination: Combination) -> dict[str, str]:
 
 
 def _refuse_unread(combination: Combination) -> None:
-    unread, given = unread_options(combination), changed(combination.options, *with_plugins(GenerateOptions))
+    unread, given = options_without_effect(combination), changed(combination.options, *with_plugins(GenerateOptions))
     if names := [name for name in given if name in unread]:
         reason = unread[names[0]]
         same = [f"`{name}`" for name in names if unread[name] == reason]

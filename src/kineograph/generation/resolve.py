@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from kineograph.errors import MAX_FRAMES, InputError, InputWarning
-from kineograph.generation.check import check, check_guidance, unread_options
+from kineograph.generation.check import check, check_guidance, options_without_effect
 from kineograph.generation.options import find_method, used_kinds
 from kineograph.latents import Latents
 from kineograph.media.footage import Footage, open_footage, output_size
@@ -296,7 +296,7 @@ def recorded_options(plan: Plan) -> dict[str, Any]:
         resolved |= {"window": plan.window, "overlap": plan.overlap if len(plan.frames) > plan.window else None}
     values = {**plan.options, **resolved, "camera": plan.camera}
     second = describe_model(plan.second_model[0]) if plan.second_model else None
-    unread = unread_options(Combination(describe_model(plan.model), second, plan.method, plan.options))
+    unread = options_without_effect(Combination(describe_model(plan.model), second, plan.method, plan.options))
     unset: tuple[object, ...] = (None, "", (), {})
     return {
         name: _json_value(values[name], name)

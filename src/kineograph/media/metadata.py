@@ -52,6 +52,15 @@ class VideoMetadata(NamedTuple):
 class SaveOptions(TypedDict, total=False):
     """Options of a video's file."""
 
+    overwrite: Annotated[
+        Flag,
+        option(
+            False,
+            "Replace an existing file, which stays as it was until the new one is complete.",
+            group="File",
+            recorded=False,
+        ),
+    ]
     audio: Annotated[
         Literal["keep", "drop"],
         option(

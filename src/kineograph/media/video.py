@@ -102,14 +102,7 @@ class Video:
         """SHA-256 of the frames: equal if and only if every pixel is."""
         return pixel_digest(self.frames)
 
-    def save(
-        self,
-        path: str | Path,
-        *,
-        fps: float | None = None,
-        overwrite: bool = False,
-        **options: Unpack[SaveOptions],
-    ) -> Path:
+    def save(self, path: str | Path, *, fps: float | None = None, **options: Unpack[SaveOptions]) -> Path:
         """Write a new file: .mp4, .webm, .gif, .webp, .png (one frame) or, without a suffix, a folder of pngs.
 
         fps: frames per second of the file, in place of the video's own; the frames are the same, without sound.
@@ -125,7 +118,7 @@ class Video:
             OSError: the folder cannot be written, or the disk is full.
         """
         path, chosen = Path(path).expanduser(), validate(options, SaveOptions)
-        check, write = (check_replaceable, replace_atomically) if overwrite else (check_new, write_new)
+        check, write = (check_replaceable, replace_atomically) if chosen["overwrite"] else (check_new, write_new)
         check(path, len(self))
         video = self if fps is None else replace(self, fps=fps)
         sound = self.sound if chosen["audio"] == "keep" and video.fps == self.fps else None
