@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from cases.program import run
 from numbered import numbered
 
 import kineograph as kg
@@ -104,9 +105,13 @@ def test_damaged_sound_is_left_out_with_a_warning(tmp_path: Path) -> None:
         assert footage.sound() is None
 
 
-def test_an_edited_video_keeps_the_sound_of_its_source(tmp_path: Path) -> None:
-    path = talkie(tmp_path / "in.mp4")
-    video = kg.edit(
-        kg.load("pocket-edit"), path, "make it snow", num_frames=8, num_inference_steps=1, height=32, width=48
-    )
-    assert video.sound is not None and loudness(open_video(video.save(tmp_path / "out.mp4")).sound)[2:4] == [True, True]
+@pytest.mark.parametrize("audio", ["keep", "drop"])
+def test_the_command_keeps_or_drops_the_sound_of_the_source(tmp_path: Path, audio: str) -> None:
+    path, out = talkie(tmp_path / "in.mp4"), tmp_path / "out.mp4"
+    few = ("-n", "8", "--steps", "1", "--height", "32", "--width", "48", "--seed", "1")
+    metadata = ["--no-metadata"] if audio == "drop" else []
+    ended = run("edit", path, "make it snow", *few, "-o", out, "--audio", audio, *metadata)
+    assert ended.status == 0, ended.text
+    sound = open_video(out).sound
+    assert (sound is not None and loudness(sound) == [False, False, True, True]) if audio == "keep" else sound is None
+    assert bool(open_video(out).settings) == (audio == "keep")
