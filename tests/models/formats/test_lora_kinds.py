@@ -460,6 +460,15 @@ def test_unknown_kind_on_a_known_layer_is_refused(unet, generator, tmp_path, nam
     assert not has_loras(unet)
 
 
+@refused("LoRA", "the same part of a layer by two names", "one of them would be lost")
+def test_layer_by_two_names_is_refused(unet, generator, tmp_path) -> None:
+    roles, _ = locon(unet.get_submodule(LINEAR).weight.shape, generator)
+    tensors = {f"{name}.{end}": each for name in (kohya_name(LINEAR), f"unet.{LINEAR}") for end, each in roles.items()}
+    save_file(tensors, tmp_path / "file.safetensors")
+    with pytest.raises(InputError, match="several tensors for the same part"):
+        add(unet, tmp_path / "file.safetensors")
+
+
 @refused("LoRA", "layers that lack a tensor, or hold NaN", "the file is damaged, or its training diverged")
 @pytest.mark.parametrize("kind", [locon, loha, lokr("product", "product")])
 def test_incomplete_layers_are_refused(unet, generator, tmp_path, kind) -> None:

@@ -79,11 +79,15 @@ Roles = dict[str, Tensor]  # tensors of one layer, by their roles in `lora_kinds
 
 
 class Matches(NamedTuple):
-    """Tensors of a file by layer and role; names of those that belong to none, and of those of an unknown kind."""
+    """Tensors of a file by layer and role, and names of the others.
+
+    elsewhere: of no layer; unknown: of a layer, but of no known kind; repeated: with the role of another tensor.
+    """
 
     layers: dict[Layer, Roles]
     elsewhere: list[str]
     unknown: list[str]
+    repeated: list[str]
 
 
 class LayerChange(NamedTuple):
@@ -129,6 +133,9 @@ def add_lora(
     _check_architecture(file, networks)
     matches = match_tensors(tensors, networks)
     _refuse_unknown(file, matches.unknown)
+    if matches.repeated:
+        names = tensor_files.preview_names(matches.repeated)
+        raise InputError(f"{file} has several tensors for the same part of a layer, by other names too: {names}")
     layers = {part: weighted_layers(network) for part, network in networks.items()}
     changes: dict[str, dict[str, LayerChange]] = {}
     for (part, path), roles in matches.layers.items():
@@ -165,7 +172,7 @@ def read_learned_words(lora: str | Path, hub_options: HubOptions) -> list[str]:
 def match_tensors(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module]) -> Matches:
     """Return a file's tensors by the layers of networks that they change."""
     names = layer_paths(networks)
-    matches = Matches({}, [], [])
+    matches = Matches({}, [], [], [])
     for key, tensor in tensors.items():
         parts, rest = _split_prefix(key)
         ending = lora_kinds.ENDING.fullmatch(rest)
@@ -179,9 +186,12 @@ def match_tensors(tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Modul
         part = next((each for each in parts if flat in names.get(each, {})), None)
         if part is None:
             matches.elsewhere.append(key)
-        else:
-            role = next(role for role in lora_kinds.ROLES if ending[role])
-            matches.layers.setdefault((part, names[part][flat]), {})[role] = tensor
+            continue
+        roles = matches.layers.setdefault((part, names[part][flat]), {})
+        role = next(role for role in lora_kinds.ROLES if ending[role])
+        if role in roles:
+            matches.repeated.append(key)
+        roles[role] = tensor
     return matches
 
 
