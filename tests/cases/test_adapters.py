@@ -13,6 +13,7 @@ from cases import tiny_models
 from cases.program import SMALL, run
 from cases.tiny_models import Weights, far, ldm_unet_name, load, prefixed, tokens_of
 from diffusers import ControlNetModel, SparseControlNetModel
+from format_rows import refused
 from numbered import movie
 from PIL import Image
 from safetensors.torch import save_file
@@ -110,8 +111,14 @@ def save_motion_module(path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "save", "name", "kind"),
     [
-        ("xl", save_hotshot, "hsxl_temporal_layers.safetensors", "otshot"),
-        ("sd", save_sparse_control, "v3_sd15_sparsectrl_rgb.ckpt", "parse"),
+        pytest.param(
+            "xl", save_hotshot, "hsxl_temporal_layers.safetensors", "otshot",
+            marks=refused("Motion module", "HotShot-XL", "named, with advice"),
+        ),
+        pytest.param(
+            "sd", save_sparse_control, "v3_sd15_sparsectrl_rgb.ckpt", "parse",
+            marks=refused("Motion module", "SparseCtrl", "named, with advice"),
+        ),
         ("sd", save_domain_adapter, "v3_sd15_adapter.safetensors", "LoRA"),
         ("xl", save_motion_module, "mm", "blocks 8, 16, 16"),
     ],

@@ -21,6 +21,7 @@ from diffusers import (
     UNet2DConditionModel,
     UNetMotionModel,
 )
+from format_rows import loads, refused
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -126,9 +127,14 @@ def write_diffusers_folder(folder: Path, motion: MotionAdapter) -> Path:
 Write = Callable[[Path, MotionAdapter], Path]
 
 
+def motion_row(version: str) -> pytest.MarkDecorator:
+    layouts = "`.ckpt`, `.safetensors`, training checkpoint, diffusers folder"
+    return loads("Motion module", f"AnimateDiff {version}: {layouts}", within=CLOSE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_ckpt, write_training_checkpoint, write_safetensors, write_diffusers_folder])
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", [pytest.param(each, marks=motion_row(each)) for each in VERSIONS])
 def test_motion_module_computes_what_diffusers_does(work: Path, version: str, write: Write) -> None:
     motion = adapter(positions=VERSIONS[version].positions, middle=VERSIONS[version].middle)
     assert_output_is_that_of(load(base(), motion_module=write(work, motion)), motion)
@@ -141,6 +147,97 @@ def test_live_animatediff_pipeline_computes_what_diffusers_does() -> None:
     assert_output_is_that_of(load(live), motion)
 
 
+def write_prefixed(folder: Path, motion: MotionAdapter) -> Path:
+    save_file({f"unet.{name}": each for name, each in released(motion.state_dict()).items()}, folder / "mm.safetensors")
+    return folder / "mm.safetensors"
+
+
+def write_with_image_network(folder: Path, motion: MotionAdapter) -> Path:
+    whole = UNetMotionModel.from_unet2d(base().unet, motion).state_dict()
+    image = {name: weight for name, weight in whole.items() if "motion_modules" not in name}
+    names = {f"module.{name}": weight for name, weight in (released(motion.state_dict()) | image).items()}
+    torch.save({"epoch": 1, "state_dict": names}, folder / "mm.ckpt")
+    return folder / "mm.ckpt"
+
+
+def write_positions_once(folder: Path, motion: MotionAdapter) -> Path:
+    named = released(motion.state_dict())
+    save_file({name: each for name, each in named.items() if "blocks.1.pos" not in name}, folder / "mm.safetensors")
+    return folder / "mm.safetensors"
+
+
+def write_bin_folder(folder: Path, motion: MotionAdapter) -> Path:
+    motion.save_pretrained(folder / "mm", safe_serialization=False)
+    return folder / "mm"
+
+
+def write_variant_folder(folder: Path, motion: MotionAdapter) -> Path:
+    motion.save_pretrained(folder / "mm", variant="fp16")
+    return folder / "mm"
+
+
+RELATIVES: dict[str, Write] = {
+    "names with a prefix": write_prefixed,
+    "with the image network, of training": write_with_image_network,
+    "positions stored once": write_positions_once,
+    "diffusers folder with a `.bin` file": write_bin_folder,
+    "diffusers folder with an fp16 variant": write_variant_folder,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*holds an image network:kineograph.errors.InputWarning")
+@pytest.mark.parametrize(
+    "write",
+    [pytest.param(each, marks=loads("Motion module", name, within=CLOSE)) for name, each in RELATIVES.items()],
+)
+def test_other_layouts_of_motion_modules(work: Path, write: Write) -> None:
+    motion = adapter(middle=True)
+    assert_output_is_that_of(load(base(), motion_module=write(work, motion)), motion)
+
+
+def pia(folder: Path) -> Path:
+    first = {"conv_in.weight": torch.zeros(32, 9, 3, 3), "conv_in.bias": torch.zeros(32)}
+    torch.save(released(adapter().state_dict()) | first, folder / "pia.ckpt")
+    return folder / "pia.ckpt"
+
+
+def pia_folder(folder: Path) -> Path:
+    MotionAdapter((32, 64, 64, 64), motion_norm_num_groups=32, conv_in_channels=9).save_pretrained(folder)
+    return folder
+
+
+def lora_for_motion(folder: Path) -> Path:
+    layer = "down_blocks.0.motion_modules.0.temporal_transformer.transformer_blocks.0.attention_blocks.0.processor"
+    torch.save({f"{layer}.to_q_lora.down.weight": torch.ones(2, 32)}, folder / "lora.ckpt")
+    return folder / "lora.ckpt"
+
+
+def of_sdxl(folder: Path) -> Path:
+    return write_safetensors(folder, adapter((32, 64, 64)))
+
+
+OTHERS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "PIA": (pia, "PIA"),
+    "PIA, diffusers folder": (pia_folder, "PIA"),
+    "a motion LoRA as `motion_module`": (lora_for_motion, "a motion LoRA.*pass this as `lora`"),
+    "AnimateDiff SDXL on SD 1.5": (of_sdxl, "blocks 32, 64, 64 wide, and this is .* 32, 64, 64, 64 wide"),
+}
+
+
+@pytest.mark.parametrize(
+    ("write", "named"),
+    [
+        pytest.param(*case, marks=refused("Motion module", name, "named, with advice"), id=name)
+        for name, case in OTHERS.items()
+    ],
+)
+def test_module_of_another_kind_is_named(work: Path, write: Callable[[Path], Path], named: str) -> None:
+    with pytest.raises(kg.InputError, match=named):
+        load(base(), motion_module=write(work))
+
+
+@loads("Motion module", "AnimateDiff SDXL", within=CLOSE)
 def test_motion_module_of_sdxl_computes_what_diffusers_does(work: Path) -> None:
     motion = adapter((32, 64, 64))
     model = load(sdxl(norm_num_groups=32), motion_module=write_training_checkpoint(work, motion))
