@@ -100,11 +100,13 @@ def main() -> int:
         return 1
     if not check:
         PAGE.write_text(page)
-        return 0
-    if PAGE.read_text() != page:
+    elif PAGE.read_text() != page:
         print("docs/formats.md is stale: run python tools/formats_table.py")
         return 1
-    return 0
+    missing = [kind for kind in KINDS if not any(row.kind == kind for row, _ in rows.rows.values())]
+    for kind in missing:
+        print(f"no test has a row of kind {kind}: see tests/format_rows.py")
+    return 1 if missing else 0
 
 
 if __name__ == "__main__":

@@ -464,7 +464,7 @@ def test_unknown_kind_on_a_known_layer_is_refused(unet, generator, tmp_path, nam
 def test_layer_by_two_names_is_refused(unet, generator, tmp_path) -> None:
     roles, _ = locon(unet.get_submodule(LINEAR).weight.shape, generator)
     tensors = {f"{name}.{end}": each for name in (kohya_name(LINEAR), f"unet.{LINEAR}") for end, each in roles.items()}
-    save_file(tensors, tmp_path / "file.safetensors")
+    save_file({name: each.clone() for name, each in tensors.items()}, tmp_path / "file.safetensors")
     with pytest.raises(InputError, match="several tensors for the same part"):
         add(unet, tmp_path / "file.safetensors")
 
