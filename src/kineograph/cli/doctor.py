@@ -7,10 +7,11 @@ import platform
 import shutil
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import NamedTuple
 
 import typer
+from packaging.requirements import Requirement
 from rich.markup import escape
 
 from kineograph.cli import terminal
@@ -28,6 +29,7 @@ OPTIONAL = {
     "scenedetect": ("PySceneDetect", "kineograph curate", "data"),
     "ray": ("Ray", "kineograph curate with several processes", "data"),
 }
+TESTED_TORCH = "2.13.0"  # the version of CI and of constraints-lowest.txt
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors", "av", "pillow", "numpy")
 
 
@@ -80,11 +82,22 @@ def _memory() -> str:
 
 
 def _libraries() -> Iterator[Finding]:
-    for name in LIBRARIES:
+    """Compare the installed versions with the package's requirements; name the main ones, and others if they fail."""
+    needed = [each for each in map(Requirement, requires("kineograph") or ()) if each.marker is None]
+    for requirement in sorted(needed, key=lambda each: (*LIBRARIES, each.name).index(each.name)):
+        name, to_do = requirement.name, f"pip install '{requirement}'"
         try:
-            yield Finding(name, version(name))
+            found = version(name)
         except PackageNotFoundError:
-            yield Finding(name, "not installed", f"pip install {name}")
+            yield Finding(name, "not installed", to_do)
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            yield Finding(name, f"{found}, and kineograph needs {requirement.specifier}", to_do)
+        elif name == "torch" and found.partition("+")[0] != TESTED_TORCH:
+            untested = f"{found}, which is untested: kineograph is tested with {TESTED_TORCH}"
+            yield Finding(name, untested, f"pip install torch=={TESTED_TORCH}, if anything fails", needed=False)
+        elif name in LIBRARIES:
+            yield Finding(name, found)
 
 
 def _placement() -> Iterator[Finding]:
