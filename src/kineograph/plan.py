@@ -267,11 +267,11 @@ def encode_texts(plan: Plan, model: Model, texts: Sequence[Prompt]) -> Condition
         size=(plan.height, plan.width),
         fps=plan.fps,
         prompt_weights=plan.read(SharedOptions)["prompt_weights"],
-        num_chunks=count_chunks(plan, model),
+        num_chunks=text_chunks(plan, model),
     )
 
 
-def count_chunks(plan: Plan, model: Model) -> int:
+def text_chunks(plan: Plan, model: Model) -> int:
     """Return the number of chunks of tokens that the plan's longest text has."""
     texts = [*plan.prompts, *plan.negative_prompts, *plan.options["prompt_at"].values(), plan.options["video_prompt"]]
     return model.count_chunks(texts, plan.read(SharedOptions)["prompt_weights"])

@@ -25,7 +25,7 @@ from kineograph.methods import controlnet, instruct_pix2pix, sdedit, text2video_
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.loading.provenance import collect_provenance
-from kineograph.plan import Plan, SamplingRun, count_chunks
+from kineograph.plan import Plan, SamplingRun, text_chunks
 from kineograph.request import SETTINGS_VERSION, tensor_label
 from kineograph.samplers import Step
 
@@ -92,7 +92,7 @@ def _batches(plan: Plan, size: int) -> Iterator[range]:
 
     def chunks(number: int) -> list[int]:
         part = plan.part(number, number + 1)
-        return [count_chunks(part, model) for model in (plan.model, *plan.second_model)]
+        return [text_chunks(part, model) for model in (plan.model, *plan.second_model)]
 
     for _, equal in groupby(range(len(plan.prompts)), key=chunks):
         numbers = list(equal)

@@ -201,7 +201,7 @@ class Model:
             size: height and width of the image, a condition of SDXL; the model's default size by default.
             clip_skip: number of the text encoder's last layers to skip; the model's own by default.
             fps: frames per second, for a video model with a frame-rate condition.
-            prompt_weights: how weights such as (word:1.3) are read, see `prompt_weights.parse`.
+            prompt_weights: how weights such as (word:1.3) are read, see `prompt_weights.parse_weights`.
             num_chunks: the least number of chunks of tokens, see `count_chunks`; those beyond a prompt are empty.
         """
         skip = self.clip_skip if clip_skip is None else clip_skip

@@ -19,7 +19,13 @@ from torch import Tensor
 
 import kineograph as kg
 from kineograph.errors import InputError
-from kineograph.models.conditioning.prompt_weights import check_weights, other_syntax, parse, plain_text, take_loras
+from kineograph.models.conditioning.prompt_weights import (
+    check_weights,
+    other_syntax,
+    parse_weights,
+    plain_text,
+    take_loras,
+)
 from kineograph.models.conditioning.text_encoder import TextEncoder, split_prompt
 
 pytestmark = pytest.mark.slow
@@ -83,13 +89,13 @@ COMFYUI = {
     [*(("a1111", *each) for each in WEIGHTS.items()), *(("comfyui", *each) for each in COMFYUI.items())],
 )
 def test_weights_of_a_prompt(syntax, prompt: str, expected: list[tuple[str, float]]) -> None:
-    (section,) = parse(prompt, syntax)
+    (section,) = parse_weights(prompt, syntax)
     assert [part.text for part in section] == [text for text, _ in expected]
     assert [part.weight for part in section] == pytest.approx([weight for _, weight in expected])
 
 
 def test_break_starts_a_section_also_inside_brackets() -> None:
-    sections = parse("a BREAK (b BREAK c:2)BREAK")
+    sections = parse_weights("a BREAK (b BREAK c:2)BREAK")
     assert [[part.text.strip() for part in each if part.text.strip()] for each in sections] == [["a"], ["b"], ["c"], []]
     assert sections[1][-1].weight == sections[2][0].weight == 2
 
@@ -97,10 +103,10 @@ def test_break_starts_a_section_also_inside_brackets() -> None:
 @given(ANY)
 def test_any_text_is_read(text: str) -> None:
     for syntax in ("a1111", "comfyui", "off"):
-        sections = parse(text, syntax)
+        sections = parse_weights(text, syntax)
         assert all(isinstance(part.weight, float) for each in sections for part in each)
         plain_text(text, syntax), other_syntax(text, syntax)
-    assert parse(text, "off") == [[(text, 1.0)]]
+    assert parse_weights(text, "off") == [[(text, 1.0)]]
 
 
 @given(ANY)
@@ -117,7 +123,7 @@ def test_escaped_text_is_itself(text: str) -> None:
 
 @given(st.text(st.sampled_from("ab ,:.|{}<>*"), min_size=1))
 def test_text_without_brackets_is_itself(text: str) -> None:
-    assert parse(text) == [[(text, 1.0)]]
+    assert parse_weights(text) == [[(text, 1.0)]]
 
 
 @given(st.lists(st.floats(0.1, 2).map(lambda weight: round(weight, 2)), max_size=6), st.integers(0, 4))
@@ -125,7 +131,7 @@ def test_weights_multiply(weights: list[float], brackets: int) -> None:
     prompt, product = "(" * brackets + "a" + ")" * brackets, 1.1**brackets
     for weight in weights:
         prompt, product = f"({prompt}:{weight})", product * weight
-    (((text, weight),),) = parse(prompt)
+    (((text, weight),),) = parse_weights(prompt)
     assert text == "a" and weight == pytest.approx(product)
 
 
@@ -143,7 +149,7 @@ def test_loras_are_taken_out_of_a_prompt() -> None:
 
 
 @refused("Prompt", "`<lora:name:0.8>` in Python", "a LoRA is loaded with the model")
-@refused("Prompt", "`[a:b:0.5]`, `[a|b]`", "words that change from step to step are not supported")
+@refused("Prompt", "`[a:b:0.5]` and other prompt editing", "words that change from step to step are not supported")
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [

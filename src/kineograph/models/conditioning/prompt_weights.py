@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
@@ -39,16 +38,18 @@ class WeightedText(NamedTuple):
     weight: float
 
 
-@dataclass(eq=False)
-class _Bracket:
-    """A bracket, and the factor of the text inside. absolute: the factor is the weight, whatever is around it."""
+class _Factor(NamedTuple):
+    """Factor of the text in brackets. absolute: it is the weight, whatever is around the brackets."""
 
-    text: str
-    factor: float | None = None  # None: never closed
+    value: float
     absolute: bool = False
 
 
-def parse(prompt: str, weights: PromptWeights = "a1111") -> list[list[WeightedText]]:
+# texts, numbers of brackets where they open and again where they close, and None for BREAK
+_Tokens = list[str | int | None]
+
+
+def parse_weights(prompt: str, weights: PromptWeights = "a1111") -> list[list[WeightedText]]:
     r"""Return the parts of a prompt with their weights, in one list for each section between BREAKs.
 
     a1111: `(word)` is a factor of 1.1, `[word]` one of 1/1.1 and `(word:1.3)` one of 1.3; nested factors multiply, an
@@ -56,67 +57,65 @@ def parse(prompt: str, weights: PromptWeights = "a1111") -> list[list[WeightedTe
     unclosed bracket, and the number of `(word:1.3)` is the weight itself, also inside other brackets. off: all is text.
     Source: documentation of A1111's and ComfyUI's prompts. It never raises.
 
-    >>> parse("a ((big)) [red] (fish:1.5)")[0][1]
+    >>> parse_weights("a ((big)) [red] (fish:1.5)")[0][1]
     WeightedText(text='big', weight=1.2100000000000002)
     """
     if weights == "off":
         return [[WeightedText(prompt, 1.0)]]
-    tokens = _tokenize(prompt, weights)
+    tokens, factors = _tokenize(prompt, weights)
     sections: list[list[WeightedText]] = [[]]
-    inside = dict[_Bracket, float]()  # open bracket -> weight inside, innermost last
+    inside = dict[int, float]()  # number of an open bracket -> weight inside, innermost last
     for token in tokens:
         if token is None:
             sections.append([])
         elif isinstance(token, str):
             sections[-1].append(WeightedText(token, _innermost(inside)))
-        elif token.factor is None and weights == "comfyui":
-            sections[-1].append(WeightedText(token.text, _innermost(inside)))
+        elif token not in factors:  # never closed, in ComfyUI
+            sections[-1].append(WeightedText("(", _innermost(inside)))
         elif token not in inside:
-            _open(inside, token)
-        elif token is next(reversed(inside)):
+            _open(inside, token, factors)
+        elif token == next(reversed(inside)):
             inside.popitem()
         else:  # brackets that cross, as in (a [b) c]
-            still_open = [each for each in inside if each is not token]
+            still_open = [each for each in inside if each != token]
             inside.clear()
             for each in still_open:
-                _open(inside, each)
+                _open(inside, each, factors)
     return [list(_merge(section)) for section in sections]
 
 
-def _tokenize(prompt: str, weights: PromptWeights) -> list[str | _Bracket | None]:
-    """Return a prompt as texts, brackets where they open and again where they close, and None for BREAK."""
-    tokens, opened, end = list[str | _Bracket | None](), {"(": list[_Bracket](), "[": list[_Bracket]()}, 0
-    for mark in MARKS[weights].finditer(prompt):
+def _tokenize(prompt: str, weights: PromptWeights) -> tuple[_Tokens, dict[int, _Factor]]:
+    """Return the tokens of a prompt, and the factors of its brackets by their numbers."""
+    tokens, factors, opened = _Tokens(), dict[int, _Factor](), {"(": list[int](), "[": list[int]()}
+    end = 0
+    for number, mark in enumerate(MARKS[weights].finditer(prompt)):
         tokens.append(prompt[end : mark.start()])
         end, text, found = mark.end(), mark[0], mark.groupdict()
-        kind = "[" if text == "]" else "("
+        kind, weight = "[" if text == "]" else "(", found["weight"]
         if found["escaped"]:
             tokens.append(text[1:])
         elif found.get("break"):
             tokens.append(None)
         elif text in opened:
-            tokens.append(_Bracket(text))
-            opened[text].append(tokens[-1])
-        elif (found["weight"] or text in ")]") and opened[kind]:
-            bracket = opened[kind].pop()
-            bracket.factor = float(found["weight"] or FACTORS[kind])
-            bracket.absolute = weights == "comfyui" and found["weight"] is not None
-            tokens.append(bracket)
+            tokens.append(number)
+            opened[text].append(number)
+        elif (weight or text in ")]") and opened[kind]:
+            tokens.append(bracket := opened[kind].pop())
+            factors[bracket] = _Factor(float(weight or FACTORS[kind]), weight is not None and weights == "comfyui")
         else:
             tokens.append(text)
     if weights == "a1111":
-        for bracket in (*opened["("], *opened["["]):
-            bracket.factor = FACTORS[bracket.text]
-    return [*tokens, prompt[end:]]
+        factors |= {bracket: _Factor(FACTORS[kind]) for kind, brackets in opened.items() for bracket in brackets}
+    return [*tokens, prompt[end:]], factors
 
 
-def _innermost(inside: Mapping[_Bracket, float]) -> float:
+def _innermost(inside: Mapping[int, float]) -> float:
     return inside[next(reversed(inside))] if inside else 1.0
 
 
-def _open(inside: dict[_Bracket, float], bracket: _Bracket) -> None:
-    factor = bracket.factor or 0.0
-    inside[bracket] = factor if bracket.absolute else _innermost(inside) * factor
+def _open(inside: dict[int, float], bracket: int, factors: Mapping[int, _Factor]) -> None:
+    factor = factors[bracket]
+    inside[bracket] = factor.value if factor.absolute else _innermost(inside) * factor.value
 
 
 def _merge(parts: Iterable[WeightedText]) -> Iterator[WeightedText]:
@@ -127,7 +126,7 @@ def _merge(parts: Iterable[WeightedText]) -> Iterator[WeightedText]:
 
 def plain_text(prompt: str, weights: PromptWeights) -> str:
     """Return a prompt without brackets, weights and BREAK."""
-    return " ".join("".join(part.text for part in section) for section in parse(prompt, weights))
+    return " ".join("".join(part.text for part in section) for section in parse_weights(prompt, weights))
 
 
 def check_weights(prompt: str, weights: PromptWeights) -> None:
@@ -147,7 +146,7 @@ def check_weights(prompt: str, weights: PromptWeights) -> None:
             f"the prompt has {scheduled[0]!r}, which A1111 changes from step to step; that is not supported: write the "
             f"words of one step, or `prompt_at` for later frames; {as_text}"
         )
-    for text, weight in (part for section in parse(prompt, weights) for part in section):
+    for text, weight in (part for section in parse_weights(prompt, weights) for part in section):
         if not abs(weight) <= MAX_WEIGHT:
             raise InputError(
                 f"a weight in a prompt is at most {MAX_WEIGHT}, and that of {text.strip()!r} is {weight:g}"

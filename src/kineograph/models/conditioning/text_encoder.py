@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from kineograph.errors import InputError
-from kineograph.models.conditioning.prompt_weights import parse
+from kineograph.models.conditioning.prompt_weights import parse_weights
 from kineograph.models.hooks import execution_device
 from kineograph.request import PromptWeights
 
@@ -74,7 +74,7 @@ def encode_text(
 ) -> TextTokens:
     """Encode prompts for SD 1.x and 2.x: the normalised output of the last layer but `clip_skip`.
 
-    weights: as for `prompt_weights.parse`. num_chunks: the least number of chunks; those beyond a prompt are empty.
+    weights: as for `parse_weights`. num_chunks: the least number of chunks; those beyond a prompt are empty.
     """
 
     def states(output: ModelOutput) -> Tensor:
@@ -124,7 +124,7 @@ def split_prompt(encoder: TextEncoder, text: str, weights: PromptWeights) -> lis
     """
     size, learned = encoder.max_tokens - 2, _learned_words(encoder)
     chunks = list[Chunk]()
-    for section in parse(text, weights):
+    for section in parse_weights(text, weights):
         chunks.append(Chunk([], []))
         for part in section:
             for token in encoder.tokenizer(part.text, add_special_tokens=False, verbose=False).input_ids:

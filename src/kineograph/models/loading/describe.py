@@ -48,7 +48,7 @@ POCKET = "pocket"
 CONFIG = video_folder.CONFIG
 
 
-def check_request(source: str | Path | Pipeline, given: Mapping[str, Any]) -> None:
+def check_load_options(source: str | Path | Pipeline, given: Mapping[str, Any]) -> None:
     """Raise InputError for options of `load` that nothing reads, and for files, a device or a dtype that are not there.
 
     given: all options. No file is read, and nothing is downloaded.
@@ -100,7 +100,7 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
     Raises the InputError of `load` for an invalid option, or if a source does not exist.
     """
     given = validate(options, LoadOptions)
-    check_request(source or POCKET, given)
+    check_load_options(source or POCKET, given)
     for lora, _ in list_loras(given["lora"]):
         if (path := hub.local_path(lora)) is not None:
             check_kind(hub.find_file(path, LORA_FILES, HubOptions()))

@@ -35,7 +35,7 @@ from kineograph.models.loading.controlnets import (
     load_controlnet,
     pocket_controlnets,
 )
-from kineograph.models.loading.describe import check_request
+from kineograph.models.loading.describe import check_load_options
 from kineograph.models.loading.ip_adapter import load_ip_adapter
 from kineograph.models.loading.motion_modules import add_motion_module, warn_of_changed_schedule
 from kineograph.models.loading.options import LoadOptions
@@ -112,7 +112,7 @@ def load(source: ModelSource | None = None, **options: Unpack[LoadOptions]) -> M
     if not isinstance(source, str | Path | Pipeline | None):
         raise InputError(f"a model is a name, a path or a pipeline of diffusers, not {shown(source)}")
     request = Request(source or "pocket", validate(options, LoadOptions))
-    check_request(request.source, request.options)
+    check_load_options(request.source, request.options)
     placement = _choose_placement(request)
     warn_of_slow_dtype(placement)
     with quiet_loading():
