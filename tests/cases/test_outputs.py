@@ -23,9 +23,6 @@ def succeed(*arguments: object) -> None:
 
 
 # case 111
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="an empty folder of the output's name is found at the end"
-)
 def test_empty_folder_of_the_output_name_is_replaced_or_refused_before_loading(work) -> None:
     succeed("generate", "a red fish", *FEW, "-o", work / "new.mp4")
     (work / "o.mp4").mkdir()
@@ -65,7 +62,6 @@ sys.exit(sum(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0 for child i
 
 # case 112
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a default name is chosen before it is taken")
 def test_eight_videos_at_once_get_eight_default_names(work) -> None:
     command = [sys.executable, "-c", EIGHT, "generate", "fish", *map(str, FEW), "--seed", "1"]
     ended = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=110, check=False)

@@ -124,7 +124,7 @@ def test_missing_captions_are_empty_and_named(tmp_path: Path) -> None:
     reasons = problems(dataset)
     assert reasons["a.mp4"] == "has no caption" and reasons["b.mp4"] == "has an empty caption"
     assert reasons["c.mp4"].startswith("has a caption that cannot be read")
-    assert reasons["d.mp4"] == "has a .json without any of caption, text, prompt"
+    assert reasons["d.mp4"] == "has a .json without text in any of caption, text, prompt"
     assert reasons["e.jpg"] == "is left out, as the preview of the video of this name"
 
 

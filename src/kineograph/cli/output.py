@@ -28,17 +28,28 @@ def choose_writer(output: Path | None, num_frames: int, options: Mapping[str, An
     from kineograph.media.video import check_new, check_replaceable
     from kineograph.options import validate
 
-    chosen: Any = validate(options, SaveOptions)
+    chosen = validate(options, SaveOptions)
     if output is None:
         check_writable(OUTPUT_FOLDER / "video.mp4")
-        return lambda video: video.save(
-            unused_path(OUTPUT_FOLDER, video.settings["prompt"], video.settings["seed"], ".mp4"), **chosen
-        )
+        return lambda video: _save_unnamed(video, options)
     output = output.expanduser()
     check = check_replaceable if chosen["overwrite"] else check_new
     check(output, num_frames)
     check_writable(output)
-    return lambda video: video.save(output, **chosen)
+    given: Any = options
+    return lambda video: video.save(output, **given)
+
+
+def _save_unnamed(video: Video, options: Mapping[str, Any]) -> Path:
+    """Save a video under the first default name that no other command takes at the same time."""
+    given: Any = {name: value for name, value in options.items() if name != "overwrite"}
+    while True:
+        try:
+            return video.save(
+                unused_path(OUTPUT_FOLDER, video.settings["prompt"], video.settings["seed"], ".mp4"), **given
+            )
+        except FileExistsError:  # taken since: the next name
+            continue
 
 
 def report_video(video: Video, path: Path, json: bool, facts: Mapping[str, Any]) -> None:

@@ -27,6 +27,7 @@ from kineograph.media.frames import (
     BrokenFile,
     decode_stream,
     frame_time,
+    has_decoder,
     open_video_stream,
     read_pixel_aspect,
     square_size,
@@ -309,12 +310,13 @@ def read_sound(path: Path, seconds: float) -> Sound | None:
     if path.is_dir() or path.suffix.lower() in PILLOW_SUFFIXES:
         return None
     with open_video_stream(str(path)) as (container, video):
-        if not container.streams.audio:
+        if not any(map(has_decoder, container.streams.audio)):
             return None
         first = next(decode_stream(container, video), None)
     with av.open(str(path), metadata_errors="replace", options={"protocol_whitelist": "file,pipe"}) as container:
         best = container.streams.best("audio")
-        stream = best if isinstance(best, AudioStream) else container.streams.audio[0]
+        decodable = [each for each in container.streams.audio if has_decoder(each)]
+        stream = best if isinstance(best, AudioStream) and best in decodable else decodable[0]
         layout = "mono" if stream.codec_context.channels == 1 else "stereo"
         resampler = av.AudioResampler(format="s16p", layout=layout, rate=SOUND_RATE)
         samples = np.zeros((1 if layout == "mono" else 2, round(seconds * SOUND_RATE)), np.int16)

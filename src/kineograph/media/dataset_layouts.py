@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os.path import normpath
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
@@ -74,8 +75,10 @@ def read_item_list(metadata: Path, root: Path) -> LayoutContents:
             continue
         path, caption = metadata.parent / file, _first_text(row, CAPTION_COLUMNS)
         name, kind = _relative(path, root), media_kind(file)
-        if kind is None or not _is_file(path):
-            reason = "is not there" if kind else "is neither an image nor a video by its ending"
+        outside = not Path(normpath(path.absolute())).is_relative_to(normpath(root.absolute()))  # links may lead out
+        if outside or kind is None or not _is_file(path):
+            reason = "is neither an image nor a video by its ending" if kind is None else "is not there"
+            reason = "lies outside the folder of the data set: move or link it there" if outside else reason
             problems.append(Problem(name, f"{reason} ({list_name}, line {line})"))
             continue
         items.append(DatasetItem(name, caption or "", kind, FileRange(path)))
@@ -118,9 +121,18 @@ def _first_text(row: Mapping[Any, Any], columns: Sequence[str]) -> str | None:
     values = {str(column).strip().lower(): value for column, value in row.items()}
     for value in (values.get(column) for column in columns):
         text = value[0] if isinstance(value, list) and value else value
-        if isinstance(text, str) and text.strip():
+        if isinstance(text, str) and text.strip() and _is_unicode(text):
             return text.strip()
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Return False for a text with a lone surrogate, which JSON can escape and no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_caption(file: DatasetFile | None) -> tuple[str, str]:
@@ -134,7 +146,7 @@ def _read_caption(file: DatasetFile | None) -> tuple[str, str]:
     if file.name.lower().endswith(".json"):
         row = _parse_json(text)
         caption = _first_text(row, CAPTION_COLUMNS) if isinstance(row, dict) else None
-        return caption or "", "" if caption else f"has a .json without any of {', '.join(CAPTION_COLUMNS)}"
+        return caption or "", "" if caption else f"has a .json without text in any of {', '.join(CAPTION_COLUMNS)}"
     return text.strip(), "" if text.strip() else "has an empty caption"
 
 

@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 
@@ -46,7 +46,22 @@ def _write_temporary(path: Path, rename: Callable[[Path, Path], None]) -> Iterat
 
 def _rename_to_new(temporary: Path, path: Path) -> None:
     refuse_existing(path)
-    temporary.replace(path)
+    if temporary.is_dir() or path.is_dir():
+        _remove_empty(path)
+        temporary.rename(path)
+        return
+    try:
+        path.hardlink_to(temporary)  # unlike a rename, fails where another process took the name since
+    except FileExistsError:
+        raise FileExistsError(f"{path} exists already, since another program wrote it: choose another name") from None
+    except OSError:  # a file system without links
+        temporary.replace(path)
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove an empty folder, if there is one: `write_new` puts a file or a folder in its place."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.rmdir()
 
 
 def _rename_over(temporary: Path, path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import av
 import av.filter
 import numpy as np
+from av.audio import AudioStream
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video import VideoStream
@@ -70,6 +71,9 @@ def open_video_stream(file: FileSlice | str, threads: str = "NONE") -> Iterator[
         moving = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not moving:
             raise BrokenFile("holds no video stream, only audio or data")
+        moving = [stream for stream in moving if has_decoder(stream)]
+        if not moving:
+            raise BrokenFile("holds a video stream that FFmpeg has no decoder for")
         best = container.streams.best("video")
         stream = best if isinstance(best, VideoStream) and best in moving else moving[0]
         stream.thread_type = threads
@@ -80,6 +84,12 @@ def open_video_stream(file: FileSlice | str, threads: str = "NONE") -> Iterator[
 
 def _is_cover(stream: VideoStream) -> bool:
     return bool(stream.disposition & (Disposition.attached_pic | Disposition.timed_thumbnails))
+
+
+def has_decoder(stream: VideoStream | AudioStream) -> bool:
+    """Return False for a stream of a codec that this build of FFmpeg does not know."""
+    context: Any = stream.codec_context  # None for an unknown codec
+    return context is not None
 
 
 def decode_stream(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
