@@ -23,9 +23,10 @@ from kineograph.models.formats import key_map, known_configurations, ldm, tensor
 from kineograph.models.formats.architecture import block_indices, report_missing_tensors
 from kineograph.models.formats.key_map import KeyMap, select_prefix
 from kineograph.models.formats.known_configurations import CONTROL_LORA, CONTROLNET, T2I_ADAPTER
-from kineograph.models.formats.tensor_files import Tensors, preview_names
+from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.hooks import Network, is_offloaded, refuse_offloaded, refuse_unused_hooks
 from kineograph.models.loading.components import READ_ERRORS, Components, Pipeline, quiet_loading, read_json
+from kineograph.models.network_folders import read_network
 from kineograph.models.placement import Placement
 from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.supported_layers import check_attention_processors
@@ -121,18 +122,12 @@ def _read(
             f"{source} is no ControlNet: expected a folder with the config.json of a ControlNetModel or T2IAdapter and "
             f"its weights, diffusion_pytorch_model.safetensors, or a single file; found {kind}"
         )
-    weights = [each.name for each in path.glob("diffusion_pytorch_model*")]
-    variant = "fp16" if weights and all(".fp16" in each for each in weights) else None
-    network: Any = CLASSES[kind]
     try:
-        net, found = network.from_pretrained(
-            path, dtype=placement.dtype, variant=variant, local_files_only=True, output_loading_info=True
-        )
+        return read_network(CLASSES[kind], path, dtype=placement.dtype)
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise InputError(f"{source} is no ControlNet in diffusers layout, or damaged: {error}") from error
-    if missing := found["missing_keys"]:
-        raise InputError(f"{source} has no weights for {preview_names(sorted(missing))}: fetch it again")
-    return net
 
 
 def _from_file(path: Path, unet: UNet2DConditionModel) -> ControlNetModel | T2IAdapter:
@@ -260,7 +255,7 @@ def pocket_controlnets(folder: Path, placement: Placement) -> dict[str, OpenCont
 def _restore(file: Path, folder: Path, placement: Placement) -> VideoControlNet:
     from kineograph.models.pocket.networks import initial_controlnet, restore_network
 
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", dtype=torch.float32, local_files_only=True)
+    unet = read_network(UNet2DConditionModel, folder / "unet", dtype=torch.float32)
     return VideoControlNet(_place(restore_network(initial_controlnet(unet), load_file(file)), placement))
 
 

@@ -17,6 +17,7 @@ from kineograph.models.formats import known_configurations, tensor_files
 from kineograph.models.formats.key_map import select_prefix
 from kineograph.models.formats.tensor_files import Tensors, preview_names
 from kineograph.models.loading.components import READ_ERRORS, Components, read_json
+from kineograph.models.network_folders import read_network
 
 SECTIONS = ("image_proj", "ip_adapter")  # of a file: nested dictionaries or prefixes of names
 ENCODER, MODELS = "image_encoder", "models"
@@ -117,11 +118,8 @@ def _read_encoder(file: Path, sections: Mapping[str, Tensors]) -> CLIPVisionMode
         raise wrong_encoder_error(str(file), kind, reads, gives[0])
     folder = folders[gives.index(reads)]
     try:
-        encoder, found = CLIPVisionModelWithProjection.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        return read_network(CLIPVisionModelWithProjection, folder)
+    except InputError:
+        raise
     except READ_ERRORS as error:
         raise InputError(f"{folder} is no image encoder, or damaged: {error}") from error
-    if missing := found["missing_keys"]:
-        raise InputError(f"{folder} has no weights for {preview_names(sorted(missing))}: fetch it again")
-    return encoder.eval()
