@@ -324,8 +324,8 @@ def warn_about(plan: Plan) -> None:
     prompts = [each for each in (*plan.prompts, *later) if isinstance(each, str)]
     texts = [*prompts, *(each for each in plan.negative_prompts if isinstance(each, str))]
     weights = plan.options["prompt_weights"]
-    for each in dict.fromkeys(syntax for text in texts for syntax in other_syntax(text, weights)):
-        _warn(f"the prompt has {each}; it is read as text here")
+    for syntax in dict.fromkeys(mark for text in texts for mark in other_syntax(text, weights)):
+        _warn(f"the prompt has {syntax}; it is read as text here")
     prompts, texts = ([plain_text(each, weights) for each in some] for some in (prompts, texts))
     text = " ".join(texts)
     subject = (model.subject or "").lower().split()

@@ -109,8 +109,8 @@ def _tokenize(prompt: str, weights: PromptWeights) -> tuple[_Tokens, dict[int, _
     return [*tokens, prompt[end:]], factors
 
 
-def _innermost(inside: Mapping[int, float]) -> float:
-    return inside[next(reversed(inside))] if inside else 1.0
+def _innermost(inside: dict[int, float]) -> float:
+    return next(reversed(inside.values()), 1.0)
 
 
 def _open(inside: dict[int, float], bracket: int, factors: Mapping[int, _Factor]) -> None:
