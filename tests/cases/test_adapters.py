@@ -113,7 +113,7 @@ def save_motion_module(path: Path) -> None:
     [
         pytest.param(
             "xl", save_hotshot, "hsxl_temporal_layers.safetensors", "otshot",
-            marks=refused("Motion module", "HotShot-XL", "named, with advice"),
+            marks=refused("Motion module", "Hotshot-XL", "named, with advice"),
         ),
         pytest.param(
             "sd", save_sparse_control, "v3_sd15_sparsectrl_rgb.ckpt", "parse",
@@ -122,12 +122,12 @@ def save_motion_module(path: Path) -> None:
         ("sd", save_domain_adapter, "v3_sd15_adapter.safetensors", "LoRA"),
         ("xl", save_motion_module, "mm", "blocks 8, 16, 16"),
     ],
-    ids=["HotShot-XL", "SparseCtrl", "domain adapter", "of SD 1.5"],
+    ids=["Hotshot-XL", "SparseCtrl", "domain adapter", "of SD 1.5"],
 )  # fmt: skip
 def test_motion_module_of_another_kind_is_refused_by_its_kind(
     work: Path, sd_folder: Path, sdxl_folder: Path, model, save, name, kind
 ) -> None:
-    """Case 21 (ADE#182, #76, sd-webui-animatediff#405): HotShot-XL, SparseCtrl, domain adapter, SD 1.5's on SDXL."""
+    """Case 21 (ADE#182, #76, sd-webui-animatediff#405): Hotshot-XL, SparseCtrl, domain adapter, SD 1.5's on SDXL."""
     save(work / name)
     folder = sd_folder if model == "sd" else sdxl_folder
     said = run("generate", "a cat", "--model", folder, "--motion-module", work / name, *SMALL, "-o", work / "x.mp4")
