@@ -40,7 +40,7 @@ FILE_KINDS: dict[tuple[str, ...], str] = {
     ("lllite_",): "a ControlLLLite, which is not supported: take a ControlNet or a T2I-Adapter",
     ("motion_modules.", "controlnet_"): "a SparseCtrl, which is not supported: take a ControlNet",
     ("motion_modules.", "lora"): "a motion LoRA: load an image model with `motion_module`, and pass this as `lora`",
-    ("temporal_attentions.",): "layers of Hotshot-XL, which is not supported: take AnimateDiff's motion modules for SDXL",
+    ("temporal_attentions.",): "Hotshot-XL, which is not supported: take AnimateDiff's motion modules for SDXL",
     ("control_add_embedding.",): "a ControlNet-Union, which is not supported: take one for a single kind of control",
     ("base_to_ctrl",): "a ControlNet-XS, which is not supported: take a ControlNet",
     ("enc_zero_convs",): "a ControlNet-XS, which is not supported: take a ControlNet",

@@ -267,7 +267,7 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _split_unet(unet: nn.Module) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
+def _split_unet(unet: Any) -> tuple[UNet2DConditionModel, TemporalLayers | None]:
     """Split a pipeline's network into an image network and temporal layers, if it has any."""
     convert = VIDEO_UNETS.get(type(unet).__name__)
     if convert is None:

@@ -128,7 +128,7 @@ def _choose_placement(request: Request) -> Placement:
     if not isinstance(request.source, Pipeline):
         return choose_placement(device, dtype)
     networks = {name: each for name, each in request.source.components.items() if isinstance(each, nn.Module)}
-    unet = networks["unet"]
+    unet: Any = networks["unet"]
     if device is None and dtype is None:
         return Placement(execution_device(unet), unet.dtype, "as the pipeline is")
     refuse_offloaded(networks, "`device` and `dtype` do nothing for a pipeline whose networks are offloaded")
@@ -240,7 +240,8 @@ def _build_model(
 ) -> Model:
     """Place the components and return them as a model."""
     place((*components.networks.values(), *components.other_networks), placement)
-    if not isinstance(request.source, Pipeline) or request.options["dtype"] is not None:
+    given = [request.options[name] for name in ("dtype", "torch_dtype")]
+    if not isinstance(request.source, Pipeline) or any(each is not None for each in given):
         place([components.vae], placement)  # that of a live pipeline may have a dtype of its own
     vae, decoder = prevent_overflow(components.vae), components.temporal_decoder
     return Model(
