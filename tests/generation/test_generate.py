@@ -50,7 +50,7 @@ def model() -> Model:
         ({"fps": math.inf}, "`fps` .* not inf"),
         ({"chunk_size": 0}, "`chunk_size` .* not 0"),
         ({"sampler": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
-        ({"method": "magic"}, "text2video-zero or videocrafter or animatediff or video-elevator or freenoise, not 'magic'"),
+        ({"method": "magic"}, "animatediff or video-elevator or freenoise, not 'magic'"),
         ({"method": "instruct-pix2pix"}, "not 'instruct-pix2pix'"),
         ({"video": "in.mp4"}, "there is no file in.mp4"),
         ({"noise": "pink"}, "shared or independent, not 'pink'"),
