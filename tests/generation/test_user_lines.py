@@ -99,7 +99,7 @@ def test_a_control_without_its_kind_is_refused(control: Any, model: Model) -> No
 
 
 def test_options_of_load_are_said_to_be_such(model: Model) -> None:
-    with pytest.raises(InputError, match=r"`lora` is an option of `load`: model = kineograph.load\(..., lora=...\)"):
+    with pytest.raises(InputError, match="`lora` is an option of the model: give it to `load`"):
         inspect.unwrap(kg.generate)(model, "a fish", lora="style.safetensors")
 
 
@@ -127,6 +127,12 @@ FILES: Mapping[str, Mapping[str, torch.Tensor]] = {  # option -> names in a file
 PAIRS = [(kind, option) for kind in FILES for option in (*FILES, "decoder") if option != kind]
 
 
+def load_with(option: str, file: Path) -> Model:
+    """Load a tiny model with a file as this option."""
+    options: dict[str, Any] = {option: file}
+    return kg.load(sd(), **options)
+
+
 @pytest.mark.parametrize(
     ("kind", "given_as"),
     [
@@ -137,7 +143,7 @@ PAIRS = [(kind, option) for kind in FILES for option in (*FILES, "decoder") if o
 def test_a_file_of_another_kind_is_refused_with_its_option(kind: str, given_as: str, tmp_path: Path) -> None:
     save_file(dict(FILES[kind]), tmp_path / "file.safetensors")
     with pytest.raises(InputError, match=f"file.safetensors .*pass this as `{kind}`"):
-        kg.load(sd(), **{given_as: tmp_path / "file.safetensors"})  # type: ignore[misc]
+        load_with(given_as, tmp_path / "file.safetensors")
 
 
 @pytest.mark.slow
@@ -154,9 +160,9 @@ def test_torch_files_with_sections_are_known_too(tmp_path: Path) -> None:
     torch.save({"image_proj": {"proj.weight": ZEROS(8, 4)}, "ip_adapter": {"1.x": ZEROS(4)}}, tmp_path / "ip.bin")
     for given_as in ("lora", "adapter", "vae"):
         with pytest.raises(InputError, match="pass this as `textual_inversion`"):
-            kg.load(sd(), **{given_as: tmp_path / "cat.pt"})  # type: ignore[misc]
+            load_with(given_as, tmp_path / "cat.pt")
         with pytest.raises(InputError, match="pass this as `ip_adapter`"):
-            kg.load(sd(), **{given_as: tmp_path / "ip.bin"})  # type: ignore[misc]
+            load_with(given_as, tmp_path / "ip.bin")
 
 
 @pytest.mark.slow
@@ -179,7 +185,7 @@ def test_the_folder_of_another_network_is_refused_in_one_line(tmp_path: Path) ->
         ("controlnet", "vae", "found AutoencoderKL"),
     ):
         with pytest.raises(InputError, match=said) as refused:
-            kg.load(sd(), **{option: tmp_path / part})  # type: ignore[misc]
+            load_with(option, tmp_path / part)
         assert "\n" not in str(refused.value)
 
 
@@ -196,6 +202,12 @@ def test_the_folder_of_another_network_is_refused_in_one_line(tmp_path: Path) ->
 def test_built_in_names_are_refused_where_they_do_not_belong(source: str, options: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         kg.load(source, **options)
+
+
+@pytest.mark.slow
+def test_a_built_in_video_model_is_a_motion_module_as_the_help_says() -> None:
+    moving = kg.load("pocket", motion_module="pocket-video")
+    assert moving.temporal == kg.load("pocket-video").temporal
 
 
 # --- options
@@ -318,7 +330,7 @@ def test_settings_are_those_that_were_read(asked: Any, absent: set[str], present
 
 @pytest.mark.slow
 def test_settings_of_two_models_are_those_that_were_read(image: Model, video: Model) -> None:  # noqa: F811
-    asked = {"num_frames": 2, "num_inference_steps": 4, "seed": 1}
+    asked: dict[str, Any] = {"num_frames": 2, "num_inference_steps": 4, "seed": 1}
     made = kg.generate(image, "a fish", video_model=video, refine_at=(), **asked)
     idle = {"video_steps", "low_pass", "renoise", "inversion_steps", "window", "overlap", "motion_strength"}
     assert not idle & {*made.settings} and made.settings["refine_at"] == []

@@ -27,7 +27,6 @@ from kineograph.generation.run import OnStep, Progress
 from kineograph.media.video import Video
 from kineograph.models.loading.components import Pipeline
 from kineograph.models.loading.load import POCKETS, load
-from kineograph.models.loading.options import LoadOptions
 from kineograph.models.model import Model
 from kineograph.options import declared, option, validate
 from kineograph.request import MAX_BATCH, EncodedPrompt, VideoLike
@@ -142,9 +141,6 @@ class EditCall(CallOptions, EditOptions, total=False):
 def split_keywords(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the keywords of the call, complete, and the others. Raises InputError for an invalid one."""
     names = declared(CallOptions)
-    for name in given:
-        if name in declared(LoadOptions) and name not in declared(GenerateOptions):
-            raise InputError(f"`{name}` is an option of `load`: model = kineograph.load(..., {name}=...)")
     own = {name: value for name, value in given.items() if name in names}
     return validate(own, CallOptions), {name: value for name, value in given.items() if name not in names}
 
