@@ -73,3 +73,13 @@ def test_settings_are_migrated_once_and_those_of_a_later_version_are_refused() -
     assert migrate_settings({**migrated, "settings_version": SETTINGS_VERSION}) == migrated
     with pytest.raises(InputError, match=f"settings_version is a whole number from 0 to {SETTINGS_VERSION}, not 99"):
         recorded_request({**old, "settings_version": 99})
+
+
+@pytest.mark.parametrize(
+    ("sampler", "spacing"),
+    [("ddim", {"spacing": "leading", "steps_offset": 1}), ("lcm", {"spacing": "lcm"})],
+)
+def test_settings_of_version_2_get_the_sigmas_that_it_had(sampler: str, spacing: dict[str, object]) -> None:
+    old = {"settings_version": 2, "sampler": sampler, "method": "videocrafter"}
+    assert migrate_settings(old) == {"num_inference_steps": 50, "sampler": sampler, "method": "videocrafter", **spacing}
+    assert migrate_settings({**old, "method": "text2video-zero"})["insert_warp_sigmas"]  # also for a single frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from kineograph.samplers import BY_NAME
 from kineograph.sigmas import SPACINGS
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers with NumPy 2
+POCKET = Path(kg.__file__).parent / "models" / "pocket" / "weights"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "samplers.md"
 
 
@@ -164,3 +166,10 @@ def test_the_target_of_edm_is_what_its_network_predicts(prediction: str) -> None
         x = x0[k : k + 1] + sigma * noise[k : k + 1]
         found = schedule.denoise(lambda z, _, k=k: target[k : k + 1])(x, sigma)
         torch.testing.assert_close(found, x0[k : k + 1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("folder", [POCKET, POCKET / "video"], ids=["pocket", "pocket-video"])
+def test_the_built_in_models_have_leading_spacing_with_offset_1(folder: Path) -> None:
+    schedule = Schedule.from_config(json.loads((folder / "scheduler" / "scheduler_config.json").read_text()))
+    assert schedule.sampler == "ddim"
+    assert schedule.sampling_sigmas(50) == kg.sigmas.leading(schedule.sigmas, 50, 1)

@@ -173,7 +173,8 @@ def run(plan: Plan) -> SamplingRun:
         sampler = plan.adapt_sampler(build_sampler(plan, noise_frames), sigmas)
         x = sigmas[0] * plan.start_noise(initial, sigmas[0])
         return SamplingRun(len(sigmas), initial, sampler(denoise, x, sigmas))
-    renoise_to, warp_at = paper_sigmas(plan.latent_shape, highest=sigmas[0])
+    data = model.schedule.sigma_data  # the paper's are those of data with standard deviation 1
+    renoise_to, warp_at = (data * each for each in paper_sigmas(plan.latent_shape, highest=sigmas[0] / data))
     if len(plan.frames) > 1 or plan.read(Text2VideoZeroOptions)["insert_warp_sigmas"]:
         sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
     initial = plan.continue_noise(noise.independent(plan.seeds, plan.frames, plan.latent_shape).to(device))
