@@ -535,6 +535,15 @@ def test_warning_counts_what_is_left_out_and_says_why(unet, generator, tmp_path)
     assert "1 are textual inversions (dog), which `textual_inversion` takes" in said
 
 
+def test_alpha_of_a_pickled_file_may_be_a_plain_number(unet, generator, tmp_path) -> None:
+    roles, change = locon(unet.get_submodule(LINEAR).weight.shape, generator)
+    expected = unet.get_submodule(LINEAR).weight.double() + change
+    tensors = {f"{kohya_name(LINEAR)}.{end}": each.item() if end == "alpha" else each for end, each in roles.items()}
+    torch.save(tensors, tmp_path / "lora.pt")
+    add(unet, tmp_path / "lora.pt")
+    torch.testing.assert_close(weight_of(unet, LINEAR), expected, rtol=0, atol=1e-6)
+
+
 def test_rank_stabilisation_by_hand(unet, tmp_path) -> None:
     roles = {"lora_A.weight": torch.ones(4, 8), "lora_B.weight": torch.ones(8, 4)}
     header = '{"unet.r": 4, "unet.lora_alpha": 3, "unet.use_rslora": true}'

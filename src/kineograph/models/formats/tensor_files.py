@@ -63,6 +63,12 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
         content = content[keys[0]]
     named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
     tensors = {name: each for name, each in content.items() if isinstance(each, Tensor)} if named else {}
+    if tensors:  # pickled LoRAs have plain numbers too
+        tensors |= {
+            name: torch.tensor(float(each))
+            for name, each in content.items()
+            if name.endswith(".alpha") and isinstance(each, int | float)
+        }
     if named and not tensors:  # files of textual inversions and of IP-Adapters have sections
         tensors = {
             f"{section}.{name}": each
