@@ -98,7 +98,8 @@ def load(source: ModelSource | None = None, **options: Unpack[LoadOptions]) -> M
         that generate videos, animate an image, and edit; a folder in diffusers layout; a repository on the Hub; a
         `.safetensors` or `.ckpt` file, read without running code; or a live diffusers pipeline, whose networks are then
         shared: adapters added here are on the pipeline too (`load_lora_weights` of the model leaves the pipeline as it
-        is). A VideoCrafter or VidRD checkpoint, and a folder with ModelScope's or ZeroScope's network, are video models.
+        is). A VideoCrafter or VidRD checkpoint, and a folder with ModelScope's or ZeroScope's network, are video
+        models.
 
     A LoRA with a scale is (lora, scale), and textual inversions with words of your choice are {word: file}. Networks
     may be live objects of diffusers too.
