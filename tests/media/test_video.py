@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -17,7 +18,7 @@ import pytest
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.files import slug, unused_path, write_new
+from kineograph.media.files import reserve_unused_path, slug, write_new
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
 
@@ -239,13 +240,18 @@ def test_a_file_without_settings_opens_but_has_no_settings_to_read(tmp_path: Pat
 
 
 def test_unused_paths_are_new_and_short(tmp_path: Path) -> None:
-    first = unused_path(tmp_path, "A red fish, over the sea!", 7, ".mp4")
-    assert first.name == "a-red-fish-over-the-sea_7.mp4"
-    first.touch()
-    assert unused_path(tmp_path, "A red fish, over the sea!", 7, ".mp4").name == "a-red-fish-over-the-sea_7_2.mp4"
+    def reserve(text: str) -> AbstractContextManager[Path]:
+        return reserve_unused_path(tmp_path, text, 7, ".mp4")
+
+    with reserve("A red fish, over the sea!") as first, reserve("A red fish, over the sea!") as reserved:
+        assert first.name == "a-red-fish-over-the-sea_7.mp4" and reserved.name == "a-red-fish-over-the-sea_7_2.mp4"
+        clip(1).save(first)
+    with reserve("A red fish, over the sea!") as second, reserve("../..") as odd, reserve("fish " * 99) as long:
+        assert (second, odd.name) == (reserved, "video_7.mp4")
+        assert slug("fish " * 99) in long.name and len(long.name) < 60
+    assert [file.name for file in tmp_path.iterdir()] == [first.name]
     assert len(slug("möwe " * 100).encode()) <= 48
     assert slug("../../etc/passwd") == "etc-passwd"
-    assert slug("!?") == "video"
 
 
 @pytest.mark.parametrize("fps", [1, 2.5, 12, 23.976, 60])

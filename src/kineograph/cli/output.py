@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kineograph.cli import terminal
-from kineograph.media.files import check_writable, unused_path
+from kineograph.media.files import check_writable, reserve_unused_path
 
 if TYPE_CHECKING:  # `--help` does not wait for it
     from kineograph.media.video import Video
@@ -41,15 +41,9 @@ def choose_writer(output: Path | None, num_frames: int, options: Mapping[str, An
 
 
 def _save_unnamed(video: Video, options: Mapping[str, Any]) -> Path:
-    """Save a video under the first default name that no other command takes at the same time."""
-    given: Any = {name: value for name, value in options.items() if name != "overwrite"}
-    while True:
-        try:
-            return video.save(
-                unused_path(OUTPUT_FOLDER, video.settings["prompt"], video.settings["seed"], ".mp4"), **given
-            )
-        except FileExistsError:  # taken since: the next name
-            continue
+    given: Any = options
+    with reserve_unused_path(OUTPUT_FOLDER, video.settings["prompt"], video.settings["seed"], ".mp4") as path:
+        return video.save(path, **given)
 
 
 def report_video(video: Video, path: Path, json: bool, facts: Mapping[str, Any]) -> None:

@@ -104,12 +104,27 @@ def check_writable(path: Path) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def unused_path(folder: Path, text: str, seed: int, suffix: str) -> Path:
-    """Return the first path that does not exist: `folder/some-words_7.mp4`, then `some-words_7_2.mp4`, and so on."""
+@contextmanager
+def reserve_unused_path(folder: Path, text: str, seed: int, suffix: str) -> Iterator[Path]:
+    """Yield the first free path: `folder/some-words_7.mp4`, then `some-words_7_2.mp4`, and so on.
+
+    Until the block ends, it is yielded to no other process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     stem = f"{slug(text)}_{seed}"
-    endings = chain([""], (f"_{number}" for number in count(2)))
-    paths = (folder / f"{stem}{ending}{suffix}" for ending in endings)
-    return next(path for path in paths if not os.path.lexists(path))
+    for ending in chain([""], (f"_{number}" for number in count(2))):
+        path = folder / f"{stem}{ending}{suffix}"
+        reservation = path.with_name(f".{path.name}.part")
+        try:
+            reservation.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        try:
+            if not os.path.lexists(path):
+                yield path
+                return
+        finally:
+            reservation.unlink(missing_ok=True)
 
 
 def slug(text: str) -> str:
