@@ -268,7 +268,8 @@ def test_a_real_edit_with_hardly_any_strength_is_warned_about() -> None:
     kg.edit(pocket, before, "a blue cat", strength=0.6, num_inference_steps=10, seed=1)  # no warning
 
 
-@pytest.mark.parametrize("name", ["pocket", pytest.param("pocket-animate", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pocket", "pocket-animate"])
 def test_words_of_the_built_in_models_are_known_to_all_of_them(name: str) -> None:
     pocket = kg.load(name)
     for text in ("a red fish rising", "a kite sinking to the left", "a ball growing, shrinking", "make it snow"):
@@ -313,7 +314,12 @@ def test_animatediff_has_its_name(sd_folder: Path, tmp_path: Path, model: Model,
     [
         ({}, {"noise", "strength", "image_guidance_scale"}, {"camera": "pan:12,12", "method": "text2video-zero"}),
         ({"num_frames": 1}, {"noise"}, {"camera": "none"}),
-        ({"video": CLIP, "strength": 0.5}, {"image_guidance_scale"}, {"camera": "none", "noise": "shared"}),
+        pytest.param(
+            {"video": CLIP, "strength": 0.5},
+            {"image_guidance_scale"},
+            {"camera": "none", "noise": "shared"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             {"clips": 2, "clip_overlap": 0},
             {"clip_guidance", "clip_anchor"},
