@@ -75,7 +75,7 @@ def test_an_editing_model_needs_a_video_to_edit() -> None:
         ({"height": 17}, "multiples of 2"),  # the tiny VAE halves
         ({"camera": "sideways"}, "pan:X,Y"),
         ({"camera": "zoom:3", "num_frames": 8}, "zoom"),
-        ({"prompt": "word " * 100}, "tokens"),
+        ({"prompt": "word " * 5000}, "at most 20,000 characters"),
         ({"sampler": "lcm", "num_inference_steps": 60}, "between 1 and 50"),
     ],
 )
