@@ -97,7 +97,10 @@ class Text2VideoZeroOptions(TypedDict, total=False):
     ]
     insert_warp_sigmas: Annotated[
         Flag,
-        option(False, "Take steps to T and T' for a single frame too, as in videos recorded by earlier versions."),
+        option(
+            False,
+            "Add the steps that earlier versions took for a video of one frame, so that such videos are replayed.",
+        ),
     ]
 
 
