@@ -63,7 +63,7 @@ def claim_at_least(name: str, values: Sequence[float], bar: float) -> Claim:
 def claim_not_below(name: str, ours: Sequence[float], theirs: Sequence[float], errors: int = STANDARD_ERRORS) -> Claim:
     """Claim that the mean difference over the same cases is not below 0 by `errors` standard errors."""
     value, error = mean(np.subtract(ours, theirs).tolist())
-    return Claim(name, value, error, len(ours), f"not < 0 by {errors} standard errors", value > -errors * error)
+    return Claim(name, value, error, len(ours), f"not < 0 by {errors} standard errors", value >= -errors * error)
 
 
 def claim_at_least_share(name: str, ours: Sequence[float], theirs: Sequence[float], bar: float) -> Claim:

@@ -60,6 +60,8 @@ def test_claims() -> None:
     assert report.claim_within("b", [1.1, 0.9], 0.85, 1.15).holds
     assert report.claim_better("c", [1.0, 2.0, 3.1], [0.0, 1.0, 2.0]).holds
     assert not report.claim_better("c", [1.0, -1.0], [0.0, 0.0]).holds
+    assert report.claim_not_below("d", [1.0, 1.0], [1.0, 1.0]).holds  # the same, without error
+    assert not report.claim_not_below("d", [0.9, 0.9], [1.0, 1.0]).holds
 
 
 def fake_judges():
