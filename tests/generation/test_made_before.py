@@ -81,5 +81,6 @@ def test_settings_are_migrated_once_and_those_of_a_later_version_are_refused() -
 )
 def test_settings_of_version_2_get_the_sigmas_that_it_had(sampler: str, spacing: dict[str, object]) -> None:
     old = {"settings_version": 2, "sampler": sampler, "method": "videocrafter"}
-    assert migrate_settings(old) == {"num_inference_steps": 50, "sampler": sampler, "method": "videocrafter", **spacing}
+    assert migrate_settings(old).items() >= {"num_inference_steps": 50, "sampler": sampler, **spacing}.items()
+    assert "insert_warp_sigmas" not in migrate_settings(old)
     assert migrate_settings({**old, "method": "text2video-zero"})["insert_warp_sigmas"]  # also for a single frame
