@@ -128,7 +128,7 @@ def test_metrics_follow_from_the_extractors(tmp_path, clip_folder, network) -> N
     with pytest.raises(InputError, match="needs a CLIP"):
         load_metrics([f"torchscript:{network}"], images=tmp_path)
     (tmp_path / "broken.png").write_bytes(b"no")
-    with pytest.raises(InputError, match=r"broken.png is no image"):
+    with pytest.raises(InputError, match=r"broken.png is not an image"):
         load_metrics(["pocket"], images=tmp_path)
 
 

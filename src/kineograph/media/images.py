@@ -168,7 +168,10 @@ def open_image(content: bytes, formats: tuple[str, ...] | None = None) -> Image.
     """
     if len(content) > 20 and content[8:16] == b"WEBPVP8X" and content[20] & WEBP_ANIMATION:
         content = content[:20] + bytes([content[20] | WEBP_ALPHA]) + content[21:]
-    return Image.open(BytesIO(content), formats=formats)
+    try:
+        return Image.open(BytesIO(content), formats=formats)
+    except UnidentifiedImageError as error:  # its message names an object in memory
+        raise UnidentifiedImageError("it is of no known format") from error
 
 
 def to_rgb_image(image: Image.Image) -> Image.Image:
