@@ -191,6 +191,7 @@ def test_saved_model_keeps_its_clip_skip(sd_folder, sdxl_folder, work, family, w
         load(saved, clip_skip=5)
 
 
+@pytest.mark.slow
 def test_saved_model_keeps_its_learned_words(sd_folder, work) -> None:
     file = work / "dog.safetensors"
     save_file({"<dog>": torch.randn(3, 16)}, file)
