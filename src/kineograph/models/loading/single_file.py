@@ -122,7 +122,7 @@ def _read_text_encoder(file: Checkpoint, folder: Path, suffix: str, kind: Any) -
     return _fill(encoder, own, entries, file, f"text encoder{suffix.replace('_', ' ')}")
 
 
-def text_encoder_tensors(tensors: Tensors, suffix: str, encoder: nn.Module) -> tuple[Tensors, KeyMap]:
+def text_encoder_tensors(tensors: Tensors, suffix: str, encoder: Any) -> tuple[Tensors, KeyMap]:
     """Return the tensors of a text encoder in a checkpoint, and the key map of their layout.
 
     suffix: "" for the first text encoder, "_2" for the second.
@@ -169,7 +169,7 @@ def _read_scheduler(file: Checkpoint, folder: Path) -> Config:
     return {**config, **changed}
 
 
-def _scheduler_marks(file: Checkpoint) -> Config:
+def _scheduler_marks(file: Checkpoint) -> dict[str, Any]:
     """Return the settings of the scheduler that the option, tensors or metadata of a checkpoint state."""
     marks = known_configurations.scheduler_marks(file.tensors, tensor_files.read_metadata(file.path))
     return marks if file.prediction_type is None else {**marks, "prediction_type": file.prediction_type}

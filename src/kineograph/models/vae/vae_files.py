@@ -136,7 +136,7 @@ def open_vae(vae: str | Path | nn.Module, own: VAE | None, dtype: torch.dtype, h
     own: None for a model without a VAE. Raises InputError if it is a network of another kind, tensors are missing, or
     its latents have other channels or another size than those of the model's own VAE.
     """
-    opened = _read_vae(vae, own, dtype, hub_options) if isinstance(vae, str | Path) else vae
+    opened: Any = _read_vae(vae, own, dtype, hub_options) if isinstance(vae, str | Path) else vae
     _refuse_other_kind(type(opened).__name__, "the network given as `vae`")
     if own is not None:
         refuse_other_latents(opened.config, own.config.latent_channels, vae_scale_factor(own.config))
