@@ -135,9 +135,9 @@ def lms(denoise: Denoise, x: Latents, sigmas: Sequence[float], order: int = 4) -
         x0 = denoise(x, sigma)
         past.append(Step(sigma, x, x0))
         yield past[-1]
-        x = x + sum(
-            _integrate([each.sigma for each in past], k, sigma, to) * _slope(each) for k, each in enumerate(past)
-        )
+        nodes = [each.sigma for each in past]
+        for k, each in enumerate(past):
+            x = x + _integrate(nodes, k, sigma, to) * _slope(each)
     yield Step(sigmas[-1], x, x)
 
 
@@ -191,7 +191,8 @@ def _sample_plms(
             after = step_to(x, now.x0, sigma, to)
             combined = (past[0] + estimate(Step(to, after, denoise(after, to)))) / 2
         else:
-            combined = sum(weight * each for weight, each in zip(PLMS_WEIGHTS[len(past) - 1], past, strict=True))
+            weights = PLMS_WEIGHTS[len(past) - 1]
+            combined = sum((weight * each for weight, each in zip(weights, past, strict=True)), torch.zeros_like(x))
         x = x + (to - sigma) * slope(combined, now)
     yield Step(sigmas[-1], x, x)
 
@@ -253,14 +254,18 @@ def dpmpp_sde(noise_at: NoiseAt) -> Sampler:
             if to > 0:
                 first, second = (noise_at(each)[:, : x.shape[1]].to(x) for each in (middle, to))
                 whole = (math.sqrt(sigma - middle) * first + math.sqrt(middle - to) * second) / math.sqrt(sigma - to)
-                half_way = _ancestral_step(x, x0, sigma, middle, lambda _, noise=first: noise)
+                half_way = _ancestral_step(x, x0, sigma, middle, _always(first))
                 x0 = denoise(half_way, middle)
-                x = _ancestral_step(x, x0, sigma, to, lambda _, noise=whole: noise)
+                x = _ancestral_step(x, x0, sigma, to, _always(whole))
             else:
                 x = x0
         yield Step(sigmas[-1], x, x)
 
     return sampler
+
+
+def _always(noise: Latents) -> NoiseAt:
+    return lambda sigma: noise
 
 
 @torch.no_grad()
@@ -296,7 +301,7 @@ def unipc(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Ste
             x = _correct(past, x0, sigma)
         past = [*past[-1:], Step(sigma, x, x0)]
         yield past[-1]
-        middle = x0 if len(past) == 1 or number + 1 == len(sigmas) else _extrapolate(*past, to)
+        middle = x0 if len(past) == 1 or number + 1 == len(sigmas) else _extrapolate(past[0], past[1], to)
         x = step_to(x, middle, sigma, to)
     yield Step(sigmas[-1], x, x)
 

@@ -75,7 +75,7 @@ def beta(sigma_max: float, sigma_min: float, steps: int, shape: float = 0.6) -> 
     Raises InputError without scipy. Source: Lee et al. 2024.
     """
     try:
-        from scipy.stats import beta as distribution
+        from scipy.stats import beta as distribution  # type: ignore[import-untyped]
     except ImportError:
         raise InputError("beta spacing needs scipy: pip install scipy") from None
     quantiles = distribution.ppf(1 - np.linspace(0, 1, steps), shape, shape)
