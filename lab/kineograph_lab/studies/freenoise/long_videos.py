@@ -149,7 +149,8 @@ def _state_claims(seams: Seams, records: Sequence[Record]) -> list[Claim]:
         *(
             claim_ratio_within(
                 f"change at a seam over elsewhere, {arm}: {name}",
-                *(_mean_changes(records, seams, arm, name, place) for place in PLACES), 0, 1.2,
+                _mean_changes(records, seams, arm, name, "seam"), _mean_changes(records, seams, arm, name, "inside"),
+                0, 1.2,
             )
             for arm, name in product(seams, CHANGES)
         ),
