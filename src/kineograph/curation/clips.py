@@ -123,7 +123,7 @@ def _clips_of_image(file: SourceFile, opened: FileSlice, settings: CurationSetti
     stills = settings.stills
     try:
         image = decode_image(opened)
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         raise BrokenFile(f"cannot be decoded ({type(error).__name__}: {error})") from error
     height, width = clip_size(image, stills.smallest, settings.shorter_side)
     aspect = width / height

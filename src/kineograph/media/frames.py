@@ -25,7 +25,9 @@ from PIL import Image
 from kineograph.errors import InputError
 from kineograph.media.shards import FileSlice
 
-DECODE_ERRORS = (av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, LookupError)  # raised by PyAV and Pillow
+DECODE_ERRORS = (  # raised by PyAV and Pillow
+    av.FFmpegError, OSError, SyntaxError, EOFError, ValueError, LookupError, Image.DecompressionBombError,
+)  # fmt: skip
 
 ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own ignore the alpha of a WebM
 RAW_RATE = 25  # frames a second of a stream that states none

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -105,9 +106,16 @@ def read_video_metadata(path: str | Path) -> VideoMetadata | None:
     text = _image_comment(path) if path.suffix.lower() in PILLOW_SUFFIXES else _container_comment(path)
     try:
         fields = json.loads(text)
-        return VideoMetadata(**{name: fields[name] for name in VideoMetadata._fields})
-    except (ValueError, KeyError, TypeError):  # another program's comment
+        metadata = VideoMetadata(**{name: fields[name] for name in VideoMetadata._fields})
+    except (ValueError, KeyError, TypeError, RecursionError):  # another program's comment
         return None
+    return metadata if _is_valid(metadata) else None
+
+
+def _is_valid(metadata: VideoMetadata) -> bool:
+    whole = (metadata.frames, metadata.height, metadata.width)
+    is_rate = isinstance(metadata.fps, int | float) and 0 < metadata.fps < math.inf
+    return all(type(each) is int and each > 0 for each in whole) and is_rate and isinstance(metadata.settings, dict)
 
 
 def read_settings(path: str | Path) -> dict:
@@ -161,7 +169,7 @@ def _image_comment(path: Path) -> str:
     try:
         with PIL.Image.open(path) as image:
             text = image.info.get("Comment") or image.info.get("comment") or image.getexif().get(IMAGE_DESCRIPTION)
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise unreadable_file(path, error) from error
     return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text or ""
 

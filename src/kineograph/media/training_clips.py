@@ -75,7 +75,7 @@ def load_clip(
             return Clip(np.stack(decode_frames_at(file, times, timing, convert)), fps, item.caption)
     except BrokenFile as error:
         raise BrokenFile(f"{item.name} {error}") from error
-    except (*DECODE_ERRORS, Image.DecompressionBombError) as error:
+    except DECODE_ERRORS as error:
         raise BrokenFile(f"{item.name} cannot be decoded ({type(error).__name__}: {error})") from error
 
 
