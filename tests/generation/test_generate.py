@@ -49,7 +49,7 @@ def model() -> Model:
         ({"fps": 0}, "`fps` .* not 0"),
         ({"fps": math.inf}, "`fps` .* not inf"),
         ({"chunk_size": 0}, "`chunk_size` .* not 0"),
-        ({"sampler": "heun"}, "ddim or dpmpp-2m or euler-ancestral or lcm, not 'heun'"),
+        ({"sampler": "huen"}, "deis or lcm or tcd, not 'huen'"),
         ({"method": "magic"}, "animatediff or video-elevator or freenoise, not 'magic'"),
         ({"method": "instruct-pix2pix"}, "not 'instruct-pix2pix'"),
         ({"video": "in.mp4"}, "there is no file in.mp4"),
