@@ -22,6 +22,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.schedulers import scheduling_lcm
+from format_rows import loads
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -109,18 +110,22 @@ def write_pth(folder: Path, weights: Weights) -> Path:
     return folder / "control.pth"
 
 
+def original_row(model: str) -> pytest.MarkDecorator:
+    return loads("ControlNet", f"original layout, {model} (`.safetensors`, `.pth`)", within=CLOSE)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("write", [write_safetensors, write_pth])
 @pytest.mark.parametrize(
     ("make", "prefix"),
     [
-        pytest.param(sd, "control_model.", id="sd15"),
-        pytest.param(sd, "", id="sd15-without-prefix"),
-        pytest.param(sdxl, "control_model.", id="sdxl"),
+        pytest.param(sd, "control_model.", id="sd15", marks=original_row("SD 1.x")),
+        pytest.param(sd, "", id="sd15-without-prefix", marks=original_row("SD 1.x, names without `control_model.`")),
+        pytest.param(sdxl, "control_model.", id="sdxl", marks=original_row("SDXL")),
     ],
 )
 def test_controlnet_in_the_original_layout_computes_what_diffusers_does(
-    work: Path, make: Make, prefix: str, write: Callable[[Path, Weights], Path]
+    work: Path, make: Make, prefix: str, write: Callable[[Path, Weights], Path], within: float
 ) -> None:
     network, hint = controlnet(make().unet), uniform(1, 3, 128, 128)
     model = load(make(), controlnet={"canny": write(work, original(network, prefix))})
@@ -132,7 +137,7 @@ def test_controlnet_in_the_original_layout_computes_what_diffusers_does(
         added = {"added_cond_kwargs": {"text_embeds": cond.embedding[:, :32], "time_ids": time_ids}}
     theirs = network(LATENTS, 501, cond.tokens, controlnet_cond=hint, return_dict=False, **added)
     for got, wanted in zip([*residuals, middle], flattened(theirs), strict=True):
-        assert far(got, wanted) < CLOSE
+        assert far(got, wanted) < within
 
 
 def flattened(residuals: tuple[list[Tensor], Tensor]) -> list[Tensor]:
@@ -165,7 +170,7 @@ def t2i_adapter() -> T2IAdapter:
 
 def test_t2i_adapter_that_lacks_tensors_is_refused(work: Path) -> None:
     weights = {"body.0.block1.weight": torch.zeros(4, 4, 3, 3), "conv_in.weight": torch.zeros(4, 192, 3, 3)}
-    with pytest.raises(kg.InputError, match="looks like a T2I-Adapter"):
+    with pytest.raises(kg.InputError, match="is a T2I-Adapter for another architecture, or damaged"):
         load(sd(), controlnet={"canny": write_safetensors(work, weights)})
 
 
@@ -278,8 +283,14 @@ def pipeline_with_ip_adapter(folder: Path, kind: str) -> StableDiffusionPipeline
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", ["ip.safetensors", "ip.bin"])
-@pytest.mark.parametrize("kind", ["plain", "plus"])
-def test_ip_adapter_computes_what_diffusers_does(ip_folder: Path, kind: str, file: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(each, marks=loads("IP-Adapter", f"{each} (`.safetensors`, nested `.bin`)", within=CLOSE))
+        for each in ("plain", "plus")
+    ],
+)
+def test_ip_adapter_computes_what_diffusers_does(ip_folder: Path, kind: str, file: str, within: float) -> None:
     image, pixels = photo()
     pipeline = pipeline_with_ip_adapter(ip_folder, kind)
     model = load(sd(), ip_adapter=ip_folder / kind / "models" / file)
@@ -288,11 +299,12 @@ def test_ip_adapter_computes_what_diffusers_does(ip_folder: Path, kind: str, fil
     for image_tokens, embedding in zip((model.image_tokens(pixels), model.image_tokens(None)), embedded, strict=True):
         added = {"image_embeds": [embedding[:, None]]}
         theirs = pipeline.unet(LATENTS, 501, tokens, added_cond_kwargs=added).sample
-        assert far(output(model, Condition(tokens, image_tokens=image_tokens)), theirs) < CLOSE
+        assert far(output(model, Condition(tokens, image_tokens=image_tokens)), theirs) < within
         assert far(output(plain, Condition(tokens)), theirs) > 0.1
 
 
-def test_ip_adapter_and_scale_of_a_live_pipeline_are_kept(ip_folder: Path) -> None:
+@loads("Live pipeline", "IP-Adapters and their scale", within=CLOSE)
+def test_ip_adapter_and_scale_of_a_live_pipeline_are_kept(ip_folder: Path, within: float) -> None:
     pipeline = pipeline_with_ip_adapter(ip_folder, "plus")
     pipeline.set_ip_adapter_scale(0.4)
     model, (_, pixels) = load(pipeline), photo()
@@ -300,7 +312,7 @@ def test_ip_adapter_and_scale_of_a_live_pipeline_are_kept(ip_folder: Path) -> No
     hidden = pipeline.image_encoder((pixels - mean) / std, output_hidden_states=True).hidden_states[-2]
     tokens = model.prompt(["a fish"]).tokens
     theirs = pipeline.unet(LATENTS, 501, tokens, added_cond_kwargs={"image_embeds": [hidden[:, None]]}).sample
-    assert far(output(model, Condition(tokens, image_tokens=model.image_tokens(pixels))), theirs) < CLOSE
+    assert far(output(model, Condition(tokens, image_tokens=model.image_tokens(pixels))), theirs) < within
 
 
 # --- textual inversions
@@ -319,15 +331,19 @@ ORIGINAL = {
 @pytest.mark.parametrize(
     ("name", "content", "token"),
     [
-        pytest.param("learned_embeds.bin", {"<cat>": VECTORS[0]}, "<cat>", id="diffusers-bin"),
-        pytest.param("le.safetensors", {"<cat>": VECTORS[:1].clone()}, "<cat>", id="diffusers-safetensors"),
-        pytest.param("dog.pt", A1111, "dog7", id="a1111"),
-        pytest.param("style9.safetensors", {"emb_params": VECTORS}, "style9", id="civitai"),
-        pytest.param("orig.pt", ORIGINAL, "orig", id="original"),
+        pytest.param(*case, marks=loads("Textual inversion", row, within=CLOSE), id=row)
+        for row, case in {
+            "diffusers, `.bin`": ("learned_embeds.bin", {"<cat>": VECTORS[0]}, "<cat>"),
+            "diffusers, `.safetensors`": ("le.safetensors", {"<cat>": VECTORS[:1].clone()}, "<cat>"),
+            "A1111, `.pt`, by the word in the file": ("dog.pt", A1111, "dog7"),
+            "A1111, `.pt`, by the name of the file": ("dog9.pt", A1111, "dog9"),
+            "`emb_params`, by the name of the file": ("style9.safetensors", {"emb_params": VECTORS}, "style9"),
+            "the original code's `.pt`, with a ParameterDict": ("orig.pt", ORIGINAL, "orig"),
+        }.items()
     ],
 )
 def test_textual_inversion_gives_the_tokens_that_diffusers_does(
-    work: Path, name: str, content: object, token: str
+    work: Path, name: str, content: object, token: str, within: float
 ) -> None:
     if name.endswith("safetensors"):
         save_file(content, work / name)
@@ -337,9 +353,10 @@ def test_textual_inversion_gives_the_tokens_that_diffusers_does(
     is_original = content is ORIGINAL  # whose torch.nn.ParameterDict diffusers does not open
     pipeline.load_textual_inversion(VECTORS if is_original else str(work / name), token=token)
     wanted, _ = pipeline.encode_prompt(f"a {token} fish", "cpu", 1, False)
-    assert far(model.prompt([f"a {token} fish"]).tokens, wanted) < CLOSE
+    assert far(model.prompt([f"a {token} fish"]).tokens, wanted) < within
 
 
+@loads("Textual inversion", "SDXL: `clip_l` and `clip_g`", within=CLOSE)
 def test_textual_inversion_of_sdxl_gives_the_tokens_that_diffusers_does(work: Path) -> None:
     small, large = VECTORS[:2, :16].clone(), VECTORS[:2].clone()
     save_file({"clip_l": small, "clip_g": large}, work / "xl7.safetensors")
