@@ -182,6 +182,8 @@ class Plan:
         sigmas = schedule.sampling_sigmas(
             self.num_inference_steps, self.sampler, shared["spacing"], shared["steps_offset"]
         )
+        if self.image and self.read(ImageOptions)["first_frame"] == "pinned":
+            sigmas[-1] = 0.0  # some schedulers end above it, and the frame would keep that noise
         return last_sigmas(sigmas, self.strength)
 
 
