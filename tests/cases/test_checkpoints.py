@@ -360,6 +360,41 @@ def test_folder_that_lacks_tensors_is_refused(work: Path, sd_folder: Path, part,
     assert said.status == 2 and not said.crashed
 
 
+class Code:
+    """An object whose unpickling would call a function."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("unpickled",)
+
+
+@pytest.mark.slow
+@loads("Checkpoint", "folder with pickled weights (`.bin`) that hold tensors alone")
+@refused("Checkpoint", "folder with pickled weights (`.bin`) that hold code", "it could be anything: convert them")
+@pytest.mark.parametrize("part", ["text_encoder", "unet"])
+def test_pickled_weights_of_a_folder_never_run_code(work: Path, sd_folder: Path, part, capsys) -> None:
+    folder = shutil.copytree(sd_folder, work / "m") / part
+    file = next(folder.glob("*.safetensors"))
+    weights, pickled = load_file(file), "pytorch_model.bin" if part == "text_encoder" else f"{file.stem}.bin"
+    file.unlink()
+    torch.save(weights | {"x": Code()}, folder / pickled)
+    with pytest.raises(kg.InputError, match=f"{part} has pickled weights that want to run code.* convert them"):
+        load(work / "m")
+    assert "unpickled" not in capsys.readouterr().out
+    torch.save(weights, folder / pickled)
+    load(work / "m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bfloat16])
+def test_folder_keeps_the_numbers_of_its_dtype(work: Path, sd_folder: Path, dtype) -> None:
+    folder = shutil.copytree(sd_folder, work / "m")
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = {name: weight.to(dtype) for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    ours = image_unet(load(folder)).state_dict()
+    assert max(far(ours[name], weight.float()) for name, weight in weights.items()) == 0
+
+
 # --- distilled models
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
 from pathlib import Path
@@ -60,7 +61,15 @@ def read_network(
     untyped: Any = kind
     options: dict[str, Any] = {"variant": choose_variant(folder, variant), "local_files_only": True}
     options |= {} if dtype is None else {"dtype": dtype}
-    network, found = untyped.from_pretrained(folder, output_loading_info=True, **options)
+    try:
+        network, found = untyped.from_pretrained(folder, output_loading_info=True, **options)
+    except (OSError, pickle.UnpicklingError) as error:
+        if _is_of_unpickling(error):
+            raise InputError(
+                f"{folder} has pickled weights that want to run code, so they are not opened: use a .safetensors "
+                "version of them, or convert them on a machine you can afford to lose"
+            ) from error
+        raise
     if missing := found["missing_keys"]:
         raise InputError(
             f"{folder} has no weights for {preview_names(sorted(missing))}: it is incomplete, or made for other "
@@ -76,3 +85,10 @@ def read_network(
             stacklevel=2,
         )
     return network.eval()
+
+
+def _is_of_unpickling(error: BaseException | None) -> bool:
+    """Return True for an error of unpickling, or one that was raised while it was handled."""
+    while error is not None and not isinstance(error, pickle.UnpicklingError):
+        error = error.__cause__ or error.__context__
+    return error is not None
