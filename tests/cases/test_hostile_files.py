@@ -144,7 +144,6 @@ def gif(path: Path, side: int, frames: int) -> Path:
 
 # case 106
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="all frames that a small file claims are held in memory")
 @pytest.mark.parametrize(
     "write",
     [

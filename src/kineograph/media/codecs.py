@@ -5,6 +5,7 @@ Frames are uint8 arrays [f h w 3]. Writers write to exactly the path they are gi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from functools import partial
@@ -47,6 +48,9 @@ SOUND_RATE = 48000  # samples a second, which AAC and Opus have
 MAX_SOUND_GAP = 0.1  # seconds by which sound may depart from its timestamps before it is shifted
 SAME_TIME = 1e-3  # seconds: Matroska rounds timestamps to milliseconds
 SHORTEST, USUAL_DURATION = 10, 100  # milliseconds: browsers show animations of a shorter one at the usual one
+MAX_PIXELS = 1 << 32  # of all frames that are held at once; KINEOGRAPH_MAX_PIXELS is another limit
+MAX_HELD_FRAMES = 1 << 16
+MAX_TIMES = 10_000_000  # frames of four days at 30 a second
 XMP_OF_MP4 = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # the UUID of the box
 XMP_OF_GIF = b"XMP DataXMP"
 
@@ -220,6 +224,16 @@ def open_frames(path: Path, metadata: VideoMetadata | None) -> FrameFile:
     return _open_container(path, metadata)
 
 
+def check_held(path: Path, frames: int, height: int, width: int) -> None:
+    """Raise InputError for a file with more frames and pixels than should be held at once, before they are decoded."""
+    most = int(os.environ.get("KINEOGRAPH_MAX_PIXELS", MAX_PIXELS))
+    if frames * height * width > most or frames > MAX_HELD_FRAMES:
+        raise InputError(
+            f"{path} has {frames} frames of {width} x {height}: expected at most {MAX_HELD_FRAMES} frames, and {most} "
+            "pixels in all (the environment variable KINEOGRAPH_MAX_PIXELS); cut it, or make it smaller"
+        )
+
+
 def select_frames(file: FrameFile, fps: float | None = None) -> list[int]:
     """Return the index of the frame that is shown at every multiple of 1 / fps seconds.
 
@@ -227,6 +241,8 @@ def select_frames(file: FrameFile, fps: float | None = None) -> list[int]:
     """
     rate, tolerance = (file.fps, 0.5 / file.fps) if fps is None else (fps, SAME_TIME)
     count = max(1, int((file.end + tolerance) * rate))
+    if count > MAX_TIMES:
+        raise BrokenFile(f"would have {count} frames at {rate:g} a second, by the timestamps of its {len(file.times)}")
     return (np.searchsorted(file.times, np.arange(count) / rate + tolerance, side="right") - 1).tolist()
 
 
@@ -247,7 +263,9 @@ def _open_animation(path: Path, metadata: VideoMetadata | None) -> FrameFile:
     """
     frames, durations = [], []
     with open_image(path.read_bytes()) as image:
-        for number in range(1 if image.info.get("default_image") else 0, getattr(image, "n_frames", 1)):
+        count = getattr(image, "n_frames", 1)
+        check_held(path, max(count, metadata.frames if metadata else 0), image.height, image.width)
+        for number in range(1 if image.info.get("default_image") else 0, count):
             image.seek(number)
             frames.append(np.asarray(to_rgb_image(image)))
             duration = image.info.get("duration") or 0

@@ -173,7 +173,10 @@ def _file_digest(path: Path) -> str:
 
 def _select(file: FrameFile, path: str | Path, num_frames: int | None, fps: float | None) -> tuple[int, ...]:
     """Return the indices of the frames to read."""
-    indices = select_frames(file, fps)
+    try:
+        indices = select_frames(file, fps)
+    except BrokenFile as error:
+        raise InputError(f"{path} {error}") from error
     if num_frames is not None and num_frames > len(indices):
         raise InputError(
             f"{path} has {len(indices)} frames{f' at {fps:g} a second' if fps else ''}, and {num_frames} are asked "

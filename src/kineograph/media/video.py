@@ -8,6 +8,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from typing_extensions import Unpack
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.codecs import Sound, open_frames, read_sound, select_frames
+from kineograph.media.codecs import Sound, check_held, open_frames, read_sound, select_frames
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
 from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import center_crop_resize, pixel_digest
@@ -196,8 +197,10 @@ def open_video(path: str | Path) -> Video:
     path = existing_path(path)
     try:
         file = open_frames(path, metadata)
-        frames = list(file.read())
-        indices = select_frames(file)
+        indices, reading = select_frames(file), file.read()
+        first = [*islice(reading, 1)]
+        check_held(path, max(len(indices), len(file.times)), *first[0].shape[:2] if first else (0, 0))
+        frames = [*first, *reading]
         sound = read_sound(path, len(indices) / file.fps)
     except BrokenFile as error:
         raise InputError(f"{path} {error}") from error
