@@ -76,7 +76,7 @@ def test_an_editing_model_needs_a_video_to_edit() -> None:
         ({"camera": "sideways"}, "pan:X,Y"),
         ({"camera": "zoom:3", "num_frames": 8}, "zoom"),
         ({"prompt": "word " * 5000}, "at most 20,000 characters"),
-        ({"sampler": "lcm", "num_inference_steps": 60}, "between 1 and 50"),
+        ({"sampler": "lcm", "num_inference_steps": 60}, "at most 50 sigmas"),
     ],
 )
 def test_errors_that_depend_on_the_model(model: Model, arguments: dict, message: str) -> None:

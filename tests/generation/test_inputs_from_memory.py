@@ -63,6 +63,7 @@ def test_an_edit_of_frames_in_memory_equals_that_of_a_file(editor: kg.Model, fol
     assert len(again) == 2
 
 
+@pytest.mark.filterwarnings("ignore:the edit changed")
 def test_a_result_is_edited_further(editor: kg.Model) -> None:
     first = kg.edit(editor, kg.Video(FRAMES, 5), "a cat", **FEW)
     second = kg.edit(editor, first, "a dog", **FEW)

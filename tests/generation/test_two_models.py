@@ -74,7 +74,7 @@ def test_without_refinement_it_is_the_image_model_with_first_frame_attention(ima
         image.bind(image.prompt([text]), frame_attention=kg.frame_attention.first) for text in ("a fish", "")
     )
     shape = (1, *image.latent_shape(*image.default_size))
-    sigmas = kg.sigmas.leading(image.schedule.sigmas, 6)
+    sigmas = image.schedule.sampling_sigmas(6)
     noise = partly_shared(1.0, 3, range(3), shape)
     x0 = final_latents(ddim(kg.classifier_free_guidance(told, blank, 7.5), sigmas[0] * noise, sigmas))
     assert np.array_equal(made.frames, kg.Video.from_tensor(image.decode(x0)[0]).frames)

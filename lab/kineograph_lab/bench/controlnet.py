@@ -24,7 +24,7 @@ from kineograph.models.loading.load import load
 from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement, parse_dtype
 from kineograph.models.pocket import WEIGHTS as POCKET
-from kineograph.models.unet.controlnet import bind_controlnet
+from kineograph.models.unet.controlnet import VideoControlNet, bind_controlnet
 from kineograph.models.unet.frame_attention import first
 from kineograph.samplers import ddim, final_latents
 from kineograph.sigmas import leading
@@ -41,6 +41,7 @@ def _load_ours(folder: Path, dtype: str) -> GenerateFrames:
     def generate(frames: int, steps: int) -> Frames:
         sigmas = leading(model.schedule.sigmas, steps)
         control = model.control(KIND)
+        assert isinstance(control, VideoControlNet)
         maps = np.stack([np.asarray(each) for each in control_images(frames, height, width)])
         embedding = control.embed(torch.from_numpy(maps).permute(0, 3, 1, 2).float() / 255)
         conditions = [model.prompt([text]) for text in (PROMPT, "")]

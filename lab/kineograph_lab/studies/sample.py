@@ -22,7 +22,6 @@ from kineograph.methods.videocrafter import sample
 from kineograph.metrics.features import Frames
 from kineograph.models.model import Model
 from kineograph.samplers import ddim, final_latents
-from kineograph.sigmas import leading
 from kineograph_lab.studies.protocol import Case
 
 ImageArray = UInt8[np.ndarray, "1 H W 3"]  # of another size than the video
@@ -61,7 +60,7 @@ def sample_latents(model: Model, case: Case, *, steps: int = STEPS) -> Latents:
     """Return the latents [1 f c h w] of the video that `generate_frames` returns, to decode them in several ways."""
     assert model.temporal is not None, "an image model has no videos of its own"
     denoise_cond, denoise_uncond = (model.bind(model.prompt([text], fps=FPS)) for text in (case.prompt, ""))
-    sigmas = leading(model.schedule.sigmas, steps)
+    sigmas = model.schedule.sampling_sigmas(steps)
     shape = (1, *model.latent_shape(*model.default_size))
     initial_noise = noise.partly_shared(model.temporal.noise_ratio, case.seed, range(FRAMES), shape).to(model.device)
     denoise = classifier_free_guidance(denoise_cond, denoise_uncond, SCALE)

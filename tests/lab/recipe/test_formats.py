@@ -63,7 +63,7 @@ def test_a_checkpoint_of_the_code_before_the_renames_resumes_with_the_same_losse
     net, report = small_network(), lambda net: {}
     loop.train_loop(net, plan, tmp_path, sample_batch=sample_small_batch, loss=squared_error, report=report)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert {line["step"]: line["squared"] for line in lines if "squared" in line} == pytest.approx(LOSSES, rel=1e-4)
+    assert {line["step"]: line["squared"] for line in lines if "squared" in line} == pytest.approx(LOSSES, rel=1e-3)
 
     before, after = (torch.load(path, weights_only=True) for path in (CHECKPOINT, tmp_path / "checkpoint.pt"))
     assert list(before) == list(after) == ["net", "average", "ways", "step", "seconds"]

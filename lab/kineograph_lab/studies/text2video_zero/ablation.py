@@ -25,7 +25,6 @@ from kineograph.noise import independent
 from kineograph.options import defaults
 from kineograph.request import NUM_FRAMES, SharedOptions
 from kineograph.samplers import Step, ddim, final_latents
-from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -89,7 +88,7 @@ def generate_ablation_arm(model: Model, name: str, cases: Sequence[Case], option
     """
     arm = ARMS[name]
     seed, shape = cases[0].seed, (len(cases), *model.latent_shape(*model.default_size))
-    sigmas = leading(model.schedule.sigmas, options["num_inference_steps"])
+    sigmas = model.schedule.sampling_sigmas(options["num_inference_steps"])
     noise = independent(seed, range(options["num_frames"]), shape).to(model.device)
     warp = frame_warp(parse(options["motion"]), frames=options["num_frames"], seed=seed)
     texts = [case.prompt for case in cases], [options["negative_prompt"]] * len(cases)

@@ -19,7 +19,6 @@ from kineograph.models.model import Model
 from kineograph.models.unet.frame_attention import first
 from kineograph.noise import shared
 from kineograph.samplers import ddim, final_latents
-from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -78,7 +77,7 @@ def _sample_unguided(model: Model, steps: int, case: Case) -> Frames:
     denoise_cond, denoise_uncond = (
         model.bind(model.prompt([text]), frame_attention=first) for text in (case.prompt, "")
     )
-    sigmas = leading(model.schedule.sigmas, steps)
+    sigmas = model.schedule.sampling_sigmas(steps)
     noise = shared(case.seed, range(FRAMES), (1, *model.latent_shape(*model.default_size)))
     denoise = classifier_free_guidance(denoise_cond, denoise_uncond, SCALE)
     x0 = final_latents(ddim(denoise, sigmas[0] * noise.to(model.device), sigmas))

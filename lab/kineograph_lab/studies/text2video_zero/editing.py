@@ -23,7 +23,6 @@ from kineograph.models.unet.frame_attention import FrameAttention, first, own
 from kineograph.noise import per_sigma, shared
 from kineograph.options import defaults
 from kineograph.samplers import euler_ancestral, final_latents
-from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -86,7 +85,7 @@ def _edit_case(editor: Model, frame_attention: FrameAttention, steps: int, case:
     denoise = text_and_image_guidance(
         bind(cond, channels), bind(uncond, channels), bind(uncond, torch.zeros_like(channels)), SCALE, IMAGE_SCALE
     )
-    sigmas, shape = leading(editor.schedule.sigmas, steps), (1, *channels.shape[2:])
+    sigmas, shape = editor.schedule.sampling_sigmas(steps), (1, *channels.shape[2:])
     noise = shared(case.seed, range(FRAMES), shape).to(editor.device)
     sampler = euler_ancestral(per_sigma(case.seed, [0] * FRAMES, shape))
     x0 = final_latents(sampler(denoise, sigmas[0] * noise, sigmas))

@@ -24,7 +24,6 @@ from kineograph.models.model import Model
 from kineograph.models.pocket.networks import restore_video_unet
 from kineograph.noise import independent
 from kineograph.samplers import ddim, final_latents
-from kineograph.sigmas import leading
 from kineograph_lab.studies import frame_metrics
 from kineograph_lab.studies.judges import Judges
 from kineograph_lab.studies.protocol import Case, Record, held_out_cases
@@ -77,7 +76,7 @@ def _generate(model: Model, steps: int, cases: Sequence[Case]) -> list[Frames]:
 @torch.no_grad()
 def _generate_image(model: Model, steps: int, case: Case) -> Frames:
     """Generate an image, as a video of one frame."""
-    sigmas = leading(model.schedule.sigmas, steps)
+    sigmas = model.schedule.sampling_sigmas(steps)
     denoise_cond, denoise_uncond = (model.bind(model.prompt([text])) for text in (case.prompt, ""))
     shape = (1, *model.latent_shape(*model.default_size))
     denoise = classifier_free_guidance(denoise_cond, denoise_uncond, SCALE)

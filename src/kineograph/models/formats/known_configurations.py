@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,12 +177,12 @@ FAMILIES = (
 )
 
 
-def refuse_partial_checkpoint(path: Path, checkpoint: Tensors, *, reads_vae: bool = True) -> None:
+def refuse_partial_checkpoint(path: Path, checkpoint: Tensors, *, given_apart: Sequence[str] = ()) -> None:
     """Raise InputError unless a file has all parts of a checkpoint in the layout of Stable Diffusion's code.
 
-    reads_vae: False if another VAE is given. Names files of SDXL's refiner, and quantised ones.
+    given_apart: "vae" if another VAE is given. Names files of SDXL's refiner, and quantised ones.
     """
-    parts = {part: prefixes for part, prefixes in CHECKPOINT_PARTS.items() if reads_vae or part != "VAE"}
+    parts = {part: prefixes for part, prefixes in CHECKPOINT_PARTS.items() if part.lower() not in given_apart}
     missing = [part for part, prefixes in parts.items() if not any(n.startswith(prefixes) for n in checkpoint)]
     if missing:
         lacks, found = " and no ".join(missing), describe_tensors(checkpoint)

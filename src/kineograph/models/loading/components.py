@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -156,14 +156,14 @@ def _check_switched_on(pipeline: Pipeline) -> None:
 
 
 def components_from_folder(
-    folder: Path, dtype: torch.dtype, variant: str | None = None, *, reads_vae: bool = True
+    folder: Path, dtype: torch.dtype, variant: str | None = None, *, given_apart: Sequence[str] = ()
 ) -> Components:
     """Return the components of a pipeline in diffusers layout. Raises InputError if something is missing or damaged.
 
-    reads_vae: False for a VAE on the meta device, or None, to be replaced by another one.
+    given_apart: "vae" for a VAE on the meta device, or None, to be replaced by another one.
     """
     index = read_index(folder)
-    refuse_other_families(index, str(folder), reads_vae=reads_vae)
+    refuse_other_families(index, str(folder), given_apart=given_apart)
     _check_variant(folder, index, variant)
     try:
         unet, temporal = read_unet(folder, index, dtype, variant)
@@ -176,7 +176,7 @@ def components_from_folder(
         ]
         return Components(
             unet=unet,
-            vae=_read_vae(folder, index, dtype, variant) if reads_vae else empty_vae(folder, dtype),
+            vae=_read_vae(folder, index, dtype, variant) if "vae" not in given_apart else empty_vae(folder, dtype),
             text_encoders=tuple(map(TextEncoder, tokenizers, encoders)),
             scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
             force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
@@ -314,13 +314,13 @@ def read_json(file: Path) -> Config:
         raise InputError(f"{file} is missing or damaged ({error}): fetch it again") from error
 
 
-def refuse_other_families(index: Config, what: str, *, reads_vae: bool = True) -> None:
+def refuse_other_families(index: Config, what: str, *, given_apart: Sequence[str] = ()) -> None:
     """Raise InputError unless the components are those of an SD 1.x, 2.x or SDXL model, or a video model of one."""
     kinds = {part: str((index.get(part) or (None, None))[1]) for part in (*EXPECTED_CLASSES, "text_encoder_2")}
     if kinds["text_encoder"] == "None" and kinds["text_encoder_2"] in TEXT_ENCODERS:
         raise InputError(f"{what} {known_configurations.REFINER}")
     for part, expected in EXPECTED_CLASSES.items():
-        if kinds[part] not in expected and (reads_vae or part != "vae"):
+        if kinds[part] not in expected and part not in given_apart:
             raise InputError(
                 f"{what} has a {part} of the kind {kinds[part]}: expected {' or '.join(expected)}, "
                 "as in models of the SD 1.x, 2.x and SDXL family"

@@ -5,7 +5,7 @@ The networks are built on the meta device, which takes no memory, by the functio
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -105,8 +105,8 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
         if (path := hub.local_path(lora)) is not None:
             check_kind(hub.find_file(path, LORA_FILES, HubOptions()))
     hub_options = HubOptions(**{name: given[name] for name in HubOptions._fields})
-    reads_vae = given["vae"] is None
-    found = _describe_source(source or POCKET, given["config"], hub_options, reads_vae=reads_vae)
+    given_apart = () if given["vae"] is None else ("vae",)
+    found = _describe_source(source or POCKET, given["config"], hub_options, given_apart=given_apart)
     of_parts = hub_options._replace(revision=None, variant=None)  # these are the model's
     if found is not None and given["motion_module"] is not None:
         found = _with_motion_module(found, given["motion_module"], of_parts)
@@ -129,9 +129,9 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
 
 
 def _describe_source(
-    source: str | Path | Pipeline, config: str | Path | None, hub_options: HubOptions, *, reads_vae: bool
+    source: str | Path | Pipeline, config: str | Path | None, hub_options: HubOptions, *, given_apart: Sequence[str]
 ) -> Description | None:
-    """Return the description of a model without what is added. reads_vae: False if another VAE is given."""
+    """Return the description of a model without what is added. given_apart: "vae" if another VAE is given."""
     name = source_name(source)
     if isinstance(source, Pipeline):
         parts = components.components_from_pipeline(source)
@@ -144,13 +144,13 @@ def _describe_source(
     path = hub.local_path(source, [POCKET, *pocket.built_in_names()])
     if path is not None:
         if path.is_file():
-            return _describe_file(path, name, config, hub_options, reads_vae=reads_vae)
-        return _describe_folder(path, name, reads_vae=reads_vae)
+            return _describe_file(path, name, config, hub_options, given_apart=given_apart)
+        return _describe_folder(path, name, given_apart=given_apart)
     folder = hub.fetch_folder(str(source), hub.CONFIGS, hub_options)
     temporal_layers = folder / video_folder.TEMPORAL
     if temporal_layers.is_dir() and not (temporal_layers / video_folder.NETWORK_WEIGHTS).is_file():
         return None  # the repository may have a motion adapter, which has no configuration
-    return _describe_folder(folder, name, reads_vae=reads_vae)
+    return _describe_folder(folder, name, given_apart=given_apart)
 
 
 def _describe_built_in(name: str) -> Description | None:
@@ -174,10 +174,10 @@ def _describe_built_in(name: str) -> Description | None:
     )
 
 
-def _describe_folder(folder: Path, name: str, *, reads_vae: bool = True) -> Description | None:
-    """Return the description of a pipeline in diffusers layout. reads_vae: False if another VAE is given."""
+def _describe_folder(folder: Path, name: str, *, given_apart: Sequence[str] = ()) -> Description | None:
+    """Return the description of a pipeline in diffusers layout. given_apart: "vae" if another VAE is given."""
     index = read_index(folder)
-    components.refuse_other_families(index, str(folder), reads_vae=reads_vae)
+    components.refuse_other_families(index, str(folder), given_apart=given_apart)
     temporal = _folder_temporal(folder, index)
     return describe_configurations(
         name,
@@ -208,7 +208,7 @@ def _folder_temporal(folder: Path, index: Config) -> TemporalConfig | None:
 
 
 def _describe_file(
-    path: Path, name: str, config: str | Path | None, hub_options: HubOptions, *, reads_vae: bool
+    path: Path, name: str, config: str | Path | None, hub_options: HubOptions, *, given_apart: Sequence[str]
 ) -> Description | None:
     """Return the description of a checkpoint in a single file. config: as in `load`."""
     tensors = tensor_files.read_header(path)
@@ -224,9 +224,9 @@ def _describe_file(
         return describe_configurations(name, unet, vae, temporal, takes_images=images, has_motion_adapter=False)
     if vidrd.is_vidrd(tensors):
         return None if config is None else _describe_vidrd(path, name, tensors, _existing_path(config, hub_options))
-    known_configurations.refuse_partial_checkpoint(path, tensors, reads_vae=reads_vae)
+    known_configurations.refuse_partial_checkpoint(path, tensors, given_apart=given_apart)
     # a prediction type, which is no part of a description, prevents the warning that `load` gives
-    file = Checkpoint(path, tensors, config, "epsilon", torch.float32, hub_options, reads_vae)
+    file = Checkpoint(path, tensors, config, "epsilon", torch.float32, hub_options, given_apart)
     with single_file.open_configuration(file) as folder:
         unet, vae = read_json(folder / "unet" / CONFIG), components.read_vae_config(folder) or {}
     return describe_configurations(name, unet, vae, None, takes_images=False, has_motion_adapter=False)

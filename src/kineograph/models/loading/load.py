@@ -138,7 +138,7 @@ def _choose_placement(request: Request) -> Placement:
 
 def _open_source(request: Request, placement: Placement) -> Components:
     source, options = request.source, request.options
-    reads_vae = options["vae"] is None
+    given_apart = () if options["vae"] is None else ("vae",)
     if isinstance(source, Pipeline):
         return components_from_pipeline(source)
     path = _pocket_folder() if source in POCKETS else hub.local_path(source, POCKETS)
@@ -147,11 +147,11 @@ def _open_source(request: Request, placement: Placement) -> Components:
     elif path is not None and path.is_file():
         tensors, prediction_type = read_tensors(path), options["prediction_type"]
         components = components_from_checkpoint(
-            Checkpoint(path, tensors, options["config"], prediction_type, placement.dtype, request.hub, reads_vae)
+            Checkpoint(path, tensors, options["config"], prediction_type, placement.dtype, request.hub, given_apart)
         )
     else:
         folder = path or hub.fetch_pipeline(str(source), request.hub)
-        components = components_from_folder(folder, placement.dtype, options["variant"], reads_vae=reads_vae)
+        components = components_from_folder(folder, placement.dtype, options["variant"], given_apart=given_apart)
     networks: list[Any] = [components.unet, components.vae, components.temporal]
     for network in networks:
         if network is not None:

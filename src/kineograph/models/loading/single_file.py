@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,7 +48,7 @@ class Checkpoint(NamedTuple):
                      tokenizer, if CLIP's is neither on the Hub nor in its cache
     prediction_type  the network's prediction type, if the file does not determine it
     dtype            dtype of the networks
-    reads_vae        False for a VAE on the meta device, or None, to be replaced by another one
+    given_apart      "vae" for a VAE on the meta device, or None, to be replaced by another one
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Checkpoint(NamedTuple):
     prediction_type: str | None
     dtype: torch.dtype
     hub_options: HubOptions
-    reads_vae: bool = True
+    given_apart: Sequence[str] = ()
 
 
 def components_from_file(file: Checkpoint) -> Components:
@@ -65,7 +65,7 @@ def components_from_file(file: Checkpoint) -> Components:
 
     Raises InputError if the file is no such checkpoint or does not fit its configuration.
     """
-    known_configurations.refuse_partial_checkpoint(file.path, file.tensors, reads_vae=file.reads_vae)
+    known_configurations.refuse_partial_checkpoint(file.path, file.tensors, given_apart=file.given_apart)
     file = file._replace(tensors=tensor_files.restore_scaled_weights(file.tensors, file.dtype, str(file.path)))
     with open_configuration(file) as folder:
         index = components.read_index(folder)
@@ -75,7 +75,7 @@ def components_from_file(file: Checkpoint) -> Components:
         ]
         return Components(
             unet=_read_unet(file, folder),
-            vae=_read_vae(file, folder) if file.reads_vae else components.empty_vae(folder, file.dtype),
+            vae=_read_vae(file, folder) if "vae" not in file.given_apart else components.empty_vae(folder, file.dtype),
             text_encoders=tuple(encoders),
             scheduler=_read_scheduler(file, folder),
             force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
@@ -87,7 +87,7 @@ def open_configuration(file: Checkpoint) -> Iterator[Path]:
     """Provide a folder with the configuration of every component."""
     if file.config is not None:
         folder = hub.local_path(file.config) or hub.fetch_folder(str(file.config), hub.CONFIGS, file.hub_options)
-        components.refuse_other_families(components.read_index(folder), str(folder), reads_vae=file.reads_vae)
+        components.refuse_other_families(components.read_index(folder), str(folder), given_apart=file.given_apart)
         yield folder
         return
     family = known_configurations.match_family(file.path, file.tensors)

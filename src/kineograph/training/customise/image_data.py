@@ -24,7 +24,6 @@ from kineograph.media.video import Video
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
 from kineograph.samplers import dpmpp_2m, final_latents
-from kineograph.sigmas import leading
 from kineograph.training.customise.settings import SamplingSettings
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -174,7 +173,7 @@ def generate_images(
     """
     cond, uncond = (model.bind(model.prompt(texts, size=size, prompt_weights="off")) for texts in (list(prompts), [""]))
     denoise = refuse_nan(classifier_free_guidance(cond, uncond, max(1.0, sampling.guidance_scale)))
-    sigmas = leading(model.schedule.sigmas, sampling.num_inference_steps)
+    sigmas = model.schedule.sampling_sigmas(sampling.num_inference_steps)
     initial = noise.independent(seed, [0], (len(prompts), *model.latent_shape(*size))).to(model.device)
     latents = final_latents(dpmpp_2m(denoise, sigmas[0] * initial, sigmas))
     return Video.from_tensor(model.decode(latents)[:, 0]).frames

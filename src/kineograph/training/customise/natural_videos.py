@@ -30,7 +30,6 @@ from kineograph.models.model import Model
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.samplers import dpmpp_2m, final_latents
-from kineograph.sigmas import leading
 from kineograph.training import current_process
 from kineograph.training.customise import prompts
 from kineograph.training.customise.batches import TrainingSample
@@ -168,7 +167,7 @@ def generate_latents(natural: NaturalVideos, prompt: str, seed: int) -> Float[Te
     encode = partial(model.prompt, size=natural.size, fps=natural.settings.fps, prompt_weights="off")
     cond, uncond = (model.bind(encode([text]), window=len(frames)) for text in (prompt, ""))
     denoise = refuse_nan(classifier_free_guidance(cond, uncond, max(1.0, sampling.guidance_scale)))
-    sigmas = leading(model.schedule.sigmas, sampling.num_inference_steps)
+    sigmas = model.schedule.sampling_sigmas(sampling.num_inference_steps)
     ratio = model.temporal.noise_ratio if model.temporal else 0.0
     initial = noise.partly_shared(ratio, seed, frames, (1, *model.latent_shape(*natural.size))).to(model.device)
     with torch.no_grad():
