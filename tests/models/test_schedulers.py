@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from format_rows import loads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from parity.scheduler_configurations import BETAS, CONFIGURATIONS, named
@@ -46,15 +47,20 @@ def evaluated(config: dict[str, Any], steps: int) -> list[float]:
     return sorted(set(sigmas.tolist()), reverse=True)
 
 
+def sigmas_row(name: str) -> pytest.MarkDecorator:
+    kind = CONFIGURATIONS[name]["_class_name"]
+    return loads("Scheduler", f"`{kind}`: {name}", within=1e-4, reference="`set_timesteps`, relative")
+
+
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("steps", [4, 25, 30])
-@pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_the_sigmas_are_those_of_set_timesteps(name: str, steps: int) -> None:
+@pytest.mark.parametrize("name", [pytest.param(name, marks=sigmas_row(name)) for name in CONFIGURATIONS])
+def test_the_sigmas_are_those_of_set_timesteps(name: str, steps: int, within: float) -> None:
     config = CONFIGURATIONS[name]
     ours, theirs = schedule_of(config).sampling_sigmas(steps), evaluated(config, steps)
     assert len(ours) == len(theirs) + 1
-    assert np.allclose(ours[:-1], theirs, rtol=1e-4)
+    assert np.allclose(ours[:-1], theirs, rtol=within)
 
 
 @pytest.mark.slow
