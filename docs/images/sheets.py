@@ -1,8 +1,7 @@
 """Generate the contact sheets of docs/composing.md with the pocket models: `python docs/images/sheets.py`.
 
 everything.jpg shows what `bash examples/everything.sh` writes into the current folder; strength.jpg a video and
-its edits by rising strength; travel.jpg a video whose prompt changes; long.jpg 64 frames by FreeNoise, by sliding
-windows and by VidRD's clips, from the images of `kineograph reproduce long-videos`. Time runs from left to right.
+its edits by rising strength; travel.jpg a video whose prompt changes. Time runs from left to right.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from PIL import Image
 import kineograph as kg
 
 FOLDER = Path(__file__).parent
-LONG_VIDEOS = FOLDER.parent / "results" / "long-videos"
 COLUMNS = 8
 
 
@@ -29,16 +27,8 @@ def write_sheet(videos: Iterable[kg.Video], name: str) -> None:
     Image.fromarray(np.concatenate(rows)).save(FOLDER / name, quality=88)
 
 
-def write_long_videos(case: int) -> None:
-    """Write the frames that the study has kept of a prompt, one row for each method."""
-    rows = [LONG_VIDEOS / f"freenoise-{case}-{arm}.png" for arm in ("freenoise", "sliding-windows", "vidrd's-clips")]
-    sheet = np.concatenate([np.asarray(Image.open(row)) for row in rows])
-    Image.fromarray(sheet).save(FOLDER / "long.jpg", quality=88)
-
-
 def main() -> None:
-    """Write the four sheets."""
-    write_long_videos(case=1)
+    """Write the three sheets."""
     model, video_model = kg.load(), kg.load("pocket-video")
     fish = kg.generate(model, "a red fish swimming over the sea", seed=1)
     edits = [
