@@ -76,13 +76,17 @@ def fetch_pipeline(name: str, options: HubOptions) -> Path:
     Of a network without weights of the given variant the plain ones are downloaded, as diffusers does; of one that has
     neither, those in float16.
     """
-    variants = [f".{options.variant}", ""] if options.variant else ["", FLOAT16]
-    missing: Mapping[str, str] = WEIGHTS
+    folder = _fetch_weights(name, WEIGHTS, options)
+    return _fetch_weights(name, IMAGE_ENCODER, options) if (folder / "image_adapter").is_dir() else folder
+
+
+def _fetch_weights(name: str, parts: Mapping[str, str], options: HubOptions) -> Path:
+    """Download the weights of these networks of a pipeline, and its settings; see `fetch_pipeline`."""
+    variants, missing = [f".{options.variant}", ""] if options.variant else ["", FLOAT16], parts
     for ending in ("safetensors", "bin"):  # ZeroScope's networks have none of the first kind
         for variant in variants:
             stems = {part: OLD_WEIGHTS.get(part, stem) if ending == "bin" else stem for part, stem in missing.items()}
             folder = fetch_folder(name, [*CONFIGS, *_weights(stems, variant, ending)], options)
-            parts = WEIGHTS | (IMAGE_ENCODER if (folder / "image_adapter").is_dir() else {})
             missing = {part: stem for part, stem in parts.items() if _lacks_weights(folder / part)}
             if not missing:
                 return folder

@@ -275,7 +275,9 @@ def encode_texts(plan: Plan, model: Model, texts: Sequence[Prompt]) -> Condition
 
 def text_chunks(plan: Plan, model: Model) -> int:
     """Return the number of chunks of tokens that the plan's longest text has."""
-    texts = [*plan.prompts, *plan.negative_prompts, *plan.options["prompt_at"].values(), plan.options["video_prompt"]]
+    texts = [*plan.prompts, *plan.negative_prompts, *plan.options["prompt_at"].values()]
+    if model in plan.second_model:
+        texts.append(plan.options["video_prompt"])
     return model.count_chunks(texts, plan.read(SharedOptions)["prompt_weights"])
 
 

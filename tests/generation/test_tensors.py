@@ -189,3 +189,9 @@ def test_a_video_of_tensors_says_that_it_cannot_be_replayed(model: Model, tmp_pa
     path = kg.generate(model, **given, seed=3, **FEW).save(tmp_path / "fish.mp4")
     with pytest.raises(InputError, match="was generated from `.*tensor in memory .*, which its settings do not hold"):
         kg.replay(path, model=model)
+
+
+def test_encoded_prompts_of_other_lengths_than_later_texts_are_refused(model: Model) -> None:
+    encoded = model.prompt(["a fish"], num_chunks=2).tokens
+    with pytest.raises(InputError, match="different numbers of tokens"):
+        kg.generate(model, prompt_embeds=encoded, prompt_at={1: "a dog"}, **FEW)

@@ -18,7 +18,7 @@ import pytest
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.files import reserve_unused_path, slug, write_new
+from kineograph.media.files import _rename_over, reserve_unused_path, slug, write_new
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
 
@@ -332,3 +332,24 @@ def test_other_programs_find_the_digital_source_type(tmp_path: Path) -> None:
     assert boxes[-1][1][:16].hex() == "be7acfcb97a942e89c71999491e3afac" and boxes[-1][1][16:].startswith(b"<?xpacket")
     with av.open(tmp_path / "a.mp4", options={"export_xmp": "1"}) as container:
         assert SOURCE_TYPE.decode() in container.metadata["xmp"]
+
+
+def test_one_frame_of_a_folder_is_opened_as_one_frame(tmp_path: Path) -> None:
+    folder = Video(np.zeros((3, 8, 8, 3), np.uint8), settings={"seed": 1}).save(tmp_path / "clip")
+    assert len(open_video(sorted(folder.iterdir())[1])) == 1
+
+
+def test_a_budget_of_pixels_that_is_no_number_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Video(np.zeros((3, 8, 8, 3), np.uint8)).save(tmp_path / "clip.mp4")
+    monkeypatch.setenv("KINEOGRAPH_MAX_PIXELS", "4e9")
+    with pytest.raises(InputError, match="KINEOGRAPH_MAX_PIXELS is a number of pixels, not '4e9'"):
+        open_video(path)
+
+
+def test_a_folder_stays_if_its_successor_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, temporary = tmp_path / "clip", tmp_path / "new"
+    folder.mkdir()
+    (folder / "frame.png").touch()
+    with pytest.raises(FileNotFoundError):
+        _rename_over(temporary, folder)
+    assert (folder / "frame.png").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,18 @@ def test_the_built_in_models_have_leading_spacing_with_offset_1(folder: Path) ->
     schedule = Schedule.from_config(json.loads((folder / "scheduler" / "scheduler_config.json").read_text()))
     assert schedule.sampler == "ddim"
     assert schedule.sampling_sigmas(50) == kg.sigmas.leading(schedule.sigmas, 50, 1)
+
+
+def test_progress_is_the_share_of_timesteps_that_are_done_also_of_an_edm_network() -> None:
+    plain, edm = (Schedule.from_config(CONFIGURATIONS[name]) for name in ("euler, linspace", "edm euler"))
+    assert [plain.progress(t) for t in (999, 500, 0)] == pytest.approx([0.001, 0.5, 1.0])
+    sigmas = [edm.sigmas[t] for t in (999, 500, 0)]
+    assert [edm.progress(math.log(sigma) / 4) for sigma in sigmas] == pytest.approx([0.001, 0.5, 1.0], abs=1e-6)
+
+
+def test_an_edm_network_is_trained_on_the_timesteps_that_it_is_sampled_on() -> None:
+    edm, seen = Schedule.from_config(CONFIGURATIONS["edm euler"]), []
+    x = torch.zeros(2, 1, 4, 2, 2)
+    edm.training_losses(lambda z, t: seen.append(t) or z, x, torch.ones_like(x), torch.tensor([0, 999]))
+    edm.denoise(lambda z, t: seen.append(t) or z)(x, edm.sigmas[999])
+    assert seen[0][1] == pytest.approx(float(seen[1]))

@@ -113,6 +113,8 @@ def run_and_save(
     if options["prompt_weights"] != "off":
         texts, loras = _take_loras(texts, values)
         values |= loras
+    elif values.get("lora_folder") is not None:
+        raise InputError("`lora_folder` does nothing here: with `prompt_weights` off the prompt is text alone")
     prompts = check_prompts(texts, options["prompt_weights"])
     if file and len(prompts) > 1:
         raise InputError(f"{len(prompts)} videos cannot be written to one file, {file}: give no `output`")

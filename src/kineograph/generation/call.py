@@ -311,6 +311,8 @@ def _call_after_steps(callback: StepCallback, model: Model) -> OnStep:
         if progress.done == 1 or start is None:
             count = 0
             return
+        if start.x is start.x0:  # the last step of a clip, which the next clip's first step does not continue
+            return
         latents = step.x * model.schedule.scale(step.sigma)
         given = {"latents": latents.clone()}
         returned = callback(model, count, round(model.schedule.timestep(start.sigma)), given)

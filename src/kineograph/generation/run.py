@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from kineograph.errors import InputWarning
+from kineograph.errors import InputError, InputWarning
 from kineograph.generation.clip_files import ClipFiles, GeneratedClip
 from kineograph.generation.options import find_method
 from kineograph.generation.resolve import (
@@ -59,7 +59,11 @@ def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
 def _warn_of_unchanged(plan: Plan, videos: Sequence[Video]) -> None:
     """Warn if an edit returned the video to edit, but for what the VAE changes."""
     for footage in (plan.edit_footage or plan.start_footage) if plan.strength else ():
-        if any(is_unchanged(video, footage) for video in videos):
+        try:
+            unchanged = any(is_unchanged(video, footage) for video in videos)
+        except InputError:  # the file is gone by now: the videos are made
+            continue
+        if unchanged:
             stronger = "higher `guidance_scale`, lower `image_guidance_scale`"
             how = stronger if plan.edit_footage else "higher `strength`"
             warnings.warn(

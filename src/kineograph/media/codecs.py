@@ -226,7 +226,10 @@ def open_frames(path: Path, metadata: VideoMetadata | None) -> FrameFile:
 
 def check_held(path: Path, frames: int, height: int, width: int) -> None:
     """Raise InputError for a file with more frames and pixels than should be held at once, before they are decoded."""
-    most = int(os.environ.get("KINEOGRAPH_MAX_PIXELS", MAX_PIXELS))
+    given = os.environ.get("KINEOGRAPH_MAX_PIXELS", str(MAX_PIXELS))
+    if not given.isdecimal():
+        raise InputError(f"the environment variable KINEOGRAPH_MAX_PIXELS is a number of pixels, not {given!r}")
+    most = int(given)
     if frames * height * width > most or frames > MAX_HELD_FRAMES:
         raise InputError(
             f"{path} has {frames} frames of {width} x {height}: expected at most {MAX_HELD_FRAMES} frames, and {most} "
@@ -270,6 +273,8 @@ def _open_animation(path: Path, metadata: VideoMetadata | None) -> FrameFile:
             frames.append(np.asarray(to_rgb_image(image)))
             duration = image.info.get("duration") or 0
             durations.append(duration if duration > SHORTEST else USUAL_DURATION)
+    if metadata and len(frames) == 1 and path.suffix.lower() == ".png":  # one of a folder, whose metadata it has
+        metadata = metadata._replace(frames=1)
     if metadata:
         once = len(frames) == 1
         counts = [metadata.frames] if once else [max(1, round(time * metadata.fps / 1000)) for time in durations]
@@ -277,6 +282,10 @@ def _open_animation(path: Path, metadata: VideoMetadata | None) -> FrameFile:
         return FrameFile(_even_times(len(ours), metadata.fps), metadata.fps, len(ours) / metadata.fps, ours.__iter__)
     *starts, end = accumulate((time / 1000 for time in durations), initial=0.0)
     return FrameFile(starts, 1000 / float(np.median(durations)), end, frames.__iter__)
+
+
+def _even(side: int) -> int:
+    return side + side % 2
 
 
 def _even_times(count: int, fps: float) -> list[float]:
@@ -291,6 +300,8 @@ def _open_container(path: Path, metadata: VideoMetadata | None) -> FrameFile:
             raise BrokenFile("holds no frames")
     start = frame_time(first)  # players drop what comes before the first frame that can be decoded
     times = [time for time in times if time > start - SAME_TIME] or [start]
+    if metadata and (first.height, first.width) != (_even(metadata.height), _even(metadata.width)):
+        metadata = None  # another program scaled or cut the frames, and kept the comment
     if metadata and len(times) < metadata.frames:
         raise InputError(f"{path} is cut short: {len(times)} of its {metadata.frames} frames are left")
     size = (metadata.height, metadata.width) if metadata else (None, None)  # ours may be padded

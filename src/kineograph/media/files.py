@@ -68,7 +68,12 @@ def _rename_over(temporary: Path, path: Path) -> None:
     old = _temporary_name(path)
     if path.is_dir():  # the one thing that a rename does not replace
         path.replace(old)
-    temporary.replace(path)
+    try:
+        temporary.replace(path)
+    except OSError:
+        if old.exists():
+            old.replace(path)
+        raise
     remove_path(old)
 
 

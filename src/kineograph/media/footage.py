@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.errors import InputError, InputWarning, memory_label
+from kineograph.errors import InputError, memory_label
 from kineograph.media.codecs import FrameFile, Sound, open_frames, read_sound, select_frames
 from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import (
@@ -25,7 +24,7 @@ from kineograph.media.images import (
     unexpected,
 )
 from kineograph.media.metadata import existing_path, frame_files, read_video_metadata, unreadable_file
-from kineograph.media.video import Video
+from kineograph.media.video import Video, sound_or_none
 
 VIDEO_SOURCES = (
     "a path, a kineograph.Video, a list of PIL images or of arrays, an array [f h w 3] or a tensor [f 3 h w]"
@@ -80,12 +79,7 @@ class Footage:
 
     def sound(self) -> Sound | None:
         """Return the sound of these frames; None where there is none, or, with an InputWarning, it cannot be read."""
-        try:
-            return self.load_sound(len(self) / self.fps)
-        except (BrokenFile, *DECODE_ERRORS) as error:
-            text = f"the sound of {self.path} cannot be read, and the result has none: {error}"
-            warnings.warn(text, InputWarning, stacklevel=2)
-            return None
+        return sound_or_none(lambda: self.load_sound(len(self) / self.fps), self.path)
 
     @property
     def digest(self) -> str:

@@ -192,9 +192,9 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         values = np.asarray(image)
         return Image.fromarray((values * (255 if values.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
-    if image.mode.startswith("I"):
+    if image.mode.startswith("I") and (image.mode != "I" or np.asarray(image).max() > 255):
         return Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
-    return image
+    return Image.fromarray(np.asarray(image).clip(0, 255).astype(np.uint8)) if image.mode == "I" else image
 
 
 def _to_srgb(image: Image.Image, profile: bytes) -> Image.Image:

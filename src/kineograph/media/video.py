@@ -6,6 +6,7 @@ import base64
 import html
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -16,7 +17,7 @@ import numpy as np
 import PIL.Image
 from typing_extensions import Unpack
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.media import codecs
 from kineograph.media.codecs import Sound, check_held, open_frames, read_sound, select_frames
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
@@ -187,6 +188,16 @@ def _check_suffix(path: Path, num_frames: int) -> None:
         )
 
 
+def sound_or_none(read: Callable[[], Sound | None], path: str | Path) -> Sound | None:
+    """Return the sound of a file; None where there is none, or, with an InputWarning, it cannot be read."""
+    try:
+        return read()
+    except (BrokenFile, *DECODE_ERRORS) as error:
+        text = f"the sound of {path} cannot be read, and the result has none: {error}"
+        warnings.warn(text, InputWarning, stacklevel=3)
+        return None
+
+
 def open_video(path: str | Path) -> Video:
     """Open the video in a file or in a folder of pngs, with its settings if it records any.
 
@@ -201,7 +212,7 @@ def open_video(path: str | Path) -> Video:
         first = [*islice(reading, 1)]
         check_held(path, max(len(indices), len(file.times)), *first[0].shape[:2] if first else (0, 0))
         frames = [*first, *reading]
-        sound = read_sound(path, len(indices) / file.fps)
+        sound = sound_or_none(lambda: read_sound(path, len(indices) / file.fps), path)
     except BrokenFile as error:
         raise InputError(f"{path} {error}") from error
     except InputError:

@@ -219,15 +219,17 @@ def check(combination: Combination) -> None:
 
 
 def unread(combination: Combination) -> dict[str, str]:
-    """Return the options without an effect: the noise of frames that follow no video."""
-    options = combination.options
+    """Return the options without an effect: the noise of frames that follow no video, the steps of several frames."""
+    options, unread = combination.options, dict[str, str]()
+    if options["num_frames"] != 1:
+        unread["insert_warp_sigmas"] = "several frames always take steps to T and T'"
     if not (options["control"] or options["video"]):
-        return {"noise": "it is read with an input video"}
-    if parse(options["camera"] or "none") != Motion():
-        return {"noise": "with a camera motion (`camera`) each frame has its own noise"}
-    if options["noise"] == "shared":
-        return {"clip_noise_order": "all frames have one noise (`noise` shared)"}
-    return {}
+        unread["noise"] = "it is read with an input video"
+    elif parse(options["camera"] or "none") != Motion():
+        unread["noise"] = "with a camera motion (`camera`) each frame has its own noise"
+    elif options["noise"] == "shared":
+        unread["clip_noise_order"] = "all frames have one noise (`noise` shared)"
+    return unread
 
 
 METHOD = Method(run, (ImageModelOptions, CameraOptions, Text2VideoZeroOptions), check, unread)

@@ -133,6 +133,11 @@ class Schedule:
             return SPACINGS[spacing](self.sigmas, steps)
         return schedulers.scheduler_sigmas(self.settings, self.sigmas, steps)
 
+    def progress(self, timestep: float) -> float:
+        """Return the share of the denoising that is done at a timestep, as the network takes it: 0 at the noisiest."""
+        number = self.timestep(math.exp(4 * timestep)) if self.log_timesteps else timestep
+        return 1 - number / len(self.sigmas)
+
     def scale_timestep(self, sigma: float, factor: float) -> float:
         """Return the sigma at `factor` times the timestep of a sigma, rounded down; 0 for 0."""
         return self.sigmas[int(factor * self.timestep(sigma))] if sigma > 0 else 0.0
@@ -174,8 +179,9 @@ class Schedule:
         self, network: Predict, x0: Latents, noise: Latents, timesteps: Int[Tensor, " b"]
     ) -> Float[Tensor, " b"]:
         """Return the mean squared error of the network's output to `target`, for each video."""
-        z, _ = self.add_noise(x0, noise, timesteps)
-        return (network(z, timesteps).float() - self.target(x0, noise, timesteps)).square().flatten(1).mean(1)
+        z, sigmas = self.add_noise(x0, noise, timesteps)
+        prediction = network(z, sigmas.log() / 4 if self.log_timesteps else timesteps)
+        return (prediction.float() - self.target(x0, noise, timesteps)).square().flatten(1).mean(1)
 
     def _signal_and_noise(self, x0: Latents, timesteps: Int[Tensor, " b"]) -> tuple[SampleSigmas, SampleSigmas]:
         """Return a_t and b_t of every sample."""

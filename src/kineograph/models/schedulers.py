@@ -104,7 +104,7 @@ def scheduler_sigmas(settings: Mapping[str, Any], table: Sequence[float], steps:
     if not hasattr(scheduler, "sigmas"):
         return _at_timesteps(scheduler, table, steps)
     sigmas = [float(sigma) for sigma in scheduler.sigmas]
-    if kind is diffusers.FlowMatchEulerDiscreteScheduler:
+    if kind is diffusers.FlowMatchEulerDiscreteScheduler or known.get("use_flow_sigmas"):
         sigmas = [sigma / (1 - sigma) if sigma < 1 else table[-1] for sigma in sigmas]
     return _falling([min(sigma, table[-1]) for sigma in sigmas], steps)
 

@@ -80,8 +80,10 @@ def interpolate_conditions(keyframes: Mapping[int, Condition], frames: Sequence[
     """Return the condition of these frames, whose text moves linearly from each keyframe's to the next one's.
 
     keyframes: the conditions of encoded prompts by frame number. Frames before the first keyframe have its text, those
-    after the last one have the last one's.
+    after the last one have the last one's. Raises InputError for texts of different numbers of tokens.
     """
+    if len({each.tokens.shape[1] for each in keyframes.values()}) > 1:
+        raise InputError("`prompt_embeds` and the texts of `prompt_at` have different numbers of tokens: give one")
     numbers = sorted(keyframes)
     after = [bisect_right(numbers, frame) for frame in frames]
     pairs = [(numbers[max(k - 1, 0)], numbers[min(k, len(numbers) - 1)]) for k in after]

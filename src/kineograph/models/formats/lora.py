@@ -381,8 +381,9 @@ def _peft_settings(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[
         if header is not None:
             return _settings_by_network(json.loads(header))
         if beside.is_file() and any(name.startswith(WRAPPERS[0]) for name in tensors):
-            return dict.fromkeys((*IMAGE, *TEXT, *TEXT_2), json.loads(beside.read_text()))
-    except (ValueError, AttributeError, StopIteration) as error:
+            settings = dict(json.loads(beside.read_text()))
+            return dict.fromkeys((*IMAGE, *TEXT, *TEXT_2), settings)
+    except (ValueError, AttributeError, TypeError) as error:
         raise InputError(f"the settings of {beside if header is None else file} are damaged: fetch it again") from error
     return {}
 

@@ -6,7 +6,7 @@ attention: with first-frame attention in the U-Net alone, the two networks would
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from diffusers import ControlNetModel
@@ -24,6 +24,7 @@ from kineograph.models.unet.supported_layers import check_unet_config
 
 ControlMaps = Float[Tensor, "f 3 H W"]
 ControlEmbedding = list[Float[Tensor, "f _ _ _"]]  # one tensor of a ControlNet, one a down block of a T2I-Adapter
+Progress = Callable[[float], float]  # timestep, as the network takes it -> the share of the denoising that is done
 ControlResiduals = tuple[list[Tensor], Tensor]  # of each skip connection, and of the mid block's output
 
 
@@ -79,6 +80,11 @@ class VideoControlNet(nn.Module):
         return residuals, net.controlnet_mid_block(x)
 
 
+def linear_progress(timestep: float) -> float:
+    """Return the share of 1,000 timesteps that are done, as `Schedule.progress` of most models."""
+    return 1 - timestep / 1000
+
+
 def bind_controlnet(
     net: VideoControlNet,
     condition: Condition,
@@ -88,7 +94,7 @@ def bind_controlnet(
     scale: float = 1.0,
     start: float = 0.0,
     end: float = 1.0,
-    timesteps: int = 1000,
+    progress: Progress = linear_progress,
 ) -> Residuals:
     """Return the `residuals` of a condition: a ControlNet bound to the control maps of all frames of a video.
 
@@ -97,7 +103,7 @@ def bind_controlnet(
         scale: factor on the residuals.
         start, end: the timesteps with control, as fractions from the noisiest, 0, to the clean one, 1. They are of
             noise levels and not of steps, so they mean the same for any list of sigmas.
-        timesteps: number of timesteps that the model was trained on.
+        progress: the model's `Schedule.progress`.
     """
     with torch.no_grad():
         key_values = project_tokens(net.controlnet, condition)
@@ -105,7 +111,7 @@ def bind_controlnet(
     def residuals(
         z: Latents, timestep: Tensor, frames: Sequence[int], cache: KeyValueCache | None
     ) -> AddedResiduals | None:
-        if not is_active(timestep, start, end, timesteps):
+        if not start <= progress(float(timestep)) <= end:
             return None
         skips, mid = net(
             z, timestep, condition, [control[0][list(frames)]],
@@ -116,11 +122,6 @@ def bind_controlnet(
         return AddedResiduals(skips, [mid])
 
     return residuals
-
-
-def is_active(timestep: Tensor, start: float, end: float, timesteps: int) -> bool:
-    """Return True for a timestep with control; see `bind_controlnet`."""
-    return start <= 1 - float(timestep) / timesteps <= end
 
 
 def sum_residuals(*controls: Residuals) -> Residuals:

@@ -17,7 +17,7 @@ from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.conditioning.condition import Residuals
 from kineograph.models.hooks import execution_device
-from kineograph.models.unet.controlnet import ControlEmbedding, ControlMaps, is_active
+from kineograph.models.unet.controlnet import ControlEmbedding, ControlMaps, Progress, linear_progress
 from kineograph.models.unet.forward import AddedResiduals
 
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue, as PIL's "L"
@@ -63,12 +63,17 @@ class VideoT2IAdapter(nn.Module):
 
 
 def bind_t2i_adapter(
-    features: ControlEmbedding, *, scale: float = 1.0, start: float = 0.0, end: float = 1.0, timesteps: int = 1000
+    features: ControlEmbedding,
+    *,
+    scale: float = 1.0,
+    start: float = 0.0,
+    end: float = 1.0,
+    progress: Progress = linear_progress,
 ) -> Residuals:
     """Return the `residuals` of a condition: features of all frames of a video. Arguments as in `bind_controlnet`."""
 
     def residuals(z: Latents, timestep: Tensor, frames: Sequence[int], cache: Any) -> AddedResiduals | None:
-        if not is_active(timestep, start, end, timesteps):
+        if not start <= progress(float(timestep)) <= end:
             return None
         return AddedResiduals(blocks=[scale * each[list(frames)].repeat(len(z), 1, 1, 1) for each in features])
 
