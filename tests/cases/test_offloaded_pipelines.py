@@ -195,10 +195,14 @@ CHANGES = {
          "load them on the pipeline before offloading is switched on")  # fmt: skip
 @pytest.mark.parametrize("option", CHANGES)
 def test_change_of_an_offloaded_pipeline_is_refused(work: Path, option: str) -> None:
-    pipeline = sd()
+    pipeline, changes = sd(), CHANGES[option]
     offload_models(pipeline, work)
+    for name in changes:
+        if "." in changes[name]:  # a file
+            changes = {name: work / changes[name]}
+            changes[name].touch()
     with pytest.raises(kg.InputError, match=f"`{option}`.*do it before you switch offloading on"):
-        kg.load(pipeline, **CHANGES[option])
+        kg.load(pipeline, **changes)
 
 
 def test_offloaded_model_neither_moves_nor_takes_loras(work: Path) -> None:

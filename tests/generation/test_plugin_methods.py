@@ -104,7 +104,7 @@ def test_its_option_is_in_the_help_and_in_the_schema(installed: Path, tmp_path: 
         (["--sameness", "1"], "--sameness does nothing here, with text2video-zero: it is read by still-life"),
         (["--method", "still-life", "--camera", "zoom:1.1"], "--camera does nothing here: with still-life the motion"),
         (["--method", "still-life", "-m", "pocket-video"], "a still life needs an image model, and pocket-video is a"),
-        (["--method", "still-lif"], "videocrafter or video-elevator or freenoise or still-life"),
+        (["--method", "still-lif"], "videocrafter or animatediff or video-elevator or freenoise or still-life"),
     ],
 )
 def test_its_options_are_checked(
@@ -133,7 +133,7 @@ def test_it_runs_and_its_videos_are_replayed(installed: Path, tmp_path: Path) ->
     assert error == "there is no option `samenes`; did you mean `sameness`?"
 
     removed = _program(tmp_path, tmp_path, "replay", "fish", "-o", "never", status=2)
-    assert "text2video-zero or videocrafter or video-elevator or freenoise, not 'still-life'" in removed
+    assert "text2video-zero or videocrafter or animatediff or video-elevator or freenoise, not 'still-life'" in removed
 
 
 def _program(site: Path, folder: Path, *arguments: str, status: int = 0) -> str:

@@ -203,6 +203,7 @@ def test_what_is_refused(model: str, options: dict[str, Any], message: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`prompt_at` acts")
 def test_a_video_replays(tmp_path: Any) -> None:
     options = {**FEW, "prompt_at": {6: CAT}, "clips": 2, "num_frames": 6}
     video = kg.generate(video_model(), FISH, method="freenoise", **options)

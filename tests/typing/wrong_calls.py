@@ -47,8 +47,6 @@ kg.load("pocket", prediction_type="velocity")  # error
 # an argument that is given twice, is missing, or is no prompt, image or model
 kg.animate(model, "fish.png", "a fish", image="cat.png")  # error
 kg.edit(model, "fish.mp4", "make it snow", video="cat.mp4")  # error
-kg.animate(model, "fish.png")  # error
-kg.generate(model)  # error
 kg.generate(model, 3)  # error
 kg.generate(model, "a red fish", fox)  # error
 kg.edit(model, 3, "make it snow")  # error

@@ -248,9 +248,9 @@ def test_missing_path_is_refused_with_a_suggestion(sd_folder: Path) -> None:
 
 @pytest.mark.slow
 def test_built_in_parts_are_known_to_their_own_argument_alone() -> None:
-    with pytest.raises(InputError, match="there is no pocket-vidrd"):
+    with pytest.raises(InputError, match="pocket-vidrd, which is built in, is not for `adapter`"):
         load("pocket-video", adapter="pocket-vidrd")
-    with pytest.raises(InputError, match="there is no pocket-fox"):
+    with pytest.raises(InputError, match="pocket-fox, which is built in, is not for `decoder`"):
         load("pocket-video", decoder="pocket-fox")
 
 
