@@ -32,6 +32,7 @@ def black(work) -> Path:
 # --- textual inversion
 
 
+@pytest.mark.slow
 def test_word_of_an_embedding_is_its_file_name_or_is_told(work: Path, sd_folder: Path) -> None:
     """Case 19 (InvokeAI#3438, diffusers#3097): an A1111 .pt whose inner name differs; the file's name is published."""
     file, prompt = work / "charturnerv2.pt", "a charturnerv2 cat"

@@ -190,6 +190,7 @@ def test_sd2_file_gives_the_numbers_of_its_pipeline(work: Path) -> None:
     assert parameterisation(model) == "v_prediction"
 
 
+@pytest.mark.slow
 @loads("Checkpoint", "single file in float8", within=0, reference="its own numbers")
 def test_fp8_file_keeps_its_numbers_in_the_dtype_asked_for(work: Path, sd_folder: Path) -> None:
     """Case 58: a single file in float8_e4m3fn, as ComfyUI writes it."""
@@ -285,6 +286,7 @@ def test_linear_layers_stored_as_convolutions_load(work: Path, sd_folder: Path) 
 # --- folders
 
 
+@pytest.mark.slow
 @loads("Checkpoint", "folder with fp16 files alone")
 def test_folder_of_fp16_files_alone_loads_or_names_the_variant(work: Path) -> None:
     """Case 8 (diffusers#10928)."""

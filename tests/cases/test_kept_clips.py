@@ -110,6 +110,7 @@ def test_only_the_last_file_holds_a_state(model: kg.Model, work: Path) -> None:
     assert [set(load_file(file)) == {"frames"} for file in files(work)] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_clips_behind_a_missing_file_are_not_used(model: kg.Model, whole: np.ndarray, work: Path) -> None:
     generate(model, keep_clips=work)
     files(work)[0].unlink()
@@ -125,6 +126,7 @@ def test_a_file_in_the_place_of_another_is_refused(model: kg.Model, work: Path) 
         generate(model, keep_clips=work)
 
 
+@pytest.mark.slow
 def test_a_locked_folder_is_left_as_it_is(
     model: kg.Model, whole: np.ndarray, work: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -141,6 +141,7 @@ def test_dora_magnitudes_are_applied(
     assert_lora_gives(write(work, generator), work / FILE)
 
 
+@pytest.mark.slow
 @loads("LoRA", "a DoRA that diffusers put on a live pipeline", within=CLOSE)
 def test_dora_that_diffusers_put_on_a_live_pipeline_stays(work: Path, generator: Generator) -> None:
     saved, live = peft_dora(work, generator), sd()

@@ -211,6 +211,7 @@ LYCORIS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", LYCORIS)
 def test_lycoris_file_works_or_is_called_by_its_kind(work, sd_folder, kind) -> None:
     """Case 13 (diffusers#3087): LoHa, LoKr and whole weights given as a LoRA."""
@@ -274,6 +275,7 @@ def test_lora_of_another_architecture_is_refused(work, sd_folder, sdxl_folder, g
     assert said.status == 2 and "another architecture" in said.text
 
 
+@pytest.mark.slow
 def test_lora_path_may_have_an_equals_sign(work, sd_folder, generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Case 35: civitai's style_v=2.safetensors, folders such as rank=8."""
     monkeypatch.chdir(work)

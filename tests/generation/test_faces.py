@@ -176,6 +176,7 @@ def test_an_exception_of_on_step_ends_the_work(model: Model) -> None:
 # --- the form of the result
 
 
+@pytest.mark.slow
 def test_frames_come_in_the_forms_of_diffusers(model: Model, usual: kg.Video) -> None:
     theirs = VideoProcessor()
     batch = (2 * usual.tensor - 1).permute(1, 0, 2, 3)[None]
@@ -227,6 +228,7 @@ def test_the_keywords_are_in_signatures_and_docstrings(function: Any) -> None:
 # --- generator
 
 
+@pytest.mark.slow
 def test_a_generator_gives_another_video_at_each_call_and_the_same_again(model: Model) -> None:
     few = {name: value for name, value in FEW.items() if name != "seed"}
 

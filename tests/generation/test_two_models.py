@@ -116,6 +116,7 @@ def test_models_with_different_vaes_exchange_frames(
     assert len(made.frames) == 4
 
 
+@pytest.mark.slow
 def test_a_lora_a_control_and_a_consistency_model_can_be_combined(image: Model, video: Model) -> None:
     """Each model has its own adapters and controls: both are bound before sampling."""
     quick = replace(video, net=VideoUNet(video.net.image_unet, _solved_by("lcm", video)))

@@ -143,6 +143,7 @@ def test_frames_of_one_window_are_sampled_plainly() -> None:
     assert torch.equal(latents("freenoise", num_frames=4), latents("videocrafter", num_frames=4))
 
 
+@pytest.mark.slow
 def test_more_frames_than_the_model_has_positions_are_sampled_together() -> None:
     found = latents("freenoise")
     assert found.shape == (1, 7, 4, 8, 8) and found.isfinite().all()
@@ -163,6 +164,7 @@ def test_every_kind_of_temporal_attention_has_windows() -> None:
     assert found.shape[1] == 7 and found.isfinite().all()
 
 
+@pytest.mark.slow
 def test_motion_injection_limits_the_later_prompts_to_layers_and_noise_levels() -> None:
     everywhere = latents("freenoise", prompt_at={6: CAT}, injection_start=0.0, injection_end=1.0)
     usual = latents("freenoise", prompt_at={6: CAT}, injection_end=0.5)

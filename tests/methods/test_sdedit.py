@@ -39,6 +39,7 @@ def test_strength_names_the_last_part_of_the_sigmas(strength: float, steps: int)
     assert last_sigmas(sigmas, strength) == sigmas[10 - steps :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["image_model", "video_model"])
 def test_strength_1_starts_from_noise_and_equals_generate(
     model: str, video: Path, request: pytest.FixtureRequest
@@ -55,6 +56,7 @@ def test_strength_0_returns_the_reconstruction_of_the_vae(image_model: kg.Model,
     assert np.array_equal(edited.frames, kg.Video.from_tensor(expected).frames)
 
 
+@pytest.mark.slow
 def test_more_strength_moves_away_from_the_video(image_model: kg.Model, video: Path) -> None:
     source = kg.open_video(video).frames.astype(int)
     distances = [

@@ -131,6 +131,7 @@ def test_a_moved_model_generates_what_one_loaded_there_does() -> None:
     assert np.array_equal(frames(kg.load("pocket", dtype="float32").to(torch.bfloat16)), frames(there))
 
 
+@pytest.mark.slow
 def test_the_model_before_a_move_is_refused(sd_folder: Path) -> None:
     model = kg.load(sd_folder, dtype="float32")
     assert model.to("cpu").dtype == torch.float32

@@ -265,6 +265,7 @@ def test_a_whole_network_is_saved_as_a_diffusers_folder(learn: Learn, tiny: Mode
     assert torch.equal(estimate(load_customised(tiny, final)), estimate(ours))
 
 
+@pytest.mark.slow
 def test_the_text_encoder_is_trained_too(learn: Learn, tiny: Model, sd_folder: Path, tmp_path: Path) -> None:
     learn(**TEXTS)
     final = tmp_path / "out" / "final"
