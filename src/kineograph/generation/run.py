@@ -118,9 +118,10 @@ def run_with_files(plan: Plan, number: int, on_step: OnStep | None = None) -> Vi
 
     number: position of its prompt in the list.
     """
-    settings, then = _settings(plan) | _video_settings(plan, 0), plan.options["then"]
+    settings, then = _settings(plan), plan.options["then"]
     free = {"clips", "then"} | ({"seed"} if plan.options["seed"] is None else set())
-    key = {name: value for name, value in settings.items() if name not in free}
+    of_video = settings | _video_settings(plan, 0)
+    key = {name: value for name, value in of_video.items() if name not in free}
     position = {"position": number} if number else {}  # so that equal prompts of a list are different videos
     files = ClipFiles.for_settings(plan.options["keep_clips"], {**key, **position})
     prompts = [str(vidrd.clip_prompts(plan.prompts, then, clip)[0]) for clip in range(plan.options["clips"])]
@@ -147,7 +148,7 @@ def _videos(
     sources = [each for each in reversed(plan.footage) if each.fps == plan.fps]  # the edited video, then the controls
     sound = next((sound for each in sources if (sound := each.sound()) is not None), None)
     return [
-        replace(video, settings={**settings, **_video_settings(plan, k), "frames_sha256": video.digest}, sound=sound)
+        replace(video, settings={**_video_settings(plan, k), **settings, "frames_sha256": video.digest}, sound=sound)
         for k, video in enumerate(videos)
     ]
 
