@@ -333,7 +333,8 @@ class VideoInput(TypedDict, total=False):
 
 
 SETTINGS_VERSION = 3
-ZERO_SCALE = 5e-324  # 0 in the dtypes of networks; 0 itself, which version 2 accepted, is refused
+# A scale of 0, which version 2 accepted, is refused now; this smallest positive number is 0 in the dtypes of networks.
+ZERO_SCALE = 5e-324
 RENAMED_IN_2 = {
     "masks": "foreground_masks", "back": "renoise", "keep": "clip_overlap", "noise_ratio": "clip_noise_ratio",
     "guidance": "clip_guidance", "anchor": "clip_anchor", "order": "clip_noise_order",

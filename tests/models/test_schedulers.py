@@ -184,9 +184,9 @@ def test_the_built_in_models_have_leading_spacing_with_offset_1(folder: Path) ->
 
 def test_progress_is_the_share_of_timesteps_that_are_done_also_of_an_edm_network() -> None:
     plain, edm = (Schedule.from_config(CONFIGURATIONS[name]) for name in ("euler, linspace", "edm euler"))
-    assert [plain.progress(t) for t in (999, 500, 0)] == pytest.approx([0.001, 0.5, 1.0])
+    assert [plain.progress_at(t) for t in (999, 500, 0)] == pytest.approx([0.001, 0.5, 1.0])
     sigmas = [edm.sigmas[t] for t in (999, 500, 0)]
-    assert [edm.progress(math.log(sigma) / 4) for sigma in sigmas] == pytest.approx([0.001, 0.5, 1.0], abs=1e-6)
+    assert [edm.progress_at(math.log(sigma) / 4) for sigma in sigmas] == pytest.approx([0.001, 0.5, 1.0], abs=1e-6)
 
 
 def test_an_edm_network_is_trained_on_the_timesteps_that_it_is_sampled_on() -> None:

@@ -349,7 +349,7 @@ def _warn_of_scheduler(plan: Plan) -> None:
     missing = departures(plan.model.schedule.settings)
     if missing and plan.options["sampler"] is None and plan.sampler == plan.model.schedule.sampler:
         _warn(
-            f"{plan.model.name} has a scheduler with {', '.join(missing)}, which is not offered: it is sampled by "
+            f"{plan.model.name} has a scheduler with {', '.join(missing)}, which is not supported: it is sampled by "
             f"{plan.sampler}; `sampler` chooses another one"
         )
 
@@ -357,7 +357,7 @@ def _warn_of_scheduler(plan: Plan) -> None:
 def _warn_of_missed_ranges(plan: Plan) -> None:
     """Warn of ranges of timesteps that contain none of those that are sampled."""
     schedule, options, later = plan.model.schedule, plan.options, plan.options["prompt_at"]
-    clean = [1 - float(schedule.timestep(sigma)) / len(schedule.sigmas) for sigma in plan.sigmas(schedule)[:-1]]
+    clean = [schedule.progress(sigma) for sigma in plan.sigmas(schedule)[:-1]]
     ranges = {
         "control_guidance": "`control` has no effect" if options["control"] else "",
         "injection": "`prompt_at` acts in the up blocks alone" if plan.method == "freenoise" and later else "",

@@ -124,7 +124,7 @@ def bind_controls(plan: Plan) -> Plan:
         "scale": options["controlnet_conditioning_scale"],
         "start": options["control_guidance_start"],
         "end": options["control_guidance_end"],
-        "progress": model.schedule.progress,
+        "progress": model.schedule.progress_at,
     }
 
     def bind(net: VideoControlNet | VideoT2IAdapter, condition: Condition, embedding: ControlEmbedding) -> Residuals:

@@ -116,7 +116,7 @@ def run(plan: Plan) -> SamplingRun:
     basic = bind(read_first_prompt(plan)) if plan.options["prompt_at"] else travelling
 
     def inject(sigma: float) -> Denoise:
-        clean = 1 - schedule.timestep(sigma) / len(schedule.sigmas)
+        clean = schedule.progress(sigma)
         return travelling if options["injection_start"] <= clean <= options["injection_end"] else basic
 
     make_sampler = BY_NAME[plan.sampler]

@@ -40,9 +40,7 @@ from kineograph.models.unet.windows import (
 from kineograph.models.vae import autoencoder
 from kineograph.models.vae.autoencoder import VAE, PixelFrames
 from kineograph.models.vae.temporal_decoder import TemporalDecoder
-from kineograph.request import Prompt, PromptWeights
-
-VIDEO_MODEL_FPS = 8.0
+from kineograph.request import VIDEO_MODEL_FPS, Prompt, PromptWeights
 
 
 @dataclass(frozen=True, eq=False)

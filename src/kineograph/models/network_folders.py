@@ -5,10 +5,13 @@ from __future__ import annotations
 import pickle
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from kineograph.errors import InputError, InputWarning
@@ -19,6 +22,7 @@ WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:-\d+-of-\d+)?(?:\.([\w-]+?))?(?:-\d+-of-\d+)?"
     r"\.(?:safetensors|bin)"
 )
+READ_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 PLAIN = ""  # the variant of files without one in their names
 PREFERRED = "fp16"
 # tensors that files have beside those of a network: tables, and layers of the whole CLIP model
@@ -26,6 +30,17 @@ UNUSED = re.compile(r".*position_ids|(?:.*\.)?logit_scale|\w+_projection\..*")
 OTHER_ENCODER = {"CLIPTextModel": "vision_model.", "CLIPVisionModel": "text_model."}
 
 Network = TypeVar("Network", bound=nn.Module)
+
+
+@contextmanager
+def as_input_error(what: str) -> Iterator[None]:
+    """Turn errors of reading a network's files into an InputError. what: the files, and what they are not."""
+    try:
+        yield
+    except InputError:
+        raise
+    except READ_ERRORS as error:
+        raise InputError(f"{what}: {error}") from error
 
 
 def list_variants(folder: Path) -> set[str]:

@@ -133,10 +133,13 @@ class Schedule:
             return SPACINGS[spacing](self.sigmas, steps)
         return schedulers.scheduler_sigmas(self.settings, self.sigmas, steps)
 
-    def progress(self, timestep: float) -> float:
-        """Return the share of the denoising that is done at a timestep, as the network takes it: 0 at the noisiest."""
-        number = self.timestep(math.exp(4 * timestep)) if self.log_timesteps else timestep
-        return 1 - number / len(self.sigmas)
+    def progress(self, sigma: float) -> float:
+        """Return the share of the denoising that is done at a sigma: 0 at the highest, 1 without noise."""
+        return 1 - self.timestep(sigma) / len(self.sigmas)
+
+    def progress_at(self, timestep: float) -> float:
+        """Return `progress` at a timestep, as the network takes it."""
+        return self.progress(math.exp(4 * timestep)) if self.log_timesteps else 1 - timestep / len(self.sigmas)
 
     def scale_timestep(self, sigma: float, factor: float) -> float:
         """Return the sigma at `factor` times the timestep of a sigma, rounded down; 0 for 0."""

@@ -85,6 +85,8 @@ UNSUPPORTED = (
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 PEFT_TYPES = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
 
+PRODUCT_ROLES = {"down", "up", "mid", "alpha", "up_bias", "diff_b", "b_norm"}  # of a product, and of a bias beside it
+
 Tensors = Mapping[str, Tensor]  # of one layer, by role
 Scaling = Callable[[int | None], float]  # rank of a product -> its factor, alpha / rank; None for whole matrices
 
@@ -106,7 +108,7 @@ def unsupported_settings(settings: Mapping[str, Any]) -> str | None:
     """Return the name of, and reason against, a kind of adapter by peft's settings; None if it is supported."""
     kind = str(settings.get("peft_type") or "LORA")
     if kind not in PEFT_TYPES:
-        return f"{kind} of peft, and of its kinds LoRA, LoHa and LoKr are supported: merge it with peft"
+        return f"an adapter of peft's kind {kind}, and of those LoRA, LoHa and LoKr are supported: merge it with peft"
     start = str(settings.get("init_lora_weights"))
     if start.startswith(CHANGED_BASE):
         return f"{start}, which changed the network's own weights too: save it as a plain LoRA with peft"
@@ -144,15 +146,7 @@ def low_rank_update(tensors: Tensors, scale: Scaling) -> LowRankUpdate | None:
 
     Raises KeyError, of a role, if a matrix is missing.
     """
-    if not tensors.keys() & {"down", "up"} or tensors.keys() - {
-        "down",
-        "up",
-        "mid",
-        "alpha",
-        "up_bias",
-        "diff_b",
-        "b_norm",
-    }:
+    if not tensors.keys() & {"down", "up"} or tensors.keys() - PRODUCT_ROLES:
         return None
     down, up = _down(tensors), tensors["up"]
     return LowRankUpdate(down, up, scale(len(down)) * len(down))

@@ -14,7 +14,6 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -27,7 +26,7 @@ from kineograph.models.formats.lora import named_networks
 from kineograph.models.formats.tensor_files import preview_names
 from kineograph.models.hooks import refuse_any_hooks, refuse_unused_hooks
 from kineograph.models.loading import video_folder
-from kineograph.models.network_folders import PLAIN, list_variants, read_network
+from kineograph.models.network_folders import PLAIN, as_input_error, list_variants, read_network
 from kineograph.models.temporal.adapters import MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.supported_layers import check_attention_processors
@@ -58,7 +57,6 @@ PIPELINE_FEATURES = {
     "free_init": "disable_free_init() first",
 }
 FREEU = ("s1", "s2", "b1", "b2")
-READ_ERRORS = (OSError, SafetensorError, ValueError, RuntimeError, KeyError)
 
 Config = Mapping[str, Any]
 
@@ -165,7 +163,7 @@ def components_from_folder(
     index = read_index(folder)
     refuse_other_families(index, str(folder), given_apart=given_apart)
     _check_variant(folder, index, variant)
-    try:
+    with as_input_error(f"{folder} is incomplete or damaged"):
         unet, temporal = read_unet(folder, index, dtype, variant)
         decoder = folder / video_folder.TEMPORAL_DECODER
         classes = text_encoder_classes(index)
@@ -185,10 +183,6 @@ def components_from_folder(
             temporal_decoder=video_folder.read_temporal_decoder(decoder) if decoder.is_dir() else None,
             motion_adapter=None if temporal is None else video_folder.read_motion_adapter(folder, temporal),
         )
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(f"{folder} is incomplete or damaged: {error}") from error
 
 
 def _read_vae(folder: Path, index: Config, dtype: torch.dtype, variant: str | None) -> VAE:

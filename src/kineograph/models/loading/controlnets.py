@@ -25,8 +25,8 @@ from kineograph.models.formats.key_map import KeyMap, select_prefix
 from kineograph.models.formats.known_configurations import CONTROL_LORA, CONTROLNET, T2I_ADAPTER
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.hooks import Network, is_offloaded, refuse_offloaded, refuse_unused_hooks
-from kineograph.models.loading.components import READ_ERRORS, Components, Pipeline, quiet_loading, read_json
-from kineograph.models.network_folders import read_network
+from kineograph.models.loading.components import Components, Pipeline, quiet_loading, read_json
+from kineograph.models.network_folders import as_input_error, read_network
 from kineograph.models.placement import Placement
 from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.supported_layers import check_attention_processors
@@ -122,12 +122,8 @@ def _read(
             f"{source} is no ControlNet: expected a folder with the config.json of a ControlNetModel or T2IAdapter and "
             f"its weights, diffusion_pytorch_model.safetensors, or a single file; found {kind}"
         )
-    try:
+    with as_input_error(f"{source} is no ControlNet in diffusers layout, or damaged"):
         return read_network(CLASSES[kind], path, dtype=placement.dtype)
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(f"{source} is no ControlNet in diffusers layout, or damaged: {error}") from error
 
 
 def _from_file(path: Path, unet: UNet2DConditionModel) -> ControlNetModel | T2IAdapter:

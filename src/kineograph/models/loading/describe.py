@@ -30,11 +30,12 @@ from kineograph.models.loading import (
     video_checkpoints,
     video_folder,
 )
-from kineograph.models.loading.components import INDEX, READ_ERRORS, Config, Pipeline, read_index, read_json
+from kineograph.models.loading.components import INDEX, Config, Pipeline, read_index, read_json
 from kineograph.models.loading.motion_modules import MotionSource
 from kineograph.models.loading.options import LoadOptions
 from kineograph.models.loading.provenance import source_name
 from kineograph.models.loading.single_file import Checkpoint
+from kineograph.models.network_folders import as_input_error
 from kineograph.models.placement import choose_placement
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket import models as pocket
@@ -197,14 +198,10 @@ def _folder_temporal(folder: Path, index: Config) -> TemporalConfig | None:
     if kind not in components.VIDEO_UNETS:
         return None
     config = read_json(folder / "unet" / CONFIG)
-    try:
+    with as_input_error(f"{folder} is incomplete or damaged"):
         with init_empty_weights(include_buffers=False):
             unet = components.UNETS[kind].from_config(config)
         return _temporal_config(components.VIDEO_UNETS[kind](unet))
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(f"{folder} is incomplete or damaged: {error}") from error
 
 
 def _describe_file(

@@ -16,8 +16,8 @@ from kineograph.models.conditioning.image_encoder import FACE_ID, ImageEncoder, 
 from kineograph.models.formats import known_configurations, tensor_files
 from kineograph.models.formats.key_map import select_prefix
 from kineograph.models.formats.tensor_files import Tensors, preview_names
-from kineograph.models.loading.components import READ_ERRORS, Components, read_json
-from kineograph.models.network_folders import read_network
+from kineograph.models.loading.components import Components, read_json
+from kineograph.models.network_folders import as_input_error, read_network
 
 SECTIONS = ("image_proj", "ip_adapter")  # of a file: nested dictionaries or prefixes of names
 ENCODER, MODELS = "image_encoder", "models"
@@ -117,9 +117,5 @@ def _read_encoder(file: Path, sections: Mapping[str, Tensors]) -> CLIPVisionMode
     if reads not in gives:
         raise wrong_encoder_error(str(file), kind, reads, gives[0])
     folder = folders[gives.index(reads)]
-    try:
+    with as_input_error(f"{folder} is no image encoder, or damaged"):
         return read_network(CLIPVisionModelWithProjection, folder)
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(f"{folder} is no image encoder, or damaged: {error}") from error

@@ -81,7 +81,7 @@ class VideoControlNet(nn.Module):
 
 
 def linear_progress(timestep: float) -> float:
-    """Return the share of 1,000 timesteps that are done, as `Schedule.progress` of most models."""
+    """Return the share of 1,000 timesteps that are done, as `Schedule.progress_at` of most models."""
     return 1 - timestep / 1000
 
 
@@ -103,7 +103,7 @@ def bind_controlnet(
         scale: factor on the residuals.
         start, end: the timesteps with control, as fractions from the noisiest, 0, to the clean one, 1. They are of
             noise levels and not of steps, so they mean the same for any list of sigmas.
-        progress: the model's `Schedule.progress`.
+        progress: the model's `Schedule.progress_at`.
     """
     with torch.no_grad():
         key_values = project_tokens(net.controlnet, condition)

@@ -26,8 +26,8 @@ from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.formats.vidrd import temporal_conv_entry
 from kineograph.models.loading import single_file, video_folder
-from kineograph.models.loading.components import READ_ERRORS, read_json
-from kineograph.models.network_folders import read_network
+from kineograph.models.loading.components import read_json
+from kineograph.models.network_folders import as_input_error, read_network
 from kineograph.models.vae.autoencoder import VAE, VAES
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
@@ -123,7 +123,7 @@ def fill_vae(vae: AutoencoderKL, tensors: Tensors, what: str) -> None:
 
 
 VAE_FILES = [f"{at}{name}" for at in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model*.safetensors")]
-VAE_PREFIXES = ("first_stage_model.", "vae.")
+VAE_PREFIXES = ("first_stage_model.", VAE_PREFIX)
 # layers of TAESD in its authors' files; the decoder's are counted from a clamp, which diffusers does not count
 TAESD_LAYER = re.compile(r"(\d+)\.((?:conv\.\d+\.|skip\.)?(?:weight|bias))")
 TAESD_LATENTS = {"decoder.layers.0.weight": 1, "encoder.layers.14.weight": 0}  # -> dimension of the latents' channels
@@ -177,12 +177,8 @@ def _read_vae(vae: str | Path, own: VAE | None, dtype: torch.dtype, hub_options:
         return _read_file(path, own).to(dtype).eval()
     kind = _read_config(path)["_class_name"]
     _refuse_other_kind(kind, str(vae))
-    try:
+    with as_input_error(f"{vae} is no VAE in diffusers layout, or damaged"):
         return read_network(VAES[kind], path, dtype=dtype)
-    except InputError:
-        raise
-    except READ_ERRORS as error:
-        raise InputError(f"{vae} is no VAE in diffusers layout, or damaged: {error}") from error
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:

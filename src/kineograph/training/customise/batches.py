@@ -20,9 +20,10 @@ from kineograph.methods import dreambooth, still_moving, videocrafter
 from kineograph.models import schedule
 from kineograph.models.conditioning.condition import Condition
 from kineograph.models.conditioning.text_encoder import TextEncoder, encode_text
-from kineograph.models.model import VIDEO_MODEL_FPS, Model
+from kineograph.models.model import Model
 from kineograph.models.schedule import Schedule
 from kineograph.models.unet.video_unet import VideoUNet
+from kineograph.request import VIDEO_MODEL_FPS
 from kineograph.training.customise.networks import TrainedNetworks
 from kineograph.training.customise.settings import ErrorKind, ImageCustomisationSettings
 from kineograph.training.gradients import LoadBatch, LossFunction

@@ -11,10 +11,11 @@ import torch
 from pydantic import BaseModel, Field, field_validator
 
 from kineograph.methods.still_moving import STILL
-from kineograph.models.model import VIDEO_MODEL_FPS, Model
+from kineograph.models.model import Model
 from kineograph.models.placement import choose_placement
 from kineograph.models.temporal.adapters import MOTION_ADAPTER, SPATIAL_ADAPTER, AdapterConfig
 from kineograph.models.temporal.config import STRICT
+from kineograph.request import VIDEO_MODEL_FPS
 from kineograph.training import TrainingSettings
 from kineograph.training.settings_file import SettingsT
 from kineograph.training.temporal_layers.settings import LogNormalSigmas
