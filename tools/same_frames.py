@@ -5,7 +5,8 @@
 
 Both run in this Python environment, one after the other, offline, on one thread. Each command of `COMMANDS` is run by
 the other checkout and by this one with the same seed; the hash of the frames is the one recorded in the file. Fails if
-any differs. The second form of a command is given where an option was renamed since.
+any differs. The second form of a command is given where an option was renamed since; the spacing of sigmas that earlier
+versions always had is asked for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SPACING = "--spacing leading --steps-offset 1"
 # (name of the file, arguments before, arguments now if they differ); earlier files are inputs of later commands.
 COMMANDS: tuple[tuple[str, str, str | None], ...] = (
     ("fish.mp4", 'generate "a red fish swimming over the sea"', None),
@@ -125,7 +127,7 @@ def main() -> int:
                 continue
             hashes = (
                 frames_hash(asked.before.resolve(), folders[0], file, before, asked.steps),
-                frames_hash(ROOT, folders[1], file, now or before, asked.steps),
+                frames_hash(ROOT, folders[1], file, f"{now or before} {SPACING}", asked.steps),
             )
             same = hashes[0] == hashes[1]
             different += not same

@@ -109,7 +109,8 @@ class Plan:
     clip                number of the clip of a long video
     guide               (bind, cond, uncond) -> the guided model
     add_conditions      adds ControlNet residuals and the frames to edit to a condition
-    start_noise         (initial noise, first sigma) -> the noise with the frames that sampling starts from
+    start_noise         (initial noise, first sigma) -> the noise that sampling starts from: scaled as the scheduler's,
+                        or with the frames of an input video
     continue_noise      (the clip's own noise) -> its initial noise, which may continue the previous clip's
     adapt_sampler       (sampler, sigmas) -> the sampler, which may follow the previous clip, or smooth the background
     skip_overwritten    (denoise, sigmas) -> the model without the frames that `adapt_sampler` overwrites; for models
@@ -260,7 +261,7 @@ def bind_model(
 
 
 def encode_texts(plan: Plan, model: Model, texts: Sequence[Prompt]) -> Condition:
-    """Encode texts, one for each video of the batch, with the plan's size and frame rate.
+    """Encode texts, one for each video of the batch, with the plan's size, frame rate and guidance scale.
 
     All texts of a plan have equally many chunks of tokens, so that those of several frames can be interpolated.
     """
@@ -268,9 +269,16 @@ def encode_texts(plan: Plan, model: Model, texts: Sequence[Prompt]) -> Condition
         texts,
         size=(plan.height, plan.width),
         fps=plan.fps,
+        guidance_scale=text_guidance_scale(plan, model),
         prompt_weights=plan.read(SharedOptions)["prompt_weights"],
         num_chunks=text_chunks(plan, model),
     )
+
+
+def text_guidance_scale(plan: Plan, model: Model) -> float:
+    """Return the guidance scale of one of the plan's models: the second model may have its own."""
+    own = plan.options["video_guidance_scale"] if model in plan.second_model else None
+    return plan.guidance_scale if own is None else own
 
 
 def text_chunks(plan: Plan, model: Model) -> int:
@@ -320,7 +328,9 @@ def pin_first_frame(plan: Plan, denoise: Denoise, initial_noise: Latents) -> Den
 
 
 def guide_by_text(scale: float, bind: BindCondition, cond: Condition, uncond: Condition) -> Denoise:
-    """Apply classifier-free guidance, none for a scale of 1 or less."""
+    """Apply classifier-free guidance, none for a scale of 1 or less, and for a network that reads the scale itself."""
+    if cond.guidance_scale is not None:
+        return bind(cond)
     return classifier_free_guidance(bind(cond), bind(uncond), max(1.0, scale))
 
 

@@ -167,12 +167,13 @@ def test_latents_of_one_frame_are_those_of_all(video: Model) -> None:  # noqa: F
     assert np.array_equal(shared.frames, repeated.frames)
 
 
-def test_latents_begin_as_those_of_diffusers(model: Model) -> None:
+@pytest.mark.parametrize("steps", [1, 3, 10])
+def test_latents_begin_as_those_of_diffusers(model: Model, steps: int) -> None:
     latents, pipe = own_noise(model, 8, frames=1), sd()
     height, width = model.default_size
-    asked = {"latents": latents[:, 0], "height": height, "width": width, "num_inference_steps": 10}
+    asked = {"latents": latents[:, 0], "height": height, "width": width, "num_inference_steps": steps}
     image = pipe("a fish", **asked, output_type="np")
-    frame = kg.generate(model, "a fish", latents=latents, num_frames=1, camera="none", num_inference_steps=10)
+    frame = kg.generate(model, "a fish", latents=latents, num_frames=1, camera="none", num_inference_steps=steps)
     assert np.abs(frame.frames[0] / 255 - image.images[0]).max() < 1.5 / 255
 
 

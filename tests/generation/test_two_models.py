@@ -76,7 +76,8 @@ def test_without_refinement_it_is_the_image_model_with_first_frame_attention(ima
     shape = (1, *image.latent_shape(*image.default_size))
     sigmas = image.schedule.sampling_sigmas(6)
     noise = partly_shared(1.0, 3, range(3), shape)
-    x0 = final_latents(ddim(kg.classifier_free_guidance(told, blank, 7.5), sigmas[0] * noise, sigmas))
+    start = sigmas[0] * image.schedule.initial_scale(sigmas[0])
+    x0 = final_latents(ddim(kg.classifier_free_guidance(told, blank, 7.5), start * noise, sigmas))
     assert np.array_equal(made.frames, kg.Video.from_tensor(image.decode(x0)[0]).frames)
 
 

@@ -65,6 +65,19 @@ def test_the_sigmas_are_those_of_set_timesteps(name: str, steps: int, within: fl
 
 
 @pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_the_first_latents_have_the_schedulers_deviation(name: str) -> None:
+    schedule, config = schedule_of(CONFIGURATIONS[name]), dict(CONFIGURATIONS[name])
+    scheduler = getattr(diffusers, config.pop("_class_name"))(**config)
+    scheduler.set_timesteps(3)
+    first = schedule.sampling_sigmas(3)[0]
+    takes_x = hasattr(type(scheduler), "init_noise_sigma")  # others take z_t, of deviation 1
+    theirs = float(scheduler.init_noise_sigma) if takes_x else 1 / schedule.scale(first)
+    assert schedule.initial_scale(first) * first == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(sorted(CONFIGURATIONS)), st.integers(1, 40))
 def test_a_schedulers_sigmas_fall_within_the_table(name: str, steps: int) -> None:

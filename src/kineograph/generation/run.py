@@ -26,7 +26,7 @@ from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
 from kineograph.models.loading.provenance import collect_provenance
 from kineograph.plan import Plan, SamplingRun, text_chunks
-from kineograph.request import SETTINGS_VERSION, tensor_label
+from kineograph.request import SETTINGS_VERSION, SharedOptions, tensor_label
 from kineograph.samplers import Step
 
 CELL, UNCHANGED = 8, 10  # pixels; grey levels of 255, of which VAEs change less
@@ -199,6 +199,9 @@ def _bind_inputs(plan: Plan) -> Plan:
         plan = controlnet.bind_controls(plan)
     if plan.edit_footage:
         plan = instruct_pix2pix.bind_input(plan)
+    if plan.read(SharedOptions)["spacing"] is None:  # with the scheduler's sigmas, its first latents too
+        schedule = plan.model.schedule
+        plan = replace(plan, start_noise=lambda noise, sigma: schedule.initial_scale(sigma) * noise)
     return text2video_zero.bind_smoothing(sdedit.bind_start(plan))
 
 

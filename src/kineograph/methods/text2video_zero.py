@@ -22,7 +22,7 @@ from kineograph import noise
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, renoise
-from kineograph.motion import Motion, Warp, frame_warp, parse
+from kineograph.motion import FrameWarp, Motion, Warp, frame_warp, parse
 from kineograph.options import Flag, Number, Text, option
 from kineograph.plan import (
     AddOn,
@@ -182,9 +182,10 @@ def run(plan: Plan) -> SamplingRun:
         sigmas = insert_sigmas(sigmas, renoise_to, warp_at)
     initial = plan.continue_noise(noise.independent(plan.seeds, plan.frames, plan.latent_shape).to(device))
     denoise = pin_first_frame(plan, denoise, initial)
+    start = torch.cat([plan.start_noise(initial[:, :1], sigmas[0]), initial[:, 1:]], dim=1)
     steps = sample(
         plan.skip_overwritten(denoise, sigmas),
-        initial,
+        start,
         sigmas,
         warp=_camera_warp(plan),
         warp_at=warp_at,
@@ -205,7 +206,7 @@ def _noise_of_followers(plan: Plan) -> tuple[Latents, Sequence[int]]:
     return noise.shared(plan.seeds, plan.frames, plan.latent_shape, plan.clip), frames
 
 
-def _camera_warp(plan: Plan) -> Warp:
+def _camera_warp(plan: Plan) -> FrameWarp:
     return frame_warp(parse(plan.camera), frames=len(plan.frames), seed=plan.seeds)
 
 

@@ -133,6 +133,15 @@ class Schedule:
             return SPACINGS[spacing](self.sigmas, steps)
         return schedulers.scheduler_sigmas(self.settings, self.sigmas, steps)
 
+    def initial_scale(self, sigma: float) -> float:
+        """Return the initial latents' standard deviation over `sigma`, the first one, as the scheduler has it.
+
+        1 is the noise alone. Most schedulers start above it, as if the latents at the first sigma were that noise.
+        """
+        if (deviation := schedulers.initial_deviation(self.settings, sigma)) is not None:
+            return deviation / sigma
+        return 1 / (self.scale(sigma) * sigma)  # z_t is the noise
+
     def progress(self, sigma: float) -> float:
         """Return the share of the denoising that is done at a sigma: 0 at the highest, 1 without noise."""
         return 1 - self.timestep(sigma) / len(self.sigmas)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -79,6 +80,22 @@ def departures(settings: Mapping[str, Any]) -> list[str]:
     if values.get("algorithm_type") == SDE and SAMPLERS[name] not in SDE_SAMPLERS:
         odd["algorithm_type"] = SDE
     return [f"{key}={value}" for key, value in odd.items()]
+
+
+def initial_deviation(settings: Mapping[str, Any], sigma: float) -> float | None:
+    """Return the standard deviation of a scheduler's initial latents, diffusers' `init_noise_sigma`.
+
+    None for a scheduler whose latents are the network's input z_t, where it is 1.
+    """
+    name = class_name(settings)
+    if name.startswith("FlowMatch"):
+        return sigma
+    kind = _class_for_sigmas(name)
+    if not hasattr(kind, "init_noise_sigma"):
+        return None
+    default = _parameters(kind).get("timestep_spacing")  # EDM's have none
+    spacing = settings.get("timestep_spacing", default.default) if default else "leading"
+    return math.hypot(sigma, 1) if spacing == "leading" else sigma
 
 
 def scheduler_sigmas(settings: Mapping[str, Any], table: Sequence[float], steps: int) -> list[float]:
