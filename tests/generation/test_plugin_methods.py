@@ -45,7 +45,8 @@ def run(plan: Plan) -> SamplingRun:
     initial = plan.continue_noise(own.to(plan.model.device))
     denoise = bind_model(plan, frame_attention=first).guided
     sampler = plan.adapt_sampler(build_sampler(plan, plan.frames), sigmas)
-    return SamplingRun(len(sigmas), initial, sampler(denoise, sigmas[0] * initial, sigmas))
+    x = sigmas[0] * plan.start_noise(initial, sigmas[0])
+    return SamplingRun(len(sigmas), initial, sampler(denoise, x, sigmas))
 
 
 def check(combination: Combination) -> None:
