@@ -12,9 +12,12 @@ import http.client
 import io
 import json
 import os
+import socket
 import tarfile
+import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -29,7 +32,7 @@ from PIL import Image
 from kineograph.curation.records import WORK, clips_path, read_json_file, write_text
 from kineograph.curation.settings import CaptionModel, Captions, CurationSettings, Endpoint, TransformersModel
 from kineograph.curation.sources import SourceFile
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.media.frames import to_rgb
 from kineograph.media.seek import decode_frames_at, read_timing
 from kineograph.media.shards import FileRange, open_range
@@ -46,7 +49,13 @@ UNRECORDED_FIELDS: Any = {
 
 MAX_LENGTH = 2000  # characters of an answer
 MIN_WORDS, MAX_REPETITION = 12, 0.5  # an answer of at least so many words repeats itself if one has a larger share
+MAX_RESPONSE = 1 << 20  # bytes of an endpoint's response
+MAX_REASON = 100  # characters of a reason that a server gives
+MAX_PAUSE = 60.0  # seconds between two tries
 REFUSALS = {401: "the key is not accepted", 403: "it is forbidden", 404: "there is no such address or model"}
+REFUSALS |= dict.fromkeys(
+    (301, 302, 303, 307, 308), "it redirects to another address, which is not asked: give that one"
+)
 CONNECTION_ERRORS = (OSError, http.client.HTTPException)  # urllib's errors are OSErrors
 JPEG_QUALITY = 90
 MODEL_ERRORS = (OSError, ValueError, ImportError)  # raised by `from_pretrained` for a model that cannot be loaded
@@ -137,6 +146,8 @@ def check_answer(answer: str) -> str:
     words = text.lower().split()
     if not any(character.isalpha() for character in text):
         raise NoAnswer(f"the answer {text[:40]!r} has no words")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise NoAnswer(f"the answer {text[:40]!r} has a lone surrogate, which no file can hold")
     if len(text) > MAX_LENGTH:
         raise NoAnswer(f"the answer has {len(text)} characters, more than {MAX_LENGTH}: {text[:40]!r}...")
     if len(words) >= MIN_WORDS and Counter(words).most_common(1)[0][1] > MAX_REPETITION * len(words):
@@ -160,12 +171,30 @@ def connect_endpoint(settings: Endpoint) -> AskModel:
     """Return the function that asks an endpoint, again after growing pauses when it fails or its answer is invalid.
 
     The function raises NoAnswer after the last try, and InputError when the endpoint refuses the request.
-    Raises InputError when the environment variable for the key is not set.
+    Raises InputError when the environment variable for the key is not set, or the address is none.
     """
-    key = os.environ.get(settings.key) if settings.key else None
+    key = os.environ.get(settings.key, "").strip() if settings.key else None
     if settings.key and not key:
         raise InputError(f"the key of {settings.url} should be in the environment variable {settings.key}: set it")
+    if key and not (key.isascii() and key.isprintable()):
+        raise InputError(f"the environment variable {settings.key} should hold a key of ASCII characters: set it anew")
+    _check_address(settings.url)
     return partial(_ask_endpoint, settings, key)
+
+
+def _check_address(url: str) -> None:
+    """Raise InputError for an address that urllib cannot ask."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        valid = bool((parts.hostname or "").encode("idna")) and parts.port != 0
+        if parts.username is not None:
+            raise InputError("the url of an endpoint holds no user and password: use `key`, an environment variable")
+    except InputError:
+        raise
+    except ValueError:
+        valid = False
+    if not valid or not url.isascii() or not url.isprintable() or " " in url:
+        raise InputError(f"the url of an endpoint is such as http://localhost:8000/v1, in ASCII, not {shown(url)}")
 
 
 def _ask_endpoint(settings: Endpoint, key: str | None, images: Images, question: str) -> str:
@@ -173,31 +202,107 @@ def _ask_endpoint(settings: Endpoint, key: str | None, images: Images, question:
     reason = ""
     for number in range(settings.tries):
         if number:
-            time.sleep(settings.pause * 2 ** (number - 1))
+            time.sleep(min(settings.pause * 2 ** min(number - 1, 60), MAX_PAUSE))
         try:
-            return check_answer(_send(request, settings.timeout))
+            return check_answer(_read_answer(_send(request, settings.timeout)))
         except urllib.error.HTTPError as error:
             with error:
                 if error.code in REFUSALS:
                     raise InputError(f"{settings.url} says {error.code}: {REFUSALS[error.code]}") from error
-                reason = f"it says {error.code} {error.reason}"
+                reason = f"it says {error.code} {_one_line(error.reason)}"
         except NoAnswer as error:
             reason = str(error)
         except CONNECTION_ERRORS as error:
-            reason = f"it cannot be reached ({getattr(error, 'reason', None) or error or type(error).__name__})"
+            reason = (
+                f"it cannot be reached ({_one_line(getattr(error, 'reason', None) or error or type(error).__name__)})"
+            )
     raise NoAnswer(f"{settings.url} gave no answer in {settings.tries} tries: {reason}")
 
 
-def _send(request: urllib.request.Request, timeout: float) -> str:
-    with urllib.request.urlopen(request, timeout=timeout) as response:
-        body = response.read()
+class _SocketRecorder(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Handler of HTTP and HTTPS that passes each connected socket to a function."""
+
+    def __init__(self, record: Callable[[socket.socket], None]) -> None:
+        super().__init__()
+        self.record = record
+
+    def do_open(self, http_class: Any, req: urllib.request.Request, **arguments: Any) -> http.client.HTTPResponse:
+        """Send a request, and return the response when its headers are read."""
+        record = self.record
+
+        class Connection(http_class):
+            def connect(self) -> None:
+                super().connect()
+                record(self.sock)
+
+        return super().do_open(Connection, req, **arguments)
+
+
+def _send(request: urllib.request.Request, seconds: float) -> bytes:
+    """Send a request, and return the body of the response. No redirect is followed, so that no other host gets the key.
+
+    seconds: limit on the whole exchange. Sockets limit each read only, and a byte now and then would last for ever, so
+    the socket is shut down.
+
+    Raises NoAnswer for a response that is too long or takes too long, and what urllib raises.
+    """
+    sockets, expired = list[socket.socket](), threading.Event()
+
+    def expire() -> None:
+        expired.set()
+        for each in sockets:
+            try:
+                socket.socket.shutdown(each, socket.SHUT_RDWR)  # not that of an SSLSocket, which another thread reads
+            except OSError:
+                continue  # it is closed already
+
+    def record(connected: socket.socket) -> None:
+        sockets.append(connected)
+        if expired.is_set():
+            raise TimeoutError("timed out")
+
+    opener = urllib.request.OpenerDirector()
+    own = urllib.request.ProxyHandler(), urllib.request.HTTPDefaultErrorHandler(), urllib.request.HTTPErrorProcessor()
+    for handler in (*own, _SocketRecorder(record)):
+        opener.add_handler(handler)
+    timer = threading.Timer(seconds, expire)
+    timer.daemon = True
+    timer.start()
+    body = bytearray()
+    try:
+        with opener.open(request, timeout=seconds) as response:
+            while (part := response.read1(1 << 16)) and len(body) <= MAX_RESPONSE:
+                body += part
+    except urllib.error.HTTPError:
+        raise
+    except CONNECTION_ERRORS as error:
+        if expired.is_set():
+            raise NoAnswer(f"it gave no whole response in {seconds:g} s") from error
+        raise
+    finally:
+        timer.cancel()
+    if expired.is_set():
+        raise NoAnswer(f"it gave no whole response in {seconds:g} s")
+    if len(body) > MAX_RESPONSE:
+        raise NoAnswer(f"its response has more than {MAX_RESPONSE} bytes")
+    return bytes(body)
+
+
+def _read_answer(body: bytes) -> str:
+    """Return the text of a chat completion. Raises NoAnswer for another body."""
     try:
         content = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise NoAnswer(f"its response is not a chat completion: {body[:60]!r}") from error
     if not isinstance(content, str):
-        raise NoAnswer(f"its answer is not text but {content!r:.60}")
+        raise NoAnswer(f"its answer is not text but of type {type(content).__name__}")
     return content
+
+
+def _one_line(reason: object) -> str:
+    """Return a reason that a server may have written."""
+    text = str(reason)
+    return text if text.isprintable() and len(text) <= MAX_REASON else shown(text)
 
 
 def _chat_request(settings: Endpoint, key: str | None, images: Images, question: str) -> urllib.request.Request:

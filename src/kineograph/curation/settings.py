@@ -125,7 +125,8 @@ class TransformersModel(BaseModel):
 class Endpoint(BaseModel):
     """A model behind an OpenAI-compatible address, such as http://localhost:8000/v1.
 
-    key: the name of the environment variable with the key. pause: seconds before the second try, doubled for each.
+    key: the name of the environment variable with the key. timeout: seconds for a whole answer. pause: seconds before
+    the second try, doubled for each up to a minute.
     """
 
     model_config = STRICT
@@ -133,9 +134,9 @@ class Endpoint(BaseModel):
     url: str = Field(pattern=r"^https?://")
     model: str
     key: str | None = None
-    timeout: float = Field(60.0, gt=0, allow_inf_nan=False)
-    tries: int = Field(4, ge=1)
-    pause: float = Field(1.0, ge=0, allow_inf_nan=False)
+    timeout: float = Field(60.0, gt=0, le=3600)
+    tries: int = Field(4, ge=1, le=100)
+    pause: float = Field(1.0, ge=0, le=3600)
     max_tokens: int = Field(160, ge=1)
 
 
