@@ -41,7 +41,6 @@ def limited(kind: int, limit: int) -> Iterator[None]:
 
 
 # case 110. A limit of the file size stands for a full disk, which only root can mount
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="SafetensorError of a failed write is not handled")
 @pytest.mark.parametrize(
     ("size", "arguments"),
     [

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from kineograph.errors import InputError
 from kineograph.media.files import replace_atomically
 from kineograph.media.metadata import settings_id
 from kineograph.methods.vidrd import ClipState, Past
+from kineograph.models.formats.tensor_files import write_tensors
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class ClipFiles:
 
     def _write(self, number: int, tensors: dict[str, torch.Tensor], prompt: str, seed: int) -> None:
         with replace_atomically(self._file(number)) as part:
-            save_file(tensors, part, metadata={FORMAT: json.dumps({"prompt": prompt, "seed": seed, "clip": number})})
+            write_tensors(tensors, part, {FORMAT: json.dumps({"prompt": prompt, "seed": seed, "clip": number})})
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:04}.safetensors"

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.files import remove_path, replace_atomically
+from kineograph.models.formats.tensor_files import write_tensors
 from kineograph.training.logs import LossSums
 from kineograph.training.optimisers import Optimisers, copy_weights, load_optimiser_state, optimiser_state
 
@@ -66,7 +66,7 @@ def save_checkpoint(state: TrainState, position: LoopPosition, folder: Path, ter
         with replace_atomically(path) as part:
             _write(part, files, record)
         _sync(path.parent)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise _write_error(path, needed, str(error)) from error
     for old in _list(folder)[limit:] if limit else []:
         hidden = old.replace(
@@ -79,7 +79,7 @@ def _write(part: Path, files: Mapping[str, Mapping[str, Tensor]], record: dict[s
     part.mkdir()
     for name, tensors in files.items():
         if tensors:
-            save_file({key: tensor.detach().contiguous() for key, tensor in tensors.items()}, part / (name + SUFFIX))
+            write_tensors(tensors, part / (name + SUFFIX))
     sizes = {file.name: file.stat().st_size for file in part.iterdir()}
     (part / "state.json").write_text(json.dumps(record | {"sizes": sizes}, indent=1), encoding="utf-8")
     for file in (*part.iterdir(), part):

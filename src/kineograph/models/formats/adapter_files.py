@@ -19,7 +19,6 @@ from typing import Literal, NamedTuple, TypeVar
 
 from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import save_file
 from torch import nn
 
 from kineograph import hub
@@ -170,9 +169,9 @@ def _key_map(adapter: MotionAdapter | SpatialAdapter, kind: Kind) -> dict[str, E
 
 def _write(file: Path, header: AdapterHeader, adapter: MotionAdapter | SpatialAdapter, lora: Tensors) -> Path:
     tensors = key_map.export_tensors(adapter.state_dict(), _key_map(adapter, header.kind)) | dict(lora)
-    halved = {name: each.detach().half().cpu().contiguous() for name, each in tensors.items()}
+    halved = {name: each.half() for name, each in tensors.items()}
     with replace_atomically(file) as part:
-        save_file(halved, part, metadata={"format": "pt", HEADER: header.model_dump_json(exclude_none=True)})
+        tensor_files.write_tensors(halved, part, {HEADER: header.model_dump_json(exclude_none=True)})
     return file
 
 

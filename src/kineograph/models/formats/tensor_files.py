@@ -1,10 +1,14 @@
-"""Tensor files from others (safetensors, torch), read without running any code that they hold."""
+"""Tensor files: safetensors and torch files from others, read without running any code, and safetensors written."""
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
+import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,14 @@ INTEGERS = (torch.uint8, torch.int8)
 SCALES = (".scale_weight", ".weight_scale")  # of float8 weights, by the name of their layer
 UNUSED_BY_SCALED = ("scaled_fp8", ".scale_input", ".input_scale", ".comfy_quant")
 PREFIXES = ("_forward_module.", "module.")  # added to all names by those two and by torch's parallel training
+DTYPE_NAMES = {  # in the headers of safetensors files
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.complex64: "C64", torch.bool: "BOOL",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.uint16: "U16", torch.uint32: "U32", torch.uint64: "U64",
+}  # fmt: skip
+ALIGNMENT = 8  # of the first tensor in a safetensors file, in bytes
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # in the messages of safetensors, which is written in Rust
 # beginnings of files that stand in for a file that was never downloaded
 SUBSTITUTES = {
     b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` to get the file itself",
@@ -99,6 +111,36 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
     with _opened(path) as file:
         return file.metadata() or {}
+
+
+def write_tensors(tensors: Tensors, file: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file: the same bytes each time for the same tensors and metadata.
+
+    safetensors' own function writes the entries of the metadata in any order. Raises OSError if it cannot be written.
+    """
+    ordered = sorted(tensors.items(), key=lambda named: (-named[1].element_size(), named[0]))  # aligned, as theirs
+    header: dict[str, Any] = {"__metadata__": dict(sorted({"format": "pt", **(metadata or {})}.items()))}
+    end = 0
+    for name, each in ordered:
+        start, end = end, end + each.numel() * each.element_size()
+        header[name] = {"dtype": DTYPE_NAMES[each.dtype], "shape": list(each.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    with file.open("wb") as opened:
+        opened.write(struct.pack("<Q", len(text)) + text)
+        for _, each in ordered:
+            opened.write(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+
+
+@contextmanager
+def as_os_error(file: Path) -> Iterator[None]:
+    """Turn safetensors' errors of a failed write inside, by diffusers or transformers, into OSError."""
+    try:
+        yield
+    except SafetensorError as error:
+        number = SYSTEM_ERROR.search(str(error))
+        code = int(number[1]) if number else 0
+        raise OSError(code, os.strerror(code) if code else str(error), str(file)) from error
 
 
 def restore_scaled_weights(tensors: Tensors, dtype: torch.dtype, what: str) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import diffusers
 import torch
-from safetensors.torch import save_file
 
 from kineograph.errors import InputError
 from kineograph.hub import HubOptions
@@ -57,7 +56,7 @@ def save(model: Model | Components, folder: str | Path, *, unused: Tensors | Non
         if isinstance(model, Model):
             _write_clip_skip(model.clip_skip, temporary / "text_encoder" / "config.json")
         if unused:
-            save_file(dict(unused), temporary / UNUSED)
+            tensor_files.write_tensors(unused, temporary / UNUSED)
     return folder
 
 
@@ -88,8 +87,10 @@ def _write_clip_skip(clip_skip: int, file: Path) -> None:
 def _write_components(components: Components, folder: Path, name: str) -> None:
     for suffix, encoder in zip(("", "_2"), components.text_encoders, strict=False):
         encoder.tokenizer.save_pretrained(folder / f"tokenizer{suffix}")
-        encoder.network.save_pretrained(folder / f"text_encoder{suffix}")
-    components.vae.save_pretrained(folder / "vae")
+        with tensor_files.as_os_error(folder):
+            encoder.network.save_pretrained(folder / f"text_encoder{suffix}")
+    with tensor_files.as_os_error(folder):
+        components.vae.save_pretrained(folder / "vae")
     video_folder.write_unet(components.unet, folder / "unet")
     video_folder.write_image_adapter(components.unet, components.image_encoder, folder)
     if components.temporal is not None:
@@ -178,5 +179,5 @@ def folder_to_videocrafter(folder: str | Path, file: str | Path) -> Path:
         if path.suffix == ".ckpt":
             torch.save({"state_dict": tensors}, temporary)
         else:
-            save_file(tensors, temporary)
+            tensor_files.write_tensors(tensors, temporary)
     return path

@@ -13,7 +13,6 @@ image_encoder/                                       CLIP's vision model, in tra
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,8 +20,7 @@ import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
 from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
 from kineograph.errors import InputError
@@ -98,7 +96,7 @@ def write_layers(layers: TemporalLayers | TemporalDecoder, folder: Path) -> None
     """Write temporal layers or a temporal decoder into a new folder, which the functions above read."""
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(layers.config.model_dump(mode="json"), indent=2) + "\n")
-    _save(layers.state_dict(), folder / NETWORK_WEIGHTS)
+    tensor_files.write_tensors(layers.state_dict(), folder / NETWORK_WEIGHTS)
 
 
 def read_motion_adapter(folder: Path, temporal: TemporalLayers) -> MotionAdapter | None:
@@ -146,8 +144,9 @@ def write_image_adapter(unet: UNet2DConditionModel, encoder: ImageEncoder | None
     (folder / IMAGE_ADAPTER).mkdir()
     (folder / IMAGE_ADAPTER / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2))
     tensors = key_map.export_tensors(unet.state_dict(), ip_adapter_key_map(unet))
-    _save(tensors, folder / IMAGE_ADAPTER / IMAGE_ADAPTER_WEIGHTS)
-    encoder.network.save_pretrained(folder / IMAGE_ENCODER)
+    tensor_files.write_tensors(tensors, folder / IMAGE_ADAPTER / IMAGE_ADAPTER_WEIGHTS)
+    with tensor_files.as_os_error(folder / IMAGE_ENCODER):
+        encoder.network.save_pretrained(folder / IMAGE_ENCODER)
 
 
 def write_unet(unet: UNet2DConditionModel, folder: Path) -> None:
@@ -157,11 +156,7 @@ def write_unet(unet: UNet2DConditionModel, folder: Path) -> None:
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(settings, indent=2))
     image_weights = {name: each for name, each in unet.state_dict().items() if name not in adapter}
-    _save(image_weights, folder / NETWORK_WEIGHTS)
-
-
-def _save(state: Mapping[str, Tensor], file: Path) -> None:
-    save_file({name: each.detach().contiguous() for name, each in state.items()}, file, metadata={"format": "pt"})
+    tensor_files.write_tensors(image_weights, folder / NETWORK_WEIGHTS)
 
 
 def _file(folder: Path, name: str) -> Path:

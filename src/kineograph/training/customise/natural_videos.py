@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kineograph import noise
@@ -24,7 +23,7 @@ from kineograph.denoise import classifier_free_guidance, refuse_nan
 from kineograph.errors import InputError, InputWarning
 from kineograph.media.files import replace_atomically
 from kineograph.media.video import Video
-from kineograph.models.formats.tensor_files import read_tensors
+from kineograph.models.formats.tensor_files import read_tensors, write_tensors
 from kineograph.models.loading.provenance import fingerprints
 from kineograph.models.model import Model
 from kineograph.models.temporal.adapters import NO_TEMPORAL_LAYERS
@@ -151,7 +150,7 @@ def _generate(natural: NaturalVideos, folder: Path) -> Generator[TrainingSample,
         if not file.is_file():
             latents = generate_latents(natural, prompt, natural.settings.training.seed + number)
             with replace_atomically(file) as part:
-                save_file({"latents": latents.half().contiguous()}, part, {"prompt": prompt})
+                write_tensors({"latents": latents.half()}, part, {"prompt": prompt})
         yield TrainingSample((read_tensors(file)["latents"].float(),), prompt)
 
 

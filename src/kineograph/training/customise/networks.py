@@ -11,7 +11,6 @@ from typing import Any
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -21,6 +20,7 @@ from kineograph.methods.still_moving import inject
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import adapter_files
 from kineograph.models.formats import lora as lora_files
+from kineograph.models.formats.tensor_files import write_tensors
 from kineograph.models.loading.load import load
 from kineograph.models.loading.provenance import source_name
 from kineograph.models.loading.save import save
@@ -120,8 +120,8 @@ def save_customisation(model: Model, networks: TrainedNetworks, folder: Path, de
     """
     if any(isinstance(layer, LoraLayer) for layer in networks.unet.modules()):
         folder.mkdir(parents=True)
-        header = {"format": "pt", lora_files.CUSTOMISE_HEADER: json.dumps(description)}
-        save_file(lora_state_dict(networks), folder / lora_files.LORA_FILES[0], header)
+        header = {lora_files.CUSTOMISE_HEADER: json.dumps(description)}
+        write_tensors(lora_state_dict(networks), folder / lora_files.LORA_FILES[0], header)
     else:
         whole = deepcopy(networks.unet.image_unet).to(model.dtype)
         words = None if model.vocabulary is None else model.vocabulary | set(description["words"])

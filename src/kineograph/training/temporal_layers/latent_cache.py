@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kineograph.errors import InputError
 from kineograph.media.files import replace_atomically
 from kineograph.media.training_clips import Clip
+from kineograph.models.formats.tensor_files import write_tensors
 from kineograph.models.loading.provenance import fingerprint
 from kineograph.models.model import Model
 
@@ -93,8 +94,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     try:
         with replace_atomically(path) as part:
-            save_file(tensors, part)
-    except (OSError, SafetensorError) as error:
+            write_tensors(tensors, part)
+    except OSError as error:
         raise InputError(
             f"the latent_cache {path.parents[1]} cannot be written ({error}): make room, name another folder, or leave "
             "it out; the same command then continues from the last checkpoint"
