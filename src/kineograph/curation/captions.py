@@ -183,18 +183,17 @@ def connect_endpoint(settings: Endpoint) -> AskModel:
 
 
 def _check_address(url: str) -> None:
-    """Raise InputError for an address that urllib cannot ask."""
+    """Raise InputError for an address that urllib cannot ask, or with a password, which messages would show."""
     try:
         parts = urllib.parse.urlsplit(url)
-        valid = bool((parts.hostname or "").encode("idna")) and parts.port != 0
-        if parts.username is not None:
-            raise InputError("the url of an endpoint holds no user and password: use `key`, an environment variable")
-    except InputError:
-        raise
+        valid = bool((parts.hostname or "").encode("idna")) and parts.port != 0 and "@" not in parts.netloc
     except ValueError:
         valid = False
     if not valid or not url.isascii() or not url.isprintable() or " " in url:
-        raise InputError(f"the url of an endpoint is such as http://localhost:8000/v1, in ASCII, not {shown(url)}")
+        raise InputError(
+            "the url of an endpoint is such as http://localhost:8000/v1, in ASCII and without a user, not "
+            f"{shown(url.rpartition('@')[2])}"
+        )
 
 
 def _ask_endpoint(settings: Endpoint, key: str | None, images: Images, question: str) -> str:
