@@ -1,10 +1,13 @@
-"""Errors and warnings for users, checks of plain arguments that raise them, and names of inputs in memory."""
+"""Errors and warnings for users, checks of plain values and of JSON that raise them, and names of inputs in memory."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 
 class InputError(ValueError):
@@ -18,6 +21,10 @@ class InputWarning(UserWarning):
 MAX_FRAMES = 4096
 MEMORY_LABEL = re.compile(r"(image|video|tensor) in memory \(.*, sha256 [0-9a-f]{16}\)")
 SHOWN_LENGTH = 100  # characters of a value in a message
+MAX_JSON_BYTES = 64 << 20  # of a file; the largest index of a sharded checkpoint has a few
+MAX_DEPTH = 64  # of lists and mappings in one another
+MAX_INTEGER = 2**63 - 1
+UNUSABLE = re.compile("[\0\ud800-\udfff]")  # characters that no file name and no UTF-8 can have
 
 
 def shown(value: object) -> str:
@@ -25,7 +32,10 @@ def shown(value: object) -> str:
     if isinstance(value, str):
         return repr(value) if len(value) <= SHOWN_LENGTH else f"{value[:SHOWN_LENGTH]!r}..."
     if isinstance(value, int | float | list | tuple | dict | None):
-        text = repr(value)
+        try:
+            text = repr(value)
+        except (ValueError, RecursionError):  # an integer of thousands of digits, or hundreds of lists in one another
+            return f"a very long {type(value).__name__}"
         if len(text) <= SHOWN_LENGTH and "\n" not in text:
             return text
     return f"an object of type {type(value).__name__}"
@@ -53,6 +63,59 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise InputError unless the value is one of the choices."""
     if value not in choices:
         raise InputError(f"{name} is {' or '.join(choices)}, not {shown(value)}")
+
+
+def load_json(path: Path) -> Any:
+    """Return the value in a JSON file, within the limits of `parse_json`. Raises InputError, and OSError."""
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise InputError(f"{path} has {path.stat().st_size:,} bytes: JSON of at most {MAX_JSON_BYTES:,} is read")
+    return parse_json(path.read_bytes(), str(path))
+
+
+def parse_json(text: str | bytes, what: str) -> Any:
+    """Return the value of a JSON text. what: its name for messages.
+
+    Raises InputError for other text, for what `check_plain_value` refuses, and for numbers that are not finite.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite_float)
+    except ValueError as error:
+        raise InputError(f"{what} is not JSON: {error}") from error
+    except RecursionError:
+        raise InputError(f"{what} is not used: it has more than {MAX_DEPTH} lists in one another") from None
+    check_plain_value(value, what)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite_float(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:SHOWN_LENGTH]} is too large")
+    return number
+
+
+def check_plain_value(value: object, what: str) -> None:
+    """Raise InputError for values of JSON or YAML that are nested too deeply, too large, or no text that can be used.
+
+    what: the name of their source, for messages.
+    """
+    waiting = [(value, 0)]
+    while waiting:
+        each, depth = waiting.pop()
+        if depth >= MAX_DEPTH and isinstance(each, Mapping | list | tuple):
+            raise InputError(f"{what} is not used: it has more than {MAX_DEPTH} lists in one another")
+        if isinstance(each, Mapping):
+            waiting += [(part, depth + 1) for pair in each.items() for part in pair]
+        elif isinstance(each, list | tuple):
+            waiting += [(part, depth + 1) for part in each]
+        elif isinstance(each, int) and abs(each) > MAX_INTEGER:
+            raise InputError(f"{what} is not used: it has a whole number of more than 64 bits")
+        elif isinstance(each, str) and UNUSABLE.search(each):
+            raise InputError(f"{what} is not used: it has a null character or a lone surrogate in {shown(each)}")
 
 
 def memory_label(kind: str, size: str, digest: str) -> str:

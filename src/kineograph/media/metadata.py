@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -17,10 +16,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from typing_extensions import TypedDict
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, parse_json
 from kineograph.options import Flag, option
 
 IMAGE_DESCRIPTION = 0x010E
+MAX_METADATA = 16 << 20  # characters of JSON
+LEAST_FPS, MOST_FPS = 1e-6, 1e6
 # files that Pillow reads, not FFmpeg
 PILLOW_SUFFIXES = frozenset({".gif", ".webp", ".png", ".apng", ".jpg", ".jpeg", ".avif", ".bmp", ".tif", ".tiff"})
 
@@ -104,17 +105,19 @@ def read_video_metadata(path: str | Path) -> VideoMetadata | None:
     if path.is_dir():
         path = frame_files(path)[0]
     text = _image_comment(path) if path.suffix.lower() in PILLOW_SUFFIXES else _container_comment(path)
+    if len(text) > MAX_METADATA:
+        return None
     try:
-        fields = json.loads(text)
+        fields = parse_json(text, "the comment")
         metadata = VideoMetadata(**{name: fields[name] for name in VideoMetadata._fields})
-    except (ValueError, KeyError, TypeError, RecursionError):  # another program's comment
+    except (InputError, KeyError, TypeError):  # another program's comment
         return None
     return metadata if _is_valid(metadata) else None
 
 
 def _is_valid(metadata: VideoMetadata) -> bool:
     whole = (metadata.frames, metadata.height, metadata.width)
-    is_rate = isinstance(metadata.fps, int | float) and 0 < metadata.fps < math.inf
+    is_rate = type(metadata.fps) in (int, float) and LEAST_FPS <= metadata.fps <= MOST_FPS
     return all(type(each) is int and each > 0 for each in whole) and is_rate and isinstance(metadata.settings, dict)
 
 
@@ -169,9 +172,10 @@ def _image_comment(path: Path) -> str:
     try:
         with PIL.Image.open(path) as image:
             text = image.info.get("Comment") or image.info.get("comment") or image.getexif().get(IMAGE_DESCRIPTION)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, LookupError, EOFError, PIL.Image.DecompressionBombError) as error:
         raise unreadable_file(path, error) from error
-    return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text or ""
+    text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
+    return text if isinstance(text, str) else ""  # EXIF may hold a number
 
 
 def _container_comment(path: Path) -> str:

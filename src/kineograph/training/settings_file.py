@@ -14,9 +14,52 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from kineograph.errors import InputError
+from kineograph.errors import MAX_DEPTH, SHOWN_LENGTH, InputError, check_plain_value, shown
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
+MAX_BYTES, MAX_VALUES = 1 << 20, 20_000  # of a file of settings; values with those that aliases repeat
+MAX_LISTED = 10  # errors in a message
+TEXT_TAG = "tag:yaml.org,2002:str"
+
+
+class _LimitedLoader(yaml.SafeLoader):
+    """PyYAML's safe loader with limits on depth and on values, of which an alias repeats those of its anchor."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.depth = self.count = 0
+        self.counts: dict[str, int] = {}  # values of each anchor that is complete
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next node. Raises YAMLError beyond the limits, for an alias inside its anchor, and for tags."""
+        event, before = self.peek_event(), self.count
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in self.anchors and event.anchor not in self.counts:
+                raise self._error(f"the alias {event.anchor!r} refers to the list that it is in", event)
+            self.count += self.counts.get(event.anchor, 0)
+        elif getattr(event, "tag", None) not in (None, "!", TEXT_TAG):
+            raise self._error("tags are not read", event)
+        self.depth, self.count = self.depth + 1, self.count + 1
+        if self.depth > MAX_DEPTH or self.count > MAX_VALUES:
+            limits = f"{MAX_DEPTH} lists in one another and {MAX_VALUES:,} values are read, aliases unfolded"
+            raise self._error(f"at most {limits}", event)
+        node = super().compose_node(parent, index)
+        if not isinstance(event, yaml.AliasEvent) and event.anchor is not None:
+            self.counts[event.anchor] = self.count - before
+        self.depth -= 1
+        return node
+
+    def construct_yaml_int(self, node: Any) -> int:
+        """Return an integer. Raises ValueError for a long one: PyYAML takes minutes for one to base 60."""
+        if len(node.value) > SHOWN_LENGTH:
+            raise ValueError("a whole number has more than 64 bits")
+        return super().construct_yaml_int(node)
+
+    def _error(self, problem: str, event: yaml.Event) -> yaml.YAMLError:
+        return yaml.composer.ComposerError(None, None, problem, event.start_mark)
+
+
+_LimitedLoader.add_constructor("tag:yaml.org,2002:int", _LimitedLoader.construct_yaml_int)
 
 
 def load_settings(path: Path, model: type[SettingsT], overrides: Iterable[str] = ()) -> SettingsT:
@@ -41,20 +84,49 @@ def _validate(model: type[SettingsT], content: Any, overrides: Iterable[str], pr
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise InputError("\n".join(f"{prefix}{_message(model, each)}" for each in error.errors())) from error
+        messages = [_message(model, each) for each in error.errors()]
+        more = f"; and {len(messages) - MAX_LISTED} more" if len(messages) > MAX_LISTED else ""
+        raise InputError(f"{prefix}{'; '.join(messages[:MAX_LISTED])}{more}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file. Raises InputError for a file that is missing, or holds something else."""
+    """Return the mapping in a YAML file, within the limits of `parse_yaml`.
+
+    Raises InputError for a file that is missing, too large, or holds something else.
+    """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}; expected a YAML file of settings") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
+    if len(text) > MAX_BYTES:
+        raise InputError(f"{path} is larger than 1 MB: expected a YAML file of settings")
+    content = parse_yaml(text, str(path))
     if not isinstance(content, dict | None):
         raise InputError(f"{path} holds a {type(content).__name__}; expected settings, one 'name: value' a line")
     return content or {}
+
+
+def parse_yaml(text: str, what: str) -> Any:
+    """Return the value of a YAML text: plain YAML, without tags.
+
+    Raises InputError for other text, one with too many values or aliases, and for what `check_plain_value` refuses.
+    what: its name for messages.
+    """
+    try:
+        content = yaml.load(text, _LimitedLoader)
+    except (yaml.YAMLError, ValueError) as error:  # of a date or a number that there is not
+        raise InputError(f"{what} is not YAML that can be used: {_explain(error)}") from error
+    check_plain_value(content, what)
+    return content
+
+
+def _explain(error: Exception) -> str:
+    """Return what is wrong and where, in one line."""
+    problem = ": ".join(each for name in ("context", "problem") if (each := getattr(error, name, None)))
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return " ".join((problem or str(error)).split()) + where
 
 
 def apply_override(content: Any, text: str) -> dict[str, Any]:
@@ -62,28 +134,27 @@ def apply_override(content: Any, text: str) -> dict[str, Any]:
     name, sign, value = text.partition("=")
     first, _, rest = name.strip().partition(".")
     if not sign or not first:
-        raise InputError(f"{text!r} overrides nothing: expected field=value, or group.field=value")
+        raise InputError(f"{shown(text)} overrides nothing: expected field=value, or group.field=value")
     if not isinstance(content, Mapping):
-        raise InputError(f"{text!r} overrides a field of {content!r}, which has no fields")
-    try:
-        given = apply_override(content.get(first) or {}, f"{rest}={value}") if rest else yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"{text!r} has a value that is not YAML: {error}") from error
+        raise InputError(f"{shown(text)} overrides a field of {shown(content)}, which has no fields")
+    if rest:
+        return {**content, first: apply_override(content.get(first) or {}, f"{rest}={value}")}
+    given = parse_yaml(value, f"the value of {shown(text)}")
     return {**content, first: given}
 
 
 def _message(model: type[BaseModel], error: ErrorDetails) -> str:
     location = error["loc"]
-    field = ".".join(map(str, location)) or "the file"
+    field = ".".join(map(str, location))[:SHOWN_LENGTH] or "the file"
     if error["type"] == "missing":
         return f"{field} is missing"
     if error["type"] == "extra_forbidden":
         known = _fields_at(model, location[:-1])
-        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        close = difflib.get_close_matches(str(location[-1])[:SHOWN_LENGTH], known, n=1)
         hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(known)}"
-        return f"{field} (here {error['input']!r}) is not a setting: {hint}"
+        return f"{field} (here {shown(error['input'])}) is not a setting: {hint}"
     expected = error["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-    return f"{field}: {expected}, not {error['input']!r}"
+    return f"{field}: {expected}, not {shown(error['input'])}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
