@@ -154,6 +154,16 @@ def test_a_frame_and_a_sample_are_warped_the_same_in_any_batch(noise) -> None:
         assert torch.equal(whole[:, :2], early)
 
 
+@pytest.mark.parametrize("text", ["pan:12,12", "pan:5,3+rotate:2", "zoom:1.05", "none"])
+def test_warp_of_latents_alone_and_of_noise_alone_are_those_of_both(noise, text) -> None:
+    warp, motion = frame_warp(parse(text), frames=4, seed=9), parse(text)
+    views = [view_matrix(motion, frame, 4, noise.shape[-2:]) for frame in range(1, 4)]
+    for _ in range(2):  # the second time from what is kept
+        latents, moved = warp(noise, noise)
+        assert torch.equal(latents, warp_latents(noise, views)) and torch.equal(latents, warp.latents(noise))
+        assert torch.equal(moved, warp_noise(noise, views, 9)) and torch.equal(moved, warp.noise(noise))
+
+
 def test_zooming_past_what_frame_0_holds_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"magnifies more than 4 times, or 1/4, over 6 frames"):
         frame_warp(parse("zoom:1.606"), frames=6, seed=0)

@@ -49,6 +49,18 @@ def test_noise_per_sigma_ignores_the_last_bits_of_a_double() -> None:
     assert torch.equal(generate(0.7), generate(math.nextafter(0.7, 1)))
 
 
+def test_noise_that_frames_share_is_generated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, generate = list[object](), noise._normal
+    monkeypatch.setattr(noise, "_normal", lambda *each: calls.append(each) or generate(*each))
+    shared = noise.per_sigma(1, [3] * 6, SHAPE)(2.5)
+    assert len(calls) == SHAPE[0] and torch.equal(shared, shared[:, :1].expand_as(shared))
+    calls.clear()
+    mixed = noise.partly_shared_per_sigma(1.0, 1, range(6), SHAPE)(2.5)
+    assert len(calls) == SHAPE[0] * 7  # each frame's own, and one that all share
+    one, own = noise.per_sigma(1, [noise.ALL_FRAMES], SHAPE)(2.5), noise.per_sigma(1, range(6), SHAPE)(2.5)
+    assert torch.equal(mixed, noise.mix(one.expand_as(own), own, 1.0))
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0, 4.0, math.inf])
 def test_mixtures_have_unit_variance_and_the_right_correlation(ratio) -> None:
     one, other = noise.shared(0, [0], LARGE), noise.independent(0, [0], LARGE)

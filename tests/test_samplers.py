@@ -2,6 +2,7 @@
 
 import math
 import runpy
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -232,3 +233,33 @@ def test_smoothing_leaves_a_single_frame() -> None:
         for sampler in (ddim, samplers.smooth_background(ddim, CAMERA, nowhere, 0.6))
     )
     assert torch.equal(plain, smoothed)
+
+
+def test_smoothing_moves_masks_without_noise_and_equals_its_formula() -> None:
+    """Text2Video-Zero, section 3.3.3; a step to sigma 0 has no noise to move either."""
+    calls = list[str]()
+
+    def noise_of(noise):
+        calls.append("noise")
+        return CAMERA.noise(noise)
+
+    def left(x0, sigma):
+        return (torch.arange(x0.shape[-1]) < 20).float().expand(*x0.shape[:2], 1, *x0.shape[3:])
+
+    camera = motion.FrameWarp(CAMERA.latents, noise_of)
+    start, few = START[..., :32, :32], SIGMAS[::3]
+    steps = list(samplers.smooth_background(ddim, camera, left, 0.6)(gaussian, start, few))
+    assert len(calls) == sum(to > 0 for to in few[1:]) == len(few) - 2
+    x = start
+    for sigma, to in pairwise(few):
+        x0 = gaussian(x, sigma)
+        after = samplers.step_to(x, x0, sigma, to)
+        first, zeros = after[:, :1], torch.zeros_like(start[:, :1])
+        clean = x0[:, :1] if to > 0 else first
+        warped, moved = CAMERA(clean, (first - clean) / to if to > 0 else zeros)
+        mask = left(x0, sigma)
+        seen, _ = CAMERA(mask[:, :1], zeros[:, :, :1])
+        union = torch.maximum(mask[:, 1:], seen.clamp(0, 1))
+        others = union * after[:, 1:] + (1 - union) * (0.6 * (warped + to * moved) + 0.4 * after[:, 1:])
+        x = torch.cat([first, others], dim=1)
+    torch.testing.assert_close(steps[-1].x, x, atol=1e-6, rtol=1e-6)

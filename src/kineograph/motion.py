@@ -10,11 +10,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kineograph.errors import InputError
@@ -29,6 +31,30 @@ REFERENCE_SIZE = 512  # pixels: distances are relative to a frame of this width 
 SUBCELLS = 8  # a latent cell's noise is moved in 8 x 8 parts, each one pixel of a VAE with scale factor 8
 MAX_NUMBER = 1e4  # pixels, degrees or magnification for each frame
 MAX_ZOOM = 4  # total magnification in or out; beyond it a frame shares too little with frame 0
+
+
+class FrameWarp(NamedTuple):
+    """A `Warp` whose two parts can be called alone: that of clean latents, or a mask, and that of noise."""
+
+    latents: Callable[[FirstFrame], OtherFrames]
+    noise: Callable[[FirstFrame], OtherFrames]
+
+    def __call__(self, x0: FirstFrame, noise: FirstFrame) -> tuple[OtherFrames, OtherFrames]:
+        return self.latents(x0), self.noise(noise)
+
+
+class Landings(NamedTuple):
+    """The parts of frame 0's cells that move to each cell of another frame.
+
+    cells, parts  indices of a cell and of a part that moves there
+    times         how often it does
+    norm          of each cell: of its sum of parts, for unit variance
+    """
+
+    cells: Int[Tensor, " n"]
+    parts: Int[Tensor, " n"]
+    times: Int[Tensor, " n"]
+    norm: Float[Tensor, " cells"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +153,7 @@ def view_matrix(motion: Motion, frame: int, frames: int, size: Sequence[int]) ->
     return torch.cat([linear, (centre - linear @ centre + moved)[:, None]], dim=1)
 
 
-def frame_warp(motion: Motion, *, frames: int, seed: Seeds) -> Warp:
+def frame_warp(motion: Motion, *, frames: int, seed: Seeds) -> FrameWarp:
     """Return the function that warps frame 0 to frames 1, ..., `frames - 1`, for Text2Video-Zero.
 
     Raises InputError when the total zoom is above `MAX_ZOOM`, in or out.
@@ -138,11 +164,22 @@ def frame_warp(motion: Motion, *, frames: int, seed: Seeds) -> Warp:
             "frames. Choose a zoom nearer to 1, or fewer frames."
         )
 
-    def warp(x0: FirstFrame, noise: FirstFrame) -> tuple[OtherFrames, OtherFrames]:
-        views = [view_matrix(motion, frame, frames, x0.shape[-2:]) for frame in range(1, frames)]
-        return warp_latents(x0, views), warp_noise(noise, views, seed)
+    @cache
+    def views(size: tuple[int, int]) -> list[View]:
+        return [view_matrix(motion, frame, frames, size) for frame in range(1, frames)]
 
-    return warp
+    @cache
+    def landings(size: tuple[int, int]) -> list[Landings]:
+        return [_find_landings(view, size) for view in views(size)]
+
+    return FrameWarp(
+        lambda x0: warp_latents(x0, views(_size(x0))), lambda noise: _warp_noise(noise, landings(_size(noise)), seed)
+    )
+
+
+def _size(latents: Tensor) -> tuple[int, int]:
+    height, width = latents.shape[-2:]
+    return height, width
 
 
 def warp_latents(x0: FirstFrame, views: Sequence[View]) -> OtherFrames:
@@ -168,10 +205,14 @@ def warp_noise(noise: FirstFrame, views: Sequence[View], seed: Seeds) -> OtherFr
     independent, except where frame 0 is mirrored at its edges.
     Source: the noise transport of Chang et al. 2024, "How I Warped Your Noise", for affine maps.
     """
+    return _warp_noise(noise, [_find_landings(view, _size(noise)) for view in views], seed)
+
+
+def _warp_noise(noise: FirstFrame, landings: Sequence[Landings], seed: Seeds) -> OtherFrames:
     b, _, c, h, w = noise.shape
     detail = shared(seed, [0], (b, c, SUBCELLS * h, SUBCELLS * w))[:, 0]
     parts = _split(noise[:, 0].cpu().double(), detail.double())
-    return torch.stack([_gather(parts, view, (h, w)) for view in views], dim=1).to(noise)
+    return torch.stack([_gather(parts, each).unflatten(2, (h, w)) for each in landings], dim=1).to(noise)
 
 
 def _split(noise: Float[Tensor, "b c h w"], detail: Float[Tensor, "b c H W"]) -> Float[Tensor, "b c H W"]:
@@ -180,15 +221,22 @@ def _split(noise: Float[Tensor, "b c h w"], detail: Float[Tensor, "b c H W"]) ->
     return detail + missing.repeat_interleave(SUBCELLS, -2).repeat_interleave(SUBCELLS, -1)
 
 
-def _gather(parts: Float[Tensor, "b c H W"], view: View, size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+def _gather(parts: Float[Tensor, "b c H W"], landings: Landings) -> Float[Tensor, "b c cells"]:
     """Sum the parts that move to each cell, at unit variance; a part that moves to a cell m times counts m times."""
-    cells, count = size[0] * size[1], parts[0, 0].numel()
+    cells, chosen, times, norm = landings
+    moved = parts.flatten(2).index_select(2, chosen) * times
+    return parts.new_zeros(*parts.shape[:2], len(norm)).index_add_(2, cells, moved) / norm
+
+
+def _find_landings(view: View, size: tuple[int, int]) -> Landings:
+    """Return which parts move to which cells in this view: in 32 bits, since every frame's are kept."""
+    num_cells = size[0] * size[1]
+    count = SUBCELLS**2 * num_cells
     cell, part = _landings(view, size)
     pairs, times = torch.unique(cell * count + part, return_counts=True)
-    cell, part = pairs // count, pairs % count
-    total = parts.new_zeros(*parts.shape[:2], cells).index_add_(2, cell, parts.flatten(2)[..., part] * times)
-    norm = parts.new_zeros(cells).index_add_(0, cell, times.double() ** 2).sqrt()
-    return (total / norm).unflatten(2, size)
+    cells = pairs // count
+    norm = torch.zeros(num_cells, dtype=torch.float64).index_add_(0, cells, times.double() ** 2).sqrt()
+    return Landings(cells.int(), (pairs % count).int(), times.int(), norm)
 
 
 def _landings(view: View, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

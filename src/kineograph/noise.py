@@ -92,7 +92,13 @@ def _noise_of(seed: Seeds, keys: list[tuple[int, ...]], shape: Shape) -> Latents
     seeds = range(seed, seed + samples) if isinstance(seed, int) else seed
     if len(seeds) != samples or min(seeds) < 0:
         raise InputError(f"Seeds are integers >= 0, one for each of {samples} samples, got {seed}.")
-    return torch.stack([torch.stack([_normal((*key, each), cell) for key in keys]) for each in seeds])
+    return torch.stack([_stack_noise(each, keys, cell) for each in seeds])
+
+
+def _stack_noise(seed: int, keys: list[tuple[int, ...]], shape: list[int]) -> Float[Tensor, "f c h w"]:
+    """Return one sample's noise for every key; that of equal keys is computed once."""
+    found = {key: _normal((*key, seed), shape) for key in dict.fromkeys(keys)}
+    return torch.stack([found[key] for key in keys])
 
 
 def _normal(words: tuple[int, ...], shape: list[int]) -> Float[Tensor, "c h w"]:

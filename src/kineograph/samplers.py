@@ -18,7 +18,7 @@ from numpy.polynomial import Polynomial
 from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, Mask, add_noise, blend
-from kineograph.motion import Warp
+from kineograph.motion import FrameWarp
 
 
 class Step(NamedTuple):
@@ -341,7 +341,7 @@ def deis(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step
     yield Step(sigmas[-1], x, x)
 
 
-def smooth_background(sampler: Sampler, warp: Warp, masks: ForegroundMasks, strength: float) -> Sampler:
+def smooth_background(sampler: Sampler, warp: FrameWarp, masks: ForegroundMasks, strength: float) -> Sampler:
     """Wrap a sampler: after every step each frame's background is blended with frame 0's, warped to that frame.
 
     `x <- M x + (1 - M) (strength W(x_first) + (1 - strength) x)`, with W the camera's `warp` and M the `masks`: the
@@ -358,12 +358,10 @@ def smooth_background(sampler: Sampler, warp: Warp, masks: ForegroundMasks, stre
             step, after = sampler(denoise, x, [sigma, to])
             yield step
             x, first = after.x, after.x[:, :1]
-            x0 = step.x0[:, :1] if to > 0 else first
-            clean, noise = warp(x0, (first - x0) / to if to > 0 else torch.zeros_like(first))
+            warped = add_noise(*warp(x0 := step.x0[:, :1], (first - x0) / to), to) if to > 0 else warp.latents(first)
             mask = masks(step.x0, sigma)
-            first_mask, _ = warp(mask[:, :1], torch.zeros_like(mask[:, :1]))
-            union = torch.maximum(mask[:, 1:], first_mask.clamp(0, 1))
-            others = blend(x[:, 1:], strength * add_noise(clean, noise, to) + (1 - strength) * x[:, 1:], union)
+            union = torch.maximum(mask[:, 1:], warp.latents(mask[:, :1]).clamp(0, 1))
+            others = blend(x[:, 1:], strength * warped + (1 - strength) * x[:, 1:], union)
             x = torch.cat([first, others], dim=1)
         yield Step(sigmas[-1], x, x)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 from kineograph.training import TrainingSettings, fit, load_weights, use_averages
-from kineograph.training.gradients import sample_seed
+from kineograph.training.gradients import sample_seed, seeded
 from kineograph.training.optimisers import build_optimisers, load_optimiser_state, optimiser_state
 from kineograph.training.processes import start_workers
 from kineograph.training.settings import learning_rate_at
@@ -43,6 +43,20 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.allclose(one[name], other[name], atol=1e-5, rtol=1e-4) for name in one)
+
+
+def test_seeding_a_block_leaves_every_generator_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.manual_seed would seed the generators of all GPUs, and leave them so."""
+    seeded_gpus = list[int]()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded_gpus.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed", seeded_gpus.append)
+    before = torch.get_rng_state()
+    with seeded(7):
+        one = torch.rand(3)
+    with pytest.raises(ZeroDivisionError), seeded(7):
+        _ = torch.rand(3) / (1 // 0)
+    assert torch.equal(one, torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(torch.get_rng_state(), before) and not seeded_gpus
 
 
 @pytest.fixture

@@ -95,8 +95,8 @@ def load_videomae(source: str | Path, device: Device = "cpu") -> Extractor:
     @torch.no_grad()
     def forward(frames: Frames) -> VideoFeatures:
         output = network(preprocess(frames)[None].to(device), output_hidden_states=True)
-        features = output.hidden_states[-1].mean(1)[0].double().cpu().numpy()
-        probabilities = output.logits.double().softmax(-1)[0].cpu().numpy() if classifies else None
+        features = output.hidden_states[-1].mean(1)[0].cpu().double().numpy()
+        probabilities = output.logits.cpu().double().softmax(-1)[0].numpy() if classifies else None
         return VideoFeatures(features, probabilities)
 
     return Extractor(
@@ -163,4 +163,4 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 def _unit(output: Any) -> np.ndarray:
     output = getattr(output, "pooler_output", output)  # a tensor until transformers 5
-    return normalize(output, dim=-1).double().cpu().numpy()
+    return normalize(output, dim=-1).cpu().double().numpy()

@@ -128,7 +128,7 @@ def _run_network(path: Path, clip_format: ClipFormat, run: Callable[[], Any]) ->
     if not isinstance(output, Tensor) or output.shape[0] != 1 or output.numel() < 2:
         shape = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"{path.name} gives {shape} for a clip, expected a tensor with one row of numbers")
-    return output.flatten().double().cpu().numpy()
+    return output.flatten().cpu().double().numpy()
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

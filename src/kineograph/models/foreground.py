@@ -58,7 +58,7 @@ def bind_foreground_mask(
         noise = shared(NOISE_SEED, [0], (1, *x0.shape[2:])).expand(x0.shape).to(x0)
         with _record_outputs([each for layer in layers for each in (layer.to_q, layer.to_k)]) as outputs:
             denoise(add_noise(x0, noise, sigma), sigma)
-        affinity = _mean_attention(layers, outputs, len(x0))
+        affinity = _mean_attention(layers, outputs, len(x0)).cpu()  # Apple's GPUs have no eigh
         return _threshold(_normalised_cut(affinity, x0.shape[-2:]))[:, :, None].to(x0)
 
     return foreground_mask

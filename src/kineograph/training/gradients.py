@@ -149,9 +149,19 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
 @contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
     """Seed torch's global generators, the CPU's and the device's, within the block."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    generators = [torch.default_generator]  # not torch.manual_seed, which seeds every GPU for good
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[device.index or 0])
+    elif device.type == "mps":
+        generators.append(torch.mps._get_default_mps_generator())
+    states = [each.get_state() for each in generators]
+    for each in generators:
+        each.manual_seed(seed)
+    try:
         yield
+    finally:
+        for each, state in zip(generators, states, strict=True):
+            each.set_state(state)
 
 
 @torch.no_grad()

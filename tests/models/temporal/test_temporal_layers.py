@@ -74,6 +74,26 @@ def test_with_relative_positions_convolutions_or_positions_the_order_matters(nam
     assert difference.abs().max() > 1e-4
 
 
+@torch.no_grad()
+def test_relative_positions_do_not_overflow_in_half_precision() -> None:
+    """Products of 64 channels leave float16 at 65,504, before they are scaled by 1/8."""
+    torch.manual_seed(0)
+    attention, x = TemporalAttention(64, 1, 64, relative=2), random_tensor(3, 4, 64)
+    attention.to_q.weight.copy_(torch.eye(64) * 200)
+    attention.to_k.weight.copy_(torch.eye(64) * 20)
+    query, key = attention.to_q(x), attention.to_k(x)
+    assert (query @ key.mT).abs().max() > 2 * 65_504
+    halves = attention.half()(x.half()).float()
+    torch.testing.assert_close(halves, attention.float()(x), atol=0.02, rtol=0.02)
+
+
+@torch.no_grad()
+def test_relative_positions_of_more_pixels_than_a_grid_of_cuda_has() -> None:
+    torch.manual_seed(0)
+    attention, x = TemporalAttention(8, 8, 8, relative=2).eval(), random_tensor(9216, 2, 8)
+    assert torch.equal(attention(x)[5000:], attention(x[5000:]))
+
+
 def test_larger_distances_are_clipped() -> None:
     table = RelativePositions(4, 2)
     seen = table(6)

@@ -21,6 +21,7 @@ from kineograph.models.unet.frame_attention import (
     own,
     previous,
     project_output,
+    split_scale,
 )
 
 CHANNELS = 12
@@ -164,3 +165,34 @@ def test_nothing_is_projected_if_all_that_is_read_is_in_the_cache(attn: Attentio
     attn.to_v.register_forward_hook(lambda *_: rows.append(1))
     attend(attn, frames(4), first, range(3, 7), cache)
     assert rows == []
+
+
+# --- limits of GPUs
+
+
+def test_attention_of_more_pixels_than_a_grid_of_cuda_has_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Temporal attention has a batch of every pixel: 1024 x 576 has 9,216 latent pixels, with 8 heads each."""
+    query, key, value = (torch.randn(9216, 2, 16, generator=torch.Generator().manual_seed(k)) for k in range(3))
+    wanted = torch.cat([multi_head_attention(*(x[part] for x in (query, key, value)), 8) for part in HALVES])
+    calls, fused = list[torch.Size](), F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x: calls.append(x[0].shape) or fused(*x))
+    assert torch.equal(multi_head_attention(query, key, value, 8), wanted)
+    assert sum(len_ for len_, *_ in calls) == 9216 and all(len_ * heads <= 65_535 for len_, heads, *_ in calls)
+
+
+HALVES = (slice(0, 5000), slice(5000, None))
+
+
+@pytest.mark.parametrize("width", [1, 2, 8, 17, 32, 40, 64, 80, 160])
+def test_scale_of_attention_keeps_products_in_range_and_rounds_nothing(width: int) -> None:
+    before, after = split_scale(width)
+    assert before * after == width**-0.5 and before <= width**-0.5
+    query, key = (torch.randn(5, width, generator=torch.Generator().manual_seed(width + k)) for k in range(2))
+    assert torch.equal((query * before) @ key.mT * after, query @ key.mT * width**-0.5)
+
+
+def test_large_products_of_half_precision_do_not_overflow() -> None:
+    """The products are up to 80,000, which float16 has not, and the weights of attention are of 1/8 of them."""
+    query, key, value = (torch.full((1, 2, 64), 35.0), torch.full((1, 2, 64), 35.0), torch.ones(1, 2, 64))
+    output = multi_head_attention(query.half().requires_grad_(), key.half(), value.half(), 1)
+    assert (35**2 * 64 > 65_504) and torch.equal(output, torch.ones_like(output))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, dropout, pad, silu
 
 from kineograph.models.temporal.config import AttentionConfig, TransformerConfig, split_heads
-from kineograph.models.unet.frame_attention import multi_head_attention
+from kineograph.models.unet.frame_attention import multi_head_attention, split_batch, split_scale
 from kineograph.models.unet.windows import AttentionWindows, average_windows, one_window
 
 ApplyProjection = Callable[[nn.Module, Tensor], Tensor]  # (projection of an attention, tokens) -> projected tokens
@@ -90,17 +90,18 @@ class TemporalAttention(nn.Module):
         query, key, value = (project(layer, x) for layer in (self.to_q, self.to_k, self.to_v))
         if not hasattr(self, "relative_position_k"):
             return self.to_out(multi_head_attention(query, key, value, self.heads))
-        return self.to_out(self._relative_attention(query, key, value))
+        heads = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        return self.to_out(split_batch(self._relative_attention, *heads).transpose(1, 2).flatten(2))
 
     def _relative_attention(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Return p (v + a_v), with p = softmax(q (k + a_k) / sqrt(d)) and the vectors `a` of the distances."""
-        query, key, value = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
         frames, width = query.shape[-2:]
         a_k, a_v = (a(frames).to(query.dtype) for a in (self.relative_position_k, self.relative_position_v))
+        before, after = split_scale(width)
+        query = query * before
         logits = query @ key.mT + torch.einsum("n h i d, i j d -> n h i j", query, a_k)
-        weights = (logits * width**-0.5).softmax(-1)
-        output = weights @ value + torch.einsum("n h i j, i j d -> n h i d", weights, a_v)
-        return output.transpose(1, 2).flatten(2)
+        weights = (logits * after).softmax(-1)
+        return weights @ value + torch.einsum("n h i j, i j d -> n h i d", weights, a_v)
 
 
 class TemporalBlock(nn.Module):

@@ -8,6 +8,7 @@ cross-frame attention is one call on keys and values of one frame.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FrameAttention = Callable[[int], tuple[int, ...]]
 KeyValue = tuple[Float[Tensor, "b 1 _ _"], Float[Tensor, "b 1 _ _"]]  # tokens and channels differ from layer to layer
+MAX_HEADS = 65_535  # of all samples of one fused attention call: CUDA's limit for the size of a grid
 KeyValueCache = dict[int, dict[nn.Module, KeyValue]]  # frame -> self-attention layer -> what later frames read there
 
 
@@ -164,10 +166,29 @@ def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, heads: int) 
     """
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
     if query.device.type == "cpu" and query.requires_grad:
-        output = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1).to(value.dtype) @ value
+        before, after = split_scale(query.shape[-1])
+        output = ((query * before) @ key.mT * after).softmax(-1).to(value.dtype) @ value
     else:
-        output = F.scaled_dot_product_attention(query, key, value)
+        output = split_batch(F.scaled_dot_product_attention, query, key, value)
     return output.transpose(1, 2).flatten(2)
+
+
+def split_batch(attend: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return the attention of `b heads n c` in calls of at most `MAX_HEADS`: temporal attention has each pixel's."""
+    size = MAX_HEADS // query.shape[1]
+    if len(query) <= size:
+        return attend(query, key, value)
+    parts = zip(*(x.split(size) for x in (query, key, value)), strict=True)
+    return torch.cat([attend(*part) for part in parts])
+
+
+def split_scale(width: int) -> tuple[float, float]:
+    """Return the scale of attention weights, `width ** -0.5`, as a factor of queries and one of their products.
+
+    The first keeps products within float16 wherever the scaled ones are. It is a power of two, which rounds nothing.
+    """
+    before = 2.0 ** -math.ceil(math.log2(width) / 2)
+    return before, width**-0.5 / before
 
 
 def project_output(attn: Attention, x: Tensor) -> Tensor:
