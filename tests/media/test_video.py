@@ -6,7 +6,7 @@ import json
 import resource
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
@@ -18,7 +18,7 @@ import pytest
 
 from kineograph.errors import InputError
 from kineograph.media import codecs
-from kineograph.media.files import _rename_over, reserve_unused_path, slug, write_new
+from kineograph.media.files import _rename_over, slug, write_new, write_to_unused_path
 from kineograph.media.metadata import read_settings
 from kineograph.media.video import Video, open_video
 
@@ -240,16 +240,20 @@ def test_a_file_without_settings_opens_but_has_no_settings_to_read(tmp_path: Pat
 
 
 def test_unused_paths_are_new_and_short(tmp_path: Path) -> None:
-    def reserve(text: str) -> AbstractContextManager[Path]:
-        return reserve_unused_path(tmp_path, text, 7, ".mp4")
+    def write(text: str, between: Callable[[], object] = list) -> str:
+        def save(path: Path) -> None:
+            clip(1).save(path)
+            between()
 
-    with reserve("A red fish, over the sea!") as first, reserve("A red fish, over the sea!") as reserved:
-        assert first.name == "a-red-fish-over-the-sea_7.mp4" and reserved.name == "a-red-fish-over-the-sea_7_2.mp4"
-        clip(1).save(first)
-    with reserve("A red fish, over the sea!") as second, reserve("../..") as odd, reserve("fish " * 99) as long:
-        assert (second, odd.name) == (reserved, "video_7.mp4")
-        assert slug("fish " * 99) in long.name and len(long.name) < 60
-    assert [file.name for file in tmp_path.iterdir()] == [first.name]
+        return write_to_unused_path(tmp_path, text, 7, ".mp4", save).name
+
+    text = "A red fish, over the sea!"
+    assert write(text) == "a-red-fish-over-the-sea_7.mp4"
+    assert write(text, lambda: write(text)) == "a-red-fish-over-the-sea_7_3.mp4"  # another process takes 2 meanwhile
+    assert write("../..") == "video_7.mp4"
+    long = write("fish " * 99)
+    assert slug("fish " * 99) in long and len(long) < 60
+    assert len([*tmp_path.iterdir()]) == 5
     assert len(slug("möwe " * 100).encode()) <= 48
     assert slug("../../etc/passwd") == "etc-passwd"
 

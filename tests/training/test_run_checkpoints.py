@@ -148,13 +148,43 @@ def test_facts_may_be_any_json(tmp_path: Path) -> None:
     assert run(tmp_path, changed(max_train_steps=2), facts=facts) == [2]
 
 
-def test_a_damaged_checkpoint_is_skipped(tmp_path: Path) -> None:
+def flip_bit(file: Path, place: float) -> None:
+    """Change a bit of a file, at this fraction of its length."""
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: os.truncate(folder / "weights.safetensors", 100),
+        lambda folder: flip_bit(folder / "weights.safetensors", 0.001),  # its header
+        lambda folder: flip_bit(folder / "optimiser.safetensors", 0.9),
+        lambda folder: flip_bit(folder / "state.json", 0.2),
+        lambda folder: (folder / "state.json").write_text("[1]"),
+        lambda folder: (folder / "optimiser.safetensors").unlink(),
+    ],
+    ids=["cut", "header", "tensor", "state", "list", "gone"],
+)
+def test_a_damaged_checkpoint_is_skipped(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     run(tmp_path, changed(max_train_steps=3))
     whole = content(tmp_path)
-    file = latest_checkpoint(tmp_path) / "weights.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
+    damage(latest_checkpoint(tmp_path))
     with pytest.warns(InputWarning, match="step-000003 is damaged and skipped"):
         assert run(tmp_path, changed(max_train_steps=3)) == [3]
+    assert content(tmp_path) == whole
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_starts_anew(tmp_path: Path) -> None:
+    run(tmp_path, changed(max_train_steps=2))
+    whole = content(tmp_path)
+    for number in (1, 2):
+        flip_bit(tmp_path / "checkpoints" / f"step-00000{number}" / "weights.safetensors", 0.5)
+    with pytest.warns(InputWarning) as warned:
+        assert run(tmp_path, changed(max_train_steps=2)) == [1, 2]
+    second, first = (str(each.message) for each in warned)
+    assert "the one before it is used" in second and "step-000001 is damaged and skipped: there is none" in first
     assert content(tmp_path) == whole
 
 

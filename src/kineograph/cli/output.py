@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kineograph.cli import terminal
-from kineograph.media.files import check_writable, reserve_unused_path
+from kineograph.media.files import check_writable, write_to_unused_path
 
 if TYPE_CHECKING:  # `--help` does not wait for it
     from kineograph.media.video import Video
@@ -42,8 +42,8 @@ def choose_writer(output: Path | None, num_frames: int, options: Mapping[str, An
 
 def _save_unnamed(video: Video, options: Mapping[str, Any]) -> Path:
     given: Any = options
-    with reserve_unused_path(OUTPUT_FOLDER, video.settings["prompt"], video.settings["seed"], ".mp4") as path:
-        return video.save(path, **given)
+    text, seed = video.settings["prompt"], video.settings["seed"]
+    return write_to_unused_path(OUTPUT_FOLDER, text, seed, ".mp4", lambda path: video.save(path, **given))
 
 
 def report_video(video: Video, path: Path, json: bool, facts: Mapping[str, Any]) -> None:
@@ -53,4 +53,4 @@ def report_video(video: Video, path: Path, json: bool, facts: Mapping[str, Any])
         return
     height, width = video.frames.shape[1:3]
     terminal.print_message(f"{len(video)} frames of {width} x {height} in {facts['seconds']} s")
-    print(path)
+    terminal.print_path(path)

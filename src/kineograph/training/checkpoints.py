@@ -1,11 +1,12 @@
 """Checkpoints: folders that are complete or absent, from which a run continues as if it had never stopped.
 
-checkpoints/step-000500/ holds weights, averages and optimiser state as safetensors, and state.json; no file contains
-code.
+checkpoints/step-000500/ holds weights, averages and optimiser state as safetensors, and state.json, which has their
+SHA-256 and its own: a damaged checkpoint is never used. No file contains code.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -22,13 +23,14 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from kineograph.errors import InputError, InputWarning
-from kineograph.media.files import remove_path, replace_atomically
+from kineograph.media.files import remove_atomically, remove_leftovers, replace_atomically
 from kineograph.models.formats.tensor_files import write_tensors
 from kineograph.training.logs import LossSums
 from kineograph.training.optimisers import Optimisers, copy_weights, load_optimiser_state, optimiser_state
 
 Terms = Mapping[str, Any]  # settings and facts that must be equal between a run and its resumption, as JSON values
 SUFFIX = ".safetensors"
+OWN_DIGEST = "sha256"  # in state.json, of its other entries
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,7 @@ def save_checkpoint(state: TrainState, position: LoopPosition, folder: Path, ter
     except OSError as error:
         raise _write_error(path, needed, str(error)) from error
     for old in _list(folder)[limit:] if limit else []:
-        hidden = old.replace(
-            old.with_name(f".{old.name}.part")
-        )  # first, so that a kill leaves no half-removed checkpoint
-        remove_path(hidden)
+        remove_atomically(old)
 
 
 def _write(part: Path, files: Mapping[str, Mapping[str, Tensor]], record: dict[str, Any]) -> None:
@@ -80,10 +79,20 @@ def _write(part: Path, files: Mapping[str, Mapping[str, Tensor]], record: dict[s
     for name, tensors in files.items():
         if tensors:
             write_tensors(tensors, part / (name + SUFFIX))
-    sizes = {file.name: file.stat().st_size for file in part.iterdir()}
-    (part / "state.json").write_text(json.dumps(record | {"sizes": sizes}, indent=1), encoding="utf-8")
+    content = json.loads(json.dumps(record | {"files": {file.name: _digest(file) for file in sorted(part.iterdir())}}))
+    text = json.dumps(content | {OWN_DIGEST: _record_digest(content)}, indent=1)
+    (part / "state.json").write_text(text, encoding="utf-8")
     for file in (*part.iterdir(), part):
         _sync(file)
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _record_digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -111,19 +120,24 @@ def _megabytes(count: int) -> str:
 
 def remove_partial_checkpoints(folder: Path) -> None:
     """Remove the incomplete checkpoints that a kill left behind."""
-    for part in _checkpoints(folder).glob(".*.part"):
-        remove_path(part)
+    remove_leftovers(_checkpoints(folder))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint of a run's folder, None without one.
+    """Return the newest whole checkpoint of a run's folder, None without one.
 
     Warns (InputWarning) of damaged ones, which are skipped.
     """
-    for path in _list(folder):
-        if _is_complete(path):
+    found = _list(folder)
+    for number, path in enumerate(found, 1):
+        if _is_whole(path):
             return path
-        warnings.warn(InputWarning(f"{path} is damaged and skipped: the one before it is used"), stacklevel=2)
+        then = (
+            "the one before it is used"
+            if number < len(found)
+            else "there is none before it, so all steps are done again"
+        )
+        warnings.warn(InputWarning(f"{path} is damaged and skipped: {then}"), stacklevel=2)
     return None
 
 
@@ -137,11 +151,16 @@ def _list(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
-def _is_complete(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
     try:
-        sizes = _read_record(path)["sizes"]
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, LookupError):
+        record = _read_record(path)
+        if "sizes" in record:  # of a version that kept no digests
+            return all((path / name).stat().st_size == size for name, size in record["sizes"].items())
+        own = record.pop(OWN_DIGEST)
+        return own == _record_digest(record) and all(
+            _digest(path / name) == each for name, each in record["files"].items()
+        )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return False
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from kineograph.errors import InputError, InputWarning
+from kineograph.media.files import replace_atomically
 
 
 @contextmanager
@@ -34,7 +35,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         warnings.warn(InputWarning(f"{folder} cannot be locked ({error}): see that no other run uses it"), stacklevel=4)
     try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        with replace_atomically(owner) as part:
+            part.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
         yield
     finally:
         lock.release()

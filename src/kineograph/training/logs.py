@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.media.files import replace_atomically
+from kineograph.media.files import append_text, replace_atomically
 
 LossSums = Mapping[str, tuple[float, int]]  # loss -> its sum since the last line, and the number of steps in it
 
@@ -34,8 +34,7 @@ class Log:
         """Add a line of figures. Names of a kind share a prefix: "loss/image", "validation/psnr"."""
         if self.path:
             line = {"step": step, **{name: _round(value) for name, value in figures.items()}}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_text(self.path, json.dumps(line) + "\n")
         if self.board:
             for name, value in figures.items():
                 self.board.add_scalar(name, value, step)

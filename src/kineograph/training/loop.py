@@ -35,6 +35,7 @@ from kineograph.training.processes import Processes, start_workers
 from kineograph.training.settings import TrainingSettings, learning_rate_at, resume_settings, samples_per_step
 
 NO_FACTS: Mapping[str, Any] = MappingProxyType({})
+MOST_SKIPPED_STEPS = 16  # in a row: the loss scale of fp16 starts at 2**16, and a scale below 1 serves no purpose
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -105,10 +106,14 @@ def fit(
             if is_main:
                 save_checkpoint(state, position, folder, terms, settings.checkpoints_total_limit)
 
-        started = time.monotonic()
+        started, skipped = time.monotonic(), 0
         for computed in step_gradients(net, state, settings, processes, position.step, load_batch, loss):
             rate = learning_rate_at(settings, position.step)
             norm = _step(state, position.step, computed, settings, processes)
+            finite = math.isfinite(norm + sum(computed.losses.values()))
+            skipped = 0 if finite else skipped + 1
+            _check_finite(position.step, computed.losses, norm, settings, skipped)
+            update_averages(state.average, state.trained, settings.ema_decay, position.step)
             seconds = position.seconds + time.monotonic() - started
             position = LoopPosition(position.step + 1, seconds, add_losses(position.losses, computed.losses))
             seen = position.step * samples_per_step(settings, num_processes)
@@ -142,19 +147,13 @@ def _initial_state(net: nn.Module, settings: TrainingSettings, processes: Proces
 def _step(
     state: TrainState, step: int, computed: StepGradients, settings: TrainingSettings, processes: Processes
 ) -> float:
-    """Update weights and averages, and return the norm of the gradients.
-
-    Raises InputError when there are no gradients, or they are not finite.
-    """
+    """Update the weights, and return the norm of the gradients. Raises InputError when there are none."""
     if not computed.gradients:
         raise InputError(f"the loss of step {step} depends on no weight that is trained: check what is frozen")
     rate = learning_rate_at(settings, step)
-    norm = step_optimisers(
+    return step_optimisers(
         state.optimisers, computed.gradients, state.trained, settings, rate, state.scaler, processes.map
     )
-    _check_finite(step, computed.losses, norm, settings)
-    update_averages(state.average, state.trained, settings.ema_decay, step)
-    return norm
 
 
 def is_due(settings: TrainingSettings, step: int, every: int) -> bool:
@@ -181,12 +180,22 @@ def _check(net: nn.Module, settings: TrainingSettings) -> None:
         raise InputError(f"{norms[0]} is a batch norm, whose statistics are not trained here: call .eval() on it")
 
 
-def _check_finite(step: int, losses: Mapping[str, float], norm: float, settings: TrainingSettings) -> None:
-    """Raise InputError when a run has diverged. A step that overflows in fp16 is skipped, and the scale halved."""
-    if math.isfinite(norm + sum(losses.values())) or settings.mixed_precision == "fp16":
+def _check_finite(
+    step: int, losses: Mapping[str, float], norm: float, settings: TrainingSettings, skipped: int
+) -> None:
+    """Raise InputError when a run has diverged.
+
+    In fp16 a step that overflows is skipped and the loss scale halved, which is no reason to end unless it goes on.
+
+    skipped: number of steps in a row, up to this one, that were not finite.
+    """
+    fp16 = settings.mixed_precision == "fp16"
+    if skipped < (MOST_SKIPPED_STEPS if fp16 else 1):
         return
     values = ", ".join(f"{name} {value:g}" for name, value in losses.items())
+    reason = f", the {skipped}th in a row that fp16 skips," if fp16 else ""
+    instead = "train in bf16, " if fp16 else ""
     raise InputError(
-        f"step {step} came to a loss of {values} and a gradient of norm {norm:g}: lower the learning_rate, warm up "
-        "longer, or look for broken samples. The checkpoints before it stay"
+        f"step {step}{reason} came to a loss of {values} and a gradient of norm {norm:g}: lower the learning_rate, "
+        f"warm up longer, {instead}or look for broken samples. The checkpoints before it stay"
     )

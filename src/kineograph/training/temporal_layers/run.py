@@ -13,7 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 
 from kineograph.media.dataset_layouts import MediaKind
-from kineograph.media.files import replace_atomically
+from kineograph.media.files import append_text, replace_atomically
 from kineograph.models.loading.save import save
 from kineograph.models.model import Model
 from kineograph.models.temporal.config import TemporalConfig
@@ -213,8 +213,7 @@ def _write_skipped(skipped: Skipped, num_written: int, file: Path, progress: Tra
     """Append the skipped files after the first `num_written`, and return their new number."""
     new = list(skipped.items())[num_written:]
     if new:
-        with file.open("a", encoding="utf-8") as opened:
-            opened.writelines(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new)
+        append_text(file, "".join(json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in new))
         progress.log.write(progress.step, {"skipped": num_written + len(new)})
     return num_written + len(new)
 
