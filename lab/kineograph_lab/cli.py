@@ -57,7 +57,7 @@ def reproduce(
     if json:
         terminal.print_json({"path": str(path), "claims": [asdict(claim) for claim in report.claims]})
     else:
-        print(path)
+        terminal.print_path(path)
 
 
 def bench(

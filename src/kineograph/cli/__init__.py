@@ -7,7 +7,8 @@ at its top, so that `--help` is fast: a command is built when it is invoked.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -99,8 +100,31 @@ def build_command(name: str) -> TyperCommand:
     return command
 
 
+USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it
+
+
+@contextmanager
+def _escaped_usage_errors() -> Iterator[None]:
+    """Escape control characters in the messages about unknown commands and options and surplus arguments."""
+    try:
+        yield
+    except USAGE_ERROR as error:
+        error.message = terminal.escape_control(error.message)
+        raise
+
+
 class CommandGroup(TyperGroup):
     """The commands: help lists names and first lines of docstrings, and a command is built when it is invoked."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Return the context of the program's own options."""
+        with _escaped_usage_errors():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that the arguments name."""
+        with _escaped_usage_errors():
+            return super().invoke(ctx)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         """Return the name of the command, the command, and its arguments."""

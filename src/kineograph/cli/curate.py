@@ -59,7 +59,7 @@ def curate(
     else:
         drops = read_dropped(chosen.output.expanduser())
         _print_summary(manifest, [f"{drop.file} ({drop.detail})" for drop in drops if drop.reason in LISTED_REASONS])
-        print(chosen.output)
+        terminal.print_path(chosen.output)
     if not manifest["clips"]:
         raise SystemExit(NO_CLIPS)
 

@@ -223,7 +223,7 @@ def _run_phases(steps: Generator[PhaseProgress, None, None], result: Path, file:
     if json:
         terminal.print_json({"path": str(file), "bytes": size, "seconds": round(seconds, 1)})
     else:
-        print(file)
+        terminal.print_path(file)
 
 
 def _print_progress(reached: PhaseProgress) -> None:

@@ -61,9 +61,11 @@ def doctor(json: Json = False) -> None:
 
 def _print_finding(finding: Finding) -> None:
     mark = "[green]ok[/]  " if not finding.to_do else "[red]no[/]  " if finding.needed else "[yellow]--[/]  "
-    terminal.console().print(f"{mark}[bold]{finding.what:14}[/]{escape(finding.found)}", soft_wrap=True)
+    terminal.console().print(
+        f"{mark}[bold]{finding.what:14}[/]{escape(terminal.escape_control(finding.found))}", soft_wrap=True
+    )
     if finding.to_do:
-        terminal.console().print(f"{'':18}-> {escape(finding.to_do)}", soft_wrap=True)
+        terminal.console().print(f"{'':18}-> {escape(terminal.escape_control(finding.to_do))}", soft_wrap=True)
 
 
 def _machine() -> Iterator[Finding]:

@@ -95,4 +95,4 @@ def evaluate(
     if json:
         terminal.print_json({"path": str(path), "sets": [each.as_json() for each in evaluations]})
     else:
-        print(path)
+        terminal.print_path(path)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from kineograph.cli import terminal
@@ -113,7 +112,7 @@ def _settings_table(settings: Mapping[str, Any]) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in _flatten_settings(settings):
-        table.add_row(escape(name), escape(value))
+        table.add_row(terminal.one_line(name), terminal.one_line(value))
     return table
 
 
@@ -122,6 +121,4 @@ def _flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator
         if isinstance(value, Mapping):
             yield from _flatten_settings(value, f"{prefix}{name}.")
         elif value not in (None, ""):
-            text = ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-            # escape control characters, so that no file controls the terminal
-            yield f"{prefix}{name}", text if text.isprintable() else repr(text)
+            yield f"{prefix}{name}", ", ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from kineograph.cli import terminal
 from kineograph.cli.options import Json, load_arguments, load_flags
-from kineograph.errors import InputError
+from kineograph.errors import InputError, load_json
 from kineograph.models.pocket import WEIGHTS
 
 PIPELINES = {
@@ -47,7 +46,7 @@ def models(json: Json = False) -> None:
     for heading in ("model", "family", "where", "MB"):
         table.add_column(heading, justify="right" if heading == "MB" else "left")
     for each in listed:
-        table.add_row(each.name, each.family, each.place, str(each.megabytes))
+        table.add_row(*(terminal.one_line(str(value)) for value in each))
     terminal.console().print(table)
     others = [name for name in HUB_EXAMPLES if name not in {each.name for each in listed}]
     terminal.print_message(f"Downloaded on first use, for example: {', '.join(others)}" if others else "")
@@ -84,10 +83,19 @@ def _cached_models() -> Iterator[ListedModel]:
     for repository in sorted(repositories, key=lambda each: each.repo_id):
         for revision in repository.revisions:
             index = revision.snapshot_path / "model_index.json"
-            kind = parse.loads(index.read_text()).get("_class_name") if index.exists() else None
+            kind = _read_class_name(index)
             if kind in PIPELINES:
                 size = round(revision.size_on_disk / 1e6)
                 yield ListedModel(repository.repo_id, PIPELINES[kind], str(revision.snapshot_path), size)
+
+
+def _read_class_name(index: Path) -> str:
+    """Return the class of a pipeline in the cache; "" for what is no pipeline, or damaged."""
+    try:
+        content = load_json(index)
+    except (InputError, OSError):
+        return ""
+    return str(content.get("_class_name")) if isinstance(content, dict) else ""
 
 
 def convert(
@@ -114,8 +122,8 @@ def convert(
         if target.suffix in (".ckpt", ".safetensors"):
             if arguments:
                 raise InputError(f"{' and '.join(f'`{name}`' for name in arguments)}: expected a folder as target")
-            print(folder_to_videocrafter(source, target))
+            terminal.print_path(folder_to_videocrafter(source, target))
         elif arguments.keys() <= {"config"} and Path(source).expanduser().is_file():
-            print(checkpoint_to_folder(source, target, **arguments))
+            terminal.print_path(checkpoint_to_folder(source, target, **arguments))
         else:
-            print(save(load(source, **arguments, device="cpu"), target))
+            terminal.print_path(save(load(source, **arguments, device="cpu"), target))

@@ -11,11 +11,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from kineograph.errors import InputError, InputWarning
 
@@ -24,6 +25,8 @@ FINAL_MESSAGES = {
     STOPPED: "stopped: no half-written file is left",
     TERMINATED: "terminated: no half-written file is left",
 }
+# characters that move the cursor, begin a sequence that the terminal obeys, or reorder the text around them
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 OUT_OF_MEMORY = "out of memory: compute fewer frames at once (--chunk-size 2), fewer in all, or a smaller size"
 
 
@@ -32,14 +35,29 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def escape_control(text: object) -> str:
+    """Return a text in which control characters are escapes, such as \\x1b: no text of a file controls the terminal."""
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def one_line(text: str) -> Text:
+    """Return a text in one line, with its control characters as escapes, and without markup or emoji codes."""
+    return Text(escape_control(" ".join(text.splitlines())))
+
+
 def print_message(text: str) -> None:
-    """Print a line on stderr, without interpreting it as markup."""
-    console().print(escape(text), soft_wrap=True)
+    """Print a line on stderr."""
+    console().print(one_line(text), soft_wrap=True)
+
+
+def print_path(path: Path) -> None:
+    """Print a path on stdout, with control characters as escapes; `--json` has the path as it is."""
+    print(escape_control(path))
 
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, for programs."""
-    print(json.dumps(result))
+    print(json.dumps(result).replace("\x7f", "\\u007f"))  # the one control character that JSON does not escape
 
 
 @contextmanager
@@ -79,7 +97,7 @@ def errors_as_messages() -> Iterator[None]:
 
 def exit_with_error(text: str) -> NoReturn:
     """Print an error as one line and end the program with status 2."""
-    console().print(f"[bold red]error:[/] {escape(without_backticks(text))}", soft_wrap=True)
+    console().print(Text.assemble(("error:", "bold red"), " ", one_line(without_backticks(text))), soft_wrap=True)
     raise SystemExit(INVALID_INPUT)
 
 
@@ -130,7 +148,8 @@ def _show_own_warnings_only() -> Iterator[None]:
 def _show_warning(
     message: Warning | str, category: type, filename: str, lineno: int, file: object = None, line: object = None
 ) -> None:
-    console().print(f"[bold yellow]warning:[/] {escape(without_backticks(str(message)))}", soft_wrap=True)
+    text = one_line(without_backticks(str(message)))
+    console().print(Text.assemble(("warning:", "bold yellow"), " ", text), soft_wrap=True)
 
 
 def with_flags(text: str, flags: Mapping[str, str]) -> str:
