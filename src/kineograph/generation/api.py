@@ -16,6 +16,7 @@ from kineograph.generation.call import (
     OutputType,
     as_model,
     check_arguments,
+    check_before_loading,
     check_form,
     draw_seeds,
     encoded_prompts,
@@ -222,10 +223,11 @@ def _generate(
         if options["seed"] is not None:
             raise InputError("`seed` and `generator` both choose the noise: give one of them")
         options["seed"] = draw_seeds(call["generator"])
+    inputs = open_inputs(options)._replace(latents=() if call["latents"] is None else (call["latents"],))
+    check_before_loading(model, call["video_model"], options, inputs)
     opened = as_model(model)
     second = None if call["video_model"] is None else as_model(call["video_model"], beside=opened)
     with reported(call, opened, len(prompts)) as on_step:
-        inputs = open_inputs(options)._replace(latents=() if call["latents"] is None else (call["latents"],))
         plan = resolve(opened, prompts, options, inputs, second, negative_prompts)
         videos = run_all(plan, on_step)
     return to_output(videos, output_type, single=len(prompts) == 1 and (prompt is None or isinstance(prompt, str)))

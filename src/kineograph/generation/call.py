@@ -21,11 +21,14 @@ from pydantic import InstanceOf
 from typing_extensions import TypedDict
 
 from kineograph.errors import InputError, check_choice, check_integer, shown
-from kineograph.generation.check import check_order
+from kineograph.generation.check import check, check_order
 from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions
+from kineograph.generation.resolve import Inputs, decide
 from kineograph.generation.run import OnStep, Progress
 from kineograph.media.video import Video
+from kineograph.models.description import Description, describe_model
 from kineograph.models.loading.components import Pipeline
+from kineograph.models.loading.describe import describe
 from kineograph.models.loading.load import POCKETS, load
 from kineograph.models.model import Model
 from kineograph.options import declared, option, validate
@@ -173,6 +176,24 @@ def as_model(source: object, beside: Model | None = None) -> Model:
             "kineograph.generate('pocket', 'a red fish')"
         )
     return load(source) if beside is None else load(source, device=beside.device, dtype=beside.dtype)
+
+
+def check_before_loading(model: object, video_model: object | None, options: Mapping[str, Any], inputs: Inputs) -> None:
+    """Raise the InputError of `resolve` for models of which one is a name or a path, if descriptions determine it."""
+    given = [model] if video_model is None else [model, video_model]
+    if not any(isinstance(each, str | Path) for each in given):
+        return
+    found = [_describe(each) for each in given]
+    if None not in found:
+        first, second = [*found, None][:2]
+        assert first is not None
+        decide(check(first, second, options), inputs)
+
+
+def _describe(source: object) -> Description | None:
+    if isinstance(source, Model):
+        return describe_model(source)
+    return describe(source) if isinstance(source, str | Path) else None
 
 
 def draw_seeds(generator: torch.Generator | Sequence[torch.Generator]) -> int | tuple[int, ...]:

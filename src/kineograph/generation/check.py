@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kineograph.errors import InputError, shown
 from kineograph.generation.options import (
@@ -17,6 +17,7 @@ from kineograph.generation.options import (
     used_kinds,
     with_plugins,
 )
+from kineograph.methods import instruct_pix2pix, video_elevator
 from kineograph.models.conditioning.prompt_weights import check_weights, plain_text
 from kineograph.models.description import Description
 from kineograph.models.loading.options import LoadOptions
@@ -25,6 +26,9 @@ from kineograph.motion import Motion, parse
 from kineograph.options import changed, declared, validate
 from kineograph.plan import Combination
 from kineograph.request import PromptWeights
+
+if TYPE_CHECKING:  # its module imports diffusers
+    from kineograph.models.schedule import Schedule
 
 IMAGE_METHOD, TWO_MODEL_METHOD = "text2video-zero", "video-elevator"
 VIDEO_METHOD, MOTION_MODULE_METHOD = "videocrafter", "animatediff"
@@ -115,6 +119,7 @@ def check(model: Description, video_model: Description | None, options: Mapping[
         if add_on.used(options):
             add_on.check(combination)
     _check_image(combination)
+    _check_steps(combination)
     if options["negative_prompt"]:
         check_guidance(combination, "negative_prompt")
     _refuse_unread(combination)
@@ -204,6 +209,30 @@ def _check_image(combination: Combination) -> None:
         )
 
 
+def default_sampler(model: Description, schedule: Schedule) -> str:
+    """Return the sampler that is used unless one is given."""
+    if model.edits:
+        return instruct_pix2pix.DEFAULT_SAMPLER
+    return schedule.sampler if model.temporal is None else model.temporal.sampler
+
+
+def _check_steps(combination: Combination) -> None:
+    """Raise InputError for a number of steps or a spacing that a scheduler cannot have, if its configuration is known.
+
+    It is the configuration itself that is refused if no noise schedule follows from it.
+    """
+    from kineograph.models.schedule import Schedule
+
+    model, second, options = combination.model, combination.video_model, combination.options
+    steps, spacing, offset = options["num_inference_steps"], options["spacing"], options["steps_offset"]
+    if model.scheduler is not None:
+        schedule = Schedule.from_config(model.scheduler)
+        schedule.sampling_sigmas(steps, options["sampler"] or default_sampler(model, schedule), spacing, offset)
+    if second is not None and second.scheduler is not None:
+        sampler, spacing = video_elevator.video_sampling(second.temporal, spacing)
+        Schedule.from_config(second.scheduler).sampling_sigmas(steps, sampler, spacing, offset)
+
+
 def options_without_effect(combination: Combination) -> dict[str, str]:
     """Return the options of the method and the add-ons in use that nothing reads here, each with the reason."""
     models = [combination.model, combination.video_model]
@@ -237,10 +266,18 @@ def _refuse_unread(combination: Combination) -> None:
 
 
 def check_guidance(combination: Combination, name: str) -> None:
-    """Raise InputError where guidance is off, for this option, which it reads."""
-    options = combination.options
-    scales = [options["guidance_scale"], options["video_guidance_scale"] or 0]
-    if max(scales) <= 1 and not combination.model.edits:
+    """Raise InputError where there is no classifier-free guidance, for this option, which it reads."""
+    options, model, second = combination.options, combination.model, combination.video_model
+    own = options["video_guidance_scale"]
+    scales = [] if model.reads_guidance_scale else [options["guidance_scale"]]
+    if second is not None and not second.reads_guidance_scale:
+        scales.append(options["guidance_scale"] if own is None else own)
+    if not scales:
+        raise InputError(
+            f"`{name}` does nothing here: {model.name} is a latent consistency model, which reads `guidance_scale` "
+            "itself (`time_cond_proj_dim`), so nothing is evaluated without the prompt"
+        )
+    if max(scales) <= 1 and not model.edits:
         raise InputError(f"`{name}` does nothing here: `guidance_scale` is 1 or less, which turns guidance off")
 
 

@@ -12,18 +12,17 @@ from typing import Any, NamedTuple
 import torch
 
 from kineograph.errors import MAX_FRAMES, InputError, InputWarning
-from kineograph.generation.check import check, check_guidance, options_without_effect
+from kineograph.generation.check import check, check_guidance, default_sampler, options_without_effect
 from kineograph.generation.options import find_method, used_kinds
 from kineograph.latents import Latents
 from kineograph.media.footage import Footage, open_footage, output_size
 from kineograph.media.images import InputImage, read_image
-from kineograph.methods import instruct_pix2pix, sdedit, text2video_zero
+from kineograph.methods import sdedit, text2video_zero
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipOptions
 from kineograph.models.conditioning.prompt_weights import other_syntax, plain_text
 from kineograph.models.description import check_size, describe_model
 from kineograph.models.model import Model
-from kineograph.models.schedule import Schedule
 from kineograph.models.schedulers import departures
 from kineograph.motion import frame_warp, parse
 from kineograph.options import changed, declared, select
@@ -172,7 +171,7 @@ def resolve(
         negative_prompts=tuple(negative_prompts)
         or one_for_each(options["negative_prompt"], len(prompts), "negative_prompt"),
         seeds=_seeds(options["seed"], len(prompts)),
-        sampler=options["sampler"] or _default_sampler(combination, model.schedule),
+        sampler=options["sampler"] or default_sampler(combination.model, model.schedule),
         num_inference_steps=options["num_inference_steps"],
         guidance_scale=options["guidance_scale"],
         latent_shape=latent_shape,
@@ -255,13 +254,6 @@ def _default_camera(combination: Combination, followed: Sequence[Footage], num_f
     return text2video_zero.DEFAULT_CAMERA
 
 
-def _default_sampler(combination: Combination, schedule: Schedule) -> str:
-    if combination.model.edits:
-        return instruct_pix2pix.DEFAULT_SAMPLER
-    temporal = combination.model.temporal
-    return schedule.sampler if temporal is None else temporal.sampler
-
-
 def _video_size(combination: Combination, inputs: Inputs) -> tuple[int, int]:
     """Return height and width in pixels: as requested, else with the footage's aspect ratio, else the model's own.
 
@@ -331,7 +323,7 @@ def warn_about(plan: Plan) -> None:
     subject = (model.subject or "").lower().split()
     if unknown := [word for word in model.unknown_words(text) if word not in subject]:
         _warn(f"{model.name} has never seen the words {', '.join(unknown)}")
-    if plan.guidance_scale < 0:
+    if plan.guidance_scale < 0 and not model.net.reads_guidance_scale:
         _warn(f"`guidance_scale` is {plan.guidance_scale:g}: guidance is off, as with every scale of 1 or less")
     _warn_of_scheduler(plan)
     _warn_of_unnamed_subject(model, prompts)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from typing_extensions import TypedDict
 
-from kineograph.denoise import Denoise, text_and_image_guidance
+from kineograph.denoise import Denoise, classifier_free_guidance, text_and_image_guidance
 from kineograph.latents import Latents
 from kineograph.options import Number, option
 from kineograph.plan import AddOn, BindCondition, Combination, Plan, encode_footage
@@ -48,6 +48,8 @@ def bind_input(plan: Plan) -> Plan:
 
     def guide(bind: BindCondition, cond: Condition, uncond: Condition) -> Denoise:
         neither = replace(uncond, channels=torch.zeros_like(frames))
+        if cond.guidance_scale is not None:  # the network reads the scale of the text itself
+            return classifier_free_guidance(bind(cond), bind(replace(cond, channels=neither.channels)), image_scale)
         return text_and_image_guidance(bind(cond), bind(uncond), bind(neither), scale, image_scale)
 
     return replace(plan, add_conditions=add_frames, guide=guide)

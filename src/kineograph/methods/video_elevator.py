@@ -20,7 +20,7 @@ from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
 from kineograph import latents, noise
-from kineograph.denoise import Denoise, classifier_free_guidance
+from kineograph.denoise import Denoise
 from kineograph.errors import InputError
 from kineograph.latents import Latents, add_noise
 from kineograph.options import Flag, Integer, Number, Text, declared, option
@@ -35,7 +35,9 @@ from kineograph.plan import (
     encode_prompts,
     encode_texts,
     fit_to_sampler,
+    guide_by_text,
     pin_first_frame,
+    text_guidance_scale,
 )
 from kineograph.request import MAX_STEPS, ImageModelOptions, OverlapOptions, SharedOptions, VideoModelOptions
 from kineograph.samplers import BY_NAME, NoiseAt, Sampler, Step, ddim, dpmpp_2m, step_to
@@ -43,7 +45,7 @@ from kineograph.sigmas import insert_sigmas, starting_at, until
 
 if TYPE_CHECKING:
     from kineograph.models.model import Model
-    from kineograph.models.schedule import Schedule
+    from kineograph.models.temporal.config import TemporalConfig
 
 log = logging.getLogger(__name__)
 
@@ -351,11 +353,13 @@ def bind_video_model(plan: Plan) -> Refine:
 
     model, (video,), options = plan.model, plan.second_model, plan.read(VideoElevatorOptions)
     shape = (len(plan.prompts), *video.latent_shape(plan.height, plan.width))
-    name = "lcm" if video.temporal is not None and video.temporal.sampler == "lcm" else "ddim"
+    name, spacing = video_sampling(video.temporal, plan.read(SharedOptions)["spacing"])
     noise_at = noise.per_sigma(plan.seeds, plan.frames, shape)
     refine = refine_with_video_model(
         _bind_video_prompts(video, plan, name),
-        _sigmas_of_video_model(plan, video.schedule, name),
+        video.schedule.sampling_sigmas(
+            plan.num_inference_steps, name, spacing, plan.read(SharedOptions)["steps_offset"]
+        ),
         options["video_steps"],
         noise_at,
         low_pass=partial(
@@ -376,26 +380,21 @@ def bind_video_model(plan: Plan) -> Refine:
     return refine_frames
 
 
-def _sigmas_of_video_model(plan: Plan, schedule: Schedule, sampler: str) -> list[float]:
-    shared = plan.read(SharedOptions)
-    spacing = "lcm" if sampler == "lcm" else shared["spacing"]
-    return schedule.sampling_sigmas(plan.num_inference_steps, sampler, spacing, shared["steps_offset"])
+def video_sampling(temporal: TemporalConfig | None, spacing: str | None) -> tuple[str, str | None]:
+    """Return the sampler and the spacing of the video model: the asked spacing, unless it is distilled for LCM's."""
+    return ("lcm", "lcm") if temporal is not None and temporal.sampler == "lcm" else ("ddim", spacing)
 
 
 def _bind_video_prompts(video: Model, plan: Plan, sampler: str) -> Denoise:
     """Bind the video model's prompts, image and guidance."""
     options = plan.read(VideoElevatorOptions)
-    scale = plan.guidance_scale if options["video_guidance_scale"] is None else options["video_guidance_scale"]
     if options["video_prompt"]:
         cond = encode_texts(plan, video, [options["video_prompt"]] * len(plan.prompts))
     else:
         cond = encode_prompts(plan, video)
     uncond = encode_texts(plan, video, plan.negative_prompts)
-    denoise_cond, denoise_uncond = (
-        video.bind(condition, window=plan.window, overlap=plan.overlap, motion_scale=1 - plan.motion_strength)
-        for condition in add_image(video, plan, cond, uncond)
-    )
-    guided = classifier_free_guidance(denoise_cond, denoise_uncond, max(1.0, scale))
+    bind = partial(video.bind, window=plan.window, overlap=plan.overlap, motion_scale=1 - plan.motion_strength)
+    guided = guide_by_text(text_guidance_scale(plan, video), bind, *add_image(video, plan, cond, uncond))
     return fit_to_sampler(guided, sampler, video.schedule)
 
 

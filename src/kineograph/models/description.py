@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from kineograph.errors import InputError
@@ -21,14 +21,16 @@ UNET_IN_CHANNELS, LATENT_CHANNELS, VAE_BLOCK_CHANNELS = 4, 4, (64,)
 class Description:
     """Properties of a model that decide which options it accepts.
 
-    temporal            configuration of the temporal layers; None for an image model
-    in_channels         channels that the U-Net reads: the latents', and others for inpainting or editing
-    latent_channels     channels of the VAE's latents
-    takes_images        True for an image-to-video model, or one with an IP-Adapter
-    has_motion_adapter  True if a motion scale can be given
-    controls            kinds of control that it has a ControlNet for; `ANY_CONTROL` stands for every kind
-    default_size        height and width, in pixels, that the model was trained on
-    vae_scale_factor    height and width of a latent pixel, in pixels
+    temporal              configuration of the temporal layers; None for an image model
+    in_channels           channels that the U-Net reads: the latents', and others for inpainting or editing
+    latent_channels       channels of the VAE's latents
+    takes_images          True for an image-to-video model, or one with an IP-Adapter
+    has_motion_adapter    True if a motion scale can be given
+    controls              kinds of control that it has a ControlNet for; `ANY_CONTROL` stands for every kind
+    default_size          height and width, in pixels, that the model was trained on
+    vae_scale_factor      height and width of a latent pixel, in pixels
+    reads_guidance_scale  True for a latent consistency model whose network takes the guidance scale as an input
+    scheduler             configuration of the scheduler; None if only the weights determine it
     """
 
     name: str
@@ -40,6 +42,8 @@ class Description:
     controls: tuple[str, ...]
     default_size: tuple[int, int]
     vae_scale_factor: int
+    reads_guidance_scale: bool = False
+    scheduler: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @property
     def is_video(self) -> bool:
@@ -64,6 +68,8 @@ def describe_model(model: Model) -> Description:
         controls=tuple(model.controls),
         default_size=model.default_size,
         vae_scale_factor=model.vae_scale_factor,
+        reads_guidance_scale=model.net.reads_guidance_scale,
+        scheduler=model.schedule.settings or None,
     )
 
 
@@ -95,6 +101,7 @@ def describe_configurations(
         controls=(),
         default_size=(factor * height, factor * width),
         vae_scale_factor=factor,
+        reads_guidance_scale=unet.get("time_cond_proj_dim") is not None,
     )
 
 

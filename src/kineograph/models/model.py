@@ -190,6 +190,7 @@ class Model:
         size: tuple[int, int] | None = None,
         clip_skip: int | None = None,
         fps: float = VIDEO_MODEL_FPS,
+        guidance_scale: float | None = None,
         prompt_weights: PromptWeights = "a1111",
         num_chunks: int = 1,
     ) -> Condition:
@@ -199,11 +200,14 @@ class Model:
             size: height and width of the image, a condition of SDXL; the model's default size by default.
             clip_skip: number of the text encoder's last layers to skip; the model's own by default.
             fps: frames per second, for a video model with a frame-rate condition.
+            guidance_scale: for a latent consistency model that reads it; without it the network gets none.
             prompt_weights: how weights such as (word:1.3) are read, see `prompt_weights.parse_weights`.
             num_chunks: the least number of chunks of tokens, see `count_chunks`; those beyond a prompt are empty.
         """
         skip = self.clip_skip if clip_skip is None else clip_skip
         condition = self._encode_text(texts, size, skip, prompt_weights, num_chunks)
+        if self.net.reads_guidance_scale:
+            condition = replace(condition, guidance_scale=guidance_scale)
         if not self.net.has_frame_rate:
             return condition
         rate = torch.full((len(texts), 1), float(fps), device=condition.tokens.device)

@@ -20,11 +20,10 @@ from accelerate import init_empty_weights
 from cases import public_layouts
 from diffusers import AutoencoderKL, MotionAdapter, UNet2DConditionModel, UNet3DConditionModel
 from diffusers.loaders import single_file_utils
-from format_rows import loads, refused
+from format_rows import loads
 from torch import Tensor, nn
 from transformers import CLIPTextConfig
 
-from kineograph.errors import InputError
 from kineograph.models.formats import (
     animatediff,
     architecture,
@@ -180,16 +179,15 @@ def test_numbers_of_tensors_in_a_whole_file(name: str) -> None:
     assert len(released_file(release)) == release.tensors + VAE_TENSORS + encoders + unread
 
 
-@refused("Checkpoint", "LCM network that reads the guidance scale (`time_cond_proj_dim`)", "take its LCM-LoRA")
 @pytest.mark.parametrize("family", [SD1, SDXL, SSD_1B], ids=lambda each: each.name)
-def test_networks_of_lcm_are_built_and_named(family: Family) -> None:
+def test_networks_of_lcm_are_built(family: Family) -> None:
     """LCM_Dreamshaper_v7, lcm-sdxl and lcm-ssd-1b: the layers of their family, and one more."""
     settings = family.unet | {"cross_attention_dim": family.cross_attention, "time_cond_proj_dim": 256}
     unet = on_meta(UNet2DConditionModel, **settings)
     tensors = next(each.tensors for each in RELEASES.values() if each.family is family)
     assert len(unet.state_dict()) == tensors + 1
-    with pytest.raises(InputError, match="time_cond_proj_dim"):
-        VideoUNet(unet)
+    assert VideoUNet(unet).reads_guidance_scale
+    assert ldm.unet_key_map(unet)["time_embedding.cond_proj.weight"].name == "time_embedding.cond_proj.weight"
 
 
 # --- video models

@@ -136,7 +136,6 @@ def test_gradients_reach_the_network() -> None:
 REFUSED = {
     "class_embed_type='timestep'": {"class_embed_type": "timestep"},
     "num_class_embeds=10": {"num_class_embeds": 10},
-    "time_cond_proj_dim=8": {"time_cond_proj_dim": 8},
     "time_embedding_type='fourier'": {"time_embedding_type": "fourier"},
     "addition_embed_type='text'": {"addition_embed_type": "text", "addition_embed_type_num_heads": 2},
     "center_input_sample=True": {"center_input_sample": True},

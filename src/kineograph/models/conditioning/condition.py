@@ -1,8 +1,8 @@
 """Conditioning inputs of a network, grouped by where they enter.
 
 Text is `tokens`; an image for image-to-video or an IP-Adapter is `image_tokens`; a frame rate and SDXL's sizes are
-`embedding`; ControlNet and T2I-Adapter are `residuals`; InstructPix2Pix's image is `channels`. A new kind of input
-takes one of these.
+`embedding`, as is the guidance scale of a latent consistency model, `guidance_scale`; ControlNet and T2I-Adapter are
+`residuals`; InstructPix2Pix's image is `channels`. A new kind of input takes one of these.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ Residuals = Callable[
 class Condition:
     """Conditioning inputs for one batch of videos.
 
-    tokens        [b n d], or [b f n d] when every frame has its own: read by cross-attention
-    image_tokens  [b m d], or [b f m d] when every frame has its own: read by cross-attention, beside the text
-    image_scale   factor on the attention to image tokens, beside the IP-Adapter's own scale
-    embedding     [b e], or [b f e] when every frame has its own: added to the embedding of the timestep; for a video
-                  model with a frame-rate condition, its last number is frames per second
-    residuals     called with the network's own inputs; added to its skip connections and blocks
-    channels      [b f k h w]: concatenated to the latents' channels
-    down_tokens   [b n d]: read by the down and mid blocks in place of `tokens`
+    tokens          [b n d], or [b f n d] when every frame has its own: read by cross-attention
+    image_tokens    [b m d], or [b f m d] when every frame has its own: read by cross-attention, beside the text
+    image_scale     factor on the attention to image tokens, beside the IP-Adapter's own scale
+    embedding       [b e], or [b f e] when every frame has its own: added to the embedding of the timestep; for a video
+                    model with a frame-rate condition, its last number is frames per second
+    guidance_scale  of a network that was distilled with it as an input: added to the embedding of the timestep
+    residuals       called with the network's own inputs; added to its skip connections and blocks
+    channels        [b f k h w]: concatenated to the latents' channels
+    down_tokens     [b n d]: read by the down and mid blocks in place of `tokens`
     """
 
     tokens: Float[Tensor, "b n d"] | Float[Tensor, "b f n d"]
     image_tokens: Float[Tensor, "b m d"] | Float[Tensor, "b f m d"] | None = None
     image_scale: float = 1.0
     embedding: Float[Tensor, "b e"] | Float[Tensor, "b f e"] | None = None
+    guidance_scale: float | None = None
     residuals: Residuals | None = None
     channels: Float[Tensor, "b f k h w"] | None = None
     down_tokens: Float[Tensor, "b n d"] | None = None

@@ -68,6 +68,7 @@ FILE_KINDS: dict[tuple[str, ...], str] = {
     ("decoder.",): "a VAE: load a model, and pass this as `vae`",
     (UNET,): "a U-Net alone",
 }
+GUIDANCE_EMBEDDING = UNET + "time_embedding.cond_proj.weight"  # of latent consistency models, as diffusers names it
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -249,7 +250,8 @@ def scheduler_marks(checkpoint: Tensors, metadata: Mapping[str, str]) -> Config:
     """Return the settings of the scheduler that a checkpoint states itself.
 
     Trainers mark networks with v-prediction and zero terminal SNR by empty tensors, `v_pred` and `ztsnr`; files in
-    Stability's format have the prediction type in their metadata. Playground's and CosXL's files hold numbers of EDM.
+    Stability's format have the prediction type in their metadata. Playground's and CosXL's files hold numbers of EDM. A
+    network with an embedding of the guidance scale is a latent consistency model, whose scheduler is LCM's.
     """
     if {"edm_mean", "edm_std"} <= checkpoint.keys():
         return EDM | {"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon"}
@@ -257,7 +259,7 @@ def scheduler_marks(checkpoint: Tensors, metadata: Mapping[str, str]) -> Config:
         numbers = {name: checkpoint.get(f"edm_vpred.{name}") for name in ("sigma_min", "sigma_max")}
         own = {name: float(each) for name, each in numbers.items() if each is not None and not each.is_meta}
         return EDM | COSXL | own
-    marks: Config = {}
+    marks: Config = {"_class_name": "LCMScheduler"} if GUIDANCE_EMBEDDING in checkpoint else {}
     if stated := STATED.get(metadata.get("modelspec.prediction_type", "")):
         marks["prediction_type"] = stated
     if "v_pred" in checkpoint:
@@ -280,9 +282,11 @@ def write_configuration(family: Family, checkpoint: Tensors, marks: Config, fold
             InputWarning,
             stacklevel=2,
         )
-    scheduler = marks if "_class_name" in marks else SCHEDULER | {"prediction_type": family.prediction_type} | marks
-    in_channels = checkpoint[FIRST_LAYER].shape[1]
-    _write(folder / "unet", family.unet | {"cross_attention_dim": family.cross_attention, "in_channels": in_channels})
+    scheduler = marks if "sigma_data" in marks else SCHEDULER | {"prediction_type": family.prediction_type} | marks
+    own: Config = {"cross_attention_dim": family.cross_attention, "in_channels": checkpoint[FIRST_LAYER].shape[1]}
+    if GUIDANCE_EMBEDDING in checkpoint:
+        own["time_cond_proj_dim"] = checkpoint[GUIDANCE_EMBEDDING].shape[1]
+    _write(folder / "unet", family.unet | own)
     _write(folder / "vae", _vae(family))
     _write(folder / "scheduler", scheduler, "scheduler_config.json")
     index: Config = {

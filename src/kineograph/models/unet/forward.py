@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.utils.torch_utils import apply_freeu
@@ -211,9 +212,16 @@ def _as_image(tokens: Tensor, like: Tensor) -> Tensor:
 
 
 def embed_time(
-    net: Network, timestep: Tensor | float, embedding: Tensor | None, videos: int, frames: Sequence[int]
+    net: Network,
+    timestep: Tensor | float,
+    embedding: Tensor | None,
+    videos: int,
+    frames: Sequence[int],
+    guidance_scale: float | None = None,
 ) -> Tensor:
     """Return the embedding of the timestep and of a condition's `embedding`, for these frames: `(b f) e`.
+
+    guidance_scale: for a network that was distilled with it as an input; None adds nothing.
 
     Raises InputError if the network needs an embedding that the condition lacks, or takes none.
     """
@@ -221,10 +229,19 @@ def embed_time(
         has, wants = ("no", "one") if embedding is None else ("an", "none")
         raise InputError(f"the condition has {has} embedding, this network takes {wants}: SDXL takes one, SD does not")
     timesteps = torch.as_tensor(timestep, device=execution_device(net)).expand(videos).repeat_interleave(len(frames))
-    temb = net.time_embedding(net.time_proj(timesteps).to(net.dtype))
+    scale = (
+        None if guidance_scale is None else embed_guidance_scale(net, guidance_scale).to(timesteps.device, net.dtype)
+    )
+    temb = net.time_embedding(net.time_proj(timesteps).to(net.dtype), scale)
     if embedding is None:
         return temb
     if embedding.ndim == 3:
         own = net.add_embedding(embedding[:, list(frames)].to(temb))
         return temb + own.expand(videos, -1, -1).flatten(0, 1)
     return temb + net.add_embedding(embedding.to(temb)).expand(videos, -1).repeat_interleave(len(frames), dim=0)
+
+
+def embed_guidance_scale(net: Network, guidance_scale: float) -> Tensor:
+    """Return the embedding of `w = guidance_scale - 1` of a latent consistency model: `1 e` (Luo et al. 2023, 4.2)."""
+    w = torch.tensor([1000 * (guidance_scale - 1)])
+    return get_timestep_embedding(w, net.config.time_cond_proj_dim, downscale_freq_shift=1)

@@ -29,7 +29,6 @@ SETTINGS: dict[str, set] = {
     "encoder_hid_dim_type": {None, "ip_image_proj"},
     "num_class_embeds": {None},
     "only_cross_attention": {False},
-    "time_cond_proj_dim": {None},
     "time_embedding_act_fn": {None},
     "time_embedding_type": {"positional"},
 }

@@ -71,6 +71,11 @@ class VideoUNet(nn.Module):
         """True if the last number of a condition's embedding is frames per second."""
         return self.temporal is not None and self.temporal.fps is not None
 
+    @property
+    def reads_guidance_scale(self) -> bool:
+        """True for a network that was distilled with the guidance scale as an input, a latent consistency model."""
+        return self.image_unet.config.time_cond_proj_dim is not None
+
     def _split_embedding(self, embedding: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """Return the image network's part of a condition's embedding, and frames per second `[b]`, if it has each."""
         if embedding is None or not self.has_frame_rate:
@@ -137,7 +142,7 @@ class VideoUNet(nn.Module):
         self.check_motion_scale(motion_scale)
         key_values = self.project_tokens(condition) if key_values is None else key_values
         embedding, fps = self._split_embedding(condition.embedding)
-        temb = embed_time(unet, timestep, embedding, len(z), numbers)
+        temb = embed_time(unet, timestep, embedding, len(z), numbers, condition.guidance_scale)
         inputs = LayerInputs(temb, key_values, groups, cache, call_stage=self.call_stage)
         if self.temporal is not None and len(numbers) > 1:
             for name, scale in (("motion_scale", motion_scale), ("spatial_scale", spatial_scale)):
