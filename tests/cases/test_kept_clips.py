@@ -126,6 +126,41 @@ def test_a_file_in_the_place_of_another_is_refused(model: kg.Model, work: Path) 
         generate(model, keep_clips=work)
 
 
+def damage(file: Path) -> None:
+    """Change one bit in the middle of a file, which stays as long as it was."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_damaged_clips_are_generated_again(model: kg.Model, whole: np.ndarray, work: Path) -> None:
+    generate(model, keep_clips=work)
+    damage(files(work)[1])
+    with pytest.warns(kg.InputWarning, match="0001.safetensors is damaged: it is not used"):
+        assert np.array_equal(generate(model, keep_clips=work).frames, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [Path.unlink, damage, lambda file: file.write_bytes(file.read_bytes()[:500])])
+def test_seed_of_a_video_outlives_its_first_clip(
+    model: kg.Model, work: Path, harm: Callable[[Path], object], recwarn: pytest.WarningsRecorder
+) -> None:
+    before = generate(model, seed=None, clips=2, keep_clips=work)
+    harm(files(work)[0])
+    again = generate(model, seed=None, clips=2, keep_clips=work)
+    assert again.settings["seed"] == before.settings["seed"] and again.digest == before.digest
+
+
+def test_video_without_a_seed_whose_clips_are_all_damaged_is_refused(
+    model: kg.Model, work: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    generate(model, seed=None, clips=1, keep_clips=work)
+    damage(files(work)[0])
+    with pytest.raises(kg.InputError, match="all clips in .* are damaged, and the seed"):
+        generate(model, seed=None, clips=1, keep_clips=work)
+
+
 @pytest.mark.slow
 def test_a_locked_folder_is_left_as_it_is(
     model: kg.Model, whole: np.ndarray, work: Path, caplog: pytest.LogCaptureFixture

@@ -68,8 +68,8 @@ def test_next_write_removes_what_a_killed_process_left_and_nothing_else(tmp_path
 
 def test_folder_that_a_killed_process_was_replacing_is_put_back(tmp_path: Path) -> None:
     leftover = tmp_path / ".0123456789ab.part"
-    (leftover / "replaced" / "model").mkdir(parents=True)
-    (leftover / "replaced" / "model" / "weights").write_text("whole")
+    (leftover / ".replaced" / "model").mkdir(parents=True)
+    (leftover / ".replaced" / "model" / "weights").write_text("whole")
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["model"] and (tmp_path / "model" / "weights").read_text() == "whole"
 

@@ -4,17 +4,19 @@ NNNN.safetensors   the frames of clip NNNN; the last file has the state that the
 .lock              locked while a process writes
 
 The folder of a request is named by a hash of what its frames depend on, except the number of clips and their prompts,
-which each file records, and the seed, if none is requested: then the first run's seed is used again.
+which each file records, and the seed, if none is requested: then the first run's seed is used again. Each file has a
+SHA-256 of what it holds: a damaged clip is never used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,17 +24,16 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 
-from kineograph.errors import InputError
-from kineograph.media.files import replace_atomically
+from kineograph.errors import InputError, InputWarning
+from kineograph.media.files import remove_leftovers, replace_atomically
 from kineograph.media.metadata import settings_id
 from kineograph.methods.vidrd import ClipState, Past
 from kineograph.models.formats.tensor_files import write_tensors
 
 log = logging.getLogger(__name__)
 
-FORMAT = "kineograph_clip"  # key of the files' metadata: JSON of {"prompt", "seed", "clip"}
+FORMAT = "kineograph_clip"  # key of the files' metadata: JSON of {"prompt", "seed", "clip", "sha256"}
 
 
 class GeneratedClip(NamedTuple):
@@ -40,6 +41,14 @@ class GeneratedClip(NamedTuple):
 
     frames: np.ndarray
     state: ClipState
+
+
+class KeptClip(NamedTuple):
+    """Content of a clip's file. tensors: its frames, uint8 [f h w 3], and its state if nothing goes on from it yet."""
+
+    prompt: str
+    seed: int
+    tensors: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,78 +73,95 @@ class ClipFiles:
             log.warning("%s is in use by another process: the clips of this run are not kept", self.folder)
             yield False
             return
+        remove_leftovers(self.folder)
         try:
             yield True
         finally:
             lock.release()
 
     def recorded_seed(self) -> int | None:
-        """Return the seed of the clips in the folder; None if there are none."""
-        files = self._files()
-        return int(_read_facts(files[0])["seed"]) if files else None
+        """Return the seed of the clips in the folder; None if there are none.
+
+        Raises InputError if all are damaged: another seed would give another video.
+        """
+        files = sorted(self.folder.glob("*.safetensors"))
+        kept = next(filter(None, map(_read, files)), None)
+        if kept is None and files:
+            raise InputError(
+                f"all clips in {self.folder} are damaged, and the seed of their video is lost with them: give its "
+                "`seed`, or delete the folder to begin anew"
+            )
+        return kept and kept.seed
 
     def load(self, prompts: Sequence[str], num_clips: int) -> list[GeneratedClip]:
         """Load the finished clips, of at most so many, the last with its state; none if their prompts differ.
 
-        prompts: of each clip of the request.
+        Clips after a missing or damaged one do not count. prompts: of each clip of the request.
         """
-        files = self._files()[:num_clips]
-        if not files or [_read_facts(file)["prompt"] for file in files] != list(prompts[: len(files)]):
-            return []
-        clips = [GeneratedClip(_read_frames(file)[None], ClipState(k)) for k, file in enumerate(files, 1)]
-        if len({clip.frames.shape for clip in clips}) > 1:
-            raise _damaged(files[-1])
-        last = load_file(files[-1])
-        if len(files) < num_clips:
-            if "noise" not in last:  # its state was pruned: a longer video went on from a later clip
+        found: list[KeptClip] = []
+        for number, prompt in enumerate(prompts[:num_clips]):
+            kept = _read(self._file(number))
+            if kept is None:
+                break
+            if kept.prompt != prompt:
                 return []
-            clips[-1] = clips[-1]._replace(state=_read_state(last, len(files)))
+            found.append(kept)
+        clips = [GeneratedClip(each.tensors["frames"].numpy()[None], ClipState(k)) for k, each in enumerate(found, 1)]
+        if found and len(found) < num_clips:
+            if "noise" not in found[-1].tensors:  # its state was pruned: a longer video went on from a later clip
+                return []
+            clips[-1] = clips[-1]._replace(state=_read_state(found[-1].tensors, len(found)))
         return clips
 
     def save(self, clip: GeneratedClip, prompt: str, seed: int) -> None:
         """Write a clip with its state, and remove the state from the previous clip's file."""
         frames = torch.from_numpy(np.ascontiguousarray(clip.frames[0]))
         number = clip.state.number - 1
-        self._write(number, {"frames": frames, **_state_tensors(clip.state)}, prompt, seed)
         for later in self.folder.glob("*.safetensors"):
-            if int(later.stem) > number:  # of other prompts
+            if later.stem > self._file(number).stem:  # of other prompts, or after a damaged clip
                 later.unlink()
-        if number:
-            facts, before = _read_facts(self._file(number - 1)), load_file(self._file(number - 1))
-            self._write(number - 1, {"frames": before["frames"]}, facts["prompt"], facts["seed"])
+        self._write(number, KeptClip(prompt, seed, {"frames": frames, **_state_tensors(clip.state)}))
+        before = _read(self._file(number - 1)) if number else None
+        if before is not None:
+            self._write(number - 1, before._replace(tensors={"frames": before.tensors["frames"]}))
 
-    def _write(self, number: int, tensors: dict[str, torch.Tensor], prompt: str, seed: int) -> None:
+    def _write(self, number: int, kept: KeptClip) -> None:
+        facts = {"prompt": kept.prompt, "seed": kept.seed, "clip": number}
         with replace_atomically(self._file(number)) as part:
-            write_tensors(tensors, part, {FORMAT: json.dumps({"prompt": prompt, "seed": seed, "clip": number})})
+            write_tensors(kept.tensors, part, {FORMAT: json.dumps(facts | {"sha256": _digest(facts, kept.tensors)})})
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:04}.safetensors"
 
-    def _files(self) -> list[Path]:
-        """Return the files of the first clips, up to the first that is missing."""
-        return list(takewhile(Path.exists, map(self._file, count())))
 
+def _read(file: Path) -> KeptClip | None:
+    """Return the clip in a file; None if there is no file, or, with a warning, if it is damaged.
 
-def _read_facts(file: Path) -> dict[str, Any]:
+    Raises InputError for a whole file in the place of another.
+    """
+    if not file.exists():
+        return None
     try:
         with safe_open(file, "pt") as opened:
             facts = json.loads((opened.metadata() or {})[FORMAT])
-            if {"prompt", "seed", "clip"} <= set(facts) and f"{facts['clip']:04}" == file.stem:
-                return dict(facts)
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise _damaged(file) from error
-    raise _damaged(file)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no dict)
+        whole = facts.pop("sha256") == _digest(facts, tensors)
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        warnings.warn(InputWarning(f"{file} is damaged: it is not used, and is generated again"), stacklevel=2)
+        return None
+    if f"{facts['clip']:04}" != file.stem:
+        raise InputError(f"{file} is damaged, or of another version: delete {file.parent} to begin anew")
+    return KeptClip(facts["prompt"], facts["seed"], tensors)
 
 
-def _read_frames(file: Path) -> np.ndarray:
-    frames = load_file(file).get("frames", torch.empty(0)).numpy()
-    if frames.ndim != 4 or frames.dtype != np.uint8:
-        raise _damaged(file)
-    return frames
-
-
-def _damaged(file: Path) -> InputError:
-    return InputError(f"{file} is damaged, or of another version: delete {file.parent} to begin anew")
+def _digest(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name, each in sorted(tensors.items()):
+        digest.update(f"{name} {each.dtype} {tuple(each.shape)} ".encode())
+        digest.update(each.contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _state_tensors(state: ClipState) -> dict[str, torch.Tensor]:

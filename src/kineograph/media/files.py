@@ -25,7 +25,7 @@ if sys.platform != "win32":
 
 SLUG_LENGTH = 48
 TEMPORARY = re.compile(r"\.[0-9a-f]{12}\.part")
-NEW, REPLACED = "new.part", "replaced"  # in a temporary folder: what is written, and what it replaces
+NEW, REPLACED = ".new.part", ".replaced"  # in a temporary folder: what is written, and what it replaces
 SYSTEM_ERROR = re.compile(r"os error (\d+)")  # in the messages of safetensors
 FAILED_SAVE = "inline_container"  # torch's own source file, which its message names
 
