@@ -16,9 +16,11 @@ from diffusers import ControlNetModel, ControlNetUnionModel, ControlNetXSAdapter
 from format_rows import loads, refused
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
 import kineograph as kg
+from kineograph.models.conditioning.condition import Condition
 from kineograph.models.formats import key_map, ldm
 from kineograph.models.unet.t2i_adapter import bind_t2i_adapter
 
@@ -193,6 +195,28 @@ def test_control_lora_computes_what_its_sum_with_the_unet_does(work: Path, make:
     file, network = control_lora(make)
     model = load(make(), controlnet={"canny": write_safetensors(work, file)})
     assert far_apart(model, network, make) < within
+
+
+@loads("ControlNet", "Control-LoRA beside LoRAs of all kinds: made from the U-Net without them", within=0,
+       reference="that without LoRAs, in both orders")  # fmt: skip
+@pytest.mark.parametrize("kind", ["lora_down", "dora_scale", "diff"])
+def test_control_lora_is_made_from_the_unet_without_loras(work: Path, kind: str, within: float) -> None:
+    file, _ = control_lora(sd)
+    control = {"canny": write_safetensors(work, file)}
+    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    weight = sd().unet.get_submodule(layer).weight
+    roles = {"lora_down.weight": normal(2, weight.shape[1], seed=1), "lora_up.weight": normal(len(weight), 2, seed=2)}
+    roles |= {"dora_scale": weight.norm(dim=1, keepdim=True)} if kind == "dora_scale" else {}
+    roles = {"diff": normal(*weight.shape, seed=3), "diff_b": torch.ones(len(weight))} if kind == "diff" else roles
+    lora = work / "lora.safetensors"
+    save_file({f"lora_unet_{layer.replace('.', '_')}.{role}": each for role, each in roles.items()}, lora)
+    plain, together = load(sd(), controlnet=control), load(sd(), controlnet=control, lora=lora)
+    of_plain, *others = (each.control("canny").controlnet.state_dict() for each in (plain, together))
+    for own in others:
+        assert max(far(own[name], each) for name, each in of_plain.items()) == within
+    cond = Condition(normal(1, 7, 32, seed=4))
+    afterwards = plain.load_lora_weights(lora)
+    assert torch.equal(together.net(LATENTS, T, cond), afterwards.net(LATENTS, T, cond))
 
 
 @pytest.mark.slow

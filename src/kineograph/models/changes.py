@@ -17,7 +17,7 @@ from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats.lora import load_lora, read_learned_words
 from kineograph.models.hooks import is_offloaded, refuse_offloaded
-from kineograph.models.loading.components import quiet_loading
+from kineograph.models.loading.components import Components, quiet_loading
 from kineograph.models.loading.controlnets import move_controlnet
 from kineograph.models.lora_layers import remove_loras
 from kineograph.models.model import Model
@@ -94,6 +94,20 @@ def remove_loras_from_model(model: Model) -> Model:
     remove_loras(changed.networks)
     settings = {name: value for name, value in model.settings.items() if name != "lora"}
     return replace(changed, settings=settings, learned_words=())
+
+
+def with_own_layers(components: Components) -> Components:
+    """Return a live pipeline's components with layers and tokenizers of their own, to which adapters can be added.
+
+    Weights are shared, but for the embeddings of words, which a textual inversion resizes in place.
+    """
+    encoders = [(copy.deepcopy(each.tokenizer), _copy_layers(each.network)) for each in components.text_encoders]
+    for _, network in encoders:
+        words: Any = network.get_input_embeddings()
+        words.weight = nn.Parameter(words.weight.detach().clone(), requires_grad=words.weight.requires_grad)
+    return components._replace(
+        unet=_copy_layers(components.unet), text_encoders=tuple(TextEncoder(*each) for each in encoders)
+    )
 
 
 def _with_own_layers(model: Model) -> Model:

@@ -44,6 +44,17 @@ def original_weight(layer: WeightedLayer) -> Tensor:
     return getattr(layer, ORIGINAL + "weight", layer.weight)
 
 
+def original_state(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's weights without LoRAs, by the names of the network without them."""
+    weights = {name: each for name, each in network.state_dict().items() if ".lora_" not in name}
+    for path, layer in network.named_modules():
+        for name, before in layer._buffers.items():
+            if name.startswith(ORIGINAL):
+                weights.pop(full := f"{path}.{name.removeprefix(ORIGINAL)}", None)
+                weights |= {} if before is None else {full: before}
+    return {name.replace(".base_layer.", "."): each for name, each in weights.items()}
+
+
 def check_changeable(network: nn.Module, layer: WeightedLayer, path: str) -> None:
     """Raise InputError for a layer whose weight cannot be changed in place: a quantised or offloaded one."""
     if not layer.weight.is_floating_point():
@@ -110,6 +121,7 @@ def add_low_rank_updates(network: nn.Module, updates: Mapping[str, LowRankUpdate
     """Add a LoRA to a network's layers, by their paths; LoRAs that they have already stay active."""
     loras = (layer for layer in network.modules() if isinstance(layer, LoraLayer))
     active = dict.fromkeys(adapter for layer in loras for adapter in layer.active_adapters)
+    trained = [each for each in network.parameters() if each.requires_grad]
     _add_adapter(network, updates, name)
     # a sum's rounding depends on the order: that of `load`, which adds a customised adapter last
     order = sorted([*active, name], key=lambda each: each.startswith(CUSTOMISED))
@@ -118,6 +130,8 @@ def add_low_rank_updates(network: nn.Module, updates: Mapping[str, LowRankUpdate
             if name in layer.scaling:
                 layer.set_scale(name, scale)
             layer.set_adapter(order, inference_mode=True)  # adding one deactivated the others
+    for weight in trained:  # peft switches off all gradients, and weights may be shared with another network
+        weight.requires_grad_(requires_grad=True)
 
 
 def _add_adapter(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from kineograph.errors import InputError
+from kineograph.models.hooks import Network, copy_network, is_offloaded
 
 DTYPES = {
     "float32": torch.float32,
@@ -51,6 +52,24 @@ def choose_placement(device: str | torch.device | None = None, dtype: str | torc
     chosen = parse_dtype(dtype)
     names = [str(each).removeprefix("torch.") for each in (chosen, best)]
     return Placement(place, chosen, f"{names[0]} as asked; {names[1]} would be chosen: {reason}")
+
+
+def placed(network: Network, placement: Placement) -> Network:
+    """Return a live network on a device and in a dtype: itself if it is there, or hooks move it; or else a copy.
+
+    Raises InputError for a network with hooks that a copy would lose.
+    """
+    weight: Any = next(network.parameters())
+    device, dtype = weight.device, getattr(network, "dtype", weight.dtype)
+    there = (placement.device.type, placement.device.index or 0) == (device.type, device.index or 0)
+    if is_offloaded(network) or (there and dtype == placement.dtype):
+        return network
+    if any("forward" in vars(module) for module in network.modules()):
+        raise InputError(
+            f"a {type(network).__name__} with hooks, such as layerwise casting, cannot be copied to another device or "
+            "dtype: move it before you switch them on"
+        )
+    return copy_network(network).to(placement.device, placement.dtype)
 
 
 def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:

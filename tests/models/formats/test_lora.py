@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kineograph.errors import InputError, InputWarning
 from kineograph.models.formats import layer_names, lora, lora_kinds
 from kineograph.models.loading.load import load
+from kineograph.models.model import Model
 
 UNET = [  # one layer of each kind: attention, its output, feed-forward, 1 x 1 and 3 x 3 convolutions, time
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q",
@@ -60,9 +61,12 @@ def merged(network: nn.Module, layers: Deltas, scale: float) -> dict[str, Tensor
     return state
 
 
-def estimate(pipeline) -> Tensor:
-    """Return the denoised output for a prompt, which every layer that a LoRA can change contributes to."""
-    model = load(pipeline)
+def estimate(source) -> Tensor:
+    """Return the denoised output for a prompt, which every layer that a LoRA can change contributes to.
+
+    source: a model, or a pipeline.
+    """
+    model = source if isinstance(source, Model) else load(source)
     with torch.no_grad():
         x = torch.randn(1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         return model.bind(model.prompt(["a fish"]))(x, 5.0)
@@ -70,14 +74,14 @@ def estimate(pipeline) -> Tensor:
 
 def check(make: Callable, path, scale: float, parts: dict[str, Deltas], factor: float) -> None:
     """Assert that the LoRA in the file, at this scale, equals the merged network."""
-    expected, adapted = make(), make()
+    expected, pipeline = make(), make()
     for part, layers in parts.items():
         network = getattr(expected, part)
         network.load_state_dict(merged(network, layers, scale * factor))
-    plain = estimate(adapted)
-    load(adapted, lora=(path, scale))
+    plain, adapted = estimate(pipeline), load(pipeline, lora=(path, scale))
     torch.testing.assert_close(estimate(adapted), estimate(expected), rtol=1e-4, atol=1e-4)
     assert (estimate(adapted) - plain).abs().max() > 1e-2
+    assert torch.equal(estimate(pipeline), plain)
 
 
 @pytest.fixture
@@ -137,8 +141,7 @@ def test_file_saved_by_diffusers(make_sd, tmp_path) -> None:
         tmp_path, unet_lora_layers=get_peft_model_state_dict(trained.unet),
         unet_lora_adapter_metadata=config.to_dict() | {"target_modules": paths},
     )  # fmt: skip
-    adapted = make_sd()
-    load(adapted, lora=tmp_path)
+    adapted = load(make_sd(), lora=tmp_path)
     torch.testing.assert_close(estimate(adapted), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -181,10 +184,10 @@ def test_sdxl_by_the_names_of_the_original_code(sdxl_pipeline, tmp_path) -> None
     tensors |= kohya("lora_te1", deltas(sdxl_pipeline.text_encoder, TEXT), alpha=RANK)
     tensors |= kohya("lora_te2", second, alpha=RANK)
     save_file(tensors, tmp_path / "xl.safetensors")
-    load(sdxl_pipeline, lora=tmp_path / "xl.safetensors")
-    assert all(hasattr(sdxl_pipeline.unet.get_submodule(path), "lora_A") for path in names.values())
-    assert hasattr(sdxl_pipeline.text_encoder.get_submodule(TEXT[1]), "lora_A")
-    adapted = sdxl_pipeline.text_encoder_2.get_submodule("text_model.encoder.layers.0.mlp.fc2")
+    networks = load(sdxl_pipeline, lora=tmp_path / "xl.safetensors").networks
+    assert all(hasattr(networks["unet"].get_submodule(path), "lora_A") for path in names.values())
+    assert hasattr(networks["text_encoder"].get_submodule(TEXT[1]), "lora_A")
+    adapted = networks["text_encoder_2"].get_submodule("text_model.encoder.layers.0.mlp.fc2")
     assert torch.equal(adapted.lora_A["xl"].weight, second["text_model.encoder.layers.0.mlp.fc2"][0])
 
 
@@ -195,20 +198,17 @@ def test_loras_add_up_and_a_scale_of_zero_changes_nothing(make_sd, parts, tmp_pa
     (tmp_path / "b").mkdir()
     save_file(kohya("lora_unet", second, alpha=RANK), tmp_path / "b" / "a.safetensors")  # the same name
 
-    silent = make_sd()
-    model = load(silent, lora=[(tmp_path / "a.safetensors", 0.0), (tmp_path / "b", 0)])
+    silent = load(make_sd(), lora=[(tmp_path / "a.safetensors", 0.0), (tmp_path / "b", 0)])
     assert torch.equal(estimate(silent), estimate(plain))
-    assert {str(each.dtype) for each in model.net.parameters()} == {"torch.float32"}
+    assert {str(each.dtype) for each in silent.net.parameters()} == {"torch.float32"}
 
-    both = make_sd()
-    load(both, lora=(tmp_path / "a.safetensors", 0.5))
-    load(both, lora=[(tmp_path / "b", 2.0)])  # later, beside the first
+    both = load(make_sd(), lora=(tmp_path / "a.safetensors", 0.5))
+    both = both.load_lora_weights(tmp_path / "b", 2.0)  # later, beside the first
     plain.unet.load_state_dict(merged(plain.unet, first, 0.5))
     plain.unet.load_state_dict(merged(plain.unet, second, 2.0))
     torch.testing.assert_close(estimate(both), estimate(plain), rtol=1e-4, atol=1e-4)
-    assert sorted(both.unet.peft_config) == ["a", "a_2"]
-    both.unload_lora_weights()
-    assert torch.equal(estimate(both), estimate(make_sd()))
+    assert sorted(both.net.image_unet.peft_config) == ["a", "a_2"]
+    assert torch.equal(estimate(both.unload_lora_weights()), estimate(make_sd()))
 
 
 def test_lora_takes_the_dtype_of_the_network(sd_folder, parts, tmp_path) -> None:

@@ -25,9 +25,10 @@ from kineograph.models.formats.key_map import KeyMap, select_prefix
 from kineograph.models.formats.known_configurations import CONTROL_LORA, CONTROLNET, T2I_ADAPTER
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.hooks import Network, is_offloaded, refuse_offloaded, refuse_unused_hooks
-from kineograph.models.loading.components import Components, Pipeline, quiet_loading, read_json
-from kineograph.models.network_folders import as_input_error, read_network
-from kineograph.models.placement import Placement
+from kineograph.models.loading.components import Components, Pipeline, quiet_loading
+from kineograph.models.lora_layers import original_state
+from kineograph.models.network_folders import read_json, read_network
+from kineograph.models.placement import Placement, placed
 from kineograph.models.unet.controlnet import VideoControlNet
 from kineograph.models.unet.supported_layers import check_attention_processors
 from kineograph.models.unet.t2i_adapter import VideoT2IAdapter
@@ -77,13 +78,15 @@ def load_controlnet(
     Raises InputError if it is none, or one for another architecture.
     """
     unet = components.unet
-    net = _read(source, unet, placement, hub_options) if isinstance(source, str | Path) else source
-    name = "this network" if net is source else str(source)
+    is_live = not isinstance(source, str | Path)
+    net = source if is_live else _read(source, unet, placement, hub_options).eval()
+    name = "this network" if is_live else str(source)
+    place = placed if is_live else _place
     if isinstance(net, T2IAdapter):
-        opened: ControlNetwork = VideoT2IAdapter(_place(net, placement), unet)
+        opened: ControlNetwork = VideoT2IAdapter(place(net, placement), unet)
     elif isinstance(net, ControlNetModel):
         _check_fits(net, components, name)
-        opened = VideoControlNet(_place(net, placement))
+        opened = VideoControlNet(place(net, placement))
     else:
         raise InputError(
             f"{name} is a {type(net).__name__}, which is not supported: expected a ControlNetModel or T2IAdapter"
@@ -117,13 +120,12 @@ def _read(
     if path.is_file():
         return _from_file(path, unet)
     kind = read_json(path / "config.json").get("_class_name") if (path / "config.json").is_file() else "nothing"
-    if kind not in CLASSES:
+    if kind not in tuple(CLASSES):
         raise InputError(
             f"{source} is no ControlNet: expected a folder with the config.json of a ControlNetModel or T2IAdapter and "
             f"its weights, diffusion_pytorch_model.safetensors, or a single file; found {kind}"
         )
-    with as_input_error(f"{source} is no ControlNet in diffusers layout, or damaged"):
-        return read_network(CLASSES[kind], path, dtype=placement.dtype)
+    return read_network(CLASSES[kind], path, dtype=placement.dtype)
 
 
 def _from_file(path: Path, unet: UNet2DConditionModel) -> ControlNetModel | T2IAdapter:
@@ -200,7 +202,7 @@ def _add_to_unet(
     Source: ComfyUI, which reads both.
     """
     refuse_offloaded({"unet": unet}, "the ControlNet is made from the U-Net's weights")
-    own = {name.replace(".base_layer.", "."): each for name, each in unet.state_dict().items() if ".lora_" not in name}
+    own = original_state(unet)
     added = dict(tensors)
     for name in names.keys() & own.keys():
         target, weight = names[name].name, own[name].float().cpu()
@@ -252,7 +254,7 @@ def _restore(file: Path, folder: Path, placement: Placement) -> VideoControlNet:
     from kineograph.models.pocket.networks import initial_controlnet, restore_network
 
     unet = read_network(UNet2DConditionModel, folder / "unet", dtype=torch.float32)
-    return VideoControlNet(_place(restore_network(initial_controlnet(unet), load_file(file)), placement))
+    return VideoControlNet(_place(restore_network(initial_controlnet(unet), load_file(file)).eval(), placement))
 
 
 def move_controlnet(control: OpenControlNet, placement: Placement) -> OpenControlNet:
@@ -272,7 +274,7 @@ def _place(net: Network, placement: Placement) -> Network:
     if is_offloaded(net):
         return net
     with quiet_loading():
-        return net.eval().to(placement.device, placement.dtype, memory_format=placement.memory_format)  # type: ignore[call-overload]  # of torch's stub
+        return net.to(placement.device, placement.dtype, memory_format=placement.memory_format)  # type: ignore[call-overload]  # of torch's stub
 
 
 def _setting_text(value: object) -> str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, Unpack
 
 from torch import nn
 
 from kineograph import hub
-from kineograph.errors import InputError, InputWarning, shown
+from kineograph.errors import InputError, InputWarning, check_integer, load_json, shown
 from kineograph.hub import HubOptions
-from kineograph.models.changes import place, warn_of_slow_dtype
-from kineograph.models.conditioning.text_encoder import check_depth
+from kineograph.models.changes import place, warn_of_slow_dtype, with_own_layers
+from kineograph.models.conditioning.text_encoder import TextEncoder, check_depth
 from kineograph.models.conditioning.textual_inversion import list_textual_inversions, load_textual_inversion
 from kineograph.models.description import ANY_CONTROL
 from kineograph.models.formats.lora import list_loras, load_lora, read_learned_words
@@ -44,7 +44,8 @@ from kineograph.models.loading.save import CLIP_SKIP, VOCABULARY
 from kineograph.models.loading.single_file import Checkpoint
 from kineograph.models.loading.video_checkpoints import components_from_checkpoint
 from kineograph.models.model import Model
-from kineograph.models.placement import Placement, choose_placement
+from kineograph.models.network_folders import MAX_LAYERS
+from kineograph.models.placement import Placement, choose_placement, placed
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import (
     ADAPTERS,
@@ -54,7 +55,7 @@ from kineograph.models.pocket.models import (
     part_folder,
 )
 from kineograph.models.schedule import Schedule
-from kineograph.models.vae.autoencoder import prevent_overflow
+from kineograph.models.vae.autoencoder import VAE, prevent_overflow
 from kineograph.models.vae.temporal_decoder import check_decoder_fits
 from kineograph.models.vae.vae_files import open_temporal_decoder, open_vae
 from kineograph.options import declared, declares, validate
@@ -96,10 +97,10 @@ def load(source: ModelSource | None = None, **options: Unpack[LoadOptions]) -> M
 
     source: nothing or "pocket" for the built-in model; "pocket-video", "pocket-animate" and "pocket-edit" for those
         that generate videos, animate an image, and edit; a folder in diffusers layout; a repository on the Hub; a
-        `.safetensors` or `.ckpt` file, read without running code; or a live diffusers pipeline, whose networks are then
-        shared: adapters added here are on the pipeline too (`load_lora_weights` of the model leaves the pipeline as it
-        is). A VideoCrafter or VidRD checkpoint, and a folder with ModelScope's or ZeroScope's network, are video
-        models.
+        `.safetensors` or `.ckpt` file, read without running code; or a live diffusers pipeline, which stays as it is:
+        its weights are shared, adapters are added to layers of the model's own, and networks in another dtype or on
+        another device are copied. A VideoCrafter or VidRD checkpoint, and a folder with ModelScope's or ZeroScope's
+        network, are video models.
 
     A LoRA with a scale is (lora, scale), and textual inversions with words of your choice are {word: file}. Networks
     may be live objects of diffusers too.
@@ -140,7 +141,7 @@ def _open_source(request: Request, placement: Placement) -> Components:
     source, options = request.source, request.options
     given_apart = () if options["vae"] is None else ("vae",)
     if isinstance(source, Pipeline):
-        return components_from_pipeline(source)
+        return _place_live(components_from_pipeline(source), request, placement)
     path = _pocket_folder() if source in POCKETS else hub.local_path(source, POCKETS)
     if source in built_in_names():
         components = built_in_model(str(source)).open(_pocket_folder())
@@ -159,10 +160,32 @@ def _open_source(request: Request, placement: Placement) -> Components:
     return components
 
 
+def _place_live(components: Components, request: Request, placement: Placement) -> Components:
+    """Return the components of a live pipeline on a device and in a dtype, as copies where the pipeline's are not."""
+    encoder = components.image_encoder
+    return components._replace(
+        unet=placed(components.unet, placement),
+        vae=placed(components.vae, _vae_placement(components.vae, request, placement)),
+        text_encoders=tuple(
+            TextEncoder(each.tokenizer, placed(each.network, placement)) for each in components.text_encoders
+        ),
+        image_encoder=None if encoder is None else replace(encoder, network=placed(encoder.network, placement)),
+    )
+
+
+def _vae_placement(vae: VAE, request: Request, placement: Placement) -> Placement:
+    """Return the placement of a VAE: beside a live pipeline it has a dtype of its own, unless one is given."""
+    given = [request.options[name] for name in ("dtype", "torch_dtype")]
+    own_dtype = isinstance(request.source, Pipeline) and not any(given)
+    return placement._replace(dtype=vae.dtype) if own_dtype else placement
+
+
 def _replace_vae(components: Components, request: Request, placement: Placement) -> Components:
     if (vae := request.options["vae"]) is None:
         return components
-    return components._replace(vae=open_vae(vae, components.vae, placement.dtype, request.hub))
+    opened = open_vae(vae, components.vae, placement.dtype, request.hub)
+    is_live = not isinstance(vae, str | Path)
+    return components._replace(vae=placed(opened, _vae_placement(opened, request, placement)) if is_live else opened)
 
 
 def _add_motion_module(components: Components, request: Request) -> Components:
@@ -180,6 +203,8 @@ def _add_adapters(components: Components, request: Request) -> Components:
     given = [name for name in ("ip_adapter", "lora", "textual_inversion", "adapter") if options[name]]
     if given:
         refuse_offloaded(components.networks, f"`{given[0]}` cannot change a pipeline whose networks are offloaded")
+    if given and isinstance(source, Pipeline):
+        components = with_own_layers(components)
     if options["ip_adapter"] is not None:
         components = load_ip_adapter(components, options["ip_adapter"], hub_options)
     loras = list_loras(options["lora"])
@@ -241,9 +266,7 @@ def _build_model(
 ) -> Model:
     """Place the components and return them as a model."""
     place((*components.networks.values(), *components.other_networks), placement)
-    given = [request.options[name] for name in ("dtype", "torch_dtype")]
-    if not isinstance(request.source, Pipeline) or any(each is not None for each in given):
-        place([components.vae], placement)  # that of a live pipeline may have a dtype of its own
+    place([components.vae], _vae_placement(components.vae, request, placement))
     vae, decoder = prevent_overflow(components.vae), components.temporal_decoder
     return Model(
         net=components.net,
@@ -259,7 +282,7 @@ def _build_model(
         vocabulary=_vocabulary(request.source, components),
         image_encoder=components.image_encoder,
         controls=controls,
-        temporal_decoder=decoder and decoder.to(execution_device(vae), vae.dtype),
+        temporal_decoder=decoder and placed(decoder, placement._replace(device=execution_device(vae), dtype=vae.dtype)),
         subject=components.subject,
         learned_words=components.learned_words,
     )
@@ -268,6 +291,7 @@ def _build_model(
 def _clip_skip(given: int | None, components: Components) -> int:
     """Return the number of layers to skip: the given one, or that of a saved model, which is in its configuration."""
     skip = getattr(components.text_encoders[0].network.config, CLIP_SKIP, 0) if given is None else given
+    check_integer("`clip_skip`", skip, 0, MAX_LAYERS)
     last = 1 if components.unet.config.addition_embed_type is None else 2
     for encoder in components.text_encoders:
         check_depth(encoder, skip + last)
@@ -282,5 +306,13 @@ def _vocabulary(source: ModelSource, components: Components) -> frozenset[str] |
     if isinstance(source, Pipeline):
         return None
     files = [*POCKET.rglob(VOCABULARY)] if source in POCKETS else [Path(source).expanduser() / VOCABULARY]
-    words = [word for file in files if file.is_file() for word in json.loads(file.read_text())]
+    words = [word for file in files if file.is_file() for word in _read_words(file)]
     return frozenset([*words, *(components.subject or "").lower().split()]) if words else None
+
+
+def _read_words(file: Path) -> list[str]:
+    """Return the list of words in a vocabulary file."""
+    words = load_json(file)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"{file} is damaged: expected a list of words. Fetch it again")
+    return words
