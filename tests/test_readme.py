@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kineograph.cli import build_command
+from kineograph.cli.commands import build_command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -15,8 +15,9 @@ from models.conftest import sd_folder  # noqa: F401
 from typing_extensions import TypedDict
 
 from kineograph import plugins
-from kineograph.cli import COMMANDS, build_command, terminal
 from kineograph.cli import run as run_module
+from kineograph.cli import terminal
+from kineograph.cli.commands import COMMANDS, build_command
 from kineograph.cli.options import PANELS, WITHOUT_FLAG, load_options, with_options
 from kineograph.errors import InputError
 from kineograph.generation.options import AnimateOptions, EditOptions, GenerateOptions

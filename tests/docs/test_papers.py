@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from kineograph.cli import COMMANDS as VERBS
-from kineograph.cli import build_command
+from kineograph.cli.commands import COMMANDS as VERBS
+from kineograph.cli.commands import build_command
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

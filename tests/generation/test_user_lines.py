@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from tiny_videos import adapter
 
 import kineograph as kg
-from kineograph.cli import COMMANDS
+from kineograph.cli.commands import COMMANDS
 from kineograph.errors import InputError, InputWarning, shown
 from kineograph.generation.recorded import recorded_request
 from kineograph.generation.run import is_unchanged

@@ -1,183 +1,114 @@
-"""Command line of Kineograph; commands of other packages come by entry points.
+"""Command line of Kineograph.
 
-`options.py` makes parameters from the declared options, `run.py` has the steps of commands that generate a video,
-`output.py` those of its file, `terminal.py` messages, progress and errors. Nothing here imports torch or declarations
-at its top, so that `--help` is fast: a command is built when it is invoked.
+`commands.py` has the commands, `options.py` makes parameters from the declared options, `run.py` has the steps of
+commands that generate a video, `output.py` those of its file, `terminal.py` messages, progress and errors. Here only
+quick modules of the standard library are imported at the top: until `main` runs, Ctrl-C shows a traceback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+import errno
+import io
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
 
-import typer
-from rich.markup import escape
-from typer.core import TyperCommand, TyperGroup
-
-from kineograph.cli import terminal
-from kineograph.cli.curate import curate
-from kineograph.cli.customise import customise
-from kineograph.cli.doctor import doctor
-from kineograph.cli.evaluate import evaluate
-from kineograph.cli.generate import animate, edit, generate
-from kineograph.cli.inspect import inspect, replay, schema
-from kineograph.cli.models import convert, models
-from kineograph.cli.options import flag, load_options, save_options, with_options
-from kineograph.cli.train import train
-from kineograph.plugins import find_plugins, load_plugin
-
-if TYPE_CHECKING:
-    from kineograph.options import Option
-
-
-class Command(NamedTuple):
-    """A command. options: returns the declared options that it takes as `**given`, by parameter."""
-
-    run: Callable[..., None]
-    options: Callable[[], Mapping[str, Option]] = dict
-
-
-def _run_options(command: str) -> Callable[[], Mapping[str, Option]]:
-    def options() -> Mapping[str, Option]:
-        from kineograph.cli.run import run_options
-
-        return run_options(command)
-
-    return options
-
-
-CUSTOMISED = (
-    "motion_module", "motion_adapter", "config", "prediction_type", "clip_skip", "device", "dtype", "revision",
-    "variant",
-)  # fmt: skip
-CONVERTED = (
-    "motion_module", "motion_adapter", "vae", "decoder", "config", "prediction_type", "clip_skip", "revision",
-    "variant",
-)  # fmt: skip
-COMMANDS: Mapping[str, Command] = {
-    "generate": Command(generate, _run_options("generate")),
-    "animate": Command(animate, _run_options("animate")),
-    "edit": Command(edit, _run_options("edit")),
-    "replay": Command(replay, lambda: {**load_options(), **save_options()}),
-    "customise": Command(customise, lambda: load_options(*CUSTOMISED)),
-    "curate": Command(curate),
-    "train": Command(train),
-    "convert": Command(convert, lambda: load_options(*CONVERTED)),
-    "inspect": Command(inspect),
-    "schema": Command(schema),
-    "models": Command(models),
-    "doctor": Command(doctor),
-    "evaluate": Command(evaluate),
-    **{name: Command(point.load()) for name, point in find_plugins("commands").items()},
-}
-LABORATORY_COMMANDS = ("reproduce", "bench")
-
-
-def build_command(name: str) -> TyperCommand:
-    """Build a command with all its options, and with flags in its messages and help texts."""
-    run, options = COMMANDS[name].run, COMMANDS[name].options()
-    single = typer.Typer(add_completion=False)
-    single.command(name)(with_options(run, options) if options else run)
-    command: Any = typer.main.get_command(single)
-    flags = {each.name: flag(each) for each in options.values()}
-    flags |= {each.name: max(each.opts, key=len) for each in command.params if each.param_type_name == "option"}
-    for each in command.params:
-        if each.param_type_name == "option" and (each.is_flag or (each.multiple and each.metavar is None)):
-            each.metavar = "" if each.is_flag else "<str>"
-        each.help = terminal.without_backticks(terminal.with_flags(each.help or "", flags))
-        if isinstance(each.show_default, str):  # without typer's parentheses
-            each.help += f" [dim]\\[default: {escape(each.show_default)}][/]"
-            each.show_default = False
-    callback = command.callback
-
-    def call(**values: Any) -> None:
-        with terminal.flags_in_messages(flags):
-            callback(**values)
-
-    command.callback = call
-    return command
-
-
-USAGE_ERROR: Any = typer.BadParameter.__base__  # typer does not export it
-
-
-@contextmanager
-def _escaped_usage_errors() -> Iterator[None]:
-    """Escape control characters in the messages about unknown commands and options and surplus arguments."""
-    try:
-        yield
-    except USAGE_ERROR as error:
-        error.message = terminal.escape_control(error.message)
-        raise
-
-
-class CommandGroup(TyperGroup):
-    """The commands: help lists names and first lines of docstrings, and a command is built when it is invoked."""
-
-    def make_context(self, *arguments: Any, **options: Any) -> Any:
-        """Return the context of the program's own options."""
-        with _escaped_usage_errors():
-            return super().make_context(*arguments, **options)
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command that the arguments name."""
-        with _escaped_usage_errors():
-            return super().invoke(ctx)
-
-    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Return the name of the command, the command, and its arguments."""
-        name, listed, rest = super().resolve_command(ctx, args)
-        return name, build_command(str(name)) if name in COMMANDS else listed, rest
-
-
-app = typer.Typer(
-    name="kineograph",
-    cls=CommandGroup,
-    help="Text-to-image diffusion models become video models.",
-    epilog='Start with: kineograph generate "a red fish swimming over the sea" -o fish.mp4',
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for name, command in COMMANDS.items():
-    app.command(name, help=command.run.__doc__)(lambda: None)
-
-
-def _add_missing_command(name: str) -> None:
-    """Add a hidden command that says how to install the package it belongs to."""
-
-    @app.command(name, hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-    def missing() -> None:
-        load_plugin("commands", name)
-
-
-for name in {*LABORATORY_COMMANDS} - {*COMMANDS}:
-    _add_missing_command(name)
-
-
-def _print_version(requested: bool) -> bool:
-    if requested:
-        print(f"kineograph {version('kineograph')}")
-        raise typer.Exit
-    return requested
-
-
-@app.callback()
-def callback(
-    show_version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Text-to-image diffusion models become video models."""
+STOPPED = 130  # exit status
 
 
 def main() -> None:
     """Run the program `kineograph`."""
+    with _exit_at_ctrl_c():
+        open_streams()
+        from kineograph.cli import terminal
+        from kineograph.cli.commands import app
     terminal.exit_on_sigterm()
     terminal.quiet_libraries()
     terminal.escape_unknown_characters()
-    with terminal.errors_as_messages():
-        app(prog_name="kineograph")
+    try:
+        with terminal.errors_as_messages():
+            app(prog_name="kineograph")
+    finally:
+        if lost := lost_output():
+            terminal.exit_with_error(f"stdout cannot be written: {lost.strerror}")
+
+
+@contextmanager
+def _exit_at_ctrl_c() -> Iterator[None]:
+    """End the program at once at Ctrl-C, while nothing has been written: an exception would show half-done imports."""
+
+    def end(number: int, frame: object) -> None:
+        with suppress(OSError):
+            os.write(2, b"stopped\n")
+        os._exit(STOPPED)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class OutputStream(io.TextIOWrapper):
+    """A standard stream that is lost without an exception: a reader that leaves does not end a generation.
+
+    lost: the error, if there was one; what is printed after it goes nowhere.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write a text, or lose it."""
+        try:
+            return super().write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written, or lose it."""
+        try:
+            super().flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        self.lost = self.lost or error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+def open_streams() -> None:
+    """Open the standard streams that are closed, whose numbers other files would get, and let output be lost."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest free number
+    sys.stdout = _open_stream(sys.stdout, sys.__stdout__)
+    sys.stderr = _open_stream(sys.stderr, sys.__stderr__)
+
+
+def _open_stream(stream: Any, original: Any) -> Any:
+    if stream is None:
+        return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+    if stream is not original or not isinstance(stream, io.TextIOWrapper):  # a test's or a notebook's
+        return stream
+    return OutputStream(
+        stream.buffer, stream.encoding, "backslashreplace",
+        line_buffering=stream.line_buffering, write_through=stream.write_through,
+    )  # fmt: skip
+
+
+def lost_output() -> OSError | None:
+    """Flush the standard streams; return the error of stdout, unless its reader has left."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    lost = sys.stdout.lost if isinstance(sys.stdout, OutputStream) else None
+    return None if lost is None or lost.errno == errno.EPIPE else lost

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -27,7 +28,25 @@ FINAL_MESSAGES = {
 }
 # characters that move the cursor, begin a sequence that the terminal obeys, or reorder the text around them
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-OUT_OF_MEMORY = "out of memory: compute fewer frames at once (--chunk-size 2), fewer in all, or a smaller size"
+OUT_OF_MEMORY = (
+    "out of memory: compute fewer frames at once (--chunk-size 2), fewer in all, or a smaller size; in a training, a "
+    "smaller train_batch_size or size"
+)
+# what torch, its allocators, oneDNN and cuBLAS say; torch.OutOfMemoryError has a class of its own
+NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator|bad_alloc|[Cc]an(not|'t) allocate memory|out of memory|[Nn]ot enough memory|"
+    r"STATUS_ALLOC_FAILED|could not create a (memory object|primitive)$|can't start new thread"
+)
+TO_DO: Mapping[int, str] = {
+    errno.ENOSPC: ": make room on the disk, or write to another one; what was finished before is whole",
+    errno.EDQUOT: ": make room within your quota, or write to another disk; what was finished before is whole",
+    errno.EFBIG: ": write to a file system, or within a limit (ulimit -f), that allows larger files",
+    errno.EACCES: ": choose a file or folder that this user may use",
+    errno.EPERM: ": choose a file or folder that this user may use",
+    errno.EROFS: ": choose a folder on a disk that can be written",
+    errno.ENAMETOOLONG: ": choose a shorter name",
+    errno.EMFILE: ": allow more open files (ulimit -n)",
+}
 
 
 def console() -> Console:
@@ -81,14 +100,20 @@ def errors_as_messages() -> Iterator[None]:
             yield
     except InputError as error:
         exit_with_error(str(error))
-    except OSError as error:
-        exit_with_error(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error))
     except MemoryError:
         exit_with_error(OUT_OF_MEMORY)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's class, without importing torch
+    except OSError as error:
+        if error.errno == errno.ENOMEM:
+            exit_with_error(OUT_OF_MEMORY)
+        text = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        exit_with_error(text + TO_DO.get(error.errno or 0, ""))
+    except (RuntimeError, ImportError) as error:
+        if type(error).__name__ != "OutOfMemoryError" and not NO_MEMORY.search(str(error)):
             raise
         exit_with_error(OUT_OF_MEMORY)
+    except KeyboardInterrupt:
+        print_message(FINAL_MESSAGES[STOPPED])
+        raise SystemExit(STOPPED) from None
     except SystemExit as end:  # typer turns Ctrl-C into status 130
         if end.code in FINAL_MESSAGES:
             print_message(FINAL_MESSAGES[end.code])

@@ -26,7 +26,8 @@ from tiny_video_training import LAYERS, LOOP, ONE, STAGES, both, films, pictures
 from torch import Tensor
 
 from kineograph import noise
-from kineograph.cli import build_command, main
+from kineograph.cli import main
+from kineograph.cli.commands import build_command
 from kineograph.errors import InputError
 from kineograph.media.video import open_video
 from kineograph.methods import videocrafter
