@@ -24,6 +24,7 @@ from kineograph.media.video import Video
 from kineograph.methods import controlnet, instruct_pix2pix, sdedit, text2video_zero, vidrd
 from kineograph.methods.controlnet import ControlOptions, list_controls
 from kineograph.methods.vidrd import ClipState
+from kineograph.models.hooks import offload
 from kineograph.models.loading.provenance import collect_provenance
 from kineograph.plan import Plan, SamplingRun, text_chunks
 from kineograph.request import SETTINGS_VERSION, SharedOptions, tensor_label
@@ -52,8 +53,18 @@ def run_all(plan: Plan, on_step: OnStep | None = None) -> list[Video]:
     for numbers in _batches(plan, size):
         batch = plan.part(numbers.start, numbers.stop)
         videos += [run_with_files(batch, numbers.start, on_step)] if keeps else run(batch, on_step)
+    _offload(plan)
     _warn_of_unchanged(plan, videos)
     return videos
+
+
+def _offload(plan: Plan) -> None:
+    """Move the networks of a live pipeline with model offload back to the CPU; the last would stay on the device."""
+    controls = [plan.model.control(each.kind) for each in list_controls(plan.read(ControlOptions))]
+    for model in (plan.model, *plan.second_model):
+        encoders = [] if model.image_encoder is None else [model.image_encoder.network]
+        for network in (*model.networks.values(), model.vae, *encoders, *controls):
+            offload(network)
 
 
 def _warn_of_unchanged(plan: Plan, videos: Sequence[Video]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
-from accelerate.hooks import SequentialHook
+from accelerate.hooks import CpuOffload, SequentialHook
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
@@ -71,6 +71,15 @@ def onload(network: nn.Module) -> None:
     hook = getattr(network, "_hf_hook", None)
     if hook is not None:
         hook.pre_forward(network)
+
+
+def offload(network: nn.Module) -> None:
+    """Move a network with model offload, or those inside, back to the CPU, as a pipeline does at the end of a call."""
+    for module in network.modules():
+        hook: Any = getattr(module, "_hf_hook", None)
+        for each in hook.hooks if isinstance(hook, SequentialHook) else [hook]:
+            if isinstance(each, CpuOffload):
+                each.init_hook(module)
 
 
 def _hook_device(module: nn.Module) -> torch.device | None:
