@@ -28,13 +28,16 @@ GB = 1 << 30
 # A traceback, an exhausted memory and a long wait are all wrong; the last line says how much memory it took, in MB.
 LIMITED = """
 import resource, sys
+from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[1]),) * 2)
 sys.argv[:2] = ["kineograph"]
 from kineograph.cli import main
 try:
     main()
 finally:
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, file=sys.stderr)
+    # not getrusage's ru_maxrss, which a child inherits from its parent
+    (peak,) = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    print(int(peak) // 1024, file=sys.stderr)
 """
 
 
@@ -61,14 +64,12 @@ def label(**changes: Any) -> str:
 
 
 # case 103
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="names of settings are printed with escape sequences")
 def test_inspect_prints_no_escape_sequence_from_the_names_of_settings(work: Path) -> None:
     text = label(settings={"prompt": "x", "a\x1b]0;pwned\x07": 1})
     assert "\x1b]0;pwned" not in run("inspect", labelled(work / "x.png", text)).text
 
 
 # case 103
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="errors print paths with escape sequences")
 def test_errors_print_no_escape_sequence_from_paths() -> None:
     assert "\x1b[2J" not in run("inspect", "\x1b[2Jnot-there.mp4").text
 
@@ -91,22 +92,19 @@ def set_to(**changes: Any) -> Callable[[dict], dict]:
     return lambda settings: {**settings, **changes}
 
 
-TRACEBACK = pytest.mark.xfail(strict=True, raises=AssertionError, reason="edited settings end replay with a traceback")
-
-
 # case 105
 @pytest.mark.parametrize(
     "edited",
     [
-        pytest.param(set_to(model=3), id="model", marks=TRACEBACK),
-        pytest.param(without("load"), id="load", marks=TRACEBACK),
-        pytest.param(without("device"), id="device", marks=TRACEBACK),
+        pytest.param(set_to(model=3), id="model"),
+        pytest.param(without("load"), id="load"),
+        pytest.param(without("device"), id="device"),
         pytest.param(lambda settings: {**settings, "model": {**settings["model"], "device": "x"}}, id="device-name"),
         pytest.param(set_to(control=3), id="control"),
         pytest.param(set_to(settings_version=1, elevation=1.0), id="elevation"),
         pytest.param(set_to(then=1.5), id="then"),
-        pytest.param(set_to(machine=1), id="machine", marks=TRACEBACK),
-        pytest.param(set_to(versions=[1]), id="versions", marks=TRACEBACK),
+        pytest.param(set_to(machine=1), id="machine"),
+        pytest.param(set_to(versions=[1]), id="versions"),
     ],
 )
 def test_replay_of_edited_settings_ends_without_a_traceback(work: Path, recorded, edited) -> None:
@@ -144,6 +142,7 @@ def gif(path: Path, side: int, frames: int) -> Path:
 
 # case 106
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
 @pytest.mark.parametrize(
     "write",
     [
@@ -188,7 +187,6 @@ def test_png_whose_text_unpacks_to_200_mb_ends_without_a_traceback(work: Path) -
 
 
 # case 108
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="PyYAML's RecursionError is not handled")
 def test_deeply_nested_settings_end_without_a_traceback(work: Path) -> None:
     (work / "deep.yaml").write_text("[" * 20_000)
     ended = run("curate", work / "deep.yaml")
@@ -204,7 +202,6 @@ def anchors() -> str:
 
 # case 108
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="everything that the settings unfold to is written out")
 @pytest.mark.parametrize(
     "settings",
     [

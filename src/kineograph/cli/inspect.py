@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as parse
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,33 +62,51 @@ def replay(
         ),
     ] = None,
     output: Output = None,
+    yes: Annotated[
+        bool,
+        typer.Option("--yes", help="Load the models, adapters, images and videos that the file names without asking."),
+    ] = False,
     json: Json = False,
     **given: Any,
 ) -> None:
     """Generate a video again from its settings, and compare every pixel.
 
+    A file may come from anyone: before anything is loaded that it names, but for built-in models, you are asked.
     If they differ, the status is 1, and the differences in versions, machine and weights are printed.
     """
     saved = {name: given.pop(name) for name in save_options() if name in given}
     if not model and (others := [f"`{name}`" for name in given if name != "device"]):
         raise InputError(f"{' and '.join(others)}: expected the model that they belong to, by `model`")
     from kineograph.generation import recorded
-    from kineograph.media.metadata import read_settings
+    from kineograph.request import NUM_FRAMES
 
-    settings = read_settings(file)
-    _, options = recorded.recorded_request(settings)
-    write = choose_writer(output, options["num_frames"], saved)
+    video = recorded.read_recorded_video(file)
+    sources = recorded.list_sources(video, model=model is not None)
+    if sources and not yes:
+        _ask_to_load(file, recorded.join_sources(sources))
+    write = choose_writer(output, video.options["num_frames"] or NUM_FRAMES, saved)
     started = time.monotonic()
     terminal.hide_loading_bars()
     with terminal.flags_in_messages(load_flags()):
-        loaded = _load(model, given) if model else recorded.load_recorded_model(settings, **given)
+        if not model:
+            recorded.check_before_loading(video)
+        loaded = _load(model, given) if model else recorded.load_recorded_model(video.settings, **given)
     with terminal.progress_bar("generating") as show:
-        video = recorded.replay(file, model=loaded, on_step=lambda step: show(step.done, step.total))
-    identical = video.settings["frames_sha256"] == settings["frames_sha256"]
+        again = recorded.generate_again(video, model=loaded, on_step=lambda step: show(step.done, step.total))
+    identical = again.settings["frames_sha256"] == video.settings["frames_sha256"]
     terminal.print_message("identical: every pixel is the same" if identical else "not identical")
-    report_video(video, write(video), json, {"identical": identical, "seconds": round(time.monotonic() - started, 1)})
+    report_video(again, write(again), json, {"identical": identical, "seconds": round(time.monotonic() - started, 1)})
     if not identical:
         raise typer.Exit(1)
+
+
+def _ask_to_load(file: Path, sources: str) -> None:
+    """Ask whether what a file names may be loaded. Raises InputError where nobody can answer, or the answer is no."""
+    if not sys.stdin.isatty():
+        raise InputError(f"{file} names what replay would load: {sources}. If you trust whoever made it, add --yes")
+    terminal.print_message(f"{file} names what replay would load: {sources}")
+    if not typer.confirm("Load it?", err=True):
+        raise InputError("nothing was loaded: with `model` you use your own model")
 
 
 def _load(model: str, given: Mapping[str, Any]) -> Model:

@@ -123,10 +123,10 @@ def run_and_save(
     write = choose_writer(Path(file) if file else None, options["num_frames"] or NUM_FRAMES, saved)
     if options["seed"] is None and options["keep_clips"] is None:  # finished clips have a seed
         options["seed"] = secrets.randbelow(2**31)
-    if options["seed"] is not None:
-        terminal.print_message(f"seed {options['seed']}")
     started = time.monotonic()
     plan = _resolve(sources, prompts, options)
+    if options["seed"] is not None:
+        terminal.print_message(f"seed {options['seed']}")
     from kineograph.generation.run import run_all
 
     with terminal.progress_bar("generating") as show:

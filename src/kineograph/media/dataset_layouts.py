@@ -112,7 +112,7 @@ def _json_rows(file: Iterable[str]) -> Iterator[tuple[int, Mapping[Any, Any] | s
 def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

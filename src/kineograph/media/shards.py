@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import SEEK_CUR, SEEK_END, SEEK_SET
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
+from kineograph.errors import InputError
+
 BRACES = re.compile(r"\{([^{}]+)\}")
-NUMBER_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+NUMBER_RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
+MAX_SHARDS, MAX_BRACES = 100_000, 16
 
 
 class FileRange(NamedTuple):
@@ -111,18 +114,31 @@ def _has_end_mark(path: Path, offset: int) -> bool:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Expand braces as a shell does: a-{08..10}.tar names three files, {a,b}/c.tar two."""
-    braces = BRACES.search(pattern)
+    """Expand braces as a shell does: a-{08..10}.tar names three files, {a,b}/c.tar two.
+
+    Raises InputError for more than `MAX_SHARDS` names.
+    """
+    paths = [pattern]
+    for _ in range(MAX_BRACES):
+        if not any(BRACES.search(path) for path in paths):
+            return paths
+        paths = [expanded for path in paths for expanded in _expand_first(path, MAX_SHARDS // len(paths))]
+    raise InputError(f"{pattern[:100]!r} has more than {MAX_BRACES} pairs of braces: name the files by fewer")
+
+
+def _expand_first(path: str, most: int) -> list[str]:
+    """Return the paths that a path with braces stands for, without its first ones."""
+    braces = BRACES.search(path)
     if braces is None:
-        return [pattern]
-    before, after = pattern[: braces.start()], pattern[braces.end() :]
-    return [path for choice in _choices(braces[1]) for path in expand_braces(f"{before}{choice}{after}")]
-
-
-def _choices(inner: str) -> list[str]:
-    numbers = NUMBER_RANGE.fullmatch(inner)
+        return [path]
+    before, after = path[: braces.start()], path[braces.end() :]
+    numbers = NUMBER_RANGE.fullmatch(braces[1])
     if numbers is None:
-        return inner.split(",")
-    first, last = numbers.groups()
-    width = len(first) if first.startswith("0") else 0
-    return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+        choices: Sequence[int | str] = braces[1].split(",")
+        width = 0
+    else:
+        first, last = numbers.groups()
+        choices, width = range(int(first), int(last) + 1), len(first) if first.startswith("0") else 0
+    if len(choices) > most:
+        raise InputError(f"the braces in {path[:100]!r} name more than {MAX_SHARDS:,} files: split the source")
+    return [f"{before}{choice:0{width}d}{after}" if numbers else f"{before}{choice}{after}" for choice in choices]
