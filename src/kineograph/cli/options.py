@@ -208,25 +208,33 @@ def _as_it_is(value: Any, what: str) -> Any:
     return value
 
 
-def _parse_scaled(texts: Sequence[str], what: str) -> list[tuple[str, float]]:
+def _parse_scaled(texts: Sequence[str], what: str) -> list[tuple[str, float | dict[str, float]]]:
     return [parse_lora(text) for text in texts]
 
 
 # Values are parsed here and not by typer's `parser=`, which replaces the message of an error by the bare value.
 
 
-def parse_lora(text: str) -> tuple[str, float]:
-    """Parse FILE or FILE=SCALE into the file of a LoRA and its scale, 1 by default; FILE may have an = too."""
+def parse_lora(text: str) -> tuple[str, float | dict[str, float]]:
+    """Parse FILE, FILE=SCALE or FILE=unet:SCALE,text_encoder:SCALE into the file of a LoRA and its scale, 1 by default.
+
+    FILE may have an = too.
+    """
     file, equals, scale = text.rpartition("=")
     if not equals or Path(text).expanduser().exists():
         return text, 1.0
+    pairs = [each.rpartition(":") for each in scale.split(",")]
     try:
-        number = float(scale)
+        numbers = {name.strip(): float(number) for name, _, number in pairs}
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{text} is no file, and no FILE=SCALE with a number for the scale: expected one of them")
-    return file, number
+        numbers = {}
+    named = [bool(name) for name in numbers]
+    if len(numbers) < len(pairs) or len(set(named)) > 1 or not all(map(math.isfinite, numbers.values())):
+        raise InputError(
+            f"{text} is no file, and no FILE=SCALE with a number for the scale, or one for each network, as in "
+            "FILE=unet:0.8,text_encoder:0.5: expected one of them"
+        )
+    return file, numbers if all(named) else numbers[""]
 
 
 def parse_numbers(text: str, what: str) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from torch import nn
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats.lora import load_lora, read_learned_words
+from kineograph.models.formats.lora import LoraScale, check_scale, load_lora, read_learned_words
 from kineograph.models.hooks import is_offloaded, refuse_offloaded
 from kineograph.models.loading.components import Components, quiet_loading
 from kineograph.models.loading.controlnets import move_controlnet
@@ -75,15 +75,16 @@ def move(
     return replace(model, vae=vae, controls=controls, device=placement.device, dtype=placement.dtype)
 
 
-def add_lora_to_model(model: Model, source: str | Path, scale: float) -> Model:
+def add_lora_to_model(model: Model, source: str | Path, scale: LoraScale) -> Model:
     """Add a LoRA; see `Model.load_lora_weights`."""
+    scale = check_scale(scale)
     changed, hub_options = _with_own_layers(model), HubOptions()
     networks = changed.networks
     load_lora(networks, source, scale, hub_options)
     place(networks.values(), Placement(model.device, model.dtype, "as the model is"))
     settings = dict(model.settings)
     if settings:
-        settings["lora"] = [*settings.get("lora", []), [str(source), float(scale)]]
+        settings["lora"] = [*settings.get("lora", []), [str(source), scale]]
     words = (*model.learned_words, *read_learned_words(source, hub_options))
     return replace(changed, settings=settings, learned_words=words)
 

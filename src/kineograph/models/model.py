@@ -20,7 +20,7 @@ from kineograph.models.conditioning.condition import Condition, stack_encoded
 from kineograph.models.conditioning.image_encoder import ImageEncoder, Images
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.description import ANY_CONTROL, check_size, describe_model
-from kineograph.models.formats.lora import named_networks
+from kineograph.models.formats.lora import LoraScale, named_networks
 from kineograph.models.hooks import execution_device
 from kineograph.models.loading.controlnets import ControlNetwork, OpenControlNet
 from kineograph.models.lora_layers import lora_names
@@ -128,12 +128,13 @@ class Model:
 
         return move(self, place, device, dtype)
 
-    def load_lora_weights(self, source: str | Path, scale: float = 1.0) -> Model:
+    def load_lora_weights(self, source: str | Path, scale: LoraScale = 1.0) -> Model:
         """Return the model with a LoRA, or a motion LoRA, beside those that it has; as by `load` with `lora`.
 
         The new model shares all weights that the LoRA does not change; this one stays without the LoRA.
 
-        source: a file, folder or repository. Raises InputError if it is no LoRA, or one for another architecture.
+        source: a file, folder or repository. scale: of all networks, or by network, as in diffusers' `set_adapters`:
+        {"unet": 0.8, "text_encoder": 0.5}. Raises InputError if it is no LoRA, or one for another architecture.
         """
         from kineograph.models.changes import add_lora_to_model
 

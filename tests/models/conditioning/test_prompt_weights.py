@@ -143,7 +143,7 @@ def test_loras_are_taken_out_of_a_prompt() -> None:
     assert take_loras(prompt) == ("a cat,  grass", [("a b", 0.5), ("c/d", -1.0), ("e", 1.0)])
     assert take_loras("a <cat> ") == ("a <cat> ", [])
     assert take_loras("<lora:a:0.5:0.5>")[1] == [("a", 0.5)]
-    for odd in ("<lora:a:1:0.5>", "<lora:a:>", "<lora:a:1:lbw=2>", "<hypernet:a:1>"):
+    for odd in ("<lora:a:1:0.5:8>", "<lora:a:1:te=1>", "<lora:a:>", "<lora:a:1:lbw=2>", "<hypernet:a:1>"):
         with pytest.raises(InputError, match=re.escape(odd)):
             take_loras(odd)
 

@@ -20,6 +20,7 @@ MARKS = {
     "a1111": re.compile(rf"(?P<escaped>\\[()\[\]\\])|:\s*(?P<weight>{NUMBER})\s*\)|[()\[\]]|(?P<break>\bBREAK\b)"),
     "comfyui": re.compile(rf"(?P<escaped>\\[()])|:\s*(?P<weight>{NUMBER})\s*\)|[()]"),
 }
+SCALES = ("te", "unet")  # of a LoRA in a prompt, in the order of A1111
 NETWORK = re.compile(r"<(?P<kind>lora|lyco|hypernet):(?P<name>[^:<>]+)(?P<rest>(?::[^<>]*)?)>")
 SCHEDULED = re.compile(rf"(?<!\\)\[[^\[\]]*:\s*{NUMBER}\s*\]|(?<!\\)\[[^\[\]]*\|[^\[\]]*\]")
 OTHER_SYNTAX = {  # marks of other programs -> what they mean there
@@ -138,7 +139,7 @@ def check_weights(prompt: str, weights: PromptWeights) -> None:
         name, scale = loras[0]
         raise InputError(
             f"the prompt names the LoRA {name!r}, and a LoRA is loaded with the model: take it out of the prompt, and "
-            f"call load(..., lora=({name + '.safetensors'!r}, {scale:g})) or model.load_lora_weights(...); on the "
+            f"call load(..., lora=({name + '.safetensors'!r}, {scale})) or model.load_lora_weights(...); on the "
             f"command line `lora_folder` says where it is; {as_text}"
         )
     if weights == "a1111" and (scheduled := SCHEDULED.search(prompt)):
@@ -153,25 +154,37 @@ def check_weights(prompt: str, weights: PromptWeights) -> None:
             )
 
 
-def take_loras(prompt: str) -> tuple[str, list[tuple[str, float]]]:
+def take_loras(prompt: str) -> tuple[str, list[tuple[str, float | dict[str, float]]]]:
     """Return a prompt without its `<lora:name:scale>` and `<lyco:name:scale>`, and their names and scales.
 
-    Raises InputError for hypernetworks, and for anything but one scale.
+    Of two scales the first is that of the text encoders and the second the U-Net's, as in A1111's web interface; `te=`
+    and `unet=` name them. Raises InputError for hypernetworks, and for anything but scales.
 
     >>> take_loras("a cat <lora:style:0.8>")
     ('a cat', [('style', 0.8)])
+    >>> take_loras("a cat <lora:style:0.5:0.8>")
+    ('a cat', [('style', {'unet': 0.8, 'text_encoder': 0.5, 'text_encoder_2': 0.5})])
     """
     loras = [(each["name"].strip(), _scale(each)) for each in NETWORK.finditer(prompt)]
     return NETWORK.sub("", prompt).strip() if loras else prompt, loras
 
 
-def _scale(network: re.Match[str]) -> float:
+def _scale(network: re.Match[str]) -> float | dict[str, float]:
     if network["kind"] == "hypernet":
         raise InputError(f"the prompt names a hypernetwork, {network[0]}: they are not supported, leave it out")
-    numbers = {each.strip() for each in network["rest"].split(":")[1:]} or {"1"}
-    if len(numbers) > 1 or not re.fullmatch(NUMBER, number := numbers.pop()):
-        raise InputError(f"the prompt has {network[0]}: expected <{network['kind']}:NAME:SCALE>, with one number")
-    return float(number)
+    given = [each.strip() for each in network["rest"].split(":")[1:]]
+    named = dict(each.split("=", 1) for each in given if "=" in each)
+    positional = dict(zip(SCALES, (each for each in given if "=" not in each), strict=False))
+    scales = positional | named
+    are_numbers = all(re.fullmatch(NUMBER, each) for each in scales.values())
+    if len(scales) < len(given) or not scales.keys() <= {*SCALES} or not are_numbers:
+        raise InputError(
+            f"the prompt has {network[0]}: expected <{network['kind']}:NAME:SCALE>, with one number, or two, the text "
+            "encoders' and the U-Net's"
+        )
+    text = float(scales.get("te", 1))
+    unet = float(scales.get("unet", text))
+    return unet if unet == text else {"unet": unet, "text_encoder": text, "text_encoder_2": text}
 
 
 def other_syntax(prompt: str, weights: PromptWeights) -> list[str]:

@@ -7,6 +7,7 @@ reported. A file is applied whole, but for tensors of layers that the model has 
 from __future__ import annotations
 
 import json
+import math
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +33,8 @@ from kineograph.models.formats.layer_names import (
 )
 from kineograph.models.formats.lora_kinds import LowRankUpdate, Scaling
 
-LoraSource = str | Path | Sequence[str | Path | float | int]
+LoraScale = float | Mapping[str, float]  # of all networks, or by network, as in diffusers' set_adapters
+LoraSource = str | Path | Sequence[str | Path | LoraScale]
 LoraSources = LoraSource | Sequence[LoraSource]
 
 CUSTOMISE_HEADER = "kineograph"  # metadata of LoRAs that `kineograph customise` trained
@@ -70,6 +72,7 @@ NETWORK_PREFIXES = {
     "lycoris_": (*IMAGE, *TEXT, *TEXT_2),  # LyCORIS on one network, which is not named
     "": (*IMAGE, *TEXT, *TEXT_2),  # peft, and diffusers' first layout
 }
+SCALED = ("unet", "text_encoder", "text_encoder_2")  # networks with scales of their own
 MOTION = "motion_modules"  # in the names of AnimateDiff's motion LoRAs, which change temporal layers
 EMBEDDINGS = "bundle_emb."  # in front of the names of textual inversions inside OneTrainer's LoRAs
 FAMILIES = ("base_model_version", "modelspec.architecture")  # metadata with the architecture that a LoRA is for
@@ -102,18 +105,34 @@ class LayerChange(NamedTuple):
     in_place: bool
 
 
-def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, float]]:
-    """Return each LoRA with its scale, 1 unless given."""
+def list_loras(lora: LoraSources | None) -> list[tuple[str | Path, LoraScale]]:
+    """Return each LoRA with its scale, 1 unless given. Raises InputError for a scale that is none."""
     if lora is None:
         return []
     if isinstance(lora, str | Path):
         return [(lora, 1.0)]
-    if len(lora) == 2 and isinstance(lora[1], int | float):
-        return [(lora[0], float(lora[1]))]  # type: ignore[list-item]  # a number as second item makes it a pair
+    if len(lora) == 2 and isinstance(lora[0], str | Path) and isinstance(lora[1], int | float | Mapping):
+        return [(lora[0], check_scale(lora[1]))]
     return [pair for each in lora for pair in list_loras(each)]  # type: ignore[arg-type]
 
 
-def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float, hub_options: HubOptions) -> None:
+def check_scale(scale: LoraScale) -> LoraScale:
+    """Return a LoRA's scale as floats. Raises InputError for one of an unknown network, or that is no number."""
+    by_network = dict(scale) if isinstance(scale, Mapping) else {SCALED[0]: scale}
+    for name, value in by_network.items():
+        if name not in SCALED:
+            raise InputError(f"a LoRA has scales of {', '.join(SCALED)}, not of {name!r}")
+        if not math.isfinite(value):
+            raise InputError(f"the scale of a LoRA is a finite number, such as 0.8, not {value}")
+    return {name: float(each) for name, each in scale.items()} if isinstance(scale, Mapping) else float(scale)
+
+
+def network_scale(scale: LoraScale, part: str) -> float:
+    """Return the scale on a network: that of all, or its own, 1 unless given. Temporal layers have the U-Net's."""
+    return scale.get(IMAGE[0] if part in IMAGE else part, 1.0) if isinstance(scale, Mapping) else scale
+
+
+def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: LoraScale, hub_options: HubOptions) -> None:
     """Add a LoRA from a file, folder or repository to networks; LoRAs that they have already stay active.
 
     networks: by their names in a pipeline. Raises InputError if it is no LoRA, one for another architecture or of a
@@ -124,7 +143,7 @@ def load_lora(networks: Mapping[str, nn.Module], lora: str | Path, scale: float,
 
 
 def add_lora(
-    file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: float, *, prefix: str = ""
+    file: Path, tensors: Mapping[str, Tensor], networks: Mapping[str, nn.Module], scale: LoraScale, *, prefix: str = ""
 ) -> None:
     """Add the LoRA that a file holds in these tensors to networks, see `load_lora`. prefix: of its name on them."""
     settings = _peft_settings(file, tensors)
@@ -148,10 +167,11 @@ def add_lora(
     _warn_of_left_out(file, matches.elsewhere, len(tensors))
     name = prefix + _new_name(file, networks)
     for part, of_network in changes.items():
-        _change_weights(networks[part], layers[part], of_network, name, scale)
+        own_scale = network_scale(scale, part)
+        _change_weights(networks[part], layers[part], of_network, name, own_scale)
         updates = {path: change.update for path, change in of_network.items() if change.update is not None}
         if updates:
-            lora_layers.add_low_rank_updates(networks[part], updates, name, scale)
+            lora_layers.add_low_rank_updates(networks[part], updates, name, own_scale)
 
 
 def named_networks(

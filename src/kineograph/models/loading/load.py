@@ -102,8 +102,9 @@ def load(source: ModelSource | None = None, **options: Unpack[LoadOptions]) -> M
         another device are copied. A VideoCrafter or VidRD checkpoint, and a folder with ModelScope's or ZeroScope's
         network, are video models.
 
-    A LoRA with a scale is (lora, scale), and textual inversions with words of your choice are {word: file}. Networks
-    may be live objects of diffusers too.
+    A LoRA with a scale is (lora, scale), or with one for each network (lora, {"unet": 0.8, "text_encoder": 0.5}), as in
+    diffusers' `set_adapters`. Textual inversions with words of your choice are {word: file}. Networks may be live
+    objects of diffusers too.
 
     Raises InputError if something is missing, damaged, no model of the family, or made for another architecture.
 

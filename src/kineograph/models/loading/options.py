@@ -29,7 +29,8 @@ else:
 
     AutoencoderKL = AutoencoderTiny = ControlNetModel = MotionAdapter = TemporalDecoder = Network
     Device = DType = Any
-    LoraSources = File | Sequence[File | float | Sequence[File | float]]
+    Scale = float | Mapping[str, float]
+    LoraSources = File | Sequence[File | Scale | Sequence[File | Scale]]
     TextualInversions = File | Sequence[File] | Mapping[str, File]
 
 DOWNLOAD = "Download"
@@ -70,8 +71,8 @@ class LoadOptions(TypedDict, total=False):
         LoraSources | None,
         option(
             None,
-            "A LoRA (a file, folder or repository), with a scale or without; or several. AnimateDiff's motion LoRAs "
-            "too.",
+            "A LoRA (a file, folder or repository), with a scale or without, or with scales of unet, text_encoder and "
+            "text_encoder_2 (FILE=unet:0.8,text_encoder:0.5); or several. AnimateDiff's motion LoRAs too.",
             group="Model",
         ),
     ]
