@@ -115,7 +115,7 @@ def test_json_output_and_identical_replay(run: Run, model: list, tmp_path: Path)
     first = run("generate", "a red fish", *model, "-o", "fish.gif", "--seed", 7, "--json")
     settings = json.loads(first.out)
     assert (first.status, settings["path"], settings["seed"]) == (0, "fish.gif", 7)
-    again = run("replay", "fish.gif", "--json")
+    again = run("replay", "fish.gif", "--yes", "--json")
     assert again.status == 0, again.err
     assert json.loads(again.out)["identical"] is True
     assert json.loads(again.out)["frames_sha256"] == settings["frames_sha256"]
@@ -320,7 +320,7 @@ def test_edit_takes_a_video_and_any_model(run: Run, model: list, tmp_path: Path)
     result = run("edit", "film", "make it snow", "--model", "editor", "--steps", "2", "-o", "snow.gif")
     assert (result.status, result.out) == (0, "snow.gif\n"), result.err
     assert read_settings(tmp_path / "snow.gif")["video"] == "film"
-    assert run("replay", "snow.gif").status == 0
+    assert run("replay", "snow.gif", "--yes").status == 0
     other = run("edit", "film", "a cat", "--model", model[1], "--steps", "2", "-o", "cat.gif")  # video to video
     assert other.status == 0 and read_settings(tmp_path / "cat.gif")["strength"] == 0.6
     assert run("edit", "nowhere.mp4", "make it snow").status == 2

@@ -39,7 +39,7 @@ def test_generate_with_a_video_model(run: Run, folder: Path, tmp_path: Path) -> 
     assert (result.status, result.out) == (0, "fish.gif\n"), result.err
     settings = read_settings(tmp_path / "fish.gif")
     assert (settings["method"], settings["num_frames"], settings["fps"]) == ("videocrafter", 4, 8.0)
-    assert run("replay", "fish.gif").status == 0
+    assert run("replay", "fish.gif", "--yes").status == 0
     longer = run(
         "generate", "a fish", "--model", folder, *FEW, "-n", 6, "--window", 4, "--overlap", 2, "-o", "long.gif"
     )
@@ -53,7 +53,7 @@ def test_animate_takes_an_image(run: Run, folder: Path, tmp_path: Path) -> None:
     result = run("animate", "fish.png", "swimming to the right", *pinned, "-o", "fish.gif")
     assert (result.status, result.out) == (0, "fish.gif\n"), result.err
     assert read_settings(tmp_path / "fish.gif")["image"] == "fish.png"
-    assert run("replay", "fish.gif").status == 0
+    assert run("replay", "fish.gif", "--yes").status == 0
     unseen = run("animate", "fish.png", "swimming", "--model", folder, *FEW)
     assert unseen.status == 2 and "takes no images" in unseen.err
     assert "there is no image nowhere.png" in run("animate", "nowhere.png", "swimming", *pinned).err

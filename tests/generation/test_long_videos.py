@@ -135,5 +135,5 @@ def test_the_command_generates_and_replays_clips(run: Run, video: Model, tmp_pat
     settings = read_settings(tmp_path / "long.gif")
     assert (settings["clips"], settings["then"], settings["clip_overlap"]) == (2, ["a car"], 1)
     assert len(kg.open_video(tmp_path / "long.gif").frames) == 6
-    again = run("replay", "long.gif", "-o", "again.gif")
+    again = run("replay", "long.gif", "--yes", "-o", "again.gif")
     assert again.status == 0 and "differ" not in again.err, again.err

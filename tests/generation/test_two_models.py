@@ -196,7 +196,7 @@ def test_the_command_takes_two_models_and_replays(run: Run, folders: tuple[Path,
     assert settings["method"] == "video-elevator"
     assert settings["video_steps"] == 2
     assert settings["renoise"] == "same-noise"
-    again = run("replay", "fish.gif", "-o", "again.gif")
+    again = run("replay", "fish.gif", "--yes", "-o", "again.gif")
     assert again.status == 0 and "differ" not in again.err, again.err
     alone = run("generate", "a fish", "--model", first, "--method", "video-elevator")
     assert alone.status == 2 and "pass one as --video-model, such as pocket-video" in alone.err

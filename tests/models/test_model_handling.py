@@ -300,7 +300,7 @@ def test_a_motion_lora_after_load(pocket_video: kg.Model, tmp_path: Path) -> Non
 def test_a_video_with_such_a_lora_is_replayed(pocket: kg.Model, tmp_path: Path) -> None:
     file = lora_file(tmp_path / "style.safetensors", pocket)
     video = kg.generate(pocket.load_lora_weights(file, 0.7), "a red fish", **SMALL)
-    again = kg.replay(video.save(tmp_path / "fish"))  # a warning, which is an error, if the frames differ
+    again = kg.replay(video.save(tmp_path / "fish"), trust=True)  # a warning, which is an error, if the frames differ
     assert again.settings["model"]["load"] == {"source": "pocket", "lora": [[str(file), 0.7]]}
 
 
