@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.noise import Seeds, shared
 
 FirstFrame = Float[Tensor, "b 1 c h w"]
@@ -86,8 +86,8 @@ def parse(text: str) -> Motion:
             motion = replace(motion, **_READ[kind.strip()](numbers))
         except (KeyError, ValueError) as error:
             raise InputError(
-                f"{text!r} is not a motion: expected pan:X,Y, zoom:FACTOR, rotate:DEGREES, path:X,Y;X,Y;... or none, "
-                f"joined by + if there are several, as in pan:12,0+zoom:1.02 (could not read {part!r})."
+                f"{shown(text)} is not a motion: expected pan:X,Y, zoom:FACTOR, rotate:DEGREES, path:X,Y;X,Y;... or "
+                f"none, joined by + if there are several, as in pan:12,0+zoom:1.02 (could not read {shown(part)})."
             ) from error
     return motion
 

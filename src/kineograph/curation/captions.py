@@ -29,10 +29,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from kineograph.curation.records import WORK, clips_path, read_json_file, write_text
+from kineograph.curation.records import WORK, clips_path, write_text
 from kineograph.curation.settings import CaptionModel, Captions, CurationSettings, Endpoint, TransformersModel
 from kineograph.curation.sources import SourceFile
-from kineograph.errors import InputError, shown
+from kineograph.errors import InputError, load_json, shown
 from kineograph.media.frames import to_rgb
 from kineograph.media.seek import decode_frames_at, read_timing
 from kineograph.media.shards import FileRange, open_range
@@ -81,9 +81,17 @@ def captions_path(output: Path, captions: Captions, file: SourceFile) -> Path:
 
 
 def read_captions(path: Path) -> CaptionRecord:
-    """Read captions; an empty record where there is no file."""
-    content = read_json_file(path)
-    return CaptionRecord(dict(content.get("captions", {})), dict(content.get("failed", {})))
+    """Read captions; an empty record where there is no file, or it is damaged: then the models are asked again."""
+    try:
+        content = load_json(path) if path.exists() else {}
+    except (OSError, InputError):
+        content = {}
+    return CaptionRecord(*(_texts(content, name) for name in CaptionRecord._fields))
+
+
+def _texts(content: Any, name: str) -> dict[str, str]:
+    found = content.get(name) if isinstance(content, dict) else None
+    return {key: text for key, text in found.items() if isinstance(text, str)} if isinstance(found, dict) else {}
 
 
 def caption_clips(task: str, settings: CurationSettings) -> str:
