@@ -31,7 +31,7 @@ from kineograph.request import migrate_settings, release
 
 RENAMED_LOAD_OPTIONS = {"motion": "motion_module"}  # of settings of version 0 and 1
 # options of `load` that open nothing
-NO_SOURCES = ("prediction_type", "clip_skip", "revision", "variant", "device", "dtype")
+NO_SOURCES = ("prediction_type", "clip_skip", "revision", "variant")
 INPUTS = ("image", "video", "control", "annotators")  # options of a video that open a file or a network
 MAX_LISTED = 8
 
@@ -187,7 +187,7 @@ def list_sources(video: RecordedVideo, *, model: bool = False, video_model: bool
     """
     given = {"model": model, "video_model": video_model}
     models = [video.settings[name] for name, own in given.items() if name in video.settings and not own]
-    arguments = [_load_arguments(each) for each in models if each["load"]]
+    arguments = [_recorded_arguments(each) for each in models if each["load"]]
     values = [value for each in arguments for name, value in each.items() if name not in NO_SOURCES]
     built_in = {*POCKETS, *ADAPTERS, *DECODERS}
     named = [text for text in _texts(values) if text not in built_in]
@@ -220,7 +220,15 @@ def load_recorded_model(settings: Mapping[str, Any], *, device: str | None = Non
 
 
 def _load_arguments(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `load` for a recorded model. Raises InputError for those that `load` does not record."""
+    """Return the arguments of `load` for a recorded model, without those that nothing reads."""
+    arguments = _recorded_arguments(recorded)
+    for name in unread_options(arguments.get("source", "pocket")):  # which older versions accepted and recorded
+        arguments.pop(name, None)
+    return arguments | {"device": recorded["device"], "dtype": recorded["dtype"]}
+
+
+def _recorded_arguments(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `load` in a recorded model. Raises InputError for those that `load` does not record."""
     arguments = {RENAMED_LOAD_OPTIONS.get(name, name): value for name, value in recorded["load"].items()}
     if not arguments:
         raise InputError(
@@ -234,7 +242,4 @@ def _load_arguments(recorded: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"the source of the model in these settings is a text, not {shown(source)}")
     if not isinstance(lora, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in lora):
         raise InputError(f"lora in these settings is a list of pairs of a file and a scale, not {shown(lora)}")
-    for name in unread_options(source):  # which older versions accepted and recorded
-        arguments.pop(name, None)
-    pairs = [tuple(pair) for pair in lora]  # JSON turns pairs into lists
-    return {**arguments, "lora": pairs, "device": recorded["device"], "dtype": recorded["dtype"]}
+    return {**arguments, "lora": [tuple(pair) for pair in lora]}  # JSON turns pairs into lists
