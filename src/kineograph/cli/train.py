@@ -103,7 +103,7 @@ def _print_result(prepared: PreparedTraining, last: StageProgress | None, status
         where = {"stage": last.stage, "step": last.progress.step} if last else {}
         terminal.print_json({"path": final, "stopped": bool(status), **where, "skipped": dict(skipped)})
     elif final:
-        terminal.print_path(final)
+        terminal.print_path(output / FINAL)
 
 
 def _print_estimate(prepared: PreparedTraining, json: bool) -> None:

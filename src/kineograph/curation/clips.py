@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from kineograph.curation.records import (
     FileRecord,
     add_to_tar,
     clips_path,
+    load_record,
     record_path,
     write_record,
 )
@@ -40,7 +40,7 @@ Candidates = Iterator[tuple[CandidateClip, Mask | None]]
 
 
 def make_clips(task: str, settings: CurationSettings) -> str:
-    """Make the clips of a source file, unless its record exists; return its key. A broken file is recorded as such.
+    """Make the clips of a source file, unless it is finished; return its key. A broken file is recorded as such.
 
     task: the source file as JSON.
 
@@ -48,7 +48,7 @@ def make_clips(task: str, settings: CurationSettings) -> str:
     """
     file = SourceFile(**json.loads(task))
     record = record_path(settings.output, file)
-    if not record.exists():
+    if load_record(record) is None:
         write_record(record, _process_file(file, settings))
     return file.key
 
@@ -87,17 +87,16 @@ def _process_clip(
     digest = f"{perceptual_hash(result.frames):0{HASH_BITS // 4}x}"
     accepted = ClipRecord(name, clip.kind, round(clip.start, 3), count, clip.fps, height, width, digest)
     provenance = {"source": file.name, "start": accepted.start, "kind": accepted.kind}
-    add_to_tar(tar, f"{name}.mp4", _encode_mp4(result, provenance))
+    add_to_tar(tar, f"{name}.mp4", _encode_mp4(result, provenance, Path(str(tar.name)).with_name("clip.mp4")))
     record.clips.append(accepted)
 
 
-def _encode_mp4(clip: CandidateClip, provenance: dict) -> bytes:
+def _encode_mp4(clip: CandidateClip, provenance: dict, path: Path) -> bytes:
+    """Return a clip as mp4. path: of a temporary file."""
     count, height, width, _ = clip.frames.shape
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        metadata = VideoMetadata(count, height, width, clip.fps, provenance)
-        write_mp4(path, clip.frames, clip.fps, FileTags(metadata.to_json()))
-        return path.read_bytes()
+    metadata = VideoMetadata(count, height, width, clip.fps, provenance)
+    write_mp4(path, clip.frames, clip.fps, FileTags(metadata.to_json()))
+    return path.read_bytes()
 
 
 def _candidates(file: SourceFile, settings: CurationSettings) -> Candidates:

@@ -16,15 +16,18 @@ from kineograph.curation.filters import HashedClip, find_duplicates
 from kineograph.curation.records import (
     WORK,
     ClipRecord,
+    FileRecord,
     add_to_tar,
+    check_clips,
     clips_path,
+    load_record,
     read_json_file,
-    read_record,
     record_path,
     write_text,
 )
 from kineograph.curation.settings import CurationSettings
 from kineograph.curation.sources import SourceFile, SourceListing
+from kineograph.errors import InputError
 from kineograph.media.files import replace_atomically
 
 MANIFEST, CLIPS, DROPPED = "manifest.json", "clips.jsonl", "dropped.jsonl"
@@ -55,7 +58,7 @@ class Selection(NamedTuple):
 
 def select_clips(files: Sequence[SourceFile], settings: CurationSettings) -> Selection:
     """Select the accepted clips without duplicates. Of duplicates one with a label stays, and the first by name."""
-    records = [(file, read_record(record_path(settings.output, file))) for file in files]
+    records = [(file, _load_finished(record_path(settings.output, file))) for file in files]
     clips = [SelectedClip(file, clip) for file, record in records for clip in record.clips]
     dropped = [DroppedClip(file.name, *drop) for file, record in records for drop in record.dropped]
     bits = settings.filters.duplicate_bits
@@ -70,6 +73,13 @@ def select_clips(files: Sequence[SourceFile], settings: CurationSettings) -> Sel
     ]
     unique = (each for each in clips if each.clip.name not in originals)
     return Selection(sorted(unique, key=lambda each: each.clip.name), dropped)
+
+
+def _load_finished(path: Path) -> FileRecord:
+    record = load_record(path)
+    if record is None:
+        raise InputError(f"{path} was damaged while this run used it: run the same command again")
+    return record
 
 
 def attach_captions(selection: Selection, settings: CurationSettings) -> tuple[Selection, dict[str, str]]:
@@ -110,23 +120,29 @@ def _shard_row(selected: SelectedClip, caption: str, settings: CurationSettings)
 
 def is_shard_current(output: Path, name: str, plan: str) -> bool:
     """Return True if a shard exists and was written by this plan."""
-    digest = _digest_path(output, name)
-    return (output / name).exists() and digest.exists() and digest.read_text() == _digest(plan)
+    digest, shard = _digest_path(output, name), output / name
+    return shard.exists() and digest.exists() and digest.read_bytes() == _shard_facts(shard, plan).encode()
 
 
 def write_shard(name: str, settings: CurationSettings) -> str:
-    """Write a shard by its plan: for each clip its .mp4, its caption in .txt, and its row in .json. Return the name."""
+    """Write a shard by its plan: for each clip its .mp4, its caption in .txt, and its row in .json. Return the name.
+
+    Raises InputError when clips are damaged; then a further run makes them again.
+    """
     plan = shard_plan_path(settings.output, name).read_text(encoding="utf-8")
     with replace_atomically(settings.output / name) as temporary, tarfile.open(temporary, "w") as tar:
+        checked = None
         for row in json.loads(plan):
             clips = settings.output / row.pop("tar")
+            if clips != checked:
+                check_clips(checked := clips)
             with tarfile.open(clips, "r:") as source:
                 video = source.extractfile(f"{row['name']}.mp4")
                 assert video is not None
                 add_to_tar(tar, f"{row['name']}.mp4", video.read())
             add_to_tar(tar, f"{row['name']}.txt", row["caption"].encode())
             add_to_tar(tar, f"{row['name']}.json", json.dumps(row).encode())
-    write_text(_digest_path(settings.output, name), _digest(plan))
+    write_text(_digest_path(settings.output, name), _shard_facts(settings.output / name, plan))
     return name
 
 
@@ -139,8 +155,9 @@ def _digest_path(output: Path, name: str) -> Path:
     return shard_plan_path(output, name).with_suffix(".done")
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _shard_facts(shard: Path, plan: str) -> str:
+    """Return the digest of a shard's plan, and its size: a shard that was cut short is written again."""
+    return f"{hashlib.sha256(plan.encode()).hexdigest()} {shard.stat().st_size}"
 
 
 def write_manifest(

@@ -1,10 +1,12 @@
 """Results of each source file: a record, written last, and beside it a tar with its clips.
 
-Both lie in `.work` below the output, under the file's key, so that finished files are known by their records.
+Both lie in `.work` below the output, under the file's key, so that finished files are known by their records. A record
+has the SHA-256 of its tar and its own: what is damaged is made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kineograph.curation.sources import SourceFile
+from kineograph.errors import InputError, load_json
 from kineograph.media.files import replace_atomically
 
 WORK = ".work"  # hidden from readers of the output as a data set
@@ -57,17 +60,53 @@ def clips_path(output: Path, file: SourceFile) -> Path:
 
 
 def write_record(path: Path, record: FileRecord) -> None:
-    """Write a record atomically."""
-    content = {name: [each._asdict() for each in rows] for name, rows in record._asdict().items()}
-    write_text(path, json.dumps(content))
+    """Write a record atomically, once the clips beside it are whole."""
+    content: dict[str, Any] = {name: [each._asdict() for each in rows] for name, rows in record._asdict().items()}
+    tar = path.with_suffix(".tar")
+    content |= {"tar": {"size": tar.stat().st_size, "sha256": _file_digest(tar)} if record.clips else None}
+    write_text(path, json.dumps(content | {"sha256": _digest(content)}))
 
 
-def read_record(path: Path) -> FileRecord:
-    """Read a record."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return FileRecord(
-        [ClipRecord(**each) for each in content["clips"]], [DropRecord(**each) for each in content["dropped"]]
-    )
+def load_record(path: Path) -> FileRecord | None:
+    """Return a record; None if the file is not finished, or its record is damaged, or its clips are cut short."""
+    content = _read_whole(path)
+    if content is None:
+        return None
+    try:
+        clips = [ClipRecord(**each) for each in content["clips"]]
+        if (
+            clips
+            and (size := path.with_suffix(".tar").stat().st_size) != (content.get("tar") or {"size": size})["size"]
+        ):
+            return None
+        return FileRecord(clips, [DropRecord(**each) for each in content["dropped"]])
+    except (OSError, LookupError, TypeError, AttributeError):
+        return None
+
+
+def check_clips(tar: Path) -> None:
+    """Raise InputError when the tar with a file's clips is damaged, and remove its record, so that it is made again."""
+    record = tar.with_suffix(".json")
+    expected = (_read_whole(record) or {}).get("tar")
+    if expected and expected["sha256"] != _file_digest(tar):
+        record.unlink(missing_ok=True)
+        raise InputError(f"{tar} is damaged: run the same command again, which makes its clips again")
+
+
+def _read_whole(path: Path) -> dict[str, Any] | None:
+    """Return the content of a record; None where it is missing or damaged."""
+    content = dict(read_json_file(path))
+    own = content.pop("sha256", None)  # records of earlier versions have none
+    return content if content and own in (None, _digest(content)) else None
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -77,8 +116,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json_file(path: Path) -> Mapping[str, Any]:
-    """Return the object in a JSON file; an empty one where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """Return the object in a JSON file; an empty one where there is no file, or it is damaged."""
+    try:
+        content = load_json(path) if path.exists() else {}
+    except InputError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def add_to_tar(tar: tarfile.TarFile, name: str, content: bytes) -> None:

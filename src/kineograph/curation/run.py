@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -25,11 +26,12 @@ from kineograph.curation.packing import (
     write_shard,
 )
 from kineograph.curation.parallel import ParallelMap, Work, Workers, ray_map, sequential_map
-from kineograph.curation.records import WORK, read_json_file, record_path, write_text
+from kineograph.curation.records import WORK, load_record, read_json_file, record_path, write_text
 from kineograph.curation.settings import Captions, CurationSettings, Endpoint, content_settings
 from kineograph.curation.sources import SourceFile, SourceListing, list_sources
 from kineograph.curation.watermarks import find_source_watermarks
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
+from kineograph.media.files import remove_leftovers
 from kineograph.training.lock import lock_folder
 
 SETTINGS_FILE = "settings.json"
@@ -62,8 +64,10 @@ def check_output(settings: CurationSettings) -> None:
     """Raise InputError when the output has files of another program, or clips made with other settings."""
     recorded = settings.output / WORK / SETTINGS_FILE
     if recorded.exists():
-        before, now = dict(read_json_file(recorded)), content_settings(settings)
-        different = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
+        before, now = read_json_file(recorded), content_settings(settings)
+        if not before:
+            warnings.warn(InputWarning(f"{recorded} is damaged: it is written again"), stacklevel=2)
+        different = sorted(name for name in {*before, *now} if before and before.get(name) != now.get(name))
         if different:
             raise InputError(
                 f"{settings.output} holds clips that were made with other settings ({', '.join(different)}): name "
@@ -119,7 +123,7 @@ def _run_stage(
 
 
 def _cutting_tasks(files: Sequence[SourceFile], settings: CurationSettings) -> list[str]:
-    return [json.dumps(file._asdict()) for file in files if not record_path(settings.output, file).exists()]
+    return [json.dumps(file._asdict()) for file in files if load_record(record_path(settings.output, file)) is None]
 
 
 def _captioning_tasks(selection: Selection, captions: Captions, output: Path) -> list[str]:
@@ -146,5 +150,5 @@ def _packing_tasks(plans: Mapping[str, str], output: Path) -> list[str]:
 
 def _remove_temporary_files(output: Path) -> None:
     """Remove what a killed run had begun to write."""
-    for file in [*output.glob(".*.part"), *(output / WORK).glob("**/.*.part")]:
-        file.unlink(missing_ok=True)
+    for part in [*output.glob(".*.part"), *(output / WORK).glob("**/.*.part")]:
+        remove_leftovers(part.parent)

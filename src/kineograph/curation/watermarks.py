@@ -40,12 +40,23 @@ def find_source_watermarks(files: Sequence[SourceFile], settings: CurationSettin
     for number in range(len(settings.sources)):
         path = _mask_path(settings, number)
         videos = [file for file in files if file.source == number and file.kind == "video"]
-        if not path.with_suffix(".txt").exists():
+        if not _is_found(path):
             mask = detect_watermark(_one_frame_each(videos, settings), settings.watermarks)
+            path.unlink(missing_ok=True)
             if mask is not None:
                 with replace_atomically(path) as temporary:
                     Image.fromarray(mask).save(temporary, "PNG")
-            write_text(path.with_suffix(".txt"), f"looked for in {len(videos)} files\n")
+            write_text(path.with_suffix(".txt"), f"looked for in {len(videos)} files: {_mask_digest(path)}\n")
+
+
+def _is_found(path: Path) -> bool:
+    """Return True if a source's watermark was looked for, and its mask, if there is one, is not damaged."""
+    written = path.with_suffix(".txt")
+    return written.exists() and written.read_bytes().endswith(f": {_mask_digest(path)}\n".encode())
+
+
+def _mask_digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "none"
 
 
 def read_source_watermark(settings: CurationSettings, file: SourceFile) -> Mask | None:
