@@ -202,13 +202,21 @@ def _slope(step: Step) -> Latents:
     return (step.x - step.x0) / step.sigma
 
 
+def dpmpp_3m(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
+    """Sample by DPM-Solver++ of order 3, multistep (Lu et al. 2022): x0 extrapolated on the parabola of three.
+
+    diffusers' `solver_order` 3: the first steps, and the last ones of fewer than 15 to 0, are of lower order.
+    """
+    return _sample_multistep(denoise, x, sigmas, step_to, order=3)
+
+
 def dpmpp_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float]) -> Iterator[Step]:
     """Sample by DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): DDIM with x0 extrapolated to the middle of the step.
 
     Second order in the steps of log(sigma). The first step, and a step to 0, are plain DDIM. A slice of the sigmas
     starts without a previous estimate, so slices do not give exactly the result of the whole list.
     """
-    return _sample_2m(denoise, x, sigmas, step_to)
+    return _sample_multistep(denoise, x, sigmas, step_to)
 
 
 def dpmpp_2m_sde(noise_at: NoiseAt) -> Sampler:
@@ -218,18 +226,24 @@ def dpmpp_2m_sde(noise_at: NoiseAt) -> Sampler:
         share = (to / sigma) ** 2
         return _add_sampler_noise(x0 + share * (x - x0), to * math.sqrt(1 - share), noise_at, to)
 
-    return partial(_sample_2m, rule=rule)
+    return partial(_sample_multistep, rule=rule)
 
 
 @torch.no_grad()
-def _sample_2m(denoise: Denoise, x: Latents, sigmas: Sequence[float], rule: StepRule) -> Iterator[Step]:
-    before = None
-    for sigma, to in pairwise(sigmas):
-        x0 = denoise(x, sigma)
-        yield Step(sigma, x, x0)
-        middle = x0 if before is None or to == 0 else _extrapolate(before, Step(sigma, x, x0), to)
-        before = Step(sigma, x, x0)
-        x = rule(x, middle, sigma, to)
+def _sample_multistep(
+    denoise: Denoise, x: Latents, sigmas: Sequence[float], rule: StepRule, order: int = 2
+) -> Iterator[Step]:
+    past = deque[Step](maxlen=order)
+    few = sigmas[-1] == 0 and len(sigmas) <= 15
+    for left, (sigma, to) in zip(range(len(sigmas) - 1, 0, -1), pairwise(sigmas), strict=True):
+        past.append(now := Step(sigma, x, denoise(x, sigma)))
+        yield now
+        count = min(len(past), left) if few else len(past)
+        if count == 1 or to == 0:
+            x0 = now.x0
+        else:
+            x0 = _extrapolate(past[-2], now, to) if count == 2 else _extrapolate_3(past, to)
+        x = rule(x, x0, sigma, to)
     yield Step(sigmas[-1], x, x)
 
 
@@ -237,6 +251,17 @@ def _extrapolate(before: Step, now: Step, to: float) -> Latents:
     """Return x0 at the middle, in log(sigma), of the step to sigma `to`, on the line through two estimates."""
     ratio = math.log(now.sigma / to) / math.log(before.sigma / now.sigma)
     return now.x0 + 0.5 * ratio * (now.x0 - before.x0)
+
+
+def _extrapolate_3(past: Sequence[Step], to: float) -> Latents:
+    """Return the mean of x0 over the step to sigma `to`, weighted as DPM-Solver++ does, on the parabola of three."""
+    first, before, now = past
+    h = math.log(now.sigma / to)
+    near, far = math.log(before.sigma / now.sigma) / h, math.log(first.sigma / before.sigma) / h
+    slope, slope_before = (now.x0 - before.x0) / near, (before.x0 - first.x0) / far
+    change = (slope - slope_before) / (near + far)
+    shrunk = math.expm1(-h)
+    return now.x0 - (1 / h + 1 / shrunk) * (slope + near * change) + ((1 + h / shrunk) / h**2 - 0.5 / shrunk) * change
 
 
 def dpmpp_sde(noise_at: NoiseAt) -> Sampler:
@@ -402,6 +427,7 @@ BY_NAME: Mapping[str, Callable[[NoiseAt, ScaleTimestep], Sampler]] = {
     "plms": lambda noise_at, scale_timestep: plms,
     "plms-v": lambda noise_at, scale_timestep: plms_v,
     "dpmpp-2m": lambda noise_at, scale_timestep: dpmpp_2m,
+    "dpmpp-3m": lambda noise_at, scale_timestep: dpmpp_3m,
     "dpmpp-2m-sde": lambda noise_at, scale_timestep: dpmpp_2m_sde(noise_at),
     "dpmpp-2s": lambda noise_at, scale_timestep: dpmpp_2s,
     "dpmpp-sde": lambda noise_at, scale_timestep: dpmpp_sde(noise_at),

@@ -79,6 +79,15 @@ def test_steps_of_built_in_models(source: str) -> None:
         check(found, None, complete({"sampler": "lcm", "num_inference_steps": 51}))
 
 
+def test_network_with_a_learned_variance(tmp_path: Path) -> None:
+    tiny_models.sd(out_channels=8).save_pretrained(tmp_path / "learned")
+    with (
+        weights_forbidden(),
+        pytest.raises(kg.InputError, match="returns 8 channels for latents of 4, as networks with"),
+    ):
+        kg.generate(str(tmp_path / "learned"), "a cat")
+
+
 def test_option_prediction_type_is_that_of_the_scheduler(folder_with: Callable[[dict[str, Any]], Path]) -> None:
     folder = folder_with({"rescale_betas_zero_snr": True})
     found = describe(folder, prediction_type="v_prediction")

@@ -159,7 +159,7 @@ def test_every_scheduler_has_a_sampler_and_stands_in_the_document() -> None:
     ("config", "missing"),
     [
         (named("KDPM2Discrete", BETAS), ["KDPM2DiscreteScheduler"]),
-        (named("DPMSolverMultistep", BETAS, solver_order=3), ["solver_order=3"]),
+        (named("UniPCMultistep", BETAS, solver_order=3), ["solver_order=3"]),
         (named("PNDM", BETAS), ["skip_prk_steps=False"]),
         (named("DPMSolverSinglestep", BETAS, algorithm_type="sde-dpmsolver++"), ["algorithm_type=sde-dpmsolver++"]),
         (

@@ -40,6 +40,7 @@ CONFIGURATIONS: Mapping[str, dict[str, Any]] = {
     "heun": named("HeunDiscrete", BETAS),
     "heun, karras": named("HeunDiscrete", LEADING, use_karras_sigmas=True),
     "dpm++ 2m": named("DPMSolverMultistep", BETAS),
+    "dpm++ 3m": named("DPMSolverMultistep", BETAS, solver_order=3),
     "dpm++ 2m, leading": named("DPMSolverMultistep", LEADING),
     "dpm++ 2m, trailing": named("DPMSolverMultistep", TRAILING),
     "dpm++ 2m, karras": named("DPMSolverMultistep", BETAS, use_karras_sigmas=True),

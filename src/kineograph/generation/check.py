@@ -174,6 +174,11 @@ def _check_network(combination: Combination) -> None:
             f"{model.name} reads {model.in_channels - model.latent_channels} channels besides the latents', as models "
             "for inpainting do: use a text-to-image or an editing model"
         )
+    if model.out_channels != model.latent_channels:
+        raise InputError(
+            f"{model.name} returns {model.out_channels} channels for latents of {model.latent_channels}, as networks "
+            "with a learned variance do, which are not supported: use a text-to-image model"
+        )
     if temporal is not None:
         window_ranges(temporal, options["window"], options["overlap"], frames=1)  # raises for an impossible window
 

@@ -29,6 +29,7 @@ class Description:
     controls              kinds of control that it has a ControlNet for; `ANY_CONTROL` stands for every kind
     default_size          height and width, in pixels, that the model was trained on
     vae_scale_factor      height and width of a latent pixel, in pixels
+    out_channels          channels that the U-Net returns: the latents', and others for a learned variance
     reads_guidance_scale  True for a latent consistency model whose network takes the guidance scale as an input
     scheduler             configuration of the scheduler; None if only the weights determine it
     """
@@ -42,6 +43,7 @@ class Description:
     controls: tuple[str, ...]
     default_size: tuple[int, int]
     vae_scale_factor: int
+    out_channels: int = LATENT_CHANNELS
     reads_guidance_scale: bool = False
     scheduler: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
@@ -68,6 +70,7 @@ def describe_model(model: Model) -> Description:
         controls=tuple(model.controls),
         default_size=model.default_size,
         vae_scale_factor=model.vae_scale_factor,
+        out_channels=model.net.image_unet.config.out_channels,
         reads_guidance_scale=model.net.reads_guidance_scale,
         scheduler=model.schedule.settings or None,
     )
@@ -101,6 +104,7 @@ def describe_configurations(
         controls=(),
         default_size=(factor * height, factor * width),
         vae_scale_factor=factor,
+        out_channels=unet.get("out_channels", LATENT_CHANNELS),
         reads_guidance_scale=unet.get("time_cond_proj_dim") is not None,
     )
 

@@ -309,9 +309,14 @@ def _signal(settings: Mapping[str, Any]) -> Table:
     """Return a_t = sqrt(alpha-bar_t) of a variance-preserving model."""
     if (trained := settings.get("trained_betas")) is not None:
         betas = np.asarray(trained, dtype=np.float64)
+        if len(betas) != settings.get("num_train_timesteps", len(betas)):
+            raise InputError(
+                f"This scheduler has {len(betas)} trained_betas for {settings['num_train_timesteps']} "
+                "num_train_timesteps: expected one for each. Correct its configuration."
+            )
     else:
         beta_schedule = _known(BETAS, _setting(settings, "beta_schedule"), "beta_schedule")
-        betas = beta_schedule(*(_setting(settings, name) for name in ("beta_start", "beta_end", "num_train_timesteps")))
+        betas = beta_schedule(*(_number(settings, name) for name in ("beta_start", "beta_end", "num_train_timesteps")))
     signal = np.sqrt(np.cumprod(1 - betas))
     if settings.get("rescale_betas_zero_snr"):
         # shifted to 0 at the last timestep and scaled to stay the same at the first (Lin et al. 2023, algorithm 1)
@@ -353,7 +358,13 @@ def _setting(settings: Mapping[str, Any], name: str) -> Any:
     return settings[name]
 
 
-def _known(choices: Mapping[str, Choice], name: str, setting: str) -> Choice:
-    if name not in choices:
+def _number(settings: Mapping[str, Any], name: str) -> Any:
+    if isinstance(value := _setting(settings, name), bool) or not isinstance(value, int | float):
+        raise InputError(f"Expected {name} of a scheduler to be a number; got {value!r}. Correct its configuration.")
+    return value
+
+
+def _known(choices: Mapping[str, Choice], name: object, setting: str) -> Choice:
+    if not isinstance(name, str) or name not in choices:
         raise InputError(f"Expected {setting} to be one of {', '.join(choices)}; got {name!r}.")
     return choices[name]

@@ -38,10 +38,22 @@ SAMPLERS: Mapping[str, str] = {
     "FlowMatchEulerDiscreteScheduler": "euler",
 }
 SDE_SAMPLERS: Mapping[str, str] = {"dpmpp-2m": "dpmpp-2m-sde"}
+# (sampler of order 2, `solver_order`) -> the sampler of this order
+OTHER_ORDERS: Mapping[tuple[str, object], str] = {
+    ("dpmpp-2m", 1): "ddim",
+    ("dpmpp-2m", 3): "dpmpp-3m",
+    ("dpmpp-2m-sde", 1): "euler-ancestral",
+    ("dpmpp-2s", 1): "ddim",
+    ("deis", 1): "ddim",
+}
+FINAL_STEPS = ("dpmpp-2m", "dpmpp-2m-sde", "dpmpp-3m", "dpmpp-2s", "unipc")  # samplers of low order in a step to 0
 DISTILLED = ("lcm", "tcd")  # samplers of few-step models, along a subset of the sigmas of their distillation
 # Settings that change how a scheduler samples, with the values that the samplers here have.
 OFFERED: Mapping[str, Sequence[object]] = {
+    "clip_sample": (False, None),
+    "disable_corrector": ([],),
     "solver_order": (2,),
+    "solver_p": (None,),
     "solver_type": ("midpoint", "logrho", "bh2"),
     "algorithm_type": ("dpmsolver++", SDE, "deis"),
     "predict_x0": (True,),
@@ -50,12 +62,28 @@ OFFERED: Mapping[str, Sequence[object]] = {
     "thresholding": (False,),
     "use_flow_sigmas": (False,),
     "use_dynamic_shifting": (False,),
+    "stochastic_sampling": (False,),
+}
+# pipelines of diffusers -> settings that they correct, as they are built, in schedulers that have them
+CORRECTED_BY_PIPELINES: Mapping[str, Mapping[str, Any]] = {
+    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionPAGPipeline": {"steps_offset": 1, "clip_sample": False},
+    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
 }
 
 
 def class_name(settings: Mapping[str, Any]) -> str:
     """Return the class of a scheduler's configuration."""
-    return settings.get("_class_name", DEFAULT)
+    return settings.get("_class_name") or DEFAULT
+
+
+def correct_as_pipeline(settings: Mapping[str, Any], pipeline: str) -> dict[str, Any]:
+    """Return a scheduler's configuration with the settings that a pipeline of diffusers corrects as it is built."""
+    kind = getattr(diffusers, class_name(settings), None)
+    known = {} if kind is None else _parameters(kind)
+    corrected = CORRECTED_BY_PIPELINES.get(pipeline, {})
+    return {**settings, **{name: value for name, value in corrected.items() if name in known}}
 
 
 def sampler_name(settings: Mapping[str, Any]) -> str:
@@ -63,7 +91,8 @@ def sampler_name(settings: Mapping[str, Any]) -> str:
     name = SAMPLERS.get(class_name(settings), SAMPLERS[FALLBACK])
     if name == "plms" and settings.get("prediction_type") == "v_prediction":
         return "plms-v"
-    return SDE_SAMPLERS.get(name, name) if settings.get("algorithm_type") == SDE else name
+    name = SDE_SAMPLERS.get(name, name) if settings.get("algorithm_type") == SDE else name
+    return OTHER_ORDERS.get((name, settings.get("solver_order")), name)
 
 
 def departures(settings: Mapping[str, Any]) -> list[str]:
@@ -71,14 +100,24 @@ def departures(settings: Mapping[str, Any]) -> list[str]:
     name = class_name(settings)
     if name not in SAMPLERS:
         return [name]
+    is_named = settings.get("_class_name") is not None  # the defaults of a class that is not named say nothing
     values = {
         key: settings.get(key, parameter.default)
         for key, parameter in _parameters(_class_for_sigmas(name)).items()
-        if key in OFFERED
+        if key in OFFERED and (is_named or key in settings)
     }
     odd = {key: value for key, value in values.items() if value not in OFFERED[key]}
+    sampler = sampler_name(settings)
+    if sampler in OTHER_ORDERS.values():
+        odd.pop("solver_order", None)
     if values.get("algorithm_type") == SDE and SAMPLERS[name] not in SDE_SAMPLERS:
         odd["algorithm_type"] = SDE
+    if sampler in FINAL_STEPS and settings.get("final_sigmas_type") == "sigma_min":
+        odd["final_sigmas_type"] = "sigma_min"
+    if sampler in ("unipc", "deis", "dpmpp-3m") and settings.get("lower_order_final", True) is not True:
+        odd["lower_order_final"] = settings["lower_order_final"]
+    if settings.get("interpolation_type") == "log_linear" and settings.get("timestep_type") != "continuous":
+        odd["interpolation_type"] = "log_linear"  # diffusers then evaluates the network at timesteps of other sigmas
     return [f"{key}={value}" for key, value in odd.items()]
 
 
@@ -116,7 +155,7 @@ def scheduler_sigmas(settings: Mapping[str, Any], table: Sequence[float], steps:
             warnings.simplefilter("ignore")  # diffusers' deprecations, of NumPy and of settings
             scheduler = kind(**known)
             scheduler.set_timesteps(steps)
-    except (ValueError, ImportError, NotImplementedError) as error:
+    except (TypeError, ValueError, ImportError, NotImplementedError) as error:
         raise InputError(f"{kind.__name__} has no sigmas for {steps} steps (`num_inference_steps`): {error}") from error
     if not hasattr(scheduler, "sigmas"):
         return _at_timesteps(scheduler, table, steps)
