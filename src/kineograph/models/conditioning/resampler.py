@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from kineograph.models.formats.key_map import Entry, export_tensors
 from kineograph.models.formats.tensor_files import Tensors
+from kineograph.models.temporal.config import Count, Size
 
 PROJECTION = "encoder_hid_proj.image_projection_layers.0."
 BLOCK_NAMES = {
@@ -44,14 +45,14 @@ class ResamplerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    reads: int
-    width: int
-    gives: int
-    tokens: int
-    depth: int
-    heads: int
-    head_width: int = 64
-    widening: int = 4
+    reads: Size
+    width: Size
+    gives: Size
+    tokens: Size
+    depth: Count
+    heads: Size
+    head_width: Size = 64
+    widening: Count = 4
 
 
 def infer_resampler_config(resampler: Tensors, head_width: int) -> ResamplerConfig:

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 
 from kineograph.errors import InputError
 from kineograph.models.conditioning.prompt_weights import parse_weights
+from kineograph.models.formats.tensor_files import as_input_error
 from kineograph.models.hooks import execution_device
 from kineograph.request import PromptWeights
 
@@ -127,7 +128,9 @@ def split_prompt(encoder: TextEncoder, text: str, weights: PromptWeights) -> lis
     for section in parse_weights(text, weights):
         chunks.append(Chunk([], []))
         for part in section:
-            for token in encoder.tokenizer(part.text, add_special_tokens=False, verbose=False).input_ids:
+            with as_input_error("the model's tokenizer cannot read the prompt: it is damaged"):
+                tokens = encoder.tokenizer(part.text, add_special_tokens=False, verbose=False).input_ids
+            for token in tokens:
                 for word in _at_most(size, learned.get(token, [token])):
                     if len(chunks[-1].ids) + len(word) > size:
                         chunks.append(Chunk([], []))
@@ -202,8 +205,14 @@ def _fill(encoder: TextEncoder, prompts: Sequence[Sequence[Chunk]], num_chunks: 
         return [start, *values, end, *[padding] * (size - len(values) - 2)]
 
     start, end, padding = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    ids = torch.tensor([[fill(each.ids, start, end, padding) for each in row] for row in rows])
+    if (largest := int(ids.max())) >= (known := encoder.network.get_input_embeddings().num_embeddings):
+        raise InputError(
+            f"the tokenizer has a token with the number {largest}, and the text encoder knows {known}: they are of "
+            "different models, or damaged"
+        )
     return Chunks(
-        torch.tensor([[fill(each.ids, start, end, padding) for each in row] for row in rows]),
+        ids,
         torch.tensor([[fill(each.weights, 1.0, 1.0, 1.0) for each in row] for row in rows]),
         torch.tensor([[fill([1] * len(each.ids), 1, 1, 0) for each in row] for row in rows]),
     )

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 from diffusers import UNet2DConditionModel
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from kineograph import hub
-from kineograph.errors import InputError
+from kineograph.errors import InputError, parse_json
 from kineograph.hub import HubOptions
 from kineograph.media.files import replace_atomically
 from kineograph.models.formats import key_map, known_configurations, tensor_files
@@ -30,6 +30,7 @@ from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.layer_names import TargetLayer, target_layers
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.lora_layers import original_weight
+from kineograph.models.network_folders import validated
 from kineograph.models.temporal.adapters import AdapterConfig, MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
@@ -66,7 +67,8 @@ class WeightSignature(BaseModel):
 
     def same_weights(self, other: WeightSignature) -> bool:
         """Return True if the networks have the same layers and weights, whatever the models are called."""
-        return self.shapes == other.shapes and all(
+        same_layers = self.shapes == other.shapes and len(self.norms) == len(other.norms)
+        return same_layers and all(
             isclose(norm, its, rel_tol=NORM_TOLERANCE) for norm, its in zip(self.norms, other.norms, strict=True)
         )
 
@@ -185,10 +187,7 @@ def read_adapter_file(source: str | Path, kind: Kind, hub_options: HubOptions) -
     if metadata is None:
         found = known_configurations.describe_tensors(tensors)
         raise InputError(f"{path} is no adapter that Kineograph wrote. {found}")
-    try:
-        header = AdapterHeader.model_validate_json(metadata)
-    except ValidationError as error:
-        raise InputError(f"{path} is damaged, or from a newer Kineograph: {error}") from error
+    header = validated(AdapterHeader, parse_json(metadata, f"the header of {path}"), str(path))
     if header.kind != kind:
         raise InputError(f"{path} holds {ARGUMENTS[header.kind]}")
     lora = {name: each for name, each in tensors.items() if name.startswith(LORA_PREFIXES)}

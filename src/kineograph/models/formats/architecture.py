@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from diffusers import UNet2DConditionModel
 
 from kineograph.errors import InputError
 from kineograph.models.conditioning.resampler import ResamplerConfig, add_resampler
-from kineograph.models.formats.tensor_files import Tensors, preview_names
+from kineograph.models.formats.tensor_files import Tensors, in_one_line, preview_names
+from kineograph.models.network_folders import MAX_LAYERS, read_config, read_json, validated
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
@@ -41,13 +41,14 @@ def read_assumed_settings(folder: Path) -> AssumedSettings:
     unet, adapter = folder / "unet" / "config.json", folder / "image_adapter" / "config.json"
     settings = RELEASED_SETTINGS
     if unet.is_file():
-        config = json.loads(unet.read_text())
+        config = read_config(unet.parent, UNet2DConditionModel)
         heads, widths = config.get("attention_head_dim"), config.get("block_out_channels", [0])
-        heads = heads[0] if isinstance(heads, list) else heads or 0
-        head_width = widths[0] // heads if heads else settings.head_width
+        heads = next(iter(heads), 0) if isinstance(heads, list) else heads or 0
+        head_width = widths[0] // heads if heads and widths else settings.head_width
         settings = settings._replace(head_width=head_width, groups=config.get("norm_num_groups", settings.groups))
     if adapter.is_file():
-        settings = settings._replace(resampler_head_width=json.loads(adapter.read_text())["resampler"]["head_width"])
+        resampler = validated(ResamplerConfig, read_json(adapter).get("resampler"), str(adapter))
+        settings = settings._replace(resampler_head_width=resampler.head_width)
     return settings
 
 
@@ -85,26 +86,29 @@ def unet_config(
 def block_indices(names: Iterable[str], pattern: str) -> list[int]:
     """Return the numbers that the group of a pattern matches in tensor names, ascending.
 
-    Raises KeyError if no name matches.
+    Raises KeyError if no name matches, ValueError for a number that no layer has.
     """
     found = {int(match[1]) for match in map(re.compile(pattern).fullmatch, names) if match}
     if not found:
         raise KeyError(pattern.replace(r"(\d+)", "N").replace("\\", ""))
+    if max(found) > MAX_LAYERS:
+        raise ValueError(f"a layer has the number {max(found)}")
     return sorted(found)
 
 
 @contextmanager
 def report_missing_tensors(tensors: Tensors, what: str) -> Iterator[None]:
-    """Turn errors of the code inside, which infers an architecture from `tensors`, into an InputError.
+    """Turn errors of the code inside, which infers settings from a file's tensors, into an InputError.
 
-    what: the file and the kind of its content, for the error.
+    The tensors may be missing or have any shape. what: the file and the kind of its content, for the error. Code that
+    does anything else does not belong inside: its errors are to be seen.
     """
     try:
         yield
     except InputError:
         raise
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise InputError(
-            f"{what}, but its tensors determine no architecture ({error}): fetch the file again. "
+            f"{what}, but its tensors determine no architecture ({in_one_line(error)}): fetch the file again. "
             f"Its {len(tensors)} tensors are called {preview_names(tensors)}"
         ) from error

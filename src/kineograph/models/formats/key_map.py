@@ -47,6 +47,7 @@ def load_tensors(network: nn.Module, tensors: Tensors, key_map: KeyMap, what: st
     have another shape; it names them.
     """
     shapes = {name: each.shape for name, each in network.state_dict().items()}
+    floating = {name: each.is_floating_point() for name, each in network.state_dict().items()}
     expected = {entry.name for entry in key_map.values()}
     found = {name: entry for name, entry in key_map.items() if entry.name in tensors}
     misshapen = [
@@ -58,6 +59,11 @@ def load_tensors(network: nn.Module, tensors: Tensors, key_map: KeyMap, what: st
         "missing": [name for name in sorted(expected) if name not in tensors],
         "not known": [name for name in tensors if name not in expected],
         "of another shape": list(dict.fromkeys(misshapen)),
+        "of another type": [
+            entry.name
+            for name, entry in found.items()
+            if floating[name] and not tensors[entry.name].is_floating_point()
+        ],
     }
     if any(wrong.values()):
         problems = [f"{len(names)} are {how} ({preview_names(names)})" for how, names in wrong.items() if names]

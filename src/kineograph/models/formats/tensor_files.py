@@ -7,12 +7,14 @@ import os
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import ParameterDict
@@ -34,6 +36,13 @@ DTYPE_NAMES = {  # in the headers of safetensors files
 }  # fmt: skip
 ALIGNMENT = 8  # of the first tensor in a safetensors file, in bytes
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")  # in the messages of safetensors, which is written in Rust
+SHOWN_ERROR = 240  # characters of another library's error
+# of other libraries on damaged files
+READ_ERRORS = (
+    OSError, SafetensorError, StrictDataclassError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError,
+    ImportError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+)  # fmt: skip
+MAX_UNPACKED = 8  # times the size of a torch file, which holds its tensors uncompressed
 # beginnings of files that stand in for a file that was never downloaded
 SUBSTITUTES = {
     b"version https://git-lfs": "a Git LFS pointer; run `git lfs pull` to get the file itself",
@@ -41,6 +50,29 @@ SUBSTITUTES = {
     b"<html": "a web page; the download needs a log-in or another address",
     b"gguf": "a GGUF file, whose weights are quantised: take a .safetensors version in float16, bfloat16 or float8",
 }
+
+
+@contextmanager
+def as_input_error(what: str) -> Iterator[None]:
+    """Turn errors of another library's function inside, which reads files, into an InputError.
+
+    what: the files, and what they are not. Functions of ours do not belong inside: their errors are to be seen.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        # the library `tokenizers` raises plain Exceptions
+        if not isinstance(error, READ_ERRORS) and type(error) is not Exception:
+            raise
+        raise InputError(f"{what} ({in_one_line(error)}): fetch it again") from error
+
+
+def in_one_line(error: BaseException) -> str:
+    """Return the beginning of an error of another library, whose message may have several lines."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= SHOWN_ERROR else f"{text[:SHOWN_ERROR]}..."
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -59,13 +91,13 @@ def read_header(path: Path) -> dict[str, Tensor] | None:
     InputError for a damaged safetensors file, and for a file without named tensors.
     """
     if _is_safetensors(path):
-        with _opened(path) as file:
+        with _reading(path), safe_open(path, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
         return _named_tensors({name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, path)
     try:
         with torch.serialization.safe_globals([ParameterDict]):
             content = _as_dict(torch.load(str(path), map_location="meta", weights_only=True, mmap=True))
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError):
+    except READ_ERRORS:
         return None
     return _named_tensors(content, path)
 
@@ -91,17 +123,26 @@ def _named_tensors(content: Any, path: Path) -> dict[str, Tensor]:
         }
     if not tensors:
         raise InputError(f"{path} holds no named tensors: expected the weights of a network")
+    odd = [name for name, each in tensors.items() if each.layout != torch.strided or each.is_quantized]
+    if odd:
+        raise InputError(f"{path} has sparse or quantised tensors ({preview_names(odd)}): expected plain ones")
     for prefix in PREFIXES:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): each for name, each in tensors.items()}
     return tensors
 
 
+def check_safetensors(path: Path) -> None:
+    """Raise InputError for a damaged or truncated safetensors file. Its header alone is read."""
+    with _reading(path), safe_open(path, "pt"):
+        pass
+
+
 def read_content(path: Path) -> Any:
     """Return the whole content of a file: tensors by name, or the plain data of a pickled file."""
     if not _is_safetensors(path):
         return _unpickled(path)
-    with _opened(path) as file:
+    with _reading(path), safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
@@ -109,7 +150,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     """Return the metadata in the header of a safetensors file; empty for another kind of file."""
     if not _is_safetensors(path):
         return {}
-    with _opened(path) as file:
+    with _reading(path), safe_open(path, "pt") as file:
         return file.metadata() or {}
 
 
@@ -165,8 +206,9 @@ def restore_scaled_weights(tensors: Tensors, dtype: torch.dtype, what: str) -> d
 
 def read_dtype(path: Path) -> torch.dtype:
     """Return the dtype of the first tensor of a safetensors file, without reading the others."""
-    with _opened(path) as file:
-        return file.get_tensor(next(iter(file.keys()))).dtype
+    with _reading(path), safe_open(path, "pt") as file:
+        names = file.keys()
+        return file.get_tensor(names[0]).dtype
 
 
 def preview_names(names: Iterable[str], count: int = 3) -> str:
@@ -193,25 +235,33 @@ def _is_safetensors(path: Path) -> bool:
     raise InputError(f"{path} ({size} bytes) is neither a safetensors nor a torch file, or damaged: fetch it again")
 
 
-def _opened(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError, struct.error) as error:
-        size = path.stat().st_size
-        raise InputError(
-            f"{path} is a damaged or truncated safetensors file ({error}); it has {size} bytes: fetch it again"
-        ) from error
+def _reading(path: Path) -> AbstractContextManager[None]:
+    size = path.stat().st_size
+    return as_input_error(f"{path} ({size} bytes) is a damaged or truncated safetensors file")
 
 
 def _unpickled(path: Path) -> Any:
-    try:
-        # a path would make torch judge the format by the file name
-        with path.open("rb") as file, torch.serialization.safe_globals([ParameterDict]):
-            return _as_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except pickle.UnpicklingError as error:
-        raise _code_error(path, error) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is a damaged or truncated torch file: fetch it again") from error
+    with as_input_error(f"{path} is a damaged or truncated torch file"):
+        _refuse_compressed(path)
+        try:
+            # a path would make torch judge the format by the file name
+            with path.open("rb") as file, torch.serialization.safe_globals([ParameterDict]):
+                return _as_dict(torch.load(file, map_location="cpu", weights_only=True))
+        except pickle.UnpicklingError as error:
+            raise _code_error(path, error) from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Raise InputError for an archive that unpacks to much more than its own size, which those of torch do not."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(each.file_size for each in archive.infolist())
+    if unpacked > MAX_UNPACKED * path.stat().st_size:
+        raise InputError(
+            f"{path} unpacks to {unpacked:,} bytes, many times its own size: expected a file that torch wrote, whose "
+            "tensors are not compressed"
+        )
 
 
 def _as_dict(content: Any) -> Any:

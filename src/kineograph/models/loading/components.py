@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import diffusers
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel, UNet3DConditionModel, UNetMotionModel
 from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -18,15 +17,25 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, check_number, check_text, shown
+from kineograph.models import schedulers
 from kineograph.models.conditioning.image_encoder import ImageEncoder, check_image_encoder
 from kineograph.models.conditioning.text_encoder import TextEncoder
 from kineograph.models.formats import animatediff, known_configurations, modelscope
 from kineograph.models.formats.lora import named_networks
-from kineograph.models.formats.tensor_files import preview_names
+from kineograph.models.formats.tensor_files import as_input_error, preview_names
 from kineograph.models.hooks import refuse_any_hooks, refuse_unused_hooks
 from kineograph.models.loading import video_folder
-from kineograph.models.network_folders import PLAIN, as_input_error, list_variants, read_network
+from kineograph.models.network_folders import (
+    PLAIN,
+    Config,
+    check_config,
+    empty_network,
+    list_variants,
+    read_config,
+    read_json,
+    read_network,
+)
 from kineograph.models.temporal.adapters import MotionAdapter, SpatialAdapter
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.supported_layers import check_attention_processors
@@ -56,9 +65,10 @@ PIPELINE_FEATURES = {
     "free_noise": "disable_free_noise(), and take `method` freenoise",
     "free_init": "disable_free_init() first",
 }
+OWN_SCHEDULER_SETTINGS = ("signal_scale", "signal_scale_steps", "timestep_scaling")  # the first two are not diffusers'
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+MIN_TOKENS = 3  # that a text encoder reads together: the start, the end and one between them
 FREEU = ("s1", "s2", "b1", "b2")
-
-Config = Mapping[str, Any]
 
 
 @runtime_checkable
@@ -163,29 +173,28 @@ def components_from_folder(
     index = read_index(folder)
     refuse_other_families(index, str(folder), given_apart=given_apart)
     _check_variant(folder, index, variant)
-    with as_input_error(f"{folder} is incomplete or damaged"):
-        unet, temporal = read_unet(folder, index, dtype, variant)
-        decoder = folder / video_folder.TEMPORAL_DECODER
-        classes = text_encoder_classes(index)
-        tokenizers = [read_tokenizer(folder, suffix) for suffix, _ in classes]
-        encoders = [
-            read_network(each, folder / f"text_encoder{suffix}", dtype=dtype, variant=variant)
-            for suffix, each in classes
-        ]
-        return Components(
-            unet=unet,
-            vae=_read_vae(folder, index, dtype, variant) if "vae" not in given_apart else empty_vae(folder, dtype),
-            text_encoders=tuple(map(TextEncoder, tokenizers, encoders)),
-            scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
-            force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
-            image_encoder=video_folder.read_image_adapter(folder, unet, dtype),
-            temporal=temporal,
-            temporal_decoder=video_folder.read_temporal_decoder(decoder) if decoder.is_dir() else None,
-            motion_adapter=None if temporal is None else video_folder.read_motion_adapter(folder, temporal),
-        )
+    unet, temporal = read_unet(folder, index, dtype, variant)
+    decoder = folder / video_folder.TEMPORAL_DECODER
+    classes = text_encoder_classes(index)
+    tokenizers = [read_tokenizer(folder, suffix) for suffix, _ in classes]
+    encoders = [
+        read_network(each, folder / f"text_encoder{suffix}", dtype=dtype, variant=variant) for suffix, each in classes
+    ]
+    return Components(
+        unet=unet,
+        vae=_read_vae(folder, index, dtype, variant) if "vae" not in given_apart else empty_vae(folder, dtype),
+        text_encoders=tuple(map(TextEncoder, tokenizers, encoders)),
+        scheduler=read_scheduler(folder),
+        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
+        image_encoder=video_folder.read_image_adapter(folder, unet, dtype),
+        temporal=temporal,
+        temporal_decoder=video_folder.read_temporal_decoder(decoder) if decoder.is_dir() else None,
+        motion_adapter=None if temporal is None else video_folder.read_motion_adapter(folder, temporal),
+    )
 
 
 def _read_vae(folder: Path, index: Config, dtype: torch.dtype, variant: str | None) -> VAE:
+    read_vae_config(folder)
     return read_network(VAES[index["vae"][1]], folder / "vae", dtype=dtype, variant=variant)
 
 
@@ -193,15 +202,16 @@ def empty_vae(folder: Path, dtype: torch.dtype) -> VAE | None:
     """Return a VAE on the meta device with the configuration in a pipeline's folder, None if it has none."""
     if (config := read_vae_config(folder)) is None:
         return None
-    with init_empty_weights(include_buffers=False):
-        return VAES[config.get("_class_name", AutoencoderKL.__name__)].from_config(config).to(dtype)
+    return empty_network(VAES[config.get("_class_name", AutoencoderKL.__name__)], config, str(folder / "vae")).to(dtype)
 
 
 def read_vae_config(folder: Path) -> Config | None:
     """Return the configuration of a pipeline's VAE, None if it has none, or one of another kind."""
     file = folder / "vae" / "config.json"
-    config = read_json(file) if file.is_file() else {"_class_name": None}
-    return config if config.get("_class_name", AutoencoderKL.__name__) in VAES else None
+    if not file.is_file():
+        return None
+    name = read_json(file).get("_class_name", AutoencoderKL.__name__)
+    return read_config(folder / "vae", *VAES.values()) if name in tuple(VAES) else None
 
 
 def _check_variant(folder: Path, index: Config, variant: str | None) -> None:
@@ -281,13 +291,28 @@ def read_index(folder: Path) -> Config:
             f"It holds {preview_names(sorted(each.name for each in folder.iterdir())) or 'nothing'}; "
             "a checkpoint that is a single file is loaded by the path of the file"
         )
-    return read_json(folder / INDEX)
+    index = read_json(folder / INDEX)
+    for part in (*EXPECTED_CLASSES, "text_encoder_2"):
+        value = index.get(part)
+        if value is not None and not _is_library_and_class(value):
+            raise InputError(
+                f"{folder / INDEX} is damaged: expected {part} to be a library and a class, got {shown(value)}. Fetch "
+                "it again"
+            )
+    return index
+
+
+def _is_library_and_class(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(each, str | None) for each in value)
 
 
 def text_encoder_classes(index: Config) -> list[tuple[str, type[CLIPTextModel] | type[CLIPTextModelWithProjection]]]:
     """Return the suffix of each text encoder's name, "" and "_2", with its class."""
-    suffixes = [suffix for suffix in ("", "_2") if f"text_encoder{suffix}" in index]
-    return [(suffix, TEXT_ENCODERS[index[f"text_encoder{suffix}"][1]]) for suffix in suffixes]
+    kinds = {suffix: (index.get(f"text_encoder{suffix}") or [None, None])[1] for suffix in ("", "_2")}
+    names = {suffix: name for suffix, name in kinds.items() if name is not None}
+    if unknown := [name for name in names.values() if name not in TEXT_ENCODERS]:
+        raise InputError(f"a text encoder is of the kind {unknown[0]}: expected {' or '.join(TEXT_ENCODERS)}")
+    return [(suffix, TEXT_ENCODERS[name]) for suffix, name in names.items()]
 
 
 def read_tokenizer(folder: Path, suffix: str) -> CLIPTokenizer:
@@ -297,15 +322,40 @@ def read_tokenizer(folder: Path, suffix: str) -> CLIPTokenizer:
     """
     if not any((folder / f"tokenizer{suffix}" / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise InputError(f"{folder} has no tokenizer{suffix}/tokenizer.json or vocab.json: fetch it again")
-    return CLIPTokenizer.from_pretrained(folder, subfolder=f"tokenizer{suffix}", local_files_only=True)
+    return open_tokenizer(folder / f"tokenizer{suffix}")
 
 
-def read_json(file: Path) -> Config:
-    """Return a configuration. Raises InputError if the file is damaged or missing."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is missing or damaged ({error}): fetch it again") from error
+def open_tokenizer(folder: Path, **settings: str) -> CLIPTokenizer:
+    """Return the tokenizer in a folder, with settings in place of its own. Raises InputError if it is damaged."""
+    with as_input_error(f"{folder} holds no tokenizer of CLIP, or is damaged"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True, **settings)
+        tokenizer("a", add_special_tokens=False)
+    numbers = {name: getattr(tokenizer, name) for name in (*SPECIAL_TOKENS, "model_max_length")}
+    for name, value in numbers.items():
+        least = MIN_TOKENS if name == "model_max_length" else 0
+        if not isinstance(value, int | float) or value < least:
+            raise InputError(f"{folder} holds a damaged tokenizer: its {name} is {shown(value)}. Fetch it again")
+    return tokenizer
+
+
+def read_scheduler(folder: Path) -> Config:
+    """Return the configuration of a pipeline's scheduler, as the pipeline of diffusers corrects it.
+
+    Raises InputError if it is damaged.
+    """
+    file = folder / "scheduler" / "scheduler_config.json"
+    config = read_json(file)
+    name = config.get("_class_name", schedulers.DEFAULT)
+    check_text(f"_class_name in {file}", name)
+    known = [name] if name in schedulers.SAMPLERS else []
+    check_config(config, [getattr(diffusers, each) for each in (*known, schedulers.DEFAULT, schedulers.FALLBACK)], file)
+    for setting in OWN_SCHEDULER_SETTINGS:
+        check_number(f"{setting} in {file}", config.get(setting) or 1)
+    betas = [config[setting] for setting in ("beta_start", "beta_end") if setting in config]
+    if not all(0 < beta < 1 for beta in [*betas, *(config.get("trained_betas") or ())]):
+        raise InputError(f"{file} is damaged: expected betas between 0 and 1, got {shown(betas)}. Fetch it again")
+    index = read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
+    return schedulers.correct_as_pipeline(config, str(index.get("_class_name")))
 
 
 def refuse_other_families(index: Config, what: str, *, given_apart: Sequence[str] = ()) -> None:

@@ -5,6 +5,7 @@ The networks are built on the meta device, which takes no memory, by the functio
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +13,9 @@ from typing import Any, Unpack
 
 import diffusers
 import torch
-from accelerate import init_empty_weights
 
 from kineograph import hub
-from kineograph.errors import InputError
+from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning import textual_inversion
 from kineograph.models.conditioning.textual_inversion import list_textual_inversions
@@ -30,12 +30,12 @@ from kineograph.models.loading import (
     video_checkpoints,
     video_folder,
 )
-from kineograph.models.loading.components import INDEX, Config, Pipeline, read_index, read_json
+from kineograph.models.loading.components import INDEX, Pipeline, read_index
 from kineograph.models.loading.motion_modules import MotionSource
 from kineograph.models.loading.options import LoadOptions
 from kineograph.models.loading.provenance import source_name
 from kineograph.models.loading.single_file import Checkpoint
-from kineograph.models.network_folders import as_input_error
+from kineograph.models.network_folders import Config, check_config, empty_network, read_config, read_json
 from kineograph.models.placement import choose_placement
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket import models as pocket
@@ -126,6 +126,8 @@ def describe(source: str | Path | Pipeline | None = None, **options: Unpack[Load
         has_motion_adapter=found.has_motion_adapter or given["motion_adapter"] is not None,
         controls=tuple(dict.fromkeys((*found.controls, *kinds))),
     )
+    if found.scheduler is not None and given["prediction_type"] is not None:
+        found = replace(found, scheduler={**found.scheduler, "prediction_type": given["prediction_type"]})
     return found if given["vae"] is None else _with_other_vae(found, given["vae"], of_parts)
 
 
@@ -139,7 +141,8 @@ def _describe_source(
         temporal = None if parts.temporal is None else parts.temporal.config
         images = parts.image_encoder is not None
         unet, vae = parts.unet.config, parts.vae.config
-        return describe_configurations(name, unet, vae, temporal, takes_images=images, has_motion_adapter=False)
+        found = describe_configurations(name, unet, vae, temporal, takes_images=images, has_motion_adapter=False)
+        return found and replace(found, scheduler=parts.scheduler)
     if source in (POCKET, *pocket.built_in_names()):
         return _describe_built_in(name) if (WEIGHTS / INDEX).is_file() else None
     path = hub.local_path(source, [POCKET, *pocket.built_in_names()])
@@ -172,6 +175,7 @@ def _describe_built_in(name: str) -> Description | None:
         temporal=video_folder.read_temporal_config(moving),
         has_motion_adapter=(moving / video_folder.MOTION_ADAPTER_WEIGHTS).is_file(),
         takes_images=(own / "resampler.json").is_file(),
+        scheduler=components.read_scheduler(WEIGHTS / pocket.VIDEO),
     )
 
 
@@ -180,14 +184,15 @@ def _describe_folder(folder: Path, name: str, *, given_apart: Sequence[str] = ()
     index = read_index(folder)
     components.refuse_other_families(index, str(folder), given_apart=given_apart)
     temporal = _folder_temporal(folder, index)
-    return describe_configurations(
+    found = describe_configurations(
         name,
-        read_json(folder / "unet" / CONFIG),
+        read_config(folder / "unet", components.UNETS[index["unet"][1]]),
         components.read_vae_config(folder) or {},
         temporal,
         takes_images=(folder / video_folder.IMAGE_ADAPTER).is_dir(),
         has_motion_adapter=temporal is not None and (folder / video_folder.MOTION_ADAPTER).is_dir(),
     )
+    return found and replace(found, scheduler=components.read_scheduler(folder))
 
 
 def _folder_temporal(folder: Path, index: Config) -> TemporalConfig | None:
@@ -197,11 +202,9 @@ def _folder_temporal(folder: Path, index: Config) -> TemporalConfig | None:
     kind = index["unet"][1]
     if kind not in components.VIDEO_UNETS:
         return None
-    config = read_json(folder / "unet" / CONFIG)
-    with as_input_error(f"{folder} is incomplete or damaged"):
-        with init_empty_weights(include_buffers=False):
-            unet = components.UNETS[kind].from_config(config)
-        return _temporal_config(components.VIDEO_UNETS[kind](unet))
+    config = read_config(folder / "unet", components.UNETS[kind])
+    unet = empty_network(components.UNETS[kind], config, str(folder / "unet"))
+    return _temporal_config(components.VIDEO_UNETS[kind](unet))
 
 
 def _describe_file(
@@ -215,18 +218,22 @@ def _describe_file(
         with video_checkpoints.open_videocrafter_configuration(config, hub_options) as folder_of:
             settings = architecture.read_assumed_settings(folder_of("unet").parent)
             net = videocrafter.video_unet_from_videocrafter(tensors, str(path), settings)
-            unet, vae = net.image_unet.config, read_json(folder_of("vae") / CONFIG)
+            unet, vae = net.image_unet.config, read_config(folder_of("vae"), diffusers.AutoencoderKL)
         images = bool(net.image_unet.encoder_hid_proj)
         temporal = _temporal_config(net)
         return describe_configurations(name, unet, vae, temporal, takes_images=images, has_motion_adapter=False)
     if vidrd.is_vidrd(tensors):
         return None if config is None else _describe_vidrd(path, name, tensors, _existing_path(config, hub_options))
     known_configurations.refuse_partial_checkpoint(path, tensors, given_apart=given_apart)
-    # a prediction type, which is no part of a description, prevents the warning that `load` gives
-    file = Checkpoint(path, tensors, config, "epsilon", torch.float32, hub_options, given_apart)
-    with single_file.open_configuration(file) as folder:
-        unet, vae = read_json(folder / "unet" / CONFIG), components.read_vae_config(folder) or {}
-    return describe_configurations(name, unet, vae, None, takes_images=False, has_motion_adapter=False)
+    file = Checkpoint(path, tensors, config, None, torch.float32, hub_options, given_apart)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InputWarning)  # which `load` gives
+        with single_file.open_configuration(file) as folder:
+            unet = read_config(folder / "unet", diffusers.UNet2DConditionModel)
+            vae = components.read_vae_config(folder) or {}
+            scheduler = single_file.scheduler_of_file(file, folder)
+    found = describe_configurations(name, unet, vae, None, takes_images=False, has_motion_adapter=False)
+    return found and replace(found, scheduler=scheduler)
 
 
 def _describe_vidrd(path: Path, name: str, tensors: Tensors, folder: Path) -> Description | None:
@@ -236,7 +243,7 @@ def _describe_vidrd(path: Path, name: str, tensors: Tensors, folder: Path) -> De
     return base and describe_configurations(
         name,
         net.image_unet.config,
-        read_json(folder / "vae" / CONFIG),
+        components.read_vae_config(folder) or {},
         _temporal_config(net),
         takes_images=base.takes_images,
         has_motion_adapter=base.has_motion_adapter,
@@ -254,7 +261,10 @@ def _with_motion_module(found: Description, source: MotionSource, hub_options: H
         )
     if temporal is None:
         return None
-    return replace(found, temporal=temporal, has_motion_adapter=has_motion_adapter)
+    scheduler = None  # of other layers than AnimateDiff's it is with their weights
+    if temporal.is_motion_module and found.scheduler is not None:
+        scheduler = {**found.scheduler, **animatediff.ANIMATEDIFF_SCHEDULER}
+    return replace(found, temporal=temporal, has_motion_adapter=has_motion_adapter, scheduler=scheduler)
 
 
 def _has_motion_adapter(path: Path) -> bool:
@@ -273,8 +283,8 @@ def _motion_config(source: MotionSource, hub_options: HubOptions) -> TemporalCon
     if not (path / INDEX).is_file() and (path / CONFIG).is_file():
         config = read_json(path / CONFIG)
         if config.get("_class_name") == "MotionAdapter":
-            with init_empty_weights(include_buffers=False):
-                adapter = diffusers.MotionAdapter.from_config(config)
+            check_config(config, [diffusers.MotionAdapter], path / CONFIG)
+            adapter = empty_network(diffusers.MotionAdapter, config, str(path))
             return animatediff.animatediff_config(adapter.state_dict(), config)
         if not (path.parent / INDEX).is_file():
             return video_folder.read_temporal_config(path)

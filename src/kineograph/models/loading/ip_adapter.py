@@ -15,9 +15,9 @@ from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import FACE_ID, ImageEncoder, wrong_encoder_error
 from kineograph.models.formats import known_configurations, tensor_files
 from kineograph.models.formats.key_map import select_prefix
-from kineograph.models.formats.tensor_files import Tensors, preview_names
-from kineograph.models.loading.components import Components, read_json
-from kineograph.models.network_folders import as_input_error, read_network
+from kineograph.models.formats.tensor_files import Tensors, as_input_error, preview_names
+from kineograph.models.loading.components import Components
+from kineograph.models.network_folders import read_config, read_network
 
 SECTIONS = ("image_proj", "ip_adapter")  # of a file: nested dictionaries or prefixes of names
 ENCODER, MODELS = "image_encoder", "models"
@@ -41,10 +41,8 @@ def load_ip_adapter(components: Components, source: str | Path, hub_options: Hub
     state = _read_sections(file)
     encoder = _read_encoder(file, state)
     _check_attentions(file, state["ip_adapter"], components.unet)
-    try:
+    with as_input_error(f"{file} is damaged, or of an unknown kind"):
         components.unet._load_ip_adapter_weights([state], low_cpu_mem_usage=False)
-    except (RuntimeError, KeyError, ValueError, IndexError) as error:
-        raise InputError(f"{file} is damaged, or of an unknown kind: {str(error).splitlines()[0]}") from error
     return components._replace(unet=components.unet.eval(), image_encoder=ImageEncoder(encoder))
 
 
@@ -113,9 +111,8 @@ def _read_encoder(file: Path, sections: Mapping[str, Tensors]) -> CLIPVisionMode
             f"there is no folder {ENCODER} beside {file}: put the image encoder there that the IP-Adapter was made "
             "with, such as models/image_encoder of h94/IP-Adapter"
         )
-    gives = [read_json(folder / "config.json").get(kind, ENCODER_DEFAULTS[kind]) for folder in folders]
+    gives = [read_config(each, CLIPVisionModelWithProjection).get(kind, ENCODER_DEFAULTS[kind]) for each in folders]
     if reads not in gives:
         raise wrong_encoder_error(str(file), kind, reads, gives[0])
     folder = folders[gives.index(reads)]
-    with as_input_error(f"{folder} is no image encoder, or damaged"):
-        return read_network(CLIPVisionModelWithProjection, folder)
+    return read_network(CLIPVisionModelWithProjection, folder)

@@ -31,7 +31,8 @@ from kineograph.models.formats import (
 from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import video_checkpoints, video_folder
-from kineograph.models.loading.components import INDEX, Components, read_index, read_json, read_unet
+from kineograph.models.loading.components import INDEX, Components, read_index, read_scheduler, read_unet
+from kineograph.models.network_folders import check_config, read_json
 from kineograph.models.pocket import WEIGHTS
 from kineograph.models.pocket.models import built_in_model, built_in_names
 from kineograph.models.temporal.adapters import MotionAdapter
@@ -142,7 +143,9 @@ def _from_file(path: Path) -> TemporalWeights:
             warnings.warn(
                 f"{path} holds an image network with the temporal layers, and these alone are used", InputWarning, 4
             )
-        return _from_adapter(str(path), animatediff.to_diffusers_names(tensors), {})
+        with architecture.report_missing_tensors(tensors, f"{path} looks like AnimateDiff's motion modules"):
+            renamed = animatediff.to_diffusers_names(tensors)
+        return _from_adapter(str(path), renamed, {})
     if videocrafter.is_videocrafter(tensors):
         net = videocrafter.video_unet_from_videocrafter(tensors, str(path))
         noise = video_checkpoints.videocrafter_scheduler(tensors, net.temporal)
@@ -164,6 +167,7 @@ def _from_folder(folder: Path) -> TemporalWeights:
         if is_motion_adapter or not (folder.parent / INDEX).is_file():
             tensors = tensor_files.read_tensors(hub.find_file(folder, ADAPTER_WEIGHTS, HubOptions()))
             if is_motion_adapter:
+                check_config(config, [diffusers.MotionAdapter], folder / "config.json")
                 return _from_adapter(str(folder), tensors, config)
             own = video_folder.read_temporal_config(folder)
             return TemporalWeights(str(folder), own, (), None, tensors, _identity_key_map, {})
@@ -171,7 +175,7 @@ def _from_folder(folder: Path) -> TemporalWeights:
     if (folder / INDEX).is_file():
         unet, temporal = read_unet(folder, read_index(folder))
         if temporal is not None:
-            noise = read_json(folder / "scheduler" / "scheduler_config.json")
+            noise = read_scheduler(folder)
             adapter = video_folder.read_motion_adapter(folder, temporal)
             return _from_network(str(folder), unet, temporal, noise, adapter)
     there = tensor_files.preview_names(sorted(each.name for each in folder.iterdir()))

@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTokenizer
@@ -20,11 +19,12 @@ from kineograph import hub
 from kineograph.errors import InputError, InputWarning
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.text_encoder import TextEncoder
-from kineograph.models.formats import key_map, known_configurations, ldm, tensor_files
+from kineograph.models.formats import architecture, key_map, known_configurations, ldm, tensor_files
 from kineograph.models.formats.key_map import KeyMap
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.loading import components
-from kineograph.models.loading.components import Components, Config
+from kineograph.models.loading.components import Components
+from kineograph.models.network_folders import Config, empty_network, empty_transformer, read_config, read_json
 
 # All models of the family use CLIP's vocabulary. OpenCLIP, the second encoder of SDXL and the only one of SD 2.x, pads
 # with "!", CLIP with the end token.
@@ -66,7 +66,8 @@ def components_from_file(file: Checkpoint) -> Components:
     Raises InputError if the file is no such checkpoint or does not fit its configuration.
     """
     known_configurations.refuse_partial_checkpoint(file.path, file.tensors, given_apart=file.given_apart)
-    file = file._replace(tensors=tensor_files.restore_scaled_weights(file.tensors, file.dtype, str(file.path)))
+    with architecture.report_missing_tensors(file.tensors, f"{file.path} looks like a checkpoint with scaled weights"):
+        file = file._replace(tensors=tensor_files.restore_scaled_weights(file.tensors, file.dtype, str(file.path)))
     with open_configuration(file) as folder:
         index = components.read_index(folder)
         encoders = [
@@ -77,7 +78,7 @@ def components_from_file(file: Checkpoint) -> Components:
             unet=_read_unet(file, folder),
             vae=_read_vae(file, folder) if "vae" not in file.given_apart else components.empty_vae(folder, file.dtype),
             text_encoders=tuple(encoders),
-            scheduler=_read_scheduler(file, folder),
+            scheduler=scheduler_of_file(file, folder),
             force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt")),
         )
 
@@ -90,23 +91,24 @@ def open_configuration(file: Checkpoint) -> Iterator[Path]:
         components.refuse_other_families(components.read_index(folder), str(folder), given_apart=file.given_apart)
         yield folder
         return
-    family = known_configurations.match_family(file.path, file.tensors)
+    marks = _scheduler_marks(file)
     with TemporaryDirectory() as temporary:
-        known_configurations.write_configuration(family, file.tensors, _scheduler_marks(file), Path(temporary))
+        with architecture.report_missing_tensors(file.tensors, f"{file.path} looks like a checkpoint"):
+            family = known_configurations.match_family(file.path, file.tensors)
+            known_configurations.write_configuration(family, file.tensors, marks, Path(temporary))
         yield Path(temporary)
 
 
 def _read_unet(file: Checkpoint, folder: Path) -> UNet2DConditionModel:
-    with init_empty_weights(include_buffers=False):
-        unet = UNet2DConditionModel.from_config(components.read_json(folder / "unet" / "config.json"))
+    config = read_config(folder / "unet", UNet2DConditionModel)
+    unet = empty_network(UNet2DConditionModel, config, str(folder / "unet"))
     own = key_map.select_prefix(known_configurations.UNET, file.tensors)
     return _fill(unet, own, ldm.unet_key_map(unet), file, "U-Net")
 
 
 def _read_vae(file: Checkpoint, folder: Path) -> AutoencoderKL:
-    with init_empty_weights(include_buffers=False):
-        config = components.read_json(folder / "vae" / "config.json")
-        vae = AutoencoderKL.from_config({**config, **known_configurations.vae_marks(file.tensors)})
+    config = {**read_config(folder / "vae", AutoencoderKL), **known_configurations.vae_marks(file.tensors)}
+    vae = empty_network(AutoencoderKL, config, str(folder / "vae"))
     own = {
         name: each
         for name, each in key_map.select_prefix(VAE_PREFIX, file.tensors).items()
@@ -116,8 +118,7 @@ def _read_vae(file: Checkpoint, folder: Path) -> AutoencoderKL:
 
 
 def _read_text_encoder(file: Checkpoint, folder: Path, suffix: str, kind: Any) -> Any:
-    with init_empty_weights(include_buffers=False):
-        encoder = kind(kind.config_class.from_pretrained(folder / f"text_encoder{suffix}"))
+    encoder = empty_transformer(kind, folder / f"text_encoder{suffix}")
     own, entries = text_encoder_tensors(file.tensors, suffix, encoder)
     return _fill(encoder, own, entries, file, f"text encoder{suffix.replace('_', ' ')}")
 
@@ -151,12 +152,12 @@ def _fill(network: nn.Module, own: Tensors, entries: KeyMap, file: Checkpoint, p
     return network.to(file.dtype).eval()
 
 
-def _read_scheduler(file: Checkpoint, folder: Path) -> Config:
+def scheduler_of_file(file: Checkpoint, folder: Path) -> Config:
     """Return the scheduler of a configuration with the settings that the checkpoint states.
 
     Warns of those that the configuration contradicts.
     """
-    config, marks = components.read_json(folder / "scheduler" / "scheduler_config.json"), _scheduler_marks(file)
+    config, marks = components.read_scheduler(folder), _scheduler_marks(file)
     changed = {name: value for name, value in marks.items() if config.get(name) != value}
     if changed and file.prediction_type is None:
         stated, instead = (", ".join(f"{name}={of.get(name)}" for name in changed) for of in (changed, config))
@@ -171,7 +172,9 @@ def _read_scheduler(file: Checkpoint, folder: Path) -> Config:
 
 def _scheduler_marks(file: Checkpoint) -> dict[str, Any]:
     """Return the settings of the scheduler that the option, tensors or metadata of a checkpoint state."""
-    marks = known_configurations.scheduler_marks(file.tensors, tensor_files.read_metadata(file.path))
+    metadata = tensor_files.read_metadata(file.path)
+    with architecture.report_missing_tensors(file.tensors, f"{file.path} states settings of its scheduler"):
+        marks = known_configurations.scheduler_marks(file.tensors, metadata)
     return marks if file.prediction_type is None else {**marks, "prediction_type": file.prediction_type}
 
 
@@ -182,7 +185,7 @@ def tokenizer_for_file(file: Checkpoint, folder: Path, suffix: str) -> CLIPToken
     """
     if (folder / f"tokenizer{suffix}").is_dir():
         return components.read_tokenizer(folder, suffix)
-    is_openclip = components.read_json(folder / f"text_encoder{suffix}" / "config.json").get("hidden_act") == "gelu"
+    is_openclip = read_json(folder / f"text_encoder{suffix}" / "config.json").get("hidden_act") == "gelu"
     try:
         fetched = hub.fetch_folder(TOKENIZER, hub.CONFIGS, file.hub_options._replace(revision=None))
     except InputError as error:
@@ -190,4 +193,4 @@ def tokenizer_for_file(file: Checkpoint, folder: Path, suffix: str) -> CLIPToken
             f"{file.path} holds no tokenizer, as no single file does: name in `config` the folder of any model of "
             f"this family in diffusers layout, of which the weights are not read, or go online once, since {error}"
         ) from error
-    return CLIPTokenizer.from_pretrained(fetched, pad_token="!" if is_openclip else "<|endoftext|>")
+    return components.open_tokenizer(fetched, pad_token="!" if is_openclip else "<|endoftext|>")

@@ -13,10 +13,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from accelerate import init_empty_weights
 from diffusers import AutoencoderKL
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPTextModel, CLIPVisionModelWithProjection
 
 from kineograph import hub
 from kineograph.errors import InputError, InputWarning
@@ -27,6 +26,7 @@ from kineograph.models.formats import architecture, key_map, known_configuration
 from kineograph.models.formats.tensor_files import Tensors, preview_names
 from kineograph.models.loading.components import Components, components_from_folder
 from kineograph.models.loading.single_file import Checkpoint, components_from_file, tokenizer_for_file
+from kineograph.models.network_folders import empty_network, empty_transformer, read_config
 from kineograph.models.temporal.temporal_layers import TemporalLayers
 from kineograph.models.unet.video_unet import VideoUNet
 from kineograph.models.vae import vae_files
@@ -103,7 +103,8 @@ def videocrafter_scheduler(tensors: Tensors, temporal: TemporalLayers | None) ->
     scales = tensors.get("scale_arr")
     assert temporal is not None
     released = 0.7 if temporal.config.layer_after("resnet") else 0.3 if temporal.config.frame_rate else 1.0
-    scale = released if scales is None else round(float(scales.flatten()[-1]), 6)
+    with architecture.report_missing_tensors(tensors, "the file has a scale_arr, the scale of the signal"):
+        scale = released if scales is None else round(float(scales.flatten()[-1]), 6)
     return VIDEOCRAFTER_SCHEDULER | ({} if scale == 1 else {"signal_scale": scale, "signal_scale_steps": 400})
 
 
@@ -135,16 +136,14 @@ def open_videocrafter_configuration(
 
 
 def _read_vae(path: Path, tensors: Tensors, folder: Path) -> AutoencoderKL:
-    with init_empty_weights(include_buffers=False):
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder, local_files_only=True))
+    vae = empty_network(AutoencoderKL, read_config(folder, AutoencoderKL), str(folder))
     own, entries = key_map.select_prefix(VAE, tensors), ldm.vae_key_map(vae)
     key_map.load_tensors(vae, own, entries, f"the VAE in {path} is not as expected")
     return vae.eval()
 
 
 def _read_text_encoder(path: Path, tensors: Tensors, folder: Path) -> CLIPTextModel:
-    with init_empty_weights(include_buffers=False):
-        encoder = CLIPTextModel(CLIPTextConfig.from_pretrained(folder))
+    encoder = empty_transformer(CLIPTextModel, folder)
     last_layer = f"transformer.resblocks.{encoder.config.num_hidden_layers}."  # which the model does not use
     own = {
         name: each
@@ -157,8 +156,7 @@ def _read_text_encoder(path: Path, tensors: Tensors, folder: Path) -> CLIPTextMo
 
 
 def _read_image_encoder(path: Path, tensors: Tensors, folder: Path) -> ImageEncoder:
-    with init_empty_weights(include_buffers=False):
-        encoder = CLIPVisionModelWithProjection(CLIPVisionConfig.from_pretrained(folder))
+    encoder = empty_transformer(CLIPVisionModelWithProjection, folder)
     own = ldm.transpose_projection(key_map.select_prefix(IMAGE_ENCODER, tensors))
     entries = ldm.vision_encoder_key_map(encoder)
     key_map.load_tensors(encoder, own, entries, f"the image encoder in {path} is not as expected")

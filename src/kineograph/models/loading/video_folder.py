@@ -14,16 +14,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import init_empty_weights
 from diffusers import UNet2DConditionModel
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import nn
 from transformers import CLIPVisionModel, CLIPVisionModelWithProjection
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.hub import HubOptions
 from kineograph.models.conditioning.image_encoder import ImageEncoder, crop_to_square, stretch_to_square
 from kineograph.models.conditioning.resampler import (
@@ -33,7 +33,7 @@ from kineograph.models.conditioning.resampler import (
     resampler_config,
 )
 from kineograph.models.formats import adapter_files, key_map, tensor_files
-from kineograph.models.network_folders import read_network
+from kineograph.models.network_folders import Record, read_config, read_json, read_network, read_record, validated
 from kineograph.models.temporal.adapters import MotionAdapter
 from kineograph.models.temporal.config import TemporalConfig
 from kineograph.models.temporal.temporal_layers import TemporalLayers
@@ -76,13 +76,13 @@ def read_temporal_layers(folder: Path, unet: UNet2DConditionModel) -> TemporalLa
 
 def read_temporal_config(folder: Path) -> TemporalConfig:
     """Return the configuration in a folder `temporal`."""
-    return _validated(TemporalConfig, _file(folder, CONFIG))
+    return _read_layers_config(TemporalConfig, folder)
 
 
 def read_temporal_decoder(folder: Path) -> TemporalDecoder:
     """Return the layers in a folder `temporal_decoder`. Raises InputError if it is incomplete or damaged."""
     with init_empty_weights(include_buffers=False):
-        layers = TemporalDecoder(_validated(TemporalDecoderConfig, _file(folder, CONFIG)))
+        layers = TemporalDecoder(_read_layers_config(TemporalDecoderConfig, folder))
     return _load_weights(layers, folder, f"{folder} does not fit its configuration")
 
 
@@ -112,7 +112,7 @@ def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dt
     """Add a pipeline's image adapter to its U-Net and return its image encoder, None if it has none."""
     if not (folder / IMAGE_ADAPTER).is_dir():
         return None
-    config = _validated(ImageAdapterConfig, _file(folder / IMAGE_ADAPTER, CONFIG))
+    config = read_record(ImageAdapterConfig, _file(folder / IMAGE_ADAPTER, CONFIG))
     if config.fit not in FITS:
         raise InputError(f"{folder / IMAGE_ADAPTER / CONFIG} has fit {config.fit!r}: expected {' or '.join(FITS)}")
     with init_empty_weights(include_buffers=False):
@@ -121,8 +121,8 @@ def read_image_adapter(folder: Path, unet: UNet2DConditionModel, dtype: torch.dt
     what = f"{folder / IMAGE_ADAPTER} does not fit the image network beside it"
     key_map.load_tensors(unet, tensors, ip_adapter_key_map(unet), what)
     unet.eval()
-    classes = json.loads(_file(folder / IMAGE_ENCODER, CONFIG).read_text()).get("architectures", [])
-    projects = "CLIPVisionModelWithProjection" in classes
+    classes = read_config(folder / IMAGE_ENCODER, CLIPVisionModel).get("architectures")
+    projects = "CLIPVisionModelWithProjection" in (classes or ())
     kind: type[nn.Module] = CLIPVisionModelWithProjection if projects else CLIPVisionModel
     encoder = read_network(kind, folder / IMAGE_ENCODER, dtype=dtype)
     return ImageEncoder(encoder, config.layer, FITS[config.fit], config.mean, config.std, config.blank)
@@ -165,19 +165,8 @@ def _file(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _validated(kind: type[Any], file: Path) -> Any:
-    try:
-        return kind.model_validate_json(file.read_text())
-    except (ValidationError, UnicodeDecodeError) as error:
-        if network := _network_class(file):
-            raise InputError(f"{file.parent} holds a {network}, where temporal layers are expected") from error
-        raise InputError(f"{file} is damaged, or from a newer Kineograph: {error}") from error
-
-
-def _network_class(file: Path) -> str:
-    """Return the class of the network of diffusers or transformers that a configuration is for; empty if of none."""
-    try:
-        config = json.loads(file.read_text())
-        return str(config.get("_class_name") or " or ".join(config.get("architectures") or ()))
-    except (ValueError, AttributeError):
-        return ""
+def _read_layers_config(kind: type[Record], folder: Path) -> Record:
+    config = read_json(_file(folder, CONFIG))
+    if network := config.get("_class_name") or config.get("architectures"):
+        raise InputError(f"{folder} holds a {shown(network)}, where temporal layers are expected")
+    return validated(kind, config, str(folder / CONFIG))

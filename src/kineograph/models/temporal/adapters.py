@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kineograph.errors import InputError
 from kineograph.models.formats.tensor_files import preview_names
+from kineograph.models.temporal.config import Size
 from kineograph.models.temporal.layers import ApplyProjection, TemporalAttention
 from kineograph.models.temporal.temporal_layers import AfterLayer, TemporalLayers, add_submodule
 
@@ -36,7 +37,7 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(ge=1)
+    rank: Size
     layers: tuple[str, ...] = Field(min_length=1)
 
 

@@ -11,7 +11,11 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from kineograph.errors import shown
+
 STRICT = ConfigDict(frozen=True, extra="forbid")
+Count = Annotated[int, Field(ge=1, le=100)]  # of layers: a network of more would take minutes to build
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class TransformerConfig(BaseModel):
@@ -29,13 +33,13 @@ class TransformerConfig(BaseModel):
     model_config = STRICT
 
     kind: Literal["transformer"] = "transformer"
-    heads: int | None = None
-    head_width: int | None = None
-    depth: int = 1
-    attentions: int = 2
-    positions: int | None = None
-    relative: int | None = None
-    ff_mult: int = 4
+    heads: Size | None = None
+    head_width: Size | None = None
+    depth: Count = 1
+    attentions: Literal[1, 2] = 2
+    positions: Size | None = None
+    relative: Size | None = None
+    ff_mult: Count = 4
     transposed: bool = False
 
 
@@ -45,10 +49,10 @@ class AttentionConfig(BaseModel):
     model_config = STRICT
 
     kind: Literal["attention"] = "attention"
-    heads: int | None = None
-    head_width: int | None = None
-    positions: int | None = None
-    relative: int | None = None
+    heads: Size | None = None
+    head_width: Size | None = None
+    positions: Size | None = None
+    relative: Size | None = None
 
 
 class ConvConfig(BaseModel):
@@ -57,7 +61,7 @@ class ConvConfig(BaseModel):
     model_config = STRICT
 
     kind: Literal["convolution"] = "convolution"
-    count: int = 4
+    count: Count = 4
 
 
 class ResamplingConfig(BaseModel):
@@ -70,7 +74,7 @@ class ResamplingConfig(BaseModel):
     model_config = STRICT
 
     kind: Literal["resampling"] = "resampling"
-    factors: tuple[int, ...]
+    factors: tuple[Count, ...]
 
 
 LayerConfig = Annotated[
@@ -111,12 +115,12 @@ class TemporalConfig(BaseModel):
 
     model_config = STRICT
 
-    num_frames: int = 16
+    num_frames: Size = 16
     layers: tuple[tuple[Site, LayerConfig], ...] = ()
     frame_rate: bool = False
     joint_norms: bool = False
-    groups: int | None = None
-    noise_ratio: float = 0.0
+    groups: Size | None = None
+    noise_ratio: Annotated[float, Field(ge=0, le=1_000)] = 0.0
     sampler: str = "ddim"
 
     @model_validator(mode="before")
@@ -197,7 +201,7 @@ def migrate(given: Mapping[str, Any]) -> Mapping[str, Any]:
             ({"after": "resnet", "resolution": resolution}, {"kind": "convolution", "count": given.get("in_a_row", 4)})
         )
     if (inside := given.get("in_block")) is not None:
-        kept = {name: inside[name] for name in AttentionConfig.model_fields if name in inside}
+        kept = {name: value for name, value in _settings(inside).items() if name in AttentionConfig.model_fields}
         layers.append(({"after": "cross_attention"}, {**kept, "kind": "attention"}))
     if (transformer := given.get("transformer")) is not None:
         site = {
@@ -213,4 +217,13 @@ def migrate(given: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _migrate_transformer(old: Mapping[str, Any]) -> dict[str, Any]:
-    return {"kind": "transformer", **{OLD_TRANSFORMER_FIELDS.get(name, name): value for name, value in old.items()}}
+    return {
+        "kind": "transformer",
+        **{OLD_TRANSFORMER_FIELDS.get(name, name): value for name, value in _settings(old).items()},
+    }
+
+
+def _settings(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"expected the settings of a layer by name, got {shown(value)}")
+    return value

@@ -11,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise, tee
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from diffusers import AutoencoderKL
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from kineograph.errors import InputError
 from kineograph.latents import Latents
 from kineograph.models.hooks import onload
+from kineograph.models.temporal.config import Count, Size
 from kineograph.models.temporal.layers import TemporalConv, ensure_gradient
 from kineograph.models.unet.windows import overlapping_windows
 from kineograph.models.vae.autoencoder import VAE, decode_per_frame, split_frames
@@ -45,10 +46,10 @@ class TemporalDecoderConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    blocks: tuple[tuple[int, int], ...]
-    convolutions: int = 3
-    groups: int = 32
-    num_frames: int = 8
+    blocks: Annotated[tuple[tuple[Size, Count], ...], Field(max_length=100)]
+    convolutions: Count = 3
+    groups: Size = 32
+    num_frames: Size = 8
     joint_norms: bool = False
 
     @model_validator(mode="before")

@@ -26,8 +26,7 @@ from kineograph.models.formats.key_map import Entry
 from kineograph.models.formats.tensor_files import Tensors
 from kineograph.models.formats.vidrd import temporal_conv_entry
 from kineograph.models.loading import single_file, video_folder
-from kineograph.models.loading.components import read_json
-from kineograph.models.network_folders import as_input_error, read_network
+from kineograph.models.network_folders import empty_network, read_config, read_network
 from kineograph.models.vae.autoencoder import VAE, VAES
 from kineograph.models.vae.temporal_decoder import TemporalDecoder, TemporalDecoderConfig
 
@@ -177,18 +176,17 @@ def _read_vae(vae: str | Path, own: VAE | None, dtype: torch.dtype, hub_options:
         return _read_file(path, own).to(dtype).eval()
     kind = _read_config(path)["_class_name"]
     _refuse_other_kind(kind, str(vae))
-    with as_input_error(f"{vae} is no VAE in diffusers layout, or damaged"):
-        return read_network(VAES[kind], path, dtype=dtype)
+    return read_network(VAES[kind], path, dtype=dtype)
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no VAE in diffusers layout: it has no config.json")
-    return {"_class_name": AutoencoderKL.__name__, **read_json(folder / "config.json")}
+    return {"_class_name": AutoencoderKL.__name__, **read_config(folder, *VAES.values())}
 
 
 def _refuse_other_kind(kind: str, what: str) -> None:
-    if kind not in VAES:
+    if kind not in tuple(VAES):
         raise InputError(
             f"{what} is of the kind {kind}: expected {' or '.join(VAES)} (TAESD), as in models of the SD 1.x, 2.x and "
             "SDXL family"
@@ -204,8 +202,8 @@ def _read_file(path: Path, own: VAE | None) -> VAE:
         tensors = _with_other_side(tensors, path)
         key_map.load_tensors(opened, tensors, key_map.identity_key_map(opened.state_dict()), what)
         return opened
-    with init_empty_weights(include_buffers=False):
-        opened = AutoencoderKL.from_config(own.config if isinstance(own, AutoencoderKL) else known_configurations.VAE)
+    config = own.config if isinstance(own, AutoencoderKL) else known_configurations.VAE
+    opened = empty_network(AutoencoderKL, config, str(path))
     prefix = next((each for each in VAE_PREFIXES if any(name.startswith(each) for name in tensors)), "")
     weights = {
         OLD_NAME.sub(lambda found: f".{CURRENT_NAMES[found[1]]}.", name): each
@@ -228,7 +226,8 @@ def _is_taesd(tensors: Tensors) -> bool:
 def _empty_taesd(tensors: Tensors) -> AutoencoderTiny:
     """Return TAESD on the meta device, for latents of as many channels as the tensors of either side have."""
     named = _to_diffusers(tensors)
-    channels = [named[name].shape[dimension] for name, dimension in TAESD_LATENTS.items() if name in named]
+    with architecture.report_missing_tensors(tensors, "the file looks like TAESD"):
+        channels = [named[name].shape[dimension] for name, dimension in TAESD_LATENTS.items() if name in named]
     with init_empty_weights(include_buffers=False):
         return AutoencoderTiny(**({"latent_channels": channels[0]} if channels else {}))
 
