@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import math
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, load_json
 from kineograph.media.video import open_video
 from kineograph.metrics.distances import Mean
 from kineograph.metrics.scores import Measurements, Score
@@ -139,7 +138,7 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 def read_scores(path: str | Path) -> dict[str, ScoreRecord]:
     """Return the scores of a JSON report by name. Raises InputError when the file is not a report."""
     try:
-        return scores_by_name(json.loads(Path(path).read_text()))
+        return scores_by_name(load_json(Path(path)))
     except FileNotFoundError as error:
         raise InputError(f"there is no file {path}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -147,8 +146,13 @@ def read_scores(path: str | Path) -> dict[str, ScoreRecord]:
 
 
 def scores_by_name(report: Mapping[str, Any]) -> dict[str, ScoreRecord]:
-    """Return the scores of a report, given as JSON values, by name."""
-    return {each["name"]: each for each in report["scores"] if {"value", "error", "protocol", "settings"} <= {*each}}
+    """Return the scores of a report, given as JSON values, by name. Raises ValueError for a score with another type."""
+    scores = {each["name"]: each for each in report["scores"] if {"value", "error", "protocol", "settings"} <= {*each}}
+    for each in scores.values():
+        numbers = all(isinstance(each[name], int | float | None) for name in ("value", "error"))
+        if not numbers or not isinstance(each["settings"], Mapping) or not isinstance(each["protocol"], str):
+            raise ValueError(f"the score {each['name']} is damaged")
+    return scores
 
 
 def _nan_to_none(value: float) -> float | None:
