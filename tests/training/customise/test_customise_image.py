@@ -137,7 +137,8 @@ def test_the_loss_is_dreambooths(sd_folder: Path, few: Path, tmp_path: Path, tar
     texts = ("a sks dog", "a sks dog", "", "a dog", "a dog", "")
     batch = batches.CustomisationBatch(x0, torch.tensor([1, 500, 999, 20, 700, 300]), texts)
     loss = batches.dreambooth_loss(model, chosen, batches.precomputed_conditions(model, texts, (SIDE, SIDE)))
-    found = loss(start.networks, batch, 11)
+    begun = networks.trainable_copy(start.model, start.settings)
+    found = loss(begun, batch, 11)
     errors = by_hand(model, batch, 11, scheduler().alphas_cumprod, target)
     assert found["subject"].item() == pytest.approx(np.mean(errors[:3]), rel=1e-4)
     assert found["prior"].item() == pytest.approx(0.7 * np.mean(errors[3:]), rel=1e-4)
@@ -146,7 +147,7 @@ def test_the_loss_is_dreambooths(sd_folder: Path, few: Path, tmp_path: Path, tar
     )
     heavier = 1 / scheduler().alphas_cumprod[batch.timesteps] if target == "epsilon" else torch.ones(6)
     expected = np.mean(heavier[:3].clamp(max=25).numpy() * errors[:3])
-    assert as_v(start.networks, batch, 11)["subject"].item() == pytest.approx(expected, rel=1e-3)
+    assert as_v(begun, batch, 11)["subject"].item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_without_a_prior_it_is_plain_fine_tuning() -> None:
@@ -168,14 +169,14 @@ def test_without_a_prior_it_trains_as_plain_fine_tuning_does(
     see = cached_latent_encoder(tiny, tmp_path / "out" / "latents")
     shown = [running.encode_photo(start, see, each, "a sks dog") for each in start.photos]
     draw = batches.sample_batch_loader([shown], 0, 0.0, timestep_sampler("uniform", tiny.schedule))
-    learns = {name: weight for name, weight in start.networks.named_parameters() if weight.requires_grad}
+    begun = networks.trainable_copy(start.model, start.settings)
+    learns = {name: weight for name, weight in begun.named_parameters() if weight.requires_grad}
     optimiser, condition = torch.optim.AdamW(learns.values(), lr=0.01), tiny.prompt(["a sks dog"])
     for step in range(4):
         batch = draw(step, range(2 * step, 2 * step + 2))
         eps = noise.independent(sample_seed(0, 2 * step), [0], (2, *batch.x0.shape[2:]))
-        videocrafter.loss(
-            start.networks.unet, tiny.schedule, condition, batch.x0, eps, batch.timesteps
-        ).mean().backward()
+        errors = videocrafter.loss(begun.unet, tiny.schedule, condition, batch.x0, eps, batch.timesteps)
+        errors.mean().backward()
         torch.nn.utils.clip_grad_norm_(learns.values(), 1.0)
         optimiser.step()
         optimiser.zero_grad()
@@ -194,8 +195,9 @@ def test_the_loss_does_not_depend_on_how_the_batch_is_divided(tiny: Model, few: 
     loss = batches.dreambooth_loss(
         tiny, start.settings, batches.precomputed_conditions(tiny, ["", "a sks dog", "a dog"], (SIDE, SIDE))
     )
-    whole = loss(start.networks, draw(0, range(4)), 100)
-    parts = [loss(start.networks, draw(0, range(first, first + 2)), 100 + first) for first in (0, 2)]
+    begun = networks.trainable_copy(start.model, start.settings)
+    whole = loss(begun, draw(0, range(4)), 100)
+    parts = [loss(begun, draw(0, range(first, first + 2)), 100 + first) for first in (0, 2)]
     for name, value in whole.items():
         assert value.item() == pytest.approx(np.mean([part[name].item() for part in parts]), rel=1e-5)
 
@@ -246,8 +248,9 @@ def test_the_file_has_the_trained_weights(learn: Learn, tiny: Model, few: Path, 
     start = prepare_image_customisation(
         tiny, few, tmp_path / "x", subject=SUBJECT, settings=settings(lora={"alpha": 3.0, "rank": 2})
     )
-    copy_weights(start.networks, ended(tmp_path / "out"))
-    trained = estimate(networks.model_with(tiny, start.networks))
+    begun = networks.trainable_copy(start.model, start.settings)
+    copy_weights(begun, ended(tmp_path / "out"))
+    trained = estimate(networks.model_with(tiny, begun))
     torch.testing.assert_close(
         estimate(load_customised(tiny, tmp_path / "out" / "final")), trained, rtol=1e-2, atol=1e-2
     )

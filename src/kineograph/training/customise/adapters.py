@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from diffusers import UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -50,19 +51,19 @@ STEP_I_PARTS = {"still": (still_moving.STILL, 1.0)}  # parts of a batch: scale o
 
 def motion_adapter_network(video: Model, settings: VideoCustomisationSettings) -> VideoUNet:
     """Return a copy of the network with a new motion adapter in float32, which alone is trained."""
-    net = _copy(video, settings, settings.motion_training)
+    net = _freeze(deepcopy(video.net.image_unet), video.net, settings, settings.motion_training)
     with seeded(settings.training.seed):
         net = still_moving.attach(net, motion=settings.motion)
     return prepare_for_device(net, video.device, video.dtype).eval()
 
 
 def spatial_adapter_network(video: Model, settings: VideoCustomisationSettings) -> VideoUNet:
-    """Return a copy of the network with a new spatial adapter in float32, which alone is trained.
+    """Return the network with a new spatial adapter in float32, which alone is trained.
 
-    video: a model whose image network is customised.
+    video: a model whose image network is customised; that is used itself and changed, the other layers are copied.
     Without a spatial adapter in the settings all weights are trained but those of the motion adapter.
     """
-    net = _copy(video, settings, settings.training)
+    net = _freeze(video.net.image_unet, video.net, settings, settings.training)
     if settings.spatial is not None:
         with seeded(settings.training.seed):
             net = still_moving.attach(net, spatial=settings.spatial)
@@ -74,10 +75,15 @@ def spatial_adapter_network(video: Model, settings: VideoCustomisationSettings) 
     return prepare_for_device(net, video.device, video.dtype).eval()
 
 
-def _copy(video: Model, settings: VideoCustomisationSettings, loop: TrainingSettings) -> VideoUNet:
-    """Copy the network with all weights frozen; in float32 unless the loop computes in mixed precision."""
+def _freeze(
+    image: UNet2DConditionModel, video: VideoUNet, settings: VideoCustomisationSettings, loop: TrainingSettings
+) -> VideoUNet:
+    """Return this image network with copies of the video network's other layers, all weights frozen.
+
+    They are in float32 unless the loop computes in mixed precision.
+    """
     call_stage = call_checkpointed if settings.gradient_checkpointing else call_directly
-    image, temporal, motion = deepcopy((video.net.image_unet, video.net.temporal, video.net.motion_adapter))
+    temporal, motion = deepcopy((video.temporal, video.motion_adapter))
     net = VideoUNet(image, temporal, call_stage, motion_adapter=motion).requires_grad_(requires_grad=False)
     return net.float() if loop.mixed_precision == "no" else net
 

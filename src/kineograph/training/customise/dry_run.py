@@ -10,7 +10,6 @@ import torch
 
 from kineograph.models.model import Model
 from kineograph.training.customise.natural_videos import NaturalVideos
-from kineograph.training.customise.networks import model_with
 from kineograph.training.customise.phases import Phase
 from kineograph.training.customise.video_model import VideoCustomisation, needs_motion_adapter
 
@@ -33,7 +32,7 @@ def estimate_video_customisation(prepared: VideoCustomisation) -> list[PhaseEsti
     """Estimate the time of each phase of a whole customisation; finished work of a resumed one is not subtracted."""
     image, settings = prepared.image, prepared.settings
     batch = settings.image.drawing.at_once
-    image_seconds = _time_forward(model_with(image.model, image.networks), image.size, batch) / batch
+    image_seconds = _time_forward(image.model, image.size, batch) / batch
     uses: list[Use] = ["motion_adapter"] if needs_motion_adapter(prepared.video, settings) else []
     uses += ["natural"] if settings.natural_weight else []
     return [

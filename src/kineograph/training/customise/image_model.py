@@ -33,12 +33,11 @@ MIN_IMAGES = {"subject": 3, "style": 1}
 class ImageCustomisation(NamedTuple):
     """A customisation with everything opened and checked; nothing is written yet.
 
-    networks: the trainable copies. captioned: pairs of an image and a caption; an image occurs once for each of its
-    captions. prior_prompts: prompts of the prior's images.
+    captioned: pairs of an image and a caption; an image occurs once for each of its captions. prior_prompts: prompts of
+    the prior's images.
     """
 
     model: Model
-    networks: TrainedNetworks
     photos: list[Photo]
     words: prompts.CustomisationWords
     captioned: list[tuple[Photo, str]]
@@ -124,10 +123,8 @@ def prepare_image_customisation(
     prior_prompts = prompts.repeat_to(prior, settings.prior_pictures) if settings.prior_weight else []
     for each in settings.previews:
         prompts.check_prompt_contains(words.name, each, "the preview")
-    copies = networks.trainable_copy(model, settings)
-    return ImageCustomisation(
-        model, copies, photos, words, captioned, prior_prompts, settings, (height, width), Path(output)
-    )
+    networks.check_trainable(model, settings)
+    return ImageCustomisation(model, photos, words, captioned, prior_prompts, settings, (height, width), Path(output))
 
 
 def run_image_customisation(prepared: ImageCustomisation) -> Generator[PhaseProgress, None, None]:
@@ -171,7 +168,8 @@ def photo_request(photo: Photo, caption: str, crop: Crop, mirror: int, size: tup
 
 def _train(prepared: ImageCustomisation, samples: list[list[TrainingSample]]) -> Generator[PhaseProgress, None, None]:
     """Train the networks, and write what they have learnt."""
-    model, settings, trained = prepared.model, prepared.settings, prepared.networks
+    model, settings = prepared.model, prepared.settings
+    trained = networks.trainable_copy(model, settings)
     loop, final = settings.training, prepared.output / FINAL
     captions = ["", *(each.caption for part in samples for each in part)]
     if trained.text is None:
@@ -194,7 +192,7 @@ def _train(prepared: ImageCustomisation, samples: list[list[TrainingSample]]) ->
         facts=image_facts(prepared),
         result=final,
         write_result=write,
-        save_previews=partial(_save_previews, prepared),
+        save_previews=partial(_save_previews, prepared, trained),
     )
 
 
@@ -208,12 +206,12 @@ def image_facts(prepared: ImageCustomisation) -> dict[str, Any]:
     }
 
 
-def _save_previews(prepared: ImageCustomisation, progress: TrainingProgress) -> list[Path]:
+def _save_previews(prepared: ImageCustomisation, trained: TrainedNetworks, progress: TrainingProgress) -> list[Path]:
     """Generate images of the previews' prompts, always from the same noise, and return their files."""
-    settings, model = prepared.settings, networks.model_with(prepared.model, prepared.networks)
+    settings, model = prepared.settings, networks.model_with(prepared.model, trained)
     if not settings.previews:
         return []
-    with use_averages(prepared.networks, progress.average), autocast(model.device, settings.training.mixed_precision):
+    with use_averages(trained, progress.average), autocast(model.device, settings.training.mixed_precision):
         images = image_data.generate_images(
             model, settings.previews, settings.drawing, size=prepared.size, seed=settings.training.seed
         )

@@ -127,8 +127,9 @@ def _network(prepared: VideoCustomisation) -> VideoUNet:
     temporal = deepcopy(prepared.video.net.temporal)
     assert temporal is not None, "checked before"
     temporal = temporal.requires_grad_(requires_grad=False).eval()
+    temporal = temporal.float() if prepared.settings.image.training.mixed_precision == "no" else temporal
     temporal = use_fast_group_norm(temporal) if prepared.video.device.type == "cpu" else temporal
-    unet = prepared.image.networks.unet
+    unet = networks.trainable_copy(prepared.image.model, prepared.image.settings).unet
     return VideoUNet(unet.image_unet, temporal, unet.call_stage).eval()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -37,6 +37,7 @@ from kineograph.training.temporal_layers.run import FINAL
 
 LORA_NAME, DESCRIPTION = "default", "customised.json"
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class TrainedNetworks(nn.Module):
@@ -51,24 +52,29 @@ class TrainedNetworks(nn.Module):
 def trainable_copy(model: Model, settings: ImageCustomisationSettings) -> TrainedNetworks:
     """Copy the model's networks for training: with a LoRA initialised to no effect, or with all weights trained.
 
-    Trained weights are float32. Raises InputError for a model that cannot be customised with these settings.
+    Trained weights are float32, and so are frozen ones unless the loop computes in mixed precision.
     """
-    _check(model, settings)
-    image, text = deepcopy(model.net.image_unet).requires_grad_(requires_grad=False), None
+    image, text = _frozen_copy(model.net.image_unet, settings), None
     if settings.lora is None:
         image = image.float().requires_grad_(requires_grad=True)
     else:
         with seeded(settings.training.seed):
             _add_lora(image, settings.lora.targets, settings.lora.rank, settings.lora)
             if settings.lora.text_rank:
-                text = deepcopy(model.text_encoders[0].network).requires_grad_(requires_grad=False).eval()
+                text = _frozen_copy(model.text_encoders[0].network, settings).eval()
                 _add_lora(text, TEXT_TARGETS, settings.lora.text_rank, settings.lora)
     image = prepare_for_device(image, model.device, model.dtype)
     call_stage = call_checkpointed if settings.gradient_checkpointing else call_directly
     return TrainedNetworks(VideoUNet(image, None, call_stage).eval(), None if text is None else text.to(model.device))
 
 
-def _check(model: Model, settings: ImageCustomisationSettings) -> None:
+def _frozen_copy(network: Network, settings: ImageCustomisationSettings) -> Network:
+    copied = deepcopy(network).requires_grad_(requires_grad=False)
+    return copied.float() if settings.training.mixed_precision == "no" else copied
+
+
+def check_trainable(model: Model, settings: ImageCustomisationSettings) -> None:
+    """Raise InputError for a model that cannot be customised with these settings."""
     if model.temporal is not None:
         raise InputError(
             f"{model.name} is a video model, and a subject or style is learnt by an image model: pass that one, such "
@@ -87,17 +93,26 @@ def _check(model: Model, settings: ImageCustomisationSettings) -> None:
         raise InputError(
             f"{model.name} has several text encoders, as SDXL has, which cannot be trained here: no text_rank"
         )
+    if settings.lora:
+        lora_layers(model.net.image_unet, settings.lora.targets)
+        if settings.lora.text_rank:
+            lora_layers(model.text_encoders[0].network, TEXT_TARGETS)
 
 
-def _add_lora(network: nn.Module, targets: tuple[str, ...], rank: int, lora: LoraSettings) -> None:
-    """Add LoRA matrices to the layers whose names end in one of `targets`."""
+def lora_layers(network: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """Return the names of the layers that end in one of `targets`. Raises InputError for one that no name ends in."""
     suffixes = tuple(f".{target}" for target in targets)
     fitting = (name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d))
     layers = [name for name in fitting if name.endswith(suffixes)]
     if missing := [suffix[1:] for suffix in suffixes if not any(name.endswith(suffix) for name in layers)]:
         raise InputError(f"no layer of {type(network).__name__} has a name that ends in {', '.join(missing)}")
+    return layers
+
+
+def _add_lora(network: nn.Module, targets: tuple[str, ...], rank: int, lora: LoraSettings) -> None:
+    """Add LoRA matrices to the layers whose names end in one of `targets`."""
     alpha = rank * (1.0 if lora.alpha is None else lora.alpha / lora.rank)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=layers)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=lora_layers(network, targets))
     inject_adapter_in_model(config, network, adapter_name=LORA_NAME)
     for name, weight in network.named_parameters():
         weight.requires_grad_(".lora_" in name)
@@ -110,12 +125,14 @@ def model_with(model: Model, networks: TrainedNetworks) -> Model:
     texts = model.text_encoders
     if networks.text is not None:
         texts = (TextEncoder(texts[0].tokenizer, networks.text), *texts[1:])
-    return replace(model, net=networks.unet, text_encoders=texts, vocabulary=None)
+    dtype = networks.unet.image_unet.dtype  # whole networks are trained in float32
+    return replace(model, net=networks.unet, text_encoders=texts, vocabulary=None, dtype=dtype)
 
 
 def save_customisation(model: Model, networks: TrainedNetworks, folder: Path, description: Mapping[str, Any]) -> None:
     """Write the result: `pytorch_lora_weights.safetensors`, or the whole model as a diffusers folder.
 
+    networks: their training has ended; a whole network is turned into the model's dtype in place.
     description: JSON values for `customised.json` and the header of the LoRA.
     """
     if any(isinstance(layer, LoraLayer) for layer in networks.unet.modules()):
@@ -123,7 +140,7 @@ def save_customisation(model: Model, networks: TrainedNetworks, folder: Path, de
         header = {lora_files.CUSTOMISE_HEADER: json.dumps(description)}
         write_tensors(lora_state_dict(networks), folder / lora_files.LORA_FILES[0], header)
     else:
-        whole = deepcopy(networks.unet.image_unet).to(model.dtype)
+        whole = networks.unet.image_unet.to(model.dtype)
         words = None if model.vocabulary is None else model.vocabulary | set(description["words"])
         save(replace(model, net=VideoUNet(whole), vocabulary=words), folder)
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1), encoding="utf-8")

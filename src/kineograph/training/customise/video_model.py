@@ -210,10 +210,14 @@ def _save_sheet(files: list[Path], file: Path) -> Path:
 def _spatial_adapter_phase(
     prepared: VideoCustomisation, model: Model, parts: list[list[TrainingSample]]
 ) -> Generator[PhaseProgress, None, None]:
-    """Train the spatial adapter, or all weights, and write the result."""
+    """Train the spatial adapter, or all weights, and write the result.
+
+    model: the customised one, whose image network is used for it and changed: a copy would hold it twice.
+    """
     settings, output, loop = prepared.settings, prepared.output, prepared.settings.training
+    weights = fingerprints(model)
     net = adapters.spatial_adapter_network(model, settings)
-    trained = replace(model, net=net)
+    trained = replace(model, net=net, dtype=net.image_unet.dtype)
     encode_prompts = batches.precomputed_conditions(
         model, adapters.all_captions(parts), prepared.image.size, settings.fps
     )
@@ -229,7 +233,7 @@ def _spatial_adapter_phase(
             **settings.resume_settings(),
             "prompts": prepared.prompts,
             "natural": prepared.natural.facts() if settings.natural_weight else None,
-            "model": fingerprints(model),
+            "model": weights,
         },
         result=output / (phases.WHOLE if settings.spatial is None else phases.ADAPTER_FILE),
         write_result=partial(_write, prepared, trained),
@@ -260,7 +264,7 @@ def _write(prepared: VideoCustomisation, model: Model) -> None:
     video, output = prepared.video, prepared.output
     if prepared.settings.spatial is None:
         with replace_atomically(output / phases.WHOLE) as part:
-            save(adapters.without_adapters(model), part)
+            save(adapters.without_adapters(replace(model, dtype=video.dtype)), part)
         return
     file = prepared.image.output / FINAL / lora_files.LORA_FILES[0]
     lora = load_file(file) if file.is_file() else {}
