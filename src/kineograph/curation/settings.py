@@ -47,8 +47,8 @@ class Cuts(BaseModel):
     model_config = STRICT
 
     detector: Literal["adaptive", "content"] = "adaptive"
-    threshold: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    shortest: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    threshold: float | None = Field(default=None, gt=0, le=10_000)
+    shortest: float = Field(default=1.0, gt=0, le=600)
     longest: float = Field(default=10.0, gt=0, le=600)
 
     @field_validator("longest")
@@ -91,7 +91,7 @@ class Watermarks(BaseModel):
     then: Literal["remove", "drop", "keep"] = "remove"
     across: Literal["file", "source"] = "file"
     samples: int = Field(default=24, ge=6, le=256)
-    edge: float = Field(default=6.0, gt=0, allow_inf_nan=False)
+    edge: float = Field(default=6.0, gt=0, le=255)
     most: float = Field(default=0.12, gt=0, le=1)
 
 
@@ -107,7 +107,7 @@ class Stills(BaseModel):
     motions: tuple[Literal["panned", "frozen"], ...] = ("panned",)
     versions: int = Field(default=1, ge=1, le=64)
     num_frames: int = Field(default=16, ge=1, le=4096)
-    fps: float = Field(default=8.0, gt=0, le=120)
+    fps: float = Field(default=8.0, ge=0.01, le=120)
     smallest: float = Field(default=0.6, gt=0, lt=1)
 
 
@@ -119,7 +119,7 @@ class TransformersModel(BaseModel):
     model: str
     device: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    max_new_tokens: int = Field(96, ge=1)
+    max_new_tokens: int = Field(96, ge=1, le=1 << 16)
 
 
 class Endpoint(BaseModel):
@@ -137,7 +137,7 @@ class Endpoint(BaseModel):
     timeout: float = Field(60.0, gt=0, le=3600)
     tries: int = Field(4, ge=1, le=100)
     pause: float = Field(1.0, ge=0, le=3600)
-    max_tokens: int = Field(160, ge=1)
+    max_tokens: int = Field(160, ge=1, le=1 << 16)
 
 
 CaptionModel = TransformersModel | Endpoint
@@ -158,9 +158,9 @@ class Captions(BaseModel):
     merged_by: CaptionModel | None = None
     merge: str = MERGE
     key_frames: int = Field(3, ge=1, le=64)
-    processes: int = Field(1, ge=1)
-    cpus: float = Field(1.0, ge=0)
-    gpus: float = Field(0.0, ge=0)
+    processes: int = Field(1, ge=1, le=4096)
+    cpus: float = Field(1.0, ge=0, le=4096)
+    gpus: float = Field(0.0, ge=0, le=4096)
 
     @field_validator("merge")
     @classmethod
@@ -182,15 +182,15 @@ class CurationSettings(BaseModel):
 
     sources: tuple[FootageSource, ...] = Field(min_length=1)
     output: Path
-    shorter_side: int | None = Field(256, ge=16)
-    fps: float | None = Field(None, gt=0, le=120)
+    shorter_side: int | None = Field(256, ge=16, le=8192)
+    fps: float | None = Field(None, ge=0.01, le=120)
     cuts: Cuts = Cuts()
     filters: Filters = Filters()
     watermarks: Watermarks = Watermarks()
     stills: Stills = Stills()
     captions: Captions | None = None
     seed: int = Field(0, ge=0, lt=2**63)
-    clips_per_shard: int = Field(1000, ge=1)
+    clips_per_shard: int = Field(1000, ge=1, le=1_000_000)
     run: Literal["ray", "alone"] = "ray"
 
     @field_validator("sources", mode="before")

@@ -36,7 +36,7 @@ class TrainingSettings(BaseModel):
 
     seed: int = Field(0, ge=0, lt=2**63)
     max_train_steps: int = Field(1000, ge=1)
-    train_batch_size: int = Field(1, ge=1)
+    train_batch_size: int = Field(1, ge=1, le=65_536)
     gradient_accumulation_steps: int = Field(1, ge=1)
 
     learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
@@ -57,7 +57,7 @@ class TrainingSettings(BaseModel):
     checkpoints_total_limit: int | None = Field(None, ge=1)
     validation_steps: int = Field(500, ge=1)  # read by the consumer of the loop
     log_every: int = Field(10, ge=1)
-    dataloader_num_workers: int = Field(2, ge=1)  # threads that load batches ahead
+    dataloader_num_workers: int = Field(2, ge=1, le=256)  # threads that load batches ahead
 
     @field_validator("*", mode="before")
     @classmethod

@@ -66,11 +66,11 @@ class Stage(BaseModel):
     model_config = STRICT
 
     steps: int = Field(ge=1)
-    height: int = Field(ge=1)
-    width: int = Field(ge=1)
-    num_frames: int = Field(16, ge=2)
+    height: int = Field(ge=1, le=8192)
+    width: int = Field(ge=1, le=8192)
+    num_frames: int = Field(16, ge=2, le=4096)
     fps: tuple[float, ...] | None = (8.0,)
-    train_batch_size: int | None = Field(None, ge=1)
+    train_batch_size: int | None = Field(None, ge=1, le=65_536)
 
     @field_validator("fps")
     @classmethod
@@ -91,10 +91,10 @@ class Validation(BaseModel):
 
     prompts: tuple[str, ...] = Field(min_length=1)
     images: tuple[str, ...] = ()
-    num_inference_steps: int = Field(25, ge=1)
+    num_inference_steps: int = Field(25, ge=1, le=999)
     guidance_scale: float = Field(7.5, allow_inf_nan=False)
-    fps: float | None = Field(None, gt=0)
-    seed: int = Field(0, ge=0)
+    fps: float | None = Field(None, ge=0.01, le=240)
+    seed: int = Field(0, ge=0, lt=2**63)
 
     @field_validator("images")
     @classmethod
