@@ -33,20 +33,23 @@ def inspect(
     """Show the settings that are stored in a video: options, model, versions."""
     import numpy as np
 
+    from kineograph.media.footage import open_footage
+    from kineograph.media.metadata import read_video_metadata
     from kineograph.media.video import Video, open_video
 
-    video = open_video(file)
-    count, height, width, _ = video.frames.shape
-    shape = {"frames": count, "height": height, "width": width, "fps": video.fps}
+    footage, metadata = open_footage(file), read_video_metadata(file)  # one frame is decoded, however many there are
+    settings = metadata.settings if metadata else {}
+    shape = {"frames": len(footage), "height": footage.height, "width": footage.width, "fps": footage.fps}
     if sheet:
-        image = np.asarray(video.contact_sheet())[None]
-        terminal.print_message(f"wrote {Video(image, video.fps, video.settings).save(sheet)}")
+        image = np.asarray(open_video(file).contact_sheet())[None]
+        terminal.print_message(f"wrote {Video(image, footage.fps, settings).save(sheet)}")
     if json:
-        terminal.print_json({"path": str(file), **shape, "settings": dict(video.settings)})
+        terminal.print_json({"path": str(file), **shape, "settings": settings})
         return
-    terminal.print_message(f"{file}: {count} frames of {width} x {height}, {video.fps:g} a second")
-    if video.settings:
-        terminal.console().print(_settings_table(video.settings))
+    size = f"{len(footage)} frames of {footage.width} x {footage.height}"
+    terminal.print_message(f"{file}: {size}, {footage.fps:g} a second")
+    if settings:
+        terminal.console().print(_settings_table(settings))
     else:
         terminal.print_message(
             "It carries no settings: it was not made by Kineograph, or another program removed them."

@@ -50,6 +50,8 @@ SAME_TIME = 1e-3  # seconds: Matroska rounds timestamps to milliseconds
 SHORTEST, USUAL_DURATION = 10, 100  # milliseconds: browsers show animations of a shorter one at the usual one
 MAX_PIXELS = 1 << 32  # of all frames that are held at once; KINEOGRAPH_MAX_PIXELS is another limit
 MAX_HELD_FRAMES = 1 << 16
+# Pixels of an image or animation, all frames together: a file of a few bytes may claim any number of them.
+UNPACKED_PIXELS, UNPACKED_PIXELS_PER_BYTE = 1 << 26, 10_000
 MAX_TIMES = 10_000_000  # frames of four days at 30 a second
 XMP_OF_MP4 = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # the UUID of the box
 XMP_OF_GIF = b"XMP DataXMP"
@@ -224,11 +226,11 @@ def open_frames(path: Path, metadata: VideoMetadata | None) -> FrameFile:
     return _open_container(path, metadata)
 
 
-def check_held(path: Path, frames: int, height: int, width: int) -> None:
+def check_held(path: Path, frames: int, height: int, width: int, *, most: int = MAX_PIXELS) -> None:
     """Raise InputError for a file with more frames and pixels than should be held at once, before they are decoded."""
-    given = os.environ.get("KINEOGRAPH_MAX_PIXELS", str(MAX_PIXELS))
-    if not given.isdecimal():
-        raise InputError(f"the environment variable KINEOGRAPH_MAX_PIXELS is a number of pixels, not {given!r}")
+    given = os.environ.get("KINEOGRAPH_MAX_PIXELS", str(most))
+    if not given.isascii() or not given.isdecimal() or len(given) > 18:
+        raise InputError(f"the environment variable KINEOGRAPH_MAX_PIXELS is a number of pixels, not {given[:40]!r}")
     most = int(given)
     if frames * height * width > most or frames > MAX_HELD_FRAMES:
         raise InputError(
@@ -267,7 +269,8 @@ def _open_animation(path: Path, metadata: VideoMetadata | None) -> FrameFile:
     frames, durations = [], []
     with open_image(path.read_bytes()) as image:
         count = getattr(image, "n_frames", 1)
-        check_held(path, max(count, metadata.frames if metadata else 0), image.height, image.width)
+        most = min(MAX_PIXELS, UNPACKED_PIXELS + UNPACKED_PIXELS_PER_BYTE * path.stat().st_size)
+        check_held(path, max(count, metadata.frames if metadata else 0), image.height, image.width, most=most)
         for number in range(1 if image.info.get("default_image") else 0, count):
             image.seek(number)
             frames.append(np.asarray(to_rgb_image(image)))
@@ -278,8 +281,10 @@ def _open_animation(path: Path, metadata: VideoMetadata | None) -> FrameFile:
     if metadata:
         once = len(frames) == 1
         counts = [metadata.frames] if once else [max(1, round(time * metadata.fps / 1000)) for time in durations]
-        ours = np.repeat(np.stack(frames), counts, axis=0)
-        return FrameFile(_even_times(len(ours), metadata.fps), metadata.fps, len(ours) / metadata.fps, ours.__iter__)
+        if sum(counts) <= max(metadata.frames, len(frames)):
+            ours = [frame for frame, shown in zip(frames, counts, strict=True) for _ in range(shown)]
+            times = _even_times(len(ours), metadata.fps)
+            return FrameFile(times, metadata.fps, len(ours) / metadata.fps, ours.__iter__)
     *starts, end = accumulate((time / 1000 for time in durations), initial=0.0)
     return FrameFile(starts, 1000 / float(np.median(durations)), end, frames.__iter__)
 

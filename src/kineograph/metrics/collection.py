@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import MAX_FRAMES, InputError, InputWarning
 from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
 from kineograph.media.metadata import VideoMetadata, read_video_metadata
@@ -163,10 +163,10 @@ def _find_prompts(path: Path, name: str, prompts: Mapping[str, str] | None) -> t
 
 def _later_prompts(metadata: VideoMetadata, name: str) -> tuple[str, ...]:
     """Return the prompts of the clips after the first; the last prompt goes on to the end of the video."""
-    then, clips = metadata.settings.get("then") or (), metadata.settings.get("clips")
-    if not then:
+    then, clips = metadata.settings.get("then"), metadata.settings.get("clips")
+    if not then or not isinstance(then, list) or not all(isinstance(each, str) for each in then):
         return ()
-    if not isinstance(clips, int) or clips <= len(then) or metadata.frames % clips:
+    if not isinstance(clips, int) or not len(then) < clips <= MAX_FRAMES or metadata.frames % clips:
         text = f"{name} has {1 + len(then)} prompts and does not say where its clips begin: the first is used for all"
         warnings.warn(text, InputWarning, stacklevel=4)
         return ()
@@ -233,7 +233,7 @@ def _jsonl_rows(path: Path, file: Iterator[str]) -> Iterator[tuple[str, Row]]:
         where, text = f"{path}, line {number}", line.strip()[:60]
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: expected a JSON object, got {text!r}") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected a JSON object, got {text!r}")

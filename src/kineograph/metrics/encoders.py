@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer, VideoMAEForVideoClassification, VideoMAEModel
 
 from kineograph import hub
-from kineograph.errors import InputError
+from kineograph.errors import InputError, load_json
 from kineograph.hub import HubOptions
 from kineograph.metrics.features import EVENLY_SPACED, FROM_START, Extractor, Frames, VideoFeatures
 from kineograph.models.conditioning.image_encoder import CLIP_MEAN, CLIP_STD, crop_to_square
@@ -155,7 +154,7 @@ def _resize_text(side: int) -> str:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
+        content = load_json(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     return content if isinstance(content, dict) else {}
