@@ -95,9 +95,9 @@ def sd(scheduler: SchedulerMixin | None = None, network: UNet2DConditionModel | 
     )
 
 
-def sd2() -> StableDiffusionPipeline:
+def sd2(network: UNet2DConditionModel | None = None) -> StableDiffusionPipeline:
     """Return a pipeline of SD 2.1's layout: an OpenCLIP text encoder of 23 layers, linear projections, v-prediction."""
-    network = unet(layers_per_block=2, attention_head_dim=(2, 4, 4, 4), use_linear_projection=True)
+    network = network or unet(layers_per_block=2, attention_head_dim=(2, 4, 4, 4), use_linear_projection=True)
     scheduler = DDIMScheduler(**SD15, set_alpha_to_one=False, clip_sample=False, prediction_type="v_prediction")
     words = tokenizer()
     words.pad_token = "!"
