@@ -53,6 +53,7 @@ MAX_HELD_FRAMES = 1 << 16
 # Pixels of an image or animation, all frames together: a file of a few bytes may claim any number of them.
 UNPACKED_PIXELS, UNPACKED_PIXELS_PER_BYTE = 1 << 26, 10_000
 MAX_TIMES = 10_000_000  # frames of four days at 30 a second
+MAX_REPEATS, FEW_TIMES = 1000, 10_000  # frames shown for each in the file: more are only believed where they are few
 XMP_OF_MP4 = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # the UUID of the box
 XMP_OF_GIF = b"XMP DataXMP"
 
@@ -246,7 +247,7 @@ def select_frames(file: FrameFile, fps: float | None = None) -> list[int]:
     """
     rate, tolerance = (file.fps, 0.5 / file.fps) if fps is None else (fps, SAME_TIME)
     count = max(1, int((file.end + tolerance) * rate))
-    if count > MAX_TIMES:
+    if count > min(MAX_TIMES, max(MAX_REPEATS * len(file.times), FEW_TIMES)):
         raise BrokenFile(f"would have {count} frames at {rate:g} a second, by the timestamps of its {len(file.times)}")
     return (np.searchsorted(file.times, np.arange(count) / rate + tolerance, side="right") - 1).tolist()
 
@@ -269,6 +270,8 @@ def _open_animation(path: Path, metadata: VideoMetadata | None) -> FrameFile:
     frames, durations = [], []
     with open_image(path.read_bytes()) as image:
         count = getattr(image, "n_frames", 1)
+        if metadata and count == 1 and path.suffix.lower() == ".png":  # one of a folder, whose metadata it has
+            metadata = metadata._replace(frames=1)
         most = min(MAX_PIXELS, UNPACKED_PIXELS + UNPACKED_PIXELS_PER_BYTE * path.stat().st_size)
         check_held(path, max(count, metadata.frames if metadata else 0), image.height, image.width, most=most)
         for number in range(1 if image.info.get("default_image") else 0, count):
@@ -276,8 +279,6 @@ def _open_animation(path: Path, metadata: VideoMetadata | None) -> FrameFile:
             frames.append(np.asarray(to_rgb_image(image)))
             duration = image.info.get("duration") or 0
             durations.append(duration if duration > SHORTEST else USUAL_DURATION)
-    if metadata and len(frames) == 1 and path.suffix.lower() == ".png":  # one of a folder, whose metadata it has
-        metadata = metadata._replace(frames=1)
     if metadata:
         once = len(frames) == 1
         counts = [metadata.frames] if once else [max(1, round(time * metadata.fps / 1000)) for time in durations]

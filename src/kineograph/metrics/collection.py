@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kineograph.errors import MAX_FRAMES, InputError, InputWarning
+from kineograph.media.codecs import check_held
 from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
 from kineograph.media.metadata import VideoMetadata, read_video_metadata
@@ -102,8 +103,9 @@ def collect_videos(
 
 
 def decode_video(entry: VideoEntry) -> DecodedVideo:
-    """Decode a video. Raises InputError where the file breaks off."""
+    """Decode a video. Raises InputError where the file breaks off, or holds too much at once."""
     footage = entry.footage
+    check_held(Path(footage.path), len(footage), footage.height, footage.width)
     frames = np.stack(list(footage.frames(footage.height, footage.width)))
     return DecodedVideo(entry.name, frames, footage.fps, entry.prompt, entry.later_prompts)
 
