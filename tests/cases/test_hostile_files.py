@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -15,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from cases.program import Said, run
@@ -229,7 +231,6 @@ def generated(model: Path, output: Path) -> Said:
 
 # case 109
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="a damaged settings file of a model ends in a traceback")
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -256,3 +257,111 @@ def test_model_folder_with_a_damaged_settings_file_ends_without_a_traceback(
 # case 109. Without damage there is no traceback
 def test_undamaged_model_folder_generates(work: Path, model_folder) -> None:
     assert generated(model_folder, work / "fish.mp4").status == 0
+
+
+# --- relatives of the cases
+
+
+SEQUENCES = "\x1b[2J\x07\x7f\x9b31m\u202e\u2066\r\n"
+CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "named.png"),
+        ("inspect", "named.png", "--json"),
+        ("inspect", f"{SEQUENCES}.mp4"),
+        ("replay", "named.png"),
+        ("edit", f"{SEQUENCES}.mp4", "snow"),
+        ("generate", "x", "-m", f"{SEQUENCES}/x"),
+        ("generate", "x", "--set", f"{SEQUENCES}=1"),
+        ("generate", "x", "--config", f"{SEQUENCES}.yaml"),
+        ("curate", f"{SEQUENCES}.yaml"),
+        ("curate", "named.yaml"),
+        ("evaluate", SEQUENCES),
+        (SEQUENCES,),
+        ("inspect", f"--{SEQUENCES}"),
+        ("inspect", "named.png", SEQUENCES),
+    ],
+    ids=lambda arguments: "-".join(arguments).encode("unicode_escape").decode()[:40],
+)
+def test_no_output_holds_a_control_character(work: Path, monkeypatch, arguments) -> None:
+    monkeypatch.chdir(work)
+    settings = {SEQUENCES: SEQUENCES, "prompt": SEQUENCES, "model": {SEQUENCES: [SEQUENCES]}}
+    labelled(work / "named.png", label(settings=settings))
+    (work / "named.yaml").write_text(json.dumps({"sources": [SEQUENCES], "output": "o", SEQUENCES: SEQUENCES}))
+    ended = run(*arguments)
+    assert not CONTROL.search(ended.text), repr(ended.text[-300:])
+    assert not ended.crashed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: &a [*a]",
+        "a: &a {x: 1}\n<<: [*a, *a]\nsources: !!python/object/apply:os.system [ls]",
+        "sources: [x]\nseed: 0x" + "f" * 5000,
+        "sources: [x]\nseed: " + "9" * 5000,
+        "sources: [x]\nseed: 1" + ":59" * 300_000,
+        "sources: [x]\noutput: 2001-99-99",
+        'sources: [x]\noutput: "\\0"',
+        'sources: ["\\ud800"]\noutput: o',
+        "sources: [x]\noutput: o\nseed: .nan",
+        "sources: [x]\noutput: o\nclips_per_shard: 1" + "0" * 18,
+        "? {a: b}\n: c",
+        "- " * 20_000,
+        "{a: " * 20_000,
+        "a" * (1 << 21),
+        "- a\n" * 100_000,
+        "sources: ['{" + "a,b}{" * 20 + "c}.tar']\noutput: o\nrun: alone",
+        "sources: ['{0..9999}{0..9999}.tar']\noutput: o\nrun: alone",
+        "sources: ['{0.." + "9" * 20 + "}.tar']\noutput: o\nrun: alone",
+    ],
+    ids=lambda text: text[:30].encode("unicode_escape").decode(),
+)
+def test_settings_beyond_the_limits_are_refused_in_one_line(work: Path, text: str) -> None:
+    (work / "sly.yaml").write_text(text)
+    ended = run("curate", work / "sly.yaml", "--dry-run")
+    assert ended.status == 2 and ended.text.count("\n") == 1 and len(ended.text) < 2000, ended.text[-300:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of the memory is read from /proc")
+@pytest.mark.parametrize(
+    "write",
+    [
+        pytest.param(lambda folder: gif(folder / "wide.gif", 8_000, 30), id="less-wide-gif"),
+        pytest.param(lambda folder: claiming(folder / "still.gif", 60_000), id="still-gif"),
+        pytest.param(lambda folder: claiming(folder / "still.webp", 60_000), id="still-webp"),
+        pytest.param(lambda folder: black(folder / "black.mp4"), id="black-video"),
+    ],
+)
+def test_inspect_of_a_small_file_of_any_kind_takes_less_than_1_gb(work: Path, write) -> None:
+    ended = limited("inspect", "--json", write(work), memory=3 * GB, seconds=20)
+    assert ended is not None, "no answer in 20 s"
+    assert int(ended.stderr.splitlines()[-1]) <= 1000
+    assert "out of memory" not in ended.stderr and "Traceback" not in ended.stderr
+
+
+def claiming(path: Path, frames: int) -> Path:
+    """Write a still of 1024 x 1024 whose label claims so many frames."""
+    text = label(frames=frames, height=1024, width=1024)
+    exif = Image.Exif()
+    exif[0x010E] = text
+    still: dict[str, Any] = {"comment": text} if path.suffix == ".gif" else {"exif": exif}
+    Image.new("RGB", (1024, 1024)).save(path, **still)
+    return path
+
+
+def black(path: Path) -> Path:
+    """Write a small mp4 of 200 black frames of 1920 x 1080."""
+    with av.open(path, "w") as container:
+        stream: Any = container.add_stream("libx264", rate=30, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 1920, 1080, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(np.full((1620, 1920), 128, np.uint8), format="yuv420p")
+        for number in range(200):
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
