@@ -101,7 +101,7 @@ def test_few_frames_with_hours_between_them_are_refused() -> None:
     times = [0.0, 0.04, 0.08, 6000.0]
     with pytest.raises(BrokenFile, match="would have 150001 frames at 25 a second"):
         select_frames(FrameFile(times, 25.0, 6000.04, lambda: iter(())))
-    assert len(select_frames(FrameFile(times[:3] + [300.0], 25.0, 300.04, lambda: iter(())))) == 7501
+    assert len(select_frames(FrameFile([*times[:3], 300.0], 25.0, 300.04, lambda: iter(())))) == 7501
 
 
 @given(st.lists(FINITE, max_size=5))

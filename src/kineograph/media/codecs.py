@@ -53,7 +53,7 @@ MAX_HELD_FRAMES = 1 << 16
 # Pixels of an image or animation, all frames together: a file of a few bytes may claim any number of them.
 UNPACKED_PIXELS, UNPACKED_PIXELS_PER_BYTE = 1 << 26, 10_000
 MAX_TIMES = 10_000_000  # frames of four days at 30 a second
-MAX_REPEATS, FEW_TIMES = 1000, 10_000  # frames shown for each in the file: more are only believed where they are few
+MAX_REPEATS = 1000  # frames shown for each in the file, unless they are at most MAX_HELD_FRAMES
 XMP_OF_MP4 = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # the UUID of the box
 XMP_OF_GIF = b"XMP DataXMP"
 
@@ -247,7 +247,7 @@ def select_frames(file: FrameFile, fps: float | None = None) -> list[int]:
     """
     rate, tolerance = (file.fps, 0.5 / file.fps) if fps is None else (fps, SAME_TIME)
     count = max(1, int((file.end + tolerance) * rate))
-    if count > min(MAX_TIMES, max(MAX_REPEATS * len(file.times), FEW_TIMES)):
+    if count > min(MAX_TIMES, max(MAX_REPEATS * len(file.times), MAX_HELD_FRAMES)):
         raise BrokenFile(f"would have {count} frames at {rate:g} a second, by the timestamps of its {len(file.times)}")
     return (np.searchsorted(file.times, np.arange(count) / rate + tolerance, side="right") - 1).tolist()
 
