@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,28 @@ def test_second_model_is_described_too(folder_with: Callable[[dict[str, Any]], P
     options = {"spacing": "lcm", "num_inference_steps": 51}
     with weights_forbidden(), pytest.raises(kg.InputError, match="at most 50 sigmas"):
         kg.generate(str(folder_with({})), "a cat", video_model="pocket-video", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "message"),
+    [
+        ({"smooth_background": 0.5, "foreground_masks": "rembg"}, "rembg", "rembg, which is not installed"),
+        ({"control": {"canny": "in.mp4"}}, "cv2", "edge detection needs OpenCV, which is not installed"),
+    ],
+)
+def test_missing_packages(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], missing: str, message: str) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    found = describe("pocket")
+    assert found is not None
+    with pytest.raises(kg.InputError, match=message):
+        check(found, None, complete(options))
+
+
+def test_kind_of_control_without_an_annotator() -> None:
+    found = describe("pocket")
+    assert found is not None
+    with pytest.raises(kg.InputError, match="no annotator for maps of the kind 'scribble'.*scribble-map=VIDEO"):
+        check(replace(found, controls=("",)), None, complete({"control": {"scribble": "in.mp4"}}))
 
 
 @pytest.mark.parametrize("source", ["pocket", "pocket-video", "pocket-vidrd"])

@@ -42,6 +42,7 @@ BONES = (
 )  # fmt: skip
 BONE_BRIGHTNESS = 0.6  # bones are darker than joints
 
+ANNOTATED = ("canny", "depth", "pose")  # kinds of maps that annotators make
 Joints = tuple[np.ndarray, np.ndarray]  # positions [17, 2] in pixels, x then y, and scores [17]
 
 
@@ -52,17 +53,24 @@ def load_annotator(kind: str, model: str | None = None, device: torch.device | s
 
     Raises InputError for another kind, and when a package or a network cannot be loaded.
     """
+    check_annotator(kind)
     loaders: Mapping[str, Callable[[], Annotator]] = {
         "canny": lambda: canny,
         "depth": lambda: load_depth_annotator(model or DEPTH_MODEL, device),
         "pose": lambda: load_pose_annotator(model or POSE_MODEL, PERSON_DETECTOR, device),
     }
-    if kind not in loaders:
+    return loaders[kind]()
+
+
+def check_annotator(kind: str) -> None:
+    """Raise InputError for a kind of maps that no annotator makes, and for a missing package."""
+    if kind not in ANNOTATED:
         raise InputError(
-            f"there is no annotator for maps of the kind {kind!r}, only for {', '.join(loaders)}: give a video of "
+            f"there is no annotator for maps of the kind {kind!r}, only for {', '.join(ANNOTATED)}: give a video of "
             f"finished maps, `control` {kind}-map=VIDEO"
         )
-    return loaders[kind]()
+    if kind == "canny":
+        import_opencv("edge detection")
 
 
 def canny(frame: np.ndarray, low: int = CANNY_LOW, high: int = CANNY_HIGH) -> np.ndarray:
@@ -173,12 +181,19 @@ def load_saliency_annotator() -> Annotator:
 
     Downloads the weights once. Raises InputError when rembg is not installed.
     """
+    check_saliency_annotator()
+    from rembg import new_session, remove  # type: ignore[import-not-found,unused-ignore]
+
+    session = new_session(SALIENCY_MODEL)
+    return lambda frame: np.asarray(remove(Image.fromarray(frame), session=session, only_mask=True))
+
+
+def check_saliency_annotator() -> None:
+    """Raise InputError when rembg is not installed."""
     try:
-        from rembg import new_session, remove  # type: ignore[import-not-found,unused-ignore]
+        import rembg  # type: ignore[import-not-found,unused-ignore]  # noqa: F401
     except ImportError as error:
         raise InputError(
             "masks of salient objects are made by rembg, which is not installed: pip install 'kineograph[saliency]', "
             "or use the model's own attention (`foreground_masks` attention)"
         ) from error
-    session = new_session(SALIENCY_MODEL)
-    return lambda frame: np.asarray(remove(Image.fromarray(frame), session=session, only_mask=True))

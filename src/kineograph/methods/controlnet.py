@@ -160,6 +160,8 @@ def _to_tensor(frames: np.ndarray) -> Tensor:
 
 def check(combination: Combination) -> None:
     """Raise InputError for a kind without a ControlNet, an annotator without its control, and an empty range."""
+    from kineograph.media.annotators import check_annotator
+
     options, model = combination.read(ControlOptions), combination.model
     for control in list_controls(options):
         if not {control.kind, ANY_CONTROL} & {*model.controls}:
@@ -168,6 +170,8 @@ def check(combination: Combination) -> None:
                 f"{model.name} has no ControlNet for {control.kind!r}{others}: load it with one, "
                 f"`controlnet` {control.kind}=FOLDER"
             )
+        if not control.ready:
+            check_annotator(control.kind)
     kinds = {name.removesuffix(MAP_SUFFIX) for name in options["control"]}
     if idle := set(options["annotators"]) - kinds:
         raise InputError(f"there is one of `annotators` for {', '.join(sorted(idle))}, and no `control` of that kind")

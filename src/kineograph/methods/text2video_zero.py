@@ -269,8 +269,17 @@ def _foreground_masks(plan: Plan) -> ForegroundMasks:
     return masks
 
 
+def check_smoothing(combination: Combination) -> None:
+    """Raise InputError for masks of a package that is not installed."""
+    from kineograph.media.annotators import check_saliency_annotator
+
+    if combination.options["foreground_masks"] == "rembg":
+        check_saliency_annotator()
+
+
 SMOOTHING = AddOn(
     (SmoothingOptions, CameraOptions),
+    check=check_smoothing,
     used=lambda options: options["smooth_background"] > 0,
     when="with `smooth_background` above 0",
 )
