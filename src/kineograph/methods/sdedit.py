@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from typing_extensions import TypedDict
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, shown
 from kineograph.latents import Latents
 from kineograph.models.description import check_size
 from kineograph.motion import Motion, parse
@@ -121,7 +121,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Return (height, width) of a text WIDTHxHEIGHT. Raises InputError for another form."""
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip().lower())
     if match is None:
-        raise InputError(f"`refine_size` is WIDTHxHEIGHT in pixels, such as 768x768, not {text!r}")
+        raise InputError(f"`refine_size` is WIDTHxHEIGHT in pixels, such as 768x768, not {shown(text)}")
     return int(match[2]), int(match[1])
 
 
