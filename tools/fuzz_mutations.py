@@ -41,7 +41,7 @@ FRAGMENTS = (
     "zoom:", "path:", "none", "rotate:", "%",
 )  # fmt: skip
 CHUNKS = (b"tRNS", b"PLTE", b"eXIf", b"iCCP", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT", b"gAMA", b"sBIT")
-MEMBERS = ("../x.mp4", "/x.png", "", "a" * 300 + ".png", "é\n.png", "x")
+MEMBERS = ("../x.mp4", "/x.png", "", "a" * 300 + ".png", "é\x1b[2J.png", "x")
 DTYPES = (np.float16, np.float64, np.int64, np.uint8, np.bool_, np.int8)
 TEXT_SUFFIXES = (".txt", ".csv", ".yaml", ".yml", ".jsonl", ".caption")
 
@@ -281,7 +281,7 @@ def _mutate_tar(content: bytes, rng: Random) -> bytes:
                     data = mutate(data, member.name, rng)
                 elif kind < 0.9:
                     member.name = rng.choice(
-                        ("../x.mp4", "/x.png", "", "a" * 300 + ".png", members[0].name, "é\n.png", "x")
+                        ("../x.mp4", "/x.png", "", "a" * 300 + ".png", members[0].name, "é\x1b[2J.png", "x")
                     )
                 else:
                     member.type, member.linkname = (

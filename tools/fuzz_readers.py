@@ -13,6 +13,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from contextlib import closing, redirect_stderr, redirect_stdout
+from inspect import signature as inspect_signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,14 +249,8 @@ def read_replay(path: Path, out: Path) -> None:
 
 
 def replay(path: Path, out: Path) -> Sequence[object]:
-    file = _of_settings(path, out)
-    return ["replay", file, *(["--yes"] if "--yes" in _flags("replay") else []), "-o", out / "x.mp4"]
-
-
-def _flags(command: str) -> set[str]:
-    from kineograph.cli import build_command
-
-    return {flag for each in build_command(command).params for flag in each.opts}
+    trust = ["--yes"] if "trust" in inspect_signature(kg.replay).parameters else []
+    return ["replay", _of_settings(path, out), *trust, "-o", out / "x.mp4"]
 
 
 # --- settings files
@@ -275,9 +270,9 @@ def build_yaml(folder: Path) -> None:
     video = default_video_settings(kg.load("pocket-video", device="cpu"), "subject").model_dump(mode="json")
     (folder / "customise.yaml").write_text(yaml.safe_dump(video))
     (folder / "image.yaml").write_text(yaml.safe_dump(video["image"]))
-    options = {"prompt": "a fish", **TINY, "prompt_at": {4: "a bird"}, "sampler": "ddim", "camera": "pan:3,0"}
+    options = {"prompt": "a fish", **TINY, "prompt_at": {1: "a bird"}, "sampler": "ddim", "camera": "pan:3,0"}
     (folder / "config.yaml").write_text(yaml.safe_dump(options))
-    (folder / "config.json").write_text(json.dumps({**options, "prompt_at": {"4": "a bird"}}))
+    (folder / "config.json").write_text(json.dumps({**options, "prompt_at": {"1": "a bird"}}))
 
 
 SETTINGS: dict[str, Any] = {
@@ -395,7 +390,7 @@ def build_captions(folder: Path) -> None:
 
 def build_photos(folder: Path) -> None:
     (folder / "dog").mkdir()
-    for number in range(2):
+    for number in range(3):
         Image.fromarray(np.roll(_pixels(64, 80), number, 0)).save(folder / "dog" / f"{number}.png")
         (folder / "dog" / f"{number}.txt").write_text("a dog")
 
@@ -626,7 +621,7 @@ BASE = Path()
 
 
 def base(name: str) -> Path:
-    """Return the folder of a valid model: "sd", "sdxl", or "public", whose VAE has the usual scale factor, 8."""
+    """Return the folder of a valid model: "sd", "sdxl", or "public", with the usual VAE, or a data set, "footage"."""
     return BASE / name
 
 
@@ -634,6 +629,8 @@ def build_base(folder: Path) -> None:
     tiny_models.sd().save_pretrained(folder / "sd")
     tiny_models.sdxl().save_pretrained(folder / "sdxl")
     public_layouts.sd().save_pretrained(folder / "public")
+    (folder / "footage").mkdir()
+    Image.fromarray(_pixels(64, 64)).save(folder / "footage" / "a.png")
 
 
 def warm_up() -> None:
