@@ -12,7 +12,8 @@ FILES = sorted([*(ROOT / "src" / "kineograph").rglob("*.py"), *(ROOT / "lab" / "
 TREES = {str(file.relative_to(ROOT)): ast.parse(file.read_text()) for file in FILES}
 NAMELESS = {"utils", "util", "common", "base", "helpers", "helper", "manager", "misc"}
 KINDS_OF_CLASS = {"NamedTuple", "Protocol", "BaseModel", "TypedDict", "Function", "TyperGroup"}  # Function: autograd's
-NO_FLAGS = {"local_files_only", "recorded"}  # diffusers' name; a property of a declared option
+# diffusers' name; a property of a declared option; a permission of `replay`, as trust_remote_code of transformers
+NO_FLAGS = {"local_files_only", "recorded", "trust"}
 
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,11 @@ def shown(value: object) -> str:
         if len(text) <= SHOWN_LENGTH and "\n" not in text:
             return text
     return f"an object of type {type(value).__name__}"
+
+
+def expand_user(path: str | Path) -> Path:
+    """Return a path with ~ expanded; as it is where ~ is followed by a user whom this machine does not have."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises RuntimeError
 
 
 def check_text(name: str, value: object) -> None:

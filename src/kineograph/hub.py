@@ -11,7 +11,7 @@ from typing import NamedTuple
 import huggingface_hub as hf
 from huggingface_hub import errors
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, expand_user
 
 CONFIGS = ["*.json", "*.txt"]
 WEIGHTS = {
@@ -45,7 +45,7 @@ def local_path(source: str | Path, built_in: Iterable[str] = ()) -> Path | None:
 
     Raises InputError for a path that does not exist, with a hint when a similar path or built-in name does.
     """
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if path.exists():
         return path
     if isinstance(source, str) and _is_repository(source) and not path.parent.is_dir():

@@ -90,14 +90,14 @@ def test_built_in_models_are_loaded_without_a_question(tmp_path: Path) -> None:
     with_fox = {"source": "pocket-video", "adapter": "pocket-fox"}
     for load in ({"source": "pocket"}, with_fox, {"source": "pocket", "decoder": "pocket-vidrd"}):
         video = recorded.read_recorded_video(write_settings(tmp_path / "plain.png", {}, load))
-        assert recorded.list_sources(video) == []
+        assert recorded.list_named_sources(video) == []
 
 
 def test_a_given_model_is_used_in_place_of_the_named_one(tmp_path: Path) -> None:
     path = write_settings(tmp_path / "sly.png", {"image": "photo.png"}, {"source": "models/sd"})
     video = recorded.read_recorded_video(path)
-    assert recorded.list_sources(video) == ["models/sd", "photo.png"]
-    assert recorded.list_sources(video, model=True) == ["photo.png"]
+    assert recorded.list_named_sources(video) == ["models/sd", "photo.png"]
+    assert recorded.list_named_sources(video, ["model"]) == ["photo.png"]
 
 
 def test_the_command_refuses_without_a_terminal_and_asks_in_one(
@@ -140,7 +140,7 @@ def test_options_that_are_never_recorded_are_not_read(tmp_path: Path) -> None:
 )
 def test_replay_has_the_limits_of_generate(tmp_path: Path, changes, message: str) -> None:
     with pytest.raises(InputError) as raised:
-        recorded.check_before_loading(recorded.read_recorded_video(write_settings(tmp_path / "wide.png", changes)))
+        recorded.check_recorded_options(recorded.read_recorded_video(write_settings(tmp_path / "wide.png", changes)))
     assert message in str(raised.value) and len(str(raised.value)) < 500
 
 
@@ -179,8 +179,8 @@ def test_edited_settings_are_read_or_refused(old: dict[str, Any], data: st.DataO
         edited = replaced(edited, place, data.draw(json_values))
     with suppress(InputError):
         video = recorded.RecordedVideo(Path("edited.png"), edited, *recorded.recorded_request(edited))
-        if not recorded.list_sources(video):
-            recorded.check_before_loading(video)
+        if not recorded.list_named_sources(video):
+            recorded.check_recorded_options(video)
 
 
 @few
@@ -222,3 +222,11 @@ def test_a_label_that_is_no_metadata_leaves_the_image(tmp_path: Path) -> None:
     label = {"frames": 1, "height": 16, "width": 16, "fps": 1e300, "settings": {}}
     for text in (label, {**label, "fps": 5e-324}, {**label, "fps": True}, "[" * 10_000, {**label, "fps": 10**400}):
         assert np.shape(kg.open_video(write_label(tmp_path / "label.png", text)).frames) == (1, 16, 16, 3)
+
+
+def test_the_home_of_an_unknown_user_is_a_path_that_is_not_there(run: Run, tmp_path: Path) -> None:
+    path = write_settings(tmp_path / "sly.png", {"image": "~no-such-user/photo.png", "first_frame": "pinned"})
+    with pytest.raises(InputError, match="there is no image ~no-such-user"):
+        kg.replay(path, trust=True)
+    result = run("inspect", "~no-such-user/fish.mp4")
+    assert result.status == 2 and "there is no file ~no-such-user/fish.mp4" in result.err

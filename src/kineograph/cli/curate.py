@@ -11,6 +11,7 @@ import typer
 
 from kineograph.cli import terminal
 from kineograph.cli.options import Json
+from kineograph.errors import expand_user
 
 if TYPE_CHECKING:  # `--help` does not wait for it
     from kineograph.curation.settings import CurationSettings
@@ -53,11 +54,11 @@ def curate(
                 stage = reached.stage
                 terminal.print_message(f"{stage}: {reached.total} to do")
             show(reached.done, reached.total)
-    manifest = read_manifest(chosen.output.expanduser())
+    manifest = read_manifest(expand_user(chosen.output))
     if json:
         terminal.print_json({"path": str(chosen.output), **manifest})
     else:
-        drops = read_dropped(chosen.output.expanduser())
+        drops = read_dropped(expand_user(chosen.output))
         _print_summary(manifest, [f"{drop.file} ({drop.detail})" for drop in drops if drop.reason in LISTED_REASONS])
         terminal.print_path(chosen.output)
     if not manifest["clips"]:
@@ -86,7 +87,7 @@ def _print_sources(settings: CurationSettings, json: bool) -> None:
     from kineograph.curation.run import check_output, count_finished
     from kineograph.curation.sources import list_sources
 
-    resolved = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
+    resolved = settings.model_copy(update={"output": expand_user(settings.output).absolute()})
     check_output(resolved)
     listing = list_sources(resolved)
     videos = sum(file.kind == "video" for file in listing.files)

@@ -18,7 +18,7 @@ from kineograph.cli import terminal
 from kineograph.cli.options import Json, load_arguments, load_flags
 from kineograph.cli.output import OUTPUT_FOLDER
 from kineograph.cli.terminal import format_duration, stop_signals
-from kineograph.errors import InputError
+from kineograph.errors import InputError, expand_user
 from kineograph.media.files import check_writable, refuse_existing, replace_atomically, slug
 
 if TYPE_CHECKING:  # `--help` does not wait for torch
@@ -157,10 +157,10 @@ class OutputPaths(NamedTuple):
 
 def _output_paths(output: Path | None, work: Path | None, name: str) -> OutputPaths:
     """Resolve the paths. Raises InputError for another extension, and OSError when they cannot be written."""
-    file = (output or OUTPUT_FOLDER / f"{slug(name)}{EXTENSION}").expanduser()
+    file = expand_user(output or OUTPUT_FOLDER / f"{slug(name)}{EXTENSION}")
     if file.suffix != EXTENSION:
         raise InputError(f"{file} has to be a {EXTENSION} file: name it {file.with_suffix(EXTENSION)}")
-    folder = work.expanduser() if work else file.with_suffix("")
+    folder = expand_user(work) if work else file.with_suffix("")
     if not folder.exists():  # else a run is resumed, and the file is its own
         refuse_existing(file)
     check_writable(file)

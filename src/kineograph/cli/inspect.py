@@ -84,7 +84,7 @@ def replay(
     from kineograph.request import NUM_FRAMES
 
     video = recorded.read_recorded_video(file)
-    sources = recorded.list_sources(video, model=model is not None)
+    sources = recorded.list_named_sources(video, ["model"] if model else [])
     if sources and not yes:
         _ask_to_load(file, recorded.join_sources(sources))
     write = choose_writer(output, video.options["num_frames"] or NUM_FRAMES, saved)
@@ -92,7 +92,7 @@ def replay(
     terminal.hide_loading_bars()
     with terminal.flags_in_messages(load_flags()):
         if not model:
-            recorded.check_before_loading(video)
+            recorded.check_recorded_options(video)
         loaded = _load(model, given) if model else recorded.load_recorded_model(video.settings, **given)
     with terminal.progress_bar("generating") as show:
         again = recorded.generate_again(video, model=loaded, on_step=lambda step: show(step.done, step.total))

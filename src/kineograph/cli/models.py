@@ -11,7 +11,7 @@ from rich.table import Table
 
 from kineograph.cli import terminal
 from kineograph.cli.options import Json, load_arguments, load_flags
-from kineograph.errors import InputError, load_json
+from kineograph.errors import InputError, expand_user, load_json
 from kineograph.models.pocket import WEIGHTS
 
 PIPELINES = {
@@ -123,7 +123,7 @@ def convert(
             if arguments:
                 raise InputError(f"{' and '.join(f'`{name}`' for name in arguments)}: expected a folder as target")
             terminal.print_path(folder_to_videocrafter(source, target))
-        elif arguments.keys() <= {"config"} and Path(source).expanduser().is_file():
+        elif arguments.keys() <= {"config"} and expand_user(source).is_file():
             terminal.print_path(checkpoint_to_folder(source, target, **arguments))
         else:
             terminal.print_path(save(load(source, **arguments, device="cpu"), target))

@@ -17,7 +17,7 @@ import typer
 from rich.markup import escape
 from typing_extensions import get_type_hints
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, expand_user, shown
 
 if TYPE_CHECKING:  # `--help` of the program does not wait for it
     from kineograph.options import Option
@@ -221,7 +221,7 @@ def parse_lora(text: str) -> tuple[str, float | dict[str, float]]:
     FILE may have an = too.
     """
     file, equals, scale = text.rpartition("=")
-    if not equals or Path(text).expanduser().exists():
+    if not equals or expand_user(text).exists():
         return text, 1.0
     pairs = [each.rpartition(":") for each in scale.split(",")]
     try:
@@ -231,7 +231,7 @@ def parse_lora(text: str) -> tuple[str, float | dict[str, float]]:
     named = [bool(name) for name in numbers]
     if len(numbers) < len(pairs) or len(set(named)) > 1 or not all(map(math.isfinite, numbers.values())):
         raise InputError(
-            f"{text} is no file, and no FILE=SCALE with a number for the scale, or one for each network, as in "
+            f"{shown(text)} is no file, and no FILE=SCALE with a number for the scale, or one for each network, as in "
             "FILE=unet:0.8,text_encoder:0.5: expected one of them"
         )
     return file, numbers if all(named) else numbers[""]
@@ -242,7 +242,7 @@ def parse_numbers(text: str, what: str) -> tuple[float, ...]:
     try:
         return tuple(float(number) for number in text.split(",") if number.strip())
     except ValueError as error:
-        raise InputError(f"{what} is a list of numbers such as 0.9,0.5, not {text!r}") from error
+        raise InputError(f"{what} is a list of numbers such as 0.9,0.5, not {shown(text)}") from error
 
 
 def parse_named(
@@ -256,8 +256,8 @@ def parse_named(
     for text in texts:
         name, _, value = text.partition("=")
         if not name or not value:
-            raise InputError(f"{what} is given as {form}, such as {example}, not {text!r}")
+            raise InputError(f"{what} is given as {form}, such as {example}, not {shown(text)}")
         if name in values:
-            raise InputError(f"{what} is given twice for {name}: one for each {form.partition('=')[0].lower()}")
+            raise InputError(f"{what} is given twice for {name[:100]}: one for each {form.partition('=')[0].lower()}")
         values[name] = value
     return values

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kineograph.cli import terminal
+from kineograph.errors import expand_user
 from kineograph.media.files import check_writable, write_to_unused_path
 
 if TYPE_CHECKING:  # `--help` does not wait for it
@@ -32,7 +33,7 @@ def choose_writer(output: Path | None, num_frames: int, options: Mapping[str, An
     if output is None:
         check_writable(OUTPUT_FOLDER / "video.mp4")
         return lambda video: _save_unnamed(video, options)
-    output = output.expanduser()
+    output = expand_user(output)
     check = check_replaceable if chosen["overwrite"] else check_new
     check(output, num_frames)
     check_writable(output)

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from kineograph.cli import terminal
 from kineograph.cli.options import SECOND, load_arguments, load_flags, load_options, save_options, second_model_options
 from kineograph.cli.output import choose_writer, report_video
-from kineograph.errors import InputError, check_text
+from kineograph.errors import InputError, check_text, expand_user
 from kineograph.generation.check import check, check_order, check_prompts, complete
 from kineograph.generation.schema import DECLARATIONS
 from kineograph.models.conditioning.prompt_weights import take_loras
@@ -148,7 +148,7 @@ def _read_values(command: str, own: Mapping[str, Any], given: Mapping[str, Any])
     if files or overrides:  # the import takes as long as torch's and accelerate's
         from kineograph.training.settings_file import apply_override, read_yaml
     if files:
-        values = read_yaml(Path(_only(files)).expanduser())
+        values = read_yaml(expand_user(_only(files)))
     if others := [each for each in configs if each not in files]:
         values["config"] = _only(others)
     values |= typed
@@ -180,7 +180,7 @@ def _take_loras(prompts: Sequence[Any], values: Mapping[str, Any]) -> tuple[list
         )
     from kineograph.models.formats.lora import list_loras
 
-    named = [(_find_lora(Path(folder).expanduser(), name), scale) for name, scale in first]
+    named = [(_find_lora(expand_user(folder), name), scale) for name, scale in first]
     return texts, {"lora": [*list_loras(values.get("lora")), *named]}
 
 

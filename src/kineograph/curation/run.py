@@ -30,7 +30,7 @@ from kineograph.curation.records import WORK, load_record, read_json_file, recor
 from kineograph.curation.settings import Captions, CurationSettings, Endpoint, content_settings
 from kineograph.curation.sources import SourceFile, SourceListing, list_sources
 from kineograph.curation.watermarks import find_source_watermarks
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, expand_user
 from kineograph.media.files import remove_leftovers
 from kineograph.training.lock import lock_folder
 
@@ -54,7 +54,7 @@ def curate_dataset(settings: CurationSettings) -> Generator[CurationProgress, No
     One run at a time in a folder. Whatever interrupts it, the same settings resume it and give the same shards.
     Raises InputError for invalid input: sources, settings, a folder with other files in it.
     """
-    resolved = settings.model_copy(update={"output": settings.output.expanduser().absolute()})
+    resolved = settings.model_copy(update={"output": expand_user(settings.output).absolute()})
     check_output(resolved)
     with lock_folder(resolved.output / WORK), PARALLEL_MAPS[resolved.run]() as parallel_map:
         yield from run_stages(resolved, parallel_map)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from kineograph.curation.settings import CurationSettings, FootageSource, content_settings
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, expand_user
 from kineograph.media.dataset import Dataset, open_dataset
 from kineograph.media.dataset_layouts import CAPTION_SUFFIXES, DatasetItem, MediaKind
 from kineograph.media.files import slug
@@ -105,7 +105,7 @@ def _lone_labels(source: FootageSource, dataset: Dataset) -> Iterator[Problem]:
     media = {_stem(item.name) for item in dataset}
     media |= {_stem(name) for name, reason in dataset.problems if "preview" in reason}
     in_folder = dataset.layout.startswith("files")
-    names = _files_below(Path(source.source).expanduser()) if in_folder else _tar_members(dataset.items)
+    names = _files_below(expand_user(source.source)) if in_folder else _tar_members(dataset.items)
     for name in names:
         if PurePosixPath(name).suffix.lower() in CAPTION_SUFFIXES and _stem(name) not in media:
             yield Problem(name, "is a label without a video or image of its name")

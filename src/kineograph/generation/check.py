@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kineograph.errors import InputError, shown
+from kineograph.errors import InputError, expand_user, shown
 from kineograph.generation.options import (
     ADD_ONS,
     GenerateOptions,
@@ -92,7 +91,7 @@ def check_order(first: object, prompt: object, example: str, names: Collection[s
 
     def exists(name: str) -> bool:
         try:
-            return name in names or Path(name).expanduser().exists()
+            return name in names or expand_user(name).exists()
         except (OSError, ValueError, RuntimeError):  # a long text, or one with a null character or an unknown ~user
             return False
 

@@ -25,7 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, expand_user
 from kineograph.media.files import remove_leftovers, replace_atomically
 from kineograph.media.metadata import settings_id
 from kineograph.methods.vidrd import ClipState, Past
@@ -60,7 +60,7 @@ class ClipFiles:
     @classmethod
     def for_settings(cls, folder: str | Path, settings: Mapping[str, Any]) -> ClipFiles:
         """Return the subfolder of a video with these settings."""
-        return cls(Path(folder).expanduser() / settings_id(json.loads(json.dumps(settings))))
+        return cls(expand_user(folder) / settings_id(json.loads(json.dumps(settings))))
 
     @contextmanager
     def lock(self) -> Iterator[bool]:

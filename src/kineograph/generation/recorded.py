@@ -6,7 +6,7 @@ Settings may come from anyone: every value is checked, and what they name is loa
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Required
 
@@ -91,7 +91,8 @@ def replay(
     >>> again = kg.replay("fish.mp4")  # doctest: +SKIP
     """
     video = read_recorded_video(path)
-    sources = list_sources(video, model=model is not None, video_model=video_model is not None)
+    own = {name for name, each in (("model", model), ("video_model", video_model)) if each is not None}
+    sources = list_named_sources(video, own)
     if sources and not trust:
         raise InputError(
             f"{path} names what replay would load: {join_sources(sources)}. If you trust whoever made it, pass "
@@ -110,7 +111,7 @@ def generate_again(
     """Generate a recorded video again, with all that its settings name; see `replay`."""
     before = video.settings
     if model is None:
-        check_before_loading(video, video_model)
+        check_recorded_options(video, video_model)
     if video_model is None and "video_model" in before:
         video_model = load_recorded_model({"model": before["video_model"]})
     model = model or load_recorded_model(before)
@@ -127,7 +128,7 @@ def _used_options(model: Description, video_model: Description | None, options: 
     return complete(without_unused(model, video_model, options))
 
 
-def check_before_loading(video: RecordedVideo, video_model: Model | None = None) -> None:
+def check_recorded_options(video: RecordedVideo, video_model: Model | None = None) -> None:
     """Raise what `generate` would for the options of a recorded video, before weights are loaded."""
     first = describe(**_load_arguments(video.settings["model"]))
     second = None if video_model is None else describe_model(video_model)
@@ -180,13 +181,12 @@ def _refuse_inputs_in_memory(settings: Mapping[str, Any]) -> None:
         )
 
 
-def list_sources(video: RecordedVideo, *, model: bool = False, video_model: bool = False) -> list[str]:
+def list_named_sources(video: RecordedVideo, own: Collection[str] = ()) -> list[str]:
     """Return the files, folders and repositories that the settings of a video name; nothing that is built in.
 
-    model, video_model: True where the recorded one is not loaded.
+    own: "model" or "video_model", where another one is used than the recorded one.
     """
-    given = {"model": model, "video_model": video_model}
-    models = [video.settings[name] for name, own in given.items() if name in video.settings and not own]
+    models = [video.settings[name] for name in ("model", "video_model") if name in video.settings and name not in own]
     arguments = [_recorded_arguments(each) for each in models if each["load"]]
     values = [value for each in arguments for name, value in each.items() if name not in NO_SOURCES]
     built_in = {*POCKETS, *ADAPTERS, *DECODERS}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, expand_user
 from kineograph.media.dataset_layouts import (
     CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -65,7 +65,7 @@ def open_dataset(source: str | Path) -> Dataset:
     Warns once (InputWarning) about files that are left out or have no caption; `Dataset.problems` has all of them.
     Raises InputError when nothing is left, saying what was looked for and what was found.
     """
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if not path.exists() and "{" not in str(source):
         raise InputError(f"there is no file or folder {path} to read a dataset from")
     files = _list_files(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from kineograph.errors import InputError, memory_label
+from kineograph.errors import InputError, expand_user, memory_label
 from kineograph.media.codecs import FrameFile, Sound, open_frames, read_sound, select_frames
 from kineograph.media.frames import DECODE_ERRORS, BrokenFile
 from kineograph.media.images import (
@@ -137,7 +137,7 @@ def _stack_frames(source: Any, option: str) -> np.ndarray:
 
 
 def _open_file(path: str | Path, num_frames: int | None, fps: float | None) -> Footage:
-    if not is_present(Path(path).expanduser()):
+    if not is_present(expand_user(path)):
         raise InputError(f"there is no file {shorten(path)}")
     path = existing_path(path)
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
-from kineograph.errors import InputError, memory_label
+from kineograph.errors import InputError, expand_user, memory_label
 from kineograph.media.frames import BrokenFile
 from kineograph.media.shards import FileSlice
 
@@ -58,7 +58,7 @@ def read_image(source: object) -> InputImage:
 
 
 def _read_image_file(path: str | Path) -> InputImage:
-    file = Path(path).expanduser()
+    file = expand_user(path)
     if not is_present(file) or not file.is_file():
         raise InputError(f"there is no image {shorten(path)}: expected a file such as .png, .jpg or .webp")
     try:

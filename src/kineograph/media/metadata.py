@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from typing_extensions import TypedDict
 
-from kineograph.errors import InputError, parse_json
+from kineograph.errors import InputError, expand_user, parse_json
 from kineograph.options import Flag, option
 
 IMAGE_DESCRIPTION = 0x010E
@@ -142,7 +142,7 @@ def settings_id(settings: Mapping[str, Any]) -> str:
 
 def existing_path(path: str | Path) -> Path:
     """Return a path, its ~ expanded. Raises InputError when nothing is there."""
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if not path.exists():
         raise InputError(f"there is no file {path}")
     return path

@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 from typing_extensions import Unpack
 
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, expand_user
 from kineograph.media import codecs
 from kineograph.media.codecs import Sound, check_held, open_frames, read_sound, select_frames
 from kineograph.media.files import refuse_existing, replace_atomically, write_new
@@ -119,7 +119,7 @@ class Video:
             InputError: another suffix, a rate that is not above 0, or no encoder for .webm.
             OSError: the folder cannot be written, or the disk is full.
         """
-        path, chosen = Path(path).expanduser(), validate(options, SaveOptions)
+        path, chosen = expand_user(path), validate(options, SaveOptions)
         check, write = (check_replaceable, replace_atomically) if chosen["overwrite"] else (check_new, write_new)
         check(path, len(self))
         video = self if fps is None else replace(self, fps=fps)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kineograph.errors import MAX_FRAMES, InputError, InputWarning
+from kineograph.errors import MAX_FRAMES, InputError, InputWarning, expand_user
 from kineograph.media.codecs import check_held
 from kineograph.media.dataset_layouts import CAPTION_COLUMNS, FILE_COLUMNS, IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from kineograph.media.footage import Footage, open_footage
@@ -86,7 +86,7 @@ def collect_videos(
 
     Raises InputError when the folder is missing, holds no video, or none that can be read.
     """
-    folder = Path(folder).expanduser()
+    folder = expand_user(folder)
     names = _find_names(folder)
     entries, problems = list[VideoEntry](), list[Problem]()
     for name in names:
@@ -115,7 +115,7 @@ def read_prompts(path: str | Path) -> dict[str, str]:
 
     Raises InputError when a row lacks one of them or gives a video another prompt; the message names the line.
     """
-    path, prompts = Path(path).expanduser(), dict[str, str]()
+    path, prompts = expand_user(path), dict[str, str]()
     for where, row in read_rows(path):
         name, prompt = first_value(row, FILE_COLUMNS), first_value(row, CAPTION_COLUMNS)
         if not name or not prompt:

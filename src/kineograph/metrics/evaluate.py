@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, expand_user
 from kineograph.media.files import replace_atomically, slug
 from kineograph.metrics.collection import VideoCollection, collect_videos
 from kineograph.metrics.extractors import BUILT_IN
@@ -82,7 +82,7 @@ def write_reports(evaluations: Sequence[Evaluation], folder: Path) -> Path:
 
 def _evaluation_names(folders: Sequence[str | Path]) -> list[str]:
     """Return a name for each folder: its own, with -2 appended to the second of the same name."""
-    paths = [Path(folder).expanduser().resolve() for folder in folders]
+    paths = [expand_user(folder).resolve() for folder in folders]
     own = [slug(path.name) for path in paths]
     before = [own[:place].count(name) for place, name in enumerate(own)]
     names = [f"{name}-{count + 1}" if count else name for name, count in zip(own, before, strict=True)]

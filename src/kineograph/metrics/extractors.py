@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, expand_user
 from kineograph.media.dataset_layouts import IMAGE_SUFFIXES
 from kineograph.media.images import read_image
 from kineograph.metrics.encoders import clip_extractor, load_clip_encoder, load_videomae
@@ -59,7 +59,7 @@ def load_metrics(
         encoder = load_clip_encoder(source, device)
         metrics.append(clip_metric(encoder))
         if images is not None:
-            metrics.append(image_similarity_metric(encoder, *_read_images(Path(images).expanduser())))
+            metrics.append(image_similarity_metric(encoder, *_read_images(expand_user(images))))
     if POCKET in names:
         metrics.append(load_plugin("metrics", POCKET)())
     return extractors, metrics

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from kineograph.errors import InputError
+from kineograph.errors import InputError, expand_user
 from kineograph.metrics.features import FROM_START, Extractor, Frames, VideoFeatures
 from kineograph.models.conditioning.image_encoder import crop_to_size
 
@@ -68,7 +68,7 @@ def load_torchscript(file: str | Path, device: torch.device | str = "cpu") -> Ex
 
     Raises InputError when the file or FILE.json cannot be read.
     """
-    path = Path(file).expanduser()
+    path = expand_user(file)
     network = _load_network(path, device)
     clip_format = _read_format(path, network)
 

@@ -6,6 +6,7 @@ Ours, not pydantic-settings or OmegaConf: those replace `apply_override`, fiftee
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -18,48 +19,9 @@ from kineograph.errors import MAX_DEPTH, SHOWN_LENGTH, InputError, check_plain_v
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 MAX_BYTES, MAX_VALUES = 1 << 20, 20_000  # of a file of settings; values with those that aliases repeat
+NUMBER = re.compile(r"[-+\d_:]+")
 MAX_LISTED = 10  # errors in a message
 TEXT_TAG = "tag:yaml.org,2002:str"
-
-
-class _LimitedLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with limits on depth and on values, of which an alias repeats those of its anchor."""
-
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.depth = self.count = 0
-        self.counts: dict[str, int] = {}  # values of each anchor that is complete
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Return the next node. Raises YAMLError beyond the limits, for an alias inside its anchor, and for tags."""
-        event, before = self.peek_event(), self.count
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor in self.anchors and event.anchor not in self.counts:
-                raise self._error(f"the alias {event.anchor!r} refers to the list that it is in", event)
-            self.count += self.counts.get(event.anchor, 0)
-        elif getattr(event, "tag", None) not in (None, "!", TEXT_TAG):
-            raise self._error("tags are not read", event)
-        self.depth, self.count = self.depth + 1, self.count + 1
-        if self.depth > MAX_DEPTH or self.count > MAX_VALUES:
-            limits = f"{MAX_DEPTH} lists in one another and {MAX_VALUES:,} values are read, aliases unfolded"
-            raise self._error(f"at most {limits}", event)
-        node = super().compose_node(parent, index)
-        if not isinstance(event, yaml.AliasEvent) and event.anchor is not None:
-            self.counts[event.anchor] = self.count - before
-        self.depth -= 1
-        return node
-
-    def construct_yaml_int(self, node: Any) -> int:
-        """Return an integer. Raises ValueError for a long one: PyYAML takes minutes for one to base 60."""
-        if len(node.value) > SHOWN_LENGTH:
-            raise ValueError("a whole number has more than 64 bits")
-        return super().construct_yaml_int(node)
-
-    def _error(self, problem: str, event: yaml.Event) -> yaml.YAMLError:
-        return yaml.composer.ComposerError(None, None, problem, event.start_mark)
-
-
-_LimitedLoader.add_constructor("tag:yaml.org,2002:int", _LimitedLoader.construct_yaml_int)
 
 
 def load_settings(path: Path, model: type[SettingsT], overrides: Iterable[str] = ()) -> SettingsT:
@@ -114,11 +76,39 @@ def parse_yaml(text: str, what: str) -> Any:
     what: its name for messages.
     """
     try:
-        content = yaml.load(text, _LimitedLoader)
+        _check_events(yaml.parse(text, yaml.SafeLoader))
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:  # of a date or a number that there is not
         raise InputError(f"{what} is not YAML that can be used: {_explain(error)}") from error
     check_plain_value(content, what)
     return content
+
+
+def _check_events(events: Iterable[yaml.Event]) -> None:
+    """Raise YAMLError for events of a text beyond the limits, for an alias inside its anchor, and for tags."""
+    open_lists, counts, count = list[tuple[str | None, int]](), dict[str | None, int](), 0
+    for event in events:
+        problem = ""
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_lists.pop()
+            counts[anchor] = count - before
+        elif isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_lists):
+                problem = f"the alias {event.anchor!r} refers to the list that it is in"
+            count += counts.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            is_number = isinstance(event, yaml.ScalarEvent) and event.implicit[0] and NUMBER.fullmatch(event.value)
+            if is_number and len(event.value) > SHOWN_LENGTH:  # PyYAML takes minutes for one to base 60
+                problem = "a whole number has more than 64 bits"
+            if event.tag not in (None, "!", TEXT_TAG):
+                problem = "tags are not read"
+            if isinstance(event, yaml.CollectionStartEvent):
+                open_lists.append((event.anchor, count))
+            count += 1
+        if len(open_lists) > MAX_DEPTH or count > MAX_VALUES:
+            problem = f"at most {MAX_DEPTH} lists in one another and {MAX_VALUES:,} values are read, aliases unfolded"
+        if problem:
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
 
 
 def _explain(error: Exception) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar, Unpack
 from torch import nn
 
 from kineograph import hub
-from kineograph.errors import InputError, InputWarning, check_integer, load_json, shown
+from kineograph.errors import InputError, InputWarning, check_integer, expand_user, load_json, shown
 from kineograph.hub import HubOptions
 from kineograph.models.changes import place, warn_of_slow_dtype, with_own_layers
 from kineograph.models.conditioning.text_encoder import TextEncoder, check_depth
@@ -306,7 +306,7 @@ def _vocabulary(source: ModelSource, components: Components) -> frozenset[str] |
     """
     if isinstance(source, Pipeline):
         return None
-    files = [*POCKET.rglob(VOCABULARY)] if source in POCKETS else [Path(source).expanduser() / VOCABULARY]
+    files = [*POCKET.rglob(VOCABULARY)] if source in POCKETS else [expand_user(source) / VOCABULARY]
     words = [word for file in files if file.is_file() for word in _read_words(file)]
     return frozenset([*words, *(components.subject or "").lower().split()]) if words else None
 

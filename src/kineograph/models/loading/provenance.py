@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from kineograph.errors import expand_user
 from kineograph.models.hooks import has_weights
 from kineograph.models.model import Model
 
@@ -28,7 +29,7 @@ def source_name(source: Any) -> str:
     if not isinstance(source, str | Path):
         config = getattr(source, "config", None) or {}
         return str(config.get("_name_or_path") or type(source).__name__)
-    path = Path(source).expanduser()
+    path = expand_user(source)
     return path.name if path.exists() else str(source)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from kineograph import noise
 from kineograph.denoise import classifier_free_guidance, refuse_nan
-from kineograph.errors import InputError
+from kineograph.errors import InputError, expand_user
 from kineograph.media.dataset_layouts import IMAGE_SUFFIXES
 from kineograph.media.files import replace_atomically, slug
 from kineograph.media.images import crop_resize, read_image
@@ -107,7 +107,7 @@ def list_image_files(images: Images) -> list[str | Path | np.ndarray]:
     """
     if not isinstance(images, str | Path):
         return list(images)
-    folder = Path(images).expanduser()
+    folder = expand_user(images)
     if folder.is_file():
         return [folder]
     if not folder.is_dir():
@@ -123,7 +123,7 @@ def load_photo(image: str | Path | np.ndarray, name: str = "the image") -> Photo
             raise InputError(f"{name} is {image.dtype} {list(image.shape)}: expected uint8 [h w 3]")
         return Photo(name, image, None, _digest(image))
     pixels = read_image(image).pixels
-    return Photo(str(image), pixels, _read_caption(Path(image).expanduser()), _digest(pixels))
+    return Photo(str(image), pixels, _read_caption(expand_user(image)), _digest(pixels))
 
 
 def _digest(pixels: Pixels) -> str:
