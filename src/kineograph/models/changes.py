@@ -80,7 +80,8 @@ def add_lora_to_model(model: Model, source: str | Path, scale: LoraScale) -> Mod
     scale = check_scale(scale)
     changed, hub_options = _with_own_layers(model), HubOptions()
     networks = changed.networks
-    load_lora(networks, source, scale, hub_options)
+    with quiet_loading():
+        load_lora(networks, source, scale, hub_options)
     place(networks.values(), Placement(model.device, model.dtype, "as the model is"))
     settings = dict(model.settings)
     if settings:

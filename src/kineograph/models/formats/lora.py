@@ -19,7 +19,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from kineograph import hub
-from kineograph.errors import InputError, InputWarning
+from kineograph.errors import InputError, InputWarning, parse_json, shown
 from kineograph.hub import HubOptions
 from kineograph.models import lora_layers
 from kineograph.models.conditioning.text_encoder import TextEncoder
@@ -32,6 +32,7 @@ from kineograph.models.formats.layer_names import (
     weighted_layers,
 )
 from kineograph.models.formats.lora_kinds import LowRankUpdate, Scaling
+from kineograph.models.network_folders import read_json
 
 LoraScale = float | Mapping[str, float]  # of all networks, or by network, as in diffusers' set_adapters
 LoraSource = str | Path | Sequence[str | Path | LoraScale]
@@ -151,7 +152,7 @@ def add_lora(
     _refuse_numberless(file, tensors)
     _check_architecture(file, networks)
     matches = match_tensors(tensors, networks)
-    _refuse_unknown(file, matches.unknown)
+    _refuse_unknown(file, matches.unknown, tensors)
     if matches.repeated:
         names = tensor_files.preview_names(matches.repeated)
         raise InputError(f"{file} has several tensors for the same part of a layer, by other names too: {names}")
@@ -164,7 +165,9 @@ def add_lora(
         changes.setdefault(part, {})[path] = change
     if not changes:
         raise _error_of_no_layer(file, tensors, networks)
+    _refuse_other_image_network(file, changes, matches.elsewhere)
     _warn_of_left_out(file, matches.elsewhere, len(tensors))
+    _warn_of_no_effect(file, changes)
     name = prefix + _new_name(file, networks)
     for part, of_network in changes.items():
         own_scale = network_scale(scale, part)
@@ -249,13 +252,22 @@ def _refuse_unsupported(file: Path, tensors: Mapping[str, Tensor], settings: Map
     for name in tensors:
         if kind := lora_kinds.unsupported_kind(name):
             raise InputError(f"{file} holds {kind.name} ({name}), which is not supported: {kind.reason}")
+    if model := lora_kinds.other_model(tensors):
+        raise InputError(
+            f"{file} is a LoRA for another architecture, {model}: expected one for a U-Net of the SD 1.x, 2.x or SDXL "
+            f"family. Its tensors are called {tensor_files.preview_names(tensors)}"
+        )
     for of_network in settings.values():
+        if wrong := lora_kinds.wrong_setting(of_network):
+            raise InputError(
+                f"the settings of {file} are damaged: {wrong} is {shown(of_network[wrong])}. Fetch it again"
+            )
         if reason := lora_kinds.unsupported_settings(of_network):
             raise InputError(f"{file} is {reason}")
 
 
 def _refuse_numberless(file: Path, tensors: Mapping[str, Tensor]) -> None:
-    damaged = [name for name, each in tensors.items() if not each.float().isfinite().all()]
+    damaged = [name for name, each in tensors.items() if each.is_floating_point() and not each.float().isfinite().all()]
     if damaged:
         names = tensor_files.preview_names(damaged)
         raise InputError(
@@ -270,15 +282,18 @@ def _check_architecture(file: Path, networks: Mapping[str, nn.Module]) -> None:
         return
     is_xl = unet.config.addition_embed_type == "text_time"
     for name, value in metadata.items():
+        if name.removeprefix("ss_") in FAMILIES and lora_kinds.OTHER_ARCHITECTURES.match(value):
+            raise InputError(f"{file} is a LoRA for another architecture, {shown(value)}: expected SD 1.x, 2.x or SDXL")
         of_family = name.removeprefix("ss_") in FAMILIES and value.startswith(("sd", "stable-diffusion"))
         if of_family and ("xl" in value) != is_xl:
             ours = "of SDXL's" if is_xl else "of Stable Diffusion 1.x's or 2.x's"
             raise InputError(f"{file} is a LoRA for another architecture: for {value}, and this model is {ours}")
 
 
-def _refuse_unknown(file: Path, names: Sequence[str]) -> None:
+def _refuse_unknown(file: Path, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
     if not names:
         return
+    known_configurations.refuse_other_kind(file, tensors, "lora")
     preview = tensor_files.preview_names(names)
     if all(name.endswith((".weight", ".bias")) for name in names):
         raise InputError(
@@ -295,6 +310,13 @@ def _layer_change(
     file: Path, path: str, layer: WeightedLayer, tensors: Roles, settings: Mapping[str, Any]
 ) -> LayerChange:
     """Return the change of a layer. Raises InputError if tensors of it are missing, or of another shape."""
+    for role, each in tensors.items():
+        if wrong := lora_kinds.damage(role, each):
+            raise InputError(f"{file} is damaged, or quantised: {role} of {path} {wrong}")
+    if settings.get("use_dora") is True and not {"dora_scale", "magnitude"} & tensors.keys():
+        raise InputError(f"{file} is damaged: its settings say DoRA, and {path} has no magnitudes. Fetch it again")
+    if several := lora_kinds.conflicts(tensors):
+        raise InputError(f"{file} has several tensors for the same part of {path}: {', '.join(several)}")
     tensors = {role: each.float() for role, each in tensors.items()}
     scale = lora_kinds.scaling(tensors, settings, path)
     empty = {role: each if role == "alpha" else each.to("meta") for role, each in tensors.items()}
@@ -355,6 +377,20 @@ def _error_of_no_layer(file: Path, tensors: Mapping[str, Tensor], networks: Mapp
     )
 
 
+def _refuse_other_image_network(file: Path, changed: Iterable[str], elsewhere: Sequence[str]) -> None:
+    """Raise InputError for a LoRA of an image network of which nothing fits, beside a text encoder's that does."""
+    names = [each for each in elsewhere if set(IMAGE) & set(_split_prefix(each)[0]) and _ending(each)]
+    if names and not set(IMAGE) & set(changed):
+        raise InputError(
+            f"{file} is a LoRA for another architecture: none of its {len(names)} tensors for the image network "
+            f"({tensor_files.preview_names(names)}) belongs to a layer of this model, only those for the text encoder"
+        )
+
+
+def _ending(key: str) -> re.Match[str] | None:
+    return lora_kinds.ENDING.fullmatch(_split_prefix(key)[1])
+
+
 def _warn_of_left_out(file: Path, names: Sequence[str], count: int) -> None:
     embeddings = [name for name in names if name.startswith(EMBEDDINGS)]
     others = [name for name in names if name not in embeddings]
@@ -367,6 +403,16 @@ def _warn_of_left_out(file: Path, names: Sequence[str], count: int) -> None:
     if reasons:
         warnings.warn(
             f"{file}: {len(names)} of {count} tensors are left out: {', and '.join(reasons)}",
+            InputWarning,
+            stacklevel=6,
+        )
+
+
+def _warn_of_no_effect(file: Path, changes: Mapping[str, Mapping[str, LayerChange]]) -> None:
+    every = [each for of_network in changes.values() for each in of_network.values()]
+    if none := [each for each in every if each.scale(1) == 0]:
+        warnings.warn(
+            f"{file}: the alpha of {len(none)} of {len(every)} layers is 0, with which they change nothing",
             InputWarning,
             stacklevel=6,
         )
@@ -399,12 +445,12 @@ def _peft_settings(file: Path, tensors: Mapping[str, Tensor]) -> dict[str, dict[
     )
     try:
         if header is not None:
-            return _settings_by_network(json.loads(header))
+            return _settings_by_network(parse_json(header, str(file)))
         if beside.is_file() and any(name.startswith(WRAPPERS[0]) for name in tensors):
-            settings = dict(json.loads(beside.read_text()))
-            return dict.fromkeys((*IMAGE, *TEXT, *TEXT_2), settings)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise InputError(f"the settings of {beside if header is None else file} are damaged: fetch it again") from error
+            return dict.fromkeys((*IMAGE, *TEXT, *TEXT_2), read_json(beside))
+    except (InputError, AttributeError) as error:
+        where = beside if header is None else file
+        raise InputError(f"the settings of {where} are damaged: fetch it again") from error
     return {}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -81,11 +81,31 @@ UNSUPPORTED = (
         "it numbers the layers instead of naming them: convert it with its scripts",
     ),
 )  # fmt: skip
+# in the names of LoRAs for other networks than U-Nets -> the models that they are for
+OTHER_MODELS = {
+    r"single_(transformer_)?blocks[._]|double_blocks[._]": "FLUX, or another transformer of its kind",
+    r"joint_blocks[._]|attn[._]add_[qkv]_proj|^lora_te3_": "Stable Diffusion 3, or another transformer of its kind",
+    r"^(lora_|base_model\.model\.|diffusion_model\.)?(transformer[._]|unet[._])?transformer_blocks[._]": (
+        "PixArt, Stable Diffusion 3, or another transformer"
+    ),
+    r"blocks[._]\d+[._](self|cross)_attn[._]": "Wan, or another transformer of its kind",
+    r"^lora_prior_|clip_txt_mapper": "Stable Cascade or Kandinsky",
+}
+# in the headers of LoRAs, the architectures that they are for
+OTHER_ARCHITECTURES = re.compile(
+    r"sd[-_.]?3|stable-diffusion-v?3|flux|kolors|pixart|hunyuan|stable-cascade|lumina|auraflow|wan|qwen|chroma", re.I
+)
 # peft's initialisations that change the network's own weights too
 CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+MAX_REPEATS = 4  # in peft's patterns of names
 PEFT_TYPES = {"LORA": "LoRA", "LOHA": "LoHa", "LOKR": "LoKr"}
 
 PRODUCT_ROLES = {"down", "up", "mid", "alpha", "up_bias", "diff_b", "b_norm"}  # of a product, and of a bias beside it
+
+# role -> those that stand for the same part of a layer
+ALTERNATIVES = {"magnitude": {"dora_scale"}} | {
+    f"lokr_w{n}": {f"lokr_w{n}_a", f"lokr_w{n}_b", f"lokr_t{n}"} for n in (1, 2)
+}
 
 Tensors = Mapping[str, Tensor]  # of one layer, by role
 Scaling = Callable[[int | None], float]  # rank of a product -> its factor, alpha / rank; None for whole matrices
@@ -102,6 +122,52 @@ class LowRankUpdate(NamedTuple):
 def unsupported_kind(name: str) -> UnsupportedKind | None:
     """Return the kind of file that a tensor's name is of, if it is one that is refused."""
     return next((kind for kind in UNSUPPORTED if re.search(rf"(?:^|[._])(?:{kind.ending})$", name)), None)
+
+
+def other_model(names: Iterable[str]) -> str | None:
+    """Return the models that a LoRA is for by the names of its tensors, if they have no U-Net of Stable Diffusion's."""
+    found = (model for pattern, model in OTHER_MODELS.items() if any(re.search(pattern, name) for name in names))
+    return next(found, None)
+
+
+def conflicts(roles: Collection[str]) -> list[str]:
+    """Return the roles of a layer's tensors that stand for the same part of it."""
+    found = ([role, *sorted(others & {*roles})] for role, others in ALTERNATIVES.items() if role in roles)
+    return next((each for each in found if len(each) > 1), [])
+
+
+def damage(role: str, tensor: Tensor) -> str | None:
+    """Return what is wrong with a tensor in itself, as far as its role tells; None for nothing."""
+    if not tensor.is_floating_point() and (role != "alpha" or tensor.dtype in (torch.bool, torch.complex64)):
+        return f"holds {str(tensor.dtype).removeprefix('torch.')} where floating-point numbers are expected"
+    if role == "alpha" and tensor.numel() != 1:
+        return f"holds {tensor.numel()} numbers where one is expected"
+    return "is empty" if tensor.numel() == 0 else "is a single number" if role != "alpha" and tensor.ndim == 0 else None
+
+
+def wrong_setting(settings: Mapping[str, Any]) -> str | None:
+    """Return the name of one of peft's settings that is damaged; None if all are right."""
+    patterns = {name: settings.get(name) or {} for name in ("rank_pattern", "alpha_pattern")}
+    damaged = [
+        name for name, each in patterns.items()
+        if not isinstance(each, Mapping) or not all(map(_is_pattern, each)) or not all(map(_is_number, each.values()))
+    ]  # fmt: skip
+    numbers = {name: settings[name] for name in ("r", "lora_alpha", "alpha") if settings.get(name) is not None}
+    damaged += [name for name, each in numbers.items() if not _is_number(each) or (name == "r" and each <= 0)]
+    return next(iter(damaged), None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_pattern(text: str) -> bool:
+    """Return True for a regular expression that is matched in little time."""
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return len(re.findall(r"[*+{]", text)) <= MAX_REPEATS and re.search(r"\)[*+{]", text) is None
 
 
 def unsupported_settings(settings: Mapping[str, Any]) -> str | None:
