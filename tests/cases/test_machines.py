@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from cases import tiny_models
 from cases.program import SMALL, SPAWN, run, spawn
+from cases.small_media import movie, moving_square
 from cases.tiny_models import ldm_vae
 from safetensors.torch import save_file
 
 import kineograph as kg
+from kineograph.cli import OutputStream
 
 CHINESE = "一.mp4"
 
@@ -129,3 +134,49 @@ def test_stdout_may_be_closed(desk) -> None:
     closed = ["sh", "-c", 'exec "$@" 2>&1 >&-', "sh", *SPAWN, *map(str, generation("x.mp4"))]
     ended = subprocess.run(closed, cwd=desk, capture_output=True, check=False)
     assert ended.returncode == 0 and b"Traceback" not in ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("streams", "status"),
+    [
+        pytest.param('"$@" 2>&1 | head -c 0; exit ${PIPESTATUS[0]}', 0, id="nobody reads"),
+        pytest.param('PYTHONUNBUFFERED=1 "$@" | head -c 0; exit ${PIPESTATUS[0]}', 0, id="nobody reads, unbuffered"),
+        pytest.param('"$@" 2>/dev/full', 0, id="messages cannot be written"),
+        pytest.param('"$@" >/dev/full', 2, id="the path cannot be written"),
+        pytest.param('"$@" <&- >&- 2>&-', 0, id="all are closed"),
+    ],
+)
+def test_video_is_there_whatever_becomes_of_the_output(desk, streams, status) -> None:
+    """A relative of case 54."""
+    command = ["bash", "-c", streams, "bash", *SPAWN, *map(str, generation("x.mp4"))]
+    ended = subprocess.run(command, cwd=desk, capture_output=True, check=False)
+    assert ended.returncode == status and b"Traceback" not in ended.stderr
+    assert len(kg.open_video(desk / "x.mp4")) == 2
+
+
+def test_what_is_printed_to_a_reader_that_left_goes_nowhere() -> None:
+    """A relative of case 54, without a command."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as raw:
+        stream = OutputStream(raw, "utf-8", line_buffering=True)
+        assert stream.write("a line\n") == 7 and stream.lost.errno == errno.EPIPE
+        stream.write("another\n")
+        stream.flush()
+
+
+# --- temporary folders
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["/proc", "/nonexistent", "a file"])
+def test_curation_needs_no_temporary_folder(desk, folder) -> None:
+    """A relative of case 55."""
+    (desk / "a file").touch()
+    (desk / "s").mkdir()
+    movie(desk / "s" / "a.mp4", moving_square(60))
+    settings = {"sources": ["s"], "output": "out", "run": "alone", "shorter_side": 64, "cuts": {"shortest": 0.2}}
+    (desk / "d.yaml").write_text(yaml.safe_dump(settings))
+    said = spawn("curate", "d.yaml", cwd=desk, env={"TMPDIR": folder})
+    assert said.status == 0 and not said.crashed, said.text

@@ -33,7 +33,7 @@ def main() -> None:
             app(prog_name="kineograph")
     finally:
         if lost := lost_output():
-            terminal.exit_with_error(f"stdout cannot be written: {lost.strerror}")
+            terminal.exit_with_error(f"stdout cannot be written ({lost.strerror}): files that were asked for are whole")
 
 
 @contextmanager
