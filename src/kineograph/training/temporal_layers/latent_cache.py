@@ -85,10 +85,15 @@ def _encode(model: Model, clip: Clip) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
+    """Return a cached clip; nothing where there is none, or it is damaged."""
     try:
-        return load_file(path)
-    except (OSError, SafetensorError):
+        found = load_file(path)
+        latents, fps, first = found["latents"], found["fps"], found.get("first")
+    except (OSError, SafetensorError, KeyError):
         return {}
+    valid = latents.ndim == 4 and latents.is_floating_point() and bool(latents.isfinite().all())
+    valid = valid and fps.numel() == 1 and bool((fps > 0) & fps.isfinite())
+    return found if valid and (first is None or (first.ndim == 3 and first.dtype == torch.uint8)) else {}
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
