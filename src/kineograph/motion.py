@@ -33,7 +33,8 @@ MAX_NUMBER = 1e4  # pixels, degrees or magnification for each frame
 MAX_ZOOM = 4  # total magnification in or out; beyond it a frame shares too little with frame 0
 
 
-class FrameWarp(NamedTuple):
+@dataclass(frozen=True)
+class FrameWarp:
     """A `Warp` whose two parts can be called alone: that of clean latents, or a mask, and that of noise."""
 
     latents: Callable[[FirstFrame], OtherFrames]

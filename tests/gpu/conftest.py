@@ -7,7 +7,6 @@ With KINEOGRAPH_TEST_DEVICE=cpu they run on the CPU, which checks the tests them
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,10 +29,9 @@ def cuda(device: torch.device) -> torch.device:
 
 
 @pytest.fixture(autouse=True)
-def exact_convolutions() -> Iterator[None]:
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compute convolutions of float32 in float32, not in TF32, so that results can be compared with a CPU's."""
-    with torch.backends.cudnn.flags(allow_tf32=False):
-        yield
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture(autouse=True)

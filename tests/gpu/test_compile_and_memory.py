@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 from cases.public_layouts import sd
-from gpu.comparing import FEW, estimate, grey_levels, relative_error
+from gpu.comparing import FEW, grey_levels
 
 import kineograph as kg
 from kineograph.models.unet.frame_attention import first
@@ -16,32 +21,63 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 
 
 def backend(device: torch.device) -> str:
-    return "inductor" if device.type == "cuda" else "eager"
+    """Return the compiler; on a CPU, where the tests themselves are checked, and without Triton it only traces."""
+    return "inductor" if device.type == "cuda" and find_spec("triton") else "eager"
 
 
 # --- compile
 
 
+COMPILED_MODEL = """
+import sys
+import torch
+from cases.public_layouts import sd
+from gpu.comparing import estimate, relative_error
+import kineograph as kg
+
+model = kg.load(sd(), device=sys.argv[1], dtype="float32")
+plain = estimate(model)
+model.net.compile(backend=sys.argv[2])
+print(relative_error(estimate(model), plain), torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+COMPILED_VIDEO_UNET = """
+import sys
+import torch
+from gpu.comparing import relative_error
+from tiny_temporal import COND, CONFIGS, Z
+from tiny_unets import randomised, with_temporal_layers
+
+net = randomised(with_temporal_layers(CONFIGS["videocrafter t2v"])).to(sys.argv[1])
+with torch.no_grad():
+    plain = net(Z.to(sys.argv[1]), 481.0, COND).cpu()
+    net.compile(backend=sys.argv[2])
+    found = net(Z.to(sys.argv[1]), 481.0, COND)
+print(relative_error(found, plain), torch._dynamo.utils.counters["stats"]["unique_graphs"])
+"""
+
+
+@pytest.mark.parametrize("network", ["model", "video U-Net"])
+def test_compiled_network_estimates_what_it_did(device: torch.device, network: str) -> None:
+    """In another process, since the compiler cannot trace the tests' checks of shapes."""
+    program, compiler = (
+        (COMPILED_MODEL, "eager") if network == "model" else (COMPILED_VIDEO_UNET, backend(device))
+    )  # of these thousand operations the second is quicker to compile
+    command = [sys.executable, "-W", "ignore", "-c", program, device.type, compiler]
+    path = str(Path(__file__).parents[1])
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": path})
+    assert ended.returncode == 0, ended.stderr
+    error, graphs = map(float, ended.stdout.split()[-2:])
+    assert error < 1e-3 and graphs == 1
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
-@pytest.mark.parametrize("name", ["pocket", "pocket-video"])
-def test_compiled_network_estimates_what_it_did(device: torch.device, name: str) -> None:
-    torch._dynamo.reset()
-    model = kg.load(name, device=device, dtype="float32")
-    plain = estimate(model)
-    model.net.compile(backend=backend(device))
-    assert relative_error(estimate(model), plain) < 1e-3
-
-
-@pytest.mark.filterwarnings("ignore")
 def test_compiled_layers_of_a_pipeline_generate_the_same_video(device: torch.device) -> None:
     torch._dynamo.reset()
-    wanted = kg.generate(kg.load(sd(), device=device, dtype="float32"), "a", **FEW)
-    pipeline = sd()
-    for block in pipeline.unet.down_blocks:
-        for resnet in block.resnets:
-            resnet.compile(backend=backend(device))
-    video = kg.generate(kg.load(pipeline, device=device, dtype="float32"), "a", **FEW)
-    assert grey_levels(video, wanted) < 1
+    pipeline = sd().to(device)
+    wanted = kg.generate(kg.load(pipeline), "a", **FEW)
+    for resnet in pipeline.unet.mid_block.resnets:
+        resnet.compile(backend=backend(device))
+    assert grey_levels(kg.generate(kg.load(pipeline), "a", **FEW), wanted) < 1
 
 
 # --- memory
